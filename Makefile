@@ -1,0 +1,116 @@
+# The commands of the README. Each sets up what it needs and then runs inside that environment.
+#
+# Where ROS 2 comes from: with an installation sourced (ROS_DISTRO set, ros2 found) that one is
+# used, with its own colcon, from a virtual environment that sees the system's packages. Without
+# one, the real ROS 2 Jazzy is installed from wheels into the virtual environment.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+DEMO_SECONDS ?= 40
+# What to install as torch, if not the version in constraints.txt: a version, a file.
+TORCH_SPEC ?=
+# Further options for each pip install, for example --find-links FOLDER.
+PIP_EXTRA ?=
+# What the tests are given: TESTS=test/engine, PYTEST_ARGS="-k evict -x".
+TESTS ?= test
+PYTEST_ARGS ?=
+
+VENV := .venv
+RUN := tools/run.sh
+PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check $(PIP_EXTRA)
+
+ifneq ($(and $(ROS_DISTRO),$(shell command -v ros2 2>/dev/null)),)
+SYSTEM_ROS := ros
+MODE := $(ROS_DISTRO)
+VENV_OPTIONS := --system-site-packages
+CONSTRAINTS_OPTIONS := --system-ros
+# OpenCV comes with ROS (cv_bridge); only where it does not, ours is installed.
+REQUIREMENTS = runtime test lint $(shell $(VENV)/bin/python -c "import cv2" 2>/dev/null || echo opencv)
+COLCON := $(shell command -v colcon 2>/dev/null)
+else
+MODE := wheels
+REQUIREMENTS := runtime opencv test lint ros-jazzy
+COLCON := $(VENV)/bin/colcon
+endif
+
+INTERFACES := $(wildcard msg/*.msg srv/*.srv action/*.action)
+# Found by make each time, so that a new, changed or deleted file is installed.
+SOURCES := $(shell find stream_vlm_ros config launch -type f -not -path '*/__pycache__/*' \
+	2>/dev/null) $(INTERFACES) CMakeLists.txt package.xml tools/executable.in tools/build.sh
+SOURCE_LIST := build/.sources
+
+.PHONY: help setup demo test test-slow bench lint format clean check FORCE
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+setup: install/.built  ## Virtual environment, ROS 2, the package built into install/
+
+demo: setup  ## Run the whole system on a video and ask it questions (DEMO_SECONDS=40)
+	@DEMO_SECONDS=$(DEMO_SECONDS) $(RUN) python -m stream_vlm_ros.demo $(DEMO_ARGS)
+
+# From the folder test/: the repository's root must not be importable (test/test_layout.py). And
+# without the pytest plugins that happen to be on the machine: an installed ROS brings several.
+PYTEST := PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 STREAM_VLM_INSTALLED=1 ../$(RUN) \
+	python -m pytest -p _hypothesis_pytestplugin
+test: setup  ## Run the tests against the installed copy (TESTS=, PYTEST_ARGS=)
+	@cd test && $(PYTEST) $(abspath $(TESTS)) \
+		-m "not slow" $(PYTEST_ARGS)
+
+test-slow: setup  ## Run the tests marked slow
+	@cd test && $(PYTEST) $(abspath $(TESTS)) -m slow $(PYTEST_ARGS)
+
+bench: setup  ## Run the benchmarks (bench/)
+	@if [ -f bench/run.py ]; then $(RUN) python bench/run.py $(BENCH_ARGS); \
+	else echo "There are no benchmarks yet."; fi
+
+lint: install/.built  ## ruff (lint and format) and mypy on the engine
+	@$(RUN) ruff check .
+	@$(RUN) ruff format --check .
+	@$(RUN) mypy
+
+format: $(VENV)/.installed  ## Let ruff format the code
+	@$(VENV)/bin/ruff check --fix-only .
+	@$(VENV)/bin/ruff format .
+
+clean:  ## Remove everything that setup made
+	rm -rf $(VENV) build install log
+
+check:
+	@tools/check_prerequisites.sh "$(PYTHON)" $(SYSTEM_ROS)
+
+# Named after the mode: sourcing a ROS, or another one, starts anew.
+$(VENV)/.created-$(MODE): | check
+	@echo "== Virtual environment"
+	@rm -rf $(VENV) build install log
+	@$(PYTHON) -m venv $(VENV_OPTIONS) $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet $(PIP_EXTRA) --upgrade pip
+	@touch $@
+
+$(VENV)/.installed: constraints.txt $(wildcard requirements/*.txt) tools/make_constraints.py \
+		tools/adopt_ros_wheels.py $(VENV)/.created-$(MODE)
+	@echo "== torch"
+	@$(PIP) --quiet $(if $(TORCH_SPEC),"$(TORCH_SPEC)",-c constraints.txt torch)
+	@echo "== Python packages$(if $(SYSTEM_ROS),, and ROS 2 Jazzy)"
+	@$(VENV)/bin/python tools/make_constraints.py constraints.txt $(CONSTRAINTS_OPTIONS) \
+		> $(VENV)/constraints.txt
+	@$(PIP) --quiet -c $(VENV)/constraints.txt $(REQUIREMENTS:%=-r requirements/%.txt)
+	@$(PIP) --quiet -c $(VENV)/constraints.txt --no-deps -r requirements/demo.txt
+ifndef SYSTEM_ROS
+	@$(VENV)/bin/python tools/adopt_ros_wheels.py
+endif
+	@touch $@
+
+# Rewritten only when the list of files changes: what depends on it then is up to date for long.
+$(SOURCE_LIST): FORCE
+	@mkdir -p build
+	@printf '%s\n' $(sort $(SOURCES)) | cmp -s - $@ || printf '%s\n' $(sort $(SOURCES)) > $@
+
+# The stamp carries the time of the start: what was edited during the build is built again.
+install/.built: $(VENV)/.installed $(SOURCES) $(SOURCE_LIST)
+	@echo "== Building with colcon"
+	@touch build/.started
+	@$(RUN) tools/build.sh "$(abspath $(COLCON))"
+	@mv build/.started $@

@@ -1,0 +1,300 @@
+"""``stream-vlm``: the engine from the command line, without ROS. Each verb is a few lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperGroup
+
+from stream_vlm_ros import __version__
+
+UNUSABLE, INTERRUPTED = 2, 130  # exit statuses
+MAX_PIXELS = 401_408  # the node's default, so that both see the same
+
+
+class Verbs(TyperGroup):
+    """Errors raised on purpose end a verb with one line on stderr and exit status 2."""
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            from stream_vlm_ros.engine.errors import StreamVlmError
+
+            if not isinstance(error, StreamVlmError):
+                raise
+            print(f"stream-vlm: {error}", file=sys.stderr)
+            raise typer.Exit(UNUSABLE) from error
+
+
+app = typer.Typer(
+    cls=Verbs,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="A visual memory for robots that can be questioned: streaming Qwen2.5-VL.",
+)
+
+Fps = Annotated[float, typer.Option(help="Frames per second taken, by their own time stamps.")]
+MaxPixels = Annotated[
+    int, typer.Option(min=0, help="Larger pictures are reduced to it. 0: the checkpoint's own.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def common(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if version:
+        print(f"stream-vlm {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def ask(
+    video: Annotated[str, typer.Argument(help="A video, a folder of images, or world:SEED.")],
+    questions: Annotated[list[str], typer.Argument(help="One question or several.")],
+    model: Annotated[
+        Path | None, typer.Option(help="Folder of a Qwen2.5-VL checkpoint on this machine.")
+    ] = None,
+    fps: Fps = 2.0,
+    chunk_frames: Annotated[int, typer.Option(min=1, help="Frames encoded together.")] = 4,
+    max_cache_tokens: Annotated[
+        int, typer.Option(min=1, help="The memory never holds more tokens than this.")
+    ] = 16384,
+    at: Annotated[
+        float | None, typer.Option(help="Ask when the video has run for so many seconds.")
+    ] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option(help="Let it choose; give this option for each choice.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
+    size: Annotated[
+        str | None, typer.Option(help="Scale the pictures to WIDTHxHEIGHT first.")
+    ] = None,
+    max_pixels: MaxPixels = MAX_PIXELS,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    layout: Annotated[str, typer.Option(help="continuous or segmented.")] = "continuous",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Stream VIDEO through the memory, then ask it QUESTIONS."""
+    from stream_vlm_ros.engine.errors import InvalidParameterError
+    from stream_vlm_ros.replay import feed, load_engine
+    from stream_vlm_ros.replay.engines import NOISE, is_noise
+    from stream_vlm_ros.replay.terminal import Dialogue, WatchingBar, memory_text
+    from stream_vlm_ros.sources import open_source, parse_size
+
+    if at is not None and not at > 0:
+        raise InvalidParameterError(f"--at is {at:g} s; it must be above 0.")
+    out, side = Console(highlight=False), Console(highlight=False, stderr=True)
+    source = open_source(video, fps=fps, end=at, size=parse_size(size))
+    if source.endless:
+        raise InvalidParameterError(f"{video} has no end: say when to ask with --at SECONDS.")
+    with side.status("Loading the model"):
+        options = {"layout": layout, "max_pixels": max_pixels or None}
+        engine = load_engine(model, device, max_cache_tokens, **options)
+    if is_noise(model):
+        side.print(NOISE, style="yellow")
+    with WatchingBar(side, source, at) as bar:
+        fed = feed(engine, source, chunk_frames, bar)
+    if not fed.frames:
+        raise InvalidParameterError(source.state.damage or f"{video} gave no frame to ask about.")
+    for note in filter(None, [source.state.damage, *source.state.notes]):
+        side.print(Text(f"Note: {note}"), soft_wrap=True)
+    dialogue = Dialogue(engine, None if as_json else out)
+    answers = [dialogue.ask(question, choice, max_new_tokens) for question in questions]
+    memory = engine.get_cache_info()
+    if as_json:
+        print(json.dumps({"source": source.name, "memory": memory, "answers": answers}))
+    else:
+        out.print(Text(memory_text(memory, fed), style="dim"), soft_wrap=True)
+
+
+@app.command()
+def replay(
+    source: Annotated[
+        str, typer.Argument(help="A rosbag, a video, a folder of images, or world:SEED.")
+    ],
+    questions: Annotated[Path, typer.Option(help="File of timed questions (docs/replay.md).")],
+    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"),
+    engine: Annotated[
+        str | None,
+        typer.Option(help="stream or delayed, and settings: stream,max_cache_tokens=4096,..."),
+    ] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(help="A further run, changed so: NAME:setting=value,... May be repeated."),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Folder of a Qwen2.5-VL checkpoint on this machine.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    fps: Fps = 2.0,
+    topic: Annotated[
+        list[str] | None, typer.Option(help="Image topic of a bag; may be repeated; or all.")
+    ] = None,
+    start: Annotated[float | None, typer.Option(min=0, help="Begin at so many seconds.")] = None,
+    end: Annotated[float | None, typer.Option(min=0, help="End at so many seconds.")] = None,
+    bag: Annotated[bool, typer.Option(help="Write images and answers into an MCAP bag.")] = False,
+    realtime: Annotated[
+        bool, typer.Option(help="Through the node over DDS, at the source's own pace.")
+    ] = False,
+    attach: Annotated[
+        str | None,
+        typer.Option(help="Real time, with this node, which runs already (such as /stream_vlm)."),
+    ] = None,
+    play: Annotated[
+        str | None,
+        typer.Option(help="With --attach: the command that plays SOURCE, such as ros2 bag play."),
+    ] = None,
+    fail_under: Annotated[
+        float | None, typer.Option(help="Exit status 1 if fewer are right, such as 0.8.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option(help="Take nothing from an interrupted replay.")] = False,
+) -> None:
+    """Replay SOURCE drop-free, ask the questions at their times, and write a report."""
+    from stream_vlm_ros.demo.report import make_console
+    from stream_vlm_ros.replay.command import run_job, settings_of
+    from stream_vlm_ros.replay.job import ReplayJob
+    from stream_vlm_ros.replay.questions import load_questions
+    from stream_vlm_ros.replay.settings import EngineSettings
+
+    path = None if model is None else str(model)
+    base = EngineSettings(model=path, device=device, fps=fps)
+    job = ReplayJob(
+        source,
+        load_questions(questions),
+        settings_of(base, engine, compare or []),
+        out,
+        {"topics": topic, "start": start, "end": end},
+        resume=not fresh,
+        bag=bag,
+        realtime=realtime,
+        attach=attach,
+        play=play,
+        console=Console(highlight=False, stderr=True),
+    )
+    raise typer.Exit(run_job(job, fail_under, make_console()))
+
+
+@app.command()
+def rate(
+    source: Annotated[str, typer.Argument(help="What the camera shows: a bag, a video, ...")],
+    engine: Annotated[str | None, typer.Option(help="Settings: max_cache_tokens=4096,...")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Folder of a Qwen2.5-VL checkpoint on this machine.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    size: Annotated[str | None, typer.Option(help="Scale the pictures to WIDTHxHEIGHT.")] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="Length of a trial.")] = 5.0,
+    highest: Annotated[float, typer.Option(min=1, help="Highest rate tried.")] = 120.0,
+    loss: Annotated[float, typer.Option(min=0.001, max=1, help="Share that may be lost.")] = 0.05,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Measure the highest camera rate that the node takes in over DDS with hardly a loss."""
+    from stream_vlm_ros.demo.report import make_console
+    from stream_vlm_ros.replay.command import print_rate
+    from stream_vlm_ros.replay.realtime import probe_rate
+    from stream_vlm_ros.replay.settings import EngineSettings
+    from stream_vlm_ros.sources import parse_size
+
+    path = None if model is None else str(model)
+    settings = EngineSettings(model=path, device=device).changed(engine)
+    options = {"size": parse_size(size)}
+    found = probe_rate(settings, source, options, seconds, highest, loss)
+    if as_json:
+        print(json.dumps(found))
+    else:
+        print_rate(found, make_console())
+
+
+report_app = typer.Typer(no_args_is_help=True, help="Work with reports of replay.")
+app.add_typer(report_app, name="report")
+
+
+@report_app.command()
+def diff(
+    a: Annotated[str, typer.Argument(help="A report: its folder or its JSON.")],
+    b: Annotated[str, typer.Argument(help="Another one.")],
+    run_a: Annotated[str | None, typer.Option(help="Which run of A (the first).")] = None,
+    run_b: Annotated[str | None, typer.Option(help="Which run of B (the first).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Compare two reports: what differs, and whether that may be chance."""
+    from stream_vlm_ros.replay.command import diff, print_diff
+
+    difference = diff(a, b, run_a, run_b)
+    if as_json:
+        print(json.dumps(difference))
+    else:
+        print_diff(difference, Console(highlight=False))
+
+
+@app.command()
+def info(
+    model: Annotated[Path, typer.Argument(help="Folder of a Qwen2.5-VL checkpoint.")],
+    size: Annotated[str, typer.Option(help="Size of the camera's pictures.")] = "640x480",
+    fps: Fps = 2.0,
+    max_pixels: MaxPixels = MAX_PIXELS,
+    max_cache_tokens: Annotated[
+        list[int] | None, typer.Option(min=1, help="A bound to reckon; may be repeated.")
+    ] = None,
+) -> None:
+    """Say what the folder MODEL holds, and what its memory costs in bytes and seconds of video."""
+    from stream_vlm_ros.replay.checkpoint import CheckpointInfo, PictureCost
+    from stream_vlm_ros.sources import parse_size
+
+    checkpoint = CheckpointInfo.read(model)
+    cost = PictureCost.of(
+        checkpoint.folder, parse_size(size) or (640, 480), fps, max_pixels or None
+    )
+    out = Console(highlight=False)
+    for label, text in [*checkpoint.rows(), *cost.rows()]:
+        out.print(Text(f"{label:<10}{text}"), soft_wrap=True)
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for title in ("max_cache_tokens", "bfloat16", "float32", f"holds, at {fps:g} frames/s"):
+        table.add_column(title, justify="right")
+    for cap in max_cache_tokens or [4096, 16384, 65536, 150_000]:
+        table.add_row(*checkpoint.cap_row(cap, cost))
+    out.print()
+    out.print(table)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def demo(ctx: typer.Context) -> None:
+    """Run the whole ROS system on a video and ask it questions (demo --help for its options)."""
+    from stream_vlm_ros.demo.__main__ import main as run_demo
+
+    raise typer.Exit(run_demo(ctx.args))
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def experiment(ctx: typer.Context) -> None:
+    """Measure the memory, with pass criteria (experiment --help for which there are)."""
+    from stream_vlm_ros.replay.experiments.command import main as run_experiment
+
+    raise typer.Exit(run_experiment(ctx.args))
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="stream-vlm")
+
+
+if __name__ == "__main__":
+    main()

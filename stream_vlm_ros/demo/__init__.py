@@ -1,0 +1,1 @@
+"""The drawn demo world, its questions, and the small model trained on it."""

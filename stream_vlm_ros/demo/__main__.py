@@ -1,0 +1,256 @@
+"""The whole system on one machine, for a newcomer: ``python -m stream_vlm_ros.demo``.
+
+Starts a camera made of a video, the node, and a client that asks questions while the video runs,
+each as a process of its own; ends by itself with a summary and exit status 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from stream_vlm_ros.demo.defaults import (
+    default_model,
+    default_source,
+    default_video,
+    fastdds_profile,
+)
+from stream_vlm_ros.demo.processes import Processes
+from stream_vlm_ros.demo.report import make_console
+from stream_vlm_ros.engine.errors import StreamVlmError
+from stream_vlm_ros.sources import Source, open_source, parse_size
+
+NODE_NAME = "stream_vlm"
+FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m stream_vlm_ros.demo",
+        description="Run a camera made of a video, the node, and a client that asks questions.",
+    )
+    seconds = os.environ.get("DEMO_SECONDS") or "40"  # a text, so that argparse checks it
+    add = parser.add_argument
+    add("--seconds", type=float, default=seconds, help="how long to ask (%(default)s)")
+    shown = "a video, a folder of images, /dev/video0, world:SEED, or real: a short real video"
+    add("--video", metavar="SOURCE", help=f"what the camera shows: {shown}")
+    add("--size", help="scale the video to WIDTHxHEIGHT")
+    add("--rate", type=float, default=0.0, help="images per second (the video's own)")
+    add("--model", metavar="FOLDER", help="a Qwen2.5-VL checkpoint on this machine")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
+    add("--question", action="append", default=[], help="ask this instead (may be repeated)")
+    add("--count", type=int, default=0, help="how many questions (one every few seconds)")
+    add("--sample-fps", type=float, default=2.0, help="frames per second remembered (%(default)s)")
+    add("--chunk-frames", type=int, default=4, help="frames encoded together (%(default)s)")
+    add("--max-cache-tokens", type=int, default=4096, help="the memory's bound (%(default)s)")
+    add("--max-pixels", type=int, default=100_352, help="pixels of a frame (%(default)s)")
+    add("--max-new-tokens", type=int, default=0, help="longest answer (as suits the model)")
+    add("--logs", metavar="FOLDER", help="keep the logs of the processes there")
+    options = parser.parse_args(arguments)
+    if not options.seconds >= 1:
+        parser.error("--seconds must be at least 1")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the demo; 0 if everything held, else 1; 2 if it could not start; 130 after Ctrl-C."""
+    options = parse(arguments)
+    console = make_console()
+    signal.signal(signal.SIGTERM, lambda *_: _interrupt())
+    try:
+        _check_installation()
+        video = options.video or default_source(options.model)
+        if video == "real":
+            video = str(default_video())
+        source = open_source(video, size=parse_size(options.size))
+    except StreamVlmError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return UNUSABLE
+    logs = Path(options.logs or tempfile.mkdtemp(prefix="stream_vlm_demo_"))
+    logs.mkdir(parents=True, exist_ok=True)
+    status = FAILED
+    try:
+        status = _run(options, video, source, logs, console)
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    finally:
+        if options.logs is None and status in (0, INTERRUPTED):
+            shutil.rmtree(logs, ignore_errors=True)
+        elif status == FAILED:
+            console.print(f"The logs of the processes are in {logs}", soft_wrap=True)
+    return status
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def _check_installation() -> None:
+    for name in ("rclpy", "stream_vlm"):
+        if importlib.util.find_spec(name) is None:
+            raise StreamVlmError(
+                f"The Python module {name} is not there. Run the demo with 'make demo', or source "
+                "ROS 2 and the workspace first (source install/setup.bash)."
+            )
+
+
+def _run(options, video: str, source: Source, logs: Path, console: Console) -> int:
+    """Start the three processes, wait for the client's end, and end the others."""
+    model = options.model or default_model()
+    longest = options.max_new_tokens or (64 if model else 16)
+    _introduce(console, options, source, model)
+    with Processes(logs, _environment(logs)) as processes:
+        processes.start("node", "stream_vlm_ros.node", *_node_arguments(options, model, longest))
+        processes.start("source", "stream_vlm_ros.demo.source_node", *_source(options, video))
+        processes.start("client", "stream_vlm_ros.demo.client", *_client(options, video), log=False)
+        reason = _watch(processes)
+        stubborn = processes.stop()
+        status = processes.status("client")
+        if reason is None and stubborn:
+            reason = f"did not end when asked: {', '.join(stubborn)}"
+        for name in ("node", "source"):
+            if reason is None and processes.status(name) != 0:
+                reason = _ended_badly(processes, name)
+    if reason is not None:
+        console.print(Text(f"Failed: {reason}", style="red"), soft_wrap=True)
+        return FAILED
+    return 0 if status == 0 else FAILED
+
+
+def _watch(processes: Processes) -> str | None:
+    """Wait for the client; why the demo failed, if another process ended or told an error."""
+    over = False
+    while not over:
+        over = processes.status("client") is not None
+        for name in ("node", "source"):
+            if processes.status(name) is not None:
+                return _ended_badly(processes, name)
+            error = processes.error_of(name)
+            if error is not None:
+                return f"the {name} says: {error}"
+        time.sleep(0.2)
+    return None
+
+
+def _ended_badly(processes: Processes, name: str) -> str:
+    tail = processes.tail_of(name)
+    status = processes.status(name)
+    return f"the {name} ended with status {status}; it said last:\n{tail}"
+
+
+def _introduce(console: Console, options, source: Source, model) -> None:
+    size = "{}x{}".format(*source.size) if source.size else "any size"
+    rate = options.rate or source.rate
+    pace = f", {rate:.3g} images/s" if rate else ""
+    rows = [
+        ("Camera", f"{source.name}, {size}{pace}, published as sensor_msgs/Image"),
+        (
+            "Memory",
+            f"{options.sample_fps:g} frames/s in chunks of {options.chunk_frames}, at most "
+            f"{options.max_cache_tokens:,} tokens",
+        ),
+        ("Model", _said_of(model)),
+        ("Client", f"asks for {options.seconds:g} s while the video runs, then ends the demo"),
+    ]
+    console.print(Text("stream_vlm demo", style="bold"))
+    for label, text in rows:
+        console.print(Text(f"{label:<10}{text}"), soft_wrap=True)
+    console.print()
+
+
+def _said_of(model) -> str:
+    if model is None:
+        return "small, with random weights: its answers are noise, all else is real"
+    if model == default_model():
+        return "the small one that comes with the package; it knows the drawn world alone"
+    return str(model)
+
+
+def _environment(logs: Path) -> dict[str, str]:
+    """A ROS domain of its own, on this machine only, with room for large images."""
+    environment = {
+        "ROS_DOMAIN_ID": str(random.SystemRandom().randint(1, 100)),
+        "ROS_LOG_DIR": str(logs / "ros"),
+        "RCUTILS_COLORIZED_OUTPUT": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if os.environ.get("ROS_DISTRO") == "humble":
+        environment["ROS_LOCALHOST_ONLY"] = "1"
+    else:
+        environment["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+    profile = fastdds_profile()
+    if profile is not None:
+        # The first name is Fast DDS 3's, the second that of the versions before.
+        environment["FASTDDS_DEFAULT_PROFILES_FILE"] = str(profile)
+        environment["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(profile)
+    return environment
+
+
+def _node_arguments(options, model, longest: int) -> list[str]:
+    parameters = {
+        "model_path": str(model or ""),
+        "device": options.device,
+        "sample_fps": options.sample_fps,
+        "chunk_frames": options.chunk_frames,
+        "max_cache_tokens": options.max_cache_tokens,
+        "max_pixels": options.max_pixels,
+        "max_new_tokens": longest,
+        "status_period": 0.5,
+    }
+    return _ros_arguments(parameters)
+
+
+def _source(options, video: str) -> list[str]:
+    return _ros_arguments(
+        {
+            "source": video,
+            "rate": options.rate,
+            "size": options.size or "",
+            "wait_for_subscriber": True,
+        }
+    )
+
+
+def _client(options, video: str) -> list[str]:
+    parameters = {
+        "source": video,
+        "node": NODE_NAME,
+        "seconds": options.seconds,
+        "count": options.count,
+        "sample_fps": options.sample_fps,
+    }
+    if options.question:
+        parameters["questions"] = options.question
+    return _ros_arguments(parameters)
+
+
+def _ros_arguments(parameters: dict) -> list[str]:
+    arguments = ["--ros-args"]
+    for name, value in parameters.items():
+        arguments += ["-p", f"{name}:={_yaml(value)}"]
+    return arguments
+
+
+def _yaml(value) -> str:
+    """A parameter's value as the command line takes it: strings quoted, so that 5 can be text."""
+    if isinstance(value, list):
+        return "[" + ", ".join(_yaml(item) for item in value) + "]"
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

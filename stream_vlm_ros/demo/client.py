@@ -1,0 +1,276 @@
+"""Asks the node questions while the video runs, and prints what it answers.
+
+Runs as its own process::
+
+    python -m stream_vlm_ros.demo.client --ros-args -p seconds:=40.0
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from typing import Any
+
+import rclpy
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from std_msgs.msg import Header
+from stream_vlm.msg import CacheStatus
+from stream_vlm.srv import Query
+
+from stream_vlm_ros.demo.examiner import Question, examiner_for
+from stream_vlm_ros.demo.report import Exchange, Frames, Memory, Report
+from stream_vlm_ros.demo.settings import CLIENT_PARAMETERS, declare
+from stream_vlm_ros.engine.errors import StreamVlmError
+
+
+class DemoFailed(Exception):
+    """The demo cannot go on; the message is the reason."""
+
+
+def seconds(stamp: Any) -> float:
+    """A ROS time or duration in seconds."""
+    return stamp.sec + stamp.nanosec / 1e9
+
+
+def memory_of(status: CacheStatus) -> Memory:
+    """The memory's part of a status message."""
+    return Memory(
+        length=status.length,
+        cap=status.cap,
+        memory_bytes=status.memory_bytes,
+        chunks=status.chunks,
+        frames=status.frames,
+        evictions=status.evictions,
+        evicted_tokens=status.evicted_tokens,
+    )
+
+
+def frames_of(status: CacheStatus) -> Frames:
+    """The frames' part of a status message, with every cause of dropping that it has."""
+    names = [n for n in status.get_fields_and_field_types() if n.startswith("dropped_")]
+    return Frames(
+        received=status.frames_received,
+        ingested=status.frames_ingested,
+        pending=status.frames_pending,
+        dropped={n.removeprefix("dropped_"): getattr(status, n) for n in names},
+    )
+
+
+class DemoClient(Node):
+    """Questions at even distances over ``seconds``, from the first frame in memory on."""
+
+    CHUNKS_TO_WAIT = 3  # for a moment at which there is something to ask
+
+    def __init__(self, report: Report) -> None:
+        super().__init__("client")
+        self.options = declare(self, CLIENT_PARAMETERS)
+        self.report = report
+        self.examiner = examiner_for(
+            self.options["source"], self.options["questions"], self.options["sample_fps"]
+        )
+        self.status: CacheStatus | None = None
+        self.status_at = 0.0  # monotonic seconds
+        self.origin: float | None = None  # stamp of the source's first frame, seconds
+        name = self.options["node"]
+        self.query = self.create_client(Query, f"{name}/query")
+        self.create_subscription(CacheStatus, f"{name}/cache_status", self._take_status, 10)
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self.create_subscription(Header, "source/origin", self._take_origin, latched)
+
+    def _take_status(self, message: CacheStatus) -> None:
+        self.status, self.status_at = message, time.monotonic()
+        self.report.note_memory(memory_of(message), frames_of(message))
+
+    def _take_origin(self, message: Header) -> None:
+        self.origin = seconds(message.stamp)
+
+    # The run, top to bottom. ------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Wait for the node and its first frames, then ask until the time is over."""
+        patience, length = self.options["patience"], self.options["seconds"]
+        with self._telling("Waiting for the node to load its model"):
+            self._wait(lambda: self._state() == "active", patience, self._why_not_active)
+            self._wait(self.query.service_is_ready, patience, lambda: "its service ~/query is away")
+        with self._telling("Waiting for the first frames"):
+            self._wait(lambda: self._frames_in_memory() > 0, patience, self._why_no_frames)
+        started = time.monotonic()
+        count = self.options["count"] or max(2, round(length / self.examiner.every))
+        for index in range(1, count + 1):
+            due = started + length * index / count
+            with self._telling(self._progress):
+                self._wait(lambda due=due: time.monotonic() >= due, length + 1, None)
+            question = self._question(time.monotonic() - started)
+            if question is not None:
+                self._ask(question, time.monotonic() - started)
+        asked = time.monotonic()  # the summary tells the state after the last answer
+        self._wait(lambda: self.status_at > asked, 5.0, lambda: "~/cache_status fell silent")
+
+    def _question(self, elapsed: float) -> Question | None:
+        """What to ask now; where the truth is known, right after a chunk has been remembered."""
+        if not self.examiner.exact:
+            return self.examiner.question(self._memory_time(elapsed))
+        for _ in range(self.CHUNKS_TO_WAIT):
+            with self._telling(self._progress):
+                known = self._chunks()
+                self._wait(lambda known=known: self._chunks() > known, 10.0, None)
+            question = self.examiner.question(self._memory_time(elapsed))
+            if question is not None:
+                return question
+        return None
+
+    def _ask(self, question: Question, elapsed: float) -> None:
+        request = Query.Request(question=question.text, choices=list(question.choices))
+        request.max_new_tokens = self.options["max_new_tokens"]
+        future = self.query.call_async(request)
+        with self._telling(f"Asking: {question.text}"):
+            self._wait(
+                future.done,
+                self.options["patience"],
+                lambda: f"no answer to {question.text!r}",
+            )
+        self.report.add(self._exchange(question, future.result(), elapsed))
+
+    def _exchange(self, question: Question, reply: Query.Response, elapsed: float) -> Exchange:
+        now = self.get_clock().now().nanoseconds / 1e9
+        newest = seconds(reply.newest_stamp)
+        error, right = "", None
+        if reply.error_code != Query.Response.NONE:
+            error = f"{reply.error_message} (code {reply.error_code})"
+        else:
+            origin = newest - elapsed if self.origin is None else self.origin
+            right = self.examiner.judge(question, reply.answer, newest - origin)
+        return Exchange(
+            at=self._source_time(elapsed),
+            question=question.text,
+            choices=question.choices,
+            answer=reply.answer,
+            error=error,
+            ttft=seconds(reply.ttft),
+            latency=seconds(reply.latency),
+            seen_ago=tuple(
+                (now - seconds(begin), now - seconds(end))
+                for begin, end in zip(reply.seen_from, reply.seen_to, strict=True)
+            ),
+            memory=memory_of(reply.cache_status),
+            right=right,
+        )
+
+    # Small questions about the state of things. -----------------------------------------------
+
+    def _state(self) -> str:
+        return self.status.state if self.status else ""
+
+    def _frames_in_memory(self) -> int:
+        return self.status.frames if self.status else 0
+
+    def _chunks(self) -> int:
+        return self.status.chunks if self.status else 0
+
+    def _source_time(self, elapsed: float) -> float:
+        """Seconds since the source's first frame; since ours, if the source does not tell."""
+        if self.origin is None:
+            return elapsed
+        return self.get_clock().now().nanoseconds / 1e9 - self.origin
+
+    def _memory_time(self, elapsed: float) -> float:
+        """The source's time of the newest frame in memory, as far as the last status tells."""
+        if self.origin is None or self.status is None:
+            return elapsed
+        return seconds(self.status.newest_stamp) - self.origin
+
+    def _why_not_active(self) -> str:
+        if self.status is None:
+            return "it cannot be seen: no message on ~/cache_status"
+        return f"its state is {self._state() or 'unknown'}"
+
+    def _why_no_frames(self) -> str:
+        received = self.status.frames_received if self.status else 0
+        return f"it received {received} images and took none into memory"
+
+    def _progress(self) -> str:
+        status = self.status
+        if status is None:
+            return "The video runs"
+        return (
+            f"The video runs: {status.frames_received:,} images received, {status.frames:,} in "
+            f"memory, {status.length:,} of {status.cap:,} tokens"
+        )
+
+    # Waiting. ---------------------------------------------------------------------------------
+
+    def _wait(self, condition, limit: float, why) -> None:
+        """Until ``condition()``; after ``limit`` seconds fail with ``why()`` (None: just go on)."""
+        end = time.monotonic() + limit
+        while not condition():
+            if not rclpy.ok():
+                raise ExternalShutdownException
+            if time.monotonic() > end:
+                if why is None:
+                    return
+                raise DemoFailed(
+                    f"waited {limit:.0f} s for the node {self.options['node']}: {why()}"
+                )
+            self._spinner_tick()
+            time.sleep(0.02)
+
+    @contextlib.contextmanager
+    def _telling(self, text):
+        """A spinning line with ``text`` (or what it returns) while waiting; on terminals only."""
+        self._spinner_tick = lambda: None
+        if not self.report.console.is_terminal:
+            yield
+            return
+        say = text if callable(text) else lambda: text
+        with self.report.console.status(say(), spinner="dots") as spinner:
+            if callable(text):
+                self._spinner_tick = lambda: spinner.update(text())
+            yield
+        self._spinner_tick = lambda: None
+
+    def _spinner_tick(self) -> None:
+        """Replaced while a spinning line is shown."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the client to its end; 0 if everything was answered and held, else 1."""
+    report = Report()
+    node = spinning = None
+    try:
+        rclpy.init(args=arguments)
+        node = DemoClient(report)
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        spinning = threading.Thread(target=_spin, args=(executor,), daemon=True)
+        spinning.start()
+        try:
+            node.run()
+        except DemoFailed as failure:
+            report.fail(str(failure))
+        report.summary()
+        return 1 if report.failures else 0
+    except StreamVlmError as error:
+        print(f"client: {error}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, ExternalShutdownException):
+        return 130
+    finally:
+        with contextlib.suppress(KeyboardInterrupt):
+            rclpy.try_shutdown()
+            if spinning is not None:
+                spinning.join(timeout=5)
+            if node is not None:
+                node.destroy_node()
+
+
+def _spin(executor: SingleThreadedExecutor) -> None:
+    with contextlib.suppress(ExternalShutdownException, KeyboardInterrupt):
+        executor.spin()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

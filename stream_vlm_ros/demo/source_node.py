@@ -1,0 +1,166 @@
+"""A camera made of a file: publishes any source as ``sensor_msgs/Image`` at its own pace.
+
+Runs as its own process::
+
+    python -m stream_vlm_ros.demo.source_node --ros-args -p source:=drive.mp4 -r image:=/camera
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import sys
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import rclpy
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.time import Time
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+
+from stream_vlm_ros.demo.settings import SOURCE_PARAMETERS, declare
+from stream_vlm_ros.engine.errors import StreamVlmError
+from stream_vlm_ros.sources import Frame, loop, open_source, parse_size
+
+
+def image_message(frame: Frame, stamp, frame_id: str) -> Image:
+    """``frame`` as an rgb8 image with the header given; one copy, no loop over the bytes."""
+    pixels = np.ascontiguousarray(frame.image)  # [height, width, 3]
+    data = array.array("B")
+    data.frombytes(memoryview(pixels).cast("B"))
+    message = Image()
+    message.header.stamp = stamp
+    message.header.frame_id = frame_id
+    message.height, message.width = pixels.shape[:2]
+    message.encoding = "rgb8"
+    message.is_bigendian = 0
+    message.step = pixels.shape[1] * 3
+    message.data = data  # an array of bytes is taken over as it is
+    return message
+
+
+@dataclass
+class Pace:
+    """When the frames of a source are due, on a clock that starts with its first frame."""
+
+    first_stamp_ns: int
+    started: float  # seconds, monotonic
+
+    def due(self, stamp_ns: int) -> float:
+        """Seconds of the monotonic clock at which the frame of ``stamp_ns`` is due."""
+        return self.started + (stamp_ns - self.first_stamp_ns) / 1e9
+
+
+class SourceNode(Node):
+    """Publishes the frames of one source on ``image``, each when it is due.
+
+    The stamp of an image is, by the parameter ``stamps``: "video": the node clock's time of the
+    first frame plus the frame's own time in the source (exact distances); "publish": the node
+    clock's time of publishing. A frame that is late by more than ``LATE`` seconds is skipped, as a
+    camera would; it never falls behind its source for good. The time of the first frame is latched
+    on ``~/origin``, so that a listener can tell times of the source from stamps.
+    """
+
+    LATE = 0.25
+
+    def __init__(self) -> None:
+        super().__init__("source")
+        values = declare(self, SOURCE_PARAMETERS)
+        self.options = values
+        self.source = open_source(
+            str(values["source"]),
+            fps=float(values["rate"]) or None,
+            size=parse_size(values["size"]),
+        )
+        reliability = ReliabilityPolicy[values["reliability"].upper()]
+        self.publisher = self.create_publisher(
+            Image,
+            "image",
+            QoSProfile(
+                reliability=reliability, history=HistoryPolicy.KEEP_LAST, depth=values["depth"]
+            ),
+        )
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self.origin = self.create_publisher(Header, "~/origin", latched)
+        self.published = 0
+        self.skipped = 0
+        self.get_logger().info(self.describe())
+
+    def describe(self) -> str:
+        """What is published where, in one sentence."""
+        source, values = self.source, self.options
+        rate = values["rate"] or source.rate
+        size = "{}x{}".format(*source.size) if source.size else "its own size"
+        return (
+            f"{source.name}, {size}, {f'{rate:g} frames/s' if rate else 'at its own rate'}, on "
+            f"{self.publisher.topic_name} ({values['reliability']}, depth {values['depth']})"
+        )
+
+    def play(self, executor: SingleThreadedExecutor) -> None:
+        """Publish to the end of the source, or for ever."""
+        if self.options["wait_for_subscriber"]:
+            while self.publisher.get_subscription_count() == 0:
+                executor.spin_once(timeout_sec=0.05)
+        looped = self.options["loop"] and not self.source.live
+        pace: Pace | None = None
+        started = self.get_clock().now()
+        for frame in loop(self.source) if looped else self.source:
+            if pace is None:
+                started = self.get_clock().now()
+                pace = Pace(frame.stamp_ns, time.monotonic())
+                self.origin.publish(Header(stamp=started.to_msg(), frame_id=self.source.name))
+            due = pace.due(frame.stamp_ns)
+            if not self.source.live:
+                while (wait := due - time.monotonic()) > 0:
+                    executor.spin_once(timeout_sec=wait)
+                if time.monotonic() - due > self.LATE:
+                    self.skipped += 1
+                    continue
+            self.publisher.publish(
+                image_message(frame, self._stamp(frame, pace, started), "camera")
+            )
+            self.published += 1
+            executor.spin_once(timeout_sec=0)
+        if self.source.state.damage:
+            self.get_logger().warning(self.source.state.damage)
+
+    def _stamp(self, frame: Frame, pace: Pace, started: Time):
+        if self.options["stamps"] == "publish" or self.source.live:
+            return self.get_clock().now().to_msg()
+        elapsed = frame.stamp_ns - pace.first_stamp_ns
+        return Time(nanoseconds=started.nanoseconds + elapsed).to_msg()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the node to the end of its source or to Ctrl-C; 0, or 2 if the source cannot be used."""
+    node = None
+    try:
+        rclpy.init(args=arguments)
+        node = SourceNode()
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        node.play(executor)
+        if node.published == 0:
+            print(f"source: {node.source.state.damage or 'no frame to publish'}", file=sys.stderr)
+            return 2
+    except StreamVlmError as error:
+        print(f"source: {error}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        with contextlib.suppress(KeyboardInterrupt):
+            if node is not None:
+                counts = f"{node.published} images published, {node.skipped} skipped as late"
+                print(f"source: {counts}", file=sys.stderr)
+                node.destroy_node()
+            rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""How the small model was trained: rows of tokens, the network's forward, the loop."""

@@ -1,0 +1,380 @@
+"""The stream's memory as one: buffer, ledger, evictor, and the forks that read it.
+
+A chunk or a question runs on a `forks.Fork`, whose own tokens go to a small tail while attention
+sees stream and tail. Committing a fork copies its tail into the `buffer.KVBuffer`, over what the
+`eviction.KVCacheEvictor` forgets, and enters it in the `ledger.PositionLedger`.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .buffer import KVBuffer, KVShape
+from .errors import BudgetExceededError, SnapshotEvictedError, StreamBusyError
+from .eviction import EvictionConfig, EvictorMark, ImportanceScore, KVCacheEvictor
+from .forks import Fork, Part, TailPool
+from .ledger import LedgerMark, PositionLedger
+from .positions import ZERO, MultimodalRotary, Span, Vec
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """Where the stream stands, besides its tokens. Replaced as a whole, never changed.
+
+    Attributes:
+        chunks: chunks appended.
+        frames: frames appended (without the repeated last of an odd chunk).
+        first_stamp: source time of the first frame in seconds, None before it.
+        last_stamp: source time of the newest frame.
+        open_segment: a vision segment stands open: more frames continue it.
+        exchanges: question-answer pairs kept in the stream.
+    """
+
+    chunks: int = 0
+    frames: int = 0
+    first_stamp: float | None = None
+    last_stamp: float | None = None
+    open_segment: bool = False
+    exchanges: int = 0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A point in the stream to come back to: a few integers, no copy of any key."""
+
+    ledger: LedgerMark
+    evictor: EvictorMark
+    state: StreamState
+
+
+@dataclass(frozen=True)
+class Clone:
+    """A copy of the whole memory that survives eviction and `KVCacheManager.clear`."""
+
+    buffer: KVBuffer
+    ledger: PositionLedger
+    evictor: KVCacheEvictor
+    state: StreamState
+
+    @property
+    def nbytes(self) -> int:
+        return self.buffer.nbytes
+
+
+class KVCacheManager:
+    """The stream's memory: its keys and values, their positions, and what is forgotten.
+
+    Args:
+        shape: size of the model's KV.
+        rotary: the model's rotation.
+        config: the cap; None: nothing is evicted and the buffer doubles as it fills.
+        device: where the memory lies.
+        position_policy: ``contiguous`` or ``keep_gaps``, see `positions`.
+        max_tail_tokens: room for a question with its answer.
+        fork_slack_tokens: slots beyond the cap, so that chunks can go on while an answer that
+            reads the memory is being written.
+        importance: level 3's score; None: `FeatureNovelty`.
+    """
+
+    _FIRST_BUFFER = 4096  # tokens, where no cap says more
+
+    def __init__(
+        self,
+        shape: KVShape,
+        rotary: MultimodalRotary,
+        config: EvictionConfig | None,
+        device: torch.device,
+        position_policy: str = "contiguous",
+        max_tail_tokens: int = 2048,
+        fork_slack_tokens: int = 0,
+        importance: ImportanceScore | None = None,
+    ):
+        self.shape, self._rotary, self._device = shape, rotary, device
+        self.max_tail_tokens = max_tail_tokens
+        self.evictor = KVCacheEvictor(config, importance)
+        self.ledger = PositionLedger(position_policy)
+        self.state = StreamState()
+        capacity = self._FIRST_BUFFER if config is None else config.max_cache_tokens
+        keeps = config is not None and config.keeps_grids
+        self._buffer = KVBuffer(
+            shape,
+            capacity + fork_slack_tokens,
+            device,
+            originals=keeps and position_policy == "contiguous",
+        )
+        self._tails = TailPool(shape, device)
+        self._forks: weakref.WeakSet[Fork] = weakref.WeakSet()
+        self._parts: list[Part] | None = None
+        with self.fork(max_tail_tokens):
+            pass  # taken now: running out of memory shows at the start
+
+    # -- reading -----------------------------------------------------------------------------
+
+    def get_seq_length(self) -> int:
+        """Tokens in the stream."""
+        return self._buffer.length
+
+    @property
+    def last_cache_position(self) -> int:
+        """Index of the newest token among all ever appended; -1 before the first."""
+        return self.ledger.length + self.ledger.evicted - 1
+
+    @property
+    def rope_delta(self) -> int:
+        """Next text position (largest axis) less the stream's length, as the library counts it."""
+        return max(self.ledger.next_position) - self.get_seq_length()
+
+    @property
+    def live_bytes(self) -> int:
+        """Bytes of the keys and values in the stream."""
+        return self.get_seq_length() * self.shape.bytes_per_token
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Bytes taken for stream and tails together."""
+        return self._buffer.nbytes + self._tails.reserved_bytes
+
+    def gather(self) -> torch.Tensor:
+        """A copy of the stream, oldest first: ``[layers, 2, kv_heads, length, head_dim]``."""
+        return self._buffer.data[:, :, :, self._buffer.order().to(self._device)]
+
+    def build_full_attention_mask(
+        self, query_length: int, dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
+        """The additive mask of ``query_length`` new tokens, ``[1, 1, query_length, all]``.
+
+        For attention functions that need one: 0 where a token is seen (the whole stream, and new
+        tokens up to itself), the dtype's lowest value elsewhere.
+        """
+        past = self.get_seq_length()
+        mask = torch.full(
+            (query_length, past + query_length),
+            torch.finfo(dtype).min,
+            dtype=dtype,
+            device=self._device,
+        )
+        return mask.triu(past + 1)[None, None]
+
+    def levels(self) -> dict[str, dict[str, Any]]:
+        """What each level of the memory holds: ``tokens``, ``grids`` and ``time_spans``.
+
+        ``time_spans`` are the stamps of the oldest and newest frame of each unbroken stretch.
+        """
+        held: dict[str, dict[str, Any]] = {}
+        for stretch in self.ledger.stretches():
+            level = stretch.level
+            if level == "kept":
+                level = self.evictor.level_of(stretch.first_grid)
+            entry = held.setdefault(level, {"tokens": 0, "grids": 0, "time_spans": []})
+            entry["tokens"] += stretch.tokens
+            entry["grids"] += stretch.grids
+            entry["time_spans"].append((stretch.oldest, stretch.newest))
+        return held
+
+    # -- forks -------------------------------------------------------------------------------
+
+    def fork(self, capacity: int) -> Fork:
+        """A reader of the stream as it stands, with room for ``capacity`` tokens of its own."""
+        fork = Fork(self._tails, self._current_parts(), self._buffer.window, capacity)
+        self._forks.add(fork)
+        return fork
+
+    def question_fork(self, prompt_tokens: int, new_tokens: int) -> Fork:
+        """A fork for a question; BudgetExceededError if the answer might not fit its room."""
+        needed = prompt_tokens + new_tokens
+        if needed > self.max_tail_tokens:
+            raise BudgetExceededError(
+                f"the question takes {prompt_tokens} tokens and its answer up to {new_tokens}: "
+                f"together {needed}, but {self.max_tail_tokens} are kept for both. Lower "
+                "max_new_tokens, shorten the question, or raise max_tail_tokens"
+            )
+        return self.fork(self.max_tail_tokens)
+
+    def commit(self, fork: Fork, spans: Sequence[Span], state: StreamState, chunk: bool) -> int:
+        """Make a fork's tokens part of the stream, evict what is due, release the fork.
+
+        Args:
+            fork: made since the last commit.
+            spans: its tokens, as laid out by the ledger's preview.
+            state: the stream's state from now on.
+            chunk: these tokens are frames and count in the evictor's mean.
+
+        Returns:
+            Number of tokens evicted.
+
+        Raises:
+            StreamBusyError: an answer is being written from memory that would be overwritten; the
+                stream and the fork are as before.
+        """
+        count = fork.length
+        assert count == sum(span.count for span in spans)
+        evictor, buffer = self.evictor, self._buffer
+        before = evictor.mark()
+        if chunk:
+            evictor.record_chunk(count)
+        due = evictor.due(buffer.length + count, newest=count, kept=buffer.kept)
+        if evictor.config is None and buffer.length + count > buffer.capacity:
+            buffer.grow(max(2 * buffer.capacity, buffer.length + count))
+        claimed = buffer.overwritten_by(count)
+        others = [other for other in self._living() if other is not fork]
+        # Kept grids move, and their keys are rotated anew: nobody may be reading them.
+        moves = due > 0 and evictor.keeps_grids
+        if others and (moves or any(_overlap(other.window, claimed) for other in others)):
+            evictor.restore(before)
+            raise StreamBusyError(
+                "an answer is still being written from memory that these frames would change: "
+                "finish or cancel it first" + ("" if moves else ", or raise fork_slack_tokens")
+            )
+        # Both at once would need a chunk larger than the window: refused by check_room.
+        assert not due or self.ledger.sink_length is not None
+        own = fork.own()
+        self._parts = None
+        self.state = state
+        self.ledger.append(spans)
+        evicted = self._forget(due) if due else 0  # first: the ring has no slots beyond the cap
+        buffer.write(own)
+        sink = evictor.effective_sink_size
+        if self.ledger.sink_length is None and 0 < sink <= buffer.length:
+            self._seal(sink)
+        fork.release()
+        return evicted
+
+    def _forget(self, due: int) -> int:
+        """Make the window ``due`` tokens shorter, keep what deserves it; return what was lost."""
+        buffer, ledger, evictor = self._buffer, self.ledger, self.evictor
+        before = ledger.evicted
+        while due > 0:
+            grid = ledger.oldest_whole_grid
+            if evictor.keeps_grids and grid is not None:
+                forgotten = evictor.leaves_window(grid.number, grid.count, grid.stamps[0])
+                for number in forgotten:
+                    if number != grid.number:
+                        ledger.drop_kept(number)
+                        buffer.drop_kept(number)
+                if grid.number not in forgotten:
+                    ledger.keep_oldest()
+                    buffer.keep_oldest(grid.number, grid.count)
+                    due -= grid.count
+                    continue
+            step = min(due, ledger.oldest_piece) if evictor.keeps_grids else due
+            ledger.evict(step)
+            buffer.evict(step)
+            due -= step
+        ledger.settle()
+        if buffer.rotates_base:
+            buffer.rotate_base(self._rotary, ledger.sink_offset, ledger.kept_offsets())
+        lost = ledger.evicted - before
+        if lost:
+            evictor.record_eviction(lost)
+        return lost
+
+    def _seal(self, sink: int) -> None:
+        self.ledger.seal_sink(sink)
+        self._buffer.seal_sink(sink, self.evictor.room_for_grids)
+        for fork in self._living():
+            numbers = fork.window
+            fork.window = range(max(0, numbers.start - sink), max(0, numbers.stop - sink))
+
+    def _living(self) -> list[Fork]:
+        return [fork for fork in self._forks if fork.alive]
+
+    def _current_parts(self) -> list[Part]:
+        if self._parts is None:
+            # Sink and kept grids were rotated anew where grids are kept: they need no turn.
+            base = self._buffer.sink + self._buffer.kept if self._buffer.rotates_base else 0
+            pieces = [(0, base, ZERO)] if base else []
+            for start, stop, offset in self.ledger.parts():
+                if stop <= base:
+                    continue
+                if pieces and pieces[-1][2] == offset:
+                    pieces[-1] = (pieces[-1][0], stop, offset)
+                else:
+                    pieces.append((max(start, base), stop, offset))
+            self._parts = []
+            for start, stop, offset in pieces:
+                turn = None if offset == ZERO else self._turn(offset)
+                for slots in self._buffer.slices(start, stop):
+                    tokens = self._buffer.data[:, :, :, slots]
+                    self._parts.append(Part(tokens[:, 0], tokens[:, 1], turn))
+        return self._parts
+
+    def _turn(self, offset: Vec) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._rotary.turn(offset, self._device)
+
+    # -- snapshots ---------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """A point to come back to with `restore`. Costs nothing; undone by length."""
+        return Snapshot(self.ledger.mark(), self.evictor.mark(), self.state)
+
+    def restore(self, saved: Snapshot | Clone) -> None:
+        """Bring the stream back to a snapshot or a clone.
+
+        Raises:
+            SnapshotEvictedError: something that the snapshot covers has been evicted or cleared
+                since; the stream is as before.
+        """
+        if isinstance(saved, Clone):
+            self._restore_clone(saved)
+            return
+        if not self.ledger.holds(saved.ledger):
+            gone = self.ledger.evicted - saved.ledger.evicted
+            why = (
+                f"{gone} tokens that it covers have been evicted since"
+                if gone > 0
+                else "the memory has been cleared or taken back further since"
+            )
+            raise SnapshotEvictedError(
+                f"this snapshot of {saved.ledger.length} tokens cannot be restored: {why}. "
+                "clone() makes a copy that survives"
+            )
+        if saved.ledger.sink_length is None and self.ledger.sink_length is not None:
+            self._buffer.unseal_sink()
+        self._buffer.forget_back(saved.ledger.length)
+        self.ledger.restore(saved.ledger)
+        self.evictor.restore(saved.evictor)
+        self.state = saved.state
+        self._parts = None
+
+    def discard_snapshot(self, saved: Snapshot) -> None:
+        """Nothing is held for a snapshot, so there is nothing to give back."""
+
+    def clone(self) -> Clone:
+        """A copy of everything, as large as the stream; `restore` takes it at any time."""
+        return Clone(
+            copy.deepcopy(self._buffer),
+            copy.deepcopy(self.ledger),
+            copy.deepcopy(self.evictor),
+            self.state,
+        )
+
+    def _restore_clone(self, saved: Clone) -> None:
+        if self._living():
+            raise StreamBusyError("an answer is being written: finish or cancel it first")
+        followed = self.ledger
+        self._buffer, self.ledger, self.evictor = copy.deepcopy(
+            (saved.buffer, saved.ledger, saved.evictor)
+        )
+        self.ledger.follow(followed)
+        self.state = saved.state
+        self._parts = None
+
+    def clear(self) -> None:
+        """Forget everything; the buffers stay. Answers being written end where they read."""
+        for fork in self._living():
+            fork.release()
+        self._buffer.clear()
+        self.ledger.clear()
+        self.evictor.clear()
+        self.state = StreamState()
+        self._parts = None
+
+
+def _overlap(one: range, other: range) -> bool:
+    return max(one.start, other.start) < min(one.stop, other.stop)

@@ -1,0 +1,172 @@
+"""From logits to text: which token comes next, when to stop, and the text so far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from .errors import InvalidParameterError
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """How an answer is written.
+
+    Attributes:
+        max_new_tokens: longest answer, in tokens.
+        do_sample: draw from the distribution; otherwise the likeliest token.
+        temperature: flattens (> 1) or sharpens (< 1) the distribution; 0 is the likeliest token.
+        top_p: draw from the smallest set of tokens that holds this much probability.
+        repetition_penalty: > 1 makes tokens of question and answer less likely to come again.
+        stop: texts at which the answer ends; they are not part of it.
+        seed: of the draw; None: a new one each time.
+
+    Raises:
+        InvalidParameterError: a value out of its range.
+    """
+
+    max_new_tokens: int = 128
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    stop: Sequence[str] = ()
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        count = self.max_new_tokens
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise InvalidParameterError(f"max_new_tokens must be a whole number >= 1: {count!r}")
+        for name, good in (
+            ("temperature", lambda x: x >= 0),
+            ("top_p", lambda x: 0 < x <= 1),
+            ("repetition_penalty", lambda x: x > 0),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not math.isfinite(value) or not good(value):
+                raise InvalidParameterError(f"{name} is out of its range: {value!r}")
+        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
+            raise InvalidParameterError(f"stop must be a list of texts: {self.stop!r}")
+
+
+class Sampler:
+    """Chooses the next token, with transformers' own processors."""
+
+    def __init__(self, options: DecodingOptions, prompt: Sequence[int], device: torch.device):
+        self._draws = options.do_sample and options.temperature > 0
+        self._ids = list(prompt)
+        self._device = device
+        self._processors = LogitsProcessorList()
+        if options.repetition_penalty != 1:
+            self._processors.append(RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
+        if self._draws:
+            if options.temperature != 1:
+                self._processors.append(TemperatureLogitsWarper(float(options.temperature)))
+            if options.top_p < 1:
+                self._processors.append(TopPLogitsWarper(options.top_p))
+        self._generator = torch.Generator(device)
+        if options.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(options.seed)
+
+    @torch.inference_mode()
+    def choose(self, logits: torch.Tensor) -> int:
+        """The token that follows, from its logits ``[vocabulary]``."""
+        scores = logits[None]
+        if self._processors:
+            ids = torch.tensor([self._ids], device=self._device)
+            scores = self._processors(ids, scores)
+        if self._draws:
+            drawn = torch.multinomial(scores.softmax(-1), 1, generator=self._generator)
+            token = int(drawn)
+        else:
+            token = int(scores.argmax())
+        self._ids.append(token)
+        return token
+
+
+class AnswerText:
+    """The text of an answer while it grows.
+
+    Args:
+        decode: token ids to text.
+        stop: texts at which the answer ends.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str]):
+        self._decode, self._stop = decode, tuple(stop)
+        self.ids: list[int] = []
+        self.text = ""
+        self.stopped = False
+
+    def add(self, token: int) -> str:
+        """Take in a token; return the text that is new and certain."""
+        self.ids.append(token)
+        whole = self._decode(self.ids)
+        for stop in self._stop:
+            at = whole.find(stop)
+            if at >= 0:
+                whole, self.stopped = whole[:at], True
+        # The last letters may still become something else: half a UTF-8 character, or the
+        # beginning of a stop text.
+        certain = whole if self.stopped else whole[: self._certain(whole)]
+        return self._show(certain)
+
+    def finish(self) -> str:
+        """Return what was held back."""
+        return "" if self.stopped else self._show(self._decode(self.ids))
+
+    def _certain(self, whole: str) -> int:
+        end = len(whole)
+        while end and whole[end - 1] == "\ufffd":
+            end -= 1
+        held = 0
+        for stop in self._stop:
+            for size in range(min(len(stop) - 1, end), 0, -1):
+                if whole.endswith(stop[:size], 0, end):
+                    held = max(held, size)
+                    break
+        return end - held
+
+    def _show(self, certain: str) -> str:
+        new = certain[len(self.text) :]
+        if new:
+            self.text = certain
+        return new
+
+
+class Answer:
+    """An answer being written: an iterator over pieces of text.
+
+    Attributes:
+        text: the answer so far.
+        metrics: complete once the iterator has ended; see `VideoStreamingInference.ask`.
+    """
+
+    def __init__(self, write: Callable[[Answer], Iterator[str]]):
+        self.text = ""
+        self.metrics: dict[str, Any] = {}
+        self._pieces = write(self)
+
+    def __iter__(self) -> Answer:
+        return self
+
+    def __next__(self) -> str:
+        piece = next(self._pieces)
+        self.text += piece
+        return piece
+
+    def close(self) -> None:
+        """Stop writing; the question leaves no trace."""
+        self._pieces.close()  # type: ignore[attr-defined]

@@ -1,0 +1,93 @@
+"""What can go wrong, in the user's words.
+
+Every error carries a ``code``: a short upper-case name that the ROS interfaces repeat as a
+constant, so that a client can act on it without reading the message.
+"""
+
+
+class StreamVlmError(Exception):
+    """Base of all errors raised on purpose by this package.
+
+    The message says what was wrong and what to do about it. The stream is untouched by the call
+    that raised.
+    """
+
+    code = "INTERNAL"
+
+
+class InvalidImageError(StreamVlmError):
+    """A picture that cannot be used: empty, wrong shape or type, undecodable."""
+
+    code = "INVALID_IMAGE"
+
+
+class InvalidTimestampError(StreamVlmError):
+    """Time stamps that run backwards, are not finite, or do not match the frames in number."""
+
+    code = "INVALID_TIMESTAMP"
+
+
+class InvalidQuestionError(StreamVlmError):
+    """A question that is empty, not text, or too long for the room kept for questions."""
+
+    code = "INVALID_QUESTION"
+
+
+class InvalidChoicesError(StreamVlmError):
+    """A list of choices that is empty, too long, or holds something that is not text."""
+
+    code = "INVALID_CHOICES"
+
+
+class InvalidParameterError(StreamVlmError):
+    """A setting outside its range."""
+
+    code = "INVALID_PARAMETER"
+
+
+class BudgetExceededError(StreamVlmError):
+    """Question and answer together need more tokens than the room kept for them."""
+
+    code = "BUDGET_EXCEEDED"
+
+
+class EmptyMemoryError(StreamVlmError):
+    """A question came before any frame."""
+
+    code = "EMPTY_MEMORY"
+
+
+class OutOfHorizonError(StreamVlmError):
+    """A question about a time of which the memory holds nothing."""
+
+    code = "OUT_OF_HORIZON"
+
+
+class CapTooSmallError(StreamVlmError):
+    """The memory's cap cannot hold what must be in it."""
+
+    code = "CAP_TOO_SMALL"
+
+
+class StreamBusyError(StreamVlmError):
+    """The memory an answer is still reading would be overwritten."""
+
+    code = "STREAM_BUSY"
+
+
+class SnapshotEvictedError(StreamVlmError):
+    """A snapshot cannot be restored: part of what it covers has been evicted."""
+
+    code = "SNAPSHOT_EVICTED"
+
+
+class ModelLoadError(StreamVlmError):
+    """A checkpoint folder that is missing, incomplete, or does not fit the architecture."""
+
+    code = "MODEL_LOAD"
+
+
+class DeviceUnavailableError(StreamVlmError):
+    """The device asked for is not there, or has too little memory."""
+
+    code = "DEVICE_UNAVAILABLE"

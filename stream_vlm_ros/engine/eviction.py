@@ -1,0 +1,381 @@
+"""What to forget: arithmetic on lengths, times and small descriptors; no cache is touched here.
+
+Level 1 keeps a *sink* (the stream's first tokens, which attention leans on) and a *window* (its
+last), as in StreamingLLM (Xiao et al., 2023), token-exact. Of what leaves the window, level 2 keeps
+whole temporal grids spread evenly over time, and level 3 those that matter most, by default the
+ones least like any other (the star memory of streaming video models).
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import insort
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from .errors import CapTooSmallError, InvalidParameterError
+
+
+@dataclass(frozen=True)
+class EvictionConfig:
+    """How much the stream may hold.
+
+    Attributes:
+        max_cache_tokens: the cap: the stream is never longer after an append.
+        sink_size: tokens that stay for ever; 0: the whole first chunk.
+        window_size: tokens of the recent past; 0: the cap less the sink.
+        sampled_share: level 2's share of the cap less the sink, 0 to 1: temporal grids kept evenly
+            over all the time between sink and window.
+        important_share: level 3's share: the temporal grids that matter most. The window has what
+            both leave.
+        eviction_interval: evict so much at once that the next ``eviction_interval - 1`` chunks of
+            average size need no eviction. The cap holds all the same.
+
+    Raises:
+        InvalidParameterError: a value out of range, or sink and window exceed the cap.
+    """
+
+    max_cache_tokens: int
+    sink_size: int = 0
+    window_size: int = 0
+    eviction_interval: int = 1
+    sampled_share: float = 0.0
+    important_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("max_cache_tokens", 1),
+            ("sink_size", 0),
+            ("window_size", 0),
+            ("eviction_interval", 1),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise InvalidParameterError(f"{name} must be a whole number >= {least}: {value!r}")
+        if self.sink_size + self.window_size > self.max_cache_tokens:
+            raise InvalidParameterError(
+                f"sink_size {self.sink_size} + window_size {self.window_size} exceed "
+                f"max_cache_tokens {self.max_cache_tokens}"
+            )
+        if self.sink_size and self.sink_size == self.max_cache_tokens:
+            raise InvalidParameterError(
+                f"sink_size {self.sink_size} leaves no window under max_cache_tokens "
+                f"{self.max_cache_tokens}"
+            )
+        for name in ("sampled_share", "important_share"):
+            share = getattr(self, name)
+            if not isinstance(share, (int, float)) or not 0 <= share < 1:
+                raise InvalidParameterError(f"{name} must be a number from 0 to below 1: {share!r}")
+        if self.sampled_share + self.important_share >= 1:
+            raise InvalidParameterError(
+                f"sampled_share {self.sampled_share} + important_share {self.important_share} "
+                "leave nothing for the window"
+            )
+
+    @classmethod
+    def for_span(cls, seconds: float, tokens_per_second: float, **others: Any) -> EvictionConfig:
+        """The cap said another way: so many seconds of video at so many tokens a second."""
+        if not (seconds > 0 and tokens_per_second > 0 and math.isfinite(seconds)):
+            raise InvalidParameterError(
+                f"a span of {seconds!r} s at {tokens_per_second!r} tokens a second is no cap"
+            )
+        return cls(math.ceil(seconds * tokens_per_second), **others)
+
+    @property
+    def keeps_grids(self) -> bool:
+        """Whether level 2 or 3 is in use."""
+        return self.sampled_share > 0 or self.important_share > 0
+
+
+class Candidate(NamedTuple):
+    """A temporal grid that leaves the window, or did and was kept."""
+
+    number: int  # among all grids of the stream: their order in time
+    tokens: int
+    seconds: float  # the source's time
+    descriptor: np.ndarray  # [d]; empty where no score asks for it
+
+
+class EvenSample:
+    """Level 2: grids as evenly over time as their budget allows, thinned as the stream grows.
+
+    Over budget, the grid goes whose neighbours are the closest to each other in time: so the gaps
+    stay within about a factor of two of each other whatever the rate of the frames.
+    """
+
+    def __init__(self, budget: int):
+        self.budget = budget
+        self._grids: list[Candidate] = []
+        self.tokens = 0
+
+    def offer(self, grid: Candidate, start: float, stop: float) -> list[Candidate]:
+        """Take a grid in; return those that must go for it, maybe itself.
+
+        ``start`` and ``stop`` are where sink and window border on what is sampled, in seconds.
+        """
+        insort(self._grids, grid, key=lambda one: one.number)
+        self.tokens += grid.tokens
+        gone = []
+        while self.tokens > self.budget:
+            times = [start, *(one.seconds for one in self._grids), stop]
+            gaps = [later - earlier for earlier, later in zip(times, times[2:], strict=False)]
+            gone.append(self._grids.pop(min(range(len(gaps)), key=gaps.__getitem__)))
+            self.tokens -= gone[-1].tokens
+        return gone
+
+    def __contains__(self, number: int) -> bool:
+        return any(one.number == number for one in self._grids)
+
+
+class ImportanceScore(Protocol):
+    """Which of some grids matter most. Give your own to `VideoStreamingInference`."""
+
+    def describe(self, features: torch.Tensor) -> np.ndarray:
+        """What to remember of a grid: vision features ``[rows, columns, hidden]`` to ``[d]``."""
+
+    def rank(self, descriptors: np.ndarray) -> np.ndarray:
+        """``[n, d]`` in order of time to ``[n]``: how much would be lost with each."""
+
+
+class FeatureNovelty:
+    """A grid matters as far as no other kept one is like it: its distance to the nearest.
+
+    Described by its features averaged over a coarse raster, so that where something is counts, and
+    projected at random to few dimensions, which keeps distances (Johnson and Lindenstrauss, 1984).
+    """
+
+    _RASTER, _DIMENSIONS = 4, 48
+
+    def __init__(self) -> None:
+        self._projection: torch.Tensor | None = None
+
+    def describe(self, features: torch.Tensor) -> np.ndarray:
+        if self._projection is None or len(self._projection) != features.shape[-1]:
+            seeded = torch.Generator().manual_seed(0)
+            shape = (features.shape[-1], self._DIMENSIONS)
+            self._projection = torch.randn(shape, generator=seeded).to(features.device)
+        coarse = torch.nn.functional.adaptive_avg_pool2d(
+            features.float().movedim(-1, 0), self._RASTER
+        )  # [hidden, 4, 4]
+        vector = (coarse.flatten(1).T @ self._projection).flatten()
+        return torch.nn.functional.normalize(vector, dim=0).cpu().numpy()
+
+    def rank(self, descriptors: np.ndarray) -> np.ndarray:
+        likeness = descriptors @ descriptors.T
+        np.fill_diagonal(likeness, -1.0)
+        return 1.0 - likeness.max(axis=1)
+
+
+class StarMemory:
+    """Level 3: the grids that matter most, by a score over all that are kept."""
+
+    def __init__(self, budget: int, score: ImportanceScore):
+        self.budget = budget
+        self._score = score
+        self._grids: list[Candidate] = []
+        self.tokens = 0
+
+    def offer(self, grid: Candidate) -> list[Candidate]:
+        """Take a grid in; return those that must go for it, maybe itself."""
+        insort(self._grids, grid, key=lambda one: one.number)
+        self.tokens += grid.tokens
+        gone = []
+        while self.tokens > self.budget:
+            # Of two that are alike both score low: the later goes, the first sight stays.
+            scores = self._score.rank(np.stack([one.descriptor for one in self._grids]))
+            least = min(range(len(scores)), key=lambda at: (round(float(scores[at]), 6), -at))
+            gone.append(self._grids.pop(least))
+            self.tokens -= gone[-1].tokens
+        return gone
+
+    def __contains__(self, number: int) -> bool:
+        return any(one.number == number for one in self._grids)
+
+
+class EvictorMark(NamedTuple):
+    """What a snapshot keeps of the evictor."""
+
+    chunks: int
+    later_tokens: int
+    sink_size: int
+    evictions: int
+    tokens_evicted: int
+
+
+class KVCacheEvictor:
+    """Watches chunks go by and says what must go, and which grids stay when the window passes on.
+
+    Args:
+        config: None means that nothing is ever evicted.
+        score: level 3's; None: `FeatureNovelty`.
+    """
+
+    def __init__(self, config: EvictionConfig | None = None, score: ImportanceScore | None = None):
+        self.config = config
+        self._score = score or FeatureNovelty()
+        self.clear()
+
+    def clear(self) -> None:
+        self._chunks = 0
+        self._later_tokens = 0  # of all chunks after the first
+        self._sink_size = self.config.sink_size if self.config else 0
+        self._descriptors: dict[int, np.ndarray] = {}  # of the grids in the window
+        self._sink_end = 0.0  # source time in seconds
+        self._levels: tuple[EvenSample, StarMemory] | None = None
+        self.total_evictions = 0
+        self.total_tokens_evicted = 0
+
+    @property
+    def first_chunk_recorded(self) -> bool:
+        return self._chunks > 0
+
+    @property
+    def avg_chunk_tokens(self) -> float:
+        """Mean length of the chunks after the first, in tokens; 0 before there is one."""
+        return self._later_tokens / (self._chunks - 1) if self._chunks > 1 else 0.0
+
+    @property
+    def effective_sink_size(self) -> int:
+        """Tokens that stay; 0 while an automatic sink awaits its first chunk."""
+        return self._sink_size
+
+    @property
+    def effective_window_size(self) -> int:
+        """Tokens of the recent past that stay."""
+        if self.config is None:
+            return 0
+        left = self.config.max_cache_tokens - self._sink_size - self.room_for_grids
+        return min(self.config.window_size or left, left)
+
+    @property
+    def sampled_size(self) -> int:
+        """Tokens for level 2."""
+        return self._share(self.config.sampled_share) if self.config else 0
+
+    @property
+    def important_size(self) -> int:
+        """Tokens for level 3."""
+        return self._share(self.config.important_share) if self.config else 0
+
+    @property
+    def room_for_grids(self) -> int:
+        """Tokens for levels 2 and 3 together."""
+        return self.sampled_size + self.important_size
+
+    @property
+    def keeps_grids(self) -> bool:
+        return self.config is not None and self.config.keeps_grids
+
+    def _share(self, share: float) -> int:
+        assert self.config is not None
+        return math.floor(share * (self.config.max_cache_tokens - self._sink_size))
+
+    @property
+    def limit(self) -> int | None:
+        """Longest stream after an append, in tokens; None: no limit."""
+        if self.config is None:
+            return None
+        return self._sink_size + self.room_for_grids + self.effective_window_size
+
+    def check_room(self, tokens: int, what: str = "a chunk") -> None:
+        """Raise CapTooSmallError if ``tokens`` can never be held at once."""
+        if self.config is None:
+            return
+        cap, sink = self.config.max_cache_tokens, self._sink_size
+        if not self.first_chunk_recorded:
+            # An automatic sink takes the first chunk whole, whatever the window.
+            room = sink + self.effective_window_size if sink else cap
+            where = f"the memory of {cap} tokens"
+        else:
+            room = self.effective_window_size
+            where = f"the window of {room} tokens (cap {cap}, sink {sink})"
+        if tokens > room:
+            raise CapTooSmallError(
+                f"{what} of {tokens} tokens does not fit into {where}: raise max_cache_tokens, or "
+                "lower max_pixels or the frames a chunk"
+            )
+
+    def record_chunk(self, tokens: int) -> None:
+        """Note that a chunk of ``tokens`` was appended."""
+        if self._chunks:
+            self._later_tokens += tokens
+        elif self.config is not None and not self.config.sink_size:
+            self._sink_size = tokens
+        self._chunks += 1
+
+    def due(self, length: int, newest: int, kept: int = 0) -> int:
+        """Tokens that must leave the window of a stream of ``length`` tokens.
+
+        Args:
+            newest: its last tokens, which stay.
+            kept: tokens of it that levels 2 and 3 keep.
+        """
+        if self.config is None:
+            return 0
+        window = length - self._sink_size - kept
+        excess = window - self.effective_window_size
+        if excess <= 0:
+            return 0
+        ahead = round((self.config.eviction_interval - 1) * self.avg_chunk_tokens)
+        return max(excess, min(excess + ahead, window - newest))
+
+    def note_grids(self, first: int, features: torch.Tensor, last_seconds: float) -> None:
+        """Describe the grids of a chunk while their features are at hand.
+
+        Args:
+            first: number of the first grid.
+            features: ``[grids, rows, columns, hidden]``.
+            last_seconds: the source's time of the chunk's last frame.
+        """
+        if not self.first_chunk_recorded:
+            self._sink_end = last_seconds
+        if self.config is not None and self.config.important_share:
+            for number, grid in enumerate(features, start=first):
+                self._descriptors[number] = self._score.describe(grid)
+
+    def leaves_window(self, number: int, tokens: int, seconds: float) -> set[int]:
+        """A whole grid leaves the window: numbers of those to forget for it, maybe its own.
+
+        Offered to level 3 first; what that turns down or pushes out may still serve level 2.
+        """
+        sampled, important = self._kept_levels()
+        descriptor = self._descriptors.pop(number, np.empty(0))
+        grid = Candidate(number, tokens, seconds, descriptor)
+        offered = important.offer(grid) if important.budget else [grid]
+        return {
+            gone.number
+            for one in offered
+            for gone in (sampled.offer(one, self._sink_end, seconds) if sampled.budget else [one])
+        }
+
+    def level_of(self, number: int) -> str:
+        """Which level keeps a grid that is neither in the sink nor in the window."""
+        return "important" if number in self._kept_levels()[1] else "sampled"
+
+    def _kept_levels(self) -> tuple[EvenSample, StarMemory]:
+        if self._levels is None:
+            self._levels = (
+                EvenSample(self.sampled_size),
+                StarMemory(self.important_size, self._score),
+            )
+        return self._levels
+
+    def record_eviction(self, tokens: int) -> None:
+        self.total_evictions += 1
+        self.total_tokens_evicted += tokens
+
+    def mark(self) -> EvictorMark:
+        return EvictorMark(
+            self._chunks,
+            self._later_tokens,
+            self._sink_size,
+            self.total_evictions,
+            self.total_tokens_evicted,
+        )
+
+    def restore(self, mark: EvictorMark) -> None:
+        self._chunks, self._later_tokens, self._sink_size = mark[:3]
+        self.total_evictions, self.total_tokens_evicted = mark[3:]

@@ -1,0 +1,556 @@
+"""`VideoStreamingInference`: frames in, questions answered, memory bounded.
+
+Read `append_video_chunk` and `ask` from top to bottom: they are the whole engine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from .cache import KVCacheManager, StreamState
+from .decoding import Answer, AnswerText, DecodingOptions, Sampler
+from .errors import (
+    EmptyMemoryError,
+    InvalidParameterError,
+    InvalidTimestampError,
+    OutOfHorizonError,
+)
+from .eviction import EvictionConfig, ImportanceScore
+from .forks import Fork
+from .frames import PatchGrid
+from .model import StreamQwenModel, resolve_device
+from .positions import Span, TextSpan, VisionSpan, time_to_ticks
+from .processor import StreamProcessor
+from .prompts import LAYOUTS, ChatLayout
+from .reduction import Known, StaticTokenFilter
+
+DEFAULT_FPS = 2.0
+_GIB = 1024**3
+
+
+class VideoStreamingInference:
+    """Streams video into a Qwen2.5-VL and answers questions about it at any time.
+
+    Not thread-safe: one thread owns an engine.
+
+    Args:
+        model: a loaded model; several engines may share one.
+        processor: `StreamProcessor`, or transformers' own processor of the checkpoint.
+        device: where the engine works; None: where the model is. The model is moved there.
+        eviction_config: the memory's cap; None: it grows without bound.
+        layout: ``continuous`` (one growing video in one user turn, as an offline pass sees it) or
+            ``segmented`` (each chunk in a user turn of its own).
+        position_policy: ``contiguous`` (after eviction what is kept closes up) or ``keep_gaps``.
+        min_pixels, max_pixels: bounds on height x width after resizing; None: the checkpoint's.
+            May be changed between chunks.
+        system_prompt: None: the chat template's own.
+        max_tail_tokens: room for one question with its answer.
+        fork_slack_tokens: extra slots so that chunks can be appended while an answer is written.
+        importance: which frames level 3 of the memory keeps; None: the most unlike all others.
+        skip_similarity: leave out vision tokens whose features are this close (cosine) to those
+            last appended at their place; None: keep all. For scenes that hardly change.
+
+    Raises:
+        InvalidParameterError, DeviceUnavailableError, ModelLoadError: as their names say.
+    """
+
+    def __init__(
+        self,
+        model: StreamQwenModel,
+        processor: Any,
+        device: str | torch.device | None = None,
+        eviction_config: EvictionConfig | None = None,
+        *,
+        layout: str = "continuous",
+        position_policy: str = "contiguous",
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        system_prompt: str | None = None,
+        max_tail_tokens: int = 2048,
+        fork_slack_tokens: int = 0,
+        importance: ImportanceScore | None = None,
+        skip_similarity: float | None = None,
+    ):
+        if layout not in LAYOUTS:
+            raise InvalidParameterError(
+                f"layout '{layout}' is unknown: use one of {', '.join(LAYOUTS)}"
+            )
+        self.device = resolve_device(model.device if device is None else device)
+        self.model = model.to(self.device)
+        self.layout = layout
+        self.min_pixels, self.max_pixels = min_pixels, max_pixels
+        processor = StreamProcessor.wrap(processor)
+        self._frames = processor.frame_processor(self.device)
+        self._chat = ChatLayout(processor, model.config, system_prompt)
+        self._merge = processor.image_settings.merge_size
+        self._frames_per_grid = processor.image_settings.temporal_patch_size
+        self._tokens_per_second = model.config.vision_config.tokens_per_second
+        self._end_ids = _end_ids(model, processor)
+        self._filter = None if skip_similarity is None else StaticTokenFilter(skip_similarity)
+        self.cache_manager = KVCacheManager(
+            model.kv_shape,
+            model.rotary,
+            eviction_config,
+            self.device,
+            position_policy,
+            max_tail_tokens,
+            fork_slack_tokens,
+            importance,
+        )
+
+    # -- seeing ------------------------------------------------------------------------------
+
+    def append_frame(self, image: Any, timestamp: float | None = None) -> dict[str, Any]:
+        """Append one still, as a temporal grid of its own; see `append_video_chunk`.
+
+        Without a time stamp it is taken one second after the newest frame.
+        """
+        if timestamp is None:
+            return self.append_video_chunk([image], fps=1.0)
+        return self.append_video_chunk([image], timestamps=[timestamp])
+
+    def append_video_chunk(
+        self,
+        frames: Sequence[Any],
+        fps: float | None = None,
+        timestamps: Sequence[float] | None = None,
+    ) -> dict[str, Any]:
+        """Encode frames and append them to the memory; forget what exceeds its bound.
+
+        Args:
+            frames: images of one size: PIL, numpy ``[height, width, 3]`` uint8 RGB, or torch. An
+                odd number is padded by repeating the last.
+            fps: frames a second; the chunk goes on where the newest frame ended.
+            timestamps: instead, the source's time of each frame in seconds, any start, never
+                falling. With neither, 2 frames a second.
+
+        Returns:
+            ``tokens`` appended, ``evicted_tokens``, ``cache_length`` after it, ``grid`` (temporal
+            grids, rows, columns of tokens), ``encode_latency`` and ``latency`` in seconds.
+
+        Raises:
+            InvalidImageError, InvalidTimestampError, CapTooSmallError, StreamBusyError: nothing
+                was appended; the stream goes on with the next call.
+        """
+        begin = time.perf_counter()
+        patches = self._frames(frames, self.min_pixels, self.max_pixels)
+        stamps = self._stamps(len(frames), fps, timestamps)
+        spans, before, after = self._plan_chunk(patches, stamps)
+        manager = self.cache_manager
+        # With tokens left out it may be fewer in the end; what could never fit is refused here.
+        manager.evictor.check_room(sum(span.count for span in spans))
+
+        features = self.model.encode_frames(patches)
+        grids = features.unflatten(0, self._token_grid(patches))  # [grids, rows, columns, hidden]
+        manager.evictor.note_grids(manager.ledger.grids_seen, grids, stamps[-1])
+        known = None
+        if self._filter is not None:
+            spans, features, known = self._leave_out(self._filter, spans, grids)
+        encoded = self._clock()
+        embeddings = torch.cat(
+            [self.model.embed_tokens(before), features, self.model.embed_tokens(after)]
+        )
+        positions = manager.ledger.preview(spans)
+        with manager.fork(len(embeddings)) as fork:
+            self.model.stream_forward(embeddings[None], positions, fork)
+            evicted = manager.commit(fork, spans, self._seen(stamps), chunk=True)
+        if self._filter is not None:
+            self._filter.accept(known)
+        return {
+            "tokens": len(embeddings),
+            "evicted_tokens": evicted,
+            "cache_length": manager.get_seq_length(),
+            "grid": self._token_grid(patches),
+            "encode_latency": encoded - begin,
+            "latency": self._clock() - begin,
+        }
+
+    # -- answering ---------------------------------------------------------------------------
+
+    def ask(
+        self,
+        question: str,
+        max_new_tokens: int = 128,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        update_state: bool = False,
+        *,
+        top_p: float = 1.0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        about: tuple[float, float] | None = None,
+        on_token: Callable[[str], None] | None = None,
+        cancel: Callable[[], bool] | None = None,
+    ) -> tuple[str, dict[str, Any]]:
+        """Answer a question about what was seen.
+
+        Args:
+            max_new_tokens ... seed: see `DecodingOptions`.
+            update_state: keep question and answer in the stream; otherwise they leave no trace.
+            about: the source's time that the question is about, from and to, in seconds; refused
+                if the memory holds no frame of it, instead of guessed.
+            on_token: called with the text so far whenever it has grown.
+            cancel: asked before each token; True ends the answer there.
+
+        Returns:
+            The answer and its metrics: ``ttft`` and ``latency`` (seconds), ``prompt_tokens``,
+            ``answer_tokens``, ``finish_reason`` ("stop", "length" or "cancelled"),
+            ``cache_length`` it was read from, and the evidence it rests on:
+            ``oldest_timestamp`` and ``newest_timestamp`` of the frames in memory, and
+            ``time_spans``, the unbroken stretches between them.
+
+        Raises:
+            EmptyMemoryError: nothing was seen yet.
+            OutOfHorizonError: ``about`` lies outside what is remembered.
+            InvalidQuestionError, InvalidParameterError, BudgetExceededError: see the message.
+            CapTooSmallError, StreamBusyError: ``update_state`` only; the exchange was not kept.
+        """
+        answer = self.ask_stream(
+            question,
+            max_new_tokens,
+            do_sample,
+            temperature,
+            update_state,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            stop=stop,
+            seed=seed,
+            about=about,
+            cancel=cancel,
+        )
+        for _ in answer:
+            if on_token is not None:
+                on_token(answer.text)
+        return answer.text, answer.metrics
+
+    def ask_stream(
+        self,
+        question: str,
+        max_new_tokens: int = 128,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        update_state: bool = False,
+        *,
+        top_p: float = 1.0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        about: tuple[float, float] | None = None,
+        cancel: Callable[[], bool] | None = None,
+    ) -> Answer:
+        """Like `ask`, as an iterator over pieces of text; `Answer.metrics` once it has ended.
+
+        The answer reads the memory as it is at this call, whatever is appended meanwhile.
+        """
+        begin = time.perf_counter()
+        options = DecodingOptions(
+            max_new_tokens, do_sample, temperature, top_p, repetition_penalty, stop, seed
+        )
+        prompt = self._question_ids(question, about)
+        manager = self.cache_manager
+        closing = len(self._chat.answer_end) if update_state else 0
+        if update_state:
+            needed = len(prompt) + max_new_tokens + closing
+            manager.evictor.check_room(needed, "a question with its answer")
+        fork = manager.question_fork(len(prompt), max_new_tokens + closing)
+        start = manager.ledger.next_position
+        metrics = {"prompt_tokens": len(prompt), **self._evidence()}
+
+        def write(answer: Answer) -> Iterator[str]:
+            reason = "cancelled"
+            with fork:
+                said = AnswerText(self._chat.decode, options.stop)
+                sampler = Sampler(options, prompt, self.device)
+                logits = self._run_text(prompt, start, fork)
+                token = sampler.choose(logits)
+                metrics["ttft"] = time.perf_counter() - begin
+                while not (cancel is not None and cancel()) and fork.alive:
+                    if token in self._end_ids:
+                        reason = "stop"
+                        break
+                    if piece := said.add(token):
+                        yield piece
+                    if said.stopped:
+                        reason = "stop"
+                        break
+                    if len(said.ids) == max_new_tokens:
+                        reason = "length"
+                        break
+                    if not fork.alive:  # the memory was cleared while this answer was written
+                        break
+                    token = sampler.choose(self._run_text([token], start, fork))
+                if reason != "cancelled":
+                    if piece := said.finish():
+                        yield piece
+                    if update_state:
+                        self._keep_exchange(fork, prompt, said.ids, start)
+            metrics.update(
+                answer_tokens=len(said.ids),
+                finish_reason=reason,
+                latency=self._clock() - begin,
+            )
+            answer.metrics = metrics
+
+        return Answer(write)
+
+    def ask_choice(
+        self,
+        question: str,
+        choices: Sequence[str],
+        *,
+        about: tuple[float, float] | None = None,
+    ) -> tuple[str, dict[str, Any]]:
+        """The likeliest of the given answers; leaves no trace.
+
+        A choice's score is the log-probability that the model, asked the question, answers just
+        that: its tokens and then the end of the turn. The question is computed once, all choices
+        in one batch behind it.
+
+        Returns:
+            The choice and its metrics: ``choice_index``, ``scores`` (log-probabilities, one a
+            choice), and ``ttft``, ``latency``, ``prompt_tokens`` and evidence as in `ask`.
+
+        Raises:
+            EmptyMemoryError, OutOfHorizonError, InvalidQuestionError, InvalidChoicesError: see the
+                message.
+        """
+        begin = time.perf_counter()
+        manager = self.cache_manager
+        texts = self._chat.choices(choices, manager.max_tail_tokens)
+        prompt = self._question_ids(question, about)
+        start = manager.ledger.next_position
+        with manager.question_fork(len(prompt), 0) as fork:
+            first = self._run_text(prompt, start, fork)
+            ttft = self._clock() - begin
+            scores = self._score(texts, first, start, fork)
+        best = max(range(len(scores)), key=scores.__getitem__)
+        return choices[best], {
+            "choice_index": best,
+            "scores": scores,
+            "ttft": ttft,
+            "latency": self._clock() - begin,
+            "prompt_tokens": len(prompt),
+            **self._evidence(),
+        }
+
+    # -- looking at the memory ---------------------------------------------------------------
+
+    def get_cache_info(self) -> dict[str, Any]:
+        """The memory as it stands: lengths in tokens, sizes in bytes, times in seconds.
+
+        ``oldest_timestamp`` and ``newest_timestamp`` are the source's, None before any frame;
+        ``time_spans`` are the unbroken stretches of time in memory; ``levels`` says what of them
+        the sink, the sampled and the important frames and the window hold.
+        """
+        manager = self.cache_manager
+        evictor, state = manager.evictor, manager.state
+        config = evictor.config
+        return {
+            "cache_seq_length": manager.get_seq_length(),
+            "cache_memory_gb": manager.live_bytes / _GIB,
+            "cache_memory_bytes": manager.live_bytes,
+            "reserved_memory_bytes": manager.reserved_bytes,
+            "max_cache_tokens": config.max_cache_tokens if config else None,
+            "sink_size": evictor.effective_sink_size,
+            "window_size": evictor.effective_window_size,
+            "avg_chunk_tokens": evictor.avg_chunk_tokens,
+            "chunks": state.chunks,
+            "frames": state.frames,
+            "grids_in_memory": manager.ledger.grids,
+            "levels": manager.levels(),
+            "exchanges": state.exchanges,
+            **self._times(),
+            "eviction_stats": {
+                "total_evictions": evictor.total_evictions,
+                "total_tokens_evicted": evictor.total_tokens_evicted,
+            },
+        }
+
+    def reset(self) -> None:
+        """Forget everything. An answer being written ends as cancelled."""
+        self.cache_manager.clear()
+        if self._filter is not None:
+            self._filter.clear()
+
+    # -- inside ------------------------------------------------------------------------------
+
+    def _plan_chunk(
+        self, patches: PatchGrid, stamps: list[float]
+    ) -> tuple[list[Span], list[int], list[int]]:
+        """How a chunk is laid out: its spans, and the text ids before and after its frames."""
+        state = self.cache_manager.state
+        goes_on = self.layout == "continuous" and state.open_segment
+        before = [] if goes_on else self._chat.head if state.chunks == 0 else self._chat.turn
+        closes = self.layout == "segmented"
+        after = [*self._chat.close, *self._chat.turn_end] if closes else []
+        origin = stamps[0] if state.first_stamp is None else state.first_stamp
+        firsts = stamps[:: self._frames_per_grid]
+        lasts = stamps[self._frames_per_grid - 1 :: self._frames_per_grid]
+        lasts += stamps[-1:] * (len(firsts) - len(lasts))
+        _, rows, columns = self._token_grid(patches)
+        vision = VisionSpan(
+            tuple(time_to_ticks(stamp - origin, self._tokens_per_second) for stamp in firsts),
+            tuple(zip(firsts, lasts, strict=True)),
+            rows,
+            columns,
+            opens=not goes_on,
+        )
+        spans: list[Span] = [TextSpan(len(before)), vision, TextSpan(len(after))]
+        return [span for span in spans if span.count], before, after
+
+    def _leave_out(
+        self, static: StaticTokenFilter, spans: list[Span], grids: torch.Tensor
+    ) -> tuple[list[Span], torch.Tensor, Known | None]:
+        """Spans and features ``[tokens, hidden]`` without the tokens that say nothing new."""
+        ledger, features = self.cache_manager.ledger, grids.flatten(1, 2)
+        places, known = static.choose(features, ledger.grids_seen, ledger.oldest_window_grid)
+        spans = [
+            dataclasses.replace(span, places=places) if isinstance(span, VisionSpan) else span
+            for span in spans
+        ]
+        kept = [grid[list(there)] for grid, there in zip(features, places, strict=True)]
+        return spans, torch.cat(kept), known
+
+    def _stamps(
+        self, count: int, fps: float | None, timestamps: Sequence[float] | None
+    ) -> list[float]:
+        """The frames' times in seconds; InvalidTimestampError if they cannot be."""
+        newest = self.cache_manager.state.last_stamp
+        if timestamps is None:
+            fps = DEFAULT_FPS if fps is None else fps
+            if not isinstance(fps, (int, float)) or not math.isfinite(fps) or fps <= 0:
+                raise InvalidTimestampError(f"fps must be a number above 0: {fps!r}")
+            first = 0.0 if newest is None else newest + 1 / fps
+            return [first + index / fps for index in range(count)]
+        if fps is not None:
+            raise InvalidTimestampError("give either fps or timestamps, not both")
+        try:
+            stamps = [float(stamp) for stamp in timestamps]
+        except (TypeError, ValueError) as error:
+            raise InvalidTimestampError(f"time stamps must be seconds: {error}") from error
+        if len(stamps) != count:
+            raise InvalidTimestampError(f"{count} frames came with {len(stamps)} time stamps")
+        if not all(map(math.isfinite, stamps)):
+            raise InvalidTimestampError(f"a time stamp is not finite: {stamps}")
+        for earlier, later in zip([newest, *stamps], stamps, strict=False):
+            if earlier is not None and later < earlier:
+                raise InvalidTimestampError(
+                    f"time runs backwards: a frame of {later:.3f} s comes after one of "
+                    f"{earlier:.3f} s. Sort the frames, or reset() if the source started anew"
+                )
+        return stamps
+
+    def _seen(self, stamps: list[float]) -> StreamState:
+        """The stream's state once a chunk with these stamps is in it."""
+        state = self.cache_manager.state
+        return dataclasses.replace(
+            state,
+            chunks=state.chunks + 1,
+            frames=state.frames + len(stamps),
+            first_stamp=stamps[0] if state.first_stamp is None else state.first_stamp,
+            last_stamp=stamps[-1],
+            open_segment=self.layout == "continuous",
+        )
+
+    def _token_grid(self, patches: PatchGrid) -> tuple[int, int, int]:
+        grids, rows, columns = patches.grid_thw
+        return grids, rows // self._merge, columns // self._merge
+
+    def _question_ids(self, question: str, about: tuple[float, float] | None) -> list[int]:
+        manager = self.cache_manager
+        if manager.state.frames == 0:
+            raise EmptyMemoryError("nothing has been seen yet: append frames before asking")
+        if about is not None:
+            self._check_horizon(*about)
+        return self._chat.question(question, manager.state.open_segment, manager.max_tail_tokens)
+
+    def _check_horizon(self, start: float, stop: float) -> None:
+        if not start <= stop:
+            raise InvalidParameterError(
+                f"the time asked about ends before it begins: {start, stop}"
+            )
+        spans = self.cache_manager.ledger.time_spans()
+        if not any(first <= stop and start <= last for first, last in spans):
+            raise OutOfHorizonError(
+                f"nothing from {start:.3f} to {stop:.3f} s is remembered. The memory holds "
+                + ", ".join(f"{first:.3f} to {last:.3f} s" for first, last in spans[:3])
+                + (f" and {len(spans) - 3} more stretches" if len(spans) > 3 else "")
+            )
+
+    def _run_text(self, ids: list[int], start: Sequence[int], fork: Fork) -> torch.Tensor:
+        """Append text to a fork; return the logits ``[vocabulary]`` after its last token."""
+        embeddings = self.model.embed_tokens(ids)[None]
+        positions = _text_positions(start, fork.length, len(ids))
+        hidden = self.model.stream_forward(embeddings, positions, fork)
+        return self.model.logits(hidden[0, -1])
+
+    def _score(
+        self, texts: list[list[int]], first: torch.Tensor, start: Sequence[int], fork: Fork
+    ) -> list[float]:
+        """Log-probability of each text and the turn's end, given the logits before its start."""
+        longest = max(map(len, texts))
+        end = self._chat.answer_end[0]
+        # Padded on the right: no real token ever attends to what stands after it.
+        ids = torch.tensor([text + [end] * (longest - len(text)) for text in texts])
+        with fork.branch(longest, batch=len(texts)) as branch:
+            positions = _text_positions(start, fork.length, longest)
+            hidden = self.model.stream_forward(self.model.embed_tokens(ids), positions, branch)
+            logits = self.model.logits(hidden)  # [choices, longest, vocabulary]
+        before = first.expand(len(texts), 1, -1)
+        log_probs = torch.cat([before, logits], dim=1).log_softmax(-1)
+        return [
+            float(log_probs[row, range(len(text) + 1), [*text, end]].double().sum())
+            for row, text in enumerate(texts)
+        ]
+
+    def _keep_exchange(
+        self, fork: Fork, prompt: list[int], said: list[int], start: Sequence[int]
+    ) -> None:
+        """Close the answer's turn and commit question and answer to the stream."""
+        manager = self.cache_manager
+        unread = said[fork.length - len(prompt) :]
+        self._run_text([*unread, *self._chat.answer_end], start, fork)
+        state = dataclasses.replace(
+            manager.state, open_segment=False, exchanges=manager.state.exchanges + 1
+        )
+        manager.commit(fork, [TextSpan(fork.length)], state, chunk=False)
+
+    def _times(self) -> dict[str, Any]:
+        spans = self.cache_manager.ledger.time_spans()
+        return {
+            "oldest_timestamp": spans[0][0] if spans else None,
+            "newest_timestamp": spans[-1][1] if spans else None,
+            "time_spans": spans,
+        }
+
+    def _evidence(self) -> dict[str, Any]:
+        return {"cache_length": self.cache_manager.get_seq_length(), **self._times()}
+
+    def _clock(self) -> float:
+        """The time once the device has finished what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def _text_positions(start: Sequence[int], done: int, count: int) -> torch.Tensor:
+    """``[3, count]``: the text tokens after ``done`` others that began at ``start``."""
+    return torch.tensor(start)[:, None] + torch.arange(done, done + count)
+
+
+def _end_ids(model: StreamQwenModel, processor: StreamProcessor) -> set[int]:
+    """Tokens that end an answer: those of the generation config, and the tokenizer's own."""
+    ids: set[int] = set()
+    for source in (model.generation_config.eos_token_id, processor.tokenizer.eos_token_id):
+        if isinstance(source, int):
+            ids.add(source)
+        elif source is not None:
+            ids.update(source)
+    return ids

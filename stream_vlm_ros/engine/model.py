@@ -1,0 +1,211 @@
+"""The model: loads a checkpoint, turns patches into features and embeddings into hidden states."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from .attention import STREAM_ATTENTION, VISION_ATTENTION
+from .buffer import KVShape
+from .errors import DeviceUnavailableError, ModelLoadError
+from .forks import Fork
+from .frames import PatchGrid
+from .positions import MultimodalRotary
+
+MODEL_TYPE = "qwen2_5_vl"
+
+
+class StreamQwenModel(Qwen2_5_VLForConditionalGeneration):
+    """Qwen2.5-VL that appends vision and text to an existing cache.
+
+    The library's own modules and weights; only the attention functions, the rotation (float64
+    angles) and these methods differ. It holds no state of any stream: several engines may share
+    one model.
+    """
+
+    def __init__(self, config: Qwen2_5_VLConfig):
+        super().__init__(config)
+        self._become_streaming()
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **kwargs: Any) -> StreamQwenModel:
+        """Load a checkpoint folder of this machine; nothing is ever downloaded.
+
+        Args:
+            path: the folder with ``config.json`` and safetensors.
+            kwargs: as for any transformers model; ``torch_dtype`` is taken for ``dtype``.
+
+        Raises:
+            ModelLoadError: the folder is missing or incomplete, holds another architecture, or
+                its weights do not fit: every weight must come from the file and every weight of
+                the file must be used.
+        """
+        folder = Path(path)
+        _check_folder(folder)
+        if "torch_dtype" in kwargs:
+            kwargs["dtype"] = kwargs.pop("torch_dtype")
+        # The stock class, renamed afterwards: the library looks up how to rename the file's keys
+        # by class name, and would leave a subclass's language model random with only a warning.
+        try:
+            model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+                folder,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that the report below can name them
+                **kwargs,
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise ModelLoadError(f"cannot load the model in {folder}: {error}") from error
+        except Exception as error:  # safetensors raises a type of its own for a truncated file
+            if type(error).__module__.startswith(("safetensors", "builtins")):
+                raise ModelLoadError(
+                    f"cannot read the weights in {folder}: {error}. Is the file complete?"
+                ) from error
+            raise
+        _check_report(folder, report)
+        model.__class__ = cls
+        model._become_streaming()
+        return model
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """As the stock model, so that the folder loads anywhere."""
+        self.__class__ = Qwen2_5_VLForConditionalGeneration
+        try:
+            return super(StreamQwenModel, StreamQwenModel).save_pretrained(self, *args, **kwargs)
+        finally:
+            self.__class__ = StreamQwenModel
+
+    def _become_streaming(self) -> None:
+        text = self.model.language_model
+        if text.config.use_sliding_window:
+            raise ModelLoadError("this checkpoint uses sliding window attention: not supported")
+        stock = text.rotary_emb
+        if stock.rope_type != "default":
+            raise ModelLoadError(
+                f"this checkpoint scales its rotary embedding ('{stock.rope_type}'): not supported"
+            )
+        self.rotary = MultimodalRotary(
+            stock.inv_freq, text.config.rope_parameters["mrope_section"], stock.attention_scaling
+        )
+        text.rotary_emb = self.rotary
+        # A name with "flash" is checked when a model is built, so both are set only now.
+        text.config._attn_implementation = STREAM_ATTENTION
+        self.model.visual.config._attn_implementation = VISION_ATTENTION
+
+    @property
+    def kv_shape(self) -> KVShape:
+        """Size of this model's KV."""
+        text = self.config.text_config
+        return KVShape(
+            layers=text.num_hidden_layers,
+            kv_heads=text.num_key_value_heads,
+            head_dim=text.hidden_size // text.num_attention_heads,
+            dtype=self.dtype,
+        )
+
+    @torch.inference_mode()
+    def encode_frames(self, patches: PatchGrid) -> torch.Tensor:
+        """Vision features of a chunk, ``[tokens, hidden]``."""
+        grid = torch.tensor([patches.grid_thw], device=self.device)
+        pixels = patches.pixel_values.to(self.model.visual.dtype)
+        return self.model.visual(pixels, grid_thw=grid).pooler_output
+
+    @torch.inference_mode()
+    def embed_tokens(self, ids: list[int] | torch.Tensor) -> torch.Tensor:
+        """Text embeddings: ``[..., hidden]``."""
+        ids = torch.as_tensor(ids, dtype=torch.long, device=self.device)
+        return self.model.language_model.embed_tokens(ids)
+
+    @torch.inference_mode()
+    def stream_forward(
+        self, embeddings: torch.Tensor, positions: torch.Tensor, fork: Fork
+    ) -> torch.Tensor:
+        """Append tokens to a fork.
+
+        Args:
+            embeddings: ``[batch, n, hidden]``.
+            positions: ``[3, n]`` or ``[3, batch, n]``, in the frame of the stream's newest run.
+            fork: what the tokens see, and where their keys and values go.
+
+        Returns:
+            Hidden states after the last norm, ``[batch, n, hidden]``.
+        """
+        batch, length, _ = embeddings.shape
+        if positions.ndim == 2:
+            positions = positions[:, None].expand(3, batch, length)
+        return self.model.language_model(
+            inputs_embeds=embeddings,
+            position_ids=positions.to(embeddings.device),
+            attention_mask={"full_attention": None},  # asks the library to build none
+            past_key_values=fork,
+            use_cache=True,
+            fork=fork,
+        ).last_hidden_state
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """``[..., hidden]`` to ``[..., vocabulary]`` in float32."""
+        return self.lm_head(hidden).float()
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device by that name; DeviceUnavailableError where this machine has none."""
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceUnavailableError(f"'{device}' is not a device: use cpu or cuda") from error
+    if wanted.type == "cuda" and not torch.cuda.is_available():
+        build = "this torch is built without CUDA" if torch.version.cuda is None else "none is seen"
+        raise DeviceUnavailableError(
+            f"device '{device}' was asked for, but there is no CUDA GPU to use ({build}): use "
+            "device 'cpu', or install the CUDA build of torch and check nvidia-smi"
+        )
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        raise DeviceUnavailableError(
+            f"device '{device}' was asked for, but this machine has {torch.cuda.device_count()}"
+        )
+    return wanted
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ModelLoadError(
+            f"no model folder {folder}: give the folder of a Qwen2.5-VL checkpoint (config.json, "
+            "*.safetensors, tokenizer); nothing is downloaded"
+        )
+    if not (folder / "config.json").is_file():
+        raise ModelLoadError(f"{folder} has no config.json: not a checkpoint folder, or incomplete")
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise ModelLoadError(
+            f"{folder} has no weights (*.safetensors): the checkpoint is incomplete"
+        )
+    try:
+        config = Qwen2_5_VLConfig.get_config_dict(folder, local_files_only=True)[0]
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"cannot read {folder / 'config.json'}: {error}") from error
+    if config.get("model_type") != MODEL_TYPE:
+        raise ModelLoadError(
+            f"{folder} holds a model of type '{config.get('model_type')}': only Qwen2.5-VL "
+            f"('{MODEL_TYPE}') is supported"
+        )
+
+
+def _check_report(folder: Path, report: dict[str, Any]) -> None:
+    problems = []
+    for kind, title in (
+        ("missing_keys", "missing in the file"),
+        ("unexpected_keys", "not part of the model"),
+        ("mismatched_keys", "of another shape"),
+        ("error_msgs", "failed"),
+    ):
+        keys = sorted(str(key) for key in report.get(kind) or ())
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            problems.append(f"{title}: {', '.join(keys[:3])}{more}")
+    if problems:
+        raise ModelLoadError(
+            f"the weights in {folder} do not fit the model; " + "; ".join(problems)
+        )

@@ -1,0 +1,18 @@
+"""``ros2 run stream_vlm stream_vlm_node``, or ``python -m stream_vlm_ros.node``."""
+
+import sys
+
+from stream_vlm_ros.node.spinning import end_quietly_on_signals, leave, run
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Start the node; 0 when it was told to end, 1 for parameters that were refused."""
+    end_quietly_on_signals()
+    print("stream_vlm: starting", file=sys.stderr, flush=True)
+    from stream_vlm_ros.node.stream_vlm_node import StreamVlmNode
+
+    return run(StreamVlmNode, arguments)
+
+
+if __name__ == "__main__":
+    leave(main())

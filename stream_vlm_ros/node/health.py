@@ -1,0 +1,220 @@
+"""What the node says about itself on /diagnostics, as plain values.
+
+The keys ``frame_rate_msg``, ``current_delay_from_realtime_ms``, ``expected_frequency`` and
+``tolerance`` are those that existing dashboards read.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from stream_vlm_ros.node.sampling import SECOND
+
+TOLERANCE_PERCENT = 10.0
+
+
+class Level(IntEnum):
+    """The levels of ``diagnostic_msgs/DiagnosticStatus``."""
+
+    OK = 0
+    WARN = 1
+    ERROR = 2
+    STALE = 3
+
+
+@dataclass(frozen=True)
+class Health:
+    """One status: what it is about, how it is, in words and in figures."""
+
+    task: str
+    level: Level
+    message: str
+    values: dict[str, str]
+
+
+@dataclass
+class InputMonitor:
+    """Rate and delay of the images that arrive. All times are of the node's clock, in ns."""
+
+    window: int = 64
+    count: int = 0
+    _arrivals: deque[int] = field(default_factory=deque)
+    _stamps: deque[int] = field(default_factory=deque)
+    _idle_since_ns: int | None = None
+
+    def record(self, stamp_ns: int, now_ns: int) -> None:
+        """An image with this stamp arrived now."""
+        self.count += 1
+        if self._arrivals and now_ns < self._arrivals[-1]:
+            self._arrivals.clear()  # simulated time started anew
+        if self._stamps and stamp_ns <= self._stamps[-1]:
+            self._stamps.clear()
+        for times, value in ((self._arrivals, now_ns), (self._stamps, stamp_ns)):
+            times.append(value)
+            if len(times) > self.window:
+                times.popleft()
+        self._idle_since_ns = now_ns
+
+    def seconds_without_image(self, now_ns: int) -> float:
+        """Since the last image, or since the first call if there was none."""
+        if self._idle_since_ns is None or now_ns < self._idle_since_ns:
+            self._idle_since_ns = now_ns
+        return (now_ns - self._idle_since_ns) / SECOND
+
+    @property
+    def arrival_rate(self) -> float:
+        """Images a second by their arrival; 0 if unknown."""
+        return _rate(self._arrivals)
+
+    @property
+    def stamp_rate(self) -> float:
+        """Images a second by their stamps; 0 if unknown."""
+        return _rate(self._stamps)
+
+    @property
+    def delay_ms(self) -> float | None:
+        """Arrival less stamp of the last image; None without an image or without stamps."""
+        if not self._arrivals or not self._stamps or self._stamps[-1] == 0:
+            return None
+        return (self._arrivals[-1] - self._stamps[-1]) / 1e6
+
+
+def _rate(times: deque[int]) -> float:
+    span = times[-1] - times[0] if len(times) > 1 else 0
+    return (len(times) - 1) * SECOND / span if span > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class InputFacts:
+    """What :func:`input_health` judges."""
+
+    topic: str
+    active: bool
+    silent_for: float  # seconds without an image
+    timeout: float  # seconds
+    cause: str  # the likely cause of silence, in words
+    stamp_rate: float
+    arrival_rate: float
+    delay_ms: float | None
+    expected_rate: float  # sample_fps
+    arrival_timed: bool
+    clock_fault: str  # what is wrong with the node's clock, or ''
+    counts: dict[str, int]  # FrameCounters.snapshot()
+    new_faults: dict[str, int]  # drops since the last status that are not on purpose
+    messages_lost: int
+    last_refusal: str
+    qos: str
+
+
+_FAULT_WORDS = {
+    "dropped_overflow": "frames dropped because the model is slower than the stream: lower "
+    "sample_fps or max_pixels, or raise queue_size",
+    "dropped_invalid_image": "unusable images",
+    "dropped_invalid_stamp": "frames with unusable stamps",
+    "dropped_time_jump": "frames lost to a jump of the source's time",
+    "dropped_error": "frames in chunks that the model refused",
+}
+
+
+def input_health(facts: InputFacts) -> Health:
+    """The status of the image input."""
+    level, message = _judge_input(facts)
+    values = {
+        "topic": facts.topic,
+        "qos": facts.qos,
+        "frame_rate_msg": f"{facts.stamp_rate:.2f}",
+        "frame_rate_node": f"{facts.arrival_rate:.2f}",
+        "current_delay_from_realtime_ms": (
+            "N/A" if facts.delay_ms is None else f"{facts.delay_ms:.1f}"
+        ),
+        "expected_frequency": f"{facts.expected_rate:.2f}",
+        "tolerance": f"{TOLERANCE_PERCENT:.1f}",
+        "seconds_without_image": f"{facts.silent_for:.1f}",
+        **{name: str(count) for name, count in facts.counts.items()},
+        "messages_lost_in_transport": str(facts.messages_lost),
+    }
+    if facts.last_refusal:
+        values["last_refusal"] = facts.last_refusal
+    return Health("image input", level, message, values)
+
+
+def _judge_input(facts: InputFacts) -> tuple[Level, str]:
+    if facts.clock_fault:
+        return Level.WARN, facts.clock_fault
+    if facts.silent_for > facts.timeout:
+        return (
+            Level.ERROR,
+            f"no image on {facts.topic} for {facts.silent_for:.0f} s: {facts.cause}",
+        )
+    if not facts.active:
+        return Level.OK, "not active: images are counted and dropped"
+    faults = [f"{count} {_FAULT_WORDS[name]}" for name, count in facts.new_faults.items() if count]
+    if faults:
+        last = f" (last: {facts.last_refusal})" if facts.last_refusal else ""
+        return Level.WARN, "; ".join(faults) + last
+    floor = facts.expected_rate * (1 - TOLERANCE_PERCENT / 100)
+    if 0 < facts.arrival_rate < floor:
+        return (
+            Level.WARN,
+            f"{facts.arrival_rate:.2f} images/s arrive, fewer than sample_fps "
+            f"({facts.expected_rate:.2f})",
+        )
+    if facts.arrival_timed:
+        return (
+            Level.WARN,
+            "the source leaves header.stamp zero: frames are timed by their arrival, and answers "
+            "cannot be matched to the source",
+        )
+    if facts.arrival_rate == 0:
+        return Level.OK, f"waiting for images on {facts.topic}"
+    return Level.OK, "images arrive"
+
+
+@dataclass(frozen=True)
+class MemoryFacts:
+    """What :func:`memory_health` judges."""
+
+    state: str  # of the lifecycle
+    failure: str  # of the last transition, or ''
+    chunk_fault: str  # of the last chunk, or ''
+    model: str
+    device: str
+    length: int
+    cap: int
+    memory_bytes: int
+    chunks: int
+    evictions: int
+    queue_depth: int
+    answers: int
+    errors: int  # questions that ended in an error
+
+
+def memory_health(facts: MemoryFacts) -> Health:
+    """The status of model and memory."""
+    if facts.failure:
+        level, message = Level.ERROR, facts.failure
+    elif facts.chunk_fault:
+        level, message = Level.ERROR, f"the last chunk was refused: {facts.chunk_fault}"
+    elif facts.state == "configuring":
+        level, message = Level.OK, "the model is being loaded"
+    elif facts.state != "active":
+        level, message = Level.WARN, f"the node is {facts.state}"
+    else:
+        level = Level.OK
+        message = f"{facts.length} of {facts.cap} tokens in memory"
+    values = {
+        "state": facts.state,
+        "model": facts.model,
+        "device": facts.device,
+        "cache_length": str(facts.length),
+        "max_cache_tokens": str(facts.cap),
+        "cache_memory_mb": f"{facts.memory_bytes / 1e6:.1f}",
+        "chunks": str(facts.chunks),
+        "evictions": str(facts.evictions),
+        "queue_depth": str(facts.queue_depth),
+        "answers": str(facts.answers),
+        "failed_questions": str(facts.errors),
+    }
+    return Health("model and memory", level, message, values)

@@ -1,0 +1,94 @@
+"""From the start of the process to its end: signals, the executor, the exit status."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+_rclpy_listens = threading.Event()
+
+THREADS = 4  # images, upkeep, a transition, and one for everything else
+
+
+def end_quietly_on_signals() -> None:
+    """From here on SIGINT and SIGTERM end the process with status 0 and without a traceback.
+
+    To be called before the slow imports. A process started in the background by a shell inherits
+    an ignored SIGINT, which this undoes. Once rclpy is initialized, its own handlers shut the
+    context down first, and these do nothing more.
+    """
+
+    def end(number: int, frame: Any) -> None:
+        if not _rclpy_listens.is_set():
+            os._exit(0)  # nothing was opened yet, and an import must not print its interruption
+
+    signal.signal(signal.SIGINT, end)
+    signal.signal(signal.SIGTERM, end)
+
+
+def run(make_node: Callable[[], Any], arguments: list[str] | None = None) -> int:
+    """Spin a node until the context is shut down; the exit status of the process.
+
+    ``make_node`` returns a node with a method ``close``.
+    """
+    import rclpy
+    from rclpy.executors import MultiThreadedExecutor
+
+    from stream_vlm_ros.engine.errors import InvalidParameterError
+
+    rclpy.init(args=arguments)
+    _rclpy_listens.set()
+    try:
+        node = make_node()
+    except InvalidParameterError as refusal:
+        print(f"stream_vlm: bad parameter: {refusal}", file=sys.stderr, flush=True)
+        rclpy.try_shutdown()
+        return 1
+    except Exception:
+        if not rclpy.ok():  # told to end while the node was being made
+            return 0
+        raise
+    executor = MultiThreadedExecutor(THREADS)
+    executor.add_node(node)
+    try:
+        spin(executor, node)
+    finally:
+        node.close()
+        executor.shutdown(timeout_sec=1.0)
+        rclpy.try_shutdown()
+    return 0
+
+
+def leave(status: int) -> NoReturn:
+    """End the process with ``status``, everything of ROS being closed already.
+
+    Without taking the interpreter down: with torch loaded that takes seconds, of which launch
+    allows five from Ctrl-C to SIGTERM, and under a thread that still loads a model or computes a
+    long chunk it can crash.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def spin(executor: Any, node: Any) -> None:
+    """Spin until the context is shut down. A fault in a callback is logged; the node goes on."""
+    from rclpy.exceptions import InvalidHandle
+    from rclpy.executors import ExternalShutdownException
+
+    while executor.context.ok():
+        try:
+            executor.spin_once()
+        except ExternalShutdownException:
+            return
+        except InvalidHandle:
+            # rclpy's: an entity was destroyed in one thread while another was about to wait on it.
+            continue
+        except Exception:
+            if executor.context.ok():
+                node.get_logger().error(f"a callback failed:\n{traceback.format_exc()}")

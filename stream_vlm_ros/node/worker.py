@@ -1,0 +1,453 @@
+"""One thread that owns the engine, and the queue in front of it.
+
+Callbacks put commands into the queue and return; only this thread touches the engine. Commands are
+carried out in the order of their arrival, so a question sees every chunk delivered before it.
+At most ``queue_size`` chunks wait: a further one pushes out the oldest waiting chunk, since new
+pictures are worth more than old ones. Questions are never dropped: beyond ``max_questions``
+waiting ones, a new one is refused at once.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from stream_vlm_ros.engine.errors import OutOfHorizonError, StreamVlmError
+from stream_vlm_ros.node.counters import Drop, FrameCounters
+from stream_vlm_ros.node.sampling import SECOND, TimedFrame
+
+
+class NotActiveError(StreamVlmError):
+    """A question to a node that is not active, or ceased to be while it waited."""
+
+    code = "NOT_ACTIVE"
+
+
+class QueueFullError(StreamVlmError):
+    """Too many questions are waiting already."""
+
+    code = "QUEUE_FULL"
+
+
+class CancelledError(StreamVlmError):
+    """A question that was cancelled."""
+
+    code = "CANCELLED"
+
+
+class Engine(Protocol):
+    """What the worker needs of :class:`stream_vlm_ros.engine.VideoStreamingInference`."""
+
+    def append_video_chunk(self, frames: Any, fps: Any = None, timestamps: Any = None) -> dict: ...
+
+    def ask(self, question: str, *args: Any, **kwargs: Any) -> tuple[str, dict]: ...
+
+    def ask_choice(
+        self, question: str, choices: list[str], *args: Any, **kwargs: Any
+    ) -> tuple[str, dict]: ...
+
+    def get_cache_info(self) -> dict: ...
+
+    def reset(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Question:
+    """What was asked, with every setting decided."""
+
+    text: str
+    choices: tuple[str, ...] = ()
+    max_new_tokens: int = 128
+    temperature: float = 0.0  # 0: greedy
+    keep_exchange: bool = False
+    about_ns: tuple[int, int] | None = None  # stamps from and to; 0: no limit on that side
+
+
+@dataclass(frozen=True)
+class MemoryState:
+    """The engine's memory at one moment. Stamps in nanoseconds of the source, None when empty."""
+
+    length: int = 0
+    cap: int = 0
+    sink: int = 0
+    window: int = 0
+    memory_bytes: int = 0
+    chunks: int = 0
+    frames: int = 0
+    evictions: int = 0
+    evicted_tokens: int = 0
+    oldest_ns: int | None = None
+    newest_ns: int | None = None
+    spans_ns: tuple[tuple[int, int], ...] = ()  # unbroken stretches of time, oldest first
+    header: Any = None  # of the newest frame
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a question: an answer, or an error. Times in seconds."""
+
+    question: Question
+    answer: str = ""
+    choice_index: int = -1
+    choice_scores: tuple[float, ...] = ()
+    error: StreamVlmError | None = None
+    waiting: float = 0.0
+    ttft: float = 0.0
+    latency: float = 0.0
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    finish_reason: str = ""
+    memory: MemoryState = MemoryState()
+
+
+READING = "reading"
+WRITING = "writing"
+Progress = Callable[[str, str], None]  # (READING or WRITING, the answer so far)
+
+
+@dataclass
+class Ticket:
+    """A question on its way. ``future`` is always given an :class:`Outcome`, never an exception."""
+
+    question: Question
+    progress: Progress | None = None
+    future: Future[Outcome] = field(default_factory=Future)
+    arrived: float = field(default_factory=time.monotonic)
+    _cancelled: threading.Event = field(default_factory=threading.Event)
+    _why: StreamVlmError = field(
+        default_factory=lambda: CancelledError("the question was cancelled")
+    )
+
+    def cancel(self, why: StreamVlmError | None = None) -> None:
+        """Ask for an early end; the future still gets its outcome."""
+        if why is not None and not self.cancelled:
+            self._why = why
+        self._cancelled.set()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether an early end was asked for."""
+        return self._cancelled.is_set()
+
+    @property
+    def why(self) -> StreamVlmError:
+        """The reason for the early end."""
+        return self._why
+
+
+@dataclass
+class _Append:
+    frames: list[TimedFrame]
+
+
+@dataclass
+class _Reset:
+    future: Future[None] = field(default_factory=Future)
+
+
+class EngineWorker:
+    """Loads the engine in a thread of its own and serves the queue there.
+
+    Args:
+        load: builds the engine; called once, in the thread.
+        counters: where the end of every frame is counted.
+        queue_size, max_questions: bounds of the queue; both may be changed at any time.
+        changed: called in the thread after each command.
+        report: told of each chunk that the engine refused or failed on.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Engine],
+        counters: FrameCounters,
+        queue_size: int,
+        max_questions: int,
+        changed: Callable[[], None] = lambda: None,
+        report: Callable[[Exception], None] = lambda fault: None,
+    ) -> None:
+        self.queue_size = queue_size
+        self.max_questions = max_questions
+        self.loaded: Future[None] = Future()
+        self.memory = MemoryState()
+        self.resets = 0
+        self.last_fault: str = ""  # of the last chunk, empty when it went well
+        self._load = load
+        self._counters = counters
+        self._changed = changed
+        self._report = report
+        self._queue: deque[_Append | _Reset | Ticket] = deque()
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._current: Ticket | None = None
+        self._epoch_ns = 0  # stamp of the memory's first frame
+        self._newest_header: Any = None
+        # A daemon: a model that is being loaded cannot be interrupted, and must not keep a
+        # process alive that was told to end.
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread; :attr:`loaded` is done when the engine is there."""
+        self._thread.start()
+
+    def stop(self, timeout: float) -> bool:
+        """End the thread and drop what waits; True if it ended within ``timeout`` seconds."""
+        self.abandon(Drop.RESET, NotActiveError("the node was stopped before the answer came"))
+        with self._wake:
+            self._stopping = True
+            self._wake.notify_all()
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    # What callbacks call. All return at once.
+
+    def append(self, frames: list[TimedFrame]) -> None:
+        """Queue a chunk. Its frames are pending in the counters until it is appended or dropped."""
+        with self._wake:
+            if self._stopping:
+                self._counters.drop(Drop.RESET, len(frames))
+                return
+            while self.waiting_chunks >= self.queue_size:
+                oldest = next(c for c in self._queue if isinstance(c, _Append))
+                self._queue.remove(oldest)
+                self._counters.drop(Drop.OVERFLOW, len(oldest.frames))
+            self._queue.append(_Append(frames))
+            self._wake.notify()
+
+    def ask(self, question: Question, progress: Progress | None = None) -> Ticket:
+        """Queue a question; ``progress`` is called in the worker's thread."""
+        ticket = Ticket(question, progress)
+        with self._wake:
+            refusal: StreamVlmError | None = None
+            if self._stopping:
+                refusal = NotActiveError("the node is being stopped")
+            elif self.waiting_questions >= self.max_questions:
+                refusal = QueueFullError(
+                    f"{self.waiting_questions} questions are waiting already (max_questions); "
+                    "ask again when one has been answered"
+                )
+            else:
+                self._queue.append(ticket)
+                self._wake.notify()
+        if refusal is not None:
+            ticket.future.set_result(self._failed(ticket, refusal))
+        return ticket
+
+    def reset(self, cause: Drop) -> Future[None]:
+        """Drop the waiting chunks for ``cause``, then empty the memory when its turn comes."""
+        command = _Reset()
+        with self._wake:
+            self._drop_chunks(cause)
+            if self._stopping:
+                command.future.set_exception(NotActiveError("the node is being stopped"))
+                return command.future
+            self._queue.append(command)
+            self._wake.notify()
+        return command.future
+
+    def abandon(self, cause: Drop, why: StreamVlmError) -> None:
+        """Drop the waiting chunks for ``cause`` and end all questions early with ``why``."""
+        with self._wake:
+            self._drop_chunks(cause)
+            tickets = [c for c in self._queue if isinstance(c, Ticket)]
+            self._queue = deque(c for c in self._queue if not isinstance(c, Ticket))
+            current = self._current
+        for ticket in tickets:
+            ticket.future.set_result(self._failed(ticket, why))
+        if current is not None:
+            current.cancel(why)
+
+    @property
+    def depth(self) -> int:
+        """Commands waiting."""
+        return len(self._queue)
+
+    @property
+    def waiting_chunks(self) -> int:
+        """Chunks waiting."""
+        with self._wake:
+            return sum(isinstance(command, _Append) for command in self._queue)
+
+    @property
+    def waiting_questions(self) -> int:
+        """Questions waiting."""
+        with self._wake:
+            return sum(isinstance(command, Ticket) for command in self._queue)
+
+    def _drop_chunks(self, cause: Drop) -> None:
+        for command in self._queue:
+            if isinstance(command, _Append):
+                self._counters.drop(cause, len(command.frames))
+        self._queue = deque(c for c in self._queue if not isinstance(c, _Append))
+
+    # What runs in the thread.
+
+    def _run(self) -> None:
+        try:
+            engine = self._load()
+            self.memory = self._look(engine)
+        except BaseException as fault:
+            self.loaded.set_exception(fault)
+            return
+        self.loaded.set_result(None)
+        while (command := self._next()) is not None:
+            if isinstance(command, _Append):
+                self._append(engine, command)
+            elif isinstance(command, Ticket):
+                self._answer(engine, command)
+            else:
+                self._reset(engine, command)
+            self._changed()
+        if hasattr(engine, "close"):
+            engine.close()
+
+    def _next(self) -> _Append | _Reset | Ticket | None:
+        with self._wake:
+            self._current = None
+            while not self._queue and not self._stopping:
+                self._wake.wait()
+            if self._stopping:
+                for command in self._queue:  # only resets are left: stop() abandoned the others
+                    if isinstance(command, _Reset):
+                        command.future.set_exception(NotActiveError("the node was stopped"))
+                self._queue.clear()
+                return None
+            command = self._queue.popleft()
+            if isinstance(command, Ticket):
+                self._current = command
+            return command
+
+    def _append(self, engine: Engine, command: _Append) -> None:
+        frames = command.frames
+        if self.memory.newest_ns is None and not getattr(engine, "keeps_source_time", False):
+            self._epoch_ns = frames[0].stamp_ns
+        # Relative to the first frame: a float of seconds since 1970 does not hold nanoseconds. But
+        # what outlives this process must be stamped in a time that does, too.
+        times = [(frame.stamp_ns - self._epoch_ns) / SECOND for frame in frames]
+        try:
+            engine.append_video_chunk([frame.image for frame in frames], timestamps=times)
+        except Exception as fault:  # the stream goes on with the next chunk
+            self.last_fault = str(fault) or type(fault).__name__
+            self._counters.drop(Drop.ERROR, len(frames))
+            self._report(fault)
+            return
+        self.last_fault = ""
+        self._newest_header = frames[-1].header
+        self.memory = self._look(engine)
+        self._counters.ingest(len(frames))
+
+    def _reset(self, engine: Engine, command: _Reset) -> None:
+        try:
+            engine.reset()
+        except Exception as fault:
+            command.future.set_exception(fault)
+            return
+        self.last_fault = ""
+        self._newest_header = None
+        self.resets += 1
+        self.memory = self._look(engine)
+        command.future.set_result(None)
+
+    def _answer(self, engine: Engine, ticket: Ticket) -> None:
+        started = time.monotonic()
+        question = ticket.question
+        progress = ticket.progress or (lambda state, text: None)
+        if ticket.cancelled:
+            ticket.future.set_result(self._failed(ticket, ticket.why))
+            return
+        try:
+            progress(READING, "")
+            if question.choices:
+                answer, metrics = engine.ask_choice(
+                    question.text, list(question.choices), about=self._about(question)
+                )
+            else:
+                answer, metrics = engine.ask(
+                    question.text,
+                    max_new_tokens=question.max_new_tokens,
+                    do_sample=question.temperature > 0,
+                    temperature=question.temperature or 1.0,
+                    update_state=question.keep_exchange,
+                    on_token=lambda text: progress(WRITING, text),
+                    cancel=lambda: ticket.cancelled,
+                    about=self._about(question),
+                )
+            if question.keep_exchange:
+                self.memory = self._look(engine)
+            reason = str(metrics.get("finish_reason", "choice" if question.choices else ""))
+            elapsed = time.monotonic() - started
+            outcome = Outcome(
+                question=question,
+                answer=answer,
+                choice_index=int(metrics.get("choice_index", -1)),
+                choice_scores=tuple(float(score) for score in metrics.get("scores", ())),
+                error=ticket.why if reason == "cancelled" else None,
+                waiting=started - ticket.arrived,
+                ttft=float(metrics.get("ttft", elapsed)),
+                latency=float(metrics.get("latency", elapsed)),
+                prompt_tokens=int(metrics.get("prompt_tokens", 0)),
+                answer_tokens=int(metrics.get("answer_tokens", 0)),
+                finish_reason=reason,
+                memory=self.memory,
+            )
+        except OutOfHorizonError:  # said again in the source's time, not in the engine's
+            held = ", ".join(
+                f"{first / SECOND:.3f} to {last / SECOND:.3f} s"
+                for first, last in self.memory.spans_ns
+            )
+            fault = OutOfHorizonError(f"nothing of that time is remembered; in memory is {held}")
+            outcome = self._failed(ticket, fault, started)
+        except StreamVlmError as fault:
+            outcome = self._failed(ticket, fault, started)
+        except Exception as fault:
+            self._report(fault)
+            words = StreamVlmError(f"the answer failed inside: {fault!r}; see the node's log")
+            outcome = self._failed(ticket, words, started)
+        ticket.future.set_result(outcome)
+
+    def _failed(
+        self, ticket: Ticket, error: StreamVlmError, started: float | None = None
+    ) -> Outcome:
+        waited = (started or time.monotonic()) - ticket.arrived
+        return Outcome(ticket.question, error=error, waiting=waited, memory=self.memory)
+
+    def _look(self, engine: Engine) -> MemoryState:
+        info = engine.get_cache_info()
+        evicted = info["eviction_stats"]
+        oldest, newest = info["oldest_timestamp"], info["newest_timestamp"]
+        return MemoryState(
+            length=info["cache_seq_length"],
+            cap=info["max_cache_tokens"] or 0,
+            sink=info["sink_size"] or 0,
+            window=info["window_size"] or 0,
+            memory_bytes=info["cache_memory_bytes"],
+            chunks=info["chunks"],
+            frames=info["frames"],
+            evictions=evicted["total_evictions"],
+            evicted_tokens=evicted["total_tokens_evicted"],
+            oldest_ns=None if oldest is None else self._to_ns(oldest),
+            newest_ns=None if newest is None else self._to_ns(newest),
+            spans_ns=tuple(
+                (self._to_ns(first), self._to_ns(last)) for first, last in info["time_spans"]
+            ),
+            header=self._newest_header,
+        )
+
+    def _about(self, question: Question) -> tuple[float, float] | None:
+        """The time a question is about, in the engine's seconds."""
+        memory = self.memory
+        if question.about_ns is None or memory.oldest_ns is None or memory.newest_ns is None:
+            return None
+        first, last = question.about_ns
+        return (
+            ((first or memory.oldest_ns) - self._epoch_ns) / SECOND,
+            ((last or memory.newest_ns) - self._epoch_ns) / SECOND,
+        )
+
+    def _to_ns(self, seconds: float) -> int:
+        return self._epoch_ns + round(seconds * SECOND)

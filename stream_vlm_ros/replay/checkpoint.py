@@ -1,0 +1,211 @@
+"""What a checkpoint folder holds and what its memory costs: read from its files, nothing loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stream_vlm_ros.demo.text import bytes_text, duration_text, plural
+from stream_vlm_ros.engine.errors import InvalidParameterError, ModelLoadError
+
+BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """A Qwen2.5-VL checkpoint folder in figures. Weights are 0 where there are none."""
+
+    folder: Path
+    layers: int
+    kv_heads: int
+    head_dim: int
+    hidden_size: int
+    vision_layers: int
+    vocabulary: int
+    dtype: str
+    parameters: int
+    weight_bytes: int
+    weight_files: int
+    missing: tuple[str, ...]  # files that a complete folder has and this one lacks
+
+    @classmethod
+    def read(cls, folder: str | Path) -> CheckpointInfo:
+        """From ``config.json`` and the headers of the weights.
+
+        Raises ModelLoadError where the folder is missing or is not a Qwen2.5-VL's.
+        """
+        folder = Path(folder).expanduser()
+        config = _config_of(folder)
+        text = config.get("text_config") or config  # older files are flat
+        try:
+            heads = text["num_attention_heads"]
+            shape = {
+                "layers": text["num_hidden_layers"],
+                "kv_heads": text.get("num_key_value_heads") or heads,
+                "head_dim": text["hidden_size"] // heads,
+                "hidden_size": text["hidden_size"],
+                "vocabulary": text["vocab_size"],
+                "vision_layers": (config.get("vision_config") or {}).get("depth", 32),
+            }
+        except (KeyError, TypeError, ZeroDivisionError) as error:
+            raise ModelLoadError(
+                f"{folder / 'config.json'} does not say {error}: it is incomplete; copy it from "
+                "the release of the model"
+            ) from error
+        files = sorted(folder.glob("*.safetensors"))
+        dtype = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "float32"
+        return cls(
+            folder=folder,
+            dtype=str(dtype).removeprefix("torch."),
+            parameters=sum(_parameters_in(file) for file in files),
+            weight_bytes=sum(file.stat().st_size for file in files),
+            weight_files=len(files),
+            missing=_missing_in(folder, files),
+            **shape,
+        )
+
+    def token_bytes(self, dtype: str | None = None) -> int:
+        """Keys and values of one token in all layers, in bytes."""
+        size = BYTES_OF.get(dtype or self.dtype, 2)
+        return 2 * self.layers * self.kv_heads * self.head_dim * size
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What there is to say, as (label, sentence)."""
+        weights = (
+            f"{self.parameters:,} parameters in {plural(self.weight_files, 'file')}, "
+            f"{bytes_text(self.weight_bytes)}"
+        )
+        return [
+            ("Folder", str(self.folder)),
+            ("Weights", weights if self.weight_files else "none"),
+            (
+                "Language",
+                f"{self.layers} layers of {self.hidden_size}, {self.kv_heads} KV heads of "
+                f"{self.head_dim}, {self.vocabulary:,} words",
+            ),
+            ("Vision", f"{self.vision_layers} layers"),
+            ("Missing", ", ".join(self.missing) if self.missing else "nothing"),
+            (
+                "A token",
+                f"{self.token_bytes('bfloat16'):,} bytes of memory in bfloat16 (GPU), "
+                f"{self.token_bytes('float32'):,} in float32 (CPU)",
+            ),
+        ]
+
+    def cap_row(self, cap: int, cost: PictureCost) -> tuple[str, str, str, str]:
+        """A bound in tokens, its memory in bfloat16 and in float32, the video it holds."""
+        return (
+            f"{cap:,}",
+            bytes_text(cap * self.token_bytes("bfloat16")),
+            bytes_text(cap * self.token_bytes("float32")),
+            duration_text(cap / cost.tokens_per_second),
+        )
+
+
+@dataclass(frozen=True)
+class PictureCost:
+    """Tokens that a camera's pictures become. Sizes are (width, height) in pixels."""
+
+    camera: tuple[int, int]
+    resized: tuple[int, int]
+    grid_tokens: int  # of one temporal grid
+    grid_frames: int  # frames in it
+    fps: float
+
+    @classmethod
+    def of(
+        cls, folder: Path, camera: tuple[int, int], fps: float, max_pixels: int | None = None
+    ) -> PictureCost:
+        """By the folder's own settings, or the library's where it has none.
+
+        Raises InvalidParameterError, ModelLoadError, InvalidImageError.
+        """
+        from stream_vlm_ros.engine.frames import ImageSettings, check_pixel_bounds, smart_resize
+
+        if not 0 < fps <= 1000:
+            raise InvalidParameterError(f"The rate is {fps:g} frames/s; it must be above 0.")
+        own = "preprocessor_config.json" not in _missing_in(folder, [])
+        settings = ImageSettings.from_folder(folder) if own else ImageSettings()
+        most = settings.at_most(max_pixels)
+        check_pixel_bounds(settings.min_pixels, most)
+        height, width = smart_resize(
+            camera[1], camera[0], settings.factor, settings.min_pixels, most
+        )
+        return cls(
+            camera=camera,
+            resized=(width, height),
+            grid_tokens=height * width // settings.factor**2,
+            grid_frames=settings.temporal_patch_size,
+            fps=fps,
+        )
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.grid_tokens / self.grid_frames * self.fps
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What there is to say, as (label, sentence)."""
+        (width, height), (new_width, new_height) = self.camera, self.resized
+        return [
+            (
+                "A frame",
+                f"{width}x{height} is resized to {new_width}x{new_height}: {self.grid_tokens:,} "
+                f"tokens for {self.grid_frames} frames",
+            )
+        ]
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise ModelLoadError(
+            f"There is no model folder {folder}. Give the folder of a Qwen2.5-VL checkpoint; "
+            "nothing is ever downloaded."
+        )
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ModelLoadError(f"{folder} has no config.json, so it is no checkpoint folder.")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"{file} cannot be read: {error}") from error
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind != "qwen2_5_vl":
+        raise ModelLoadError(
+            f"{folder} holds a model of the type {kind!r}; only Qwen2.5-VL (qwen2_5_vl) is "
+            "supported."
+        )
+    return config
+
+
+def _parameters_in(file: Path) -> int:
+    """Numbers in a safetensors file, by its header."""
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length)) if length < 100_000_000 else None
+        return sum(math.prod(e["shape"]) for n, e in header.items() if n != "__metadata__")
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ModelLoadError(
+            f"{file} is no whole safetensors file; copy it again (its size is "
+            f"{file.stat().st_size:,} bytes)"
+        ) from error
+
+
+def _missing_in(folder: Path, weights: list[Path]) -> tuple[str, ...]:
+    missing = [] if weights else ["*.safetensors (the weights)"]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise ModelLoadError(f"{index} cannot be read: {error!r}") from error
+        missing += sorted(named - {file.name for file in weights}) if weights else []
+    if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
+        missing.append("tokenizer.json")
+    names = ("preprocessor_config.json", "processor_config.json")
+    if not any((folder / name).is_file() for name in names):
+        missing.append("preprocessor_config.json")
+    return tuple(missing)

@@ -1,0 +1,177 @@
+"""What the verbs ``replay`` and ``report`` of the command line do and print."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from stream_vlm_ros.engine.errors import InvalidParameterError
+
+from .comparison import compare
+from .job import ReplayJob
+from .rendering import p_value_text, seconds_text, share_text
+from .report import ReportError, read_report
+from .settings import EngineSettings
+
+BELOW, INTERRUPTED = 1, 130  # exit statuses
+
+
+def settings_of(
+    base: EngineSettings, engine: str | None, compared: Sequence[str]
+) -> list[EngineSettings]:
+    """The configurations of ``--engine`` and of each ``--compare``, which changes it."""
+    named = engine is not None and ":" in engine.split(",")[0].split("=")[0]
+    first = base.changed(engine)
+    if not named:
+        first = dataclasses.replace(first, name=first.kind)
+    return [first, *(first.changed(text) for text in compared)]
+
+
+def run_job(job: ReplayJob, fail_under: float | None, out: Console) -> int:
+    """Run, print the figures, and say how it ended: 0, BELOW or INTERRUPTED."""
+    if fail_under is not None and not 0 <= fail_under <= 1:
+        raise InvalidParameterError(f"--fail-under is {fail_under}; it is a share from 0 to 1.")
+    report = job.run()
+    out.print(summary_table(report["runs"]))
+    for run in report["runs"]:
+        _print_troubles(run, out)
+    _say(out, f"Report: {job.out / 'report.html'}")
+    if job.interrupted:
+        _say(out, "Interrupted: the report is partial. The same command goes on where it was.")
+        return INTERRUPTED
+    return BELOW if fails(report, fail_under, out) else 0
+
+
+def fails(report: dict[str, Any], fail_under: float | None, out: Console) -> bool:
+    """Whether a run ended early, or answered fewer than ``fail_under`` of its questions right."""
+    failed = False
+    for run in report["runs"]:
+        if "error" in run:
+            failed = True
+        share = run["summary"]["accuracy"]["accuracy"]
+        if fail_under is not None and (share is None or share < fail_under):
+            found = "nothing was judged" if share is None else f"{100 * share:.1f} % right"
+            _say(out, f"{run['name']} fails: {found}, wanted at least {100 * fail_under:g} %")
+            failed = True
+    return failed
+
+
+def summary_table(runs: Sequence[dict[str, Any]]) -> Table:
+    """One line a run."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for title in ("", "right", "first token", "answer", "frames", "lost", "cache"):
+        side = "left" if title in ("", "right") else "right"
+        table.add_column(title, justify=side, no_wrap=title != "", overflow="fold")
+    for run in runs:
+        figures = run["summary"]
+        ttft, latency = figures["times"]["ttft"], figures["times"]["latency"]
+        table.add_row(
+            Text(run["name"]),
+            _short_share(figures["accuracy"]),
+            seconds_text(ttft and ttft["p50"]),
+            seconds_text(latency and latency["p50"]),
+            f"{figures['frames']:,}",
+            f"{figures['lost']:,}",
+            f"{figures['longest_cache']:,}",
+        )
+    return table
+
+
+def _short_share(figure: dict[str, Any]) -> str:
+    if not figure["judged"]:
+        return "not judged"
+    return f"{100 * figure['accuracy']:.1f} % ({figure['right']} of {figure['judged']})"
+
+
+def diff(a: str, b: str, run_a: str | None = None, run_b: str | None = None) -> dict[str, Any]:
+    """Run ``run_b`` of report ``b`` against ``run_a`` of report ``a``; None: the first run."""
+    return compare(_run_of(a, run_a), _run_of(b, run_b))
+
+
+def print_diff(difference: dict[str, Any], out: Console) -> None:
+    """A comparison in words."""
+    accuracy = difference["accuracy"]
+    _say(out, f"{difference['common']} questions in both", "bold")
+    for key in ("only_in_a", "only_in_b"):
+        if difference[key]:
+            _say(out, f"{difference[key]} answers {key.replace('_', ' ')[:-1]}{key[-1].upper()}")
+    for key, (before, after) in difference["settings"].items():
+        _say(out, f"{key}: {before} -> {after}")
+    _say(out, f"Right        {share_text(accuracy['a'])} -> {share_text(accuracy['b'])}")
+    words = p_value_text(accuracy["p"])
+    if accuracy["p"] is not None:
+        words += ", significant" if accuracy["significant"] else ", may be chance"
+    _say(out, f"             {words} (McNemar's exact test)")
+    for name, ids in (
+        ("Lost", accuracy["only_a_right"]),
+        ("Won", accuracy["only_b_right"]),
+    ):
+        if ids:
+            more = f" and {len(ids) - 12} more" if len(ids) > 12 else ""
+            _say(out, f"{name:<13}{', '.join(ids[:12])}{more}")
+    _say(out, f"Same words   {difference['same_words']} of {difference['common']}")
+    for key, title in (("ttft", "First token"), ("latency", "Whole answer")):
+        if times := difference["times"][key]:
+            meaning = "significant" if times["significant"] else "may be chance"
+            _say(
+                out,
+                f"{title:<13}{seconds_text(times['a'])} -> {seconds_text(times['b'])} on average; "
+                f"{p_value_text(times['p'])}, {meaning}",
+            )
+
+
+def print_rate(found: dict[str, Any], out: Console) -> None:
+    """The trials of a search for the highest rate, and its result."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for title in ("images/s", "published", "received", "taken in", "missed", "lost", "causes"):
+        table.add_column(title, justify="left" if title == "causes" else "right")
+    for trial in found["trials"]:
+        causes = [f"{n} {c.removeprefix('dropped_')}" for c, n in trial["drops"].items()]
+        if lost := trial["published"] - trial["received"]:
+            causes.append(f"{lost} transport")
+        table.add_row(
+            f"{trial['rate']:.1f}",
+            *(f"{trial[key]:,}" for key in ("published", "received", "ingested", "missed")),
+            f"{100 * trial['lost']:.1f} %",
+            ", ".join(causes),
+        )
+    out.print(table)
+    allowed = f"less than {100 * found['loss_allowed']:g} % lost"
+    if found["highest_rate"]:
+        _say(out, f"Highest rate with {allowed}: {found['highest_rate']:.1f} images/s", "bold")
+    else:
+        _say(out, f"No rate from 1 image/s on had {allowed}.", "bold")
+
+
+def _run_of(path: str, name: str | None) -> dict[str, Any]:
+    runs = read_report(path)["runs"]
+    if not runs:
+        raise ReportError(f"The report {path} holds no run.")
+    if name is None:
+        return runs[0]
+    for run in runs:
+        if run["name"] == name:
+            return run
+    raise ReportError(
+        f"The report {path} holds no run {name!r}, only {', '.join(r['name'] for r in runs)}."
+    )
+
+
+def _print_troubles(run: dict[str, Any], out: Console) -> None:
+    for note in filter(None, [run["source"]["damage"], *run["source"]["notes"]]):
+        _say(out, f"{run['name']}: {note}", "yellow")
+    if "error" in run:
+        _say(out, f"{run['name']} ended early: {run['error']['message']}", "red")
+    if count := run["summary"]["errors"]:
+        first = next(a for a in run["answers"] if a["status"] == "error")
+        message = first["error"]["message"]
+        _say(out, f"{run['name']}: {count} not answered; the first: {message}", "yellow")
+
+
+def _say(out: Console, text: str, style: str = "") -> None:
+    out.print(Text(text, style=style), soft_wrap=True)

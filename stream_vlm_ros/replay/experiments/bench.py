@@ -1,0 +1,174 @@
+"""Where an experiment works: its options, its model, its pictures, its record and its screen."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table as ScreenTable
+from rich.text import Text
+
+from stream_vlm_ros.engine import VideoStreamingInference
+
+from .pictures import Pictures, WorldPictures, open_pictures, parse_size
+from .record import MARKS, Record, Table
+from .subject import Subject
+from .watermark import Watermark, machine
+
+
+class Bench:
+    """Given to an experiment's ``run``.
+
+    Attributes:
+        options: of the command line, checked.
+        record: what is found goes here.
+        screen: for people; the record is for machines.
+    """
+
+    def __init__(self, options: argparse.Namespace, record: Record, screen: Console) -> None:
+        self.options, self.record, self.screen = options, record, screen
+
+    @cached_property
+    def subject(self) -> Subject:
+        """The model, loaded at first use."""
+        options = self.options
+        with self.screen.status("Loading the model"):
+            subject = Subject.load(
+                options.model,
+                options.shape,
+                options.processor,
+                options.device,
+                options.dtype,
+                options.seed,
+            )
+        self.record.about.update(model=subject.describe(), machine=machine(subject.device))
+        if subject.random:
+            self.record.note(
+                "Random weights: lengths, memory and times are those of a trained model of this "
+                "shape; answers are noise and are not judged."
+            )
+        self.record.save()
+        return subject
+
+    @cached_property
+    def watermark(self) -> Watermark:
+        return Watermark(self.subject.device)
+
+    def engine(self, cap: int | None, **options: Any) -> VideoStreamingInference:
+        """A new engine on the subject, with the layout, policy and pixel bounds asked for."""
+        chosen = self.options
+        options = {
+            "layout": chosen.layout,
+            "position_policy": chosen.position_policy,
+            "min_pixels": chosen.min_pixels,
+            "max_pixels": chosen.max_pixels,
+            **options,
+        }
+        return self.subject.engine(cap, **options)
+
+    def pictures(self, frames: int | None = None, fps: float | None = None) -> Pictures:
+        """The pictures asked for: ``frames`` of them at ``fps``."""
+        options = self.options
+        pictures = open_pictures(
+            options.source,
+            fps or options.fps,
+            frames or options.frames,
+            parse_size(options.size),
+            self.subject.device,
+        )
+        self.record.about["source"] = {
+            "name": pictures.name,
+            "size": "x".join(map(str, pictures.size)) if pictures.size else None,
+        }
+        return pictures
+
+    @contextmanager
+    def progress(self, what: str, total: int | None) -> Iterator[Any]:
+        """A bar on terminals; call what is yielded with a text after each step."""
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[state]}", style="dim"),
+            console=self.screen,
+            transient=True,
+            disable=not self.screen.is_terminal,
+        )
+        task = bar.add_task(what, total=total, state="")
+        said = time.monotonic()
+
+        def step(state: str = "") -> None:
+            nonlocal said
+            bar.update(task, advance=1, state=state)
+            if bar.disable and time.monotonic() - said > 15:  # a log: a line now and then
+                said = time.monotonic()
+                done = bar.tasks[task].completed
+                self.say(f"{what}: {done:.0f}/{total or '?'} {state}")
+
+        with bar:
+            yield step
+
+    def say(self, text: str) -> None:
+        self.screen.print(Text(text), soft_wrap=True)
+
+    def table(self, title: str, columns: list[str], rows: list[list[Any]]) -> None:
+        """Show a table and keep it in the record."""
+        rows = [[str(cell) for cell in row] for row in rows]
+        self.record.tables.append(Table(title, columns, rows))
+        drawn = ScreenTable(title=title, box=None, title_justify="left", pad_edge=False)
+        for index, column in enumerate(columns):
+            drawn.add_column(column, justify="left" if index == 0 else "right")
+        for row in rows:
+            drawn.add_row(*map(Text, row))
+        self.screen.print(drawn)
+
+    def verdict(self) -> None:
+        """Show the criteria and the notes."""
+        for note in self.record.notes:
+            self.screen.print(Text(f"Note: {note}", style="yellow"), soft_wrap=True)
+        styles = {True: "green", False: "bold red", None: "dim"}
+        for one in self.record.criteria:
+            line = f"{MARKS[one.passed]} {one.name}: {one.found} (wanted: {one.wanted})"
+            self.screen.print(Text(line, style=styles[one.passed]), soft_wrap=True)
+
+    def append(
+        self, engine: VideoStreamingInference, pictures: Pictures, chunk_frames: int, what: str
+    ) -> Iterator[dict[str, Any]]:
+        """Stream all pictures, chunk by chunk; each chunk's row goes to the record, too.
+
+        A row: ``chunk`` (from 1), ``frames`` and ``end`` (seconds) so far, ``tokens``, ``evicted``,
+        ``length``, ``cache_gib``, ``latency`` (seconds), and the watermark's figures.
+        """
+        total = -(-pictures.frames // chunk_frames)
+        frames = 0
+        with self.progress(what, total) as step:
+            for number, chunk in enumerate(pictures.chunks(chunk_frames), start=1):
+                result = engine.append_video_chunk(chunk.images, timestamps=chunk.stamps)
+                frames += len(chunk.images)
+                row = {
+                    "chunk": number,
+                    "frames": frames,
+                    "end": chunk.stamps[-1],
+                    "tokens": result["tokens"],
+                    "evicted": result["evicted_tokens"],
+                    "length": result["cache_length"],
+                    "cache_gib": engine.get_cache_info()["cache_memory_gb"],
+                    "latency": result["latency"],
+                    "encode_latency": result["encode_latency"],
+                    **self.watermark.read(),
+                }
+                self.record.add(run=what, **row)
+                step(f"{row['length']:,} tokens, {row['latency']:.2f} s")
+                yield row
+
+    def world(self) -> WorldPictures | None:
+        """The drawn world whose truth is known, if that is the source."""
+        pictures = self.pictures()
+        return pictures if isinstance(pictures, WorldPictures) else None

@@ -1,0 +1,99 @@
+"""What a larger memory buys: 50,000, 100,000, 130,000 and 150,000 tokens.
+
+For each cap: memory, how many chunks and seconds the window holds, times, and with a trained model
+on a drawn world how many questions are answered right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+
+from .bench import Bench
+from .exam import Exam
+
+TITLE = "Sweep of the cap"
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--frames", type=int, default=160)
+    parser.add_argument("--chunk-frames", type=int, default=4)
+    parser.add_argument(
+        "--caps", type=int, nargs="+", default=[50_000, 100_000, 130_000, 150_000], metavar="N"
+    )
+    parser.add_argument("--question", default="Describe what you see.")
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--exam", type=int, default=40, help="questions on a drawn world")
+
+
+def run(bench: Bench) -> None:
+    options, record = bench.options, bench.record
+    world = bench.world()
+    judged = world is not None and not bench.subject.random
+    frames = Exam.settled(world, options.chunk_frames) if world is not None and judged else None
+    table, memory = [], []
+    for cap in sorted(options.caps):
+        engine = bench.engine(cap)
+        bench.watermark.reset()
+        rows = list(
+            bench.append(engine, bench.pictures(frames), options.chunk_frames, f"cap {cap:,}")
+        )
+        info = engine.get_cache_info()
+        longest = max(row["length"] for row in rows)
+        record.check(f"{cap:,}: never longer than the cap", longest <= cap, longest, f"<= {cap}")
+        chunk = rows[-1]["tokens"]
+        holds = info["window_size"] // chunk
+        seen = sum(row["tokens"] for row in rows)
+        right = None
+        if judged:
+            exam = Exam(world, rows[-1]["frames"], options.seed, options.exam)
+            right = exam.share_right(engine)
+        answer, metrics = engine.ask(options.question, options.max_new_tokens)
+        again = engine.ask(options.question, 1)[1]["ttft"]
+        bound = min(cap, seen)
+        record.check(
+            f"{cap:,}: the memory is full, or holds all", longest == bound, longest, f"{bound}"
+        )
+        memory.append(info["reserved_memory_bytes"])
+        late = statistics.median(row["latency"] for row in rows[-5:])
+        found = {
+            "cap": cap,
+            "window_chunks": holds,
+            "window_seconds": holds * options.chunk_frames / options.fps,
+            "kv_gib": info["cache_memory_gb"],
+            "reserved_gib": info["reserved_memory_bytes"] / 2**30,
+            "peak_gib": rows[-1]["peak_gib"],
+            "seconds_a_chunk": late,
+            "ttft": again,
+            "right": right,
+        }
+        record.add(run="cap", answer=answer, first_ttft=metrics["ttft"], **found)
+        record.summary[f"cap_{cap}"] = found
+        table.append(
+            [f"{cap:,}", holds, f"{found['window_seconds']:g}", f"{found['kv_gib']:.3f}",
+             f"{found['reserved_gib']:.3f}", f"{found['peak_gib']:.2f}", f"{late:.3f}",
+             f"{again:.3f}", "–" if right is None else f"{100 * right:.0f} %"]
+        )  # fmt: skip
+    record.check("a larger cap takes more memory", memory == sorted(set(memory)), memory, "rising")
+    if not judged:
+        record.note(
+            "Answers were not judged: that takes a trained model and a drawn world (--source "
+            "world:SEED), whose truth is known."
+        )
+    bench.table(
+        "By the cap",
+        ["cap", "chunks in the window", "seconds", "KV GiB", "taken GiB", "peak GiB", "s a chunk",
+         "TTFT s", "right"],
+        table,
+    )  # fmt: skip
+
+    def draw(figure, axes):
+        caps = [entry["cap"] for entry in record.summary.values()]
+        axes.plot(caps, [e["reserved_gib"] for e in record.summary.values()], "o-")
+        axes.set(xlabel="cap, tokens", ylabel="GiB taken for the memory", ylim=(0, None))
+        other = axes.twinx()
+        other.plot(caps, [e["ttft"] for e in record.summary.values()], "s--", color="tab:orange")
+        other.set_ylabel("TTFT, s", color="tab:orange")
+        other.set_ylim(0, None)
+
+    record.plot("costs", draw)

@@ -1,0 +1,87 @@
+"""Step 7: what the size of a chunk costs.
+
+Streams the same frames in chunks of 2, 4, 6 and 3. An odd chunk is padded by repeating its last
+frame, so 3 frames must take as many tokens as 4.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+
+from .bench import Bench
+from .bookkeeping import Prediction
+
+TITLE = "Chunk size"
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--chunk-frames", type=int, nargs="+", default=[2, 4, 6, 3], metavar="N")
+    parser.add_argument("--chunks", type=int, default=4, help="of each size")
+    parser.add_argument("--cap", type=int, default=100_000, help="most tokens in memory")
+
+
+def run(bench: Bench) -> None:
+    options, record = bench.options, bench.record
+    table, growth = [], {}
+    for frames in options.chunk_frames:
+        pictures = bench.pictures(frames * options.chunks)
+        engine = bench.engine(options.cap)
+        bench.watermark.reset()
+        rows = list(bench.append(engine, pictures, frames, f"{frames} frames a chunk"))
+        if pictures.size:
+            predicted = Prediction.of(
+                bench.subject.processor, pictures.size, rows[-1]["frames"], frames, options.cap,
+                options.layout, None, options.min_pixels, options.max_pixels,
+            )  # fmt: skip
+            record.check(
+                f"{frames} frames: tokens as reckoned",
+                tuple(row["tokens"] for row in rows) == predicted.chunks,
+                [row["tokens"] for row in rows][:2],
+                f"{list(predicted.chunks[:2])}",
+            )
+        growth[frames] = rows[-1]["tokens"]
+        # The first chunk also pays for starting up.
+        later = statistics.median(row["latency"] for row in rows[1:] or rows)
+        peak = max(row["peak_gib"] for row in rows)
+        table.append(
+            [frames, rows[0]["tokens"], rows[-1]["tokens"], f"{later:.3f}", f"{frames / later:.2f}",
+             f"{later / frames:.3f}", f"{peak:.2f}"]
+        )  # fmt: skip
+        record.summary[f"chunks_of_{frames}"] = {
+            "first_tokens": rows[0]["tokens"],
+            "later_tokens": rows[-1]["tokens"],
+            "seconds_a_chunk": later,
+            "frames_a_second": frames / later,
+            "peak_gib": peak,
+        }
+    depth = bench.subject.processor.image_settings.temporal_patch_size
+    for frames in growth:
+        padded = -(-frames // depth) * depth
+        if padded != frames and padded in growth:
+            record.check(
+                f"{frames} frames are padded to {padded}",
+                growth[frames] == growth[padded],
+                f"{growth[frames]} tokens",
+                f"{growth[padded]} tokens",
+            )
+    bench.table(
+        "By the size of a chunk",
+        [
+            "frames",
+            "tokens first",
+            "tokens later",
+            "s a chunk",
+            "frames/s",
+            "s a frame",
+            "peak GiB",
+        ],
+        table,
+    )
+
+    def draw(figure, axes):
+        names = [str(row[0]) for row in table]
+        axes.bar(names, [float(row[5]) for row in table])
+        axes.set(xlabel="frames a chunk", ylabel="seconds a frame", title="What a frame costs")
+
+    record.plot("costs", draw)

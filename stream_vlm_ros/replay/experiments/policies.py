@@ -1,0 +1,195 @@
+"""Which memory keeps what: eviction policies on long drawn videos whose truth is known.
+
+Each policy watches the same videos with the same cap and is asked the same questions at the same
+moments: the last four frames alone, sink + window, + uniform sampling, + importance, + both, each
+under both position policies and in both layouts, and the full history. Accuracy is told by type of
+question and by the age of what answers it.
+
+Settings: "trained" lies within the spans and rates the small model was trained on (a frame every
+5 s, 700 s); "camera" is ten minutes at 2 frames/s, ten times the longest stream it was trained on.
+A run that was broken off goes on where it stood.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
+from multiprocessing import get_context
+from typing import Any
+
+from .accuracy import report
+from .bench import Bench
+from .record import Record
+from .streams import (
+    FULL,
+    LAST_FOUR,
+    LAYOUTS,
+    POLICIES,
+    POSITIONS,
+    SETTINGS,
+    SHARES,
+    Task,
+    remembered_features,
+    stream,
+)
+from .subject import Subject
+
+TITLE = "Which memory keeps what"
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(source="world", layout="continuous", out="bench/results")
+    add = parser.add_argument
+    add("--settings", nargs="+", choices=list(SETTINGS), default=["trained"])
+    add("--videos", type=int, default=8, help="of each setting")
+    add("--first-video", type=int, default=1_000_000, help="seed of the first world")
+    add("--seconds", type=float, help="length of a video instead of the setting's")
+    add("--caps", type=float, nargs="+", help="shares of the history instead of the setting's")
+    add("--moments", type=int, default=4, help="at which questions are asked, over a video")
+    add("--each", type=int, default=3, help="questions of each type at a moment, at most")
+    add("--policies", nargs="+", choices=POLICIES, default=list(POLICIES), metavar="POLICY")
+    add("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
+    add("--positions", nargs="+", choices=POSITIONS, default=list(POSITIONS))
+    add(
+        "--most-full", type=int, default=32_768, help="tokens beyond which no full history is tried"
+    )
+    add("--workers", type=int, default=1, help="processes, of --threads each")
+    add("--minutes", type=float, help="start no stream after so long; run again to go on")
+    add("--anew", action="store_true", help="forget what an earlier run found")
+
+
+def run(bench: Bench) -> None:
+    options, record = bench.options, bench.record
+    begin = time.monotonic()
+    subject = bench.subject
+    record.about["source"] = {"name": f"{options.videos} drawn worlds a setting", "size": "640x480"}
+    record.settings["conditions"] = conditions(options, subject)
+    earlier = [] if options.anew else _earlier(record)
+    wanted = all_tasks(options)
+    there = {row["key"] for row in earlier}
+    tasks = [task for task in wanted if task.key not in there]
+    record.rows += earlier
+    if earlier:
+        bench.say(f"{len(wanted) - len(tasks)} streams are there already, {len(tasks)} to go.")
+    left = 0
+    with bench.progress("streams", len(tasks)) as step:
+        for row in _results(options, subject, tasks, begin):
+            if row is None:
+                left += 1
+                continue
+            record.add(**row)
+            step(f"{row['setting']} {row['video']} {row['policy']}")
+    if left:
+        record.note(f"{left} streams were left for lack of time; run again to go on.")
+    report(bench, comparable(record, wanted))
+
+
+def comparable(record: Record, wanted: list[Task]) -> list[dict[str, Any]]:
+    """Rows of the videos that every wanted stream has seen; until there is one, all rows wanted.
+
+    So all policies are compared on the same questions. What an earlier run had more stays in the
+    record.
+    """
+    rows = {row["key"]: row for row in record.rows}
+    missing = {(task.setting, task.video) for task in wanted if task.key not in rows}
+    whole = [task for task in wanted if (task.setting, task.video) not in missing]
+    if missing and whole:
+        names = {(task.setting, task.video) for task in whole}
+        record.note(f"Compared on {len(names)} videos; {len(missing)} are not whole yet.")
+    elif missing:
+        record.note("No video is whole yet: the policies have not been asked the same questions.")
+    return [rows[task.key] for task in whole or wanted if task.key in rows]
+
+
+def conditions(options: argparse.Namespace, subject: Subject) -> str:
+    """A digest of all that makes two runs' streams comparable."""
+    weights = hashlib.sha256()
+    for name, weight in subject.network.state_dict().items():
+        weights.update(name.encode())
+        weights.update(weight.flatten()[:4096].float().cpu().numpy().tobytes())
+    chosen = (options.seconds, options.moments, options.each, options.seed, options.max_pixels)
+    weights.update(repr((chosen, SETTINGS, SHARES, str(subject.network.dtype))).encode())
+    return weights.hexdigest()[:16]
+
+
+def _earlier(record: Record) -> list[dict[str, Any]]:
+    """Rows of an earlier run under the same conditions."""
+    found = record.earlier
+    if found.get("settings", {}).get("conditions") != record.settings["conditions"]:
+        return []
+    return [row for row in found.get("rows", []) if "key" in row]
+
+
+def all_tasks(options: argparse.Namespace) -> list[Task]:
+    """Every stream, video by video, so that a run broken off has whole videos."""
+    found = []
+    for name in options.settings:
+        for video in range(options.first_video, options.first_video + options.videos):
+            for layout in options.layouts:
+                for policy in options.policies:
+                    if policy in (LAST_FOUR, FULL):  # nothing is evicted: neither cap nor gaps
+                        found.append(Task(name, video, policy, layout, "contiguous", 1.0))
+                        continue
+                    for positions in options.positions:
+                        for share in options.caps or SETTINGS[name].caps:
+                            found.append(Task(name, video, policy, layout, positions, share))
+    return found
+
+
+def _results(
+    options: argparse.Namespace, subject: Subject, tasks: list[Task], begin: float
+) -> Iterator[dict[str, Any] | None]:
+    """Rows as they are ready; None for each task that time did not allow."""
+
+    def late() -> bool:
+        return options.minutes is not None and time.monotonic() - begin > 60 * options.minutes
+
+    if options.workers <= 1:
+        with remembered_features(subject.network):
+            for task in tasks:
+                yield None if late() else stream(subject, options, task)
+        return
+    # A worker takes some streams of one video at a time: its frames are drawn once.
+    parts = [tasks[at : at + 8] for at in range(0, len(tasks), 8)]
+    with ProcessPoolExecutor(
+        options.workers, get_context("spawn"), _start_worker, (options,)
+    ) as pool:
+        running: dict[Any, int] = {}
+        waiting = iter(parts)
+        while True:
+            while len(running) < options.workers + 1 and (part := next(waiting, None)):
+                if late():
+                    yield from [None] * len(part)
+                    continue
+                running[pool.submit(_work, part)] = len(part)
+            if not running:
+                return
+            done = next(as_completed(running))
+            del running[done]
+            yield from done.result()
+
+
+_features = ExitStack()  # for as long as the process lives
+_worker: tuple[Subject, argparse.Namespace] | None = None
+
+
+def _start_worker(options: argparse.Namespace) -> None:
+    global _worker
+    import torch
+
+    torch.set_num_threads(options.threads or 1)
+    subject = Subject.load(
+        options.model, options.shape, options.processor, options.device, options.dtype, options.seed
+    )
+    _features.enter_context(remembered_features(subject.network))
+    _worker = subject, options
+
+
+def _work(part: list[Task]) -> list[dict[str, Any]]:
+    assert _worker is not None
+    subject, options = _worker
+    return [stream(subject, options, task) for task in part]

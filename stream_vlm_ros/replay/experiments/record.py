@@ -1,0 +1,212 @@
+"""What an experiment found: written as JSON from the start and as Markdown at the end."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+RUNNING, PASSED, FAILED, BROKEN = "running", "passed", "failed", "broken off"
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One thing that must hold. ``passed`` None: it could not be judged here, and why is said."""
+
+    name: str
+    passed: bool | None
+    found: str
+    wanted: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of texts under titles."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass
+class Record:
+    """Everything that one run found.
+
+    Attributes:
+        experiment, title: which.
+        folder: where it is written: ``<experiment>.json``, ``.md`` and plots.
+        settings: options of the run; with ``about`` (model, source, machine) all there is to know
+            to repeat it.
+        rows: one an event (a chunk, a question), as it happened.
+        summary: figures found.
+        earlier: what a run before this one has left in the same place.
+    """
+
+    experiment: str
+    title: str
+    folder: Path
+    settings: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    tables: list[Table] = field(default_factory=list)
+    criteria: list[Criterion] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    plots: list[str] = field(default_factory=list)
+    status: str = RUNNING
+    seconds: float = 0.0
+
+    _EVERY = 2.0  # seconds between two writings while it runs
+
+    def __post_init__(self) -> None:
+        self._begin = self._written = time.monotonic()
+        try:
+            self.earlier: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            self.earlier = {}
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"{self.experiment}.json"
+
+    def add(self, **row: Any) -> None:
+        """Note one event; what was noted is on the disk within two seconds."""
+        self.rows.append(row)
+        if time.monotonic() - self._written > self._EVERY:
+            self.save()
+
+    def note(self, text: str) -> None:
+        """Say something a reader must know; once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def check(self, name: str, passed: bool | None, found: Any, wanted: str) -> None:
+        """Judge a criterion."""
+        self.criteria.append(
+            Criterion(name, None if passed is None else bool(passed), str(found), wanted)
+        )
+
+    def finish(self, status: str | None = None) -> str:
+        """Judge the whole and write everything; the status."""
+        if status is None:
+            failed = any(criterion.passed is False for criterion in self.criteria)
+            status = FAILED if failed else PASSED
+        self.status = status
+        self.save()
+        self.folder.joinpath(f"{self.experiment}.md").write_text(self.markdown(), encoding="utf-8")
+        return status
+
+    def save(self) -> None:
+        """Write the JSON, whole or not at all."""
+        self.seconds = round(time.monotonic() - self._begin, 3)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_suffix(".json.part")
+        fields = _plain(self._fields())
+        rows = ",\n".join(f"  {json.dumps(row)}" for row in fields.pop("rows"))
+        # One row a line: a reader and a diff see what is there.
+        text = json.dumps(fields, indent=1).removesuffix("\n}") + f',\n "rows": [\n{rows}\n ]\n}}\n'
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, self.path)
+        self._written = time.monotonic()
+
+    def _fields(self) -> dict[str, Any]:
+        return {
+            "experiment": self.experiment,
+            "title": self.title,
+            "status": self.status,
+            "seconds": self.seconds,
+            **self.about,
+            "settings": self.settings,
+            "summary": self.summary,
+            "criteria": [vars(criterion) for criterion in self.criteria],
+            "notes": self.notes,
+            "tables": [vars(table) for table in self.tables],
+            "plots": self.plots,
+            "rows": self.rows,
+        }
+
+    def markdown(self) -> str:
+        """The report as a page."""
+        lines = [
+            f"# {self.title}",
+            "",
+            f"**{self.status.capitalize()}** in {self.seconds:.0f} s.",
+            "",
+        ]
+        for name, values in self.about.items():
+            text = ", ".join(
+                f"{k.replace('_', ' ')} {_figure(v)}" for k, v in values.items() if v is not None
+            )
+            lines.append(f"- {name.capitalize()}: {text}")
+        text = ", ".join(f"`{k}` {_figure(v)}" for k, v in self.settings.items() if v is not None)
+        lines += [f"- Settings: {text}", ""]
+        lines += [f"> {note}\n" for note in self.notes]
+        if self.criteria:
+            lines += ["## Criteria", "", "| | criterion | found | wanted |", "|---|---|---|---|"]
+            for one in self.criteria:
+                lines.append(f"| {MARKS[one.passed]} | {one.name} | {one.found} | {one.wanted} |")
+            lines.append("")
+        for table in self.tables:
+            lines += [f"## {table.title}", "", f"| {' | '.join(table.columns)} |"]
+            lines.append("|" + "---|" * len(table.columns))
+            lines += [f"| {' | '.join(_cell(cell) for cell in row)} |" for row in table.rows]
+            lines.append("")
+        lines += [f"![{name}]({name})\n" for name in self.plots]
+        return "\n".join(lines)
+
+    def plot(self, name: str, draw: Callable[[Any, Any], None], size=(8.0, 4.5)) -> None:
+        """Write ``<experiment>-<name>.png``; ``draw`` gets the figure and its axes.
+
+        Without matplotlib there is a note instead: an experiment's figures do not depend on it.
+        """
+        try:
+            import matplotlib
+
+            matplotlib.use("Agg")
+            from matplotlib import pyplot
+        except ImportError:
+            self.note("No plots: matplotlib is not installed.")
+            return
+        figure, axes = pyplot.subplots(figsize=size, layout="constrained")
+        try:
+            draw(figure, axes)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = f"{self.experiment}-{name}.png"
+            figure.savefig(self.folder / file, dpi=130)
+        finally:
+            pyplot.close(figure)
+        if file not in self.plots:
+            self.plots.append(file)
+
+
+MARKS = {True: "✓", False: "✗", None: "–"}
+
+
+def _cell(text: str) -> str:
+    return str(text).replace("|", "\\|").replace("\n", " ")
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON can say it: NaN and infinity become null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (str, int)):
+        return value
+    return str(value)

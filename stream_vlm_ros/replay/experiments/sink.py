@@ -1,0 +1,76 @@
+"""A: the sink is found by itself, whatever the size of the chunks.
+
+Streams five chunks of 2 and five chunks of 4 frames. The sink must be the whole first chunk, the
+window the cap less the sink, and the recorded mean of tokens a chunk the real one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+
+from .bench import Bench
+from .bookkeeping import Prediction
+
+TITLE = "Sink detection"
+CLOSE = 10  # tokens that the recorded mean may be off
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--chunk-frames", type=int, nargs="+", default=[2, 4], metavar="N")
+    parser.add_argument("--chunks", type=int, default=5, help="of each size")
+    parser.add_argument("--cap", type=int, default=100_000, help="most tokens in memory")
+    parser.add_argument("--least-sink", type=int, default=128, help="tokens a sink must exceed")
+
+
+def run(bench: Bench) -> None:
+    options, record = bench.options, bench.record
+    rows, sinks = [], []
+    for frames in options.chunk_frames:
+        pictures = bench.pictures(frames * options.chunks)
+        engine = bench.engine(options.cap)
+        evictor = engine.cache_manager.evictor
+        found = []
+        for row in bench.append(engine, pictures, frames, f"{frames} frames a chunk"):
+            found.append(row)
+            if row["chunk"] == 1:
+                first = row["length"]
+                sink, window = evictor.effective_sink_size, evictor.effective_window_size
+        real = statistics.mean(row["tokens"] for row in found[1:])
+        sinks.append(sink)
+        name = f"{frames} frames"
+        record.check(f"{name}: the sink is the first chunk", sink == first, sink, f"{first}")
+        record.check(
+            f"{name}: the window is the rest",
+            window == options.cap - sink,
+            window,
+            f"{options.cap - sink}",
+        )
+        mean = evictor.avg_chunk_tokens
+        record.check(
+            f"{name}: mean tokens a chunk", abs(mean - real) <= CLOSE, mean, f"{real} ± {CLOSE}"
+        )
+        if pictures.size:
+            predicted = Prediction.of(
+                bench.subject.processor, pictures.size, len(found) * frames, frames, options.cap,
+                options.layout, None, options.min_pixels, options.max_pixels,
+            )  # fmt: skip
+            record.check(
+                f"{name}: tokens as reckoned from the pictures' size",
+                tuple(row["tokens"] for row in found) == predicted.chunks,
+                found[-1]["tokens"],
+                f"{predicted.sink} first, {predicted.chunks[-1]} later",
+            )
+        rows.append([frames, sink, window, f"{mean:g}", f"{real:g}", found[-1]["length"]])
+        record.summary[f"sink_of_{frames}_frames"] = sink
+    record.check(
+        "chunk sizes give different sinks", len(set(sinks)) == len(sinks), sinks, "all different"
+    )
+    record.check(
+        "sinks are large", min(sinks) > options.least_sink, min(sinks), f"> {options.least_sink}"
+    )
+    bench.table(
+        "Sinks, in tokens",
+        ["frames a chunk", "sink", "window", "mean a chunk", "real mean", "length at the end"],
+        rows,
+    )

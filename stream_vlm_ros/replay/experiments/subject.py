@@ -1,0 +1,123 @@
+"""What is tried out: a network, its processor, and where both came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import stream_vlm_ros.demo
+from stream_vlm_ros.engine import (
+    EvictionConfig,
+    StreamProcessor,
+    StreamQwenModel,
+    VideoStreamingInference,
+)
+from stream_vlm_ros.engine.errors import InvalidParameterError
+from stream_vlm_ros.engine.model import resolve_device
+
+from .shapes import random_network, shape_config, words_processor
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+# The small model of this package. Not asked of the demo's defaults: those need the sources, and
+# with them packages that a machine for measuring may lack.
+SMALL_MODEL = Path(stream_vlm_ros.demo.__file__).parent / "model"
+
+
+@dataclass
+class Subject:
+    """A model on its device.
+
+    Attributes:
+        name: of the folder or the shape.
+        random: the weights are random: lengths, times and memory are those of a trained model,
+            answers are noise.
+        tokenizer: where the text tokens come from, in words.
+        folder: of the weights, if there is one.
+    """
+
+    network: StreamQwenModel
+    processor: StreamProcessor
+    device: torch.device
+    name: str
+    random: bool
+    tokenizer: str
+    folder: Path | None = None
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path | None = None,
+        shape: str | None = None,
+        processor: str | Path | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        seed: int = 0,
+    ) -> Subject:
+        """A checkpoint folder; a named shape with random weights; or neither: the small model of
+        this package, or while it ships none, the shape toy.
+
+        Args:
+            processor: folder of tokenizer, chat template and image settings, instead of the
+                model's own; with a shape, instead of the small model's words.
+            dtype: auto is bfloat16 on a GPU and float32 on a CPU.
+
+        Raises ModelLoadError, DeviceUnavailableError, InvalidParameterError.
+        """
+        if model is not None and shape is not None:
+            raise InvalidParameterError("Give either a model's folder or a shape, not both.")
+        place = resolve_device(
+            ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        )
+        if dtype == "auto":
+            dtype = "bfloat16" if place.type == "cuda" else "float32"
+        if dtype not in DTYPES:
+            raise InvalidParameterError(f"There is no type {dtype!r}: use {', '.join(DTYPES)}.")
+        own = StreamProcessor.from_pretrained(processor) if processor is not None else None
+        folder = Path(model).expanduser() if model is not None else None
+        if folder is None and shape is None:
+            folder = SMALL_MODEL if (SMALL_MODEL / "config.json").is_file() else None
+        if folder is not None:
+            network = StreamQwenModel.from_pretrained(folder, torch_dtype=DTYPES[dtype])
+            tokens = f"of {processor}" if own is not None else "the model's own"
+            own = own or StreamProcessor.from_pretrained(folder)
+            network = network.to(place).eval()
+            return cls(network, own, place, folder.name, False, tokens, folder)
+        tokens = (
+            f"of {processor}"
+            if own is not None
+            else "the small model's words: the chat layout takes as many tokens as with Qwen's own "
+            "tokenizer, other text may take more or fewer"
+        )
+        own = own or words_processor()
+        name = shape or "toy"
+        network = random_network(shape_config(name, own), place, DTYPES[dtype], seed)
+        return cls(network, own, place, f"shape {name}", True, tokens)
+
+    def engine(self, cap: int | None = None, **options: Any) -> VideoStreamingInference:
+        """A new engine on this model.
+
+        Args:
+            cap: max_cache_tokens; None: no bound.
+            options: fields of `EvictionConfig`, and what `VideoStreamingInference` takes.
+        """
+        fields = EvictionConfig.__dataclass_fields__
+        shares = {name: options.pop(name) for name in list(options) if name in fields}
+        bound = None if cap is None else EvictionConfig(max_cache_tokens=cap, **shares)
+        return VideoStreamingInference(self.network, self.processor, self.device, bound, **options)
+
+    def describe(self) -> dict[str, Any]:
+        """What a report says about it."""
+        weights = sum(p.numel() for p in self.network.parameters())
+        return {
+            "name": self.name,
+            "weights": "random: answers are noise" if self.random else "trained",
+            "parameters": weights,
+            "dtype": str(self.network.dtype).removeprefix("torch."),
+            "kv_bytes_per_token": self.network.kv_shape.bytes_per_token,
+            "tokenizer": self.tokenizer,
+        }

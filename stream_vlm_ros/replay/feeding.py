@@ -1,0 +1,77 @@
+"""A source fed to the engine, chunk by chunk, drop-free."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stream_vlm_ros.engine.errors import InvalidParameterError
+from stream_vlm_ros.sources import Frame
+
+if TYPE_CHECKING:
+    from stream_vlm_ros.engine import VideoStreamingInference
+
+
+@dataclass
+class Fed:
+    """What has gone into the memory so far. ``seconds`` is the machine's time spent encoding."""
+
+    frames: int = 0
+    chunks: int = 0
+    tokens: int = 0
+    evicted_tokens: int = 0
+    seconds: float = 0.0
+    first_ns: int | None = None
+    last_ns: int | None = None
+
+
+def chunks(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
+    """``frames`` in lists of ``size``; a list ends early where the picture size changes, and the
+    last may be shorter. Raises InvalidParameterError for a size below 1."""
+    if size < 1:
+        raise InvalidParameterError(f"A chunk has {size} frames; it needs at least 1.")
+    chunk: list[Frame] = []
+    for frame in frames:
+        if chunk and (len(chunk) == size or frame.image.shape != chunk[0].image.shape):
+            yield chunk
+            chunk = []
+        chunk.append(frame)
+    if chunk:
+        yield chunk
+
+
+def feed(
+    engine: VideoStreamingInference,
+    frames: Iterable[Frame],
+    chunk_frames: int = 4,
+    on_chunk: Callable[[Fed], None] | None = None,
+) -> Fed:
+    """Append ``frames`` to ``engine``, each chunk before the next is read.
+
+    Args:
+        engine: the stream goes on where it stands.
+        frames: in order of their stamps; a source, for example.
+        chunk_frames: frames encoded together.
+        on_chunk: called after each chunk with the sums so far.
+
+    Raises:
+        What ``append_video_chunk`` raises; everything before stays in the memory.
+    """
+    fed = Fed()
+    for chunk in chunks(frames, chunk_frames):
+        begin = time.perf_counter()
+        result = engine.append_video_chunk(
+            [frame.image for frame in chunk], timestamps=[frame.seconds for frame in chunk]
+        )
+        fed.seconds += time.perf_counter() - begin
+        fed.frames += len(chunk)
+        fed.chunks += 1
+        fed.tokens += result["tokens"]
+        fed.evicted_tokens += result["evicted_tokens"]
+        fed.first_ns = chunk[0].stamp_ns if fed.first_ns is None else fed.first_ns
+        fed.last_ns = chunk[-1].stamp_ns
+        if on_chunk is not None:
+            on_chunk(fed)
+    return fed

@@ -1,0 +1,321 @@
+"""One replay from its source to its report: runs, progress, what is kept for the next time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from stream_vlm_ros.engine.errors import InvalidParameterError, StreamVlmError
+from stream_vlm_ros.sources import Frame, Source, open_source
+
+from .engines import load_engine, load_model
+from .journal import Journal, fingerprint
+from .questions import QuestionSet
+from .realtime import realtime_run
+from .rendering import write_report
+from .report import build_report
+from .runner import Replay, Silence
+from .session_bag import SessionBag
+from .settings import EngineSettings
+
+THUMBNAIL_WIDTH = 320
+
+
+@dataclass
+class ReplayJob:
+    """What is replayed, asked and measured, and where the report goes.
+
+    Args:
+        spec: the source, as ``open_source`` takes it; ``options`` go to it.
+        questions: what is asked.
+        settings: one run for each.
+        out: the report's folder.
+        resume: take over the answers of a replay that was interrupted, if nothing has changed.
+        bag: write a bag of each run beside the report.
+        make_engine: builds the engine of a configuration.
+        realtime: through the node over DDS, at the source's own pace, instead of the closed loop.
+        attach: real time with a node that runs already: its name.
+        play: with ``attach``, the command that plays the source.
+        console: where progress is shown, on a terminal.
+    """
+
+    spec: str
+    questions: QuestionSet
+    settings: Sequence[EngineSettings]
+    out: Path
+    options: dict[str, Any] = field(default_factory=dict)
+    resume: bool = True
+    bag: bool = False
+    realtime: bool = False
+    attach: str | None = None
+    play: str | None = None
+    make_engine: Callable[[EngineSettings], Any] | None = None
+    console: Console | None = None
+
+    def __post_init__(self) -> None:
+        names = [settings.name for settings in self.settings]
+        if len(set(names)) < len(names):
+            raise InvalidParameterError(f"Two runs have the same name: {', '.join(names)}.")
+        self.interrupted = False
+        self._make = self.make_engine or engine_of
+        if self.attach:
+            self.realtime = True
+        if self.realtime and self.bag:
+            raise InvalidParameterError(
+                "--bag goes with the closed loop; in real time use ros2 bag record."
+            )
+        if self.realtime and any(settings.kind != "stream" for settings in self.settings):
+            raise InvalidParameterError("In real time only the engine 'stream' can be replayed.")
+
+    def run(self) -> dict[str, Any]:
+        """Replay, and write the report; the report. After Ctrl-C it is partial, and
+        ``interrupted`` is true.
+
+        Raises what opening the source raises; an error in the middle of a run ends that run and
+        stands in the report.
+        """
+        begin = time.perf_counter()
+        source = self._open(self.settings[0])  # what cannot be opened ends it here, before a model
+        if source.endless:
+            raise InvalidParameterError(f"{self.spec} has no end: say where to stop with --end.")
+        journal = Journal(self.out / "journal.jsonl", self.resume)
+        runs: list[dict[str, Any]] = []
+        with _Bar(self.console) as bar:
+            for number, settings in enumerate(self.settings):
+                source = self._open(settings)
+                runs.append(
+                    self._run_in_real_time(settings, source, bar)
+                    if self.realtime
+                    else self._run(number, settings, source, journal, bar)
+                )
+                if self.interrupted:
+                    break
+        journal.close()
+        report = build_report(
+            mode="realtime" if self.realtime else "closed_loop",
+            source=self._describe(source),
+            questions=describe_questions(self.questions),
+            runs=runs,
+            complete=all(run["complete"] for run in runs) and not self.interrupted,
+            wall=time.perf_counter() - begin,
+        )
+        write_report(report, self.out)
+        return report
+
+    def _run(
+        self,
+        number: int,
+        settings: EngineSettings,
+        source: Source,
+        journal: Journal,
+        bar: _Bar,
+    ) -> dict[str, Any]:
+        key = fingerprint(
+            settings.as_dict() | {"name": ""}, self._identity(), self.questions.digest
+        )
+        done = journal.run(key)
+        if done is not None and not self.bag:
+            bar.say(f"{settings.name}: taken from the journal; --fresh runs it again")
+            return {**done, "name": settings.name, "settings": settings.as_dict()}
+        if count := journal.answered(key):
+            bar.say(f"{settings.name}: {count} answers taken from the journal")
+        with ExitStack() as stack:
+            thumbnails = _Thumbnails(
+                self.out, number, lambda record: journal.keep_answer(key, record)
+            )
+            listeners: list[Any] = [thumbnails, bar]
+            if self.bag:
+                folder = self.out / ("bag" if number == 0 else f"bag_{number + 1}")
+                listeners.append(stack.enter_context(SessionBag(folder)))
+            replay = Replay(
+                settings,
+                self.questions,
+                lambda: self._make(settings),
+                lambda ask_id: journal.answer(key, ask_id),
+                _All(listeners),
+                self.options.get("start") or 0.0,
+                self.options.get("end"),
+            )
+            ends = [t for t in (source.duration, self.options.get("end")) if t is not None]
+            bar.start(settings.name, min(ends) if ends else None)
+            try:
+                run = replay.run(source)
+            except KeyboardInterrupt:
+                self.interrupted = True
+                return replay.result(source)
+            except StreamVlmError as error:
+                if not replay.streams:
+                    raise  # nothing was done yet: the model, or a setting
+                failed = {"error": {"code": error.code, "message": str(error)}}
+                return replay.result(source) | failed
+        bar.finish()
+        journal.keep_run(key, run)
+        return run
+
+    def _run_in_real_time(
+        self, settings: EngineSettings, source: Source, bar: _Bar
+    ) -> dict[str, Any]:
+        end = self.options.get("end") or source.duration
+        length = f", {end - (self.options.get('start') or 0.0):.0f} s" if end else ""
+        bar.say(f"{settings.name}: playing {source.name} in real time{length}")
+        whole = {key: value for key, value in self.options.items() if key != "fps"}
+        return realtime_run(
+            settings, self.questions, self.spec, whole, source, self.attach, self.play
+        )
+
+    def _open(self, settings: EngineSettings) -> Source:
+        return open_source(self.spec, fps=settings.fps, **self.options)
+
+    def _identity(self) -> dict[str, Any]:
+        """What tells whether the source is still the same."""
+        path = Path(self.spec).expanduser()
+        files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+        stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+        return {"spec": self.spec, "options": self.options, "files": stats}
+
+    def _describe(self, source: Source) -> dict[str, Any]:
+        return {
+            "name": source.name,
+            "kind": type(source).__name__,
+            "options": {k: v for k, v in self.options.items() if v is not None},
+            "duration": source.duration,
+            "rate": source.rate,
+            "size": list(source.size) if source.size else None,
+        }
+
+
+def engine_of(settings: EngineSettings) -> Any:
+    """The engine of a configuration, its model loaded."""
+    common = {
+        "layout": settings.layout,
+        "min_pixels": settings.min_pixels,
+        "max_pixels": settings.max_pixels,
+        "system_prompt": settings.system_prompt,
+        "max_tail_tokens": settings.max_tail_tokens,
+    }
+    if settings.kind == "delayed":
+        from stream_vlm_ros.memory import DelayedBatchInferenceEngine
+
+        network, processor, device = load_model(settings.model, settings.device)
+        most = settings.max_sampled_frames
+        return DelayedBatchInferenceEngine(
+            network, processor, device, max_sampled_frames=most, **common
+        )
+    return load_engine(
+        settings.model,
+        settings.device,
+        settings.max_cache_tokens,
+        {
+            "sink_size": settings.sink_size,
+            "window_size": settings.window_size,
+            "eviction_interval": settings.eviction_interval,
+        },
+        position_policy=settings.position_policy,
+        **common,
+    )
+
+
+def describe_questions(questions: QuestionSet) -> dict[str, Any]:
+    """A question set's part of the report."""
+    return {
+        "file": questions.path.name,
+        "title": questions.title,
+        "digest": questions.digest,
+        "count": len(questions.questions),
+        "extra": questions.extra,
+    }
+
+
+class _All(Silence):
+    """Tells several listeners."""
+
+    def __init__(self, listeners: Sequence[Any]) -> None:
+        self._listeners = listeners
+
+    def on_chunk(self, camera: str, offset_ns: int, frames: list[Frame], entry: dict) -> None:
+        for listener in self._listeners:
+            listener.on_chunk(camera, offset_ns, frames, entry)
+
+    def on_answer(self, record: dict[str, Any], image: np.ndarray | None) -> None:
+        for listener in self._listeners:
+            listener.on_answer(record, image)
+
+
+class _Thumbnails(Silence):
+    """Writes a small picture of the newest frame at each question, then hands the record on."""
+
+    def __init__(self, out: Path, number: int, keep: Callable[[dict[str, Any]], None]) -> None:
+        self._out, self._number, self._keep = out, number, keep
+        self._count = 0
+
+    def on_answer(self, record: dict[str, Any], image: np.ndarray | None) -> None:
+        if record["status"] == "not_reached":
+            return
+        fresh = "thumbnail" not in record
+        self._count += 1
+        if image is not None:
+            name = f"thumbnails/{self._number + 1}-{self._count:04d}.jpg"
+            path = self._out / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture = Image.fromarray(image)
+            height = max(1, round(picture.height * THUMBNAIL_WIDTH / picture.width))
+            if picture.width > THUMBNAIL_WIDTH:
+                picture = picture.resize((THUMBNAIL_WIDTH, height))
+            picture.save(path, "JPEG", quality=80)
+            record["thumbnail"] = name
+        if fresh:
+            self._keep(record)
+
+
+class _Bar(Silence):
+    """Progress over the source's seconds with the time left; on terminals only."""
+
+    def __init__(self, console: Console | None) -> None:
+        self._console = console
+        self._shown = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.completed:.0f} s, {task.fields[answers]} answers"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=console is None or not console.is_terminal,
+        )
+        self._task: Any = None
+        self._answers = 0
+
+    def __enter__(self) -> _Bar:
+        self._shown.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._shown.stop()
+
+    def say(self, text: str) -> None:
+        if self._console is not None:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def start(self, name: str, seconds: float | None) -> None:
+        self._answers = 0
+        self._task = self._shown.add_task(name, total=seconds, answers=0)
+
+    def finish(self) -> None:
+        task = self._shown.tasks[-1]
+        self._shown.update(self._task, completed=task.total or task.completed)
+
+    def on_chunk(self, camera: str, offset_ns: int, frames: list[Frame], entry: dict) -> None:
+        self._shown.update(self._task, completed=offset_ns / 1e9)
+
+    def on_answer(self, record: dict[str, Any], image: np.ndarray | None) -> None:
+        self._answers += 1
+        self._shown.update(self._task, answers=self._answers)

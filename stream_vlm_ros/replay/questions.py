@@ -1,0 +1,227 @@
+"""Question files: what is asked, when, and what would be right.
+
+``docs/replay.md`` describes the format; ``questions.schema.json`` beside this file defines it.
+Files of other makers are read by an importer: ``IMPORTERS[name](path) -> QuestionSet``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from .judging import Judge, make_judge
+from .yaml_lines import Document, Place, QuestionFileError, load_document
+
+SCHEMA_FILE = Path(__file__).with_name("questions.schema.json")
+DEFAULT_SIMILARITY = 0.9
+Stretch = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question. Times are seconds from the source's first frame.
+
+    Exactly one of ``at``, ``at_stamp_ns``, ``every`` and ``at_end`` says when it is asked.
+    ``evidence`` is when that could be seen which answers it.
+    """
+
+    id: str
+    text: str
+    judge: Judge
+    at: float | None = None
+    at_stamp_ns: int | None = None
+    at_end: bool = False
+    every: float | None = None
+    first: float | None = None
+    until: float | None = None
+    camera: str | None = None
+    choices: tuple[str, ...] = ()
+    expect: tuple[str, ...] = ()
+    evidence: tuple[Stretch, ...] = ()
+    type: str = ""
+    tags: tuple[str, ...] = ()
+    max_new_tokens: int | None = None
+    merge_similarity: float | None = None
+    extra: Any = None
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """The questions of one file, in its order. ``digest`` tells whether the file has changed."""
+
+    path: Path
+    questions: tuple[Question, ...]
+    title: str = ""
+    digest: str = ""
+    extra: Any = None
+    cameras: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        named = dict.fromkeys(q.camera for q in self.questions if q.camera)
+        object.__setattr__(self, "cameras", tuple(named))
+
+
+@lru_cache(maxsize=1)
+def schema() -> dict[str, Any]:
+    """The JSON Schema of question files."""
+    return json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+
+
+def load_questions(path: str | Path, importer: str = "stream_vlm") -> QuestionSet:
+    """Read and check a question file.
+
+    Raises QuestionFileError: each message names the file and the line.
+    """
+    if importer not in IMPORTERS:
+        raise QuestionFileError(
+            f"There is no importer {importer!r}; known are {', '.join(IMPORTERS)}."
+        )
+    return IMPORTERS[importer](Path(path))
+
+
+def _load_own(path: Path) -> QuestionSet:
+    document = load_document(path)
+    _validate(document)
+    content = document.content
+    defaults = content.get("defaults", {})
+    questions: list[Question] = []
+    lines: dict[str, int] = {}
+    for index, entry in enumerate(content["questions"]):
+        place: Place = ("questions", index)
+        question = _question({**defaults, **entry}, f"q{index + 1:03d}", document, place)
+        if question.id in lines:
+            where = lines[question.id]
+            raise document.error(
+                (*place, "id"), f"the id {question.id!r} is taken by the question of line {where}"
+            )
+        lines[question.id] = document.line(place)
+        questions.append(question)
+    canonical = json.dumps(content, sort_keys=True, default=str)
+    return QuestionSet(
+        path=path,
+        questions=tuple(questions),
+        title=content.get("title", ""),
+        digest=hashlib.sha256(canonical.encode()).hexdigest(),
+        extra=content.get("extra"),
+    )
+
+
+IMPORTERS: dict[str, Callable[[Path], QuestionSet]] = {"stream_vlm": _load_own}
+
+
+def _validate(document: Document) -> None:
+    validator = jsonschema.Draft202012Validator(schema())
+    errors = list(validator.iter_errors(document.content))
+    if errors:
+        error = jsonschema.exceptions.best_match(errors)
+        place = tuple(error.absolute_path)
+        raise document.error(_place_of(error, place), _in_words(error, place))
+
+
+def _place_of(error: jsonschema.ValidationError, place: Place) -> Place:
+    """Where the error stands: an unknown key at its own line, not at its mapping's."""
+    if error.validator == "additionalProperties" and isinstance(error.instance, dict):
+        known = error.schema.get("properties", {})
+        unknown = next((key for key in error.instance if key not in known), None)
+        if unknown is not None:
+            return (*place, unknown)
+    return place
+
+
+def _in_words(error: jsonschema.ValidationError, place: Place) -> str:
+    where = f"{place[-1]}: " if place and isinstance(place[-1], str) else ""
+    if error.validator == "additionalProperties" and isinstance(error.instance, dict):
+        known = error.schema.get("properties", {})
+        unknown = [str(key) for key in error.instance if key not in known]
+        return f"unknown key {', '.join(unknown)}; known are {', '.join(known)}"
+    if error.validator == "oneOf" and error.schema is schema()["$defs"]["question"]:
+        return "a question needs exactly one of at, at_stamp and every"
+    if error.validator == "required":
+        return f"{where}{error.message.replace(' is a required property', ' is missing')}"
+    described = error.schema.get("description") if isinstance(error.schema, dict) else None
+    hint = f" ({described})" if described else ""
+    return f"{where}{error.message}{hint}"
+
+
+def _question(entry: dict, default_id: str, document: Document, place: Place) -> Question:
+    expect = entry.get("expect", [])
+    expect = [_text(e) for e in (expect if isinstance(expect, list) else [expect])]
+    choices = tuple(_text(choice) for choice in entry.get("choices", ()))
+    try:
+        judge = make_judge(entry.get("judge"), tuple(expect), choices)
+    except ValueError as error:
+        where = "judge" if "judge" in entry else "expect"
+        raise document.error((*place, where), str(error)) from error
+    if len(set(choices)) < len(choices):
+        raise document.error((*place, "choices"), "a choice is given twice")
+    for key in ("from", "until", "merge"):
+        if key in entry and "every" not in entry:
+            raise document.error((*place, key), f"'{key}' goes with 'every' only")
+    at = entry.get("at")
+    merge = entry.get("merge", False)
+    similarity = DEFAULT_SIMILARITY if merge in (True, {}) else None
+    if isinstance(merge, dict) and merge:
+        similarity = float(merge["similarity"])
+    return Question(
+        id=entry.get("id", default_id),
+        text=entry["text"],
+        judge=judge,
+        at=None if at is None or at == "end" else parse_seconds(at),
+        at_stamp_ns=_stamp(entry.get("at_stamp")),
+        at_end=at == "end",
+        every=entry.get("every"),
+        first=None if "from" not in entry else parse_seconds(entry["from"]),
+        until=None if "until" not in entry else parse_seconds(entry["until"]),
+        camera=entry.get("camera"),
+        choices=choices,
+        expect=tuple(expect),
+        evidence=_stretches(entry.get("evidence"), document, (*place, "evidence")),
+        type=entry.get("type") or ("open" if judge.name == "none" else judge.name),
+        tags=tuple(entry.get("tags", ())),
+        max_new_tokens=entry.get("max_new_tokens"),
+        merge_similarity=similarity,
+        extra=entry.get("extra"),
+    )
+
+
+def parse_seconds(value: float | str) -> float:
+    """``12.5``, ``"1:05.5"`` or ``"1:02:03"`` in seconds."""
+    if not isinstance(value, str):
+        return float(value)
+    seconds = 0.0
+    for part in value.split(":"):
+        seconds = seconds * 60 + float(part)
+    return seconds
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _stamp(value: Any) -> int | None:
+    return None if value is None else int(Decimal(str(value)) * 1_000_000_000)
+
+
+def _stretches(value: Any, document: Document, place: Place) -> tuple[Stretch, ...]:
+    """Evidence as stretches: a time, [begin, end], or a list of those."""
+    if value is None:
+        return ()
+    single = isinstance(value, list) and len(value) == 2 and list not in map(type, value)
+    if single or not isinstance(value, list):
+        value = [value]
+    found = []
+    for item in value:
+        begin, end = item if isinstance(item, list) else (item, item)
+        stretch = (parse_seconds(begin), parse_seconds(end))
+        if stretch[1] < stretch[0]:
+            raise document.error(place, f"evidence ends at {end}, before it begins at {begin}")
+        found.append(stretch)
+    return tuple(found)

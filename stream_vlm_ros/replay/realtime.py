@@ -1,0 +1,311 @@
+"""A replay in real time: the actual node over DDS, played to at the source's own pace.
+
+Two processes: the node, and a player that publishes images and ``/clock``, asks the questions at
+their times, and notes what comes. What the closed loop cannot show is seen here: frames that are
+lost under load, and questions that wait.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import random
+import shlex
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from stream_vlm_ros.demo.defaults import default_model, fastdds_profile
+from stream_vlm_ros.demo.processes import Processes
+from stream_vlm_ros.engine.errors import StreamVlmError
+from stream_vlm_ros.sources import Source
+
+from .questions import QuestionSet
+from .records import answered, merged_of, unanswered
+from .schedule import NANOSECONDS, Ask, Schedule
+from .settings import EngineSettings
+
+NODE = "/stream_vlm"
+
+
+class RealtimeError(StreamVlmError):
+    """The node, or the player, did not do its part; the message holds what it said."""
+
+    code = "REALTIME"
+
+
+def realtime_run(
+    settings: EngineSettings,
+    questions: QuestionSet,
+    spec: str,
+    options: dict[str, Any],
+    source: Source,
+    attach: str | None = None,
+    play: str | None = None,
+) -> dict[str, Any]:
+    """Play ``spec`` to the node and ask it; the run as a part of the report.
+
+    Args:
+        source: the same, opened: its duration says how long to ask what is asked every so often.
+        attach: name of a node that runs already, with the source played by somebody else; the time
+            is then that of ``/clock``, and only the asking is done here.
+        play: with ``attach``, the command that plays it; run when the node is ready.
+
+    Raises RealtimeError, and what opening the source raises.
+    """
+    begin = time.perf_counter()
+    asks = _asks(questions, source, options)
+    job = {
+        "node": attach or NODE,
+        "source": None if attach else spec,
+        "play": shlex.split(play) if play else None,
+        "options": {k: v for k, v in options.items() if v is not None},
+        "asks": [_as_json(ask, settings) for ask in asks],
+    }
+    events = _played(settings, job, attach is not None)
+    return _run_of(settings, questions, asks, events, time.perf_counter() - begin)
+
+
+def probe_rate(
+    settings: EngineSettings,
+    spec: str,
+    options: dict[str, Any],
+    seconds: float = 5.0,
+    highest: float = 120.0,
+    loss: float = 0.05,
+) -> dict[str, Any]:
+    """The highest camera rate that the node takes in with less than ``loss`` of the frames lost,
+    every frame being wanted; and each trial. Pictures are the source's first."""
+    every = dataclasses.replace(settings, fps=0.001)
+    job = {
+        "node": NODE,
+        "source": spec,
+        "options": {k: v for k, v in options.items() if v is not None},
+        "probe": {"seconds": seconds, "highest": highest, "loss": loss},
+    }
+    events = _played(every, job, False, sample_fps=0.0)
+    rates = [e["rate"] for e in events if e["event"] == "highest_rate"]
+    trials = [{k: v for k, v in e.items() if k != "event"} for e in events if e["event"] == "trial"]
+    return {
+        "highest_rate": rates[-1] if rates else None,
+        "loss_allowed": loss,
+        "seconds_a_trial": seconds,
+        "settings": settings.as_dict(),
+        "trials": trials,
+    }
+
+
+# -- processes ---------------------------------------------------------------------------------
+
+
+def _played(
+    settings: EngineSettings, job: dict[str, Any], attached: bool, **parameters: Any
+) -> list[dict[str, Any]]:
+    """Start what is needed, wait for the player's end, and read what it noted."""
+    for name in ("rclpy", "stream_vlm"):
+        if importlib.util.find_spec(name) is None:
+            raise RealtimeError(
+                f"The Python module {name} is not there. Source ROS 2 and the workspace first "
+                "(source install/setup.bash), or replay without --realtime."
+            )
+    logs = Path(tempfile.mkdtemp(prefix="stream_vlm_replay_"))
+    job = {**job, "result": str(logs / "result.jsonl")}
+    (logs / "job.json").write_text(json.dumps(job), encoding="utf-8")
+    keep = True
+    try:
+        with Processes(logs, {} if attached else _environment(logs)) as processes:
+            if not attached:
+                arguments = _ros_arguments({**_node_parameters(settings), **parameters})
+                processes.start("node", "stream_vlm_ros.node", *arguments)
+            processes.start(
+                "player", "stream_vlm_ros.node.replay_player", str(logs / "job.json"), "--ros-args"
+            )
+            while processes.status("player") is None:
+                if not attached and processes.status("node") is not None:
+                    raise RealtimeError(f"the node ended: {processes.tail_of('node')}")
+                time.sleep(0.1)
+            if processes.status("player") != 0:
+                said = processes.tail_of("player", 4) or "nothing"
+                raise RealtimeError(f"the player ended with: {said} (logs: {logs})")
+        lines = Path(job["result"]).read_text(encoding="utf-8").splitlines()
+        keep = False
+        return [json.loads(line) for line in lines]
+    finally:
+        if not keep:
+            shutil.rmtree(logs, ignore_errors=True)
+
+
+def _node_parameters(settings: EngineSettings) -> dict[str, Any]:
+    return {
+        "use_sim_time": True,
+        "model_path": str(settings.model or default_model() or ""),
+        "device": settings.device,
+        "system_prompt": settings.system_prompt or "",
+        "max_cache_tokens": settings.max_cache_tokens,
+        "sink_size": settings.sink_size,
+        "window_size": settings.window_size,
+        "eviction_interval": settings.eviction_interval,
+        "layout": settings.layout,
+        "position_policy": settings.position_policy,
+        "min_pixels": settings.min_pixels or 0,
+        "max_pixels": settings.max_pixels or 0,
+        "sample_fps": settings.fps,
+        "chunk_frames": settings.chunk_frames,
+        "max_new_tokens": settings.max_new_tokens,
+        "temperature": settings.temperature,
+        "max_tail_tokens": settings.max_tail_tokens,
+        "max_questions": 64,
+        "status_period": 0.2,
+    }
+
+
+def own_domain() -> int:
+    """A ROS domain to be alone in: frames of a robot near by must not mix in."""
+    return random.SystemRandom().randint(1, 100)
+
+
+def _environment(logs: Path) -> dict[str, str]:
+    """A ROS domain of its own, on this machine only, with room for large images."""
+    environment = {
+        "ROS_DOMAIN_ID": str(own_domain()),
+        "ROS_LOG_DIR": str(logs / "ros"),
+        "RCUTILS_COLORIZED_OUTPUT": "0",
+        "PYTHONUNBUFFERED": "1",
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+    }
+    if profile := fastdds_profile():
+        # The first name is Fast DDS 3's, the second that of the versions before.
+        environment["FASTDDS_DEFAULT_PROFILES_FILE"] = str(profile)
+        environment["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(profile)
+    return environment
+
+
+def _ros_arguments(parameters: dict[str, Any]) -> list[str]:
+    arguments = ["--ros-args"]
+    for name, value in parameters.items():
+        text = "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(value)
+        arguments += ["-p", f"{name}:={text.lower() if isinstance(value, bool) else text}"]
+    return arguments
+
+
+# -- what is asked, and what came ----------------------------------------------------------------
+
+
+def _asks(questions: QuestionSet, source: Source, options: dict[str, Any]) -> list[Ask]:
+    """Every ask up to the source's end. Real time knows one camera: the first."""
+    start = options.get("start") or 0.0
+    end = options.get("end") or source.duration
+    if end is None:
+        raise RealtimeError(f"{source.name} does not say how long it is: give --end SECONDS.")
+    # Stamps of the source's own time are placed by the first frame, which is read for it.
+    origin = 0
+    if any(q.at_stamp_ns is not None for q in questions.questions):
+        origin = next(iter(source)).stamp_ns - round(start * NANOSECONDS)
+    schedule = Schedule(questions.questions, origin)
+    asks = list(schedule.until(round(end * NANOSECONDS)))
+    return [
+        dataclasses.replace(a, offset_ns=a.offset_ns - round(start * NANOSECONDS))
+        if a.offset_ns is not None
+        else a
+        for a in asks
+    ] + schedule.rest()
+
+
+def _as_json(ask: Ask, settings: EngineSettings) -> dict[str, Any]:
+    question = ask.question
+    return {
+        "id": ask.id,
+        "offset_ns": ask.offset_ns,
+        "text": question.text,
+        "choices": list(question.choices),
+        "max_new_tokens": question.max_new_tokens or settings.max_new_tokens,
+    }
+
+
+def _run_of(
+    settings: EngineSettings,
+    questions: QuestionSet,
+    asks: list[Ask],
+    events: list[dict[str, Any]],
+    wall: float,
+) -> dict[str, Any]:
+    """The run's part of the report, out of what the player noted."""
+    by_kind: dict[str, list[dict[str, Any]]] = {}
+    for event in events:
+        by_kind.setdefault(event["event"], []).append(event)
+    if "origin" not in by_kind:
+        raise RealtimeError("the source gave no frame")
+    origin = by_kind["origin"][0]
+    origin_ns, camera = origin["stamp_ns"], origin["camera"]
+    end = by_kind["end"][-1]
+    read = by_kind.get("source", [{}])[-1]
+    statuses = [s for s in by_kind.get("status", []) if s["frames"]]
+    end_ns = max((s["stamp_ns"] for s in statuses), default=origin_ns) - origin_ns
+    replies = {reply["id"]: reply for reply in by_kind.get("answer", [])}
+    answers = [_answer(ask, replies.get(ask.id), camera, end_ns, origin_ns) for ask in asks]
+    answers.sort(key=lambda answer: answer["at"])
+    published = end["published"] or end.get("frames_received", 0)
+    drops = {k.removeprefix("dropped_"): v for k, v in end.items() if k.startswith("dropped_")}
+    drops["transport"] = max(0, published - end.get("frames_received", 0))
+    drops["player_late"] = end["skipped"]
+    drops["pending"] = end.get("frames_pending", 0)
+    drops["unusable"] = read.get("unusable", 0)
+    drops["unordered"] = read.get("unordered", 0)
+    return {
+        "name": settings.name,
+        "settings": settings.as_dict(),
+        "complete": True,
+        "frames": {
+            "decoded": read.get("decoded", published),
+            "ingested": end.get("frames_ingested", 0),
+            "drops": drops,
+        },
+        "source": {"damage": read.get("damage"), "notes": read.get("notes", [])},
+        "memory": {},
+        "answers": answers,
+        "merged": merged_of(questions.questions, answers),
+        "series": _series(statuses, camera, origin_ns),
+        "times": {"wall": wall},
+    }
+
+
+def _answer(
+    ask: Ask, reply: dict[str, Any] | None, camera: str, end_ns: int, origin_ns: int
+) -> dict[str, Any]:
+    record = unanswered(ask, camera, end_ns, origin_ns)
+    if reply is None:
+        return record
+    if reply["error_code"]:
+        error = {"code": str(reply["error_code"]), "message": reply["error_message"]}
+        return record | {"status": "error", "error": error}
+    seen = [[begin / NANOSECONDS, end / NANOSECONDS] for begin, end in reply["seen"]]
+    keys = ("ttft", "latency", "waiting", "round_trip_latency", "prompt_tokens", "answer_tokens")
+    metrics = {key: reply[key] for key in (*keys, "finish_reason", "cache_length")}
+    if ask.question.choices:
+        metrics |= {"choice_index": reply["choice_index"], "scores": reply["scores"]}
+    return answered(record, ask.question, reply["answer"], metrics, seen, origin_ns)
+
+
+def _series(statuses: list[dict[str, Any]], camera: str, origin_ns: int) -> list[dict[str, Any]]:
+    """The memory over time, an entry whenever frames had come in."""
+    series, frames, evicted = [], 0, 0
+    for status in statuses:
+        if status["frames"] == frames:
+            continue
+        series.append(
+            {
+                "camera": camera,
+                "at": (status["stamp_ns"] - origin_ns) / NANOSECONDS,
+                "frames": status["frames"] - frames,
+                "tokens": None,
+                "evicted_tokens": status["evicted_tokens"] - evicted,
+                "cache_length": status["length"],
+                "memory_bytes": status["memory_bytes"],
+                "times": {},
+            }
+        )
+        frames, evicted = status["frames"], status["evicted_tokens"]
+    return series

@@ -1,0 +1,120 @@
+"""An answer's record in the report, and what is derived from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from .lines import merged_lines
+from .questions import Question
+from .schedule import NANOSECONDS, Ask
+
+_NOT_METRICS = ("time_spans", "oldest_timestamp", "newest_timestamp")
+
+
+def unanswered(ask: Ask, camera: str, end_ns: int, origin_ns: int | None) -> dict[str, Any]:
+    """What is known before an answer. ``end_ns`` is the time of what is asked at the end; times
+    count from ``origin_ns``, the stamp of the source's first frame."""
+    question = ask.question
+    offset = end_ns if ask.offset_ns is None else ask.offset_ns
+    at = offset / NANOSECONDS
+    return {
+        "id": ask.id,
+        "question_id": question.id,
+        "camera": camera,
+        "at": at,
+        "stamp_ns": None if origin_ns is None else origin_ns + offset,
+        "question": question.text,
+        "choices": list(question.choices),
+        "expect": list(question.expect),
+        "judge": question.judge.name,
+        "type": question.type,
+        "tags": list(question.tags),
+        "evidence": [list(stretch) for stretch in question.evidence],
+        "evidence_age": evidence_age(question.evidence, at),
+        "extra": question.extra,
+        "status": "not_reached",
+        "answer": None,
+        "right": None,
+    }
+
+
+def answered(
+    record: dict[str, Any],
+    question: Question,
+    answer: str,
+    metrics: dict[str, Any],
+    seen: Iterable[Sequence[float]],
+    origin_ns: int,
+) -> dict[str, Any]:
+    """``record`` with the answer, judged. ``seen`` are the stretches of time in memory, in the
+    source's seconds; in the record they count from its first frame."""
+    stretches = [[_since(begin, origin_ns), _since(end, origin_ns)] for begin, end in seen]
+    record["status"], record["answer"] = "answered", answer
+    record["right"] = _verdict(question, answer, record)
+    record["seen"] = stretches
+    record["evidence_in_memory"] = evidence_in_memory(question.evidence, stretches)
+    record["times"] = {k: v for k, v in metrics.items() if is_time(k)}
+    record["metrics"] = {
+        k: v for k, v in metrics.items() if not is_time(k) and k not in _NOT_METRICS
+    }
+    return record
+
+
+def merged_of(
+    questions: Iterable[Question], answers: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """For each question asked every so often with ``merge``: its lines, each once."""
+    merged = []
+    for question in questions:
+        if question.merge_similarity is None:
+            continue
+        said = [
+            (a["at"], a["answer"])
+            for a in answers
+            if a["question_id"] == question.id and a["status"] == "answered"
+        ]
+        lines = merged_lines(said, question.merge_similarity)
+        merged.append(
+            {
+                "question_id": question.id,
+                "question": question.text,
+                "answers": len(said),
+                "lines": [line.as_dict() for line in lines],
+            }
+        )
+    return merged
+
+
+def is_time(metric: str) -> bool:
+    """Whether a metric of an answer is a time that the machine took."""
+    return metric in ("ttft", "waiting") or "latency" in metric
+
+
+def evidence_age(evidence: Sequence[tuple[float, float]], at: float) -> float | None:
+    """Seconds since the newest evidence ended; 0 while it can be seen; None without evidence."""
+    ages = [max(0.0, at - end) for begin, end in evidence if begin <= at]
+    return min(ages) if ages else None
+
+
+def evidence_in_memory(
+    evidence: Sequence[tuple[float, float]], seen: Iterable[Sequence[float]]
+) -> bool | None:
+    """Whether any of the evidence lies in a stretch that the memory still holds."""
+    if not evidence:
+        return None
+    return any(b <= end and begin <= e for begin, end in seen for b, e in evidence)
+
+
+def _since(seconds: float, origin_ns: int) -> float:
+    """A source's time as seconds from its first frame, to the microsecond."""
+    return round(seconds - origin_ns / NANOSECONDS, 6)
+
+
+def _verdict(question: Question, answer: str, record: dict[str, Any]) -> bool | None:
+    """The judge's word; a judge of the user's own may fail, which is noted, not raised."""
+    try:
+        return question.judge(answer)
+    except Exception as error:  # a function of the user's: anything may come out of it
+        record["judge_error"] = f"{type(error).__name__}: {error}"
+        return None

@@ -1,0 +1,188 @@
+"""A report as JSON, Markdown, one HTML page and JUnit XML."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import junitparser
+
+from stream_vlm_ros.demo.text import bytes_text, duration_text, one_line
+
+from .plots import COLOURS, plots_of
+from .summary import ON_PURPOSE, is_judged
+
+_TEMPLATES = Path(__file__).parent
+
+
+def write_report(report: dict[str, Any], folder: Path) -> list[Path]:
+    """Write ``report.json``, ``.md``, ``.html`` and ``junit.xml``; the paths written.
+
+    Each file is complete at any moment: it takes its name when it has been written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {
+        "report.json": json.dumps(report, indent=1),
+        "report.md": render_markdown(report),
+        "report.html": render_html(report, folder),
+        "junit.xml": render_junit(report),
+    }
+    paths = []
+    for name, content in contents.items():
+        path = folder / name
+        temporary = path.with_name(f".{name}.part")
+        temporary.write_text(content, encoding="utf-8")
+        os.replace(temporary, path)
+        paths.append(path)
+    return paths
+
+
+def render_markdown(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    return _environment().get_template("report.md.jinja").render(report=report)
+
+
+def render_html(report: dict[str, Any], folder: Path) -> str:
+    """The report as one page that needs no other file; thumbnails are read from ``folder``."""
+    template = _environment(autoescape=True).get_template("report.html.jinja")
+    return template.render(
+        report=report,
+        plots=plots_of(report["runs"]),
+        rows=answer_rows(report["runs"]),
+        picture=lambda path: _data_uri(folder / path),
+        colours=COLOURS,
+    )
+
+
+def answer_rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a question asked, with what each run answered, in the order of time."""
+    rows: dict[str, dict[str, Any]] = {}
+    for number, run in enumerate(runs):
+        for answer in run["answers"]:
+            row = rows.setdefault(
+                answer["id"], {"first": answer, "answers": [None] * len(runs), "thumbnail": None}
+            )
+            row["answers"][number] = answer
+            row["thumbnail"] = row["thumbnail"] or answer.get("thumbnail")
+    return sorted(rows.values(), key=lambda row: row["first"]["at"])
+
+
+def render_junit(report: dict[str, Any]) -> str:
+    """A suite a run, a case a question: a wrong answer is a failure, none at all an error."""
+    xml = junitparser.JUnitXml()
+    for run in report["runs"]:
+        suite = junitparser.TestSuite(f"{report['source']['name']} {run['name']}")
+        for answer in run["answers"]:
+            case = junitparser.TestCase(
+                _xml_text(f"{answer['id']}: {answer['question']}"),
+                _xml_text(f"{run['name']}.{answer['type']}"),
+                answer.get("times", {}).get("latency", 0.0),
+            )
+            if outcome := _outcome(answer):
+                case.result = [outcome]
+            case.system_out = _xml_text(f"at {answer['at']:.2f} s: {answer['answer']}")
+            suite.add_testcase(case)
+        xml.add_testsuite(suite)
+    xml.update_statistics()
+    return xml.tostring().decode("utf-8")
+
+
+def _outcome(answer: dict[str, Any]) -> Any:
+    if answer["status"] == "error":
+        error = answer["error"]
+        return junitparser.Error(_xml_text(error["message"]), error["code"])
+    if answer["status"] == "not_reached":
+        return junitparser.Skipped("the source ended before")
+    if answer["right"] is False:
+        expected = " or ".join(answer["expect"])
+        words = f"expected {expected} ({answer['judge']}), got {answer['answer']}"
+        return junitparser.Failure(_xml_text(words), "wrong")
+    return None
+
+
+def _xml_text(text: str) -> str:
+    """Without the characters that XML cannot hold."""
+    return "".join(
+        c if c in "\t\n" or 32 <= ord(c) < 0xD800 or ord(c) > 0xDFFF else "·" for c in text
+    )
+
+
+def _data_uri(path: Path) -> str:
+    try:
+        data = base64.b64encode(path.read_bytes()).decode()
+    except OSError:
+        return ""
+    return f"data:image/jpeg;base64,{data}"
+
+
+def _environment(autoescape: bool = False) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=autoescape,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters.update(
+        percent=_percent,
+        share=share_text,
+        seconds=seconds_text,
+        clock=_clock,
+        bytes=bytes_text,
+        duration=duration_text,
+        one_line=one_line,
+        cell=lambda text: one_line(str(text)).replace("|", "\\|"),
+        verdict=_verdict,
+        p_value=p_value_text,
+    )
+    environment.globals.update(lost=_lost, is_judged=is_judged)
+    return environment
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def share_text(figure: dict[str, Any]) -> str:
+    """``83.3 % (5 of 6; 95 %: 44–97 %)``."""
+    if not figure["judged"]:
+        return "nothing judged"
+    interval = f"{100 * figure['low']:.0f}–{100 * figure['high']:.0f} %"
+    counts = f"{figure['right']} of {figure['judged']}"
+    return f"{_percent(figure['accuracy'])} ({counts}; 95 %: {interval})"
+
+
+def seconds_text(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{1000 * value:.0f} ms" if value < 1 else f"{value:.2f} s"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(seconds, 60)
+    return f"{int(minutes)}:{rest:04.1f}"
+
+
+def _verdict(answer: dict[str, Any] | None) -> str:
+    if answer is None:
+        return "missing"
+    if answer["status"] != "answered":
+        return answer["status"]
+    return {True: "right", False: "wrong", None: "unjudged"}[answer["right"]]
+
+
+def p_value_text(p: float | None) -> str:
+    if p is None:
+        return "no difference"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _lost(run: dict[str, Any]) -> list[tuple[str, int]]:
+    """Causes and counts of frames that were lost against one's will."""
+    drops = run["frames"]["drops"]
+    return [(c, n) for c, n in drops.items() if n and c not in ON_PURPOSE]

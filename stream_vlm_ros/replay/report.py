@@ -1,0 +1,106 @@
+"""A report: what was asked of what, what came of it, and the figures. Written and read as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from stream_vlm_ros import __version__
+from stream_vlm_ros.engine.errors import StreamVlmError
+
+from .comparison import compare
+from .summary import summary_of
+
+SCHEMA, VERSION = "stream_vlm.replay.report", 1
+
+
+class ReportError(StreamVlmError):
+    """A report that cannot be read or compared."""
+
+    code = "REPORT"
+
+
+def build_report(
+    *,
+    mode: str,
+    source: dict[str, Any],
+    questions: dict[str, Any],
+    runs: list[dict[str, Any]],
+    complete: bool,
+    wall: float,
+) -> dict[str, Any]:
+    """The report of all runs. All that depends on the machine or the hour is under a key
+    ``times``, here and below; everything else is the same for the same input."""
+    runs = [{**run, "summary": summary_of(run)} for run in runs]
+    return {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "stream_vlm": __version__,
+        "mode": mode,
+        "complete": complete,
+        "source": source,
+        "questions": questions,
+        "runs": runs,
+        "comparisons": [compare(runs[0], run) for run in runs[1:]],
+        "times": {
+            "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "wall": wall,
+            "machine": machine(),
+        },
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the times were measured on."""
+    import torch
+
+    found = {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def without_times(value: Any) -> Any:
+    """A report without what depends on the machine: the part that is the same every time."""
+    if isinstance(value, dict):
+        return {key: without_times(item) for key, item in value.items() if key != "times"}
+    return [without_times(item) for item in value] if isinstance(value, list) else value
+
+
+def read_report(path: str | Path) -> dict[str, Any]:
+    """A report's JSON, from its file or its folder; raises ReportError."""
+    path = Path(path)
+    file = path / "report.json" if path.is_dir() else path
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ReportError(f"There is no report {file}. Check the path.") from None
+    except (OSError, ValueError) as error:
+        raise ReportError(f"{file} cannot be read: {error}") from error
+    if not isinstance(report, dict) or report.get("schema") != SCHEMA:
+        raise ReportError(f"{file} is not a report of stream-vlm replay.")
+    if report.get("version") != VERSION:
+        raise ReportError(
+            f"{file} is of version {report.get('version')}; this program reads version {VERSION}."
+        )
+    return report

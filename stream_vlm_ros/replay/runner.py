@@ -1,0 +1,294 @@
+"""A source replayed through an engine in a closed loop: drop-free, and the same every time.
+
+The next frame is read when everything before it has been encoded and every question that was due
+before it has been answered, so the machine's speed changes the times in the report and nothing
+else. Read ``Replay.run`` from top to bottom.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from stream_vlm_ros.engine.errors import InvalidParameterError, StreamVlmError
+from stream_vlm_ros.sources import Frame, Source
+
+from .questions import Question, QuestionSet
+from .records import answered, merged_of, unanswered
+from .schedule import NANOSECONDS, Ask, Schedule
+from .settings import EngineSettings
+
+FRAMES_PER_GRID = 2  # Qwen2.5-VL sees frames in pairs
+
+
+class Listener(Protocol):
+    """Told of a run as it goes on. A subclass of ``Silence`` takes what it wants."""
+
+    def on_chunk(self, camera: str, offset_ns: int, frames: list[Frame], entry: dict) -> None: ...
+    def on_answer(self, record: dict[str, Any], image: np.ndarray | None) -> None: ...
+
+
+class Silence:
+    """A listener that does nothing."""
+
+    def on_chunk(self, camera: str, offset_ns: int, frames: list[Frame], entry: dict) -> None:
+        pass
+
+    def on_answer(self, record: dict[str, Any], image: np.ndarray | None) -> None:
+        pass
+
+
+@dataclass
+class Stream:
+    """One camera's memory, the frames that wait to be encoded, and the questions it is asked."""
+
+    camera: str
+    engine: Any
+    schedule: Schedule
+    pending: list[Frame] = field(default_factory=list)
+    newest: np.ndarray | None = None
+    ingested: int = 0
+
+    @property
+    def empty(self) -> bool:
+        return self.ingested == 0
+
+
+class Replay:
+    """One run of a source through one configuration.
+
+    Args:
+        settings: the configuration.
+        questions: what is asked, and when.
+        make_engine: a fresh engine for each camera.
+        known: an answer that an earlier, interrupted run gave to an ask of this id, if any.
+        listener: told of chunks and answers.
+        start, end: the part of the source that is given, in seconds; times of questions count from
+            the beginning of the whole source.
+    """
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        questions: QuestionSet,
+        make_engine: Callable[[], Any],
+        known: Callable[[str], dict[str, Any] | None] = lambda ask_id: None,
+        listener: Listener | None = None,
+        start: float = 0.0,
+        end: float | None = None,
+    ) -> None:
+        self.settings = settings
+        self.questions = questions
+        self.make_engine = make_engine
+        self.known = known
+        self.listener = listener or Silence()
+        self.start_ns = round(start * NANOSECONDS)
+        self.end_ns = None if end is None else round(end * NANOSECONDS)
+        self.answers: list[dict[str, Any]] = []
+        self.series: list[dict[str, Any]] = []
+        self.streams: dict[str, Stream] = {}
+        self.origin_ns: int | None = None
+        self.newest_ns = 0  # offset of the newest frame read
+        self.refused: dict[str, int] = {}
+        self.complete = False
+        self.seconds = 0.0
+
+    def run(self, source: Source) -> dict[str, Any]:
+        """Replay ``source``; the run as a part of the report.
+
+        Ctrl-C is left to pass, with ``complete`` false and everything so far kept: ``result``
+        gives it.
+        """
+        begin = time.perf_counter()
+        try:
+            for frame in source:
+                self._see(frame)
+            self._end(source)
+            self.complete = True
+        finally:
+            self.seconds = time.perf_counter() - begin
+        return self.result(source)
+
+    def result(self, source: Source) -> dict[str, Any]:
+        """What there is so far."""
+        counts = source.state.counts
+        ingested = sum(stream.ingested for stream in self.streams.values())
+        waiting = sum(len(stream.pending) for stream in self.streams.values())
+        drops = {
+            "sampling": counts.unwanted,
+            "unusable": counts.unusable,
+            "unordered": counts.unordered,
+            **self.refused,
+        }
+        if waiting and not self.complete:
+            drops["interrupted"] = waiting
+        return {
+            "name": self.settings.name,
+            "settings": self.settings.as_dict(),
+            "complete": self.complete,
+            "frames": {"decoded": counts.decoded, "ingested": ingested, "drops": drops},
+            "source": {"damage": source.state.damage, "notes": list(source.state.notes)},
+            "memory": {camera: _memory(s.engine) for camera, s in self.streams.items()},
+            "answers": self.answers,
+            "merged": merged_of(self.questions.questions, self.answers),
+            "series": self.series,
+            "times": {"wall": self.seconds},
+        }
+
+    # -- seeing ------------------------------------------------------------------------------
+
+    def _see(self, frame: Frame) -> None:
+        """Ask what was due before the frame, then take it in."""
+        if self.origin_ns is None:
+            self.origin_ns = frame.stamp_ns - self.start_ns
+        stream = self.streams.get(frame.source) or self._open(frame.source)
+        offset = frame.stamp_ns - self.origin_ns
+        for ask in stream.schedule.before(offset):
+            self._ask(stream, ask)
+        self.newest_ns = max(self.newest_ns, offset)
+        pending = stream.pending
+        if pending and pending[0].image.shape != frame.image.shape:
+            self._encode(stream, len(pending))
+        stream.pending.append(frame)
+        if len(stream.pending) >= self.settings.chunk_frames:
+            self._encode(stream, len(stream.pending))
+
+    def _end(self, source: Source) -> None:
+        """Encode what waits, and ask what is due up to the end of the source."""
+        end = self.newest_ns + round(NANOSECONDS / self.settings.fps)
+        if source.duration is not None and source.state.damage is None:
+            end = max(end, round(source.duration * NANOSECONDS))
+        if self.end_ns is not None:
+            end = max(self.newest_ns, min(end, self.end_ns))
+        for stream in self.streams.values():
+            for ask in stream.schedule.before(self.newest_ns + 1):
+                self._ask(stream, ask)
+            self._encode(stream, len(stream.pending))
+            for ask in stream.schedule.until(end):
+                self._ask(stream, ask)
+            for ask in stream.schedule.rest():
+                self._not_reached(stream.camera, ask)
+        if not self.streams:
+            for question in self.questions.questions:
+                due = None if question.at is None else round(question.at * NANOSECONDS)
+                self._not_reached("", Ask(question, due, question.id))
+        elif unseen := self._unseen_cameras():
+            raise InvalidParameterError(
+                f"The questions name the camera {', '.join(unseen)}, but frames came from "
+                f"{', '.join(self.streams)} only."
+            )
+
+    def _open(self, camera: str) -> Stream:
+        """The memory of a camera, from its first frame on."""
+        mine = [q for q in self.questions.questions if self._is_for(q, camera)]
+        assert self.origin_ns is not None
+        stream = Stream(camera, self.make_engine(), Schedule(mine, self.origin_ns))
+        self.streams[camera] = stream
+        return stream
+
+    def _is_for(self, question: Question, camera: str) -> bool:
+        """A question that names no camera goes to the first one seen."""
+        if question.camera is not None:
+            return question.camera.strip("/") == camera.strip("/")
+        return not self.streams
+
+    def _unseen_cameras(self) -> list[str]:
+        seen = {camera.strip("/") for camera in self.streams}
+        return [c for c in self.questions.cameras if c.strip("/") not in seen]
+
+    def _encode(self, stream: Stream, count: int) -> None:
+        """Append the first ``count`` waiting frames to the memory."""
+        if count == 0:
+            return
+        frames, stream.pending = stream.pending[:count], stream.pending[count:]
+        offset = frames[-1].stamp_ns - (self.origin_ns or 0)
+        try:
+            appended = stream.engine.append_video_chunk(
+                [f.image for f in frames], timestamps=[f.seconds for f in frames]
+            )
+        except StreamVlmError as error:
+            key = f"refused: {error.code.lower()}"
+            self.refused[key] = self.refused.get(key, 0) + len(frames)
+            if error.code == "CAP_TOO_SMALL":
+                raise  # no later chunk would fit either
+            return
+        stream.ingested += len(frames)
+        stream.newest = frames[-1].image
+        info = stream.engine.get_cache_info()
+        entry = {
+            "camera": stream.camera,
+            "at": offset / NANOSECONDS,
+            "frames": len(frames),
+            "tokens": appended["tokens"],
+            "evicted_tokens": appended["evicted_tokens"],
+            "cache_length": appended["cache_length"],
+            "memory_bytes": info["cache_memory_bytes"],
+            "times": {"latency": appended["latency"]},
+        }
+        self.series.append(entry)
+        self.listener.on_chunk(stream.camera, offset, frames, entry)
+
+    # -- asking ------------------------------------------------------------------------------
+
+    def _ask(self, stream: Stream, ask: Ask) -> None:
+        waiting = len(stream.pending)
+        ready = {
+            "all": waiting,
+            "grids": waiting - waiting % FRAMES_PER_GRID,
+            "complete": 0,
+        }[self.settings.at_question]
+        self._encode(stream, ready)
+        if stream.empty:  # better an odd frame than none at all
+            self._encode(stream, len(stream.pending))
+        record = self.known(ask.id)
+        if record is None:
+            record = self._answered(stream, ask)
+        self.answers.append(record)
+        self.listener.on_answer(record, stream.newest)
+
+    def _answered(self, stream: Stream, ask: Ask) -> dict[str, Any]:
+        question, settings = ask.question, self.settings
+        record = self._record(stream.camera, ask)
+        try:
+            if question.choices:
+                answer, metrics = stream.engine.ask_choice(question.text, list(question.choices))
+            else:
+                answer, metrics = stream.engine.ask(
+                    question.text,
+                    question.max_new_tokens or settings.max_new_tokens,
+                    do_sample=settings.temperature > 0,
+                    temperature=settings.temperature or 1.0,
+                    seed=settings.seed + zlib.crc32(ask.id.encode()),
+                )
+        except StreamVlmError as error:
+            return record | {
+                "status": "error",
+                "error": {"code": error.code, "message": str(error)},
+            }
+        seen = metrics.get("time_spans", ())
+        return answered(record, question, answer, metrics, seen, self.origin_ns or 0)
+
+    def _record(self, camera: str, ask: Ask) -> dict[str, Any]:
+        return unanswered(ask, camera, self.newest_ns, self.origin_ns)
+
+    def _not_reached(self, camera: str, ask: Ask) -> None:
+        record = self._record(camera, ask)
+        self.answers.append(record)
+        self.listener.on_answer(record, None)
+
+
+def _memory(engine: Any) -> dict[str, Any]:
+    info = engine.get_cache_info()
+    keys = (
+        "cache_seq_length",
+        "cache_memory_bytes",
+        "max_cache_tokens",
+        "sink_size",
+        "window_size",
+    )
+    return {key: info.get(key) for key in keys} | info.get("eviction_stats", {})

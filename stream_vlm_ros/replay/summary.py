@@ -1,0 +1,119 @@
+"""Figures out of a run's answers: accuracy by type, tag and age of the evidence, times, drops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+# Seconds since what answers a question was last seen.
+AGES = ((0.0, 5.0), (5.0, 15.0), (15.0, 30.0), (30.0, 60.0), (60.0, 180.0), (180.0, math.inf))
+ON_PURPOSE = ("sampling", "inactive")
+
+
+def summary_of(run: dict[str, Any]) -> dict[str, Any]:
+    """The figures of one run of a report, times apart under ``times``."""
+    answers = run["answers"]
+    answered = [a for a in answers if a["status"] == "answered"]
+    drops = run["frames"]["drops"]
+    return {
+        "questions": len(answers),
+        "answered": len(answered),
+        "errors": sum(a["status"] == "error" for a in answers),
+        "not_reached": sum(a["status"] == "not_reached" for a in answers),
+        "accuracy": accuracy(answers),
+        "by_type": grouped(answers, lambda a: [a["type"]]),
+        "by_tag": grouped(answers, lambda a: a["tags"]),
+        "by_age": by_age(answers),
+        "by_memory": grouped(answers, _memory_group),
+        "frames": run["frames"]["ingested"],
+        "lost": sum(count for cause, count in drops.items() if cause not in ON_PURPOSE),
+        "evicted_tokens": sum(entry["evicted_tokens"] for entry in run["series"]),
+        "longest_cache": max((entry["cache_length"] for entry in run["series"]), default=0),
+        "largest_memory_bytes": max((entry["memory_bytes"] for entry in run["series"]), default=0),
+        "times": {
+            "ttft": distribution(a["times"].get("ttft") for a in answered),
+            "latency": distribution(a["times"].get("latency") for a in answered),
+            "encode": distribution(e["times"].get("latency") for e in run["series"]),
+            "wall": run["times"].get("wall"),
+        },
+    }
+
+
+def accuracy(answers: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """How many judged answers are right, with a 95 % interval (Wilson's). An error instead of an
+    answer counts as wrong; a question that the source ended before does not count."""
+    judged = [a for a in answers if is_judged(a)]
+    right = sum(bool(a["right"]) for a in judged)
+    low, high = wilson(right, len(judged))
+    share = right / len(judged) if judged else None
+    return {"judged": len(judged), "right": right, "accuracy": share, "low": low, "high": high}
+
+
+def is_judged(answer: dict[str, Any]) -> bool:
+    """Whether an answer counts in the accuracy."""
+    if answer["status"] == "answered":
+        return answer["right"] is not None
+    return answer["status"] == "error" and answer["judge"] != "none"
+
+
+def wilson(right: int, count: int, z: float = 1.959964) -> tuple[float | None, float | None]:
+    """Wilson's score interval of a share; None for nothing counted."""
+    if count == 0:
+        return None, None
+    share = right / count
+    middle = share + z * z / (2 * count)
+    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    low, high = (middle - spread) / scale, (middle + spread) / scale
+    return round(max(0.0, low), 6), round(min(1.0, high), 6)
+
+
+def grouped(answers: Iterable[dict[str, Any]], keys: Any) -> dict[str, dict[str, Any]]:
+    """The accuracy in each group; ``keys(answer)`` names an answer's groups."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for answer in answers:
+        for key in keys(answer):
+            groups.setdefault(key, []).append(answer)
+    figures = {key: accuracy(members) for key, members in groups.items()}
+    return {key: figure for key, figure in figures.items() if figure["judged"]}
+
+
+def by_age(answers: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The accuracy by the age of the evidence, in the order of age; empty groups left out."""
+    found = {}
+    for low, high in AGES:
+        members = [
+            a for a in answers if a["evidence_age"] is not None and low <= a["evidence_age"] < high
+        ]
+        figure = accuracy(members)
+        if figure["judged"]:
+            found[age_label(low, high)] = figure
+    return found
+
+
+def age_label(low: float, high: float) -> str:
+    return f"{low:g} s or more" if math.isinf(high) else f"{low:g}-{high:g} s"
+
+
+def _memory_group(answer: dict[str, Any]) -> list[str]:
+    held = answer.get("evidence_in_memory")
+    return [] if held is None else ["in memory" if held else "forgotten"]
+
+
+def distribution(values: Iterable[float | None]) -> dict[str, float] | None:
+    """Count, mean and percentiles; None for no values."""
+    numbers = np.array([v for v in values if v is not None], float)
+    if not numbers.size:
+        return None
+    p50, p90, p99 = np.percentile(numbers, [50, 90, 99])
+    return {
+        "count": int(numbers.size),
+        "mean": float(numbers.mean()),
+        "p50": float(p50),
+        "p90": float(p90),
+        "p99": float(p99),
+        "max": float(numbers.max()),
+    }

@@ -1,0 +1,108 @@
+"""What the commands show while they work: progress, and an answer as it is written."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from stream_vlm_ros.demo.text import bytes_text, plural, printable
+from stream_vlm_ros.replay.feeding import Fed
+from stream_vlm_ros.sources import Source
+
+if TYPE_CHECKING:
+    from stream_vlm_ros.engine import VideoStreamingInference
+
+
+class WatchingBar:
+    """A bar over the source's seconds, on terminals only; called with the sums after each chunk."""
+
+    def __init__(self, console: Console, source: Source, until: float | None) -> None:
+        ends = [end for end in (source.duration, until) if end is not None]
+        self._bar = Progress(
+            TextColumn("Watching {task.fields[name]}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.completed:.0f} s, {task.fields[frames]} frames"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(
+            "", total=min(ends) if ends else None, name=source.name, frames=0
+        )
+
+    def __enter__(self) -> WatchingBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._bar.stop()
+
+    def __call__(self, fed: Fed) -> None:
+        seconds = ((fed.last_ns or 0) - (fed.first_ns or 0)) / 1e9
+        self._bar.update(self._task, completed=seconds, frames=fed.frames)
+
+
+class Dialogue:
+    """Asks an engine and prints question, answer and times; with no console it prints nothing."""
+
+    def __init__(self, engine: VideoStreamingInference, out: Console | None) -> None:
+        self._engine = engine
+        self._out = out
+        self._shown = ""  # of the answer that is being written
+
+    def ask(self, question: str, choices: list[str] | None, max_new_tokens: int) -> dict[str, Any]:
+        """Ask one question; it, the answer, the choices and the metrics."""
+        self._print(Text(question, style="bold"))
+        if choices:
+            answer, metrics = self._engine.ask_choice(question, choices)
+            for index, text in enumerate(choices):
+                mark, score = "> "[index != metrics["choice_index"]], metrics["scores"][index]
+                self._print(Text(f"{mark} {printable(text)}  (log-probability {score:.2f})"))
+        else:
+            self._shown = ""
+            answer, metrics = self._engine.ask(question, max_new_tokens, on_token=self._grow)
+            self._grow(answer)
+            self._print(Text("" if self._live else printable(answer)))
+        tokens = metrics.get("answer_tokens")
+        length = "" if tokens is None else f", {plural(tokens, 'token')}"
+        self._print(
+            Text(
+                f"first token after {metrics['ttft']:.2f} s, answer after "
+                f"{metrics['latency']:.2f} s{length}\n",
+                style="dim",
+            )
+        )
+        return {"question": question, "answer": answer, "choices": choices or [], **metrics}
+
+    @property
+    def _live(self) -> bool:
+        return self._out is not None and self._out.is_terminal
+
+    def _grow(self, text: str) -> None:
+        """Print what is new of an answer, on a terminal."""
+        text = printable(text)
+        if self._live and self._out is not None and text.startswith(self._shown):
+            self._out.file.write(text[len(self._shown) :])
+            self._out.file.flush()
+            self._shown = text
+
+    def _print(self, text: Text) -> None:
+        if self._out is not None:
+            self._out.print(text, soft_wrap=True)
+
+
+def memory_text(info: dict[str, Any], fed: Fed) -> str:
+    """What the memory holds after a source was fed, and what that took: two lines."""
+    start = (fed.first_ns or 0) / 1e9
+    spans = ", ".join(f"{a - start:.1f}-{b - start:.1f} s" for a, b in info["time_spans"])
+    speed = fed.frames / max(fed.seconds, 1e-9)
+    return (
+        f"The memory holds {info['cache_seq_length']:,} of {info['max_cache_tokens']:,} tokens "
+        f"({bytes_text(info['cache_memory_bytes'])}): {spans} of the source.\n"
+        f"{plural(fed.frames, 'frame')} in {plural(fed.chunks, 'chunk')} encoded in "
+        f"{fed.seconds:.1f} s ({speed:.1f} frames/s); {fed.evicted_tokens:,} tokens forgotten."
+    )

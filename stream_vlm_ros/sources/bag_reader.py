@@ -1,0 +1,70 @@
+"""What every reader of a bag's file gives: channels, and messages as bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A topic of one type in one file. ``kind`` is the type without ``msg/``; ``wire`` is "ros1",
+    "cdr" or whatever else an MCAP holds."""
+
+    topic: str
+    kind: str
+    wire: str
+    count: int | None = None  # messages, where the file says
+
+
+class Raw(NamedTuple):
+    """One message as recorded."""
+
+    channel: Channel
+    log_ns: int
+    data: bytes
+
+
+def plain_kind(name: str) -> str:
+    """``sensor_msgs/msg/Image``, ``sensor_msgs::msg::Image`` and ``sensor_msgs/Image`` are one."""
+    return name.replace("::", "/").replace("/msg/", "/")
+
+
+def plain_topic(name: str) -> str:
+    """A topic's name with its leading slash, which some recorders leave out."""
+    return "/" + name.strip().lstrip("/")
+
+
+class FileReader:
+    """One file: ``channels``, ``span`` in log time, ``messages``, and why it ends early."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.channels: list[Channel] = []
+        self.span: tuple[int, int] | None = None
+        self.broken: Exception | None = None
+
+    def __enter__(self) -> FileReader:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        pass
+
+    def messages(self, topics: set[str] | None) -> Iterator[Raw]:
+        """Messages of ``topics`` (by ``plain_topic``; None: all)."""
+        raise NotImplementedError
+
+
+def why_unreadable(file: Path, error: Exception) -> str:
+    words = words_of(error)
+    if "magic" in words or "not a database" in words or isinstance(error, UnicodeDecodeError):
+        return f"{file} is not a rosbag, whatever its name says ({words})."
+    repair = " Try: sqlite3 OLD.db3 .recover | sqlite3 NEW.db3" if "malformed" in words else ""
+    return f"{file} cannot be read as a rosbag: {words}.{repair}"
+
+
+def words_of(error: Exception) -> str:
+    words = " ".join(str(error).split()).rstrip(".")
+    return words or "it ends too early"

@@ -1,0 +1,180 @@
+"""Damaged bag files, and those the library refuses: read from the start as far as they go."""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import io
+import sqlite3
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lz4.frame
+from mcap.records import Channel as McapChannel
+from mcap.records import Chunk, Message, Schema
+from mcap.stream_reader import StreamReader, breakup_chunk
+
+from .bag_reader import Channel, FileReader, Raw, plain_kind, plain_topic, why_unreadable
+from .errors import SourceUnreadableError
+
+_LARGEST_RECORD = 1 << 31  # bytes; a length beyond it is damage, not data
+
+
+class LooseFile(FileReader):
+    """Read from its start, record by record, as far as it goes; channels come from a first pass."""
+
+    def __init__(self, path: Path, cause: Exception) -> None:
+        super().__init__(path)
+        counts: dict[Channel, int] = {}
+        first = last = None
+        for raw in self._scan(None, empty=True):
+            counts[raw.channel] = counts.get(raw.channel, 0) + 1
+            first = raw.log_ns if first is None else min(first, raw.log_ns)
+            last = raw.log_ns if last is None else max(last, raw.log_ns)
+        self.channels = [Channel(c.topic, c.kind, c.wire, number) for c, number in counts.items()]
+        if first is not None and last is not None:
+            self.span = (first, last)
+        elif self.broken is not None:
+            raise SourceUnreadableError(why_unreadable(path, cause))
+
+    def messages(self, topics: set[str] | None) -> Iterator[Raw]:
+        yield from self._scan(topics)
+
+    def _scan(self, topics: set[str] | None, empty: bool = False) -> Iterator[Raw]:
+        """``empty``: without the messages' data."""
+        raise NotImplementedError
+
+
+class LooseMcapFile(LooseFile):
+    def _scan(self, topics: set[str] | None, empty: bool = False) -> Iterator[Raw]:
+        self.broken = None
+        schemas: dict[int, Schema] = {}
+        channels: dict[int, Channel] = {}
+        with self.path.open("rb") as stream:
+            try:
+                reader = StreamReader(stream, emit_chunks=True, record_size_limit=_LARGEST_RECORD)
+                for record in reader.records:
+                    inner = breakup_chunk(record) if isinstance(record, Chunk) else [record]
+                    for item in inner:
+                        if isinstance(item, Schema):
+                            schemas[item.id] = item
+                        elif isinstance(item, McapChannel):
+                            channels[item.id] = _mcap_channel(item, schemas.get(item.schema_id))
+                        elif isinstance(item, Message):
+                            channel = channels[item.channel_id]
+                            if topics is None or channel.topic in topics:
+                                yield Raw(channel, item.log_time, b"" if empty else item.data)
+            except GeneratorExit:
+                raise
+            except Exception as error:
+                self.broken = error
+
+
+def _mcap_channel(channel: McapChannel, schema: Schema | None) -> Channel:
+    kind = plain_kind(schema.name) if schema else ""
+    return Channel(plain_topic(channel.topic), kind, channel.message_encoding)
+
+
+class LooseSqliteFile(LooseFile):
+    """Rows in the order they were written, without the index by time."""
+
+    def _scan(self, topics: set[str] | None, empty: bool = False) -> Iterator[Raw]:
+        self.broken = None
+        uri = f"{self.path.absolute().as_uri()}?mode=ro&immutable=1"
+        try:
+            with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
+                channels = {
+                    number: Channel(plain_topic(name), plain_kind(kind), wire)
+                    for number, name, kind, wire in database.execute(
+                        "SELECT id, name, type, serialization_format FROM topics"
+                    )
+                }
+                content = "x''" if empty else "data"
+                rows = database.execute(f"SELECT topic_id, timestamp, {content} FROM messages")
+                for number, log_ns, data in rows:
+                    channel = channels[number]
+                    if topics is None or channel.topic in topics:
+                        yield Raw(channel, log_ns, data)
+        except GeneratorExit:
+            raise
+        except Exception as error:
+            self.broken = error
+
+
+class LooseRos1File(LooseFile):
+    """The ROS 1 bag format, version 2.0: records of a header (fields) and data."""
+
+    _CONNECTION, _CHUNK, _MESSAGE = b"\x07", b"\x05", b"\x02"
+
+    def _scan(self, topics: set[str] | None, empty: bool = False) -> Iterator[Raw]:
+        self.broken = None
+        connections: dict[bytes, Channel] = {}
+        with self.path.open("rb") as stream:
+            try:
+                if not stream.readline().startswith(b"#ROSBAG V2.0"):
+                    raise ValueError("the file has no magic of a ROS 1 bag, version 2.0")
+                for header, data in _ros1_records(stream):
+                    inner = [(header, data)]
+                    if header.get(b"op") == self._CHUNK:
+                        inner = _ros1_chunk(header, data)
+                    for fields, content in inner:
+                        op = fields.get(b"op")
+                        if op == self._CONNECTION:
+                            connections[fields[b"conn"]] = _ros1_channel(fields, content)
+                        elif op == self._MESSAGE:
+                            channel = connections[fields[b"conn"]]
+                            if topics is None or channel.topic in topics:
+                                seconds, nanoseconds = struct.unpack("<II", fields[b"time"])
+                                log_ns = seconds * 1_000_000_000 + nanoseconds
+                                yield Raw(channel, log_ns, b"" if empty else content)
+            except GeneratorExit:
+                raise
+            except Exception as error:
+                self.broken = error
+
+
+def _ros1_records(stream: Any) -> Iterator[tuple[dict[bytes, bytes], bytes]]:
+    """Header fields and data of each record; a record that is cut off raises EOFError, after its
+    part has been given if it is a chunk."""
+    while size := stream.read(4):
+        header = _ros1_fields(_exactly(stream, struct.unpack("<I", size)[0]))
+        (length,) = struct.unpack("<I", _exactly(stream, 4))
+        data = stream.read(length)
+        yield header, data
+        if len(data) < length:
+            raise EOFError(f"the last record has {len(data)} of {length} bytes")
+
+
+def _ros1_chunk(header: dict[bytes, bytes], data: bytes) -> Iterator[tuple[dict, bytes]]:
+    compression = header.get(b"compression", b"none")
+    if compression == b"bz2":
+        data = bz2.BZ2Decompressor().decompress(data)
+    elif compression == b"lz4":
+        data = lz4.frame.LZ4FrameDecompressor().decompress(data)
+    yield from _ros1_records(io.BytesIO(data))
+
+
+def _ros1_fields(data: bytes) -> dict[bytes, bytes]:
+    fields, at = {}, 0
+    while at < len(data):
+        (length,) = struct.unpack_from("<I", data, at)
+        name, _, value = data[at + 4 : at + 4 + length].partition(b"=")
+        fields[name] = value
+        at += 4 + length
+    return fields
+
+
+def _ros1_channel(header: dict[bytes, bytes], data: bytes) -> Channel:
+    kind = _ros1_fields(data).get(b"type", b"").decode(errors="replace")
+    return Channel(plain_topic(header[b"topic"].decode(errors="replace")), plain_kind(kind), "ros1")
+
+
+def _exactly(stream: Any, length: int) -> bytes:
+    if length > _LARGEST_RECORD:
+        raise ValueError(f"a record claims {length} bytes")
+    data = stream.read(length)
+    if len(data) < length:
+        raise EOFError("the file ends inside a record")
+    return data

@@ -1,0 +1,161 @@
+"""A folder of images as a source: one frame a file, stamps from the names or from a rate."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from stream_vlm_ros.engine.errors import InvalidParameterError
+
+from .errors import SourceNotFoundError, SourceUnreadableError
+from .frame import Frame, Source, SourceState
+from .sampling import NANOSECONDS, StampSampler
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+
+# Times since 1990 and before 2200 in the units that cameras and data sets write into names.
+_EARLIEST, _LATEST = 631_152_000, 7_258_118_400
+_UNITS = (NANOSECONDS, 1_000_000, 1_000, 1)  # nanoseconds in: s, ms, us, ns
+
+
+class ImageFolderSource(Source):
+    """The images of a folder, in the order of their numbers.
+
+    If every name ends in a time since the epoch (in s, with or without a decimal point, ms, us or
+    ns: ``1305031102.175304.png``, ``cam0_1403636579763555584.jpg``), that is the stamp. Otherwise
+    image *n* of the sorted names gets the stamp n / ``frame_rate``.
+
+    Args:
+        folder: the folder; its sub-folders are not read.
+        frame_rate: images per second where the names hold no time; given, it overrides the names.
+        fps: frames per second to take (None: every one).
+        start, end: seconds from the first image; images in [start, end) are given.
+        size: (width, height) to scale to (None: as they are).
+
+    Raises:
+        SourceNotFoundError, SourceUnreadableError: at once, when there is nothing to read.
+    """
+
+    DEFAULT_RATE = 2.0
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        frame_rate: float | None = None,
+        fps: float | None = None,
+        start: float = 0.0,
+        end: float | None = None,
+        size: tuple[int, int] | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.path = Path(folder)
+        self.name = name or self.path.name or str(self.path)
+        if fps is not None:
+            StampSampler(fps)
+        if frame_rate is not None and not 0 < frame_rate <= 1000:
+            raise InvalidParameterError(
+                f"The frame rate is {frame_rate} images/s; it must be above 0 and at most 1000."
+            )
+        self._fps, self._start, self._end, self._scale = fps, start, end, size
+        if not self.path.is_dir():
+            raise SourceNotFoundError(f"There is no folder {self.path}. Check the path.")
+        files = sorted(
+            (f for f in self.path.iterdir() if f.suffix.lower() in SUFFIXES), key=_natural
+        )
+        if not files:
+            raise SourceUnreadableError(
+                f"The folder {self.path} holds no images ({', '.join(sorted(SUFFIXES))})."
+            )
+        stamps = None if frame_rate is not None else _stamps_of(files)
+        if stamps is None:
+            self.rate = frame_rate or self.DEFAULT_RATE
+            stamps = [round(i * NANOSECONDS / self.rate) for i in range(len(files))]
+        else:
+            files = [file for _, file in sorted(zip(stamps, files, strict=True))]
+            stamps = sorted(stamps)
+            span = stamps[-1] - stamps[0]
+            self.rate = (len(stamps) - 1) * NANOSECONDS / span if span else None
+        self._files, self._stamps = files, stamps
+        self.duration = (stamps[-1] - stamps[0]) / NANOSECONDS + (1 / self.rate if self.rate else 0)
+        self.size = size
+
+    def __iter__(self) -> Iterator[Frame]:
+        self.state = state = SourceState()
+        counts = state.counts
+        sampler = StampSampler(self._fps) if self._fps is not None else None
+        last = None
+        for stamp, file in zip(self._stamps, self._files, strict=True):
+            counts.decoded += 1
+            offset = (stamp - self._stamps[0]) / NANOSECONDS
+            if last is not None and stamp <= last:
+                counts.unordered += 1
+                continue
+            last = stamp
+            if (
+                offset < self._start
+                or (self._end is not None and offset >= self._end)
+                or (sampler is not None and not sampler.wants(stamp))
+            ):
+                counts.unwanted += 1
+                continue
+            image = self._read(file)
+            if image is None:
+                counts.unusable += 1
+                state.damage = f"{file.name} and perhaps others cannot be decoded; left out."
+                continue
+            counts.given += 1
+            yield Frame(stamp, image, self.name)
+
+    def _read(self, file: Path) -> np.ndarray | None:
+        try:
+            with Image.open(file) as picture:
+                upright = ImageOps.exif_transpose(picture)
+                if upright.mode.startswith(("I;16", "I", "F")):
+                    upright = _eight_bits(upright)
+                upright = upright.convert("RGB")
+                if self._scale is not None:
+                    upright = upright.resize(self._scale)
+                return np.array(upright)
+        except (OSError, ValueError, SyntaxError, UnidentifiedImageError):
+            return None
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """16-bit grey keeps its upper byte; Pillow's own conversion would clip it to white."""
+    values = np.asarray(picture).astype(np.float64)
+    return Image.fromarray(np.clip(values / 256, 0, 255).astype(np.uint8))
+
+
+def _natural(file: Path) -> list[tuple[int, int | str]]:
+    """Sort key by which frame2 comes before frame10."""
+    parts = re.split(r"(\d+)", file.stem)
+    return [(0, int(p)) if p.isdigit() else (1, p) for p in parts]
+
+
+def _stamps_of(files: list[Path]) -> list[int] | None:
+    """Nanoseconds since the epoch from every name's last number, or None if any has none."""
+    stamps = []
+    for file in files:
+        match = re.search(r"(\d{9,19})(?:\.(\d{1,9}))?$", file.stem)
+        if match is None:
+            return None
+        whole, fraction = int(match[1]), match[2]
+        if fraction is not None:
+            if not _EARLIEST <= whole < _LATEST:
+                return None
+            stamps.append(whole * NANOSECONDS + int(fraction.ljust(9, "0")))
+            continue
+        for unit in _UNITS:
+            if _EARLIEST <= whole * unit / NANOSECONDS < _LATEST:
+                stamps.append(whole * unit)
+                break
+        else:
+            return None
+    return stamps

@@ -1,0 +1,82 @@
+"""``open_source``: the source that a path or a name stands for."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+from pathlib import Path
+
+from stream_vlm_ros.engine.errors import InvalidParameterError
+
+from .bag_files import is_bag
+from .bags import BagSource
+from .device import DeviceSource
+from .errors import SourceNotFoundError, SourceUnknownError
+from .frame import Source
+from .images import SUFFIXES, ImageFolderSource
+from .video import VideoSource
+
+# "scheme:rest" -> module with open_source(rest, **options), imported only when it is asked for.
+SCHEMES = {"world": "stream_vlm_ros.demo.world_source"}
+
+
+def open_source(spec: str | os.PathLike[str], **options) -> Source:
+    """The source that ``spec`` stands for.
+
+    ``/dev/video0`` or a camera's number: that camera; ``.bag``, ``.mcap``, ``.db3`` or the folder
+    of a ROS 2 bag: its images; another folder: its images; ``world:SEED``: the drawn world; any
+    other path: a video file. ``options`` go to the source (fps, start, end, size, topics; see each
+    class); those that are None count as not given.
+
+    Raises:
+        SourceNotFoundError, SourceUnreadableError, SourceUnknownError: in words for the user.
+        InvalidParameterError: an option outside its range, or one this source does not have.
+    """
+    text = os.fspath(spec)
+    options = {name: value for name, value in options.items() if value is not None}
+    if not text.strip():
+        raise SourceNotFoundError("No source given. Name a video file, a folder or a camera.")
+    scheme, _, rest = text.partition(":")
+    if scheme in SCHEMES and not Path(text).exists():
+        return _of_scheme(scheme, rest, options)
+    if re.fullmatch(r"/dev/video\d+", text):
+        return _make(DeviceSource, text, options)
+    if re.fullmatch(r"\d{1,2}", text) and not Path(text).exists():
+        return _make(DeviceSource, f"/dev/video{text}", options)
+    path = Path(text).expanduser()
+    if is_bag(path):
+        return _make(BagSource, path, options)
+    if path.is_dir():
+        return _make(ImageFolderSource, path, options)
+    if path.suffix.lower() in SUFFIXES and path.exists():
+        raise SourceUnknownError(f"{path} is a single image. Give the folder it lies in.")
+    return _make(VideoSource, path, options)
+
+
+def _make(kind: type[Source], place: str | Path, options: dict) -> Source:
+    unknown = sorted(set(options) - set(inspect.signature(kind).parameters))
+    if unknown:
+        raise InvalidParameterError(f"A {kind.__name__} has no option {', '.join(unknown)}.")
+    return kind(place, **options)
+
+
+def _of_scheme(scheme: str, rest: str, options: dict) -> Source:
+    try:
+        module = importlib.import_module(SCHEMES[scheme])
+    except ModuleNotFoundError as error:
+        if error.name != SCHEMES[scheme]:
+            raise
+        raise SourceUnknownError(f"This version has no source of the kind {scheme!r}.") from error
+    return _make(module.SOURCE, rest, options)
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """``"640x480"`` -> (640, 480); empty or None -> None (as filmed)."""
+    if not text:
+        return None
+    match = re.fullmatch(r"\s*(\d{1,5})\s*[xX*]\s*(\d{1,5})\s*", text)
+    if match is None or min(int(match[1]), int(match[2])) < 2:
+        raise InvalidParameterError(f"The size {text!r} is not of the form 640x480.")
+    return int(match[1]), int(match[2])

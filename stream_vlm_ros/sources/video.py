@@ -1,0 +1,309 @@
+"""Video files, through PyAV (FFmpeg): frames with the stamps that the container holds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import av.video.reformatter
+import numpy as np
+
+from stream_vlm_ros.engine.errors import InvalidParameterError
+
+from .errors import SourceNotFoundError, SourceUnreadableError
+from .frame import Frame, Source, SourceState
+from .sampling import NANOSECONDS, StampSampler
+
+ASSUMED_RATE = 25.0  # frames/s, for a file that holds neither stamps nor a rate
+
+
+class VideoSource(Source):
+    """A video file of any container and codec that FFmpeg reads.
+
+    Stamps are the container's own (so a variable frame rate stays one), in nanoseconds from the
+    first frame, plus ``start_stamp_ns``. Frames are sampled by stamp, and only those wanted are
+    converted to RGB, turned upright by the file's rotation, and scaled to ``size``.
+
+    Args:
+        path: the file.
+        fps: frames per second to take (None: every frame); see ``StampSampler``.
+        start, end: seconds from the first frame; frames in [start, end) are given.
+        size: (width, height) to scale to (None: as filmed).
+        start_stamp_ns: stamp of the file's first frame.
+        name: what ``Frame.source`` says (None: the file's name).
+
+    Raises:
+        SourceNotFoundError, SourceUnreadableError: at once, when there is nothing to read.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        fps: float | None = None,
+        start: float = 0.0,
+        end: float | None = None,
+        size: tuple[int, int] | None = None,
+        start_stamp_ns: int = 0,
+        name: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self.name = name or self.path.name
+        self._check_range(fps, start, end, size)
+        self._fps, self._start, self._end, self._scale = fps, start, end, size
+        self._start_stamp_ns = start_stamp_ns
+        _check_file(self.path)
+        with self._open() as container:
+            stream = self._video_stream(container)
+            self.rate = _rate_of(stream)
+            self.duration = _duration_of(container, stream)
+            self.size = size or (stream.width, stream.height)
+
+    @staticmethod
+    def _check_range(fps, start, end, size) -> None:
+        if fps is not None:
+            StampSampler(fps)
+        if start < 0 or (end is not None and end <= start):
+            raise InvalidParameterError(
+                f"The part to read is {start} s to {end} s; it must start at 0 or later and end "
+                "after its start."
+            )
+        if size is not None and min(size) < 2:
+            raise InvalidParameterError(f"The picture size is {size}; each side needs 2 pixels.")
+
+    def _open(self) -> av.container.InputContainer:
+        try:
+            return av.open(str(self.path), metadata_errors="replace")
+        except av.FFmpegError as error:
+            raise SourceUnreadableError(_why_unreadable(self.path, error)) from error
+
+    def _video_stream(self, container) -> av.video.stream.VideoStream:
+        if container.format.name == "tty":  # FFmpeg takes any text file for a video of a terminal
+            raise SourceUnreadableError(f"{self.path} is a text file, not a video.")
+        stream = container.streams.best("video")
+        if stream is None or (stream.codec_context.width == 0 and stream.codec_context.height == 0):
+            kinds = sorted({s.type for s in container.streams}) or ["nothing"]
+            raise SourceUnreadableError(
+                f"{self.path} has no video in it (only {', '.join(kinds)}). Give a file with a "
+                "video stream."
+            )
+        stream.thread_type = "AUTO"
+        return stream
+
+    def __iter__(self) -> Iterator[Frame]:
+        self.state = state = SourceState()
+        counts = state.counts
+        sampler = StampSampler(self._fps) if self._fps is not None else None
+        picture = _Picture(self._scale)
+        start_ns = round(self._start * NANOSECONDS)
+        end_ns = None if self._end is None else round(self._end * NANOSECONDS)
+        with self._open() as container:
+            stream = self._video_stream(container)
+            clock = _Clock(stream, self.rate, state.notes)
+            if start_ns:
+                clock.seek(container, start_ns)
+            for decoded in _decode(container, stream, state):
+                counts.decoded += 1
+                offset = clock.read(decoded)
+                if offset is None:
+                    counts.unordered += 1
+                    continue
+                if end_ns is not None and offset >= end_ns:
+                    counts.unwanted += 1
+                    return
+                if offset < start_ns or (sampler is not None and not sampler.wants(offset)):
+                    counts.unwanted += 1
+                    continue
+                image = None if decoded.is_corrupt else picture.of(decoded)
+                if image is None:
+                    counts.unusable += 1
+                    continue
+                counts.given += 1
+                yield Frame(self._start_stamp_ns + offset, image, self.name)
+            if end_ns is None:
+                self._look_for_damage(stream, clock, state)
+
+    def _look_for_damage(self, stream, clock: _Clock, state: SourceState) -> None:
+        """Whether the file ended before the length that its own header promises."""
+        if state.counts.decoded == 0 and state.damage is None and self._start == 0:
+            state.damage = f"{self.path} holds no frame that can be decoded."
+        promised = self.duration
+        # A container's own duration may be that of a longer sound track: then it promises nothing.
+        of_video = stream.duration is not None or len(stream.container.streams) == 1
+        if state.damage is None and promised is not None and of_video:
+            reached = (clock.last_ns + clock.interval_ns) / NANOSECONDS
+            if reached < promised - max(1.0, 0.02 * promised) and self._start < promised:
+                state.damage = (
+                    f"{self.path} breaks off at {reached:.1f} s of {promised:.1f} s: it was not "
+                    "written or copied to its end. Everything before was read."
+                )
+
+
+class _Clock:
+    """Stamps of decoded frames, in nanoseconds from the file's first frame."""
+
+    def __init__(self, stream, rate: float | None, notes: list[str]) -> None:
+        self._stream = stream
+        self._notes = notes
+        self._origin: int | None = stream.start_time  # in the stream's time base
+        self.interval_ns = round(NANOSECONDS / (rate or ASSUMED_RATE))
+        self.last_ns = -1
+        self._rate = rate
+
+    def seek(self, container, start_ns: int) -> None:
+        """Go to the key frame at or before ``start_ns``; where that fails, read from the start."""
+        base = self._stream.time_base
+        if self._origin is None or base is None:
+            return
+        target = start_ns * base.denominator // (base.numerator * NANOSECONDS)
+        try:
+            container.seek(self._origin + target, stream=self._stream, backward=True)
+        except av.FFmpegError:
+            self._notes.append("The file has no index to jump by; it was read from its start.")
+
+    def read(self, frame) -> int | None:
+        """Stamp of ``frame``; None if it is not after the frame before."""
+        ticks = frame.pts
+        base = frame.time_base or self._stream.time_base
+        if ticks is None or base is None:
+            stamp = 0 if self.last_ns < 0 else self.last_ns + self.interval_ns
+            self._note_missing_stamps()
+        else:
+            if self._origin is None or (self.last_ns < 0 and ticks < self._origin):
+                self._origin = ticks
+            stamp = _rounded_ns(ticks - self._origin, base)
+        if stamp <= self.last_ns:
+            return None
+        if self.last_ns >= 0:
+            self.interval_ns = stamp - self.last_ns
+        self.last_ns = stamp
+        return stamp
+
+    def _note_missing_stamps(self) -> None:
+        if not self._notes:
+            rate = f"its rate of {self._rate:g}" if self._rate else f"{ASSUMED_RATE:g} assumed"
+            self._notes.append(f"The file holds no time stamps; {rate} frames/s used instead.")
+
+
+class _Picture:
+    """RGB arrays of decoded frames: one conversion set-up for the whole file."""
+
+    def __init__(self, size: tuple[int, int] | None) -> None:
+        self._size = size
+        self._reformatter = av.video.reformatter.VideoReformatter()
+
+    def of(self, frame) -> np.ndarray | None:
+        """Array [height, width, 3] uint8, upright; None if the picture cannot be converted."""
+        turns = round(getattr(frame, "rotation", 0) / 90) % 4  # counter-clockwise
+        width, height = self._size or (0, 0)
+        if turns % 2:
+            width, height = height, width
+        try:
+            rgb = self._reformatter.reformat(
+                frame, width=width or None, height=height or None, format="rgb24"
+            )
+            image = rgb.to_ndarray()
+        except (av.FFmpegError, ValueError):
+            return None
+        return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+
+
+def _decode(container, stream, state: SourceState) -> Iterator[av.VideoFrame]:
+    """Every frame that can be decoded; damaged packets are counted and passed over."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            break
+        except av.FFmpegError as error:
+            state.damage = (
+                f"Reading stopped in the middle ({_short(error)}): the file is damaged or was cut "
+                "off. Everything before was read."
+            )
+            break
+        try:
+            frames = packet.decode()
+        except av.FFmpegError:
+            _count_damaged(state)
+            continue
+        yield from frames
+    if state.damage is not None:
+        try:
+            yield from stream.codec_context.decode(None)  # what the decoder still holds
+        except av.FFmpegError:
+            _count_damaged(state)
+
+
+def _count_damaged(state: SourceState) -> None:
+    state.counts.decoded += 1
+    state.counts.unusable += 1
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        raise SourceNotFoundError(f"There is no file {path}. Check the path.")
+    if path.is_dir():
+        raise SourceUnreadableError(f"{path} is a folder, not a video file.")
+    if not os.access(path, os.R_OK):
+        raise SourceNotFoundError(f"{path} may not be read by this user. Change its permissions.")
+    if path.is_file() and path.stat().st_size == 0:
+        raise SourceUnreadableError(
+            f"{path} is empty (0 bytes): the recording or the copy did not finish. Copy or record "
+            "it again."
+        )
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    if _mp4_without_index(path):
+        return (
+            f"{path} is an MP4 without its index, which is written last: the recording or the copy "
+            "was cut off. Copy it again, or have a repair tool (untrunc) rebuild the index."
+        )
+    return (
+        f"{path} cannot be opened as a video ({_short(error)}). If other players open it, convert "
+        "it with: ffmpeg -i IN -c:v libx264 OUT.mp4"
+    )
+
+
+def _mp4_without_index(path: Path) -> bool:
+    """Walk the top-level boxes of an MP4/MOV file: is there an ``ftyp`` but no ``moov``?"""
+    kinds = set()
+    with path.open("rb") as file:
+        position, end = 0, path.stat().st_size
+        while position + 8 <= end and len(kinds) < 64:
+            file.seek(position)
+            length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
+            if length == 1:
+                length = int.from_bytes(file.read(8), "big")
+            kinds.add(kind)
+            if length < 8:
+                break
+            position += length
+    return b"ftyp" in kinds and b"moov" not in kinds
+
+
+def _rate_of(stream) -> float | None:
+    for rate in (stream.average_rate, stream.guessed_rate):
+        if rate and 0 < rate <= 1000:  # beyond that it is a time base, not a rate
+            return float(rate)
+    return None
+
+
+def _duration_of(container, stream) -> float | None:
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    return container.duration / av.time_base if container.duration else None
+
+
+def _rounded_ns(ticks: int, base) -> int:
+    """ticks x base seconds in nanoseconds, to the nearest, in whole numbers."""
+    numerator, denominator = ticks * base.numerator * NANOSECONDS, base.denominator
+    return (2 * numerator + denominator) // (2 * denominator)
+
+
+def _short(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error)).strip() or type(error).__name__

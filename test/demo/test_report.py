@@ -1,0 +1,137 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from stream_vlm_ros.demo.report import Exchange, Frames, Memory, Report, bar, seen_text
+
+
+def plain_report(encoding="utf-8"):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    return Report(Console(file=stream, width=100, highlight=False))
+
+
+def text_of(report):
+    report.console.file.flush()
+    return report.console.file.buffer.getvalue().decode(report.console.file.encoding)
+
+
+def exchange(**changes):
+    values = {
+        "at": 8.14,
+        "question": "What do you see now?",
+        "choices": (),
+        "answer": "a taxi",
+        "error": "",
+        "ttft": 0.123,
+        "latency": 0.456,
+        "seen_ago": ((8.1, 0.6),),
+        "memory": Memory(length=1024, cap=2048),
+    }
+    return Exchange(**{**values, **changes})
+
+
+def test_an_exchange_is_printed_with_its_times_and_its_memory():
+    report = plain_report()
+    report.add(exchange())
+    lines = text_of(report).splitlines()
+    assert lines[0] == "   8.1 s  What do you see now?"
+    assert lines[1] == "          a taxi"
+    assert lines[2].split("   ") == [
+        "", "", "", " first token 0.12 s, answer 0.46 s",
+        "█████░░░░░ 1,024/2,048 tokens", "seen 8.1-0.6 s ago",
+    ]  # fmt: skip
+    assert not report.failures
+
+
+def test_a_terminal_without_unicode_gets_ascii():
+    report = plain_report("ascii")
+    report.add(exchange())
+    assert "[#####.....]" in text_of(report)
+
+
+def test_an_answer_cannot_steer_the_terminal_or_fill_it():
+    report = plain_report()
+    report.add(exchange(answer="\x1b[31mred\n\x07" + "x" * 5000))
+    text = text_of(report)
+    assert "\x1b" not in text and "\x07" not in text
+    assert len(text) < 800 and "…" in text
+
+
+def test_square_brackets_in_an_answer_are_no_markup():
+    report = plain_report()
+    report.add(exchange(answer="[bold]a[/nonsense]"))
+    assert "[bold]a[/nonsense]" in text_of(report)
+
+
+def test_long_lines_stay_in_their_column():
+    report = plain_report()
+    report.add(exchange(answer="word " * 50))
+    lines = text_of(report).splitlines()
+    assert all(len(line) <= 100 for line in lines)
+    assert all(line.startswith(" " * 10) for line in lines[1:-1])
+
+
+def test_an_unanswered_question_fails_the_demo():
+    report = plain_report()
+    report.add(exchange(error="the memory is empty (code 20)"))
+    assert "not answered: the memory is empty" in text_of(report)
+    assert len(report.failures) == 1
+
+
+def test_right_and_wrong_answers_are_counted():
+    report = plain_report()
+    for right in (True, True, False, None):
+        report.add(exchange(right=right))
+    assert ("Answers", "4 of 4 questions answered; 2 of 3 right") in report.summary_rows()
+
+
+def test_a_memory_above_its_bound_fails_the_demo():
+    report = plain_report()
+    report.note_memory(Memory(length=2049, cap=2048), Frames())
+    report.note_memory(Memory(length=10, cap=2048), Frames())
+    assert report.failures == ["the memory held 2049 tokens, above its bound of 2048"]
+    assert "the bound was broken" in dict(report.summary_rows())["Memory"]
+
+
+def test_frames_that_do_not_add_up_fail_the_demo():
+    report = plain_report()
+    good = Frames(received=10, ingested=4, pending=1, dropped={"sampling": 5})
+    report.note_memory(Memory(1, 2), good)
+    assert not report.failures
+    report.note_memory(Memory(1, 2), Frames(received=11, ingested=4, dropped={"sampling": 5}))
+    assert len(report.failures) == 1
+
+
+def test_the_summary_names_every_cause_of_dropping():
+    report = plain_report()
+    dropped = {"sampling": 90, "overflow": 4, "error": 0, "something_new": 1}
+    frames = Frames(received=1105, ingested=1008, pending=2, dropped=dropped)
+    report.note_memory(Memory(5, 10, chunks=1), frames)
+    rows = dict(report.summary_rows())
+    assert rows["Frames"] == (
+        "1,105 received: 1,008 taken into memory in 1 chunk, 2 waiting, 90 between two samples, "
+        "4 too many for the model, 1 something_new"
+    )
+    assert rows["Lost"] == "4 too many for the model, 1 something_new"
+
+
+def test_a_summary_of_nothing_can_be_printed():
+    report = plain_report()
+    report.fail("the node never came")
+    report.summary()
+    assert "0 of 0 questions answered" in text_of(report)
+    assert "Failed: the node never came" in text_of(report)
+
+
+@pytest.mark.parametrize(
+    ("length", "cap", "full"),
+    [(0, 100, 0), (100, 100, 10), (49, 100, 5), (7, 0, 0), (999, 100, 10)],
+)
+def test_the_bar_shows_the_share(length, cap, full):
+    assert bar(length, cap, width=10, ascii_only=True) == "[" + "#" * full + "." * (10 - full) + "]"
+
+
+def test_forgotten_stretches_show_as_a_gap():
+    assert seen_text(((18.1, 16.6), (12.0, 0.4))) == "seen 18.1-16.6, 12.0-0.4 s ago"
+    assert seen_text(()) == "nothing seen"

@@ -1,0 +1,215 @@
+"""Which frames are kept for long: evenly over time, and those unlike any other."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stream_vlm_ros.engine import EvictionConfig, FeatureNovelty, VideoStreamingInference
+from stream_vlm_ros.engine.errors import CapTooSmallError, StreamBusyError
+from stream_vlm_ros.engine.eviction import Candidate, EvenSample, StarMemory
+
+
+def candidate(number, seconds=None, tokens=1, descriptor=()):
+    seconds = float(number) if seconds is None else seconds
+    return Candidate(number, tokens, seconds, np.array(descriptor, dtype=float))
+
+
+@given(
+    budget=st.integers(3, 40),
+    steps=st.lists(st.floats(0.5, 1.5), min_size=60, max_size=400),
+)
+@settings(deadline=None, max_examples=40)
+def test_the_sample_covers_the_whole_past_evenly_however_long_it_grows(budget, steps):
+    sample, seconds = EvenSample(budget), 0.0
+    kept: dict[int, float] = {}
+    for number, step in enumerate(steps):
+        seconds += step
+        kept[number] = seconds
+        for gone in sample.offer(candidate(number, seconds), 0.0, seconds):
+            del kept[gone.number]
+        assert len(kept) == min(budget, number + 1)
+        assert all(number in sample for number in kept)
+    times = [0.0, *kept.values(), seconds]
+    # Perfectly even would be total / (budget + 1). Thinning one by one at the smallest pair of
+    # gaps never merges two while a smaller pair exists, so no gap exceeds twice the even pair.
+    widest = max(later - earlier for earlier, later in pairwise(times))
+    assert widest <= 2 * 2 * seconds / (budget + 1) + 1.5
+
+
+def test_after_an_hour_the_sample_still_covers_the_hour_evenly():
+    sample, kept = EvenSample(60), {}
+    for second in range(3600):
+        kept[second] = float(second)
+        for gone in sample.offer(candidate(second), 0.0, float(second)):
+            del kept[gone.number]
+    minutes = np.bincount([int(time // 600) for time in kept.values()], minlength=6)
+    assert minutes.sum() == 60 and minutes.min() >= 6 and minutes.max() <= 14  # even: 10 each
+
+
+def test_grids_of_any_size_stay_within_the_budget_in_tokens():
+    sample = EvenSample(100)
+    tokens = {}
+    for number in range(200):
+        tokens[number] = 5 + number * 7 % 40
+        for gone in sample.offer(candidate(number, tokens=tokens[number]), 0.0, float(number)):
+            del tokens[gone.number]
+        assert sum(tokens.values()) == sample.tokens <= 100
+
+
+def unit(angle):
+    return (np.cos(angle), np.sin(angle))
+
+
+def test_the_star_memory_keeps_one_of_each_kind_and_the_first_of_those_alike():
+    star = StarMemory(3, FeatureNovelty())
+    # Three scenes, each seen for a while with a little noise, one of them again later.
+    angles = [0.0] * 5 + [2.0] * 5 + [4.0] * 5 + [2.0] * 5
+    kept = set()
+    for number, angle in enumerate(angles):
+        kept.add(number)
+        kept -= {gone.number for gone in star.offer(candidate(number, descriptor=unit(angle)))}
+    assert kept == {0, 5, 10}
+
+
+def test_a_score_of_ones_own_decides_what_is_important(toys, model, processor):
+    class Brightest:
+        def describe(self, features):
+            return features.float().mean().reshape(1).numpy()
+
+        def rank(self, descriptors):
+            return descriptors[:, 0]
+
+    engine = VideoStreamingInference(
+        model,
+        processor,
+        eviction_config=EvictionConfig(130, important_share=0.4),
+        importance=Brightest(),
+    )
+    scores = []
+    encode = model.encode_frames
+    try:
+
+        def note(patches):
+            features = encode(patches)
+            scores.extend(features.unflatten(0, (2, -1)).float().mean((1, 2)).tolist())
+            return features
+
+        model.encode_frames = note
+        for number in range(20):
+            engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
+    finally:
+        del model.encode_frames
+    # Cap 130, sink 57: 40 % of 73 is 29 tokens, four grids of 6. Those with the highest score of
+    # all that have left the window so far: 73 - 29 = 44 tokens, the last seven grids whole.
+    left = range(2, 40 - 8)
+    best = sorted(sorted(left, key=lambda number: -scores[number])[:4])
+    assert [number for number, _ in engine.cache_manager.ledger.kept_offsets()] == best
+    levels = engine.get_cache_info()["levels"]
+    assert levels["important"]["grids"] == 4 and levels["important"]["tokens"] == 24
+    assert levels["important"]["time_spans"] == [(n * 1.0, n * 1.0 + 0.5) for n in best]
+
+
+def test_the_levels_add_up_to_the_stream(toys, model, processor):
+    config = EvictionConfig(300, sampled_share=0.3, important_share=0.3)
+    engine = VideoStreamingInference(model, processor, eviction_config=config)
+    for number in range(60):
+        engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
+        info = engine.get_cache_info()
+        text = 45  # before the first frame
+        assert (
+            sum(level["tokens"] for level in info["levels"].values()) + text
+            == (info["cache_seq_length"])
+        )
+    assert set(info["levels"]) == {"sink", "sampled", "important", "window"}
+    room = int(0.3 * (300 - 57))
+    for level in ("sampled", "important"):
+        assert room - 6 < info["levels"][level]["tokens"] <= room
+    spans = info["time_spans"]
+    assert spans == sorted(spans) and spans[0][0] == 0.0 and spans[-1][1] == 119.5
+
+
+def test_frames_cannot_move_under_an_answer_that_reads_them(toys, model, processor):
+    config = EvictionConfig(150, sampled_share=0.5)
+    engine = VideoStreamingInference(
+        model, processor, eviction_config=config, fork_slack_tokens=200
+    )
+    for number in range(20):
+        engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
+    alone = engine.ask("What is it?", 6)[0]
+    writer = engine.ask_stream("What is it?", 6)
+    next(writer)
+    with pytest.raises(StreamBusyError, match=r"finish or cancel it first$"):
+        engine.append_video_chunk(toys.frames(4), fps=2)
+    for _ in writer:
+        pass
+    assert writer.text == alone
+    engine.append_video_chunk(toys.frames(4), fps=2)
+
+
+OPERATIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("chunk"), st.integers(1, 7)),
+        st.tuples(st.just("ask"), st.integers(1, 3)),
+        st.tuples(st.just("choice"), st.integers(1, 3)),
+        st.tuples(st.just("keep"), st.integers(1, 3)),
+        st.tuples(st.just("pixels"), st.sampled_from([28 * 28, 56 * 56, 84 * 84, None])),
+        st.tuples(st.just("reset"), st.just(0)),
+    ),
+    min_size=5,
+    max_size=25,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    operations=OPERATIONS,
+    cap=st.integers(60, 400),
+    sink=st.sampled_from([0, 0, 4, 60]),
+    window=st.sampled_from([0, 0, 50]),
+    interval=st.sampled_from([1, 2, 4]),
+    shares=st.sampled_from([(0, 0), (0.5, 0), (0, 0.5), (0.3, 0.3)]),
+    layout=st.sampled_from(["continuous", "segmented"]),
+    policy=st.sampled_from(["contiguous", "keep_gaps"]),
+)
+def test_no_sequence_of_operations_exceeds_the_cap_or_lets_a_question_leave_a_trace(
+    toys, model, processor, operations, cap, sink, window, interval, shares, layout, policy
+):
+    if sink + window > cap or sink == cap:
+        return
+    config = EvictionConfig(cap, sink, window, interval, *shares)
+    engine = VideoStreamingInference(
+        model, processor, eviction_config=config, layout=layout, position_policy=policy
+    )
+    manager = engine.cache_manager
+    reserved = set()
+    for number, (kind, amount) in enumerate(operations):
+        seen = manager.state.frames > 0
+        before = manager.gather()
+        mark = manager.ledger.mark(), manager.evictor.mark(), manager.state
+        try:
+            if kind == "chunk":
+                engine.append_video_chunk(toys.frames(amount, seed=number), fps=2)
+            elif kind == "pixels":
+                engine.max_pixels = amount
+            elif kind == "reset":
+                engine.reset()
+            elif seen and kind == "keep":
+                engine.ask("So?", amount, update_state=True)
+            elif seen and kind == "ask":
+                engine.ask("So?", amount)
+            elif seen:
+                engine.ask_choice("So?", ["a", "bb"][: max(1, amount - 1)])
+        except CapTooSmallError:
+            kind = "refused"
+        length = manager.get_seq_length()
+        assert length == manager.ledger.length == manager.gather().shape[3] <= cap
+        assert length == manager.ledger.positions().shape[1]
+        if kind in ("ask", "choice", "pixels", "refused"):
+            assert torch.equal(manager.gather(), before)
+            assert (manager.ledger.mark(), manager.evictor.mark(), manager.state) == mark
+        reserved.add(manager._buffer.data.nbytes)
+    assert len(reserved) == 1

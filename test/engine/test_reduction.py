@@ -1,0 +1,121 @@
+"""Token reduction: static scenes cost little, and nothing else changes."""
+
+import numpy as np
+import pytest
+import torch
+
+from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
+from stream_vlm_ros.engine.errors import InvalidParameterError, OutOfHorizonError
+from stream_vlm_ros.engine.reduction import StaticTokenFilter
+
+
+def scene(seed=0, changed=None):
+    """Four equal frames of 2 x 3 tokens, with one token's square of pixels repainted."""
+    frame = np.random.default_rng(seed).integers(0, 256, (56, 84, 3), dtype=np.uint8)
+    if changed is not None:
+        row, column = divmod(changed, 3)
+        frame[28 * row : 28 * row + 28, 28 * column : 28 * column + 28] = 255 * (seed % 2)
+    return [frame] * 4
+
+
+@pytest.fixture
+def local_model(toys):
+    """A vision tower without attention between patches that matters: features stay local."""
+    model = toys.model(3)
+    with torch.no_grad():
+        for block in model.model.visual.blocks:
+            block.attn.proj.weight.zero_()
+            block.attn.proj.bias.zero_()
+    return model
+
+
+def test_a_static_scene_costs_one_token_a_grid(local_model, processor):
+    engine = VideoStreamingInference(local_model, processor, skip_similarity=0.999)
+    first = engine.append_video_chunk(scene(), fps=2)
+    later = engine.append_video_chunk(scene(), fps=2)
+    assert first["tokens"] == 45 + 6 + 1  # text and a whole grid, then one token
+    assert later["tokens"] == 2
+    assert engine.get_cache_info()["grids_in_memory"] == 4
+
+
+def test_what_changes_is_appended_at_its_own_position(local_model, processor):
+    plain = VideoStreamingInference(local_model, processor)
+    sparing = VideoStreamingInference(local_model, processor, skip_similarity=0.999)
+    for engine in (plain, sparing):
+        engine.append_video_chunk(scene(), fps=2)
+        engine.append_video_chunk(scene(changed=4), fps=2)
+    everything = plain.cache_manager.ledger.positions()
+    some = sparing.cache_manager.ledger.positions()
+    # 45 text tokens, grids of 6 at seconds 0 to 3. Sparing: grid 0 whole; of grid 1 the token that
+    # differs most, of 2 the one repainted; of 3 any one.
+    assert torch.equal(some[:, :51], everything[:, :51])
+    assert torch.equal(some[:, 52], everything[:, 45 + 2 * 6 + 4])
+    assert some.shape[1] == 54
+    assert sparing.cache_manager.ledger.next_position == plain.cache_manager.ledger.next_position
+
+
+def test_a_threshold_of_one_and_moving_pictures_leave_nothing_out(toys, local_model, processor):
+    plain = VideoStreamingInference(local_model, processor)
+    sparing = VideoStreamingInference(local_model, processor, skip_similarity=0.9999)
+    for number in range(4):
+        for engine in (plain, sparing):
+            engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
+    assert torch.equal(plain.cache_manager.gather(), sparing.cache_manager.gather())
+
+
+def test_what_the_window_forgot_is_appended_again(local_model, processor):
+    # Room for 100 tokens, 52 in the sink: a static scene must not slip out of the window.
+    engine = VideoStreamingInference(
+        local_model, processor, eviction_config=EvictionConfig(100), skip_similarity=0.999
+    )
+    for _ in range(60):
+        engine.append_video_chunk(scene(), fps=2)
+        assert engine.get_cache_info()["cache_seq_length"] <= 100
+    window = engine.cache_manager.ledger._window
+    places = {place for run in window for grid in run.grids for place in grid.places}
+    assert places == set(range(6))
+
+
+def test_a_restored_snapshot_takes_back_what_was_known(local_model, processor):
+    engine = VideoStreamingInference(local_model, processor, skip_similarity=0.999)
+    engine.append_video_chunk(scene(), fps=2)
+    saved = engine.cache_manager.snapshot()
+    engine.append_video_chunk(scene(seed=1), fps=2)
+    engine.cache_manager.restore(saved)
+    step = engine.append_video_chunk(scene(seed=1), fps=2)
+    assert step["tokens"] == 6 + 1  # new again
+    engine.reset()
+    assert engine.append_video_chunk(scene(seed=1), fps=2)["tokens"] == 45 + 6 + 1
+
+
+@pytest.mark.parametrize("similarity", [0, -1, 1.5, "x", True])
+def test_a_threshold_out_of_range_is_refused(similarity):
+    if similarity is True:
+        StaticTokenFilter(similarity)  # 1: only what is exactly alike
+        return
+    with pytest.raises(InvalidParameterError, match="skip_similarity"):
+        StaticTokenFilter(similarity)
+
+
+def test_a_question_about_a_time_not_remembered_is_refused_instead_of_guessed(
+    toys, model, processor
+):
+    engine = VideoStreamingInference(model, processor, eviction_config=EvictionConfig(100))
+    for number in range(10):
+        engine.append_video_chunk(toys.frames(4, seed=number), timestamps=[10.0 * number] * 4)
+    # In memory: second 0 (the sink) and 60 to 90.
+    for about in [(0.0, 3.0), (55.0, 61.0), (90.0, 99.0)]:
+        engine.ask("What was there?", 2, about=about)
+    with pytest.raises(OutOfHorizonError, match=r"from 20\.000 to 30\.000 s is remembered.*0\.000"):
+        engine.ask("What was there?", 2, about=(20.0, 30.0))
+    with pytest.raises(OutOfHorizonError):
+        engine.ask_choice("What was there?", ["a", "b"], about=(91.0, 92.0))
+    with pytest.raises(InvalidParameterError, match="ends before it begins"):
+        engine.ask("What was there?", 2, about=(3.0, 2.0))
+
+
+def test_a_cap_can_be_said_as_a_span_at_a_rate_of_tokens():
+    config = EvictionConfig.for_span(600, 40.5, sampled_share=0.5)
+    assert (config.max_cache_tokens, config.sampled_share) == (24_300, 0.5)
+    with pytest.raises(InvalidParameterError, match="is no cap"):
+        EvictionConfig.for_span(0, 10)

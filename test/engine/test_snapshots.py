@@ -1,0 +1,177 @@
+"""Snapshots cost nothing, bring the stream back exactly, and refuse when they cannot."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import eager_attention_forward
+
+from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
+from stream_vlm_ros.engine.attention import attend_own, attend_shared, merge
+from stream_vlm_ros.engine.errors import SnapshotEvictedError
+
+QUICK = settings(
+    max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+)
+
+
+def state_of(engine):
+    manager = engine.cache_manager
+    return (
+        manager.gather(),
+        manager.ledger.positions(),
+        manager.ledger.next_position,
+        manager.ledger.parts(),
+        manager.evictor.mark(),
+        manager.state,
+        manager.get_seq_length(),
+        manager.last_cache_position,
+        manager.rope_delta,
+    )
+
+
+def same(one, other, tolerance=0.0):
+    return all(
+        torch.allclose(a, b, rtol=0, atol=tolerance) if isinstance(a, torch.Tensor) else a == b
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def do(engine, toys, operation, seed):
+    if operation == "exchange" and engine.cache_manager.state.frames:
+        engine.ask("And?", 2, update_state=True)
+    else:
+        frames = toys.frames(1 + seed % 4, 28 * (1 + seed % 3), 56, seed=seed)
+        engine.append_video_chunk(frames, fps=2)
+
+
+OPERATIONS = st.lists(st.sampled_from(["chunk", "chunk", "exchange"]), max_size=5)
+
+
+@QUICK
+@given(
+    before=OPERATIONS,
+    between=OPERATIONS,
+    after=OPERATIONS,
+    layout=st.sampled_from(["continuous", "segmented"]),
+    sink=st.sampled_from([0, 3, 70, 100]),
+    capped=st.booleans(),
+)
+def test_restore_brings_the_stream_back_as_if_nothing_had_come_since(
+    toys, model, processor, before, between, after, layout, sink, capped
+):
+    config = EvictionConfig(2000, sink_size=sink) if capped else None
+    engine, straight = (
+        VideoStreamingInference(model, processor, eviction_config=config, layout=layout)
+        for _ in range(2)
+    )
+    for number, operation in enumerate(before):
+        do(engine, toys, operation, number)
+        do(straight, toys, operation, number)
+    saved, was = engine.cache_manager.snapshot(), state_of(engine)
+    for number, operation in enumerate(between):
+        do(engine, toys, operation, 50 + number)
+    engine.cache_manager.restore(saved)
+    assert same(state_of(engine), was)
+    for number, operation in enumerate(after):
+        do(engine, toys, operation, 100 + number)
+        do(straight, toys, operation, 100 + number)
+    assert same(state_of(engine), state_of(straight))
+    engine.cache_manager.discard_snapshot(saved)
+
+
+def test_a_snapshot_whose_content_was_evicted_is_refused_and_says_why(toys, model, processor):
+    engine = VideoStreamingInference(model, processor, eviction_config=EvictionConfig(100))
+    for number in range(4):
+        engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
+    saved = engine.cache_manager.snapshot()
+    engine.append_video_chunk(toys.frames(4, seed=9), fps=2)
+    before = state_of(engine)
+    # 57 + 4 x 12 = 105 tokens: five over the cap.
+    with pytest.raises(SnapshotEvictedError, match="5 tokens that it covers have been evicted"):
+        engine.cache_manager.restore(saved)
+    assert same(before, state_of(engine))
+
+
+def test_a_snapshot_from_before_a_longer_way_back_is_refused(toys, model, processor):
+    engine = VideoStreamingInference(model, processor)
+    engine.append_video_chunk(toys.frames(4), fps=2)
+    early = engine.cache_manager.snapshot()
+    engine.append_video_chunk(toys.frames(4, seed=1), fps=2)
+    late = engine.cache_manager.snapshot()
+    engine.cache_manager.restore(early)
+    engine.append_video_chunk(toys.frames(4, seed=2), fps=2)  # as long as before, other content
+    with pytest.raises(SnapshotEvictedError, match="cleared or taken back further"):
+        engine.cache_manager.restore(late)
+    engine.cache_manager.restore(early)
+    engine.reset()
+    with pytest.raises(SnapshotEvictedError, match="cleared"):
+        engine.cache_manager.restore(early)
+
+
+@pytest.mark.parametrize("cap", [None, 130])
+def test_a_clone_survives_eviction_and_reset(toys, model, processor, cap):
+    config = EvictionConfig(cap) if cap else None
+    engine, straight = (
+        VideoStreamingInference(model, processor, eviction_config=config) for _ in range(2)
+    )
+    for number in range(9):
+        for one in (engine, straight):
+            one.append_video_chunk(toys.frames(4, seed=number), fps=2)
+    copy, was = engine.cache_manager.clone(), state_of(engine)
+    snapshot = engine.cache_manager.snapshot()
+    for number in range(9):
+        engine.append_video_chunk(toys.frames(4, seed=20 + number), fps=2)
+    engine.reset()
+    engine.cache_manager.restore(copy)
+    assert same(state_of(engine), was)
+    with pytest.raises(SnapshotEvictedError):
+        engine.cache_manager.restore(snapshot)
+    for number in range(9):
+        for one in (engine, straight):
+            one.append_video_chunk(toys.frames(4, seed=40 + number), fps=2)
+    # The ring begins elsewhere in its buffer now, so sums over it round differently.
+    assert same(state_of(engine), state_of(straight), tolerance=1e-4)
+    assert engine.ask("What?", 5)[0] == straight.ask("What?", 5)[0]
+
+
+def test_snapshot_and_restore_copy_no_key(toys, model, processor):
+    engine = VideoStreamingInference(model, processor, eviction_config=EvictionConfig(500))
+    engine.append_video_chunk(toys.frames(4), fps=2)
+    pointer = engine.cache_manager._buffer.data.data_ptr()
+    saved = engine.cache_manager.snapshot()
+    engine.append_video_chunk(toys.frames(4), fps=2)
+    engine.cache_manager.restore(saved)
+    assert engine.cache_manager._buffer.data.data_ptr() == pointer
+    marks = [mark if isinstance(mark, tuple) else [mark] for mark in vars(saved).values()]
+    assert not any(isinstance(value, torch.Tensor) for mark in marks for value in mark)
+
+
+class GroupedHeads(torch.nn.Module):
+    num_key_value_groups = 3
+    training = False
+
+
+@pytest.mark.parametrize(("past", "before", "new"), [(40, 0, 7), (40, 5, 7), (40, 5, 1), (0, 0, 3)])
+def test_attention_in_parts_equals_one_attention_under_the_full_mask(
+    toys, model, processor, past, before, new
+):
+    torch.manual_seed(0)
+    query = torch.randn(2, 6, new, 16)
+    shared = torch.randn(2, 2, past, 16)  # keys, values of two KV heads
+    own = torch.randn(2, 2, 2, before + new, 16)  # keys, values of a batch of two
+    parts = attend_own(query, own[0], own[1], 0.3)
+    for start, stop in ((0, past // 3), (past // 3, past)):
+        if stop > start:
+            parts = merge(
+                parts,
+                attend_shared(query, shared[0][:, start:stop], shared[1][:, start:stop], 0.3),
+            )
+    # The reference's way: everything in one tensor, and the manager's mask.
+    engine = VideoStreamingInference(model, processor)
+    manager = engine.cache_manager
+    manager._buffer.window = range(past)
+    mask = manager.build_full_attention_mask(before + new)[:, :, before:]
+    keys, values = (torch.cat([shared[i].expand(2, -1, -1, -1), own[i]], dim=2) for i in range(2))
+    expected, _ = eager_attention_forward(GroupedHeads(), query, keys, values, mask, 0.3)
+    assert (parts[0].transpose(1, 2) - expected).abs().max() < 1e-5

@@ -1,0 +1,205 @@
+"""Chunks in: what they become, what is refused, and what it costs over a long time."""
+
+import gc
+import os
+import statistics
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
+from stream_vlm_ros.engine.errors import (
+    DeviceUnavailableError,
+    InvalidImageError,
+    InvalidParameterError,
+    InvalidTimestampError,
+)
+
+
+def grids_of(engine):
+    """(tick, stamps) of every temporal grid in memory."""
+    runs = [*engine.cache_manager.ledger._runs()]
+    return [(g.tick, g.stamps) for run in runs for g in getattr(run, "grids", ())]
+
+
+def test_pil_numpy_and_torch_pictures_are_the_same_to_the_stream(toys, model, processor):
+    frames = toys.frames(4)
+    memories = []
+    for kind in (
+        lambda a: a,
+        Image.fromarray,
+        torch.from_numpy,
+        lambda a: torch.from_numpy(a).permute(2, 0, 1),
+        lambda a: a[:, ::-1][:, ::-1],  # not contiguous
+    ):
+        engine = VideoStreamingInference(model, processor)
+        engine.append_video_chunk([kind(frame) for frame in frames], fps=2)
+        memories.append(engine.cache_manager.gather())
+    assert all(torch.equal(memories[0], memory) for memory in memories)
+
+
+def test_an_odd_chunk_equals_the_chunk_with_its_last_frame_repeated(toys, model, processor):
+    frames = toys.frames(3)
+    odd, even = (VideoStreamingInference(model, processor) for _ in range(2))
+    odd.append_video_chunk(frames, fps=2)
+    even.append_video_chunk([*frames, frames[-1]], fps=2)
+    assert torch.equal(odd.cache_manager.gather(), even.cache_manager.gather())
+    assert odd.get_cache_info()["frames"] == 3  # what was seen, not what was padded
+    assert odd.get_cache_info()["newest_timestamp"] == 1.0
+
+
+def test_a_still_is_a_temporal_grid_of_its_own(toys, model, processor):
+    frame = toys.frames(1)[0]
+    still, pair = (VideoStreamingInference(model, processor) for _ in range(2))
+    assert still.append_frame(frame, timestamp=5.0)["grid"] == (1, 2, 3)
+    pair.append_video_chunk([frame, frame], timestamps=[5.0, 5.0])
+    assert torch.equal(still.cache_manager.gather(), pair.cache_manager.gather())
+    still.append_frame(frame)
+    assert still.get_cache_info()["newest_timestamp"] == 6.0
+
+
+@pytest.mark.parametrize("layout", ["continuous", "segmented"])
+def test_rounding_of_time_does_not_add_up_over_chunks(toys, model, processor, layout):
+    # 3 frames a second, 2 frames a grid: a grid lasts 2/3 s, which is 4/3 positions.
+    engine = VideoStreamingInference(model, processor, layout=layout)
+    for number in range(30):
+        engine.append_video_chunk(toys.frames(2, 28, 28, seed=number), fps=3)
+    ticks = [tick for tick, _ in grids_of(engine)]
+    assert ticks == [4 * number // 3 for number in range(30)]
+
+
+def test_any_start_of_time_is_the_same_stream(toys, model, processor):
+    memories = []
+    for start in (0.0, 1.7e9):
+        engine = VideoStreamingInference(model, processor)
+        for number in range(4):
+            stamps = [start + number + part for part in (0.0, 0.25, 0.5, 0.75)]
+            engine.append_video_chunk(toys.frames(4, seed=number), timestamps=stamps)
+        memories.append(engine.cache_manager.gather())
+        assert engine.get_cache_info()["oldest_timestamp"] == start
+        assert engine.get_cache_info()["newest_timestamp"] == start + 3.75
+    assert torch.equal(*memories)
+
+
+def test_the_memory_says_which_times_it_holds(toys, model, processor):
+    engine = VideoStreamingInference(model, processor, eviction_config=EvictionConfig(100))
+    for number in range(10):
+        engine.append_video_chunk(toys.frames(4, seed=number), timestamps=[10.0 * number] * 4)
+    # Sink: 57 tokens with the first chunk. Window: 43 tokens, the last three chunks of 12 and
+    # seven tokens of the fourth last, of its second grid.
+    info = engine.get_cache_info()
+    assert info["time_spans"] == [(0.0, 0.0), (60.0, 90.0)]
+    assert info["oldest_timestamp"] == 0.0 and info["newest_timestamp"] == 90.0
+    assert info["grids_in_memory"] == 2 + 2 * 3 + 2  # a grid cut through counts
+    assert engine.ask("What?", 2)[1]["time_spans"] == info["time_spans"]
+
+
+@pytest.mark.parametrize(
+    ("frames", "words"),
+    [
+        ([], "no frames|empty"),
+        ([np.zeros((0, 10, 3), np.uint8)], "empty"),
+        ([np.zeros((10, 10, 3), np.float32)], "uint8"),
+        ([np.zeros((10, 10, 2), np.uint8)], "channels|shape"),
+        (["frame.png"], "path|text|str"),
+        ([np.zeros((56, 56, 3), np.uint8), np.zeros((28, 56, 3), np.uint8)], "size"),
+        ([np.zeros((1, 500, 3), np.uint8)], "200 times"),
+        ([None], "NoneType|None"),
+    ],
+)
+def test_a_bad_picture_is_refused_and_the_stream_goes_on(toys, model, processor, frames, words):
+    engine = VideoStreamingInference(model, processor)
+    engine.append_video_chunk(toys.frames(2), fps=2)
+    before = engine.get_cache_info(), engine.cache_manager.gather()
+    with pytest.raises(InvalidImageError, match=words):
+        engine.append_video_chunk(frames, fps=2)
+    assert engine.get_cache_info() == before[0]
+    assert torch.equal(engine.cache_manager.gather(), before[1])
+    engine.append_video_chunk(toys.frames(2), fps=2)
+
+
+@pytest.mark.parametrize(
+    ("time", "words"),
+    [
+        (dict(timestamps=[9.0, 11.0]), "backwards: a frame of 9.000 s comes after one of 10.000 s"),
+        (dict(timestamps=[12.0, 11.0]), "backwards"),
+        (dict(timestamps=[12.0]), "2 frames came with 1 time stamps"),
+        (dict(timestamps=[12.0, float("nan")]), "not finite"),
+        (dict(timestamps=["a", "b"]), "must be seconds"),
+        (dict(fps=0), "fps must be a number above 0"),
+        (dict(fps=float("inf")), "fps must be"),
+        (dict(fps=2, timestamps=[12.0, 13.0]), "either fps or timestamps"),
+    ],
+)
+def test_a_bad_time_is_refused_and_the_stream_goes_on(toys, model, processor, time, words):
+    engine = VideoStreamingInference(model, processor)
+    engine.append_video_chunk(toys.frames(2), timestamps=[9.5, 10.0])
+    before = engine.get_cache_info()
+    with pytest.raises(InvalidTimestampError, match=words):
+        engine.append_video_chunk(toys.frames(2), **time)
+    assert engine.get_cache_info() == before
+    engine.append_video_chunk(toys.frames(2), timestamps=[10.0, 12.0])
+
+
+def test_a_bad_setting_is_refused_before_anything_is_taken(model, processor):
+    with pytest.raises(InvalidParameterError, match="layout 'spiral' is unknown"):
+        VideoStreamingInference(model, processor, layout="spiral")
+    with pytest.raises(InvalidParameterError, match="position policy 'x' is unknown"):
+        VideoStreamingInference(model, processor, position_policy="x")
+    with pytest.raises(DeviceUnavailableError, match="'potato' is not a device"):
+        VideoStreamingInference(model, processor, device="potato")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_said_in_words(model, processor):
+    with pytest.raises(DeviceUnavailableError, match="there is no CUDA GPU to use"):
+        VideoStreamingInference(model, processor, device="cuda")
+
+
+def test_cache_memory_is_what_the_keys_and_values_take(toys, model, processor):
+    engine = VideoStreamingInference(model, processor)
+    engine.append_video_chunk(toys.frames(4), fps=2)
+    memory = engine.cache_manager.gather()
+    info = engine.get_cache_info()
+    assert info["cache_memory_bytes"] == memory.numel() * memory.element_size()
+    assert info["cache_memory_gb"] == info["cache_memory_bytes"] / 2**30 > 0
+    assert info["reserved_memory_bytes"] >= info["cache_memory_bytes"]
+
+
+def test_without_a_cap_the_memory_grows_past_its_first_buffer(toys, model, processor):
+    engine = VideoStreamingInference(model, processor)
+    small = VideoStreamingInference(model, processor)
+    small.cache_manager._buffer.grow(60)
+    for number in range(6):
+        for one in (engine, small):
+            one.append_video_chunk(toys.frames(4, 280, 280, seed=number), fps=2)
+    assert small.cache_manager.get_seq_length() == 6 * 200 + 45
+    assert torch.equal(engine.cache_manager.gather(), small.cache_manager.gather())
+
+
+def resident_bytes() -> int:
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads Linux's /proc")
+def test_memory_is_flat_once_the_cap_is_reached(toys, model, processor):
+    engine = VideoStreamingInference(model, processor, eviction_config=EvictionConfig(2000))
+    frames = [toys.frames(4, 140, 140, seed=number) for number in range(5)]  # 50 tokens each
+    resident, reserved = [], []
+    for number in range(300):
+        engine.append_video_chunk(frames[number % 5], fps=2)
+        if number % 20 == 0:
+            engine.ask("What?", 3)
+        if number >= 100:  # full since chunk 40
+            gc.collect(0)
+            resident.append(resident_bytes())
+            reserved.append(engine.get_cache_info()["reserved_memory_bytes"])
+    assert engine.get_cache_info()["cache_seq_length"] == 2000
+    assert len(set(reserved)) == 1
+    # A leak of one chunk's keys and values (50 tokens of 512 bytes and their features) would add
+    # 200 x 38 kB = 7.6 MB. The allocator's own wandering stays far below.
+    growth = statistics.median(resident[-50:]) - statistics.median(resident[:50])
+    assert growth < 3e6

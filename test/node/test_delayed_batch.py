@@ -1,0 +1,73 @@
+"""The node's worker drives the delayed batch engine as it drives the streaming one."""
+
+import numpy as np
+import torch
+
+from stream_vlm_ros.demo.random_model import random_model
+from stream_vlm_ros.memory import DelayedBatchInferenceEngine, FrameStore, SmartFrameManager
+from stream_vlm_ros.node.counters import FrameCounters
+from stream_vlm_ros.node.sampling import SECOND, TimedFrame
+from stream_vlm_ros.node.worker import EngineWorker, Question
+
+torch.set_num_threads(1)
+EPOCH = 1_700_000_000_123_456_789  # ns
+MICROSECOND = 1000
+
+
+def started(folder) -> EngineWorker:
+    def load():
+        memory = SmartFrameManager(FrameStore(folder, form="png"))
+        return DelayedBatchInferenceEngine(*random_model(), memory=memory)
+
+    counters = FrameCounters()
+    worker = EngineWorker(load, counters, queue_size=8, max_questions=8)
+    worker.counters = counters
+    worker.start()
+    worker.loaded.result(30)
+    return worker
+
+
+def append(worker, *seconds):
+    frames = [
+        TimedFrame(EPOCH + second * SECOND, np.full((56, 56, 3), second, np.uint8), f"at {second}")
+        for second in seconds
+    ]
+    for _ in frames:
+        worker.counters.receive()
+    worker.append(frames)
+
+
+def ask(worker, text="What?", **options):
+    return worker.ask(Question(text, max_new_tokens=2, **options)).future.result(30)
+
+
+def test_questions_are_answered_and_the_memory_is_told():
+    worker = started(None)
+    assert ask(worker).error.code == "EMPTY_MEMORY"
+    append(worker, 0, 1, 2, 3)
+    outcome = ask(worker)
+    assert outcome.error is None and outcome.memory.frames == 4
+    assert (outcome.memory.oldest_ns, outcome.memory.newest_ns) == (EPOCH, EPOCH + 3 * SECOND)
+    assert outcome.memory.header == "at 3"
+    chosen = ask(worker, choices=("yes", "no"))
+    assert chosen.answer in ("yes", "no") and len(chosen.choice_scores) == 2
+    far = (EPOCH + 50 * SECOND, EPOCH + 60 * SECOND)
+    assert ask(worker, about_ns=far).error.code == "OUT_OF_HORIZON"
+    near = (EPOCH + 1 * SECOND, EPOCH + 2 * SECOND)
+    assert ask(worker, about_ns=near).error is None
+    assert worker.stop(30)
+
+
+def test_frames_in_a_folder_are_there_after_a_restart_at_their_own_times(tmp_path):
+    worker = started(tmp_path)
+    append(worker, 0, 1, 2)
+    ask(worker)
+    assert worker.stop(30)  # which gives the folder back
+    worker = started(tmp_path)
+    assert abs(worker.memory.newest_ns - (EPOCH + 2 * SECOND)) < MICROSECOND
+    append(worker, 100, 101)
+    outcome = ask(worker, about_ns=(EPOCH, EPOCH + SECOND))
+    assert outcome.error is None
+    assert abs(outcome.memory.oldest_ns - EPOCH) < MICROSECOND
+    assert abs(outcome.memory.newest_ns - (EPOCH + 101 * SECOND)) < MICROSECOND
+    assert worker.stop(30)

@@ -1,0 +1,117 @@
+"""What /diagnostics says, and when."""
+
+from stream_vlm_ros.node.health import (
+    InputFacts,
+    InputMonitor,
+    Level,
+    MemoryFacts,
+    input_health,
+    memory_health,
+)
+from stream_vlm_ros.node.sampling import SECOND
+
+
+def monitor_of(count, rate, start=100 * SECOND, delay=0.0):
+    monitor = InputMonitor()
+    for index in range(count):
+        stamp = start + round(index * SECOND / rate)
+        monitor.record(stamp, stamp + round(delay * SECOND))
+    return monitor
+
+
+def test_rate_and_delay_are_those_of_the_stream():
+    monitor = monitor_of(100, rate=20, delay=0.25)
+    assert abs(monitor.stamp_rate - 20) < 1e-6 and abs(monitor.arrival_rate - 20) < 1e-6
+    assert monitor.delay_ms == 250.0
+
+
+def test_rates_are_unknown_before_two_images_and_after_time_starts_anew():
+    monitor = monitor_of(1, rate=20)
+    assert monitor.arrival_rate == 0 and InputMonitor().delay_ms is None
+    monitor.record(5, 5)
+    assert monitor.arrival_rate == 0
+
+
+def test_silence_is_counted_from_the_last_image_or_the_first_look():
+    monitor = InputMonitor()
+    assert monitor.seconds_without_image(50 * SECOND) == 0
+    assert monitor.seconds_without_image(53 * SECOND) == 3
+    monitor.record(1, 54 * SECOND)
+    assert monitor.seconds_without_image(55 * SECOND) == 1
+    assert monitor.seconds_without_image(2 * SECOND) == 0  # simulated time started anew
+
+
+def facts(**changes):
+    values = dict(
+        topic="/image",
+        active=True,
+        silent_for=0.0,
+        timeout=5.0,
+        cause="nobody publishes",
+        stamp_rate=30.0,
+        arrival_rate=30.0,
+        delay_ms=12.0,
+        expected_rate=2.0,
+        arrival_timed=False,
+        clock_fault="",
+        counts={"frames_received": 7},
+        new_faults={"dropped_overflow": 0},
+        messages_lost=0,
+        last_refusal="",
+        qos="reliable",
+    )
+    return InputFacts(**{**values, **changes})
+
+
+def test_the_keys_that_dashboards_read_are_there():
+    values = input_health(facts()).values
+    assert values["frame_rate_msg"] == "30.00"
+    assert values["current_delay_from_realtime_ms"] == "12.0"
+    assert values["expected_frequency"] == "2.00"
+    assert values["tolerance"] == "10.0"
+    assert values["frames_received"] == "7"
+
+
+def test_the_level_means_something():
+    cases = [
+        (facts(), Level.OK, "images arrive"),
+        (facts(silent_for=6.0), Level.ERROR, "no image on /image for 6 s: nobody publishes"),
+        (facts(silent_for=6.0, clock_fault="no /clock"), Level.WARN, "no /clock"),
+        (facts(new_faults={"dropped_overflow": 4}), Level.WARN, "4 frames dropped because"),
+        (facts(arrival_rate=1.7), Level.WARN, "fewer than sample_fps"),
+        (facts(arrival_rate=1.9), Level.OK, "images arrive"),
+        (facts(arrival_timed=True), Level.WARN, "header.stamp zero"),
+        (facts(active=False, arrival_rate=0.0), Level.OK, "not active"),
+        (facts(arrival_rate=0.0), Level.OK, "waiting for images"),
+    ]
+    for given, level, words in cases:
+        health = input_health(given)
+        assert health.level == level and words in health.message, health
+
+
+def test_model_and_memory():
+    values = dict(
+        state="active",
+        failure="",
+        chunk_fault="",
+        model="",
+        device="cpu",
+        length=5,
+        cap=10,
+        memory_bytes=0,
+        chunks=1,
+        evictions=0,
+        queue_depth=0,
+        answers=0,
+        errors=0,
+    )
+    cases = [
+        ({}, Level.OK, "5 of 10 tokens in memory"),
+        ({"failure": "configure failed"}, Level.ERROR, "configure failed"),
+        ({"chunk_fault": "cap"}, Level.ERROR, "the last chunk was refused: cap"),
+        ({"state": "configuring"}, Level.OK, "being loaded"),
+        ({"state": "inactive"}, Level.WARN, "the node is inactive"),
+    ]
+    for changes, level, words in cases:
+        health = memory_health(MemoryFacts(**{**values, **changes}))
+        assert health.level == level and words in health.message

@@ -1,0 +1,217 @@
+"""ROS images to arrays: expected pixels are worked out here, not by a decoder."""
+
+import array
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from stream_vlm_ros.engine.errors import InvalidImageError
+
+cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed")
+pytest.importorskip("rosbags.image", reason="rosbags-image is not installed")
+
+from stream_vlm_ros.node.images import (  # noqa: E402
+    compressed_to_rgb,
+    cv_bridge_decoder,
+    image_to_rgb,
+    rosbags_decoder,
+)
+
+RNG = np.random.default_rng(0)
+RGB = RNG.integers(0, 256, (6, 8, 3), np.uint8)
+GREY = RNG.integers(0, 256, (6, 8), np.uint8)
+GREY16 = RNG.integers(0, 65536, (6, 8), np.uint16)
+RGB16 = RNG.integers(0, 65536, (6, 8, 3), np.uint16)
+
+
+def with_alpha(pixels):
+    return np.dstack([pixels, np.full(pixels.shape[:2], 3, pixels.dtype)])
+
+
+def as_rgb(grey):
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+COLOURS = {
+    "rgb8": (RGB, RGB),
+    "bgr8": (RGB[..., ::-1], RGB),
+    "rgba8": (with_alpha(RGB), RGB),
+    "bgra8": (with_alpha(RGB[..., ::-1]), RGB),
+    "mono8": (GREY, as_rgb(GREY)),
+    "8UC1": (GREY, as_rgb(GREY)),
+    "8UC3": (RGB[..., ::-1], RGB),
+    "8UC4": (with_alpha(RGB[..., ::-1]), RGB),
+}
+DEEP = {  # 16 bits -> 8 bits: by 257, within one step
+    "mono16": (GREY16, as_rgb(GREY16)),
+    "16UC1": (GREY16, as_rgb(GREY16)),
+    "rgb16": (RGB16, RGB16),
+    "bgr16": (RGB16[..., ::-1], RGB16),
+    "rgba16": (with_alpha(RGB16), RGB16),
+    "bgra16": (with_alpha(RGB16[..., ::-1]), RGB16),
+}
+
+
+@pytest.mark.parametrize("padding", [0, 5])
+@pytest.mark.parametrize("encoding", COLOURS)
+def test_colours_come_out_as_rgb_with_and_without_padded_rows(make_image, encoding, padding):
+    pixels, expected = COLOURS[encoding]
+    image = image_to_rgb(make_image(pixels, encoding, padding))
+    assert image.dtype == np.uint8 and image.flags.c_contiguous
+    np.testing.assert_array_equal(image, expected)
+
+
+@pytest.mark.parametrize("big_endian", [False, True])
+@pytest.mark.parametrize("padding", [0, 6])
+@pytest.mark.parametrize("encoding", DEEP)
+def test_sixteen_bits_are_scaled_in_both_byte_orders(make_image, encoding, padding, big_endian):
+    pixels, expected = DEEP[encoding]
+    image = image_to_rgb(make_image(pixels, encoding, padding, big_endian))
+    assert np.abs(image - expected / 257).max() < 1
+
+
+def rgb_from_yuv(luma, blue_chroma, red_chroma):
+    """BT.601, limited range, as cameras mean it."""
+    y, u, v = 1.164 * (luma - 16.0), blue_chroma - 128.0, red_chroma - 128.0
+    return np.clip([y + 1.596 * v, y - 0.392 * u - 0.813 * v, y + 2.017 * u], 0, 255)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "order"),
+    [("yuv422", "uyvy"), ("uyvy", "uyvy"), ("yuv422_yuy2", "yuyv"), ("yuyv", "yuyv")],
+)
+@pytest.mark.parametrize("padding", [0, 4])
+def test_both_orders_of_yuv422(make_image, encoding, order, padding):
+    sample = {"u": 90, "v": 170}
+    pixels = np.zeros((4, 6, 2), np.uint8)
+    for index, letter in enumerate(order):
+        pixels[:, index // 2 :: 2, index % 2] = sample.get(letter, 120)
+    image = image_to_rgb(make_image(pixels, encoding, padding))
+    assert np.abs(image - rgb_from_yuv(120, 90, 170)).max() <= 2
+
+
+@pytest.mark.parametrize(("encoding", "chroma"), [("nv12", [90, 170]), ("nv21", [170, 90])])
+@pytest.mark.parametrize("padding", [0, 4])
+def test_planes_of_luma_and_half_chroma(make_image, encoding, chroma, padding):
+    pixels = np.full((9, 8), 120, np.uint8)
+    pixels[6:] = np.tile(chroma, 4)
+    message = make_image(pixels, encoding, padding)
+    message.height = 6
+    image = image_to_rgb(message)
+    assert image.shape == (6, 8, 3)
+    assert np.abs(image - rgb_from_yuv(120, 90, 170)).max() <= 2
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("pattern", ["rggb", "bggr", "gbrg", "grbg"])
+@pytest.mark.parametrize("padding", [0, 6])
+def test_bayer_patterns_of_a_single_colour(make_image, pattern, deep, padding):
+    colour = {"r": 200, "g": 120, "b": 40}
+    scale, depth = (257, np.uint16) if deep else (1, np.uint8)
+    pixels = np.zeros((8, 8), depth)
+    for index, letter in enumerate(pattern):
+        pixels[index // 2 :: 2, index % 2 :: 2] = colour[letter] * scale
+    image = image_to_rgb(make_image(pixels, f"bayer_{pattern}{16 if deep else 8}", padding))
+    np.testing.assert_array_equal(image[2:-2, 2:-2], np.full((4, 4, 3), [200, 120, 40]))
+
+
+def test_a_message_is_left_as_it_came(make_image):
+    message = make_image(GREY16, "16UC1", padding=6, big_endian=True)
+    before = copy.deepcopy(message)
+    image_to_rgb(message)
+    assert message == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"height": 0}, "the image has no size: 8x0"),
+        ({"width": 0}, "the image has no size: 0x6"),
+        ({"encoding": "rgb7"}, "unknown encoding 'rgb7'; known are"),
+        ({"encoding": ""}, "unknown encoding ''"),
+        ({"encoding": "32FC1"}, "measurements"),
+        ({"step": 23}, "step is 23 bytes, but a row of 8 pixels in rgb8 takes 24"),
+        ({"height": 7}, "holds 144 bytes, but 7 rows of 24 bytes need 168"),
+        ({"data": array.array("B")}, "holds 0 bytes"),
+        ({"encoding": "yuv422", "width": 7}, "needs an even width"),
+        ({"encoding": "nv12", "height": 5}, "needs an even height"),
+        ({"height": 2**31, "width": 2**31}, "step is 24 bytes"),
+    ],
+)
+def test_an_unusable_image_is_refused_in_words(make_image, changes, words):
+    message = make_image(RGB, "rgb8")
+    for name, value in changes.items():
+        setattr(message, name, value)
+    with pytest.raises(InvalidImageError, match=words):
+        image_to_rgb(message)
+
+
+def compressed(data, kind="jpeg"):
+    return SimpleNamespace(data=array.array("B", bytes(data)), format=kind)
+
+
+def encoded(pixels, extension):
+    return cv2.imencode(extension, pixels)[1].tobytes()
+
+
+def test_png_is_exact_in_colour_grey_and_with_alpha():
+    bgr = np.ascontiguousarray(RGB[..., ::-1])
+    for pixels, expected in (
+        (bgr, RGB),
+        (with_alpha(bgr), RGB),
+        (GREY, as_rgb(GREY)),
+    ):
+        image = compressed_to_rgb(compressed(encoded(pixels, ".png"), "png"))
+        np.testing.assert_array_equal(image, expected)
+
+
+def test_jpeg_is_near_in_colour_and_grey_and_may_be_padded():
+    plain = np.full((32, 32, 3), [200, 120, 40], np.uint8)
+    data = encoded(plain[..., ::-1], ".jpg")
+    for bytes_ in (data, data + b"\0" * 100):
+        image = compressed_to_rgb(compressed(bytes_))
+        assert np.abs(image.astype(int) - plain).max() <= 3
+    grey = compressed_to_rgb(compressed(encoded(plain[..., 1], ".jpg")))
+    assert grey.shape == (32, 32, 3) and np.abs(grey.astype(int) - 120).max() <= 3
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "words"),
+    [
+        (b"", "jpeg", "holds no data"),
+        (b"no picture at all", "jpeg", "cannot be decoded"),
+        (b"\xff\xd8 nonsense \xff\xd9", "jpeg", "cannot be decoded"),
+        (encoded(RGB, ".jpg")[:200], "jpeg", "breaks off before its end"),
+        (encoded(RGB, ".png"), "16UC1; compressedDepth png", "is a depth image"),
+    ],
+)
+def test_an_unusable_compressed_image_is_refused_in_words(data, kind, words):
+    with pytest.raises(InvalidImageError, match=words):
+        compressed_to_rgb(compressed(data, kind))
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize("padding", [0, 6])
+@pytest.mark.parametrize(
+    "encoding",
+    [*COLOURS, *DEEP, *(f"bayer_{p}8" for p in ("rggb", "bggr", "gbrg", "grbg")), "yuv422", "png"],
+)
+def test_cv_bridge_and_rosbags_agree(make_image, encoding, padding):
+    try:
+        with_bridge = cv_bridge_decoder()
+    except ImportError as reason:
+        pytest.skip(f"cv_bridge: {reason}")
+    from sensor_msgs.msg import CompressedImage, Image
+
+    if encoding == "png":
+        message = CompressedImage(format="png", data=encoded(RGB, ".png"))
+        images = [compressed_to_rgb(message, d) for d in (with_bridge, rosbags_decoder())]
+    else:
+        yuv = RNG.integers(0, 256, (6, 8, 2), np.uint8)
+        pixels = {**COLOURS, **DEEP}.get(encoding, (yuv if encoding == "yuv422" else GREY,))[0]
+        fields = vars(make_image(pixels, encoding, padding))
+        message = Image(**{k: v for k, v in fields.items() if k != "header"})
+        images = [image_to_rgb(message, d) for d in (with_bridge, rosbags_decoder())]
+    assert np.abs(images[0].astype(int) - images[1]).max() <= 1

@@ -1,0 +1,202 @@
+"""What the node does with an image before the engine sees it."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stream_vlm_ros.engine.errors import InvalidImageError
+from stream_vlm_ros.node.counters import Drop, FrameCounters
+from stream_vlm_ros.node.intake import FrameIntake
+from stream_vlm_ros.node.parameters import from_values
+from stream_vlm_ros.node.sampling import SECOND
+
+EVENTS = st.sampled_from(["frame", "bad", "zero", "back", "loop", "gap", "flush", "clear", "off"])
+
+
+class Intake:
+    """An intake whose chunks, restarts and reports are written down."""
+
+    def __init__(self, make_header, **values):
+        values = {"sample_fps": 0.0, "chunk_frames": 2, **values}
+        self.counters = FrameCounters()
+        self.chunks, self.reports = [], []
+        self.restarts = 0
+        self.make_header = make_header
+        self.intake = FrameIntake(
+            from_values(values),
+            self.counters,
+            deliver=self._deliver,
+            restart=self._restart,
+            report=lambda cause, words: self.reports.append((cause, words)),
+        )
+        self.intake.active = True
+
+    def _deliver(self, chunk):
+        self.chunks.append(chunk)
+        self.counters.ingest(len(chunk))
+
+    def _restart(self):
+        self.restarts += 1
+
+    def receive(self, seconds, now=0.0, size=(28, 28), bad=False):
+        message = type("Message", (), {"header": self.make_header(round(seconds * SECOND))})
+
+        def decode(_):
+            if bad:
+                raise InvalidImageError("bad")
+            return np.zeros((*size, 3), np.uint8)
+
+        self.intake.receive(message, decode, round(now * SECOND))
+
+    @property
+    def stamps(self):
+        return [[frame.stamp_ns / SECOND for frame in chunk] for chunk in self.chunks]
+
+    def dropped(self, cause):
+        return self.counters.dropped[cause]
+
+    def holds(self):
+        return self.counters.pending == self.intake.open_frames
+
+
+@pytest.fixture
+def make_intake(make_header):
+    return lambda **values: Intake(make_header, **values)
+
+
+def test_frames_are_sampled_by_their_own_stamps_not_by_their_arrival(make_intake):
+    box = make_intake(sample_fps=2.0)
+    for index in range(30):
+        box.receive(100 + index / 10, now=5.0)  # all arrive at once
+    assert box.stamps == [[100.0, 100.5], [101.0, 101.5], [102.0, 102.5]]
+    assert box.dropped(Drop.SAMPLING) == 24
+
+
+def test_a_chunk_that_is_not_full_is_delivered_after_the_delay(make_intake):
+    box = make_intake(chunk_frames=4, max_chunk_delay=2.0)
+    box.receive(100, now=10.0)
+    box.intake.flush_overdue(round(11.9 * SECOND))
+    assert box.chunks == []
+    box.intake.flush_overdue(round(12.0 * SECOND))
+    assert box.stamps == [[100.0]]
+
+
+def test_a_change_of_size_closes_the_chunk(make_intake):
+    box = make_intake(chunk_frames=3)
+    box.receive(100)
+    box.receive(101, size=(56, 28))
+    assert box.stamps == [[100.0]]
+
+
+def test_frames_of_an_inactive_node_are_counted_and_dropped(make_intake):
+    box = make_intake()
+    box.intake.active = False
+    box.receive(100)
+    assert box.dropped(Drop.INACTIVE) == 1 and box.holds()
+
+
+def test_a_late_frame_is_dropped_and_the_stream_goes_on(make_intake):
+    box = make_intake()
+    for seconds in (100, 100.5, 100.2, 100.5, 101, 101.5):
+        box.receive(seconds)
+    assert box.stamps == [[100.0, 100.5], [101.0, 101.5]]
+    assert box.dropped(Drop.INVALID_STAMP) == 2
+    assert box.restarts == 0
+
+
+def test_a_looped_bag_starts_the_memory_anew(make_intake):
+    box = make_intake(chunk_frames=2)
+    for seconds in (100, 101, 102, 50, 51):
+        box.receive(seconds)
+    assert box.restarts == 1
+    assert box.stamps == [[100.0, 101.0], [50.0, 51.0]]
+    assert box.dropped(Drop.TIME_JUMP) == 1  # the one that waited for its chunk
+    assert box.intake.time_jumps == 1
+    assert "jumped by -52.000 s" in box.reports[0][1]
+
+
+def test_a_looped_bag_can_be_rejected_until_time_catches_up(make_intake):
+    box = make_intake(chunk_frames=1, on_time_jump="reject")
+    for seconds in (100, 50, 51, 99.9, 100.5):
+        box.receive(seconds)
+    assert box.stamps == [[100.0], [100.5]]
+    assert box.dropped(Drop.INVALID_STAMP) == 3 and box.restarts == 0
+
+
+def test_a_very_long_gap_starts_the_memory_anew_under_either_policy(make_intake):
+    for policy in ("reset", "reject"):
+        box = make_intake(chunk_frames=1, on_time_jump=policy, max_time_gap=60.0)
+        box.receive(100)
+        box.receive(161)
+        assert (box.stamps, box.restarts) == ([[100.0], [161.0]], 1)
+
+
+def test_a_source_without_stamps_is_timed_by_arrival_and_keeps_its_headers(make_intake):
+    box = make_intake(chunk_frames=2)
+    box.receive(0, now=7.0)
+    box.receive(0, now=7.5)
+    assert box.stamps == [[7.0, 7.5]]
+    assert box.intake.arrival_timed
+    assert all(frame.header.stamp.sec == 0 for frame in box.chunks[0])
+
+
+def test_a_zero_stamp_among_real_ones_is_refused(make_intake):
+    box = make_intake(chunk_frames=2)
+    for seconds in (100, 0, 101):
+        box.receive(seconds, now=7.0)
+    assert box.stamps == [[100.0, 101.0]]
+    assert box.dropped(Drop.INVALID_STAMP) == 1
+
+
+def test_a_bad_image_is_counted_and_the_next_one_takes_its_place(make_intake):
+    box = make_intake(sample_fps=1.0, chunk_frames=1)
+    box.receive(100, bad=True)
+    box.receive(100.25)
+    box.receive(100.5)
+    assert box.stamps == [[100.25]]
+    assert (box.dropped(Drop.INVALID_IMAGE), box.dropped(Drop.SAMPLING)) == (1, 1)
+
+
+def test_after_clearing_any_stamp_is_the_first(make_intake):
+    box = make_intake(chunk_frames=4)
+    box.receive(100)
+    box.intake.clear(Drop.RESET)
+    box.receive(50)
+    assert box.dropped(Drop.RESET) == 1 and box.restarts == 0 and box.holds()
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_no_frame_is_lost_or_counted_twice(data):
+    box = Intake(_header, sample_fps=data.draw(st.sampled_from([0.0, 1.0, 5.0])))
+    seconds = 1000.0
+    for _ in range(data.draw(st.integers(0, 60))):
+        event = data.draw(
+            st.sampled_from(
+                ["frame", "bad", "zero", "back", "loop", "gap", "flush", "clear", "off"]
+            )
+        )
+        if event == "flush":
+            box.intake.flush_overdue(10**15)
+        elif event == "clear":
+            box.intake.clear(Drop.RESET)
+        elif event == "off":
+            box.intake.active = not box.intake.active
+        else:
+            seconds += {"back": -0.5, "loop": -500.0, "gap": 4000.0}.get(event, 0.3)
+            stamp = 0.0 if event == "zero" else seconds
+            side = data.draw(st.sampled_from([28, 56]))
+            box.receive(stamp, now=seconds, size=(side, side), bad=event == "bad")
+        assert box.holds()
+    for chunk in box.chunks:
+        assert all(a.stamp_ns < b.stamp_ns for a, b in itertools.pairwise(chunk))
+        assert len({frame.image.shape for frame in chunk}) == 1
+
+
+def _header(stamp_ns):
+    seconds, nanoseconds = divmod(stamp_ns, SECOND)
+    stamp = type("Time", (), {"sec": seconds, "nanosec": nanoseconds})
+    return type("Header", (), {"stamp": stamp})

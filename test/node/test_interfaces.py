@@ -1,0 +1,94 @@
+"""The messages fit each other, and say every error."""
+
+import pytest
+
+from stream_vlm_ros.engine import errors
+from stream_vlm_ros.engine.errors import InvalidChoicesError, InvalidParameterError, StreamVlmError
+
+pytestmark = pytest.mark.ros
+
+
+@pytest.fixture
+def interfaces():
+    from stream_vlm_ros.node import interfaces
+
+    return interfaces
+
+
+def constants(message):
+    names = [n for n in dir(message) if n.isupper() and not n.endswith("__DEFAULT")]
+    return {n: getattr(message, n) for n in names if n != "SLOT_TYPES"}
+
+
+def test_answer_query_and_ask_share_their_fields_and_codes():
+    from stream_vlm.action import Ask
+    from stream_vlm.msg import Answer
+    from stream_vlm.srv import Query
+
+    answer = Answer.get_fields_and_field_types()
+    result = {name: kind for name, kind in answer.items() if name not in ("question", "choices")}
+    assert Query.Response.get_fields_and_field_types() == result
+    assert Ask.Result.get_fields_and_field_types() == result
+    assert Query.Request.get_fields_and_field_types() == Ask.Goal.get_fields_and_field_types()
+    assert constants(Query.Response) == constants(Ask.Result) == constants(Answer)
+
+
+def test_every_error_of_the_package_has_its_code():
+    from stream_vlm.msg import Answer
+
+    from stream_vlm_ros.node import worker
+
+    kinds = [*vars(errors).values(), *vars(worker).values()]
+    codes = {k.code for k in kinds if isinstance(k, type) and issubclass(k, StreamVlmError)}
+    assert codes == set(constants(Answer)) - {"NONE"}
+    numbers = [getattr(Answer, code) for code in codes]
+    assert len(set(numbers)) == len(numbers) and 0 not in numbers
+
+
+def test_every_counter_has_its_field():
+    from stream_vlm.msg import CacheStatus
+
+    from stream_vlm_ros.node.counters import FrameCounters
+
+    names = [n for n in CacheStatus.get_fields_and_field_types() if n.startswith("dropped_")]
+    counts = FrameCounters().snapshot()
+    assert set(names) == {name for name in counts if name.startswith("dropped_")}
+
+
+def test_what_a_request_leaves_out_is_the_nodes(interfaces):
+    from stream_vlm.srv import Query
+
+    from stream_vlm_ros.node.parameters import Parameters
+
+    node = Parameters(max_new_tokens=33, temperature=0.5)
+    assert interfaces.to_question(Query.Request(question="?"), node).max_new_tokens == 33
+    assert interfaces.to_question(Query.Request(question="?"), node).temperature == 0.5
+    request = Query.Request(question="?", max_new_tokens=5, temperature=0.0)
+    own = interfaces.to_question(request, node)
+    assert (own.max_new_tokens, own.temperature) == (5, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "words"),
+    [
+        ({"source": "archive"}, InvalidParameterError, "no memory 'archive'"),
+        ({"temperature": 11.0}, InvalidParameterError, "at most 10"),
+        ({"temperature": float("nan")}, InvalidParameterError, "at most 10"),
+        ({"keep_exchange": True, "choices": ["a"]}, InvalidChoicesError, "cannot be kept"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused(interfaces, fields, error, words):
+    from stream_vlm.srv import Query
+
+    from stream_vlm_ros.node.parameters import Parameters
+
+    with pytest.raises(error, match=words):
+        interfaces.to_question(Query.Request(question="?", **fields), Parameters())
+
+
+def test_times_keep_their_nanoseconds(interfaces):
+    stamp = interfaces.to_time(1_700_000_000_123_456_789)
+    assert (stamp.sec, stamp.nanosec) == (1_700_000_000, 123_456_789)
+    assert interfaces.to_time(None).sec == 0
+    duration = interfaces.to_duration(1.25)
+    assert (duration.sec, duration.nanosec) == (1, 250_000_000)

@@ -1,0 +1,86 @@
+"""From parameters to an engine, and what is said when that cannot be."""
+
+import numpy as np
+import pytest
+import torch
+
+from stream_vlm_ros.engine.errors import (
+    CapTooSmallError,
+    DeviceUnavailableError,
+    ModelLoadError,
+    StreamVlmError,
+)
+from stream_vlm_ros.node.loading import load_engine, resolve_device, resolve_dtype
+from stream_vlm_ros.node.parameters import Parameters
+
+
+def test_without_a_model_path_a_small_model_runs_with_the_node_s_settings():
+    engine = load_engine(Parameters(max_cache_tokens=500, max_pixels=56 * 56, device="cpu"))
+    frames = [np.zeros((240, 320, 3), np.uint8)] * 2
+    tokens = engine.append_video_chunk(frames, timestamps=[0.0, 0.5])["tokens"]
+    assert tokens < 60  # 320x240 was reduced to at most 56x56 pixels: 4 tokens and the prompt
+    answer, _ = engine.ask("What?", max_new_tokens=2)
+    assert isinstance(answer, str)
+    assert engine.get_cache_info()["max_cache_tokens"] == 500
+
+
+def test_a_cap_smaller_than_one_chunk_is_an_error_in_words():
+    engine = load_engine(Parameters(max_cache_tokens=64, device="cpu"))
+    with pytest.raises(CapTooSmallError, match="64"):
+        frames = [np.zeros((480, 640, 3), np.uint8)] * 16  # of the small model 160 tokens
+        engine.append_video_chunk(frames, timestamps=list(range(16)))
+
+
+def test_the_delayed_engine_is_loaded_with_the_node_s_settings(tmp_path):
+    parameters = Parameters(
+        engine="delayed_batch",
+        device="cpu",
+        keep_fps=2.0,
+        max_sampled_frames=6,
+        sampled_max_pixels=56 * 56,
+        frame_store=str(tmp_path / "frames"),
+        frame_store_megabytes=3,
+        frame_store_hours=0.5,
+    )
+    engine = load_engine(parameters)
+    stamps = [1_700_000_000.0 + k / 2 for k in range(10)]
+    engine.append_video_chunk([np.zeros((240, 320, 3), np.uint8)] * 10, timestamps=stamps)
+    _, metrics = engine.ask("What?", max_new_tokens=2)
+    assert metrics["frames_used"] == 6  # three grids of at most 4 tokens each
+    assert engine.visual_tokens <= 12
+    store = engine.memory.store
+    assert (len(store), store.max_bytes, store.max_seconds) == (10, 3 * 2**20, 1800.0)
+    engine.close()
+    again = load_engine(parameters)
+    assert again.get_cache_info()["newest_timestamp"] == stamps[-1]
+    again.close()
+
+
+@pytest.mark.parametrize("content", [None, "{}"])
+def test_a_missing_or_incomplete_folder_is_an_error_in_words(tmp_path, content):
+    folder = tmp_path / "model"
+    if content is not None:
+        folder.mkdir()
+        (folder / "config.json").write_text(content)
+    with pytest.raises(ModelLoadError, match=str(folder)):
+        load_engine(Parameters(model_path=str(folder), device="cpu"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_cuda_that_is_not_there_is_an_error_in_words():
+    assert resolve_device("auto").type == "cpu"
+    for name in ("cuda", "cuda:3"):
+        with pytest.raises(DeviceUnavailableError, match="set device to 'auto' or 'cpu'"):
+            resolve_device(name)
+
+
+def test_the_number_format_follows_the_device():
+    assert resolve_dtype("auto", torch.device("cpu")) is torch.float32
+    assert resolve_dtype("auto", torch.device("cuda")) is torch.bfloat16
+    assert resolve_dtype("float16", torch.device("cpu")) is torch.float16
+
+
+def test_every_refusal_has_a_code():
+    with pytest.raises(StreamVlmError) as refusal:
+        load_engine(Parameters(model_path="/nowhere"))
+    assert refusal.value.code == "MODEL_LOAD"

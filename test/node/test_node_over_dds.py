@@ -1,0 +1,561 @@
+"""The node in a process of its own, driven over DDS as a user's program would drive it."""
+
+import array
+import itertools
+import time
+
+import pytest
+
+from stream_vlm_ros.node.counters import Drop
+
+pytestmark = pytest.mark.ros
+
+FAST = dict(sample_fps=0.0, chunk_frames=2, max_chunk_delay=0.5, status_period=0.2, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def shared_node(node_process):
+    """One node for all tests that leave it as they found it."""
+    node = node_process(namespace="shared", max_cache_tokens=200, **FAST)
+    try:
+        node.wait_for("the node is active")
+        yield node
+    finally:
+        status = node.stop()
+    assert status == 0
+
+
+@pytest.fixture
+def client(shared_node, connect):
+    """A client of the shared node, whose memory is empty."""
+    client = connect("shared")
+    client.stamp_ns = time.time_ns()
+    assert client.reset().success
+    yield client
+    client.drop_publishers()
+
+
+def balanced(status):
+    drops = sum(getattr(status, cause.value) for cause in Drop)
+    return status.frames_received == status.frames_ingested + status.frames_pending + drops
+
+
+def fill(client, count, reliable=True, **changes):
+    """Send ``count`` frames and wait until they are in the memory; the stamps of all."""
+    stamps = []
+    already = client.status.frames_ingested
+    for index in range(count):
+        message = client.image(**changes)
+        client.send(message, reliable)
+        stamps.append(message.header.stamp)
+        if index % 2:
+            client.wait_status(lambda s, n=already + index + 1: s.frames_ingested >= n)
+    client.wait_status(lambda s: s.frames_ingested >= already + count, what="all frames")
+    return stamps
+
+
+@pytest.mark.parametrize("reliable", [True, False])
+def test_images_of_reliable_and_best_effort_publishers_reach_the_memory(client, reliable):
+    stamps = fill(client, 4, reliable)
+    status = client.wait_status(lambda s: s.frames == 4)
+    assert (status.oldest_stamp, status.newest_stamp) == (stamps[0], stamps[-1])
+    assert status.header.frame_id == "camera_optical_frame"
+    assert balanced(status) and status.frames_pending == 0
+
+
+def test_an_answer_rests_on_the_frames_of_the_source_and_says_so(client):
+    stamps = fill(client, 4)
+    reply = client.ask()
+    assert (reply.error_code, reply.error_message) == (reply.NONE, "")
+    assert reply.header.stamp == stamps[-1]
+    assert reply.header.frame_id == "camera_optical_frame"
+    assert (reply.oldest_stamp, reply.newest_stamp) == (stamps[0], stamps[-1])
+    assert (reply.seen_from, reply.seen_to) == ([stamps[0]], [stamps[-1]])
+    assert reply.answer_tokens == 4 and reply.finish_reason in ("length", "stop")
+    assert reply.latency.nanosec + reply.latency.sec * 1e9 >= reply.ttft.nanosec > 0
+    assert reply.cache_status.length == client.status.length > 0
+
+
+def test_asking_twice_gives_the_same_and_leaves_no_trace(client):
+    fill(client, 4)
+    first, second = client.ask(), client.ask()
+    assert first.answer == second.answer
+    assert first.cache_status.length == second.cache_status.length
+
+
+def test_the_last_answer_is_latched(client, connect):
+    fill(client, 2)
+    reply = client.ask("Is there a cat?")
+    late = connect("shared")
+    client.graph.wait(lambda: late.answers)
+    assert (late.answers[-1].question, late.answers[-1].answer) == ("Is there a cat?", reply.answer)
+
+
+def test_choices_are_scored_and_the_best_is_the_answer(client):
+    fill(client, 2)
+    choices = ["red", "green", "blue"]
+    reply = client.ask(choices=choices)
+    assert reply.answer == choices[reply.choice_index]
+    assert max(reply.choice_scores) == reply.choice_scores[reply.choice_index]
+    assert len(reply.choice_scores) == 3 and reply.answer_tokens == 0
+
+
+def test_the_memory_stays_below_its_cap_and_forgets_the_middle(client):
+    fill(client, 16, height=112, width=168)  # 24 tokens a chunk
+    status = client.wait_status(lambda s: s.evictions > 0)
+    assert status.length <= status.cap == 200
+    reply = client.ask()
+    assert len(reply.seen_from) == 2  # the sink, and the window
+    assert reply.error_code == reply.NONE
+
+
+def test_a_question_about_a_forgotten_time_is_refused(client):
+    from builtin_interfaces.msg import Time
+
+    stamps = fill(client, 4)
+    assert client.ask(about_from=stamps[0], about_to=stamps[1]).error_code == 0
+    reply = client.ask(about_from=Time(sec=10), about_to=Time(sec=20))
+    assert reply.error_code == reply.OUT_OF_HORIZON and reply.answer == ""
+    assert f"{stamps[0].sec}." in reply.error_message
+    reply = client.ask(about_from=stamps[1], about_to=stamps[0])
+    assert reply.error_code == reply.INVALID_PARAMETER
+
+
+def test_an_exchange_is_kept_when_asked_for(client):
+    fill(client, 2)
+    before = client.status.length
+    reply = client.ask(keep_exchange=True)
+    assert reply.error_code == reply.NONE and reply.cache_status.length > before
+
+
+def test_reset_forgets_and_the_stream_goes_on(client):
+    fill(client, 4)
+    resets = client.status.resets
+    assert client.reset().success
+    status = client.wait_status(lambda s: s.resets > resets and s.length == 0)
+    assert (status.oldest_stamp.sec, status.frames) == (0, 0)
+    assert client.ask().error_code == client.ask().EMPTY_MEMORY
+    fill(client, 2)
+    assert client.ask().error_code == 0
+
+
+# Bad input: an error in words, and the stream goes on ---------------------------------------------
+
+BAD_IMAGES = {
+    "zero size": (dict(height=0, width=0), "no size"),
+    "short data": (dict(data=array.array("B", bytes(100))), "holds 100 bytes"),
+    "unknown encoding": (dict(encoding="rgb7"), "unknown encoding 'rgb7'"),
+    "step too small": (dict(step=10), "step is 10 bytes"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_IMAGES)
+def test_a_bad_image_is_counted_and_told_and_the_stream_goes_on(client, shared_node, case):
+    changes, words = BAD_IMAGES[case]
+    fill(client, 2)
+    before = client.status.dropped_invalid_image
+    client.send(client.image(**changes))
+    status = client.wait_status(lambda s: s.dropped_invalid_image == before + 1)
+    assert balanced(status)
+    diagnostic = client_diagnostic(client, "image input", lambda d: words in last_refusal(d))
+    assert words in last_refusal(diagnostic)
+    fill(client, 2)
+    assert client.ask().error_code == 0
+
+
+def test_a_corrupt_jpeg_is_counted_and_a_whole_one_is_seen(connect, start_node):
+    import cv2
+    import numpy as np
+    from sensor_msgs.msg import CompressedImage
+
+    node = start_node(namespace="jpeg", **FAST)
+    node.wait_for("the node is active")
+    client = connect("jpeg", topic="image/compressed")
+    data = cv2.imencode(".jpg", np.full((56, 84, 3), 90, np.uint8))[1].tobytes()
+
+    def jpeg(content):
+        header = client.image().header
+        return CompressedImage(header=header, format="jpeg", data=array.array("B", content))
+
+    # The publisher makes the node change over to the compressed topic.
+    client.send(jpeg(data))
+    refused = client.status.dropped_invalid_image
+    client.send(jpeg(data[:200]))
+    client.send(jpeg(data))
+    status = client.wait_status(lambda s: s.frames_ingested == 2)
+    assert status.dropped_invalid_image == refused + 1 and balanced(status)
+    assert client.ask().error_code == 0
+    assert "image/compressed [sensor_msgs/msg/CompressedImage]" in node.output
+
+
+def test_padded_rows_are_read_by_their_step(client):
+    plain = client.image()
+    row = 3 * plain.width
+    rows = [bytes(plain.data[r * row : (r + 1) * row]) + b"\x07" * 5 for r in range(plain.height)]
+    client.publisher()
+    refused = client.status.dropped_invalid_image
+    client.send(client.image(step=row + 5, data=array.array("B", b"".join(rows))))
+    status = client.wait_status(lambda s: s.frames == 1)
+    assert status.dropped_invalid_image == refused
+
+
+def test_a_late_frame_is_dropped_and_a_looped_bag_starts_anew(client):
+    fill(client, 2)
+    before = client.status
+    client.send(client.image(step_ns=-700_000_000))
+    status = client.wait_status(
+        lambda s: s.dropped_invalid_stamp == before.dropped_invalid_stamp + 1
+    )
+    assert status.frames == 2
+    client.stamp_ns -= 60_000_000_000
+    stamps = fill(client, 2)
+    status = client.wait_status(lambda s: s.time_jumps == before.time_jumps + 1 and s.frames == 2)
+    assert (status.oldest_stamp, status.newest_stamp) == (stamps[0], stamps[1])
+    assert balanced(status)
+
+
+def test_stamps_of_zero_keep_their_header_and_are_timed_by_arrival(client):
+    from builtin_interfaces.msg import Time
+
+    client.publisher()
+    assert client.reset().success  # forgets the stamps of the images that tried out the publisher
+    for _ in range(2):
+        message = client.image()
+        message.header.stamp = Time()
+        client.send(message)
+    client.wait_status(lambda s: s.frames == 2)
+    reply = client.ask()
+    assert reply.header.stamp == Time() and reply.header.frame_id == "camera_optical_frame"
+    assert abs(reply.newest_stamp.sec - time.time()) < 60
+    health = client_diagnostic(client, "image input", lambda d: "header.stamp zero" in d.message)
+    assert health.level == b"\x01"
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "words"),
+    [
+        (dict(question=""), "INVALID_QUESTION", "empty"),
+        (dict(question="why " * 2_500_000), "INVALID_QUESTION", "long"),  # 10 MB
+        (dict(choices=["x"] * 1000), "INVALID_CHOICES", "1000"),
+        (dict(choices=["a", ""]), "INVALID_CHOICES", "empty"),
+        (dict(max_new_tokens=1_000_000), "BUDGET_EXCEEDED", "max_tail_tokens"),
+        (dict(temperature=100.0), "INVALID_PARAMETER", "at most 10"),
+        (dict(source="attic"), "INVALID_PARAMETER", "no memory 'attic'"),
+    ],
+)
+def test_a_bad_question_is_an_error_in_words(client, fields, code, words):
+    fill(client, 2)
+    before = client.status.length
+    reply = client.ask(**fields)
+    assert reply.error_code == getattr(reply, code), reply.error_message
+    assert words in reply.error_message and reply.answer == ""
+    assert client.ask().error_code == 0
+    assert client.ask().cache_status.length == before
+
+
+def test_control_tokens_in_a_question_are_read_as_text(client):
+    fill(client, 2)
+    plain, marked = client.ask("end"), client.ask("<|im_end|>")
+    assert marked.error_code == 0
+    assert marked.prompt_tokens > plain.prompt_tokens + 5  # letters, not one control token
+
+
+# Asking while the node works ----------------------------------------------------------------------
+
+
+def test_a_long_answer_holds_up_nothing_else(client):
+    from stream_vlm.srv import Query
+
+    fill(client, 2)
+    service = client.graph.node.create_client(Query, f"{client.name}/query")
+    assert service.wait_for_service(10)
+    pending = service.call_async(Query.Request(question="?", max_new_tokens=300))
+    heard = len(client.statuses)
+    for _ in range(3):
+        client.publisher().publish(client.image())
+    assert client.state() == "active"
+    client.graph.wait(lambda: len(client.statuses) > heard + 2)
+    client.wait_status(lambda s: s.frames_received >= 5 and s.frames_pending > 0)
+    assert not pending.done()
+    assert client.graph.result(pending).error_code == 0
+    client.wait_status(lambda s: s.frames_pending == 0)
+
+
+def test_the_action_tells_the_answer_while_it_is_written(client):
+    fill(client, 2)
+    feedback = []
+    goal = send_goal(client, feedback, max_new_tokens=12)
+    result = client.graph.result(goal.get_result_async())
+    assert result.status == 4 and result.result.answer_tokens == 12  # SUCCEEDED
+    assert [f.state for f in feedback] == sorted(f.state for f in feedback)
+    texts = [f.text for f in feedback if f.text]
+    assert texts and result.result.answer.startswith(texts[-1])
+    assert all(later.startswith(sooner) for sooner, later in itertools.pairwise(texts))
+
+
+def test_the_action_can_be_cancelled(client):
+    fill(client, 2)
+    feedback = []
+    goal = send_goal(client, feedback, max_new_tokens=1500)
+    client.graph.wait(lambda: any(f.text for f in feedback))
+    client.graph.result(goal.cancel_goal_async())
+    result = client.graph.result(goal.get_result_async())
+    assert result.status == 5  # CANCELED
+    assert result.result.error_code == result.result.CANCELLED
+    assert 0 < result.result.answer_tokens < 1500
+    assert client.ask().error_code == 0
+
+
+def test_an_action_that_fails_is_aborted_with_its_code(client):
+    goal = send_goal(client, [])
+    result = client.graph.result(goal.get_result_async())
+    assert (result.status, result.result.error_code) == (6, result.result.EMPTY_MEMORY)
+
+
+def send_goal(client, feedback, **fields):
+    from rclpy.action import ActionClient
+    from stream_vlm.action import Ask
+
+    action = ActionClient(client.graph.node, Ask, f"{client.name}/ask")
+    assert action.wait_for_server(30)
+    goal = Ask.Goal(question="What do you see?", **fields)
+    future = action.send_goal_async(goal, lambda message: feedback.append(message.feedback))
+    handle = client.graph.result(future)
+    assert handle.accepted
+    return handle
+
+
+# Parameters ---------------------------------------------------------------------------------------
+
+
+def test_parameters_change_or_are_refused_with_the_reason(client):
+    assert client.set_parameter("max_new_tokens", 3).successful
+    assert client.set_parameter("sample_fps", 0).successful  # a whole number for a float
+    fill(client, 2)
+    assert client.ask(max_new_tokens=0).answer_tokens == 3
+    for name, value, words in (
+        ("sample_fps", -1.0, "sample_fps"),
+        ("sample_fps", "fast", "must be of type float"),
+        ("on_time_jump", "ignore", "must be one of reset, reject"),
+        ("max_cache_tokens", 999, "only while the node is unconfigured"),
+        ("max_new_tokens", 5000, "max_tail_tokens"),
+        ("autostart", False, "read-only"),
+    ):
+        result = client.set_parameter(name, value)
+        assert not result.successful and words in result.reason, result
+    assert client.set_parameter("max_new_tokens", 128).successful
+
+
+def test_parameters_describe_themselves(client):
+    from rcl_interfaces.srv import DescribeParameters
+
+    from stream_vlm_ros.node.parameters import TABLE
+
+    request = DescribeParameters.Request(names=list(TABLE))
+    name = f"{client.name}/describe_parameters"
+    reply = client.graph.call(DescribeParameters, name, request)
+    for descriptor in reply.descriptors:
+        row = TABLE[descriptor.name]
+        assert descriptor.description == row.metadata["description"]
+        ranges = [*descriptor.integer_range, *descriptor.floating_point_range]
+        if row.metadata["low"] is not None:
+            assert [ranges[0].from_value, ranges[0].to_value] == [
+                row.metadata["low"],
+                row.metadata["high"],
+            ]
+
+
+# Lifecycle ----------------------------------------------------------------------------------------
+
+
+def test_the_whole_lifecycle_twice(connect, start_node):
+    node = start_node(namespace="cycle", autostart="false", **FAST)
+    node.wait_for("starting")
+    client = connect("cycle")
+    assert client.state() == "unconfigured"
+    for _ in range(2):
+        assert client.change_state("configure")
+        assert client.state() == "inactive"
+        assert client.ask().error_code == client.ask().NOT_ACTIVE
+        client.send(client.image())
+        status = client.status
+        assert status.dropped_inactive == status.frames_received > 0
+        assert client.change_state("activate")
+        fill(client, 2)
+        assert client.ask().error_code == 0
+        assert client.change_state("deactivate")
+        assert client.status.length > 0  # the memory stays
+        assert client.change_state("activate")
+        assert client.ask().error_code == 0
+        assert client.change_state("deactivate")
+        assert client.change_state("cleanup")
+        assert client.state() == "unconfigured"
+        client.drop_publishers()
+        client.statuses.clear()
+    assert client.change_state("shutdown")
+    assert node.stop() == 0
+
+
+def test_a_transition_that_fails_is_logged_and_can_be_tried_again(connect, start_node, tmp_path):
+    missing = tmp_path / "no_model"
+    node = start_node(namespace="fails", model_path=str(missing), **FAST)
+    node.wait_for("configure failed")
+    client = connect("fails")
+    assert str(missing) in node.output and "Traceback" not in node.output
+    assert client.state() == "unconfigured"
+    health = client_diagnostic(client, "model and memory", lambda d: d.level == b"\x02")
+    assert str(missing) in health.message
+    assert not client.change_state("configure")
+    assert client.set_parameter("model_path", "").successful
+    assert client.change_state("configure") and client.change_state("activate")
+    fill(client, 2)
+    assert client.ask().error_code == 0
+
+
+def test_a_transition_that_does_not_exist_is_refused_and_the_node_lives(client):
+    assert not client.change_state("configure")
+    assert not client.change_state("nonsense")
+    assert client.state() == "active"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        (dict(device="cuda:7"), "finds"),
+        (dict(max_cache_tokens=200, sink_size=150, window_size=100), "bad parameter"),
+        (dict(sample_fps="-3.0"), "bad parameter: sample_fps must lie in"),
+        (dict(chunk_frames="many"), "bad parameter: chunk_frames must be of type int"),
+    ],
+)
+def test_bad_parameters_at_start_are_told_without_a_traceback(start_node, parameters, words):
+    node = start_node(namespace="bad", **{**FAST, **parameters})
+    node.wait_for(words)
+    assert "Traceback" not in node.output
+    if "bad parameter" in words:
+        assert node.process.wait(20) == 1
+
+
+def test_a_misspelled_parameter_is_pointed_out(start_node):
+    node = start_node(namespace="typo", sampel_fps=3.0, autostart="false")
+    node.wait_for("there is no parameter 'sampel_fps'; did you mean 'sample_fps'?")
+
+
+def test_a_cap_smaller_than_a_chunk_is_told_and_the_node_lives(connect, start_node):
+    node = start_node(namespace="small", max_cache_tokens=64, **FAST)
+    node.wait_for("the node is active")
+    client = connect("small")
+    for _ in range(2):
+        client.send(client.image(height=480, width=640))
+    client.wait_status(lambda s: s.dropped_error == 2)
+    health = client_diagnostic(client, "model and memory", lambda d: d.level == b"\x02")
+    assert "max_cache_tokens" in health.message or "cap" in health.message
+    for _ in range(2):
+        client.send(client.image(height=28, width=28))
+    assert balanced(client.wait_status(lambda s: s.frames_ingested == 2))
+
+
+# Diagnostics and QoS ------------------------------------------------------------------------------
+
+
+def last_refusal(diagnostic):
+    return {value.key: value.value for value in diagnostic.values}.get("last_refusal", "")
+
+
+def client_diagnostic(client, task, condition):
+    """The first status of a task that fulfils the condition."""
+    from diagnostic_msgs.msg import DiagnosticArray
+
+    heard = client.graph.listen(DiagnosticArray, "/diagnostics")
+    name = f"{client.name.lstrip('/')}: {task}"
+
+    def find():
+        for array_ in heard:
+            for status in array_.status:
+                if status.name == name and condition(status):
+                    return status
+        return None
+
+    return client.graph.wait(find, 30, f"{name} on /diagnostics")
+
+
+def try_to_publish(client, kind, topic, qos):
+    """A publisher, or None while Fast DDS still knows the topic by another type."""
+    try:
+        return client.graph.node.create_publisher(kind, topic, qos)
+    except Exception:
+        return None
+
+
+def test_silence_is_reported_with_its_likely_cause(connect, start_node):
+    from rclpy.qos import QoSProfile, ReliabilityPolicy
+    from sensor_msgs.msg import CompressedImage, Image
+
+    node = start_node(
+        namespace="quiet", no_image_timeout=0.5, image_qos="reliable", image_transport="raw", **FAST
+    )
+    node.wait_for("the node is active")
+    client = connect("quiet")
+
+    def cause(words):
+        return client_diagnostic(client, "image input", lambda d: words in d.message)
+
+    assert cause("nobody publishes on /quiet/image").level == b"\x02"
+    other = client.graph.node.create_publisher(Image, "/quiet/front/image_raw", 10)
+    cause("images are published on /quiet/front/image_raw: start the node with")
+    client.graph.node.destroy_publisher(other)
+
+    wrong = client.graph.node.create_publisher(CompressedImage, "/quiet/image", 10)
+    cause("carries sensor_msgs/msg/CompressedImage")
+    client.graph.node.destroy_publisher(wrong)
+
+    best_effort = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+    publisher = client.graph.wait(
+        lambda: try_to_publish(client, Image, "/quiet/image", best_effort)
+    )
+    cause("incompatible QoS; set image_qos to 'auto'")
+    client.graph.node.destroy_publisher(publisher)
+
+
+def test_the_subscription_follows_the_publishers_reliability(connect, start_node):
+    node = start_node(namespace="follow", **FAST)
+    node.wait_for("the node is active")
+    client = connect("follow")
+    client.send(client.image(), reliable=True)
+    node.wait_for("/follow/image [sensor_msgs/msg/Image], reliable")
+    client.drop_publishers()
+    client.send(client.image(), reliable=False)
+    node.wait_for("/follow/image [sensor_msgs/msg/Image], best effort (was")
+
+
+def test_the_subscription_follows_the_publishers_type(connect, start_node):
+    import cv2
+    import numpy as np
+    from sensor_msgs.msg import CompressedImage
+
+    node = start_node(namespace="kind", **FAST)
+    node.wait_for("the node is active")
+    client = connect("kind")
+    client.send(client.image())
+    client.drop_publishers()
+    publisher = client.graph.wait(
+        lambda: try_to_publish(client, CompressedImage, "/kind/image", 10), what="a publisher"
+    )
+    node.wait_for("/kind/image [sensor_msgs/msg/CompressedImage], reliable (was")
+    client.adopt(publisher, True, CompressedImage)
+    png = cv2.imencode(".png", np.zeros((56, 84, 3), np.uint8))[1].tobytes()
+    header = client.image().header
+    client.send(CompressedImage(header=header, format="png", data=array.array("B", png)))
+    client.wait_status(lambda s: s.frames_ingested == 2)
+
+
+def test_simulated_time_that_never_comes_is_reported(connect, start_node):
+    node = start_node(namespace="sim", use_sim_time="true", **FAST)
+    node.wait_for("the node is active")
+    client = connect("sim")
+    client_diagnostic(
+        client, "image input", lambda d: "nothing is published on /clock" in d.message
+    )
+    for _ in range(2):  # a full chunk needs no clock
+        client.send(client.image())
+    client.wait_status(lambda s: s.frames_ingested == 2)
+    assert client.ask().error_code == 0

@@ -1,0 +1,109 @@
+"""The process of the node: started, stopped, interrupted at any moment, from a shell too."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytestmark = pytest.mark.ros
+
+SETTINGS = dict(namespace="process", device="cpu", max_cache_tokens=200)
+
+
+def ended_well(node, number=signal.SIGINT):
+    assert node.stop(number) == 0, node.output
+    for words in ("Traceback", "KeyboardInterrupt", "terminate called", "[ERROR]", "[FATAL]"):
+        assert words not in node.output, node.output
+    assert node.group_is_empty()
+
+
+def start_and_stop(start_node, times):
+    for _ in range(times):
+        node = start_node(**SETTINGS)
+        node.wait_for("the node is active")
+        ended_well(node)
+
+
+def test_started_and_stopped_in_a_row(start_node):
+    start_and_stop(start_node, 3)
+
+
+@pytest.mark.slow
+def test_started_and_stopped_twenty_times_in_a_row(start_node):
+    start_and_stop(start_node, 20)
+
+
+def test_sigterm_ends_it_as_well(start_node):
+    node = start_node(**SETTINGS)
+    node.wait_for("the node is active")
+    ended_well(node, signal.SIGTERM)
+
+
+def test_ctrl_c_right_after_it_says_that_it_starts(start_node):
+    node = start_node(**SETTINGS)
+    node.wait_for("starting")
+    ended_well(node)
+
+
+def interrupted_at_random(start_node, times):
+    delays = random.Random(0)
+    for _ in range(times):
+        node = start_node(**SETTINGS)
+        node.wait_for("starting")
+        time.sleep(delays.uniform(0, 8))
+        ended_well(node)
+
+
+def test_ctrl_c_at_any_moment_of_its_start(start_node):
+    interrupted_at_random(start_node, 3)
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_twenty_moments_of_its_start(start_node):
+    interrupted_at_random(start_node, 20)
+
+
+def test_ctrl_c_while_an_answer_is_written(start_node, connect):
+    from stream_vlm.srv import Query
+
+    node = start_node(**SETTINGS, sample_fps=0.0, chunk_frames=2)
+    node.wait_for("the node is active")
+    client = connect("process")
+    for _ in range(2):
+        client.send(client.image())
+    client.wait_status(lambda s: s.frames_ingested == 2)
+    service = client.graph.node.create_client(Query, f"{client.name}/query")
+    assert service.wait_for_service(10)
+    service.call_async(Query.Request(question="?", max_new_tokens=1500))
+    time.sleep(1)
+    ended_well(node)
+
+
+SHELL = """
+"{python}" -m stream_vlm_ros.node --ros-args -p device:=cpu -r __ns:=/shell > "{log}" 2>&1 &
+pid=$!
+for _ in $(seq 600); do grep -q "the node is active" "{log}" && break; sleep 0.1; done
+kill -INT $pid
+wait $pid
+echo "status $?"
+"""
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_from_the_background_of_a_shell(tmp_path, shell):
+    # A shell without job control starts its background processes with SIGINT ignored.
+    log = tmp_path / "node.log"
+    done = subprocess.run(
+        [shell, "-c", SHELL.format(python=sys.executable, log=log)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert done.stdout.strip() == "status 0", log.read_text()
+    assert "the node is active" in log.read_text()
+    assert "Traceback" not in log.read_text()

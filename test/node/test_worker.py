@@ -1,0 +1,322 @@
+"""The thread that owns the engine, and the queue in front of it."""
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stream_vlm_ros.engine.errors import InvalidImageError, ModelLoadError
+from stream_vlm_ros.node.counters import Drop, FrameCounters
+from stream_vlm_ros.node.sampling import SECOND, TimedFrame
+from stream_vlm_ros.node.worker import READING, WRITING, EngineWorker, NotActiveError, Question
+
+EPOCH = 1_700_000_000_123_456_789  # ns; not a float of seconds
+
+
+class Box:
+    """A worker over the stand-in engine."""
+
+    def __init__(self, engine, queue_size=2, max_questions=8):
+        self.engine = engine
+        self.counters = FrameCounters()
+        self.faults = []
+        self.worker = EngineWorker(
+            lambda: engine,
+            self.counters,
+            queue_size,
+            max_questions,
+            report=self.faults.append,
+        )
+        self.worker.start()
+        self.worker.loaded.result(10)
+
+    def append(self, *seconds):
+        for _ in seconds:
+            self.counters.receive()
+        stamps = [EPOCH + round(second * SECOND) for second in seconds]
+        self.worker.append(
+            [
+                TimedFrame(stamp, f"image {second}", f"header {second}")
+                for stamp, second in zip(stamps, seconds, strict=True)
+            ]
+        )
+
+    def ask(self, text="What?", **options):
+        return self.worker.ask(Question(text, max_new_tokens=3, **options))
+
+    def settle(self):
+        """Until the worker has done all it was told."""
+        return self.worker.ask(Question("settled?", max_new_tokens=1)).future.result(10)
+
+    def hold(self):
+        """Keep the engine in its next call until ``self.engine.gate.set()``."""
+        self.engine.gate.clear()
+        self.append(0)
+        assert self.engine.busy.wait(10)
+
+
+@pytest.fixture
+def make_box(fake_engine):
+    boxes = []
+
+    def make(**options):
+        boxes.append(Box(fake_engine, **options))
+        return boxes[-1]
+
+    yield make
+    for box in boxes:
+        box.engine.gate.set()
+        assert box.worker.stop(10)
+
+
+def test_a_question_sees_every_chunk_delivered_before_it(make_box):
+    box = make_box()
+    box.append(0, 0.5)
+    outcome = box.ask().future.result(10)
+    box.append(1, 1.5)
+    later = box.ask().future.result(10)
+    assert (outcome.memory.frames, later.memory.frames) == (2, 4)
+
+
+def test_stamps_and_header_of_an_outcome_are_the_sources_to_the_nanosecond(make_box):
+    box = make_box()
+    box.append(0, 0.1)
+    box.append(0.3, 0.7)
+    memory = box.ask().future.result(10).memory
+    assert memory.oldest_ns == EPOCH
+    assert memory.newest_ns == EPOCH + 700_000_000
+    assert memory.spans_ns == ((EPOCH, EPOCH + 700_000_000),)
+    assert memory.header == "header 0.7"
+
+
+def test_the_settings_of_a_question_reach_the_engine(make_box):
+    box = make_box()
+    box.append(0)
+    box.ask(temperature=0.5, keep_exchange=True).future.result(10)
+    box.ask().future.result(10)
+    sampled, greedy = [call[3] for call in box.engine.calls if call[0] == "ask"]
+    assert sampled == {
+        "do_sample": True,
+        "temperature": 0.5,
+        "update_state": True,
+        "about": None,
+    }
+    assert greedy == {**sampled, "do_sample": False, "temperature": 1.0, "update_state": False}
+
+
+def test_the_time_a_question_is_about_reaches_the_engine_in_its_own_seconds(make_box):
+    box = make_box()
+    box.append(0, 2)
+    for first, last in ((EPOCH + SECOND, EPOCH + 2 * SECOND), (EPOCH + SECOND, 0), (0, EPOCH + 1)):
+        box.ask(about_ns=(first, last)).future.result(10)
+    about = [call[3]["about"] for call in box.engine.calls if call[0] == "ask"]
+    assert about == [(1.0, 2.0), (1.0, 2.0), (0.0, 1e-9)]
+
+
+def test_an_outcome_carries_the_metrics(make_box):
+    box = make_box()
+    box.append(0)
+    outcome = box.ask().future.result(10)
+    assert (outcome.answer, outcome.finish_reason, outcome.error) == ("xxx", "length", None)
+    assert (outcome.ttft, outcome.latency) == (0.25, 0.5)
+    assert (outcome.prompt_tokens, outcome.answer_tokens) == (7, 3)
+
+
+def test_choices_are_scored(make_box):
+    box = make_box()
+    box.append(0)
+    outcome = box.ask(choices=("red", "blue")).future.result(10)
+    assert (outcome.answer, outcome.choice_index) == ("red", 0)
+    assert outcome.choice_scores == (-1.0, -1.0)
+    assert outcome.finish_reason == "choice"
+
+
+def test_a_full_queue_drops_its_oldest_chunk_and_never_a_question(make_box):
+    box = make_box(queue_size=2)
+    box.hold()
+    tickets = []
+    for second in range(1, 6):
+        box.append(second, second + 0.5)
+        tickets.append(box.ask())
+    assert box.worker.waiting_chunks == 2
+    assert box.counters.dropped[Drop.OVERFLOW] == 6
+    box.engine.gate.set()
+    assert [ticket.future.result(10).error for ticket in tickets] == [None] * 5
+    box.settle()
+    assert box.engine.times == [0, 4, 4.5, 5, 5.5]  # the newest two survived
+    assert box.counters.ingested == 5
+
+
+def test_too_many_waiting_questions_are_refused_at_once(make_box):
+    box = make_box(max_questions=2)
+    box.hold()
+    tickets = [box.ask() for _ in range(3)]
+    refused = tickets[2].future.result(0)
+    assert refused.error.code == "QUEUE_FULL" and "2 questions are waiting" in str(refused.error)
+    box.engine.gate.set()
+    assert tickets[1].future.result(10).error is None
+
+
+def test_waiting_time_is_told_apart_from_the_answers_own(make_box):
+    box = make_box()
+    box.hold()
+    ticket = box.ask()
+    time.sleep(0.2)
+    box.engine.gate.set()
+    assert ticket.future.result(10).waiting >= 0.2
+
+
+def test_a_refused_chunk_is_counted_reported_and_the_stream_goes_on(make_box):
+    box = make_box()
+    box.append(0)
+    box.settle()
+    for fault in (InvalidImageError("too narrow"), RuntimeError("out of memory")):
+        box.engine.fail_next = fault
+        box.append(1, 2)
+        box.worker.ask(Question("?")).future.result(10)
+        assert box.worker.last_fault == str(fault)
+    box.append(3)
+    outcome = box.settle()
+    assert outcome.memory.frames == 2 and box.worker.last_fault == ""
+    assert box.counters.dropped[Drop.ERROR] == 4
+    assert [str(fault) for fault in box.faults] == ["too narrow", "out of memory"]
+
+
+def test_a_failing_answer_is_an_error_and_not_an_answer(make_box):
+    box = make_box()
+    empty = box.ask().future.result(10)
+    assert (empty.error.code, empty.answer) == ("EMPTY_MEMORY", "")
+    box.append(0)
+    box.settle()
+    box.engine.fail_next = RuntimeError("boom")
+    broken = box.ask().future.result(10)
+    assert broken.error.code == "INTERNAL" and "boom" in str(broken.error)
+    assert box.ask().future.result(10).error is None
+
+
+def test_a_waiting_question_can_be_cancelled(make_box):
+    box = make_box()
+    box.hold()
+    ticket = box.ask()
+    ticket.cancel()
+    box.engine.gate.set()
+    assert ticket.future.result(10).error.code == "CANCELLED"
+    assert not any(call[0] == "ask" for call in box.engine.calls)
+
+
+def test_an_answer_can_be_cancelled_while_it_is_written(make_box):
+    box = make_box()
+    box.append(0)
+    heard = []
+
+    def progress(state, text):
+        heard.append((state, text))
+        if text == "xx":
+            ticket.cancel()
+
+    box.settle()
+    box.engine.gate.clear()
+    ticket = box.worker.ask(Question("?", max_new_tokens=100), progress)
+    box.engine.gate.set()
+    outcome = ticket.future.result(10)
+    assert (outcome.answer, outcome.finish_reason) == ("xx", "cancelled")
+    assert outcome.error.code == "CANCELLED"
+    assert heard == [(READING, ""), (WRITING, "x"), (WRITING, "xx")]
+
+
+def test_a_reset_drops_waiting_chunks_and_answers_waiting_questions_first(make_box):
+    box = make_box()
+    box.hold()
+    box.append(1, 2)
+    ticket = box.ask()
+    done = box.worker.reset(Drop.RESET)
+    box.append(3)
+    box.engine.gate.set()
+    done.result(10)
+    assert ticket.future.result(10).memory.frames == 1
+    outcome = box.settle()
+    assert outcome.memory.frames == 1 and outcome.memory.oldest_ns == EPOCH + 3 * SECOND
+    assert box.counters.dropped[Drop.RESET] == 2 and box.worker.resets == 1
+
+
+def test_abandoning_ends_all_questions_with_the_reason(make_box):
+    box = make_box()
+    box.hold()
+    box.append(1)
+    tickets = [box.ask(), box.ask()]
+    box.worker.abandon(Drop.RESET, NotActiveError("the node was deactivated"))
+    assert [str(t.future.result(0).error) for t in tickets] == ["the node was deactivated"] * 2
+    assert box.counters.dropped[Drop.RESET] == 1
+
+
+def test_stopping_ends_the_thread_and_whatever_waits(make_box):
+    box = make_box()
+    box.hold()
+    ticket, reset = box.ask(), box.worker.reset(Drop.RESET)
+    assert not box.worker.stop(0.05)  # the engine is in a call
+    box.engine.gate.set()
+    assert box.worker.stop(10)
+    assert ticket.future.result(0).error.code == "NOT_ACTIVE"
+    assert isinstance(reset.exception(0), NotActiveError)
+    assert box.ask().future.result(0).error.code == "NOT_ACTIVE"
+    box.append(5)
+    assert box.counters.pending == 0
+
+
+def test_what_loading_raises_is_told(fake_engine):
+    def load():
+        raise ModelLoadError("no such folder")
+
+    worker = EngineWorker(load, FrameCounters(), 1, 1)
+    worker.start()
+    with pytest.raises(ModelLoadError, match="no such folder"):
+        worker.loaded.result(10)
+    assert worker.stop(10)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.sampled_from(["append", "ask", "reset", "fail", "abandon"]), max_size=25))
+def test_no_frame_is_lost_or_counted_twice(events):
+    box = Box(_Engine())
+    for second, event in enumerate(events):
+        if event == "append":
+            box.append(second, second + 0.5)
+        elif event == "fail":
+            box.engine.fail_next = RuntimeError("boom")
+        elif event == "ask":
+            box.ask()
+        elif event == "reset":
+            box.worker.reset(Drop.RESET)
+        else:
+            box.worker.abandon(Drop.RESET, NotActiveError("gone"))
+        counts = box.counters.snapshot()
+        assert counts["frames_pending"] >= 0
+    box.settle()
+    assert box.counters.pending == 0
+    assert box.counters.received == 2 * events.count("append")
+    assert box.worker.stop(10)
+
+
+class _Engine:
+    """Just enough of one, without a gate."""
+
+    fail_next = None
+
+    def append_video_chunk(self, frames, fps=None, timestamps=None):
+        fault, self.fail_next = self.fail_next, None
+        if fault is not None:
+            raise fault
+
+    def ask(self, question, **options):
+        return "", {"finish_reason": "stop"}
+
+    def reset(self):
+        pass
+
+    def get_cache_info(self):
+        names = "cache_seq_length cache_memory_bytes max_cache_tokens sink_size window_size"
+        info = dict.fromkeys([*names.split(), "chunks", "frames"], 0)
+        evictions = {"total_evictions": 0, "total_tokens_evicted": 0}
+        times = {"oldest_timestamp": None, "newest_timestamp": None, "time_spans": []}
+        return {**info, **times, "eviction_stats": evictions}

@@ -1,0 +1,70 @@
+"""A small real engine, a source whose frames are known, and question files."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+
+from stream_vlm_ros.sources import Frame, Source, SourceState
+
+
+class KnownSource(Source):
+    """Flat grey frames at the stamps given (seconds), on one camera or the cameras given."""
+
+    def __init__(self, seconds, cameras=("cam",), start_ns=0, interrupt_at=None):
+        super().__init__()
+        self.name = "known"
+        self.seconds, self.cameras, self.start_ns = list(seconds), cameras, start_ns
+        self.interrupt_at = interrupt_at
+
+    def __iter__(self):
+        self.state = SourceState()
+        for index, second in enumerate(self.seconds):
+            if index == self.interrupt_at:
+                raise KeyboardInterrupt
+            for camera in self.cameras:
+                self.state.counts.decoded += 1
+                self.state.counts.given += 1
+                image = np.full((56, 84, 3), 10 + 7 * index % 240, np.uint8)
+                yield Frame(self.start_ns + round(second * 1e9), image, camera)
+
+
+@functools.lru_cache(maxsize=1)
+def real_model():
+    from stream_vlm_ros.demo.random_model import random_model
+
+    return random_model()
+
+
+def real_engine(settings=None, max_cache_tokens=100):
+    """A streaming engine on a small model of random weights."""
+    from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
+
+    return VideoStreamingInference(*real_model(), "cpu", EvictionConfig(max_cache_tokens))
+
+
+@pytest.fixture
+def write_questions(tmp_path):
+    """Write a question file from its text; gives its path."""
+
+    def write(text, name="q.yaml"):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def no_small_model(monkeypatch):
+    """The model of random weights, even where the package ships a trained one."""
+    monkeypatch.setattr("stream_vlm_ros.replay.engines.default_model", lambda: None)

@@ -1,0 +1,105 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from stream_vlm_ros.engine.errors import InvalidParameterError, ModelLoadError
+from stream_vlm_ros.replay.checkpoint import CheckpointInfo, PictureCost
+
+# Of Qwen2.5-VL-3B-Instruct: 36 layers, 2 KV heads of 128.
+CONFIG_3B = {
+    "model_type": "qwen2_5_vl",
+    "hidden_size": 2048,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 36,
+    "num_key_value_heads": 2,
+    "vocab_size": 151936,
+    "torch_dtype": "bfloat16",
+    "vision_config": {"depth": 32},
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG_3B))
+    return tmp_path
+
+
+def test_a_token_of_the_3b_model_takes_36864_bytes(folder):
+    assert CheckpointInfo.read(folder).token_bytes() == 36_864  # the reference's own figure
+
+
+def test_a_config_in_the_newer_nested_form_reads_the_same(folder):
+    names = {"model_type", "vision_config"}
+    text = {name: value for name, value in CONFIG_3B.items() if name not in names}
+    nested = {name: CONFIG_3B[name] for name in names} | {"text_config": text, "dtype": "bfloat16"}
+    flat = CheckpointInfo.read(folder)
+    (folder / "config.json").write_text(json.dumps(nested))
+    assert CheckpointInfo.read(folder) == flat
+
+
+def test_weights_are_counted_without_being_loaded(folder):
+    save_file({"a": torch.zeros(3, 4), "b": torch.zeros(5)}, folder / "one.safetensors")
+    save_file({"c": torch.zeros(())}, folder / "two.safetensors")
+    info = CheckpointInfo.read(folder)
+    assert (info.parameters, info.weight_files) == (3 * 4 + 5 + 1, 2)
+    assert info.weight_bytes == sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+
+
+def test_what_is_missing_is_named(folder):
+    assert set(CheckpointInfo.read(folder).missing) == {
+        "*.safetensors (the weights)",
+        "tokenizer.json",
+        "preprocessor_config.json",
+    }
+    save_file({"a": torch.zeros(1)}, folder / "model-00001-of-00002.safetensors")
+    index = {
+        "weight_map": {
+            "a": "model-00001-of-00002.safetensors",
+            "b": "model-00002-of-00002.safetensors",
+        }
+    }
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "model-00002-of-00002.safetensors" in CheckpointInfo.read(folder).missing
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "no config.json"),
+        ("{", "cannot be read"),
+        ('{"model_type": "llama"}', "llama"),
+        ("[]", "only Qwen2.5-VL"),
+        ('{"model_type": "qwen2_5_vl"}', "does not say"),
+    ],
+)
+def test_a_folder_that_is_no_checkpoint_is_an_error(tmp_path, text, words):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ModelLoadError, match=words):
+        CheckpointInfo.read(tmp_path)
+
+
+def test_a_missing_folder_and_a_cut_off_file_are_errors(folder):
+    with pytest.raises(ModelLoadError, match="no model folder"):
+        CheckpointInfo.read(folder / "nowhere")
+    (folder / "model.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
+    with pytest.raises(ModelLoadError, match="copy it again"):
+        CheckpointInfo.read(folder)
+
+
+def test_the_cost_of_a_picture_is_that_of_the_engine_notes(folder):
+    """1920x1080 kept whole is 1932x1092: 39 x 69 tokens for two frames."""
+    cost = PictureCost.of(folder, (1920, 1080), fps=2.0, max_pixels=1932 * 1092)
+    assert cost.resized == (1932, 1092)
+    assert cost.grid_tokens == 39 * 69
+    assert cost.tokens_per_second == 39 * 69  # two frames a second, two frames a grid
+    row = CheckpointInfo.read(folder).cap_row(150_000, cost)
+    assert row == ("150,000", "5.5 GB", "11.1 GB", "56 s")  # 36,864 B a token; / 2,691 tokens/s
+
+
+@pytest.mark.parametrize("fps", [0, -1, float("nan")])
+def test_a_rate_that_is_no_rate_is_refused(folder, fps):
+    with pytest.raises(InvalidParameterError, match="rate"):
+        PictureCost.of(folder, (640, 480), fps=fps)

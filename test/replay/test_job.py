@@ -1,0 +1,232 @@
+"""From a source to a report: what is written, resumed, compared and failed."""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rosbags.rosbag2 import Reader
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+from typer.testing import CliRunner
+
+from stream_vlm_ros.cli import app
+from stream_vlm_ros.engine.errors import InvalidParameterError
+from stream_vlm_ros.replay import session_bag
+from stream_vlm_ros.replay.command import diff, settings_of
+from stream_vlm_ros.replay.comparison import mcnemar, paired_difference
+from stream_vlm_ros.replay.job import ReplayJob
+from stream_vlm_ros.replay.questions import load_questions
+from stream_vlm_ros.replay.report import ReportError, read_report, without_times
+from stream_vlm_ros.replay.settings import EngineSettings
+from stream_vlm_ros.replay.summary import wilson
+
+from .conftest import KnownSource, real_engine
+
+pytestmark = pytest.mark.usefixtures("no_small_model")
+
+ROOT = Path(__file__).resolve().parents[2]
+QUESTIONS = """
+title: <Known> & simple
+questions:
+  - {text: Which & <why>, at: 2, choices: [left, right], expect: left, evidence: 1, type: side}
+  - {text: Which, at: 3, choices: [left, right], expect: right, type: side, tags: [x]}
+  - {text: Read, every: 2, merge: true, id: read}
+  - {text: Too late, at: 100, expect: x, id: late}
+"""
+BASE = EngineSettings(max_cache_tokens=100, max_new_tokens=4)
+
+
+@pytest.fixture
+def make_job(write_questions, tmp_path, monkeypatch):
+    """A job over a known source; ``interrupt_at`` is the frame before which Ctrl-C comes."""
+
+    def make(settings=(BASE,), interrupt_at=None, out="report", engine=real_engine, **options):
+        def opened(spec, **_):
+            seconds = [i / 2 for i in range(14)]
+            return KnownSource(seconds, start_ns=1_700_000_000 * 10**9, interrupt_at=interrupt_at)
+
+        monkeypatch.setattr("stream_vlm_ros.replay.job.open_source", opened)
+        questions = load_questions(write_questions(QUESTIONS))
+        return ReplayJob(
+            "known", questions, settings, tmp_path / out, make_engine=engine, **options
+        )
+
+    return make
+
+
+def test_the_report_is_written_in_four_forms_that_agree(make_job):
+    job = make_job(settings_of(BASE, None, ["small:max_cache_tokens=60", "layout=segmented"]))
+    report = job.run()
+    assert [run["name"] for run in report["runs"]] == ["stream", "small", "stream,layout=segmented"]
+    assert read_report(job.out) == json.loads(json.dumps(report))
+    accuracy = report["runs"][0]["summary"]["accuracy"]
+    assert accuracy["judged"] == 2
+
+    page = (job.out / "report.html").read_text()
+    assert "&lt;Known&gt; &amp; simple" in page
+    assert page.count("<svg") >= 5
+    assert "data:image/jpeg;base64," in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page)  # nothing is loaded from elsewhere
+    text = (job.out / "report.md").read_text()
+    assert f"{accuracy['right']} of 2" in text
+    assert "small against stream" in text
+
+    suites = ElementTree.parse(job.out / "junit.xml").getroot()
+    assert len(suites) == 3
+    first = suites[0]
+    wrong = 2 - accuracy["right"]
+    assert (first.get("failures"), first.get("skipped")) == (str(wrong), "1")
+    thumbnail = report["runs"][0]["answers"][0]["thumbnail"]
+    with Image.open(job.out / thumbnail) as picture:
+        assert picture.size == (84, 56)
+
+
+def test_a_replay_that_was_interrupted_goes_on_and_ends_as_if_it_had_not_been(make_job):
+    whole = make_job(out="whole").run()
+    partial_job = make_job(interrupt_at=9, out="parts")
+    partial = partial_job.run()
+    assert partial_job.interrupted
+    assert partial["complete"] is False
+    assert read_report(partial_job.out)["runs"][0]["complete"] is False
+    assert "Partial" in (partial_job.out / "report.html").read_text()
+    before = {a["id"] for a in partial["runs"][0]["answers"]}
+    assert before == {"q001", "read@2", "q002"}
+
+    asked = []
+
+    def counting():
+        engine = real_engine()
+        ask, choose = engine.ask, engine.ask_choice
+        engine.ask = lambda text, *a, **k: asked.append(text) or ask(text, *a, **k)
+        engine.ask_choice = lambda text, *a: asked.append(text) or choose(text, *a)
+        return engine
+
+    resumed = make_job(out="parts", engine=lambda settings: counting()).run()
+    assert without_times(resumed) == without_times(whole)
+    assert asked == ["Read", "Read"]  # at 4 s and 6 s; the others were known
+
+    def never(settings):
+        raise AssertionError("a finished run was run again")
+
+    again = make_job(out="parts", engine=never).run()
+    assert without_times(again["runs"]) == without_times(whole["runs"])
+
+
+def test_other_settings_take_nothing_from_an_earlier_replay(make_job):
+    make_job().run()
+    made = []
+    other = [EngineSettings(max_cache_tokens=100, max_new_tokens=5)]
+    make_job(other, engine=lambda s: made.append(s) or real_engine()).run()
+    assert len(made) == 1
+
+
+def test_an_engine_that_fails_in_the_middle_leaves_the_rest_in_the_report(make_job):
+    small = EngineSettings(name="tiny", max_cache_tokens=20)
+    job = make_job((BASE, small), engine=lambda s: real_engine(s, s.max_cache_tokens))
+    report = job.run()
+    assert report["complete"] is False
+    assert report["runs"][1]["error"]["code"] == "CAP_TOO_SMALL"
+    assert "tiny ended early" in (job.out / "report.html").read_text()
+
+
+def test_a_bag_holds_images_and_answers_on_one_time_line(make_job):
+    job = make_job(bag=True)
+    report = job.run()
+    store = get_typestore(Stores.ROS2_JAZZY)
+    for name in ("CacheStatus", "Answer"):
+        text = (ROOT / "msg" / f"{name}.msg").read_text()
+        store.register(get_types_from_msg(text, f"stream_vlm/msg/{name}"))
+    said, pictures, lengths = [], [], []
+    with Reader(job.out / "bag") as reader:
+        kinds = {c.topic: c.msgtype for c in reader.connections}
+        for connection, stamp, data in reader.messages():
+            message = store.deserialize_cdr(data, connection.msgtype)
+            if connection.topic == "/stream_vlm/answer":
+                said.append((stamp, message.answer))
+            elif connection.topic == "/cam/compressed":
+                pictures.append(stamp)
+            elif connection.topic == "/stream_vlm/cache_status":
+                lengths.append(message.length)
+    run = report["runs"][0]
+    answered = [a for a in run["answers"] if a["status"] == "answered"]
+    assert said == [(a["stamp_ns"], a["answer"]) for a in answered]
+    assert pictures == [1_700_000_000 * 10**9 + i * 500_000_000 for i in range(14)]
+    assert lengths == [entry["cache_length"] for entry in run["series"]]
+    assert kinds["/diagnostics"] == "diagnostic_msgs/msg/DiagnosticArray"
+    assert kinds["/rosout"] == "rcl_interfaces/msg/Log"
+
+
+@pytest.mark.parametrize("name", ["Answer", "CacheStatus"])
+def test_the_bags_definitions_are_those_of_the_package(name):
+    folder = Path(session_bag.__file__).with_name("interfaces")
+    assert (folder / f"{name}.txt").read_text() == (ROOT / "msg" / f"{name}.msg").read_text()
+
+
+def test_two_reports_are_compared_question_by_question(make_job, tmp_path):
+    job = make_job()
+    report = job.run()
+    other = json.loads(json.dumps(report))
+    for answer in other["runs"][0]["answers"]:
+        if answer["right"] is not None:
+            answer["right"] = not answer["right"]
+        if "times" in answer:
+            answer["times"] = {key: value + 1 for key, value in answer["times"].items()}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    difference = diff(str(job.out), str(tmp_path / "other.json"))
+    accuracy = difference["accuracy"]
+    assert len(accuracy["only_a_right"]) + len(accuracy["only_b_right"]) == 2
+    assert accuracy["significant"] is False
+    ttft = difference["times"]["ttft"]
+    assert ttft["difference"] == pytest.approx(1.0)
+    out = CliRunner().invoke(app, ["report", "diff", str(job.out), str(tmp_path / "other.json")])
+    assert out.exit_code == 0
+    assert "may be chance" in out.output
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ReportError, match="not a report"):
+        read_report(tmp_path / "other.json")
+
+
+def test_significance_agrees_with_the_textbook():
+    # Binomial, two-sided: 1 against 9 of 10 is 2 * (1 + 10) / 1024.
+    assert mcnemar(1, 9) == pytest.approx(22 / 1024)
+    assert mcnemar(5, 5) == 1.0
+    assert mcnemar(0, 0) is None
+    # Wilson's interval for 8 of 10, from its closed form.
+    assert wilson(8, 10) == pytest.approx((0.490162, 0.943318), abs=1e-5)
+    same = paired_difference([1.0, 2.0, 3.0, 4.0], [1.1, 1.9, 3.1, 3.9])
+    assert same["significant"] is False
+    slower = paired_difference([1.0] * 12, [1.5] * 12)
+    assert slower["significant"] is True
+
+
+def test_settings_are_changed_by_words_and_checked():
+    changed = BASE.changed("big:max_cache_tokens=5000,layout=segmented,max_pixels=0")
+    assert (changed.name, changed.max_cache_tokens, changed.max_pixels) == ("big", 5000, None)
+    assert BASE.changed("delayed").kind == "delayed"
+    with pytest.raises(InvalidParameterError, match="no setting 'cap'"):
+        BASE.changed("cap=3")
+    with pytest.raises(InvalidParameterError, match="must be a number"):
+        BASE.changed("max_cache_tokens=many")
+    with pytest.raises(InvalidParameterError, match="no engine 'streem'"):
+        BASE.changed("streem")
+
+
+def test_the_verb_exits_by_the_share_of_right_answers(write_questions, tmp_path):
+    path = write_questions(
+        "questions: [{text: Which, at: 2, choices: [left, right], expect: [left, right]}]"
+    )
+    arguments = ["replay", "world:1", "--questions", str(path), "--end", "3"]
+    options = ["--engine", "max_pixels=12544", "--device", "cpu", "--out", str(tmp_path / "r")]
+    result = CliRunner().invoke(app, [*arguments, *options, "--fail-under", "1"])
+    assert result.exit_code == 0, result.output
+    assert "100.0 % (1 of 1)" in result.output
+    path = write_questions("questions: [{text: Which, at: 2, expect: certainly not this}]")
+    result = CliRunner().invoke(app, [*arguments, *options, "--fail-under", "0.5"])
+    assert result.exit_code == 1
+    assert "wanted at least 50 %" in result.output
+    result = CliRunner().invoke(app, ["replay", "world:1", "--questions", str(path)])
+    assert result.exit_code == 2

@@ -1,0 +1,65 @@
+"""Whether an answer counts as right."""
+
+from __future__ import annotations
+
+import pytest
+
+from stream_vlm_ros.replay.judging import make_judge, number_in, seconds_in
+
+
+@pytest.mark.parametrize(
+    ("spec", "expect", "answer", "right"),
+    [
+        (None, ("red car",), "The red  car.", True),
+        (None, ("red car",), "a red cart", False),
+        ("contains", ("car",), "I saw a red car, I think.", True),
+        ("contains", ("car",), "I saw a carpet.", False),
+        ({"contains": {"all": True}}, ("red", "car"), "a red bus", False),
+        ({"contains": {"all": True}}, ("red", "car"), "a car in red", True),
+        ({"number": {"within": 1}}, ("3",), "There are four of them", True),
+        ({"number": {"within": 0}}, ("3",), "-3", False),
+        ("number", ("1200",), "about 1,200 boxes", True),
+        ("number", ("3",), "many", False),
+        ({"time": {"within": 2}}, ("65",), "1:06", True),
+        ({"time": {"within": 2}}, ("65",), "one minute and 8 seconds", False),
+        ({"time": {"within": 1}}, ("1:05",), "1 min 5 s ago", True),
+        ("regex", ("ga+te",), "The GAATE is open", True),
+        ("none", ("x",), "x", None),
+    ],
+)
+def test_an_answer_is_judged(spec, expect, answer, right):
+    assert make_judge(spec, expect)(answer) is right
+
+
+def test_a_choice_is_right_if_it_is_the_expected_one():
+    judge = make_judge(None, ("b",), ("a", "b"))
+    assert judge.name == "choice"
+    assert (judge("b"), judge("a")) == (True, False)
+
+
+def test_a_function_of_the_users_own_judges(monkeypatch, tmp_path):
+    (tmp_path / "my_judges.py").write_text(
+        "def longer(answer, expect, choices):\n    return len(answer) > int(expect[0])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    judge = make_judge("python:my_judges:longer", ("3",))
+    assert (judge("four"), judge("one")) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2 h 3 min", 7380),
+        ("at 1:02:03.5", 3723.5),
+        ("90", 90),
+        ("half minute ago", 30),
+        ("", None),
+    ],
+)
+def test_times_are_read_from_words(text, seconds):
+    assert seconds_in(text) == seconds
+
+
+def test_the_first_number_counts_and_articles_are_none():
+    assert number_in("a dog and two cats, 3 birds") == 2
+    assert number_in("a dog") is None

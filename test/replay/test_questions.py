@@ -1,0 +1,154 @@
+"""Question files: what they mean, and that every mistake is named with its line."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from stream_vlm_ros.replay.questions import IMPORTERS, QuestionSet, load_questions, schema
+from stream_vlm_ros.replay.yaml_lines import QuestionFileError
+
+FULL = """\
+version: 1
+title: The kitchen
+defaults:
+  max_new_tokens: 20
+  tags: [kitchen]
+questions:
+  - text: Was there a cup?
+    at: 12.5
+    choices: [yes, no]
+    expect: yes
+    evidence: [3, "0:07.5"]
+  - id: count
+    text: How many cups?
+    at: "1:05"
+    expect: 3
+    judge: {number: {within: 1}}
+    type: counting
+    tags: []
+  - text: When did the cup fall?
+    at_stamp: "1700000000.123456789"
+    expect: ["0:12", 14]
+    judge: {time: {within: 2}}
+    evidence: [[1, 2], 9]
+    extra: {difficulty: hard}
+  - text: Read the text.
+    every: 5
+    from: 2
+    until: 20
+    camera: /front
+    merge: {similarity: 0.8}
+  - text: What happened?
+    at: end
+"""
+
+
+def test_every_part_of_a_file_is_understood(write_questions):
+    loaded = load_questions(write_questions(FULL))
+    cup, count, fall, caption, end = loaded.questions
+    assert loaded.title == "The kitchen"
+    assert loaded.cameras == ("/front",)
+    assert (cup.id, cup.at, cup.choices, cup.expect) == ("q001", 12.5, ("yes", "no"), ("yes",))
+    assert cup.evidence == ((3.0, 7.5),)
+    assert (cup.type, cup.tags, cup.max_new_tokens) == ("choice", ("kitchen",), 20)
+    assert (count.at, count.type, count.tags) == (65.0, "counting", ())
+    assert count.judge("There were four cups.") is True
+    assert count.judge("Five.") is False
+    assert fall.at_stamp_ns == 1_700_000_000_123_456_789
+    assert fall.judge("after 15 seconds") is True
+    assert fall.evidence == ((1.0, 2.0), (9.0, 9.0))
+    assert fall.extra == {"difficulty": "hard"}
+    assert (caption.every, caption.first, caption.until) == (5, 2.0, 20.0)
+    assert caption.merge_similarity == 0.8
+    assert end.at_end
+    assert end.judge("anything") is None
+
+
+def test_yes_and_no_are_words_and_not_truth_values(write_questions):
+    text = "questions: [{text: A, at: 1, choices: [yes, no, on], expect: no}]"
+    (question,) = load_questions(write_questions(text)).questions
+    assert question.choices == ("yes", "no", "on")
+
+
+def test_json_is_read_like_yaml_with_tabs_too(write_questions):
+    content = {"questions": [{"text": "A?", "at": 1.5, "expect": "b"}]}
+    path = write_questions(json.dumps(content, indent="\t"), "q.json")
+    assert load_questions(path).questions[0].at == 1.5
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("questions:\n  - text: A?\n    at: 1\n    judgde: exact\n", 4, "judgde.*known are"),
+        ("questions:\n  - text: A?\n    at: 1\n    every: 2\n", 2, "exactly one of at"),
+        ("questions:\n  - text: A?\n", 2, "exactly one of at"),
+        ("questions:\n  - at: 1\n", 2, "'text' is missing"),
+        ("questions:\n  - text: A?\n    at: -1\n", 3, "at:"),
+        ("questions:\n  - text: A?\n    at: soon\n", 3, "at:"),
+        (
+            "questions:\n  - {text: A, at: 1}\n  - text: B?\n    at: 1\n    at: 2\n",
+            5,
+            "given twice",
+        ),
+        ("questions:\n  - text: A?\n    at: 1\n    judge: exact\n", 4, "needs 'expect'"),
+        (
+            "questions:\n  - text: A?\n    at: 1\n    expect: x\n    choices: [a, b]\n",
+            4,
+            "none of the",
+        ),
+        ("questions:\n  - text: A?\n    at: 1\n    choices: [a, a]\n", 4, "given twice"),
+        ("questions:\n  - text: A?\n    at: 1\n    expect: '('\n    judge: regex\n", 5, "regular"),
+        (
+            "questions:\n  - text: A?\n    at: 1\n    judge: python:no.such:f\n",
+            4,
+            "cannot be loaded",
+        ),
+        ("questions:\n  - text: A?\n    at: 1\n    merge: true\n", 4, "goes with 'every'"),
+        ("questions:\n  - text: A?\n    at: 1\n    evidence: [5, 3]\n", 4, "before it begins"),
+        ("questions:\n  - {id: a, text: A, at: 1}\n  - {id: a, text: B, at: 1}\n", 3, "line 2"),
+        ("questions:\n  - text: [A\n", 3, "not valid YAML"),
+        ("questions: []\n", 1, "questions"),
+        ("version: 2\nquestions: [{text: A, at: 1}]\n", 1, "version"),
+        ("[1, 2]", 1, "object"),
+    ],
+)
+def test_a_mistake_is_named_with_its_line(write_questions, text, line, words):
+    path = write_questions(text)
+    with pytest.raises(QuestionFileError, match=words) as caught:
+        load_questions(path)
+    assert str(caught.value).startswith(f"{path}:{line}:")
+
+
+def test_broken_json_and_files_that_are_not_there_are_explained(write_questions, tmp_path):
+    with pytest.raises(QuestionFileError, match=r"q\.json:2: not valid JSON"):
+        load_questions(write_questions('{"questions":\n  [}', "q.json"))
+    with pytest.raises(QuestionFileError, match="no question file"):
+        load_questions(tmp_path / "none.yaml")
+    with pytest.raises(QuestionFileError, match="empty"):
+        load_questions(write_questions(""))
+
+
+def test_the_schema_is_one_and_knows_every_key_of_the_example():
+    jsonschema.Draft202012Validator.check_schema(schema())
+
+
+def test_an_importer_of_another_format_can_be_added(tmp_path, monkeypatch):
+    def importer(path):
+        return QuestionSet(path, (), title="imported")
+
+    monkeypatch.setitem(IMPORTERS, "mine", importer)
+    assert load_questions(tmp_path / "x", "mine").title == "imported"
+    with pytest.raises(QuestionFileError, match="no importer"):
+        load_questions(tmp_path / "x", "yours")
+
+
+def test_the_example_of_the_documentation_is_valid(write_questions):
+    page = (Path(__file__).parents[2] / "docs" / "replay.md").read_text(encoding="utf-8")
+    example = re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1]
+    judges = [q.judge.name for q in load_questions(write_questions(example)).questions]
+    assert judges == ["contains", "choice", "number", "none"]

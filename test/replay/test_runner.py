@@ -1,0 +1,220 @@
+"""The closed loop: drop-free, deterministic, and the same as by hand."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from stream_vlm_ros.engine.errors import InvalidParameterError
+from stream_vlm_ros.replay.questions import load_questions
+from stream_vlm_ros.replay.records import evidence_age, evidence_in_memory
+from stream_vlm_ros.replay.report import without_times
+from stream_vlm_ros.replay.runner import Replay
+from stream_vlm_ros.replay.settings import EngineSettings
+
+from .conftest import KnownSource, real_engine
+
+pytestmark = pytest.mark.usefixtures("no_small_model")
+
+START = 1_700_000_000
+SETTINGS = EngineSettings(max_cache_tokens=100, max_new_tokens=6)
+QUESTIONS = """
+questions:
+  - {text: What now, at: 2.6, id: now}
+  - {text: Which, at: 4.0, choices: [left, right], expect: left, evidence: [1, 2], id: which}
+  - {text: Read, every: 4, merge: true, id: read}
+  - {text: All, at: end, id: all}
+  - {text: Too late, at: 100, expect: x, id: late}
+"""
+
+
+class NotingEngine:
+    """Remembers what it was given; answers with the number of frames it has seen."""
+
+    def __init__(self):
+        self.chunks = []
+
+    def append_video_chunk(self, images, timestamps):
+        self.chunks.append([round(t % 1000, 3) for t in timestamps])
+        count = len(images)
+        return {"tokens": count, "evicted_tokens": 0, "cache_length": 1, "latency": 0.0}
+
+    def ask(self, question, max_new_tokens, **options):
+        seen = [t for chunk in self.chunks for t in chunk]
+        return str(len(seen)), {"ttft": 0.1, "latency": 0.2, "time_spans": [(seen[0], seen[-1])]}
+
+    def get_cache_info(self):
+        return {"cache_memory_bytes": 10, "cache_seq_length": 1, "eviction_stats": {}}
+
+
+def replayed(source, questions, settings=SETTINGS, make=real_engine, **options):
+    replay = Replay(settings, questions, make, **options)
+    return replay.run(source)
+
+
+def half_seconds(count):
+    return [i / 2 for i in range(count)]
+
+
+def test_the_same_twice_gives_the_same_bytes_but_for_times(write_questions):
+    questions = load_questions(write_questions(QUESTIONS))
+    runs = [
+        replayed(KnownSource(half_seconds(21), start_ns=START * 10**9), questions) for _ in range(2)
+    ]
+    first, second = (json.dumps(without_times(run)).encode() for run in runs)
+    assert first == second
+    assert runs[0]["series"][-1]["cache_length"] <= 100
+    assert sum(entry["evicted_tokens"] for entry in runs[0]["series"]) > 0
+
+
+def test_the_answers_are_those_of_the_same_frames_handed_to_the_engine_by_hand(write_questions):
+    questions = load_questions(write_questions(QUESTIONS))
+    source = KnownSource(half_seconds(21), start_ns=START * 10**9)
+    run = replayed(source, questions)
+    frames = list(source)
+    # By hand, in the chunks of 4 that a question's complete pairs may split: at 2.6 s six frames
+    # have come, at 4.0 s nine (eight of them pairs), at 8.0 s seventeen, at the end all.
+    engine, given = real_engine(), 0
+    by_hand = {}
+
+    def show(until):
+        nonlocal given
+        while given < until:
+            chunk = frames[given : min(given + 4, until)]
+            engine.append_video_chunk(
+                [f.image for f in chunk], timestamps=[f.stamp_ns / 1e9 for f in chunk]
+            )
+            given += len(chunk)
+
+    show(6)
+    by_hand["now"] = engine.ask("What now", 6)[0]
+    show(8)
+    by_hand["which"], metrics = engine.ask_choice("Which", ["left", "right"])
+    by_hand["read@4"] = engine.ask("Read", 6)[0]
+    show(16)
+    by_hand["read@8"] = engine.ask("Read", 6)[0]
+    show(21)
+    by_hand["all"] = engine.ask("All", 6)[0]
+    got = {a["id"]: a["answer"] for a in run["answers"] if a["status"] == "answered"}
+    assert got == by_hand
+    which = next(a for a in run["answers"] if a["id"] == "which")
+    assert which["metrics"]["scores"] == metrics["scores"]
+
+
+def test_a_question_sees_every_pair_of_frames_up_to_its_time_and_none_after(write_questions):
+    questions = load_questions(
+        write_questions("questions: [{text: A, at: 2.0, id: a}, {text: B, at: 2.9, id: b}]")
+    )
+    for policy, seen in {"grids": ["4", "6"], "all": ["5", "6"], "complete": ["4", "4"]}.items():
+        settings = EngineSettings(at_question=policy)
+        run = replayed(KnownSource(half_seconds(12)), questions, settings, NotingEngine)
+        assert [a["answer"] for a in run["answers"]] == seen
+        assert run["frames"]["ingested"] == 12
+
+
+def test_a_question_does_not_change_what_another_one_sees(write_questions):
+    alone = load_questions(write_questions("questions: [{text: A, at: 9, id: a}]"))
+    among = load_questions(
+        write_questions(
+            "questions: [{text: A, at: 9, id: a}, {text: B, every: 1.1}, {text: C, at: 3.3}]"
+        )
+    )
+    answers = []
+    for questions in (alone, among):
+        run = replayed(
+            KnownSource(half_seconds(24)), questions, make=lambda: real_engine(None, 10_000)
+        )
+        answers.append(next(a["answer"] for a in run["answers"] if a["id"] == "a"))
+    assert answers[0] == answers[1]
+
+
+def test_a_question_after_the_end_is_not_reached_and_not_judged(write_questions):
+    run = replayed(KnownSource(half_seconds(9)), load_questions(write_questions(QUESTIONS)))
+    late = run["answers"][-1]
+    assert (late["id"], late["status"], late["right"]) == ("late", "not_reached", None)
+
+
+def test_periodic_answers_are_merged(write_questions):
+    questions = load_questions(
+        write_questions("questions: [{text: Read, every: 2, merge: true, id: read}]")
+    )
+    run = replayed(KnownSource(half_seconds(13)), questions, make=NotingEngine)
+    (merged,) = run["merged"]
+    assert [(a["at"], a["answer"]) for a in run["answers"]] == [
+        (2.0, "4"), (4.0, "8"), (6.0, "12"),
+    ]  # fmt: skip
+    assert [line["text"] for line in merged["lines"]] == ["4", "8", "12"]
+
+
+def test_every_camera_has_a_memory_of_its_own(write_questions):
+    questions = load_questions(
+        write_questions(
+            "questions: [{text: A, at: 3, camera: b, id: a}, {text: B, at: 3, id: first}]"
+        )
+    )
+    run = replayed(KnownSource(half_seconds(9), ("/a", "/b")), questions, make=NotingEngine)
+    assert {a["id"]: a["camera"] for a in run["answers"]} == {"a": "/b", "first": "/a"}
+    assert set(run["memory"]) == {"/a", "/b"}
+    with pytest.raises(InvalidParameterError, match="camera b"):
+        replayed(KnownSource(half_seconds(3), ("/a",)), questions, make=NotingEngine)
+
+
+def test_an_answer_that_was_given_before_is_not_asked_again(write_questions):
+    questions = load_questions(write_questions(QUESTIONS))
+    first = replayed(KnownSource(half_seconds(21)), questions)
+    known = {a["id"]: a for a in first["answers"]}
+
+    class Mute(NotingEngine):
+        def ask(self, *arguments, **options):
+            raise AssertionError("asked again")
+
+        ask_choice = ask
+
+    again = replayed(KnownSource(half_seconds(21)), questions, make=Mute, known=known.get)
+    assert [a["answer"] for a in again["answers"]] == [a["answer"] for a in first["answers"]]
+
+
+def test_ctrl_c_keeps_what_was_done(write_questions):
+    questions = load_questions(write_questions(QUESTIONS))
+    replay = Replay(SETTINGS, questions, NotingEngine)
+    source = KnownSource(half_seconds(21), interrupt_at=7)
+    with pytest.raises(KeyboardInterrupt):
+        replay.run(source)
+    run = replay.result(source)
+    assert run["complete"] is False
+    assert [a["id"] for a in run["answers"]] == ["now"]
+    frames = run["frames"]
+    assert frames["ingested"] + frames["drops"]["interrupted"] == 7
+
+
+def test_a_source_without_frames_leaves_every_question_not_reached(write_questions):
+    run = replayed(KnownSource([]), load_questions(write_questions(QUESTIONS)), make=NotingEngine)
+    assert {a["status"] for a in run["answers"]} == {"not_reached"}
+
+
+def test_the_age_of_evidence_counts_from_its_end_and_only_from_what_is_past():
+    assert evidence_age([(1, 3), (7, 8)], 10) == 2
+    assert evidence_age([(1, 3), (7, 12)], 10) == 0
+    assert evidence_age([(11, 12)], 10) is None
+    assert evidence_in_memory([(1, 3)], [(0, 0.5), (2.5, 9)]) is True
+    assert evidence_in_memory([(1, 2)], [(0, 0.5), (2.5, 9)]) is False
+    assert evidence_in_memory([], [(0, 1)]) is None
+
+
+def test_pictures_of_another_size_begin_a_new_chunk(write_questions):
+    class Changing(KnownSource):
+        def __iter__(self):
+            for index, frame in enumerate(super().__iter__()):
+                image = frame.image if index < 3 else np.zeros((28, 28, 3), np.uint8)
+                yield type(frame)(frame.stamp_ns, image, frame.source)
+
+    questions = load_questions(write_questions("questions: [{text: A, at: end}]"))
+    engines = []
+    replayed(
+        Changing(half_seconds(7)),
+        questions,
+        make=lambda: engines.append(NotingEngine()) or engines[-1],
+    )
+    assert [len(chunk) for chunk in engines[0].chunks] == [3, 4]

@@ -1,0 +1,295 @@
+"""Rosbags of every kind, whole and damaged. Bags are written here, so that each image is known."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+from mcap.writer import CompressionType
+from mcap.writer import Writer as McapWriter
+from PIL import Image
+from rosbags.rosbag1 import Writer as Ros1Writer
+from rosbags.rosbag2 import StoragePlugin
+from rosbags.rosbag2 import Writer as Ros2Writer
+from rosbags.typesys import Stores, get_typestore
+
+from stream_vlm_ros.engine.errors import InvalidParameterError, StreamVlmError
+from stream_vlm_ros.sources import BagSource, SourceUnreadableError, open_source
+
+SECOND = 1_000_000_000
+START = 1_700_000_000 * SECOND
+ROS2, ROS1 = get_typestore(Stores.ROS2_HUMBLE), get_typestore(Stores.ROS1_NOETIC)
+IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+
+
+def header(stamp_ns, types, **more):
+    time = types["builtin_interfaces/msg/Time"](sec=stamp_ns // SECOND, nanosec=stamp_ns % SECOND)
+    return types["std_msgs/msg/Header"](stamp=time, frame_id="camera", **more)
+
+
+def picture(index):
+    """A flat picture whose grey level tells its number."""
+    return np.full((24, 32, 3), 20 + 10 * index, np.uint8)
+
+
+def raw_image(stamp_ns, index, types=ROS2.types, **more):
+    pixels = picture(index)
+    return types[IMAGE](
+        header=header(stamp_ns, types, **more), height=24, width=32, encoding="rgb8",
+        is_bigendian=0, step=96, data=pixels.reshape(-1),
+    )  # fmt: skip
+
+
+def jpeg_image(stamp_ns, index, types=ROS2.types, **more):
+    out = io.BytesIO()
+    Image.fromarray(picture(index)).save(out, "JPEG")
+    return types[COMPRESSED](
+        header=header(stamp_ns, types, **more), format="jpeg",
+        data=np.frombuffer(out.getvalue(), np.uint8),
+    )  # fmt: skip
+
+
+def stamps(count, period_ns=SECOND // 10):
+    return [START + i * period_ns for i in range(count)]
+
+
+def write_ros2(path, messages, storage=StoragePlugin.MCAP):
+    """``messages``: (topic, log time, message)."""
+    with Ros2Writer(path, version=9, storage_plugin=storage) as writer:
+        connections = {}
+        for topic, log_ns, message in messages:
+            kind = message.__msgtype__
+            if topic not in connections:
+                connections[topic] = writer.add_connection(topic, kind, typestore=ROS2)
+            writer.write(connections[topic], log_ns, ROS2.serialize_cdr(message, kind))
+    return path
+
+
+def write_ros1(path, count):
+    with Ros1Writer(path) as writer:
+        connection = writer.add_connection("/camera", IMAGE, typestore=ROS1)
+        for index, stamp in enumerate(stamps(count)):
+            message = raw_image(stamp, index, ROS1.types, seq=index)
+            writer.write(connection, stamp, ROS1.serialize_ros1(message, IMAGE))
+    return path
+
+
+def camera(count, make=raw_image, topic="/camera"):
+    return [(topic, stamp + 7, make(stamp, index)) for index, stamp in enumerate(stamps(count))]
+
+
+def storage_file(bag):
+    (file,) = (f for f in bag.iterdir() if f.suffix in (".mcap", ".db3"))
+    return file
+
+
+def greys(source):
+    return [round((int(f.image[5, 5, 0]) - 20) / 10) for f in source]
+
+
+@pytest.fixture
+def bag(tmp_path):
+    return write_ros2(tmp_path / "drive", camera(8))
+
+
+@pytest.mark.parametrize("storage", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+@pytest.mark.parametrize("make", [raw_image, jpeg_image])
+def test_a_ros_2_bag_gives_its_images_with_the_stamps_of_their_headers(tmp_path, storage, make):
+    source = open_source(write_ros2(tmp_path / "drive", camera(8, make), storage))
+    frames = list(source)
+    assert [f.stamp_ns for f in frames] == stamps(8)
+    assert [f.source for f in frames] == ["/camera"] * 8
+    for index, frame in enumerate(frames):
+        assert np.abs(frame.image.astype(int) - picture(index)).max() <= 2
+    assert source.duration == pytest.approx(0.7, abs=1e-6)
+
+
+def test_a_ros_1_bag_gives_its_images_with_the_stamps_of_their_headers(tmp_path):
+    frames = list(open_source(write_ros1(tmp_path / "drive.bag", 5)))
+    assert [f.stamp_ns for f in frames] == stamps(5)
+    np.testing.assert_array_equal(frames[3].image, picture(3))
+
+
+def test_metadata_is_not_needed(bag):
+    (bag / "metadata.yaml").unlink()
+    assert greys(open_source(bag)) == list(range(8))
+    assert greys(open_source(storage_file(bag))) == list(range(8))
+
+
+def test_metadata_that_is_wrong_does_no_harm(bag):
+    (bag / "metadata.yaml").write_text("rosbag2_bagfile_information: {version: 99, topics: 3}")
+    assert greys(open_source(bag)) == list(range(8))
+
+
+def test_files_compressed_one_by_one_and_split_bags_are_read_in_order(tmp_path):
+    folder = tmp_path / "split"
+    folder.mkdir()
+    whole = camera(12)
+    for part, piece in enumerate([whole[:4], whole[4:8], whole[8:]]):
+        file = storage_file(write_ros2(tmp_path / f"part{part}", piece))
+        name = f"split_{[2, 10, 11][part]}.mcap"  # 10 sorts before 2 as text
+        (folder / f"{name}.zstd").write_bytes(zstandard.compress(file.read_bytes()))
+    assert greys(open_source(folder)) == list(range(12))
+
+
+def test_messages_compressed_one_by_one_under_old_names_without_a_slash_are_read(tmp_path):
+    file = tmp_path / "old.mcap"
+    with file.open("wb") as stream:
+        writer = McapWriter(stream, compression=CompressionType.NONE)
+        writer.start(profile="", library="recorder of its own")
+        schema = writer.register_schema("sensor_msgs/Image", "ros2msg", b"")
+        channel = writer.register_channel("camera/front", "cdr", schema)
+        for _, log_ns, message in camera(4):
+            data = zstandard.compress(bytes(ROS2.serialize_cdr(message, IMAGE)))
+            writer.add_message(channel, log_ns, data, log_ns)
+        writer.finish()
+    source = open_source(file, topics=["camera/front"])
+    assert greys(source) == [0, 1, 2, 3]
+    assert source.topics == ["/camera/front"]
+
+
+def test_an_mcap_that_is_not_ros_is_explained(tmp_path):
+    file = tmp_path / "other.mcap"
+    with file.open("wb") as stream:
+        writer = McapWriter(stream)
+        writer.start(profile="", library="")
+        schema = writer.register_schema("foxglove.CompressedImage", "protobuf", b"")
+        writer.add_message(writer.register_channel("/cam", "protobuf", schema), 1, b"x", 1)
+        writer.finish()
+    with pytest.raises(SourceUnreadableError, match=r"protobuf.*foxglove\.CompressedImage"):
+        open_source(file)
+
+
+def test_of_several_cameras_the_one_with_most_images_is_read_unless_named(tmp_path):
+    messages = [*camera(3, topic="/rear"), *camera(8, topic="/front")]
+    path = write_ros2(tmp_path / "drive", sorted(messages, key=lambda m: m[1]))
+    source = open_source(path)
+    assert source.topics == ["/front"]
+    list(source)
+    assert "/rear" in source.state.notes[0]
+    assert greys(open_source(path, topics=["rear"])) == [0, 1, 2]
+    both = list(open_source(path, topics=["all"]))
+    assert [f.source for f in both].count("/rear") == 3
+    assert len(both) == 11
+
+
+def test_a_missing_topic_is_answered_with_those_there_are(bag):
+    with pytest.raises(InvalidParameterError, match=r"no topic /camra.*Did you mean /camera"):
+        open_source(bag, topics=["/camra"])
+
+
+def test_a_bag_without_images_says_what_it_holds(tmp_path):
+    text = ROS2.types["std_msgs/msg/String"](data="hello")
+    path = write_ros2(tmp_path / "talk", [("/chatter", START, text)])
+    with pytest.raises(SourceUnreadableError, match=r"no images.*chatter"):
+        open_source(path)
+    with pytest.raises(InvalidParameterError, match="no topic /x"):
+        mixed = write_ros2(tmp_path / "mix", [("/chatter", START, text), *camera(1)])
+        open_source(mixed, topics=["/x"])
+
+
+def test_frames_are_sampled_by_stamp_and_only_a_part_is_read(tmp_path):
+    path = write_ros2(tmp_path / "drive", camera(21))
+    source = open_source(path, fps=2)
+    assert greys(source) == [0, 5, 10, 15, 20]
+    assert source.state.counts.unwanted == 16
+    assert greys(open_source(path, start=0.5, end=1.0)) == [5, 6, 7, 8, 9]
+    assert next(iter(open_source(path, size=(16, 12)))).image.shape == (12, 16, 3)
+
+
+def test_stamps_that_run_backwards_or_repeat_are_counted_and_left_out(tmp_path):
+    order = [0, 1, 1, 3, 2, 4]
+    messages = [
+        ("/camera", START + n, raw_image(stamps(5)[index], index)) for n, index in enumerate(order)
+    ]
+    source = open_source(write_ros2(tmp_path / "drive", messages))
+    assert greys(source) == [0, 1, 3, 4]
+    assert source.state.counts.unordered == 2
+
+
+def test_headers_without_stamps_are_timed_by_the_recorder(tmp_path):
+    messages = [("/camera", stamp, raw_image(0, i)) for i, stamp in enumerate(stamps(3))]
+    source = open_source(write_ros2(tmp_path / "drive", messages))
+    assert [f.stamp_ns for f in source] == stamps(3)
+    assert "no stamps" in source.state.notes[0]
+
+
+def test_an_unusable_image_is_counted_and_the_next_takes_its_place(tmp_path):
+    messages = camera(16)
+    messages[5][2].encoding = "32FC1"
+    source = open_source(write_ros2(tmp_path / "drive", messages), fps=2)
+    assert greys(source) == [0, 6, 10, 15]
+    assert source.state.counts.unusable == 1
+    assert "32FC1" in source.state.notes[0]
+    counts = source.state.counts
+    assert counts.decoded == sum((counts.given, counts.unwanted, counts.unusable, counts.unordered))
+
+
+def test_a_file_cut_off_gives_what_came_before(tmp_path, bag):
+    whole = write_ros1(tmp_path / "whole.bag", 8).read_bytes()
+    cut = tmp_path / "cut.bag"
+    cut.write_bytes(whole[: len(whole) // 2])
+    source = open_source(cut)
+    assert greys(source) == [0, 1, 2]
+    assert "breaks off" in source.state.damage
+
+    data = storage_file(bag).read_bytes()
+    file = tmp_path / "cut.mcap"
+    with file.open("wb") as stream:
+        writer = McapWriter(stream, compression=CompressionType.NONE, use_chunking=False)
+        writer.start("ros2", "")
+        schema = writer.register_schema(IMAGE, "ros2msg", b"")
+        channel = writer.register_channel("/camera", "cdr", schema)
+        for _, log_ns, message in camera(8):
+            writer.add_message(channel, log_ns, bytes(ROS2.serialize_cdr(message, IMAGE)), log_ns)
+        writer.finish()
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2])
+    source = open_source(file)
+    assert greys(source) == [0, 1, 2, 3]
+    assert "breaks off" in source.state.damage
+
+
+@pytest.mark.parametrize("suffix", [".bag", ".mcap", ".db3"])
+def test_no_content_whatever_ends_in_a_traceback(tmp_path, bag, suffix):
+    good = {
+        ".bag": lambda: write_ros1(tmp_path / "good.bag", 3),
+        ".mcap": lambda: storage_file(bag),
+        ".db3": lambda: storage_file(
+            write_ros2(tmp_path / "sql", camera(3), StoragePlugin.SQLITE3)
+        ),
+    }[suffix]().read_bytes()
+    rng = np.random.default_rng(0)
+    contents = [b"", b"\0" * 100, rng.bytes(3000), good[:100], good[: len(good) - 40]]
+    for _ in range(12):
+        damaged = bytearray(good)
+        at = int(rng.integers(len(good) - 20))
+        damaged[at : at + 20] = rng.bytes(20)
+        contents.append(bytes(damaged))
+    for number, content in enumerate(contents):
+        path = tmp_path / f"bad{number}{suffix}"
+        path.write_bytes(content)
+        try:
+            source = BagSource(path)
+            frames = list(source)
+        except StreamVlmError as error:
+            assert len(str(error)) > 20
+            continue
+        assert all(f.image.shape[2] == 3 for f in frames)
+
+
+BAGS = os.environ.get("STREAM_VLM_TEST_BAGS")
+
+
+@pytest.mark.skipif(not BAGS, reason="set STREAM_VLM_TEST_BAGS to a folder of bags by others")
+def test_bags_by_others_open_or_are_explained():
+    for path in sorted(Path(BAGS or "").iterdir()):
+        try:
+            source = open_source(path, topics=["all"])
+            assert list(source) or source.state.notes or source.state.damage, path
+        except StreamVlmError as error:
+            assert str(path) in str(error)

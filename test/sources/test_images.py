@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from stream_vlm_ros.engine.errors import InvalidParameterError
+from stream_vlm_ros.sources import ImageFolderSource, SourceNotFoundError, SourceUnreadableError
+
+MS = 1_000_000
+
+
+def write_images(folder, names):
+    for index, name in enumerate(names):
+        Image.new("RGB", (8, 6), (index, 0, 0)).save(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("names", "offsets_ms"),
+    [
+        (["1305031102.175304.png", "1305031102.211214.png"], [0, 35.91]),
+        (["1403636579763555584.png", "1403636579813555456.png"], [0, 49.999872]),
+        (["cam_1700000000123.png", "cam_1700000000623.png"], [0, 500]),
+        (["1700000000.png", "1700000002.png"], [0, 2000]),
+    ],
+)
+def test_names_that_are_times_become_stamps(tmp_path, names, offsets_ms):
+    write_images(tmp_path, names)
+    stamps = [frame.stamp_ns for frame in ImageFolderSource(tmp_path)]
+    assert [stamp - stamps[0] for stamp in stamps] == [round(ms * MS) for ms in offsets_ms]
+    assert stamps[0] // 10**18 == 1  # this century, in nanoseconds
+
+
+def test_numbered_names_are_ordered_by_number_and_timed_by_the_rate(tmp_path):
+    write_images(tmp_path, ["frame1.png", "frame2.png", "frame10.png"])
+    frames = list(ImageFolderSource(tmp_path, frame_rate=4))
+    assert [frame.stamp_ns for frame in frames] == [0, 250 * MS, 500 * MS]
+    assert [int(frame.image[0, 0, 0]) for frame in frames] == [0, 1, 2]
+
+
+def test_numbers_with_leading_zeros_are_not_taken_for_times(tmp_path):
+    write_images(tmp_path, ["0000000000.png", "0000000001.png"])
+    assert [f.stamp_ns for f in ImageFolderSource(tmp_path)] == [0, 500 * MS]
+
+
+def test_a_rate_overrides_times_in_the_names(tmp_path):
+    write_images(tmp_path, ["1700000000.png", "1700000002.png"])
+    assert [f.stamp_ns for f in ImageFolderSource(tmp_path, frame_rate=1)] == [0, 1000 * MS]
+
+
+def test_sampling_and_cutting_work_by_stamp(tmp_path):
+    write_images(tmp_path, [f"{i:03d}.png" for i in range(20)])
+    source = ImageFolderSource(tmp_path, frame_rate=10, fps=5, start=0.5, end=1.5)
+    stamps = [frame.stamp_ns for frame in source]
+    assert stamps == [ms * MS for ms in (500, 700, 900, 1100, 1300)]
+    assert source.state.counts.unwanted == 15
+
+
+def test_a_broken_image_is_left_out_and_counted(tmp_path):
+    write_images(tmp_path, ["1.png", "2.png", "3.png"])
+    (tmp_path / "2.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
+    source = ImageFolderSource(tmp_path)
+    assert [frame.stamp_ns for frame in source] == [0, 1000 * MS]
+    assert source.state.counts.unusable == 1
+    assert "2.png" in source.state.damage
+
+
+def test_sixteen_bit_grey_keeps_its_shades(tmp_path):
+    values = np.array([[0, 0x8000, 0xFFFF]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "1.png")
+    frame = next(iter(ImageFolderSource(tmp_path)))
+    assert frame.image[0, :, 0].tolist() == [0, 0x80, 0xFF]
+
+
+def test_a_camera_turned_on_its_side_is_turned_back(tmp_path):
+    image = Image.new("RGB", (8, 6), (0, 0, 0))
+    exif = image.getexif()
+    exif[0x0112] = 6  # orientation: turn clockwise by 90 degrees
+    image.save(tmp_path / "1.jpg", exif=exif)
+    assert next(iter(ImageFolderSource(tmp_path))).image.shape == (8, 6, 3)
+
+
+def test_a_folder_that_is_missing_or_empty_is_an_error(tmp_path):
+    with pytest.raises(SourceNotFoundError, match="no folder"):
+        ImageFolderSource(tmp_path / "nowhere")
+    with pytest.raises(SourceUnreadableError, match="holds no images"):
+        ImageFolderSource(tmp_path)
+    write_images(tmp_path, ["1.png"])
+    with pytest.raises(InvalidParameterError, match="frame rate"):
+        ImageFolderSource(tmp_path, frame_rate=0)

@@ -1,0 +1,57 @@
+import pytest
+from PIL import Image
+
+from stream_vlm_ros.engine.errors import InvalidParameterError
+from stream_vlm_ros.sources import (
+    ImageFolderSource,
+    SourceNotFoundError,
+    SourceUnknownError,
+    VideoSource,
+    open_source,
+    parse_size,
+)
+
+
+def test_the_kind_of_source_follows_from_what_is_given(video, tmp_path):
+    assert isinstance(open_source(str(video)), VideoSource)
+    assert isinstance(open_source(video, fps=2.0, start=None), VideoSource)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.new("RGB", (4, 4)).save(folder / "1.png")
+    assert isinstance(open_source(folder), ImageFolderSource)
+
+
+def test_a_camera_that_is_not_there_is_an_error_that_lists_those_that_are():
+    with pytest.raises(SourceNotFoundError, match=r"/dev/video98.*cameras here"):
+        open_source("/dev/video98")
+    with pytest.raises(SourceNotFoundError, match="/dev/video97"):
+        open_source("97")
+
+
+@pytest.mark.parametrize("spec", ["", "  "])
+def test_nothing_given_is_an_error(spec):
+    with pytest.raises(SourceNotFoundError, match="No source"):
+        open_source(spec)
+
+
+def test_a_bag_that_is_not_there_and_a_single_image_are_explained(tmp_path):
+    with pytest.raises(SourceNotFoundError, match="no bag"):
+        open_source(tmp_path / "drive.mcap")
+    image = tmp_path / "one.png"
+    Image.new("RGB", (4, 4)).save(image)
+    with pytest.raises(SourceUnknownError, match="folder"):
+        open_source(image)
+
+
+def test_an_option_that_the_source_does_not_have_is_named(video):
+    with pytest.raises(InvalidParameterError, match="frame_rate"):
+        open_source(video, frame_rate=3)
+
+
+def test_sizes_are_written_as_width_x_height():
+    assert parse_size("640x480") == (640, 480)
+    assert parse_size("") is None
+    assert parse_size(None) is None
+    for text in ("640", "640x", "0x10", "axb"):
+        with pytest.raises(InvalidParameterError, match="640x480"):
+            parse_size(text)

@@ -1,0 +1,132 @@
+"""The command line, with the small random model; through typer's runner."""
+
+import json
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from stream_vlm_ros import __version__
+from stream_vlm_ros.cli import app
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    """Three seconds at ten frames a second, 56x56."""
+    path = tmp_path_factory.mktemp("video") / "short.mp4"
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", rate=10)
+        stream.width = stream.height = 56
+        stream.pix_fmt = "yuv420p"
+        for index in range(30):
+            image = np.full((56, 56, 3), 8 * index, np.uint8)
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, 10)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    return str(path)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_the_version_is_the_packages():
+    assert run("--version").stdout.strip() == f"stream-vlm {__version__}"
+
+
+def test_defaults_are_those_of_the_node():
+    from stream_vlm_ros.node.parameters import Parameters
+
+    node = Parameters()
+    defaults = {p.name: p.default for p in typer.main.get_command(app).commands["ask"].params}
+    for name in ("max_pixels", "max_cache_tokens", "chunk_frames", "layout", "max_new_tokens"):
+        assert defaults[name] == getattr(node, name), name
+    assert defaults["fps"] == node.sample_fps
+
+
+@pytest.mark.parametrize("verb", ["ask", "info", ""])
+def test_every_verb_explains_itself(verb):
+    result = run(*filter(None, [verb]), "--help")
+    assert result.exit_code == 0 and "Usage" in result.stdout
+
+
+def test_a_video_is_streamed_and_questions_are_answered(video):
+    result = run("ask", video, "What do you see?", "And now?", "--max-new-tokens", 5)
+    assert result.exit_code == 0, result.output
+    assert "What do you see?" in result.stdout and "And now?" in result.stdout
+    assert result.stdout.count("first token after") == 2
+    assert "6 frames in 2 chunks" in result.stdout
+    assert "noise" in result.stderr
+
+
+def test_the_answer_is_that_of_the_engine_fed_by_hand(video):
+    from stream_vlm_ros.demo.random_model import random_model
+    from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
+    from stream_vlm_ros.sources import VideoSource
+
+    bound = EvictionConfig(max_cache_tokens=16384)
+    engine = VideoStreamingInference(*random_model(), "cpu", bound, max_pixels=401_408)
+    frames = list(VideoSource(video, fps=2))
+    engine.append_video_chunk([f.image for f in frames[:4]], timestamps=[0.0, 0.5, 1.0, 1.5])
+    engine.append_video_chunk([f.image for f in frames[4:]], timestamps=[2.0, 2.5])
+    answer, _ = engine.ask("What do you see?", 5)
+
+    result = run("ask", video, "What do you see?", "--max-new-tokens", 5, "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["answers"][0]["answer"] == answer
+    assert told["memory"]["frames"] == 6
+
+
+def test_a_question_can_be_asked_before_the_end_and_with_choices(video):
+    result = run(
+        "ask", video, "Is it day?", "--at", 1, "--choice", "yes", "--choice", "no", "--json"
+    )
+    told = json.loads(result.stdout)
+    assert told["memory"]["frames"] == 2
+    assert told["answers"][0]["answer"] in ("yes", "no")
+    assert len(told["answers"][0]["scores"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["ask", "nowhere.mp4", "Hello?"], "There is no file nowhere.mp4"),
+        (["ask", "VIDEO", ""], "question"),
+        (["ask", "VIDEO", "Hello?", "--fps", "0"], "sampling rate"),
+        (["ask", "VIDEO", "Hello?", "--at", "0"], "--at"),
+        (["ask", "VIDEO", "Hello?", "--size", "big"], "640x480"),
+        (["ask", "VIDEO", "Hello?", "--model", "/nowhere"], "/nowhere"),
+        (["ask", "VIDEO", "Hello?", "--layout", "round"], "round"),
+        (["ask", "VIDEO", "Hello?", "--max-cache-tokens", "3"], "3"),
+        (["ask", "world:1", "Hello?"], "--at"),
+        (["info", "/nowhere"], "no model folder"),
+    ],
+)
+def test_errors_are_one_line_and_exit_status_2(video, arguments, words):
+    result = run(*[video if argument == "VIDEO" else argument for argument in arguments])
+    assert result.exit_code == 2
+    lines = [line for line in result.stderr.splitlines() if "noise" not in line]
+    assert len(lines) == 1 and words in lines[0]
+    assert "Traceback" not in result.output
+
+
+def test_info_reckons_what_a_bound_costs(tmp_path):
+    config = {
+        "model_type": "qwen2_5_vl",
+        "hidden_size": 2048,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 36,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    result = run("info", tmp_path, "--size", "640x480", "--max-cache-tokens", 1000)
+    assert result.exit_code == 0, result.output
+    assert "36,864 bytes" in result.stdout
+    assert "644x476: 391 tokens" in result.stdout
+    assert "36.9 MB" in result.stdout and "2.6 s" in result.stdout  # 1000 / 391 tokens a second

@@ -1,0 +1,266 @@
+"""The house stays in order: who imports whom, what is installed, and one version everywhere."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+import stream_vlm_ros
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULE = ROOT / "stream_vlm_ros"
+
+# Imports point down only; rooms on one floor do not know each other. The demo's drawn world and
+# small model lie below the node, which can load that model; its ROS programs lie above.
+FLOOR = {
+    "engine": 0,
+    "memory": 1,
+    "sources": 1,
+    "demo": 2,
+    "node": 3,
+    "web": 3,
+    "replay": 3,
+    "the demo's programs": 4,
+    "cli": 5,
+}
+
+ROS_MODULES = {
+    "action_msgs",
+    "builtin_interfaces",
+    "cv_bridge",
+    "diagnostic_msgs",
+    "diagnostic_updater",
+    "launch",
+    "launch_ros",
+    "lifecycle_msgs",
+    "rcl_interfaces",
+    "rclpy",
+    "rosgraph_msgs",
+    "sensor_msgs",
+    "std_msgs",
+    "std_srvs",
+    "stream_vlm",
+}
+PROGRAMS_OF_THE_DEMO = {"__main__", "client", "settings", "source_node"}
+
+# Import name -> distribution, where they differ.
+DISTRIBUTION = {"PIL": "pillow", "yaml": "pyyaml", "cv2": "rosbags-image"}
+
+
+def python_files():
+    return sorted(MODULE.rglob("*.py"))
+
+
+def imports(source: str, package: str):
+    """Full names of the modules that a source text imports, anywhere in it.
+
+    package: the dotted package the text belongs to, for relative imports.
+    """
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, *([base] if base else [])])
+            found.add(base)
+            # "from stream_vlm_ros import node" names a package, too.
+            found.update(f"{base}.{alias.name}" for alias in node.names)
+    return found
+
+
+def room(name: str):
+    """The room of a module's full name: "engine" for stream_vlm_ros.engine.cache."""
+    parts = name.split(".")
+    if parts[0] != "stream_vlm_ros" or len(parts) == 1:
+        return None
+    if parts[1] == "demo" and len(parts) > 2 and parts[2] in PROGRAMS_OF_THE_DEMO:
+        return "the demo's programs"
+    return parts[1]
+
+
+def imports_upwards(own_room: str, imported: set):
+    """Those of the imported names that a module of this room may not know."""
+    return sorted(
+        name
+        for name in imported
+        if (other := room(name)) in FLOOR and other != own_room and FLOOR[other] >= FLOOR[own_room]
+    )
+
+
+def imports_of(path: Path):
+    package = ".".join(path.relative_to(ROOT).parent.parts)
+    return imports(path.read_text(), package)
+
+
+def module_name(path: Path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def test_imports_point_one_way():
+    wrong = {
+        str(path.relative_to(ROOT)): upwards
+        for path in python_files()
+        if (own_room := room(module_name(path))) in FLOOR
+        and (upwards := imports_upwards(own_room, imports_of(path)))
+    }
+    assert wrong == {}
+
+
+def test_every_module_lives_in_a_known_room():
+    rooms = {room(module_name(path)) for path in python_files()}
+    assert rooms <= {*FLOOR, "__init__"}
+
+
+@pytest.mark.parametrize(
+    ("own_room", "line", "refused"),
+    [
+        ("engine", "from stream_vlm_ros.node import worker", True),
+        ("engine", "from ..sources import frame", True),
+        ("engine", "def f():\n    import stream_vlm_ros.memory.store", True),
+        ("engine", "from .cache import KVCacheManager", False),
+        ("sources", "from stream_vlm_ros.memory import store", True),
+        ("sources", "from ..engine import errors", False),
+        ("replay", "from stream_vlm_ros import node", True),
+        ("node", "from stream_vlm_ros.sources import Frame", False),
+        ("node", "from stream_vlm_ros.demo import client", True),
+        ("node", "from stream_vlm_ros.demo.random_model import random_model", False),
+        ("cli", "from stream_vlm_ros.replay import run", False),
+    ],
+)
+def test_the_rule_of_imports_sees_what_it_should(own_room, line, refused):
+    imported = imports(line, f"stream_vlm_ros.{own_room}")
+    assert bool(imports_upwards(own_room, imported)) == refused
+
+
+def test_only_the_node_and_the_demos_entry_points_import_ros():
+    wrong = []
+    for path in python_files():
+        if room(module_name(path)) in ("node", "the demo's programs"):
+            continue
+        used = {name.split(".")[0] for name in imports_of(path)} & ROS_MODULES
+        wrong += [f"{path.relative_to(ROOT)} imports {name}" for name in sorted(used)]
+    assert wrong == []
+
+
+def test_the_engine_and_the_sources_load_no_ros():
+    code = (
+        "import sys, stream_vlm_ros.engine, stream_vlm_ros.sources\n"
+        f"print(sorted(set(sys.modules) & {ROS_MODULES!r}))"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    assert output.strip() == "[]"
+
+
+def test_what_is_imported_is_required():
+    text = (ROOT / "requirements" / "runtime.txt").read_text()
+    required = {
+        re.match(r"[\w.-]+", line).group().lower()
+        for line in text.splitlines()
+        if line and not line.startswith("#")
+    }
+    known = {*sys.stdlib_module_names, *ROS_MODULES, "ament_index_python", "stream_vlm_ros"}
+    missing = {}
+    for path in python_files():
+        for name in imports_of(path):
+            top = name.split(".")[0]
+            distribution = "rosbags-image" if name == "rosbags.image" else top
+            if top not in known and DISTRIBUTION.get(top, distribution) not in required:
+                missing.setdefault(top, str(path.relative_to(ROOT)))
+    # Both come with transformers, which is required.
+    assert {name: where for name, where in missing.items() if name != "tokenizers"} == {}
+
+
+def test_the_version_is_the_same_everywhere():
+    package = ElementTree.parse(ROOT / "package.xml").getroot()
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert package.findtext("version") == stream_vlm_ros.__version__
+    # pip reads the module's own, so it cannot differ.
+    assert pyproject["tool"]["setuptools"]["dynamic"]["version"] == {
+        "attr": "stream_vlm_ros.__version__"
+    }
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    released = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", changelog, re.MULTILINE)
+    assert "## [Unreleased]" in changelog or released[0] == stream_vlm_ros.__version__
+
+
+def test_the_pip_name_is_not_that_of_the_interfaces():
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    interfaces = ElementTree.parse(ROOT / "package.xml").getroot().findtext("name")
+    name = re.sub(r"[-_.]+", "-", pyproject["project"]["name"])
+    assert name != re.sub(r"[-_.]+", "-", interfaces)
+
+
+def data_files():
+    return sorted(
+        path
+        for path in MODULE.rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc") and "__pycache__" not in path.parts
+    )
+
+
+def test_pip_installs_every_data_file():
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = pyproject["tool"]["setuptools"]["package-data"]["*"]
+    forgotten = [
+        str(path.relative_to(ROOT))
+        for path in data_files()
+        if not any(fnmatch(path.name, pattern) for pattern in patterns)
+    ]
+    assert forgotten == []
+
+
+def test_every_executable_has_its_module():
+    cmake = (ROOT / "CMakeLists.txt").read_text()
+    modules = re.findall(r"^install_executable\(\S+ (\S+)", cmake, re.MULTILINE)
+    assert modules
+    for module in modules:
+        path = ROOT.joinpath(*module.split("."))
+        file = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+        assert file.is_file(), f"{module}: there is no {file.relative_to(ROOT)}"
+        assert file.name == "__main__.py" or 'if __name__ == "__main__":' in file.read_text()
+
+
+built = pytest.mark.skipif(
+    os.environ.get("STREAM_VLM_INSTALLED") != "1",
+    reason="about the copy that colcon installed; make test runs it",
+)
+
+
+@built
+def test_the_tests_import_the_installed_copy():
+    imported = Path(stream_vlm_ros.__file__).resolve()
+    assert imported.is_relative_to(ROOT / "install")
+    assert str(ROOT) not in sys.path
+
+
+@built
+def test_the_installed_copy_is_complete_and_current():
+    installed = Path(stream_vlm_ros.__file__).resolve().parent
+    differing = [
+        str(path.relative_to(MODULE))
+        for path in [*python_files(), *data_files()]
+        if not (copy := installed / path.relative_to(MODULE)).is_file()
+        or copy.read_bytes() != path.read_bytes()
+    ]
+    left_over = [
+        str(path.relative_to(installed))
+        for path in installed.rglob("*.py")
+        if not (MODULE / path.relative_to(installed)).is_file()
+    ]
+    assert (differing, left_over) == ([], [])
