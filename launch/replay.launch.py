@@ -56,7 +56,7 @@ def start(context):
         ),
         launch_arguments={
             "image": given("image"),
-            "model": given("model") or str(default_model() or ""),
+            "model": given("model") or str(default_model()),
             "device": given("device"),
             "params_file": given("params_file"),
             "namespace": given("namespace"),

@@ -89,7 +89,6 @@ def ask(
     """Stream VIDEO through the memory, then ask it QUESTIONS."""
     from stream_vlm_ros.engine.errors import InvalidParameterError
     from stream_vlm_ros.replay import feed, load_engine
-    from stream_vlm_ros.replay.engines import NOISE, is_noise
     from stream_vlm_ros.replay.terminal import Dialogue, WatchingBar, memory_text
     from stream_vlm_ros.sources import open_source, parse_size
 
@@ -102,8 +101,6 @@ def ask(
     with side.status("Loading the model"):
         options = {"layout": layout, "max_pixels": max_pixels or None}
         engine = load_engine(model, device, max_cache_tokens, **options)
-    if is_noise(model):
-        side.print(NOISE, style="yellow")
     with WatchingBar(side, source, at) as bar:
         fed = feed(engine, source, chunk_frames, bar)
     if not fed.frames:

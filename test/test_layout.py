@@ -137,7 +137,7 @@ def test_every_module_lives_in_a_known_room():
         ("replay", "from stream_vlm_ros import node", True),
         ("node", "from stream_vlm_ros.sources import Frame", False),
         ("node", "from stream_vlm_ros.demo import client", True),
-        ("node", "from stream_vlm_ros.demo.random_model import random_model", False),
+        ("node", "from stream_vlm_ros.demo.defaults import default_model", False),
         ("cli", "from stream_vlm_ros.replay import run", False),
     ],
 )

@@ -109,7 +109,7 @@ def _check_installation() -> None:
 def _run(options, video: str, source: Source, logs: Path, console: Console) -> int:
     """Start the three processes, wait for the client's end, and end the others."""
     model = options.model or default_model()
-    longest = options.max_new_tokens or (64 if model else 16)
+    longest = options.max_new_tokens or 64
     _introduce(console, options, source, model)
     with Processes(logs, _environment(logs)) as processes:
         processes.start("node", "stream_vlm_ros.node", *_node_arguments(options, model, longest))
@@ -171,8 +171,6 @@ def _introduce(console: Console, options, source: Source, model) -> None:
 
 
 def _said_of(model) -> str:
-    if model is None:
-        return "small, with random weights: its answers are noise, all else is real"
     if model == default_model():
         return "the small one that comes with the package; it knows the drawn world alone"
     return str(model)

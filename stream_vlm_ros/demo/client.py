@@ -242,8 +242,9 @@ def main(arguments: list[str] | None = None) -> int:
     node = spinning = None
     try:
         rclpy.init(args=arguments)
-        node = DemoClient(report)
+        # First: made after the context was shut down it would complain in its finalizer.
         executor = SingleThreadedExecutor()
+        node = DemoClient(report)
         executor.add_node(node)
         spinning = threading.Thread(target=_spin, args=(executor,), daemon=True)
         spinning.start()

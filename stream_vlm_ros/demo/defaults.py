@@ -33,13 +33,12 @@ def default_source(model: str | Path | None) -> str:
     It knows nothing else. A checkpoint of one's own is shown the real video. Raises
     SourceNotFoundError where that is not installed.
     """
-    return WORLD if model is None and default_model() is not None else str(default_video())
+    return WORLD if model is None else str(default_video())
 
 
-def default_model() -> Path | None:
-    """The folder of the trained small model that this package ships; None if it ships none."""
-    folder = Path(__file__).parent / "model"
-    return folder if (folder / "config.json").is_file() else None
+def default_model() -> Path:
+    """The folder of the trained small model that this package ships."""
+    return Path(__file__).parent / "model"
 
 
 def fastdds_profile() -> Path | None:

@@ -140,8 +140,9 @@ def main(arguments: list[str] | None = None) -> int:
     node = None
     try:
         rclpy.init(args=arguments)
-        node = SourceNode()
+        # First: made after the context was shut down it would complain in its finalizer.
         executor = SingleThreadedExecutor()
+        node = SourceNode()
         executor.add_node(node)
         node.play(executor)
         if node.published == 0:

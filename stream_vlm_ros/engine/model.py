@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ class StreamQwenModel(Qwen2_5_VLForConditionalGeneration):
     """
 
     def __init__(self, config: Qwen2_5_VLConfig):
-        super().__init__(config)
+        # A copy: the names of our attention functions go into it, and the caller may build another.
+        super().__init__(copy.deepcopy(config))
         self._become_streaming()
 
     @classmethod

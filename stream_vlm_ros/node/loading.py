@@ -14,11 +14,6 @@ from stream_vlm_ros.node.parameters import Parameters
 if TYPE_CHECKING:
     import torch
 
-NOISE_WARNING = (
-    "model_path is empty: a small random model runs, its answers are noise; set model_path to a "
-    "folder with a Qwen2.5-VL checkpoint for real ones"
-)
-
 
 def load_engine(parameters: Parameters) -> Any:
     """The engine that ``parameters`` ask for.
@@ -33,14 +28,8 @@ def load_engine(parameters: Parameters) -> Any:
     device = resolve_device(parameters.device)
     dtype = resolve_dtype(parameters.dtype, device)
     path = os.path.expanduser(parameters.model_path) or default_model()
-    if path:
-        processor = StreamProcessor.from_pretrained(path)  # quick, and names what is missing
-        model = StreamQwenModel.from_pretrained(path, torch_dtype=dtype)
-    else:
-        from stream_vlm_ros.demo.random_model import random_model
-
-        model, processor = random_model()
-        model = model.to(dtype)
+    processor = StreamProcessor.from_pretrained(path)  # quick, and names what is missing
+    model = StreamQwenModel.from_pretrained(path, torch_dtype=dtype)
     build = _delayed if parameters.engine == "delayed_batch" else _streaming
     return build(
         parameters,

@@ -38,10 +38,15 @@ def run(make_node: Callable[[], Any], arguments: list[str] | None = None) -> int
     """
     import rclpy
     from rclpy.executors import MultiThreadedExecutor
+    from rclpy.signals import SignalHandlerOptions, install_signal_handlers
 
     from stream_vlm_ros.engine.errors import InvalidParameterError
 
-    rclpy.init(args=arguments)
+    # Its handlers only when there is an executor: one made after the context was shut down
+    # complains in its finalizer. A signal before that ends the process at once.
+    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    executor = MultiThreadedExecutor(THREADS)
+    install_signal_handlers(SignalHandlerOptions.ALL)
     _rclpy_listens.set()
     try:
         node = make_node()
@@ -53,7 +58,6 @@ def run(make_node: Callable[[], Any], arguments: list[str] | None = None) -> int
         if not rclpy.ok():  # told to end while the node was being made
             return 0
         raise
-    executor = MultiThreadedExecutor(THREADS)
     executor.add_node(node)
     try:
         spin(executor, node)

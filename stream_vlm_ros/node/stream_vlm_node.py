@@ -33,7 +33,7 @@ from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.health import InputMonitor
 from stream_vlm_ros.node.image_input import ImageInput
 from stream_vlm_ros.node.intake import FrameIntake
-from stream_vlm_ros.node.loading import NOISE_WARNING, load_engine, release_memory
+from stream_vlm_ros.node.loading import load_engine, release_memory
 from stream_vlm_ros.node.parameters import Parameters
 from stream_vlm_ros.node.worker import (
     WRITING,
@@ -217,8 +217,11 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
             report=self._on_engine_fault,
         )
         if not self.parameters.model_path and self._load is load_engine:
-            self.get_logger().warning(NOISE_WARNING)
-        self.get_logger().info(f"loading the model {self.parameters.model_path or '(random)'}")
+            self.get_logger().warning(
+                "model_path is empty: the small model of the demo runs, which knows its drawn "
+                "world alone; set model_path to a folder with a Qwen2.5-VL checkpoint"
+            )
+        self.get_logger().info(f"loading the model {self.parameters.model_path}".rstrip())
         self._worker.start()
         return self._worker
 
@@ -493,7 +496,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
                 state=self.state,
                 failure=self.failure,
                 chunk_fault=worker.last_fault if worker is not None else "",
-                model=self.parameters.model_path or "random (answers are noise)",
+                model=self.parameters.model_path or "the small one of the demo",
                 device=self.parameters.device,
                 length=memory.length,
                 cap=memory.cap,

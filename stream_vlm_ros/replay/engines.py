@@ -10,20 +10,12 @@ from stream_vlm_ros.demo.defaults import default_model
 if TYPE_CHECKING:
     from stream_vlm_ros.engine import VideoStreamingInference
 
-NOISE = "No model given: a small one with random weights answers, with noise."
-
-
-def is_noise(model: str | Path | None) -> bool:
-    """Whether ``load_engine(model, ...)`` answers with noise."""
-    return model is None and default_model() is None
-
 
 def load_model(model: str | Path | None, device: str = "auto") -> tuple[Any, Any, str]:
     """Network and processor of the checkpoint folder ``model``, and the device they are for.
 
-    ``model`` None: the small model that the package ships, or, while it ships none, one with
-    random weights. ``device`` auto takes a GPU if there is one; bfloat16 on a GPU, float32 on a
-    CPU. Raises ModelLoadError.
+    ``model`` None: the small model that the package ships. ``device`` auto takes a GPU if there is
+    one; bfloat16 on a GPU, float32 on a CPU. Raises ModelLoadError.
     """
     import torch
     from transformers.utils import logging
@@ -35,14 +27,8 @@ def load_model(model: str | Path | None, device: str = "auto") -> tuple[Any, Any
         device = "cuda" if torch.cuda.is_available() else "cpu"
     folder = Path(model).expanduser() if model is not None else default_model()
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    if folder is not None:
-        processor = StreamProcessor.from_pretrained(folder)
-        network = StreamQwenModel.from_pretrained(folder, torch_dtype=dtype)
-    else:
-        from stream_vlm_ros.demo.random_model import random_model
-
-        network, processor = random_model()
-        network = network.to(dtype)
+    processor = StreamProcessor.from_pretrained(folder)
+    network = StreamQwenModel.from_pretrained(folder, torch_dtype=dtype)
     return network.eval(), processor, device
 
 

@@ -141,7 +141,7 @@ def _played(
 def _node_parameters(settings: EngineSettings) -> dict[str, Any]:
     return {
         "use_sim_time": True,
-        "model_path": str(settings.model or default_model() or ""),
+        "model_path": str(settings.model or default_model()),
         "device": settings.device,
         "system_prompt": settings.system_prompt or "",
         "max_cache_tokens": settings.max_cache_tokens,

@@ -1,118 +1,13 @@
-"""A toy Qwen2.5-VL: the real architecture at a size that a test affords, random weights."""
+"""Toy models for the engine's tests."""
 
-import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig
+from toy_qwen import toy_config, toy_frames, toy_model, toy_processor
 
 from stream_vlm_ros.engine import StreamProcessor, StreamQwenModel
-from stream_vlm_ros.engine.frames import ImageSettings
 
 # Toy matrices: a second thread costs more than it brings, and much more on a busy machine.
 torch.set_num_threads(1)
-
-CHAT_TEMPLATE = (
-    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-    "<|im_start|>{{ m['role'] }}\n"
-    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
-    "{% if c['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
-    "{% elif 'text' in c %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-SPECIALS = [
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-]
-
-
-def toy_processor() -> StreamProcessor:
-    """Bytes are the words; the special tokens have Qwen's names and other ids."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: number for number, letter in enumerate(alphabet)}
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    )
-    tokenizer.add_special_tokens({"additional_special_tokens": SPECIALS})
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return StreamProcessor(tokenizer, ImageSettings(min_pixels=28 * 28), CHAT_TEMPLATE)
-
-
-def toy_config(
-    heads: int = 4, kv_heads: int = 2, head_dim: int = 16, layers: int = 2, **changes: object
-) -> Qwen2_5_VLConfig:
-    tokenizer = toy_processor().tokenizer
-    ids = tokenizer.convert_tokens_to_ids
-    eighth = head_dim // 8
-    text = dict(
-        hidden_size=heads * head_dim,
-        intermediate_size=96,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        vocab_size=len(tokenizer),
-        rope_parameters={
-            "rope_type": "default",
-            "rope_theta": 10_000.0,
-            "mrope_section": [head_dim // 2 - 4 * eighth + eighth, eighth, 2 * eighth],
-        },
-        bos_token_id=ids("<|endoftext|>"),
-        eos_token_id=ids("<|im_end|>"),
-        pad_token_id=ids("<|endoftext|>"),
-        tie_word_embeddings=False,
-        max_position_embeddings=32768,
-    )
-    vision = dict(
-        depth=2,
-        hidden_size=32,
-        intermediate_size=48,
-        num_heads=2,
-        out_hidden_size=heads * head_dim,
-        patch_size=14,
-        spatial_merge_size=2,
-        window_size=112,
-        fullatt_block_indexes=[1],
-        tokens_per_second=2,
-    )
-    vision.update(changes.pop("vision", {}))
-    text.update(changes.pop("text", {}))
-    return Qwen2_5_VLConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=ids("<|image_pad|>"),
-        video_token_id=ids("<|video_pad|>"),
-        vision_start_token_id=ids("<|vision_start|>"),
-        vision_end_token_id=ids("<|vision_end|>"),
-        tie_word_embeddings=False,
-        **changes,
-    )
-
-
-def toy_model(seed: int = 0, **changes: object) -> StreamQwenModel:
-    """Random weights, larger than the library's, so that attention is far from uniform."""
-    torch.manual_seed(seed)
-    model = StreamQwenModel(toy_config(**changes)).eval()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim > 1:
-                weight.normal_(0.0, 1.5 / weight[0].numel() ** 0.5)
-            elif name.endswith("bias"):
-                weight.normal_(0.0, 0.1)
-    return model
-
-
-def toy_frames(count: int, height: int = 56, width: int = 84, seed: int = 0) -> list[np.ndarray]:
-    noise = np.random.default_rng(seed)
-    return list(noise.integers(0, 256, (count, height, width, 3), dtype=np.uint8))
 
 
 @pytest.fixture(scope="session")
@@ -126,7 +21,7 @@ def model() -> StreamQwenModel:
 
 
 class Toys:
-    """The functions above, for tests that need several models."""
+    """The functions, for tests that need several models."""
 
     processor = staticmethod(toy_processor)
     config = staticmethod(toy_config)

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-
-from stream_vlm_ros.demo.random_model import random_model
+from toy_qwen import chatter_model, toy_frames, toy_processor
 
 torch.set_num_threads(1)
 
@@ -12,7 +11,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def small():
     """A model and its processor."""
-    return random_model()
+    return chatter_model(), toy_processor()
 
 
 @pytest.fixture(scope="session")
@@ -20,8 +19,7 @@ def noise():
     """A function: ``count`` pictures of noise, no two alike."""
 
     def make(count: int, height: int = 56, width: int = 84, seed: int = 0) -> list[np.ndarray]:
-        random = np.random.default_rng(seed)
-        return list(random.integers(0, 256, (count, height, width, 3), dtype=np.uint8))
+        return toy_frames(count, height, width, seed)
 
     return make
 

@@ -2,6 +2,7 @@
 
 import array
 import contextlib
+import functools
 import itertools
 import os
 import signal
@@ -209,18 +210,21 @@ class NodeProcess:
 
 
 @pytest.fixture(scope="session")
-def node_process():
-    """The class, for nodes that outlive a test."""
-    return NodeProcess
+def node_process(tmp_path_factory):
+    """Starts nodes that outlive a test, with a toy model unless another one is named."""
+    from toy_qwen import save_checkpoint
+
+    folder = save_checkpoint(tmp_path_factory.mktemp("toy"))
+    return functools.partial(NodeProcess, model_path=str(folder))
 
 
 @pytest.fixture
-def start_node():
+def start_node(node_process):
     """Starts nodes; whatever is left of them is ended after the test."""
     nodes = []
 
     def start(*remaps, **options):
-        nodes.append(NodeProcess(*remaps, **options))
+        nodes.append(node_process(*remaps, **options))
         return nodes[-1]
 
     yield start

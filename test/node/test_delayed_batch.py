@@ -2,8 +2,8 @@
 
 import numpy as np
 import torch
+from toy_qwen import chatter_model, toy_processor
 
-from stream_vlm_ros.demo.random_model import random_model
 from stream_vlm_ros.memory import DelayedBatchInferenceEngine, FrameStore, SmartFrameManager
 from stream_vlm_ros.node.counters import FrameCounters
 from stream_vlm_ros.node.sampling import SECOND, TimedFrame
@@ -17,7 +17,7 @@ MICROSECOND = 1000
 def started(folder) -> EngineWorker:
     def load():
         memory = SmartFrameManager(FrameStore(folder, form="png"))
-        return DelayedBatchInferenceEngine(*random_model(), memory=memory)
+        return DelayedBatchInferenceEngine(chatter_model(), toy_processor(), memory=memory)
 
     counters = FrameCounters()
     worker = EngineWorker(load, counters, queue_size=8, max_questions=8)

@@ -33,9 +33,9 @@ class KnownSource(Source):
 
 @functools.lru_cache(maxsize=1)
 def real_model():
-    from stream_vlm_ros.demo.random_model import random_model
+    from toy_qwen import chatter_model, toy_processor
 
-    return random_model()
+    return chatter_model(), toy_processor()
 
 
 def real_engine(settings=None, max_cache_tokens=100):
@@ -62,9 +62,3 @@ def one_thread():
     import torch
 
     torch.set_num_threads(1)
-
-
-@pytest.fixture
-def no_small_model(monkeypatch):
-    """The model of random weights, even where the package ships a trained one."""
-    monkeypatch.setattr("stream_vlm_ros.replay.engines.default_model", lambda: None)

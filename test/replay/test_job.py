@@ -26,8 +26,6 @@ from stream_vlm_ros.replay.summary import wilson
 
 from .conftest import KnownSource, real_engine
 
-pytestmark = pytest.mark.usefixtures("no_small_model")
-
 ROOT = Path(__file__).resolve().parents[2]
 QUESTIONS = """
 title: <Known> & simple

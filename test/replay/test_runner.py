@@ -16,8 +16,6 @@ from stream_vlm_ros.replay.settings import EngineSettings
 
 from .conftest import KnownSource, real_engine
 
-pytestmark = pytest.mark.usefixtures("no_small_model")
-
 START = 1_700_000_000
 SETTINGS = EngineSettings(max_cache_tokens=100, max_new_tokens=6)
 QUESTIONS = """
