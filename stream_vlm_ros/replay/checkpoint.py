@@ -129,7 +129,7 @@ class PictureCost:
             raise InvalidParameterError(f"The rate is {fps:g} frames/s; it must be above 0.")
         own = "preprocessor_config.json" not in _missing_in(folder, [])
         settings = ImageSettings.from_folder(folder) if own else ImageSettings()
-        most = settings.at_most(max_pixels)
+        most = settings.at_most(max_pixels) if own else max_pixels or settings.max_pixels
         check_pixel_bounds(settings.min_pixels, most)
         height, width = smart_resize(
             camera[1], camera[0], settings.factor, settings.min_pixels, most
