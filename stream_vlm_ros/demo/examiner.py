@@ -135,9 +135,7 @@ class WorldExaminer:
                 return one
         return None
 
-    _DRAWS = (
-        400  # a type has some tens of phrasings and subjects; one not met by then is not judged
-    )
+    _DRAWS = 5000  # a type has some hundreds of phrasings and subjects; a draw takes 20 us
 
 
 def examiner_for(source: str, questions: list[str], sample_fps: float = 2.0) -> Examiner:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.text import Text
 
-from stream_vlm_ros.demo.text import bytes_text, one_line, plural
+from stream_vlm_ros.demo.text import bytes_text, duration_text, one_line, plural
 
 MARGIN = 10  # columns in front of questions and answers, where the time stands
 WIDTH_OF_FILES = 110  # columns when the output is no terminal
@@ -40,6 +40,7 @@ class Exchange:
     seen_ago: tuple[tuple[float, float], ...]  # stretches of time in memory: begin, end
     memory: Memory
     right: bool | None = None
+    judged: bool = False  # the truth is known; ``right`` is None where the memory had moved on
 
 
 @dataclass
@@ -110,6 +111,8 @@ class Report:
             self._print(Text(" " * MARGIN), Text(f"not answered: {exchange.error}", style="red"))
         else:
             marks = {True: Text("right  ", "green"), False: Text("wrong  ", "red"), None: Text("")}
+            if exchange.judged:
+                marks[None] = Text("not judged, more was seen meanwhile  ", "yellow")
             answer = Text(one_line(exchange.answer) or "(no words)", style="cyan")
             self._print(Text(" " * MARGIN), Text.assemble(marks[exchange.right], answer))
             self._print(Text(" " * MARGIN), Text(self._figures(exchange), style="dim"))
@@ -153,6 +156,8 @@ class Report:
         if judged:
             right = sum(bool(e.right) for e in judged)
             rows[0] = ("Answers", f"{rows[0][1]}; {right} of {len(judged)} right")
+            if missed := sum(e.judged and e.right is None for e in done):
+                rows[0] = (rows[0][0], f"{rows[0][1]}, {missed} not judged")
         if done:
             first, whole = [e.ttft for e in done], [e.latency for e in done]
             rows.append(
@@ -180,7 +185,17 @@ class Report:
                 f"; {memory.evicted_tokens:,} old tokens forgotten in "
                 f"{plural(memory.evictions, 'eviction')}"
             )
+        elif room := self._room():
+            text += f"; at this pace it is full after {duration_text(room)}, and forgets from then on"
         return text
+
+    def _room(self) -> float:
+        """Seconds of video that the bound holds, by the last answer's; 0 where nobody can tell."""
+        told = [e for e in self.exchanges if e.seen_ago and e.memory.length]
+        if not told:
+            return 0.0
+        span = told[-1].seen_ago[0][0] - told[-1].seen_ago[-1][1]
+        return span * told[-1].memory.cap / told[-1].memory.length
 
     def _frames_row(self) -> str:
         frames = self.frames

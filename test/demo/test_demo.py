@@ -1,6 +1,7 @@
 """The demo as a newcomer runs it: three processes, real DDS, its own end."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import av
 import numpy as np
 import pytest
 
-pytestmark = [pytest.mark.ros, pytest.mark.slow]
+pytestmark = pytest.mark.ros
+slow = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +59,20 @@ def survivors():
     return found
 
 
+def test_as_it_comes_it_answers_rightly_about_its_drawn_world():
+    demo = start("--seconds", 12)
+    output, _ = demo.communicate(timeout=240)
+    assert demo.returncode == 0, output
+    answered, right, judged = map(
+        int, re.search(r"Answers +(\d+) of \d+ .*?; (\d+) of (\d+) right", output).groups()
+    )
+    assert 2 <= judged <= answered
+    assert judged - right <= 1, output  # of a hundred answers, it gets one or two wrong
+    assert "the bound held" in output
+    assert survivors() == []
+
+
+@slow
 def test_it_asks_questions_while_the_video_runs_and_ends_well(video):
     demo = start("--video", video, "--seconds", 8, "--count", 2, "--max-cache-tokens", 256)
     output, _ = demo.communicate(timeout=240)
@@ -70,6 +86,7 @@ def test_it_asks_questions_while_the_video_runs_and_ends_well(video):
     assert survivors() == []
 
 
+@slow
 def test_the_reason_is_told_at_once_when_the_node_cannot_load_its_model(video):
     began = time.monotonic()
     demo = start("--video", video, "--model", "/nowhere/model")
@@ -80,6 +97,7 @@ def test_the_reason_is_told_at_once_when_the_node_cannot_load_its_model(video):
     assert survivors() == []
 
 
+@slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_is_quiet_and_leaves_no_process(video, number):
     demo = start("--video", video, "--seconds", 60)
@@ -94,6 +112,7 @@ def test_an_interrupt_is_quiet_and_leaves_no_process(video, number):
     assert survivors() == []
 
 
+@slow
 def test_a_video_that_is_not_there_is_one_line_and_exit_status_2():
     demo = start("--video", "nowhere.mp4")
     output, _ = demo.communicate(timeout=60)

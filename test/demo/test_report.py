@@ -135,3 +135,21 @@ def test_the_bar_shows_the_share(length, cap, full):
 def test_forgotten_stretches_show_as_a_gap():
     assert seen_text(((18.1, 16.6), (12.0, 0.4))) == "seen 18.1-16.6, 12.0-0.4 s ago"
     assert seen_text(()) == "nothing seen"
+
+
+def test_an_answer_that_could_not_be_judged_says_why_and_is_counted():
+    report = plain_report()
+    report.add(exchange(right=True, judged=True))
+    report.add(exchange(right=None, judged=True))
+    report.summary()
+    text = text_of(report)
+    assert "not judged, more was seen meanwhile  a taxi" in text
+    assert "1 of 1 right, 1 not judged" in text
+
+
+def test_the_summary_says_how_long_the_memory_lasts():
+    report = plain_report()
+    report.add(exchange(seen_ago=((60.5, 0.5),), memory=Memory(length=512, cap=2048)))
+    report.note_memory(Memory(length=512, cap=2048), Frames())
+    report.summary()
+    assert "full after 4 min 00 s" in " ".join(text_of(report).split())  # 60 s * 2048 / 512
