@@ -186,7 +186,7 @@ class Report:
                 f"{plural(memory.evictions, 'eviction')}"
             )
         elif room := self._room():
-            text += f"; at this pace it is full after {duration_text(room)}, and forgets from then on"
+            text += f"; at this pace it is full after {duration_text(room)} and then forgets"
         return text
 
     def _room(self) -> float:
