@@ -131,6 +131,11 @@ class KVCacheManager:
         return max(self.ledger.next_position) - self.get_seq_length()
 
     @property
+    def rotates_long_lived(self) -> bool:
+        """Keys of sink and kept grids are rotated anew at each eviction, instead of the query."""
+        return self._buffer.rotates_base
+
+    @property
     def live_bytes(self) -> int:
         """Bytes of the keys and values in the stream."""
         return self.get_seq_length() * self.shape.bytes_per_token
@@ -267,7 +272,7 @@ class KVCacheManager:
             buffer.evict(step)
             due -= step
         ledger.settle()
-        if buffer.rotates_base:
+        if self.rotates_long_lived:
             buffer.rotate_base(self._rotary, ledger.sink_offset, ledger.kept_offsets())
         lost = ledger.evicted - before
         if lost:
@@ -287,7 +292,7 @@ class KVCacheManager:
     def _current_parts(self) -> list[Part]:
         if self._parts is None:
             # Sink and kept grids were rotated anew where grids are kept: they need no turn.
-            base = self._buffer.sink + self._buffer.kept if self._buffer.rotates_base else 0
+            base = self._buffer.sink + self._buffer.kept if self.rotates_long_lived else 0
             pieces = [(0, base, ZERO)] if base else []
             for start, stop, offset in self.ledger.parts():
                 if stop <= base:

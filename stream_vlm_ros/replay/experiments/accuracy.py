@@ -208,7 +208,7 @@ def _judge(bench, name, caps, kept, of, ages, judged: bool) -> None:
 
 def _plots(bench, name, caps, kept, of, ages) -> None:
     record = bench.record
-    colours = dict(zip(POLICIES, ("0.6", "C0", "C2", "C1", "C3", "C4", "0.2"), strict=True))
+    colours = dict(zip(POLICIES, ("0.6", "C0", "C2", "C1", "C5", "C3", "C4", "0.2"), strict=True))
 
     def by_age(figure, axes):
         names = [f"{low:g}–{high:g}" if high < math.inf else f"> {low:g}" for low, high in AGES]

@@ -122,12 +122,15 @@ class Bench:
         """Show a table and keep it in the record."""
         rows = [[str(cell) for cell in row] for row in rows]
         self.record.tables.append(Table(title, columns, rows))
-        drawn = ScreenTable(title=title, box=None, title_justify="left", pad_edge=False)
+        # Above the table, not as its title: that would be folded to the table's width.
+        self.screen.print(Text(f"\n{title}", style="italic"), soft_wrap=True)
+        drawn = ScreenTable(box=None, pad_edge=False)
         for index, column in enumerate(columns):
             drawn.add_column(column, justify="left" if index == 0 else "right")
         for row in rows:
             drawn.add_row(*map(Text, row))
         self.screen.print(drawn)
+        self.screen.print()
 
     def verdict(self) -> None:
         """Show the criteria and the notes."""

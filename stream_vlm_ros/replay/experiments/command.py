@@ -27,15 +27,20 @@ MODULES = {
     "native": "native",
     "chunk-size": "chunk_size",
     "policies": "policies",
+    "endurance": "endurance",
 }
 FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130  # exit statuses; 0 when every criterion passed
+
+LOG_WIDTH = 160  # columns where no terminal says how many there are: no table is folded
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiment that the arguments name; its exit status."""
     options = parser().parse_args(arguments)
     module = _module(options.experiment)
-    screen = Console(highlight=False, stderr=False)
+    screen = Console(highlight=False)
+    if not screen.is_terminal:
+        screen.width = max(screen.width, LOG_WIDTH)
     settings = {
         name: value if value is None or isinstance(value, (int, float, bool)) else str(value)
         for name, value in vars(options).items()

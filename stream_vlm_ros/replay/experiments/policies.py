@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -46,6 +47,13 @@ def options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--settings", nargs="+", choices=list(SETTINGS), default=["trained"])
     add("--videos", type=int, default=8, help="of each setting")
+    add(
+        "--cross-videos",
+        type=int,
+        default=4,
+        help="how many of them are streamed in every layout with every position policy; the "
+        "others only in the first of each",
+    )
     add("--first-video", type=int, default=1_000_000, help="seed of the first world")
     add("--seconds", type=float, help="length of a video instead of the setting's")
     add("--caps", type=float, nargs="+", help="shares of the history instead of the setting's")
@@ -128,15 +136,18 @@ def all_tasks(options: argparse.Namespace) -> list[Task]:
     """Every stream, video by video, so that a run broken off has whole videos."""
     found = []
     for name in options.settings:
-        for video in range(options.first_video, options.first_video + options.videos):
-            for layout in options.layouts:
-                for policy in options.policies:
-                    if policy in (LAST_FOUR, FULL):  # nothing is evicted: neither cap nor gaps
-                        found.append(Task(name, video, policy, layout, "contiguous", 1.0))
-                        continue
-                    for positions in options.positions:
-                        for share in options.caps or SETTINGS[name].caps:
-                            found.append(Task(name, video, policy, layout, positions, share))
+        for number in range(options.videos):
+            crossed = number < options.cross_videos
+            layouts = options.layouts if crossed else options.layouts[:1]
+            positions = options.positions if crossed else options.positions[:1]
+            video = options.first_video + number
+            for layout, policy in itertools.product(layouts, options.policies):
+                if policy in (LAST_FOUR, FULL):  # nothing is evicted: neither cap nor gaps
+                    found.append(Task(name, video, policy, layout, "contiguous", 1.0))
+                    continue
+                caps = options.caps or SETTINGS[name].caps
+                for policy_of_gaps, cap in itertools.product(positions, caps):
+                    found.append(Task(name, video, policy, layout, policy_of_gaps, cap))
     return found
 
 

@@ -29,12 +29,13 @@ SHARES = {
     "sink + window": (0.0, 0.0),
     "+ uniform": (0.5, 0.0),
     "+ importance": (0.0, 0.5),
+    "+ importance, small window": (0.0, 0.7),
     "+ both": (0.25, 0.25),
-    "+ both, small window": (0.35, 0.45),
+    "+ both, small window": (0.3, 0.4),
 }
 POLICIES = (LAST_FOUR, *SHARES, FULL)
 LAYOUTS = ("continuous", "segmented")
-POSITIONS = ("contiguous", "keep_gaps")
+POSITIONS = ("keep_gaps", "contiguous")
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class Setting:
 
 
 SETTINGS = {
-    "trained": Setting("trained", 0.2, 700.0, 10.0, 2, (0.1, 0.2, 0.4)),
-    "camera": Setting("camera", 2.0, 600.0, 1.0, 4, (0.02, 0.1, 0.4)),
+    "trained": Setting("trained", 0.2, 700.0, 10.0, 2, (0.1, 0.2, 0.3, 0.4, 0.5)),
+    "camera": Setting("camera", 2.0, 600.0, 1.0, 4, (0.02, 0.05, 0.2)),
 }
 
 

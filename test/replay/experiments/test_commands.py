@@ -146,6 +146,59 @@ def test_running_out_of_memory_is_tried_again_with_fewer_frames_and_noted(run, m
     assert (status, found["status"]) == (1, "broken off")  # any other error is none of memory
 
 
+SHORT = ["--chunks", 60, "--young", 30, "--stretch", 2, "--turns", 3]
+AT_LEISURE = ["--most-ratio", 1e9, "--most-mib", 1e9]  # times and memory are not the point here
+
+
+@pytest.mark.parametrize("layout", ["segmented", "continuous"])
+def test_after_many_chunks_positions_and_keys_are_those_reckoned_from_scratch(run, layout):
+    status, found = run("endurance", *SHORT, *AT_LEISURE, "--layout", layout)
+    assert (status, failed(found)) == (0, [])
+    assert len(found["summary"]) == 4  # level 1 and all levels, two position policies
+    far, near = (
+        found["summary"][f"all levels, {policy}"]["last_position"]
+        for policy in ("keep_gaps", "contiguous")
+    )
+    if layout == "continuous":
+        # 15 text tokens, then 2 positions a second from the first grid to the 60th.
+        assert far == 15 + 2 * 59 + 1
+    assert near < far
+
+
+def test_positions_that_are_off_are_found(run, monkeypatch):
+    from stream_vlm_ros.engine.ledger import PositionLedger
+
+    lay_out = PositionLedger._lay_out_again
+
+    def late(self):
+        if self.evicted < 200:  # then it stops
+            lay_out(self)
+
+    monkeypatch.setattr(PositionLedger, "_lay_out_again", late)
+    status, found = run("endurance", *SHORT, *AT_LEISURE, "--positions", "contiguous")
+    assert status == 1
+    assert failed(found) == [
+        "level 1, contiguous: positions exact at the end",
+        "level 1, contiguous: keys as rotated in float64",
+        "all levels, contiguous: positions exact at the end",
+        "all levels, contiguous: keys as rotated in float64",
+    ]
+
+
+def test_keys_that_are_off_are_found_though_the_bookkeeping_is_right(run, monkeypatch):
+    from stream_vlm_ros.engine.buffer import KVBuffer
+
+    rotate = KVBuffer.rotate_base
+
+    def astray(self, rotary, sink, kept):
+        rotate(self, rotary, sink, [(number, at._replace(t=at.t + 1)) for number, at in kept])
+
+    monkeypatch.setattr(KVBuffer, "rotate_base", astray)
+    status, found = run("endurance", *SHORT, *AT_LEISURE, "--positions", "contiguous")
+    assert status == 1
+    assert failed(found) == ["all levels, contiguous: keys as rotated in float64"]
+
+
 def test_policies_ask_the_same_of_all_and_go_on_where_they_stood(run, capsys):
     few = ["--max-pixels", 16_800, "--videos", 1, "--seconds", 160, "--caps", 0.5, "--moments", 2,
            "--each", 1, "--layouts", "continuous"]  # fmt: skip
@@ -161,8 +214,8 @@ def test_policies_ask_the_same_of_all_and_go_on_where_they_stood(run, capsys):
     assert both["length"] <= both["cap"] == both["history_tokens"] // 2
     capsys.readouterr()
     status, found = run("policies", *few)
-    assert "3 streams are there already, 9 to go" in capsys.readouterr().out
-    assert status == 0 and len(found["rows"]) == 12
+    assert "3 streams are there already, 11 to go" in capsys.readouterr().out
+    assert status == 0 and len(found["rows"]) == 14  # 6 policies under two, 2 that evict nothing
     assert all(entry["passed"] is None for entry in found["criteria"])  # random weights
 
 
