@@ -17,6 +17,7 @@ from stream_vlm_ros import __version__
 
 UNUSABLE, INTERRUPTED = 2, 130  # exit statuses
 MAX_PIXELS = 401_408  # the node's default, so that both see the same
+ENGINE_HELP = "streaming or delayed_batch, and settings: streaming,max_cache_tokens=4096,..."
 
 
 class Verbs(TyperGroup):
@@ -84,36 +85,54 @@ def ask(
     max_pixels: MaxPixels = MAX_PIXELS,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     layout: Annotated[str, typer.Option(help="continuous or segmented.")] = "continuous",
+    engine: Annotated[str | None, typer.Option(help=f"{ENGINE_HELP} (docs/replay.md)")] = None,
+    about: Annotated[
+        tuple[float, float] | None,
+        typer.Option(metavar="FROM TO", help="The seconds of the video that are asked about."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Stream VIDEO through the memory, then ask it QUESTIONS."""
     from stream_vlm_ros.engine.errors import InvalidParameterError
     from stream_vlm_ros.replay import feed, load_engine
+    from stream_vlm_ros.replay.settings import EngineSettings
     from stream_vlm_ros.replay.terminal import Dialogue, WatchingBar, memory_text
     from stream_vlm_ros.sources import open_source, parse_size
 
     if at is not None and not at > 0:
         raise InvalidParameterError(f"--at is {at:g} s; it must be above 0.")
     out, side = Console(highlight=False), Console(highlight=False, stderr=True)
-    source = open_source(video, fps=fps, end=at, size=parse_size(size))
+    settings = EngineSettings(
+        model=None if model is None else str(model),
+        device=device,
+        fps=fps,
+        chunk_frames=chunk_frames,
+        max_cache_tokens=max_cache_tokens,
+        layout=layout,
+        max_pixels=max_pixels or None,
+        max_new_tokens=max_new_tokens,
+    ).changed(engine)
+    source = open_source(video, fps=settings.fps, end=at, size=parse_size(size))
     if source.endless:
         raise InvalidParameterError(f"{video} has no end: say when to ask with --at SECONDS.")
     with side.status("Loading the model"):
-        options = {"layout": layout, "max_pixels": max_pixels or None}
-        engine = load_engine(model, device, max_cache_tokens, **options)
+        memory = load_engine(settings)
     with WatchingBar(side, source, at) as bar:
-        fed = feed(engine, source, chunk_frames, bar)
+        fed = feed(memory, source, settings.chunk_frames, bar)
     if not fed.frames:
         raise InvalidParameterError(source.state.damage or f"{video} gave no frame to ask about.")
     for note in filter(None, [source.state.damage, *source.state.notes]):
         side.print(Text(f"Note: {note}"), soft_wrap=True)
-    dialogue = Dialogue(engine, None if as_json else out)
-    answers = [dialogue.ask(question, choice, max_new_tokens) for question in questions]
-    memory = engine.get_cache_info()
+    dialogue = Dialogue(memory, None if as_json else out)
+    answers = [
+        dialogue.ask(question, choice, settings.max_new_tokens, fed.span(about))
+        for question in questions
+    ]
+    info = memory.get_cache_info()
     if as_json:
-        print(json.dumps({"source": source.name, "memory": memory, "answers": answers}))
+        print(json.dumps({"source": source.name, "memory": info, "answers": answers}))
     else:
-        out.print(Text(memory_text(memory, fed), style="dim"), soft_wrap=True)
+        out.print(Text(memory_text(info, fed), style="dim"), soft_wrap=True)
 
 
 @app.command()
@@ -123,10 +142,7 @@ def replay(
     ],
     questions: Annotated[Path, typer.Option(help="File of timed questions (docs/replay.md).")],
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"),
-    engine: Annotated[
-        str | None,
-        typer.Option(help="stream or delayed, and settings: stream,max_cache_tokens=4096,..."),
-    ] = None,
+    engine: Annotated[str | None, typer.Option(help=ENGINE_HELP)] = None,
     compare: Annotated[
         list[str] | None,
         typer.Option(help="A further run, changed so: NAME:setting=value,... May be repeated."),
@@ -186,7 +202,7 @@ def replay(
 @app.command()
 def rate(
     source: Annotated[str, typer.Argument(help="What the camera shows: a bag, a video, ...")],
-    engine: Annotated[str | None, typer.Option(help="Settings: max_cache_tokens=4096,...")] = None,
+    engine: Annotated[str | None, typer.Option(help=ENGINE_HELP)] = None,
     model: Annotated[
         Path | None, typer.Option(help="Folder of a Qwen2.5-VL checkpoint on this machine.")
     ] = None,
@@ -266,10 +282,14 @@ def info(
     out.print(table)
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    add_help_option=False,
-)
+# For verbs whose options are read by the module that does the work.
+PASSED_ON = {
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
+    "add_help_option": False,
+}
+
+
+@app.command(**PASSED_ON)
 def demo(ctx: typer.Context) -> None:
     """Run the whole ROS system on a video and ask it questions (demo --help for its options)."""
     from stream_vlm_ros.demo.__main__ import main as run_demo
@@ -277,10 +297,19 @@ def demo(ctx: typer.Context) -> None:
     raise typer.Exit(run_demo(ctx.args))
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    add_help_option=False,
-)
+demo_model_app = typer.Typer(no_args_is_help=True, help="The small model that is shipped.")
+app.add_typer(demo_model_app, name="demo-model")
+
+
+@demo_model_app.command(**PASSED_ON)
+def evaluate(ctx: typer.Context) -> None:
+    """Ask it about drawn worlds that it was never trained on (--help for the options)."""
+    from stream_vlm_ros.demo.evaluate import main as run_evaluation
+
+    raise typer.Exit(run_evaluation(ctx.args))
+
+
+@app.command(**PASSED_ON)
 def experiment(ctx: typer.Context) -> None:
     """Measure the memory, with pass criteria (experiment --help for which there are)."""
     from stream_vlm_ros.replay.experiments.command import main as run_experiment

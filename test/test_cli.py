@@ -99,16 +99,42 @@ def test_a_question_can_be_asked_before_the_end_and_with_choices(video):
     assert len(told["answers"][0]["scores"]) == 2
 
 
+def test_either_engine_answers_and_can_be_told_where_to_look(video):
+    settings = "delayed_batch,keep_fps=2,max_sampled_frames=4"
+    told = run("ask", video, "Is it day?", "--engine", settings, "--about", 1, 1.5, "--json")
+    assert told.exit_code == 0, told.output
+    answer = json.loads(told.stdout)["answers"][0]
+    assert answer["frames_used"] == 4
+    # Pairs of neighbours: that of 1.0 and 1.5 s by its name, that of 2.0 and 2.5 s as the latest.
+    assert answer["time_spans"] == [[1.0, 2.5]]
+    shown = run("ask", video, "Is it day?", "--engine", settings)
+    assert "6 frames kept" in shown.stdout
+    streaming = run("ask", video, "Is it day?", "--about", 1, 1.5)
+    assert streaming.exit_code == 0, streaming.output
+    beyond = run("ask", video, "Is it day?", "--about", 60, 70)
+    assert beyond.exit_code == 2 and "remembered" in beyond.stderr
+
+
+def test_the_small_models_evaluation_is_a_verb():
+    options = ["--worlds", 1, "--each", 1, "--spans", "5", "--no-pairs", "--json"]
+    result = run("demo-model", "evaluate", *options)
+    assert result.exit_code == 0, result.output
+    (found,) = json.loads(result.stdout)["runs"]
+    assert found["end"]["questions"] > 5
+    assert found["end"]["core_mean"] > 50  # it is the trained one
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["ask", "nowhere.mp4", "Hello?"], "There is no file nowhere.mp4"),
         (["ask", "VIDEO", ""], "question"),
-        (["ask", "VIDEO", "Hello?", "--fps", "0"], "sampling rate"),
+        (["ask", "VIDEO", "Hello?", "--fps", "0"], "fps is 0"),
         (["ask", "VIDEO", "Hello?", "--at", "0"], "--at"),
         (["ask", "VIDEO", "Hello?", "--size", "big"], "640x480"),
         (["ask", "VIDEO", "Hello?", "--model", "/nowhere"], "/nowhere"),
         (["ask", "VIDEO", "Hello?", "--layout", "round"], "round"),
+        (["ask", "VIDEO", "Hello?", "--engine", "steaming"], "streaming, delayed_batch"),
         (["ask", "VIDEO", "Hello?", "--max-cache-tokens", "3"], "3"),
         (["ask", "world:1", "Hello?"], "--at"),
         (["info", "/nowhere"], "no model folder"),

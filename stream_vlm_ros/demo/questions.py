@@ -280,9 +280,15 @@ class History:
         return self.stamps[bisect.bisect_left(self.stamps, sighting.end) - 1]
 
 
+class _AllSeen(Exception):
+    """There is no shape left that was not seen."""
+
+
 def _unseen(rng: random.Random, history: History):
     """A shape that was not seen, three times out of four one that resembles something seen."""
     seen = set(history.names)
+    if all(shape.name in seen for shape in SHAPES):
+        raise _AllSeen
     while True:
         shape = rng.choice(SHAPES)
         likeness = [s.thing for s in history.seen if not s.thing.is_sign]
@@ -324,8 +330,15 @@ def _things(rng, history, text, type_, things) -> Question:
     answer = join(ordered)
     wrong = _others(rng, history, answer)
     if len(ordered) == 2:
+
+        def stranger():
+            try:
+                return _unseen(rng, history)
+            except _AllSeen:
+                return rng.choice([shape for shape in SHAPES if shape not in ordered])
+
         wrong = [
-            join(sorted((ordered[rng.randrange(2)], _unseen(rng, history)), key=lambda x: x.name))
+            join(sorted((ordered[rng.randrange(2)], stranger()), key=lambda x: x.name))
             for _ in range(3)
         ]
         wrong = [w for w in dict.fromkeys(wrong) if w != answer]
@@ -634,7 +647,10 @@ def ask(rng: random.Random, history: History, type_: str) -> Question | None:
     """
     if not history.settled and type_ != "unknown":
         return None
-    return _MAKERS[type_](rng, history)
+    try:
+        return _MAKERS[type_](rng, history)
+    except _AllSeen:  # nothing could be named that was not there
+        return None
 
 
 def vocabulary() -> list[str]:

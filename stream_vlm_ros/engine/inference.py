@@ -6,7 +6,6 @@ Read `append_video_chunk` and `ask` from top to bottom: they are the whole engin
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,7 +17,6 @@ from .decoding import Answer, AnswerText, DecodingOptions, Sampler
 from .errors import (
     EmptyMemoryError,
     InvalidParameterError,
-    InvalidTimestampError,
     OutOfHorizonError,
 )
 from .eviction import EvictionConfig, ImportanceScore
@@ -29,8 +27,8 @@ from .positions import Span, TextSpan, VisionSpan, time_to_ticks
 from .processor import StreamProcessor
 from .prompts import LAYOUTS, ChatLayout
 from .reduction import Known, StaticTokenFilter
+from .stamps import frame_times
 
-DEFAULT_FPS = 2.0
 _GIB = 1024**3
 
 
@@ -140,7 +138,8 @@ class VideoStreamingInference:
         """
         begin = time.perf_counter()
         patches = self._frames(frames, self.min_pixels, self.max_pixels)
-        stamps = self._stamps(len(frames), fps, timestamps)
+        newest = self.cache_manager.state.last_stamp
+        stamps = frame_times(len(frames), fps, timestamps, newest)
         spans, before, after = self._plan_chunk(patches, stamps)
         manager = self.cache_manager
         # With tokens left out it may be fewer in the end; what could never fit is refused here.
@@ -417,35 +416,6 @@ class VideoStreamingInference:
         ]
         kept = [grid[list(there)] for grid, there in zip(features, places, strict=True)]
         return spans, torch.cat(kept), known
-
-    def _stamps(
-        self, count: int, fps: float | None, timestamps: Sequence[float] | None
-    ) -> list[float]:
-        """The frames' times in seconds; InvalidTimestampError if they cannot be."""
-        newest = self.cache_manager.state.last_stamp
-        if timestamps is None:
-            fps = DEFAULT_FPS if fps is None else fps
-            if not isinstance(fps, (int, float)) or not math.isfinite(fps) or fps <= 0:
-                raise InvalidTimestampError(f"fps must be a number above 0: {fps!r}")
-            first = 0.0 if newest is None else newest + 1 / fps
-            return [first + index / fps for index in range(count)]
-        if fps is not None:
-            raise InvalidTimestampError("give either fps or timestamps, not both")
-        try:
-            stamps = [float(stamp) for stamp in timestamps]
-        except (TypeError, ValueError) as error:
-            raise InvalidTimestampError(f"time stamps must be seconds: {error}") from error
-        if len(stamps) != count:
-            raise InvalidTimestampError(f"{count} frames came with {len(stamps)} time stamps")
-        if not all(map(math.isfinite, stamps)):
-            raise InvalidTimestampError(f"a time stamp is not finite: {stamps}")
-        for earlier, later in zip([newest, *stamps], stamps, strict=False):
-            if earlier is not None and later < earlier:
-                raise InvalidTimestampError(
-                    f"time runs backwards: a frame of {later:.3f} s comes after one of "
-                    f"{earlier:.3f} s. Sort the frames, or reset() if the source started anew"
-                )
-        return stamps
 
     def _seen(self, stamps: list[float]) -> StreamState:
         """The stream's state once a chunk with these stamps is in it."""

@@ -25,11 +25,10 @@ from stream_vlm_ros.engine import (
 from stream_vlm_ros.engine.cache import Snapshot
 from stream_vlm_ros.engine.errors import (
     EmptyMemoryError,
-    InvalidTimestampError,
     StreamBusyError,
 )
 from stream_vlm_ros.engine.frames import to_arrays
-from stream_vlm_ros.engine.inference import DEFAULT_FPS
+from stream_vlm_ros.engine.stamps import frame_times
 from stream_vlm_ros.memory.errors import PictureLostError
 from stream_vlm_ros.memory.manager import SmartFrameManager
 from stream_vlm_ros.memory.selection import (
@@ -153,8 +152,8 @@ class DelayedBatchInferenceEngine:
     ) -> dict[str, Any]:
         """Keep one frame; see `append_video_chunk`. Without a time stamp: 1 s after the newest."""
         if timestamp is None:
-            return self._add([image], self._stamps(1, 1.0, None), source)
-        return self._add([image], self._stamps(1, None, [timestamp]), source)
+            return self.append_video_chunk([image], fps=1.0, source=source)
+        return self.append_video_chunk([image], timestamps=[timestamp], source=source)
 
     append_frame = add_frame
 
@@ -182,10 +181,9 @@ class DelayedBatchInferenceEngine:
             InvalidImageError, InvalidTimestampError: nothing was kept.
             FrameStoreError: the store cannot take them; those before the first refused are kept.
         """
-        return self._add(frames, self._stamps(len(frames), fps, timestamps), source)
-
-    def _add(self, frames: Sequence[Any], stamps: list[float], source: str) -> dict[str, Any]:
         begin = time.perf_counter()
+        # All are checked before the first is kept: a chunk is taken whole or not at all.
+        stamps = frame_times(len(frames), fps, timestamps, self.memory.last_stamp)
         arrays = to_arrays(frames)
         kept = 0
         for array, stamp in zip(arrays, stamps, strict=True):
@@ -198,29 +196,6 @@ class DelayedBatchInferenceEngine:
             "cache_length": self._stream.cache_manager.get_seq_length(),
             "latency": time.perf_counter() - begin,
         }
-
-    def _stamps(
-        self, count: int, fps: float | None, timestamps: Sequence[float] | None
-    ) -> list[float]:
-        """The frames' times in seconds; InvalidTimestampError if they cannot be."""
-        newest = self.memory.last_stamp
-        if timestamps is None:
-            fps = DEFAULT_FPS if fps is None else fps
-            if not isinstance(fps, (int, float)) or not math.isfinite(fps) or fps <= 0:
-                raise InvalidTimestampError(f"fps must be a number above 0: {fps!r}")
-            first = 0.0 if newest is None else newest + 1 / fps
-            return [first + index / fps for index in range(count)]
-        if fps is not None:
-            raise InvalidTimestampError("give either fps or timestamps, not both")
-        try:
-            stamps = [float(stamp) for stamp in timestamps]
-        except (TypeError, ValueError) as error:
-            raise InvalidTimestampError(f"time stamps must be seconds: {error}") from error
-        if len(stamps) != count:
-            raise InvalidTimestampError(f"{count} frames came with {len(stamps)} time stamps")
-        # All before the first is kept: a chunk is taken whole or not at all.
-        self.memory.check_stamps(stamps)
-        return stamps
 
     # -- answering ---------------------------------------------------------------------------
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from stream_vlm_ros.engine.errors import (
-    InvalidParameterError,
-    InvalidTimestampError,
-    OutOfHorizonError,
-)
+from stream_vlm_ros.engine.errors import InvalidParameterError, OutOfHorizonError
+from stream_vlm_ros.engine.stamps import check_order
 from stream_vlm_ros.memory.errors import PictureLostError
 from stream_vlm_ros.memory.importance import NoveltyMeasure, ThumbnailNovelty
 from stream_vlm_ros.memory.sampling import TargetRate
@@ -93,19 +89,6 @@ class SmartFrameManager:
         """Stamp of the newest frame offered or taken up, in seconds."""
         return self._last_stamp
 
-    def check_stamps(self, stamps: Sequence[float]) -> None:
-        """Raise InvalidTimestampError unless frames of these stamps can be added one by one."""
-        last = self._last_stamp
-        for stamp in stamps:
-            if not math.isfinite(stamp):
-                raise InvalidTimestampError(f"a time stamp is not finite: {stamp}")
-            if last is not None and stamp < last:
-                raise InvalidTimestampError(
-                    f"time runs backwards: a frame of {stamp:.3f} s comes after one of "
-                    f"{last:.3f} s. Sort the frames, or reset() if the source started anew"
-                )
-            last = stamp
-
     def add(self, image: np.ndarray, stamp: float, source: str = "") -> KeptFrame | None:
         """Offer a frame; it is kept if the target rate wants it.
 
@@ -122,7 +105,7 @@ class SmartFrameManager:
             InvalidTimestampError: not finite, or time runs backwards.
             FrameStoreError: the store cannot take it.
         """
-        self.check_stamps([stamp])
+        check_order([stamp], self._last_stamp)
         self.frames_added += 1
         if stamp == self._last_stamp:
             self.frames_repeated += 1

@@ -45,7 +45,8 @@ class Job:
             time is that of ``/clock``.
         play: without a source: the command that plays it, run once the node is ready; None: it is
             played already.
-        asks: ``id``, ``offset_ns`` (None: at the end), ``text``, ``choices``, ``max_new_tokens``.
+        asks: ``id``, ``offset_ns`` (None: at the end), ``text``, ``choices``, ``about_ns`` (from
+            and to, or None), ``max_new_tokens``. Times count from the first frame.
         rate: how many times faster than real time.
         probe: instead find the highest camera rate: ``seconds`` a trial, ``highest`` rate tried,
             ``loss`` allowed.
@@ -122,7 +123,7 @@ class Player:
         self.executor.add_node(self.node)
         self.waiting: list[Any] = []  # futures of answers
         self.published = self.skipped = 0
-        self._clock_due = 0.0
+        self._origin_ns = 0  # stamp of the first frame, as published
 
     def close(self) -> None:
         self._result.close()
@@ -159,7 +160,7 @@ class Player:
             if begin is None:
                 begin, first = time.monotonic(), frame.stamp_ns
                 shift = SHIFT_NS if first < SECOND else 0
-                self._note("origin", stamp_ns=first + shift, source_ns=first, camera=frame.source)
+                self._begin(first + shift, first, frame.source)
             stamp = frame.stamp_ns + shift
             due = begin + (frame.stamp_ns - first) / SECOND / self.job.rate
             while time.monotonic() < due:
@@ -183,7 +184,7 @@ class Player:
                 lambda: "no frame has come into its memory",
             )
             origin = _nanoseconds(self.status.oldest_stamp)
-            self._note("origin", stamp_ns=origin, source_ns=origin, camera="")
+            self._begin(origin, origin, "")
             moved, last = time.monotonic(), None
             while time.monotonic() - moved < self.job.idle:
                 if playing is not None and playing.poll() is not None:
@@ -271,9 +272,17 @@ class Player:
             asks.remove(ask)
             self._ask(ask)
 
+    def _begin(self, origin_ns: int, source_ns: int, camera: str) -> None:
+        self._origin_ns = origin_ns
+        self._note("origin", stamp_ns=origin_ns, source_ns=source_ns, camera=camera)
+
     def _ask(self, ask: dict[str, Any]) -> None:
         request = self._query_type.Request(question=ask["text"], choices=list(ask["choices"]))
         request.max_new_tokens = ask.get("max_new_tokens") or 0
+        for limit, offset in zip(
+            (request.about_from, request.about_to), ask.get("about_ns") or (), strict=False
+        ):
+            limit.sec, limit.nanosec = divmod(self._origin_ns + offset, SECOND)
         sent = time.monotonic()
         future = self.query.call_async(request)
         future.add_done_callback(lambda done: self._take_answer(ask["id"], done, sent))

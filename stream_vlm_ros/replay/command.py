@@ -28,7 +28,7 @@ def settings_of(
     named = engine is not None and ":" in engine.split(",")[0].split("=")[0]
     first = base.changed(engine)
     if not named:
-        first = dataclasses.replace(first, name=first.kind)
+        first = dataclasses.replace(first, name=first.engine)
     return [first, *(first.changed(text) for text in compared)]
 
 

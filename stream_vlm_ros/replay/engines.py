@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stream_vlm_ros.demo.defaults import default_model
 
-if TYPE_CHECKING:
-    from stream_vlm_ros.engine import VideoStreamingInference
+from .settings import EngineSettings
 
 
+@lru_cache(maxsize=1)  # several cameras, or several runs, share the weights
 def load_model(model: str | Path | None, device: str = "auto") -> tuple[Any, Any, str]:
     """Network and processor of the checkpoint folder ``model``, and the device they are for.
 
@@ -32,21 +33,63 @@ def load_model(model: str | Path | None, device: str = "auto") -> tuple[Any, Any
     return network.eval(), processor, device
 
 
-def load_engine(
-    model: str | Path | None,
-    device: str = "auto",
-    max_cache_tokens: int = 16384,
-    eviction: dict[str, int] | None = None,
-    **options: Any,
-) -> VideoStreamingInference:
-    """A streaming engine on ``load_model(model, device)``.
+def load_engine(settings: EngineSettings) -> Any:
+    """The engine of a configuration, its model loaded, its memory empty.
 
-    ``eviction``: the other settings of its EvictionConfig. ``options`` go to
-    VideoStreamingInference. Raises ModelLoadError, DeviceUnavailableError, InvalidParameterError.
+    Raises ModelLoadError, DeviceUnavailableError, InvalidParameterError.
     """
+    network, processor, device = load_model(settings.model, settings.device)
+    build = _delayed_batch if settings.engine == "delayed_batch" else _streaming
+    return build(
+        settings,
+        network,
+        processor,
+        device,
+        layout=settings.layout,
+        min_pixels=settings.min_pixels,
+        system_prompt=settings.system_prompt,
+        max_tail_tokens=settings.max_tail_tokens,
+    )
+
+
+def _streaming(settings: EngineSettings, network: Any, processor: Any, device: str, **common: Any):
     from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
 
-    network, processor, device = load_model(model, device)
-    options["max_pixels"] = processor.image_settings.at_most(options.get("max_pixels"))
-    bound = EvictionConfig(max_cache_tokens=max_cache_tokens, **(eviction or {}))
-    return VideoStreamingInference(network, processor, device, bound, **options)
+    eviction = EvictionConfig(
+        max_cache_tokens=settings.max_cache_tokens,
+        sink_size=settings.sink_size,
+        window_size=settings.window_size,
+        eviction_interval=settings.eviction_interval,
+        sampled_share=settings.sampled_share,
+        important_share=settings.important_share,
+    )
+    return VideoStreamingInference(
+        network,
+        processor,
+        device,
+        eviction,
+        position_policy=settings.position_policy,
+        max_pixels=processor.image_settings.at_most(settings.max_pixels),
+        skip_similarity=settings.skip_similarity or None,
+        **common,
+    )
+
+
+def _delayed_batch(
+    settings: EngineSettings, network: Any, processor: Any, device: str, **common: Any
+):
+    from stream_vlm_ros.memory import DelayedBatchInferenceEngine, FrameStore, SmartFrameManager
+
+    store = FrameStore(
+        max_bytes=settings.frame_store_megabytes * 2**20,
+        max_seconds=settings.frame_store_hours * 3600,
+    )
+    return DelayedBatchInferenceEngine(
+        network,
+        processor,
+        device,
+        memory=SmartFrameManager(store, target_fps=settings.keep_fps),
+        max_sampled_frames=settings.max_sampled_frames,
+        max_pixels=settings.sampled_max_pixels,
+        **common,
+    )

@@ -26,6 +26,11 @@ class Fed:
     first_ns: int | None = None
     last_ns: int | None = None
 
+    def span(self, about: tuple[float, float] | None) -> tuple[float, float] | None:
+        """Seconds from the first frame as the source's own."""
+        first = (self.first_ns or 0) / 1e9
+        return None if about is None else (first + about[0], first + about[1])
+
 
 def chunks(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
     """``frames`` in lists of ``size``; a list ends early where the picture size changes, and the

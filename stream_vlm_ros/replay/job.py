@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from stream_vlm_ros.engine.errors import InvalidParameterError, StreamVlmError
 from stream_vlm_ros.sources import Frame, Source, open_source
 
-from .engines import load_engine, load_model
+from .engines import load_engine
 from .journal import Journal, fingerprint
 from .questions import QuestionSet
 from .realtime import realtime_run
@@ -66,15 +66,13 @@ class ReplayJob:
         if len(set(names)) < len(names):
             raise InvalidParameterError(f"Two runs have the same name: {', '.join(names)}.")
         self.interrupted = False
-        self._make = self.make_engine or engine_of
+        self._make = self.make_engine or load_engine
         if self.attach:
             self.realtime = True
         if self.realtime and self.bag:
             raise InvalidParameterError(
                 "--bag goes with the closed loop; in real time use ros2 bag record."
             )
-        if self.realtime and any(settings.kind != "stream" for settings in self.settings):
-            raise InvalidParameterError("In real time only the engine 'stream' can be replayed.")
 
     def run(self) -> dict[str, Any]:
         """Replay, and write the report; the report. After Ctrl-C it is partial, and
@@ -191,37 +189,6 @@ class ReplayJob:
             "rate": source.rate,
             "size": list(source.size) if source.size else None,
         }
-
-
-def engine_of(settings: EngineSettings) -> Any:
-    """The engine of a configuration, its model loaded."""
-    common = {
-        "layout": settings.layout,
-        "min_pixels": settings.min_pixels,
-        "max_pixels": settings.max_pixels,
-        "system_prompt": settings.system_prompt,
-        "max_tail_tokens": settings.max_tail_tokens,
-    }
-    if settings.kind == "delayed":
-        from stream_vlm_ros.memory import DelayedBatchInferenceEngine
-
-        network, processor, device = load_model(settings.model, settings.device)
-        most = settings.max_sampled_frames
-        return DelayedBatchInferenceEngine(
-            network, processor, device, max_sampled_frames=most, **common
-        )
-    return load_engine(
-        settings.model,
-        settings.device,
-        settings.max_cache_tokens,
-        {
-            "sink_size": settings.sink_size,
-            "window_size": settings.window_size,
-            "eviction_interval": settings.eviction_interval,
-        },
-        position_policy=settings.position_policy,
-        **common,
-    )
 
 
 def describe_questions(questions: QuestionSet) -> dict[str, Any]:

@@ -30,7 +30,8 @@ class Question:
     """One question. Times are seconds from the source's first frame.
 
     Exactly one of ``at``, ``at_stamp_ns``, ``every`` and ``at_end`` says when it is asked.
-    ``evidence`` is when that could be seen which answers it.
+    ``evidence`` is when that could be seen which answers it; ``about`` is the time that the engine
+    is told to look at.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Question:
     camera: str | None = None
     choices: tuple[str, ...] = ()
     expect: tuple[str, ...] = ()
+    about: Stretch | None = None
     evidence: tuple[Stretch, ...] = ()
     type: str = ""
     tags: tuple[str, ...] = ()
@@ -183,7 +185,8 @@ def _question(entry: dict, default_id: str, document: Document, place: Place) ->
         camera=entry.get("camera"),
         choices=choices,
         expect=tuple(expect),
-        evidence=_stretches(entry.get("evidence"), document, (*place, "evidence")),
+        about=next(iter(_stretches(entry, "about", document, place)), None),
+        evidence=_stretches(entry, "evidence", document, place),
         type=entry.get("type") or ("open" if judge.name == "none" else judge.name),
         tags=tuple(entry.get("tags", ())),
         max_new_tokens=entry.get("max_new_tokens"),
@@ -210,8 +213,9 @@ def _stamp(value: Any) -> int | None:
     return None if value is None else int(Decimal(str(value)) * 1_000_000_000)
 
 
-def _stretches(value: Any, document: Document, place: Place) -> tuple[Stretch, ...]:
-    """Evidence as stretches: a time, [begin, end], or a list of those."""
+def _stretches(entry: dict, key: str, document: Document, place: Place) -> tuple[Stretch, ...]:
+    """The stretches under ``key``: a time, [begin, end], or a list of those."""
+    value = entry.get(key)
     if value is None:
         return ()
     single = isinstance(value, list) and len(value) == 2 and list not in map(type, value)
@@ -222,6 +226,7 @@ def _stretches(value: Any, document: Document, place: Place) -> tuple[Stretch, .
         begin, end = item if isinstance(item, list) else (item, item)
         stretch = (parse_seconds(begin), parse_seconds(end))
         if stretch[1] < stretch[0]:
-            raise document.error(place, f"evidence ends at {end}, before it begins at {begin}")
+            words = f"{key} ends at {end}, before it begins at {begin}"
+            raise document.error((*place, key), words)
         found.append(stretch)
     return tuple(found)

@@ -29,6 +29,28 @@ from .schedule import NANOSECONDS, Ask, Schedule
 from .settings import EngineSettings
 
 NODE = "/stream_vlm"
+# Settings that are parameters of the node as they are.
+_SAME_NAME = (
+    "engine",
+    "device",
+    "max_cache_tokens",
+    "sink_size",
+    "window_size",
+    "eviction_interval",
+    "sampled_share",
+    "important_share",
+    "skip_similarity",
+    "keep_fps",
+    "max_sampled_frames",
+    "frame_store_megabytes",
+    "frame_store_hours",
+    "layout",
+    "position_policy",
+    "chunk_frames",
+    "max_new_tokens",
+    "temperature",
+    "max_tail_tokens",
+)
 
 
 class RealtimeError(StreamVlmError):
@@ -63,7 +85,7 @@ def realtime_run(
         "source": None if attach else spec,
         "play": shlex.split(play) if play else None,
         "options": {k: v for k, v in options.items() if v is not None},
-        "asks": [_as_json(ask, settings) for ask in asks],
+        "asks": [_as_json(ask, settings, options.get("start") or 0.0) for ask in asks],
     }
     events = _played(settings, job, attach is not None)
     return _run_of(settings, questions, asks, events, time.perf_counter() - begin)
@@ -140,23 +162,14 @@ def _played(
 
 def _node_parameters(settings: EngineSettings) -> dict[str, Any]:
     return {
+        **{name: getattr(settings, name) for name in _SAME_NAME},
         "use_sim_time": True,
         "model_path": str(settings.model or default_model()),
-        "device": settings.device,
         "system_prompt": settings.system_prompt or "",
-        "max_cache_tokens": settings.max_cache_tokens,
-        "sink_size": settings.sink_size,
-        "window_size": settings.window_size,
-        "eviction_interval": settings.eviction_interval,
-        "layout": settings.layout,
-        "position_policy": settings.position_policy,
         "min_pixels": settings.min_pixels or 0,
         "max_pixels": settings.max_pixels or 0,
+        "sampled_max_pixels": settings.sampled_max_pixels or 0,
         "sample_fps": settings.fps,
-        "chunk_frames": settings.chunk_frames,
-        "max_new_tokens": settings.max_new_tokens,
-        "temperature": settings.temperature,
-        "max_tail_tokens": settings.max_tail_tokens,
         "max_questions": 64,
         "status_period": 0.2,
     }
@@ -214,13 +227,15 @@ def _asks(questions: QuestionSet, source: Source, options: dict[str, Any]) -> li
     ] + schedule.rest()
 
 
-def _as_json(ask: Ask, settings: EngineSettings) -> dict[str, Any]:
+def _as_json(ask: Ask, settings: EngineSettings, start: float) -> dict[str, Any]:
     question = ask.question
+    about = question.about and [round((second - start) * NANOSECONDS) for second in question.about]
     return {
         "id": ask.id,
         "offset_ns": ask.offset_ns,
         "text": question.text,
         "choices": list(question.choices),
+        "about_ns": about,
         "max_new_tokens": question.max_new_tokens or settings.max_new_tokens,
     }
 

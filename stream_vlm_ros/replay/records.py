@@ -30,6 +30,7 @@ def unanswered(ask: Ask, camera: str, end_ns: int, origin_ns: int | None) -> dic
         "judge": question.judge.name,
         "type": question.type,
         "tags": list(question.tags),
+        "about": None if question.about is None else list(question.about),
         "evidence": [list(stretch) for stretch in question.evidence],
         "evidence_age": evidence_age(question.evidence, at),
         "extra": question.extra,

@@ -19,7 +19,7 @@ from stream_vlm_ros.engine.errors import InvalidParameterError, StreamVlmError
 from stream_vlm_ros.sources import Frame, Source
 
 from .questions import Question, QuestionSet
-from .records import answered, merged_of, unanswered
+from .records import answered, is_time, merged_of, unanswered
 from .schedule import NANOSECONDS, Ask, Schedule
 from .settings import EngineSettings
 
@@ -254,9 +254,13 @@ class Replay:
     def _answered(self, stream: Stream, ask: Ask) -> dict[str, Any]:
         question, settings = ask.question, self.settings
         record = self._record(stream.camera, ask)
+        origin = (self.origin_ns or 0) / NANOSECONDS
+        about = question.about and tuple(origin + second for second in question.about)
         try:
             if question.choices:
-                answer, metrics = stream.engine.ask_choice(question.text, list(question.choices))
+                answer, metrics = stream.engine.ask_choice(
+                    question.text, list(question.choices), about=about
+                )
             else:
                 answer, metrics = stream.engine.ask(
                     question.text,
@@ -264,6 +268,7 @@ class Replay:
                     do_sample=settings.temperature > 0,
                     temperature=settings.temperature or 1.0,
                     seed=settings.seed + zlib.crc32(ask.id.encode()),
+                    about=about,
                 )
         except StreamVlmError as error:
             return record | {
@@ -291,4 +296,6 @@ def _memory(engine: Any) -> dict[str, Any]:
         "sink_size",
         "window_size",
     )
-    return {key: info.get(key) for key in keys} | info.get("eviction_stats", {})
+    memory = {key: info.get(key) for key in keys} | info.get("eviction_stats", {})
+    kept = info.get("frame_memory", {})  # of the delayed batch engine
+    return memory | {key: value for key, value in kept.items() if not is_time(key)}

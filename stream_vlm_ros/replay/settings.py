@@ -8,7 +8,7 @@ from typing import Any
 
 from stream_vlm_ros.engine.errors import InvalidParameterError
 
-KINDS = ("stream", "delayed")
+ENGINES = ("streaming", "delayed_batch")
 AT_QUESTION = ("grids", "all", "complete")
 
 
@@ -21,12 +21,12 @@ class EngineSettings:
     at most, and no question changes what another one sees. "all": all of it is encoded; a last odd
     frame is repeated, as the model needs pairs. "complete": it waits, as in the node.
 
-    ``kind`` is "stream" (the streaming engine) or "delayed" (frames are kept and encoded when a
-    question comes; it takes ``max_sampled_frames`` of them and knows no bound in tokens).
+    All others are parameters of the node, with its names and defaults; ``keep_fps`` to
+    ``frame_store_hours`` are those of the engine "delayed_batch", which has no bound in tokens.
     """
 
-    name: str = "stream"
-    kind: str = "stream"
+    name: str = "streaming"
+    engine: str = "streaming"
     model: str | None = None
     device: str = "auto"
     fps: float = 2.0
@@ -35,7 +35,14 @@ class EngineSettings:
     sink_size: int = 0
     window_size: int = 0
     eviction_interval: int = 1
+    sampled_share: float = 0.0
+    important_share: float = 0.0
+    skip_similarity: float = 0.0
+    keep_fps: float = 1.0
     max_sampled_frames: int = 48
+    sampled_max_pixels: int | None = 100_352
+    frame_store_megabytes: int = 1024
+    frame_store_hours: float = 24.0
     layout: str = "continuous"
     position_policy: str = "contiguous"
     min_pixels: int | None = None
@@ -48,9 +55,9 @@ class EngineSettings:
     at_question: str = "grids"
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
+        if self.engine not in ENGINES:
             raise InvalidParameterError(
-                f"There is no engine {self.kind!r}; known are {', '.join(KINDS)}."
+                f"There is no engine {self.engine!r}; known are {', '.join(ENGINES)}."
             )
         if self.at_question not in AT_QUESTION:
             raise InvalidParameterError(
@@ -63,7 +70,7 @@ class EngineSettings:
             raise InvalidParameterError("temperature is below 0; 0 takes the likeliest words.")
 
     def changed(self, text: str | None) -> EngineSettings:
-        """With the changes of ``NAME:kind,key=value,...`` (each part may be left out).
+        """With the changes of ``NAME:engine,key=value,...`` (each part may be left out).
 
         Raises InvalidParameterError for a key there is not, or a value of the wrong kind.
         """
@@ -76,12 +83,12 @@ class EngineSettings:
         for part in filter(None, (part.strip() for part in rest.split(","))):
             key, equals, value = part.partition("=")
             if not equals:
-                changes["kind"] = key
+                changes["engine"] = key
                 continue
             changes[key.strip()] = _value(key.strip(), value.strip())
         if "name" not in changes and changes:
-            shown = [f"{key}={value}" for key, value in changes.items() if key != "kind"]
-            changes["name"] = ",".join([changes.get("kind", self.kind), *shown])
+            shown = [f"{key}={value}" for key, value in changes.items() if key != "engine"]
+            changes["name"] = ",".join([changes.get("engine", self.engine), *shown])
         return dataclasses.replace(self, **changes)
 
     def as_dict(self) -> dict[str, Any]:

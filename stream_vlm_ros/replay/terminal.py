@@ -54,17 +54,25 @@ class Dialogue:
         self._out = out
         self._shown = ""  # of the answer that is being written
 
-    def ask(self, question: str, choices: list[str] | None, max_new_tokens: int) -> dict[str, Any]:
+    def ask(
+        self,
+        question: str,
+        choices: list[str] | None,
+        max_new_tokens: int,
+        about: tuple[float, float] | None = None,
+    ) -> dict[str, Any]:
         """Ask one question; it, the answer, the choices and the metrics."""
         self._print(Text(question, style="bold"))
         if choices:
-            answer, metrics = self._engine.ask_choice(question, choices)
+            answer, metrics = self._engine.ask_choice(question, choices, about=about)
             for index, text in enumerate(choices):
                 mark, score = "> "[index != metrics["choice_index"]], metrics["scores"][index]
                 self._print(Text(f"{mark} {printable(text)}  (log-probability {score:.2f})"))
         else:
             self._shown = ""
-            answer, metrics = self._engine.ask(question, max_new_tokens, on_token=self._grow)
+            answer, metrics = self._engine.ask(
+                question, max_new_tokens, on_token=self._grow, about=about
+            )
             self._grow(answer)
             self._print(Text("" if self._live else printable(answer)))
         tokens = metrics.get("answer_tokens")
@@ -100,6 +108,13 @@ def memory_text(info: dict[str, Any], fed: Fed) -> str:
     start = (fed.first_ns or 0) / 1e9
     spans = ", ".join(f"{a - start:.1f}-{b - start:.1f} s" for a, b in info["time_spans"])
     speed = fed.frames / max(fed.seconds, 1e-9)
+    if kept := info.get("frame_memory"):  # of the delayed batch engine
+        return (
+            f"{plural(kept['stored_frames'], 'frame')} kept ({bytes_text(kept['stored_bytes'])}): "
+            f"{spans} of the source; {kept['frames_encoded']} encoded for the last question "
+            f"({info['cache_seq_length']:,} tokens).\n"
+            f"{plural(fed.frames, 'frame')} seen in {fed.seconds:.1f} s ({speed:.1f} frames/s)."
+        )
     return (
         f"The memory holds {info['cache_seq_length']:,} of {info['max_cache_tokens']:,} tokens "
         f"({bytes_text(info['cache_memory_bytes'])}): {spans} of the source.\n"

@@ -15,8 +15,17 @@ from stream_vlm_ros.demo.questions import (
     Question,
     ask,
 )
-from stream_vlm_ros.demo.world import World
+from stream_vlm_ros.demo.world import SHAPES, Sighting, World
 
+STILL = {
+    "origin": (0.5, 0.5),
+    "target": (0.5, 0.5),
+    "radius": 0.1,
+    "angle": 0.0,
+    "region": "in the middle",
+    "last_region": "in the middle",
+    "direction": "",
+}
 SEEDS = st.integers(min_value=0, max_value=1_000_000)
 
 
@@ -126,3 +135,19 @@ def test_an_answer_is_right_whatever_its_case_and_closing_stop():
     assert question.is_right(" A red star and a sign. ")
     assert question.is_right("a sign and a red star")
     assert not question.is_right("a red star")
+
+
+def test_once_every_shape_was_seen_questions_still_end_and_name_none_that_was_not():
+    sightings = [
+        Sighting(shape, start=4.0 * k, end=4.0 * k + 3.0, **STILL) for k, shape in enumerate(SHAPES)
+    ]
+    sightings.append(Sighting(SHAPES[0], 4.0 * len(SHAPES), 999.0, **STILL))
+    sightings.append(Sighting(SHAPES[1], 4.0 * len(SHAPES) + 2, 999.0, **STILL))
+    history = History(sightings, [k / 2 for k in range(8 * len(SHAPES) + 40)])
+    assert history.settled and len(history.visible(history.now)) == 2
+    rng = random.Random(7)
+    asked = {type_: [ask(rng, history, type_) for _ in range(60)] for type_ in TYPES}
+    assert all(asked["now"]), "two things in view can be asked about, whatever was seen"
+    for question in filter(None, (q for several in asked.values() for q in several)):
+        assert question.answer != NOT_SEEN or question.type == "sign"
+        assert question.type != "was_there" or question.answer == "yes"

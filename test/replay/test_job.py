@@ -59,7 +59,11 @@ def make_job(write_questions, tmp_path, monkeypatch):
 def test_the_report_is_written_in_four_forms_that_agree(make_job):
     job = make_job(settings_of(BASE, None, ["small:max_cache_tokens=60", "layout=segmented"]))
     report = job.run()
-    assert [run["name"] for run in report["runs"]] == ["stream", "small", "stream,layout=segmented"]
+    assert [run["name"] for run in report["runs"]] == [
+        "streaming",
+        "small",
+        "streaming,layout=segmented",
+    ]
     assert read_report(job.out) == json.loads(json.dumps(report))
     accuracy = report["runs"][0]["summary"]["accuracy"]
     assert accuracy["judged"] == 2
@@ -71,7 +75,7 @@ def test_the_report_is_written_in_four_forms_that_agree(make_job):
     assert not re.search(r'(src|href)="(?!data:|#)', page)  # nothing is loaded from elsewhere
     text = (job.out / "report.md").read_text()
     assert f"{accuracy['right']} of 2" in text
-    assert "small against stream" in text
+    assert "small against streaming" in text
 
     suites = ElementTree.parse(job.out / "junit.xml").getroot()
     assert len(suites) == 3
@@ -204,7 +208,7 @@ def test_significance_agrees_with_the_textbook():
 def test_settings_are_changed_by_words_and_checked():
     changed = BASE.changed("big:max_cache_tokens=5000,layout=segmented,max_pixels=0")
     assert (changed.name, changed.max_cache_tokens, changed.max_pixels) == ("big", 5000, None)
-    assert BASE.changed("delayed").kind == "delayed"
+    assert BASE.changed("delayed_batch").engine == "delayed_batch"
     with pytest.raises(InvalidParameterError, match="no setting 'cap'"):
         BASE.changed("cap=3")
     with pytest.raises(InvalidParameterError, match="must be a number"):

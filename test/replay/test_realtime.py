@@ -44,8 +44,6 @@ def test_what_real_time_cannot_do_is_refused(write_questions, tmp_path):
     questions = load_questions(write_questions(QUESTIONS))
     with pytest.raises(InvalidParameterError, match="ros2 bag record"):
         ReplayJob("world:1", questions, [EngineSettings()], tmp_path, bag=True, realtime=True)
-    with pytest.raises(InvalidParameterError, match="only the engine 'stream'"):
-        ReplayJob("world:1", questions, [EngineSettings(kind="delayed")], tmp_path, realtime=True)
 
 
 @pytest.mark.ros
