@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import random
 import shutil
 import signal
 import sys
@@ -24,8 +23,8 @@ from stream_vlm_ros.demo.defaults import (
     default_model,
     default_source,
     default_video,
-    fastdds_profile,
 )
+from stream_vlm_ros.demo.graph import own_graph, ros_arguments
 from stream_vlm_ros.demo.processes import Processes
 from stream_vlm_ros.demo.report import make_console
 from stream_vlm_ros.engine.errors import StreamVlmError
@@ -111,7 +110,7 @@ def _run(options, video: str, source: Source, logs: Path, console: Console) -> i
     model = options.model or default_model()
     longest = options.max_new_tokens or 64
     _introduce(console, options, source, model)
-    with Processes(logs, _environment(logs)) as processes:
+    with own_graph(logs) as environment, Processes(logs, environment) as processes:
         processes.start("node", "stream_vlm_ros.node", *_node_arguments(options, model, longest))
         processes.start("source", "stream_vlm_ros.demo.source_node", *_source(options, video))
         processes.start("client", "stream_vlm_ros.demo.client", *_client(options, video), log=False)
@@ -176,26 +175,6 @@ def _said_of(model) -> str:
     return str(model)
 
 
-def _environment(logs: Path) -> dict[str, str]:
-    """A ROS domain of its own, on this machine only, with room for large images."""
-    environment = {
-        "ROS_DOMAIN_ID": str(random.SystemRandom().randint(1, 100)),
-        "ROS_LOG_DIR": str(logs / "ros"),
-        "RCUTILS_COLORIZED_OUTPUT": "0",
-        "PYTHONUNBUFFERED": "1",
-    }
-    if os.environ.get("ROS_DISTRO") == "humble":
-        environment["ROS_LOCALHOST_ONLY"] = "1"
-    else:
-        environment["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-    profile = fastdds_profile()
-    if profile is not None:
-        # The first name is Fast DDS 3's, the second that of the versions before.
-        environment["FASTDDS_DEFAULT_PROFILES_FILE"] = str(profile)
-        environment["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(profile)
-    return environment
-
-
 def _node_arguments(options, model, longest: int) -> list[str]:
     parameters = {
         "model_path": str(model or ""),
@@ -207,11 +186,11 @@ def _node_arguments(options, model, longest: int) -> list[str]:
         "max_new_tokens": longest,
         "status_period": 0.5,
     }
-    return _ros_arguments(parameters)
+    return ros_arguments(parameters)
 
 
 def _source(options, video: str) -> list[str]:
-    return _ros_arguments(
+    return ros_arguments(
         {
             "source": video,
             "rate": options.rate,
@@ -231,23 +210,7 @@ def _client(options, video: str) -> list[str]:
     }
     if options.question:
         parameters["questions"] = options.question
-    return _ros_arguments(parameters)
-
-
-def _ros_arguments(parameters: dict) -> list[str]:
-    arguments = ["--ros-args"]
-    for name, value in parameters.items():
-        arguments += ["-p", f"{name}:={_yaml(value)}"]
-    return arguments
-
-
-def _yaml(value) -> str:
-    """A parameter's value as the command line takes it: strings quoted, so that 5 can be text."""
-    if isinstance(value, list):
-        return "[" + ", ".join(_yaml(item) for item in value) + "]"
-    if isinstance(value, str):
-        return "'" + value.replace("'", "''") + "'"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return ros_arguments(parameters)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ from stream_vlm_ros.sources import open_source
 SECOND = 1_000_000_000
 CLOCK_PERIOD = 0.01  # seconds between two messages on /clock
 LATE = 0.25  # seconds; a frame that is later than this is skipped, as a camera would
-# Where a source's stamps begin at zero the node would take it for one without a clock.
+# Where a source's stamps begin at zero the node would take it for one without a clock, and the
+# clock must have time to run before the first frame.
+FORERUN_NS = 3600 * SECOND
 SHIFT_NS = 1_000_000 * SECOND
 
 
@@ -91,6 +93,7 @@ class Player:
     """The publishing, asking and noting; all of ROS that the job needs."""
 
     def __init__(self, job: Job) -> None:
+        from diagnostic_msgs.msg import DiagnosticArray
         from rclpy.executors import SingleThreadedExecutor
         from rclpy.node import Node
         from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -113,7 +116,10 @@ class Player:
         self.node.create_subscription(
             CacheStatus, f"{job.node}/cache_status", self._take_status, latched
         )
+        self._statuses = 0  # that have come
+        self._node_clock_ns = 0  # the node's time, by its diagnostics
         if job.source is not None:
+            self.node.create_subscription(DiagnosticArray, "/diagnostics", self._take_health, 10)
             reliable = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
             self.images = self.node.create_publisher(Image, "image", reliable)
             self.clock = self.node.create_publisher(Clock, "/clock", 10)
@@ -123,6 +129,7 @@ class Player:
         self.executor.add_node(self.node)
         self.waiting: list[Any] = []  # futures of answers
         self.published = self.skipped = 0
+        self._sent = 0  # images, in all trials
         self._origin_ns = 0  # stamp of the first frame, as published
 
     def close(self) -> None:
@@ -152,14 +159,15 @@ class Player:
 
     def _play(self) -> None:
         """Publish the frames at their own pace, and ask when the source's time has come."""
-        self._wait_for_subscriber()
         begin: float | None = None
         first = shift = 0
         source = open_source(self.job.source or "", **self.job.options)
         for frame in source:
             if begin is None:
-                begin, first = time.monotonic(), frame.stamp_ns
-                shift = SHIFT_NS if first < SECOND else 0
+                first = frame.stamp_ns
+                shift = SHIFT_NS if first < FORERUN_NS else 0
+                self._wait_until_heard(first + shift)
+                begin = time.monotonic()
                 self._begin(first + shift, first, frame.source)
             stamp = frame.stamp_ns + shift
             due = begin + (frame.stamp_ns - first) / SECOND / self.job.rate
@@ -171,6 +179,7 @@ class Player:
                 continue
             self.images.publish(image_message(self._image_type, frame.image, stamp))
             self.published += 1
+            self._sent += 1
             self._publish_clock(stamp)
             self.executor.spin_once(timeout_sec=0)
         self._note("source", **_counts_of(source))
@@ -202,13 +211,13 @@ class Player:
 
     def _probe(self, seconds: float, highest: float, loss: float) -> None:
         """Find the highest rate at which the node takes the frames in."""
-        self._wait_for_subscriber()
         pictures = []
         for frame in open_source(self.job.source or "", **self.job.options):
             pictures.append(frame.image)
             if len(pictures) == 32:
                 break
         stamp = SHIFT_NS
+        self._wait_until_heard(stamp)
 
         def measure(rate: float) -> float:
             nonlocal stamp
@@ -236,6 +245,7 @@ class Player:
             message = messages[number % len(messages)]
             _set_stamp(message, stamp + number * period)
             self.images.publish(message)
+            self._sent += 1
             if number % max(1, round(rate * CLOCK_PERIOD)) == 0:
                 self._publish_clock(stamp + number * period)
         published_in = time.monotonic() - begin
@@ -322,6 +332,7 @@ class Player:
 
     def _take_status(self, message: Any) -> None:
         self.status = message
+        self._statuses += 1
         self._note(
             "status",
             stamp_ns=_nanoseconds(message.newest_stamp),
@@ -331,6 +342,9 @@ class Player:
             frames=message.frames,
             **self._counts(),
         )
+
+    def _take_health(self, message: Any) -> None:
+        self._node_clock_ns = _nanoseconds(message.header.stamp)
 
     def _take_clock(self, message: Any) -> None:
         self.clock_ns = _nanoseconds(message.clock)
@@ -344,8 +358,12 @@ class Player:
         return {name: getattr(self.status, name) for name in chosen}
 
     def _settle(self, clock_ns: int | None = None) -> dict[str, int]:
-        """Wait until the node has nothing pending; its counters then."""
-        steady, last = time.monotonic(), None
+        """Wait until the node has taken in all there was and has nothing pending; its counters.
+
+        Images may be lost on the way: then it has settled when it said the same ten times over. A
+        node that says nothing, since it is busy, has not settled.
+        """
+        steady, last = self._statuses, None
         end = time.monotonic() + self.job.patience
         advance = clock_ns
         while time.monotonic() < end:
@@ -357,9 +375,11 @@ class Player:
             self.executor.spin_once(timeout_sec=CLOCK_PERIOD)
             counts = self._counts()
             if counts != last:
-                steady, last = time.monotonic(), counts
-            quiet = time.monotonic() - steady
-            if quiet > 1.0 and not counts.get("frames_pending"):
+                steady, last = self._statuses, counts
+            said = self._statuses - steady
+            # The first may have been on its way before the last image.
+            arrived = self.job.source is not None and counts["frames_received"] >= self._sent
+            if said >= (2 if arrived else 10) and not counts["frames_pending"]:
                 break
         return self._counts()
 
@@ -369,10 +389,20 @@ class Player:
         future = self.reset.call_async(Trigger.Request())
         self._wait(future.done, lambda: "~/reset does not return")
 
-    def _wait_for_subscriber(self) -> None:
+    def _wait_until_heard(self, first_ns: int) -> None:
+        """Wait until the node hears us: until then, what is published is lost without a trace.
+
+        That we know of its subscription does not mean that it knows of our publisher. But once its
+        clock follows ours, it knows of the images' publisher too, which was made before.
+        """
         self._wait(
             lambda: self.images.get_subscription_count() > 0,
             lambda: f"it does not listen on {self.images.topic_name}",
+        )
+        self._publish_clock(first_ns - FORERUN_NS)
+        self._wait(
+            lambda: self._node_clock_ns >= first_ns - FORERUN_NS,
+            lambda: "its clock does not follow /clock: is use_sim_time set?",
         )
 
     def _wait(self, condition: Callable[[], bool], why: Callable[[], str]) -> None:

@@ -10,15 +10,16 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import random
 import shlex
 import shutil
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from stream_vlm_ros.demo.defaults import default_model, fastdds_profile
+from stream_vlm_ros.demo.defaults import default_model
+from stream_vlm_ros.demo.graph import own_graph, ros_arguments
 from stream_vlm_ros.demo.processes import Processes
 from stream_vlm_ros.engine.errors import StreamVlmError
 from stream_vlm_ros.sources import Source
@@ -138,9 +139,11 @@ def _played(
     (logs / "job.json").write_text(json.dumps(job), encoding="utf-8")
     keep = True
     try:
-        with Processes(logs, {} if attached else _environment(logs)) as processes:
+        with ExitStack() as stack:
+            environment = {} if attached else stack.enter_context(own_graph(logs))
+            processes = stack.enter_context(Processes(logs, environment))
             if not attached:
-                arguments = _ros_arguments({**_node_parameters(settings), **parameters})
+                arguments = ros_arguments({**_node_parameters(settings), **parameters})
                 processes.start("node", "stream_vlm_ros.node", *arguments)
             processes.start(
                 "player", "stream_vlm_ros.node.replay_player", str(logs / "job.json"), "--ros-args"
@@ -173,35 +176,6 @@ def _node_parameters(settings: EngineSettings) -> dict[str, Any]:
         "max_questions": 64,
         "status_period": 0.2,
     }
-
-
-def own_domain() -> int:
-    """A ROS domain to be alone in: frames of a robot near by must not mix in."""
-    return random.SystemRandom().randint(1, 100)
-
-
-def _environment(logs: Path) -> dict[str, str]:
-    """A ROS domain of its own, on this machine only, with room for large images."""
-    environment = {
-        "ROS_DOMAIN_ID": str(own_domain()),
-        "ROS_LOG_DIR": str(logs / "ros"),
-        "RCUTILS_COLORIZED_OUTPUT": "0",
-        "PYTHONUNBUFFERED": "1",
-        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-    }
-    if profile := fastdds_profile():
-        # The first name is Fast DDS 3's, the second that of the versions before.
-        environment["FASTDDS_DEFAULT_PROFILES_FILE"] = str(profile)
-        environment["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(profile)
-    return environment
-
-
-def _ros_arguments(parameters: dict[str, Any]) -> list[str]:
-    arguments = ["--ros-args"]
-    for name, value in parameters.items():
-        text = "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(value)
-        arguments += ["-p", f"{name}:={text.lower() if isinstance(value, bool) else text}"]
-    return arguments
 
 
 # -- what is asked, and what came ----------------------------------------------------------------

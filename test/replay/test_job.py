@@ -104,7 +104,7 @@ def test_a_replay_that_was_interrupted_goes_on_and_ends_as_if_it_had_not_been(ma
         engine = real_engine()
         ask, choose = engine.ask, engine.ask_choice
         engine.ask = lambda text, *a, **k: asked.append(text) or ask(text, *a, **k)
-        engine.ask_choice = lambda text, *a: asked.append(text) or choose(text, *a)
+        engine.ask_choice = lambda text, *a, **k: asked.append(text) or choose(text, *a, **k)
         return engine
 
     resumed = make_job(out="parts", engine=lambda settings: counting()).run()

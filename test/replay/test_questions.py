@@ -35,6 +35,7 @@ questions:
     at_stamp: "1700000000.123456789"
     expect: ["0:12", 14]
     judge: {time: {within: 2}}
+    about: ["0:10", 15]
     evidence: [[1, 2], 9]
     extra: {difficulty: hard}
   - text: Read the text.
@@ -55,6 +56,7 @@ def test_every_part_of_a_file_is_understood(write_questions):
     assert loaded.cameras == ("/front",)
     assert (cup.id, cup.at, cup.choices, cup.expect) == ("q001", 12.5, ("yes", "no"), ("yes",))
     assert cup.evidence == ((3.0, 7.5),)
+    assert (cup.about, fall.about) == (None, (10.0, 15.0))
     assert (cup.type, cup.tags, cup.max_new_tokens) == ("choice", ("kitchen",), 20)
     assert (count.at, count.type, count.tags) == (65.0, "counting", ())
     assert count.judge("There were four cups.") is True

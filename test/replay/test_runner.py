@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from stream_vlm_ros.engine.errors import InvalidParameterError
+from stream_vlm_ros.replay.engines import load_engine
 from stream_vlm_ros.replay.questions import load_questions
 from stream_vlm_ros.replay.records import evidence_age, evidence_in_memory
 from stream_vlm_ros.replay.report import without_times
@@ -185,6 +186,52 @@ def test_ctrl_c_keeps_what_was_done(write_questions):
     assert [a["id"] for a in run["answers"]] == ["now"]
     frames = run["frames"]
     assert frames["ingested"] + frames["drops"]["interrupted"] == 7
+
+
+def test_a_question_about_a_named_time_is_told_so_in_the_sources_own(write_questions):
+    questions = load_questions(
+        write_questions(
+            "questions: [{text: A, at: 4, about: [1, 2], id: a}, {text: B, at: 4, about: 3, "
+            "choices: [x, y], id: b}, {text: C, at: 4, id: c}, {text: D, at: 4, about: [7, 9]}]"
+        )
+    )
+    told = []
+
+    def make():
+        engine = real_engine()
+        ask, choose = engine.ask, engine.ask_choice
+        engine.ask = lambda *a, **k: told.append(k["about"]) or ask(*a, **k)
+        engine.ask_choice = lambda *a, **k: told.append(k["about"]) or choose(*a, **k)
+        return engine
+
+    run = replayed(KnownSource(half_seconds(9), start_ns=START * 10**9), questions, make=make)
+    assert told == [(START + 1, START + 2), (START + 3, START + 3), None, (START + 7, START + 9)]
+    assert [a["about"] for a in run["answers"]] == [[1, 2], [3, 3], None, [7, 9]]
+    assert [a["status"] for a in run["answers"]] == ["answered"] * 3 + ["error"]
+    assert run["answers"][3]["error"]["code"] == "OUT_OF_HORIZON"
+
+
+def test_the_delayed_engine_is_replayed_like_the_streaming_one(write_questions):
+    questions = load_questions(write_questions(QUESTIONS))
+    settings = EngineSettings(
+        engine="delayed_batch", device="cpu", keep_fps=1.0, max_sampled_frames=4, max_new_tokens=6
+    )
+    runs = [
+        replayed(KnownSource(half_seconds(21)), questions, settings, lambda: load_engine(settings))
+        for _ in range(2)
+    ]
+    first, second = (json.dumps(without_times(run)).encode() for run in runs)
+    assert first == second
+    (run, _), memory = runs, runs[0]["memory"]["cam"]
+    assert run["frames"]["ingested"] == memory["frames_added"] == 21
+    assert memory["stored_frames"] == 11  # one a second of 0 to 10 s
+    answers = {a["id"]: a for a in run["answers"]}
+    assert {answers[i]["status"] for i in ("now", "which", "read@4", "read@8", "all")} == {
+        "answered"
+    }
+    # One pair, and the newest frame: alone in its pair of neighbours, it fills it twice.
+    assert answers["all"]["metrics"]["frames_used"] == 3
+    assert "encode_latency" in answers["all"]["times"]
 
 
 def test_a_source_without_frames_leaves_every_question_not_reached(write_questions):
