@@ -61,13 +61,13 @@ def merge(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention over the union of two disjoint parts, from the attention over each.
 
-    ``softmax`` over a union weighs each part's output by ``exp(lse_part - lse_union)``.
+    ``softmax`` over a union weighs each part's output by ``exp(lse_part - lse_union)``; of two
+    parts that is ``sigmoid(lse_part - lse_other)``.
     """
     (out_a, lse_a), (out_b, lse_b) = one, other
-    lse = torch.logaddexp(lse_a, lse_b)
-    weight_a = (lse_a - lse).exp().unsqueeze(-1)
-    weight_b = (lse_b - lse).exp().unsqueeze(-1)
-    return (out_a * weight_a + out_b * weight_b).to(out_a.dtype), lse
+    weight_a = torch.sigmoid(lse_a - lse_b).unsqueeze(-1)  # float32, and so are the products
+    out = out_a * weight_a + out_b * (1 - weight_a)
+    return out.to(out_a.dtype), torch.logaddexp(lse_a, lse_b)
 
 
 def _grouped(query: torch.Tensor, kv_heads: int) -> torch.Tensor:
@@ -107,14 +107,16 @@ def attend_own(
         query: ``[b, h, n, d]``.
         key: ``[b, kv_heads, m, d]`` with ``m >= n``: the tokens before, then the new ones.
     """
-    groups = query.shape[1] // key.shape[1]
+    batch, heads, new, size = query.shape
+    kv_heads = key.shape[1]
+    groups = heads // kv_heads
+    if new == 1:  # no mask: the queries that share a KV head are rows of one product
+        out, lse = attend(query.reshape(batch, kv_heads, groups, size), key, value, scaling)
+        return out.reshape(query.shape), lse.reshape(batch, heads, 1)
     if groups > 1:
         key = key.repeat_interleave(groups, dim=1)
         value = value.repeat_interleave(groups, dim=1)
-    new = query.shape[2]
     before = key.shape[2] - new
-    if new == 1:
-        return attend(query, key, value, scaling)
     result = attend(query, key[:, :, before:], value[:, :, before:], scaling, causal=True)
     if before:
         past = attend(query, key[:, :, :before], value[:, :, :before], scaling)
