@@ -62,9 +62,8 @@ test: setup  ## Run the tests against the installed copy (TESTS=, PYTEST_ARGS=)
 test-slow: setup  ## Run the tests marked slow
 	@cd test && $(PYTEST) $(abspath $(TESTS)) -m slow $(PYTEST_ARGS)
 
-bench: setup  ## Run the benchmarks (bench/)
-	@if [ -f bench/run.py ]; then $(RUN) python bench/run.py $(BENCH_ARGS); \
-	else echo "There are no benchmarks yet."; fi
+bench: setup  ## Run the benchmarks of the CPU (BENCH_ARGS="against_stock")
+	@$(RUN) python bench/run.py $(BENCH_ARGS)
 
 lint: install/.built  ## ruff (lint and format) and mypy on the engine
 	@$(RUN) ruff check .

@@ -169,6 +169,7 @@ def main() -> None:
     parse.add_argument("--out", type=Path)
     options = parse.parse_args()
     torch.set_num_threads(options.threads)
+    transformers.utils.logging.disable_progress_bar()
     world = World(12)
     frames = [world.render(index / 2) for index in range(CHUNK)]
     report = {
