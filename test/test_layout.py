@@ -29,7 +29,6 @@ FLOOR = {
     "sources": 1,
     "demo": 2,
     "node": 3,
-    "web": 3,
     "replay": 3,
     "the demo's programs": 4,
     "cli": 5,
