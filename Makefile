@@ -59,8 +59,9 @@ test: setup  ## Run the tests against the installed copy (TESTS=, PYTEST_ARGS=)
 	@cd test && $(PYTEST) $(abspath $(TESTS)) \
 		-m "not slow" $(PYTEST_ARGS)
 
-test-slow: setup  ## Run the tests marked slow
-	@cd test && $(PYTEST) $(abspath $(TESTS)) -m slow $(PYTEST_ARGS)
+test-slow: setup  ## Run the tests marked slow (results: bench/results/test_slow.json)
+	@cd test && $(PYTEST) $(abspath $(TESTS)) -m slow \
+		$(if $(filter test,$(TESTS)),--results ../bench/results/test_slow.json) $(PYTEST_ARGS)
 
 bench: setup  ## Run the benchmarks of the CPU (BENCH_ARGS="against_stock")
 	@$(RUN) python bench/run.py $(BENCH_ARGS)

@@ -1,7 +1,11 @@
 """What all tests share: a ROS graph of their own, and skips that say why."""
 
+import datetime
+import importlib.metadata
 import importlib.util
+import json
 import os
+import platform
 import tempfile
 
 import pytest
@@ -10,6 +14,35 @@ from stream_vlm_ros.demo.graph import claim_domain, on_this_machine
 
 # make sets it: then ROS and our interfaces were built, and a test that needs them may not skip.
 BUILT = os.environ.get("STREAM_VLM_INSTALLED") == "1"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--results", metavar="FILE", help="write what came of each test as JSON")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Write the results asked for: make test-slow keeps those of the slow proofs."""
+    if not (file := config.getoption("--results")):
+        return
+    reports = [
+        report
+        for outcome in ("passed", "failed", "skipped", "error")
+        for report in terminalreporter.stats.get(outcome, [])
+    ]
+    results = {
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+        "python": platform.python_version(),
+        "torch": importlib.metadata.version("torch"),
+        "transformers": importlib.metadata.version("transformers"),
+        "tests": {
+            report.nodeid: {"outcome": report.outcome, "seconds": round(report.duration, 1)}
+            for report in sorted(reports, key=lambda report: report.nodeid)
+        },
+    }
+    path = config.invocation_params.dir / file
+    path.write_text(json.dumps(results, indent=2) + "\n")
 
 
 def pytest_configure(config):
