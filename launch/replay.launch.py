@@ -5,6 +5,8 @@ ros2 launch stream_vlm replay.launch.py bag:=drive questions:=q.yaml image:=/cam
 Ends when the bag is over and everything has been answered.
 """
 
+from pathlib import Path
+
 from launch.actions import (
     DeclareLaunchArgument,
     EmitEvent,
@@ -27,9 +29,9 @@ ARGUMENTS = {
     "bag": (None, "The bag to play: a folder or a file that ros2 bag play takes."),
     "questions": (None, "File of timed questions (docs/replay.md)."),
     "image": ("image", "Image topic in the bag."),
-    "out": ("report", "Folder of the report; the bag of the answers is out/answers."),
+    "out": ("report", "Folder of the report; the bag of the answers is out/answers (_2, ...)."),
     "rate": ("1.0", "How many times faster than real time the bag is played."),
-    "fail_under": ("0.0", "The launch reports a failure if fewer are right, such as 0.8."),
+    "fail_under": ("0.0", "The launch fails (exit status 1) if fewer are right, such as 0.8."),
     "model": ("", "Folder of a Qwen2.5-VL checkpoint. Empty: the small one of the package."),
     "device": ("auto", "auto, cpu, cuda or cuda:N."),
     "params_file": (
@@ -66,7 +68,7 @@ def start(context):
     recorder = ExecuteProcess(
         cmd=[
             *("ros2", "bag", "record", "--storage", "mcap", "--output"),
-            PathJoinSubstitution([given("out"), "answers"]),
+            _fresh(Path(given("out")) / "answers"),
             *("--use-sim-time", f"{node}/answer", f"{node}/cache_status", "/diagnostics"),
             given("image"),
         ],
@@ -82,12 +84,23 @@ def start(context):
         ],
         output="screen",
     )
-    end = RegisterEventHandler(
-        OnProcessExit(
-            target_action=replay, on_exit=[EmitEvent(event=Shutdown(reason="the replay is over"))]
-        )
-    )
+
+    def over(event, context):
+        if event.returncode:  # raised, so that the launch ends with a failure, too
+            raise RuntimeError(f"the replay failed with exit status {event.returncode}")
+        return [EmitEvent(event=Shutdown(reason="the replay is over"))]
+
+    end = RegisterEventHandler(OnProcessExit(target_action=replay, on_exit=over))
     return [included, recorder, replay, end]
+
+
+def _fresh(path):
+    """``path``, or with the first number that is free: what exists, the recorder refuses."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}_{number}")
+    return str(free)
 
 
 def generate_launch_description():

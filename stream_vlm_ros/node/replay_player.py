@@ -29,6 +29,7 @@ from stream_vlm_ros.sources import open_source
 
 SECOND = 1_000_000_000
 CLOCK_PERIOD = 0.01  # seconds between two messages on /clock
+ASTRAY = 60 * SECOND  # a clock so far from the images' stamps is not theirs
 LATE = 0.25  # seconds; a frame that is later than this is skipped, as a camera would
 # Where a source's stamps begin at zero the node would take it for one without a clock, and the
 # clock must have time to run before the first frame.
@@ -50,8 +51,11 @@ class Job:
         asks: ``id``, ``offset_ns`` (None: at the end), ``text``, ``choices``, ``about_ns`` (from
             and to, or None), ``max_new_tokens``. Times count from the first frame.
         rate: how many times faster than real time.
+        end_ns: without a source: how long after the first frame to stop; None: when it has ended.
+        camera: without a source: the name of the image topic, for the report.
         probe: instead find the highest camera rate: ``seconds`` a trial, ``highest`` rate tried,
             ``loss`` allowed.
+        parameters: names of the node's parameters to note.
         patience: seconds to wait for the node, or for an answer.
         idle: without a source: seconds without progress of ``/clock`` after which it has ended.
     """
@@ -61,9 +65,12 @@ class Job:
     source: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     play: list[str] | None = None
+    end_ns: int | None = None
+    camera: str = ""
     asks: list[dict[str, Any]] = field(default_factory=list)
     rate: float = 1.0
     probe: dict[str, float] | None = None
+    parameters: list[str] = field(default_factory=list)
     patience: float = 180.0
     idle: float = 5.0
 
@@ -144,6 +151,8 @@ class Player:
         job = self.job
         self._wait(lambda: self._state() == "active", lambda: f"its state is {self._state()}")
         self._wait(self.query.service_is_ready, lambda: "its service ~/query is away")
+        if job.parameters:
+            self._note_parameters()
         if job.probe:
             self._probe(**job.probe)
         elif job.source is not None:
@@ -185,29 +194,43 @@ class Player:
         self._note("source", **_counts_of(source))
 
     def _follow(self) -> None:
-        """Ask by the time of ``/clock``, until the source's player ends or time stands still."""
+        """Ask by the source's time, until its end, or its player's, or it stands still.
+
+        Time counts from the first frame; for a memory that was there before us, from now.
+        """
+        if self.job.play:
+            self._call_reset()
+            self._wait(lambda: self.status.frames == 0, lambda: "its memory does not get empty")
+        came_late = self.status.frames > 0
         playing = subprocess.Popen(self.job.play) if self.job.play else None
         try:
-            self._wait(
-                lambda: self.status is not None and self.status.frames > 0,
-                lambda: "no frame has come into its memory",
-            )
-            origin = _nanoseconds(self.status.oldest_stamp)
-            self._begin(origin, origin, "")
+            self._wait(lambda: self.status.frames > 0, lambda: "no frame has come into its memory")
+            first = self.status.newest_stamp if came_late else self.status.oldest_stamp
+            origin = _nanoseconds(first)
+            self._begin(origin, origin, self.job.camera)
             moved, last = time.monotonic(), None
             while time.monotonic() - moved < self.job.idle:
                 if playing is not None and playing.poll() is not None:
                     break
                 self.executor.spin_once(timeout_sec=0.02)
-                now = self.clock_ns  # without simulated time the newest frame tells it
-                now = _nanoseconds(self.status.newest_stamp) if now is None else now
+                now = self._source_time()
                 if now != last:
                     moved, last = time.monotonic(), now
                 self._ask_all(offset_ns=now - origin)
+                if self.job.end_ns is not None and now - origin >= self.job.end_ns:
+                    break
         finally:
             if playing is not None and playing.poll() is None:
                 playing.send_signal(signal.SIGINT)
                 playing.wait(timeout=10)
+
+    def _source_time(self) -> int:
+        """The time of /clock; without it, or where it is not that of the images' headers (a bag
+        may be played by the time of its recording), the newest frame's."""
+        newest = _nanoseconds(self.status.newest_stamp)
+        if self.clock_ns is None or abs(self.clock_ns - newest) > ASTRAY:
+            return newest
+        return self.clock_ns
 
     def _probe(self, seconds: float, highest: float, loss: float) -> None:
         """Find the highest rate at which the node takes the frames in."""
@@ -382,6 +405,18 @@ class Player:
             if said >= (2 if arrived else 10) and not counts["frames_pending"]:
                 break
         return self._counts()
+
+    def _note_parameters(self) -> None:
+        """What the node is set to: one that ran before us has settings of its own."""
+        from rcl_interfaces.srv import GetParameters
+        from rclpy.parameter import parameter_value_to_python
+
+        client = self.node.create_client(GetParameters, f"{self.job.node}/get_parameters")
+        self._wait(client.service_is_ready, lambda: "its service ~/get_parameters is away")
+        future = client.call_async(GetParameters.Request(names=list(self.job.parameters)))
+        self._wait(future.done, lambda: "~/get_parameters does not return")
+        values = map(parameter_value_to_python, future.result().values)
+        self._note("parameters", values=dict(zip(self.job.parameters, values, strict=True)))
 
     def _call_reset(self) -> None:
         from std_srvs.srv import Trigger

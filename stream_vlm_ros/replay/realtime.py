@@ -52,6 +52,7 @@ _SAME_NAME = (
     "temperature",
     "max_tail_tokens",
 )
+_SETTINGS = {field.name for field in dataclasses.fields(EngineSettings)}
 
 
 class RealtimeError(StreamVlmError):
@@ -85,11 +86,19 @@ def realtime_run(
         "node": attach or NODE,
         "source": None if attach else spec,
         "play": shlex.split(play) if play else None,
+        "camera": next(iter(options.get("topics") or ()), ""),
+        "end_ns": _offset(options.get("end"), options),
+        "parameters": [*_node_parameters(settings)] if attach else [],
         "options": {k: v for k, v in options.items() if v is not None},
-        "asks": [_as_json(ask, settings, options.get("start") or 0.0) for ask in asks],
+        "asks": [_as_json(ask, settings, options) for ask in asks],
     }
     events = _played(settings, job, attach is not None)
-    return _run_of(settings, questions, asks, events, time.perf_counter() - begin)
+    run = _run_of(settings, questions, asks, events, time.perf_counter() - begin)
+    if attach:  # that node has settings of its own
+        run["settings"] |= _settings_of(events)
+        if settings.name == settings.engine:
+            run["name"] = run["settings"]["name"] = run["settings"]["engine"]
+    return run
 
 
 def probe_rate(
@@ -178,6 +187,15 @@ def _node_parameters(settings: EngineSettings) -> dict[str, Any]:
     }
 
 
+def _settings_of(events: list[dict[str, Any]]) -> dict[str, Any]:
+    """The settings of a node that ran already, as it told them itself."""
+    told = next(event["values"] for event in events if event["event"] == "parameters")
+    names = {"sample_fps": "fps", "model_path": "model"}
+    values = {names.get(name, name): value for name, value in told.items()}
+    del values["max_new_tokens"]  # each question says it
+    return {name: value for name, value in values.items() if name in _SETTINGS}
+
+
 # -- what is asked, and what came ----------------------------------------------------------------
 
 
@@ -201,9 +219,16 @@ def _asks(questions: QuestionSet, source: Source, options: dict[str, Any]) -> li
     ] + schedule.rest()
 
 
-def _as_json(ask: Ask, settings: EngineSettings, start: float) -> dict[str, Any]:
+def _offset(seconds: float | None, options: dict[str, Any]) -> int | None:
+    """Seconds from the beginning of the whole source as nanoseconds from where it is begun."""
+    if seconds is None:
+        return None
+    return round((seconds - (options.get("start") or 0.0)) * NANOSECONDS)
+
+
+def _as_json(ask: Ask, settings: EngineSettings, options: dict[str, Any]) -> dict[str, Any]:
     question = ask.question
-    about = question.about and [round((second - start) * NANOSECONDS) for second in question.about]
+    about = question.about and [_offset(second, options) for second in question.about]
     return {
         "id": ask.id,
         "offset_ns": ask.offset_ns,

@@ -23,7 +23,12 @@ def declared(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "more"), [("stream_vlm.launch.py", set()), ("demo.launch.py", {"video", "seconds"})]
+    ("name", "more"),
+    [
+        ("stream_vlm.launch.py", set()),
+        ("demo.launch.py", {"video", "seconds"}),
+        ("replay.launch.py", {"bag", "questions", "out", "rate", "fail_under"}),
+    ],
 )
 def test_the_arguments_a_user_needs_are_declared(name, more):
     assert declared(name) >= WANTED | more
@@ -50,7 +55,7 @@ def launch():
 
 
 @pytest.mark.ros
-@pytest.mark.parametrize("name", ["stream_vlm.launch.py", "demo.launch.py"])
+@pytest.mark.parametrize("name", ["stream_vlm.launch.py", "demo.launch.py", "replay.launch.py"])
 def test_show_args_lists_the_arguments_with_their_meaning(launch, name):
     shown = launch(name, "--show-args")
     assert shown.returncode == 0, shown.stderr

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from contextlib import ExitStack
+from unittest import mock
 
 import pytest
 
+from stream_vlm_ros.demo.graph import own_graph, ros_arguments
+from stream_vlm_ros.demo.processes import Processes
 from stream_vlm_ros.engine.errors import InvalidParameterError
 from stream_vlm_ros.node.replay_player import highest_rate
 from stream_vlm_ros.replay import realtime
@@ -74,6 +79,31 @@ def test_the_node_answers_in_real_time_and_no_frame_is_unaccounted_for(write_que
     assert all(0 <= first <= last < 5 for spans in seen for first, last in spans)
     assert [spans[-1][1] for spans in seen] == sorted(spans[-1][1] for spans in seen)
     assert 0 < run["series"][-1]["cache_length"] <= 400
+
+
+@pytest.mark.ros
+@pytest.mark.slow
+def test_a_node_that_runs_already_is_asked_by_the_time_of_what_is_played(write_questions, tmp_path):
+    questions = load_questions(write_questions(QUESTIONS))
+    play = (
+        f"{sys.executable} -m stream_vlm_ros.demo.source_node --ros-args -p source:=world:1 "
+        "-p rate:=10.0 -p size:=128x96 -p wait_for_subscriber:=true"
+    )
+    with ExitStack() as stack:
+        environment = stack.enter_context(own_graph(tmp_path))
+        for name, value in environment.items():  # the player of the job inherits it
+            stack.enter_context(mock.patch.dict("os.environ", {name: value}))
+        processes = stack.enter_context(Processes(tmp_path, environment))
+        arguments = ros_arguments({"device": "cpu", "max_cache_tokens": 500, "chunk_frames": 2})
+        processes.start("node", "stream_vlm_ros.node", *arguments)
+        job = ReplayJob(
+            "world:1", questions, [EngineSettings()], tmp_path / "r", {"end": 5.0},
+            attach="/stream_vlm", play=play,
+        )  # fmt: skip
+        (run,) = job.run()["runs"]
+    assert [a["status"] for a in run["answers"]] == ["answered"] * 3
+    assert run["settings"]["max_cache_tokens"] == 500  # the node's own, not ours
+    assert run["frames"]["ingested"] > 0
 
 
 def test_the_node_is_given_every_setting_that_it_has():
