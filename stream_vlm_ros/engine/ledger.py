@@ -287,7 +287,7 @@ class PositionLedger:
             if isinstance(run, VisionRun):
                 handed_on = run.drop_front(taken)
                 before = self._sink[-1] if self._sink else None
-                if handed_on and isinstance(before, VisionRun):
+                if handed_on is not None and isinstance(before, VisionRun):
                     before.step_after = handed_on
             else:
                 run.drop_front(taken)

@@ -195,9 +195,9 @@ class VisionRun:
         if not self._sizes[grid.height, grid.width]:
             del self._sizes[grid.height, grid.width]
 
-    def drop_front(self, count: int) -> int:
-        """Forget ``count`` tokens; return ``step_after`` for the run before."""
-        handed_on = 0
+    def drop_front(self, count: int) -> int | None:
+        """Forget ``count`` tokens; return ``step_after`` for the run before, None to leave it."""
+        handed_on = None
         while count:
             first = self._grids[0]
             there = first.count - self.cut

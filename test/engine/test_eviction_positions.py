@@ -250,6 +250,24 @@ def test_a_sink_may_end_inside_a_grid(toys, model, processor, layout, sink):
         oracle.detach()
 
 
+@pytest.mark.parametrize("shares", [(0.0, 0.0), (0.4, 0.0)])
+def test_a_sink_may_end_inside_a_grid_that_shares_its_tick_with_the_next(
+    toys, model, processor, shares
+):
+    # 45 tokens of text and grids of 6 at ticks 0, 0, 8, 8, 16, ...: 3 tokens of the third stay.
+    config = EvictionConfig(120, 60, 0, 1, *shares)
+    engine = VideoStreamingInference(model, processor, eviction_config=config)
+    oracle = Oracle(engine, "contiguous")
+    try:
+        for number in range(16):
+            stamps = [4.0 * (number // 2)] * 2
+            engine.append_video_chunk(toys.frames(2, 56, 84, seed=number), timestamps=stamps)
+            check_question(engine, oracle)
+        assert engine.cache_manager.evictor.total_evictions > 2
+    finally:
+        oracle.detach()
+
+
 @pytest.mark.parametrize("policy", ["contiguous", "keep_gaps"])
 @pytest.mark.parametrize("layout", ["continuous", "segmented"])
 @pytest.mark.parametrize(
