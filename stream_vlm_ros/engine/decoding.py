@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,24 +149,40 @@ class AnswerText:
 class Answer:
     """An answer being written: an iterator over pieces of text.
 
+    Closed or dropped before its end, it leaves no trace.
+
+    Args:
+        pieces: writes it, and returns its metrics.
+        release: gives back what ``pieces`` reads, also if it never began.
+
     Attributes:
         text: the answer so far.
-        metrics: complete once the iterator has ended; see `VideoStreamingInference.ask`.
+        metrics: empty until the iterator has ended; see `VideoStreamingInference.ask`.
     """
 
-    def __init__(self, write: Callable[[Answer], Iterator[str]]):
+    # ``pieces`` must not refer to this object: in a cycle it would hold what it reads until the
+    # next garbage collection.
+    def __init__(self, pieces: Generator[str, None, dict[str, Any]], release: Callable[[], None]):
         self.text = ""
         self.metrics: dict[str, Any] = {}
-        self._pieces = write(self)
+        self._pieces, self._release = pieces, release
 
     def __iter__(self) -> Answer:
         return self
 
     def __next__(self) -> str:
-        piece = next(self._pieces)
+        try:
+            piece = next(self._pieces)
+        except StopIteration as end:
+            self.metrics = end.value or self.metrics
+            raise
         self.text += piece
         return piece
 
     def close(self) -> None:
         """Stop writing; the question leaves no trace."""
-        self._pieces.close()  # type: ignore[attr-defined]
+        self._pieces.close()
+        self._release()
+
+    def __del__(self) -> None:
+        self.close()

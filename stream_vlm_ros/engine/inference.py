@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
@@ -224,9 +224,12 @@ class VideoStreamingInference:
             about=about,
             cancel=cancel,
         )
-        for _ in answer:
-            if on_token is not None:
-                on_token(answer.text)
+        try:
+            for _ in answer:
+                if on_token is not None:
+                    on_token(answer.text)
+        finally:
+            answer.close()
         return answer.text, answer.metrics
 
     def ask_stream(
@@ -262,15 +265,17 @@ class VideoStreamingInference:
         start = manager.ledger.next_position
         metrics = {"prompt_tokens": len(prompt), **self._evidence()}
 
-        def write(answer: Answer) -> Iterator[str]:
-            reason = "cancelled"
+        def write() -> Generator[str, None, dict[str, Any]]:
+            reason, unread = "cancelled", prompt
             with fork:
                 said = AnswerText(self._chat.decode, options.stop)
                 sampler = Sampler(options, prompt, self.device)
-                logits = self._run_text(prompt, start, fork)
-                token = sampler.choose(logits)
-                metrics["ttft"] = time.perf_counter() - begin
-                while not (cancel is not None and cancel()) and fork.alive:
+                while fork.alive:  # until the memory is cleared while this answer is written
+                    token = sampler.choose(self._run_text(unread, start, fork))
+                    unread = [token]
+                    metrics.setdefault("ttft", time.perf_counter() - begin)
+                    if cancel is not None and cancel():
+                        break
                     if token in self._end_ids:
                         reason = "stop"
                         break
@@ -282,22 +287,19 @@ class VideoStreamingInference:
                     if len(said.ids) == max_new_tokens:
                         reason = "length"
                         break
-                    if not fork.alive:  # the memory was cleared while this answer was written
-                        break
-                    token = sampler.choose(self._run_text([token], start, fork))
                 if reason != "cancelled":
                     if piece := said.finish():
                         yield piece
-                    if update_state:
+                    if update_state and not fork.alive:
+                        reason = "cancelled"
+                    elif update_state:
                         self._keep_exchange(fork, prompt, said.ids, start)
-            metrics.update(
-                answer_tokens=len(said.ids),
-                finish_reason=reason,
-                latency=self._clock() - begin,
-            )
-            answer.metrics = metrics
+            latency = self._clock() - begin
+            metrics.setdefault("ttft", latency)
+            metrics.update(answer_tokens=len(said.ids), finish_reason=reason, latency=latency)
+            return metrics
 
-        return Answer(write)
+        return Answer(write(), fork.release)
 
     def ask_choice(
         self,

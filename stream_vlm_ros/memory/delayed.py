@@ -10,7 +10,7 @@ import dataclasses
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -232,9 +232,12 @@ class DelayedBatchInferenceEngine:
         answer = self.ask_stream(
             question, max_new_tokens, do_sample, temperature, update_state, **options
         )
-        for _ in answer:
-            if on_token is not None:
-                on_token(answer.text)
+        try:
+            for _ in answer:
+                if on_token is not None:
+                    on_token(answer.text)
+        finally:
+            answer.close()
         return answer.text, answer.metrics
 
     def ask_stream(
@@ -260,22 +263,24 @@ class DelayedBatchInferenceEngine:
             question, max_new_tokens, do_sample, temperature, update_state, **options
         )
 
-        def write(answer: Answer) -> Iterator[str]:
+        def release() -> None:
+            self._answers.discard(written)
+            written.close()
+
+        def write() -> Generator[str, None, dict[str, Any]]:
             try:
                 yield from written
             finally:
-                self._answers.discard(answer)
-                written.close()
+                release()
             metrics = written.metrics
             self.counts.generation_latency = metrics["latency"]
             if update_state and metrics["finish_reason"] != "cancelled":
                 self._exchanges.append((question, written.text))
                 self._replayed += 1
-            answer.metrics = _whole(metrics, evidence, prepared)
+            return _whole(metrics, evidence, prepared)
 
-        answer = Answer(write)
-        self._answers.add(answer)
-        return answer
+        self._answers.add(written)
+        return Answer(write(), release)
 
     def ask_choice(
         self, question: str, choices: Sequence[str], *, about: tuple[float, float] | None = None

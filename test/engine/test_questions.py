@@ -1,5 +1,7 @@
 """Questions read the stream and leave no trace, unless told to stay."""
 
+import gc
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -150,14 +152,41 @@ def test_chunks_go_on_while_an_answer_reads_the_memory_as_it_was(toys, model, pr
     engine.append_video_chunk(toys.frames(4, seed=52), fps=2)
 
 
-def test_an_abandoned_answer_gives_its_room_back(toys, model, processor):
+@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize("way", ["closed", "dropped"])
+def test_an_abandoned_answer_gives_its_room_back(toys, model, processor, begun, way):
     engine = make(model, processor, cap=80)
     for number in range(4):
         engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
-    writer = engine.ask_stream("What is it?", 8)
-    next(writer)
-    writer.close()
+    engine.ask("What is it?", 1)
+    reserved = engine.get_cache_info()["reserved_memory_bytes"]
+    gc.disable()  # at once, not at the next collection
+    try:
+        writer = engine.ask_stream("What is it?", 8)
+        if begun:
+            next(writer)
+        if way == "closed":
+            writer.close()
+        else:
+            del writer
+        engine.append_video_chunk(toys.frames(4), fps=2)
+        assert engine.get_cache_info()["reserved_memory_bytes"] == reserved
+    finally:
+        gc.enable()
+
+
+def test_a_callback_that_fails_ends_the_answer_and_the_stream_goes_on(toys, model, processor):
+    def fail(text):
+        raise ZeroDivisionError
+
+    engine = make(model, processor, cap=80)
     engine.append_video_chunk(toys.frames(4), fps=2)
+    try:
+        engine.ask("What is it?", 8, on_token=fail)
+    except ZeroDivisionError:  # while its frames are still held by the traceback
+        for number in range(4):
+            engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
+    assert engine.get_cache_info()["chunks"] == 5
 
 
 def test_an_answer_can_be_cancelled_between_tokens(toys, model, processor):
@@ -290,10 +319,14 @@ def test_reset_forgets_everything_and_the_same_frames_give_the_same_again(toys, 
         return engine.ask("What is it?", 10)[0], engine.cache_manager.gather()
 
     answer, memory = run()
-    writer = engine.ask_stream("What?", 10)
-    next(writer)
+    begun, not_begun, last = (
+        engine.ask_stream("What?", tokens, update_state=True) for tokens in (10, 10, 1)
+    )
+    next(begun), next(last)
     engine.reset()
-    assert list(writer) == [] and writer.metrics["finish_reason"] == "cancelled"
+    for writer in (begun, not_begun, last):
+        assert list(writer) == [] and writer.metrics["finish_reason"] == "cancelled"
+        assert writer.metrics["ttft"] > 0
     info = engine.get_cache_info()
     assert info["cache_seq_length"] == info["frames"] == info["sink_size"] == 0
     assert info["oldest_timestamp"] is None
