@@ -180,12 +180,12 @@ def test_a_callback_that_fails_ends_the_answer_and_the_stream_goes_on(toys, mode
         raise ZeroDivisionError
 
     engine = make(model, processor, cap=80)
-    engine.append_video_chunk(toys.frames(4), fps=2)
+    for number in range(4):
+        engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
     try:
         engine.ask("What is it?", 8, on_token=fail)
-    except ZeroDivisionError:  # while its frames are still held by the traceback
-        for number in range(4):
-            engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
+    except ZeroDivisionError:  # while the traceback still holds all that was at work
+        engine.append_video_chunk(toys.frames(4), fps=2)
     assert engine.get_cache_info()["chunks"] == 5
 
 
