@@ -249,7 +249,8 @@ class VideoStreamingInference:
     ) -> Answer:
         """Like `ask`, as an iterator over pieces of text; `Answer.metrics` once it has ended.
 
-        The answer reads the memory as it is at this call, whatever is appended meanwhile.
+        The answer reads the memory as it is at this call, whatever is appended meanwhile; with
+        ``update_state`` the exchange is kept behind that.
         """
         begin = time.perf_counter()
         options = DecodingOptions(
@@ -262,7 +263,7 @@ class VideoStreamingInference:
             needed = len(prompt) + max_new_tokens + closing
             manager.evictor.check_room(needed, "a question with its answer")
         fork = manager.question_fork(len(prompt), max_new_tokens + closing)
-        start = manager.ledger.next_position
+        start, asked_at = manager.ledger.next_position, manager.ledger.mark()
         metrics = {"prompt_tokens": len(prompt), **self._evidence()}
 
         def write() -> Generator[str, None, dict[str, Any]]:
@@ -292,8 +293,11 @@ class VideoStreamingInference:
                         yield piece
                     if update_state and not fork.alive:
                         reason = "cancelled"
+                    elif update_state and manager.ledger.mark() == asked_at:
+                        unread = [*prompt, *said.ids][fork.length :]
+                        self._keep_exchange(fork, unread, start)
                     elif update_state:
-                        self._keep_exchange(fork, prompt, said.ids, start)
+                        self._repeat_exchange(question, said.ids)
             latency = self._clock() - begin
             metrics.setdefault("ttft", latency)
             metrics.update(answer_tokens=len(said.ids), finish_reason=reason, latency=latency)
@@ -482,17 +486,23 @@ class VideoStreamingInference:
             for row, text in enumerate(texts)
         ]
 
-    def _keep_exchange(
-        self, fork: Fork, prompt: list[int], said: list[int], start: Sequence[int]
-    ) -> None:
+    def _keep_exchange(self, fork: Fork, unread: list[int], start: Sequence[int]) -> None:
         """Close the answer's turn and commit question and answer to the stream."""
         manager = self.cache_manager
-        unread = said[fork.length - len(prompt) :]
         self._run_text([*unread, *self._chat.answer_end], start, fork)
         state = dataclasses.replace(
             manager.state, open_segment=False, exchanges=manager.state.exchanges + 1
         )
         manager.commit(fork, [TextSpan(fork.length)], state, chunk=False)
+
+    def _repeat_exchange(self, question: str, said: list[int]) -> None:
+        """Keep an exchange behind what came while it was written: computed again in its place."""
+        manager = self.cache_manager
+        ids = [*self._question_ids(question, None), *said]
+        needed = len(ids) + len(self._chat.answer_end)
+        manager.evictor.check_room(needed, "a question with its answer")
+        with manager.fork(needed) as fork:
+            self._keep_exchange(fork, ids, manager.ledger.next_position)
 
     def _times(self) -> dict[str, Any]:
         spans = self.cache_manager.ledger.time_spans()

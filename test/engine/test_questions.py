@@ -152,6 +152,45 @@ def test_chunks_go_on_while_an_answer_reads_the_memory_as_it_was(toys, model, pr
     engine.append_video_chunk(toys.frames(4, seed=52), fps=2)
 
 
+@pytest.mark.parametrize("cap", [None, 170])
+@pytest.mark.parametrize("layout", ["continuous", "segmented"])
+@pytest.mark.parametrize("meanwhile", ["chunk", "exchange", "chunk and exchange"])
+def test_an_exchange_is_kept_behind_what_came_while_it_was_written(
+    toys, processor, cap, layout, meanwhile
+):
+    model = toys.model(5)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()  # says the same whatever it saw
+    options = dict(cap=cap, layout=layout, fork_slack_tokens=100)
+    late, straight = (make(model, processor, **options) for _ in range(2))
+
+    def come(engine):
+        if "chunk" in meanwhile:
+            engine.append_video_chunk(toys.frames(4, seed=9), fps=2)
+        if "exchange" in meanwhile:
+            engine.ask("And?", 2, update_state=True)
+
+    for engine in (late, straight):
+        for number in range(4):
+            engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
+    writer = late.ask_stream("What is it?", 5, update_state=True)
+    next(writer)
+    come(late)
+    for _ in writer:
+        pass
+    come(straight)
+    assert straight.ask("What is it?", 5, update_state=True)[0] == writer.text
+    for engine in (late, straight):
+        engine.append_video_chunk(toys.frames(4, seed=10), fps=2)
+    memories = [engine.cache_manager.gather() for engine in (late, straight)]
+    # One pass over question and answer sums in another order than token by token.
+    assert torch.allclose(*memories, rtol=0, atol=1e-4)
+    assert late.get_cache_info() == {
+        **straight.get_cache_info(),
+        "reserved_memory_bytes": late.get_cache_info()["reserved_memory_bytes"],
+    }
+
+
 @pytest.mark.parametrize("begun", [True, False])
 @pytest.mark.parametrize("way", ["closed", "dropped"])
 def test_an_abandoned_answer_gives_its_room_back(toys, model, processor, begun, way):
