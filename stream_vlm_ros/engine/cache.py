@@ -201,6 +201,8 @@ class KVCacheManager:
             )
         return self.fork(self.max_tail_tokens)
 
+    # In inference mode, because that may change what was made in or out of a caller's own.
+    @torch.inference_mode()
     def commit(self, fork: Fork, spans: Sequence[Span], state: StreamState, chunk: bool) -> int:
         """Make a fork's tokens part of the stream, evict what is due, release the fork.
 
@@ -318,13 +320,17 @@ class KVCacheManager:
         """A point to come back to with `restore`. Costs nothing; undone by length."""
         return Snapshot(self.ledger.mark(), self.evictor.mark(), self.state)
 
+    @torch.inference_mode()
     def restore(self, saved: Snapshot | Clone) -> None:
         """Bring the stream back to a snapshot or a clone.
 
         Raises:
             SnapshotEvictedError: something that the snapshot covers has been evicted or cleared
                 since; the stream is as before.
+            StreamBusyError: an answer is being written; the stream is as before.
         """
+        if self._living():
+            raise StreamBusyError("an answer is being written: finish or cancel it first")
         if isinstance(saved, Clone):
             self._restore_clone(saved)
             return
@@ -360,8 +366,6 @@ class KVCacheManager:
         )
 
     def _restore_clone(self, saved: Clone) -> None:
-        if self._living():
-            raise StreamBusyError("an answer is being written: finish or cancel it first")
         followed = self.ledger
         self._buffer, self.ledger, self.evictor = copy.deepcopy(
             (saved.buffer, saved.ledger, saved.evictor)

@@ -8,6 +8,7 @@ ones least like any other (the star memory of streaming video models).
 
 from __future__ import annotations
 
+import copy
 import math
 from bisect import insort
 from dataclasses import dataclass
@@ -268,6 +269,13 @@ class KVCacheEvictor:
     @property
     def keeps_grids(self) -> bool:
         return self.config is not None and self.config.keeps_grids
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> KVCacheEvictor:
+        """A copy that shares the score: it is the user's, and may hold anything."""
+        twin = copy.copy(self)
+        memo[id(self)], memo[id(self._score)] = twin, self._score
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
 
     def _share(self, share: float) -> int:
         assert self.config is not None

@@ -1,5 +1,7 @@
 """Snapshots cost nothing, bring the stream back exactly, and refuse when they cannot."""
 
+import threading
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -8,7 +10,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import eager_attention_f
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
 from stream_vlm_ros.engine.attention import attend_own, attend_shared, merge
-from stream_vlm_ros.engine.errors import SnapshotEvictedError
+from stream_vlm_ros.engine.errors import SnapshotEvictedError, StreamBusyError
 
 QUICK = settings(
     max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
@@ -133,6 +135,81 @@ def test_a_clone_survives_eviction_and_reset(toys, model, processor, cap):
     # The ring begins elsewhere in its buffer now, so sums over it round differently.
     assert same(state_of(engine), state_of(straight), tolerance=1e-4)
     assert engine.ask("What?", 5)[0] == straight.ask("What?", 5)[0]
+
+
+def test_a_clone_shares_a_score_of_ones_own(toys, model, processor):
+    class Brightest:
+        def __init__(self):
+            self.lock = threading.Lock()  # cannot be copied
+
+        def describe(self, features):
+            return features.float().mean().reshape(1).numpy()
+
+        def rank(self, descriptors):
+            return descriptors[:, 0]
+
+    score = Brightest()
+    config = EvictionConfig(130, important_share=0.4)
+    engine, straight = (
+        VideoStreamingInference(model, processor, eviction_config=config, importance=score)
+        for _ in range(2)
+    )
+    for number in range(9):
+        for one in (engine, straight):
+            one.append_video_chunk(toys.frames(4, seed=number), fps=2)
+    copy, was = engine.cache_manager.clone(), state_of(engine)
+    for number in range(9):
+        engine.append_video_chunk(toys.frames(4, seed=20 + number), fps=2)
+    engine.cache_manager.restore(copy)
+    assert same(state_of(engine), was)
+    for number in range(9):
+        for one in (engine, straight):
+            one.append_video_chunk(toys.frames(4, seed=40 + number), fps=2)
+    assert engine.get_cache_info() == {
+        **straight.get_cache_info(),
+        "reserved_memory_bytes": engine.get_cache_info()["reserved_memory_bytes"],
+    }
+
+
+@pytest.mark.parametrize("kind", ["snapshot", "clone"])
+def test_nothing_is_taken_back_under_an_answer_that_reads_it(toys, model, processor, kind):
+    engine = VideoStreamingInference(model, processor)
+    engine.append_video_chunk(toys.frames(4), fps=2)
+    manager = engine.cache_manager
+    saved = getattr(manager, kind)()
+    engine.append_video_chunk(toys.frames(4, seed=1), fps=2)
+    alone, before = engine.ask("What?", 8)[0], state_of(engine)
+    writer = engine.ask_stream("What?", 8)
+    next(writer)
+    with pytest.raises(StreamBusyError, match="finish or cancel it first"):
+        manager.restore(saved)
+    assert same(before, state_of(engine))
+    engine.append_video_chunk(toys.frames(4, seed=2), fps=2)
+    for _ in writer:
+        pass
+    assert writer.text == alone
+    manager.restore(saved)
+
+
+@pytest.mark.parametrize("shares", [(0.0, 0.0), (0.4, 0.0)])
+def test_calls_may_come_in_and_out_of_the_callers_inference_mode(toys, model, processor, shares):
+    config = EvictionConfig(130, 0, 0, 1, *shares)
+
+    def run(modes):
+        modes = iter(modes)
+        with torch.inference_mode(next(modes)):
+            engine = VideoStreamingInference(model, processor, eviction_config=config)
+        for number, mode in enumerate(modes):
+            with torch.inference_mode(mode):
+                if number == 6:
+                    engine.cache_manager.restore(engine.cache_manager.clone())
+                engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
+                engine.ask("What?", 1, update_state=True)
+        return engine.cache_manager.gather()
+
+    plain = run([False] * 12)
+    assert torch.equal(run([True] + [False] * 11), plain)
+    assert torch.equal(run([False, True] * 6), plain)
 
 
 def test_snapshot_and_restore_copy_no_key(toys, model, processor):
