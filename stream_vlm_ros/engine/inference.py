@@ -294,8 +294,7 @@ class VideoStreamingInference:
                     if update_state and not fork.alive:
                         reason = "cancelled"
                     elif update_state and manager.ledger.mark() == asked_at:
-                        unread = [*prompt, *said.ids][fork.length :]
-                        self._keep_exchange(fork, unread, start)
+                        self._keep_exchange(fork, prompt, said.ids, start)
                     elif update_state:
                         self._repeat_exchange(question, said.ids)
             latency = self._clock() - begin
@@ -486,9 +485,12 @@ class VideoStreamingInference:
             for row, text in enumerate(texts)
         ]
 
-    def _keep_exchange(self, fork: Fork, unread: list[int], start: Sequence[int]) -> None:
+    def _keep_exchange(
+        self, fork: Fork, prompt: list[int], said: list[int], start: Sequence[int]
+    ) -> None:
         """Close the answer's turn and commit question and answer to the stream."""
         manager = self.cache_manager
+        unread = [*prompt, *said][fork.length :]
         self._run_text([*unread, *self._chat.answer_end], start, fork)
         state = dataclasses.replace(
             manager.state, open_segment=False, exchanges=manager.state.exchanges + 1
@@ -498,11 +500,11 @@ class VideoStreamingInference:
     def _repeat_exchange(self, question: str, said: list[int]) -> None:
         """Keep an exchange behind what came while it was written: computed again in its place."""
         manager = self.cache_manager
-        ids = [*self._question_ids(question, None), *said]
-        needed = len(ids) + len(self._chat.answer_end)
+        prompt = self._question_ids(question, None)
+        needed = len(prompt) + len(said) + len(self._chat.answer_end)
         manager.evictor.check_room(needed, "a question with its answer")
         with manager.fork(needed) as fork:
-            self._keep_exchange(fork, ids, manager.ledger.next_position)
+            self._keep_exchange(fork, prompt, said, manager.ledger.next_position)
 
     def _times(self) -> dict[str, Any]:
         spans = self.cache_manager.ledger.time_spans()
