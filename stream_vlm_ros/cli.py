@@ -309,6 +309,22 @@ def evaluate(ctx: typer.Context) -> None:
     raise typer.Exit(run_evaluation(ctx.args))
 
 
+@demo_model_app.command()
+def questions(
+    world: Annotated[str, typer.Argument(help="world:SEED")],
+    end: Annotated[float, typer.Option(help="Until so many seconds.")] = 60.0,
+    every: Annotated[float, typer.Option(help="Seconds between two questions.")] = 5.0,
+    fps: Fps = 2.0,
+) -> None:
+    """Print a question file about a drawn world, with the right answers, for replay."""
+    import yaml
+
+    from stream_vlm_ros.demo.question_file import question_file
+
+    document = question_file(world, end, every, fps)
+    print(yaml.safe_dump(document, sort_keys=False, width=100), end="")
+
+
 @app.command(**PASSED_ON)
 def experiment(ctx: typer.Context) -> None:
     """Measure the memory, with pass criteria (experiment --help for which there are)."""

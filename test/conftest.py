@@ -47,6 +47,9 @@ def pytest_terminal_summary(terminalreporter, config):
 
 def pytest_configure(config):
     """Set the environment before any test starts a node; processes started by tests inherit it."""
+    # Small models: a second thread brings little, and costs much where the cores are busy. Set
+    # before anything imports torch; nodes that tests start inherit it.
+    os.environ["OMP_NUM_THREADS"] = "1"
     config.ros_domain_claim, domain = claim_domain()
     os.environ["ROS_DOMAIN_ID"] = str(domain)
     os.environ.pop("ROS_LOCALHOST_ONLY", None)

@@ -163,3 +163,14 @@ def test_info_reckons_what_a_bound_costs(tmp_path):
     assert "36,864 bytes" in result.stdout
     assert "644x476: 391 tokens" in result.stdout
     assert "36.9 MB" in result.stdout and "2.6 s" in result.stdout  # 1000 / 391 tokens a second
+
+
+def test_a_drawn_world_is_replayed_with_questions_made_for_it(tmp_path):
+    made = run("demo-model", "questions", "world:7", "--end", 40, "--every", 4)
+    assert made.exit_code == 0, made.output
+    (tmp_path / "q.yaml").write_text(made.stdout)
+    result = run(
+        "replay", "world:7", "--end", 40, "--questions", tmp_path / "q.yaml", "--out",
+        tmp_path / "report", "--fail-under", 0.7,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output

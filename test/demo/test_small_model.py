@@ -8,7 +8,6 @@ patches or leftovers of questions.
 import random
 
 import pytest
-import torch
 
 from stream_vlm_ros.demo.evaluate import engine_for, load, run, settled, watch
 from stream_vlm_ros.demo.questions import CORE, TYPES, ask
@@ -19,10 +18,7 @@ SEED = 2_000_000
 
 @pytest.fixture(scope="module")
 def small():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(min(threads, 2))
-    yield load()
-    torch.set_num_threads(threads)
+    return load()
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,9 @@
 """Toy models for the engine's tests."""
 
 import pytest
-import torch
 from toy_qwen import toy_config, toy_frames, toy_model, toy_processor
 
 from stream_vlm_ros.engine import StreamProcessor, StreamQwenModel
-
-# Toy matrices: a second thread costs more than it brings, and much more on a busy machine.
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

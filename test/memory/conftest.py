@@ -2,10 +2,7 @@
 
 import numpy as np
 import pytest
-import torch
 from toy_qwen import chatter_model, toy_frames, toy_processor
-
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """The node's worker drives the delayed batch engine as it drives the streaming one."""
 
 import numpy as np
-import torch
 from toy_qwen import chatter_model, toy_processor
 
 from stream_vlm_ros.memory import DelayedBatchInferenceEngine, FrameStore, SmartFrameManager
@@ -9,7 +8,6 @@ from stream_vlm_ros.node.counters import FrameCounters
 from stream_vlm_ros.node.sampling import SECOND, TimedFrame
 from stream_vlm_ros.node.worker import EngineWorker, Question
 
-torch.set_num_threads(1)
 EPOCH = 1_700_000_000_123_456_789  # ns
 MICROSECOND = 1000
 

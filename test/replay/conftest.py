@@ -55,10 +55,3 @@ def write_questions(tmp_path):
         return path
 
     return write
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    import torch
-
-    torch.set_num_threads(1)
