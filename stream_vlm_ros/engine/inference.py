@@ -27,7 +27,7 @@ from .positions import Span, TextSpan, VisionSpan, time_to_ticks
 from .processor import StreamProcessor
 from .prompts import LAYOUTS, ChatLayout
 from .reduction import Known, StaticTokenFilter
-from .stamps import frame_times
+from .stamps import check_about, check_span, frame_times
 
 _GIB = 1024**3
 
@@ -395,6 +395,7 @@ class VideoStreamingInference:
         closes = self.layout == "segmented"
         after = [*self._chat.close, *self._chat.turn_end] if closes else []
         origin = stamps[0] if state.first_stamp is None else state.first_stamp
+        check_span(origin, stamps[-1])
         firsts = stamps[:: self._frames_per_grid]
         lasts = stamps[self._frames_per_grid - 1 :: self._frames_per_grid]
         lasts += stamps[-1:] * (len(firsts) - len(lasts))
@@ -442,15 +443,11 @@ class VideoStreamingInference:
         manager = self.cache_manager
         if manager.state.frames == 0:
             raise EmptyMemoryError("nothing has been seen yet: append frames before asking")
-        if about is not None:
-            self._check_horizon(*about)
+        if (asked := check_about(about)) is not None:
+            self._check_horizon(*asked)
         return self._chat.question(question, manager.state.open_segment, manager.max_tail_tokens)
 
     def _check_horizon(self, start: float, stop: float) -> None:
-        if not start <= stop:
-            raise InvalidParameterError(
-                f"the time asked about ends before it begins: {start, stop}"
-            )
         spans = self.cache_manager.ledger.time_spans()
         if not any(first <= stop and start <= last for first, last in spans):
             raise OutOfHorizonError(

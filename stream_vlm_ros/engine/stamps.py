@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 
-from stream_vlm_ros.engine.errors import InvalidTimestampError
+from stream_vlm_ros.engine.errors import InvalidParameterError, InvalidTimestampError
 
 DEFAULT_FPS = 2.0
+# Of one stream: 136 years. So far float64 angles are exact, and no stamp in seconds goes further;
+# stamps in nanoseconds do within seconds.
+MAX_SPAN = 2.0**32
 
 
 def frame_times(
@@ -24,16 +28,17 @@ def frame_times(
         InvalidTimestampError: both or unusable ones given, a wrong number, time runs backwards.
     """
     if timestamps is None:
-        fps = DEFAULT_FPS if fps is None else fps
-        if not isinstance(fps, (int, float)) or not math.isfinite(fps) or fps <= 0:
+        rate = DEFAULT_FPS if fps is None else fps
+        if not isinstance(rate, numbers.Real) or not 1 / MAX_SPAN < rate < math.inf:
             raise InvalidTimestampError(f"fps must be a number above 0: {fps!r}")
-        first = 0.0 if newest is None else newest + 1 / fps
-        return [first + index / fps for index in range(count)]
+        rate = float(rate)
+        first = 0.0 if newest is None else newest + 1 / rate
+        return [first + index / rate for index in range(count)]
     if fps is not None:
         raise InvalidTimestampError("give either fps or timestamps, not both")
     try:
         stamps = [float(stamp) for stamp in timestamps]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InvalidTimestampError(f"time stamps must be seconds: {error}") from error
     if len(stamps) != count:
         raise InvalidTimestampError(f"{count} frames came with {len(stamps)} time stamps")
@@ -48,7 +53,31 @@ def check_order(stamps: Sequence[float], newest: float | None) -> None:
             raise InvalidTimestampError(f"a time stamp is not finite: {stamp}")
         if newest is not None and stamp < newest:
             raise InvalidTimestampError(
-                f"time runs backwards: a frame of {stamp:.3f} s comes after one of {newest:.3f} s. "
+                f"time runs backwards: a frame of {stamp:.6f} s comes after one of {newest:.6f} s. "
                 "Sort the frames, or reset() if the source started anew"
             )
         newest = stamp
+
+
+def check_span(first: float, last: float) -> None:
+    """Raise InvalidTimestampError if a stream from ``first`` to ``last`` is longer than any."""
+    if last - first > MAX_SPAN:
+        raise InvalidTimestampError(
+            f"a frame of {last:.6g} s comes {last - first:.3g} s after the stream's first: time "
+            "stamps are seconds (divide nanoseconds by 1e9); reset() if the source started anew"
+        )
+
+
+def check_about(about: tuple[float, float] | None) -> tuple[float, float] | None:
+    """``about`` as (from, to) in seconds, or InvalidParameterError. Infinite ends are allowed."""
+    if about is None:
+        return None
+    try:
+        start, stop = (float(second) for second in about)
+    except (TypeError, ValueError) as error:
+        raise InvalidParameterError(
+            f"the time asked about is (from, to) in seconds, not {about!r}"
+        ) from error
+    if not start <= stop:
+        raise InvalidParameterError(f"the time asked about ends before it begins: {start, stop}")
+    return start, stop

@@ -28,12 +28,11 @@ from stream_vlm_ros.engine.errors import (
     StreamBusyError,
 )
 from stream_vlm_ros.engine.frames import to_arrays
-from stream_vlm_ros.engine.stamps import frame_times
+from stream_vlm_ros.engine.stamps import check_about, frame_times
 from stream_vlm_ros.memory.errors import PictureLostError
 from stream_vlm_ros.memory.manager import SmartFrameManager
 from stream_vlm_ros.memory.selection import (
     GRID_FRAMES,
-    check_about,
     check_count,
     seconds_per_grid,
 )

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from stream_vlm_ros.engine.errors import InvalidParameterError, OutOfHorizonError
-from stream_vlm_ros.engine.stamps import check_order
+from stream_vlm_ros.engine.stamps import check_about, check_order
 from stream_vlm_ros.memory.errors import PictureLostError
 from stream_vlm_ros.memory.importance import NoveltyMeasure, ThumbnailNovelty
 from stream_vlm_ros.memory.sampling import TargetRate
-from stream_vlm_ros.memory.selection import GRID_FRAMES, Shares, check_about, check_count, nested
+from stream_vlm_ros.memory.selection import GRID_FRAMES, Shares, check_count, nested
 from stream_vlm_ros.memory.stars import StarMemory
 from stream_vlm_ros.memory.store import FrameStore, KeptFrame
 

@@ -62,21 +62,6 @@ class Shares:
         return cls(near, min(window, most), min(star, most))
 
 
-def check_about(about: tuple[float, float] | None) -> tuple[float, float] | None:
-    """``about`` as (from, to) in seconds, or InvalidParameterError. Infinite ends are allowed."""
-    if about is None:
-        return None
-    try:
-        start, stop = (float(second) for second in about)
-    except (TypeError, ValueError) as error:
-        raise InvalidParameterError(
-            f"the time asked about is (from, to) in seconds, not {about!r}"
-        ) from error
-    if not start <= stop:
-        raise InvalidParameterError(f"the time asked about ends before it begins: {start, stop}")
-    return start, stop
-
-
 def seconds_per_grid(span: float, frames: int) -> float:
     """Mean time of a temporal grid: ``span`` seconds from the first to the last of ``frames``.
 

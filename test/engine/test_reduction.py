@@ -112,6 +112,9 @@ def test_a_question_about_a_time_not_remembered_is_refused_instead_of_guessed(
         engine.ask_choice("What was there?", ["a", "b"], about=(91.0, 92.0))
     with pytest.raises(InvalidParameterError, match="ends before it begins"):
         engine.ask("What was there?", 2, about=(3.0, 2.0))
+    for about in (5.0, (1.0,), (1, 2, 3), ("a", 3)):
+        with pytest.raises(InvalidParameterError, match=r"is \(from, to\) in seconds, not"):
+            engine.ask("What was there?", 2, about=about)
 
 
 def test_a_cap_can_be_said_as_a_span_at_a_rate_of_tokens():

@@ -3,6 +3,7 @@
 import gc
 import os
 import statistics
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -123,13 +124,21 @@ def test_a_bad_picture_is_refused_and_the_stream_goes_on(toys, model, processor,
 @pytest.mark.parametrize(
     ("time", "words"),
     [
-        (dict(timestamps=[9.0, 11.0]), "backwards: a frame of 9.000 s comes after one of 10.000 s"),
+        (dict(timestamps=[9.0, 11.0]), "backwards: a frame of 9.0+ s comes after one of 10.0+ s"),
+        (dict(timestamps=[12.0003, 12.0001]), r"frame of 12.0001\d* s comes after one of 12.0003"),
         (dict(timestamps=[12.0, 11.0]), "backwards"),
         (dict(timestamps=[12.0]), "2 frames came with 1 time stamps"),
         (dict(timestamps=[12.0, float("nan")]), "not finite"),
         (dict(timestamps=["a", "b"]), "must be seconds"),
         (dict(fps=0), "fps must be a number above 0"),
+        (dict(timestamps=5.0), "must be seconds"),
+        (dict(timestamps=[10**400] * 2), "must be seconds"),
+        (dict(timestamps=[11e9, 12e9]), r"1\.2e.10 s after the stream's first.*divide nanoseconds"),
+        (dict(timestamps=[1e300, 1e300]), "time stamps are seconds"),
         (dict(fps=float("inf")), "fps must be"),
+        (dict(fps=float("nan")), "fps must be"),
+        (dict(fps=1e-320), "fps must be"),
+        (dict(fps="2"), "fps must be"),
         (dict(fps=2, timestamps=[12.0, 13.0]), "either fps or timestamps"),
     ],
 )
@@ -141,6 +150,15 @@ def test_a_bad_time_is_refused_and_the_stream_goes_on(toys, model, processor, ti
         engine.append_video_chunk(toys.frames(2), **time)
     assert engine.get_cache_info() == before
     engine.append_video_chunk(toys.frames(2), timestamps=[10.0, 12.0])
+
+
+@pytest.mark.parametrize("fps", [2, 2.0, np.float32(2), np.int64(2), Fraction(4, 2)])
+def test_a_rate_may_be_any_kind_of_number(toys, model, processor, fps):
+    engine = VideoStreamingInference(model, processor)
+    for number in range(2):
+        engine.append_video_chunk(toys.frames(3, seed=number), fps=fps)
+    assert engine.get_cache_info()["newest_timestamp"] == 2.5
+    assert type(engine.get_cache_info()["newest_timestamp"]) is float
 
 
 def test_a_bad_setting_is_refused_before_anything_is_taken(model, processor):

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_vlm_ros.engine.errors import InvalidParameterError
-from stream_vlm_ros.memory.selection import Shares, check_about, nested, seconds_per_grid
+from stream_vlm_ros.engine.stamps import check_about
+from stream_vlm_ros.memory.selection import Shares, nested, seconds_per_grid
 
 
 @given(st.integers(0, 300), st.integers(-5, 300))
