@@ -198,13 +198,16 @@ def compare(model, processor, minutes: float, options) -> Iterator[dict]:
                 contestant.see(frames, part)
         history = History(world.sightings(stamps[last - 1]), stamps[:last])
         questions = []
-        # The other types draw things that were not seen: there are none left after some time.
-        types = TYPES if len(set(history.names)) < len(SHAPES) * 3 / 4 else ()
-        for type_ in types:
+        # After some time every shape was seen, again and again: what is asked of all the past has
+        # no answer left, and what is asked of a named time is asked of any minute.
+        busy = len(set(history.names)) >= len(SHAPES) * 3 / 4
+        for type_ in TYPES:
+            if busy and type_ in NAMED:
+                continue
             times = options.each * (options.named if type_ in NAMED else 1)
             questions += [q for q in (ask(rng, history, type_) for _ in range(times)) if q]
-        if not types:
-            questions = [recall(rng, history) for _ in range(2 * options.each * options.named)]
+        if busy:
+            questions += [recall(rng, history) for _ in range(2 * options.each * options.named)]
         # Those that name no time first: the delayed engine encodes once for all of them.
         questions.sort(key=lambda q: q.type in NAMED)
         for question in questions:

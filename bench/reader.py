@@ -93,7 +93,6 @@ def read(path: Path, fps: float, minutes: float) -> dict:
         "times_real_time_by_the_wall": round(60 * minutes / wall, 1),
         "load_average": round(os.getloadavg()[0], 1),
         "resident_mb_at_each_tenth": memory,
-        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
     }
 
 

@@ -155,6 +155,9 @@ def replay(
     topic: Annotated[
         list[str] | None, typer.Option(help="Image topic of a bag; may be repeated; or all.")
     ] = None,
+    stamps: Annotated[
+        str | None, typer.Option(help="Of a bag's images: header (default) or recorded.")
+    ] = None,
     start: Annotated[float | None, typer.Option(min=0, help="Begin at so many seconds.")] = None,
     end: Annotated[float | None, typer.Option(min=0, help="End at so many seconds.")] = None,
     bag: Annotated[bool, typer.Option(help="Write images and answers into an MCAP bag.")] = False,
@@ -188,7 +191,7 @@ def replay(
         load_questions(questions),
         settings_of(base, engine, compare or []),
         out,
-        {"topics": topic, "start": start, "end": end},
+        {"topics": topic, "stamps": stamps, "start": start, "end": end},
         resume=not fresh,
         bag=bag,
         realtime=realtime,

@@ -48,10 +48,13 @@ def run_job(job: ReplayJob, fail_under: float | None, out: Console) -> int:
 
 
 def fails(report: dict[str, Any], fail_under: float | None, out: Console) -> bool:
-    """Whether a run ended early, or answered fewer than ``fail_under`` of its questions right."""
+    """Whether a run ended early, saw nothing, or answered too few of its questions right."""
     failed = False
     for run in report["runs"]:
         if "error" in run:
+            failed = True
+        elif not run["frames"]["ingested"]:
+            _say(out, f"{run['name']} fails: no frame of the source could be used")
             failed = True
         share = run["summary"]["accuracy"]["accuracy"]
         if fail_under is not None and (share is None or share < fail_under):

@@ -24,6 +24,7 @@ from .bag_reader import Channel, FileReader, Raw, plain_kind, plain_topic, why_u
 from .bag_rescue import LooseMcapFile, LooseRos1File, LooseSqliteFile
 from .errors import SourceNotFoundError, SourceUnreadableError
 
+_LOOSE = {".bag": LooseRos1File, ".mcap": LooseMcapFile, ".db3": LooseSqliteFile}
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
@@ -75,7 +76,30 @@ class BagFiles:
             except SourceUnreadableError as error:
                 self.damage = self.damage or str(error)
 
-    def _guarded(self, reader: Any, topics: set[str] | None) -> Iterator[Raw]:
+    def _guarded(self, reader: FileReader, topics: set[str] | None) -> Iterator[Raw]:
+        """Messages of one file; from where the library fails, those that can be found after it."""
+        newest, given = 0, set()  # log time, and the topics given of that time
+        for raw in self._until_broken(reader, topics):
+            if raw.log_ns > newest:
+                newest, given = raw.log_ns, set()
+            given.add(raw.channel.topic)
+            yield raw
+        if reader.broken is None:
+            return
+        self.damage = self.damage or _broken_off(reader.path, reader.broken)
+        loose = _LOOSE.get(reader.path.suffix.lower())
+        if isinstance(reader, _WholeFile) and loose is not None:
+            try:
+                rest = loose(reader.path)
+            except Exception:  # nothing there either
+                return
+            for raw in self._until_broken(rest, topics):
+                again = raw.log_ns == newest and raw.channel.topic in given
+                if raw.log_ns >= newest and not again:
+                    yield raw
+
+    @staticmethod
+    def _until_broken(reader: FileReader, topics: set[str] | None) -> Iterator[Raw]:
         messages = reader.messages(topics)
         while True:
             try:
@@ -83,14 +107,12 @@ class BagFiles:
                 if raw.data[:4] == _ZSTD_MAGIC:
                     raw = raw._replace(data=_unzstd(raw.data))
             except StopIteration:
-                break
+                return
             except Exception as error:
                 # A damaged file can fail in any way inside the libraries that read it.
-                self.damage = self.damage or _broken_off(reader.path, error)
+                reader.broken = error
                 return
             yield raw
-        if reader.broken is not None:
-            self.damage = self.damage or _broken_off(reader.path, reader.broken)
 
     def _learn(self, reader: Any) -> None:
         for channel in reader.channels:
@@ -184,19 +206,14 @@ def _decompressed(file: Path, stack: ExitStack) -> Path:
 
 
 def _reader_of(readable: Path, file: Path) -> Any:
-    suffix = readable.suffix.lower()
-    loose = {".bag": LooseRos1File, ".mcap": LooseMcapFile, ".db3": LooseSqliteFile}.get(suffix)
+    loose = _LOOSE.get(readable.suffix.lower())
     try:
         return _WholeFile(readable)
     except Exception as error:  # the readers of damaged files fail in every way
-        if loose is None:
-            raise SourceUnreadableError(why_unreadable(file, error)) from error
-        try:
-            return loose(readable, error)
-        except SourceUnreadableError:
-            raise
-        except Exception as further:
-            raise SourceUnreadableError(why_unreadable(file, error)) from further
+        if loose is not None:
+            with contextlib.suppress(Exception):
+                return loose(readable)
+        raise SourceUnreadableError(why_unreadable(file, readable, error)) from error
 
 
 def _broken_off(file: Path, error: Exception) -> str:
@@ -227,8 +244,9 @@ class _WholeFile(FileReader):
             for c in self._reader.connections
         }
         self.channels = list(self._channels.values())
-        if self._reader.message_count:
-            self.span = (self._reader.start_time, self._reader.end_time)
+        start, end = self._reader.start_time, self._reader.end_time
+        if self._reader.message_count and 0 <= start <= end:  # a damaged index may say anything
+            self.span = (start, end)
 
     def __exit__(self, *exception: Any) -> None:
         self._reader.close()

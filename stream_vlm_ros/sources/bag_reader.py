@@ -57,12 +57,19 @@ class FileReader:
         raise NotImplementedError
 
 
-def why_unreadable(file: Path, error: Exception) -> str:
-    words = words_of(error)
-    if "magic" in words or "not a database" in words or isinstance(error, UnicodeDecodeError):
+_MAGIC = {".bag": b"#ROSBAG V", ".mcap": b"\x89MCAP0\r\n", ".db3": b"SQLite format 3\0"}
+
+
+def why_unreadable(file: Path, readable: Path, error: Exception) -> str:
+    """In the user's words; ``readable`` is ``file`` itself, or what was compressed in it."""
+    words = words_of(error).replace(str(readable), str(file))
+    magic = _MAGIC.get(readable.suffix.lower(), b"")
+    with readable.open("rb") as stream:
+        begins_well = stream.read(len(magic)) == magic
+    if not begins_well:
         return f"{file} is not a rosbag, whatever its name says ({words})."
     repair = " Try: sqlite3 OLD.db3 .recover | sqlite3 NEW.db3" if "malformed" in words else ""
-    return f"{file} cannot be read as a rosbag: {words}.{repair}"
+    return f"{file} is damaged, or was cut off before its first message ({words}).{repair}"
 
 
 def words_of(error: Exception) -> str:

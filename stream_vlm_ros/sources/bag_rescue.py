@@ -16,17 +16,21 @@ from mcap.records import Channel as McapChannel
 from mcap.records import Chunk, Message, Schema
 from mcap.stream_reader import StreamReader, breakup_chunk
 
-from .bag_reader import Channel, FileReader, Raw, plain_kind, plain_topic, why_unreadable
-from .errors import SourceUnreadableError
+from .bag_reader import Channel, FileReader, Raw, plain_kind, plain_topic
 
 _LARGEST_RECORD = 1 << 31  # bytes; a length beyond it is damage, not data
 
 
 class LooseFile(FileReader):
-    """Read from its start, record by record, as far as it goes; channels come from a first pass."""
+    """Read from its start, record by record, as far as it goes; channels come from a first pass.
 
-    def __init__(self, path: Path, cause: Exception) -> None:
+    A damaged chunk is left out, and the next one read; ``broken`` then says what was wrong.
+    """
+
+    def __init__(self, path: Path) -> None:
         super().__init__(path)
+        # By number; of the whole file, as its end repeats what a damaged chunk would have told.
+        self._known: dict[Any, Channel] = {}
         counts: dict[Channel, int] = {}
         first = last = None
         for raw in self._scan(None, empty=True):
@@ -37,7 +41,7 @@ class LooseFile(FileReader):
         if first is not None and last is not None:
             self.span = (first, last)
         elif self.broken is not None:
-            raise SourceUnreadableError(why_unreadable(path, cause))
+            raise self.broken
 
     def messages(self, topics: set[str] | None) -> Iterator[Raw]:
         yield from self._scan(topics)
@@ -51,25 +55,37 @@ class LooseMcapFile(LooseFile):
     def _scan(self, topics: set[str] | None, empty: bool = False) -> Iterator[Raw]:
         self.broken = None
         schemas: dict[int, Schema] = {}
-        channels: dict[int, Channel] = {}
         with self.path.open("rb") as stream:
             try:
                 reader = StreamReader(stream, emit_chunks=True, record_size_limit=_LARGEST_RECORD)
                 for record in reader.records:
-                    inner = breakup_chunk(record) if isinstance(record, Chunk) else [record]
-                    for item in inner:
+                    for item in self._items(record):
                         if isinstance(item, Schema):
                             schemas[item.id] = item
                         elif isinstance(item, McapChannel):
-                            channels[item.id] = _mcap_channel(item, schemas.get(item.schema_id))
+                            schema = schemas.get(item.schema_id)
+                            self._known[item.id] = _mcap_channel(item, schema)
                         elif isinstance(item, Message):
-                            channel = channels[item.channel_id]
-                            if topics is None or channel.topic in topics:
+                            channel = self._known.get(item.channel_id)
+                            if _is_wanted(channel, topics):
                                 yield Raw(channel, item.log_time, b"" if empty else item.data)
             except GeneratorExit:
                 raise
             except Exception as error:
-                self.broken = error
+                self.broken = self.broken or error
+
+    def _items(self, record: Any) -> list[Any]:
+        if not isinstance(record, Chunk):
+            return [record]
+        try:
+            return breakup_chunk(record, validate_crc=True)
+        except Exception as error:
+            self.broken = self.broken or error
+            return []
+
+
+def _is_wanted(channel: Channel | None, topics: set[str] | None) -> bool:
+    return channel is not None and (topics is None or channel.topic in topics)
 
 
 def _mcap_channel(channel: McapChannel, schema: Schema | None) -> Channel:
@@ -110,29 +126,36 @@ class LooseRos1File(LooseFile):
 
     def _scan(self, topics: set[str] | None, empty: bool = False) -> Iterator[Raw]:
         self.broken = None
-        connections: dict[bytes, Channel] = {}
         with self.path.open("rb") as stream:
             try:
                 if not stream.readline().startswith(b"#ROSBAG V2.0"):
                     raise ValueError("the file has no magic of a ROS 1 bag, version 2.0")
                 for header, data in _ros1_records(stream):
-                    inner = [(header, data)]
-                    if header.get(b"op") == self._CHUNK:
-                        inner = _ros1_chunk(header, data)
-                    for fields, content in inner:
+                    for fields, content in self._items(header, data):
                         op = fields.get(b"op")
                         if op == self._CONNECTION:
-                            connections[fields[b"conn"]] = _ros1_channel(fields, content)
+                            self._known[fields[b"conn"]] = _ros1_channel(fields, content)
                         elif op == self._MESSAGE:
-                            channel = connections[fields[b"conn"]]
-                            if topics is None or channel.topic in topics:
+                            channel = self._known.get(fields[b"conn"])
+                            if _is_wanted(channel, topics):
                                 seconds, nanoseconds = struct.unpack("<II", fields[b"time"])
                                 log_ns = seconds * 1_000_000_000 + nanoseconds
                                 yield Raw(channel, log_ns, b"" if empty else content)
             except GeneratorExit:
                 raise
             except Exception as error:
-                self.broken = error
+                self.broken = self.broken or error
+
+    def _items(self, header: dict[bytes, bytes], data: bytes) -> Iterator[tuple[dict, bytes]]:
+        if header.get(b"op") != self._CHUNK:
+            yield header, data
+            return
+        try:
+            yield from _ros1_chunk(header, data)
+        except GeneratorExit:
+            raise
+        except Exception as error:
+            self.broken = self.broken or error
 
 
 def _ros1_records(stream: Any) -> Iterator[tuple[dict[bytes, bytes], bytes]]:

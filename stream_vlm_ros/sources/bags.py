@@ -23,6 +23,7 @@ from .sampling import NANOSECONDS, StampSampler
 
 IMAGE, COMPRESSED = "sensor_msgs/Image", "sensor_msgs/CompressedImage"
 ALL_TOPICS = "all"
+STAMPS = ("header", "recorded")
 # The layout of these two types is the same in every distribution, so the bag's own definitions,
 # which may be missing or of another one, are not needed.
 _TYPES = {IMAGE: "sensor_msgs/msg/Image", COMPRESSED: "sensor_msgs/msg/CompressedImage"}
@@ -32,8 +33,9 @@ class BagSource(Source):
     """The images of a rosbag: a ``.bag``, ``.mcap`` or ``.db3`` file, or a ROS 2 bag's folder.
 
     A frame's stamp is its header's, in nanoseconds as recorded; where a topic's first header has a
-    stamp of zero, the whole topic is timed by the recorder's clock. ``Frame.source`` is the topic.
-    Frames are sampled by stamp, topic by topic, and only those wanted are decoded.
+    stamp of zero, or with ``stamps`` "recorded", it is timed by the recorder's clock.
+    ``Frame.source`` is the topic. Frames are sampled by stamp, topic by topic, and only those
+    wanted are decoded.
 
     Args:
         path: the bag.
@@ -41,6 +43,7 @@ class BagSource(Source):
         fps: frames per second to take of each topic (None: every one).
         start, end: seconds from the first frame; frames in [start, end) are given.
         size: (width, height) to scale to (None: as recorded).
+        stamps: "header", or "recorded": when the recorder received it.
         name: what the source is called (None: the file's name).
 
     Raises:
@@ -57,6 +60,7 @@ class BagSource(Source):
         start: float = 0.0,
         end: float | None = None,
         size: tuple[int, int] | None = None,
+        stamps: str = "header",
         name: str | None = None,
     ) -> None:
         super().__init__()
@@ -69,7 +73,10 @@ class BagSource(Source):
                 f"The part to read is {start} s to {end} s; it must start at 0 or later and end "
                 "after its start."
             )
+        if stamps not in STAMPS:
+            raise InvalidParameterError(f"stamps is {stamps!r}; use {' or '.join(STAMPS)}.")
         self._fps, self._start, self._end, self.size = fps, start, end, size
+        self._stamps = stamps
         self._files = BagFiles(self.path)
         self.image_channels = [c for c in self._files.channels if _reads(c)]
         self._notes = list(self._files.notes)
@@ -83,7 +90,8 @@ class BagSource(Source):
     def __iter__(self) -> Iterator[Frame]:
         self.state = state = SourceState(notes=list(self._notes))
         decoder = _Decoder(self.size)
-        clocks = {topic: _TopicClock(self._fps, topic, state.notes) for topic in self.topics}
+        by_log = True if self._stamps == "recorded" else None
+        clocks = {t: _TopicClock(self._fps, by_log, t, state.notes) for t in self.topics}
         origin: int | None = None
         reason = ""
         for raw in self._files.messages(set(self.topics)):
@@ -125,6 +133,11 @@ class BagSource(Source):
             state.notes.append(
                 f"{counts.unordered} of {counts.decoded} images left out: their stamps are not "
                 "after the one before."
+                + (
+                    " Stamps 'recorded' are those of the recorder's own clock."
+                    if self._stamps == "header"
+                    else ""
+                )
             )
         if state.damage is None and counts.decoded == 0:
             state.damage = f"{self.path} holds no image on {', '.join(self.topics)}."
@@ -180,11 +193,13 @@ class BagSource(Source):
 class _TopicClock:
     """Stamps of one topic, in order, and which of them to take."""
 
-    def __init__(self, fps: float | None, topic: str, notes: list[str]) -> None:
+    def __init__(
+        self, fps: float | None, by_log: bool | None, topic: str, notes: list[str]
+    ) -> None:
         self._sampler = StampSampler(fps) if fps is not None else None
         self._before = None
         self._topic, self._notes = topic, notes
-        self._by_log: bool | None = None  # None until the first message decides
+        self._by_log = by_log  # None until the first message decides
         self._last: int | None = None
         self.fault = ""
 
@@ -205,7 +220,7 @@ class _TopicClock:
         if self._by_log:
             stamp = raw.log_ns
         elif stamp <= 0:
-            self.fault = "a stamp of zero among real ones"
+            self.fault = f"a stamp of {stamp / NANOSECONDS:g} s among real ones"
             return None
         if self._last is not None and stamp <= self._last:
             return None

@@ -89,6 +89,9 @@ class VideoSource(Source):
             raise SourceUnreadableError(
                 f"{self.path} has no video in it (only {', '.join(kinds)}). Give a file with a "
                 "video stream."
+                if stream is None
+                else f"{self.path} holds no picture that can be decoded: it is damaged, was cut "
+                "off, or is no video."
             )
         stream.thread_type = "AUTO"
         return stream

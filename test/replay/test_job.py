@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.console import Console
 from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from typer.testing import CliRunner
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 from stream_vlm_ros.cli import app
 from stream_vlm_ros.engine.errors import InvalidParameterError
 from stream_vlm_ros.replay import session_bag
-from stream_vlm_ros.replay.command import diff, settings_of
+from stream_vlm_ros.replay.command import diff, fails, run_job, settings_of
 from stream_vlm_ros.replay.comparison import mcnemar, paired_difference
 from stream_vlm_ros.replay.job import ReplayJob
 from stream_vlm_ros.replay.questions import load_questions
@@ -133,6 +134,15 @@ def test_an_engine_that_fails_in_the_middle_leaves_the_rest_in_the_report(make_j
     assert report["complete"] is False
     assert report["runs"][1]["error"]["code"] == "CAP_TOO_SMALL"
     assert "tiny ended early" in (job.out / "report.html").read_text()
+
+
+def test_a_source_of_which_no_frame_can_be_used_fails(make_job, capsys):
+    job = make_job()
+    report = job.run()
+    assert run_job(job, None, Console()) == 0
+    report["runs"][0]["frames"]["ingested"] = 0
+    assert fails(report, None, Console())
+    assert "no frame of the source could be used" in capsys.readouterr().out
 
 
 def test_a_bag_holds_images_and_answers_on_one_time_line(make_job):

@@ -254,6 +254,50 @@ def test_a_file_cut_off_gives_what_came_before(tmp_path, bag):
     assert "breaks off" in source.state.damage
 
 
+def test_a_damaged_chunk_is_left_out_and_the_next_one_read(tmp_path):
+    mcap, ros1 = tmp_path / "hit.mcap", tmp_path / "hit.bag"
+    with mcap.open("wb") as stream:
+        writer = McapWriter(stream, compression=CompressionType.ZSTD, chunk_size=100)
+        writer.start("ros2", "")
+        schema = writer.register_schema(IMAGE, "ros2msg", b"")
+        channel = writer.register_channel("/camera", "cdr", schema)
+        for _, log_ns, message in camera(6):  # larger than a chunk: one in each
+            writer.add_message(channel, log_ns, bytes(ROS2.serialize_cdr(message, IMAGE)), log_ns)
+        writer.finish()
+    bag = Ros1Writer(ros1)
+    bag.set_compression(Ros1Writer.CompressionFormat.LZ4)
+    bag.chunk_threshold = 100
+    with bag:
+        connection = bag.add_connection("/camera", IMAGE, typestore=ROS1)
+        for index, stamp in enumerate(stamps(6)):
+            message = raw_image(stamp, index, ROS1.types, seq=index)
+            bag.write(connection, stamp, ROS1.serialize_ros1(message, IMAGE))
+    for path, magic in ((mcap, b"\x28\xb5\x2f\xfd"), (ros1, b"\x04\x22\x4d\x18")):
+        content = bytearray(path.read_bytes())
+        places = [i for i in range(len(content)) if content[i : i + 4] == magic]
+        assert len(places) == 6
+        content[places[2] : places[2] + 4] = bytes(4)
+        path.write_bytes(content)
+        source = open_source(path)
+        assert greys(source) == [0, 1, 3, 4, 5]
+        assert "damaged" in source.state.damage
+
+
+def test_the_recorders_clock_can_be_asked_for(tmp_path):
+    # The camera's clock was set back by an hour after the second image.
+    messages = [
+        ("/camera", log, raw_image(log - (3600 * SECOND if i >= 2 else 0), i))
+        for i, log in enumerate(stamps(5))
+    ]
+    path = write_ros2(tmp_path / "drive", messages)
+    source = open_source(path)
+    assert greys(source) == [0, 1]
+    assert "'recorded'" in source.state.notes[0]
+    assert [f.stamp_ns for f in open_source(path, stamps="recorded")] == stamps(5)
+    with pytest.raises(InvalidParameterError, match="header or recorded"):
+        open_source(path, stamps="bag")
+
+
 @pytest.mark.parametrize("suffix", [".bag", ".mcap", ".db3"])
 def test_no_content_whatever_ends_in_a_traceback(tmp_path, bag, suffix):
     good = {

@@ -174,6 +174,13 @@ def test_a_sound_file_is_an_error_that_says_so(tmp_path):
         VideoSource(path)
 
 
+def test_a_stream_cut_off_before_its_first_picture_is_not_called_a_file_without_video(tmp_path):
+    path = tmp_path / "cut.h264"
+    path.write_bytes(b"x")
+    with pytest.raises(SourceUnreadableError, match="no picture that can be decoded"):
+        VideoSource(path)
+
+
 def test_a_recording_cut_off_before_its_index_is_explained(tmp_path):
     path = write_video(tmp_path / "a.mp4", "libx264", count=60)  # the index comes last
     data = path.read_bytes()
