@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -121,6 +122,9 @@ IMPORTERS: dict[str, Callable[[Path], QuestionSet]] = {"stream_vlm": _load_own}
 
 def _validate(document: Document) -> None:
     validator = jsonschema.Draft202012Validator(schema())
+    for place, value in document.numbers():  # NaN passes every limit of the schema
+        if not math.isfinite(value):
+            raise document.error(place, f"{place[-1]}: {value} is no time or number to use")
     errors = list(validator.iter_errors(document.content))
     if errors:
         error = jsonschema.exceptions.best_match(errors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,20 @@ class Document:
         while place and place not in self.lines:
             place = place[:-1]
         return self.lines.get(place, 1)
+
+    def numbers(self) -> Iterator[tuple[Place, float]]:
+        """Every number with a point in it, and its place."""
+
+        def below(value: Any, place: Place) -> Iterator[tuple[Place, float]]:
+            if isinstance(value, float):
+                yield place, value
+            items = value.items() if isinstance(value, dict) else ()
+            if isinstance(value, list):
+                items = enumerate(value)
+            for key, item in items:
+                yield from below(item, (*place, key))
+
+        return below(self.content, ())
 
     def error(self, place: Place, message: str) -> QuestionFileError:
         """An error about the value at ``place``."""
@@ -73,8 +88,9 @@ def load_document(path: str | Path) -> Document:
             line = getattr(error, "lineno", 1)
             raise QuestionFileError(f"{path}:{line}: not valid JSON: {error}") from error
         text = text.replace("\t", " ")  # JSON indents with tabs too; YAML does not
-    loader = _Loader(text)
+    loader = None
     try:
+        loader = _Loader(text)  # refuses control characters at once
         node = loader.get_single_node()
         document = Document(path, None)
         if node is not None:
@@ -89,7 +105,8 @@ def load_document(path: str | Path) -> Document:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise QuestionFileError(f"{path}: not valid YAML: {error}") from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
     if document.content is None:
         raise QuestionFileError(f"{path} is empty: it needs a list 'questions'.")
     return document

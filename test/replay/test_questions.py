@@ -117,6 +117,10 @@ def test_json_is_read_like_yaml_with_tabs_too(write_questions):
         ("questions: []\n", 1, "questions"),
         ("version: 2\nquestions: [{text: A, at: 1}]\n", 1, "version"),
         ("[1, 2]", 1, "object"),
+        ("questions:\n  - text: A?\n    at: .nan\n", 3, "at: nan"),
+        ("questions:\n  - text: A?\n    every: .inf\n", 3, "every: inf"),
+        ("questions:\n  - text: A?\n    every: 0.0000000001\n", 3, "every:"),
+        ("questions:\n  - text: A?\n    at: 9\n    about: [3, 2]\n", 4, "about ends at 2"),
     ],
 )
 def test_a_mistake_is_named_with_its_line(write_questions, text, line, words):
@@ -154,3 +158,8 @@ def test_the_example_of_the_documentation_is_valid(write_questions):
     example = re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1]
     judges = [q.judge.name for q in load_questions(write_questions(example)).questions]
     assert judges == ["contains", "choice", "number", "none"]
+
+
+def test_control_characters_are_refused_in_words(write_questions):
+    with pytest.raises(QuestionFileError, match="not valid YAML"):
+        load_questions(write_questions("\0"))
