@@ -157,7 +157,7 @@ def test_the_example_of_the_documentation_is_valid(write_questions):
     page = (Path(__file__).parents[2] / "docs" / "replay.md").read_text(encoding="utf-8")
     example = re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1]
     judges = [q.judge.name for q in load_questions(write_questions(example)).questions]
-    assert judges == ["contains", "choice", "number", "none"]
+    assert judges == ["contains", "choice", "number", "exact", "none"]
 
 
 def test_control_characters_are_refused_in_words(write_questions):
