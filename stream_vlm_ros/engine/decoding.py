@@ -17,6 +17,8 @@ from transformers import (
 
 from .errors import InvalidParameterError
 
+_LEAST_TEMPERATURE = 1e-5
+
 
 @dataclass(frozen=True)
 class DecodingOptions:
@@ -25,7 +27,8 @@ class DecodingOptions:
     Attributes:
         max_new_tokens: longest answer, in tokens.
         do_sample: draw from the distribution; otherwise the likeliest token.
-        temperature: flattens (> 1) or sharpens (< 1) the distribution; 0 is the likeliest token.
+        temperature: flattens (> 1) or sharpens (< 1) the distribution; 0 (or below 1e-5, where
+            float32 ends) is the likeliest token.
         top_p: draw from the smallest set of tokens that holds this much probability.
         repetition_penalty: > 1 makes tokens of question and answer less likely to come again.
         stop: texts at which the answer ends; they are not part of it.
@@ -55,15 +58,22 @@ class DecodingOptions:
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not math.isfinite(value) or not good(value):
                 raise InvalidParameterError(f"{name} is out of its range: {value!r}")
-        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
+        if (
+            isinstance(self.stop, str)
+            or not isinstance(self.stop, Sequence)
+            or not all(isinstance(text, str) and text for text in self.stop)
+        ):
             raise InvalidParameterError(f"stop must be a list of texts: {self.stop!r}")
+        seed = self.seed
+        if seed is not None and (not isinstance(seed, int) or not -(2**63) <= seed < 2**64):
+            raise InvalidParameterError(f"seed must be a whole number of 64 bits: {seed!r}")
 
 
 class Sampler:
     """Chooses the next token, with transformers' own processors."""
 
     def __init__(self, options: DecodingOptions, prompt: Sequence[int], device: torch.device):
-        self._draws = options.do_sample and options.temperature > 0
+        self._draws = options.do_sample and options.temperature >= _LEAST_TEMPERATURE
         self._ids = list(prompt)
         self._device = device
         self._processors = LogitsProcessorList()
@@ -88,6 +98,8 @@ class Sampler:
             ids = torch.tensor([self._ids], device=self._device)
             scores = self._processors(ids, scores)
         if self._draws:
+            # A penalty near zero makes scores infinite, of which softmax makes NaN.
+            scores = scores.clamp(max=torch.finfo(scores.dtype).max)
             drawn = torch.multinomial(scores.softmax(-1), 1, generator=self._generator)
             token = int(drawn)
         else:

@@ -36,6 +36,18 @@ def trim_to_vision_segment(ids: Sequence[int], start_id: int, end_id: int) -> li
     return ids[start : end + 1] if start < end else ids
 
 
+def _half_character(text: str) -> str | None:
+    """What is wrong with a text that no tokenizer can read; None if nothing is."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return (
+            f"holds half a character (surrogate U+{ord(text[error.start]):04X} at "
+            f"{error.start}): decode it as UTF-16 or UTF-8 first"
+        )
+    return None
+
+
 class ChatLayout:
     """Token ids of the fixed pieces of a conversation about a stream.
 
@@ -69,6 +81,8 @@ class ChatLayout:
         if system_prompt is not None:
             if not isinstance(system_prompt, str):
                 raise InvalidParameterError(f"the system prompt must be text: {system_prompt!r}")
+            if half := _half_character(system_prompt):
+                raise InvalidParameterError(f"the system prompt {half}")
             system = [{"role": "system", "content": system_prompt}]
         video = {"type": "video"}
         asked = {"role": "user", "content": [video, {"type": "text", "text": _QUESTION}]}
@@ -116,6 +130,8 @@ class ChatLayout:
         if not text.strip():
             raise InvalidQuestionError("the question is empty")
         self._check_length(text, room)
+        if half := _half_character(text):
+            raise InvalidQuestionError(f"the question {half}")
         opening = self._question_close if in_segment else self._turn_open
         ids = self._special(opening) + self.plain(text) + self._special(self._question_end)
         if len(ids) > room:
@@ -136,6 +152,8 @@ class ChatLayout:
         for number, text in enumerate(texts, start=1):
             if not isinstance(text, str) or not text.strip():
                 raise InvalidChoicesError(f"choice {number} is empty or not text: {text!r:.50}")
+            if half := _half_character(text):
+                raise InvalidChoicesError(f"choice {number} {half}")
         longest = max(texts, key=len)
         if len(longest) > room * _MAX_CHARACTERS_PER_TOKEN:
             raise InvalidChoicesError(f"a choice of {len(longest)} characters is too long")

@@ -264,6 +264,8 @@ def test_sampling_follows_its_seed_and_greedy_ignores_it(toys, model, processor)
     greedy = engine.ask("What?", 12)[0]
     assert engine.ask("What?", 12, seed=3)[0] == greedy
     assert engine.ask("What?", 12, do_sample=True, temperature=0, seed=3)[0] == greedy
+    assert engine.ask("What?", 12, do_sample=True, temperature=1e-40, seed=3)[0] == greedy
+    assert drawn(-1, repetition_penalty=1e-320)  # all that was said before is infinitely likely
     assert drawn(1, top_p=1e-6) == greedy  # the likeliest token alone holds that much
     penalised = engine.ask("What?", 12, repetition_penalty=50.0)[0]
     assert penalised != greedy
@@ -316,6 +318,7 @@ def test_bad_questions_are_refused_in_words_and_the_stream_goes_on(toys, model, 
         ("", InvalidQuestionError, "empty"),
         (" \n\t", InvalidQuestionError, "empty"),
         (7, InvalidQuestionError, "must be text, not int"),
+        ("So \ud83d?", InvalidQuestionError, r"half a character \(surrogate U\+D83D at 3\)"),
         ("x" * 10_000_000, InvalidQuestionError, "10000000 characters long"),
         # <|vision_end|>, 300 bytes, <|im_end|> \n <|im_start|> a-s-s-i-s-t-a-n-t \n
         ("x" * 300, InvalidQuestionError, "takes 314 tokens, but 200 are kept"),
@@ -328,6 +331,7 @@ def test_bad_questions_are_refused_in_words_and_the_stream_goes_on(toys, model, 
         ([], "0 choices"),
         (["a"] * 1000, "1000 choices were given: between 1 and 64"),
         (["a", " "], "choice 2 is empty"),
+        (["a", "\udc00"], "choice 2 holds half a character"),
         (["a", 3], "choice 2 is empty or not text"),
         ("abc", "must be a list"),
         (["x" * 100, "y", "z"], "need more than the 200 tokens"),
@@ -341,6 +345,12 @@ def test_bad_questions_are_refused_in_words_and_the_stream_goes_on(toys, model, 
         (dict(top_p=0), "top_p"),
         (dict(repetition_penalty=0), "repetition_penalty"),
         (dict(stop="x"), "stop must be a list"),
+        (dict(stop=None), "stop must be a list"),
+        (dict(stop=["a", ""]), "stop must be a list"),
+        (dict(stop=(text for text in "ab")), "stop must be a list"),
+        (dict(seed=2**64), "seed must be a whole number of 64 bits"),
+        (dict(seed="x"), "seed must be"),
+        (dict(seed=1.5), "seed must be"),
     ]:
         with pytest.raises(InvalidParameterError, match=words):
             engine.ask("What?", **{"max_new_tokens": 5, **options})
