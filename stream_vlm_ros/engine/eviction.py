@@ -79,7 +79,7 @@ class EvictionConfig:
     @classmethod
     def for_span(cls, seconds: float, tokens_per_second: float, **others: Any) -> EvictionConfig:
         """The cap said another way: so many seconds of video at so many tokens a second."""
-        if not (seconds > 0 and tokens_per_second > 0 and math.isfinite(seconds)):
+        if not (seconds > 0 and tokens_per_second > 0 and seconds * tokens_per_second < math.inf):
             raise InvalidParameterError(
                 f"a span of {seconds!r} s at {tokens_per_second!r} tokens a second is no cap"
             )
@@ -117,6 +117,8 @@ class EvenSample:
 
         ``start`` and ``stop`` are where sink and window border on what is sampled, in seconds.
         """
+        if grid.tokens > self.budget:  # it would push out all the others, and then itself
+            return [grid]
         insort(self._grids, grid, key=lambda one: one.number)
         self.tokens += grid.tokens
         gone = []
@@ -181,6 +183,8 @@ class StarMemory:
 
     def offer(self, grid: Candidate) -> list[Candidate]:
         """Take a grid in; return those that must go for it, maybe itself."""
+        if grid.tokens > self.budget:  # it would push out all the others, and then itself
+            return [grid]
         insort(self._grids, grid, key=lambda one: one.number)
         self.tokens += grid.tokens
         gone = []
@@ -288,7 +292,12 @@ class KVCacheEvictor:
             return None
         return self._sink_size + self.room_for_grids + self.effective_window_size
 
-    def check_room(self, tokens: int, what: str = "a chunk") -> None:
+    def check_room(
+        self,
+        tokens: int,
+        what: str = "a chunk",
+        remedy: str = "lower max_pixels or the frames a chunk",
+    ) -> None:
         """Raise CapTooSmallError if ``tokens`` can never be held at once."""
         if self.config is None:
             return
@@ -303,7 +312,7 @@ class KVCacheEvictor:
         if tokens > room:
             raise CapTooSmallError(
                 f"{what} of {tokens} tokens does not fit into {where}: raise max_cache_tokens, or "
-                "lower max_pixels or the frames a chunk"
+                + remedy
             )
 
     def record_chunk(self, tokens: int) -> None:

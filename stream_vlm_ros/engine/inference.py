@@ -261,7 +261,7 @@ class VideoStreamingInference:
         closing = len(self._chat.answer_end) if update_state else 0
         if update_state:
             needed = len(prompt) + max_new_tokens + closing
-            manager.evictor.check_room(needed, "a question with its answer")
+            self._check_exchange(needed)
         fork = manager.question_fork(len(prompt), max_new_tokens + closing)
         start, asked_at = manager.ledger.next_position, manager.ledger.mark()
         metrics = {"prompt_tokens": len(prompt), **self._evidence()}
@@ -499,9 +499,17 @@ class VideoStreamingInference:
         manager = self.cache_manager
         prompt = self._question_ids(question, None)
         needed = len(prompt) + len(said) + len(self._chat.answer_end)
-        manager.evictor.check_room(needed, "a question with its answer")
+        self._check_exchange(needed)
         with manager.fork(needed) as fork:
             self._keep_exchange(fork, prompt, said, manager.ledger.next_position)
+
+    def _check_exchange(self, tokens: int) -> None:
+        """Raise CapTooSmallError if an exchange of so many tokens can never be kept."""
+        self.cache_manager.evictor.check_room(
+            tokens,
+            "a question with its answer",
+            "lower max_new_tokens, shorten the question, or do not keep the exchange",
+        )
 
     def _times(self) -> dict[str, Any]:
         spans = self.cache_manager.ledger.time_spans()

@@ -126,6 +126,14 @@ def test_a_chunk_that_can_never_fit_is_refused_and_the_stream_goes_on(toys, mode
     assert engine.get_cache_info()["chunks"] == 2
 
 
+def test_an_exchange_that_can_never_be_kept_is_refused_with_its_own_remedy(toys, model, processor):
+    engine = VideoStreamingInference(model, processor, eviction_config=EvictionConfig(100))
+    engine.append_video_chunk(toys.frames(4, 56, 84))
+    with pytest.raises(CapTooSmallError, match="or lower max_new_tokens, shorten the question"):
+        engine.ask("What?", 40, update_state=True)
+    engine.ask("What?", 40)
+
+
 def test_two_chunk_sizes_find_two_sinks(toys, model, processor):
     # The reference's experiment A: the sink is the cache length after the first chunk.
     sinks = []

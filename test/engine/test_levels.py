@@ -60,6 +60,23 @@ def test_grids_of_any_size_stay_within_the_budget_in_tokens():
         assert sum(tokens.values()) == sample.tokens <= 100
 
 
+@pytest.mark.parametrize("level", ["sampled", "important"])
+def test_a_grid_larger_than_its_level_pushes_nothing_out(level):
+    sample, star = EvenSample(20), StarMemory(20, FeatureNovelty())
+
+    def offer(number, tokens, seconds, angle):
+        grid = candidate(number, seconds, tokens, unit(angle))
+        if level == "sampled":
+            return sample.offer(grid, 0.0, seconds)
+        return star.offer(grid)
+
+    for number in range(10):
+        assert not offer(number, 2, float(number), 0.01 * number)
+    # Long after all the others, and unlike them.
+    assert [gone.number for gone in offer(10, 21, 100.0, 3.0)] == [10]
+    assert (sample if level == "sampled" else star).tokens == 20
+
+
 def unit(angle):
     return (np.cos(angle), np.sin(angle))
 

@@ -122,3 +122,5 @@ def test_a_cap_can_be_said_as_a_span_at_a_rate_of_tokens():
     assert (config.max_cache_tokens, config.sampled_share) == (24_300, 0.5)
     with pytest.raises(InvalidParameterError, match="is no cap"):
         EvictionConfig.for_span(0, 10)
+    with pytest.raises(InvalidParameterError, match="is no cap"):
+        EvictionConfig.for_span(10, float("inf"))
