@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .errors import DeviceUnavailableError
 from .positions import MultimodalRotary, Vec, rotate
 
 
@@ -27,10 +28,21 @@ class KVShape:
         return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
 
     def allocate(self, tokens: int, device: torch.device, batch: int | None = None) -> torch.Tensor:
-        """``[layers, 2, (batch,) kv_heads, tokens, head_dim]``: keys, then values."""
+        """``[layers, 2, (batch,) kv_heads, tokens, head_dim]``: keys, then values.
+
+        DeviceUnavailableError if the device has not that much memory.
+        """
         lead = (self.layers, 2) if batch is None else (self.layers, 2, batch)
         size = (*lead, self.kv_heads, tokens, self.head_dim)
-        return torch.empty(size, dtype=self.dtype, device=device)
+        try:
+            return torch.empty(size, dtype=self.dtype, device=device)
+        except (RuntimeError, MemoryError) as error:  # the CPU's allocator raises the former
+            gigabytes = (batch or 1) * tokens * self.bytes_per_token / 1024**3
+            raise DeviceUnavailableError(
+                f"keys and values of {(batch or 1) * tokens} tokens take {gigabytes:.1f} GiB, "
+                f"which {device} cannot give: lower max_cache_tokens (or max_tail_tokens, "
+                "fork_slack_tokens)"
+            ) from error
 
 
 class KVBuffer:

@@ -16,7 +16,13 @@ from typing import Any
 import torch
 
 from .buffer import KVBuffer, KVShape
-from .errors import BudgetExceededError, SnapshotEvictedError, StreamBusyError
+from .errors import (
+    BudgetExceededError,
+    InvalidParameterError,
+    SnapshotEvictedError,
+    StreamBusyError,
+    check_whole_number,
+)
 from .eviction import EvictionConfig, EvictorMark, ImportanceScore, KVCacheEvictor
 from .forks import Fork, Part, TailPool
 from .ledger import LedgerMark, PositionLedger
@@ -95,6 +101,10 @@ class KVCacheManager:
         fork_slack_tokens: int = 0,
         importance: ImportanceScore | None = None,
     ):
+        check_whole_number("max_tail_tokens", max_tail_tokens, least=1)
+        check_whole_number("fork_slack_tokens", fork_slack_tokens, least=0)
+        if config is not None and not isinstance(config, EvictionConfig):
+            raise InvalidParameterError(f"eviction_config must be an EvictionConfig: {config!r}")
         self.shape, self._rotary, self._device = shape, rotary, device
         self.max_tail_tokens = max_tail_tokens
         self.evictor = KVCacheEvictor(config, importance)

@@ -15,7 +15,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from .errors import InvalidParameterError
+from .errors import InvalidParameterError, check_whole_number
 
 _LEAST_TEMPERATURE = 1e-5
 
@@ -47,9 +47,7 @@ class DecodingOptions:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        count = self.max_new_tokens
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise InvalidParameterError(f"max_new_tokens must be a whole number >= 1: {count!r}")
+        check_whole_number("max_new_tokens", self.max_new_tokens, least=1)
         for name, good in (
             ("temperature", lambda x: x >= 0),
             ("top_p", lambda x: 0 < x <= 1),

@@ -91,3 +91,11 @@ class DeviceUnavailableError(StreamVlmError):
     """The device asked for is not there, or has too little memory."""
 
     code = "DEVICE_UNAVAILABLE"
+
+
+def check_whole_number(name: str, value: object, least: int) -> None:
+    """Raise InvalidParameterError unless ``value`` is an int of at least ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InvalidParameterError(
+            f"{name} must be a whole number of at least {least}, not {value!r}"
+        )

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from .errors import CapTooSmallError, InvalidParameterError
+from .errors import CapTooSmallError, InvalidParameterError, check_whole_number
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,7 @@ class EvictionConfig:
             ("window_size", 0),
             ("eviction_interval", 1),
         ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise InvalidParameterError(f"{name} must be a whole number >= {least}: {value!r}")
+            check_whole_number(name, getattr(self, name), least)
         if self.sink_size + self.window_size > self.max_cache_tokens:
             raise InvalidParameterError(
                 f"sink_size {self.sink_size} + window_size {self.window_size} exceed "

@@ -18,7 +18,12 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from stream_vlm_ros.engine.errors import InvalidImageError, InvalidParameterError, ModelLoadError
+from stream_vlm_ros.engine.errors import (
+    InvalidImageError,
+    InvalidParameterError,
+    ModelLoadError,
+    check_whole_number,
+)
 
 MAX_ASPECT_RATIO = 200
 BICUBIC = (3, "bicubic")  # as PIL numbers it in preprocessor files, and as torchvision names it
@@ -45,7 +50,7 @@ class ImageSettings:
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "temporal_patch_size", "merge_size"):
-            _check_positive_int(name, getattr(self, name))
+            check_whole_number(name, getattr(self, name), least=1)
         check_pixel_bounds(self.min_pixels, self.max_pixels)
         for name in ("image_mean", "image_std"):
             object.__setattr__(self, name, _three_floats(name, getattr(self, name)))
@@ -219,15 +224,19 @@ class FrameProcessor:
         or tensor counts as a sequence of frames. Raises InvalidImageError saying which frame is
         wrong and why, InvalidParameterError for pixel bounds that exclude each other.
         """
-        settings = self.settings
-        min_pixels = settings.min_pixels if min_pixels is None else min_pixels
-        max_pixels = settings.max_pixels if max_pixels is None else max_pixels
-        check_pixel_bounds(min_pixels, max_pixels)
+        bounds = self.pixel_bounds(min_pixels, max_pixels)
         pictures = _pictures(frames)
         height, width, _ = pictures[0].shape
-        target = smart_resize(height, width, settings.factor, min_pixels, max_pixels)
+        target = smart_resize(height, width, self.settings.factor, *bounds)
         pixels = _resize(self._upload(pictures), *target)  # [frames, 3, height, width] uint8
         return self._patches(pixels)
+
+    def pixel_bounds(self, min_pixels: int | None, max_pixels: int | None) -> tuple[int, int]:
+        """Both bounds, the settings' own for None; InvalidParameterError if they are unusable."""
+        least = self.settings.min_pixels if min_pixels is None else min_pixels
+        most = self.settings.max_pixels if max_pixels is None else max_pixels
+        check_pixel_bounds(least, most)
+        return least, most
 
     def _upload(self, pictures: list[np.ndarray | torch.Tensor]) -> torch.Tensor:
         """One uint8 tensor [frames, 3, height, width], channels last in memory, on the device."""
@@ -264,8 +273,8 @@ class FrameProcessor:
 
 def check_pixel_bounds(min_pixels: int, max_pixels: int) -> None:
     """Raises InvalidParameterError unless 1 <= min_pixels <= max_pixels, both whole numbers."""
-    _check_positive_int("min_pixels", min_pixels)
-    _check_positive_int("max_pixels", max_pixels)
+    check_whole_number("min_pixels", min_pixels, least=1)
+    check_whole_number("max_pixels", max_pixels, least=1)
     if min_pixels > max_pixels:
         raise InvalidParameterError(
             f"min_pixels ({min_pixels}) must not be above max_pixels ({max_pixels})"
@@ -449,11 +458,6 @@ def _shape(array: np.ndarray | torch.Tensor) -> tuple[int, ...]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_positive_int(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InvalidParameterError(f"{name} must be a whole number of at least 1, not {value!r}")
 
 
 def _three_floats(name: str, value: Any) -> tuple[float, float, float]:

@@ -17,6 +17,7 @@ from .decoding import Answer, AnswerText, DecodingOptions, Sampler
 from .errors import (
     EmptyMemoryError,
     InvalidParameterError,
+    ModelLoadError,
     OutOfHorizonError,
 )
 from .eviction import EvictionConfig, ImportanceScore
@@ -79,12 +80,18 @@ class VideoStreamingInference:
             raise InvalidParameterError(
                 f"layout '{layout}' is unknown: use one of {', '.join(LAYOUTS)}"
             )
+        if not isinstance(model, StreamQwenModel):
+            raise InvalidParameterError(
+                f"the model is a {type(model).__name__}: load it by StreamQwenModel.from_pretrained"
+            )
         self.device = resolve_device(model.device if device is None else device)
-        self.model = model.to(self.device)
         self.layout = layout
         self.min_pixels, self.max_pixels = min_pixels, max_pixels
         processor = StreamProcessor.wrap(processor)
+        _check_fit(model, processor)
+        self.model = model.to(self.device)
         self._frames = processor.frame_processor(self.device)
+        self._frames.pixel_bounds(min_pixels, max_pixels)
         self._chat = ChatLayout(processor, model.config, system_prompt)
         self._merge = processor.image_settings.merge_size
         self._frames_per_grid = processor.image_settings.temporal_patch_size
@@ -532,6 +539,22 @@ class VideoStreamingInference:
 def _text_positions(start: Sequence[int], done: int, count: int) -> torch.Tensor:
     """``[3, count]``: the text tokens after ``done`` others that began at ``start``."""
     return torch.tensor(start)[:, None] + torch.arange(done, done + count)
+
+
+def _check_fit(model: StreamQwenModel, processor: StreamProcessor) -> None:
+    """Raise ModelLoadError if pictures are cut into other patches than the model's."""
+    vision, settings = model.config.vision_config, processor.image_settings
+    for ours, theirs in (
+        ("patch_size", "patch_size"),
+        ("merge_size", "spatial_merge_size"),
+        ("temporal_patch_size", "temporal_patch_size"),
+    ):
+        given, wanted = getattr(settings, ours), getattr(vision, theirs)
+        if given != wanted:
+            raise ModelLoadError(
+                f"the processor's {ours} is {given}, the model's is {wanted}: take both from the "
+                "same checkpoint folder"
+            )
 
 
 def _end_ids(model: StreamQwenModel, processor: StreamProcessor) -> set[int]:

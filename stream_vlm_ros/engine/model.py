@@ -157,8 +157,10 @@ def resolve_device(device: str | torch.device) -> torch.device:
     """The device by that name; DeviceUnavailableError where this machine has none."""
     try:
         wanted = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise DeviceUnavailableError(f"'{device}' is not a device: use cpu or cuda") from error
+    if wanted.type not in ("cpu", "cuda"):
+        raise DeviceUnavailableError(f"device '{device}' is not supported: use cpu or cuda")
     if wanted.type == "cuda" and not torch.cuda.is_available():
         build = "this torch is built without CUDA" if torch.version.cuda is None else "none is seen"
         raise DeviceUnavailableError(

@@ -100,9 +100,12 @@ def test_an_interval_makes_room_for_the_chunks_to_come_at_once():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        (dict(max_cache_tokens=0), "max_cache_tokens must be a whole number >= 1"),
+        (dict(max_cache_tokens=0), "max_cache_tokens must be a whole number of at least 1, not 0"),
         (dict(max_cache_tokens=10.5), "max_cache_tokens must be a whole number"),
-        (dict(max_cache_tokens=100, sink_size=-1), "sink_size must be a whole number >= 0"),
+        (
+            dict(max_cache_tokens=100, sink_size=-1),
+            "sink_size must be a whole number of at least 0",
+        ),
         (dict(max_cache_tokens=100, eviction_interval=0), "eviction_interval"),
         (dict(max_cache_tokens=100, sink_size=60, window_size=60), "exceed max_cache_tokens 100"),
         (dict(max_cache_tokens=100, sink_size=100), "leaves no window"),

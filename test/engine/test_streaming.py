@@ -1,5 +1,6 @@
 """Chunks in: what they become, what is refused, and what it costs over a long time."""
 
+import dataclasses
 import gc
 import os
 import statistics
@@ -16,6 +17,7 @@ from stream_vlm_ros.engine.errors import (
     InvalidImageError,
     InvalidParameterError,
     InvalidTimestampError,
+    ModelLoadError,
 )
 
 
@@ -166,8 +168,37 @@ def test_a_bad_setting_is_refused_before_anything_is_taken(model, processor):
         VideoStreamingInference(model, processor, layout="spiral")
     with pytest.raises(InvalidParameterError, match="position policy 'x' is unknown"):
         VideoStreamingInference(model, processor, position_policy="x")
-    with pytest.raises(DeviceUnavailableError, match="'potato' is not a device"):
-        VideoStreamingInference(model, processor, device="potato")
+    for device, words in [
+        ("potato", "'potato' is not a device"),
+        (3.5, "'3.5' is not a device"),
+        ("mps", "device 'mps' is not supported"),
+    ]:
+        with pytest.raises(DeviceUnavailableError, match=words):
+            VideoStreamingInference(model, processor, device=device)
+    for option, words in [
+        (dict(max_tail_tokens=0), "max_tail_tokens must be a whole number of at least 1, not 0"),
+        (dict(fork_slack_tokens=-1), "fork_slack_tokens must be a whole number of at least 0"),
+        (dict(min_pixels=-1), "min_pixels must be"),
+        (dict(min_pixels=5000, max_pixels=4000), r"\(5000\) must not be above max_pixels \(4000\)"),
+        (dict(eviction_config=100), "must be an EvictionConfig: 100"),
+    ]:
+        with pytest.raises(InvalidParameterError, match=words):
+            VideoStreamingInference(model, processor, **option)
+    with pytest.raises(InvalidParameterError, match="the model is a Linear: load it by StreamQwen"):
+        VideoStreamingInference(torch.nn.Linear(1, 1), processor)
+    with pytest.raises(DeviceUnavailableError, match="GiB, which cpu cannot give: lower max_cache"):
+        VideoStreamingInference(model, processor, eviction_config=EvictionConfig(10**13))
+
+
+@pytest.mark.parametrize(
+    ("name", "ours", "models"),
+    [("patch_size", 16, 14), ("merge_size", 1, 2), ("temporal_patch_size", 1, 2)],
+)
+def test_a_processor_of_another_checkpoint_is_refused(model, processor, name, ours, models):
+    settings = dataclasses.replace(processor.image_settings, **{name: ours})
+    other = dataclasses.replace(processor, image_settings=settings)
+    with pytest.raises(ModelLoadError, match=f"processor's {name} is {ours}, .* is {models}"):
+        VideoStreamingInference(model, other)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
