@@ -62,7 +62,9 @@ def common(
 
 @app.command()
 def ask(
-    video: Annotated[str, typer.Argument(help="A video, a folder of images, or world:SEED.")],
+    video: Annotated[
+        str, typer.Argument(help="A video, a bag, a folder of images, or world:SEED.")
+    ],
     questions: Annotated[list[str], typer.Argument(help="One question or several.")],
     model: Annotated[
         Path | None, typer.Option(help="Folder of a Qwen2.5-VL checkpoint on this machine.")

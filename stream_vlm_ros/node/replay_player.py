@@ -164,7 +164,11 @@ class Player:
             self._ask_all(offset_ns=None)
             self._wait(lambda: all(f.done() for f in self.waiting), lambda: "answers are missing")
             self._settle()
-        self._note("end", published=self.published, skipped=self.skipped, **self._counts())
+        self.note_end()
+
+    def note_end(self, **more: Any) -> None:
+        """Note what was done, and the node's counters."""
+        self._note("end", published=self.published, skipped=self.skipped, **self._counts(), **more)
 
     def _play(self) -> None:
         """Publish the frames at their own pace, and ask when the source's time has come."""
@@ -534,6 +538,7 @@ def main(arguments: list[str] | None = None) -> int:
         player._note("failed", message=str(failure))
         return 1
     except (KeyboardInterrupt, ExternalShutdownException):
+        player.note_end(interrupted=True)
         return 130
     finally:
         player.close()

@@ -42,7 +42,8 @@ def run_job(job: ReplayJob, fail_under: float | None, out: Console) -> int:
         _print_troubles(run, out)
     _say(out, f"Report: {job.out / 'report.html'}")
     if job.interrupted:
-        _say(out, "Interrupted: the report is partial. The same command goes on where it was.")
+        goes_on = "" if job.realtime else " The same command goes on where it was."
+        _say(out, f"Interrupted: the report is partial.{goes_on}")
         return INTERRUPTED
     return BELOW if fails(report, fail_under, out) else 0
 

@@ -165,10 +165,13 @@ class ReplayJob:
         end = self.options.get("end") or source.duration
         length = f", {end - (self.options.get('start') or 0.0):.0f} s" if end else ""
         bar.say(f"{settings.name}: playing {source.name} in real time{length}")
+        bar.start(settings.name, end)
         whole = {key: value for key, value in self.options.items() if key != "fps"}
-        return realtime_run(
-            settings, self.questions, self.spec, whole, source, self.attach, self.play
+        run = realtime_run(
+            settings, self.questions, self.spec, whole, source, self.attach, self.play, bar.show
         )
+        self.interrupted = not run["complete"]
+        return run
 
     def _open(self, settings: EngineSettings) -> Source:
         return open_source(self.spec, fps=settings.fps, **self.options)
@@ -279,6 +282,9 @@ class _Bar(Silence):
     def finish(self) -> None:
         task = self._shown.tasks[-1]
         self._shown.update(self._task, completed=task.total or task.completed)
+
+    def show(self, seconds: float, answers: int) -> None:
+        self._shown.update(self._task, completed=seconds, answers=answers)
 
     def on_chunk(self, camera: str, offset_ns: int, frames: list[Frame], entry: dict) -> None:
         self._shown.update(self._task, completed=offset_ns / 1e9)

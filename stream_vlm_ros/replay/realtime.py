@@ -14,6 +14,7 @@ import shlex
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -69,14 +70,19 @@ def realtime_run(
     source: Source,
     attach: str | None = None,
     play: str | None = None,
+    told: Callable[[float, int], None] = lambda seconds, answers: None,
 ) -> dict[str, Any]:
     """Play ``spec`` to the node and ask it; the run as a part of the report.
+
+    After Ctrl-C it is what there is so far, with ``complete`` false; before the first frame that is
+    nothing, and KeyboardInterrupt is left to pass.
 
     Args:
         source: the same, opened: its duration says how long to ask what is asked every so often.
         attach: name of a node that runs already, with the source played by somebody else; the time
             is then that of ``/clock``, and only the asking is done here.
         play: with ``attach``, the command that plays it; run when the node is ready.
+        told: called now and then with the source's seconds and the number of answers so far.
 
     Raises RealtimeError, and what opening the source raises.
     """
@@ -92,7 +98,8 @@ def realtime_run(
         "options": {k: v for k, v in options.items() if v is not None},
         "asks": [_as_json(ask, settings, options) for ask in asks],
     }
-    events = _played(settings, job, attach is not None)
+    progress = _Progress(told)
+    events = _played(settings, job, attach is not None, progress)
     run = _run_of(settings, questions, asks, events, time.perf_counter() - begin)
     if attach:  # that node has settings of its own
         run["settings"] |= _settings_of(events)
@@ -118,7 +125,9 @@ def probe_rate(
         "options": {k: v for k, v in options.items() if v is not None},
         "probe": {"seconds": seconds, "highest": highest, "loss": loss},
     }
-    events = _played(every, job, False, sample_fps=0.0)
+    events = _played(every, job, False, lambda event: None, sample_fps=0.0)
+    if "interrupted" in events[-1]:
+        raise KeyboardInterrupt
     rates = [e["rate"] for e in events if e["event"] == "highest_rate"]
     trials = [{k: v for k, v in e.items() if k != "event"} for e in events if e["event"] == "trial"]
     return {
@@ -134,9 +143,16 @@ def probe_rate(
 
 
 def _played(
-    settings: EngineSettings, job: dict[str, Any], attached: bool, **parameters: Any
+    settings: EngineSettings,
+    job: dict[str, Any],
+    attached: bool,
+    progress: Callable[[dict[str, Any]], None],
+    **parameters: Any,
 ) -> list[dict[str, Any]]:
-    """Start what is needed, wait for the player's end, and read what it noted."""
+    """Start what is needed, wait for the player's end, and read what it noted.
+
+    After Ctrl-C: what it noted until then, if it had begun.
+    """
     for name in ("rclpy", "stream_vlm"):
         if importlib.util.find_spec(name) is None:
             raise RealtimeError(
@@ -144,11 +160,13 @@ def _played(
                 "(source install/setup.bash), or replay without --realtime."
             )
     logs = Path(tempfile.mkdtemp(prefix="stream_vlm_replay_"))
-    job = {**job, "result": str(logs / "result.jsonl")}
+    noted = _Noted(logs / "result.jsonl", progress)
+    job = {**job, "result": str(noted.path)}
     (logs / "job.json").write_text(json.dumps(job), encoding="utf-8")
     keep = True
     try:
         with ExitStack() as stack:
+            stack.callback(noted.read)  # last of all: what was written at the end, too
             environment = {} if attached else stack.enter_context(own_graph(logs))
             processes = stack.enter_context(Processes(logs, environment))
             if not attached:
@@ -160,16 +178,57 @@ def _played(
             while processes.status("player") is None:
                 if not attached and processes.status("node") is not None:
                     raise RealtimeError(f"the node ended: {processes.tail_of('node')}")
+                if not attached and not noted.begun and (error := processes.error_of("node")):
+                    raise RealtimeError(f"the node says: {error}")
+                noted.read()
                 time.sleep(0.1)
             if processes.status("player") != 0:
                 said = processes.tail_of("player", 4) or "nothing"
                 raise RealtimeError(f"the player ended with: {said} (logs: {logs})")
-        lines = Path(job["result"]).read_text(encoding="utf-8").splitlines()
         keep = False
-        return [json.loads(line) for line in lines]
+    except KeyboardInterrupt:
+        keep = False
+        if not noted.begun:
+            raise
     finally:
         if not keep:
             shutil.rmtree(logs, ignore_errors=True)
+    return noted.events
+
+
+class _Noted:
+    """The player's notes, read while they are written."""
+
+    def __init__(self, path: Path, progress: Callable[[dict[str, Any]], None]) -> None:
+        self.path, self._progress = path, progress
+        self.events: list[dict[str, Any]] = []
+        self.begun = False  # a frame was published, or a rate tried
+        self._position = 0
+
+    def read(self) -> None:
+        """Take what is new; a line that is not finished is left for the next time."""
+        if not self.path.exists():
+            return
+        with self.path.open(encoding="utf-8") as file:
+            file.seek(self._position)
+            while (line := file.readline()).endswith("\n"):
+                self._position = file.tell()
+                self.events.append(json.loads(line))
+                self.begun = self.begun or self.events[-1]["event"] in ("origin", "trial")
+                self._progress(self.events[-1])
+
+
+class _Progress:
+    """Counts the answers, and tells them with the time of the newest frame."""
+
+    def __init__(self, told: Callable[[float, int], None]) -> None:
+        self._told, self._answers, self._origin_ns = told, 0, 0
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        self._origin_ns = event["stamp_ns"] if event["event"] == "origin" else self._origin_ns
+        self._answers += event["event"] == "answer"
+        if event["event"] == "status" and event["frames"] and self._origin_ns:
+            self._told((event["stamp_ns"] - self._origin_ns) / NANOSECONDS, self._answers)
 
 
 def _node_parameters(settings: EngineSettings) -> dict[str, Any]:
@@ -263,7 +322,9 @@ def _run_of(
     answers.sort(key=lambda answer: answer["at"])
     published = end["published"] or end.get("frames_received", 0)
     drops = {k.removeprefix("dropped_"): v for k, v in end.items() if k.startswith("dropped_")}
-    drops["transport"] = max(0, published - end.get("frames_received", 0))
+    # Of what was on its way when it was interrupted, nobody knows what became of it.
+    cause = "interrupted" if "interrupted" in end else "transport"
+    drops[cause] = max(0, published - end.get("frames_received", 0))
     drops["player_late"] = end["skipped"]
     drops["pending"] = end.get("frames_pending", 0)
     drops["unusable"] = read.get("unusable", 0)
@@ -271,7 +332,7 @@ def _run_of(
     return {
         "name": settings.name,
         "settings": settings.as_dict(),
-        "complete": True,
+        "complete": "interrupted" not in end,
         "frames": {
             "decoded": read.get("decoded", published),
             "ingested": end.get("frames_ingested", 0),

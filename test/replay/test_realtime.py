@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from contextlib import ExitStack
 from unittest import mock
@@ -16,6 +17,7 @@ from stream_vlm_ros.node.replay_player import highest_rate
 from stream_vlm_ros.replay import realtime
 from stream_vlm_ros.replay.job import ReplayJob
 from stream_vlm_ros.replay.questions import load_questions
+from stream_vlm_ros.replay.schedule import Schedule
 from stream_vlm_ros.replay.settings import EngineSettings
 
 QUESTIONS = """
@@ -104,6 +106,36 @@ def test_a_node_that_runs_already_is_asked_by_the_time_of_what_is_played(write_q
     assert [a["status"] for a in run["answers"]] == ["answered"] * 3
     assert run["settings"]["max_cache_tokens"] == 500  # the node's own, not ours
     assert run["frames"]["ingested"] > 0
+
+
+def test_what_the_player_noted_is_read_as_it_comes_and_a_part_of_it_makes_a_report(
+    write_questions, tmp_path
+):
+    questions = load_questions(write_questions(QUESTIONS))
+    told = []
+    noted = realtime._Noted(tmp_path / "n", realtime._Progress(lambda *now: told.append(now)))
+    second = 1_000_000_000
+    status = {"event": "status", "length": 9, "memory_bytes": 9, "evicted_tokens": 0}
+    events = [
+        {"event": "status", "stamp_ns": 0, "frames": 0},
+        {"event": "origin", "stamp_ns": 100 * second, "source_ns": 0, "camera": "cam"},
+        {**status, "stamp_ns": 102 * second, "frames": 4},
+        {"event": "end", "interrupted": True, "published": 7, "skipped": 1, "frames_received": 5,
+         "frames_ingested": 4, "frames_pending": 1},
+    ]  # fmt: skip
+    lines = "".join(json.dumps(event) + "\n" for event in events)
+    assert noted.read() is None and not noted.begun  # there is no file yet
+    for end in (10, len(lines) // 2, len(lines) - 5, len(lines)):
+        noted.path.write_text(lines[:end])
+        noted.read()
+    assert noted.events == events and noted.begun
+    assert told == [(2.0, 0)]
+    asks = list(Schedule(questions.questions, 0).until(5 * second))
+    run = realtime._run_of(EngineSettings(), questions, asks, noted.events, 1.0)
+    assert run["complete"] is False
+    assert {a["status"] for a in run["answers"]} == {"not_reached"}
+    drops = {cause: count for cause, count in run["frames"]["drops"].items() if count}
+    assert drops == {"interrupted": 2, "player_late": 1, "pending": 1}
 
 
 def test_the_node_is_given_every_setting_that_it_has():
