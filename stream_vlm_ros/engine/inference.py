@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .budget import MemoryBudget, free_bytes
 from .cache import KVCacheManager, StreamState
 from .decoding import Answer, AnswerText, DecodingOptions, Sampler
 from .errors import (
@@ -98,6 +99,8 @@ class VideoStreamingInference:
         self._tokens_per_second = model.config.vision_config.tokens_per_second
         self._end_ids = _end_ids(model, processor)
         self._filter = None if skip_similarity is None else StaticTokenFilter(skip_similarity)
+        if eviction_config is not None:
+            self._check_budget(eviction_config, position_policy, max_tail_tokens, fork_slack_tokens)
         self.cache_manager = KVCacheManager(
             model.kv_shape,
             model.rotary,
@@ -528,6 +531,21 @@ class VideoStreamingInference:
 
     def _evidence(self) -> dict[str, Any]:
         return {"cache_length": self.cache_manager.get_seq_length(), **self._times()}
+
+    def _check_budget(
+        self, config: EvictionConfig, position_policy: str, tail_tokens: int, slack: int
+    ) -> None:
+        free = free_bytes(self.device)
+        if free is None:
+            return
+        settings = self._frames.settings
+        # Where nothing bounds the pictures, they are taken to be 1920x1080 at most.
+        pixels = min(settings.max_pixels, self.max_pixels or 1920 * 1080)
+        grid = pixels // settings.factor**2
+        rotates = config.keeps_grids and position_policy == "contiguous"
+        copies = 1.5 if rotates else 1.0  # those keys are kept as first computed, too
+        budget = MemoryBudget.of(self.model, 2 * grid, tail_tokens, slack, copies)
+        budget.check(config.max_cache_tokens, free, self.device)
 
     def _clock(self) -> float:
         """The time once the device has finished what it was given."""
