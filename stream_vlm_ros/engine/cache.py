@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from .eviction import EvictionConfig, EvictorMark, ImportanceScore, KVCacheEvict
 from .forks import Fork, Part, TailPool
 from .ledger import LedgerMark, PositionLedger
 from .positions import ZERO, MultimodalRotary, Span, Vec
+from .reduction import Known
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class StreamState:
         last_stamp: source time of the newest frame.
         open_segment: a vision segment stands open: more frames continue it.
         exchanges: question-answer pairs kept in the stream.
+        known: what tokens that say nothing new are compared with, where such are left out.
     """
 
     chunks: int = 0
@@ -48,6 +50,7 @@ class StreamState:
     last_stamp: float | None = None
     open_segment: bool = False
     exchanges: int = 0
+    known: Known | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -337,6 +337,14 @@ class KVCacheEvictor:
         ahead = round((self.config.eviction_interval - 1) * self.avg_chunk_tokens)
         return max(excess, min(excess + ahead, window - newest))
 
+    def most_due(self, length: int, tokens: int, kept: int = 0) -> int:
+        """What `due` may come to once a chunk of at most ``tokens`` is behind ``length`` others."""
+        before = self.mark()
+        self.record_chunk(tokens)
+        most = self.due(length + tokens, newest=tokens, kept=kept)
+        self.restore(before)
+        return most
+
     def note_grids(self, first: int, features: torch.Tensor, last_seconds: float) -> None:
         """Describe the grids of a chunk while their features are at hand.
 

@@ -168,9 +168,7 @@ class VideoStreamingInference:
         positions = manager.ledger.preview(spans)
         with manager.fork(len(embeddings)) as fork:
             self.model.stream_forward(embeddings[None], positions, fork)
-            evicted = manager.commit(fork, spans, self._seen(stamps), chunk=True)
-        if self._filter is not None:
-            self._filter.accept(known)
+            evicted = manager.commit(fork, spans, self._seen(stamps, known), chunk=True)
         return {
             "tokens": len(embeddings),
             "evicted_tokens": evicted,
@@ -390,8 +388,6 @@ class VideoStreamingInference:
     def reset(self) -> None:
         """Forget everything. An answer being written ends as cancelled."""
         self.cache_manager.clear()
-        if self._filter is not None:
-            self._filter.clear()
 
     # -- inside ------------------------------------------------------------------------------
 
@@ -424,16 +420,20 @@ class VideoStreamingInference:
         self, static: StaticTokenFilter, spans: list[Span], grids: torch.Tensor
     ) -> tuple[list[Span], torch.Tensor, Known | None]:
         """Spans and features ``[tokens, hidden]`` without the tokens that say nothing new."""
-        ledger, features = self.cache_manager.ledger, grids.flatten(1, 2)
-        places, known = static.choose(features, ledger.grids_seen, ledger.oldest_window_grid)
+        manager = self.cache_manager
+        ledger, tokens = manager.ledger, sum(span.count for span in spans)
+        # Appended whole, the chunk would push out the most: what then stays can be relied on.
+        leaving = manager.evictor.most_due(ledger.length, tokens, ledger.kept_length)
+        oldest = ledger.oldest_window_grid(leaving)
+        places, known = static.choose(grids, ledger.grids_seen, oldest, manager.state.known)
         spans = [
             dataclasses.replace(span, places=places) if isinstance(span, VisionSpan) else span
             for span in spans
         ]
-        kept = [grid[list(there)] for grid, there in zip(features, places, strict=True)]
+        kept = [grid[list(there)] for grid, there in zip(grids.flatten(1, 2), places, strict=True)]
         return spans, torch.cat(kept), known
 
-    def _seen(self, stamps: list[float]) -> StreamState:
+    def _seen(self, stamps: list[float], known: Known | None) -> StreamState:
         """The stream's state once a chunk with these stamps is in it."""
         state = self.cache_manager.state
         return dataclasses.replace(
@@ -443,6 +443,7 @@ class VideoStreamingInference:
             first_stamp=stamps[0] if state.first_stamp is None else state.first_stamp,
             last_stamp=stamps[-1],
             open_segment=self.layout == "continuous",
+            known=known,
         )
 
     def _token_grid(self, patches: PatchGrid) -> tuple[int, int, int]:

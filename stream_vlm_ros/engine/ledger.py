@@ -204,14 +204,21 @@ class PositionLedger:
         visions = [run for run in self._runs() if isinstance(run, VisionRun)]
         return sum(len(run.grids) - run.continues for run in visions)
 
-    @property
-    def oldest_window_grid(self) -> int:
-        """Number of the oldest grid that the window holds whole; that of the next one if none."""
+    def oldest_window_grid(self, leaving: int = 0) -> int:
+        """Number of the oldest grid that the window holds whole; that of the next one if none.
+
+        ``leaving`` of its oldest tokens count as gone.
+        """
         for run in self._window:
-            if isinstance(run, VisionRun):
-                skipped = 1 if run.cut else 0
-                if len(run.grids) > skipped:
-                    return run.grids[skipped].number
+            if not isinstance(run, VisionRun):
+                leaving -= run.count
+                continue
+            cut = run.cut
+            for grid in run.grids:
+                if leaving <= 0 and not cut:
+                    return grid.number
+                leaving -= grid.count - cut
+                cut = 0
         return self._grids_seen
 
     @property

@@ -17,8 +17,8 @@ from .errors import InvalidParameterError
 class Known(NamedTuple):
     """What was last appended at each place of the picture."""
 
-    features: torch.Tensor  # [tokens, hidden]
-    grids: torch.Tensor  # [tokens]: the number of the grid it came with
+    features: torch.Tensor  # [rows, columns, hidden]
+    grids: torch.Tensor  # [rows, columns]: the number of the grid it came with
 
 
 class StaticTokenFilter:
@@ -35,46 +35,35 @@ class StaticTokenFilter:
                 f"skip_similarity must be a number above 0 and at most 1: {similarity!r}"
             )
         self.similarity = similarity
-        self._known: Known | None = None
-
-    def clear(self) -> None:
-        """The next grid is taken whole."""
-        self._known = None
 
     def choose(
-        self, features: torch.Tensor, first: int, oldest: int
+        self, features: torch.Tensor, first: int, oldest: int, known: Known | None
     ) -> tuple[tuple[tuple[int, ...], ...], Known | None]:
         """Which tokens of each grid to append.
 
         Args:
-            features: ``[grids, rows * columns, hidden]``.
+            features: ``[grids, rows, columns, hidden]``.
             first: number of the first of these grids in the stream.
-            oldest: number of the oldest grid that the window holds whole: a token is left out only
-                if the one it is like came with this grid or later.
+            oldest: number of the oldest grid that the window will hold whole: a token is left out
+                only if the one it is like came with this grid or later.
+            known: what the stream knows; None: nothing, as after a change of the picture's size.
 
         Returns:
             For each grid the raster numbers of its tokens, at least one: a grid also marks its
-            time. And what is then known, for `accept` once they are appended.
+            time. And what is known once they are appended.
         """
-        known, chosen = self._known, []
+        chosen = []
         for number, grid in enumerate(features, start=first):
-            numbers = torch.full((len(grid),), number, device=grid.device)
+            numbers = torch.full(grid.shape[:2], number, device=grid.device)
             if known is None or known.features.shape != grid.shape:
-                places, known = torch.arange(len(grid), device=grid.device), Known(grid, numbers)
+                new, known = torch.ones_like(numbers, dtype=torch.bool), Known(grid, numbers)
             else:
                 likeness = torch.cosine_similarity(grid.float(), known.features.float(), dim=-1)
-                # (A number not below this one was taken back by a restored snapshot.)
-                gone = (known.grids < oldest) | (known.grids >= number)
-                new = gone | (likeness < self.similarity)
-                new[likeness.argmin()] = True
-                places = new.nonzero()[:, 0]
+                new = (known.grids < oldest) | (likeness < self.similarity)
+                new.view(-1)[likeness.argmin()] = True
                 known = Known(
-                    torch.where(new[:, None], grid, known.features),
+                    torch.where(new[..., None], grid, known.features),
                     torch.where(new, numbers, known.grids),
                 )
-            chosen.append(tuple(places.tolist()))
+            chosen.append(tuple(new.flatten().nonzero()[:, 0].tolist()))
         return tuple(chosen), known
-
-    def accept(self, known: Known | None) -> None:
-        """The tokens chosen last are in the stream."""
-        self._known = known

@@ -88,6 +88,55 @@ def test_a_restored_snapshot_takes_back_what_was_known(local_model, processor):
     assert engine.append_video_chunk(scene(seed=1), fps=2)["tokens"] == 45 + 6 + 1
 
 
+@pytest.mark.parametrize("interval", [1, 3])
+def test_every_place_of_the_picture_is_in_the_window_after_every_chunk(
+    local_model, processor, interval
+):
+    random, frame = np.random.default_rng(0), scene()[0]
+    engine = VideoStreamingInference(
+        local_model,
+        processor,
+        eviction_config=EvictionConfig(75, eviction_interval=interval),
+        skip_similarity=0.999,
+    )
+    engine.append_video_chunk([frame] * 4, fps=2)
+    for _ in range(100):
+        if random.random() < 0.2:  # at times much changes at once, and pushes out what did not
+            for place in random.permutation(6)[:5]:
+                row, column = 28 * (place // 3), 28 * (place % 3)
+                frame = frame.copy()
+                frame[row : row + 28, column : column + 28] = random.integers(0, 256, (28, 28, 3))
+        engine.append_video_chunk([frame] * 4, fps=2)
+        window = [grid for run in engine.cache_manager.ledger._window for grid in run.grids]
+        assert {place for grid in window for place in grid.places or range(6)} == set(range(6))
+
+
+def test_pictures_of_another_shape_are_taken_whole(local_model, processor):
+    engine = VideoStreamingInference(local_model, processor, skip_similarity=0.9)
+    for height, width, tokens in [(56, 84, 45 + 6 + 1), (84, 56, 6 + 1), (84, 56, 1 + 1)]:
+        grey = [np.full((height, width, 3), 90, np.uint8)] * 4
+        assert engine.append_video_chunk(grey, fps=2)["tokens"] == tokens
+
+
+@pytest.mark.parametrize("kind", ["snapshot", "clone"])
+def test_what_is_known_goes_back_with_the_stream(local_model, processor, kind):
+    engine, straight = (
+        VideoStreamingInference(local_model, processor, skip_similarity=0.999) for _ in range(2)
+    )
+    for one in (engine, straight):
+        one.append_video_chunk(scene(), fps=2)
+        one.append_video_chunk(scene(changed=2), fps=2)
+    saved = getattr(engine.cache_manager, kind)()
+    if kind == "clone":
+        engine.reset()
+    engine.append_video_chunk(scene(seed=1, changed=4), fps=2)
+    engine.cache_manager.restore(saved)
+    for one in (engine, straight):
+        one.append_video_chunk(scene(seed=1, changed=4), fps=2)
+        one.append_video_chunk(scene(changed=2), fps=2)
+    assert torch.equal(engine.cache_manager.gather(), straight.cache_manager.gather())
+
+
 @pytest.mark.parametrize("similarity", [0, -1, 1.5, "x", True])
 def test_a_threshold_out_of_range_is_refused(similarity):
     if similarity is True:
