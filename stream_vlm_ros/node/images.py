@@ -1,183 +1,33 @@
-"""ROS images to arrays: uint8 [height, width, 3] RGB.
+"""ROS images to arrays with ``cv_bridge`` where it is installed, ``rosbags-image`` elsewhere.
 
-``cv_bridge`` converts where it is installed, ``rosbags-image`` elsewhere. What one of them gets
-wrong or says in no words (padded rows, byte order, nv12, generic types, short data, corrupt
-JPEG) is put right or refused here, in front of both, so that they agree.
+The rules of the messages (steps, byte order, encodings, refusals) are those of
+``stream_vlm_ros.sources.ros_images``, for both.
 """
 
 from __future__ import annotations
 
-import copy
-import re
-from array import array
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from stream_vlm_ros.engine.errors import InvalidImageError
-
-# Encodings that can be a picture -> bytes of one pixel in a row of `step` bytes.
-_BYTES_PER_PIXEL = {
-    "mono8": 1,
-    "mono16": 2,
-    "rgb8": 3,
-    "bgr8": 3,
-    "rgba8": 4,
-    "bgra8": 4,
-    "rgb16": 6,
-    "bgr16": 6,
-    "rgba16": 8,
-    "bgra16": 8,
-    "uyvy": 2,
-    "yuyv": 2,
-    "yuv422": 2,
-    "yuv422_yuy2": 2,
-    **{f"bayer_{pattern}8": 1 for pattern in ("rggb", "bggr", "gbrg", "grbg")},
-    **{f"bayer_{pattern}16": 2 for pattern in ("rggb", "bggr", "gbrg", "grbg")},
-    "nv12": 1,
-    "nv21": 1,
-    "nv24": 1,
-}
-# Generic OpenCV types, read as cv_bridge reads them: three channels are BGR.
-_GENERIC = {
-    "8uc1": "mono8",
-    "8uc3": "bgr8",
-    "8uc4": "bgra8",
-    "16uc1": "mono16",
-    "16uc3": "bgr16",
-    "16uc4": "bgra16",
-}
-# Rows of data for each row of the picture: the chroma planes lie below the luma.
-_PLANES = {"nv12": 1.5, "nv21": 1.5, "nv24": 3.0}
-_MEASURED = re.compile(r"(32|64)[SF]C?\d*|16SC?\d*|8SC?\d*")
-
-Decoder = Callable[[Any], np.ndarray]
+from stream_vlm_ros.sources import ros_images
+from stream_vlm_ros.sources.ros_images import Decoder, rosbags_decoder
 
 
-def image_to_rgb(message: Any, decoder: Decoder | None = None) -> np.ndarray:
-    """The picture in a ``sensor_msgs/Image``.
-
-    Args:
-        message: the message, or anything with its fields.
-        decoder: turns a checked message into RGB; cv_bridge or rosbags-image by default.
-
-    Returns:
-        uint8 [height, width, 3] in RGB, C-contiguous; it may share the message's memory.
-
-    Raises:
-        InvalidImageError: empty, of an unknown encoding, with data that do not fill it.
-    """
-    encoding = _encoding(message.encoding)
-    rows = _rows(message, encoding)  # [rows, bytes of a row without padding]
-    if encoding in _PLANES:
-        return _from_planes(rows, encoding, message.height, message.width)
-    picture = copy.copy(message)  # what is set below is not set in the caller's message
-    picture.encoding = encoding
-    swap = encoding.endswith("16") and message.is_bigendian
-    if swap:
-        rows = rows.view(">u2").astype("<u2").view(np.uint8)
-    if swap or message.step != rows.shape[1]:
-        # As array.array: rclpy checks the elements of anything else one by one.
-        picture.data = array("B", rows.tobytes())
-    picture.step = rows.shape[1]
-    picture.is_bigendian = 0
-    return _decode(decoder or _default_decoder(), picture, f"{encoding} image")
+def image_to_rgb(message: Any) -> np.ndarray:
+    """The picture in a ``sensor_msgs/Image``; see :func:`ros_images.image_to_rgb`."""
+    return ros_images.image_to_rgb(message, default_decoder())
 
 
-def compressed_to_rgb(message: Any, decoder: Decoder | None = None) -> np.ndarray:
-    """The picture in a ``sensor_msgs/CompressedImage`` (JPEG, PNG, whatever OpenCV reads).
-
-    Returns and raises as :func:`image_to_rgb`.
-    """
-    data = bytes(message.data)
-    kind = message.format or "no format given"
-    if not data:
-        raise InvalidImageError(f"the compressed image ({kind}) holds no data")
-    if "compressedDepth" in message.format:
-        raise InvalidImageError(
-            f"format {message.format!r} is a depth image; a camera's pictures are needed"
-        )
-    # OpenCV fills the missing rest of a JPEG with grey and says nothing. A camera may pad with 0.
-    if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data.rstrip(b"\0")[-64:]:
-        raise InvalidImageError(
-            f"the JPEG of {len(data)} bytes breaks off before its end; was it cut in transport?"
-        )
-    return _decode(decoder or _default_decoder(), message, f"compressed image ({kind})")
-
-
-def _encoding(name: str) -> str:
-    """The canonical name of an encoding that can be a picture."""
-    plain = name.strip()
-    canonical = _GENERIC.get(plain.lower(), plain.lower())
-    if canonical in _BYTES_PER_PIXEL:
-        return canonical
-    if _MEASURED.fullmatch(plain):
-        raise InvalidImageError(
-            f"encoding {name!r} holds measurements (depth?), not a picture; remap 'image' to the "
-            "camera's colour or grey topic"
-        )
-    raise InvalidImageError(
-        f"unknown encoding {name!r}; known are {', '.join(_BYTES_PER_PIXEL)} and 8UC1, 8UC3, "
-        "8UC4, 16UC1, 16UC3, 16UC4"
-    )
-
-
-def _rows(message: Any, encoding: str) -> np.ndarray:
-    """The data as uint8 [rows, bytes of a row], without the padding at the ends of rows."""
-    height, width, step = message.height, message.width, message.step
-    if height == 0 or width == 0:
-        raise InvalidImageError(f"the image has no size: {width}x{height}")
-    row_bytes = width * _BYTES_PER_PIXEL[encoding]
-    if step == 0:  # left out by some publishers: rows without padding
-        step = row_bytes
-    if step < row_bytes:
-        raise InvalidImageError(
-            f"step is {step} bytes, but a row of {width} pixels in {encoding} takes {row_bytes}"
-        )
-    if encoding in ("uyvy", "yuyv", "yuv422", "yuv422_yuy2", "nv12", "nv21") and width % 2:
-        raise InvalidImageError(f"{encoding} needs an even width, got {width}x{height}")
-    if encoding in ("nv12", "nv21") and height % 2:
-        raise InvalidImageError(f"{encoding} needs an even height, got {width}x{height}")
-    rows = round(height * _PLANES.get(encoding, 1))
-    data = np.frombuffer(message.data, np.uint8)
-    if data.size < rows * step:
-        raise InvalidImageError(
-            f"the image holds {data.size} bytes, but {rows} rows of {step} bytes need {rows * step}"
-        )
-    return np.ascontiguousarray(data[: rows * step].reshape(rows, step)[:, :row_bytes])
-
-
-def _from_planes(rows: np.ndarray, encoding: str, height: int, width: int) -> np.ndarray:
-    """Luma over interleaved chroma -> RGB; neither decoder knows all of these."""
-    import cv2
-
-    if encoding == "nv24":  # chroma in full resolution, U before V
-        chroma = rows[height:].reshape(height, width, 2)
-        yuv = np.dstack([rows[:height], chroma[..., 1], chroma[..., 0]])  # OpenCV: Y, Cr, Cb
-        return cv2.cvtColor(yuv, cv2.COLOR_YCrCb2RGB)
-    code = cv2.COLOR_YUV2RGB_NV12 if encoding == "nv12" else cv2.COLOR_YUV2RGB_NV21
-    return cv2.cvtColor(rows, code)
-
-
-def _decode(decoder: Decoder, message: Any, what: str) -> np.ndarray:
-    """Run a decoder on a message that came from outside: whatever it raises is the message's."""
-    try:
-        image = decoder(message)
-    except Exception as fault:
-        raise InvalidImageError(f"the {what} cannot be decoded: {_words(fault)}") from fault
-    if image is None or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise InvalidImageError(f"the {what} does not decode to a picture")
-    return np.ascontiguousarray(image, np.uint8)
-
-
-def _words(fault: Exception) -> str:
-    return " ".join(str(fault).split()) or "it is corrupt or of an unknown kind"
+def compressed_to_rgb(message: Any) -> np.ndarray:
+    """The picture in a ``sensor_msgs/CompressedImage``; see :func:`ros_images.compressed_to_rgb`."""
+    return ros_images.compressed_to_rgb(message, default_decoder())
 
 
 @lru_cache(maxsize=1)
-def _default_decoder() -> Decoder:
+def default_decoder() -> Decoder:
+    """The decoder of this installation: that of cv_bridge, else that of rosbags-image."""
     try:
         return cv_bridge_decoder()
     except ImportError:
@@ -201,19 +51,5 @@ def cv_bridge_decoder() -> Decoder:
         if hasattr(message, "format"):
             return bridge.compressed_imgmsg_to_cv2(message, "rgb8")
         return bridge.imgmsg_to_cv2(message, "rgb8")
-
-    return decode
-
-
-def rosbags_decoder() -> Decoder:
-    """Decode with rosbags-image from PyPI, which takes rclpy messages as they are."""
-    import cv2
-    from rosbags.image import message_to_cvimage
-
-    def decode(message: Any) -> np.ndarray:
-        if not hasattr(message, "format"):
-            return message_to_cvimage(message, "rgb8")
-        image = message_to_cvimage(message)  # grey stays grey: OpenCV 4 cannot call it BGR
-        return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB if image.ndim == 2 else cv2.COLOR_BGR2RGB)
 
     return decode

@@ -16,8 +16,8 @@ from stream_vlm_ros.node.images import (  # noqa: E402
     compressed_to_rgb,
     cv_bridge_decoder,
     image_to_rgb,
-    rosbags_decoder,
 )
+from stream_vlm_ros.sources import ros_images  # noqa: E402
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 8, 3), np.uint8)
@@ -205,13 +205,14 @@ def test_cv_bridge_and_rosbags_agree(make_image, encoding, padding):
         pytest.skip(f"cv_bridge: {reason}")
     from sensor_msgs.msg import CompressedImage, Image
 
+    decoders = with_bridge, ros_images.rosbags_decoder()
     if encoding == "png":
         message = CompressedImage(format="png", data=encoded(RGB, ".png"))
-        images = [compressed_to_rgb(message, d) for d in (with_bridge, rosbags_decoder())]
+        images = [ros_images.compressed_to_rgb(message, decoder) for decoder in decoders]
     else:
         yuv = RNG.integers(0, 256, (6, 8, 2), np.uint8)
         pixels = {**COLOURS, **DEEP}.get(encoding, (yuv if encoding == "yuv422" else GREY,))[0]
         fields = vars(make_image(pixels, encoding, padding))
         message = Image(**{k: v for k, v in fields.items() if k != "header"})
-        images = [image_to_rgb(message, d) for d in (with_bridge, rosbags_decoder())]
+        images = [ros_images.image_to_rgb(message, decoder) for decoder in decoders]
     assert np.abs(images[0].astype(int) - images[1]).max() <= 1
