@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .errors import StreamVlmError
     from .eviction import EvictionConfig, FeatureNovelty, ImportanceScore, KVCacheEvictor
     from .inference import VideoStreamingInference
+    from .loading import Checkpoint, load_checkpoint
     from .model import StreamQwenModel
     from .processor import StreamProcessor
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 # the command line's help) should not wait for it.
 _HOMES = {
     "Answer": "decoding",
+    "Checkpoint": "loading",
     "EvictionConfig": "eviction",
     "FeatureNovelty": "eviction",
     "ImportanceScore": "eviction",
@@ -27,10 +29,12 @@ _HOMES = {
     "StreamQwenModel": "model",
     "StreamVlmError": "errors",
     "VideoStreamingInference": "inference",
+    "load_checkpoint": "loading",
 }
 
 __all__ = [
     "Answer",
+    "Checkpoint",
     "EvictionConfig",
     "FeatureNovelty",
     "ImportanceScore",
@@ -40,6 +44,7 @@ __all__ = [
     "StreamQwenModel",
     "StreamVlmError",
     "VideoStreamingInference",
+    "load_checkpoint",
 ]
 
 

@@ -11,12 +11,13 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from .attention import STREAM_ATTENTION, VISION_ATTENTION
 from .buffer import KVShape
-from .errors import DeviceUnavailableError, ModelLoadError
+from .errors import DeviceUnavailableError, InvalidParameterError, ModelLoadError
 from .forks import Fork
 from .frames import PatchGrid
 from .positions import MultimodalRotary
 
 MODEL_TYPE = "qwen2_5_vl"
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 class StreamQwenModel(Qwen2_5_VLForConditionalGeneration):
@@ -154,24 +155,49 @@ class StreamQwenModel(Qwen2_5_VLForConditionalGeneration):
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """The device by that name; DeviceUnavailableError where this machine has none."""
+    """The device by that name; ``auto`` is the first GPU if there is one, else the CPU.
+
+    Raises DeviceUnavailableError where this machine has no such device.
+    """
+    if device == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
         wanted = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise DeviceUnavailableError(f"'{device}' is not a device: use cpu or cuda") from error
+        raise DeviceUnavailableError(
+            f"'{device}' is not a device: use auto, cpu, cuda or cuda:N"
+        ) from error
     if wanted.type not in ("cpu", "cuda"):
-        raise DeviceUnavailableError(f"device '{device}' is not supported: use cpu or cuda")
-    if wanted.type == "cuda" and not torch.cuda.is_available():
-        build = "this torch is built without CUDA" if torch.version.cuda is None else "none is seen"
         raise DeviceUnavailableError(
-            f"device '{device}' was asked for, but there is no CUDA GPU to use ({build}): use "
-            "device 'cpu', or install the CUDA build of torch and check nvidia-smi"
+            f"device '{device}' is not supported: use auto, cpu, cuda or cuda:N"
         )
-    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+    if wanted.type == "cpu":
+        return wanted
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (wanted.index or 0) >= count:
+        lacking = ", being built without CUDA" if torch.version.cuda is None else ""
+        found = f"{count} of them" if count else f"none{lacking}"
+        what = f"no CUDA GPU {wanted.index}" if count else "there is no CUDA GPU to use"
         raise DeviceUnavailableError(
-            f"device '{device}' was asked for, but this machine has {torch.cuda.device_count()}"
+            f"device is '{device}', but {what}: torch {torch.__version__} finds {found}; set "
+            "device to 'auto' or 'cpu', or install a torch built for this machine's GPU and check "
+            "nvidia-smi"
         )
     return wanted
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The number format of that name; ``auto`` is bfloat16 on a GPU and float32 elsewhere.
+
+    Raises InvalidParameterError for another name than those of `DTYPES`.
+    """
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype not in DTYPES:
+        raise InvalidParameterError(
+            f"there is no number format '{dtype}': use auto, {', '.join(DTYPES)}"
+        )
+    return DTYPES[dtype]
 
 
 def _check_folder(folder: Path) -> None:

@@ -4,15 +4,10 @@ the graph, and says what it is doing, while the libraries load."""
 from __future__ import annotations
 
 import gc
-import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stream_vlm_ros.demo.defaults import default_model
-from stream_vlm_ros.engine.errors import DeviceUnavailableError
 from stream_vlm_ros.node.parameters import Parameters
-
-if TYPE_CHECKING:
-    import torch
 
 
 def load_engine(parameters: Parameters) -> Any:
@@ -23,24 +18,29 @@ def load_engine(parameters: Parameters) -> Any:
         DeviceUnavailableError: the device is not there.
         InvalidParameterError, CapTooSmallError: a setting the engine refuses.
     """
-    from stream_vlm_ros.engine import StreamProcessor, StreamQwenModel
+    from stream_vlm_ros.engine import load_checkpoint
 
-    device = resolve_device(parameters.device)
-    dtype = resolve_dtype(parameters.dtype, device)
-    path = os.path.expanduser(parameters.model_path) or default_model()
-    processor = StreamProcessor.from_pretrained(path)  # quick, and names what is missing
-    model = StreamQwenModel.from_pretrained(path, torch_dtype=dtype)
+    checkpoint = load_checkpoint(
+        parameters.model_path or default_model(), parameters.device, parameters.dtype
+    )
     build = _delayed if parameters.engine == "delayed_batch" else _streaming
+    _, max_pixels = pixel_limit(parameters)
     return build(
         parameters,
-        model.to(device).eval(),
-        processor,
-        device,
+        *checkpoint,
+        max_pixels=checkpoint.processor.image_settings.at_most(max_pixels),
         layout=parameters.layout,
         min_pixels=parameters.min_pixels or None,
         system_prompt=parameters.system_prompt or None,
         max_tail_tokens=parameters.max_tail_tokens,
     )
+
+
+def pixel_limit(parameters: Parameters) -> tuple[str, int]:
+    """Which parameter bounds the pictures of the engine in use, and its value."""
+    if parameters.engine == "delayed_batch":
+        return "sampled_max_pixels", parameters.sampled_max_pixels
+    return "max_pixels", parameters.max_pixels
 
 
 def _streaming(parameters: Parameters, model: Any, processor: Any, device: Any, **options: Any):
@@ -60,7 +60,6 @@ def _streaming(parameters: Parameters, model: Any, processor: Any, device: Any, 
         device,
         eviction,
         position_policy=parameters.position_policy,
-        max_pixels=processor.image_settings.at_most(parameters.max_pixels),
         skip_similarity=parameters.skip_similarity or None,
         **options,
     )
@@ -80,39 +79,8 @@ def _delayed(parameters: Parameters, model: Any, processor: Any, device: Any, **
         device,
         memory=SmartFrameManager(store, target_fps=parameters.keep_fps),
         max_sampled_frames=parameters.max_sampled_frames,
-        max_pixels=processor.image_settings.at_most(parameters.sampled_max_pixels),
         **options,
     )
-
-
-def resolve_device(name: str) -> torch.device:
-    """The torch device for auto, cpu, cuda or cuda:N.
-
-    Raises :class:`DeviceUnavailableError` for a GPU that is not there.
-    """
-    import torch
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return torch.device("cuda:0" if count else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= count:
-        found = f"{count} CUDA device(s)" if count else "no CUDA device"
-        raise DeviceUnavailableError(
-            f"device is {name!r}, but torch {torch.__version__} finds {found} here; set device to "
-            "'auto' or 'cpu', or install a torch built for this machine's GPU"
-        )
-    return device
-
-
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The torch dtype; 'auto' is bfloat16 on a GPU and float32 on a CPU."""
-    import torch
-
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
 
 
 def release_memory() -> None:

@@ -4,33 +4,29 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stream_vlm_ros.demo.defaults import default_model
 
 from .settings import EngineSettings
 
+if TYPE_CHECKING:
+    from stream_vlm_ros.engine import Checkpoint
+
 
 @lru_cache(maxsize=1)  # several cameras, or several runs, share the weights
-def load_model(model: str | Path | None, device: str = "auto") -> tuple[Any, Any, str]:
-    """Network and processor of the checkpoint folder ``model``, and the device they are for.
+def load_model(model: str | Path | None, device: str = "auto") -> Checkpoint:
+    """The checkpoint folder ``model``; None: the small model that the package ships.
 
-    ``model`` None: the small model that the package ships. ``device`` auto takes a GPU if there is
-    one; bfloat16 on a GPU, float32 on a CPU. Raises ModelLoadError.
+    ``device`` auto takes a GPU if there is one; bfloat16 on a GPU, float32 on a CPU. Raises
+    ModelLoadError, DeviceUnavailableError.
     """
-    import torch
     from transformers.utils import logging
 
-    from stream_vlm_ros.engine import StreamProcessor, StreamQwenModel
+    from stream_vlm_ros.engine import load_checkpoint
 
     logging.disable_progress_bar()  # stderr is for what goes wrong
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    folder = Path(model).expanduser() if model is not None else default_model()
-    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    processor = StreamProcessor.from_pretrained(folder)
-    network = StreamQwenModel.from_pretrained(folder, torch_dtype=dtype)
-    return network.eval(), processor, device
+    return load_checkpoint(model if model is not None else default_model(), device)
 
 
 def load_engine(settings: EngineSettings) -> Any:
@@ -52,7 +48,7 @@ def load_engine(settings: EngineSettings) -> Any:
     )
 
 
-def _streaming(settings: EngineSettings, network: Any, processor: Any, device: str, **common: Any):
+def _streaming(settings: EngineSettings, network: Any, processor: Any, device: Any, **common: Any):
     from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
 
     eviction = EvictionConfig(
@@ -76,7 +72,7 @@ def _streaming(settings: EngineSettings, network: Any, processor: Any, device: s
 
 
 def _delayed_batch(
-    settings: EngineSettings, network: Any, processor: Any, device: str, **common: Any
+    settings: EngineSettings, network: Any, processor: Any, device: Any, **common: Any
 ):
     from stream_vlm_ros.memory import DelayedBatchInferenceEngine, FrameStore, SmartFrameManager
 

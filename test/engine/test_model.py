@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from stream_vlm_ros.engine import StreamProcessor, StreamQwenModel, VideoStreamingInference
-from stream_vlm_ros.engine.errors import ModelLoadError
+from stream_vlm_ros.engine.errors import InvalidParameterError, ModelLoadError
+from stream_vlm_ros.engine.model import resolve_device, resolve_dtype
 
 # How the released checkpoints name their tensors, and where they go in the model.
 RELEASED_NAMES = [("visual.", "model.visual."), ("model.", "model.language_model.")]
@@ -162,3 +163,14 @@ def test_an_unsupported_rotation_is_refused(toys):
     }
     with pytest.raises(ModelLoadError, match="scales its rotary embedding"):
         StreamQwenModel(config)
+
+
+def test_devices_and_number_formats_go_by_their_names():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    assert resolve_device("cpu") == resolve_device(cpu) == cpu
+    assert resolve_device("auto") == (gpu if torch.cuda.is_available() else cpu)
+    assert resolve_dtype("auto", cpu) is torch.float32
+    assert resolve_dtype("auto", gpu) is torch.bfloat16
+    assert resolve_dtype("float16", cpu) is torch.float16
+    with pytest.raises(InvalidParameterError, match="'int7': use auto, bfloat16, float16, float32"):
+        resolve_dtype("int7", cpu)

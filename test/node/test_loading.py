@@ -10,7 +10,7 @@ from stream_vlm_ros.engine.errors import (
     ModelLoadError,
     StreamVlmError,
 )
-from stream_vlm_ros.node.loading import load_engine, resolve_device, resolve_dtype
+from stream_vlm_ros.node.loading import load_engine
 from stream_vlm_ros.node.parameters import Parameters
 
 
@@ -68,16 +68,14 @@ def test_a_missing_or_incomplete_folder_is_an_error_in_words(tmp_path, content):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_cuda_that_is_not_there_is_an_error_in_words():
-    assert resolve_device("auto").type == "cpu"
     for name in ("cuda", "cuda:3"):
         with pytest.raises(DeviceUnavailableError, match="set device to 'auto' or 'cpu'"):
-            resolve_device(name)
+            load_engine(Parameters(device=name))
 
 
-def test_the_number_format_follows_the_device():
-    assert resolve_dtype("auto", torch.device("cpu")) is torch.float32
-    assert resolve_dtype("auto", torch.device("cuda")) is torch.bfloat16
-    assert resolve_dtype("float16", torch.device("cpu")) is torch.float16
+def test_the_number_format_is_the_one_asked_for():
+    engine = load_engine(Parameters(device="cpu", dtype="bfloat16"))
+    assert engine.model.dtype is torch.bfloat16
 
 
 def test_every_refusal_has_a_code():

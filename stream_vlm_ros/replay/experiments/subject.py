@@ -16,12 +16,9 @@ from stream_vlm_ros.engine import (
     VideoStreamingInference,
 )
 from stream_vlm_ros.engine.errors import InvalidParameterError
-from stream_vlm_ros.engine.model import resolve_device
+from stream_vlm_ros.engine.model import resolve_device, resolve_dtype
 
 from .shapes import random_network, shape_config, words_processor
-
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-
 
 # The small model of this package. Not asked of the demo's defaults: those need the sources, and
 # with them packages that a machine for measuring may lack.
@@ -70,19 +67,14 @@ class Subject:
         """
         if model is not None and shape is not None:
             raise InvalidParameterError("Give either a model's folder or a shape, not both.")
-        place = resolve_device(
-            ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        )
-        if dtype == "auto":
-            dtype = "bfloat16" if place.type == "cuda" else "float32"
-        if dtype not in DTYPES:
-            raise InvalidParameterError(f"There is no type {dtype!r}: use {', '.join(DTYPES)}.")
+        place = resolve_device(device)
+        number_format = resolve_dtype(dtype, place)
         own = StreamProcessor.from_pretrained(processor) if processor is not None else None
         folder = Path(model).expanduser() if model is not None else None
         if folder is None and shape is None:
             folder = SMALL_MODEL if (SMALL_MODEL / "config.json").is_file() else None
         if folder is not None:
-            network = StreamQwenModel.from_pretrained(folder, torch_dtype=DTYPES[dtype])
+            network = StreamQwenModel.from_pretrained(folder, torch_dtype=number_format)
             tokens = f"of {processor}" if own is not None else "the model's own"
             own = own or StreamProcessor.from_pretrained(folder)
             network = network.to(place).eval()
@@ -95,7 +87,7 @@ class Subject:
         )
         own = own or words_processor()
         name = shape or "toy"
-        network = random_network(shape_config(name, own), place, DTYPES[dtype], seed)
+        network = random_network(shape_config(name, own), place, number_format, seed)
         return cls(network, own, place, f"shape {name}", True, tokens)
 
     def engine(self, cap: int | None = None, **options: Any) -> VideoStreamingInference:
