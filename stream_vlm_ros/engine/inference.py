@@ -48,7 +48,7 @@ class VideoStreamingInference:
             ``segmented`` (each chunk in a user turn of its own).
         position_policy: ``contiguous`` (after eviction what is kept closes up) or ``keep_gaps``.
         min_pixels, max_pixels: bounds on height x width after resizing; None: the checkpoint's.
-            May be changed between chunks.
+            ``max_pixels`` may change between chunks: see `limit_pixels`.
         system_prompt: None: the chat template's own.
         max_tail_tokens: room for one question with its answer.
         fork_slack_tokens: extra slots so that chunks can be appended while an answer is written.
@@ -87,12 +87,12 @@ class VideoStreamingInference:
             )
         self.device = resolve_device(model.device if device is None else device)
         self.layout = layout
-        self.min_pixels, self.max_pixels = min_pixels, max_pixels
         processor = StreamProcessor.wrap(processor)
         _check_fit(model, processor)
         self.model = model.to(self.device)
         self._frames = processor.frame_processor(self.device)
-        self._frames.pixel_bounds(min_pixels, max_pixels)
+        self.min_pixels, _ = self._frames.pixel_bounds(min_pixels, max_pixels)
+        self.max_pixels = max_pixels
         self._chat = ChatLayout(processor, model.config, system_prompt)
         self._merge = processor.image_settings.merge_size
         self._frames_per_grid = processor.image_settings.temporal_patch_size
@@ -113,6 +113,16 @@ class VideoStreamingInference:
         )
 
     # -- seeing ------------------------------------------------------------------------------
+
+    def limit_pixels(self, max_pixels: int | None) -> None:
+        """Reduce larger pictures to this many pixels from the next chunk on.
+
+        Or to the checkpoint's own bound where that is less; None: to that. What is in memory
+        stays as it is. Raises InvalidParameterError below ``min_pixels``.
+        """
+        most = self._frames.settings.at_most(max_pixels)
+        self._frames.pixel_bounds(self.min_pixels, most)
+        self.max_pixels = most
 
     def append_frame(self, image: Any, timestamp: float | None = None) -> dict[str, Any]:
         """Append one still, as a temporal grid of its own; see `append_video_chunk`.

@@ -48,9 +48,10 @@ About = tuple[float, float] | None
 
 @dataclass(frozen=True)
 class _Piece:
-    """A chunk that is encoded: its frames, its vision tokens, and the moment after it."""
+    """A chunk that is encoded: its frames, at which size, its vision tokens, the moment after."""
 
     ids: tuple[tuple[int, ...], ...]
+    max_pixels: int | None
     tokens: int
     after: Snapshot
 
@@ -124,7 +125,7 @@ class DelayedBatchInferenceEngine:
         self.max_sampled_frames = max_sampled_frames
         self._pieces: list[_Piece] = []
         self._encoded: list[Grid] = []
-        self._encoded_for: tuple[int, About] | None = None
+        self._encoded_for: tuple[int, About, int | None] | None = None  # version, about, max_pixels
         self._exchanges: list[tuple[str, str]] = []
         self._replayed = 0
         self._answers: weakref.WeakSet[Answer] = weakref.WeakSet()
@@ -143,6 +144,21 @@ class DelayedBatchInferenceEngine:
     @property
     def device(self) -> torch.device:
         return self._stream.device
+
+    @property
+    def min_pixels(self) -> int:
+        return self._stream.min_pixels
+
+    @property
+    def max_pixels(self) -> int | None:
+        return self._stream.max_pixels
+
+    def limit_pixels(self, max_pixels: int | None) -> None:
+        """As `VideoStreamingInference.limit_pixels`, from the next question on.
+
+        Frames are kept as they came: what is encoded at another size is encoded anew.
+        """
+        self._stream.limit_pixels(max_pixels)
 
     # -- seeing ------------------------------------------------------------------------------
 
@@ -298,7 +314,7 @@ class DelayedBatchInferenceEngine:
         """Bring the stream to what a question about ``about`` needs; say what that is."""
         begin = time.perf_counter()
         computed = 0
-        if self._encoded_for != (self.memory.version, about):
+        if self._encoded_for != (self.memory.version, about, self.max_pixels):
             computed = self._encode_anew(about)
         self._replay_exchanges()
         return {
@@ -323,7 +339,7 @@ class DelayedBatchInferenceEngine:
             except PictureLostError:  # it is forgotten by now: choose again without it
                 continue
         self._encoded = grids
-        self._encoded_for = (self.memory.version, about)
+        self._encoded_for = (self.memory.version, about, self.max_pixels)
         if computed:
             self.counts.encode_count += 1
             self.counts.encoding_latency = time.perf_counter() - begin
@@ -334,7 +350,7 @@ class DelayedBatchInferenceEngine:
         pieces = _cut(grids)
         same = 0
         for piece, wanted in zip(self._pieces, pieces, strict=False):
-            if piece.ids != _ids(wanted):
+            if (piece.ids, piece.max_pixels) != (_ids(wanted), self.max_pixels):
                 break
             same += 1
         if same == len(pieces) == len(self._pieces):
@@ -367,7 +383,7 @@ class DelayedBatchInferenceEngine:
         done = self._stream.append_video_chunk(images, timestamps=stamps)
         vision_tokens = math.prod(done["grid"])
         after = self._stream.cache_manager.snapshot()
-        self._pieces.append(_Piece(_ids(grids), vision_tokens, after))
+        self._pieces.append(_Piece(_ids(grids), self.max_pixels, vision_tokens, after))
         self.counts.encoded_tokens += done["tokens"]
         return done["tokens"]
 
@@ -393,7 +409,7 @@ class DelayedBatchInferenceEngine:
     @property
     def cache_valid(self) -> bool:
         """A question about no named time asked now finds all its frames encoded."""
-        return self._encoded_for == (self.memory.version, None)
+        return self._encoded_for == (self.memory.version, None, self.max_pixels)
 
     @property
     def time_span(self) -> float:

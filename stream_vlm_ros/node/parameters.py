@@ -106,6 +106,7 @@ class Parameters:
         "is less; 784 pixels make one token for two frames. 0: the model's own.",
         0,
         100_000_000,
+        change=ALWAYS,
     )
     sampled_share: float = _spec(
         0.0,
@@ -142,6 +143,7 @@ class Parameters:
         "in place of max_pixels. 0: the model's own.",
         0,
         100_000_000,
+        change=ALWAYS,
     )
     frame_store: str = _spec(
         "",

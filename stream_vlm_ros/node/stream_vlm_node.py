@@ -33,7 +33,7 @@ from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.health import InputMonitor
 from stream_vlm_ros.node.image_input import ImageInput
 from stream_vlm_ros.node.intake import FrameIntake
-from stream_vlm_ros.node.loading import load_engine, release_memory
+from stream_vlm_ros.node.loading import load_engine, pixel_limit, release_memory
 from stream_vlm_ros.node.parameters import Parameters
 from stream_vlm_ros.node.worker import (
     WRITING,
@@ -309,7 +309,11 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
                         f"{self.state}): deactivate and clean it up first"
                     )
             present = {name: getattr(self.parameters, name) for name in table.TABLE}
-            self.parameters = table.from_values(present | ours)
+            parameters = table.from_values(present | ours)
+            limit = pixel_limit(parameters)
+            if self._worker is not None and limit != pixel_limit(self.parameters):
+                self._worker.limit_pixels(*limit)
+            self.parameters = parameters
         except InvalidParameterError as refusal:
             return SetParametersResult(successful=False, reason=str(refusal))
         if self._intake is not None:

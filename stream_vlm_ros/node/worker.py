@@ -17,7 +17,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from stream_vlm_ros.engine.errors import OutOfHorizonError, StreamVlmError
+from stream_vlm_ros.engine.errors import (
+    InvalidParameterError,
+    OutOfHorizonError,
+    StreamVlmError,
+)
 from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.sampling import SECOND, TimedFrame
 
@@ -42,6 +46,10 @@ class CancelledError(StreamVlmError):
 
 class Engine(Protocol):
     """What the worker needs of :class:`stream_vlm_ros.engine.VideoStreamingInference`."""
+
+    min_pixels: int
+
+    def limit_pixels(self, max_pixels: int | None) -> None: ...
 
     def append_video_chunk(self, frames: Any, fps: Any = None, timestamps: Any = None) -> dict: ...
 
@@ -184,6 +192,8 @@ class EngineWorker:
         self._wake = threading.Condition()
         self._stopping = False
         self._current: Ticket | None = None
+        self._max_pixels: int | None = None  # None: as the engine was loaded
+        self._least_pixels = 0  # below which the engine takes no bound; 0: not yet loaded
         self._epoch_ns = 0  # stamp of the memory's first frame
         self._newest_header: Any = None
         # A daemon: a model that is being loaded cannot be interrupted, and must not keep a
@@ -250,6 +260,23 @@ class EngineWorker:
             self._wake.notify()
         return command.future
 
+    def limit_pixels(self, name: str, max_pixels: int) -> None:
+        """Reduce larger pictures to this many pixels from the next command on.
+
+        ``name`` is that of the parameter; 0 stands for the model's own bound. What is in memory
+        stays as it is. Raises InvalidParameterError for a bound that the engine would refuse.
+        """
+        if not self._least_pixels:
+            raise InvalidParameterError(
+                f"{name} can be changed when the model is there: it is still being loaded"
+            )
+        if 0 < max_pixels < self._least_pixels:
+            raise InvalidParameterError(
+                f"{name} ({max_pixels}) is below min_pixels ({self._least_pixels}), to which this "
+                "model's smaller pictures are enlarged"
+            )
+        self._max_pixels = max_pixels
+
     def abandon(self, cause: Drop, why: StreamVlmError) -> None:
         """Drop the waiting chunks for ``cause`` and end all questions early with ``why``."""
         with self._wake:
@@ -291,11 +318,16 @@ class EngineWorker:
         try:
             engine = self._load()
             self.memory = self._look(engine)
+            self._least_pixels = engine.min_pixels
         except BaseException as fault:
             self.loaded.set_exception(fault)
             return
         self.loaded.set_result(None)
+        limited: int | None = None
         while (command := self._next()) is not None:
+            if (wanted := self._max_pixels) != limited:
+                engine.limit_pixels(wanted or None)
+                limited = wanted
             if isinstance(command, _Append):
                 self._append(engine, command)
             elif isinstance(command, Ticket):

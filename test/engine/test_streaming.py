@@ -201,6 +201,26 @@ def test_a_processor_of_another_checkpoint_is_refused(model, processor, name, ou
         VideoStreamingInference(model, other)
 
 
+def test_a_change_of_size_holds_from_the_next_chunk_on(toys, model, processor):
+    engine = VideoStreamingInference(model, processor)
+
+    def tokens_of_a_chunk():
+        return engine.append_video_chunk(toys.frames(4, height=112, width=168))["grid"]
+
+    assert tokens_of_a_chunk() == (2, 4, 6)
+    before = engine.get_cache_info()["cache_seq_length"]
+    engine.limit_pixels(56 * 84)
+    assert tokens_of_a_chunk() == (2, 2, 3)
+    assert engine.get_cache_info()["cache_seq_length"] == before + 2 * 2 * 3
+    engine.limit_pixels(None)
+    assert tokens_of_a_chunk() == (2, 4, 6)
+    for bound in (783, 0.5):
+        with pytest.raises(InvalidParameterError, match="pixels"):
+            engine.limit_pixels(bound)
+    with pytest.raises(InvalidParameterError, match=r"min_pixels \(784\) must not be above"):
+        VideoStreamingInference(model, processor, max_pixels=783)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there_is_said_in_words(model, processor):
     with pytest.raises(DeviceUnavailableError, match="there is no CUDA GPU to use"):

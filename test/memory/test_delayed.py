@@ -165,6 +165,20 @@ def test_pictures_of_several_sizes_are_encoded(delayed, noise):
     assert metrics["frames_used"] == 10 and engine.visual_tokens == 36
 
 
+def test_after_a_change_of_size_the_frames_that_are_kept_are_encoded_anew(delayed, noise):
+    pictures = noise(8, 56, 84)
+    engine, small = filled(delayed(), pictures), filled(delayed(max_pixels=28 * 56), pictures)
+    large = scores(engine)
+    assert engine.visual_tokens == 24  # four grids of 2 x 3 tokens
+    engine.limit_pixels(28 * 56)
+    torch.testing.assert_close(scores(engine), scores(small), atol=1e-5, rtol=0)
+    assert engine.visual_tokens == small.visual_tokens == 4  # 28 x 28 pixels: as 56 : 84, in 28s
+    engine.limit_pixels(None)
+    torch.testing.assert_close(scores(engine), large, atol=1e-5, rtol=0)
+    with pytest.raises(InvalidParameterError, match=r"min_pixels \(784\)"):
+        engine.limit_pixels(783)
+
+
 def test_asking_leaves_no_trace_and_answers_stream(delayed, noise):
     engine = filled(delayed(), noise(6))
     texts = []

@@ -25,6 +25,8 @@ FOLLOW_PERIOD = 0.6  # s; the node looks for publishers twice a second
 class FakeEngine:
     """The engine's public face over a list of times; each frame is ten tokens."""
 
+    min_pixels = 784
+
     def __init__(self, cap=100):
         self.cap = cap
         self.gate = threading.Event()  # closed by a test to make the engine slow
@@ -42,6 +44,9 @@ class FakeEngine:
         if self.fail_next is not None:
             fault, self.fail_next = self.fail_next, None
             raise fault
+
+    def limit_pixels(self, max_pixels):
+        self.calls.append(("limit_pixels", max_pixels))
 
     def append_video_chunk(self, frames, fps=None, timestamps=None):
         self._enter(("append", len(frames)))

@@ -15,7 +15,10 @@ MICROSECOND = 1000
 def started(folder) -> EngineWorker:
     def load():
         memory = SmartFrameManager(FrameStore(folder, form="png"))
-        return DelayedBatchInferenceEngine(chatter_model(), toy_processor(), memory=memory)
+        worker.engine = DelayedBatchInferenceEngine(
+            chatter_model(), toy_processor(), memory=memory
+        )
+        return worker.engine
 
     counters = FrameCounters()
     worker = EngineWorker(load, counters, queue_size=8, max_questions=8)
@@ -53,6 +56,16 @@ def test_questions_are_answered_and_the_memory_is_told():
     assert ask(worker, about_ns=far).error.code == "OUT_OF_HORIZON"
     near = (EPOCH + 1 * SECOND, EPOCH + 2 * SECOND)
     assert ask(worker, about_ns=near).error is None
+    assert worker.stop(30)
+
+
+def test_a_change_of_pixels_holds_from_the_next_question_on():
+    worker = started(None)
+    append(worker, 0, 1, 2, 3)
+    for bound, tokens in ((0, 8), (28 * 28, 2), (0, 8)):  # two grids of 2 x 2 tokens, or of one
+        worker.limit_pixels("sampled_max_pixels", bound)
+        assert ask(worker).error is None
+        assert worker.engine.visual_tokens == tokens
     assert worker.stop(30)
 
 

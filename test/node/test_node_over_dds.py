@@ -346,6 +346,22 @@ def test_parameters_change_or_are_refused_with_the_reason(client):
     assert client.set_parameter("max_new_tokens", 128).successful
 
 
+def test_the_size_of_pictures_changes_while_the_stream_goes_on(client):
+    fill(client, 2, height=112, width=168)
+    before = client.wait_status(lambda s: s.frames == 2).length
+    assert client.set_parameter("max_pixels", 56 * 84).successful
+    stamps = fill(client, 2, height=112, width=168)
+    status = client.wait_status(lambda s: s.frames == 4)
+    assert status.length - before == 2 * 3  # one grid of 56 x 84 pixels
+    refused = client.set_parameter("max_pixels", 783)
+    assert not refused.successful and "below min_pixels (784)" in refused.reason
+    assert client.set_parameter("max_pixels", 401_408).successful
+    fill(client, 2, height=112, width=168)
+    status = client.wait_status(lambda s: s.frames == 6)
+    assert status.length - before == 2 * 3 + 4 * 6
+    assert status.oldest_stamp.sec < stamps[0].sec  # what was there stays
+
+
 def test_parameters_describe_themselves(client):
     from rcl_interfaces.srv import DescribeParameters
 

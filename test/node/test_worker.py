@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream_vlm_ros.engine.errors import InvalidImageError, ModelLoadError
+from stream_vlm_ros.engine.errors import InvalidImageError, InvalidParameterError, ModelLoadError
 from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.sampling import SECOND, TimedFrame
 from stream_vlm_ros.node.worker import READING, WRITING, EngineWorker, NotActiveError, Question
@@ -264,6 +264,33 @@ def test_stopping_ends_the_thread_and_whatever_waits(make_box):
     assert box.counters.pending == 0
 
 
+def test_a_bound_on_pixels_holds_from_the_next_command_on_and_is_set_once(make_box):
+    box = make_box()
+    box.hold()
+    box.append(1)
+    box.worker.limit_pixels("max_pixels", 1000)
+    box.worker.limit_pixels("max_pixels", 2000)
+    box.engine.gate.set()
+    box.append(2)
+    box.settle()
+    box.worker.limit_pixels("max_pixels", 0)
+    box.settle()
+    kinds = [call for call in box.engine.calls if call[0] != "ask"]
+    once = [("append", 1), ("limit_pixels", 2000), ("append", 1), ("append", 1)]
+    assert kinds == [*once, ("limit_pixels", None)]
+
+
+def test_a_bound_on_pixels_below_the_engines_least_is_refused_with_the_reason(make_box):
+    box = make_box()
+    with pytest.raises(InvalidParameterError, match=r"max_pixels \(783\) is below min_pixels \(784"):
+        box.worker.limit_pixels("max_pixels", 783)
+    box.settle()
+    assert all(call[0] == "ask" for call in box.engine.calls)
+    unloaded = EngineWorker(lambda: box.engine, FrameCounters(), 1, 1)
+    with pytest.raises(InvalidParameterError, match="still being loaded"):
+        unloaded.limit_pixels("max_pixels", 2000)
+
+
 def test_what_loading_raises_is_told(fake_engine):
     def load():
         raise ModelLoadError("no such folder")
@@ -302,6 +329,7 @@ class _Engine:
     """Just enough of one, without a gate."""
 
     fail_next = None
+    min_pixels = 784
 
     def append_video_chunk(self, frames, fps=None, timestamps=None):
         fault, self.fail_next = self.fail_next, None
