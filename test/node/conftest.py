@@ -1,7 +1,6 @@
 """A stand-in for the engine, image messages without ROS, and a node in a process of its own."""
 
 import array
-import contextlib
 import functools
 import itertools
 import os
@@ -15,11 +14,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from patience import PATIENCE
 
 from stream_vlm_ros.engine.errors import EmptyMemoryError, InvalidTimestampError
 
 TOKENS_PER_FRAME = 10
-FOLLOW_PERIOD = 0.6  # s; the node looks for publishers twice a second
 
 
 class FakeEngine:
@@ -39,7 +38,7 @@ class FakeEngine:
     def _enter(self, call):
         self.calls.append(call)
         self.busy.set()
-        assert self.gate.wait(10)
+        assert self.gate.wait(PATIENCE)
         self.busy.clear()
         if self.fail_next is not None:
             fault, self.fail_next = self.fail_next, None
@@ -95,6 +94,12 @@ class FakeEngine:
             "oldest_timestamp": ends[0],
             "newest_timestamp": ends[1],
             "time_spans": [ends] if self.times else [],
+            "levels": {
+                "window": {
+                    "frames": len(self.times),
+                    "tokens": len(self.times) * TOKENS_PER_FRAME,
+                }
+            },
             "eviction_stats": {
                 "total_evictions": self.evicted,
                 "total_tokens_evicted": self.evicted * TOKENS_PER_FRAME,
@@ -180,7 +185,7 @@ class NodeProcess:
     def output(self):
         return "\n".join(self.lines)
 
-    def wait_for(self, words, timeout=60.0):
+    def wait_for(self, words, timeout=PATIENCE):
         """Until the output holds ``words``."""
         deadline = time.monotonic() + timeout
         with self._changed:
@@ -190,7 +195,7 @@ class NodeProcess:
                 assert left > 0 and not over, f"{words!r} never came:\n{self.output}"
                 self._changed.wait(min(left, 0.5))
 
-    def stop(self, number=signal.SIGINT, timeout=20.0):
+    def stop(self, number=signal.SIGINT, timeout=PATIENCE):
         """Send a signal; the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(number)
@@ -252,6 +257,7 @@ class Graph:
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
         self._ending = False
+        self._fault = None
         self._thread = threading.Thread(target=self._spin, daemon=True)
         self._thread.start()
 
@@ -259,9 +265,13 @@ class Graph:
         from rclpy.exceptions import InvalidHandle
 
         while not self._ending:
-            # A test destroys an entity while this thread is about to wait on it.
-            with contextlib.suppress(InvalidHandle):
+            try:
                 self.executor.spin_once(timeout_sec=0.1)
+            except InvalidHandle:
+                continue  # a test destroyed an entity while this thread was about to wait on it
+            except Exception as fault:
+                self._fault = fault
+                raise
 
     def close(self):
         self._ending = True
@@ -270,36 +280,42 @@ class Graph:
         self.node.destroy_node()
         self.context.try_shutdown()
 
-    def wait(self, condition, timeout=30.0, what="the condition"):
+    def wait(self, condition, timeout=PATIENCE, what="the condition"):
         """Until ``condition()`` is true; its value."""
         deadline = time.monotonic() + timeout
         while not (value := condition()):
+            assert self._fault is None, f"the thread that spins failed: {self._fault!r}"
             assert time.monotonic() < deadline, f"{what} did not come within {timeout} s"
             time.sleep(0.02)
         return value
 
-    def result(self, future, timeout=60.0):
-        self.wait(future.done, timeout, "the reply")
+    def result(self, future):
+        self.wait(future.done, what="the reply")
         return future.result()
 
-    def call(self, service_type, name, request=None, timeout=60.0):
+    def do(self, call):
+        """``call()`` in the thread that spins; its value."""
+        return self.result(self.executor.create_task(call))
+
+    def call(self, service_type, name, request=None):
         client = self.node.create_client(service_type, name)
         try:
-            assert client.wait_for_service(timeout), f"no service {name}"
-            return self.result(client.call_async(request or service_type.Request()), timeout)
+            assert client.wait_for_service(PATIENCE), f"no service {name}"
+            return self.result(client.call_async(request or service_type.Request()))
         finally:
             self.node.destroy_client(client)
 
     def listen(self, message_type, topic, latched=False):
-        """A list that grows by each message."""
+        """A list that grows by each message, and the subscription that does it."""
         from rclpy.qos import DurabilityPolicy, QoSProfile
 
         durability = DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE
         heard = []
-        self.node.create_subscription(
-            message_type, topic, heard.append, QoSProfile(depth=50, durability=durability)
+        qos = QoSProfile(depth=50, durability=durability)
+        subscription = self.do(
+            lambda: self.node.create_subscription(message_type, topic, heard.append, qos)
         )
-        return heard
+        return heard, subscription
 
 
 @pytest.fixture(scope="module")
@@ -309,19 +325,64 @@ def graph():
     graph.close()
 
 
+class Goal:
+    """A goal of ~/ask. rclpy's action client loses a reply that comes before its own call has
+    returned (in another thread), so every call is made in the thread that spins."""
+
+    def __init__(self, graph, action, message):
+        self._graph = graph
+        self.feedback = []
+        sent = graph.do(
+            lambda: action.send_goal_async(message, lambda m: self.feedback.append(m.feedback))
+        )
+        self._handle = graph.result(sent)
+        assert self._handle.accepted
+        self._pending = graph.do(self._handle.get_result_async)
+
+    @property
+    def done(self):
+        return self._pending.done()
+
+    def wait_for_text(self):
+        self._graph.wait(lambda: any(f.text for f in self.feedback), what="text of an answer")
+
+    def result(self):
+        """Its status and its result."""
+        reply = self._graph.result(self._pending)
+        return reply.status, reply.result
+
+    def cancel(self):
+        self._graph.result(self._graph.do(self._handle.cancel_goal_async))
+
+
 class StreamVlmClient:
     """Drives one node over DDS, as a user's program would."""
 
     def __init__(self, graph, namespace, topic="image"):
+        from diagnostic_msgs.msg import DiagnosticArray
         from stream_vlm.msg import Answer, CacheStatus
 
         self.graph = graph
+        self._subscriptions, self._actions = [], []
         self.name = f"/{namespace}/stream_vlm"
         self.image_topic = f"/{namespace}/{topic}"
-        self.statuses = graph.listen(CacheStatus, f"{self.name}/cache_status", latched=True)
-        self.answers = graph.listen(Answer, f"{self.name}/answer", latched=True)
+        self.statuses = self.listen(CacheStatus, f"{self.name}/cache_status", latched=True)
+        self.answers = self.listen(Answer, f"{self.name}/answer", latched=True)
+        self.diagnostics = self.listen(DiagnosticArray, "/diagnostics")
         self.stamp_ns = 1_000_000_000_000
         self.publishers = {}
+
+    def listen(self, *arguments, **options):
+        heard, subscription = self.graph.listen(*arguments, **options)
+        self._subscriptions.append(subscription)
+        return heard
+
+    def close(self):
+        self.drop_publishers()
+        for subscription in self._subscriptions:
+            self.graph.do(functools.partial(self.graph.node.destroy_subscription, subscription))
+        for action in self._actions:
+            self.graph.do(action.destroy)
 
     def publisher(self, reliable=True, kind=None):
         from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -338,19 +399,49 @@ class StreamVlmClient:
 
     def adopt(self, publisher, reliable, kind):
         """Use a publisher once its images arrive: until both sides have found each other, and the
-        node has taken over its QoS, some are lost. The images that try it out are unusable ones."""
+        node has taken over its QoS, some are lost. The images that try it out are unusable ones;
+        when the last of them has been refused, none is on its way any more."""
         self.publishers[reliable, kind] = publisher
-        self.graph.wait(publisher.get_subscription_count, 30, "the node's subscription")
-        time.sleep(FOLLOW_PERIOD)
-        before = self.status.frames_received
-        stamps = itertools.count(self.stamp_ns - 400_000_000, 1_000_000)  # before the next image's
+        self.graph.wait(lambda: self._is_followed(reliable, kind), what="the node's subscription")
+        # Between the image before and the one that is about to be sent.
+        stamps = itertools.count(self.stamp_ns - 400_000_000, 1_000_000)
 
         def arrives():
-            publisher.publish(kind(header=self.header(next(stamps))))
-            time.sleep(0.3)
-            return self.status.frames_received > before
+            number, before = next(stamps), self.status.frames_received
+            words = {"format" if hasattr(kind, "format") else "encoding": f"probe {number}"}
+            publisher.publish(kind(header=self.header(number), **words))
+            deadline = time.monotonic() + 2.0  # lost, if it has not come until then
+            while time.monotonic() < deadline:
+                if self.status.state == "active":
+                    if f"probe {number}" in self.refusal():
+                        return True
+                elif self.status.frames_received > before:
+                    return True
+                time.sleep(0.02)
+            return False
 
-        self.graph.wait(arrives, 30, "the first image")
+        self.graph.wait(arrives, what="the first image")
+
+    def _is_followed(self, reliable, kind):
+        """Whether the node, and nobody else, subscribes as this publisher publishes."""
+        from rclpy.qos import ReliabilityPolicy
+
+        found = self.graph.node.get_subscriptions_info_by_topic(self.image_topic)
+        name = f"sensor_msgs/msg/{kind.__name__}"
+        wanted = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
+        return [(info.topic_type, info.qos_profile.reliability) for info in found] == [
+            (name, wanted)
+        ]
+
+    def refusal(self):
+        """The last refusal of an image that the node's diagnostics tell."""
+        name = f"{self.name.lstrip('/')}: image input"
+        found = [s for heard in self.diagnostics[-4:] for s in heard.status if s.name == name]
+        return self.last_refusal(found[-1]) if found else ""
+
+    @staticmethod
+    def last_refusal(diagnostic):
+        return {value.key: value.value for value in diagnostic.values}.get("last_refusal", "")
 
     def drop_publishers(self):
         for publisher in self.publishers.values():
@@ -391,12 +482,8 @@ class StreamVlmClient:
         self.graph.wait(lambda: self.statuses, what="a status")
         return self.statuses[-1]
 
-    def wait_status(self, condition, timeout=30.0, what="the status"):
-        self.graph.wait(
-            lambda: self.statuses and condition(self.statuses[-1]),
-            timeout,
-            f"{what}; last: {self.statuses[-1:]}",
-        )
+    def wait_status(self, condition, what="the status"):
+        self.graph.wait(lambda: self.statuses and condition(self.statuses[-1]), what=what)
         return self.statuses[-1]
 
     def ask(self, question="What do you see?", **fields):
@@ -406,6 +493,15 @@ class StreamVlmClient:
         return self.graph.call(
             Query, f"{self.name}/query", Query.Request(question=question, **fields)
         )
+
+    def send_goal(self, question="What do you see?", **fields):
+        from rclpy.action import ActionClient
+        from stream_vlm.action import Ask
+
+        action = ActionClient(self.graph.node, Ask, f"{self.name}/ask")
+        self._actions.append(action)
+        assert action.wait_for_server(PATIENCE)
+        return Goal(self.graph, action, Ask.Goal(question=question, **fields))
 
     def reset(self):
         from std_srvs.srv import Trigger
@@ -445,4 +541,4 @@ def connect(graph):
 
     yield make
     for client in clients:
-        client.drop_publishers()
+        client.close()

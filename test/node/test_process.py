@@ -68,25 +68,20 @@ def test_ctrl_c_at_twenty_moments_of_its_start(start_node):
 
 
 def test_ctrl_c_while_an_answer_is_written(start_node, connect):
-    from stream_vlm.srv import Query
-
     node = start_node(**SETTINGS, sample_fps=0.0, chunk_frames=2)
     node.wait_for("the node is active")
     client = connect("process")
     for _ in range(2):
         client.send(client.image())
     client.wait_status(lambda s: s.frames_ingested == 2)
-    service = client.graph.node.create_client(Query, f"{client.name}/query")
-    assert service.wait_for_service(10)
-    service.call_async(Query.Request(question="?", max_new_tokens=1500))
-    time.sleep(1)
+    client.send_goal(max_new_tokens=1500).wait_for_text()
     ended_well(node)
 
 
 SHELL = """
 "{python}" -m stream_vlm_ros.node --ros-args -p device:=cpu -r __ns:=/shell > "{log}" 2>&1 &
 pid=$!
-for _ in $(seq 600); do grep -q "the node is active" "{log}" && break; sleep 0.1; done
+for _ in $(seq 1200); do grep -q "the node is active" "{log}" && break; sleep 0.1; done
 kill -INT $pid
 wait $pid
 echo "status $?"
@@ -101,7 +96,7 @@ def test_from_the_background_of_a_shell(tmp_path, shell):
         [shell, "-c", SHELL.format(python=sys.executable, log=log)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     assert done.stdout.strip() == "status 0", log.read_text()
