@@ -180,7 +180,7 @@ class KVCacheManager:
         return mask.triu(past + 1)[None, None]
 
     def levels(self) -> dict[str, dict[str, Any]]:
-        """What each level of the memory holds: ``tokens``, ``grids`` and ``time_spans``.
+        """What each level of the memory holds: ``tokens``, ``grids``, ``frames``, ``time_spans``.
 
         ``time_spans`` are the stamps of the oldest and newest frame of each unbroken stretch.
         """
@@ -189,9 +189,10 @@ class KVCacheManager:
             level = stretch.level
             if level == "kept":
                 level = self.evictor.level_of(stretch.first_grid)
-            entry = held.setdefault(level, {"tokens": 0, "grids": 0, "time_spans": []})
+            entry = held.setdefault(level, {"tokens": 0, "grids": 0, "frames": 0, "time_spans": []})
             entry["tokens"] += stretch.tokens
             entry["grids"] += stretch.grids
+            entry["frames"] += stretch.frames
             entry["time_spans"].append((stretch.oldest, stretch.newest))
         return held
 

@@ -44,13 +44,17 @@ class LedgerMark(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """Neighbouring grids in one level of the memory, and the time they span in seconds."""
+    """Neighbouring grids in one level of the memory, and the time they span in seconds.
+
+    ``frames`` of different stamps: one repeated to fill its grid counts once.
+    """
 
     level: str  # "sink", "kept" or "window"
     oldest: float
     newest: float
     first_grid: int
     grids: int
+    frames: int
     tokens: int
 
 
@@ -157,6 +161,9 @@ class PositionLedger:
                 if not isinstance(run, VisionRun):
                     continue
                 first, last = run.grids[0], run.grids[-1]
+                frames = sum(
+                    1 if early == late else 2 for early, late in (g.stamps for g in run.grids)
+                )
                 before = stretches[-1] if stretches else None
                 if (
                     before is not None
@@ -166,13 +173,19 @@ class PositionLedger:
                     stretches[-1] = before._replace(
                         newest=last.stamps[1],
                         grids=before.grids + len(run.grids),
+                        frames=before.frames + frames,
                         tokens=before.tokens + run.count,
                     )
                 else:
-                    grids = len(run.grids)
                     stretches.append(
                         Stretch(
-                            level, first.stamps[0], last.stamps[1], first.number, grids, run.count
+                            level,
+                            first.stamps[0],
+                            last.stamps[1],
+                            first.number,
+                            len(run.grids),
+                            frames,
+                            run.count,
                         )
                     )
         return stretches

@@ -16,12 +16,12 @@ from stream_vlm_ros.sources.ros_images import Decoder, rosbags_decoder
 
 
 def image_to_rgb(message: Any) -> np.ndarray:
-    """The picture in a ``sensor_msgs/Image``; see :func:`ros_images.image_to_rgb`."""
+    """The picture in an ``Image``; see :func:`ros_images.image_to_rgb`."""
     return ros_images.image_to_rgb(message, default_decoder())
 
 
 def compressed_to_rgb(message: Any) -> np.ndarray:
-    """The picture in a ``sensor_msgs/CompressedImage``; see :func:`ros_images.compressed_to_rgb`."""
+    """The picture in a ``CompressedImage``; see :func:`ros_images.compressed_to_rgb`."""
     return ros_images.compressed_to_rgb(message, default_decoder())
 
 

@@ -98,6 +98,10 @@ class FrameIntake:
                 self._sampler = before  # the next frame takes its place
                 self._refuse(Drop.INVALID_IMAGE, str(fault))
                 return
+            except Exception:  # a fault of this package: the spinning thread tells it
+                self._sampler = before
+                self._counters.drop(Drop.ERROR)
+                raise
             frame = TimedFrame(stamp_ns, image, message.header)
             size: Hashable = image.shape
             for chunk in self._chunker.add(frame, size, now_ns):

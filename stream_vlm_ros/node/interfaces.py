@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from builtin_interfaces.msg import Duration, Time
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
-from stream_vlm.msg import Answer, CacheStatus
+from stream_vlm.msg import Answer, CacheStatus, MemoryLevel
 
 from stream_vlm_ros.engine.errors import InvalidChoicesError, InvalidParameterError
 from stream_vlm_ros.node.health import Health
@@ -32,6 +32,12 @@ def to_time(stamp: int | None) -> Time:
     """Nanoseconds -> Time; None (an empty memory) -> zero."""
     seconds, nanoseconds = divmod(stamp or 0, SECOND)
     return Time(sec=seconds, nanosec=nanoseconds)
+
+
+def to_spans(memory: MemoryState) -> tuple[list[Time], list[Time]]:
+    """Beginnings and ends of the unbroken stretches of time in memory."""
+    starts, ends = zip(*memory.spans_ns, strict=True) if memory.spans_ns else ((), ())
+    return [to_time(start) for start in starts], [to_time(end) for end in ends]
 
 
 def to_duration(seconds: float) -> Duration:
@@ -67,6 +73,7 @@ def to_question(request: Any, parameters: Parameters) -> Question:
         temperature=temperature if temperature >= 0 else parameters.temperature,
         keep_exchange=request.keep_exchange,
         about_ns=about if any(about) else None,
+        refuse_forgotten=parameters.refuse_forgotten,
     )
 
 
@@ -83,8 +90,7 @@ def fill_result(result: Result, outcome: Outcome, status: CacheStatus) -> Result
         out.header = outcome.memory.header
     out.oldest_stamp = to_time(outcome.memory.oldest_ns)
     out.newest_stamp = to_time(outcome.memory.newest_ns)
-    out.seen_from = [to_time(first) for first, _ in outcome.memory.spans_ns]
-    out.seen_to = [to_time(last) for _, last in outcome.memory.spans_ns]
+    out.seen_from, out.seen_to = to_spans(outcome.memory)
     out.waiting = to_duration(outcome.waiting)
     out.ttft = to_duration(outcome.ttft)
     out.latency = to_duration(outcome.latency)
@@ -92,6 +98,15 @@ def fill_result(result: Result, outcome: Outcome, status: CacheStatus) -> Result
     out.answer_tokens = outcome.answer_tokens
     out.finish_reason = outcome.finish_reason
     out.cache_status = status
+    return result
+
+
+def fill_fault(result: Result, fault: Exception) -> Result:
+    """Write a fault of this package into one of the three messages, where there is no outcome."""
+    out: Any = result
+    out.choice_index = -1
+    out.error_code = Answer.INTERNAL
+    out.error_message = f"the node failed inside: {fault!r}; see its log"
     return result
 
 
@@ -110,8 +125,13 @@ def to_cache_status(memory: MemoryState, state: str, counts: dict[str, int]) -> 
         evicted_tokens=memory.evicted_tokens,
         oldest_stamp=to_time(memory.oldest_ns),
         newest_stamp=to_time(memory.newest_ns),
+        levels=[
+            MemoryLevel(name=level.name, frames=level.frames, tokens=level.tokens)
+            for level in memory.levels
+        ],
         **counts,
     )
+    status.span_from, status.span_to = to_spans(memory)
     if memory.header is not None:
         status.header = memory.header
     return status

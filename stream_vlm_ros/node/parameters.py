@@ -230,6 +230,12 @@ class Parameters:
         10.0,
         change=ALWAYS,
     )
+    refuse_forgotten: bool = _spec(
+        True,
+        "Refuse a question with about_from or about_to if nothing of that time is in memory "
+        "(OUT_OF_HORIZON). false: answer it from what there is.",
+        change=ALWAYS,
+    )
     max_tail_tokens: int = _spec(
         2048, "Room for one question with its answer, in tokens.", 64, 1_000_000
     )

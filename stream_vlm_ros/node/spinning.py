@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -34,7 +33,7 @@ def end_quietly_on_signals() -> None:
 def run(make_node: Callable[[], Any], arguments: list[str] | None = None) -> int:
     """Spin a node until the context is shut down; the exit status of the process.
 
-    ``make_node`` returns a node with a method ``close``.
+    ``make_node`` returns a node with the methods ``close`` and ``report_fault``.
     """
     import rclpy
     from rclpy.executors import MultiThreadedExecutor
@@ -81,7 +80,10 @@ def leave(status: int) -> NoReturn:
 
 
 def spin(executor: Any, node: Any) -> None:
-    """Spin until the context is shut down. A fault in a callback is logged; the node goes on."""
+    """Spin until the context is shut down. A fault in a callback is logged; the node goes on.
+
+    ``node`` has a method ``report_fault(where, fault)``.
+    """
     from rclpy.exceptions import InvalidHandle
     from rclpy.executors import ExternalShutdownException
 
@@ -93,6 +95,6 @@ def spin(executor: Any, node: Any) -> None:
         except InvalidHandle:
             # rclpy's: an entity was destroyed in one thread while another was about to wait on it.
             continue
-        except Exception:
+        except Exception as fault:
             if executor.context.ok():
-                node.get_logger().error(f"a callback failed:\n{traceback.format_exc()}")
+                node.report_fault("a callback", fault)

@@ -30,6 +30,7 @@ from stream_vlm_ros.engine.errors import InvalidParameterError, StreamVlmError
 from stream_vlm_ros.node import health, interfaces
 from stream_vlm_ros.node import parameters as table
 from stream_vlm_ros.node.counters import Drop, FrameCounters
+from stream_vlm_ros.node.faults import FaultLog
 from stream_vlm_ros.node.health import InputMonitor
 from stream_vlm_ros.node.image_input import ImageInput
 from stream_vlm_ros.node.intake import FrameIntake
@@ -106,6 +107,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         self._guard_transitions()
         self.state = "unconfigured"
         self.failure = ""
+        self.faults = FaultLog(lambda text: self.get_logger().error(text))
         self._load = load
         self._worker: EngineWorker | None = None
         self._intake: FrameIntake | None = None
@@ -310,18 +312,27 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
                     )
             present = {name: getattr(self.parameters, name) for name in table.TABLE}
             parameters = table.from_values(present | ours)
-            limit = pixel_limit(parameters)
-            if self._worker is not None and limit != pixel_limit(self.parameters):
-                self._worker.limit_pixels(*limit)
-            self.parameters = parameters
+            self._apply(parameters)
         except InvalidParameterError as refusal:
             return SetParametersResult(successful=False, reason=str(refusal))
-        if self._intake is not None:
-            self._intake.apply(self.parameters)
-        if self._worker is not None:
-            self._worker.queue_size = self.parameters.queue_size
-            self._worker.max_questions = self.parameters.max_questions
+        except Exception as fault:  # without a reply the caller would wait for ever
+            self.report_fault("setting a parameter", fault)
+            return SetParametersResult(
+                successful=False, reason=f"the node failed inside: {fault!r}; see its log"
+            )
         return SetParametersResult(successful=True)
+
+    def _apply(self, parameters: Parameters) -> None:
+        """Work with these settings from now on."""
+        limit = pixel_limit(parameters)
+        if self._worker is not None and limit != pixel_limit(self.parameters):
+            self._worker.limit_pixels(*limit)
+        self.parameters = parameters
+        if self._intake is not None:
+            self._intake.apply(parameters)
+        if self._worker is not None:
+            self._worker.queue_size = parameters.queue_size
+            self._worker.max_questions = parameters.max_questions
 
     def _warn_of_unknown_parameters(self) -> None:
         for name in getattr(self, "_parameter_overrides", {}):
@@ -346,8 +357,11 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
                 f"a chunk was refused, the stream goes on: {fault}", throttle_duration_sec=5.0
             )
         else:
-            trace = "".join(traceback.format_exception(type(fault), fault, fault.__traceback__))
-            self.get_logger().error(f"the engine failed, the stream goes on:\n{trace}")
+            self.report_fault("the engine's thread", fault)
+
+    def report_fault(self, where: str, fault: Exception) -> None:
+        """Log a fault of this package, once with its traceback; repetitions are counted."""
+        self.faults.report(where, fault)
 
     def _keep_house(self) -> None:
         if self._intake is not None:
@@ -360,13 +374,31 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
     # Questions ------------------------------------------------------------------------------------
 
     async def _on_query(self, request: Any, response: Any) -> Any:
-        outcome = await self._answered(self._ask(request))
-        return interfaces.fill_result(response, outcome, self._cache_status())
+        try:
+            outcome = await self._answered(self._ask(request))
+            return interfaces.fill_result(response, outcome, self._cache_status())
+        except Exception as fault:
+            self.report_fault("~/query", fault)
+            return interfaces.fill_fault(Query.Response(), fault)
 
     async def _on_ask(self, goal_handle: Any) -> Any:
+        try:
+            return await self._pursue(goal_handle)
+        except Exception as fault:
+            self.report_fault("~/ask", fault)
+            if goal_handle.is_active:
+                goal_handle.abort()
+            return interfaces.fill_fault(Ask.Result(), fault)
+
+    async def _pursue(self, goal_handle: Any) -> Any:
+        """The result of a goal."""
+
         def progress(state: str, text: str) -> None:
             code = Ask.Feedback.WRITING if state == WRITING else Ask.Feedback.READING
-            goal_handle.publish_feedback(Ask.Feedback(state=code, text=text))
+            try:
+                goal_handle.publish_feedback(Ask.Feedback(state=code, text=text))
+            except Exception as fault:  # of no concern to the answer
+                self.report_fault("feedback of ~/ask", fault)
 
         goal_handle.publish_feedback(Ask.Feedback(state=Ask.Feedback.WAITING))
         ticket = self._ask(goal_handle.request, progress)
@@ -376,13 +408,14 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
             ticket.cancel()
         outcome = await self._answered(ticket)
         del self._tickets[goal]
+        result = interfaces.fill_result(Ask.Result(), outcome, self._cache_status())
         if goal_handle.is_cancel_requested:
             goal_handle.canceled()
         elif outcome.error is not None:
             goal_handle.abort()
         else:
             goal_handle.succeed()
-        return interfaces.fill_result(Ask.Result(), outcome, self._cache_status())
+        return result
 
     def _on_cancel(self, goal_handle: Any) -> CancelResponse:
         ticket = self._tickets.get(bytes(goal_handle.goal_id.uuid))
@@ -427,7 +460,13 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         return done
 
     def _on_answered(self, future: ThreadFuture) -> None:
-        outcome: Outcome = future.result()
+        try:
+            self._tell_answer(future.result())
+        except Exception as fault:
+            self.report_fault("~/answer", fault)
+
+    def _tell_answer(self, outcome: Outcome) -> None:
+        """Count an answer and publish it."""
         self._answer_count += 1
         self._error_count += outcome.error is not None
         if outcome.error is not None:
@@ -443,11 +482,15 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         if self._worker is None or self._intake is None:
             response.message = f"the node is {self.state}"
             return response
-        self._intake.clear(Drop.RESET)
         try:
+            self._intake.clear(Drop.RESET)
             await self._awaitable(self._worker.reset(Drop.RESET))
+        except StreamVlmError as refusal:
+            response.message = str(refusal)
+            return response
         except Exception as fault:
-            response.message = str(fault)
+            self.report_fault("~/reset", fault)
+            response.message = f"the node failed inside: {fault!r}; see its log"
             return response
         response.success = True
         response.message = "the memory is empty"

@@ -74,6 +74,19 @@ class Question:
     temperature: float = 0.0  # 0: greedy
     keep_exchange: bool = False
     about_ns: tuple[int, int] | None = None  # stamps from and to; 0: no limit on that side
+    refuse_forgotten: bool = True  # if nothing of that time is in memory; else answered anyway
+
+
+LEVELS = ("sink", "sampled", "important", "window")  # of the memory, oldest frames first
+
+
+@dataclass(frozen=True)
+class LevelState:
+    """What one level of the memory holds: frames, and tokens of these frames."""
+
+    name: str
+    frames: int = 0
+    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,6 +105,7 @@ class MemoryState:
     oldest_ns: int | None = None
     newest_ns: int | None = None
     spans_ns: tuple[tuple[int, int], ...] = ()  # unbroken stretches of time, oldest first
+    levels: tuple[LevelState, ...] = tuple(LevelState(name) for name in LEVELS)
     header: Any = None  # of the newest frame
 
 
@@ -166,7 +180,7 @@ class EngineWorker:
         counters: where the end of every frame is counted.
         queue_size, max_questions: bounds of the queue; both may be changed at any time.
         changed: called in the thread after each command.
-        report: told of each chunk that the engine refused or failed on.
+        report: told of each chunk that the engine refused, and of every fault.
     """
 
     def __init__(
@@ -334,7 +348,10 @@ class EngineWorker:
                 self._answer(engine, command)
             else:
                 self._reset(engine, command)
-            self._changed()
+            try:
+                self._changed()
+            except Exception as fault:  # the thread lives on, whatever its listeners do
+                self._report(fault)
         if hasattr(engine, "close"):
             engine.close()
 
@@ -363,52 +380,44 @@ class EngineWorker:
         times = [(frame.stamp_ns - self._epoch_ns) / SECOND for frame in frames]
         try:
             engine.append_video_chunk([frame.image for frame in frames], timestamps=times)
+            self._newest_header = frames[-1].header
+            self.memory = self._look(engine)
         except Exception as fault:  # the stream goes on with the next chunk
             self.last_fault = str(fault) or type(fault).__name__
             self._counters.drop(Drop.ERROR, len(frames))
             self._report(fault)
             return
         self.last_fault = ""
-        self._newest_header = frames[-1].header
-        self.memory = self._look(engine)
         self._counters.ingest(len(frames))
 
     def _reset(self, engine: Engine, command: _Reset) -> None:
         try:
             engine.reset()
+            self._newest_header = None
+            self.memory = self._look(engine)
         except Exception as fault:
+            self._report(fault)
             command.future.set_exception(fault)
             return
         self.last_fault = ""
-        self._newest_header = None
         self.resets += 1
-        self.memory = self._look(engine)
         command.future.set_result(None)
 
     def _answer(self, engine: Engine, ticket: Ticket) -> None:
         started = time.monotonic()
         question = ticket.question
-        progress = ticket.progress or (lambda state, text: None)
+        progress = ticket.progress or _no_progress
         if ticket.cancelled:
             ticket.future.set_result(self._failed(ticket, ticket.why))
             return
         try:
             progress(READING, "")
-            if question.choices:
-                answer, metrics = engine.ask_choice(
-                    question.text, list(question.choices), about=self._about(question)
-                )
-            else:
-                answer, metrics = engine.ask(
-                    question.text,
-                    max_new_tokens=question.max_new_tokens,
-                    do_sample=question.temperature > 0,
-                    temperature=question.temperature or 1.0,
-                    update_state=question.keep_exchange,
-                    on_token=lambda text: progress(WRITING, text),
-                    cancel=lambda: ticket.cancelled,
-                    about=self._about(question),
-                )
+            try:
+                answer, metrics = self._ask(engine, ticket, progress, self._about(question))
+            except OutOfHorizonError:
+                if question.refuse_forgotten:
+                    raise
+                answer, metrics = self._ask(engine, ticket, progress, None)
             if question.keep_exchange:
                 self.memory = self._look(engine)
             reason = str(metrics.get("finish_reason", "choice" if question.choices else ""))
@@ -442,6 +451,24 @@ class EngineWorker:
             outcome = self._failed(ticket, words, started)
         ticket.future.set_result(outcome)
 
+    def _ask(
+        self, engine: Engine, ticket: Ticket, progress: Progress, about: tuple[float, float] | None
+    ) -> tuple[str, dict]:
+        """Answer and metrics of the engine, asked about that time in its own seconds."""
+        question = ticket.question
+        if question.choices:
+            return engine.ask_choice(question.text, list(question.choices), about=about)
+        return engine.ask(
+            question.text,
+            max_new_tokens=question.max_new_tokens,
+            do_sample=question.temperature > 0,
+            temperature=question.temperature or 1.0,
+            update_state=question.keep_exchange,
+            on_token=lambda text: progress(WRITING, text),
+            cancel=lambda: ticket.cancelled,
+            about=about,
+        )
+
     def _failed(
         self, ticket: Ticket, error: StreamVlmError, started: float | None = None
     ) -> Outcome:
@@ -467,6 +494,7 @@ class EngineWorker:
             spans_ns=tuple(
                 (self._to_ns(first), self._to_ns(last)) for first, last in info["time_spans"]
             ),
+            levels=tuple(_level(name, info["levels"].get(name)) for name in LEVELS),
             header=self._newest_header,
         )
 
@@ -483,3 +511,11 @@ class EngineWorker:
 
     def _to_ns(self, seconds: float) -> int:
         return self._epoch_ns + round(seconds * SECOND)
+
+
+def _level(name: str, held: dict[str, Any] | None) -> LevelState:
+    return LevelState(name, held["frames"], held["tokens"]) if held else LevelState(name)
+
+
+def _no_progress(state: str, text: str) -> None:
+    """For a question whose answer nobody follows."""

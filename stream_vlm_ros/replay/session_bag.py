@@ -40,7 +40,7 @@ class SessionBag(Silence):
         folder.parent.mkdir(parents=True, exist_ok=True)
         self._quality = quality
         self._store = get_typestore(Stores.ROS2_JAZZY)
-        for name in ("CacheStatus", "Answer"):
+        for name in ("MemoryLevel", "CacheStatus", "Answer"):
             text = (_DEFINITIONS / f"{name}.txt").read_text(encoding="utf-8")
             self._store.register(get_types_from_msg(text, f"stream_vlm/msg/{name}"))
         self._writer = Writer(folder, version=9, storage_plugin=StoragePlugin.MCAP)

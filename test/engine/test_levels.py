@@ -128,6 +128,15 @@ def test_a_score_of_ones_own_decides_what_is_important(toys, model, processor):
     levels = engine.get_cache_info()["levels"]
     assert levels["important"]["grids"] == 4 and levels["important"]["tokens"] == 24
     assert levels["important"]["time_spans"] == [(n * 1.0, n * 1.0 + 0.5) for n in best]
+    assert levels["important"]["frames"] == 8
+
+
+def test_a_frame_that_is_repeated_to_fill_its_grid_counts_once(toys, model, processor):
+    engine = VideoStreamingInference(model, processor)
+    for count in (3, 2, 1):
+        engine.append_video_chunk(toys.frames(count), fps=2)
+    window = engine.get_cache_info()["levels"]["window"]
+    assert (window["grids"], window["frames"]) == (2 + 1 + 1, 3 + 2 + 1)
 
 
 def test_the_levels_add_up_to_the_stream(toys, model, processor):

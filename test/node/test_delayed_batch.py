@@ -15,9 +15,7 @@ MICROSECOND = 1000
 def started(folder) -> EngineWorker:
     def load():
         memory = SmartFrameManager(FrameStore(folder, form="png"))
-        worker.engine = DelayedBatchInferenceEngine(
-            chatter_model(), toy_processor(), memory=memory
-        )
+        worker.engine = DelayedBatchInferenceEngine(chatter_model(), toy_processor(), memory=memory)
         return worker.engine
 
     counters = FrameCounters()

@@ -66,6 +66,8 @@ def test_what_a_request_leaves_out_is_the_nodes(interfaces):
     request = Query.Request(question="?", max_new_tokens=5, temperature=0.0)
     own = interfaces.to_question(request, node)
     assert (own.max_new_tokens, own.temperature) == (5, 0.0)
+    assert own.refuse_forgotten
+    assert not interfaces.to_question(request, Parameters(refuse_forgotten=False)).refuse_forgotten
 
 
 @pytest.mark.parametrize(
@@ -84,6 +86,31 @@ def test_a_request_that_makes_no_sense_is_refused(interfaces, fields, error, wor
 
     with pytest.raises(error, match=words):
         interfaces.to_question(Query.Request(question="?", **fields), Parameters())
+
+
+def test_a_status_tells_stretches_of_time_and_all_levels_in_one_order(interfaces):
+    from stream_vlm_ros.node.worker import LevelState, MemoryState
+
+    empty = interfaces.to_cache_status(MemoryState(), "inactive", {})
+    assert (empty.span_from, empty.span_to) == ([], [])
+    names = ["sink", "sampled", "important", "window"]
+    assert [(level.name, level.frames, level.tokens) for level in empty.levels] == [
+        (name, 0, 0) for name in names
+    ]
+    levels = tuple(LevelState(name, number, 6 * number) for number, name in enumerate(names))
+    spans = ((1_000_000_007, 2_000_000_000), (5_000_000_000, 5_000_000_000))
+    status = interfaces.to_cache_status(
+        MemoryState(length=50, spans_ns=spans, levels=levels), "active", {"frames_received": 3}
+    )
+    assert [(stamp.sec, stamp.nanosec) for stamp in status.span_from] == [(1, 7), (5, 0)]
+    assert [(stamp.sec, stamp.nanosec) for stamp in status.span_to] == [(2, 0), (5, 0)]
+    assert [(level.name, level.frames, level.tokens) for level in status.levels] == [
+        ("sink", 0, 0),
+        ("sampled", 1, 6),
+        ("important", 2, 12),
+        ("window", 3, 18),
+    ]
+    assert (status.length, status.frames_received) == (50, 3)
 
 
 def test_times_keep_their_nanoseconds(interfaces):

@@ -5,6 +5,7 @@ import itertools
 import time
 
 import pytest
+from patience import PATIENCE
 
 from stream_vlm_ros.node.counters import Drop
 
@@ -23,6 +24,14 @@ def shared_node(node_process):
     finally:
         status = node.stop()
     assert status == 0
+
+
+@pytest.fixture
+def whole_chunks(client):
+    """The client, of a node that encodes no chunk before it is full, however slow the machine."""
+    assert client.set_parameter("max_chunk_delay", 0.0).successful
+    yield client
+    assert client.set_parameter("max_chunk_delay", FAST["max_chunk_delay"]).successful
 
 
 @pytest.fixture
@@ -100,12 +109,19 @@ def test_choices_are_scored_and_the_best_is_the_answer(client):
     assert len(reply.choice_scores) == 3 and reply.answer_tokens == 0
 
 
-def test_the_memory_stays_below_its_cap_and_forgets_the_middle(client):
+def test_the_memory_stays_below_its_cap_and_forgets_the_middle(client, whole_chunks):
     fill(client, 16, height=112, width=168)  # 24 tokens a chunk
     status = client.wait_status(lambda s: s.evictions > 0)
     assert status.length <= status.cap == 200
     reply = client.ask()
     assert len(reply.seen_from) == 2  # the sink, and the window
+    status = reply.cache_status
+    assert (status.span_from, status.span_to) == (reply.seen_from, reply.seen_to)
+    frames = {level.name: level.frames for level in status.levels}
+    assert list(frames) == ["sink", "sampled", "important", "window"]
+    assert frames["sink"] == 2 and frames["window"] > 2 and sum(frames.values()) < 16
+    tokens = sum(level.tokens for level in status.levels)
+    assert 0 < status.length - tokens < 60  # text before the first frame
     assert reply.error_code == reply.NONE
 
 
@@ -117,6 +133,10 @@ def test_a_question_about_a_forgotten_time_is_refused(client):
     reply = client.ask(about_from=Time(sec=10), about_to=Time(sec=20))
     assert reply.error_code == reply.OUT_OF_HORIZON and reply.answer == ""
     assert f"{stamps[0].sec}." in reply.error_message
+    assert client.set_parameter("refuse_forgotten", False).successful
+    reply = client.ask(about_from=Time(sec=10), about_to=Time(sec=20))
+    assert client.set_parameter("refuse_forgotten", True).successful
+    assert reply.error_code == 0 and reply.answer_tokens == 4
     reply = client.ask(about_from=stamps[1], about_to=stamps[0])
     assert reply.error_code == reply.INVALID_PARAMETER
 
@@ -157,8 +177,8 @@ def test_a_bad_image_is_counted_and_told_and_the_stream_goes_on(client, shared_n
     client.send(client.image(**changes))
     status = client.wait_status(lambda s: s.dropped_invalid_image == before + 1)
     assert balanced(status)
-    diagnostic = client_diagnostic(client, "image input", lambda d: words in last_refusal(d))
-    assert words in last_refusal(diagnostic)
+    diagnostic = client_diagnostic(client, "image input", lambda d: words in client.last_refusal(d))
+    assert words in client.last_refusal(diagnostic)
     fill(client, 2)
     assert client.ask().error_code == 0
 
@@ -264,65 +284,46 @@ def test_control_tokens_in_a_question_are_read_as_text(client):
 
 
 def test_a_long_answer_holds_up_nothing_else(client):
-    from stream_vlm.srv import Query
-
     fill(client, 2)
-    service = client.graph.node.create_client(Query, f"{client.name}/query")
-    assert service.wait_for_service(10)
-    pending = service.call_async(Query.Request(question="?", max_new_tokens=300))
+    goal = client.send_goal(max_new_tokens=1500)
+    goal.wait_for_text()
     heard = len(client.statuses)
     for _ in range(3):
         client.publisher().publish(client.image())
     assert client.state() == "active"
     client.graph.wait(lambda: len(client.statuses) > heard + 2)
-    client.wait_status(lambda s: s.frames_received >= 5 and s.frames_pending > 0)
-    assert not pending.done()
-    assert client.graph.result(pending).error_code == 0
+    client.wait_status(lambda s: s.frames_pending > 0)
+    assert not goal.done
+    goal.cancel()
+    assert goal.result()[1].answer_tokens > 0
     client.wait_status(lambda s: s.frames_pending == 0)
 
 
 def test_the_action_tells_the_answer_while_it_is_written(client):
     fill(client, 2)
-    feedback = []
-    goal = send_goal(client, feedback, max_new_tokens=12)
-    result = client.graph.result(goal.get_result_async())
-    assert result.status == 4 and result.result.answer_tokens == 12  # SUCCEEDED
-    assert [f.state for f in feedback] == sorted(f.state for f in feedback)
-    texts = [f.text for f in feedback if f.text]
-    assert texts and result.result.answer.startswith(texts[-1])
+    goal = client.send_goal(max_new_tokens=12)
+    status, result = goal.result()
+    assert status == 4 and result.answer_tokens == 12  # SUCCEEDED
+    assert [f.state for f in goal.feedback] == sorted(f.state for f in goal.feedback)
+    texts = [f.text for f in goal.feedback if f.text]
+    assert texts and result.answer.startswith(texts[-1])
     assert all(later.startswith(sooner) for sooner, later in itertools.pairwise(texts))
 
 
 def test_the_action_can_be_cancelled(client):
     fill(client, 2)
-    feedback = []
-    goal = send_goal(client, feedback, max_new_tokens=1500)
-    client.graph.wait(lambda: any(f.text for f in feedback))
-    client.graph.result(goal.cancel_goal_async())
-    result = client.graph.result(goal.get_result_async())
-    assert result.status == 5  # CANCELED
-    assert result.result.error_code == result.result.CANCELLED
-    assert 0 < result.result.answer_tokens < 1500
+    goal = client.send_goal(max_new_tokens=1500)
+    goal.wait_for_text()
+    goal.cancel()
+    status, result = goal.result()
+    assert status == 5 and result.error_code == result.CANCELLED  # CANCELED
+    assert 0 < result.answer_tokens < 1500
     assert client.ask().error_code == 0
 
 
 def test_an_action_that_fails_is_aborted_with_its_code(client):
-    goal = send_goal(client, [])
-    result = client.graph.result(goal.get_result_async())
-    assert (result.status, result.result.error_code) == (6, result.result.EMPTY_MEMORY)
-
-
-def send_goal(client, feedback, **fields):
-    from rclpy.action import ActionClient
-    from stream_vlm.action import Ask
-
-    action = ActionClient(client.graph.node, Ask, f"{client.name}/ask")
-    assert action.wait_for_server(30)
-    goal = Ask.Goal(question="What do you see?", **fields)
-    future = action.send_goal_async(goal, lambda message: feedback.append(message.feedback))
-    handle = client.graph.result(future)
-    assert handle.accepted
-    return handle
+    status, result = client.send_goal().result()
+    assert (status, result.error_code) == (6, result.EMPTY_MEMORY)  # ABORTED
 
 
 # Parameters ---------------------------------------------------------------------------------------
@@ -346,7 +347,7 @@ def test_parameters_change_or_are_refused_with_the_reason(client):
     assert client.set_parameter("max_new_tokens", 128).successful
 
 
-def test_the_size_of_pictures_changes_while_the_stream_goes_on(client):
+def test_the_size_of_pictures_changes_while_the_stream_goes_on(client, whole_chunks):
     fill(client, 2, height=112, width=168)
     before = client.wait_status(lambda s: s.frames == 2).length
     assert client.set_parameter("max_pixels", 56 * 84).successful
@@ -415,9 +416,10 @@ def test_the_whole_lifecycle_twice(connect, start_node):
 def test_a_transition_that_fails_is_logged_and_can_be_tried_again(connect, start_node, tmp_path):
     missing = tmp_path / "no_model"
     node = start_node(namespace="fails", model_path=str(missing), **FAST)
-    node.wait_for("configure failed")
+    node.wait_for("the node waits unconfigured")
     client = connect("fails")
-    assert str(missing) in node.output and "Traceback" not in node.output
+    assert "configure failed" in node.output and str(missing) in node.output
+    assert "Traceback" not in node.output
     assert client.state() == "unconfigured"
     health = client_diagnostic(client, "model and memory", lambda d: d.level == b"\x02")
     assert str(missing) in health.message
@@ -448,7 +450,7 @@ def test_bad_parameters_at_start_are_told_without_a_traceback(start_node, parame
     node.wait_for(words)
     assert "Traceback" not in node.output
     if "bad parameter" in words:
-        assert node.process.wait(20) == 1
+        assert node.process.wait(PATIENCE) == 1
 
 
 def test_a_misspelled_parameter_is_pointed_out(start_node):
@@ -473,15 +475,10 @@ def test_a_cap_smaller_than_a_chunk_is_told_and_the_node_lives(connect, start_no
 # Diagnostics and QoS ------------------------------------------------------------------------------
 
 
-def last_refusal(diagnostic):
-    return {value.key: value.value for value in diagnostic.values}.get("last_refusal", "")
-
-
 def client_diagnostic(client, task, condition):
     """The first status of a task that fulfils the condition."""
-    from diagnostic_msgs.msg import DiagnosticArray
-
-    heard = client.graph.listen(DiagnosticArray, "/diagnostics")
+    heard = client.diagnostics
+    del heard[:]
     name = f"{client.name.lstrip('/')}: {task}"
 
     def find():
@@ -491,7 +488,7 @@ def client_diagnostic(client, task, condition):
                     return status
         return None
 
-    return client.graph.wait(find, 30, f"{name} on /diagnostics")
+    return client.graph.wait(find, what=f"{name} on /diagnostics")
 
 
 def try_to_publish(client, kind, topic, qos):
@@ -557,9 +554,9 @@ def test_the_subscription_follows_the_publishers_type(connect, start_node):
         lambda: try_to_publish(client, CompressedImage, "/kind/image", 10), what="a publisher"
     )
     node.wait_for("/kind/image [sensor_msgs/msg/CompressedImage], reliable (was")
+    header = client.image().header
     client.adopt(publisher, True, CompressedImage)
     png = cv2.imencode(".png", np.zeros((56, 84, 3), np.uint8))[1].tobytes()
-    header = client.image().header
     client.send(CompressedImage(header=header, format="png", data=array.array("B", png)))
     client.wait_status(lambda s: s.frames_ingested == 2)
 

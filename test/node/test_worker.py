@@ -1,15 +1,26 @@
 """The thread that owns the engine, and the queue in front of it."""
 
-import time
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE
 
-from stream_vlm_ros.engine.errors import InvalidImageError, InvalidParameterError, ModelLoadError
+from stream_vlm_ros.engine.errors import (
+    InvalidImageError,
+    InvalidParameterError,
+    ModelLoadError,
+    OutOfHorizonError,
+)
 from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.sampling import SECOND, TimedFrame
-from stream_vlm_ros.node.worker import READING, WRITING, EngineWorker, NotActiveError, Question
+from stream_vlm_ros.node.worker import (
+    READING,
+    WRITING,
+    EngineWorker,
+    LevelState,
+    NotActiveError,
+    Question,
+)
 
 EPOCH = 1_700_000_000_123_456_789  # ns; not a float of seconds
 
@@ -29,7 +40,7 @@ class Box:
             report=self.faults.append,
         )
         self.worker.start()
-        self.worker.loaded.result(10)
+        self.worker.loaded.result(PATIENCE)
 
     def append(self, *seconds):
         for _ in seconds:
@@ -47,13 +58,13 @@ class Box:
 
     def settle(self):
         """Until the worker has done all it was told."""
-        return self.worker.ask(Question("settled?", max_new_tokens=1)).future.result(10)
+        return self.worker.ask(Question("settled?", max_new_tokens=1)).future.result(PATIENCE)
 
     def hold(self):
         """Keep the engine in its next call until ``self.engine.gate.set()``."""
         self.engine.gate.clear()
         self.append(0)
-        assert self.engine.busy.wait(10)
+        assert self.engine.busy.wait(PATIENCE)
 
 
 @pytest.fixture
@@ -67,15 +78,15 @@ def make_box(fake_engine):
     yield make
     for box in boxes:
         box.engine.gate.set()
-        assert box.worker.stop(10)
+        assert box.worker.stop(PATIENCE)
 
 
 def test_a_question_sees_every_chunk_delivered_before_it(make_box):
     box = make_box()
     box.append(0, 0.5)
-    outcome = box.ask().future.result(10)
+    outcome = box.ask().future.result(PATIENCE)
     box.append(1, 1.5)
-    later = box.ask().future.result(10)
+    later = box.ask().future.result(PATIENCE)
     assert (outcome.memory.frames, later.memory.frames) == (2, 4)
 
 
@@ -83,7 +94,7 @@ def test_stamps_and_header_of_an_outcome_are_the_sources_to_the_nanosecond(make_
     box = make_box()
     box.append(0, 0.1)
     box.append(0.3, 0.7)
-    memory = box.ask().future.result(10).memory
+    memory = box.ask().future.result(PATIENCE).memory
     assert memory.oldest_ns == EPOCH
     assert memory.newest_ns == EPOCH + 700_000_000
     assert memory.spans_ns == ((EPOCH, EPOCH + 700_000_000),)
@@ -93,8 +104,8 @@ def test_stamps_and_header_of_an_outcome_are_the_sources_to_the_nanosecond(make_
 def test_the_settings_of_a_question_reach_the_engine(make_box):
     box = make_box()
     box.append(0)
-    box.ask(temperature=0.5, keep_exchange=True).future.result(10)
-    box.ask().future.result(10)
+    box.ask(temperature=0.5, keep_exchange=True).future.result(PATIENCE)
+    box.ask().future.result(PATIENCE)
     sampled, greedy = [call[3] for call in box.engine.calls if call[0] == "ask"]
     assert sampled == {
         "do_sample": True,
@@ -109,15 +120,74 @@ def test_the_time_a_question_is_about_reaches_the_engine_in_its_own_seconds(make
     box = make_box()
     box.append(0, 2)
     for first, last in ((EPOCH + SECOND, EPOCH + 2 * SECOND), (EPOCH + SECOND, 0), (0, EPOCH + 1)):
-        box.ask(about_ns=(first, last)).future.result(10)
+        box.ask(about_ns=(first, last)).future.result(PATIENCE)
     about = [call[3]["about"] for call in box.engine.calls if call[0] == "ask"]
     assert about == [(1.0, 2.0), (1.0, 2.0), (0.0, 1e-9)]
+
+
+def test_a_question_about_a_forgotten_time_is_refused_or_answered_from_what_there_is(make_box):
+    box = make_box()
+    box.append(0, 2)
+    real, asked = box.engine.ask, []
+
+    def remembering(question, about=None, **options):
+        asked.append(about)
+        if about is not None and about[0] > 2:
+            raise OutOfHorizonError("nothing of it")
+        return real(question, about=about, **options)
+
+    box.engine.ask = remembering
+    later = (EPOCH + 5 * SECOND, EPOCH + 6 * SECOND)
+    refused = box.ask(about_ns=later).future.result(PATIENCE)
+    assert refused.error.code == "OUT_OF_HORIZON" and refused.answer == ""
+    assert f"{EPOCH / SECOND:.3f}" in str(refused.error)  # in the source's time
+    assert asked == [(5.0, 6.0)]
+    answered = box.ask(about_ns=later, refuse_forgotten=False).future.result(PATIENCE)
+    assert (answered.error, answered.answer) == (None, "xxx")
+    assert asked[1:] == [(5.0, 6.0), None]
+
+
+def test_the_memory_tells_frames_and_tokens_of_every_level(make_box):
+    box = make_box()
+    box.append(0, 2)
+    levels = box.ask().future.result(PATIENCE).memory.levels
+    assert levels == (
+        LevelState("sink"),
+        LevelState("sampled"),
+        LevelState("important"),
+        LevelState("window", frames=2, tokens=20),
+    )
+
+
+def test_a_listener_that_fails_is_reported_and_the_thread_lives_on(make_box):
+    box = make_box()
+
+    def fail():
+        raise RuntimeError("boom")
+
+    box.worker._changed = fail
+    box.append(0)
+    assert box.settle().error is None and box.settle().memory.frames == 1
+    assert {str(fault) for fault in box.faults} == {"boom"}
+
+
+def test_a_memory_that_cannot_be_looked_at_loses_no_frame(make_box):
+    box = make_box()
+    info, box.engine.get_cache_info = box.engine.get_cache_info, lambda: {}
+    box.append(0, 1)
+    box.settle()
+    assert isinstance(box.worker.reset(Drop.RESET).exception(PATIENCE), KeyError)
+    box.engine.get_cache_info = info
+    box.append(2)
+    assert box.settle().memory.newest_ns is not None
+    assert (box.counters.pending, box.counters.dropped[Drop.ERROR]) == (0, 2)
+    assert len(box.faults) == 2
 
 
 def test_an_outcome_carries_the_metrics(make_box):
     box = make_box()
     box.append(0)
-    outcome = box.ask().future.result(10)
+    outcome = box.ask().future.result(PATIENCE)
     assert (outcome.answer, outcome.finish_reason, outcome.error) == ("xxx", "length", None)
     assert (outcome.ttft, outcome.latency) == (0.25, 0.5)
     assert (outcome.prompt_tokens, outcome.answer_tokens) == (7, 3)
@@ -126,7 +196,7 @@ def test_an_outcome_carries_the_metrics(make_box):
 def test_choices_are_scored(make_box):
     box = make_box()
     box.append(0)
-    outcome = box.ask(choices=("red", "blue")).future.result(10)
+    outcome = box.ask(choices=("red", "blue")).future.result(PATIENCE)
     assert (outcome.answer, outcome.choice_index) == ("red", 0)
     assert outcome.choice_scores == (-1.0, -1.0)
     assert outcome.finish_reason == "choice"
@@ -142,7 +212,7 @@ def test_a_full_queue_drops_its_oldest_chunk_and_never_a_question(make_box):
     assert box.worker.waiting_chunks == 2
     assert box.counters.dropped[Drop.OVERFLOW] == 6
     box.engine.gate.set()
-    assert [ticket.future.result(10).error for ticket in tickets] == [None] * 5
+    assert [ticket.future.result(PATIENCE).error for ticket in tickets] == [None] * 5
     box.settle()
     assert box.engine.times == [0, 4, 4.5, 5, 5.5]  # the newest two survived
     assert box.counters.ingested == 5
@@ -155,16 +225,17 @@ def test_too_many_waiting_questions_are_refused_at_once(make_box):
     refused = tickets[2].future.result(0)
     assert refused.error.code == "QUEUE_FULL" and "2 questions are waiting" in str(refused.error)
     box.engine.gate.set()
-    assert tickets[1].future.result(10).error is None
+    assert tickets[1].future.result(PATIENCE).error is None
 
 
 def test_waiting_time_is_told_apart_from_the_answers_own(make_box):
     box = make_box()
     box.hold()
     ticket = box.ask()
-    time.sleep(0.2)
+    ticket.arrived -= 5.0
     box.engine.gate.set()
-    assert ticket.future.result(10).waiting >= 0.2
+    outcome = ticket.future.result(PATIENCE)
+    assert outcome.waiting >= 5.0 and outcome.latency == 0.5
 
 
 def test_a_refused_chunk_is_counted_reported_and_the_stream_goes_on(make_box):
@@ -174,7 +245,7 @@ def test_a_refused_chunk_is_counted_reported_and_the_stream_goes_on(make_box):
     for fault in (InvalidImageError("too narrow"), RuntimeError("out of memory")):
         box.engine.fail_next = fault
         box.append(1, 2)
-        box.worker.ask(Question("?")).future.result(10)
+        box.worker.ask(Question("?")).future.result(PATIENCE)
         assert box.worker.last_fault == str(fault)
     box.append(3)
     outcome = box.settle()
@@ -185,14 +256,14 @@ def test_a_refused_chunk_is_counted_reported_and_the_stream_goes_on(make_box):
 
 def test_a_failing_answer_is_an_error_and_not_an_answer(make_box):
     box = make_box()
-    empty = box.ask().future.result(10)
+    empty = box.ask().future.result(PATIENCE)
     assert (empty.error.code, empty.answer) == ("EMPTY_MEMORY", "")
     box.append(0)
     box.settle()
     box.engine.fail_next = RuntimeError("boom")
-    broken = box.ask().future.result(10)
+    broken = box.ask().future.result(PATIENCE)
     assert broken.error.code == "INTERNAL" and "boom" in str(broken.error)
-    assert box.ask().future.result(10).error is None
+    assert box.ask().future.result(PATIENCE).error is None
 
 
 def test_a_waiting_question_can_be_cancelled(make_box):
@@ -201,7 +272,7 @@ def test_a_waiting_question_can_be_cancelled(make_box):
     ticket = box.ask()
     ticket.cancel()
     box.engine.gate.set()
-    assert ticket.future.result(10).error.code == "CANCELLED"
+    assert ticket.future.result(PATIENCE).error.code == "CANCELLED"
     assert not any(call[0] == "ask" for call in box.engine.calls)
 
 
@@ -219,7 +290,7 @@ def test_an_answer_can_be_cancelled_while_it_is_written(make_box):
     box.engine.gate.clear()
     ticket = box.worker.ask(Question("?", max_new_tokens=100), progress)
     box.engine.gate.set()
-    outcome = ticket.future.result(10)
+    outcome = ticket.future.result(PATIENCE)
     assert (outcome.answer, outcome.finish_reason) == ("xx", "cancelled")
     assert outcome.error.code == "CANCELLED"
     assert heard == [(READING, ""), (WRITING, "x"), (WRITING, "xx")]
@@ -233,8 +304,8 @@ def test_a_reset_drops_waiting_chunks_and_answers_waiting_questions_first(make_b
     done = box.worker.reset(Drop.RESET)
     box.append(3)
     box.engine.gate.set()
-    done.result(10)
-    assert ticket.future.result(10).memory.frames == 1
+    done.result(PATIENCE)
+    assert ticket.future.result(PATIENCE).memory.frames == 1
     outcome = box.settle()
     assert outcome.memory.frames == 1 and outcome.memory.oldest_ns == EPOCH + 3 * SECOND
     assert box.counters.dropped[Drop.RESET] == 2 and box.worker.resets == 1
@@ -256,7 +327,7 @@ def test_stopping_ends_the_thread_and_whatever_waits(make_box):
     ticket, reset = box.ask(), box.worker.reset(Drop.RESET)
     assert not box.worker.stop(0.05)  # the engine is in a call
     box.engine.gate.set()
-    assert box.worker.stop(10)
+    assert box.worker.stop(PATIENCE)
     assert ticket.future.result(0).error.code == "NOT_ACTIVE"
     assert isinstance(reset.exception(0), NotActiveError)
     assert box.ask().future.result(0).error.code == "NOT_ACTIVE"
@@ -282,7 +353,9 @@ def test_a_bound_on_pixels_holds_from_the_next_command_on_and_is_set_once(make_b
 
 def test_a_bound_on_pixels_below_the_engines_least_is_refused_with_the_reason(make_box):
     box = make_box()
-    with pytest.raises(InvalidParameterError, match=r"max_pixels \(783\) is below min_pixels \(784"):
+    with pytest.raises(
+        InvalidParameterError, match=r"max_pixels \(783\) is below min_pixels \(784"
+    ):
         box.worker.limit_pixels("max_pixels", 783)
     box.settle()
     assert all(call[0] == "ask" for call in box.engine.calls)
@@ -298,8 +371,8 @@ def test_what_loading_raises_is_told(fake_engine):
     worker = EngineWorker(load, FrameCounters(), 1, 1)
     worker.start()
     with pytest.raises(ModelLoadError, match="no such folder"):
-        worker.loaded.result(10)
-    assert worker.stop(10)
+        worker.loaded.result(PATIENCE)
+    assert worker.stop(PATIENCE)
 
 
 @settings(deadline=None, max_examples=25)
@@ -322,7 +395,7 @@ def test_no_frame_is_lost_or_counted_twice(events):
     box.settle()
     assert box.counters.pending == 0
     assert box.counters.received == 2 * events.count("append")
-    assert box.worker.stop(10)
+    assert box.worker.stop(PATIENCE)
 
 
 class _Engine:
@@ -347,4 +420,4 @@ class _Engine:
         info = dict.fromkeys([*names.split(), "chunks", "frames"], 0)
         evictions = {"total_evictions": 0, "total_tokens_evicted": 0}
         times = {"oldest_timestamp": None, "newest_timestamp": None, "time_spans": []}
-        return {**info, **times, "eviction_stats": evictions}
+        return {**info, **times, "levels": {}, "eviction_stats": evictions}

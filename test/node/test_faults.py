@@ -1,0 +1,177 @@
+"""A fault of the package itself: told once, answered with INTERNAL, and the node lives."""
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+from patience import PATIENCE
+
+from stream_vlm_ros.node.faults import FaultLog
+
+
+def raised(fault):
+    try:
+        raise fault
+    except Exception as caught:
+        return caught
+
+
+def test_a_fault_is_told_once_with_its_traceback_and_its_repetitions_as_a_number():
+    now, said = [0.0], []
+    log = FaultLog(said.append, period=10.0, clock=lambda: now[0])
+    for _ in range(1000):
+        log.report("~/query", raised(ValueError("boom")))
+    assert len(said) == 1
+    assert said[0].startswith("~/query failed") and "Traceback" in said[0] and "boom" in said[0]
+    now[0] = 10.0
+    log.report("~/query", raised(ValueError("boom")))
+    assert len(said) == 2 and "1000 times" in said[1] and "Traceback" not in said[1]
+
+
+def test_faults_of_another_kind_place_or_callback_are_told_each():
+    said = []
+    log = FaultLog(said.append)
+    log.report("~/query", raised(ValueError("boom")))
+    log.report("~/query", raised(KeyError("boom")))
+    log.report("~/ask", raised(ValueError("boom")))
+    try:
+        int("boom")
+    except ValueError as elsewhere:
+        log.report("~/query", elsewhere)
+    assert len(said) == 4
+
+
+# The node in this process, with the stand-in engine -----------------------------------------------
+
+
+@pytest.fixture
+def here(graph, connect, fake_engine):
+    """The node with a client and what it logs of its faults; its context ends with the test."""
+    import rclpy
+    from rclpy.executors import MultiThreadedExecutor
+    from rclpy.parameter import Parameter
+    from rclpy.signals import SignalHandlerOptions
+
+    from stream_vlm_ros.node.spinning import THREADS, spin
+    from stream_vlm_ros.node.stream_vlm_node import StreamVlmNode
+
+    context = rclpy.Context()
+    rclpy.init(context=context, signal_handler_options=SignalHandlerOptions.NO)
+    settings = dict(sample_fps=0.0, chunk_frames=1, status_period=0.05)
+    node = StreamVlmNode(
+        load=lambda parameters: fake_engine,
+        context=context,
+        namespace="here",
+        parameter_overrides=[Parameter(name, value=value) for name, value in settings.items()],
+    )
+    said = []
+    node.faults.write = said.append
+    executor = MultiThreadedExecutor(THREADS, context=context)
+    executor.add_node(node)
+    thread = threading.Thread(target=spin, args=(executor, node), daemon=True)
+    thread.start()
+    graph.wait(lambda: node.state == "active", what="the active node")
+    client = connect("here")
+    yield SimpleNamespace(node=node, client=client, said=said, engine=fake_engine)
+    fake_engine.gate.set()
+    context.try_shutdown()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    node.close()
+    executor.shutdown(timeout_sec=5)
+
+
+def fail(*arguments, **options):
+    raise RuntimeError("boom")
+
+
+def assert_lives(here):
+    """Frames are taken and questions answered as ever."""
+    ingested = here.client.status.frames_ingested
+    here.client.send(here.client.image())
+    here.client.wait_status(lambda s: s.frames_ingested == ingested + 1)
+    reply = here.client.ask()
+    assert (reply.error_code, reply.answer) == (reply.NONE, "xxxx")
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize("step", ["to_question", "fill_result"])
+def test_a_fault_while_asking_is_replied_as_internal_by_both_doors(here, monkeypatch, step):
+    from stream_vlm_ros.node import interfaces
+
+    assert_lives(here)
+    with monkeypatch.context() as broken:
+        broken.setattr(interfaces, step, fail)
+        for _ in range(20):
+            reply = here.client.ask()
+            assert reply.error_code == reply.INTERNAL and reply.answer == ""
+            assert "boom" in reply.error_message
+        status, result = here.client.send_goal().result()
+        assert status == 6 and result.error_code == result.INTERNAL  # ABORTED
+    assert len([text for text in here.said if text.startswith("~/query")]) == 1
+    assert all("Traceback" in text and "boom" in text for text in here.said)
+    assert_lives(here)
+
+
+@pytest.mark.ros
+def test_a_fault_in_a_timer_is_told_once_however_often_it_fires(here, monkeypatch):
+    fired = []
+
+    def break_down():
+        fired.append(True)
+        fail()
+
+    with monkeypatch.context() as broken:
+        broken.setattr(here.node, "_input_health", break_down)
+        here.client.graph.wait(lambda: len(fired) > 10, what="the tenth fault")
+    assert len(here.said) == 1 and "Traceback" in here.said[0] and "boom" in here.said[0]
+    assert_lives(here)
+
+
+@pytest.mark.ros
+def test_faults_of_reset_and_of_setting_a_parameter_are_replied(here, monkeypatch):
+    assert_lives(here)
+    here.engine.reset = fail
+    reply = here.client.reset()
+    assert not reply.success and "boom" in reply.message
+    del here.engine.reset
+    with monkeypatch.context() as broken:
+        broken.setattr(here.node._intake, "apply", fail)
+        result = here.client.set_parameter("sample_fps", 5.0)
+        assert not result.successful and "boom" in result.reason
+    assert here.client.set_parameter("sample_fps", 0.0).successful
+    assert here.client.reset().success
+    assert_lives(here)
+
+
+@pytest.mark.ros
+def test_an_image_callback_that_fails_counts_the_frame_and_the_next_is_taken(here, monkeypatch):
+    from stream_vlm_ros.sources import ros_images
+
+    assert_lives(here)
+    before = here.client.status.dropped_error
+    with monkeypatch.context() as broken:
+        broken.setattr(ros_images, "image_to_rgb", fail)
+        here.client.send(here.client.image())
+        here.client.wait_status(lambda s: s.dropped_error == before + 1 and s.frames_pending == 0)
+    assert_lives(here)
+    assert len(here.said) == 1 and "boom" in here.said[0]
+
+
+@pytest.mark.ros
+def test_an_engine_that_fails_at_every_chunk_does_not_flood_the_log(here):
+    assert_lives(here)
+    here.engine.append_video_chunk, real = fail, here.engine.append_video_chunk
+    for count in range(1, 6):
+        here.client.send(here.client.image())
+        here.client.wait_status(lambda s, n=count: s.dropped_error == n)
+    here.engine.append_video_chunk = real
+    assert len(here.said) == 1 and "boom" in here.said[0]
+    assert_lives(here)
+
+
+@pytest.mark.ros
+def test_a_refused_parameter_is_no_fault(here):
+    result = here.client.set_parameter("max_pixels", 783)
+    assert not result.successful and "min_pixels (784)" in result.reason
+    assert here.said == []
