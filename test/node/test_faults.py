@@ -1,5 +1,6 @@
 """A fault of the package itself: told once, answered with INTERNAL, and the node lives."""
 
+import math
 import threading
 from types import SimpleNamespace
 
@@ -65,7 +66,7 @@ def here(graph, connect, fake_engine):
         parameter_overrides=[Parameter(name, value=value) for name, value in settings.items()],
     )
     said = []
-    node.faults.write = said.append
+    node.faults.write, node.faults.period = said.append, math.inf
     executor = MultiThreadedExecutor(THREADS, context=context)
     executor.add_node(node)
     thread = threading.Thread(target=spin, args=(executor, node), daemon=True)
