@@ -371,7 +371,10 @@ class KVCacheManager:
         """Nothing is held for a snapshot, so there is nothing to give back."""
 
     def clone(self) -> Clone:
-        """A copy of everything, as large as the stream; `restore` takes it at any time."""
+        """A copy of everything, as large as the buffer; `restore` takes it at any time.
+
+        (It copies once more, so that one clone may be restored again and again.)
+        """
         return Clone(
             copy.deepcopy(self._buffer),
             copy.deepcopy(self.ledger),

@@ -153,8 +153,9 @@ class VideoStreamingInference:
             grids, rows, columns of tokens), ``encode_latency`` and ``latency`` in seconds.
 
         Raises:
-            InvalidImageError, InvalidTimestampError, CapTooSmallError, StreamBusyError: nothing
-                was appended; the stream goes on with the next call.
+            InvalidImageError, InvalidTimestampError, InvalidParameterError (pixel bounds),
+                CapTooSmallError, StreamBusyError: nothing was appended; the stream goes on with
+                the next call.
         """
         begin = time.perf_counter()
         patches = self._frames(frames, self.min_pixels, self.max_pixels)

@@ -191,7 +191,7 @@ class ChatLayout:
 
     @staticmethod
     def _cut(text: str, mark: str) -> tuple[str, str]:
-        before, found, after = text.partition(mark)
+        before, found, after = text.rpartition(mark)  # a system prompt may hold the mark too
         if not found:
             raise ModelLoadError(
                 "the chat template drops the video or the text of a message: it does not fit a "

@@ -29,12 +29,13 @@ def test_a_prompt_is_trimmed_to_its_vision_segment(ids, kept):
     assert trim_to_vision_segment(ids, START, END) == kept
 
 
-def test_the_pieces_put_together_are_the_templates_own_rendering(model, processor):
-    chat = ChatLayout(processor, model.config, system_prompt="Watch.")
+@pytest.mark.parametrize("system", ["Watch.", "Watch the <|video_pad|>, say \ue001."])
+def test_the_pieces_put_together_are_the_templates_own_rendering(model, processor, system):
+    chat = ChatLayout(processor, model.config, system_prompt=system)
     pad = [model.config.video_token_id]
     video, say = {"type": "video"}, lambda text: {"type": "text", "text": text}
     conversation = [
-        {"role": "system", "content": "Watch."},
+        {"role": "system", "content": system},
         {"role": "user", "content": [video, say("What?")]},
         {"role": "assistant", "content": [say("A cat.")]},
         {"role": "user", "content": [say("Sure?")]},
