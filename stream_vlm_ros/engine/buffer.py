@@ -40,8 +40,7 @@ class KVShape:
             gigabytes = (batch or 1) * tokens * self.bytes_per_token / 1024**3
             raise DeviceUnavailableError(
                 f"keys and values of {(batch or 1) * tokens} tokens take {gigabytes:.1f} GiB, "
-                f"which {device} cannot give: lower max_cache_tokens (or max_tail_tokens, "
-                "fork_slack_tokens)"
+                f"which {device} cannot give: set max_cache_tokens, or lower it"
             ) from error
 
 

@@ -16,13 +16,7 @@ from typing import Any
 import torch
 
 from .buffer import KVBuffer, KVShape
-from .errors import (
-    BudgetExceededError,
-    InvalidParameterError,
-    SnapshotEvictedError,
-    StreamBusyError,
-    check_whole_number,
-)
+from .errors import BudgetExceededError, SnapshotEvictedError, StreamBusyError
 from .eviction import EvictionConfig, EvictorMark, ImportanceScore, KVCacheEvictor
 from .forks import Fork, Part, TailPool
 from .ledger import LedgerMark, PositionLedger
@@ -104,10 +98,6 @@ class KVCacheManager:
         fork_slack_tokens: int = 0,
         importance: ImportanceScore | None = None,
     ):
-        check_whole_number("max_tail_tokens", max_tail_tokens, least=1)
-        check_whole_number("fork_slack_tokens", fork_slack_tokens, least=0)
-        if config is not None and not isinstance(config, EvictionConfig):
-            raise InvalidParameterError(f"eviction_config must be an EvictionConfig: {config!r}")
         self.shape, self._rotary, self._device = shape, rotary, device
         self.max_tail_tokens = max_tail_tokens
         self.evictor = KVCacheEvictor(config, importance)
@@ -236,12 +226,12 @@ class KVCacheManager:
         count = fork.length
         assert count == sum(span.count for span in spans)
         evictor, buffer = self.evictor, self._buffer
+        if evictor.config is None and buffer.length + count > buffer.capacity:
+            buffer.grow(max(2 * buffer.capacity, buffer.length + count))
         before = evictor.mark()
         if chunk:
             evictor.record_chunk(count)
         due = evictor.due(buffer.length + count, newest=count, kept=buffer.kept)
-        if evictor.config is None and buffer.length + count > buffer.capacity:
-            buffer.grow(max(2 * buffer.capacity, buffer.length + count))
         claimed = buffer.overwritten_by(count)
         others = [other for other in self._living() if other is not fork]
         # Kept grids move, and their keys are rotated anew: nobody may be reading them.

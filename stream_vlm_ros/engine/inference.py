@@ -20,6 +20,7 @@ from .errors import (
     InvalidParameterError,
     ModelLoadError,
     OutOfHorizonError,
+    check_whole_number,
 )
 from .eviction import EvictionConfig, ImportanceScore
 from .forks import Fork
@@ -84,6 +85,12 @@ class VideoStreamingInference:
         if not isinstance(model, StreamQwenModel):
             raise InvalidParameterError(
                 f"the model is a {type(model).__name__}: load it by StreamQwenModel.from_pretrained"
+            )
+        check_whole_number("max_tail_tokens", max_tail_tokens, least=1)
+        check_whole_number("fork_slack_tokens", fork_slack_tokens, least=0)
+        if eviction_config is not None and not isinstance(eviction_config, EvictionConfig):
+            raise InvalidParameterError(
+                f"eviction_config must be an EvictionConfig: {eviction_config!r}"
             )
         self.device = resolve_device(model.device if device is None else device)
         self.layout = layout

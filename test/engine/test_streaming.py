@@ -186,8 +186,6 @@ def test_a_bad_setting_is_refused_before_anything_is_taken(model, processor):
             VideoStreamingInference(model, processor, **option)
     with pytest.raises(InvalidParameterError, match="the model is a Linear: load it by StreamQwen"):
         VideoStreamingInference(torch.nn.Linear(1, 1), processor)
-    with pytest.raises(DeviceUnavailableError, match="GiB, which cpu cannot give: lower max_cache"):
-        VideoStreamingInference(model, processor, eviction_config=EvictionConfig(10**13))
 
 
 @pytest.mark.parametrize(
@@ -246,6 +244,23 @@ def test_without_a_cap_the_memory_grows_past_its_first_buffer(toys, model, proce
             one.append_video_chunk(toys.frames(4, 280, 280, seed=number), fps=2)
     assert small.cache_manager.get_seq_length() == 6 * 200 + 45
     assert torch.equal(engine.cache_manager.gather(), small.cache_manager.gather())
+
+
+def test_a_memory_that_cannot_grow_says_so_and_the_stream_goes_on(
+    toys, model, processor, monkeypatch
+):
+    engine = VideoStreamingInference(model, processor)
+    manager = engine.cache_manager
+    manager._buffer.grow(60)
+    engine.append_video_chunk(toys.frames(4), fps=2)
+    before = engine.get_cache_info(), manager.evictor.mark()
+    grow = manager._buffer.grow
+    with monkeypatch.context() as patch:
+        patch.setattr(manager._buffer, "grow", lambda capacity: grow(10**13))
+        with pytest.raises(DeviceUnavailableError, match="which cpu cannot give: set max_cache_t"):
+            engine.append_video_chunk(toys.frames(4), fps=2)
+    assert (engine.get_cache_info(), manager.evictor.mark()) == before
+    engine.append_video_chunk(toys.frames(4), fps=2)
 
 
 def resident_bytes() -> int:
