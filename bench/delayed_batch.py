@@ -48,6 +48,7 @@ CHUNK = 4
 SIZE = (320, 240)
 NAMED = ("ago", "at")
 TOLERANCE = 4.0  # seconds before and after a named time that a question is said to be about
+
 _UNITS = {"second": 1.0, "minute": 60.0}
 
 
@@ -143,17 +144,16 @@ class Contestant:
         }
 
 
-def recall(rng: random.Random, history: History) -> Question:
-    """What was visible so many minutes ago? For any minute at which nothing comes or goes."""
-    while True:
-        seconds = 60.0 * rng.randint(2, int((history.now - history.start) / 60))
+def recall(history: History) -> Iterator[Question]:
+    """What was visible so many minutes ago? For each minute at which nothing comes or goes."""
+    for minutes in range(2, int((history.now - history.start) / 60) + 1):
+        seconds = 60.0 * minutes
         if history.steady(history.now - seconds):
-            break
-    seen = sorted(
-        (s.thing for s in history.visible(history.now - seconds)), key=lambda thing: thing.name
-    )
-    text = f"What was visible {duration_phrase(seconds)} ago?"
-    return Question(text, join(seen), "ago", accepted=(join(seen[::-1]),))
+            seen = sorted(
+                (s.thing for s in history.visible(history.now - seconds)), key=lambda t: t.name
+            )
+            text = f"What was visible {duration_phrase(seconds)} ago?"
+            yield Question(text, join(seen), "ago", accepted=(join(seen[::-1]),))
 
 
 def named_time(question, history: History) -> tuple[float, float] | None:
@@ -196,18 +196,18 @@ def compare(model, processor, minutes: float, options) -> Iterator[dict]:
             frames = [world.render(t, *SIZE) for t in part]
             for contestant in totals.values():
                 contestant.see(frames, part)
-        history = History(world.sightings(stamps[last - 1]), stamps[:last])
+        history = History(world.sightings(stamps[last - 1]), stamps[:last], options.margin)
         questions = []
         # After some time every shape was seen, again and again: what is asked of all the past has
-        # no answer left, and what is asked of a named time is asked of any minute.
+        # no answer left, and what was visible "ago" is asked of every minute.
         busy = len(set(history.names)) >= len(SHAPES) * 3 / 4
         for type_ in TYPES:
-            if busy and type_ in NAMED:
+            if busy and type_ == "ago":
                 continue
             times = options.each * (options.named if type_ in NAMED else 1)
             questions += [q for q in (ask(rng, history, type_) for _ in range(times)) if q]
         if busy:
-            questions += [recall(rng, history) for _ in range(2 * options.each * options.named)]
+            questions += recall(history)
         # Those that name no time first: the delayed engine encodes once for all of them.
         questions.sort(key=lambda q: q.type in NAMED)
         for question in questions:
@@ -227,6 +227,9 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=4, help="questions of a type and world")
     parser.add_argument("--named", type=int, default=4, help="times as many that name a time")
     parser.add_argument("--fps", type=float, default=2.0, help="of the camera")
+    parser.add_argument(
+        "--margin", type=float, help="seconds around a named time in which nothing comes or goes"
+    )
     parser.add_argument("--no-choices", action="store_true", help="ask in plain words only")
     parser.add_argument("--pace", type=float, default=1.0, help="of the world: its slowness")
     parser.add_argument(
@@ -252,6 +255,7 @@ def main() -> None:
         "pace": options.pace,
         "seed": options.seed,
         "cap": options.cap,
+        "margin_s": options.margin,
         "lengths": [],
     }
     for minutes in map(float, options.minutes.split(",")):

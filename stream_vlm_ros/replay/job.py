@@ -171,6 +171,8 @@ class ReplayJob:
             settings, self.questions, self.spec, whole, source, self.attach, self.play, bar.show
         )
         self.interrupted = not run["complete"]
+        if run["complete"]:
+            bar.finish()
         return run
 
     def _open(self, settings: EngineSettings) -> Source:
