@@ -174,7 +174,8 @@ def summary(rows: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 def compare(model, processor, device, frames, cap: int, repeats: int, speed: dict) -> dict:
     """Both styles at one cap."""
     start_counting_memory()
-    engine = VideoStreamingInference(model, processor, device, EvictionConfig(cap))
+    config = EvictionConfig(cap, sampled_share=0.0, important_share=0.0)  # as the reference's
+    engine = VideoStreamingInference(model, processor, device, config)
     engine._end_ids = set()
     ours = summary(measure_ours(engine, frames, cap, repeats)) | peak_gib(device)
     patches = engine._frames(frames)

@@ -19,6 +19,11 @@ import torch
 
 from .errors import CapTooSmallError, InvalidParameterError, check_whole_number
 
+AUTO = -1.0  # a share that is chosen here
+# What kept most on the mean of perception and recall: see docs/memory.md.
+_AUTO_IMPORTANT = 0.7
+_AUTO_WINDOW_CHUNKS = 2  # room that the window keeps all the same, in chunks like the first
+
 
 @dataclass(frozen=True)
 class EvictionConfig:
@@ -31,7 +36,9 @@ class EvictionConfig:
         sampled_share: level 2's share of the cap less the sink, 0 to 1: temporal grids kept evenly
             over all the time between sink and window.
         important_share: level 3's share: the temporal grids that matter most. The window has what
-            both leave.
+            both leave. Both `AUTO`: 0.7 for level 3, less where the window would hold fewer than
+            two chunks like the first; nothing for either where ``window_size`` is given. One of
+            them `AUTO`: nothing for that one.
         eviction_interval: evict so much at once that the next ``eviction_interval - 1`` chunks of
             average size need no eviction. The cap holds all the same.
 
@@ -43,8 +50,8 @@ class EvictionConfig:
     sink_size: int = 0
     window_size: int = 0
     eviction_interval: int = 1
-    sampled_share: float = 0.0
-    important_share: float = 0.0
+    sampled_share: float = AUTO
+    important_share: float = AUTO
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -66,8 +73,10 @@ class EvictionConfig:
             )
         for name in ("sampled_share", "important_share"):
             share = getattr(self, name)
-            if not isinstance(share, (int, float)) or not 0 <= share < 1:
-                raise InvalidParameterError(f"{name} must be a number from 0 to below 1: {share!r}")
+            if not isinstance(share, (int, float)) or not (share == AUTO or 0 <= share < 1):
+                raise InvalidParameterError(
+                    f"{name} must be a number from 0 to below 1, or {AUTO:g} (automatic): {share!r}"
+                )
         if self.sampled_share + self.important_share >= 1:
             raise InvalidParameterError(
                 f"sampled_share {self.sampled_share} + important_share {self.important_share} "
@@ -84,9 +93,21 @@ class EvictionConfig:
         return cls(math.ceil(seconds * tokens_per_second), **others)
 
     @property
+    def automatic(self) -> bool:
+        """The shares of levels 2 and 3 are chosen here."""
+        return self.sampled_share == self.important_share == AUTO
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """Of levels 2 and 3, of the cap less the sink, where there is room for them."""
+        if self.automatic:
+            return 0.0, 0.0 if self.window_size else _AUTO_IMPORTANT
+        return max(0.0, self.sampled_share), max(0.0, self.important_share)
+
+    @property
     def keeps_grids(self) -> bool:
         """Whether level 2 or 3 is in use."""
-        return self.sampled_share > 0 or self.important_share > 0
+        return any(self.shares)
 
 
 class Candidate(NamedTuple):
@@ -226,6 +247,7 @@ class KVCacheEvictor:
         self._later_tokens = 0  # of all chunks after the first
         self._sink_size = self.config.sink_size if self.config else 0
         self._descriptors: dict[int, np.ndarray] = {}  # of the grids in the window
+        self._first_chunk = self._first_vision = 0  # its tokens, and those of its frames
         self._sink_end = 0.0  # source time in seconds
         self._levels: tuple[EvenSample, StarMemory] | None = None
         self.total_evictions = 0
@@ -256,12 +278,17 @@ class KVCacheEvictor:
     @property
     def sampled_size(self) -> int:
         """Tokens for level 2."""
-        return self._share(self.config.sampled_share) if self.config else 0
+        return self._share(self.config.shares[0]) if self.config else 0
 
     @property
     def important_size(self) -> int:
-        """Tokens for level 3."""
-        return self._share(self.config.important_share) if self.config else 0
+        """Tokens for level 3; where they are chosen here, known with the first chunk."""
+        if self.config is None:
+            return 0
+        size = self._share(self.config.shares[1])
+        if self.config.automatic and size:
+            size = max(0, min(size, self._spare)) if self.first_chunk_recorded else 0
+        return size
 
     @property
     def room_for_grids(self) -> int:
@@ -270,7 +297,33 @@ class KVCacheEvictor:
 
     @property
     def keeps_grids(self) -> bool:
-        return self.config is not None and self.config.keeps_grids
+        return self.room_for_grids > 0
+
+    @property
+    def reason(self) -> str:
+        """Why the cap is shared out as it is."""
+        config = self.config
+        if config is None:
+            return "no cap: nothing is forgotten"
+        if not config.automatic:
+            return "shares as given"
+        if config.window_size:
+            return "automatic: a window_size is given, so sink and window alone"
+        if not self.first_chunk_recorded:
+            return "automatic: settled with the first chunk"
+        if not self.important_size:
+            return "automatic: sink and window alone, which have room for hardly two chunks"
+        if self.important_size == self._spare:
+            return "automatic: a window of two chunks, the rest for the frames least like any other"
+        return f"automatic: {_AUTO_IMPORTANT:.0%} for the frames least like any other, then window"
+
+    @property
+    def _spare(self) -> int:
+        """Tokens that a window of the frames of a few chunks leaves."""
+        assert self.config is not None
+        # The first chunk's text is more than a later one's, which must fit at any rate.
+        least = max(self._first_chunk, _AUTO_WINDOW_CHUNKS * self._first_vision)
+        return self.config.max_cache_tokens - self._sink_size - least
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KVCacheEvictor:
         """A copy that shares the score: it is the user's, and may hold anything."""
@@ -317,8 +370,10 @@ class KVCacheEvictor:
         """Note that a chunk of ``tokens`` was appended."""
         if self._chunks:
             self._later_tokens += tokens
-        elif self.config is not None and not self.config.sink_size:
-            self._sink_size = tokens
+        else:
+            self._first_chunk = tokens
+            if self.config is not None and not self.config.sink_size:
+                self._sink_size = tokens
         self._chunks += 1
 
     def due(self, length: int, newest: int, kept: int = 0) -> int:
@@ -355,7 +410,9 @@ class KVCacheEvictor:
         """
         if not self.first_chunk_recorded:
             self._sink_end = last_seconds
-        if self.config is not None and self.config.important_share:
+            self._first_vision = features.shape[:3].numel()
+        wanted = self.config is not None and self.config.shares[1] > 0
+        if wanted and (self.important_size or not self.first_chunk_recorded):
             for number, grid in enumerate(features, start=first):
                 self._descriptors[number] = self._score.describe(grid)
 

@@ -377,7 +377,8 @@ class VideoStreamingInference:
 
         ``oldest_timestamp`` and ``newest_timestamp`` are the source's, None before any frame;
         ``time_spans`` are the unbroken stretches of time in memory; ``levels`` says what of them
-        the sink, the sampled and the important frames and the window hold.
+        the sink, the sampled and the important frames and the window hold, the four sizes how much
+        they may hold, and ``shares_reason`` why.
         """
         manager = self.cache_manager
         evictor, state = manager.evictor, manager.state
@@ -390,6 +391,9 @@ class VideoStreamingInference:
             "max_cache_tokens": config.max_cache_tokens if config else None,
             "sink_size": evictor.effective_sink_size,
             "window_size": evictor.effective_window_size,
+            "sampled_size": evictor.sampled_size,
+            "important_size": evictor.important_size,
+            "shares_reason": evictor.reason,
             "avg_chunk_tokens": evictor.avg_chunk_tokens,
             "chunks": state.chunks,
             "frames": state.frames,

@@ -109,17 +109,17 @@ class Parameters:
         change=ALWAYS,
     )
     sampled_share: float = _spec(
-        0.0,
+        -1.0,
         "Share of the memory, less the sink, for frames kept evenly over all the time before the "
-        "window.",
-        0.0,
+        "window. -1: automatic, see important_share.",
+        -1.0,
         0.99,
     )
     important_share: float = _spec(
-        0.0,
+        -1.0,
         "Share of the memory, less the sink, for frames from before the window that are least "
-        "like any other.",
-        0.0,
+        "like any other. -1 for both: 0.7 for these, unless window_size is given. -1 for one: 0.",
+        -1.0,
         0.99,
     )
     skip_similarity: float = _spec(

@@ -35,8 +35,8 @@ class EngineSettings:
     sink_size: int = 0
     window_size: int = 0
     eviction_interval: int = 1
-    sampled_share: float = 0.0
-    important_share: float = 0.0
+    sampled_share: float = -1.0
+    important_share: float = -1.0
     skip_similarity: float = 0.0
     keep_fps: float = 1.0
     max_sampled_frames: int = 48

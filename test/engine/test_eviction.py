@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from toy_qwen import SINK_AND_WINDOW
 
 from stream_vlm_ros.engine import EvictionConfig, KVCacheEvictor, VideoStreamingInference
 from stream_vlm_ros.engine.errors import CapTooSmallError, InvalidParameterError
@@ -25,7 +26,9 @@ def run(config: EvictionConfig, chunks: list[int]) -> tuple[KVCacheEvictor, list
 
 def test_the_references_long_video_comes_out_to_the_token():
     # The reference's experiment B: 100 chunks of 4 frames at 1920x1080 under a cap of 150,000.
-    evictor, evicted, lengths = run(EvictionConfig(150_000), [5_435] + [5_389] * 99)
+    evictor, evicted, lengths = run(
+        EvictionConfig(150_000, **SINK_AND_WINDOW), [5_435] + [5_389] * 99
+    )
     assert evictor.effective_sink_size == 5_435
     assert evictor.effective_window_size == 144_565
     assert next(number for number, due in enumerate(evicted, start=1) if due) == 28
@@ -40,7 +43,7 @@ def test_the_references_long_video_comes_out_to_the_token():
 @pytest.mark.parametrize("layout", ["continuous", "segmented"])
 def test_the_same_identity_holds_through_the_engine(toys, model, processor, layout):
     engine = VideoStreamingInference(
-        model, processor, eviction_config=EvictionConfig(200), layout=layout
+        model, processor, eviction_config=EvictionConfig(200, **SINK_AND_WINDOW), layout=layout
     )
     steps = [
         engine.append_video_chunk(toys.frames(4, 56, 84, seed=number), fps=2)
@@ -76,7 +79,7 @@ def test_the_stream_never_exceeds_its_cap_and_loses_no_more_than_it_must(
     cap, sink, window, interval, chunks
 ):
     try:
-        config = EvictionConfig(cap, sink, window, interval)
+        config = EvictionConfig(cap, sink, window, interval, **SINK_AND_WINDOW)
         evictor, evicted, lengths = run(config, chunks)
     except (InvalidParameterError, CapTooSmallError):
         return
@@ -91,7 +94,9 @@ def test_the_stream_never_exceeds_its_cap_and_loses_no_more_than_it_must(
 
 
 def test_an_interval_makes_room_for_the_chunks_to_come_at_once():
-    _, evicted, lengths = run(EvictionConfig(100, 10, 0, eviction_interval=3), [10] * 20)
+    _, evicted, lengths = run(
+        EvictionConfig(100, 10, 0, eviction_interval=3, **SINK_AND_WINDOW), [10] * 20
+    )
     # Full at 100 after 10 chunks; then each third chunk evicts its own and two more.
     assert evicted == [0] * 10 + [30, 0, 0] * 3 + [30]
     assert max(lengths) == 100
@@ -109,6 +114,7 @@ def test_an_interval_makes_room_for_the_chunks_to_come_at_once():
         (dict(max_cache_tokens=100, eviction_interval=0), "eviction_interval"),
         (dict(max_cache_tokens=100, sink_size=60, window_size=60), "exceed max_cache_tokens 100"),
         (dict(max_cache_tokens=100, sink_size=100), "leaves no window"),
+        (dict(max_cache_tokens=100, sampled_share=-0.5), "sampled_share must be a number from 0"),
     ],
 )
 def test_a_wrong_setting_is_refused_with_a_reason(values, words):
@@ -116,8 +122,46 @@ def test_a_wrong_setting_is_refused_with_a_reason(values, words):
         EvictionConfig(**values)
 
 
+@pytest.mark.parametrize(
+    ("cap", "important", "words"),
+    [
+        # The first chunk is the sink: 45 text tokens and 2 grids of 6. What it leaves of the cap
+        # goes to important frames by 70 %, but a window of 57 tokens, its own length, stays.
+        (300, 170, "automatic: 70%"),  # of 243
+        (130, 16, "automatic: a window of two chunks"),  # of 73
+        (110, 0, "automatic: sink and window alone"),  # of 53
+    ],
+)
+def test_without_shares_important_frames_get_most_of_the_cap(
+    toys, model, processor, cap, important, words
+):
+    engine = VideoStreamingInference(model, processor, eviction_config=EvictionConfig(cap))
+    assert engine.get_cache_info()["shares_reason"].endswith("first chunk")
+    for number in range(40):
+        engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
+        assert engine.get_cache_info()["cache_seq_length"] <= cap
+    info = engine.get_cache_info()
+    assert (info["sampled_size"], info["important_size"]) == (0, important)
+    assert info["window_size"] == cap - 57 - important
+    assert info["shares_reason"].startswith(words)
+    held = info["levels"].get("important", {"grids": 0})["grids"]
+    assert held == important // 6
+
+
+def test_with_a_window_of_ones_own_the_memory_is_the_references(toys, model, processor):
+    config = EvictionConfig(300, window_size=100)
+    engine = VideoStreamingInference(model, processor, eviction_config=config)
+    for number in range(30):
+        engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
+    info = engine.get_cache_info()
+    assert info["cache_seq_length"] == 57 + 100
+    assert set(info["levels"]) == {"sink", "window"}
+
+
 def test_a_chunk_that_can_never_fit_is_refused_and_the_stream_goes_on(toys, model, processor):
-    engine = VideoStreamingInference(model, processor, eviction_config=EvictionConfig(100))
+    engine = VideoStreamingInference(
+        model, processor, eviction_config=EvictionConfig(100, **SINK_AND_WINDOW)
+    )
     with pytest.raises(CapTooSmallError, match="memory of 100 tokens: raise max_cache_tokens"):
         engine.append_video_chunk(toys.frames(4, 280, 280))  # 2 x 100 tokens and text
     engine.append_video_chunk(toys.frames(4, 56, 84))
@@ -141,7 +185,9 @@ def test_two_chunk_sizes_find_two_sinks(toys, model, processor):
     # The reference's experiment A: the sink is the cache length after the first chunk.
     sinks = []
     for count in (2, 4):
-        engine = VideoStreamingInference(model, processor, eviction_config=EvictionConfig(9000))
+        engine = VideoStreamingInference(
+            model, processor, eviction_config=EvictionConfig(9000, **SINK_AND_WINDOW)
+        )
         for number in range(5):
             step = engine.append_video_chunk(toys.frames(count, 280, 392, seed=number), fps=2)
             if number == 0:

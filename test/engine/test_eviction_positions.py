@@ -11,11 +11,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from toy_qwen import SINK_AND_WINDOW
 from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
 from stream_vlm_ros.engine.errors import CapTooSmallError
+from stream_vlm_ros.engine.eviction import AUTO
 from stream_vlm_ros.engine.positions import TextSpan
 
 
@@ -200,7 +202,7 @@ OPERATIONS = st.one_of(
     interval=st.sampled_from([1, 1, 3]),
     layout=st.sampled_from(["continuous", "segmented"]),
     policy=st.sampled_from(["contiguous", "keep_gaps"]),
-    shares=st.sampled_from([(0, 0), (0, 0), (0.4, 0), (0, 0.4), (0.3, 0.3)]),
+    shares=st.sampled_from([(0, 0), (0, 0), (0.4, 0), (0, 0.4), (0.3, 0.3), (AUTO, AUTO)]),
 )
 def test_after_any_evictions_a_question_sees_what_the_oracle_sees(
     toys, model, processor, operations, room, sink, interval, layout, policy, shares
@@ -238,7 +240,10 @@ def test_after_any_evictions_a_question_sees_what_the_oracle_sees(
 def test_a_sink_may_end_inside_a_grid(toys, model, processor, layout, sink):
     # Text up to the first frame takes 45 tokens, then grids of 6; a grid every 2 s, 4 positions.
     engine = VideoStreamingInference(
-        model, processor, eviction_config=EvictionConfig(120, sink_size=sink), layout=layout
+        model,
+        processor,
+        eviction_config=EvictionConfig(120, sink_size=sink, **SINK_AND_WINDOW),
+        layout=layout,
     )
     oracle = Oracle(engine, "contiguous")
     try:
@@ -280,7 +285,7 @@ def test_a_chunk_after_many_evictions_sees_what_the_oracle_sees(
     engine = VideoStreamingInference(
         model,
         processor,
-        eviction_config=EvictionConfig(cap),
+        eviction_config=EvictionConfig(cap, **SINK_AND_WINDOW),
         layout=layout,
         position_policy=policy,
     )
@@ -337,7 +342,10 @@ def test_frames_kept_for_long_are_seen_where_the_oracle_puts_them(
 def test_sink_keys_do_not_drift_through_2000_evictions_in_bfloat16(toys, policy):
     model = toys.model(1, layers=1).to(torch.bfloat16)
     engine = VideoStreamingInference(
-        model, toys.processor(), eviction_config=EvictionConfig(120), position_policy=policy
+        model,
+        toys.processor(),
+        eviction_config=EvictionConfig(120, **SINK_AND_WINDOW),
+        position_policy=policy,
     )
     engine.append_video_chunk(toys.frames(2, 28, 28), fps=2)
     manager = engine.cache_manager

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from toy_qwen import SINK_AND_WINDOW
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
 
@@ -40,7 +41,7 @@ def toy(toys):
 @pytest.mark.parametrize("cap", [None, 400])
 @pytest.mark.parametrize("layout", ["continuous", "segmented"])
 def test_the_gpu_in_float32_computes_what_the_cpu_computes(toys, toy, processor, layout, cap):
-    config = EvictionConfig(cap) if cap else None
+    config = EvictionConfig(cap, **SINK_AND_WINDOW) if cap else None
     logits = {}
     for device in ("cpu", "cuda"):
         engine = VideoStreamingInference(toy, processor, device, config, layout=layout)
@@ -52,7 +53,7 @@ def test_the_gpu_in_float32_computes_what_the_cpu_computes(toys, toy, processor,
 
 @pytest.mark.parametrize("cap", [None, 400])
 def test_bfloat16_is_off_by_no_more_than_the_librarys_own_kernels_differ(toys, toy, processor, cap):
-    config = EvictionConfig(cap) if cap else None
+    config = EvictionConfig(cap, **SINK_AND_WINDOW) if cap else None
     exact = logits_of(VideoStreamingInference(toy, processor, "cpu", config), toys, 8)
     half = toys.model(11, heads=4, kv_heads=2, head_dim=64, layers=3).to(torch.bfloat16)
     ours = logits_of(VideoStreamingInference(half, processor, "cuda", config), toys, 8)
@@ -66,7 +67,9 @@ def test_bfloat16_is_off_by_no_more_than_the_librarys_own_kernels_differ(toys, t
 
 def test_questions_leave_no_trace_on_the_gpu(toys, toy, processor):
     half = toys.model(11, heads=4, kv_heads=2, head_dim=64, layers=3).to(torch.bfloat16)
-    engine = VideoStreamingInference(half, processor, "cuda", EvictionConfig(500))
+    engine = VideoStreamingInference(
+        half, processor, "cuda", EvictionConfig(500, **SINK_AND_WINDOW)
+    )
     for number in range(9):
         engine.append_video_chunk(toys.frames(4, 140, 196, seed=number), fps=2)
     before, info = engine.cache_manager.gather(), engine.get_cache_info()

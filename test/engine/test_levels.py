@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from stream_vlm_ros.engine import EvictionConfig, FeatureNovelty, VideoStreamingInference
 from stream_vlm_ros.engine.errors import CapTooSmallError, StreamBusyError
-from stream_vlm_ros.engine.eviction import Candidate, EvenSample, StarMemory
+from stream_vlm_ros.engine.eviction import AUTO, Candidate, EvenSample, StarMemory
 
 
 def candidate(number, seconds=None, tokens=1, descriptor=()):
@@ -197,7 +197,7 @@ OPERATIONS = st.lists(
     sink=st.sampled_from([0, 0, 4, 60]),
     window=st.sampled_from([0, 0, 50]),
     interval=st.sampled_from([1, 2, 4]),
-    shares=st.sampled_from([(0, 0), (0.5, 0), (0, 0.5), (0.3, 0.3)]),
+    shares=st.sampled_from([(0, 0), (0.5, 0), (0, 0.5), (0.3, 0.3), (AUTO, AUTO)]),
     layout=st.sampled_from(["continuous", "segmented"]),
     policy=st.sampled_from(["contiguous", "keep_gaps"]),
 )

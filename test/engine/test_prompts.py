@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from toy_qwen import SINK_AND_WINDOW
 from transformers import Qwen2_5_VLConfig
 
 from stream_vlm_ros.engine import EvictionConfig, StreamProcessor, StreamQwenModel
@@ -129,7 +130,7 @@ def qwen():
 def test_a_later_full_hd_chunk_of_four_takes_5382_tokens_and_its_turn(qwen, toys, layout, around):
     model, processor = qwen
     engine = Engine(
-        model, processor, eviction_config=EvictionConfig(20_000), layout=layout,
+        model, processor, eviction_config=EvictionConfig(20_000, **SINK_AND_WINDOW), layout=layout,
         max_pixels=1932 * 1092,
     )  # fmt: skip
     first, later = (

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from toy_qwen import SINK_AND_WINDOW
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
 from stream_vlm_ros.engine.errors import (
@@ -21,7 +22,7 @@ NO_TIMES = {"ttft", "latency"}
 
 
 def make(model, processor, cap=None, **options):
-    config = EvictionConfig(cap) if cap else None
+    config = EvictionConfig(cap, **SINK_AND_WINDOW) if cap else None
     return VideoStreamingInference(model, processor, eviction_config=config, **options)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from toy_qwen import SINK_AND_WINDOW
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
 from stream_vlm_ros.engine.errors import InvalidParameterError, OutOfHorizonError
@@ -66,7 +67,10 @@ def test_a_threshold_of_one_and_moving_pictures_leave_nothing_out(toys, local_mo
 def test_what_the_window_forgot_is_appended_again(local_model, processor):
     # Room for 100 tokens, 52 in the sink: a static scene must not slip out of the window.
     engine = VideoStreamingInference(
-        local_model, processor, eviction_config=EvictionConfig(100), skip_similarity=0.999
+        local_model,
+        processor,
+        eviction_config=EvictionConfig(100, **SINK_AND_WINDOW),
+        skip_similarity=0.999,
     )
     for _ in range(60):
         engine.append_video_chunk(scene(), fps=2)
@@ -149,7 +153,9 @@ def test_a_threshold_out_of_range_is_refused(similarity):
 def test_a_question_about_a_time_not_remembered_is_refused_instead_of_guessed(
     toys, model, processor
 ):
-    engine = VideoStreamingInference(model, processor, eviction_config=EvictionConfig(100))
+    engine = VideoStreamingInference(
+        model, processor, eviction_config=EvictionConfig(100, **SINK_AND_WINDOW)
+    )
     for number in range(10):
         engine.append_video_chunk(toys.frames(4, seed=number), timestamps=[10.0 * number] * 4)
     # In memory: second 0 (the sink) and 60 to 90.

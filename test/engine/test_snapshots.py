@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from toy_qwen import SINK_AND_WINDOW
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import eager_attention_forward
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
@@ -62,7 +63,7 @@ OPERATIONS = st.lists(st.sampled_from(["chunk", "chunk", "exchange"]), max_size=
 def test_restore_brings_the_stream_back_as_if_nothing_had_come_since(
     toys, model, processor, before, between, after, layout, sink, capped
 ):
-    config = EvictionConfig(2000, sink_size=sink) if capped else None
+    config = EvictionConfig(2000, sink_size=sink, **SINK_AND_WINDOW) if capped else None
     engine, straight = (
         VideoStreamingInference(model, processor, eviction_config=config, layout=layout)
         for _ in range(2)
@@ -83,7 +84,9 @@ def test_restore_brings_the_stream_back_as_if_nothing_had_come_since(
 
 
 def test_a_snapshot_whose_content_was_evicted_is_refused_and_says_why(toys, model, processor):
-    engine = VideoStreamingInference(model, processor, eviction_config=EvictionConfig(100))
+    engine = VideoStreamingInference(
+        model, processor, eviction_config=EvictionConfig(100, **SINK_AND_WINDOW)
+    )
     for number in range(4):
         engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
     saved = engine.cache_manager.snapshot()
@@ -113,7 +116,7 @@ def test_a_snapshot_from_before_a_longer_way_back_is_refused(toys, model, proces
 
 @pytest.mark.parametrize("cap", [None, 130])
 def test_a_clone_survives_eviction_and_reset(toys, model, processor, cap):
-    config = EvictionConfig(cap) if cap else None
+    config = EvictionConfig(cap, **SINK_AND_WINDOW) if cap else None
     engine, straight = (
         VideoStreamingInference(model, processor, eviction_config=config) for _ in range(2)
     )
@@ -213,7 +216,9 @@ def test_calls_may_come_in_and_out_of_the_callers_inference_mode(toys, model, pr
 
 
 def test_snapshot_and_restore_copy_no_key(toys, model, processor):
-    engine = VideoStreamingInference(model, processor, eviction_config=EvictionConfig(500))
+    engine = VideoStreamingInference(
+        model, processor, eviction_config=EvictionConfig(500, **SINK_AND_WINDOW)
+    )
     engine.append_video_chunk(toys.frames(4), fps=2)
     pointer = engine.cache_manager._buffer.data.data_ptr()
     saved = engine.cache_manager.snapshot()

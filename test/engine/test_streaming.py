@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from toy_qwen import SINK_AND_WINDOW
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
 from stream_vlm_ros.engine.errors import (
@@ -87,7 +88,9 @@ def test_any_start_of_time_is_the_same_stream(toys, model, processor):
 
 
 def test_the_memory_says_which_times_it_holds(toys, model, processor):
-    engine = VideoStreamingInference(model, processor, eviction_config=EvictionConfig(100))
+    engine = VideoStreamingInference(
+        model, processor, eviction_config=EvictionConfig(100, **SINK_AND_WINDOW)
+    )
     for number in range(10):
         engine.append_video_chunk(toys.frames(4, seed=number), timestamps=[10.0 * number] * 4)
     # Sink: 57 tokens with the first chunk. Window: 43 tokens, the last three chunks of 12 and
@@ -270,7 +273,9 @@ def resident_bytes() -> int:
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads Linux's /proc")
 def test_memory_is_flat_once_the_cap_is_reached(toys, model, processor):
-    engine = VideoStreamingInference(model, processor, eviction_config=EvictionConfig(2000))
+    engine = VideoStreamingInference(
+        model, processor, eviction_config=EvictionConfig(2000, **SINK_AND_WINDOW)
+    )
     frames = [toys.frames(4, 140, 140, seed=number) for number in range(5)]  # 50 tokens each
     resident, reserved = [], []
     for number in range(300):

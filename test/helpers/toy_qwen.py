@@ -32,6 +32,9 @@ SPECIALS = [
     "<|video_pad|>",
 ]
 
+# Shares of an eviction config for level 1 alone, token-exact, as in the reference.
+SINK_AND_WINDOW = {"sampled_share": 0.0, "important_share": 0.0}
+
 
 def toy_processor() -> StreamProcessor:
     """Bytes are the words; the special tokens have Qwen's names and other ids."""

@@ -61,9 +61,14 @@ class Bench:
         return Watermark(self.subject.device)
 
     def engine(self, cap: int | None, **options: Any) -> VideoStreamingInference:
-        """A new engine on the subject, with the layout, policy and pixel bounds asked for."""
+        """A new engine on the subject, with the layout, policy and pixel bounds asked for.
+
+        Sink and window alone, as in the reference's experiments, unless ``options`` give shares.
+        """
         chosen = self.options
         options = {
+            "sampled_share": 0.0,
+            "important_share": 0.0,
             "layout": chosen.layout,
             "position_policy": chosen.position_policy,
             "min_pixels": chosen.min_pixels,
