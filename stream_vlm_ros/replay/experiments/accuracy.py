@@ -303,7 +303,7 @@ def _judge(bench: Bench, streams: Streams, judged: bool) -> None:
     )
     five = aged(*FIVE_SPANS, streams.spans)
     old = {policy: share(streams.of(policy), five)[0] for policy in streams.policies}
-    ways = [policy for policy in ours if all(SHARES[policy]) and not math.isnan(old[policy])]
+    ways = [policy for policy in ours if min(SHARES[policy]) > 0 and not math.isnan(old[policy])]
     way = max(ways, key=old.__getitem__, default=None)
     for than, least in (("sink + window", 25.0), (LAST_FOUR, None)):
         title = f"{name}: recall at 5 spans of the window (2.5 to 7.5), {way or 'both'} over {than}"

@@ -56,6 +56,12 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     add("--first-video", type=int, default=1_000_000, help="seed of the first world")
     add("--seconds", type=float, help="length of a video instead of the setting's")
+    add(
+        "--idle-hours",
+        type=float,
+        default=0.0,
+        help="before each video its first picture is shown for so long, once a minute",
+    )
     add("--caps", type=float, nargs="+", help="shares of the history instead of the setting's")
     add("--moments", type=int, default=4, help="at which questions are asked, over a video")
     add("--each", type=int, default=3, help="questions of each type at a moment, at most")
@@ -119,7 +125,15 @@ def conditions(options: argparse.Namespace, subject: Subject) -> str:
     for name, weight in subject.network.state_dict().items():
         weights.update(name.encode())
         weights.update(weight.flatten()[:4096].float().cpu().numpy().tobytes())
-    chosen = (options.seconds, options.moments, options.each, options.seed, options.max_pixels)
+    chosen: tuple[Any, ...] = (
+        options.seconds,
+        options.moments,
+        options.each,
+        options.seed,
+        options.max_pixels,
+    )
+    if options.idle_hours:
+        chosen += (options.idle_hours,)
     weights.update(repr((chosen, SETTINGS, SHARES, str(subject.network.dtype))).encode())
     return weights.hexdigest()[:16]
 

@@ -17,6 +17,7 @@ import torch
 
 from stream_vlm_ros.engine import StreamQwenModel
 from stream_vlm_ros.engine.errors import CapTooSmallError, InvalidParameterError
+from stream_vlm_ros.engine.eviction import AUTO
 from stream_vlm_ros.engine.frames import PatchGrid, smart_resize
 
 from .bookkeeping import TextTokens
@@ -29,7 +30,7 @@ SHARES = {
     "sink + window": (0.0, 0.0),
     "+ uniform": (0.5, 0.0),
     "+ importance": (0.0, 0.5),
-    "+ importance, small window": (0.0, 0.7),
+    "+ importance, small window": (AUTO, AUTO),  # the default: 0 and 0.7 where there is room
     "+ both": (0.25, 0.25),
     "+ both, small window": (0.3, 0.4),
 }
@@ -85,6 +86,10 @@ def stream(subject: Subject, options: Any, task: Task) -> dict[str, Any]:
     video = draw_video(task.setting, task.video, options.seconds, *target_size(subject, options))
     setting = video.setting
     moments = exam_of(video, options.moments, options.each, options.seed)
+    if options.idle_hours:  # "... after the start" is another time then
+        moments = [
+            (end, [item for item in items if item.question.type != "at"]) for end, items in moments
+        ]
     text = TextTokens.of(subject.processor)
     around = text.close + text.turn if task.layout == "segmented" else 0
     depth = subject.processor.image_settings.temporal_patch_size
@@ -112,8 +117,8 @@ def stream(subject: Subject, options: Any, task: Task) -> dict[str, Any]:
                 video.frames[end - 4 : end], timestamps=video.stamps[end - 4 : end]
             )
             row["results"] += _asked(engine, items)
-    elif task.policy == FULL and history + text.head > options.most_full:
-        row["left_out"] = f"{history} tokens"
+    elif task.policy == FULL and (options.idle_hours or history + text.head > options.most_full):
+        row["left_out"] = "hours of history" if options.idle_hours else f"{history} tokens"
     else:
         sampled, important = SHARES.get(task.policy, (0.0, 0.0))
         engine = subject.engine(
@@ -127,11 +132,16 @@ def stream(subject: Subject, options: Any, task: Task) -> dict[str, Any]:
         )
         due = dict(moments)
         try:
+            before = 3600.0 * options.idle_hours
+            for minute in range(round(60 * options.idle_hours)):
+                still = [
+                    60.0 * (minute + n / setting.chunk_frames) for n in range(setting.chunk_frames)
+                ]
+                engine.append_video_chunk([video.frames[0]] * len(still), timestamps=still)
             for start in range(0, max(due), setting.chunk_frames):
                 end = start + setting.chunk_frames
-                engine.append_video_chunk(
-                    video.frames[start:end], timestamps=video.stamps[start:end]
-                )
+                stamps = [before + stamp for stamp in video.stamps[start:end]]
+                engine.append_video_chunk(video.frames[start:end], timestamps=stamps)
                 if end in due:
                     row["results"] += _asked(engine, due[end])
         except CapTooSmallError as error:
