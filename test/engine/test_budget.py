@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from toy_qwen import SINK_AND_WINDOW
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference, inference
 from stream_vlm_ros.engine.budget import LEFT_FREE, MemoryBudget, free_bytes
@@ -16,7 +17,12 @@ TOKEN = 2 * 2 * 2 * 16 * 4
 def build(model, processor, monkeypatch, free, cap=1_000_000, **options):
     monkeypatch.setattr(inference, "free_bytes", lambda device: free)
     return VideoStreamingInference(
-        model, processor, "cpu", EvictionConfig(cap), max_pixels=56 * 56, **options
+        model,
+        processor,
+        "cpu",
+        EvictionConfig(cap, **SINK_AND_WINDOW),
+        max_pixels=56 * 56,
+        **options,
     )
 
 
