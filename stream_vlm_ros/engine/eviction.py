@@ -32,7 +32,7 @@ class EvictionConfig:
     Attributes:
         max_cache_tokens: the cap: the stream is never longer after an append.
         sink_size: tokens that stay for ever; 0: the whole first chunk.
-        window_size: tokens of the recent past; 0: the cap less the sink.
+        window_size: tokens of the recent past; 0: what the sink and both shares leave.
         sampled_share: level 2's share of the cap less the sink, 0 to 1: temporal grids kept evenly
             over all the time between sink and window.
         important_share: level 3's share: the temporal grids that matter most. The window has what

@@ -80,7 +80,7 @@ class Parameters:
     )
     window_size: int = _spec(
         0,
-        "Most recent tokens that are kept. 0: max_cache_tokens less the sink.",
+        "Most recent tokens that are kept. 0: all that the sink and the kept frames leave.",
         0,
         10_000_000,
     )
@@ -270,6 +270,11 @@ class Parameters:
                 f"sink_size ({self.sink_size}) leaves no room below max_cache_tokens "
                 f"({self.max_cache_tokens})"
             )
+        for name in ("sampled_share", "important_share"):
+            if -1 < (share := getattr(self, name)) < 0:
+                raise InvalidParameterError(
+                    f"{name} must be -1 (automatic) or at least 0, got {share}"
+                )
         if self.sampled_share + self.important_share >= 1:
             raise InvalidParameterError(
                 f"sampled_share + important_share ({self.sampled_share} + {self.important_share}) "

@@ -66,6 +66,9 @@ def test_every_parameter_is_read_somewhere():
         ({"min_pixels": 2000, "max_pixels": 1000}, r"min_pixels \(2000\) is above max_pixels"),
         ({"sink_size": 9000, "window_size": 9000}, "is above max_cache_tokens"),
         ({"sink_size": 16384}, "leaves no room"),
+        ({"sampled_share": -0.5}, r"sampled_share must be -1 \(automatic\) or at least 0"),
+        ({"important_share": -0.1}, "important_share must be -1"),
+        ({"sampled_share": 0.6, "important_share": 0.4}, "leave nothing for the window"),
         ({"max_new_tokens": 2048}, "below max_tail_tokens"),
     ],
 )
