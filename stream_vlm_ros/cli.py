@@ -285,6 +285,14 @@ def info(
         table.add_row(*checkpoint.cap_row(cap, cost))
     out.print()
     out.print(table)
+    out.print()
+    out.print(
+        Text(
+            "With the default shares and position_policy contiguous a third more: keys of kept "
+            "frames lie there twice."
+        ),
+        soft_wrap=True,
+    )
 
 
 # For verbs whose options are read by the module that does the work.
