@@ -176,7 +176,8 @@ def compare(model, processor, minutes: float, options) -> Iterator[dict]:
         rng = random.Random(f"delayed batch {seed} {minutes}")
         pair = {"delayed_batch": DelayedBatchInferenceEngine(model, processor)}
         if options.cap:
-            bound = EvictionConfig(options.cap)
+            # Sink and window alone: a time that the window has passed is refused, not half known.
+            bound = EvictionConfig(options.cap, sampled_share=0.0, important_share=0.0)
             pair["streaming"] = VideoStreamingInference(model, processor, None, bound)
         if totals is None:
             totals = {name: Contestant(pair[name], arithmetic) for name in pair}
