@@ -20,7 +20,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -38,6 +37,7 @@ from stream_vlm_ros.engine import (
     StreamQwenModel,
     VideoStreamingInference,
 )
+from stream_vlm_ros.replay.machine import processor_name
 
 CHUNK = 4  # frames
 QUESTION = "What was visible before the red circle?"
@@ -174,7 +174,7 @@ def main() -> None:
     frames = [world.render(index / 2) for index in range(CHUNK)]
     report = {
         "date": datetime.date.today().isoformat(),
-        "machine": platform.processor() or platform.machine(),
+        "machine": processor_name(),
         "cores": os.cpu_count(),
         "threads": options.threads,
         "load_average": [round(value, 2) for value in os.getloadavg()],

@@ -43,6 +43,7 @@ from stream_vlm_ros.demo.world import SHAPES, World
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
 from stream_vlm_ros.engine.errors import OutOfHorizonError
 from stream_vlm_ros.memory import DelayedBatchInferenceEngine
+from stream_vlm_ros.replay.machine import processor_name
 
 CHUNK = 4
 SIZE = (320, 240)
@@ -243,7 +244,7 @@ def main() -> None:
     model, processor = load(options.model) if options.model else load()
     result = {
         "date": datetime.date.today().isoformat(),
-        "machine": platform.processor() or platform.machine(),
+        "machine": processor_name(),
         "cores": os.cpu_count(),
         "threads": 1,
         "versions": {

@@ -28,6 +28,7 @@ from PIL import Image
 from stream_vlm_ros.demo.world import World
 from stream_vlm_ros.memory import FrameStore, SmartFrameManager
 from stream_vlm_ros.memory.pictures import encode
+from stream_vlm_ros.replay.machine import processor_name
 
 WIDTH, HEIGHT = 1280, 720
 HOUR = 3600
@@ -188,13 +189,6 @@ def main() -> None:
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(text + "\n")
-
-
-def processor_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ import time
 from pathlib import Path
 
 from stream_vlm_ros.demo.graph import own_graph
+from stream_vlm_ros.replay.machine import processor_name
 
 WIDTH, HEIGHT, RATE = 1920, 1080, 30.0
 TOPIC = "/camera/image"
@@ -187,13 +188,6 @@ def measure(watched: dict[str, Watched], seconds: float) -> dict[str, dict[str, 
         used, images = one.told[0] - before[kind][0], one.told[1] - before[kind][1]
         row[kind] = {"ms_an_image": 1e3 * used / images, "images_a_second": images / wall}
     return row
-
-
-def processor_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ from pathlib import Path
 import av
 
 from stream_vlm_ros.demo.defaults import default_video
+from stream_vlm_ros.replay.machine import processor_name
 from stream_vlm_ros.sources import VideoSource
 
 RATE, SIZE, PIECE_SECONDS = 30, (1280, 720), 20
@@ -110,7 +111,7 @@ def main() -> None:
     options = parser.parse_args()
     result = {
         "date": datetime.date.today().isoformat(),
-        "machine": platform.processor() or platform.machine(),
+        "machine": processor_name(),
         "cores": os.cpu_count(),
         "versions": {"python": platform.python_version(), "av": av.__version__},
         "minutes": options.minutes,

@@ -2,7 +2,7 @@
 
     python bench/run.py                      # all, results beside the committed ones
     python bench/run.py against_stock        # some
-    python bench/run.py --out /tmp/results
+    python bench/run.py --out results
 
 Each prints a table and writes JSON with machine, versions, date and load. Run them on an idle
 machine; what compares two things does so by turns, as ratios. GPU: bench/gpu.py.

@@ -16,7 +16,6 @@ import datetime
 import importlib
 import json
 import os
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -26,6 +25,7 @@ import transformers
 
 from stream_vlm_ros.demo.evaluate import CHUNK, MODEL, engine_for, load
 from stream_vlm_ros.demo.world import World
+from stream_vlm_ros.replay.machine import processor_name
 
 QUESTIONS = ("What appeared last?", "Was there a red star?", "What was visible 12 seconds ago?")
 
@@ -99,7 +99,7 @@ def main() -> None:
                 engine.ask(question, max_new_tokens=1)
     report = {
         "date": datetime.date.today().isoformat(),
-        "machine": platform.processor() or platform.machine(),
+        "machine": processor_name(),
         "cores": os.cpu_count(),
         "threads": args.threads,
         "load_average": [round(value, 2) for value in os.getloadavg()],

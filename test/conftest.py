@@ -11,6 +11,7 @@ import tempfile
 import pytest
 
 from stream_vlm_ros.demo.graph import claim_domain, on_this_machine
+from stream_vlm_ros.replay.machine import processor_name
 
 # make sets it: then ROS and our interfaces were built, and a test that needs them may not skip.
 BUILT = os.environ.get("STREAM_VLM_INSTALLED") == "1"
@@ -31,7 +32,7 @@ def pytest_terminal_summary(terminalreporter, config):
     ]
     results = {
         "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{processor_name()}, {os.cpu_count()} cores",
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "python": platform.python_version(),
         "torch": importlib.metadata.version("torch"),

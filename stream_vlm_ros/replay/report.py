@@ -13,6 +13,7 @@ from stream_vlm_ros import __version__
 from stream_vlm_ros.engine.errors import StreamVlmError
 
 from .comparison import compare
+from .machine import processor_name
 from .summary import summary_of
 
 SCHEMA, VERSION = "stream_vlm.replay.report", 1
@@ -60,7 +61,7 @@ def machine() -> dict[str, Any]:
 
     found = {
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -68,16 +69,6 @@ def machine() -> dict[str, Any]:
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def without_times(value: Any) -> Any:

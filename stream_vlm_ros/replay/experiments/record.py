@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import os
@@ -44,6 +45,7 @@ class Record:
             to repeat it.
         rows: one an event (a chunk, a question), as it happened.
         summary: figures found.
+        date: of the run, ISO 8601.
         earlier: what a run before this one has left in the same place.
     """
 
@@ -60,6 +62,7 @@ class Record:
     plots: list[str] = field(default_factory=list)
     status: str = RUNNING
     seconds: float = 0.0
+    date: str = field(default_factory=lambda: datetime.date.today().isoformat())
 
     _EVERY = 2.0  # seconds between two writings while it runs
 
@@ -119,6 +122,7 @@ class Record:
             "experiment": self.experiment,
             "title": self.title,
             "status": self.status,
+            "date": self.date,
             "seconds": self.seconds,
             **self.about,
             "settings": self.settings,
@@ -135,7 +139,7 @@ class Record:
         lines = [
             f"# {self.title}",
             "",
-            f"**{self.status.capitalize()}** in {self.seconds:.0f} s.",
+            f"**{self.status.capitalize()}** in {self.seconds:.0f} s, {self.date}.",
             "",
         ]
         for name, values in self.about.items():

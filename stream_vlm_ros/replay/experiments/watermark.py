@@ -67,18 +67,11 @@ def machine(device: torch.device) -> dict[str, Any]:
     import transformers
 
     from stream_vlm_ros import __version__
+    from stream_vlm_ros.replay.machine import processor_name
 
-    try:
-        model = next(
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        )
-    except (OSError, StopIteration, IndexError):
-        model = platform.processor() or platform.machine()
     cuda = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(device) if cuda else f"CPU, {model}",
+        "device": torch.cuda.get_device_name(device) if cuda else f"CPU, {processor_name()}",
         "device_memory_gib": (
             torch.cuda.get_device_properties(device).total_memory / _GIB if cuda else None
         ),

@@ -1,5 +1,6 @@
 """Records: on the disk early, whole, and judged."""
 
+import datetime
 import json
 
 import pytest
@@ -34,6 +35,14 @@ def test_one_failed_criterion_fails_and_what_cannot_be_judged_does_not(record, v
     assert [entry["passed"] for entry in read(record)["criteria"]] == verdicts
 
 
+def test_the_day_of_the_run_is_noted(record):
+    before = datetime.date.today()
+    again = Record("trial", "A trial", record.folder)
+    again.save()
+    noted = datetime.date.fromisoformat(read(again)["date"])
+    assert before <= noted <= datetime.date.today()
+
+
 def test_what_json_cannot_say_becomes_null(record):
     record.add(value=float("nan"), most=float("inf"), path=record.folder)
     record.finish()
@@ -57,5 +66,6 @@ def test_the_page_shows_criteria_notes_and_plots(record):
     record.plot("curve", lambda figure, axes: axes.plot([1, 2]))
     record.finish()
     page = (record.folder / "trial.md").read_text()
+    assert record.date in page
     assert "✓" in page and page.count("> Once.") == 1 and "![trial-curve.png]" in page
     assert (record.folder / "trial-curve.png").stat().st_size > 1000
