@@ -11,7 +11,8 @@ model's DynamicCache holds as many tokens. Then, by turns in one process:
   grows its cache, which is cropped back afterwards.
 
 Figures are medians of the pairs' ratios, ours / stock, with their quartiles: below 1 is faster than
-stock. Then a long stream at the smallest cap, early stretches against late ones: 1 is flat.
+stock. Then the default memory against sink and window alone, and a long stream at the smallest
+cap, early stretches against late ones: 1 is flat.
 """
 
 from __future__ import annotations
@@ -96,13 +97,19 @@ class Stock:
         return first - begin, (end - first) / FURTHER
 
 
-def build_engine(cap: int) -> VideoStreamingInference:
+def build_engine(
+    cap: int, position_policy: str = "contiguous", **shares: float
+) -> VideoStreamingInference:
     """The engine with the bound ``cap``; an answer ends only at its budget."""
     folder = default_model()
     model = StreamQwenModel.from_pretrained(folder, torch_dtype=torch.float32).eval()
     model.generation_config.eos_token_id = []
     engine = VideoStreamingInference(
-        model, StreamProcessor.from_pretrained(folder), "cpu", EvictionConfig(cap)
+        model,
+        StreamProcessor.from_pretrained(folder),
+        "cpu",
+        EvictionConfig(cap, **shares),
+        position_policy=position_policy,
     )
     engine._end_ids = set()
     return engine
@@ -145,6 +152,28 @@ def compare(cap: int, frames: list, repeats: int) -> dict:
     return row
 
 
+def levels(cap: int, frames: list, pairs: int) -> dict:
+    """Time a chunk with the default shares, by position policy, over sink and window alone."""
+    plain = {"sampled_share": 0.0, "important_share": 0.0}
+    engines = {
+        "sink_and_window": build_engine(cap, **plain),
+        "default_contiguous": build_engine(cap),
+        "default_keep_gaps": build_engine(cap, "keep_gaps"),
+    }
+    for engine in engines.values():
+        while engine.append_video_chunk(frames, fps=2)["evicted_tokens"] == 0:
+            pass
+    times: dict[str, list[float]] = {name: [] for name in engines}
+    for _ in range(pairs):
+        for name, engine in engines.items():
+            times[name].append(timed(lambda e=engine: e.append_video_chunk(frames, fps=2)))
+    base = times.pop("sink_and_window")
+    return {"cap": cap, "pairs": pairs} | {
+        name: quartiles([a / b for a, b in zip(taken, base, strict=True)])
+        for name, taken in times.items()
+    }
+
+
 def flatness(cap: int, frames: list, chunks: int, stretch: int = 50) -> dict:
     """Time a chunk late in a stream against early, the cap being reached in both."""
     early, late = build_engine(cap), build_engine(cap)
@@ -164,6 +193,7 @@ def main() -> None:
     parse = argparse.ArgumentParser(description=__doc__)
     parse.add_argument("--caps", type=int, nargs="+", default=[1024, 4096, 16_384, 65_536])
     parse.add_argument("--repeats", type=int, default=20)
+    parse.add_argument("--levels-cap", type=int, default=16_384)
     parse.add_argument("--chunks", type=int, default=1000, help="of the long stream")
     parse.add_argument("--threads", type=int, default=2)
     parse.add_argument("--out", type=Path)
@@ -191,6 +221,10 @@ def main() -> None:
             for name in ("chunk", "first_token", "token")
         )
         print(f"{cap:>8}  {cells}", flush=True)
+    report["levels"] = levels(options.levels_cap, frames, options.repeats)
+    for name in ("default_contiguous", "default_keep_gaps"):
+        row = report["levels"][name]
+        print(f"{name} / sink and window: {row['median']} ({row['from']} to {row['to']})")
     report["flatness"] = flatness(options.caps[0], frames, options.chunks)
     late = report["flatness"]["late_over_early"]
     print("late / early chunk: {median} ({from} to {to})".format(**late))

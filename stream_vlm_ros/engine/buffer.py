@@ -166,18 +166,17 @@ class KVBuffer:
         by the given offset: turning a key back is turning the query on.
         """
         assert self._originals is not None
-        back = torch.zeros(3, self.sink + self.kept, dtype=torch.long)
-        back[:, : self.sink] = -torch.tensor(sink)[:, None]
+        # One angle for the sink and for each grid, not for each of their tokens.
+        offsets = torch.tensor([sink, *(offset for _, offset in kept)])  # [1 + grids, 3]
+        angles = rotary.angles(-offsets.T.to(self._device))
         numbers = torch.tensor([number for number, _ in kept], dtype=torch.long)  # rising
-        if self.kept:
-            offsets = torch.tensor([offset for _, offset in kept])  # [grids, 3]
-            back[:, self.sink :] = -offsets[torch.searchsorted(numbers, self._owner)].T
-        angles = rotary.angles(back.to(self._device))
-        cos, sin = angles.cos().float(), angles.sin().float()
-        cos, sin = torch.cat([cos, cos], -1), torch.cat([sin, sin], -1)  # [tokens, head_dim]
-        count = back.shape[1]
+        owner = torch.zeros(self.sink + self.kept, dtype=torch.long)  # of each token
+        owner[self.sink :] = 1 + torch.searchsorted(numbers, self._owner)
+        owner = owner.to(self._device)
+        cos, sin = (turn.float()[owner].repeat(1, 2) for turn in (angles.cos(), angles.sin()))
+        count = len(owner)
         for layer, originals in enumerate(self._originals):
-            self.data[layer, 0, :, :count] = rotate(originals[:, :count], cos, sin)
+            rotate(originals[:, :count], cos, sin, out=self.data[layer, 0, :, :count])
 
     def write(self, tokens: torch.Tensor) -> None:
         """Append ``[layers, 2, kv_heads, n, head_dim]`` behind the window."""

@@ -334,9 +334,20 @@ class MultimodalRotary(torch.nn.Module):
         return angles.cos().float(), angles.sin().float()
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate ``x [..., head_dim]`` by the given angles, in float32, to ``x``'s dtype."""
-    wide = x.float()
+def rotate(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Rotate ``x [..., head_dim]`` by the given angles, in float32, to ``x``'s dtype.
+
+    ``cos`` and ``sin`` hold each angle twice, as the library lays them out. ``out``: where to
+    write, not ``x`` itself.
+    """
     half = x.shape[-1] // 2
-    turned = torch.cat((-wide[..., half:], wide[..., :half]), dim=-1)
-    return (wide * cos + turned * sin).to(x.dtype)
+    first, second = x[..., :half].float(), x[..., half:].float()
+    cos, sin = cos[..., :half], sin[..., :half]
+    if out is None:
+        out = torch.empty_like(x)
+    # By halves: the library's form, which joins them turned round, takes several times as long.
+    out[..., :half] = torch.addcmul(first * cos, second, sin, value=-1)
+    out[..., half:] = torch.addcmul(second * cos, first, sin)
+    return out
