@@ -262,6 +262,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except (KeyboardInterrupt, ExternalShutdownException):
         return 130
+    except Exception:
+        if rclpy.ok():
+            raise
+        return 130  # told to end in the middle of something, which then failed for that
     finally:
         with contextlib.suppress(KeyboardInterrupt):
             rclpy.try_shutdown()

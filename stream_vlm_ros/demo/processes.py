@@ -48,10 +48,13 @@ class Processes:
                 stdout=output,
                 stderr=subprocess.STDOUT if log else None,
                 start_new_session=True,
-                preexec_fn=self._die_with_parent,
+                preexec_fn=self._settle_signals,
             )
 
-    def _die_with_parent(self) -> None:
+    def _settle_signals(self) -> None:
+        # A shell starts what it puts in the background with SIGINT ignored, and children inherit
+        # that: they could not be asked to end.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         # Even if the parent is killed without a chance to clean up, its children get SIGTERM.
         self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 

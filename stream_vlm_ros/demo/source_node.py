@@ -153,6 +153,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except Exception:
+        if rclpy.ok():
+            raise  # else told to end in the middle of something, which then failed for that
     finally:
         with contextlib.suppress(KeyboardInterrupt):
             if node is not None:

@@ -47,7 +47,7 @@ def programs(tmp_path, monkeypatch):
     """The modules above, to be run by their names."""
     for name, text in PROGRAMS.items():
         (tmp_path / f"{name}.py").write_text(textwrap.dedent(text))
-    steps = ((signal.SIGINT, 2.0), (signal.SIGTERM, 2.0), (signal.SIGKILL, 2.0))
+    steps = ((signal.SIGINT, 10.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
     monkeypatch.setattr(Processes, "STEPS", steps)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
     monkeypatch.setenv("LOGS", str(tmp_path))
@@ -79,7 +79,19 @@ def test_a_process_is_asked_first_and_its_words_are_kept(programs):
     assert programs.tail_of("a") == "up\nbye"
 
 
-def test_a_process_that_does_not_listen_is_ended_and_named(programs):
+def test_a_process_can_be_asked_where_a_shell_started_us_in_the_background(programs):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        programs.start("a", "polite")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    wait_for(lambda: programs.tail_of("a") == "up")
+    assert programs.stop() == []
+    assert programs.status("a") == 0
+
+
+def test_a_process_that_does_not_listen_is_ended_and_named(programs, monkeypatch):
+    monkeypatch.setattr(Processes, "STEPS", ((signal.SIGINT, 0.5), *Processes.STEPS[1:]))
     programs.start("a", "deaf")
     wait_for(lambda: programs.tail_of("a") == "up")
     assert programs.stop() == ["a"]
