@@ -247,7 +247,8 @@ class KVCacheEvictor:
         self._later_tokens = 0  # of all chunks after the first
         self._sink_size = self.config.sink_size if self.config else 0
         self._descriptors: dict[int, np.ndarray] = {}  # of the grids in the window
-        self._first_chunk = self._first_vision = 0  # its tokens, and those of its frames
+        # Tokens of it, of its frames, and of one of its grids.
+        self._first_chunk = self._first_vision = self._first_grid = 0
         self._sink_end = 0.0  # source time in seconds
         self._levels: tuple[EvenSample, StarMemory] | None = None
         self.total_evictions = 0
@@ -287,7 +288,9 @@ class KVCacheEvictor:
             return 0
         size = self._share(self.config.shares[1])
         if self.config.automatic and size:
-            size = max(0, min(size, self._spare)) if self.first_chunk_recorded else 0
+            size = min(size, self._spare) if self.first_chunk_recorded else 0
+            if size < max(1, self._first_grid):  # not one grid would fit
+                size = 0
         return size
 
     @property
@@ -312,7 +315,9 @@ class KVCacheEvictor:
         if not self.first_chunk_recorded:
             return "automatic: settled with the first chunk"
         if not self.important_size:
-            return "automatic: sink and window alone, which have room for hardly two chunks"
+            return (
+                "automatic: sink and window alone, which have room for hardly more than two chunks"
+            )
         if self.important_size == self._spare:
             return "automatic: a window of two chunks, the rest for the frames least like any other"
         return f"automatic: {_AUTO_IMPORTANT:.0%} for the frames least like any other, then window"
@@ -411,6 +416,7 @@ class KVCacheEvictor:
         if not self.first_chunk_recorded:
             self._sink_end = last_seconds
             self._first_vision = features.shape[:3].numel()
+            self._first_grid = features.shape[1:3].numel()
         wanted = self.config is not None and self.config.shares[1] > 0
         if wanted and (self.important_size or not self.first_chunk_recorded):
             for number, grid in enumerate(features, start=first):

@@ -129,6 +129,8 @@ def test_a_wrong_setting_is_refused_with_a_reason(values, words):
         # goes to important frames by 70 %, but a window of 57 tokens, its own length, stays.
         (300, 170, "automatic: 70%"),  # of 243
         (130, 16, "automatic: a window of two chunks"),  # of 73
+        (120, 6, "automatic: a window of two chunks"),  # of 63: one grid
+        (119, 0, "automatic: sink and window alone"),  # of 62: less than a grid
         (110, 0, "automatic: sink and window alone"),  # of 53
     ],
 )
