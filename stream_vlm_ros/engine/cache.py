@@ -81,7 +81,7 @@ class KVCacheManager:
         position_policy: ``contiguous`` or ``keep_gaps``, see `positions`.
         max_tail_tokens: room for a question with its answer.
         fork_slack_tokens: slots beyond the cap, so that chunks can go on while an answer that
-            reads the memory is being written.
+            reads the memory is being written; where grids are kept, these may not move meanwhile.
         importance: level 3's score; None: `FeatureNovelty`.
     """
 

@@ -52,7 +52,8 @@ class VideoStreamingInference:
             ``max_pixels`` may change between chunks: see `limit_pixels`.
         system_prompt: None: the chat template's own.
         max_tail_tokens: room for one question with its answer.
-        fork_slack_tokens: extra slots so that chunks can be appended while an answer is written.
+        fork_slack_tokens: extra slots so that chunks can be appended while an answer is written; of
+            use to a memory of sink and window alone, as kept frames cannot move under a reader.
         importance: which frames level 3 of the memory keeps; None: the most unlike all others.
         skip_similarity: leave out vision tokens whose features are this close (cosine) to those
             last appended at their place; None: keep all. For scenes that hardly change.
