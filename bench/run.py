@@ -1,11 +1,12 @@
-"""Every benchmark that a CPU can run, one after the other: ``make bench`` (minutes).
+"""The benchmarks that a CPU runs in minutes, one after the other: ``make bench``.
 
     python bench/run.py                      # all, results beside the committed ones
     python bench/run.py against_stock        # some
     python bench/run.py --out results
 
 Each prints a table and writes JSON with machine, versions, date and load. Run them on an idle
-machine; what compares two things does so by turns, as ratios. GPU: bench/gpu.py.
+machine; what compares two things does so by turns, as ratios. Apart, because they take longer or
+need ROS or a GPU: delayed_batch.py, reader.py, node_overhead.py, gpu.py.
 """
 
 from __future__ import annotations
@@ -16,12 +17,7 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-# name -> arguments
-BENCHMARKS = {
-    "small_model": [],
-    "against_stock": [],
-    "frame_memory": [],
-}
+BENCHMARKS = ("small_model", "against_stock", "frame_memory")
 
 
 def main() -> int:
@@ -36,7 +32,7 @@ def main() -> int:
     for name in options.names or BENCHMARKS:
         print(f"== {name}", flush=True)
         out = ["--out", str(options.out / f"{name}.json")]
-        command = [sys.executable, str(FOLDER / f"{name}.py"), *BENCHMARKS[name], *out]
+        command = [sys.executable, str(FOLDER / f"{name}.py"), *out]
         if subprocess.run(command, check=False).returncode:
             failed.append(name)
     if failed:
