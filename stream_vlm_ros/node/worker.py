@@ -9,6 +9,7 @@ waiting ones, a new one is refused at once.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -499,14 +500,13 @@ class EngineWorker:
         )
 
     def _about(self, question: Question) -> tuple[float, float] | None:
-        """The time a question is about, in the engine's seconds."""
-        memory = self.memory
-        if question.about_ns is None or memory.oldest_ns is None or memory.newest_ns is None:
+        """The time a question is about, in the engine's seconds; infinite where it has no limit."""
+        if question.about_ns is None:
             return None
         first, last = question.about_ns
         return (
-            ((first or memory.oldest_ns) - self._epoch_ns) / SECOND,
-            ((last or memory.newest_ns) - self._epoch_ns) / SECOND,
+            (first - self._epoch_ns) / SECOND if first else -math.inf,
+            (last - self._epoch_ns) / SECOND if last else math.inf,
         )
 
     def _to_ns(self, seconds: float) -> int:

@@ -165,6 +165,10 @@ def test_a_question_about_a_time_not_remembered_is_refused_instead_of_guessed(
         engine.ask("What was there?", 2, about=(20.0, 30.0))
     with pytest.raises(OutOfHorizonError):
         engine.ask_choice("What was there?", ["a", "b"], about=(91.0, 92.0))
+    for about in ((float("-inf"), -1.0), (91.0, float("inf"))):  # no limit on one side
+        with pytest.raises(OutOfHorizonError):
+            engine.ask("What was there?", 2, about=about)
+    engine.ask("What was there?", 2, about=(float("-inf"), 0.0))
     with pytest.raises(InvalidParameterError, match="ends before it begins"):
         engine.ask("What was there?", 2, about=(3.0, 2.0))
     for about in (5.0, (1.0,), (1, 2, 3), ("a", 3)):

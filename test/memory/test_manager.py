@@ -254,6 +254,7 @@ def test_a_time_before_or_after_all_that_is_kept_is_refused(about):
 def test_a_named_time_may_be_open_at_its_ends():
     kept = filled(100)
     assert stamps(kept.select(8, (90.0, float("inf"))))[-4:] == [96.0, 97.0, 98.0, 99.0]
+    assert {0.0, 1.0} <= set(stamps(kept.select(8, (float("-inf"), 1.0))))
 
 
 def test_a_change_of_size_parts_a_pair():
