@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from bisect import insort
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -209,11 +210,29 @@ class StarMemory:
         gone = []
         while self.tokens > self.budget:
             # Of two that are alike both score low: the later goes, the first sight stays.
-            scores = self._score.rank(np.stack([one.descriptor for one in self._grids]))
+            scores = self._scores()
             least = min(range(len(scores)), key=lambda at: (round(float(scores[at]), 6), -at))
             gone.append(self._grids.pop(least))
             self.tokens -= gone[-1].tokens
         return gone
+
+    def _scores(self) -> np.ndarray:
+        count = len(self._grids)
+        try:
+            scores = np.asarray(
+                self._score.rank(np.stack([one.descriptor for one in self._grids])), dtype=float
+            )
+            if scores.shape != (count,) or np.isnan(scores).any():
+                raise ValueError(f"rank() gave {scores!r} for {count} grids")
+        except Exception as fault:
+            # In the midst of forgetting: whatever a score of the user's does, the stream goes on.
+            warnings.warn(
+                f"the importance score failed, so the latest frames go: {fault!r}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return np.zeros(count)
+        return scores
 
     def __contains__(self, number: int) -> bool:
         return any(one.number == number for one in self._grids)

@@ -239,3 +239,36 @@ def test_no_sequence_of_operations_exceeds_the_cap_or_lets_a_question_leave_a_tr
             assert (manager.ledger.mark(), manager.evictor.mark(), manager.state) == mark
         reserved.add(manager._buffer.data.nbytes)
     assert len(reserved) == 1
+
+
+def raising(descriptors):
+    raise RuntimeError("no such file: weights of the score")
+
+
+@pytest.mark.parametrize(
+    "rank",
+    [raising, lambda d: d[:-1, 0], lambda d: [float("nan")] * len(d), lambda d: "high"],
+    ids=["raises", "too few", "nan", "text"],
+)
+def test_a_score_that_fails_is_told_and_the_stream_goes_on_within_its_cap(
+    toys, model, processor, rank
+):
+    class Broken:
+        def describe(self, features):
+            return np.ones(2, np.float32)
+
+    Broken.rank = staticmethod(rank)
+    engine = VideoStreamingInference(
+        model,
+        processor,
+        eviction_config=EvictionConfig(130, important_share=0.4),
+        importance=Broken(),
+    )
+    with pytest.warns(RuntimeWarning, match="importance score failed"):
+        for number in range(12):
+            engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
+    manager = engine.cache_manager
+    assert manager.ledger.length == manager.get_seq_length() <= 130
+    # As if all scored the same: those seen first stay (four grids of 6 fit 40 % of 130 - 57).
+    assert [number for number, _ in manager.ledger.kept_offsets()] == [2, 3, 4, 5]
+    assert engine.ask("What is there?", 4)[1]["cache_length"] == manager.get_seq_length()
