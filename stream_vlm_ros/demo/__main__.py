@@ -55,7 +55,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--chunk-frames", type=int, default=4, help="frames encoded together (%(default)s)")
     add("--max-cache-tokens", type=int, default=4096, help="the memory's bound (%(default)s)")
     add("--max-pixels", type=int, default=100_352, help="pixels of a frame (%(default)s)")
-    add("--max-new-tokens", type=int, default=0, help="longest answer (as suits the model)")
+    add("--max-new-tokens", type=int, default=64, help="longest answer (%(default)s)")
     add("--logs", metavar="FOLDER", help="keep the logs of the processes there")
     options = parser.parse_args(arguments)
     if not options.seconds >= 1:
@@ -108,10 +108,9 @@ def _check_installation() -> None:
 def _run(options, video: str, source: Source, logs: Path, console: Console) -> int:
     """Start the three processes, wait for the client's end, and end the others."""
     model = options.model or default_model()
-    longest = options.max_new_tokens or 64
     _introduce(console, options, source, model)
     with own_graph(logs) as environment, Processes(logs, environment) as processes:
-        processes.start("node", "stream_vlm_ros.node", *_node_arguments(options, model, longest))
+        processes.start("node", "stream_vlm_ros.node", *_node_arguments(options, model))
         processes.start("source", "stream_vlm_ros.demo.source_node", *_source(options, video))
         processes.start("client", "stream_vlm_ros.demo.client", *_client(options, video), log=False)
         reason = _watch(processes)
@@ -175,15 +174,15 @@ def _said_of(model) -> str:
     return str(model)
 
 
-def _node_arguments(options, model, longest: int) -> list[str]:
+def _node_arguments(options, model) -> list[str]:
     parameters = {
-        "model_path": str(model or ""),
+        "model_path": str(model),
         "device": options.device,
         "sample_fps": options.sample_fps,
         "chunk_frames": options.chunk_frames,
         "max_cache_tokens": options.max_cache_tokens,
         "max_pixels": options.max_pixels,
-        "max_new_tokens": longest,
+        "max_new_tokens": options.max_new_tokens,
         "status_period": 0.5,
     }
     return ros_arguments(parameters)
