@@ -56,7 +56,7 @@ class Subject:
         seed: int = 0,
     ) -> Subject:
         """A checkpoint folder; a named shape with random weights; or neither: the small model of
-        this package, or while it ships none, the shape toy.
+        this package.
 
         Args:
             processor: folder of tokenizer, chat template and image settings, instead of the
@@ -70,10 +70,8 @@ class Subject:
         place = resolve_device(device)
         number_format = resolve_dtype(dtype, place)
         own = StreamProcessor.from_pretrained(processor) if processor is not None else None
-        folder = Path(model).expanduser() if model is not None else None
-        if folder is None and shape is None:
-            folder = SMALL_MODEL if (SMALL_MODEL / "config.json").is_file() else None
-        if folder is not None:
+        if shape is None:
+            folder = SMALL_MODEL if model is None else Path(model).expanduser()
             network = StreamQwenModel.from_pretrained(folder, torch_dtype=number_format)
             tokens = f"of {processor}" if own is not None else "the model's own"
             own = own or StreamProcessor.from_pretrained(folder)
@@ -86,9 +84,8 @@ class Subject:
             "tokenizer, other text may take more or fewer"
         )
         own = own or words_processor()
-        name = shape or "toy"
-        network = random_network(shape_config(name, own), place, number_format, seed)
-        return cls(network, own, place, f"shape {name}", True, tokens)
+        network = random_network(shape_config(shape, own), place, number_format, seed)
+        return cls(network, own, place, f"shape {shape}", True, tokens)
 
     def engine(self, cap: int | None = None, **options: Any) -> VideoStreamingInference:
         """A new engine on this model.
