@@ -83,6 +83,7 @@ check:
 
 # Named after the mode: sourcing a ROS, or another one, starts anew.
 $(VENV)/.created-$(MODE): | check
+	@echo "== Setting up in this folder, once: some minutes, about 2 GB"
 	@echo "== Virtual environment"
 	@rm -rf $(VENV) build install log
 	@$(PYTHON) -m venv $(VENV_OPTIONS) $(VENV)

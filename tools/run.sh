@@ -2,6 +2,10 @@
 # Run a command inside the built environment: tools/run.sh python -m stream_vlm_ros.demo
 # It sees the virtual environment, ROS 2 (installed, or from the wheels in it) and install/.
 root=$(cd "$(dirname "$0")/.." && pwd)
+if [ ! -x "$root/.venv/bin/python" ]; then
+    echo "stream_vlm: not set up yet: run 'make setup' in $root first" >&2
+    exit 127
+fi
 export VIRTUAL_ENV="$root/.venv"
 export PATH="$VIRTUAL_ENV/bin:$PATH"
 # The interpreter of the executables in install/lib/stream_vlm, whatever else is active.

@@ -68,6 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     console = make_console()
     signal.signal(signal.SIGTERM, lambda *_: _interrupt())
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background: ignored
     try:
         _check_installation()
         video = options.video or default_source(options.model)
