@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stream_vlm_ros.demo.text import plural
 from stream_vlm_ros.engine.errors import InvalidParameterError
 
 from .comparison import compare
@@ -171,10 +172,34 @@ def _print_troubles(run: dict[str, Any], out: Console) -> None:
         _say(out, f"{run['name']}: {note}", "yellow")
     if "error" in run:
         _say(out, f"{run['name']} ended early: {run['error']['message']}", "red")
+    for text in _without_verdict(run):
+        _say(out, f"{run['name']}: {text}", "yellow")
     if count := run["summary"]["errors"]:
         first = next(a for a in run["answers"] if a["status"] == "error")
         message = first["error"]["message"]
         _say(out, f"{run['name']}: {count} not answered; the first: {message}", "yellow")
+
+
+def _without_verdict(run: dict[str, Any]) -> list[str]:
+    """What the share of right answers does not tell: questions that were never asked, and answers
+    that could not be judged."""
+    figures, answers = run["summary"], run["answers"]
+    found = []
+    if count := figures["not_reached"]:
+        last = max((entry["at"] for entry in run["series"]), default=None)
+        if not run["complete"]:
+            why = "were not reached"
+        elif last is None:
+            why = "were not asked, for want of a frame"
+        else:
+            why = f"lie after the end and were not asked (last frame at {last:g} s)"
+        found.append(f"{count} of {plural(figures['questions'], 'question')} {why}")
+    failures = [a["judge_error"] for a in answers if "judge_error" in a]
+    unjudged = sum(a["status"] == "answered" and a["right"] is None for a in answers)
+    if unjudged and (figures["accuracy"]["judged"] or failures):
+        why = f"; the first judge that failed: {failures[0]}" if failures else ""
+        found.append(f"{unjudged} of {plural(figures['answered'], 'answer')} not judged{why}")
+    return found
 
 
 def _say(out: Console, text: str, style: str = "") -> None:

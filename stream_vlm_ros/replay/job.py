@@ -65,6 +65,11 @@ class ReplayJob:
         names = [settings.name for settings in self.settings]
         if len(set(names)) < len(names):
             raise InvalidParameterError(f"Two runs have the same name: {', '.join(names)}.")
+        for place in (self.out, *self.out.parents):
+            if place.exists() and not place.is_dir():
+                raise InvalidParameterError(
+                    f"--out is {self.out}, but {place} is a file: name a folder for the report."
+                )
         self.interrupted = False
         self._make = self.make_engine or load_engine
         if self.attach:

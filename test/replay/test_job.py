@@ -88,6 +88,12 @@ def test_the_report_is_written_in_four_forms_that_agree(make_job):
         assert picture.size == (84, 56)
 
 
+@pytest.mark.parametrize("out", ["q.yaml", "q.yaml/report"])
+def test_a_file_in_the_place_of_the_reports_folder_is_refused_before_the_replay(make_job, out):
+    with pytest.raises(InvalidParameterError, match=r"q\.yaml is a file: name a folder"):
+        make_job(out=out)
+
+
 def test_a_replay_that_was_interrupted_goes_on_and_ends_as_if_it_had_not_been(make_job):
     whole = make_job(out="whole").run()
     partial_job = make_job(interrupt_at=9, out="parts")
@@ -134,6 +140,18 @@ def test_an_engine_that_fails_in_the_middle_leaves_the_rest_in_the_report(make_j
     assert report["complete"] is False
     assert report["runs"][1]["error"]["code"] == "CAP_TOO_SMALL"
     assert "tiny ended early" in (job.out / "report.html").read_text()
+
+
+def test_the_console_tells_what_was_not_asked_and_what_was_not_judged(make_job):
+    told = Console(record=True, width=40)
+    run_job(make_job(settings_of(BASE, None, ["small:max_cache_tokens=60"])), None, told)
+    lines = told.export_text().splitlines()
+    for run in ("streaming", "small"):  # 14 frames of half a second; "read" is asked at 2, 4, 6 s
+        assert (
+            f"{run}: 1 of 6 questions lie after the end and were not asked (last frame at 6.5 s)"
+            in lines
+        )
+        assert f"{run}: 3 of 5 answers not judged" in lines
 
 
 def test_a_source_of_which_no_frame_can_be_used_fails(make_job, capsys):

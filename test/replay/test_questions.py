@@ -92,6 +92,8 @@ def test_json_is_read_like_yaml_with_tabs_too(write_questions):
         ("questions:\n  - at: 1\n", 2, "'text' is missing"),
         ("questions:\n  - text: A?\n    at: -1\n", 3, "at:"),
         ("questions:\n  - text: A?\n    at: soon\n", 3, "at:"),
+        ("questions:\n  - text: A?\n    at: '1:99'\n", 3, "at: '1:99'"),
+        ("questions:\n  - text: A?\n    at: '1:60:00'\n", 3, "at: '1:60:00'"),
         (
             "questions:\n  - {text: A, at: 1}\n  - text: B?\n    at: 1\n    at: 2\n",
             5,
