@@ -25,7 +25,7 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     only_a = [x["id"] for x, y in judged if x["right"] and not y["right"]]
     only_b = [y["id"] for x, y in judged if y["right"] and not x["right"]]
     p = mcnemar(len(only_a), len(only_b))
-    types = sorted({x["type"] for x, _ in judged})
+    types = sorted({x["type"] for x, _ in judged if x["type"]})
     return {
         "a": a["name"],
         "b": b["name"],

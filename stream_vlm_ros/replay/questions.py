@@ -6,6 +6,7 @@ Files of other makers are read by an importer: ``IMPORTERS[name](path) -> Questi
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import math
@@ -24,6 +25,7 @@ from .yaml_lines import Document, Place, QuestionFileError, load_document
 SCHEMA_FILE = Path(__file__).with_name("questions.schema.json")
 DEFAULT_SIMILARITY = 0.9
 Stretch = tuple[float, float]
+_TIMES = ("at", "from", "until", "about", "evidence")  # keys of a question that hold times
 
 
 @dataclass(frozen=True)
@@ -92,13 +94,17 @@ def load_questions(path: str | Path, importer: str = "stream_vlm") -> QuestionSe
 
 def _load_own(path: Path) -> QuestionSet:
     document = load_document(path)
-    _validate(document)
+    mistakes = _mistakes(document)
+    if None in mistakes:  # not in one question: they cannot be read one after the other
+        raise mistakes[None]
     content = document.content
     defaults = content.get("defaults", {})
     questions: list[Question] = []
     lines: dict[str, int] = {}
     for index, entry in enumerate(content["questions"]):
         place: Place = ("questions", index)
+        if index in mistakes:
+            raise mistakes[index]
         question = _question({**defaults, **entry}, f"q{index + 1:03d}", document, place)
         if question.id in lines:
             where = lines[question.id]
@@ -120,16 +126,24 @@ def _load_own(path: Path) -> QuestionSet:
 IMPORTERS: dict[str, Callable[[Path], QuestionSet]] = {"stream_vlm": _load_own}
 
 
-def _validate(document: Document) -> None:
+def _mistakes(document: Document) -> dict[int | None, QuestionFileError]:
+    """The first mistake by line in each question's form, and, under None, elsewhere in the file."""
     validator = jsonschema.Draft202012Validator(schema())
     for place, value in document.numbers():  # NaN passes every limit of the schema
         if not math.isfinite(value):
             raise document.error(place, f"{place[-1]}: {value} is no time or number to use")
-    errors = list(validator.iter_errors(document.content))
-    if errors:
-        error = jsonschema.exceptions.best_match(errors)
-        place = tuple(error.absolute_path)
-        raise document.error(_place_of(error, place), _in_words(error, place))
+    found: dict[int | None, list[tuple[bool, int, str, Place]]] = {}
+    for error in map(_cause, validator.iter_errors(document.content)):
+        path = tuple(error.absolute_path)
+        question = path[1] if path[:1] == ("questions",) and len(path) > 1 else None
+        place = _place_of(error, path)
+        # What a question lacks comes last: a misspelt key says better what is wrong with it.
+        lacks = error.validator in ("oneOf", "required")
+        found.setdefault(question, []).append(
+            (lacks, document.line(place), _in_words(error, path), place)
+        )
+    firsts = {question: min(errors, key=lambda e: e[:2]) for question, errors in found.items()}
+    return {question: document.error(one[3], one[2]) for question, one in firsts.items()}
 
 
 def _place_of(error: jsonschema.ValidationError, place: Place) -> Place:
@@ -152,9 +166,55 @@ def _in_words(error: jsonschema.ValidationError, place: Place) -> str:
         return "a question needs exactly one of at, at_stamp and every"
     if error.validator == "required":
         return f"{where}{error.message.replace(' is a required property', ' is missing')}"
+    if _said_whole(error):
+        say = _unknown_judge if place[-1] == "judge" else _no_time
+        return f"{where}{say(error.instance, str(place[-1]))}"
     described = error.schema.get("description") if isinstance(error.schema, dict) else None
     hint = f" ({described})" if described else ""
     return f"{where}{error.message}{hint}"
+
+
+def _cause(error: jsonschema.ValidationError) -> jsonschema.ValidationError:
+    """Of an error about alternatives the one below it that tells most; else the error itself."""
+    if error.validator != "anyOf" or _said_whole(error):
+        return error
+    return jsonschema.exceptions.best_match([error])
+
+
+def _said_whole(error: jsonschema.ValidationError) -> bool:
+    """Whether there are words of our own for it: a time that is none, an unknown judge."""
+    key = error.absolute_path[-1] if error.absolute_path else None
+    if key == "judge" and error.validator == "anyOf":
+        judge = error.instance
+        name = next(iter(judge)) if isinstance(judge, dict) and len(judge) == 1 else judge
+        return name not in _judges()
+    return key in _TIMES and error.validator == "anyOf"
+
+
+def _judges() -> list[str]:
+    return schema()["$defs"]["judge"]["anyOf"][0]["enum"]
+
+
+def _unknown_judge(judge: Any, key: str) -> str:
+    name = next(iter(judge)) if isinstance(judge, dict) and len(judge) == 1 else judge
+    near = difflib.get_close_matches(str(name), _judges(), 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    known = ", ".join(_judges())
+    return f"there is no judge {name!r}; known are {known}, python:module:function{hint}"
+
+
+def _no_time(value: Any, key: str) -> str:
+    """What to say of a value that is no time, or no stretch of time where there may be one."""
+    form = 'a time is seconds, such as 12.5, or "1:05"' + (", or end" if key == "at" else "")
+    if key in ("at", "from", "until") or not isinstance(value, list):
+        return f"{value!r} is no time; {form}"
+    one_time = {"$ref": "#/$defs/seconds", "$defs": schema()["$defs"]}
+    times = jsonschema.Draft202012Validator(one_time)
+    flat = [part for item in value for part in (item if isinstance(item, list) else [item])]
+    wrong = [part for part in flat if not times.is_valid(part)]
+    if wrong:
+        return f"{wrong[0]!r} is no time; {form}"
+    return f"{value!r}: {key} needs two times, [begin, end], or one"
 
 
 def _question(entry: dict, default_id: str, document: Document, place: Place) -> Question:
@@ -191,7 +251,7 @@ def _question(entry: dict, default_id: str, document: Document, place: Place) ->
         expect=tuple(expect),
         about=next(iter(_stretches(entry, "about", document, place)), None),
         evidence=_stretches(entry, "evidence", document, place),
-        type=entry.get("type") or ("open" if judge.name == "none" else judge.name),
+        type=entry.get("type", ""),
         tags=tuple(entry.get("tags", ())),
         max_new_tokens=entry.get("max_new_tokens"),
         merge_similarity=similarity,

@@ -79,7 +79,7 @@ def render_junit(report: dict[str, Any]) -> str:
         for answer in run["answers"]:
             case = junitparser.TestCase(
                 _xml_text(f"{answer['id']}: {answer['question']}"),
-                _xml_text(f"{run['name']}.{answer['type']}"),
+                _xml_text(f"{run['name']}.{answer['type'] or 'untyped'}"),
                 answer.get("times", {}).get("latency", 0.0),
             )
             if outcome := _outcome(answer):

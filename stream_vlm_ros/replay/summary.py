@@ -24,7 +24,7 @@ def summary_of(run: dict[str, Any]) -> dict[str, Any]:
         "errors": sum(a["status"] == "error" for a in answers),
         "not_reached": sum(a["status"] == "not_reached" for a in answers),
         "accuracy": accuracy(answers),
-        "by_type": grouped(answers, lambda a: [a["type"]]),
+        "by_type": grouped(answers, lambda a: [a["type"]] if a["type"] else []),
         "by_tag": grouped(answers, lambda a: a["tags"]),
         "by_age": by_age(answers),
         "by_memory": grouped(answers, _memory_group),

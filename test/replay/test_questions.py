@@ -57,7 +57,7 @@ def test_every_part_of_a_file_is_understood(write_questions):
     assert (cup.id, cup.at, cup.choices, cup.expect) == ("q001", 12.5, ("yes", "no"), ("yes",))
     assert cup.evidence == ((3.0, 7.5),)
     assert (cup.about, fall.about) == (None, (10.0, 15.0))
-    assert (cup.type, cup.tags, cup.max_new_tokens) == ("choice", ("kitchen",), 20)
+    assert (cup.type, cup.tags, cup.max_new_tokens) == ("", ("kitchen",), 20)
     assert (count.at, count.type, count.tags) == (65.0, "counting", ())
     assert count.judge("There were four cups.") is True
     assert count.judge("Five.") is False
@@ -91,7 +91,11 @@ def test_json_is_read_like_yaml_with_tabs_too(write_questions):
         ("questions:\n  - text: A?\n", 2, "exactly one of at"),
         ("questions:\n  - at: 1\n", 2, "'text' is missing"),
         ("questions:\n  - text: A?\n    at: -1\n", 3, "at:"),
-        ("questions:\n  - text: A?\n    at: soon\n", 3, "at:"),
+        (
+            "questions:\n  - text: A?\n    at: soon\n",
+            3,
+            "at: 'soon' is no time; .*seconds, such as 12.5",
+        ),
         ("questions:\n  - text: A?\n    at: '1:99'\n", 3, "at: '1:99'"),
         ("questions:\n  - text: A?\n    at: '1:60:00'\n", 3, "at: '1:60:00'"),
         (
@@ -122,6 +126,28 @@ def test_json_is_read_like_yaml_with_tabs_too(write_questions):
         ("questions:\n  - text: A?\n    at: .nan\n", 3, "at: nan"),
         ("questions:\n  - text: A?\n    every: .inf\n", 3, "every: inf"),
         ("questions:\n  - text: A?\n    every: 0.0000000001\n", 3, "every:"),
+        ("questions:\n  - text: A?\n    at: 9\n    about: [3]\n", 4, "about needs two times"),
+        ("questions:\n  - text: A?\n    at: 9\n    about: [3, late]\n", 4, "'late' is no time"),
+        (
+            "questions:\n  - text: A?\n    at: 1\n    judge: contain\n    expect: x\n",
+            4,
+            "known are exact, choice, .*did you mean contains",
+        ),
+        (
+            "questions:\n  - text: A?\n    at: 1\n    judge: {numer: {within: 1}}\n",
+            4,
+            "did you mean number",
+        ),
+        (
+            "questions:\n  - text: A?\n    at: 1\n    judge: {number: {wthin: 1}}\n",
+            4,
+            "unknown key wthin",
+        ),
+        # Several: the first by line, and of one question a wrong key before what it lacks.
+        ("questions:\n  - text: A?\n    at: 1\n    judge: exact\n  - at: soon\n", 4, "expect"),
+        ("questions:\n  - text: A?\n    at: soon\n    judge: exac\n  - at: 1\n", 3, "at: 'soon'"),
+        ("questions:\n  - text: A?\n    judge: exac\n    att: 1\n", 3, "did you mean exact"),
+        ("questions:\n  - text: A?\n    att: 1\n", 3, "unknown key att"),
         ("questions:\n  - text: A?\n    at: 9\n    about: [3, 2]\n", 4, "about ends at 2"),
     ],
 )
