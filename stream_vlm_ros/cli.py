@@ -46,9 +46,26 @@ app = typer.Typer(
 )
 
 Fps = Annotated[float, typer.Option(help="Frames per second taken, by their own time stamps.")]
+Model = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of a Qwen2.5-VL checkpoint on this machine. Without it: the small model of "
+        "the package, which knows its drawn world (world:SEED) alone."
+    ),
+]
 MaxPixels = Annotated[
     int, typer.Option(min=0, help="Larger pictures are reduced to it. 0: the checkpoint's own.")
 ]
+
+
+def _say_which_model(model: str | None, source: str, side: Console) -> None:
+    """Without a model of the user's, what to expect of the small one on pictures of theirs."""
+    if model is None and not source.startswith("world:"):
+        text = (
+            "Model: the small one of the package, which knows its drawn world alone; --model names "
+            "another"
+        )
+        side.print(Text(text, style="dim"), soft_wrap=True)
 
 
 @app.callback(invoke_without_command=True)
@@ -66,9 +83,7 @@ def ask(
         str, typer.Argument(help="A video, a bag, a folder of images, or world:SEED.")
     ],
     questions: Annotated[list[str], typer.Argument(help="One question or several.")],
-    model: Annotated[
-        Path | None, typer.Option(help="Folder of a Qwen2.5-VL checkpoint on this machine.")
-    ] = None,
+    model: Model = None,
     fps: Fps = 2.0,
     chunk_frames: Annotated[int, typer.Option(min=1, help="Frames encoded together.")] = 4,
     max_cache_tokens: Annotated[
@@ -95,14 +110,21 @@ def ask(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Stream VIDEO through the memory, then ask it QUESTIONS."""
-    from stream_vlm_ros.engine.errors import InvalidParameterError
+    from stream_vlm_ros.engine.errors import InvalidParameterError, OutOfHorizonError
     from stream_vlm_ros.replay import feed, load_engine
+    from stream_vlm_ros.replay.records import forgotten
     from stream_vlm_ros.replay.settings import EngineSettings
     from stream_vlm_ros.replay.terminal import Dialogue, WatchingBar, memory_text
     from stream_vlm_ros.sources import open_source, parse_size
 
     if at is not None and not at > 0:
         raise InvalidParameterError(f"--at is {at:g} s; it must be above 0.")
+    if about is not None and about[1] < about[0]:
+        raise InvalidParameterError(
+            f"--about ends at {about[1]:g} s, before it begins at {about[0]:g} s."
+        )
+    if not all(question.strip() for question in questions):
+        raise InvalidParameterError("A question is empty.")
     out, side = Console(highlight=False), Console(highlight=False, stderr=True)
     settings = EngineSettings(
         model=None if model is None else str(model),
@@ -123,13 +145,19 @@ def ask(
         fed = feed(memory, source, settings.chunk_frames, bar)
     if not fed.frames:
         raise InvalidParameterError(source.state.damage or f"{video} gave no frame to ask about.")
-    for note in filter(None, [source.state.damage, *source.state.notes]):
+    late = None if at is None else fed.asked_late(at, source, settings.fps)
+    for note in filter(None, [source.state.damage, *source.state.notes, late]):
         side.print(Text(f"Note: {note}"), soft_wrap=True)
+    _say_which_model(settings.model, video, side)
     dialogue = Dialogue(memory, None if as_json else out)
-    answers = [
-        dialogue.ask(question, choice, settings.max_new_tokens, fed.span(about))
-        for question in questions
-    ]
+    try:
+        answers = [
+            dialogue.ask(question, choice, settings.max_new_tokens, fed.span(about))
+            for question in questions
+        ]
+    except OutOfHorizonError as error:
+        spans = memory.get_cache_info()["time_spans"]
+        raise forgotten(about or (0.0, 0.0), spans, fed.first_ns or 0) from error
     info = memory.get_cache_info()
     if as_json:
         print(json.dumps({"source": source.name, "memory": info, "answers": answers}))
@@ -149,9 +177,7 @@ def replay(
         list[str] | None,
         typer.Option(help="A further run, changed so: NAME:setting=value,... May be repeated."),
     ] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="Folder of a Qwen2.5-VL checkpoint on this machine.")
-    ] = None,
+    model: Model = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     fps: Fps = 2.0,
     topic: Annotated[
@@ -188,6 +214,7 @@ def replay(
 
     path = None if model is None else str(model)
     base = EngineSettings(model=path, device=device, fps=fps)
+    side = Console(highlight=False, stderr=True)
     job = ReplayJob(
         source,
         load_questions(questions),
@@ -199,8 +226,10 @@ def replay(
         realtime=realtime,
         attach=attach,
         play=play,
-        console=Console(highlight=False, stderr=True),
+        console=side,
     )
+    if attach is None:  # a node that runs already has a model of its own
+        _say_which_model(job.settings[0].model, source, side)
     raise typer.Exit(run_job(job, fail_under, make_console()))
 
 
@@ -208,9 +237,7 @@ def replay(
 def rate(
     source: Annotated[str, typer.Argument(help="What the camera shows: a bag, a video, ...")],
     engine: Annotated[str | None, typer.Option(help=ENGINE_HELP)] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="Folder of a Qwen2.5-VL checkpoint on this machine.")
-    ] = None,
+    model: Model = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     size: Annotated[str | None, typer.Option(help="Scale the pictures to WIDTHxHEIGHT.")] = None,
     seconds: Annotated[float, typer.Option(min=1, help="Length of a trial.")] = 5.0,

@@ -99,6 +99,23 @@ def test_a_question_can_be_asked_before_the_end_and_with_choices(video):
     assert len(told["answers"][0]["scores"]) == 2
 
 
+def test_a_question_for_after_the_end_is_answered_at_the_end_and_that_is_noted(video):
+    late = run("ask", video, "Is it day?", "--at", 100, "--max-new-tokens", 2)
+    assert late.exit_code == 0 and "ends before 100 s: asked at its end" in late.stderr
+    there = run("ask", video, "Is it day?", "--at", 3, "--max-new-tokens", 2)
+    assert there.exit_code == 0 and "asked at its end" not in there.stderr
+
+
+def test_who_brings_no_model_is_told_what_the_small_one_knows(video, tmp_path):
+    told = "Model: the small one of the package"
+    (tmp_path / "q.yaml").write_text("questions: [{text: Is it day?, at: 1}]")
+    report = ["--questions", tmp_path / "q.yaml", "--out", tmp_path / "report"]
+    assert told in run("replay", video, *report).stderr
+    assert told in run("ask", video, "Is it day?", "--max-new-tokens", 2).stderr
+    drawn = run("ask", "world:1", "Is it day?", "--at", 2, "--max-new-tokens", 2)
+    assert drawn.exit_code == 0 and told not in drawn.stderr
+
+
 def test_either_engine_answers_and_can_be_told_where_to_look(video):
     settings = "delayed_batch,keep_fps=2,max_sampled_frames=4"
     told = run("ask", video, "Is it day?", "--engine", settings, "--about", 1, 1.5, "--json")
@@ -131,6 +148,7 @@ def test_the_small_models_evaluation_is_a_verb():
         (["ask", "VIDEO", ""], "question"),
         (["ask", "VIDEO", "Hello?", "--fps", "0"], "fps is 0"),
         (["ask", "VIDEO", "Hello?", "--at", "0"], "--at"),
+        (["ask", "VIDEO", "Hello?", "--about", "10", "5", "--model", "/no"], "before it begins"),
         (["ask", "VIDEO", "Hello?", "--size", "big"], "640x480"),
         (["ask", "VIDEO", "Hello?", "--model", "/nowhere"], "/nowhere"),
         (["ask", "VIDEO", "Hello?", "--layout", "round"], "round"),

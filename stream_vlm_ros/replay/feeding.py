@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stream_vlm_ros.engine.errors import InvalidParameterError
-from stream_vlm_ros.sources import Frame
+from stream_vlm_ros.sources import Frame, Source
 
 if TYPE_CHECKING:
     from stream_vlm_ros.engine import VideoStreamingInference
@@ -30,6 +30,14 @@ class Fed:
         """Seconds from the first frame as the source's own."""
         first = (self.first_ns or 0) / 1e9
         return None if about is None else (first + about[0], first + about[1])
+
+    def asked_late(self, at: float, source: Source, fps: float) -> str | None:
+        """A note if ``source``, sampled at ``fps``, ended before ``at`` seconds; else None."""
+        last = ((self.last_ns or 0) - (self.first_ns or 0)) / 1e9
+        end = last + 2 / fps if source.duration is None else source.duration
+        if source.state.damage or at <= end:
+            return None
+        return f"{source.name} ends before {at:g} s: asked at its end, after {last:g} s."
 
 
 def chunks(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:

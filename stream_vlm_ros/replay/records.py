@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from stream_vlm_ros.engine.errors import OutOfHorizonError
+
 from .lines import merged_lines
 from .questions import Question
 from .schedule import NANOSECONDS, Ask
@@ -60,6 +62,21 @@ def answered(
         k: v for k, v in metrics.items() if not is_time(k) and k not in _NOT_METRICS
     }
     return record
+
+
+def forgotten(
+    about: Sequence[float], spans: Sequence[Sequence[float]], origin_ns: int
+) -> OutOfHorizonError:
+    """An engine's OutOfHorizonError told in seconds from the source's first frame.
+
+    ``about`` counts from it, ``spans``, the stretches in memory, in the source's own time.
+    """
+    held = [f"{_since(a, origin_ns):.1f} to {_since(b, origin_ns):.1f} s" for a, b in spans[:3]]
+    if more := len(spans) - len(held):
+        held[-1] += f" and {more} more"
+    return OutOfHorizonError(
+        f"nothing from {about[0]:g} to {about[1]:g} s is remembered; in memory is {', '.join(held)}"
+    )
 
 
 def merged_of(

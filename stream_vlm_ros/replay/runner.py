@@ -15,11 +15,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from stream_vlm_ros.engine.errors import InvalidParameterError, StreamVlmError
+from stream_vlm_ros.engine.errors import InvalidParameterError, OutOfHorizonError, StreamVlmError
 from stream_vlm_ros.sources import Frame, Source
 
 from .questions import Question, QuestionSet
-from .records import answered, is_time, merged_of, unanswered
+from .records import answered, forgotten, is_time, merged_of, unanswered
 from .schedule import NANOSECONDS, Ask, Schedule
 from .settings import EngineSettings
 
@@ -271,6 +271,9 @@ class Replay:
                     about=about,
                 )
         except StreamVlmError as error:
+            if isinstance(error, OutOfHorizonError) and question.about is not None:
+                spans = stream.engine.get_cache_info()["time_spans"]
+                error = forgotten(question.about, spans, self.origin_ns or 0)
             return record | {
                 "status": "error",
                 "error": {"code": error.code, "message": str(error)},

@@ -208,7 +208,11 @@ def test_a_question_about_a_named_time_is_told_so_in_the_sources_own(write_quest
     assert told == [(START + 1, START + 2), (START + 3, START + 3), None, (START + 7, START + 9)]
     assert [a["about"] for a in run["answers"]] == [[1, 2], [3, 3], None, [7, 9]]
     assert [a["status"] for a in run["answers"]] == ["answered"] * 3 + ["error"]
-    assert run["answers"][3]["error"]["code"] == "OUT_OF_HORIZON"
+    error = run["answers"][3]["error"]
+    assert error["code"] == "OUT_OF_HORIZON"
+    # In seconds from the first frame, as all else; the last complete pair is that of 3.5 s.
+    assert "nothing from 7 to 9 s is remembered" in error["message"]
+    assert error["message"].endswith(" to 3.5 s") and str(START) not in error["message"]
 
 
 def test_the_delayed_engine_is_replayed_like_the_streaming_one(write_questions):
