@@ -108,7 +108,7 @@ def test_a_question_for_after_the_end_is_answered_at_the_end_and_that_is_noted(v
 
 def test_who_brings_no_model_is_told_what_the_small_one_knows(video, tmp_path):
     told = "Model: the small one of the package"
-    (tmp_path / "q.yaml").write_text("questions: [{text: Is it day?, at: 1}]")
+    (tmp_path / "q.yaml").write_text("questions: [{text: Is it day, at: 1}]")
     report = ["--questions", tmp_path / "q.yaml", "--out", tmp_path / "report"]
     assert told in run("replay", video, *report).stderr
     assert told in run("ask", video, "Is it day?", "--max-new-tokens", 2).stderr
