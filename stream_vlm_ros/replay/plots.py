@@ -63,39 +63,46 @@ def _shares(axes: Any, runs: list[dict[str, Any]], key: str) -> bool:
         return False
     if key == "by_age":
         groups.sort(key=lambda name: float(re.split("[- ]", name)[0]))
+    # Many names do not fit side by side: then the bars lie, one below the other.
+    lying = len(groups) > 6 or sum(len(name) for name in groups) > 60
     width = 0.8 / len(runs)
     for number, run in enumerate(runs):
         figures = [run["summary"][key].get(name) for name in groups]
         places = [i + (number - (len(runs) - 1) / 2) * width for i in range(len(groups))]
-        shown = [(x, f) for x, f in zip(places, figures, strict=True) if f]
-        axes.bar(
-            [x for x, _ in shown],
-            [f["accuracy"] for _, f in shown],
-            width * 0.9,
-            color=COLOURS[number % len(COLOURS)],
-            label=run["name"],
-        )
+        shown = [(place, f) for place, f in zip(places, figures, strict=True) if f]
+        at, shares = [place for place, _ in shown], [f["accuracy"] for _, f in shown]
+        spread = [
+            [max(0.0, f["accuracy"] - f["low"]) for _, f in shown],
+            [max(0.0, f["high"] - f["accuracy"]) for _, f in shown],
+        ]
         axes.errorbar(
-            [x for x, _ in shown],
-            [f["accuracy"] for _, f in shown],
-            yerr=[
-                [max(0.0, f["accuracy"] - f["low"]) for _, f in shown],
-                [max(0.0, f["high"] - f["accuracy"]) for _, f in shown],
-            ],
+            *((shares, at) if lying else (at, shares)),
+            **{"xerr" if lying else "yerr": spread},
             fmt="none",
             ecolor=_GREY,
             elinewidth=1,
             capsize=2,
         )
+        (axes.barh if lying else axes.bar)(
+            at, shares, width * 0.9, color=COLOURS[number % len(COLOURS)], label=run["name"]
+        )
     counts = [max(r["summary"][key].get(g, {}).get("judged", 0) for r in runs) for g in groups]
-    labels = [f"{name}\n({count})" for name, count in zip(groups, counts, strict=True)]
-    crowded = sum(len(name) for name in groups) > 60
-    axes.set_xticks(range(len(groups)), labels, rotation=40 if crowded else 0)
-    axes.grid(axis="x", visible=False)
-    axes.set_xlim(-0.7, max(len(groups) - 0.3, 1.7))
-    axes.set_ylim(0, 1.02)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    _legend(axes, runs)
+    beside = " " if lying else "\n"
+    labels = [f"{name}{beside}({count})" for name, count in zip(groups, counts, strict=True)]
+    names, values = (axes.yaxis, axes.xaxis) if lying else (axes.xaxis, axes.yaxis)
+    names.set_ticks(range(len(groups)), labels)
+    names.grid(visible=False)
+    values.set_major_formatter(PercentFormatter(1.0))
+    if lying:
+        axes.set_ylim(len(groups) - 0.5, -0.5)  # the first on top
+        axes.set_xlim(0, 1.02)
+        axes.figure.set_figheight(max(2.9, 0.8 + len(groups) * max(0.22, 0.11 * len(runs))))
+    else:
+        axes.set_xlim(-0.7, max(len(groups) - 0.3, 1.7))
+        axes.set_ylim(0, 1.02)
+    if len(runs) > 1:  # above the bars, not on them
+        side_by_side = max(1, 60 // max(len(run["name"]) + 6 for run in runs))
+        axes.figure.legend(loc="outside upper left", fontsize=8, ncols=side_by_side)
     return True
 
 
