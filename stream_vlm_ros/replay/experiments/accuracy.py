@@ -9,13 +9,14 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from .bench import Bench
 from .exam import PERCEPTION, TYPES
-from .streams import FULL, LAST_FOUR, LAYOUTS, POLICIES, POSITIONS, SHARES
+from .streams import DEFAULT, FULL, LAST_FOUR, LAYOUTS, POLICIES, POSITIONS, SHARES
 
 Row = dict[str, Any]
 Picked = Callable[[Row, str, "float | None"], bool]
@@ -303,9 +304,10 @@ def _judge(bench: Bench, streams: Streams, judged: bool) -> None:
     )
     five = aged(*FIVE_SPANS, streams.spans)
     old = {policy: share(streams.of(policy), five)[0] for policy in streams.policies}
-    ways = [policy for policy in ours if min(SHARES[policy]) > 0 and not math.isnan(old[policy])]
-    way = max(ways, key=old.__getitem__, default=None)
-    for than, least in (("sink + window", 25.0), (LAST_FOUR, None)):
+    both = [policy for policy in ours if min(SHARES[policy]) > 0 and not math.isnan(old[policy])]
+    # The best of those that keep frames of both kinds, and the default, whatever it keeps.
+    ways = [max(both, key=old.__getitem__, default=None), *(p for p in ours if p == DEFAULT)]
+    for way, (than, least) in product(ways, (("sink + window", 25.0), (LAST_FOUR, None))):
         title = f"{name}: recall at 5 spans of the window (2.5 to 7.5), {way or 'both'} over {than}"
         if way is None or math.isnan(old.get(than, math.nan)):
             record.check(title, None, "nothing to compare", ">= 25 points")

@@ -48,13 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     record = Record(options.experiment, module.TITLE, Path(options.out), settings)
     bench = Bench(options, record, screen)
-    status = BROKEN
+    status, kept = BROKEN, True
     try:
         if options.threads:
             import torch
 
             torch.set_num_threads(options.threads)
-        record.save()
         module.run(bench)
         bench.verdict()
         status = record.finish()
@@ -63,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except StreamVlmError as error:
         record.note(str(error))
+        kept = bool(record.about)  # no model was loaded: there is nothing to tell, and what an
+        # earlier run has left stays
         print(f"stream-vlm: {error}", file=sys.stderr)
         return UNUSABLE
     except Exception as error:
@@ -74,9 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         return FAILED
     finally:
-        if status == BROKEN:
-            record.finish(BROKEN)
-        bench.say(f"{status.capitalize()}. Written to {record.folder}/: {options.experiment}.json")
+        if kept:
+            if status == BROKEN:
+                record.finish(BROKEN)
+            written = f"{record.folder}/: {options.experiment}.json"
+            bench.say(f"{status.capitalize()}. Written to {written}")
     return 0 if status == PASSED else FAILED
 
 

@@ -25,12 +25,13 @@ from .exam import Item, grade, make_items
 from .subject import Subject
 
 LAST_FOUR, FULL = "last 4 frames", "full history"
+DEFAULT = "+ importance, small window"
 # Shares of the cap less the sink for sampled and for important frames.
 SHARES = {
     "sink + window": (0.0, 0.0),
     "+ uniform": (0.5, 0.0),
     "+ importance": (0.0, 0.5),
-    "+ importance, small window": (AUTO, AUTO),  # the default: 0 and 0.7 where there is room
+    DEFAULT: (AUTO, AUTO),  # 0 and 0.7 where there is room
     "+ both": (0.25, 0.25),
     "+ both, small window": (0.3, 0.4),
 }

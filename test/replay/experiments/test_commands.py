@@ -223,9 +223,7 @@ def test_policies_ask_the_same_of_all_and_go_on_where_they_stood(run, capsys):
     ("arguments", "says"),
     [
         (["--source", "nowhere.mp4"], "nowhere.mp4"),
-        (["--size", "12"], "12"),
         (["--cap", "10"], "max_cache_tokens"),
-        (["--device", "cuda:99"], "cuda"),
     ],
 )
 def test_input_that_cannot_be_used_is_one_line_and_exit_status_2(run, capsys, arguments, says):
@@ -233,6 +231,17 @@ def test_input_that_cannot_be_used_is_one_line_and_exit_status_2(run, capsys, ar
     assert (status, found["status"]) == (2, "broken off")
     lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
     assert lines[-1].startswith("stream-vlm: ") and says in lines[-1]
+
+
+@pytest.mark.parametrize(
+    "unusable", [["--model", "/nope"], ["--device", "cuda:99"], ["--size", "12"]]
+)
+def test_what_never_begins_writes_nothing(tmp_path, capsys, unusable):
+    out = tmp_path / "experiments"
+    assert main(["sink", *unusable, "--out", str(out)]) == 2
+    said = capsys.readouterr()
+    assert not out.exists() and "Written" not in said.out
+    assert said.err.startswith("stream-vlm: ") and len(said.err.splitlines()) == 1
 
 
 def test_it_runs_where_only_torch_and_transformers_are_installed(tmp_path):
