@@ -174,6 +174,10 @@ class FeatureNovelty:
 
     def __init__(self) -> None:
         self._projection: torch.Tensor | None = None
+        # What was ranked last, with each row's nearest: a memory changes by a row or two at a time.
+        self._ranked = np.empty((0, 0), np.float32)  # [n, d]
+        self._likeness = np.empty(0, np.float32)  # [n], to the nearest other one
+        self._nearest = np.empty(0, int)  # [n], which row that is
 
     def describe(self, features: torch.Tensor) -> np.ndarray:
         if self._projection is None or len(self._projection) != features.shape[-1]:
@@ -187,9 +191,55 @@ class FeatureNovelty:
         return torch.nn.functional.normalize(vector, dim=0).cpu().numpy()
 
     def rank(self, descriptors: np.ndarray) -> np.ndarray:
-        likeness = descriptors @ descriptors.T
-        np.fill_diagonal(likeness, -1.0)
-        return 1.0 - likeness.max(axis=1)
+        gone = self._row_gone(descriptors)
+        if gone is None:
+            self._look_for_nearest(descriptors, np.arange(len(descriptors)))
+        else:
+            self._drop(gone, descriptors)
+            self._add_last(descriptors)
+        self._ranked = descriptors
+        return 1.0 - self._likeness
+
+    def _row_gone(self, descriptors: np.ndarray) -> int | None:
+        """Which row went before another came last (``n``: none did); None: something else."""
+        before, count = self._ranked, len(descriptors)
+        if count < 2 or before.shape[1] != descriptors.shape[1]:
+            return None
+        if len(before) == count - 1:
+            return len(before) if np.array_equal(before, descriptors[:-1]) else None
+        if len(before) != count:
+            return None
+        differs = (before[:-1] != descriptors[:-1]).any(axis=1)
+        row = int(differs.argmax()) if differs.any() else count - 1
+        return row if np.array_equal(before[row + 1 :], descriptors[row:-1]) else None
+
+    def _drop(self, row: int, descriptors: np.ndarray) -> None:
+        """Forget a row; those it was nearest to look for another one."""
+        if row >= len(self._nearest):
+            return
+        self._likeness = np.delete(self._likeness, row)
+        self._nearest = np.delete(self._nearest, row)
+        bereft = np.flatnonzero(self._nearest == row)
+        self._nearest[self._nearest > row] -= 1
+        self._look_for_nearest(descriptors[:-1], bereft)
+
+    def _add_last(self, descriptors: np.ndarray) -> None:
+        likeness = descriptors[:-1] @ descriptors[-1]
+        nearer = likeness > self._likeness
+        self._likeness = np.append(np.where(nearer, likeness, self._likeness), likeness.max())
+        self._nearest[nearer] = len(likeness)
+        self._nearest = np.append(self._nearest, likeness.argmax())
+
+    def _look_for_nearest(self, descriptors: np.ndarray, rows: np.ndarray) -> None:
+        if len(self._nearest) != len(descriptors):
+            self._likeness = np.full(len(descriptors), -1.0, np.float32)
+            self._nearest = np.zeros(len(descriptors), int)
+        if not len(rows):
+            return
+        likeness = descriptors[rows] @ descriptors.T
+        likeness[np.arange(len(rows)), rows] = -1.0  # itself
+        self._nearest[rows] = likeness.argmax(axis=1)
+        self._likeness[rows] = likeness.max(axis=1)
 
 
 class StarMemory:

@@ -272,3 +272,26 @@ def test_a_score_that_fails_is_told_and_the_stream_goes_on_within_its_cap(
     # As if all scored the same: those seen first stay (four grids of 6 fit 40 % of 130 - 57).
     assert [number for number, _ in manager.ledger.kept_offsets()] == [2, 3, 4, 5]
     assert engine.ask("What is there?", 4)[1]["cache_length"] == manager.get_seq_length()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=25), st.data())
+def test_novelty_is_the_distance_to_the_nearest_whatever_came_and_went_before(scenes, data):
+    """Against the plain formula over all pairs; rows come last, go anywhere, now and then many."""
+    draws = np.random.default_rng(len(scenes))
+    score, rows = FeatureNovelty(), []
+    for scene in scenes:
+        noise = 0.1 * draws.normal(size=8) * data.draw(st.integers(0, 1))
+        vector = np.eye(10, 8)[scene] + noise + 0.01
+        rows.append((vector / np.linalg.norm(vector)).astype(np.float32))
+        for _ in range(data.draw(st.sampled_from([0, 1, 1, 1, 2]))):
+            if len(rows) > 2:
+                rows.pop(data.draw(st.integers(0, len(rows) - 1)))
+                if data.draw(st.booleans()):
+                    score.rank(np.stack(rows))
+        if data.draw(st.integers(0, 9)) == 0:
+            score.rank(np.stack(rows[::-1]))  # another memory with the same score
+        table = np.stack(rows)
+        pairs = table @ table.T
+        np.fill_diagonal(pairs, -1.0)
+        assert score.rank(table) == pytest.approx(1.0 - pairs.max(axis=1), abs=1e-6)
