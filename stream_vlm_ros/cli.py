@@ -247,14 +247,18 @@ def rate(
 ) -> None:
     """Measure the highest camera rate that the node takes in over DDS with hardly a loss."""
     from stream_vlm_ros.demo.report import make_console
+    from stream_vlm_ros.demo.text import duration_text
     from stream_vlm_ros.replay.command import print_rate
-    from stream_vlm_ros.replay.realtime import probe_rate
+    from stream_vlm_ros.replay.realtime import most_trials, probe_rate
     from stream_vlm_ros.replay.settings import EngineSettings
     from stream_vlm_ros.sources import parse_size
 
     path = None if model is None else str(model)
     settings = EngineSettings(model=path, device=device).changed(engine)
     options = {"size": parse_size(size)}
+    trials = most_trials(highest)
+    text = f"At most {trials} trials of {seconds:g} s: {duration_text(trials * seconds)}"
+    print(f"{text}, and what the node takes to start and to settle after each.", file=sys.stderr)
     found = probe_rate(settings, source, options, seconds, highest, loss)
     if as_json:
         print(json.dumps(found))

@@ -125,7 +125,11 @@ def test_either_engine_answers_and_can_be_told_where_to_look(video):
     # Pairs of neighbours: that of 1.0 and 1.5 s by its name, that of 2.0 and 2.5 s as the latest.
     assert answer["time_spans"] == [[1.0, 2.5]]
     shown = run("ask", video, "Is it day?", "--engine", settings)
-    assert "6 frames kept" in shown.stdout
+    assert "6 frames kept" in shown.stdout and "padded" not in shown.stdout
+    # Three of them are a pair and one without a partner, which the model sees twice.
+    lone = run("ask", video, "Is it day?", "--engine", "delayed_batch,keep_fps=1")
+    assert "3 frames kept" in lone.stdout
+    assert "4 encoded for the last question (padded to pairs, " in lone.stdout
     streaming = run("ask", video, "Is it day?", "--about", 1, 1.5)
     assert streaming.exit_code == 0, streaming.output
     beyond = run("ask", video, "Is it day?", "--about", 60, 70)

@@ -133,7 +133,7 @@ def print_diff(difference: dict[str, Any], out: Console) -> None:
 def print_rate(found: dict[str, Any], out: Console) -> None:
     """The trials of a search for the highest rate, and its result."""
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for title in ("images/s", "published", "received", "taken in", "missed", "lost", "causes"):
+    for title in ("images/s", "published", "received", "taken in", "lost", "share", "causes"):
         table.add_column(title, justify="left" if title == "causes" else "right")
     for trial in found["trials"]:
         causes = [f"{n} {c.removeprefix('dropped_')}" for c, n in trial["drops"].items()]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import math
 import shlex
 import shutil
 import tempfile
@@ -106,6 +107,12 @@ def realtime_run(
         if settings.name == settings.engine:
             run["name"] = run["settings"]["name"] = run["settings"]["engine"]
     return run
+
+
+def most_trials(highest: float) -> int:
+    """How many rates are tried at most: those doubled from 1 image/s on, the highest, and then the
+    five halvings that leave 5 % of an interval as wide as its lower end."""
+    return math.ceil(math.log2(highest)) + 1 + 5
 
 
 def probe_rate(

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 import junitparser
 
-from stream_vlm_ros.demo.text import bytes_text, duration_text, one_line
+from stream_vlm_ros.demo.text import bytes_text, duration_text, one_line, plural
 
 from .plots import COLOURS, plots_of
 from .summary import ON_PURPOSE, is_judged
@@ -136,6 +136,7 @@ def _environment(autoescape: bool = False) -> jinja2.Environment:
         bytes=bytes_text,
         duration=duration_text,
         one_line=one_line,
+        plural=plural,
         cell=lambda text: one_line(str(text)).replace("|", "\\|"),
         verdict=_verdict,
         p_value=p_value_text,

@@ -109,10 +109,13 @@ def memory_text(info: dict[str, Any], fed: Fed) -> str:
     spans = ", ".join(f"{a - start:.1f}-{b - start:.1f} s" for a, b in info["time_spans"])
     speed = fed.frames / max(fed.seconds, 1e-9)
     if kept := info.get("frame_memory"):  # of the delayed batch engine
+        encoded, stored = kept["frames_encoded"], kept["stored_frames"]
+        # The model sees pairs: a frame without a partner is shown to it twice.
+        padded = "padded to pairs, " if encoded > stored else ""
         return (
-            f"{plural(kept['stored_frames'], 'frame')} kept ({bytes_text(kept['stored_bytes'])}): "
-            f"{spans} of the source; {kept['frames_encoded']} encoded for the last question "
-            f"({info['cache_seq_length']:,} tokens).\n"
+            f"{plural(stored, 'frame')} kept ({bytes_text(kept['stored_bytes'])}): "
+            f"{spans} of the source; {encoded} encoded for the last question "
+            f"({padded}{info['cache_seq_length']:,} tokens).\n"
             f"{plural(fed.frames, 'frame')} seen in {fed.seconds:.1f} s ({speed:.1f} frames/s)."
         )
     return (

@@ -77,6 +77,7 @@ def test_the_report_is_written_in_four_forms_that_agree(make_job):
     text = (job.out / "report.md").read_text()
     assert f"{accuracy['right']} of 2" in text
     assert "small against streaming" in text
+    assert "### Read (3 answers merged)" in text
 
     suites = ElementTree.parse(job.out / "junit.xml").getroot()
     assert len(suites) == 3
