@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -33,6 +34,7 @@ def end_quietly_on_signals() -> None:
 def run(make_node: Callable[[], Any], arguments: list[str] | None = None) -> int:
     """Spin a node until the context is shut down; the exit status of the process.
 
+    It is 1, with one line on stderr, for refused parameters or ROS arguments.
     ``make_node`` returns a node with the methods ``close`` and ``report_fault``.
     """
     import rclpy
@@ -43,7 +45,13 @@ def run(make_node: Callable[[], Any], arguments: list[str] | None = None) -> int
 
     # Its handlers only when there is an executor: one made after the context was shut down
     # complains in its finalizer. A signal before that ends the process at once.
-    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    except Exception as refusal:  # a parameter file that is not there, a remap that is none
+        places = r",? at \S+\.c(pp)?:\d+"  # in the sources of rcl
+        words = " ".join(re.sub(places, "", str(refusal)).split())
+        print(f"stream_vlm: ROS cannot be initialized: {words}", file=sys.stderr, flush=True)
+        return 1
     executor = MultiThreadedExecutor(THREADS)
     install_signal_handlers(SignalHandlerOptions.ALL)
     _rclpy_listens.set()

@@ -2,6 +2,8 @@
 
 import array
 import itertools
+import subprocess
+import sys
 import time
 
 import pytest
@@ -451,6 +453,24 @@ def test_bad_parameters_at_start_are_told_without_a_traceback(start_node, parame
     assert "Traceback" not in node.output
     if "bad parameter" in words:
         assert node.process.wait(PATIENCE) == 1
+
+
+@pytest.mark.parametrize("text", [None, "stream_vlm: [1, 2"])
+def test_an_unusable_parameter_file_is_told_without_a_traceback(tmp_path, text):
+    file = tmp_path / "parameters.yaml"
+    if text is not None:
+        file.write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-m", "stream_vlm_ros.node", "--ros-args", "--params-file", str(file)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 1
+    _, *by_rcl, said = done.stderr.splitlines()  # the first says that it starts
+    assert said.startswith("stream_vlm: ROS cannot be initialized: ") and str(file) in said
+    assert ".c:" not in said
+    assert all("[rcl]" in line for line in by_rcl), done.stderr
 
 
 def test_a_misspelled_parameter_is_pointed_out(start_node):
