@@ -107,6 +107,33 @@ class InputFacts:
     last_refusal: str
     qos: str
 
+    @property
+    def silent(self) -> bool:
+        """Whether images have failed to come for too long."""
+        return self.silent_for > self.timeout
+
+    @property
+    def silence(self) -> str:
+        """In words, where no image arrives."""
+        return f"no image on {self.topic} for {self.silent_for:.0f} s: {self.cause}"
+
+
+@dataclass
+class SilenceNews:
+    """What the log is told of images that do not arrive: as /diagnostics, but not every time."""
+
+    _told: tuple[str, str] | None = None  # topic and cause
+
+    def of(self, facts: InputFacts) -> str:
+        """The words for the log; '' if it knows already or there is nothing to tell.
+
+        It is told once, again when topic or cause change, and anew after images have come.
+        """
+        if facts.clock_fault:  # how long no image came cannot be said
+            return ""
+        before, self._told = self._told, (facts.topic, facts.cause) if facts.silent else None
+        return facts.silence if self._told not in (None, before) else ""
+
 
 _FAULT_WORDS = {
     "dropped_overflow": "frames dropped because the model is slower than the stream: lower "
@@ -143,11 +170,8 @@ def input_health(facts: InputFacts) -> Health:
 def _judge_input(facts: InputFacts) -> tuple[Level, str]:
     if facts.clock_fault:
         return Level.WARN, facts.clock_fault
-    if facts.silent_for > facts.timeout:
-        return (
-            Level.ERROR,
-            f"no image on {facts.topic} for {facts.silent_for:.0f} s: {facts.cause}",
-        )
+    if facts.silent:
+        return Level.ERROR, facts.silence
     if not facts.active:
         return Level.OK, "not active: images are counted and dropped"
     faults = [f"{count} {_FAULT_WORDS[name]}" for name, count in facts.new_faults.items() if count]

@@ -243,7 +243,7 @@ class Parameters:
     # The node
     no_image_timeout: float = _spec(
         5.0,
-        "Seconds without an image after which /diagnostics reports an error and its likely cause.",
+        "Seconds without an image after which /diagnostics and the log tell the likely cause.",
         0.1,
         3600.0,
         change=ALWAYS,

@@ -217,6 +217,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
             self.parameters.max_questions,
             changed=self._publish_status,
             report=self._on_engine_fault,
+            why_empty=self._why_empty,
         )
         if not self.parameters.model_path and self._load is load_engine:
             self.get_logger().warning(
@@ -359,6 +360,16 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         else:
             self.report_fault("the engine's thread", fault)
 
+    def _why_empty(self) -> str:
+        """Why a question finds no image in memory; asked for in the engine's thread."""
+        source, silent_for = self._input, self._monitor.seconds_without_image(self._now_ns())
+        topic = source.topic if source is not None else "image"
+        if not self._monitor.count or silent_for > self.parameters.no_image_timeout:
+            return f"no image arrives on {topic}; see /diagnostics"
+        return (
+            f"images arrive on {topic}, but none is in memory yet; ask again, or see /diagnostics"
+        )
+
     def report_fault(self, where: str, fault: Exception) -> None:
         """Log a fault of this package, once with its traceback; repetitions are counted."""
         self.faults.report(where, fault)
@@ -404,10 +415,12 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         ticket = self._ask(goal_handle.request, progress)
         goal = bytes(goal_handle.goal_id.uuid)
         self._tickets[goal] = ticket
-        if goal_handle.is_cancel_requested:  # before there was a ticket
-            ticket.cancel()
-        outcome = await self._answered(ticket)
-        del self._tickets[goal]
+        try:
+            if goal_handle.is_cancel_requested:  # before there was a ticket
+                ticket.cancel()
+            outcome = await self._answered(ticket)
+        finally:
+            del self._tickets[goal]
         result = interfaces.fill_result(Ask.Result(), outcome, self._cache_status())
         if goal_handle.is_cancel_requested:
             goal_handle.canceled()
@@ -501,6 +514,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
     def _clear_figures(self) -> None:
         self._counters = FrameCounters()
         self._monitor = InputMonitor()
+        self._silence_news = health.SilenceNews()
         self._tickets: dict[bytes, Ticket] = {}
         self._answer_count = 0
         self._error_count = 0
@@ -530,8 +544,11 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
             interfaces.to_diagnostic(self._memory_health(), name, self.parameters.device)
         )
         if self._input is not None:
+            facts = self._input_facts()
+            if news := self._silence_news.of(facts):
+                self.get_logger().warning(news)
             report.status.append(
-                interfaces.to_diagnostic(self._input_health(), name, self._input.topic)
+                interfaces.to_diagnostic(health.input_health(facts), name, facts.topic)
             )
         self._publish(self._diagnostics, report)
 
@@ -556,7 +573,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
             )
         )
 
-    def _input_health(self) -> health.Health:
+    def _input_facts(self) -> health.InputFacts:
         assert self._input is not None
         silent_for = self._monitor.seconds_without_image(self._now_ns())
         drops = dict(self._counters.dropped)
@@ -564,25 +581,23 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         self._reported_drops = drops
         intentional = (Drop.SAMPLING, Drop.INACTIVE, Drop.RESET)
         timeout = self.parameters.no_image_timeout
-        return health.input_health(
-            health.InputFacts(
-                topic=self._input.topic,
-                active=self.state == "active",
-                silent_for=silent_for,
-                timeout=timeout,
-                cause=self._input.cause_of_silence() if silent_for > timeout else "",
-                stamp_rate=self._monitor.stamp_rate,
-                arrival_rate=self._monitor.arrival_rate,
-                delay_ms=self._monitor.delay_ms,
-                expected_rate=self.parameters.sample_fps,
-                arrival_timed=bool(self._intake is not None and self._intake.arrival_timed),
-                clock_fault=self._clock_fault(),
-                counts=self._counters.snapshot(),
-                new_faults={c.value: new[c.value] for c in Drop if c not in intentional},
-                messages_lost=self._input.messages_lost,
-                last_refusal=self._last_refusal,
-                qos="reliable" if self._input.wish.reliable else "best effort",
-            )
+        return health.InputFacts(
+            topic=self._input.topic,
+            active=self.state == "active",
+            silent_for=silent_for,
+            timeout=timeout,
+            cause=self._input.cause_of_silence() if silent_for > timeout else "",
+            stamp_rate=self._monitor.stamp_rate,
+            arrival_rate=self._monitor.arrival_rate,
+            delay_ms=self._monitor.delay_ms,
+            expected_rate=self.parameters.sample_fps,
+            arrival_timed=bool(self._intake is not None and self._intake.arrival_timed),
+            clock_fault=self._clock_fault(),
+            counts=self._counters.snapshot(),
+            new_faults={c.value: new[c.value] for c in Drop if c not in intentional},
+            messages_lost=self._input.messages_lost,
+            last_refusal=self._last_refusal,
+            qos="reliable" if self._input.wish.reliable else "best effort",
         )
 
     def _clock_fault(self) -> str:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from stream_vlm_ros.engine.errors import (
+    EmptyMemoryError,
     InvalidParameterError,
     OutOfHorizonError,
     StreamVlmError,
@@ -182,6 +183,7 @@ class EngineWorker:
         queue_size, max_questions: bounds of the queue; both may be changed at any time.
         changed: called in the thread after each command.
         report: told of each chunk that the engine refused, and of every fault.
+        why_empty: says, for a question to an empty memory, why it is empty.
     """
 
     def __init__(
@@ -192,6 +194,7 @@ class EngineWorker:
         max_questions: int,
         changed: Callable[[], None] = lambda: None,
         report: Callable[[Exception], None] = lambda fault: None,
+        why_empty: Callable[[], str] = lambda: "images come first",
     ) -> None:
         self.queue_size = queue_size
         self.max_questions = max_questions
@@ -203,6 +206,7 @@ class EngineWorker:
         self._counters = counters
         self._changed = changed
         self._report = report
+        self._why_empty = why_empty
         self._queue: deque[_Append | _Reset | Ticket] = deque()
         self._wake = threading.Condition()
         self._stopping = False
@@ -341,8 +345,11 @@ class EngineWorker:
         limited: int | None = None
         while (command := self._next()) is not None:
             if (wanted := self._max_pixels) != limited:
-                engine.limit_pixels(wanted or None)
-                limited = wanted
+                limited = wanted  # even if it fails: told once, not at every command
+                try:
+                    engine.limit_pixels(wanted or None)
+                except Exception as fault:  # the bound stays as it was
+                    self._report(fault)
             if isinstance(command, _Append):
                 self._append(engine, command)
             elif isinstance(command, Ticket):
@@ -419,6 +426,9 @@ class EngineWorker:
                 if question.refuse_forgotten:
                     raise
                 answer, metrics = self._ask(engine, ticket, progress, None)
+            except EmptyMemoryError:  # the engine speaks to who appends frames by hand
+                why = self._why_empty()
+                raise EmptyMemoryError(f"no image has been remembered yet: {why}") from None
             if question.keep_exchange:
                 self.memory = self._look(engine)
             reason = str(metrics.get("finish_reason", "choice" if question.choices else ""))

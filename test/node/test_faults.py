@@ -96,6 +96,16 @@ def assert_lives(here):
 
 
 @pytest.mark.ros
+def test_a_goal_that_fails_is_forgotten_like_any_other(here, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr(here.node, "_answered", fail)
+        result = here.client.send_goal().result()[1]
+        assert result.error_code == result.INTERNAL and "boom" in result.error_message
+    assert here.node._tickets == {}
+    assert_lives(here)
+
+
+@pytest.mark.ros
 @pytest.mark.parametrize("step", ["to_question", "fill_result"])
 def test_a_fault_while_asking_is_replied_as_internal_by_both_doors(here, monkeypatch, step):
     from stream_vlm_ros.node import interfaces
@@ -123,7 +133,7 @@ def test_a_fault_in_a_timer_is_told_once_however_often_it_fires(here, monkeypatc
         fail()
 
     with monkeypatch.context() as broken:
-        broken.setattr(here.node, "_input_health", break_down)
+        broken.setattr(here.node, "_input_facts", break_down)
         here.client.graph.wait(lambda: len(fired) > 10, what="the tenth fault")
     assert len(here.said) == 1 and "Traceback" in here.said[0] and "boom" in here.said[0]
     assert_lives(here)

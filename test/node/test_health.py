@@ -5,6 +5,7 @@ from stream_vlm_ros.node.health import (
     InputMonitor,
     Level,
     MemoryFacts,
+    SilenceNews,
     input_health,
     memory_health,
 )
@@ -87,6 +88,25 @@ def test_the_level_means_something():
     for given, level, words in cases:
         health = input_health(given)
         assert health.level == level and words in health.message, health
+
+
+def test_silence_is_news_once_and_again_for_another_cause_or_after_images():
+    """With the words of /diagnostics, whatever the number of seconds in them."""
+    news = SilenceNews()
+    steps = [
+        (dict(), False),
+        (dict(silent_for=6.0), True),
+        (dict(silent_for=7.0), False),
+        (dict(silent_for=8.0, cause="another QoS"), True),
+        (dict(silent_for=9.0, cause="another QoS", topic="/image/compressed"), True),
+        (dict(silent_for=9.0, clock_fault="simulated time stands still"), False),
+        (dict(silent_for=10.0, cause="another QoS", topic="/image/compressed"), False),
+        (dict(silent_for=0.2), False),
+        (dict(silent_for=6.0), True),
+    ]
+    for changes, told in steps:
+        given = facts(**changes)
+        assert news.of(given) == (input_health(given).message if told else ""), changes
 
 
 def test_model_and_memory():

@@ -282,6 +282,17 @@ def test_control_tokens_in_a_question_are_read_as_text(client):
     assert marked.prompt_tokens > plain.prompt_tokens + 5  # letters, not one control token
 
 
+def test_a_question_before_the_first_chunk_is_told_that_images_arrive(client, whole_chunks):
+    assert client.set_parameter("no_image_timeout", 3600.0).successful  # however slow the machine
+    client.send(client.image())
+    reply = client.ask()
+    assert client.set_parameter("no_image_timeout", 5.0).successful
+    assert reply.error_code == reply.EMPTY_MEMORY
+    assert reply.error_message.startswith(
+        "no image has been remembered yet: images arrive on /shared/image, but none is in memory"
+    )
+
+
 # Asking while the node works ----------------------------------------------------------------------
 
 
@@ -533,6 +544,12 @@ def test_silence_is_reported_with_its_likely_cause(connect, start_node):
         return client_diagnostic(client, "image input", lambda d: words in d.message)
 
     assert cause("nobody publishes on /quiet/image").level == b"\x02"
+    node.wait_for("no image on /quiet/image for ")
+    reply = client.ask()
+    assert reply.error_code == reply.EMPTY_MEMORY
+    assert reply.error_message == (
+        "no image has been remembered yet: no image arrives on /quiet/image; see /diagnostics"
+    )
     other = client.graph.node.create_publisher(Image, "/quiet/front/image_raw", 10)
     cause("images are published on /quiet/front/image_raw: start the node with")
     client.graph.node.destroy_publisher(other)

@@ -30,7 +30,7 @@ EPOCH = 1_700_000_000_123_456_789  # ns; not a float of seconds
 class Box:
     """A worker over the stand-in engine."""
 
-    def __init__(self, engine, queue_size=2, max_questions=8):
+    def __init__(self, engine, queue_size=2, max_questions=8, **options):
         self.engine = engine
         self.counters = FrameCounters()
         self.faults = []
@@ -40,6 +40,7 @@ class Box:
             queue_size,
             max_questions,
             report=self.faults.append,
+            **options,
         )
         self.worker.start()
         self.worker.loaded.result(PATIENCE)
@@ -268,6 +269,12 @@ def test_a_failing_answer_is_an_error_and_not_an_answer(make_box):
     assert box.ask().future.result(PATIENCE).error is None
 
 
+def test_a_question_to_an_empty_memory_is_told_why_it_is_empty(make_box):
+    error = make_box(why_empty=lambda: "the camera is off").ask().future.result(PATIENCE).error
+    assert error.code == "EMPTY_MEMORY"
+    assert str(error) == "no image has been remembered yet: the camera is off"
+
+
 def test_a_waiting_question_can_be_cancelled(make_box):
     box = make_box()
     box.hold()
@@ -364,6 +371,19 @@ def test_a_bound_on_pixels_below_the_engines_least_is_refused_with_the_reason(ma
     unloaded = EngineWorker(lambda: box.engine, FrameCounters(), 1, 1)
     with pytest.raises(InvalidParameterError, match="still being loaded"):
         unloaded.limit_pixels("max_pixels", 2000)
+
+
+def test_a_bound_on_pixels_that_fails_is_told_once_and_the_thread_lives_on(make_box):
+    box = make_box()
+
+    def fail(max_pixels):
+        raise RuntimeError("no such bound")
+
+    box.engine.limit_pixels = fail
+    box.worker.limit_pixels("max_pixels", 1000)
+    box.append(0)
+    assert box.settle().memory.frames == 1
+    assert [str(fault) for fault in box.faults] == ["no such bound"]
 
 
 def test_what_loading_raises_is_told(fake_engine):
