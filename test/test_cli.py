@@ -159,7 +159,9 @@ def test_the_small_models_evaluation_is_a_verb():
         (["ask", "VIDEO", "Hello?", "--engine", "steaming"], "streaming, delayed_batch"),
         (["ask", "VIDEO", "Hello?", "--max-cache-tokens", "3"], "3"),
         (["ask", "world:1", "Hello?"], "--at"),
+        (["ask", "VIDEO", "Hello?", "--model", __file__], "is a file, not a model folder"),
         (["info", "/nowhere"], "no model folder"),
+        (["info", __file__], "is a file, not a model folder"),
     ],
 )
 def test_errors_are_one_line_and_exit_status_2(video, arguments, words):

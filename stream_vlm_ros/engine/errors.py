@@ -4,6 +4,10 @@ Every error carries a ``code``: a short upper-case name that the ROS interfaces 
 constant, so that a client can act on it without reading the message.
 """
 
+from __future__ import annotations
+
+from pathlib import Path
+
 
 class StreamVlmError(Exception):
     """Base of all errors raised on purpose by this package.
@@ -99,3 +103,14 @@ def check_whole_number(name: str, value: object, least: int) -> None:
         raise InvalidParameterError(
             f"{name} must be a whole number of at least {least}, not {value!r}"
         )
+
+
+def check_model_folder(path: Path) -> None:
+    """Raise ModelLoadError unless ``path`` is a folder; whether it is a checkpoint is not seen."""
+    if path.is_dir():
+        return
+    fault = f"{path} is a file, not a model folder" if path.exists() else f"no model folder {path}"
+    raise ModelLoadError(
+        f"{fault}: give the folder of a Qwen2.5-VL checkpoint (config.json, *.safetensors, "
+        "tokenizer); nothing is downloaded"
+    )

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.utils import logging
 
 from .attention import STREAM_ATTENTION, VISION_ATTENTION
 from .buffer import KVShape
-from .errors import DeviceUnavailableError, InvalidParameterError, ModelLoadError
+from .errors import (
+    DeviceUnavailableError,
+    InvalidParameterError,
+    ModelLoadError,
+    check_model_folder,
+)
 from .forks import Fork
 from .frames import PatchGrid
 from .positions import MultimodalRotary
@@ -53,13 +61,14 @@ class StreamQwenModel(Qwen2_5_VLForConditionalGeneration):
         # The stock class, renamed afterwards: the library looks up how to rename the file's keys
         # by class name, and would leave a subclass's language model random with only a warning.
         try:
-            model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-                folder,
-                local_files_only=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # so that the report below can name them
-                **kwargs,
-            )
+            with _no_progress_bar():
+                model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+                    folder,
+                    local_files_only=True,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # so that the report below can name them
+                    **kwargs,
+                )
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise ModelLoadError(f"cannot load the model in {folder}: {error}") from error
         except Exception as error:  # safetensors raises a type of its own for a truncated file
@@ -200,12 +209,20 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return DTYPES[dtype]
 
 
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """The library shows none meanwhile: a log is no place for one. Its setting is put back."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def _check_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise ModelLoadError(
-            f"no model folder {folder}: give the folder of a Qwen2.5-VL checkpoint (config.json, "
-            "*.safetensors, tokenizer); nothing is downloaded"
-        )
+    check_model_folder(folder)
     if not (folder / "config.json").is_file():
         raise ModelLoadError(f"{folder} has no config.json: not a checkpoint folder, or incomplete")
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):

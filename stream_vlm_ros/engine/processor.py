@@ -10,7 +10,11 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from stream_vlm_ros.engine.errors import InvalidParameterError, ModelLoadError
+from stream_vlm_ros.engine.errors import (
+    InvalidParameterError,
+    ModelLoadError,
+    check_model_folder,
+)
 from stream_vlm_ros.engine.frames import FrameProcessor, ImageSettings, read_json_object
 
 
@@ -32,11 +36,7 @@ class StreamProcessor:
         Raises ModelLoadError naming the folder or file that is missing or unusable.
         """
         folder = Path(path)
-        if not folder.is_dir():
-            raise ModelLoadError(
-                f"the model folder {folder} does not exist; give the path of a folder with a "
-                "Qwen2.5-VL checkpoint"
-            )
+        check_model_folder(folder)
         template = _load_chat_template(folder)
         tokenizer = _load_tokenizer(folder)
         tokenizer.chat_template = template

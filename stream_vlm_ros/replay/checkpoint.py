@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stream_vlm_ros.demo.text import bytes_text, duration_text, plural
-from stream_vlm_ros.engine.errors import InvalidParameterError, ModelLoadError
+from stream_vlm_ros.engine.errors import InvalidParameterError, ModelLoadError, check_model_folder
 
 BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -159,11 +159,7 @@ class PictureCost:
 
 
 def _config_of(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise ModelLoadError(
-            f"There is no model folder {folder}. Give the folder of a Qwen2.5-VL checkpoint; "
-            "nothing is ever downloaded."
-        )
+    check_model_folder(folder)
     file = folder / "config.json"
     if not file.is_file():
         raise ModelLoadError(f"{folder} has no config.json, so it is no checkpoint folder.")

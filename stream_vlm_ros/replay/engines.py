@@ -21,11 +21,8 @@ def load_model(model: str | Path | None, device: str = "auto") -> Checkpoint:
     ``device`` auto takes a GPU if there is one; bfloat16 on a GPU, float32 on a CPU. Raises
     ModelLoadError, DeviceUnavailableError.
     """
-    from transformers.utils import logging
-
     from stream_vlm_ros.engine import load_checkpoint
 
-    logging.disable_progress_bar()  # stderr is for what goes wrong
     return load_checkpoint(model if model is not None else default_model(), device)
 
 

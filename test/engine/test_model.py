@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers.utils import logging
 
 from stream_vlm_ros.engine import StreamProcessor, StreamQwenModel, VideoStreamingInference
 from stream_vlm_ros.engine.errors import InvalidParameterError, ModelLoadError
@@ -149,9 +150,30 @@ def test_a_folder_that_is_not_whole_is_refused_in_words(folder, damage, words):
         StreamQwenModel.from_pretrained(folder)
 
 
-def test_the_processor_names_the_folder_that_is_missing(tmp_path):
-    with pytest.raises(ModelLoadError, match="does not exist"):
-        StreamProcessor.from_pretrained(tmp_path / "nowhere")
+@pytest.mark.parametrize("load", [StreamProcessor.from_pretrained, StreamQwenModel.from_pretrained])
+def test_a_file_for_a_folder_is_called_so_and_a_missing_folder_missing(folder, load):
+    file = folder / "model.safetensors"
+    with pytest.raises(ModelLoadError, match=f"{file} is a file, not a model folder: give the"):
+        load(file)
+    with pytest.raises(ModelLoadError, match=f"no model folder {folder / 'nowhere'}: give the"):
+        load(folder / "nowhere")
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_loading_shows_no_progress_bar_and_leaves_the_librarys_setting(folder, capfd, shown):
+    before = logging.is_progress_bar_enabled()
+    change = {True: logging.enable_progress_bar, False: logging.disable_progress_bar}
+    try:
+        change[shown]()
+        StreamQwenModel.from_pretrained(folder)
+        after_loading = logging.is_progress_bar_enabled()
+        (folder / "model.safetensors").write_bytes(b"")
+        with pytest.raises(ModelLoadError):
+            StreamQwenModel.from_pretrained(folder)
+        assert (after_loading, logging.is_progress_bar_enabled()) == (shown, shown)
+    finally:
+        change[before]()
+    assert "%|" not in capfd.readouterr().err
 
 
 def test_an_unsupported_rotation_is_refused(toys):

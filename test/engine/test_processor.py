@@ -156,12 +156,6 @@ def test_a_template_that_is_not_text_is_named(folder):
         StreamProcessor.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("path", ["nowhere", "tokenizer.json"])
-def test_a_missing_folder_is_named(folder, path):
-    with pytest.raises(ModelLoadError, match=f"the model folder .*{path} does not exist"):
-        StreamProcessor.from_pretrained(folder / path)
-
-
 # --- processors of the library -------------------------------------------------------------------
 
 
