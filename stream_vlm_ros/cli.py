@@ -257,7 +257,8 @@ def rate(
     settings = EngineSettings(model=path, device=device).changed(engine)
     options = {"size": parse_size(size)}
     trials = most_trials(highest)
-    text = f"At most {trials} trials of {seconds:g} s: {duration_text(trials * seconds)}"
+    longest = duration_text(trials * max(seconds, 4.0))  # four pictures at least, at 1 image/s
+    text = f"At most {trials} trials, {longest} in all"
     print(f"{text}, and what the node takes to start and to settle after each.", file=sys.stderr)
     found = probe_rate(settings, source, options, seconds, highest, loss)
     if as_json:
