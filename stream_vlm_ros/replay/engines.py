@@ -31,58 +31,6 @@ def load_engine(settings: EngineSettings) -> Any:
 
     Raises ModelLoadError, DeviceUnavailableError, InvalidParameterError.
     """
-    network, processor, device = load_model(settings.model, settings.device)
-    build = _delayed_batch if settings.engine == "delayed_batch" else _streaming
-    return build(
-        settings,
-        network,
-        processor,
-        device,
-        layout=settings.layout,
-        min_pixels=settings.min_pixels,
-        system_prompt=settings.system_prompt,
-        max_tail_tokens=settings.max_tail_tokens,
-    )
+    from stream_vlm_ros.memory.engines import build_engine
 
-
-def _streaming(settings: EngineSettings, network: Any, processor: Any, device: Any, **common: Any):
-    from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
-
-    eviction = EvictionConfig(
-        max_cache_tokens=settings.max_cache_tokens,
-        sink_size=settings.sink_size,
-        window_size=settings.window_size,
-        eviction_interval=settings.eviction_interval,
-        sampled_share=settings.sampled_share,
-        important_share=settings.important_share,
-    )
-    return VideoStreamingInference(
-        network,
-        processor,
-        device,
-        eviction,
-        position_policy=settings.position_policy,
-        max_pixels=processor.image_settings.at_most(settings.max_pixels),
-        skip_similarity=settings.skip_similarity or None,
-        **common,
-    )
-
-
-def _delayed_batch(
-    settings: EngineSettings, network: Any, processor: Any, device: Any, **common: Any
-):
-    from stream_vlm_ros.memory import DelayedBatchInferenceEngine, FrameStore, SmartFrameManager
-
-    store = FrameStore(
-        max_bytes=settings.frame_store_megabytes * 2**20,
-        max_seconds=settings.frame_store_hours * 3600,
-    )
-    return DelayedBatchInferenceEngine(
-        network,
-        processor,
-        device,
-        memory=SmartFrameManager(store, target_fps=settings.keep_fps),
-        max_sampled_frames=settings.max_sampled_frames,
-        max_pixels=settings.sampled_max_pixels,
-        **common,
-    )
+    return build_engine(settings, load_model(settings.model, settings.device))

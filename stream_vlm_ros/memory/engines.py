@@ -1,0 +1,68 @@
+"""Either engine, from settings that carry the names of the node's parameters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stream_vlm_ros.engine import Checkpoint
+
+
+def build_engine(settings: Any, checkpoint: Checkpoint, frame_store: str | None = None) -> Any:
+    """The engine that ``settings.engine`` names, its memory empty.
+
+    Args:
+        settings: has the node's parameters as attributes; 0 or "" stands for the checkpoint's own.
+        frame_store: the folder in which the delayed batch engine keeps frames; None: in memory.
+
+    Raises:
+        InvalidParameterError, CapTooSmallError, DeviceUnavailableError: as their names say.
+    """
+    build = _delayed_batch if settings.engine == "delayed_batch" else _streaming
+    options = {
+        "layout": settings.layout,
+        "min_pixels": settings.min_pixels or None,
+        "system_prompt": settings.system_prompt or None,
+        "max_tail_tokens": settings.max_tail_tokens,
+    }
+    return build(settings, checkpoint, frame_store, **options)
+
+
+def _streaming(settings: Any, checkpoint: Checkpoint, _: str | None, **options: Any) -> Any:
+    from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
+
+    eviction = EvictionConfig(
+        max_cache_tokens=settings.max_cache_tokens,
+        sink_size=settings.sink_size,
+        window_size=settings.window_size,
+        eviction_interval=settings.eviction_interval,
+        sampled_share=settings.sampled_share,
+        important_share=settings.important_share,
+    )
+    return VideoStreamingInference(
+        *checkpoint,
+        eviction,
+        position_policy=settings.position_policy,
+        max_pixels=checkpoint.processor.image_settings.at_most(settings.max_pixels),
+        skip_similarity=settings.skip_similarity or None,
+        **options,
+    )
+
+
+def _delayed_batch(
+    settings: Any, checkpoint: Checkpoint, frame_store: str | None, **options: Any
+) -> Any:
+    from stream_vlm_ros.memory import DelayedBatchInferenceEngine, FrameStore, SmartFrameManager
+
+    store = FrameStore(
+        frame_store,
+        max_bytes=settings.frame_store_megabytes * 2**20,
+        max_seconds=settings.frame_store_hours * 3600,
+    )
+    return DelayedBatchInferenceEngine(
+        *checkpoint,
+        memory=SmartFrameManager(store, target_fps=settings.keep_fps),
+        max_sampled_frames=settings.max_sampled_frames,
+        max_pixels=settings.sampled_max_pixels,
+        **options,
+    )
