@@ -26,6 +26,7 @@ from stream_vlm_ros.engine.cache import Snapshot
 from stream_vlm_ros.engine.errors import (
     EmptyMemoryError,
     StreamBusyError,
+    check_whole_number,
 )
 from stream_vlm_ros.engine.frames import to_arrays
 from stream_vlm_ros.engine.stamps import check_about, frame_times
@@ -33,7 +34,6 @@ from stream_vlm_ros.memory.errors import PictureLostError
 from stream_vlm_ros.memory.manager import SmartFrameManager
 from stream_vlm_ros.memory.selection import (
     GRID_FRAMES,
-    check_count,
     seconds_per_grid,
 )
 from stream_vlm_ros.memory.store import KeptFrame
@@ -109,7 +109,7 @@ class DelayedBatchInferenceEngine:
         system_prompt: str | None = None,
         max_tail_tokens: int = 2048,
     ):
-        check_count("max_sampled_frames", max_sampled_frames, GRID_FRAMES)
+        check_whole_number("max_sampled_frames", max_sampled_frames, GRID_FRAMES)
         processor = StreamProcessor.wrap(processor)
         self._stream = _Conversation(
             model,

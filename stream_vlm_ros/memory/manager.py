@@ -8,12 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from stream_vlm_ros.engine.errors import InvalidParameterError, OutOfHorizonError
+from stream_vlm_ros.engine.errors import (
+    InvalidParameterError,
+    OutOfHorizonError,
+    check_whole_number,
+)
 from stream_vlm_ros.engine.stamps import check_about, check_order
 from stream_vlm_ros.memory.errors import PictureLostError
 from stream_vlm_ros.memory.importance import NoveltyMeasure, ThumbnailNovelty
 from stream_vlm_ros.memory.sampling import TargetRate
-from stream_vlm_ros.memory.selection import GRID_FRAMES, Shares, check_count, nested
+from stream_vlm_ros.memory.selection import GRID_FRAMES, Shares, nested
 from stream_vlm_ros.memory.stars import StarMemory
 from stream_vlm_ros.memory.store import FrameStore, KeptFrame
 
@@ -47,8 +51,8 @@ class SmartFrameManager:
         target_fps: float = 1.0,
         measure: NoveltyMeasure | None = None,
     ):
-        check_count("star_capacity", star_capacity, 0)
-        check_count("stream_window", stream_window, 1)
+        check_whole_number("star_capacity", star_capacity, 0)
+        check_whole_number("stream_window", stream_window, 1)
         if not 0 <= star_threshold <= 1:
             raise InvalidParameterError(f"star_threshold must be in 0..1: {star_threshold!r}")
         self.stream_window = stream_window
@@ -186,7 +190,8 @@ class SmartFrameManager:
             OutOfHorizonError: nothing of that time is kept.
         """
         about = check_about(about)
-        pairs = check_count("max_frames", max_frames, GRID_FRAMES) // GRID_FRAMES
+        check_whole_number("max_frames", max_frames, GRID_FRAMES)
+        pairs = max_frames // GRID_FRAMES
         newest = self.store.newest_frame
         if newest is None:
             return []

@@ -12,8 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stream_vlm_ros.engine.errors import InvalidParameterError
-
 GRID_FRAMES = 2
 
 
@@ -69,10 +67,3 @@ def seconds_per_grid(span: float, frames: int) -> float:
     2.0417 s, from 0 to 59 s 2.4583 s. 0 for no frames.
     """
     return span * GRID_FRAMES / frames if frames else 0.0
-
-
-def check_count(name: str, value: int, least: int) -> int:
-    """``value``, or InvalidParameterError unless it is a whole number of at least ``least``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InvalidParameterError(f"{name} must be a whole number of at least {least}: {value!r}")
-    return value
