@@ -45,7 +45,7 @@ def test_every_parameter_is_read_somewhere():
     package = Path(table.__file__).parents[1]
     readers = [*package.joinpath("node").glob("*.py"), package / "memory" / "engines.py"]
     code = "".join(path.read_text() for path in readers if path.stem != "parameters")
-    unread = [n for n in table.TABLE if not re.search(rf"\b(parameters|settings)\.{n}\b", code)]
+    unread = [n for n in table.TABLE if not re.search(rf"(parameters|settings)\.{n}\b", code)]
     assert unread == []
 
 
