@@ -15,6 +15,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from .long_past import Kernel, LongPast
 from .positions import rotate
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 STREAM_ATTENTION = "stream_vlm"
 # The vision tower hands over its sequence lengths only to a name that contains "flash".
 VISION_ATTENTION = "stream_vlm_flash_varlen"
+
+LONG_PAST = LongPast()
 
 
 def attend(
@@ -46,14 +49,45 @@ def attend(
             query, key, value, 0.0, causal, scale=scaling
         )
     if query.dtype in (torch.float16, torch.bfloat16):
-        out = aten._scaled_dot_product_flash_attention(
-            query, key, value, 0.0, causal, False, scale=scaling
-        )
-        return out[0], out[1]
+        if causal:
+            return _flash(query, key, value, scaling, causal=True)
+        return attend_long(query, key, value, scaling, LONG_PAST, _flash)
     out = aten._scaled_dot_product_efficient_attention(
         query, key, value, None, True, 0.0, causal, scale=scaling
     )
     return out[0], out[1][..., : query.shape[2]]  # that kernel pads the log-sum-exp to 32
+
+
+def _flash(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    causal: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    out = torch.ops.aten._scaled_dot_product_flash_attention(
+        query, key, value, 0.0, causal, False, scale=scaling
+    )
+    return out[0], out[1]
+
+
+def attend_long(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    long_past: LongPast,
+    other: Kernel,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Like `attend` without a mask: by ``long_past`` what it takes, by ``other`` the rest."""
+    front = long_past.tokens(query, key)
+    if not front:
+        return other(query, key, value, scaling)
+    result = long_past.attend(query, key[:, :, :front], value[:, :, :front], scaling, other)
+    if front < key.shape[2]:
+        rest = other(query, key[:, :, front:], value[:, :, front:], scaling)
+        result = merge(result, rest)
+    return result
 
 
 def merge(

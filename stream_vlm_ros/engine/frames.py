@@ -244,6 +244,8 @@ class FrameProcessor:
         here = [p for p in pictures if isinstance(p, torch.Tensor) and p.device == self.device]
         if len(here) == len(pictures):
             return torch.stack([p.expand(height, width, 3) for p in here]).permute(0, 3, 1, 2)
+        # Gathered in pinned memory, copied to the device while the host goes on. PyTorch lends such
+        # a buffer again only once the copy out of it has ended, so several can be on the way.
         pinned = self.device.type == "cuda"
         shape = (len(pictures), height, width, 3)
         host = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)

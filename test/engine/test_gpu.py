@@ -5,6 +5,9 @@ import torch
 from toy_qwen import SINK_AND_WINDOW
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
+from stream_vlm_ros.engine.attention import _flash, attend_long
+from stream_vlm_ros.engine.frames import FrameProcessor
+from stream_vlm_ros.engine.long_past import LongPast, runs_fast_on
 
 pytestmark = [
     pytest.mark.gpu,
@@ -63,6 +66,43 @@ def test_bfloat16_is_off_by_no_more_than_the_librarys_own_kernels_differ(toys, t
     cost = (theirs - exact).norm()
     assert (ours - exact).norm() < 2 * cost
     assert cost / exact.norm() < 0.2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [4096, 5000])
+def test_a_long_past_by_cudnn_is_the_attention_of_flash(rows, dtype):
+    """Keys lie as in the memory: one layer's part of a larger buffer."""
+    if not runs_fast_on(torch.device("cuda")):
+        pytest.skip("cuDNN's attention is used on Hopper and the data centre's Blackwell alone")
+    noise = torch.Generator("cuda").manual_seed(rows)
+    options = {"generator": noise, "device": "cuda", "dtype": dtype}
+    query = torch.randn(1, 2, rows, 128, **options)
+    buffer = torch.randn(3, 2, 2, 20_000, 128, **options)
+    key, value = (buffer[1, which, :, 500:19_000].unsqueeze(0) for which in (0, 1))
+    long_past = LongPast()
+    assert long_past.tokens(query, key) == 16_384
+    out, lse = attend_long(query, key, value, 128**-0.5, long_past, _flash)
+    assert long_past.refused == []
+    exact = [x.double() for x in (query, key, value)]
+    scores = exact[0] @ exact[1].transpose(-1, -2) * 128**-0.5
+    expected = scores.softmax(-1) @ exact[2]
+    assert (out - expected).norm() / expected.norm() < 2 * torch.finfo(dtype).eps
+    assert (lse - scores.logsumexp(-1)).abs().max() < 1e-2
+
+
+def test_chunks_of_other_contents_on_the_way_at_once_do_not_mix(toys):
+    """Frames are staged in pinned memory and copied while the host goes on to the next."""
+    settings = toys.processor().image_settings
+    on_gpu = FrameProcessor(settings, "cuda")
+    chunks = [toys.frames(4, 1080, 1920, seed=seed) for seed in range(3)]
+    apart = []
+    for chunk in chunks:
+        apart.append(on_gpu(chunk).pixel_values)
+        torch.cuda.synchronize()
+    torch.cuda._sleep(200_000_000)  # cycles: the copies below wait behind it, the host does not
+    together = [on_gpu(chunk).pixel_values for chunk in chunks]
+    for one, other in zip(together, apart, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_questions_leave_no_trace_on_the_gpu(toys, toy, processor):

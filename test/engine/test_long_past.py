@@ -1,0 +1,157 @@
+"""Many queries over a long past by a faster kernel, and by the other where that one fails.
+
+On a CPU plain softmax attention stands for both kernels; test_gpu.py runs the real ones.
+"""
+
+import logging
+
+import pytest
+import torch
+
+from stream_vlm_ros.engine.attention import attend_long
+from stream_vlm_ros.engine.long_past import LongPast
+
+SCALING = 0.3
+
+
+def plain(query, key, value, scaling):
+    scores = query @ key.transpose(-1, -2) * scaling
+    return scores.softmax(-1) @ value, scores.logsumexp(-1)
+
+
+class Kernel:
+    """Plain attention that notes how many tokens it was given, or does something else."""
+
+    def __init__(self, instead=plain):
+        self.instead, self.given = instead, []
+
+    def __call__(self, query, key, value, scaling):
+        self.given.append(key.shape[2])
+        return self.instead(query, key, value, scaling)
+
+
+def tensors(rows, past, heads=2, size=8, dtype=torch.float32):
+    noise = torch.Generator().manual_seed(rows + past)
+    make = lambda length: torch.randn(1, heads, length, size, generator=noise).to(dtype)  # noqa: E731
+    return make(rows), make(past), make(past)
+
+
+def small(kernel, **changes):
+    """As `LongPast` is, but for lengths that a test affords."""
+    settings = {"block": 16, "least_rows": 4, "most_plans": 8, "fast_on": lambda device: True}
+    return LongPast(kernel, **{**settings, **changes})
+
+
+@pytest.mark.parametrize(
+    ("rows", "past", "fast"),
+    [(4, 16, [16]), (4, 47, [32]), (9, 48, [48]), (4, 15, []), (3, 48, [])],
+)
+def test_whole_blocks_go_to_the_fast_kernel_and_the_union_is_exact(rows, past, fast):
+    query, key, value = tensors(rows, past)
+    quick, other = Kernel(), Kernel()
+    for _ in range(2):  # the first call is also checked against the other kernel
+        out, lse = attend_long(query, key, value, SCALING, long_past := small(quick), other)
+    expected_out, expected_lse = plain(query, key, value, SCALING)
+    torch.testing.assert_close(out, expected_out)
+    torch.testing.assert_close(lse, expected_lse)
+    assert quick.given == fast * 2
+    assert long_past.refused == []
+
+
+def test_only_the_first_call_of_a_kind_is_checked():
+    quick, other = Kernel(), Kernel()
+    long_past = small(quick)
+    for past in (32, 32, 48):
+        attend_long(*tensors(5, past), SCALING, long_past, other)
+    assert other.given == [32]
+    attend_long(*tensors(5, 32, size=16), SCALING, long_past, other)
+    assert other.given == [32, 32]
+
+
+def broken(query, key, value, scaling):
+    raise RuntimeError("no plan for this shape")
+
+
+def wrong_output(query, key, value, scaling):
+    out, lse = plain(query, key, value, scaling)
+    return out.flip(2), lse
+
+
+def not_a_number(query, key, value, scaling):
+    out, lse = plain(query, key, value, scaling)
+    return out * torch.nan, lse
+
+
+def wrong_sum(query, key, value, scaling):
+    out, lse = plain(query, key, value, scaling)
+    return out, lse / 0.6931
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        (broken, "no plan for this shape"),
+        (wrong_output, "output differs"),
+        (not_a_number, "output differs by nan"),
+        (wrong_sum, "log-sum-exp differs"),
+    ],
+)
+def test_a_kernel_that_fails_is_left_for_good_and_said_once(fault, why, caplog):
+    quick = Kernel(fault)
+    long_past = small(quick)
+    with caplog.at_level(logging.WARNING):
+        for past in (40, 40, 64):
+            query, key, value = tensors(6, past)
+            out, lse = attend_long(query, key, value, SCALING, long_past, plain)
+            expected_out, expected_lse = plain(query, key, value, SCALING)
+            torch.testing.assert_close(out, expected_out)
+            torch.testing.assert_close(lse, expected_lse)
+    assert len(quick.given) == 1
+    assert len(caplog.records) == 1
+    assert why in caplog.text and why in long_past.refused[0]
+
+
+def test_one_kind_that_fails_leaves_the_others_their_kernel():
+    quick = Kernel(lambda q, k, v, s: broken(q, k, v, s) if q.shape[3] == 8 else plain(q, k, v, s))
+    long_past = small(quick)
+    for size in (8, 16, 8, 16):
+        attend_long(*tensors(6, 32, size=size), SCALING, long_past, plain)
+    assert len(quick.given) == 3
+    assert len(long_past.refused) == 1
+
+
+def test_running_out_of_memory_is_no_fault_of_the_kernel():
+    def full(query, key, value, scaling):
+        raise torch.OutOfMemoryError("none left")
+
+    long_past = small(Kernel(full))
+    with pytest.raises(torch.OutOfMemoryError):
+        attend_long(*tensors(6, 32), SCALING, long_past, plain)
+    assert long_past.refused == []
+
+
+def test_no_more_plans_are_made_than_allowed():
+    """A scene that skips tokens has chunks of ever other lengths: each would cost a plan."""
+    quick = Kernel()
+    long_past = small(quick, most_plans=3)
+    for rows in range(4, 12):
+        attend_long(*tensors(rows, 32), SCALING, long_past, plain)
+    assert len(quick.given) == 3
+    attend_long(*tensors(4, 32), SCALING, long_past, plain)  # one that has its plan goes on
+    assert len(quick.given) == 4
+
+
+def test_a_memory_that_fills_needs_one_plan_for_each_count_of_blocks():
+    quick = Kernel()
+    long_past = small(quick)
+    query, keys, values = tensors(5, 100)  # a buffer that fills
+    for past in range(1, 100, 5):
+        attend_long(query, keys[:, :, :past], values[:, :, :past], SCALING, long_past, plain)
+    assert set(quick.given) == {16, 32, 48, 64, 80, 96}
+
+
+def test_where_the_kernel_is_not_faster_it_is_not_tried():
+    quick = Kernel()
+    attend_long(*tensors(6, 32), SCALING, small(quick, fast_on=lambda device: False), plain)
+    assert quick.given == []
+    assert LongPast().tokens(*tensors(4096, 8192)[:2]) == 0  # as it is: not on a CPU
