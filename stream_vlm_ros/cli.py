@@ -87,7 +87,7 @@ def ask(
     fps: Fps = 2.0,
     chunk_frames: Annotated[int, typer.Option(min=1, help="Frames encoded together.")] = 4,
     max_cache_tokens: Annotated[
-        int, typer.Option(min=1, help="The memory never holds more tokens than this.")
+        int, typer.Option(min=0, help="Bound of the memory in tokens. 0: as many as fit.")
     ] = 16384,
     at: Annotated[
         float | None, typer.Option(help="Ask when the video has run for so many seconds.")

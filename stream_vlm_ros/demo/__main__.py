@@ -153,12 +153,13 @@ def _introduce(console: Console, options, source: Source, model) -> None:
     size = "{}x{}".format(*source.size) if source.size else "any size"
     rate = options.rate or source.rate
     pace = f", {rate:.3g} images/s" if rate else ""
+    bound = f"{options.max_cache_tokens:,}" if options.max_cache_tokens else "as many as fit:"
     rows = [
         ("Camera", f"{source.name}, {size}{pace}, published as sensor_msgs/Image"),
         (
             "Memory",
             f"{options.sample_fps:g} frames/s in chunks of {options.chunk_frames}, at most "
-            f"{options.max_cache_tokens:,} tokens",
+            f"{bound} tokens",
         ),
         ("Model", _said_of(model)),
         ("Client", f"asks for {options.seconds:g} s while the video runs, then ends the demo"),

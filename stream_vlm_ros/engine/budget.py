@@ -16,6 +16,8 @@ from .errors import DeviceUnavailableError
 
 # Of what is free, this share is left to others: fragments, libraries, the rest of the robot.
 LEFT_FREE = 0.05
+# A cap chosen here leaves a CPU's memory half to others: it is not the model's alone.
+LEFT_FREE_ON_A_CPU = 0.5
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,14 @@ class MemoryBudget:
         chunk: of encoding a chunk of the largest pictures, roughly: patches, activations of the
             larger of both towers, its own keys and values.
         slack: tokens beyond the cap.
+        weights: of the model, taken already.
     """
 
     token: int
     questions: int
     chunk: int
     slack: int = 0
+    weights: int = 0
 
     @classmethod
     def of(
@@ -57,34 +61,75 @@ class MemoryBudget:
             questions=tail_tokens * token,
             chunk=max(language, tower) + pixels + chunk_tokens * token,
             slack=slack,
+            weights=sum(weight.nbytes for weight in model.parameters()),
         )
 
     def needed(self, cap: int) -> int:
         """Bytes for a memory of ``cap`` tokens."""
         return (cap + self.slack) * self.token + self.questions + self.chunk
 
-    def largest_cap(self, free: int) -> int:
+    def largest_cap(self, free: int, left_free: float = LEFT_FREE) -> int:
         """The largest cap that fits ``free`` bytes; 0 or less if none does."""
-        usable = int(free * (1 - LEFT_FREE))
+        usable = int(free * (1 - left_free))
         return (usable - self.questions - self.chunk) // self.token - self.slack
+
+    def automatic_cap(
+        self, free: int | None, device: torch.device, context: int, least: int
+    ) -> tuple[int, str]:
+        """The cap in tokens where none is given, and why it is this one.
+
+        As many tokens as fit what is free, of which a CPU keeps half. But no more than ``context``:
+        a memory is not to be longer, with a question behind it, than what the model was made for;
+        who wants that says so by a number.
+
+        Raises DeviceUnavailableError where fewer than ``least`` tokens fit, or the system does not
+        tell what is free.
+        """
+        if free is None:
+            raise DeviceUnavailableError(
+                f"max_cache_tokens is 0 (as large as fits), but the system does not tell how much "
+                f"memory {device} has free: set max_cache_tokens to a number of tokens"
+            )
+        left_free = LEFT_FREE_ON_A_CPU if device.type == "cpu" else LEFT_FREE
+        fits = self.largest_cap(free, left_free)
+        if fits < least:
+            raise DeviceUnavailableError(
+                f"max_cache_tokens is 0 (as large as fits), but not even one chunk fits {device}: "
+                f"{self._sum(least)}, but beside the weights {_gb(free)} are free, of which "
+                f"{left_free:.0%} stay free. Lower max_pixels, free some memory, or use a smaller "
+                "model"
+            )
+        if fits <= context:
+            return fits, f"as many tokens as fit, {left_free:.0%} of what is free being left"
+        return context, f"the model's context less a question; {fits:,} tokens would fit"
+
+    def plan(self, cap: int, free: int | None, device: torch.device) -> str:
+        """What the memory takes and what is free, in one line."""
+        left = "" if free is None else f", of {_gb(free)} that are free beside the weights"
+        return f"memory on {device}: weights {_gb(self.weights)}; {self._sum(cap)}{left}"
+
+    def _sum(self, cap: int) -> str:
+        slack = f" (and {self.slack:,} of slack)" if self.slack else ""
+        return (
+            f"{cap:,} tokens{slack} x {self.token:,} bytes = "
+            f"{_gb((cap + self.slack) * self.token)}, a question with its answer "
+            f"{_gb(self.questions)}, encoding a chunk about {_gb(self.chunk)}: together "
+            f"{_gb(self.needed(cap))}"
+        )
 
     def check(self, cap: int, free: int, device: torch.device) -> None:
         """Raise DeviceUnavailableError, with the sum, if ``cap`` tokens do not fit."""
         largest = self.largest_cap(free)
         if cap <= largest:
             return
-        slack = f" (and {self.slack:,} of slack)" if self.slack else ""
         remedy = (
             f"Set max_cache_tokens to at most {largest:,}, or lower max_pixels"
             if largest > 0
             else "Lower max_pixels, free some memory, or use a smaller model"
         )
         raise DeviceUnavailableError(
-            f"the memory does not fit {device}: {cap:,} tokens{slack} x {self.token:,} bytes = "
-            f"{_gb((cap + self.slack) * self.token)}, a question with its answer "
-            f"{_gb(self.questions)}, encoding a chunk about {_gb(self.chunk)}: together "
-            f"{_gb(self.needed(cap))}, but beside the weights {_gb(free)} are free, of which "
-            f"{LEFT_FREE:.0%} stay free. {remedy}"
+            f"the memory does not fit {device}: {self._sum(cap)}, but beside the weights "
+            f"{_gb(free)} are free, of which {LEFT_FREE:.0%} stay free. {remedy}"
         )
 
 

@@ -53,15 +53,16 @@ class KVBuffer:
 
     Args:
         originals: keep the keys of sink and kept grids a second time, as first computed, so that
-            they can be rotated anew again and again without drift.
+            they can be rotated anew again and again without drift. Room for so many tokens is
+            taken at once, more only if they become more; None: not kept.
     """
 
     def __init__(
-        self, shape: KVShape, capacity: int, device: torch.device, originals: bool = False
+        self, shape: KVShape, capacity: int, device: torch.device, originals: int | None = None
     ):
         self._shape, self._device = shape, device
         self.data = shape.allocate(capacity, device)
-        self._keep_originals = originals
+        self._room_for_originals = None if originals is None else self._take_originals(originals)
         self.clear()
 
     def clear(self) -> None:
@@ -92,7 +93,8 @@ class KVBuffer:
 
     @property
     def nbytes(self) -> int:
-        return self.data.nbytes + (0 if self._originals is None else self._originals.nbytes)
+        room = self._room_for_originals
+        return self.data.nbytes + (0 if room is None else room.nbytes)
 
     @property
     def rotates_base(self) -> bool:
@@ -106,10 +108,16 @@ class KVBuffer:
             self.data[:, :, :, length + room : self.window.stop + room] = behind.clone()
         self.sink, self._room = length, room
         self.window = range(0, self.window.stop - length)
-        if room and self._keep_originals:
-            layers, _, heads, _, size = self.data.shape
-            self._originals = self.data.new_empty(layers, heads, self.base, size)
+        if room and self._room_for_originals is not None:
+            if self._room_for_originals.shape[2] < self.base:
+                self._room_for_originals = None  # the old one first
+                self._room_for_originals = self._take_originals(self.base)
+            self._originals = self._room_for_originals[:, :, : self.base]
             self._originals[:, :, :length] = self.data[:, 0, :, :length]
+
+    def _take_originals(self, tokens: int) -> torch.Tensor:
+        layers, _, heads, _, size = self.data.shape
+        return self.data.new_empty(layers, heads, tokens, size)
 
     def unseal_sink(self) -> None:
         """Put the sink back into the ring; nothing may have been evicted since it was sealed."""

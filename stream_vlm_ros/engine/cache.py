@@ -8,6 +8,7 @@ sees stream and tail. Committing a fork copies its tail into the `buffer.KVBuffe
 from __future__ import annotations
 
 import copy
+import math
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -104,12 +105,14 @@ class KVCacheManager:
         self.ledger = PositionLedger(position_policy)
         self.state = StreamState()
         capacity = self._FIRST_BUFFER if config is None else config.max_cache_tokens
-        keeps = config is not None and config.keeps_grids
+        long_lived = None
+        if config is not None and config.keeps_grids and position_policy == "contiguous":
+            long_lived = math.ceil(config.long_lived_share * capacity)
         self._buffer = KVBuffer(
             shape,
             capacity + fork_slack_tokens,
             device,
-            originals=keeps and position_policy == "contiguous",
+            originals=long_lived,
         )
         self._tails = TailPool(shape, device)
         self._forks: weakref.WeakSet[Fork] = weakref.WeakSet()

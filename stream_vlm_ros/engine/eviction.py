@@ -31,7 +31,8 @@ class EvictionConfig:
     """How much the stream may hold.
 
     Attributes:
-        max_cache_tokens: the cap: the stream is never longer after an append.
+        max_cache_tokens: the cap: the stream is never longer after an append. 0: as large as fits,
+            settled by `VideoStreamingInference` when it takes its memory.
         sink_size: tokens that stay for ever; 0: the whole first chunk.
         window_size: tokens of the recent past; 0: what the sink and both shares leave.
         sampled_share: level 2's share of the cap less the sink, 0 to 1: temporal grids kept evenly
@@ -56,18 +57,19 @@ class EvictionConfig:
 
     def __post_init__(self) -> None:
         for name, least in (
-            ("max_cache_tokens", 1),
+            ("max_cache_tokens", 0),
             ("sink_size", 0),
             ("window_size", 0),
             ("eviction_interval", 1),
         ):
             check_whole_number(name, getattr(self, name), least)
-        if self.sink_size + self.window_size > self.max_cache_tokens:
+        settled = self.max_cache_tokens > 0
+        if settled and self.sink_size + self.window_size > self.max_cache_tokens:
             raise InvalidParameterError(
                 f"sink_size {self.sink_size} + window_size {self.window_size} exceed "
                 f"max_cache_tokens {self.max_cache_tokens}"
             )
-        if self.sink_size and self.sink_size == self.max_cache_tokens:
+        if settled and self.sink_size == self.max_cache_tokens:
             raise InvalidParameterError(
                 f"sink_size {self.sink_size} leaves no window under max_cache_tokens "
                 f"{self.max_cache_tokens}"
@@ -109,6 +111,16 @@ class EvictionConfig:
     def keeps_grids(self) -> bool:
         """Whether level 2 or 3 is in use."""
         return any(self.shares)
+
+    @property
+    def long_lived_share(self) -> float:
+        """How much of the cap sink and kept grids take, where grids are kept.
+
+        A sink whose size comes with the first chunk is taken for a sixteenth of the cap.
+        """
+        sink = self.sink_size / self.max_cache_tokens if self.max_cache_tokens else 0.0
+        share = sum(self.shares)
+        return share + (1 - share) * (sink or 1 / 16)
 
 
 class Candidate(NamedTuple):
@@ -307,6 +319,10 @@ class KVCacheEvictor:
     """
 
     def __init__(self, config: EvictionConfig | None = None, score: ImportanceScore | None = None):
+        if config is not None and not config.max_cache_tokens:
+            raise InvalidParameterError(
+                "max_cache_tokens is 0, as large as fits: VideoStreamingInference settles that"
+            )
         self.config = config
         self._score = score or FeatureNovelty()
         self.clear()

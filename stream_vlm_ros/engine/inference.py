@@ -6,6 +6,7 @@ Read `append_video_chunk` and `ask` from top to bottom: they are the whole engin
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
@@ -32,6 +33,8 @@ from .prompts import LAYOUTS, ChatLayout
 from .reduction import Known, StaticTokenFilter
 from .stamps import check_about, check_span, frame_times
 
+log = logging.getLogger(__name__)
+
 _GIB = 1024**3
 
 
@@ -44,7 +47,9 @@ class VideoStreamingInference:
         model: a loaded model; several engines may share one.
         processor: `StreamProcessor`, or transformers' own processor of the checkpoint.
         device: where the engine works; None: where the model is. The model is moved there.
-        eviction_config: the memory's cap; None: it grows without bound.
+        eviction_config: the memory's cap; None: it grows without bound. With max_cache_tokens 0 as
+            many tokens as fit the device (of a CPU's memory half), at most the model's context
+            less ``max_tail_tokens``.
         layout: ``continuous`` (one growing video in one user turn, as an offline pass sees it) or
             ``segmented`` (each chunk in a user turn of its own).
         position_policy: ``contiguous`` (after eviction what is kept closes up) or ``keep_gaps``.
@@ -107,8 +112,11 @@ class VideoStreamingInference:
         self._tokens_per_second = model.config.vision_config.tokens_per_second
         self._end_ids = _end_ids(model, processor)
         self._filter = None if skip_similarity is None else StaticTokenFilter(skip_similarity)
+        self.memory_plan = ""  # what the memory takes and what is free, in one line
         if eviction_config is not None:
-            self._check_budget(eviction_config, position_policy, max_tail_tokens, fork_slack_tokens)
+            eviction_config = self._budgeted(
+                eviction_config, position_policy, max_tail_tokens, fork_slack_tokens
+            )
         self.cache_manager = KVCacheManager(
             model.kv_shape,
             model.rotary,
@@ -556,20 +564,31 @@ class VideoStreamingInference:
     def _evidence(self) -> dict[str, Any]:
         return {"cache_length": self.cache_manager.get_seq_length(), **self._times()}
 
-    def _check_budget(
+    def _budgeted(
         self, config: EvictionConfig, position_policy: str, tail_tokens: int, slack: int
-    ) -> None:
+    ) -> EvictionConfig:
+        """The config with its cap settled; DeviceUnavailableError where that does not fit."""
         free = free_bytes(self.device)
-        if free is None:
-            return
         settings = self._frames.settings
         # Where nothing bounds the pictures, they are taken to be 1920x1080 at most.
         pixels = min(settings.max_pixels, self.max_pixels or 1920 * 1080)
-        grid = pixels // settings.factor**2
+        chunk = 2 * pixels // settings.factor**2
         rotates = config.keeps_grids and position_policy == "contiguous"
-        copies = 1.5 if rotates else 1.0  # those keys are kept as first computed, too
-        budget = MemoryBudget.of(self.model, 2 * grid, tail_tokens, slack, copies)
-        budget.check(config.max_cache_tokens, free, self.device)
+        # Those keys are kept as first computed, too.
+        copies = 1 + config.long_lived_share / 2 if rotates else 1.0
+        budget = MemoryBudget.of(self.model, chunk, tail_tokens, slack, copies)
+        why = ""
+        if config.max_cache_tokens == 0:
+            context = self.model.config.text_config.max_position_embeddings - tail_tokens
+            least = max(chunk, config.sink_size + config.window_size) + 1
+            cap, why = budget.automatic_cap(free, self.device, context, least)
+            config = dataclasses.replace(config, max_cache_tokens=cap)
+            why = f". max_cache_tokens 0: {why}"
+        elif free is not None:
+            budget.check(config.max_cache_tokens, free, self.device)
+        self.memory_plan = budget.plan(config.max_cache_tokens, free, self.device) + why
+        log.info(self.memory_plan)
+        return config
 
     def _clock(self) -> float:
         """The time once the device has finished what it was given."""

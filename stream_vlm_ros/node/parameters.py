@@ -70,7 +70,11 @@ class Parameters:
         choices=("streaming", "delayed_batch"),
     )
     max_cache_tokens: int = _spec(
-        16384, "The memory never holds more tokens than this.", 64, 10_000_000
+        16384,
+        "The memory never holds more tokens than this; 64 at least. 0: as many as fit the device "
+        "(of a CPU's memory half), at most the model's context less max_tail_tokens.",
+        0,
+        10_000_000,
     )
     sink_size: int = _spec(
         0,
@@ -260,12 +264,22 @@ class Parameters:
             raise InvalidParameterError(
                 f"min_pixels ({self.min_pixels}) is above max_pixels ({self.max_pixels})"
             )
-        if self.window_size and self.sink_size + self.window_size > self.max_cache_tokens:
+        if 0 < self.max_cache_tokens < 64:
+            raise InvalidParameterError(
+                f"max_cache_tokens must be 0 (as many as fit) or at least 64, got "
+                f"{self.max_cache_tokens}"
+            )
+        settled = self.max_cache_tokens > 0
+        if (
+            settled
+            and self.window_size
+            and self.sink_size + self.window_size > self.max_cache_tokens
+        ):
             raise InvalidParameterError(
                 f"sink_size + window_size ({self.sink_size} + {self.window_size}) is above "
                 f"max_cache_tokens ({self.max_cache_tokens})"
             )
-        if self.sink_size >= self.max_cache_tokens:
+        if settled and self.sink_size >= self.max_cache_tokens:
             raise InvalidParameterError(
                 f"sink_size ({self.sink_size}) leaves no room below max_cache_tokens "
                 f"({self.max_cache_tokens})"

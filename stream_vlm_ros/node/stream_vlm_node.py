@@ -233,8 +233,10 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         while not wait([worker.loaded], timeout=0.1).done:
             if not self.context.ok():
                 raise NotActiveError("told to end while the model was being loaded")
-        worker.loaded.result()
+        plan = worker.loaded.result()
         self.get_logger().info(f"the model is there after {time.monotonic() - started:.1f} s")
+        if plan:
+            self.get_logger().info(plan)
 
     def _make(self, create: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Create a publisher or service that the next tear-down destroys."""

@@ -198,7 +198,7 @@ class EngineWorker:
     ) -> None:
         self.queue_size = queue_size
         self.max_questions = max_questions
-        self.loaded: Future[None] = Future()
+        self.loaded: Future[str] = Future()  # what the engine's memory takes, in one line
         self.memory = MemoryState()
         self.resets = 0
         self.last_fault: str = ""  # of the last chunk, empty when it went well
@@ -341,7 +341,7 @@ class EngineWorker:
         except BaseException as fault:
             self.loaded.set_exception(fault)
             return
-        self.loaded.set_result(None)
+        self.loaded.set_result(getattr(engine, "memory_plan", ""))
         limited: int | None = None
         while (command := self._next()) is not None:
             if (wanted := self._max_pixels) != limited:

@@ -95,6 +95,99 @@ def test_the_sum_at_the_3b_shape_is_near_what_was_measured():
     )  # fmt: skip
     config = type("C", (), {"text_config": text, "vision_config": vision})
     shape = type("S", (), {"bytes_per_token": 36_864})
-    model = type("M", (), {"config": config, "kv_shape": shape, "dtype": torch.bfloat16})
+    model = type(
+        "M", (), {"config": config, "kv_shape": shape, "dtype": torch.bfloat16,
+                  "parameters": lambda: ()},
+    )  # fmt: skip
     budget = MemoryBudget.of(model, 5382, 2048, 0, 1.0)
     assert budget.needed(150_000) / 2**30 + 7.0 == pytest.approx(14.1, abs=1.0)
+
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
+
+
+@pytest.mark.parametrize(("device", "left"), [(GPU, 0.05), (CPU, 0.5)])
+def test_an_automatic_cap_is_the_largest_that_fits_what_the_device_may_give(device, left):
+    budget = MemoryBudget(token=36_864, questions=75_497_472, chunk=800_000_000, slack=100)
+    free = 8_000_000_000
+    cap, why = budget.automatic_cap(free, device, 10**9, 5000)
+    assert budget.needed(cap) <= free * (1 - left) < budget.needed(cap + 1)
+    assert f"{left:.0%} of what is free" in why
+
+
+def test_an_automatic_cap_does_not_outgrow_the_model_s_context():
+    budget = MemoryBudget(token=36_864, questions=75_497_472, chunk=800_000_000)
+    cap, why = budget.automatic_cap(80_000_000_000, GPU, 125_952, 5000)
+    assert cap == 125_952
+    assert "context" in why and f"{budget.largest_cap(80_000_000_000):,} tokens would fit" in why
+
+
+@pytest.mark.parametrize("free", [1_000_000_000, 100, None])
+def test_an_automatic_cap_below_one_chunk_or_of_an_unknown_device_is_refused(free):
+    budget = MemoryBudget(token=36_864, questions=75_497_472, chunk=800_000_000)
+    with pytest.raises(DeviceUnavailableError, match="max_cache_tokens is 0"):
+        budget.automatic_cap(free, GPU, 125_952, 5383)
+
+
+def automatic(model, processor, monkeypatch, free, **config):
+    monkeypatch.setattr(inference, "free_bytes", lambda device: free)
+    return VideoStreamingInference(
+        model, processor, "cpu", EvictionConfig(0, **config), max_pixels=56 * 56
+    )
+
+
+def test_the_engine_takes_the_automatic_cap_at_its_start_and_holds_it(
+    model, processor, toys, monkeypatch, caplog
+):
+    """The room for questions is 2,048 tokens of 512 bytes; the rest is the cap and a chunk."""
+    with caplog.at_level("INFO"):
+        engine = automatic(model, processor, monkeypatch, 5_000_000, **SINK_AND_WINDOW)
+    cap = engine.get_cache_info()["max_cache_tokens"]
+    weights = sum(weight.nbytes for weight in model.parameters())
+    assert 0.6 < cap * TOKEN / (2_500_000 - 2048 * TOKEN) < 1
+    plan = engine.memory_plan
+    assert plan in caplog.text
+    assert f"{cap:,} tokens x {TOKEN} bytes" in plan and "max_cache_tokens 0: " in plan
+    assert f"weights {weights / 1e6:.1f} MB" in plan and "of 5.0 MB that are free" in plan
+    reserved = engine.get_cache_info()["reserved_memory_bytes"]
+    while not engine.append_video_chunk(toys.frames(4, 56, 84), fps=2)["evicted_tokens"]:
+        pass
+    info = engine.get_cache_info()
+    assert info["cache_seq_length"] == cap
+    assert info["reserved_memory_bytes"] - reserved <= 2 * 2 * 3 * 2 * TOKEN  # one chunk's tail
+
+
+def test_the_automatic_cap_leaves_the_context_room_for_a_question(model, processor, monkeypatch):
+    engine = automatic(model, processor, monkeypatch, 10**12)
+    assert engine.get_cache_info()["max_cache_tokens"] == 32768 - 2048
+
+
+def test_a_window_larger_than_the_automatic_cap_is_refused(model, processor, monkeypatch):
+    with pytest.raises(DeviceUnavailableError, match="not even"):
+        automatic(model, processor, monkeypatch, 5_000_000, window_size=20_000)
+
+
+def test_a_given_cap_tells_its_plan_too(model, processor, monkeypatch):
+    engine = build(model, processor, monkeypatch, 1_000_000_000, cap=100_000)
+    assert f"100,000 tokens x {TOKEN} bytes" in engine.memory_plan
+    assert "max_cache_tokens 0" not in engine.memory_plan
+
+
+def test_the_copy_of_long_lived_keys_is_taken_at_the_start(model, processor, toys):
+    """Default shares: 70 % of the cap less the sink, and the sink, of keys alone."""
+    engine = VideoStreamingInference(
+        model, processor, "cpu", EvictionConfig(2000), max_pixels=56 * 56
+    )
+    manager = engine.cache_manager
+    start = manager.reserved_bytes
+    copies = manager._buffer.nbytes - 2000 * TOKEN
+    assert 0.7 * 2000 * TOKEN / 2 <= copies <= 0.75 * 2000 * TOKEN / 2
+    sizes = []
+    for number in range(12):
+        engine.append_video_chunk(toys.frames(4, 56, 84, seed=number), fps=2)
+        sizes.append(manager._buffer.nbytes)
+    assert engine.get_cache_info()["important_size"] > 0
+    assert len(set(sizes)) == 1 and sizes[0] == 2000 * TOKEN + copies
+    engine.reset()
+    assert manager._buffer.nbytes == sizes[0]
+    assert start > 0

@@ -105,7 +105,7 @@ def test_an_interval_makes_room_for_the_chunks_to_come_at_once():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        (dict(max_cache_tokens=0), "max_cache_tokens must be a whole number of at least 1, not 0"),
+        (dict(max_cache_tokens=-1), "max_cache_tokens must be a whole number of at least 0"),
         (dict(max_cache_tokens=10.5), "max_cache_tokens must be a whole number"),
         (
             dict(max_cache_tokens=100, sink_size=-1),

@@ -24,6 +24,13 @@ def test_without_a_model_path_a_small_model_runs_with_the_node_s_settings():
     assert engine.get_cache_info()["max_cache_tokens"] == 500
 
 
+def test_an_automatic_cap_is_settled_when_the_engine_is_loaded():
+    """The small model's positions are 32,768, and a machine that runs tests has room for them."""
+    engine = load_engine(Parameters(max_cache_tokens=0, device="cpu"))
+    assert engine.get_cache_info()["max_cache_tokens"] == 32768 - Parameters().max_tail_tokens
+    assert "max_cache_tokens 0: the model's context less a question" in engine.memory_plan
+
+
 def test_a_cap_smaller_than_one_chunk_is_an_error_in_words():
     engine = load_engine(Parameters(max_cache_tokens=64, device="cpu"))
     with pytest.raises(CapTooSmallError, match="64"):

@@ -64,6 +64,7 @@ def test_every_parameter_is_read_somewhere():
         ({"min_pixels": 2000, "max_pixels": 1000}, r"min_pixels \(2000\) is above max_pixels"),
         ({"sink_size": 9000, "window_size": 9000}, "is above max_cache_tokens"),
         ({"sink_size": 16384}, "leaves no room"),
+        ({"max_cache_tokens": 63}, r"must be 0 \(as many as fit\) or at least 64, got 63"),
         ({"sampled_share": -0.5}, r"sampled_share must be -1 \(automatic\) or at least 0"),
         ({"important_share": -0.1}, "important_share must be -1"),
         ({"sampled_share": 0.6, "important_share": 0.4}, "leave nothing for the window"),
@@ -73,6 +74,10 @@ def test_every_parameter_is_read_somewhere():
 def test_a_bad_value_is_refused_with_a_reason(values, words):
     with pytest.raises(InvalidParameterError, match=words):
         from_values(values)
+
+
+def test_a_cap_that_is_as_large_as_fits_takes_any_sink_and_window():
+    assert from_values({"max_cache_tokens": 0, "sink_size": 9000, "window_size": 9000})
 
 
 def test_a_whole_number_is_taken_for_a_float():
