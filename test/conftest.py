@@ -55,6 +55,9 @@ def pytest_configure(config):
     os.environ["ROS_DOMAIN_ID"] = str(domain)
     os.environ.pop("ROS_LOCALHOST_ONLY", None)
     os.environ.update(on_this_machine())
+    # Not Fast DDS's shared memory: what killed processes leave behind in it, and a process that is
+    # held up while it is looked at, can cost two processes their connection for good.
+    os.environ["FASTDDS_BUILTIN_TRANSPORTS"] = "UDPv4"
     config.ros_log_folder = tempfile.TemporaryDirectory(prefix="stream_vlm_ros_log_")
     os.environ["ROS_LOG_DIR"] = config.ros_log_folder.name
 

@@ -104,5 +104,4 @@ def spin(executor: Any, node: Any) -> None:
             # rclpy's: an entity was destroyed in one thread while another was about to wait on it.
             continue
         except Exception as fault:
-            if executor.context.ok():
-                node.report_fault("a callback", fault)
+            node.report_fault("a callback", fault)

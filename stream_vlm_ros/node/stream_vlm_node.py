@@ -374,7 +374,8 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
 
     def report_fault(self, where: str, fault: Exception) -> None:
         """Log a fault of this package, once with its traceback; repetitions are counted."""
-        self.faults.report(where, fault)
+        if self.context.ok():  # else told to end: whatever broke off, broke off for that
+            self.faults.report(where, fault)
 
     def _keep_house(self) -> None:
         if self._intake is not None:

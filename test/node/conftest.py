@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+import typing
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -151,11 +153,31 @@ def make_header():
 # A node in a process of its own -------------------------------------------------------------------
 
 
+# As ``python -m stream_vlm_ros.node``, and a signal makes it print what each thread is doing.
+RUN_NODE = """
+import faulthandler, runpy, signal
+faulthandler.register(signal.SIGUSR2)
+runpy.run_module("stream_vlm_ros.node", run_name="__main__", alter_sys=True)
+"""
+
+
 class NodeProcess:
     """``python -m stream_vlm_ros.node`` with its output gathered."""
 
+    living: typing.ClassVar = weakref.WeakSet()
+
+    @classmethod
+    def what_they_do(cls):
+        """Output of each node that runs, and where its threads are: what a failed wait is told."""
+        told = []
+        for node in [node for node in cls.living if node.process.poll() is None]:
+            node.process.send_signal(signal.SIGUSR2)
+            time.sleep(2.0)
+            told.append("\n".join(["", f"node {node.process.pid}:", *node.lines[-120:]]))
+        return "".join(told)
+
     def __init__(self, *remaps, namespace="", environment=None, **parameters):
-        arguments = [sys.executable, "-m", "stream_vlm_ros.node", "--ros-args"]
+        arguments = [sys.executable, "-c", RUN_NODE, "--ros-args"]
         for name, value in parameters.items():
             arguments += ["-p", f"{name}:={value}"]
         for remap in (*remaps, *([f"__ns:=/{namespace}"] if namespace else [])):
@@ -168,6 +190,7 @@ class NodeProcess:
             env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
             start_new_session=True,
         )
+        self.living.add(self)
         self.lines = []
         self._changed = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -285,7 +308,8 @@ class Graph:
         deadline = time.monotonic() + timeout
         while not (value := condition()):
             assert self._fault is None, f"the thread that spins failed: {self._fault!r}"
-            assert time.monotonic() < deadline, f"{what} did not come within {timeout} s"
+            if time.monotonic() > deadline:
+                pytest.fail(f"{what} did not come within {timeout} s{NodeProcess.what_they_do()}")
             time.sleep(0.02)
         return value
 
@@ -299,9 +323,19 @@ class Graph:
 
     def call(self, service_type, name, request=None):
         client = self.node.create_client(service_type, name)
+        calls = []
+
+        def replied():
+            # A service that has not yet found the client's side loses its reply, without a word to
+            # either: who gets none asks again.
+            if not calls or time.monotonic() > calls[-1][0] + PATIENCE / 3:
+                sent = client.call_async(request or service_type.Request())
+                calls.append((time.monotonic(), sent))
+            return next((sent for _, sent in calls if sent.done()), None)
+
         try:
             assert client.wait_for_service(PATIENCE), f"no service {name}"
-            return self.result(client.call_async(request or service_type.Request()))
+            return self.wait(replied, what=f"the reply of {name}").result()
         finally:
             self.node.destroy_client(client)
 

@@ -140,6 +140,15 @@ def test_a_fault_in_a_timer_is_told_once_however_often_it_fires(here, monkeypatc
 
 
 @pytest.mark.ros
+def test_what_breaks_off_because_the_node_is_told_to_end_is_no_fault(here):
+    here.node.report_fault("~/ask", raised(RuntimeError("boom")))
+    assert "boom" in here.said.pop()
+    here.node.context.try_shutdown()
+    here.node.report_fault("~/ask", raised(RuntimeError("the publisher is gone")))
+    assert here.said == []
+
+
+@pytest.mark.ros
 def test_faults_of_reset_and_of_setting_a_parameter_are_replied(here, monkeypatch):
     assert_lives(here)
     here.engine.reset = fail
