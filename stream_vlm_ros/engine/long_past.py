@@ -60,7 +60,7 @@ class LongPast:
         most_plans: int = 128,
     ):
         self._kernel, self._fast_on = kernel, fast_on
-        self._block, self._least_rows, self._most_plans = block, least_rows, most_plans
+        self._block, self.least_rows, self._most_plans = block, least_rows, most_plans
         self._plans: set[tuple[object, ...]] = set()
         self._works: dict[tuple[object, ...], bool] = {}
         self._checked: set[tuple[object, ...]] = set()
@@ -69,7 +69,7 @@ class LongPast:
     def tokens(self, query: torch.Tensor, key: torch.Tensor) -> int:
         """How many tokens of ``key [b, h, m, d]``, from the front, `attend` should be given."""
         whole = key.shape[2] // self._block * self._block
-        if not whole or query.shape[2] < self._least_rows:
+        if not whole or query.shape[2] < self.least_rows:
             return 0
         kind = _kind(query)
         if kind not in self._works:

@@ -1,0 +1,121 @@
+"""Draw what bench/gpu.py measured: python bench/gpu_plots.py bench/results/gpu.json
+
+PNGs beside the file, named after it. Sections that the file lacks are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+Drawing = Callable[[Any, dict[str, Any]], None]
+SHOWN = {"chunk": "a chunk", "first_token": "first token", "token": "a further token"}
+
+
+def against_reference(axes: Any, section: dict[str, Any]) -> None:
+    """Bars: the reference's style, ours, the floor; all caps and kinds of work."""
+    names, values = [], []
+    for cap, row in sorted(section["caps"].items(), key=lambda entry: int(entry[0])):
+        for name, words in SHOWN.items():
+            names.append(f"{words}\n{int(cap):,}")
+            styles = row["reference_style"][name], row["ours"][name]
+            values.append([*(style["median"] for style in styles), row["floor"][name]])
+    for number, (label, colour) in enumerate(
+        (("reference's style", "0.6"), ("ours", "tab:blue"), ("floor", "tab:green"))
+    ):
+        places = [place + 0.27 * (number - 1) for place in range(len(names))]
+        drawn = axes.bar(places, [each[number] for each in values], 0.27, label=label, color=colour)
+        axes.bar_label(drawn, fmt="%.3g", fontsize=6)
+    axes.set_xticks(range(len(names)), names, fontsize=7)
+    axes.set_yscale("log")
+    axes.set_ylabel("ms")
+    axes.legend()
+    axes.set_title("Work at two caps, in tokens")
+
+
+def long_video(axes: Any, section: dict[str, Any]) -> None:
+    for name, way in section.items():
+        if isinstance(way, dict) and "chunk_ms" in way:
+            axes.plot(way["chunk_ms"], label=f"{name}: {way['seconds']:g} s", linewidth=1)
+    axes.set(xlabel="chunk", ylabel="ms a chunk", title=f"{section['frames']} frames end to end")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+
+
+def _curve(points: list[dict[str, Any]], along: str, scale: str) -> Drawing:
+    def draw(axes: Any, section: dict[str, Any]) -> None:
+        xs = [_number(point[along]) for point in points]
+        for name, words in SHOWN.items():
+            if name in points[0]:
+                axes.plot(xs, [point[name] for point in points], marker="o", label=words)
+        axes.set_xscale(scale)
+        axes.set_yscale("log")
+        axes.set_xticks(xs, [_label(point[along]) for point in points], rotation=30, fontsize=7)
+        axes.minorticks_off()
+        axes.set(ylabel="ms", title=TITLES[along])
+        axes.legend()
+
+    return draw
+
+
+TITLES = {
+    "cap": "Over the cap, in tokens",
+    "chunk_frames": "Over the frames of a chunk",
+    "frames": "Over the size of the pictures",
+    "chunks": "Over the chunks that have passed",
+}
+
+
+def _number(value: Any) -> float:
+    return value[0] * value[1] if isinstance(value, list) else value
+
+
+def _label(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, list) else f"{value:,}"
+
+
+def drawings(sections: dict[str, Any]) -> dict[str, tuple[Drawing, dict[str, Any]]]:
+    """By the name of the plot: how it is drawn, and its section."""
+    found: dict[str, tuple[Drawing, dict[str, Any]]] = {}
+    for name, draw in (("against_reference", against_reference), ("long_video", long_video)):
+        if name in sections and "failed" not in sections[name]:
+            found[name.replace("_", "-")] = draw, sections[name]
+    curves = sections.get("curves", {})
+    for name, along, scale in (
+        ("cap", "cap", "log"),
+        ("chunk", "chunk_frames", "linear"),
+        ("resolution", "frames", "log"),
+        ("stream_length", "chunks", "log"),
+    ):
+        if points := curves.get(name, {}).get("points"):
+            found[f"over-{name.replace('_', '-')}"] = _curve(points, along, scale), curves
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path)
+    file: Path = parser.parse_args().results
+    report = json.loads(file.read_text())
+    about = f"{report['machine']}, {report['shape']}, {report['size']}, torch {report['torch']}"
+    for name, (draw, section) in drawings(report["sections"]).items():
+        figure, axes = pyplot.subplots(figsize=(7, 4))
+        draw(axes, section)
+        figure.text(0.99, 0.01, f"{about}, {section['date']}", ha="right", fontsize=6, color="0.4")
+        figure.tight_layout()
+        target = file.with_name(f"{file.stem}-{name}.png")
+        figure.savefig(target, dpi=130)
+        pyplot.close(figure)
+        print(target)
+
+
+if __name__ == "__main__":
+    main()
