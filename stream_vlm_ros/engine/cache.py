@@ -2,7 +2,8 @@
 
 A chunk or a question runs on a `forks.Fork`, whose own tokens go to a small tail while attention
 sees stream and tail. Committing a fork copies its tail into the `buffer.KVBuffer`, over what the
-`eviction.KVCacheEvictor` forgets, and enters it in the `ledger.PositionLedger`.
+`eviction.KVCacheEvictor` forgets, and enters it in the `ledger.PositionLedger`. Nothing that a
+living fork reads is overwritten: see `KVCacheManager.commit`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 
 from .buffer import KVBuffer, KVShape
 from .errors import BudgetExceededError, SnapshotEvictedError, StreamBusyError
-from .eviction import EvictionConfig, EvictorMark, ImportanceScore, KVCacheEvictor
+from .eviction import Appended, EvictionConfig, EvictorMark, ImportanceScore, KVCacheEvictor
 from .forks import Fork, Part, TailPool
 from .ledger import LedgerMark, PositionLedger
 from .positions import ZERO, MultimodalRotary, Span, Vec
@@ -65,6 +66,7 @@ class Clone:
     ledger: PositionLedger
     evictor: KVCacheEvictor
     state: StreamState
+    waiting: tuple[Appended, ...]
 
     @property
     def nbytes(self) -> int:
@@ -82,7 +84,7 @@ class KVCacheManager:
         position_policy: ``contiguous`` or ``keep_gaps``, see `positions`.
         max_tail_tokens: room for a question with its answer.
         fork_slack_tokens: slots beyond the cap, so that chunks can go on while an answer that
-            reads the memory is being written; where grids are kept, these may not move meanwhile.
+            reads the memory is being written.
         importance: level 3's score; None: `FeatureNovelty`.
     """
 
@@ -100,7 +102,7 @@ class KVCacheManager:
         importance: ImportanceScore | None = None,
     ):
         self.shape, self._rotary, self._device = shape, rotary, device
-        self.max_tail_tokens = max_tail_tokens
+        self.max_tail_tokens, self.fork_slack_tokens = max_tail_tokens, fork_slack_tokens
         self.evictor = KVCacheEvictor(config, importance)
         self.ledger = PositionLedger(position_policy)
         self.state = StreamState()
@@ -116,11 +118,17 @@ class KVCacheManager:
         )
         self._tails = TailPool(shape, device)
         self._forks: weakref.WeakSet[Fork] = weakref.WeakSet()
+        self._waiting: list[Appended] = []  # what has been appended and not yet evicted for
         self._parts: list[Part] | None = None
         with self.fork(max_tail_tokens):
             pass  # taken now: running out of memory shows at the start
 
     # -- reading -----------------------------------------------------------------------------
+
+    @property
+    def waiting(self) -> Sequence[Appended]:
+        """Appends that nothing was evicted for yet: see `commit`."""
+        return self._waiting
 
     def get_seq_length(self) -> int:
         """Tokens in the stream."""
@@ -208,10 +216,19 @@ class KVCacheManager:
             )
         return self.fork(self.max_tail_tokens)
 
+    def check_free(self, tokens: int) -> None:
+        """Raise StreamBusyError if so many tokens would overwrite what an answer still reads."""
+        self._check_free(tokens, self._living())
+
     # In inference mode, because that may change what was made in or out of a caller's own.
     @torch.inference_mode()
     def commit(self, fork: Fork, spans: Sequence[Span], state: StreamState, chunk: bool) -> int:
         """Make a fork's tokens part of the stream, evict what is due, release the fork.
+
+        While other forks live, sink and window alone evict as ever: what is forgotten stays in its
+        slots until the ring comes round to them, which ``fork_slack_tokens`` puts off. Where grids
+        are kept, eviction moves them and rotates their keys anew, so it waits for `catch_up`: until
+        then the stream is up to ``fork_slack_tokens`` longer than the cap.
 
         Args:
             fork: made since the last commit.
@@ -231,27 +248,17 @@ class KVCacheManager:
         evictor, buffer = self.evictor, self._buffer
         if evictor.config is None and buffer.length + count > buffer.capacity:
             buffer.grow(max(2 * buffer.capacity, buffer.length + count))
-        before = evictor.mark()
+        others = [other for other in self._living() if other is not fork]
+        self._check_free(count, others)
         if chunk:
             evictor.record_chunk(count)
-        due = evictor.due(buffer.length + count, newest=count, kept=buffer.kept)
-        claimed = buffer.overwritten_by(count)
-        others = [other for other in self._living() if other is not fork]
-        # Kept grids move, and their keys are rotated anew: nobody may be reading them.
-        moves = due > 0 and evictor.keeps_grids
-        if others and (moves or any(_overlap(other.window, claimed) for other in others)):
-            evictor.restore(before)
-            raise StreamBusyError(
-                "an answer is still being written from memory that these frames would change: "
-                "finish or cancel it first" + ("" if moves else ", or raise fork_slack_tokens")
-            )
-        # Both at once would need a chunk larger than the window: refused by check_room.
-        assert not due or self.ledger.sink_length is not None
+        self._waiting.append(evictor.appended(count))
         own = fork.own()
         self._parts = None
         self.state = state
         self.ledger.append(spans)
-        evicted = self._forget(due) if due else 0  # first: the ring has no slots beyond the cap
+        # Eviction comes first: without slack the ring has no slots beyond the cap.
+        evicted = 0 if others and evictor.keeps_grids else self._evict()
         buffer.write(own)
         sink = evictor.effective_sink_size
         if self.ledger.sink_length is None and 0 < sink <= buffer.length:
@@ -259,8 +266,49 @@ class KVCacheManager:
         fork.release()
         return evicted
 
-    def _forget(self, due: int) -> int:
-        """Make the window ``due`` tokens shorter, keep what deserves it; return what was lost."""
+    @torch.inference_mode()
+    def catch_up(self) -> None:
+        """Carry out the evictions that waited for answers being written, once none is any more.
+
+        What is forgotten and kept is to the token what would have been without waiting.
+        """
+        if self._waiting and not self._living():
+            self._parts = None
+            self._evict()
+
+    def _check_free(self, tokens: int, readers: Sequence[Fork]) -> None:
+        claimed = self._buffer.overwritten_by(tokens)
+        # Where grids are kept nothing leaves the window under a reader.
+        waits = bool(readers) and self.evictor.keeps_grids
+        read = [self._buffer.window] if waits else [fork.window for fork in readers]
+        if any(_overlap(window, claimed) for window in read):
+            raise StreamBusyError(
+                "an answer is still being written from memory that these tokens would overwrite: "
+                "finish or cancel it first, or raise fork_slack_tokens"
+            )
+
+    def _evict(self) -> int:
+        """Forget what is due for each append that waits, in their order; return what was lost."""
+        before, settled = self.ledger.evicted, True
+        later = sum(one.tokens for one in self._waiting)
+        for one in self._waiting:
+            later -= one.tokens
+            due = self.evictor.due(self.ledger.length - later, one, self._buffer.kept)
+            if due:
+                # Both at once would need a chunk larger than the window: refused by check_room.
+                assert self.ledger.sink_length is not None
+                self._forget(due)
+                settled = False
+        self._waiting.clear()
+        if not settled:
+            self.ledger.settle()
+            if self.rotates_long_lived:
+                offsets = self.ledger.sink_offset, self.ledger.kept_offsets()
+                self._buffer.rotate_base(self._rotary, *offsets)
+        return self.ledger.evicted - before
+
+    def _forget(self, due: int) -> None:
+        """Make the window ``due`` tokens shorter and keep what deserves it."""
         buffer, ledger, evictor = self._buffer, self.ledger, self.evictor
         before = ledger.evicted
         while due > 0:
@@ -280,13 +328,8 @@ class KVCacheManager:
             ledger.evict(step)
             buffer.evict(step)
             due -= step
-        ledger.settle()
-        if self.rotates_long_lived:
-            buffer.rotate_base(self._rotary, ledger.sink_offset, ledger.kept_offsets())
-        lost = ledger.evicted - before
-        if lost:
+        if lost := ledger.evicted - before:
             evictor.record_eviction(lost)
-        return lost
 
     def _seal(self, sink: int) -> None:
         self.ledger.seal_sink(sink)
@@ -325,6 +368,7 @@ class KVCacheManager:
 
     def snapshot(self) -> Snapshot:
         """A point to come back to with `restore`. Costs nothing; undone by length."""
+        self.catch_up()
         return Snapshot(self.ledger.mark(), self.evictor.mark(), self.state)
 
     @torch.inference_mode()
@@ -338,6 +382,7 @@ class KVCacheManager:
         """
         if self._living():
             raise StreamBusyError("an answer is being written: finish or cancel it first")
+        self.catch_up()
         if isinstance(saved, Clone):
             self._restore_clone(saved)
             return
@@ -368,11 +413,13 @@ class KVCacheManager:
 
         (It copies once more, so that one clone may be restored again and again.)
         """
+        self.catch_up()
         return Clone(
             copy.deepcopy(self._buffer),
             copy.deepcopy(self.ledger),
             copy.deepcopy(self.evictor),
             self.state,
+            tuple(self._waiting),
         )
 
     def _restore_clone(self, saved: Clone) -> None:
@@ -382,7 +429,9 @@ class KVCacheManager:
         )
         self.ledger.follow(followed)
         self.state = saved.state
+        self._waiting = list(saved.waiting)
         self._parts = None
+        self.catch_up()
 
     def clear(self) -> None:
         """Forget everything; the buffers stay. Answers being written end where they read."""
@@ -391,6 +440,7 @@ class KVCacheManager:
         self._buffer.clear()
         self.ledger.clear()
         self.evictor.clear()
+        self._waiting.clear()
         self.state = StreamState()
         self._parts = None
 

@@ -12,6 +12,7 @@ import copy
 import math
 import warnings
 from bisect import insort
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -300,6 +301,13 @@ class StarMemory:
         return any(one.number == number for one in self._grids)
 
 
+class Appended(NamedTuple):
+    """Tokens appended together, and how many more than is due are evicted for them, if any are."""
+
+    tokens: int
+    ahead: int
+
+
 class EvictorMark(NamedTuple):
     """What a snapshot keeps of the evictor."""
 
@@ -466,7 +474,12 @@ class KVCacheEvictor:
                 self._sink_size = tokens
         self._chunks += 1
 
-    def due(self, length: int, newest: int, kept: int = 0) -> int:
+    def appended(self, tokens: int) -> Appended:
+        """What `due` needs to know of an append made now, whenever its turn comes."""
+        interval = self.config.eviction_interval if self.config else 1
+        return Appended(tokens, round((interval - 1) * self.avg_chunk_tokens))
+
+    def due(self, length: int, newest: Appended, kept: int = 0) -> int:
         """Tokens that must leave the window of a stream of ``length`` tokens.
 
         Args:
@@ -479,14 +492,21 @@ class KVCacheEvictor:
         excess = window - self.effective_window_size
         if excess <= 0:
             return 0
-        ahead = round((self.config.eviction_interval - 1) * self.avg_chunk_tokens)
-        return max(excess, min(excess + ahead, window - newest))
+        return max(excess, min(excess + newest.ahead, window - newest.tokens))
 
-    def most_due(self, length: int, tokens: int, kept: int = 0) -> int:
-        """What `due` may come to once a chunk of at most ``tokens`` is behind ``length`` others."""
+    def most_due(
+        self, length: int, tokens: int, kept: int = 0, waiting: Sequence[Appended] = ()
+    ) -> int:
+        """What `due` may come to once a chunk of at most ``tokens`` is behind ``length`` others.
+
+        ``waiting``: of those, what was appended last and has not had its turn.
+        """
         before = self.mark()
         self.record_chunk(tokens)
-        most = self.due(length + tokens, newest=tokens, kept=kept)
+        most, length = 0, length - sum(one.tokens for one in waiting)
+        for one in (*waiting, self.appended(tokens)):
+            length += one.tokens
+            most += self.due(length - most, one, kept)
         self.restore(before)
         return most
 

@@ -57,8 +57,9 @@ class VideoStreamingInference:
             ``max_pixels`` may change between chunks: see `limit_pixels`.
         system_prompt: None: the chat template's own.
         max_tail_tokens: room for one question with its answer.
-        fork_slack_tokens: extra slots so that chunks can be appended while an answer is written; of
-            use to a memory of sink and window alone, as kept frames cannot move under a reader.
+        fork_slack_tokens: room beyond the cap, so that chunks can be appended while an answer is
+            written from a full memory. What is appended then to a memory that keeps frames is made
+            room for when the answer ends: until then the stream is that much longer.
         importance: which frames level 3 of the memory keeps; None: the most unlike all others.
         skip_similarity: leave out vision tokens whose features are this close (cosine) to those
             last appended at their place; None: keep all. For scenes that hardly change.
@@ -170,17 +171,20 @@ class VideoStreamingInference:
 
         Raises:
             InvalidImageError, InvalidTimestampError, InvalidParameterError (pixel bounds),
-                CapTooSmallError, StreamBusyError: nothing was appended; the stream goes on with
-                the next call.
+                CapTooSmallError: nothing was appended; the stream goes on with the next call.
+            StreamBusyError: an answer is being written and there is no room beside what it reads
+                (``fork_slack_tokens``); nothing was appended or computed. Try again when it ends.
         """
         begin = time.perf_counter()
-        patches = self._frames(frames, self.min_pixels, self.max_pixels)
-        newest = self.cache_manager.state.last_stamp
-        stamps = frame_times(len(frames), fps, timestamps, newest)
-        spans, before, after = self._plan_chunk(patches, stamps)
         manager = self.cache_manager
-        # With tokens left out it may be fewer in the end; what could never fit is refused here.
-        manager.evictor.check_room(sum(span.count for span in spans))
+        manager.catch_up()
+        patches = self._frames(frames, self.min_pixels, self.max_pixels)
+        stamps = frame_times(len(frames), fps, timestamps, manager.state.last_stamp)
+        spans, before, after = self._plan_chunk(patches, stamps)
+        # With tokens left out it may be fewer in the end; what could not fit is refused here.
+        most = sum(span.count for span in spans)
+        manager.evictor.check_room(most)
+        manager.check_free(most)
 
         features = self.model.encode_frames(patches)
         grids = features.unflatten(0, self._token_grid(patches))  # [grids, rows, columns, hidden]
@@ -285,7 +289,8 @@ class VideoStreamingInference:
         """Like `ask`, as an iterator over pieces of text; `Answer.metrics` once it has ended.
 
         The answer reads the memory as it is at this call, whatever is appended meanwhile; with
-        ``update_state`` the exchange is kept behind that.
+        ``update_state`` the exchange is kept behind that. To append between two pieces is what it
+        is for: see ``fork_slack_tokens``.
         """
         begin = time.perf_counter()
         options = DecodingOptions(
@@ -331,7 +336,9 @@ class VideoStreamingInference:
                     elif update_state and manager.ledger.mark() == asked_at:
                         self._keep_exchange(fork, prompt, said.ids, start)
                     elif update_state:
+                        fork.release()  # it has been read
                         self._repeat_exchange(question, said.ids)
+            manager.catch_up()
             latency = self._clock() - begin
             metrics.setdefault("ttft", latency)
             metrics.update(answer_tokens=len(said.ids), finish_reason=reason, latency=latency)
@@ -387,9 +394,11 @@ class VideoStreamingInference:
         ``oldest_timestamp`` and ``newest_timestamp`` are the source's, None before any frame;
         ``time_spans`` are the unbroken stretches of time in memory; ``levels`` says what of them
         the sink, the sampled and the important frames and the window hold, the four sizes how much
-        they may hold, and ``shares_reason`` why.
+        they may hold, and ``shares_reason`` why. The window, and so ``cache_seq_length``, may be up
+        to ``fork_slack_tokens`` longer while an answer is being written.
         """
         manager = self.cache_manager
+        manager.catch_up()
         evictor, state = manager.evictor, manager.state
         config = evictor.config
         return {
@@ -398,6 +407,7 @@ class VideoStreamingInference:
             "cache_memory_bytes": manager.live_bytes,
             "reserved_memory_bytes": manager.reserved_bytes,
             "max_cache_tokens": config.max_cache_tokens if config else None,
+            "fork_slack_tokens": manager.fork_slack_tokens,
             "sink_size": evictor.effective_sink_size,
             "window_size": evictor.effective_window_size,
             "sampled_size": evictor.sampled_size,
@@ -454,7 +464,9 @@ class VideoStreamingInference:
         manager = self.cache_manager
         ledger, tokens = manager.ledger, sum(span.count for span in spans)
         # Appended whole, the chunk would push out the most: what then stays can be relied on.
-        leaving = manager.evictor.most_due(ledger.length, tokens, ledger.kept_length)
+        leaving = manager.evictor.most_due(
+            ledger.length, tokens, ledger.kept_length, manager.waiting
+        )
         oldest = ledger.oldest_window_grid(leaving)
         places, known = static.choose(grids, ledger.grids_seen, oldest, manager.state.known)
         spans = [
@@ -483,6 +495,7 @@ class VideoStreamingInference:
 
     def _question_ids(self, question: str, about: tuple[float, float] | None) -> list[int]:
         manager = self.cache_manager
+        manager.catch_up()
         if manager.state.frames == 0:
             raise EmptyMemoryError("nothing has been seen yet: append frames before asking")
         if (asked := check_about(about)) is not None:

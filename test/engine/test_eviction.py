@@ -15,7 +15,7 @@ def run(config: EvictionConfig, chunks: list[int]) -> tuple[KVCacheEvictor, list
     for tokens in chunks:
         evictor.check_room(tokens)
         evictor.record_chunk(tokens)
-        due = evictor.due(length + tokens, newest=tokens)
+        due = evictor.due(length + tokens, evictor.appended(tokens))
         if due:
             evictor.record_eviction(due)
         length += tokens - due

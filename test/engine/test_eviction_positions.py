@@ -16,7 +16,7 @@ from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
-from stream_vlm_ros.engine.errors import CapTooSmallError
+from stream_vlm_ros.engine.errors import CapTooSmallError, StreamBusyError
 from stream_vlm_ros.engine.eviction import AUTO
 from stream_vlm_ros.engine.positions import TextSpan
 
@@ -131,6 +131,13 @@ class Oracle:
         self.ever += new
         for layer, states in enumerate(raw):
             self.raw[layer] += list(states.unbind(2))
+        if not self.engine.cache_manager.evictor.keeps_grids:
+            del self.kept[self.sink : self.sink + evicted]
+        self.look()
+        return evicted
+
+    def look(self):
+        """See what is kept now: evictions may have waited for the end of an answer."""
         if self.engine.cache_manager.evictor.keeps_grids:
             # Which grids were kept is the evictor's choice, tested elsewhere; here only where.
             ledger = self.engine.cache_manager.ledger
@@ -142,9 +149,6 @@ class Oracle:
                 *(n for n in range(len(sink), window) if self.ever[n].number in chosen),
                 *range(max(window, len(sink)), len(self.ever)),
             ]
-        else:
-            del self.kept[self.sink : self.sink + evicted]
-        return evicted
 
     def positions(self) -> tuple[torch.Tensor, int]:
         if self.policy == "keep_gaps":
@@ -174,6 +178,7 @@ class Oracle:
 
 def check_question(engine: VideoStreamingInference, oracle: Oracle) -> None:
     engine.ask("Is it so?", max_new_tokens=1)
+    oracle.look()
     embeddings, hidden = oracle.last
     _, end = oracle.positions()
     line = torch.arange(end, end + embeddings.shape[1]).expand(3, -1)
@@ -189,6 +194,7 @@ OPERATIONS = st.one_of(
         st.sampled_from([0.5, 1.0, 2.0, 7.0]),  # fps
     ),
     st.tuples(st.just("exchange"), st.integers(1, 4)),
+    st.tuples(st.sampled_from(["answer begins", "answer ends"])),
 )
 
 
@@ -213,9 +219,14 @@ def test_after_any_evictions_a_question_sees_what_the_oracle_sees(
         60 + room, sink, 0, interval, sampled_share=sampled, important_share=important
     )
     engine = VideoStreamingInference(
-        model, processor, eviction_config=config, layout=layout, position_policy=policy
+        model,
+        processor,
+        eviction_config=config,
+        layout=layout,
+        position_policy=policy,
+        fork_slack_tokens=50,
     )
-    oracle = Oracle(engine, policy)
+    oracle, writer = Oracle(engine, policy), None
     try:
         for number, (kind, *details) in enumerate(operations):
             try:
@@ -223,14 +234,20 @@ def test_after_any_evictions_a_question_sees_what_the_oracle_sees(
                     count, (rows, columns), fps = details
                     frames = toys.frames(count, rows * 28, columns * 28, seed=number)
                     engine.append_video_chunk(frames, fps=fps)
-                elif engine.cache_manager.state.frames:
+                elif kind == "answer ends":
+                    writer = None
+                elif kind == "answer begins" and engine.cache_manager.state.frames:
+                    writer = engine.ask_stream("Where?", 4)
+                    next(writer, None)
+                elif kind == "exchange" and engine.cache_manager.state.frames:
                     engine.ask(f"No. {number}?", max_new_tokens=details[0], update_state=True)
-            except CapTooSmallError:
+            except (CapTooSmallError, StreamBusyError):
                 continue
             if engine.cache_manager.state.frames:
-                assert engine.cache_manager.get_seq_length() == len(oracle.kept)
-                assert engine.cache_manager.get_seq_length() <= config.max_cache_tokens
                 check_question(engine, oracle)
+                assert engine.cache_manager.get_seq_length() == len(oracle.kept)
+                slack = 0 if writer is None else 50
+                assert engine.cache_manager.get_seq_length() <= config.max_cache_tokens + slack
     finally:
         oracle.detach()
 
@@ -309,6 +326,46 @@ def test_a_chunk_after_many_evictions_sees_what_the_oracle_sees(
             positions = lay_out(after, oracle.ticks)[-count:]
         expected = oracle.recompute(embeddings, torch.tensor(positions).T)
         assert (hidden - expected).abs().max() / expected.abs().max() < 2e-4
+    finally:
+        oracle.detach()
+
+
+@pytest.mark.parametrize("policy", ["contiguous", "keep_gaps"])
+@pytest.mark.parametrize("layout", ["continuous", "segmented"])
+@pytest.mark.parametrize("shares", [(0.0, 0.0), (0.3, 0.3)])
+def test_a_chunk_sees_what_is_to_be_evicted_once_the_answer_being_written_ends(
+    toys, model, processor, layout, policy, shares
+):
+    """Sink and window alone evict at once, so it never sees more than the cap."""
+    config = EvictionConfig(150, 0, 0, 1, *shares)
+    engine = VideoStreamingInference(
+        model,
+        processor,
+        eviction_config=config,
+        layout=layout,
+        position_policy=policy,
+        fork_slack_tokens=80,
+    )
+    oracle = Oracle(engine, policy)
+    try:
+        for number in range(12):
+            engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
+        writer = engine.ask_stream("What is it?", 4)
+        next(writer)
+        for number in range(12, 15):
+            length = len(oracle.kept)
+            before = (list(oracle.kept), [list(raw) for raw in oracle.raw])
+            engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
+            embeddings, hidden = oracle.last
+            count = embeddings.shape[1]
+            behind = [*before[0], *range(len(oracle.ever) - count, len(oracle.ever))]
+            after, oracle.kept = (oracle.kept, oracle.raw), behind
+            positions = oracle.positions()[0][:, -count:]
+            oracle.kept, oracle.raw = before
+            expected = oracle.recompute(embeddings, positions)
+            assert (hidden - expected).abs().max() / expected.abs().max() < 2e-4
+            oracle.kept, oracle.raw = after
+        assert (length > 150) == (shares != (0.0, 0.0))
     finally:
         oracle.detach()
 
