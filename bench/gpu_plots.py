@@ -15,6 +15,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from matplotlib.ticker import NullLocator
 
 Drawing = Callable[[Any, dict[str, Any]], None]
 SHOWN = {"chunk": "a chunk", "first_token": "first token", "token": "a further token"}
@@ -57,9 +58,12 @@ def _curve(points: list[dict[str, Any]], along: str, scale: str) -> Drawing:
             if name in points[0]:
                 axes.plot(xs, [point[name] for point in points], marker="o", label=words)
         axes.set_xscale(scale)
-        axes.set_yscale("log")
         axes.set_xticks(xs, [_label(point[along]) for point in points], rotation=30, fontsize=7)
-        axes.minorticks_off()
+        axes.xaxis.set_minor_locator(NullLocator())
+        if "token" in points[0]:
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
         axes.set(ylabel="ms", title=TITLES[along])
         axes.legend()
 

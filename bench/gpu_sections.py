@@ -292,8 +292,7 @@ def variants(rig: Rig) -> dict[str, Any]:
             finally:
                 LONG_PAST.least_rows = rows
                 engine = append = None
-                for module in rig.model.model.visual.blocks:
-                    module._compiled_call_impl = None
+                rig.model.compile_chunks(False)
     return found
 
 

@@ -63,6 +63,8 @@ class VideoStreamingInference:
         importance: which frames level 3 of the memory keeps; None: the most unlike all others.
         skip_similarity: leave out vision tokens whose features are this close (cosine) to those
             last appended at their place; None: keep all. For scenes that hardly change.
+        compile: fuse the elementwise work of chunks by torch.compile, on a GPU; all engines of the
+            model share that. Takes some ten seconds at the start.
 
     Raises:
         InvalidParameterError, DeviceUnavailableError, ModelLoadError: as their names say.
@@ -84,6 +86,7 @@ class VideoStreamingInference:
         fork_slack_tokens: int = 0,
         importance: ImportanceScore | None = None,
         skip_similarity: float | None = None,
+        compile: bool = False,
     ):
         if layout not in LAYOUTS:
             raise InvalidParameterError(
@@ -103,7 +106,11 @@ class VideoStreamingInference:
         self.layout = layout
         processor = StreamProcessor.wrap(processor)
         _check_fit(model, processor)
+        if compile and self.device.type != "cuda":
+            raise InvalidParameterError(f"compile is for a GPU, but the device is {self.device}")
         self.model = model.to(self.device)
+        if compile and model.compiled is None:
+            model.compile_chunks()
         self._frames = processor.frame_processor(self.device)
         self.min_pixels, _ = self._frames.pixel_bounds(min_pixels, max_pixels)
         self.max_pixels = max_pixels

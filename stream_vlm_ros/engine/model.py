@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging as python_logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers.utils import logging
 
 from .attention import STREAM_ATTENTION, VISION_ATTENTION
 from .buffer import KVShape
+from .compiled import LEAST_TOKENS, CompiledChunks
 from .errors import (
     DeviceUnavailableError,
     InvalidParameterError,
@@ -23,6 +25,8 @@ from .errors import (
 from .forks import Fork
 from .frames import PatchGrid
 from .positions import MultimodalRotary
+
+log = python_logging.getLogger(__name__)
 
 MODEL_TYPE = "qwen2_5_vl"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -103,6 +107,7 @@ class StreamQwenModel(Qwen2_5_VLForConditionalGeneration):
             stock.inv_freq, text.config.rope_parameters["mrope_section"], stock.attention_scaling
         )
         text.rotary_emb = self.rotary
+        self.compiled: CompiledChunks | None = None
         # A name with "flash" is checked when a model is built, so both are set only now.
         text.config._attn_implementation = STREAM_ATTENTION
         self.model.visual.config._attn_implementation = VISION_ATTENTION
@@ -117,6 +122,30 @@ class StreamQwenModel(Qwen2_5_VLForConditionalGeneration):
             head_dim=text.hidden_size // text.num_attention_heads,
             dtype=self.dtype,
         )
+
+    @torch.inference_mode()
+    def compile_chunks(self, wanted: bool = True, backend: str = "inductor") -> None:
+        """Fuse the elementwise work of chunks by torch.compile; ``wanted`` false: no more.
+
+        Takes some ten seconds, once for all sizes. Where it does not work on this machine, the log
+        says why and everything stays as it was.
+        """
+        if self.compiled is not None:
+            self.compiled.undo()
+            self.compiled = None
+        if not wanted:
+            return
+        compiled = CompiledChunks(self, backend)
+        try:
+            compiled.try_out(self)
+        except torch.OutOfMemoryError:
+            compiled.undo()
+            raise
+        except Exception as fault:  # of the compiler's many kinds
+            compiled.undo()
+            log.warning("chunks are not compiled: %s", f"{type(fault).__name__}: {fault}")
+            return
+        self.compiled = compiled
 
     @torch.inference_mode()
     def encode_frames(self, patches: PatchGrid) -> torch.Tensor:
@@ -148,6 +177,8 @@ class StreamQwenModel(Qwen2_5_VLForConditionalGeneration):
         batch, length, _ = embeddings.shape
         if positions.ndim == 2:
             positions = positions[:, None].expand(3, batch, length)
+        if self.compiled is not None and length >= LEAST_TOKENS:
+            return self.compiled.forward(embeddings, positions.to(embeddings.device), fork)
         return self.model.language_model(
             inputs_embeds=embeddings,
             position_ids=positions.to(embeddings.device),

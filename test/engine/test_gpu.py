@@ -105,6 +105,20 @@ def test_chunks_of_other_contents_on_the_way_at_once_do_not_mix(toys):
         assert torch.equal(one, other)
 
 
+def test_compiled_chunks_compute_what_plain_ones_do(toys, toy, processor):
+    """A compiler that fails would be done without: here it must work."""
+    config = EvictionConfig(400, **SINK_AND_WINDOW)
+    plain = logits_of(VideoStreamingInference(toy, processor, "cuda", config), toys, 8)
+    try:
+        engine = VideoStreamingInference(toy, processor, "cuda", config, compile=True)
+        assert toy.compiled is not None
+        compiled = logits_of(engine, toys, 8)
+    finally:
+        toy.compile_chunks(False)
+        toy.to("cpu")
+    assert (compiled - plain).norm() / plain.norm() < 1e-4
+
+
 def test_questions_leave_no_trace_on_the_gpu(toys, toy, processor):
     half = toys.model(11, heads=4, kv_heads=2, head_dim=64, layers=3).to(torch.bfloat16)
     engine = VideoStreamingInference(
