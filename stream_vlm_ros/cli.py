@@ -325,6 +325,7 @@ def info(
         ),
         soft_wrap=True,
     )
+    out.print(Text(checkpoint.plan_here(max_pixels or None)), soft_wrap=True)
 
 
 # For verbs whose options are read by the module that does the work.

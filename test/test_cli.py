@@ -187,6 +187,7 @@ def test_info_reckons_what_a_bound_costs(tmp_path):
     assert "36,864 bytes" in result.stdout
     assert "644x476: 391 tokens" in result.stdout
     assert "36.9 MB" in result.stdout and "2.6 s" in result.stdout  # 1000 / 391 tokens a second
+    assert "On this machine" in result.stdout
     assert "a third more" in result.stdout  # keys are half a token, held twice for 70 % of the cap
 
 

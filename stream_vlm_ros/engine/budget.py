@@ -12,8 +12,12 @@ from typing import Any
 
 import torch
 
+from .buffer import KVShape
 from .errors import DeviceUnavailableError
+from .eviction import EvictionConfig
 
+# Of a chunk's pictures where nothing bounds them.
+USUAL_PIXELS = 1920 * 1080
 # Of what is free, this share is left to others: fragments, libraries, the rest of the robot.
 LEFT_FREE = 0.05
 # A cap chosen here leaves a CPU's memory half to others: it is not the model's alone.
@@ -31,6 +35,8 @@ class MemoryBudget:
             larger of both towers, its own keys and values.
         slack: tokens beyond the cap.
         weights: of the model, taken already.
+        chunk_tokens: of that chunk, in tokens.
+        context: tokens that the model was made to read at once, less the room for a question.
     """
 
     token: int
@@ -38,30 +44,48 @@ class MemoryBudget:
     chunk: int
     slack: int = 0
     weights: int = 0
+    chunk_tokens: int = 0
+    context: int = 0
 
     @classmethod
     def of(
-        cls, model: Any, chunk_tokens: int, tail_tokens: int, slack: int, copies: float
+        cls,
+        config: Any,
+        shape: KVShape,
+        weights: int,
+        eviction: EvictionConfig,
+        position_policy: str,
+        max_pixels: int,
+        tail_tokens: int,
+        slack: int = 0,
     ) -> MemoryBudget:
-        """For a model, a chunk of ``chunk_tokens`` and a question's room of ``tail_tokens``.
+        """For a model of this configuration, with ``weights`` in bytes, and a memory.
 
-        ``copies``: how often a token of the cap is held, keys alone counting a half.
+        A chunk is taken for four frames of ``max_pixels``. ``tail_tokens`` is the room for a
+        question, ``slack`` tokens beyond the cap.
         """
-        text, vision = model.config.text_config, model.config.vision_config
-        size = model.dtype.itemsize
+        text, vision = config.text_config, config.vision_config
+        size = shape.dtype.itemsize
         merged = vision.spatial_merge_size**2
+        pixels_a_token = merged * vision.patch_size**2
+        chunk = 2 * (max_pixels // pixels_a_token)
         # A layer's peak: some copies of the hidden states, and gate, up and their product.
-        language = chunk_tokens * (8 * text.hidden_size + 3 * text.intermediate_size) * size
-        patches = chunk_tokens * merged
+        language = chunk * (8 * text.hidden_size + 3 * text.intermediate_size) * size
+        patches = chunk * merged
         tower = patches * (8 * vision.hidden_size + 3 * vision.intermediate_size) * size
         pixels = patches * 3 * vision.temporal_patch_size * vision.patch_size**2 * 4  # float32
-        token = model.kv_shape.bytes_per_token
+        token = shape.bytes_per_token
+        rotates = eviction.keeps_grids and position_policy == "contiguous"
+        # Those keys are kept as first computed, too.
+        copies = 1 + eviction.long_lived_share / 2 if rotates else 1.0
         return cls(
             token=round(token * copies),
             questions=tail_tokens * token,
-            chunk=max(language, tower) + pixels + chunk_tokens * token,
+            chunk=max(language, tower) + pixels + chunk * token,
             slack=slack,
-            weights=sum(weight.nbytes for weight in model.parameters()),
+            weights=weights,
+            chunk_tokens=chunk,
+            context=text.max_position_embeddings - tail_tokens,
         )
 
     def needed(self, cap: int) -> int:
@@ -74,7 +98,7 @@ class MemoryBudget:
         return (usable - self.questions - self.chunk) // self.token - self.slack
 
     def automatic_cap(
-        self, free: int | None, device: torch.device, context: int, least: int
+        self, free: int | None, device: torch.device, least: int = 0
     ) -> tuple[int, str]:
         """The cap in tokens where none is given, and why it is this one.
 
@@ -82,9 +106,10 @@ class MemoryBudget:
         a memory is not to be longer, with a question behind it, than what the model was made for;
         who wants that says so by a number.
 
-        Raises DeviceUnavailableError where fewer than ``least`` tokens fit, or the system does not
-        tell what is free.
+        Raises DeviceUnavailableError where not even one chunk and ``least`` tokens fit, or the
+        system does not tell what is free.
         """
+        least = max(least, self.chunk_tokens) + 1
         if free is None:
             raise DeviceUnavailableError(
                 f"max_cache_tokens is 0 (as large as fits), but the system does not tell how much "
@@ -99,9 +124,9 @@ class MemoryBudget:
                 f"{left_free:.0%} stay free. Lower max_pixels, free some memory, or use a smaller "
                 "model"
             )
-        if fits <= context:
+        if fits <= self.context:
             return fits, f"as many tokens as fit, {left_free:.0%} of what is free being left"
-        return context, f"the model's context less a question; {fits:,} tokens would fit"
+        return self.context, f"the model's context less a question; {fits:,} tokens would fit"
 
     def plan(self, cap: int, free: int | None, device: torch.device) -> str:
         """What the memory takes and what is free, in one line."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .budget import MemoryBudget, free_bytes
+from .budget import USUAL_PIXELS, MemoryBudget, free_bytes
 from .cache import KVCacheManager, StreamState
 from .decoding import Answer, AnswerText, DecodingOptions, Sampler
 from .errors import (
@@ -589,19 +589,22 @@ class VideoStreamingInference:
     ) -> EvictionConfig:
         """The config with its cap settled; DeviceUnavailableError where that does not fit."""
         free = free_bytes(self.device)
-        settings = self._frames.settings
-        # Where nothing bounds the pictures, they are taken to be 1920x1080 at most.
-        pixels = min(settings.max_pixels, self.max_pixels or 1920 * 1080)
-        chunk = 2 * pixels // settings.factor**2
-        rotates = config.keeps_grids and position_policy == "contiguous"
-        # Those keys are kept as first computed, too.
-        copies = 1 + config.long_lived_share / 2 if rotates else 1.0
-        budget = MemoryBudget.of(self.model, chunk, tail_tokens, slack, copies)
+        most = self._frames.settings.at_most(self.max_pixels or USUAL_PIXELS)
+        weights = sum(weight.nbytes for weight in self.model.parameters())
+        budget = MemoryBudget.of(
+            self.model.config,
+            self.model.kv_shape,
+            weights,
+            config,
+            position_policy,
+            most,
+            tail_tokens,
+            slack,
+        )
         why = ""
         if config.max_cache_tokens == 0:
-            context = self.model.config.text_config.max_position_embeddings - tail_tokens
-            least = max(chunk, config.sink_size + config.window_size) + 1
-            cap, why = budget.automatic_cap(free, self.device, context, least)
+            least = config.sink_size + config.window_size
+            cap, why = budget.automatic_cap(free, self.device, least)
             config = dataclasses.replace(config, max_cache_tokens=cap)
             why = f". max_cache_tokens 0: {why}"
         elif free is not None:

@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from stream_vlm_ros.demo.text import bytes_text, duration_text, plural
-from stream_vlm_ros.engine.errors import InvalidParameterError, ModelLoadError, check_model_folder
+from stream_vlm_ros.engine.errors import (
+    InvalidParameterError,
+    ModelLoadError,
+    StreamVlmError,
+    check_model_folder,
+)
 
 BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -94,6 +99,37 @@ class CheckpointInfo:
                 f"{self.token_bytes('float32'):,} in float32 (CPU)",
             ),
         ]
+
+    def plan_here(self, max_pixels: int | None) -> str:
+        """What ``max_cache_tokens: 0`` is on this machine as it stands, in one line."""
+        from transformers import Qwen2_5_VLConfig
+
+        from stream_vlm_ros.engine import EvictionConfig
+        from stream_vlm_ros.engine.budget import USUAL_PIXELS, MemoryBudget, free_bytes
+        from stream_vlm_ros.engine.buffer import KVShape
+        from stream_vlm_ros.engine.frames import ImageSettings
+        from stream_vlm_ros.engine.model import resolve_device, resolve_dtype
+
+        device = resolve_device("auto")
+        dtype = resolve_dtype("auto", device)
+        weights = self.parameters * dtype.itemsize
+        try:
+            config = Qwen2_5_VLConfig.from_pretrained(self.folder, local_files_only=True)
+            budget = MemoryBudget.of(
+                config,
+                KVShape(self.layers, self.kv_heads, self.head_dim, dtype),
+                weights,
+                EvictionConfig(0),
+                "contiguous",
+                ImageSettings.from_folder(self.folder).at_most(max_pixels or USUAL_PIXELS),
+                tail_tokens=2048,
+            )
+            free = free_bytes(device)
+            free = None if free is None else max(0, free - weights)
+            cap, why = budget.automatic_cap(free, device)
+        except (StreamVlmError, OSError, ValueError) as refusal:
+            return f"On this machine: {refusal}"
+        return f"On this machine, {budget.plan(cap, free, device)}. max_cache_tokens 0: {why}"
 
     def cap_row(self, cap: int, cost: PictureCost) -> tuple[str, str, str, str]:
         """A bound in tokens, its memory in bfloat16 and in float32, the video it holds."""

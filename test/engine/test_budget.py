@@ -8,6 +8,7 @@ from toy_qwen import SINK_AND_WINDOW
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference, inference
 from stream_vlm_ros.engine.budget import LEFT_FREE, MemoryBudget, free_bytes
+from stream_vlm_ros.engine.buffer import KVShape
 from stream_vlm_ros.engine.errors import DeviceUnavailableError
 
 # The toy: 2 layers x 2 (keys, values) x 2 heads x 16 numbers x 4 bytes.
@@ -88,18 +89,20 @@ def test_a_memory_that_fits_is_not_refused_and_a_system_that_does_not_tell_is_tr
 
 def test_the_sum_at_the_3b_shape_is_near_what_was_measured():
     """At 150,000 tokens and 1920x1080, 14.1 GiB at most were allocated, 7.0 of them weights."""
-    text = type("T", (), {"hidden_size": 2048, "intermediate_size": 11008})
+    text = type(
+        "T", (), {"hidden_size": 2048, "intermediate_size": 11008,
+                  "max_position_embeddings": 128_000},
+    )  # fmt: skip
     vision = type(
         "V", (), {"hidden_size": 1280, "intermediate_size": 3420, "spatial_merge_size": 2,
                   "temporal_patch_size": 2, "patch_size": 14},
     )  # fmt: skip
     config = type("C", (), {"text_config": text, "vision_config": vision})
-    shape = type("S", (), {"bytes_per_token": 36_864})
-    model = type(
-        "M", (), {"config": config, "kv_shape": shape, "dtype": torch.bfloat16,
-                  "parameters": lambda: ()},
-    )  # fmt: skip
-    budget = MemoryBudget.of(model, 5382, 2048, 0, 1.0)
+    shape = KVShape(layers=36, kv_heads=2, head_dim=128, dtype=torch.bfloat16)
+    level_1 = EvictionConfig(150_000, **SINK_AND_WINDOW)
+    budget = MemoryBudget.of(config, shape, 0, level_1, "contiguous", 1920 * 1080, 2048)
+    assert budget.context == 128_000 - 2048
+    assert budget.chunk_tokens == pytest.approx(5382, rel=0.02)
     assert budget.needed(150_000) / 2**30 + 7.0 == pytest.approx(14.1, abs=1.0)
 
 
@@ -108,25 +111,25 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 
 @pytest.mark.parametrize(("device", "left"), [(GPU, 0.05), (CPU, 0.5)])
 def test_an_automatic_cap_is_the_largest_that_fits_what_the_device_may_give(device, left):
-    budget = MemoryBudget(token=36_864, questions=75_497_472, chunk=800_000_000, slack=100)
+    budget = MemoryBudget(36_864, 75_497_472, 800_000_000, 100, chunk_tokens=5382, context=10**9)
     free = 8_000_000_000
-    cap, why = budget.automatic_cap(free, device, 10**9, 5000)
+    cap, why = budget.automatic_cap(free, device)
     assert budget.needed(cap) <= free * (1 - left) < budget.needed(cap + 1)
     assert f"{left:.0%} of what is free" in why
 
 
 def test_an_automatic_cap_does_not_outgrow_the_model_s_context():
-    budget = MemoryBudget(token=36_864, questions=75_497_472, chunk=800_000_000)
-    cap, why = budget.automatic_cap(80_000_000_000, GPU, 125_952, 5000)
+    budget = MemoryBudget(36_864, 75_497_472, 800_000_000, chunk_tokens=5382, context=125_952)
+    cap, why = budget.automatic_cap(80_000_000_000, GPU)
     assert cap == 125_952
     assert "context" in why and f"{budget.largest_cap(80_000_000_000):,} tokens would fit" in why
 
 
 @pytest.mark.parametrize("free", [1_000_000_000, 100, None])
 def test_an_automatic_cap_below_one_chunk_or_of_an_unknown_device_is_refused(free):
-    budget = MemoryBudget(token=36_864, questions=75_497_472, chunk=800_000_000)
+    budget = MemoryBudget(36_864, 75_497_472, 800_000_000, chunk_tokens=5382, context=125_952)
     with pytest.raises(DeviceUnavailableError, match="max_cache_tokens is 0"):
-        budget.automatic_cap(free, GPU, 125_952, 5383)
+        budget.automatic_cap(free, GPU)
 
 
 def automatic(model, processor, monkeypatch, free, **config):

@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
+from toy_qwen import save_checkpoint
 
 from stream_vlm_ros.engine.errors import InvalidParameterError, ModelLoadError
 from stream_vlm_ros.replay.checkpoint import CheckpointInfo, PictureCost
@@ -45,6 +46,17 @@ def test_weights_are_counted_without_being_loaded(folder):
     info = CheckpointInfo.read(folder)
     assert (info.parameters, info.weight_files) == (3 * 4 + 5 + 1, 2)
     assert info.weight_bytes == sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+
+
+def test_what_fits_here_is_reckoned_as_the_engine_does_at_its_start(tmp_path):
+    """The toy's context is 32,768 tokens, of which 2,048 are left to a question."""
+    words = CheckpointInfo.read(save_checkpoint(tmp_path)).plan_here(56 * 56)
+    assert "30,720 tokens x " in words
+    assert "max_cache_tokens 0: the model's context less a question" in words
+
+
+def test_what_fits_a_folder_that_is_not_complete_is_not_guessed(folder):
+    assert "has no preprocessor_config.json" in CheckpointInfo.read(folder).plan_here(None)
 
 
 def test_what_is_missing_is_named(folder):
