@@ -186,9 +186,7 @@ def stream_attention(
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     for part in fork.parts:
         seen_from = query if part.turn is None else rotate(query, *part.turn)
-        result = merge(
-            result, attend_shared(seen_from, part.keys[layer], part.values[layer], scaling)
-        )
+        result = merge(result, attend_shared(seen_from, *part.of(layer), scaling))
     return result[0].transpose(1, 2), None
 
 

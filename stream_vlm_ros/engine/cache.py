@@ -116,12 +116,10 @@ class KVCacheManager:
             device,
             originals=long_lived,
         )
-        self._tails = TailPool(shape, device)
+        self._tails = TailPool(shape, device, max_tail_tokens)
         self._forks: weakref.WeakSet[Fork] = weakref.WeakSet()
         self._waiting: list[Appended] = []  # what has been appended and not yet evicted for
         self._parts: list[Part] | None = None
-        with self.fork(max_tail_tokens):
-            pass  # taken now: running out of memory shows at the start
 
     # -- reading -----------------------------------------------------------------------------
 
@@ -153,6 +151,19 @@ class KVCacheManager:
     def live_bytes(self) -> int:
         """Bytes of the keys and values in the stream."""
         return self.get_seq_length() * self.shape.bytes_per_token
+
+    @property
+    def memory(self) -> torch.Tensor:
+        """Where the stream lies, ``[layers, 2, kv_heads, slots, head_dim]``."""
+        return self._buffer.data
+
+    @property
+    def question_tail(self) -> torch.Tensor:
+        """Where one question at a time finds its tail, ``[layers, 2, kv_heads, slots, head_dim]``.
+
+        (The last slot is beyond ``max_tail_tokens``, for what nobody reads.)
+        """
+        return self._tails.question_tail[:, :, 0]
 
     @property
     def reserved_bytes(self) -> int:
@@ -199,9 +210,13 @@ class KVCacheManager:
 
     # -- forks -------------------------------------------------------------------------------
 
-    def fork(self, capacity: int) -> Fork:
-        """A reader of the stream as it stands, with room for ``capacity`` tokens of its own."""
-        fork = Fork(self._tails, self._current_parts(), self._buffer.window, capacity)
+    def fork(self, capacity: int, question: bool = False) -> Fork:
+        """A reader of the stream as it stands, with room for ``capacity`` tokens of its own.
+
+        ``question``: in the tail whose place never changes, if nobody has that.
+        """
+        parts, window = self._current_parts(), self._buffer.window
+        fork = Fork(self._tails, parts, window, capacity, question=question)
         self._forks.add(fork)
         return fork
 
@@ -214,7 +229,7 @@ class KVCacheManager:
                 f"together {needed}, but {self.max_tail_tokens} are kept for both. Lower "
                 "max_new_tokens, shorten the question, or raise max_tail_tokens"
             )
-        return self.fork(self.max_tail_tokens)
+        return self.fork(self.max_tail_tokens, question=True)
 
     def check_free(self, tokens: int) -> None:
         """Raise StreamBusyError if so many tokens would overwrite what an answer still reads."""
@@ -357,8 +372,7 @@ class KVCacheManager:
             for start, stop, offset in pieces:
                 turn = None if offset == ZERO else self._turn(offset)
                 for slots in self._buffer.slices(start, stop):
-                    tokens = self._buffer.data[:, :, :, slots]
-                    self._parts.append(Part(tokens[:, 0], tokens[:, 1], turn))
+                    self._parts.append(Part(self._buffer.data, slots, turn))
         return self._parts
 
     def _turn(self, offset: Vec) -> tuple[torch.Tensor, torch.Tensor]:

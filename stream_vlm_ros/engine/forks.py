@@ -19,14 +19,20 @@ class Part(NamedTuple):
     """Cached tokens that a fork reads, all of them seen alike.
 
     Attributes:
-        keys: ``[layers, kv_heads, tokens, head_dim]``, like ``values``.
+        memory: where they lie, ``[layers, 2, kv_heads, slots, head_dim]``: keys, then values.
+        slots: which of its slots they take.
         turn: cos and sin, ``[head_dim]``, by which a query is rotated further to see this part;
             None: not at all.
     """
 
-    keys: torch.Tensor
-    values: torch.Tensor
+    memory: torch.Tensor
+    slots: slice
     turn: tuple[torch.Tensor, torch.Tensor] | None
+
+    def of(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of one layer, each ``[kv_heads, tokens, head_dim]``."""
+        keys, values = self.memory[layer, :, :, self.slots]
+        return keys, values
 
 
 class TailLayer(CacheLayerMixin):
@@ -78,9 +84,11 @@ class Fork(Cache):
         window: range,
         capacity: int,
         batch: int = 1,
+        question: bool = False,
     ):
         self._pool = pool
-        self._storage: torch.Tensor | None = pool.take(batch, capacity)
+        take = pool.take_question if question else pool.take
+        self._storage: torch.Tensor | None = take(batch, capacity)
         self.parts = list(parts)
         self.window = window
         self.capacity = capacity
@@ -95,6 +103,16 @@ class Fork(Cache):
     def alive(self) -> bool:
         return self._storage is not None
 
+    @property
+    def has_question_tail(self) -> bool:
+        """Its tokens go to `TailPool.question_tail`, whose place never changes."""
+        return self._storage is self._pool.question_tail
+
+    def advance(self, count: int) -> None:
+        """Take in ``count`` tokens whose keys and values somebody wrote behind its own."""
+        for layer in self.layers:
+            layer.length += count
+
     def own(self) -> torch.Tensor:
         """Keys and values of the own tokens, ``[layers, 2, kv_heads, length, head_dim]``."""
         assert self._storage is not None
@@ -102,8 +120,9 @@ class Fork(Cache):
 
     def branch(self, capacity: int, batch: int) -> Fork:
         """A batch of forks that read this one's tokens and go on apart. Keep this one alive."""
-        own = self.own()
-        parts = [*self.parts, Part(own[:, 0], own[:, 1], None)]
+        assert self._storage is not None
+        own = Part(self._storage[:, :, 0], slice(0, self.length), None)
+        parts = [*self.parts, own]
         return Fork(self._pool, parts, self.window, capacity, batch)
 
     def release(self) -> None:
@@ -121,18 +140,37 @@ class Fork(Cache):
 
 
 class TailPool:
-    """Buffers for tails, used again so that the memory taken stays flat."""
+    """Buffers for tails, used again so that the memory taken stays flat.
 
-    _KEPT = 3  # free buffers: a chunk's, a question's, a batch of choices
+    Args:
+        question_tokens: room for a question with its answer, taken at once.
 
-    def __init__(self, shape: KVShape, device: torch.device):
+    Attributes:
+        question_tail: that room, ``[layers, 2, 1, kv_heads, question_tokens + 1, head_dim]``.
+    """
+
+    _KEPT = 3  # free buffers: a chunk's, a second question's, a batch of choices
+
+    def __init__(self, shape: KVShape, device: torch.device, question_tokens: int):
         self._shape, self._device = shape, device
         self._free: list[torch.Tensor] = []
         self._lent_bytes = 0
+        # One slot more than a question may take: where padding is written.
+        self.question_tail = shape.allocate(question_tokens + 1, device, batch=1)
+        self._question_tail_free = True
 
     @property
     def reserved_bytes(self) -> int:
-        return self._lent_bytes + sum(buffer.nbytes for buffer in self._free)
+        free = sum(buffer.nbytes for buffer in self._free)
+        return self.question_tail.nbytes + self._lent_bytes + free
+
+    def take_question(self, batch: int, tokens: int) -> torch.Tensor:
+        """`question_tail` if nobody has it: one question at a time finds it in its place."""
+        fits = batch == 1 and tokens < self.question_tail.shape[4]
+        if not (fits and self._question_tail_free):
+            return self.take(batch, tokens)
+        self._question_tail_free = False
+        return self.question_tail
 
     def take(self, batch: int, tokens: int) -> torch.Tensor:
         """``[layers, 2, batch, kv_heads, at least tokens, head_dim]``, of any content."""
@@ -150,6 +188,9 @@ class TailPool:
         return buffer
 
     def give_back(self, buffer: torch.Tensor) -> None:
+        if buffer is self.question_tail:
+            self._question_tail_free = True
+            return
         self._lent_bytes -= buffer.nbytes
         self._free.append(buffer)
         if len(self._free) > self._KEPT:

@@ -30,6 +30,7 @@ from .model import StreamQwenModel, resolve_device
 from .positions import Span, TextSpan, VisionSpan, time_to_ticks
 from .processor import StreamProcessor
 from .prompts import LAYOUTS, ChatLayout
+from .question_path import text_path
 from .reduction import Known, StaticTokenFilter
 from .stamps import check_about, check_span, frame_times
 
@@ -65,6 +66,9 @@ class VideoStreamingInference:
             last appended at their place; None: keep all. For scenes that hardly change.
         compile: fuse the elementwise work of chunks by torch.compile, on a GPU; all engines of the
             model share that. Takes some ten seconds at the start.
+        question_path: how a question's text runs: ``eager`` (call by call), ``graph`` (CUDA graphs
+            of fixed steps: no launch is waited for) or ``static`` (the same steps, not recorded);
+            ``auto``: ``graph`` on a GPU, ``eager`` elsewhere. See `warm_up`.
 
     Raises:
         InvalidParameterError, DeviceUnavailableError, ModelLoadError: as their names say.
@@ -87,6 +91,7 @@ class VideoStreamingInference:
         importance: ImportanceScore | None = None,
         skip_similarity: float | None = None,
         compile: bool = False,
+        question_path: str = "auto",
     ):
         if layout not in LAYOUTS:
             raise InvalidParameterError(
@@ -135,6 +140,16 @@ class VideoStreamingInference:
             fork_slack_tokens,
             importance,
         )
+        self.text_path = text_path(question_path, self.model, self.cache_manager, self.device)
+
+    def warm_up(self) -> dict[str, Any]:
+        """Make ready what the first question would wait for; only a GPU needs it.
+
+        Returns:
+            ``path``: how questions will run; ``reason``: why not as asked, "" if so; ``seconds``
+            and ``bytes`` of the device's memory that it took.
+        """
+        return self.text_path.warm_up()
 
     # -- seeing ------------------------------------------------------------------------------
 
@@ -380,15 +395,14 @@ class VideoStreamingInference:
         prompt = self._question_ids(question, about)
         start = manager.ledger.next_position
         with manager.question_fork(len(prompt), 0) as fork:
-            first = self._run_text(prompt, start, fork)
-            ttft = self._clock() - begin
-            scores = self._score(texts, first, start, fork)
+            scores = self.text_path.score(prompt, texts, self._chat.answer_end[0], start, fork)
+        latency = self._clock() - begin  # of the first token that is known, and of them all
         best = max(range(len(scores)), key=scores.__getitem__)
         return choices[best], {
             "choice_index": best,
             "scores": scores,
-            "ttft": ttft,
-            "latency": self._clock() - begin,
+            "ttft": latency,
+            "latency": latency,
             "prompt_tokens": len(prompt),
             **self._evidence(),
         }
@@ -520,29 +534,7 @@ class VideoStreamingInference:
 
     def _run_text(self, ids: list[int], start: Sequence[int], fork: Fork) -> torch.Tensor:
         """Append text to a fork; return the logits ``[vocabulary]`` after its last token."""
-        embeddings = self.model.embed_tokens(ids)[None]
-        positions = _text_positions(start, fork.length, len(ids))
-        hidden = self.model.stream_forward(embeddings, positions, fork)
-        return self.model.logits(hidden[0, -1])
-
-    def _score(
-        self, texts: list[list[int]], first: torch.Tensor, start: Sequence[int], fork: Fork
-    ) -> list[float]:
-        """Log-probability of each text and the turn's end, given the logits before its start."""
-        longest = max(map(len, texts))
-        end = self._chat.answer_end[0]
-        # Padded on the right: no real token ever attends to what stands after it.
-        ids = torch.tensor([text + [end] * (longest - len(text)) for text in texts])
-        with fork.branch(longest, batch=len(texts)) as branch:
-            positions = _text_positions(start, fork.length, longest)
-            hidden = self.model.stream_forward(self.model.embed_tokens(ids), positions, branch)
-            logits = self.model.logits(hidden)  # [choices, longest, vocabulary]
-        before = first.expand(len(texts), 1, -1)
-        log_probs = torch.cat([before, logits], dim=1).log_softmax(-1)
-        return [
-            float(log_probs[row, range(len(text) + 1), [*text, end]].double().sum())
-            for row, text in enumerate(texts)
-        ]
+        return self.text_path.append(ids, start, fork)
 
     def _keep_exchange(
         self, fork: Fork, prompt: list[int], said: list[int], start: Sequence[int]
@@ -618,11 +610,6 @@ class VideoStreamingInference:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
-
-
-def _text_positions(start: Sequence[int], done: int, count: int) -> torch.Tensor:
-    """``[3, count]``: the text tokens after ``done`` others that began at ``start``."""
-    return torch.tensor(start)[:, None] + torch.arange(done, done + count)
 
 
 def _check_fit(model: StreamQwenModel, processor: StreamProcessor) -> None:

@@ -1,0 +1,383 @@
+"""How a question's text runs through the model: call by call, or as steps of fixed shape.
+
+`TextPath` is the plain way, on any device. `StaticTextPath` takes steps of a few sizes, which a
+CUDA graph replays, and comes back to the plain way where a step cannot serve.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import time
+import weakref
+from collections import Counter
+from collections.abc import Sequence
+from itertools import accumulate, takewhile
+from typing import Any
+
+import torch
+
+from .cache import KVCacheManager
+from .errors import InvalidParameterError
+from .forks import Fork
+from .model import StreamQwenModel
+from .static_step import (
+    MOST_PARTS,
+    Reading,
+    StaticAttention,
+    StaticStep,
+    StepInputs,
+    attend_step,
+)
+
+QUESTION_PATHS = ("auto", "eager", "static", "graph")
+
+# Tokens of a step: one to write an answer, the others for prompts, padded to the next.
+SIZES = (1, 16, 32, 64, 128, 256)
+
+_log = logging.getLogger(__name__)
+
+
+class TextPath:
+    """Text through the model, appended to a fork.
+
+    Attributes:
+        name: "eager", "static" or "graph".
+        reason: why it is not the one that was asked for, "" if it is.
+    """
+
+    name = "eager"
+
+    def __init__(self, model: StreamQwenModel, reason: str = ""):
+        self._model, self.reason = model, reason
+
+    def warm_up(self) -> dict[str, Any]:
+        """Make ready, before the first question, what it would have to wait for.
+
+        Returns:
+            ``path`` that questions take, ``reason`` if that is not the one asked for, ``seconds``
+            taken, ``bytes`` of the device's memory taken for good.
+        """
+        return {"path": self.name, "reason": self.reason, "seconds": 0.0, "bytes": 0}
+
+    def append(self, ids: list[int], start: Sequence[int], fork: Fork) -> torch.Tensor:
+        """Append text that begins at ``start`` to a fork, behind what of it is there.
+
+        Returns the logits ``[vocabulary]`` after its last token; they hold until the next call.
+        """
+        embeddings = self._model.embed_tokens(ids)[None]
+        positions = text_positions(start, fork.length, len(ids))
+        hidden = self._model.stream_forward(embeddings, positions, fork)
+        return self._model.logits(hidden[0, -1])
+
+    def score(
+        self,
+        prompt: list[int],
+        texts: Sequence[list[int]],
+        end: int,
+        start: Sequence[int],
+        fork: Fork,
+    ) -> list[float]:
+        """Append a prompt; log-probability of each text and then ``end`` behind it."""
+        first = self.append(prompt, start, fork)
+        longest = max(map(len, texts))
+        # Padded on the right: no real token ever attends to what stands after it.
+        ids = torch.tensor([text + [end] * (longest - len(text)) for text in texts])
+        with fork.branch(longest, batch=len(texts)) as branch:
+            positions = text_positions(start, fork.length, longest)
+            hidden = self._model.stream_forward(self._model.embed_tokens(ids), positions, branch)
+            logits = self._model.logits(hidden)  # [texts, longest, vocabulary]
+        before = first.expand(len(texts), 1, -1)
+        log_probs = torch.cat([before, logits], dim=1).log_softmax(-1)
+        return [
+            float(log_probs[row, range(len(text) + 1), [*text, end]].double().sum())
+            for row, text in enumerate(texts)
+        ]
+
+
+class StaticTextPath(TextPath):
+    """Text in steps of fixed shape, each recorded once as a CUDA graph.
+
+    One question at a time takes it: the one that has the question's tail. Another that is asked
+    meanwhile, or whose memory has more parts than a step has room for, goes the plain way.
+
+    Args:
+        manager: whose memory the questions read.
+        attention: the steps' attention.
+        graph: record and replay the steps; otherwise they are run anew each time.
+        compiled: fuse what lies between the matrix products by ``torch.compile``.
+
+    Attributes:
+        captures: graphs recorded so far: one a size, however the memory grows.
+        steps: steps taken so far.
+        detours: how often text went the plain way, by reason.
+    """
+
+    def __init__(
+        self,
+        model: StreamQwenModel,
+        manager: KVCacheManager,
+        attention: StaticAttention,
+        graph: bool = False,
+        compiled: bool = False,
+    ):
+        super().__init__(model)
+        self.name = "graph" if graph else "static"
+        self._manager, self._attention = manager, attention
+        self._graph, self._compiled = graph, compiled
+        self.captures = self.steps = 0
+        self.detours: Counter[str] = Counter()
+        self._reading: Reading | None = None
+        self._reader: weakref.ref[Fork] | None = None  # whose parts the steps read now
+        self._ready: dict[int, _Ready] = {}
+        self._pool = torch.cuda.graph_pool_handle() if graph else None
+
+    @torch.inference_mode()
+    def warm_up(self) -> dict[str, Any]:
+        begin, before = time.perf_counter(), _reserved_bytes(self._model.device)
+        with self._manager.question_fork(0, 0) as fork:
+            for size in reversed(SIZES):  # the smaller ones share the largest one's memory
+                if not self._takes(fork, size):
+                    break
+        seconds = time.perf_counter() - begin
+        taken = _reserved_bytes(self._model.device) - before
+        return {**super().warm_up(), "seconds": seconds, "bytes": taken}
+
+    @torch.inference_mode()
+    def append(self, ids: list[int], start: Sequence[int], fork: Fork) -> torch.Tensor:
+        logits = None
+        for piece in _pieces(ids):
+            if not self._takes(fork, len(piece)):
+                logits = super().append(piece, start, fork)
+                continue
+            positions = text_positions(start, fork.length, len(piece))
+            _, logits = self._step(piece, positions, fork, len(piece))
+        assert logits is not None
+        return logits
+
+    @torch.inference_mode()
+    def score(
+        self,
+        prompt: list[int],
+        texts: Sequence[list[int]],
+        end: int,
+        start: Sequence[int],
+        fork: Fork,
+    ) -> list[float]:
+        # The prompt's last tokens and all texts behind it side by side, as one step: each token
+        # sees the prompt and, of the texts, its own up to itself.
+        *before, shared = _pieces(prompt)
+        for piece in before:
+            self.append(piece, start, fork)
+        room = self._manager.max_tail_tokens - fork.length - len(shared)
+        longest = max(map(len, texts))
+        ready = all(self._takes(fork, size) for size in SIZES)
+        if not ready or longest > min(SIZES[-1], room):
+            return super().score(shared, texts, end, start, fork)
+        first = None  # log-probabilities of what follows the prompt
+        scores: list[float] = []
+        while len(scores) < len(texts):
+            together = _fitting(texts[len(scores) :], min(SIZES[-1] - len(shared), room))
+            behind = text_positions(start, fork.length + len(shared), longest)
+            ids, begins = list(shared), [0] * len(shared)
+            positions = [text_positions(start, fork.length, len(shared))]
+            for text in together:
+                begins += [len(ids)] * len(text)
+                ids += text
+                positions.append(behind[:, : len(text)])
+            hidden, logits = self._step(ids, torch.cat(positions, 1), fork, len(shared), begins)
+            if first is None:
+                first = logits.log_softmax(-1)
+            if together:
+                after = self._model.logits(hidden[len(shared) : len(ids)])
+                scores += _log_probabilities(first, after, together, end)
+            shared = []
+        return scores
+
+    # -- inside ------------------------------------------------------------------------------
+
+    def _takes(self, fork: Fork, tokens: int) -> bool:
+        """Whether steps can serve this fork; then all is ready for one of so many tokens."""
+        obstacle = self.reason
+        if not obstacle and not fork.has_question_tail:
+            obstacle = "another answer is being written"
+        elif not obstacle and len(fork.parts) > MOST_PARTS:
+            obstacle = f"the memory is read in more than {MOST_PARTS} parts"
+        if not obstacle:
+            self._read(fork)
+            obstacle = self._prepare(_size_for(tokens))
+        if obstacle:
+            if not self.detours[obstacle]:
+                _log.warning("questions are answered more slowly: %s", obstacle)
+            self.detours[obstacle] += 1
+        return not obstacle
+
+    def _read(self, fork: Fork) -> None:
+        """Let the steps read the fork's parts. (A fork's parts stay as they were made.)"""
+        memory = fork.parts[0].memory if fork.parts else self._manager.memory
+        if self._reading is None or self._reading.memory is not memory:  # the first, or it grew
+            self._reading = Reading(memory, self._manager.question_tail)
+            self._reader = None
+            self._ready.clear()
+        if self._reader is None or self._reader() is not fork:
+            self._reading.load(fork.parts)
+            self._reader = weakref.ref(fork)
+
+    def _prepare(self, size: int) -> str:
+        """Make a step of that size ready; "" or why there is none, which is found out once."""
+        while not self.reason and size not in self._ready:
+            assert self._reading is not None
+            step = StaticStep(self._model, self._reading, self._attention, self._compiled)
+            try:
+                ready = _Ready(step, StepInputs(size, self._reading))
+                if self._graph:
+                    ready.record(self._pool)
+                    self.captures += 1
+                self._ready[size] = ready
+            except Exception as error:  # the compilers have many kinds
+                if not self._graph:
+                    raise
+                what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                if self._compiled:
+                    self._compiled = False
+                    _log.warning("questions are answered without torch.compile: %s", what)
+                else:
+                    self.name, self.reason = "eager", f"no CUDA graph can be made: {what}"
+                self._ready.clear()
+        return self.reason
+
+    def _step(
+        self,
+        ids: Sequence[int],
+        positions: torch.Tensor,
+        fork: Fork,
+        kept: int,
+        begins: Sequence[int] = (),
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take a step; the first ``kept`` of its tokens stay in the fork. See `StepInputs.load`."""
+        ready = self._ready[_size_for(len(ids))]
+        ready.inputs.load(ids, positions, fork.length, kept, begins)
+        self.steps += 1
+        fork.advance(kept)
+        return ready()
+
+
+class _Ready:
+    """A step with its inputs, run anew each time or, once recorded, replayed."""
+
+    def __init__(self, step: StaticStep, inputs: StepInputs):
+        self.inputs, self._step = inputs, step
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def record(self, pool: Any) -> None:
+        """Record a CUDA graph in memory that it shares with those of the same ``pool``.
+
+        The inputs are all padding, which leaves no trace but in the slot for that.
+        """
+        device = self.inputs.ids.device
+        with torch.cuda.device(device), _recompiling():
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                for _ in range(2):  # what is compiled, loaded or allocated at a first call
+                    self._step(self.inputs)
+            torch.cuda.current_stream().wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads may go on using the device meanwhile.
+            with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
+                self._outputs = self._step(self.inputs)
+            self._graph = graph
+
+    def __call__(self) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._graph is None:
+            return self._step(self.inputs)
+        self._graph.replay()
+        return self._outputs
+
+
+def text_path(
+    wanted: str, model: StreamQwenModel, manager: KVCacheManager, device: torch.device
+) -> TextPath:
+    """The path of that name of `QUESTION_PATHS`; ``auto`` is the fastest that the device has.
+
+    Raises InvalidParameterError for another name, and for ``graph`` without a GPU.
+    """
+    if wanted not in QUESTION_PATHS:
+        raise InvalidParameterError(
+            f"question_path '{wanted}' is unknown: use one of {', '.join(QUESTION_PATHS)}"
+        )
+    on_gpu = device.type == "cuda"
+    if wanted == "graph" and not on_gpu:
+        raise InvalidParameterError(
+            f"question_path 'graph' needs a CUDA GPU, and the engine is on {device}: use auto"
+        )
+    if wanted == "eager" or (wanted == "auto" and not on_gpu):
+        return TextPath(model)
+    if not on_gpu:
+        return StaticTextPath(model, manager, attend_step)
+    size = model.kv_shape.head_dim
+    reason = ""
+    if importlib.util.find_spec("triton") is None:
+        reason = "Triton is not installed"
+    elif size < 16 or size & (size - 1):
+        reason = f"Triton needs heads of 16, 32, 64, ... numbers, and these have {size}"
+    if reason:
+        _log.warning("questions are answered more slowly: %s", reason)
+        return TextPath(model, reason)
+    from .kernels import split_attention
+
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    attention = split_attention(processors)
+    graph = wanted != "static"
+    return StaticTextPath(model, manager, attention, graph, compiled=graph)
+
+
+def text_positions(start: Sequence[int], done: int, count: int) -> torch.Tensor:
+    """``[3, count]``: the text tokens after ``done`` others that began at ``start``."""
+    return torch.tensor(start)[:, None] + torch.arange(done, done + count)
+
+
+def _pieces(ids: list[int]) -> list[list[int]]:
+    """``ids`` in pieces of the largest step; the last may be shorter."""
+    return [ids[at : at + SIZES[-1]] for at in range(0, len(ids), SIZES[-1])]
+
+
+def _size_for(tokens: int) -> int:
+    return next(size for size in SIZES if size >= tokens)
+
+
+def _fitting(texts: Sequence[list[int]], room: int) -> Sequence[list[int]]:
+    """The first of ``texts``, as many as fit into so many tokens."""
+    taken = takewhile(lambda tokens: tokens <= room, accumulate(map(len, texts)))
+    return texts[: len(list(taken))]
+
+
+def _log_probabilities(
+    first: torch.Tensor, after: torch.Tensor, texts: Sequence[list[int]], end: int
+) -> list[float]:
+    """Log-probability of each text and then ``end``.
+
+    Args:
+        first: log-probabilities ``[vocabulary]`` of a text's first token.
+        after: logits ``[tokens, vocabulary]`` behind each token of the texts, laid end to end.
+    """
+    device = after.device
+    follows = torch.tensor([token for text in texts for token in (*text[1:], end)], device=device)
+    lengths = torch.tensor([len(text) for text in texts], device=device)
+    owner = torch.arange(len(texts), device=device).repeat_interleave(
+        lengths, output_size=len(after)
+    )
+    chosen = after.gather(1, follows[:, None])[:, 0].double() - after.logsumexp(-1).double()
+    begins = torch.tensor([text[0] for text in texts], device=device)
+    return first[begins].double().index_add(0, owner, chosen).tolist()
+
+
+def _recompiling() -> Any:
+    """`torch.compile` builds a step for each size, more than it would for one function."""
+    import torch._dynamo  # not for those who never compile: it takes a second
+
+    return torch._dynamo.config.patch(recompile_limit=64)
+
+
+def _reserved_bytes(device: torch.device) -> int:
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0

@@ -1,0 +1,239 @@
+"""One pass of a question's text through the model as a function of tensors of fixed shape.
+
+Everything that differs from call to call (the tokens, their positions, how long the memory is and
+where it lies) is read from tensors on the device, and nothing is read back. So a CUDA graph
+captured once serves a memory of any length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from .forks import Part
+from .model import StreamQwenModel
+from .positions import rotate
+
+# Sink, kept grids, and the ring in two slices, each seen at a distance of its own: four occur, with
+# every policy and layout.
+MOST_PARTS = 6
+
+
+class Reading:
+    """What the steps read and write: a memory, which parts of it, and the question's tail.
+
+    Args:
+        memory: ``[layers, 2, kv_heads, slots, head_dim]``.
+        tail: ``[layers, 2, kv_heads, room + 1, head_dim]``; padding is written to the last slot.
+
+    Attributes:
+        starts, lengths: ``[MOST_PARTS]``, slots of the memory; a part that is not there has
+            length 0.
+        turns: cos and sin, ``[2, MOST_PARTS + 1, 1, 1, head_dim]``, by which a query is rotated
+            further to see each part, and last the tail.
+    """
+
+    def __init__(self, memory: torch.Tensor, tail: torch.Tensor):
+        self.memory, self.tail = memory, tail
+        size, device = memory.shape[-1], memory.device
+        self.slices = torch.zeros(2, MOST_PARTS, dtype=torch.long, device=device)
+        self.starts, self.lengths = self.slices
+        self.turns = torch.empty(2, MOST_PARTS + 1, 1, 1, size, device=device)
+        self.turns[0], self.turns[1] = 1.0, 0.0
+
+    @property
+    def room(self) -> int:
+        """Tokens that the tail holds."""
+        return self.tail.shape[3] - 1
+
+    def load(self, parts: Sequence[Part]) -> None:
+        """Read these parts from now on; ``MOST_PARTS`` of them at most."""
+        absent = [0] * (MOST_PARTS - len(parts))
+        starts = [part.slots.start for part in parts]
+        lengths = [part.slots.stop - part.slots.start for part in parts]
+        self.slices.copy_(torch.tensor([starts + absent, lengths + absent]))
+        self.turns[0], self.turns[1] = 1.0, 0.0
+        for number, part in enumerate(parts):
+            if part.turn is not None:
+                self.turns[0, number, 0, 0], self.turns[1, number, 0, 0] = part.turn
+
+
+class StepInputs:
+    """What one step is given, in one tensor on the device, so that one copy brings it there.
+
+    Attributes:
+        ids: ``[n]``.
+        positions: ``[3, 1, n]``.
+        slots: ``[n]``, where in the tail each token's key and value go.
+        begins: ``[n]``, see `load`.
+        scalars: ``[4]``: how many tokens are real, the others being padding; how many are shared;
+            how many are in the tail before; whose logits are wanted.
+        last: the last of these.
+    """
+
+    def __init__(self, size: int, reading: Reading):
+        self.size, self._padding_slot = size, reading.room
+        self._all = torch.zeros(6 * size + 4, dtype=torch.long, device=reading.memory.device)
+        self.ids, positions, self.slots, self.begins, self.scalars = self._all.split(
+            [size, 3 * size, size, size, 4]
+        )
+        self.positions = positions.view(3, 1, size)
+        self.last = self.scalars[3:]
+        self.slots.fill_(self._padding_slot)
+
+    def load(
+        self,
+        ids: Sequence[int],
+        positions: torch.Tensor,
+        past: int,
+        shared: int,
+        begins: Sequence[int] = (),
+    ) -> None:
+        """Give the step ``ids``, at ``positions [3, len(ids)]``, behind ``past`` others.
+
+        Each token sees what is in the memory and in the tail; the first ``shared`` of ``ids``, and
+        those from its entry in ``begins`` on, up to itself. Asked for are the logits of the last
+        shared one.
+        """
+        count = len(ids)
+        given = torch.zeros(6, self.size, dtype=torch.long)
+        given[0, :count] = torch.tensor(ids)
+        given[1:4, :count] = positions
+        given[4] = self._padding_slot
+        given[4, :count] = torch.arange(past, past + count)
+        if begins:
+            given[5, :count] = torch.tensor(begins)
+        scalars = torch.tensor([count, shared, past, max(shared - 1, 0)])
+        self._all.copy_(torch.cat([given.flatten(), scalars]))
+
+
+# queries [MOST_PARTS + 1, heads, n, head_dim], one layer's memory and tail, what is read, what the
+# step is given, scaling -> [n, heads, head_dim]
+StaticAttention = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, Reading, StepInputs, float], torch.Tensor
+]
+
+
+def attend_step(
+    queries: torch.Tensor,
+    memory: torch.Tensor,
+    tail: torch.Tensor,
+    reading: Reading,
+    inputs: StepInputs,
+    scaling: float,
+) -> torch.Tensor:
+    """What the kernel in `kernels` computes, in plain torch, reading the lengths back.
+
+    Args:
+        queries: ``[MOST_PARTS + 1, heads, n, head_dim]``, as rotated for each part and the tail.
+        memory, tail: one layer's, ``[2, kv_heads, slots, head_dim]``.
+
+    Returns:
+        ``[n, heads, head_dim]``; zero for padding.
+    """
+    count, shared, past, _ = inputs.scalars.tolist()
+    heads, size = queries.shape[1], queries.shape[3]
+    kv_heads = memory.shape[1]
+    queries = queries[:, :, :count].unflatten(1, (kv_heads, -1)).float()  # [.., kv, group, n, d]
+    seen = [
+        (query, memory[:, :, start : start + length])
+        for query, start, length in zip(
+            queries[:-1], reading.starts.tolist(), reading.lengths.tolist(), strict=True
+        )
+        if length
+    ]
+    seen.append((queries[-1], tail[:, :, : past + count]))
+    scores = [
+        query @ keys.float()[:, None].transpose(-1, -2) * scaling for query, (keys, _) in seen
+    ]
+    token, key = torch.arange(count)[:, None], torch.arange(-past, count)
+    allowed = (key <= token) & ((key < shared) | (key >= inputs.begins[:count, None].cpu()))
+    allowed |= key < 0
+    scores[-1] = scores[-1].masked_fill(~allowed.to(memory.device), -torch.inf)
+    weights = torch.cat(scores, dim=-1).softmax(-1)
+    values = torch.cat([values for _, (_, values) in seen], dim=1).float()
+    out = queries.new_zeros(inputs.size, heads, size)
+    out[:count] = (weights @ values[:, None]).flatten(0, 1).transpose(0, 1)
+    return out.to(memory.dtype)
+
+
+class StaticStep:
+    """The language model over ``n`` tokens, of which the last may be padding.
+
+    The library's own modules in the order of ``Qwen2_5_VLDecoderLayer.forward``, whose attention is
+    replaced.
+
+    Args:
+        compiled: fuse what lies between the matrix products by ``torch.compile``.
+    """
+
+    def __init__(
+        self,
+        model: StreamQwenModel,
+        reading: Reading,
+        attention: StaticAttention,
+        compiled: bool,
+    ):
+        self._model, self._reading, self._attention = model, reading, attention
+        self._before, self._after = before_attention, after_attention
+        if compiled:
+            self._before, self._after = (
+                torch.compile(part, fullgraph=True, dynamic=False)
+                for part in (before_attention, after_attention)
+            )
+
+    @torch.inference_mode()
+    def __call__(self, inputs: StepInputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the tokens' keys and values to the tail; no other trace.
+
+        Returns:
+            Hidden states after the last norm, ``[n, hidden]``, and the logits ``[vocabulary]`` of
+            the token that was asked for, in float32.
+        """
+        text, reading = self._model.model.language_model, self._reading
+        hidden = text.embed_tokens(inputs.ids)
+        cos, sin = self._model.rotary(hidden, inputs.positions)
+        for number, layer in enumerate(text.layers):
+            queries, key, value = self._before(layer, hidden, cos, sin, reading.turns)
+            tail = reading.tail[number]
+            tail[0].index_copy_(1, inputs.slots, key)
+            tail[1].index_copy_(1, inputs.slots, value)
+            attended = self._attention(
+                queries, reading.memory[number], tail, reading, inputs, layer.self_attn.scaling
+            )
+            hidden = self._after(layer, hidden, attended)
+        hidden = text.norm(hidden)
+        return hidden, self._model.logits(hidden.index_select(0, inputs.last))[0]
+
+
+def before_attention(
+    layer: torch.nn.Module,
+    hidden: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    turns: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """From hidden states ``[n, hidden]`` to what attention needs.
+
+    Returns:
+        Queries ``[turns, heads, n, head_dim]``, once for each turn; key and value ``[kv_heads, n,
+        head_dim]``.
+    """
+    attention = layer.self_attn
+    normed = layer.input_layernorm(hidden)
+    query, key, value = (
+        project(normed).unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
+        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+    queries = rotate(query.expand(turns.shape[1], *query.shape), turns[0], turns[1])
+    return queries, key, value
+
+
+def after_attention(
+    layer: torch.nn.Module, hidden: torch.Tensor, attended: torch.Tensor
+) -> torch.Tensor:
+    """Add what was ``attended [n, heads, head_dim]`` to ``hidden [n, hidden]``; then the MLP."""
+    hidden = hidden + layer.self_attn.o_proj(attended.flatten(1))
+    return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
