@@ -130,7 +130,7 @@ class StaticTextPath(TextPath):
         self._reading: Reading | None = None
         self._reader: weakref.ref[Fork] | None = None  # whose parts the steps read now
         self._ready: dict[int, _Ready] = {}
-        self._pool = torch.cuda.graph_pool_handle() if graph else None
+        self._pool: Any = None  # of the graphs' memory
 
     @torch.inference_mode()
     def warm_up(self) -> dict[str, Any]:
@@ -231,7 +231,7 @@ class StaticTextPath(TextPath):
             try:
                 ready = _Ready(step, StepInputs(size, self._reading))
                 if self._graph:
-                    ready.record(self._pool)
+                    self._pool = ready.record(self._pool)
                     self.captures += 1
                 self._ready[size] = ready
             except Exception as error:  # the compilers have many kinds
@@ -269,8 +269,12 @@ class _Ready:
         self.inputs, self._step = inputs, step
         self._graph: torch.cuda.CUDAGraph | None = None
 
-    def record(self, pool: Any) -> None:
-        """Record a CUDA graph in memory that it shares with those of the same ``pool``.
+    @property
+    def fused(self) -> bool:
+        return self._step.compiled
+
+    def record(self, pool: Any) -> Any:
+        """Record a CUDA graph whose memory is shared with those of the same ``pool``; its pool.
 
         The inputs are all padding, which leaves no trace but in the slot for that.
         """
@@ -287,6 +291,7 @@ class _Ready:
             with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
                 self._outputs = self._step(self.inputs)
             self._graph = graph
+            return graph.pool()
 
     def __call__(self) -> tuple[torch.Tensor, torch.Tensor]:
         if self._graph is None:

@@ -176,6 +176,7 @@ class StaticStep:
         compiled: bool,
     ):
         self._model, self._reading, self._attention = model, reading, attention
+        self.compiled = compiled
         self._before, self._after = before_attention, after_attention
         if compiled:
             self._before, self._after = (

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toy_qwen import SINK_AND_WINDOW
+from toy_qwen import SINK_AND_WINDOW, question_logits
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
 from stream_vlm_ros.engine.attention import _flash, attend_long
@@ -17,22 +17,9 @@ pytestmark = [
 
 def logits_of(engine, toys, chunks):
     """Logits at the last token of a question behind ``chunks``."""
-    kept = []
-    forward = engine.model.stream_forward
-
-    def keep(embeddings, positions, fork):
-        hidden = forward(embeddings, positions, fork)
-        kept.append(engine.model.logits(hidden[0, -1]).double().cpu())
-        return hidden
-
     for number in range(chunks):
         engine.append_video_chunk(toys.frames(4, 140, 196, seed=number), fps=2)
-    engine.model.stream_forward = keep
-    try:
-        engine.ask("What is there?", 1)
-    finally:
-        del engine.model.stream_forward
-    return kept[0]
+    return question_logits(engine)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -142,3 +143,12 @@ def save_checkpoint(folder: Path, model: StreamQwenModel | None = None) -> Path:
         json.dumps({"min_pixels": settings.min_pixels, "max_pixels": settings.max_pixels})
     )
     return folder
+
+
+def question_logits(engine: Any, question: str = "What is there?", path: Any = None) -> Any:
+    """Logits after a question on the engine's own path or another, in float64 on the CPU."""
+    manager = engine.cache_manager
+    prompt, start = engine._question_ids(question, None), manager.ledger.next_position
+    with manager.question_fork(len(prompt), 0) as fork:
+        logits = (path or engine.text_path).append(prompt, start, fork)
+        return logits.double().cpu()

@@ -1,0 +1,78 @@
+"""The Triton kernels compute what the plain attention computes.
+
+On a GPU as compiled for it, elsewhere in Triton's interpreter: that is chosen before Triton is
+first imported, and so this file is also a program that a test runs in a process of its own.
+"""
+
+import importlib.util
+import itertools
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from stream_vlm_ros.engine.forks import Part
+from stream_vlm_ros.engine.static_step import MOST_PARTS, Reading, StepInputs, attend_step
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+# Products and sums of numbers around 1, as their format rounds them.
+TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3}
+PROCESSORS = (3, 40)  # many keys a program, or few
+STEPS = [  # tokens, the step's size, tokens in the tail before, parts of the memory
+    (1, 1, 0, []),
+    (1, 1, 7, [(0, 100), (120, 290)]),
+    (20, 32, 5, [(10, 11), (50, 250)]),
+    (16, 16, 0, [(0, 300)]),
+    (30, 32, 10, [(0, 64), (64, 128), (200, 300)]),
+    (0, 16, 0, []),
+]
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="needs Triton, which torch for a GPU brings"
+)
+def test_the_kernels_compute_what_the_plain_attention_computes():
+    interpreted = {"TRITON_INTERPRET": "1"} if DEVICE == "cpu" else {}
+    done = subprocess.run(
+        [sys.executable, __file__], env=os.environ | interpreted, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["equal"] * len(TOLERANCES) * len(PROCESSORS) * len(STEPS)
+
+
+def compare(dtype, processors, count, size, past, parts):
+    from stream_vlm_ros.engine.kernels import split_attention
+
+    noise = torch.Generator(DEVICE).manual_seed(1)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=noise, device=DEVICE).to(dtype)
+
+    kv_heads, group, head_dim = 2, 3, 16
+    memory, tail = random(1, 2, kv_heads, 300, head_dim), random(1, 2, kv_heads, 41, head_dim)
+    used = torch.zeros(300, dtype=torch.bool)
+    for start, stop in parts:
+        used[start:stop] = True
+    memory[:, :, :, ~used] = torch.nan  # never written
+    tail[:, :, :, past + count :] = torch.nan
+    reading = Reading(memory, tail)
+    reading.load([Part(memory, slice(start, stop), None) for start, stop in parts])
+    inputs = StepInputs(size, reading)
+    shared = count // 2  # behind them, texts of four tokens side by side
+    begins = [0] * shared + [shared + at // 4 * 4 for at in range(count - shared)]
+    inputs.load([0] * count, torch.zeros(3, count), past, shared, begins)
+    queries = random(MOST_PARTS + 1, kv_heads * group, size, head_dim)  # another for each part
+    given = (queries, memory[0], tail[0], reading, inputs, head_dim**-0.5)
+    out, expected = split_attention(processors)(*given), attend_step(*given)
+    assert out.shape == expected.shape == (size, kv_heads * group, head_dim)
+    assert not out[count:].any()
+    assert (out - expected).abs().max() <= TOLERANCES[dtype], (out - expected).abs().max()
+
+
+if __name__ == "__main__":
+    for dtype, processors, step in itertools.product(TOLERANCES, PROCESSORS, STEPS):
+        compare(dtype, processors, *step)
+        print("equal")

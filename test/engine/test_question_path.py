@@ -1,0 +1,426 @@
+"""Questions in steps of fixed shape compute what they compute call by call."""
+
+import logging
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from toy_qwen import SINK_AND_WINDOW, question_logits
+
+from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference, question_path
+from stream_vlm_ros.engine.cache import KVCacheManager
+from stream_vlm_ros.engine.errors import InvalidParameterError
+from stream_vlm_ros.engine.forks import Part
+from stream_vlm_ros.engine.question_path import SIZES, StaticTextPath, TextPath, text_path
+from stream_vlm_ros.engine.static_step import (
+    Reading,
+    StaticStep,
+    StepInputs,
+    attend_step,
+)
+
+MEMORIES = {
+    "unbounded": None,
+    "sink and window": EvictionConfig(170, **SINK_AND_WINDOW),
+    "all levels": EvictionConfig(170),
+}
+END = 9  # any token
+
+
+def make(model, processor, memory="unbounded", **options):
+    return VideoStreamingInference(model, processor, eviction_config=MEMORIES[memory], **options)
+
+
+def watch(engine, toys, chunks, exchanges=()):
+    for number in range(chunks):
+        engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
+        if number in exchanges:
+            engine.ask("So?", 3, update_state=True)
+
+
+def both_paths(engine):
+    return (
+        TextPath(engine.model),
+        StaticTextPath(engine.model, engine.cache_manager, attend_step),
+    )
+
+
+def said_on(path, engine, prompt, tokens):
+    """Logits after a prompt and after each of some tokens behind it, and what is in the tail."""
+    manager = engine.cache_manager
+    start = manager.ledger.next_position
+    with manager.question_fork(len(prompt), len(tokens)) as fork:
+        logits = [path.append(prompt, start, fork).clone()]
+        logits += [path.append([token], start, fork).clone() for token in tokens]
+        assert fork.length == len(prompt) + len(tokens)
+        return torch.stack(logits), fork.own().clone()
+
+
+def assert_equal(one, other):
+    # Sums of some hundred float32 in another order, through two layers: 2^-24 * some hundred.
+    assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+
+
+def words(count, seed=0):
+    return torch.randint(0, 250, (count,), generator=torch.manual_seed(seed)).tolist()
+
+
+@pytest.mark.parametrize("policy", ["contiguous", "keep_gaps"])
+@pytest.mark.parametrize("layout", ["continuous", "segmented"])
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_steps_compute_what_plain_calls_compute_whatever_is_remembered(
+    toys, model, processor, memory, layout, policy
+):
+    engine = make(model, processor, memory, layout=layout, position_policy=policy)
+    plain, steps = both_paths(engine)
+    seen = set()
+    for chunks, exchanges in ((1, ()), (5, (3,)), (6, ()), (9, (4,))):
+        watch(engine, toys, chunks, exchanges)
+        for one, other in zip(
+            said_on(steps, engine, words(21), words(3, seed=1)),
+            said_on(plain, engine, words(21), words(3, seed=1)),
+            strict=True,
+        ):
+            assert_equal(one, other)
+        with engine.cache_manager.fork(1) as fork:
+            seen |= {len(fork.parts)} | {"turned" for part in fork.parts if part.turn}
+    assert not steps.detours and steps.steps == 4 * (1 + 3)
+    if memory == "sink and window" and policy == "contiguous":
+        assert "turned" in seen and max(seen - {"turned"}) > 1
+
+
+def test_steps_serve_a_memory_with_tokens_left_out(toys, model, processor):
+    engine = make(model, processor, "all levels", skip_similarity=0.5)
+    for number in range(20):
+        engine.append_video_chunk(toys.frames(4, seed=number // 3), fps=2)
+    plain, steps = both_paths(engine)
+    assert_equal(question_logits(engine, path=steps), question_logits(engine, path=plain))
+    assert not steps.detours
+
+
+# Either side of a step's size, and longer than the longest.
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 63, 64, 65, 255, 256, 257, 600])
+def test_a_prompt_of_any_length_fits_the_steps(toys, model, processor, length):
+    engine = make(model, processor, "sink and window")
+    watch(engine, toys, 12)
+    plain, steps = both_paths(engine)
+    for one, other in zip(
+        said_on(steps, engine, words(length), words(2, seed=1)),
+        said_on(plain, engine, words(length), words(2, seed=1)),
+        strict=True,
+    ):
+        assert_equal(one, other)
+    assert steps.steps == -(-length // SIZES[-1]) + 2
+
+
+@pytest.mark.parametrize("room", [50, 16])  # (a step of 64 is larger than the whole tail)
+def test_the_tail_can_be_used_up_to_its_last_token(toys, model, processor, room):
+    engine = make(model, processor, "sink and window", max_tail_tokens=room)
+    watch(engine, toys, 12)
+    plain, steps = both_paths(engine)
+    prompt, answer = words(room - 10), words(10, seed=1)
+    for one, other in zip(
+        said_on(steps, engine, prompt, answer), said_on(plain, engine, prompt, answer), strict=True
+    ):
+        assert_equal(one, other)
+
+
+def scores_on(path, engine, prompt, texts):
+    manager = engine.cache_manager
+    with manager.question_fork(len(prompt), 0) as fork:
+        scores = path.score(prompt, texts, END, manager.ledger.next_position, fork)
+        return torch.tensor(scores), fork.own().clone()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "texts", "steps_taken"),
+    [
+        (48, [3, 1, 2, 5, 3], 1),
+        (48, [1], 1),
+        (256, [4, 4], 2),  # the prompt fills a step
+        (300, [4, 4], 2),
+        (48, [10] * 64, 1 + 2),  # 20 behind the prompt, then 25 and 19
+        (250, [7, 256], 2 + 1),  # neither fits behind the prompt, nor both into one step
+    ],
+)
+def test_choices_are_scored_side_by_side_as_they_are_one_by_one(
+    toys, model, processor, prompt, texts, steps_taken
+):
+    engine = make(model, processor, "sink and window")
+    watch(engine, toys, 12)
+    plain, steps = both_paths(engine)
+    choices = [words(length, seed) for seed, length in enumerate(texts)]
+    ours, tail = scores_on(steps, engine, words(prompt), choices)
+    theirs, their_tail = scores_on(plain, engine, words(prompt), choices)
+    assert_equal(ours, theirs)
+    assert_equal(tail, their_tail)  # the prompt alone
+    assert steps.steps == steps_taken and not steps.detours
+
+
+def test_a_choice_too_long_for_a_step_is_scored_all_the_same(toys, model, processor):
+    engine = make(model, processor, max_tail_tokens=700)
+    watch(engine, toys, 3)
+    plain, steps = both_paths(engine)
+    choices = [words(257), words(2)]
+    assert_equal(
+        scores_on(steps, engine, words(20), choices)[0],
+        scores_on(plain, engine, words(20), choices)[0],
+    )
+
+
+@pytest.mark.parametrize("memory", ["unbounded", "all levels"])
+def test_engines_forced_onto_either_path_say_the_same_and_leave_no_trace(
+    toys, model, processor, memory
+):
+    engines = [make(model, processor, memory, question_path=path) for path in ("static", "eager")]
+    for engine in engines:
+        watch(engine, toys, 14, exchanges=(2, 6))
+    static, eager = engines
+    assert static.warm_up()["path"] == "static" and eager.warm_up()["path"] == "eager"
+    before = static.cache_manager.gather()
+    assert static.ask("What is there?", 12)[0] == eager.ask("What is there?", 12)[0]
+    options = dict(do_sample=True, seed=3, repetition_penalty=1.2)
+    assert static.ask("And?", 12, **options)[0] == eager.ask("And?", 12, **options)[0]
+    choices = ["red", "a blue one", "none"]
+    ours, theirs = (engine.ask_choice("Which?", choices) for engine in engines)
+    assert ours[0] == theirs[0]
+    assert ours[1]["scores"] == pytest.approx(theirs[1]["scores"], rel=1e-5)
+    assert torch.equal(static.cache_manager.gather(), before)
+    assert torch.allclose(before, eager.cache_manager.gather(), rtol=0, atol=1e-4)
+    assert static.text_path.steps > 24 and not static.text_path.detours
+
+
+def test_answers_written_at_once_do_not_meet_in_one_tail(toys, model, processor, caplog):
+    engine = make(model, processor, "sink and window", question_path="static")
+    watch(engine, toys, 9)
+    questions = ["What is it?", "Where?", "How many are there?"]
+    alone = [engine.ask(question, 8)[0] for question in questions]
+    assert not engine.text_path.detours
+    with caplog.at_level(logging.WARNING):
+        writers = [engine.ask_stream(question, 8) for question in questions]
+        running = list(writers)
+        while running:
+            running = [writer for writer in running if next(writer, None) is not None]
+    assert [writer.text for writer in writers] == alone
+    # Two of the three, each a prompt and what followed.
+    assert set(engine.text_path.detours) == {"another answer is being written"}
+    assert len(caplog.records) == 1
+
+
+def test_chunks_that_come_while_an_answer_is_written_do_not_change_it(toys, model, processor):
+    engine = make(model, processor, "sink and window", question_path="static", fork_slack_tokens=24)
+    watch(engine, toys, 12)
+    alone = engine.ask("What is it?", 8)[0]
+    writer = engine.ask_stream("What is it?", 8)
+    next(writer)
+    watch(engine, toys, 2)
+    for _ in writer:
+        pass
+    assert writer.text == alone and not engine.text_path.detours
+
+
+def test_a_memory_in_too_many_parts_is_read_the_plain_way_and_the_log_says_so_once(
+    toys, model, processor, monkeypatch, caplog
+):
+    engine = make(model, processor, "sink and window", question_path="static")
+    watch(engine, toys, 12)
+    with engine.cache_manager.fork(1) as fork:
+        assert len(fork.parts) > 1
+    expected = engine.ask("What is it?", 5)[0], engine.ask_choice("Which?", ["a", "b"])[0]
+    monkeypatch.setattr(question_path, "MOST_PARTS", 1)
+    steps = engine.text_path.steps
+    with caplog.at_level(logging.WARNING):
+        got = engine.ask("What is it?", 5)[0], engine.ask_choice("Which?", ["a", "b"])[0]
+    assert got == expected and engine.text_path.steps == steps
+    assert [record.getMessage() for record in caplog.records] == [
+        "questions are answered more slowly: the memory is read in more than 1 parts"
+    ]
+
+
+def test_a_memory_that_grows_is_followed(toys, model, processor, monkeypatch):
+    monkeypatch.setattr(KVCacheManager, "_FIRST_BUFFER", 64)
+    engine = make(model, processor, question_path="static")
+    sizes = set()
+    for number in range(20):
+        engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
+        sizes.add(engine.cache_manager.memory.shape[3])
+        plain = TextPath(engine.model)
+        assert_equal(question_logits(engine), question_logits(engine, path=plain))
+    assert len(sizes) > 1
+    saved = engine.cache_manager.clone()
+    engine.reset()
+    engine.cache_manager.restore(saved)
+    assert_equal(question_logits(engine), question_logits(engine, path=plain))
+
+
+# -- what a capture demands, as far as a CPU can tell ---------------------------------------------
+
+
+def test_padding_and_slots_never_written_change_nothing(model):
+    """Whatever lies there: not even NaN gets through."""
+    shape = (2, 2, 2, 30, 16)
+    memory, tail = torch.randn(shape), torch.randn(shape)
+    memory[:, :, :, 20:], tail[:, :, :, 7:] = torch.nan, torch.nan
+    reading = Reading(memory, tail)
+    reading.load([Part(memory, slice(5, 20), None)])
+    step, found = StaticStep(model, reading, attend_step, compiled=False), []
+    for size in (4, 16):
+        inputs = StepInputs(size, reading)
+        inputs.load([1, 2, 3, 4], torch.arange(4).expand(3, 4), past=7, shared=4)
+        hidden, logits = step(inputs)
+        assert hidden.isfinite().all()
+        found.append((hidden[:4].clone(), logits, tail[:, :, :, :11].clone()))
+    for one, other in zip(*found, strict=True):
+        assert_equal(one, other)
+    assert tail[:, :, :, 11:29].isnan().all()  # written: its own slots, and that for padding
+
+
+class OnDevice(TorchDispatchMode):
+    """Fails where an operation takes or gives a tensor of the host: what no capture survives."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for x in tree_leaves((args, kwargs, result)):
+            assert not isinstance(x, torch.Tensor) or x.is_meta, function
+        return result
+
+
+def lengthless(queries, memory, tail, reading, inputs, scaling):
+    """Stands for the kernel: of its shape, and reads nothing back."""
+    return queries[-1].transpose(0, 1).contiguous()
+
+
+def test_a_step_leaves_the_device_for_nothing(toys):
+    """On a device without values, where reading one back is an error."""
+    model = toys.model(0).to("meta")
+    reading = Reading(*torch.zeros(2, 2, 2, 2, 30, 16, device="meta"))
+    step = StaticStep(model, reading, lengthless, compiled=False)
+    step(StepInputs(1, reading))  # moves the rotation's frequencies there
+    for size in SIZES:
+        inputs = StepInputs(size, reading)
+        with OnDevice():
+            hidden, logits = step(inputs)
+        assert hidden.is_meta and logits.shape == (model.config.text_config.vocab_size,)
+
+
+def test_a_step_is_one_graph_whatever_the_lengths(model):
+    """Traced whole, with no break: no Python in it depends on a value; and traced just once."""
+    torch._dynamo.reset()
+    graphs = []
+
+    def record(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    reading = Reading(torch.zeros(2, 2, 2, 30, 16), torch.zeros(2, 2, 2, 30, 16))
+    step = StaticStep(model, reading, lengthless, compiled=False)
+    traced = torch.compile(step.__call__, fullgraph=True, dynamic=False, backend=record)
+    inputs = StepInputs(16, reading)
+    for count, past in ((3, 0), (16, 5), (9, 20)):
+        inputs.load(words(count), torch.zeros(3, count), past, shared=count)
+        expected = step(inputs)
+        for one, other in zip(traced(inputs), expected, strict=True):
+            assert_equal(one, other)
+    assert len(graphs) == 1
+
+
+def test_all_layers_share_what_is_compiled(toys, monkeypatch):
+    torch._dynamo.reset()
+    model, built = toys.model(3, layers=4), Counter()
+
+    def compile_(function, **options):
+        def backend(graph, inputs):
+            built[function.__name__] += 1
+            return graph
+
+        return plain_compile(function, backend=backend, **options)
+
+    plain_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_)
+    reading = Reading(torch.zeros(4, 2, 2, 30, 16), torch.zeros(4, 2, 2, 30, 16))
+    step = StaticStep(model, reading, attend_step, compiled=True)
+    plain = StaticStep(model, reading, attend_step, compiled=False)
+    for size in (1, 16):
+        inputs = StepInputs(size, reading)
+        inputs.load([5], torch.zeros(3, 1), past=3, shared=1)
+        assert_equal(step(inputs)[1], plain(inputs)[1])
+    assert built == {"before_attention": 2, "after_attention": 2}
+
+
+class Recorded:
+    """Stands for the recording of graphs, which only a GPU can."""
+
+    def __init__(self, monkeypatch, works=lambda ready: True):
+        self.made = []
+
+        def record(ready, pool):
+            if not works(ready):
+                raise RuntimeError("no such\nkernel")
+            self.made.append(ready.inputs.size)
+            return "pool"
+
+        monkeypatch.setattr(question_path._Ready, "record", record)
+
+
+def graph_path(engine, **options):
+    return StaticTextPath(engine.model, engine.cache_manager, attend_step, graph=True, **options)
+
+
+def test_each_size_is_recorded_once_however_the_memory_grows(toys, model, processor, monkeypatch):
+    recorded = Recorded(monkeypatch)
+    engine = make(model, processor, "sink and window")
+    path = engine.text_path = graph_path(engine)
+    report = engine.warm_up()
+    assert recorded.made == sorted(SIZES, reverse=True) and path.captures == len(SIZES)
+    assert report["path"] == "graph" and report["reason"] == "" and report["seconds"] > 0
+    for number in range(14):
+        engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
+        engine.ask("What is there?" * (number + 1), 4)
+        engine.ask_choice("Which?", ["a", "bc"])
+    engine.warm_up()
+    assert path.captures == len(SIZES) and not path.detours
+
+
+def test_what_cannot_be_recorded_is_answered_the_plain_way_and_the_log_says_why(
+    toys, model, processor, monkeypatch, caplog
+):
+    engine = make(model, processor, "sink and window")
+    watch(engine, toys, 12)
+    expected = engine.ask("What is it?", 5)[0]
+    Recorded(monkeypatch, works=lambda ready: False)
+    engine.text_path = graph_path(engine, compiled=True)
+    with caplog.at_level(logging.WARNING):
+        assert engine.ask("What is it?", 5)[0] == expected
+        assert engine.ask("What is it?", 5)[0] == expected
+    assert [record.getMessage() for record in caplog.records] == [
+        "questions are answered without torch.compile: RuntimeError: no such kernel",
+        "questions are answered more slowly: no CUDA graph can be made: "
+        "RuntimeError: no such kernel",
+    ]
+    report = engine.warm_up()
+    assert report["path"] == "eager" and "no such kernel" in report["reason"]
+
+
+def test_a_compiler_that_fails_costs_the_fusion_and_not_the_graphs(
+    toys, model, processor, monkeypatch
+):
+    Recorded(monkeypatch, works=lambda ready: not ready.fused)
+    engine = make(model, processor)
+    engine.text_path = graph_path(engine, compiled=True)
+    assert engine.warm_up()["path"] == "graph"
+    watch(engine, toys, 2)
+    plain = TextPath(engine.model)
+    assert_equal(question_logits(engine), question_logits(engine, path=plain))
+
+
+def test_the_path_is_chosen_by_device_or_by_name(model, processor):
+    manager = make(model, processor).cache_manager
+    here = torch.device("cpu")
+    assert type(text_path("auto", model, manager, here)) is TextPath
+    assert type(text_path("static", model, manager, here)) is StaticTextPath
+    with pytest.raises(InvalidParameterError, match="'graph' needs a CUDA GPU"):
+        make(model, processor, question_path="graph")
+    with pytest.raises(InvalidParameterError, match="'fast' is unknown: use one of auto, eager"):
+        make(model, processor, question_path="fast")
