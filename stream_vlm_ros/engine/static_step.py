@@ -8,6 +8,7 @@ captured once serves a memory of any length.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -177,12 +178,10 @@ class StaticStep:
     ):
         self._model, self._reading, self._attention = model, reading, attention
         self.compiled = compiled
-        self._before, self._after = before_attention, after_attention
+        parts: tuple[Callable[..., Any], ...] = (before_attention, after_attention)
         if compiled:
-            self._before, self._after = (
-                torch.compile(part, fullgraph=True, dynamic=False)
-                for part in (before_attention, after_attention)
-            )
+            parts = tuple(torch.compile(part, fullgraph=True, dynamic=False) for part in parts)
+        self._before, self._after = parts
 
     @torch.inference_mode()
     def __call__(self, inputs: StepInputs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -209,7 +208,7 @@ class StaticStep:
 
 
 def before_attention(
-    layer: torch.nn.Module,
+    layer: Any,
     hidden: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
@@ -232,9 +231,7 @@ def before_attention(
     return queries, key, value
 
 
-def after_attention(
-    layer: torch.nn.Module, hidden: torch.Tensor, attended: torch.Tensor
-) -> torch.Tensor:
+def after_attention(layer: Any, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
     """Add what was ``attended [n, heads, head_dim]`` to ``hidden [n, hidden]``; then the MLP."""
     hidden = hidden + layer.self_attn.o_proj(attended.flatten(1))
     return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
