@@ -15,6 +15,7 @@ from reference_style import ReferenceStyle
 
 from stream_vlm_ros.engine import VideoStreamingInference
 from stream_vlm_ros.engine.attention import LONG_PAST
+from stream_vlm_ros.engine.errors import InvalidParameterError
 
 CHOICES = ["a red circle", "a blue square", "nothing", "a sign", "two shapes"]
 ANSWER = 32  # tokens after the first
@@ -156,13 +157,13 @@ def eviction(rig: Rig) -> dict[str, Any]:
         with watched(manager, "_forget") as forget, watched(manager.evictor, "note_grids") as note:
             for _ in rig.count("chunks", repeats):
                 append()
-        work = [one + other for one, other in zip(forget, note, strict=True)]
+        work = (sum(forget) + sum(note)) / len(note)
         return {
             "cap": cap,
             "chunk": summary(chunk),
             "forget": summary(forget),
             "describe": summary(note),
-            "share": round(statistics.median(work) / statistics.median(chunk), 4),
+            "share": round(work / statistics.median(chunk), 4),
         }
 
     cap = max(rig.caps)
@@ -287,7 +288,7 @@ def variants(rig: Rig) -> dict[str, Any]:
                 found["rows"].append(
                     {"cap": cap, "variant": name, "start_s": round(started, 1), **figures}
                 )
-            except TypeError as fault:  # an engine without that option
+            except (TypeError, InvalidParameterError) as fault:  # not that option, or not here
                 found["rows"].append({"cap": cap, "variant": name, "not_there": str(fault)})
             finally:
                 LONG_PAST.least_rows = rows

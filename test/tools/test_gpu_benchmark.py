@@ -1,0 +1,45 @@
+"""bench/gpu.py on a CPU with a toy: every section runs, keeps to its time, and can be drawn."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+TOY = "--device cpu --shape toy --size 224x168 --caps 1024 512 --small --repeats 2".split()
+
+
+def run(script, *arguments):
+    command = [sys.executable, str(BENCH / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_every_section_gives_figures_that_can_be_drawn(tmp_path):
+    out = tmp_path / "gpu.json"
+    done = run("gpu.py", *TOY, "--out", out)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    assert all("failed" not in section for section in report["sections"].values())
+    assert {"against_reference", "long_video", "eviction", "curves"} <= set(report["sections"])
+    bars = report["sections"]["against_reference"]["bars"]
+    assert bars and all(bar["holds"] == (bar["measured"] <= bar["at_most"]) for bar in bars)
+    drawn = run("gpu_plots.py", out)
+    assert drawn.returncode == 0, drawn.stderr
+    assert len(list(tmp_path.glob("gpu-*.png"))) == 6
+
+    again = run("gpu.py", *TOY, "--out", out, "--sections", "steady")
+    assert again.returncode == 0, again.stderr
+    kept = json.loads(out.read_text())["sections"]
+    assert kept["curves"] == report["sections"]["curves"]
+
+
+@pytest.mark.slow
+def test_what_there_is_no_time_for_is_said(tmp_path):
+    done = run("gpu.py", *TOY, "--out", tmp_path / "gpu.json", "--minutes", 0)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("skipped, no time left") == len(
+        [line for line in done.stdout.splitlines() if line.startswith("== ")]
+    )
