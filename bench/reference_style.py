@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import torch
 from transformers import DynamicCache
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionPatchEmbed
 
 from stream_vlm_ros.engine import StreamQwenModel
 from stream_vlm_ros.engine.frames import PatchGrid
@@ -39,13 +40,18 @@ class ReferenceStyle:
 
     @contextlib.contextmanager
     def _library_attention(self) -> Iterator[None]:
-        configs = self.model.model.language_model.config, self.model.model.visual.config
+        """The library's own attention and first vision layer meanwhile."""
+        visual = self.model.model.visual
+        configs = self.model.model.language_model.config, visual.config
         names = [config._attn_implementation for config in configs]
         for config in configs:
             config._attn_implementation = "sdpa"
+        ours = type(visual.patch_embed)
+        visual.patch_embed.__class__ = Qwen2_5_VisionPatchEmbed
         try:
             yield
         finally:
+            visual.patch_embed.__class__ = ours
             for config, name in zip(configs, names, strict=True):
                 config._attn_implementation = name
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionPatchEmbed
 from transformers.utils import logging
 
 from stream_vlm_ros.engine import StreamProcessor, StreamQwenModel, VideoStreamingInference
@@ -196,3 +197,15 @@ def test_devices_and_number_formats_go_by_their_names():
     assert resolve_dtype("float16", cpu) is torch.float16
     with pytest.raises(InvalidParameterError, match="'int7': use auto, bfloat16, float16, float32"):
         resolve_dtype("int7", cpu)
+
+
+def test_the_first_vision_layer_as_a_product_computes_the_librarys_convolution(toys):
+    """Patches of three channels and two frames of 14 x 14, unlike each other in every place."""
+    embed = toys.model(5).model.visual.patch_embed
+    patches = torch.randn(37, 3 * 2 * 14 * 14)
+    with torch.inference_mode():
+        expected = Qwen2_5_VisionPatchEmbed.forward(embed, patches)
+        found = embed(patches)
+    assert not torch.equal(found, torch.zeros_like(found))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert embed(patches.to(torch.float64)).dtype == torch.float32  # as the weights are
