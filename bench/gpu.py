@@ -98,14 +98,14 @@ def against_reference_table(section: dict[str, Any]) -> str:
 
 def plain_table(section: dict[str, Any]) -> str:
     """What is neither bars nor lists of many figures, a line each."""
-    left_out = ("bars", "seconds", "unit", "skipped", "chunk_ms", "date")
+    left_out = ("bars", "seconds", "unit", "skipped", "date")
     shown = {name: value for name, value in section.items() if name not in left_out}
     lines = []
     for name, value in shown.items():
         rows = value.get("points", [value]) if isinstance(value, dict) else value
         for row in rows if isinstance(rows, list) else [rows]:
             if isinstance(row, dict):
-                row = ", ".join(f"{k} {_short(v)}" for k, v in row.items() if k not in left_out)
+                row = ", ".join(f"{k} {_short(v)}" for k, v in row.items() if k != "chunk_ms")
             lines.append(f"  {name}: {row}")
     return "\n".join(lines)
 
