@@ -8,27 +8,35 @@ if TYPE_CHECKING:
     from stream_vlm_ros.engine import Checkpoint
 
 
-def build_engine(settings: Any, checkpoint: Checkpoint, frame_store: str | None = None) -> Any:
+def build_engine(
+    settings: Any,
+    checkpoint: Checkpoint,
+    frame_store: str | None = None,
+    fork_slack_tokens: int = 0,
+) -> Any:
     """The engine that ``settings.engine`` names, its memory empty.
 
     Args:
         settings: has the node's parameters as attributes; 0 or "" stands for the checkpoint's own.
         frame_store: the folder in which the delayed batch engine keeps frames; None: in memory.
+        fork_slack_tokens: the streaming engine's room beyond the cap for chunks that come while
+            an answer is being written.
 
     Raises:
         InvalidParameterError, CapTooSmallError, DeviceUnavailableError: as their names say.
     """
-    build = _delayed_batch if settings.engine == "delayed_batch" else _streaming
     options = {
         "layout": settings.layout,
         "min_pixels": settings.min_pixels or None,
         "system_prompt": settings.system_prompt or None,
         "max_tail_tokens": settings.max_tail_tokens,
     }
-    return build(settings, checkpoint, frame_store, **options)
+    if settings.engine == "delayed_batch":
+        return _delayed_batch(settings, checkpoint, frame_store, **options)
+    return _streaming(settings, checkpoint, fork_slack_tokens=fork_slack_tokens, **options)
 
 
-def _streaming(settings: Any, checkpoint: Checkpoint, _: str | None, **options: Any) -> Any:
+def _streaming(settings: Any, checkpoint: Checkpoint, **options: Any) -> Any:
     from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
 
     eviction = EvictionConfig(

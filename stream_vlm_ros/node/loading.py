@@ -4,10 +4,14 @@ the graph, and says what it is doing, while the libraries load."""
 from __future__ import annotations
 
 import gc
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
 from stream_vlm_ros.demo.defaults import default_model
 from stream_vlm_ros.node.parameters import Parameters
+
+if TYPE_CHECKING:
+    from stream_vlm_ros.engine.frames import ImageSettings
 
 
 def load_engine(parameters: Parameters) -> Any:
@@ -24,7 +28,27 @@ def load_engine(parameters: Parameters) -> Any:
     checkpoint = load_checkpoint(
         parameters.model_path or default_model(), parameters.device, parameters.dtype
     )
-    return build_engine(parameters, checkpoint, parameters.frame_store or None)
+    return build_engine(
+        parameters,
+        checkpoint,
+        parameters.frame_store or None,
+        slack_tokens(parameters, checkpoint.processor.image_settings),
+    )
+
+
+_SLACK_CHUNKS = 4
+_CHUNK_TEXT = 16  # tokens that a segmented chunk's user turn takes at most
+
+
+def slack_tokens(parameters: Parameters, images: ImageSettings) -> int:
+    """Room for chunks that come while an answer is being written, in tokens."""
+    if parameters.fork_slack_tokens >= 0:
+        return parameters.fork_slack_tokens
+    # Where nothing bounds the pictures, they are taken to be 1920x1080 at most.
+    pixels = min(images.max_pixels, parameters.max_pixels or 1920 * 1080)
+    grids = math.ceil(parameters.chunk_frames / 2)
+    chunks = _SLACK_CHUNKS * (grids * (pixels // images.factor**2) + _CHUNK_TEXT)
+    return min(chunks, parameters.max_cache_tokens // 2 or chunks)
 
 
 def pixel_limit(parameters: Parameters) -> tuple[str, int]:

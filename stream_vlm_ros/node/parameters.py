@@ -71,8 +71,9 @@ class Parameters:
     )
     max_cache_tokens: int = _spec(
         16384,
-        "The memory never holds more tokens than this; 64 at least. 0: as many as fit the device "
-        "(of a CPU's memory half), at most the model's context less max_tail_tokens.",
+        "The memory never holds more tokens than this, but for fork_slack_tokens while an answer "
+        "is being written; 64 at least. 0: as many as fit the device (of a CPU's memory half), at "
+        "most the model's context less max_tail_tokens.",
         0,
         10_000_000,
     )
@@ -132,6 +133,15 @@ class Parameters:
         "taken in there; for scenes that hardly change, for example 0.98. 0: leave out nothing.",
         0.0,
         1.0,
+    )
+
+    fork_slack_tokens: int = _spec(
+        -1,
+        "Room beyond max_cache_tokens, in tokens, for frames that come while an answer is being "
+        "written from a full memory. -1: four chunks of the largest pictures, at most half of "
+        "max_cache_tokens. 0: none, they wait for the answer's end.",
+        -1,
+        10_000_000,
     )
 
     # The memory of the engine delayed_batch
@@ -199,6 +209,15 @@ class Parameters:
     )
     max_questions: int = _spec(
         8, "Questions that may wait; further ones are refused.", 1, 256, change=ALWAYS
+    )
+    ingest_share: float = _spec(
+        0.5,
+        "While an answer is being written: the share of its time for chunks that wait. 0.5: it "
+        "takes at most about twice as long. 1: a chunk after every token. 0: chunks wait until the "
+        "answer is complete.",
+        0.0,
+        1.0,
+        change=ALWAYS,
     )
     on_time_jump: str = _spec(
         "reset",

@@ -215,6 +215,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
             self._counters,
             self.parameters.queue_size,
             self.parameters.max_questions,
+            self.parameters.ingest_share,
             changed=self._publish_status,
             report=self._on_engine_fault,
             why_empty=self._why_empty,
@@ -336,6 +337,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         if self._worker is not None:
             self._worker.queue_size = parameters.queue_size
             self._worker.max_questions = parameters.max_questions
+            self._worker.ingest_share = parameters.ingest_share
 
     def _warn_of_unknown_parameters(self) -> None:
         for name in getattr(self, "_parameter_overrides", {}):

@@ -2,6 +2,7 @@
 
 Callbacks put commands into the queue and return; only this thread touches the engine. Commands are
 carried out in the order of their arrival, so a question sees every chunk delivered before it.
+Chunks alone may overtake: those that wait are appended between the tokens of an answer.
 At most ``queue_size`` chunks wait: a further one pushes out the oldest waiting chunk, since new
 pictures are worth more than old ones. Questions are never dropped: beyond ``max_questions``
 waiting ones, a new one is refused at once.
@@ -13,7 +14,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -22,10 +23,12 @@ from stream_vlm_ros.engine.errors import (
     EmptyMemoryError,
     InvalidParameterError,
     OutOfHorizonError,
+    StreamBusyError,
     StreamVlmError,
 )
 from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.sampling import SECOND, TimedFrame
+from stream_vlm_ros.node.turns import Turns
 
 
 class NotActiveError(StreamVlmError):
@@ -46,8 +49,24 @@ class CancelledError(StreamVlmError):
     code = "CANCELLED"
 
 
+class Writing(Protocol):
+    """An answer being written, piece by piece: what the worker needs of
+    :class:`stream_vlm_ros.engine.Answer`."""
+
+    text: str
+    metrics: dict
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def close(self) -> None: ...
+
+
 class Engine(Protocol):
-    """What the worker needs of :class:`stream_vlm_ros.engine.VideoStreamingInference`."""
+    """What the worker needs of :class:`stream_vlm_ros.engine.VideoStreamingInference`.
+
+    ``append_video_chunk`` is also called while an answer is being written, and raises
+    StreamBusyError, having done nothing, where that would disturb it.
+    """
 
     min_pixels: int
 
@@ -55,7 +74,7 @@ class Engine(Protocol):
 
     def append_video_chunk(self, frames: Any, fps: Any = None, timestamps: Any = None) -> dict: ...
 
-    def ask(self, question: str, *args: Any, **kwargs: Any) -> tuple[str, dict]: ...
+    def ask_stream(self, question: str, *args: Any, **kwargs: Any) -> Writing: ...
 
     def ask_choice(
         self, question: str, choices: list[str], *args: Any, **kwargs: Any
@@ -113,7 +132,10 @@ class MemoryState:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a question: an answer, or an error. Times in seconds."""
+    """What came of a question: an answer, or an error. Times in seconds.
+
+    ``memory`` is what the answer was read from, whatever came while it was written.
+    """
 
     question: Question
     answer: str = ""
@@ -181,6 +203,8 @@ class EngineWorker:
         load: builds the engine; called once, in the thread.
         counters: where the end of every frame is counted.
         queue_size, max_questions: bounds of the queue; both may be changed at any time.
+        ingest_share: share of an answer's time for chunks that wait meanwhile, 0 to 1, see
+            :class:`Turns`; 0: they wait until it is complete. May be changed at any time.
         changed: called in the thread after each command.
         report: told of each chunk that the engine refused, and of every fault.
         why_empty: says, for a question to an empty memory, why it is empty.
@@ -192,12 +216,14 @@ class EngineWorker:
         counters: FrameCounters,
         queue_size: int,
         max_questions: int,
+        ingest_share: float = 0.5,
         changed: Callable[[], None] = lambda: None,
         report: Callable[[Exception], None] = lambda fault: None,
         why_empty: Callable[[], str] = lambda: "images come first",
     ) -> None:
         self.queue_size = queue_size
         self.max_questions = max_questions
+        self.ingest_share = ingest_share
         self.loaded: Future[str] = Future()  # what the engine's memory takes, in one line
         self.memory = MemoryState()
         self.resets = 0
@@ -212,6 +238,7 @@ class EngineWorker:
         self._stopping = False
         self._current: Ticket | None = None
         self._max_pixels: int | None = None  # None: as the engine was loaded
+        self._limited: int | None = None  # what the engine was told of it
         self._least_pixels = 0  # below which the engine takes no bound; 0: not yet loaded
         self._epoch_ns = 0  # stamp of the memory's first frame
         self._newest_header: Any = None
@@ -342,24 +369,15 @@ class EngineWorker:
             self.loaded.set_exception(fault)
             return
         self.loaded.set_result(getattr(engine, "memory_plan", ""))
-        limited: int | None = None
         while (command := self._next()) is not None:
-            if (wanted := self._max_pixels) != limited:
-                limited = wanted  # even if it fails: told once, not at every command
-                try:
-                    engine.limit_pixels(wanted or None)
-                except Exception as fault:  # the bound stays as it was
-                    self._report(fault)
+            self._limit_pixels(engine)
             if isinstance(command, _Append):
                 self._append(engine, command)
             elif isinstance(command, Ticket):
                 self._answer(engine, command)
             else:
                 self._reset(engine, command)
-            try:
-                self._changed()
-            except Exception as fault:  # the thread lives on, whatever its listeners do
-                self._report(fault)
+            self._tell()
         if hasattr(engine, "close"):
             engine.close()
 
@@ -369,9 +387,14 @@ class EngineWorker:
             while not self._queue and not self._stopping:
                 self._wake.wait()
             if self._stopping:
-                for command in self._queue:  # only resets are left: stop() abandoned the others
+                # Resets are left, and what came just behind the call of abandon() in stop().
+                self._drop_chunks(Drop.RESET)
+                why = NotActiveError("the node was stopped")
+                for command in self._queue:
                     if isinstance(command, _Reset):
-                        command.future.set_exception(NotActiveError("the node was stopped"))
+                        command.future.set_exception(why)
+                    elif isinstance(command, Ticket):
+                        command.future.set_result(self._failed(command, why))
                 self._queue.clear()
                 return None
             command = self._queue.popleft()
@@ -379,7 +402,24 @@ class EngineWorker:
                 self._current = command
             return command
 
-    def _append(self, engine: Engine, command: _Append) -> None:
+    def _tell(self) -> None:
+        """Tell the listener that something changed."""
+        try:
+            self._changed()
+        except Exception as fault:  # the thread lives on, whatever its listeners do
+            self._report(fault)
+
+    def _limit_pixels(self, engine: Engine) -> None:
+        """Pass a changed bound on pixels on."""
+        if (wanted := self._max_pixels) != self._limited:
+            self._limited = wanted  # even if it fails: told once, not at every command
+            try:
+                engine.limit_pixels(wanted or None)
+            except Exception as fault:  # the bound stays as it was
+                self._report(fault)
+
+    def _append(self, engine: Engine, command: _Append) -> bool:
+        """Append a chunk; False if an answer being written is in its way."""
         frames = command.frames
         if self.memory.newest_ns is None and not getattr(engine, "keeps_source_time", False):
             self._epoch_ns = frames[0].stamp_ns
@@ -391,12 +431,15 @@ class EngineWorker:
             self._newest_header = frames[-1].header
             self.memory = self._look(engine)
         except Exception as fault:  # the stream goes on with the next chunk
+            if isinstance(fault, StreamBusyError) and self._current is not None:
+                return False
             self.last_fault = str(fault) or type(fault).__name__
             self._counters.drop(Drop.ERROR, len(frames))
             self._report(fault)
-            return
+            return True
         self.last_fault = ""
         self._counters.ingest(len(frames))
+        return True
 
     def _reset(self, engine: Engine, command: _Reset) -> None:
         try:
@@ -413,7 +456,7 @@ class EngineWorker:
 
     def _answer(self, engine: Engine, ticket: Ticket) -> None:
         started = time.monotonic()
-        question = ticket.question
+        question, asked = ticket.question, self.memory
         progress = ticket.progress or _no_progress
         if ticket.cancelled:
             ticket.future.set_result(self._failed(ticket, ticket.why))
@@ -429,8 +472,6 @@ class EngineWorker:
             except EmptyMemoryError:  # the engine speaks to who appends frames by hand
                 why = self._why_empty()
                 raise EmptyMemoryError(f"no image has been remembered yet: {why}") from None
-            if question.keep_exchange:
-                self.memory = self._look(engine)
             reason = str(metrics.get("finish_reason", "choice" if question.choices else ""))
             elapsed = time.monotonic() - started
             outcome = Outcome(
@@ -445,7 +486,7 @@ class EngineWorker:
                 prompt_tokens=int(metrics.get("prompt_tokens", 0)),
                 answer_tokens=int(metrics.get("answer_tokens", 0)),
                 finish_reason=reason,
-                memory=self.memory,
+                memory=asked,
             )
         except OutOfHorizonError:  # said again in the source's time, not in the engine's
             held = ", ".join(
@@ -469,16 +510,59 @@ class EngineWorker:
         question = ticket.question
         if question.choices:
             return engine.ask_choice(question.text, list(question.choices), about=about)
-        return engine.ask(
+        turns = Turns()
+        written = engine.ask_stream(
             question.text,
             max_new_tokens=question.max_new_tokens,
             do_sample=question.temperature > 0,
             temperature=question.temperature or 1.0,
             update_state=question.keep_exchange,
-            on_token=lambda text: progress(WRITING, text),
             cancel=lambda: ticket.cancelled,
             about=about,
         )
+        try:
+            for _ in written:
+                progress(WRITING, written.text)
+                self._append_between(engine, turns)
+        finally:
+            written.close()
+            if turns.chunks or question.keep_exchange:
+                self.memory = self._look(engine)
+        return written.text, written.metrics
+
+    def _append_between(self, engine: Engine, turns: Turns) -> None:
+        """Between two tokens of an answer: append the oldest waiting chunk if it is its turn."""
+        if not turns.is_chunks(self.ingest_share) or (command := self._take_chunk()) is None:
+            return
+        self._limit_pixels(engine)
+        with turns.chunk():
+            done = self._append(engine, command)
+        if done:
+            self._tell()
+        else:
+            turns.closed = True  # there will be no more room until the answer ends
+            self._put_back(command)
+
+    def _take_chunk(self) -> _Append | None:
+        """The oldest waiting chunk, unless the memory is to be emptied before its turn."""
+        with self._wake:
+            for command in self._queue:
+                if isinstance(command, _Reset):
+                    return None
+                if isinstance(command, _Append):
+                    self._queue.remove(command)
+                    return command
+            return None
+
+    def _put_back(self, command: _Append) -> None:
+        """Let a chunk wait on, as the oldest."""
+        with self._wake:
+            if self._stopping:
+                self._counters.drop(Drop.RESET, len(command.frames))
+            elif self.waiting_chunks >= self.queue_size:
+                self._counters.drop(Drop.OVERFLOW, len(command.frames))
+            else:
+                self._queue.appendleft(command)
 
     def _failed(
         self, ticket: Ticket, error: StreamVlmError, started: float | None = None

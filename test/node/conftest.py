@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from patience import PATIENCE
 
+from stream_vlm_ros.engine.decoding import Answer
 from stream_vlm_ros.engine.errors import EmptyMemoryError, InvalidTimestampError
 
 TOKENS_PER_FRAME = 10
@@ -61,23 +62,25 @@ class FakeEngine:
             self.evicted += 1
         return {}
 
-    def ask(self, question, max_new_tokens=128, on_token=None, cancel=None, **options):
+    def ask_stream(self, question, max_new_tokens=128, cancel=None, **options):
         self._enter(("ask", question, max_new_tokens, options))
         if not self.times:
             raise EmptyMemoryError("nothing was seen yet")
-        text = ""
-        for count in range(max_new_tokens):
-            if cancel():
-                return text, {"finish_reason": "cancelled", "answer_tokens": count}
-            text += "x"
-            on_token(text)
-        return text, {
-            "finish_reason": "length",
-            "ttft": 0.25,
-            "latency": 0.5,
-            "prompt_tokens": 7,
-            "answer_tokens": max_new_tokens,
-        }
+
+        def write():
+            for count in range(max_new_tokens):
+                if cancel():
+                    return {"finish_reason": "cancelled", "answer_tokens": count}
+                yield "x"
+            return {
+                "finish_reason": "length",
+                "ttft": 0.25,
+                "latency": 0.5,
+                "prompt_tokens": 7,
+                "answer_tokens": max_new_tokens,
+            }
+
+        return Answer(write(), lambda: None)
 
     def ask_choice(self, question, choices, about=None):
         self._enter(("ask_choice", question, choices))

@@ -6,7 +6,7 @@ from toy_qwen import chatter_model, toy_processor
 from stream_vlm_ros.memory import DelayedBatchInferenceEngine, FrameStore, SmartFrameManager
 from stream_vlm_ros.node.counters import FrameCounters
 from stream_vlm_ros.node.sampling import SECOND, TimedFrame
-from stream_vlm_ros.node.worker import EngineWorker, Question
+from stream_vlm_ros.node.worker import WRITING, EngineWorker, Question
 
 EPOCH = 1_700_000_000_123_456_789  # ns
 MICROSECOND = 1000
@@ -54,6 +54,27 @@ def test_questions_are_answered_and_the_memory_is_told():
     assert ask(worker, about_ns=far).error.code == "OUT_OF_HORIZON"
     near = (EPOCH + 1 * SECOND, EPOCH + 2 * SECOND)
     assert ask(worker, about_ns=near).error is None
+    assert worker.stop(30)
+
+
+def test_frames_are_kept_while_an_answer_is_written_from_those_before():
+    worker = started(None)
+    worker.ingest_share = 1.0
+    append(worker, 0, 1, 2, 3)
+    alone = ask(worker)
+    held = []  # frames, at each piece of the answer
+
+    def progress(state, text):
+        if state == WRITING:
+            if not held:
+                append(worker, 4, 5)
+            held.append(worker.memory.frames)
+
+    question = Question("What?", max_new_tokens=16)
+    outcome = worker.ask(question, progress).future.result(30)
+    assert (held[0], held[-1], outcome.memory.frames) == (4, 6, 4)
+    assert outcome.answer.startswith(alone.answer) and outcome.error is None
+    assert ask(worker).memory.newest_ns == EPOCH + 5 * SECOND
     assert worker.stop(30)
 
 

@@ -31,6 +31,15 @@ def test_an_automatic_cap_is_settled_when_the_engine_is_loaded():
     assert "max_cache_tokens 0: the model's context less a question" in engine.memory_plan
 
 
+def test_the_room_for_chunks_while_an_answer_is_written_is_four_of_the_largest_or_as_given():
+    # Two grids of at most 56x56 pixels, 4 tokens, and 16 for a user turn around the chunk.
+    for given, cap, expected in ((-1, 500, 4 * (2 * 4 + 16)), (-1, 100, 50), (7, 500, 7)):
+        parameters = Parameters(
+            max_cache_tokens=cap, max_pixels=56 * 56, device="cpu", fork_slack_tokens=given
+        )
+        assert load_engine(parameters).get_cache_info()["fork_slack_tokens"] == expected
+
+
 def test_a_cap_smaller_than_one_chunk_is_an_error_in_words():
     engine = load_engine(Parameters(max_cache_tokens=64, device="cpu"))
     with pytest.raises(CapTooSmallError, match="64"):

@@ -1,17 +1,20 @@
 """The thread that owns the engine, and the queue in front of it."""
 
 import math
+import threading
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from patience import PATIENCE
 
+from stream_vlm_ros.engine.decoding import Answer
 from stream_vlm_ros.engine.errors import (
     InvalidImageError,
     InvalidParameterError,
     ModelLoadError,
     OutOfHorizonError,
+    StreamBusyError,
 )
 from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.sampling import SECOND, TimedFrame
@@ -131,7 +134,7 @@ def test_the_time_a_question_is_about_reaches_the_engine_in_its_own_seconds(make
 def test_a_question_about_a_forgotten_time_is_refused_or_answered_from_what_there_is(make_box):
     box = make_box()
     box.append(0, 2)
-    real, asked = box.engine.ask, []
+    real, asked = box.engine.ask_stream, []
 
     def remembering(question, about=None, **options):
         asked.append(about)
@@ -139,7 +142,7 @@ def test_a_question_about_a_forgotten_time_is_refused_or_answered_from_what_ther
             raise OutOfHorizonError("nothing of it")
         return real(question, about=about, **options)
 
-    box.engine.ask = remembering
+    box.engine.ask_stream = remembering
     later = (EPOCH + 5 * SECOND, EPOCH + 6 * SECOND)
     refused = box.ask(about_ns=later).future.result(PATIENCE)
     assert refused.error.code == "OUT_OF_HORIZON" and refused.answer == ""
@@ -344,6 +347,27 @@ def test_stopping_ends_the_thread_and_whatever_waits(make_box):
     assert box.counters.pending == 0
 
 
+def test_what_slips_in_while_the_worker_is_stopped_comes_to_an_end_too(make_box):
+    box = make_box()
+    box.settle()
+    abandon, tickets = box.worker.abandon, []
+
+    def abandon_and_more(*arguments):
+        abandon(*arguments)
+        box.engine.gate.clear()
+        box.append(0)  # keeps the engine busy
+        assert box.engine.busy.wait(PATIENCE)
+        box.append(1)
+        tickets.append(box.ask())
+
+    box.worker.abandon = abandon_and_more
+    assert not box.worker.stop(0)
+    box.engine.gate.set()
+    assert tickets[0].future.result(PATIENCE).error.code == "NOT_ACTIVE"
+    assert (box.counters.ingested, box.counters.dropped[Drop.RESET]) == (1, 1)
+    box.worker.abandon = abandon
+
+
 def test_a_bound_on_pixels_holds_from_the_next_command_on_and_is_set_once(make_box):
     box = make_box()
     box.hold()
@@ -386,6 +410,192 @@ def test_a_bound_on_pixels_that_fails_is_told_once_and_the_thread_lives_on(make_
     assert [str(fault) for fault in box.faults] == ["no such bound"]
 
 
+class Listener:
+    """Follows an answer of six tokens, and does things when it has got so far."""
+
+    def __init__(self, box, **question):
+        self.box, self.at, self.seen = box, {}, {}
+        self.question = Question("?", max_new_tokens=6, **question)
+
+    def __call__(self, state, text):
+        if state == WRITING:
+            self.seen[len(text)] = list(self.box.engine.times)
+            self.at.get(len(text), lambda: None)()
+
+    def ask(self):
+        self.ticket = self.box.worker.ask(self.question, self)
+        return self.ticket
+
+    def outcome(self):
+        return self.ask().future.result(PATIENCE)
+
+
+def test_a_chunk_that_comes_while_an_answer_is_written_is_appended_between_its_tokens(make_box):
+    box = make_box(ingest_share=1.0)
+    box.append(0)
+    answer = Listener(box)
+    answer.at = {2: lambda: (box.append(1), box.append(2)), 5: lambda: box.append(3)}
+    outcome = answer.outcome()
+    # One after each token; the last is appended after the answer's last token.
+    assert [answer.seen[n] for n in range(1, 7)] == [
+        [0],
+        [0],
+        [0, 1],
+        [0, 1, 2],
+        [0, 1, 2],
+        [0, 1, 2, 3],
+    ]
+    assert (outcome.answer, outcome.error) == ("xxxxxx", None)
+    assert box.counters.ingested == 4 and box.counters.dropped[Drop.OVERFLOW] == 0
+
+
+def test_an_outcome_tells_of_the_memory_that_was_asked_whatever_came_meanwhile(make_box):
+    box = make_box(ingest_share=1.0)
+    box.append(0)
+    for keep in (False, True):
+        box.settle()
+        asked = box.worker.memory
+        answer = Listener(box, keep_exchange=keep)
+        answer.at = {1: lambda: box.append(box.worker.memory.frames)}
+        outcome = answer.outcome()
+        assert outcome.memory == asked
+        assert box.worker.memory.frames == asked.frames + 1
+        assert box.worker.memory.header != outcome.memory.header
+
+
+def test_with_no_share_chunks_wait_until_the_answer_is_complete(make_box):
+    box = make_box(ingest_share=0.0)
+    box.append(0)
+    answer = Listener(box)
+    answer.at = {1: lambda: (box.append(1), box.append(2), box.append(3))}
+    answer.outcome()
+    box.settle()
+    assert answer.seen[6] == [0]
+    assert box.engine.times == [0, 2, 3]  # two may wait
+    assert box.counters.dropped[Drop.OVERFLOW] == 1
+
+
+def test_the_share_of_chunks_may_change_at_any_time(make_box):
+    box = make_box(ingest_share=0.0)
+    box.append(0)
+    answer = Listener(box)
+    answer.at = {1: lambda: box.append(1), 3: lambda: setattr(box.worker, "ingest_share", 1.0)}
+    answer.outcome()
+    assert (answer.seen[3], answer.seen[4]) == ([0], [0, 1])
+
+
+def test_a_chunk_overtakes_waiting_questions_but_no_reset(make_box):
+    box = make_box(ingest_share=1.0)
+    box.append(0)
+    answer, tickets, resets = Listener(box), [], []
+
+    def ask_and_reset():
+        tickets.append(box.ask("later?"))
+        box.append(1)
+        resets.append(box.worker.reset(Drop.RESET))  # drops the chunk before it, too
+        box.append(2)
+
+    answer.at = {1: lambda: (tickets.append(box.ask("next?")), box.append(0.5)), 3: ask_and_reset}
+    answer.outcome()
+    resets[0].result(PATIENCE)
+    box.settle()
+    assert answer.seen[6] == [0, 0.5]
+    assert [t.future.result(PATIENCE).memory.frames for t in tickets] == [2, 2]
+    assert box.engine.times == [0]  # the only frame since, timed from itself
+    assert box.counters.dropped[Drop.RESET] == 1
+
+
+@pytest.mark.parametrize("fault", [InvalidImageError("too narrow"), RuntimeError("out of memory")])
+def test_a_chunk_that_fails_ends_neither_the_answer_nor_the_stream(make_box, fault):
+    box = make_box(ingest_share=1.0)
+    box.append(0)
+    answer = Listener(box)
+    answer.at = {
+        1: lambda: (box.append(1), setattr(box.engine, "fail_next", fault)),
+        3: lambda: box.append(2),
+    }
+    outcome = answer.outcome()
+    assert (outcome.answer, outcome.error) == ("xxxxxx", None)
+    assert box.engine.times == [0, 2]
+    assert box.counters.dropped[Drop.ERROR] == 1 and box.faults == [fault]
+
+
+def test_a_chunk_with_no_room_beside_the_answer_is_tried_once_and_waits_for_its_end(make_box):
+    box = make_box(ingest_share=1.0)
+    box.append(0)
+    answer = Listener(box)
+    busy = StreamBusyError("an answer is in the way")
+    answer.at = {1: lambda: (box.append(1), box.append(2), setattr(box.engine, "fail_next", busy))}
+    outcome = answer.outcome()
+    box.settle()
+    assert outcome.error is None and answer.seen[6] == [0]
+    assert box.engine.times == [0, 1, 2]  # in their order
+    assert box.faults == [] and box.counters.dropped[Drop.ERROR] == 0
+    assert len([call for call in box.engine.calls if call[0] == "append"]) == 4  # 1 twice
+
+
+def test_a_chunk_put_back_into_a_full_queue_is_its_oldest_and_drops(make_box):
+    box = make_box(ingest_share=1.0, queue_size=2)
+    box.append(0)
+    answer, append = Listener(box), box.engine.append_video_chunk
+
+    def busy(frames, timestamps):
+        box.engine.append_video_chunk = append
+        box.append(2), box.append(3)
+        raise StreamBusyError("an answer is in the way")
+
+    answer.at = {1: lambda: (box.append(1), setattr(box.engine, "append_video_chunk", busy))}
+    answer.outcome()
+    box.settle()
+    assert box.engine.times == [0, 2, 3]
+    assert box.counters.dropped[Drop.OVERFLOW] == 1 and box.counters.pending == 0
+
+
+def test_after_a_cancel_the_waiting_chunks_are_appended_all_the_same(make_box):
+    box = make_box(ingest_share=1.0)
+    box.append(0)
+    answer = Listener(box)
+    answer.at = {2: lambda: (box.append(1), answer.ticket.cancel(), box.append(2))}
+    outcome = answer.outcome()
+    assert (outcome.answer, outcome.error.code) == ("xx", "CANCELLED")
+    assert box.settle().memory.frames == 3
+    assert box.counters.pending == 0
+
+
+@pytest.mark.parametrize("way", ["deactivate", "stop"])
+def test_leaving_while_an_answer_is_written_loses_count_of_nothing(make_box, way):
+    box = make_box(ingest_share=1.0)
+    box.append(0)
+    answer = Listener(box)
+    gone = NotActiveError("the node was deactivated")
+    leave = {
+        "deactivate": lambda: box.worker.abandon(Drop.RESET, gone),
+        "stop": lambda: (
+            threading.Thread(target=box.worker.stop, args=(PATIENCE,)).start(),
+            answer.ticket._cancelled.wait(PATIENCE),
+        ),
+    }[way]
+    answer.at = {1: lambda: box.append(1), 2: lambda: (box.append(2), leave(), box.append(3))}
+    outcome = answer.outcome()
+    assert (outcome.answer, outcome.error.code) == ("xx", "NOT_ACTIVE")
+    assert box.worker.stop(PATIENCE)
+    assert box.counters.pending == 0
+    assert box.counters.ingested + box.counters.dropped[Drop.RESET] == 4
+
+
+def test_a_bound_on_pixels_holds_for_chunks_between_tokens_too(make_box):
+    box = make_box(ingest_share=1.0)
+    box.append(0)
+    answer = Listener(box)
+    answer.at = {1: lambda: (box.worker.limit_pixels("max_pixels", 1000), box.append(1))}
+    answer.outcome()
+    assert [call for call in box.engine.calls if call[0] != "ask"] == [
+        ("append", 1),
+        ("limit_pixels", 1000),
+        ("append", 1),
+    ]
+
+
 def test_what_loading_raises_is_told(fake_engine):
     def load():
         raise ModelLoadError("no such folder")
@@ -397,8 +607,10 @@ def test_what_loading_raises_is_told(fake_engine):
     assert worker.stop(PATIENCE)
 
 
-@settings(deadline=None, max_examples=25)
-@given(st.lists(st.sampled_from(["append", "ask", "reset", "fail", "abandon"]), max_size=25))
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.sampled_from(["append", "ask", "reset", "fail", "busy", "abandon"]), max_size=25)
+)
 def test_no_frame_is_lost_or_counted_twice(events):
     box = Box(_Engine())
     for second, event in enumerate(events):
@@ -406,6 +618,8 @@ def test_no_frame_is_lost_or_counted_twice(events):
             box.append(second, second + 0.5)
         elif event == "fail":
             box.engine.fail_next = RuntimeError("boom")
+        elif event == "busy":
+            box.engine.fail_next = StreamBusyError("an answer is in the way")
         elif event == "ask":
             box.ask()
         elif event == "reset":
@@ -431,8 +645,8 @@ class _Engine:
         if fault is not None:
             raise fault
 
-    def ask(self, question, **options):
-        return "", {"finish_reason": "stop"}
+    def ask_stream(self, question, **options):
+        return Answer((piece for piece in "xyz"), lambda: None)
 
     def reset(self):
         pass
