@@ -42,10 +42,11 @@ _CHUNK_TEXT = 16  # tokens that a segmented chunk's user turn takes at most
 
 def slack_tokens(parameters: Parameters, images: ImageSettings) -> int:
     """Room for chunks that come while an answer is being written, in tokens."""
+    from stream_vlm_ros.engine.budget import USUAL_PIXELS
+
     if parameters.fork_slack_tokens >= 0:
         return parameters.fork_slack_tokens
-    # Where nothing bounds the pictures, they are taken to be 1920x1080 at most.
-    pixels = min(images.max_pixels, parameters.max_pixels or 1920 * 1080)
+    pixels = images.at_most(parameters.max_pixels or USUAL_PIXELS)
     grids = math.ceil(parameters.chunk_frames / 2)
     chunks = _SLACK_CHUNKS * (grids * (pixels // images.factor**2) + _CHUNK_TEXT)
     return min(chunks, parameters.max_cache_tokens // 2 or chunks)

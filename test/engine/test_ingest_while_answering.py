@@ -78,6 +78,23 @@ def test_the_answer_and_what_is_kept_are_as_if_the_chunks_had_come_after_it(
 
 @pytest.mark.parametrize("policy", ["contiguous", "keep_gaps"])
 @pytest.mark.parametrize("shares", LEVELS)
+def test_an_answer_in_steps_of_fixed_shape_is_not_disturbed_either(
+    toys, model, processor, shares, policy
+):
+    engine = make(model, processor, shares, position_policy=policy, question_path="static")
+    fill(toys, engine)
+    alone = engine.ask("What is it?", 16)[0]
+    writer = engine.ask_stream("What is it?", 16)
+    for number in (12, 13, 14):
+        next(writer)
+        fill(toys, engine, [number])
+        engine.ask_choice("Which?", ["a", "b"])
+    assert alone == "".join([writer.text, *writer])
+    assert engine.text_path.steps > 16
+
+
+@pytest.mark.parametrize("policy", ["contiguous", "keep_gaps"])
+@pytest.mark.parametrize("shares", LEVELS)
 def test_one_chunk_while_an_answer_is_written_leaves_the_very_memory_it_leaves_after_it(
     toys, model, processor, shares, policy
 ):
