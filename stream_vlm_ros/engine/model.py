@@ -26,6 +26,7 @@ from .errors import (
 from .forks import Fork
 from .frames import PatchGrid
 from .positions import MultimodalRotary
+from .vision import VisionLayouts
 
 log = python_logging.getLogger(__name__)
 
@@ -122,6 +123,7 @@ class StreamQwenModel(Qwen2_5_VLForConditionalGeneration):
         )
         text.rotary_emb = self.rotary
         self.model.visual.patch_embed.__class__ = LinearPatchEmbed
+        self._layouts = VisionLayouts(self.config.vision_config)
         self.compiled: CompiledChunks | None = None
         # A name with "flash" is checked when a model is built, so both are set only now.
         text.config._attn_implementation = STREAM_ATTENTION
@@ -165,9 +167,9 @@ class StreamQwenModel(Qwen2_5_VLForConditionalGeneration):
     @torch.inference_mode()
     def encode_frames(self, patches: PatchGrid) -> torch.Tensor:
         """Vision features of a chunk, ``[tokens, hidden]``."""
-        grid = torch.tensor([patches.grid_thw], device=self.device)
         pixels = patches.pixel_values.to(self.model.visual.dtype)
-        return self.model.visual(pixels, grid_thw=grid).pooler_output
+        layout = self._layouts.arguments(patches.grid_thw, self.device)
+        return self.model.visual(pixels, **layout).pooler_output
 
     @torch.inference_mode()
     def embed_tokens(self, ids: list[int] | torch.Tensor) -> torch.Tensor:
