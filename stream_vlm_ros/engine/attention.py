@@ -90,18 +90,29 @@ def attend_long(
     return result
 
 
-def merge(
-    one: tuple[torch.Tensor, torch.Tensor], other: tuple[torch.Tensor, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention over the union of two disjoint parts, from the attention over each.
+Seen = tuple[torch.Tensor, torch.Tensor]  # attention over a part, and its log-sum-exp
 
-    ``softmax`` over a union weighs each part's output by ``exp(lse_part - lse_union)``; of two
-    parts that is ``sigmoid(lse_part - lse_other)``.
+
+def merge(*parts: Seen) -> Seen:
+    """Attention over the union of disjoint parts, from the attention over each."""
+    if len(parts) == 1:
+        return parts[0]
+    return merged_output(*parts), torch.stack([lse for _, lse in parts]).logsumexp(0)
+
+
+def merged_output(*parts: Seen) -> torch.Tensor:
+    """The output of `merge` alone.
+
+    ``softmax`` over a union weighs each part's output by ``exp(lse_part - lse_union)``.
     """
-    (out_a, lse_a), (out_b, lse_b) = one, other
-    weight_a = torch.sigmoid(lse_a - lse_b).unsqueeze(-1)  # float32, and so are the products
-    out = out_a * weight_a + out_b * (1 - weight_a)
-    return out.to(out_a.dtype), torch.logaddexp(lse_a, lse_b)
+    first = parts[0][0]
+    if len(parts) == 1:
+        return first
+    weights = torch.stack([lse for _, lse in parts]).softmax(0).unsqueeze(-1)
+    out = first * weights[0]  # in float32, as the weights are
+    for (part, _), weight in zip(parts[1:], weights[1:], strict=True):
+        out.addcmul_(part, weight)
+    return out.to(first.dtype)
 
 
 def _grouped(query: torch.Tensor, kv_heads: int) -> torch.Tensor:
@@ -134,8 +145,8 @@ def attend_shared(
 
 def attend_own(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Causal attention of the last ``n`` tokens of each sequence over that sequence.
+) -> list[Seen]:
+    """Causal attention of the last ``n`` tokens of each sequence over that sequence, in parts.
 
     Args:
         query: ``[b, h, n, d]``.
@@ -146,16 +157,15 @@ def attend_own(
     groups = heads // kv_heads
     if new == 1:  # no mask: the queries that share a KV head are rows of one product
         out, lse = attend(query.reshape(batch, kv_heads, groups, size), key, value, scaling)
-        return out.reshape(query.shape), lse.reshape(batch, heads, 1)
+        return [(out.reshape(query.shape), lse.reshape(batch, heads, 1))]
     if groups > 1:
         key = key.repeat_interleave(groups, dim=1)
         value = value.repeat_interleave(groups, dim=1)
     before = key.shape[2] - new
-    result = attend(query, key[:, :, before:], value[:, :, before:], scaling, causal=True)
+    parts = [attend(query, key[:, :, before:], value[:, :, before:], scaling, causal=True)]
     if before:
-        past = attend(query, key[:, :, :before], value[:, :, :before], scaling)
-        result = merge(result, past)
-    return result
+        parts.append(attend(query, key[:, :, :before], value[:, :, :before], scaling))
+    return parts
 
 
 def stream_attention(
@@ -182,12 +192,12 @@ def stream_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
-    result = attend_own(query, key, value, scaling)
+    seen = attend_own(query, key, value, scaling)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     for part in fork.parts:
         seen_from = query if part.turn is None else rotate(query, *part.turn)
-        result = merge(result, attend_shared(seen_from, *part.of(layer), scaling))
-    return result[0].transpose(1, 2), None
+        seen.append(attend_shared(seen_from, *part.of(layer), scaling))
+    return merged_output(*seen).transpose(1, 2), None
 
 
 def varlen_attention(
