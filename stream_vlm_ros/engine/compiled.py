@@ -36,7 +36,7 @@ class CompiledChunks:
         AttentionInterface.register(VISION_ATTENTION, torch.compiler.disable(varlen_attention))
         self._text, self._blocks = model.model.language_model, model.model.visual.blocks
         self._norm = torch.compile(_norm, backend=backend, dynamic=True)
-        self._after = torch.compile(_after_attention, backend=backend, dynamic=True)
+        self._after = torch.compile(finish_layer, backend=backend, dynamic=True)
         forward = torch.compile(type(self._blocks[0]).forward, backend=backend, dynamic=True)
         for block in self._blocks:
             block.forward = MethodType(forward, block)
@@ -87,7 +87,7 @@ def _norm(norm: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     return norm(hidden)
 
 
-def _after_attention(
+def finish_layer(
     layer: Any, norm: torch.nn.Module, hidden: torch.Tensor, attended: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A decoder layer from its attention on, and the norm of what follows it."""

@@ -342,6 +342,8 @@ class VideoStreamingInference:
                     if token in self._end_ids:
                         reason = "stop"
                         break
+                    if len(said.ids) + 1 < max_new_tokens:
+                        self.text_path.begin(unread, start, fork)
                     if piece := said.add(token):
                         yield piece
                     if said.stopped:

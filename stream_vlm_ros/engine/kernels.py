@@ -14,7 +14,6 @@ import triton.language as tl
 from .static_step import Reading, StaticAttention, StepInputs
 
 _LOG2_E = 1.4426950408889634
-_PROGRAMS_A_PROCESSOR = 2
 
 
 class _Tiling(NamedTuple):
@@ -24,15 +23,18 @@ class _Tiling(NamedTuple):
     keys: int
     warps: int
     stages: int
+    programs: int  # a processor, some at once and some after them
 
 
 def _tiling(rows: int, dtype: torch.dtype) -> _Tiling:
-    keys = 32 if dtype == torch.float32 else 64
-    if rows <= 16:  # decoding: as fast as the keys come
-        return _Tiling(16, keys, warps=4, stages=3)
-    if rows <= 64:
-        return _Tiling(64, keys, warps=4, stages=3)
-    return _Tiling(128, keys, warps=8, stages=2)
+    """From what the kernels take of a Hopper's registers and shared memory; not yet measured."""
+    half = dtype != torch.float32
+    if rows <= 16:  # decoding, as fast as the keys come: three programs fit a processor
+        return _Tiling(16, 64 if half else 32, warps=4, stages=3, programs=3)
+    if rows <= 64 or not half:
+        return _Tiling(64, 64 if half else 32, warps=4, stages=2, programs=4)
+    # One fits; of several in turn, those that find only padding cost little.
+    return _Tiling(128, 64, warps=8, stages=2, programs=4)
 
 
 @triton.jit
@@ -235,7 +237,7 @@ def split_attention(processors: int) -> StaticAttention:
         tiling = _tiling(rows, memory.dtype)
         tiles = triton.cdiv(rows, tiling.rows)
         most = triton.cdiv(memory.shape[2] + tail.shape[2], tiling.keys)
-        splits = min(most, triton.cdiv(_PROGRAMS_A_PROCESSOR * processors, tiles * kv_heads))
+        splits = min(most, triton.cdiv(tiling.programs * processors, tiles * kv_heads))
         parts = queries.new_empty(splits, kv_heads, rows, size, dtype=torch.float32)
         lse = queries.new_empty(splits, kv_heads, rows, dtype=torch.float32)
         out = queries.new_empty(length, heads, size)

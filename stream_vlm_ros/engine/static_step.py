@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .compiled import finish_layer
 from .forks import Part
 from .model import StreamQwenModel
 from .positions import rotate
@@ -180,7 +181,7 @@ class StaticStep:
         self.compiled = compiled
         parts: tuple[Callable[..., Any], ...] = (before_attention, after_attention)
         if compiled:
-            parts = tuple(torch.compile(part, fullgraph=True, dynamic=False) for part in parts)
+            parts = tuple(torch.compile(part, fullgraph=True) for part in parts)
         self._before, self._after = parts
 
     @torch.inference_mode()
@@ -194,34 +195,34 @@ class StaticStep:
         text, reading = self._model.model.language_model, self._reading
         hidden = text.embed_tokens(inputs.ids)
         cos, sin = self._model.rotary(hidden, inputs.positions)
-        for number, layer in enumerate(text.layers):
-            queries, key, value = self._before(layer, hidden, cos, sin, reading.turns)
+        normed = text.layers[0].input_layernorm(hidden)
+        following = [*(layer.input_layernorm for layer in text.layers[1:]), text.norm]
+        for number, (layer, norm) in enumerate(zip(text.layers, following, strict=True)):
+            queries, key, value = self._before(layer, normed, cos, sin, reading.turns)
             tail = reading.tail[number]
             tail[0].index_copy_(1, inputs.slots, key)
             tail[1].index_copy_(1, inputs.slots, value)
             attended = self._attention(
                 queries, reading.memory[number], tail, reading, inputs, layer.self_attn.scaling
             )
-            hidden = self._after(layer, hidden, attended)
-        hidden = text.norm(hidden)
-        return hidden, self._model.logits(hidden.index_select(0, inputs.last))[0]
+            hidden, normed = self._after(layer, norm, hidden, attended)
+        return normed, self._model.logits(normed.index_select(0, inputs.last))[0]
 
 
 def before_attention(
     layer: Any,
-    hidden: torch.Tensor,
+    normed: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
     turns: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """From hidden states ``[n, hidden]`` to what attention needs.
+    """From hidden states behind the layer's norm, ``[n, hidden]``, to what attention needs.
 
     Returns:
         Queries ``[turns, heads, n, head_dim]``, once for each turn; key and value ``[kv_heads, n,
         head_dim]``.
     """
     attention = layer.self_attn
-    normed = layer.input_layernorm(hidden)
     query, key, value = (
         project(normed).unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
         for project in (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -231,7 +232,12 @@ def before_attention(
     return queries, key, value
 
 
-def after_attention(layer: Any, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-    """Add what was ``attended [n, heads, head_dim]`` to ``hidden [n, hidden]``; then the MLP."""
-    hidden = hidden + layer.self_attn.o_proj(attended.flatten(1))
-    return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+def after_attention(
+    layer: Any, norm: torch.nn.Module, hidden: torch.Tensor, attended: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A layer from what was ``attended [n, heads, head_dim]`` on, and the norm that follows it.
+
+    Returns:
+        Hidden states ``[n, hidden]``, and the same behind that norm.
+    """
+    return finish_layer(layer, norm, hidden, layer.self_attn.o_proj(attended.flatten(1)))

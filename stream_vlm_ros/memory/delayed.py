@@ -153,6 +153,10 @@ class DelayedBatchInferenceEngine:
     def max_pixels(self) -> int | None:
         return self._stream.max_pixels
 
+    def warm_up(self) -> dict[str, Any]:
+        """As `VideoStreamingInference.warm_up`."""
+        return self._stream.warm_up()
+
     def limit_pixels(self, max_pixels: int | None) -> None:
         """As `VideoStreamingInference.limit_pixels`, from the next question on.
 

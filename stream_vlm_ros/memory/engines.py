@@ -14,7 +14,7 @@ def build_engine(
     frame_store: str | None = None,
     fork_slack_tokens: int = 0,
 ) -> Any:
-    """The engine that ``settings.engine`` names, its memory empty.
+    """The engine that ``settings.engine`` names, its memory empty, ready for the first question.
 
     Args:
         settings: has the node's parameters as attributes; 0 or "" stands for the checkpoint's own.
@@ -32,8 +32,11 @@ def build_engine(
         "max_tail_tokens": settings.max_tail_tokens,
     }
     if settings.engine == "delayed_batch":
-        return _delayed_batch(settings, checkpoint, frame_store, **options)
-    return _streaming(settings, checkpoint, fork_slack_tokens=fork_slack_tokens, **options)
+        engine = _delayed_batch(settings, checkpoint, frame_store, **options)
+    else:
+        engine = _streaming(settings, checkpoint, fork_slack_tokens=fork_slack_tokens, **options)
+    engine.warm_up()
+    return engine
 
 
 def _streaming(settings: Any, checkpoint: Checkpoint, **options: Any) -> Any:

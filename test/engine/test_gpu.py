@@ -6,8 +6,10 @@ from toy_qwen import SINK_AND_WINDOW, question_logits
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
 from stream_vlm_ros.engine.attention import _flash, attend_long
+from stream_vlm_ros.engine.cache import KVCacheManager
 from stream_vlm_ros.engine.frames import FrameProcessor
 from stream_vlm_ros.engine.long_past import LongPast, runs_fast_on
+from stream_vlm_ros.engine.question_path import SIZES, TextPath, text_path
 
 pytestmark = [
     pytest.mark.gpu,
@@ -121,3 +123,102 @@ def test_questions_leave_no_trace_on_the_gpu(toys, toy, processor):
     assert torch.equal(engine.cache_manager.gather(), before)
     after = engine.get_cache_info()
     assert {**after, "reserved_memory_bytes": 0} == {**info, "reserved_memory_bytes": 0}
+
+
+# -- questions under CUDA graphs ------------------------------------------------------------------
+
+
+@pytest.fixture
+def engine_of(toys, toy, processor):
+    """Engines of the toy on the GPU, in a dtype, with a memory of some kind, warmed up."""
+
+    def build(dtype, memory, **options):
+        model = toys.model(11, heads=4, kv_heads=2, head_dim=64, layers=3).to(dtype)
+        config = {
+            "unbounded": None,
+            "sink and window": EvictionConfig(400, **SINK_AND_WINDOW),
+            "all levels": EvictionConfig(400),
+        }[memory]
+        engine = VideoStreamingInference(model, processor, "cuda", config, **options)
+        report = engine.warm_up()
+        # A compiler or a kernel that fails would be done without: here it must work.
+        assert report["path"] == engine.text_path.name == "graph" and not report["reason"]
+        assert engine.text_path._compiled
+        return engine
+
+    return build
+
+
+def watch(engine, toys, chunks):
+    for number in range(chunks):
+        engine.append_video_chunk(toys.frames(4, 140, 196, seed=number), fps=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("policy", ["contiguous", "keep_gaps"])
+@pytest.mark.parametrize("layout", ["continuous", "segmented"])
+@pytest.mark.parametrize("memory", ["unbounded", "sink and window", "all levels"])
+def test_graphs_compute_what_plain_calls_compute(toys, engine_of, memory, layout, policy, dtype):
+    engine = engine_of(dtype, memory, layout=layout, position_policy=policy)
+    plain = TextPath(engine.model)
+    # Two kernels may each be off by half of what the format rounds, in each of three layers.
+    most = {torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
+    for exchange in (False, True):
+        watch(engine, toys, 6)
+        if exchange:
+            engine.ask("So?", 3, update_state=True)
+        for question in ("What is there?", "And " * 70, "x" * 600):
+            expected = question_logits(engine, question, plain)
+            error = question_logits(engine, question) - expected
+            assert error.norm() / expected.norm() < most
+        choices = ["red", "a blue one", "none of them"]
+        ours = engine.ask_choice("Which?", choices)[1]["scores"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine, "text_path", plain)
+            theirs = engine.ask_choice("Which?", choices)[1]["scores"]
+        assert ours == pytest.approx(theirs, rel=most)
+    assert not engine.text_path.detours
+
+
+def test_no_length_is_captured_anew_and_the_memory_taken_stays_flat(toys, engine_of):
+    engine = engine_of(torch.bfloat16, "sink and window")
+    path, captured = engine.text_path, engine.text_path.captures
+    assert captured == len(SIZES)
+    reserved = []
+    for number in range(20):
+        watch(engine, toys, 1)
+        engine.ask("What is there?" * (1 + number), 8)
+        engine.ask("What is there?", 8, do_sample=True, repetition_penalty=1.1)
+        engine.ask_choice("Which?", ["red", "a blue one"][: 1 + number % 2])
+        reserved.append(torch.cuda.memory_reserved())
+    assert path.captures == captured and path.steps > 200 and not path.detours
+    assert len(set(reserved[5:])) == 1
+
+
+def test_an_answer_by_graphs_is_that_by_plain_calls(toys, engine_of):
+    """In float32, where no two tokens are as likely to within what the kernels differ by."""
+    engine = engine_of(torch.float32, "all levels")
+    watch(engine, toys, 9)
+    fast = engine.ask("What is there?", 30)[0]
+    engine.text_path = TextPath(engine.model)
+    assert engine.ask("What is there?", 30)[0] == fast
+
+
+def test_steps_that_are_not_recorded_equal_those_that_are(toys, engine_of):
+    graphs = engine_of(torch.float32, "all levels")
+    watch(graphs, toys, 9)
+    steps = text_path("static", graphs.model, graphs.cache_manager, graphs.device)
+    expected = question_logits(graphs, path=steps)
+    assert (question_logits(graphs) - expected).norm() / expected.norm() < 1e-5
+    assert steps.name == "static" and not steps.captures
+
+
+def test_a_memory_that_grows_is_captured_anew_and_stays_right(toys, engine_of, monkeypatch):
+    monkeypatch.setattr(KVCacheManager, "_FIRST_BUFFER", 256)
+    engine = engine_of(torch.float32, "unbounded")
+    plain = TextPath(engine.model)
+    for _ in range(8):
+        watch(engine, toys, 2)
+        expected = question_logits(engine, path=plain)
+        assert (question_logits(engine) - expected).norm() / expected.norm() < 1e-5
+    assert not engine.text_path.detours

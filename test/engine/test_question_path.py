@@ -396,11 +396,57 @@ def test_what_cannot_be_recorded_is_answered_the_plain_way_and_the_log_says_why(
         assert engine.ask("What is it?", 5)[0] == expected
     assert [record.getMessage() for record in caplog.records] == [
         "questions are answered without torch.compile: RuntimeError: no such kernel",
-        "questions are answered more slowly: no CUDA graph can be made: "
-        "RuntimeError: no such kernel",
+        "questions are answered more slowly: no CUDA graph serves: RuntimeError: no such kernel",
     ]
     report = engine.warm_up()
     assert report["path"] == "eager" and "no such kernel" in report["reason"]
+
+
+@pytest.mark.parametrize("wrong_from", [0, 20])  # at once, or with the token behind the prompt
+def test_a_graph_that_computes_something_else_is_found_out_before_it_answers(
+    toys, model, processor, monkeypatch, wrong_from
+):
+    def attend_wrongly(queries, memory, tail, reading, inputs, scaling):
+        out = attend_step(queries, memory, tail, reading, inputs, scaling)
+        return out * (1 if inputs.scalars[2] < wrong_from else -1)
+
+    Recorded(monkeypatch)
+    engine = make(model, processor, "all levels")
+    manager = engine.cache_manager
+    engine.text_path = StaticTextPath(model, manager, attend_wrongly, graph=True)
+    report = engine.warm_up()
+    assert report["path"] == "eager" and "it computes something else" in report["reason"]
+    watch(engine, toys, 5)
+    right = make(model, processor, "all levels")
+    watch(right, toys, 5)
+    assert engine.ask("What is it?", 8)[0] == right.ask("What is it?", 8)[0]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("end", ["length", "stop", "cancel"])
+def test_going_ahead_while_the_text_is_put_together_changes_nothing(
+    toys, model, processor, monkeypatch, end, keep
+):
+    Recorded(monkeypatch)
+    engines = make(model, processor), make(model, processor)
+    ahead = engines[0]
+    ahead.text_path = graph_path(ahead)
+    said = []
+    for engine in engines:
+        watch(engine, toys, 3)
+        whole = engine.ask("What is it?", 12)[0]
+        options = {
+            "length": dict(max_new_tokens=6),
+            "stop": dict(max_new_tokens=12, stop=[whole[4:6]]),
+            "cancel": dict(max_new_tokens=12, cancel=iter([False] * 4 + [True]).__next__),
+        }[end]
+        said.append(engine.ask("What is it?", update_state=keep, **options)[0])
+        said.append(engine.ask("And?", 5)[0])
+        watch(engine, toys, 1)
+    assert said[:2] == said[2:]
+    memories = [engine.cache_manager.gather() for engine in engines]
+    assert_equal(*memories)
+    assert ahead.text_path.steps and not ahead.text_path.detours
 
 
 def test_a_compiler_that_fails_costs_the_fusion_and_not_the_graphs(
