@@ -10,12 +10,12 @@ import statistics
 import time
 from typing import Any
 
-from gpu_rig import Rig, floors, milliseconds, summary, timed, watched, without_model
+from gpu_rig import Rig, floors, milliseconds, summary, synchronize, timed, watched, without_model
 from reference_style import ReferenceStyle
 
 from stream_vlm_ros.engine import VideoStreamingInference
 from stream_vlm_ros.engine.attention import LONG_PAST
-from stream_vlm_ros.engine.errors import InvalidParameterError
+from stream_vlm_ros.engine.errors import InvalidParameterError, StreamBusyError
 
 CHOICES = ["a red circle", "a blue square", "nothing", "a sign", "two shapes"]
 ANSWER = 32  # tokens after the first
@@ -276,6 +276,59 @@ def small_frames(rig: Rig) -> dict[str, Any]:
     }
 
 
+def answering(rig: Rig) -> dict[str, Any]:
+    """Chunks appended while an answer is written: what each loses, by tokens between two chunks.
+
+    The default memory with room for eight chunks beyond its cap; where that is full, chunks wait.
+    """
+    cap, tokens = min(rig.caps), 16 if rig.small else 64
+    size = (112, 84) if rig.small else (640, 480)
+    frames = rig.frames(size=size)
+    slack = 8 * rig.filled(cap, frames).append_video_chunk(frames, fps=2)["tokens"]
+    rig.start_counting_memory()
+    engine = rig.filled(cap, frames, shares={}, fork_slack_tokens=slack)
+    append = functools.partial(engine.append_video_chunk, frames, fps=2)
+    question = rig.question(engine)
+
+    def answer(every: int) -> dict[str, Any]:
+        gaps, chunks, waits = [], [], 0
+        last = time.perf_counter()
+
+        def after_token() -> bool:  # where a pause costs no token
+            nonlocal last, waits
+            synchronize()
+            gaps.append(1e3 * (time.perf_counter() - last))
+            if every and len(gaps) % every == 0:
+                try:
+                    chunks.append(timed(append)[0])
+                except StreamBusyError:
+                    waits += 1
+            last = time.perf_counter()
+            return False  # go on
+
+        begin = last
+        engine.ask(question, tokens, cancel=after_token)
+        seconds = time.perf_counter() - begin
+        return {
+            "tokens_between_chunks": every or None,
+            "tokens_a_second": round(tokens / seconds, 1),
+            "frames_a_second": round(len(frames) * len(chunks) / seconds, 1),
+            "token": summary(gaps[1:]),
+            **({"chunk": summary(chunks)} if chunks else {}),
+            "chunks_that_waited": waits,
+        }
+
+    answer(0)
+    alone = summary([timed(append)[0] for _ in rig.count("chunks", 5)])
+    return {
+        "unit": "ms",
+        "cap": cap,
+        "size": size,
+        "frames_a_second_without_an_answer": round(4e3 / alone["median"], 1),
+        "rows": [answer(every) for every in rig.within("tokens between chunks", [0, 16, 4, 1])],
+    }
+
+
 def variants(rig: Rig) -> dict[str, Any]:
     """Options of the engine beside each other, to choose the defaults by."""
     ways: dict[str, dict[str, Any]] = {
@@ -380,6 +433,7 @@ SECTIONS = {
     "eviction": (eviction, 50),
     "steady": (steady, 45),
     "small_frames": (small_frames, 15),
+    "answering": (answering, 20),
     "variants": (variants, 60),
     "curves": (curves, 80),
 }
