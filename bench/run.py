@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-BENCHMARKS = ("small_model", "against_stock", "frame_memory")
+BENCHMARKS = ("small_model", "against_stock", "frame_memory", "ingest_while_answering")
 
 
 def main() -> int:
