@@ -241,33 +241,42 @@ def split_attention(processors: int) -> StaticAttention:
         parts = queries.new_empty(splits, kv_heads, rows, size, dtype=torch.float32)
         lse = queries.new_empty(splits, kv_heads, rows, dtype=torch.float32)
         out = queries.new_empty(length, heads, size)
-        _split_kernel[splits, tiles, kv_heads](
-            queries,
-            memory,
-            tail,
-            reading.starts,
-            reading.lengths,
-            inputs.begins,
-            inputs.scalars,
-            parts,
-            lse,
-            scaling * _LOG2_E,
-            *queries.stride()[:3],
-            *memory.stride()[:3],
-            *tail.stride()[:3],
-            rows,
-            PARTS=len(reading.starts),
-            GROUP=group,
-            SPLITS=splits,
-            D=size,
-            BLOCK_M=tiling.rows,
-            BLOCK_N=tiling.keys,
-            num_warps=tiling.warps,
-            num_stages=tiling.stages,
-        )
-        _merge_kernel[length, heads](
-            parts, lse, inputs.scalars, out, rows, GROUP=group, SPLITS=splits, D=size, BLOCK=16
-        )
+        with torch.cuda.device_of(queries):  # Triton launches on the current one
+            _split_kernel[splits, tiles, kv_heads](
+                queries,
+                memory,
+                tail,
+                reading.starts,
+                reading.lengths,
+                inputs.begins,
+                inputs.scalars,
+                parts,
+                lse,
+                scaling * _LOG2_E,
+                *queries.stride()[:3],
+                *memory.stride()[:3],
+                *tail.stride()[:3],
+                rows,
+                PARTS=len(reading.starts),
+                GROUP=group,
+                SPLITS=splits,
+                D=size,
+                BLOCK_M=tiling.rows,
+                BLOCK_N=tiling.keys,
+                num_warps=tiling.warps,
+                num_stages=tiling.stages,
+            )
+            _merge_kernel[length, heads](
+                parts,
+                lse,
+                inputs.scalars,
+                out,
+                rows,
+                GROUP=group,
+                SPLITS=splits,
+                D=size,
+                BLOCK=min(64, triton.next_power_of_2(splits)),
+            )
         return out
 
     return attend

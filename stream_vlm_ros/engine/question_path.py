@@ -152,6 +152,7 @@ class StaticTextPath(TextPath):
                 self._compare(fork)
         seconds = time.perf_counter() - begin
         taken = _reserved_bytes(self._model.device) - before
+        _log.info("questions take the path '%s', warmed up in %.1f s", self.name, seconds)
         return {**super().warm_up(), "seconds": seconds, "bytes": taken}
 
     def begin(self, ids: list[int], start: Sequence[int], fork: Fork) -> None:

@@ -107,7 +107,8 @@ class StepInputs:
         if begins:
             given[5, :count] = torch.tensor(begins)
         scalars = torch.tensor([count, shared, past, max(shared - 1, 0)])
-        self._all.copy_(torch.cat([given.flatten(), scalars]))
+        # Not pinned, so that it is copied at once all the same, but nothing waits for the device.
+        self._all.copy_(torch.cat([given.flatten(), scalars]), non_blocking=True)
 
 
 # queries [MOST_PARTS + 1, heads, n, head_dim], one layer's memory and tail, what is read, what the
