@@ -159,6 +159,22 @@ def test_choices_are_scored_side_by_side_as_they_are_one_by_one(
     assert steps.steps == steps_taken and not steps.detours
 
 
+@pytest.mark.parametrize(("lengths", "steps_taken"), [([5, 5, 4, 7, 6], 3), ([12], 1), ([13], 1)])
+def test_choices_share_the_room_that_the_question_leaves(
+    toys, model, processor, lengths, steps_taken
+):
+    """12 tokens: what does not fit comes in another step, or, longer than that, the plain way."""
+    engine = make(model, processor, "sink and window", max_tail_tokens=60)
+    watch(engine, toys, 12)
+    plain, steps = both_paths(engine)
+    choices = [words(length, seed) for seed, length in enumerate(lengths)]
+    assert_equal(
+        scores_on(steps, engine, words(48), choices)[0],
+        scores_on(plain, engine, words(48), choices)[0],
+    )
+    assert steps.steps == steps_taken
+
+
 def test_a_choice_too_long_for_a_step_is_scored_all_the_same(toys, model, processor):
     engine = make(model, processor, max_tail_tokens=700)
     watch(engine, toys, 3)
