@@ -1,7 +1,14 @@
-"""The subscription to images: which topic, which type, which QoS, and why nothing arrives."""
+"""The subscription to images: which topic, which type, which QoS, and why nothing arrives.
+
+The executor knows nothing of it; :class:`ImageThread` waits for its images. An executor would be
+woken for every one of them even if it waited for the subscription's events alone: with Fast DDS it
+is, for as long as there is an image to be taken.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +36,15 @@ _TYPES: dict[str, tuple[type, Callable[[Any], Any]]] = {
 
 RCLError = _rclpy.RCLError  # not public, but the only name of what rcl raises
 
-Receive = Callable[[Any, Callable[[Any], Any]], None]  # (message, its decoder)
+Arrival = tuple[Any, Callable[[Any], Any]]  # a message, and what decodes it
+
+
+class NotByTheExecutor(CallbackGroup):
+    """Keeps the executor from waiting for an entity."""
+
+    def can_execute(self, entity: Any) -> bool:
+        """Whether the executor may wait for this entity now: never."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -47,21 +62,19 @@ class Wish:
 class ImageInput:
     """Subscribes to ``image`` as its publisher publishes it, and follows when that changes.
 
-    :meth:`follow` is to be called now and then from ``group``. Until a publisher is found, the
-    subscription is reliable: a publisher that is reliable then loses no image to the change, and
-    one that is not would lose some anyway.
+    :meth:`take` and :meth:`follow`, to be called now and then, belong to one thread. Until a
+    publisher is found, the subscription is reliable: a publisher that is reliable then loses no
+    image to the change, and one that is not would lose some anyway.
     """
 
     DEPTH = 5
 
-    def __init__(
-        self, node: Node, parameters: Parameters, group: CallbackGroup, receive: Receive
-    ) -> None:
+    def __init__(self, node: Node, parameters: Parameters) -> None:
         self.messages_lost = 0
         self._node = node
         self._parameters = parameters
-        self._group = group
-        self._receive = receive
+        self._group = NotByTheExecutor()
+        self._wait_set = _rclpy.WaitSet(1, 0, 0, 0, 0, 0, node.context.handle)
         self._incompatible = ""
         self._subscription: Any = None
         self._base = node.resolve_topic_name("image")
@@ -73,10 +86,30 @@ class ImageInput:
         """The topic subscribed to."""
         return self.wish.topic
 
+    def take(self, seconds: float) -> Arrival | None:
+        """The next image, waited for at most so long; None if there is none.
+
+        As an executor does it, and ``rclpy.wait_for_message``; there is no public way to wait for
+        one subscription alone.
+        """
+        subscription = self._subscription
+        if subscription is None:
+            time.sleep(seconds)
+            return None
+        with subscription.handle:  # not destroyed before this block is left
+            self._wait_set.clear_entities()
+            self._wait_set.add_subscription(subscription.handle)
+            self._wait_set.wait(round(1e9 * seconds))
+            if not self._wait_set.get_ready_entities("subscription"):
+                return None
+            taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
+        return None if taken is None else (taken[0], _TYPES[self.wish.type][1])
+
     def follow(self) -> None:
-        """Subscribe anew if the publishers call for it."""
+        """Subscribe anew if the publishers call for it; else look for events."""
         wish = self._choose()
         if wish == self.wish and self._subscription is not None:
+            self._serve_events()
             return
         self._unsubscribe()
         before, self.wish = self.wish, wish
@@ -170,7 +203,7 @@ class ImageInput:
         )
 
     def _subscribe(self) -> None:
-        message_type, decode = _TYPES[self.wish.type]
+        message_type, _ = _TYPES[self.wish.type]
         qos = QoSProfile(
             history=HistoryPolicy.KEEP_LAST,
             depth=self.DEPTH,
@@ -180,14 +213,11 @@ class ImageInput:
             durability=DurabilityPolicy.VOLATILE,
         )
 
-        def receive(message: Any) -> None:
-            self._receive(message, decode)
-
         def subscribe(events: SubscriptionEventCallbacks) -> Any:
             return self._node.create_subscription(
                 message_type,
                 self.wish.topic,
-                receive,
+                lambda message: None,  # never called
                 qos,
                 callback_group=self._group,
                 event_callbacks=events,
@@ -208,8 +238,23 @@ class ImageInput:
             self._node.destroy_subscription(self._subscription)
             self._subscription = None
 
+    def _serve_events(self) -> None:
+        handlers = self._subscription.event_handlers
+        if not handlers:
+            return
+        wait_set = _rclpy.WaitSet(0, 0, 0, 0, 0, len(handlers), self._node.context.handle)
+        wait_set.clear_entities()
+        with contextlib.ExitStack() as in_use:
+            for handler in handlers:
+                in_use.enter_context(handler)
+                handler.add_to_wait_set(wait_set)
+            wait_set.wait(0)
+            for handler in handlers:
+                if handler.is_ready(wait_set) and (event := handler.take_data()):
+                    handler.callback(event)
+
     def _on_incompatible(self, event: Any) -> None:
-        if self._parameters.image_qos == "auto" and self.wish != self._choose():
+        if self._parameters.image_qos == "auto":
             return  # follow() is about to mend it
         self._incompatible = str(getattr(event.last_policy_kind, "name", event.last_policy_kind))
         self._node.get_logger().warning(

@@ -1,4 +1,14 @@
-"""From the start of the process to its end: signals, the executor, the exit status."""
+"""From the start of the process to its end: signals, the executor, the exit status.
+
+Which thread does what:
+
+| thread | does | sleeps |
+|---|---|---|
+| main | waits for callbacks of the node (:func:`spin`) | until one is due: never for images |
+| the executor's | run them: reports, transitions, questions in and out | until there is one |
+| ``images`` | all there is to do at an image (``image_thread.py``) | until one arrives |
+| ``engine`` | all that the model computes (``worker.py``) | until there is a chunk or question |
+"""
 
 from __future__ import annotations
 
@@ -12,7 +22,7 @@ from typing import Any, NoReturn
 
 _rclpy_listens = threading.Event()
 
-THREADS = 4  # images, upkeep, a transition, and one for everything else
+THREADS = 3  # of the executor: reports, a transition, and one for everything else
 
 
 def end_quietly_on_signals() -> None:

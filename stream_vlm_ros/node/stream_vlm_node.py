@@ -33,6 +33,7 @@ from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.faults import FaultLog
 from stream_vlm_ros.node.health import InputMonitor
 from stream_vlm_ros.node.image_input import ImageInput
+from stream_vlm_ros.node.image_thread import ImageThread
 from stream_vlm_ros.node.intake import FrameIntake
 from stream_vlm_ros.node.loading import load_engine, pixel_limit, release_memory
 from stream_vlm_ros.node.parameters import Parameters
@@ -50,8 +51,6 @@ from stream_vlm_ros.node.worker import (
 LATCHED = QoSProfile(
     depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
 )
-HOUSEKEEPING_PERIOD = 0.1  # s
-FOLLOW_PERIOD = 0.5  # s, between two looks at who publishes images
 STOP_TIMEOUT = 3.0  # s, for what the engine is doing at the moment; launch allows 5 to end
 
 
@@ -112,6 +111,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         self._worker: EngineWorker | None = None
         self._intake: FrameIntake | None = None
         self._input: ImageInput | None = None
+        self._images: ImageThread | None = None
         self._entities: list[tuple[Callable[[Any], Any], Any]] = []  # (destroy, entity)
         self._clear_figures()
 
@@ -119,15 +119,11 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         self._warn_of_unknown_parameters()
         self.add_on_set_parameters_callback(self._on_set_parameters)
 
-        self._upkeep = MutuallyExclusiveCallbackGroup()
-        self._images = MutuallyExclusiveCallbackGroup()
         self._questions = ReentrantCallbackGroup()
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self._every(HOUSEKEEPING_PERIOD, self._keep_house, self._upkeep)
-        self._every(FOLLOW_PERIOD, self._follow_publishers, self._images)
         self._status_timer = self._every(
-            self.parameters.status_period, self._report_status, self._upkeep
+            self.parameters.status_period, self._report_status, MutuallyExclusiveCallbackGroup()
         )
         if self.parameters.autostart:
             self._autostart = self._every(
@@ -205,7 +201,11 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
             cancel_callback=self._on_cancel,
         )
         self._entities.append((lambda server: server.destroy(), asking))
-        self._input = ImageInput(self, self.parameters, self._images, self._on_image)
+        self._input = ImageInput(self, self.parameters)
+        self._images = ImageThread(
+            self._input, self.context, self._on_image, self._keep_house, self.report_fault
+        )
+        self._images.start()
         self.get_logger().info(f"images are read from {self._input.wish}")
         self._publish_status()
 
@@ -251,8 +251,9 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
 
     def _tear_down(self, for_good: bool = False) -> None:
         """Destroy what configuring made; ``for_good``: the process is about to end."""
-        if self._input is not None:
-            self._input.destroy()
+        images, self._images = self._images, None
+        if images is not None:
+            images.stop()
         if self._intake is not None:
             self._intake.active = False
             self._intake.clear(Drop.RESET)
@@ -382,10 +383,6 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
     def _keep_house(self) -> None:
         if self._intake is not None:
             self._intake.flush_overdue(self._now_ns())
-
-    def _follow_publishers(self) -> None:
-        if self._input is not None:
-            self._input.follow()
 
     # Questions ------------------------------------------------------------------------------------
 
