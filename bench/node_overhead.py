@@ -129,9 +129,11 @@ class NoEngine:
 def run_node() -> None:
     """The node as it is run, but for the engine."""
     from stream_vlm_ros.node import spinning
-    from stream_vlm_ros.node.stream_vlm_node import StreamVlmNode
 
     spinning.end_quietly_on_signals()
+    spinning.keep_freed_memory()
+    from stream_vlm_ros.node.stream_vlm_node import StreamVlmNode
+
     made = []
 
     def tell_on() -> None:

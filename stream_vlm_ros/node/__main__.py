@@ -2,12 +2,13 @@
 
 import sys
 
-from stream_vlm_ros.node.spinning import end_quietly_on_signals, leave, run
+from stream_vlm_ros.node.spinning import end_quietly_on_signals, keep_freed_memory, leave, run
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Start the node; 0 when it was told to end, 1 for parameters that were refused."""
     end_quietly_on_signals()
+    keep_freed_memory()
     print("stream_vlm: starting", file=sys.stderr, flush=True)
     from stream_vlm_ros.node.stream_vlm_node import StreamVlmNode
 

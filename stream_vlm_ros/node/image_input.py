@@ -19,6 +19,7 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 
+from stream_vlm_ros.node.arrival import Arrival
 from stream_vlm_ros.node.images import compressed_to_rgb, image_to_rgb
 from stream_vlm_ros.node.parameters import Parameters
 
@@ -35,8 +36,6 @@ _TYPES: dict[str, tuple[type, Callable[[Any], Any]]] = {
 }
 
 RCLError = _rclpy.RCLError  # not public, but the only name of what rcl raises
-
-Arrival = tuple[Any, Callable[[Any], Any]]  # a message, and what decodes it
 
 
 class NotByTheExecutor(CallbackGroup):
@@ -103,7 +102,7 @@ class ImageInput:
             if not self._wait_set.get_ready_entities("subscription"):
                 return None
             taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
-        return None if taken is None else (taken[0], _TYPES[self.wish.type][1])
+        return None if taken is None else Arrival(taken[0], *_TYPES[self.wish.type])
 
     def follow(self) -> None:
         """Subscribe anew if the publishers call for it; else look for events."""
@@ -221,6 +220,7 @@ class ImageInput:
                 qos,
                 callback_group=self._group,
                 event_callbacks=events,
+                raw=True,
             )
 
         self._incompatible = ""

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from rclpy.context import Context
 
-from stream_vlm_ros.node.image_input import Arrival, ImageInput
+from stream_vlm_ros.node.arrival import Arrival
+from stream_vlm_ros.node.image_input import ImageInput
 
 FOLLOW_PERIOD = 0.5  # s, between two looks at who publishes images
 UPKEEP_PERIOD = 0.1  # s, the longest wait for an image
@@ -33,7 +34,7 @@ class ImageThread:
         self,
         source: ImageInput,
         context: Context,
-        receive: Callable[..., None],
+        receive: Callable[[Arrival], None],
         upkeep: Callable[[], None],
         report: Callable[[str, Exception], None],
     ) -> None:
@@ -66,7 +67,7 @@ class ImageThread:
                     self._source.follow()
                 arrival = self._source.take(UPKEEP_PERIOD)
                 if arrival is not None:
-                    self._receive(*arrival)
+                    self._receive(arrival)
                 self._upkeep()
             except Exception as fault:
                 if not self._context.ok():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,6 +20,17 @@ from stream_vlm_ros.node.sampling import (
     Timing,
 )
 from stream_vlm_ros.sources.sampling import StampSampler
+
+
+class Arrived(Protocol):
+    """What an image is asked for; see :class:`stream_vlm_ros.node.arrival.Arrival`."""
+
+    @property
+    def stamp_ns(self) -> int | None:
+        """Its own stamp, None if it cannot be read."""
+
+    def read(self) -> tuple[Any, np.ndarray]:
+        """Its header, and its picture as uint8 [height, width, 3]; raises InvalidImageError."""
 
 
 class FrameIntake:
@@ -72,20 +83,14 @@ class FrameIntake:
                 self._sample_fps = parameters.sample_fps
                 self._sampler = StampSampler(self._sample_fps) if self._sample_fps else None
 
-    def receive(self, message: Any, decode: Callable[[Any], np.ndarray], now_ns: int) -> None:
-        """Take one image message in.
-
-        Args:
-            message: with a ``header``.
-            decode: message -> uint8 [height, width, 3]; raises InvalidImageError.
-            now_ns: the time of its arrival by the node's clock.
-        """
+    def receive(self, arrival: Arrived, now_ns: int) -> None:
+        """Take one image in, which arrived at ``now_ns`` by the node's clock."""
         with self._lock:
             self._counters.receive()
             if not self.active:
                 self._counters.drop(Drop.INACTIVE)
                 return
-            stamp_ns = self._stamp(message.header, now_ns)
+            stamp_ns = self._stamp(arrival.stamp_ns, now_ns)
             if stamp_ns is None or not self._in_time(stamp_ns):
                 return
             before = copy.copy(self._sampler)
@@ -93,16 +98,16 @@ class FrameIntake:
                 self._counters.drop(Drop.SAMPLING)
                 return
             try:
-                image = decode(message)
+                header, image = arrival.read()
             except InvalidImageError as fault:
                 self._sampler = before  # the next frame takes its place
                 self._refuse(Drop.INVALID_IMAGE, str(fault))
                 return
-            except Exception:  # a fault of this package: the spinning thread tells it
+            except Exception:  # a fault of this package: the thread of the images tells it
                 self._sampler = before
                 self._counters.drop(Drop.ERROR)
                 raise
-            frame = TimedFrame(stamp_ns, image, message.header)
+            frame = TimedFrame(stamp_ns, image, header)
             size: Hashable = image.shape
             for chunk in self._chunker.add(frame, size, now_ns):
                 self._deliver(chunk)
@@ -129,9 +134,11 @@ class FrameIntake:
         """Frames in the open chunk."""
         return len(self._chunker.frames)
 
-    def _stamp(self, header: Any, now_ns: int) -> int | None:
+    def _stamp(self, own_ns: int | None, now_ns: int) -> int | None:
         """By which stamp the frame is placed in time; None if it is refused."""
-        own_ns = header.stamp.sec * SECOND + header.stamp.nanosec
+        if own_ns is None:
+            self._refuse(Drop.INVALID_IMAGE, "a message breaks off before the end of its header")
+            return None
         if self.arrival_timed is None:
             self.arrival_timed = own_ns == 0
         if self.arrival_timed:

@@ -17,11 +17,6 @@ from stream_vlm_ros.node.worker import MemoryState, Outcome, Question
 Result = TypeVar("Result")  # Answer, Query.Response or Ask.Result: they share their fields
 
 
-def stamp_ns(header: Any) -> int:
-    """The stamp of a header in nanoseconds."""
-    return from_time(header.stamp)
-
-
 def from_time(stamp: Any) -> int:
     """Time -> nanoseconds."""
     nanoseconds: int = stamp.sec * SECOND + stamp.nanosec

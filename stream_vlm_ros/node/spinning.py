@@ -12,6 +12,7 @@ Which thread does what:
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import signal
@@ -23,6 +24,7 @@ from typing import Any, NoReturn
 _rclpy_listens = threading.Event()
 
 THREADS = 3  # of the executor: reports, a transition, and one for everything else
+KEPT_BYTES = 128 << 20
 
 
 def end_quietly_on_signals() -> None:
@@ -39,6 +41,25 @@ def end_quietly_on_signals() -> None:
 
     signal.signal(signal.SIGINT, end)
     signal.signal(signal.SIGTERM, end)
+
+
+def keep_freed_memory() -> None:
+    """Let malloc keep the memory of an image for the next one; for glibc, elsewhere nothing.
+
+    By itself it hands buffers of this size back to the system at each image, or does not, as they
+    happen to lie: an image of 1920x1080 then costs thousands of page faults, which can take three
+    times as long as everything else about it. Up to ``KEPT_BYTES`` stay with the process for that.
+    To be called before there are other threads: the heap that a thread has is left to it.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return
+    m_trim_threshold, m_mmap_threshold, m_arena_max = -1, -3, -8  # of malloc.h
+    mallopt(m_mmap_threshold, 32 << 20)  # larger buffers are mapped one by one; no more is taken
+    mallopt(m_trim_threshold, KEPT_BYTES)
+    # The heaps of further arenas hold 64 MB each, and are unmapped as soon as they are empty.
+    mallopt(m_arena_max, 1)
 
 
 def run(make_node: Callable[[], Any], arguments: list[str] | None = None) -> int:

@@ -29,6 +29,7 @@ from stream_vlm.srv import Query
 from stream_vlm_ros.engine.errors import InvalidParameterError, StreamVlmError
 from stream_vlm_ros.node import health, interfaces
 from stream_vlm_ros.node import parameters as table
+from stream_vlm_ros.node.arrival import Arrival
 from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.faults import FaultLog
 from stream_vlm_ros.node.health import InputMonitor
@@ -347,11 +348,11 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
 
     # Images ---------------------------------------------------------------------------------------
 
-    def _on_image(self, message: Any, decode: Callable[[Any], Any]) -> None:
+    def _on_image(self, arrival: Arrival) -> None:
         now_ns = self._now_ns()
-        self._monitor.record(interfaces.stamp_ns(message.header), now_ns)
+        self._monitor.record(arrival.stamp_ns or 0, now_ns)
         if self._intake is not None:
-            self._intake.receive(message, decode, now_ns)
+            self._intake.receive(arrival, now_ns)
 
     def _on_refused_frame(self, cause: Drop, words: str) -> None:
         self._last_refusal = words

@@ -3,6 +3,7 @@
 import array
 import functools
 import itertools
+import math
 import os
 import signal
 import subprocess
@@ -579,3 +580,47 @@ def connect(graph):
     yield make
     for client in clients:
         client.close()
+
+
+# The node in this process, with the stand-in engine -----------------------------------------------
+
+
+@pytest.fixture
+def here(graph, connect, fake_engine, request):
+    """The node with a client and what it logs of its faults; its context ends with the test.
+
+    A test's own parameters of the node come by ``parametrize`` with ``indirect``.
+    """
+    import rclpy
+    from rclpy.executors import MultiThreadedExecutor
+    from rclpy.parameter import Parameter
+    from rclpy.signals import SignalHandlerOptions
+
+    from stream_vlm_ros.node.spinning import THREADS, spin
+    from stream_vlm_ros.node.stream_vlm_node import StreamVlmNode
+
+    context = rclpy.Context()
+    rclpy.init(context=context, signal_handler_options=SignalHandlerOptions.NO)
+    settings = dict(sample_fps=0.0, chunk_frames=1, status_period=0.05)
+    settings |= getattr(request, "param", {})
+    node = StreamVlmNode(
+        load=lambda parameters: fake_engine,
+        context=context,
+        namespace="here",
+        parameter_overrides=[Parameter(name, value=value) for name, value in settings.items()],
+    )
+    said = []
+    node.faults.write, node.faults.period = said.append, math.inf
+    executor = MultiThreadedExecutor(THREADS, context=context)
+    executor.add_node(node)
+    thread = threading.Thread(target=spin, args=(executor, node), daemon=True)
+    thread.start()
+    graph.wait(lambda: node.state == "active", what="the active node")
+    client = connect("here")
+    yield SimpleNamespace(node=node, client=client, said=said, engine=fake_engine)
+    fake_engine.gate.set()
+    context.try_shutdown()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    node.close()
+    executor.shutdown(timeout_sec=5)

@@ -1,11 +1,6 @@
 """A fault of the package itself: told once, answered with INTERNAL, and the node lives."""
 
-import math
-import threading
-from types import SimpleNamespace
-
 import pytest
-from patience import PATIENCE
 
 from stream_vlm_ros.node.faults import FaultLog
 
@@ -43,43 +38,6 @@ def test_faults_of_another_kind_place_or_callback_are_told_each():
 
 
 # The node in this process, with the stand-in engine -----------------------------------------------
-
-
-@pytest.fixture
-def here(graph, connect, fake_engine):
-    """The node with a client and what it logs of its faults; its context ends with the test."""
-    import rclpy
-    from rclpy.executors import MultiThreadedExecutor
-    from rclpy.parameter import Parameter
-    from rclpy.signals import SignalHandlerOptions
-
-    from stream_vlm_ros.node.spinning import THREADS, spin
-    from stream_vlm_ros.node.stream_vlm_node import StreamVlmNode
-
-    context = rclpy.Context()
-    rclpy.init(context=context, signal_handler_options=SignalHandlerOptions.NO)
-    settings = dict(sample_fps=0.0, chunk_frames=1, status_period=0.05)
-    node = StreamVlmNode(
-        load=lambda parameters: fake_engine,
-        context=context,
-        namespace="here",
-        parameter_overrides=[Parameter(name, value=value) for name, value in settings.items()],
-    )
-    said = []
-    node.faults.write, node.faults.period = said.append, math.inf
-    executor = MultiThreadedExecutor(THREADS, context=context)
-    executor.add_node(node)
-    thread = threading.Thread(target=spin, args=(executor, node), daemon=True)
-    thread.start()
-    graph.wait(lambda: node.state == "active", what="the active node")
-    client = connect("here")
-    yield SimpleNamespace(node=node, client=client, said=said, engine=fake_engine)
-    fake_engine.gate.set()
-    context.try_shutdown()
-    thread.join(PATIENCE)
-    assert not thread.is_alive()
-    node.close()
-    executor.shutdown(timeout_sec=5)
 
 
 def fail(*arguments, **options):

@@ -1,6 +1,7 @@
 """What the node does with an image before the engine sees it."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -42,14 +43,15 @@ class Intake:
         self.restarts += 1
 
     def receive(self, seconds, now=0.0, size=(28, 28), bad=False):
-        message = type("Message", (), {"header": self.make_header(round(seconds * SECOND))})
+        """An image with the stamp ``seconds``; None: it has no whole header."""
+        stamp_ns = None if seconds is None else round(seconds * SECOND)
 
-        def decode(_):
+        def read():
             if bad:
                 raise InvalidImageError("bad")
-            return np.zeros((*size, 3), np.uint8)
+            return self.make_header(stamp_ns), np.zeros((*size, 3), np.uint8)
 
-        self.intake.receive(message, decode, round(now * SECOND))
+        self.intake.receive(SimpleNamespace(stamp_ns=stamp_ns, read=read), round(now * SECOND))
 
     @property
     def stamps(self):
@@ -158,6 +160,23 @@ def test_a_bad_image_is_counted_and_the_next_one_takes_its_place(make_intake):
     box.receive(100.5)
     assert box.stamps == [[100.25]]
     assert (box.dropped(Drop.INVALID_IMAGE), box.dropped(Drop.SAMPLING)) == (1, 1)
+
+
+def test_a_message_without_a_whole_header_is_counted_and_the_stream_goes_on(make_intake):
+    box = make_intake(chunk_frames=2)
+    for seconds in (None, 100, None, 101):
+        box.receive(seconds)
+    assert box.stamps == [[100.0, 101.0]] and not box.intake.arrival_timed
+    assert box.dropped(Drop.INVALID_IMAGE) == 2 and box.holds()
+    assert "header" in box.reports[0][1]
+
+
+def test_an_image_that_is_sampled_away_is_never_read(make_intake):
+    box = make_intake(sample_fps=1.0, chunk_frames=1)
+    for index in range(31):  # 3 seconds, each of which fails when it is read but for one a second
+        box.receive(100 + index / 10, bad=index % 10 != 0)
+    assert box.stamps == [[100.0], [101.0], [102.0], [103.0]]
+    assert box.dropped(Drop.INVALID_IMAGE) == 0
 
 
 def test_after_clearing_any_stamp_is_the_first(make_intake):

@@ -1,13 +1,16 @@
 """The process of the node: started, stopped, interrupted at any moment, from a shell too."""
 
 import os
+import platform
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from patience import PATIENCE
 
 pytestmark = pytest.mark.ros
 
@@ -102,3 +105,39 @@ def test_from_the_background_of_a_shell(tmp_path, shell):
     assert done.stdout.strip() == "status 0", log.read_text()
     assert "the node is active" in log.read_text()
     assert "Traceback" not in log.read_text()
+
+
+FAULTS = """
+import resource
+import threading
+
+from stream_vlm_ros.node.spinning import keep_freed_memory
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def image():
+    [b"x" * (6 << 20) for _ in range(4)]  # four buffers are there at once, and freed
+
+def images():
+    for _ in range(3):
+        image()
+    before = faults()
+    for _ in range(20):
+        image()
+    print((faults() - before) / 20)
+
+keep_freed_memory()
+thread = threading.Thread(target=images)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
+def test_the_memory_of_an_image_is_that_of_the_one_before():
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], capture_output=True, text=True, timeout=PATIENCE, check=True
+    )
+    pages = 4 * (6 << 20) / resource.getpagesize()
+    assert float(done.stdout) < pages / 10

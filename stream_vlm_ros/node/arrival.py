@@ -1,0 +1,64 @@
+"""An image as it arrives: serialized, since most images are sampled away and never looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from struct import Struct
+from typing import Any
+
+import numpy as np
+from rclpy.serialization import deserialize_message
+
+from stream_vlm_ros.engine.errors import InvalidImageError
+from stream_vlm_ros.node.interfaces import from_time
+from stream_vlm_ros.node.sampling import SECOND
+
+# CDR's first two bytes say its kind; after two more comes the message. It begins, in every message
+# with a header, with header.stamp.sec (int32) and header.stamp.nanosec (uint32).
+_STAMPS = {b"\0\0": Struct(">4xiI"), b"\0\1": Struct("<4xiI")}
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One serialized ``Image`` or ``CompressedImage``.
+
+    Args:
+        serialized: the message in CDR, as the middleware gave it.
+        message_type: the type of the message.
+        decode: message -> uint8 [height, width, 3]; raises InvalidImageError.
+    """
+
+    serialized: bytes
+    message_type: type
+    decode: Callable[[Any], np.ndarray]
+
+    @property
+    def stamp_ns(self) -> int | None:
+        """The header's stamp in nanoseconds; None if the message breaks off before its end."""
+        layout = _STAMPS.get(self.serialized[:2])
+        if layout is None:  # another CDR: the middleware knows its own
+            try:
+                return from_time(self._message().header.stamp)
+            except InvalidImageError:
+                return None
+        if len(self.serialized) < layout.size:
+            return None
+        seconds, nanoseconds = layout.unpack_from(self.serialized)
+        return int(seconds * SECOND + nanoseconds)
+
+    def read(self) -> tuple[Any, np.ndarray]:
+        """The header and the picture, uint8 [height, width, 3].
+
+        Raises InvalidImageError for a message that cannot be deserialized, or decoded.
+        """
+        message = self._message()
+        return message.header, self.decode(message)
+
+    def _message(self) -> Any:
+        try:
+            return deserialize_message(self.serialized, self.message_type)
+        except Exception as fault:  # whatever a middleware raises, it is the sender's
+            raise InvalidImageError(
+                f"the message of {len(self.serialized)} bytes cannot be deserialized: {fault}"
+            ) from fault
