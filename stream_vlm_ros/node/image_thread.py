@@ -70,8 +70,6 @@ class ImageThread:
                     self._receive(arrival)
                 self._upkeep()
             except Exception as fault:
-                if not self._context.ok():
-                    return  # whatever broke off, broke off for that
                 self._report("the thread of the images", fault)
                 if arrival is None:  # else it would fail again at once, and for ever
                     self._stopping.wait(UPKEEP_PERIOD)
