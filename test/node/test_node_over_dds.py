@@ -583,7 +583,7 @@ def test_silence_is_reported_with_its_likely_cause(connect, start_node):
         lambda: try_to_publish(client, Image, "/quiet/image", best_effort)
     )
     cause("incompatible QoS; set image_qos to 'auto'")
-    node.wait_for("a publisher on /quiet/image has an incompatible QoS: RELIABILITY")
+    node.wait_for("a publisher on /quiet/image has an incompatible QoS: RMW_QOS_POLICY_RELIABILITY")
     client.graph.node.destroy_publisher(publisher)
 
 
