@@ -177,13 +177,6 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         self._clear_figures()
         worker = self._make_worker()
         self._wait_until_loaded(worker)
-        self._intake = FrameIntake(
-            self.parameters,
-            self._counters,
-            deliver=worker.append,
-            restart=lambda: worker.reset(Drop.TIME_JUMP),
-            report=self._on_refused_frame,
-        )
         self._answers = self._make(Node.create_publisher, Answer, "~/answer", LATCHED)
         self._status = self._make(Node.create_publisher, CacheStatus, "~/cache_status", LATCHED)
         self._make(
@@ -202,6 +195,14 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
             cancel_callback=self._on_cancel,
         )
         self._entities.append((lambda server: server.destroy(), asking))
+        # From here on the reports of another thread use what was made above.
+        self._intake = FrameIntake(
+            self.parameters,
+            self._counters,
+            deliver=worker.append,
+            restart=lambda: worker.reset(Drop.TIME_JUMP),
+            report=self._on_refused_frame,
+        )
         self._input = ImageInput(self, self.parameters)
         self._images = ImageThread(
             self._input, self.context, self._on_image, self._keep_house, self.report_fault

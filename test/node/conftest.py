@@ -268,6 +268,7 @@ def start_node(node_process):
     for node in nodes:
         if node.process.poll() is None:
             node.stop()
+        assert "failed, the node goes on" not in node.output, node.output
 
 
 class Graph:
