@@ -268,6 +268,7 @@ def compare(options: argparse.Namespace, environment: dict[str, str]) -> None:
             },
             "images": {"width": WIDTH, "height": HEIGHT, "encoding": "rgb8", "rate": RATE},
             "sample_fps": 2.0,
+            "malloc_of_nothing_and_serialized": AT_THEIR_BEST,
             "seconds_a_stretch": options.seconds,
             "stretches": stretches,
             "medians": medians,
