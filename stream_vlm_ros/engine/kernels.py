@@ -93,8 +93,8 @@ def _split_kernel(
     lengths,  # [PARTS]
     begins,  # [n]
     scalars,  # [4]
-    out,  # [SPLITS, kv_heads, GROUP * n, D] in float32
-    lse,  # [SPLITS, kv_heads, GROUP * n] in float32, to base 2
+    out,  # [splits, kv_heads, GROUP * n, D] in float32
+    lse,  # [splits, kv_heads, GROUP * n] in float32, to base 2
     scale,
     query_part,  # strides
     query_head,
@@ -108,7 +108,6 @@ def _split_kernel(
     rows,  # GROUP * n
     PARTS: tl.constexpr,
     GROUP: tl.constexpr,
-    SPLITS: tl.constexpr,
     D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -118,7 +117,8 @@ def _split_kernel(
     Row ``r`` is query head ``r % GROUP`` of token ``r // GROUP``, so that padding fills whole tiles
     at the end. The keys are all parts laid end to end, then the tail.
     """
-    split, tile, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    # Tiles that read the same keys run side by side, so that these come from memory once.
+    tile, split, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     count = tl.load(scalars).to(tl.int32)
     if tile * BLOCK_M >= count * GROUP:
         return
@@ -135,7 +135,7 @@ def _split_kernel(
     whole = past + count
     for part in range(PARTS):
         whole += tl.load(lengths + part).to(tl.int32)
-    share = tl.cdiv(tl.cdiv(whole, SPLITS), BLOCK_N) * BLOCK_N
+    share = tl.cdiv(tl.cdiv(whole, tl.num_programs(1)), BLOCK_N) * BLOCK_N
     first = split * share
     last = tl.minimum(first + share, whole)
 
@@ -172,13 +172,13 @@ def _split_kernel(
 
 @triton.jit
 def _merge_kernel(
-    parts,  # [SPLITS, kv_heads, GROUP * n, D] in float32
-    lse,  # [SPLITS, kv_heads, GROUP * n] in float32, to base 2
+    parts,  # [splits, kv_heads, GROUP * n, D] in float32
+    lse,  # [splits, kv_heads, GROUP * n] in float32, to base 2
     scalars,  # [4]
     out,  # [n, heads, D]
     rows,  # GROUP * n
+    splits,
     GROUP: tl.constexpr,
-    SPLITS: tl.constexpr,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -187,13 +187,13 @@ def _merge_kernel(
     heads = tl.num_programs(1)
     kv_heads = heads // GROUP
     count = tl.load(scalars).to(tl.int32)
-    splits = tl.where(token < count, SPLITS, 0)  # of padding, none
+    splits = tl.where(token < count, splits, 0)  # of padding, none
     row = (head // GROUP) * rows + token * GROUP + head % GROUP
     dim = tl.arange(0, D)
     most = float("-inf")
     total = 0.0
     sums = tl.zeros([D], tl.float32)
-    for first in range(0, SPLITS, BLOCK):
+    for first in range(0, splits, BLOCK):
         split = first + tl.arange(0, BLOCK)
         at = split * (kv_heads * rows) + row
         there = split < splits
@@ -242,7 +242,7 @@ def split_attention(processors: int) -> StaticAttention:
         lse = queries.new_empty(splits, kv_heads, rows, dtype=torch.float32)
         out = queries.new_empty(length, heads, size)
         with torch.cuda.device_of(queries):  # Triton launches on the current one
-            _split_kernel[splits, tiles, kv_heads](
+            _split_kernel[tiles, splits, kv_heads](
                 queries,
                 memory,
                 tail,
@@ -259,7 +259,6 @@ def split_attention(processors: int) -> StaticAttention:
                 rows,
                 PARTS=len(reading.starts),
                 GROUP=group,
-                SPLITS=splits,
                 D=size,
                 BLOCK_M=tiling.rows,
                 BLOCK_N=tiling.keys,
@@ -272,8 +271,8 @@ def split_attention(processors: int) -> StaticAttention:
                 inputs.scalars,
                 out,
                 rows,
+                splits,
                 GROUP=group,
-                SPLITS=splits,
                 D=size,
                 BLOCK=min(64, triton.next_power_of_2(splits)),
             )

@@ -1,0 +1,160 @@
+"""Where a question's time goes on a GPU, and which tiling its attention wants there.
+
+    python bench/question_steps.py            # some minutes on one H200
+    python bench/question_steps.py --kernel   # the sweep over tilings alone
+    python bench/question_steps.py --shape toy --caps 500   # a trial, anywhere
+
+A step is taken with 1 token (writing) and with the 48 of a question, over a memory of random keys:
+whole, without its attention, without torch.compile, and not recorded. Then one layer's attention
+alone for each tiling, against the time that reading its keys takes. The figures that stand behind
+`stream_vlm_ros.engine.kernels._tiling` come from here. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stream_vlm_ros.engine import question_path
+from stream_vlm_ros.engine.cache import KVCacheManager
+from stream_vlm_ros.engine.eviction import EvictionConfig
+from stream_vlm_ros.engine.forks import Part
+from stream_vlm_ros.engine.question_path import StaticTextPath
+from stream_vlm_ros.engine.static_step import MOST_PARTS, Reading, StepInputs, attend_step
+from stream_vlm_ros.replay.experiments.shapes import (
+    SHAPES,
+    random_network,
+    shape_config,
+    words_processor,
+)
+
+sys.path.append(str(Path(__file__).parent))  # tools/run.sh leaves it out
+from gpu_rig import synchronize, timed
+
+TOKENS = (1, 48)
+
+
+def median_ms(run: Callable[[], Any], times: int) -> float:
+    run()
+    return statistics.median(timed(run)[0] for _ in range(times))
+
+
+def no_attention(queries: torch.Tensor, *_: Any) -> torch.Tensor:
+    return queries[-1].transpose(0, 1).contiguous()
+
+
+def whole_steps(model: Any, cap: int, attention: Any, times: int) -> None:
+    """A prompt and a further token through the path as `ask` takes it, from the host's call on."""
+    device = model.device
+    on_gpu = device.type == "cuda"
+    print(f"\nmemory of {cap:,} tokens; ms a step of", *TOKENS, "tokens")
+    ways = {
+        "graph": (attention, on_gpu, on_gpu),
+        "without its attention": (no_attention, on_gpu, on_gpu),
+        "without torch.compile": (attention, on_gpu, False),
+        "not recorded": (attention, False, False),
+    }
+    manager = KVCacheManager(model.kv_shape, model.rotary, EvictionConfig(cap), device)
+    manager.memory.normal_()
+    for name, (kind, graph, compiled) in ways.items():
+        path = StaticTextPath(model, manager, kind, graph, compiled)
+        row = []
+        for tokens in TOKENS:
+            with manager.question_fork(tokens, 0) as fork:
+                fork.parts = [Part(manager.memory, slice(0, cap), None)]
+
+                def step(path=path, tokens=tokens, fork=fork) -> None:
+                    fork.advance(-fork.length)
+                    int(path.append([1] * tokens, (cap, cap, cap), fork).argmax())
+
+                row.append(median_ms(step, times))
+        print(f"  {name:24}", *(f"{ms:8.3f}" for ms in row), path.reason)
+
+
+def sweep(shape: Any, heads: int, cap: int, device: torch.device, times: int) -> None:
+    """One layer's attention alone, layer after layer, so that no key is still in a cache."""
+    from stream_vlm_ros.engine import kernels
+
+    layers = max(2, min(8, 3 * 10**9 // (shape.bytes_per_token // shape.layers * cap)))
+    size = (layers, 2, shape.kv_heads, cap, shape.head_dim)
+    memory = torch.randn(size, dtype=shape.dtype, device=device)
+    tail = torch.randn(*size[:3], 2049, shape.head_dim, dtype=shape.dtype, device=device)
+    reading = Reading(memory, tail)
+    reading.load([Part(memory, slice(0, cap), None)])
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    attend = kernels.split_attention(processors)
+    for tokens in TOKENS:
+        padded = question_path._size_for(tokens)
+        inputs = StepInputs(padded, reading)
+        inputs.load([0] * tokens, torch.zeros(3, tokens), 0, tokens)
+        queries = memory.new_empty(MOST_PARTS + 1, heads, padded, shape.head_dim).normal_()
+        rows = padded * heads // shape.kv_heads
+        chosen = kernels._tiling(rows, shape.dtype)
+        found = {}
+        for tile, keys, warps, stages, programs in itertools.product(
+            {chosen.rows} if tokens == 1 else (64, 128),
+            (64, 128),
+            (4, 8),
+            (2, 3, 4),
+            (2, 3, 4, 8),
+        ):
+            tiling = kernels._Tiling(tile, keys, warps, stages, programs)
+            kernels._tiling = lambda *_, tiling=tiling: tiling
+
+            def all_layers(queries=queries, inputs=inputs) -> None:
+                for layer in range(layers):
+                    attend(queries, memory[layer], tail[layer], reading, inputs, 0.1)
+
+            try:
+                all_layers()
+                synchronize()
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    all_layers()
+                found[tiling] = median_ms(graph.replay, times) / layers
+            except Exception as error:  # more registers or shared memory than there are
+                print(f"  {tiling}: {type(error).__name__}")
+        kernels._tiling = lambda *_, chosen=chosen: chosen
+        read = 2 * shape.kv_heads * cap * shape.head_dim * shape.dtype.itemsize
+        done = 4 * heads * tokens * cap * shape.head_dim
+        print(f"\n{tokens} tokens over {cap:,}: us a layer; chosen {tuple(chosen)}")
+        for tiling, ms in sorted(found.items(), key=lambda item: item[1])[:8]:
+            print(f"  {1e3 * ms:8.1f}  {read / ms / 1e9:6.2f} TB/s {done / ms / 1e9:7.1f} TFLOP/s "
+                  f"{tuple(tiling)}{'  <- chosen' if tiling == chosen else ''}")  # fmt: skip
+        if chosen in found:
+            print(f"  {1e3 * found[chosen]:8.1f}  the chosen one")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", default="3b", choices=SHAPES)
+    parser.add_argument("--caps", type=int, nargs="+", default=[16_384, 150_000])
+    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--kernel", action="store_true", help="the sweep over tilings alone")
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    config = shape_config(options.shape, words_processor())
+    model = random_network(config, device, dtype)
+    attention = attend_step
+    if device.type == "cuda":
+        from stream_vlm_ros.engine.kernels import split_attention
+
+        attention = split_attention(torch.cuda.get_device_properties(device).multi_processor_count)
+    for cap in options.caps:
+        if not options.kernel:
+            whole_steps(model, cap, attention, options.times)
+        if device.type == "cuda":
+            heads = model.config.text_config.num_attention_heads
+            sweep(model.kv_shape, heads, cap, device, options.times)
+
+
+if __name__ == "__main__":
+    main()
