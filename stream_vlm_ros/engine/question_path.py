@@ -6,7 +6,6 @@ CUDA graph replays, and comes back to the plain way where a step cannot serve.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import time
 import weakref
@@ -288,7 +287,7 @@ class StaticTextPath(TextPath):
             except Exception as error:  # the compilers have many kinds
                 if not self._graph:
                     raise
-                what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                what = _in_words(error)
                 if self._compiled:
                     self._compiled = False
                     self._ready.clear()
@@ -380,20 +379,23 @@ def text_path(
     if not on_gpu:
         return StaticTextPath(model, manager, attend_step)
     size = model.kv_shape.head_dim
-    reason = ""
-    if importlib.util.find_spec("triton") is None:
-        reason = "Triton is not installed"
-    elif size < 16 or size & (size - 1):
-        reason = f"Triton needs heads of 16, 32, 64, ... numbers, and these have {size}"
-    if reason:
+    try:
+        if size < 16 or size & (size - 1):
+            raise InvalidParameterError(f"Triton takes heads of 16, 32, 64, ..., not of {size}")
+        from .kernels import split_attention
+
+        processors = torch.cuda.get_device_properties(device).multi_processor_count
+        attention = split_attention(processors)
+    except Exception as error:  # also what a broken installation of Triton raises
+        reason = _in_words(error)
         _log.warning("questions are answered more slowly: %s", reason)
         return TextPath(model, reason)
-    from .kernels import split_attention
-
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
-    attention = split_attention(processors)
     graph = wanted != "static"
     return StaticTextPath(model, manager, attention, graph, compiled=graph)
+
+
+def _in_words(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def text_positions(start: Sequence[int], done: int, count: int) -> torch.Tensor:

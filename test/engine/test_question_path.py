@@ -1,6 +1,7 @@
 """Questions in steps of fixed shape compute what they compute call by call."""
 
 import logging
+import sys
 from collections import Counter
 
 import pytest
@@ -475,6 +476,20 @@ def test_a_compiler_that_fails_costs_the_fusion_and_not_the_graphs(
     watch(engine, toys, 2)
     plain = TextPath(engine.model)
     assert_equal(question_logits(engine), question_logits(engine, path=plain))
+
+
+def test_without_triton_a_gpu_answers_the_plain_way_and_the_log_says_why(
+    model, processor, monkeypatch, caplog
+):
+    monkeypatch.setitem(sys.modules, "stream_vlm_ros.engine.kernels", None)
+    manager = make(model, processor).cache_manager
+    with caplog.at_level(logging.WARNING):
+        path = text_path("auto", model, manager, torch.device("cuda"))
+    assert type(path) is TextPath and path.warm_up()["path"] == "eager"
+    assert "stream_vlm_ros.engine.kernels" in path.warm_up()["reason"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"questions are answered more slowly: {path.reason}"
+    ]
 
 
 def test_the_path_is_chosen_by_device_or_by_name(model, processor):
