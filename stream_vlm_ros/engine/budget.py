@@ -103,8 +103,8 @@ class MemoryBudget:
         """The cap in tokens where none is given, and why it is this one.
 
         As many tokens as fit what is free, of which a CPU keeps half. But no more than ``context``:
-        a memory is not to be longer, with a question behind it, than what the model was made for;
-        who wants that says so by a number.
+        a memory is not to be longer, with a question behind it, than what the model was made for,
+        unless one chunk or ``least`` tokens are; who wants that says so by a number.
 
         Raises DeviceUnavailableError where not even one chunk and ``least`` tokens fit, or the
         system does not tell what is free.
@@ -124,9 +124,10 @@ class MemoryBudget:
                 f"{left_free:.0%} stay free. Lower max_pixels, free some memory, or use a smaller "
                 "model"
             )
-        if fits <= self.context:
+        bound = max(self.context, least)
+        if fits <= bound:
             return fits, f"as many tokens as fit, {left_free:.0%} of what is free being left"
-        return self.context, f"the model's context less a question; {fits:,} tokens would fit"
+        return bound, f"the model's context less a question; {fits:,} tokens would fit"
 
     def plan(self, cap: int, free: int | None, device: torch.device) -> str:
         """What the memory takes and what is free, in one line."""
