@@ -40,7 +40,7 @@ from stream_vlm_ros.replay.experiments.shapes import (
 from stream_vlm_ros.replay.machine import processor_name
 
 sys.path.append(str(Path(__file__).parent))  # tools/run.sh leaves it out
-from gpu_rig import Rig, device_speed
+from gpu_rig import Rig, device_speed, say_words_alone
 from gpu_sections import SECTIONS
 
 
@@ -138,6 +138,7 @@ def main() -> int:
     speed = device_speed(device, dtype)
     model = random_network(shape_config(options.shape, processor), device, dtype)
     model.generation_config.eos_token_id = []  # an answer is as long as it may be
+    say_words_alone(model, processor.tokenizer)
     width, height = map(int, options.size.split("x"))
     rig = Rig(
         model, processor, device, speed, (width, height), options.caps, options.repeats,

@@ -44,6 +44,17 @@ def summary(taken: list[float]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in figures.items()} | {"runs": len(taken)}
 
 
+def say_words_alone(model: StreamQwenModel, tokenizer: Any) -> None:
+    """Each token of an answer is a word, so that its text grows with it as a real one's does."""
+    words = [
+        number for number in range(len(tokenizer)) if tokenizer.decode([number]).strip().isalpha()
+    ]
+    silent = torch.ones(len(model.lm_head.weight), dtype=torch.bool)
+    silent[words] = False
+    with torch.no_grad():
+        model.lm_head.weight[silent.to(model.device)] = 0.0  # of the others some are likelier
+
+
 @contextlib.contextmanager
 def without_model(model: StreamQwenModel) -> Iterator[None]:
     """Chunks appended meanwhile get noise for features, keys and values, which takes no time."""

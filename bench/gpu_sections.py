@@ -10,12 +10,13 @@ import statistics
 import time
 from typing import Any
 
-from gpu_rig import Rig, floors, milliseconds, summary, synchronize, timed, watched, without_model
+import ingest_while_answering
+from gpu_rig import Rig, floors, milliseconds, summary, timed, watched, without_model
 from reference_style import ReferenceStyle
 
 from stream_vlm_ros.engine import VideoStreamingInference
 from stream_vlm_ros.engine.attention import LONG_PAST
-from stream_vlm_ros.engine.errors import InvalidParameterError, StreamBusyError
+from stream_vlm_ros.engine.errors import InvalidParameterError
 
 CHOICES = ["a red circle", "a blue square", "nothing", "a sign", "two shapes"]
 ANSWER = 32  # tokens after the first
@@ -277,56 +278,22 @@ def small_frames(rig: Rig) -> dict[str, Any]:
 
 
 def answering(rig: Rig) -> dict[str, Any]:
-    """Chunks appended while an answer is written: what each loses, by tokens between two chunks.
-
-    The default memory with room for eight chunks beyond its cap; where that is full, chunks wait.
-    """
+    """What chunks and an answer cost each other in the node's worker: ingest_while_answering.py."""
     cap, tokens = min(rig.caps), 16 if rig.small else 64
     size = (112, 84) if rig.small else (640, 480)
-    frames = rig.frames(size=size)
-    slack = 8 * rig.filled(cap, frames).append_video_chunk(frames, fps=2)["tokens"]
+    chunks = [rig.frames(size=size, seed=seed) for seed in range(2)]
+    a_chunk = rig.filled(cap, chunks[0]).append_video_chunk(chunks[0], fps=2)["tokens"]
     rig.start_counting_memory()
-    engine = rig.filled(cap, frames, shares={}, fork_slack_tokens=slack)
-    append = functools.partial(engine.append_video_chunk, frames, fps=2)
-    question = rig.question(engine)
-
-    def answer(every: int) -> dict[str, Any]:
-        gaps, chunks, waits = [], [], 0
-        last = time.perf_counter()
-
-        def after_token() -> bool:  # where a pause costs no token
-            nonlocal last, waits
-            synchronize()
-            gaps.append(1e3 * (time.perf_counter() - last))
-            if every and len(gaps) % every == 0:
-                try:
-                    chunks.append(timed(append)[0])
-                except StreamBusyError:
-                    waits += 1
-            last = time.perf_counter()
-            return False  # go on
-
-        begin = last
-        engine.ask(question, tokens, cancel=after_token)
-        seconds = time.perf_counter() - begin
-        return {
-            "tokens_between_chunks": every or None,
-            "tokens_a_second": round(tokens / seconds, 1),
-            "frames_a_second": round(len(frames) * len(chunks) / seconds, 1),
-            "token": summary(gaps[1:]),
-            **({"chunk": summary(chunks)} if chunks else {}),
-            "chunks_that_waited": waits,
-        }
-
-    answer(0)
-    alone = summary([timed(append)[0] for _ in rig.count("chunks", 5)])
-    return {
-        "unit": "ms",
-        "cap": cap,
-        "size": size,
-        "frames_a_second_without_an_answer": round(4e3 / alone["median"], 1),
-        "rows": [answer(every) for every in rig.within("tokens between chunks", [0, 16, 4, 1])],
-    }
+    slack = ingest_while_answering.SLACK_CHUNKS * a_chunk
+    engine = rig.filled(cap, chunks[0], shares={}, fork_slack_tokens=slack)
+    worker = ingest_while_answering.Rig(engine, chunks, tokens)
+    try:
+        table = ingest_while_answering.measure(
+            worker, loads=(0.5, 1.0), shares=(0.0, 0.5, 1.0), repeats=1 if rig.small else 2
+        )
+    finally:
+        worker.close()
+    return {"unit": "ms", "cap": cap, "size": size, **table}
 
 
 def variants(rig: Rig) -> dict[str, Any]:
@@ -433,7 +400,7 @@ SECTIONS = {
     "eviction": (eviction, 50),
     "steady": (steady, 45),
     "small_frames": (small_frames, 15),
-    "answering": (answering, 20),
+    "answering": (answering, 30),
     "variants": (variants, 60),
     "curves": (curves, 80),
 }
