@@ -138,7 +138,7 @@ class StaticTextPath(TextPath):
         self._reader: weakref.ref[Fork] | None = None  # whose parts the steps read now
         self._ready: dict[int, _Ready] = {}
         self._pool: Any = None  # of the graphs' memory
-        self._begun: _Begun | None = None
+        self._begun: weakref.WeakKeyDictionary[Fork, _Begun] = weakref.WeakKeyDictionary()
 
     @torch.inference_mode()
     def warm_up(self) -> dict[str, Any]:
@@ -155,13 +155,13 @@ class StaticTextPath(TextPath):
         return {**super().warm_up(), "seconds": seconds, "bytes": taken}
 
     def begin(self, ids: list[int], start: Sequence[int], fork: Fork) -> None:
-        if self._graph:  # the device works on its own
-            self._begun = _Begun(ids, weakref.ref(fork), self.append(ids, start, fork))
+        if self._graph and not self.reason and fork.has_question_tail:  # the device goes on alone
+            self._begun[fork] = _Begun(ids, self.append(ids, start, fork))
 
     @torch.inference_mode()
     def append(self, ids: list[int], start: Sequence[int], fork: Fork) -> torch.Tensor:
-        begun, self._begun = self._begun, None
-        if begun is not None and begun.fork() is fork and begun.ids == ids:
+        begun = self._begun.pop(fork, None)
+        if begun is not None and begun.ids == ids:
             return begun.logits
         logits = None
         for piece in _pieces(ids):
@@ -236,7 +236,7 @@ class StaticTextPath(TextPath):
         if self._reading is None or self._reading.memory is not memory:  # the first, or it grew
             self._reading = Reading(memory, self._manager.question_tail)
             self._reader = None
-            self._ready.clear()
+            self._forget_steps()
         if self._reader is None or self._reader() is not fork:
             self._reading.load(fork.parts)
             self._reader = weakref.ref(fork)
@@ -271,7 +271,11 @@ class StaticTextPath(TextPath):
 
     def _give_up(self, why: str) -> None:
         self.name, self.reason = "eager", f"no CUDA graph serves: {why}"
+        self._forget_steps()
+
+    def _forget_steps(self) -> None:
         self._ready.clear()
+        self._pool = None  # it ends with the last of its graphs
 
     def _prepare(self, size: int) -> str:
         """Make a step of that size ready; "" or why there is none, which is found out once."""
@@ -290,7 +294,7 @@ class StaticTextPath(TextPath):
                 what = _in_words(error)
                 if self._compiled:
                     self._compiled = False
-                    self._ready.clear()
+                    self._forget_steps()
                     _log.warning("questions are answered without torch.compile: %s", what)
                 else:
                     self._give_up(what)
@@ -316,7 +320,6 @@ class _Begun(NamedTuple):
     """What was appended ahead of being asked for."""
 
     ids: list[int]
-    fork: weakref.ref[Fork]
     logits: torch.Tensor
 
 

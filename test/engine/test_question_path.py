@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import weakref
 from collections import Counter
 
 import pytest
@@ -367,18 +368,31 @@ def test_all_layers_share_what_is_compiled(toys, monkeypatch):
 
 
 class Recorded:
-    """Stands for the recording of graphs, which only a GPU can."""
+    """Stands for graphs, which only a GPU can record: each has its place for what comes out."""
 
     def __init__(self, monkeypatch, works=lambda ready: True):
-        self.made = []
+        self.made, self.alive = [], weakref.WeakKeyDictionary()
 
         def record(ready, pool):
             if not works(ready):
                 raise RuntimeError("no such\nkernel")
+            # Memory is shared with graphs that are there, and never with those that are gone.
+            assert set(self.alive.values()) == ({pool} if pool else set())
             self.made.append(ready.inputs.size)
-            return "pool"
+            self.alive[ready] = pool or f"pool {len(self.made)}"
+            return self.alive[ready]
 
+        @torch.inference_mode()
+        def replay(ready):
+            found = ready._step(ready.inputs)
+            places = self.outputs.setdefault(ready, tuple(x.clone() for x in found))
+            for place, x in zip(places, found, strict=True):
+                place.copy_(x)
+            return places
+
+        self.outputs = weakref.WeakKeyDictionary()
         monkeypatch.setattr(question_path._Ready, "record", record)
+        monkeypatch.setattr(question_path._Ready, "__call__", replay)
 
 
 def graph_path(engine, **options):
@@ -392,12 +406,44 @@ def test_each_size_is_recorded_once_however_the_memory_grows(toys, model, proces
     report = engine.warm_up()
     assert recorded.made == sorted(SIZES, reverse=True) and path.captures == len(SIZES)
     assert report["path"] == "graph" and report["reason"] == "" and report["seconds"] > 0
+    plain = make(model, processor, "sink and window")
     for number in range(14):
-        engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
-        engine.ask("What is there?" * (number + 1), 4)
-        engine.ask_choice("Which?", ["a", "bc"])
+        for one in (engine, plain):
+            one.append_video_chunk(toys.frames(4, seed=number), fps=2)
+        question = "What is there?" * (number + 1)
+        assert engine.ask(question, 4)[0] == plain.ask(question, 4)[0]
+        choices = ["a", "bc" * 50, "d" * 200]  # too long for one step
+        ours, theirs = (one.ask_choice("Which?", choices)[1] for one in (engine, plain))
+        assert ours["scores"] == pytest.approx(theirs["scores"], rel=1e-5)
     engine.warm_up()
     assert path.captures == len(SIZES) and not path.detours
+
+
+def test_a_memory_that_grows_has_its_steps_recorded_anew(toys, model, processor, monkeypatch):
+    recorded = Recorded(monkeypatch)
+    monkeypatch.setattr(KVCacheManager, "_FIRST_BUFFER", 64)
+    engine = make(model, processor)
+    engine.text_path, plain = graph_path(engine), TextPath(model)
+    engine.warm_up()
+    watch(engine, toys, 20)
+    assert_equal(question_logits(engine), question_logits(engine, path=plain))
+    engine.warm_up()
+    assert sorted(recorded.made) == sorted([*SIZES, *SIZES])
+    assert engine.text_path.name == "graph" and not engine.text_path.detours
+
+
+def test_answers_written_at_once_each_go_ahead_for_themselves(toys, model, processor, monkeypatch):
+    Recorded(monkeypatch)
+    engine = make(model, processor, "sink and window")
+    engine.text_path = graph_path(engine)
+    watch(engine, toys, 9)
+    questions = ["What is it?", "Where?", "How many are there?"]
+    alone = [engine.ask(question, 8)[0] for question in questions]
+    writers = [engine.ask_stream(question, 8) for question in questions]
+    running = list(writers)
+    while running:
+        running = [writer for writer in running if next(writer, None) is not None]
+    assert [writer.text for writer in writers] == alone
 
 
 def test_what_cannot_be_recorded_is_answered_the_plain_way_and_the_log_says_why(
