@@ -43,3 +43,10 @@ def test_what_there_is_no_time_for_is_said(tmp_path):
     assert done.stdout.count("skipped, no time left") == len(
         [line for line in done.stdout.splitlines() if line.startswith("== ")]
     )
+
+
+@pytest.mark.slow
+def test_the_steps_of_a_question_are_timed():
+    done = run("question_steps.py", "--shape", "toy", "--caps", 500, "--times", 1)
+    assert done.returncode == 0, done.stderr
+    assert "memory of 500 tokens" in done.stdout and "without its attention" in done.stdout
