@@ -97,7 +97,7 @@ def test_images_are_published_at_the_pace_of_the_source(images, receive):
     with source_process(f"source:={images}", "wait_for_subscriber:=true"):
         got, _ = receive(11)
     took = got[-1][0] - got[0][0]
-    assert 0.8 < took < 3.0  # 1.0 s, and room for a busy machine
+    assert 0.5 < took < 10.0  # 1.0 s, and room for a busy machine; all at once takes none
 
 
 def test_best_effort_and_a_lower_rate_can_be_asked_for(images, receive):
@@ -122,7 +122,7 @@ def test_ctrl_c_ends_it_quietly(images):
         while "on /image" not in process.stderr.readline():
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=60)
         assert process.returncode == 0
     assert "Traceback" not in errors
 
