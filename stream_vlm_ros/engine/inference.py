@@ -556,7 +556,7 @@ class VideoStreamingInference:
         prompt = self._question_ids(question, None)
         needed = len(prompt) + len(said) + len(self._chat.answer_end)
         self._check_exchange(needed)
-        with manager.fork(needed) as fork:
+        with manager.fork(needed, question=True) as fork:
             self._keep_exchange(fork, prompt, said, manager.ledger.next_position)
 
     def _check_exchange(self, tokens: int) -> None:

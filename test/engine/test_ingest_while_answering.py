@@ -215,6 +215,7 @@ def test_an_exchange_goes_behind_the_chunks_that_came_while_it_was_written(
     with torch.no_grad():
         model.lm_head.weight.zero_()  # says the same whatever it saw
     options = dict(layout=layout, position_policy=policy, slack=slack, shares=(0.3, 0.0))
+    options["question_path"] = "static"
     during, after = (make(model, processor, **options) for _ in range(2))
     for engine in (during, after):
         fill(toys, engine)
@@ -223,6 +224,7 @@ def test_an_exchange_goes_behind_the_chunks_that_came_while_it_was_written(
     fill(toys, during, [12])
     for _ in writer:
         pass
+    assert not during.text_path.detours  # it is computed again in steps, too
     fill(toys, after, [12])
     assert after.ask("So?", 3, update_state=True)[0] == writer.text
     assert bookkeeping(during) == bookkeeping(after)
