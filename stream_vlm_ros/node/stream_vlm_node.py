@@ -547,8 +547,8 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         report.status.append(
             interfaces.to_diagnostic(self._memory_health(), name, self.parameters.device)
         )
-        if self._input is not None:
-            facts = self._input_facts()
+        if (source := self._input) is not None:  # a cleanup may come in another thread
+            facts = self._input_facts(source)
             if news := self._silence_news.of(facts):
                 self.get_logger().warning(news)
             report.status.append(
@@ -577,8 +577,8 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
             )
         )
 
-    def _input_facts(self) -> health.InputFacts:
-        assert self._input is not None
+    def _input_facts(self, source: ImageInput) -> health.InputFacts:
+        intake = self._intake
         silent_for = self._monitor.seconds_without_image(self._now_ns())
         drops = dict(self._counters.dropped)
         new = {cause.value: drops[cause] - self._reported_drops[cause] for cause in Drop}
@@ -586,22 +586,22 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         intentional = (Drop.SAMPLING, Drop.INACTIVE, Drop.RESET)
         timeout = self.parameters.no_image_timeout
         return health.InputFacts(
-            topic=self._input.topic,
+            topic=source.topic,
             active=self.state == "active",
             silent_for=silent_for,
             timeout=timeout,
-            cause=self._input.cause_of_silence() if silent_for > timeout else "",
+            cause=source.cause_of_silence() if silent_for > timeout else "",
             stamp_rate=self._monitor.stamp_rate,
             arrival_rate=self._monitor.arrival_rate,
             delay_ms=self._monitor.delay_ms,
             expected_rate=self.parameters.sample_fps,
-            arrival_timed=bool(self._intake is not None and self._intake.arrival_timed),
+            arrival_timed=bool(intake is not None and intake.arrival_timed),
             clock_fault=self._clock_fault(),
             counts=self._counters.snapshot(),
             new_faults={c.value: new[c.value] for c in Drop if c not in intentional},
-            messages_lost=self._input.messages_lost,
+            messages_lost=source.messages_lost,
             last_refusal=self._last_refusal,
-            qos="reliable" if self._input.wish.reliable else "best effort",
+            qos="reliable" if source.wish.reliable else "best effort",
         )
 
     def _clock_fault(self) -> str:

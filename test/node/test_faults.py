@@ -86,7 +86,7 @@ def test_a_fault_while_asking_is_replied_as_internal_by_both_doors(here, monkeyp
 def test_a_fault_in_a_timer_is_told_once_however_often_it_fires(here, monkeypatch):
     fired = []
 
-    def break_down():
+    def break_down(source):
         fired.append(True)
         fail()
 
@@ -95,6 +95,26 @@ def test_a_fault_in_a_timer_is_told_once_however_often_it_fires(here, monkeypatc
         here.client.graph.wait(lambda: len(fired) > 10, what="the tenth fault")
     assert len(here.said) == 1 and "Traceback" in here.said[0] and "boom" in here.said[0]
     assert_lives(here)
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize("here", [dict(status_period=60.0)], indirect=True)
+def test_a_cleanup_in_the_midst_of_a_report_is_no_fault(here, monkeypatch):
+    """Another thread of the executor carries it out."""
+    node = here.node
+    held = node._input, node._intake
+
+    def clean_up(now_ns):
+        node._input = node._intake = None
+        return 0.0
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(node._monitor, "seconds_without_image", clean_up)
+        meanwhile.setattr(node, "_publish", lambda publisher, message: reports.append(message))
+        reports = []
+        node._report_status()
+    node._input, node._intake = held
+    assert [status.name for status in reports[-1].status][1].endswith("image input")
 
 
 @pytest.mark.ros
