@@ -37,6 +37,7 @@ from stream_vlm_ros.engine import (
     StreamQwenModel,
     VideoStreamingInference,
 )
+from stream_vlm_ros.engine.budget import SLACK_CHUNKS  # beyond the cap: the node's default
 from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.sampling import SECOND, TimedFrame
 from stream_vlm_ros.node.worker import EngineWorker, Question
@@ -46,7 +47,6 @@ CHUNK = 4  # frames
 FPS = 2
 QUESTION = "What was visible before the red circle?"
 QUEUE = 2  # chunks that may wait: the node's default
-SLACK_CHUNKS = 4  # beyond the cap: the node's default
 
 
 class Rig:

@@ -6,6 +6,7 @@ process hours later, when the memory fills: so it is reckoned there, too.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from .buffer import KVShape
 from .errors import DeviceUnavailableError
 from .eviction import EvictionConfig
+from .frames import ImageSettings
 
 # Of a chunk's pictures where nothing bounds them.
 USUAL_PIXELS = 1920 * 1080
@@ -22,6 +24,8 @@ USUAL_PIXELS = 1920 * 1080
 LEFT_FREE = 0.05
 # A cap chosen here leaves a CPU's memory half to others: it is not the model's alone.
 LEFT_FREE_ON_A_CPU = 0.5
+SLACK_CHUNKS = 4
+_CHUNK_TEXT = 16  # tokens that a segmented chunk's user turn takes at most
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,18 @@ class MemoryBudget:
             f"the memory does not fit {device}: {self._sum(cap)}, but beside the weights "
             f"{_gb(free)} are free, of which {LEFT_FREE:.0%} stay free. {remedy}"
         )
+
+
+def usual_slack(images: ImageSettings, max_pixels: int, chunk_frames: int, cap: int) -> int:
+    """Tokens beyond ``cap`` for chunks that come while an answer is being written.
+
+    Room for `SLACK_CHUNKS` of the largest pictures, at most half of the cap (0: not yet settled).
+    ``max_pixels`` 0: not bounded, and `USUAL_PIXELS` are taken.
+    """
+    pixels = images.at_most(max_pixels or USUAL_PIXELS)
+    grids = math.ceil(chunk_frames / 2)
+    chunks = SLACK_CHUNKS * (grids * (pixels // images.factor**2) + _CHUNK_TEXT)
+    return min(chunks, cap // 2 or chunks)
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -4,7 +4,6 @@ the graph, and says what it is doing, while the libraries load."""
 from __future__ import annotations
 
 import gc
-import math
 from typing import TYPE_CHECKING, Any
 
 from stream_vlm_ros.demo.defaults import default_model
@@ -36,20 +35,15 @@ def load_engine(parameters: Parameters) -> Any:
     )
 
 
-_SLACK_CHUNKS = 4
-_CHUNK_TEXT = 16  # tokens that a segmented chunk's user turn takes at most
-
-
 def slack_tokens(parameters: Parameters, images: ImageSettings) -> int:
     """Room for chunks that come while an answer is being written, in tokens."""
-    from stream_vlm_ros.engine.budget import USUAL_PIXELS
+    from stream_vlm_ros.engine.budget import usual_slack
 
     if parameters.fork_slack_tokens >= 0:
         return parameters.fork_slack_tokens
-    pixels = images.at_most(parameters.max_pixels or USUAL_PIXELS)
-    grids = math.ceil(parameters.chunk_frames / 2)
-    chunks = _SLACK_CHUNKS * (grids * (pixels // images.factor**2) + _CHUNK_TEXT)
-    return min(chunks, parameters.max_cache_tokens // 2 or chunks)
+    return usual_slack(
+        images, parameters.max_pixels, parameters.chunk_frames, parameters.max_cache_tokens
+    )
 
 
 def pixel_limit(parameters: Parameters) -> tuple[str, int]:

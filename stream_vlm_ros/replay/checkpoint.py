@@ -101,11 +101,14 @@ class CheckpointInfo:
         ]
 
     def plan_here(self, max_pixels: int | None) -> str:
-        """What ``max_cache_tokens: 0`` is on this machine as it stands, in one line."""
+        """What ``max_cache_tokens: 0`` is for the node on this machine as it stands, in one line.
+
+        All the node's other parameters having their defaults.
+        """
         from transformers import Qwen2_5_VLConfig
 
         from stream_vlm_ros.engine import EvictionConfig
-        from stream_vlm_ros.engine.budget import USUAL_PIXELS, MemoryBudget, free_bytes
+        from stream_vlm_ros.engine.budget import USUAL_PIXELS, MemoryBudget, free_bytes, usual_slack
         from stream_vlm_ros.engine.buffer import KVShape
         from stream_vlm_ros.engine.frames import ImageSettings
         from stream_vlm_ros.engine.model import resolve_device, resolve_dtype
@@ -115,14 +118,16 @@ class CheckpointInfo:
         weights = self.parameters * dtype.itemsize
         try:
             config = Qwen2_5_VLConfig.from_pretrained(self.folder, local_files_only=True)
+            images = ImageSettings.from_folder(self.folder)
             budget = MemoryBudget.of(
                 config,
                 KVShape(self.layers, self.kv_heads, self.head_dim, dtype),
                 weights,
                 EvictionConfig(0),
                 "contiguous",
-                ImageSettings.from_folder(self.folder).at_most(max_pixels or USUAL_PIXELS),
+                images.at_most(max_pixels or USUAL_PIXELS),
                 tail_tokens=2048,
+                slack=usual_slack(images, max_pixels or 0, chunk_frames=4, cap=0),
             )
             free = free_bytes(device)
             free = None if free is None else max(0, free - weights)

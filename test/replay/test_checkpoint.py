@@ -48,11 +48,21 @@ def test_weights_are_counted_without_being_loaded(folder):
     assert info.weight_bytes == sum(f.stat().st_size for f in folder.glob("*.safetensors"))
 
 
-def test_what_fits_here_is_reckoned_as_the_engine_does_at_its_start(tmp_path):
-    """The toy's context is 32,768 tokens, of which 2,048 are left to a question."""
-    words = CheckpointInfo.read(save_checkpoint(tmp_path)).plan_here(56 * 56)
-    assert "30,720 tokens x " in words
-    assert "max_cache_tokens 0: the model's context less a question" in words
+@pytest.mark.parametrize("megabytes", [20, 10_000])  # the memory is what binds, or the context
+def test_what_fits_here_is_what_the_node_takes_at_its_start(tmp_path, monkeypatch, megabytes):
+    from stream_vlm_ros.engine import budget, inference
+    from stream_vlm_ros.engine.model import resolve_device, resolve_dtype
+    from stream_vlm_ros.node.loading import load_engine
+    from stream_vlm_ros.node.parameters import Parameters
+
+    folder = str(save_checkpoint(tmp_path))
+    info = CheckpointInfo.read(folder)
+    weights = info.parameters * resolve_dtype("auto", resolve_device("auto")).itemsize
+    beside = megabytes * 1_000_000
+    monkeypatch.setattr(inference, "free_bytes", lambda device: beside)
+    monkeypatch.setattr(budget, "free_bytes", lambda device: beside + weights)
+    parameters = Parameters(model_path=folder, max_cache_tokens=0, max_pixels=56 * 56)
+    assert info.plan_here(56 * 56) == f"On this machine, {load_engine(parameters).memory_plan}"
 
 
 def test_what_fits_a_folder_that_is_not_complete_is_not_guessed(folder):
