@@ -18,9 +18,7 @@ cap, early stretches against late ones: 1 is flat.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -38,7 +36,7 @@ from stream_vlm_ros.engine import (
     StreamQwenModel,
     VideoStreamingInference,
 )
-from stream_vlm_ros.replay.machine import processor_name
+from stream_vlm_ros.replay.machine import measured_on
 
 CHUNK = 4  # frames
 QUESTION = "What was visible before the red circle?"
@@ -203,13 +201,8 @@ def main() -> None:
     world = World(12)
     frames = [world.render(index / 2) for index in range(CHUNK)]
     report = {
-        "date": datetime.date.today().isoformat(),
-        "machine": processor_name(),
-        "cores": os.cpu_count(),
+        **measured_on(torch, transformers),
         "threads": options.threads,
-        "load_average": [round(value, 2) for value in os.getloadavg()],
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
         "caps": [],
     }
     print(f"{'cap':>8}  {'chunk':>20}  {'first token':>20}  {'a further token':>20}   ours / stock")

@@ -15,10 +15,7 @@ channel, layer and pair of tokens that attend to each other.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import random
 import re
 import time
@@ -43,7 +40,7 @@ from stream_vlm_ros.demo.world import SHAPES, World
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
 from stream_vlm_ros.engine.errors import OutOfHorizonError
 from stream_vlm_ros.memory import DelayedBatchInferenceEngine
-from stream_vlm_ros.replay.machine import processor_name
+from stream_vlm_ros.replay.machine import measured_on
 
 CHUNK = 4
 SIZE = (320, 240)
@@ -243,15 +240,8 @@ def main() -> None:
     torch.set_num_threads(1)
     model, processor = load(options.model) if options.model else load()
     result = {
-        "date": datetime.date.today().isoformat(),
-        "machine": processor_name(),
-        "cores": os.cpu_count(),
+        **measured_on(torch, transformers),
         "threads": 1,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
         "fps": options.fps,
         "size": SIZE,
         "pace": options.pace,

@@ -11,10 +11,8 @@ store's bound, the process's memory and the time to choose frames for a question
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import sqlite3
 import statistics
 import tempfile
@@ -28,7 +26,7 @@ from PIL import Image
 from stream_vlm_ros.demo.world import World
 from stream_vlm_ros.memory import FrameStore, SmartFrameManager
 from stream_vlm_ros.memory.pictures import encode
-from stream_vlm_ros.replay.machine import processor_name
+from stream_vlm_ros.replay.machine import measured_on
 
 WIDTH, HEIGHT = 1280, 720
 HOUR = 3600
@@ -162,16 +160,8 @@ def main() -> None:
     parser.add_argument("--video", help="time frames of this video, too")
     options = parser.parse_args()
     result = {
-        "date": datetime.date.today().isoformat(),
-        "machine": processor_name(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "versions": {
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "pillow": PIL.__version__,
-            "sqlite": sqlite3.sqlite_version,
-        },
+        **measured_on(np, PIL),
+        "sqlite": sqlite3.sqlite_version,
         "size": [WIDTH, HEIGHT],
     }
     with tempfile.TemporaryDirectory() as root:

@@ -18,10 +18,7 @@ out: --device cpu --shape toy --size 224x168 --caps 512 1024 --small
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import sys
 import time
 import traceback
@@ -37,7 +34,7 @@ from stream_vlm_ros.replay.experiments.shapes import (
     shape_config,
     words_processor,
 )
-from stream_vlm_ros.replay.machine import processor_name
+from stream_vlm_ros.replay.machine import measured_on
 
 sys.path.append(str(Path(__file__).parent))  # tools/run.sh leaves it out
 from gpu_rig import Rig, device_speed, say_words_alone
@@ -46,20 +43,17 @@ from gpu_sections import SECTIONS
 
 def header(options: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     cuda = device.type == "cuda"
+    host = measured_on(torch, transformers)
     return {
+        **host,
         "benchmark": "one device, random weights: ours, the reference's style, bars, curves",
         "shape": options.shape,
         "size": options.size,
         "dtype": str(dtype),
-        "machine": torch.cuda.get_device_name(device) if cuda else processor_name(),
-        "host": processor_name(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+        "machine": torch.cuda.get_device_name(device) if cuda else host["machine"],
+        "host": host["machine"],
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if cuda else None,
-        "transformers": transformers.__version__,
-        "date": datetime.date.today().isoformat(),
-        "load": round(os.getloadavg()[0], 2),
     }
 
 

@@ -16,10 +16,8 @@ nothing else, and works with any engine whose memory is full.
 from __future__ import annotations
 
 import argparse
-import datetime
 import itertools
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -41,7 +39,7 @@ from stream_vlm_ros.engine.budget import SLACK_CHUNKS  # beyond the cap: the nod
 from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.sampling import SECOND, TimedFrame
 from stream_vlm_ros.node.worker import EngineWorker, Question
-from stream_vlm_ros.replay.machine import processor_name
+from stream_vlm_ros.replay.machine import measured_on
 
 CHUNK = 4  # frames
 FPS = 2
@@ -232,13 +230,8 @@ def main() -> None:
         [world.render((CHUNK * number + k) / FPS) for k in range(CHUNK)] for number in range(20)
     ]
     report: dict[str, Any] = {
-        "date": datetime.date.today().isoformat(),
-        "machine": processor_name(),
-        "cores": os.cpu_count(),
+        **measured_on(torch, transformers),
         "threads": 1,
-        "load_average": [round(value, 2) for value in os.getloadavg()],
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
         "clock": "processor time",
         "cap": options.cap,
         "queue_size": QUEUE,

@@ -24,10 +24,8 @@ from __future__ import annotations
 import argparse
 import array
 import contextlib
-import datetime
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -37,7 +35,7 @@ import time
 from pathlib import Path
 
 from stream_vlm_ros.demo.graph import own_graph
-from stream_vlm_ros.replay.machine import processor_name
+from stream_vlm_ros.replay.machine import measured_on
 
 WIDTH, HEIGHT, RATE = 1920, 1080, 30.0
 TOPIC = "/camera/image"
@@ -224,7 +222,7 @@ def main() -> None:
 
 def compare(options: argparse.Namespace, environment: dict[str, str]) -> None:
     """All stretches, the table and the file."""
-    load_before = os.getloadavg()[0]
+    machine = measured_on()
     camera = start("publish", environment)
     watched = {kind: Watched(kind, environment) for kind in KINDS}
     try:
@@ -257,15 +255,10 @@ def compare(options: argparse.Namespace, environment: dict[str, str]) -> None:
         )
     if options.out:
         result = {
-            "date": datetime.date.today().isoformat(),
-            "machine": processor_name(),
-            "cores": os.cpu_count(),
-            "load": [load_before, os.getloadavg()[0]],
-            "versions": {
-                "python": platform.python_version(),
-                "ros": os.environ.get("ROS_DISTRO", ""),
-                "rmw": os.environ.get("RMW_IMPLEMENTATION", "default"),
-            },
+            **machine,
+            "load_average_after": [round(load, 2) for load in os.getloadavg()],
+            "ros": os.environ.get("ROS_DISTRO", ""),
+            "rmw": os.environ.get("RMW_IMPLEMENTATION", "default"),
             "images": {"width": WIDTH, "height": HEIGHT, "encoding": "rgb8", "rate": RATE},
             "sample_fps": 2.0,
             "malloc_of_nothing_and_serialized": AT_THEIR_BEST,

@@ -11,10 +11,8 @@ processor time; the load average is noted.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import resource
 import tempfile
 import time
@@ -26,7 +24,7 @@ from pathlib import Path
 import av
 
 from stream_vlm_ros.demo.defaults import default_video
-from stream_vlm_ros.replay.machine import processor_name
+from stream_vlm_ros.replay.machine import measured_on
 from stream_vlm_ros.sources import VideoSource
 
 RATE, SIZE, PIECE_SECONDS = 30, (1280, 720), 20
@@ -110,10 +108,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     result = {
-        "date": datetime.date.today().isoformat(),
-        "machine": processor_name(),
-        "cores": os.cpu_count(),
-        "versions": {"python": platform.python_version(), "av": av.__version__},
+        **measured_on(av),
         "minutes": options.minutes,
         "fps": options.fps,
         "encodings": {},

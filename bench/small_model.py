@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import importlib
 import json
-import os
 import statistics
 import time
 from pathlib import Path
@@ -25,7 +23,7 @@ import transformers
 
 from stream_vlm_ros.demo.evaluate import CHUNK, MODEL, engine_for, load
 from stream_vlm_ros.demo.world import World
-from stream_vlm_ros.replay.machine import processor_name
+from stream_vlm_ros.replay.machine import measured_on
 
 QUESTIONS = ("What appeared last?", "Was there a red star?", "What was visible 12 seconds ago?")
 
@@ -98,13 +96,8 @@ def main() -> None:
             with first_tokens.once():
                 engine.ask(question, max_new_tokens=1)
     report = {
-        "date": datetime.date.today().isoformat(),
-        "machine": processor_name(),
-        "cores": os.cpu_count(),
+        **measured_on(torch, transformers),
         "threads": args.threads,
-        "load_average": [round(value, 2) for value in os.getloadavg()],
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
         "history_seconds": args.seconds,
         "cache_tokens": engine.get_cache_info()["cache_seq_length"],
         "load_ms": loads.figures(),

@@ -1,17 +1,15 @@
 """What all tests share: a ROS graph of their own, and skips that say why."""
 
-import datetime
 import importlib.metadata
 import importlib.util
 import json
 import os
-import platform
 import tempfile
 
 import pytest
 
 from stream_vlm_ros.demo.graph import claim_domain, on_this_machine
-from stream_vlm_ros.replay.machine import processor_name
+from stream_vlm_ros.replay.machine import measured_on
 
 # make sets it: then ROS and our interfaces were built, and a test that needs them may not skip.
 BUILT = os.environ.get("STREAM_VLM_INSTALLED") == "1"
@@ -31,10 +29,7 @@ def pytest_terminal_summary(terminalreporter, config):
         for report in terminalreporter.stats.get(outcome, [])
     ]
     results = {
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{processor_name()}, {os.cpu_count()} cores",
-        "load_average": [round(load, 2) for load in os.getloadavg()],
-        "python": platform.python_version(),
+        **measured_on(),
         "torch": importlib.metadata.version("torch"),
         "transformers": importlib.metadata.version("transformers"),
         "tests": {

@@ -2,8 +2,36 @@
 
 from __future__ import annotations
 
+import datetime
+import os
 import platform
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from stream_vlm_ros import __version__
+
+
+def measured_on(*modules: ModuleType) -> dict[str, Any]:
+    """The head of a benchmark's results: day, machine, its load now, and versions.
+
+    Args:
+        modules: whose versions matter beside Python's and this package's.
+    """
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": processor_name(),
+        "cores": os.cpu_count(),
+        "load_average": [round(load, 2) for load in os.getloadavg()],  # of 1, 5 and 15 minutes
+        **versions(*modules),
+        "stream_vlm": __version__,
+    }
+
+
+def versions(*modules: ModuleType) -> dict[str, str]:
+    """Versions of Python and of these modules, by their names."""
+    found = {module.__name__: str(module.__version__) for module in modules}
+    return {"python": platform.python_version(), **found}
 
 
 def processor_name() -> str:

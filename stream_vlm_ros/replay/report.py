@@ -13,7 +13,7 @@ from stream_vlm_ros import __version__
 from stream_vlm_ros.engine.errors import StreamVlmError
 
 from .comparison import compare
-from .machine import processor_name
+from .machine import processor_name, versions
 from .summary import summary_of
 
 SCHEMA, VERSION = "stream_vlm.replay.report", 1
@@ -63,8 +63,7 @@ def machine() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": processor_name(),
         "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+        **versions(torch),
     }
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()

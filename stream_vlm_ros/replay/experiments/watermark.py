@@ -62,12 +62,10 @@ def _resident_gib() -> tuple[float, float]:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """The machine and the software, for a report."""
-    import platform
-
     import transformers
 
     from stream_vlm_ros import __version__
-    from stream_vlm_ros.replay.machine import processor_name
+    from stream_vlm_ros.replay.machine import processor_name, versions
 
     cuda = device.type == "cuda"
     return {
@@ -77,9 +75,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         ),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **versions(torch, transformers),
         "stream_vlm": __version__,
     }
 
