@@ -189,6 +189,21 @@ class Answer:
         self.text += piece
         return piece
 
+    def complete(self, on_token: Callable[[str], None] | None = None) -> tuple[str, dict[str, Any]]:
+        """Write it to its end; the text and the metrics.
+
+        Args:
+            on_token: called with the text so far whenever it has grown; what it raises ends the
+                answer.
+        """
+        try:
+            for _ in self:
+                if on_token is not None:
+                    on_token(self.text)
+        finally:
+            self.close()
+        return self.text, self.metrics
+
     def close(self) -> None:
         """Stop writing; the question leaves no trace."""
         self._pieces.close()

@@ -285,13 +285,7 @@ class VideoStreamingInference:
             about=about,
             cancel=cancel,
         )
-        try:
-            for _ in answer:
-                if on_token is not None:
-                    on_token(answer.text)
-        finally:
-            answer.close()
-        return answer.text, answer.metrics
+        return answer.complete(on_token)
 
     def ask_stream(
         self,

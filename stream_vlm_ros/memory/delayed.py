@@ -251,13 +251,7 @@ class DelayedBatchInferenceEngine:
         answer = self.ask_stream(
             question, max_new_tokens, do_sample, temperature, update_state, **options
         )
-        try:
-            for _ in answer:
-                if on_token is not None:
-                    on_token(answer.text)
-        finally:
-            answer.close()
-        return answer.text, answer.metrics
+        return answer.complete(on_token)
 
     def ask_stream(
         self,
