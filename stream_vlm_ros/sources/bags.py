@@ -19,7 +19,7 @@ from .bag_reader import Channel, Raw, plain_topic
 from .errors import SourceUnreadableError
 from .frame import Frame, Source, SourceState
 from .ros_images import compressed_to_rgb, image_to_rgb
-from .sampling import NANOSECONDS, StampSampler
+from .sampling import NANOSECONDS, StampSampler, check_part
 
 IMAGE, COMPRESSED = "sensor_msgs/Image", "sensor_msgs/CompressedImage"
 ALL_TOPICS = "all"
@@ -66,13 +66,7 @@ class BagSource(Source):
         super().__init__()
         self.path = Path(path)
         self.name = name or self.path.name
-        if fps is not None:
-            StampSampler(fps)
-        if start < 0 or (end is not None and end <= start):
-            raise InvalidParameterError(
-                f"The part to read is {start} s to {end} s; it must start at 0 or later and end "
-                "after its start."
-            )
+        check_part(fps, start, end)
         if stamps not in STAMPS:
             raise InvalidParameterError(f"stamps is {stamps!r}; use {' or '.join(STAMPS)}.")
         self._fps, self._start, self._end, self.size = fps, start, end, size

@@ -14,7 +14,7 @@ from stream_vlm_ros.engine.errors import InvalidParameterError
 
 from .errors import SourceNotFoundError, SourceUnreadableError
 from .frame import Frame, Source, SourceState
-from .sampling import NANOSECONDS, StampSampler
+from .sampling import NANOSECONDS, StampSampler, check_part
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 
@@ -57,8 +57,7 @@ class ImageFolderSource(Source):
         super().__init__()
         self.path = Path(folder)
         self.name = name or self.path.name or str(self.path)
-        if fps is not None:
-            StampSampler(fps)
+        check_part(fps, start, end)
         if frame_rate is not None and not 0 < frame_rate <= 1000:
             raise InvalidParameterError(
                 f"The frame rate is {frame_rate} images/s; it must be above 0 and at most 1000."

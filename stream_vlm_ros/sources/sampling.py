@@ -9,6 +9,22 @@ from stream_vlm_ros.engine.errors import InvalidParameterError
 NANOSECONDS = 1_000_000_000
 
 
+def check_part(fps: float | None, start: float, end: float | None) -> None:
+    """Raise InvalidParameterError unless a source can be read from ``start`` to ``end`` seconds.
+
+    Args:
+        fps: frames a second to take; None: every frame.
+        end: None: to the source's end.
+    """
+    if fps is not None:
+        StampSampler(fps)
+    if start < 0 or (end is not None and end <= start):
+        raise InvalidParameterError(
+            f"The part to read is {start} s to {end} s; it must start at 0 or later and end "
+            "after its start."
+        )
+
+
 class StampSampler:
     """Takes the frame nearest to each tick of a grid of ``fps`` ticks a second.
 

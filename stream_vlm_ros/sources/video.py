@@ -14,7 +14,7 @@ from stream_vlm_ros.engine.errors import InvalidParameterError
 
 from .errors import SourceNotFoundError, SourceUnreadableError
 from .frame import Frame, Source, SourceState
-from .sampling import NANOSECONDS, StampSampler
+from .sampling import NANOSECONDS, StampSampler, check_part
 
 ASSUMED_RATE = 25.0  # frames/s, for a file that holds neither stamps nor a rate
 
@@ -52,7 +52,9 @@ class VideoSource(Source):
         super().__init__()
         self.path = Path(path)
         self.name = name or self.path.name
-        self._check_range(fps, start, end, size)
+        check_part(fps, start, end)
+        if size is not None and min(size) < 2:
+            raise InvalidParameterError(f"The picture size is {size}; each side needs 2 pixels.")
         self._fps, self._start, self._end, self._scale = fps, start, end, size
         self._start_stamp_ns = start_stamp_ns
         _check_file(self.path)
@@ -61,18 +63,6 @@ class VideoSource(Source):
             self.rate = _rate_of(stream)
             self.duration = _duration_of(container, stream)
             self.size = size or (stream.width, stream.height)
-
-    @staticmethod
-    def _check_range(fps, start, end, size) -> None:
-        if fps is not None:
-            StampSampler(fps)
-        if start < 0 or (end is not None and end <= start):
-            raise InvalidParameterError(
-                f"The part to read is {start} s to {end} s; it must start at 0 or later and end "
-                "after its start."
-            )
-        if size is not None and min(size) < 2:
-            raise InvalidParameterError(f"The picture size is {size}; each side needs 2 pixels.")
 
     def _open(self) -> av.container.InputContainer:
         try:

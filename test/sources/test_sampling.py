@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_vlm_ros.engine.errors import InvalidParameterError
-from stream_vlm_ros.sources import StampSampler
+from stream_vlm_ros.sources import BagSource, ImageFolderSource, StampSampler, VideoSource
 
 SECOND = 1_000_000_000
 
@@ -70,3 +70,17 @@ def test_after_a_pause_sampling_goes_on_without_catching_up():
 def test_a_rate_that_is_no_rate_is_refused(fps):
     with pytest.raises(InvalidParameterError, match="sampling rate"):
         StampSampler(fps)
+
+
+@pytest.mark.parametrize("source", [VideoSource, BagSource, ImageFolderSource])
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ({"start": -1.0}, "The part to read is -1.0 s to None s; it must start at 0 or later"),
+        ({"start": 2.0, "end": 2.0}, "2.0 s to 2.0 s; .* end after its start"),
+        ({"fps": 0.0}, "above 0"),
+    ],
+)
+def test_every_source_refuses_a_part_that_cannot_be(tmp_path, source, part, said):
+    with pytest.raises(InvalidParameterError, match=said):
+        source(tmp_path, **part)
