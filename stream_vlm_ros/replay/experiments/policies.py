@@ -84,11 +84,13 @@ def run(bench: Bench) -> None:
     record.settings["conditions"] = conditions(options, subject)
     earlier = [] if options.anew else _earlier(record)
     wanted = all_tasks(options)
-    there = {row["key"] for row in earlier}
+    there = {row["key"]: row["seconds"] for row in earlier}
     tasks = [task for task in wanted if task.key not in there]
     record.rows += earlier
     if earlier:
-        bench.say(f"{len(wanted) - len(tasks)} streams are there already, {len(tasks)} to go.")
+        taken = [there[task.key] for task in wanted if task.key in there]
+        bench.say(f"{len(taken)} streams are there already, {len(tasks)} to go.")
+        record.note(f"{len(taken)} streams are of earlier runs: {sum(taken) / 60:.0f} min of them.")
     left = 0
     with bench.progress("streams", len(tasks)) as step:
         for row in _results(options, subject, tasks, begin):
