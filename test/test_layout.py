@@ -119,6 +119,14 @@ def test_imports_point_one_way():
     assert wrong == {}
 
 
+@pytest.mark.parametrize("name", ["engine", "node"])
+def test_a_room_lists_its_files_at_its_door(name):
+    door = ast.get_docstring(ast.parse((MODULE / name / "__init__.py").read_text()))
+    listed = re.findall(r"^    (\w+) +\S", door, re.MULTILINE)
+    files = {path.stem for path in (MODULE / name).glob("*.py")} - {"__init__", "__main__"}
+    assert sorted(listed) == sorted(files)
+
+
 def test_every_module_lives_in_a_known_room():
     rooms = {room(module_name(path)) for path in python_files()}
     assert rooms <= {*FLOOR, "__init__"}

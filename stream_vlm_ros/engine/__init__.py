@@ -1,4 +1,41 @@
-"""The streaming engine: torch and transformers, no ROS, no threads, no video files."""
+"""The streaming engine: torch and transformers, no ROS, no threads, no video files.
+
+To read `inference` first: it conducts the others.
+
+The whole
+    inference       `VideoStreamingInference`: append a chunk, ask, choose
+    errors          what can go wrong, in the user's words
+
+The checkpoint
+    loading         a folder -> network and processor on the device
+    model           `StreamQwenModel`: patches -> features, embeddings -> hidden states -> logits
+    processor       tokenizer, chat template, settings of the pictures
+    prompts         which text tokens stand around the frames and around a question
+
+A chunk comes in
+    stamps          when its frames were taken
+    frames          images -> patches and their grid, on the device
+    vision          where patches stand in the vision tower, reckoned once a size
+    reduction       tokens that say nothing new, left out
+    compiled        torch.compile for a chunk's elementwise work
+
+The memory
+    cache           `KVCacheManager`: buffer, ledger, evictor and forks as one
+    buffer          keys and values, taken once; nothing in the window moves
+    ledger          where each token lies: plain integers
+    eviction        what to forget: sink, window, sampled and important frames
+    positions       M-RoPE ids and rotations
+    budget          whether it fits the device
+
+A question reads it
+    forks           readers with a tail of their own; the stream is read-only to them
+    attention       over a memory in parts, merged by log-sum-exp
+    long_past       when cuDNN's attention is the one for a long past
+    question_path   how a question's text runs: call by call, or as recorded steps
+    static_step     such a step: one pass over tensors of fixed shape
+    kernels         its attention in Triton
+    decoding        which token comes next, when to stop; `Answer`
+"""
 
 from __future__ import annotations
 
