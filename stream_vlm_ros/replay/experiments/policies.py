@@ -90,7 +90,8 @@ def run(bench: Bench) -> None:
     if earlier:
         taken = [there[task.key] for task in wanted if task.key in there]
         bench.say(f"{len(taken)} streams are there already, {len(tasks)} to go.")
-        record.note(f"{len(taken)} streams are of earlier runs: {sum(taken) / 60:.0f} min of them.")
+        minutes = sum(taken) / 60
+        record.note(f"{len(taken)} streams, {minutes:.0f} min of work, are of earlier runs.")
     left = 0
     with bench.progress("streams", len(tasks)) as step:
         for row in _results(options, subject, tasks, begin):

@@ -215,7 +215,10 @@ def test_policies_ask_the_same_of_all_and_go_on_where_they_stood(run, capsys):
     capsys.readouterr()
     status, found = run("policies", *few)
     assert "3 streams are there already, 11 to go" in capsys.readouterr().out
-    assert any(note.startswith("3 streams are of earlier runs") for note in found["notes"])
+    assert any(
+        note.startswith("3 streams") and note.endswith("are of earlier runs.")
+        for note in found["notes"]
+    )
     assert status == 0 and len(found["rows"]) == 14  # 6 policies under two, 2 that evict nothing
     assert all(entry["passed"] is None for entry in found["criteria"])  # random weights
 
