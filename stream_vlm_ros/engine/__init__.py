@@ -1,6 +1,6 @@
 """The streaming engine: torch and transformers, no ROS, no threads, no video files.
 
-To read `inference` first: it conducts the others.
+Read `inference` first: it conducts the others.
 
 The whole
     inference       `VideoStreamingInference`: append a chunk, ask, choose
