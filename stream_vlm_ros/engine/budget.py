@@ -175,19 +175,65 @@ def usual_slack(images: ImageSettings, max_pixels: int, chunk_frames: int, cap: 
     return min(chunks, cap // 2 or chunks)
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """What can still be taken on the device; None where the system does not tell."""
+def free_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
+    """What can still be taken on the device; None where the system does not tell.
+
+    On a CPU the least of what Linux has available and what each control group of this process (a
+    container, a service with a limit) may still take. ``root`` is the file system's.
+    """
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(free + cached)
-    try:  # Linux
-        lines = Path("/proc/meminfo").read_text().splitlines()
+    available = _numbers(root / "proc/meminfo").get("MemAvailable:")
+    found = [] if available is None else [available * 1024]
+    return min([*found, *_free_in_groups(root)], default=None)
+
+
+# Where version 2 and version 1 of control groups tell the limit, what is taken, and of that the
+# files read a while ago, which the kernel gives up first: these do not count, as in Kubernetes.
+_GROUPS = (
+    ("", "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    (
+        "memory",
+        "sys/fs/cgroup/memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+)
+
+
+def _free_in_groups(root: Path) -> list[int]:
+    """Bytes that each control group with a limit, of this process or above it, leaves."""
+    found = []
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        for controller, mount, limit, usage, cache in _GROUPS:
+            if controller not in controllers.split(","):
+                continue
+            # Inside a container the path may be the host's, and the mount the container's group.
+            names = [name for name in path.split("/") if name not in ("", "..")]
+            for depth in range(len(names) + 1):
+                group = root.joinpath(mount, *names[:depth])
+                most, taken = _text(group / limit).strip(), _text(group / usage).strip()
+                if most.isdigit() and taken.isdigit():  # not "max"
+                    spare = _numbers(group / "memory.stat").get(cache, 0)
+                    found.append(max(0, int(most) - int(taken) + spare))
+    return found
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """The lines of a file of names and numbers; none of a file that cannot be read."""
+    lines = [line.split() for line in _text(path).splitlines()]
+    return {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdigit()}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
     except OSError:
-        return None
-    fields = dict(line.split(":", 1) for line in lines)
-    available = fields.get("MemAvailable")
-    return None if available is None else int(available.split()[0]) * 1024
+        return ""
 
 
 def _gb(count: int) -> str:

@@ -80,6 +80,67 @@ def test_what_is_free_here_is_a_plausible_number():
     assert free is None or 10_000_000 < free < 2**50
 
 
+GIB = 2**30
+
+
+def system(root, groups, **files):
+    """A faked file system: 64 GiB available, and the control groups of one process."""
+    files = {"proc/meminfo": f"MemTotal: 1 kB\nMemAvailable: {64 * GIB // 1024} kB\n", **files}
+    for name, text in {**files, "proc/self/cgroup": groups}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return free_bytes(torch.device("cpu"), root)
+
+
+def version_2(group, limit, taken, inactive=0):
+    """(`active_file` beside it is in use.)"""
+    return {
+        f"sys/fs/cgroup{group}/memory.max": f"{limit}\n",
+        f"sys/fs/cgroup{group}/memory.current": f"{taken}\n",
+        f"sys/fs/cgroup{group}/memory.stat": f"active_file {GIB}\ninactive_file {inactive}\n",
+    }
+
+
+def version_1(group, limit, taken, inactive=0):
+    folder = f"sys/fs/cgroup/memory{group}"
+    return {
+        f"{folder}/memory.limit_in_bytes": f"{limit}\n",
+        f"{folder}/memory.usage_in_bytes": f"{taken}\n",
+        f"{folder}/memory.stat": f"inactive_file 7\ntotal_inactive_file {inactive}\n",
+    }
+
+
+UNLIMITED = 2**63 - 4096  # as version 1 says it
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "gib"),
+    [
+        ("0::/\n", {}, 64),
+        ("", version_2("", 4 * GIB, 0), 64),  # a kernel without control groups
+        ("0::/\n", version_2("", 4 * GIB, 3 * GIB), 1),  # a container sees its own as the root
+        ("0::/a.slice/b\n", version_2("/a.slice/b", 8 * GIB, 3 * GIB, 2 * GIB), 7),
+        ("0::/a/b\n", {**version_2("/a", 2 * GIB, 1), **version_2("/a/b", "max", 1)}, 2),
+        ("0::/a/b\n", version_2("/other", 2 * GIB, 1), 64),
+        ("0::/a\n", version_2("/a", 99 * GIB, GIB), 64),
+        ("0::/a\n", version_2("/a", 2 * GIB, 3 * GIB), 0),
+        ("0::/../../x\n", version_2("", 4 * GIB, GIB), 3),
+        ("5:cpu,memory:/a\n0::/\n", version_1("/a", 4 * GIB, 3 * GIB, GIB), 2),
+        ("5:memory:/docker/1f\n", version_1("", 4 * GIB, GIB), 3),  # the host's path
+        ("5:memory:/a\n", version_1("/a", UNLIMITED, GIB), 64),
+        ("5:cpu:/a\n", version_1("/a", 4 * GIB, GIB), 64),
+    ],
+)
+def test_what_is_free_on_a_cpu_is_no_more_than_a_container_may_take(tmp_path, groups, files, gib):
+    assert system(tmp_path, groups, **files) == pytest.approx(gib * GIB, abs=1)
+
+
+def test_a_system_that_tells_nothing_is_said_so_and_a_limit_alone_is_taken(tmp_path):
+    assert free_bytes(torch.device("cpu"), tmp_path) is None
+    files = version_2("", 4 * GIB, GIB)
+    assert system(tmp_path, "0::/\n", **files, **{"proc/meminfo": "MemTotal: 9 kB\n"}) == 3 * GIB
+
+
 def test_a_memory_that_fits_is_not_refused_and_a_system_that_does_not_tell_is_trusted(
     model, processor, monkeypatch
 ):
