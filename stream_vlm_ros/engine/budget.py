@@ -62,20 +62,22 @@ class MemoryBudget:
         max_pixels: int,
         tail_tokens: int,
         slack: int = 0,
+        text_tokens: int = 0,
     ) -> MemoryBudget:
         """For a model of this configuration, with ``weights`` in bytes, and a memory.
 
-        A chunk is taken for four frames of ``max_pixels``. ``tail_tokens`` is the room for a
-        question, ``slack`` tokens beyond the cap.
+        A chunk is taken for four frames of ``max_pixels`` and ``text_tokens`` around them.
+        ``tail_tokens`` is the room for a question, ``slack`` tokens beyond the cap.
         """
         text, vision = config.text_config, config.vision_config
         size = shape.dtype.itemsize
         merged = vision.spatial_merge_size**2
         pixels_a_token = merged * vision.patch_size**2
-        chunk = 2 * (max_pixels // pixels_a_token)
+        seen = 2 * (max_pixels // pixels_a_token)
+        chunk = seen + text_tokens
         # A layer's peak: some copies of the hidden states, and gate, up and their product.
         language = chunk * (8 * text.hidden_size + 3 * text.intermediate_size) * size
-        patches = chunk * merged
+        patches = seen * merged
         tower = patches * (8 * vision.hidden_size + 3 * vision.intermediate_size) * size
         pixels = patches * 3 * vision.temporal_patch_size * vision.patch_size**2 * 4  # float32
         token = shape.bytes_per_token

@@ -456,8 +456,7 @@ class VideoStreamingInference:
         state = self.cache_manager.state
         goes_on = self.layout == "continuous" and state.open_segment
         before = [] if goes_on else self._chat.head if state.chunks == 0 else self._chat.turn
-        closes = self.layout == "segmented"
-        after = [*self._chat.close, *self._chat.turn_end] if closes else []
+        after = self._chat.behind_chunk(self.layout)
         origin = stamps[0] if state.first_stamp is None else state.first_stamp
         check_span(origin, stamps[-1])
         firsts = stamps[:: self._frames_per_grid]
@@ -588,6 +587,7 @@ class VideoStreamingInference:
             most,
             tail_tokens,
             slack,
+            self._chat.most_chunk_text(self.layout),
         )
         why = ""
         if config.max_cache_tokens == 0:

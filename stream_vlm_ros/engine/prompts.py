@@ -114,6 +114,14 @@ class ChatLayout:
         self.turn_end = self._special(told_end)[len(self.close) :]
         self.answer_end = self._special(answered)
 
+    def behind_chunk(self, layout: str) -> list[int]:
+        """What follows a chunk's frames: nothing where the next chunk goes on in their segment."""
+        return [*self.close, *self.turn_end] if layout == "segmented" else []
+
+    def most_chunk_text(self, layout: str) -> int:
+        """Tokens of the text around a chunk's frames, at most."""
+        return max(len(self.head), len(self.turn)) + len(self.behind_chunk(layout))
+
     def question(self, text: str, in_segment: bool, room: int) -> list[int]:
         """Token ids from the end of what was seen to where the answer begins.
 

@@ -200,10 +200,10 @@ def test_an_automatic_cap_below_one_chunk_or_of_an_unknown_device_is_refused(fre
         budget.automatic_cap(free, GPU)
 
 
-def automatic(model, processor, monkeypatch, free, **config):
+def automatic(model, processor, monkeypatch, free, options=None, **config):
     monkeypatch.setattr(inference, "free_bytes", lambda device: free)
     return VideoStreamingInference(
-        model, processor, "cpu", EvictionConfig(0, **config), max_pixels=56 * 56
+        model, processor, "cpu", EvictionConfig(0, **config), max_pixels=56 * 56, **options or {}
     )
 
 
@@ -212,14 +212,14 @@ def test_the_engine_takes_the_automatic_cap_at_its_start_and_holds_it(
 ):
     """The room for questions is 2,048 tokens of 512 bytes; the rest is the cap and a chunk."""
     with caplog.at_level("INFO"):
-        engine = automatic(model, processor, monkeypatch, 3_000_000, **SINK_AND_WINDOW)
+        engine = automatic(model, processor, monkeypatch, 4_000_000, **SINK_AND_WINDOW)
     cap = engine.get_cache_info()["max_cache_tokens"]
     weights = sum(weight.nbytes for weight in model.parameters())
-    assert 0.4 < cap * TOKEN / (1_500_000 - 2048 * TOKEN) < 1
+    assert 0.4 < cap * TOKEN / (2_000_000 - 2048 * TOKEN) < 1
     plan = engine.memory_plan
     assert plan in caplog.text
     assert f"{cap:,} tokens x {TOKEN} bytes" in plan and "max_cache_tokens 0: " in plan
-    assert f"weights {weights / 1e6:.1f} MB" in plan and "of 3.0 MB that are free" in plan
+    assert f"weights {weights / 1e6:.1f} MB" in plan and "of 4.0 MB that are free" in plan
     reserved = engine.get_cache_info()["reserved_memory_bytes"]
     longest = engine.append_video_chunk(toys.frames(4, 56, 84), fps=2)["tokens"]  # with the head
     while not engine.append_video_chunk(toys.frames(4, 56, 84), fps=2)["evicted_tokens"]:
@@ -227,6 +227,23 @@ def test_the_engine_takes_the_automatic_cap_at_its_start_and_holds_it(
     info = engine.get_cache_info()
     assert info["cache_seq_length"] == cap
     assert info["reserved_memory_bytes"] - reserved == longest * TOKEN  # its tail
+
+
+@pytest.mark.parametrize("layout", ["continuous", "segmented"])
+def test_where_an_automatic_cap_is_found_the_first_chunk_fits_with_its_text(
+    model, processor, toys, monkeypatch, layout
+):
+    """From where nothing fits upwards, 100 tokens' bytes at a time: the first engine serves."""
+    options = {"layout": layout, "system_prompt": "You watch a robot's camera. " * 8}
+    for free in range(2_100_000, 20_000_000, 100 * TOKEN):
+        try:
+            engine = automatic(model, processor, monkeypatch, free, options, **SINK_AND_WINDOW)
+            break
+        except DeviceUnavailableError:
+            continue
+    first = engine.append_video_chunk(toys.frames(4, 56, 56), fps=2)
+    assert first["tokens"] > 2 * 4 + 100  # most of it text
+    assert first["tokens"] < engine.get_cache_info()["max_cache_tokens"] < first["tokens"] + 150
 
 
 def test_the_automatic_cap_leaves_the_context_room_for_a_question(model, processor, monkeypatch):
