@@ -9,6 +9,7 @@ in whole blocks, of which a memory has few counts, and the rest stays with flash
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 
 import torch
@@ -36,6 +37,13 @@ def runs_fast_on(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] in (9, 10)
 
 
+class _Plans(threading.local):
+    """The shapes that a thread has met: its plans end with it."""
+
+    def __init__(self) -> None:
+        self.shapes: set[tuple[object, ...]] = set()
+
+
 class LongPast:
     """Attention over a long part of the memory by the faster kernel, as long as that one works.
 
@@ -48,7 +56,7 @@ class LongPast:
         fast_on: the devices where it is.
         block: tokens of the part are handed to it in multiples of so many.
         least_rows: queries a head from which on it pays; below, flash attention does as well.
-        most_plans: shapes that it may meet in all.
+        most_plans: shapes that it may meet in a thread.
     """
 
     def __init__(
@@ -61,7 +69,7 @@ class LongPast:
     ):
         self._kernel, self._fast_on = kernel, fast_on
         self._block, self.least_rows, self._most_plans = block, least_rows, most_plans
-        self._plans: set[tuple[object, ...]] = set()
+        self._plans = _Plans()
         self._works: dict[tuple[object, ...], bool] = {}
         self._checked: set[tuple[object, ...]] = set()
         self.refused: list[str] = []  # why the kernel is not used, one a kind of call
@@ -77,10 +85,10 @@ class LongPast:
         if not self._works[kind]:
             return 0
         plan = (kind, query.shape, query.stride(), whole, key.stride())
-        if plan not in self._plans:
-            if len(self._plans) >= self._most_plans:
+        if plan not in self._plans.shapes:
+            if len(self._plans.shapes) >= self._most_plans:
                 return 0
-            self._plans.add(plan)
+            self._plans.shapes.add(plan)
         return whole
 
     def attend(

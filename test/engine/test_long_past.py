@@ -4,6 +4,7 @@ On a CPU plain softmax attention stands for both kernels; test_gpu.py runs the r
 """
 
 import logging
+import threading
 
 import pytest
 import torch
@@ -139,6 +140,22 @@ def test_no_more_plans_are_made_than_allowed():
     assert len(quick.given) == 3
     attend_long(*tensors(4, 32), SCALING, long_past, plain)  # one that has its plan goes on
     assert len(quick.given) == 4
+
+
+def test_a_thread_that_comes_after_others_has_plans_of_its_own():
+    """A node that is configured anew has a new thread, and the old one's plans are gone."""
+    quick = Kernel()
+    long_past = small(quick, most_plans=3)
+
+    def serve():
+        for rows in range(4, 12):
+            attend_long(*tensors(rows, 32), SCALING, long_past, plain)
+
+    for _ in range(2):
+        thread = threading.Thread(target=serve)
+        thread.start()
+        thread.join()
+    assert len(quick.given) == 3 + 3
 
 
 def test_a_memory_that_fills_needs_one_plan_for_each_count_of_blocks():
