@@ -147,12 +147,12 @@ def test_a_thread_that_comes_after_others_has_plans_of_its_own():
     quick = Kernel()
     long_past = small(quick, most_plans=3)
 
-    def serve():
-        for rows in range(4, 12):
+    def serve(fewest):
+        for rows in range(fewest, fewest + 8):
             attend_long(*tensors(rows, 32), SCALING, long_past, plain)
 
-    for _ in range(2):
-        thread = threading.Thread(target=serve)
+    for fewest in (4, 12):
+        thread = threading.Thread(target=serve, args=[fewest])
         thread.start()
         thread.join()
     assert len(quick.given) == 3 + 3
