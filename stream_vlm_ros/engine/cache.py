@@ -120,6 +120,7 @@ class KVCacheManager:
         self._forks: weakref.WeakSet[Fork] = weakref.WeakSet()
         self._waiting: list[Appended] = []  # what has been appended and not yet evicted for
         self._parts: list[Part] | None = None
+        self._followers: weakref.WeakSet[Any] = weakref.WeakSet()
 
     # -- reading -----------------------------------------------------------------------------
 
@@ -169,6 +170,14 @@ class KVCacheManager:
     def reserved_bytes(self) -> int:
         """Bytes taken for stream and tails together."""
         return self._buffer.nbytes + self._tails.reserved_bytes
+
+    def follow(self, follower: Any) -> None:
+        """Call its ``memory_replaced()`` when `memory` is another tensor, as long as it lives."""
+        self._followers.add(follower)
+
+    def _memory_replaced(self) -> None:
+        for follower in list(self._followers):
+            follower.memory_replaced()
 
     def gather(self) -> torch.Tensor:
         """A copy of the stream, oldest first: ``[layers, 2, kv_heads, length, head_dim]``."""
@@ -261,7 +270,8 @@ class KVCacheManager:
         count = fork.length
         assert count == sum(span.count for span in spans)
         evictor, buffer = self.evictor, self._buffer
-        if evictor.config is None and buffer.length + count > buffer.capacity:
+        grows = evictor.config is None and buffer.length + count > buffer.capacity
+        if grows:
             buffer.grow(max(2 * buffer.capacity, buffer.length + count))
         others = [other for other in self._living() if other is not fork]
         self._check_free(count, others)
@@ -279,6 +289,8 @@ class KVCacheManager:
         if self.ledger.sink_length is None and 0 < sink <= buffer.length:
             self._seal(sink)
         fork.release()
+        if grows:
+            self._memory_replaced()
         return evicted
 
     @torch.inference_mode()
@@ -445,6 +457,7 @@ class KVCacheManager:
         self.state = saved.state
         self._waiting = list(saved.waiting)
         self._parts = None
+        self._memory_replaced()
         self.catch_up()
 
     def clear(self) -> None:

@@ -139,6 +139,7 @@ class StaticTextPath(TextPath):
         self._ready: dict[int, _Ready] = {}
         self._pool: Any = None  # of the graphs' memory
         self._begun: weakref.WeakKeyDictionary[Fork, _Begun] = weakref.WeakKeyDictionary()
+        manager.follow(self)
 
     @torch.inference_mode()
     def warm_up(self) -> dict[str, Any]:
@@ -240,6 +241,13 @@ class StaticTextPath(TextPath):
         if self._reader is None or self._reader() is not fork:
             self._reading.load(fork.parts)
             self._reader = weakref.ref(fork)
+
+    def memory_replaced(self) -> None:
+        """Let go of the old memory, unless an answer is still read from it."""
+        reader = None if self._reader is None else self._reader()
+        if reader is None or not reader.alive:
+            self._reading = self._reader = None
+            self._forget_steps()
 
     def _compare(self, fork: Fork) -> None:
         """Hold steps against plain calls, over noise in place of a memory that is still empty.

@@ -273,6 +273,44 @@ def test_a_memory_that_grows_is_followed(toys, model, processor, monkeypatch):
     assert_equal(question_logits(engine), question_logits(engine, path=plain))
 
 
+@pytest.mark.parametrize("how", ["chunks", "an exchange that is kept", "a clone"])
+def test_a_memory_that_is_replaced_is_let_go_at_once(toys, model, processor, monkeypatch, how):
+    monkeypatch.setattr(KVCacheManager, "_FIRST_BUFFER", 64)
+    engine = make(model, processor, question_path="static")
+    manager = engine.cache_manager
+    watch(engine, toys, 1)
+    engine.ask("What is there?", 4)
+    old = weakref.ref(manager.memory)
+    if how == "chunks":
+        watch(engine, toys, 8)
+    elif how == "an exchange that is kept":
+        engine.ask("What is there? " * 4, 4, update_state=True)
+        assert manager.get_seq_length() > 64
+    else:
+        manager.restore(manager.clone())
+    assert old() is None
+    plain = TextPath(engine.model)
+    assert_equal(question_logits(engine), question_logits(engine, path=plain))
+
+
+def test_an_answer_goes_on_by_the_same_steps_while_its_memory_is_replaced(
+    toys, model, processor, monkeypatch
+):
+    recorded = Recorded(monkeypatch)
+    monkeypatch.setattr(KVCacheManager, "_FIRST_BUFFER", 64)
+    engine = make(model, processor)
+    engine.text_path = graph_path(engine)
+    watch(engine, toys, 1)
+    alone = engine.ask("What is there?", 8)[0]
+    writer = engine.ask_stream("What is there?", 8)
+    next(writer)
+    made = len(recorded.made)
+    engine.ask("And what is " + "there " * 9, 4, update_state=True)
+    assert engine.cache_manager.memory.shape[3] > 64
+    assert writer.complete()[0] == alone
+    assert len(recorded.made) == made
+
+
 # -- what a capture demands, as far as a CPU can tell ---------------------------------------------
 
 
