@@ -41,6 +41,7 @@ class MemoryBudget:
         weights: of the model, taken already.
         chunk_tokens: of that chunk, in tokens.
         context: tokens that the model was made to read at once, less the room for a question.
+        sink_copy: of what is kept twice however large the memory is.
     """
 
     token: int
@@ -50,6 +51,7 @@ class MemoryBudget:
     weights: int = 0
     chunk_tokens: int = 0
     context: int = 0
+    sink_copy: int = 0
 
     @classmethod
     def of(
@@ -83,9 +85,10 @@ class MemoryBudget:
         token = shape.bytes_per_token
         rotates = eviction.keeps_grids and position_policy == "contiguous"
         # Those keys are kept as first computed, too.
-        copies = 1 + eviction.long_lived_share / 2 if rotates else 1.0
+        share, sink = eviction.long_lived if rotates else (0.0, 0.0)
         return cls(
-            token=round(token * copies),
+            token=round(token * (1 + share / 2)),
+            sink_copy=round(sink * token / 2),
             questions=tail_tokens * token,
             chunk=max(language, tower) + pixels + chunk * token,
             slack=slack,
@@ -96,12 +99,13 @@ class MemoryBudget:
 
     def needed(self, cap: int) -> int:
         """Bytes for a memory of ``cap`` tokens."""
-        return (cap + self.slack) * self.token + self.questions + self.chunk
+        fixed = self.sink_copy + self.questions + self.chunk
+        return (cap + self.slack) * self.token + fixed
 
     def largest_cap(self, free: int, left_free: float = LEFT_FREE) -> int:
         """The largest cap that fits ``free`` bytes; 0 or less if none does."""
         usable = int(free * (1 - left_free))
-        return (usable - self.questions - self.chunk) // self.token - self.slack
+        return (usable - self.needed(-self.slack)) // self.token - self.slack
 
     def automatic_cap(
         self, free: int | None, device: torch.device, least: int = 0
@@ -142,9 +146,10 @@ class MemoryBudget:
 
     def _sum(self, cap: int) -> str:
         slack = f" (and {self.slack:,} of slack)" if self.slack else ""
+        sink = f"keys of the sink once more {_gb(self.sink_copy)}, " if self.sink_copy else ""
         return (
             f"{cap:,} tokens{slack} x {self.token:,} bytes = "
-            f"{_gb((cap + self.slack) * self.token)}, a question with its answer "
+            f"{_gb((cap + self.slack) * self.token)}, {sink}a question with its answer "
             f"{_gb(self.questions)}, encoding a chunk about {_gb(self.chunk)}: together "
             f"{_gb(self.needed(cap))}"
         )

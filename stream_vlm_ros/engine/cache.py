@@ -109,7 +109,8 @@ class KVCacheManager:
         capacity = self._FIRST_BUFFER if config is None else config.max_cache_tokens
         long_lived = None
         if config is not None and config.keeps_grids and position_policy == "contiguous":
-            long_lived = math.ceil(config.long_lived_share * capacity)
+            share, tokens = config.long_lived
+            long_lived = math.ceil(share * capacity + tokens)
         self._buffer = KVBuffer(
             shape,
             capacity + fork_slack_tokens,

@@ -114,14 +114,15 @@ class EvictionConfig:
         return any(self.shares)
 
     @property
-    def long_lived_share(self) -> float:
-        """How much of the cap sink and kept grids take, where grids are kept.
+    def long_lived(self) -> tuple[float, float]:
+        """What sink and kept grids take, where grids are kept: a share of the cap, and tokens.
 
         A sink whose size comes with the first chunk is taken for a sixteenth of the cap.
         """
-        sink = self.sink_size / self.max_cache_tokens if self.max_cache_tokens else 0.0
         share = sum(self.shares)
-        return share + (1 - share) * (sink or 1 / 16)
+        if self.sink_size:
+            return share, (1 - share) * self.sink_size
+        return share + (1 - share) / 16, 0.0
 
 
 class Candidate(NamedTuple):

@@ -246,6 +246,24 @@ def test_where_an_automatic_cap_is_found_the_first_chunk_fits_with_its_text(
     assert first["tokens"] < engine.get_cache_info()["max_cache_tokens"] < first["tokens"] + 150
 
 
+@pytest.mark.parametrize("sink", [0, 4000, 9000])
+def test_the_copy_of_a_sink_that_is_given_is_in_the_sum_whatever_the_cap(
+    model, processor, monkeypatch, sink
+):
+    """Memory and copies, as taken, come to what the plan says: all but question and chunk."""
+    engine = automatic(model, processor, monkeypatch, 20_000_000, sink_size=sink)
+    cap = engine.get_cache_info()["max_cache_tokens"]
+    assert sink < cap < 32768 - 2048  # as many as fit
+    memory = re.search(r" = ([\d.]+) MB", engine.memory_plan)[1]
+    copy = re.search(r"the sink once more ([\d.]+) MB", engine.memory_plan)
+    planned = float(memory) + (float(copy[1]) if copy else 0.0)
+    assert planned == pytest.approx(engine.cache_manager._buffer.nbytes / 1e6, rel=0.005)
+    again = VideoStreamingInference(
+        model, processor, "cpu", EvictionConfig(cap, sink_size=sink), max_pixels=56 * 56
+    )
+    assert again.memory_plan == engine.memory_plan.partition(". max_cache_tokens 0")[0]
+
+
 def test_the_automatic_cap_leaves_the_context_room_for_a_question(model, processor, monkeypatch):
     engine = automatic(model, processor, monkeypatch, 10**12)
     assert engine.get_cache_info()["max_cache_tokens"] == 32768 - 2048
