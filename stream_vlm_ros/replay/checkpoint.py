@@ -107,11 +107,12 @@ class CheckpointInfo:
         """
         from transformers import Qwen2_5_VLConfig
 
-        from stream_vlm_ros.engine import EvictionConfig
+        from stream_vlm_ros.engine import EvictionConfig, StreamProcessor
         from stream_vlm_ros.engine.budget import USUAL_PIXELS, MemoryBudget, free_bytes, usual_slack
         from stream_vlm_ros.engine.buffer import KVShape
         from stream_vlm_ros.engine.frames import ImageSettings
         from stream_vlm_ros.engine.model import resolve_device, resolve_dtype
+        from stream_vlm_ros.engine.prompts import ChatLayout
 
         device = resolve_device("auto")
         dtype = resolve_dtype("auto", device)
@@ -119,6 +120,7 @@ class CheckpointInfo:
         try:
             config = Qwen2_5_VLConfig.from_pretrained(self.folder, local_files_only=True)
             images = ImageSettings.from_folder(self.folder)
+            chat = ChatLayout(StreamProcessor.from_pretrained(self.folder), config)
             budget = MemoryBudget.of(
                 config,
                 KVShape(self.layers, self.kv_heads, self.head_dim, dtype),
@@ -128,6 +130,7 @@ class CheckpointInfo:
                 images.at_most(max_pixels or USUAL_PIXELS),
                 tail_tokens=2048,
                 slack=usual_slack(images, max_pixels or 0, chunk_frames=4, cap=0),
+                text_tokens=chat.most_chunk_text("continuous"),
             )
             free = free_bytes(device)
             free = None if free is None else max(0, free - weights)
