@@ -21,7 +21,7 @@ from std_msgs.msg import Header
 from stream_vlm.msg import CacheStatus
 from stream_vlm.srv import Query
 
-from stream_vlm_ros.demo.examiner import Question, examiner_for
+from stream_vlm_ros.demo.examiner import Question, Verdict, examiner_for
 from stream_vlm_ros.demo.report import Exchange, Frames, Memory, Report
 from stream_vlm_ros.demo.settings import CLIENT_PARAMETERS, declare
 from stream_vlm_ros.engine.errors import StreamVlmError
@@ -140,12 +140,12 @@ class DemoClient(Node):
     def _exchange(self, question: Question, reply: Query.Response, elapsed: float) -> Exchange:
         now = self.get_clock().now().nanoseconds / 1e9
         newest = seconds(reply.newest_stamp)
-        error, right = "", None
+        error, verdict = "", Verdict()
         if reply.error_code != Query.Response.NONE:
             error = f"{reply.error_message} (code {reply.error_code})"
         else:
             origin = newest - elapsed if self.origin is None else self.origin
-            right = self.examiner.judge(question, reply.answer, newest - origin)
+            verdict = self.examiner.judge(question, reply.answer, newest - origin)
         return Exchange(
             at=self._source_time(elapsed),
             question=question.text,
@@ -159,7 +159,8 @@ class DemoClient(Node):
                 for begin, end in zip(reply.seen_from, reply.seen_to, strict=True)
             ),
             memory=memory_of(reply.cache_status),
-            right=right,
+            right=verdict.right,
+            truth=verdict.truth,
             judged=self.examiner.exact,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 
 @dataclass(frozen=True)
@@ -13,6 +13,13 @@ class Question:
 
     text: str
     choices: tuple[str, ...] = ()
+
+
+class Verdict(NamedTuple):
+    """Whether an answer is right (None: nobody knows), and what would have been."""
+
+    right: bool | None = None
+    truth: str = ""
 
 
 class Examiner(Protocol):
@@ -24,11 +31,8 @@ class Examiner(Protocol):
     def question(self, time: float) -> Question | None:
         """What to ask a memory whose newest frame is of ``time``; None: nothing just now."""
 
-    def judge(self, question: Question, answer: str, time: float) -> bool | None:
-        """Whether ``answer`` is right, the memory's newest frame being of ``time`` by then.
-
-        None: nobody knows.
-        """
+    def judge(self, question: Question, answer: str, time: float) -> Verdict:
+        """Whether ``answer`` is right, the memory's newest frame being of ``time`` by then."""
 
 
 class VideoExaminer:
@@ -55,8 +59,8 @@ class VideoExaminer:
         self._asked += 1
         return question
 
-    def judge(self, question: Question, answer: str, time: float) -> bool | None:
-        return None
+    def judge(self, question: Question, answer: str, time: float) -> Verdict:
+        return Verdict()
 
 
 class ListExaminer(VideoExaminer):
@@ -102,13 +106,13 @@ class WorldExaminer:
         self._pending = time, found
         return Question(found.text, found.choices if found.type == "choice" else ())
 
-    def judge(self, question: Question, answer: str, time: float) -> bool | None:
+    def judge(self, question: Question, answer: str, time: float) -> Verdict:
         made_at, found = self._pending or (time, None)
         if found is not None and found.text != question.text:
             found = None
         if found is not None and abs(time - made_at) > 1e-3:
             found = self._again(found, time)
-        return found.is_right(answer) if found is not None else None
+        return Verdict() if found is None else Verdict(found.is_right(answer), found.answer)
 
     def _seen_by(self, time: float) -> Any:
         """What a memory has seen whose newest frame is of ``time``."""

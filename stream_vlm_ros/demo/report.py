@@ -40,6 +40,7 @@ class Exchange:
     seen_ago: tuple[tuple[float, float], ...]  # stretches of time in memory: begin, end
     memory: Memory
     right: bool | None = None
+    truth: str = ""
     judged: bool = False  # the truth is known; ``right`` is None where the memory had moved on
 
 
@@ -114,6 +115,8 @@ class Report:
             if exchange.judged:
                 marks[None] = Text("not judged, more was seen meanwhile  ", "yellow")
             answer = Text(one_line(exchange.answer) or "(no words)", style="cyan")
+            if exchange.right is False:
+                answer.append(f"   it was: {exchange.truth}", style="not bold dim")
             self._print(Text(" " * MARGIN), Text.assemble(marks[exchange.right], answer))
             self._print(Text(" " * MARGIN), Text(self._figures(exchange), style="dim"))
         out.print()

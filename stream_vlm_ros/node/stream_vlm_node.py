@@ -208,7 +208,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
             self._input, self.context, self._on_image, self._keep_house, self.report_fault
         )
         self._images.start()
-        self.get_logger().info(f"images are read from {self._input.wish}")
+        self.get_logger().info(f"images are awaited on {self._input.wish}")
         self._publish_status()
 
     def _make_worker(self) -> EngineWorker:

@@ -31,8 +31,8 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
         "b": b["name"],
         "settings": _differences(a["settings"], b["settings"]),
         "common": len(pairs),
-        "only_in_a": len(a["answers"]) - len(pairs),
-        "only_in_b": len(b["answers"]) - len(pairs),
+        "only_in_a": len(_asked(a)) - len(pairs),
+        "only_in_b": len(_asked(b)) - len(pairs),
         "same_words": sum(x["answer"] == y["answer"] for x, y in pairs),
         "accuracy": {
             "a": accuracy(x for x, _ in judged),
@@ -98,10 +98,15 @@ def _time_difference(pairs: list[tuple[dict, dict]], key: str) -> dict[str, Any]
     return paired_difference([x for x, _ in both], [y for _, y in both])
 
 
+def _asked(run: dict[str, Any]) -> list[dict[str, Any]]:
+    """What came of a run's questions, but for those that its source ended before."""
+    return [one for one in run["answers"] if one["status"] != "not_reached"]
+
+
 def _pairs(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[dict, dict]]:
-    """Answers to the same question of the same words, in the order of ``a``."""
-    others = {(y["id"], y["question"]): y for y in b["answers"]}
-    found = ((x, others.get((x["id"], x["question"]))) for x in a["answers"])
+    """What came of questions that both asked, in the same words, in the order of ``a``."""
+    others = {(y["id"], y["question"]): y for y in _asked(b)}
+    found = ((x, others.get((x["id"], x["question"]))) for x in _asked(a))
     return [(x, y) for x, y in found if y is not None]
 
 

@@ -14,7 +14,7 @@ def test_questions_about_a_video_take_turns_and_are_not_judged():
     count = len(VideoExaminer.QUESTIONS)
     asked = [examiner.question(float(i)) for i in range(count + 1)]
     assert asked[0] == asked[count] and len(set(asked)) == count
-    assert examiner.judge(asked[0], "anything", 3.0) is None
+    assert examiner.judge(asked[0], "anything", 3.0).right is None
 
 
 def test_own_questions_are_asked_instead():
@@ -32,8 +32,9 @@ def test_answers_about_a_drawn_world_are_judged_by_its_truth():
             continue
         _, truth = examiner._pending
         assert question.text == truth.text
-        assert examiner.judge(question, truth.answer, float(time)) is True
-        assert examiner.judge(question, "an elephant made of glass", float(time)) is False
+        assert examiner.judge(question, truth.answer, float(time)).right is True
+        wrong = examiner.judge(question, "an elephant made of glass", float(time))
+        assert wrong == (False, truth.answer)
         judged += 1
     assert judged >= 10
 
@@ -56,8 +57,8 @@ def test_an_answer_is_judged_by_what_the_memory_has_seen_when_it_answers():
         later = examiner._again(examiner._pending[1], float(time))
         if later is not None and later.answer != early:
             verdicts[time] = later.answer
-            assert examiner.judge(question, later.answer, float(time)) is True
-            assert examiner.judge(question, early, float(time)) is False
+            assert examiner.judge(question, later.answer, float(time)).right is True
+            assert examiner.judge(question, early, float(time)).right is False
     assert len(verdicts) > 3
 
 
@@ -68,7 +69,7 @@ def test_a_question_that_has_no_clear_answer_any_more_is_not_judged():
     time = next(t / 2 for t in range(20, 120) if examiner.question(t / 2) is not None)
     found = examiner._pending[1]
     assert time != frame
-    assert examiner.judge(Question(found.text), found.answer, frame) is None
+    assert examiner.judge(Question(found.text), found.answer, frame).right is None
 
 
 def test_the_same_world_gets_the_same_questions():

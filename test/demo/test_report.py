@@ -86,6 +86,14 @@ def test_right_and_wrong_answers_are_counted():
     assert ("Answers", "4 of 4 questions answered; 2 of 3 right") in report.summary_rows()
 
 
+def test_a_wrong_answer_is_told_with_what_it_was():
+    report = plain_report()
+    report.add(exchange(right=False, truth="a red circle", judged=True))
+    report.add(exchange(right=True, truth="a taxi", judged=True))
+    assert "wrong  a taxi   it was: a red circle" in text_of(report)
+    assert "right  a taxi\n" in text_of(report)
+
+
 def test_a_memory_above_its_bound_fails_the_demo():
     report = plain_report()
     report.note_memory(Memory(length=2049, cap=2048), Frames())

@@ -18,7 +18,7 @@ from stream_vlm_ros.cli import app
 from stream_vlm_ros.engine.errors import InvalidParameterError
 from stream_vlm_ros.replay import session_bag
 from stream_vlm_ros.replay.command import diff, fails, run_job, settings_of
-from stream_vlm_ros.replay.comparison import mcnemar, paired_difference
+from stream_vlm_ros.replay.comparison import compare, mcnemar, paired_difference
 from stream_vlm_ros.replay.job import ReplayJob
 from stream_vlm_ros.replay.questions import load_questions
 from stream_vlm_ros.replay.report import ReportError, read_report, without_times
@@ -219,6 +219,16 @@ def test_two_reports_are_compared_question_by_question(make_job, tmp_path):
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(ReportError, match="not a report"):
         read_report(tmp_path / "other.json")
+
+
+def test_questions_behind_the_end_are_not_compared(make_job):
+    run = make_job().run()["runs"][0]
+    answers = [answer for answer in run["answers"] if answer["status"] == "answered"]
+    late = dict(answers[-1], id="late", status="not_reached", answer="", right=None, times={})
+    other = {**run, "answers": [*answers, late]}
+    found = compare(other, other)
+    assert found["common"] == found["same_words"] == len(answers)
+    assert found["only_in_a"] == found["only_in_b"] == 0
 
 
 def test_significance_agrees_with_the_textbook():
