@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from stream_vlm_ros import __version__
 
-UNUSABLE, INTERRUPTED = 2, 130  # exit statuses
+INCOMPLETE, UNUSABLE, INTERRUPTED = 1, 2, 130  # exit statuses
 MAX_PIXELS = 401_408  # the node's default, so that both see the same
 ENGINE_HELP = "streaming or delayed_batch, and settings: streaming,max_cache_tokens=4096,..."
 
@@ -299,19 +299,25 @@ def info(
         list[int] | None, typer.Option(min=1, help="A bound to reckon; may be repeated.")
     ] = None,
 ) -> None:
-    """Say what the folder MODEL holds, and what its memory costs in bytes and seconds of video."""
+    """Say what the folder MODEL holds, and what its memory costs in bytes and seconds of video.
+
+    Exit status 1 if files are missing or broken.
+    """
     from stream_vlm_ros.replay.checkpoint import CheckpointInfo, PictureCost
     from stream_vlm_ros.sources import parse_size
 
     checkpoint = CheckpointInfo.read(model)
-    cost = PictureCost.of(
-        checkpoint.folder, parse_size(size) or (640, 480), fps, max_pixels or None
-    )
+    cost = None  # how pictures are resized is not known without the file that says it
+    if "preprocessor_config.json" not in checkpoint.missing:
+        cost = PictureCost.of(
+            checkpoint.folder, parse_size(size) or (640, 480), fps, max_pixels or None
+        )
     out = Console(highlight=False)
-    for label, text in [*checkpoint.rows(), *cost.rows()]:
+    for label, text in [*checkpoint.rows(), *(cost.rows() if cost else [])]:
         out.print(Text(f"{label:<10}{text}"), soft_wrap=True)
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for title in ("max_cache_tokens", "bfloat16", "float32", f"holds, at {fps:g} frames/s"):
+    held = [f"holds, at {fps:g} frames/s"] if cost else []
+    for title in ("max_cache_tokens", "bfloat16", "float32", *held):
         table.add_column(title, justify="right")
     for cap in max_cache_tokens or [4096, 16384, 65536, 150_000]:
         table.add_row(*checkpoint.cap_row(cap, cost))
@@ -325,6 +331,8 @@ def info(
         ),
         soft_wrap=True,
     )
+    if checkpoint.missing or checkpoint.broken:
+        raise typer.Exit(INCOMPLETE)
     out.print(Text(checkpoint.plan_here(max_pixels or None)), soft_wrap=True)
 
 

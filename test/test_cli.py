@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from stream_vlm_ros import __version__
@@ -172,7 +173,9 @@ def test_errors_are_one_line_and_exit_status_2(video, arguments, words):
     assert "Traceback" not in result.output
 
 
-def test_info_reckons_what_a_bound_costs(tmp_path):
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A complete folder with the shape of the 3B model; its one weight stands for all of them."""
     config = {
         "model_type": "qwen2_5_vl",
         "hidden_size": 2048,
@@ -182,13 +185,40 @@ def test_info_reckons_what_a_bound_costs(tmp_path):
         "vocab_size": 151936,
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    result = run("info", tmp_path, "--size", "640x480", "--max-cache-tokens", 1000)
+    for name in ("preprocessor_config.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    save_file({"a": torch.zeros(3, 4)}, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def test_info_reckons_what_a_bound_costs(checkpoint):
+    result = run("info", checkpoint, "--size", "640x480", "--max-cache-tokens", 1000)
     assert result.exit_code == 0, result.output
+    assert "Missing   nothing" in result.stdout and "Broken" not in result.stdout
     assert "36,864 bytes" in result.stdout
     assert "644x476: 391 tokens" in result.stdout
     assert "36.9 MB" in result.stdout and "2.6 s" in result.stdout  # 1000 / 391 tokens a second
     assert "On this machine" in result.stdout
     assert "a third more" in result.stdout  # keys are half a token, held twice for 70 % of the cap
+
+
+def test_info_names_weights_that_are_cut_short_and_fails(checkpoint):
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    result = run("info", checkpoint)
+    assert result.exit_code == 1, result.output
+    assert "Broken    model.safetensors" in result.stdout
+    assert "On this machine" not in result.stdout  # what the weights take is not known
+
+
+def test_info_of_a_folder_that_does_not_say_its_picture_sizes_invents_none_and_fails(checkpoint):
+    (checkpoint / "preprocessor_config.json").unlink()
+    result = run("info", checkpoint, "--size", "640x480")
+    assert result.exit_code == 1, result.output
+    assert "Missing   preprocessor_config.json" in result.stdout
+    assert "A frame" not in result.stdout and "644x476" not in result.stdout
+    assert "holds" not in result.stdout
+    assert "36,864 bytes" in result.stdout  # what config.json says is still told
 
 
 def test_a_drawn_world_is_replayed_with_questions_made_for_it(tmp_path):

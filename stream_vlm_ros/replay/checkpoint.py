@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from stream_vlm_ros.demo.text import bytes_text, duration_text, plural
 from stream_vlm_ros.engine.errors import (
     InvalidParameterError,
@@ -35,12 +37,14 @@ class CheckpointInfo:
     weight_bytes: int
     weight_files: int
     missing: tuple[str, ...]  # files that a complete folder has and this one lacks
+    broken: tuple[str, ...]  # weight files that are not whole, each with what is wrong
 
     @classmethod
     def read(cls, folder: str | Path) -> CheckpointInfo:
         """From ``config.json`` and the headers of the weights.
 
-        Raises ModelLoadError where the folder is missing or is not a Qwen2.5-VL's.
+        Raises ModelLoadError where the folder is missing or is not a Qwen2.5-VL's. Weight files
+        that are not whole are named in ``broken``, and count nothing among the parameters.
         """
         folder = Path(folder).expanduser()
         config = _config_of(folder)
@@ -61,14 +65,22 @@ class CheckpointInfo:
                 "the release of the model"
             ) from error
         files = sorted(folder.glob("*.safetensors"))
+        parameters, broken = 0, []
+        for file in files:
+            try:
+                parameters += _parameters_in(file)
+            except (SafetensorError, OSError) as error:
+                size = f"{file.stat().st_size:,} bytes"
+                broken.append(f"{file.name} ({size}; {error}): copy it again")
         dtype = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "float32"
         return cls(
             folder=folder,
             dtype=str(dtype).removeprefix("torch."),
-            parameters=sum(_parameters_in(file) for file in files),
+            parameters=parameters,
             weight_bytes=sum(file.stat().st_size for file in files),
             weight_files=len(files),
             missing=_missing_in(folder, files),
+            broken=tuple(broken),
             **shape,
         )
 
@@ -93,6 +105,7 @@ class CheckpointInfo:
             ),
             ("Vision", f"{self.vision_layers} layers"),
             ("Missing", ", ".join(self.missing) if self.missing else "nothing"),
+            *([("Broken", ", ".join(self.broken))] if self.broken else []),
             (
                 "A token",
                 f"{self.token_bytes('bfloat16'):,} bytes of memory in bfloat16 (GPU), "
@@ -139,13 +152,14 @@ class CheckpointInfo:
             return f"On this machine: {refusal}"
         return f"On this machine, {budget.plan(cap, free, device)}. max_cache_tokens 0: {why}"
 
-    def cap_row(self, cap: int, cost: PictureCost) -> tuple[str, str, str, str]:
-        """A bound in tokens, its memory in bfloat16 and in float32, the video it holds."""
+    def cap_row(self, cap: int, cost: PictureCost | None) -> tuple[str, ...]:
+        """A bound in tokens, its memory in bfloat16 and in float32, and the video it holds, where
+        the cost of a picture is known."""
         return (
             f"{cap:,}",
             bytes_text(cap * self.token_bytes("bfloat16")),
             bytes_text(cap * self.token_bytes("float32")),
-            duration_text(cap / cost.tokens_per_second),
+            *([duration_text(cap / cost.tokens_per_second)] if cost else []),
         )
 
 
@@ -163,7 +177,7 @@ class PictureCost:
     def of(
         cls, folder: Path, camera: tuple[int, int], fps: float, max_pixels: int | None = None
     ) -> PictureCost:
-        """By the folder's own settings, or the library's where it has none.
+        """By the folder's own settings.
 
         Raises InvalidParameterError, ModelLoadError, InvalidImageError.
         """
@@ -171,9 +185,8 @@ class PictureCost:
 
         if not 0 < fps <= 1000:
             raise InvalidParameterError(f"The rate is {fps:g} frames/s; it must be above 0.")
-        own = "preprocessor_config.json" not in _missing_in(folder, [])
-        settings = ImageSettings.from_folder(folder) if own else ImageSettings()
-        most = settings.at_most(max_pixels) if own else max_pixels or settings.max_pixels
+        settings = ImageSettings.from_folder(folder)
+        most = settings.at_most(max_pixels)
         check_pixel_bounds(settings.min_pixels, most)
         height, width = smart_resize(
             camera[1], camera[0], settings.factor, settings.min_pixels, most
@@ -221,17 +234,9 @@ def _config_of(folder: Path) -> dict[str, Any]:
 
 
 def _parameters_in(file: Path) -> int:
-    """Numbers in a safetensors file, by its header."""
-    try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length)) if length < 100_000_000 else None
-        return sum(math.prod(e["shape"]) for n, e in header.items() if n != "__metadata__")
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ModelLoadError(
-            f"{file} is no whole safetensors file; copy it again (its size is "
-            f"{file.stat().st_size:,} bytes)"
-        ) from error
+    """Numbers in a safetensors file, by its header, which safe_open holds against its length."""
+    with safe_open(file, framework="numpy") as tensors:
+        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
 
 
 def _missing_in(folder: Path, weights: list[Path]) -> tuple[str, ...]:

@@ -103,22 +103,39 @@ def test_a_folder_that_is_no_checkpoint_is_an_error(tmp_path, text, words):
         CheckpointInfo.read(tmp_path)
 
 
-def test_a_missing_folder_and_a_cut_off_file_are_errors(folder):
+def test_a_missing_folder_is_an_error(folder):
     with pytest.raises(ModelLoadError, match="no model folder"):
         CheckpointInfo.read(folder / "nowhere")
-    (folder / "model.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
-    with pytest.raises(ModelLoadError, match="copy it again"):
-        CheckpointInfo.read(folder)
+
+
+@pytest.mark.parametrize("left", [0, 4, 20, -1])  # nothing, half a length, half a header, no end
+def test_a_weight_file_that_is_cut_short_is_named_and_a_whole_one_is_not(folder, left):
+    save_file({"a": torch.zeros(3, 4)}, folder / "one.safetensors")
+    save_file({"b": torch.zeros(5)}, folder / "two.safetensors")
+    assert CheckpointInfo.read(folder).broken == ()
+    cut = folder / "two.safetensors"
+    cut.write_bytes(cut.read_bytes()[:left])
+    info = CheckpointInfo.read(folder)
+    (said,) = info.broken
+    assert said.startswith("two.safetensors") and "copy it again" in said
+    assert said in dict(info.rows())["Broken"]
+    assert info.parameters == 3 * 4
 
 
 def test_the_cost_of_a_picture_is_that_of_the_engine_notes(folder):
     """1920x1080 kept whole is 1932x1092: 39 x 69 tokens for two frames."""
+    (folder / "preprocessor_config.json").write_text('{"max_pixels": 12845056}')
     cost = PictureCost.of(folder, (1920, 1080), fps=2.0, max_pixels=1932 * 1092)
     assert cost.resized == (1932, 1092)
     assert cost.grid_tokens == 39 * 69
     assert cost.tokens_per_second == 39 * 69  # two frames a second, two frames a grid
     row = CheckpointInfo.read(folder).cap_row(150_000, cost)
     assert row == ("150,000", "5.5 GB", "11.1 GB", "56 s")  # 36,864 B a token; / 2,691 tokens/s
+
+
+def test_sizes_are_not_invented_for_a_folder_that_does_not_say_them(folder):
+    with pytest.raises(ModelLoadError, match=r"preprocessor_config\.json"):
+        PictureCost.of(folder, (640, 480), fps=2.0)
 
 
 @pytest.mark.parametrize("fps", [0, -1, float("nan")])
