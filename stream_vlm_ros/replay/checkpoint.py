@@ -17,6 +17,7 @@ from stream_vlm_ros.engine.errors import (
     StreamVlmError,
     check_model_folder,
 )
+from stream_vlm_ros.replay.settings import EngineSettings
 
 BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -127,6 +128,7 @@ class CheckpointInfo:
         from stream_vlm_ros.engine.model import resolve_device, resolve_dtype
         from stream_vlm_ros.engine.prompts import ChatLayout
 
+        usual = EngineSettings()
         device = resolve_device("auto")
         dtype = resolve_dtype("auto", device)
         weights = self.parameters * dtype.itemsize
@@ -139,11 +141,11 @@ class CheckpointInfo:
                 KVShape(self.layers, self.kv_heads, self.head_dim, dtype),
                 weights,
                 EvictionConfig(0),
-                "contiguous",
+                usual.position_policy,
                 images.at_most(max_pixels or USUAL_PIXELS),
-                tail_tokens=2048,
-                slack=usual_slack(images, max_pixels or 0, chunk_frames=4, cap=0),
-                text_tokens=chat.most_chunk_text("continuous"),
+                tail_tokens=usual.max_tail_tokens,
+                slack=usual_slack(images, max_pixels or 0, usual.chunk_frames, cap=0),
+                text_tokens=chat.most_chunk_text(usual.layout),
             )
             free = free_bytes(device)
             free = None if free is None else max(0, free - weights)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from toy_qwen import SINK_AND_WINDOW, question_logits
+from toy_qwen import SINK_AND_WINDOW, question_logits, written_in_turns
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference, question_path
 from stream_vlm_ros.engine.cache import KVCacheManager
@@ -477,11 +477,7 @@ def test_answers_written_at_once_each_go_ahead_for_themselves(toys, model, proce
     watch(engine, toys, 9)
     questions = ["What is it?", "Where?", "How many are there?"]
     alone = [engine.ask(question, 8)[0] for question in questions]
-    writers = [engine.ask_stream(question, 8) for question in questions]
-    running = list(writers)
-    while running:
-        running = [writer for writer in running if next(writer, None) is not None]
-    assert [writer.text for writer in writers] == alone
+    assert written_in_turns(engine, questions, 8) == alone
 
 
 def test_what_cannot_be_recorded_is_answered_the_plain_way_and_the_log_says_why(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from toy_qwen import SINK_AND_WINDOW
+from toy_qwen import SINK_AND_WINDOW, written_in_turns
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
 from stream_vlm_ros.engine.errors import (
@@ -126,11 +126,7 @@ def test_several_answers_are_written_at_once_from_one_stream(toys, model, proces
         engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
     questions = ["What is it?", "Where?", "How many are there?"]
     alone = [engine.ask(question, 8)[0] for question in questions]
-    writers = [engine.ask_stream(question, 8) for question in questions]
-    running = list(writers)
-    while running:
-        running = [writer for writer in running if next(writer, None) is not None]
-    assert [writer.text for writer in writers] == alone
+    assert written_in_turns(engine, questions, 8) == alone
 
 
 def test_chunks_go_on_while_an_answer_reads_the_memory_as_it_was(toys, model, processor):

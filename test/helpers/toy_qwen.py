@@ -152,3 +152,12 @@ def question_logits(engine: Any, question: str = "What is there?", path: Any = N
     with manager.question_fork(len(prompt), 0) as fork:
         logits = (path or engine.text_path).append(prompt, start, fork)
         return logits.double().cpu()
+
+
+def written_in_turns(engine, questions, max_new_tokens):
+    """The answers to all questions, written at once, piece by piece in turn."""
+    writers = [engine.ask_stream(question, max_new_tokens) for question in questions]
+    running = list(writers)
+    while running:
+        running = [writer for writer in running if next(writer, None) is not None]
+    return [writer.text for writer in writers]

@@ -327,20 +327,31 @@ class Graph:
         return self.result(self.executor.create_task(call))
 
     def call(self, service_type, name, request=None):
+        reply = self.reply(service_type, name, request)
+        if reply is None:
+            pytest.fail(f"no reply of {name} in {PATIENCE} s{NodeProcess.what_they_do()}")
+        return reply
+
+    def reply(self, service_type, name, request=None, within=PATIENCE):
+        """The reply of a service; None if it does not come in so many seconds.
+
+        A service that has not yet found the client's side loses its reply, without a word to
+        either: who gets none asks again.
+        """
         client = self.node.create_client(service_type, name)
-        calls = []
-
-        def replied():
-            # A service that has not yet found the client's side loses its reply, without a word to
-            # either: who gets none asks again.
-            if not calls or time.monotonic() > calls[-1][0] + PATIENCE / 3:
-                sent = client.call_async(request or service_type.Request())
-                calls.append((time.monotonic(), sent))
-            return next((sent for _, sent in calls if sent.done()), None)
-
+        sent = []
         try:
-            assert client.wait_for_service(PATIENCE), f"no service {name}"
-            return self.wait(replied, what=f"the reply of {name}").result()
+            if not client.wait_for_service(within):
+                return None
+            begin = time.monotonic()
+            while (waited := time.monotonic() - begin) < within:
+                if waited >= len(sent) * within / 3:
+                    sent.append(client.call_async(request or service_type.Request()))
+                if done := [one for one in sent if one.done()]:
+                    return done[0].result()
+                assert self._fault is None, f"the thread that spins failed: {self._fault!r}"
+                time.sleep(0.02)
+            return None
         finally:
             self.node.destroy_client(client)
 
@@ -416,26 +427,11 @@ class StreamVlmClient:
         self._subscriptions.append(subscription)
         return heard
 
-    def is_answered(self, within=PATIENCE / 4):
+    def is_answered(self):
         """Whether the node answers this client at all."""
         from lifecycle_msgs.srv import GetState
 
-        node = self.graph.node
-        client = node.create_client(GetState, f"{self.name}/get_state")
-        deadline = time.monotonic() + within
-        try:
-            if not client.wait_for_service(within):
-                return False
-            replies = [client.call_async(GetState.Request())]
-            while not any(reply.done() for reply in replies):
-                if time.monotonic() > deadline:
-                    return False
-                if len(replies) < 2 and time.monotonic() > deadline - within / 2:
-                    replies.append(client.call_async(GetState.Request()))  # one can be lost
-                time.sleep(0.02)
-            return True
-        finally:
-            node.destroy_client(client)
+        return self.graph.reply(GetState, f"{self.name}/get_state", within=PATIENCE / 4) is not None
 
     def close(self):
         self.drop_publishers()
