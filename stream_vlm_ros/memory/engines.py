@@ -30,6 +30,7 @@ def build_engine(
         "min_pixels": settings.min_pixels or None,
         "system_prompt": settings.system_prompt or None,
         "max_tail_tokens": settings.max_tail_tokens,
+        "question_path": settings.question_path,
     }
     if settings.engine == "delayed_batch":
         engine = _delayed_batch(settings, checkpoint, frame_store, **options)

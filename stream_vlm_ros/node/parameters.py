@@ -61,6 +61,12 @@ class Parameters:
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     system_prompt: str = _spec("", "System text of the chat. Empty: the chat template's own.")
+    question_path: str = _spec(
+        "auto",
+        "How a question's text runs: eager (call by call), graph (as CUDA graphs, recorded when "
+        "configured) or static (their steps, not recorded). auto: graph on a GPU, else eager.",
+        choices=("auto", "eager", "static", "graph"),
+    )
 
     # The memory
     engine: str = _spec(

@@ -53,6 +53,7 @@ _SAME_NAME = (
     "max_new_tokens",
     "temperature",
     "max_tail_tokens",
+    "question_path",
 )
 _SETTINGS = {field.name for field in dataclasses.fields(EngineSettings)}
 

@@ -49,6 +49,7 @@ class EngineSettings:
     max_pixels: int | None = 401_408
     system_prompt: str | None = None
     max_tail_tokens: int = 2048
+    question_path: str = "auto"
     max_new_tokens: int = 64
     temperature: float = 0.0
     seed: int = 0

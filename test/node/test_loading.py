@@ -7,6 +7,7 @@ import torch
 from stream_vlm_ros.engine.errors import (
     CapTooSmallError,
     DeviceUnavailableError,
+    InvalidParameterError,
     ModelLoadError,
     StreamVlmError,
 )
@@ -70,6 +71,15 @@ def test_the_delayed_engine_is_loaded_with_the_node_s_settings(tmp_path):
     again = load_engine(parameters)
     assert again.get_cache_info()["newest_timestamp"] == stamps[-1]
     again.close()
+
+
+@pytest.mark.parametrize("engine", ["streaming", "delayed_batch"])
+def test_questions_run_as_question_path_says(engine):
+    for path, taken in (("auto", "eager"), ("eager", "eager"), ("static", "static")):
+        parameters = Parameters(engine=engine, device="cpu", question_path=path)
+        assert load_engine(parameters).warm_up()["path"] == taken
+    with pytest.raises(InvalidParameterError, match="question_path 'graph' needs a CUDA GPU"):
+        load_engine(Parameters(engine=engine, device="cpu", question_path="graph"))
 
 
 @pytest.mark.parametrize("content", [None, "{}"])

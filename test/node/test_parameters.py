@@ -58,6 +58,7 @@ def test_every_parameter_is_read_somewhere():
         ({"layout": "segmentd"}, "did you mean 'segmented'"),
         ({"chunk_frames": 2.5}, "chunk_frames must be of type int"),
         ({"autostart": "yes"}, "autostart must be of type bool"),
+        ({"question_path": "graphs"}, "did you mean 'graph'"),
         ({"device": "gpu"}, "device must be auto, cpu, cuda or cuda:N"),
         ({"device": "cuda:"}, "device must be"),
         ({"sampel_fps": 2.0}, "did you mean 'sample_fps'"),
