@@ -33,6 +33,7 @@ A question reads it
     long_past       when cuDNN's attention is the one for a long past
     question_path   how a question's text runs: call by call, or as recorded steps
     static_step     such a step: one pass over tensors of fixed shape
+    packed          weights that read the same input as one matrix
     kernels         its attention in Triton
     decoding        which token comes next, when to stop; `Answer`
 """

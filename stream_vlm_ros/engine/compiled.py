@@ -17,6 +17,7 @@ from transformers import AttentionInterface
 from .attention import VISION_ATTENTION, varlen_attention
 from .forks import Fork
 from .frames import PatchGrid
+from .packed import PackedLayer, feed_forward
 
 log = logging.getLogger(__name__)
 
@@ -88,9 +89,23 @@ def _norm(norm: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def finish_layer(
-    layer: Any, norm: torch.nn.Module, hidden: torch.Tensor, attended: torch.Tensor
+    layer: Any,
+    norm: torch.nn.Module,
+    hidden: torch.Tensor,
+    attended: torch.Tensor,
+    packed: PackedLayer | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A decoder layer from its attention on, and the norm of what follows it."""
-    hidden = hidden + attended
-    hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+    hidden = _sum(hidden, attended)
+    normed = layer.post_attention_layernorm(hidden)
+    hidden = _sum(hidden, feed_forward(layer.mlp, normed, packed))
     return hidden, norm(hidden)
+
+
+def _sum(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Their sum, rounded as ever.
+
+    In float32 on the way, so that the compiler does not take it into the matrix product before it,
+    for which it first has to copy one of them.
+    """
+    return (one.float() + other.float()).to(one.dtype)

@@ -27,6 +27,7 @@ from .eviction import EvictionConfig, ImportanceScore
 from .forks import Fork
 from .frames import PatchGrid
 from .model import StreamQwenModel, resolve_device
+from .packed import pack
 from .positions import Span, TextSpan, VisionSpan, time_to_ticks
 from .processor import StreamProcessor
 from .prompts import LAYOUTS, ChatLayout
@@ -114,6 +115,8 @@ class VideoStreamingInference:
         if compile and self.device.type != "cuda":
             raise InvalidParameterError(f"compile is for a GPU, but the device is {self.device}")
         self.model = model.to(self.device)
+        if self.device.type == "cuda":
+            pack(self.model)
         if compile and model.compiled is None:
             model.compile_chunks()
         self._frames = processor.frame_processor(self.device)

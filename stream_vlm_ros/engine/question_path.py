@@ -136,6 +136,7 @@ class StaticTextPath(TextPath):
         self.detours: Counter[str] = Counter()
         self._reading: Reading | None = None
         self._reader: weakref.ref[Fork] | None = None  # whose parts the steps read now
+        self._weights_at: tuple[int, ...] = ()
         self._ready: dict[int, _Ready] = {}
         self._pool: Any = None  # of the graphs' memory
         self._begun: weakref.WeakKeyDictionary[Fork, _Begun] = weakref.WeakKeyDictionary()
@@ -234,6 +235,8 @@ class StaticTextPath(TextPath):
     def _read(self, fork: Fork) -> None:
         """Let the steps read the fork's parts. (A fork's parts stay as they were made.)"""
         memory = fork.parts[0].memory if fork.parts else self._manager.memory
+        if self._weights_at != (weights_at := _weights_at(self._model)):  # the model was moved
+            self._reading, self._weights_at = None, weights_at
         if self._reading is None or self._reading.memory is not memory:  # the first, or it grew
             self._reading = Reading(memory, self._manager.question_tail)
             self._reader = None
@@ -403,6 +406,13 @@ def text_path(
         return TextPath(model, reason)
     graph = wanted != "static"
     return StaticTextPath(model, manager, attention, graph, compiled=graph)
+
+
+def _weights_at(model: StreamQwenModel) -> tuple[int, ...]:
+    """Addresses of some weights: what has been recorded reads them where they were."""
+    layers = model.model.language_model.layers
+    some = layers[0].self_attn.q_proj, layers[-1].mlp.down_proj, model.lm_head
+    return tuple(module.weight.data_ptr() for module in some)
 
 
 def _in_words(error: Exception) -> str:

@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from .compiled import finish_layer
 from .forks import Part
 from .model import StreamQwenModel
+from .packed import PackedLayer
 from .positions import rotate
 
 # Sink, kept grids, and the ring in two slices, each seen at a distance of its own: four occur, with
@@ -184,6 +186,9 @@ class StaticStep:
         if compiled:
             parts = tuple(torch.compile(part, fullgraph=True) for part in parts)
         self._before, self._after = parts
+        self._layers = [
+            (layer, PackedLayer.of(layer)) for layer in model.model.language_model.layers
+        ]
 
     @torch.inference_mode()
     def __call__(self, inputs: StepInputs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -198,47 +203,57 @@ class StaticStep:
         cos, sin = self._model.rotary(hidden, inputs.positions)
         normed = text.layers[0].input_layernorm(hidden)
         following = [*(layer.input_layernorm for layer in text.layers[1:]), text.norm]
-        for number, (layer, norm) in enumerate(zip(text.layers, following, strict=True)):
-            queries, key, value = self._before(layer, normed, cos, sin, reading.turns)
+        for number, ((layer, packed), norm) in enumerate(zip(self._layers, following, strict=True)):
+            queries, own = self._before(layer, packed, normed, cos, sin, reading.turns)
             tail = reading.tail[number]
-            tail[0].index_copy_(1, inputs.slots, key)
-            tail[1].index_copy_(1, inputs.slots, value)
+            tail.index_copy_(2, inputs.slots, own)
             attended = self._attention(
                 queries, reading.memory[number], tail, reading, inputs, layer.self_attn.scaling
             )
-            hidden, normed = self._after(layer, norm, hidden, attended)
+            hidden, normed = self._after(layer, packed, norm, hidden, attended)
         return normed, self._model.logits(normed.index_select(0, inputs.last))[0]
 
 
 def before_attention(
     layer: Any,
+    packed: PackedLayer | None,
     normed: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
     turns: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """From hidden states behind the layer's norm, ``[n, hidden]``, to what attention needs.
 
     Returns:
-        Queries ``[turns, heads, n, head_dim]``, once for each turn; key and value ``[kv_heads, n,
-        head_dim]``.
+        Queries ``[turns, heads, n, head_dim]``, once for each turn; keys and values ``[2, kv_heads,
+        n, head_dim]``.
     """
     attention = layer.self_attn
+    projections = attention.q_proj, attention.k_proj, attention.v_proj
+    if packed is None:
+        projected = [project(normed) for project in projections]
+    else:
+        together = functional.linear(normed, packed.qkv, packed.qkv_bias)
+        projected = together.split([project.out_features for project in projections], dim=-1)
     query, key, value = (
-        project(normed).unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
-        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+        x.unflatten(-1, (-1, attention.head_dim)).transpose(0, 1) for x in projected
     )
     query, key = rotate(query, cos, sin), rotate(key, cos, sin)
     queries = rotate(query.expand(turns.shape[1], *query.shape), turns[0], turns[1])
-    return queries, key, value
+    return queries, torch.stack([key, value])
 
 
 def after_attention(
-    layer: Any, norm: torch.nn.Module, hidden: torch.Tensor, attended: torch.Tensor
+    layer: Any,
+    packed: PackedLayer | None,
+    norm: torch.nn.Module,
+    hidden: torch.Tensor,
+    attended: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A layer from what was ``attended [n, heads, head_dim]`` on, and the norm that follows it.
 
     Returns:
         Hidden states ``[n, hidden]``, and the same behind that norm.
     """
-    return finish_layer(layer, norm, hidden, layer.self_attn.o_proj(attended.flatten(1)))
+    attended = layer.self_attn.o_proj(attended.flatten(1))
+    return finish_layer(layer, norm, hidden, attended, packed)

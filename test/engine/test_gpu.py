@@ -9,6 +9,7 @@ from stream_vlm_ros.engine.attention import _flash, attend_long
 from stream_vlm_ros.engine.cache import KVCacheManager
 from stream_vlm_ros.engine.frames import FrameProcessor
 from stream_vlm_ros.engine.long_past import LongPast, runs_fast_on
+from stream_vlm_ros.engine.packed import PackedLayer
 from stream_vlm_ros.engine.question_path import SIZES, TextPath, text_path
 
 pytestmark = [
@@ -144,6 +145,7 @@ def engine_of(toys, toy, processor):
         # A compiler or a kernel that fails would be done without: here it must work.
         assert report["path"] == engine.text_path.name == "graph" and not report["reason"]
         assert engine.text_path._compiled
+        assert all(map(PackedLayer.of, model.model.language_model.layers))
         return engine
 
     return build

@@ -1,0 +1,101 @@
+"""Weights that read the same input, laid end to end, so that one product serves them all.
+
+A product with few rows lasts as long as its weights take to come, and a small matrix keeps too
+little of a GPU busy to fetch it fast. The library's parameters become slices of the joined ones:
+nothing is held twice, and whoever calls the modules, loads or saves them notices nothing. That
+weights are joined shows in where they lie and nowhere else, so nothing has to be kept in step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional
+
+
+class PackedLayer(NamedTuple):
+    """The joined weights of a decoder layer, as views.
+
+    Attributes:
+        qkv: ``[(heads + 2 * kv_heads) * head_dim, hidden]``, and ``qkv_bias`` beside it.
+        gate_up: ``[2 * intermediate, hidden]``.
+    """
+
+    qkv: torch.Tensor
+    qkv_bias: torch.Tensor
+    gate_up: torch.Tensor
+
+    @classmethod
+    def of(cls, layer: Any) -> PackedLayer | None:
+        """Those of a layer; None if they do not lie end to end (any more)."""
+        views = [joined(group) for group in _groups(layer)]
+        there = [view for view in views if view is not None]
+        return cls(*there) if len(there) == len(cls._fields) else None
+
+
+def pack(model: Any) -> None:
+    """Lay the language model's weights end to end, where they do not lie so already.
+
+    To be called again whenever the model was moved or cast, which gives every parameter a place of
+    its own. Takes one layer's weights of memory meanwhile.
+    """
+    # Parameters are for training too, whatever mode the caller is in.
+    with torch.inference_mode(False), torch.no_grad():
+        for layer in model.model.language_model.layers:
+            changed = False
+            for group in _groups(layer):
+                if joined(group) is None and _alike(group):
+                    changed = True
+                    whole = torch.cat([weight.data for weight in group])
+                    slices = whole.split([len(weight) for weight in group])
+                    for weight, rows in zip(group, slices, strict=True):
+                        weight.data = rows
+            if changed and layer.mlp.up_proj.weight.is_cuda:
+                # The allocator cannot put what two weights left together for the next layer's.
+                torch.cuda.empty_cache()
+
+
+def joined(weights: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """One view of weights that lie end to end, along their first dimension; None if they do not."""
+    first = weights[0]
+    storage, offset = first.untyped_storage().data_ptr(), first.storage_offset()
+    for weight in weights:
+        there = weight.untyped_storage().data_ptr() == storage and storage != 0
+        if not (there and weight.storage_offset() == offset and weight.is_contiguous()):
+            return None
+        offset += weight.numel()
+    if not _alike(weights):
+        return None
+    size = (sum(map(len, weights)), *first.shape[1:])
+    return first.data.as_strided(size, first.stride(), first.storage_offset())
+
+
+def feed_forward(mlp: Any, hidden: torch.Tensor, packed: PackedLayer | None) -> torch.Tensor:
+    """``mlp(hidden)``, by the joined weights where there are any."""
+    if packed is None:
+        return mlp(hidden)
+    gate, up = functional.linear(hidden, packed.gate_up).chunk(2, dim=-1)
+    return mlp.down_proj(mlp.act_fn(gate) * up)
+
+
+def _groups(layer: Any) -> list[list[torch.Tensor]]:
+    """The weights to join, as in `PackedLayer`; none where an adapter or the like stands in."""
+    attention, mlp = layer.self_attn, layer.mlp
+    projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+    widenings = [mlp.gate_proj, mlp.up_proj]
+    if any(type(module) is not torch.nn.Linear for module in projections + widenings):
+        return []
+    return [
+        [projection.weight for projection in projections],
+        [projection.bias for projection in projections],
+        [widening.weight for widening in widenings],
+    ]
+
+
+def _alike(weights: Sequence[torch.Tensor]) -> bool:
+    def kind(weight: torch.Tensor) -> tuple[Any, ...]:
+        return weight.dtype, weight.device, weight.shape[1:]
+
+    return all(kind(weight) == kind(weights[0]) for weight in weights)
