@@ -30,7 +30,9 @@ The memory
 A question reads it
     forks           readers with a tail of their own; the stream is read-only to them
     attention       over a memory in parts, merged by log-sum-exp
-    long_past       when cuDNN's attention is the one for a long past
+    long_past       when cuDNN's attention is the one for a chunk's many queries
+    merging         one kernel for that merge, where there is a GPU
+    merging_kernel  that kernel in Triton
     question_path   how a question's text runs: call by call, or as recorded steps
     static_step     such a step: one pass over tensors of fixed shape
     packed          weights that read the same input as one matrix

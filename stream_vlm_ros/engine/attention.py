@@ -7,6 +7,7 @@ call of the fastest kernel there is, no mask is ever built, and nothing is copie
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from .long_past import Kernel, LongPast
+from .merging import PartMerger, Seen, merged_plainly
 from .positions import rotate
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ STREAM_ATTENTION = "stream_vlm"
 VISION_ATTENTION = "stream_vlm_flash_varlen"
 
 LONG_PAST = LongPast()
+MERGER = PartMerger()
 
 
 def attend(
@@ -34,85 +37,77 @@ def attend(
     value: torch.Tensor,
     scaling: float,
     causal: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of ``query [b, h, n, d]`` over one part, and its log-sum-exp.
+) -> list[Seen]:
+    """Attention of ``query [b, h, n, d]``, as attention over disjoint sets of the keys.
 
     Args:
         key: ``[b, h, m, d]``, like ``value``; ``m == n`` where ``causal``.
 
     Returns:
-        Output ``[b, h, n, d]`` in the query's dtype and log-sum-exp ``[b, h, n]`` in float32.
+        For each set the output ``[b, h, n, d]`` in the query's dtype and the log-sum-exp
+        ``[b, h, n]`` in float32.
     """
     aten = torch.ops.aten
     if not query.is_cuda:
-        return aten._scaled_dot_product_flash_attention_for_cpu(
+        seen = aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, causal, scale=scaling
         )
+        return [seen]
     if query.dtype in (torch.float16, torch.bfloat16):
-        if causal:
-            return _flash(query, key, value, scaling, causal=True)
-        return attend_long(query, key, value, scaling, LONG_PAST, _flash)
+        return attend_many(query, key, value, scaling, LONG_PAST, _flash, causal)
     out = aten._scaled_dot_product_efficient_attention(
         query, key, value, None, True, 0.0, causal, scale=scaling
     )
-    return out[0], out[1][..., : query.shape[2]]  # that kernel pads the log-sum-exp to 32
+    return [(out[0], out[1][..., : query.shape[2]])]  # it pads the log-sum-exp to 32
 
 
 def _flash(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scaling: float,
-    causal: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, causal: bool
+) -> Seen:
     out = torch.ops.aten._scaled_dot_product_flash_attention(
         query, key, value, 0.0, causal, False, scale=scaling
     )
     return out[0], out[1]
 
 
-def attend_long(
+def attend_many(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     scaling: float,
     long_past: LongPast,
     other: Kernel,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Like `attend` without a mask: by ``long_past`` what it takes, by ``other`` the rest."""
-    front = long_past.tokens(query, key)
-    if not front:
-        return other(query, key, value, scaling)
-    result = long_past.attend(query, key[:, :, :front], value[:, :, :front], scaling, other)
-    if front < key.shape[2]:
-        rest = other(query, key[:, :, front:], value[:, :, front:], scaling)
-        result = merge(result, rest)
-    return result
+    causal: bool = False,
+) -> list[Seen]:
+    """Like `attend`: by ``long_past`` what it takes, by ``other`` the rest."""
+    if causal:
+        if not long_past.takes(query, key, causal):
+            return [other(query, key, value, scaling, causal)]
+        return [long_past.attend(query, key, value, scaling, other, causal)]
+    found, begin = [], 0
+    for count in long_past.pieces(query, key):
+        of = slice(begin, begin + count)
+        found.append(long_past.attend(query, key[:, :, of], value[:, :, of], scaling, other))
+        begin += count
+    if begin < key.shape[2]:
+        found.append(other(query, key[:, :, begin:], value[:, :, begin:], scaling, False))
+    return found
 
 
-Seen = tuple[torch.Tensor, torch.Tensor]  # attention over a part, and its log-sum-exp
-
-
-def merge(*parts: Seen) -> Seen:
-    """Attention over the union of disjoint parts, from the attention over each."""
-    if len(parts) == 1:
-        return parts[0]
-    return merged_output(*parts), torch.stack([lse for _, lse in parts]).logsumexp(0)
-
-
-def merged_output(*parts: Seen) -> torch.Tensor:
-    """The output of `merge` alone.
+def merge(parts: Sequence[Seen]) -> torch.Tensor:
+    """Attention over the union of disjoint sets of keys, from the attention over each.
 
     ``softmax`` over a union weighs each part's output by ``exp(lse_part - lse_union)``.
+
+    Args:
+        parts: outputs ``[..., d]`` and their log-sum-exp ``[...]``.
     """
     first = parts[0][0]
     if len(parts) == 1:
         return first
-    weights = torch.stack([lse for _, lse in parts]).softmax(0).unsqueeze(-1)
-    out = first * weights[0]  # in float32, as the weights are
-    for (part, _), weight in zip(parts[1:], weights[1:], strict=True):
-        out.addcmul_(part, weight)
-    return out.to(first.dtype)
+    if first.is_cuda and (merged := MERGER.merge(parts)) is not None:
+        return merged
+    return merged_plainly(parts)
 
 
 def _grouped(query: torch.Tensor, kv_heads: int) -> torch.Tensor:
@@ -128,19 +123,27 @@ def _grouped(query: torch.Tensor, kv_heads: int) -> torch.Tensor:
 
 def attend_shared(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> list[Seen]:
     """Attention of a batch over one part that all its sequences see entirely.
 
     Args:
         query: ``[b, h, n, d]``.
         key: ``[kv_heads, m, d]``, like ``value``.
+
+    Returns:
+        As `attend_own`.
     """
-    batch, heads, length, size = query.shape
+    batch, heads, length, _ = query.shape
     kv_heads = key.shape[0]
-    out, lse = attend(_grouped(query, kv_heads), key.unsqueeze(0), value.unsqueeze(0), scaling)
-    shape = (kv_heads, batch, heads // kv_heads, length)
-    out = out.reshape(*shape, size).transpose(0, 1).reshape(batch, heads, length, size)
-    return out, lse.reshape(shape).transpose(0, 1).reshape(batch, heads, length)
+    apart = (batch, heads // kv_heads, length)
+    seen = attend(_grouped(query, kv_heads), key.unsqueeze(0), value.unsqueeze(0), scaling)
+    return [
+        (
+            out[0].unflatten(1, apart).transpose(0, 1),
+            lse[0].unflatten(1, apart).transpose(0, 1),
+        )
+        for out, lse in seen
+    ]
 
 
 def attend_own(
@@ -151,21 +154,27 @@ def attend_own(
     Args:
         query: ``[b, h, n, d]``.
         key: ``[b, kv_heads, m, d]`` with ``m >= n``: the tokens before, then the new ones.
+
+    Returns:
+        For each part the output ``[b, kv_heads, h / kv_heads, n, d]`` and its log-sum-exp.
     """
-    batch, heads, new, size = query.shape
+    heads, new = query.shape[1:3]
     kv_heads = key.shape[1]
     groups = heads // kv_heads
     if new == 1:  # no mask: the queries that share a KV head are rows of one product
-        out, lse = attend(query.reshape(batch, kv_heads, groups, size), key, value, scaling)
-        return [(out.reshape(query.shape), lse.reshape(batch, heads, 1))]
+        rows = query[:, :, 0].unflatten(1, (kv_heads, groups))
+        return [
+            (out.unsqueeze(3), lse.unsqueeze(3)) for out, lse in attend(rows, key, value, scaling)
+        ]
     if groups > 1:
         key = key.repeat_interleave(groups, dim=1)
         value = value.repeat_interleave(groups, dim=1)
     before = key.shape[2] - new
-    parts = [attend(query, key[:, :, before:], value[:, :, before:], scaling, causal=True)]
+    parts = attend(query, key[:, :, before:], value[:, :, before:], scaling, causal=True)
     if before:
-        parts.append(attend(query, key[:, :, :before], value[:, :, :before], scaling))
-    return parts
+        parts = [*parts, *attend(query, key[:, :, :before], value[:, :, :before], scaling)]
+    apart = (kv_heads, groups)
+    return [(out.unflatten(1, apart), lse.unflatten(1, apart)) for out, lse in parts]
 
 
 def stream_attention(
@@ -196,8 +205,8 @@ def stream_attention(
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     for part in fork.parts:
         seen_from = query if part.turn is None else rotate(query, *part.turn)
-        seen.append(attend_shared(seen_from, *part.of(layer), scaling))
-    return merged_output(*seen).transpose(1, 2), None
+        seen += attend_shared(seen_from, *part.of(layer), scaling)
+    return merge(seen).flatten(1, 2).transpose(1, 2), None
 
 
 def varlen_attention(
@@ -221,9 +230,17 @@ def varlen_attention(
         ``[1, n, h, d]`` and no weights.
     """
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
+        most = int(max_length_q)
+        sequences = len(cu_seq_lens_q) - 1
+        if sequences * most == query.shape[2]:  # all of one length
+            q, k, v = (
+                x[0].unflatten(1, (sequences, most)).transpose(0, 1) for x in (query, key, value)
+            )
+            if LONG_PAST.takes(q, k):
+                out, _ = LONG_PAST.attend(q, k, v, scaling, _flash)
+                return out.transpose(1, 2).flatten(0, 1).unsqueeze(0), None
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [n, h, d]
         lengths = cu_seq_lens_q.to(torch.int32)
-        most = int(max_length_q)
         out = torch.ops.aten._flash_attention_forward(
             q, k, v, lengths, lengths, most, most, 0.0, False, False, scale=scaling
         )[0]

@@ -27,7 +27,6 @@ from .eviction import EvictionConfig, ImportanceScore
 from .forks import Fork
 from .frames import PatchGrid
 from .model import StreamQwenModel, resolve_device
-from .packed import pack
 from .positions import Span, TextSpan, VisionSpan, time_to_ticks
 from .processor import StreamProcessor
 from .prompts import LAYOUTS, ChatLayout
@@ -65,8 +64,8 @@ class VideoStreamingInference:
         importance: which frames level 3 of the memory keeps; None: the most unlike all others.
         skip_similarity: leave out vision tokens whose features are this close (cosine) to those
             last appended at their place; None: keep all. For scenes that hardly change.
-        compile: fuse the elementwise work of chunks by torch.compile, on a GPU; all engines of the
-            model share that. Takes some ten seconds at the start.
+        compile: fuse the elementwise work of chunks by torch.compile; None: on a GPU. All engines
+            of the model share that. Takes some ten seconds at the start.
         question_path: how a question's text runs: ``eager`` (call by call), ``graph`` (CUDA graphs
             of fixed steps: no launch is waited for) or ``static`` (the same steps, not recorded);
             ``auto``: ``graph`` on a GPU, ``eager`` elsewhere. See `warm_up`.
@@ -91,7 +90,7 @@ class VideoStreamingInference:
         fork_slack_tokens: int = 0,
         importance: ImportanceScore | None = None,
         skip_similarity: float | None = None,
-        compile: bool = False,
+        compile: bool | None = None,
         question_path: str = "auto",
     ):
         if layout not in LAYOUTS:
@@ -112,12 +111,12 @@ class VideoStreamingInference:
         self.layout = layout
         processor = StreamProcessor.wrap(processor)
         _check_fit(model, processor)
-        if compile and self.device.type != "cuda":
+        on_gpu = self.device.type == "cuda"
+        if compile and not on_gpu:
             raise InvalidParameterError(f"compile is for a GPU, but the device is {self.device}")
-        self.model = model.to(self.device)
-        if self.device.type == "cuda":
-            pack(self.model)
-        if compile and model.compiled is None:
+        self.model = model
+        model.settle(self.device)
+        if (on_gpu if compile is None else compile) and model.compiled is None:
             model.compile_chunks()
         self._frames = processor.frame_processor(self.device)
         self.min_pixels, _ = self._frames.pixel_bounds(min_pixels, max_pixels)

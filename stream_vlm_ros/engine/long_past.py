@@ -1,32 +1,33 @@
-"""cuDNN's attention for many queries over a long past: when to use it, and when not.
+"""cuDNN's attention for the many queries of a chunk: when to use it, and when not.
 
-On Hopper it reaches 1.6 times the speed of flash attention there (529 against 328 TFLOP/s with a
-chunk of 5,382 tokens over 150,000). But it builds a plan for each shape that it meets, which takes
-40 to 400 ms, and PyTorch keeps every plan as long as the thread lives. So the past is handed to it
-in whole blocks, of which a memory has few counts, and the rest stays with flash attention.
+On Hopper it reaches 1.6 times the speed of flash attention (529 against 328 TFLOP/s with a chunk of
+5,382 tokens over 150,000). But it builds a plan for each shape that it meets, which takes 40 to
+400 ms, and PyTorch keeps every plan as long as the thread lives. So a past is handed to it in large
+blocks and then in small ones, of which a memory has few counts, and the rest stays with flash
+attention.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 log = logging.getLogger(__name__)
 
 Attended = tuple[torch.Tensor, torch.Tensor]
-# Of (query, key, value, scaling): output [b, h, n, d] and log-sum-exp [b, h, n].
-Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], Attended]
+# Of (query, key, value, scaling, causal): output [b, h, n, d] and log-sum-exp [b, h, n].
+Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float, bool], Attended]
 
 
 def cudnn_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, causal: bool
 ) -> Attended:
-    """Attention without a mask by cuDNN."""
+    """Attention by cuDNN."""
     found = torch.ops.aten._scaled_dot_product_cudnn_attention(
-        query, key, value, None, True, 0.0, False, False, scale=scaling
+        query, key, value, None, True, 0.0, causal, False, scale=scaling
     )
     out, lse = found[0], found[1]
     return out, lse.reshape(query.shape[:3])  # [b, h, n, 1] since torch 2.7, [b, h, n] before
@@ -42,19 +43,20 @@ class _Plans(threading.local):
 
     def __init__(self) -> None:
         self.shapes: set[tuple[object, ...]] = set()
+        self.full = False  # and that was said
 
 
 class LongPast:
-    """Attention over a long part of the memory by the faster kernel, as long as that one works.
+    """Attention of many queries by the faster kernel, as long as that one works.
 
-    The first result of each kind of call (device, number format, head size) is held against the
-    other kernel's. Where it differs, or the kernel raises, the other one is used from then on and
-    the log says why, once.
+    The first result of each kind of call (device, number format, head size, causal or not) is held
+    against the other kernel's. Where it differs, or the kernel raises, the other one is used from
+    then on and the log says why, once.
 
     Args:
         kernel: the faster one.
         fast_on: the devices where it is.
-        block: tokens of the part are handed to it in multiples of so many.
+        blocks: tokens of a past are handed to it in multiples of the first, then of the next.
         least_rows: queries a head from which on it pays; below, flash attention does as well.
         most_plans: shapes that it may meet in a thread.
     """
@@ -63,33 +65,50 @@ class LongPast:
         self,
         kernel: Kernel = cudnn_attention,
         fast_on: Callable[[torch.device], bool] = runs_fast_on,
-        block: int = 8192,
+        blocks: Sequence[int] = (8192, 1024),
         least_rows: int = 4096,
         most_plans: int = 128,
     ):
         self._kernel, self._fast_on = kernel, fast_on
-        self._block, self.least_rows, self._most_plans = block, least_rows, most_plans
+        self._blocks, self.least_rows, self._most_plans = blocks, least_rows, most_plans
         self._plans = _Plans()
         self._works: dict[tuple[object, ...], bool] = {}
         self._checked: set[tuple[object, ...]] = set()
         self.refused: list[str] = []  # why the kernel is not used, one a kind of call
 
-    def tokens(self, query: torch.Tensor, key: torch.Tensor) -> int:
-        """How many tokens of ``key [b, h, m, d]``, from the front, `attend` should be given."""
-        whole = key.shape[2] // self._block * self._block
-        if not whole or query.shape[2] < self.least_rows:
-            return 0
-        kind = _kind(query)
+    def pieces(self, query: torch.Tensor, key: torch.Tensor) -> list[int]:
+        """How many tokens of ``key [b, h, m, d]``, from the front, to give `attend` at a time."""
+        found, left = [], key.shape[2]
+        for block in self._blocks:
+            whole = left // block * block
+            if whole and self.takes(query, key[:, :, :whole]):
+                found.append(whole)
+                left -= whole
+        return found
+
+    def takes(self, query: torch.Tensor, key: torch.Tensor, causal: bool = False) -> bool:
+        """Whether `attend` should be given a call of this shape."""
+        if query.shape[2] < self.least_rows:
+            return False
+        kind = _kind(query, causal)
         if kind not in self._works:
             self._works[kind] = self._fast_on(query.device)
         if not self._works[kind]:
-            return 0
-        plan = (kind, query.shape, query.stride(), whole, key.stride())
-        if plan not in self._plans.shapes:
-            if len(self._plans.shapes) >= self._most_plans:
-                return 0
-            self._plans.shapes.add(plan)
-        return whole
+            return False
+        plans = self._plans
+        plan = (kind, query.shape, query.stride(), key.shape, key.stride())
+        if plan not in plans.shapes:
+            if len(plans.shapes) >= self._most_plans:
+                if not plans.full:
+                    plans.full = True
+                    log.warning(
+                        "chunks of %d other shapes so far: those that come now are encoded without "
+                        "cuDNN's attention, which takes longer",
+                        self._most_plans,
+                    )
+                return False
+            plans.shapes.add(plan)
+        return True
 
     def attend(
         self,
@@ -98,35 +117,38 @@ class LongPast:
         value: torch.Tensor,
         scaling: float,
         other: Kernel,
+        causal: bool = False,
     ) -> Attended:
-        """Attention over as many tokens as `tokens` said, by ``other`` where this kernel fails."""
-        kind = _kind(query)
+        """Attention as `takes` or `pieces` allowed it, by ``other`` where this kernel fails."""
+        kind = _kind(query, causal)
         first = kind not in self._checked
         try:
-            found = self._kernel(query, key, value, scaling)
+            found = self._kernel(query, key, value, scaling, causal)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as fault:
-            return self._refuse(kind, f"it failed: {fault}", other(query, key, value, scaling))
+            instead = other(query, key, value, scaling, causal)
+            return self._refuse(kind, f"it failed: {fault}", instead)
         if first:
             self._checked.add(kind)
-            expected = other(query, key, value, scaling)
+            expected = other(query, key, value, scaling, causal)
             if off := _difference(found, expected):
                 return self._refuse(kind, off, expected)
         return found
 
     def _refuse(self, kind: tuple[object, ...], why: str, instead: Attended) -> Attended:
         self._works[kind] = False
-        device, dtype, size = kind
-        self.refused.append(f"{device}, {dtype}, heads of {size}: {why}")
+        device, dtype, size, causal = kind
+        what = f"{device}, {dtype}, heads of {size}{', causal' if causal else ''}"
+        self.refused.append(f"{what}: {why}")
         log.warning(
             "cuDNN's attention is not used (%s): chunks take longer to encode", self.refused[-1]
         )
         return instead
 
 
-def _kind(query: torch.Tensor) -> tuple[object, ...]:
-    return query.device, query.dtype, query.shape[3]
+def _kind(query: torch.Tensor, causal: bool) -> tuple[object, ...]:
+    return query.device, query.dtype, query.shape[3], causal
 
 
 def _difference(found: Attended, expected: Attended) -> str | None:

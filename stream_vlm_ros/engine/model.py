@@ -25,8 +25,9 @@ from .errors import (
 )
 from .forks import Fork
 from .frames import PatchGrid
+from .packed import pack
 from .positions import MultimodalRotary
-from .vision import VisionLayouts
+from .vision import VisionLayouts, pad_mlps
 
 log = python_logging.getLogger(__name__)
 
@@ -139,6 +140,13 @@ class StreamQwenModel(Qwen2_5_VLForConditionalGeneration):
             head_dim=text.hidden_size // text.num_attention_heads,
             dtype=self.dtype,
         )
+
+    def settle(self, device: torch.device) -> None:
+        """Move to a device, and there into the shape that it computes fastest in."""
+        self.to(device)
+        if device.type == "cuda":
+            pad_mlps(self.model.visual.blocks)
+            pack(self)
 
     @torch.inference_mode()
     def compile_chunks(self, wanted: bool = True, backend: str = "inductor") -> None:

@@ -5,7 +5,14 @@ import torch
 from toy_qwen import SINK_AND_WINDOW, question_logits
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
-from stream_vlm_ros.engine.attention import _flash, attend_long
+from stream_vlm_ros.engine.attention import (
+    LONG_PAST,
+    MERGER,
+    _flash,
+    attend_many,
+    merge,
+    varlen_attention,
+)
 from stream_vlm_ros.engine.cache import KVCacheManager
 from stream_vlm_ros.engine.frames import FrameProcessor
 from stream_vlm_ros.engine.long_past import LongPast, runs_fast_on
@@ -42,6 +49,7 @@ def test_the_gpu_in_float32_computes_what_the_cpu_computes(toys, toy, processor,
     toy.to("cpu")
     error = (logits["cuda"] - logits["cpu"]).norm() / logits["cpu"].norm()
     assert error < 1e-4
+    assert MERGER.refused == ""
 
 
 @pytest.mark.parametrize("cap", [None, 400])
@@ -70,14 +78,47 @@ def test_a_long_past_by_cudnn_is_the_attention_of_flash(rows, dtype):
     buffer = torch.randn(3, 2, 2, 20_000, 128, **options)
     key, value = (buffer[1, which, :, 500:19_000].unsqueeze(0) for which in (0, 1))
     long_past = LongPast()
-    assert long_past.tokens(query, key) == 16_384
-    out, lse = attend_long(query, key, value, 128**-0.5, long_past, _flash)
+    assert long_past.pieces(query, key) == [16_384, 2048]
+    seen = attend_many(query, key, value, 128**-0.5, long_past, _flash)
+    out, lse = merge(seen), torch.stack([lse for _, lse in seen]).logsumexp(0)
     assert long_past.refused == []
     exact = [x.double() for x in (query, key, value)]
     scores = exact[0] @ exact[1].transpose(-1, -2) * 128**-0.5
     expected = scores.softmax(-1) @ exact[2]
     assert (out - expected).norm() / expected.norm() < 2 * torch.finfo(dtype).eps
     assert (lse - scores.logsumexp(-1)).abs().max() < 1e-2
+
+
+def test_whole_pictures_by_cudnn_are_what_flash_attention_sees_in_them():
+    """The vision tower's layers without windows, at the head size of the released models."""
+    if not runs_fast_on(torch.device("cuda")):
+        pytest.skip("cuDNN's attention is used on Hopper and the data centre's Blackwell alone")
+    noise = torch.Generator("cuda").manual_seed(1)
+    options = {"generator": noise, "device": "cuda", "dtype": torch.bfloat16}
+    qkv = torch.randn(2 * 5000, 3, 4, 80, **options)
+    query, key, value = qkv.permute(1, 2, 0, 3).unsqueeze(1)  # [1, h, n, d] each
+    lengths = torch.tensor([0, 5000, 10_000], device="cuda")
+    out, _ = varlen_attention(None, query, key, value, None, 80**-0.5, lengths, 5000)
+    assert LONG_PAST.refused == []
+    for of in (slice(0, 5000), slice(5000, 10_000)):
+        q, k, v = (x[:, :, of].double() for x in (query, key, value))
+        expected = (q @ k.transpose(-1, -2) * 80**-0.5).softmax(-1) @ v
+        error = out[:, of].transpose(1, 2) - expected
+        assert error.norm() / expected.norm() < 2 * torch.finfo(torch.bfloat16).eps
+
+
+def test_a_towers_inner_size_is_padded_and_its_features_stay(toys, processor):
+    options = {"vision": {"intermediate_size": 100}}
+    chunk = FrameProcessor(processor.image_settings, "cpu")(toys.frames(4, 140, 196))
+    expected = toys.model(5, **options).encode_frames(chunk)
+    model = toys.model(5, **options)
+    VideoStreamingInference(model, processor, "cuda")
+    assert model.model.visual.blocks[0].mlp.up_proj.weight.shape[0] == 100  # float32 is fine
+    assert (model.encode_frames(chunk).cpu() - expected).norm() / expected.norm() < 1e-5
+    half = toys.model(5, **options).to(torch.bfloat16)
+    VideoStreamingInference(half, processor, "cuda")
+    assert half.model.visual.blocks[0].mlp.up_proj.weight.shape[0] == 128
+    assert (half.encode_frames(chunk).cpu() - expected).norm() / expected.norm() < 5e-2
 
 
 def test_chunks_of_other_contents_on_the_way_at_once_do_not_mix(toys):
@@ -98,9 +139,11 @@ def test_chunks_of_other_contents_on_the_way_at_once_do_not_mix(toys):
 def test_compiled_chunks_compute_what_plain_ones_do(toys, toy, processor):
     """A compiler that fails would be done without: here it must work."""
     config = EvictionConfig(400, **SINK_AND_WINDOW)
-    plain = logits_of(VideoStreamingInference(toy, processor, "cuda", config), toys, 8)
+    toy.compile_chunks(False)
+    plain = VideoStreamingInference(toy, processor, "cuda", config, compile=False)
+    plain = logits_of(plain, toys, 8)
     try:
-        engine = VideoStreamingInference(toy, processor, "cuda", config, compile=True)
+        engine = VideoStreamingInference(toy, processor, "cuda", config)
         assert toy.compiled is not None
         compiled = logits_of(engine, toys, 8)
     finally:

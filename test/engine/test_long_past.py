@@ -9,14 +9,16 @@ import threading
 import pytest
 import torch
 
-from stream_vlm_ros.engine.attention import attend_long
+from stream_vlm_ros.engine.attention import attend_many, merge
 from stream_vlm_ros.engine.long_past import LongPast
 
 SCALING = 0.3
 
 
-def plain(query, key, value, scaling):
+def plain(query, key, value, scaling, causal=False):
     scores = query @ key.transpose(-1, -2) * scaling
+    if causal:
+        scores += torch.full(scores.shape[-2:], -torch.inf).triu(1)
     return scores.softmax(-1) @ value, scores.logsumexp(-1)
 
 
@@ -26,9 +28,14 @@ class Kernel:
     def __init__(self, instead=plain):
         self.instead, self.given = instead, []
 
-    def __call__(self, query, key, value, scaling):
+    def __call__(self, query, key, value, scaling, causal=False):
         self.given.append(key.shape[2])
-        return self.instead(query, key, value, scaling)
+        return self.instead(query, key, value, scaling, causal)
+
+
+def attend_long(query, key, value, scaling, long_past, other, causal=False):
+    seen = attend_many(query, key, value, scaling, long_past, other, causal)
+    return merge(seen), torch.stack([lse for _, lse in seen]).logsumexp(0)
 
 
 def tensors(rows, past, heads=2, size=8, dtype=torch.float32):
@@ -39,7 +46,7 @@ def tensors(rows, past, heads=2, size=8, dtype=torch.float32):
 
 def small(kernel, **changes):
     """As `LongPast` is, but for lengths that a test affords."""
-    settings = {"block": 16, "least_rows": 4, "most_plans": 8, "fast_on": lambda device: True}
+    settings = {"blocks": (16,), "least_rows": 4, "most_plans": 8, "fast_on": lambda device: True}
     return LongPast(kernel, **{**settings, **changes})
 
 
@@ -59,6 +66,32 @@ def test_whole_blocks_go_to_the_fast_kernel_and_the_union_is_exact(rows, past, f
     assert long_past.refused == []
 
 
+def test_what_whole_blocks_leave_goes_to_it_in_smaller_ones():
+    query, key, value = tensors(6, 16 + 16 + 4 + 4 + 3)
+    quick, other = Kernel(), Kernel()
+    long_past = small(quick, blocks=(16, 4))
+    for _ in range(2):
+        out, lse = attend_long(query, key, value, SCALING, long_past, other)
+    expected_out, expected_lse = plain(query, key, value, SCALING)
+    torch.testing.assert_close(out, expected_out)
+    torch.testing.assert_close(lse, expected_lse)
+    assert quick.given == [32, 8] * 2
+    assert other.given == [32, 3, 3]  # the first to hold the result against
+
+
+def test_a_chunks_own_tokens_go_to_it_whole_if_there_are_enough():
+    for rows, fast in ((6, [6, 6]), (3, [])):
+        query, key, value = tensors(rows, rows)
+        quick, other = Kernel(), Kernel()
+        long_past = small(quick)
+        for _ in range(2):
+            out, lse = attend_long(query, key, value, SCALING, long_past, other, causal=True)
+        expected_out, expected_lse = plain(query, key, value, SCALING, causal=True)
+        torch.testing.assert_close(out, expected_out)
+        torch.testing.assert_close(lse, expected_lse)
+        assert quick.given == fast
+
+
 def test_only_the_first_call_of_a_kind_is_checked():
     quick, other = Kernel(), Kernel()
     long_past = small(quick)
@@ -69,22 +102,22 @@ def test_only_the_first_call_of_a_kind_is_checked():
     assert other.given == [32, 32]
 
 
-def broken(query, key, value, scaling):
+def broken(query, key, value, scaling, causal):
     raise RuntimeError("no plan for this shape")
 
 
-def wrong_output(query, key, value, scaling):
-    out, lse = plain(query, key, value, scaling)
+def wrong_output(query, key, value, scaling, causal):
+    out, lse = plain(query, key, value, scaling, causal)
     return out.flip(2), lse
 
 
-def not_a_number(query, key, value, scaling):
-    out, lse = plain(query, key, value, scaling)
+def not_a_number(query, key, value, scaling, causal):
+    out, lse = plain(query, key, value, scaling, causal)
     return out * torch.nan, lse
 
 
-def wrong_sum(query, key, value, scaling):
-    out, lse = plain(query, key, value, scaling)
+def wrong_sum(query, key, value, scaling, causal):
+    out, lse = plain(query, key, value, scaling, causal)
     return out, lse / 0.6931
 
 
@@ -113,7 +146,7 @@ def test_a_kernel_that_fails_is_left_for_good_and_said_once(fault, why, caplog):
 
 
 def test_one_kind_that_fails_leaves_the_others_their_kernel():
-    quick = Kernel(lambda q, k, v, s: broken(q, k, v, s) if q.shape[3] == 8 else plain(q, k, v, s))
+    quick = Kernel(lambda q, *given: (broken if q.shape[3] == 8 else plain)(q, *given))
     long_past = small(quick)
     for size in (8, 16, 8, 16):
         attend_long(*tensors(6, 32, size=size), SCALING, long_past, plain)
@@ -122,7 +155,7 @@ def test_one_kind_that_fails_leaves_the_others_their_kernel():
 
 
 def test_running_out_of_memory_is_no_fault_of_the_kernel():
-    def full(query, key, value, scaling):
+    def full(query, key, value, scaling, causal):
         raise torch.OutOfMemoryError("none left")
 
     long_past = small(Kernel(full))
@@ -131,13 +164,14 @@ def test_running_out_of_memory_is_no_fault_of_the_kernel():
     assert long_past.refused == []
 
 
-def test_no_more_plans_are_made_than_allowed():
+def test_no_more_plans_are_made_than_allowed_and_that_is_said(caplog):
     """A scene that skips tokens has chunks of ever other lengths: each would cost a plan."""
     quick = Kernel()
     long_past = small(quick, most_plans=3)
     for rows in range(4, 12):
         attend_long(*tensors(rows, 32), SCALING, long_past, plain)
     assert len(quick.given) == 3
+    assert [record.getMessage().startswith("chunks of 3 other") for record in caplog.records] == [1]
     attend_long(*tensors(4, 32), SCALING, long_past, plain)  # one that has its plan goes on
     assert len(quick.given) == 4
 
@@ -171,4 +205,4 @@ def test_where_the_kernel_is_not_faster_it_is_not_tried():
     quick = Kernel()
     attend_long(*tensors(6, 32), SCALING, small(quick, fast_on=lambda device: False), plain)
     assert quick.given == []
-    assert LongPast().tokens(*tensors(4096, 8192)[:2]) == 0  # as it is: not on a CPU
+    assert LongPast().pieces(*tensors(4096, 8192)[:2]) == []  # as it is: not on a CPU

@@ -10,7 +10,7 @@ from toy_qwen import SINK_AND_WINDOW
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import eager_attention_forward
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
-from stream_vlm_ros.engine.attention import attend_own, attend_shared, merge, merged_output
+from stream_vlm_ros.engine.attention import attend_own, attend_shared, merge
 from stream_vlm_ros.engine.errors import SnapshotEvictedError, StreamBusyError
 
 QUICK = settings(
@@ -246,7 +246,7 @@ def test_attention_in_parts_equals_one_attention_under_the_full_mask(
     for start, stop in ((0, past // 3), (past // 3, past)):
         if stop > start:
             of = slice(start, stop)
-            parts.append(attend_shared(query, shared[0][:, of], shared[1][:, of], 0.3))
+            parts += attend_shared(query, shared[0][:, of], shared[1][:, of], 0.3)
     # The reference's way: everything in one tensor, and the manager's mask.
     engine = VideoStreamingInference(model, processor)
     manager = engine.cache_manager
@@ -254,6 +254,5 @@ def test_attention_in_parts_equals_one_attention_under_the_full_mask(
     mask = manager.build_full_attention_mask(before + new)[:, :, before:]
     keys, values = (torch.cat([shared[i].expand(2, -1, -1, -1), own[i]], dim=2) for i in range(2))
     expected, _ = eager_attention_forward(GroupedHeads(), query, keys, values, mask, 0.3)
-    merged = merge(merge(*parts[:2]), *parts[2:])[0]
+    merged = merge(parts).flatten(1, 2)
     assert (merged.transpose(1, 2) - expected).abs().max() < 1e-5
-    assert (merged_output(*parts).transpose(1, 2) - expected).abs().max() < 1e-5

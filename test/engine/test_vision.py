@@ -67,3 +67,39 @@ def test_the_tower_reckons_nothing_and_its_longest_sequences_are_plain_numbers(t
 
         monkeypatch.setattr(module, name, only_given)
     tower.encode_frames(patches((2, 6, 10)))
+
+
+@pytest.fixture
+def odd(toys):
+    """Like the released models: in 16 bits no row of these matrices begins at 16 bytes."""
+    return toys.model(7, vision={"intermediate_size": 100}).to(torch.bfloat16)
+
+
+def test_a_padded_tower_gives_the_same_features_and_state(odd):
+    chunk = patches((1, 6, 10))
+    before, state = odd.encode_frames(chunk), odd.state_dict()
+    state = {name: value.clone() for name, value in state.items()}
+    vision.pad_mlps(odd.model.visual.blocks)
+    mlp = odd.model.visual.blocks[0].mlp
+    assert mlp.gate_proj.weight.shape[0] == len(mlp.up_proj.bias) == 128
+    torch.testing.assert_close(odd.encode_frames(chunk), before)
+    after = odd.state_dict()
+    assert after.keys() == state.keys()
+    assert all(torch.equal(after[name], state[name]) for name in state)
+    vision.pad_mlps(odd.model.visual.blocks)  # of another engine: it is done
+    assert mlp.up_proj.weight.shape[0] == 128 and len(mlp._state_dict_hooks) == 1
+
+
+def test_a_checkpoint_saved_from_a_padded_model_loads_as_any_other(odd, tmp_path):
+    state = {name: value.clone() for name, value in odd.state_dict().items()}
+    vision.pad_mlps(odd.model.visual.blocks)
+    odd.save_pretrained(tmp_path)
+    again = type(odd).from_pretrained(tmp_path, dtype=torch.bfloat16).state_dict()
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[name], state[name]) for name in state)
+
+
+def test_sizes_that_suit_a_gpu_are_left_alone(toys):
+    model = toys.model(7, vision={"intermediate_size": 104}).to(torch.bfloat16)
+    vision.pad_mlps(model.model.visual.blocks)
+    assert model.model.visual.blocks[0].mlp.up_proj.weight.shape[0] == 104
