@@ -41,7 +41,7 @@ SOURCES := $(shell find stream_vlm_ros config launch -type f -not -path '*/__pyc
 	2>/dev/null) $(INTERFACES) CMakeLists.txt package.xml tools/executable.in tools/build.sh
 SOURCE_LIST := build/.sources
 
-.PHONY: help setup demo test test-slow bench lint format clean check FORCE
+.PHONY: help setup demo test test-slow bench docs lint format clean check FORCE
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -65,6 +65,10 @@ test-slow: setup  ## Run the tests marked slow (results: bench/results/test_slow
 
 bench: setup  ## Run the benchmarks of the CPU (BENCH_ARGS="against_stock")
 	@$(RUN) python bench/run.py $(BENCH_ARGS)
+
+docs: install/.built  ## Write anew what pages and config/ take from code and results
+	@PYTHONPATH=. $(VENV)/bin/python -m stream_vlm_ros.node.parameters .
+	@$(VENV)/bin/python bench/performance_page.py
 
 lint: install/.built  ## ruff (lint and format) and mypy on the engine
 	@$(RUN) ruff check .

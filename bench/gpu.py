@@ -3,6 +3,7 @@
     python bench/gpu.py --out bench/results/gpu.json            # all sections, below 9 minutes
     python bench/gpu.py --out gpu.json --sections eviction curves
     python bench/gpu_plots.py bench/results/gpu.json            # plots beside it, on any machine
+    make docs                                                   # into docs/performance.md
 
 Random weights (speed does not depend on them), 1920x1080 frames in chunks of 4, bfloat16, memories
 full. In one process, medians of repeated runs, the device idle before and after each. The floor is

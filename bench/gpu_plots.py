@@ -15,7 +15,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 Drawing = Callable[[Any, dict[str, Any]], None]
 SHOWN = {"chunk": "a chunk", "first_token": "first token", "token": "a further token"}
@@ -34,21 +34,38 @@ def against_reference(axes: Any, section: dict[str, Any]) -> None:
     ):
         places = [place + 0.27 * (number - 1) for place in range(len(names))]
         drawn = axes.bar(places, [each[number] for each in values], 0.27, label=label, color=colour)
-        axes.bar_label(drawn, fmt="%.3g", fontsize=6)
+        axes.bar_label(drawn, fmt=_three_digits, fontsize=6)
     axes.set_xticks(range(len(names)), names, fontsize=7)
-    axes.set_yscale("log")
-    axes.set_ylabel("ms")
-    axes.legend()
-    axes.set_title("Work at two caps, in tokens")
+    _log_milliseconds(axes)
+    _key(axes, "By the memory's cap, in tokens")
 
 
 def long_video(axes: Any, section: dict[str, Any]) -> None:
     for name, way in section.items():
         if isinstance(way, dict) and "chunk_ms" in way:
             axes.plot(way["chunk_ms"], label=f"{name}: {way['seconds']:g} s", linewidth=1)
-    axes.set(xlabel="chunk", ylabel="ms a chunk", title=f"{section['frames']} frames end to end")
+    axes.set(xlabel="chunk", ylabel="ms a chunk")
     axes.set_ylim(bottom=0)
-    axes.legend()
+    _key(axes, f"{section['frames']} frames end to end")
+
+
+def _key(axes: Any, title: str) -> None:
+    """The legend under the title, where no line runs through it."""
+    axes.set_title(title, pad=24)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=8)
+
+
+def _log_milliseconds(axes: Any) -> None:
+    """A logarithmic axis with its ticks in plain figures: 1, 2, 5, 10, ..."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylabel("ms")
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _curve(points: list[dict[str, Any]], along: str, scale: str) -> Drawing:
@@ -58,14 +75,15 @@ def _curve(points: list[dict[str, Any]], along: str, scale: str) -> Drawing:
             if name in points[0]:
                 axes.plot(xs, [point[name] for point in points], marker="o", label=words)
         axes.set_xscale(scale)
-        axes.set_xticks(xs, [_label(point[along]) for point in points], rotation=30, fontsize=7)
+        tilted = {"rotation": 30, "ha": "right"} if len(points) > 5 else {}
+        axes.set_xticks(xs, [_label(point[along]) for point in points], fontsize=7, **tilted)
         axes.xaxis.set_minor_locator(NullLocator())
         if "token" in points[0]:
-            axes.set_yscale("log")
+            _log_milliseconds(axes)
         else:
-            axes.set_ylim(bottom=0)
-        axes.set(ylabel="ms", title=TITLES[along])
-        axes.legend()
+            axes.set_ylim(0, 1.15 * max(point["chunk"] for point in points))
+            axes.set_ylabel("ms")
+        _key(axes, TITLES[along])
 
     return draw
 

@@ -102,6 +102,10 @@ def _reference(rig: Rig, patches: Any, ids: list[int], cap: int, sink: int) -> d
         for _ in range(ANSWER):
             token = stream.next_token(token)
 
+    saved = stream.snapshot()  # ours answers once unmeasured, too
+    write(stream.first_token(ids))
+    stream.restore(saved)
+    del saved
     for _ in rig.count("the reference's answers", few):
         taken, saved = timed(stream.snapshot)
         rows["snapshot"].append(taken)

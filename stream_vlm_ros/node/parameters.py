@@ -1,8 +1,8 @@
 """Every parameter of the node, in one table.
 
 The ROS declarations with their descriptors, ``config/stream_vlm.yaml`` and the table in
-``docs/node.md`` are all made from :class:`Parameters`; a test holds the three together. Run
-``python -m stream_vlm_ros.node.parameters ROOT`` to write the two files anew under a checkout.
+``docs/node.md`` are all made from :class:`Parameters`; a test holds the three together. ``make
+docs`` writes the two files anew.
 """
 
 from __future__ import annotations

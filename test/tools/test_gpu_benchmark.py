@@ -1,4 +1,4 @@
-"""bench/gpu.py on a CPU with a toy: every section runs, keeps to its time, and can be drawn."""
+"""bench/gpu.py on a CPU with a toy: all sections run, keep to their time, are drawn and told."""
 
 import json
 import subprocess
@@ -29,6 +29,16 @@ def test_every_section_gives_figures_that_can_be_drawn(tmp_path):
     drawn = run("gpu_plots.py", out)
     assert drawn.returncode == 0, drawn.stderr
     assert len(list(tmp_path.glob("gpu-*.png"))) == 6
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs" / "performance.md"
+    page.write_text((BENCH.parent / "docs" / "performance.md").read_text())
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "results").symlink_to(tmp_path)
+    written = run("performance_page.py", tmp_path)
+    assert written.returncode == 0, written.stderr
+    text = page.read_text()
+    assert "shape toy" in text and "Not in this file" not in text
+    assert "![gpu-over-cap](../bench/results/gpu-over-cap.png)" in text
 
     again = run("gpu.py", *TOY, "--out", out, "--sections", "steady")
     assert again.returncode == 0, again.stderr

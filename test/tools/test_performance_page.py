@@ -1,0 +1,108 @@
+"""docs/performance.md says what the files under bench/results hold."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "bench" / "results"
+HEADER = {
+    "machine": "Some GPU",
+    "shape": "3b",
+    "dtype": "torch.bfloat16",
+    "size": "1920x1080",
+    "torch": "2.11.0",
+    "transformers": "5.17.0",
+    "date": "2026-01-02",
+    "teraflops": 779.7,
+    "terabytes_a_second": 4.17,
+}
+
+
+@pytest.fixture(scope="module")
+def page():
+    script = ROOT / "bench" / "performance_page.py"
+    specification = importlib.util.spec_from_file_location("performance_page", script)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Writes reports into a folder of their own, which it returns."""
+
+    def write(**reports):
+        for name, report in reports.items():
+            (tmp_path / f"{name}.json").write_text(json.dumps(report))
+        return tmp_path
+
+    return write
+
+
+def line_with(text, words):
+    (line,) = (line for line in text.splitlines() if words in line)
+    return line
+
+
+def test_the_page_equals_the_results(page):
+    text = (ROOT / "docs" / "performance.md").read_text()
+    assert page.with_tables(text, RESULTS) == text, "run: make docs"
+
+
+def test_a_figure_that_misses_its_bar_is_bold_whichever_way_the_bar_points(page, results):
+    quick = {"wall_median": 99.0}
+    small = {"machine": "CPU", "load_average": [0.25, 1, 2], "chunk_of_4_ms": quick}
+    small |= {"first_token_ms": {"wall_median": 151.0}, "whole_answer_ms": {"wall_median": 499.0}}
+    small |= {"load_ms": {"wall_median": 1000.0}}
+    speeds = {"camera": {"times_real_time_on_one_core": 10.0, "load_average": 7.5}}
+    speeds |= {"x264 defaults": {"times_real_time_on_one_core": 9.9}}
+    reader = {"machine": "other", "encodings": speeds}
+    text = page.cpu_table(results(small_model=small, reader=reader))
+    assert line_with(text, "a chunk of four") == (
+        "| Small model, a chunk of four 640x480 frames | ≤ 100 ms | 99.0 ms "
+        "| [`small_model`](../bench/results/small_model.json): CPU, load 0.2 |"
+    )
+    assert "| ≤ 150, 500 ms | **151**, 499 ms | |" in line_with(text, "whole answer")
+    assert "| ≤ 1,000 ms | 1,000 ms |" in line_with(text, "loading it")
+    read = line_with(text, "Reading")
+    assert "| ≥ 10 | 10.0, **9.90** |" in read and "other, load 7.5" in read
+    assert "stock" not in text  # not measured here
+
+
+def test_bars_of_a_gpu_are_told_as_the_file_has_them(page, results):
+    held = {"what": "token, cap 150,000", "measured": 5.161, "unit": "ms", "at_most": 5.5}
+    missed = {"what": "peak_reserved_gib, cap 9", "measured": 16.9, "unit": "GiB", "at_most": 16.5}
+    bars = [held | {"go_for": 4, "holds": True}, missed | {"go_for": None, "holds": False}]
+    section = {"caps": {}, "bars": bars, "skipped": ["cap: 16384"]}
+    report = HEADER | {"sections": {"against_reference": section, "steady": {"failed": "Oops"}}}
+    text = page.gpu_tables(results(gpu=report))
+    assert "| a further token, cap 150,000 | 5.5 ms | 4 ms | 5.16 ms | ok |" in text
+    assert "| most reserved, cap 9 | 16.5 GiB | | 16.9 GiB | **miss** |" in text
+    assert "Left out of `against_reference` for lack of time: cap: 16384." in text
+    missing = line_with(text, "Not in this file")
+    assert "`long_video`" in missing and "`steady`" in missing and "reference" not in missing
+
+
+def test_ours_stands_beside_the_reference_and_the_floor(page, results):
+    row = {
+        "ours": {"chunk": {"median": 740.087, "runs": 5}, "peak_reserved_gib": 14.87},
+        "reference_style": {"chunk": {"median": 1497.542}, "peak_reserved_gib": 22.46},
+        "times_faster": {"chunk": 2.02},
+        "floor": {"chunk": 383.932},
+    }
+    section = {"caps": {"150000": row}, "bars": []}
+    text = page.gpu_tables(results(gpu=HEADER | {"sections": {"against_reference": section}}))
+    assert "| 150,000 | a whole chunk | 1,498 | 740 | 2.02 | 384 |" in text
+    assert "| 150,000 | most reserved, GiB | 22.5 | 14.9 | | |" in text
+
+
+def test_without_a_gpu_nothing_is_claimed_of_one(page, results):
+    assert page.gpu_tables(results()) == "Not measured yet."
+
+
+def test_a_page_without_its_markers_is_not_written_over(page):
+    with pytest.raises(AssertionError, match="lacks its markers of cpu"):
+        page.with_tables("# Performance\n", RESULTS)
