@@ -201,12 +201,35 @@ def stream_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
-    seen = attend_own(query, key, value, scaling)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
-    for part in fork.parts:
-        seen_from = query if part.turn is None else rotate(query, *part.turn)
-        seen += attend_shared(seen_from, *part.of(layer), scaling)
-    return merge(seen).flatten(1, 2).transpose(1, 2), None
+    shared = [
+        (query if part.turn is None else rotate(query, *part.turn), part.of(layer))
+        for part in fork.parts
+    ]
+    return attend_stream(query, key, value, scaling, shared), None
+
+
+def attend_stream(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    shared: Sequence[tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]],
+) -> torch.Tensor:
+    """Attention over a fork's own tokens and parts of the stream.
+
+    Args:
+        query: ``[b, h, n, d]``.
+        key: ``[b, kv_heads, m, d]``, like ``value``: own tokens, the new ones last.
+        shared: for each part the query as rotated to see it, its keys and its values.
+
+    Returns:
+        ``[b, n, h, d]``.
+    """
+    seen = attend_own(query, key, value, scaling)
+    for seen_from, part in shared:
+        seen += attend_shared(seen_from, *part, scaling)
+    return merge(seen).flatten(1, 2).transpose(1, 2)
 
 
 def varlen_attention(

@@ -1,4 +1,4 @@
-"""torch.compile for what lies between the attention calls of a chunk: norms, MLPs, residuals.
+"""torch.compile for what lies between the attention calls of a chunk: rotations, norms, MLPs.
 
 Each of these is a handful of small kernels that read and write all hidden states. The functions
 are compiled once for all layers and for any length, since the modules are their arguments; the
@@ -14,14 +14,22 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
-from .attention import VISION_ATTENTION, varlen_attention
-from .forks import Fork
+from .attention import VISION_ATTENTION, attend_stream, varlen_attention
+from .decoder_layer import after_attention, before_attention
+from .forks import Fork, Part
 from .frames import PatchGrid
-from .packed import PackedLayer, feed_forward
+from .packed import PackedLayer
 
 log = logging.getLogger(__name__)
 
 LEAST_TOKENS = 64  # fewer are not a chunk
+
+
+def recompiling() -> Any:
+    """Let a function be compiled for more cases than for one it would: sizes, models, engines."""
+    import torch._dynamo  # not for those who never compile: it takes a second
+
+    return torch._dynamo.config.patch(recompile_limit=64)
 
 
 class CompiledChunks:
@@ -37,7 +45,8 @@ class CompiledChunks:
         AttentionInterface.register(VISION_ATTENTION, torch.compiler.disable(varlen_attention))
         self._text, self._blocks = model.model.language_model, model.model.visual.blocks
         self._norm = torch.compile(_norm, backend=backend, dynamic=True)
-        self._after = torch.compile(finish_layer, backend=backend, dynamic=True)
+        self._before = torch.compile(before_attention, backend=backend, dynamic=True)
+        self._after = torch.compile(after_attention, backend=backend, dynamic=True)
         forward = torch.compile(type(self._blocks[0]).forward, backend=backend, dynamic=True)
         for block in self._blocks:
             block.forward = MethodType(forward, block)
@@ -49,13 +58,23 @@ class CompiledChunks:
 
     def try_out(self, model: Any) -> None:
         """Compile both towers on a little noise; raises whatever does not work."""
+        with recompiling():
+            self._try_out(model)
+
+    def _try_out(self, model: Any) -> None:
         text, vision = model.config.text_config, model.config.vision_config
         options = {"dtype": model.dtype, "device": model.device}
         # A length like no other size: the tracer takes equal sizes for one.
-        hidden = torch.randn(1, 67, text.hidden_size, **options)
+        hidden = torch.randn(67, text.hidden_size, **options)
         layer = self._text.layers[0]
+        packed = PackedLayer.of(layer)
         normed = self._norm(layer.input_layernorm, hidden)
-        self._after(layer, self._text.norm, hidden, normed)
+        cos, sin = self._text.rotary_emb(hidden, torch.zeros(3, 1, 67, device=model.device))
+        for turns in (1, 2):  # a graph for one, another for any more
+            turn = torch.zeros(2, turns, 1, 1, cos.shape[-1], device=model.device)
+            queries, _ = self._before(layer, packed, normed, cos, sin, turn)
+            attended = queries[0].transpose(0, 1).contiguous()
+            self._after(layer, packed, self._text.norm, hidden, attended)
         merge, patch = vision.spatial_merge_size, vision.patch_size
         side = 8 * merge
         pixels = 3 * vision.temporal_patch_size * patch**2
@@ -64,48 +83,54 @@ class CompiledChunks:
     def forward(
         self, embeddings: torch.Tensor, positions: torch.Tensor, fork: Fork
     ) -> torch.Tensor:
-        """The language model's layers and last norm on ``[batch, n, hidden]``."""
+        """The language model's layers and last norm.
+
+        Args:
+            embeddings: ``[1, n, hidden]``, as is what comes back.
+            positions: ``[3, 1, n]``.
+        """
+        with recompiling():
+            return self._forward(embeddings, positions, fork)
+
+    def _forward(
+        self, embeddings: torch.Tensor, positions: torch.Tensor, fork: Fork
+    ) -> torch.Tensor:
         text = self._text
-        turn = text.rotary_emb(embeddings, positions)
         layers = text.layers
-        hidden = embeddings.clone()  # made in inference mode, like all others that come here
+        hidden = embeddings[0].clone()  # made in inference mode, like all others that come here
+        cos, sin = text.rotary_emb(hidden, positions)
+        turns, of_part = _distinct_turns(fork, cos)
         normed = self._norm(layers[0].input_layernorm, hidden)
         following = [*(layer.input_layernorm for layer in layers[1:]), text.norm]
-        for layer, norm in zip(layers, following, strict=True):
-            attended = layer.self_attn(
-                hidden_states=normed,
-                attention_mask=None,
-                past_key_values=fork,
-                use_cache=True,
-                position_embeddings=turn,
-                fork=fork,
-            )[0]
-            hidden, normed = self._after(layer, norm, hidden, attended)
-        return normed
+        for number, (layer, norm) in enumerate(zip(layers, following, strict=True)):
+            packed = PackedLayer.of(layer)
+            queries, own = self._before(layer, packed, normed, cos, sin, turns)
+            keys, values = fork.update(own[:1], own[1:], number)
+            shared = [(queries[at : at + 1], part.of(number)) for at, part in of_part]
+            scaling = layer.self_attn.scaling
+            attended = attend_stream(queries[:1], keys, values, scaling, shared)
+            hidden, normed = self._after(layer, packed, norm, hidden, attended[0])
+        return normed.unsqueeze(0)
+
+
+def _distinct_turns(fork: Fork, like: torch.Tensor) -> tuple[torch.Tensor, list[tuple[int, Part]]]:
+    """The turns by which the queries are to be rotated further, and which of them each part wants.
+
+    Returns:
+        ``[2, turns, 1, 1, head_dim]``, cos and sin; the first is none at all.
+    """
+    none = torch.ones_like(like[0, 0]), torch.zeros_like(like[0, 0])
+    found = [none]
+    of_part = []
+    for part in fork.parts:
+        if part.turn is None:
+            of_part.append((0, part))
+            continue
+        of_part.append((len(found), part))
+        found.append(part.turn)
+    stacked = torch.stack([torch.stack(turn) for turn in found], dim=1)
+    return stacked[:, :, None, None], of_part
 
 
 def _norm(norm: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     return norm(hidden)
-
-
-def finish_layer(
-    layer: Any,
-    norm: torch.nn.Module,
-    hidden: torch.Tensor,
-    attended: torch.Tensor,
-    packed: PackedLayer | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A decoder layer from its attention on, and the norm of what follows it."""
-    hidden = _sum(hidden, attended)
-    normed = layer.post_attention_layernorm(hidden)
-    hidden = _sum(hidden, feed_forward(layer.mlp, normed, packed))
-    return hidden, norm(hidden)
-
-
-def _sum(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Their sum, rounded as ever.
-
-    In float32 on the way, so that the compiler does not take it into the matrix product before it,
-    for which it first has to copy one of them.
-    """
-    return (one.float() + other.float()).to(one.dtype)

@@ -202,7 +202,7 @@ class StreamQwenModel(Qwen2_5_VLForConditionalGeneration):
         batch, length, _ = embeddings.shape
         if positions.ndim == 2:
             positions = positions[:, None].expand(3, batch, length)
-        if self.compiled is not None and length >= LEAST_TOKENS:
+        if self.compiled is not None and batch == 1 and length >= LEAST_TOKENS:
             return self.compiled.forward(embeddings, positions.to(embeddings.device), fork)
         return self.model.language_model(
             inputs_embeds=embeddings,

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .cache import KVCacheManager
+from .compiled import recompiling
 from .errors import InvalidParameterError
 from .forks import Fork, Part
 from .model import StreamQwenModel
@@ -351,7 +352,7 @@ class _Ready:
         The inputs are all padding, which leaves no trace but in the slot for that.
         """
         device = self.inputs.ids.device
-        with torch.cuda.device(device), _recompiling():
+        with torch.cuda.device(device), recompiling():
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
@@ -457,13 +458,6 @@ def _log_probabilities(
     chosen = after.gather(1, follows[:, None])[:, 0].double() - after.logsumexp(-1).double()
     begins = torch.tensor([text[0] for text in texts], device=device)
     return first[begins].double().index_add(0, owner, chosen).tolist()
-
-
-def _recompiling() -> Any:
-    """`torch.compile` builds a step for each size, more than it would for one function."""
-    import torch._dynamo  # not for those who never compile: it takes a second
-
-    return torch._dynamo.config.patch(recompile_limit=64)
 
 
 def _reserved_bytes(device: torch.device) -> int:

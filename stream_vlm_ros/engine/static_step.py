@@ -11,13 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.nn import functional
 
-from .compiled import finish_layer
+from .decoder_layer import after_attention, before_attention
 from .forks import Part
 from .model import StreamQwenModel
 from .packed import PackedLayer
-from .positions import rotate
 
 # Sink, kept grids, and the ring in two slices, each seen at a distance of its own: four occur, with
 # every policy and layout.
@@ -212,48 +210,3 @@ class StaticStep:
             )
             hidden, normed = self._after(layer, packed, norm, hidden, attended)
         return normed, self._model.logits(normed.index_select(0, inputs.last))[0]
-
-
-def before_attention(
-    layer: Any,
-    packed: PackedLayer | None,
-    normed: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    turns: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """From hidden states behind the layer's norm, ``[n, hidden]``, to what attention needs.
-
-    Returns:
-        Queries ``[turns, heads, n, head_dim]``, once for each turn; keys and values ``[2, kv_heads,
-        n, head_dim]``.
-    """
-    attention = layer.self_attn
-    projections = attention.q_proj, attention.k_proj, attention.v_proj
-    if packed is None:
-        projected = [project(normed) for project in projections]
-    else:
-        together = functional.linear(normed, packed.qkv, packed.qkv_bias)
-        projected = together.split([project.out_features for project in projections], dim=-1)
-    query, key, value = (
-        x.unflatten(-1, (-1, attention.head_dim)).transpose(0, 1) for x in projected
-    )
-    query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-    queries = rotate(query.expand(turns.shape[1], *query.shape), turns[0], turns[1])
-    return queries, torch.stack([key, value])
-
-
-def after_attention(
-    layer: Any,
-    packed: PackedLayer | None,
-    norm: torch.nn.Module,
-    hidden: torch.Tensor,
-    attended: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A layer from what was ``attended [n, heads, head_dim]`` on, and the norm that follows it.
-
-    Returns:
-        Hidden states ``[n, hidden]``, and the same behind that norm.
-    """
-    attended = layer.self_attn.o_proj(attended.flatten(1))
-    return finish_layer(layer, norm, hidden, attended, packed)

@@ -109,16 +109,16 @@ def test_whole_pictures_by_cudnn_are_what_flash_attention_sees_in_them():
 
 def test_a_towers_inner_size_is_padded_and_its_features_stay(toys, processor):
     options = {"vision": {"intermediate_size": 100}}
-    chunk = FrameProcessor(processor.image_settings, "cpu")(toys.frames(4, 140, 196))
-    expected = toys.model(5, **options).encode_frames(chunk)
+    chunk = FrameProcessor(processor.image_settings, "cuda")(toys.frames(4, 140, 196))
+    expected = toys.model(5, **options).to("cuda").encode_frames(chunk)
     model = toys.model(5, **options)
     VideoStreamingInference(model, processor, "cuda")
     assert model.model.visual.blocks[0].mlp.up_proj.weight.shape[0] == 100  # float32 is fine
-    assert (model.encode_frames(chunk).cpu() - expected).norm() / expected.norm() < 1e-5
+    assert (model.encode_frames(chunk) - expected).norm() / expected.norm() < 1e-5
     half = toys.model(5, **options).to(torch.bfloat16)
     VideoStreamingInference(half, processor, "cuda")
     assert half.model.visual.blocks[0].mlp.up_proj.weight.shape[0] == 128
-    assert (half.encode_frames(chunk).cpu() - expected).norm() / expected.norm() < 5e-2
+    assert (half.encode_frames(chunk) - expected).norm() / expected.norm() < 5e-2
 
 
 def test_chunks_of_other_contents_on_the_way_at_once_do_not_mix(toys):

@@ -1,0 +1,71 @@
+"""A decoder layer of the library in two halves, before its attention and after it.
+
+So that each can be compiled as one, and the attention between them be ours. In the order of
+``Qwen2_5_VLDecoderLayer.forward``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from .packed import PackedLayer, feed_forward
+from .positions import rotate
+
+
+def before_attention(
+    layer: Any,
+    packed: PackedLayer | None,
+    normed: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    turns: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """From hidden states behind the layer's norm, ``[n, hidden]``, to what attention needs.
+
+    Returns:
+        Queries ``[turns, heads, n, head_dim]``, once for each turn; keys and values ``[2, kv_heads,
+        n, head_dim]``.
+    """
+    attention = layer.self_attn
+    projections = attention.q_proj, attention.k_proj, attention.v_proj
+    if packed is None:
+        projected = [project(normed) for project in projections]
+    else:
+        together = functional.linear(normed, packed.qkv, packed.qkv_bias)
+        projected = together.split([project.out_features for project in projections], dim=-1)
+    query, key, value = (
+        x.unflatten(-1, (-1, attention.head_dim)).transpose(0, 1) for x in projected
+    )
+    query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+    queries = rotate(query.expand(turns.shape[1], *query.shape), turns[0], turns[1])
+    return queries, torch.stack([key, value])
+
+
+def after_attention(
+    layer: Any,
+    packed: PackedLayer | None,
+    norm: torch.nn.Module,
+    hidden: torch.Tensor,
+    attended: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A layer from what was ``attended [n, heads, head_dim]`` on, and the norm that follows it.
+
+    Returns:
+        Hidden states ``[n, hidden]``, and the same behind that norm.
+    """
+    hidden = _sum(hidden, layer.self_attn.o_proj(attended.flatten(1)))
+    normed = layer.post_attention_layernorm(hidden)
+    hidden = _sum(hidden, feed_forward(layer.mlp, normed, packed))
+    return hidden, norm(hidden)
+
+
+def _sum(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Their sum, rounded as ever.
+
+    In float32 on the way, so that the compiler does not take it into the matrix product before it,
+    for which it first has to copy one of them.
+    """
+    return (one.float() + other.float()).to(one.dtype)
