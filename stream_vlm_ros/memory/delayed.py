@@ -89,7 +89,8 @@ class DelayedBatchInferenceEngine:
         max_sampled_frames: most frames encoded for a question; an odd number counts as one less.
         min_pixels, max_pixels: bounds on height x width of a frame when it is encoded;
             ``max_pixels`` or the checkpoint's own bound, whichever is less.
-        layout, system_prompt, max_tail_tokens, question_path: as for `VideoStreamingInference`.
+        layout, system_prompt, max_tail_tokens, compile, question_path: as for
+            `VideoStreamingInference`.
 
     Raises:
         InvalidParameterError, DeviceUnavailableError, ModelLoadError: as their names say.
@@ -108,6 +109,7 @@ class DelayedBatchInferenceEngine:
         layout: str = "continuous",
         system_prompt: str | None = None,
         max_tail_tokens: int = 2048,
+        compile: bool | None = None,
         question_path: str = "auto",
     ):
         check_whole_number("max_sampled_frames", max_sampled_frames, GRID_FRAMES)
@@ -121,6 +123,7 @@ class DelayedBatchInferenceEngine:
             max_pixels=processor.image_settings.at_most(max_pixels),
             system_prompt=system_prompt,
             max_tail_tokens=max_tail_tokens,
+            compile=compile,
             question_path=question_path,
         )
         self.memory = SmartFrameManager() if memory is None else memory

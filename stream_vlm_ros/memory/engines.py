@@ -8,6 +8,9 @@ if TYPE_CHECKING:
     from stream_vlm_ros.engine import Checkpoint
 
 
+COMPILE = {"auto": None, "on": True, "off": False}  # as the engines' argument
+
+
 def build_engine(
     settings: Any,
     checkpoint: Checkpoint,
@@ -31,7 +34,10 @@ def build_engine(
         "system_prompt": settings.system_prompt or None,
         "max_tail_tokens": settings.max_tail_tokens,
         "question_path": settings.question_path,
+        "compile": COMPILE[settings.compile_chunks],
     }
+    if settings.compile_chunks == "off":  # an engine before this one may have left it compiled
+        checkpoint.network.compile_chunks(False)
     if settings.engine == "delayed_batch":
         engine = _delayed_batch(settings, checkpoint, frame_store, **options)
     else:

@@ -67,6 +67,12 @@ class Parameters:
         "configured) or static (their steps, not recorded). auto: graph on a GPU, else eager.",
         choices=("auto", "eager", "static", "graph"),
     )
+    compile_chunks: str = _spec(
+        "auto",
+        "Fuse the elementwise work of chunks by torch.compile, which takes some ten seconds when "
+        "configured. auto: on a GPU. on: an error where there is none.",
+        choices=("auto", "on", "off"),
+    )
 
     # The memory
     engine: str = _spec(

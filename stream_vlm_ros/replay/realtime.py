@@ -54,6 +54,7 @@ _SAME_NAME = (
     "temperature",
     "max_tail_tokens",
     "question_path",
+    "compile_chunks",
 )
 _SETTINGS = {field.name for field in dataclasses.fields(EngineSettings)}
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stream_vlm_ros.engine.errors import InvalidParameterError
+from stream_vlm_ros.memory.engines import COMPILE
 
 ENGINES = ("streaming", "delayed_batch")
 AT_QUESTION = ("grids", "all", "complete")
@@ -50,6 +51,7 @@ class EngineSettings:
     system_prompt: str | None = None
     max_tail_tokens: int = 2048
     question_path: str = "auto"
+    compile_chunks: str = "auto"
     max_new_tokens: int = 64
     temperature: float = 0.0
     seed: int = 0
@@ -60,10 +62,11 @@ class EngineSettings:
             raise InvalidParameterError(
                 f"There is no engine {self.engine!r}; known are {', '.join(ENGINES)}."
             )
-        if self.at_question not in AT_QUESTION:
-            raise InvalidParameterError(
-                f"at_question is {self.at_question!r}; use one of {', '.join(AT_QUESTION)}."
-            )
+        for name, known in (("at_question", AT_QUESTION), ("compile_chunks", COMPILE)):
+            if getattr(self, name) not in known:
+                raise InvalidParameterError(
+                    f"{name} is {getattr(self, name)!r}; use one of {', '.join(known)}."
+                )
         for name, low in (("fps", 0.001), ("chunk_frames", 1), ("max_new_tokens", 1)):
             if getattr(self, name) < low:
                 raise InvalidParameterError(f"{name} is {getattr(self, name)}; the least is {low}.")

@@ -1,9 +1,14 @@
 """From parameters to an engine, and what is said when that cannot be."""
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
 
+from stream_vlm_ros.demo.defaults import default_model
+from stream_vlm_ros.engine import load_checkpoint
+from stream_vlm_ros.engine.compiled import CompiledChunks
 from stream_vlm_ros.engine.errors import (
     CapTooSmallError,
     DeviceUnavailableError,
@@ -11,6 +16,7 @@ from stream_vlm_ros.engine.errors import (
     ModelLoadError,
     StreamVlmError,
 )
+from stream_vlm_ros.memory.engines import build_engine
 from stream_vlm_ros.node.loading import load_engine
 from stream_vlm_ros.node.parameters import Parameters
 
@@ -80,6 +86,21 @@ def test_questions_run_as_question_path_says(engine):
         assert load_engine(parameters).warm_up()["path"] == taken
     with pytest.raises(InvalidParameterError, match="question_path 'graph' needs a CUDA GPU"):
         load_engine(Parameters(engine=engine, device="cpu", question_path="graph"))
+
+
+@pytest.mark.parametrize("engine", ["streaming", "delayed_batch"])
+def test_chunks_are_compiled_as_compile_chunks_says(engine):
+    """On a CPU: "auto" is not, "on" is refused, and "off" undoes what an engine before it did."""
+    checkpoint = load_checkpoint(default_model(), "cpu")
+    with pytest.raises(InvalidParameterError, match="compile is for a GPU"):
+        build_engine(Parameters(engine=engine, compile_chunks="on"), checkpoint)
+    build_engine(Parameters(engine=engine), checkpoint)
+    assert checkpoint.network.compiled is None
+    left = checkpoint.network.compiled = Mock(spec=CompiledChunks)
+    build_engine(Parameters(engine=engine), checkpoint)
+    assert checkpoint.network.compiled is left and not left.undo.called
+    build_engine(Parameters(engine=engine, compile_chunks="off"), checkpoint)
+    assert checkpoint.network.compiled is None and left.undo.called
 
 
 @pytest.mark.parametrize("content", [None, "{}"])

@@ -254,6 +254,8 @@ def test_settings_are_changed_by_words_and_checked():
         BASE.changed("max_cache_tokens=many")
     with pytest.raises(InvalidParameterError, match="no engine 'streem'"):
         BASE.changed("streem")
+    with pytest.raises(InvalidParameterError, match="compile_chunks is 'no'; use one of auto, on"):
+        BASE.changed("compile_chunks=no")
 
 
 def test_the_verb_exits_by_the_share_of_right_answers(write_questions, tmp_path):
