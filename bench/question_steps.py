@@ -1,7 +1,7 @@
 """Where a question's time goes on a GPU, and which tiling its attention wants there.
 
     python bench/question_steps.py            # some minutes on one H200
-    python bench/question_steps.py --kernel   # the sweep over tilings alone
+    python bench/question_steps.py --kernel   # the sweep over tilings alone: a minute
     python bench/question_steps.py --shape toy --caps 500   # a trial, anywhere
 
 A step is taken with 1 token (writing) and with the 48 of a question, over a memory of random keys:
@@ -16,6 +16,7 @@ import argparse
 import itertools
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,9 @@ from stream_vlm_ros.engine import question_path
 from stream_vlm_ros.engine.cache import KVCacheManager
 from stream_vlm_ros.engine.eviction import EvictionConfig
 from stream_vlm_ros.engine.forks import Part
+from stream_vlm_ros.engine.packed import pack
 from stream_vlm_ros.engine.question_path import StaticTextPath
-from stream_vlm_ros.engine.static_step import MOST_PARTS, Reading, StepInputs, attend_step
+from stream_vlm_ros.engine.static_step import Reading, StepInputs, attend_step
 from stream_vlm_ros.replay.experiments.shapes import (
     SHAPES,
     random_network,
@@ -47,7 +49,7 @@ def median_ms(run: Callable[[], Any], times: int) -> float:
 
 
 def no_attention(queries: torch.Tensor, *_: Any) -> torch.Tensor:
-    return queries[-1].transpose(0, 1).contiguous()
+    return queries.transpose(0, 1).contiguous()
 
 
 def whole_steps(model: Any, cap: int, attention: Any, times: int) -> None:
@@ -78,58 +80,68 @@ def whole_steps(model: Any, cap: int, attention: Any, times: int) -> None:
         print(f"  {name:24}", *(f"{ms:8.3f}" for ms in row), path.reason)
 
 
-def sweep(shape: Any, heads: int, cap: int, device: torch.device, times: int) -> None:
+# Rows, keys, warps, stages: each is compiled once, some two seconds, for all memories; and of
+# each, so many programs a processor.
+TILINGS = {
+    1: [(16, 64, 4, 3), (16, 64, 4, 4), (16, 64, 2, 3), (16, 128, 4, 2), (16, 128, 4, 3)],
+    48: [(128, 64, 8, 3), (128, 64, 8, 2), (128, 128, 8, 2), (64, 64, 4, 3), (64, 64, 4, 2)],
+}
+PROGRAMS = (1, 2, 3, 4)
+
+
+def sweep(shape: Any, heads: int, caps: list[int], device: torch.device, options: Any) -> None:
     """One layer's attention alone, layer after layer, so that no key is still in a cache."""
     from stream_vlm_ros.engine import kernels
 
-    layers = max(2, min(8, 3 * 10**9 // (shape.bytes_per_token // shape.layers * cap)))
-    size = (layers, 2, shape.kv_heads, cap, shape.head_dim)
-    memory = torch.randn(size, dtype=shape.dtype, device=device)
-    tail = torch.randn(*size[:3], 2049, shape.head_dim, dtype=shape.dtype, device=device)
-    reading = Reading(memory, tail)
-    reading.load([Part(memory, slice(0, cap), None)])
     processors = torch.cuda.get_device_properties(device).multi_processor_count
-    attend = kernels.split_attention(processors)
-    for tokens in TOKENS:
+    attend, choose = kernels.split_attention(processors), kernels._tiling
+    begin = time.perf_counter()
+    for cap, tokens in itertools.product(caps, TOKENS):
+        read = 2 * shape.kv_heads * cap * shape.head_dim * shape.dtype.itemsize
+        layers = max(2, min(shape.layers, 3 * 10**9 // read))
+        size = (layers, 2, shape.kv_heads, cap, shape.head_dim)
+        memory = torch.randn(size, dtype=shape.dtype, device=device)
+        tail = torch.randn(*size[:3], 2049, shape.head_dim, dtype=shape.dtype, device=device)
+        reading = Reading(memory, tail)
+        reading.load([Part(memory, slice(0, cap), None)])
         padded = question_path._size_for(tokens)
         inputs = StepInputs(padded, reading)
         inputs.load([0] * tokens, torch.zeros(3, tokens), 0, tokens)
-        queries = memory.new_empty(MOST_PARTS + 1, heads, padded, shape.head_dim).normal_()
-        rows = padded * heads // shape.kv_heads
-        chosen = kernels._tiling(rows, shape.dtype)
+        queries = memory.new_empty(heads, padded, shape.head_dim).normal_()
+
+        def all_layers(
+            memory=memory, tail=tail, reading=reading, queries=queries, inputs=inputs
+        ) -> None:
+            for layer in range(len(memory)):
+                attend(queries, memory[layer], tail[layer], reading, inputs, 0.1)
+
+        chosen = choose(padded * heads // shape.kv_heads, shape.dtype)
+        tilings = [kernels._Tiling(*kind, n) for kind in TILINGS[tokens] for n in PROGRAMS]
         found = {}
-        for tile, keys, warps, stages, programs in itertools.product(
-            {chosen.rows} if tokens == 1 else (64, 128),
-            (64, 128),
-            (4, 8),
-            (2, 3, 4),
-            (2, 3, 4, 8),
-        ):
-            tiling = kernels._Tiling(tile, keys, warps, stages, programs)
+        for tiling in dict.fromkeys([chosen, *tilings]):
+            if time.perf_counter() - begin > options.seconds:
+                print(f"  after {options.seconds} s: the others are left out")
+                break
             kernels._tiling = lambda *_, tiling=tiling: tiling
-
-            def all_layers(queries=queries, inputs=inputs) -> None:
-                for layer in range(layers):
-                    attend(queries, memory[layer], tail[layer], reading, inputs, 0.1)
-
             try:
                 all_layers()
                 synchronize()
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph):
                     all_layers()
-                found[tiling] = median_ms(graph.replay, times) / layers
+                found[tiling] = median_ms(graph.replay, options.times) / layers
             except Exception as error:  # more registers or shared memory than there are
                 print(f"  {tiling}: {type(error).__name__}")
-        kernels._tiling = lambda *_, chosen=chosen: chosen
-        read = 2 * shape.kv_heads * cap * shape.head_dim * shape.dtype.itemsize
+        kernels._tiling = choose
         done = 4 * heads * tokens * cap * shape.head_dim
         print(f"\n{tokens} tokens over {cap:,}: us a layer; chosen {tuple(chosen)}")
-        for tiling, ms in sorted(found.items(), key=lambda item: item[1])[:8]:
-            print(f"  {1e3 * ms:8.1f}  {read / ms / 1e9:6.2f} TB/s {done / ms / 1e9:7.1f} TFLOP/s "
-                  f"{tuple(tiling)}{'  <- chosen' if tiling == chosen else ''}")  # fmt: skip
-        if chosen in found:
-            print(f"  {1e3 * found[chosen]:8.1f}  the chosen one")
+        ranked = sorted(found.items(), key=lambda item: item[1])
+        for tiling, ms in ranked:
+            if tiling == chosen or tiling in dict(ranked[:8]):
+                print(f"  {1e3 * ms:8.1f}  {read / ms / 1e9:6.2f} TB/s "
+                      f"{done / ms / 1e9:7.1f} TFLOP/s "
+                      f"{tuple(tiling)}{'  <- chosen' if tiling == chosen else ''}")  # fmt: skip
+        del memory, tail, reading, queries, inputs, all_layers
 
 
 def main() -> None:
@@ -138,11 +150,14 @@ def main() -> None:
     parser.add_argument("--caps", type=int, nargs="+", default=[16_384, 150_000])
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--kernel", action="store_true", help="the sweep over tilings alone")
+    parser.add_argument("--seconds", type=float, default=60, help="that the sweep may take")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     config = shape_config(options.shape, words_processor())
     model = random_network(config, device, dtype)
+    if device.type == "cuda":
+        pack(model)
     attention = attend_step
     if device.type == "cuda":
         from stream_vlm_ros.engine.kernels import split_attention
@@ -151,9 +166,9 @@ def main() -> None:
     for cap in options.caps:
         if not options.kernel:
             whole_steps(model, cap, attention, options.times)
-        if device.type == "cuda":
-            heads = model.config.text_config.num_attention_heads
-            sweep(model.kv_shape, heads, cap, device, options.times)
+    if device.type == "cuda":
+        heads = model.config.text_config.num_attention_heads
+        sweep(model.kv_shape, heads, options.caps, device, options)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from .decoder_layer import after_attention, before_attention
 from .forks import Fork, Part
 from .frames import PatchGrid
 from .packed import PackedLayer
+from .positions import rotate
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class CompiledChunks:
         AttentionInterface.register(VISION_ATTENTION, torch.compiler.disable(varlen_attention))
         self._text, self._blocks = model.model.language_model, model.model.visual.blocks
         self._norm = torch.compile(_norm, backend=backend, dynamic=True)
-        self._before = torch.compile(before_attention, backend=backend, dynamic=True)
+        self._before = torch.compile(_before_attention, backend=backend, dynamic=True)
         self._after = torch.compile(after_attention, backend=backend, dynamic=True)
         forward = torch.compile(type(self._blocks[0]).forward, backend=backend, dynamic=True)
         for block in self._blocks:
@@ -130,6 +131,19 @@ def _distinct_turns(fork: Fork, like: torch.Tensor) -> tuple[torch.Tensor, list[
         found.append(part.turn)
     stacked = torch.stack([torch.stack(turn) for turn in found], dim=1)
     return stacked[:, :, None, None], of_part
+
+
+def _before_attention(
+    layer: Any,
+    packed: PackedLayer | None,
+    normed: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    turns: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `before_attention`, its queries once for each turn: ``[turns, heads, n, head_dim]``."""
+    queries, own = before_attention(layer, packed, normed, cos, sin)
+    return rotate(queries.expand(turns.shape[1], *queries.shape), turns[0], turns[1]), own
 
 
 def _norm(norm: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:

@@ -21,13 +21,11 @@ def before_attention(
     normed: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
-    turns: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """From hidden states behind the layer's norm, ``[n, hidden]``, to what attention needs.
 
     Returns:
-        Queries ``[turns, heads, n, head_dim]``, once for each turn; keys and values ``[2, kv_heads,
-        n, head_dim]``.
+        Queries ``[heads, n, head_dim]``; keys and values ``[2, kv_heads, n, head_dim]``.
     """
     attention = layer.self_attn
     projections = attention.q_proj, attention.k_proj, attention.v_proj
@@ -39,9 +37,7 @@ def before_attention(
     query, key, value = (
         x.unflatten(-1, (-1, attention.head_dim)).transpose(0, 1) for x in projected
     )
-    query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-    queries = rotate(query.expand(turns.shape[1], *query.shape), turns[0], turns[1])
-    return queries, torch.stack([key, value])
+    return rotate(query, cos, sin), torch.stack([rotate(key, cos, sin), value])
 
 
 def after_attention(

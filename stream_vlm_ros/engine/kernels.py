@@ -11,9 +11,11 @@ import torch
 import triton
 import triton.language as tl
 
-from .static_step import Reading, StaticAttention, StepInputs
+from .static_step import MOST_PARTS, Reading, StaticAttention, StepInputs
 
 _LOG2_E = 1.4426950408889634
+_PARTS = tl.constexpr(MOST_PARTS)
+_LANES = tl.constexpr(triton.next_power_of_2(MOST_PARTS))
 
 
 class _Tiling(NamedTuple):
@@ -23,81 +25,90 @@ class _Tiling(NamedTuple):
     keys: int
     warps: int
     stages: int
-    programs: int  # a processor, some at once and some after them
+    programs: int  # a processor
 
 
 def _tiling(rows: int, dtype: torch.dtype) -> _Tiling:
-    """From what the kernels take of a Hopper's registers and shared memory; not yet measured."""
+    """The fastest on an H200, by the sweep of ``bench/question_steps.py``."""
     half = dtype != torch.float32
-    if rows <= 16:  # decoding, as fast as the keys come: three programs fit a processor
-        return _Tiling(16, 64 if half else 32, warps=4, stages=3, programs=3)
+    if rows <= 16:  # decoding, as fast as the keys come
+        return _Tiling(16, 64 if half else 32, warps=4, stages=3, programs=2)
     if rows <= 64 or not half:
-        return _Tiling(64, 64 if half else 32, warps=4, stages=2, programs=4)
-    # One fits; of several in turn, those that find only padding cost little.
-    return _Tiling(128, 64, warps=8, stages=2, programs=4)
+        return _Tiling(64, 64 if half else 32, warps=4, stages=3 if half else 2, programs=2)
+    return _Tiling(128, 64, warps=8, stages=3, programs=1)
 
 
 @triton.jit
-def _over(
-    query,
-    keys,  # pointers to the first key and the first value
-    values,
-    stride,
-    low,  # which of them to read
-    high,
-    token,  # [BLOCK_M], which of the step's tokens each row is
-    begin,  # [BLOCK_M], the first of the step's tokens that each row sees...
-    shared,  # ...besides the first so many
-    past,  # keys that lie before the step's own
-    most,  # [BLOCK_M], of the scores so far, their sum, and the values so weighed
-    total,
-    sums,
-    scale,
-    OWN: tl.constexpr,  # the step's own tokens are among the keys: each sees none after it
-    D: tl.constexpr,
+def _shares(
+    scalars,  # [4]
+    lengths,  # [MOST_PARTS]
+    programs,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
+    """How the work is shared out: real tokens, tiles of rows, parts, keys, splits of them."""
+    part = tl.arange(0, _LANES)
+    length = tl.load(lengths + part, mask=part < _PARTS, other=0).to(tl.int32)
+    parts = tl.max(tl.where(length > 0, part + 1, 0), 0)
+    count = tl.load(scalars).to(tl.int32)
+    whole = tl.sum(length, 0) + tl.load(scalars + 2).to(tl.int32) + count
+    tiles = tl.cdiv(count * GROUP, BLOCK_M)
+    splits = tl.minimum(programs // tl.maximum(tiles * KV_HEADS, 1), tl.cdiv(whole, BLOCK_N))
+    return count, tiles, parts, whole, splits
+
+
+@triton.jit
+def _turned(query_at, turn, real, D: tl.constexpr):
+    """Queries ``[BLOCK_M, D]`` rotated by a turn's cos and sin, see `positions.rotate`."""
     dim = tl.arange(0, D)
-    for first in range(low, high, BLOCK_N):
-        slot = first + tl.arange(0, BLOCK_N)
-        there = slot < high
-        at = slot[:, None] * stride + dim[None, :]
-        # What lies beyond was never written: even a weight of 0 would make NaN of it.
-        key = tl.load(keys + at, mask=there[:, None], other=0.0)
-        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
-        seen = there[None, :]
-        if OWN:
-            own = (slot - past)[None, :]
-            ahead = (own < shared) | (own >= begin[:, None])
-            seen = seen & ((own < 0) | ((own <= token[:, None]) & ahead))
-        scores = tl.where(seen, scores, float("-inf"))
-        higher = tl.maximum(most, tl.max(scores, 1))
-        # A row that has seen nothing yet must not subtract infinities.
-        zero = tl.where(higher == float("-inf"), 0.0, higher)
-        weights = tl.exp2(scores - zero[:, None])
-        fade = tl.exp2(most - zero)
-        value = tl.load(values + at, mask=there[:, None], other=0.0)
-        total = total * fade + tl.sum(weights, 1)
-        sums = sums * fade[:, None]
-        sums += tl.dot(weights.to(value.dtype), value, input_precision="ieee")
-        most = higher
-    return most, total, sums
+    other = (dim + D // 2) % D
+    query = tl.load(query_at[:, None] + dim[None, :], mask=real[:, None], other=0.0)
+    swapped = tl.load(query_at[:, None] + other[None, :], mask=real[:, None], other=0.0)
+    cos, sin = tl.load(turn + dim), tl.load(turn + _PARTS * D + dim)
+    sin = tl.where(dim < D // 2, -sin, sin)
+    turned = query.to(tl.float32) * cos[None, :] + swapped.to(tl.float32) * sin[None, :]
+    return turned.to(query.dtype)
+
+
+@triton.jit
+def _masked(query, keys, values, stride, first, high, seen, most, total, sums, scale,
+            D: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
+    """One block of keys, of which each row sees what is ``seen [BLOCK_M or 1, BLOCK_N]``."""
+    slot, dim = first + tl.arange(0, BLOCK_N), tl.arange(0, D)
+    there = slot < high
+    at = slot[:, None] * stride + dim[None, :]
+    # What lies beyond was never written: even a weight of 0 would make NaN of it.
+    key = tl.load(keys + at, mask=there[:, None], other=0.0)
+    value = tl.load(values + at, mask=there[:, None], other=0.0)
+    scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
+    scores = tl.where(seen & there[None, :], scores, float("-inf"))
+    higher = tl.maximum(most, tl.max(scores, 1))
+    # A row that has seen nothing yet must not subtract infinities.
+    zero = tl.where(higher == float("-inf"), 0.0, higher)
+    weights = tl.exp2(scores - zero[:, None])
+    fade = tl.exp2(most - zero)
+    total = total * fade + tl.sum(weights, 1)
+    sums = sums * fade[:, None]
+    sums += tl.dot(weights.to(value.dtype), value, input_precision="ieee")
+    return higher, total, sums
 
 
 @triton.jit
 def _split_kernel(
-    queries,  # [PARTS + 1, heads, n, D]
+    queries,  # [heads, n, D]
     memory,  # [2, kv_heads, slots, D]
     tail,  # [2, kv_heads, room, D]
-    starts,  # [PARTS]
-    lengths,  # [PARTS]
+    starts,  # [MOST_PARTS]
+    lengths,  # [MOST_PARTS]
+    turns,  # [2, MOST_PARTS, D] in float32
     begins,  # [n]
     scalars,  # [4]
-    out,  # [splits, kv_heads, GROUP * n, D] in float32
-    lse,  # [splits, kv_heads, GROUP * n] in float32, to base 2
+    out,  # [programs, BLOCK_M, D] in float32
+    lse,  # [programs, BLOCK_M] in float32, to base 2
     scale,
-    query_part,  # strides
-    query_head,
+    query_head,  # strides
     query_token,
     memory_kind,
     memory_head,
@@ -105,8 +116,7 @@ def _split_kernel(
     tail_kind,
     tail_head,
     tail_slot,
-    rows,  # GROUP * n
-    PARTS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -115,99 +125,127 @@ def _split_kernel(
     """One split of all the keys, for a tile of the rows that share a KV head.
 
     Row ``r`` is query head ``r % GROUP`` of token ``r // GROUP``, so that padding fills whole tiles
-    at the end. The keys are all parts laid end to end, then the tail.
+    at the end, for which no program is spent. The keys are all parts laid end to end, then the
+    tail.
     """
-    # Tiles that read the same keys run side by side, so that these come from memory once.
-    tile, split, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    count = tl.load(scalars).to(tl.int32)
-    if tile * BLOCK_M >= count * GROUP:
+    program = tl.program_id(0)
+    count, tiles, parts, whole, splits = _shares(
+        scalars, lengths, tl.num_programs(0), KV_HEADS, GROUP, BLOCK_M, BLOCK_N
+    )
+    if program >= tiles * KV_HEADS * splits:
         return
-    shared = tl.load(scalars + 1).to(tl.int32)
-    past = tl.load(scalars + 2).to(tl.int32)
+    # Tiles that read the same keys run side by side, so that these come from memory once.
+    tile, head, split = program % tiles, program // tiles % KV_HEADS, program // tiles // KV_HEADS
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     token = row // GROUP
     real = token < count
-    begin = tl.load(begins + token, mask=real, other=0).to(tl.int32)
     dim = tl.arange(0, D)
-    query_at = (head * GROUP + row % GROUP) * query_head + token * query_token
-    query_at = queries + query_at[:, None] + dim[None, :]
+    query_at = queries + (head * GROUP + row % GROUP) * query_head + token * query_token
 
-    whole = past + count
-    for part in range(PARTS):
-        whole += tl.load(lengths + part).to(tl.int32)
-    share = tl.cdiv(tl.cdiv(whole, tl.num_programs(1)), BLOCK_N) * BLOCK_N
-    first = split * share
-    last = tl.minimum(first + share, whole)
+    blocks = tl.cdiv(whole, BLOCK_N)
+    first = split * blocks // splits * BLOCK_N
+    last = tl.minimum((split + 1) * blocks // splits * BLOCK_N, whole)
 
     most = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     sums = tl.zeros([BLOCK_M, D], tl.float32)
-    for part in range(PARTS):
+    everything = tl.full([1, BLOCK_N], True, tl.int1)
+    for part in range(parts):
         length = tl.load(lengths + part).to(tl.int32)
         low, high = tl.maximum(first, 0), tl.minimum(last, length)
         if low < high:
-            query = tl.load(query_at + part * query_part, mask=real[:, None], other=0.0)
+            query = _turned(query_at, turns + part * D, real, D)
             keys = memory + head * memory_head + tl.load(starts + part) * memory_slot
-            most, total, sums = _over(
-                query, keys, keys + memory_kind, memory_slot, low, high, token, begin, shared,
-                past, most, total, sums, scale, False, D, BLOCK_N,
-            )  # fmt: skip
+            values = keys + memory_kind
+            rest = high - (high - low) % BLOCK_N
+            for block in range(low, rest, BLOCK_N):  # without masks, so that loads run ahead
+                slot = block + tl.arange(0, BLOCK_N)
+                at = slot[:, None] * memory_slot + dim[None, :]
+                key = tl.load(keys + at)
+                scores = tl.dot(query, tl.trans(key), input_precision="ieee")
+                higher = tl.maximum(most, tl.max(scores, 1) * scale)
+                weights = tl.exp2(scores * scale - higher[:, None])
+                fade = tl.exp2(most - higher)
+                total = total * fade + tl.sum(weights, 1)
+                sums = sums * fade[:, None]
+                value = tl.load(values + at)
+                sums = tl.dot(weights.to(value.dtype), value, sums, input_precision="ieee")
+                most = higher
+            if rest < high:
+                most, total, sums = _masked(
+                    query, keys, values, memory_slot, rest, high, everything, most, total, sums,
+                    scale, D, BLOCK_N,
+                )  # fmt: skip
         first -= length
         last -= length
+
+    past = tl.load(scalars + 2).to(tl.int32)
     low, high = tl.maximum(first, 0), tl.minimum(last, past + count)
     if low < high:
-        query = tl.load(query_at + PARTS * query_part, mask=real[:, None], other=0.0)
+        shared = tl.load(scalars + 1).to(tl.int32)
+        begin = tl.load(begins + token, mask=real, other=0).to(tl.int32)
+        query = tl.load(query_at[:, None] + dim[None, :], mask=real[:, None], other=0.0)
         keys = tail + head * tail_head
-        most, total, sums = _over(
-            query, keys, keys + tail_kind, tail_slot, low, high, token, begin, shared,
-            past, most, total, sums, scale, True, D, BLOCK_N,
-        )  # fmt: skip
+        for block in range(low, high, BLOCK_N):
+            # The step's own tokens: each sees none after it, and only its own text.
+            own = (block + tl.arange(0, BLOCK_N) - past)[None, :]
+            seen = (own <= token[:, None]) & ((own < shared) | (own >= begin[:, None]))
+            most, total, sums = _masked(
+                query, keys, keys + tail_kind, tail_slot, block, high, seen | (own < 0), most,
+                total, sums, scale, D, BLOCK_N,
+            )  # fmt: skip
 
     seen = total > 0.0
     total = tl.where(seen, total, 1.0)
-    at = (split * tl.num_programs(2) + head) * rows + row
+    at = program * BLOCK_M + tl.arange(0, BLOCK_M)
     tl.store(lse + at, tl.where(seen, most + tl.log2(total), float("-inf")), mask=real)
     tl.store(out + at[:, None] * D + dim[None, :], sums / total[:, None], mask=real[:, None])
 
 
 @triton.jit
 def _merge_kernel(
-    parts,  # [splits, kv_heads, GROUP * n, D] in float32
-    lse,  # [splits, kv_heads, GROUP * n] in float32, to base 2
+    parts,  # [programs, BLOCK_M, D] in float32
+    lse,  # [programs, BLOCK_M] in float32, to base 2
+    lengths,  # [MOST_PARTS]
     scalars,  # [4]
     out,  # [n, heads, D]
-    rows,  # GROUP * n
-    splits,
+    programs,
+    KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     D: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
-    """Attention over all splits, of one token and query head; zero for padding."""
+    """Attention over all splits, of one token and query head, a piece of its width; zero for
+    padding."""
     token, head = tl.program_id(0), tl.program_id(1)
-    heads = tl.num_programs(1)
-    kv_heads = heads // GROUP
-    count = tl.load(scalars).to(tl.int32)
+    count, tiles, _, _, splits = _shares(
+        scalars, lengths, programs, KV_HEADS, GROUP, BLOCK_M, BLOCK_N
+    )
     splits = tl.where(token < count, splits, 0)  # of padding, none
-    row = (head // GROUP) * rows + token * GROUP + head % GROUP
-    dim = tl.arange(0, D)
+    row = token * GROUP + head % GROUP
+    place = head // GROUP * tiles + row // BLOCK_M  # of the first split
+    dim = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
     most = float("-inf")
     total = 0.0
-    sums = tl.zeros([D], tl.float32)
-    for first in range(0, splits, BLOCK):
-        split = first + tl.arange(0, BLOCK)
-        at = split * (kv_heads * rows) + row
+    sums = tl.zeros([BLOCK_D], tl.float32)
+    for first in range(0, splits, BLOCK_S):
+        split = first + tl.arange(0, BLOCK_S)
+        at = (split * (tiles * KV_HEADS) + place) * BLOCK_M + row % BLOCK_M
         there = split < splits
         weight = tl.load(lse + at, mask=there, other=float("-inf"))
+        some = tl.load(parts + at[:, None] * D + dim[None, :], mask=there[:, None], other=0.0)
         higher = tl.maximum(most, tl.max(weight, 0))
         zero = tl.where(higher == float("-inf"), 0.0, higher)
         weight = tl.exp2(weight - zero)
         fade = tl.exp2(most - zero)
-        some = tl.load(parts + at[:, None] * D + dim[None, :], mask=there[:, None], other=0.0)
         total = total * fade + tl.sum(weight, 0)
         sums = sums * fade + tl.sum(some * weight[:, None], 0)
         most = higher
     sums = sums / tl.where(total > 0.0, total, 1.0)
-    tl.store(out + (token * heads + head) * D + dim, sums.to(out.dtype.element_ty))
+    tl.store(out + (token * tl.num_programs(1) + head) * D + dim, sums.to(out.dtype.element_ty))
 
 
 def split_attention(processors: int) -> StaticAttention:
@@ -215,7 +253,8 @@ def split_attention(processors: int) -> StaticAttention:
 
     The keys are shared out between as many programs as keep the device busy, whose results are
     merged by log-sum-exp; each reads a key once for all queries that share it (flash-decoding:
-    Dao et al., 2023).
+    Dao et al., 2023). How many splits there are is reckoned on the device, from how many tokens
+    are real: padding takes no program.
 
     Args:
         processors: of the device, on which so many programs run at once or a few times as many.
@@ -229,52 +268,58 @@ def split_attention(processors: int) -> StaticAttention:
         inputs: StepInputs,
         scaling: float,
     ) -> torch.Tensor:
-        heads, length, size = queries.shape[1:]
+        heads, length, size = queries.shape
         kv_heads = memory.shape[1]
         group = heads // kv_heads
         rows = group * length
         assert all(x.stride(-1) == 1 for x in (queries, memory, tail))
         tiling = _tiling(rows, memory.dtype)
         tiles = triton.cdiv(rows, tiling.rows)
-        most = triton.cdiv(memory.shape[2] + tail.shape[2], tiling.keys)
-        splits = min(most, triton.cdiv(tiling.programs * processors, tiles * kv_heads))
-        parts = queries.new_empty(splits, kv_heads, rows, size, dtype=torch.float32)
-        lse = queries.new_empty(splits, kv_heads, rows, dtype=torch.float32)
+        programs = max(tiling.programs * processors, tiles * kv_heads)
+        parts = queries.new_empty(programs, tiling.rows, size, dtype=torch.float32)
+        lse = queries.new_empty(programs, tiling.rows, dtype=torch.float32)
         out = queries.new_empty(length, heads, size)
+        shape = dict(
+            KV_HEADS=kv_heads,
+            GROUP=group,
+            D=size,
+            BLOCK_M=tiling.rows,
+            BLOCK_N=tiling.keys,
+        )
+        # Few rows have many splits: all are read at once, by a program for each piece of its width.
+        few = tiles == 1
+        pieces = min(8, size // 16) if few else 1
         with torch.cuda.device_of(queries):  # Triton launches on the current one
-            _split_kernel[tiles, splits, kv_heads](
+            _split_kernel[(programs,)](
                 queries,
                 memory,
                 tail,
                 reading.starts,
                 reading.lengths,
+                reading.turns,
                 inputs.begins,
                 inputs.scalars,
                 parts,
                 lse,
                 scaling * _LOG2_E,
-                *queries.stride()[:3],
+                *queries.stride()[:2],
                 *memory.stride()[:3],
                 *tail.stride()[:3],
-                rows,
-                PARTS=len(reading.starts),
-                GROUP=group,
-                D=size,
-                BLOCK_M=tiling.rows,
-                BLOCK_N=tiling.keys,
+                **shape,
                 num_warps=tiling.warps,
                 num_stages=tiling.stages,
             )
-            _merge_kernel[length, heads](
+            _merge_kernel[length, heads, pieces](
                 parts,
                 lse,
+                reading.lengths,
                 inputs.scalars,
                 out,
-                rows,
-                splits,
-                GROUP=group,
-                D=size,
-                BLOCK=min(64, triton.next_power_of_2(splits)),
+                programs,
+                **shape,
+                BLOCK_S=min(256, triton.next_power_of_2(programs)) if few else 32,
+                BLOCK_D=size // pieces,
+                num_warps=4,
             )
         return out
 

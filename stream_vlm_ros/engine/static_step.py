@@ -32,8 +32,8 @@ class Reading:
     Attributes:
         starts, lengths: ``[MOST_PARTS]``, slots of the memory; a part that is not there has
             length 0.
-        turns: cos and sin, ``[2, MOST_PARTS + 1, 1, 1, head_dim]``, by which a query is rotated
-            further to see each part, and last the tail.
+        turns: cos and sin, ``[2, MOST_PARTS, head_dim]``, by which a query is rotated further to
+            see each part.
     """
 
     def __init__(self, memory: torch.Tensor, tail: torch.Tensor):
@@ -41,7 +41,7 @@ class Reading:
         size, device = memory.shape[-1], memory.device
         self.slices = torch.zeros(2, MOST_PARTS, dtype=torch.long, device=device)
         self.starts, self.lengths = self.slices
-        self.turns = torch.empty(2, MOST_PARTS + 1, 1, 1, size, device=device)
+        self.turns = torch.empty(2, MOST_PARTS, size, device=device)
         self.turns[0], self.turns[1] = 1.0, 0.0
 
     @property
@@ -58,7 +58,7 @@ class Reading:
         self.turns[0], self.turns[1] = 1.0, 0.0
         for number, part in enumerate(parts):
             if part.turn is not None:
-                self.turns[0, number, 0, 0], self.turns[1, number, 0, 0] = part.turn
+                self.turns[0, number], self.turns[1, number] = part.turn
 
 
 class StepInputs:
@@ -111,8 +111,8 @@ class StepInputs:
         self._all.copy_(torch.cat([given.flatten(), scalars]), non_blocking=True)
 
 
-# queries [MOST_PARTS + 1, heads, n, head_dim], one layer's memory and tail, what is read, what the
-# step is given, scaling -> [n, heads, head_dim]
+# queries [heads, n, head_dim], one layer's memory and tail, what is read, what the step is given,
+# scaling -> [n, heads, head_dim]
 StaticAttention = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, Reading, StepInputs, float], torch.Tensor
 ]
@@ -129,26 +129,27 @@ def attend_step(
     """What the kernel in `kernels` computes, in plain torch, reading the lengths back.
 
     Args:
-        queries: ``[MOST_PARTS + 1, heads, n, head_dim]``, as rotated for each part and the tail.
+        queries: ``[heads, n, head_dim]``, as the tail is seen.
         memory, tail: one layer's, ``[2, kv_heads, slots, head_dim]``.
 
     Returns:
         ``[n, heads, head_dim]``; zero for padding.
     """
     count, shared, past, _ = inputs.scalars.tolist()
-    heads, size = queries.shape[1], queries.shape[3]
+    heads, _, size = queries.shape
     kv_heads = memory.shape[1]
-    queries = queries[:, :, :count].unflatten(1, (kv_heads, -1)).float()  # [.., kv, group, n, d]
+    queries = queries[:, :count].unflatten(0, (kv_heads, -1))  # [kv_heads, group, n, head_dim]
     seen = [
-        (query, memory[:, :, start : start + length])
-        for query, start, length in zip(
-            queries[:-1], reading.starts.tolist(), reading.lengths.tolist(), strict=True
+        (rotate(queries, cos, sin), memory[:, :, start : start + length])
+        for cos, sin, start, length in zip(
+            *reading.turns, reading.starts.tolist(), reading.lengths.tolist(), strict=True
         )
         if length
     ]
-    seen.append((queries[-1], tail[:, :, : past + count]))
+    seen.append((queries, tail[:, :, : past + count]))
     scores = [
-        query @ keys.float()[:, None].transpose(-1, -2) * scaling for query, (keys, _) in seen
+        query.float() @ keys.float()[:, None].transpose(-1, -2) * scaling
+        for query, (keys, _) in seen
     ]
     token, key = torch.arange(count)[:, None], torch.arange(-past, count)
     allowed = (key <= token) & ((key < shared) | (key >= inputs.begins[:count, None].cpu()))
@@ -202,7 +203,7 @@ class StaticStep:
         normed = text.layers[0].input_layernorm(hidden)
         following = [*(layer.input_layernorm for layer in text.layers[1:]), text.norm]
         for number, ((layer, packed), norm) in enumerate(zip(self._layers, following, strict=True)):
-            queries, own = self._before(layer, packed, normed, cos, sin, reading.turns)
+            queries, own = self._before(layer, packed, normed, cos, sin)
             tail = reading.tail[number]
             tail.index_copy_(2, inputs.slots, own)
             attended = self._attention(

@@ -14,19 +14,20 @@ import pytest
 import torch
 
 from stream_vlm_ros.engine.forks import Part
-from stream_vlm_ros.engine.static_step import MOST_PARTS, Reading, StepInputs, attend_step
+from stream_vlm_ros.engine.static_step import Reading, StepInputs, attend_step
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 # Products and sums of numbers around 1, as their format rounds them.
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3}
-PROCESSORS = (3, 40)  # many keys a program, or few
+PROCESSORS = (1, 6)  # many keys a program, or few
 STEPS = [  # tokens, the step's size, tokens in the tail before, parts of the memory
     (1, 1, 0, []),
     (1, 1, 7, [(0, 100), (120, 290)]),
     (20, 32, 5, [(10, 11), (50, 250)]),
     (16, 16, 0, [(0, 300)]),
     (30, 32, 10, [(0, 64), (64, 128), (200, 300)]),
+    (9, 16, 3, [(0, 10), (20, 20), (30, 40), (50, 60), (70, 80), (90, 300)]),
     (0, 16, 0, []),
 ]
 
@@ -51,20 +52,25 @@ def compare(dtype, processors, count, size, past, parts):
     def random(*shape):
         return torch.randn(*shape, generator=noise, device=DEVICE).to(dtype)
 
-    kv_heads, group, head_dim = 2, 3, 16
+    kv_heads, group, head_dim = 2, 3, 32
     memory, tail = random(1, 2, kv_heads, 300, head_dim), random(1, 2, kv_heads, 41, head_dim)
     used = torch.zeros(300, dtype=torch.bool)
     for start, stop in parts:
         used[start:stop] = True
     memory[:, :, :, ~used] = torch.nan  # never written
     tail[:, :, :, past + count :] = torch.nan
+
+    def turn():  # another for each part
+        angles = random(head_dim // 2).float().repeat(2)
+        return angles.cos(), angles.sin()
+
     reading = Reading(memory, tail)
-    reading.load([Part(memory, slice(start, stop), None) for start, stop in parts])
+    reading.load([Part(memory, slice(start, stop), turn()) for start, stop in parts])
     inputs = StepInputs(size, reading)
     shared = count // 2  # behind them, texts of four tokens side by side
     begins = [0] * shared + [shared + at // 4 * 4 for at in range(count - shared)]
     inputs.load([0] * count, torch.zeros(3, count), past, shared, begins)
-    queries = random(MOST_PARTS + 1, kv_heads * group, size, head_dim)  # another for each part
+    queries = random(size, kv_heads * group, head_dim).transpose(0, 1)
     given = (queries, memory[0], tail[0], reading, inputs, head_dim**-0.5)
     out, expected = split_attention(processors)(*given), attend_step(*given)
     assert out.shape == expected.shape == (size, kv_heads * group, head_dim)
