@@ -16,6 +16,7 @@ from .decoder_layer import after_attention, before_attention
 from .forks import Part
 from .model import StreamQwenModel
 from .packed import PackedLayer
+from .positions import rotate
 
 # Sink, kept grids, and the ring in two slices, each seen at a distance of its own: four occur, with
 # every policy and layout.
