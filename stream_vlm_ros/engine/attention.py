@@ -30,6 +30,11 @@ VISION_ATTENTION = "stream_vlm_flash_varlen"
 LONG_PAST = LongPast()
 MERGER = PartMerger()
 
+FEW_TOKENS = 64  # up to so many, a question's and an answer's, go by `attend_few` on a CPU
+
+# a query as rotated to see a part, and the part's keys and values
+SeenFrom = tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]
+
 
 def attend(
     query: torch.Tensor,
@@ -214,7 +219,7 @@ def attend_stream(
     key: torch.Tensor,
     value: torch.Tensor,
     scaling: float,
-    shared: Sequence[tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]],
+    shared: Sequence[SeenFrom],
 ) -> torch.Tensor:
     """Attention over a fork's own tokens and parts of the stream.
 
@@ -226,10 +231,47 @@ def attend_stream(
     Returns:
         ``[b, n, h, d]``.
     """
+    few = len(query) == 1 and query.shape[2] <= FEW_TOKENS
+    if few and query.device.type == "cpu" and query.dtype == torch.float32:
+        parts = [(query, (key[0], value[0])), *shared]
+        return attend_few(parts, scaling).transpose(1, 2)
     seen = attend_own(query, key, value, scaling)
     for seen_from, part in shared:
         seen += attend_shared(seen_from, *part, scaling)
     return merge(seen).flatten(1, 2).transpose(1, 2)
+
+
+def attend_few(parts: Sequence[SeenFrom], scaling: float) -> torch.Tensor:
+    """Attention of one sequence's newest ``n`` tokens, by plain matrix products.
+
+    For few tokens on a CPU: a fused kernel has no tile to fill, and a call a part and the merging
+    of what they return take longer than all scores side by side and one softmax.
+
+    Args:
+        parts: for each the query ``[1, h, n, d]``, keys and values ``[kv_heads, m, d]``; first the
+            sequence's own tokens, of which each of the ``n`` newest sees those up to itself.
+
+    Returns:
+        ``[1, h, n, d]``.
+    """
+    query, (own, _) = parts[0]
+    kv_heads, length, size = own.shape
+    new = query.shape[2]
+    lengths = [keys.shape[1] for _, (keys, _) in parts]
+    # The queries that share a KV head are rows of one product.
+    scores = query.new_empty(kv_heads, query.shape[1] // kv_heads * new, sum(lengths))
+    places = scores.split(lengths, dim=-1)
+    for (seen_from, (keys, _)), place in zip(parts, places, strict=True):
+        rows = seen_from.reshape(kv_heads, -1, size)
+        torch.baddbmm(place, rows, keys.transpose(1, 2), beta=0, alpha=scaling, out=place)
+    if new > 1:
+        later = torch.ones(new, new, dtype=torch.bool).triu(1)
+        scores.unflatten(1, (-1, new))[..., length - new : length].masked_fill_(later, -torch.inf)
+    torch.softmax(scores, -1, out=scores)
+    out = query.new_zeros(kv_heads, scores.shape[1], size)
+    for (_, (_, values)), place in zip(parts, places, strict=True):
+        out.baddbmm_(place, values)
+    return out.view(query.shape)
 
 
 def varlen_attention(

@@ -31,7 +31,8 @@ class Part(NamedTuple):
 
     def of(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of one layer, each ``[kv_heads, tokens, head_dim]``."""
-        keys, values = self.memory[layer, :, :, self.slots]
+        start, stop = self.slots.start, self.slots.stop
+        keys, values = self.memory[layer].narrow(2, start, stop - start).unbind()
         return keys, values
 
 
@@ -40,7 +41,8 @@ class TailLayer(CacheLayerMixin):
 
     def __init__(self, storage: torch.Tensor):
         super().__init__()
-        self._storage = storage  # [2, batch, kv_heads, capacity, head_dim]
+        # [2, batch, kv_heads, capacity, head_dim]
+        self._keys, self._values = storage.unbind()
         self.length = 0
         self.is_initialized = True
 
@@ -51,11 +53,11 @@ class TailLayer(CacheLayerMixin):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append ``[batch, kv_heads, n, head_dim]``; return all own keys and values."""
-        start, self.length = self.length, self.length + key_states.shape[2]
-        keys, values = self._storage
-        keys[:, :, start : self.length] = key_states
-        values[:, :, start : self.length] = value_states
-        return keys[:, :, : self.length], values[:, :, : self.length]
+        start, count = self.length, key_states.shape[2]
+        self.length += count
+        self._keys.narrow(2, start, count).copy_(key_states)
+        self._values.narrow(2, start, count).copy_(value_states)
+        return self._keys.narrow(2, 0, self.length), self._values.narrow(2, 0, self.length)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0
@@ -64,7 +66,7 @@ class TailLayer(CacheLayerMixin):
         return self.length
 
     def get_max_length(self) -> int:
-        return self._storage.shape[3]
+        return self._keys.shape[2]
 
 
 class Fork(Cache):

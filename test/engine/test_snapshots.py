@@ -9,8 +9,13 @@ from hypothesis import strategies as st
 from toy_qwen import SINK_AND_WINDOW
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import eager_attention_forward
 
-from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
-from stream_vlm_ros.engine.attention import attend_own, attend_shared, merge
+from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference, attention
+from stream_vlm_ros.engine.attention import (
+    attend_few,
+    attend_own,
+    attend_shared,
+    merge,
+)
 from stream_vlm_ros.engine.errors import SnapshotEvictedError, StreamBusyError
 
 QUICK = settings(
@@ -256,3 +261,34 @@ def test_attention_in_parts_equals_one_attention_under_the_full_mask(
     expected, _ = eager_attention_forward(GroupedHeads(), query, keys, values, mask, 0.3)
     merged = merge(parts).flatten(1, 2)
     assert (merged.transpose(1, 2) - expected).abs().max() < 1e-5
+    for row in range(2):  # the way of a few tokens takes one sequence
+        asked = query[row : row + 1]
+        few = [(asked, tuple(shared[:, :, of])) for of in (slice(0, 9), slice(9, past)) if past]
+        out = attend_few([(asked, tuple(own[:, row])), *few], 0.3)
+        assert (out.transpose(1, 2) - expected[row : row + 1]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("position_policy", ["keep_gaps", "contiguous"])
+def test_a_few_tokens_and_many_are_attended_to_alike(
+    toys, model, processor, monkeypatch, position_policy
+):
+    said = []
+    for few in (0, attention.FEW_TOKENS):
+        monkeypatch.setattr(attention, "FEW_TOKENS", few)
+        engine = VideoStreamingInference(
+            model,
+            processor,
+            eviction_config=EvictionConfig(120, **SINK_AND_WINDOW),
+            layout="segmented",
+            position_policy=position_policy,
+        )
+        for _ in range(8):
+            engine.append_video_chunk(toys.frames(4), fps=2)
+        start = engine.cache_manager.ledger.next_position
+        with engine.cache_manager.question_fork(40, 0) as fork:
+            turned = [part.turn is not None for part in fork.parts]
+            assert any(turned) == (position_policy == "contiguous")
+            engine.text_path.append(list(range(30)), start, fork)
+            said.append(engine.text_path.append([5], start, fork))
+    assert torch.allclose(*said, rtol=0, atol=1e-4)
+    assert not torch.equal(*said)  # two ways they are
