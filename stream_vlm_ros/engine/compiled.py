@@ -51,6 +51,7 @@ class CompiledChunks:
         forward = torch.compile(type(self._blocks[0]).forward, backend=backend, dynamic=True)
         for block in self._blocks:
             block.forward = MethodType(forward, block)
+        self._joined: dict[int, tuple[int, PackedLayer | None]] = {}
 
     def undo(self) -> None:
         """Give the vision blocks back as they were."""
@@ -68,14 +69,13 @@ class CompiledChunks:
         # A length like no other size: the tracer takes equal sizes for one.
         hidden = torch.randn(67, text.hidden_size, **options)
         layer = self._text.layers[0]
-        packed = PackedLayer.of(layer)
         normed = self._norm(layer.input_layernorm, hidden)
         cos, sin = self._text.rotary_emb(hidden, torch.zeros(3, 1, 67, device=model.device))
         for turns in (1, 2):  # a graph for one, another for any more
             turn = torch.zeros(2, turns, 1, 1, cos.shape[-1], device=model.device)
-            queries, _ = self._before(layer, packed, normed, cos, sin, turn)
+            queries, _ = self._before(layer, self._packed(0), normed, cos, sin, turn)
             attended = queries[0].transpose(0, 1).contiguous()
-            self._after(layer, packed, self._text.norm, hidden, attended)
+            self._after(layer, None, self._text.norm, hidden, attended)
         merge, patch = vision.spatial_merge_size, vision.patch_size
         side = 8 * merge
         pixels = 3 * vision.temporal_patch_size * patch**2
@@ -104,14 +104,23 @@ class CompiledChunks:
         normed = self._norm(layers[0].input_layernorm, hidden)
         following = [*(layer.input_layernorm for layer in layers[1:]), text.norm]
         for number, (layer, norm) in enumerate(zip(layers, following, strict=True)):
-            packed = PackedLayer.of(layer)
-            queries, own = self._before(layer, packed, normed, cos, sin, turns)
+            queries, own = self._before(layer, self._packed(number), normed, cos, sin, turns)
             keys, values = fork.update(own[:1], own[1:], number)
             shared = [(queries[at : at + 1], part.of(number)) for at, part in of_part]
             scaling = layer.self_attn.scaling
             attended = attend_stream(queries[:1], keys, values, scaling, shared)
-            hidden, normed = self._after(layer, packed, norm, hidden, attended[0])
+            # Not by the joined weights: with many rows the halves of one product are slow to split.
+            hidden, normed = self._after(layer, None, norm, hidden, attended[0])
         return normed.unsqueeze(0)
+
+    def _packed(self, number: int) -> PackedLayer | None:
+        """A layer's joined weights; found out again only where it was moved since."""
+        layer = self._text.layers[number]
+        place = layer.self_attn.q_proj.weight.data_ptr()
+        kept = self._joined.get(number)
+        if kept is None or kept[0] != place:
+            kept = self._joined[number] = place, PackedLayer.of(layer)
+        return kept[1]
 
 
 def _distinct_turns(fork: Fork, like: torch.Tensor) -> tuple[torch.Tensor, list[tuple[int, Part]]]:
