@@ -18,7 +18,7 @@ A chunk comes in
     vision          where patches stand in the vision tower, reckoned once a size
     reduction       tokens that say nothing new, left out
     compiled        torch.compile for a chunk's elementwise work
-    decoder_layer   a layer in two halves around its attention, to be compiled
+    layers          a layer of either tower in two halves around its attention, to be compiled
 
 The memory
     cache           `KVCacheManager`: buffer, ledger, evictor and forks as one

@@ -8,16 +8,20 @@ attention stays as it is. Questions do not come here: they have a path of their 
 from __future__ import annotations
 
 import logging
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
-from transformers import AttentionInterface
 
-from .attention import VISION_ATTENTION, attend_stream, varlen_attention
-from .decoder_layer import after_attention, before_attention
+from .attention import attend_stream, varlen_attention
 from .forks import Fork, Part
 from .frames import PatchGrid
+from .layers import (
+    after_attention,
+    after_vision_attention,
+    before_attention,
+    before_vision_attention,
+)
 from .packed import PackedLayer
 from .positions import rotate
 
@@ -42,15 +46,14 @@ class CompiledChunks:
     """
 
     def __init__(self, model: Any, backend: str = "inductor"):
-        # Looked up by its name at each call; the tracer is to leave it alone.
-        AttentionInterface.register(VISION_ATTENTION, torch.compiler.disable(varlen_attention))
         self._text, self._blocks = model.model.language_model, model.model.visual.blocks
-        self._norm = torch.compile(_norm, backend=backend, dynamic=True)
-        self._before = torch.compile(_before_attention, backend=backend, dynamic=True)
-        self._after = torch.compile(after_attention, backend=backend, dynamic=True)
-        forward = torch.compile(type(self._blocks[0]).forward, backend=backend, dynamic=True)
+        self._norm = torch.compile(_norm, backend=backend)
+        self._before = torch.compile(_before_attention, backend=backend)
+        self._after = torch.compile(after_attention, backend=backend)
+        self._before_vision = torch.compile(before_vision_attention, backend=backend)
+        self._after_vision = torch.compile(after_vision_attention, backend=backend)
         for block in self._blocks:
-            block.forward = MethodType(forward, block)
+            block.forward = partial(self._run_block, block)
         self._joined: dict[int, tuple[int, PackedLayer | None]] = {}
 
     def undo(self) -> None:
@@ -64,22 +67,60 @@ class CompiledChunks:
             self._try_out(model)
 
     def _try_out(self, model: Any) -> None:
-        text, vision = model.config.text_config, model.config.vision_config
-        options = {"dtype": model.dtype, "device": model.device}
-        # A length like no other size: the tracer takes equal sizes for one.
-        hidden = torch.randn(67, text.hidden_size, **options)
-        layer = self._text.layers[0]
-        normed = self._norm(layer.input_layernorm, hidden)
-        cos, sin = self._text.rotary_emb(hidden, torch.zeros(3, 1, 67, device=model.device))
         for turns in (1, 2):  # a graph for one, another for any more
-            turn = torch.zeros(2, turns, 1, 1, cos.shape[-1], device=model.device)
-            queries, _ = self._before(layer, self._packed(0), normed, cos, sin, turn)
-            attended = queries[0].transpose(0, 1).contiguous()
-            self._after(layer, None, self._text.norm, hidden, attended)
-        merge, patch = vision.spatial_merge_size, vision.patch_size
-        side = 8 * merge
-        pixels = 3 * vision.temporal_patch_size * patch**2
+            self._try_text(model, 67, turns)
+        self._try_vision(model)
+
+    def _try_text(self, model: Any, tokens: int, turns: int) -> None:
+        hidden_size = model.config.text_config.hidden_size
+        hidden = torch.randn(tokens, hidden_size, dtype=model.dtype, device=model.device)
+        layer = self._text.layers[0]
+        positions = torch.zeros(3, 1, tokens, device=model.device)
+        cos, sin = self._text.rotary_emb(hidden, positions)
+        turn = torch.zeros(2, turns, 1, 1, cos.shape[-1], device=model.device)
+        if turns > 1:
+            _varies(1, turn)
+        _varies(0, hidden)
+        _varies(1, cos, sin)
+        normed = self._norm(layer.input_layernorm, hidden)
+        _varies(0, normed)
+        queries, _ = self._before(layer, self._packed(0), normed, cos, sin, turn)
+        attended = queries[0].transpose(0, 1).contiguous()
+        _varies(0, attended)
+        self._after(layer, None, self._text.norm, hidden, attended)
+
+    def _try_vision(self, model: Any) -> None:
+        vision = model.config.vision_config
+        options = {"dtype": model.dtype, "device": model.device}
+        hidden = torch.randn(67, vision.hidden_size, **options)
+        size = vision.hidden_size // vision.num_heads
+        # Two of their own: the tracer would take note of it if they were one.
+        cos, sin = (torch.zeros(67, size, device=model.device) for _ in range(2))
+        _varies(0, hidden, cos, sin)
+        attended = self._before_vision(self._blocks[0], hidden, cos, sin)[2].contiguous()
+        _varies(0, attended)
+        self._after_vision(self._blocks[0], hidden, attended)
+        side = 8 * vision.spatial_merge_size
+        pixels = 3 * vision.temporal_patch_size * vision.patch_size**2
         model.encode_frames(PatchGrid(torch.randn(side**2, pixels, **options), (1, side, side)))
+
+    def _run_block(
+        self,
+        block: Any,
+        hidden: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        max_seqlen: int,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        **_: Any,
+    ) -> torch.Tensor:
+        """A vision block as its tower calls it."""
+        seen = self._before_vision(block, hidden, *position_embeddings)
+        query, key, value = (x.transpose(0, 1).unsqueeze(0) for x in seen)
+        scaling = block.attn.scaling
+        attended = varlen_attention(
+            block.attn, query, key, value, None, scaling, cu_seqlens, max_seqlen
+        )[0]
+        return self._after_vision(block, hidden, attended[0])
 
     def forward(
         self, embeddings: torch.Tensor, positions: torch.Tensor, fork: Fork
@@ -153,6 +194,12 @@ def _before_attention(
     """As `before_attention`, its queries once for each turn: ``[turns, heads, n, head_dim]``."""
     queries, own = before_attention(layer, packed, normed, cos, sin)
     return rotate(queries.expand(turns.shape[1], *queries.shape), turns[0], turns[1]), own
+
+
+def _varies(axis: int, *tensors: torch.Tensor) -> None:
+    """Tell the tracer that a size is another next time; what it is not told of stays a number."""
+    for tensor in tensors:
+        torch._dynamo.mark_dynamic(tensor, axis)
 
 
 def _norm(norm: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from .decoder_layer import after_attention, before_attention
 from .forks import Part
+from .layers import after_attention, before_attention
 from .model import StreamQwenModel
 from .packed import PackedLayer
 from .positions import rotate

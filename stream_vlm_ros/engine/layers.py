@@ -1,7 +1,7 @@
-"""A decoder layer of the library in two halves, before its attention and after it.
+"""A layer of either tower in two halves, before its attention and after it.
 
-So that each can be compiled as one, and the attention between them be ours. In the order of
-``Qwen2_5_VLDecoderLayer.forward``.
+So that each can be compiled as one, and the attention between them be ours. The library's own
+modules in the order of ``Qwen2_5_VLDecoderLayer.forward`` and ``Qwen2_5_VLVisionBlock.forward``.
 """
 
 from __future__ import annotations
@@ -56,6 +56,32 @@ def after_attention(
     normed = layer.post_attention_layernorm(hidden)
     hidden = _sum(hidden, feed_forward(layer.mlp, normed, packed))
     return hidden, norm(hidden)
+
+
+def before_vision_attention(
+    block: Any, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """From a vision block's input ``[patches, hidden]`` to what its attention needs.
+
+    Args:
+        cos, sin: ``[patches, head_dim]``.
+
+    Returns:
+        Query, key and value, each ``[patches, heads, head_dim]``.
+    """
+    attention = block.attn
+    together = attention.qkv(block.norm1(hidden))
+    query, key, value = together.unflatten(-1, (3, attention.num_heads, -1)).unbind(1)
+    cos, sin = cos[:, None], sin[:, None]
+    return rotate(query, cos, sin), rotate(key, cos, sin), value
+
+
+def after_vision_attention(
+    block: Any, hidden: torch.Tensor, attended: torch.Tensor
+) -> torch.Tensor:
+    """A vision block from its input and what was ``attended [patches, heads, head_dim]`` on."""
+    hidden = hidden + block.attn.proj(attended.flatten(1))
+    return hidden + block.mlp(block.norm2(hidden))
 
 
 def _sum(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
