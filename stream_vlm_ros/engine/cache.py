@@ -88,6 +88,10 @@ class KVCacheManager:
         importance: level 3's score; None: `FeatureNovelty`.
     """
 
+    # What forks and answers ask for, reckoned once and kept until the stream changes.
+    _parts: list[Part] | None
+    _time_spans: list[tuple[float, float]] | None
+
     _FIRST_BUFFER = 4096  # tokens, where no cap says more
 
     def __init__(
@@ -120,7 +124,7 @@ class KVCacheManager:
         self._tails = TailPool(shape, device, max_tail_tokens)
         self._forks: weakref.WeakSet[Fork] = weakref.WeakSet()
         self._waiting: list[Appended] = []  # what has been appended and not yet evicted for
-        self._parts: list[Part] | None = None
+        self._changed()
         self._followers: weakref.WeakSet[Any] = weakref.WeakSet()
 
     # -- reading -----------------------------------------------------------------------------
@@ -201,6 +205,12 @@ class KVCacheManager:
         )
         return mask.triu(past + 1)[None, None]
 
+    def time_spans(self) -> list[tuple[float, float]]:
+        """See `PositionLedger.time_spans`."""
+        if self._time_spans is None:
+            self._time_spans = self.ledger.time_spans()
+        return list(self._time_spans)
+
     def levels(self) -> dict[str, dict[str, Any]]:
         """What each level of the memory holds: ``tokens``, ``grids``, ``frames``, ``time_spans``.
 
@@ -219,6 +229,11 @@ class KVCacheManager:
         return held
 
     # -- forks -------------------------------------------------------------------------------
+
+    def prepare_reading(self) -> None:
+        """Reckon now, while the device is at work, what the next question would wait for."""
+        self._current_parts()
+        self.time_spans()
 
     def fork(self, capacity: int, question: bool = False) -> Fork:
         """A reader of the stream as it stands, with room for ``capacity`` tokens of its own.
@@ -280,7 +295,7 @@ class KVCacheManager:
             evictor.record_chunk(count)
         self._waiting.append(evictor.appended(count))
         own = fork.own()
-        self._parts = None
+        self._changed()
         self.state = state
         self.ledger.append(spans)
         # Eviction comes first: without slack the ring has no slots beyond the cap.
@@ -301,7 +316,7 @@ class KVCacheManager:
         What is forgotten and kept is to the token what would have been without waiting.
         """
         if self._waiting and not self._living():
-            self._parts = None
+            self._changed()
             self._evict()
 
     def _check_free(self, tokens: int, readers: Sequence[Fork]) -> None:
@@ -369,6 +384,9 @@ class KVCacheManager:
     def _living(self) -> list[Fork]:
         return [fork for fork in self._forks if fork.alive]
 
+    def _changed(self) -> None:
+        self._parts, self._time_spans = None, None
+
     def _current_parts(self) -> list[Part]:
         if self._parts is None:
             # Sink and kept grids were rotated anew where grids are kept: they need no turn.
@@ -430,7 +448,7 @@ class KVCacheManager:
         self.ledger.restore(saved.ledger)
         self.evictor.restore(saved.evictor)
         self.state = saved.state
-        self._parts = None
+        self._changed()
 
     def discard_snapshot(self, saved: Snapshot) -> None:
         """Nothing is held for a snapshot, so there is nothing to give back."""
@@ -457,7 +475,7 @@ class KVCacheManager:
         self.ledger.follow(followed)
         self.state = saved.state
         self._waiting = list(saved.waiting)
-        self._parts = None
+        self._changed()
         self._memory_replaced()
         self.catch_up()
 
@@ -470,7 +488,7 @@ class KVCacheManager:
         self.evictor.clear()
         self._waiting.clear()
         self.state = StreamState()
-        self._parts = None
+        self._changed()
 
 
 def _overlap(one: range, other: range) -> bool:

@@ -82,11 +82,15 @@ class Sampler:
                 self._processors.append(TemperatureLogitsWarper(float(options.temperature)))
             if options.top_p < 1:
                 self._processors.append(TopPLogitsWarper(options.top_p))
-        self._generator = torch.Generator(device)
-        if options.seed is None:
-            self._generator.seed()
+        self._generator = self._seeded(options.seed) if self._draws else None
+
+    def _seeded(self, seed: int | None) -> torch.Generator:
+        generator = torch.Generator(self._device)
+        if seed is None:
+            generator.seed()
         else:
-            self._generator.manual_seed(options.seed)
+            generator.manual_seed(seed)
+        return generator
 
     @torch.inference_mode()
     def choose(self, logits: torch.Tensor) -> int:

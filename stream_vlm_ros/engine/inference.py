@@ -224,6 +224,7 @@ class VideoStreamingInference:
         with manager.fork(len(embeddings)) as fork:
             self.model.stream_forward(embeddings[None], positions, fork)
             evicted = manager.commit(fork, spans, self._seen(stamps, known), chunk=True)
+        manager.prepare_reading()
         return {
             "tokens": len(embeddings),
             "evicted_tokens": evicted,
@@ -521,7 +522,7 @@ class VideoStreamingInference:
         return self._chat.question(question, manager.state.open_segment, manager.max_tail_tokens)
 
     def _check_horizon(self, start: float, stop: float) -> None:
-        spans = self.cache_manager.ledger.time_spans()
+        spans = self.cache_manager.time_spans()
         if not any(first <= stop and start <= last for first, last in spans):
             raise OutOfHorizonError(
                 f"nothing from {start:.3f} to {stop:.3f} s is remembered. The memory holds "
@@ -563,7 +564,7 @@ class VideoStreamingInference:
         )
 
     def _times(self) -> dict[str, Any]:
-        spans = self.cache_manager.ledger.time_spans()
+        spans = self.cache_manager.time_spans()
         return {
             "oldest_timestamp": spans[0][0] if spans else None,
             "newest_timestamp": spans[-1][1] if spans else None,

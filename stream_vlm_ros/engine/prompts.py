@@ -92,14 +92,17 @@ class ChatLayout:
 
         render = self._render
         before, after = self._cut(render([*system, asked], True), pad)
-        question_open, self._question_end = self._cut(after, _QUESTION)
+        question_open, question_end = self._cut(after, _QUESTION)
         _, answered = self._cut(render([*system, asked, answer], False), _ANSWER)
         _, more = self._cut(render([*system, asked, answer, told], False), _ANSWER)
         turn, told_end = self._cut(more.removeprefix(answered), pad)
         _, again = self._cut(render([*system, asked, answer, text_only], True), _ANSWER)
-        self._turn_open, _ = self._cut(again.removeprefix(answered), _QUESTION)
+        turn_open, _ = self._cut(again.removeprefix(answered), _QUESTION)
 
-        self._question_close = question_open  # the vision end, and what stands before a question
+        # The vision end and what stands before a question; the same without a vision end; behind.
+        self._question_close = self._special(question_open)
+        self._turn_open = self._special(turn_open)
+        self._question_end = self._special(question_end)
         self.head = self._special(before)
         self.turn = self._special(turn)
         ids = trim_to_vision_segment(
@@ -141,7 +144,7 @@ class ChatLayout:
         if half := _half_character(text):
             raise InvalidQuestionError(f"the question {half}")
         opening = self._question_close if in_segment else self._turn_open
-        ids = self._special(opening) + self.plain(text) + self._special(self._question_end)
+        ids = [*opening, *self.plain(text), *self._question_end]
         if len(ids) > room:
             raise InvalidQuestionError(
                 f"the question takes {len(ids)} tokens, but {room} are kept for a question with "

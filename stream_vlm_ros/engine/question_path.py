@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from itertools import accumulate, takewhile
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from .cache import KVCacheManager
@@ -137,7 +138,10 @@ class StaticTextPath(TextPath):
         self.detours: Counter[str] = Counter()
         self._reading: Reading | None = None
         self._reader: weakref.ref[Fork] | None = None  # whose parts the steps read now
-        self._weights_at: tuple[int, ...] = ()
+        layers = model.model.language_model.layers
+        # What has been recorded reads the weights where they were: some stand for all.
+        self._some_weights = layers[0].self_attn.q_proj, layers[-1].mlp.down_proj, model.lm_head
+        self._weights_at: list[int] = []
         self._ready: dict[int, _Ready] = {}
         self._pool: Any = None  # of the graphs' memory
         self._begun: weakref.WeakKeyDictionary[Fork, _Begun] = weakref.WeakKeyDictionary()
@@ -236,7 +240,8 @@ class StaticTextPath(TextPath):
     def _read(self, fork: Fork) -> None:
         """Let the steps read the fork's parts. (A fork's parts stay as they were made.)"""
         memory = fork.parts[0].memory if fork.parts else self._manager.memory
-        if self._weights_at != (weights_at := _weights_at(self._model)):  # the model was moved
+        weights_at = [module.weight.data_ptr() for module in self._some_weights]
+        if self._weights_at != weights_at:  # the model was moved
             self._reading, self._weights_at = None, weights_at
         if self._reading is None or self._reading.memory is not memory:  # the first, or it grew
             self._reading = Reading(memory, self._manager.question_tail)
@@ -409,20 +414,13 @@ def text_path(
     return StaticTextPath(model, manager, attention, graph, compiled=graph)
 
 
-def _weights_at(model: StreamQwenModel) -> tuple[int, ...]:
-    """Addresses of some weights: what has been recorded reads them where they were."""
-    layers = model.model.language_model.layers
-    some = layers[0].self_attn.q_proj, layers[-1].mlp.down_proj, model.lm_head
-    return tuple(module.weight.data_ptr() for module in some)
-
-
 def _in_words(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def text_positions(start: Sequence[int], done: int, count: int) -> torch.Tensor:
     """``[3, count]``: the text tokens after ``done`` others that began at ``start``."""
-    return torch.tensor(start)[:, None] + torch.arange(done, done + count)
+    return torch.from_numpy(np.add.outer(start, np.arange(done, done + count)))
 
 
 def _pieces(ids: list[int]) -> list[list[int]]:

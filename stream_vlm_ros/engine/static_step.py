@@ -44,6 +44,7 @@ class Reading:
         self.starts, self.lengths = self.slices
         self.turns = torch.empty(2, MOST_PARTS, size, device=device)
         self.turns[0], self.turns[1] = 1.0, 0.0
+        self._turned = False
 
     @property
     def room(self) -> int:
@@ -55,11 +56,14 @@ class Reading:
         absent = [0] * (MOST_PARTS - len(parts))
         starts = [part.slots.start for part in parts]
         lengths = [part.slots.stop - part.slots.start for part in parts]
-        self.slices.copy_(torch.tensor([starts + absent, lengths + absent]))
-        self.turns[0], self.turns[1] = 1.0, 0.0
-        for number, part in enumerate(parts):
-            if part.turn is not None:
-                self.turns[0, number], self.turns[1, number] = part.turn
+        # As in `StepInputs.load`.
+        self.slices.copy_(torch.tensor([starts + absent, lengths + absent]), non_blocking=True)
+        if self._turned:
+            self.turns[0], self.turns[1] = 1.0, 0.0
+        turned = [number for number, part in enumerate(parts) if part.turn is not None]
+        for number in turned:
+            self.turns[0, number], self.turns[1, number] = parts[number].turn  # type: ignore[misc]
+        self._turned = bool(turned)
 
 
 class StepInputs:
@@ -84,6 +88,8 @@ class StepInputs:
         self.positions = positions.view(3, 1, size)
         self.last = self.scalars[3:]
         self.slots.fill_(self._padding_slot)
+        self._host = torch.zeros(len(self._all), dtype=torch.long)
+        self._given = self._host.numpy()
 
     def load(
         self,
@@ -100,16 +106,15 @@ class StepInputs:
         shared one.
         """
         count = len(ids)
-        given = torch.zeros(6, self.size, dtype=torch.long)
-        given[0, :count] = torch.tensor(ids)
+        given, scalars = self._given[:-4].reshape(6, self.size), self._given[-4:]
+        given[0, :count] = ids
         given[1:4, :count] = positions
-        given[4] = self._padding_slot
-        given[4, :count] = torch.arange(past, past + count)
-        if begins:
-            given[5, :count] = torch.tensor(begins)
-        scalars = torch.tensor([count, shared, past, max(shared - 1, 0)])
-        # Not pinned, so that it is copied at once all the same, but nothing waits for the device.
-        self._all.copy_(torch.cat([given.flatten(), scalars]), non_blocking=True)
+        given[4, :count] = range(past, past + count)
+        given[4, count:] = self._padding_slot
+        given[5, :count] = begins or 0
+        scalars[:] = count, shared, past, max(shared - 1, 0)
+        # Not pinned: it is copied aside at once, though nothing waits for the device.
+        self._all.copy_(self._host, non_blocking=True)
 
 
 # queries [heads, n, head_dim], one layer's memory and tail, what is read, what the step is given,

@@ -378,3 +378,24 @@ def test_reset_forgets_everything_and_the_same_frames_give_the_same_again(toys, 
     assert info["oldest_timestamp"] is None
     again, memory_again = run()
     assert answer == again and torch.equal(memory, memory_again)
+
+
+def test_a_chunk_leaves_ready_what_a_question_asks_of_the_memory(
+    toys, model, processor, monkeypatch
+):
+    """Reckoned while a device is still at work on the chunk, and right after each one."""
+    engine = make(model, processor, cap=100)
+    ledger, manager = engine.cache_manager.ledger, engine.cache_manager
+    for number in range(12):
+        engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
+        spans, parts = ledger.time_spans(), ledger.parts()
+        with monkeypatch.context() as patch:
+            patch.setattr(ledger, "time_spans", None)
+            patch.setattr(ledger, "parts", None)
+            metrics = engine.ask("What?", 1)[1]
+            assert metrics["time_spans"] == spans
+            metrics["time_spans"].clear()  # the caller's own
+            assert engine.get_cache_info()["time_spans"] == spans
+            with manager.fork(1) as fork:
+                read = sum(part.slots.stop - part.slots.start for part in fork.parts)
+        assert read == parts[-1][1]
