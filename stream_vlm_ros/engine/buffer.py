@@ -12,6 +12,10 @@ import torch
 from .errors import DeviceUnavailableError
 from .positions import MultimodalRotary, Vec, rotate
 
+# Numbers of keys rotated together, which takes some times as much in float32 meanwhile: as many
+# layers as make no more. Short memories are so rotated in few calls.
+_ROTATED_AT_ONCE = 2**24
+
 
 @dataclass(frozen=True)
 class KVShape:
@@ -182,9 +186,11 @@ class KVBuffer:
         owner[self.sink :] = 1 + torch.searchsorted(numbers, self._owner)
         owner = owner.to(self._device)
         cos, sin = (turn.float()[owner].repeat(1, 2) for turn in (angles.cos(), angles.sin()))
-        count = len(owner)
-        for layer, originals in enumerate(self._originals):
-            rotate(originals[:, :count], cos, sin, out=self.data[layer, 0, :, :count])
+        originals = self._originals[:, :, : len(owner)]
+        keys = self.data[:, 0, :, : len(owner)]
+        together = max(1, _ROTATED_AT_ONCE // originals[0].numel())  # layers
+        for some, of in zip(keys.split(together), originals.split(together), strict=True):
+            rotate(of, cos, sin, out=some)
 
     def write(self, tokens: torch.Tensor) -> None:
         """Append ``[layers, 2, kv_heads, n, head_dim]`` behind the window."""
