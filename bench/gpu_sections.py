@@ -221,14 +221,13 @@ def _over_median(found: dict[str, float]) -> float:
 def long_video(rig: Rig) -> dict[str, Any]:
     """The reference's experiment B end to end: 400 frames from the host's memory, then a question.
 
-    In its layout and with its memory; the default memory and layout beside it.
+    In its layout and with its memory.
     """
     count, cap = (24, max(rig.caps)) if rig.small else LONG_VIDEO
     several = [rig.frames(seed=seed) for seed in range(4)]
     found: dict[str, Any] = {"unit": "s", "frames": count, "bars": []}
     ways: dict[str, dict[str, Any]] = {
         "as the reference": {"layout": "segmented"},
-        "default": {"shares": {}},
     }
     for name in rig.within("memory", ways):
         rig.start_counting_memory()
@@ -401,7 +400,7 @@ def curves(rig: Rig) -> dict[str, Any]:
 SECTIONS = {
     "warm_up": (warm_up, 60),
     "against_reference": (against_reference, 130),
-    "long_video": (long_video, 140),
+    "long_video": (long_video, 80),
     "eviction": (eviction, 50),
     "steady": (steady, 45),
     "small_frames": (small_frames, 15),

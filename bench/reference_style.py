@@ -8,28 +8,39 @@ Only what sets the time is re-created: positions are plain counts.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
-from transformers import DynamicCache
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionPatchEmbed
+from transformers import DynamicCache, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from stream_vlm_ros.engine import StreamQwenModel
 from stream_vlm_ros.engine.frames import PatchGrid
+
+
+def stock_model(model: StreamQwenModel) -> Qwen2_5_VLForConditionalGeneration:
+    """The library's model, untouched, over the same weights: they are taken once."""
+    config = Qwen2_5_VLConfig.from_dict(model.config.to_dict())
+    config._attn_implementation = "sdpa"
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(model.dtype)
+    try:
+        with torch.device(model.device):
+            stock = Qwen2_5_VLForConditionalGeneration(config)
+    finally:
+        torch.set_default_dtype(before)
+    stock.load_state_dict(model.state_dict(), assign=True)
+    return stock.eval()
 
 
 class ReferenceStyle:
     """A stream in the reference's style.
 
     Args:
-        model: its weights are used, with the library's own attention.
+        model: whose weights the library's own model is given.
         length: tokens that the cache holds; filled with noise, since time does not depend on them.
         sink: of them, kept at each eviction.
     """
 
     def __init__(self, model: StreamQwenModel, length: int, sink: int) -> None:
-        self.model, self.length, self.sink = model, length, sink
+        self.model, self.length, self.sink = stock_model(model), length, sink
         text = model.config.text_config
         heads = text.num_key_value_heads
         shape = (1, heads, length, text.hidden_size // text.num_attention_heads)
@@ -38,30 +49,15 @@ class ReferenceStyle:
         for layer in range(text.num_hidden_layers):
             self.cache.update(torch.randn(shape, **options), torch.randn(shape, **options), layer)
 
-    @contextlib.contextmanager
-    def _library_attention(self) -> Iterator[None]:
-        """The library's own attention and first vision layer meanwhile."""
-        visual = self.model.model.visual
-        configs = self.model.model.language_model.config, visual.config
-        names = [config._attn_implementation for config in configs]
-        for config in configs:
-            config._attn_implementation = "sdpa"
-        ours = type(visual.patch_embed)
-        visual.patch_embed.__class__ = Qwen2_5_VisionPatchEmbed
-        try:
-            yield
-        finally:
-            visual.patch_embed.__class__ = ours
-            for config, name in zip(configs, names, strict=True):
-                config._attn_implementation = name
+    def _embed(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.model.model.language_model.embed_tokens(ids)
 
     @torch.inference_mode()
     def vision(self, patches: PatchGrid) -> torch.Tensor:
         """Features of a chunk, ``[tokens, hidden]``."""
-        with self._library_attention():
-            grid = torch.tensor([patches.grid_thw], device=self.model.device)
-            pixels = patches.pixel_values.to(self.model.dtype)
-            return self.model.model.visual(pixels, grid_thw=grid).pooler_output
+        grid = torch.tensor([patches.grid_thw], device=self.model.device)
+        pixels = patches.pixel_values.to(self.model.dtype)
+        return self.model.model.visual(pixels, grid_thw=grid).pooler_output
 
     @torch.inference_mode()
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
@@ -74,14 +70,13 @@ class ReferenceStyle:
             device=self.model.device,
         ).triu(past + 1)[None, None]
         positions = torch.arange(past, past + count, device=self.model.device)
-        with self._library_attention():
-            return self.model.model.language_model(
-                inputs_embeds=embeddings,
-                position_ids=positions.expand(3, 1, count),
-                attention_mask={"full_attention": mask},
-                past_key_values=self.cache,
-                use_cache=True,
-            ).last_hidden_state
+        return self.model.model.language_model(
+            inputs_embeds=embeddings,
+            position_ids=positions.expand(3, 1, count),
+            attention_mask={"full_attention": mask},
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state
 
     @torch.inference_mode()
     def evict(self) -> None:
@@ -110,11 +105,11 @@ class ReferenceStyle:
     @torch.inference_mode()
     def first_token(self, ids: list[int]) -> torch.Tensor:
         """The likeliest token after a question, ``[1]``."""
-        hidden = self.forward(self.model.embed_tokens([ids]))
+        hidden = self.forward(self._embed(torch.tensor([ids], device=self.model.device)))
         return self.model.lm_head(hidden[:, -1]).argmax(-1)
 
     @torch.inference_mode()
     def next_token(self, token: torch.Tensor) -> torch.Tensor:
         """The likeliest token after another, ``[1]``."""
-        hidden = self.forward(self.model.embed_tokens(token[None]))
+        hidden = self.forward(self._embed(token[None]))
         return self.model.lm_head(hidden[:, -1]).argmax(-1)
