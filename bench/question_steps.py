@@ -5,9 +5,10 @@
     python bench/question_steps.py --shape toy --caps 500   # a trial, anywhere
 
 A step is taken with 1 token (writing) and with the 48 of a question, over a memory of random keys:
-whole, without its attention, without torch.compile, and not recorded. Then one layer's attention
-alone for each tiling, against the time that reading its keys takes. The figures that stand behind
-`stream_vlm_ros.engine.kernels._tiling` come from here. Writes nothing.
+whole, without its attention, without torch.compile, not recorded, and with the products of one row
+by our own kernel; these then each alone, beside torch's. Then one layer's attention alone for each
+tiling, against the time that reading its keys takes. The figures that stand behind
+`_tiling` and `_strip` of `stream_vlm_ros.engine.kernels` come from here. Writes nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from stream_vlm_ros.engine import question_path
 from stream_vlm_ros.engine.cache import KVCacheManager
 from stream_vlm_ros.engine.eviction import EvictionConfig
 from stream_vlm_ros.engine.forks import Part
-from stream_vlm_ros.engine.packed import pack
+from stream_vlm_ros.engine.packed import PackedLayer, pack
 from stream_vlm_ros.engine.question_path import StaticTextPath
 from stream_vlm_ros.engine.static_step import Reading, StepInputs, attend_step
 from stream_vlm_ros.replay.experiments.shapes import (
@@ -57,16 +58,21 @@ def whole_steps(model: Any, cap: int, attention: Any, times: int) -> None:
     device = model.device
     on_gpu = device.type == "cuda"
     print(f"\nmemory of {cap:,} tokens; ms a step of", *TOKENS, "tokens")
+    linear = torch.nn.functional.linear
     ways = {
-        "graph": (attention, on_gpu, on_gpu),
-        "without its attention": (no_attention, on_gpu, on_gpu),
-        "without torch.compile": (attention, on_gpu, False),
-        "not recorded": (attention, False, False),
+        "graph": (attention, on_gpu, on_gpu, linear),
+        "without its attention": (no_attention, on_gpu, on_gpu, linear),
+        "without torch.compile": (attention, on_gpu, False, linear),
+        "not recorded": (attention, False, False, linear),
     }
+    if on_gpu:
+        from stream_vlm_ros.engine.kernels import matvec
+
+        ways["graph, one row by our own"] = (attention, True, True, matvec)
     manager = KVCacheManager(model.kv_shape, model.rotary, EvictionConfig(cap), device)
     manager.memory.normal_()
-    for name, (kind, graph, compiled) in ways.items():
-        path = StaticTextPath(model, manager, kind, graph, compiled)
+    for name, (kind, graph, compiled, linear) in ways.items():
+        path = StaticTextPath(model, manager, kind, graph, compiled, linear)
         row = []
         for tokens in TOKENS:
             with manager.question_fork(tokens, 0) as fork:
@@ -77,7 +83,7 @@ def whole_steps(model: Any, cap: int, attention: Any, times: int) -> None:
                     int(path.append([1] * tokens, (cap, cap, cap), fork).argmax())
 
                 row.append(median_ms(step, times))
-        print(f"  {name:24}", *(f"{ms:8.3f}" for ms in row), path.reason)
+        print(f"  {name:25}", *(f"{ms:8.3f}" for ms in row), path.reason)
 
 
 # Rows, keys, warps, stages: each is compiled once, some two seconds, for all memories; and of
@@ -144,6 +150,54 @@ def sweep(shape: Any, heads: int, caps: list[int], device: torch.device, options
         del memory, tail, reading, queries, inputs, all_layers
 
 
+# Rows, columns, warps, stages.
+STRIPS = [(4, 2048, 4, 1), (2, 2048, 4, 1), (8, 1024, 4, 1), (4, 2048, 4, 3), (8, 512, 4, 4)]
+
+
+def products(model: Any, times: int) -> None:
+    """A token's products, each over all layers so that no weight is still in a cache."""
+    from stream_vlm_ros.engine import kernels
+
+    choose = kernels._strip
+    layers = list(model.model.language_model.layers)
+    packed = [PackedLayer.of(layer) for layer in layers]
+    groups = {
+        "q, k, v": [(one.qkv, one.qkv_bias) for one in packed],
+        "out": [(layer.self_attn.o_proj.weight, None) for layer in layers],
+        "gate, up": [(one.gate_up, None) for one in packed],
+        "down": [(layer.mlp.down_proj.weight, None) for layer in layers],
+        "logits": [(model.lm_head.weight, None)] * 4,
+    }
+    print("\none token's products: us each; torch's, then the kernel's by its strips")
+    for name, weights in groups.items():
+        rows, columns = weights[0][0].shape
+        given = torch.randn(1, columns, dtype=model.dtype, device=model.device)
+        ways: dict[Any, Any] = {"torch": None, **dict.fromkeys(STRIPS)}
+        for way in ways:
+            linear = torch.nn.functional.linear
+            if way != "torch":
+                linear = kernels.matvec
+                kernels._strip = lambda *_, way=way: kernels._Strip(*way)
+
+            def all_layers(linear=linear, weights=weights, given=given) -> None:
+                for weight, bias in weights:
+                    linear(given, weight, bias)
+
+            with torch.inference_mode():
+                all_layers()
+                synchronize()
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    all_layers()
+            ways[way] = 1e3 * median_ms(graph.replay, times) / len(weights)
+        kernels._strip = choose
+        size = weights[0][0].nbytes
+        print(f"  {name:9} {columns:>6} -> {rows:<6}", "  ".join(
+            f"{'torch' if way == 'torch' else way}: {us:.1f} ({size / us / 1e6:.2f} TB/s)"
+            for way, us in ways.items()
+        ))  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", default="3b", choices=SHAPES)
@@ -167,6 +221,7 @@ def main() -> None:
         if not options.kernel:
             whole_steps(model, cap, attention, options.times)
     if device.type == "cuda":
+        products(model, options.times)
         heads = model.config.text_config.num_attention_heads
         sweep(model.kv_shape, heads, options.caps, device, options)
 

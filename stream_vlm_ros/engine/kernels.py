@@ -1,4 +1,6 @@
-"""Triton kernels: attention of a question over memory and tail, all lengths read on the device.
+"""Triton kernels of a question: attention over memory and tail, and products with one row.
+
+All lengths are read on the device.
 
 Imported only where there is a GPU (and by their tests, which run them in Triton's interpreter).
 """
@@ -324,3 +326,82 @@ def split_attention(processors: int) -> StaticAttention:
         return out
 
     return attend
+
+
+class _Strip(NamedTuple):
+    """What one program of a product takes of the weights at once."""
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int  # 1: the loads of a strip are all in flight, but the next one's wait for them
+
+
+def _strip(rows: int, columns: int) -> _Strip:
+    """Of weights of that size: enough bytes on the way to keep the memory busy."""
+    return _Strip(4, min(2048, triton.next_power_of_2(columns)), warps=4, stages=1)
+
+
+@triton.jit
+def _matvec_kernel(
+    given,  # [columns]
+    weight,  # [rows, columns]
+    bias,  # [rows]
+    out,  # [rows]
+    rows,
+    columns,
+    BIAS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    first = tl.program_id(0) * ROWS
+    weight += first.to(tl.int64) * columns
+    row = tl.arange(0, ROWS)
+    real = first + row < rows
+    sums = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for begin in tl.range(0, columns, COLUMNS, num_stages=STAGES):
+        column = begin + tl.arange(0, COLUMNS)
+        there = column < columns
+        some = tl.load(given + column, mask=there, other=0.0).to(tl.float32)
+        strip = tl.load(
+            weight + row[:, None] * columns + column[None, :],
+            mask=real[:, None] & there[None, :],
+            other=0.0,
+        )
+        sums += strip.to(tl.float32) * some[None, :]
+    result = tl.sum(sums, 1)
+    if BIAS:
+        result += tl.load(bias + first + row, mask=real, other=0.0).to(tl.float32)
+    tl.store(out + first + row, result.to(out.dtype.element_ty), mask=real)
+
+
+@torch.library.custom_op("stream_vlm::matvec", mutates_args=())
+def matvec(given: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """`torch.nn.functional.linear` of one row, ``[1, in]`` to ``[1, out]``.
+
+    It lasts as long as the weights take to come, which is all that this kernel looks to.
+    """
+    (rows, columns), strip = weight.shape, _strip(*weight.shape)
+    assert given.shape == (1, columns) and given.stride(1) == 1 and weight.is_contiguous()
+    out = given.new_empty(1, rows)
+    with torch.cuda.device_of(given):
+        _matvec_kernel[(triton.cdiv(rows, strip.rows),)](
+            given,
+            weight,
+            weight if bias is None else bias,
+            out,
+            rows,
+            columns,
+            BIAS=bias is not None,
+            ROWS=strip.rows,
+            COLUMNS=strip.columns,
+            STAGES=strip.stages,
+            num_warps=strip.warps,
+        )
+    return out
+
+
+@matvec.register_fake
+def _(given: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return given.new_empty(1, len(weight))

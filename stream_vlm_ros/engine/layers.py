@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from .packed import PackedLayer, feed_forward
+from .packed import Linear, PackedLayer, feed_forward, product
 from .positions import rotate
 
 
@@ -21,6 +21,7 @@ def before_attention(
     normed: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
+    linear: Linear = functional.linear,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """From hidden states behind the layer's norm, ``[n, hidden]``, to what attention needs.
 
@@ -32,7 +33,7 @@ def before_attention(
     if packed is None:
         projected = [project(normed) for project in projections]
     else:
-        together = functional.linear(normed, packed.qkv, packed.qkv_bias)
+        together = linear(normed, packed.qkv, packed.qkv_bias)
         projected = together.split([project.out_features for project in projections], dim=-1)
     query, key, value = (
         x.unflatten(-1, (-1, attention.head_dim)).transpose(0, 1) for x in projected
@@ -46,15 +47,16 @@ def after_attention(
     norm: torch.nn.Module,
     hidden: torch.Tensor,
     attended: torch.Tensor,
+    linear: Linear = functional.linear,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A layer from what was ``attended [n, heads, head_dim]`` on, and the norm that follows it.
 
     Returns:
         Hidden states ``[n, hidden]``, and the same behind that norm.
     """
-    hidden = _sum(hidden, layer.self_attn.o_proj(attended.flatten(1)))
+    hidden = _sum(hidden, product(layer.self_attn.o_proj, attended.flatten(1), linear))
     normed = layer.post_attention_layernorm(hidden)
-    hidden = _sum(hidden, feed_forward(layer.mlp, normed, packed))
+    hidden = _sum(hidden, feed_forward(layer.mlp, normed, packed, linear))
     return hidden, norm(hidden)
 
 

@@ -8,7 +8,7 @@ weights are joined shows in where they lie and nowhere else, so nothing has to b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -72,12 +72,28 @@ def joined(weights: Sequence[torch.Tensor]) -> torch.Tensor | None:
     return first.data.as_strided(size, first.stride(), first.storage_offset())
 
 
-def feed_forward(mlp: Any, hidden: torch.Tensor, packed: PackedLayer | None) -> torch.Tensor:
+# input [n, in], weight [out, in], bias [out] or None -> [n, out], as `torch.nn.functional.linear`
+Linear = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
+def product(module: Any, hidden: torch.Tensor, linear: Linear) -> torch.Tensor:
+    """``module(hidden)`` by another ``linear``, unless the module is more than that."""
+    if type(module) is not torch.nn.Linear:
+        return module(hidden)
+    return linear(hidden, module.weight, module.bias)
+
+
+def feed_forward(
+    mlp: Any,
+    hidden: torch.Tensor,
+    packed: PackedLayer | None,
+    linear: Linear = functional.linear,
+) -> torch.Tensor:
     """``mlp(hidden)``, by the joined weights where there are any."""
     if packed is None:
         return mlp(hidden)
-    gate, up = functional.linear(hidden, packed.gate_up).chunk(2, dim=-1)
-    return mlp.down_proj(mlp.act_fn(gate) * up)
+    gate, up = linear(hidden, packed.gate_up, None).chunk(2, dim=-1)
+    return product(mlp.down_proj, mlp.act_fn(gate) * up, linear)
 
 
 def _groups(layer: Any) -> list[list[torch.Tensor]]:

@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from .cache import KVCacheManager
 from .compiled import recompiling
 from .errors import InvalidParameterError
 from .forks import Fork, Part
 from .model import StreamQwenModel
+from .packed import Linear
 from .positions import Vec
 from .static_step import (
     MOST_PARTS,
@@ -115,6 +117,7 @@ class StaticTextPath(TextPath):
         attention: the steps' attention.
         graph: record and replay the steps; otherwise they are run anew each time.
         compiled: fuse what lies between the matrix products by ``torch.compile``.
+        matvec: takes the matrix products of steps of one token.
 
     Attributes:
         captures: graphs recorded so far: one a size, however the memory grows.
@@ -129,11 +132,12 @@ class StaticTextPath(TextPath):
         attention: StaticAttention,
         graph: bool = False,
         compiled: bool = False,
+        matvec: Linear = functional.linear,
     ):
         super().__init__(model)
         self.name = "graph" if graph else "static"
         self._manager, self._attention = manager, attention
-        self._graph, self._compiled = graph, compiled
+        self._graph, self._compiled, self._matvec = graph, compiled, matvec
         self.captures = self.steps = 0
         self.detours: Counter[str] = Counter()
         self._reading: Reading | None = None
@@ -298,7 +302,8 @@ class StaticTextPath(TextPath):
         """Make a step of that size ready; "" or why there is none, which is found out once."""
         while not self.reason and size not in self._ready:
             assert self._reading is not None
-            step = StaticStep(self._model, self._reading, self._attention, self._compiled)
+            linear = self._matvec if size == 1 else functional.linear
+            step = StaticStep(self._model, self._reading, self._attention, self._compiled, linear)
             try:
                 ready = _Ready(step, StepInputs(size, self._reading))
                 if self._graph:

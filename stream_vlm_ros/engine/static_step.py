@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from .forks import Part
 from .layers import after_attention, before_attention
 from .model import StreamQwenModel
-from .packed import PackedLayer
+from .packed import Linear, PackedLayer
 from .positions import rotate
 
 # Sink, kept grids, and the ring in two slices, each seen at a distance of its own: four occur, with
@@ -176,6 +177,7 @@ class StaticStep:
 
     Args:
         compiled: fuse what lies between the matrix products by ``torch.compile``.
+        linear: takes the layers' matrix products.
     """
 
     def __init__(
@@ -184,9 +186,10 @@ class StaticStep:
         reading: Reading,
         attention: StaticAttention,
         compiled: bool,
+        linear: Linear = functional.linear,
     ):
         self._model, self._reading, self._attention = model, reading, attention
-        self.compiled = compiled
+        self.compiled, self._linear = compiled, linear
         parts: tuple[Callable[..., Any], ...] = (before_attention, after_attention)
         if compiled:
             parts = tuple(torch.compile(part, fullgraph=True) for part in parts)
@@ -209,11 +212,11 @@ class StaticStep:
         normed = text.layers[0].input_layernorm(hidden)
         following = [*(layer.input_layernorm for layer in text.layers[1:]), text.norm]
         for number, ((layer, packed), norm) in enumerate(zip(self._layers, following, strict=True)):
-            queries, own = self._before(layer, packed, normed, cos, sin)
+            queries, own = self._before(layer, packed, normed, cos, sin, self._linear)
             tail = reading.tail[number]
             tail.index_copy_(2, inputs.slots, own)
             attended = self._attention(
                 queries, reading.memory[number], tail, reading, inputs, layer.self_attn.scaling
             )
-            hidden, normed = self._after(layer, packed, norm, hidden, attended)
+            hidden, normed = self._after(layer, packed, norm, hidden, attended, self._linear)
         return normed, self._model.logits(normed.index_select(0, inputs.last))[0]

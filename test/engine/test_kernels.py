@@ -1,4 +1,4 @@
-"""The Triton kernels compute what the plain attention computes.
+"""The Triton kernels compute what plain torch computes.
 
 On a GPU as compiled for it, elsewhere in Triton's interpreter: that is chosen before Triton is
 first imported, and so this file is also a program that a test runs in a process of its own.
@@ -21,6 +21,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Products and sums of numbers around 1, as their format rounds them.
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3}
 PROCESSORS = (1, 6)  # many keys a program, or few
+PRODUCTS = [(37, 64, True), (8, 2048, False), (9, 2500, True)]  # rows, columns, bias
 STEPS = [  # tokens, the step's size, tokens in the tail before, parts of the memory
     (1, 1, 0, []),
     (1, 1, 7, [(0, 100), (120, 290)]),
@@ -35,13 +36,14 @@ STEPS = [  # tokens, the step's size, tokens in the tail before, parts of the me
 @pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="needs Triton, which torch for a GPU brings"
 )
-def test_the_kernels_compute_what_the_plain_attention_computes():
+def test_the_kernels_compute_what_plain_torch_computes():
     interpreted = {"TRITON_INTERPRET": "1"} if DEVICE == "cpu" else {}
     done = subprocess.run(
         [sys.executable, __file__], env=os.environ | interpreted, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["equal"] * len(TOLERANCES) * len(PROCESSORS) * len(STEPS)
+    cases = len(PRODUCTS) + len(PROCESSORS) * len(STEPS)
+    assert done.stdout.split() == ["equal"] * len(TOLERANCES) * cases
 
 
 def compare(dtype, processors, count, size, past, parts):
@@ -78,7 +80,30 @@ def compare(dtype, processors, count, size, past, parts):
     assert (out - expected).abs().max() <= TOLERANCES[dtype], (out - expected).abs().max()
 
 
+def multiply(dtype, rows, columns, with_bias):
+    from stream_vlm_ros.engine.kernels import matvec
+
+    noise = torch.Generator(DEVICE).manual_seed(2)
+
+    def random(*shape):
+        return (torch.randn(*shape, generator=noise, device=DEVICE) / columns**0.5).to(dtype)
+
+    given, weight = random(1, columns), random(rows + 3, columns)[3:]
+    bias = random(rows) if with_bias else None
+    expected = torch.nn.functional.linear(
+        given.double(), weight.double(), bias.double() if with_bias else None
+    )
+    traced = torch.compile(matvec, fullgraph=True, backend="aot_eager")
+    for product in (matvec, traced):
+        out = product(given, weight, bias)
+        assert out.shape == (1, rows) and out.dtype == dtype
+        assert (out - expected).abs().max() <= TOLERANCES[dtype]
+
+
 if __name__ == "__main__":
+    for dtype, size in itertools.product(TOLERANCES, PRODUCTS):
+        multiply(dtype, *size)
+        print("equal")
     for dtype, processors, step in itertools.product(TOLERANCES, PROCESSORS, STEPS):
         compare(dtype, processors, *step)
         print("equal")
