@@ -257,20 +257,18 @@ def attend_few(parts: Sequence[SeenFrom], scaling: float) -> torch.Tensor:
     query, (own, _) = parts[0]
     kv_heads, length, size = own.shape
     new = query.shape[2]
-    lengths = [keys.shape[1] for _, (keys, _) in parts]
     # The queries that share a KV head are rows of one product.
-    scores = query.new_empty(kv_heads, query.shape[1] // kv_heads * new, sum(lengths))
-    places = scores.split(lengths, dim=-1)
-    for (seen_from, (keys, _)), place in zip(parts, places, strict=True):
-        rows = seen_from.reshape(kv_heads, -1, size)
-        torch.baddbmm(place, rows, keys.transpose(1, 2), beta=0, alpha=scaling, out=place)
+    scores = [
+        torch.bmm(seen_from.reshape(kv_heads, -1, size), keys.mT) for seen_from, (keys, _) in parts
+    ]
     if new > 1:
         later = torch.ones(new, new, dtype=torch.bool).triu(1)
-        scores.unflatten(1, (-1, new))[..., length - new : length].masked_fill_(later, -torch.inf)
-    torch.softmax(scores, -1, out=scores)
-    out = query.new_zeros(kv_heads, scores.shape[1], size)
-    for (_, (_, values)), place in zip(parts, places, strict=True):
-        out.baddbmm_(place, values)
+        scores[0].unflatten(1, (-1, new))[..., length - new :].masked_fill_(later, -torch.inf)
+    weights = torch.cat(scores, dim=-1).mul_(scaling).softmax(-1)
+    of_parts = weights.split([keys.shape[1] for _, (keys, _) in parts], dim=-1)
+    out = torch.bmm(of_parts[0], parts[0][1][1])
+    for weight, (_, (_, values)) in zip(of_parts[1:], parts[1:], strict=True):
+        out.baddbmm_(weight, values)
     return out.view(query.shape)
 
 

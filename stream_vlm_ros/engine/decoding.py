@@ -18,6 +18,7 @@ from transformers import (
 from .errors import InvalidParameterError, check_whole_number
 
 _LEAST_TEMPERATURE = 1e-5
+_MOST_UNSETTLED = 16  # tokens: a character has four bytes, so what is none by then never will be
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,10 @@ class Sampler:
 class AnswerText:
     """The text of an answer while it grows.
 
+    A token is decoded behind the few before it, so that one costs the same however long the answer
+    is. What stands between two tokens (a space, the bytes of one character) is in their text
+    together, less that of the first alone.
+
     Args:
         decode: token ids to text.
         stop: texts at which the answer ends.
@@ -123,13 +128,16 @@ class AnswerText:
         self.ids: list[int] = []
         self.text = ""
         self.stopped = False
+        self._whole = ""  # of the tokens before `_settled`
+        self._before = self._settled = 0  # behind these places a text begins anew, see `_grown`
 
     def add(self, token: int) -> str:
         """Take in a token; return the text that is new and certain."""
         self.ids.append(token)
-        whole = self._decode(self.ids)
+        unseen = len(self._whole) - max(map(len, self._stop), default=0)
+        whole = self._grown()
         for stop in self._stop:
-            at = whole.find(stop)
+            at = whole.find(stop, max(0, unseen))
             if at >= 0:
                 whole, self.stopped = whole[:at], True
         # The last letters may still become something else: half a UTF-8 character, or the
@@ -139,7 +147,17 @@ class AnswerText:
 
     def finish(self) -> str:
         """Return what was held back."""
-        return "" if self.stopped else self._show(self._decode(self.ids))
+        return "" if self.stopped else self._show(self._grown())
+
+    def _grown(self) -> str:
+        """The text of all tokens; what cannot change any more is settled on the way."""
+        behind = self._decode(self.ids[self._before : self._settled])
+        new = self._decode(self.ids[self._before :])[len(behind) :]
+        whole = self._whole + new
+        unsettled = len(self.ids) - self._settled
+        if new and (unsettled >= _MOST_UNSETTLED or not new.endswith("\ufffd")):
+            self._whole, self._before, self._settled = whole, self._settled, len(self.ids)
+        return whole
 
     def _certain(self, whole: str) -> int:
         end = len(whole)

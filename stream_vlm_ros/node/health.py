@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from enum import IntEnum
+from threading import Lock
 
 from stream_vlm_ros.node.sampling import SECOND
 
@@ -36,49 +37,58 @@ class Health:
 
 @dataclass
 class InputMonitor:
-    """Rate and delay of the images that arrive. All times are of the node's clock, in ns."""
+    """Rate and delay of the images that arrive. All times are of the node's clock, in ns.
+
+    The images' thread records, the status' thread reads.
+    """
 
     window: int = 64
     count: int = 0
+    _lock: Lock = field(default_factory=Lock, repr=False)
     _arrivals: deque[int] = field(default_factory=deque)
     _stamps: deque[int] = field(default_factory=deque)
     _idle_since_ns: int | None = None
 
     def record(self, stamp_ns: int, now_ns: int) -> None:
         """An image with this stamp arrived now."""
-        self.count += 1
-        if self._arrivals and now_ns < self._arrivals[-1]:
-            self._arrivals.clear()  # simulated time started anew
-        if self._stamps and stamp_ns <= self._stamps[-1]:
-            self._stamps.clear()
-        for times, value in ((self._arrivals, now_ns), (self._stamps, stamp_ns)):
-            times.append(value)
-            if len(times) > self.window:
-                times.popleft()
-        self._idle_since_ns = now_ns
+        with self._lock:
+            self.count += 1
+            if self._arrivals and now_ns < self._arrivals[-1]:
+                self._arrivals.clear()  # simulated time started anew
+            if self._stamps and stamp_ns <= self._stamps[-1]:
+                self._stamps.clear()
+            for times, value in ((self._arrivals, now_ns), (self._stamps, stamp_ns)):
+                times.append(value)
+                if len(times) > self.window:
+                    times.popleft()
+            self._idle_since_ns = now_ns
 
     def seconds_without_image(self, now_ns: int) -> float:
         """Since the last image, or since the first call if there was none."""
-        if self._idle_since_ns is None or now_ns < self._idle_since_ns:
-            self._idle_since_ns = now_ns
-        return (now_ns - self._idle_since_ns) / SECOND
+        with self._lock:
+            if self._idle_since_ns is None or now_ns < self._idle_since_ns:
+                self._idle_since_ns = now_ns
+            return (now_ns - self._idle_since_ns) / SECOND
 
     @property
     def arrival_rate(self) -> float:
         """Images a second by their arrival; 0 if unknown."""
-        return _rate(self._arrivals)
+        with self._lock:
+            return _rate(self._arrivals)
 
     @property
     def stamp_rate(self) -> float:
         """Images a second by their stamps; 0 if unknown."""
-        return _rate(self._stamps)
+        with self._lock:
+            return _rate(self._stamps)
 
     @property
     def delay_ms(self) -> float | None:
         """Arrival less stamp of the last image; None without an image or without stamps."""
-        if not self._arrivals or not self._stamps or self._stamps[-1] == 0:
-            return None
-        return (self._arrivals[-1] - self._stamps[-1]) / 1e6
+        with self._lock:
+            if not self._arrivals or not self._stamps or self._stamps[-1] == 0:
+                return None
+            return (self._arrivals[-1] - self._stamps[-1]) / 1e6
 
 
 def _rate(times: deque[int]) -> float:

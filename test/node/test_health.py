@@ -1,5 +1,10 @@
 """What /diagnostics says, and when."""
 
+import sys
+import threading
+
+import pytest
+
 from stream_vlm_ros.node.health import (
     InputFacts,
     InputMonitor,
@@ -135,3 +140,33 @@ def test_model_and_memory():
     for changes, level, words in cases:
         health = memory_health(MemoryFacts(**{**values, **changes}))
         assert health.level == level and words in health.message
+
+
+@pytest.fixture
+def eager_switching():
+    """Threads change places as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_one_thread_may_record_while_another_reads(eager_switching):
+    monitor, total = InputMonitor(window=8), 20_000
+    faults = []
+
+    def read():
+        try:
+            while monitor.count < total:
+                assert monitor.stamp_rate in (0, 1) and monitor.arrival_rate in (0, 1)
+                assert monitor.delay_ms in (None, 0)
+        except Exception as fault:
+            faults.append(fault)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for count in range(total):
+        now = (1 + count % 4) * SECOND  # time starts anew again and again
+        monitor.record(now, now)
+    reader.join()
+    assert not faults

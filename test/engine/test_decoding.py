@@ -1,0 +1,72 @@
+"""The text of an answer, token by token."""
+
+import random
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from stream_vlm_ros.engine.decoding import AnswerText
+
+
+@pytest.fixture(scope="module")
+def byte_tokenizer():
+    """As Qwen's: byte by byte, so that a character takes up to four tokens."""
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer = Tokenizer(models.BPE({letter: n for n, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    fast.add_special_tokens({"additional_special_tokens": ["<|box|>"]})
+    return fast
+
+
+@pytest.fixture
+def decoded(byte_tokenizer):
+    """How to decode, and how many tokens each call was given."""
+    counts = []
+
+    def decode(ids):
+        counts.append(len(ids))
+        return byte_tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    return decode, counts
+
+
+@pytest.mark.parametrize(
+    "text", ["Grüße, 世界! 🤖🤖 ok", "plain words", "<|box|>é<|box|>", "🤖" * 40]
+)
+def test_the_pieces_are_the_text_and_no_piece_is_half_a_character(byte_tokenizer, decoded, text):
+    decode, _ = decoded
+    said = AnswerText(decode, ())
+    pieces = [said.add(token) for token in byte_tokenizer.encode(text)]
+    pieces.append(said.finish())
+    assert "".join(pieces) == said.text == text.replace("<|box|>", "")
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_a_token_costs_the_same_at_the_end_of_a_long_answer(byte_tokenizer, decoded):
+    decode, counts = decoded
+    said = AnswerText(decode, ("never",))
+    for token in byte_tokenizer.encode("Grüße an 🤖. " * 100):
+        said.add(token)
+    assert max(counts) <= 8
+    for token in [byte_tokenizer.encode("é")[0]] * 200:  # never a character
+        said.add(token)
+    assert max(counts) <= 40
+
+
+def test_a_stop_text_is_found_wherever_tokens_and_characters_end(byte_tokenizer, decoded):
+    decode, _ = decoded
+    draw = random.Random(3)
+    for _ in range(200):
+        text = "".join(draw.choice("aé🤖 .") for _ in range(30))
+        at = draw.randrange(26)
+        stop = text[at : at + draw.randint(1, 4)]
+        said = AnswerText(decode, ["no such", stop])
+        pieces = []
+        for token in byte_tokenizer.encode(text):
+            pieces.append(said.add(token))
+            if said.stopped:
+                break
+        assert "".join(pieces) == said.text == text[: text.find(stop)]
