@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from rich.console import Console
 
@@ -49,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     record = Record(options.experiment, module.TITLE, Path(options.out), settings)
     bench = Bench(options, record, screen)
     status, kept = BROKEN, True
+    before = _interrupt_on(signal.SIGTERM)  # a time limit's way to end it
     try:
         if options.threads:
             import torch
@@ -75,12 +78,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         return FAILED
     finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
         if kept:
             if status == BROKEN:
                 record.finish(BROKEN)
             written = f"{record.folder}/: {options.experiment}.json"
             bench.say(f"{status.capitalize()}. Written to {written}")
     return 0 if status == PASSED else FAILED
+
+
+def _interrupt_on(number: signal.Signals) -> Any:
+    """Take a signal for Ctrl-C; what was done at it before, None where it cannot be changed."""
+    try:
+        return signal.signal(number, signal.default_int_handler)
+    except ValueError:  # signals are the main thread's
+        return None
 
 
 def parser() -> argparse.ArgumentParser:

@@ -57,6 +57,7 @@ def run(bench: Bench) -> None:
     if options.first_text:
         system = lengthened_system_prompt(bench.subject.processor, options.first_text)
     engine = bench.engine(options.cap, system_prompt=system)
+    record.summary["warm_up"] = engine.warm_up()  # as the node does before its first image
     reserved = engine.get_cache_info()["reserved_memory_bytes"]
     bench.watermark.reset()
     begin = time.perf_counter()

@@ -1,6 +1,8 @@
 """The commands at toy sizes: what they find, and how they end."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -259,3 +261,23 @@ def test_it_runs_where_only_torch_and_transformers_are_installed(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "No plots" in (tmp_path / "long-video.md").read_text()
+
+
+def test_a_time_limit_ends_it_as_ctrl_c_does_and_what_was_found_is_kept(run, monkeypatch):
+    whole, before = native.offline_pass, signal.getsignal(signal.SIGTERM)
+
+    def ended_behind(*arguments):
+        found = whole(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    monkeypatch.setattr(native, "offline_pass", ended_behind)
+    status, found = run("native", "--frames", 4, "--max-new-tokens", 2)
+    assert (status, found["status"], found["notes"][-1]) == (130, "broken off", "Interrupted.")
+    assert [(row["run"], row["frames"]) for row in found["rows"]] == [("offline", 4)]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_gpus_memory_is_not_limited_where_there_is_none(run, capsys):
+    status, _ = run("native", "--frames", 4, "--memory-gib", 24)
+    assert status == 2 and "--memory-gib is for a GPU" in capsys.readouterr().err
