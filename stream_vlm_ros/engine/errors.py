@@ -106,10 +106,16 @@ def check_whole_number(name: str, value: object, least: int) -> None:
 
 
 def check_model_folder(path: Path) -> None:
-    """Raise ModelLoadError unless ``path`` is a folder; whether it is a checkpoint is not seen."""
+    """Raise ModelLoadError unless ``path`` is a folder that holds something; whether that is a
+    checkpoint is not seen."""
     if path.is_dir():
-        return
-    fault = f"{path} is a file, not a model folder" if path.exists() else f"no model folder {path}"
+        if any(path.iterdir()):
+            return
+        fault = f"{path} is an empty folder"
+    elif path.exists():
+        fault = f"{path} is a file, not a model folder"
+    else:
+        fault = f"no model folder {path}"
     raise ModelLoadError(
         f"{fault}: give the folder of a Qwen2.5-VL checkpoint (config.json, *.safetensors, "
         "tokenizer); nothing is downloaded"

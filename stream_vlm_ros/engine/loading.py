@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from .model import StreamQwenModel, resolve_device, resolve_dtype
+from .model import StreamQwenModel, check_checkpoint, resolve_device, resolve_dtype
 from .processor import StreamProcessor
 
 
@@ -37,6 +37,7 @@ def load_checkpoint(
     place = resolve_device(device)
     number_format = resolve_dtype(dtype, place)
     folder = Path(folder).expanduser()
+    check_checkpoint(folder)
     processor = StreamProcessor.from_pretrained(folder)  # quick, and names what is missing
     network = StreamQwenModel.from_pretrained(folder, torch_dtype=number_format)
     return Checkpoint(network.to(place).eval(), processor, place)

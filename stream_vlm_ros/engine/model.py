@@ -75,7 +75,7 @@ class StreamQwenModel(Qwen2_5_VLForConditionalGeneration):
                 the file must be used.
         """
         folder = Path(path)
-        _check_folder(folder)
+        check_checkpoint(folder)
         if "torch_dtype" in kwargs:
             kwargs["dtype"] = kwargs.pop("torch_dtype")
         # The stock class, renamed afterwards: the library looks up how to rename the file's keys
@@ -277,7 +277,8 @@ def _no_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _check_folder(folder: Path) -> None:
+def check_checkpoint(folder: Path) -> None:
+    """Raise ModelLoadError unless the folder's config is this model's and there are weights."""
     check_model_folder(folder)
     if not (folder / "config.json").is_file():
         raise ModelLoadError(f"{folder} has no config.json: not a checkpoint folder, or incomplete")
