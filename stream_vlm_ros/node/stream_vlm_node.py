@@ -320,6 +320,9 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
             present = {name: getattr(self.parameters, name) for name in table.TABLE}
             parameters = table.from_values(present | ours)
             self._apply(parameters)
+            for name, before in present.items():
+                if (now := getattr(parameters, name)) != before:
+                    self.get_logger().info(f"parameter {name}: {before!r} -> {now!r}")
         except InvalidParameterError as refusal:
             return SetParametersResult(successful=False, reason=str(refusal))
         except Exception as fault:  # without a reply the caller would wait for ever

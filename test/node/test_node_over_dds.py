@@ -381,6 +381,16 @@ def test_parameters_change_or_are_refused_with_the_reason(client):
     assert client.set_parameter("max_new_tokens", 128).successful
 
 
+def test_a_change_that_is_accepted_is_logged_with_what_was_before(shared_node, client):
+    assert client.set_parameter("temperature", 0.25).successful
+    shared_node.wait_for("parameter temperature: 0.0 -> 0.25")
+    assert client.set_parameter("temperature", 0.25).successful  # no change
+    assert not client.set_parameter("temperature", -1.0).successful
+    assert client.set_parameter("temperature", 0.0).successful
+    shared_node.wait_for("parameter temperature: 0.25 -> 0.0")
+    assert shared_node.output.count("parameter temperature:") == 2
+
+
 def test_the_size_of_pictures_changes_while_the_stream_goes_on(client, whole_chunks):
     fill(client, 2, height=112, width=168)
     before = client.wait_status(lambda s: s.frames == 2).length
