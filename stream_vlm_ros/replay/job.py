@@ -16,11 +16,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from stream_vlm_ros.engine.errors import InvalidParameterError, StreamVlmError
 from stream_vlm_ros.sources import Frame, Source, open_source
+from stream_vlm_ros.sources.errors import SourceNotFoundError
 
 from .engines import load_engine
 from .journal import Journal, fingerprint
 from .questions import QuestionSet
-from .realtime import realtime_run
+from .realtime import LiveTopic, realtime_run
 from .rendering import write_report
 from .report import build_report
 from .runner import Replay, Silence
@@ -74,6 +75,10 @@ class ReplayJob:
         self._make = self.make_engine or load_engine
         if self.attach:
             self.realtime = True
+        elif self.play:
+            raise InvalidParameterError(
+                "--play goes with --attach, which names the node that it is played to."
+            )
         if self.realtime and self.bag:
             raise InvalidParameterError(
                 "--bag goes with the closed loop; in real time use ros2 bag record."
@@ -168,8 +173,14 @@ class ReplayJob:
         self, settings: EngineSettings, source: Source, bar: _Bar
     ) -> dict[str, Any]:
         end = self.options.get("end") or source.duration
-        length = f", {end - (self.options.get('start') or 0.0):.0f} s" if end else ""
-        bar.say(f"{settings.name}: playing {source.name} in real time{length}")
+        seconds = f"{end - (self.options.get('start') or 0.0):.0f} s" if end else "until its end"
+        if self.attach is None:
+            doing = f"playing {source.name} in real time, {seconds}"
+        elif self.play:
+            doing = f"asking {self.attach}, {seconds}, while this plays: {self.play}"
+        else:
+            doing = f"asking {self.attach} for {seconds} from now on; nothing is played from here"
+        bar.say(f"{settings.name}: {doing}")
         bar.start(settings.name, end)
         whole = {key: value for key, value in self.options.items() if key != "fps"}
         run = realtime_run(
@@ -181,7 +192,22 @@ class ReplayJob:
         return run
 
     def _open(self, settings: EngineSettings) -> Source:
-        return open_source(self.spec, fps=settings.fps, **self.options)
+        end = self.options.get("end")
+        try:
+            return open_source(self.spec, fps=settings.fps, **self.options)
+        except SourceNotFoundError as error:
+            if self.attach is None:
+                raise
+            if end is not None and LiveTopic.is_meant(self.spec):
+                return LiveTopic(self.spec, end)
+            command = f"--questions {self.questions.path.name} {{}}--attach {self.attach}"
+            topic = "/camera/image_raw"
+            raise SourceNotFoundError(
+                f"{error} With --attach the source is what that node is shown. A recording: "
+                f"stream-vlm replay drive {command.format(f'--topic {topic} ')} "
+                '--play "ros2 bag play drive --clock 100 --delay 2"; or the topic of a camera: '
+                f"stream-vlm replay {topic} {command.format('')} --end 60"
+            ) from error
 
     def _identity(self) -> dict[str, Any]:
         """What tells whether the source is still the same."""

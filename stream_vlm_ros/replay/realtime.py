@@ -11,11 +11,12 @@ import dataclasses
 import importlib.util
 import json
 import math
+import re
 import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from stream_vlm_ros.demo.defaults import default_model
 from stream_vlm_ros.demo.graph import own_graph, ros_arguments
 from stream_vlm_ros.demo.processes import Processes
 from stream_vlm_ros.engine.errors import StreamVlmError
-from stream_vlm_ros.sources import Source
+from stream_vlm_ros.sources import Frame, Source
 
 from .questions import QuestionSet
 from .records import answered, merged_of, unanswered
@@ -57,6 +58,27 @@ _SAME_NAME = (
     "compile_chunks",
 )
 _SETTINGS = {field.name for field in dataclasses.fields(EngineSettings)}
+
+
+class LiveTopic(Source):
+    """A topic on which a camera publishes already: what is asked while a node looks at it.
+
+    Its frames go to the node alone; here it is a name and how long to ask.
+    """
+
+    live = True
+
+    def __init__(self, topic: str, seconds: float) -> None:
+        super().__init__()
+        self.name, self.duration = topic, seconds
+
+    @staticmethod
+    def is_meant(spec: str) -> bool:
+        """Whether it has the form of a topic's full name."""
+        return re.fullmatch(r"(/[A-Za-z_]\w*)+", spec) is not None
+
+    def __iter__(self) -> Iterator[Frame]:
+        return iter(())
 
 
 class RealtimeError(StreamVlmError):
@@ -95,7 +117,7 @@ def realtime_run(
         "node": attach or NODE,
         "source": None if attach else spec,
         "play": shlex.split(play) if play else None,
-        "camera": next(iter(options.get("topics") or ()), ""),
+        "camera": next(iter(options.get("topics") or ()), source.name if source.live else ""),
         "end_ns": _offset(options.get("end"), options),
         "parameters": [*_node_parameters(settings)] if attach else [],
         "options": {k: v for k, v in options.items() if v is not None},
@@ -276,7 +298,10 @@ def _asks(questions: QuestionSet, source: Source, options: dict[str, Any]) -> li
     # Stamps of the source's own time are placed by the first frame, which is read for it.
     origin = 0
     if any(q.at_stamp_ns is not None for q in questions.questions):
-        origin = next(iter(source)).stamp_ns - round(start * NANOSECONDS)
+        first = next(iter(source), None)
+        if first is None:
+            raise RealtimeError(f"at_stamp needs a recording; {source.name} gives no frame here.")
+        origin = first.stamp_ns - round(start * NANOSECONDS)
     schedule = Schedule(questions.questions, origin)
     asks = list(schedule.until(round(end * NANOSECONDS)))
     return [

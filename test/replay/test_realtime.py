@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import sys
 from contextlib import ExitStack
 from unittest import mock
 
 import pytest
+from rich.console import Console
 
 from stream_vlm_ros.demo.graph import own_graph, ros_arguments
 from stream_vlm_ros.demo.processes import Processes
@@ -19,6 +21,7 @@ from stream_vlm_ros.replay.job import ReplayJob
 from stream_vlm_ros.replay.questions import load_questions
 from stream_vlm_ros.replay.schedule import Schedule
 from stream_vlm_ros.replay.settings import EngineSettings
+from stream_vlm_ros.sources.errors import SourceNotFoundError
 
 QUESTIONS = """
 questions:
@@ -51,6 +54,74 @@ def test_what_real_time_cannot_do_is_refused(write_questions, tmp_path):
     questions = load_questions(write_questions(QUESTIONS))
     with pytest.raises(InvalidParameterError, match="ros2 bag record"):
         ReplayJob("world:1", questions, [EngineSettings()], tmp_path, bag=True, realtime=True)
+    with pytest.raises(InvalidParameterError, match="--play goes with --attach"):
+        ReplayJob("world:1", questions, [EngineSettings()], tmp_path, play="ros2 bag play drive")
+
+
+@pytest.fixture
+def said(write_questions, tmp_path, monkeypatch):
+    """Runs a real-time job without its processes; what it says, and what it was to do."""
+
+    def run(spec, options=None, **arguments):
+        done = {}
+        monkeypatch.setattr(
+            "stream_vlm_ros.replay.job.realtime_run",
+            lambda *given: done.update(given=given) or stop(),
+        )
+        console = Console(file=io.StringIO(), width=200)
+        questions = load_questions(write_questions(QUESTIONS))
+        settings = [EngineSettings()]
+        job = ReplayJob(
+            spec, questions, settings, tmp_path / "r", options or {}, console=console,
+            realtime=True, **arguments,
+        )  # fmt: skip
+        with pytest.raises(realtime.RealtimeError, match="stopped"):
+            job.run()
+        return console.file.getvalue(), done["given"]
+
+    def stop():
+        raise realtime.RealtimeError("stopped here")
+
+    return run
+
+
+def test_it_says_who_plays_what(said):
+    five = {"end": 5.0}
+    assert said("world:1", five)[0] == "streaming: playing world:1 in real time, 5 s\n"
+    text, _ = said("world:1", five, attach="/stream_vlm", play="ros2 bag play drive")
+    assert text == "streaming: asking /stream_vlm, 5 s, while this plays: ros2 bag play drive\n"
+    text, _ = said("world:1", five, attach="/stream_vlm")
+    assert (
+        text == "streaming: asking /stream_vlm for 5 s from now on; nothing is played from here\n"
+    )
+
+
+def test_a_node_with_a_live_camera_is_asked_by_the_name_of_the_topic(said, write_questions):
+    text, given = said("/camera/image_raw", {"end": 5.0}, attach="/stream_vlm")
+    assert "asking /stream_vlm for 5 s" in text
+    _, questions, *_, source, _attach, _play, _told = given
+    assert source.name == "/camera/image_raw"
+    assert [ask.id for ask in realtime._asks(questions, source, {})] == ["now", "circle", "last"]
+    stamped = load_questions(write_questions("questions: [{text: What, at_stamp: '17.5'}]"))
+    with pytest.raises(realtime.RealtimeError, match="at_stamp needs a recording"):
+        realtime._asks(stamped, source, {})
+
+
+@pytest.mark.parametrize(
+    ("spec", "options"), [("/camera/image_raw", {}), ("drive", {"end": 5.0}), ("drive", {})]
+)
+def test_who_attaches_without_a_source_is_shown_how(write_questions, tmp_path, spec, options):
+    questions = load_questions(write_questions(QUESTIONS))
+    job = ReplayJob(
+        str(tmp_path / spec) if spec == "drive" else spec,
+        questions, [EngineSettings()], tmp_path / "r", options, attach="/my_node",
+    )  # fmt: skip
+    with pytest.raises(SourceNotFoundError) as refusal:
+        job.run()
+    told = str(refusal.value)
+    assert "stream-vlm replay drive --questions q.yaml --topic /camera/image_raw --attach" in told
+    assert '--attach /my_node --play "ros2 bag play drive --clock 100 --delay 2"' in told
+    assert "stream-vlm replay /camera/image_raw --questions q.yaml --attach /my_node --end" in told
 
 
 @pytest.mark.ros
@@ -83,29 +154,55 @@ def test_the_node_answers_in_real_time_and_no_frame_is_unaccounted_for(write_que
     assert 0 < run["series"][-1]["cache_length"] <= 400
 
 
+CAMERA = [
+    *(sys.executable, "-m", "stream_vlm_ros.demo.source_node", "--ros-args"),
+    *("-p", "source:=world:1", "-p", "rate:=10.0", "-p", "size:=128x96"),
+    *("-p", "wait_for_subscriber:=true"),
+]
+
+
+def running_node(stack, folder):
+    """A node on a graph of its own, which the jobs of this process see; its processes."""
+    environment = stack.enter_context(own_graph(folder))
+    for name, value in environment.items():  # the player of the job inherits it
+        stack.enter_context(mock.patch.dict("os.environ", {name: value}))
+    processes = stack.enter_context(Processes(folder, environment))
+    arguments = ros_arguments({"device": "cpu", "max_cache_tokens": 500, "chunk_frames": 2})
+    processes.start("node", "stream_vlm_ros.node", *arguments)
+    return processes
+
+
 @pytest.mark.ros
 @pytest.mark.slow
 def test_a_node_that_runs_already_is_asked_by_the_time_of_what_is_played(write_questions, tmp_path):
     questions = load_questions(write_questions(QUESTIONS))
-    play = (
-        f"{sys.executable} -m stream_vlm_ros.demo.source_node --ros-args -p source:=world:1 "
-        "-p rate:=10.0 -p size:=128x96 -p wait_for_subscriber:=true"
-    )
     with ExitStack() as stack:
-        environment = stack.enter_context(own_graph(tmp_path))
-        for name, value in environment.items():  # the player of the job inherits it
-            stack.enter_context(mock.patch.dict("os.environ", {name: value}))
-        processes = stack.enter_context(Processes(tmp_path, environment))
-        arguments = ros_arguments({"device": "cpu", "max_cache_tokens": 500, "chunk_frames": 2})
-        processes.start("node", "stream_vlm_ros.node", *arguments)
+        running_node(stack, tmp_path)
         job = ReplayJob(
             "world:1", questions, [EngineSettings()], tmp_path / "r", {"end": 5.0},
-            attach="/stream_vlm", play=play,
+            attach="/stream_vlm", play=" ".join(CAMERA),
         )  # fmt: skip
         (run,) = job.run()["runs"]
     assert [a["status"] for a in run["answers"]] == ["answered"] * 3
     assert run["settings"]["max_cache_tokens"] == 500  # the node's own, not ours
     assert run["frames"]["ingested"] > 0
+
+
+@pytest.mark.ros
+@pytest.mark.slow
+def test_a_camera_that_never_pauses_does_not_hold_up_the_report(write_questions, tmp_path):
+    questions = load_questions(write_questions(QUESTIONS))
+    with ExitStack() as stack:
+        processes = running_node(stack, tmp_path)
+        processes.start("camera", *CAMERA[2:])
+        job = ReplayJob(
+            "/image", questions, [EngineSettings()], tmp_path / "r", {"end": 5.0},
+            attach="/stream_vlm",
+        )  # fmt: skip
+        (run,) = job.run()["runs"]
+        assert processes.status("camera") is None
+    assert [a["status"] for a in run["answers"]] == ["answered"] * 3
+    assert [a["camera"] for a in run["answers"]] == ["/image"] * 3
 
 
 def test_what_the_player_noted_is_read_as_it_comes_and_a_part_of_it_makes_a_report(
