@@ -90,7 +90,8 @@ def ask(
         int, typer.Option(min=0, help="Bound of the memory in tokens. 0: as many as fit.")
     ] = 16384,
     at: Annotated[
-        float | None, typer.Option(help="Ask when the video has run for so many seconds.")
+        float | None,
+        typer.Option(help="Ask when the video has run for so many seconds, as a replay does."),
     ] = None,
     choice: Annotated[
         list[str] | None, typer.Option(help="Let it choose; give this option for each choice.")
@@ -136,13 +137,13 @@ def ask(
         max_pixels=max_pixels or None,
         max_new_tokens=max_new_tokens,
     ).changed(engine)
-    source = open_source(video, fps=settings.fps, end=at, size=parse_size(size))
-    if source.endless:
+    source = open_source(video, fps=settings.fps, size=parse_size(size))
+    if source.endless and at is None:
         raise InvalidParameterError(f"{video} has no end: say when to ask with --at SECONDS.")
     with side.status("Loading the model"):
         memory = load_engine(settings)
     with WatchingBar(side, source, at) as bar:
-        fed = feed(memory, source, settings.chunk_frames, bar)
+        fed = feed(memory, source, settings.chunk_frames, bar, at, settings.at_question)
     if not fed.frames:
         raise InvalidParameterError(source.state.damage or f"{video} gave no frame to ask about.")
     late = None if at is None else fed.asked_late(at, source, settings.fps)
@@ -194,11 +195,17 @@ def replay(
     ] = False,
     attach: Annotated[
         str | None,
-        typer.Option(help="Real time, with this node, which runs already (such as /stream_vlm)."),
+        typer.Option(
+            help="Real time, with this node, which runs already (such as /stream_vlm); SOURCE is "
+            "what it is shown: a recording with --play, or a camera's topic with --end."
+        ),
     ] = None,
     play: Annotated[
         str | None,
-        typer.Option(help="With --attach: the command that plays SOURCE, such as ros2 bag play."),
+        typer.Option(
+            help="With --attach: the command that plays SOURCE, such as 'ros2 bag play drive "
+            "--clock 100 --delay 2'."
+        ),
     ] = None,
     fail_under: Annotated[
         float | None, typer.Option(help="Exit status 1 if fewer are right, such as 0.8.")

@@ -98,6 +98,10 @@ def test_a_question_can_be_asked_before_the_end_and_with_choices(video):
     assert told["memory"]["frames"] == 2
     assert told["answers"][0]["answer"] in ("yes", "no")
     assert len(told["answers"][0]["scores"]) == 2
+    # The frame of that very time is one of three, and the model sees pairs.
+    whole = run("ask", video, "Is it day?", "--at", 1, "--engine", "at_question=all", "--json")
+    memory = json.loads(whole.stdout)["memory"]
+    assert (memory["frames"], memory["time_spans"][-1][1]) == (3, 1.0)
 
 
 def test_a_question_for_after_the_end_is_answered_at_the_end_and_that_is_noted(video):
@@ -171,6 +175,16 @@ def test_errors_are_one_line_and_exit_status_2(video, arguments, words):
     lines = result.stderr.splitlines()
     assert len(lines) == 1 and words in lines[0]
     assert "Traceback" not in result.output
+
+
+def test_a_folder_that_is_no_checkpoint_is_called_what_it_is(tmp_path):
+    empty = "is an empty folder: give the folder of a Qwen2.5-VL checkpoint"
+    asked = ["ask", "world:1", "Hello?", "--at", 1, "--model", tmp_path]
+    for arguments in (asked, ["info", tmp_path]):
+        told = run(*arguments)
+        assert told.exit_code == 2 and f"{tmp_path} {empty}" in told.stderr
+    (tmp_path / "notes.txt").write_text("Nothing to load")
+    assert f"{tmp_path} has no config.json: not a checkpoint folder" in run(*asked).stderr
 
 
 @pytest.fixture

@@ -14,9 +14,19 @@ if TYPE_CHECKING:
     from stream_vlm_ros.engine import VideoStreamingInference
 
 
+FRAMES_PER_GRID = 2  # Qwen2.5-VL sees frames in pairs
+# What of a chunk that is not full is encoded for a question, of so many frames.
+AT_QUESTION: dict[str, Callable[[int], int]] = {
+    "grids": lambda waiting: waiting - waiting % FRAMES_PER_GRID,
+    "all": lambda waiting: waiting,
+    "complete": lambda waiting: 0,
+}
+
+
 @dataclass
 class Fed:
-    """What has gone into the memory so far. ``seconds`` is the machine's time spent encoding."""
+    """What has gone into the memory so far. ``seconds`` is the machine's time spent encoding;
+    ``cut``: frames reached the time up to which it was to be fed."""
 
     frames: int = 0
     chunks: int = 0
@@ -25,6 +35,7 @@ class Fed:
     seconds: float = 0.0
     first_ns: int | None = None
     last_ns: int | None = None
+    cut: bool = False
 
     def span(self, about: tuple[float, float] | None) -> tuple[float, float] | None:
         """Seconds from the first frame as the source's own."""
@@ -35,9 +46,31 @@ class Fed:
         """A note if ``source``, sampled at ``fps``, ended before ``at`` seconds; else None."""
         last = ((self.last_ns or 0) - (self.first_ns or 0)) / 1e9
         end = last + 2 / fps if source.duration is None else source.duration
-        if source.state.damage or at <= end:
+        if self.cut or source.state.damage or at <= end:
             return None
         return f"{source.name} ends before {at:g} s: asked at its end, after {last:g} s."
+
+
+class UpTo:
+    """The frames up to so many seconds after the first of them, one at exactly that time included.
+
+    ``cut`` says afterwards whether they reach that time; None seconds: all frames.
+    """
+
+    def __init__(self, frames: Iterable[Frame], seconds: float | None) -> None:
+        self._frames, self.cut = frames, False
+        self._length_ns = None if seconds is None else round(seconds * 1e9)
+
+    def __iter__(self) -> Iterator[Frame]:
+        first = None
+        for frame in self._frames:
+            first = frame.stamp_ns if first is None else first
+            left = 1 if self._length_ns is None else first + self._length_ns - frame.stamp_ns
+            if left >= 0:
+                yield frame
+            if left <= 0:
+                self.cut = True
+                return
 
 
 def chunks(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
@@ -60,20 +93,32 @@ def feed(
     frames: Iterable[Frame],
     chunk_frames: int = 4,
     on_chunk: Callable[[Fed], None] | None = None,
+    at: float | None = None,
+    at_question: str = "grids",
 ) -> Fed:
     """Append ``frames`` to ``engine``, each chunk before the next is read.
+
+    With ``at``, what a replay encodes before a question at that time.
 
     Args:
         engine: the stream goes on where it stands.
         frames: in order of their stamps; a source, for example.
         chunk_frames: frames encoded together.
         on_chunk: called after each chunk with the sums so far.
+        at: seconds from the first frame at which to stop; None: at the last frame.
+        at_question: what is then done with a chunk that is not full, if the frames reach that
+            time; a key of `AT_QUESTION`.
 
     Raises:
         What ``append_video_chunk`` raises; everything before stays in the memory.
     """
-    fed = Fed()
-    for chunk in chunks(frames, chunk_frames):
+    fed, shown = Fed(), UpTo(frames, at)
+    for chunk in chunks(shown, chunk_frames):
+        if shown.cut and len(chunk) < chunk_frames:
+            # Better an odd frame than none at all.
+            chunk = chunk[: AT_QUESTION[at_question](len(chunk)) or (0 if fed.frames else None)]
+            if not chunk:
+                break
         begin = time.perf_counter()
         result = engine.append_video_chunk(
             [frame.image for frame in chunk], timestamps=[frame.seconds for frame in chunk]
@@ -87,4 +132,5 @@ def feed(
         fed.last_ns = chunk[-1].stamp_ns
         if on_chunk is not None:
             on_chunk(fed)
+    fed.cut = shown.cut
     return fed

@@ -18,12 +18,11 @@ import numpy as np
 from stream_vlm_ros.engine.errors import InvalidParameterError, OutOfHorizonError, StreamVlmError
 from stream_vlm_ros.sources import Frame, Source
 
+from .feeding import AT_QUESTION
 from .questions import Question, QuestionSet
 from .records import answered, forgotten, is_time, merged_of, unanswered
 from .schedule import NANOSECONDS, Ask, Schedule
 from .settings import EngineSettings
-
-FRAMES_PER_GRID = 2  # Qwen2.5-VL sees frames in pairs
 
 
 class Listener(Protocol):
@@ -236,13 +235,7 @@ class Replay:
     # -- asking ------------------------------------------------------------------------------
 
     def _ask(self, stream: Stream, ask: Ask) -> None:
-        waiting = len(stream.pending)
-        ready = {
-            "all": waiting,
-            "grids": waiting - waiting % FRAMES_PER_GRID,
-            "complete": 0,
-        }[self.settings.at_question]
-        self._encode(stream, ready)
+        self._encode(stream, AT_QUESTION[self.settings.at_question](len(stream.pending)))
         if stream.empty:  # better an odd frame than none at all
             self._encode(stream, len(stream.pending))
         record = self.known(ask.id)

@@ -9,8 +9,9 @@ from typing import Any
 from stream_vlm_ros.engine.errors import InvalidParameterError
 from stream_vlm_ros.memory.engines import COMPILE
 
+from .feeding import AT_QUESTION
+
 ENGINES = ("streaming", "delayed_batch")
-AT_QUESTION = ("grids", "all", "complete")
 
 
 @dataclass(frozen=True)

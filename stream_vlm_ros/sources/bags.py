@@ -83,11 +83,17 @@ class BagSource(Source):
 
     def __iter__(self) -> Iterator[Frame]:
         self.state = state = SourceState(notes=list(self._notes))
+        reasons: dict[str, str] = {}  # why images are unusable: the first
+        try:
+            yield from self._read(state, reasons)
+        finally:  # also where the reader has seen enough
+            self._conclude(state, reasons.get("first", ""))
+
+    def _read(self, state: SourceState, reasons: dict[str, str]) -> Iterator[Frame]:
         decoder = _Decoder(self.size)
         by_log = True if self._stamps == "recorded" else None
         clocks = {t: _TopicClock(self._fps, by_log, t, state.notes) for t in self.topics}
         origin: int | None = None
-        reason = ""
         for raw in self._files.messages(set(self.topics)):
             if not _reads(raw.channel):
                 continue
@@ -97,7 +103,7 @@ class BagSource(Source):
             if stamp is None:
                 if clock.fault:
                     state.counts.unusable += 1
-                    reason = reason or clock.fault
+                    reasons.setdefault("first", clock.fault)
                 else:
                     state.counts.unordered += 1
                 continue
@@ -111,12 +117,11 @@ class BagSource(Source):
                 image = decoder.image(raw)
             except InvalidImageError as error:
                 state.counts.unusable += 1
-                reason = reason or str(error)
+                reasons.setdefault("first", str(error))
                 clock.pass_on()
                 continue
             state.counts.given += 1
             yield Frame(stamp, image, raw.channel.topic)
-        self._conclude(state, reason)
 
     def _conclude(self, state: SourceState, reason: str) -> None:
         counts = state.counts

@@ -9,6 +9,7 @@ import pytest
 
 from stream_vlm_ros.engine.errors import InvalidParameterError
 from stream_vlm_ros.replay.engines import load_engine
+from stream_vlm_ros.replay.feeding import feed
 from stream_vlm_ros.replay.questions import load_questions
 from stream_vlm_ros.replay.records import evidence_age, evidence_in_memory
 from stream_vlm_ros.replay.report import without_times
@@ -267,3 +268,23 @@ def test_pictures_of_another_size_begin_a_new_chunk(write_questions):
         make=lambda: engines.append(NotingEngine()) or engines[-1],
     )
     assert [len(chunk) for chunk in engines[0].chunks] == [3, 4]
+
+
+@pytest.mark.parametrize("policy", ["grids", "all", "complete"])
+@pytest.mark.parametrize("at", [0.25, 0.5, 1.0, 1.5, 1.75, 2.0, 2.5, 3.75, 4.0, 4.25])
+def test_fed_up_to_a_time_an_engine_gets_what_a_question_of_that_time_sees(
+    write_questions, at, policy
+):
+    """Of frames at 0, 0.5, ..., 4 s: up to between frames, to one that fills a chunk or a pair or
+    neither, to the last one, and behind it."""
+    source = KnownSource(half_seconds(9))
+    questions = load_questions(write_questions(f"questions: [{{text: What, at: {at}}}]"))
+    settings = EngineSettings(at_question=policy)
+    (asked,) = replayed(source, questions, settings, NotingEngine)["answers"]
+    engine = NotingEngine()
+    fed = feed(engine, source, settings.chunk_frames, at=at, at_question=policy)
+    seen = [second for chunk in engine.chunks for second in chunk]
+    assert (str(len(seen)), [[0.0, seen[-1]]]) == (asked["answer"], asked["seen"])
+    assert fed.cut == (at <= 4)
+    if policy == "all":
+        assert seen[-1] == min(at - at % 0.5, 4.0)  # that of the very time is seen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +226,10 @@ def test_an_unusable_image_is_counted_and_the_next_takes_its_place(tmp_path):
     assert greys(source) == [0, 6, 10, 15]
     assert source.state.counts.unusable == 1
     assert "32FC1" in source.state.notes[0]
+    with closing(iter(source)) as frames:  # a reader may have seen enough before the end
+        next(frames), next(frames)
+    assert "1 of 7 images unusable" in source.state.notes[0]
+    list(source)
     counts = source.state.counts
     assert counts.decoded == sum((counts.given, counts.unwanted, counts.unusable, counts.unordered))
 
