@@ -97,6 +97,7 @@ def test_what_is_missing_is_named(folder):
     ],
 )
 def test_a_folder_that_is_no_checkpoint_is_an_error(tmp_path, text, words):
+    (tmp_path / "README.md").write_text("A model")
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(ModelLoadError, match=words):
