@@ -30,7 +30,7 @@ from stream_vlm_ros.engine.eviction import EvictionConfig
 from stream_vlm_ros.engine.forks import Part
 from stream_vlm_ros.engine.packed import PackedLayer, pack
 from stream_vlm_ros.engine.question_path import StaticTextPath
-from stream_vlm_ros.engine.static_step import Reading, StepInputs, attend_step
+from stream_vlm_ros.engine.static_step import Reading, StepInputs, attend_step, place_step
 from stream_vlm_ros.replay.experiments.shapes import (
     SHAPES,
     random_network,
@@ -59,6 +59,7 @@ def whole_steps(model: Any, cap: int, attention: Any, times: int) -> None:
     on_gpu = device.type == "cuda"
     print(f"\nmemory of {cap:,} tokens; ms a step of", *TOKENS, "tokens")
     linear = torch.nn.functional.linear
+    placing = place_step
     ways = {
         "graph": (attention, on_gpu, on_gpu, linear),
         "without its attention": (no_attention, on_gpu, on_gpu, linear),
@@ -66,13 +67,14 @@ def whole_steps(model: Any, cap: int, attention: Any, times: int) -> None:
         "not recorded": (attention, False, False, linear),
     }
     if on_gpu:
-        from stream_vlm_ros.engine.kernels import matvec
+        from stream_vlm_ros.engine.kernels import matvec, place
 
+        placing = place
         ways["graph, one row by our own"] = (attention, True, True, matvec)
     manager = KVCacheManager(model.kv_shape, model.rotary, EvictionConfig(cap), device)
     manager.memory.normal_()
     for name, (kind, graph, compiled, linear) in ways.items():
-        path = StaticTextPath(model, manager, kind, graph, compiled, linear)
+        path = StaticTextPath(model, manager, kind, graph, compiled, linear, placing)
         row = []
         for tokens in TOKENS:
             with manager.question_fork(tokens, 0) as fork:

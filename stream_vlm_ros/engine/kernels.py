@@ -1,4 +1,4 @@
-"""Triton kernels of a question: attention over memory and tail, and products with one row.
+"""Triton kernels of a question: rotations, attention over memory and tail, products of one row.
 
 All lengths are read on the device.
 
@@ -326,6 +326,74 @@ def split_attention(processors: int) -> StaticAttention:
         return out
 
     return attend
+
+
+@triton.jit
+def _place_kernel(
+    projected,  # [n, heads + 2 * kv_heads, D]
+    cos,  # [n, D]
+    sin,
+    slots,  # [n]
+    tail,  # [2, kv_heads, room, D]
+    queries,  # [heads, n, D]
+    projected_token,  # strides
+    tail_kind,
+    tail_head,
+    tail_slot,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    D: tl.constexpr,
+):
+    token, head = tl.program_id(0), tl.program_id(1)
+    dim = tl.arange(0, D)
+    at = projected + token * projected_token + head * D
+    x = tl.load(at + dim)
+    swapped = tl.load(at + (dim + D // 2) % D).to(tl.float32)
+    turn_sin = tl.load(sin + token * D + dim).to(tl.float32)
+    turn_sin = tl.where(dim < D // 2, -turn_sin, turn_sin)
+    turned = x.to(tl.float32) * tl.load(cos + token * D + dim).to(tl.float32) + swapped * turn_sin
+    if head < HEADS:
+        there = queries + (head * tl.num_programs(0) + token) * D
+        tl.store(there + dim, turned.to(x.dtype))
+    else:
+        slot = tl.load(slots + token)
+        key = head - HEADS
+        if key < KV_HEADS:
+            tl.store(tail + key * tail_head + slot * tail_slot + dim, turned.to(x.dtype))
+        else:
+            value = tail + tail_kind + (key - KV_HEADS) * tail_head
+            tl.store(value + slot * tail_slot + dim, x)
+
+
+def place(
+    projected: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    slots: torch.Tensor,
+    tail: torch.Tensor,
+) -> torch.Tensor:
+    """`static_step.place_step` as one kernel."""
+    (length, width), (_, kv_heads, _, size) = projected.shape, tail.shape
+    heads = width // size - 2 * kv_heads
+    assert cos.is_contiguous() and sin.is_contiguous()
+    assert projected.stride(1) == tail.stride(3) == slots.stride(0) == 1
+    queries = projected.new_empty(heads, length, size)
+    with torch.cuda.device_of(projected):
+        _place_kernel[length, heads + 2 * kv_heads](
+            projected,
+            cos,
+            sin,
+            slots,
+            tail,
+            queries,
+            projected.stride(0),
+            *tail.stride()[:3],
+            HEADS=heads,
+            KV_HEADS=kv_heads,
+            D=size,
+            num_warps=1,
+        )
+    return queries
 
 
 class _Strip(NamedTuple):

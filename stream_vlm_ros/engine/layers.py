@@ -21,7 +21,6 @@ def before_attention(
     normed: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
-    linear: Linear = functional.linear,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """From hidden states behind the layer's norm, ``[n, hidden]``, to what attention needs.
 
@@ -33,7 +32,7 @@ def before_attention(
     if packed is None:
         projected = [project(normed) for project in projections]
     else:
-        together = linear(normed, packed.qkv, packed.qkv_bias)
+        together = functional.linear(normed, packed.qkv, packed.qkv_bias)
         projected = together.split([project.out_features for project in projections], dim=-1)
     query, key, value = (
         x.unflatten(-1, (-1, attention.head_dim)).transpose(0, 1) for x in projected

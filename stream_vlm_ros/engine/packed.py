@@ -76,6 +76,16 @@ def joined(weights: Sequence[torch.Tensor]) -> torch.Tensor | None:
 Linear = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
+def project(
+    attention: Any, packed: PackedLayer | None, hidden: torch.Tensor, linear: Linear
+) -> torch.Tensor:
+    """Queries, keys and values side by side, ``[n, (heads + 2 * kv_heads) * head_dim]``."""
+    if packed is not None:
+        return linear(hidden, packed.qkv, packed.qkv_bias)
+    projections = attention.q_proj, attention.k_proj, attention.v_proj
+    return torch.cat([projection(hidden) for projection in projections], dim=-1)
+
+
 def product(module: Any, hidden: torch.Tensor, linear: Linear) -> torch.Tensor:
     """``module(hidden)`` by another ``linear``, unless the module is more than that."""
     if type(module) is not torch.nn.Linear:

@@ -27,11 +27,13 @@ from .packed import Linear
 from .positions import Vec
 from .static_step import (
     MOST_PARTS,
+    Place,
     Reading,
     StaticAttention,
     StaticStep,
     StepInputs,
     attend_step,
+    place_step,
 )
 
 QUESTION_PATHS = ("auto", "eager", "static", "graph")
@@ -118,6 +120,7 @@ class StaticTextPath(TextPath):
         graph: record and replay the steps; otherwise they are run anew each time.
         compiled: fuse what lies between the matrix products by ``torch.compile``.
         matvec: takes the matrix products of steps of one token.
+        place: rotates a step's queries and keys, and writes to the tail.
 
     Attributes:
         captures: graphs recorded so far: one a size, however the memory grows.
@@ -133,11 +136,13 @@ class StaticTextPath(TextPath):
         graph: bool = False,
         compiled: bool = False,
         matvec: Linear = functional.linear,
+        place: Place = place_step,
     ):
         super().__init__(model)
         self.name = "graph" if graph else "static"
         self._manager, self._attention = manager, attention
-        self._graph, self._compiled, self._matvec = graph, compiled, matvec
+        self._graph, self._compiled = graph, compiled
+        self._matvec, self._place = matvec, place
         self.captures = self.steps = 0
         self.detours: Counter[str] = Counter()
         self._reading: Reading | None = None
@@ -303,7 +308,9 @@ class StaticTextPath(TextPath):
         while not self.reason and size not in self._ready:
             assert self._reading is not None
             linear = self._matvec if size == 1 else functional.linear
-            step = StaticStep(self._model, self._reading, self._attention, self._compiled, linear)
+            step = StaticStep(
+                self._model, self._reading, self._attention, self._compiled, linear, self._place
+            )
             try:
                 ready = _Ready(step, StepInputs(size, self._reading))
                 if self._graph:
@@ -407,7 +414,7 @@ def text_path(
     try:
         if size < 16 or size & (size - 1):
             raise InvalidParameterError(f"Triton takes heads of 16, 32, 64, ..., not of {size}")
-        from .kernels import split_attention
+        from .kernels import place, split_attention
 
         processors = torch.cuda.get_device_properties(device).multi_processor_count
         attention = split_attention(processors)
@@ -416,7 +423,7 @@ def text_path(
         _log.warning("questions are answered more slowly: %s", reason)
         return TextPath(model, reason)
     graph = wanted != "static"
-    return StaticTextPath(model, manager, attention, graph, compiled=graph)
+    return StaticTextPath(model, manager, attention, graph, compiled=graph, place=place)
 
 
 def _in_words(error: Exception) -> str:

@@ -14,9 +14,9 @@ import torch
 from torch.nn import functional
 
 from .forks import Part
-from .layers import after_attention, before_attention
+from .layers import after_attention
 from .model import StreamQwenModel
-from .packed import Linear, PackedLayer
+from .packed import Linear, PackedLayer, project
 from .positions import rotate
 
 # Sink, kept grids, and the ring in two slices, each seen at a distance of its own: four occur, with
@@ -169,6 +169,37 @@ def attend_step(
     return out.to(memory.dtype)
 
 
+# see `place_step`
+Place = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor
+]
+
+
+def place_step(
+    projected: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    slots: torch.Tensor,
+    tail: torch.Tensor,
+) -> torch.Tensor:
+    """Rotate queries and keys, and write keys and values to the tail.
+
+    Args:
+        projected: ``[n, (heads + 2 * kv_heads) * head_dim]``: queries, keys, values.
+        cos, sin: ``[1, n, head_dim]``.
+        slots: ``[n]``.
+        tail: one layer's, ``[2, kv_heads, slots, head_dim]``.
+
+    Returns:
+        Queries ``[heads, n, head_dim]``.
+    """
+    _, kv_heads, _, size = tail.shape
+    rows = projected.unflatten(-1, (-1, size)).transpose(0, 1)
+    query, key, value = rows.split([len(rows) - 2 * kv_heads, kv_heads, kv_heads])
+    tail.index_copy_(2, slots, torch.stack([rotate(key, cos, sin), value]))
+    return rotate(query, cos, sin)
+
+
 class StaticStep:
     """The language model over ``n`` tokens, of which the last may be padding.
 
@@ -178,6 +209,7 @@ class StaticStep:
     Args:
         compiled: fuse what lies between the matrix products by ``torch.compile``.
         linear: takes the layers' matrix products.
+        place: rotates, and writes to the tail.
     """
 
     def __init__(
@@ -187,13 +219,13 @@ class StaticStep:
         attention: StaticAttention,
         compiled: bool,
         linear: Linear = functional.linear,
+        place: Place = place_step,
     ):
         self._model, self._reading, self._attention = model, reading, attention
-        self.compiled, self._linear = compiled, linear
-        parts: tuple[Callable[..., Any], ...] = (before_attention, after_attention)
+        self.compiled, self._linear, self._place = compiled, linear, place
+        self._after: Callable[..., Any] = after_attention
         if compiled:
-            parts = tuple(torch.compile(part, fullgraph=True) for part in parts)
-        self._before, self._after = parts
+            self._after = torch.compile(after_attention, fullgraph=True)
         self._layers = [
             (layer, PackedLayer.of(layer)) for layer in model.model.language_model.layers
         ]
@@ -212,9 +244,9 @@ class StaticStep:
         normed = text.layers[0].input_layernorm(hidden)
         following = [*(layer.input_layernorm for layer in text.layers[1:]), text.norm]
         for number, ((layer, packed), norm) in enumerate(zip(self._layers, following, strict=True)):
-            queries, own = self._before(layer, packed, normed, cos, sin, self._linear)
             tail = reading.tail[number]
-            tail.index_copy_(2, inputs.slots, own)
+            projected = project(layer.self_attn, packed, normed, self._linear)
+            queries = self._place(projected, cos, sin, inputs.slots, tail)
             attended = self._attention(
                 queries, reading.memory[number], tail, reading, inputs, layer.self_attn.scaling
             )

@@ -14,13 +14,14 @@ import pytest
 import torch
 
 from stream_vlm_ros.engine.forks import Part
-from stream_vlm_ros.engine.static_step import Reading, StepInputs, attend_step
+from stream_vlm_ros.engine.static_step import Reading, StepInputs, attend_step, place_step
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 # Products and sums of numbers around 1, as their format rounds them.
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3}
 PROCESSORS = (1, 6)  # many keys a program, or few
+PLACED = (1, 5)  # tokens
 PRODUCTS = [(37, 64, True), (8, 2048, False), (9, 2500, True)]  # rows, columns, bias
 STEPS = [  # tokens, the step's size, tokens in the tail before, parts of the memory
     (1, 1, 0, []),
@@ -42,7 +43,7 @@ def test_the_kernels_compute_what_plain_torch_computes():
         [sys.executable, __file__], env=os.environ | interpreted, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    cases = len(PRODUCTS) + len(PROCESSORS) * len(STEPS)
+    cases = len(PLACED) + len(PRODUCTS) + len(PROCESSORS) * len(STEPS)
     assert done.stdout.split() == ["equal"] * len(TOLERANCES) * cases
 
 
@@ -100,7 +101,29 @@ def multiply(dtype, rows, columns, with_bias):
         assert (out - expected).abs().max() <= TOLERANCES[dtype]
 
 
+def place_rows(dtype, tokens):
+    from stream_vlm_ros.engine.kernels import place
+
+    noise = torch.Generator(DEVICE).manual_seed(3)
+    heads, kv_heads, head_dim = 6, 2, 32
+    given = torch.randn(tokens, 10 * head_dim, generator=noise, device=DEVICE).to(dtype)
+    angles = torch.randn(1, tokens, head_dim // 2, generator=noise, device=DEVICE).repeat(1, 1, 2)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    slots = torch.tensor([5, 3, 30, 7, 8][:tokens], device=DEVICE)
+    found = []
+    for function in (place, place_step):
+        tail = torch.zeros(2, 2, kv_heads, 31, head_dim, device=DEVICE, dtype=dtype)
+        queries = function(given, cos, sin, slots, tail[1])
+        assert queries.shape == (heads, tokens, head_dim)
+        found.append((queries, tail))
+    for one, other in zip(*found, strict=True):
+        assert (one - other).abs().max() <= TOLERANCES[dtype]
+
+
 if __name__ == "__main__":
+    for dtype, tokens in itertools.product(TOLERANCES, PLACED):
+        place_rows(dtype, tokens)
+        print("equal")
     for dtype, size in itertools.product(TOLERANCES, PRODUCTS):
         multiply(dtype, *size)
         print("equal")
