@@ -37,12 +37,18 @@ class Part(NamedTuple):
 
 
 class TailLayer(CacheLayerMixin):
-    """One layer of a fork's own tokens."""
+    """One layer of a fork's own tokens.
 
-    def __init__(self, storage: torch.Tensor):
+    Args:
+        storage: all layers', ``[layers, 2, batch, kv_heads, capacity, head_dim]``.
+        number: which layer of it.
+    """
+
+    def __init__(self, storage: torch.Tensor, number: int):
         super().__init__()
-        # [2, batch, kv_heads, capacity, head_dim]
-        self._keys, self._values = storage.unbind()
+        self._storage, self._number = storage, number
+        # Keys and values, taken out when first written: steps of fixed shape never ask for them.
+        self._own: tuple[torch.Tensor, ...] = ()
         self.length = 0
         self.is_initialized = True
 
@@ -55,9 +61,12 @@ class TailLayer(CacheLayerMixin):
         """Append ``[batch, kv_heads, n, head_dim]``; return all own keys and values."""
         start, count = self.length, key_states.shape[2]
         self.length += count
-        self._keys.narrow(2, start, count).copy_(key_states)
-        self._values.narrow(2, start, count).copy_(value_states)
-        return self._keys.narrow(2, 0, self.length), self._values.narrow(2, 0, self.length)
+        if not self._own:
+            self._own = self._storage[self._number].unbind()
+        keys, values = self._own
+        keys.narrow(2, start, count).copy_(key_states)
+        values.narrow(2, start, count).copy_(value_states)
+        return keys.narrow(2, 0, self.length), values.narrow(2, 0, self.length)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0
@@ -66,7 +75,7 @@ class TailLayer(CacheLayerMixin):
         return self.length
 
     def get_max_length(self) -> int:
-        return self._keys.shape[2]
+        return self._storage.shape[4]
 
 
 class Fork(Cache):
@@ -94,7 +103,8 @@ class Fork(Cache):
         self.parts = list(parts)
         self.window = window
         self.capacity = capacity
-        super().__init__(layers=[TailLayer(layer) for layer in self._storage])
+        layers = range(len(self._storage))
+        super().__init__(layers=[TailLayer(self._storage, number) for number in layers])
 
     @property
     def length(self) -> int:
