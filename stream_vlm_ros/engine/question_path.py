@@ -414,7 +414,7 @@ def text_path(
     try:
         if size < 16 or size & (size - 1):
             raise InvalidParameterError(f"Triton takes heads of 16, 32, 64, ..., not of {size}")
-        from .kernels import place, split_attention
+        from .kernels import matvec, place, split_attention
 
         processors = torch.cuda.get_device_properties(device).multi_processor_count
         attention = split_attention(processors)
@@ -423,7 +423,9 @@ def text_path(
         _log.warning("questions are answered more slowly: %s", reason)
         return TextPath(model, reason)
     graph = wanted != "static"
-    return StaticTextPath(model, manager, attention, graph, compiled=graph, place=place)
+    return StaticTextPath(
+        model, manager, attention, graph, compiled=graph, matvec=matvec, place=place
+    )
 
 
 def _in_words(error: Exception) -> str:
