@@ -63,7 +63,7 @@ def attend(
     out = aten._scaled_dot_product_efficient_attention(
         query, key, value, None, True, 0.0, causal, scale=scaling
     )
-    return [(out[0], out[1][..., : query.shape[2]])]  # it pads the log-sum-exp to 32
+    return [(out[0], out[1][..., : query.shape[2]].contiguous())]  # it pads them to 32
 
 
 def _flash(

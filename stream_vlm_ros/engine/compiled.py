@@ -22,7 +22,7 @@ from .layers import (
     before_attention,
     before_vision_attention,
 )
-from .packed import PackedLayer
+from .packed import PackedLayer, weights_place
 from .positions import rotate
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,9 @@ class CompiledChunks:
     Args:
         model: a `StreamQwenModel`; its vision blocks are changed until `undo`.
         backend: of ``torch.compile``.
+
+    Attributes:
+        kind: device and number format it was compiled for.
     """
 
     def __init__(self, model: Any, backend: str = "inductor"):
@@ -54,7 +57,8 @@ class CompiledChunks:
         self._after_vision = torch.compile(after_vision_attention, backend=backend)
         for block in self._blocks:
             block.forward = partial(self._run_block, block)
-        self._joined: dict[int, tuple[int, PackedLayer | None]] = {}
+        self.kind = model.device, model.dtype
+        self._joined: dict[int, tuple[Any, PackedLayer | None]] = {}
 
     def undo(self) -> None:
         """Give the vision blocks back as they were."""
@@ -157,7 +161,7 @@ class CompiledChunks:
     def _packed(self, number: int) -> PackedLayer | None:
         """A layer's joined weights; found out again only where it was moved since."""
         layer = self._text.layers[number]
-        place = layer.self_attn.q_proj.weight.data_ptr()
+        place = weights_place(layer)
         kept = self._joined.get(number)
         if kept is None or kept[0] != place:
             kept = self._joined[number] = place, PackedLayer.of(layer)
@@ -170,8 +174,8 @@ def _distinct_turns(fork: Fork, like: torch.Tensor) -> tuple[torch.Tensor, list[
     Returns:
         ``[2, turns, 1, 1, head_dim]``, cos and sin; the first is none at all.
     """
-    none = torch.ones_like(like[0, 0]), torch.zeros_like(like[0, 0])
-    found = [none]
+    one = torch.ones_like(like[0, 0], dtype=torch.float32)  # as the others are
+    found = [(one, torch.zeros_like(one))]
     of_part = []
     for part in fork.parts:
         if part.turn is None:

@@ -125,6 +125,11 @@ class Fork(Cache):
         for layer in self.layers:
             layer.length += count
 
+    def rewind(self, length: int) -> None:
+        """Forget the own tokens behind so many, also where only some layers have them."""
+        for layer in self.layers:
+            layer.length = length
+
     def own(self) -> torch.Tensor:
         """Keys and values of the own tokens, ``[layers, 2, kv_heads, length, head_dim]``."""
         assert self._storage is not None

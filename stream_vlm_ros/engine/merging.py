@@ -11,6 +11,8 @@ log = logging.getLogger(__name__)
 
 Seen = tuple[torch.Tensor, torch.Tensor]  # attention over a part [..., d], its log-sum-exp [...]
 
+Kind = tuple[torch.device, torch.dtype, int]
+
 # Of parts [kv_heads, h / kv_heads, n, d] with their log-sum-exp, into an output and a log-sum-exp.
 MergeKernel = Callable[[Sequence[Seen], torch.Tensor, torch.Tensor], None]
 
@@ -35,9 +37,9 @@ class PartMerger:
     """`merged_plainly` for a chunk on a GPU as one kernel, which reads each part once.
 
     A chunk sees its memory in up to a dozen parts, each as large as its queries: tensor operations
-    read and write sums in float32 for every one. The first result of each number format is held
-    against theirs. Where it differs, or there is no kernel, the log says so once and `merge` gives
-    None from then on.
+    read and write sums in float32 for every one. The first result of each kind (device, number
+    format, head size) is held against theirs. Where it differs, or there is no kernel, the log says
+    so once and `merge` gives None for that kind from then on.
 
     Args:
         load: gives the kernel, or raises.
@@ -48,8 +50,8 @@ class PartMerger:
     def __init__(self, load: Callable[[], MergeKernel] = _triton_kernel):
         self._load = load
         self._kernel: MergeKernel | None = None
-        self._checked: set[torch.dtype] = set()
-        self.refused = ""  # why the kernel is not used
+        self._checked: set[Kind] = set()
+        self.refused: dict[Kind, str] = {}  # why the kernel is not used
 
     def merge(self, parts: Sequence[Seen]) -> torch.Tensor | None:
         """The output over all parts, ``[1, kv_heads, h / kv_heads, n, d]``, or None.
@@ -58,8 +60,10 @@ class PartMerger:
             parts: outputs of that shape and their log-sum-exp.
         """
         first = parts[0][0]
+        kind = first.device, first.dtype, first.shape[-1]
+        whole_size = kind[2] & (kind[2] - 1) == 0  # Triton's blocks are powers of two
         regular = all(out.stride(-1) == 1 and lse.is_contiguous() for out, lse in parts)
-        if self.refused or len(first) != 1 or not regular:
+        if kind in self.refused or len(first) != 1 or not regular or not whole_size:
             return None
         try:
             if self._kernel is None:
@@ -68,14 +72,14 @@ class PartMerger:
         except torch.OutOfMemoryError:
             raise
         except Exception as fault:  # also what a broken installation of Triton raises
-            self._refuse(" ".join(f"{type(fault).__name__}: {fault}".split())[:300])
+            self._refuse(kind, " ".join(f"{type(fault).__name__}: {fault}".split())[:300])
             return None
-        if first.dtype not in self._checked:
-            self._checked.add(first.dtype)
+        if kind not in self._checked:
+            self._checked.add(kind)
             expected = merged_plainly(parts).float()
             off = float((merged.float() - expected).norm() / expected.norm().clamp(min=1e-30))
             if not off <= 4 * torch.finfo(first.dtype).eps:  # also where it is NaN
-                self._refuse(f"its result differs by {off:.3g} of its size")
+                self._refuse(kind, f"its result differs by {off:.3g} of its size")
                 return None
         return merged
 
@@ -92,6 +96,11 @@ class PartMerger:
                 return out.unsqueeze(0)
             waiting.insert(0, (out.unsqueeze(0), merged_lse.unsqueeze(0)))
 
-    def _refuse(self, why: str) -> None:
-        self.refused = why
-        log.warning("parts of the memory are merged without a kernel of their own: %s", why)
+    def _refuse(self, kind: Kind, why: str) -> None:
+        self.refused[kind] = why
+        log.warning(
+            "parts of the memory are merged without a kernel of their own (%s, %s, heads of %d): "
+            "%s, which takes longer",
+            *kind,
+            why,
+        )

@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from .attention import STREAM_ATTENTION, VISION_ATTENTION
 from .buffer import KVShape
-from .compiled import LEAST_TOKENS, CompiledChunks
+from .compiled import LEAST_TOKENS, CompiledChunks, recompiling
 from .errors import (
     DeviceUnavailableError,
     InvalidParameterError,
@@ -144,6 +144,8 @@ class StreamQwenModel(Qwen2_5_VLForConditionalGeneration):
     def settle(self, device: torch.device) -> None:
         """Move to a device, and there into the shape that it computes fastest in."""
         self.to(device)
+        if self.compiled is not None and self.compiled.kind != (self.device, self.dtype):
+            self.compile_chunks(False)
         if device.type == "cuda":
             pad_mlps(self.model.visual.blocks)
             pack(self)
@@ -167,16 +169,28 @@ class StreamQwenModel(Qwen2_5_VLForConditionalGeneration):
             compiled.undo()
             raise
         except Exception as fault:  # of the compiler's many kinds
-            compiled.undo()
-            log.warning("chunks are not compiled: %s", f"{type(fault).__name__}: {fault}")
+            self.compiled = compiled
+            self._do_without_compiler(fault)
             return
         self.compiled = compiled
+
+    def _do_without_compiler(self, fault: Exception) -> None:
+        self.compile_chunks(False)
+        log.warning("chunks are not compiled: %s", f"{type(fault).__name__}: {fault}")
 
     @torch.inference_mode()
     def encode_frames(self, patches: PatchGrid) -> torch.Tensor:
         """Vision features of a chunk, ``[tokens, hidden]``."""
         pixels = patches.pixel_values.to(self.model.visual.dtype)
         layout = self._layouts.arguments(patches.grid_thw, self.device)
+        if self.compiled is not None:
+            try:
+                with recompiling():
+                    return self.model.visual(pixels, **layout).pooler_output
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as fault:
+                self._do_without_compiler(fault)
         return self.model.visual(pixels, **layout).pooler_output
 
     @torch.inference_mode()
@@ -203,7 +217,14 @@ class StreamQwenModel(Qwen2_5_VLForConditionalGeneration):
         if positions.ndim == 2:
             positions = positions[:, None].expand(3, batch, length)
         if self.compiled is not None and batch == 1 and length >= LEAST_TOKENS:
-            return self.compiled.forward(embeddings, positions.to(embeddings.device), fork)
+            before = fork.length
+            try:
+                return self.compiled.forward(embeddings, positions.to(embeddings.device), fork)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as fault:
+                self._do_without_compiler(fault)
+                fork.rewind(before)
         return self.model.language_model(
             inputs_embeds=embeddings,
             position_ids=positions.to(embeddings.device),

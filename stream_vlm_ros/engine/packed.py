@@ -57,6 +57,11 @@ def pack(model: Any) -> None:
                 torch.cuda.empty_cache()
 
 
+def weights_place(layer: Any) -> tuple[int, ...]:
+    """Where a layer's weights to join lie: elsewhere once they were moved or replaced."""
+    return tuple(weight.data_ptr() for group in _groups(layer) for weight in group)
+
+
 def joined(weights: Sequence[torch.Tensor]) -> torch.Tensor | None:
     """One view of weights that lie end to end, along their first dimension; None if they do not."""
     first = weights[0]

@@ -75,6 +75,9 @@ def pad_mlps(blocks: nn.ModuleList) -> None:
     """
     for block in blocks:
         mlp: Any = block.mlp
+        layers = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+        if any(type(layer) is not nn.Linear for layer in layers):  # an adapter or the like
+            continue
         inner = mlp.down_proj.weight.shape[1]
         if inner * mlp.down_proj.weight.itemsize % _ALIGNED_BYTES == 0:
             continue
@@ -84,11 +87,23 @@ def pad_mlps(blocks: nn.ModuleList) -> None:
             layer.bias = _padded(layer.bias, (0, more))
         mlp.down_proj.weight = _padded(mlp.down_proj.weight, (0, more))
         mlp.register_state_dict_post_hook(_TrimmedTo(inner))
+        mlp.register_load_state_dict_pre_hook(_padded_anew)
 
 
 def _padded(weight: nn.Parameter, by: tuple[int, ...]) -> nn.Parameter:
-    padded = nn.functional.pad(weight.detach(), by)
+    with torch.inference_mode(False), torch.no_grad():  # parameters are for training too
+        padded = nn.functional.pad(weight, by)
     return nn.Parameter(padded, requires_grad=weight.requires_grad)
+
+
+def _padded_anew(mlp: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Pad what is to be loaded, as `pad_mlps` did what was there."""
+    for name, there in mlp.named_parameters():
+        given = state.get(prefix + name)
+        if given is not None and given.ndim == there.ndim and given.shape != there.shape:
+            lacking = [more - less for more, less in zip(there.shape, given.shape, strict=True)]
+            by = [pad for size in reversed(lacking) for pad in (0, size)]
+            state[prefix + name] = nn.functional.pad(given, by)
 
 
 class _TrimmedTo:

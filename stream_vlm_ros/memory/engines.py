@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from stream_vlm_ros.engine import Checkpoint
 
 
-COMPILE = {"auto": None, "on": True, "off": False}  # as the engines' argument
+COMPILE = {"auto": None, "always": True, "never": False}  # as the engines' argument
 
 
 def build_engine(
@@ -36,7 +36,7 @@ def build_engine(
         "question_path": settings.question_path,
         "compile": COMPILE[settings.compile_chunks],
     }
-    if settings.compile_chunks == "off":  # an engine before this one may have left it compiled
+    if settings.compile_chunks == "never":  # an engine before this one may have left it compiled
         checkpoint.network.compile_chunks(False)
     if settings.engine == "delayed_batch":
         engine = _delayed_batch(settings, checkpoint, frame_store, **options)

@@ -70,8 +70,8 @@ class Parameters:
     compile_chunks: str = _spec(
         "auto",
         "Fuse the elementwise work of chunks by torch.compile, which takes some ten seconds when "
-        "configured. auto: on a GPU. on: an error where there is none.",
-        choices=("auto", "on", "off"),
+        "configured. auto: on a GPU. always: an error where there is none.",
+        choices=("auto", "always", "never"),
     )
 
     # The memory

@@ -90,6 +90,18 @@ def test_a_padded_tower_gives_the_same_features_and_state(odd):
     assert mlp.up_proj.weight.shape[0] == 128 and len(mlp._state_dict_hooks) == 1
 
 
+def test_a_padded_tower_takes_a_state_and_learns(odd):
+    state = {name: value + 1 for name, value in odd.state_dict().items()}
+    with torch.inference_mode():
+        vision.pad_mlps(odd.model.visual.blocks)
+    odd.load_state_dict(state)
+    assert all(torch.equal(odd.state_dict()[name], state[name]) for name in state)
+    mlp = odd.model.visual.blocks[0].mlp
+    assert not mlp.down_proj.weight[:, 100:].any() and not mlp.up_proj.bias[100:].any()
+    mlp(torch.randn(3, mlp.hidden_size, dtype=torch.bfloat16)).sum().backward()
+    assert mlp.up_proj.weight.grad is not None
+
+
 def test_a_checkpoint_saved_from_a_padded_model_loads_as_any_other(odd, tmp_path):
     state = {name: value.clone() for name, value in odd.state_dict().items()}
     vision.pad_mlps(odd.model.visual.blocks)

@@ -90,16 +90,17 @@ def test_questions_run_as_question_path_says(engine):
 
 @pytest.mark.parametrize("engine", ["streaming", "delayed_batch"])
 def test_chunks_are_compiled_as_compile_chunks_says(engine):
-    """On a CPU: "auto" is not, "on" is refused, and "off" undoes what an engine before it did."""
+    """On a CPU: "auto" is not, "always" is refused, "never" undoes what an engine before it did."""
     checkpoint = load_checkpoint(default_model(), "cpu")
     with pytest.raises(InvalidParameterError, match="compile is for a GPU"):
-        build_engine(Parameters(engine=engine, compile_chunks="on"), checkpoint)
+        build_engine(Parameters(engine=engine, compile_chunks="always"), checkpoint)
     build_engine(Parameters(engine=engine), checkpoint)
     assert checkpoint.network.compiled is None
     left = checkpoint.network.compiled = Mock(spec=CompiledChunks)
+    left.kind = checkpoint.network.device, checkpoint.network.dtype
     build_engine(Parameters(engine=engine), checkpoint)
     assert checkpoint.network.compiled is left and not left.undo.called
-    build_engine(Parameters(engine=engine, compile_chunks="off"), checkpoint)
+    build_engine(Parameters(engine=engine, compile_chunks="never"), checkpoint)
     assert checkpoint.network.compiled is None and left.undo.called
 
 
