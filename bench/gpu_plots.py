@@ -40,15 +40,6 @@ def against_reference(axes: Any, section: dict[str, Any]) -> None:
     _key(axes, "By the memory's cap, in tokens")
 
 
-def long_video(axes: Any, section: dict[str, Any]) -> None:
-    for name, way in section.items():
-        if isinstance(way, dict) and "chunk_ms" in way:
-            axes.plot(way["chunk_ms"], label=f"{name}: {way['seconds']:g} s", linewidth=1)
-    axes.set(xlabel="chunk", ylabel="ms a chunk")
-    axes.set_ylim(bottom=0)
-    _key(axes, f"{section['frames']} frames end to end")
-
-
 def _key(axes: Any, title: str) -> None:
     """The legend under the title, where no line runs through it."""
     axes.set_title(title, pad=24)
@@ -107,9 +98,9 @@ def _label(value: Any) -> str:
 def drawings(sections: dict[str, Any]) -> dict[str, tuple[Drawing, dict[str, Any]]]:
     """By the name of the plot: how it is drawn, and its section."""
     found: dict[str, tuple[Drawing, dict[str, Any]]] = {}
-    for name, draw in (("against_reference", against_reference), ("long_video", long_video)):
-        if name in sections and "failed" not in sections[name]:
-            found[name.replace("_", "-")] = draw, sections[name]
+    section = sections.get("against_reference")
+    if section is not None and "failed" not in section:
+        found["against-reference"] = against_reference, section
     curves = sections.get("curves", {})
     for name, along, scale in (
         ("cap", "cap", "log"),

@@ -20,7 +20,6 @@ from stream_vlm_ros.engine.errors import InvalidParameterError
 
 CHOICES = ["a red circle", "a blue square", "nothing", "a sign", "two shapes"]
 ANSWER = 32  # tokens after the first
-LONG_VIDEO = (400, 150_000)  # frames, cap: experiment B of the reference
 
 # What is asked of one H200 with the 3B shape in bfloat16 and frames of 1920x1080, and what is gone
 # for. By cap.
@@ -218,46 +217,6 @@ def _over_median(found: dict[str, float]) -> float:
     return round(found["p99"] / found["median"], 3)
 
 
-def long_video(rig: Rig) -> dict[str, Any]:
-    """The reference's experiment B end to end: 400 frames from the host's memory, then a question.
-
-    In its layout and with its memory.
-    """
-    count, cap = (24, max(rig.caps)) if rig.small else LONG_VIDEO
-    several = [rig.frames(seed=seed) for seed in range(4)]
-    found: dict[str, Any] = {"unit": "s", "frames": count, "bars": []}
-    ways: dict[str, dict[str, Any]] = {
-        "as the reference": {"layout": "segmented"},
-    }
-    for name in rig.within("memory", ways):
-        rig.start_counting_memory()
-        engine = rig.engine(cap, **ways[name])
-        begin, done = time.perf_counter(), 0
-        chunks: list[float] = []
-        for number in rig.count(f"{name}, chunks", count // 4):
-            spent, _ = timed(
-                functools.partial(engine.append_video_chunk, several[number % 4], fps=2)
-            )
-            chunks.append(round(spent, 1))
-            done += 4
-        seconds = time.perf_counter() - begin
-        info = engine.get_cache_info()
-        found[name] = {
-            "seconds": round(seconds, 2),
-            "frames_done": done,
-            "first_token_ms": round(1e3 * engine.ask(rig.question(engine), 8)[1]["ttft"], 2),
-            "cache_length": info["cache_seq_length"],
-            "sink": info["sink_size"],
-            **info["eviction_stats"],
-            "chunk_ms": chunks,
-            **rig.peak_gib(),
-        }
-        if done == count:
-            found["bars"].append(bar(f"{count} frames, {name}", seconds, "s", 75))
-        del engine
-    return found
-
-
 def small_frames(rig: Rig) -> dict[str, Any]:
     """Frames of 448x336: how many cameras of 2 frames a second one device takes."""
     cap = min(rig.caps)
@@ -400,7 +359,6 @@ def curves(rig: Rig) -> dict[str, Any]:
 SECTIONS = {
     "warm_up": (warm_up, 60),
     "against_reference": (against_reference, 130),
-    "long_video": (long_video, 80),
     "eviction": (eviction, 50),
     "steady": (steady, 45),
     "small_frames": (small_frames, 15),

@@ -23,12 +23,12 @@ def test_every_section_gives_figures_that_can_be_drawn(tmp_path):
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text())
     assert all("failed" not in section for section in report["sections"].values())
-    assert {"against_reference", "long_video", "eviction", "curves"} <= set(report["sections"])
+    assert {"against_reference", "steady", "eviction", "curves"} <= set(report["sections"])
     bars = report["sections"]["against_reference"]["bars"]
     assert bars and all(bar["holds"] == (bar["measured"] <= bar["at_most"]) for bar in bars)
     drawn = run("gpu_plots.py", out)
     assert drawn.returncode == 0, drawn.stderr
-    assert len(list(tmp_path.glob("gpu-*.png"))) == 6
+    assert len(list(tmp_path.glob("gpu-*.png"))) == 5
     (tmp_path / "docs").mkdir()
     page = tmp_path / "docs" / "performance.md"
     page.write_text((BENCH.parent / "docs" / "performance.md").read_text())

@@ -83,7 +83,7 @@ def test_bars_of_a_gpu_are_told_as_the_file_has_them(page, results):
     assert "| most reserved, cap 9 | 16.5 GiB | | 16.9 GiB | **miss** |" in text
     assert "Left out of `against_reference` for lack of time: cap: 16384." in text
     missing = line_with(text, "Not in this file")
-    assert "`long_video`" in missing and "`steady`" in missing and "reference" not in missing
+    assert "`curves`" in missing and "`steady`" in missing and "reference" not in missing
 
 
 def test_ours_stands_beside_the_reference_and_the_floor(page, results):
@@ -97,6 +97,22 @@ def test_ours_stands_beside_the_reference_and_the_floor(page, results):
     text = page.gpu_tables(results(gpu=HEADER | {"sections": {"against_reference": section}}))
     assert "| 150,000 | a whole chunk | 1,498 | 740 | 2.02 | 384 |" in text
     assert "| 150,000 | most reserved, GiB | 22.5 | 14.9 | | |" in text
+
+
+def test_the_references_long_video_has_its_bar(page, results):
+    folder = results(gpu=HEADER | {"sections": {}})
+    (folder / "long_video_3b").mkdir()
+    for seconds, verdict in (
+        (53.06, "53.1 s, at most 75 s: ok"),
+        (75.1, "75.1 s, at most 75 s: **miss**"),
+    ):
+        report = {
+            "summary": {"frames": 400, "seconds": seconds},
+            "tables": [{"columns": ["", "reference", "ours"], "rows": [["evictions", "73", "–"]]}],
+        }
+        (folder / "long_video_3b" / "long-video.json").write_text(json.dumps(report))
+        text = page.gpu_tables(folder)
+        assert f"400 frames, {verdict}" in text and "| evictions | 73 | |" in text
 
 
 def test_without_a_gpu_nothing_is_claimed_of_one(page, results):
