@@ -17,8 +17,10 @@ A chunk comes in
     frames          images -> patches and their grid, on the device
     vision          where patches stand in the vision tower, reckoned once a size
     reduction       tokens that say nothing new, left out
-    compiled        torch.compile for a chunk's elementwise work
+    decoder         the language model's layers over a fork, one loop for chunks and text
     layers          a layer of either tower in two halves around its attention, to be compiled
+    packed          weights that read the same input as one matrix
+    compiled        torch.compile for a chunk's elementwise work
 
 The memory
     cache           `KVCacheManager`: buffer, ledger, evictor and forks as one
@@ -36,7 +38,6 @@ A question reads it
     merging_kernel  that kernel in Triton
     question_path   how a question's text runs: call by call, or as recorded steps
     static_step     such a step: one pass over tensors of fixed shape
-    packed          weights that read the same input as one matrix
     kernels         its attention in Triton
     decoding        which token comes next, when to stop; `Answer`
 """

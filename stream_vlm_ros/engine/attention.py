@@ -1,4 +1,4 @@
-"""Attention over a memory in parts, registered with transformers by name.
+"""Attention over a memory in parts, and the vision tower's, registered with transformers by name.
 
 Softmax attention over a set of keys can be computed part by part and merged by log-sum-exp. What
 is already in the stream needs no causal mask and may lie in any order, so each part is one plain
@@ -8,22 +8,15 @@ call of the fastest kernel there is, no mask is ever built, and nothing is copie
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn import functional
 from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from .long_past import Kernel, LongPast
 from .merging import PartMerger, Seen, merged_plainly
-from .positions import rotate
 
-if TYPE_CHECKING:
-    from .forks import Fork
-
-STREAM_ATTENTION = "stream_vlm"
 # The vision tower hands over its sequence lengths only to a name that contains "flash".
 VISION_ATTENTION = "stream_vlm_flash_varlen"
 
@@ -182,38 +175,6 @@ def attend_own(
     return [(out.unflatten(1, apart), lse.unflatten(1, apart)) for out, lse in parts]
 
 
-def stream_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    fork: Fork | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """The language model's attention: a fork's own tokens, and the parts of the stream it reads.
-
-    Args:
-        query: ``[b, h, n, d]``, rotated in the frame of the stream's newest run.
-        key: ``[b, kv_heads, m, d]``: the fork's own tokens, the new ones last.
-        fork: what is read besides; without one this is the library's own attention.
-
-    Returns:
-        ``[b, n, h, d]`` and no weights.
-    """
-    if fork is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **kwargs
-        )
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
-    shared = [
-        (query if part.turn is None else rotate(query, *part.turn), part.of(layer))
-        for part in fork.parts
-    ]
-    return attend_stream(query, key, value, scaling, shared), None
-
-
 def attend_stream(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -326,7 +287,4 @@ def _rows_by_length(cu_seq_lens: torch.Tensor) -> list[torch.Tensor]:
     ]
 
 
-AttentionInterface.register(STREAM_ATTENTION, stream_attention)
-# Only for plain calls of the model; a streaming forward builds no mask.
-AttentionMaskInterface.register(STREAM_ATTENTION, sdpa_mask)
 AttentionInterface.register(VISION_ATTENTION, varlen_attention)

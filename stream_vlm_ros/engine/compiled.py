@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from .attention import attend_stream, varlen_attention
-from .forks import Fork, Part
+from .attention import varlen_attention
+from .decoder import Halves, Turn, run_layers
+from .forks import Fork
 from .frames import PatchGrid
 from .layers import (
     after_attention,
@@ -22,12 +23,10 @@ from .layers import (
     before_attention,
     before_vision_attention,
 )
-from .packed import PackedLayer, weights_place
+from .packed import PackedLayer
 from .positions import rotate
 
 log = logging.getLogger(__name__)
-
-LEAST_TOKENS = 64  # fewer are not a chunk
 
 
 def recompiling() -> Any:
@@ -58,7 +57,6 @@ class CompiledChunks:
         for block in self._blocks:
             block.forward = partial(self._run_block, block)
         self.kind = model.device, model.dtype
-        self._joined: dict[int, tuple[Any, PackedLayer | None]] = {}
 
     def undo(self) -> None:
         """Give the vision blocks back as they were."""
@@ -88,7 +86,7 @@ class CompiledChunks:
         _varies(1, cos, sin)
         normed = self._norm(layer.input_layernorm, hidden)
         _varies(0, normed)
-        queries, _ = self._before(layer, self._packed(0), normed, cos, sin, turn)
+        queries, _ = self._before(layer, PackedLayer.kept(layer), normed, cos, sin, turn)
         attended = queries[0].transpose(0, 1).contiguous()
         _varies(0, attended)
         self._after(layer, None, self._text.norm, hidden, attended)
@@ -135,56 +133,18 @@ class CompiledChunks:
             embeddings: ``[1, n, hidden]``, as is what comes back.
             positions: ``[3, 1, n]``.
         """
-        with recompiling():
-            return self._forward(embeddings, positions, fork)
-
-    def _forward(
-        self, embeddings: torch.Tensor, positions: torch.Tensor, fork: Fork
-    ) -> torch.Tensor:
-        text = self._text
-        layers = text.layers
         hidden = embeddings[0].clone()  # made in inference mode, like all others that come here
-        cos, sin = text.rotary_emb(hidden, positions)
-        turns, of_part = _distinct_turns(fork, cos)
-        normed = self._norm(layers[0].input_layernorm, hidden)
-        following = [*(layer.input_layernorm for layer in layers[1:]), text.norm]
-        for number, (layer, norm) in enumerate(zip(layers, following, strict=True)):
-            queries, own = self._before(layer, self._packed(number), normed, cos, sin, turns)
-            keys, values = fork.update(own[:1], own[1:], number)
-            shared = [(queries[at : at + 1], part.of(number)) for at, part in of_part]
-            scaling = layer.self_attn.scaling
-            attended = attend_stream(queries[:1], keys, values, scaling, shared)
-            # Not by the joined weights: with many rows the halves of one product are slow to split.
-            hidden, normed = self._after(layer, None, norm, hidden, attended[0])
-        return normed.unsqueeze(0)
-
-    def _packed(self, number: int) -> PackedLayer | None:
-        """A layer's joined weights; found out again only where it was moved since."""
-        layer = self._text.layers[number]
-        place = weights_place(layer)
-        kept = self._joined.get(number)
-        if kept is None or kept[0] != place:
-            kept = self._joined[number] = place, PackedLayer.of(layer)
-        return kept[1]
+        halves = Halves(self._norm, _stacked, self._before, self._after)
+        with recompiling():
+            return run_layers(self._text, halves, hidden, positions, fork).unsqueeze(0)
 
 
-def _distinct_turns(fork: Fork, like: torch.Tensor) -> tuple[torch.Tensor, list[tuple[int, Part]]]:
-    """The turns by which the queries are to be rotated further, and which of them each part wants.
-
-    Returns:
-        ``[2, turns, 1, 1, head_dim]``, cos and sin; the first is none at all.
-    """
+def _stacked(turns: list[Turn], like: torch.Tensor) -> torch.Tensor:
+    """``[2, 1 + turns, 1, 1, head_dim]``, cos and sin; the first is none at all."""
     one = torch.ones_like(like[0, 0], dtype=torch.float32)  # as the others are
-    found = [(one, torch.zeros_like(one))]
-    of_part = []
-    for part in fork.parts:
-        if part.turn is None:
-            of_part.append((0, part))
-            continue
-        of_part.append((len(found), part))
-        found.append(part.turn)
+    found = [(one, torch.zeros_like(one)), *turns]
     stacked = torch.stack([torch.stack(turn) for turn in found], dim=1)
-    return stacked[:, :, None, None], of_part
+    return stacked[:, :, None, None]
 
 
 def _before_attention(

@@ -11,12 +11,16 @@ from typing import Any
 
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionPatchEmbed
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    Qwen2_5_VisionPatchEmbed,
+    Qwen2_5_VLRMSNorm,
+)
 from transformers.utils import logging
 
-from .attention import STREAM_ATTENTION, VISION_ATTENTION
+from .attention import VISION_ATTENTION
 from .buffer import KVShape
-from .compiled import LEAST_TOKENS, CompiledChunks, recompiling
+from .compiled import CompiledChunks, recompiling
+from .decoder import LEAST_TOKENS, PLAIN, run_layers
 from .errors import (
     DeviceUnavailableError,
     InvalidParameterError,
@@ -46,6 +50,19 @@ class LinearPatchEmbed(Qwen2_5_VisionPatchEmbed):
         """``[patches, channels * frames * patch * patch]`` to ``[patches, hidden]``."""
         weight = self.proj.weight  # [hidden, channels, frames, patch, patch]
         return torch.nn.functional.linear(hidden_states.to(weight.dtype), weight.flatten(1))
+
+
+class OneCallNorm(Qwen2_5_VLRMSNorm):
+    """The library's norm as one call of torch, for float32 on a CPU; elsewhere as it was.
+
+    With few tokens on a CPU the eight calls take longer than the numbers.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if hidden_states.is_cuda or hidden_states.dtype != torch.float32:
+            return super().forward(hidden_states)
+        shape = hidden_states.shape[-1:]
+        return torch.rms_norm(hidden_states, shape, self.weight, self.variance_epsilon)
 
 
 class StreamQwenModel(Qwen2_5_VLForConditionalGeneration):
@@ -126,8 +143,7 @@ class StreamQwenModel(Qwen2_5_VLForConditionalGeneration):
         self.model.visual.patch_embed.__class__ = LinearPatchEmbed
         self._layouts = VisionLayouts(self.config.vision_config)
         self.compiled: CompiledChunks | None = None
-        # A name with "flash" is checked when a model is built, so both are set only now.
-        text.config._attn_implementation = STREAM_ATTENTION
+        # A name with "flash" is checked when a model is built, so it is set only now.
         self.model.visual.config._attn_implementation = VISION_ATTENTION
 
     @property
@@ -148,7 +164,11 @@ class StreamQwenModel(Qwen2_5_VLForConditionalGeneration):
             self.compile_chunks(False)
         if device.type == "cuda":
             pad_mlps(self.model.visual.blocks)
-            pack(self)
+        else:
+            for module in self.modules():
+                if type(module) is Qwen2_5_VLRMSNorm:
+                    module.__class__ = OneCallNorm
+        pack(self)
 
     @torch.inference_mode()
     def compile_chunks(self, wanted: bool = True, backend: str = "inductor") -> None:
@@ -216,23 +236,19 @@ class StreamQwenModel(Qwen2_5_VLForConditionalGeneration):
         batch, length, _ = embeddings.shape
         if positions.ndim == 2:
             positions = positions[:, None].expand(3, batch, length)
+        positions = positions.to(embeddings.device)
         if self.compiled is not None and batch == 1 and length >= LEAST_TOKENS:
             before = fork.length
             try:
-                return self.compiled.forward(embeddings, positions.to(embeddings.device), fork)
+                return self.compiled.forward(embeddings, positions, fork)
             except torch.OutOfMemoryError:
                 raise
             except Exception as fault:
                 self._do_without_compiler(fault)
                 fork.rewind(before)
-        return self.model.language_model(
-            inputs_embeds=embeddings,
-            position_ids=positions.to(embeddings.device),
-            attention_mask={"full_attention": None},  # asks the library to build none
-            past_key_values=fork,
-            use_cache=True,
-            fork=fork,
-        ).last_hidden_state
+        hidden, places = embeddings.flatten(0, 1), positions.reshape(3, 1, -1)
+        text = self.model.language_model
+        return run_layers(text, PLAIN, hidden, places, fork, batch).view(embeddings.shape)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -85,16 +85,15 @@ class Oracle:
         for number, layer in enumerate(self.layers):
             attention = layer.self_attn
 
-            def keep(module, args, kwargs, number=number, attention=attention):
-                states = kwargs["hidden_states"]
-                shape = (1, states.shape[1], -1, attention.head_dim)
+            def keep(module, args, states, number=number, attention=attention):
+                shape = (1, states.shape[-2], -1, attention.head_dim)
                 pair = [
                     proj(states).view(shape).transpose(1, 2)
                     for proj in (attention.k_proj, attention.v_proj)
                 ]
                 mine[number].append(torch.cat(pair))  # [2, kv_heads, n, d]
 
-            hooks.append(attention.register_forward_pre_hook(keep, with_kwargs=True))
+            hooks.append(layer.input_layernorm.register_forward_hook(keep))
         self.fresh = fork.length == 0
         hidden = self.forward(embeddings, positions, fork)
         for hook in hooks:
