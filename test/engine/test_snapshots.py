@@ -273,8 +273,8 @@ def test_a_few_tokens_and_many_are_attended_to_alike(
     toys, model, processor, monkeypatch, position_policy
 ):
     said = []
-    for few in (0, attention.FEW_TOKENS):
-        monkeypatch.setattr(attention, "FEW_TOKENS", few)
+    for few in (0, attention.FEW_SCORES):
+        monkeypatch.setattr(attention, "FEW_SCORES", few)
         engine = VideoStreamingInference(
             model,
             processor,
