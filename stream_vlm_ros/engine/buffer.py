@@ -12,8 +12,9 @@ import torch
 from .errors import DeviceUnavailableError
 from .positions import MultimodalRotary, Vec, rotate
 
-# Numbers of keys rotated together, which takes some times as much in float32 meanwhile: as many
-# layers as make no more. Short memories are so rotated in few calls.
+# Numbers of keys that a GPU rotates together, which takes some times as much in float32 meanwhile:
+# as many layers as make no more. Short memories are so rotated in few calls. A CPU is faster layer
+# by layer, each of which stays in its cache.
 _ROTATED_AT_ONCE = 2**24
 
 
@@ -188,7 +189,8 @@ class KVBuffer:
         cos, sin = (turn.float()[owner].repeat(1, 2) for turn in (angles.cos(), angles.sin()))
         originals = self._originals[:, :, : len(owner)]
         keys = self.data[:, 0, :, : len(owner)]
-        together = max(1, _ROTATED_AT_ONCE // originals[0].numel())  # layers
+        at_once = _ROTATED_AT_ONCE if keys.is_cuda else 0
+        together = max(1, at_once // originals[0].numel())  # layers
         for some, of in zip(keys.split(together), originals.split(together), strict=True):
             rotate(of, cos, sin, out=some)
 
