@@ -72,6 +72,9 @@ def run_layers(
         shared = [(queries[at], part.of(number)) for at, part in of_part]
         scaling = layer.self_attn.scaling
         attended = attend_stream(queries[0], keys, values, scaling, shared).flatten(0, 1)
+        # As its projection wants it in any case: kernels leave it in this order or that, for each
+        # of which the compiler would begin anew.
+        attended = attended.contiguous()
         # With many rows the halves of one product are slow to split.
         hidden, normed = halves.after(layer, None if many else packed, norm, hidden, attended)
     return normed
