@@ -128,6 +128,8 @@ def main() -> int:
     begin = time.monotonic()
     end = begin + 60 * options.minutes
     device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no CUDA GPU here; to try it out, see --device cpu in --help")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     processor = words_processor()
     speed = device_speed(device, dtype)

@@ -350,17 +350,19 @@ def _curves(section: Report) -> str:
     titles = {"chunk": "Chunk", "first_token": "First token", "token": "Further token"}
     names = {"cap": "Cap", "chunk_frames": "Frames a chunk", "frames": "Frames", "chunks": "Chunks"}
     tables = []
-    for name, along in (
-        ("cap", "cap"),
-        ("chunk", "chunk_frames"),
-        ("resolution", "frames"),
-        ("stream_length", "chunks"),
+    for name, along, others in (
+        ("cap", "cap", "Frames of 640x480, chunks of four"),
+        ("chunk", "chunk_frames", "Frames of 1920x1080, the largest cap of the table above"),
+        ("resolution", "frames", "The smallest cap of the table above, chunks of four"),
+        ("stream_length", "chunks", "Frames of 640x480, the same cap, the default memory"),
     ):
         if not (points := section.get(name, {}).get("points")):
             continue
         shown = [key for key in titles if key in points[0]]
         rows = [[_varied(p[along]), *(figure(p[key]) for key in shown)] for p in points]
-        tables.append(table([names[along], *(titles[key] for key in shown)], rows))
+        tables.append(
+            f"{others}:\n\n" + table([names[along], *(titles[key] for key in shown)], rows)
+        )
     return "\n\n".join(tables)
 
 

@@ -113,7 +113,10 @@ class VideoStreamingInference:
         _check_fit(model, processor)
         on_gpu = self.device.type == "cuda"
         if compile and not on_gpu:
-            raise InvalidParameterError(f"compile is for a GPU, but the device is {self.device}")
+            raise InvalidParameterError(
+                f"compile is for a GPU, but the engine is on {self.device}: leave it out "
+                "(compile_chunks: auto)"
+            )
         self.model = model
         model.settle(self.device)
         if (on_gpu if compile is None else compile) and model.compiled is None:
