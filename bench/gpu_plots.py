@@ -109,7 +109,8 @@ def drawings(sections: dict[str, Any]) -> dict[str, tuple[Drawing, dict[str, Any
         ("stream_length", "chunks", "log"),
     ):
         if points := curves.get(name, {}).get("points"):
-            found[f"over-{name.replace('_', '-')}"] = _curve(points, along, scale), curves
+            drawn = curves | {"frames": curves[name].get("frames", "")}
+            found[f"over-{name.replace('_', '-')}"] = _curve(points, along, scale), drawn
     return found
 
 
@@ -118,11 +119,22 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     file: Path = parser.parse_args().results
     report = json.loads(file.read_text())
-    about = f"{report['machine']}, {report['shape']}, {report['size']}, torch {report['torch']}"
     for name, (draw, section) in drawings(report["sections"]).items():
+        frames = section.get("frames", report["size"])  # of a curve, unless it is along them
+        sizes = "x".join(map(str, frames)) if isinstance(frames, list) else frames
+        about = filter(
+            None, (report["machine"], report["shape"], sizes, f"torch {report['torch']}")
+        )
         figure, axes = pyplot.subplots(figsize=(7, 4))
         draw(axes, section)
-        figure.text(0.99, 0.01, f"{about}, {section['date']}", ha="right", fontsize=6, color="0.4")
+        figure.text(
+            0.99,
+            0.01,
+            f"{', '.join(about)}, {section['date']}",
+            ha="right",
+            fontsize=6,
+            color="0.4",
+        )
         figure.tight_layout()
         target = file.with_name(f"{file.stem}-{name}.png")
         figure.savefig(target, dpi=130)
