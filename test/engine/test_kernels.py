@@ -4,13 +4,8 @@ On a GPU as compiled for it, elsewhere in Triton's interpreter: that is chosen b
 first imported, and so this file is also a program that a test runs in a process of its own.
 """
 
-import importlib.util
 import itertools
-import os
-import subprocess
-import sys
 
-import pytest
 import torch
 
 from stream_vlm_ros.engine.forks import Part
@@ -34,17 +29,9 @@ STEPS = [  # tokens, the step's size, tokens in the tail before, parts of the me
 ]
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="needs Triton, which torch for a GPU brings"
-)
-def test_the_kernels_compute_what_plain_torch_computes():
-    interpreted = {"TRITON_INTERPRET": "1"} if DEVICE == "cpu" else {}
-    done = subprocess.run(
-        [sys.executable, __file__], env=os.environ | interpreted, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+def test_the_kernels_compute_what_plain_torch_computes(words_of_program):
     cases = len(PLACED) + len(PRODUCTS) + len(PROCESSORS) * len(STEPS)
-    assert done.stdout.split() == ["equal"] * len(TOLERANCES) * cases
+    assert words_of_program(__file__) == ["equal"] * len(TOLERANCES) * cases
 
 
 def compare(dtype, processors, count, size, past, parts):

@@ -5,12 +5,8 @@ Triton is first imported, and so this file is also a program that a test runs in
 own.
 """
 
-import importlib.util
 import itertools
 import logging
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -48,16 +44,8 @@ def test_tensor_operations_merge_by_the_definition():
     assert (merged_plainly(parts) - union(parts)).abs().max() < 1e-5
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="needs Triton, which torch for a GPU brings"
-)
-def test_the_kernel_merges_by_the_definition():
-    interpreted = {"TRITON_INTERPRET": "1"} if DEVICE == "cpu" else {}
-    done = subprocess.run(
-        [sys.executable, __file__], env=os.environ | interpreted, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["equal"] * 8
+def test_the_kernel_merges_by_the_definition(words_of_program):
+    assert words_of_program(__file__) == ["equal"] * 8
 
 
 def by_tensors(parts, out, lse):

@@ -1,6 +1,5 @@
 """The ROS wheels' CMake files point to this environment, and it can be sourced."""
 
-import importlib.util
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -12,13 +11,8 @@ TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 
 @pytest.fixture
-def adopt_ros_wheels():
-    specification = importlib.util.spec_from_file_location(
-        "adopt_ros_wheels", TOOLS / "adopt_ros_wheels.py"
-    )
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+def adopt_ros_wheels(load):
+    return load(TOOLS / "adopt_ros_wheels.py")
 
 
 @pytest.fixture

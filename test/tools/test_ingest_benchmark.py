@@ -1,6 +1,5 @@
 """bench/ingest_while_answering.py counts right; the clock is the test's own."""
 
-import importlib.util
 import itertools
 from pathlib import Path
 
@@ -14,11 +13,8 @@ CHUNK = 12  # tokens
 
 
 @pytest.fixture(scope="module")
-def bench():
-    spec = importlib.util.spec_from_file_location("ingest_while_answering", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def bench(load):
+    return load(SCRIPT)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The constraints fit themselves to the torch and the ROS that are already there."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -21,13 +20,8 @@ LINES = [
 
 
 @pytest.fixture
-def make_constraints():
-    specification = importlib.util.spec_from_file_location(
-        "make_constraints", TOOLS / "make_constraints.py"
-    )
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+def make_constraints(load):
+    return load(TOOLS / "make_constraints.py")
 
 
 def fit(module, monkeypatch, versions, *, system_ros):

@@ -1,6 +1,5 @@
 """docs/performance.md says what the files under bench/results hold."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -22,12 +21,8 @@ HEADER = {
 
 
 @pytest.fixture(scope="module")
-def page():
-    script = ROOT / "bench" / "performance_page.py"
-    specification = importlib.util.spec_from_file_location("performance_page", script)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+def page(load):
+    return load(ROOT / "bench" / "performance_page.py")
 
 
 @pytest.fixture
