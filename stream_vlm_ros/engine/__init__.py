@@ -15,7 +15,7 @@ The checkpoint
 A chunk comes in
     stamps          when its frames were taken
     frames          images -> patches and their grid, on the device
-    vision          where patches stand in the vision tower, reckoned once a size
+    vision          where patches stand in its tower, reckoned once a size; its matrices padded
     reduction       tokens that say nothing new, left out
     decoder         the language model's layers over a fork, one loop for chunks and text
     layers          a layer of either tower in two halves around its attention, to be compiled

@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from .attention import attend_stream
 from .forks import Fork, Part
-from .layers import after_attention, before_attention
-from .packed import PackedLayer
+from .layers import after_attention
+from .packed import PackedLayer, project
 from .positions import rotate
 
 LEAST_TOKENS = 64  # fewer are not a chunk
@@ -103,17 +103,14 @@ def _before_attention(
     cos: torch.Tensor,
     sin: torch.Tensor,
     turns: list[Turn],
-) -> tuple[list[torch.Tensor], Sequence[torch.Tensor] | torch.Tensor]:
-    own: Sequence[torch.Tensor] | torch.Tensor
-    if packed is None:
-        query, own = before_attention(layer, packed, normed, cos, sin)
-    else:  # queries and keys lie side by side: one rotation, where each operation costs by itself
-        size = layer.self_attn.head_dim
-        together = functional.linear(normed, packed.qkv, packed.qkv_bias)
-        heads = together.unflatten(-1, (-1, size)).transpose(0, 1)
-        kv_heads = layer.self_attn.v_proj.out_features // size
-        rotated = rotate(heads[:-kv_heads], cos, sin)
-        query, own = rotated[:-kv_heads], (rotated[-kv_heads:], heads[-kv_heads:])
+) -> tuple[list[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    # Queries and keys lie side by side: one rotation, where each operation costs by itself.
+    size = layer.self_attn.head_dim
+    together = project(layer.self_attn, packed, normed, functional.linear)
+    heads = together.unflatten(-1, (-1, size)).transpose(0, 1)
+    kv_heads = layer.self_attn.v_proj.out_features // size
+    rotated = rotate(heads[:-kv_heads], cos, sin)
+    query, own = rotated[:-kv_heads], (rotated[-kv_heads:], heads[-kv_heads:])
     return [query, *(rotate(query, *turn) for turn in turns)], own
 
 

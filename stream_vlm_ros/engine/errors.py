@@ -97,6 +97,11 @@ class DeviceUnavailableError(StreamVlmError):
     code = "DEVICE_UNAVAILABLE"
 
 
+def in_words(error: Exception) -> str:
+    """Another library's error in one line of the log: its kind, and how its message begins."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
 def check_whole_number(name: str, value: object, least: int) -> None:
     """Raise InvalidParameterError unless ``value`` is an int of at least ``least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin
 
 from .buffer import KVShape
 
@@ -36,7 +35,7 @@ class Part(NamedTuple):
         return keys, values
 
 
-class TailLayer(CacheLayerMixin):
+class TailLayer:
     """One layer of a fork's own tokens.
 
     Args:
@@ -45,18 +44,13 @@ class TailLayer(CacheLayerMixin):
     """
 
     def __init__(self, storage: torch.Tensor, number: int):
-        super().__init__()
         self._storage, self._number = storage, number
         # Keys and values, taken out when first written: steps of fixed shape never ask for them.
         self._own: tuple[torch.Tensor, ...] = ()
         self.length = 0
-        self.is_initialized = True
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """The storage is taken before the layer is made."""
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+        self, key_states: torch.Tensor, value_states: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append ``[batch, kv_heads, n, head_dim]``; return all own keys and values."""
         start, count = self.length, key_states.shape[2]
@@ -68,17 +62,8 @@ class TailLayer(CacheLayerMixin):
         values.narrow(2, start, count).copy_(value_states)
         return keys.narrow(2, 0, self.length), values.narrow(2, 0, self.length)
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
 
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def get_max_length(self) -> int:
-        return self._storage.shape[4]
-
-
-class Fork(Cache):
+class Fork:
     """One reader of the stream, with a tail of its own tokens.
 
     Made by `KVCacheManager.fork` or `Fork.branch`; give it back with `release`.
@@ -103,13 +88,12 @@ class Fork(Cache):
         self.parts = list(parts)
         self.window = window
         self.capacity = capacity
-        layers = range(len(self._storage))
-        super().__init__(layers=[TailLayer(self._storage, number) for number in layers])
+        self.layers = [TailLayer(self._storage, number) for number in range(len(self._storage))]
 
     @property
     def length(self) -> int:
         """Own tokens."""
-        return self.layers[0].get_seq_length()
+        return self.layers[0].length
 
     @property
     def alive(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from .packed import Linear, PackedLayer, feed_forward, product
+from .packed import Linear, PackedLayer, feed_forward, product, project
 from .positions import rotate
 
 
@@ -29,13 +29,10 @@ def before_attention(
     """
     attention = layer.self_attn
     projections = attention.q_proj, attention.k_proj, attention.v_proj
-    if packed is None:
-        projected = [project(normed) for project in projections]
-    else:
-        together = functional.linear(normed, packed.qkv, packed.qkv_bias)
-        projected = together.split([project.out_features for project in projections], dim=-1)
+    projected = project(attention, packed, normed, functional.linear)
     query, key, value = (
-        x.unflatten(-1, (-1, attention.head_dim)).transpose(0, 1) for x in projected
+        x.unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
+        for x in projected.split([projection.out_features for projection in projections], dim=-1)
     )
     return rotate(query, cos, sin), torch.stack([rotate(key, cos, sin), value])
 

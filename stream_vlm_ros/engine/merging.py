@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from .errors import in_words
+
 log = logging.getLogger(__name__)
 
 Seen = tuple[torch.Tensor, torch.Tensor]  # attention over a part [..., d], its log-sum-exp [...]
@@ -72,7 +74,7 @@ class PartMerger:
         except torch.OutOfMemoryError:
             raise
         except Exception as fault:  # also what a broken installation of Triton raises
-            self._refuse(kind, " ".join(f"{type(fault).__name__}: {fault}".split())[:300])
+            self._refuse(kind, in_words(fault))
             return None
         if kind not in self._checked:
             self._checked.add(kind)

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from .cache import KVCacheManager
 from .compiled import recompiling
-from .errors import InvalidParameterError
+from .errors import InvalidParameterError, in_words
 from .forks import Fork, Part
 from .model import StreamQwenModel
 from .packed import Linear
@@ -320,7 +320,7 @@ class StaticTextPath(TextPath):
             except Exception as error:  # the compilers have many kinds
                 if not self._graph:
                     raise
-                what = _in_words(error)
+                what = in_words(error)
                 if self._compiled:
                     self._compiled = False
                     self._forget_steps()
@@ -419,17 +419,13 @@ def text_path(
         processors = torch.cuda.get_device_properties(device).multi_processor_count
         attention = split_attention(processors)
     except Exception as error:  # also what a broken installation of Triton raises
-        reason = _in_words(error)
+        reason = in_words(error)
         _log.warning("questions are answered more slowly: %s", reason)
         return TextPath(model, reason)
     graph = wanted != "static"
     return StaticTextPath(
         model, manager, attention, graph, compiled=graph, matvec=matvec, place=place
     )
-
-
-def _in_words(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def text_positions(start: Sequence[int], done: int, count: int) -> torch.Tensor:
