@@ -28,15 +28,15 @@ import torch
 import transformers
 from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 
-from stream_vlm_ros.demo.defaults import default_model
-from stream_vlm_ros.demo.world import World
 from stream_vlm_ros.engine import (
     EvictionConfig,
     StreamProcessor,
     StreamQwenModel,
     VideoStreamingInference,
 )
-from stream_vlm_ros.replay.machine import measured_on
+from stream_vlm_ros.factory import default_model
+from stream_vlm_ros.machine import measured_on
+from stream_vlm_ros.world.world import World
 
 CHUNK = 4  # frames
 QUESTION = "What was visible before the red circle?"

@@ -26,8 +26,12 @@ from pathlib import Path
 import torch
 import transformers
 
-from stream_vlm_ros.demo.evaluate import FIRST_SEED, load
-from stream_vlm_ros.demo.questions import (
+from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
+from stream_vlm_ros.errors import OutOfHorizonError
+from stream_vlm_ros.history import DelayedBatchInferenceEngine
+from stream_vlm_ros.machine import measured_on
+from stream_vlm_ros.world.evaluate import FIRST_SEED, load
+from stream_vlm_ros.world.questions import (
     CORE,
     TYPES,
     History,
@@ -36,11 +40,7 @@ from stream_vlm_ros.demo.questions import (
     duration_phrase,
     join,
 )
-from stream_vlm_ros.demo.world import SHAPES, World
-from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
-from stream_vlm_ros.engine.errors import OutOfHorizonError
-from stream_vlm_ros.memory import DelayedBatchInferenceEngine
-from stream_vlm_ros.replay.machine import measured_on
+from stream_vlm_ros.world.world import SHAPES, World
 
 CHUNK = 4
 SIZE = (320, 240)

@@ -23,10 +23,10 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from stream_vlm_ros.demo.world import World
-from stream_vlm_ros.memory import FrameStore, SmartFrameManager
-from stream_vlm_ros.memory.pictures import encode
-from stream_vlm_ros.replay.machine import measured_on
+from stream_vlm_ros.history import FrameStore, SmartFrameManager
+from stream_vlm_ros.history.pictures import encode
+from stream_vlm_ros.machine import measured_on
+from stream_vlm_ros.world.world import World
 
 WIDTH, HEIGHT = 1280, 720
 HOUR = 3600

@@ -29,13 +29,13 @@ from typing import Any
 import torch
 import transformers
 
-from stream_vlm_ros.replay.experiments.shapes import (
+from stream_vlm_ros.experiments.shapes import (
     SHAPES,
     random_network,
     shape_config,
     words_processor,
 )
-from stream_vlm_ros.replay.machine import measured_on
+from stream_vlm_ros.machine import measured_on
 
 sys.path.append(str(Path(__file__).parent))  # tools/run.sh leaves it out
 from gpu_rig import Rig, device_speed, say_words_alone

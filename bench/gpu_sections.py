@@ -16,7 +16,7 @@ from reference_style import ReferenceStyle
 
 from stream_vlm_ros.engine import VideoStreamingInference
 from stream_vlm_ros.engine.attention import LONG_PAST
-from stream_vlm_ros.engine.errors import InvalidParameterError
+from stream_vlm_ros.errors import InvalidParameterError
 
 CHOICES = ["a red circle", "a blue square", "nothing", "a sign", "two shapes"]
 ANSWER = 32  # tokens after the first

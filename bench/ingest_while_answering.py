@@ -27,8 +27,6 @@ from typing import Any
 import torch
 import transformers
 
-from stream_vlm_ros.demo.defaults import default_model
-from stream_vlm_ros.demo.world import World
 from stream_vlm_ros.engine import (
     EvictionConfig,
     StreamProcessor,
@@ -36,10 +34,12 @@ from stream_vlm_ros.engine import (
     VideoStreamingInference,
 )
 from stream_vlm_ros.engine.budget import SLACK_CHUNKS  # beyond the cap: the node's default
+from stream_vlm_ros.factory import default_model
+from stream_vlm_ros.machine import measured_on
 from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.sampling import SECOND, TimedFrame
 from stream_vlm_ros.node.worker import EngineWorker, Question
-from stream_vlm_ros.replay.machine import measured_on
+from stream_vlm_ros.world.world import World
 
 CHUNK = 4  # frames
 FPS = 2

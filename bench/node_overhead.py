@@ -34,8 +34,8 @@ import threading
 import time
 from pathlib import Path
 
-from stream_vlm_ros.demo.graph import own_graph
-from stream_vlm_ros.replay.machine import measured_on
+from stream_vlm_ros.machine import measured_on
+from stream_vlm_ros.processes.graph import own_graph
 
 WIDTH, HEIGHT, RATE = 1920, 1080, 30.0
 TOPIC = "/camera/image"

@@ -31,7 +31,7 @@ from stream_vlm_ros.engine.forks import Part
 from stream_vlm_ros.engine.packed import PackedLayer, pack
 from stream_vlm_ros.engine.question_path import StaticTextPath
 from stream_vlm_ros.engine.static_step import Reading, StepInputs, attend_step, place_step
-from stream_vlm_ros.replay.experiments.shapes import (
+from stream_vlm_ros.experiments.shapes import (
     SHAPES,
     random_network,
     shape_config,

@@ -24,7 +24,7 @@ from pathlib import Path
 import av
 
 from stream_vlm_ros.demo.defaults import default_video
-from stream_vlm_ros.replay.machine import measured_on
+from stream_vlm_ros.machine import measured_on
 from stream_vlm_ros.sources import VideoSource
 
 RATE, SIZE, PIECE_SECONDS = 30, (1280, 720), 20

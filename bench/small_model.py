@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 import transformers
 
-from stream_vlm_ros.demo.evaluate import CHUNK, MODEL, engine_for, load
-from stream_vlm_ros.demo.world import World
-from stream_vlm_ros.replay.machine import measured_on
+from stream_vlm_ros.machine import measured_on
+from stream_vlm_ros.world.evaluate import CHUNK, MODEL, engine_for, load
+from stream_vlm_ros.world.world import World
 
 QUESTIONS = ("What appeared last?", "Was there a red star?", "What was visible 12 seconds ago?")
 

@@ -47,7 +47,8 @@ ARGUMENTS = {
 
 def start(context):
     """The three nodes, and the end of all when the client is done."""
-    from stream_vlm_ros.demo.defaults import default_model, default_source
+    from stream_vlm_ros.demo.defaults import default_source
+    from stream_vlm_ros.factory import default_model
 
     def given(name):
         return LaunchConfiguration(name).perform(context)

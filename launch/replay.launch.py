@@ -45,7 +45,7 @@ ARGUMENTS = {
 
 def start(context):
     """The node, the recorder, and the replay, which plays the bag once the node is ready."""
-    from stream_vlm_ros.demo.defaults import default_model
+    from stream_vlm_ros.factory import default_model
 
     def given(name):
         return LaunchConfiguration(name).perform(context)

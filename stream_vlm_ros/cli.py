@@ -29,7 +29,7 @@ class Verbs(TyperGroup):
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
-            from stream_vlm_ros.engine.errors import StreamVlmError
+            from stream_vlm_ros.errors import StreamVlmError
 
             if not isinstance(error, StreamVlmError):
                 raise
@@ -111,8 +111,9 @@ def ask(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Stream VIDEO through the memory, then ask it QUESTIONS."""
-    from stream_vlm_ros.engine.errors import InvalidParameterError, OutOfHorizonError
-    from stream_vlm_ros.replay import feed, load_engine
+    from stream_vlm_ros.errors import InvalidParameterError, OutOfHorizonError
+    from stream_vlm_ros.factory import load_engine
+    from stream_vlm_ros.replay import feed
     from stream_vlm_ros.replay.records import forgotten
     from stream_vlm_ros.replay.settings import EngineSettings
     from stream_vlm_ros.replay.terminal import Dialogue, WatchingBar, memory_text
@@ -213,7 +214,7 @@ def replay(
     fresh: Annotated[bool, typer.Option(help="Take nothing from an interrupted replay.")] = False,
 ) -> None:
     """Replay SOURCE drop-free, ask the questions at their times, and write a report."""
-    from stream_vlm_ros.demo.report import make_console
+    from stream_vlm_ros.console import make_console
     from stream_vlm_ros.replay.command import run_job, settings_of
     from stream_vlm_ros.replay.job import ReplayJob
     from stream_vlm_ros.replay.questions import load_questions
@@ -253,10 +254,9 @@ def rate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Measure the highest camera rate that the node takes in over DDS with hardly a loss."""
-    from stream_vlm_ros.demo.report import make_console
-    from stream_vlm_ros.demo.text import duration_text
+    from stream_vlm_ros.console import duration_text, make_console
     from stream_vlm_ros.replay.command import print_rate
-    from stream_vlm_ros.replay.realtime import most_trials, probe_rate
+    from stream_vlm_ros.replay.live.realtime import most_trials, probe_rate
     from stream_vlm_ros.replay.settings import EngineSettings
     from stream_vlm_ros.sources import parse_size
 
@@ -365,7 +365,7 @@ app.add_typer(demo_model_app, name="demo-model")
 @demo_model_app.command(**PASSED_ON)
 def evaluate(ctx: typer.Context) -> None:
     """Ask it about drawn worlds that it was never trained on (--help for the options)."""
-    from stream_vlm_ros.demo.evaluate import main as run_evaluation
+    from stream_vlm_ros.world.evaluate import main as run_evaluation
 
     raise typer.Exit(run_evaluation(ctx.args))
 
@@ -380,7 +380,7 @@ def questions(
     """Print a question file about a drawn world, with the right answers, for replay."""
     import yaml
 
-    from stream_vlm_ros.demo.question_file import question_file
+    from stream_vlm_ros.world.question_file import question_file
 
     document = question_file(world, end, every, fps)
     print(yaml.safe_dump(document, sort_keys=False, width=100), end="")
@@ -389,7 +389,7 @@ def questions(
 @app.command(**PASSED_ON)
 def experiment(ctx: typer.Context) -> None:
     """Measure the memory, with pass criteria (experiment --help for which there are)."""
-    from stream_vlm_ros.replay.experiments.command import main as run_experiment
+    from stream_vlm_ros.experiments.command import main as run_experiment
 
     raise typer.Exit(run_experiment(ctx.args))
 

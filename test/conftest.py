@@ -8,8 +8,8 @@ import tempfile
 
 import pytest
 
-from stream_vlm_ros.demo.graph import claim_domain, on_this_machine
-from stream_vlm_ros.replay.machine import measured_on
+from stream_vlm_ros.machine import measured_on
+from stream_vlm_ros.processes.graph import claim_domain, on_this_machine
 
 # make sets it: then ROS and our interfaces were built, and a test that needs them may not skip.
 BUILT = os.environ.get("STREAM_VLM_INSTALLED") == "1"

@@ -65,13 +65,13 @@ def test_a_video_is_streamed_and_questions_are_answered(video):
 
 
 def test_the_answer_is_that_of_the_engine_fed_by_hand(video):
-    from stream_vlm_ros.demo.defaults import default_model
     from stream_vlm_ros.engine import (
         EvictionConfig,
         StreamProcessor,
         StreamQwenModel,
         VideoStreamingInference,
     )
+    from stream_vlm_ros.factory import default_model
     from stream_vlm_ros.sources import VideoSource
 
     bound = EvictionConfig(max_cache_tokens=16384)

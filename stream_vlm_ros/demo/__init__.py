@@ -1,1 +1,3 @@
-"""The drawn demo world, its questions, and the small model trained on it."""
+"""The demo: a camera node, the node, and a client that asks, as processes of their own."""
+
+import stream_vlm_ros.world  # noqa: F401 (world:SEED is a source here)

@@ -19,15 +19,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from stream_vlm_ros.demo.defaults import (
-    default_model,
-    default_source,
-    default_video,
-)
-from stream_vlm_ros.demo.graph import own_graph, ros_arguments
-from stream_vlm_ros.demo.processes import Processes
-from stream_vlm_ros.demo.report import make_console
-from stream_vlm_ros.engine.errors import StreamVlmError
+from stream_vlm_ros.console import make_console
+from stream_vlm_ros.demo.defaults import default_source, default_video
+from stream_vlm_ros.errors import StreamVlmError
+from stream_vlm_ros.factory import default_model
+from stream_vlm_ros.processes.children import Processes
+from stream_vlm_ros.processes.graph import own_graph, ros_arguments
 from stream_vlm_ros.sources import Source, open_source, parse_size
 
 NODE_NAME = "stream_vlm"

@@ -21,10 +21,10 @@ from std_msgs.msg import Header
 from stream_vlm.msg import CacheStatus
 from stream_vlm.srv import Query
 
-from stream_vlm_ros.demo.examiner import Question, Verdict, examiner_for
 from stream_vlm_ros.demo.report import Exchange, Frames, Memory, Report
 from stream_vlm_ros.demo.settings import CLIENT_PARAMETERS, declare
-from stream_vlm_ros.engine.errors import StreamVlmError
+from stream_vlm_ros.errors import StreamVlmError
+from stream_vlm_ros.world.examiner import Question, Verdict, examiner_for
 
 
 class DemoFailed(Exception):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from contextlib import suppress
 from pathlib import Path
 
-from stream_vlm_ros.sources.errors import SourceNotFoundError
+from stream_vlm_ros.errors import SourceNotFoundError
 
 # The drawn world that the shipped model is shown.
 WORLD = "world:7"
@@ -34,19 +33,3 @@ def default_source(model: str | Path | None) -> str:
     SourceNotFoundError where that is not installed.
     """
     return WORLD if model is None else str(default_video())
-
-
-def default_model() -> Path:
-    """The folder of the trained small model that this package ships."""
-    return Path(__file__).parent / "model"
-
-
-def fastdds_profile() -> Path | None:
-    """The Fast DDS profile for large images that this package ships, if it can be found."""
-    name = "config/fastdds.xml"
-    candidates = [Path(__file__).parents[2] / name]  # a checkout
-    with suppress(ImportError, LookupError):  # (the package not being found is a LookupError)
-        from ament_index_python import get_package_share_path
-
-        candidates.insert(0, get_package_share_path("stream_vlm") / name)
-    return next((path for path in candidates if path.is_file()), None)

@@ -7,10 +7,15 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.text import Text
 
-from stream_vlm_ros.demo.text import bytes_text, duration_text, one_line, plural
+from stream_vlm_ros.console import (
+    bytes_text,
+    duration_text,
+    make_console,
+    one_line,
+    plural,
+)
 
 MARGIN = 10  # columns in front of questions and answers, where the time stands
-WIDTH_OF_FILES = 110  # columns when the output is no terminal
 
 
 @dataclass(frozen=True)
@@ -209,14 +214,6 @@ class Report:
             parts.append(f"{frames.pending:,} waiting")
         parts += [f"{n:,} {CAUSES.get(c, c)}" for c, n in frames.dropped.items() if n]
         return f"{frames.received:,} received: {', '.join(parts)}"
-
-
-def make_console() -> Console:
-    """The terminal, or plain text of a fixed width where there is none."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDTH_OF_FILES)
-    return console
 
 
 def bar(length: int, cap: int, width: int = 10, ascii_only: bool = False) -> str:

@@ -23,7 +23,7 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from stream_vlm_ros.demo.settings import SOURCE_PARAMETERS, declare
-from stream_vlm_ros.engine.errors import StreamVlmError
+from stream_vlm_ros.errors import StreamVlmError
 from stream_vlm_ros.sources import Frame, loop, open_source, parse_size
 
 

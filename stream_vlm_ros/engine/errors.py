@@ -1,127 +1,53 @@
-"""What can go wrong, in the user's words.
+"""The errors of the engine: those of the package."""
 
-Every error carries a ``code``: a short upper-case name that the ROS interfaces repeat as a
-constant, so that a client can act on it without reading the message.
-"""
-
-from __future__ import annotations
-
-from pathlib import Path
-
-
-class StreamVlmError(Exception):
-    """Base of all errors raised on purpose by this package.
-
-    The message says what was wrong and what to do about it. The stream is untouched by the call
-    that raised.
-    """
-
-    code = "INTERNAL"
-
-
-class InvalidImageError(StreamVlmError):
-    """A picture that cannot be used: empty, wrong shape or type, undecodable."""
-
-    code = "INVALID_IMAGE"
-
-
-class InvalidTimestampError(StreamVlmError):
-    """Time stamps that run backwards, are not finite, or do not match the frames in number."""
-
-    code = "INVALID_TIMESTAMP"
-
-
-class InvalidQuestionError(StreamVlmError):
-    """A question that is empty, not text, or too long for the room kept for questions."""
-
-    code = "INVALID_QUESTION"
-
-
-class InvalidChoicesError(StreamVlmError):
-    """A list of choices that is empty, too long, or holds something that is not text."""
-
-    code = "INVALID_CHOICES"
-
-
-class InvalidParameterError(StreamVlmError):
-    """A setting outside its range."""
-
-    code = "INVALID_PARAMETER"
-
-
-class BudgetExceededError(StreamVlmError):
-    """Question and answer together need more tokens than the room kept for them."""
-
-    code = "BUDGET_EXCEEDED"
-
-
-class EmptyMemoryError(StreamVlmError):
-    """A question came before any frame."""
-
-    code = "EMPTY_MEMORY"
-
-
-class OutOfHorizonError(StreamVlmError):
-    """A question about a time of which the memory holds nothing."""
-
-    code = "OUT_OF_HORIZON"
-
-
-class CapTooSmallError(StreamVlmError):
-    """The memory's cap cannot hold what must be in it."""
-
-    code = "CAP_TOO_SMALL"
-
-
-class StreamBusyError(StreamVlmError):
-    """The memory an answer is still reading would be overwritten."""
-
-    code = "STREAM_BUSY"
-
-
-class SnapshotEvictedError(StreamVlmError):
-    """A snapshot cannot be restored: part of what it covers has been evicted."""
-
-    code = "SNAPSHOT_EVICTED"
-
-
-class ModelLoadError(StreamVlmError):
-    """A checkpoint folder that is missing, incomplete, or does not fit the architecture."""
-
-    code = "MODEL_LOAD"
-
-
-class DeviceUnavailableError(StreamVlmError):
-    """The device asked for is not there, or has too little memory."""
-
-    code = "DEVICE_UNAVAILABLE"
-
-
-def in_words(error: Exception) -> str:
-    """Another library's error in one line of the log: its kind, and how its message begins."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
-
-
-def check_whole_number(name: str, value: object, least: int) -> None:
-    """Raise InvalidParameterError unless ``value`` is an int of at least ``least``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InvalidParameterError(
-            f"{name} must be a whole number of at least {least}, not {value!r}"
-        )
-
-
-def check_model_folder(path: Path) -> None:
-    """Raise ModelLoadError unless ``path`` is a folder that holds something; whether that is a
-    checkpoint is not seen."""
-    if path.is_dir():
-        if any(path.iterdir()):
-            return
-        fault = f"{path} is an empty folder"
-    elif path.exists():
-        fault = f"{path} is a file, not a model folder"
-    else:
-        fault = f"no model folder {path}"
-    raise ModelLoadError(
-        f"{fault}: give the folder of a Qwen2.5-VL checkpoint (config.json, *.safetensors, "
-        "tokenizer); nothing is downloaded"
-    )
+from stream_vlm_ros.errors import (
+    BudgetExceededError as BudgetExceededError,
+)
+from stream_vlm_ros.errors import (
+    CapTooSmallError as CapTooSmallError,
+)
+from stream_vlm_ros.errors import (
+    DeviceUnavailableError as DeviceUnavailableError,
+)
+from stream_vlm_ros.errors import (
+    EmptyMemoryError as EmptyMemoryError,
+)
+from stream_vlm_ros.errors import (
+    InvalidChoicesError as InvalidChoicesError,
+)
+from stream_vlm_ros.errors import (
+    InvalidImageError as InvalidImageError,
+)
+from stream_vlm_ros.errors import (
+    InvalidParameterError as InvalidParameterError,
+)
+from stream_vlm_ros.errors import (
+    InvalidQuestionError as InvalidQuestionError,
+)
+from stream_vlm_ros.errors import (
+    InvalidTimestampError as InvalidTimestampError,
+)
+from stream_vlm_ros.errors import (
+    ModelLoadError as ModelLoadError,
+)
+from stream_vlm_ros.errors import (
+    OutOfHorizonError as OutOfHorizonError,
+)
+from stream_vlm_ros.errors import (
+    SnapshotEvictedError as SnapshotEvictedError,
+)
+from stream_vlm_ros.errors import (
+    StreamBusyError as StreamBusyError,
+)
+from stream_vlm_ros.errors import (
+    StreamVlmError as StreamVlmError,
+)
+from stream_vlm_ros.errors import (
+    check_model_folder as check_model_folder,
+)
+from stream_vlm_ros.errors import (
+    check_whole_number as check_whole_number,
+)
+from stream_vlm_ros.errors import (
+    in_words as in_words,
+)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from stream_vlm_ros.engine.errors import (
+from stream_vlm_ros.errors import (
     InvalidImageError,
     InvalidParameterError,
     ModelLoadError,

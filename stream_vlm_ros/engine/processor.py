@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from stream_vlm_ros.engine.errors import (
+from stream_vlm_ros.engine.frames import FrameProcessor, ImageSettings, read_json_object
+from stream_vlm_ros.errors import (
     InvalidParameterError,
     ModelLoadError,
     check_model_folder,
 )
-from stream_vlm_ros.engine.frames import FrameProcessor, ImageSettings, read_json_object
 
 
 @dataclass(frozen=True)

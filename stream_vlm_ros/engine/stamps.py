@@ -6,7 +6,7 @@ import math
 import numbers
 from collections.abc import Sequence
 
-from stream_vlm_ros.engine.errors import InvalidParameterError, InvalidTimestampError
+from stream_vlm_ros.errors import InvalidParameterError, InvalidTimestampError
 
 DEFAULT_FPS = 2.0
 # Of one stream: 136 years. So far float64 angles are exact, and no stamp in seconds goes further;

@@ -21,7 +21,4 @@ The engine works
     worker          one thread that owns it, and the queue in front of it
     turns           an answer's next token, or a chunk
     health          what is said on /diagnostics
-
-Beside it
-    replay_player   a source played to the node over DDS, and its answers noted
 """

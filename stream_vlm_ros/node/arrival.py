@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from rclpy.serialization import deserialize_message
 
-from stream_vlm_ros.engine.errors import InvalidImageError
+from stream_vlm_ros.errors import InvalidImageError
 from stream_vlm_ros.node.interfaces import from_time
 from stream_vlm_ros.node.sampling import SECOND
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from stream_vlm_ros.engine.errors import InvalidImageError
+from stream_vlm_ros.errors import InvalidImageError
 from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.parameters import Parameters
 from stream_vlm_ros.node.sampling import (

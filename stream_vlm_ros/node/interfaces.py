@@ -8,7 +8,7 @@ from builtin_interfaces.msg import Duration, Time
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from stream_vlm.msg import Answer, CacheStatus, MemoryLevel
 
-from stream_vlm_ros.engine.errors import InvalidChoicesError, InvalidParameterError
+from stream_vlm_ros.errors import InvalidChoicesError, InvalidParameterError
 from stream_vlm_ros.node.health import Health
 from stream_vlm_ros.node.parameters import Parameters
 from stream_vlm_ros.node.sampling import SECOND

@@ -4,13 +4,10 @@ the graph, and says what it is doing, while the libraries load."""
 from __future__ import annotations
 
 import gc
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from stream_vlm_ros.demo.defaults import default_model
+from stream_vlm_ros.factory import build_engine, default_model, slack_tokens
 from stream_vlm_ros.node.parameters import Parameters
-
-if TYPE_CHECKING:
-    from stream_vlm_ros.engine.frames import ImageSettings
 
 
 def load_engine(parameters: Parameters) -> Any:
@@ -22,7 +19,6 @@ def load_engine(parameters: Parameters) -> Any:
         InvalidParameterError, CapTooSmallError: a setting the engine refuses.
     """
     from stream_vlm_ros.engine import load_checkpoint
-    from stream_vlm_ros.memory.engines import build_engine
 
     checkpoint = load_checkpoint(
         parameters.model_path or default_model(), parameters.device, parameters.dtype
@@ -32,17 +28,6 @@ def load_engine(parameters: Parameters) -> Any:
         checkpoint,
         parameters.frame_store or None,
         slack_tokens(parameters, checkpoint.processor.image_settings),
-    )
-
-
-def slack_tokens(parameters: Parameters, images: ImageSettings) -> int:
-    """Room for chunks that come while an answer is being written, in tokens."""
-    from stream_vlm_ros.engine.budget import usual_slack
-
-    if parameters.fork_slack_tokens >= 0:
-        return parameters.fork_slack_tokens
-    return usual_slack(
-        images, parameters.max_pixels, parameters.chunk_frames, parameters.max_cache_tokens
     )
 
 

@@ -72,7 +72,7 @@ def run(make_node: Callable[[], Any], arguments: list[str] | None = None) -> int
     from rclpy.executors import MultiThreadedExecutor
     from rclpy.signals import SignalHandlerOptions, install_signal_handlers
 
-    from stream_vlm_ros.engine.errors import InvalidParameterError
+    from stream_vlm_ros.errors import InvalidParameterError
 
     # Its handlers only when there is an executor: one made after the context was shut down
     # complains in its finalizer. A signal before that ends the process at once.

@@ -26,7 +26,7 @@ from stream_vlm.action import Ask
 from stream_vlm.msg import Answer, CacheStatus
 from stream_vlm.srv import Query
 
-from stream_vlm_ros.engine.errors import InvalidParameterError, StreamVlmError
+from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
 from stream_vlm_ros.node import health, interfaces
 from stream_vlm_ros.node import parameters as table
 from stream_vlm_ros.node.arrival import Arrival

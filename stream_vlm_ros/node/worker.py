@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from stream_vlm_ros.engine.errors import (
+from stream_vlm_ros.errors import (
     EmptyMemoryError,
     InvalidParameterError,
     OutOfHorizonError,

@@ -10,8 +10,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from stream_vlm_ros.demo.text import bytes_text, duration_text, plural
-from stream_vlm_ros.engine.errors import (
+from stream_vlm_ros.console import bytes_text, duration_text, plural
+from stream_vlm_ros.errors import (
     InvalidParameterError,
     ModelLoadError,
     StreamVlmError,

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stream_vlm_ros.demo.text import plural
-from stream_vlm_ros.engine.errors import InvalidParameterError
+from stream_vlm_ros.console import plural
+from stream_vlm_ros.errors import InvalidParameterError
 
 from .comparison import compare
 from .job import ReplayJob

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stream_vlm_ros.engine.errors import InvalidParameterError
+from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.sources import Frame, Source
 
 if TYPE_CHECKING:

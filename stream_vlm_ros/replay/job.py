@@ -14,14 +14,13 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from stream_vlm_ros.engine.errors import InvalidParameterError, StreamVlmError
+from stream_vlm_ros.errors import InvalidParameterError, SourceNotFoundError, StreamVlmError
+from stream_vlm_ros.factory import load_engine
 from stream_vlm_ros.sources import Frame, Source, open_source
-from stream_vlm_ros.sources.errors import SourceNotFoundError
 
-from .engines import load_engine
 from .journal import Journal, fingerprint
+from .live.realtime import LiveTopic, realtime_run
 from .questions import QuestionSet
-from .realtime import LiveTopic, realtime_run
 from .rendering import write_report
 from .report import build_report
 from .runner import Replay, Silence

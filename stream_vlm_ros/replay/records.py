@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from stream_vlm_ros.engine.errors import OutOfHorizonError
+from stream_vlm_ros.errors import OutOfHorizonError
 
 from .lines import merged_lines
 from .questions import Question

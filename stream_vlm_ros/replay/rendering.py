@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 import junitparser
 
-from stream_vlm_ros.demo.text import bytes_text, duration_text, one_line, plural
+from stream_vlm_ros.console import bytes_text, duration_text, one_line, plural
 
 from .plots import COLOURS, plots_of
 from .summary import ON_PURPOSE, is_judged

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from stream_vlm_ros import __version__
-from stream_vlm_ros.engine.errors import StreamVlmError
+from stream_vlm_ros.errors import StreamVlmError
+from stream_vlm_ros.machine import processor_name, versions
 
 from .comparison import compare
-from .machine import processor_name, versions
 from .summary import summary_of
 
 SCHEMA, VERSION = "stream_vlm.replay.report", 1

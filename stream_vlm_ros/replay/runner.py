@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from stream_vlm_ros.engine.errors import InvalidParameterError, OutOfHorizonError, StreamVlmError
+from stream_vlm_ros.errors import InvalidParameterError, OutOfHorizonError, StreamVlmError
 from stream_vlm_ros.sources import Frame, Source
 
 from .feeding import AT_QUESTION

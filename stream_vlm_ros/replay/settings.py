@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from stream_vlm_ros.engine.errors import InvalidParameterError
-from stream_vlm_ros.memory.engines import COMPILE
+from stream_vlm_ros.errors import InvalidParameterError
+from stream_vlm_ros.factory import COMPILE
 
 from .feeding import AT_QUESTION
 

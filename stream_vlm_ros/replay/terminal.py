@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from stream_vlm_ros.demo.text import bytes_text, plural, printable
+from stream_vlm_ros.console import bytes_text, plural, printable
 from stream_vlm_ros.replay.feeding import Fed
 from stream_vlm_ros.sources import Source
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from stream_vlm_ros.engine.errors import StreamVlmError
+from stream_vlm_ros.errors import StreamVlmError
 
 Place = tuple[str | int, ...]  # keys and indices from the root to a value
 

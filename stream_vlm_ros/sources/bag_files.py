@@ -20,9 +20,10 @@ import zstandard
 from rosbags.rosbag1 import Reader as Ros1Reader
 from rosbags.rosbag2 import Reader as Ros2Reader
 
+from stream_vlm_ros.errors import SourceNotFoundError, SourceUnreadableError
+
 from .bag_reader import Channel, FileReader, Raw, plain_kind, plain_topic, why_unreadable, words_of
 from .bag_rescue import LooseMcapFile, LooseRos1File, LooseSqliteFile
-from .errors import SourceNotFoundError, SourceUnreadableError
 
 _LOOSE = {".bag": LooseRos1File, ".mcap": LooseMcapFile, ".db3": LooseSqliteFile}
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"

@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 from rosbags.typesys import Stores, get_typestore
 
-from stream_vlm_ros.engine.errors import InvalidImageError, InvalidParameterError
+from stream_vlm_ros.errors import InvalidImageError, InvalidParameterError, SourceUnreadableError
 
 from .bag_files import BagFiles
 from .bag_reader import Channel, Raw, plain_topic
-from .errors import SourceUnreadableError
 from .frame import Frame, Source, SourceState
 from .ros_images import compressed_to_rgb, image_to_rgb
 from .sampling import NANOSECONDS, StampSampler, check_part

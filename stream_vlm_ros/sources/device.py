@@ -9,7 +9,8 @@ from pathlib import Path
 
 import av
 
-from .errors import SourceNotFoundError, SourceUnreadableError
+from stream_vlm_ros.errors import SourceNotFoundError, SourceUnreadableError
+
 from .frame import Frame, Source, SourceState
 from .sampling import NANOSECONDS, StampSampler
 from .video import _Picture, _rate_of, _short

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from stream_vlm_ros.engine.errors import InvalidParameterError
+from stream_vlm_ros.errors import InvalidParameterError, SourceNotFoundError, SourceUnreadableError
 
-from .errors import SourceNotFoundError, SourceUnreadableError
 from .frame import Frame, Source, SourceState
 from .sampling import NANOSECONDS, StampSampler, check_part
 

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
-from stream_vlm_ros.engine.errors import InvalidParameterError
+from stream_vlm_ros.errors import InvalidParameterError, SourceNotFoundError, SourceUnknownError
 
 from .bag_files import is_bag
 from .bags import BagSource
 from .device import DeviceSource
-from .errors import SourceNotFoundError, SourceUnknownError
 from .frame import Source
 from .images import SUFFIXES, ImageFolderSource
 from .video import VideoSource
 
-# "scheme:rest" -> module with open_source(rest, **options), imported only when it is asked for.
-SCHEMES = {"world": "stream_vlm_ros.demo.world_source"}
+# "scheme:rest" -> the class of the source, by a function so that it is imported when asked for.
+_SCHEMES: dict[str, Callable[[], type[Source]]] = {}
+
+
+def register_scheme(scheme: str, source: Callable[[], type[Source]]) -> None:
+    """Let ``scheme:rest`` stand for a source of another room, which calls this at its door.
+
+    ``source()`` gives the class; that is called with what stands behind the colon, and options.
+    """
+    _SCHEMES[scheme] = source
 
 
 def open_source(spec: str | os.PathLike[str], **options) -> Source:
@@ -39,8 +46,8 @@ def open_source(spec: str | os.PathLike[str], **options) -> Source:
     if not text.strip():
         raise SourceNotFoundError("No source given. Name a video file, a folder or a camera.")
     scheme, _, rest = text.partition(":")
-    if scheme in SCHEMES and not Path(text).exists():
-        return _of_scheme(scheme, rest, options)
+    if scheme in _SCHEMES and not Path(text).exists():
+        return _make(_SCHEMES[scheme](), rest, options)
     if re.fullmatch(r"/dev/video\d+", text):
         return _make(DeviceSource, text, options)
     if re.fullmatch(r"\d{1,2}", text) and not Path(text).exists():
@@ -60,16 +67,6 @@ def _make(kind: type[Source], place: str | Path, options: dict) -> Source:
     if unknown:
         raise InvalidParameterError(f"A {kind.__name__} has no option {', '.join(unknown)}.")
     return kind(place, **options)
-
-
-def _of_scheme(scheme: str, rest: str, options: dict) -> Source:
-    try:
-        module = importlib.import_module(SCHEMES[scheme])
-    except ModuleNotFoundError as error:
-        if error.name != SCHEMES[scheme]:
-            raise
-        raise SourceUnknownError(f"This version has no source of the kind {scheme!r}.") from error
-    return _make(module.SOURCE, rest, options)
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

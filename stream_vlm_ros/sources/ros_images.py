@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from stream_vlm_ros.engine.errors import InvalidImageError
+from stream_vlm_ros.errors import InvalidImageError
 
 # Encodings that can be a picture -> bytes of one pixel in a row of `step` bytes.
 _BYTES_PER_PIXEL = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import isfinite
 
-from stream_vlm_ros.engine.errors import InvalidParameterError
+from stream_vlm_ros.errors import InvalidParameterError
 
 NANOSECONDS = 1_000_000_000
 

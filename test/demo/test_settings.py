@@ -1,7 +1,7 @@
 import pytest
 
 from stream_vlm_ros.demo.settings import CLIENT_PARAMETERS, SOURCE_PARAMETERS, check
-from stream_vlm_ros.engine.errors import InvalidParameterError
+from stream_vlm_ros.errors import InvalidParameterError
 
 
 def test_every_default_passes_its_own_check():

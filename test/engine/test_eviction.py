@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from toy_qwen import SINK_AND_WINDOW
 
 from stream_vlm_ros.engine import EvictionConfig, KVCacheEvictor, VideoStreamingInference
-from stream_vlm_ros.engine.errors import CapTooSmallError, InvalidParameterError
+from stream_vlm_ros.errors import CapTooSmallError, InvalidParameterError
 
 
 def run(config: EvictionConfig, chunks: list[int]) -> tuple[KVCacheEvictor, list[int], list[int]]:

@@ -16,9 +16,9 @@ from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
-from stream_vlm_ros.engine.errors import CapTooSmallError, StreamBusyError
 from stream_vlm_ros.engine.eviction import AUTO
 from stream_vlm_ros.engine.positions import TextSpan
+from stream_vlm_ros.errors import CapTooSmallError, StreamBusyError
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
 )
 
 from stream_vlm_ros.engine import frames as frames_module
-from stream_vlm_ros.engine.errors import InvalidImageError, InvalidParameterError, ModelLoadError
 from stream_vlm_ros.engine.frames import FrameProcessor, ImageSettings, PatchGrid, smart_resize
+from stream_vlm_ros.errors import InvalidImageError, InvalidParameterError, ModelLoadError
 
 SETTINGS = ImageSettings(min_pixels=56 * 56, max_pixels=12_845_056)
 SMALL = ImageSettings(min_pixels=56 * 56, max_pixels=112 * 112)

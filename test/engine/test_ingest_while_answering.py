@@ -5,9 +5,9 @@ import torch
 from toy_qwen import SINK_AND_WINDOW
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
-from stream_vlm_ros.engine.errors import InvalidImageError, SnapshotEvictedError, StreamBusyError
 from stream_vlm_ros.engine.eviction import AUTO
 from stream_vlm_ros.engine.positions import run_positions
+from stream_vlm_ros.errors import InvalidImageError, SnapshotEvictedError, StreamBusyError
 
 CAP = 150
 CHUNK = 12  # tokens of a later chunk of four frames, two grids of six

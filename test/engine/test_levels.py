@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stream_vlm_ros.engine import EvictionConfig, FeatureNovelty, VideoStreamingInference
-from stream_vlm_ros.engine.errors import CapTooSmallError, StreamBusyError
 from stream_vlm_ros.engine.eviction import AUTO, Candidate, EvenSample, StarMemory
+from stream_vlm_ros.errors import CapTooSmallError, StreamBusyError
 
 
 def candidate(number, seconds=None, tokens=1, descriptor=()):

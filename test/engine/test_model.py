@@ -11,8 +11,8 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionPat
 from transformers.utils import logging
 
 from stream_vlm_ros.engine import StreamProcessor, StreamQwenModel, VideoStreamingInference
-from stream_vlm_ros.engine.errors import InvalidParameterError, ModelLoadError
 from stream_vlm_ros.engine.model import resolve_device, resolve_dtype
+from stream_vlm_ros.errors import InvalidParameterError, ModelLoadError
 
 # How the released checkpoints name their tensors, and where they go in the model.
 RELEASED_NAMES = [("visual.", "model.visual."), ("model.", "model.language_model.")]

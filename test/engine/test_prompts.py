@@ -9,8 +9,8 @@ from transformers import Qwen2_5_VLConfig
 
 from stream_vlm_ros.engine import EvictionConfig, StreamProcessor, StreamQwenModel
 from stream_vlm_ros.engine import VideoStreamingInference as Engine
-from stream_vlm_ros.engine.errors import ModelLoadError
 from stream_vlm_ros.engine.prompts import ChatLayout, trim_to_vision_segment
+from stream_vlm_ros.errors import ModelLoadError
 
 START, END, PAD = 90, 91, 92
 

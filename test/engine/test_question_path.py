@@ -13,7 +13,6 @@ from toy_qwen import SINK_AND_WINDOW, question_logits, written_in_turns
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference, question_path
 from stream_vlm_ros.engine.cache import KVCacheManager
-from stream_vlm_ros.engine.errors import InvalidParameterError
 from stream_vlm_ros.engine.forks import Part
 from stream_vlm_ros.engine.question_path import SIZES, StaticTextPath, TextPath, text_path
 from stream_vlm_ros.engine.static_step import (
@@ -22,6 +21,7 @@ from stream_vlm_ros.engine.static_step import (
     StepInputs,
     attend_step,
 )
+from stream_vlm_ros.errors import InvalidParameterError
 
 MEMORIES = {
     "unbounded": None,

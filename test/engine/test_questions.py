@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from toy_qwen import SINK_AND_WINDOW, written_in_turns
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
-from stream_vlm_ros.engine.errors import (
+from stream_vlm_ros.errors import (
     BudgetExceededError,
     EmptyMemoryError,
     InvalidChoicesError,

@@ -6,8 +6,8 @@ import torch
 from toy_qwen import SINK_AND_WINDOW
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
-from stream_vlm_ros.engine.errors import InvalidParameterError, OutOfHorizonError
 from stream_vlm_ros.engine.reduction import StaticTokenFilter
+from stream_vlm_ros.errors import InvalidParameterError, OutOfHorizonError
 
 
 def scene(seed=0, changed=None):

@@ -16,7 +16,7 @@ from stream_vlm_ros.engine.attention import (
     attend_shared,
     merge,
 )
-from stream_vlm_ros.engine.errors import SnapshotEvictedError, StreamBusyError
+from stream_vlm_ros.errors import SnapshotEvictedError, StreamBusyError
 
 QUICK = settings(
     max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True

@@ -13,7 +13,7 @@ from PIL import Image
 from toy_qwen import SINK_AND_WINDOW
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
-from stream_vlm_ros.engine.errors import (
+from stream_vlm_ros.errors import (
     DeviceUnavailableError,
     InvalidImageError,
     InvalidParameterError,

@@ -20,7 +20,7 @@ import pytest
 from patience import PATIENCE
 
 from stream_vlm_ros.engine.decoding import Answer
-from stream_vlm_ros.engine.errors import EmptyMemoryError, InvalidTimestampError
+from stream_vlm_ros.errors import EmptyMemoryError, InvalidTimestampError
 
 TOKENS_PER_FRAME = 10
 

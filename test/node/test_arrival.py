@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 
-from stream_vlm_ros.engine.errors import InvalidImageError
+from stream_vlm_ros.errors import InvalidImageError
 
 pytestmark = pytest.mark.ros
 

@@ -3,7 +3,7 @@
 import numpy as np
 from toy_qwen import chatter_model, toy_processor
 
-from stream_vlm_ros.memory import DelayedBatchInferenceEngine, FrameStore, SmartFrameManager
+from stream_vlm_ros.history import DelayedBatchInferenceEngine, FrameStore, SmartFrameManager
 from stream_vlm_ros.node.counters import FrameCounters
 from stream_vlm_ros.node.sampling import SECOND, TimedFrame
 from stream_vlm_ros.node.worker import WRITING, EngineWorker, Question

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream_vlm_ros.engine.errors import InvalidImageError
+from stream_vlm_ros.errors import InvalidImageError
 from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.intake import FrameIntake
 from stream_vlm_ros.node.parameters import from_values

@@ -6,17 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from stream_vlm_ros.demo.defaults import default_model
 from stream_vlm_ros.engine import load_checkpoint
 from stream_vlm_ros.engine.compiled import CompiledChunks
-from stream_vlm_ros.engine.errors import (
+from stream_vlm_ros.errors import (
     CapTooSmallError,
     DeviceUnavailableError,
     InvalidParameterError,
     ModelLoadError,
     StreamVlmError,
 )
-from stream_vlm_ros.memory.engines import build_engine
+from stream_vlm_ros.factory import build_engine, default_model
 from stream_vlm_ros.node.loading import load_engine
 from stream_vlm_ros.node.parameters import Parameters
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stream_vlm_ros.engine.errors import InvalidParameterError
+from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.node import parameters as table
 from stream_vlm_ros.node.parameters import Parameters, from_values
 

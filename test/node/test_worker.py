@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from patience import PATIENCE
 
 from stream_vlm_ros.engine.decoding import Answer
-from stream_vlm_ros.engine.errors import (
+from stream_vlm_ros.errors import (
     InvalidImageError,
     InvalidParameterError,
     ModelLoadError,

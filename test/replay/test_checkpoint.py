@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 from toy_qwen import save_checkpoint
 
-from stream_vlm_ros.engine.errors import InvalidParameterError, ModelLoadError
+from stream_vlm_ros.errors import InvalidParameterError, ModelLoadError
 from stream_vlm_ros.replay.checkpoint import CheckpointInfo, PictureCost
 
 # Of Qwen2.5-VL-3B-Instruct: 36 layers, 2 KV heads of 128.

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from stream_vlm_ros.engine.errors import InvalidParameterError
+from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.replay import chunks, feed
 from stream_vlm_ros.sources import Frame
 

@@ -15,7 +15,7 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from typer.testing import CliRunner
 
 from stream_vlm_ros.cli import app
-from stream_vlm_ros.engine.errors import InvalidParameterError
+from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.replay import session_bag
 from stream_vlm_ros.replay.command import diff, fails, run_job, settings_of
 from stream_vlm_ros.replay.comparison import compare, mcnemar, paired_difference

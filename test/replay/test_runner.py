@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from stream_vlm_ros.engine.errors import InvalidParameterError
-from stream_vlm_ros.replay.engines import load_engine
+from stream_vlm_ros.errors import InvalidParameterError
+from stream_vlm_ros.factory import load_engine
 from stream_vlm_ros.replay.feeding import feed
 from stream_vlm_ros.replay.questions import load_questions
 from stream_vlm_ros.replay.records import evidence_age, evidence_in_memory

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stream_vlm_ros.engine.errors import InvalidParameterError
+from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.sources import ImageFolderSource, SourceNotFoundError, SourceUnreadableError
 
 MS = 1_000_000

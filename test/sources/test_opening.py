@@ -1,7 +1,7 @@
 import pytest
 from PIL import Image
 
-from stream_vlm_ros.engine.errors import InvalidParameterError
+from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.sources import (
     ImageFolderSource,
     SourceNotFoundError,

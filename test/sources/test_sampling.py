@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_vlm_ros.engine.errors import InvalidParameterError
+from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.sources import BagSource, ImageFolderSource, StampSampler, VideoSource
 
 SECOND = 1_000_000_000

@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 
-from stream_vlm_ros.engine.errors import InvalidParameterError
+from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.sources import SourceNotFoundError, SourceUnreadableError, VideoSource
 from stream_vlm_ros.sources.video import _Picture
 

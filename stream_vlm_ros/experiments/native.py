@@ -1,0 +1,309 @@
+"""Step 6: the stream against the stock model's one offline pass.
+
+The same frames and the same question, streamed in chunks and through
+Qwen2_5_VLForConditionalGeneration. Where the offline pass runs out of memory it is tried again with
+every 2nd and then every 4th frame (the stream too, to compare like with like), and that is noted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import time
+from typing import Any
+
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration, StoppingCriteria
+
+from stream_vlm_ros.engine import StreamProcessor, StreamQwenModel
+from stream_vlm_ros.errors import InvalidParameterError
+
+from .bench import Bench
+from .bookkeeping import TextTokens
+from .watermark import is_out_of_memory
+
+TITLE = "Stream against the offline pass"
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--frames", type=int, default=24)
+    parser.add_argument("--chunk-frames", type=int, default=4)
+    parser.add_argument("--question", default="Describe what you see.")
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument(
+        "--attention", default="sdpa", help="of the stock model: sdpa, eager, flash_attention_2"
+    )
+    parser.add_argument(
+        "--memory-gib", type=float, help="use no more of the GPU's memory: as on a smaller one"
+    )
+
+
+def run(bench: Bench) -> None:
+    record = bench.record
+    frames = list(bench.pictures())
+    limit_memory(bench.subject.device, bench.options.memory_gib)
+    tries: list[list[Any]] = []
+    native = None
+    for every in (1, 2, 4):
+        taken = frames[::every]
+        try:
+            native = offline_pass(bench, taken)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            tries.append([len(taken), f"every {every}", "out of memory", said[:90]])
+            record.add(run="offline", every=every, frames=len(taken), out_of_memory=said)
+            record.note(f"The offline pass ran out of memory with {len(taken)} frames.")
+        else:
+            tries.append([len(taken), f"every {every}", "done", ""])
+            break
+        finally:
+            # Outside the except clause: the traceback holds the tensors.
+            gc.collect()
+            if bench.subject.device.type == "cuda":
+                torch.cuda.empty_cache()
+    record.check(
+        "the offline pass ran, at least with every 4th frame",
+        native is not None,
+        f"{len(tries)} tries",
+        "one that ends",
+    )
+    streamed = stream(bench, frames if native is None else taken)
+    bench.table("Tries of the offline pass", ["frames", "taken", "end", "error"], tries)
+    compare(bench, streamed, native)
+
+
+def limit_memory(device: torch.device, gib: float | None) -> None:
+    """Let the process run out of memory beyond ``gib`` on a GPU; None: no limit."""
+    if gib is None:
+        return
+    if device.type != "cuda":
+        raise InvalidParameterError(f"--memory-gib is for a GPU, but the device is {device}.")
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / total), device)
+
+
+def offline_pass(bench: Bench, frames: list[tuple[Any, float]]) -> dict[str, Any]:
+    """Frames and question through the stock model; all from patches to the last token is timed."""
+    stock = stock_twin(bench.subject.network, bench.options.attention)
+    generate(bench, stock, frames[:2])  # the first call of a kind pays for starting up
+    with bench.screen.status(f"Offline pass over {len(frames)} frames"):
+        found = generate(bench, stock, frames)
+    bench.record.add(run="offline", **found)
+    bench.record.save()
+    return found
+
+
+def generate(
+    bench: Bench, stock: Qwen2_5_VLForConditionalGeneration, frames: list[tuple[Any, float]]
+) -> dict[str, Any]:
+    """One pass of the stock model, and what it took."""
+    options, subject = bench.options, bench.subject
+    ids = offline_ids(subject.processor, subject.network, options.question)
+    bench.watermark.reset()
+    clock = _clock(subject.device)
+    begin = clock()
+    patches = subject.processor.frame_processor(subject.device)(
+        [image for image, _ in frames], options.min_pixels, options.max_pixels
+    )
+    video = subject.network.config.video_token_id
+    at = ids.index(video)
+    ids = [*ids[:at], *[video] * patches.tokens, *ids[at + 1 :]]
+    tensor = torch.tensor([ids], device=subject.device)
+    first = FirstToken(clock)
+    depth = subject.processor.image_settings.temporal_patch_size
+    with torch.inference_mode():
+        out = stock.generate(
+            input_ids=tensor,
+            attention_mask=torch.ones_like(tensor),
+            mm_token_type_ids=(tensor == video).int() * 2,
+            pixel_values_videos=patches.pixel_values.to(subject.network.dtype),
+            video_grid_thw=torch.tensor([patches.grid_thw], device=subject.device),
+            second_per_grid_ts=torch.tensor([seconds_a_grid(frames, depth)]),
+            max_new_tokens=options.max_new_tokens,
+            do_sample=False,
+            stopping_criteria=[first],
+        )
+    end = clock()
+    tokens = out[0, len(ids) :]
+    answer = subject.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+    return {
+        "frames": len(frames),
+        "prompt_tokens": len(ids),
+        "ttft": first.at - begin,
+        "latency": end - begin,
+        "answer": answer,
+        "answer_tokens": len(tokens),
+        **bench.watermark.read(),
+    }
+
+
+def stream(bench: Bench, frames: list[tuple[Any, float]]) -> dict[str, Any]:
+    """The same through the engine. TTFT and latency are those of the question: the video is encoded
+    as it comes, before anyone asks."""
+    options = bench.options
+    engine = bench.engine(None)
+    bench.watermark.reset()
+    begin = time.perf_counter()
+    with bench.progress("streaming", -(-len(frames) // options.chunk_frames)) as step:
+        for start in range(0, len(frames), options.chunk_frames):
+            some = frames[start : start + options.chunk_frames]
+            result = engine.append_video_chunk(
+                [image for image, _ in some], timestamps=[seconds for _, seconds in some]
+            )
+            step(f"{result['cache_length']:,} tokens")
+    encoded = time.perf_counter() - begin
+    engine.warm_up()  # the first call of a kind pays for starting up
+    engine.ask(options.question, 1)
+    answer, metrics = engine.ask(options.question, options.max_new_tokens)
+    found = {
+        "frames": len(frames),
+        "chunks": -(-len(frames) // options.chunk_frames),
+        "cache_length": metrics["cache_length"],
+        "prompt_tokens": metrics["prompt_tokens"],
+        "encoding": encoded,
+        "ttft": metrics["ttft"],
+        "latency": metrics["latency"],
+        "answer": answer,
+        "answer_tokens": metrics["answer_tokens"],
+        **bench.watermark.read(),
+    }
+    bench.record.add(run="stream", **found)
+    return found
+
+
+def compare(bench: Bench, streamed: dict[str, Any], native: dict[str, Any] | None) -> None:
+    """Criteria and the table."""
+    record, options = bench.record, bench.options
+    record.summary.update(streamed=streamed, native=native)
+    if native is None:
+        return
+    text = TextTokens.of(bench.subject.processor)
+    asked = streamed["prompt_tokens"] + streamed["cache_length"]
+    # In the segmented layout every chunk closes its user turn, and the question opens one more
+    # (its opening is that of a video's turn, less the vision mark).
+    more = 0
+    if options.layout == "segmented":
+        more = (streamed["chunks"] - 1) * (text.close + text.turn) + (text.close + text.turn - 2)
+    record.check(
+        "the same tokens but for the layout's own",
+        asked == native["prompt_tokens"] + more,
+        f"{asked} = {streamed['cache_length']} + {streamed['prompt_tokens']}",
+        f"{native['prompt_tokens']} + {more}",
+    )
+    faster = native["ttft"] / streamed["ttft"]
+    record.check("the first token comes sooner", faster > 1, f"{faster:.1f}x", "> 1x")
+    whole = native["latency"] / streamed["latency"]
+    record.check("the answer comes sooner", whole > 1, f"{whole:.1f}x", "> 1x")
+    same = common_start(streamed["answer"], native["answer"])
+    record.summary.update(
+        ttft_ratio=faster, latency_ratio=whole, characters_alike=same,
+        same_answer=streamed["answer"] == native["answer"],
+    )  # fmt: skip
+    if options.layout == "continuous":
+        record.note(
+            "The answers may differ where the library's positions do: its text goes on after "
+            "rows and columns only (5.23), and it cuts seconds a grid to whole ones (5.17)."
+        )
+    rows = [
+        ["TTFT, s", streamed["ttft"], native["ttft"], "0.050", "4.164"],
+        ["whole answer, s", streamed["latency"], native["latency"], "0.912", "10.041"],
+        ["peak memory, GiB", streamed["peak_gib"], native["peak_gib"], "7.61", "11.93"],
+        ["length of stream, of prompt", streamed["cache_length"],
+         native["prompt_tokens"], "14,419", "14,381"],
+        ["encoding as it comes, s", streamed["encoding"], float("nan"), "–", "–"],
+    ]  # fmt: skip
+    bench.table(
+        "Stream and offline pass (reference: 24 frames, RTX 4090)",
+        ["", "stream", "offline", "reference's stream", "reference's offline"],
+        [[name, *map(_figure, (a, b)), c, d] for name, a, b, c, d in rows],
+    )
+    bench.say(f"Stream : {streamed['answer']!r}\nOffline: {native['answer']!r}")
+
+    def draw(figure, axes):
+        names = ["TTFT", "whole answer"]
+        for offset, (label, found) in enumerate((("stream", streamed), ("offline", native))):
+            at = [index + 0.4 * offset for index in range(2)]
+            axes.bar(at, [found["ttft"], found["latency"]], 0.38, label=label)
+        axes.set_xticks([0.2, 1.2], names)
+        axes.set(ylabel="seconds", yscale="log", title=f"{streamed['frames']} frames")
+        axes.legend()
+
+    record.plot("times", draw)
+
+
+def stock_twin(
+    network: StreamQwenModel, attention: str = "sdpa"
+) -> Qwen2_5_VLForConditionalGeneration:
+    """The library's class on the very same weights, with its own attention and rotation."""
+    config = type(network.config).from_dict(network.config.to_dict())
+    config._attn_implementation = attention
+    with torch.device("meta"):
+        stock = Qwen2_5_VLForConditionalGeneration(config).eval()
+    stock.load_state_dict(network.state_dict(), strict=False, assign=True)
+    stock.tie_weights()
+    rotary = type(stock.model.language_model.rotary_emb)(config=config.text_config)
+    stock.model.language_model.rotary_emb = rotary.to(network.device)
+    for name, buffer in dict(stock.named_buffers()).items():
+        if buffer.is_meta:  # not in the file: computed when a model is built
+            owner, _, leaf = name.rpartition(".")
+            real = network.get_submodule(owner)._buffers[leaf]
+            stock.get_submodule(owner)._buffers[leaf] = real
+    left = [name for name, weight in stock.named_parameters() if weight.is_meta]
+    assert not left, f"weights were not taken over: {left[:3]}"
+    stock.generation_config = network.generation_config
+    return stock
+
+
+def offline_ids(processor: StreamProcessor, network: StreamQwenModel, question: str) -> list[int]:
+    """Ids of a conversation with one video, its pad standing once."""
+    content = [{"type": "video"}, {"type": "text", "text": question}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], True)
+    ids = processor.tokenizer.encode(text, add_special_tokens=False)
+    if ids.count(network.config.video_token_id) != 1:
+        raise InvalidParameterError("The chat template does not show where the video goes.")
+    return ids
+
+
+def seconds_a_grid(frames: list[tuple[Any, float]], depth: int) -> float:
+    """Of evenly sampled frames."""
+    if len(frames) < 2:
+        return 1.0
+    return depth * (frames[-1][1] - frames[0][1]) / (len(frames) - 1)
+
+
+def common_start(one: str, other: str) -> int:
+    """Characters in which two texts begin alike."""
+    count = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
+class FirstToken(StoppingCriteria):
+    """Never stops; notes when it was first asked, which is after the first token."""
+
+    def __init__(self, clock: Any) -> None:
+        self._clock, self.at = clock, 0.0
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        self.at = self.at or self._clock()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def _clock(device: torch.device) -> Any:
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return now
+
+
+def _figure(value: float) -> str:
+    if value != value:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"

@@ -1,0 +1,527 @@
+"""`DelayedBatchInferenceEngine`: keep frames cheaply, encode them when a question comes.
+
+Read `ask_stream` and `_encode`: they are the whole engine. What is kept and chosen is decided in
+`manager`; how it is encoded and answered is the streaming engine's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+import weakref
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from stream_vlm_ros.engine import (
+    Answer,
+    StreamProcessor,
+    StreamQwenModel,
+    VideoStreamingInference,
+)
+from stream_vlm_ros.engine.cache import Snapshot
+from stream_vlm_ros.engine.frames import to_arrays
+from stream_vlm_ros.engine.stamps import check_about, frame_times
+from stream_vlm_ros.errors import (
+    EmptyMemoryError,
+    PictureLostError,
+    StreamBusyError,
+    check_whole_number,
+)
+from stream_vlm_ros.history.manager import SmartFrameManager
+from stream_vlm_ros.history.selection import (
+    GRID_FRAMES,
+    seconds_per_grid,
+)
+from stream_vlm_ros.history.store import KeptFrame
+
+DEFAULT_MAX_PIXELS = 100_352
+MAX_EXCHANGES = 16
+_CHUNK_GRIDS = 4  # encoded together; the step in which an encoded prefix can be kept
+
+Grid = tuple[KeptFrame, ...]
+About = tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A chunk that is encoded: its frames, at which size, its vision tokens, the moment after."""
+
+    ids: tuple[tuple[int, ...], ...]
+    max_pixels: int | None
+    tokens: int
+    after: Snapshot
+
+
+@dataclass
+class EncodingCounts:
+    """What encoding and answering has cost since the start. Latencies in seconds.
+
+    Attributes:
+        encode_count: times that frames were encoded for a question, wholly or in part.
+        encoded_tokens: tokens computed in all encodings together.
+        reused_tokens: tokens of frames that an encoding found in place.
+        encoding_latency: of the last encoding.
+        generation_latency: of the last answer, without the encoding before it.
+    """
+
+    encode_count: int = 0
+    encoded_tokens: int = 0
+    reused_tokens: int = 0
+    encoding_latency: float = 0.0
+    generation_latency: float = 0.0
+
+
+class DelayedBatchInferenceEngine:
+    """Keeps frames, not their KV, and encodes a choice of them when a question comes.
+
+    The same face as `VideoStreamingInference`. Later questions use what is encoded until frames
+    come; then only what follows the first difference of the new choice is computed again.
+
+    Not thread-safe: one thread owns an engine.
+
+    Args:
+        model, processor, device: as for `VideoStreamingInference`.
+        memory: which frames are kept and chosen; None: a `SmartFrameManager` in memory.
+        max_sampled_frames: most frames encoded for a question; an odd number counts as one less.
+        min_pixels, max_pixels: bounds on height x width of a frame when it is encoded;
+            ``max_pixels`` or the checkpoint's own bound, whichever is less.
+        layout, system_prompt, max_tail_tokens, compile, question_path: as for
+            `VideoStreamingInference`.
+
+    Raises:
+        InvalidParameterError, DeviceUnavailableError, ModelLoadError: as their names say.
+    """
+
+    def __init__(
+        self,
+        model: StreamQwenModel,
+        processor: Any,
+        device: str | torch.device | None = None,
+        *,
+        memory: SmartFrameManager | None = None,
+        max_sampled_frames: int = 48,
+        min_pixels: int | None = None,
+        max_pixels: int | None = DEFAULT_MAX_PIXELS,
+        layout: str = "continuous",
+        system_prompt: str | None = None,
+        max_tail_tokens: int = 2048,
+        compile: bool | None = None,
+        question_path: str = "auto",
+    ):
+        check_whole_number("max_sampled_frames", max_sampled_frames, GRID_FRAMES)
+        processor = StreamProcessor.wrap(processor)
+        self._stream = _Conversation(
+            model,
+            processor,
+            device,
+            layout=layout,
+            min_pixels=min_pixels,
+            max_pixels=processor.image_settings.at_most(max_pixels),
+            system_prompt=system_prompt,
+            max_tail_tokens=max_tail_tokens,
+            compile=compile,
+            question_path=question_path,
+        )
+        self.memory = SmartFrameManager() if memory is None else memory
+        self.max_sampled_frames = max_sampled_frames
+        self._pieces: list[_Piece] = []
+        self._encoded: list[Grid] = []
+        self._encoded_for: tuple[int, About, int | None] | None = None  # version, about, max_pixels
+        self._exchanges: list[tuple[str, str]] = []
+        self._replayed = 0
+        self._answers: weakref.WeakSet[Answer] = weakref.WeakSet()
+        self._chunks = 0
+        self.counts = EncodingCounts()
+
+    @property
+    def keeps_source_time(self) -> bool:
+        """Frames outlive this process: their stamps must mean the same in the next one."""
+        return self.memory.store.folder is not None
+
+    @property
+    def model(self) -> StreamQwenModel:
+        return self._stream.model
+
+    @property
+    def device(self) -> torch.device:
+        return self._stream.device
+
+    @property
+    def min_pixels(self) -> int:
+        return self._stream.min_pixels
+
+    @property
+    def max_pixels(self) -> int | None:
+        return self._stream.max_pixels
+
+    def warm_up(self) -> dict[str, Any]:
+        """As `VideoStreamingInference.warm_up`."""
+        return self._stream.warm_up()
+
+    def limit_pixels(self, max_pixels: int | None) -> None:
+        """As `VideoStreamingInference.limit_pixels`, from the next question on.
+
+        Frames are kept as they came: what is encoded at another size is encoded anew.
+        """
+        self._stream.limit_pixels(max_pixels)
+
+    # -- seeing ------------------------------------------------------------------------------
+
+    def add_frame(
+        self, image: Any, timestamp: float | None = None, source: str = ""
+    ) -> dict[str, Any]:
+        """Keep one frame; see `append_video_chunk`. Without a time stamp: 1 s after the newest."""
+        if timestamp is None:
+            return self.append_video_chunk([image], fps=1.0, source=source)
+        return self.append_video_chunk([image], timestamps=[timestamp], source=source)
+
+    append_frame = add_frame
+
+    def append_video_chunk(
+        self,
+        frames: Sequence[Any],
+        fps: float | None = None,
+        timestamps: Sequence[float] | None = None,
+        source: str = "",
+    ) -> dict[str, Any]:
+        """Keep frames for later; nothing is encoded.
+
+        Args:
+            frames: images of one size, of any kind that the streaming engine takes.
+            fps: frames a second; the chunk goes on where the newest frame ended.
+            timestamps: instead, the source's time of each frame in seconds, never falling. With
+                neither, 2 frames a second.
+            source: name of the camera or file.
+
+        Returns:
+            ``kept`` (frames that the target rate took), ``tokens`` and ``evicted_tokens`` (0),
+            ``cache_length`` and ``latency`` in seconds.
+
+        Raises:
+            InvalidImageError, InvalidTimestampError: nothing was kept.
+            FrameStoreError: the store cannot take them; those before the first refused are kept.
+        """
+        begin = time.perf_counter()
+        # All are checked before the first is kept: a chunk is taken whole or not at all.
+        stamps = frame_times(len(frames), fps, timestamps, self.memory.last_stamp)
+        arrays = to_arrays(frames)
+        kept = 0
+        for array, stamp in zip(arrays, stamps, strict=True):
+            kept += self.memory.add(array, stamp, source) is not None
+        self._chunks += 1
+        return {
+            "kept": kept,
+            "tokens": 0,
+            "evicted_tokens": 0,
+            "cache_length": self._stream.cache_manager.get_seq_length(),
+            "latency": time.perf_counter() - begin,
+        }
+
+    # -- answering ---------------------------------------------------------------------------
+
+    def ask(
+        self,
+        question: str,
+        max_new_tokens: int = 128,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        update_state: bool = False,
+        *,
+        on_token: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> tuple[str, dict[str, Any]]:
+        """Answer a question about what was seen, encoding it first where that is due.
+
+        Args:
+            question ... on_token: as for `VideoStreamingInference.ask`.
+            options: ``top_p``, ``repetition_penalty``, ``stop``, ``seed``, ``cancel`` as there,
+                and ``about``. Half of the frames are then taken from that time; it is refused if
+                nothing of it is kept.
+
+        Returns:
+            The answer, and the metrics of the streaming engine with ``ttft`` and ``latency`` from
+            this call on; besides ``encode_latency``, ``encoded_tokens`` (0: all was in place),
+            ``frames_used`` (of them), ``second_per_grid_t`` and ``time_span`` (seconds from the
+            oldest to the newest of them). ``time_spans`` are the stretches that these frames
+            cover; what was kept between them was not looked at.
+
+        Raises:
+            What the streaming engine raises; StreamBusyError: frames must be encoded, but an
+            earlier answer is still being written.
+        """
+        answer = self.ask_stream(
+            question, max_new_tokens, do_sample, temperature, update_state, **options
+        )
+        return answer.complete(on_token)
+
+    def ask_stream(
+        self,
+        question: str,
+        max_new_tokens: int = 128,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        update_state: bool = False,
+        *,
+        about: tuple[float, float] | None = None,
+        **options: Any,
+    ) -> Answer:
+        """Like `ask`, as an iterator over pieces of text; ``metrics`` once it has ended.
+
+        Frames are encoded in this call. An exchange kept by ``update_state`` stays behind the
+        frames when they are encoded anew, the last 16 of them.
+        """
+        begin = time.perf_counter()
+        evidence = self._encode(check_about(about))
+        prepared = time.perf_counter() - begin
+        written = self._stream.ask_stream(
+            question, max_new_tokens, do_sample, temperature, update_state, **options
+        )
+
+        def release() -> None:
+            self._answers.discard(written)
+            written.close()
+
+        def write() -> Generator[str, None, dict[str, Any]]:
+            try:
+                yield from written
+            finally:
+                release()
+            metrics = written.metrics
+            self.counts.generation_latency = metrics["latency"]
+            if update_state and metrics["finish_reason"] != "cancelled":
+                self._exchanges.append((question, written.text))
+                self._replayed += 1
+            return _whole(metrics, evidence, prepared)
+
+        self._answers.add(written)
+        return Answer(write(), release)
+
+    def ask_choice(
+        self, question: str, choices: Sequence[str], *, about: tuple[float, float] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """The likeliest of the given answers; see `VideoStreamingInference.ask_choice`."""
+        begin = time.perf_counter()
+        evidence = self._encode(check_about(about))
+        prepared = time.perf_counter() - begin
+        choice, metrics = self._stream.ask_choice(question, choices)
+        self.counts.generation_latency = metrics["latency"]
+        return choice, _whole(metrics, evidence, prepared)
+
+    # -- encoding ----------------------------------------------------------------------------
+
+    def _encode(self, about: About) -> dict[str, Any]:
+        """Bring the stream to what a question about ``about`` needs; say what that is."""
+        begin = time.perf_counter()
+        computed = 0
+        if self._encoded_for != (self.memory.version, about, self.max_pixels):
+            computed = self._encode_anew(about)
+        self._replay_exchanges()
+        return {
+            "encode_latency": time.perf_counter() - begin,
+            "encoded_tokens": computed,
+            "frames_used": sum(map(len, self._encoded)),
+            "second_per_grid_t": self.second_per_grid_t,
+            "time_span": self.time_span,
+            "time_spans": _stretches(self._encoded),
+        }
+
+    def _encode_anew(self, about: About) -> int:
+        """Choose frames, keep what is encoded of them, encode the others; tokens computed."""
+        begin = time.perf_counter()
+        while True:
+            grids = self.memory.select(self.max_sampled_frames, about)
+            if not grids:
+                raise EmptyMemoryError("nothing has been seen yet: add frames before asking")
+            try:
+                computed = self._encode_grids(grids)
+                break
+            except PictureLostError:  # it is forgotten by now: choose again without it
+                continue
+        self._encoded = grids
+        self._encoded_for = (self.memory.version, about, self.max_pixels)
+        if computed:
+            self.counts.encode_count += 1
+            self.counts.encoding_latency = time.perf_counter() - begin
+        return computed
+
+    def _encode_grids(self, grids: list[Grid]) -> int:
+        """Encode what differs from the pieces in place; the number of tokens computed."""
+        pieces = _cut(grids)
+        same = 0
+        for piece, wanted in zip(self._pieces, pieces, strict=False):
+            if (piece.ids, piece.max_pixels) != (_ids(wanted), self.max_pixels):
+                break
+            same += 1
+        if same == len(pieces) == len(self._pieces):
+            return 0
+        if any(not answer.metrics for answer in self._answers):
+            raise StreamBusyError(
+                "an answer is still being written from the frames encoded before: finish or "
+                "cancel it first"
+            )
+        self._go_back(same)
+        self.counts.reused_tokens += self.visual_tokens
+        return sum(self._encode_piece(wanted) for wanted in pieces[same:])
+
+    def _go_back(self, pieces: int) -> None:
+        """Keep the first ``pieces`` of what is encoded, and no exchange."""
+        self._encoded, self._encoded_for = [], None
+        self._exchanges, self._replayed = self._exchanges[-MAX_EXCHANGES:], 0
+        if pieces:
+            self._stream.cache_manager.restore(self._pieces[pieces - 1].after)
+        else:
+            self._stream.reset()
+        del self._pieces[pieces:]
+
+    def _encode_piece(self, grids: list[Grid]) -> int:
+        images, stamps = [], []
+        for grid in grids:
+            for frame in grid if len(grid) == GRID_FRAMES else 2 * grid:
+                images.append(self._load(frame))
+                stamps.append(frame.stamp)
+        done = self._stream.append_video_chunk(images, timestamps=stamps)
+        vision_tokens = math.prod(done["grid"])
+        after = self._stream.cache_manager.snapshot()
+        self._pieces.append(_Piece(_ids(grids), self.max_pixels, vision_tokens, after))
+        self.counts.encoded_tokens += done["tokens"]
+        return done["tokens"]
+
+    def _load(self, frame: KeptFrame) -> Any:
+        try:
+            return self.memory.store.load(frame)
+        except PictureLostError:
+            self.memory.lose(frame)
+            raise
+
+    def _replay_exchanges(self) -> None:
+        for question, answer in self._exchanges[self._replayed :]:
+            self._stream.append_exchange(question, answer)
+            self._replayed += 1
+
+    # -- looking at the memory ---------------------------------------------------------------
+
+    @property
+    def visual_tokens(self) -> int:
+        """Tokens of the frames that are encoded now."""
+        return sum(piece.tokens for piece in self._pieces)
+
+    @property
+    def cache_valid(self) -> bool:
+        """A question about no named time asked now finds all its frames encoded."""
+        return self._encoded_for == (self.memory.version, None, self.max_pixels)
+
+    @property
+    def time_span(self) -> float:
+        """Seconds from the oldest to the newest frame that is encoded."""
+        grids = self._encoded
+        return grids[-1][-1].stamp - grids[0][0].stamp if grids else 0.0
+
+    @property
+    def second_per_grid_t(self) -> float:
+        """Mean seconds of an encoded temporal grid. (The positions have each grid's own time.)"""
+        return seconds_per_grid(self.time_span, GRID_FRAMES * len(self._encoded))
+
+    def get_statistics(self) -> dict[str, Any]:
+        """What was kept (see `SmartFrameManager.statistics`), encoded and answered.
+
+        ``frames_encoded`` counts a frame that fills a grid alone twice; the others see
+        `EncodingCounts` and the properties of their names.
+        """
+        return {
+            **self.memory.statistics(),
+            "cache_valid": self.cache_valid,
+            "frames_encoded": GRID_FRAMES * len(self._encoded),
+            "visual_tokens": self.visual_tokens,
+            "second_per_grid_t": self.second_per_grid_t,
+            "time_span": self.time_span,
+            **dataclasses.asdict(self.counts),
+        }
+
+    def get_cache_info(self) -> dict[str, Any]:
+        """As `VideoStreamingInference.get_cache_info`; the times are those of the kept frames.
+
+        Besides ``frame_memory``: `get_statistics`.
+        """
+        store = self.memory.store
+        oldest, newest = store.oldest_frame, store.newest_frame
+        times = (oldest.stamp, newest.stamp) if oldest and newest else None
+        return {
+            **self._stream.get_cache_info(),
+            "chunks": self._chunks,
+            "frames": self.memory.frames_added,
+            "exchanges": len(self._exchanges),
+            "oldest_timestamp": times[0] if times else None,
+            "newest_timestamp": times[1] if times else None,
+            "time_spans": [times] if times else [],
+            "frame_memory": self.get_statistics(),
+        }
+
+    def reset(self) -> None:
+        """Forget everything, in the store too. An answer being written ends as cancelled."""
+        self._go_back(0)
+        self._exchanges.clear()
+        self.memory.clear()
+        self._chunks = 0
+        self.counts = EncodingCounts()
+
+    def close(self) -> None:
+        """Give the store back; what it keeps in a folder stays there."""
+        self.memory.store.close()
+
+
+class _Conversation(VideoStreamingInference):
+    """The streaming engine, with a way to put an exchange back that was kept before."""
+
+    def append_exchange(self, question: str, answer: str) -> None:
+        """Keep question and answer in the stream, as if they had been asked and given here."""
+        manager = self.cache_manager
+        room = manager.max_tail_tokens
+        prompt = self._chat.question(question, manager.state.open_segment, room)
+        said = self._chat.plain(answer)
+        start = manager.ledger.next_position
+        with manager.question_fork(len(prompt), len(said) + len(self._chat.answer_end)) as fork:
+            self._run_text(prompt, start, fork)
+            self._keep_exchange(fork, prompt, said, start)
+
+
+def _ids(grids: Sequence[Grid]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(frame.id for frame in grid) for grid in grids)
+
+
+def _cut(grids: Sequence[Grid]) -> list[list[Grid]]:
+    """Grids in pieces that are encoded together: few, and of one size."""
+    pieces: list[list[Grid]] = []
+    for grid in grids:
+        size = (grid[0].width, grid[0].height)
+        if pieces and len(pieces[-1]) < _CHUNK_GRIDS:
+            before = pieces[-1][0][0]
+            if (before.width, before.height) == size:
+                pieces[-1].append(grid)
+                continue
+        pieces.append([grid])
+    return pieces
+
+
+def _stretches(grids: Sequence[Grid]) -> list[tuple[float, float]]:
+    """First and last stamp of every run of frames with none left out between them."""
+    spans: list[tuple[float, float]] = []
+    upcoming = None
+    for frame in (frame for grid in grids for frame in grid):
+        if frame.id == upcoming:
+            spans[-1] = (spans[-1][0], frame.stamp)
+        else:
+            spans.append((frame.stamp, frame.stamp))
+        upcoming = frame.id + 1
+    return spans
+
+
+def _whole(metrics: dict[str, Any], evidence: dict[str, Any], prepared: float) -> dict[str, Any]:
+    """Metrics of an answer that began with the encoding before it."""
+    whole = {**metrics, **evidence, "latency": metrics["latency"] + prepared}
+    if "ttft" in metrics:
+        whole["ttft"] = metrics["ttft"] + prepared
+    return whole

@@ -1,0 +1,1 @@
+"""Child processes, and a ROS graph of their own for them."""

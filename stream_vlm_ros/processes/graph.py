@@ -1,0 +1,96 @@
+"""A ROS graph to be alone in, for processes that are started here."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from stream_vlm_ros.errors import StreamVlmError
+
+DOMAIN_COORDINATOR_PORT = 32768
+
+
+def claim_domain() -> tuple[socket.socket, int]:
+    """A ROS domain that nothing else here has claimed, and the socket that holds the claim.
+
+    The claim is that of ROS's own domain_coordinator, a bound port, so that its tests and we do
+    not meet. Domains 1 to 101 have their ports below Linux's ephemeral ones.
+    """
+    numbers = list(range(1, 102))
+    random.SystemRandom().shuffle(numbers)
+    for number in numbers:
+        claim = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            claim.bind(("", DOMAIN_COORDINATOR_PORT + number))
+        except OSError:
+            claim.close()
+            continue
+        return claim, number
+    raise StreamVlmError("All ROS domains from 1 to 101 are taken on this machine.")
+
+
+def on_this_machine() -> dict[str, str]:
+    """The environment that keeps discovery on this machine."""
+    # Jazzy warns about Humble's variable, so each gets its own.
+    if os.environ.get("ROS_DISTRO") == "humble":
+        return {"ROS_LOCALHOST_ONLY": "1"}
+    return {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+
+
+@contextmanager
+def own_graph(logs: Path) -> Iterator[dict[str, str]]:
+    """The environment of processes in a domain of their own, with room for large images.
+
+    The frames of a robot near by do not mix in. ROS logs to ``logs``.
+    """
+    claim, domain = claim_domain()
+    environment = {
+        "ROS_DOMAIN_ID": str(domain),
+        "ROS_LOG_DIR": str(logs / "ros"),
+        "RCUTILS_COLORIZED_OUTPUT": "0",
+        "PYTHONUNBUFFERED": "1",
+        **on_this_machine(),
+    }
+    if "OMP_NUM_THREADS" not in os.environ:
+        # A core for the camera and the client: threads of torch that wait for one another on busy
+        # cores make everything several times slower.
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) - 1))
+    if profile := fastdds_profile():
+        # The first name is Fast DDS 3's, the second that of the versions before.
+        environment["FASTDDS_DEFAULT_PROFILES_FILE"] = str(profile)
+        environment["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(profile)
+    with claim:
+        yield environment
+
+
+def fastdds_profile() -> Path | None:
+    """The Fast DDS profile for large images that this package ships, if it can be found."""
+    name = "config/fastdds.xml"
+    candidates = [Path(__file__).parents[2] / name]  # a checkout
+    with suppress(ImportError, LookupError):  # (the package not being found is a LookupError)
+        from ament_index_python import get_package_share_path
+
+        candidates.insert(0, get_package_share_path("stream_vlm") / name)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def ros_arguments(parameters: dict[str, Any]) -> list[str]:
+    """``--ros-args -p name:=value ...``"""
+    arguments = ["--ros-args"]
+    for name, value in parameters.items():
+        arguments += ["-p", f"{name}:={_yaml(value)}"]
+    return arguments
+
+
+def _yaml(value: Any) -> str:
+    """A parameter's value as the command line takes it: strings quoted, so that 5 can be text."""
+    if isinstance(value, list):
+        return "[" + ", ".join(_yaml(item) for item in value) + "]"
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,8 +1,0 @@
-"""``python -m stream_vlm_ros.replay.experiments``: the same as ``stream-vlm experiment``."""
-
-import sys
-
-from .command import main
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The same replay through a running node, over DDS."""

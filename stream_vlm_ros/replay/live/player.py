@@ -1,0 +1,553 @@
+"""Plays a source to the node over DDS, asks it questions at their times, and notes what comes.
+
+The counterpart of ``stream-vlm replay --realtime``, which starts it as a process of its own::
+
+    python -m stream_vlm_ros.replay.live.player JOB.json --ros-args -r image:=/camera
+
+JOB.json says what to do (``Job``); what happens is written to ``Job.result``, a line of JSON each.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stream_vlm_ros.errors import StreamVlmError
+from stream_vlm_ros.node.spinning import leave
+from stream_vlm_ros.sources import open_source
+
+SECOND = 1_000_000_000
+CLOCK_PERIOD = 0.01  # seconds between two messages on /clock
+ASTRAY = 60 * SECOND  # a clock so far from the images' stamps is not theirs
+LATE = 0.25  # seconds; a frame that is later than this is skipped, as a camera would
+# Where a source's stamps begin at zero the node would take it for one without a clock, and the
+# clock must have time to run before the first frame.
+FORERUN_NS = 3600 * SECOND
+SHIFT_NS = 1_000_000 * SECOND
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to play and ask.
+
+    Attributes:
+        result: the file to write.
+        node: name of the node that is asked.
+        source: as ``open_source`` takes it, with ``options``; None: somebody else plays, and the
+            time is that of ``/clock``.
+        play: without a source: the command that plays it, run once the node is ready; None: it is
+            played already.
+        asks: ``id``, ``offset_ns`` (None: at the end), ``text``, ``choices``, ``about_ns`` (from
+            and to, or None), ``max_new_tokens``. Times count from the first frame.
+        rate: how many times faster than real time.
+        end_ns: without a source: how long after the first frame to stop; None: when it has ended.
+        camera: without a source: the name of the image topic, for the report.
+        probe: instead find the highest camera rate: ``seconds`` a trial, ``highest`` rate tried,
+            ``loss`` allowed.
+        parameters: names of the node's parameters to note.
+        patience: seconds to wait for the node, or for an answer.
+        idle: without a source: seconds without progress of ``/clock`` after which it has ended.
+    """
+
+    result: str
+    node: str = "/stream_vlm"
+    source: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    play: list[str] | None = None
+    end_ns: int | None = None
+    camera: str = ""
+    asks: list[dict[str, Any]] = field(default_factory=list)
+    rate: float = 1.0
+    probe: dict[str, float] | None = None
+    parameters: list[str] = field(default_factory=list)
+    patience: float = 180.0
+    idle: float = 5.0
+
+
+def highest_rate(
+    measure: Callable[[float], float], highest: float, loss: float, lowest: float = 1.0
+) -> float:
+    """The highest rate at which ``measure(rate)``, the share lost, stays below ``loss``; 0 if none
+    does. Doubles the rate until it is too high, then halves the interval until it is 5 % wide."""
+    good, bad = 0.0, None
+    rate = lowest
+    while bad is None and rate <= highest:
+        if measure(rate) < loss:
+            good, rate = rate, min(rate * 2, highest) if rate < highest else rate * 2
+        else:
+            bad = rate
+    while bad is not None and good and bad - good > max(0.05 * good, 0.25):
+        middle = (good + bad) / 2
+        if measure(middle) < loss:
+            good = middle
+        else:
+            bad = middle
+    return good
+
+
+class Player:
+    """The publishing, asking and noting; all of ROS that the job needs."""
+
+    def __init__(self, job: Job) -> None:
+        from diagnostic_msgs.msg import DiagnosticArray
+        from rclpy.executors import SingleThreadedExecutor
+        from rclpy.node import Node
+        from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+        from rosgraph_msgs.msg import Clock
+        from sensor_msgs.msg import Image
+        from std_srvs.srv import Trigger
+        from stream_vlm.msg import CacheStatus
+        from stream_vlm.srv import Query
+
+        self.job = job
+        self.node = Node("replay_player")
+        self._result = open(job.result, "w", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        self._lock = threading.Lock()
+        self.status: Any = None
+        self.clock_ns: int | None = None  # the source's time as /clock tells it
+        self._query_type, self._image_type, self._clock_type = Query, Image, Clock
+        self.query = self.node.create_client(Query, f"{job.node}/query")
+        self.reset = self.node.create_client(Trigger, f"{job.node}/reset")
+        latched = QoSProfile(depth=50, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self.node.create_subscription(
+            CacheStatus, f"{job.node}/cache_status", self._take_status, latched
+        )
+        self._statuses = 0  # that have come
+        self._node_clock_ns = 0  # the node's time, by its diagnostics
+        if job.source is not None:
+            self.node.create_subscription(DiagnosticArray, "/diagnostics", self._take_health, 10)
+            reliable = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
+            self.images = self.node.create_publisher(Image, "image", reliable)
+            self.clock = self.node.create_publisher(Clock, "/clock", 10)
+        else:
+            self.node.create_subscription(Clock, "/clock", self._take_clock, 10)
+        self.executor = SingleThreadedExecutor()
+        self.executor.add_node(self.node)
+        self.awaited = 0  # answers that have not been noted
+        self.published = self.skipped = 0
+        self._sent = 0  # images, in all trials
+        self._origin_ns = 0  # stamp of the first frame, as published
+
+    def close(self) -> None:
+        self._result.close()
+        self.executor.shutdown(timeout_sec=1.0)
+        self.node.destroy_node()
+
+    # -- the job, top to bottom ----------------------------------------------------------------
+
+    def run(self) -> None:
+        """Do the job; raises PlayerFailed with the reason if the node does not play along."""
+        job = self.job
+        self._wait(lambda: self._state() == "active", lambda: f"its state is {self._state()}")
+        self._wait(self.query.service_is_ready, lambda: "its service ~/query is away")
+        if job.parameters:
+            self._note_parameters()
+        if job.probe:
+            self._probe(**job.probe)
+        elif job.source is not None:
+            self._play()
+        else:
+            self._follow()
+        if not job.probe:
+            self._settle()
+            self._ask_all(offset_ns=None)
+            self._wait(lambda: not self.awaited, lambda: "answers are missing")
+            self._settle()
+        self.note_end()
+
+    def note_end(self, **more: Any) -> None:
+        """Note what was done, and the node's counters."""
+        self._note("end", published=self.published, skipped=self.skipped, **self._counts(), **more)
+
+    def _play(self) -> None:
+        """Publish the frames at their own pace, and ask when the source's time has come."""
+        begin: float | None = None
+        first = shift = 0
+        source = open_source(self.job.source or "", **self.job.options)
+        for frame in source:
+            if begin is None:
+                first = frame.stamp_ns
+                shift = SHIFT_NS if first < FORERUN_NS else 0
+                self._wait_until_heard(first + shift)
+                begin = time.monotonic()
+                self._begin(first + shift, first, frame.source)
+            stamp = frame.stamp_ns + shift
+            due = begin + (frame.stamp_ns - first) / SECOND / self.job.rate
+            while time.monotonic() < due:
+                self._advance(begin, first + shift, until=due)
+            self._ask_all(offset_ns=frame.stamp_ns - first)
+            if time.monotonic() - due > LATE:
+                self.skipped += 1
+                continue
+            self.images.publish(image_message(self._image_type, frame.image, stamp))
+            self.published += 1
+            self._sent += 1
+            self._publish_clock(stamp)
+            self.executor.spin_once(timeout_sec=0)
+        self._note("source", **_counts_of(source))
+
+    def _follow(self) -> None:
+        """Ask by the source's time, until its end, or its player's, or it stands still.
+
+        Time counts from the first frame; for a memory that was there before us, from now.
+        """
+        if self.job.play:
+            self._call_reset()
+            self._wait(lambda: self.status.frames == 0, lambda: "its memory does not get empty")
+        came_late = self.status.frames > 0
+        playing = subprocess.Popen(self.job.play) if self.job.play else None
+        try:
+            self._wait(lambda: self.status.frames > 0, lambda: "no frame has come into its memory")
+            first = self.status.newest_stamp if came_late else self.status.oldest_stamp
+            origin = _nanoseconds(first)
+            self._begin(origin, origin, self.job.camera)
+            moved, last = time.monotonic(), None
+            while time.monotonic() - moved < self.job.idle:
+                if playing is not None and playing.poll() is not None:
+                    break
+                self.executor.spin_once(timeout_sec=0.02)
+                now = self._source_time()
+                if now != last:
+                    moved, last = time.monotonic(), now
+                self._ask_all(offset_ns=now - origin)
+                if self.job.end_ns is not None and now - origin >= self.job.end_ns:
+                    break
+        finally:
+            if playing is not None and playing.poll() is None:
+                playing.send_signal(signal.SIGINT)
+                playing.wait(timeout=10)
+
+    def _source_time(self) -> int:
+        """The time of /clock; without it, or where it is not that of the images' headers (a bag
+        may be played by the time of its recording), the newest frame's."""
+        newest = _nanoseconds(self.status.newest_stamp)
+        if self.clock_ns is None or abs(self.clock_ns - newest) > ASTRAY:
+            return newest
+        return self.clock_ns
+
+    def _probe(self, seconds: float, highest: float, loss: float) -> None:
+        """Find the highest rate at which the node takes the frames in."""
+        pictures = []
+        for frame in open_source(self.job.source or "", **self.job.options):
+            pictures.append(frame.image)
+            if len(pictures) == 32:
+                break
+        stamp = SHIFT_NS
+        self._wait_until_heard(stamp)
+
+        def measure(rate: float) -> float:
+            nonlocal stamp
+            trial = self._trial(rate, seconds, pictures, stamp)
+            stamp = trial.pop("next_ns")
+            self._note("trial", **trial)
+            return trial["lost"]
+
+        self._trial(2.0, 2.0, pictures, stamp)  # warms up
+        stamp += 10 * SECOND
+        self._note("highest_rate", rate=highest_rate(measure, highest, loss))
+
+    def _trial(self, rate: float, seconds: float, pictures: list, stamp: int) -> dict[str, Any]:
+        """Publish at ``rate`` for some seconds; what became of the frames."""
+        self._call_reset()
+        before = self._settle()
+        count = max(4, round(rate * seconds))
+        period = round(SECOND / rate)
+        messages = [image_message(self._image_type, p, 0) for p in pictures[:32]]
+        begin = time.monotonic()
+        for number in range(count):
+            due = begin + number / rate
+            while (left := due - time.monotonic()) > 0:
+                self.executor.spin_once(timeout_sec=min(left, 0.01))
+            message = messages[number % len(messages)]
+            _set_stamp(message, stamp + number * period)
+            self.images.publish(message)
+            self._sent += 1
+            if number % max(1, round(rate * CLOCK_PERIOD)) == 0:
+                self._publish_clock(stamp + number * period)
+        published_in = time.monotonic() - begin
+        end = stamp + count * period
+        after = self._settle(end)
+        took = time.monotonic() - begin
+        gone = {k: after[k] - before.get(k, 0) for k in after}
+        ingested = gone["frames_ingested"]
+        return {
+            "rate": rate,
+            "achieved_rate": (count - 1) / published_in if published_in else rate,
+            "published": count,
+            "received": gone["frames_received"],
+            "ingested": ingested,
+            "missed": count - ingested,
+            "lost": 1 - ingested / count,
+            "mean_rate_taken_in": ingested / took,
+            "drops": {k: v for k, v in gone.items() if k.startswith("dropped_") and v},
+            "next_ns": end + 10 * SECOND,
+        }
+
+    # -- asking --------------------------------------------------------------------------------
+
+    def _ask_all(self, offset_ns: int | None) -> None:
+        """Ask what is due before ``offset_ns``; None: what is asked at the end."""
+        asks = self.job.asks
+        due = [
+            a
+            for a in asks
+            if (a["offset_ns"] is None) == (offset_ns is None)
+            and (offset_ns is None or a["offset_ns"] < offset_ns)
+        ]
+        for ask in due:
+            asks.remove(ask)
+            self._ask(ask)
+
+    def _begin(self, origin_ns: int, source_ns: int, camera: str) -> None:
+        self._origin_ns = origin_ns
+        self._note("origin", stamp_ns=origin_ns, source_ns=source_ns, camera=camera)
+
+    def _ask(self, ask: dict[str, Any]) -> None:
+        request = self._query_type.Request(question=ask["text"], choices=list(ask["choices"]))
+        request.max_new_tokens = ask.get("max_new_tokens") or 0
+        for limit, offset in zip(
+            (request.about_from, request.about_to), ask.get("about_ns") or (), strict=False
+        ):
+            limit.sec, limit.nanosec = divmod(self._origin_ns + offset, SECOND)
+        sent = time.monotonic()
+        future = self.query.call_async(request)
+        future.add_done_callback(lambda done: self._take_answer(ask["id"], done, sent))
+        self.awaited += 1
+
+    def _take_answer(self, ask_id: str, future: Any, sent: float) -> None:
+        self.awaited -= 1
+        reply = future.result()
+        if reply is None:
+            self._note("failed", id=ask_id, message="the node went away")
+            return
+        self._note(
+            "answer",
+            id=ask_id,
+            answer=reply.answer,
+            choice_index=reply.choice_index,
+            scores=[float(score) for score in reply.choice_scores],
+            error_code=reply.error_code,
+            error_message=reply.error_message,
+            seen=[
+                [_nanoseconds(begin), _nanoseconds(end)]
+                for begin, end in zip(reply.seen_from, reply.seen_to, strict=True)
+            ],
+            ttft=_seconds(reply.ttft),
+            latency=_seconds(reply.latency),
+            waiting=_seconds(reply.waiting),
+            round_trip_latency=time.monotonic() - sent,
+            prompt_tokens=reply.prompt_tokens,
+            answer_tokens=reply.answer_tokens,
+            finish_reason=reply.finish_reason,
+            cache_length=reply.cache_status.length,
+        )
+
+    # -- the node ------------------------------------------------------------------------------
+
+    def _state(self) -> str:
+        return self.status.state if self.status is not None else "unknown"
+
+    def _take_status(self, message: Any) -> None:
+        self.status = message
+        self._statuses += 1
+        self._note(
+            "status",
+            stamp_ns=_nanoseconds(message.newest_stamp),
+            length=message.length,
+            memory_bytes=message.memory_bytes,
+            evicted_tokens=message.evicted_tokens,
+            frames=message.frames,
+            **self._counts(),
+        )
+
+    def _take_health(self, message: Any) -> None:
+        self._node_clock_ns = _nanoseconds(message.header.stamp)
+
+    def _take_clock(self, message: Any) -> None:
+        self.clock_ns = _nanoseconds(message.clock)
+
+    def _counts(self) -> dict[str, int]:
+        """The node's frame counters, by their names in CacheStatus."""
+        if self.status is None:
+            return {}
+        names = self.status.get_fields_and_field_types()
+        chosen = [n for n in names if n.startswith(("frames_", "dropped_"))]
+        return {name: getattr(self.status, name) for name in chosen}
+
+    def _settle(self, clock_ns: int | None = None) -> dict[str, int]:
+        """Wait until the node has taken in all there was and has nothing pending; its counters.
+
+        Images may be lost on the way: then it has settled when it said the same ten times over. A
+        node that says nothing, since it is busy, has not settled. Where nothing is played from
+        here it may see a camera, which never pauses: then nothing is waited for.
+        """
+        if self.job.source is None and self.job.play is None:
+            return self._counts()
+        steady, last = self._statuses, None
+        end = time.monotonic() + self.job.patience
+        advance = clock_ns
+        while time.monotonic() < end:
+            if self.job.source is not None and advance is not None:
+                advance += round(CLOCK_PERIOD * SECOND)
+                self._publish_clock(advance)
+            elif self.job.source is not None and self.clock_ns is not None:
+                self._publish_clock(self.clock_ns + round(CLOCK_PERIOD * SECOND))
+            self.executor.spin_once(timeout_sec=CLOCK_PERIOD)
+            counts = self._counts()
+            if counts != last:
+                steady, last = self._statuses, counts
+            said = self._statuses - steady
+            # The first may have been on its way before the last image.
+            arrived = self.job.source is not None and counts["frames_received"] >= self._sent
+            if said >= (2 if arrived else 10) and not counts["frames_pending"]:
+                break
+        return self._counts()
+
+    def _note_parameters(self) -> None:
+        """What the node is set to: one that ran before us has settings of its own."""
+        from rcl_interfaces.srv import GetParameters
+        from rclpy.parameter import parameter_value_to_python
+
+        client = self.node.create_client(GetParameters, f"{self.job.node}/get_parameters")
+        self._wait(client.service_is_ready, lambda: "its service ~/get_parameters is away")
+        future = client.call_async(GetParameters.Request(names=list(self.job.parameters)))
+        self._wait(future.done, lambda: "~/get_parameters does not return")
+        values = map(parameter_value_to_python, future.result().values)
+        self._note("parameters", values=dict(zip(self.job.parameters, values, strict=True)))
+
+    def _call_reset(self) -> None:
+        from std_srvs.srv import Trigger
+
+        future = self.reset.call_async(Trigger.Request())
+        self._wait(future.done, lambda: "~/reset does not return")
+
+    def _wait_until_heard(self, first_ns: int) -> None:
+        """Wait until the node hears us: until then, what is published is lost without a trace.
+
+        That we know of its subscription does not mean that it knows of our publisher. But once its
+        clock follows ours, it knows of the images' publisher too, which was made before.
+        """
+        self._wait(
+            lambda: self.images.get_subscription_count() > 0,
+            lambda: f"it does not listen on {self.images.topic_name}",
+        )
+        self._publish_clock(first_ns - FORERUN_NS)
+        self._wait(
+            lambda: self._node_clock_ns >= first_ns - FORERUN_NS,
+            lambda: "its clock does not follow /clock: is use_sim_time set?",
+        )
+
+    def _wait(self, condition: Callable[[], bool], why: Callable[[], str]) -> None:
+        end = time.monotonic() + self.job.patience
+        while not condition():
+            if time.monotonic() > end:
+                raise PlayerFailed(
+                    f"waited {self.job.patience:.0f} s for the node {self.job.node}: {why()}"
+                )
+            if self.job.source is not None and self.clock_ns is not None:
+                self._publish_clock(self.clock_ns + round(CLOCK_PERIOD * SECOND))
+            self.executor.spin_once(timeout_sec=0.02)
+
+    # -- time ----------------------------------------------------------------------------------
+
+    def _advance(self, begin: float, first_ns: int, until: float) -> None:
+        """Serve callbacks, and let the clock run, until the next frame is due."""
+        now = time.monotonic()
+        source_ns = round((now - begin) * self.job.rate * SECOND)
+        self._publish_clock(first_ns + source_ns)
+        self._ask_all(offset_ns=source_ns)
+        self.executor.spin_once(timeout_sec=max(0.0, min(until - now, CLOCK_PERIOD)))
+
+    def _publish_clock(self, stamp_ns: int) -> None:
+        if self.clock_ns is not None and stamp_ns <= self.clock_ns:
+            return
+        self.clock_ns = stamp_ns
+        message = self._clock_type()
+        message.clock.sec, message.clock.nanosec = divmod(stamp_ns, SECOND)
+        self.clock.publish(message)
+
+    def _note(self, event: str, **fields: Any) -> None:
+        with self._lock:
+            self._result.write(json.dumps({"event": event, **fields}) + "\n")
+            self._result.flush()
+
+
+class PlayerFailed(Exception):
+    """The job cannot be done; the message is the reason."""
+
+
+def image_message(kind: Any, image: np.ndarray, stamp_ns: int) -> Any:
+    """An rgb8 ``sensor_msgs/Image``; one copy, no loop over the bytes."""
+    pixels = np.ascontiguousarray(image)  # [height, width, 3]
+    data = array.array("B")
+    data.frombytes(memoryview(pixels).cast("B"))
+    message = kind()
+    _set_stamp(message, stamp_ns)
+    message.header.frame_id = "camera"
+    message.height, message.width = pixels.shape[:2]
+    message.encoding, message.is_bigendian, message.step = "rgb8", 0, pixels.shape[1] * 3
+    message.data = data
+    return message
+
+
+def _set_stamp(message: Any, stamp_ns: int) -> None:
+    message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp_ns, SECOND)
+
+
+def _counts_of(source: Any) -> dict[str, Any]:
+    state = source.state
+    return {
+        "decoded": state.counts.decoded,
+        "unusable": state.counts.unusable,
+        "unordered": state.counts.unordered,
+        "unwanted": state.counts.unwanted,
+        "damage": state.damage,
+        "notes": list(state.notes),
+    }
+
+
+def _nanoseconds(stamp: Any) -> int:
+    return stamp.sec * SECOND + stamp.nanosec
+
+
+def _seconds(duration: Any) -> float:
+    return duration.sec + duration.nanosec / SECOND
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do the job of the file named first; 0 when it is done, 1 with a line on stderr if not."""
+    import rclpy
+    from rclpy.executors import ExternalShutdownException
+
+    arguments = sys.argv[1:] if arguments is None else arguments
+    job = Job(**json.loads(Path(arguments[0]).read_text(encoding="utf-8")))
+    rclpy.init(args=arguments[1:])
+    player = Player(job)
+    try:
+        player.run()
+        return 0
+    except (PlayerFailed, StreamVlmError) as failure:
+        print(f"replay_player: {failure}", file=sys.stderr, flush=True)
+        player._note("failed", message=str(failure))
+        return 1
+    except (KeyboardInterrupt, ExternalShutdownException):
+        player.note_end(interrupted=True)
+        return 130
+    finally:
+        player.close()
+        rclpy.try_shutdown()
+
+
+if __name__ == "__main__":
+    leave(main())

@@ -1,0 +1,66 @@
+"""The drawn world as a source of frames: ``open_source("world:7")``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from stream_vlm_ros.errors import InvalidParameterError, SourceUnknownError
+from stream_vlm_ros.sources.frame import Frame, Source, SourceState
+from stream_vlm_ros.world.world import World
+
+
+class WorldSource(Source):
+    """The world of one seed, played like a camera; it never ends unless ``end`` is given.
+
+    Args:
+        seed: a whole number, as text or not; "" is 0.
+        fps: frames per second (None: 10).
+        start, end: seconds from the start of the world; frames in [start, end) are given.
+        size: (width, height) of the pictures.
+    """
+
+    RATE = 10.0
+
+    def __init__(
+        self,
+        seed: int | str = 0,
+        *,
+        fps: float | None = None,
+        start: float = 0.0,
+        end: float | None = None,
+        size: tuple[int, int] = (640, 480),
+    ) -> None:
+        super().__init__()
+        try:
+            self.seed = int(seed or 0)
+        except ValueError:
+            raise SourceUnknownError(
+                f"A drawn world is named by a whole number (world:7), not by {seed!r}."
+            ) from None
+        if fps is not None and not 0 < fps <= 1000:
+            raise InvalidParameterError(f"The rate is {fps} frames/s; it must be above 0.")
+        if start < 0 or (end is not None and end <= start):
+            raise InvalidParameterError(f"The part {start} s to {end} s of the world is empty.")
+        self.name = f"world:{self.seed}"
+        self.rate = fps or self.RATE
+        self.size = size
+        self._start, self._end = start, end
+        self.duration = None if end is None else end - start
+        self.endless = end is None
+        self.world = World(self.seed, aspect=size[0] / size[1])
+
+    def __iter__(self) -> Iterator[Frame]:
+        self.state = SourceState()
+        width, height = self.size
+        index = 0
+        while True:
+            t = index / self.rate
+            if self._end is not None and t >= self._end:
+                return
+            self.state.counts.decoded += 1
+            index += 1
+            if t < self._start:
+                self.state.counts.unwanted += 1
+                continue
+            self.state.counts.given += 1
+            yield Frame(round(t * 1e9), self.world.render(t, width, height), self.name)

@@ -1,0 +1,283 @@
+"""The commands at toy sizes: what they find, and how they end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from stream_vlm_ros.cli import app
+from stream_vlm_ros.experiments import native
+from stream_vlm_ros.experiments.command import MODULES, main
+
+SMALL = ["--shape", "toy", "--device", "cpu", "--source", "synthetic:112x84"]
+GRID = 12  # tokens: 4 x 3
+
+
+@pytest.fixture
+def run(tmp_path):
+    def call(name, *arguments):
+        options = [*(SMALL if name != "policies" else SMALL[:4]), "--out", tmp_path, *arguments]
+        status = main([name, *map(str, options)])
+        return status, json.loads((tmp_path / f"{name}.json").read_text())
+
+    return call
+
+
+def failed(found):
+    return [entry["name"] for entry in found["criteria"] if entry["passed"] is False]
+
+
+def test_every_experiment_explains_itself():
+    for name in MODULES:
+        result = CliRunner().invoke(app, ["experiment", name, "--help"])
+        assert result.exit_code == 0 and "--out" in result.stdout, name
+
+
+def test_the_sink_is_found_whatever_the_chunk(run):
+    status, found = run("sink", "--least-sink", 20)
+    assert (status, failed(found)) == (0, [])
+    # Segmented: 18 text tokens first, 7 later; 2 frames are one grid.
+    assert found["summary"] == {"sink_of_2_frames": 18 + GRID, "sink_of_4_frames": 18 + 2 * GRID}
+    assert found["model"]["weights"].startswith("random")
+
+
+def test_a_failed_criterion_gives_exit_status_1(run):
+    status, found = run("sink", "--least-sink", 1000)
+    assert (status, failed(found), found["status"]) == (1, ["sinks are large"], "failed")
+
+
+@pytest.mark.parametrize("layout", ["segmented", "continuous"])
+def test_a_long_video_comes_out_to_the_token(run, layout):
+    status, found = run(
+        "long-video", "--frames", 62, "--cap", 200, "--layout", layout, "--max-new-tokens", 3
+    )
+    assert (status, failed(found)) == (0, [])
+    later = 2 * GRID + (7 if layout == "segmented" else 0)
+    first = 2 * GRID + (18 if layout == "segmented" else 15)
+    last = GRID + (7 if layout == "segmented" else 0)  # 62 frames are 15 chunks of 4 and one of 2
+    total = first + 14 * later + last
+    summary = found["summary"]
+    assert summary["tokens evicted"] == total - 200
+    assert summary["first eviction at chunk"] == 2 + (200 - first) // later
+    assert summary["length at the end"] == 200
+
+
+def test_bookkeeping_that_is_off_by_one_token_fails(run, monkeypatch):
+    from stream_vlm_ros.engine.eviction import KVCacheEvictor
+
+    due = KVCacheEvictor.due
+    monkeypatch.setattr(
+        KVCacheEvictor, "due", lambda self, *a, **k: (lost := due(self, *a, **k)) + (lost > 0)
+    )
+    status, found = run("long-video", "--frames", 60, "--cap", 200, "--max-new-tokens", 3)
+    assert status == 1
+    assert "tokens, evictions and lengths of every chunk as reckoned" in failed(found)
+
+
+def test_the_first_text_can_be_that_of_another_system(run):
+    status, found = run("long-video", "--frames", 8, "--first-text", 53, "--max-new-tokens", 2)
+    assert (status, found["summary"]["sink"]) == (0, 53 + 2 * GRID)
+
+
+def test_three_frames_cost_what_four_cost(run):
+    status, found = run("chunk-size", "--chunks", 2)
+    assert (status, failed(found)) == (0, [])
+    assert "3 frames are padded to 4" in [entry["name"] for entry in found["criteria"]]
+
+
+def test_a_sweep_of_caps_tells_what_each_window_holds(run):
+    status, found = run(
+        "caps", "--caps", 100, 150, "--frames", 24, "--layout", "continuous", "--max-new-tokens", 2
+    )
+    assert (status, failed(found)) == (0, [])
+    # The sink has 15 + 2 grids; a chunk of 4 frames 2 grids.
+    assert found["summary"]["cap_100"]["window_chunks"] == (100 - 15 - 2 * GRID) // (2 * GRID)
+    assert found["summary"]["cap_150"]["window_chunks"] == (150 - 15 - 2 * GRID) // (2 * GRID)
+
+
+def test_periodic_questions_leave_no_trace_and_remedies_are_compared(run):
+    status, found = run(
+        "periodic", "--frames", 32, "--every", 2, "--cap", 150, "--max-new-tokens", 3, "--remedies"
+    )
+    assert (status, failed(found)) == (0, [])
+    assert found["summary"]["as asked"]["asks"] == 4
+    assert len(found["summary"]) == 6
+    assert found["summary"]["a memory for each segment"]["evicted"] == 0
+
+
+@pytest.mark.parametrize("layout", ["segmented", "continuous"])
+def test_the_offline_pass_has_the_streams_tokens(run, layout):
+    status, found = run("native", "--frames", 12, "--layout", layout, "--max-new-tokens", 4)
+    assert "the same tokens but for the layout's own" not in failed(found)
+    assert found["summary"]["native"]["prompt_tokens"] > 6 * GRID
+    assert status in (0, 1)  # which of two toys is faster is not the point here
+
+
+def test_stream_and_stock_model_say_the_same_where_the_library_follows_the_trained_rule(run):
+    # Whole seconds a grid, and t does not reach past rows and columns: 2 grids, (2 - 1) * 2 < 4.
+    _, found = run(
+        "native", "--frames", 4, "--fps", 2, "--layout", "continuous", "--max-new-tokens", 8
+    )
+    assert found["summary"]["same_answer"]
+
+
+def test_running_out_of_memory_is_tried_again_with_fewer_frames_and_noted(run, monkeypatch):
+    offline = native.offline_pass
+    tried = []
+
+    def small(bench, frames):
+        tried.append([seconds for _, seconds in frames])
+        if len(frames) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return offline(bench, frames)
+
+    monkeypatch.setattr(native, "offline_pass", small)
+    _, found = run("native", "--frames", 8, "--max-new-tokens", 2)
+    assert [len(stamps) for stamps in tried] == [8, 4, 2]
+    assert tried[2] == [0.0, 2.0]  # every 4th frame, at its own time
+    assert found["summary"]["streamed"]["frames"] == 2
+    assert sum("out_of_memory" in row for row in found["rows"]) == 2
+
+    monkeypatch.setattr(native, "offline_pass", lambda bench, frames: 1 / 0)
+    status, found = run("native", "--frames", 8)
+    assert (status, found["status"]) == (1, "broken off")  # any other error is none of memory
+
+
+SHORT = ["--chunks", 60, "--young", 30, "--stretch", 2, "--turns", 3]
+AT_LEISURE = ["--most-ratio", 1e9, "--most-mib", 1e9]  # times and memory are not the point here
+
+
+@pytest.mark.parametrize("layout", ["segmented", "continuous"])
+def test_after_many_chunks_positions_and_keys_are_those_reckoned_from_scratch(run, layout):
+    status, found = run("endurance", *SHORT, *AT_LEISURE, "--layout", layout)
+    assert (status, failed(found)) == (0, [])
+    assert len(found["summary"]) == 4  # level 1 and all levels, two position policies
+    far, near = (
+        found["summary"][f"all levels, {policy}"]["last_position"]
+        for policy in ("keep_gaps", "contiguous")
+    )
+    if layout == "continuous":
+        # 15 text tokens, then 2 positions a second from the first grid to the 60th.
+        assert far == 15 + 2 * 59 + 1
+    assert near < far
+
+
+def test_positions_that_are_off_are_found(run, monkeypatch):
+    from stream_vlm_ros.engine.ledger import PositionLedger
+
+    lay_out = PositionLedger._lay_out_again
+
+    def late(self):
+        if self.evicted < 200:  # then it stops
+            lay_out(self)
+
+    monkeypatch.setattr(PositionLedger, "_lay_out_again", late)
+    status, found = run("endurance", *SHORT, *AT_LEISURE, "--positions", "contiguous")
+    assert status == 1
+    assert failed(found) == [
+        "level 1, contiguous: positions exact at the end",
+        "level 1, contiguous: keys as rotated in float64",
+        "all levels, contiguous: positions exact at the end",
+        "all levels, contiguous: keys as rotated in float64",
+    ]
+
+
+def test_keys_that_are_off_are_found_though_the_bookkeeping_is_right(run, monkeypatch):
+    from stream_vlm_ros.engine.buffer import KVBuffer
+
+    rotate = KVBuffer.rotate_base
+
+    def astray(self, rotary, sink, kept):
+        rotate(self, rotary, sink, [(number, at._replace(t=at.t + 1)) for number, at in kept])
+
+    monkeypatch.setattr(KVBuffer, "rotate_base", astray)
+    status, found = run("endurance", *SHORT, *AT_LEISURE, "--positions", "contiguous")
+    assert status == 1
+    assert failed(found) == ["all levels, contiguous: keys as rotated in float64"]
+
+
+def test_policies_ask_the_same_of_all_and_go_on_where_they_stood(run, capsys):
+    few = ["--max-pixels", 16_800, "--videos", 1, "--seconds", 160, "--caps", 0.5, "--moments", 2,
+           "--each", 1, "--layouts", "continuous"]  # fmt: skip
+    status, found = run("policies", *few, "--minutes", 0)
+    assert (status, found["rows"]) == (0, [])
+    status, found = run("policies", *few, "--policies", "last 4 frames", "+ both")
+    rows = {row["key"]: row for row in found["rows"]}
+    assert status == 0 and len(rows) == 3  # "+ both" under two position policies
+    asked = {tuple((kind, age) for kind, age, _ in row["results"]) for row in rows.values()}
+    assert len(asked) == 1 and len(asked.pop()) > 10
+    both = next(row for row in rows.values() if row["policy"] == "+ both")
+    assert set(both["grids_by_level"]) == {"sink", "sampled", "important", "window"}
+    assert both["length"] <= both["cap"] == both["history_tokens"] // 2
+    capsys.readouterr()
+    status, found = run("policies", *few)
+    assert "3 streams are there already, 11 to go" in capsys.readouterr().out
+    assert any(
+        note.startswith("3 streams") and note.endswith("are of earlier runs.")
+        for note in found["notes"]
+    )
+    assert status == 0 and len(found["rows"]) == 14  # 6 policies under two, 2 that evict nothing
+    assert all(entry["passed"] is None for entry in found["criteria"])  # random weights
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--source", "nowhere.mp4"], "nowhere.mp4"),
+        (["--cap", "10"], "max_cache_tokens"),
+    ],
+)
+def test_input_that_cannot_be_used_is_one_line_and_exit_status_2(run, capsys, arguments, says):
+    status, found = run("long-video", *arguments)
+    assert (status, found["status"]) == (2, "broken off")
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert lines[-1].startswith("stream-vlm: ") and says in lines[-1]
+
+
+@pytest.mark.parametrize(
+    "unusable", [["--model", "/nope"], ["--device", "cuda:99"], ["--size", "12"]]
+)
+def test_what_never_begins_writes_nothing(tmp_path, capsys, unusable):
+    out = tmp_path / "experiments"
+    assert main(["sink", *unusable, "--out", str(out)]) == 2
+    said = capsys.readouterr()
+    assert not out.exists() and "Written" not in said.out
+    assert said.err.startswith("stream-vlm: ") and len(said.err.splitlines()) == 1
+
+
+def test_it_runs_where_only_torch_and_transformers_are_installed(tmp_path):
+    absent = ["typer", "av", "rosbags", "mcap", "zstandard", "lz4", "cv2", "rclpy", "matplotlib"]
+    code = (
+        f"import sys\nsys.modules.update(dict.fromkeys({absent!r}))\n"
+        "from stream_vlm_ros.experiments.command import main\n"
+        f"sys.exit(main(['long-video', *{SMALL!r}, '--frames', '8', '--out', {str(tmp_path)!r},"
+        " '--max-new-tokens', '2']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "No plots" in (tmp_path / "long-video.md").read_text()
+
+
+def test_a_time_limit_ends_it_as_ctrl_c_does_and_what_was_found_is_kept(run, monkeypatch):
+    whole, before = native.offline_pass, signal.getsignal(signal.SIGTERM)
+
+    def ended_behind(*arguments):
+        found = whole(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    monkeypatch.setattr(native, "offline_pass", ended_behind)
+    status, found = run("native", "--frames", 4, "--max-new-tokens", 2)
+    assert (status, found["status"], found["notes"][-1]) == (130, "broken off", "Interrupted.")
+    assert [(row["run"], row["frames"]) for row in found["rows"]] == [("offline", 4)]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_gpus_memory_is_not_limited_where_there_is_none(run, capsys):
+    status, _ = run("native", "--frames", 4, "--memory-gib", 24)
+    assert status == 2 and "--memory-gib is for a GPU" in capsys.readouterr().err

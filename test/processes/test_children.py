@@ -1,0 +1,133 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from stream_vlm_ros.processes.children import Processes
+
+PROGRAMS = {
+    "polite": """
+        import time
+        try:
+            print("up", flush=True)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            print("bye")
+        """,
+    "deaf": """
+        import signal, time
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        print("up", flush=True)
+        time.sleep(60)
+        """,
+    "failing": "raise SystemExit('no camera')",
+    "mother": """
+        import subprocess, sys, time
+        child = subprocess.Popen([sys.executable, "-m", "deaf"])
+        print(child.pid, flush=True)
+        time.sleep(60)
+        """,
+    "killed": """
+        import os, pathlib, time
+        from stream_vlm_ros.processes.children import Processes
+        processes = Processes(pathlib.Path(os.environ["LOGS"]), {})
+        processes.start("orphan", "polite")
+        print(processes._children["orphan"].pid, flush=True)
+        time.sleep(60)
+        """,
+}
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+    """The modules above, to be run by their names."""
+    for name, text in PROGRAMS.items():
+        (tmp_path / f"{name}.py").write_text(textwrap.dedent(text))
+    steps = ((signal.SIGINT, 10.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
+    monkeypatch.setattr(Processes, "STEPS", steps)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
+    monkeypatch.setenv("LOGS", str(tmp_path))
+    return Processes(tmp_path, {})
+
+
+def wait_for(condition):
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_a_process_is_asked_first_and_its_words_are_kept(programs):
+    programs.start("a", "polite")
+    wait_for(lambda: programs.tail_of("a") == "up")
+    assert programs.status("a") is None
+    assert programs.stop() == []
+    assert programs.status("a") == 0
+    assert programs.tail_of("a") == "up\nbye"
+
+
+def test_a_process_can_be_asked_where_a_shell_started_us_in_the_background(programs):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        programs.start("a", "polite")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    wait_for(lambda: programs.tail_of("a") == "up")
+    assert programs.stop() == []
+    assert programs.status("a") == 0
+
+
+def test_a_process_that_does_not_listen_is_ended_and_named(programs, monkeypatch):
+    monkeypatch.setattr(Processes, "STEPS", ((signal.SIGINT, 0.5), *Processes.STEPS[1:]))
+    programs.start("a", "deaf")
+    wait_for(lambda: programs.tail_of("a") == "up")
+    assert programs.stop() == ["a"]
+    assert programs.status("a") == -signal.SIGTERM
+
+
+def test_a_failure_can_be_told_with_its_last_words(programs):
+    programs.start("a", "failing")
+    wait_for(lambda: programs.status("a") is not None)
+    assert programs.status("a") == 1
+    assert programs.tail_of("a") == "no camera"
+
+
+def test_the_first_error_of_a_node_is_found_in_its_log(programs):
+    programs.start("a", "polite")
+    wait_for(lambda: programs.tail_of("a") == "up")
+    assert programs.error_of("a") is None and programs.error_of("b") is None
+    with programs.log_of("a").open("a") as log:
+        log.write("[WARN] [1.5] [n]: [ERROR] not yet\n[ERROR] [1.6] [n]: no model\nTraceback\n")
+        log.write("[ERROR] [1.7] [n]: and so on\n")
+    assert programs.error_of("a") == "no model"
+    programs.stop()
+
+
+def test_leaving_the_block_leaves_no_process_not_even_a_grandchild(programs):
+    with programs:
+        programs.start("a", "mother")
+        wait_for(lambda: programs.tail_of("a"))
+        grandchild = int(programs.tail_of("a").split()[0])
+    wait_for(lambda: not alive(grandchild))
+
+
+def test_children_die_with_a_parent_that_was_killed(programs):
+    command = [sys.executable, "-m", "killed"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        child = int(parent.stdout.readline())
+        wait_for(lambda: programs.tail_of("orphan") == "up")
+        parent.kill()
+    wait_for(lambda: not alive(child))

@@ -1,0 +1,66 @@
+"""What a report says of the machine."""
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import stream_vlm_ros
+from stream_vlm_ros.machine import measured_on, processor_name
+
+
+@pytest.mark.parametrize(
+    ("told", "name"),
+    [
+        ("processor\t: 0\nmodel name\t: Maker X: 3 GHz\nprocessor\t: 1\nmodel name\t: Y\n",
+         "Maker X: 3 GHz"),
+        ("processor\t: 0\nBogoMIPS\t: 50\n", "aarch64"),
+        (None, "aarch64"),
+    ],
+)  # fmt: skip
+def test_the_processor_is_named_by_its_maker_or_its_architecture(monkeypatch, told, name):
+    def read_text(path):
+        if told is None:
+            raise FileNotFoundError(path)
+        return told
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert processor_name() == name
+
+
+def test_results_say_when_where_beside_what_load_and_with_which_versions(monkeypatch):
+    class Version(str):  # as torch's own is
+        pass
+
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.23456, 2.0, 0.1))
+    tool = ModuleType("tool")
+    tool.__version__ = Version("2.13.0+cpu")
+    head = json.loads(json.dumps(measured_on(tool)))
+    assert head == {
+        "date": datetime.date.today().isoformat(),
+        "machine": processor_name(),
+        "cores": os.cpu_count(),
+        "load_average": [1.23, 2.0, 0.1],
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "tool": "2.13.0+cpu",
+        "stream_vlm": stream_vlm_ros.__version__,
+    }
+    assert type(measured_on(tool)["tool"]) is str
+
+
+def test_the_machine_is_told_with_pythons_own_library_alone():
+    code = (
+        "import sys; import stream_vlm_ros.machine\n"
+        "print({name.split('.')[0] for name in sys.modules} & "
+        "{'torch', 'numpy', 'rich', 'matplotlib', 'transformers', 'jinja2', 'yaml', 'rclpy'})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
