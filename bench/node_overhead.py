@@ -98,42 +98,6 @@ def subscribe_and_do_nothing(serialized: bool = False) -> None:
         rclpy.spin(node)
 
 
-class NoEngine:
-    """Takes chunks and does nothing with them."""
-
-    min_pixels = 784
-    chunks = 0
-    frames = 0
-
-    def append_video_chunk(self, frames, fps=None, timestamps=None):
-        self.chunks += 1
-        self.frames += len(frames)
-        self.newest = timestamps[-1]
-
-    def limit_pixels(self, max_pixels):
-        pass
-
-    def reset(self):
-        pass
-
-    def get_cache_info(self):
-        ends = (0.0, self.newest) if self.chunks else (None, None)
-        return {
-            "cache_seq_length": 0,
-            "cache_memory_bytes": 0,
-            "max_cache_tokens": 0,
-            "sink_size": 0,
-            "window_size": 0,
-            "chunks": self.chunks,
-            "frames": self.frames,
-            "oldest_timestamp": ends[0],
-            "newest_timestamp": ends[1],
-            "time_spans": [ends] if self.chunks else [],
-            "levels": {},
-            "eviction_stats": {"total_evictions": 0, "total_tokens_evicted": 0},
-        }
-
-
 def run_node() -> None:
     """The node as it is run, but for the engine."""
     from stream_vlm_ros.node import spinning
@@ -141,6 +105,9 @@ def run_node() -> None:
     spinning.end_quietly_on_signals()
     spinning.keep_freed_memory()
     from stream_vlm_ros.node.stream_vlm_node import StreamVlmNode
+
+    sys.path.append(str(Path(__file__).parents[1] / "test" / "helpers"))
+    from fake_engine import SilentEngine
 
     made = []
 
@@ -153,7 +120,7 @@ def run_node() -> None:
     threading.Thread(target=tell_on, daemon=True).start()
 
     def make_node() -> StreamVlmNode:
-        made.append(StreamVlmNode(load=lambda parameters: NoEngine()))
+        made.append(StreamVlmNode(load=lambda parameters: SilentEngine()))
         return made[0]
 
     arguments = [sys.argv[0], "--ros-args", "-r", f"image:={TOPIC}", "-p", "sample_fps:=2.0"]

@@ -158,11 +158,11 @@ def ask(
             for question in questions
         ]
     except OutOfHorizonError as error:
-        spans = memory.get_cache_info()["time_spans"]
+        spans = memory.get_cache_info().time_spans
         raise forgotten(about or (0.0, 0.0), spans, fed.first_ns or 0) from error
     info = memory.get_cache_info()
     if as_json:
-        print(json.dumps({"source": source.name, "memory": info, "answers": answers}))
+        print(json.dumps({"source": source.name, "memory": info.as_dict(), "answers": answers}))
     else:
         out.print(Text(memory_text(info, fed), style="dim"), soft_wrap=True)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stream_vlm_ros.engine import Checkpoint
+    from stream_vlm_ros.engine import Checkpoint, InferenceEngine
     from stream_vlm_ros.engine.frames import ImageSettings
 
 COMPILE = {"auto": None, "always": True, "never": False}  # as the engines' argument
@@ -30,7 +30,7 @@ def load_model(model: str | Path | None, device: str = "auto") -> Checkpoint:
     return load_checkpoint(model if model is not None else default_model(), device)
 
 
-def load_engine(settings: Any) -> Any:
+def load_engine(settings: Any) -> InferenceEngine:
     """The engine of a configuration, its model loaded (once), its memory empty.
 
     Raises ModelLoadError, DeviceUnavailableError, InvalidParameterError.
@@ -54,7 +54,7 @@ def build_engine(
     checkpoint: Checkpoint,
     frame_store: str | None = None,
     fork_slack_tokens: int = 0,
-) -> Any:
+) -> InferenceEngine:
     """The engine that ``settings.engine`` names, its memory empty, ready for the first question.
 
     Args:
@@ -84,7 +84,7 @@ def build_engine(
     return engine
 
 
-def _streaming(settings: Any, checkpoint: Checkpoint, **options: Any) -> Any:
+def _streaming(settings: Any, checkpoint: Checkpoint, **options: Any) -> InferenceEngine:
     from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
 
     eviction = EvictionConfig(
@@ -107,7 +107,7 @@ def _streaming(settings: Any, checkpoint: Checkpoint, **options: Any) -> Any:
 
 def _delayed_batch(
     settings: Any, checkpoint: Checkpoint, frame_store: str | None, **options: Any
-) -> Any:
+) -> InferenceEngine:
     from stream_vlm_ros.history import DelayedBatchInferenceEngine, FrameStore, SmartFrameManager
 
     store = FrameStore(

@@ -3,7 +3,9 @@
 Read `inference` first: it conducts the others.
 
 The whole
+    abstract        `InferenceEngine`: what every engine can be asked for
     inference       `VideoStreamingInference`: append a chunk, ask, choose
+    results         what they return: typed, and answering [...]
     errors          what can go wrong, in the user's words
 
 The checkpoint
@@ -48,6 +50,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .abstract import InferenceEngine
     from .cache import KVCacheManager
     from .decoding import Answer
     from .errors import StreamVlmError
@@ -56,15 +59,21 @@ if TYPE_CHECKING:
     from .loading import Checkpoint, load_checkpoint
     from .model import StreamQwenModel
     from .processor import StreamProcessor
+    from .results import AnswerMetrics, CacheInfo, ChoiceMetrics, ChunkResult
 
 # Imported when first used: torch takes seconds, and who only needs the errors (a source, a client,
 # the command line's help) should not wait for it.
 _HOMES = {
     "Answer": "decoding",
+    "AnswerMetrics": "results",
+    "CacheInfo": "results",
     "Checkpoint": "loading",
+    "ChoiceMetrics": "results",
+    "ChunkResult": "results",
     "EvictionConfig": "eviction",
     "FeatureNovelty": "eviction",
     "ImportanceScore": "eviction",
+    "InferenceEngine": "abstract",
     "KVCacheEvictor": "eviction",
     "KVCacheManager": "cache",
     "StreamProcessor": "processor",
@@ -76,10 +85,15 @@ _HOMES = {
 
 __all__ = [
     "Answer",
+    "AnswerMetrics",
+    "CacheInfo",
     "Checkpoint",
+    "ChoiceMetrics",
+    "ChunkResult",
     "EvictionConfig",
     "FeatureNovelty",
     "ImportanceScore",
+    "InferenceEngine",
     "KVCacheEvictor",
     "KVCacheManager",
     "StreamProcessor",

@@ -21,9 +21,10 @@ from .buffer import KVBuffer, KVShape
 from .errors import BudgetExceededError, SnapshotEvictedError, StreamBusyError
 from .eviction import Appended, EvictionConfig, EvictorMark, ImportanceScore, KVCacheEvictor
 from .forks import Fork, Part, TailPool
-from .ledger import LedgerMark, PositionLedger
+from .ledger import LedgerMark, PositionLedger, Stretch
 from .positions import ZERO, MultimodalRotary, Span, Vec
 from .reduction import Known
+from .results import LevelInfo, TimeSpans
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class KVCacheManager:
 
     # What forks and answers ask for, reckoned once and kept until the stream changes.
     _parts: list[Part] | None
-    _time_spans: list[tuple[float, float]] | None
+    _time_spans: TimeSpans | None
 
     _FIRST_BUFFER = 4096  # tokens, where no cap says more
 
@@ -205,28 +206,29 @@ class KVCacheManager:
         )
         return mask.triu(past + 1)[None, None]
 
-    def time_spans(self) -> list[tuple[float, float]]:
+    def time_spans(self) -> TimeSpans:
         """See `PositionLedger.time_spans`."""
         if self._time_spans is None:
-            self._time_spans = self.ledger.time_spans()
-        return list(self._time_spans)
+            self._time_spans = tuple(self.ledger.time_spans())
+        return self._time_spans
 
-    def levels(self) -> dict[str, dict[str, Any]]:
-        """What each level of the memory holds: ``tokens``, ``grids``, ``frames``, ``time_spans``.
-
-        ``time_spans`` are the stamps of the oldest and newest frame of each unbroken stretch.
-        """
-        held: dict[str, dict[str, Any]] = {}
+    def levels(self) -> dict[str, LevelInfo]:
+        """What each level of the memory holds, by its name."""
+        held: dict[str, list[Stretch]] = {}
         for stretch in self.ledger.stretches():
             level = stretch.level
             if level == "kept":
                 level = self.evictor.level_of(stretch.first_grid)
-            entry = held.setdefault(level, {"tokens": 0, "grids": 0, "frames": 0, "time_spans": []})
-            entry["tokens"] += stretch.tokens
-            entry["grids"] += stretch.grids
-            entry["frames"] += stretch.frames
-            entry["time_spans"].append((stretch.oldest, stretch.newest))
-        return held
+            held.setdefault(level, []).append(stretch)
+        return {
+            level: LevelInfo(
+                tokens=sum(stretch.tokens for stretch in stretches),
+                grids=sum(stretch.grids for stretch in stretches),
+                frames=sum(stretch.frames for stretch in stretches),
+                time_spans=tuple((stretch.oldest, stretch.newest) for stretch in stretches),
+            )
+            for level, stretches in held.items()
+        }
 
     # -- forks -------------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers import (
@@ -16,6 +15,7 @@ from transformers import (
 )
 
 from .errors import InvalidParameterError, check_whole_number
+from .results import AnswerMetrics
 
 _LEAST_TEMPERATURE = 1e-5
 _MOST_UNSETTLED = 16  # tokens: a character has four bytes, so what is none by then never will be
@@ -189,14 +189,14 @@ class Answer:
 
     Attributes:
         text: the answer so far.
-        metrics: empty until the iterator has ended; see `VideoStreamingInference.ask`.
+        metrics: None until the iterator has ended; see `VideoStreamingInference.ask`.
     """
 
     # ``pieces`` must not refer to this object: in a cycle it would hold what it reads until the
     # next garbage collection.
-    def __init__(self, pieces: Generator[str, None, dict[str, Any]], release: Callable[[], None]):
+    def __init__(self, pieces: Generator[str, None, AnswerMetrics], release: Callable[[], None]):
         self.text = ""
-        self.metrics: dict[str, Any] = {}
+        self.metrics: AnswerMetrics | None = None
         self._pieces, self._release = pieces, release
 
     def __iter__(self) -> Answer:
@@ -211,7 +211,7 @@ class Answer:
         self.text += piece
         return piece
 
-    def complete(self, on_token: Callable[[str], None] | None = None) -> tuple[str, dict[str, Any]]:
+    def complete(self, on_token: Callable[[str], None] | None = None) -> tuple[str, AnswerMetrics]:
         """Write it to its end; the text and the metrics.
 
         Args:
@@ -224,6 +224,7 @@ class Answer:
                     on_token(self.text)
         finally:
             self.close()
+        assert self.metrics is not None  # it has ended, and what was raised came through
         return self.text, self.metrics
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .abstract import InferenceEngine
 from .budget import USUAL_PIXELS, MemoryBudget, free_bytes
 from .cache import KVCacheManager, StreamState
 from .decoding import Answer, AnswerText, DecodingOptions, Sampler
@@ -32,14 +33,20 @@ from .processor import StreamProcessor
 from .prompts import LAYOUTS, ChatLayout
 from .question_path import text_path
 from .reduction import Known, StaticTokenFilter
+from .results import (
+    AnswerMetrics,
+    CacheInfo,
+    ChoiceMetrics,
+    ChunkResult,
+    EvictionStats,
+    WarmUp,
+)
 from .stamps import check_about, check_span, frame_times
 
 log = logging.getLogger(__name__)
 
-_GIB = 1024**3
 
-
-class VideoStreamingInference:
+class VideoStreamingInference(InferenceEngine):
     """Streams video into a Qwen2.5-VL and answers questions about it at any time.
 
     Not thread-safe: one thread owns an engine.
@@ -147,14 +154,9 @@ class VideoStreamingInference:
         )
         self.text_path = text_path(question_path, self.model, self.cache_manager, self.device)
 
-    def warm_up(self) -> dict[str, Any]:
-        """Make ready what the first question would wait for; only a GPU needs it.
-
-        Returns:
-            ``path``: how questions will run; ``reason``: why not as asked, "" if so; ``seconds``
-            and ``bytes`` of the device's memory that it took.
-        """
-        return self.text_path.warm_up()
+    def warm_up(self) -> WarmUp:
+        """Make ready what the first question would wait for; only a GPU needs it."""
+        return WarmUp(**self.text_path.warm_up())
 
     # -- seeing ------------------------------------------------------------------------------
 
@@ -168,21 +170,12 @@ class VideoStreamingInference:
         self._frames.pixel_bounds(self.min_pixels, most)
         self.max_pixels = most
 
-    def append_frame(self, image: Any, timestamp: float | None = None) -> dict[str, Any]:
-        """Append one still, as a temporal grid of its own; see `append_video_chunk`.
-
-        Without a time stamp it is taken one second after the newest frame.
-        """
-        if timestamp is None:
-            return self.append_video_chunk([image], fps=1.0)
-        return self.append_video_chunk([image], timestamps=[timestamp])
-
     def append_video_chunk(
         self,
         frames: Sequence[Any],
         fps: float | None = None,
         timestamps: Sequence[float] | None = None,
-    ) -> dict[str, Any]:
+    ) -> ChunkResult:
         """Encode frames and append them to the memory; forget what exceeds its bound.
 
         Args:
@@ -191,10 +184,6 @@ class VideoStreamingInference:
             fps: frames a second; the chunk goes on where the newest frame ended.
             timestamps: instead, the source's time of each frame in seconds, any start, never
                 falling. With neither, 2 frames a second.
-
-        Returns:
-            ``tokens`` appended, ``evicted_tokens``, ``cache_length`` after it, ``grid`` (temporal
-            grids, rows, columns of tokens), ``encode_latency`` and ``latency`` in seconds.
 
         Raises:
             InvalidImageError, InvalidTimestampError, InvalidParameterError (pixel bounds),
@@ -228,70 +217,16 @@ class VideoStreamingInference:
             self.model.stream_forward(embeddings[None], positions, fork)
             evicted = manager.commit(fork, spans, self._seen(stamps, known), chunk=True)
         manager.prepare_reading()
-        return {
-            "tokens": len(embeddings),
-            "evicted_tokens": evicted,
-            "cache_length": manager.get_seq_length(),
-            "grid": self._token_grid(patches),
-            "encode_latency": encoded - begin,
-            "latency": self._clock() - begin,
-        }
+        return ChunkResult(
+            tokens=len(embeddings),
+            evicted_tokens=evicted,
+            cache_length=manager.get_seq_length(),
+            latency=self._clock() - begin,
+            encode_latency=encoded - begin,
+            grid=self._token_grid(patches),
+        )
 
     # -- answering ---------------------------------------------------------------------------
-
-    def ask(
-        self,
-        question: str,
-        max_new_tokens: int = 128,
-        do_sample: bool = False,
-        temperature: float = 1.0,
-        update_state: bool = False,
-        *,
-        top_p: float = 1.0,
-        repetition_penalty: float = 1.0,
-        stop: Sequence[str] = (),
-        seed: int | None = None,
-        about: tuple[float, float] | None = None,
-        on_token: Callable[[str], None] | None = None,
-        cancel: Callable[[], bool] | None = None,
-    ) -> tuple[str, dict[str, Any]]:
-        """Answer a question about what was seen.
-
-        Args:
-            max_new_tokens ... seed: see `DecodingOptions`.
-            update_state: keep question and answer in the stream; otherwise they leave no trace.
-            about: the source's time that the question is about, from and to, in seconds; refused
-                if the memory holds no frame of it, instead of guessed.
-            on_token: called with the text so far whenever it has grown.
-            cancel: asked before each token; True ends the answer there.
-
-        Returns:
-            The answer and its metrics: ``ttft`` and ``latency`` (seconds), ``prompt_tokens``,
-            ``answer_tokens``, ``finish_reason`` ("stop", "length" or "cancelled"),
-            ``cache_length`` it was read from, and the evidence it rests on:
-            ``oldest_timestamp`` and ``newest_timestamp`` of the frames in memory, and
-            ``time_spans``, the unbroken stretches between them.
-
-        Raises:
-            EmptyMemoryError: nothing was seen yet.
-            OutOfHorizonError: ``about`` lies outside what is remembered.
-            InvalidQuestionError, InvalidParameterError, BudgetExceededError: see the message.
-            CapTooSmallError, StreamBusyError: ``update_state`` only; the exchange was not kept.
-        """
-        answer = self.ask_stream(
-            question,
-            max_new_tokens,
-            do_sample,
-            temperature,
-            update_state,
-            top_p=top_p,
-            repetition_penalty=repetition_penalty,
-            stop=stop,
-            seed=seed,
-            about=about,
-            cancel=cancel,
-        )
-        return answer.complete(on_token)
 
     def ask_stream(
         self,
@@ -326,17 +261,17 @@ class VideoStreamingInference:
             self._check_exchange(needed)
         fork = manager.question_fork(len(prompt), max_new_tokens + closing)
         start, asked_at = manager.ledger.next_position, manager.ledger.mark()
-        metrics = {"prompt_tokens": len(prompt), **self._evidence()}
+        cache_length, time_spans = manager.get_seq_length(), manager.time_spans()
 
-        def write() -> Generator[str, None, dict[str, Any]]:
-            reason, unread = "cancelled", prompt
+        def write() -> Generator[str, None, AnswerMetrics]:
+            reason, unread, ttft = "cancelled", prompt, None
             with fork:
                 said = AnswerText(self._chat.decode, options.stop)
                 sampler = Sampler(options, prompt, self.device)
                 while fork.alive:  # until the memory is cleared while this answer is written
                     token = sampler.choose(self._run_text(unread, start, fork))
                     unread = [token]
-                    metrics.setdefault("ttft", time.perf_counter() - begin)
+                    ttft = ttft or time.perf_counter() - begin
                     if cancel is not None and cancel():
                         break
                     if token in self._end_ids:
@@ -364,9 +299,15 @@ class VideoStreamingInference:
                         self._repeat_exchange(question, said.ids)
             manager.catch_up()
             latency = self._clock() - begin
-            metrics.setdefault("ttft", latency)
-            metrics.update(answer_tokens=len(said.ids), finish_reason=reason, latency=latency)
-            return metrics
+            return AnswerMetrics(
+                ttft=ttft or latency,
+                latency=latency,
+                prompt_tokens=len(prompt),
+                cache_length=cache_length,
+                time_spans=time_spans,
+                answer_tokens=len(said.ids),
+                finish_reason=reason,
+            )
 
         return Answer(write(), fork.release)
 
@@ -376,16 +317,12 @@ class VideoStreamingInference:
         choices: Sequence[str],
         *,
         about: tuple[float, float] | None = None,
-    ) -> tuple[str, dict[str, Any]]:
+    ) -> tuple[str, ChoiceMetrics]:
         """The likeliest of the given answers; leaves no trace.
 
         A choice's score is the log-probability that the model, asked the question, answers just
         that: its tokens and then the end of the turn. The question is computed once, all choices
         in one batch behind it.
-
-        Returns:
-            The choice and its metrics: ``choice_index``, ``scores`` (log-probabilities, one a
-            choice), and ``ttft``, ``latency``, ``prompt_tokens`` and evidence as in `ask`.
 
         Raises:
             EmptyMemoryError, OutOfHorizonError, InvalidQuestionError, InvalidChoicesError: see the
@@ -400,54 +337,47 @@ class VideoStreamingInference:
             scores = self.text_path.score(prompt, texts, self._chat.answer_end[0], start, fork)
         latency = self._clock() - begin  # of the first token that is known, and of them all
         best = max(range(len(scores)), key=scores.__getitem__)
-        return choices[best], {
-            "choice_index": best,
-            "scores": scores,
-            "ttft": latency,
-            "latency": latency,
-            "prompt_tokens": len(prompt),
-            **self._evidence(),
-        }
+        return choices[best], ChoiceMetrics(
+            ttft=latency,
+            latency=latency,
+            prompt_tokens=len(prompt),
+            cache_length=manager.get_seq_length(),
+            time_spans=manager.time_spans(),
+            choice_index=best,
+            scores=tuple(scores),
+        )
 
     # -- looking at the memory ---------------------------------------------------------------
 
-    def get_cache_info(self) -> dict[str, Any]:
-        """The memory as it stands: lengths in tokens, sizes in bytes, times in seconds.
-
-        ``oldest_timestamp`` and ``newest_timestamp`` are the source's, None before any frame;
-        ``time_spans`` are the unbroken stretches of time in memory; ``levels`` says what of them
-        the sink, the sampled and the important frames and the window hold, the four sizes how much
-        they may hold, and ``shares_reason`` why. The window, and so ``cache_seq_length``, may be up
-        to ``fork_slack_tokens`` longer while an answer is being written.
-        """
+    def get_cache_info(self) -> CacheInfo:
+        """The memory as it stands."""
         manager = self.cache_manager
         manager.catch_up()
         evictor, state = manager.evictor, manager.state
         config = evictor.config
-        return {
-            "cache_seq_length": manager.get_seq_length(),
-            "cache_memory_gb": manager.live_bytes / _GIB,
-            "cache_memory_bytes": manager.live_bytes,
-            "reserved_memory_bytes": manager.reserved_bytes,
-            "max_cache_tokens": config.max_cache_tokens if config else None,
-            "fork_slack_tokens": manager.fork_slack_tokens,
-            "sink_size": evictor.effective_sink_size,
-            "window_size": evictor.effective_window_size,
-            "sampled_size": evictor.sampled_size,
-            "important_size": evictor.important_size,
-            "shares_reason": evictor.reason,
-            "avg_chunk_tokens": evictor.avg_chunk_tokens,
-            "chunks": state.chunks,
-            "frames": state.frames,
-            "grids_in_memory": manager.ledger.grids,
-            "levels": manager.levels(),
-            "exchanges": state.exchanges,
-            **self._times(),
-            "eviction_stats": {
-                "total_evictions": evictor.total_evictions,
-                "total_tokens_evicted": evictor.total_tokens_evicted,
-            },
-        }
+        return CacheInfo(
+            cache_seq_length=manager.get_seq_length(),
+            cache_memory_bytes=manager.live_bytes,
+            reserved_memory_bytes=manager.reserved_bytes,
+            max_cache_tokens=config.max_cache_tokens if config else None,
+            fork_slack_tokens=manager.fork_slack_tokens,
+            sink_size=evictor.effective_sink_size,
+            window_size=evictor.effective_window_size,
+            sampled_size=evictor.sampled_size,
+            important_size=evictor.important_size,
+            shares_reason=evictor.reason,
+            avg_chunk_tokens=evictor.avg_chunk_tokens,
+            chunks=state.chunks,
+            frames=state.frames,
+            exchanges=state.exchanges,
+            grids_in_memory=manager.ledger.grids,
+            levels=manager.levels(),
+            time_spans=manager.time_spans(),
+            eviction_stats=EvictionStats(
+                total_evictions=evictor.total_evictions,
+                total_tokens_evicted=evictor.total_tokens_evicted,
+            ),
+        )
 
     def reset(self) -> None:
         """Forget everything. An answer being written ends as cancelled."""
@@ -565,17 +495,6 @@ class VideoStreamingInference:
             "a question with its answer",
             "lower max_new_tokens, shorten the question, or do not keep the exchange",
         )
-
-    def _times(self) -> dict[str, Any]:
-        spans = self.cache_manager.time_spans()
-        return {
-            "oldest_timestamp": spans[0][0] if spans else None,
-            "newest_timestamp": spans[-1][1] if spans else None,
-            "time_spans": spans,
-        }
-
-    def _evidence(self) -> dict[str, Any]:
-        return {"cache_length": self.cache_manager.get_seq_length(), **self._times()}
 
     def _budgeted(
         self, config: EvictionConfig, position_policy: str, tail_tokens: int, slack: int

@@ -57,7 +57,9 @@ def run(bench: Bench) -> None:
     if options.first_text:
         system = lengthened_system_prompt(bench.subject.processor, options.first_text)
     engine = bench.engine(options.cap, system_prompt=system)
-    record.summary["warm_up"] = engine.warm_up()  # as the node does before its first image
+    record.summary["warm_up"] = (
+        engine.warm_up().as_dict()
+    )  # as the node does before its first image
     reserved = engine.get_cache_info()["reserved_memory_bytes"]
     bench.watermark.reset()
     begin = time.perf_counter()
@@ -164,7 +166,7 @@ def ask(bench: Bench, engine) -> dict[str, Any]:
     with bench.screen.status("Asking"):
         answer, metrics = engine.ask(options.question, options.max_new_tokens)
         again = engine.ask(options.question, 1)[1]["ttft"]
-    entry = {"answer": answer, **metrics, "ttft_again": again}
+    entry = {"answer": answer, **metrics.as_dict(), "ttft_again": again}
     bench.record.add(run="question", question=options.question, **entry)
     return entry
 

@@ -10,20 +10,24 @@ import dataclasses
 import math
 import time
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from stream_vlm_ros.engine import (
     Answer,
+    AnswerMetrics,
+    ChoiceMetrics,
+    InferenceEngine,
     StreamProcessor,
     StreamQwenModel,
     VideoStreamingInference,
 )
 from stream_vlm_ros.engine.cache import Snapshot
 from stream_vlm_ros.engine.frames import to_arrays
+from stream_vlm_ros.engine.results import WarmUp
 from stream_vlm_ros.engine.stamps import check_about, frame_times
 from stream_vlm_ros.errors import (
     EmptyMemoryError,
@@ -32,6 +36,13 @@ from stream_vlm_ros.errors import (
     check_whole_number,
 )
 from stream_vlm_ros.history.manager import SmartFrameManager
+from stream_vlm_ros.history.results import (
+    DelayedCacheInfo,
+    EncodedAnswer,
+    EncodedChoice,
+    EngineStatistics,
+    KeptResult,
+)
 from stream_vlm_ros.history.selection import (
     GRID_FRAMES,
     seconds_per_grid,
@@ -43,6 +54,7 @@ MAX_EXCHANGES = 16
 _CHUNK_GRIDS = 4  # encoded together; the step in which an encoded prefix can be kept
 
 Grid = tuple[KeptFrame, ...]
+_Encoded = TypeVar("_Encoded", EncodedAnswer, EncodedChoice)
 About = tuple[float, float] | None
 
 
@@ -75,7 +87,7 @@ class EncodingCounts:
     generation_latency: float = 0.0
 
 
-class DelayedBatchInferenceEngine:
+class DelayedBatchInferenceEngine(InferenceEngine):
     """Keeps frames, not their KV, and encodes a choice of them when a question comes.
 
     The same face as `VideoStreamingInference`. Later questions use what is encoded until frames
@@ -158,12 +170,11 @@ class DelayedBatchInferenceEngine:
     def max_pixels(self) -> int | None:
         return self._stream.max_pixels
 
-    def warm_up(self) -> dict[str, Any]:
-        """As `VideoStreamingInference.warm_up`."""
+    def warm_up(self) -> WarmUp:
         return self._stream.warm_up()
 
     def limit_pixels(self, max_pixels: int | None) -> None:
-        """As `VideoStreamingInference.limit_pixels`, from the next question on.
+        """As `InferenceEngine.limit_pixels`, from the next question on.
 
         Frames are kept as they came: what is encoded at another size is encoded anew.
         """
@@ -171,9 +182,7 @@ class DelayedBatchInferenceEngine:
 
     # -- seeing ------------------------------------------------------------------------------
 
-    def add_frame(
-        self, image: Any, timestamp: float | None = None, source: str = ""
-    ) -> dict[str, Any]:
+    def add_frame(self, image: Any, timestamp: float | None = None, source: str = "") -> KeptResult:
         """Keep one frame; see `append_video_chunk`. Without a time stamp: 1 s after the newest."""
         if timestamp is None:
             return self.append_video_chunk([image], fps=1.0, source=source)
@@ -187,7 +196,7 @@ class DelayedBatchInferenceEngine:
         fps: float | None = None,
         timestamps: Sequence[float] | None = None,
         source: str = "",
-    ) -> dict[str, Any]:
+    ) -> KeptResult:
         """Keep frames for later; nothing is encoded.
 
         Args:
@@ -196,10 +205,6 @@ class DelayedBatchInferenceEngine:
             timestamps: instead, the source's time of each frame in seconds, never falling. With
                 neither, 2 frames a second.
             source: name of the camera or file.
-
-        Returns:
-            ``kept`` (frames that the target rate took), ``tokens`` and ``evicted_tokens`` (0),
-            ``cache_length`` and ``latency`` in seconds.
 
         Raises:
             InvalidImageError, InvalidTimestampError: nothing was kept.
@@ -213,50 +218,17 @@ class DelayedBatchInferenceEngine:
         for array, stamp in zip(arrays, stamps, strict=True):
             kept += self.memory.add(array, stamp, source) is not None
         self._chunks += 1
-        return {
-            "kept": kept,
-            "tokens": 0,
-            "evicted_tokens": 0,
-            "cache_length": self._stream.cache_manager.get_seq_length(),
-            "latency": time.perf_counter() - begin,
-        }
+        return KeptResult(
+            kept=kept,
+            tokens=0,
+            evicted_tokens=0,
+            cache_length=self._stream.cache_manager.get_seq_length(),
+            latency=time.perf_counter() - begin,
+            encode_latency=0.0,
+            grid=(0, 0, 0),
+        )
 
     # -- answering ---------------------------------------------------------------------------
-
-    def ask(
-        self,
-        question: str,
-        max_new_tokens: int = 128,
-        do_sample: bool = False,
-        temperature: float = 1.0,
-        update_state: bool = False,
-        *,
-        on_token: Callable[[str], None] | None = None,
-        **options: Any,
-    ) -> tuple[str, dict[str, Any]]:
-        """Answer a question about what was seen, encoding it first where that is due.
-
-        Args:
-            question ... on_token: as for `VideoStreamingInference.ask`.
-            options: ``top_p``, ``repetition_penalty``, ``stop``, ``seed``, ``cancel`` as there,
-                and ``about``. Half of the frames are then taken from that time; it is refused if
-                nothing of it is kept.
-
-        Returns:
-            The answer, and the metrics of the streaming engine with ``ttft`` and ``latency`` from
-            this call on; besides ``encode_latency``, ``encoded_tokens`` (0: all was in place),
-            ``frames_used`` (of them), ``second_per_grid_t`` and ``time_span`` (seconds from the
-            oldest to the newest of them). ``time_spans`` are the stretches that these frames
-            cover; what was kept between them was not looked at.
-
-        Raises:
-            What the streaming engine raises; StreamBusyError: frames must be encoded, but an
-            earlier answer is still being written.
-        """
-        answer = self.ask_stream(
-            question, max_new_tokens, do_sample, temperature, update_state, **options
-        )
-        return answer.complete(on_token)
 
     def ask_stream(
         self,
@@ -269,13 +241,19 @@ class DelayedBatchInferenceEngine:
         about: tuple[float, float] | None = None,
         **options: Any,
     ) -> Answer:
-        """Like `ask`, as an iterator over pieces of text; ``metrics`` once it has ended.
+        """Answer a question about what was seen, encoding it first where that is due.
 
-        Frames are encoded in this call. An exchange kept by ``update_state`` stays behind the
-        frames when they are encoded anew, the last 16 of them.
+        Frames are encoded in this call. Half of them are taken from the time ``about``, where that
+        is given; it is refused if nothing of it is kept. An exchange kept by ``update_state``
+        stays behind the frames when they are encoded again, the last 16 of them. The answer's
+        metrics are `EncodedAnswer`, with ``ttft`` and ``latency`` from this call on.
+
+        Raises:
+            What the streaming engine raises; StreamBusyError: frames must be encoded, but an
+                earlier answer is still being written.
         """
         begin = time.perf_counter()
-        evidence = self._encode(check_about(about))
+        costs = self._encode(check_about(about))
         prepared = time.perf_counter() - begin
         written = self._stream.ask_stream(
             question, max_new_tokens, do_sample, temperature, update_state, **options
@@ -285,31 +263,32 @@ class DelayedBatchInferenceEngine:
             self._answers.discard(written)
             written.close()
 
-        def write() -> Generator[str, None, dict[str, Any]]:
+        def write() -> Generator[str, None, AnswerMetrics]:
             try:
                 yield from written
             finally:
                 release()
             metrics = written.metrics
-            self.counts.generation_latency = metrics["latency"]
-            if update_state and metrics["finish_reason"] != "cancelled":
+            assert metrics is not None  # it has ended
+            self.counts.generation_latency = metrics.latency
+            if update_state and metrics.finish_reason != "cancelled":
                 self._exchanges.append((question, written.text))
                 self._replayed += 1
-            return _whole(metrics, evidence, prepared)
+            return _whole(EncodedAnswer, metrics, costs, prepared)
 
         self._answers.add(written)
         return Answer(write(), release)
 
     def ask_choice(
         self, question: str, choices: Sequence[str], *, about: tuple[float, float] | None = None
-    ) -> tuple[str, dict[str, Any]]:
-        """The likeliest of the given answers; see `VideoStreamingInference.ask_choice`."""
+    ) -> tuple[str, ChoiceMetrics]:
+        """The likeliest of the given answers; see `InferenceEngine.ask_choice`."""
         begin = time.perf_counter()
-        evidence = self._encode(check_about(about))
+        costs = self._encode(check_about(about))
         prepared = time.perf_counter() - begin
         choice, metrics = self._stream.ask_choice(question, choices)
-        self.counts.generation_latency = metrics["latency"]
-        return choice, _whole(metrics, evidence, prepared)
+        self.counts.generation_latency = metrics.latency
+        return choice, _whole(EncodedChoice, metrics, costs, prepared)
 
     # -- encoding ----------------------------------------------------------------------------
 
@@ -326,7 +305,9 @@ class DelayedBatchInferenceEngine:
             "frames_used": sum(map(len, self._encoded)),
             "second_per_grid_t": self.second_per_grid_t,
             "time_span": self.time_span,
-            "time_spans": _stretches(self._encoded),
+            "time_spans": tuple(_stretches(self._encoded)),
+            "frames_encoded": GRID_FRAMES * len(self._encoded),
+            "visual_tokens": self.visual_tokens,
         }
 
     def _encode_anew(self, about: About) -> int:
@@ -358,7 +339,7 @@ class DelayedBatchInferenceEngine:
             same += 1
         if same == len(pieces) == len(self._pieces):
             return 0
-        if any(not answer.metrics for answer in self._answers):
+        if any(answer.metrics is None for answer in self._answers):
             raise StreamBusyError(
                 "an answer is still being written from the frames encoded before: finish or "
                 "cancel it first"
@@ -384,11 +365,11 @@ class DelayedBatchInferenceEngine:
                 images.append(self._load(frame))
                 stamps.append(frame.stamp)
         done = self._stream.append_video_chunk(images, timestamps=stamps)
-        vision_tokens = math.prod(done["grid"])
+        vision_tokens = math.prod(done.grid)
         after = self._stream.cache_manager.snapshot()
         self._pieces.append(_Piece(_ids(grids), self.max_pixels, vision_tokens, after))
-        self.counts.encoded_tokens += done["tokens"]
-        return done["tokens"]
+        self.counts.encoded_tokens += done.tokens
+        return done.tokens
 
     def _load(self, frame: KeptFrame) -> Any:
         try:
@@ -425,40 +406,32 @@ class DelayedBatchInferenceEngine:
         """Mean seconds of an encoded temporal grid. (The positions have each grid's own time.)"""
         return seconds_per_grid(self.time_span, GRID_FRAMES * len(self._encoded))
 
-    def get_statistics(self) -> dict[str, Any]:
-        """What was kept (see `SmartFrameManager.statistics`), encoded and answered.
-
-        ``frames_encoded`` counts a frame that fills a grid alone twice; the others see
-        `EncodingCounts` and the properties of their names.
-        """
-        return {
+    def get_statistics(self) -> EngineStatistics:
+        """What was kept, encoded and answered."""
+        return EngineStatistics(
             **self.memory.statistics(),
-            "cache_valid": self.cache_valid,
-            "frames_encoded": GRID_FRAMES * len(self._encoded),
-            "visual_tokens": self.visual_tokens,
-            "second_per_grid_t": self.second_per_grid_t,
-            "time_span": self.time_span,
+            cache_valid=self.cache_valid,
+            disk_cache_enabled=self.keeps_source_time,
+            frames_encoded=GRID_FRAMES * len(self._encoded),
+            visual_tokens=self.visual_tokens,
+            second_per_grid_t=self.second_per_grid_t,
+            time_span=self.time_span,
             **dataclasses.asdict(self.counts),
-        }
+        )
 
-    def get_cache_info(self) -> dict[str, Any]:
-        """As `VideoStreamingInference.get_cache_info`; the times are those of the kept frames.
-
-        Besides ``frame_memory``: `get_statistics`.
-        """
+    def get_cache_info(self) -> DelayedCacheInfo:
+        """As `InferenceEngine.get_cache_info`; the times are those of the kept frames."""
         store = self.memory.store
         oldest, newest = store.oldest_frame, store.newest_frame
-        times = (oldest.stamp, newest.stamp) if oldest and newest else None
-        return {
-            **self._stream.get_cache_info(),
-            "chunks": self._chunks,
-            "frames": self.memory.frames_added,
-            "exchanges": len(self._exchanges),
-            "oldest_timestamp": times[0] if times else None,
-            "newest_timestamp": times[1] if times else None,
-            "time_spans": [times] if times else [],
-            "frame_memory": self.get_statistics(),
-        }
+        encoded = self._stream.get_cache_info()
+        fields = {field.name: getattr(encoded, field.name) for field in dataclasses.fields(encoded)}
+        fields.update(
+            chunks=self._chunks,
+            frames=self.memory.frames_added,
+            exchanges=len(self._exchanges),
+            time_spans=((oldest.stamp, newest.stamp),) if oldest and newest else (),
+        )
+        return DelayedCacheInfo(**fields, frame_memory=self.get_statistics())
 
     def reset(self) -> None:
         """Forget everything, in the store too. An answer being written ends as cancelled."""
@@ -519,9 +492,18 @@ def _stretches(grids: Sequence[Grid]) -> list[tuple[float, float]]:
     return spans
 
 
-def _whole(metrics: dict[str, Any], evidence: dict[str, Any], prepared: float) -> dict[str, Any]:
-    """Metrics of an answer that began with the encoding before it."""
-    whole = {**metrics, **evidence, "latency": metrics["latency"] + prepared}
-    if "ttft" in metrics:
-        whole["ttft"] = metrics["ttft"] + prepared
-    return whole
+def _whole(
+    kind: type[_Encoded],
+    metrics: AnswerMetrics | ChoiceMetrics,
+    costs: dict[str, Any],
+    prepared: float,
+) -> _Encoded:
+    """Metrics of an answer that began with the encoding before it, ``prepared`` seconds long."""
+    fields = {field.name: getattr(metrics, field.name) for field in dataclasses.fields(metrics)}
+    fields.update(
+        costs,
+        ttft=metrics.ttft + prepared,
+        latency=metrics.latency + prepared,
+        generation_latency=metrics.latency,
+    )
+    return kind(**fields)

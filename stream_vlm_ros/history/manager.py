@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from stream_vlm_ros.errors import (
     check_whole_number,
 )
 from stream_vlm_ros.history.importance import NoveltyMeasure, ThumbnailNovelty
+from stream_vlm_ros.history.results import FrameStatistics
 from stream_vlm_ros.history.sampling import TargetRate
 from stream_vlm_ros.history.selection import GRID_FRAMES, Shares, nested
 from stream_vlm_ros.history.stars import StarMemory
@@ -247,29 +247,22 @@ class SmartFrameManager:
 
     # -- telling -----------------------------------------------------------------------------
 
-    def statistics(self) -> dict[str, Any]:
-        """Counts since the start or the last `clear`.
-
-        ``frames_added`` were offered = ``frames_kept`` + ``frames_repeated`` (the stamp before
-        again) + ``frames_not_sampled`` (between two ticks of the target rate).
-        ``unique_frames`` are those in star memory or stream window, each counted once;
-        ``compression_ratio`` is frames added a unique frame. ``stored_frames`` and
-        ``stored_bytes`` are the store's, with what it took up from before.
-        """
+    def statistics(self) -> FrameStatistics:
+        """Counts since the start or the last `clear`."""
         unique = len({*self._stars.ids, *self._stream})
-        return {
-            "frames_added": self.frames_added,
-            "frames_kept": self.frames_kept,
-            "frames_repeated": self.frames_repeated,
-            "frames_not_sampled": self.frames_not_sampled,
-            "frames_forgotten": self.frames_forgotten,
-            "star_frames": len(self._stars),
-            "stream_frames": len(self._stream),
-            "unique_frames": unique,
-            "compression_ratio": self.frames_added / unique if unique else 0.0,
-            "stored_frames": len(self.store),
-            "stored_bytes": self.store.bytes,
-        }
+        return FrameStatistics(
+            frames_added=self.frames_added,
+            frames_kept=self.frames_kept,
+            frames_repeated=self.frames_repeated,
+            frames_not_sampled=self.frames_not_sampled,
+            frames_forgotten=self.frames_forgotten,
+            star_frames=len(self._stars),
+            stream_frames=len(self._stream),
+            unique_frames=unique,
+            compression_ratio=self.frames_added / unique if unique else 0.0,
+            stored_frames=len(self.store),
+            stored_bytes=self.store.bytes,
+        )
 
 
 def _one_size_each(pairs: Iterable[list[KeptFrame]]) -> list[tuple[KeptFrame, ...]]:

@@ -4,13 +4,16 @@ the graph, and says what it is doing, while the libraries load."""
 from __future__ import annotations
 
 import gc
-from typing import Any
+from typing import TYPE_CHECKING
 
 from stream_vlm_ros.factory import build_engine, default_model, slack_tokens
 from stream_vlm_ros.node.parameters import Parameters
 
+if TYPE_CHECKING:
+    from stream_vlm_ros.engine import InferenceEngine
 
-def load_engine(parameters: Parameters) -> Any:
+
+def load_engine(parameters: Parameters) -> InferenceEngine:
     """The engine that ``parameters`` ask for.
 
     Raises:

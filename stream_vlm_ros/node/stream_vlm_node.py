@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Future as ThreadFuture
 from concurrent.futures import wait
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
@@ -40,7 +40,6 @@ from stream_vlm_ros.node.loading import load_engine, pixel_limit, release_memory
 from stream_vlm_ros.node.parameters import Parameters
 from stream_vlm_ros.node.worker import (
     WRITING,
-    Engine,
     EngineWorker,
     MemoryState,
     NotActiveError,
@@ -48,6 +47,9 @@ from stream_vlm_ros.node.worker import (
     Question,
     Ticket,
 )
+
+if TYPE_CHECKING:
+    from stream_vlm_ros.engine import InferenceEngine
 
 LATCHED = QoSProfile(
     depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
@@ -99,7 +101,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
     """
 
     def __init__(
-        self, *, load: Callable[[Parameters], Engine] = load_engine, **node_arguments: Any
+        self, *, load: Callable[[Parameters], InferenceEngine] = load_engine, **node_arguments: Any
     ) -> None:
         Node.__init__(self, "stream_vlm", **node_arguments)
         # Reentrant: the state can be asked for while a transition loads the model.

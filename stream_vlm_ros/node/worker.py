@@ -14,10 +14,10 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, cast
 
 from stream_vlm_ros.errors import (
     EmptyMemoryError,
@@ -29,6 +29,10 @@ from stream_vlm_ros.errors import (
 from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.sampling import SECOND, TimedFrame
 from stream_vlm_ros.node.turns import Turns
+
+if TYPE_CHECKING:  # torch takes seconds to import: the node is on the graph before that
+    from stream_vlm_ros.engine import AnswerMetrics, ChoiceMetrics, InferenceEngine
+    from stream_vlm_ros.engine.results import LevelInfo
 
 
 class NotActiveError(StreamVlmError):
@@ -47,42 +51,6 @@ class CancelledError(StreamVlmError):
     """A question that was cancelled."""
 
     code = "CANCELLED"
-
-
-class Writing(Protocol):
-    """An answer being written, piece by piece: what the worker needs of
-    :class:`stream_vlm_ros.engine.Answer`."""
-
-    text: str
-    metrics: dict
-
-    def __iter__(self) -> Iterator[str]: ...
-
-    def close(self) -> None: ...
-
-
-class Engine(Protocol):
-    """What the worker needs of :class:`stream_vlm_ros.engine.VideoStreamingInference`.
-
-    ``append_video_chunk`` is also called while an answer is being written, and raises
-    StreamBusyError, having done nothing, where that would disturb it.
-    """
-
-    min_pixels: int
-
-    def limit_pixels(self, max_pixels: int | None) -> None: ...
-
-    def append_video_chunk(self, frames: Any, fps: Any = None, timestamps: Any = None) -> dict: ...
-
-    def ask_stream(self, question: str, *args: Any, **kwargs: Any) -> Writing: ...
-
-    def ask_choice(
-        self, question: str, choices: list[str], *args: Any, **kwargs: Any
-    ) -> tuple[str, dict]: ...
-
-    def get_cache_info(self) -> dict: ...
-
-    def reset(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -212,7 +180,7 @@ class EngineWorker:
 
     def __init__(
         self,
-        load: Callable[[], Engine],
+        load: Callable[[], InferenceEngine],
         counters: FrameCounters,
         queue_size: int,
         max_questions: int,
@@ -368,7 +336,7 @@ class EngineWorker:
         except BaseException as fault:
             self.loaded.set_exception(fault)
             return
-        self.loaded.set_result(getattr(engine, "memory_plan", ""))
+        self.loaded.set_result(engine.memory_plan)
         while (command := self._next()) is not None:
             self._limit_pixels(engine)
             if isinstance(command, _Append):
@@ -378,8 +346,7 @@ class EngineWorker:
             else:
                 self._reset(engine, command)
             self._tell()
-        if hasattr(engine, "close"):
-            engine.close()
+        engine.close()
 
     def _next(self) -> _Append | _Reset | Ticket | None:
         with self._wake:
@@ -409,7 +376,7 @@ class EngineWorker:
         except Exception as fault:  # the thread lives on, whatever its listeners do
             self._report(fault)
 
-    def _limit_pixels(self, engine: Engine) -> None:
+    def _limit_pixels(self, engine: InferenceEngine) -> None:
         """Pass a changed bound on pixels on."""
         if (wanted := self._max_pixels) != self._limited:
             self._limited = wanted  # even if it fails: told once, not at every command
@@ -418,10 +385,10 @@ class EngineWorker:
             except Exception as fault:  # the bound stays as it was
                 self._report(fault)
 
-    def _append(self, engine: Engine, command: _Append) -> bool:
+    def _append(self, engine: InferenceEngine, command: _Append) -> bool:
         """Append a chunk; False if an answer being written is in its way."""
         frames = command.frames
-        if self.memory.newest_ns is None and not getattr(engine, "keeps_source_time", False):
+        if self.memory.newest_ns is None and not engine.keeps_source_time:
             self._epoch_ns = frames[0].stamp_ns
         # Relative to the first frame: a float of seconds since 1970 does not hold nanoseconds. But
         # what outlives this process must be stamped in a time that does, too.
@@ -441,7 +408,7 @@ class EngineWorker:
         self._counters.ingest(len(frames))
         return True
 
-    def _reset(self, engine: Engine, command: _Reset) -> None:
+    def _reset(self, engine: InferenceEngine, command: _Reset) -> None:
         try:
             engine.reset()
             self._newest_header = None
@@ -454,7 +421,7 @@ class EngineWorker:
         self.resets += 1
         command.future.set_result(None)
 
-    def _answer(self, engine: Engine, ticket: Ticket) -> None:
+    def _answer(self, engine: InferenceEngine, ticket: Ticket) -> None:
         started = time.monotonic()
         question, asked = ticket.question, self.memory
         progress = ticket.progress or _no_progress
@@ -472,22 +439,7 @@ class EngineWorker:
             except EmptyMemoryError:  # the engine speaks to who appends frames by hand
                 why = self._why_empty()
                 raise EmptyMemoryError(f"no image has been remembered yet: {why}") from None
-            reason = str(metrics.get("finish_reason", "choice" if question.choices else ""))
-            elapsed = time.monotonic() - started
-            outcome = Outcome(
-                question=question,
-                answer=answer,
-                choice_index=int(metrics.get("choice_index", -1)),
-                choice_scores=tuple(float(score) for score in metrics.get("scores", ())),
-                error=ticket.why if reason == "cancelled" else None,
-                waiting=started - ticket.arrived,
-                ttft=float(metrics.get("ttft", elapsed)),
-                latency=float(metrics.get("latency", elapsed)),
-                prompt_tokens=int(metrics.get("prompt_tokens", 0)),
-                answer_tokens=int(metrics.get("answer_tokens", 0)),
-                finish_reason=reason,
-                memory=asked,
-            )
+            outcome = self._outcome(ticket, answer, metrics, started, asked)
         except OutOfHorizonError:  # said again in the source's time, not in the engine's
             held = ", ".join(
                 f"{first / SECOND:.3f} to {last / SECOND:.3f} s"
@@ -504,8 +456,12 @@ class EngineWorker:
         ticket.future.set_result(outcome)
 
     def _ask(
-        self, engine: Engine, ticket: Ticket, progress: Progress, about: tuple[float, float] | None
-    ) -> tuple[str, dict]:
+        self,
+        engine: InferenceEngine,
+        ticket: Ticket,
+        progress: Progress,
+        about: tuple[float, float] | None,
+    ) -> tuple[str, AnswerMetrics | ChoiceMetrics]:
         """Answer and metrics of the engine, asked about that time in its own seconds."""
         question = ticket.question
         if question.choices:
@@ -528,9 +484,10 @@ class EngineWorker:
             written.close()
             if turns.chunks or question.keep_exchange:
                 self.memory = self._look(engine)
+        assert written.metrics is not None  # it has ended
         return written.text, written.metrics
 
-    def _append_between(self, engine: Engine, turns: Turns) -> None:
+    def _append_between(self, engine: InferenceEngine, turns: Turns) -> None:
         """Between two tokens of an answer: append the oldest waiting chunk if it is its turn."""
         if not turns.is_chunks(self.ingest_share) or (command := self._take_chunk()) is None:
             return
@@ -564,32 +521,65 @@ class EngineWorker:
             else:
                 self._queue.appendleft(command)
 
+    def _outcome(
+        self,
+        ticket: Ticket,
+        answer: str,
+        metrics: AnswerMetrics | ChoiceMetrics,
+        started: float,
+        asked: MemoryState,
+    ) -> Outcome:
+        """What is told of an answer that the engine gave, read from the memory ``asked``."""
+        told = Outcome(
+            question=ticket.question,
+            answer=answer,
+            waiting=started - ticket.arrived,
+            ttft=metrics.ttft,
+            latency=metrics.latency,
+            prompt_tokens=metrics.prompt_tokens,
+            memory=asked,
+        )
+        if ticket.question.choices:
+            chosen = cast("ChoiceMetrics", metrics)
+            return replace(
+                told,
+                choice_index=chosen.choice_index,
+                choice_scores=chosen.scores,
+                finish_reason="choice",
+            )
+        written = cast("AnswerMetrics", metrics)
+        return replace(
+            told,
+            error=ticket.why if written.finish_reason == "cancelled" else None,
+            answer_tokens=written.answer_tokens,
+            finish_reason=written.finish_reason,
+        )
+
     def _failed(
         self, ticket: Ticket, error: StreamVlmError, started: float | None = None
     ) -> Outcome:
         waited = (started or time.monotonic()) - ticket.arrived
         return Outcome(ticket.question, error=error, waiting=waited, memory=self.memory)
 
-    def _look(self, engine: Engine) -> MemoryState:
+    def _look(self, engine: InferenceEngine) -> MemoryState:
         info = engine.get_cache_info()
-        evicted = info["eviction_stats"]
-        oldest, newest = info["oldest_timestamp"], info["newest_timestamp"]
+        oldest, newest = info.oldest_timestamp, info.newest_timestamp
         return MemoryState(
-            length=info["cache_seq_length"],
-            cap=info["max_cache_tokens"] or 0,
-            sink=info["sink_size"] or 0,
-            window=info["window_size"] or 0,
-            memory_bytes=info["cache_memory_bytes"],
-            chunks=info["chunks"],
-            frames=info["frames"],
-            evictions=evicted["total_evictions"],
-            evicted_tokens=evicted["total_tokens_evicted"],
+            length=info.cache_seq_length,
+            cap=info.max_cache_tokens or 0,
+            sink=info.sink_size or 0,
+            window=info.window_size or 0,
+            memory_bytes=info.cache_memory_bytes,
+            chunks=info.chunks,
+            frames=info.frames,
+            evictions=info.eviction_stats.total_evictions,
+            evicted_tokens=info.eviction_stats.total_tokens_evicted,
             oldest_ns=None if oldest is None else self._to_ns(oldest),
             newest_ns=None if newest is None else self._to_ns(newest),
             spans_ns=tuple(
-                (self._to_ns(first), self._to_ns(last)) for first, last in info["time_spans"]
+                (self._to_ns(first), self._to_ns(last)) for first, last in info.time_spans
             ),
-            levels=tuple(_level(name, info["levels"].get(name)) for name in LEVELS),
+            levels=tuple(_level(name, info.levels.get(name)) for name in LEVELS),
             header=self._newest_header,
         )
 
@@ -607,8 +597,8 @@ class EngineWorker:
         return self._epoch_ns + round(seconds * SECOND)
 
 
-def _level(name: str, held: dict[str, Any] | None) -> LevelState:
-    return LevelState(name, held["frames"], held["tokens"]) if held else LevelState(name)
+def _level(name: str, held: LevelInfo | None) -> LevelState:
+    return LevelState(name, held.frames, held.tokens) if held else LevelState(name)
 
 
 def _no_progress(state: str, text: str) -> None:

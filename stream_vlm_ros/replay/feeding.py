@@ -11,7 +11,7 @@ from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.sources import Frame, Source
 
 if TYPE_CHECKING:
-    from stream_vlm_ros.engine import VideoStreamingInference
+    from stream_vlm_ros.engine import InferenceEngine
 
 
 FRAMES_PER_GRID = 2  # Qwen2.5-VL sees frames in pairs
@@ -89,7 +89,7 @@ def chunks(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
 
 
 def feed(
-    engine: VideoStreamingInference,
+    engine: InferenceEngine,
     frames: Iterable[Frame],
     chunk_frames: int = 4,
     on_chunk: Callable[[Fed], None] | None = None,
@@ -126,8 +126,8 @@ def feed(
         fed.seconds += time.perf_counter() - begin
         fed.frames += len(chunk)
         fed.chunks += 1
-        fed.tokens += result["tokens"]
-        fed.evicted_tokens += result["evicted_tokens"]
+        fed.tokens += result.tokens
+        fed.evicted_tokens += result.evicted_tokens
         fed.first_ns = chunk[0].stamp_ns if fed.first_ns is None else fed.first_ns
         fed.last_ns = chunk[-1].stamp_ns
         if on_chunk is not None:

@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from .questions import Question, QuestionSet
 from .records import answered, forgotten, is_time, merged_of, unanswered
 from .schedule import NANOSECONDS, Ask, Schedule
 from .settings import EngineSettings
+
+if TYPE_CHECKING:
+    from stream_vlm_ros.engine import InferenceEngine
 
 
 class Listener(Protocol):
@@ -47,7 +50,7 @@ class Stream:
     """One camera's memory, the frames that wait to be encoded, and the questions it is asked."""
 
     camera: str
-    engine: Any
+    engine: InferenceEngine
     schedule: Schedule
     pending: list[Frame] = field(default_factory=list)
     newest: np.ndarray | None = None
@@ -75,7 +78,7 @@ class Replay:
         self,
         settings: EngineSettings,
         questions: QuestionSet,
-        make_engine: Callable[[], Any],
+        make_engine: Callable[[], InferenceEngine],
         known: Callable[[str], dict[str, Any] | None] = lambda ask_id: None,
         listener: Listener | None = None,
         start: float = 0.0,
@@ -223,11 +226,11 @@ class Replay:
             "camera": stream.camera,
             "at": offset / NANOSECONDS,
             "frames": len(frames),
-            "tokens": appended["tokens"],
-            "evicted_tokens": appended["evicted_tokens"],
-            "cache_length": appended["cache_length"],
-            "memory_bytes": info["cache_memory_bytes"],
-            "times": {"latency": appended["latency"]},
+            "tokens": appended.tokens,
+            "evicted_tokens": appended.evicted_tokens,
+            "cache_length": appended.cache_length,
+            "memory_bytes": info.cache_memory_bytes,
+            "times": {"latency": appended.latency},
         }
         self.series.append(entry)
         self.listener.on_chunk(stream.camera, offset, frames, entry)
@@ -265,14 +268,14 @@ class Replay:
                 )
         except StreamVlmError as error:
             if isinstance(error, OutOfHorizonError) and question.about is not None:
-                spans = stream.engine.get_cache_info()["time_spans"]
+                spans = stream.engine.get_cache_info().time_spans
                 error = forgotten(question.about, spans, self.origin_ns or 0)
             return record | {
                 "status": "error",
                 "error": {"code": error.code, "message": str(error)},
             }
-        seen = metrics.get("time_spans", ())
-        return answered(record, question, answer, metrics, seen, self.origin_ns or 0)
+        seen = metrics.time_spans
+        return answered(record, question, answer, metrics.as_dict(), seen, self.origin_ns or 0)
 
     def _record(self, camera: str, ask: Ask) -> dict[str, Any]:
         return unanswered(ask, camera, self.newest_ns, self.origin_ns)
@@ -283,7 +286,7 @@ class Replay:
         self.listener.on_answer(record, None)
 
 
-def _memory(engine: Any) -> dict[str, Any]:
+def _memory(engine: InferenceEngine) -> dict[str, Any]:
     info = engine.get_cache_info()
     keys = (
         "cache_seq_length",
@@ -292,6 +295,6 @@ def _memory(engine: Any) -> dict[str, Any]:
         "sink_size",
         "window_size",
     )
-    memory = {key: info.get(key) for key in keys} | info.get("eviction_stats", {})
+    memory = {key: info[key] for key in keys} | info.eviction_stats.as_dict()
     kept = info.get("frame_memory", {})  # of the delayed batch engine
     return memory | {key: value for key, value in kept.items() if not is_time(key)}

@@ -13,7 +13,7 @@ from stream_vlm_ros.replay.feeding import Fed
 from stream_vlm_ros.sources import Source
 
 if TYPE_CHECKING:
-    from stream_vlm_ros.engine import VideoStreamingInference
+    from stream_vlm_ros.engine import InferenceEngine
 
 
 class WatchingBar:
@@ -49,7 +49,7 @@ class WatchingBar:
 class Dialogue:
     """Asks an engine and prints question, answer and times; with no console it prints nothing."""
 
-    def __init__(self, engine: VideoStreamingInference, out: Console | None) -> None:
+    def __init__(self, engine: InferenceEngine, out: Console | None) -> None:
         self._engine = engine
         self._out = out
         self._shown = ""  # of the answer that is being written
@@ -66,7 +66,7 @@ class Dialogue:
         if choices:
             answer, metrics = self._engine.ask_choice(question, choices, about=about)
             for index, text in enumerate(choices):
-                mark, score = "> "[index != metrics["choice_index"]], metrics["scores"][index]
+                mark, score = "> "[index != metrics.choice_index], metrics.scores[index]
                 self._print(Text(f"{mark} {printable(text)}  (log-probability {score:.2f})"))
         else:
             self._shown = ""
@@ -79,12 +79,16 @@ class Dialogue:
         length = "" if tokens is None else f", {plural(tokens, 'token')}"
         self._print(
             Text(
-                f"first token after {metrics['ttft']:.2f} s, answer after "
-                f"{metrics['latency']:.2f} s{length}\n",
+                f"first token after {metrics.ttft:.2f} s, answer after "
+                f"{metrics.latency:.2f} s{length}\n",
                 style="dim",
             )
         )
-        return {"question": question, "answer": answer, "choices": choices or [], **metrics}
+        return {
+            "question": question,
+            "answer": answer,
+            "choices": choices or [],
+        } | metrics.as_dict()
 
     @property
     def _live(self) -> bool:

@@ -1,20 +1,28 @@
 """Where timed frames come from: videos, rosbags, folders of images, cameras."""
 
-from stream_vlm_ros.errors import (
-    SourceError,
-    SourceNotFoundError,
-    SourceUnknownError,
-    SourceUnreadableError,
-)
+from __future__ import annotations
 
-from .bags import BagSource
-from .device import DeviceSource
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .frame import Frame, Source, SourceCounts, SourceState
-from .images import ImageFolderSource
 from .looping import loop
 from .opening import open_source, parse_size, register_scheme
 from .sampling import StampSampler
-from .video import VideoSource
+
+if TYPE_CHECKING:
+    from .bags import BagSource
+    from .device import DeviceSource
+    from .images import ImageFolderSource
+    from .video import VideoSource
+
+# Imported when first used: each brings libraries that take their time.
+_HOMES = {
+    "BagSource": "bags",
+    "DeviceSource": "device",
+    "ImageFolderSource": "images",
+    "VideoSource": "video",
+}
 
 __all__ = [
     "BagSource",
@@ -23,11 +31,7 @@ __all__ = [
     "ImageFolderSource",
     "Source",
     "SourceCounts",
-    "SourceError",
-    "SourceNotFoundError",
     "SourceState",
-    "SourceUnknownError",
-    "SourceUnreadableError",
     "StampSampler",
     "VideoSource",
     "loop",
@@ -35,3 +39,9 @@ __all__ = [
     "parse_size",
     "register_scheme",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

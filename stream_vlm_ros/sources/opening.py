@@ -10,12 +10,7 @@ from pathlib import Path
 
 from stream_vlm_ros.errors import InvalidParameterError, SourceNotFoundError, SourceUnknownError
 
-from .bag_files import is_bag
-from .bags import BagSource
-from .device import DeviceSource
 from .frame import Source
-from .images import SUFFIXES, ImageFolderSource
-from .video import VideoSource
 
 # "scheme:rest" -> the class of the source, by a function so that it is imported when asked for.
 _SCHEMES: dict[str, Callable[[], type[Source]]] = {}
@@ -48,6 +43,14 @@ def open_source(spec: str | os.PathLike[str], **options) -> Source:
     scheme, _, rest = text.partition(":")
     if scheme in _SCHEMES and not Path(text).exists():
         return _make(_SCHEMES[scheme](), rest, options)
+    # Imported when asked for: each kind brings libraries that take their time, or that a machine
+    # which only measures may lack.
+    from .bag_files import is_bag
+    from .bags import BagSource
+    from .device import DeviceSource
+    from .images import SUFFIXES, ImageFolderSource
+    from .video import VideoSource
+
     if re.fullmatch(r"/dev/video\d+", text):
         return _make(DeviceSource, text, options)
     if re.fullmatch(r"\d{1,2}", text) and not Path(text).exists():

@@ -127,7 +127,7 @@ def test_a_score_of_ones_own_decides_what_is_important(toys, model, processor):
     assert [number for number, _ in engine.cache_manager.ledger.kept_offsets()] == best
     levels = engine.get_cache_info()["levels"]
     assert levels["important"]["grids"] == 4 and levels["important"]["tokens"] == 24
-    assert levels["important"]["time_spans"] == [(n * 1.0, n * 1.0 + 0.5) for n in best]
+    assert levels["important"]["time_spans"] == tuple((n * 1.0, n * 1.0 + 0.5) for n in best)
     assert levels["important"]["frames"] == 8
 
 
@@ -155,7 +155,7 @@ def test_the_levels_add_up_to_the_stream(toys, model, processor):
     for level in ("sampled", "important"):
         assert room - 6 < info["levels"][level]["tokens"] <= room
     spans = info["time_spans"]
-    assert spans == sorted(spans) and spans[0][0] == 0.0 and spans[-1][1] == 119.5
+    assert list(spans) == sorted(spans) and spans[0][0] == 0.0 and spans[-1][1] == 119.5
 
 
 OPERATIONS = st.lists(

@@ -96,7 +96,7 @@ def test_the_memory_says_which_times_it_holds(toys, model, processor):
     # Sink: 57 tokens with the first chunk. Window: 43 tokens, the last three chunks of 12 and
     # seven tokens of the fourth last, of its second grid.
     info = engine.get_cache_info()
-    assert info["time_spans"] == [(0.0, 0.0), (60.0, 90.0)]
+    assert info["time_spans"] == ((0.0, 0.0), (60.0, 90.0))
     assert info["oldest_timestamp"] == 0.0 and info["newest_timestamp"] == 90.0
     assert info["grids_in_memory"] == 2 + 2 * 3 + 2  # a grid cut through counts
     assert engine.ask("What?", 2)[1]["time_spans"] == info["time_spans"]

@@ -20,7 +20,7 @@ from stream_vlm_ros.experiments.shapes import words_processor
 
 QWEN = Path(
     os.environ.get("STREAM_VLM_QWEN_PROCESSOR")
-    or Path(__file__).parents[3].parent / "shared/data/qwen2_5_vl"
+    or Path(__file__).parents[2].parent / "shared/data/qwen2_5_vl"
 )
 
 

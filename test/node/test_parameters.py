@@ -43,7 +43,7 @@ def test_every_row_says_what_it_means_and_its_default_is_allowed():
 
 def test_every_parameter_is_read_somewhere():
     package = Path(table.__file__).parents[1]
-    readers = [*package.joinpath("node").glob("*.py"), package / "memory" / "engines.py"]
+    readers = [*package.joinpath("node").glob("*.py"), package / "factory.py"]
     code = "".join(path.read_text() for path in readers if path.stem != "parameters")
     unread = [n for n in table.TABLE if not re.search(rf"(parameters|settings)\.{n}\b", code)]
     assert unread == []

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from fake_engine import SilentEngine, chunk_result
 
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.replay import chunks, feed
@@ -10,13 +11,13 @@ def frame(index, shape=(28, 28, 3)):
     return Frame(index * 500_000_000, np.full(shape, index, np.uint8), "test")
 
 
-class RecordingEngine:
+class RecordingEngine(SilentEngine):
     def __init__(self):
         self.calls = []
 
-    def append_video_chunk(self, frames, timestamps):
+    def append_video_chunk(self, frames, fps=None, timestamps=None):
         self.calls.append(([int(f[0, 0, 0]) for f in frames], timestamps))
-        return {"tokens": 10 * len(frames), "evicted_tokens": 1}
+        return chunk_result(10 * len(frames), evicted_tokens=1)
 
 
 def test_frames_arrive_in_order_with_their_stamps_and_none_is_lost():

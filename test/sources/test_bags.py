@@ -18,8 +18,8 @@ from rosbags.rosbag2 import StoragePlugin
 from rosbags.rosbag2 import Writer as Ros2Writer
 from rosbags.typesys import Stores, get_typestore
 
-from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
-from stream_vlm_ros.sources import BagSource, SourceUnreadableError, open_source
+from stream_vlm_ros.errors import InvalidParameterError, SourceUnreadableError, StreamVlmError
+from stream_vlm_ros.sources import BagSource, open_source
 
 SECOND = 1_000_000_000
 START = 1_700_000_000 * SECOND

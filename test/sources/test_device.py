@@ -2,7 +2,8 @@ import time
 
 import pytest
 
-from stream_vlm_ros.sources import DeviceSource, SourceUnreadableError
+from stream_vlm_ros.errors import SourceUnreadableError
+from stream_vlm_ros.sources import DeviceSource
 
 
 class DrawnDevice(DeviceSource):

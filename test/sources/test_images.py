@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stream_vlm_ros.errors import InvalidParameterError
-from stream_vlm_ros.sources import ImageFolderSource, SourceNotFoundError, SourceUnreadableError
+from stream_vlm_ros.errors import InvalidParameterError, SourceNotFoundError, SourceUnreadableError
+from stream_vlm_ros.sources import ImageFolderSource
 
 MS = 1_000_000
 

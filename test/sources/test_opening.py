@@ -1,15 +1,8 @@
 import pytest
 from PIL import Image
 
-from stream_vlm_ros.errors import InvalidParameterError
-from stream_vlm_ros.sources import (
-    ImageFolderSource,
-    SourceNotFoundError,
-    SourceUnknownError,
-    VideoSource,
-    open_source,
-    parse_size,
-)
+from stream_vlm_ros.errors import InvalidParameterError, SourceNotFoundError, SourceUnknownError
+from stream_vlm_ros.sources import ImageFolderSource, VideoSource, open_source, parse_size
 
 
 def test_the_kind_of_source_follows_from_what_is_given(video, tmp_path):

@@ -4,8 +4,8 @@ import av
 import numpy as np
 import pytest
 
-from stream_vlm_ros.errors import InvalidParameterError
-from stream_vlm_ros.sources import SourceNotFoundError, SourceUnreadableError, VideoSource
+from stream_vlm_ros.errors import InvalidParameterError, SourceNotFoundError, SourceUnreadableError
+from stream_vlm_ros.sources import VideoSource
 from stream_vlm_ros.sources.video import _Picture
 
 from .conftest import HEIGHT, WIDTH, grey_of, write_video

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from stream_vlm_ros.errors import InvalidParameterError
-from stream_vlm_ros.sources import SourceUnknownError, open_source
+from stream_vlm_ros.errors import InvalidParameterError, SourceUnknownError
+from stream_vlm_ros.sources import open_source
 from stream_vlm_ros.world.world import World
 
 

@@ -1,0 +1,145 @@
+"""`InferenceEngine`: what every engine can be asked for, whichever way it remembers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .decoding import Answer
+from .results import AnswerMetrics, CacheInfo, ChoiceMetrics, ChunkResult, WarmUp
+
+
+class InferenceEngine(ABC):
+    """Frames in, questions answered. Not thread-safe: one thread owns an engine.
+
+    Attributes:
+        min_pixels: height x width to which smaller pictures are enlarged.
+        memory_plan: what the memory takes and what is free, in one line; may be empty.
+        keeps_source_time: what is remembered outlives this process, so that stamps must be given
+            in a time that does, too.
+    """
+
+    min_pixels: int
+    memory_plan: str = ""
+    keeps_source_time: bool = False
+
+    @abstractmethod
+    def append_video_chunk(
+        self,
+        frames: Sequence[Any],
+        fps: float | None = None,
+        timestamps: Sequence[float] | None = None,
+    ) -> ChunkResult:
+        """Remember frames: all of them, or none where it raises.
+
+        May be called while an answer is being written; raises StreamBusyError, having done
+        nothing, where that would disturb it.
+        """
+
+    def append_frame(self, image: Any, timestamp: float | None = None) -> ChunkResult:
+        """Remember one still; see `append_video_chunk`.
+
+        Without a time stamp it is taken one second after the newest frame.
+        """
+        if timestamp is None:
+            return self.append_video_chunk([image], fps=1.0)
+        return self.append_video_chunk([image], timestamps=[timestamp])
+
+    @abstractmethod
+    def ask_stream(
+        self,
+        question: str,
+        max_new_tokens: int = 128,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        update_state: bool = False,
+        *,
+        top_p: float = 1.0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int | None = None,
+        about: tuple[float, float] | None = None,
+        cancel: Callable[[], bool] | None = None,
+    ) -> Answer:
+        """Answer a question about what was seen, as an iterator over pieces of text.
+
+        Args:
+            max_new_tokens ... seed: see `DecodingOptions`.
+            update_state: keep question and answer in the stream; otherwise they leave no trace.
+            about: the source's time that the question is about, from and to, in seconds; refused
+                if nothing of it is remembered, instead of guessed.
+            cancel: asked before each token; True ends the answer there.
+
+        Raises:
+            EmptyMemoryError: nothing was seen yet.
+            OutOfHorizonError: ``about`` lies outside what is remembered.
+            InvalidQuestionError, InvalidParameterError, BudgetExceededError: see the message.
+            CapTooSmallError, StreamBusyError: ``update_state`` only; the exchange was not kept.
+        """
+
+    def ask(
+        self,
+        question: str,
+        max_new_tokens: int = 128,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        update_state: bool = False,
+        *,
+        on_token: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> tuple[str, AnswerMetrics]:
+        """Answer a question about what was seen: the answer, and what it cost and rests on.
+
+        Args:
+            question ... update_state: and ``options``: as for `ask_stream`.
+            on_token: called with the text so far whenever it has grown.
+
+        Raises:
+            What `ask_stream` raises.
+        """
+        answer = self.ask_stream(
+            question, max_new_tokens, do_sample, temperature, update_state, **options
+        )
+        return answer.complete(on_token)
+
+    @abstractmethod
+    def ask_choice(
+        self,
+        question: str,
+        choices: Sequence[str],
+        *,
+        about: tuple[float, float] | None = None,
+    ) -> tuple[str, ChoiceMetrics]:
+        """The likeliest of the given answers; leaves no trace.
+
+        A choice's score is the log-probability that the model, asked the question, answers just
+        that: its tokens and then the end of the turn.
+
+        Raises:
+            EmptyMemoryError, OutOfHorizonError, InvalidQuestionError, InvalidChoicesError: see the
+                message.
+        """
+
+    @abstractmethod
+    def get_cache_info(self) -> CacheInfo:
+        """The memory as it stands."""
+
+    @abstractmethod
+    def limit_pixels(self, max_pixels: int | None) -> None:
+        """Reduce larger pictures to this many pixels from the next chunk on.
+
+        Or to the checkpoint's own bound where that is less; None: to that. What is in memory
+        stays as it is. Raises InvalidParameterError below ``min_pixels``.
+        """
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget everything. An answer being written ends as cancelled."""
+
+    def warm_up(self) -> WarmUp:
+        """Make ready what the first question would wait for; only a GPU needs it."""
+        return WarmUp(path="eager", reason="", seconds=0.0, bytes=0)
+
+    def close(self) -> None:  # noqa: B027 (most engines have opened nothing)
+        """Give back what was opened; what is kept in files stays there."""

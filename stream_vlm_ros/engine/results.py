@@ -1,0 +1,259 @@
+"""What the engines return: typed, frozen, and answering ``[...]`` with the reference's keys.
+
+A script of the reference reads ``metrics["total_latency"]``; code of ours reads
+``metrics.latency``. Both are one value here, and a name that is not there is a `KeyError` or an
+`AttributeError`, never a plausible default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+_GIB, _MIB = 1024**3, 1024**2
+
+TimeSpans = tuple[tuple[float, float], ...]
+
+
+class Record(Mapping[str, Any]):
+    """A frozen dataclass that is a mapping of its fields, too.
+
+    Attributes:
+        derived: names of properties that belong to the mapping, besides the fields.
+        aliases: further keys of ``[...]``, the reference's, and the names they stand for. They are
+            not part of the mapping's iteration, so nothing is written twice.
+    """
+
+    derived: ClassVar[tuple[str, ...]] = ()
+    aliases: ClassVar[Mapping[str, str]] = {}
+
+    def __getitem__(self, key: str) -> Any:
+        name = self.aliases.get(key, key)
+        if name not in self._names():
+            raise KeyError(f"{type(self).__name__} has no {key!r}; it has {', '.join(self)}")
+        return getattr(self, name)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.aliases or key in self._names()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
+
+    def __len__(self) -> int:
+        return len(self._names())
+
+    @classmethod
+    def _names(cls) -> list[str]:
+        return [field.name for field in dataclasses.fields(cls)] + list(cls.derived)  # type: ignore[arg-type]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain dictionaries and lists all the way down, for JSON."""
+        return {name: _plain(value) for name, value in self.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.as_dict()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value
+
+
+# eq=False: a mapping's own equality, so that a result equals a dictionary of the same items.
+_record = dataclass(frozen=True, eq=False, kw_only=True)
+
+
+@_record
+class ChunkResult(Record):
+    """What came of a chunk. Latencies in seconds.
+
+    Attributes:
+        tokens: appended to the stream.
+        evicted_tokens: forgotten for them.
+        cache_length: tokens in the stream after it.
+        latency: of the whole call; ``encode_latency`` of the vision tower and what comes before it.
+        grid: temporal grids, rows and columns of tokens.
+    """
+
+    tokens: int
+    evicted_tokens: int
+    cache_length: int
+    latency: float
+    encode_latency: float
+    grid: tuple[int, int, int]
+
+
+@_record
+class Evidence(Record):
+    """What an answer rests on.
+
+    Attributes:
+        cache_length: tokens of the stream that it was read from.
+        time_spans: the unbroken stretches of time in memory, oldest first: the source's stamps of
+            their first and last frame, in seconds.
+    """
+
+    derived: ClassVar[tuple[str, ...]] = ("oldest_timestamp", "newest_timestamp")
+
+    cache_length: int
+    time_spans: TimeSpans
+
+    @property
+    def oldest_timestamp(self) -> float | None:
+        return self.time_spans[0][0] if self.time_spans else None
+
+    @property
+    def newest_timestamp(self) -> float | None:
+        return self.time_spans[-1][1] if self.time_spans else None
+
+
+@_record
+class QuestionMetrics(Evidence):
+    """What every question costs. Times in seconds.
+
+    Attributes:
+        ttft: from the call to the first token.
+        latency: from the call to the whole answer.
+        prompt_tokens: of the question, with the chat template's words around it.
+    """
+
+    aliases: ClassVar[Mapping[str, str]] = {"total_latency": "latency"}
+
+    ttft: float
+    latency: float
+    prompt_tokens: int
+
+
+@_record
+class AnswerMetrics(QuestionMetrics):
+    """Of an answer that was written.
+
+    Attributes:
+        answer_tokens: that were decoded.
+        finish_reason: ``stop``, ``length`` or ``cancelled``.
+    """
+
+    aliases: ClassVar[Mapping[str, str]] = {
+        **QuestionMetrics.aliases,
+        "output_tokens": "answer_tokens",
+    }
+
+    answer_tokens: int
+    finish_reason: str
+
+
+@_record
+class ChoiceMetrics(QuestionMetrics):
+    """Of a choice between given answers.
+
+    Attributes:
+        choice_index: which one, from 0.
+        scores: log-probability of each as the whole answer.
+    """
+
+    choice_index: int
+    scores: tuple[float, ...]
+
+
+@_record
+class LevelInfo(Record):
+    """What one level of the memory holds: its tokens, temporal grids and frames.
+
+    ``time_spans`` are the stamps of the oldest and newest frame of each unbroken stretch.
+    """
+
+    tokens: int
+    grids: int
+    frames: int
+    time_spans: TimeSpans
+
+
+@_record
+class EvictionStats(Record):
+    """What was forgotten since the start or the last reset."""
+
+    total_evictions: int
+    total_tokens_evicted: int
+
+
+@_record
+class CacheInfo(Record):
+    """The memory as it stands: lengths in tokens, sizes in bytes, times in seconds.
+
+    Attributes:
+        cache_seq_length: tokens in the stream, at most ``max_cache_tokens`` (None: no bound), but
+            for up to ``fork_slack_tokens`` while an answer is being written.
+        cache_memory_bytes: of their keys and values; ``reserved_memory_bytes``: taken for them.
+        sink_size, window_size, sampled_size, important_size: how much each level may hold (None
+            before the first chunk decides); ``shares_reason``: why.
+        avg_chunk_tokens: running mean over the chunks after the first.
+        chunks, frames, exchanges: appended since the start or the last reset.
+        grids_in_memory: temporal grids that are held.
+        levels: what of them ``sink``, ``sampled``, ``important`` and ``window`` hold.
+        time_spans: the unbroken stretches of time in memory.
+        oldest_timestamp, newest_timestamp: the source's, None before any frame.
+    """
+
+    derived: ClassVar[tuple[str, ...]] = (
+        "cache_memory_gb",
+        "cache_memory_mb",
+        "oldest_timestamp",
+        "newest_timestamp",
+    )
+
+    cache_seq_length: int
+    cache_memory_bytes: int
+    reserved_memory_bytes: int
+    max_cache_tokens: int | None
+    fork_slack_tokens: int
+    sink_size: int | None
+    window_size: int | None
+    sampled_size: int | None
+    important_size: int | None
+    shares_reason: str
+    avg_chunk_tokens: float
+    chunks: int
+    frames: int
+    exchanges: int
+    grids_in_memory: int
+    levels: Mapping[str, LevelInfo]
+    time_spans: TimeSpans
+    eviction_stats: EvictionStats
+
+    @property
+    def cache_memory_gb(self) -> float:
+        """In GiB, as the reference has it."""
+        return self.cache_memory_bytes / _GIB
+
+    @property
+    def cache_memory_mb(self) -> float:
+        """In MiB, as the reference has it."""
+        return self.cache_memory_bytes / _MIB
+
+    @property
+    def oldest_timestamp(self) -> float | None:
+        return self.time_spans[0][0] if self.time_spans else None
+
+    @property
+    def newest_timestamp(self) -> float | None:
+        return self.time_spans[-1][1] if self.time_spans else None
+
+
+@_record
+class WarmUp(Record):
+    """What was made ready before the first question.
+
+    Attributes:
+        path: how questions run: ``eager``, ``static`` or ``graph``.
+        reason: why not as asked for; empty if so.
+        seconds, bytes: of the device that it took.
+    """
+
+    path: str
+    reason: str
+    seconds: float
+    bytes: int

@@ -1,0 +1,55 @@
+"""What the engines return: attributes for us, the reference's keys for its scripts."""
+
+import dataclasses
+import json
+
+import pytest
+from fake_engine import answer_metrics, cache_info
+
+from stream_vlm_ros.engine import VideoStreamingInference
+
+
+def test_a_result_is_read_by_attribute_and_by_key():
+    metrics = answer_metrics(answer_tokens=3, time_spans=[(1.0, 2.5), (4.0, 9.0)])
+    assert metrics.ttft == metrics["ttft"] == 0.25
+    assert metrics["total_latency"] == metrics["latency"] == metrics.latency == 0.5
+    assert metrics["output_tokens"] == metrics.answer_tokens == 3
+    assert (metrics["oldest_timestamp"], metrics.newest_timestamp) == (1.0, 9.0)
+
+
+def test_a_name_that_is_not_there_is_an_error_and_no_plausible_value():
+    metrics = answer_metrics()
+    with pytest.raises(KeyError, match="has no 'tfft'; it has cache_length"):
+        metrics["tfft"]
+    with pytest.raises(AttributeError):
+        metrics.tfft  # noqa: B018 (asked for on purpose)
+
+
+def test_the_references_keys_are_no_second_copy_of_a_value():
+    metrics = answer_metrics()
+    assert "total_latency" in metrics and "total_latency" not in list(metrics)
+    assert {**metrics} == dict(metrics.items())
+
+
+def test_a_result_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        answer_metrics().latency = 0.0
+
+
+def test_a_result_is_json_all_the_way_down(toys, model, processor):
+    engine = VideoStreamingInference(model, processor)
+    engine.append_video_chunk(toys.frames(4), fps=2)
+    info = engine.get_cache_info()
+    told = json.loads(json.dumps(info.as_dict()))
+    assert [level["frames"] for level in told["levels"].values()] == [4]
+    assert told["time_spans"] == [[0.0, 1.5]]
+    assert told["eviction_stats"] == {"total_evictions": 0, "total_tokens_evicted": 0}
+
+
+def test_the_memory_is_told_in_the_references_units():
+    info = cache_info(length=3 * 2**20)  # a hundred bytes a token
+    assert info["cache_memory_mb"] == 300 and info["cache_memory_gb"] == 300 / 1024
+
+
+def test_an_empty_memory_has_neither_oldest_nor_newest_time():
+    assert cache_info().oldest_timestamp is None and cache_info()["newest_timestamp"] is None

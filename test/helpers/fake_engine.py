@@ -1,0 +1,177 @@
+"""Stand-ins for the engine. They implement the abstract one, so they cannot drift from it."""
+
+import threading
+
+from patience import PATIENCE
+
+from stream_vlm_ros.engine.abstract import InferenceEngine
+from stream_vlm_ros.engine.decoding import Answer
+from stream_vlm_ros.engine.results import (
+    AnswerMetrics,
+    CacheInfo,
+    ChoiceMetrics,
+    ChunkResult,
+    EvictionStats,
+    LevelInfo,
+)
+from stream_vlm_ros.errors import EmptyMemoryError, InvalidTimestampError
+
+TOKENS_PER_FRAME = 10
+
+
+def chunk_result(tokens, evicted_tokens=0, cache_length=0):
+    return ChunkResult(
+        tokens=tokens,
+        evicted_tokens=evicted_tokens,
+        cache_length=cache_length,
+        latency=0.0,
+        encode_latency=0.0,
+        grid=(0, 0, 0),
+    )
+
+
+def answer_metrics(answer_tokens=1, finish_reason="length", time_spans=()):
+    return AnswerMetrics(
+        ttft=0.25,
+        latency=0.5,
+        prompt_tokens=7,
+        cache_length=0,
+        time_spans=tuple(time_spans),
+        answer_tokens=answer_tokens,
+        finish_reason=finish_reason,
+    )
+
+
+def choice_metrics(choices, time_spans=()):
+    return ChoiceMetrics(
+        ttft=0.25,
+        latency=0.5,
+        prompt_tokens=7,
+        cache_length=0,
+        time_spans=tuple(time_spans),
+        choice_index=0,
+        scores=(-1.0,) * len(choices),
+    )
+
+
+def cache_info(length=0, cap=0, chunks=0, frames=0, time_spans=(), levels=None, evicted=(0, 0)):
+    return CacheInfo(
+        cache_seq_length=length,
+        cache_memory_bytes=length * 100,
+        reserved_memory_bytes=cap * 100,
+        max_cache_tokens=cap,
+        fork_slack_tokens=0,
+        sink_size=0,
+        window_size=cap,
+        sampled_size=0,
+        important_size=0,
+        shares_reason="",
+        avg_chunk_tokens=0.0,
+        chunks=chunks,
+        frames=frames,
+        exchanges=0,
+        grids_in_memory=0,
+        levels=levels or {},
+        time_spans=tuple(time_spans),
+        eviction_stats=EvictionStats(total_evictions=evicted[0], total_tokens_evicted=evicted[1]),
+    )
+
+
+class SilentEngine(InferenceEngine):
+    """Takes everything and does nothing with it."""
+
+    min_pixels = 784
+
+    def append_video_chunk(self, frames, fps=None, timestamps=None):
+        return chunk_result(0)
+
+    def ask_stream(self, question, max_new_tokens=128, *arguments, **options):
+        def write():
+            yield from "xyz"
+            return answer_metrics(3)
+
+        return Answer(write(), lambda: None)
+
+    def ask_choice(self, question, choices, *, about=None):
+        return choices[0], choice_metrics(choices)
+
+    def get_cache_info(self):
+        return cache_info()
+
+    def limit_pixels(self, max_pixels):
+        pass
+
+    def reset(self):
+        pass
+
+
+class FakeEngine(SilentEngine):
+    """The engine's public face over a list of times; each frame is ten tokens."""
+
+    def __init__(self, cap=100):
+        self.cap = cap
+        self.gate = threading.Event()  # closed by a test to make the engine slow
+        self.gate.set()
+        self.busy = threading.Event()
+        self.fail_next = None
+        self.calls = []
+        self.reset()
+
+    def _enter(self, call):
+        self.calls.append(call)
+        self.busy.set()
+        assert self.gate.wait(PATIENCE)
+        self.busy.clear()
+        if self.fail_next is not None:
+            fault, self.fail_next = self.fail_next, None
+            raise fault
+
+    def limit_pixels(self, max_pixels):
+        self.calls.append(("limit_pixels", max_pixels))
+
+    def append_video_chunk(self, frames, fps=None, timestamps=None):
+        self._enter(("append", len(frames)))
+        if self.times and timestamps[0] < self.times[-1]:
+            raise InvalidTimestampError("time runs backwards")
+        self.times += timestamps
+        self.frames += len(frames)
+        self.chunks += 1
+        while len(self.times) * TOKENS_PER_FRAME > self.cap:
+            self.times.pop(0)
+            self.evicted += 1
+        return chunk_result(len(frames) * TOKENS_PER_FRAME)
+
+    def ask_stream(self, question, max_new_tokens=128, cancel=None, **options):
+        self._enter(("ask", question, max_new_tokens, options))
+        if not self.times:
+            raise EmptyMemoryError("nothing was seen yet")
+
+        def write():
+            for count in range(max_new_tokens):
+                if cancel():
+                    return answer_metrics(count, "cancelled")
+                yield "x"
+            return answer_metrics(max_new_tokens)
+
+        return Answer(write(), lambda: None)
+
+    def ask_choice(self, question, choices, *, about=None):
+        self._enter(("ask_choice", question, choices))
+        return choices[0], choice_metrics(choices)
+
+    def get_cache_info(self):
+        length = len(self.times) * TOKENS_PER_FRAME
+        spans = ((self.times[0], self.times[-1]),) if self.times else ()
+        window = LevelInfo(tokens=length, grids=0, frames=len(self.times), time_spans=spans)
+        return cache_info(
+            length,
+            self.cap,
+            self.chunks,
+            self.frames,
+            spans,
+            {"window": window},
+            (self.evicted, self.evicted * TOKENS_PER_FRAME),
+        )
+
+    def reset(self):
+        self.times, self.frames, self.chunks, self.evicted = [], 0, 0, 0
