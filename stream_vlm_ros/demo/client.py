@@ -18,7 +18,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import Header
-from stream_vlm.msg import CacheStatus
+from stream_vlm.msg import Answer, CacheStatus
 from stream_vlm.srv import Query
 
 from stream_vlm_ros.demo.report import Exchange, Frames, Memory, Report
@@ -135,28 +135,27 @@ class DemoClient(Node):
                 self.options["patience"],
                 lambda: f"no answer to {question.text!r}",
             )
-        self.report.add(self._exchange(question, future.result(), elapsed))
+        self.report.add(self._exchange(question, future.result().answer, elapsed))
 
-    def _exchange(self, question: Question, reply: Query.Response, elapsed: float) -> Exchange:
+    def _exchange(self, question: Question, reply: Answer, elapsed: float) -> Exchange:
         now = self.get_clock().now().nanoseconds / 1e9
         newest = seconds(reply.newest_stamp)
         error, verdict = "", Verdict()
-        if reply.error_code != Query.Response.NONE:
+        if reply.error_code != Answer.NONE:
             error = f"{reply.error_message} (code {reply.error_code})"
         else:
             origin = newest - elapsed if self.origin is None else self.origin
-            verdict = self.examiner.judge(question, reply.answer, newest - origin)
+            verdict = self.examiner.judge(question, reply.text, newest - origin)
         return Exchange(
             at=self._source_time(elapsed),
             question=question.text,
             choices=question.choices,
-            answer=reply.answer,
+            answer=reply.text,
             error=error,
             ttft=seconds(reply.ttft),
             latency=seconds(reply.latency),
             seen_ago=tuple(
-                (now - seconds(begin), now - seconds(end))
-                for begin, end in zip(reply.seen_from, reply.seen_to, strict=True)
+                (now - seconds(span.start), now - seconds(span.end)) for span in reply.seen
             ),
             memory=memory_of(reply.cache_status),
             right=verdict.right,

@@ -345,6 +345,7 @@ class VideoStreamingInference(InferenceEngine):
             time_spans=manager.time_spans(),
             choice_index=best,
             scores=tuple(scores),
+            choice_tokens=tuple(len(text) + 1 for text in texts),  # with the end of the turn
         )
 
     # -- looking at the memory ---------------------------------------------------------------

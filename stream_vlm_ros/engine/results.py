@@ -153,10 +153,12 @@ class ChoiceMetrics(QuestionMetrics):
     Attributes:
         choice_index: which one, from 0.
         scores: log-probability of each as the whole answer.
+        choice_tokens: tokens of each that its score is the sum of, with the end of the turn.
     """
 
     choice_index: int
     scores: tuple[float, ...]
+    choice_tokens: tuple[int, ...]
 
 
 @_record

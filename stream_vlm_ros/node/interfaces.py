@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 from builtin_interfaces.msg import Duration, Time
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
-from stream_vlm.msg import Answer, CacheStatus, MemoryLevel
+from stream_vlm.msg import Answer, CacheStatus, MemoryLevel, TimeSpan
 
 from stream_vlm_ros.errors import InvalidChoicesError, InvalidParameterError
 from stream_vlm_ros.node.health import Health
@@ -14,7 +14,8 @@ from stream_vlm_ros.node.parameters import Parameters
 from stream_vlm_ros.node.sampling import SECOND
 from stream_vlm_ros.node.worker import MemoryState, Outcome, Question
 
-Result = TypeVar("Result")  # Answer, Query.Response or Ask.Result: they share their fields
+# What is told of a question again: longer ones are refused, but told all the same.
+MAX_QUESTION, MAX_CHOICES = 10_000, 1000
 
 
 def from_time(stamp: Any) -> int:
@@ -29,10 +30,9 @@ def to_time(stamp: int | None) -> Time:
     return Time(sec=seconds, nanosec=nanoseconds)
 
 
-def to_spans(memory: MemoryState) -> tuple[list[Time], list[Time]]:
-    """Beginnings and ends of the unbroken stretches of time in memory."""
-    starts, ends = zip(*memory.spans_ns, strict=True) if memory.spans_ns else ((), ())
-    return [to_time(start) for start in starts], [to_time(end) for end in ends]
+def to_spans(memory: MemoryState) -> list[TimeSpan]:
+    """The unbroken stretches of time in memory."""
+    return [TimeSpan(start=to_time(start), end=to_time(end)) for start, end in memory.spans_ns]
 
 
 def to_duration(seconds: float) -> Duration:
@@ -72,37 +72,39 @@ def to_question(request: Any, parameters: Parameters) -> Question:
     )
 
 
-def fill_result(result: Result, outcome: Outcome, status: CacheStatus) -> Result:
-    """Write an outcome into one of the three messages that carry it."""
-    out: Any = result
-    out.answer = outcome.answer
-    out.choice_index = outcome.choice_index
-    out.choice_scores = list(outcome.choice_scores)
-    if outcome.error is not None:
-        out.error_code = getattr(Answer, outcome.error.code, Answer.INTERNAL)
-        out.error_message = str(outcome.error)
-    if outcome.memory.header is not None:
-        out.header = outcome.memory.header
-    out.oldest_stamp = to_time(outcome.memory.oldest_ns)
-    out.newest_stamp = to_time(outcome.memory.newest_ns)
-    out.seen_from, out.seen_to = to_spans(outcome.memory)
-    out.waiting = to_duration(outcome.waiting)
-    out.ttft = to_duration(outcome.ttft)
-    out.latency = to_duration(outcome.latency)
-    out.prompt_tokens = outcome.prompt_tokens
-    out.answer_tokens = outcome.answer_tokens
-    out.finish_reason = outcome.finish_reason
-    out.cache_status = status
-    return result
+def to_answer(outcome: Outcome, status: CacheStatus) -> Answer:
+    """What came of a question -> message; ``status`` is that of the memory right after it."""
+    question, memory, error = outcome.question, outcome.memory, outcome.error
+    answer = Answer(
+        question=question.text[:MAX_QUESTION],
+        choices=list(question.choices[:MAX_CHOICES]),
+        text=outcome.answer,
+        choice_index=outcome.choice_index,
+        choice_scores=list(outcome.choice_scores),
+        choice_tokens=list(outcome.choice_tokens),
+        oldest_stamp=to_time(memory.oldest_ns),
+        newest_stamp=to_time(memory.newest_ns),
+        seen=to_spans(memory),
+        waiting=to_duration(outcome.waiting),
+        ttft=to_duration(outcome.ttft),
+        latency=to_duration(outcome.latency),
+        prompt_tokens=outcome.prompt_tokens,
+        answer_tokens=outcome.answer_tokens,
+        finish_reason=outcome.finish_reason,
+        cache_status=status,
+    )
+    if error is not None:
+        answer.error_code = getattr(Answer, error.code, Answer.INTERNAL)
+        answer.error_message = str(error)
+    if memory.header is not None:
+        answer.header = memory.header
+    return answer
 
 
-def fill_fault(result: Result, fault: Exception) -> Result:
-    """Write a fault of this package into one of the three messages, where there is no outcome."""
-    out: Any = result
-    out.choice_index = -1
-    out.error_code = Answer.INTERNAL
-    out.error_message = f"the node failed inside: {fault!r}; see its log"
-    return result
+def to_fault(fault: Exception) -> Answer:
+    """A fault of this package -> message, where nothing came of a question."""
+    message = f"internal error: {fault!r}; see the node's log"
+    return Answer(error_code=Answer.INTERNAL, error_message=message)
 
 
 def to_cache_status(memory: MemoryState, state: str, counts: dict[str, int]) -> CacheStatus:
@@ -124,9 +126,9 @@ def to_cache_status(memory: MemoryState, state: str, counts: dict[str, int]) -> 
             MemoryLevel(name=level.name, frames=level.frames, tokens=level.tokens)
             for level in memory.levels
         ],
+        spans=to_spans(memory),
         **counts,
     )
-    status.span_from, status.span_to = to_spans(memory)
     if memory.header is not None:
         status.header = memory.header
     return status

@@ -396,10 +396,11 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
     async def _on_query(self, request: Any, response: Any) -> Any:
         try:
             outcome = await self._answered(self._ask(request))
-            return interfaces.fill_result(response, outcome, self._cache_status())
+            response.answer = interfaces.to_answer(outcome, self._cache_status())
         except Exception as fault:
             self.report_fault("~/query", fault)
-            return interfaces.fill_fault(Query.Response(), fault)
+            response.answer = interfaces.to_fault(fault)
+        return response
 
     async def _on_ask(self, goal_handle: Any) -> Any:
         try:
@@ -408,7 +409,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
             self.report_fault("~/ask", fault)
             if goal_handle.is_active:
                 goal_handle.abort()
-            return interfaces.fill_fault(Ask.Result(), fault)
+            return Ask.Result(answer=interfaces.to_fault(fault))
 
     async def _pursue(self, goal_handle: Any) -> Any:
         """The result of a goal."""
@@ -430,7 +431,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
             outcome = await self._answered(ticket)
         finally:
             del self._tickets[goal]
-        result = interfaces.fill_result(Ask.Result(), outcome, self._cache_status())
+        result = Ask.Result(answer=interfaces.to_answer(outcome, self._cache_status()))
         if goal_handle.is_cancel_requested:
             goal_handle.canceled()
         elif outcome.error is not None:
@@ -495,10 +496,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
             self.get_logger().warning(
                 f"a question got no answer: {outcome.error.code}: {outcome.error}"
             )
-        answer = Answer(
-            question=outcome.question.text[:10_000], choices=list(outcome.question.choices[:1000])
-        )
-        self._publish(self._answers, interfaces.fill_result(answer, outcome, self._cache_status()))
+        self._publish(self._answers, interfaces.to_answer(outcome, self._cache_status()))
 
     async def _on_reset(self, request: Any, response: Any) -> Any:
         if self._worker is None or self._intake is None:
@@ -512,7 +510,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
             return response
         except Exception as fault:
             self.report_fault("~/reset", fault)
-            response.message = f"the node failed inside: {fault!r}; see its log"
+            response.message = f"internal error: {fault!r}; see the node's log"
             return response
         response.success = True
         response.message = "the memory is empty"

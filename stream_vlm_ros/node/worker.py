@@ -109,6 +109,7 @@ class Outcome:
     answer: str = ""
     choice_index: int = -1
     choice_scores: tuple[float, ...] = ()
+    choice_tokens: tuple[int, ...] = ()
     error: StreamVlmError | None = None
     waiting: float = 0.0
     ttft: float = 0.0
@@ -451,7 +452,7 @@ class EngineWorker:
             outcome = self._failed(ticket, fault, started)
         except Exception as fault:
             self._report(fault)
-            words = StreamVlmError(f"the answer failed inside: {fault!r}; see the node's log")
+            words = StreamVlmError(f"internal error: {fault!r}; see the node's log")
             outcome = self._failed(ticket, words, started)
         ticket.future.set_result(outcome)
 
@@ -545,6 +546,7 @@ class EngineWorker:
                 told,
                 choice_index=chosen.choice_index,
                 choice_scores=chosen.scores,
+                choice_tokens=chosen.choice_tokens,
                 finish_reason="choice",
             )
         written = cast("AnswerMetrics", metrics)

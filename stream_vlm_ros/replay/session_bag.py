@@ -40,7 +40,7 @@ class SessionBag(Silence):
         folder.parent.mkdir(parents=True, exist_ok=True)
         self._quality = quality
         self._store = get_typestore(Stores.ROS2_JAZZY)
-        for name in ("MemoryLevel", "CacheStatus", "Answer"):
+        for name in ("TimeSpan", "MemoryLevel", "CacheStatus", "Evidence", "Answer"):
             text = (_DEFINITIONS / f"{name}.txt").read_text(encoding="utf-8")
             self._store.register(get_types_from_msg(text, f"stream_vlm/msg/{name}"))
         self._writer = Writer(folder, version=9, storage_plugin=StoragePlugin.MCAP)
@@ -107,16 +107,17 @@ class SessionBag(Silence):
             "stream_vlm/msg/Answer",
             question=record["question"],
             choices=record["choices"],
-            answer=record["answer"] or "",
+            text=record["answer"] or "",
             choice_index=metrics.get("choice_index", -1),
             choice_scores=np.array(metrics.get("scores", []), np.float32),
+            choice_tokens=np.array(metrics.get("choice_tokens", []), np.uint32),
             error_code=1 if error else 0,
             error_message=f"{error['code']}: {error['message']}" if error else "",
             header=self._header(seen[-1][1] if seen else 0, record["camera"]),
             oldest_stamp=self._time(seen[0][0]) if seen else zero,
             newest_stamp=self._time(seen[-1][1]) if seen else zero,
-            seen_from=[self._time(begin) for begin, _ in seen],
-            seen_to=[self._time(end) for _, end in seen],
+            source=record["camera"],
+            seen=[self._span(*stretch) for stretch in seen],
             waiting=self._duration(0.0),
             ttft=self._duration(times.get("ttft", 0.0)),
             latency=self._duration(times.get("latency", 0.0)),
@@ -192,6 +193,11 @@ class SessionBag(Silence):
     def _time(self, stamp_ns: int) -> Any:
         return self._make(
             "builtin_interfaces/msg/Time", sec=stamp_ns // _NS, nanosec=stamp_ns % _NS
+        )
+
+    def _span(self, start_ns: int, end_ns: int) -> Any:
+        return self._make(
+            "stream_vlm/msg/TimeSpan", start=self._time(start_ns), end=self._time(end_ns)
         )
 
     def _duration(self, seconds: float) -> Any:

@@ -51,6 +51,7 @@ def choice_metrics(choices, time_spans=()):
         time_spans=tuple(time_spans),
         choice_index=0,
         scores=(-1.0,) * len(choices),
+        choice_tokens=(2,) * len(choices),
     )
 
 

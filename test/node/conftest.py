@@ -302,9 +302,9 @@ class Goal:
         self._graph.wait(lambda: any(f.text for f in self.feedback), what="text of an answer")
 
     def result(self):
-        """Its status and its result."""
+        """Its status and its answer."""
         reply = self._graph.result(self._pending)
-        return reply.status, reply.result
+        return reply.status, reply.result.answer
 
     def cancel(self):
         self._graph.result(self._graph.do(self._handle.cancel_goal_async))
@@ -451,9 +451,8 @@ class StreamVlmClient:
         from stream_vlm.srv import Query
 
         fields = {"max_new_tokens": 4, **fields}
-        return self.graph.call(
-            Query, f"{self.name}/query", Query.Request(question=question, **fields)
-        )
+        request = Query.Request(question=question, **fields)
+        return self.graph.call(Query, f"{self.name}/query", request).answer
 
     def send_goal(self, question="What do you see?", **fields):
         from rclpy.action import ActionClient

@@ -50,7 +50,7 @@ def assert_lives(here):
     here.client.send(here.client.image())
     here.client.wait_status(lambda s: s.frames_ingested == ingested + 1)
     reply = here.client.ask()
-    assert (reply.error_code, reply.answer) == (reply.NONE, "xxxx")
+    assert (reply.error_code, reply.text) == (reply.NONE, "xxxx")
 
 
 @pytest.mark.ros
@@ -64,7 +64,7 @@ def test_a_goal_that_fails_is_forgotten_like_any_other(here, monkeypatch):
 
 
 @pytest.mark.ros
-@pytest.mark.parametrize("step", ["to_question", "fill_result"])
+@pytest.mark.parametrize("step", ["to_question", "to_answer"])
 def test_a_fault_while_asking_is_replied_as_internal_by_both_doors(here, monkeypatch, step):
     from stream_vlm_ros.node import interfaces
 
@@ -73,7 +73,7 @@ def test_a_fault_while_asking_is_replied_as_internal_by_both_doors(here, monkeyp
         broken.setattr(interfaces, step, fail)
         for _ in range(20):
             reply = here.client.ask()
-            assert reply.error_code == reply.INTERNAL and reply.answer == ""
+            assert reply.error_code == reply.INTERNAL and reply.text == ""
             assert "boom" in reply.error_message
         status, result = here.client.send_goal().result()
         assert status == 6 and result.error_code == result.INTERNAL  # ABORTED

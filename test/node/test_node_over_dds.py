@@ -82,7 +82,7 @@ def test_an_answer_rests_on_the_frames_of_the_source_and_says_so(client):
     assert reply.header.stamp == stamps[-1]
     assert reply.header.frame_id == "camera_optical_frame"
     assert (reply.oldest_stamp, reply.newest_stamp) == (stamps[0], stamps[-1])
-    assert (reply.seen_from, reply.seen_to) == ([stamps[0]], [stamps[-1]])
+    assert [(s.start, s.end) for s in reply.seen] == [(stamps[0], stamps[-1])]
     assert reply.answer_tokens == 4 and reply.finish_reason in ("length", "stop")
     assert reply.latency.nanosec + reply.latency.sec * 1e9 >= reply.ttft.nanosec > 0
     assert reply.cache_status.length == client.status.length > 0
@@ -91,7 +91,7 @@ def test_an_answer_rests_on_the_frames_of_the_source_and_says_so(client):
 def test_asking_twice_gives_the_same_and_leaves_no_trace(client):
     fill(client, 4)
     first, second = client.ask(), client.ask()
-    assert first.answer == second.answer
+    assert first.text == second.text
     assert first.cache_status.length == second.cache_status.length
 
 
@@ -100,14 +100,14 @@ def test_the_last_answer_is_latched(client, connect):
     reply = client.ask("Is there a cat?")
     late = connect("shared")
     client.graph.wait(lambda: late.answers)
-    assert (late.answers[-1].question, late.answers[-1].answer) == ("Is there a cat?", reply.answer)
+    assert (late.answers[-1].question, late.answers[-1].text) == ("Is there a cat?", reply.text)
 
 
 def test_choices_are_scored_and_the_best_is_the_answer(client):
     fill(client, 2)
     choices = ["red", "green", "blue"]
     reply = client.ask(choices=choices)
-    assert reply.answer == choices[reply.choice_index]
+    assert reply.text == choices[reply.choice_index]
     assert max(reply.choice_scores) == reply.choice_scores[reply.choice_index]
     assert len(reply.choice_scores) == 3 and reply.answer_tokens == 0
 
@@ -118,9 +118,9 @@ def test_the_memory_stays_below_its_cap_and_forgets_the_middle(client, whole_chu
     assert status.length <= status.cap == 200
     reply = client.ask()
     # The sink, the window, and between them maybe one of two grids that were kept.
-    assert 2 <= len(reply.seen_from) <= 4
+    assert 2 <= len(reply.seen) <= 4
     status = reply.cache_status
-    assert (status.span_from, status.span_to) == (reply.seen_from, reply.seen_to)
+    assert status.spans == reply.seen
     frames = {level.name: level.frames for level in status.levels}
     assert list(frames) == ["sink", "sampled", "important", "window"]
     assert frames["sink"] == 2 and frames["window"] > 2 and sum(frames.values()) < 16
@@ -135,7 +135,7 @@ def test_a_question_about_a_forgotten_time_is_refused(client):
     stamps = fill(client, 4)
     assert client.ask(about_from=stamps[0], about_to=stamps[1]).error_code == 0
     reply = client.ask(about_from=Time(sec=10), about_to=Time(sec=20))
-    assert reply.error_code == reply.OUT_OF_HORIZON and reply.answer == ""
+    assert reply.error_code == reply.OUT_OF_HORIZON and reply.text == ""
     assert f"{stamps[0].sec}." in reply.error_message
     assert client.set_parameter("refuse_forgotten", False).successful
     reply = client.ask(about_from=Time(sec=10), about_to=Time(sec=20))
@@ -272,7 +272,7 @@ def test_a_bad_question_is_an_error_in_words(client, fields, code, words):
     before = client.status.length
     reply = client.ask(**fields)
     assert reply.error_code == getattr(reply, code), reply.error_message
-    assert words in reply.error_message and reply.answer == ""
+    assert words in reply.error_message and reply.text == ""
     assert client.ask().error_code == 0
     assert client.ask().cache_status.length == before
 
@@ -340,7 +340,7 @@ def test_the_action_tells_the_answer_while_it_is_written(client):
     assert status == 4 and result.answer_tokens == 12  # SUCCEEDED
     assert [f.state for f in goal.feedback] == sorted(f.state for f in goal.feedback)
     texts = [f.text for f in goal.feedback if f.text]
-    assert texts and result.answer.startswith(texts[-1])
+    assert texts and result.text.startswith(texts[-1])
     assert all(later.startswith(sooner) for sooner, later in itertools.pairwise(texts))
 
 

@@ -168,7 +168,7 @@ def test_a_bag_holds_images_and_answers_on_one_time_line(make_job):
     job = make_job(bag=True)
     report = job.run()
     store = get_typestore(Stores.ROS2_JAZZY)
-    for name in ("MemoryLevel", "CacheStatus", "Answer"):
+    for name in ("TimeSpan", "MemoryLevel", "CacheStatus", "Evidence", "Answer"):
         text = (ROOT / "msg" / f"{name}.msg").read_text()
         store.register(get_types_from_msg(text, f"stream_vlm/msg/{name}"))
     said, pictures, lengths = [], [], []
@@ -177,7 +177,7 @@ def test_a_bag_holds_images_and_answers_on_one_time_line(make_job):
         for connection, stamp, data in reader.messages():
             message = store.deserialize_cdr(data, connection.msgtype)
             if connection.topic == "/stream_vlm/answer":
-                said.append((stamp, message.answer))
+                said.append((stamp, message.text))
             elif connection.topic == "/cam/compressed":
                 pictures.append(stamp)
             elif connection.topic == "/stream_vlm/cache_status":
@@ -191,7 +191,7 @@ def test_a_bag_holds_images_and_answers_on_one_time_line(make_job):
     assert kinds["/rosout"] == "rcl_interfaces/msg/Log"
 
 
-@pytest.mark.parametrize("name", ["Answer", "CacheStatus", "MemoryLevel"])
+@pytest.mark.parametrize("name", ["Answer", "CacheStatus", "Evidence", "MemoryLevel", "TimeSpan"])
 def test_the_bags_definitions_are_those_of_the_package(name):
     folder = Path(session_bag.__file__).with_name("interfaces")
     assert (folder / f"{name}.txt").read_text() == (ROOT / "msg" / f"{name}.msg").read_text()

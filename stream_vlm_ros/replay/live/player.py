@@ -327,22 +327,21 @@ class Player:
 
     def _take_answer(self, ask_id: str, future: Any, sent: float) -> None:
         self.awaited -= 1
-        reply = future.result()
-        if reply is None:
+        response = future.result()
+        if response is None:
             self._note("failed", id=ask_id, message="the node went away")
             return
+        reply = response.answer
         self._note(
             "answer",
             id=ask_id,
-            answer=reply.answer,
+            answer=reply.text,
             choice_index=reply.choice_index,
             scores=[float(score) for score in reply.choice_scores],
+            choice_tokens=list(reply.choice_tokens),
             error_code=reply.error_code,
             error_message=reply.error_message,
-            seen=[
-                [_nanoseconds(begin), _nanoseconds(end)]
-                for begin, end in zip(reply.seen_from, reply.seen_to, strict=True)
-            ],
+            seen=[[_nanoseconds(span.start), _nanoseconds(span.end)] for span in reply.seen],
             ttft=_seconds(reply.ttft),
             latency=_seconds(reply.latency),
             waiting=_seconds(reply.waiting),

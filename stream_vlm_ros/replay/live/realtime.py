@@ -393,7 +393,7 @@ def _answer(
     keys = ("ttft", "latency", "waiting", "round_trip_latency", "prompt_tokens", "answer_tokens")
     metrics = {key: reply[key] for key in (*keys, "finish_reason", "cache_length")}
     if ask.question.choices:
-        metrics |= {"choice_index": reply["choice_index"], "scores": reply["scores"]}
+        metrics |= {key: reply[key] for key in ("choice_index", "scores", "choice_tokens")}
     return answered(record, ask.question, reply["answer"], metrics, seen, origin_ns)
 
 
