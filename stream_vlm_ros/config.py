@@ -317,6 +317,13 @@ class Settings(SettingTable):
         "Reliability of the image subscription; auto takes the publisher's once it is discovered.",
         choices=("auto", "reliable", "best_effort"),
     )
+    max_decoded_megapixels: float = shared(
+        64.0,
+        "Pictures of more megapixels are refused by their header, before they are decoded. It also "
+        "bounds what compressed data may unpack to: 8 bytes a pixel, and 64 MiB.",
+        0.01,
+        1000.0,
+    )
     sample_fps: float = shared(
         2.0,
         "Frames a second taken into the memory, by the frames' own stamps. 0: every frame.",
