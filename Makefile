@@ -67,7 +67,7 @@ bench: setup  ## Run the benchmarks of the CPU (BENCH_ARGS="against_stock")
 	@$(RUN) python bench/run.py $(BENCH_ARGS)
 
 docs: install/.built  ## Write anew what pages and config/ take from code and results
-	@PYTHONPATH=. $(VENV)/bin/python -m stream_vlm_ros.node.parameters .
+	@PYTHONPATH=. $(VENV)/bin/python tools/write_settings.py .
 	@$(VENV)/bin/python bench/performance_page.py
 
 lint: install/.built  ## ruff (lint and format) and mypy on the engine

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,9 +17,10 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from stream_vlm_ros import __version__
+from stream_vlm_ros.config import Settings
+from stream_vlm_ros.setting import Setting
 
 INCOMPLETE, UNUSABLE, INTERRUPTED = 1, 2, 130  # exit statuses
-MAX_PIXELS = 401_408  # the node's default, so that both see the same
 ENGINE_HELP = "streaming or delayed_batch, and settings: streaming,max_cache_tokens=4096,..."
 
 
@@ -45,22 +49,46 @@ app = typer.Typer(
     help="A visual memory for robots that can be questioned: streaming Qwen2.5-VL.",
 )
 
-Fps = Annotated[float, typer.Option(help="Frames per second taken, by their own time stamps.")]
-Model = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder of a Qwen2.5-VL checkpoint on this machine. Without it: the small model of "
-        "the package, which knows its drawn world (world:SEED) alone."
-    ),
-]
-MaxPixels = Annotated[
-    int, typer.Option(min=0, help="Larger pictures are reduced to it. 0: the checkpoint's own.")
-]
+
+def takes_settings(
+    verb: str, table: type[Settings] = Settings
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a verb an option for each setting that names it, and hand them to it as ``settings``."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        rows = [row for row in table.table().values() if verb in row.verbs]
+
+        def run(**given: Any) -> None:
+            settings = table.of({row.name: given.pop(row.name) for row in rows})
+            function(settings=settings, **given)
+
+        # What typer reads to make a command.
+        told: Any = functools.update_wrapper(run, function)
+        del told.__wrapped__
+
+        signature = inspect.signature(function, eval_str=True)
+        parameters = [p for p in signature.parameters.values() if p.name != "settings"]
+        parameters += map(_option, rows)
+        told.__signature__ = signature.replace(parameters=parameters)
+        told.__annotations__ = {p.name: p.annotation for p in parameters}
+        return run
+
+    return decorate
 
 
-def _say_which_model(model: str | None, source: str, side: Console) -> None:
+def _option(row: Setting) -> inspect.Parameter:
+    option = typer.Option(row.option, help=row.text, show_default=row.default != "")
+    return inspect.Parameter(
+        row.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=row.default,
+        annotation=Annotated[row.type, option],
+    )
+
+
+def _say_which_model(settings: Settings, source: str, side: Console) -> None:
     """Without a model of the user's, what to expect of the small one on pictures of theirs."""
-    if model is None and not source.startswith("world:"):
+    if not settings.model_path and not source.startswith("world:"):
         text = (
             "Model: the small one of the package, which knows its drawn world alone; --model names "
             "another"
@@ -78,17 +106,13 @@ def common(
 
 
 @app.command()
+@takes_settings("ask")
 def ask(
+    settings: Settings,
     video: Annotated[
         str, typer.Argument(help="A video, a bag, a folder of images, or world:SEED.")
     ],
     questions: Annotated[list[str], typer.Argument(help="One question or several.")],
-    model: Model = None,
-    fps: Fps = 2.0,
-    chunk_frames: Annotated[int, typer.Option(min=1, help="Frames encoded together.")] = 4,
-    max_cache_tokens: Annotated[
-        int, typer.Option(min=0, help="Bound of the memory in tokens. 0: as many as fit.")
-    ] = 16384,
     at: Annotated[
         float | None,
         typer.Option(help="Ask when the video has run for so many seconds, as a replay does."),
@@ -96,13 +120,9 @@ def ask(
     choice: Annotated[
         list[str] | None, typer.Option(help="Let it choose; give this option for each choice.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
     size: Annotated[
         str | None, typer.Option(help="Scale the pictures to WIDTHxHEIGHT first.")
     ] = None,
-    max_pixels: MaxPixels = MAX_PIXELS,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    layout: Annotated[str, typer.Option(help="continuous or segmented.")] = "continuous",
     engine: Annotated[str | None, typer.Option(help=f"{ENGINE_HELP} (docs/replay.md)")] = None,
     about: Annotated[
         tuple[float, float] | None,
@@ -115,7 +135,7 @@ def ask(
     from stream_vlm_ros.factory import load_engine
     from stream_vlm_ros.replay import feed
     from stream_vlm_ros.replay.records import forgotten
-    from stream_vlm_ros.replay.settings import EngineSettings
+    from stream_vlm_ros.replay.settings import changed
     from stream_vlm_ros.replay.terminal import Dialogue, WatchingBar, memory_text
     from stream_vlm_ros.sources import open_source, parse_size
 
@@ -128,17 +148,8 @@ def ask(
     if not all(question.strip() for question in questions):
         raise InvalidParameterError("A question is empty.")
     out, side = Console(highlight=False), Console(highlight=False, stderr=True)
-    settings = EngineSettings(
-        model=None if model is None else str(model),
-        device=device,
-        fps=fps,
-        chunk_frames=chunk_frames,
-        max_cache_tokens=max_cache_tokens,
-        layout=layout,
-        max_pixels=max_pixels or None,
-        max_new_tokens=max_new_tokens,
-    ).changed(engine)
-    source = open_source(video, fps=settings.fps, size=parse_size(size))
+    settings = changed(settings, engine)
+    source = open_source(video, fps=settings.sample_fps or None, size=parse_size(size))
     if source.endless and at is None:
         raise InvalidParameterError(f"{video} has no end: say when to ask with --at SECONDS.")
     with side.status("Loading the model"):
@@ -147,10 +158,10 @@ def ask(
         fed = feed(memory, source, settings.chunk_frames, bar, at, settings.at_question)
     if not fed.frames:
         raise InvalidParameterError(source.state.damage or f"{video} gave no frame to ask about.")
-    late = None if at is None else fed.asked_late(at, source, settings.fps)
+    late = None if at is None else fed.asked_late(at, source, settings.sample_fps)
     for note in filter(None, [source.state.damage, *source.state.notes, late]):
         side.print(Text(f"Note: {note}"), soft_wrap=True)
-    _say_which_model(settings.model, video, side)
+    _say_which_model(settings, video, side)
     dialogue = Dialogue(memory, None if as_json else out)
     try:
         answers = [
@@ -168,7 +179,9 @@ def ask(
 
 
 @app.command()
+@takes_settings("replay")
 def replay(
+    settings: Settings,
     source: Annotated[
         str, typer.Argument(help="A rosbag, a video, a folder of images, or world:SEED.")
     ],
@@ -179,9 +192,6 @@ def replay(
         list[str] | None,
         typer.Option(help="A further run, changed so: NAME:setting=value,... May be repeated."),
     ] = None,
-    model: Model = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    fps: Fps = 2.0,
     topic: Annotated[
         list[str] | None, typer.Option(help="Image topic of a bag; may be repeated; or all.")
     ] = None,
@@ -218,15 +228,12 @@ def replay(
     from stream_vlm_ros.replay.command import run_job, settings_of
     from stream_vlm_ros.replay.job import ReplayJob
     from stream_vlm_ros.replay.questions import load_questions
-    from stream_vlm_ros.replay.settings import EngineSettings
 
-    path = None if model is None else str(model)
-    base = EngineSettings(model=path, device=device, fps=fps)
     side = Console(highlight=False, stderr=True)
     job = ReplayJob(
         source,
         load_questions(questions),
-        settings_of(base, engine, compare or []),
+        settings_of(settings, engine, compare or []),
         out,
         {"topics": topic, "stamps": stamps, "start": start, "end": end},
         resume=not fresh,
@@ -237,16 +244,16 @@ def replay(
         console=side,
     )
     if attach is None:  # a node that runs already has a model of its own
-        _say_which_model(job.settings[0].model, source, side)
+        _say_which_model(job.settings[0], source, side)
     raise typer.Exit(run_job(job, fail_under, make_console()))
 
 
 @app.command()
+@takes_settings("rate")
 def rate(
+    settings: Settings,
     source: Annotated[str, typer.Argument(help="What the camera shows: a bag, a video, ...")],
     engine: Annotated[str | None, typer.Option(help=ENGINE_HELP)] = None,
-    model: Model = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     size: Annotated[str | None, typer.Option(help="Scale the pictures to WIDTHxHEIGHT.")] = None,
     seconds: Annotated[float, typer.Option(min=1, help="Length of a trial.")] = 5.0,
     highest: Annotated[float, typer.Option(min=1, help="Highest rate tried.")] = 120.0,
@@ -257,11 +264,10 @@ def rate(
     from stream_vlm_ros.console import duration_text, make_console
     from stream_vlm_ros.replay.command import print_rate
     from stream_vlm_ros.replay.live.realtime import most_trials, probe_rate
-    from stream_vlm_ros.replay.settings import EngineSettings
+    from stream_vlm_ros.replay.settings import changed
     from stream_vlm_ros.sources import parse_size
 
-    path = None if model is None else str(model)
-    settings = EngineSettings(model=path, device=device).changed(engine)
+    settings = changed(settings, engine)
     options = {"size": parse_size(size)}
     trials = most_trials(highest)
     longest = duration_text(trials * max(seconds, 4.0))  # four pictures at least, at 1 image/s
@@ -297,11 +303,11 @@ def diff(
 
 
 @app.command()
+@takes_settings("info")
 def info(
+    settings: Settings,
     model: Annotated[Path, typer.Argument(help="Folder of a Qwen2.5-VL checkpoint.")],
     size: Annotated[str, typer.Option(help="Size of the camera's pictures.")] = "640x480",
-    fps: Fps = 2.0,
-    max_pixels: MaxPixels = MAX_PIXELS,
     max_cache_tokens: Annotated[
         list[int] | None, typer.Option(min=1, help="A bound to reckon; may be repeated.")
     ] = None,
@@ -317,13 +323,16 @@ def info(
     cost = None  # how pictures are resized is not known without the file that says it
     if "preprocessor_config.json" not in checkpoint.missing:
         cost = PictureCost.of(
-            checkpoint.folder, parse_size(size) or (640, 480), fps, max_pixels or None
+            checkpoint.folder,
+            parse_size(size) or (640, 480),
+            settings.sample_fps,
+            settings.max_pixels,
         )
     out = Console(highlight=False)
     for label, text in [*checkpoint.rows(), *(cost.rows() if cost else [])]:
         out.print(Text(f"{label:<10}{text}"), soft_wrap=True)
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    held = [f"holds, at {fps:g} frames/s"] if cost else []
+    held = [f"holds, at {settings.sample_fps:g} frames/s"] if cost else []
     for title in ("max_cache_tokens", "bfloat16", "float32", *held):
         table.add_column(title, justify="right")
     for cap in max_cache_tokens or [4096, 16384, 65536, 150_000]:
@@ -340,7 +349,7 @@ def info(
     )
     if checkpoint.missing or checkpoint.broken:
         raise typer.Exit(INCOMPLETE)
-    out.print(Text(checkpoint.plan_here(max_pixels or None)), soft_wrap=True)
+    out.print(Text(checkpoint.plan_here(settings.max_pixels)), soft_wrap=True)
 
 
 # For verbs whose options are read by the module that does the work.
@@ -371,18 +380,19 @@ def evaluate(ctx: typer.Context) -> None:
 
 
 @demo_model_app.command()
+@takes_settings("questions")
 def questions(
+    settings: Settings,
     world: Annotated[str, typer.Argument(help="world:SEED")],
     end: Annotated[float, typer.Option(help="Until so many seconds.")] = 60.0,
     every: Annotated[float, typer.Option(help="Seconds between two questions.")] = 5.0,
-    fps: Fps = 2.0,
 ) -> None:
     """Print a question file about a drawn world, with the right answers, for replay."""
     import yaml
 
     from stream_vlm_ros.world.question_file import question_file
 
-    document = question_file(world, end, every, fps)
+    document = question_file(world, end, every, settings.sample_fps)
     print(yaml.safe_dump(document, sort_keys=False, width=100), end="")
 
 

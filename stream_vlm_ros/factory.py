@@ -1,10 +1,13 @@
-"""From a checkpoint folder and settings to an engine: the only place that builds one."""
+"""From settings to an engine: the only place that builds one."""
 
 from __future__ import annotations
 
+import dataclasses
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from stream_vlm_ros.config import Settings
 
 if TYPE_CHECKING:
     from stream_vlm_ros.engine import Checkpoint, InferenceEngine
@@ -18,53 +21,37 @@ def default_model() -> Path:
     return Path(__file__).parent / "world" / "model"
 
 
-@lru_cache(maxsize=1)  # several cameras, or several runs, share the weights
-def load_model(model: str | Path | None, device: str = "auto") -> Checkpoint:
-    """The checkpoint folder ``model``; None: the small model that the package ships.
+def load_model(settings: Settings) -> Checkpoint:
+    """The checkpoint that the settings name; without one the small model that the package ships.
 
-    ``device`` auto takes a GPU if there is one; bfloat16 on a GPU, float32 on a CPU. Raises
-    ModelLoadError, DeviceUnavailableError.
+    Raises ModelLoadError, DeviceUnavailableError.
     """
     from stream_vlm_ros.engine import load_checkpoint
 
-    return load_checkpoint(model if model is not None else default_model(), device)
+    return load_checkpoint(settings.model_path or default_model(), settings.device, settings.dtype)
 
 
-def load_engine(settings: Any) -> InferenceEngine:
-    """The engine of a configuration, its model loaded (once), its memory empty.
+@lru_cache(maxsize=1)  # several cameras, or several runs, share the weights
+def _kept_model(model_path: str, device: str, dtype: str) -> Checkpoint:
+    return load_model(Settings(model_path=model_path, device=device, dtype=dtype))
+
+
+def load_engine(settings: Settings) -> InferenceEngine:
+    """An engine for one who asks while no frames come: its model loaded (once), its memory empty.
+
+    So no room is taken for frames that come while an answer is being written, and the delayed
+    batch engine keeps its frames in memory.
 
     Raises ModelLoadError, DeviceUnavailableError, InvalidParameterError.
     """
-    return build_engine(settings, load_model(settings.model, settings.device))
+    alone = dataclasses.replace(settings, fork_slack_tokens=0, frame_store="")
+    return build_engine(alone, _kept_model(settings.model_path, settings.device, settings.dtype))
 
 
-def slack_tokens(settings: Any, images: ImageSettings) -> int:
-    """Room for chunks that come while an answer is being written, in tokens."""
-    from stream_vlm_ros.engine.budget import usual_slack
-
-    if settings.fork_slack_tokens >= 0:
-        return settings.fork_slack_tokens
-    return usual_slack(
-        images, settings.max_pixels, settings.chunk_frames, settings.max_cache_tokens
-    )
-
-
-def build_engine(
-    settings: Any,
-    checkpoint: Checkpoint,
-    frame_store: str | None = None,
-    fork_slack_tokens: int = 0,
-) -> InferenceEngine:
+def build_engine(settings: Settings, checkpoint: Checkpoint) -> InferenceEngine:
     """The engine that ``settings.engine`` names, its memory empty, ready for the first question.
 
-    Args:
-        settings: has the node's parameters as attributes; 0 or "" stands for the checkpoint's own.
-        frame_store: the folder in which the delayed batch engine keeps frames; None: in memory.
-        fork_slack_tokens: the streaming engine's room beyond the cap for chunks that come while
-            an answer is being written.
-
-    Raises:
-        InvalidParameterError, CapTooSmallError, DeviceUnavailableError: as their names say.
+    Raises InvalidParameterError, CapTooSmallError, DeviceUnavailableError: as their names say.
     """
     options = {
         "layout": settings.layout,
@@ -76,42 +63,42 @@ def build_engine(
     }
     if settings.compile_chunks == "never":  # an engine before this one may have left it compiled
         checkpoint.network.compile_chunks(False)
-    if settings.engine == "delayed_batch":
-        engine = _delayed_batch(settings, checkpoint, frame_store, **options)
-    else:
-        engine = _streaming(settings, checkpoint, fork_slack_tokens=fork_slack_tokens, **options)
+    make = _delayed_batch if settings.engine == "delayed_batch" else _streaming
+    engine = make(settings, checkpoint, **options)
     engine.warm_up()
     return engine
 
 
-def _streaming(settings: Any, checkpoint: Checkpoint, **options: Any) -> InferenceEngine:
-    from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
+def _streaming(settings: Settings, checkpoint: Checkpoint, **options: Any) -> InferenceEngine:
+    from stream_vlm_ros.engine import VideoStreamingInference
 
-    eviction = EvictionConfig(
-        max_cache_tokens=settings.max_cache_tokens,
-        sink_size=settings.sink_size,
-        window_size=settings.window_size,
-        eviction_interval=settings.eviction_interval,
-        sampled_share=settings.sampled_share,
-        important_share=settings.important_share,
-    )
+    images = checkpoint.processor.image_settings
     return VideoStreamingInference(
         *checkpoint,
-        eviction,
+        settings.eviction,
         position_policy=settings.position_policy,
-        max_pixels=checkpoint.processor.image_settings.at_most(settings.max_pixels),
+        max_pixels=images.at_most(settings.max_pixels),
         skip_similarity=settings.skip_similarity or None,
+        fork_slack_tokens=_slack_tokens(settings, images),
         **options,
     )
 
 
-def _delayed_batch(
-    settings: Any, checkpoint: Checkpoint, frame_store: str | None, **options: Any
-) -> InferenceEngine:
+def _slack_tokens(settings: Settings, images: ImageSettings) -> int:
+    from stream_vlm_ros.engine.budget import usual_slack
+
+    if settings.fork_slack_tokens >= 0:
+        return settings.fork_slack_tokens
+    return usual_slack(
+        images, settings.max_pixels, settings.chunk_frames, settings.max_cache_tokens
+    )
+
+
+def _delayed_batch(settings: Settings, checkpoint: Checkpoint, **options: Any) -> InferenceEngine:
     from stream_vlm_ros.history import DelayedBatchInferenceEngine, FrameStore, SmartFrameManager
 
     store = FrameStore(
-        frame_store,
+        settings.frame_store or None,
         max_bytes=settings.frame_store_megabytes * 2**20,
         max_seconds=settings.frame_store_hours * 3600,
     )

@@ -22,22 +22,19 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULE = ROOT / "stream_vlm_ros"
 
 # Imports point down only; rooms on one floor do not know each other.
-FLOOR = {
-    "errors": 0,
-    "console": 0,
-    "machine": 0,
-    "processes": 1,
-    "engine": 1,
-    "history": 2,
-    "sources": 2,
-    "world": 3,
-    "factory": 4,
-    "node": 5,
-    "replay": 6,
-    "experiments": 5,
-    "demo": 6,
-    "cli": 7,
-}
+FLOORS = [
+    ("errors", "console", "machine"),
+    ("setting", "processes"),
+    ("config",),
+    ("engine",),
+    ("history", "sources"),
+    ("world",),
+    ("factory",),
+    ("node", "experiments"),
+    ("replay", "demo"),
+    ("cli",),
+]
+FLOOR = {name: floor for floor, rooms in enumerate(FLOORS) for name in rooms}
 # Where ROS may be imported.
 ROS_ROOMS = ("node", "demo", "replay.live")
 

@@ -19,9 +19,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from stream_vlm_ros.config import NODE, Settings
 from stream_vlm_ros.console import make_console
 from stream_vlm_ros.demo.defaults import default_source, default_video
-from stream_vlm_ros.errors import StreamVlmError
+from stream_vlm_ros.demo.settings import DEMO
+from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
 from stream_vlm_ros.factory import default_model
 from stream_vlm_ros.processes.children import Processes
 from stream_vlm_ros.processes.graph import own_graph, ros_arguments
@@ -29,6 +31,7 @@ from stream_vlm_ros.sources import Source, open_source, parse_size
 
 NODE_NAME = "stream_vlm"
 FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130
+SETTINGS = [row for row in Settings.table().values() if "demo" in row.verbs]
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -45,18 +48,21 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--size", help="scale the video to WIDTHxHEIGHT")
     add("--rate", type=float, default=0.0, help="images per second (the video's own)")
     add("--model", metavar="FOLDER", help="a Qwen2.5-VL checkpoint on this machine")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     add("--question", action="append", default=[], help="ask this instead (may be repeated)")
     add("--count", type=int, default=0, help="how many questions (one every few seconds)")
-    add("--sample-fps", type=float, default=2.0, help="frames per second remembered (%(default)s)")
-    add("--chunk-frames", type=int, default=4, help="frames encoded together (%(default)s)")
-    add("--max-cache-tokens", type=int, default=4096, help="the memory's bound (%(default)s)")
-    add("--max-pixels", type=int, default=100_352, help="pixels of a frame (%(default)s)")
-    add("--max-new-tokens", type=int, default=64, help="longest answer (%(default)s)")
+    for row in SETTINGS:
+        default = getattr(DEMO, row.name)
+        names = dict.fromkeys((row.option, f"--{row.name.replace('_', '-')}"))
+        shown = f"{row.text} ({default})".replace("%", "%%")
+        add(*names, dest=row.name, type=row.type, default=default, help=shown)
     add("--logs", metavar="FOLDER", help="keep the logs of the processes there")
     options = parser.parse_args(arguments)
     if not options.seconds >= 1:
         parser.error("--seconds must be at least 1")
+    try:
+        options.settings = DEMO.changed({row.name: getattr(options, row.name) for row in SETTINGS})
+    except InvalidParameterError as refusal:
+        parser.error(str(refusal))
     return options
 
 
@@ -108,7 +114,7 @@ def _run(options, video: str, source: Source, logs: Path, console: Console) -> i
     model = options.model or default_model()
     _introduce(console, options, source, model)
     with own_graph(logs) as environment, Processes(logs, environment) as processes:
-        processes.start("node", "stream_vlm_ros.node", *_node_arguments(options, model))
+        processes.start("node", "stream_vlm_ros.node", *_node_arguments(options.settings, model))
         processes.start("source", "stream_vlm_ros.demo.source_node", *_source(options, video))
         processes.start("client", "stream_vlm_ros.demo.client", *_client(options, video), log=False)
         reason = _watch(processes)
@@ -150,12 +156,13 @@ def _introduce(console: Console, options, source: Source, model) -> None:
     size = "{}x{}".format(*source.size) if source.size else "any size"
     rate = options.rate or source.rate
     pace = f", {rate:.3g} images/s" if rate else ""
-    bound = f"{options.max_cache_tokens:,}" if options.max_cache_tokens else "as many as fit:"
+    settings = options.settings
+    bound = f"{settings.max_cache_tokens:,}" if settings.max_cache_tokens else "as many as fit:"
     rows = [
         ("Camera", f"{source.name}, {size}{pace}, published as sensor_msgs/Image"),
         (
             "Memory",
-            f"{options.sample_fps:g} frames/s in chunks of {options.chunk_frames}, at most "
+            f"{settings.sample_fps:g} frames/s in chunks of {settings.chunk_frames}, at most "
             f"{bound} tokens",
         ),
         ("Model", _said_of(model)),
@@ -173,18 +180,8 @@ def _said_of(model) -> str:
     return str(model)
 
 
-def _node_arguments(options, model) -> list[str]:
-    parameters = {
-        "model_path": str(model),
-        "device": options.device,
-        "sample_fps": options.sample_fps,
-        "chunk_frames": options.chunk_frames,
-        "max_cache_tokens": options.max_cache_tokens,
-        "max_pixels": options.max_pixels,
-        "max_new_tokens": options.max_new_tokens,
-        "status_period": 0.5,
-    }
-    return ros_arguments(parameters)
+def _node_arguments(settings: Settings, model) -> list[str]:
+    return ros_arguments({**settings.changes(NODE), "model_path": str(model)})
 
 
 def _source(options, video: str) -> list[str]:

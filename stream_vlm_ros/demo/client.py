@@ -22,8 +22,9 @@ from stream_vlm.msg import Answer, CacheStatus
 from stream_vlm.srv import Query
 
 from stream_vlm_ros.demo.report import Exchange, Frames, Memory, Report
-from stream_vlm_ros.demo.settings import CLIENT_PARAMETERS, declare
+from stream_vlm_ros.demo.settings import ClientSettings
 from stream_vlm_ros.errors import StreamVlmError
+from stream_vlm_ros.node.parameters import declare
 from stream_vlm_ros.world.examiner import Question, Verdict, examiner_for
 
 
@@ -67,7 +68,7 @@ class DemoClient(Node):
 
     def __init__(self, report: Report) -> None:
         super().__init__("client")
-        self.options = declare(self, CLIENT_PARAMETERS)
+        self.options = declare(self, ClientSettings.table().values())
         self.report = report
         self.examiner = examiner_for(
             self.options["source"], self.options["questions"], self.options["sample_fps"]

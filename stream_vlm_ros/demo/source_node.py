@@ -22,8 +22,9 @@ from rclpy.time import Time
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from stream_vlm_ros.demo.settings import SOURCE_PARAMETERS, declare
+from stream_vlm_ros.demo.settings import SourceSettings
 from stream_vlm_ros.errors import StreamVlmError
+from stream_vlm_ros.node.parameters import declare
 from stream_vlm_ros.sources import Frame, loop, open_source, parse_size
 
 
@@ -69,7 +70,7 @@ class SourceNode(Node):
 
     def __init__(self) -> None:
         super().__init__("source")
-        values = declare(self, SOURCE_PARAMETERS)
+        values = declare(self, SourceSettings.table().values())
         self.options = values
         self.source = open_source(
             str(values["source"]),

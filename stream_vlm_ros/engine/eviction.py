@@ -13,116 +13,16 @@ import math
 import warnings
 from bisect import insort
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
-from .errors import CapTooSmallError, InvalidParameterError, check_whole_number
+from stream_vlm_ros.config import AUTO as AUTO
+from stream_vlm_ros.config import AUTO_IMPORTANT, AUTO_WINDOW_CHUNKS
+from stream_vlm_ros.config import EvictionConfig as EvictionConfig
 
-AUTO = -1.0  # a share that is chosen here
-# What kept most on the mean of perception and recall: see docs/memory.md.
-_AUTO_IMPORTANT = 0.7
-_AUTO_WINDOW_CHUNKS = 2  # room that the window keeps all the same, in chunks like the first
-
-
-@dataclass(frozen=True)
-class EvictionConfig:
-    """How much the stream may hold.
-
-    Attributes:
-        max_cache_tokens: the cap: the stream is never longer after an append. 0: as large as fits,
-            settled by `VideoStreamingInference` when it takes its memory.
-        sink_size: tokens that stay for ever; 0: the whole first chunk.
-        window_size: tokens of the recent past; 0: what the sink and both shares leave.
-        sampled_share: level 2's share of the cap less the sink, 0 to 1: temporal grids kept evenly
-            over all the time between sink and window.
-        important_share: level 3's share: the temporal grids that matter most. The window has what
-            both leave. Both `AUTO`: 0.7 for level 3, less where the window would hold fewer than
-            two chunks like the first; nothing for either where ``window_size`` is given. One of
-            them `AUTO`: nothing for that one.
-        eviction_interval: evict so much at once that the next ``eviction_interval - 1`` chunks of
-            average size need no eviction. The cap holds all the same.
-
-    Raises:
-        InvalidParameterError: a value out of range, or sink and window exceed the cap.
-    """
-
-    max_cache_tokens: int
-    sink_size: int = 0
-    window_size: int = 0
-    eviction_interval: int = 1
-    sampled_share: float = AUTO
-    important_share: float = AUTO
-
-    def __post_init__(self) -> None:
-        for name, least in (
-            ("max_cache_tokens", 0),
-            ("sink_size", 0),
-            ("window_size", 0),
-            ("eviction_interval", 1),
-        ):
-            check_whole_number(name, getattr(self, name), least)
-        settled = self.max_cache_tokens > 0
-        if settled and self.sink_size + self.window_size > self.max_cache_tokens:
-            raise InvalidParameterError(
-                f"sink_size {self.sink_size} + window_size {self.window_size} exceed "
-                f"max_cache_tokens {self.max_cache_tokens}"
-            )
-        if settled and self.sink_size == self.max_cache_tokens:
-            raise InvalidParameterError(
-                f"sink_size {self.sink_size} leaves no window under max_cache_tokens "
-                f"{self.max_cache_tokens}"
-            )
-        for name in ("sampled_share", "important_share"):
-            share = getattr(self, name)
-            if not isinstance(share, (int, float)) or not (share == AUTO or 0 <= share < 1):
-                raise InvalidParameterError(
-                    f"{name} must be a number from 0 to below 1, or {AUTO:g} (automatic): {share!r}"
-                )
-        if self.sampled_share + self.important_share >= 1:
-            raise InvalidParameterError(
-                f"sampled_share {self.sampled_share} + important_share {self.important_share} "
-                "leave nothing for the window"
-            )
-
-    @classmethod
-    def for_span(cls, seconds: float, tokens_per_second: float, **others: Any) -> EvictionConfig:
-        """The cap said another way: so many seconds of video at so many tokens a second."""
-        if not (seconds > 0 and tokens_per_second > 0 and seconds * tokens_per_second < math.inf):
-            raise InvalidParameterError(
-                f"a span of {seconds!r} s at {tokens_per_second!r} tokens a second is no cap"
-            )
-        return cls(math.ceil(seconds * tokens_per_second), **others)
-
-    @property
-    def automatic(self) -> bool:
-        """The shares of levels 2 and 3 are chosen here."""
-        return self.sampled_share == self.important_share == AUTO
-
-    @property
-    def shares(self) -> tuple[float, float]:
-        """Of levels 2 and 3, of the cap less the sink, where there is room for them."""
-        if self.automatic:
-            return 0.0, 0.0 if self.window_size else _AUTO_IMPORTANT
-        return max(0.0, self.sampled_share), max(0.0, self.important_share)
-
-    @property
-    def keeps_grids(self) -> bool:
-        """Whether level 2 or 3 is in use."""
-        return any(self.shares)
-
-    @property
-    def long_lived(self) -> tuple[float, float]:
-        """What sink and kept grids take, where grids are kept: a share of the cap, and tokens.
-
-        A sink whose size comes with the first chunk is taken for a sixteenth of the cap.
-        """
-        share = sum(self.shares)
-        if self.sink_size:
-            return share, (1 - share) * self.sink_size
-        return share + (1 - share) / 16, 0.0
+from .errors import CapTooSmallError, InvalidParameterError
 
 
 class Candidate(NamedTuple):
@@ -414,14 +314,14 @@ class KVCacheEvictor:
             )
         if self.important_size == self._spare:
             return "automatic: a window of two chunks, the rest for the frames least like any other"
-        return f"automatic: {_AUTO_IMPORTANT:.0%} for the frames least like any other, then window"
+        return f"automatic: {AUTO_IMPORTANT:.0%} for the frames least like any other, then window"
 
     @property
     def _spare(self) -> int:
         """Tokens that a window of the frames of a few chunks leaves."""
         assert self.config is not None
         # The first chunk's text is more than a later one's, which must fit at any rate.
-        least = max(self._first_chunk, _AUTO_WINDOW_CHUNKS * self._first_vision)
+        least = max(self._first_chunk, AUTO_WINDOW_CHUNKS * self._first_vision)
         return self.config.max_cache_tokens - self._sink_size - least
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KVCacheEvictor:

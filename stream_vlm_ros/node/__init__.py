@@ -3,7 +3,7 @@
 The node
     stream_vlm_node `StreamVlmNode`: parameters, topics, services, lifecycle
     spinning        from the start of the process to its end
-    parameters      every parameter, in one table
+    parameters      the table of settings as parameters: declared, described, read
     loading         from the parameters to a running engine
     interfaces      plain values <-> the generated messages
     faults          a fault of this package: said once, and on it goes

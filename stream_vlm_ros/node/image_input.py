@@ -19,9 +19,9 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 
+from stream_vlm_ros.config import Settings
 from stream_vlm_ros.node.arrival import Arrival
 from stream_vlm_ros.node.images import compressed_to_rgb, image_to_rgb
-from stream_vlm_ros.node.parameters import Parameters
 
 try:
     from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
@@ -68,7 +68,7 @@ class ImageInput:
 
     DEPTH = 5
 
-    def __init__(self, node: Node, parameters: Parameters) -> None:
+    def __init__(self, node: Node, parameters: Settings) -> None:
         self.messages_lost = 0
         self._node = node
         self._parameters = parameters

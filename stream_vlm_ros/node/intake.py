@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import InvalidImageError
 from stream_vlm_ros.node.counters import Drop, FrameCounters
-from stream_vlm_ros.node.parameters import Parameters
 from stream_vlm_ros.node.sampling import (
     SECOND,
     Chunker,
@@ -52,7 +52,7 @@ class FrameIntake:
 
     def __init__(
         self,
-        parameters: Parameters,
+        parameters: Settings,
         counters: FrameCounters,
         deliver: Callable[[list[TimedFrame]], None],
         restart: Callable[[], None],
@@ -72,7 +72,7 @@ class FrameIntake:
         self._chunker = Chunker(1)
         self.apply(parameters)
 
-    def apply(self, parameters: Parameters) -> None:
+    def apply(self, parameters: Settings) -> None:
         """Use these settings from the next frame on."""
         with self._lock:
             self._parameters = parameters

@@ -8,9 +8,9 @@ from builtin_interfaces.msg import Duration, Time
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from stream_vlm.msg import Answer, CacheStatus, MemoryLevel, TimeSpan
 
+from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import InvalidChoicesError, InvalidParameterError
 from stream_vlm_ros.node.health import Health
-from stream_vlm_ros.node.parameters import Parameters
 from stream_vlm_ros.node.sampling import SECOND
 from stream_vlm_ros.node.worker import MemoryState, Outcome, Question
 
@@ -41,7 +41,7 @@ def to_duration(seconds: float) -> Duration:
     return Duration(sec=whole, nanosec=nanoseconds)
 
 
-def to_question(request: Any, parameters: Parameters) -> Question:
+def to_question(request: Any, parameters: Settings) -> Question:
     """The question in a ``Query.Request`` or ``Ask.Goal``; what it leaves out is the node's.
 
     Raises InvalidParameterError or InvalidChoicesError for fields that make no sense.

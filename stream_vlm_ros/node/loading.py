@@ -6,14 +6,14 @@ from __future__ import annotations
 import gc
 from typing import TYPE_CHECKING
 
-from stream_vlm_ros.factory import build_engine, default_model, slack_tokens
-from stream_vlm_ros.node.parameters import Parameters
+from stream_vlm_ros.config import Settings
+from stream_vlm_ros.factory import build_engine, load_model
 
 if TYPE_CHECKING:
     from stream_vlm_ros.engine import InferenceEngine
 
 
-def load_engine(parameters: Parameters) -> InferenceEngine:
+def load_engine(parameters: Settings) -> InferenceEngine:
     """The engine that ``parameters`` ask for.
 
     Raises:
@@ -21,20 +21,10 @@ def load_engine(parameters: Parameters) -> InferenceEngine:
         DeviceUnavailableError: the device is not there.
         InvalidParameterError, CapTooSmallError: a setting the engine refuses.
     """
-    from stream_vlm_ros.engine import load_checkpoint
-
-    checkpoint = load_checkpoint(
-        parameters.model_path or default_model(), parameters.device, parameters.dtype
-    )
-    return build_engine(
-        parameters,
-        checkpoint,
-        parameters.frame_store or None,
-        slack_tokens(parameters, checkpoint.processor.image_settings),
-    )
+    return build_engine(parameters, load_model(parameters))
 
 
-def pixel_limit(parameters: Parameters) -> tuple[str, int]:
+def pixel_limit(parameters: Settings) -> tuple[str, int]:
     """Which parameter bounds the pictures of the engine in use, and its value."""
     if parameters.engine == "delayed_batch":
         return "sampled_max_pixels", parameters.sampled_max_pixels

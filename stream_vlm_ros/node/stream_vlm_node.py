@@ -26,9 +26,9 @@ from stream_vlm.action import Ask
 from stream_vlm.msg import Answer, CacheStatus
 from stream_vlm.srv import Query
 
+from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
 from stream_vlm_ros.node import health, interfaces
-from stream_vlm_ros.node import parameters as table
 from stream_vlm_ros.node.arrival import Arrival
 from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.faults import FaultLog
@@ -37,7 +37,7 @@ from stream_vlm_ros.node.image_input import ImageInput
 from stream_vlm_ros.node.image_thread import ImageThread
 from stream_vlm_ros.node.intake import FrameIntake
 from stream_vlm_ros.node.loading import load_engine, pixel_limit, release_memory
-from stream_vlm_ros.node.parameters import Parameters
+from stream_vlm_ros.node.parameters import PARAMETERS, declare, read, unknown_text
 from stream_vlm_ros.node.worker import (
     WRITING,
     EngineWorker,
@@ -47,6 +47,7 @@ from stream_vlm_ros.node.worker import (
     Question,
     Ticket,
 )
+from stream_vlm_ros.setting import CONFIGURE
 
 if TYPE_CHECKING:
     from stream_vlm_ros.engine import InferenceEngine
@@ -101,7 +102,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
     """
 
     def __init__(
-        self, *, load: Callable[[Parameters], InferenceEngine] = load_engine, **node_arguments: Any
+        self, *, load: Callable[[Settings], InferenceEngine] = load_engine, **node_arguments: Any
     ) -> None:
         Node.__init__(self, "stream_vlm", **node_arguments)
         # Reentrant: the state can be asked for while a transition loads the model.
@@ -118,7 +119,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         self._entities: list[tuple[Callable[[Any], Any], Any]] = []  # (destroy, entity)
         self._clear_figures()
 
-        self.parameters = table.declare(self)
+        self.parameters = Settings.of(declare(self, PARAMETERS.values()))
         self._warn_of_unknown_parameters()
         self.add_on_set_parameters_callback(self._on_set_parameters)
 
@@ -175,7 +176,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         self._tear_down()
 
     def _configure(self) -> None:
-        self.parameters = table.read(self)
+        self.parameters = Settings.of(read(self, PARAMETERS.values()))
         self._clear_figures()
         worker = self._make_worker()
         self._wait_until_loaded(worker)
@@ -310,21 +311,19 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
     # Parameters -----------------------------------------------------------------------------------
 
     def _on_set_parameters(self, changes: list[Any]) -> SetParametersResult:
-        ours = {change.name: change.value for change in changes if change.name in table.TABLE}
+        ours = {change.name: change.value for change in changes if change.name in PARAMETERS}
         try:
             for name in ours:
-                when = table.TABLE[name].metadata["change"]
-                if when == table.CONFIGURE and self.state != "unconfigured":
+                if PARAMETERS[name].change == CONFIGURE and self.state != "unconfigured":
                     raise InvalidParameterError(
                         f"{name} can be set only while the node is unconfigured (it is "
                         f"{self.state}): deactivate and clean it up first"
                     )
-            present = {name: getattr(self.parameters, name) for name in table.TABLE}
-            parameters = table.from_values(present | ours)
+            before, parameters = self.parameters, self.parameters.changed(ours)
             self._apply(parameters)
-            for name, before in present.items():
-                if (now := getattr(parameters, name)) != before:
-                    self.get_logger().info(f"parameter {name}: {before!r} -> {now!r}")
+            for name in ours:
+                if (now := getattr(parameters, name)) != (then := getattr(before, name)):
+                    self.get_logger().info(f"parameter {name}: {then!r} -> {now!r}")
         except InvalidParameterError as refusal:
             return SetParametersResult(successful=False, reason=str(refusal))
         except Exception as fault:  # without a reply the caller would wait for ever
@@ -334,7 +333,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
             )
         return SetParametersResult(successful=True)
 
-    def _apply(self, parameters: Parameters) -> None:
+    def _apply(self, parameters: Settings) -> None:
         """Work with these settings from now on."""
         limit = pixel_limit(parameters)
         if self._worker is not None and limit != pixel_limit(self.parameters):
@@ -349,8 +348,8 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
 
     def _warn_of_unknown_parameters(self) -> None:
         for name in getattr(self, "_parameter_overrides", {}):
-            if name not in table.TABLE and not self.has_parameter(name):
-                self.get_logger().warning(f"ignored: {table.unknown_text(name)}")
+            if name not in PARAMETERS and not self.has_parameter(name):
+                self.get_logger().warning(f"ignored: {unknown_text(name)}")
 
     # Images ---------------------------------------------------------------------------------------
 

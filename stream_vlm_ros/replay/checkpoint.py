@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from stream_vlm_ros.config import Settings
 from stream_vlm_ros.console import bytes_text, duration_text, plural
 from stream_vlm_ros.errors import (
     InvalidParameterError,
@@ -17,7 +18,6 @@ from stream_vlm_ros.errors import (
     StreamVlmError,
     check_model_folder,
 )
-from stream_vlm_ros.replay.settings import EngineSettings
 
 BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -121,14 +121,14 @@ class CheckpointInfo:
         """
         from transformers import Qwen2_5_VLConfig
 
-        from stream_vlm_ros.engine import EvictionConfig, StreamProcessor
+        from stream_vlm_ros.engine import StreamProcessor
         from stream_vlm_ros.engine.budget import USUAL_PIXELS, MemoryBudget, free_bytes, usual_slack
         from stream_vlm_ros.engine.buffer import KVShape
         from stream_vlm_ros.engine.frames import ImageSettings
         from stream_vlm_ros.engine.model import resolve_device, resolve_dtype
         from stream_vlm_ros.engine.prompts import ChatLayout
 
-        usual = EngineSettings()
+        usual = Settings(max_cache_tokens=0)
         device = resolve_device("auto")
         dtype = resolve_dtype("auto", device)
         weights = self.parameters * dtype.itemsize
@@ -140,7 +140,7 @@ class CheckpointInfo:
                 config,
                 KVShape(self.layers, self.kv_heads, self.head_dim, dtype),
                 weights,
-                EvictionConfig(0),
+                usual.eviction,
                 usual.position_policy,
                 images.at_most(max_pixels or USUAL_PIXELS),
                 tail_tokens=usual.max_tail_tokens,

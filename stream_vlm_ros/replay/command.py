@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stream_vlm_ros.config import Settings
 from stream_vlm_ros.console import plural
 from stream_vlm_ros.errors import InvalidParameterError
 
@@ -17,20 +18,18 @@ from .comparison import compare
 from .job import ReplayJob
 from .rendering import p_value_text, seconds_text, share_text
 from .report import ReportError, read_report
-from .settings import EngineSettings
+from .settings import changed
 
 BELOW, INTERRUPTED = 1, 130  # exit statuses
 
 
-def settings_of(
-    base: EngineSettings, engine: str | None, compared: Sequence[str]
-) -> list[EngineSettings]:
+def settings_of(base: Settings, engine: str | None, compared: Sequence[str]) -> list[Settings]:
     """The configurations of ``--engine`` and of each ``--compare``, which changes it."""
     named = engine is not None and ":" in engine.split(",")[0].split("=")[0]
-    first = base.changed(engine)
-    if not named:
-        first = dataclasses.replace(first, name=first.engine)
-    return [first, *(first.changed(text) for text in compared)]
+    first = changed(base, engine)
+    if not named:  # the first run is called after its engine, whatever else was changed
+        first = dataclasses.replace(first, name="")
+    return [first, *(changed(first, text) for text in compared)]
 
 
 def run_job(job: ReplayJob, fail_under: float | None, out: Console) -> int:

@@ -23,6 +23,15 @@ AT_QUESTION: dict[str, Callable[[int], int]] = {
 }
 
 
+def frame_seconds(fps: float, source: Source) -> float:
+    """Seconds from one frame to the next of a ``source`` sampled at ``fps``.
+
+    0 takes every frame: then by the source's own rate, or 0 where that is not known.
+    """
+    rate = fps or source.rate
+    return 1 / rate if rate else 0.0
+
+
 @dataclass
 class Fed:
     """What has gone into the memory so far. ``seconds`` is the machine's time spent encoding;
@@ -43,9 +52,12 @@ class Fed:
         return None if about is None else (first + about[0], first + about[1])
 
     def asked_late(self, at: float, source: Source, fps: float) -> str | None:
-        """A note if ``source``, sampled at ``fps``, ended before ``at`` seconds; else None."""
+        """A note if ``source``, sampled at ``fps`` (0: every frame), ended before ``at`` seconds;
+        else None."""
         last = ((self.last_ns or 0) - (self.first_ns or 0)) / 1e9
-        end = last + 2 / fps if source.duration is None else source.duration
+        end = source.duration
+        if end is None:
+            end = last + 2 * frame_seconds(fps, source)
         if self.cut or source.state.damage or at <= end:
             return None
         return f"{source.name} ends before {at:g} s: asked at its end, after {last:g} s."

@@ -14,6 +14,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import InvalidParameterError, SourceNotFoundError, StreamVlmError
 from stream_vlm_ros.factory import load_engine
 from stream_vlm_ros.sources import Frame, Source, open_source
@@ -25,7 +26,7 @@ from .rendering import write_report
 from .report import build_report
 from .runner import Replay, Silence
 from .session_bag import SessionBag
-from .settings import EngineSettings
+from .settings import as_reported
 
 THUMBNAIL_WIDTH = 320
 
@@ -50,7 +51,7 @@ class ReplayJob:
 
     spec: str
     questions: QuestionSet
-    settings: Sequence[EngineSettings]
+    settings: Sequence[Settings]
     out: Path
     options: dict[str, Any] = field(default_factory=dict)
     resume: bool = True
@@ -58,11 +59,11 @@ class ReplayJob:
     realtime: bool = False
     attach: str | None = None
     play: str | None = None
-    make_engine: Callable[[EngineSettings], Any] | None = None
+    make_engine: Callable[[Settings], Any] | None = None
     console: Console | None = None
 
     def __post_init__(self) -> None:
-        names = [settings.name for settings in self.settings]
+        names = [settings.title for settings in self.settings]
         if len(set(names)) < len(names):
             raise InvalidParameterError(f"Two runs have the same name: {', '.join(names)}.")
         for place in (self.out, *self.out.parents):
@@ -121,20 +122,20 @@ class ReplayJob:
     def _run(
         self,
         number: int,
-        settings: EngineSettings,
+        settings: Settings,
         source: Source,
         journal: Journal,
         bar: _Bar,
     ) -> dict[str, Any]:
         key = fingerprint(
-            settings.as_dict() | {"name": ""}, self._identity(), self.questions.digest
+            as_reported(settings) | {"name": ""}, self._identity(), self.questions.digest
         )
         done = journal.run(key)
         if done is not None and not self.bag:
-            bar.say(f"{settings.name}: taken from the journal; --fresh runs it again")
-            return {**done, "name": settings.name, "settings": settings.as_dict()}
+            bar.say(f"{settings.title}: taken from the journal; --fresh runs it again")
+            return {**done, "name": settings.title, "settings": as_reported(settings)}
         if count := journal.answered(key):
-            bar.say(f"{settings.name}: {count} answers taken from the journal")
+            bar.say(f"{settings.title}: {count} answers taken from the journal")
         with ExitStack() as stack:
             thumbnails = _Thumbnails(
                 self.out, number, lambda record: journal.keep_answer(key, record)
@@ -153,7 +154,7 @@ class ReplayJob:
                 self.options.get("end"),
             )
             ends = [t for t in (source.duration, self.options.get("end")) if t is not None]
-            bar.start(settings.name, min(ends) if ends else None)
+            bar.start(settings.title, min(ends) if ends else None)
             try:
                 run = replay.run(source)
             except KeyboardInterrupt:
@@ -168,9 +169,7 @@ class ReplayJob:
         journal.keep_run(key, run)
         return run
 
-    def _run_in_real_time(
-        self, settings: EngineSettings, source: Source, bar: _Bar
-    ) -> dict[str, Any]:
+    def _run_in_real_time(self, settings: Settings, source: Source, bar: _Bar) -> dict[str, Any]:
         end = self.options.get("end") or source.duration
         seconds = f"{end - (self.options.get('start') or 0.0):.0f} s" if end else "until its end"
         if self.attach is None:
@@ -179,8 +178,8 @@ class ReplayJob:
             doing = f"asking {self.attach}, {seconds}, while this plays: {self.play}"
         else:
             doing = f"asking {self.attach} for {seconds} from now on; nothing is played from here"
-        bar.say(f"{settings.name}: {doing}")
-        bar.start(settings.name, end)
+        bar.say(f"{settings.title}: {doing}")
+        bar.start(settings.title, end)
         whole = {key: value for key, value in self.options.items() if key != "fps"}
         run = realtime_run(
             settings, self.questions, self.spec, whole, source, self.attach, self.play, bar.show
@@ -190,10 +189,10 @@ class ReplayJob:
             bar.finish()
         return run
 
-    def _open(self, settings: EngineSettings) -> Source:
+    def _open(self, settings: Settings) -> Source:
         end = self.options.get("end")
         try:
-            return open_source(self.spec, fps=settings.fps, **self.options)
+            return open_source(self.spec, fps=settings.sample_fps or None, **self.options)
         except SourceNotFoundError as error:
             if self.attach is None:
                 raise

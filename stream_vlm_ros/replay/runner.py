@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import InvalidParameterError, OutOfHorizonError, StreamVlmError
 from stream_vlm_ros.sources import Frame, Source
 
-from .feeding import AT_QUESTION
+from .feeding import AT_QUESTION, frame_seconds
 from .questions import Question, QuestionSet
 from .records import answered, forgotten, is_time, merged_of, unanswered
 from .schedule import NANOSECONDS, Ask, Schedule
-from .settings import EngineSettings
+from .settings import as_reported
 
 if TYPE_CHECKING:
     from stream_vlm_ros.engine import InferenceEngine
@@ -76,7 +77,7 @@ class Replay:
 
     def __init__(
         self,
-        settings: EngineSettings,
+        settings: Settings,
         questions: QuestionSet,
         make_engine: Callable[[], InferenceEngine],
         known: Callable[[str], dict[str, Any] | None] = lambda ask_id: None,
@@ -130,8 +131,8 @@ class Replay:
         if waiting and not self.complete:
             drops["interrupted"] = waiting
         return {
-            "name": self.settings.name,
-            "settings": self.settings.as_dict(),
+            "name": self.settings.title,
+            "settings": as_reported(self.settings),
             "complete": self.complete,
             "frames": {"decoded": counts.decoded, "ingested": ingested, "drops": drops},
             "source": {"damage": source.state.damage, "notes": list(source.state.notes)},
@@ -162,7 +163,7 @@ class Replay:
 
     def _end(self, source: Source) -> None:
         """Encode what waits, and ask what is due up to the end of the source."""
-        end = self.newest_ns + round(NANOSECONDS / self.settings.fps)
+        end = self.newest_ns + round(NANOSECONDS * frame_seconds(self.settings.sample_fps, source))
         if source.duration is not None and source.state.damage is None:
             end = max(end, round(source.duration * NANOSECONDS))
         if self.end_ns is not None:

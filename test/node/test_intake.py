@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import InvalidImageError
 from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.intake import FrameIntake
-from stream_vlm_ros.node.parameters import from_values
 from stream_vlm_ros.node.sampling import SECOND
 
 EVENTS = st.sampled_from(["frame", "bad", "zero", "back", "loop", "gap", "flush", "clear", "off"])
@@ -27,7 +27,7 @@ class Intake:
         self.restarts = 0
         self.make_header = make_header
         self.intake = FrameIntake(
-            from_values(values),
+            Settings.of(values),
             self.counters,
             deliver=self._deliver,
             restart=self._restart,

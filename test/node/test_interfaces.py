@@ -55,16 +55,16 @@ def test_every_counter_has_its_field():
 def test_what_a_request_leaves_out_is_the_nodes(interfaces):
     from stream_vlm.srv import Query
 
-    from stream_vlm_ros.node.parameters import Parameters
+    from stream_vlm_ros.config import Settings
 
-    node = Parameters(max_new_tokens=33, temperature=0.5)
+    node = Settings(max_new_tokens=33, temperature=0.5)
     assert interfaces.to_question(Query.Request(question="?"), node).max_new_tokens == 33
     assert interfaces.to_question(Query.Request(question="?"), node).temperature == 0.5
     request = Query.Request(question="?", max_new_tokens=5, temperature=0.0)
     own = interfaces.to_question(request, node)
     assert (own.max_new_tokens, own.temperature) == (5, 0.0)
     assert own.refuse_forgotten
-    assert not interfaces.to_question(request, Parameters(refuse_forgotten=False)).refuse_forgotten
+    assert not interfaces.to_question(request, Settings(refuse_forgotten=False)).refuse_forgotten
 
 
 @pytest.mark.parametrize(
@@ -79,10 +79,10 @@ def test_what_a_request_leaves_out_is_the_nodes(interfaces):
 def test_a_request_that_makes_no_sense_is_refused(interfaces, fields, error, words):
     from stream_vlm.srv import Query
 
-    from stream_vlm_ros.node.parameters import Parameters
+    from stream_vlm_ros.config import Settings
 
     with pytest.raises(error, match=words):
-        interfaces.to_question(Query.Request(question="?", **fields), Parameters())
+        interfaces.to_question(Query.Request(question="?", **fields), Settings())
 
 
 def test_a_status_tells_stretches_of_time_and_all_levels_in_one_order(interfaces):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from stream_vlm_ros.config import Settings
 from stream_vlm_ros.engine import load_checkpoint
 from stream_vlm_ros.engine.compiled import CompiledChunks
 from stream_vlm_ros.errors import (
@@ -17,11 +18,10 @@ from stream_vlm_ros.errors import (
 )
 from stream_vlm_ros.factory import build_engine, default_model
 from stream_vlm_ros.node.loading import load_engine
-from stream_vlm_ros.node.parameters import Parameters
 
 
 def test_without_a_model_path_a_small_model_runs_with_the_node_s_settings():
-    engine = load_engine(Parameters(max_cache_tokens=500, max_pixels=56 * 56, device="cpu"))
+    engine = load_engine(Settings(max_cache_tokens=500, max_pixels=56 * 56, device="cpu"))
     frames = [np.zeros((240, 320, 3), np.uint8)] * 2
     tokens = engine.append_video_chunk(frames, timestamps=[0.0, 0.5])["tokens"]
     assert tokens < 60  # 320x240 was reduced to at most 56x56 pixels: 4 tokens and the prompt
@@ -32,29 +32,29 @@ def test_without_a_model_path_a_small_model_runs_with_the_node_s_settings():
 
 def test_an_automatic_cap_is_settled_when_the_engine_is_loaded():
     """The small model's positions are 32,768, and a machine that runs tests has room for them."""
-    engine = load_engine(Parameters(max_cache_tokens=0, device="cpu"))
-    assert engine.get_cache_info()["max_cache_tokens"] == 32768 - Parameters().max_tail_tokens
+    engine = load_engine(Settings(max_cache_tokens=0, device="cpu"))
+    assert engine.get_cache_info()["max_cache_tokens"] == 32768 - Settings().max_tail_tokens
     assert "max_cache_tokens 0: the model's context less a question" in engine.memory_plan
 
 
 def test_the_room_for_chunks_while_an_answer_is_written_is_four_of_the_largest_or_as_given():
     # Two grids of at most 56x56 pixels, 4 tokens, and 16 for a user turn around the chunk.
     for given, cap, expected in ((-1, 500, 4 * (2 * 4 + 16)), (-1, 100, 50), (7, 500, 7)):
-        parameters = Parameters(
+        parameters = Settings(
             max_cache_tokens=cap, max_pixels=56 * 56, device="cpu", fork_slack_tokens=given
         )
         assert load_engine(parameters).get_cache_info()["fork_slack_tokens"] == expected
 
 
 def test_a_cap_smaller_than_one_chunk_is_an_error_in_words():
-    engine = load_engine(Parameters(max_cache_tokens=64, device="cpu"))
+    engine = load_engine(Settings(max_cache_tokens=64, device="cpu"))
     with pytest.raises(CapTooSmallError, match="64"):
         frames = [np.zeros((480, 640, 3), np.uint8)] * 16  # of the small model 160 tokens
         engine.append_video_chunk(frames, timestamps=list(range(16)))
 
 
 def test_the_delayed_engine_is_loaded_with_the_node_s_settings(tmp_path):
-    parameters = Parameters(
+    parameters = Settings(
         engine="delayed_batch",
         device="cpu",
         keep_fps=2.0,
@@ -81,10 +81,10 @@ def test_the_delayed_engine_is_loaded_with_the_node_s_settings(tmp_path):
 @pytest.mark.parametrize("engine", ["streaming", "delayed_batch"])
 def test_questions_run_as_question_path_says(engine):
     for path, taken in (("auto", "eager"), ("eager", "eager"), ("static", "static")):
-        parameters = Parameters(engine=engine, device="cpu", question_path=path)
+        parameters = Settings(engine=engine, device="cpu", question_path=path)
         assert load_engine(parameters).warm_up()["path"] == taken
     with pytest.raises(InvalidParameterError, match="question_path 'graph' needs a CUDA GPU"):
-        load_engine(Parameters(engine=engine, device="cpu", question_path="graph"))
+        load_engine(Settings(engine=engine, device="cpu", question_path="graph"))
 
 
 @pytest.mark.parametrize("engine", ["streaming", "delayed_batch"])
@@ -92,14 +92,14 @@ def test_chunks_are_compiled_as_compile_chunks_says(engine):
     """On a CPU: "auto" is not, "always" is refused, "never" undoes what an engine before it did."""
     checkpoint = load_checkpoint(default_model(), "cpu")
     with pytest.raises(InvalidParameterError, match="compile is for a GPU"):
-        build_engine(Parameters(engine=engine, compile_chunks="always"), checkpoint)
-    build_engine(Parameters(engine=engine), checkpoint)
+        build_engine(Settings(engine=engine, compile_chunks="always"), checkpoint)
+    build_engine(Settings(engine=engine), checkpoint)
     assert checkpoint.network.compiled is None
     left = checkpoint.network.compiled = Mock(spec=CompiledChunks)
     left.kind = checkpoint.network.device, checkpoint.network.dtype
-    build_engine(Parameters(engine=engine), checkpoint)
+    build_engine(Settings(engine=engine), checkpoint)
     assert checkpoint.network.compiled is left and not left.undo.called
-    build_engine(Parameters(engine=engine, compile_chunks="never"), checkpoint)
+    build_engine(Settings(engine=engine, compile_chunks="never"), checkpoint)
     assert checkpoint.network.compiled is None and left.undo.called
 
 
@@ -110,22 +110,22 @@ def test_a_missing_or_incomplete_folder_is_an_error_in_words(tmp_path, content):
         folder.mkdir()
         (folder / "config.json").write_text(content)
     with pytest.raises(ModelLoadError, match=str(folder)):
-        load_engine(Parameters(model_path=str(folder), device="cpu"))
+        load_engine(Settings(model_path=str(folder), device="cpu"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_cuda_that_is_not_there_is_an_error_in_words():
     for name in ("cuda", "cuda:3"):
         with pytest.raises(DeviceUnavailableError, match="set device to 'auto' or 'cpu'"):
-            load_engine(Parameters(device=name))
+            load_engine(Settings(device=name))
 
 
 def test_the_number_format_is_the_one_asked_for():
-    engine = load_engine(Parameters(device="cpu", dtype="bfloat16"))
+    engine = load_engine(Settings(device="cpu", dtype="bfloat16"))
     assert engine.model.dtype is torch.bfloat16
 
 
 def test_every_refusal_has_a_code():
     with pytest.raises(StreamVlmError) as refusal:
-        load_engine(Parameters(model_path="/nowhere"))
+        load_engine(Settings(model_path="/nowhere"))
     assert refusal.value.code == "MODEL_LOAD"

@@ -410,20 +410,17 @@ def test_the_size_of_pictures_changes_while_the_stream_goes_on(client, whole_chu
 def test_parameters_describe_themselves(client):
     from rcl_interfaces.srv import DescribeParameters
 
-    from stream_vlm_ros.node.parameters import TABLE
+    from stream_vlm_ros.node.parameters import PARAMETERS
 
-    request = DescribeParameters.Request(names=list(TABLE))
+    request = DescribeParameters.Request(names=list(PARAMETERS))
     name = f"{client.name}/describe_parameters"
     reply = client.graph.call(DescribeParameters, name, request)
     for descriptor in reply.descriptors:
-        row = TABLE[descriptor.name]
-        assert descriptor.description == row.metadata["description"]
+        row = PARAMETERS[descriptor.name]
+        assert descriptor.description == row.text
         ranges = [*descriptor.integer_range, *descriptor.floating_point_range]
-        if row.metadata["low"] is not None:
-            assert [ranges[0].from_value, ranges[0].to_value] == [
-                row.metadata["low"],
-                row.metadata["high"],
-            ]
+        if row.low is not None:
+            assert [ranges[0].from_value, ranges[0].to_value] == [row.low, row.high]
 
 
 # Lifecycle ----------------------------------------------------------------------------------------

@@ -1,89 +1,92 @@
-"""The table of parameters, and what is made from it."""
+"""Settings as parameters of a real node."""
 
-import re
-from dataclasses import fields
-from pathlib import Path
+import dataclasses
 
 import pytest
-import yaml
 
+from stream_vlm_ros.config import Settings, node_only
 from stream_vlm_ros.errors import InvalidParameterError
-from stream_vlm_ros.node import parameters as table
-from stream_vlm_ros.node.parameters import Parameters, from_values
+from stream_vlm_ros.setting import ALWAYS, START, SettingTable, setting
 
-ROOT = Path(__file__).parents[2]
-
-
-def test_the_yaml_file_equals_the_table():
-    text = (ROOT / "config" / "stream_vlm.yaml").read_text()
-    assert text == table.yaml_text()
-    loaded = yaml.safe_load(text)["/**"]["ros__parameters"]
-    assert loaded == {row.name: row.default for row in fields(Parameters)}
-    assert {name: type(value) for name, value in loaded.items()} == {
-        row.name: type(row.default) for row in fields(Parameters)
-    }
+pytestmark = pytest.mark.ros
 
 
-def test_the_docs_page_equals_the_table():
-    page = (ROOT / "docs" / "node.md").read_text()
-    assert table.with_docs_table(page) == page
-    assert all(f"| `{name}` |" in page for name in table.TABLE)
+@dataclasses.dataclass(frozen=True)
+class WithOneMore(Settings):
+    blur: float = node_only(0.5, "How much to blur.", 0.0, 9.0, change=ALWAYS)
 
 
-def test_the_demo_file_holds_known_parameters_only():
-    text = (ROOT / "config" / "demo.yaml").read_text()
-    from_values(yaml.safe_load(text)["/**"]["ros__parameters"])
+@dataclasses.dataclass(frozen=True)
+class Various(SettingTable):
+    camera: str = setting("", "A name.", change=START)
+    times: int = setting(3, "A number.", 1, 5)
+    words: tuple[str, ...] = setting(("",), "Texts.")
+    kind: str = setting("round", "A word.", choices=("round", "square"))
 
 
-def test_every_row_says_what_it_means_and_its_default_is_allowed():
-    Parameters()
-    for row in table.TABLE.values():
-        assert row.metadata["description"].endswith("."), row.name
+@pytest.fixture
+def make_node():
+    """A node in a context of its own, started with the parameters given."""
+    import rclpy
+
+    context = rclpy.Context()
+    nodes = []
+
+    def make(**parameters):
+        arguments = [f"{name}:={value}" for name, value in parameters.items()]
+        given = ["--ros-args", *(word for one in arguments for word in ("-p", one))]
+        nodes.append(rclpy.create_node("n", context=context, cli_args=given))
+        return nodes[-1]
+
+    context.init()
+    yield make
+    for node in nodes:
+        node.destroy_node()
+    context.shutdown()
 
 
-def test_every_parameter_is_read_somewhere():
-    package = Path(table.__file__).parents[1]
-    readers = [*package.joinpath("node").glob("*.py"), package / "factory.py"]
-    code = "".join(path.read_text() for path in readers if path.stem != "parameters")
-    unread = [n for n in table.TABLE if not re.search(rf"(parameters|settings)\.{n}\b", code)]
-    assert unread == []
+def test_a_new_setting_is_declared_and_described(make_node):
+    from stream_vlm_ros.node.parameters import declare
+
+    node = make_node(blur=2)
+    values = declare(node, WithOneMore.table().values())
+    assert WithOneMore.of(values).blur == 2.0
+    described = node.describe_parameter("blur")
+    assert described.description == "How much to blur."
+    (bounds,) = described.floating_point_range
+    assert (bounds.from_value, bounds.to_value) == (0.0, 9.0)
+
+
+def test_what_a_command_line_makes_of_a_value_is_taken(make_node):
+    from stream_vlm_ros.node.parameters import declare, read
+
+    node = make_node(camera=0, words="[a, b]")
+    values = declare(node, Various.table().values())
+    assert values == {"camera": "0", "times": 3, "words": ("a", "b"), "kind": "round"}
+    assert read(node, Various.table().values()) == values
+    assert node.describe_parameter("camera").read_only
+    assert not node.describe_parameter("kind").read_only
+    assert "round, square" in node.describe_parameter("kind").additional_constraints
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("given", "words"),
     [
-        ({"sample_fps": -1.0}, r"sample_fps must lie in \[0.0, 120.0\], got -1.0"),
-        ({"sample_fps": float("nan")}, "sample_fps must lie in"),
-        ({"chunk_frames": 0}, r"chunk_frames must lie in \[1, 64\], got 0"),
-        ({"layout": "segmentd"}, "did you mean 'segmented'"),
-        ({"chunk_frames": 2.5}, "chunk_frames must be of type int"),
-        ({"autostart": "yes"}, "autostart must be of type bool"),
-        ({"question_path": "graphs"}, "did you mean 'graph'"),
-        ({"device": "gpu"}, "device must be auto, cpu, cuda or cuda:N"),
-        ({"device": "cuda:"}, "device must be"),
-        ({"sampel_fps": 2.0}, "did you mean 'sample_fps'"),
-        ({"min_pixels": 2000, "max_pixels": 1000}, r"min_pixels \(2000\) is above max_pixels"),
-        ({"sink_size": 9000, "window_size": 9000}, "is above max_cache_tokens"),
-        ({"sink_size": 16384}, "leaves no room"),
-        ({"max_cache_tokens": 63}, r"must be 0 \(as many as fit\) or at least 64, got 63"),
-        ({"sampled_share": -0.5}, r"sampled_share must be -1 \(automatic\) or at least 0"),
-        ({"important_share": -0.1}, "important_share must be -1"),
-        ({"sampled_share": 0.6, "important_share": 0.4}, "leave nothing for the window"),
-        ({"max_new_tokens": 2048}, "below max_tail_tokens"),
+        ({"times": 6}, r"times must lie in \[1, 5\], got 6"),
+        ({"times": "soon"}, "times must be of type int, got 'soon'"),
+        ({"kind": "roun"}, "kind must be one of round, square, got 'roun'; did you mean 'round'"),
+        ({"camera": "true"}, "camera must be of type str, got True"),
     ],
 )
-def test_a_bad_value_is_refused_with_a_reason(values, words):
+def test_a_bad_value_at_start_is_refused_in_our_words(make_node, given, words):
+    from stream_vlm_ros.node.parameters import declare
+
     with pytest.raises(InvalidParameterError, match=words):
-        from_values(values)
+        declare(make_node(**given), Various.table().values())
 
 
-def test_a_cap_that_is_as_large_as_fits_takes_any_sink_and_window():
-    assert from_values({"max_cache_tokens": 0, "sink_size": 9000, "window_size": 9000})
+def test_a_parameter_that_is_not_there_is_told_with_the_one_that_is_meant():
+    from stream_vlm_ros.node.parameters import unknown_text
 
-
-def test_a_whole_number_is_taken_for_a_float():
-    assert from_values({"sample_fps": 2}).sample_fps == 2.0
-
-
-def test_cuda_devices_are_spelled_as_torch_spells_them():
-    assert from_values({"device": "cuda:1"}).device == "cuda:1"
+    told = "there is no parameter 'sampel_fps'; did you mean 'sample_fps'?"
+    assert unknown_text("sampel_fps") == told

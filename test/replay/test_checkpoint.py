@@ -50,10 +50,10 @@ def test_weights_are_counted_without_being_loaded(folder):
 
 @pytest.mark.parametrize("megabytes", [20, 10_000])  # the memory is what binds, or the context
 def test_what_fits_here_is_what_the_node_takes_at_its_start(tmp_path, monkeypatch, megabytes):
+    from stream_vlm_ros.config import Settings
     from stream_vlm_ros.engine import budget, inference
     from stream_vlm_ros.engine.model import resolve_device, resolve_dtype
     from stream_vlm_ros.node.loading import load_engine
-    from stream_vlm_ros.node.parameters import Parameters
 
     folder = str(save_checkpoint(tmp_path))
     info = CheckpointInfo.read(folder)
@@ -61,7 +61,7 @@ def test_what_fits_here_is_what_the_node_takes_at_its_start(tmp_path, monkeypatc
     beside = megabytes * 1_000_000
     monkeypatch.setattr(inference, "free_bytes", lambda device: beside)
     monkeypatch.setattr(budget, "free_bytes", lambda device: beside + weights)
-    parameters = Parameters(model_path=folder, max_cache_tokens=0, max_pixels=56 * 56)
+    parameters = Settings(model_path=folder, max_cache_tokens=0, max_pixels=56 * 56)
     assert info.plan_here(56 * 56) == f"On this machine, {load_engine(parameters).memory_plan}"
 
 

@@ -4,7 +4,10 @@ from fake_engine import SilentEngine, chunk_result
 
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.replay import chunks, feed
+from stream_vlm_ros.replay.feeding import frame_seconds
 from stream_vlm_ros.sources import Frame
+
+from .conftest import KnownSource
 
 
 def frame(index, shape=(28, 28, 3)):
@@ -54,3 +57,10 @@ def test_the_next_frame_is_not_read_before_its_chunk_is_needed():
     engine = RecordingEngine()
     feed(engine, source(), 2, lambda fed: read.append("fed"))
     assert read == [0, 1, 2, "fed", 3, "fed"]
+
+
+def test_a_frame_lasts_as_long_as_the_rate_says_or_else_the_source_s_own():
+    source = KnownSource([0.0, 0.1])
+    assert (frame_seconds(2.0, source), frame_seconds(0.0, source)) == (0.5, 0.0)
+    source.rate = 10.0
+    assert (frame_seconds(2.0, source), frame_seconds(0.0, source)) == (0.5, 0.1)

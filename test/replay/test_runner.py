@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from fake_engine import SilentEngine, answer_metrics, cache_info, chunk_result
 
+from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.factory import load_engine
 from stream_vlm_ros.replay.feeding import feed
@@ -15,12 +16,11 @@ from stream_vlm_ros.replay.questions import load_questions
 from stream_vlm_ros.replay.records import evidence_age, evidence_in_memory
 from stream_vlm_ros.replay.report import without_times
 from stream_vlm_ros.replay.runner import Replay
-from stream_vlm_ros.replay.settings import EngineSettings
 
 from .conftest import KnownSource, real_engine
 
 START = 1_700_000_000
-SETTINGS = EngineSettings(max_cache_tokens=100, max_new_tokens=6)
+SETTINGS = Settings(max_cache_tokens=100, max_new_tokens=6)
 QUESTIONS = """
 questions:
   - {text: What now, at: 2.6, id: now}
@@ -108,7 +108,7 @@ def test_a_question_sees_every_pair_of_frames_up_to_its_time_and_none_after(writ
         write_questions("questions: [{text: A, at: 2.0, id: a}, {text: B, at: 2.9, id: b}]")
     )
     for policy, seen in {"grids": ["4", "6"], "all": ["5", "6"], "complete": ["4", "4"]}.items():
-        settings = EngineSettings(at_question=policy)
+        settings = Settings(at_question=policy)
         run = replayed(KnownSource(half_seconds(12)), questions, settings, NotingEngine)
         assert [a["answer"] for a in run["answers"]] == seen
         assert run["frames"]["ingested"] == 12
@@ -218,7 +218,7 @@ def test_a_question_about_a_named_time_is_told_so_in_the_sources_own(write_quest
 
 def test_the_delayed_engine_is_replayed_like_the_streaming_one(write_questions):
     questions = load_questions(write_questions(QUESTIONS))
-    settings = EngineSettings(
+    settings = Settings(
         engine="delayed_batch", device="cpu", keep_fps=1.0, max_sampled_frames=4, max_new_tokens=6
     )
     runs = [
@@ -279,7 +279,7 @@ def test_fed_up_to_a_time_an_engine_gets_what_a_question_of_that_time_sees(
     neither, to the last one, and behind it."""
     source = KnownSource(half_seconds(9))
     questions = load_questions(write_questions(f"questions: [{{text: What, at: {at}}}]"))
-    settings = EngineSettings(at_question=policy)
+    settings = Settings(at_question=policy)
     (asked,) = replayed(source, questions, settings, NotingEngine)["answers"]
     engine = NotingEngine()
     fed = feed(engine, source, settings.chunk_frames, at=at, at_question=policy)

@@ -21,42 +21,20 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from stream_vlm_ros import config
+from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import StreamVlmError
-from stream_vlm_ros.factory import default_model
 from stream_vlm_ros.processes.children import Processes
 from stream_vlm_ros.processes.graph import own_graph, ros_arguments
 from stream_vlm_ros.replay.questions import QuestionSet
 from stream_vlm_ros.replay.records import answered, merged_of, unanswered
 from stream_vlm_ros.replay.schedule import NANOSECONDS, Ask, Schedule
-from stream_vlm_ros.replay.settings import EngineSettings
+from stream_vlm_ros.replay.settings import as_reported
 from stream_vlm_ros.sources import Frame, Source
 
 NODE = "/stream_vlm"
-# Settings that are parameters of the node as they are.
-_SAME_NAME = (
-    "engine",
-    "device",
-    "max_cache_tokens",
-    "sink_size",
-    "window_size",
-    "eviction_interval",
-    "sampled_share",
-    "important_share",
-    "skip_similarity",
-    "keep_fps",
-    "max_sampled_frames",
-    "frame_store_megabytes",
-    "frame_store_hours",
-    "layout",
-    "position_policy",
-    "chunk_frames",
-    "max_new_tokens",
-    "temperature",
-    "max_tail_tokens",
-    "question_path",
-    "compile_chunks",
-)
-_SETTINGS = {field.name for field in dataclasses.fields(EngineSettings)}
+# What a node is given that runs for a replay alone.
+_ALONE = {"use_sim_time": True, "max_questions": 64, "status_period": 0.2}
 
 
 class LiveTopic(Source):
@@ -87,7 +65,7 @@ class RealtimeError(StreamVlmError):
 
 
 def realtime_run(
-    settings: EngineSettings,
+    settings: Settings,
     questions: QuestionSet,
     spec: str,
     options: dict[str, Any],
@@ -118,7 +96,7 @@ def realtime_run(
         "play": shlex.split(play) if play else None,
         "camera": next(iter(options.get("topics") or ()), source.name if source.live else ""),
         "end_ns": _offset(options.get("end"), options),
-        "parameters": [*_node_parameters(settings)] if attach else [],
+        "parameters": [*settings.values(config.NODE, config.REPLAY)] if attach else [],
         "options": {k: v for k, v in options.items() if v is not None},
         "asks": [_as_json(ask, settings, options) for ask in asks],
     }
@@ -127,7 +105,7 @@ def realtime_run(
     run = _run_of(settings, questions, asks, events, time.perf_counter() - begin)
     if attach:  # that node has settings of its own
         run["settings"] |= _settings_of(events)
-        if settings.name == settings.engine:
+        if not settings.name:
             run["name"] = run["settings"]["name"] = run["settings"]["engine"]
     return run
 
@@ -139,7 +117,7 @@ def most_trials(highest: float) -> int:
 
 
 def probe_rate(
-    settings: EngineSettings,
+    settings: Settings,
     spec: str,
     options: dict[str, Any],
     seconds: float = 5.0,
@@ -148,14 +126,14 @@ def probe_rate(
 ) -> dict[str, Any]:
     """The highest camera rate that the node takes in with less than ``loss`` of the frames lost,
     every frame being wanted; and each trial. Pictures are the source's first."""
-    every = dataclasses.replace(settings, fps=0.001)
+    every = dataclasses.replace(settings, sample_fps=0.0)
     job = {
         "node": NODE,
         "source": spec,
         "options": {k: v for k, v in options.items() if v is not None},
         "probe": {"seconds": seconds, "highest": highest, "loss": loss},
     }
-    events = _played(every, job, False, lambda event: None, sample_fps=0.0)
+    events = _played(every, job, False, lambda event: None)
     if "interrupted" in events[-1]:
         raise KeyboardInterrupt
     rates = [e["rate"] for e in events if e["event"] == "highest_rate"]
@@ -164,7 +142,7 @@ def probe_rate(
         "highest_rate": rates[-1] if rates else None,
         "loss_allowed": loss,
         "seconds_a_trial": seconds,
-        "settings": settings.as_dict(),
+        "settings": as_reported(settings),
         "trials": trials,
     }
 
@@ -173,11 +151,10 @@ def probe_rate(
 
 
 def _played(
-    settings: EngineSettings,
+    settings: Settings,
     job: dict[str, Any],
     attached: bool,
     progress: Callable[[dict[str, Any]], None],
-    **parameters: Any,
 ) -> list[dict[str, Any]]:
     """Start what is needed, wait for the player's end, and read what it noted.
 
@@ -200,7 +177,7 @@ def _played(
             environment = {} if attached else stack.enter_context(own_graph(logs))
             processes = stack.enter_context(Processes(logs, environment))
             if not attached:
-                arguments = ros_arguments({**_node_parameters(settings), **parameters})
+                arguments = ros_arguments(_node_parameters(settings))
                 processes.start("node", "stream_vlm_ros.node", *arguments)
             processes.start(
                 "player", "stream_vlm_ros.replay.live.player", str(logs / "job.json"), "--ros-args"
@@ -261,28 +238,15 @@ class _Progress:
             self._told((event["stamp_ns"] - self._origin_ns) / NANOSECONDS, self._answers)
 
 
-def _node_parameters(settings: EngineSettings) -> dict[str, Any]:
-    return {
-        **{name: getattr(settings, name) for name in _SAME_NAME},
-        "use_sim_time": True,
-        "model_path": str(settings.model or default_model()),
-        "system_prompt": settings.system_prompt or "",
-        "min_pixels": settings.min_pixels or 0,
-        "max_pixels": settings.max_pixels or 0,
-        "sampled_max_pixels": settings.sampled_max_pixels or 0,
-        "sample_fps": settings.fps,
-        "max_questions": 64,
-        "status_period": 0.2,
-    }
+def _node_parameters(settings: Settings) -> dict[str, Any]:
+    return settings.values(config.NODE, config.REPLAY) | _ALONE
 
 
 def _settings_of(events: list[dict[str, Any]]) -> dict[str, Any]:
-    """The settings of a node that ran already, as it told them itself."""
+    """The settings of a node that ran already, as it told them itself, but for what each question
+    says."""
     told = next(event["values"] for event in events if event["event"] == "parameters")
-    names = {"sample_fps": "fps", "model_path": "model"}
-    values = {names.get(name, name): value for name, value in told.items()}
-    del values["max_new_tokens"]  # each question says it
-    return {name: value for name, value in values.items() if name in _SETTINGS}
+    return {name: value for name, value in told.items() if name != "max_new_tokens"}
 
 
 # -- what is asked, and what came ----------------------------------------------------------------
@@ -318,7 +282,7 @@ def _offset(seconds: float | None, options: dict[str, Any]) -> int | None:
     return round((seconds - (options.get("start") or 0.0)) * NANOSECONDS)
 
 
-def _as_json(ask: Ask, settings: EngineSettings, options: dict[str, Any]) -> dict[str, Any]:
+def _as_json(ask: Ask, settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
     question = ask.question
     about = question.about and [_offset(second, options) for second in question.about]
     return {
@@ -332,7 +296,7 @@ def _as_json(ask: Ask, settings: EngineSettings, options: dict[str, Any]) -> dic
 
 
 def _run_of(
-    settings: EngineSettings,
+    settings: Settings,
     questions: QuestionSet,
     asks: list[Ask],
     events: list[dict[str, Any]],
@@ -363,8 +327,8 @@ def _run_of(
     drops["unusable"] = read.get("unusable", 0)
     drops["unordered"] = read.get("unordered", 0)
     return {
-        "name": settings.name,
-        "settings": settings.as_dict(),
+        "name": settings.title,
+        "settings": as_reported(settings),
         "complete": "interrupted" not in end,
         "frames": {
             "decoded": read.get("decoded", published),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import sys
@@ -12,6 +11,7 @@ from unittest import mock
 import pytest
 from rich.console import Console
 
+from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import InvalidParameterError, SourceNotFoundError
 from stream_vlm_ros.processes.children import Processes
 from stream_vlm_ros.processes.graph import own_graph, ros_arguments
@@ -20,7 +20,6 @@ from stream_vlm_ros.replay.live import realtime
 from stream_vlm_ros.replay.live.player import highest_rate
 from stream_vlm_ros.replay.questions import load_questions
 from stream_vlm_ros.replay.schedule import Schedule
-from stream_vlm_ros.replay.settings import EngineSettings
 
 QUESTIONS = """
 questions:
@@ -52,9 +51,9 @@ def test_the_highest_rate_is_found_to_five_percent(limit):
 def test_what_real_time_cannot_do_is_refused(write_questions, tmp_path):
     questions = load_questions(write_questions(QUESTIONS))
     with pytest.raises(InvalidParameterError, match="ros2 bag record"):
-        ReplayJob("world:1", questions, [EngineSettings()], tmp_path, bag=True, realtime=True)
+        ReplayJob("world:1", questions, [Settings()], tmp_path, bag=True, realtime=True)
     with pytest.raises(InvalidParameterError, match="--play goes with --attach"):
-        ReplayJob("world:1", questions, [EngineSettings()], tmp_path, play="ros2 bag play drive")
+        ReplayJob("world:1", questions, [Settings()], tmp_path, play="ros2 bag play drive")
 
 
 @pytest.fixture
@@ -69,7 +68,7 @@ def said(write_questions, tmp_path, monkeypatch):
         )
         console = Console(file=io.StringIO(), width=200)
         questions = load_questions(write_questions(QUESTIONS))
-        settings = [EngineSettings()]
+        settings = [Settings()]
         job = ReplayJob(
             spec, questions, settings, tmp_path / "r", options or {}, console=console,
             realtime=True, **arguments,
@@ -113,7 +112,7 @@ def test_who_attaches_without_a_source_is_shown_how(write_questions, tmp_path, s
     questions = load_questions(write_questions(QUESTIONS))
     job = ReplayJob(
         str(tmp_path / spec) if spec == "drive" else spec,
-        questions, [EngineSettings()], tmp_path / "r", options, attach="/my_node",
+        questions, [Settings()], tmp_path / "r", options, attach="/my_node",
     )  # fmt: skip
     with pytest.raises(SourceNotFoundError) as refusal:
         job.run()
@@ -125,7 +124,7 @@ def test_who_attaches_without_a_source_is_shown_how(write_questions, tmp_path, s
 
 @pytest.mark.ros
 def test_the_node_answers_in_real_time_and_no_frame_is_unaccounted_for(write_questions, tmp_path):
-    settings = EngineSettings(
+    settings = Settings(
         device="cpu", max_pixels=12_544, max_cache_tokens=400, max_new_tokens=6, chunk_frames=2
     )
     questions = load_questions(write_questions(QUESTIONS))
@@ -178,7 +177,7 @@ def test_a_node_that_runs_already_is_asked_by_the_time_of_what_is_played(write_q
     with ExitStack() as stack:
         running_node(stack, tmp_path)
         job = ReplayJob(
-            "world:1", questions, [EngineSettings()], tmp_path / "r", {"end": 5.0},
+            "world:1", questions, [Settings()], tmp_path / "r", {"end": 5.0},
             attach="/stream_vlm", play=" ".join(CAMERA),
         )  # fmt: skip
         (run,) = job.run()["runs"]
@@ -195,7 +194,7 @@ def test_a_camera_that_never_pauses_does_not_hold_up_the_report(write_questions,
         processes = running_node(stack, tmp_path)
         processes.start("camera", *CAMERA[2:])
         job = ReplayJob(
-            "/image", questions, [EngineSettings()], tmp_path / "r", {"end": 5.0},
+            "/image", questions, [Settings()], tmp_path / "r", {"end": 5.0},
             attach="/stream_vlm",
         )  # fmt: skip
         (run,) = job.run()["runs"]
@@ -227,29 +226,8 @@ def test_what_the_player_noted_is_read_as_it_comes_and_a_part_of_it_makes_a_repo
     assert noted.events == events and noted.begun
     assert told == [(2.0, 0)]
     asks = list(Schedule(questions.questions, 0).until(5 * second))
-    run = realtime._run_of(EngineSettings(), questions, asks, noted.events, 1.0)
+    run = realtime._run_of(Settings(), questions, asks, noted.events, 1.0)
     assert run["complete"] is False
     assert {a["status"] for a in run["answers"]} == {"not_reached"}
     drops = {cause: count for cause, count in run["frames"]["drops"].items() if count}
     assert drops == {"interrupted": 2, "player_late": 1, "pending": 1}
-
-
-def test_the_node_is_given_every_setting_that_it_has():
-    from stream_vlm_ros.node.parameters import TABLE, from_values
-
-    given = realtime._node_parameters(EngineSettings(sampled_max_pixels=None, skip_similarity=0.5))
-    ours = {"use_sim_time"}
-    table = {name: value for name, value in given.items() if name not in ours}
-    assert from_values(table).skip_similarity == 0.5
-    assert given["sampled_max_pixels"] == 0  # the model's own
-    names = {field.name for field in dataclasses.fields(EngineSettings)}
-    assert names & set(TABLE) <= set(given)
-
-
-def test_settings_that_are_the_nodes_have_its_defaults():
-    from stream_vlm_ros.node.parameters import Parameters
-
-    node, ours = Parameters(), EngineSettings()
-    for name in ("engine", "max_pixels", "sampled_max_pixels", *realtime._SAME_NAME):
-        if name != "max_new_tokens":  # an exam's answers are short
-            assert getattr(ours, name) == getattr(node, name), name

@@ -1,0 +1,485 @@
+"""Every setting, in one table.
+
+The node's parameters with their descriptors, ``config/stream_vlm.yaml``, the tables of docs/node.md
+and docs/replay.md, the options of the command line, the language ``NAME:engine,setting=value`` and
+the parameters that a replay gives to a node are all made from :class:`Settings`. ``make docs``
+writes the files. CONTRIBUTING.md says how to add a setting.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from stream_vlm_ros.errors import InvalidParameterError, check_whole_number
+from stream_vlm_ros.setting import ALWAYS, START, SettingTable, setting
+
+# Who takes a setting: the node, or a run of a replay (so do the verbs ask and rate).
+NODE, REPLAY = "node", "replay"
+node_only = partial(setting, takers=(NODE,))
+replay_only = partial(setting, takers=(REPLAY,))
+shared = partial(setting, takers=(NODE, REPLAY))
+
+AUTO = -1.0  # a share that is chosen here
+# What kept most on the mean of perception and recall: see docs/memory.md.
+AUTO_IMPORTANT = 0.7
+AUTO_WINDOW_CHUNKS = 2  # room that the window keeps all the same, in chunks like the first
+
+
+@dataclass(frozen=True)
+class EvictionConfig:
+    """How much the stream may hold.
+
+    Attributes:
+        max_cache_tokens: the cap: the stream is never longer after an append. 0: as large as fits,
+            settled by `VideoStreamingInference` when it takes its memory.
+        sink_size: tokens that stay for ever; 0: the whole first chunk.
+        window_size: tokens of the recent past; 0: what the sink and both shares leave.
+        sampled_share: level 2's share of the cap less the sink, 0 to 1: temporal grids kept evenly
+            over all the time between sink and window.
+        important_share: level 3's share: the temporal grids that matter most. The window has what
+            both leave. Both `AUTO`: 0.7 for level 3, less where the window would hold fewer than
+            two chunks like the first; nothing for either where ``window_size`` is given. One of
+            them `AUTO`: nothing for that one.
+        eviction_interval: evict so much at once that the next ``eviction_interval - 1`` chunks of
+            average size need no eviction. The cap holds all the same.
+
+    Raises:
+        InvalidParameterError: a value out of range, or sink and window exceed the cap.
+    """
+
+    max_cache_tokens: int
+    sink_size: int = 0
+    window_size: int = 0
+    eviction_interval: int = 1
+    sampled_share: float = AUTO
+    important_share: float = AUTO
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("max_cache_tokens", 0),
+            ("sink_size", 0),
+            ("window_size", 0),
+            ("eviction_interval", 1),
+        ):
+            check_whole_number(name, getattr(self, name), least)
+        settled = self.max_cache_tokens > 0
+        if settled and self.sink_size + self.window_size > self.max_cache_tokens:
+            raise InvalidParameterError(
+                f"sink_size {self.sink_size} + window_size {self.window_size} exceed "
+                f"max_cache_tokens {self.max_cache_tokens}"
+            )
+        if settled and self.sink_size == self.max_cache_tokens:
+            raise InvalidParameterError(
+                f"sink_size {self.sink_size} leaves no window under max_cache_tokens "
+                f"{self.max_cache_tokens}"
+            )
+        for name in ("sampled_share", "important_share"):
+            share = getattr(self, name)
+            if not isinstance(share, (int, float)) or not (share == AUTO or 0 <= share < 1):
+                raise InvalidParameterError(
+                    f"{name} must be a number from 0 to below 1, or {AUTO:g} (automatic): {share!r}"
+                )
+        if self.sampled_share + self.important_share >= 1:
+            raise InvalidParameterError(
+                f"sampled_share {self.sampled_share} + important_share {self.important_share} "
+                "leave nothing for the window"
+            )
+
+    @classmethod
+    def for_span(cls, seconds: float, tokens_per_second: float, **others: Any) -> EvictionConfig:
+        """The cap said another way: so many seconds of video at so many tokens a second."""
+        if not (seconds > 0 and tokens_per_second > 0 and seconds * tokens_per_second < math.inf):
+            raise InvalidParameterError(
+                f"a span of {seconds!r} s at {tokens_per_second!r} tokens a second is no cap"
+            )
+        return cls(math.ceil(seconds * tokens_per_second), **others)
+
+    @property
+    def automatic(self) -> bool:
+        """The shares of levels 2 and 3 are chosen here."""
+        return self.sampled_share == self.important_share == AUTO
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """Of levels 2 and 3, of the cap less the sink, where there is room for them."""
+        if self.automatic:
+            return 0.0, 0.0 if self.window_size else AUTO_IMPORTANT
+        return max(0.0, self.sampled_share), max(0.0, self.important_share)
+
+    @property
+    def keeps_grids(self) -> bool:
+        """Whether level 2 or 3 is in use."""
+        return any(self.shares)
+
+    @property
+    def long_lived(self) -> tuple[float, float]:
+        """What sink and kept grids take, where grids are kept: a share of the cap, and tokens.
+
+        A sink whose size comes with the first chunk is taken for a sixteenth of the cap.
+        """
+        share = sum(self.shares)
+        if self.sink_size:
+            return share, (1 - share) * self.sink_size
+        return share + (1 - share) / 16, 0.0
+
+
+def _check_device(name: str) -> None:
+    kind, _, index = name.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (
+        ":" in name and not (kind == "cuda" and index.isdigit())
+    ):
+        raise InvalidParameterError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
+
+
+@dataclass(frozen=True)
+class Settings(SettingTable):
+    """The settings of a node, or of a run of a replay. In both 0 or "" often stands for the
+    checkpoint's own value; each text says so.
+
+    Raises InvalidParameterError for a value that is not allowed, alone or with the others.
+    """
+
+    # The model
+    model_path: str = shared(
+        "",
+        "Folder of a Qwen2.5-VL checkpoint on this machine; nothing is ever downloaded. "
+        "Empty: the small model that comes with the package and knows only the drawn world.",
+        flag="--model",
+        verbs=("ask", "replay", "rate"),
+    )
+    device: str = shared(
+        "auto",
+        "Where the model runs: auto, cpu, cuda or cuda:N. auto takes a GPU if there is one.",
+        verbs=("ask", "replay", "rate", "demo"),
+        rule=_check_device,
+    )
+    dtype: str = shared(
+        "auto",
+        "Number format of weights and memory. auto: bfloat16 on a GPU, float32 on a CPU.",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    system_prompt: str = shared("", "System text of the chat. Empty: the chat template's own.")
+    question_path: str = shared(
+        "auto",
+        "How a question's text runs: eager (call by call), graph (as CUDA graphs, recorded when "
+        "configured) or static (their steps, not recorded). auto: graph on a GPU, else eager.",
+        choices=("auto", "eager", "static", "graph"),
+    )
+    compile_chunks: str = shared(
+        "auto",
+        "Fuse the elementwise work of chunks by torch.compile, which takes some ten seconds when "
+        "configured. auto: on a GPU. always: an error where there is none.",
+        choices=("auto", "always", "never"),
+    )
+
+    # The memory
+    engine: str = shared(
+        "streaming",
+        "streaming: every frame is encoded as it comes, answers come at once. delayed_batch: "
+        "frames are kept, and some are encoded when a question comes (docs/delayed-batch.md).",
+        choices=("streaming", "delayed_batch"),
+    )
+    max_cache_tokens: int = shared(
+        16384,
+        "The memory never holds more tokens than this, but for fork_slack_tokens while an answer "
+        "is being written; 64 at least. 0: as many as fit the device (of a CPU's memory half), at "
+        "most the model's context less max_tail_tokens.",
+        0,
+        10_000_000,
+        verbs=("ask", "demo"),
+    )
+    sink_size: int = shared(
+        0,
+        "Tokens at the start that are always kept. 0: the whole first chunk.",
+        0,
+        10_000_000,
+    )
+    window_size: int = shared(
+        0,
+        "Most recent tokens that are kept. 0: all that the sink and the kept frames leave.",
+        0,
+        10_000_000,
+    )
+    eviction_interval: int = shared(
+        1,
+        "Evict at every n-th chunk, below the cap, instead of at each one.",
+        1,
+        10_000,
+    )
+    layout: str = shared(
+        "continuous",
+        "continuous: one growing video. segmented: a user turn around every chunk.",
+        choices=("continuous", "segmented"),
+        verbs=("ask",),
+    )
+    position_policy: str = shared(
+        "contiguous",
+        "Positions after an eviction: contiguous closes the gaps, keep_gaps leaves them.",
+        choices=("contiguous", "keep_gaps"),
+    )
+    min_pixels: int = shared(
+        0,
+        "Smaller pictures are enlarged to this many pixels. 0: the model's own.",
+        0,
+        100_000_000,
+    )
+    max_pixels: int = shared(
+        401_408,
+        "Larger pictures are reduced to this many pixels, or to the model's own bound where that "
+        "is less; 784 pixels make one token for two frames. 0: the model's own.",
+        0,
+        100_000_000,
+        change=ALWAYS,
+        verbs=("ask", "info", "demo"),
+    )
+    sampled_share: float = shared(
+        -1.0,
+        "Share of the memory, less the sink, for frames kept evenly over all the time before the "
+        "window. -1: automatic, see important_share.",
+        -1.0,
+        0.99,
+    )
+    important_share: float = shared(
+        -1.0,
+        "Share of the memory, less the sink, for frames from before the window that are least "
+        "like any other. -1 for both: 0.7 for these, unless window_size is given. -1 for one: 0.",
+        -1.0,
+        0.99,
+    )
+    skip_similarity: float = shared(
+        0.0,
+        "Leave out the parts of a picture whose features are this close (cosine) to those last "
+        "taken in there; for scenes that hardly change, for example 0.98. 0: leave out nothing.",
+        0.0,
+        1.0,
+    )
+
+    fork_slack_tokens: int = node_only(
+        -1,
+        "Room beyond max_cache_tokens, in tokens, for frames that come while an answer is being "
+        "written from a full memory. -1: four chunks of the largest pictures, at most half of "
+        "max_cache_tokens. 0: none, they wait for the answer's end.",
+        -1,
+        10_000_000,
+    )
+
+    # The memory of the engine delayed_batch
+    keep_fps: float = shared(
+        1.0,
+        "delayed_batch: frames a second that are kept, by stamp. 0: every frame.",
+        0.0,
+        120.0,
+    )
+    max_sampled_frames: int = shared(
+        48,
+        "delayed_batch: most frames that are encoded for a question.",
+        2,
+        10_000,
+    )
+    sampled_max_pixels: int = shared(
+        100_352,
+        "delayed_batch: larger pictures are reduced to this many pixels when they are encoded, "
+        "in place of max_pixels. 0: the model's own.",
+        0,
+        100_000_000,
+        change=ALWAYS,
+    )
+    frame_store: str = node_only(
+        "",
+        "delayed_batch: folder in which frames are kept, and taken up again at the next start. "
+        "Empty: in memory.",
+    )
+    frame_store_megabytes: int = shared(
+        1024,
+        "delayed_batch: most megabytes (2^20 bytes) of frames kept.",
+        1,
+        100_000_000,
+    )
+    frame_store_hours: float = shared(
+        24.0,
+        "delayed_batch: frames older than this are forgotten.",
+        0.001,
+        100_000.0,
+    )
+
+    # The way of a frame
+    image_transport: str = node_only(
+        "auto",
+        "raw reads sensor_msgs/Image on 'image'; compressed reads sensor_msgs/CompressedImage on "
+        "'image/compressed'; auto looks at what is published.",
+        choices=("auto", "raw", "compressed"),
+    )
+    image_qos: str = node_only(
+        "auto",
+        "Reliability of the image subscription; auto takes the publisher's once it is discovered.",
+        choices=("auto", "reliable", "best_effort"),
+    )
+    max_decoded_megapixels: float = shared(
+        64.0,
+        "Pictures of more megapixels are refused by their header, before they are decoded. It also "
+        "bounds what compressed data may unpack to: 8 bytes a pixel, and 64 MiB.",
+        0.01,
+        1000.0,
+    )
+    sample_fps: float = shared(
+        2.0,
+        "Frames a second taken into the memory, by the frames' own stamps. 0: every frame.",
+        0.0,
+        120.0,
+        change=ALWAYS,
+        flag="--fps",
+        verbs=("ask", "replay", "info", "questions", "demo"),
+    )
+    chunk_frames: int = shared(
+        4,
+        "Frames gathered before they are encoded together.",
+        1,
+        64,
+        change=ALWAYS,
+        verbs=("ask", "demo"),
+    )
+    max_chunk_delay: float = node_only(
+        2.0,
+        "Seconds after which a chunk that is not full is encoded as it is. 0: wait until full.",
+        0.0,
+        3600.0,
+        change=ALWAYS,
+    )
+    queue_size: int = node_only(
+        2,
+        "Chunks that may wait for the model. A further one pushes out the oldest.",
+        1,
+        256,
+        change=ALWAYS,
+    )
+    max_questions: int = node_only(
+        8,
+        "Questions that may wait; further ones are refused.",
+        1,
+        256,
+        change=ALWAYS,
+    )
+    ingest_share: float = node_only(
+        0.5,
+        "While an answer is being written: the share of its time for chunks that wait. 0.5: it "
+        "takes at most about twice as long. 1: a chunk after every token. 0: chunks wait until the "
+        "answer is complete.",
+        0.0,
+        1.0,
+        change=ALWAYS,
+    )
+    on_time_jump: str = node_only(
+        "reset",
+        "When stamps run backwards (a looped bag): reset forgets and starts anew, reject drops "
+        "frames until stamps pass the newest one again.",
+        choices=("reset", "reject"),
+        change=ALWAYS,
+    )
+    time_jump_tolerance: float = node_only(
+        1.0,
+        "Seconds a stamp may lie behind the newest and count as a late frame, which is dropped, "
+        "not as a time jump.",
+        0.0,
+        3600.0,
+        change=ALWAYS,
+    )
+    max_time_gap: float = node_only(
+        3600.0,
+        "A frame this many seconds after the one before it starts a new memory.",
+        1.0,
+        86_400.0,
+        change=ALWAYS,
+    )
+
+    # Answers
+    max_new_tokens: int = shared(
+        128,
+        "Tokens of an answer, unless the question says otherwise.",
+        1,
+        100_000,
+        change=ALWAYS,
+        verbs=("ask", "demo"),
+    )
+    temperature: float = shared(
+        0.0,
+        "0: the most likely answer; above: sampled, unless the question says otherwise.",
+        0.0,
+        10.0,
+        change=ALWAYS,
+    )
+    refuse_forgotten: bool = node_only(
+        True,
+        "Refuse a question with about_from or about_to if nothing of that time is in memory "
+        "(OUT_OF_HORIZON). false: answer it from what there is.",
+        change=ALWAYS,
+    )
+    max_tail_tokens: int = shared(
+        2048,
+        "Room for one question with its answer, in tokens.",
+        64,
+        1_000_000,
+    )
+
+    # The node
+    no_image_timeout: float = node_only(
+        5.0,
+        "Seconds without an image after which /diagnostics and the log tell the likely cause.",
+        0.1,
+        3600.0,
+        change=ALWAYS,
+    )
+    status_period: float = node_only(
+        1.0,
+        "Seconds between two messages on ~/cache_status and /diagnostics.",
+        0.05,
+        60.0,
+    )
+    autostart: bool = node_only(True, "Configure and activate without being asked.", change=START)
+
+    # A run of a replay
+    name: str = replay_only("", "Name of the run in its report. Empty: its engine.")
+    seed: int = replay_only(0, "Where sampling begins, with a temperature above 0.", 0, 2**31 - 1)
+    at_question: str = replay_only(
+        "grids",
+        "What is done with a chunk that is not full when a question is due. grids: its complete "
+        "pairs are encoded first; one odd frame may wait. all: all of it is encoded; an odd last "
+        "frame is repeated. complete: it waits until it is full, as in the node.",
+        choices=("grids", "all", "complete"),
+    )
+
+    def check(self) -> None:
+        if 0 < self.max_cache_tokens < 64:
+            raise InvalidParameterError(
+                f"max_cache_tokens must be 0 (as many as fit) or at least 64, got "
+                f"{self.max_cache_tokens}"
+            )
+        self.eviction  # noqa: B018 - what it refuses is refused here
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise InvalidParameterError(
+                f"min_pixels ({self.min_pixels}) is above max_pixels ({self.max_pixels})"
+            )
+        if self.max_new_tokens >= self.max_tail_tokens:
+            raise InvalidParameterError(
+                f"max_new_tokens ({self.max_new_tokens}) must be below max_tail_tokens "
+                f"({self.max_tail_tokens}), which also holds the question"
+            )
+
+    @property
+    def eviction(self) -> EvictionConfig:
+        """What of them says how much the stream may hold."""
+        return EvictionConfig(
+            max_cache_tokens=self.max_cache_tokens,
+            sink_size=self.sink_size,
+            window_size=self.window_size,
+            eviction_interval=self.eviction_interval,
+            sampled_share=self.sampled_share,
+            important_share=self.important_share,
+        )
+
+    @property
+    def title(self) -> str:
+        """What a run is called."""
+        return self.name or self.engine

@@ -1,0 +1,120 @@
+"""Write what is made from the tables of settings: config/*.yaml, and tables of two pages of docs/.
+
+python tools/write_settings.py [ROOT of the checkout]
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from stream_vlm_ros.config import NODE, REPLAY, Settings
+from stream_vlm_ros.demo.settings import DEMO
+from stream_vlm_ros.setting import Setting, SettingTable
+
+YAML_HEAD = """\
+# Every parameter of the node stream_vlm with its default. Made from the table in
+# stream_vlm_ros/config.py; docs/node.md explains them.
+"""
+DEMO_HEAD = """\
+# What the demo changes in config/stream_vlm.yaml, so that it runs well on a CPU. Made from
+# stream_vlm_ros/demo/settings.py.
+"""
+ROS = "/**:\n  ros__parameters:\n"
+
+
+def taken_by(table: type[SettingTable], taker: str) -> list[Setting]:
+    """The rows of a table that ``taker`` takes."""
+    return [row for row in table.table().values() if taker in row.takers]
+
+
+def parameter_file(rows: Iterable[Setting]) -> str:
+    """A ROS parameter file with every default, its text and range above it."""
+    lines = [YAML_HEAD + ROS]
+    for row in rows:
+        note = row.text + (f" ({row.allowed})" if row.allowed else "")
+        lines += [f"    # {line}\n" for line in textwrap.wrap(note, 92, break_on_hyphens=False)]
+        lines.append(f"    {row.name}: {_yaml(row.default)}\n")
+    return "".join(lines)
+
+
+def demo_file(settings: Settings) -> str:
+    """A ROS parameter file with what differs from the node's defaults."""
+    lines = [f"    {name}: {_yaml(value)}\n" for name, value in settings.changes(NODE).items()]
+    return DEMO_HEAD + ROS + "".join(lines)
+
+
+def node_table(rows: Iterable[Setting]) -> str:
+    """The table of docs/node.md."""
+    lines = [
+        "| Parameter | Type | Default | Range | Set | Meaning |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| `{row.name}` | {row.type.__name__} | `{_yaml(row.default)}` | {row.allowed} "
+            f"| {row.change} | {row.text} |"
+            for row in rows
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def replay_table(rows: Iterable[Setting]) -> str:
+    """The table of docs/replay.md."""
+    lines = [
+        "| Setting | Default | Range | Meaning |",
+        "|---|---|---|---|",
+        *(
+            f"| `{row.name}`{_also(row)} | `{_yaml(row.default)}` | {row.allowed} | {row.text} |"
+            for row in rows
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def with_table(page: str, table: str) -> str:
+    """``page`` with what stands between its two markers replaced."""
+    begin, end = "<!-- settings: made from stream_vlm_ros/config.py -->", "<!-- end of settings -->"
+    head, _, rest = page.partition(begin)
+    _, _, tail = rest.partition(end)
+    return f"{head}{begin}\n\n{table}\n\n{end}{tail}"
+
+
+def files(table: type[SettingTable] = Settings) -> dict[str, str]:
+    """The files that are written whole, by their paths in the checkout."""
+    return {
+        "config/stream_vlm.yaml": parameter_file(taken_by(table, NODE)),
+        "config/demo.yaml": demo_file(DEMO),
+    }
+
+
+def tables(table: type[SettingTable] = Settings) -> dict[str, str]:
+    """The tables that are written into pages, by the paths of these."""
+    return {
+        "docs/node.md": node_table(taken_by(table, NODE)),
+        "docs/replay.md": replay_table(taken_by(table, REPLAY)),
+    }
+
+
+def _also(row: Setting) -> str:
+    return f", `{row.short}`" if row.short != row.name else ""
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+def main(root: Path) -> None:
+    for path, text in files().items():
+        root.joinpath(path).write_text(text)
+    for path, text in tables().items():
+        page = root / path
+        page.write_text(with_table(page.read_text(), text))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "."))
