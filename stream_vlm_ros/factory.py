@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stream_vlm_ros.config import Settings
+from stream_vlm_ros.errors import check_model_folder
 
 if TYPE_CHECKING:
     from stream_vlm_ros.engine import Checkpoint, InferenceEngine
@@ -26,9 +27,11 @@ def load_model(settings: Settings) -> Checkpoint:
 
     Raises ModelLoadError, DeviceUnavailableError.
     """
+    folder = Path(settings.model_path or default_model())
+    check_model_folder(folder)  # before torch is imported: a wrong path is told at once
     from stream_vlm_ros.engine import load_checkpoint
 
-    return load_checkpoint(settings.model_path or default_model(), settings.device, settings.dtype)
+    return load_checkpoint(folder, settings.device, settings.dtype)
 
 
 @lru_cache(maxsize=1)  # several cameras, or several runs, share the weights
