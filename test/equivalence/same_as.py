@@ -46,7 +46,7 @@ from machine import SameAs, Tally
 from pair import Pair
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 30  # rules of a machine, each of one to a dozen commands
+STEPS = 25  # rules of a machine, each of one to a dozen commands
 
 SAVE_TOY = """
 import sys
@@ -109,7 +109,15 @@ def drive(
     return tally
 
 
-def results(tally: Tally, revision: str, number: int, seconds: float) -> dict[str, Any]:
+def processor() -> str:
+    """The processor by its maker's name where the system tells it, else its architecture."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    told = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(told, "") or platform.machine()
+
+
+def results(tally: Tally, revision: str, tree: Path, number: int, seconds: float) -> dict[str, Any]:
     """What is kept of a run."""
 
     def git(*words: str) -> str:
@@ -117,14 +125,16 @@ def results(tally: Tally, revision: str, number: int, seconds: float) -> dict[st
             ["git", "-C", ROOT, *words], stdout=subprocess.PIPE, text=True, check=True
         ).stdout.strip()
 
-    changed = git("status", "--porcelain", "--", "stream_vlm_ros")
+    working = git("rev-parse", "HEAD")
+    if git("status", "--porcelain", "--", "stream_vlm_ros"):
+        working += " and changes"
     return {
         "date": datetime.date.today().isoformat(),
-        "machine": platform.processor() or platform.machine(),
+        "machine": processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "rev": git("rev-parse", f"{revision}^{{commit}}"),
-        "tree": git("rev-parse", "HEAD") + (" and changes" if changed else ""),
+        "tree": working if tree == ROOT else str(tree),
         "seed": number,
         "seconds": round(seconds),
         "machines": tally.machines,
@@ -172,7 +182,8 @@ def main() -> int:
             tally = drive(pair, options.machines, options.seed, leave_out, not options.no_shrink)
         finally:
             pair.close()
-    found = results(tally, options.rev, options.seed, time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin
+    found = results(tally, options.rev, options.tree.resolve(), options.seed, seconds)
     text = json.dumps(found, indent=2) + "\n"
     print(text, end="")
     if options.out:
