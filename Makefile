@@ -17,6 +17,11 @@ PIP_EXTRA ?=
 TESTS ?= test
 PYTEST_ARGS ?=
 
+# What the working tree is held against, and by how many machines.
+REV ?= HEAD
+MACHINES ?= 200
+SAME_AS_ARGS ?=
+
 VENV := .venv
 RUN := tools/run.sh
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check $(PIP_EXTRA)
@@ -41,7 +46,7 @@ SOURCES := $(shell find stream_vlm_ros config launch -type f -not -path '*/__pyc
 	2>/dev/null) $(INTERFACES) CMakeLists.txt package.xml tools/executable.in tools/build.sh
 SOURCE_LIST := build/.sources
 
-.PHONY: help setup demo test test-slow bench docs lint format clean check FORCE
+.PHONY: help setup demo test test-slow same-as bench docs lint format clean check FORCE
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -62,6 +67,10 @@ test: setup  ## Run the tests against the installed copy (TESTS=, PYTEST_ARGS=)
 test-slow: setup  ## Run the tests marked slow (results: bench/results/test_slow.json)
 	@cd test && $(PYTEST) $(abspath $(TESTS)) -m slow \
 		$(if $(filter test,$(TESTS)),--results ../bench/results/test_slow.json) $(PYTEST_ARGS)
+
+same-as: $(VENV)/.installed  ## Hold the working tree against a commit (REV=, MACHINES=200)
+	@$(VENV)/bin/python test/equivalence/same_as.py --rev $(REV) --machines $(MACHINES) \
+		--out bench/results/same_as.json $(SAME_AS_ARGS)
 
 bench: setup  ## Run the benchmarks of the CPU (BENCH_ARGS="against_stock")
 	@$(RUN) python bench/run.py $(BENCH_ARGS)
