@@ -42,7 +42,7 @@ SOURCES := $(shell find stream_vlm_ros config launch -type f -not -path '*/__pyc
 SOURCE_LIST := build/.sources
 YAML_FILES := $(wildcard *.yml .*.yaml config/*.yaml .github/workflows/*.yml)
 
-.PHONY: help setup demo test test-slow coverage bench docs site lint format clean check FORCE
+.PHONY: help setup demo test test-slow coverage bench docs site lint format headers clean check FORCE
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -90,6 +90,9 @@ lint: install/.built $(VENV)/.installed-dev  ## ruff, mypy, codespell, and wheth
 format: $(VENV)/.installed-dev  ## Let ruff format the code
 	@$(VENV)/bin/ruff check --fix-only .
 	@$(VENV)/bin/ruff format .
+
+headers: $(VENV)/.installed-dev  ## Write the copyright and license lines where there are none
+	@tools/headers.sh $(VENV)/bin/reuse
 
 clean:  ## Remove everything that setup made
 	rm -rf $(VENV) build install log
