@@ -490,7 +490,8 @@ def _choice(rng: random.Random, history: History) -> Question | None:
             if not history.seen:
                 return None
             answer = rng.choice(history.seen).thing.phrase
-            wrong = list({_unseen(rng, history).phrase for _ in range(rng.randint(1, 2))})
+            unseen = (_unseen(rng, history).phrase for _ in range(rng.randint(1, 2)))
+            wrong = list(dict.fromkeys(unseen))
         else:
             if len(once) < 2:
                 return None
