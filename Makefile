@@ -32,11 +32,11 @@ MODE := $(ROS_DISTRO)
 VENV_OPTIONS := --system-site-packages
 CONSTRAINTS_OPTIONS := --system-ros
 # OpenCV comes with ROS (cv_bridge); only where it does not, ours is installed.
-REQUIREMENTS = runtime test lint $(shell $(VENV)/bin/python -c "import cv2" 2>/dev/null || echo opencv)
+REQUIREMENTS = runtime test $(shell $(VENV)/bin/python -c "import cv2" 2>/dev/null || echo opencv)
 COLCON := $(shell command -v colcon 2>/dev/null)
 else
 MODE := wheels
-REQUIREMENTS := runtime opencv test lint ros-jazzy
+REQUIREMENTS := runtime opencv test ros-jazzy
 COLCON := $(VENV)/bin/colcon
 endif
 
@@ -45,8 +45,10 @@ INTERFACES := $(wildcard msg/*.msg srv/*.srv action/*.action)
 SOURCES := $(shell find stream_vlm_ros config launch -type f -not -path '*/__pycache__/*' \
 	2>/dev/null) $(INTERFACES) CMakeLists.txt package.xml tools/executable.in tools/build.sh
 SOURCE_LIST := build/.sources
+YAML_FILES := $(wildcard *.yml .*.yaml config/*.yaml .github/workflows/*.yml)
 
-.PHONY: help setup demo test test-slow same-as bench docs lint format clean check FORCE
+.PHONY: help setup demo test test-slow same-as coverage bench docs site lint format headers clean check \
+	FORCE
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -72,6 +74,11 @@ same-as: $(VENV)/.installed  ## Hold the working tree against a commit (REV=, MA
 	@$(VENV)/bin/python test/equivalence/same_as.py --rev $(REV) --machines $(MACHINES) \
 		--out bench/results/same_as.json $(SAME_AS_ARGS)
 
+# The tests' own processes alone are counted, not the nodes that they start.
+coverage: setup $(VENV)/.installed-dev  ## Run the tests, and say which lines none of them ran
+	@cd test && COVERAGE_FILE=$(abspath build/coverage) $(PYTEST) -p pytest_cov \
+		--cov --cov-config=../pyproject.toml $(abspath $(TESTS)) -m "not slow" $(PYTEST_ARGS)
+
 bench: setup  ## Run the benchmarks of the CPU (BENCH_ARGS="against_stock")
 	@$(RUN) python bench/run.py $(BENCH_ARGS)
 
@@ -79,14 +86,23 @@ docs: install/.built  ## Write anew what pages and config/ take from code and re
 	@PYTHONPATH=. $(VENV)/bin/python tools/write_settings.py .
 	@$(VENV)/bin/python bench/performance_page.py
 
-lint: install/.built  ## ruff (lint and format) and mypy on the engine
+site: $(VENV)/.installed-dev  ## Build the documentation site into build/site; no network
+	@tools/site.sh $(VENV)/bin/mkdocs
+
+lint: install/.built $(VENV)/.installed-dev  ## ruff, mypy, codespell, and whether package.xml is sound
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
 	@$(RUN) mypy
+	@$(RUN) codespell
+	@$(RUN) check-yaml $(YAML_FILES)
+	@$(RUN) python -c "from catkin_pkg.package import parse_package; parse_package('.')"
 
-format: $(VENV)/.installed  ## Let ruff format the code
+format: $(VENV)/.installed-dev  ## Let ruff format the code
 	@$(VENV)/bin/ruff check --fix-only .
 	@$(VENV)/bin/ruff format .
+
+headers: $(VENV)/.installed-dev  ## Write the copyright and license lines where there are none
+	@tools/headers.sh $(VENV)/bin/reuse
 
 clean:  ## Remove everything that setup made
 	rm -rf $(VENV) build install log
@@ -115,6 +131,12 @@ $(VENV)/.installed: constraints.txt $(wildcard requirements/*.txt) tools/make_co
 ifndef SYSTEM_ROS
 	@$(VENV)/bin/python tools/adopt_ros_wheels.py
 endif
+	@touch $@
+
+# What who only runs it does not need.
+$(VENV)/.installed-dev: requirements/lint.txt requirements/docs.txt $(VENV)/.installed
+	@echo "== Linters, and what builds the documentation"
+	@$(PIP) --quiet -c $(VENV)/constraints.txt -r requirements/lint.txt -r requirements/docs.txt
 	@touch $@
 
 # Rewritten only when the list of files changes: what depends on it then is up to date for long.

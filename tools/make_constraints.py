@@ -13,7 +13,8 @@ from pathlib import Path
 
 # Brought by an installed ROS, or tied to what it brings.
 FROM_ROS = re.compile(
-    r"(ros-jazzy-|colcon-)|(numpy|opencv-python-headless|matplotlib|contourpy|setuptools|empy|pytest)\b"
+    r"(ros-jazzy-|colcon-)|"
+    r"(numpy|opencv-python-headless|matplotlib|contourpy|setuptools|empy|pytest|catkin-pkg)(==|$)"
 )
 
 

@@ -20,6 +20,9 @@ TimeSpans = tuple[tuple[float, float], ...]
 class Record(Mapping[str, Any]):
     """A frozen dataclass that is a mapping of its fields, too.
 
+    (Each is made with ``eq=False``, to keep a mapping's equality: it equals a dictionary of the
+    same items.)
+
     Attributes:
         derived: names of properties that belong to the mapping, besides the fields.
         aliases: further keys of ``[...]``, the reference's, and the names they stand for. They are
@@ -63,11 +66,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-# eq=False: a mapping's own equality, so that a result equals a dictionary of the same items.
-_record = dataclass(frozen=True, eq=False, kw_only=True)
-
-
-@_record
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ChunkResult(Record):
     """What came of a chunk. Latencies in seconds.
 
@@ -87,7 +86,7 @@ class ChunkResult(Record):
     grid: tuple[int, int, int]
 
 
-@_record
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Evidence(Record):
     """What an answer rests on.
 
@@ -111,7 +110,7 @@ class Evidence(Record):
         return self.time_spans[-1][1] if self.time_spans else None
 
 
-@_record
+@dataclass(frozen=True, eq=False, kw_only=True)
 class QuestionMetrics(Evidence):
     """What every question costs. Times in seconds.
 
@@ -128,7 +127,7 @@ class QuestionMetrics(Evidence):
     prompt_tokens: int
 
 
-@_record
+@dataclass(frozen=True, eq=False, kw_only=True)
 class AnswerMetrics(QuestionMetrics):
     """Of an answer that was written.
 
@@ -146,7 +145,7 @@ class AnswerMetrics(QuestionMetrics):
     finish_reason: str
 
 
-@_record
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ChoiceMetrics(QuestionMetrics):
     """Of a choice between given answers.
 
@@ -161,7 +160,7 @@ class ChoiceMetrics(QuestionMetrics):
     choice_tokens: tuple[int, ...]
 
 
-@_record
+@dataclass(frozen=True, eq=False, kw_only=True)
 class LevelInfo(Record):
     """What one level of the memory holds: its tokens, temporal grids and frames.
 
@@ -174,7 +173,7 @@ class LevelInfo(Record):
     time_spans: TimeSpans
 
 
-@_record
+@dataclass(frozen=True, eq=False, kw_only=True)
 class EvictionStats(Record):
     """What was forgotten since the start or the last reset."""
 
@@ -182,7 +181,7 @@ class EvictionStats(Record):
     total_tokens_evicted: int
 
 
-@_record
+@dataclass(frozen=True, eq=False, kw_only=True)
 class CacheInfo(Record):
     """The memory as it stands: lengths in tokens, sizes in bytes, times in seconds.
 
@@ -245,7 +244,7 @@ class CacheInfo(Record):
         return self.time_spans[-1][1] if self.time_spans else None
 
 
-@_record
+@dataclass(frozen=True, eq=False, kw_only=True)
 class WarmUp(Record):
     """What was made ready before the first question.
 

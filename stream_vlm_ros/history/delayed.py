@@ -138,7 +138,9 @@ class DelayedBatchInferenceEngine(InferenceEngine):
             compile=compile,
             question_path=question_path,
         )
+        self.min_pixels = self._stream.min_pixels
         self.memory = SmartFrameManager() if memory is None else memory
+        self.keeps_source_time = self.memory.store.folder is not None
         self.max_sampled_frames = max_sampled_frames
         self._pieces: list[_Piece] = []
         self._encoded: list[Grid] = []
@@ -150,21 +152,12 @@ class DelayedBatchInferenceEngine(InferenceEngine):
         self.counts = EncodingCounts()
 
     @property
-    def keeps_source_time(self) -> bool:
-        """Frames outlive this process: their stamps must mean the same in the next one."""
-        return self.memory.store.folder is not None
-
-    @property
     def model(self) -> StreamQwenModel:
         return self._stream.model
 
     @property
     def device(self) -> torch.device:
         return self._stream.device
-
-    @property
-    def min_pixels(self) -> int:
-        return self._stream.min_pixels
 
     @property
     def max_pixels(self) -> int | None:

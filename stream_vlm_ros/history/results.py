@@ -15,17 +15,15 @@ from stream_vlm_ros.engine.results import (
     Record,
 )
 
-_record = dataclass(frozen=True, eq=False, kw_only=True)
 
-
-@_record
+@dataclass(frozen=True, eq=False, kw_only=True)
 class KeptResult(ChunkResult):
     """Of frames that were offered: ``kept`` is how many of them the target rate took."""
 
     kept: int
 
 
-@_record
+@dataclass(frozen=True, eq=False, kw_only=True)
 class FrameStatistics(Record):
     """What became of the frames since the start or the last `clear`.
 
@@ -57,7 +55,7 @@ class FrameStatistics(Record):
     stored_bytes: int
 
 
-@_record
+@dataclass(frozen=True, eq=False, kw_only=True)
 class EngineStatistics(FrameStatistics):
     """What was kept, encoded and answered. Latencies in seconds.
 
@@ -84,7 +82,7 @@ class EngineStatistics(FrameStatistics):
     generation_latency: float
 
 
-@_record
+@dataclass(frozen=True, eq=False, kw_only=True)
 class _EncodingCosts(QuestionMetrics):
     """Of a question, with the encoding before it.
 
@@ -109,7 +107,7 @@ class _EncodingCosts(QuestionMetrics):
     time_span: float
 
 
-@_record
+@dataclass(frozen=True, eq=False, kw_only=True)
 class EncodedAnswer(AnswerMetrics, _EncodingCosts):
     """Of an answer that was written after its frames were encoded."""
 
@@ -119,7 +117,7 @@ class EncodedAnswer(AnswerMetrics, _EncodingCosts):
     }
 
 
-@_record
+@dataclass(frozen=True, eq=False, kw_only=True)
 class EncodedChoice(ChoiceMetrics, _EncodingCosts):
     """Of a choice that was made after its frames were encoded."""
 
@@ -129,7 +127,7 @@ class EncodedChoice(ChoiceMetrics, _EncodingCosts):
     }
 
 
-@_record
+@dataclass(frozen=True, eq=False, kw_only=True)
 class DelayedCacheInfo(CacheInfo):
     """`CacheInfo` of what is encoded, with the times of the kept frames, and ``frame_memory``."""
 

@@ -3,10 +3,11 @@
 Importing it lets `open_source` take ``world:SEED``.
 """
 
+from stream_vlm_ros.sources.frame import Source
 from stream_vlm_ros.sources.opening import register_scheme
 
 
-def _world_source():
+def _world_source() -> type[Source]:
     from .source import WorldSource
 
     return WorldSource

@@ -9,6 +9,8 @@ y points down.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +23,9 @@ from stream_vlm_ros.world.world import (
     Backdrop,
     Sighting,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 PLATE, INK = (238, 238, 222), (28, 28, 34)
 DARKEST, BRIGHTEST = 8.0, 247.0  # leaves room for noise, so that it never wraps around
@@ -63,19 +68,23 @@ def glyph_atlas() -> np.ndarray:
     return atlas
 
 
-def _circle(xp, x, y):
+# Of numpy or of torch, whose module is handed over as `xp`: the pictures of both are the same.
+Array = Any
+
+
+def _circle(xp: Any, x: Array, y: Array) -> Array:
     return xp.sqrt(x * x + y * y) - 0.92
 
 
-def _square(xp, x, y):
+def _square(xp: Any, x: Array, y: Array) -> Array:
     return xp.maximum(xp.abs(x), xp.abs(y)) - 0.8
 
 
-def _triangle(xp, x, y):
+def _triangle(xp: Any, x: Array, y: Array) -> Array:
     return xp.maximum(y, 0.8660254 * xp.abs(x) - 0.5 * y) - 0.5
 
 
-def _star(xp, x, y):
+def _star(xp: Any, x: Array, y: Array) -> Array:
     # Five-fold symmetry by three reflections, then the distance to one edge.
     kx, ky = 0.809016994, -0.587785252
     x, y = xp.abs(x), -y
@@ -87,12 +96,12 @@ def _star(xp, x, y):
     return (y * edge_x - x * edge_y) / math.hypot(edge_x, edge_y)
 
 
-def _cross(xp, x, y):
+def _cross(xp: Any, x: Array, y: Array) -> Array:
     x, y = xp.abs(x), xp.abs(y)
     return xp.minimum(xp.maximum(x - 0.92, y - 0.3), xp.maximum(x - 0.3, y - 0.92))
 
 
-def _ring(xp, x, y):
+def _ring(xp: Any, x: Array, y: Array) -> Array:
     return xp.abs(xp.sqrt(x * x + y * y) - 0.7) - 0.22
 
 
@@ -101,11 +110,13 @@ DISTANCES = dict(
 )
 
 
-def _plate(xp, x, y):
+def _plate(xp: Any, x: Array, y: Array) -> Array:
     return xp.maximum(xp.abs(x) - 1.0, xp.abs(y) - 0.64)
 
 
-def _ink(xp, atlas, glyph, x, y, left, pixel):
+def _ink(
+    xp: Any, atlas: Array, glyph: Array, x: Array, y: Array, left: Array, pixel: Array
+) -> Array:
     """How much of a pixel the glyph covers whose left edge is at `left`: the bitmap, smoothed."""
     cell = 0.84 / 7
     u = xp.clip((x - left) / cell + 0.5, 0.0, 5.999)  # 0.5: margin of one cell less half a cell
@@ -120,11 +131,13 @@ def _ink(xp, atlas, glyph, x, y, left, pixel):
     return xp.clip((smooth - 0.5) * (0.5 * cell / pixel + 1.0) + 0.5, 0.0, 1.0)
 
 
-def _cover(xp, distance, pixel):
+def _cover(xp: Any, distance: Array, pixel: Array) -> Array:
     return xp.clip(0.5 - distance / pixel, 0.0, 1.0)
 
 
-def _texture(xp, x, y, waves, horizon, floor):
+def _texture(
+    xp: Any, x: Array, y: Array, waves: Array, horizon: Array, floor: Array
+) -> tuple[Array, Array]:
     """Brightness added by the texture, and the floor's darkening, at fractions x and y."""
     total = 0.0
     for across, along, phase, strength in waves:
@@ -178,7 +191,9 @@ class Painter:
             picture += tile.reshape(picture.shape)  # modulo 256: a sum with a signed number
         return picture
 
-    def _paint_thing(self, picture, sighting: Sighting, position, gain: float) -> None:
+    def _paint_thing(
+        self, picture: Array, sighting: Sighting, position: tuple[float, float], gain: float
+    ) -> None:
         width, height = self.size
         shorter = min(width, height)
         x, y = position[0] * width, position[1] * height
@@ -200,7 +215,7 @@ class Painter:
             for glyph, edge in zip(glyphs, (-0.72, 0.12), strict=True):
                 ink = np.maximum(ink, _ink(np, self._atlas, glyph, u, v, edge, scale))
             ink = ink[..., None]
-            paper, black = np.float32(PLATE) * gain, np.float32(INK) * gain
+            paper, black = (np.array(rgb, np.float32) * gain for rgb in (PLATE, INK))
             colour = paper + ink * (black - paper)
             cover = _cover(np, plate, scale)
         else:
@@ -209,7 +224,7 @@ class Painter:
             distance = DISTANCES[sighting.thing.kind](np, p, q)
             inner = _cover(np, distance + RIM_WIDTH, scale)
             shade = gain * (1.0 - SHADE * v) * (RIM + (1 - RIM) * inner)
-            colour = shade[..., None] * np.float32(COLOURS[sighting.thing.colour])
+            colour = shade[..., None] * np.array(COLOURS[sighting.thing.colour], np.float32)
             cover = _cover(np, distance, scale)
         colour = np.clip(colour, DARKEST, BRIGHTEST)
         part[:] = np.rint(under + cover[..., None] * (colour - under)).astype(np.uint8)
@@ -244,7 +259,7 @@ def thing_rows(sightings: list[Sighting], t: float) -> tuple[list, list]:
     return shapes, sign
 
 
-def _draw_room(rows, x, y):
+def _draw_room(rows: Array, x: Array, y: Array) -> Array:
     import torch
 
     base = rows[:, :3, None, None]
@@ -258,7 +273,16 @@ def _draw_room(rows, x, y):
     return ((base + waves + side * tinted) * floor * gain).clip(DARKEST, BRIGHTEST)
 
 
-def _draw_shape(under, rows, gain, x, y, wide, high, pixel):
+def _draw_shape(
+    under: Array,
+    rows: Array,
+    gain: Array,
+    x: Array,
+    y: Array,
+    wide: Array,
+    high: Array,
+    pixel: Array,
+) -> Array:
     import torch
 
     kind, cx, cy, radius, angle = (rows[:, i, None, None, None] for i in (0, 4, 5, 6, 7))
@@ -275,7 +299,19 @@ def _draw_shape(under, rows, gain, x, y, wide, high, pixel):
     return under + _cover(torch, distance, scale) * (colour - under)
 
 
-def _draw_sign(under, rows, gain, atlas, paper, black, x, y, wide, high, pixel):
+def _draw_sign(
+    under: Array,
+    rows: Array,
+    gain: Array,
+    atlas: Array,
+    paper: Array,
+    black: Array,
+    x: Array,
+    y: Array,
+    wide: Array,
+    high: Array,
+    pixel: Array,
+) -> Array:
     import torch
 
     there, cx, cy, radius = (rows[:, i, None, None, None] for i in range(4))
@@ -291,12 +327,20 @@ def _draw_sign(under, rows, gain, atlas, paper, black, x, y, wide, high, pixel):
     return under + _cover(torch, plate, scale) * there * (colour - under)
 
 
-STAGES = (_draw_room, _draw_shape, _draw_sign)
+STAGES: tuple[Callable[..., Any], ...] = (_draw_room, _draw_shape, _draw_sign)
 
 
 def draw_batch(
-    backdrops, shapes, signs, atlas, width: int, height: int, aspect: float, blur=1.0, stages=STAGES
-):
+    backdrops: torch.Tensor,
+    shapes: torch.Tensor,
+    signs: torch.Tensor,
+    atlas: torch.Tensor,
+    width: int,
+    height: int,
+    aspect: float,
+    blur: float = 1.0,
+    stages: Sequence[Callable[..., torch.Tensor]] = STAGES,
+) -> torch.Tensor:
     """Many frames at once, in torch, on the device of its arguments, without noise.
 
     Args:

@@ -40,7 +40,7 @@ class VideoExaminer:
 
     exact = False
     every = 5.0
-    QUESTIONS = (
+    QUESTIONS: tuple[Question, ...] = (
         Question("What do you see now?"),
         Question("Is this indoors or outdoors?", ("indoors", "outdoors")),
         Question("What has happened so far?"),

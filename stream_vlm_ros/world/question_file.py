@@ -29,7 +29,8 @@ def question_file(
     if not end >= every:
         raise InvalidParameterError(f"Until {end:g} s there is no time to ask (every {every:g} s).")
     world = WorldSource(source.removeprefix("world:"), end=end)
-    rng, entries = random.Random(f"question file {world.seed} {seed}"), []
+    rng = random.Random(f"question file {world.seed} {seed}")
+    entries: list[dict[str, Any]] = []
     for turn in range(1, int(end / every) + 1):
         # An even number of frames, so that none of them waits for its partner when it is asked.
         stamps = [index / fps for index in range(2 * round(turn * every * fps / 2))]
@@ -39,7 +40,7 @@ def question_file(
         question = next(filter(None, asked), None) if history.settled else None
         if question is None:
             continue
-        entry = {"text": question.text, "at": stamps[-1], "type": question.type}
+        entry: dict[str, Any] = {"text": question.text, "at": stamps[-1], "type": question.type}
         if question.type == "choice":
             entry |= {"choices": list(question.choices), "expect": question.answer}
         else:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from stream_vlm_ros.world.world import COLOURS, DIRECTIONS, KINDS, REGIONS, SHAPES, Sighting
+from stream_vlm_ros.world.world import COLOURS, DIRECTIONS, KINDS, REGIONS, SHAPES, Sighting, Thing
 
 NOTHING = "nothing"
 NOT_SEEN = "not seen"
@@ -236,7 +236,9 @@ class History:
             ambiguous; by default what two frames span.
     """
 
-    def __init__(self, sightings: Sequence[Sighting], stamps: Sequence[float], margin=None) -> None:
+    def __init__(
+        self, sightings: Sequence[Sighting], stamps: Sequence[float], margin: float | None = None
+    ) -> None:
         self.stamps = stamps
         self.start, self.now = stamps[0], stamps[-1]
         steps = [b - a for a, b in pairwise(stamps)]
@@ -284,7 +286,7 @@ class _AllSeen(Exception):
     """There is no shape left that was not seen."""
 
 
-def _unseen(rng: random.Random, history: History):
+def _unseen(rng: random.Random, history: History) -> Thing:
     """A shape that was not seen, three times out of four one that resembles something seen."""
     seen = set(history.names)
     if all(shape.name in seen for shape in SHAPES):
@@ -324,14 +326,16 @@ def _mixed(rng: random.Random, right: str, wrong: Sequence[str]) -> tuple[str, .
     return tuple(choices)
 
 
-def _things(rng, history, text, type_, things) -> Question:
+def _things(
+    rng: random.Random, history: History, text: str, type_: str, things: Sequence[Sighting]
+) -> Question:
     """A question whose answer is what is in view: its wrong choices have as many things."""
     ordered = sorted((s.thing for s in things), key=lambda thing: thing.name)
     answer = join(ordered)
     wrong = _others(rng, history, answer)
     if len(ordered) == 2:
 
-        def stranger():
+        def stranger() -> Thing:
             try:
                 return _unseen(rng, history)
             except _AllSeen:
@@ -346,11 +350,13 @@ def _things(rng, history, text, type_, things) -> Question:
     return Question(text, answer, type_, _mixed(rng, answer, wrong), turned)
 
 
-def _now(rng, history):
+def _now(rng: random.Random, history: History) -> Question:
     return _things(rng, history, _fill(rng, "now"), "now", history.visible(history.now))
 
 
-def _draw_time(rng, history, origin, sign):
+def _draw_time(
+    rng: random.Random, history: History, origin: float, sign: int
+) -> tuple[str, float] | None:
     """A span in words that lands at a steady moment, and that moment."""
     span = history.now - history.start
     for _ in range(8):
@@ -367,7 +373,7 @@ def _draw_time(rng, history, origin, sign):
     return None
 
 
-def _ago(rng, history):
+def _ago(rng: random.Random, history: History) -> Question | None:
     drawn = _draw_time(rng, history, history.now, -1)
     if drawn is None:
         return None
@@ -375,7 +381,7 @@ def _ago(rng, history):
     return _things(rng, history, text, "ago", history.visible(drawn[1]))
 
 
-def _at(rng, history):
+def _at(rng: random.Random, history: History) -> Question | None:
     drawn = _draw_time(rng, history, history.start, 1)
     if drawn is None:
         return None
@@ -383,16 +389,18 @@ def _at(rng, history):
     return _things(rng, history, text, "at", history.visible(drawn[1]))
 
 
-def _one(rng, history, text, type_, sighting):
+def _one(
+    rng: random.Random, history: History, text: str, type_: str, sighting: Sighting | None
+) -> Question:
     answer = sighting.thing.phrase if sighting else NOTHING
     return Question(text, answer, type_, _mixed(rng, answer, _others(rng, history, answer)))
 
 
-def _first(rng, history):
+def _first(rng: random.Random, history: History) -> Question:
     return _one(rng, history, _fill(rng, "first"), "first", next(iter(history.seen), None))
 
 
-def _last(rng, history):
+def _last(rng: random.Random, history: History) -> Question:
     return _one(rng, history, _fill(rng, "last"), "last", next(reversed(history.seen), None))
 
 
@@ -401,12 +409,14 @@ def _without(question: Question, choice: str) -> Question:
     return Question(question.text, question.answer, question.type, choices)
 
 
-def _unseen_question(rng, history, template, type_, wrong):
+def _unseen_question(
+    rng: random.Random, history: History, template: str, type_: str, wrong: Sequence[str]
+) -> Question:
     text = _fill(rng, template, thing=_unseen(rng, history).name)
     return Question(text, NOT_SEEN, type_, _mixed(rng, NOT_SEEN, wrong))
 
 
-def _neighbour(rng, history, type_, step):
+def _neighbour(rng: random.Random, history: History, type_: str, step: int) -> Question | None:
     once = history.once()
     if not once or rng.random() < 0.12:
         wrong = _others(rng, history, NOT_SEEN, 2)
@@ -418,15 +428,15 @@ def _neighbour(rng, history, type_, step):
     return _without(_one(rng, history, text, type_, other), sighting.thing.phrase)
 
 
-def _before(rng, history):
+def _before(rng: random.Random, history: History) -> Question | None:
     return _neighbour(rng, history, "before", -1)
 
 
-def _after(rng, history):
+def _after(rng: random.Random, history: History) -> Question | None:
     return _neighbour(rng, history, "after", 1)
 
 
-def _was_there(rng, history):
+def _was_there(rng: random.Random, history: History) -> Question:
     answer = rng.random() < 0.5 and bool(history.seen)
     thing = rng.choice(history.seen).thing if answer else _unseen(rng, history)
     words = thing.phrase
@@ -443,7 +453,7 @@ def _was_there(rng, history):
     return Question(text, "yes" if answer else "no", "was_there", ("yes", "no"))
 
 
-def _where(rng, history):
+def _where(rng: random.Random, history: History) -> Question | None:
     once = history.once()
     wrong = rng.sample(REGIONS, 3)
     if not once or rng.random() < 0.1:
@@ -460,7 +470,7 @@ def _where(rng, history):
     return Question(text, region, "where", _mixed(rng, region, wrong))
 
 
-def _how_many(rng, history):
+def _how_many(rng: random.Random, history: History) -> Question | None:
     count = len({s.thing.name for s in history.seen if not s.thing.is_sign})
     if count > 20:
         return None
@@ -470,7 +480,7 @@ def _how_many(rng, history):
     return Question(text, answer, "how_many", _mixed(rng, answer, wrong), (str(count),))
 
 
-def _choice(rng, history):
+def _choice(rng: random.Random, history: History) -> Question | None:
     form = rng.choice(
         ("one_of", "earlier", "later", "first", "last", "now", "before", "after", "ago")
     )
@@ -480,7 +490,8 @@ def _choice(rng, history):
             if not history.seen:
                 return None
             answer = rng.choice(history.seen).thing.phrase
-            wrong = list({_unseen(rng, history).phrase for _ in range(rng.randint(1, 2))})
+            unseen = (_unseen(rng, history).phrase for _ in range(rng.randint(1, 2)))
+            wrong = list(dict.fromkeys(unseen))
         else:
             if len(once) < 2:
                 return None
@@ -505,7 +516,7 @@ def _listed(choices: Sequence[str]) -> str:
     return f"{', '.join(choices[:-1])} or {choices[-1]}"
 
 
-def _direction(rng, history):
+def _direction(rng: random.Random, history: History) -> Question | None:
     once = [s for s in history.once() if not s.moves or s.end <= history.now]
     choices = (*DIRECTIONS, DID_NOT_MOVE)
     if not once or rng.random() < 0.08:
@@ -518,7 +529,7 @@ def _direction(rng, history):
     return Question(text, answer, "direction", _mixed(rng, answer, wrong))
 
 
-def _sign(rng, history):
+def _sign(rng: random.Random, history: History) -> Question | None:
     signs = [s.thing.text for s in history.seen if s.thing.is_sign]
     if not signs and rng.random() < 0.8:
         return None
@@ -529,16 +540,16 @@ def _sign(rng, history):
     return Question(_fill(rng, template), answer, "sign", _mixed(rng, answer, wrong))
 
 
-def _left_ago(rng, history):
+def _left_ago(rng: random.Random, history: History) -> Question:
     once = history.once()
     if not once or rng.random() < 0.08:
-        wrong = ["2 seconds ago", STILL_THERE]
-        return _unseen_question(rng, history, "left_ago", "left_ago", wrong)
+        others = ("2 seconds ago", STILL_THERE)
+        return _unseen_question(rng, history, "left_ago", "left_ago", others)
     sighting = rng.choice(once)
     text = _fill(rng, "left_ago", thing=sighting.thing.name)
     if sighting.end > history.now:
-        wrong = ("2 seconds ago", NOT_SEEN)
-        return Question(text, STILL_THERE, "left_ago", _mixed(rng, STILL_THERE, wrong))
+        others = ("2 seconds ago", NOT_SEEN)
+        return Question(text, STILL_THERE, "left_ago", _mixed(rng, STILL_THERE, others))
     gone = history.now - history.last_frame_of(sighting)
     answer = duration_phrase(gone) + " ago"
     slack = max(1.0, 2 * history.step, 0.1 * gone)
@@ -548,7 +559,7 @@ def _left_ago(rng, history):
     return Question(text, answer, "left_ago", choices, tuple(sorted(near)))
 
 
-def _together(rng, history):
+def _together(rng: random.Random, history: History) -> Question | None:
     once = history.once()
     if not once or rng.random() < 0.08:
         wrong = _others(rng, history, NOT_SEEN, 2)
@@ -570,7 +581,9 @@ def _overlap(one: Sighting, other: Sighting, now: float = float("inf")) -> float
     return min(one.end, other.end, now) - max(one.start, other.start)
 
 
-def _attribute(rng, history, given, wanted, values, type_):
+def _attribute(
+    rng: random.Random, history: History, given: str, wanted: str, values: Sequence[str], type_: str
+) -> Question | None:
     shapes = {s.thing for s in history.seen if not s.thing.is_sign}
     groups: dict[str, list] = {}
     for shape in sorted(shapes, key=lambda thing: thing.name):
@@ -590,15 +603,15 @@ def _attribute(rng, history, given, wanted, values, type_):
     return Question(text, answer, type_, _mixed(rng, answer, wrong))
 
 
-def _colour_of(rng, history):
+def _colour_of(rng: random.Random, history: History) -> Question | None:
     return _attribute(rng, history, "kind", "colour", tuple(COLOURS), "colour_of")
 
 
-def _shape_of(rng, history):
+def _shape_of(rng: random.Random, history: History) -> Question | None:
     return _attribute(rng, history, "colour", "kind", KINDS, "shape_of")
 
 
-def _unknown(rng, history):
+def _unknown(rng: random.Random, history: History) -> Question | None:
     draw = rng.random()
     if draw < 0.4:
         text = rng.choice(FOREIGN)

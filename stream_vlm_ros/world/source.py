@@ -42,8 +42,8 @@ class WorldSource(Source):
         if start < 0 or (end is not None and end <= start):
             raise InvalidParameterError(f"The part {start} s to {end} s of the world is empty.")
         self.name = f"world:{self.seed}"
-        self.rate = fps or self.RATE
-        self.size = size
+        self.rate = self._rate = fps or self.RATE
+        self.size = self._size = size
         self._start, self._end = start, end
         self.duration = None if end is None else end - start
         self.endless = end is None
@@ -51,10 +51,10 @@ class WorldSource(Source):
 
     def __iter__(self) -> Iterator[Frame]:
         self.state = SourceState()
-        width, height = self.size
+        width, height = self._size
         index = 0
         while True:
-            t = index / self.rate
+            t = index / self._rate
             if self._end is not None and t >= self._end:
                 return
             self.state.counts.decoded += 1

@@ -10,9 +10,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stream_vlm_ros.world.questions import vocabulary
 from stream_vlm_ros.world.world import SIGN_LETTERS
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>",
@@ -47,7 +51,7 @@ def pieces() -> list[str]:
     return sorted(found)
 
 
-def build_tokenizer():
+def build_tokenizer() -> Tokenizer:
     """The tokenizer as a `tokenizers.Tokenizer`."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
@@ -68,7 +72,8 @@ def save(folder: str | Path) -> dict[str, int]:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
-    ids = {name: tokenizer.token_to_id(name) for name in SPECIAL}
+    vocabulary = tokenizer.get_vocab()
+    ids = {name: vocabulary[name] for name in SPECIAL}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "added_tokens_decoder": {

@@ -15,8 +15,12 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from stream_vlm_ros.world.draw import Painter
 
 COLOURS = {
     "red": (205, 35, 40),
@@ -102,7 +106,15 @@ class Sighting:
         return x0 + share * (x1 - x0), y0 + share * (y1 - y0)
 
 
-def _place(rng: random.Random, radius: float, others: list[Sighting], start, end, aspect, moving):
+def _place(
+    rng: random.Random,
+    radius: float,
+    others: list[Sighting],
+    start: float,
+    end: float,
+    aspect: float,
+    moving: bool,
+) -> Sighting | None:
     """A straight way that keeps clear of the others at all times, or None."""
     wide, high = max(aspect, 1.0), max(1.0 / aspect, 1.0)
     for _ in range(12):
@@ -220,7 +232,8 @@ class Backdrop:
     def draw(cls, rng: random.Random) -> Backdrop:
         """A backdrop at random."""
         grey = rng.uniform(95, 135)
-        base = tuple(grey + rng.uniform(-14, 14) for _ in range(3))
+        red, green, blue = (grey + rng.uniform(-14, 14) for _ in range(3))
+        base = (red, green, blue)
         waves = tuple(
             (rng.uniform(-9, 9), rng.uniform(-9, 9), rng.uniform(0, 6.28), rng.uniform(1.5, 5.0))
             for _ in range(4)
@@ -268,7 +281,7 @@ class World:
         self.backdrop = Backdrop.draw(random.Random(f"backdrop {seed}"))
         self._coming = sightings(random.Random(f"things {seed}"), pace, aspect, signs)
         self._sightings: list[Sighting] = []
-        self._painter = None
+        self._painter: Painter | None = None
 
     def sightings(self, until: float) -> list[Sighting]:
         """Every sighting that starts at or before `until` seconds, in order of appearance."""

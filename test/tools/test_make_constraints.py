@@ -15,7 +15,9 @@ LINES = [
     "rosbags-image==0.10.4",
     "ros-jazzy-rclpy==7.1.6",
     "colcon-core==0.21.3",
+    "catkin-pkg==1.1.1",
     "pytest==9.2.0",
+    "pytest-cov==7.1.0",
 ]
 
 
@@ -45,6 +47,7 @@ def test_beside_an_installed_ros_its_numpy_1_stays(make_constraints, monkeypatch
         "torch==2.13.0",
         "rosbags==0.11.9",
         "rosbags-image==0.10.4",
+        "pytest-cov==7.1.0",
         "pytest<9",
         "numpy<2",
     ]

@@ -1,7 +1,10 @@
 """Answers about the drawn world hold when computed again from what each frame shows."""
 
+import os
 import random
 import re
+import subprocess
+import sys
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -151,3 +154,33 @@ def test_once_every_shape_was_seen_questions_still_end_and_name_none_that_was_no
     for question in filter(None, (q for several in asked.values() for q in several)):
         assert question.answer != NOT_SEEN or question.type == "sign"
         assert question.type != "was_there" or question.answer == "yes"
+
+
+QUESTIONS_IN_A_PROCESS = """
+import os
+import random
+from stream_vlm_ros.world.questions import TYPES, History, ask
+from stream_vlm_ros.world.world import World
+for count in range(20, 60, 2):
+    stamps = [index / 2 for index in range(count)]
+    history = History(World(3).sightings(stamps[-1]), stamps)
+    for type_ in TYPES:
+        for seed in range(20):
+            print(ask(random.Random(seed), history, type_))
+"""
+
+
+def test_equal_seeds_ask_the_same_in_every_process():
+    # Python orders sets of strings otherwise in each process, unless this variable says how.
+    one, other = (
+        subprocess.run(
+            [sys.executable, "-c", QUESTIONS_IN_A_PROCESS],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    )
+    assert one == other
+    assert "type='choice'" in one

@@ -1,0 +1,144 @@
+"""Whatever says what the package needs says the same: imports, requirements, package.xml, docs."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from catkin_pkg.package import parse_package
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Requirement -> its key in rosdistro's rosdep/python.yaml; None: it has none there.
+ROSDEP = {
+    "av": None,
+    "catkin_pkg": "python3-catkin-pkg-modules",
+    "hypothesis": "python3-hypothesis",
+    "jinja2": "python3-jinja2",
+    "jsonschema": "python3-jsonschema",
+    "junitparser": "python3-junitparser",
+    "lz4": None,
+    "matplotlib": "python3-matplotlib",
+    "mcap": None,
+    "numpy": "python3-numpy",
+    "pillow": "python3-pil",
+    "pytest": "python3-pytest",
+    "pyyaml": "python3-yaml",
+    "rich": "python3-rich",
+    "rosbags": "python3-rosbags-pip",
+    "rosbags-image": None,
+    "rosbags-image[opencv-headless]": "python3-opencv",
+    "safetensors": None,
+    "tokenizers": None,
+    "torch": "python3-pytorch-pip",
+    "transformers": "python3-transformers-pip",
+    "typer": "python3-typer",
+    "zstandard": None,
+}
+
+# Import name -> requirement, where they differ.
+REQUIREMENT = {
+    "PIL": "pillow",
+    "cv2": "rosbags-image[opencv-headless]",
+    "rosbags.image": "rosbags-image",
+    "yaml": "pyyaml",
+}
+# It comes with torch for a GPU, and is imported only where there is one.
+BROUGHT = {"triton"}
+# Declared and never imported: ros2 launch starts the launch files; the others serve the interfaces.
+USED_WITHOUT_IMPORT = {
+    "geometry_msgs",  # in msg/Evidence.msg"ros2launch", "rosidl_default_runtime", "action_msgs"}
+
+
+def required(*files):
+    """The names in these files of requirements, with their extras."""
+    return {
+        re.match(r"[\w.-]+(\[[\w,-]+\])?", line).group()
+        for file in files
+        for line in (ROOT / "requirements" / f"{file}.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    }
+
+
+def imported(*folders):
+    """What the Python files of these folders import of others, as {requirement: file}."""
+    own = {*sys.stdlib_module_names, "stream_vlm", "stream_vlm_ros"}
+    found = {}
+    for path in sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            for name in names:
+                top = name.split(".")[0]
+                if top not in own:
+                    requirement = REQUIREMENT.get(name) or REQUIREMENT.get(top, top)
+                    found.setdefault(requirement, str(path.relative_to(ROOT)))
+    return found
+
+
+@pytest.fixture(scope="module")
+def package():
+    """package.xml as ROS's own parser reads it."""
+    return parse_package(str(ROOT))
+
+
+def keys(dependencies):
+    """The rosdep keys of Python packages among these dependencies."""
+    return {each.name for each in dependencies if each.name.startswith("python3-")}
+
+
+def ros_packages(dependencies):
+    return {each.name for each in dependencies} - keys(dependencies)
+
+
+def test_every_import_is_required_or_a_declared_ros_package(package):
+    known = required("runtime", "opencv") | ros_packages(package.exec_depends) | BROUGHT
+    found = imported("stream_vlm_ros", "launch")
+    assert {name: file for name, file in found.items() if name not in known} == {}
+
+
+def test_every_requirement_is_imported():
+    assert required("runtime", "opencv") - set(imported("stream_vlm_ros")) == set()
+    assert required("test") - set(imported("test")) == set()
+
+
+def test_every_declared_ros_package_is_imported(package):
+    found = {*imported("stream_vlm_ros", "launch"), *USED_WITHOUT_IMPORT}
+    assert ros_packages(package.exec_depends) - found == set()
+
+
+def test_rosdep_is_asked_for_every_requirement_that_it_knows(package):
+    known = {ROSDEP[name] for name in required("runtime", "opencv")} - {None}
+    assert keys(package.exec_depends) == known
+    assert keys(package.test_depends) == {ROSDEP[name] for name in required("test")}
+
+
+def test_requirements_without_a_key_are_named_where_a_user_looks():
+    without = sorted(name for name in required("runtime", "opencv") if ROSDEP[name] is None)
+    manifest = (ROOT / "package.xml").read_text()
+    [named] = re.findall(r"No key, so pip alone brings them: (.*?)\.\s", manifest, re.DOTALL)
+    assert re.split(r",\s+", named) == without
+    page = (ROOT / "docs" / "installation.md").read_text()
+    assert f"\npip install {' '.join(without)}\n" in page
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/installation.md"])
+def test_the_keys_to_skip_are_those_that_need_the_systems_pip(package, page):
+    [skipped] = re.findall(r'--skip-keys \\\n *"(.*)"', (ROOT / page).read_text())
+    with_pip = {key for key in keys(package.exec_depends) if key.endswith("-pip")}
+    assert skipped.split() == sorted(with_pip)
+
+
+def test_interfaces_use_the_packages_that_are_declared_for_them(package):
+    used = {
+        name
+        for folder in ("msg", "srv", "action")
+        for path in (ROOT / folder).iterdir()
+        for name in re.findall(r"^(\w+)/\w+", path.read_text(), re.MULTILINE)
+    }
+    # action_msgs is what every action needs.
+    assert ros_packages(package.build_depends) == used - {"stream_vlm"} | {"action_msgs"}
