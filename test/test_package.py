@@ -47,8 +47,7 @@ REQUIREMENT = {
 # It comes with torch for a GPU, and is imported only where there is one.
 BROUGHT = {"triton"}
 # Declared and never imported: ros2 launch starts the launch files; the others serve the interfaces.
-USED_WITHOUT_IMPORT = {
-    "geometry_msgs",  # in msg/Evidence.msg"ros2launch", "rosidl_default_runtime", "action_msgs"}
+USED_WITHOUT_IMPORT = {"ros2launch", "rosidl_default_runtime", "action_msgs", "geometry_msgs"}
 
 
 def required(*files):
