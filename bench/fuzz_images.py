@@ -41,13 +41,13 @@ from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
+from stream_vlm_ros.config import Settings
 from stream_vlm_ros.engine.picture_sizes import PictureLimit
 from stream_vlm_ros.machine import measured_on
 from stream_vlm_ros.node.arrival import Arrival
 from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.images import compressed_to_rgb, image_to_rgb
 from stream_vlm_ros.node.intake import FrameIntake
-from stream_vlm_ros.node.parameters import from_values
 
 LONGEST = 10.0  # s, for one message
 # Beyond what the process has when the first message comes: its buffers, the encoded data and
@@ -254,7 +254,7 @@ class Fuzz:
             CompressedImage: functools.partial(compressed_to_rgb, limit=limit),
         }
         self._intake = FrameIntake(
-            from_values({"sample_fps": 0.0, "chunk_frames": 1}),
+            Settings.of({"sample_fps": 0.0, "chunk_frames": 1}),
             self.counters,
             deliver=lambda chunk: self.counters.ingest(len(chunk)),
             restart=lambda: None,

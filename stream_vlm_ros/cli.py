@@ -138,10 +138,13 @@ def ask(
     from stream_vlm_ros.replay.settings import changed
     from stream_vlm_ros.replay.terminal import Dialogue, WatchingBar, memory_text
     from stream_vlm_ros.sources import open_source, parse_size
+    from stream_vlm_ros.sources.sampling import MAX_SECONDS
 
-    if at is not None and not at > 0:
-        raise InvalidParameterError(f"--at is {at:g} s; it must be above 0.")
-    if about is not None and about[1] < about[0]:
+    if at is not None and not 0 < at <= MAX_SECONDS:
+        raise InvalidParameterError(
+            f"--at is {at:g} s; it must be above 0 and at most {MAX_SECONDS:.0f}."
+        )
+    if about is not None and not about[0] <= about[1]:
         raise InvalidParameterError(
             f"--about ends at {about[1]:g} s, before it begins at {about[0]:g} s."
         )
@@ -203,6 +206,10 @@ def replay(
     stamps: Annotated[
         str | None, typer.Option(help="Of a bag's images: header (default) or recorded.")
     ] = None,
+    max_time_gap: Annotated[
+        float | None,
+        typer.Option(help="Of a bag: seconds between images beyond which time jumped (3600)."),
+    ] = None,
     start: Annotated[float | None, typer.Option(min=0, help="Begin at so many seconds.")] = None,
     end: Annotated[float | None, typer.Option(min=0, help="End at so many seconds.")] = None,
     bag: Annotated[bool, typer.Option(help="Write images and answers into an MCAP bag.")] = False,
@@ -240,7 +247,13 @@ def replay(
         load_questions(questions),
         settings_of(settings, engine, compare or []),
         out,
-        {"topics": topic, "stamps": stamps, "start": start, "end": end},
+        {
+            "topics": topic,
+            "stamps": stamps,
+            "max_time_gap": max_time_gap,
+            "start": start,
+            "end": end,
+        },
         resume=not fresh,
         bag=bag,
         realtime=realtime,
@@ -260,8 +273,8 @@ def rate(
     source: Annotated[str, typer.Argument(help="What the camera shows: a bag, a video, ...")],
     engine: Annotated[str | None, typer.Option(help=ENGINE_HELP)] = None,
     size: Annotated[str | None, typer.Option(help="Scale the pictures to WIDTHxHEIGHT.")] = None,
-    seconds: Annotated[float, typer.Option(min=1, help="Length of a trial.")] = 5.0,
-    highest: Annotated[float, typer.Option(min=1, help="Highest rate tried.")] = 120.0,
+    seconds: Annotated[float, typer.Option(min=1, max=3600, help="Length of a trial.")] = 5.0,
+    highest: Annotated[float, typer.Option(min=1, max=10_000, help="Highest rate tried.")] = 120.0,
     loss: Annotated[float, typer.Option(min=0.001, max=1, help="Share that may be lost.")] = 0.05,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:

@@ -374,8 +374,8 @@ class Settings(SettingTable):
     )
     on_time_jump: str = node_only(
         "reset",
-        "When stamps run backwards (a looped bag): reset forgets and starts anew, reject drops "
-        "frames until stamps pass the newest one again.",
+        "When stamps run backwards, three frames in a row (a looped bag): reset forgets and starts "
+        "again, reject drops frames until stamps pass the newest one again.",
         choices=("reset", "reject"),
         change=ALWAYS,
     )
@@ -389,7 +389,8 @@ class Settings(SettingTable):
     )
     max_time_gap: float = node_only(
         3600.0,
-        "A frame this many seconds after the one before it starts a new memory.",
+        "Three frames in a row this many seconds after the one before them, and no more than that "
+        "apart, start a new memory; a single one is dropped.",
         1.0,
         86_400.0,
         change=ALWAYS,

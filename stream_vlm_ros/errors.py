@@ -133,6 +133,14 @@ class PictureLostError(FrameStoreError):
     """The picture of one kept frame is gone or damaged; the others are not affected."""
 
 
+MAX_REPEATED = 500  # characters of a message, log line or value that quotes what somebody sent
+
+
+def cut(text: str, limit: int = MAX_REPEATED) -> str:
+    """A text from outside as it is repeated: its beginning, and how many characters it has."""
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
+
+
 def in_words(error: Exception) -> str:
     """Another library's error in one line of the log: its kind, and how its message begins."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

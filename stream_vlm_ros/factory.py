@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,7 +109,8 @@ def _delayed_batch(settings: Settings, checkpoint: Checkpoint, **options: Any) -
     )
     return DelayedBatchInferenceEngine(
         *checkpoint,
-        memory=SmartFrameManager(store, target_fps=settings.keep_fps),
+        # Who feeds the engine looks at the stamps: the node's intake, a replay's source.
+        memory=SmartFrameManager(store, target_fps=settings.keep_fps, max_time_gap=math.inf),
         max_sampled_frames=settings.max_sampled_frames,
         max_pixels=settings.sampled_max_pixels,
         **options,

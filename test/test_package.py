@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROSDEP = {
     "av": None,
     "catkin_pkg": "python3-catkin-pkg-modules",
+    "google-re2": None,
     "hypothesis": "python3-hypothesis",
     "jinja2": "python3-jinja2",
     "jsonschema": "python3-jsonschema",
@@ -40,6 +41,7 @@ ROSDEP = {
 # Import name -> requirement, where they differ.
 REQUIREMENT = {
     "PIL": "pillow",
+    "re2": "google-re2",
     "cv2": "rosbags-image[opencv-headless]",
     "rosbags.image": "rosbags-image",
     "yaml": "pyyaml",

@@ -33,7 +33,6 @@ _MAX_SCANS = 32
 _START_OF_SCAN = b"\xff\xda"
 _PNG_CHUNK = struct.Struct(">I4s")  # length and kind; after them the data, and a check sum
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
-_SHOWN = 100  # characters of a text from outside that are repeated in messages
 
 
 @dataclass(frozen=True)
@@ -148,8 +147,3 @@ def png_without_texts(data: bytes) -> bytes:
             kept.append(data[at:end])
         at = end
     return b"".join(kept)
-
-
-def shortened(text: str) -> str:
-    """A text from outside, of any length, as it is repeated in messages for people."""
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text):,} characters)"

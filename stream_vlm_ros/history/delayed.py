@@ -195,8 +195,8 @@ class DelayedBatchInferenceEngine(InferenceEngine):
         Args:
             frames: images of one size, of any kind that the streaming engine takes.
             fps: frames a second; the chunk goes on where the newest frame ended.
-            timestamps: instead, the source's time of each frame in seconds, never falling. With
-                neither, 2 frames a second.
+            timestamps: instead, the source's time of each frame in seconds, never falling in a
+                chunk. With neither, 2 frames a second.
             source: name of the camera or file.
 
         Raises:
@@ -205,14 +205,15 @@ class DelayedBatchInferenceEngine(InferenceEngine):
         """
         begin = time.perf_counter()
         # All are checked before the first is kept: a chunk is taken whole or not at all.
-        stamps = frame_times(len(frames), fps, timestamps, self.memory.last_stamp)
+        newest = self.memory.last_stamp if timestamps is None else None  # the memory looks itself
+        stamps = frame_times(len(frames), fps, timestamps, newest)
         arrays = to_arrays(frames)
-        kept = 0
+        before = self.memory.frames_kept
         for array, stamp in zip(arrays, stamps, strict=True):
-            kept += self.memory.add(array, stamp, source) is not None
+            self.memory.add(array, stamp, source)
         self._chunks += 1
         return KeptResult(
-            kept=kept,
+            kept=self.memory.frames_kept - before,
             tokens=0,
             evicted_tokens=0,
             cache_length=self._stream.cache_manager.get_seq_length(),
@@ -431,6 +432,14 @@ class DelayedBatchInferenceEngine(InferenceEngine):
         self._go_back(0)
         self._exchanges.clear()
         self.memory.clear()
+        self._chunks = 0
+        self.counts = EncodingCounts()
+
+    def start_epoch(self) -> None:
+        """As `reset`, for a source whose time starts anew: frames kept in a folder stay there."""
+        self._go_back(0)
+        self._exchanges.clear()
+        self.memory.start_epoch()
         self._chunks = 0
         self.counts = EncodingCounts()
 

@@ -7,9 +7,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from stream_vlm_ros.engine.stamp_check import SECOND, StampCheck, Timing
 from stream_vlm_ros.engine.stamps import check_about, check_order
 from stream_vlm_ros.errors import (
     InvalidParameterError,
+    InvalidTimestampError,
     OutOfHorizonError,
     PictureLostError,
     check_whole_number,
@@ -21,6 +23,11 @@ from stream_vlm_ros.history.selection import GRID_FRAMES, Shares, nested
 from stream_vlm_ros.history.stars import StarMemory
 from stream_vlm_ros.history.store import FrameStore, KeptFrame
 
+LATE_SECONDS = 60.0  # behind the newest frame: so far a stamp is the caller's error, no jump
+_MAX_SECONDS = 2**63 / SECOND  # either way; whole nanoseconds beyond it fit no int64
+
+_Offered = tuple[np.ndarray, float, str]  # picture, stamp, source
+
 
 class SmartFrameManager:
     """Keeps frames at a target rate, and remembers which are new and which are the latest.
@@ -29,12 +36,18 @@ class SmartFrameManager:
     memory* (frames whose novelty passed a threshold) and the *stream window* (the latest). A frame
     in both is one frame.
 
+    One wrong stamp costs one frame: after a jump of the source's time frames wait until three in a
+    row agree on it (`StampCheck`), and a single one is dropped. A jump back, or ahead by more than
+    the store spans, begins a new epoch of the store.
+
     Args:
         store: None: in memory, with the store's own bounds. What a store holds is taken up.
         star_capacity: most stars; 0: none.
         star_threshold: novelty (0..1) from which a frame becomes a star.
         stream_window: how many of the latest frames.
         target_fps: frames a second that are kept, by stamp; 0: every frame.
+        max_time_gap: seconds from one frame to the next beyond which time has jumped; at most what
+            the store spans.
         measure: of novelty; None: `ThumbnailNovelty`.
 
     Raises:
@@ -50,15 +63,22 @@ class SmartFrameManager:
         stream_window: int = 20,
         target_fps: float = 1.0,
         measure: NoveltyMeasure | None = None,
+        max_time_gap: float = 3600.0,
     ):
         check_whole_number("star_capacity", star_capacity, 0)
         check_whole_number("stream_window", stream_window, 1)
         if not 0 <= star_threshold <= 1:
             raise InvalidParameterError(f"star_threshold must be in 0..1: {star_threshold!r}")
+        if not max_time_gap > 0:
+            raise InvalidParameterError(f"max_time_gap must be above 0: {max_time_gap!r}")
         self.stream_window = stream_window
         self._rate = TargetRate(target_fps)
         self._measure = ThumbnailNovelty() if measure is None else measure
         self.store = FrameStore() if store is None else store
+        gap = min(max_time_gap, self.store.max_seconds, _MAX_SECONDS)
+        self._stamps: StampCheck[_Offered] = StampCheck(
+            round(LATE_SECONDS * SECOND), round(gap * SECOND)
+        )
         self._stars = StarMemory(self._measure, star_capacity, star_threshold)
         self._stream: deque[int] = deque(maxlen=stream_window)
         self.version = 0
@@ -66,9 +86,10 @@ class SmartFrameManager:
         self._take_up()
 
     def _zero_counts(self) -> None:
-        self._last_stamp: float | None = None  # of all frames offered
-        self.frames_added = self.frames_kept = 0
+        self._last_stamp: float | None = None  # of all frames admitted
+        self.frames_added = self.frames_kept = self.frames_invalid_stamp = 0
         self.frames_repeated = self.frames_not_sampled = self.frames_forgotten = 0
+        self.last_refusal = ""
 
     def _take_up(self) -> None:
         """Go on with what the store holds."""
@@ -77,6 +98,7 @@ class SmartFrameManager:
         self._stream.extend(frame.id for frame in latest)
         if latest:
             self._last_stamp = latest[-1].stamp
+            self._stamps.resume(_nanoseconds(self._last_stamp))
 
     def _take_up_stars(self) -> None:
         self._stars.clear()
@@ -90,30 +112,54 @@ class SmartFrameManager:
 
     @property
     def last_stamp(self) -> float | None:
-        """Stamp of the newest frame offered or taken up, in seconds."""
+        """Stamp of the newest frame admitted or taken up, in seconds."""
         return self._last_stamp
 
     def add(self, image: np.ndarray, stamp: float, source: str = "") -> KeptFrame | None:
-        """Offer a frame; it is kept if the target rate wants it.
+        """Offer a frame; it is kept if its stamp is believed and the target rate wants it.
 
         A frame with the stamp of the one before it is that frame again and is not counted twice.
+        After a jump of time two frames wait, and come in with the third.
 
         Args:
             image: uint8 RGB ``[height, width, 3]``.
-            stamp: seconds of the source, never falling.
+            stamp: seconds of the source.
 
         Returns:
             What is known of it if it was kept, else None.
 
         Raises:
-            InvalidTimestampError: not finite, or time runs backwards.
+            InvalidTimestampError: not finite, beyond 292 years, or up to `LATE_SECONDS` before the
+                newest frame: time runs backwards.
             FrameStoreError: the store cannot take it.
         """
-        check_order([stamp], self._last_stamp)
+        check_order([stamp], None)
+        stamp_ns = _nanoseconds(stamp)
+        timing = self._stamps.classify(stamp_ns)
+        if timing is Timing.LATE and not self._stamps.waiting:
+            check_order([stamp], self._last_stamp)
         self.frames_added += 1
-        if stamp == self._last_stamp:
+        if stamp_ns == self._stamps.newest_ns:
             self.frames_repeated += 1
             return None
+        # What waits is looked at later: the caller may have filled the array again by then.
+        own = image if timing is Timing.IN_ORDER else image.copy()
+        decision = self._stamps.offer(stamp_ns, (own, stamp, source))
+        for _, self.last_refusal in decision.refused:
+            self.frames_invalid_stamp += 1
+        if decision.jump_ns is not None and not 0 < decision.jump_ns <= self._span_ns:
+            self._begin_epoch()
+        kept = None
+        for offered in decision.admitted:
+            kept = self._take(*offered)
+        return kept
+
+    @property
+    def _span_ns(self) -> float:
+        return self.store.max_seconds * SECOND
+
+    def _take(self, image: np.ndarray, stamp: float, source: str) -> KeptFrame | None:
+        """Keep a frame whose stamp is believed, if the target rate wants it."""
         self._last_stamp = stamp
         if not self._rate.wants(stamp):
             self.frames_not_sampled += 1
@@ -155,10 +201,27 @@ class SmartFrameManager:
     def clear(self) -> None:
         """Forget everything, in the store too."""
         self.store.clear()
+        self._forget_all()
+
+    def start_epoch(self) -> None:
+        """As `clear`, for a source whose time starts anew: what a folder holds stays there."""
+        self.store.start_epoch()
+        self._forget_all()
+
+    def _forget_all(self) -> None:
+        self._clear_choice()
+        self._stamps.clear()
+        self._zero_counts()
+
+    def _begin_epoch(self) -> None:
+        """Time jumped: choose from the frames to come only; counts go on."""
+        self.frames_forgotten += self.store.start_epoch()
+        self._clear_choice()
+
+    def _clear_choice(self) -> None:
         self._stars.clear()
         self._stream.clear()
         self._rate.clear()
-        self._zero_counts()
         self.version += 1
 
     # -- choosing ----------------------------------------------------------------------------
@@ -255,6 +318,8 @@ class SmartFrameManager:
             frames_kept=self.frames_kept,
             frames_repeated=self.frames_repeated,
             frames_not_sampled=self.frames_not_sampled,
+            frames_invalid_stamp=self.frames_invalid_stamp,
+            frames_waiting=self._stamps.waiting,
             frames_forgotten=self.frames_forgotten,
             star_frames=len(self._stars),
             stream_frames=len(self._stream),
@@ -263,6 +328,16 @@ class SmartFrameManager:
             stored_frames=len(self.store),
             stored_bytes=self.store.bytes,
         )
+
+
+def _nanoseconds(stamp: float) -> int:
+    """Seconds in whole nanoseconds; InvalidTimestampError beyond what an int64 of them holds."""
+    if not abs(stamp) < _MAX_SECONDS:
+        raise InvalidTimestampError(
+            f"a time stamp of {stamp:.6g} s is out of range: time stamps are seconds (divide "
+            "nanoseconds by 1e9)"
+        )
+    return round(stamp * SECOND)
 
 
 def _one_size_each(pairs: Iterable[list[KeptFrame]]) -> list[tuple[KeptFrame, ...]]:

@@ -18,7 +18,10 @@ from stream_vlm_ros.engine.results import (
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class KeptResult(ChunkResult):
-    """Of frames that were offered: ``kept`` is how many of them the target rate took."""
+    """Of frames that were offered: ``kept`` is how many the target rate took.
+
+    With those among them that had waited for a jump of time to be believed.
+    """
 
     kept: int
 
@@ -28,7 +31,9 @@ class FrameStatistics(Record):
     """What became of the frames since the start or the last `clear`.
 
     ``frames_added`` were offered = ``frames_kept`` + ``frames_repeated`` (the stamp before again) +
-    ``frames_not_sampled`` (between two ticks of the target rate).
+    ``frames_not_sampled`` (between two ticks of the target rate) + ``frames_invalid_stamp`` (not
+    believed; the manager's ``last_refusal`` says why) + ``frames_waiting`` (for a jump of time to
+    be believed).
 
     Attributes:
         unique_frames: in star memory or stream window, each counted once.
@@ -46,6 +51,8 @@ class FrameStatistics(Record):
     frames_kept: int
     frames_repeated: int
     frames_not_sampled: int
+    frames_invalid_stamp: int
+    frames_waiting: int
     frames_forgotten: int
     star_frames: int
     stream_frames: int

@@ -14,6 +14,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import IO
 
@@ -56,6 +57,8 @@ CREATE TABLE frames (
 CREATE INDEX frames_by_stamp ON frames (stamp);
 CREATE INDEX frames_star ON frames (id) WHERE star;
 """
+# Id of the first frame of each epoch after the first.
+_EPOCHS = "CREATE TABLE IF NOT EXISTS epochs (first INTEGER PRIMARY KEY)"
 _COLUMNS = "id, stamp, source, width, height, suffix, size, importance, star"
 _ROW_BYTES = 256  # a row with its places in the indices
 _BLOCK = 4096
@@ -96,7 +99,9 @@ class FrameStore:
     """Keeps frames within a bound in bytes and in time, and finds them again.
 
     Over the bound in bytes the oldest frame goes that is no star, and the stars last. Over the
-    bound in time every frame goes, star or not.
+    bound in time every frame goes, star or not. Stamps and their bound hold within an epoch: where
+    the source's time starts anew (`start_epoch`), what was kept before stays in its folder until
+    its room is needed, and is no longer found.
 
     Args:
         folder: made if it is missing; what a store left there is taken up again. None: in memory.
@@ -156,6 +161,8 @@ class FrameStore:
             if version == 0:
                 db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
                 version = VERSION
+            if version == VERSION:
+                db.execute(_EPOCHS)
         except sqlite3.Error as error:
             raise FrameStoreError(
                 f"the index of kept frames {path} cannot be used: {error}. Move it away to start "
@@ -188,7 +195,12 @@ class FrameStore:
             f"SELECT COUNT(*), MAX(id), COALESCE(SUM((size + {_BLOCK - 1}) / {_BLOCK}), 0) "
             "FROM frames"
         ).fetchone()
-        self._next = 0 if last is None else last + 1
+        self._epoch = self._db.execute("SELECT COALESCE(MAX(first), 0) FROM epochs").fetchone()[0]
+        self._db.execute("DROP VIEW IF EXISTS temp.present")
+        self._db.execute(
+            f"CREATE TEMP VIEW present AS SELECT * FROM frames WHERE id >= {self._epoch}"
+        )
+        self._next = self._epoch if last is None else max(last + 1, self._epoch)
         self._bytes = blocks * _BLOCK + self._count * _ROW_BYTES
         newest = self.newest(1)
         self._newest = newest[0] if newest else None
@@ -234,7 +246,7 @@ class FrameStore:
     def ids_between(self, start: float, end: float) -> tuple[int, int] | None:
         """First and last id of the frames with ``start <= stamp <= end``, None without any."""
         first, last = self._db.execute(
-            "SELECT MIN(id), MAX(id) FROM frames WHERE stamp BETWEEN ? AND ?", (start, end)
+            "SELECT MIN(id), MAX(id) FROM present WHERE stamp BETWEEN ? AND ?", (start, end)
         ).fetchone()
         return None if first is None else (first, last)
 
@@ -247,9 +259,9 @@ class FrameStore:
     @property
     def first_regular_id(self) -> int:
         """Id from which on no frame was forgotten for want of room (stars can be older)."""
-        first = self._db.execute("SELECT MIN(id) FROM frames WHERE NOT star").fetchone()[0]
+        first = self._db.execute("SELECT MIN(id) FROM present WHERE NOT star").fetchone()[0]
         if first is None:
-            first = self._db.execute("SELECT MIN(id) FROM frames").fetchone()[0]
+            first = self._db.execute("SELECT MIN(id) FROM present").fetchone()[0]
         return self._next if first is None else first
 
     def load(self, frame: KeptFrame) -> np.ndarray:
@@ -338,10 +350,33 @@ class FrameStore:
         self._look()
         self._next = upcoming
 
+    def start_epoch(self) -> int:
+        """The source's time starts anew; see the class.
+
+        Returns:
+            How many frames were forgotten: all of a store in memory, which nothing finds again.
+
+        Raises:
+            FrameStoreError: no room on the disk, say; nothing has changed.
+        """
+        forgotten = 0 if self.folder is not None else self._count
+        try:
+            with self._transaction():
+                self._db.execute("INSERT OR IGNORE INTO epochs VALUES (?)", (self._next,))
+                if self.folder is None:
+                    self._db.execute("DELETE FROM frames")
+        except sqlite3.Error as error:
+            raise FrameStoreError(f"no epoch can begin in {self.folder}: {error}") from error
+        if self.folder is None:
+            self._pictures = PicturesInMemory()
+        self._look()
+        return forgotten
+
     def clear(self) -> None:
-        """Drop all frames; ids begin anew."""
+        """Drop all frames, those of earlier epochs too; ids begin anew."""
         with self._transaction():
             self._db.execute("DELETE FROM frames")
+            self._db.execute("DELETE FROM epochs")
         for number, suffix, _ in list(self._pictures.scan()):
             self._pictures.delete(number, suffix)
         self._look()
@@ -368,29 +403,36 @@ class FrameStore:
 
     def _excess(self, newest: KeptFrame) -> list[KeptFrame]:
         """What must go once ``newest`` is in: never that one itself."""
-        # Ordered as their index is: by id, SQLite would read the whole table at every frame.
-        gone = self._find("WHERE stamp < ? ORDER BY stamp, id", newest.stamp - self.max_seconds)
+        start = newest.stamp - self.max_seconds
+        # In an epoch stamps never fall, so no more rows are read than are too old.
+        rows = self._db.execute(f"SELECT {_COLUMNS} FROM present ORDER BY id")
+        gone = list(takewhile(lambda frame: frame.stamp < start, (KeptFrame(*r) for r in rows)))
         total = self._bytes + newest.cost - sum(frame.cost for frame in gone)
         ids = {frame.id for frame in gone}
+        looked = -1
         while total > self.max_bytes:
             over = -(-(total - self.max_bytes) // (_BLOCK + _ROW_BYTES))
             oldest = self._find(
-                "WHERE id < ? AND id > ? AND NOT star ORDER BY id LIMIT ?",
+                "WHERE id < ? AND id > ? AND (NOT star OR id < ?) ORDER BY id LIMIT ?",
                 newest.id,
-                max(ids, default=-1),
+                looked,
+                self._epoch,
                 over,
-            ) or [f for f in self._find("WHERE star ORDER BY id") if f.id not in ids | {newest.id}]
+                table="frames",
+            ) or [f for f in self.stars() if f.id not in ids | {newest.id}]
             if not oldest:
                 break  # a single frame larger than the bound
+            looked = max(looked, oldest[-1].id)
             for frame in oldest:
-                if total > self.max_bytes:
+                if total > self.max_bytes and frame.id not in ids:
                     gone.append(frame)
                     ids.add(frame.id)
                     total -= frame.cost
         return gone
 
-    def _find(self, clause: str, *values: object) -> list[KeptFrame]:
-        rows = self._db.execute(f"SELECT {_COLUMNS} FROM frames {clause}", values)
+    def _find(self, clause: str, *values: object, table: str = "present") -> list[KeptFrame]:
+        """Frames of the present epoch, or of all of them."""
+        rows = self._db.execute(f"SELECT {_COLUMNS} FROM {table} {clause}", values)
         return [KeptFrame(*row) for row in rows]
 
     @contextmanager

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from rclpy.serialization import deserialize_message
 
+from stream_vlm_ros.engine.stamp_check import join_stamp
 from stream_vlm_ros.errors import InvalidImageError
-from stream_vlm_ros.node.interfaces import from_time
-from stream_vlm_ros.node.sampling import SECOND
 
 # CDR's first two bytes say its kind; after two more comes the message. It begins, in every message
 # with a header, with header.stamp.sec (int32) and header.stamp.nanosec (uint32).
 _STAMPS = {b"\0\0": Struct(">4xiI"), b"\0\1": Struct("<4xiI")}
+
+MAX_FRAME_ID = 256  # characters of a frame id that are kept, and so repeated
 
 
 @dataclass(frozen=True)
@@ -35,24 +36,29 @@ class Arrival:
 
     @property
     def stamp_ns(self) -> int | None:
-        """The header's stamp in nanoseconds; None if the message breaks off before its end."""
+        """The header's stamp in nanoseconds; None if the message breaks off before its end.
+
+        Raises InvalidTimestampError for nanoseconds that make a second or more.
+        """
         layout = _STAMPS.get(self.serialized[:2])
         if layout is None:  # another CDR: the middleware knows its own
             try:
-                return from_time(self._message().header.stamp)
+                stamp = self._message().header.stamp
             except InvalidImageError:
                 return None
+            return join_stamp(stamp.sec, stamp.nanosec)
         if len(self.serialized) < layout.size:
             return None
-        seconds, nanoseconds = layout.unpack_from(self.serialized)
-        return int(seconds * SECOND + nanoseconds)
+        return join_stamp(*layout.unpack_from(self.serialized))
 
     def read(self) -> tuple[Any, np.ndarray]:
-        """The header and the picture, uint8 [height, width, 3].
+        """The header, its frame id cut, and the picture, uint8 [height, width, 3].
 
         Raises InvalidImageError for a message that cannot be deserialized, or decoded.
         """
         message = self._message()
+        if len(message.header.frame_id) > MAX_FRAME_ID:
+            message.header.frame_id = message.header.frame_id[:MAX_FRAME_ID]
         return message.header, self.decode(message)
 
     def _message(self) -> Any:

@@ -5,20 +5,16 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from stream_vlm_ros.config import Settings
-from stream_vlm_ros.errors import InvalidImageError
+from stream_vlm_ros.engine.stamp_check import FRAMES_TO_BELIEVE, StampCheck, check_stamp
+from stream_vlm_ros.errors import InvalidImageError, InvalidTimestampError, cut
 from stream_vlm_ros.node.counters import Drop, FrameCounters
-from stream_vlm_ros.node.sampling import (
-    SECOND,
-    Chunker,
-    StampCheck,
-    TimedFrame,
-    Timing,
-)
+from stream_vlm_ros.node.sampling import SECOND, Chunker, TimedFrame
 from stream_vlm_ros.sources.sampling import StampSampler
 
 
@@ -27,18 +23,28 @@ class Arrived(Protocol):
 
     @property
     def stamp_ns(self) -> int | None:
-        """Its own stamp, None if it cannot be read."""
+        """Its own stamp, None if it cannot be read; InvalidTimestampError if it is none."""
 
     def read(self) -> tuple[Any, np.ndarray]:
         """Its header, and its picture as uint8 [height, width, 3]; raises InvalidImageError."""
 
 
+@dataclass(frozen=True)
+class _Received:
+    """A frame whose stamp is known, and when it arrived."""
+
+    arrival: Arrived
+    stamp_ns: int
+    now_ns: int
+
+
 class FrameIntake:
     """Checks, samples, decodes and gathers frames; counts each one exactly once.
 
-    Stamps: a source whose first frame has a stamp of zero is taken to have no clock; all its
-    frames are timed by their arrival (the node's clock), and headers stay as they are. A zero
-    stamp among real ones is refused. Safe to call from several threads.
+    Stamps: a source whose first frame has a stamp of zero is taken to have no clock; its frames
+    are timed by their arrival (the node's clock), and headers stay as they are, until three real
+    stamps come in a row. A zero stamp among real ones is refused. After a jump of the source's time
+    frames wait until it is believed (`StampCheck`). Safe to call from several threads.
 
     Args:
         parameters: the settings; :meth:`apply` takes later ones.
@@ -66,7 +72,8 @@ class FrameIntake:
         self._restart = restart
         self._report = report
         self._lock = threading.RLock()
-        self._stamps = StampCheck(0, 0)
+        self._stamps: StampCheck[_Received] = StampCheck(0, 0)
+        self._real_stamps = 0  # in a row, while frames are timed by their arrival
         self._sampler: StampSampler | None = None  # None takes every frame
         self._sample_fps = 0.0
         self._chunker = Chunker(1)
@@ -77,7 +84,8 @@ class FrameIntake:
         with self._lock:
             self._parameters = parameters
             self._stamps.tolerance_ns = round(parameters.time_jump_tolerance * SECOND)
-            self._stamps.max_gap_ns = round(parameters.max_time_gap * SECOND)
+            self._stamps.max_gap_ns = round(_longest_gap(parameters) * SECOND)
+            self._stamps.believe_backwards = parameters.on_time_jump != "reject"
             self._chunker.chunk_frames = parameters.chunk_frames
             if parameters.sample_fps != self._sample_fps:
                 self._sample_fps = parameters.sample_fps
@@ -90,27 +98,43 @@ class FrameIntake:
             if not self.active:
                 self._counters.drop(Drop.INACTIVE)
                 return
-            stamp_ns = self._stamp(arrival.stamp_ns, now_ns)
-            if stamp_ns is None or not self._in_time(stamp_ns):
+            stamp_ns = self._stamp(arrival, now_ns)
+            if stamp_ns is None:
                 return
-            before = copy.copy(self._sampler)
-            if self._sampler is not None and not self._sampler.wants(stamp_ns):
-                self._counters.drop(Drop.SAMPLING)
-                return
-            try:
-                header, image = arrival.read()
-            except InvalidImageError as fault:
-                self._sampler = before  # the next frame takes its place
-                self._refuse(Drop.INVALID_IMAGE, str(fault))
-                return
-            except Exception:  # a fault of this package: the thread of the images tells it
-                self._sampler = before
-                self._counters.drop(Drop.ERROR)
-                raise
-            frame = TimedFrame(stamp_ns, image, header)
-            size: Hashable = image.shape
-            for chunk in self._chunker.add(frame, size, now_ns):
-                self._deliver(chunk)
+            decision = self._stamps.offer(stamp_ns, _Received(arrival, stamp_ns, now_ns))
+            for _, words in decision.refused:
+                self._refuse(Drop.INVALID_STAMP, words)
+            if decision.jump_ns is not None:
+                self._start_anew(decision.jump_ns)
+            faults = []
+            for frame in decision.admitted:
+                try:
+                    self._take(frame)
+                except Exception as fault:  # of this package; the others are counted all the same
+                    faults.append(fault)
+            if faults:  # the thread of the images tells it
+                raise faults[0]
+
+    def _take(self, received: _Received) -> None:
+        """Sample and decode a frame whose turn has come."""
+        before = copy.copy(self._sampler)
+        if self._sampler is not None and not self._sampler.wants(received.stamp_ns):
+            self._counters.drop(Drop.SAMPLING)
+            return
+        try:
+            header, image = received.arrival.read()
+        except InvalidImageError as fault:
+            self._sampler = before  # the next frame takes its place
+            self._refuse(Drop.INVALID_IMAGE, str(fault))
+            return
+        except Exception:
+            self._sampler = before
+            self._counters.drop(Drop.ERROR)
+            raise
+        frame = TimedFrame(received.stamp_ns, image, header)
+        size: Hashable = image.shape
+        for chunk in self._chunker.add(frame, size, received.now_ns):
+            self._deliver(chunk)
 
     def flush_overdue(self, now_ns: int) -> None:
         """Deliver the open chunk if it has waited for ``max_chunk_delay``."""
@@ -120,67 +144,76 @@ class FrameIntake:
                 self._deliver(self._chunker.flush())
 
     def clear(self, cause: Drop) -> None:
-        """Drop the open chunk for ``cause`` and forget all stamps: the next frame is the first."""
+        """Drop what waits for ``cause`` and forget all stamps: the next frame is the first."""
         with self._lock:
-            waiting = len(self._chunker.flush())
-            self._counters.drop(cause, waiting)
-            self._stamps.clear()
-            if self._sampler is not None:
-                self._sampler.reset()
+            self._drop_open_chunk(cause)
+            self._counters.drop(cause, len(self._stamps.clear()))
             self.arrival_timed = None
+            self._real_stamps = 0
+
+    def resume(self, newest_ns: int | None) -> None:
+        """Go on after the newest frame in memory, None if it is empty, as after `clear`."""
+        with self._lock:
+            if self._stamps.newest_ns is None:
+                self._stamps.resume(newest_ns)
 
     @property
     def open_frames(self) -> int:
-        """Frames in the open chunk."""
-        return len(self._chunker.frames)
+        """Frames that wait here: in the open chunk, or for a jump to be believed."""
+        return len(self._chunker.frames) + self._stamps.waiting
 
-    def _stamp(self, own_ns: int | None, now_ns: int) -> int | None:
+    def _stamp(self, arrival: Arrived, now_ns: int) -> int | None:
         """By which stamp the frame is placed in time; None if it is refused."""
-        if own_ns is None:
-            self._refuse(Drop.INVALID_IMAGE, "a message breaks off before the end of its header")
+        try:
+            own_ns = arrival.stamp_ns
+            if own_ns is None:
+                words = "a message breaks off before the end of its header"
+                self._refuse(Drop.INVALID_IMAGE, words)
+                return None
+            check_stamp(own_ns)
+            if self._is_arrival_timed(own_ns):
+                return check_stamp(now_ns)
+        except InvalidTimestampError as fault:
+            self._refuse(Drop.INVALID_STAMP, str(fault))
             return None
-        if self.arrival_timed is None:
-            self.arrival_timed = own_ns == 0
-        if self.arrival_timed:
-            return now_ns
-        if own_ns > 0:
+        if own_ns:
             return own_ns
-        self._refuse(
-            Drop.INVALID_STAMP,
-            "a frame has a stamp of zero among frames with real ones"
-            if own_ns == 0
-            else f"a frame has the negative stamp {own_ns / SECOND:.3f} s",
-        )
+        words = "a frame has a stamp of zero among frames with real ones"
+        self._refuse(Drop.INVALID_STAMP, words)
         return None
 
-    def _in_time(self, stamp_ns: int) -> bool:
-        """Whether the frame is in order, after the stream has been restarted if it must be."""
-        timing = self._stamps.classify(stamp_ns)
-        newest_ns = self._stamps.newest_ns or 0
-        backwards = stamp_ns <= newest_ns
-        jump = timing is Timing.JUMP
-        if timing is Timing.LATE or (
-            jump and backwards and self._parameters.on_time_jump == "reject"
-        ):
-            self._refuse(
-                Drop.INVALID_STAMP,
-                f"a frame is {(newest_ns - stamp_ns) / SECOND:.3f} s older than the newest one",
-            )
-            return False
-        if jump:
-            self.time_jumps += 1
-            arrival_timed = self.arrival_timed
-            self._report(
-                Drop.TIME_JUMP,
-                f"the source's time jumped by {(stamp_ns - newest_ns) / SECOND:+.3f} s; "
-                "the memory starts anew",
-            )
-            self.clear(Drop.TIME_JUMP)
-            self.arrival_timed = arrival_timed
-            self._restart()
-        self._stamps.advance(stamp_ns)
-        return True
+    def _is_arrival_timed(self, own_ns: int) -> bool:
+        """Whether frames are timed by their arrival, with one of this stamp of its own."""
+        if self.arrival_timed is None:
+            self.arrival_timed = own_ns == 0
+        elif self.arrival_timed:
+            self._real_stamps = self._real_stamps + 1 if own_ns else 0
+            self.arrival_timed = self._real_stamps < FRAMES_TO_BELIEVE
+        return self.arrival_timed
+
+    def _start_anew(self, jump_ns: int) -> None:
+        """The source's time jumped: the stream begins with the next frame."""
+        self.time_jumps += 1
+        self._report(
+            Drop.TIME_JUMP,
+            f"the source's time jumped by {jump_ns / SECOND:+.3f} s; the memory starts anew",
+        )
+        self._drop_open_chunk(Drop.TIME_JUMP)
+        self._restart()
+
+    def _drop_open_chunk(self, cause: Drop) -> None:
+        self._counters.drop(cause, len(self._chunker.flush()))
+        if self._sampler is not None:
+            self._sampler.reset()
 
     def _refuse(self, cause: Drop, words: str) -> None:
         self._counters.drop(cause)
-        self._report(cause, words)
+        self._report(cause, cut(words))
+
+
+def _longest_gap(parameters: Settings) -> float:
+    """Seconds from one frame to the next beyond which time has jumped: never more than the frames
+    kept on disk may span, or a single stamp would push them all out."""
+    if parameters.engine == "delayed_batch":
+        return min(parameters.max_time_gap, parameters.frame_store_hours * 3600)
+    return parameters.max_time_gap

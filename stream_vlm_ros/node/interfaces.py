@@ -9,13 +9,13 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from stream_vlm.msg import Answer, CacheStatus, MemoryLevel, TimeSpan
 
 from stream_vlm_ros.config import Settings
-from stream_vlm_ros.errors import InvalidChoicesError, InvalidParameterError
+from stream_vlm_ros.errors import InvalidChoicesError, InvalidParameterError, cut
 from stream_vlm_ros.node.health import Health
 from stream_vlm_ros.node.sampling import SECOND
 from stream_vlm_ros.node.worker import MemoryState, Outcome, Question
 
 # What is told of a question again: longer ones are refused, but told all the same.
-MAX_QUESTION, MAX_CHOICES = 10_000, 1000
+MAX_QUESTION, MAX_CHOICE, MAX_CHOICES = 10_000, 1000, 1000  # characters, characters, choices
 
 
 def from_time(stamp: Any) -> int:
@@ -77,7 +77,7 @@ def to_answer(outcome: Outcome, status: CacheStatus) -> Answer:
     question, memory, error = outcome.question, outcome.memory, outcome.error
     answer = Answer(
         question=question.text[:MAX_QUESTION],
-        choices=list(question.choices[:MAX_CHOICES]),
+        choices=[choice[:MAX_CHOICE] for choice in question.choices[:MAX_CHOICES]],
         text=outcome.answer,
         choice_index=outcome.choice_index,
         choice_scores=list(outcome.choice_scores),
@@ -95,7 +95,7 @@ def to_answer(outcome: Outcome, status: CacheStatus) -> Answer:
     )
     if error is not None:
         answer.error_code = getattr(Answer, error.code, Answer.INTERNAL)
-        answer.error_message = str(error)
+        answer.error_message = cut(str(error))
     if memory.header is not None:
         answer.header = memory.header
     return answer
@@ -103,7 +103,7 @@ def to_answer(outcome: Outcome, status: CacheStatus) -> Answer:
 
 def to_fault(fault: Exception) -> Answer:
     """A fault of this package -> message, where nothing came of a question."""
-    message = f"internal error: {fault!r}; see the node's log"
+    message = cut(f"internal error: {fault!r}; see the node's log")
     return Answer(error_code=Answer.INTERNAL, error_message=message)
 
 
@@ -139,7 +139,7 @@ def to_diagnostic(health: Health, node_name: str, hardware_id: str) -> Diagnosti
     return DiagnosticStatus(
         level=bytes([health.level]),
         name=f"{node_name}: {health.task}",
-        message=health.message,
+        message=cut(health.message),
         hardware_id=hardware_id,
-        values=[KeyValue(key=key, value=value) for key, value in health.values.items()],
+        values=[KeyValue(key=key, value=cut(value)) for key, value in health.values.items()],
     )

@@ -27,7 +27,7 @@ from stream_vlm.msg import Answer, CacheStatus
 from stream_vlm.srv import Query
 
 from stream_vlm_ros.config import Settings
-from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
+from stream_vlm_ros.errors import InvalidParameterError, InvalidTimestampError, StreamVlmError, cut
 from stream_vlm_ros.node import health, interfaces
 from stream_vlm_ros.node.arrival import Arrival
 from stream_vlm_ros.node.counters import Drop, FrameCounters
@@ -148,8 +148,9 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
     @transition("active")
     def on_activate(self) -> None:
         """Take images and questions."""
-        assert self._intake is not None
+        assert self._intake is not None and self._worker is not None
         self._monitor = InputMonitor()
+        self._intake.resume(self._worker.memory.newest_ns)
         self._intake.active = True
 
     @transition("inactive")
@@ -323,9 +324,9 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
             self._apply(parameters)
             for name in ours:
                 if (now := getattr(parameters, name)) != (then := getattr(before, name)):
-                    self.get_logger().info(f"parameter {name}: {then!r} -> {now!r}")
+                    self.get_logger().info(cut(f"parameter {name}: {then!r} -> {now!r}"))
         except InvalidParameterError as refusal:
-            return SetParametersResult(successful=False, reason=str(refusal))
+            return SetParametersResult(successful=False, reason=cut(str(refusal)))
         except Exception as fault:  # without a reply the caller would wait for ever
             self.report_fault("setting a parameter", fault)
             return SetParametersResult(
@@ -355,7 +356,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
 
     def _on_image(self, arrival: Arrival) -> None:
         now_ns = self._now_ns()
-        self._monitor.record(arrival.stamp_ns or 0, now_ns)
+        self._monitor.record(_stamp_of(arrival), now_ns)
         if self._intake is not None:
             self._intake.receive(arrival, now_ns)
 
@@ -493,7 +494,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         self._error_count += outcome.error is not None
         if outcome.error is not None:
             self.get_logger().warning(
-                f"a question got no answer: {outcome.error.code}: {outcome.error}"
+                f"a question got no answer: {outcome.error.code}: {cut(str(outcome.error))}"
             )
         self._publish(self._answers, interfaces.to_answer(outcome, self._cache_status()))
 
@@ -634,3 +635,12 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
 
     def _every(self, period: float, callback: Callable[[], None], group: Any) -> Any:
         return self.create_timer(period, callback, callback_group=group, clock=self._steady)
+
+
+def _stamp_of(arrival: Arrival) -> int:
+    """An image's own stamp in nanoseconds, 0 where there is none; whether it is used is for the
+    intake."""
+    try:
+        return arrival.stamp_ns or 0
+    except InvalidTimestampError:
+        return 0

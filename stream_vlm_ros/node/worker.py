@@ -162,6 +162,7 @@ class _Append:
 
 @dataclass
 class _Reset:
+    cause: Drop
     future: Future[None] = field(default_factory=Future)
 
 
@@ -264,8 +265,12 @@ class EngineWorker:
         return ticket
 
     def reset(self, cause: Drop) -> Future[None]:
-        """Drop the waiting chunks for ``cause``, then empty the memory when its turn comes."""
-        command = _Reset()
+        """Drop the waiting chunks for ``cause``, then empty the memory when its turn comes.
+
+        After a time jump an engine that keeps frames on disk begins a new epoch there and deletes
+        none of them.
+        """
+        command = _Reset(cause)
         with self._wake:
             self._drop_chunks(cause)
             if self._stopping:
@@ -411,7 +416,10 @@ class EngineWorker:
 
     def _reset(self, engine: InferenceEngine, command: _Reset) -> None:
         try:
-            engine.reset()
+            start_anew = engine.reset
+            if command.cause is Drop.TIME_JUMP:
+                start_anew = getattr(engine, "start_epoch", engine.reset)
+            start_anew()
             self._newest_header = None
             self.memory = self._look(engine)
         except Exception as fault:

@@ -1,4 +1,8 @@
-"""Whether an answer is right."""
+"""Whether an answer is right.
+
+Expressions, the user's and those here, run on RE2: its time grows with the length of expression and
+text alone. A limit on time instead would let a verdict depend on how busy a machine is.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import re2
 
 _NUMBER_WORDS = {
     word: number
@@ -19,12 +25,19 @@ _NUMBER_WORDS |= {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60}
 _COUNTING = set(_NUMBER_WORDS) - {"a", "an", "no", "half"}
 _UNIT_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 _DIGITS = r"[-+]?\d+(?:,\d{3})*(?:\.\d+)?"
-_CLOCK = re.compile(r"\b(?:(\d+):)?(\d{1,3}):(\d{2}(?:\.\d+)?)\b")
-_DURATION = re.compile(
-    rf"({_DIGITS}|\b(?:{'|'.join(_NUMBER_WORDS)})\b)\s*"
-    r"(h(?:ours?|r|rs)?|m(?:in(?:ute)?s?)?|s(?:ec(?:ond)?s?)?)\b",
-    re.IGNORECASE,
+_CLOCK = re2.compile(r"\b(?:(\d+):)?(\d{1,3}):(\d{2}(?:\.\d+)?)\b")
+_DURATION = re2.compile(
+    rf"(?i)({_DIGITS}|\b(?:{'|'.join(_NUMBER_WORDS)})\b)\s*"
+    r"(h(?:ours?|r|rs)?|m(?:in(?:ute)?s?)?|s(?:ec(?:ond)?s?)?)\b"
 )
+_NUMBER = re2.compile(
+    rf"(?i){_DIGITS}|\b(?:{'|'.join(sorted(_COUNTING, key=len, reverse=True))})\b"
+)
+_NO_WORD = r"[^\p{L}\p{M}\p{N}_]"
+MAX_JUDGED = 20_000  # characters of an answer that are looked at
+_EXPRESSION_BYTES = 1 << 20  # of memory for one expression
+# More than RE2 repeats, and so many digits that it takes the braces for text.
+_HUGE_REPETITION = re.compile(r"(?<!\\)\{(\d*,)?\d{4,}")
 
 Judging = Callable[[str], "bool | None"]
 
@@ -37,7 +50,7 @@ class Judge:
     function: Judging
 
     def __call__(self, answer: str) -> bool | None:
-        return self.function(answer)
+        return self.function(answer[:MAX_JUDGED])
 
 
 def make_judge(spec: Any, expect: tuple[str, ...], choices: tuple[str, ...] = ()) -> Judge:
@@ -75,10 +88,7 @@ def make_judge(spec: Any, expect: tuple[str, ...], choices: tuple[str, ...] = ()
         needed = all if options.get("all") else any
         return Judge(name, lambda answer: needed(p.search(plain(answer)) for p in patterns))
     if name == "regex":
-        try:
-            found = [re.compile(e, re.IGNORECASE | re.DOTALL) for e in expect]
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from error
+        found = [_expression(e) for e in expect]
         return Judge(name, lambda answer: any(p.search(answer) for p in found))
     read, what = {"number": (number_in, "number"), "time": (seconds_in, "time")}[name]
     values = [read(e) for e in expect]
@@ -96,8 +106,7 @@ def plain(text: str) -> str:
 
 def number_in(text: str) -> float | None:
     """The first number in a text, in digits or, up to twenty, in words."""
-    words = "|".join(sorted(_COUNTING, key=len, reverse=True))
-    match = re.search(rf"{_DIGITS}|\b(?:{words})\b", text, re.IGNORECASE)
+    match = _NUMBER.search(text)
     return _value(match[0]) if match else None
 
 
@@ -105,7 +114,7 @@ def seconds_in(text: str) -> float | None:
     """The first time or duration in a text, in seconds: ``1:05``, ``two minutes 5 s``, ``12.5``."""
     if clock := _CLOCK.search(text):
         hours, minutes, seconds = clock.groups()
-        return int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds)
+        return float(hours or 0) * 3600 + float(minutes) * 60 + float(seconds)
     total, last = None, 0
     for part in _DURATION.finditer(text):
         if total is not None and text[last : part.start()].strip(" ,") not in ("", "and"):
@@ -124,8 +133,26 @@ def _near(value: float | None, wanted: list[Any], within: float) -> bool:
     return value is not None and any(abs(value - w) <= within for w in wanted)
 
 
-def _whole_words(text: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<!\w){re.escape(plain(text))}(?!\w)")
+def _whole_words(text: str) -> Any:
+    return re2.compile(f"(?:^|{_NO_WORD}){re2.escape(plain(text))}(?:$|{_NO_WORD})")
+
+
+def _expression(text: str) -> Any:
+    """A compiled expression of the user's, whatever the case, its dot for line ends, too."""
+    options = re2.Options()
+    options.case_sensitive, options.dot_nl = False, True
+    options.log_errors, options.max_mem = False, _EXPRESSION_BYTES
+    try:
+        if huge := _HUGE_REPETITION.search(text):
+            raise ValueError(f"not a regular expression: {huge[0]}}} repeats more than 999 times")
+        return re2.compile(text, options)
+    except re2.error as error:
+        said = error.args[0] if error.args else error
+        words = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
+        raise ValueError(
+            f"not a regular expression: {words} (as RE2 has them: without lookaround and "
+            "back-references)"
+        ) from error
 
 
 def _callable(name: str, expect: tuple[str, ...], choices: tuple[str, ...]) -> Judging:
@@ -133,7 +160,7 @@ def _callable(name: str, expect: tuple[str, ...], choices: tuple[str, ...]) -> J
     _, module, attribute = name.split(":")
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # a module of the user's: anything may come out of it
         raise ValueError(f"the judge {name!r} cannot be loaded: {error}") from error
     if not callable(function):
         raise ValueError(f"the judge {name!r} is not a function")

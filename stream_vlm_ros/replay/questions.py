@@ -19,6 +19,10 @@ from typing import Any
 
 import jsonschema
 
+from stream_vlm_ros.engine.stamp_check import check_stamp
+from stream_vlm_ros.errors import InvalidTimestampError
+from stream_vlm_ros.sources.sampling import MAX_SECONDS
+
 from .judging import Judge, make_judge
 from .yaml_lines import Document, Place, QuestionFileError, load_document
 
@@ -131,7 +135,8 @@ def _mistakes(document: Document) -> dict[int | None, QuestionFileError]:
     validator = jsonschema.Draft202012Validator(schema())
     for place, value in document.numbers():  # NaN passes every limit of the schema
         if not math.isfinite(value):
-            raise document.error(place, f"{place[-1]}: {value} is no time or number to use")
+            key = place[-1] if place else "the file"
+            raise document.error(place, f"{key}: {value} is no time or number to use")
     found: dict[int | None, list[tuple[bool, int, str, Place]]] = {}
     for error in map(_cause, validator.iter_errors(document.content)):
         path = tuple(error.absolute_path)
@@ -166,6 +171,9 @@ def _in_words(error: jsonschema.ValidationError, place: Place) -> str:
         return "a question needs exactly one of at, at_stamp and every"
     if error.validator == "required":
         return f"{where}{error.message.replace(' is a required property', ' is missing')}"
+    if error.validator in ("maxLength", "maxItems"):
+        what = "characters" if error.validator == "maxLength" else "entries"
+        return f"{where}{len(error.instance):,} {what}, too many: at most {error.validator_value:,}"
     if _said_whole(error):
         say = _unknown_judge if place[-1] == "judge" else _no_time
         return f"{where}{say(error.instance, str(place[-1]))}"
@@ -240,12 +248,12 @@ def _question(entry: dict, default_id: str, document: Document, place: Place) ->
         id=entry.get("id", default_id),
         text=entry["text"],
         judge=judge,
-        at=None if at is None or at == "end" else parse_seconds(at),
-        at_stamp_ns=_stamp(entry.get("at_stamp")),
+        at=None if at == "end" else _time(entry, "at", document, place),
+        at_stamp_ns=_stamp(entry.get("at_stamp"), document, place),
         at_end=at == "end",
         every=entry.get("every"),
-        first=None if "from" not in entry else parse_seconds(entry["from"]),
-        until=None if "until" not in entry else parse_seconds(entry["until"]),
+        first=_time(entry, "from", document, place),
+        until=_time(entry, "until", document, place),
         camera=entry.get("camera"),
         choices=choices,
         expect=tuple(expect),
@@ -253,7 +261,7 @@ def _question(entry: dict, default_id: str, document: Document, place: Place) ->
         evidence=_stretches(entry, "evidence", document, place),
         type=entry.get("type", ""),
         tags=tuple(entry.get("tags", ())),
-        max_new_tokens=entry.get("max_new_tokens"),
+        max_new_tokens=_whole(entry.get("max_new_tokens")),
         merge_similarity=similarity,
         extra=entry.get("extra"),
     )
@@ -269,12 +277,34 @@ def parse_seconds(value: float | str) -> float:
     return seconds
 
 
+def _time(entry: dict, key: str, document: Document, place: Place) -> float | None:
+    """The time under ``key``, if there is one."""
+    return _seconds(entry[key], key, document, place) if key in entry else None
+
+
+def _seconds(value: float | str, key: str, document: Document, place: Place) -> float:
+    seconds = parse_seconds(value)
+    if not seconds <= MAX_SECONDS:
+        words = f"{key}: {value} is later than any source's end ({MAX_SECONDS:.0f} s)"
+        raise document.error((*place, key), words)
+    return seconds
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)  # JSON writes 32.0, too
+
+
 def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _stamp(value: Any) -> int | None:
-    return None if value is None else int(Decimal(str(value)) * 1_000_000_000)
+def _stamp(value: Any, document: Document, place: Place) -> int | None:
+    if value is None:
+        return None
+    try:
+        return check_stamp(int(Decimal(str(value)) * 1_000_000_000))
+    except InvalidTimestampError as error:
+        raise document.error((*place, "at_stamp"), f"at_stamp: {error}") from error
 
 
 def _stretches(entry: dict, key: str, document: Document, place: Place) -> tuple[Stretch, ...]:
@@ -288,7 +318,10 @@ def _stretches(entry: dict, key: str, document: Document, place: Place) -> tuple
     found = []
     for item in value:
         begin, end = item if isinstance(item, list) else (item, item)
-        stretch = (parse_seconds(begin), parse_seconds(end))
+        stretch = (
+            _seconds(begin, key, document, place),
+            _seconds(end, key, document, place),
+        )
         if stretch[1] < stretch[0]:
             words = f"{key} ends at {end}, before it begins at {begin}"
             raise document.error((*place, key), words)

@@ -130,12 +130,13 @@ class Replay:
         }
         if waiting and not self.complete:
             drops["interrupted"] = waiting
+        gaps = [str(gap) for s in self.streams.values() for gap in s.schedule.passed]
         return {
             "name": self.settings.title,
             "settings": as_reported(self.settings),
             "complete": self.complete,
             "frames": {"decoded": counts.decoded, "ingested": ingested, "drops": drops},
-            "source": {"damage": source.state.damage, "notes": list(source.state.notes)},
+            "source": {"damage": source.state.damage, "notes": [*source.state.notes, *gaps]},
             "memory": {camera: _memory(s.engine) for camera, s in self.streams.items()},
             "answers": self.answers,
             "merged": merged_of(self.questions.questions, self.answers),
@@ -153,6 +154,7 @@ class Replay:
         offset = frame.stamp_ns - self.origin_ns
         for ask in stream.schedule.before(offset):
             self._ask(stream, ask)
+        stream.schedule.saw(offset)
         self.newest_ns = max(self.newest_ns, offset)
         pending = stream.pending
         if pending and pending[0].image.shape != frame.image.shape:
@@ -190,7 +192,9 @@ class Replay:
         """The memory of a camera, from its first frame on."""
         mine = [q for q in self.questions.questions if self._is_for(q, camera)]
         assert self.origin_ns is not None
-        stream = Stream(camera, self.make_engine(), Schedule(mine, self.origin_ns))
+        stream = Stream(
+            camera, self.make_engine(), Schedule(mine, self.origin_ns, where_frames_are=True)
+        )
         self.streams[camera] = stream
         return stream
 

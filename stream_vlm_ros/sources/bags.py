@@ -12,14 +12,21 @@ from pathlib import Path
 import numpy as np
 from rosbags.typesys import Stores, get_typestore
 
-from stream_vlm_ros.engine.picture_sizes import MAX_DECODED_MEGAPIXELS, PictureLimit, shortened
-from stream_vlm_ros.errors import InvalidImageError, InvalidParameterError, SourceUnreadableError
+from stream_vlm_ros.engine.picture_sizes import MAX_DECODED_MEGAPIXELS, PictureLimit
+from stream_vlm_ros.engine.stamp_check import Decision, StampCheck, check_stamp, join_stamp
+from stream_vlm_ros.errors import (
+    InvalidImageError,
+    InvalidParameterError,
+    InvalidTimestampError,
+    SourceUnreadableError,
+    cut,
+)
 
 from .bag_files import BagFiles
 from .bag_reader import Channel, Raw, plain_topic
 from .frame import Frame, Source, SourceState
 from .ros_images import compressed_to_rgb, image_to_rgb
-from .sampling import NANOSECONDS, StampSampler, check_part
+from .sampling import MAX_SECONDS, NANOSECONDS, StampSampler, check_part
 
 IMAGE, COMPRESSED = "sensor_msgs/Image", "sensor_msgs/CompressedImage"
 ALL_TOPICS = "all"
@@ -33,7 +40,8 @@ class BagSource(Source):
     """The images of a rosbag: a ``.bag``, ``.mcap`` or ``.db3`` file, or a ROS 2 bag's folder.
 
     A frame's stamp is its header's, in nanoseconds as recorded; where a topic's first header has a
-    stamp of zero, or with ``stamps`` "recorded", it is timed by the recorder's clock.
+    stamps of zero, or with ``stamps`` "recorded", it is timed by the recorder's clock. Stamps that
+    do not increase are left out, and a jump ahead is believed if three frames in a row agree on it.
     ``Frame.source`` is the topic. Frames are sampled by stamp, topic by topic, and only those
     wanted are decoded.
 
@@ -44,6 +52,7 @@ class BagSource(Source):
         start, end: seconds from the first frame; frames in [start, end) are given.
         size: (width, height) to scale to (None: as recorded).
         stamps: "header", or "recorded": when the recorder received it.
+        max_time_gap: seconds from one frame to the next beyond which time has jumped.
         name: what the source is called (None: the file's name).
         max_decoded_megapixels: larger pictures are left out, by their headers; compressed messages
             and chunks are unpacked up to 8 bytes for each of these pixels, and 64 MiB.
@@ -63,6 +72,7 @@ class BagSource(Source):
         end: float | None = None,
         size: tuple[int, int] | None = None,
         stamps: str = "header",
+        max_time_gap: float = 3600.0,
         name: str | None = None,
         max_decoded_megapixels: float = MAX_DECODED_MEGAPIXELS,
     ) -> None:
@@ -72,6 +82,11 @@ class BagSource(Source):
         check_part(fps, start, end)
         if stamps not in STAMPS:
             raise InvalidParameterError(f"stamps is {stamps!r}; use {' or '.join(STAMPS)}.")
+        if not 0 < max_time_gap <= MAX_SECONDS:
+            raise InvalidParameterError(
+                f"max_time_gap is {max_time_gap} s; it must be above 0 and at most {MAX_SECONDS:g}."
+            )
+        self._max_gap_ns = round(max_time_gap * NANOSECONDS)
         self._fps, self._start, self._end, self.size = fps, start, end, size
         self._stamps = stamps
         self._limit = PictureLimit(max_decoded_megapixels)
@@ -87,34 +102,23 @@ class BagSource(Source):
 
     def __iter__(self) -> Iterator[Frame]:
         self.state = state = SourceState(notes=list(self._notes))
-        reasons: dict[str, str] = {}  # why images are unusable: the first
+        reasons: dict[str, str] = {}  # why images are unusable, or out of order: the first
         try:
             yield from self._read(state, reasons)
         finally:  # also where the reader has seen enough
-            self._conclude(state, reasons.get("first", ""))
+            self._conclude(state, reasons)
 
     def _read(self, state: SourceState, reasons: dict[str, str]) -> Iterator[Frame]:
         decoder = _Decoder(self.size, self._limit)
         by_log = True if self._stamps == "recorded" else None
-        clocks = {t: _TopicClock(self._fps, by_log, t, state.notes) for t in self.topics}
+        clocks = {
+            topic: _TopicClock(topic, self._fps, by_log, self._max_gap_ns, state, reasons)
+            for topic in self.topics
+        }
         origin: int | None = None
-        for raw in self._files.messages(set(self.topics)):
-            if not _reads(raw.channel):
-                continue
-            state.counts.decoded += 1
-            if raw.fault:
-                state.counts.unusable += 1
-                reasons.setdefault("first", raw.fault)
-                continue
+        for raw, stamp in self._timed(clocks, reasons):
             clock = clocks[raw.channel.topic]
-            stamp = clock.read(raw)
-            if stamp is None:
-                if clock.fault:
-                    state.counts.unusable += 1
-                    reasons.setdefault("first", clock.fault)
-                else:
-                    state.counts.unordered += 1
-                continue
+            state.counts.decoded += 1
             origin = stamp if origin is None else origin
             offset = (stamp - origin) / NANOSECONDS
             late = self._end is not None and offset >= self._end
@@ -125,21 +129,38 @@ class BagSource(Source):
                 image = decoder.image(raw)
             except InvalidImageError as error:
                 state.counts.unusable += 1
-                reasons.setdefault("first", str(error))
+                reasons.setdefault("unusable", str(error))
                 clock.pass_on()
                 continue
             state.counts.given += 1
             yield Frame(stamp, image, raw.channel.topic)
 
-    def _conclude(self, state: SourceState, reason: str) -> None:
+    def _timed(
+        self, clocks: dict[str, _TopicClock], reasons: dict[str, str]
+    ) -> Iterator[tuple[Raw, int]]:
+        """The images whose stamps are believed, with their stamps."""
+        for raw in self._files.messages(set(self.topics)):
+            if not _reads(raw.channel):
+                continue
+            if raw.fault:  # no header can be read from it
+                self.state.counts.decoded += 1
+                self.state.counts.unusable += 1
+                reasons.setdefault("unusable", raw.fault)
+                continue
+            yield from clocks[raw.channel.topic].read(raw)
+        for clock in clocks.values():
+            yield from clock.finish()
+
+    def _conclude(self, state: SourceState, reasons: dict[str, str]) -> None:
         counts = state.counts
         state.damage = self._files.damage
         if counts.unusable:
+            reason = cut(reasons["unusable"])
             state.notes.append(f"{counts.unusable} of {counts.decoded} images unusable: {reason}")
         if counts.unordered:
             state.notes.append(
-                f"{counts.unordered} of {counts.decoded} images left out: their stamps are not "
-                "after the one before."
+                f"{counts.unordered} of {counts.decoded} images left out: their stamps do not go "
+                f"on from the one before (the first: {reasons['unordered']})."
                 + (
                     " Stamps 'recorded' are those of the recorder's own clock."
                     if self._stamps == "header"
@@ -185,9 +206,7 @@ class BagSource(Source):
         if not channels:
             return "It has no messages at all."
         foreign = sorted({c.wire for c in channels if c.wire not in ("cdr", "ros1")})
-        listed = ", ".join(
-            f"{shortened(c.topic)} ({shortened(c.kind or c.wire)})" for c in channels[:8]
-        )
+        listed = ", ".join(f"{cut(c.topic)} ({cut(c.kind or c.wire)})" for c in channels[:8])
         more = f" and {len(channels) - 8} more" if len(channels) > 8 else ""
         if foreign:
             return (
@@ -200,41 +219,89 @@ class BagSource(Source):
 
 
 class _TopicClock:
-    """Stamps of one topic, in order, and which of them to take."""
+    """Stamps of one topic that are believed, and which of them to take.
+
+    Args:
+        by_log: timed by the recorder's clock; None: if the first two headers have no stamps.
+        state, reasons: where it is counted what is left out, and why the first was.
+    """
 
     def __init__(
-        self, fps: float | None, by_log: bool | None, topic: str, notes: list[str]
+        self,
+        topic: str,
+        fps: float | None,
+        by_log: bool | None,
+        max_gap_ns: int,
+        state: SourceState,
+        reasons: dict[str, str],
     ) -> None:
         self._sampler = StampSampler(fps) if fps is not None else None
         self._before = None
-        self._topic, self._notes = topic, notes
-        self._by_log = by_log  # None until the first message decides
-        self._last: int | None = None
-        self.fault = ""
+        self._topic, self._state, self._reasons = topic, state, reasons
+        self._by_log = by_log
+        self._unstamped: list[Raw] = []  # the first, until the next decides
+        self._check: StampCheck[tuple[Raw, int]] = StampCheck(
+            0, max_gap_ns, believe_backwards=False, confirm_first=True
+        )
 
-    def read(self, raw: Raw) -> int | None:
-        """The message's stamp; None if it is not after the one before, or ``fault`` says why."""
-        self.fault = ""
+    def read(self, raw: Raw) -> Iterator[tuple[Raw, int]]:
+        """The images that are next, with their stamps: none, this one, or some with it."""
         try:
             stamp = _header_stamp(raw)
         except struct.error:
-            self.fault = f"a message of {len(raw.data)} bytes is too short for its header"
-            return None
+            self._leave_out(f"a message of {len(raw.data)} bytes is too short for its header")
+            return
+        except InvalidTimestampError as fault:
+            stamp = None
+            if not self._by_log:
+                self._leave_out(str(fault))
+                return
         if self._by_log is None:
-            self._by_log = stamp == 0
+            if stamp == 0 and not self._unstamped:
+                self._unstamped.append(raw)
+                return
+            yield from self._decide(stamp == 0)
+        yield from self._time(raw, stamp)
+
+    def finish(self) -> Iterator[tuple[Raw, int]]:
+        """The images left at the end of the bag."""
+        yield from self._decide(True)
+        yield from self._told(self._check.finish())
+
+    def _decide(self, by_log: bool) -> Iterator[tuple[Raw, int]]:
+        """From here on images are timed by the recorder's clock, or by their headers."""
+        if self._by_log is None:
+            self._by_log = by_log
+        for raw in self._unstamped:
             if self._by_log:
-                self._notes.append(
+                self._state.notes.append(
                     f"The headers of {self._topic} have no stamps; timed by the recorder's clock."
                 )
-        if self._by_log:
-            stamp = raw.log_ns
-        elif stamp <= 0:
-            self.fault = f"a stamp of {stamp / NANOSECONDS:g} s among real ones"
-            return None
-        if self._last is not None and stamp <= self._last:
-            return None
-        self._last = stamp
-        return stamp
+            yield from self._time(raw, 0)
+        self._unstamped.clear()
+
+    def _time(self, raw: Raw, stamp: int | None) -> Iterator[tuple[Raw, int]]:
+        try:
+            stamp = check_stamp(raw.log_ns if self._by_log or stamp is None else stamp)
+        except InvalidTimestampError as fault:
+            self._leave_out(str(fault))
+            return
+        yield from self._told(self._check.offer(stamp, (raw, stamp)))
+
+    def _told(self, decision: Decision[tuple[Raw, int]]) -> tuple[tuple[Raw, int], ...]:
+        for _, words in decision.refused:
+            self._state.counts.decoded += 1
+            self._state.counts.unordered += 1
+            self._reasons.setdefault("unordered", words)
+        if decision.jump_ns is not None:
+            seconds = decision.jump_ns / NANOSECONDS
+            self._state.notes.append(f"The stamps of {self._topic} jump ahead by {seconds:,.1f} s.")
+        return decision.admitted
+
+    def _leave_out(self, why: str) -> None:
+        self._state.counts.decoded += 1
+        self._state.counts.unusable += 1
+        self._reasons.setdefault("unusable", why)
 
     def wants(self, stamp: int) -> bool:
         self._before = copy.copy(self._sampler)
@@ -278,10 +345,11 @@ def _reads(channel: Channel) -> bool:
 
 
 def _header_stamp(raw: Raw) -> int:
-    """``header.stamp`` in nanoseconds, straight from the bytes."""
+    """``header.stamp`` in nanoseconds, straight from the bytes; struct.error, or
+    InvalidTimestampError, where there is none."""
     if raw.channel.wire == "ros1":
         _, seconds, nanoseconds = struct.unpack_from("<III", raw.data)  # seq, secs, nsecs
     else:
         order = "<" if raw.data[1:2] == b"\x01" else ">"
         seconds, nanoseconds = struct.unpack_from(f"{order}iI", raw.data, 4)
-    return seconds * NANOSECONDS + nanoseconds
+    return join_stamp(seconds, nanoseconds)

@@ -13,7 +13,7 @@ from stream_vlm_ros.engine.picture_sizes import MAX_DECODED_MEGAPIXELS, PictureL
 from stream_vlm_ros.errors import SourceNotFoundError, SourceUnreadableError
 
 from .frame import Frame, Source, SourceState
-from .sampling import NANOSECONDS, StampSampler
+from .sampling import NANOSECONDS, StampSampler, check_part
 from .video import _decode, _Picture, _rate_of, _short, decoder_options, limit_decoder
 
 
@@ -49,8 +49,7 @@ class DeviceSource(Source):
         self.device, self.size, self.name = device, size, name or Path(device).name
         self._fps, self.duration = fps, end
         self.endless = end is None
-        if fps is not None:
-            StampSampler(fps)
+        check_part(fps, 0.0, end)
         if device.startswith("/dev/"):
             _check_device(device)
 

@@ -14,13 +14,13 @@ from stream_vlm_ros.engine.picture_sizes import (
     MAX_DECODED_MEGAPIXELS,
     PictureLimit,
     open_picture,
-    shortened,
 )
 from stream_vlm_ros.errors import (
     InvalidImageError,
     InvalidParameterError,
     SourceNotFoundError,
     SourceUnreadableError,
+    cut,
     in_words,
 )
 
@@ -122,7 +122,7 @@ class ImageFolderSource(Source):
                 image = self._read(file)
             except InvalidImageError as error:
                 counts.unusable += 1
-                first = first or f"{shortened(file.name)}: {error}"
+                first = first or f"{cut(file.name)}: {error}"
                 others = f", as {counts.unusable - 1} others" if counts.unusable > 1 else ""
                 state.damage = f"{first}; left out{others}."
                 continue

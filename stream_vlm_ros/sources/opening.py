@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-from stream_vlm_ros.errors import InvalidParameterError, SourceNotFoundError, SourceUnknownError
+from stream_vlm_ros.errors import (
+    InvalidParameterError,
+    SourceNotFoundError,
+    SourceUnknownError,
+    cut,
+)
 
 from .frame import Source
 
@@ -41,7 +47,7 @@ def open_source(spec: str | os.PathLike[str], **options) -> Source:
     if not text.strip():
         raise SourceNotFoundError("No source given. Name a video file, a folder or a camera.")
     scheme, _, rest = text.partition(":")
-    if scheme in _SCHEMES and not Path(text).exists():
+    if scheme in _SCHEMES and not os.path.exists(text):
         options.pop("max_decoded_megapixels", None)  # what is drawn is not decoded
         return _make(_SCHEMES[scheme](), rest, options)
     # Imported when asked for: each kind brings libraries that take their time, or that a machine
@@ -54,9 +60,10 @@ def open_source(spec: str | os.PathLike[str], **options) -> Source:
 
     if re.fullmatch(r"/dev/video\d+", text):
         return _make(DeviceSource, text, options)
-    if re.fullmatch(r"\d{1,2}", text) and not Path(text).exists():
+    if re.fullmatch(r"\d{1,2}", text) and not os.path.exists(text):
         return _make(DeviceSource, f"/dev/video{text}", options)
     path = Path(text).expanduser()
+    _check_name(path)
     if is_bag(path):
         return _make(BagSource, path, options)
     if path.is_dir():
@@ -64,6 +71,17 @@ def open_source(spec: str | os.PathLike[str], **options) -> Source:
     if path.suffix.lower() in SUFFIXES and path.exists():
         raise SourceUnknownError(f"{path} is a single image. Give the folder it lies in.")
     return _make(VideoSource, path, options)
+
+
+def _check_name(path: Path) -> None:
+    """Raise SourceNotFoundError for what can be no file's name."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG:
+            raise SourceNotFoundError(f"{cut(str(path))} is no name of a file.") from error
 
 
 def _make(kind: type[Source], place: str | Path, options: dict) -> Source:

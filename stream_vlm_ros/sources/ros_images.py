@@ -20,9 +20,8 @@ from stream_vlm_ros.engine.picture_sizes import (
     PictureLimit,
     open_picture,
     png_without_texts,
-    shortened,
 )
-from stream_vlm_ros.errors import InvalidImageError
+from stream_vlm_ros.errors import InvalidImageError, cut
 
 # Encodings that can be a picture -> bytes of one pixel in a row of `step` bytes.
 _BYTES_PER_PIXEL = {
@@ -106,7 +105,7 @@ def compressed_to_rgb(
     Takes, returns and raises as :func:`image_to_rgb`.
     """
     data = bytes(message.data)
-    kind = shortened(message.format) or "no format given"
+    kind = cut(message.format) or "no format given"
     if not data:
         raise InvalidImageError(f"the compressed image ({kind}) holds no data")
     if "compressedDepth" in message.format:
@@ -140,7 +139,7 @@ def _encoding(name: str) -> str:
     canonical = _GENERIC.get(plain.lower(), plain.lower())
     if canonical in _BYTES_PER_PIXEL:
         return canonical
-    name = shortened(name)
+    name = cut(name)
     if _MEASURED.fullmatch(plain):
         raise InvalidImageError(
             f"encoding {name!r} holds measurements (depth?), not a picture; remap 'image' to the "

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from math import isfinite
-
 from stream_vlm_ros.errors import InvalidParameterError
 
 NANOSECONDS = 1_000_000_000
+MAX_SECONDS = 2.0**31  # of any source, and of any question's time: what stamps can hold
+_MIN_FPS, _MAX_FPS = 1e-6, 1e6
 
 
 def check_part(fps: float | None, start: float, end: float | None) -> None:
@@ -18,10 +18,10 @@ def check_part(fps: float | None, start: float, end: float | None) -> None:
     """
     if fps is not None:
         StampSampler(fps)
-    if start < 0 or (end is not None and end <= start):
+    if not 0 <= start <= MAX_SECONDS or (end is not None and not start < end <= MAX_SECONDS):
         raise InvalidParameterError(
             f"The part to read is {start} s to {end} s; it must start at 0 or later and end "
-            "after its start."
+            f"after its start, at {MAX_SECONDS:.0f} s at the latest."
         )
 
 
@@ -34,10 +34,10 @@ class StampSampler:
     """
 
     def __init__(self, fps: float) -> None:
-        if not (isfinite(fps) and 0 < fps <= 1e6):
+        if not _MIN_FPS <= fps <= _MAX_FPS:
             raise InvalidParameterError(
-                f"The sampling rate is {fps} frames/s; it must be above 0. "
-                "Leave it out to take every frame."
+                f"The sampling rate is {fps} frames/s; it must be above 0 "
+                f"({_MIN_FPS:g} to {_MAX_FPS:g}). Leave it out to take every frame."
             )
         self.period_ns = max(1, round(NANOSECONDS / fps))
         self.reset()

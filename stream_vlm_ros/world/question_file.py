@@ -9,6 +9,8 @@ from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.world.questions import TYPES, History, ask
 from stream_vlm_ros.world.source import WorldSource
 
+MAX_WORK = 1e9  # questions x frames that each may look back at
+
 
 def question_file(
     source: str, end: float, every: float = 5.0, fps: float = 2.0, seed: int = 0
@@ -28,6 +30,10 @@ def question_file(
         )
     if not end >= every:
         raise InvalidParameterError(f"Until {end:g} s there is no time to ask (every {every:g} s).")
+    if not (end / every) * end * fps <= MAX_WORK:
+        raise InvalidParameterError(
+            f"{end:g} s are too long for a question every {every:g} s: each looks at all before it."
+        )
     world = WorldSource(source.removeprefix("world:"), end=end)
     rng = random.Random(f"question file {world.seed} {seed}")
     entries: list[dict[str, Any]] = []

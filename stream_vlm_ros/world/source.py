@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stream_vlm_ros.errors import InvalidParameterError, SourceUnknownError
+from stream_vlm_ros.errors import InvalidParameterError, SourceUnknownError, cut
 from stream_vlm_ros.sources.frame import Frame, Source, SourceState
 from stream_vlm_ros.world.world import World
 
+MAX_LENGTH = 7 * 86_400.0  # seconds; a world is drawn up from its beginning
+MIN_RATE, MAX_RATE = 0.001, 1000.0  # frames a second
+
 
 class WorldSource(Source):
-    """The world of one seed, played like a camera; it never ends unless ``end`` is given.
+    """The world of one seed, played like a camera; without ``end`` it lasts for a week.
 
     Args:
         seed: a whole number, as text or not; "" is 0.
@@ -35,12 +38,17 @@ class WorldSource(Source):
             self.seed = int(seed or 0)
         except ValueError:
             raise SourceUnknownError(
-                f"A drawn world is named by a whole number (world:7), not by {seed!r}."
+                f"A drawn world is named by a whole number (world:7), not by {cut(repr(seed))}."
             ) from None
-        if fps is not None and not 0 < fps <= 1000:
-            raise InvalidParameterError(f"The rate is {fps} frames/s; it must be above 0.")
-        if start < 0 or (end is not None and end <= start):
-            raise InvalidParameterError(f"The part {start} s to {end} s of the world is empty.")
+        if fps is not None and not MIN_RATE <= fps <= MAX_RATE:
+            raise InvalidParameterError(
+                f"The rate is {fps} frames/s; it must be above 0 ({MIN_RATE:g} to {MAX_RATE:g})."
+            )
+        if not 0 <= start < (MAX_LENGTH if end is None else end) <= MAX_LENGTH:
+            raise InvalidParameterError(
+                f"The part {start} s to {end} s of the world is empty, or goes on after "
+                f"{MAX_LENGTH:.0f} s, when every world ends."
+            )
         self.name = f"world:{self.seed}"
         self.rate = self._rate = fps or self.RATE
         self.size = self._size = size
@@ -52,10 +60,11 @@ class WorldSource(Source):
     def __iter__(self) -> Iterator[Frame]:
         self.state = SourceState()
         width, height = self._size
+        end = MAX_LENGTH if self._end is None else self._end
         index = 0
         while True:
             t = index / self._rate
-            if self._end is not None and t >= self._end:
+            if t >= end:
                 return
             self.state.counts.decoded += 1
             index += 1

@@ -16,12 +16,12 @@ from stream_vlm_ros.engine.picture_sizes import (
     PictureLimit,
     open_picture,
     png_without_texts,
-    shortened,
 )
 from stream_vlm_ros.errors import (
     InvalidImageError,
     InvalidParameterError,
     PictureTooLargeError,
+    cut,
 )
 
 DEFAULT = PictureLimit()
@@ -215,8 +215,8 @@ def test_what_may_be_unpacked_holds_the_largest_picture_of_the_widest_encoding()
 
 
 def test_long_texts_from_outside_are_repeated_in_part():
-    assert shortened("rgb8") == "rgb8"
-    assert shortened("x" * 10_000_000) == "x" * 100 + "... (10,000,000 characters)"
+    assert cut("rgb8") == "rgb8"
+    assert cut("x" * 10_000_000) == "x" * 500 + "... (10,000,000 characters)"
 
 
 @settings(max_examples=300, deadline=None)

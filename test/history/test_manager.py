@@ -263,3 +263,143 @@ def test_a_change_of_size_parts_a_pair():
         kept.add(grey(0) if k < 3 else grey(0, 8, 6), float(k))
     sizes = [[(f.height, f.id) for f in grid] for grid in kept.select(48)]
     assert sizes == [[(4, 0), (4, 1)], [(4, 2)], [(8, 3)], [(8, 4), (8, 5)], [(8, 6), (8, 7)]]
+
+
+WEEK = 7 * 24 * 3600.0
+
+
+def on_disk(folder):
+    return len(list(folder.rglob("*.png")))
+
+
+@pytest.mark.parametrize("ahead", [WEEK, 2 * 3600.0, 2.0**31])
+@pytest.mark.parametrize("folder", [True, False])
+def test_one_frame_stamped_ahead_is_one_frame_lost(tmp_path, ahead, folder):
+    with FrameStore(tmp_path if folder else None, form="png") as store:
+        kept = manager(store)
+        for k in range(80):
+            kept.add(grey(k), 1000.0 + k)
+        assert kept.add(grey(0), 1000.0 + ahead) is None
+        assert kept.statistics()["frames_waiting"] == 1
+        for k in range(80, 90):
+            assert kept.add(grey(k), 1000.0 + k) is not None
+        statistics = kept.statistics()
+        assert (statistics["stored_frames"], statistics["frames_kept"]) == (90, 90)
+        assert (statistics["frames_invalid_stamp"], statistics["frames_waiting"]) == (1, 0)
+        assert "ahead" in kept.last_refusal
+        assert not folder or on_disk(tmp_path) == 90
+
+
+def test_a_bound_in_time_shorter_than_the_gap_is_no_way_out_for_a_wrong_stamp():
+    kept = manager(FrameStore(form="png", max_seconds=300.0))
+    for k in range(80):
+        kept.add(grey(k), 1000.0 + k)
+    kept.add(grey(0), 1000.0 + 900)
+    kept.add(grey(1), 1080.0)
+    assert len(kept.store) == 81
+
+
+@pytest.mark.parametrize("jump", [WEEK, -900.0])
+def test_a_jump_that_lasts_begins_an_epoch_and_leaves_what_is_on_disk(tmp_path, jump):
+    with FrameStore(tmp_path, form="png") as store:
+        kept = manager(store)
+        for k in range(80):
+            kept.add(grey(k), 1000.0 + k)
+        for k in range(80, 84):
+            kept.add(grey(k), 1000.0 + k + jump)
+        assert on_disk(tmp_path) == len(store) == 84  # none deleted, none of the four lost
+        chosen = stamps(kept.select(200))
+        assert chosen == [1080 + jump + k for k in range(4)]
+        assert kept.statistics()["frames_invalid_stamp"] == 0
+    with FrameStore(tmp_path, form="png") as store:  # and so it is taken up again
+        after = manager(store)
+        assert [store.oldest_frame.stamp, after.last_stamp] == [1080 + jump, 1083 + jump]
+        assert [frame.stamp for frame in store.newest(99)] == chosen
+        assert on_disk(tmp_path) == 84
+        after.add(grey(3), 1084 + jump)
+        assert on_disk(tmp_path) == 85
+
+
+def test_a_gap_that_the_store_spans_stays_in_one_epoch():
+    kept = manager(FrameStore(form="png"))
+    for stamp in (0.0, 1.0, 7200.0, 7201.0, 7202.0):
+        kept.add(grey(0), stamp)
+    assert stamps(kept.select(48))[:2] == [0.0, 1.0]
+
+
+def test_frames_of_an_earlier_epoch_go_first_where_room_is_needed(tmp_path):
+    room = 10 * (4096 + 256)
+    with FrameStore(tmp_path, form="png", max_bytes=room) as store:
+        for k in range(8):
+            store.add(grey(k), 1000.0 + k, star=k == 2)
+        store.start_epoch()
+        for k in range(8):
+            store.add(grey(k), float(k), star=k == 0)
+        assert store.bytes <= room and on_disk(tmp_path) == 10
+        assert [frame.stamp for frame in store.newest(99)] == [float(k) for k in range(8)]
+        for k in range(8, 13):
+            store.add(grey(k), float(k))
+        assert [frame.stamp for frame in store.newest(99)] == [0.0, *map(float, range(4, 13))]
+
+
+def test_in_memory_an_earlier_epoch_is_forgotten_and_its_ids_are_not_used_again():
+    kept = filled(5)
+    for stamp in (WEEK, WEEK + 1, WEEK + 2):
+        kept.add(grey(0), stamp)
+    assert [frame.id for frame in kept.store.newest(99)] == [5, 6, 7]
+    statistics = kept.statistics()
+    assert (statistics["frames_forgotten"], statistics["stored_frames"]) == (5, 3)
+
+
+def test_after_a_restart_a_wrong_first_stamp_deletes_nothing(tmp_path):
+    with FrameStore(tmp_path, form="png") as store:
+        before = manager(store)
+        for k in range(80):
+            before.add(grey(k), 1000.0 + k)
+    with FrameStore(tmp_path, form="png") as store:
+        after = manager(store)
+        after.add(grey(0), 1000.0 + WEEK)
+        after.add(grey(0), 1080.0)
+        assert on_disk(tmp_path) == 81
+
+
+def test_a_frame_that_waits_is_kept_as_it_was_when_it_came():
+    kept = manager(FrameStore(form="png"))
+    kept.add(grey(0), 1000.0)
+    image = grey(100)
+    for k, value in enumerate((100, 150, 200)):
+        image[:] = value  # one array for all, as cameras have it
+        kept.add(image, WEEK + k)
+    found = [kept.store.load(frame)[0, 0, 0] for frame in kept.store.newest(3)]
+    assert found == [100, 150, 200]
+
+
+@pytest.mark.parametrize("stamp", [float("nan"), float("inf"), 1e10, -1e300])
+def test_a_stamp_beyond_whole_nanoseconds_is_refused(stamp):
+    kept = filled(3)
+    with pytest.raises(InvalidTimestampError):
+        kept.add(grey(0), stamp)
+    assert kept.statistics()["frames_added"] == 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from(["next", "ahead", "back", "set", "set back", "clear"]), max_size=60),
+    st.sampled_from([0, 1.0]),
+)
+def test_whatever_the_stamps_every_frame_is_accounted_for(events, fps):
+    kept = manager(FrameStore(form="png"), target_fps=fps)
+    now, offered = 10.0 * WEEK, 0
+    for event in events:
+        if event == "clear":
+            kept.clear()
+            offered = 0
+            continue
+        now += {"set": WEEK, "set back": -2 * WEEK}.get(event, 0.4)
+        kept.add(grey(0), now + {"ahead": WEEK / 2, "back": -WEEK / 3}.get(event, 0.0))
+        offered += 1
+        s = kept.statistics()
+        assert s["frames_waiting"] <= 2
+        causes = ("kept", "repeated", "not_sampled", "invalid_stamp", "waiting")
+        assert s["frames_added"] == offered == sum(s[f"frames_{cause}"] for cause in causes)
+        assert s["frames_kept"] == s["stored_frames"] + s["frames_forgotten"]

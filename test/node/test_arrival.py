@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 
-from stream_vlm_ros.errors import InvalidImageError
+from stream_vlm_ros.errors import InvalidImageError, InvalidTimestampError
 
 pytestmark = pytest.mark.ros
 
@@ -48,6 +48,21 @@ def test_the_stamp_is_read_without_the_message(kind, sec, nanosec):
     assert arrival.stamp_ns == sec * 1_000_000_000 + nanosec
     cut = arrival_of(arrival.serialized[:SHORTEST], arrival.message_type)
     assert cut.stamp_ns == arrival.stamp_ns
+
+
+@pytest.mark.parametrize("nanosec", [1_000_000_000, 2**32 - 1])
+def test_nanoseconds_that_make_a_second_are_no_stamp(nanosec):
+    with pytest.raises(InvalidTimestampError, match="a second or more"):
+        print(arrival_of(b"\0\1\0\0" + struct.pack("<iI", 5, nanosec), None).stamp_ns)
+
+
+def test_a_frame_id_is_cut_before_anybody_repeats_it():
+    from stream_vlm_ros.node.arrival import MAX_FRAME_ID
+
+    message = message_of("raw")
+    message.header.frame_id = "c" * 10_000_000
+    header, _ = arrived(message).read()
+    assert header.frame_id == "c" * MAX_FRAME_ID
 
 
 def test_the_stamp_of_a_big_endian_sender():

@@ -1,10 +1,14 @@
 """The node's worker drives the delayed batch engine as it drives the streaming one."""
 
+from types import SimpleNamespace
+
 import numpy as np
 from toy_qwen import chatter_model, toy_processor
 
+from stream_vlm_ros.config import Settings
 from stream_vlm_ros.history import DelayedBatchInferenceEngine, FrameStore, SmartFrameManager
-from stream_vlm_ros.node.counters import FrameCounters
+from stream_vlm_ros.node.counters import Drop, FrameCounters
+from stream_vlm_ros.node.intake import FrameIntake
 from stream_vlm_ros.node.sampling import SECOND, TimedFrame
 from stream_vlm_ros.node.worker import WRITING, EngineWorker, Question
 
@@ -101,3 +105,49 @@ def test_frames_in_a_folder_are_there_after_a_restart_at_their_own_times(tmp_pat
     assert abs(outcome.memory.oldest_ns - EPOCH) < MICROSECOND
     assert abs(outcome.memory.newest_ns - (EPOCH + 101 * SECOND)) < MICROSECOND
     assert worker.stop(30)
+
+
+def watching(worker):
+    """What the node has before the worker, going on from what is in memory."""
+    intake = FrameIntake(
+        Settings.of({"sample_fps": 0.0, "chunk_frames": 1, "engine": "delayed_batch"}),
+        worker.counters,
+        deliver=worker.append,
+        restart=lambda: worker.reset(Drop.TIME_JUMP),
+        report=lambda cause, words: None,
+    )
+    intake.resume(worker.memory.newest_ns)
+    intake.active = True
+
+    def show(*seconds):
+        for second in seconds:
+            read = lambda: (SimpleNamespace(frame_id="c"), np.full((28, 28, 3), 9, np.uint8))  # noqa: E731
+            intake.receive(SimpleNamespace(stamp_ns=EPOCH + second * SECOND, read=read), 0)
+
+    return show
+
+
+def test_no_stamp_and_no_jump_deletes_what_is_on_disk(tmp_path):
+    week = 7 * 86_400
+    worker = started(tmp_path)
+    worker.queue_size = 1000
+    watching(worker)(*range(40), week, *range(40, 80))
+    assert ask(worker).memory.frames == 80
+    assert worker.counters.dropped[Drop.INVALID_STAMP] == 1
+    assert worker.stop(30)
+
+    worker = started(tmp_path)  # and the first after a restart is wrong
+    worker.queue_size = 1000
+    show = watching(worker)
+    show(week, 80, -week, 81)
+    assert abs(ask(worker).memory.oldest_ns - EPOCH) < MICROSECOND
+    assert worker.counters.dropped[Drop.INVALID_STAMP] == 2
+    show(-week, -week + 1, -week + 2)  # a clock set back
+    outcome = ask(worker)
+    assert abs(outcome.memory.oldest_ns - (EPOCH - week * SECOND)) < MICROSECOND
+    assert outcome.memory.frames == 3 and worker.resets == 1
+    assert len(list(tmp_path.rglob("*.png"))) == 80 + 2 + 3
+    worker.reset(Drop.RESET).result(30)  # the user's own wish
+    assert list(tmp_path.rglob("*.png")) == []
+    assert worker.stop(30)
+    assert worker.counters.pending == 0

@@ -113,8 +113,11 @@ def test_a_looped_bag_starts_the_memory_anew(make_intake):
     box = make_intake(chunk_frames=2)
     for seconds in (100, 101, 102, 50, 51):
         box.receive(seconds)
+    assert box.restarts == 0 and box.intake.open_frames == 3  # two frames may both be wrong
+    box.receive(52)
+    box.receive(53)
     assert box.restarts == 1
-    assert box.stamps == [[100.0, 101.0], [50.0, 51.0]]
+    assert box.stamps == [[100.0, 101.0], [50.0, 51.0], [52.0, 53.0]]
     assert box.dropped(Drop.TIME_JUMP) == 1  # the one that waited for its chunk
     assert box.intake.time_jumps == 1
     assert "jumped by -52.000 s" in box.reports[0][1]
@@ -131,9 +134,120 @@ def test_a_looped_bag_can_be_rejected_until_time_catches_up(make_intake):
 def test_a_very_long_gap_starts_the_memory_anew_under_either_policy(make_intake):
     for policy in ("reset", "reject"):
         box = make_intake(chunk_frames=1, on_time_jump=policy, max_time_gap=60.0)
-        box.receive(100)
-        box.receive(161)
-        assert (box.stamps, box.restarts) == ([[100.0], [161.0]], 1)
+        for seconds in (100, 161, 162, 163):
+            box.receive(seconds)
+        assert (box.stamps, box.restarts) == ([[100.0], [161.0], [162.0], [163.0]], 1)
+
+
+@pytest.mark.parametrize("policy", ["reset", "reject"])
+@pytest.mark.parametrize("wrong", [100 + 7200, 100 + 7 * 86400, 3, 2**31 - 2])
+def test_one_frame_with_a_wrong_stamp_is_one_frame_lost(make_intake, policy, wrong):
+    box = make_intake(chunk_frames=1, on_time_jump=policy)
+    good = [100 + k / 10 for k in range(100)]
+    for seconds in (*good[:50], wrong, *good[50:]):
+        box.receive(seconds)
+    assert [stamp for (stamp,) in box.stamps] == pytest.approx(good)
+    assert (box.dropped(Drop.INVALID_STAMP), box.restarts) == (1, 0)
+    cause, words = box.reports[0]
+    assert cause is Drop.INVALID_STAMP and ("ahead" if wrong > 200 else "older") in words
+
+
+def test_a_wrong_first_stamp_does_not_bar_the_stream_that_follows(make_intake):
+    for wrong in (100 + 7200, 3):
+        box = make_intake(chunk_frames=1, on_time_jump="reject")
+        for seconds in (wrong, 100, 101, 102):
+            box.receive(seconds)
+        assert box.stamps[1:] == [[100.0], [101.0], [102.0]]
+
+
+@pytest.mark.parametrize("seconds", [-1, -0.5, 2**31 - 1, 2**31, 2**33, 2**62])
+def test_a_stamp_that_no_message_can_hold_is_refused(make_intake, seconds):
+    box = make_intake(chunk_frames=1)
+    for stamp in (seconds, 100, seconds, 101):
+        box.receive(stamp)
+    assert box.stamps == [[100.0], [101.0]]
+    assert box.dropped(Drop.INVALID_STAMP) == 2 and box.holds()
+    assert "what a message can hold" in box.reports[0][1]
+
+
+def test_what_waits_for_a_jump_to_be_believed_is_pending_until_the_stream_is_cleared(make_intake):
+    box = make_intake(chunk_frames=1)
+    for seconds in (100, 50, 51):
+        box.receive(seconds)
+    assert box.counters.pending == box.intake.open_frames == 2
+    box.intake.clear(Drop.RESET)
+    assert box.counters.pending == box.intake.open_frames == 0
+    assert box.dropped(Drop.RESET) == 2
+
+
+def test_each_frame_that_waited_is_read_and_counted_for_itself(make_intake):
+    box = make_intake(chunk_frames=1)
+    box.receive(100)
+    box.receive(50)
+    box.receive(51, bad=True)
+    box.receive(52)
+    assert box.stamps == [[100.0], [50.0], [52.0]]
+    assert box.dropped(Drop.INVALID_IMAGE) == 1 and box.holds()
+
+
+def test_one_fault_of_ours_takes_none_of_those_admitted_with_it(make_intake):
+    def fail():
+        raise RuntimeError("ours")
+
+    box = make_intake(chunk_frames=1)
+    box.receive(100)
+    box.receive(50)
+    box.intake.receive(SimpleNamespace(stamp_ns=51 * SECOND, read=fail), 0)
+    with pytest.raises(RuntimeError, match="ours"):
+        box.receive(52)
+    assert box.stamps == [[100.0], [50.0], [52.0]]
+    assert box.dropped(Drop.ERROR) == 1 and box.holds()
+
+
+def test_after_a_pause_the_stream_goes_on_behind_what_is_in_memory(make_intake):
+    box = make_intake(chunk_frames=1)
+    box.intake.clear(Drop.RESET)
+    box.intake.resume(100 * SECOND)
+    for seconds in (101, 99.5, 50, 102):
+        box.receive(seconds)
+    assert box.stamps == [[101.0], [102.0]]
+    assert box.dropped(Drop.INVALID_STAMP) == 2 and box.restarts == 0
+
+
+def test_frames_on_disk_are_not_pushed_out_by_a_stamp_beyond_their_span(make_intake):
+    box = make_intake(
+        chunk_frames=1, engine="delayed_batch", frame_store_hours=0.5, max_time_gap=7200.0
+    )
+    for seconds in (100, 100 + 3600, 101):
+        box.receive(seconds)
+    assert box.stamps == [[100.0], [101.0]]
+
+
+def test_a_refusal_repeats_no_more_than_a_line_of_what_was_sent(make_intake):
+    box = make_intake(chunk_frames=1)
+
+    def read():
+        raise InvalidImageError("unknown encoding " + 10_000_000 * "x")
+
+    box.intake.receive(SimpleNamespace(stamp_ns=SECOND, read=read), 0)
+    assert len(box.reports[0][1]) < 600
+
+
+def test_one_first_stamp_of_zero_does_not_time_a_source_with_a_clock_by_arrival(make_intake):
+    box = make_intake(chunk_frames=1)
+    box.receive(0, now=7.0)
+    for k in range(9):
+        box.receive(100 + k, now=8.0 + k)
+    assert not box.intake.arrival_timed
+    assert box.stamps[-4:] == [[105.0], [106.0], [107.0], [108.0]]
+    assert box.holds()
+
+
+def test_stamps_of_zero_and_a_real_one_now_and_then_stay_timed_by_arrival(make_intake):
+    box = make_intake(chunk_frames=1)
+    for k in range(9):
+        box.receive(100 if k % 3 else 0, now=7.0 + k)
+    assert box.intake.arrival_timed and len(box.stamps) == 9
 
 
 def test_a_source_without_stamps_is_timed_by_arrival_and_keeps_its_headers(make_intake):
@@ -210,6 +324,7 @@ def test_no_frame_is_lost_or_counted_twice(data):
             side = data.draw(st.sampled_from([28, 56]))
             box.receive(stamp, now=seconds, size=(side, side), bad=event == "bad")
         assert box.holds()
+        assert box.intake.open_frames <= 2 + 2  # in the open chunk, and for a jump
     for chunk in box.chunks:
         assert all(a.stamp_ns < b.stamp_ns for a, b in itertools.pairwise(chunk))
         assert len({frame.image.shape for frame in chunk}) == 1

@@ -1,30 +1,9 @@
-"""Stamps in order, late and jumping; frames gathered into chunks."""
+"""Frames gathered into chunks."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_vlm_ros.node.sampling import SECOND, Chunker, StampCheck, TimedFrame, Timing
-
-
-def check_at(newest_ns):
-    return StampCheck(tolerance_ns=SECOND, max_gap_ns=3600 * SECOND, newest_ns=newest_ns)
-
-
-def test_the_first_frame_is_in_order_whatever_its_stamp():
-    assert check_at(None).classify(-5) is Timing.IN_ORDER
-
-
-def test_a_stamp_is_judged_by_its_distance_to_the_newest():
-    check = check_at(10_000 * SECOND)
-    verdicts = {
-        1: Timing.IN_ORDER,
-        3600 * SECOND: Timing.IN_ORDER,
-        3600 * SECOND + 1: Timing.JUMP,
-        0: Timing.LATE,  # the same frame twice
-        -SECOND: Timing.LATE,
-        -SECOND - 1: Timing.JUMP,
-    }
-    assert {d: check.classify(10_000 * SECOND + d) for d in verdicts} == verdicts
+from stream_vlm_ros.node.sampling import SECOND, Chunker, TimedFrame
 
 
 def frames_of(numbers):

@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 
 import pytest
 from fake_engine import SilentEngine
@@ -25,6 +26,7 @@ from stream_vlm_ros.node.worker import (
     LevelState,
     NotActiveError,
     Question,
+    QueueFullError,
 )
 
 EPOCH = 1_700_000_000_123_456_789  # ns; not a float of seconds
@@ -64,7 +66,12 @@ class Box:
 
     def settle(self):
         """Until the worker has done all it was told."""
-        return self.worker.ask(Question("settled?", max_new_tokens=1)).future.result(PATIENCE)
+        while True:
+            ticket = self.worker.ask(Question("settled?", max_new_tokens=1))
+            outcome = ticket.future.result(PATIENCE)
+            if not isinstance(outcome.error, QueueFullError):  # else refused before its turn
+                return outcome
+            time.sleep(0.01)
 
     def hold(self):
         """Keep the engine in its next call until ``self.engine.gate.set()``."""

@@ -261,3 +261,14 @@ def test_the_verb_exits_by_the_share_of_right_answers(write_questions, tmp_path)
     assert "wanted at least 50 %" in result.output
     result = CliRunner().invoke(app, ["replay", "world:1", "--questions", str(path)])
     assert result.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["temperature=nan", "fps=inf", "fps=1e-300", "chunk_frames=1000000000000", "seed=1" + 40 * "0",
+     "seed=" + 5000 * "9", "keep_fps=-inf", "max_new_tokens=1e9", 5000 * "x", 5000 * "x" + "=1"],
+)  # fmt: skip
+def test_a_setting_out_of_all_range_is_refused_in_a_few_words(change):
+    with pytest.raises(InvalidParameterError) as caught:
+        BASE.changed(change)
+    assert len(str(caught.value)) < 1500

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from stream_vlm_ros.replay.judging import make_judge, number_in, seconds_in
@@ -63,3 +65,55 @@ def test_times_are_read_from_words(text, seconds):
 def test_the_first_number_counts_and_articles_are_none():
     assert number_in("a dog and two cats, 3 birds") == 2
     assert number_in("a dog") is None
+
+
+# Expressions on which a backtracking engine takes longer than the universe has lasted.
+HOSTILE = ["(a|a)*b", "(a*)*b", "(x+x+)+y", "(a?){500}a{500}b", "[a-c]{0,999}[b-e]{0,999}z"]
+
+
+@pytest.mark.parametrize("expression", HOSTILE)
+def test_an_expression_takes_time_by_its_length_alone(expression):
+    judge = make_judge("regex", (expression,))
+    begin = time.process_time()
+    assert judge("a" * 1_000_000) is False
+    assert time.process_time() - begin < 10
+
+
+@pytest.mark.parametrize(
+    ("expression", "words"),
+    [
+        ("(", "missing"),
+        ("a{99999999999}", "repeats more than"),
+        ("a{2,99999}", "repeats more than"),
+        ("((a{1,30}){1,30}){1,30}", "repetition"),
+        ("(?=a)", "without lookaround"),
+        (r"(a)\1", "back-references"),
+    ],
+)
+def test_an_expression_that_cannot_run_in_bounded_time_is_refused(expression, words):
+    with pytest.raises(ValueError, match=words):
+        make_judge("regex", (expression,))
+
+
+def test_an_expression_of_many_groups_is_one_like_another():
+    assert make_judge("regex", ("(" * 500 + "A" + ")" * 500,))("a cat") is True
+    assert make_judge("regex", ("a.b",))("A\nB") is True
+    assert make_judge("regex", (r"\{12345\}",))("{12345}") is True
+
+
+@pytest.mark.parametrize("kind", ["number", "time"])
+@pytest.mark.parametrize(
+    "text", ["9" * 20_000, "9" * 20_000 + ":10", "1" + " " * 20_000, "1 2 " * 5000]
+)
+def test_numbers_and_times_are_read_in_time_by_the_length_of_the_answer(kind, text):
+    judge = make_judge(kind, ("5",))
+    begin = time.process_time()
+    assert judge(text) is False
+    assert time.process_time() - begin < 5
+
+
+def test_whole_words_are_those_of_any_language():
+    judge = make_judge("contains", ("f", "наш дом", "a+b"))
+    assert [judge(text) for text in ("für", "f, g", "это наш дом.", "нашдом", "so a+b=c")] == [
+        False, True, True, False, True,
+    ]  # fmt: skip

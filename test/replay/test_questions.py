@@ -188,6 +188,110 @@ def test_the_example_of_the_documentation_is_valid(write_questions):
     assert judges == ["contains", "choice", "number", "exact", "none"]
 
 
+HEAD = "questions:\n  - text: A?\n    at: 1\n"
+LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join(10 * [f'*a{n - 1}'])}]\n" for n in range(1, 10)
+)
+DEEP = 100_000
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "line", "words"),
+    [
+        (LAUGHS, "q.yaml", 4, "aliases repeat more than"),
+        ("a: &a [1, *a]\n", "q.yaml", 1, "stands in what it names"),
+        ("a: 1\nb: *a\n", "q.yaml", 2, "alias|anchor"),
+        ("[" * DEEP, "q.yaml", 1, "nested deeper"),
+        ("\n".join(n * " " + "a:" for n in range(500)), "q.yaml", 65, "nested deeper"),
+        ('{"questions":\n' + "[" * DEEP + "]" * DEEP + "}", "q.json", 2, "nested deeper"),
+        ('{"questions":\n' + '{"a":' * DEEP, "q.json", 2, "nested deeper"),
+        (HEAD + "    extra: {1: a, b: c}\n", "q.yaml", 4, "'1' is no text, as a key must be"),
+        (HEAD + "    extra: {? [1, 2] : a}\n", "q.yaml", 4, "as a key must be"),
+        ("questions:\n  - text: A?\n    at: " + 4000 * "9", "q.yaml", 3, "4,000 characters"),
+        ('{"questions": [{"text": "A",\n"at": ' + 5000 * "9" + "}]}", "q.json", 2, "5,000 char"),
+        ("questions:\n  - text: A?\n    at: 1e400\n", "q.yaml", 3, "at: inf"),
+        ("questions:\n  - text: A?\n    at: 1e12\n", "q.yaml", 3, "at: .* is no time"),
+        ("questions:\n  - text: A?\n    at: '99999999999:00'\n", "q.yaml", 3, "later than any"),
+        ("questions:\n  - text: A?\n    at_stamp: '99999999999'\n", "q.yaml", 3, "at_stamp"),
+        (HEAD + "    merge: !!bool maybe\n", "q.yaml", 4, "'maybe' is not true or false"),
+        (HEAD + "    extra: !!int 1.5\n", "q.yaml", 4, "'1.5' is not a whole number"),
+        (HEAD + "    extra: !!python/name:os.system x\n", "q.yaml", 4, "means nothing here"),
+        (HEAD + "    extra: !!set {a}\n", "q.yaml", 4, "means nothing here"),
+        (HEAD + "---\nquestions: []\n", "q.yaml", 4, "second document"),
+        (HEAD + "    judge: regex\n    expect: 'a{99999999999}'\n", "q.yaml", 4, "repeats more"),
+        (HEAD + "    judge: regex\n    expect: '(?=a)'\n", "q.yaml", 4, "lookaround"),
+        (".nan\n", "q.yaml", 1, "nan is no time"),
+        ('{"questions": [{"text":\n"a\\ud800", "at": 1}]}', "q.json", 2, r"\\ud800 is half"),
+        ('{"questions": [{"text": "a", "at": 1,\n"extra": {"\\udc00": 1}}]}', "q.json", 2, "half"),
+        ('{"questions": [{"text": "a",\n"at": 1, "id": "\\u0000"}]}', "q.json", 2, "control"),
+        (f"questions:\n  - text: {10_001 * 'x'}\n    at: 1\n", "q.yaml", 2, "10,001 characters"),
+        (HEAD + f"    judge: {1_000_000 * 'x'}\n", "q.yaml", 4, "there is no judge"),
+        (HEAD + "    max_new_tokens: 1000000000000\n", "q.yaml", 4, "maximum"),
+        (HEAD + "    <<: 5\n", "q.yaml", 4, "takes a mapping"),
+    ],
+)
+def test_what_cannot_be_bounded_is_refused_with_its_line(write_questions, text, name, line, words):
+    path = write_questions(text, name)
+    with pytest.raises(QuestionFileError, match=words) as caught:
+        load_questions(path)
+    assert str(caught.value).startswith(f"{path}:{line}:")
+    assert len(str(caught.value)) < 1000 + len(str(path))  # whatever the file repeats
+
+
+def test_files_too_large_or_of_other_text_are_refused_at_once(tmp_path, write_questions):
+    large = tmp_path / "large.yaml"
+    with large.open("wb") as file:
+        file.truncate(2**34)  # sparse
+    with pytest.raises(QuestionFileError, match="bytes"):
+        load_questions(large)
+    with pytest.raises(QuestionFileError, match="no question file"):
+        load_questions("/dev/zero")  # says no size, and has no end
+    latin = tmp_path / "latin.yaml"
+    latin.write_bytes(b"questions:\n  - text: caf\xe9\n")
+    with pytest.raises(QuestionFileError, match=r"latin\.yaml:2: not text in UTF-8"):
+        load_questions(latin)
+    many = write_questions("questions: [" + "1, " * 300_001 + "]")
+    with pytest.raises(QuestionFileError, match="more than 300,000 values"):
+        load_questions(many)
+
+
+def test_a_few_aliases_and_merge_keys_are_what_they_stand_for(write_questions):
+    text = """\
+defaults: {tags: &both [a, b]}
+questions:
+  - &one {text: A?, at: 1, tags: [c], extra: {same: *both}}
+  - {<<: *one, text: B?}
+"""
+    first, second = load_questions(write_questions(text)).questions
+    assert (first.extra, second.extra) == ({"same": ["a", "b"]}, {"same": ["a", "b"]})
+    assert (second.text, second.at, second.tags) == ("B?", 1.0, ("c",))
+
+
+def test_numbers_are_those_of_yaml_1_2_and_of_json(write_questions):
+    text = "questions: [{text: A, at: 010}, {text: B, at: 1e1}, {text: C, at: 1:05}]"
+    assert [q.at for q in load_questions(write_questions(text)).questions] == [10, 10, 65]
+    text = '{"questions": [{"text": "A", "at": 1e1, "max_new_tokens": 32.0, "every": 1e-02}]}'
+    with pytest.raises(QuestionFileError, match="exactly one of"):
+        load_questions(write_questions(text, "q.json"))
+    (question,) = load_questions(
+        write_questions(text.replace(', "every": 1e-02', ""), "q.json")
+    ).questions
+    assert question.at == 10 and question.max_new_tokens == 32
+    assert isinstance(question.max_new_tokens, int)
+
+
+def test_an_emoji_is_text_also_as_the_pair_that_json_writes(write_questions):
+    questions = {"questions": [{"text": "Seen 🙂?", "at": 1}]}
+    pair = json.dumps(questions)
+    assert r"\ud83d\ude42" in pair
+    for name, text in (
+        ("q.json", pair),
+        ("q.json", json.dumps(questions, ensure_ascii=False)),
+        ("q.yaml", "questions: [{text: Seen 🙂?, at: 1}]"),
+    ):
+        assert load_questions(write_questions(text, name)).questions[0].text == "Seen 🙂?"
+
+
 def test_control_characters_are_refused_in_words(write_questions):
     with pytest.raises(QuestionFileError, match="not valid YAML"):
         load_questions(write_questions("\0"))

@@ -288,3 +288,15 @@ def test_fed_up_to_a_time_an_engine_gets_what_a_question_of_that_time_sees(
     assert fed.cut == (at <= 4)
     if policy == "all":
         assert seen[-1] == min(at - at % 0.5, 4.0)  # that of the very time is seen
+
+
+@pytest.mark.parametrize("gap", [86_400, 1_700_000_000])
+def test_what_is_asked_every_so_often_is_asked_where_frames_are_and_the_gap_is_said(
+    write_questions, gap
+):
+    questions = load_questions(write_questions("questions: [{id: x, text: A, every: 1}]"))
+    source = KnownSource([*half_seconds(51), *(gap + s for s in half_seconds(9))])
+    run = replayed(source, questions, make=NotingEngine)
+    assert [a["at"] for a in run["answers"]] == [*range(1, 26), *(gap + k for k in range(5))]
+    (note,) = run["source"]["notes"]
+    assert "x was not asked at" in note and f"from 26 s to {gap - 1} s" in note

@@ -216,6 +216,69 @@ def test_stamps_that_run_backwards_or_repeat_are_counted_and_left_out(tmp_path):
     assert source.state.counts.unordered == 2
 
 
+def stamped(path, offsets):
+    """A bag of raw images stamped so many seconds after START, recorded one a tenth."""
+    return write_ros2(
+        path,
+        [
+            ("/camera", START + i * SECOND // 10, raw_image(START + round(s * SECOND), i))
+            for i, s in enumerate(offsets)
+        ],
+    )
+
+
+@pytest.mark.parametrize("wrong", [-86400, 7200, 7 * 86400])
+@pytest.mark.parametrize("place", [0, 1, 2, 6, 11, 12])
+def test_one_wrong_stamp_is_one_lost_frame_wherever_it_is(tmp_path, wrong, place):
+    good = [i / 10 for i in range(12)]
+    source = open_source(stamped(tmp_path / "drive", [*good[:place], wrong, *good[place:]]))
+    assert [f.stamp_ns for f in source] == [START + round(s * SECOND) for s in good]
+    assert (source.state.counts.unordered, source.state.counts.decoded) == (1, 13)
+    (note,) = source.state.notes
+    assert "1 of 13 images left out" in note and ("the first: a f" in note)
+
+
+def test_a_gap_that_lasts_is_believed_and_said(tmp_path):
+    offsets = [0, 1, 2, 86400, 86401, 86402]
+    source = open_source(stamped(tmp_path / "drive", offsets))
+    assert greys(source) == [0, 1, 2, 3, 4, 5]
+    assert source.state.notes == ["The stamps of /camera jump ahead by 86,398.0 s."]
+
+
+def test_a_camera_of_one_picture_a_day_is_read_with_a_longer_gap(tmp_path):
+    path = stamped(tmp_path / "drive", [86400 * day for day in range(5)])
+    assert greys(open_source(path, max_time_gap=90_000)) == [0, 1, 2, 3, 4]
+    with pytest.raises(InvalidParameterError, match="max_time_gap"):
+        open_source(path, max_time_gap=float("nan"))
+
+
+def test_stamps_that_no_message_can_hold_are_left_out(tmp_path):
+    messages = camera(6)
+    messages[1][2].header.stamp.sec = 2**31 - 1
+    messages[2][2].header.stamp.nanosec = 2**32 - 1
+    messages[3][2].header.stamp.sec = -5
+    source = open_source(write_ros2(tmp_path / "drive", messages))
+    assert greys(source) == [0, 4, 5]
+    assert source.state.counts.unusable == 3
+
+
+def test_a_first_header_of_zero_does_not_bar_those_with_stamps(tmp_path):
+    messages = camera(5)
+    messages[0][2].header.stamp.sec = messages[0][2].header.stamp.nanosec = 0
+    source = open_source(write_ros2(tmp_path / "drive", messages))
+    assert [f.stamp_ns for f in source] == stamps(5)[1:]
+    # Simulated time begins at zero: that is a stamp like another.
+    messages = [("/camera", START + n, raw_image(n * SECOND // 10, n)) for n in range(5)]
+    source = open_source(write_ros2(tmp_path / "simulated", messages))
+    assert [f.stamp_ns for f in source] == [n * SECOND // 10 for n in range(5)]
+
+
+def test_a_bag_of_one_image_gives_it(tmp_path):
+    for name, stamp in (("stamped", START), ("unstamped", 0)):
+        source = open_source(write_ros2(tmp_path / name, [("/camera", START, raw_image(stamp, 3))]))
+        assert greys(source) == [3] and source.state.counts.decoded == 1
+
+
 def test_headers_without_stamps_are_timed_by_the_recorder(tmp_path):
     messages = [("/camera", stamp, raw_image(0, i)) for i, stamp in enumerate(stamps(3))]
     source = open_source(write_ros2(tmp_path / "drive", messages))

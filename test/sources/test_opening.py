@@ -1,7 +1,12 @@
 import pytest
 from PIL import Image
 
-from stream_vlm_ros.errors import InvalidParameterError, SourceNotFoundError, SourceUnknownError
+from stream_vlm_ros.errors import (
+    InvalidParameterError,
+    SourceNotFoundError,
+    SourceUnknownError,
+    StreamVlmError,
+)
 from stream_vlm_ros.sources import ImageFolderSource, VideoSource, open_source, parse_size
 
 
@@ -48,3 +53,34 @@ def test_sizes_are_written_as_width_x_height():
     for text in ("640", "640x", "0x10", "axb"):
         with pytest.raises(InvalidParameterError, match="640x480"):
             parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("spec", "options"),
+    [
+        ("world:7", {"end": 1e12}),
+        ("world:7", {"end": float("inf")}),
+        ("world:7", {"start": 1e11, "end": 1e12}),
+        ("world:7", {"start": float("nan"), "end": 5.0}),
+        ("world:7", {"end": 5.0, "fps": 1e-300}),
+        ("world:7", {"end": 5.0, "fps": float("nan")}),
+        ("world:" + 5000 * "9", {"end": 5.0}),
+        ("world:10**12", {"end": 5.0}),
+        (5000 * "x", {}),
+        ("bag" + chr(0), {}),
+        ("{images}", {"fps": 1e-300}),
+        ("{images}", {"start": float("nan")}),
+        ("{images}", {"end": float("inf")}),
+        ("{images}", {"start": 1e300, "end": 1e301}),
+    ],
+)
+def test_a_part_or_rate_that_no_source_has_is_refused_in_words(tmp_path, spec, options):
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
+    with pytest.raises(StreamVlmError) as caught:
+        open_source(spec.format(images=tmp_path), **options)
+    assert len(str(caught.value)) < 1000
+
+
+def test_the_widest_part_that_is_allowed_is_read(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
+    assert len(list(open_source(tmp_path, fps=1e-6, end=2.0**31))) == 1

@@ -35,6 +35,7 @@ from stream_vlm_ros.sources import Frame, Source
 NODE = "/stream_vlm"
 # What a node is given that runs for a replay alone.
 _ALONE = {"use_sim_time": True, "max_questions": 64, "status_period": 0.2}
+MAX_ASKS = 100_000  # of one run; all are written down before it begins
 
 
 class LiveTopic(Source):
@@ -267,6 +268,12 @@ def _asks(questions: QuestionSet, source: Source, options: dict[str, Any]) -> li
             raise RealtimeError(f"at_stamp needs a recording; {source.name} gives no frame here.")
         origin = first.stamp_ns - round(start * NANOSECONDS)
     schedule = Schedule(questions.questions, origin)
+    count = schedule.count_until(round(end * NANOSECONDS))
+    if count > MAX_ASKS:
+        raise RealtimeError(
+            f"{count:,} questions would be asked up to {end:,g} s, more than {MAX_ASKS:,}: give "
+            "'until' to those with 'every', or --end SECONDS."
+        )
     asks = list(schedule.until(round(end * NANOSECONDS)))
     return [
         dataclasses.replace(a, offset_ns=a.offset_ns - round(start * NANOSECONDS))
