@@ -5,6 +5,7 @@ Read `inference` first: it conducts the others.
 The whole
     inference       `VideoStreamingInference`: append a chunk, ask, choose
     errors          what can go wrong, in the user's words
+    reference_names the prototype's names for all this
 
 The checkpoint
     loading         a folder -> network and processor on the device
@@ -56,11 +57,13 @@ if TYPE_CHECKING:
     from .loading import Checkpoint, load_checkpoint
     from .model import StreamQwenModel
     from .processor import StreamProcessor
+    from .reference_names import AutoProcessor
 
 # Imported when first used: torch takes seconds, and who only needs the errors (a source, a client,
 # the command line's help) should not wait for it.
 _HOMES = {
     "Answer": "decoding",
+    "AutoProcessor": "reference_names",
     "Checkpoint": "loading",
     "EvictionConfig": "eviction",
     "FeatureNovelty": "eviction",
@@ -76,6 +79,7 @@ _HOMES = {
 
 __all__ = [
     "Answer",
+    "AutoProcessor",
     "Checkpoint",
     "EvictionConfig",
     "FeatureNovelty",

@@ -9,6 +9,7 @@ ones least like any other (the star memory of streaming video models).
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import warnings
 from bisect import insort
@@ -23,6 +24,9 @@ from stream_vlm_ros.config import NOVELTY_SHARE, NOVELTY_WINDOW_CHUNKS
 from stream_vlm_ros.config import EvictionConfig as EvictionConfig
 
 from .errors import CapTooSmallError, InvalidParameterError
+from .reference_names import EvictorNames
+
+log = logging.getLogger(__name__)
 
 
 class Candidate(NamedTuple):
@@ -219,7 +223,7 @@ class EvictorMark(NamedTuple):
     tokens_evicted: int
 
 
-class KVCacheEvictor:
+class KVCacheEvictor(EvictorNames):
     """Watches chunks go by and says what must go, and which grids stay when the window passes on.
 
     Args:
@@ -458,6 +462,7 @@ class KVCacheEvictor:
     def record_eviction(self, tokens: int) -> None:
         self.total_evictions += 1
         self.total_tokens_evicted += tokens
+        log.info("eviction %d: %d tokens forgotten", self.total_evictions, tokens)
 
     def mark(self) -> EvictorMark:
         return EvictorMark(

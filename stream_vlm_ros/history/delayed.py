@@ -32,6 +32,7 @@ from stream_vlm_ros.errors import (
     check_whole_number,
 )
 from stream_vlm_ros.history.manager import SmartFrameManager
+from stream_vlm_ros.history.reference_names import DelayedBatchNames
 from stream_vlm_ros.history.selection import (
     GRID_FRAMES,
     seconds_per_grid,
@@ -75,7 +76,7 @@ class EncodingCounts:
     generation_latency: float = 0.0
 
 
-class DelayedBatchInferenceEngine:
+class DelayedBatchInferenceEngine(DelayedBatchNames):
     """Keeps frames, not their KV, and encodes a choice of them when a question comes.
 
     The same face as `VideoStreamingInference`. Later questions use what is encoded until frames
