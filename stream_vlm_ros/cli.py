@@ -149,7 +149,12 @@ def ask(
         raise InvalidParameterError("A question is empty.")
     out, side = Console(highlight=False), Console(highlight=False, stderr=True)
     settings = changed(settings, engine)
-    source = open_source(video, fps=settings.sample_fps or None, size=parse_size(size))
+    source = open_source(
+        video,
+        fps=settings.sample_fps or None,
+        size=parse_size(size),
+        max_decoded_megapixels=settings.max_decoded_megapixels,
+    )
     if source.endless and at is None:
         raise InvalidParameterError(f"{video} has no end: say when to ask with --at SECONDS.")
     with side.status("Loading the model"):

@@ -334,6 +334,7 @@ class Settings(SettingTable):
         "bounds what compressed data may unpack to: 8 bytes a pixel, and 64 MiB.",
         0.01,
         1000.0,
+        verbs=("ask", "replay"),
     )
     sample_fps: float = shared(
         2.0,

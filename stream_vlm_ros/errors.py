@@ -25,6 +25,10 @@ class InvalidImageError(StreamVlmError):
     code = "INVALID_IMAGE"
 
 
+class PictureTooLargeError(InvalidImageError):
+    """A picture of more pixels than max_decoded_megapixels, or data that unpack to more bytes."""
+
+
 class InvalidTimestampError(StreamVlmError):
     """Time stamps that run backwards, are not finite, or do not match the frames in number."""
 

@@ -104,6 +104,7 @@ def _delayed_batch(settings: Settings, checkpoint: Checkpoint, **options: Any) -
         settings.frame_store or None,
         max_bytes=settings.frame_store_megabytes * 2**20,
         max_seconds=settings.frame_store_hours * 3600,
+        max_decoded_megapixels=settings.max_decoded_megapixels,
     )
     return DelayedBatchInferenceEngine(
         *checkpoint,

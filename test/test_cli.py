@@ -7,6 +7,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -241,3 +242,34 @@ def test_a_drawn_world_is_replayed_with_questions_made_for_it(tmp_path):
         tmp_path / "report", "--fail-under", 0.7,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
+
+
+def test_pictures_too_large_are_left_out_and_said_and_the_limit_can_be_set(tmp_path):
+    for number in range(4):
+        side = (56, 14_000)[number == 1]
+        Image.new("1", (side, side)).save(tmp_path / f"{number}.png")
+    asked = run("ask", tmp_path, "Is it day?", "--max-new-tokens", 2)
+    assert asked.exit_code == 0 and "3 frames" in asked.stdout, asked.output
+    assert "Note: 1.png: the picture announces 14000x14000" in asked.stderr
+    (tmp_path / "q.yaml").write_text("questions: [{text: Is it day, at: 1}]")
+    told = ["--questions", tmp_path / "q.yaml", "--out", tmp_path / "report"]
+    replayed = run("replay", tmp_path, *told)
+    assert replayed.exit_code == 0, replayed.output
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["runs"][0]["frames"]["drops"]["unusable"] == 1
+    assert "14000x14000" in report["runs"][0]["source"]["damage"]
+    none = run("ask", tmp_path, "Is it day?", "--max-decoded-megapixels", 0.01, "--fps", 5)
+    assert none.exit_code == 0 and "announces 14000x14000" in none.stderr
+    wrong = run("ask", tmp_path, "Is it day?", "--max-decoded-megapixels", 0)
+    assert wrong.exit_code == 2 and "must lie in [0.01, 1000.0]" in wrong.stderr
+
+
+def test_a_folder_of_nothing_but_pictures_too_large_is_refused_with_the_cause(tmp_path):
+    Image.new("1", (200, 100)).save(tmp_path / "1.png")
+    for limit in (
+        ["--max-decoded-megapixels", 0.015],
+        ["--engine", "max_decoded_megapixels=0.015"],
+    ):
+        refused = run("ask", tmp_path, "Is it day?", *limit)
+        assert refused.exit_code == 2
+        assert "announces 200x100" in refused.stderr and "is 0.015" in refused.stderr

@@ -54,8 +54,7 @@ def test_every_setting_is_read_somewhere():
         for name in Settings.table()
         if not re.search(rf"(parameters|settings|self)\.{name}\b", code + own)
     ]
-    # Awaits what bounds pictures before they are decoded.
-    assert set(unread) <= {"max_decoded_megapixels"}
+    assert unread == []
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,12 @@ class SourceSettings(SettingTable):
     source: str = fixed("", "Video file, folder of images, camera (/dev/video0), or world:SEED.")
     rate: float = fixed(0.0, "Images per second, thinned out by stamp. 0: every one.", 0.0, 1000.0)
     size: str = fixed("", "Width x height to scale to, such as 640x480. Empty: as filmed.")
+    max_decoded_megapixels: float = fixed(
+        Settings.max_decoded_megapixels,
+        "Pictures of more megapixels are left out, by their headers.",
+        0.01,
+        1000.0,
+    )
     loop: bool = fixed(True, "Start again at the end; the stamps run on.")
     stamps: str = fixed(
         "video",

@@ -76,6 +76,7 @@ class SourceNode(Node):
             str(values["source"]),
             fps=float(values["rate"]) or None,
             size=parse_size(values["size"]),
+            max_decoded_megapixels=float(values["max_decoded_megapixels"]),
         )
         reliability = ReliabilityPolicy[values["reliability"].upper()]
         self.publisher = self.create_publisher(

@@ -17,6 +17,7 @@ The checkpoint
 
 A chunk comes in
     stamps          when its frames were taken
+    picture_sizes   how large a picture may be, asked of its header before it is decoded
     frames          images -> patches and their grid, on the device
     vision          where patches stand in its tower, reckoned once a size; its matrices padded
     reduction       tokens that say nothing new, left out

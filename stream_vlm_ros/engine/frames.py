@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from stream_vlm_ros.engine.picture_sizes import PictureLimit
 from stream_vlm_ros.errors import (
     InvalidImageError,
     InvalidParameterError,
@@ -386,6 +387,8 @@ def _picture(frame: Any) -> np.ndarray | torch.Tensor:
 def _from_pil(image: Image.Image) -> np.ndarray:
     if 0 in image.size:
         raise InvalidImageError(f"the image is empty: {image.width}x{image.height} pixels")
+    if getattr(image, "tile", None):  # opened, and not decoded yet
+        PictureLimit().check(*image.size, "the image (load() takes it in nevertheless)")
     try:
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
             _check_fits_bytes(image.mode, np.asarray(image))

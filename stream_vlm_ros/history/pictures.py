@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from stream_vlm_ros.engine.picture_sizes import HIGHEST_MEGAPIXELS, PictureLimit, open_picture
+
 SUFFIXES = {"jpeg": "jpg", "png": "png"}
 _NAME = re.compile(r"(\d{9,})\.(jpg|png)")
 _FRAMES_A_FOLDER = 1000
@@ -29,10 +31,13 @@ def encode(image: np.ndarray, form: str, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def decode(data: bytes) -> np.ndarray:
-    """The picture, uint8 RGB ``[height, width, 3]``; OSError or ValueError if it is damaged."""
-    with Image.open(io.BytesIO(data)) as picture:
-        return np.array(picture.convert("RGB"))
+def decode(data: bytes, width: int, height: int) -> np.ndarray:
+    """The picture, uint8 RGB ``[height, width, 3]``; OSError, ValueError or InvalidImageError if it
+    is damaged, or announces another size."""
+    picture = open_picture(data, PictureLimit(HIGHEST_MEGAPIXELS))
+    if picture.size != (width, height):
+        raise ValueError(f"it announces {picture.width}x{picture.height}, not {width}x{height}")
+    return np.array(picture.convert("RGB"))
 
 
 class Pictures(ABC):

@@ -19,11 +19,14 @@ from typing import IO
 
 import numpy as np
 
+from stream_vlm_ros.engine.picture_sizes import MAX_DECODED_MEGAPIXELS, PictureLimit
 from stream_vlm_ros.errors import (
     FrameStoreError,
+    InvalidImageError,
     InvalidParameterError,
     InvalidTimestampError,
     PictureLostError,
+    PictureTooLargeError,
 )
 from stream_vlm_ros.history.pictures import (
     SUFFIXES,
@@ -101,6 +104,7 @@ class FrameStore:
         quality: of JPEG, 1 to 95.
         max_bytes: pictures in whole blocks of the disk, and their rows.
         max_seconds: from the newest frame back.
+        max_decoded_megapixels: larger pictures are not read back.
 
     Raises:
         InvalidParameterError: a setting out of its range.
@@ -115,6 +119,7 @@ class FrameStore:
         quality: int = 90,
         max_bytes: int = DEFAULT_MAX_BYTES,
         max_seconds: float = DEFAULT_MAX_SECONDS,
+        max_decoded_megapixels: float = MAX_DECODED_MEGAPIXELS,
     ):
         if form not in SUFFIXES:
             raise InvalidParameterError(f"form must be jpeg or png: {form!r}")
@@ -127,6 +132,7 @@ class FrameStore:
         self.folder = None if folder is None else Path(folder).expanduser()
         self.form, self.quality = form, quality
         self.max_bytes, self.max_seconds = max_bytes, max_seconds
+        self._limit = PictureLimit(max_decoded_megapixels)
         self._lock: IO[str] | None = None
         self._pictures: Pictures
         if self.folder is None:
@@ -251,10 +257,16 @@ class FrameStore:
 
         Raises:
             PictureLostError: it is gone or damaged.
+            FrameStoreError: it is larger than max_decoded_megapixels; it stays where it is.
         """
         try:
-            return decode(self._pictures.read(frame.id, frame.suffix))
-        except (OSError, ValueError, SyntaxError) as error:  # PIL's, for a broken PNG
+            self._limit.check(frame.width, frame.height, f"the kept frame {frame.id}")
+        except PictureTooLargeError as error:
+            raise FrameStoreError(f"{error}: raise it, or choose another folder") from error
+        try:
+            data = self._pictures.read(frame.id, frame.suffix)
+            return decode(data, frame.width, frame.height)
+        except (OSError, ValueError, SyntaxError, InvalidImageError) as error:  # PIL's, and ours
             raise PictureLostError(
                 f"the picture of frame {frame.id} ({frame.stamp:.3f} s) is lost: {error}"
             ) from error

@@ -8,6 +8,7 @@ is, for as long as there is an image to be taken.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPo
 from sensor_msgs.msg import CompressedImage, Image
 
 from stream_vlm_ros.config import Settings
+from stream_vlm_ros.engine.picture_sizes import PictureLimit
 from stream_vlm_ros.node.arrival import Arrival
 from stream_vlm_ros.node.images import compressed_to_rgb, image_to_rgb
 
@@ -30,7 +32,7 @@ except ImportError:  # Humble
 
 RAW = "sensor_msgs/msg/Image"
 COMPRESSED = "sensor_msgs/msg/CompressedImage"
-_TYPES: dict[str, tuple[type, Callable[[Any], Any]]] = {
+_TYPES: dict[str, tuple[type, Callable[[Any, PictureLimit], Any]]] = {
     RAW: (Image, image_to_rgb),
     COMPRESSED: (CompressedImage, compressed_to_rgb),
 }
@@ -72,6 +74,7 @@ class ImageInput:
         self.messages_lost = 0
         self._node = node
         self._parameters = parameters
+        self._limit = PictureLimit(parameters.max_decoded_megapixels)
         self._group = NotByTheExecutor()
         self._wait_set = _rclpy.WaitSet(1, 0, 0, 0, 0, 0, node.context.handle)
         self._incompatible = ""
@@ -102,7 +105,10 @@ class ImageInput:
             if not self._wait_set.get_ready_entities("subscription"):
                 return None
             taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
-        return None if taken is None else Arrival(taken[0], *_TYPES[self.wish.type])
+        if taken is None:
+            return None
+        message_type, decode = _TYPES[self.wish.type]
+        return Arrival(taken[0], message_type, functools.partial(decode, limit=self._limit))
 
     def follow(self) -> None:
         """Subscribe anew if the publishers call for it; else look for events."""

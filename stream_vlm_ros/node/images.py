@@ -11,18 +11,19 @@ from typing import Any
 
 import numpy as np
 
+from stream_vlm_ros.engine.picture_sizes import PictureLimit
 from stream_vlm_ros.sources import ros_images
 from stream_vlm_ros.sources.ros_images import Decoder, rosbags_decoder
 
 
-def image_to_rgb(message: Any) -> np.ndarray:
+def image_to_rgb(message: Any, limit: PictureLimit | None = None) -> np.ndarray:
     """The picture in an ``Image``; see :func:`ros_images.image_to_rgb`."""
-    return ros_images.image_to_rgb(message, default_decoder())
+    return ros_images.image_to_rgb(message, default_decoder(), limit)
 
 
-def compressed_to_rgb(message: Any) -> np.ndarray:
+def compressed_to_rgb(message: Any, limit: PictureLimit | None = None) -> np.ndarray:
     """The picture in a ``CompressedImage``; see :func:`ros_images.compressed_to_rgb`."""
-    return ros_images.compressed_to_rgb(message, default_decoder())
+    return ros_images.compressed_to_rgb(message, default_decoder(), limit)
 
 
 @lru_cache(maxsize=1)

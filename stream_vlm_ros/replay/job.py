@@ -181,6 +181,7 @@ class ReplayJob:
         bar.say(f"{settings.title}: {doing}")
         bar.start(settings.title, end)
         whole = {key: value for key, value in self.options.items() if key != "fps"}
+        whole["max_decoded_megapixels"] = settings.max_decoded_megapixels
         run = realtime_run(
             settings, self.questions, self.spec, whole, source, self.attach, self.play, bar.show
         )
@@ -192,7 +193,12 @@ class ReplayJob:
     def _open(self, settings: Settings) -> Source:
         end = self.options.get("end")
         try:
-            return open_source(self.spec, fps=settings.sample_fps or None, **self.options)
+            return open_source(
+                self.spec,
+                fps=settings.sample_fps or None,
+                max_decoded_megapixels=settings.max_decoded_megapixels,
+                **self.options,
+            )
         except SourceNotFoundError as error:
             if self.attach is None:
                 raise

@@ -1,16 +1,19 @@
 """The files of rosbags: channels, and messages as the bytes that were recorded.
 
-Whole files are read by ``rosbags``. What it refuses (a file cut off, without an index, or of no
-profile) is read from its start to where it breaks off. ``metadata.yaml`` is used for the order of
-a bag's files only: a bag without one, or with a wrong one, reads the same.
+Whole files are read by ``rosbags``, and MCAP by its own library. What they refuse (a file cut off,
+without an index, or of no profile) is read from its start to where it breaks off.
+``metadata.yaml`` is used for the order of a bag's files only: a bag without one, or with a wrong
+one, reads the same.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,13 +23,23 @@ import zstandard
 from rosbags.rosbag1 import Reader as Ros1Reader
 from rosbags.rosbag2 import Reader as Ros2Reader
 
-from stream_vlm_ros.errors import SourceNotFoundError, SourceUnreadableError
+from stream_vlm_ros.engine.picture_sizes import PictureLimit
+from stream_vlm_ros.errors import PictureTooLargeError, SourceNotFoundError, SourceUnreadableError
 
 from .bag_reader import Channel, FileReader, Raw, plain_kind, plain_topic, why_unreadable, words_of
-from .bag_rescue import LooseMcapFile, LooseRos1File, LooseSqliteFile
+from .bag_rescue import (
+    LooseFile,
+    LooseMcapFile,
+    LooseRos1File,
+    LooseSqliteFile,
+    check_rows,
+)
+from .mcap_file import IndexedMcapFile
+from .unpacking import ZSTD_MAGIC, unpack
 
 _LOOSE = {".bag": LooseRos1File, ".mcap": LooseMcapFile, ".db3": LooseSqliteFile}
-_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_ROS1_COMPRESSIONS = {b"BZh": "bz2", b"\x04\x22\x4d\x18": "lz4"}  # by magic
+_LEFT_FREE = 1 << 30  # bytes of a disk, when a compressed file is unpacked on it
 
 
 def is_bag(path: Path) -> bool:
@@ -45,8 +58,8 @@ class BagFiles:
         SourceNotFoundError, SourceUnreadableError: nothing can be read at all.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, limit: PictureLimit) -> None:
+        self.path, self.limit = path, limit
         self.damage: str | None = None
         self.notes: list[str] = []
         self.files = self._find()
@@ -56,7 +69,7 @@ class BagFiles:
         failed: list[str] = []
         for file in self.files:
             try:
-                with _opened(file) as reader:
+                with _opened(file, limit) as reader:
                     self._learn(reader)
             except SourceUnreadableError as error:
                 failed.append(str(error))
@@ -72,7 +85,7 @@ class BagFiles:
         self.damage = None
         for file in self.files:
             try:
-                with _opened(file) as reader:
+                with _opened(file, self.limit) as reader:
                     yield from self._guarded(reader, topics)
             except SourceUnreadableError as error:
                 self.damage = self.damage or str(error)
@@ -89,9 +102,9 @@ class BagFiles:
             return
         self.damage = self.damage or _broken_off(reader.path, reader.broken)
         loose = _LOOSE.get(reader.path.suffix.lower())
-        if isinstance(reader, _WholeFile) and loose is not None:
+        if loose is not None and not isinstance(reader, LooseFile):
             try:
-                rest = loose(reader.path)
+                rest = loose(reader.path, self.limit)
             except Exception:  # nothing there either
                 return
             for raw in self._until_broken(rest, topics):
@@ -99,21 +112,24 @@ class BagFiles:
                 if raw.log_ns >= newest and not again:
                     yield raw
 
-    @staticmethod
-    def _until_broken(reader: FileReader, topics: set[str] | None) -> Iterator[Raw]:
+    def _until_broken(self, reader: FileReader, topics: set[str] | None) -> Iterator[Raw]:
         messages = reader.messages(topics)
         while True:
             try:
                 raw = next(messages)
-                if raw.data[:4] == _ZSTD_MAGIC:
-                    raw = raw._replace(data=_unzstd(raw.data))
             except StopIteration:
                 return
             except Exception as error:
                 # A damaged file can fail in any way inside the libraries that read it.
                 reader.broken = error
                 return
-            yield raw
+            yield self._unpacked(raw) if raw.data[:4] == ZSTD_MAGIC else raw
+
+    def _unpacked(self, raw: Raw) -> Raw:
+        try:
+            return raw._replace(data=unpack(raw.data, "zstd", self.limit, "a message"))
+        except (PictureTooLargeError, zstandard.ZstdError) as error:
+            return raw._replace(data=b"", fault=words_of(error))
 
     def _learn(self, reader: Any) -> None:
         for channel in reader.channels:
@@ -178,7 +194,7 @@ def _files_by_metadata(file: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _opened(file: Path) -> Iterator[Any]:
+def _opened(file: Path, limit: PictureLimit) -> Iterator[Any]:
     """A reader of one file: the library's, or else one that reads as far as the file goes."""
     with ExitStack() as stack:
         readable = _decompressed(file, stack)
@@ -188,7 +204,7 @@ def _opened(file: Path) -> Iterator[Any]:
             raise SourceUnreadableError(
                 f"{file} is empty (0 bytes): the recording or the copy did not finish."
             )
-        yield stack.enter_context(_reader_of(readable, file))
+        yield stack.enter_context(_reader_of(readable, file, limit))
 
 
 def _decompressed(file: Path, stack: ExitStack) -> Path:
@@ -199,22 +215,38 @@ def _decompressed(file: Path, stack: ExitStack) -> Path:
     target = Path(folder) / file.stem
     try:
         with file.open("rb") as compressed, target.open("wb") as out:
-            zstandard.ZstdDecompressor().copy_stream(compressed, out)
+            for piece in zstandard.ZstdDecompressor().read_to_iter(compressed):
+                if shutil.disk_usage(folder).free < _LEFT_FREE:
+                    raise SourceUnreadableError(
+                        f"{file} holds more, unpacked, than fits into {folder}: "
+                        f"{out.tell():,} bytes were written, and removed again."
+                    )
+                out.write(piece)
     except zstandard.ZstdError as error:
         if not target.is_file() or target.stat().st_size == 0:
             raise SourceUnreadableError(f"{file} cannot be decompressed: {error}") from error
     return target
 
 
-def _reader_of(readable: Path, file: Path) -> Any:
-    loose = _LOOSE.get(readable.suffix.lower())
+def _reader_of(readable: Path, file: Path, limit: PictureLimit) -> Any:
+    suffix = readable.suffix.lower()
+    loose = _LOOSE.get(suffix)
     try:
-        return _WholeFile(readable)
+        return (IndexedMcapFile if suffix == ".mcap" else _WholeFile)(readable, limit)
     except Exception as error:  # the readers of damaged files fail in every way
         if loose is not None:
             with contextlib.suppress(Exception):
-                return loose(readable)
+                return loose(readable, limit)
         raise SourceUnreadableError(why_unreadable(file, readable, error)) from error
+
+
+def _unpacked_chunk(
+    decompressor: Callable[[bytes], bytes], limit: PictureLimit, data: bytes
+) -> bytes:
+    for magic, compression in _ROS1_COMPRESSIONS.items():
+        if data.startswith(magic):
+            return unpack(data, compression, limit, "a chunk")
+    return decompressor(data)
 
 
 def _broken_off(file: Path, error: Exception) -> str:
@@ -224,18 +256,22 @@ def _broken_off(file: Path, error: Exception) -> str:
     )
 
 
-def _unzstd(data: bytes) -> bytes:
-    return zstandard.ZstdDecompressor().decompressobj().decompress(data)
-
-
 class _WholeFile(FileReader):
-    """Through the library's readers, in the order of time."""
+    """Through the readers of ``rosbags``, in the order of time.
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    Raises what they do, and PictureTooLargeError if a part of it had to be read into memory that is
+    larger than the limit.
+    """
+
+    def __init__(self, path: Path, limit: PictureLimit) -> None:
+        super().__init__(path, limit)
         ros1 = path.suffix.lower() == ".bag"
+        if not ros1:
+            check_rows(path, limit)
         self._reader = Ros1Reader(path) if ros1 else Ros2Reader(path)
         self._reader.open()
+        if ros1:
+            self._bound_chunks()
         wires = {
             c.id: "ros1" if ros1 else getattr(c.ext, "serialization_format", "cdr") or "cdr"
             for c in self._reader.connections
@@ -248,6 +284,15 @@ class _WholeFile(FileReader):
         start, end = self._reader.start_time, self._reader.end_time
         if self._reader.message_count and 0 <= start <= end:  # a damaged index may say anything
             self.span = (start, end)
+
+    def _bound_chunks(self) -> None:
+        """Let each chunk of a ROS 1 bag be unpacked up to the limit."""
+        chunks = self._reader.chunks
+        for place, chunk in chunks.items():
+            self.limit.check_bytes(chunk.datasize, "a chunk")
+            chunks[place] = chunk._replace(
+                decompressor=functools.partial(_unpacked_chunk, chunk.decompressor, self.limit)
+            )
 
     def __exit__(self, *exception: Any) -> None:
         self._reader.close()

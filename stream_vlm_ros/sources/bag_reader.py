@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from stream_vlm_ros.engine.picture_sizes import PictureLimit
+
 
 @dataclass(frozen=True)
 class Channel:
@@ -20,11 +22,12 @@ class Channel:
 
 
 class Raw(NamedTuple):
-    """One message as recorded."""
+    """One message as recorded. ``fault``: why its data is not there, though it was recorded."""
 
     channel: Channel
     log_ns: int
     data: bytes
+    fault: str = ""
 
 
 def plain_kind(name: str) -> str:
@@ -40,8 +43,8 @@ def plain_topic(name: str) -> str:
 class FileReader:
     """One file: ``channels``, ``span`` in log time, ``messages``, and why it ends early."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, limit: PictureLimit) -> None:
+        self.path, self.limit = path, limit
         self.channels: list[Channel] = []
         self.span: tuple[int, int] | None = None
         self.broken: Exception | None = None
@@ -73,5 +76,5 @@ def why_unreadable(file: Path, readable: Path, error: Exception) -> str:
 
 
 def words_of(error: Exception) -> str:
-    words = " ".join(str(error).split()).rstrip(".")
+    words = " ".join(str(error).split())[:300].rstrip(".")
     return words or "it ends too early"

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import bz2
 import contextlib
 import io
 import sqlite3
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import lz4.frame
 from mcap.records import Channel as McapChannel
 from mcap.records import Chunk, Message, Schema
-from mcap.stream_reader import StreamReader, breakup_chunk
+
+from stream_vlm_ros.engine.picture_sizes import PictureLimit
+from stream_vlm_ros.errors import PictureTooLargeError
 
 from .bag_reader import Channel, FileReader, Raw, plain_kind, plain_topic
-
-_LARGEST_RECORD = 1 << 31  # bytes; a length beyond it is damage, not data
+from .mcap_file import check_magic, chunk_items, mcap_channel, mcap_records, parsed
+from .unpacking import unpack
 
 
 class LooseFile(FileReader):
@@ -27,8 +27,8 @@ class LooseFile(FileReader):
     A damaged chunk is left out, and the next one read; ``broken`` then says what was wrong.
     """
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, limit: PictureLimit) -> None:
+        super().__init__(path, limit)
         # By number; of the whole file, as its end repeats what a damaged chunk would have told.
         self._known: dict[Any, Channel] = {}
         counts: dict[Channel, int] = {}
@@ -46,6 +46,9 @@ class LooseFile(FileReader):
     def messages(self, topics: set[str] | None) -> Iterator[Raw]:
         yield from self._scan(topics)
 
+    def _refuse(self, error: Exception) -> None:
+        self.broken = self.broken or error
+
     def _scan(self, topics: set[str] | None, empty: bool = False) -> Iterator[Raw]:
         """``empty``: without the messages' data."""
         raise NotImplementedError
@@ -57,14 +60,14 @@ class LooseMcapFile(LooseFile):
         schemas: dict[int, Schema] = {}
         with self.path.open("rb") as stream:
             try:
-                reader = StreamReader(stream, emit_chunks=True, record_size_limit=_LARGEST_RECORD)
-                for record in reader.records:
-                    for item in self._items(record):
+                check_magic(stream)
+                for opcode, content in mcap_records(stream, self.limit, self._refuse):
+                    for item in self._items(parsed(opcode, content)):
                         if isinstance(item, Schema):
                             schemas[item.id] = item
                         elif isinstance(item, McapChannel):
                             schema = schemas.get(item.schema_id)
-                            self._known[item.id] = _mcap_channel(item, schema)
+                            self._known[item.id] = mcap_channel(item, schema)
                         elif isinstance(item, Message):
                             channel = self._known.get(item.channel_id)
                             if _is_wanted(channel, topics):
@@ -78,7 +81,7 @@ class LooseMcapFile(LooseFile):
         if not isinstance(record, Chunk):
             return [record]
         try:
-            return breakup_chunk(record, validate_crc=True)
+            return chunk_items(record, self.limit)
         except Exception as error:
             self.broken = self.broken or error
             return []
@@ -88,9 +91,18 @@ def _is_wanted(channel: Channel | None, topics: set[str] | None) -> bool:
     return channel is not None and (topics is None or channel.topic in topics)
 
 
-def _mcap_channel(channel: McapChannel, schema: Schema | None) -> Channel:
-    kind = plain_kind(schema.name) if schema else ""
-    return Channel(plain_topic(channel.topic), kind, channel.message_encoding)
+def _database(path: Path) -> contextlib.closing[sqlite3.Connection]:
+    uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+    return contextlib.closing(sqlite3.connect(uri, uri=True))
+
+
+def check_rows(path: Path, limit: PictureLimit) -> None:
+    """Raise PictureTooLargeError for a bag in SQLite with a message that is too long; raises what
+    sqlite3 does if it cannot be read. SQLite knows a blob's length without reading it."""
+    with _database(path) as database:
+        query = "SELECT length(data) FROM messages WHERE length(data) > ? LIMIT 1"
+        if (row := database.execute(query, (limit.unpacked_bytes,)).fetchone()) is not None:
+            limit.check_bytes(row[0], "a message")
 
 
 class LooseSqliteFile(LooseFile):
@@ -98,25 +110,34 @@ class LooseSqliteFile(LooseFile):
 
     def _scan(self, topics: set[str] | None, empty: bool = False) -> Iterator[Raw]:
         self.broken = None
-        uri = f"{self.path.absolute().as_uri()}?mode=ro&immutable=1"
         try:
-            with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
+            with _database(self.path) as database:
                 channels = {
                     number: Channel(plain_topic(name), plain_kind(kind), wire)
                     for number, name, kind, wire in database.execute(
                         "SELECT id, name, type, serialization_format FROM topics"
                     )
                 }
-                content = "x''" if empty else "data"
-                rows = database.execute(f"SELECT topic_id, timestamp, {content} FROM messages")
-                for number, log_ns, data in rows:
+                content = "x''" if empty else "CASE WHEN length(data) <= ? THEN data END"
+                rows = database.execute(
+                    f"SELECT topic_id, timestamp, length(data), {content} FROM messages",
+                    () if empty else (self.limit.unpacked_bytes,),
+                )
+                for number, log_ns, length, data in rows:
                     channel = channels[number]
                     if topics is None or channel.topic in topics:
-                        yield Raw(channel, log_ns, data)
+                        yield self._raw(channel, log_ns, length, data)
         except GeneratorExit:
             raise
         except Exception as error:
             self.broken = error
+
+    def _raw(self, channel: Channel, log_ns: int, length: int | None, data: Any) -> Raw:
+        try:
+            self.limit.check_bytes(length or 0, "a message")
+        except PictureTooLargeError as error:
+            return Raw(channel, log_ns, b"", str(error))
+        return Raw(channel, log_ns, data)
 
 
 class LooseRos1File(LooseFile):
@@ -130,7 +151,7 @@ class LooseRos1File(LooseFile):
             try:
                 if not stream.readline().startswith(b"#ROSBAG V2.0"):
                     raise ValueError("the file has no magic of a ROS 1 bag, version 2.0")
-                for header, data in _ros1_records(stream):
+                for header, data in _ros1_records(stream, self.limit, self._refuse):
                     for fields, content in self._items(header, data):
                         op = fields.get(b"op")
                         if op == self._CONNECTION:
@@ -151,32 +172,43 @@ class LooseRos1File(LooseFile):
             yield header, data
             return
         try:
-            yield from _ros1_chunk(header, data)
+            yield from _ros1_chunk(header, data, self.limit, self._refuse)
         except GeneratorExit:
             raise
         except Exception as error:
             self.broken = self.broken or error
 
 
-def _ros1_records(stream: Any) -> Iterator[tuple[dict[bytes, bytes], bytes]]:
+def _ros1_records(
+    stream: Any, limit: PictureLimit, refuse: Callable[[Exception], None]
+) -> Iterator[tuple[dict[bytes, bytes], bytes]]:
     """Header fields and data of each record; a record that is cut off raises EOFError, after its
-    part has been given if it is a chunk."""
+    part has been given if it is a chunk. One that is too long is passed over, once ``refuse`` has
+    been told."""
     while size := stream.read(4):
-        header = _ros1_fields(_exactly(stream, struct.unpack("<I", size)[0]))
-        (length,) = struct.unpack("<I", _exactly(stream, 4))
+        header = _ros1_fields(_exactly(stream, struct.unpack("<I", size)[0], limit))
+        (length,) = struct.unpack("<I", _exactly(stream, 4, limit))
+        try:
+            limit.check_bytes(length, "a record")
+        except PictureTooLargeError as error:
+            refuse(error)
+            stream.seek(length, io.SEEK_CUR)
+            continue
         data = stream.read(length)
         yield header, data
         if len(data) < length:
             raise EOFError(f"the last record has {len(data)} of {length} bytes")
 
 
-def _ros1_chunk(header: dict[bytes, bytes], data: bytes) -> Iterator[tuple[dict, bytes]]:
-    compression = header.get(b"compression", b"none")
-    if compression == b"bz2":
-        data = bz2.BZ2Decompressor().decompress(data)
-    elif compression == b"lz4":
-        data = lz4.frame.LZ4FrameDecompressor().decompress(data)
-    yield from _ros1_records(io.BytesIO(data))
+def _ros1_chunk(
+    header: dict[bytes, bytes],
+    data: bytes,
+    limit: PictureLimit,
+    refuse: Callable[[Exception], None],
+) -> Iterator[tuple[dict, bytes]]:
+    compression = header.get(b"compression", b"none").decode(errors="replace")
+    data = unpack(data, compression, limit, "a chunk")
+    yield from _ros1_records(io.BytesIO(data), limit, refuse)
 
 
 def _ros1_fields(data: bytes) -> dict[bytes, bytes]:
@@ -194,9 +226,8 @@ def _ros1_channel(header: dict[bytes, bytes], data: bytes) -> Channel:
     return Channel(plain_topic(header[b"topic"].decode(errors="replace")), plain_kind(kind), "ros1")
 
 
-def _exactly(stream: Any, length: int) -> bytes:
-    if length > _LARGEST_RECORD:
-        raise ValueError(f"a record claims {length} bytes")
+def _exactly(stream: Any, length: int, limit: PictureLimit) -> bytes:
+    limit.check_bytes(length, "a record's header")
     data = stream.read(length)
     if len(data) < length:
         raise EOFError("the file ends inside a record")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from rosbags.typesys import Stores, get_typestore
 
+from stream_vlm_ros.engine.picture_sizes import MAX_DECODED_MEGAPIXELS, PictureLimit, shortened
 from stream_vlm_ros.errors import InvalidImageError, InvalidParameterError, SourceUnreadableError
 
 from .bag_files import BagFiles
@@ -44,6 +45,8 @@ class BagSource(Source):
         size: (width, height) to scale to (None: as recorded).
         stamps: "header", or "recorded": when the recorder received it.
         name: what the source is called (None: the file's name).
+        max_decoded_megapixels: larger pictures are left out, by their headers; compressed messages
+            and chunks are unpacked up to 8 bytes for each of these pixels, and 64 MiB.
 
     Raises:
         SourceNotFoundError, SourceUnreadableError: at once, when there is nothing to read.
@@ -61,6 +64,7 @@ class BagSource(Source):
         size: tuple[int, int] | None = None,
         stamps: str = "header",
         name: str | None = None,
+        max_decoded_megapixels: float = MAX_DECODED_MEGAPIXELS,
     ) -> None:
         super().__init__()
         self.path = Path(path)
@@ -70,7 +74,8 @@ class BagSource(Source):
             raise InvalidParameterError(f"stamps is {stamps!r}; use {' or '.join(STAMPS)}.")
         self._fps, self._start, self._end, self.size = fps, start, end, size
         self._stamps = stamps
-        self._files = BagFiles(self.path)
+        self._limit = PictureLimit(max_decoded_megapixels)
+        self._files = BagFiles(self.path, self._limit)
         self.image_channels = [c for c in self._files.channels if _reads(c)]
         self._notes = list(self._files.notes)
         self.topics = self._choose(topics)
@@ -89,7 +94,7 @@ class BagSource(Source):
             self._conclude(state, reasons.get("first", ""))
 
     def _read(self, state: SourceState, reasons: dict[str, str]) -> Iterator[Frame]:
-        decoder = _Decoder(self.size)
+        decoder = _Decoder(self.size, self._limit)
         by_log = True if self._stamps == "recorded" else None
         clocks = {t: _TopicClock(self._fps, by_log, t, state.notes) for t in self.topics}
         origin: int | None = None
@@ -97,6 +102,10 @@ class BagSource(Source):
             if not _reads(raw.channel):
                 continue
             state.counts.decoded += 1
+            if raw.fault:
+                state.counts.unusable += 1
+                reasons.setdefault("first", raw.fault)
+                continue
             clock = clocks[raw.channel.topic]
             stamp = clock.read(raw)
             if stamp is None:
@@ -176,7 +185,9 @@ class BagSource(Source):
         if not channels:
             return "It has no messages at all."
         foreign = sorted({c.wire for c in channels if c.wire not in ("cdr", "ros1")})
-        listed = ", ".join(f"{c.topic} ({c.kind or c.wire})" for c in channels[:8])
+        listed = ", ".join(
+            f"{shortened(c.topic)} ({shortened(c.kind or c.wire)})" for c in channels[:8]
+        )
         more = f" and {len(channels) - 8} more" if len(channels) > 8 else ""
         if foreign:
             return (
@@ -235,8 +246,8 @@ class _TopicClock:
 
 
 class _Decoder:
-    def __init__(self, size: tuple[int, int] | None) -> None:
-        self._size = size
+    def __init__(self, size: tuple[int, int] | None, limit: PictureLimit) -> None:
+        self._size, self._limit = size, limit
         self._ros1 = get_typestore(Stores.ROS1_NOETIC)
         self._ros2 = get_typestore(Stores.ROS2_JAZZY)
 
@@ -250,9 +261,10 @@ class _Decoder:
                 else self._ros2.deserialize_cdr(raw.data, _TYPES[kind])
             )
         except Exception as error:  # bytes from outside fail in any way
-            words = " ".join(str(error).split()) or type(error).__name__
+            words = " ".join(str(error).split())[:300] or type(error).__name__
             raise InvalidImageError(f"a message is no {kind}: {words}") from error
-        image = (image_to_rgb if kind == IMAGE else compressed_to_rgb)(message)
+        to_rgb = image_to_rgb if kind == IMAGE else compressed_to_rgb
+        image = to_rgb(message, limit=self._limit)
         if self._size is not None and image.shape[1::-1] != self._size:
             import cv2
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import av
 
+from stream_vlm_ros.engine.picture_sizes import MAX_DECODED_MEGAPIXELS, PictureLimit
 from stream_vlm_ros.errors import SourceNotFoundError, SourceUnreadableError
 
 from .frame import Frame, Source, SourceState
 from .sampling import NANOSECONDS, StampSampler
-from .video import _Picture, _rate_of, _short
+from .video import _decode, _Picture, _rate_of, _short, decoder_options, limit_decoder
 
 
 class DeviceSource(Source):
@@ -24,6 +25,7 @@ class DeviceSource(Source):
         fps: frames per second to take (None: every one); sampled here, by arrival.
         end: seconds after the first frame at which to stop (None: never).
         size: (width, height) asked of the camera; what it gives instead is scaled to it.
+        max_decoded_megapixels: a camera with larger pictures is refused.
 
     Raises:
         SourceNotFoundError, SourceUnreadableError: no such camera, or it does not start.
@@ -40,8 +42,10 @@ class DeviceSource(Source):
         end: float | None = None,
         size: tuple[int, int] | None = None,
         name: str | None = None,
+        max_decoded_megapixels: float = MAX_DECODED_MEGAPIXELS,
     ) -> None:
         super().__init__()
+        self._limit = PictureLimit(max_decoded_megapixels)
         self.device, self.size, self.name = device, size, name or Path(device).name
         self._fps, self.duration = fps, end
         self.endless = end is None
@@ -57,8 +61,9 @@ class DeviceSource(Source):
         first = last = None
         with self._open() as container:
             stream = container.streams.video[0]
+            limit_decoder(stream, self._limit, f"the camera {self.device}")
             self.rate = _rate_of(stream)
-            for decoded in container.decode(stream):
+            for decoded in _decode(container, stream, state, self._limit):
                 stamp = time.time_ns() if last is None else max(time.time_ns(), last + 1)
                 last = stamp
                 first = stamp if first is None else first
@@ -77,7 +82,9 @@ class DeviceSource(Source):
                 yield Frame(stamp, image, self.name)
 
     def _open(self):
-        options = {"video_size": "{}x{}".format(*self.size)} if self.size else {}
+        options = decoder_options(self._limit)
+        if self.size:
+            options["video_size"] = "{}x{}".format(*self.size)
         try:
             return av.open(self.device, format=self.FORMAT, options=options)
         except (av.FFmpegError, ValueError) as error:

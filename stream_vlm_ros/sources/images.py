@@ -8,9 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from stream_vlm_ros.errors import InvalidParameterError, SourceNotFoundError, SourceUnreadableError
+from stream_vlm_ros.engine.picture_sizes import (
+    MAX_DECODED_MEGAPIXELS,
+    PictureLimit,
+    open_picture,
+    shortened,
+)
+from stream_vlm_ros.errors import (
+    InvalidImageError,
+    InvalidParameterError,
+    SourceNotFoundError,
+    SourceUnreadableError,
+    in_words,
+)
 
 from .frame import Frame, Source, SourceState
 from .sampling import NANOSECONDS, StampSampler, check_part
@@ -35,6 +47,7 @@ class ImageFolderSource(Source):
         fps: frames per second to take (None: every one).
         start, end: seconds from the first image; images in [start, end) are given.
         size: (width, height) to scale to (None: as they are).
+        max_decoded_megapixels: larger pictures are left out, by their headers.
 
     Raises:
         SourceNotFoundError, SourceUnreadableError: at once, when there is nothing to read.
@@ -52,6 +65,7 @@ class ImageFolderSource(Source):
         end: float | None = None,
         size: tuple[int, int] | None = None,
         name: str | None = None,
+        max_decoded_megapixels: float = MAX_DECODED_MEGAPIXELS,
     ) -> None:
         super().__init__()
         self.path = Path(folder)
@@ -62,6 +76,7 @@ class ImageFolderSource(Source):
                 f"The frame rate is {frame_rate} images/s; it must be above 0 and at most 1000."
             )
         self._fps, self._start, self._end, self._scale = fps, start, end, size
+        self._limit = PictureLimit(max_decoded_megapixels)
         if not self.path.is_dir():
             raise SourceNotFoundError(f"There is no folder {self.path}. Check the path.")
         files = sorted(
@@ -88,7 +103,7 @@ class ImageFolderSource(Source):
         self.state = state = SourceState()
         counts = state.counts
         sampler = StampSampler(self._fps) if self._fps is not None else None
-        last = None
+        last, first = None, ""  # the stamp before, and why the first unusable picture is so
         for stamp, file in zip(self._stamps, self._files, strict=True):
             counts.decoded += 1
             offset = (stamp - self._stamps[0]) / NANOSECONDS
@@ -103,26 +118,34 @@ class ImageFolderSource(Source):
             ):
                 counts.unwanted += 1
                 continue
-            image = self._read(file)
-            if image is None:
+            try:
+                image = self._read(file)
+            except InvalidImageError as error:
                 counts.unusable += 1
-                state.damage = f"{file.name} and perhaps others cannot be decoded; left out."
+                first = first or f"{shortened(file.name)}: {error}"
+                others = f", as {counts.unusable - 1} others" if counts.unusable > 1 else ""
+                state.damage = f"{first}; left out{others}."
                 continue
             counts.given += 1
             yield Frame(stamp, image, self.name)
 
-    def _read(self, file: Path) -> np.ndarray | None:
+    def _read(self, file: Path) -> np.ndarray:
+        """Raises InvalidImageError."""
         try:
-            with Image.open(file) as picture:
-                upright = ImageOps.exif_transpose(picture)
-                if upright.mode.startswith(("I;16", "I", "F")):
-                    upright = _eight_bits(upright)
-                upright = upright.convert("RGB")
-                if self._scale is not None:
-                    upright = upright.resize(self._scale)
-                return np.array(upright)
-        except (OSError, ValueError, SyntaxError, UnidentifiedImageError):
-            return None
+            self._limit.check_bytes(file.stat().st_size, "the file")
+            picture = open_picture(file.read_bytes(), self._limit)
+        except OSError as fault:
+            raise InvalidImageError(f"it cannot be read: {in_words(fault)}") from fault
+        try:
+            upright = ImageOps.exif_transpose(picture)
+            if upright.mode.startswith(("I;16", "I", "F")):
+                upright = _eight_bits(upright)
+            upright = upright.convert("RGB")
+            if self._scale is not None:
+                upright = upright.resize(self._scale)
+            return np.array(upright)
+        except Exception as fault:  # bytes from outside: Pillow's decoders raise what they do
+            raise InvalidImageError(f"it cannot be decoded: {in_words(fault)}") from fault
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:

@@ -29,8 +29,8 @@ def open_source(spec: str | os.PathLike[str], **options) -> Source:
 
     ``/dev/video0`` or a camera's number: that camera; ``.bag``, ``.mcap``, ``.db3`` or the folder
     of a ROS 2 bag: its images; another folder: its images; ``world:SEED``: the drawn world; any
-    other path: a video file. ``options`` go to the source (fps, start, end, size, topics; see each
-    class); those that are None count as not given.
+    other path: a video file. ``options`` go to the source (fps, start, end, size, topics,
+    max_decoded_megapixels; see each class); those that are None count as not given.
 
     Raises:
         SourceNotFoundError, SourceUnreadableError, SourceUnknownError: in words for the user.
@@ -42,6 +42,7 @@ def open_source(spec: str | os.PathLike[str], **options) -> Source:
         raise SourceNotFoundError("No source given. Name a video file, a folder or a camera.")
     scheme, _, rest = text.partition(":")
     if scheme in _SCHEMES and not Path(text).exists():
+        options.pop("max_decoded_megapixels", None)  # what is drawn is not decoded
         return _make(_SCHEMES[scheme](), rest, options)
     # Imported when asked for: each kind brings libraries that take their time, or that a machine
     # which only measures may lack.

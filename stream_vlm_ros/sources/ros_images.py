@@ -16,6 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from stream_vlm_ros.engine.picture_sizes import (
+    PictureLimit,
+    open_picture,
+    png_without_texts,
+    shortened,
+)
 from stream_vlm_ros.errors import InvalidImageError
 
 # Encodings that can be a picture -> bytes of one pixel in a row of `step` bytes.
@@ -56,20 +62,26 @@ _MEASURED = re.compile(r"(32|64)[SF]C?\d*|16SC?\d*|8SC?\d*")
 Decoder = Callable[[Any], np.ndarray]
 
 
-def image_to_rgb(message: Any, decoder: Decoder | None = None) -> np.ndarray:
+def image_to_rgb(
+    message: Any, decoder: Decoder | None = None, limit: PictureLimit | None = None
+) -> np.ndarray:
     """The picture in a ``sensor_msgs/Image``.
 
     Args:
         message: the message, or anything with its fields.
         decoder: turns a checked message into RGB; rosbags-image by default.
+        limit: how large it may be; None: the default.
 
     Returns:
         uint8 [height, width, 3] in RGB, C-contiguous; it may share the message's memory.
 
     Raises:
-        InvalidImageError: empty, of an unknown encoding, with data that do not fill it.
+        InvalidImageError: empty, too large, of an unknown encoding, with data that do not fill it.
     """
     encoding = _encoding(message.encoding)
+    if 0 in (message.height, message.width):
+        raise InvalidImageError(f"the image has no size: {message.width}x{message.height}")
+    (limit or PictureLimit()).check(message.width, message.height, "the image")
     rows = _rows(message, encoding)  # [rows, bytes of a row without padding]
     if encoding in _PLANES:
         return _from_planes(rows, encoding, message.height, message.width)
@@ -86,25 +98,40 @@ def image_to_rgb(message: Any, decoder: Decoder | None = None) -> np.ndarray:
     return _decode(decoder or rosbags_decoder(), picture, f"{encoding} image")
 
 
-def compressed_to_rgb(message: Any, decoder: Decoder | None = None) -> np.ndarray:
-    """The picture in a ``sensor_msgs/CompressedImage`` (JPEG, PNG, whatever OpenCV reads).
+def compressed_to_rgb(
+    message: Any, decoder: Decoder | None = None, limit: PictureLimit | None = None
+) -> np.ndarray:
+    """The picture in a ``sensor_msgs/CompressedImage``, of one of `picture_sizes.FORMATS`.
 
-    Returns and raises as :func:`image_to_rgb`.
+    Takes, returns and raises as :func:`image_to_rgb`.
     """
     data = bytes(message.data)
-    kind = message.format or "no format given"
+    kind = shortened(message.format) or "no format given"
     if not data:
         raise InvalidImageError(f"the compressed image ({kind}) holds no data")
     if "compressedDepth" in message.format:
-        raise InvalidImageError(
-            f"format {message.format!r} is a depth image; a camera's pictures are needed"
-        )
+        raise InvalidImageError(f"format {kind!r} is a depth image; a camera's pictures are needed")
     # OpenCV fills the missing rest of a JPEG with grey and says nothing. A camera may pad with 0.
     if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data.rstrip(b"\0")[-64:]:
         raise InvalidImageError(
             f"the JPEG of {len(data)} bytes breaks off before its end; was it cut in transport?"
         )
-    return _decode(decoder or rosbags_decoder(), message, f"compressed image ({kind})")
+    what = f"compressed image ({kind})"
+    try:
+        announced = open_picture(data, limit or PictureLimit()).size
+        plain = png_without_texts(data)
+    except InvalidImageError as fault:
+        raise type(fault)(f"the {what} cannot be decoded: {fault}") from fault
+    if len(plain) < len(data):
+        message = copy.copy(message)
+        message.data = array("B", plain)
+    image = _decode(decoder or rosbags_decoder(), message, what)
+    if sorted(image.shape[:2]) != sorted(announced):  # it may have been turned
+        raise InvalidImageError(
+            f"the {what} decodes to {image.shape[1]}x{image.shape[0]}, where its header announces "
+            "{}x{}".format(*announced)
+        )
+    return image
 
 
 def _encoding(name: str) -> str:
@@ -113,6 +140,7 @@ def _encoding(name: str) -> str:
     canonical = _GENERIC.get(plain.lower(), plain.lower())
     if canonical in _BYTES_PER_PIXEL:
         return canonical
+    name = shortened(name)
     if _MEASURED.fullmatch(plain):
         raise InvalidImageError(
             f"encoding {name!r} holds measurements (depth?), not a picture; remap 'image' to the "
@@ -127,8 +155,6 @@ def _encoding(name: str) -> str:
 def _rows(message: Any, encoding: str) -> np.ndarray:
     """The data as uint8 [rows, bytes of a row], without the padding at the ends of rows."""
     height, width, step = message.height, message.width, message.step
-    if height == 0 or width == 0:
-        raise InvalidImageError(f"the image has no size: {width}x{height}")
     row_bytes = width * _BYTES_PER_PIXEL[encoding]
     if step == 0:  # left out by some publishers: rows without padding
         step = row_bytes
@@ -173,7 +199,7 @@ def _decode(decoder: Decoder, message: Any, what: str) -> np.ndarray:
 
 
 def _words(fault: Exception) -> str:
-    return " ".join(str(fault).split()) or "it is corrupt or of an unknown kind"
+    return " ".join(str(fault).split())[:300] or "it is corrupt or of an unknown kind"
 
 
 @lru_cache(maxsize=1)

@@ -10,11 +10,23 @@ import av
 import av.video.reformatter
 import numpy as np
 
-from stream_vlm_ros.errors import InvalidParameterError, SourceNotFoundError, SourceUnreadableError
+from stream_vlm_ros.engine.picture_sizes import (
+    MAX_DECODED_MEGAPIXELS,
+    PictureLimit,
+    open_picture,
+)
+from stream_vlm_ros.errors import (
+    InvalidImageError,
+    InvalidParameterError,
+    PictureTooLargeError,
+    SourceNotFoundError,
+    SourceUnreadableError,
+)
 
 from .frame import Frame, Source, SourceState
 from .sampling import NANOSECONDS, StampSampler, check_part
 
+_LEFT_OUT = "Pictures are left out: "
 ASSUMED_RATE = 25.0  # frames/s, for a file that holds neither stamps nor a rate
 
 
@@ -32,6 +44,8 @@ class VideoSource(Source):
         size: (width, height) to scale to (None: as filmed).
         start_stamp_ns: stamp of the file's first frame.
         name: what ``Frame.source`` says (None: the file's name).
+        max_decoded_megapixels: a video of larger pictures is refused, and where its size changes,
+            larger ones are left out; FFmpeg does not decode them.
 
     Raises:
         SourceNotFoundError, SourceUnreadableError: at once, when there is nothing to read.
@@ -47,9 +61,11 @@ class VideoSource(Source):
         size: tuple[int, int] | None = None,
         start_stamp_ns: int = 0,
         name: str | None = None,
+        max_decoded_megapixels: float = MAX_DECODED_MEGAPIXELS,
     ) -> None:
         super().__init__()
         self.path = Path(path)
+        self._limit = PictureLimit(max_decoded_megapixels)
         self.name = name or self.path.name
         check_part(fps, start, end)
         if size is not None and min(size) < 2:
@@ -65,7 +81,9 @@ class VideoSource(Source):
 
     def _open(self) -> av.container.InputContainer:
         try:
-            return av.open(str(self.path), metadata_errors="replace")
+            return av.open(
+                str(self.path), metadata_errors="replace", options=decoder_options(self._limit)
+            )
         except av.FFmpegError as error:
             raise SourceUnreadableError(_why_unreadable(self.path, error)) from error
 
@@ -73,7 +91,10 @@ class VideoSource(Source):
         if container.format.name == "tty":  # FFmpeg takes any text file for a video of a terminal
             raise SourceUnreadableError(f"{self.path} is a text file, not a video.")
         stream = container.streams.best("video")
+        if stream is not None:
+            limit_decoder(stream, self._limit, str(self.path))
         if stream is None or (stream.codec_context.width == 0 and stream.codec_context.height == 0):
+            self._check_first_packet(container, stream)
             kinds = sorted({s.type for s in container.streams}) or ["nothing"]
             raise SourceUnreadableError(
                 f"{self.path} has no video in it (only {', '.join(kinds)}). Give a file with a "
@@ -84,6 +105,17 @@ class VideoSource(Source):
             )
         stream.thread_type = "AUTO"
         return stream
+
+    def _check_first_packet(self, container, stream) -> None:
+        """Name the size of a first picture that FFmpeg did not look into because of it."""
+        try:
+            packet = None if stream is None else next(container.demux(stream), None)
+            if packet is not None:
+                open_picture(bytes(packet), self._limit)
+        except PictureTooLargeError as error:
+            raise SourceUnreadableError(f"{self.path}: {error}.") from error
+        except (av.FFmpegError, InvalidImageError):
+            pass  # it cannot be decoded for another reason
 
     def __iter__(self) -> Iterator[Frame]:
         self.state = state = SourceState()
@@ -97,7 +129,7 @@ class VideoSource(Source):
             clock = _Clock(stream, self.rate, state.notes)
             if start_ns:
                 clock.seek(container, start_ns)
-            for decoded in _decode(container, stream, state):
+            for decoded in _decode(container, stream, state, self._limit):
                 counts.decoded += 1
                 offset = clock.read(decoded)
                 if offset is None:
@@ -122,6 +154,11 @@ class VideoSource(Source):
         """Whether the file ended before the length that its own header promises."""
         if state.counts.decoded == 0 and state.damage is None and self._start == 0:
             state.damage = f"{self.path} holds no frame that can be decoded."
+        if state.counts.unusable and not any(n.startswith(_LEFT_OUT) for n in state.notes):
+            state.notes.append(
+                f"{_LEFT_OUT}{state.counts.unusable} of {state.counts.decoded} are damaged, or of "
+                f"more than max_decoded_megapixels ({self._limit.megapixels:g})."
+            )
         promised = self.duration
         # A container's own duration may be that of a longer sound track: then it promises nothing.
         of_video = stream.duration is not None or len(stream.container.streams) == 1
@@ -203,8 +240,25 @@ class _Picture:
         return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
 
-def _decode(container, stream, state: SourceState) -> Iterator[av.VideoFrame]:
-    """Every frame that can be decoded; damaged packets are counted and passed over."""
+def decoder_options(limit: PictureLimit) -> dict[str, str]:
+    """What FFmpeg is told, so that no decoder of its makes room for a larger picture."""
+    return {"max_pixels": str(limit.pixels)}
+
+
+def limit_decoder(stream, limit: PictureLimit, what: str) -> None:
+    """Bound the pictures that ``stream`` may decode to.
+
+    Raises SourceUnreadableError if it announces larger ones.
+    """
+    try:
+        limit.check(stream.codec_context.width, stream.codec_context.height, what)
+    except PictureTooLargeError as error:
+        raise SourceUnreadableError(f"{error}.") from error
+    stream.codec_context.options = decoder_options(limit)
+
+
+def _decode(container, stream, state: SourceState, limit: PictureLimit) -> Iterator[av.VideoFrame]:
+    """Every frame that can be decoded; packets that cannot are counted and passed over."""
     packets = container.demux(stream)
     while True:
         try:
@@ -221,8 +275,16 @@ def _decode(container, stream, state: SourceState) -> Iterator[av.VideoFrame]:
             frames = packet.decode()
         except av.FFmpegError:
             _count_damaged(state)
+            _note_too_large(packet, stream, state, limit)
             continue
-        yield from frames
+        for frame in frames:
+            try:  # not every decoder asks
+                limit.check(frame.width, frame.height)
+            except PictureTooLargeError as error:
+                _count_damaged(state)
+                _note_once(state, error)
+                continue
+            yield frame
     if state.damage is not None:
         try:
             yield from stream.codec_context.decode(None)  # what the decoder still holds
@@ -233,6 +295,23 @@ def _decode(container, stream, state: SourceState) -> Iterator[av.VideoFrame]:
 def _count_damaged(state: SourceState) -> None:
     state.counts.decoded += 1
     state.counts.unusable += 1
+
+
+def _note_too_large(packet, stream, state: SourceState, limit: PictureLimit) -> None:
+    """Say so, once, if a packet was not decoded for the size that it announces."""
+    context = stream.codec_context
+    try:
+        limit.check(context.width, context.height)
+        open_picture(bytes(packet), limit)  # of codecs whose packets are whole pictures
+    except PictureTooLargeError as error:
+        _note_once(state, error)
+    except InvalidImageError:
+        pass  # of another codec
+
+
+def _note_once(state: SourceState, error: PictureTooLargeError) -> None:
+    if not any(note.startswith(_LEFT_OUT) for note in state.notes):
+        state.notes.append(f"{_LEFT_OUT}{error}.")
 
 
 def _check_file(path: Path) -> None:

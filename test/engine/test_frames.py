@@ -17,7 +17,13 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
 )
 
 from stream_vlm_ros.engine import frames as frames_module
-from stream_vlm_ros.engine.frames import FrameProcessor, ImageSettings, PatchGrid, smart_resize
+from stream_vlm_ros.engine.frames import (
+    FrameProcessor,
+    ImageSettings,
+    PatchGrid,
+    smart_resize,
+    to_arrays,
+)
 from stream_vlm_ros.errors import InvalidImageError, InvalidParameterError, ModelLoadError
 
 SETTINGS = ImageSettings(min_pixels=56 * 56, max_pixels=12_845_056)
@@ -540,3 +546,12 @@ def test_images_of_every_kind_become_the_same_plain_array():
     np.testing.assert_array_equal(grey, np.dstack([picture[..., 0]] * 3))
     with pytest.raises(InvalidImageError, match="list is empty"):
         frames_module.to_arrays([])
+
+
+def test_a_pil_image_that_is_not_decoded_yet_is_asked_for_its_size_first(tmp_path):
+    Image.new("1", (9000, 9000)).save(file := tmp_path / "large.png")
+    with pytest.raises(InvalidImageError, match=r"announces 9000x9000, 81.0 megapixels.* is 64"):
+        FrameProcessor(SMALL)([Image.open(file)])
+    with Image.open(file) as image:
+        image.load()  # its owner decoded it: it is in memory, as an array would be
+        assert to_arrays([image])[0].shape == (9000, 9000, 3)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from stream_vlm_ros.errors import InvalidParameterError, InvalidTimestampError
 from stream_vlm_ros.history import FrameStore, FrameStoreError, PictureLostError
@@ -342,3 +343,23 @@ def test_killed_at_random_moments_the_store_opens_and_nothing_promised_is_missin
 @pytest.mark.slow
 def test_killed_a_hundred_times_the_store_opens_every_time(writers, tmp_path):
     kill_again_and_again(writers, tmp_path, times=100, seed=2)
+
+
+def test_a_picture_exchanged_for_another_one_is_lost_not_decoded(tmp_path):
+    with FrameStore(tmp_path, form="png") as store:
+        frame, _ = store.add(TINY, 1.0)
+        Image.new("1", (14_000, 14_000)).save(files(tmp_path)[0], "PNG")
+        with pytest.raises(PictureLostError, match="announces 14000x14000, not 6x4"):
+            store.load(frame)
+
+
+def test_a_frame_above_a_lower_limit_is_refused_and_stays(tmp_path):
+    with FrameStore(tmp_path, form="png") as store:
+        store.add(np.zeros((101, 100, 3), np.uint8), 1.0)
+    with FrameStore(tmp_path, max_decoded_megapixels=0.01) as store:
+        (frame,) = store.newest(1)
+        with pytest.raises(FrameStoreError, match=r"announces 100x101.*raise it") as refused:
+            store.load(frame)
+        assert not isinstance(refused.value, PictureLostError)
+    with FrameStore(tmp_path) as store:
+        assert store.load(store.newest(1)[0]).shape == (101, 100, 3)

@@ -2,12 +2,15 @@
 
 import array
 import copy
+import struct
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from stream_vlm_ros.errors import InvalidImageError
+from stream_vlm_ros.engine.picture_sizes import PictureLimit
+from stream_vlm_ros.errors import InvalidImageError, PictureTooLargeError
 
 cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed")
 pytest.importorskip("rosbags.image", reason="rosbags-image is not installed")
@@ -137,7 +140,7 @@ def test_a_message_is_left_as_it_came(make_image):
         ({"data": array.array("B")}, "holds 0 bytes"),
         ({"encoding": "yuv422", "width": 7}, "needs an even width"),
         ({"encoding": "nv12", "height": 5}, "needs an even height"),
-        ({"height": 2**31, "width": 2**31}, "step is 24 bytes"),
+        ({"height": 2**31, "width": 2**31}, "announces 2147483648x2147483648"),
     ],
 )
 def test_an_unusable_image_is_refused_in_words(make_image, changes, words):
@@ -190,6 +193,81 @@ def test_jpeg_is_near_in_colour_and_grey_and_may_be_padded():
 def test_an_unusable_compressed_image_is_refused_in_words(data, kind, words):
     with pytest.raises(InvalidImageError, match=words):
         compressed_to_rgb(compressed(data, kind))
+
+
+def png_chunk(kind, content):
+    length, crc = struct.pack(">I", len(content)), struct.pack(">I", zlib.crc32(kind + content))
+    return length + kind + content + crc
+
+
+def test_an_image_of_more_pixels_than_the_limit_is_refused_by_its_header(make_image):
+    message = make_image(RGB, "rgb8")  # 48 pixels
+    limit = PictureLimit(0.01)
+    message.width, message.height, message.step = 100, 101, 300
+    with pytest.raises(PictureTooLargeError, match=r"announces 100x101, .* is 0.01"):
+        image_to_rgb(message, limit=limit)
+    message.height = 100
+    with pytest.raises(InvalidImageError, match="holds 144 bytes"):  # within it: the next check
+        image_to_rgb(message, limit=limit)
+
+
+def test_a_compressed_image_of_more_pixels_than_the_limit_is_never_decoded():
+    decoded = []
+    flat = encoded(np.zeros((101, 100, 3), np.uint8), ".png")
+    with pytest.raises(PictureTooLargeError, match="announces 100x101"):
+        ros_images.compressed_to_rgb(compressed(flat, "png"), decoded.append, PictureLimit(0.01))
+    assert not decoded
+    assert compressed_to_rgb(compressed(flat, "png"), PictureLimit(0.0101)).shape == (101, 100, 3)
+
+
+def test_a_jpeg_of_667_bytes_that_announces_32000x32000_is_refused():
+    data = encoded(np.zeros((8, 8, 3), np.uint8), ".jpg")
+    size = data.index(b"\xff\xc0") + 5
+    data = data[:size] + struct.pack(">HH", 32_000, 32_000) + data[size + 4 :]
+    with pytest.raises(PictureTooLargeError, match=r"1,024\.0 megapixels"):
+        compressed_to_rgb(compressed(data))
+
+
+@pytest.mark.parametrize("extension", [".webp", ".tiff", ".bmp", ".jp2", ".ppm", ".gif"])
+def test_other_kinds_of_pictures_are_taken_within_the_limit_alone(extension):
+    data = encoded(np.full((101, 100, 3), 255, np.uint8), extension)
+    image = compressed_to_rgb(compressed(data, extension))
+    assert image.shape == (101, 100, 3) and image.min() >= 252
+    with pytest.raises(PictureTooLargeError, match="announces 100x101"):
+        compressed_to_rgb(compressed(data, extension), PictureLimit(0.01))
+
+
+def test_a_picture_that_decodes_to_another_size_than_announced_is_refused():
+    data = encoded(RGB, ".png")
+    with pytest.raises(InvalidImageError, match="decodes to 3x2, where its header announces 8x6"):
+        ros_images.compressed_to_rgb(compressed(data, "png"), lambda _: RGB[:2, :3])
+
+
+def test_a_png_reaches_the_decoder_without_its_texts():
+    plain = encoded(np.ascontiguousarray(RGB[..., ::-1]), ".png")
+    text = png_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(7_900_000)))
+    message = compressed(plain[:33] + 100 * text + plain[33:], "png")
+    seen = []
+
+    def decoder(message):
+        seen.append(bytes(message.data))
+        return RGB
+
+    before = bytes(message.data)
+    np.testing.assert_array_equal(ros_images.compressed_to_rgb(message, decoder), RGB)
+    assert seen == [plain] and bytes(message.data) == before
+
+
+def test_names_of_ten_megabytes_are_not_repeated_in_full(make_image):
+    message = make_image(RGB, "rgb8")
+    message.encoding = "x" * 10_000_000
+    with pytest.raises(InvalidImageError) as refused:
+        image_to_rgb(message)
+    assert len(str(refused.value)) < 1000
+    for data in (b"", b"no picture", encoded(RGB, ".jpg")[:200], encoded(RGB, ".png")):
+        with pytest.raises(InvalidImageError) as refused:
+            compressed_to_rgb(compressed(data, "compressedDepth" * (b"PNG" in data) + "y" * 10**7))
+        assert len(str(refused.value)) < 1000
 
 
 @pytest.mark.ros

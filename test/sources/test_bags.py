@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
+import struct
+import tracemalloc
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zstandard
+from mcap.reader import SeekingReader
 from mcap.writer import CompressionType
 from mcap.writer import Writer as McapWriter
 from PIL import Image
@@ -329,6 +333,206 @@ def test_no_content_whatever_ends_in_a_traceback(tmp_path, bag, suffix):
             assert len(str(error)) > 20
             continue
         assert all(f.image.shape[2] == 3 for f in frames)
+
+
+# What a message or a chunk unpacks to ---------------------------------------------------------
+
+SMALL = 0.01  # megapixels: 10^4 pixels; a message or a chunk may unpack to 64 MiB and 80 kB
+BOMB = bytes(100_000_000)  # zeros, more than that
+
+
+def large_image(stamp_ns):
+    """Of 100 x 101 pixels, more than 10^4."""
+    return ROS2.types[IMAGE](
+        header=header(stamp_ns, ROS2.types), height=101, width=100, encoding="mono8",
+        is_bigendian=0, step=100, data=np.zeros(10_100, np.uint8),
+    )  # fmt: skip
+
+
+def large_jpeg(stamp_ns):
+    out = io.BytesIO()
+    Image.new("RGB", (100, 101)).save(out, "JPEG")
+    return ROS2.types[COMPRESSED](
+        header=header(stamp_ns, ROS2.types), format="jpeg",
+        data=np.frombuffer(out.getvalue(), np.uint8),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "large"), [(raw_image, large_image), (jpeg_image, large_jpeg)])
+def test_an_image_of_too_many_pixels_is_counted_and_the_rest_is_given(tmp_path, make, large):
+    messages = camera(5, make)
+    messages[2] = (*messages[2][:2], large(stamps(5)[2]))
+    path = write_ros2(tmp_path / "drive", messages)
+    source = open_source(path, max_decoded_megapixels=SMALL)
+    assert greys(source) == [0, 1, 3, 4]
+    assert source.state.counts.unusable == 1
+    assert "1 of 5 images unusable" in source.state.notes[0]
+    assert "announces 100x101" in source.state.notes[0]
+    assert len(list(open_source(path))) == 5
+
+
+def announcing(data):
+    return zstandard.ZstdCompressor(write_content_size=True).compress(data)
+
+
+def silent(data):
+    return zstandard.ZstdCompressor(write_content_size=False).compress(data)
+
+
+def write_sqlite(path, contents):
+    """A bag whose messages are these bytes; None: a good image, compressed as rosbag2 does."""
+    with Ros2Writer(path, version=9, storage_plugin=StoragePlugin.SQLITE3) as writer:
+        connection = writer.add_connection("/camera", IMAGE, typestore=ROS2)
+        for index, (stamp, content) in enumerate(zip(stamps(9), contents, strict=False)):
+            good = announcing(bytes(ROS2.serialize_cdr(raw_image(stamp, index), IMAGE)))
+            writer.write(connection, stamp, good if content is None else content)
+    return path
+
+
+@pytest.mark.parametrize("compress", [announcing, silent])
+def test_a_message_that_unpacks_to_too_much_is_counted_and_the_rest_is_given(tmp_path, compress):
+    bomb = compress(BOMB)
+    assert len(bomb) < 10_000
+    path = write_sqlite(tmp_path / "drive", [None, bomb, None, bomb[:-1000] + bytes(1000), None])
+    source = open_source(path, max_decoded_megapixels=SMALL)
+    assert greys(source) == [0, 2, 4]
+    assert source.state.counts.unusable == 2
+    assert "a message, unpacked, holds" in source.state.notes[0]
+    assert source.state.damage is None
+
+
+def test_a_message_of_sqlite_that_is_too_long_is_counted_and_the_rest_is_given(tmp_path):
+    path = write_sqlite(tmp_path / "drive", [None, BOMB, None])
+    source = open_source(path, max_decoded_megapixels=SMALL)
+    assert greys(source) == [0, 2]
+    assert "1 of 3 images unusable: a message holds 100,000,000 bytes" in source.state.notes[0]
+
+
+def write_mcap(path, compression, bomb_at, bomb):
+    """Six images, each in a chunk of its own; that of ``bomb_at`` holds so many zeros, too."""
+    with path.open("wb") as stream:
+        writer = McapWriter(stream, compression=compression, chunk_size=100)
+        writer.start("ros2", "")
+        schema = writer.register_schema(IMAGE, "ros2msg", b"")
+        channel = writer.register_channel("/camera", "cdr", schema)
+        for index, (_, log_ns, message) in enumerate(camera(6)):
+            data = bytes(ROS2.serialize_cdr(message, IMAGE))
+            data += bomb if index == bomb_at else b""
+            writer.add_message(channel, log_ns, data, log_ns)
+        writer.finish()
+    return path
+
+
+@pytest.mark.parametrize("compression", [CompressionType.ZSTD, CompressionType.LZ4])
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_chunk_of_mcap_that_unpacks_to_too_much_is_left_out(tmp_path, compression, indexed):
+    path = write_mcap(tmp_path / "drive.mcap", compression, 3, BOMB)
+    if not indexed:
+        path.write_bytes(path.read_bytes()[:-40])  # without the footer
+    source = open_source(path, max_decoded_megapixels=SMALL)
+    assert greys(source) == [0, 1, 2, 4, 5]
+    assert "a chunk, unpacked, holds 100,0" in source.state.damage
+
+
+@pytest.mark.parametrize("compression", [CompressionType.ZSTD, CompressionType.LZ4])
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_chunk_of_mcap_that_lies_about_its_size_is_left_out(tmp_path, compression, indexed):
+    path = write_mcap(tmp_path / "drive.mcap", compression, 3, BOMB)
+    data = bytearray(path.read_bytes())
+    index = SeekingReader(io.BytesIO(data)).get_summary().chunk_indexes[3]
+    told = struct.pack("<Q", index.uncompressed_size)
+    for at in (index.chunk_start_offset + 9 + 16, data.rindex(told)):  # the chunk's, the index's
+        assert data[at : at + 8] == told
+        data[at : at + 8] = struct.pack("<Q", 2000)
+    path.write_bytes(data if indexed else data[:-40])
+    source = open_source(path, max_decoded_megapixels=SMALL)
+    assert greys(source) == [0, 1, 2, 4, 5]
+    assert "a chunk, unpacked, holds" in source.state.damage
+
+
+@pytest.mark.parametrize("compression", ["LZ4", "BZ2"])
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_chunk_of_ros_1_that_unpacks_to_too_much_is_left_out(tmp_path, compression, indexed):
+    path = tmp_path / "drive.bag"
+    bag = Ros1Writer(path)
+    bag.set_compression(Ros1Writer.CompressionFormat[compression])
+    bag.chunk_threshold = 100
+    with bag:
+        connection = bag.add_connection("/camera", IMAGE, typestore=ROS1)
+        for index, stamp in enumerate(stamps(6)):
+            data = bytes(ROS1.serialize_ros1(raw_image(stamp, index, ROS1.types, seq=index), IMAGE))
+            bag.write(connection, stamp, data + (BOMB if index == 3 else b""))
+    if not indexed:
+        path.write_bytes(path.read_bytes()[:-40])
+    source = open_source(path, max_decoded_megapixels=SMALL)
+    assert greys(source) == [0, 1, 2, 4, 5]
+    assert "a chunk, unpacked, holds" in source.state.damage
+
+
+def test_attachments_of_mcap_are_not_read(tmp_path, monkeypatch):
+    path = tmp_path / "drive.mcap"
+    with path.open("wb") as stream:
+        writer = McapWriter(stream, use_chunking=False)
+        writer.start("ros2", "")
+        schema = writer.register_schema(IMAGE, "ros2msg", b"")
+        channel = writer.register_channel("/camera", "cdr", schema)
+        for index, (_, log_ns, message) in enumerate(camera(3)):
+            writer.add_message(channel, log_ns, bytes(ROS2.serialize_cdr(message, IMAGE)), log_ns)
+            if index == 1:
+                writer.add_attachment(0, 0, "zeros", "application/zeros", BOMB)
+        writer.finish()
+    tracemalloc.start()
+    try:
+        source = open_source(path, max_decoded_megapixels=SMALL)
+        assert greys(source) == [0, 1, 2] and source.state.damage is None
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_chunks_of_mcap_that_overlap_in_time_are_merged(tmp_path):
+    path = tmp_path / "drive.mcap"
+    with path.open("wb") as stream:
+        writer = McapWriter(stream, compression=CompressionType.ZSTD, chunk_size=5000)
+        writer.start("ros2", "")
+        schema = writer.register_schema(IMAGE, "ros2msg", b"")
+        channel = writer.register_channel("/camera", "cdr", schema)
+        messages = camera(12)
+        for index in (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 11):  # as several writers do
+            _, log_ns, message = messages[index]
+            writer.add_message(channel, log_ns, bytes(ROS2.serialize_cdr(message, IMAGE)), log_ns)
+        writer.finish()
+    source = open_source(path)
+    assert greys(source) == list(range(12))
+    assert source.state.notes == []
+
+
+def test_chunks_that_all_claim_the_same_time_are_not_held_at_once(tmp_path):
+    path = tmp_path / "drive.mcap"
+    with path.open("wb") as stream:
+        writer = McapWriter(stream, compression=CompressionType.ZSTD, chunk_size=100)
+        writer.start("ros2", "")
+        schema = writer.register_schema(IMAGE, "ros2msg", b"")
+        channel = writer.register_channel("/camera", "cdr", schema)
+        for _ in range(12):  # 40 MB each, of which 64 MiB may wait
+            writer.add_message(channel, START, BOMB[:40_000_000], START)
+        writer.finish()
+    tracemalloc.start()
+    try:
+        source = open_source(path, max_decoded_megapixels=SMALL)
+        assert list(source) == [] and source.state.counts.decoded == 12
+        assert tracemalloc.get_traced_memory()[1] < 300_000_000  # all at once: 480
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_compressed_file_is_unpacked_only_as_far_as_the_disk_holds_it(tmp_path, monkeypatch):
+    file = tmp_path / "drive.db3.zstd"
+    file.write_bytes(announcing(BOMB))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**30 - 1))
+    with pytest.raises(SourceUnreadableError, match="holds more, unpacked, than fits into"):
+        open_source(file)
 
 
 BAGS = os.environ.get("STREAM_VLM_TEST_BAGS")

@@ -44,3 +44,10 @@ def test_a_camera_can_be_watched_for_a_while():
 def test_a_camera_is_sampled_by_arrival():
     frames = list(DrawnDevice("testsrc=size=64x48:rate=20:duration=1,realtime", fps=5))
     assert len(frames) == 5
+
+
+def test_pictures_of_a_camera_that_are_too_large_are_left_out_and_named():
+    source = DrawnDevice("testsrc=size=128x96:rate=10:duration=1", max_decoded_megapixels=0.01)
+    assert list(source) == []
+    assert source.state.counts.unusable == 10
+    assert "announces 128x96" in source.state.notes[0]

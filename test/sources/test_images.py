@@ -86,3 +86,50 @@ def test_a_folder_that_is_missing_or_empty_is_an_error(tmp_path):
     write_images(tmp_path, ["1.png"])
     with pytest.raises(InvalidParameterError, match="frame rate"):
         ImageFolderSource(tmp_path, frame_rate=0)
+
+
+def test_a_picture_too_large_is_left_out_by_its_header_and_the_rest_is_given(tmp_path):
+    write_images(tmp_path, ["1.png", "2.png", "3.png"])
+    Image.new("1", (14_000, 14_000)).save(tmp_path / "2.png")  # 196 megapixels in 24 kB
+    source = ImageFolderSource(tmp_path)
+    assert [int(f.image[0, 0, 0]) for f in source] == [0, 2]
+    assert source.state.counts.unusable == 1
+    assert "2.png: the picture announces 14000x14000, 196.0 megapixels" in source.state.damage
+
+
+def test_any_flipped_byte_of_a_header_costs_one_picture_at_most(tmp_path):
+    write_images(tmp_path, ["1.png", "2.png", "3.png"])
+    good = (tmp_path / "2.png").read_bytes()
+    for at in range(33):  # the signature, and IHDR
+        for bit in (0x80, 0x10, 0x01):
+            broken = bytearray(good)
+            broken[at] ^= bit
+            (tmp_path / "2.png").write_bytes(broken)
+            source = ImageFolderSource(tmp_path)
+            assert len(list(source)) >= 2
+            counts = source.state.counts
+            assert counts.given + counts.unusable == 3
+
+
+def test_the_limit_of_a_folder_can_be_set(tmp_path):
+    Image.new("RGB", (120, 100)).save(tmp_path / "1.png")
+    assert list(ImageFolderSource(tmp_path, max_decoded_megapixels=0.012))
+    assert not list(ImageFolderSource(tmp_path, max_decoded_megapixels=0.0119))
+    with pytest.raises(InvalidParameterError, match="max_decoded_megapixels"):
+        ImageFolderSource(tmp_path, max_decoded_megapixels=0)
+
+
+def test_a_file_that_runs_another_program_is_no_picture_whatever_its_name(tmp_path):
+    write_images(tmp_path, ["1.png"])
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    (tmp_path / "2.jpg").write_bytes(eps)
+    source = ImageFolderSource(tmp_path)
+    assert len(list(source)) == 1 and "unknown kind" in source.state.damage
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "tif"])
+def test_of_several_pictures_in_one_file_the_first_is_taken(tmp_path, suffix):
+    first, *more = (Image.new("RGB", (8, 6), (0, 0, level)) for level in (200, 100, 50))
+    first.save(tmp_path / f"1.{suffix}", save_all=True, append_images=more, lossless=True)
+    (frame,) = ImageFolderSource(tmp_path)
+    assert frame.image[0, 0].tolist() == [0, 0, 200]

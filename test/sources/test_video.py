@@ -238,3 +238,33 @@ def test_damage_in_the_middle_costs_frames_but_not_the_pass(tmp_path):
 def test_settings_outside_their_range_are_refused(video, part):
     with pytest.raises(InvalidParameterError):
         VideoSource(video, **part)
+
+
+def test_a_video_of_pictures_too_large_is_refused_by_what_it_announces(tmp_path, video):
+    assert list(VideoSource(video, max_decoded_megapixels=0.01))  # 64 x 48
+    large = write_video(tmp_path / "large.mp4", "libx264", count=2, size=(128, 96))
+    motion = write_video(tmp_path / "large.avi", "mjpeg", count=2, size=(128, 96))
+    for path in (large, motion):
+        with pytest.raises(SourceUnreadableError, match=r"announces 128x96, .* is 0.01"):
+            VideoSource(path, max_decoded_megapixels=0.01)
+
+
+@pytest.mark.parametrize(
+    ("codec", "container"), [("libx264", "h264"), ("mjpeg", "mjpeg"), ("mpeg2video", "mpeg2video")]
+)
+def test_where_a_video_grows_too_large_its_pictures_are_left_out(tmp_path, codec, container):
+    parts = []
+    for number, size in enumerate([(64, 48), (128, 96), (64, 48)]):
+        path = tmp_path / f"part{number}"
+        write_video(path, codec, count=3, rate=25, size=size, container=container)
+        parts.append(path.read_bytes())
+    (tmp_path / "grows").write_bytes(b"".join(parts))
+    source = VideoSource(tmp_path / "grows", max_decoded_megapixels=0.01)
+    assert {frame.image.shape for frame in source} == {(48, 64, 3)}
+    counts = source.state.counts
+    assert counts.given >= 5 and counts.unusable >= 1
+    assert counts.decoded == counts.given + counts.unusable + counts.unordered
+    # FFmpeg's decoder of MPEG-2 keeps the size that it refuses to itself.
+    cause = "or of more than max_decoded" if codec == "mpeg2video" else "announces 128x96"
+    assert any(cause in note for note in source.state.notes)
+    assert {f.image.shape for f in VideoSource(tmp_path / "grows")} == {(48, 64, 3), (96, 128, 3)}

@@ -127,6 +127,7 @@ def probe_rate(
     """The highest camera rate that the node takes in with less than ``loss`` of the frames lost,
     every frame being wanted; and each trial. Pictures are the source's first."""
     every = dataclasses.replace(settings, sample_fps=0.0)
+    options = {**options, "max_decoded_megapixels": settings.max_decoded_megapixels}
     job = {
         "node": NODE,
         "source": spec,

@@ -1,0 +1,155 @@
+"""How large a picture may be, and what it is unpacked from: asked of headers, before any decoding.
+
+Every way in asks here: messages, bags, videos, folders of images, the frame store, PIL images.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+from dataclasses import dataclass
+
+from PIL import Image
+
+from stream_vlm_ros.config import Settings
+from stream_vlm_ros.errors import (
+    InvalidImageError,
+    PictureTooLargeError,
+    in_words,
+)
+
+_SETTING = Settings.table()["max_decoded_megapixels"]
+MAX_DECODED_MEGAPIXELS: float = _SETTING.default
+HIGHEST_MEGAPIXELS = _SETTING.high or 0.0
+
+# What cameras and OpenCV write. Pillow knows many more formats; some run other programs (EPS).
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "JPEG2000", "PPM", "AVIF")
+
+_WIDEST_PIXEL = 8  # bytes, of rgba16
+_OTHERS = 64 * 2**20  # bytes: a header's strings, or the small messages that share a chunk
+# A progressive JPEG goes over all of its pixels once a scan; those of cameras have about ten.
+_MAX_SCANS = 32
+_START_OF_SCAN = b"\xff\xda"
+_PNG_CHUNK = struct.Struct(">I4s")  # length and kind; after them the data, and a check sum
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
+_SHOWN = 100  # characters of a text from outside that are repeated in messages
+
+
+@dataclass(frozen=True)
+class PictureLimit:
+    """The setting ``max_decoded_megapixels``.
+
+    Args:
+        megapixels: 10^6 pixels, width x height; from 0.01 to 1000.
+
+    Raises InvalidParameterError for a value outside its range.
+    """
+
+    megapixels: float = MAX_DECODED_MEGAPIXELS
+
+    def __post_init__(self) -> None:
+        _SETTING.checked(self.megapixels)
+
+    @property
+    def pixels(self) -> int:
+        return math.floor(self.megapixels * 1e6)
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """What one compressed message, chunk of messages, or file of a picture may unpack to."""
+        return _WIDEST_PIXEL * self.pixels + _OTHERS
+
+    def check(self, width: int, height: int, what: str = "the picture") -> None:
+        """Raise PictureTooLargeError for more pixels than the limit."""
+        if width * height > self.pixels:
+            raise PictureTooLargeError(
+                f"{what} announces {width}x{height}, {width * height / 1e6:,.1f} megapixels; "
+                f"max_decoded_megapixels is {self.megapixels:g}"
+            )
+
+    def check_bytes(self, size: int, what: str) -> None:
+        """Raise PictureTooLargeError for more than ``unpacked_bytes``."""
+        if size > self.unpacked_bytes:
+            raise PictureTooLargeError(
+                f"{what} holds {size:,} bytes or more, where at most {self.unpacked_bytes:,} "
+                f"are taken (max_decoded_megapixels is {self.megapixels:g})"
+            )
+
+
+def open_picture(data: bytes, limit: PictureLimit) -> Image.Image:
+    """The picture encoded in ``data``, of one of `FORMATS`: header read, nothing decoded yet.
+
+    Pillow's own ``Image.open`` is not used: its limit is one number for the whole process.
+
+    Raises PictureTooLargeError if it would take too much to decode, InvalidImageError if it is of
+    another kind or its header is damaged.
+    """
+    plain = png_without_texts(data)
+    try:
+        picture = _from_header(plain)
+        tile = _tile_of(picture)
+    except Image.DecompressionBombError as fault:  # its reader of WebP asks before it makes room
+        raise PictureTooLargeError(
+            f"the picture announces more than Pillow takes: {in_words(fault)}"
+        ) from fault
+    except Exception as fault:  # bytes from outside: Pillow's readers raise what they do
+        raise InvalidImageError(f"its header cannot be read: {in_words(fault)}") from fault
+    if picture is None:
+        raise InvalidImageError(f"it is of an unknown kind; known are {', '.join(FORMATS)}")
+    limit.check(*picture.size)
+    limit.check(*tile, "a tile of the picture")
+    if picture.format in ("JPEG", "MPO") and (scans := data.count(_START_OF_SCAN)) > _MAX_SCANS:
+        raise InvalidImageError(
+            f"the JPEG has {scans} scans; those of cameras have about ten, and at most "
+            f"{_MAX_SCANS} are taken"
+        )
+    return picture
+
+
+def _from_header(data: bytes) -> Image.Image | None:
+    Image.init()
+    for name in FORMATS:
+        if name not in Image.OPEN:  # not in this build of Pillow
+            continue
+        read_header, accepts = Image.OPEN[name]
+        if accepts is None or accepts(data[:16]) is True:
+            return read_header(io.BytesIO(data), "")
+    return None
+
+
+def _tile_of(picture: Image.Image | None) -> tuple[int, int]:
+    """Width and height of a TIFF's tiles, each of which is decoded as a whole; else no pixels."""
+    tags = getattr(picture, "tag_v2", {})
+    if _TILE_WIDTH not in tags or _TILE_LENGTH not in tags:
+        return 0, 0
+    return int(tags[_TILE_WIDTH]), int(tags[_TILE_LENGTH])
+
+
+def png_without_texts(data: bytes) -> bytes:
+    """A PNG without its texts, which unpack to megabytes each and hold nothing of the picture, and
+    without what follows its end. Other data are given back as they are.
+
+    Raises InvalidImageError for a PNG with a chunk that announces more than there is: OpenCV makes
+    room for it, up to 4 GB.
+    """
+    if data[:8] != b"\x89PNG\r\n\x1a\n":
+        return data
+    kept, at, kind = [data[:8]], 8, b""
+    while kind != b"IEND":
+        length, kind = _PNG_CHUNK.unpack(data[at : at + 8].ljust(8, b"\0"))
+        end = at + 12 + length
+        if end > len(data):
+            raise InvalidImageError(
+                f"a chunk of the PNG announces {length:,} bytes, where the data end after "
+                f"{max(0, len(data) - at - 8):,}; was it cut in transport?"
+            )
+        if kind not in (b"tEXt", b"zTXt", b"iTXt"):
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
+
+
+def shortened(text: str) -> str:
+    """A text from outside, of any length, as it is repeated in messages for people."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text):,} characters)"

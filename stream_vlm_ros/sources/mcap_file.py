@@ -1,0 +1,167 @@
+"""MCAP files, by the format's own library, with every size that they announce checked first."""
+
+from __future__ import annotations
+
+import heapq
+import io
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+from mcap.data_stream import ReadDataStream
+from mcap.opcode import Opcode
+from mcap.reader import SeekingReader
+from mcap.records import Channel as McapChannel
+from mcap.records import Chunk, ChunkIndex, Message, Schema
+from mcap.stream_reader import breakup_chunk
+
+from stream_vlm_ros.engine.picture_sizes import PictureLimit
+from stream_vlm_ros.errors import PictureTooLargeError
+
+from .bag_reader import Channel, FileReader, Raw, plain_kind, plain_topic
+from .unpacking import unpack
+
+_MAGIC = b"\x89MCAP0\r\n"
+_RECORD = struct.Struct("<BQ")  # opcode, length
+
+
+class UnindexedError(Exception):
+    """An MCAP without the summary by which messages are found; to be read from its start."""
+
+
+class IndexedMcapFile(FileReader):
+    """Through the index in its summary, in the order of time.
+
+    Chunks that overlap in time are merged, as far as ``limit.unpacked_bytes`` of messages hold.
+
+    Raises UnindexedError, and what the library raises for a damaged summary.
+    """
+
+    def __init__(self, path: Path, limit: PictureLimit) -> None:
+        super().__init__(path, limit)
+        self._stream = path.open("rb")
+        try:
+            summary = SeekingReader(self._stream, record_size_limit=1 << 32).get_summary()
+            if summary is None or summary.statistics is None or not summary.chunk_indexes:
+                raise UnindexedError("the file has no summary of its chunks")
+            counts = summary.statistics.channel_message_counts
+            if not set(counts) <= set(summary.channels):
+                raise UnindexedError("the summary does not name every channel")
+        except BaseException:
+            self._stream.close()
+            raise
+        self._chunks = sorted(summary.chunk_indexes, key=lambda chunk: chunk.message_start_time)
+        self._known = {
+            number: mcap_channel(channel, summary.schemas.get(channel.schema_id))
+            for number, channel in summary.channels.items()
+        }
+        self.channels = [replace(c, count=counts.get(n, 0)) for n, c in self._known.items()]
+        start, end = summary.statistics.message_start_time, summary.statistics.message_end_time
+        if summary.statistics.message_count and 0 <= start <= end:
+            self.span = (start, end)
+
+    def __exit__(self, *exception: Any) -> None:
+        self._stream.close()
+
+    def messages(self, topics: set[str] | None) -> Iterator[Raw]:
+        wanted = {n for n, c in self._known.items() if topics is None or c.topic in topics}
+        waiting: list[tuple[int, int, Raw]] = []  # a heap by time, then by place in the file
+        held = place = 0  # bytes that wait
+        for chunk in self._chunks:
+            while waiting and (
+                waiting[0][0] < chunk.message_start_time or held > self.limit.unpacked_bytes
+            ):
+                raw = heapq.heappop(waiting)[-1]
+                held -= len(raw.data)
+                yield raw
+            offsets = chunk.message_index_offsets
+            if offsets and wanted.isdisjoint(offsets):
+                continue
+            for message in self._messages_of(chunk):
+                if message.channel_id in wanted:
+                    raw = Raw(self._known[message.channel_id], message.log_time, message.data)
+                    heapq.heappush(waiting, (raw.log_ns, place, raw))
+                    held, place = held + len(raw.data), place + 1
+        while waiting:
+            yield heapq.heappop(waiting)[-1]
+
+    def _messages_of(self, index: ChunkIndex) -> Iterator[Message]:
+        self._stream.seek(index.chunk_start_offset)
+        opcode, content = next(mcap_records(self._stream, self.limit, _raise))
+        if opcode != Opcode.CHUNK:
+            raise ValueError("the index of the chunks points elsewhere")
+        for item in chunk_items(Chunk.read(ReadDataStream(io.BytesIO(content))), self.limit):
+            if isinstance(item, Message):
+                yield item
+
+
+def mcap_records(
+    stream: IO[bytes], limit: PictureLimit, refuse: Callable[[Exception], None]
+) -> Iterator[tuple[int, bytes]]:
+    """Opcode and content of each record that leads to messages, from where ``stream`` stands.
+
+    Others, such as attachments, are passed over, and so is one that is too long, once ``refuse``
+    has been told. Raises EOFError where a record is cut off.
+    """
+    while head := stream.read(_RECORD.size):
+        if len(head) < _RECORD.size:
+            raise EOFError("the file ends inside a record")
+        opcode, length = _RECORD.unpack(head)
+        if opcode == Opcode.FOOTER:
+            return
+        if opcode not in _READ:
+            stream.seek(length, io.SEEK_CUR)
+            continue
+        try:
+            limit.check_bytes(length, "a record")
+        except PictureTooLargeError as error:
+            refuse(error)
+            stream.seek(length, io.SEEK_CUR)
+            continue
+        content = stream.read(length)
+        if len(content) < length:
+            raise EOFError("the file ends inside a record")
+        yield opcode, content
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def check_magic(stream: IO[bytes]) -> None:
+    """Raise ValueError unless ``stream`` begins like an MCAP file."""
+    if stream.read(len(_MAGIC)) != _MAGIC:
+        raise ValueError("the file has no magic of MCAP")
+
+
+def parsed(opcode: int, content: bytes) -> Any:
+    """The record: a Schema, Channel, Message or Chunk of the library's."""
+    stream = ReadDataStream(io.BytesIO(content))
+    if opcode == Opcode.MESSAGE:
+        return Message.read(stream, len(content))
+    return _READ[opcode].read(stream)
+
+
+def chunk_items(chunk: Chunk, limit: PictureLimit) -> list[Any]:
+    """The records in a chunk; raises for a damaged one, or one that unpacks to too much."""
+    limit.check_bytes(chunk.uncompressed_size, "a chunk, unpacked,")
+    data = unpack(chunk.data, chunk.compression, limit, "a chunk")
+    if len(data) != chunk.uncompressed_size:
+        raise ValueError(f"a chunk holds {len(data)} bytes, not {chunk.uncompressed_size}")
+    return breakup_chunk(replace(chunk, data=data, compression=""), validate_crc=True)
+
+
+def mcap_channel(channel: McapChannel, schema: Schema | None) -> Channel:
+    """What a reader of bags tells of a channel."""
+    kind = plain_kind(schema.name) if schema else ""
+    return Channel(plain_topic(channel.topic), kind, channel.message_encoding)
+
+
+_READ: dict[int, Any] = {
+    Opcode.SCHEMA: Schema,
+    Opcode.CHANNEL: McapChannel,
+    Opcode.MESSAGE: Message,
+    Opcode.CHUNK: Chunk,
+}
