@@ -11,8 +11,8 @@ model's DynamicCache holds as many tokens. Then, by turns in one process:
   grows its cache, which is cropped back afterwards.
 
 Figures are medians of the pairs' ratios, ours / stock, with their quartiles: below 1 is faster than
-stock. Then the default memory against sink and window alone, and a long stream at the smallest
-cap, early stretches against late ones: 1 is flat.
+stock. Then the preset novelty against sink and window alone, and a long stream at the smallest cap,
+early stretches against late ones: 1 is flat.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import torch
 import transformers
 from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 
+from stream_vlm_ros.config import NOVELTY
 from stream_vlm_ros.engine import (
     EvictionConfig,
     StreamProcessor,
@@ -106,7 +107,7 @@ def build_engine(
         model,
         StreamProcessor.from_pretrained(folder),
         "cpu",
-        EvictionConfig(cap, **shares),
+        EvictionConfig(cap, **(shares or NOVELTY)),
         position_policy=position_policy,
     )
     engine._end_ids = set()
@@ -151,12 +152,12 @@ def compare(cap: int, frames: list, repeats: int) -> dict:
 
 
 def levels(cap: int, frames: list, pairs: int) -> dict:
-    """Time a chunk with the default shares, by position policy, over sink and window alone."""
+    """Time a chunk with the preset novelty, by position policy, over sink and window alone."""
     plain = {"sampled_share": 0.0, "important_share": 0.0}
     engines = {
         "sink_and_window": build_engine(cap, **plain),
-        "default_contiguous": build_engine(cap),
-        "default_keep_gaps": build_engine(cap, "keep_gaps"),
+        "novelty_contiguous": build_engine(cap),
+        "novelty_keep_gaps": build_engine(cap, "keep_gaps"),
     }
     for engine in engines.values():
         while engine.append_video_chunk(frames, fps=2)["evicted_tokens"] == 0:
@@ -215,7 +216,7 @@ def main() -> None:
         )
         print(f"{cap:>8}  {cells}", flush=True)
     report["levels"] = levels(options.levels_cap, frames, options.repeats)
-    for name in ("default_contiguous", "default_keep_gaps"):
+    for name in ("novelty_contiguous", "novelty_keep_gaps"):
         row = report["levels"][name]
         print(f"{name} / sink and window: {row['median']} ({row['from']} to {row['to']})")
     report["flatness"] = flatness(options.caps[0], frames, options.chunks)

@@ -14,6 +14,7 @@ import ingest_while_answering
 from gpu_rig import Rig, floors, milliseconds, summary, timed, watched, without_model
 from reference_style import ReferenceStyle
 
+from stream_vlm_ros.config import NOVELTY
 from stream_vlm_ros.engine import VideoStreamingInference
 from stream_vlm_ros.engine.attention import LONG_PAST
 from stream_vlm_ros.errors import InvalidParameterError
@@ -187,14 +188,15 @@ def eviction(rig: Rig) -> dict[str, Any]:
     cap = max(rig.caps)
     found: dict[str, Any] = {"unit": "ms", "bars": [], "level 1": []}
     ways = {
-        "default": {"shares": {}},
+        "novelty": {"shares": NOVELTY},
         "sampled and important": {"shares": {"sampled_share": 0.25, "important_share": 0.25}},
     }
     for name in rig.within("memory", ways):
         found[name] = forgetting(cap, **ways[name])
         rig.start_counting_memory()
         share = 100 * found[name]["share"]
-        found["bars"].append(bar(f"eviction's share of a chunk, {name}", share, "%", 5))
+        shown = "preset novelty" if name == "novelty" else name
+        found["bars"].append(bar(f"eviction's share of a chunk, {shown}", share, "%", 5))
     for size in rig.within("level 1 at cap", sorted({*rig.caps, max(rig.caps) // 2})):
         found["level 1"].append(forgetting(size))
         rig.start_counting_memory()
@@ -222,7 +224,7 @@ def small_frames(rig: Rig) -> dict[str, Any]:
     cap = min(rig.caps)
     size = (112, 84) if rig.small else (448, 336)
     frames = [rig.frames(size=size, seed=seed) for seed in range(3)]
-    engine = rig.filled(cap, frames[0], shares={})
+    engine = rig.filled(cap, frames[0], shares=NOVELTY)
     taken = []
     for number in rig.count("chunks", 6 if rig.small else 60):
         append = functools.partial(engine.append_video_chunk, frames[number % 3], fps=2)
@@ -247,7 +249,7 @@ def answering(rig: Rig) -> dict[str, Any]:
     a_chunk = rig.filled(cap, chunks[0]).append_video_chunk(chunks[0], fps=2)["tokens"]
     rig.start_counting_memory()
     slack = ingest_while_answering.SLACK_CHUNKS * a_chunk
-    engine = rig.filled(cap, chunks[0], shares={}, fork_slack_tokens=slack)
+    engine = rig.filled(cap, chunks[0], shares=NOVELTY, fork_slack_tokens=slack)
     worker = ingest_while_answering.Rig(engine, chunks, tokens)
     try:
         table = ingest_while_answering.measure(
@@ -338,7 +340,7 @@ def curves(rig: Rig) -> dict[str, Any]:
     }
     found["stream_length"] = {"frames": vga, "points": []}
     frames = rig.frames(size=vga)
-    engine = rig.engine(cap, shares={})
+    engine = rig.engine(cap, shares=NOVELTY)
     append = functools.partial(engine.append_video_chunk, frames, fps=2)
     for chunks in rig.within("chunks", lengths):
         with without_model(rig.model):

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 import transformers
 
+from stream_vlm_ros.config import NOVELTY
 from stream_vlm_ros.engine import (
     EvictionConfig,
     StreamProcessor,
@@ -197,7 +198,7 @@ def build_engine(
     model = StreamQwenModel.from_pretrained(folder, torch_dtype=torch.float32).eval()
     model.generation_config.eos_token_id = []
     processor = StreamProcessor.from_pretrained(folder)
-    shares = options.pop("shares", {})
+    shares = options.pop("shares", NOVELTY)
     probe = VideoStreamingInference(model, processor, "cpu")
     tokens = [probe.append_video_chunk(frames, fps=FPS)["tokens"] for frames in chunks[:2]][-1]
     engine = VideoStreamingInference(
@@ -239,8 +240,8 @@ def main() -> None:
     }
     plain = {"shares": {"sampled_share": 0.0, "important_share": 0.0}}
     memories: dict[str, tuple[int, dict[str, Any]]] = {
-        "default, room for all that comes": (64, {}),
-        f"default, room for {SLACK_CHUNKS} chunks": (SLACK_CHUNKS, {}),
+        "novelty, room for all that comes": (64, {}),
+        f"novelty, room for {SLACK_CHUNKS} chunks": (SLACK_CHUNKS, {}),
         "sink and window, room for all that comes": (64, plain),
     }
 

@@ -43,7 +43,7 @@ def _of_caps(name: str) -> Callable[[Report], list[float]]:
 
 
 def _beside_camera(report: Report) -> Report:
-    rows = report["memories"]["default, room for all that comes"]["rows"]
+    rows = report["memories"]["novelty, room for all that comes"]["rows"]
     return next(row for row in rows if CAMERA_SHARE.items() <= row.items())
 
 
@@ -79,9 +79,9 @@ ROWS = (
     ),
     Row(
         "against_stock",
-        "a chunk, default shares / sink and window alone: `keep_gaps`, `contiguous`",
+        "a chunk, preset `novelty` / sink and window alone: `keep_gaps`, `contiguous`",
         lambda r: [
-            r["levels"][f"default_{policy}"]["median"] for policy in ("keep_gaps", "contiguous")
+            r["levels"][f"novelty_{policy}"]["median"] for policy in ("keep_gaps", "contiguous")
         ],
     ),
     Row(
@@ -354,7 +354,7 @@ def _curves(section: Report) -> str:
         ("cap", "cap", "Frames of 640x480, chunks of four"),
         ("chunk", "chunk_frames", "Frames of 1920x1080, the largest cap of the table above"),
         ("resolution", "frames", "The smallest cap of the table above, chunks of four"),
-        ("stream_length", "chunks", "Frames of 640x480, the same cap, the default memory"),
+        ("stream_length", "chunks", "Frames of 640x480, the same cap, the preset `novelty`"),
     ):
         if not (points := section.get(name, {}).get("points")):
             continue

@@ -71,7 +71,7 @@ def whole_steps(model: Any, cap: int, attention: Any, times: int) -> None:
 
         placing = place
         ways["graph, one row by our own"] = (attention, True, True, matvec)
-    manager = KVCacheManager(model.kv_shape, model.rotary, EvictionConfig(cap), device)
+    manager = KVCacheManager(model.kv_shape, model.rotary, EvictionConfig.novelty(cap), device)
     manager.memory.normal_()
     for name, (kind, graph, compiled, linear) in ways.items():
         path = StaticTextPath(model, manager, kind, graph, compiled, linear, placing)

@@ -360,7 +360,7 @@ def info(
     out.print()
     out.print(
         Text(
-            "With the default shares and position_policy contiguous a third more: keys of kept "
+            "With the preset novelty and position_policy contiguous a third more: keys of kept "
             "frames lie there twice."
         ),
         soft_wrap=True,

@@ -22,15 +22,17 @@ node_only = partial(setting, takers=(NODE,))
 replay_only = partial(setting, takers=(REPLAY,))
 shared = partial(setting, takers=(NODE, REPLAY))
 
-AUTO = -1.0  # a share that is chosen here
-# What kept most on the mean of perception and recall: see docs/memory.md.
-AUTO_IMPORTANT = 0.7
-AUTO_WINDOW_CHUNKS = 2  # room that the window keeps all the same, in chunks like the first
+AUTO = -1.0  # a share that the preset chooses
+# The preset "novelty": what kept most on the mean of perception and recall, see docs/memory.md.
+NOVELTY: dict[str, Any] = {"sampled_share": AUTO, "important_share": AUTO}
+NOVELTY_SHARE = 0.7
+NOVELTY_WINDOW_CHUNKS = 2  # room that the window keeps all the same, in chunks like the first
 
 
 @dataclass(frozen=True)
 class EvictionConfig:
-    """How much the stream may hold.
+    """How much the stream may hold. By itself sink and window alone (level 1), token-exact, as the
+    reference has it; `novelty` is the preset of the node and the command line.
 
     Attributes:
         max_cache_tokens: the cap: the stream is never longer after an append. 0: as large as fits,
@@ -40,9 +42,7 @@ class EvictionConfig:
         sampled_share: level 2's share of the cap less the sink, 0 to 1: temporal grids kept evenly
             over all the time between sink and window.
         important_share: level 3's share: the temporal grids that matter most. The window has what
-            both leave. Both `AUTO`: 0.7 for level 3, less where the window would hold fewer than
-            two chunks like the first; nothing for either where ``window_size`` is given. One of
-            them `AUTO`: nothing for that one.
+            both leave. Both `AUTO`: the preset `novelty`. One of them `AUTO`: nothing for that one.
         eviction_interval: evict so much at once that the next ``eviction_interval - 1`` chunks of
             average size need no eviction. The cap holds all the same.
 
@@ -50,12 +50,12 @@ class EvictionConfig:
         InvalidParameterError: a value out of range, or sink and window exceed the cap.
     """
 
-    max_cache_tokens: int
+    max_cache_tokens: int = 150_000
     sink_size: int = 0
     window_size: int = 0
     eviction_interval: int = 1
-    sampled_share: float = AUTO
-    important_share: float = AUTO
+    sampled_share: float = 0.0
+    important_share: float = 0.0
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -89,6 +89,15 @@ class EvictionConfig:
             )
 
     @classmethod
+    def novelty(cls, max_cache_tokens: int = 150_000, **others: Any) -> EvictionConfig:
+        """The preset: 70 % of the cap, less the sink, for the frames least like any other.
+
+        Less where the window would hold fewer than two chunks like the first; sink and window alone
+        where ``window_size`` is given. ``EvictionConfig(..., **NOVELTY)`` says the same.
+        """
+        return cls(max_cache_tokens, **NOVELTY, **others)
+
+    @classmethod
     def for_span(cls, seconds: float, tokens_per_second: float, **others: Any) -> EvictionConfig:
         """The cap said another way: so many seconds of video at so many tokens a second."""
         if not (seconds > 0 and tokens_per_second > 0 and seconds * tokens_per_second < math.inf):
@@ -99,14 +108,14 @@ class EvictionConfig:
 
     @property
     def automatic(self) -> bool:
-        """The shares of levels 2 and 3 are chosen here."""
+        """It is the preset `novelty`: the shares of levels 2 and 3 are chosen here."""
         return self.sampled_share == self.important_share == AUTO
 
     @property
     def shares(self) -> tuple[float, float]:
         """Of levels 2 and 3, of the cap less the sink, where there is room for them."""
         if self.automatic:
-            return 0.0, 0.0 if self.window_size else AUTO_IMPORTANT
+            return 0.0, 0.0 if self.window_size else NOVELTY_SHARE
         return max(0.0, self.sampled_share), max(0.0, self.important_share)
 
     @property
@@ -211,7 +220,8 @@ class Settings(SettingTable):
     )
     layout: str = shared(
         "continuous",
-        "continuous: one growing video. segmented: a user turn around every chunk.",
+        "continuous: one growing video, its time exact across chunks. segmented: a user turn "
+        "around every chunk, whose positions begin after the last one: time is exact within it.",
         choices=("continuous", "segmented"),
         verbs=("ask",),
     )
@@ -236,16 +246,17 @@ class Settings(SettingTable):
         verbs=("ask", "info", "demo"),
     )
     sampled_share: float = shared(
-        -1.0,
+        AUTO,
         "Share of the memory, less the sink, for frames kept evenly over all the time before the "
-        "window. -1: automatic, see important_share.",
+        "window. -1: see important_share.",
         -1.0,
         0.99,
     )
     important_share: float = shared(
-        -1.0,
+        AUTO,
         "Share of the memory, less the sink, for frames from before the window that are least "
-        "like any other. -1 for both: 0.7 for these, unless window_size is given. -1 for one: 0.",
+        "like any other. -1 for both: the preset novelty (docs/memory.md), 0.7 for these unless "
+        "window_size is given. 0 for both: sink and window alone. -1 for one: 0.",
         -1.0,
         0.99,
     )

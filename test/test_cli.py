@@ -64,7 +64,7 @@ def test_the_answer_is_that_of_the_engine_fed_by_hand(video):
     from stream_vlm_ros.factory import default_model
     from stream_vlm_ros.sources import VideoSource
 
-    bound = EvictionConfig(max_cache_tokens=16384)
+    bound = EvictionConfig.novelty(max_cache_tokens=16384)
     model = StreamQwenModel.from_pretrained(default_model(), torch_dtype=torch.float32)
     processor = StreamProcessor.from_pretrained(default_model())
     engine = VideoStreamingInference(model, processor, "cpu", bound)

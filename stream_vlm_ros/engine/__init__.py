@@ -7,6 +7,7 @@ The whole
     inference       `VideoStreamingInference`: append a chunk, ask, choose
     results         what they return: typed, and answering [...]
     errors          what can go wrong, in the user's words
+    reference_names the prototype's names for all this
 
 The checkpoint
     loading         a folder -> network and processor on the device
@@ -61,12 +62,14 @@ if TYPE_CHECKING:
     from .loading import Checkpoint, load_checkpoint
     from .model import StreamQwenModel
     from .processor import StreamProcessor
+    from .reference_names import AutoProcessor
     from .results import AnswerMetrics, CacheInfo, ChoiceMetrics, ChunkResult
 
 # Imported when first used: torch takes seconds, and who only needs the errors (a source, a client,
 # the command line's help) should not wait for it.
 _HOMES = {
     "Answer": "decoding",
+    "AutoProcessor": "reference_names",
     "AnswerMetrics": "results",
     "CacheInfo": "results",
     "Checkpoint": "loading",
@@ -88,6 +91,7 @@ _HOMES = {
 __all__ = [
     "Answer",
     "AnswerMetrics",
+    "AutoProcessor",
     "CacheInfo",
     "Checkpoint",
     "ChoiceMetrics",

@@ -9,6 +9,7 @@ living fork reads is overwritten: see `KVCacheManager.commit`.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import weakref
 from collections.abc import Sequence
@@ -18,13 +19,24 @@ from typing import Any
 import torch
 
 from .buffer import KVBuffer, KVShape
-from .errors import BudgetExceededError, SnapshotEvictedError, StreamBusyError
+from .errors import (
+    BudgetExceededError,
+    InvalidParameterError,
+    SnapshotEvictedError,
+    StreamBusyError,
+)
 from .eviction import Appended, EvictionConfig, EvictorMark, ImportanceScore, KVCacheEvictor
 from .forks import Fork, Part, TailPool
 from .ledger import LedgerMark, PositionLedger, Stretch
 from .positions import ZERO, MultimodalRotary, Span, Vec
 from .reduction import Known
+from .reference_names import ManagerNames
 from .results import LevelInfo, TimeSpans
+
+log = logging.getLogger(__name__)
+
+# Of a manager without a model: lengths and nothing to see.
+_NO_KEYS = KVShape(layers=1, kv_heads=1, head_dim=2, dtype=torch.float32)
 
 
 @dataclass(frozen=True)
@@ -74,12 +86,12 @@ class Clone:
         return self.buffer.nbytes
 
 
-class KVCacheManager:
+class KVCacheManager(ManagerNames):
     """The stream's memory: its keys and values, their positions, and what is forgotten.
 
     Args:
-        shape: size of the model's KV.
-        rotary: the model's rotation.
+        shape, rotary: size of the model's KV, and its rotation. Without them it holds lengths
+            and no keys: see `track_tokens`.
         config: the cap; None: nothing is evicted and the buffer doubles as it fills.
         device: where the memory lies.
         position_policy: ``contiguous`` or ``keep_gaps``, see `positions`.
@@ -97,16 +109,21 @@ class KVCacheManager:
 
     def __init__(
         self,
-        shape: KVShape,
-        rotary: MultimodalRotary,
-        config: EvictionConfig | None,
-        device: torch.device,
+        shape: KVShape | None = None,
+        rotary: MultimodalRotary | None = None,
+        config: EvictionConfig | None = None,
+        device: torch.device | None = None,
         position_policy: str = "contiguous",
         max_tail_tokens: int = 2048,
         fork_slack_tokens: int = 0,
         importance: ImportanceScore | None = None,
     ):
+        self.of_model = shape is not None and rotary is not None
+        if shape is None or rotary is None:
+            shape, rotary = _NO_KEYS, MultimodalRotary(torch.ones(1), [1, 0, 0], 1.0)
+        device = torch.device("cpu") if device is None else device
         self.shape, self._rotary, self._device = shape, rotary, device
+        self._last_snapshot: Snapshot | None = None
         self.max_tail_tokens, self.fork_slack_tokens = max_tail_tokens, fork_slack_tokens
         self.evictor = KVCacheEvictor(config, importance)
         self.ledger = PositionLedger(position_policy)
@@ -377,6 +394,11 @@ class KVCacheManager:
             evictor.record_eviction(lost)
 
     def _seal(self, sink: int) -> None:
+        log.info(
+            "sink found: the first %d tokens stay; window %d",
+            sink,
+            self.evictor.effective_window_size,
+        )
         self.ledger.seal_sink(sink)
         self._buffer.seal_sink(sink, self.evictor.room_for_grids)
         for fork in self._living():
@@ -416,17 +438,22 @@ class KVCacheManager:
     def snapshot(self) -> Snapshot:
         """A point to come back to with `restore`. Costs nothing; undone by length."""
         self.catch_up()
-        return Snapshot(self.ledger.mark(), self.evictor.mark(), self.state)
+        self._last_snapshot = Snapshot(self.ledger.mark(), self.evictor.mark(), self.state)
+        return self._last_snapshot
 
     @torch.inference_mode()
-    def restore(self, saved: Snapshot | Clone) -> None:
-        """Bring the stream back to a snapshot or a clone.
+    def restore(self, saved: Snapshot | Clone | None = None) -> None:
+        """Bring the stream back to a snapshot or a clone; None: to the last snapshot.
 
         Raises:
+            InvalidParameterError: there is no last snapshot.
             SnapshotEvictedError: something that the snapshot covers has been evicted or cleared
                 since; the stream is as before.
             StreamBusyError: an answer is being written; the stream is as before.
         """
+        saved = self._last_snapshot if saved is None else saved
+        if saved is None:
+            raise InvalidParameterError("there is no snapshot to restore: take one first")
         if self._living():
             raise StreamBusyError("an answer is being written: finish or cancel it first")
         self.catch_up()
@@ -452,8 +479,10 @@ class KVCacheManager:
         self.state = saved.state
         self._changed()
 
-    def discard_snapshot(self, saved: Snapshot) -> None:
-        """Nothing is held for a snapshot, so there is nothing to give back."""
+    def discard_snapshot(self, saved: Snapshot | None = None) -> None:
+        """Nothing is held for a snapshot; the last one (None) is no longer `restore`'s."""
+        if saved is None or saved is self._last_snapshot:
+            self._last_snapshot = None
 
     def clone(self) -> Clone:
         """A copy of everything, as large as the buffer; `restore` takes it at any time.

@@ -9,6 +9,7 @@ ones least like any other (the star memory of streaming video models).
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import warnings
 from bisect import insort
@@ -19,10 +20,13 @@ import numpy as np
 import torch
 
 from stream_vlm_ros.config import AUTO as AUTO
-from stream_vlm_ros.config import AUTO_IMPORTANT, AUTO_WINDOW_CHUNKS
+from stream_vlm_ros.config import NOVELTY_SHARE, NOVELTY_WINDOW_CHUNKS
 from stream_vlm_ros.config import EvictionConfig as EvictionConfig
 
 from .errors import CapTooSmallError, InvalidParameterError
+from .reference_names import EvictorNames
+
+log = logging.getLogger(__name__)
 
 
 class Candidate(NamedTuple):
@@ -219,7 +223,7 @@ class EvictorMark(NamedTuple):
     tokens_evicted: int
 
 
-class KVCacheEvictor:
+class KVCacheEvictor(EvictorNames):
     """Watches chunks go by and says what must go, and which grids stay when the window passes on.
 
     Args:
@@ -302,26 +306,26 @@ class KVCacheEvictor:
         config = self.config
         if config is None:
             return "no cap: nothing is forgotten"
+        if not config.keeps_grids and not config.automatic:
+            return "sink and window alone"
         if not config.automatic:
             return "shares as given"
         if config.window_size:
-            return "automatic: a window_size is given, so sink and window alone"
+            return "novelty: a window_size is given, so sink and window alone"
         if not self.first_chunk_recorded:
-            return "automatic: settled with the first chunk"
+            return "novelty: settled with the first chunk"
         if not self.important_size:
-            return (
-                "automatic: sink and window alone, which have room for hardly more than two chunks"
-            )
+            return "novelty: sink and window alone, which have room for hardly more than two chunks"
         if self.important_size == self._spare:
-            return "automatic: a window of two chunks, the rest for the frames least like any other"
-        return f"automatic: {AUTO_IMPORTANT:.0%} for the frames least like any other, then window"
+            return "novelty: a window of two chunks, the rest for the frames least like any other"
+        return f"novelty: {NOVELTY_SHARE:.0%} for the frames least like any other, then window"
 
     @property
     def _spare(self) -> int:
         """Tokens that a window of the frames of a few chunks leaves."""
         assert self.config is not None
         # The first chunk's text is more than a later one's, which must fit at any rate.
-        least = max(self._first_chunk, AUTO_WINDOW_CHUNKS * self._first_vision)
+        least = max(self._first_chunk, NOVELTY_WINDOW_CHUNKS * self._first_vision)
         return self.config.max_cache_tokens - self._sink_size - least
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KVCacheEvictor:
@@ -458,6 +462,7 @@ class KVCacheEvictor:
     def record_eviction(self, tokens: int) -> None:
         self.total_evictions += 1
         self.total_tokens_evicted += tokens
+        log.info("eviction %d: %d tokens forgotten", self.total_evictions, tokens)
 
     def mark(self) -> EvictorMark:
         return EvictorMark(

@@ -33,6 +33,7 @@ from .processor import StreamProcessor
 from .prompts import LAYOUTS, ChatLayout
 from .question_path import text_path
 from .reduction import Known, StaticTokenFilter
+from .reference_names import EngineNames, tell_stream
 from .results import (
     AnswerMetrics,
     CacheInfo,
@@ -46,7 +47,7 @@ from .stamps import check_about, check_span, frame_times
 log = logging.getLogger(__name__)
 
 
-class VideoStreamingInference(InferenceEngine):
+class VideoStreamingInference(EngineNames, InferenceEngine):
     """Streams video into a Qwen2.5-VL and answers questions about it at any time.
 
     Not thread-safe: one thread owns an engine.
@@ -59,7 +60,9 @@ class VideoStreamingInference(InferenceEngine):
             many tokens as fit the device (of a CPU's memory half), at most the model's context
             less ``max_tail_tokens``.
         layout: ``continuous`` (one growing video in one user turn, as an offline pass sees it) or
-            ``segmented`` (each chunk in a user turn of its own).
+            ``segmented`` (each chunk in a user turn of its own, whose positions begin after the
+            last one, as the model's rule for several videos has it: exact time within a chunk
+            alone).
         position_policy: ``contiguous`` (after eviction what is kept closes up) or ``keep_gaps``.
         min_pixels, max_pixels: bounds on height x width after resizing; None: the checkpoint's.
             ``max_pixels`` may change between chunks: see `limit_pixels`.
@@ -116,6 +119,7 @@ class VideoStreamingInference(InferenceEngine):
             )
         self.device = resolve_device(model.device if device is None else device)
         self.layout = layout
+        self.processor = processor
         processor = StreamProcessor.wrap(processor)
         _check_fit(model, processor)
         on_gpu = self.device.type == "cuda"
@@ -152,6 +156,8 @@ class VideoStreamingInference(InferenceEngine):
             fork_slack_tokens,
             importance,
         )
+        tell_stream(model, self.cache_manager)
+        log.info(_told(eviction_config))
         self.text_path = text_path(question_path, self.model, self.cache_manager, self.device)
 
     def warm_up(self) -> WarmUp:
@@ -532,6 +538,18 @@ class VideoStreamingInference(InferenceEngine):
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+
+def _told(config: EvictionConfig | None) -> str:
+    """What is forgotten, in one line."""
+    if config is None:
+        return "eviction off: the memory grows without bound"
+    sink, window = (size or "auto" for size in (config.sink_size, config.window_size))
+    preset = ", preset novelty" if config.automatic else ""
+    return (
+        f"eviction on: at most {config.max_cache_tokens:,} tokens, sink {sink}, window {window}"
+        + preset
+    )
 
 
 def _check_fit(model: StreamQwenModel, processor: StreamProcessor) -> None:

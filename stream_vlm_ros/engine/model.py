@@ -31,6 +31,7 @@ from .forks import Fork
 from .frames import PatchGrid
 from .packed import pack
 from .positions import MultimodalRotary
+from .reference_names import ModelNames
 from .vision import VisionLayouts, pad_mlps
 
 log = python_logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class OneCallNorm(Qwen2_5_VLRMSNorm):
         return torch.rms_norm(hidden_states, shape, self.weight, self.variance_epsilon)
 
 
-class StreamQwenModel(Qwen2_5_VLForConditionalGeneration):
+class StreamQwenModel(ModelNames, Qwen2_5_VLForConditionalGeneration):
     """Qwen2.5-VL that appends vision and text to an existing cache.
 
     The library's own modules and weights; only the attention functions, the rotation (float64

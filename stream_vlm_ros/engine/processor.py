@@ -80,9 +80,19 @@ class StreamProcessor:
         return FrameProcessor(self.image_settings, device, dtype)
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = False,
+        tokenize: bool = False,
     ) -> str:
-        """The messages as one text in the model's chat layout; see transformers for their form."""
+        """The messages as one text in the model's chat layout; see transformers for their form.
+
+        ``tokenize`` is the library's; only False is taken. Raises InvalidParameterError.
+        """
+        if tokenize:
+            raise InvalidParameterError(
+                "tokenize=True is not supported: encode the text by processor.tokenizer"
+            )
         text = self.tokenizer.apply_chat_template(
             [dict(message) for message in messages],
             chat_template=self.chat_template,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import signal
 import sys
 import traceback
@@ -39,6 +40,8 @@ LOG_WIDTH = 160  # columns where no terminal says how many there are: no table i
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiment that the arguments name; its exit status."""
     options = parser().parse_args(arguments)
+    if options.model is None and options.shape is None:
+        options.model = os.environ.get("QWEN_MODEL_PATH") or None
     module = _module(options.experiment)
     screen = Console(highlight=False)
     if not screen.is_terminal:
@@ -136,12 +139,16 @@ def _common() -> argparse.ArgumentParser:
     add = common.add_argument_group("source").add_argument
     add(
         "--source",
-        default="synthetic",
+        default=os.environ.get("VIDEO_PATH") or "synthetic",
         help="synthetic[:WIDTHxHEIGHT] (default 1920x1080), world:SEED, a video, bag or folder",
     )
     add("--size", metavar="WIDTHxHEIGHT", help="of the pictures")
     add("--fps", type=float, default=2.0, help="frames a second (default 2)")
-    add("--out", default="experiments", help="folder for JSON, Markdown and plots")
+    add(
+        "--out",
+        default=os.environ.get("REPORT_PATH") or "experiments",
+        help="folder for JSON, Markdown and plots",
+    )
     return common
 
 

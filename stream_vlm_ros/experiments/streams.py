@@ -31,7 +31,7 @@ SHARES = {
     "sink + window": (0.0, 0.0),
     "+ uniform": (0.5, 0.0),
     "+ importance": (0.0, 0.5),
-    DEFAULT: (AUTO, AUTO),  # 0 and 0.7 where there is room
+    DEFAULT: (AUTO, AUTO),  # the preset novelty: 0 and 0.7 where there is room
     "+ both": (0.25, 0.25),
     "+ both, small window": (0.3, 0.4),
 }

@@ -90,7 +90,8 @@ class Subject:
 
         Args:
             cap: max_cache_tokens; None: no bound.
-            options: fields of `EvictionConfig`, and what `VideoStreamingInference` takes.
+            options: fields of `EvictionConfig` (sink and window alone without them), and what
+                `VideoStreamingInference` takes.
         """
         fields = EvictionConfig.__dataclass_fields__
         shares = {name: options.pop(name) for name in list(options) if name in fields}

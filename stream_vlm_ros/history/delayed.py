@@ -36,6 +36,7 @@ from stream_vlm_ros.errors import (
     check_whole_number,
 )
 from stream_vlm_ros.history.manager import SmartFrameManager
+from stream_vlm_ros.history.reference_names import DelayedBatchNames
 from stream_vlm_ros.history.results import (
     DelayedCacheInfo,
     EncodedAnswer,
@@ -87,7 +88,7 @@ class EncodingCounts:
     generation_latency: float = 0.0
 
 
-class DelayedBatchInferenceEngine(InferenceEngine):
+class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
     """Keeps frames, not their KV, and encodes a choice of them when a question comes.
 
     The same face as `VideoStreamingInference`. Later questions use what is encoded until frames

@@ -6,6 +6,7 @@ import pytest
 import torch
 from toy_qwen import SINK_AND_WINDOW
 
+from stream_vlm_ros.config import NOVELTY
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference, inference
 from stream_vlm_ros.engine.budget import LEFT_FREE, MemoryBudget, free_bytes
 from stream_vlm_ros.engine.buffer import KVShape
@@ -203,7 +204,12 @@ def test_an_automatic_cap_below_one_chunk_or_of_an_unknown_device_is_refused(fre
 def automatic(model, processor, monkeypatch, free, options=None, **config):
     monkeypatch.setattr(inference, "free_bytes", lambda device: free)
     return VideoStreamingInference(
-        model, processor, "cpu", EvictionConfig(0, **config), max_pixels=56 * 56, **options or {}
+        model,
+        processor,
+        "cpu",
+        EvictionConfig(0, **{**NOVELTY, **config}),
+        max_pixels=56 * 56,
+        **options or {},
     )
 
 
@@ -259,7 +265,7 @@ def test_the_copy_of_a_sink_that_is_given_is_in_the_sum_whatever_the_cap(
     planned = float(memory) + (float(copy[1]) if copy else 0.0)
     assert planned == pytest.approx(engine.cache_manager._buffer.nbytes / 1e6, rel=0.005)
     again = VideoStreamingInference(
-        model, processor, "cpu", EvictionConfig(cap, sink_size=sink), max_pixels=56 * 56
+        model, processor, "cpu", EvictionConfig.novelty(cap, sink_size=sink), max_pixels=56 * 56
     )
     assert again.memory_plan == engine.memory_plan.partition(". max_cache_tokens 0")[0]
 
@@ -281,9 +287,9 @@ def test_a_given_cap_tells_its_plan_too(model, processor, monkeypatch):
 
 
 def test_the_copy_of_long_lived_keys_is_taken_at_the_start(model, processor, toys):
-    """Default shares: 70 % of the cap less the sink, and the sink, of keys alone."""
+    """The preset novelty: 70 % of the cap less the sink, and the sink, of keys alone."""
     engine = VideoStreamingInference(
-        model, processor, "cpu", EvictionConfig(2000), max_pixels=56 * 56
+        model, processor, "cpu", EvictionConfig.novelty(2000), max_pixels=56 * 56
     )
     manager = engine.cache_manager
     start = manager.reserved_bytes

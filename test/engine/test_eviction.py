@@ -127,17 +127,17 @@ def test_a_wrong_setting_is_refused_with_a_reason(values, words):
     [
         # The first chunk is the sink: 45 text tokens and 2 grids of 6. What it leaves of the cap
         # goes to important frames by 70 %, but a window of 57 tokens, its own length, stays.
-        (300, 170, "automatic: 70%"),  # of 243
-        (130, 16, "automatic: a window of two chunks"),  # of 73
-        (120, 6, "automatic: a window of two chunks"),  # of 63: one grid
-        (119, 0, "automatic: sink and window alone"),  # of 62: less than a grid
-        (110, 0, "automatic: sink and window alone"),  # of 53
+        (300, 170, "novelty: 70%"),  # of 243
+        (130, 16, "novelty: a window of two chunks"),  # of 73
+        (120, 6, "novelty: a window of two chunks"),  # of 63: one grid
+        (119, 0, "novelty: sink and window alone"),  # of 62: less than a grid
+        (110, 0, "novelty: sink and window alone"),  # of 53
     ],
 )
-def test_without_shares_important_frames_get_most_of_the_cap(
+def test_by_the_preset_novelty_important_frames_get_most_of_the_cap(
     toys, model, processor, cap, important, words
 ):
-    engine = VideoStreamingInference(model, processor, eviction_config=EvictionConfig(cap))
+    engine = VideoStreamingInference(model, processor, eviction_config=EvictionConfig.novelty(cap))
     assert engine.get_cache_info()["shares_reason"].endswith("first chunk")
     for number in range(40):
         engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
@@ -151,7 +151,7 @@ def test_without_shares_important_frames_get_most_of_the_cap(
 
 
 def test_with_a_window_of_ones_own_the_memory_is_the_references(toys, model, processor):
-    config = EvictionConfig(300, window_size=100)
+    config = EvictionConfig.novelty(300, window_size=100)
     engine = VideoStreamingInference(model, processor, eviction_config=config)
     for number in range(30):
         engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
@@ -176,7 +176,7 @@ def test_a_chunk_that_can_never_fit_is_refused_and_the_stream_goes_on(toys, mode
 
 
 def test_an_exchange_that_can_never_be_kept_is_refused_with_its_own_remedy(toys, model, processor):
-    engine = VideoStreamingInference(model, processor, eviction_config=EvictionConfig(100))
+    engine = VideoStreamingInference(model, processor, eviction_config=EvictionConfig.novelty(100))
     engine.append_video_chunk(toys.frames(4, 56, 84))
     with pytest.raises(CapTooSmallError, match="or lower max_new_tokens, shorten the question"):
         engine.ask("What?", 40, update_state=True)

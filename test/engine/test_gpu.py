@@ -181,7 +181,7 @@ def engine_of(toys, toy, processor):
         config = {
             "unbounded": None,
             "sink and window": EvictionConfig(400, **SINK_AND_WINDOW),
-            "all levels": EvictionConfig(400),
+            "all levels": EvictionConfig.novelty(400),
         }[memory]
         engine = VideoStreamingInference(model, processor, "cuda", config, **options)
         report = engine.warm_up()

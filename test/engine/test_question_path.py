@@ -26,7 +26,7 @@ from stream_vlm_ros.errors import InvalidParameterError
 MEMORIES = {
     "unbounded": None,
     "sink and window": EvictionConfig(170, **SINK_AND_WINDOW),
-    "all levels": EvictionConfig(170),
+    "all levels": EvictionConfig.novelty(170),
 }
 END = 9  # any token
 

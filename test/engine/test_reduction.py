@@ -100,7 +100,7 @@ def test_every_place_of_the_picture_is_in_the_window_after_every_chunk(
     engine = VideoStreamingInference(
         local_model,
         processor,
-        eviction_config=EvictionConfig(75, eviction_interval=interval),
+        eviction_config=EvictionConfig.novelty(75, eviction_interval=interval),
         skip_similarity=0.999,
     )
     engine.append_video_chunk([frame] * 4, fps=2)

@@ -46,6 +46,22 @@ def test_the_sink_is_found_whatever_the_chunk(run):
     assert found["model"]["weights"].startswith("random")
 
 
+def test_model_source_and_folder_come_from_the_environment_where_no_option_says_so(
+    tmp_path, monkeypatch, capsys
+):
+    for name, value in {
+        "QWEN_MODEL_PATH": "/nowhere",
+        "VIDEO_PATH": "synthetic:112x84",
+        "REPORT_PATH": str(tmp_path / "report"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert main(["sink", "--device", "cpu"]) == 2
+    assert "/nowhere" in capsys.readouterr().err
+    assert main(["sink", "--shape", "toy", "--device", "cpu", "--least-sink", "20"]) == 0
+    found = json.loads((tmp_path / "report" / "sink.json").read_text())
+    assert found["source"]["size"] == "112x84"
+
+
 def test_a_failed_criterion_gives_exit_status_1(run):
     status, found = run("sink", "--least-sink", 1000)
     assert (status, failed(found), found["status"]) == (1, ["sinks are large"], "failed")

@@ -42,7 +42,7 @@ def real_engine(settings=None, max_cache_tokens=100):
     """A streaming engine on a small model of random weights."""
     from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
 
-    return VideoStreamingInference(*real_model(), "cpu", EvictionConfig(max_cache_tokens))
+    return VideoStreamingInference(*real_model(), "cpu", EvictionConfig.novelty(max_cache_tokens))
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def make_rig(bench):
         engine = VideoStreamingInference(
             chatter_model(),
             toy_processor(),
-            eviction_config=EvictionConfig(150),
+            eviction_config=EvictionConfig.novelty(150),
             fork_slack_tokens=slack,
         )
         chunks = [toy_frames(4, seed=number) for number in range(12)]
