@@ -105,7 +105,7 @@ headers: $(VENV)/.installed-dev  ## Write the copyright and license lines where 
 	@tools/headers.sh $(VENV)/bin/reuse
 
 clean:  ## Remove everything that setup made
-	rm -rf $(VENV) build install log
+	@tools/remove_made.sh .
 
 check:
 	@tools/check_prerequisites.sh "$(PYTHON)" $(SYSTEM_ROS)
@@ -114,7 +114,8 @@ check:
 $(VENV)/.created-$(MODE): | check
 	@echo "== Setting up in this folder, once: some minutes, about 2 GB"
 	@echo "== Virtual environment"
-	@rm -rf $(VENV) build install log
+	@tools/remove_made.sh .
+	@mkdir -p $(VENV) && touch $(VENV)/.made_by_make
 	@$(PYTHON) -m venv $(VENV_OPTIONS) $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet $(PIP_EXTRA) --upgrade pip
 	@touch $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import json
@@ -28,6 +29,9 @@ class Verbs(TyperGroup):
     """Errors raised on purpose end a verb with one line on stderr and exit status 2."""
 
     def invoke(self, ctx):
+        from stream_vlm_ros.console import print_anything
+
+        print_anything()
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -35,7 +39,8 @@ class Verbs(TyperGroup):
         except Exception as error:
             from stream_vlm_ros.errors import StreamVlmError
 
-            if not isinstance(error, StreamVlmError):
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if not isinstance(error, StreamVlmError) and not full:
                 raise
             print(f"stream-vlm: {error}", file=sys.stderr)
             raise typer.Exit(UNUSABLE) from error

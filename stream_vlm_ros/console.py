@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import re
+import sys
+
 from rich.console import Console
 
 WIDTH_OF_FILES = 110  # columns when the output is no terminal
@@ -32,9 +36,49 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
+def print_anything() -> None:
+    """Let stdout and stderr take every text: what their encoding lacks is written as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def visible(text: str) -> str:
+    """``text`` with a dot for what is no text: control characters, half a surrogate pair, and what
+    would turn the order of the characters around it."""
+    return "".join("·" if _invisible(c) else c for c in text)
+
+
+def _invisible(c: str) -> bool:
+    code = ord(c)
+    return (
+        (code < 32 and c not in "\n\t")
+        or 0x7F <= code < 0xA0
+        or 0x202A <= code <= 0x202E
+        or 0x2066 <= code <= 0x2069
+        or 0xD800 <= code <= 0xDFFF
+        or code & 0xFFFE == 0xFFFE
+    )
+
+
 def printable(text: str) -> str:
     """``text`` with a dot for every character that steers a terminal or cannot be shown."""
     return "".join(c if (c.isprintable() and c != "\ufffd") or c in "\n\t" else "·" for c in text)
+
+
+_INSIDE = re.compile(r"[\\`*\[\]|~#$]|(?<![^\W_])_|_(?![^\W_])")
+_AT_START = re.compile(r"(?:[-+=:]|\d{1,9}[.)])(?=[-+=:\s]|$)")
+
+
+def markdown(text: str) -> str:
+    """``text`` as one line of Markdown that shows it as it is: nothing in it is markup."""
+    text = " ".join(visible(text).split())
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = _INSIDE.sub(lambda found: "\\" + found[0], text)
+    if start := _AT_START.match(text):
+        text = f"{text[: start.end() - 1]}\\{text[start.end() - 1 :]}"
+    # What some renderers make links of by themselves, and mentions.
+    return text.replace("://", "&#58;//").replace("www.", "www&#46;").replace("@", "&#64;")
 
 
 def one_line(text: str, longest: int = 280) -> str:
@@ -45,6 +89,7 @@ def one_line(text: str, longest: int = 280) -> str:
 
 def make_console() -> Console:
     """The terminal, or plain text of a fixed width where there is none."""
+    print_anything()
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=WIDTH_OF_FILES)

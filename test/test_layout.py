@@ -24,7 +24,7 @@ MODULE = ROOT / "stream_vlm_ros"
 # Imports point down only; rooms on one floor do not know each other.
 FLOORS = [
     ("errors", "console", "machine"),
-    ("setting", "processes"),
+    ("setting", "processes", "owned"),
     ("config",),
     ("engine",),
     ("history", "sources"),

@@ -21,10 +21,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from stream_vlm_ros.owned import check, mark
 from stream_vlm_ros.world.draw import glyph_atlas
 from training.config import model_config, save_settings
 from training.network import Network
 from training.rows import SIZES, RowMaker
+
+TRAINING = "training of the small model"  # in the mark of its folder
 
 
 class Rows(torch.utils.data.Dataset):
@@ -263,6 +266,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     parse.add_argument("--profile", action="store_true", help="time the parts of a step and stop")
     args = parse.parse_args(argv)
+    check(args.out, TRAINING, known=lambda folder: (folder / "moments.pt").is_file(), link=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    mark(args.out, TRAINING)
     torch.set_float32_matmul_precision("high")
     torch._dynamo.config.cache_size_limit = 64
     began = time.time()

@@ -25,11 +25,13 @@ from stream_vlm_ros.demo.defaults import default_source, default_video
 from stream_vlm_ros.demo.settings import DEMO
 from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
 from stream_vlm_ros.factory import default_model
+from stream_vlm_ros.owned import check, mark
 from stream_vlm_ros.processes.children import Processes
 from stream_vlm_ros.processes.graph import own_graph, ros_arguments
 from stream_vlm_ros.sources import Source, open_source, parse_size
 
 NODE_NAME = "stream_vlm"
+LOGS = "logs of the demo"  # in the folder's mark
 FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130
 SETTINGS = [row for row in Settings.table().values() if "demo" in row.verbs]
 
@@ -78,11 +80,10 @@ def main(arguments: list[str] | None = None) -> int:
         if video == "real":
             video = str(default_video())
         source = open_source(video, size=parse_size(options.size))
+        logs = _log_folder(options.logs)
     except StreamVlmError as error:
         print(f"demo: {error}", file=sys.stderr)
         return UNUSABLE
-    logs = Path(options.logs or tempfile.mkdtemp(prefix="stream_vlm_demo_"))
-    logs.mkdir(parents=True, exist_ok=True)
     status = FAILED
     try:
         status = _run(options, video, source, logs, console)
@@ -92,8 +93,23 @@ def main(arguments: list[str] | None = None) -> int:
         if options.logs is None and status in (0, INTERRUPTED):
             shutil.rmtree(logs, ignore_errors=True)
         elif status == FAILED:
-            console.print(f"The logs of the processes are in {logs}", soft_wrap=True)
+            console.print(Text(f"The logs of the processes are in {logs}"), soft_wrap=True)
     return status
+
+
+def _log_folder(named: str | None) -> Path:
+    """The folder of the logs, made; one that the user named may hold other files, but no logs of
+    anybody else's."""
+    if named is None:
+        return Path(tempfile.mkdtemp(prefix="stream_vlm_demo_"))
+    logs = Path(named)
+    check(logs, LOGS, ("*.log", "ros"), link=True)
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+        mark(logs, LOGS)
+    except OSError as error:
+        raise InvalidParameterError(f"--logs {logs} cannot be used: {error}") from error
+    return logs
 
 
 def _interrupt() -> None:

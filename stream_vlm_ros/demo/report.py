@@ -13,6 +13,7 @@ from stream_vlm_ros.console import (
     make_console,
     one_line,
     plural,
+    printable,
 )
 
 MARGIN = 10  # columns in front of questions and answers, where the time stands
@@ -108,20 +109,22 @@ class Report:
         self.exchanges.append(exchange)
         out = self.console
         time = f"{exchange.at:6.1f} s  "
-        question = Text(exchange.question, style="bold")
+        question = Text(printable(exchange.question), style="bold")
         if exchange.choices:
-            question.append(f"  ({' / '.join(exchange.choices)})", style="not bold dim")
+            choices = printable(" / ".join(exchange.choices))
+            question.append(f"  ({choices})", style="not bold dim")
         self._print(Text(time, style="dim"), question)
         if exchange.error:
             self.fail(f"the question {exchange.question!r} was not answered: {exchange.error}")
-            self._print(Text(" " * MARGIN), Text(f"not answered: {exchange.error}", style="red"))
+            error = printable(exchange.error)
+            self._print(Text(" " * MARGIN), Text(f"not answered: {error}", style="red"))
         else:
             marks = {True: Text("right  ", "green"), False: Text("wrong  ", "red"), None: Text("")}
             if exchange.judged:
                 marks[None] = Text("not judged, more was seen meanwhile  ", "yellow")
             answer = Text(one_line(exchange.answer) or "(no words)", style="cyan")
             if exchange.right is False:
-                answer.append(f"   it was: {exchange.truth}", style="not bold dim")
+                answer.append(f"   it was: {printable(exchange.truth)}", style="not bold dim")
             self._print(Text(" " * MARGIN), Text.assemble(marks[exchange.right], answer))
             self._print(Text(" " * MARGIN), Text(self._figures(exchange), style="dim"))
         out.print()
@@ -154,7 +157,7 @@ class Report:
         for label, text in self.summary_rows():
             self._print(Text(f"{label:<{MARGIN}}"), Text(text))
         for reason in self.failures:
-            self.console.print(Text(f"Failed: {reason}", style="red"), soft_wrap=True)
+            self.console.print(Text(f"Failed: {printable(reason)}", style="red"), soft_wrap=True)
 
     def summary_rows(self) -> list[tuple[str, str]]:
         """The summary as (label, sentence)."""

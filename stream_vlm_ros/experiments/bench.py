@@ -97,11 +97,11 @@ class Bench:
     def progress(self, what: str, total: int | None) -> Iterator[Any]:
         """A bar on terminals; call what is yielded with a text after each step."""
         bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[state]}", style="dim"),
+            TextColumn("{task.fields[state]}", style="dim", markup=False),
             console=self.screen,
             transient=True,
             disable=not self.screen.is_terminal,

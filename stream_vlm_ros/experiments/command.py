@@ -51,7 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, value in vars(options).items()
         if name not in ("experiment", "out")
     }
-    record = Record(options.experiment, module.TITLE, Path(options.out), settings)
+    try:
+        record = Record(options.experiment, module.TITLE, Path(options.out), settings)
+    except StreamVlmError as error:
+        print(f"stream-vlm: {error}", file=sys.stderr)
+        return UNUSABLE
     bench = Bench(options, record, screen)
     status, kept = BROKEN, True
     before = _interrupt_on(signal.SIGTERM)  # a time limit's way to end it

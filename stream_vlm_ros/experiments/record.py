@@ -5,12 +5,14 @@ from __future__ import annotations
 import datetime
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from stream_vlm_ros.errors import InvalidParameterError
+from stream_vlm_ros.owned import write_whole
 
 RUNNING, PASSED, FAILED, BROKEN = "running", "passed", "failed", "broken off"
 
@@ -68,10 +70,23 @@ class Record:
 
     def __post_init__(self) -> None:
         self._begin = self._written = time.monotonic()
+        self.earlier = self._of_before()
+
+    def _of_before(self) -> dict[str, Any]:
+        """The record in the place of this one; InvalidParameterError if that is no record."""
+        files = [self.path, self.path.with_suffix(".md"), *self.folder.glob(f"{self.experiment}-*")]
+        if not any(file.exists() for file in files):
+            return {}
         try:
-            self.earlier: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            self.earlier = {}
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict) or found.get("experiment") != self.experiment:
+            raise InvalidParameterError(
+                f"{self.folder} holds {self.experiment}.json or what goes with it, and it is no "
+                "record of this experiment: it is left as it is. Name another folder with --out."
+            )
+        return found
 
     @property
     def path(self) -> Path:
@@ -101,20 +116,18 @@ class Record:
             status = FAILED if failed else PASSED
         self.status = status
         self.save()
-        self.folder.joinpath(f"{self.experiment}.md").write_text(self.markdown(), encoding="utf-8")
+        write_whole(self.path.with_suffix(".md"), self.markdown().encode("utf-8", "replace"))
         return status
 
     def save(self) -> None:
         """Write the JSON, whole or not at all."""
         self.seconds = round(time.monotonic() - self._begin, 3)
         self.folder.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_suffix(".json.part")
         fields = _plain(self._fields())
         rows = ",\n".join(f"  {json.dumps(row)}" for row in fields.pop("rows"))
         # One row a line: a reader and a diff see what is there.
         text = json.dumps(fields, indent=1).removesuffix("\n}") + f',\n "rows": [\n{rows}\n ]\n}}\n'
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, self.path)
+        write_whole(self.path, text.encode())
         self._written = time.monotonic()
 
     def _fields(self) -> dict[str, Any]:
@@ -176,9 +189,12 @@ class Record:
         except ImportError:
             self.note("No plots: matplotlib is not installed.")
             return
-        figure, axes = pyplot.subplots(figsize=size, layout="constrained")
+        plain = {"text.usetex": False, "text.parse_math": False}  # a $ in a name is a $
+        with matplotlib.rc_context(plain):
+            figure, axes = pyplot.subplots(figsize=size, layout="constrained")
         try:
-            draw(figure, axes)
+            with matplotlib.rc_context(plain):
+                draw(figure, axes)
             self.folder.mkdir(parents=True, exist_ok=True)
             file = f"{self.experiment}-{name}.png"
             figure.savefig(self.folder / file, dpi=130)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import io
 import os
 import re
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from stream_vlm_ros.engine.picture_sizes import HIGHEST_MEGAPIXELS, PictureLimit, open_picture
+from stream_vlm_ros.owned import open_regular, write_all
 
 SUFFIXES = {"jpeg": "jpg", "png": "png"}
-_NAME = re.compile(r"(\d{9,})\.(jpg|png)")
+_GROUP = re.compile(r"\d{6,}", re.ASCII)
+_NAME = re.compile(r"(\d{9,18})\.(jpg|png)", re.ASCII)
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 _FRAMES_A_FOLDER = 1000
 
 
@@ -32,12 +36,15 @@ def encode(image: np.ndarray, form: str, quality: int) -> bytes:
 
 
 def decode(data: bytes, width: int, height: int) -> np.ndarray:
-    """The picture, uint8 RGB ``[height, width, 3]``; OSError, ValueError or InvalidImageError if it
-    is damaged, or announces another size."""
-    picture = open_picture(data, PictureLimit(HIGHEST_MEGAPIXELS))
-    if picture.size != (width, height):
-        raise ValueError(f"it announces {picture.width}x{picture.height}, not {width}x{height}")
-    return np.array(picture.convert("RGB"))
+    """The picture, uint8 RGB ``[height, width, 3]``; ValueError if it is damaged or of another
+    size, which its header says before anything is decoded."""
+    try:
+        picture = open_picture(data, PictureLimit(HIGHEST_MEGAPIXELS))
+        if picture.size == (width, height):
+            return np.array(picture.convert("RGB"))
+    except Exception as error:  # Pillow's decoders raise anything, a broken PNG a SyntaxError
+        raise ValueError(str(error)) from error
+    raise ValueError(f"it announces {picture.width}x{picture.height}, not {width}x{height}")
 
 
 class Pictures(ABC):
@@ -61,42 +68,90 @@ class Pictures(ABC):
 
 
 class PictureFolder(Pictures):
-    """Files ``000012/000012345.jpg`` under a folder; other files in it are not touched."""
+    """Files ``000012/000012345.jpg`` under a folder, for their owner's eyes alone.
+
+    Files of other names in it are not touched, and no link below ``folder`` is followed: where one
+    bears a name of ours, OSError.
+    """
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._made: Path | None = None
 
     def write(self, number: int, suffix: str, data: bytes) -> None:
-        path = self._path(number, suffix)
-        if path.parent != self._made:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._made = path.parent
-        path.write_bytes(data)
+        group, name = _place(number, suffix)
+        with self._opened(group, make=True) as parent:
+            file = os.open(name, _NEW, 0o600, dir_fd=parent)  # refused where something is
+            try:
+                write_all(file, data)
+            except BaseException:
+                os.unlink(name, dir_fd=parent)
+                raise
+            finally:
+                os.close(file)
 
     def read(self, number: int, suffix: str) -> bytes:
-        return self._path(number, suffix).read_bytes()
+        group, name = _place(number, suffix)
+        with self._opened(group) as parent, os.fdopen(open_regular(name, dir_fd=parent), "rb") as f:
+            return f.read()
 
     def delete(self, number: int, suffix: str) -> None:
-        path = self._path(number, suffix)
-        path.unlink(missing_ok=True)
-        if path.parent != self._made:
-            with suppress(OSError):  # not empty yet
-                path.parent.rmdir()
+        group, name = _place(number, suffix)
+        try:
+            with self._opened(group) as parent:
+                os.unlink(name, dir_fd=parent)
+        except FileNotFoundError:
+            return
+        with suppress(OSError), self._opened() as pictures:  # not empty yet
+            os.rmdir(group, dir_fd=pictures)
 
     def scan(self) -> Iterator[tuple[int, str, int]]:
-        if not self._folder.is_dir():
+        try:
+            with self._opened() as pictures:
+                groups = sorted(name for name in os.listdir(pictures) if _GROUP.fullmatch(name))
+        except FileNotFoundError:
             return
-        for folder in sorted(path for path in self._folder.iterdir() if path.is_dir()):
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    match = _NAME.fullmatch(entry.name)
-                    if match and self._path(int(match[1]), match[2]).parent == folder:
-                        yield int(match[1]), match[2], entry.stat().st_size
+        for group in groups:
+            with self._opened(group) as parent:
+                names = [m for name in os.listdir(parent) if (m := _NAME.fullmatch(name))]
+                for match in names:
+                    number, suffix = int(match[1]), match[2]
+                    if _place(number, suffix) != (group, match[0]):
+                        continue
+                    found = os.stat(match[0], dir_fd=parent, follow_symlinks=False)
+                    if not stat.S_ISREG(found.st_mode):
+                        raise OSError(
+                            f"{self._folder / group / match[0]} is not a plain file: a link, say"
+                        )
+                    yield number, suffix, found.st_size
 
-    def _path(self, number: int, suffix: str) -> Path:
-        group = f"{number // _FRAMES_A_FOLDER:06d}"
-        return self._folder / group / f"{number:09d}.{suffix}"
+    @contextmanager
+    def _opened(self, group: str | None = None, make: bool = False) -> Iterator[int]:
+        """A descriptor of the folder of pictures, or of a group's in it."""
+        with ExitStack() as stack:
+            # The store's own folder may be a link that its user named; what is in it may not.
+            folder = _open_folder(self._folder.parent, None, 0, stack)
+            for name in (self._folder.name, group):
+                if name is None:
+                    continue
+                if make:
+                    with suppress(FileExistsError):
+                        os.mkdir(name, 0o700, dir_fd=folder)
+                folder = _open_folder(name, folder, os.O_NOFOLLOW, stack)
+            yield folder
+
+
+def _open_folder(name: str | Path, parent: int | None, flags: int, stack: ExitStack) -> int:
+    try:
+        folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | flags, dir_fd=parent)
+    except NotADirectoryError as error:
+        raise OSError(f"{name} is not a plain folder: a link, say") from error
+    stack.callback(os.close, folder)
+    return folder
+
+
+def _place(number: int, suffix: str) -> tuple[str, str]:
+    """The names of a picture's folder and file."""
+    return f"{number // _FRAMES_A_FOLDER:06d}", f"{number:09d}.{suffix}"
 
 
 class PicturesInMemory(Pictures):

@@ -4,26 +4,33 @@ A picture is written first, then its row; a row is deleted first, then its pictu
 at any moment every row has its picture, and a picture without a row is removed when the store is
 opened. The index is written ahead (SQLite's WAL): a killed process loses nothing that was
 committed; when the power fails the last seconds may be missing, never the rest.
+
+A folder is taken for a store by its mark alone (`stream_vlm_ros.owned`), or by the index that a
+version before the mark has left in it. Rows and pictures carry checksums: what a store gives back
+is what was put in.
 """
 
 from __future__ import annotations
 
-import fcntl
+import logging
 import math
+import os
+import shutil
 import sqlite3
+import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import astuple, dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 
 from stream_vlm_ros.engine.picture_sizes import MAX_DECODED_MEGAPIXELS, PictureLimit
 from stream_vlm_ros.errors import (
     FrameStoreError,
-    InvalidImageError,
     InvalidParameterError,
     InvalidTimestampError,
     PictureLostError,
@@ -37,8 +44,12 @@ from stream_vlm_ros.history.pictures import (
     decode,
     encode,
 )
+from stream_vlm_ros.owned import NotOursError, check, held, kind_of, open_regular
 
-VERSION = 1
+log = logging.getLogger(__name__)
+
+KIND = "frame store"  # in the folder's mark
+VERSION = 2
 DEFAULT_MAX_BYTES = 4 * 1024**3
 DEFAULT_MAX_SECONDS = 24 * 3600.0
 
@@ -52,14 +63,25 @@ CREATE TABLE frames (
     suffix TEXT NOT NULL,
     size INTEGER NOT NULL,
     importance REAL NOT NULL,
-    star INTEGER NOT NULL
+    star INTEGER NOT NULL,
+    picture_sum INTEGER,
+    row_sum INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX frames_by_stamp ON frames (stamp);
 CREATE INDEX frames_star ON frames (id) WHERE star;
+CREATE TABLE epochs (first INTEGER PRIMARY KEY); -- first frame of each epoch after the first
 """
-# Id of the first frame of each epoch after the first.
-_EPOCHS = "CREATE TABLE IF NOT EXISTS epochs (first INTEGER PRIMARY KEY)"
+# Version 1 had neither checksums nor epochs; the pictures that it kept have no checksum.
+_FROM_VERSION_1 = """
+ALTER TABLE frames ADD COLUMN picture_sum INTEGER;
+ALTER TABLE frames ADD COLUMN row_sum INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE IF NOT EXISTS epochs (first INTEGER PRIMARY KEY);
+"""
 _COLUMNS = "id, stamp, source, width, height, suffix, size, importance, star"
+_SUMS = "picture_sum, row_sum"
+_EPOCHS = ("table", "epochs")
+_PARTS = {("table", "frames"), ("index", "frames_by_stamp"), ("index", "frames_star"), _EPOCHS}
+_INDEX = "index.sqlite"
 _ROW_BYTES = 256  # a row with its places in the indices
 _BLOCK = 4096
 
@@ -104,7 +126,8 @@ class FrameStore:
     its room is needed, and is no longer found.
 
     Args:
-        folder: made if it is missing; what a store left there is taken up again. None: in memory.
+        folder: made if it is missing; what a store left there is taken up again. A folder that
+            holds anything else is refused. None: in memory.
         form: jpeg, or png (lossless, larger, slower).
         quality: of JPEG, 1 to 95.
         max_bytes: pictures in whole blocks of the disk, and their rows.
@@ -138,68 +161,131 @@ class FrameStore:
         self.form, self.quality = form, quality
         self.max_bytes, self.max_seconds = max_bytes, max_seconds
         self._limit = PictureLimit(max_decoded_megapixels)
-        self._lock: IO[str] | None = None
         self._pictures: Pictures
-        if self.folder is None:
-            self._pictures = PicturesInMemory()
-            self._db = self._connect(":memory:")
-        else:
-            self._lock = _lock(self.folder)
-            self._pictures = PictureFolder(self.folder / "pictures")
-            self._db = self._connect(str(self.folder / "index.sqlite"))
-        self._reconcile()
-        self._look()
+        with ExitStack() as opening:
+            if self.folder is None:
+                self._pictures = PicturesInMemory()
+                path = ":memory:"
+            else:
+                opening.enter_context(_taken(self.folder))
+                self._pictures = PictureFolder(self.folder / "pictures")
+                path = str(self.folder / _INDEX)
+            self._path = path
+            try:
+                # One thread at a time, but not always the one that opened it.
+                self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+                opening.callback(self._db.close)
+                self._settle_index()
+                self._look()
+            except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
+                raise FrameStoreError(
+                    f"the index of kept frames {path} cannot be used: {error}. {_START_OVER}"
+                ) from error
+            self._open = opening.pop_all()
 
-    def _connect(self, path: str) -> sqlite3.Connection:
-        try:
-            # One thread at a time, but not always the one that opened it.
-            db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = NORMAL")
-            db.execute("PRAGMA journal_size_limit = 1048576")
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
-                version = VERSION
-            if version == VERSION:
-                db.execute(_EPOCHS)
-        except sqlite3.Error as error:
+    def _settle_index(self) -> None:
+        """Make the index, or bring it up to date and make it agree with the pictures."""
+        db = self._db
+        # What is no text is dropped by its checksum, not by an error in the middle of a search.
+        db.text_factory = lambda data: data.decode("utf-8", "replace")
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA journal_size_limit = 1048576")
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, 1, VERSION):
             raise FrameStoreError(
-                f"the index of kept frames {path} cannot be used: {error}. Move it away to start "
-                "anew"
-            ) from error
-        if version != VERSION:
-            raise FrameStoreError(
-                f"{path} was written by another version ({version}; this one writes {VERSION}): "
-                "choose another folder"
+                f"{self._path} was written by another version ({version}; this one writes "
+                f"{VERSION}): choose another folder"
             )
-        return db
+        pictures = list(self._pictures.scan())
+        if version == 0 and (pictures or _parts_of(db)):
+            raise FrameStoreError(
+                f"the index of kept frames {self._path} is empty, but there are pictures or "
+                f"tables: it is not what a store has left. {_START_OVER}"
+            )
+        if version == 0:
+            # On the disk before the first picture is: pictures without an index are refused.
+            db.execute("PRAGMA synchronous = FULL")
+            db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+        else:
+            self._check_index()
+        if version == 1:
+            self._update_from_version_1()
+        db.execute("PRAGMA synchronous = NORMAL")
+        self._reconcile(pictures)
 
-    def _reconcile(self) -> None:
-        """Make rows and pictures agree again after a crash."""
-        rows = {
-            (number, suffix): size
-            for number, suffix, size in self._db.execute("SELECT id, suffix, size FROM frames")
-        }
-        for number, suffix, size in list(self._pictures.scan()):
+    def _check_index(self) -> None:
+        """Raise FrameStoreError for an index that is damaged beyond SQLite's repair."""
+        if not _is_index(self._db):
+            raise FrameStoreError(
+                f"the index of kept frames {self._path} holds other tables. {_START_OVER}"
+            )
+        fault = self._fault()
+        if fault:  # a search order can be made again from the rows; they themselves cannot
+            self._db.execute("REINDEX")
+            fault = self._fault()
+        if fault:
+            raise FrameStoreError(
+                f"the index of kept frames {self._path} is damaged: {fault}. {_START_OVER}"
+            )
+
+    def _fault(self) -> str:
+        found = self._db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        return "" if found == "ok" else " ".join(str(found).split())
+
+    def _update_from_version_1(self) -> None:
+        with self._transaction():
+            for statement in filter(str.strip, _FROM_VERSION_1.split(";")):
+                self._db.execute(statement)
+            sums = [
+                (_row_sum(row, None), row[0])
+                for row in self._db.execute(f"SELECT {_COLUMNS} FROM frames")
+                if _is_sound(row)
+            ]
+            self._db.executemany("UPDATE frames SET row_sum = ? WHERE id = ?", sums)
+            self._db.execute(f"PRAGMA user_version = {VERSION}")
+
+    def _reconcile(self, pictures: list[tuple[int, str, int]]) -> None:
+        """Make rows and pictures agree again after a crash, or after damage."""
+        damaged, rows = [], {}
+        if self.folder is not None and not os.path.lexists(self.folder / "pictures"):
+            count = self._db.execute("SELECT COUNT(*) FROM frames").fetchone()[0]
+            if count:  # on a disk that is not there, say
+                raise FrameStoreError(
+                    f"{self.folder} knows of {count} frames, but its folder of pictures is "
+                    "missing: put it back, or name another folder"
+                )
+        for *row, picture_sum, row_sum in self._db.execute(
+            f"SELECT {_COLUMNS}, {_SUMS} FROM frames"
+        ):
+            if _is_sound(row) and row_sum == _row_sum(row, picture_sum):
+                rows[row[0], row[5]] = row[6]
+            else:
+                damaged.append(row[0])
+        for number, suffix, size in pictures:
             if rows.get((number, suffix)) == size:
                 del rows[number, suffix]
             else:
                 self._pictures.delete(number, suffix)
+        gone = [number for number, _ in rows]
+        if damaged or gone:
+            log.warning(
+                "%s: frames given up: %d without their picture, %d with a damaged row",
+                self.folder, len(gone), len(damaged),
+            )  # fmt: skip
         with self._transaction():
-            self._db.executemany("DELETE FROM frames WHERE id = ?", [(n,) for n, _ in rows])
+            self._db.executemany(
+                "DELETE FROM frames WHERE id = ?", [(number,) for number in gone + damaged]
+            )
 
     def _look(self) -> None:
         """Take count, bytes and ends from the index."""
-        self._count, last, blocks = self._db.execute(
+        self._count, last, blocks = self._execute(
             f"SELECT COUNT(*), MAX(id), COALESCE(SUM((size + {_BLOCK - 1}) / {_BLOCK}), 0) "
             "FROM frames"
         ).fetchone()
-        self._epoch = self._db.execute("SELECT COALESCE(MAX(first), 0) FROM epochs").fetchone()[0]
-        self._db.execute("DROP VIEW IF EXISTS temp.present")
-        self._db.execute(
-            f"CREATE TEMP VIEW present AS SELECT * FROM frames WHERE id >= {self._epoch}"
-        )
+        self._epoch = self._execute("SELECT COALESCE(MAX(first), 0) FROM epochs").fetchone()[0]
+        self._execute("DROP VIEW IF EXISTS temp.present")
+        self._execute(f"CREATE TEMP VIEW present AS SELECT * FROM frames WHERE id >= {self._epoch}")
         self._next = self._epoch if last is None else max(last + 1, self._epoch)
         self._bytes = blocks * _BLOCK + self._count * _ROW_BYTES
         newest = self.newest(1)
@@ -245,8 +331,8 @@ class FrameStore:
 
     def ids_between(self, start: float, end: float) -> tuple[int, int] | None:
         """First and last id of the frames with ``start <= stamp <= end``, None without any."""
-        first, last = self._db.execute(
-            "SELECT MIN(id), MAX(id) FROM present WHERE stamp BETWEEN ? AND ?", (start, end)
+        first, last = self._execute(
+            "SELECT MIN(id), MAX(id) FROM present WHERE stamp BETWEEN ? AND ?", start, end
         ).fetchone()
         return None if first is None else (first, last)
 
@@ -259,9 +345,9 @@ class FrameStore:
     @property
     def first_regular_id(self) -> int:
         """Id from which on no frame was forgotten for want of room (stars can be older)."""
-        first = self._db.execute("SELECT MIN(id) FROM present WHERE NOT star").fetchone()[0]
+        first = self._execute("SELECT MIN(id) FROM present WHERE NOT star").fetchone()[0]
         if first is None:
-            first = self._db.execute("SELECT MIN(id) FROM present").fetchone()[0]
+            first = self._execute("SELECT MIN(id) FROM present").fetchone()[0]
         return self._next if first is None else first
 
     def load(self, frame: KeptFrame) -> np.ndarray:
@@ -271,14 +357,18 @@ class FrameStore:
             PictureLostError: it is gone or damaged.
             FrameStoreError: it is larger than max_decoded_megapixels; it stays where it is.
         """
+        wanted = self._execute("SELECT picture_sum FROM frames WHERE id = ?", frame.id).fetchone()
         try:
+            if wanted is None:
+                raise ValueError("it was forgotten")
             self._limit.check(frame.width, frame.height, f"the kept frame {frame.id}")
+            data = self._pictures.read(frame.id, frame.suffix)
+            if wanted[0] is not None and zlib.crc32(data) != wanted[0]:
+                raise ValueError("its file was changed")
+            return decode(data, frame.width, frame.height)
         except PictureTooLargeError as error:
             raise FrameStoreError(f"{error}: raise it, or choose another folder") from error
-        try:
-            data = self._pictures.read(frame.id, frame.suffix)
-            return decode(data, frame.width, frame.height)
-        except (OSError, ValueError, SyntaxError, InvalidImageError) as error:  # PIL's, and ours
+        except (OSError, ValueError) as error:
             raise PictureLostError(
                 f"the picture of frame {frame.id} ({frame.stamp:.3f} s) is lost: {error}"
             ) from error
@@ -319,33 +409,37 @@ class FrameStore:
         data = encode(image, self.form, self.quality)
         height, width, _ = image.shape
         suffix = SUFFIXES[self.form]
+        source = source.encode("utf-8", "backslashreplace").decode()  # a file's name may be no text
         frame = KeptFrame(
-            self._next, stamp, source, width, height, suffix, len(data), importance, star
-        )
+            self._next, float(stamp), source, width, height, suffix, len(data), float(importance),
+            bool(star),
+        )  # fmt: skip
+        written = False
         try:
             self._pictures.write(frame.id, suffix, data)
+            written = True
             with self._transaction():
-                self._insert(frame)
+                self._insert(frame, zlib.crc32(data))
                 if no_star is not None:
                     self._db.execute("UPDATE frames SET star = 0 WHERE id = ?", (no_star,))
                 gone = self._excess(frame)
                 self._db.executemany("DELETE FROM frames WHERE id = ?", [(f.id,) for f in gone])
-        except (OSError, sqlite3.Error) as error:
-            self._pictures.delete(frame.id, suffix)
+        except (OSError, FrameStoreError) as error:
+            if written:
+                self._delete([frame])
             raise FrameStoreError(f"the frame cannot be kept in {self.folder}: {error}") from error
         self._next += 1
         self._newest = frame
         self._count += 1 - len(gone)
         self._bytes += frame.cost - sum(f.cost for f in gone)
-        for old in gone:
-            self._pictures.delete(old.id, old.suffix)
+        self._delete(gone)
         return frame, [old.id for old in gone]
 
     def forget(self, frame: KeptFrame) -> None:
         """Drop one frame, such as one whose picture is lost."""
         with self._transaction():
             self._db.execute("DELETE FROM frames WHERE id = ?", (frame.id,))
-        self._pictures.delete(frame.id, frame.suffix)
+        self._delete([frame])
         upcoming = self._next
         self._look()
         self._next = upcoming
@@ -373,19 +467,17 @@ class FrameStore:
         return forgotten
 
     def clear(self) -> None:
-        """Drop all frames, those of earlier epochs too; ids begin anew."""
+        """Drop all frames, those of earlier epochs too; ids begin again."""
+        frames = self._find("", table="frames")
         with self._transaction():
             self._db.execute("DELETE FROM frames")
             self._db.execute("DELETE FROM epochs")
-        for number, suffix, _ in list(self._pictures.scan()):
-            self._pictures.delete(number, suffix)
+        self._delete(frames)
         self._look()
 
     def close(self) -> None:
         """Give the files back; what is kept in a folder stays there."""
-        self._db.close()
-        if self._lock is not None:
-            self._lock.close()
+        self._open.close()
 
     def __enter__(self) -> FrameStore:
         return self
@@ -395,18 +487,26 @@ class FrameStore:
 
     # -- inside ------------------------------------------------------------------------------
 
-    def _insert(self, f: KeptFrame) -> None:
-        self._db.execute(
-            f"INSERT INTO frames ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (f.id, f.stamp, f.source, f.width, f.height, f.suffix, f.size, f.importance, f.star),
-        )
+    def _insert(self, frame: KeptFrame, picture_sum: int) -> None:
+        row = astuple(frame)
+        values = (*row, picture_sum, _row_sum(row, picture_sum))
+        marks = ", ".join("?" * len(values))
+        self._db.execute(f"INSERT INTO frames ({_COLUMNS}, {_SUMS}) VALUES ({marks})", values)
+
+    def _delete(self, frames: Iterable[KeptFrame]) -> None:
+        """Delete the pictures of frames whose rows are gone; a picture that resists is taken away
+        when the store is opened next."""
+        for frame in frames:
+            with suppress(OSError):
+                self._pictures.delete(frame.id, frame.suffix)
 
     def _excess(self, newest: KeptFrame) -> list[KeptFrame]:
         """What must go once ``newest`` is in: never that one itself."""
         start = newest.stamp - self.max_seconds
         # In an epoch stamps never fall, so no more rows are read than are too old.
-        rows = self._db.execute(f"SELECT {_COLUMNS} FROM present ORDER BY id")
+        rows = self._execute(f"SELECT {_COLUMNS} FROM present ORDER BY id")
         gone = list(takewhile(lambda frame: frame.stamp < start, (KeptFrame(*r) for r in rows)))
+        rows.close()
         total = self._bytes + newest.cost - sum(frame.cost for frame in gone)
         ids = {frame.id for frame in gone}
         looked = -1
@@ -432,33 +532,132 @@ class FrameStore:
 
     def _find(self, clause: str, *values: object, table: str = "present") -> list[KeptFrame]:
         """Frames of the present epoch, or of all of them."""
-        rows = self._db.execute(f"SELECT {_COLUMNS} FROM {table} {clause}", values)
-        return [KeptFrame(*row) for row in rows]
+        rows = self._execute(f"SELECT {_COLUMNS} FROM {table} {clause}", *values).fetchall()
+        return [KeptFrame(*row[:-1], bool(row[-1])) for row in rows]
+
+    def _execute(self, statement: str, *values: object) -> sqlite3.Cursor:
+        try:
+            return self._db.execute(statement, values)
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: sqlite3.Error) -> FrameStoreError:
+        return FrameStoreError(f"the index of kept frames {self._path} cannot be used: {error}")
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
         try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
 
 
-def _lock(folder: Path) -> IO[str]:
-    """An open file that holds the folder's lock; it ends with the process, however that ends."""
+_START_OVER = "Move the folder away, or name another"
+
+
+def _row_sum(row: Iterable[Any], picture_sum: int | None) -> int:
+    """Checksum of a row but for ``star``, which may change."""
+    *values, _ = row
+    return zlib.crc32(repr((*values, picture_sum)).encode("utf-8", "backslashreplace"))
+
+
+def _is_sound(row: Iterable[Any]) -> bool:
+    """Whether every value is of its column's type: SQLite itself keeps anything anywhere."""
+    kinds = (int, float, str, int, int, str, int, float, int)
+    return all(isinstance(value, kind) for value, kind in zip(row, kinds, strict=True))
+
+
+@contextmanager
+def _taken(folder: Path) -> Iterator[None]:
+    """The folder, proved to be a store's, marked, and held against other processes."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "a")  # noqa: SIM115 - held until close
+        new = kind_of(folder) != KIND
+        check(folder, KIND, known=_is_of_version_1, link=True)
+        with held(folder, KIND, 0o700):
+            if new:
+                _remove_old_lock(folder)
+            for suffix in ("-wal", "-shm", "-journal"):
+                with suppress(FileNotFoundError):
+                    os.close(open_regular(folder / f"{_INDEX}{suffix}"))
+            # SQLite gives its other files the permissions of this one.
+            index = open_regular(folder / _INDEX, os.O_RDWR | os.O_CREAT, 0o600)
+            if os.fstat(index).st_size == 0:
+                _make_pictures(folder)
+            os.close(index)
+            yield
+    except NotOursError as error:
+        raise FrameStoreError(str(error)) from error
     except OSError as error:
         raise FrameStoreError(f"the folder {folder} cannot be used: {error}") from error
+
+
+def _make_pictures(folder: Path) -> None:
+    """Their folder, on the disk before the index that a store without it is refused for."""
+    with suppress(FileExistsError):
+        os.mkdir(folder / "pictures", 0o700)
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        raise FrameStoreError(
-            f"{folder} is in use by another process: give each its own folder"
-        ) from error
-    return lock
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _remove_old_lock(folder: Path) -> None:
+    """Versions before the mark locked an empty file of this name."""
+    with suppress(OSError):
+        if os.lstat(folder / "lock").st_size == 0:
+            os.unlink(folder / "lock")
+
+
+def _is_of_version_1(folder: Path) -> bool:
+    """Whether the index in ``folder`` is one of ours, from before there were marks.
+
+    A copy of it is looked at: SQLite changes what it opens.
+    """
+    names = [f"{_INDEX}{suffix}" for suffix in ("", "-wal")]
+    with tempfile.TemporaryDirectory(prefix="stream_vlm_index_") as copy:
+        try:
+            for name in names:
+                with suppress(FileNotFoundError), open(open_regular(folder / name), "rb") as file:
+                    if name == _INDEX and not _may_be_ours(file.read(100), os.fstat(file.fileno())):
+                        return False
+                    file.seek(0)
+                    with open(Path(copy, name), "wb") as out:
+                        shutil.copyfileobj(file, out)
+            db = sqlite3.connect(f"file:{copy}/{_INDEX}?mode=rw", uri=True)
+            try:
+                return _is_index(db)
+            finally:
+                db.close()
+        except (OSError, sqlite3.Error, UnicodeDecodeError):  # of a damaged column's name
+            return False
+
+
+def _may_be_ours(header: bytes, found: os.stat_result) -> bool:
+    """By the header of SQLite's file format: an index that was never written back is one page."""
+    version = int.from_bytes(header[60:64], "big")
+    return header.startswith(b"SQLite format 3\0") and (
+        version in (1, VERSION) or (version == 0 and found.st_size <= 65536)
+    )
+
+
+def _is_index(db: sqlite3.Connection) -> bool:
+    """Whether it holds our tables and nothing else."""
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version not in (1, VERSION):
+        return False
+    sums = f", {_SUMS}" if version == VERSION else ""
+    parts = _parts_of(db) if version == VERSION else _parts_of(db) | {_EPOCHS}
+    columns = [column[1] for column in db.execute("PRAGMA table_info(frames)")]
+    return parts == _PARTS and columns == f"{_COLUMNS}{sums}".split(", ")
+
+
+def _parts_of(db: sqlite3.Connection) -> set[tuple[str, str]]:
+    return set(db.execute("SELECT type, name FROM sqlite_master"))

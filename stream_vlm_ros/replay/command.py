@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stream_vlm_ros.config import Settings
-from stream_vlm_ros.console import plural
+from stream_vlm_ros.console import plural, printable
 from stream_vlm_ros.errors import InvalidParameterError
 
 from .comparison import compare
@@ -20,7 +20,7 @@ from .rendering import p_value_text, seconds_text, share_text
 from .report import ReportError, read_report
 from .settings import changed
 
-BELOW, INTERRUPTED = 1, 130  # exit statuses
+BELOW, INTERRUPTED = 1, 130  # exit statuses; BELOW also where something could not be written
 
 
 def settings_of(base: Settings, engine: str | None, compared: Sequence[str]) -> list[Settings]:
@@ -40,12 +40,18 @@ def run_job(job: ReplayJob, fail_under: float | None, out: Console) -> int:
     out.print(summary_table(report["runs"]))
     for run in report["runs"]:
         _print_troubles(run, out)
-    _say(out, f"Report: {job.out / 'report.html'}")
+    for name, reason in job.failed.items():
+        _say(out, f"{name} could not be written: {reason}", "red")
+    if "report.json" in job.failed and not job.realtime:
+        journal = job.out / "journal.jsonl"
+        _say(out, f"The answers are in {journal}: the same command takes them from there.")
+    if "report.html" not in job.failed:
+        _say(out, f"Report: {job.out / 'report.html'}")
     if job.interrupted:
         goes_on = "" if job.realtime else " The same command goes on where it was."
         _say(out, f"Interrupted: the report is partial.{goes_on}")
         return INTERRUPTED
-    return BELOW if fails(report, fail_under, out) else 0
+    return BELOW if fails(report, fail_under, out) or job.failed else 0
 
 
 def fails(report: dict[str, Any], fail_under: float | None, out: Console) -> bool:
@@ -75,7 +81,7 @@ def summary_table(runs: Sequence[dict[str, Any]]) -> Table:
         figures = run["summary"]
         ttft, latency = figures["times"]["ttft"], figures["times"]["latency"]
         table.add_row(
-            Text(run["name"]),
+            Text(printable(run["name"])),
             _short_share(figures["accuracy"]),
             seconds_text(ttft and ttft["p50"]),
             seconds_text(latency and latency["p50"]),
@@ -202,4 +208,4 @@ def _without_verdict(run: dict[str, Any]) -> list[str]:
 
 
 def _say(out: Console, text: str, style: str = "") -> None:
-    out.print(Text(text, style=style), soft_wrap=True)
+    out.print(Text(printable(text), style=style), soft_wrap=True)

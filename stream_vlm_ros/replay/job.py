@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -15,25 +17,32 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from stream_vlm_ros.config import Settings
+from stream_vlm_ros.console import printable
 from stream_vlm_ros.errors import InvalidParameterError, SourceNotFoundError, StreamVlmError
 from stream_vlm_ros.factory import load_engine
+from stream_vlm_ros.owned import NotOursError, check, held, write_whole
 from stream_vlm_ros.sources import Frame, Source, open_source
 
-from .journal import Journal, fingerprint
+from .journal import Journal, JournalError, fingerprint
 from .live.realtime import LiveTopic, realtime_run
 from .questions import QuestionSet
-from .rendering import write_report
-from .report import build_report
+from .rendering import noting, write_report
+from .report import KIND, WRITES, build_report, is_report
 from .runner import Replay, Silence
-from .session_bag import SessionBag
+from .session_bag import BAG, SessionBag
 from .settings import as_reported
 
 THUMBNAIL_WIDTH = 320
+THUMBNAILS = "thumbnails"
+JOURNAL = "journal.jsonl"
 
 
 @dataclass
 class ReplayJob:
     """What is replayed, asked and measured, and where the report goes.
+
+    ``out`` is taken if it holds nothing that would be written over, or was made by a replay;
+    everything else is left as it is, and the job is refused.
 
     Args:
         spec: the source, as ``open_source`` takes it; ``options`` go to it.
@@ -72,6 +81,7 @@ class ReplayJob:
                     f"--out is {self.out}, but {place} is a file: name a folder for the report."
                 )
         self.interrupted = False
+        self.failed: dict[str, str] = {}  # what could not be written, and why
         self._make = self.make_engine or load_engine
         if self.attach:
             self.realtime = True
@@ -83,6 +93,34 @@ class ReplayJob:
             raise InvalidParameterError(
                 "--bag goes with the closed loop; in real time use ros2 bag record."
             )
+        self._check_places()
+
+    @property
+    def _bags(self) -> list[Path]:
+        """Where the bags go, one a run."""
+        count = len(self.settings) if self.bag else 0
+        return [self.out / ("bag" if n == 0 else f"bag_{n + 1}") for n in range(count)]
+
+    def _check_places(self) -> None:
+        """Refuse to write over what no replay has made, and over what is replayed itself."""
+        check(self.out, KIND, WRITES, known=is_report, link=True)
+        pictures = self.out / THUMBNAILS
+        if pictures.is_symlink() or (pictures.exists() and not pictures.is_dir()):
+            raise NotOursError(f"{pictures} is no folder of this program: move it away.")
+        written = [pictures, *(self.out / name for name in WRITES), *self._bags]
+        inputs = [Path(self.spec).expanduser(), Path(self.questions.path)]
+        inputs += [Path(s.model_path).expanduser() for s in self.settings if s.model_path]
+        for path in filter(os.path.exists, inputs):
+            real = path.resolve()
+            if self.out.exists() and path.is_dir() and os.path.samefile(path, self.out):
+                raise NotOursError(f"--out is {path}, which is read: name another folder.")
+            for target in written:
+                if target.resolve() in (real, *real.parents):
+                    raise NotOursError(
+                        f"{target} would be written over, but {path} is read: name another --out."
+                    )
+        for folder in self._bags:
+            check(folder, BAG)
 
     def run(self) -> dict[str, Any]:
         """Replay, and write the report; the report. After Ctrl-C it is partial, and
@@ -95,17 +133,25 @@ class ReplayJob:
         source = self._open(self.settings[0])  # what cannot be opened ends it here, before a model
         if source.endless:
             raise InvalidParameterError(f"{self.spec} has no end: say where to stop with --end.")
-        journal = Journal(self.out / "journal.jsonl", self.resume)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(held(self.out, KIND))
+            except OSError as error:
+                raise InvalidParameterError(f"--out {self.out} cannot be used: {error}") from error
+            return self._run_all(source, begin)
+
+    def _run_all(self, source: Source, begin: float) -> dict[str, Any]:
+        journal = Journal(self.out / JOURNAL, self.resume)
         runs: list[dict[str, Any]] = []
         with _Bar(self.console) as bar:
             for number, settings in enumerate(self.settings):
                 source = self._open(settings)
                 runs.append(
-                    self._run_in_real_time(settings, source, bar)
+                    self._run_in_real_time(settings, source, journal, bar)
                     if self.realtime
                     else self._run(number, settings, source, journal, bar)
                 )
-                if self.interrupted:
+                if self.interrupted or runs[-1].get("error", {}).get("code") == JournalError.code:
                     break
         journal.close()
         report = build_report(
@@ -116,7 +162,7 @@ class ReplayJob:
             complete=all(run["complete"] for run in runs) and not self.interrupted,
             wall=time.perf_counter() - begin,
         )
-        write_report(report, self.out)
+        self.failed |= write_report(report, self.out)
         return report
 
     def _run(
@@ -138,12 +184,15 @@ class ReplayJob:
             bar.say(f"{settings.title}: {count} answers taken from the journal")
         with ExitStack() as stack:
             thumbnails = _Thumbnails(
-                self.out, number, lambda record: journal.keep_answer(key, record)
+                self.out, number, lambda record: journal.keep_answer(key, record), self.failed
             )
             listeners: list[Any] = [thumbnails, bar]
             if self.bag:
-                folder = self.out / ("bag" if number == 0 else f"bag_{number + 1}")
-                listeners.append(stack.enter_context(SessionBag(folder)))
+                folder = self._bags[number]
+                name = f"{folder.name}/"
+                listeners.append(
+                    stack.enter_context(_View(lambda: SessionBag(folder), name, self.failed))
+                )
             replay = Replay(
                 settings,
                 self.questions,
@@ -166,10 +215,16 @@ class ReplayJob:
                 failed = {"error": {"code": error.code, "message": str(error)}}
                 return replay.result(source) | failed
         bar.finish()
-        journal.keep_run(key, run)
+        self._keep_run(journal, key, run)
         return run
 
-    def _run_in_real_time(self, settings: Settings, source: Source, bar: _Bar) -> dict[str, Any]:
+    def _keep_run(self, journal: Journal, key: str, run: dict[str, Any]) -> None:
+        with noting(JOURNAL, self.failed):  # the answers are in it, or the report can hold them
+            journal.keep_run(key, run)
+
+    def _run_in_real_time(
+        self, settings: Settings, source: Source, journal: Journal, bar: _Bar
+    ) -> dict[str, Any]:
         end = self.options.get("end") or source.duration
         seconds = f"{end - (self.options.get('start') or 0.0):.0f} s" if end else "until its end"
         if self.attach is None:
@@ -188,6 +243,8 @@ class ReplayJob:
         self.interrupted = not run["complete"]
         if run["complete"]:
             bar.finish()
+        key = fingerprint("real time", as_reported(settings), self._identity(), self.questions.digest)
+        self._keep_run(journal, key, run)  # the node will not say it twice
         return run
 
     def _open(self, settings: Settings) -> Source:
@@ -257,11 +314,60 @@ class _All(Silence):
             listener.on_answer(record, image)
 
 
-class _Thumbnails(Silence):
-    """Writes a small picture of the newest frame at each question, then hands the record on."""
+class _View(Silence):
+    """A listener whose failure is noted and ends it alone: the answers do not depend on it.
 
-    def __init__(self, out: Path, number: int, keep: Callable[[dict[str, Any]], None]) -> None:
-        self._out, self._number, self._keep = out, number, keep
+    Args:
+        make: gives the listener, a context manager.
+        name: what is noted as failed.
+    """
+
+    def __init__(self, make: Callable[[], Any], name: str, failed: dict[str, str]) -> None:
+        self._make, self._name, self._failed = make, name, failed
+        self._stack = ExitStack()
+        self._listener: Any = None
+
+    @property
+    def _works(self) -> bool:
+        return self._name not in self._failed
+
+    def __enter__(self) -> _View:
+        with noting(self._name, self._failed):
+            self._listener = self._stack.enter_context(self._make())
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        with noting(self._name, self._failed):
+            self._stack.__exit__(*exception)
+
+    def _tell(self, told: Callable[[], None]) -> None:
+        if not self._works:
+            return
+        with noting(self._name, self._failed):
+            try:
+                told()
+            except Exception as error:
+                self._stack.__exit__(type(error), error, error.__traceback__)
+                raise
+
+    def on_chunk(self, camera: str, offset_ns: int, frames: list[Frame], entry: dict) -> None:
+        self._tell(lambda: self._listener.on_chunk(camera, offset_ns, frames, entry))
+
+    def on_answer(self, record: dict[str, Any], image: np.ndarray | None) -> None:
+        self._tell(lambda: self._listener.on_answer(record, image))
+
+
+class _Thumbnails(Silence):
+    """Hands the record on, then writes a small picture of the newest frame at the question."""
+
+    def __init__(
+        self,
+        out: Path,
+        number: int,
+        keep: Callable[[dict[str, Any]], None],
+        failed: dict[str, str],
+    ) -> None:
+        self._out, self._number, self._keep, self._failed = out, number, keep, failed
         self._count = 0
 
     def on_answer(self, record: dict[str, Any], image: np.ndarray | None) -> None:
@@ -270,17 +376,24 @@ class _Thumbnails(Silence):
         fresh = "thumbnail" not in record
         self._count += 1
         if image is not None:
-            name = f"thumbnails/{self._number + 1}-{self._count:04d}.jpg"
-            path = self._out / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            picture = Image.fromarray(image)
-            height = max(1, round(picture.height * THUMBNAIL_WIDTH / picture.width))
-            if picture.width > THUMBNAIL_WIDTH:
-                picture = picture.resize((THUMBNAIL_WIDTH, height))
-            picture.save(path, "JPEG", quality=80)
-            record["thumbnail"] = name
+            record["thumbnail"] = f"{THUMBNAILS}/{self._number + 1}-{self._count:04d}.jpg"
         if fresh:
             self._keep(record)
+        if image is not None and THUMBNAILS not in self._failed:
+            with noting(THUMBNAILS, self._failed):
+                path = self._out / record["thumbnail"]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(path, _small_jpeg(image))
+
+
+def _small_jpeg(image: np.ndarray) -> bytes:
+    picture = Image.fromarray(image)
+    height = max(1, round(picture.height * THUMBNAIL_WIDTH / picture.width))
+    if picture.width > THUMBNAIL_WIDTH:
+        picture = picture.resize((THUMBNAIL_WIDTH, height))
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=80)
+    return out.getvalue()
 
 
 class _Bar(Silence):
@@ -289,7 +402,7 @@ class _Bar(Silence):
     def __init__(self, console: Console | None) -> None:
         self._console = console
         self._shown = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
             TextColumn("{task.completed:.0f} s, {task.fields[answers]} answers"),
             TimeElapsedColumn(),
@@ -310,11 +423,12 @@ class _Bar(Silence):
 
     def say(self, text: str) -> None:
         if self._console is not None:
+            text = printable(text)
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def start(self, name: str, seconds: float | None) -> None:
         self._answers = 0
-        self._task = self._shown.add_task(name, total=seconds, answers=0)
+        self._task = self._shown.add_task(printable(name), total=seconds, answers=0)
 
     def finish(self) -> None:
         task = self._shown.tasks[-1]

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
+
+from stream_vlm_ros.errors import StreamVlmError
+from stream_vlm_ros.owned import open_regular, write_all
+
+
+class JournalError(StreamVlmError):
+    """An answer that cannot be kept: a full disk, say. Those before it are kept."""
+
+    code = "JOURNAL"
 
 
 def fingerprint(*parts: Any) -> str:
@@ -14,23 +25,39 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def as_json(value: Any, indent: int | None = None) -> str:
+    """``value`` as JSON of ASCII alone; what JSON has no word for is written as text, or null."""
+    return json.dumps(_plain(value), indent=indent, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (str, int)) else str(value)
+
+
 class Journal:
-    """One line of JSON for each answer and each finished run, written at once.
+    """One line of JSON for each answer and each finished run, on the disk when the call returns.
+
+    Nothing is ever removed from it: of two lines about one thing the later counts.
 
     Args:
         path: the file; lines of other fingerprints in it stay, and do not count.
-        resume: take what is there; otherwise it is emptied.
+        resume: take what is there; otherwise what a run has said before does not count.
     """
 
     def __init__(self, path: Path, resume: bool) -> None:
         self.path = path
         self._answers: dict[tuple[str, str], dict[str, Any]] = {}
         self._runs: dict[str, dict[str, Any]] = {}
+        self._file: int | None = None
+        self._afresh: set[str] | None = None if resume else set()
         if resume:
             self._read()
-        elif path.exists():
-            path.unlink()
-        self._file: TextIO | None = None
 
     def answer(self, key: str, ask_id: str) -> dict[str, Any] | None:
         """The answer that run ``key`` has given to a question before."""
@@ -45,40 +72,67 @@ class Journal:
         return sum(known == key for known, _ in self._answers)
 
     def keep_answer(self, key: str, record: dict[str, Any]) -> None:
+        """Raises JournalError where it cannot be written."""
         self._answers[key, record["id"]] = record
         self._write({"run": key, "answer": record})
 
     def keep_run(self, key: str, run: dict[str, Any]) -> None:
+        """Raises JournalError where it cannot be written."""
         self._runs[key] = run
         self._write({"run": key, "finished": run})
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            os.close(self._file)
             self._file = None
 
     def _write(self, line: dict[str, Any]) -> None:
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            # A line that was cut off by a crash must not swallow the next one.
-            torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
-            self._file = self.path.open("a", encoding="utf-8")
-            if torn and self.path.stat().st_size:
-                self._file.write("\n")
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        text = as_json(line) + "\n"
+        if self._afresh is not None and line["run"] not in self._afresh:
+            text = as_json({"run": line["run"], "afresh": True}) + "\n" + text
+        try:
+            if self._file is None:
+                self._file = self._open()
+            end = os.lseek(self._file, 0, os.SEEK_END)
+            try:
+                write_all(self._file, text.encode())
+                os.fsync(self._file)
+            except OSError:
+                os.ftruncate(self._file, end)  # half a line would swallow the next one
+                raise
+        except OSError as error:
+            raise JournalError(
+                f"{self.path} cannot be written ({error.strerror or error}); the answers before "
+                "this one are kept in it"
+            ) from error
+        if self._afresh is not None:
+            self._afresh.add(line["run"])
+
+    def _open(self) -> int:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = open_regular(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        # A line that was cut off by a crash must not swallow the next one.
+        size = os.fstat(file).st_size
+        if size and os.pread(file, 1, size - 1) != b"\n":
+            write_all(file, b"\n")
+        return file
 
     def _read(self) -> None:
         try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError):
+            with open(open_regular(self.path), "rb") as file:
+                lines = file.read().split(b"\n")
+        except OSError:
             return
         for line in lines:
             try:
                 entry = json.loads(line)
+                key = entry["run"]
                 if "answer" in entry:
-                    self._answers[entry["run"], entry["answer"]["id"]] = entry["answer"]
+                    self._answers[key, entry["answer"]["id"]] = entry["answer"]
                 elif "finished" in entry:
-                    self._runs[entry["run"]] = entry["finished"]
-            except (ValueError, KeyError, TypeError):
+                    self._runs[key] = entry["finished"]
+                elif "afresh" in entry:
+                    self._runs.pop(key, None)
+                    self._answers = {k: a for k, a in self._answers.items() if k[0] != key}
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue  # a line cut off by a crash

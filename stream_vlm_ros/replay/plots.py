@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+
+from stream_vlm_ros.console import one_line, visible
 
 COLOURS = ("#3b7dd8", "#e0803a", "#3c9d63", "#b5549c", "#8a7a2f", "#5b6b7b")
 _GREY = "#808890"  # reads on white and on black
@@ -26,14 +29,20 @@ _STYLE = {
     "xtick.color": _GREY,
     "ytick.color": _GREY,
     "text.color": _GREY,
+    "text.usetex": False,
+    "text.parse_math": False,  # a $ in a name is a $
     "legend.frameon": False,
     "svg.hashsalt": "stream_vlm",  # the same plot gives the same bytes
     "svg.fonttype": "none",  # texts stay texts, in the page's own font
 }
 
 
-def plots_of(runs: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """``title`` and ``svg`` of every plot that there is something to show in."""
+def plots_of(runs: list[dict[str, Any]], failed: dict[str, str]) -> list[dict[str, str]]:
+    """``title`` and ``svg`` of every plot that there is something to show in.
+
+    One that cannot be drawn has no ``svg``, and ``failed`` says why under its name.
+    """
+    runs = [run | {"name": _label(run["name"])} for run in runs]
     makers: tuple[tuple[str, Callable[[Any, list[dict[str, Any]]], bool]], ...] = (
         ("Accuracy by type of question", lambda axes, r: _shares(axes, r, "by_type")),
         ("Accuracy by age of the evidence", lambda axes, r: _shares(axes, r, "by_age")),
@@ -45,15 +54,27 @@ def plots_of(runs: list[dict[str, Any]]) -> list[dict[str, str]]:
         ("Frames that did not get into memory", _drops),
     )
     found = []
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # Of glyphs that its fonts lack: the page shows the texts in its own.
+        warnings.simplefilter("ignore", UserWarning)
         for title, draw in makers:
-            figure = Figure(figsize=(5.4, 2.9), layout="constrained")
-            figure.patch.set_alpha(0)
-            axes = figure.add_subplot()
-            axes.patch.set_alpha(0)
-            if draw(axes, runs):
-                found.append({"title": title, "svg": _svg(figure)})
+            try:
+                figure = Figure(figsize=(5.4, 2.9), layout="constrained")
+                figure.patch.set_alpha(0)
+                axes = figure.add_subplot()
+                axes.patch.set_alpha(0)
+                if draw(axes, runs):
+                    found.append({"title": title, "svg": _svg(figure)})
+            except Exception as error:  # a plot, however it fails, must not cost the page
+                failed[f"the plot {title!r}"] = f"{type(error).__name__}: {error}"
+                found.append({"title": title, "svg": ""})
     return found
+
+
+def _label(name: str) -> str:
+    """A name as a plot shows it: one line, not too long, and none that matplotlib leaves out."""
+    text = one_line(visible(name), 60)
+    return f"\u200b{text}" if text.startswith("_") else text
 
 
 def _shares(axes: Any, runs: list[dict[str, Any]], key: str) -> bool:
@@ -64,7 +85,7 @@ def _shares(axes: Any, runs: list[dict[str, Any]], key: str) -> bool:
     if key == "by_age":
         groups.sort(key=lambda name: float(re.split("[- ]", name)[0]))
     # Many names do not fit side by side: then the bars lie, one below the other.
-    lying = len(groups) > 6 or sum(len(name) for name in groups) > 60
+    lying = len(groups) > 6 or sum(len(_label(name)) for name in groups) > 60
     width = 0.8 / len(runs)
     for number, run in enumerate(runs):
         figures = [run["summary"][key].get(name) for name in groups]
@@ -88,7 +109,9 @@ def _shares(axes: Any, runs: list[dict[str, Any]], key: str) -> bool:
         )
     counts = [max(r["summary"][key].get(g, {}).get("judged", 0) for r in runs) for g in groups]
     beside = " " if lying else "\n"
-    labels = [f"{name}{beside}({count})" for name, count in zip(groups, counts, strict=True)]
+    labels = [
+        f"{_label(name)}{beside}({count})" for name, count in zip(groups, counts, strict=True)
+    ]
     names, values = (axes.yaxis, axes.xaxis) if lying else (axes.xaxis, axes.yaxis)
     names.set_ticks(range(len(groups)), labels)
     names.grid(visible=False)
@@ -183,7 +206,7 @@ def _drops(axes: Any, runs: list[dict[str, Any]]) -> bool:
             places, counts, height * 0.9, color=COLOURS[number % len(COLOURS)], label=run["name"]
         )
         axes.bar_label(bars, fmt="{:,.0f}", padding=3, color=_GREY)
-    axes.set_yticks(range(len(causes)), [_cause(cause) for cause in causes])
+    axes.set_yticks(range(len(causes)), [_label(_cause(cause)) for cause in causes])
     axes.set_ylim(len(causes) - 0.3, -0.7)
     axes.margins(x=0.15)
     axes.set_xlabel("frames")

@@ -3,55 +3,77 @@
 from __future__ import annotations
 
 import base64
-import json
-import os
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import junitparser
 
-from stream_vlm_ros.console import bytes_text, duration_text, one_line, plural
+from stream_vlm_ros.console import (
+    bytes_text,
+    duration_text,
+    markdown,
+    plural,
+    visible,
+)
+from stream_vlm_ros.owned import write_whole
 
+from .journal import as_json
 from .plots import COLOURS, plots_of
 from .summary import ON_PURPOSE, is_judged
 
 _TEMPLATES = Path(__file__).parent
+LONGEST_CELL = 280  # characters in a table of the Markdown
 
 
-def write_report(report: dict[str, Any], folder: Path) -> list[Path]:
-    """Write ``report.json``, ``.md``, ``.html`` and ``junit.xml``; the paths written.
+def write_report(report: dict[str, Any], folder: Path) -> dict[str, str]:
+    """Write ``report.json``, ``junit.xml``, ``report.md`` and ``report.html``, each for itself.
 
-    Each file is complete at any moment: it takes its name when it has been written.
+    Each file is complete at any moment: it takes its name when it has been written. What cannot be
+    written does not keep the others from it.
+
+    Returns:
+        What failed, and why: a file's name, or a plot's, and the reason.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    contents = {
-        "report.json": json.dumps(report, indent=1),
-        "report.md": render_markdown(report),
-        "report.html": render_html(report, folder),
-        "junit.xml": render_junit(report),
+    failed: dict[str, str] = {}
+    views: dict[str, Callable[[], str]] = {
+        "report.json": lambda: as_json(report, indent=1),
+        "junit.xml": lambda: render_junit(report),
+        "report.md": lambda: render_markdown(report),
+        "report.html": lambda: render_html(report, folder, failed),
     }
-    paths = []
-    for name, content in contents.items():
-        path = folder / name
-        temporary = path.with_name(f".{name}.part")
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, path)
-        paths.append(path)
-    return paths
+    for name, render in views.items():
+        with noting(name, failed):
+            write_whole(folder / name, render().encode("utf-8", "replace"))
+    return failed
+
+
+@contextlib.contextmanager
+def noting(name: str, failed: dict[str, str]) -> Iterator[None]:
+    """Note an error of the block under ``name``, the first one if there are several."""
+    try:
+        yield
+    except Exception as error:  # one view, however it fails, must cost neither answers nor others
+        words = error.strerror if isinstance(error, OSError) else None
+        failed.setdefault(name, words or " ".join(f"{type(error).__name__}: {error}".split()))
 
 
 def render_markdown(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
-    return _environment().get_template("report.md.jinja").render(report=report)
+    """The report as Markdown; texts of the user's and of the model's are shown as they are."""
+    return _environment(markdown).get_template("report.md.jinja").render(report=report)
 
 
-def render_html(report: dict[str, Any], folder: Path) -> str:
-    """The report as one page that needs no other file; thumbnails are read from ``folder``."""
-    template = _environment(autoescape=True).get_template("report.html.jinja")
+def render_html(report: dict[str, Any], folder: Path, failed: dict[str, str] | None = None) -> str:
+    """The report as one page that needs no other file; thumbnails are read from ``folder``.
+
+    A plot that cannot be drawn is noted in ``failed``, and its place in the page says so.
+    """
+    template = _environment(visible, autoescape=True).get_template("report.html.jinja")
     return template.render(
         report=report,
-        plots=plots_of(report["runs"]),
+        plots=plots_of(report["runs"], {} if failed is None else failed),
         rows=answer_rows(report["runs"]),
         picture=lambda path: _data_uri(folder / path),
         colours=COLOURS,
@@ -75,7 +97,7 @@ def render_junit(report: dict[str, Any]) -> str:
     """A suite a run, a case a question: a wrong answer is a failure, none at all an error."""
     xml = junitparser.JUnitXml()
     for run in report["runs"]:
-        suite = junitparser.TestSuite(f"{report['source']['name']} {run['name']}")
+        suite = junitparser.TestSuite(_xml_text(f"{report['source']['name']} {run['name']}"))
         for answer in run["answers"]:
             case = junitparser.TestCase(
                 _xml_text(f"{answer['id']}: {answer['question']}"),
@@ -94,7 +116,7 @@ def render_junit(report: dict[str, Any]) -> str:
 def _outcome(answer: dict[str, Any]) -> Any:
     if answer["status"] == "error":
         error = answer["error"]
-        return junitparser.Error(_xml_text(error["message"]), error["code"])
+        return junitparser.Error(_xml_text(error["message"]), _xml_text(error["code"]))
     if answer["status"] == "not_reached":
         return junitparser.Skipped("the source ended before")
     if answer["right"] is False:
@@ -106,9 +128,7 @@ def _outcome(answer: dict[str, Any]) -> Any:
 
 def _xml_text(text: str) -> str:
     """Without the characters that XML cannot hold."""
-    return "".join(
-        c if c in "\t\n" or 32 <= ord(c) < 0xD800 or ord(c) > 0xDFFF else "·" for c in text
-    )
+    return visible(str(text))
 
 
 def _data_uri(path: Path) -> str:
@@ -119,10 +139,16 @@ def _data_uri(path: Path) -> str:
     return f"data:image/jpeg;base64,{data}"
 
 
-def _environment(autoescape: bool = False) -> jinja2.Environment:
+def _environment(shown: Callable[[str], str], autoescape: bool = False) -> jinja2.Environment:
+    """``shown`` is what becomes of every text that a template puts in, after its filters."""
+
+    def finalize(value: Any) -> Any:
+        return shown(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=autoescape,
+        finalize=finalize,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -135,9 +161,8 @@ def _environment(autoescape: bool = False) -> jinja2.Environment:
         clock=_clock,
         bytes=bytes_text,
         duration=duration_text,
-        one_line=one_line,
         plural=plural,
-        cell=lambda text: one_line(str(text)).replace("|", "\\|"),
+        cell=lambda text: text if len(text) <= LONGEST_CELL else text[: LONGEST_CELL - 1] + "…",
         verdict=_verdict,
         p_value=p_value_text,
     )

@@ -12,11 +12,14 @@ from typing import Any
 from stream_vlm_ros import __version__
 from stream_vlm_ros.errors import StreamVlmError
 from stream_vlm_ros.machine import processor_name, versions
+from stream_vlm_ros.owned import open_regular
 
 from .comparison import compare
 from .summary import summary_of
 
 SCHEMA, VERSION = "stream_vlm.replay.report", 1
+KIND = "report"  # in the mark of its folder
+WRITES = ("journal.jsonl", "report.json", "report.md", "report.html", "junit.xml", "thumbnails")
 
 
 class ReportError(StreamVlmError):
@@ -77,6 +80,21 @@ def without_times(value: Any) -> Any:
     return [without_times(item) for item in value] if isinstance(value, list) else value
 
 
+def is_report(folder: Path) -> bool:
+    """Whether ``folder`` holds a report, or the journal of one, from before there were marks."""
+    try:
+        read_report(folder)
+        return True
+    except ReportError:
+        pass
+    try:
+        with open(open_regular(folder / "journal.jsonl"), "rb") as journal:
+            first = json.loads(journal.readline())
+        return isinstance(first, dict) and len(str(first.get("run"))) == 32
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
 def read_report(path: str | Path) -> dict[str, Any]:
     """A report's JSON, from its file or its folder; raises ReportError."""
     path = Path(path)
@@ -85,7 +103,7 @@ def read_report(path: str | Path) -> dict[str, Any]:
         report = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ReportError(f"There is no report {file}. Check the path.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ReportError(f"{file} cannot be read: {error}") from error
     if not isinstance(report, dict) or report.get("schema") != SCHEMA:
         raise ReportError(f"{file} is not a report of stream-vlm replay.")

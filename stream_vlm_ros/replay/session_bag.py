@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,14 @@ from PIL import Image
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
+from stream_vlm_ros.owned import check, kind_of, mark, put_in_place, remove_tree, tidy
 from stream_vlm_ros.sources import Frame
 
 from .runner import Silence
 
 NODE = "/stream_vlm"
 _DEFINITIONS = Path(__file__).with_name("interfaces")
+BAG = "session bag"  # in the folder's mark
 _NS = 1_000_000_000
 _INFO, _WARN = 20, 30  # levels of rcl_interfaces/msg/Log
 
@@ -29,21 +30,32 @@ class SessionBag(Silence):
     ``/stream_vlm/cache_status``, ``/diagnostics``: as the node's. ``/rosout``: each question with
     its answer as a line of text, for a log panel.
 
+    The bag takes its place when it is complete: at the end of a ``with`` block that raises nothing.
+
     Args:
-        folder: where the bag goes; one that is there from before is replaced.
+        folder: where the bag goes; one of ours that is there from before is then replaced.
         quality: of the JPEGs, 1 to 95.
+
+    Raises NotOursError for a folder that holds anything else.
     """
 
     def __init__(self, folder: Path, quality: int = 85) -> None:
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        check(folder, BAG)
+        tidy(folder, BAG)
+        self._folder, self._part = folder, folder.with_name(f".{folder.name}.part")
+        if kind_of(self._part) == BAG:  # of a process that was killed
+            remove_tree(self._part, BAG)
+        self._part.mkdir(parents=True)
+        mark(self._part, BAG)
         self._quality = quality
         self._store = get_typestore(Stores.ROS2_JAZZY)
         for name in ("TimeSpan", "MemoryLevel", "CacheStatus", "Evidence", "Answer"):
             text = (_DEFINITIONS / f"{name}.txt").read_text(encoding="utf-8")
             self._store.register(get_types_from_msg(text, f"stream_vlm/msg/{name}"))
-        self._writer = Writer(folder, version=9, storage_plugin=StoragePlugin.MCAP)
+        # In a folder of the bag's own name, after which its file is called.
+        self._writer = Writer(
+            self._part / folder.name, version=9, storage_plugin=StoragePlugin.MCAP
+        )
         self._writer.open()
         self._connections: dict[str, Any] = {}
         self._status: Any = None
@@ -52,8 +64,14 @@ class SessionBag(Silence):
     def __enter__(self) -> SessionBag:
         return self
 
-    def __exit__(self, *exception: Any) -> None:
-        self._writer.close()
+    def __exit__(self, kind: Any, *exception: Any) -> None:
+        try:
+            self._writer.close()
+            if kind is None:
+                mark(self._part / self._folder.name, BAG)
+                put_in_place(self._part / self._folder.name, self._folder, BAG)
+        finally:
+            remove_tree(self._part, BAG)
 
     def on_chunk(self, camera: str, offset_ns: int, frames: list[Frame], entry: dict) -> None:
         for frame in frames:
@@ -171,7 +189,7 @@ class SessionBag(Silence):
     def _make(self, kind: str, **fields: Any) -> Any:
         """A message with ``fields``; what is not given is zero or empty."""
         names = [name for name, _ in self._store.fielddefs[kind][1]]
-        values = {name: fields.pop(name) if name in fields else None for name in names}
+        values = {name: _text(fields.pop(name)) if name in fields else None for name in names}
         assert not fields, f"{kind} has no field {', '.join(fields)}"
         for name, description in self._store.fielddefs[kind][1]:
             if values[name] is None:
@@ -210,13 +228,18 @@ class SessionBag(Silence):
         return out.getvalue()
 
     def _write(self, topic: str, stamp_ns: int, message: Any) -> None:
-        kind = message.__msgtype__
+        kind, topic = message.__msgtype__, _text(topic)
         if topic not in self._connections:
             self._connections[topic] = self._writer.add_connection(
                 topic, kind, typestore=self._store
             )
         data = self._store.serialize_cdr(message, kind)
         self._writer.write(self._connections[topic], stamp_ns, data)
+
+
+def _text(value: Any) -> Any:
+    """A string as a message can carry it: a file's name may be none."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 def camera_topic(camera: str) -> str:

@@ -22,7 +22,7 @@ class WatchingBar:
     def __init__(self, console: Console, source: Source, until: float | None) -> None:
         ends = [end for end in (source.duration, until) if end is not None]
         self._bar = Progress(
-            TextColumn("Watching {task.fields[name]}"),
+            TextColumn("Watching {task.fields[name]}", markup=False),
             BarColumn(bar_width=30),
             TextColumn("{task.completed:.0f} s, {task.fields[frames]} frames"),
             TimeElapsedColumn(),
@@ -31,7 +31,7 @@ class WatchingBar:
             disable=not console.is_terminal,
         )
         self._task = self._bar.add_task(
-            "", total=min(ends) if ends else None, name=source.name, frames=0
+            "", total=min(ends) if ends else None, name=printable(source.name), frames=0
         )
 
     def __enter__(self) -> WatchingBar:
@@ -62,7 +62,7 @@ class Dialogue:
         about: tuple[float, float] | None = None,
     ) -> dict[str, Any]:
         """Ask one question; it, the answer, the choices and the metrics."""
-        self._print(Text(question, style="bold"))
+        self._print(Text(printable(question), style="bold"))
         if choices:
             answer, metrics = self._engine.ask_choice(question, choices, about=about)
             for index, text in enumerate(choices):

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.experiments.record import FAILED, PASSED, Record
 
 
@@ -54,8 +55,15 @@ def test_a_run_after_it_can_read_what_was_there(record, tmp_path):
     record.save()
     again = Record("trial", "A trial", tmp_path / "new")
     assert again.earlier["rows"] == [{"key": "a"}]
-    record.path.write_text("{ broken")
-    assert Record("trial", "A trial", tmp_path / "new").earlier == {}
+
+
+@pytest.mark.parametrize("content", ["{ broken", "[1]", '{"experiment": "another"}'])
+@pytest.mark.parametrize("name", ["trial.json", "trial.md", "trial-curve.png"])
+def test_a_file_that_is_no_record_is_not_written_over(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InvalidParameterError, match="it is no record of this experiment"):
+        Record("trial", "A trial", tmp_path)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, content)]
 
 
 def test_the_page_shows_criteria_notes_and_plots(record):

@@ -1,12 +1,16 @@
 """The frame store keeps what it promised, within its bounds, whatever happens to it."""
 
+import io
 import os
+import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import textwrap
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +188,7 @@ def test_rows_without_pictures_and_pictures_without_rows_are_cleared_away(tmp_pa
 
 def test_a_damaged_picture_is_reported_as_lost(store, tmp_path):
     frame, _ = store.add(TINY, 0.0)
+    store._pictures.delete(frame.id, frame.suffix)
     store._pictures.write(frame.id, frame.suffix, b"\x00" * frame.size)
     with pytest.raises(PictureLostError, match=r"frame 0 .* is lost"):
         store.load(frame)
@@ -209,23 +214,296 @@ def test_a_second_owner_is_refused_until_the_first_is_done(tmp_path):
     FrameStore(tmp_path).close()
 
 
-def test_a_full_disk_is_said_and_leaves_the_store_as_it_was(tmp_path, monkeypatch):
+@contextmanager
+def no_file_longer_than(count: int):
+    """What a full disk does: a write takes what fits, and the next one fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("full", ["for the picture", "for the index"])
+def test_a_full_disk_is_said_and_leaves_the_store_as_it_was(tmp_path, noise, full):
+    picture = noise(1)[0]  # 14 kB
+    with FrameStore(tmp_path, form="png") as store:
+        store.add(picture, 0.0)
+        index = (tmp_path / "index.sqlite-wal").stat().st_size
+        assert index > 15000
+        with no_file_longer_than(9000 if full == "for the picture" else index):
+            with pytest.raises(FrameStoreError, match="cannot be kept in"):
+                store.add(picture, 1.0)
+            assert len(store) == 1 and len(files(tmp_path)) == 1
+        assert store.add(picture, 1.0)[0].id == 1
+    with FrameStore(tmp_path) as store:
+        assert [frame.id for frame in store.newest(9)] == [0, 1]
+
+
+# -- whose folder it is --------------------------------------------------------------------------
+
+
+def everything(folder: Path) -> dict[str, tuple]:
+    """Each path below ``folder``: what it is, and what it holds; links are not followed."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            found[str(path.relative_to(folder))] = ("link", os.readlink(path))
+        else:
+            found[str(path.relative_to(folder))] = (
+                ("folder",) if path.is_dir() else ("file", path.read_bytes())
+            )
+    return found
+
+
+def picture_of_the_users(folder: Path) -> Path:
+    """A file that has the name of one of a store's pictures."""
+    path = folder / "000000" / "000000007.jpg"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"a holiday")
+    return path
+
+
+def other_database(folder: Path) -> None:
+    with sqlite3.connect(folder / "index.sqlite") as db:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA user_version = 1")
+        db.execute("CREATE TABLE songs (title TEXT)")
+    db.close()
+
+
+@pytest.mark.parametrize(
+    ("what", "named"),
+    [
+        (lambda folder: picture_of_the_users(folder / "pictures"), "pictures"),
+        (lambda folder: (folder / "notes.txt").write_text("mine"), "notes.txt"),
+        (other_database, "index.sqlite"),
+        (lambda folder: (folder / "index.sqlite").write_bytes(b"none at all" * 99), "index.sqlite"),
+        (lambda folder: (folder / "index.sqlite").write_bytes(b""), "index.sqlite"),
+        (lambda folder: os.mkfifo(folder / "index.sqlite"), "index.sqlite"),
+        (lambda folder: (folder / ".stream_vlm").write_text("stream_vlm: report\n"), "stream_vlm"),
+    ],
+)
+def test_a_folder_that_is_no_store_is_refused_with_what_is_in_it_and_left_alone(
+    tmp_path, what, named
+):
+    what(tmp_path)
+    if named == "index.sqlite" and (tmp_path / named).is_fifo():
+        before = None
+    else:
+        before = everything(tmp_path)
+    with pytest.raises(FrameStoreError, match=f"holds .*{named}.*left as it is"):
+        FrameStore(tmp_path)
+    assert before is None or everything(tmp_path) == before
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "frames").write_text("mine")
+    with pytest.raises(FrameStoreError, match="frames is a file"):
+        FrameStore(tmp_path / "frames")
+    assert (tmp_path / "frames").read_text() == "mine"
+
+
+@pytest.mark.parametrize("link", ["pictures", "pictures/000000", "pictures/000000/000000007.png"])
+def test_a_link_inside_a_store_is_not_followed_whenever_it_comes(tmp_path, link):
+    mine = picture_of_the_users(tmp_path / "mine")
+    (tmp_path / "mine" / "000000007.jpg").write_bytes(b"another")
+    before = everything(tmp_path / "mine")
+    folder = tmp_path / "frames"
+    FrameStore(folder).close()
+    place = folder / link
+    place.parent.mkdir(parents=True, exist_ok=True)
+    levels = link.count("/")
+    if levels == 0:
+        place.rmdir()
+    place.symlink_to([tmp_path / "mine", mine.parent, mine][levels])
+    with pytest.raises(FrameStoreError, match="a link, say"):
+        FrameStore(folder)
+    assert everything(tmp_path / "mine") == before
+
+    place.unlink()
+    with FrameStore(folder, form="png", max_bytes=3 * COST) as store:  # it comes while it is open
+        for k in range(7):
+            store.add(TINY, float(k))
+        if levels < 2:
+            place.rename(place.with_name("away"))
+        place.symlink_to([tmp_path / "mine", mine.parent, mine][levels])
+        with pytest.raises(FrameStoreError, match="cannot be kept"):
+            store.add(TINY, 7.0)
+        if levels < 2:
+            with pytest.raises(PictureLostError):
+                store.load(store.newest(1)[0])
+        store.clear()
+    assert everything(tmp_path / "mine") == before
+
+
+@pytest.mark.parametrize("name", ["index.sqlite", "index.sqlite-wal", ".stream_vlm"])
+def test_a_link_in_the_place_of_one_of_its_files_is_not_followed(tmp_path, name):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    FrameStore(mine / "store").close()
+    folder = tmp_path / "frames"
+    FrameStore(folder).close()
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(mine / "store" / name)
+    before = everything(mine)
+    with pytest.raises(FrameStoreError, match="cannot be used"):
+        FrameStore(folder)
+    assert everything(mine) == before
+
+
+def test_the_folder_itself_may_be_a_link_that_its_user_named(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "frames").symlink_to(tmp_path / "disk")
+    with FrameStore(tmp_path / "frames") as store:
+        store.add(TINY, 0.0)
+        store.load(store.newest(1)[0])
+    assert len(files(tmp_path / "disk")) == 1
+
+
+@pytest.mark.parametrize("lost", ["index.sqlite", "its content"])
+def test_pictures_whose_index_is_lost_are_not_removed(tmp_path, lost):
     with FrameStore(tmp_path, form="png") as store:
         store.add(TINY, 0.0)
+    if lost == "index.sqlite":
+        (tmp_path / lost).unlink()
+    else:
+        (tmp_path / "index.sqlite").write_bytes(b"")
+    with pytest.raises(FrameStoreError, match="is empty, but there are pictures"):
+        FrameStore(tmp_path)
+    assert len(files(tmp_path)) == 1
 
-        def full(number, suffix, data):
-            (tmp_path / "pictures" / "000000" / f"{number:09d}.{suffix}").write_bytes(data[:9])
-            raise OSError(28, "No space left on device")
 
-        with monkeypatch.context() as patched:
-            patched.setattr(store._pictures, "write", full)
-            with pytest.raises(FrameStoreError, match="No space left"):
-                store.add(TINY, 1.0)
-        assert len(store) == 1 and len(files(tmp_path)) == 1
-        assert store.add(TINY, 1.0)[0].id == 1
+def test_a_store_whose_pictures_are_elsewhere_for_now_forgets_nothing(tmp_path):
+    with FrameStore(tmp_path, form="png") as store:
+        store.add(TINY, 0.0)
+    (tmp_path / "pictures").rename(tmp_path / "away")
+    with pytest.raises(FrameStoreError, match="knows of 1 frames, but its folder of pictures"):
+        FrameStore(tmp_path)
+    (tmp_path / "away").rename(tmp_path / "pictures")
+    with FrameStore(tmp_path) as store:
+        assert len(store) == 1
+
+
+SCHEMA_1 = """
+CREATE TABLE frames (
+    id INTEGER PRIMARY KEY, stamp REAL NOT NULL, source TEXT NOT NULL, width INTEGER NOT NULL,
+    height INTEGER NOT NULL, suffix TEXT NOT NULL, size INTEGER NOT NULL, importance REAL NOT NULL,
+    star INTEGER NOT NULL
+);
+CREATE INDEX frames_by_stamp ON frames (stamp);
+CREATE INDEX frames_star ON frames (id) WHERE star;
+PRAGMA user_version = 1;
+"""
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_store_from_before_the_mark_is_taken_up_and_marked(tmp_path, noise, killed):
+    pictures = noise(3)
+    folder = tmp_path / "old"
+    group = folder / "pictures" / "000000"
+    group.mkdir(parents=True)
+    (folder / "lock").touch()
+    db = sqlite3.connect(folder / "index.sqlite", isolation_level=None)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.executescript(SCHEMA_1)
+    for k, picture in enumerate(pictures):
+        file = group / f"{k:09d}.png"
+        Image.fromarray(picture).save(file)
+        row = (k, k / 3, "cam", 84, 56, "png", file.stat().st_size, 0.5, k == 1)
+        db.execute(f"INSERT INTO frames VALUES ({', '.join('?' * 9)})", row)
+    if killed:  # nothing was written back from the log
+        shutil.copytree(folder, tmp_path / "killed")
+        folder = tmp_path / "killed"
+    db.close()
+    with FrameStore(folder, form="png") as store:
+        kept = store.newest(9)
+        assert [(f.id, f.stamp, f.source, f.star) for f in kept] == [
+            (0, 0.0, "cam", False),
+            (1, 1 / 3, "cam", True),
+            (2, 2 / 3, "cam", False),
+        ]
+        for frame, picture in zip(kept, pictures, strict=True):
+            np.testing.assert_array_equal(store.load(frame), picture)
+        store.add(TINY, 5.0)
+    assert (folder / ".stream_vlm").is_file() and not (folder / "lock").exists()
+    with FrameStore(folder) as store:
+        assert len(store) == 4
+
+
+def test_pictures_are_for_their_owners_eyes_alone(tmp_path):
+    before = os.umask(0)
+    try:
+        with FrameStore(tmp_path / "frames") as store:
+            store.add(TINY, 0.0)
+            found = {p: p.stat().st_mode & 0o777 for p in (tmp_path / "frames").rglob("*")}
+    finally:
+        os.umask(before)
+    assert (tmp_path / "frames").stat().st_mode & 0o777 == 0o700
+    for path, mode in found.items():
+        if path.name != ".stream_vlm":
+            assert oct(mode) == ("0o700" if path.is_dir() else "0o600"), path
+
+
+# -- damage --------------------------------------------------------------------------------------
+
+
+def test_a_picture_that_was_changed_is_lost_even_if_it_can_be_decoded(tmp_path, noise):
+    with FrameStore(tmp_path, form="png") as store:
+        frame, _ = store.add(noise(1)[0], 0.0)
+        other = io.BytesIO()
+        Image.fromarray(noise(1, seed=5)[0]).save(other, "PNG")
+        files(tmp_path)[0].write_bytes(other.getvalue())
+        with pytest.raises(PictureLostError, match="was changed"):
+            store.load(frame)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("stamp", 99.5), ("stamp", "text"), ("source", b"\xff"), ("width", 7), ("size", None)],
+)
+def test_a_row_that_was_changed_is_given_up_and_the_others_stay(tmp_path, caplog, column, value):
+    with FrameStore(tmp_path, form="png") as store:
+        for k in range(3):
+            store.add(TINY, float(k))
+    with sqlite3.connect(tmp_path / "index.sqlite") as db:
+        db.execute("PRAGMA ignore_check_constraints = ON")
+        (sql,) = db.execute("SELECT sql FROM sqlite_master WHERE name = 'frames'").fetchone()
+        db.execute("PRAGMA writable_schema = ON")  # as a flipped bit, it asks no constraint
+        db.execute(
+            "UPDATE sqlite_master SET sql = ? WHERE name = 'frames'",
+            (sql.replace(" NOT NULL", ""),),
+        )
+    db.close()
+    with sqlite3.connect(tmp_path / "index.sqlite") as db:
+        db.execute(f"UPDATE frames SET {column} = ? WHERE id = 1", (value,))
+    db.close()
+    with FrameStore(tmp_path) as store:
+        assert [(frame.id, frame.stamp) for frame in store.newest(9)] == [(0, 0.0), (2, 2.0)]
+    assert "frames given up: 0 without their picture, 1 with a damaged row" in caplog.text
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_an_index_whose_columns_have_no_names_is_refused_in_words(tmp_path, marked):
+    FrameStore(tmp_path).close()
+    index = tmp_path / "index.sqlite"
+    data = index.read_bytes()
+    assert data.count(b"importance REAL") == 1
+    index.write_bytes(data.replace(b"importance REAL", b"import\xc6nce REAL"))
+    if not marked:
+        (tmp_path / ".stream_vlm").unlink()
+    with pytest.raises(FrameStoreError, match="other tables" if marked else "holds index.sqlite"):
+        FrameStore(tmp_path)
+
+
+def test_a_source_whose_name_is_no_text_is_kept_by_a_name_that_is(store):
+    store.add(TINY, 0.0, os.fsdecode(b"camera \xff"))
+    assert store.newest(1)[0].source == "camera \\udcff"
 
 
 def test_an_index_that_is_none_is_refused_in_words(tmp_path):
+    FrameStore(tmp_path).close()
     (tmp_path / "index.sqlite").write_bytes(b"not a database at all" * 100)
     with pytest.raises(FrameStoreError, match="index of kept frames"):
         FrameStore(tmp_path)

@@ -7,7 +7,20 @@ import functools
 import numpy as np
 import pytest
 
+from stream_vlm_ros.config import Settings
+from stream_vlm_ros.replay.job import ReplayJob
+from stream_vlm_ros.replay.questions import load_questions
 from stream_vlm_ros.sources import Frame, Source, SourceState
+
+QUESTIONS = """
+title: <Known> & simple
+questions:
+  - {text: Which & <why>, at: 2, choices: [left, right], expect: left, evidence: 1, type: side}
+  - {text: Which, at: 3, choices: [left, right], expect: right, type: side, tags: [x]}
+  - {text: Read, every: 2, merge: true, id: read}
+  - {text: Too late, at: 100, expect: x, id: late}
+"""
+BASE = Settings(max_cache_tokens=100, max_new_tokens=4)
 
 
 class KnownSource(Source):
@@ -55,3 +68,31 @@ def write_questions(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def make_job(write_questions, tmp_path, monkeypatch):
+    """A job over a known source; ``interrupt_at`` is the frame before which Ctrl-C comes."""
+
+    def make(
+        settings=(BASE,),
+        interrupt_at=None,
+        out="report",
+        engine=real_engine,
+        questions=QUESTIONS,
+        spec="known",
+        source_options=None,
+        **options,
+    ):
+        def opened(spec, **_):
+            return KnownSource(
+                [i / 2 for i in range(14)],
+                **{"start_ns": 1_700_000_000 * 10**9, "interrupt_at": interrupt_at}
+                | (source_options or {}),
+            )
+
+        monkeypatch.setattr("stream_vlm_ros.replay.job.open_source", opened)
+        loaded = load_questions(write_questions(questions))
+        return ReplayJob(spec, loaded, settings, tmp_path / out, make_engine=engine, **options)
+
+    return make

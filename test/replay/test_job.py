@@ -20,41 +20,12 @@ from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.replay import session_bag
 from stream_vlm_ros.replay.command import diff, fails, run_job, settings_of
 from stream_vlm_ros.replay.comparison import compare, mcnemar, paired_difference
-from stream_vlm_ros.replay.job import ReplayJob
-from stream_vlm_ros.replay.questions import load_questions
 from stream_vlm_ros.replay.report import ReportError, read_report, without_times
 from stream_vlm_ros.replay.summary import wilson
 
-from .conftest import KnownSource, real_engine
+from .conftest import BASE, real_engine
 
 ROOT = Path(__file__).resolve().parents[2]
-QUESTIONS = """
-title: <Known> & simple
-questions:
-  - {text: Which & <why>, at: 2, choices: [left, right], expect: left, evidence: 1, type: side}
-  - {text: Which, at: 3, choices: [left, right], expect: right, type: side, tags: [x]}
-  - {text: Read, every: 2, merge: true, id: read}
-  - {text: Too late, at: 100, expect: x, id: late}
-"""
-BASE = Settings(max_cache_tokens=100, max_new_tokens=4)
-
-
-@pytest.fixture
-def make_job(write_questions, tmp_path, monkeypatch):
-    """A job over a known source; ``interrupt_at`` is the frame before which Ctrl-C comes."""
-
-    def make(settings=(BASE,), interrupt_at=None, out="report", engine=real_engine, **options):
-        def opened(spec, **_):
-            seconds = [i / 2 for i in range(14)]
-            return KnownSource(seconds, start_ns=1_700_000_000 * 10**9, interrupt_at=interrupt_at)
-
-        monkeypatch.setattr("stream_vlm_ros.replay.job.open_source", opened)
-        questions = load_questions(write_questions(QUESTIONS))
-        return ReplayJob(
-            "known", questions, settings, tmp_path / out, make_engine=engine, **options
-        )
-
-    return make
 
 
 def test_the_report_is_written_in_four_forms_that_agree(make_job):

@@ -1,0 +1,108 @@
+"""What is ours is proved by a mark; a file is whole at any moment."""
+
+import multiprocessing
+import os
+import resource
+import stat
+
+import pytest
+
+from stream_vlm_ros import owned
+
+
+def test_a_folder_is_of_the_kind_that_its_mark_says(tmp_path):
+    assert owned.kind_of(tmp_path) is None
+    owned.mark(tmp_path, "report")
+    assert owned.kind_of(tmp_path) == "report"
+    owned.check(tmp_path, "report")
+    with pytest.raises(owned.NotOursError):
+        owned.check(tmp_path, "frame store")
+
+
+@pytest.mark.parametrize("what", ["link", "pipe", "folder", "other words", "no text"])
+def test_a_mark_that_is_no_mark_proves_nothing(tmp_path, what):
+    mark = tmp_path / owned.MARK
+    if what == "link":
+        (tmp_path / "other").mkdir()
+        owned.mark(tmp_path / "other", "report")
+        mark.symlink_to(tmp_path / "other" / owned.MARK)
+    elif what == "pipe":
+        os.mkfifo(mark)
+    elif what == "folder":
+        mark.mkdir()
+    else:
+        mark.write_bytes({"other words": b"hello\n", "no text": b"\xff\x00" * 9999}[what])
+    assert owned.kind_of(tmp_path) is None
+
+
+def test_a_tree_of_ours_is_removed_and_links_in_it_are_not_followed(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").touch()
+    ours = tmp_path / "ours"
+    (ours / "deep").mkdir(parents=True)
+    (ours / "link").symlink_to(tmp_path / "mine")
+    (ours / "deep" / "link").symlink_to(tmp_path / "mine")
+    with pytest.raises(owned.NotOursError):
+        owned.remove_tree(ours, "bag")
+    assert (ours / "deep").exists()
+    owned.mark(ours, "bag")
+    (tmp_path / "to ours").symlink_to(ours)
+    with pytest.raises(owned.NotOursError):
+        owned.remove_tree(tmp_path / "to ours", "bag")
+    owned.remove_tree(ours, "bag")
+    assert not ours.exists() and (tmp_path / "mine" / "notes").exists()
+
+
+def test_a_mark_that_was_not_finished_is_finished(tmp_path):
+    (tmp_path / owned.MARK).touch()
+    owned.check(tmp_path, "report")
+    with owned.held(tmp_path, "report"):
+        assert owned.kind_of(tmp_path) == "report"
+
+
+def _hold(folder, begin, results):
+    begin.wait()
+    try:
+        with owned.held(folder, "report"):
+            results.put("held")
+            begin.wait()  # until the other has tried, too
+    except owned.NotOursError:
+        results.put("refused")
+        begin.wait()
+
+
+def test_of_two_processes_that_begin_at_once_one_gets_the_folder(tmp_path):
+    context = multiprocessing.get_context("fork")
+    for number in range(30):
+        begin, results = context.Barrier(2), context.Queue()
+        arguments = (tmp_path / str(number), begin, results)
+        both = [context.Process(target=_hold, args=arguments) for _ in range(2)]
+        for process in both:
+            process.start()
+        found = sorted(results.get(timeout=20) for _ in both)
+        for process in both:
+            process.join()
+        assert found == ["held", "refused"]
+
+
+def test_a_file_that_cannot_be_written_leaves_the_one_of_before(tmp_path):
+    path = tmp_path / "file"
+    owned.write_whole(path, b"before")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            owned.write_whole(path, b"x" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == b"before"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_is_written_in_the_place_of_a_link_not_through_it(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "file").symlink_to(tmp_path / "mine")
+    owned.write_whole(tmp_path / "file", b"new", 0o600)
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert (tmp_path / "file").read_bytes() == b"new"
+    assert stat.S_IMODE((tmp_path / "file").lstat().st_mode) == 0o600
