@@ -33,6 +33,7 @@ import datetime
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -119,6 +120,10 @@ def processor() -> str:
 
 def results(tally: Tally, revision: str, tree: Path, number: int, seconds: float) -> dict[str, Any]:
     """What is kept of a run."""
+    used = sum(
+        usage.ru_utime + usage.ru_stime
+        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -137,6 +142,7 @@ def results(tally: Tally, revision: str, tree: Path, number: int, seconds: float
         "tree": working if tree == ROOT else str(tree),
         "seed": number,
         "seconds": round(seconds),
+        "processor_seconds": round(used),  # of all three processes
         "machines": tally.machines,
         "steps": tally.steps,
         "ties": tally.ties,
