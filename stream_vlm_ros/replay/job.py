@@ -243,7 +243,9 @@ class ReplayJob:
         self.interrupted = not run["complete"]
         if run["complete"]:
             bar.finish()
-        key = fingerprint("real time", as_reported(settings), self._identity(), self.questions.digest)
+        key = fingerprint(
+            "real time", as_reported(settings), self._identity(), self.questions.digest
+        )
         self._keep_run(journal, key, run)  # the node will not say it twice
         return run
 

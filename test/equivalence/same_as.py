@@ -17,7 +17,9 @@ each step it compares (`comparison`)
 - logits, choices' scores and the values in the cache, within 1e-5 in float32.
 
 Two answers that part where two tokens' logits are nearer than that are counted as a tie, and the
-machine ends there.
+machine ends there; so is a choice between two equal ones, after which it goes on. Elsewhere what is
+done leaves rounding nothing to decide: pictures are clearly unlike, or exactly alike where that is
+all the same (not where ``skip_similarity`` looks for the token least alike).
 
 Where a tree is meant to behave in another way, ``--leave-out`` names the step not to take, for as
 long as the commit does it the old way: ``kept stop`` (an exchange kept that a stop text ended),
@@ -33,6 +35,7 @@ import datetime
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -119,6 +122,10 @@ def processor() -> str:
 
 def results(tally: Tally, revision: str, tree: Path, number: int, seconds: float) -> dict[str, Any]:
     """What is kept of a run."""
+    used = sum(
+        usage.ru_utime + usage.ru_stime
+        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -137,6 +144,7 @@ def results(tally: Tally, revision: str, tree: Path, number: int, seconds: float
         "tree": working if tree == ROOT else str(tree),
         "seed": number,
         "seconds": round(seconds),
+        "processor_seconds": round(used),  # of all three processes
         "machines": tally.machines,
         "steps": tally.steps,
         "ties": tally.ties,
