@@ -162,8 +162,9 @@ def test_the_client_ends_well_by_every_signal_and_says_that_it_did_not_finish(nu
 def test_the_replays_player_notes_that_it_was_interrupted(tmp_path):
     job = tmp_path / "job.json"
     job.write_text(json.dumps({"result": str(tmp_path / "result.jsonl"), "source": "world:7"}))
-    with Program(module("node.replay_player", str(job))) as program:
+    with Program(module("replay.live.player", str(job))) as program:
         while not (tmp_path / "result.jsonl").exists():
+            assert program.process.poll() is None, program.process.communicate()[0]
             time.sleep(0.05)
         ended_well(program, signal.SIGHUP, 130)
     last = json.loads((tmp_path / "result.jsonl").read_text().splitlines()[-1])
