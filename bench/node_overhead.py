@@ -101,8 +101,9 @@ def subscribe_and_do_nothing(serialized: bool = False) -> None:
 def run_node() -> None:
     """The node as it is run, but for the engine."""
     from stream_vlm_ros.node import spinning
+    from stream_vlm_ros.processes import ros_process
 
-    spinning.end_quietly_on_signals()
+    ros_process.end_quietly_on_signals()
     spinning.keep_freed_memory()
     from stream_vlm_ros.node.stream_vlm_node import StreamVlmNode
 
@@ -125,7 +126,7 @@ def run_node() -> None:
 
     arguments = [sys.argv[0], "--ros-args", "-r", f"image:={TOPIC}", "-p", "sample_fps:=2.0"]
     arguments += ["--log-level", "warn"]
-    spinning.leave(spinning.run(make_node, arguments))
+    ros_process.leave(spinning.run(make_node, arguments))
 
 
 # Measuring ----------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 
 from stream_vlm_ros import __version__
 from stream_vlm_ros.config import Settings
+from stream_vlm_ros.processes.children import signals_as_ctrl_c
 from stream_vlm_ros.setting import Setting
 
 INCOMPLETE, UNUSABLE, INTERRUPTED = 1, 2, 130  # exit statuses
@@ -33,7 +34,8 @@ class Verbs(TyperGroup):
 
         print_anything()
         try:
-            return super().invoke(ctx)
+            with signals_as_ctrl_c():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:

@@ -135,12 +135,13 @@ class EvictionConfig:
         return share + (1 - share) / 16, 0.0
 
 
-def _check_device(name: str) -> None:
+def check_device(name: str) -> None:
+    """Raise InvalidParameterError unless it names a device, or is "auto"."""
     kind, _, index = name.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (
         ":" in name and not (kind == "cuda" and index.isdigit())
     ):
-        raise InvalidParameterError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
+        raise InvalidParameterError(f"must be auto, cpu, cuda or cuda:N, got {name!r}")
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ class Settings(SettingTable):
         "auto",
         "Where the model runs: auto, cpu, cuda or cuda:N. auto takes a GPU if there is one.",
         verbs=("ask", "replay", "rate", "demo"),
-        rule=_check_device,
+        rule=check_device,
     )
     dtype: str = shared(
         "auto",

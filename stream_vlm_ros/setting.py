@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
-from stream_vlm_ros.errors import InvalidParameterError
+from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
 
 # When a setting may change.
 ALWAYS = "any time"
@@ -34,7 +34,9 @@ class Setting:
         takers: which programs take it, for example "node" and "replay".
         flag: its short spelling on a command line, such as ``--fps``; "": the name alone.
         verbs: the verbs of the command line that have an option for it.
-        rule: a further check of its own: is given the value, raises InvalidParameterError.
+        required: it must be given; the default stands for nothing.
+        rule: a further check of its own: is given the value, raises a StreamVlmError that says what
+            is wrong with it. The name is put in front.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Setting:
     takers: tuple[str, ...] = ()
     flag: str = ""
     verbs: tuple[str, ...] = ()
+    required: bool = False
     rule: Callable[[Any], None] | None = None
 
     @property
@@ -91,23 +94,30 @@ class Setting:
         if self.low is not None and self.high is not None and not self.low <= value <= self.high:
             raise InvalidParameterError(f"{self.name} must lie in {self.allowed}, got {value}")
         if self.rule is not None:
-            self.rule(value)
+            try:
+                self.rule(value)
+            except StreamVlmError as refusal:
+                raise InvalidParameterError(f"{self.name}: {refusal}") from None
         return value
 
     def parsed(self, text: str) -> Any:
-        """The value that ``text`` stands for; raises InvalidParameterError."""
-        value: Any = text
-        if self.type is bool:
-            value = {"true": True, "yes": True, "false": False, "no": False}.get(text.lower(), text)
-        elif self.type in (int, float):
-            try:
-                value = self.type(text)
-            except ValueError:
-                raise InvalidParameterError(
-                    f"{self.name} must be a {'whole ' if self.type is int else ''}number, "
-                    f"got {text!r}"
-                ) from None
-        return self.checked(value)
+        """The value that ``text`` stands for, checked; raises InvalidParameterError."""
+        return self.checked(self.read(text))
+
+    def read(self, text: str) -> Any:
+        """``text`` in the row's type, not checked yet; raises InvalidParameterError."""
+        words = {"true": True, "yes": True, "false": False, "no": False}
+        try:
+            if self.type is bool:
+                return words[text.strip().lower()]
+            return self.type(text) if self.type in (int, float) else text
+        except (KeyError, ValueError):
+            what = {bool: "true or false", int: "a whole number", float: "a number"}[self.type]
+            raise InvalidParameterError(f"{self.name} must be {what}, got {text!r}") from None
+
+    def written(self, value: Any) -> str:
+        """A value as :meth:`read` reads it."""
+        return str(value).lower() if self.type is bool else str(value)
 
     def _converted(self, value: Any) -> Any:
         given = type(value)
@@ -181,6 +191,14 @@ class SettingTable:
         Raises InvalidParameterError for an unknown name, a wrong type or a value not allowed.
         """
         return cls().changed(values)
+
+    @classmethod
+    def parsed(cls: type[Table], texts: Mapping[str, str]) -> Table:
+        """From texts of a command line by name, one for every setting; further ones are left out.
+
+        Raises InvalidParameterError for one that is of no use, and says why.
+        """
+        return cls(**{name: row.read(texts[name]) for name, row in cls.table().items()})
 
     def changed(self: Table, values: Mapping[str, Any]) -> Table:
         """With other values for some names; raises InvalidParameterError."""

@@ -33,7 +33,11 @@ def pytest_terminal_summary(terminalreporter, config):
         "torch": importlib.metadata.version("torch"),
         "transformers": importlib.metadata.version("transformers"),
         "tests": {
-            report.nodeid: {"outcome": report.outcome, "seconds": round(report.duration, 1)}
+            report.nodeid: {
+                "outcome": report.outcome,
+                "seconds": round(report.duration, 1),
+                **dict(report.user_properties),  # what it measured
+            }
             for report in sorted(reports, key=lambda report: report.nodeid)
         },
     }

@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 import stream_vlm_ros
 from stream_vlm_ros.cli import app, takes_settings
 from stream_vlm_ros.config import AUTO, NODE, REPLAY, EvictionConfig, Settings, shared
-from stream_vlm_ros.demo.settings import ClientSettings, SourceSettings
+from stream_vlm_ros.demo.settings import ClientSettings, DemoOptions, SourceSettings
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.replay.command import settings_of
 from stream_vlm_ros.replay.settings import changed
 from stream_vlm_ros.setting import ALWAYS
 
-TABLES = [Settings, SourceSettings, ClientSettings]
+TABLES = [Settings, SourceSettings, ClientSettings, DemoOptions]
 
 
 def test_the_settings_need_nothing_but_the_standard_library():
@@ -69,8 +69,8 @@ def test_every_setting_is_read_somewhere():
         ({"autostart": "yes"}, "autostart must be of type bool"),
         ({"model_path": True}, "model_path must be of type str"),
         ({"question_path": "graphs"}, "did you mean 'graph'"),
-        ({"device": "gpu"}, "device must be auto, cpu, cuda or cuda:N"),
-        ({"device": "cuda:"}, "device must be"),
+        ({"device": "gpu"}, "device: must be auto, cpu, cuda or cuda:N"),
+        ({"device": "cuda:"}, "device: must be"),
         ({"sampel_fps": 2.0}, "did you mean 'sample_fps'"),
         ({"min_pixels": 2000, "max_pixels": 1000}, r"min_pixels \(2000\) is above max_pixels"),
         ({"sink_size": 9000, "window_size": 9000}, "exceed max_cache_tokens 16384"),

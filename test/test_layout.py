@@ -32,11 +32,11 @@ FLOORS = [
     ("factory",),
     ("node", "experiments"),
     ("replay", "demo"),
-    ("cli",),
+    ("cli", "launching"),
 ]
 FLOOR = {name: floor for floor, rooms in enumerate(FLOORS) for name in rooms}
 # Where ROS may be imported.
-ROS_ROOMS = ("node", "demo", "replay.live")
+ROS_ROOMS = ("processes.ros_process", "node", "demo", "replay.live", "launching")
 
 ROS_MODULES = {
     "action_msgs",

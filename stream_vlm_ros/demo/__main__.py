@@ -6,14 +6,19 @@ each as a process of its own; ends by itself with a summary and exit status 0.
 
 from __future__ import annotations
 
+from stream_vlm_ros.processes.ros_process import INTERRUPTED, end_quietly_on_signals, leave
+
+if __name__ == "__main__":
+    end_quietly_on_signals(INTERRUPTED)  # before the imports, which are slow
+
 import argparse
 import importlib.util
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -21,79 +26,89 @@ from rich.text import Text
 
 from stream_vlm_ros.config import NODE, Settings
 from stream_vlm_ros.console import make_console
-from stream_vlm_ros.demo.defaults import default_source, default_video
-from stream_vlm_ros.demo.settings import DEMO
+from stream_vlm_ros.demo.defaults import shown
+from stream_vlm_ros.demo.settings import DEMO, NODE_NAME, DemoOptions
 from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
 from stream_vlm_ros.factory import default_model
 from stream_vlm_ros.owned import check, mark
-from stream_vlm_ros.processes.children import Processes
+from stream_vlm_ros.processes.children import Processes, signals_as_ctrl_c, undisturbed
 from stream_vlm_ros.processes.graph import own_graph, ros_arguments
 from stream_vlm_ros.sources import Source, open_source, parse_size
 
-NODE_NAME = "stream_vlm"
 LOGS = "logs of the demo"  # in the folder's mark
-FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130
+FAILED, UNUSABLE = 1, 2
 SETTINGS = [row for row in Settings.table().values() if "demo" in row.verbs]
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+@dataclass(frozen=True)
+class Options:
+    """The command line, every value converted and checked."""
+
+    demo: DemoOptions
+    node: Settings
+    questions: list[str]
+    logs: str | None
+
+
+def parse(arguments: list[str] | None = None) -> Options:
+    """The command line; raises InvalidParameterError for the first value that is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m stream_vlm_ros.demo",
         description="Run a camera made of a video, the node, and a client that asks questions.",
     )
-    seconds = os.environ.get("DEMO_SECONDS") or "40"  # a text, so that argparse checks it
+    defaults = {row.name: row.written(row.default) for row in DemoOptions.table().values()}
+    defaults["seconds"] = os.environ.get("DEMO_SECONDS") or defaults["seconds"]
+    defaults |= {row.name: row.written(getattr(DEMO, row.name)) for row in SETTINGS}
+    for row in (*DemoOptions.table().values(), *SETTINGS):
+        default = defaults[row.name]
+        parser.add_argument(
+            *dict.fromkeys((row.option, f"--{row.name.replace('_', '-')}")),
+            dest=row.name,
+            default=default,
+            metavar=row.name.rpartition("_")[2].upper(),
+            help=(row.text + (f" ({default})" if default else "")).replace("%", "%%"),
+        )
     add = parser.add_argument
-    add("--seconds", type=float, default=seconds, help="how long to ask (%(default)s)")
-    shown = "a video, a folder of images, /dev/video0, world:SEED, or real: a short real video"
-    add("--video", metavar="SOURCE", help=f"what the camera shows: {shown}")
-    add("--size", help="scale the video to WIDTHxHEIGHT")
-    add("--rate", type=float, default=0.0, help="images per second (the video's own)")
-    add("--model", metavar="FOLDER", help="a Qwen2.5-VL checkpoint on this machine")
-    add("--question", action="append", default=[], help="ask this instead (may be repeated)")
-    add("--count", type=int, default=0, help="how many questions (one every few seconds)")
-    for row in SETTINGS:
-        default = getattr(DEMO, row.name)
-        names = dict.fromkeys((row.option, f"--{row.name.replace('_', '-')}"))
-        shown = f"{row.text} ({default})".replace("%", "%%")
-        add(*names, dest=row.name, type=row.type, default=default, help=shown)
-    add("--logs", metavar="FOLDER", help="keep the logs of the processes there")
-    options = parser.parse_args(arguments)
-    if not options.seconds >= 1:
-        parser.error("--seconds must be at least 1")
-    try:
-        options.settings = DEMO.changed({row.name: getattr(options, row.name) for row in SETTINGS})
-    except InvalidParameterError as refusal:
-        parser.error(str(refusal))
-    return options
+    add("--question", action="append", default=[], help="Ask this instead (may be repeated).")
+    add("--logs", metavar="FOLDER", help="Keep the logs of the processes there.")
+    texts = vars(parser.parse_args(arguments))
+    return Options(
+        DemoOptions.parsed(texts),
+        DEMO.changed({row.name: row.read(texts[row.name]) for row in SETTINGS}),
+        texts["question"],
+        texts["logs"],
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the demo; 0 if everything held, else 1; 2 if it could not start; 130 after Ctrl-C."""
-    options = parse(arguments)
-    console = make_console()
-    signal.signal(signal.SIGTERM, lambda *_: _interrupt())
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background: ignored
+    """Run the demo; 0 if everything held, else 1; 2 if it could not start; 130 after a signal."""
     try:
+        with signals_as_ctrl_c():
+            return _demo(arguments)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _demo(arguments: list[str] | None) -> int:
+    console = make_console()
+    try:
+        options = parse(arguments)
         _check_installation()
-        video = options.video or default_source(options.model)
-        if video == "real":
-            video = str(default_video())
-        source = open_source(video, size=parse_size(options.size))
+        video = shown(options.demo.video, options.demo.model)
+        source = open_source(video, size=parse_size(options.demo.size))
         logs = _log_folder(options.logs)
     except StreamVlmError as error:
         print(f"demo: {error}", file=sys.stderr)
         return UNUSABLE
-    status = FAILED
+    status = INTERRUPTED  # unless it comes to its end
     try:
         status = _run(options, video, source, logs, console)
-    except KeyboardInterrupt:
-        status = INTERRUPTED
     finally:
-        if options.logs is None and status in (0, INTERRUPTED):
-            shutil.rmtree(logs, ignore_errors=True)
-        elif status == FAILED:
-            console.print(Text(f"The logs of the processes are in {logs}"), soft_wrap=True)
+        with undisturbed():
+            if options.logs is None and status in (0, INTERRUPTED):
+                shutil.rmtree(logs, ignore_errors=True)
+            elif status == FAILED:
+                console.print(Text(f"The logs of the processes are in {logs}"), soft_wrap=True)
     return status
 
 
@@ -112,10 +127,6 @@ def _log_folder(named: str | None) -> Path:
     return logs
 
 
-def _interrupt() -> None:
-    raise KeyboardInterrupt
-
-
 def _check_installation() -> None:
     for name in ("rclpy", "stream_vlm"):
         if importlib.util.find_spec(name) is None:
@@ -125,12 +136,12 @@ def _check_installation() -> None:
             )
 
 
-def _run(options, video: str, source: Source, logs: Path, console: Console) -> int:
+def _run(options: Options, video: str, source: Source, logs: Path, console: Console) -> int:
     """Start the three processes, wait for the client's end, and end the others."""
-    model = options.model or default_model()
+    model = Path(options.demo.model or default_model())
     _introduce(console, options, source, model)
     with own_graph(logs) as environment, Processes(logs, environment) as processes:
-        processes.start("node", "stream_vlm_ros.node", *_node_arguments(options.settings, model))
+        processes.start("node", "stream_vlm_ros.node", *_node_arguments(options.node, model))
         processes.start("source", "stream_vlm_ros.demo.source_node", *_source(options, video))
         processes.start("client", "stream_vlm_ros.demo.client", *_client(options, video), log=False)
         reason = _watch(processes)
@@ -168,11 +179,11 @@ def _ended_badly(processes: Processes, name: str) -> str:
     return f"the {name} ended with status {status}; it said last:\n{tail}"
 
 
-def _introduce(console: Console, options, source: Source, model) -> None:
+def _introduce(console: Console, options: Options, source: Source, model: Path) -> None:
     size = "{}x{}".format(*source.size) if source.size else "any size"
-    rate = options.rate or source.rate
+    rate = options.demo.rate or source.rate
     pace = f", {rate:.3g} images/s" if rate else ""
-    settings = options.settings
+    settings = options.node
     bound = f"{settings.max_cache_tokens:,}" if settings.max_cache_tokens else "as many as fit:"
     rows = [
         ("Camera", f"{source.name}, {size}{pace}, published as sensor_msgs/Image"),
@@ -182,7 +193,7 @@ def _introduce(console: Console, options, source: Source, model) -> None:
             f"{bound} tokens",
         ),
         ("Model", _said_of(model)),
-        ("Client", f"asks for {options.seconds:g} s while the video runs, then ends the demo"),
+        ("Client", f"asks for {options.demo.seconds:g} s while the video runs, then ends the demo"),
     ]
     console.print(Text("stream_vlm demo", style="bold"))
     for label, text in rows:
@@ -190,39 +201,39 @@ def _introduce(console: Console, options, source: Source, model) -> None:
     console.print()
 
 
-def _said_of(model) -> str:
+def _said_of(model: Path) -> str:
     if model == default_model():
         return "the small one that comes with the package; it knows the drawn world alone"
     return str(model)
 
 
-def _node_arguments(settings: Settings, model) -> list[str]:
+def _node_arguments(settings: Settings, model: Path) -> list[str]:
     return ros_arguments({**settings.changes(NODE), "model_path": str(model)})
 
 
-def _source(options, video: str) -> list[str]:
+def _source(options: Options, video: str) -> list[str]:
     return ros_arguments(
         {
             "source": video,
-            "rate": options.rate,
-            "size": options.size or "",
+            "rate": options.demo.rate,
+            "size": options.demo.size,
             "wait_for_subscriber": True,
         }
     )
 
 
-def _client(options, video: str) -> list[str]:
+def _client(options: Options, video: str) -> list[str]:
     parameters = {
         "source": video,
         "node": NODE_NAME,
-        "seconds": options.seconds,
-        "count": options.count,
-        "sample_fps": options.sample_fps,
+        "seconds": options.demo.seconds,
+        "count": options.demo.count,
+        "sample_fps": options.node.sample_fps,
     }
-    if options.question:
-        parameters["questions"] = options.question
+    if options.questions:
+        parameters["questions"] = options.questions
     return ros_arguments(parameters)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

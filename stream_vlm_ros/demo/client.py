@@ -7,13 +7,22 @@ Runs as its own process::
 
 from __future__ import annotations
 
+from stream_vlm_ros.processes.ros_process import (
+    INTERRUPTED,
+    end_quietly_on_signals,
+    leave,
+    names_seen_by,
+    run,
+)
+
+if __name__ == "__main__":
+    end_quietly_on_signals(INTERRUPTED)  # before the imports, which are slow
+
 import contextlib
-import sys
 import threading
 import time
 from typing import Any
 
-import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -23,7 +32,6 @@ from stream_vlm.srv import Query
 
 from stream_vlm_ros.demo.report import Exchange, Frames, Memory, Report
 from stream_vlm_ros.demo.settings import ClientSettings
-from stream_vlm_ros.errors import StreamVlmError
 from stream_vlm_ros.node.parameters import declare
 from stream_vlm_ros.world.examiner import Question, Verdict, examiner_for
 
@@ -66,21 +74,40 @@ class DemoClient(Node):
 
     CHUNKS_TO_WAIT = 3  # for a moment at which there is something to ask
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self) -> None:
         super().__init__("client")
         self.options = declare(self, ClientSettings.table().values())
-        self.report = report
+        self.report = Report()
         self.examiner = examiner_for(
             self.options["source"], self.options["questions"], self.options["sample_fps"]
         )
         self.status: CacheStatus | None = None
         self.status_at = 0.0  # monotonic seconds
+        self._look_again_at = 0.0
         self.origin: float | None = None  # stamp of the source's first frame, seconds
         name = self.options["node"]
         self.query = self.create_client(Query, f"{name}/query")
         self.create_subscription(CacheStatus, f"{name}/cache_status", self._take_status, 10)
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self.create_subscription(Header, "source/origin", self._take_origin, latched)
+        self._server = SingleThreadedExecutor()
+        self._server.add_node(self)
+        self._serving = threading.Thread(target=self._serve, daemon=True)
+        self._serving.start()
+
+    def _serve(self) -> None:
+        while self.context.ok():
+            try:
+                self._server.spin_once()
+            except ExternalShutdownException:
+                return
+
+    def close(self) -> None:
+        """Destroy the node; its context has been shut down, or is now."""
+        self.context.try_shutdown()
+        self._serving.join(timeout=1.0)
+        self._server.shutdown(timeout_sec=1.0)
+        self.destroy_node()
 
     def _take_status(self, message: CacheStatus) -> None:
         self.status, self.status_at = message, time.monotonic()
@@ -91,7 +118,16 @@ class DemoClient(Node):
 
     # The run, top to bottom. ------------------------------------------------------------------
 
-    def run(self) -> None:
+    def run(self) -> int:
+        """Ask, and say what came of it; the exit status: 0 if everything was answered and held."""
+        try:
+            self._run()
+        except DemoFailed as failure:
+            self.report.fail(str(failure))
+        self.report.summary()
+        return 1 if self.report.failures else 0
+
+    def _run(self) -> None:
         """Wait for the node and its first frames, then ask until the time is over."""
         patience, length = self.options["patience"], self.options["seconds"]
         with self._telling("Waiting for the node to load its model"):
@@ -211,8 +247,9 @@ class DemoClient(Node):
         """Until ``condition()``; after ``limit`` seconds fail with ``why()`` (None: just go on)."""
         end = time.monotonic() + limit
         while not condition():
-            if not rclpy.ok():
+            if not self.context.ok():
                 raise ExternalShutdownException
+            self._refuse_second_node()
             if time.monotonic() > end:
                 if why is None:
                     return
@@ -221,6 +258,18 @@ class DemoClient(Node):
                 )
             self._spinner_tick()
             time.sleep(0.02)
+
+    def _refuse_second_node(self) -> None:
+        """Two nodes of one name both answer; looked for once a second."""
+        if time.monotonic() < self._look_again_at:
+            return
+        self._look_again_at = time.monotonic() + 1.0
+        name = self.resolve_service_name(self.query.srv_name).rpartition("/")[0]
+        if names_seen_by(self).count(name) > 1:
+            raise DemoFailed(
+                f"two nodes named {name} run on this ROS graph: end the other one, or give this "
+                "one another namespace"
+            )
 
     @contextlib.contextmanager
     def _telling(self, text):
@@ -241,45 +290,10 @@ class DemoClient(Node):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the client to its end; 0 if everything was answered and held, else 1."""
-    report = Report()
-    node = spinning = None
-    try:
-        rclpy.init(args=arguments)
-        # First: made after the context was shut down it would complain in its finalizer.
-        executor = SingleThreadedExecutor()
-        node = DemoClient(report)
-        executor.add_node(node)
-        spinning = threading.Thread(target=_spin, args=(executor,), daemon=True)
-        spinning.start()
-        try:
-            node.run()
-        except DemoFailed as failure:
-            report.fail(str(failure))
-        report.summary()
-        return 1 if report.failures else 0
-    except StreamVlmError as error:
-        print(f"client: {error}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, ExternalShutdownException):
-        return 130
-    except Exception:
-        if rclpy.ok():
-            raise
-        return 130  # told to end in the middle of something, which then failed for that
-    finally:
-        with contextlib.suppress(KeyboardInterrupt):
-            rclpy.try_shutdown()
-            if spinning is not None:
-                spinning.join(timeout=5)
-            if node is not None:
-                node.destroy_node()
-
-
-def _spin(executor: SingleThreadedExecutor) -> None:
-    with contextlib.suppress(ExternalShutdownException, KeyboardInterrupt):
-        executor.spin()
+    """Run the client to its end; 0 if everything was answered and held, else 1; 2 for parameters
+    that are of no use, 130 after a signal."""
+    return run("client", DemoClient, DemoClient.run, arguments, interrupted=INTERRUPTED, refused=2)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

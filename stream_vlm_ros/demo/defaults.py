@@ -26,10 +26,13 @@ def default_video() -> Path:
     )
 
 
-def default_source(model: str | Path | None) -> str:
-    """What the demo's camera shows to ``model``: the drawn world to the shipped one (None).
+def shown(video: str | None, model: str | Path | None) -> str:
+    """The source that the demo's camera shows to ``model``: ``video``, "real" being the real one.
 
-    It knows nothing else. A checkpoint of one's own is shown the real video. Raises
-    SourceNotFoundError where that is not installed.
+    Where none is given: the drawn world to the shipped model (None or ""), which knows nothing
+    else, and the real video to a checkpoint of one's own. Raises SourceNotFoundError where the real
+    video is not installed.
     """
-    return WORLD if model is None else str(default_video())
+    if video and video != "real":
+        return video
+    return str(default_video()) if video or model else WORLD

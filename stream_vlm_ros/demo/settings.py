@@ -1,17 +1,76 @@
-"""The parameters of the demo's two nodes, and what the demo changes in those of the third."""
+"""What the programs of the demo can be told: the parameters of its two nodes, the options of its
+command line, and what it changes in the parameters of the third node."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
+from pathlib import Path
 
 from stream_vlm_ros.config import Settings
+from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.setting import START, SettingTable, setting
 
+NODE_NAME = "stream_vlm"
 fixed = partial(setting, change=START)
 
 # The node's own defaults, but for what makes it run well on a CPU. config/demo.yaml holds them.
 DEMO = Settings(max_cache_tokens=4096, max_pixels=100_352, max_new_tokens=64, status_period=0.5)
+
+
+# -- rules: raise a StreamVlmError for a text that is of no use, such as the path of no file -------
+
+
+def as_far_as_known(rule: Callable[[str], object]) -> Callable[[str], None]:
+    """A rule for a text that anybody may have written, under whichever Python.
+
+    A name that the system does not take (too long, or with bytes that are no UTF-8) is refused.
+    Launch may run under another Python than the node, without the libraries that tell: then the
+    process that needs them says it.
+    """
+
+    @wraps(rule)
+    def checked(text: str) -> None:
+        try:
+            rule(text)
+        except (OSError, ValueError) as error:
+            raise InvalidParameterError(str(error)) from None
+        except ModuleNotFoundError:
+            pass
+
+    return checked
+
+
+@as_far_as_known
+def check_checkpoint(text: str) -> None:
+    """The folder of a checkpoint, or ""."""
+    if text and not (Path(text) / "config.json").is_file():
+        what = "no config.json in" if Path(text).is_dir() else "no folder"
+        raise InvalidParameterError(f"there is {what} {text}")
+
+
+@as_far_as_known
+def check_source(text: str) -> None:
+    """What `open_source` opens, "real" or ""."""
+    from stream_vlm_ros.demo.defaults import default_video
+    from stream_vlm_ros.sources import open_source
+
+    if text == "real":
+        default_video()
+    elif text:
+        open_source(text)
+
+
+@as_far_as_known
+def check_size(text: str) -> None:
+    """Width x height, or ""."""
+    from stream_vlm_ros.sources import parse_size
+
+    parse_size(text)
+
+
+# -- the tables ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -44,7 +103,7 @@ class SourceSettings(SettingTable):
 class ClientSettings(SettingTable):
     """Of the node that asks questions."""
 
-    node: str = fixed("stream_vlm", "Name of the node that is asked.")
+    node: str = fixed(NODE_NAME, "Name of the node that is asked.")
     source: str = fixed("", "What the source shows, as given to it: who asks depends on it.")
     seconds: float = fixed(
         40.0, "How long to ask, from the first frame in memory on.", 1.0, 1_000_000.0
@@ -60,3 +119,33 @@ class ClientSettings(SettingTable):
     patience: float = fixed(
         120.0, "Seconds to wait for the node, or for one answer.", 1.0, 86_400.0
     )
+
+
+@dataclass(frozen=True)
+class DemoSettings(SettingTable):
+    """Of the whole demo, by whatever it is started."""
+
+    video: str = fixed(
+        "",
+        "What the camera shows: a video file, a folder of images, /dev/video0, world:SEED, or "
+        "real: a short real video. Empty: the drawn world that the small model knows; the real "
+        "video to a model that is given.",
+        rule=check_source,
+    )
+    rate: float = fixed(
+        0.0, "Images per second that are published. 0: the video's own.", 0.0, 1000.0
+    )
+    seconds: float = fixed(40.0, "How long the client asks; then the demo ends.", 1.0, 1_000_000.0)
+
+
+@dataclass(frozen=True)
+class DemoOptions(DemoSettings):
+    """Options of ``python -m stream_vlm_ros.demo``; more are those of `Settings` for "demo"."""
+
+    size: str = fixed("", "Scale the video to WIDTHxHEIGHT.", rule=check_size)
+    model: str = fixed(
+        "",
+        "Folder of a Qwen2.5-VL checkpoint. Empty: the small one that is shipped.",
+        rule=check_checkpoint,
+    )
+    count: int = fixed(0, "How many questions. 0: one every few seconds.", 0, 1_000_000)

@@ -7,14 +7,17 @@ Runs as its own process::
 
 from __future__ import annotations
 
+from stream_vlm_ros.processes.ros_process import end_quietly_on_signals, leave, run
+
+if __name__ == "__main__":
+    end_quietly_on_signals()  # before the imports, which are slow
+
 import array
-import contextlib
 import sys
 import time
 from dataclasses import dataclass
 
 import numpy as np
-import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
@@ -23,9 +26,9 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from stream_vlm_ros.demo.settings import SourceSettings
-from stream_vlm_ros.errors import StreamVlmError
+from stream_vlm_ros.errors import SourceUnreadableError
 from stream_vlm_ros.node.parameters import declare
-from stream_vlm_ros.sources import Frame, loop, open_source, parse_size
+from stream_vlm_ros.sources import Frame, Source, loop, open_source, parse_size
 
 
 def image_message(frame: Frame, stamp, frame_id: str) -> Image:
@@ -72,12 +75,6 @@ class SourceNode(Node):
         super().__init__("source")
         values = declare(self, SourceSettings.table().values())
         self.options = values
-        self.source = open_source(
-            str(values["source"]),
-            fps=float(values["rate"]) or None,
-            size=parse_size(values["size"]),
-            max_decoded_megapixels=float(values["max_decoded_megapixels"]),
-        )
         reliability = ReliabilityPolicy[values["reliability"].upper()]
         self.publisher = self.create_publisher(
             Image,
@@ -90,11 +87,20 @@ class SourceNode(Node):
         self.origin = self.create_publisher(Header, "~/origin", latched)
         self.published = 0
         self.skipped = 0
-        self.get_logger().info(self.describe())
+        self._server = SingleThreadedExecutor()
+        self._server.add_node(self)
 
-    def describe(self) -> str:
+    def close(self) -> None:
+        """Destroy the node, and say what it did."""
+        if self.published:
+            counts = f"{self.published} images published, {self.skipped} skipped as late"
+            print(f"source: {counts}", file=sys.stderr)
+        self._server.shutdown(timeout_sec=1.0)
+        self.destroy_node()
+
+    def describe(self, source: Source) -> str:
         """What is published where, in one sentence."""
-        source, values = self.source, self.options
+        values = self.options
         rate = values["rate"] or source.rate
         size = "{}x{}".format(*source.size) if source.size else "its own size"
         return (
@@ -102,71 +108,65 @@ class SourceNode(Node):
             f"{self.publisher.topic_name} ({values['reliability']}, depth {values['depth']})"
         )
 
-    def play(self, executor: SingleThreadedExecutor) -> None:
-        """Publish to the end of the source, or for ever."""
-        if self.options["wait_for_subscriber"]:
+    def play(self) -> int:
+        """Publish to the end of the source, or for ever; 0.
+
+        Raises SourceError where it cannot be read, or has no frame.
+        """
+        values = self.options
+        source = open_source(
+            str(values["source"]),
+            fps=float(values["rate"]) or None,
+            size=parse_size(values["size"]),
+            max_decoded_megapixels=float(values["max_decoded_megapixels"]),
+        )
+        self.get_logger().info(self.describe(source))
+        if values["wait_for_subscriber"]:
             while self.publisher.get_subscription_count() == 0:
-                executor.spin_once(timeout_sec=0.05)
-        looped = self.options["loop"] and not self.source.live
+                self._serve(0.05)
+        looped = values["loop"] and not source.live
         pace: Pace | None = None
         started = self.get_clock().now()
-        for frame in loop(self.source) if looped else self.source:
+        for frame in loop(source) if looped else source:
             if pace is None:
                 started = self.get_clock().now()
                 pace = Pace(frame.stamp_ns, time.monotonic())
-                self.origin.publish(Header(stamp=started.to_msg(), frame_id=self.source.name))
+                self.origin.publish(Header(stamp=started.to_msg(), frame_id=source.name))
             due = pace.due(frame.stamp_ns)
-            if not self.source.live:
+            if not source.live:
                 while (wait := due - time.monotonic()) > 0:
-                    executor.spin_once(timeout_sec=wait)
+                    self._serve(wait)
                 if time.monotonic() - due > self.LATE:
                     self.skipped += 1
+                    self._serve(0)
                     continue
-            self.publisher.publish(
-                image_message(frame, self._stamp(frame, pace, started), "camera")
-            )
+            stamp = self._stamp(frame, pace, started, source.live)
+            self.publisher.publish(image_message(frame, stamp, "camera"))
             self.published += 1
-            executor.spin_once(timeout_sec=0)
-        if self.source.state.damage:
-            self.get_logger().warning(self.source.state.damage)
+            self._serve(0)
+        if source.state.damage:
+            self.get_logger().warning(source.state.damage)
+        if self.published == 0:
+            raise SourceUnreadableError(source.state.damage or "no frame to publish")
+        return 0
 
-    def _stamp(self, frame: Frame, pace: Pace, started: Time):
-        if self.options["stamps"] == "publish" or self.source.live:
+    def _serve(self, seconds: float) -> None:
+        """Serve callbacks for at most ``seconds``."""
+        if not self.context.ok():
+            raise ExternalShutdownException
+        self._server.spin_once(timeout_sec=seconds)
+
+    def _stamp(self, frame: Frame, pace: Pace, started: Time, live: bool):
+        if self.options["stamps"] == "publish" or live:
             return self.get_clock().now().to_msg()
         elapsed = frame.stamp_ns - pace.first_stamp_ns
         return Time(nanoseconds=started.nanoseconds + elapsed).to_msg()
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the node to the end of its source or to Ctrl-C; 0, or 2 if the source cannot be used."""
-    node = None
-    try:
-        rclpy.init(args=arguments)
-        # First: made after the context was shut down it would complain in its finalizer.
-        executor = SingleThreadedExecutor()
-        node = SourceNode()
-        executor.add_node(node)
-        node.play(executor)
-        if node.published == 0:
-            print(f"source: {node.source.state.damage or 'no frame to publish'}", file=sys.stderr)
-            return 2
-    except StreamVlmError as error:
-        print(f"source: {error}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    except Exception:
-        if rclpy.ok():
-            raise  # else told to end in the middle of something, which then failed for that
-    finally:
-        with contextlib.suppress(KeyboardInterrupt):
-            if node is not None:
-                counts = f"{node.published} images published, {node.skipped} skipped as late"
-                print(f"source: {counts}", file=sys.stderr)
-                node.destroy_node()
-            rclpy.try_shutdown()
-    return 0
+    """Run the node to the end of its source or to a signal; 0, or 2 if the source is of no use."""
+    return run("source", SourceNode, SourceNode.play, arguments, refused=2)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

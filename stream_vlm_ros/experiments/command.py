@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from rich.console import Console
 
 from stream_vlm_ros.errors import StreamVlmError
+from stream_vlm_ros.processes.children import signals_as_ctrl_c
 
 from .bench import Bench
 from .record import BROKEN, PASSED, Record
@@ -37,6 +36,7 @@ FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130  # exit statuses; 0 when every criteri
 LOG_WIDTH = 160  # columns where no terminal says how many there are: no table is folded
 
 
+@signals_as_ctrl_c()  # a time limit's way to end it is SIGTERM
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiment that the arguments name; its exit status."""
     options = parser().parse_args(arguments)
@@ -58,7 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return UNUSABLE
     bench = Bench(options, record, screen)
     status, kept = BROKEN, True
-    before = _interrupt_on(signal.SIGTERM)  # a time limit's way to end it
     try:
         if options.threads:
             import torch
@@ -85,22 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         return FAILED
     finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
         if kept:
             if status == BROKEN:
                 record.finish(BROKEN)
             written = f"{record.folder}/: {options.experiment}.json"
             bench.say(f"{status.capitalize()}. Written to {written}")
     return 0 if status == PASSED else FAILED
-
-
-def _interrupt_on(number: signal.Signals) -> Any:
-    """Take a signal for Ctrl-C; what was done at it before, None where it cannot be changed."""
-    try:
-        return signal.signal(number, signal.default_int_handler)
-    except ValueError:  # signals are the main thread's
-        return None
 
 
 def parser() -> argparse.ArgumentParser:

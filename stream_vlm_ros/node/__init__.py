@@ -2,7 +2,7 @@
 
 The node
     stream_vlm_node `StreamVlmNode`: parameters, topics, services, lifecycle
-    spinning        from the start of the process to its end
+    spinning        the executor that serves the node
     parameters      the table of settings as parameters: declared, described, read
     loading         from the parameters to a running engine
     interfaces      plain values <-> the generated messages

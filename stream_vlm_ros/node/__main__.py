@@ -2,7 +2,8 @@
 
 import sys
 
-from stream_vlm_ros.node.spinning import end_quietly_on_signals, keep_freed_memory, leave, run
+from stream_vlm_ros.node.spinning import keep_freed_memory, run
+from stream_vlm_ros.processes.ros_process import end_quietly_on_signals, leave
 
 
 def main(arguments: list[str] | None = None) -> int:

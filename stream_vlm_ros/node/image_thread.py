@@ -50,11 +50,14 @@ class ImageThread:
         """Begin to take images."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """End the thread, and give the subscription back."""
+    def stop(self, timeout: float | None = None) -> None:
+        """End the thread, and give the subscription back, after ``timeout`` seconds all the same.
+
+        None: as long as it takes.
+        """
         self._stopping.set()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(timeout)
         self._source.destroy()
 
     def _run(self) -> None:

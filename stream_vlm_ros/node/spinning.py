@@ -1,4 +1,4 @@
-"""From the start of the process to its end: signals, the executor, the exit status.
+"""The executor of the node, and the memory that its images take.
 
 Which thread does what:
 
@@ -13,34 +13,15 @@ Which thread does what:
 from __future__ import annotations
 
 import ctypes
-import os
-import re
-import signal
-import sys
-import threading
 from collections.abc import Callable
-from typing import Any, NoReturn
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from typing import Any
 
-_rclpy_listens = threading.Event()
+from stream_vlm_ros.processes import ros_process
 
 THREADS = 3  # of the executor: reports, a transition, and one for everything else
 KEPT_BYTES = 128 << 20
-
-
-def end_quietly_on_signals() -> None:
-    """From here on SIGINT and SIGTERM end the process with status 0 and without a traceback.
-
-    To be called before the slow imports. A process started in the background by a shell inherits
-    an ignored SIGINT, which this undoes. Once rclpy is initialized, its own handlers shut the
-    context down first, and these do nothing more.
-    """
-
-    def end(number: int, frame: Any) -> None:
-        if not _rclpy_listens.is_set():
-            os._exit(0)  # nothing was opened yet, and an import must not print its interruption
-
-    signal.signal(signal.SIGINT, end)
-    signal.signal(signal.SIGTERM, end)
 
 
 def keep_freed_memory() -> None:
@@ -63,59 +44,64 @@ def keep_freed_memory() -> None:
 
 
 def run(make_node: Callable[[], Any], arguments: list[str] | None = None) -> int:
-    """Spin a node until the context is shut down; the exit status of the process.
+    """Spin a node until the process is told to end; the exit status of the process.
 
-    It is 1, with one line on stderr, for refused parameters or ROS arguments.
     ``make_node`` returns a node with the methods ``close`` and ``report_fault``.
     """
-    import rclpy
-    from rclpy.executors import MultiThreadedExecutor
-    from rclpy.signals import SignalHandlerOptions, install_signal_handlers
-
-    from stream_vlm_ros.errors import InvalidParameterError
-
-    # Its handlers only when there is an executor: one made after the context was shut down
-    # complains in its finalizer. A signal before that ends the process at once.
-    try:
-        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
-    except Exception as refusal:  # a parameter file that is not there, a remap that is none
-        places = r",? at \S+\.c(pp)?:\d+"  # in the sources of rcl
-        words = " ".join(re.sub(places, "", str(refusal)).split())
-        print(f"stream_vlm: ROS cannot be initialized: {words}", file=sys.stderr, flush=True)
-        return 1
-    executor = MultiThreadedExecutor(THREADS)
-    install_signal_handlers(SignalHandlerOptions.ALL)
-    _rclpy_listens.set()
-    try:
-        node = make_node()
-    except InvalidParameterError as refusal:
-        print(f"stream_vlm: bad parameter: {refusal}", file=sys.stderr, flush=True)
-        rclpy.try_shutdown()
-        return 1
-    except Exception:
-        if not rclpy.ok():  # told to end while the node was being made
-            return 0
-        raise
-    executor.add_node(node)
-    try:
-        spin(executor, node)
-    finally:
-        node.close()
-        executor.shutdown(timeout_sec=1.0)
-        rclpy.try_shutdown()
-    return 0
+    return ros_process.run("stream_vlm", lambda: _Spinning(make_node), _Spinning.run, arguments)
 
 
-def leave(status: int) -> NoReturn:
-    """End the process with ``status``, everything of ROS being closed already.
+class _Spinning:
+    """A node and the executor that serves it."""
 
-    Without taking the interpreter down: with torch loaded that takes seconds, of which launch
-    allows five from Ctrl-C to SIGTERM, and under a thread that still loads a model or computes a
-    long chunk it can crash.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    def __init__(self, make_node: Callable[[], Any]) -> None:
+        self._executor = make_executor()
+        self._node = make_node()
+        self._executor.add_node(self._node)
+
+    def run(self) -> int:
+        spin(self._executor, self._node)
+        return 0
+
+    def close(self) -> None:
+        with ExitStack() as steps:
+            steps.callback(self._executor.shutdown, timeout_sec=0.0)
+            steps.callback(self._node.close)
+            # What a callback is using when it is destroyed, is destroyed by its thread a little
+            # later, and the process would end in the middle of that.
+            self._executor.wait_for_callbacks(ros_process.END_TIMEOUT)
+
+
+def make_executor() -> Any:
+    """An executor with ``THREADS`` threads, as rclpy's own, whose callbacks can be waited for."""
+    from rclpy.executors import (
+        Executor,
+        ExternalShutdownException,
+        ShutdownException,
+        TimeoutException,
+    )
+
+    class CallbackPool(Executor):
+        def __init__(self) -> None:
+            super().__init__()
+            self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="callbacks")
+            self._calls: list[tuple[Any, Future[None]]] = []
+
+        def spin_once(self, timeout_sec: float | None = None) -> None:
+            try:
+                task, _, _ = self.wait_for_ready_callbacks(timeout_sec)
+            except (ExternalShutdownException, ShutdownException, TimeoutException):
+                return
+            self._calls.append((task, self._pool.submit(task)))
+            over = [task for task, _ in self._calls if task.done()]
+            self._calls = [(task, call) for task, call in self._calls if not task.done()]
+            for task in over:
+                task.result()  # raises what the callback raised
+
+        def wait_for_callbacks(self, seconds: float) -> None:
+            wait([call for _, call in self._calls], seconds)
+
+    return CallbackPool()
 
 
 def spin(executor: Any, node: Any) -> None:

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Future as ThreadFuture
 from concurrent.futures import wait
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from diagnostic_msgs.msg import DiagnosticArray
@@ -47,6 +48,7 @@ from stream_vlm_ros.node.worker import (
     Question,
     Ticket,
 )
+from stream_vlm_ros.processes.ros_process import END_TIMEOUT
 from stream_vlm_ros.setting import CONFIGURE
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ if TYPE_CHECKING:
 LATCHED = QoSProfile(
     depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
 )
-STOP_TIMEOUT = 3.0  # s, for what the engine is doing at the moment; launch allows 5 to end
+STOP_TIMEOUT = 3.0  # s, for what the engine is doing at the moment
 
 
 def transition(done_state: str) -> Callable[..., Any]:
@@ -255,17 +257,18 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         self._entities.append((destroy, entity))
         return entity
 
-    def _tear_down(self, for_good: bool = False) -> None:
-        """Destroy what configuring made; ``for_good``: the process is about to end."""
+    def _tear_down(self) -> None:
+        """Destroy what configuring made."""
+        going_on = self.context.ok()  # else the process is about to end: see close
         images, self._images = self._images, None
         if images is not None:
-            images.stop()
+            images.stop(None if going_on else END_TIMEOUT)
         if self._intake is not None:
             self._intake.active = False
             self._intake.clear(Drop.RESET)
         worker, self._worker = self._worker, None
-        ended = worker is None or worker.stop(STOP_TIMEOUT)
-        if not ended and not for_good:
+        ended = worker is None or worker.stop(STOP_TIMEOUT if going_on else 0.0)
+        if not ended and going_on:
             self.get_logger().warning(
                 f"the engine is still busy after {STOP_TIMEOUT:.0f} s and is left behind"
             )
@@ -273,14 +276,25 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         while self._entities:
             destroy, entity = self._entities.pop()
             destroy(entity)
-        if worker is not None and self._load is load_engine and not for_good:
+        if worker is not None and self._load is load_engine and going_on:
             del worker
             release_memory()
 
     def close(self) -> None:
-        """End the node, in whatever state."""
-        self._tear_down(for_good=True)
-        self.destroy_node()
+        """End the node, in whatever state; its context has been shut down."""
+        worker = self._worker
+        with ExitStack() as steps:
+            steps.callback(self.destroy_node)
+            steps.callback(self._tear_down)
+        # It may be publishing, or writing to its store; a model that is being loaded is left alone.
+        if worker is not None and worker.loaded.done():
+            worker.stop(END_TIMEOUT)
+
+    def destroy_node(self) -> None:
+        """Destroy everything of the node, so that nothing of it stays in the middleware."""
+        # rclpy's mixin forgets it, and it holds the node.
+        self._state_machine.destroy_when_not_in_use()
+        super().destroy_node()
 
     def _start_by_itself(self) -> None:
         self._autostart.cancel()
@@ -472,6 +486,8 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         done = Future(executor=executor)
 
         def finish(finished: ThreadFuture) -> None:
+            if not self.context.ok():
+                return  # nobody waits any more, and the executor may be gone
             fault = finished.exception()
             if fault is None:
                 done.set_result(finished.result())

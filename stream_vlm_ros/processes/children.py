@@ -9,11 +9,52 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _PR_SET_PDEATHSIG = 1
 _ERROR = re.compile(r"^\[(?:ERROR|FATAL)\] \[[^]]*\] \[[^]]*\]: (.*)$", re.MULTILINE)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """What is done here is done to its end: signals that ask for one come into effect after it."""
+    came: list[int] = []
+    with _handled_by(lambda number, frame: came.append(number)):
+        yield
+    for number in came[:1]:
+        signal.raise_signal(number)
+
+
+@contextlib.contextmanager
+def signals_as_ctrl_c() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise KeyboardInterrupt here, as SIGINT does.
+
+    SIGINT does so too where a shell started us in its background, with SIGINT ignored.
+    """
+    with _handled_by(signal.default_int_handler):
+        yield
+
+
+@contextlib.contextmanager
+def _handled_by(handler: Any) -> Iterator[None]:
+    """Signals handled so, and then as before; outside the main thread they are left alone."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in ENDING_SIGNALS:
+            # nohup ignores SIGHUP, and means it.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 class Processes:
@@ -39,22 +80,30 @@ class Processes:
 
     def start(self, name: str, module: str, *arguments: str, log: bool = True) -> None:
         """Run ``python -m module arguments``; with ``log`` its output goes to a file."""
-        with contextlib.ExitStack() as files:
-            output = files.enter_context(self.log_of(name).open("wb")) if log else None
+        self.run(name, [sys.executable, "-m", module, *arguments], log)
+
+    def run(self, name: str, command: Sequence[str], log: bool = True) -> None:
+        """Run a command; with ``log`` its output goes to a file. Raises OSError if it cannot be."""
+        with contextlib.ExitStack() as stack:
+            output = stack.enter_context(self.log_of(name).open("wb")) if log else None
+            # A signal between its start and our knowing it would leave it behind.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+            stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
             self._children[name] = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
+                command,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT if log else None,
                 start_new_session=True,
-                preexec_fn=self._settle_signals,
+                preexec_fn=lambda: self._settle_signals(before),
             )
 
-    def _settle_signals(self) -> None:
+    def _settle_signals(self, mask: set[signal.Signals]) -> None:
         # A shell starts what it puts in the background with SIGINT ignored, and children inherit
         # that: they could not be asked to end.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         # Even if the parent is killed without a chance to clean up, its children get SIGTERM.
         self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -82,7 +131,14 @@ class Processes:
         return self._children[name].poll()
 
     def stop(self) -> list[str]:
-        """End every child; the names of those that did not end when asked."""
+        """End every child; the names of those that did not end when asked.
+
+        It takes its time, and no impatient signal meanwhile can make it leave one behind.
+        """
+        with undisturbed():
+            return self._stop()
+
+    def _stop(self) -> list[str]:
         stubborn = []
         for name, child in reversed(list(self._children.items())):
             for number, patience in self.STEPS:

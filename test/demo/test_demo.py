@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pytest
 
+rclpy = pytest.importorskip("rclpy")
 pytestmark = pytest.mark.ros
 slow = pytest.mark.slow
 
@@ -87,18 +88,19 @@ def test_it_asks_questions_while_the_video_runs_and_ends_well(video):
 
 
 @slow
-def test_the_reason_is_told_at_once_when_the_node_cannot_load_its_model(video):
+def test_the_reason_is_told_at_once_when_the_node_cannot_load_its_model(video, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
     began = time.monotonic()
-    demo = start("--video", video, "--model", "/nowhere/model")
+    demo = start("--video", video, "--model", tmp_path)
     output, _ = demo.communicate(timeout=110)  # it would wait for 120 s if nobody told
     assert demo.returncode == 1
-    assert "Failed: the node says: " in output and "/nowhere/model" in output
+    assert "Failed: the node says: " in output and str(tmp_path) in output
     assert time.monotonic() - began < 100
     assert survivors() == []
 
 
 @slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_is_quiet_and_leaves_no_process(video, number):
     demo = start("--video", video, "--seconds", 60)
     lines = []
@@ -113,8 +115,90 @@ def test_an_interrupt_is_quiet_and_leaves_no_process(video, number):
 
 
 @slow
-def test_a_video_that_is_not_there_is_one_line_and_exit_status_2():
-    demo = start("--video", "nowhere.mp4")
+def test_a_camera_that_dies_ends_it_with_status_1(video):
+    demo = start("--video", video, "--seconds", 60)
+    while "What do you see now?" not in demo.stdout.readline():
+        assert demo.poll() is None
+    os.kill(process_of("source_node"), signal.SIGKILL)
     output, _ = demo.communicate(timeout=60)
-    assert demo.returncode == 2
-    assert output.strip() == "demo: There is no file nowhere.mp4. Check the path."
+    assert demo.returncode == 1
+    assert "the source ended with status -9" in output
+    assert survivors() == []
+
+
+def process_of(module):
+    """The process of a demo of this test that runs a module."""
+    for pid in survivors():
+        command = (Path("/proc") / str(pid) / "cmdline").read_bytes().decode().split("\0")
+        if f"stream_vlm_ros.demo.{module}" in command:
+            return pid
+    raise AssertionError(f"no {module} runs")
+
+
+ON_A_GRAPH_WITH_THE_NODE = """
+import contextlib, os, sys
+from stream_vlm_ros.demo import __main__ as demo
+
+demo.own_graph = lambda logs: contextlib.nullcontext({"ROS_DOMAIN_ID": os.environ["ROS_DOMAIN_ID"]})
+sys.exit(demo.main(["--seconds", "30"]))
+"""
+
+
+def test_a_node_of_its_name_that_is_there_already_is_said():
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    node = rclpy.create_node("stream_vlm", context=context)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", ON_A_GRAPH_WITH_THE_NODE],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    finally:
+        node.destroy_node()
+        context.try_shutdown()
+    assert done.returncode == 1
+    assert "two nodes named /stream_vlm run on this ROS graph" in " ".join(done.stdout.split())
+    assert survivors() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--video", "nowhere.mp4"], "video: There is no file nowhere.mp4. Check the path."),
+        (["--seconds", "abc"], "seconds must be a number, got 'abc'"),
+        (["--rate", "fast"], "rate must be a number, got 'fast'"),
+        (["--model", "/nowhere"], "model: there is no folder /nowhere"),
+        (["--max-cache-tokens", "5"], "max_cache_tokens must be 0 (as many as fit) or at least 64"),
+        (["--logs", "/dev/null/logs"], "--logs /dev/null/logs cannot be used: "),
+    ],
+)
+def test_an_option_that_is_wrong_is_one_line_and_exit_status_2(capsys, options, words):
+    from stream_vlm_ros.demo.__main__ import main
+
+    assert main(options) == 2
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert errors.startswith(f"demo: {words}") and len(errors.splitlines()) == 1
+
+
+def test_the_seconds_of_make_are_checked_as_well(capsys, monkeypatch):
+    from stream_vlm_ros.demo.__main__ import main
+
+    monkeypatch.setenv("DEMO_SECONDS", "soon")
+    assert main([]) == 2
+    assert capsys.readouterr().err == "demo: seconds must be a number, got 'soon'\n"
+
+
+@slow
+@pytest.mark.parametrize("after", [0.0, 0.5, 1.5, 3.0])
+def test_ctrl_c_while_it_starts_its_processes_is_quiet(after):
+    demo = start("--seconds", 60)
+    assert "stream_vlm demo" in demo.stdout.readline()
+    time.sleep(after)
+    demo.send_signal(signal.SIGINT)
+    output, _ = demo.communicate(timeout=60)
+    assert demo.returncode == 130, output
+    assert "Traceback" not in output
+    assert survivors() == []

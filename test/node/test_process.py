@@ -40,12 +40,6 @@ def test_started_and_stopped_twenty_times_in_a_row(start_node):
     start_and_stop(start_node, 20)
 
 
-def test_sigterm_ends_it_as_well(start_node):
-    node = start_node(**SETTINGS)
-    node.wait_for("the node is active")
-    ended_well(node, signal.SIGTERM)
-
-
 def test_ctrl_c_right_after_it_says_that_it_starts(start_node):
     node = start_node(**SETTINGS)
     node.wait_for("starting")

@@ -31,6 +31,23 @@ PROGRAMS = {
         print(child.pid, flush=True)
         time.sleep(60)
         """,
+    "impatient": """
+        import os, pathlib, signal, sys, threading, time
+        from stream_vlm_ros.processes.children import Processes, signals_as_ctrl_c
+        Processes.STEPS = ((signal.SIGINT, 1.0), (signal.SIGTERM, 10.0))
+        first, second = map(int, sys.argv[1:])
+        try:
+            with signals_as_ctrl_c(), Processes(pathlib.Path(os.environ["LOGS"]), {}) as processes:
+                processes.start("a", "deaf")
+                while processes.tail_of("a") != "up":
+                    time.sleep(0.01)
+                print(processes._children["a"].pid, flush=True)
+                threading.Timer(0.5, os.kill, (os.getpid(), second)).start()
+                os.kill(os.getpid(), first)
+                time.sleep(60)
+        except KeyboardInterrupt:
+            print("interrupted", processes.status("a"))
+        """,
     "killed": """
         import os, pathlib, time
         from stream_vlm_ros.processes.children import Processes
@@ -131,3 +148,38 @@ def test_children_die_with_a_parent_that_was_killed(programs):
         wait_for(lambda: programs.tail_of("orphan") == "up")
         parent.kill()
     wait_for(lambda: not alive(child))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (signal.SIGINT, signal.SIGINT),
+        (signal.SIGTERM, signal.SIGHUP),
+        (signal.SIGHUP, signal.SIGTERM),
+    ],
+)
+def test_a_second_signal_while_a_process_is_being_ended_leaves_none_behind(programs, first, second):
+    done = subprocess.run(
+        [sys.executable, "-m", "impatient", str(int(first)), str(int(second))],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    pid, words = done.stdout.splitlines()
+    assert not alive(int(pid))
+    assert words == f"interrupted {-signal.SIGTERM}"
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_command_that_is_not_there_is_an_error_of_the_system(programs):
+    with pytest.raises(OSError):
+        programs.run("a", ["/nowhere/program"])
+
+
+def test_signals_are_handled_as_before_afterwards():
+    from stream_vlm_ros.processes.children import ENDING_SIGNALS, signals_as_ctrl_c
+
+    before = [signal.getsignal(number) for number in ENDING_SIGNALS]
+    with pytest.raises(KeyboardInterrupt), signals_as_ctrl_c():
+        signal.raise_signal(signal.SIGHUP)
+    assert [signal.getsignal(number) for number in ENDING_SIGNALS] == before

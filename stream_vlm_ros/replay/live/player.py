@@ -9,14 +9,18 @@ JOB.json says what to do (``Job``); what happens is written to ``Job.result``, a
 
 from __future__ import annotations
 
+from stream_vlm_ros.processes.ros_process import INTERRUPTED, end_quietly_on_signals, leave, run
+
+if __name__ == "__main__":
+    end_quietly_on_signals(INTERRUPTED)  # before the imports, which are slow
+
 import array
 import json
-import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from stream_vlm_ros.errors import StreamVlmError
-from stream_vlm_ros.node.spinning import leave
+from stream_vlm_ros.processes.children import Processes
 from stream_vlm_ros.sources import open_source
 
 SECOND = 1_000_000_000
@@ -101,7 +105,7 @@ class Player:
 
     def __init__(self, job: Job) -> None:
         from diagnostic_msgs.msg import DiagnosticArray
-        from rclpy.executors import SingleThreadedExecutor
+        from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
         from rclpy.node import Node
         from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
         from rosgraph_msgs.msg import Clock
@@ -111,6 +115,7 @@ class Player:
         from stream_vlm.srv import Query
 
         self.job = job
+        self._ended = ExternalShutdownException
         self.node = Node("replay_player")
         self._result = open(job.result, "w", encoding="utf-8")  # noqa: SIM115 (closed by close)
         self._lock = threading.Lock()
@@ -138,13 +143,30 @@ class Player:
         self.published = self.skipped = 0
         self._sent = 0  # images, in all trials
         self._origin_ns = 0  # stamp of the first frame, as published
+        self._over = False  # what came of the job has been noted
 
     def close(self) -> None:
-        self._result.close()
-        self.executor.shutdown(timeout_sec=1.0)
-        self.node.destroy_node()
+        """Destroy the node; a job that is not over was interrupted."""
+        with ExitStack() as steps:
+            steps.callback(self.node.destroy_node)
+            steps.callback(self.executor.shutdown, timeout_sec=1.0)
+            steps.callback(self._result.close)
+            if not self._over:
+                self.note_end(interrupted=True)
 
     # -- the job, top to bottom ----------------------------------------------------------------
+
+    def work(self) -> int:
+        """Do the job; 0, or 1 with a line on stderr if it cannot be done."""
+        try:
+            self.run()
+        except StreamVlmError as failure:
+            print(f"replay_player: {failure}", file=sys.stderr, flush=True)
+            self._note("failed", message=str(failure))
+            self._over = True
+            return 1
+        self._over = True
+        return 0
 
     def run(self) -> None:
         """Do the job; raises PlayerFailed with the reason if the node does not play along."""
@@ -194,7 +216,7 @@ class Player:
             self.published += 1
             self._sent += 1
             self._publish_clock(stamp)
-            self.executor.spin_once(timeout_sec=0)
+            self._serve(0)
         self._note("source", **_counts_of(source))
 
     def _follow(self) -> None:
@@ -206,27 +228,27 @@ class Player:
             self._call_reset()
             self._wait(lambda: self.status.frames == 0, lambda: "its memory does not get empty")
         came_late = self.status.frames > 0
-        playing = subprocess.Popen(self.job.play) if self.job.play else None
-        try:
+        with Processes(Path(self.job.result).parent, {}) as playing:
+            if self.job.play:
+                try:
+                    playing.run("player", self.job.play, log=False)
+                except OSError as error:
+                    raise PlayerFailed(f"{self.job.play[0]} cannot be run: {error}") from None
             self._wait(lambda: self.status.frames > 0, lambda: "no frame has come into its memory")
             first = self.status.newest_stamp if came_late else self.status.oldest_stamp
             origin = _nanoseconds(first)
             self._begin(origin, origin, self.job.camera)
             moved, last = time.monotonic(), None
             while time.monotonic() - moved < self.job.idle:
-                if playing is not None and playing.poll() is not None:
+                if self.job.play and playing.status("player") is not None:
                     break
-                self.executor.spin_once(timeout_sec=0.02)
+                self._serve(0.02)
                 now = self._source_time()
                 if now != last:
                     moved, last = time.monotonic(), now
                 self._ask_all(offset_ns=now - origin)
                 if self.job.end_ns is not None and now - origin >= self.job.end_ns:
                     break
-        finally:
-            if playing is not None and playing.poll() is None:
-                playing.send_signal(signal.SIGINT)
-                playing.wait(timeout=10)
 
     def _source_time(self) -> int:
         """The time of /clock; without it, or where it is not that of the images' headers (a bag
@@ -268,7 +290,7 @@ class Player:
         for number in range(count):
             due = begin + number / rate
             while (left := due - time.monotonic()) > 0:
-                self.executor.spin_once(timeout_sec=min(left, 0.01))
+                self._serve(min(left, 0.01))
             message = messages[number % len(messages)]
             _set_stamp(message, stamp + number * period)
             self.images.publish(message)
@@ -402,7 +424,7 @@ class Player:
                 self._publish_clock(advance)
             elif self.job.source is not None and self.clock_ns is not None:
                 self._publish_clock(self.clock_ns + round(CLOCK_PERIOD * SECOND))
-            self.executor.spin_once(timeout_sec=CLOCK_PERIOD)
+            self._serve(CLOCK_PERIOD)
             counts = self._counts()
             if counts != last:
                 steady, last = self._statuses, counts
@@ -456,7 +478,7 @@ class Player:
                 )
             if self.job.source is not None and self.clock_ns is not None:
                 self._publish_clock(self.clock_ns + round(CLOCK_PERIOD * SECOND))
-            self.executor.spin_once(timeout_sec=0.02)
+            self._serve(0.02)
 
     # -- time ----------------------------------------------------------------------------------
 
@@ -466,7 +488,13 @@ class Player:
         source_ns = round((now - begin) * self.job.rate * SECOND)
         self._publish_clock(first_ns + source_ns)
         self._ask_all(offset_ns=source_ns)
-        self.executor.spin_once(timeout_sec=max(0.0, min(until - now, CLOCK_PERIOD)))
+        self._serve(max(0.0, min(until - now, CLOCK_PERIOD)))
+
+    def _serve(self, seconds: float) -> None:
+        """Serve callbacks for at most ``seconds``."""
+        if not self.node.context.ok():
+            raise self._ended
+        self.executor.spin_once(timeout_sec=seconds)
 
     def _publish_clock(self, stamp_ns: int) -> None:
         if self.clock_ns is not None and stamp_ns <= self.clock_ns:
@@ -482,7 +510,7 @@ class Player:
             self._result.flush()
 
 
-class PlayerFailed(Exception):
+class PlayerFailed(StreamVlmError):
     """The job cannot be done; the message is the reason."""
 
 
@@ -526,26 +554,15 @@ def _seconds(duration: Any) -> float:
 
 def main(arguments: list[str] | None = None) -> int:
     """Do the job of the file named first; 0 when it is done, 1 with a line on stderr if not."""
-    import rclpy
-    from rclpy.executors import ExternalShutdownException
-
     arguments = sys.argv[1:] if arguments is None else arguments
     job = Job(**json.loads(Path(arguments[0]).read_text(encoding="utf-8")))
-    rclpy.init(args=arguments[1:])
-    player = Player(job)
-    try:
-        player.run()
-        return 0
-    except (PlayerFailed, StreamVlmError) as failure:
-        print(f"replay_player: {failure}", file=sys.stderr, flush=True)
-        player._note("failed", message=str(failure))
-        return 1
-    except (KeyboardInterrupt, ExternalShutdownException):
-        player.note_end(interrupted=True)
-        return 130
-    finally:
-        player.close()
-        rclpy.try_shutdown()
+    return run(
+        "replay_player",
+        lambda: Player(job),
+        Player.work,
+        arguments[1:],
+        interrupted=INTERRUPTED,
+    )
 
 
 if __name__ == "__main__":

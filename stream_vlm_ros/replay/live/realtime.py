@@ -94,7 +94,7 @@ def realtime_run(
     job = {
         "node": attach or NODE,
         "source": None if attach else spec,
-        "play": shlex.split(play) if play else None,
+        "play": _command(play) if play else None,
         "camera": next(iter(options.get("topics") or ()), source.name if source.live else ""),
         "end_ns": _offset(options.get("end"), options),
         "parameters": [*settings.values(config.NODE, config.REPLAY)] if attach else [],
@@ -203,6 +203,17 @@ def _played(
         if not keep:
             shutil.rmtree(logs, ignore_errors=True)
     return noted.events
+
+
+def _command(play: str) -> list[str]:
+    """The words of the command that plays; raises RealtimeError where it cannot be run."""
+    try:
+        words = shlex.split(play)
+    except ValueError as error:
+        raise RealtimeError(f"--play {play}: {error}") from None
+    if not words or shutil.which(words[0]) is None:
+        raise RealtimeError(f"--play {play}: there is no program {words[0] if words else ''!r}")
+    return words
 
 
 class _Noted:

@@ -1,0 +1,1 @@
+"""Arguments of the launch files, checked before anything starts, and what these files share."""

@@ -1,0 +1,38 @@
+"""By launch_testing: demo.launch.py asks questions, and a shutdown ends all that it started."""
+
+import unittest
+
+import launch_testing.actions
+import launch_testing.asserts
+from launch.actions import IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.substitutions import PathJoinSubstitution
+from launch_ros.substitutions import FindPackageShare
+
+from launch import LaunchDescription
+
+
+def generate_test_description():
+    file = PathJoinSubstitution([FindPackageShare("stream_vlm"), "launch", "demo.launch.py"])
+    arguments = {"seconds": "60", "namespace": "robot", "device": "cpu"}
+    return LaunchDescription(
+        [
+            IncludeLaunchDescription(
+                PythonLaunchDescriptionSource(file), launch_arguments=arguments.items()
+            ),
+            launch_testing.actions.ReadyToTest(),
+        ]
+    )
+
+
+class TestWhileItRuns(unittest.TestCase):
+    def test_questions_are_answered(self, proc_output):
+        proc_output.assertWaitFor("the node is active", timeout=120)
+        proc_output.assertWaitFor("first token", timeout=120, stream="stdout")
+
+
+@launch_testing.post_shutdown_test()
+class TestAtTheEnd(unittest.TestCase):
+    def test_node_and_camera_ended_well(self, proc_info):
+        for name in ("stream_vlm_node", "source_node"):
+            launch_testing.asserts.assertExitCodes(proc_info, process=name)

@@ -1,0 +1,50 @@
+"""By launch_testing: replay.launch.py asks the node while a bag plays; a shutdown ends it all.
+
+The folder that the environment variable REPLAY names holds the bag and the questions.
+"""
+
+import os
+import unittest
+from pathlib import Path
+
+import launch_testing.actions
+import launch_testing.asserts
+from launch.actions import IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.substitutions import PathJoinSubstitution
+from launch_ros.substitutions import FindPackageShare
+
+from launch import LaunchDescription
+
+FOLDER = Path(os.environ["REPLAY"])
+
+
+def generate_test_description():
+    file = PathJoinSubstitution([FindPackageShare("stream_vlm"), "launch", "replay.launch.py"])
+    arguments = {
+        "bag": str(FOLDER / "bag"),
+        "questions": str(FOLDER / "questions.yaml"),
+        "out": str(FOLDER / "report"),
+        "image": "/camera",
+        "device": "cpu",
+    }
+    return LaunchDescription(
+        [
+            IncludeLaunchDescription(
+                PythonLaunchDescriptionSource(file), launch_arguments=arguments.items()
+            ),
+            launch_testing.actions.ReadyToTest(),
+        ]
+    )
+
+
+class TestWhileItRuns(unittest.TestCase):
+    def test_the_replay_asks_the_node_while_the_bag_plays(self, proc_output):
+        proc_output.assertWaitFor("the node is active", timeout=120)
+        proc_output.assertWaitFor("asking /stream_vlm", timeout=120)
+
+
+@launch_testing.post_shutdown_test()
+class TestAtTheEnd(unittest.TestCase):
+    def test_the_node_ended_well(self, proc_info):
+        launch_testing.asserts.assertExitCodes(proc_info, process="stream_vlm_node")

@@ -1,0 +1,38 @@
+"""By launch_testing: stream_vlm.launch.py starts the node, and a shutdown ends it."""
+
+import unittest
+
+import launch_testing.actions
+import launch_testing.asserts
+import launch_testing.markers
+from launch.actions import IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.substitutions import PathJoinSubstitution
+from launch_ros.substitutions import FindPackageShare
+
+from launch import LaunchDescription
+
+
+def generate_test_description():
+    file = PathJoinSubstitution([FindPackageShare("stream_vlm"), "launch", "stream_vlm.launch.py"])
+    arguments = {"namespace": "robot", "image": "/camera/image_raw", "device": "cpu"}
+    return LaunchDescription(
+        [
+            IncludeLaunchDescription(
+                PythonLaunchDescriptionSource(file), launch_arguments=arguments.items()
+            ),
+            launch_testing.actions.ReadyToTest(),
+        ]
+    )
+
+
+class TestWhileItRuns(unittest.TestCase):
+    def test_the_node_becomes_active_in_its_namespace_on_its_topic(self, proc_output):
+        proc_output.assertWaitFor("[robot.stream_vlm]: images are awaited on /camera", timeout=120)
+        proc_output.assertWaitFor("the node is active", timeout=120)
+
+
+@launch_testing.post_shutdown_test()
+class TestAtTheEnd(unittest.TestCase):
+    def test_the_node_ended_well(self, proc_info):
+        launch_testing.asserts.assertExitCodes(proc_info)
