@@ -45,8 +45,8 @@ def load_checkpoint(
     config = StreamQwenModel.read_config(folder)
     processor = StreamProcessor.from_pretrained(folder)
     check_fit(config, processor)
-    network = StreamQwenModel.from_pretrained(folder, torch_dtype=number_format)
-    return Checkpoint(network.to(place).eval(), processor, place)
+    network = StreamQwenModel.from_pretrained(folder, number_format, device=place)
+    return Checkpoint(network.eval(), processor, place)
 
 
 def check_fit(config: Any, processor: StreamProcessor) -> None:

@@ -252,6 +252,7 @@ class StreamModel(nn.Module, ABC):
         torch_dtype: torch.dtype | str | None = None,
         *,
         dtype: torch.dtype | str | None = None,
+        device: str | torch.device = "cpu",
         **unknown: Any,
     ) -> Model:
         """Load a checkpoint folder of this machine; nothing is ever downloaded.
@@ -261,6 +262,8 @@ class StreamModel(nn.Module, ABC):
                 (``adapter_config.json``, ``adapter_model.safetensors``) is folded into the weights.
             torch_dtype: of the weights, or its name; None or "auto": as in the checkpoint.
             dtype: the same, as newer releases of transformers call it.
+            device: where the weights are put, straight from the files: no second copy of them
+                passes through the host's memory, as it does with ``.to(device)`` afterwards.
 
         Raises:
             ModelLoadError: the folder is missing or incomplete, holds another architecture, or
@@ -275,7 +278,7 @@ class StreamModel(nn.Module, ABC):
         wanted = _dtype_named(torch_dtype if dtype is None else dtype)
         wanted = wanted or _dtype_named(config.dtype) or checkpoint.dtype
         with torch.inference_mode(False):  # for training too, whatever mode the caller is in
-            model = cls(config, dtype=wanted)
+            model = cls(config, wanted, device)
             fill(model, checkpoint.tensors(), str(folder))
             checkpoint.fold_adapter(model)
         if (folder / "generation_config.json").is_file():
