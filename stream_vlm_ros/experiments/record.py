@@ -9,10 +9,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.owned import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.typing import RcKeyType
 
 RUNNING, PASSED, FAILED, BROKEN = "running", "passed", "failed", "broken off"
 
@@ -176,7 +181,12 @@ class Record:
         lines += [f"![{name}]({name})\n" for name in self.plots]
         return "\n".join(lines)
 
-    def plot(self, name: str, draw: Callable[[Any, Any], None], size=(8.0, 4.5)) -> None:
+    def plot(
+        self,
+        name: str,
+        draw: Callable[[Figure, Axes], None],
+        size: tuple[float, float] = (8.0, 4.5),
+    ) -> None:
         """Write ``<experiment>-<name>.png``; ``draw`` gets the figure and its axes.
 
         Without matplotlib there is a note instead: an experiment's figures do not depend on it.
@@ -189,7 +199,8 @@ class Record:
         except ImportError:
             self.note("No plots: matplotlib is not installed.")
             return
-        plain = {"text.usetex": False, "text.parse_math": False}  # a $ in a name is a $
+        # A $ in a name is a $.
+        plain: dict[RcKeyType, bool] = {"text.usetex": False, "text.parse_math": False}
         with matplotlib.rc_context(plain):
             figure, axes = pyplot.subplots(figsize=size, layout="constrained")
         try:

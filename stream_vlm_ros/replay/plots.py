@@ -6,7 +6,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -14,9 +14,12 @@ from matplotlib.ticker import PercentFormatter
 
 from stream_vlm_ros.console import one_line, visible
 
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
 COLOURS = ("#3b7dd8", "#e0803a", "#3c9d63", "#b5549c", "#8a7a2f", "#5b6b7b")
 _GREY = "#808890"  # reads on white and on black
-_STYLE = {
+_STYLE: dict[RcKeyType, Any] = {
     "font.size": 9,
     "font.family": "sans-serif",
     "axes.edgecolor": _GREY,

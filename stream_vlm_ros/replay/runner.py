@@ -26,7 +26,7 @@ from .schedule import NANOSECONDS, Ask, Schedule
 from .settings import as_reported
 
 if TYPE_CHECKING:
-    from stream_vlm_ros.engine import InferenceEngine
+    from stream_vlm_ros.engine import AnswerMetrics, ChoiceMetrics, InferenceEngine
 
 
 class Listener(Protocol):
@@ -256,7 +256,8 @@ class Replay:
         question, settings = ask.question, self.settings
         record = self._record(stream.camera, ask)
         origin = (self.origin_ns or 0) / NANOSECONDS
-        about = question.about and tuple(origin + second for second in question.about)
+        about = question.about and (origin + question.about[0], origin + question.about[1])
+        metrics: AnswerMetrics | ChoiceMetrics
         try:
             if question.choices:
                 answer, metrics = stream.engine.ask_choice(

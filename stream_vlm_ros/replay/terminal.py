@@ -13,7 +13,7 @@ from stream_vlm_ros.replay.feeding import Fed
 from stream_vlm_ros.sources import Source
 
 if TYPE_CHECKING:
-    from stream_vlm_ros.engine import InferenceEngine
+    from stream_vlm_ros.engine import AnswerMetrics, ChoiceMetrics, InferenceEngine
 
 
 class WatchingBar:
@@ -62,6 +62,7 @@ class Dialogue:
         about: tuple[float, float] | None = None,
     ) -> dict[str, Any]:
         """Ask one question; it, the answer, the choices and the metrics."""
+        metrics: AnswerMetrics | ChoiceMetrics
         self._print(Text(printable(question), style="bold"))
         if choices:
             answer, metrics = self._engine.ask_choice(question, choices, about=about)
