@@ -16,6 +16,7 @@ import numpy as np
 
 from .bench import Bench
 from .exam import PERCEPTION, TYPES
+from .record import Record
 from .streams import DEFAULT, FULL, LAST_FOUR, LAYOUTS, POLICIES, POSITIONS, SHARES
 
 if TYPE_CHECKING:
@@ -265,7 +266,7 @@ def _report_setting(bench: Bench, streams: Streams, judged: bool) -> None:
             for way in streams.ways
         },
     }
-    _judge(bench, streams, judged)
+    judge(record, streams, judged)
     _plots(bench, streams, ages)
 
 
@@ -288,8 +289,9 @@ def _mean(rows: list[Row]) -> float:
     return statistics.mean(found) if found else math.nan
 
 
-def _judge(bench: Bench, streams: Streams, judged: bool) -> None:
-    record, name, ours = bench.record, streams.name, streams.ours
+def judge(record: Record, streams: Streams, judged: bool) -> None:
+    """Put to the record what the policies must hold; unless ``judged`` it is not decided."""
+    name, ours = streams.name, streams.ours
     worst, where = math.inf, "nothing to compare"
     for cap in streams.caps:
         base = streams.of(LAST_FOUR, cap)

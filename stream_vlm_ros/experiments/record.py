@@ -70,8 +70,7 @@ class Record:
     status: str = RUNNING
     seconds: float = 0.0
     date: str = field(default_factory=lambda: datetime.date.today().isoformat())
-
-    _EVERY = 2.0  # seconds between two writings while it runs
+    save_every: float = 2.0  # seconds between two writings while it runs
 
     def __post_init__(self) -> None:
         self._begin = self._written = time.monotonic()
@@ -98,9 +97,9 @@ class Record:
         return self.folder / f"{self.experiment}.json"
 
     def add(self, **row: Any) -> None:
-        """Note one event; what was noted is on the disk within two seconds."""
+        """Note one event; what was noted is on the disk within ``save_every`` seconds."""
         self.rows.append(row)
-        if time.monotonic() - self._written > self._EVERY:
+        if time.monotonic() - self._written > self.save_every:
             self.save()
 
     def note(self, text: str) -> None:

@@ -47,9 +47,9 @@ def plots_of(runs: list[dict[str, Any]], failed: dict[str, str]) -> list[dict[st
     """
     runs = [run | {"name": _label(run["name"])} for run in runs]
     makers: tuple[tuple[str, Callable[[Any, list[dict[str, Any]]], bool]], ...] = (
-        ("Accuracy by type of question", lambda axes, r: _shares(axes, r, "by_type")),
-        ("Accuracy by age of the evidence", lambda axes, r: _shares(axes, r, "by_age")),
-        ("Evidence in memory or forgotten", lambda axes, r: _shares(axes, r, "by_memory")),
+        ("Accuracy by type of question", lambda axes, r: draw_shares(axes, r, "by_type")),
+        ("Accuracy by age of the evidence", lambda axes, r: draw_shares(axes, r, "by_age")),
+        ("Evidence in memory or forgotten", lambda axes, r: draw_shares(axes, r, "by_memory")),
         ("Time to the first token", lambda axes, r: _distribution(axes, r, "ttft")),
         ("Time to the whole answer", lambda axes, r: _distribution(axes, r, "latency")),
         ("Cache length", _cache),
@@ -80,7 +80,7 @@ def _label(name: str) -> str:
     return f"\u200b{text}" if text.startswith("_") else text
 
 
-def _shares(axes: Any, runs: list[dict[str, Any]], key: str) -> bool:
+def draw_shares(axes: Any, runs: list[dict[str, Any]], key: str) -> bool:
     """Bars of accuracy with their intervals, group by group."""
     groups = list(dict.fromkeys(name for run in runs for name in run["summary"][key]))
     if not groups:

@@ -33,7 +33,9 @@ class DeviceSource(Source):
     """
 
     live = True
-    FORMAT = "v4l2"
+    FORMAT = "v4l2"  # FFmpeg's name of the driver
+    # What the driver calls the size of its pictures; None: it takes none.
+    SIZE_OPTION: str | None = "video_size"
 
     def __init__(
         self,
@@ -83,8 +85,8 @@ class DeviceSource(Source):
 
     def _open(self) -> InputContainer:
         options = decoder_options(self._limit)
-        if self.size:
-            options["video_size"] = "{}x{}".format(*self.size)
+        if self.size and self.SIZE_OPTION:
+            options[self.SIZE_OPTION] = "{}x{}".format(*self.size)
         try:
             return av.open(self.device, format=self.FORMAT, options=options)
         except (av.FFmpegError, ValueError) as error:

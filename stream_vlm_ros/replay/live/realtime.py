@@ -90,7 +90,7 @@ def realtime_run(
     Raises RealtimeError, and what opening the source raises.
     """
     begin = time.perf_counter()
-    asks = _asks(questions, source, options)
+    asks = asks_of(questions, source, options)
     job = {
         "node": attach or NODE,
         "source": None if attach else spec,
@@ -101,9 +101,9 @@ def realtime_run(
         "options": {k: v for k, v in options.items() if v is not None},
         "asks": [_as_json(ask, settings, options) for ask in asks],
     }
-    progress = _Progress(told)
+    progress = Progress(told)
     events = _played(settings, job, attach is not None, progress)
-    run = _run_of(settings, questions, asks, events, time.perf_counter() - begin)
+    run = run_of(settings, questions, asks, events, time.perf_counter() - begin)
     if attach:  # that node has settings of its own
         run["settings"] |= _settings_of(events)
         if not settings.name:
@@ -169,7 +169,7 @@ def _played(
                 "(source install/setup.bash), or replay without --realtime."
             )
     logs = Path(tempfile.mkdtemp(prefix="stream_vlm_replay_"))
-    noted = _Noted(logs / "result.jsonl", progress)
+    noted = Notes(logs / "result.jsonl", progress)
     job = {**job, "result": str(noted.path)}
     (logs / "job.json").write_text(json.dumps(job), encoding="utf-8")
     keep = True
@@ -205,7 +205,7 @@ def _played(
     return noted.events
 
 
-class _Noted:
+class Notes:
     """The player's notes, read while they are written."""
 
     def __init__(self, path: Path, progress: Callable[[dict[str, Any]], None]) -> None:
@@ -227,7 +227,7 @@ class _Noted:
                 self._progress(self.events[-1])
 
 
-class _Progress:
+class Progress:
     """Counts the answers, and tells them with the time of the newest frame."""
 
     def __init__(self, told: Callable[[float, int], None]) -> None:
@@ -254,7 +254,7 @@ def _settings_of(events: list[dict[str, Any]]) -> dict[str, Any]:
 # -- what is asked, and what came ----------------------------------------------------------------
 
 
-def _asks(questions: QuestionSet, source: Source, options: dict[str, Any]) -> list[Ask]:
+def asks_of(questions: QuestionSet, source: Source, options: dict[str, Any]) -> list[Ask]:
     """Every ask up to the source's end. Real time knows one camera: the first."""
     start = options.get("start") or 0.0
     end = options.get("end") or source.duration
@@ -303,7 +303,7 @@ def _as_json(ask: Ask, settings: Settings, options: dict[str, Any]) -> dict[str,
     }
 
 
-def _run_of(
+def run_of(
     settings: Settings,
     questions: QuestionSet,
     asks: list[Ask],
