@@ -27,7 +27,7 @@ from stream_vlm_ros.errors import StreamVlmError
 from stream_vlm_ros.processes.children import Processes
 from stream_vlm_ros.processes.graph import own_graph, ros_arguments
 from stream_vlm_ros.replay.questions import QuestionSet
-from stream_vlm_ros.replay.records import answered, merged_of, unanswered
+from stream_vlm_ros.replay.records import AnswerRecord, answered, merged_of, refused, unanswered
 from stream_vlm_ros.replay.schedule import NANOSECONDS, Ask, Schedule
 from stream_vlm_ros.replay.settings import as_reported
 from stream_vlm_ros.sources import Frame, Source
@@ -354,13 +354,12 @@ def run_of(
 
 def _answer(
     ask: Ask, reply: dict[str, Any] | None, camera: str, end_ns: int, origin_ns: int
-) -> dict[str, Any]:
+) -> AnswerRecord:
     record = unanswered(ask, camera, end_ns, origin_ns)
     if reply is None:
         return record
     if reply["error_code"]:
-        error = {"code": str(reply["error_code"]), "message": reply["error_message"]}
-        return record | {"status": "error", "error": error}
+        return refused(record, str(reply["error_code"]), reply["error_message"])
     seen = [[begin / NANOSECONDS, end / NANOSECONDS] for begin, end in reply["seen"]]
     keys = ("ttft", "latency", "waiting", "round_trip_latency", "prompt_tokens", "answer_tokens")
     metrics = {key: reply[key] for key in (*keys, "finish_reason", "cache_length")}
