@@ -10,13 +10,18 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .bench import Bench
 from .exam import PERCEPTION, TYPES
+from .record import Record
 from .streams import DEFAULT, FULL, LAST_FOUR, LAYOUTS, POLICIES, POSITIONS, SHARES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Row = dict[str, Any]
 Picked = Callable[[Row, str, "float | None"], bool]
@@ -236,7 +241,7 @@ def _report_setting(bench: Bench, streams: Streams, judged: bool) -> None:
             for kind in TYPES
         ],
     )
-    ages = {p: [share(streams.of(p), aged(*age, spans)) for age in AGES] for p in kept}
+    ages = {p: [share(streams.of(p), aged(low, high, spans)) for low, high in AGES] for p in kept}
     bench.table(
         f"{name}: recall by the age of what answers, in spans of a plain window under the same "
         "cap, points (questions), all caps",
@@ -261,7 +266,7 @@ def _report_setting(bench: Bench, streams: Streams, judged: bool) -> None:
             for way in streams.ways
         },
     }
-    _judge(bench, streams, judged)
+    judge(record, streams, judged)
     _plots(bench, streams, ages)
 
 
@@ -284,8 +289,9 @@ def _mean(rows: list[Row]) -> float:
     return statistics.mean(found) if found else math.nan
 
 
-def _judge(bench: Bench, streams: Streams, judged: bool) -> None:
-    record, name, ours = bench.record, streams.name, streams.ours
+def judge(record: Record, streams: Streams, judged: bool) -> None:
+    """Put to the record what the policies must hold; unless ``judged`` it is not decided."""
+    name, ours = streams.name, streams.ours
     worst, where = math.inf, "nothing to compare"
     for cap in streams.caps:
         base = streams.of(LAST_FOUR, cap)
@@ -349,7 +355,7 @@ def _plots(bench: Bench, streams: Streams, ages: dict[str, list[tuple[float, int
     record, name, caps, kept = bench.record, streams.name, streams.caps, streams.policies
     way = ", ".join(streams.first)
 
-    def by_age(figure, axes):
+    def by_age(figure: Figure, axes: Axes) -> None:
         there = [at for at in range(len(AGES)) if any(found[at][1] for found in ages.values())]
         labels = [
             f"{low:g} to {high:g}" if high < math.inf else f"over {low:g}" for low, high in AGES
@@ -365,7 +371,7 @@ def _plots(bench: Bench, streams: Streams, ages: dict[str, list[tuple[float, int
         )  # fmt: skip
         figure.legend(loc="outside right upper")
 
-    def by_cap(figure, axes):
+    def by_cap(figure: Figure, axes: Axes) -> None:
         figure.delaxes(axes)
         for place, (what, picked) in enumerate((("Recall", recall), ("Perception", perception))):
             part = figure.add_subplot(1, 2, place + 1)
@@ -385,7 +391,7 @@ def _plots(bench: Bench, streams: Streams, ages: dict[str, list[tuple[float, int
         figure.suptitle(f"By cap ({name}; {way}); bars: 95 % over the videos")
         figure.legend(loc="outside right upper")
 
-    def by_type(figure, axes):
+    def by_type(figure: Figure, axes: Axes) -> None:
         width = 0.8 / max(1, len(kept))
         for number, policy in enumerate(kept):
             values = [share(streams.of(policy), of_type(kind))[0] for kind in TYPES]
@@ -395,7 +401,7 @@ def _plots(bench: Bench, streams: Streams, ages: dict[str, list[tuple[float, int
         axes.set(ylabel="right, %", ylim=(0, 102), title=f"By type, all caps ({name}; {way})")
         figure.legend(loc="outside right upper")
 
-    def by_way(figure, axes):
+    def by_way(figure: Figure, axes: Axes) -> None:
         shown = [policy for policy in (*streams.ours, FULL) if policy in kept]
         for number, one in enumerate(streams.ways):
             values, spreads = [], []

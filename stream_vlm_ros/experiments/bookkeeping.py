@@ -10,7 +10,10 @@ from stream_vlm_ros.engine.inputs.frames import smart_resize
 
 
 def grid_tokens(
-    processor: StreamProcessor, size: tuple[int, int], min_pixels=None, max_pixels=None
+    processor: StreamProcessor,
+    size: tuple[int, int],
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
 ) -> int:
     """Tokens of one temporal grid of pictures of (width, height)."""
     settings = processor.image_settings

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from typing import TYPE_CHECKING
 
 from .bench import Bench
 from .exam import Exam
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TITLE = "Sweep of the cap"
 
@@ -29,8 +34,8 @@ def options(parser: argparse.ArgumentParser) -> None:
 def run(bench: Bench) -> None:
     options, record = bench.options, bench.record
     world = bench.world()
-    judged = world is not None and not bench.subject.random
-    frames = Exam.settled(world, options.chunk_frames) if world is not None and judged else None
+    judged = world if world is not None and not bench.subject.random else None
+    frames = None if judged is None else Exam.settled(judged, options.chunk_frames)
     table, memory = [], []
     for cap in sorted(options.caps):
         engine = bench.engine(cap)
@@ -45,8 +50,8 @@ def run(bench: Bench) -> None:
         holds = info["window_size"] // chunk
         seen = sum(row["tokens"] for row in rows)
         right = None
-        if judged:
-            exam = Exam(world, rows[-1]["frames"], options.seed, options.exam)
+        if judged is not None:
+            exam = Exam(judged, rows[-1]["frames"], options.seed, options.exam)
             right = exam.share_right(engine)
         answer, metrics = engine.ask(options.question, options.max_new_tokens)
         again = engine.ask(options.question, 1)[1]["ttft"]
@@ -75,7 +80,7 @@ def run(bench: Bench) -> None:
              f"{again:.3f}", "–" if right is None else f"{100 * right:.0f} %"]
         )  # fmt: skip
     record.check("a larger cap takes more memory", memory == sorted(set(memory)), memory, "rising")
-    if not judged:
+    if judged is None:
         record.note(
             "Answers were not judged: that takes a trained model and a drawn world (--source "
             "world:SEED), whose truth is known."
@@ -87,7 +92,7 @@ def run(bench: Bench) -> None:
         table,
     )  # fmt: skip
 
-    def draw(figure, axes):
+    def draw(figure: Figure, axes: Axes) -> None:
         caps = [entry["cap"] for entry in record.summary.values()]
         axes.plot(caps, [e["reserved_gib"] for e in record.summary.values()], "o-")
         axes.set(xlabel="cap, tokens", ylabel="GiB taken for the memory", ylim=(0, None))

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from typing import TYPE_CHECKING
 
 from .bench import Bench
 from .bookkeeping import Prediction
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TITLE = "Chunk size"
 
@@ -79,7 +84,7 @@ def run(bench: Bench) -> None:
         table,
     )
 
-    def draw(figure, axes):
+    def draw(figure: Figure, axes: Axes) -> None:
         names = [str(row[0]) for row in table]
         axes.bar(names, [float(row[5]) for row in table])
         axes.set(xlabel="frames a chunk", ylabel="seconds a frame", title="What a frame costs")

@@ -18,12 +18,12 @@ import os
 import statistics
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
 
-from stream_vlm_ros.engine import VideoStreamingInference
+from stream_vlm_ros.engine import ChunkResult, VideoStreamingInference
 from stream_vlm_ros.errors import InvalidParameterError
 
 from .bench import Bench
@@ -31,6 +31,10 @@ from .bookkeeping import TextTokens
 from .layout import Whole
 from .pictures import Chunk, Pictures
 from .streams import POSITIONS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TITLE = "Ten thousand chunks"
 LEVELS = {"level 1": (0.0, 0.0), "all levels": (0.25, 0.25)}  # sampled, important
@@ -83,7 +87,7 @@ def run(bench: Bench) -> None:
         table,
     )  # fmt: skip
 
-    def draw(figure, axes):
+    def draw(figure: Figure, axes: Axes) -> None:
         axes.boxplot(list(ratios.values()), tick_labels=[n.replace(", ", "\n") for n in ratios])
         axes.axhline(1, color="0.7", zorder=0)
         axes.set(
@@ -187,7 +191,7 @@ def _one(bench: Bench, name: str, shares: tuple[float, float], positions: str) -
     return {**found, "ratios": ratios}
 
 
-def _append(engine: VideoStreamingInference, chunk: Chunk) -> dict[str, Any]:
+def _append(engine: VideoStreamingInference, chunk: Chunk) -> ChunkResult:
     return engine.append_video_chunk(chunk.images, timestamps=chunk.stamps)
 
 
@@ -309,7 +313,8 @@ class Audit:
 
     def _features(self, pictures: Pictures, wanted: set[int]) -> dict[int, torch.Tensor]:
         """Vision features ``[tokens, hidden]`` of some grids, from the pictures."""
-        engine, found = self._engine, {}
+        engine = self._engine
+        found: dict[int, torch.Tensor] = {}
         for number, chunk in enumerate(pictures.chunks(self._chunk_frames)):
             first = number * self._grids_a_chunk
             grids = range(first, first + self._grids_a_chunk)

@@ -47,7 +47,8 @@ class Whole:
         ``head`` text tokens come first; ``around`` are those before and after the frames of a
         later user turn, None where all frames are one segment.
         """
-        tokens, by_segment = [Token()] * head, []
+        tokens = [Token()] * head
+        by_segment: list[list[int]] = []
         for number, tick in enumerate(ticks):
             first = number % grids_a_chunk == 0
             if number == 0 or (first and around is not None):

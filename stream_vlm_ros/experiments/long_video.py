@@ -12,10 +12,16 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .bench import Bench
 from .bookkeeping import Prediction, Step, lengthened_system_prompt
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from stream_vlm_ros.engine import VideoStreamingInference
 
 TITLE = "A long video in bounded memory"
 # What the reference system reports of this run on an RTX 4090 (24 GB), 3B in bfloat16.
@@ -160,7 +166,7 @@ def figures(steps: list[Step], sink: int, window: int) -> dict[str, int]:
     }
 
 
-def ask(bench: Bench, engine) -> dict[str, Any]:
+def ask(bench: Bench, engine: VideoStreamingInference) -> dict[str, Any]:
     """Ask twice: the first answer and its metrics, and the second's time to the first token."""
     options = bench.options
     with bench.screen.status("Asking"):
@@ -171,7 +177,13 @@ def ask(bench: Bench, engine) -> dict[str, Any]:
     return entry
 
 
-def show(bench: Bench, rows, found, elapsed, answer) -> None:
+def show(
+    bench: Bench,
+    rows: list[dict[str, Any]],
+    found: dict[str, int],
+    elapsed: float,
+    answer: dict[str, Any],
+) -> None:
     """Tables against the reference, and plots."""
     options, record, last = bench.options, bench.record, rows[-1]
     ours = dict(
@@ -211,7 +223,7 @@ def show(bench: Bench, rows, found, elapsed, answer) -> None:
     late = statistics.median(row["latency"] for row in rows[-third:])
     record.summary["latency_last_third_over_middle_third"] = late / early
 
-    def lengths(figure, axes):
+    def lengths(figure: Figure, axes: Axes) -> None:
         axes.plot(chunks, [row["length"] for row in rows], label="tokens in memory")
         axes.plot(chunks, [sum(r["tokens"] for r in rows[: n + 1]) for n in range(len(rows))],
                   "--", label="tokens seen")  # fmt: skip
@@ -219,7 +231,7 @@ def show(bench: Bench, rows, found, elapsed, answer) -> None:
         axes.set(xlabel="chunk", ylabel="tokens", title="The memory's length")
         axes.legend()
 
-    def costs(figure, axes):
+    def costs(figure: Figure, axes: Axes) -> None:
         axes.plot(chunks, [row["latency"] for row in rows], ".-", label="a chunk, s")
         axes.set(xlabel="chunk", ylabel="seconds", ylim=(0, None), title="Time and memory a chunk")
         other = axes.twinx()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import gc
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration, StoppingCriteria
@@ -22,6 +22,10 @@ from stream_vlm_ros.errors import InvalidParameterError
 from .bench import Bench
 from .bookkeeping import TextTokens
 from .watermark import is_out_of_memory
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TITLE = "Stream against the offline pass"
 
@@ -222,7 +226,7 @@ def compare(bench: Bench, streamed: dict[str, Any], native: dict[str, Any] | Non
     )
     bench.say(f"Stream : {streamed['answer']!r}\nOffline: {native['answer']!r}")
 
-    def draw(figure, axes):
+    def draw(figure: Figure, axes: Axes) -> None:
         names = ["TTFT", "whole answer"]
         for offset, (label, found) in enumerate((("stream", streamed), ("offline", native))):
             at = [index + 0.4 * offset for index in range(2)]

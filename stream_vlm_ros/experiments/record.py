@@ -9,10 +9,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.owned import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.typing import RcKeyType
 
 RUNNING, PASSED, FAILED, BROKEN = "running", "passed", "failed", "broken off"
 
@@ -65,8 +70,7 @@ class Record:
     status: str = RUNNING
     seconds: float = 0.0
     date: str = field(default_factory=lambda: datetime.date.today().isoformat())
-
-    _EVERY = 2.0  # seconds between two writings while it runs
+    save_every: float = 2.0  # seconds between two writings while it runs
 
     def __post_init__(self) -> None:
         self._begin = self._written = time.monotonic()
@@ -93,9 +97,9 @@ class Record:
         return self.folder / f"{self.experiment}.json"
 
     def add(self, **row: Any) -> None:
-        """Note one event; what was noted is on the disk within two seconds."""
+        """Note one event; what was noted is on the disk within ``save_every`` seconds."""
         self.rows.append(row)
-        if time.monotonic() - self._written > self._EVERY:
+        if time.monotonic() - self._written > self.save_every:
             self.save()
 
     def note(self, text: str) -> None:
@@ -176,7 +180,12 @@ class Record:
         lines += [f"![{name}]({name})\n" for name in self.plots]
         return "\n".join(lines)
 
-    def plot(self, name: str, draw: Callable[[Any, Any], None], size=(8.0, 4.5)) -> None:
+    def plot(
+        self,
+        name: str,
+        draw: Callable[[Figure, Axes], None],
+        size: tuple[float, float] = (8.0, 4.5),
+    ) -> None:
         """Write ``<experiment>-<name>.png``; ``draw`` gets the figure and its axes.
 
         Without matplotlib there is a note instead: an experiment's figures do not depend on it.
@@ -189,7 +198,8 @@ class Record:
         except ImportError:
             self.note("No plots: matplotlib is not installed.")
             return
-        plain = {"text.usetex": False, "text.parse_math": False}  # a $ in a name is a $
+        # A $ in a name is a $.
+        plain: dict[RcKeyType, bool] = {"text.usetex": False, "text.parse_math": False}
         with matplotlib.rc_context(plain):
             figure, axes = pyplot.subplots(figsize=size, layout="constrained")
         try:

@@ -176,14 +176,14 @@ def remembered_features(network: StreamQwenModel, most: int = 4096) -> Iterator[
 
     def remember(patches: PatchGrid, *options: Any) -> torch.Tensor:
         pixels = patches.pixel_values.contiguous().cpu().numpy()
-        key = hashlib.blake2b(pixels, digest_size=16).digest()
+        key = hashlib.blake2b(pixels.data, digest_size=16).digest()
         if key not in seen:
             if len(seen) >= most:
                 seen.clear()
             seen[key] = encode(patches, *options)
         return seen[key]
 
-    network.encode_frames = remember  # type: ignore[method-assign]
+    network.encode_frames = remember  # type: ignore[method-assign]  # till the end of it
     try:
         yield
     finally:

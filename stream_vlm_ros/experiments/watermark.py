@@ -51,7 +51,8 @@ def _resident_gib() -> tuple[float, float]:
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         values = dict(line.split(":", 1) for line in lines if ":" in line)
-        return tuple(int(values[name].split()[0]) / 2**20 for name in ("VmRSS", "VmHWM"))  # type: ignore[return-value]
+        now, most = (int(values[name].split()[0]) / 2**20 for name in ("VmRSS", "VmHWM"))
+        return now, most
     except (OSError, KeyError, ValueError, IndexError):
         import resource
 

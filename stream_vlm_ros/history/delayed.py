@@ -25,7 +25,7 @@ from stream_vlm_ros.engine import (
     StreamQwenModel,
     VideoStreamingInference,
 )
-from stream_vlm_ros.engine.cache.manager import Snapshot
+from stream_vlm_ros.engine.cache.manager import KVCacheManager, Snapshot
 from stream_vlm_ros.engine.inputs.frames import to_arrays
 from stream_vlm_ros.engine.inputs.timestamps import check_about, frame_times
 from stream_vlm_ros.engine.results import WarmUp
@@ -155,6 +155,11 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
     @property
     def model(self) -> StreamQwenModel:
         return self._stream.model
+
+    @property
+    def cache_manager(self) -> KVCacheManager:
+        """Of the stream that the chosen frames are encoded into."""
+        return self._stream.cache_manager
 
     @property
     def device(self) -> torch.device:

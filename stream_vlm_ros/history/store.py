@@ -533,7 +533,7 @@ class FrameStore:
     def _find(self, clause: str, *values: object, table: str = "present") -> list[KeptFrame]:
         """Frames of the present epoch, or of all of them."""
         rows = self._execute(f"SELECT {_COLUMNS} FROM {table} {clause}", *values).fetchall()
-        return [KeptFrame(*row[:-1], bool(row[-1])) for row in rows]
+        return [KeptFrame(*(*row[:-1], bool(row[-1]))) for row in rows]
 
     def _execute(self, statement: str, *values: object) -> sqlite3.Cursor:
         try:

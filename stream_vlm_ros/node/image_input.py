@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 from rclpy.callback_groups import CallbackGroup
 from rclpy.impl.implementation_singleton import rclpy_implementation as _rclpy
 from rclpy.node import Node
@@ -32,7 +32,15 @@ except ImportError:  # Humble
 
 RAW = "sensor_msgs/msg/Image"
 COMPRESSED = "sensor_msgs/msg/CompressedImage"
-_TYPES: dict[str, tuple[type, Callable[[Any, PictureLimit], Any]]] = {
+
+
+class Decode(Protocol):
+    """Makes a picture [height, width, 3] of a message."""
+
+    def __call__(self, message: Any, limit: PictureLimit) -> np.ndarray: ...
+
+
+_TYPES: dict[str, tuple[type, Decode]] = {
     RAW: (Image, image_to_rgb),
     COMPRESSED: (CompressedImage, compressed_to_rgb),
 }

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -75,7 +75,7 @@ def summary_table(runs: Sequence[dict[str, Any]]) -> Table:
     """One line a run."""
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for title in ("", "right", "first token", "answer", "frames", "lost", "cache"):
-        side = "left" if title in ("", "right") else "right"
+        side: JustifyMethod = "left" if title in ("", "right") else "right"
         table.add_column(title, justify=side, no_wrap=title != "", overflow="fold")
     for run in runs:
         figures = run["summary"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .records import AnswerRecord
 from .summary import accuracy, is_judged
 
 LEVEL = 0.05  # below it a difference is called significant
@@ -89,7 +90,9 @@ def paired_difference(a: list[float], b: list[float]) -> dict[str, Any] | None:
     }
 
 
-def _time_difference(pairs: list[tuple[dict, dict]], key: str) -> dict[str, Any] | None:
+def _time_difference(
+    pairs: list[tuple[AnswerRecord, AnswerRecord]], key: str
+) -> dict[str, Any] | None:
     both = [
         (x["times"][key], y["times"][key])
         for x, y in pairs
@@ -98,12 +101,12 @@ def _time_difference(pairs: list[tuple[dict, dict]], key: str) -> dict[str, Any]
     return paired_difference([x for x, _ in both], [y for _, y in both])
 
 
-def _asked(run: dict[str, Any]) -> list[dict[str, Any]]:
+def _asked(run: dict[str, Any]) -> list[AnswerRecord]:
     """What came of a run's questions, but for those that its source ended before."""
     return [one for one in run["answers"] if one["status"] != "not_reached"]
 
 
-def _pairs(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[dict, dict]]:
+def _pairs(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[AnswerRecord, AnswerRecord]]:
     """What came of questions that both asked, in the same words, in the order of ``a``."""
     others = {(y["id"], y["question"]): y for y in _asked(b)}
     found = ((x, others.get((x["id"], x["question"]))) for x in _asked(a))

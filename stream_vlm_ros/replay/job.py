@@ -26,6 +26,7 @@ from stream_vlm_ros.sources import Frame, Source, open_source
 from .journal import Journal, JournalError, fingerprint
 from .live.realtime import LiveTopic, realtime_run
 from .questions import QuestionSet
+from .records import AnswerRecord
 from .rendering import noting, write_report
 from .report import KIND, WRITES, build_report, is_report
 from .runner import Replay, Silence
@@ -311,7 +312,7 @@ class _All(Silence):
         for listener in self._listeners:
             listener.on_chunk(camera, offset_ns, frames, entry)
 
-    def on_answer(self, record: dict[str, Any], image: np.ndarray | None) -> None:
+    def on_answer(self, record: AnswerRecord, image: np.ndarray | None) -> None:
         for listener in self._listeners:
             listener.on_answer(record, image)
 
@@ -355,7 +356,7 @@ class _View(Silence):
     def on_chunk(self, camera: str, offset_ns: int, frames: list[Frame], entry: dict) -> None:
         self._tell(lambda: self._listener.on_chunk(camera, offset_ns, frames, entry))
 
-    def on_answer(self, record: dict[str, Any], image: np.ndarray | None) -> None:
+    def on_answer(self, record: AnswerRecord, image: np.ndarray | None) -> None:
         self._tell(lambda: self._listener.on_answer(record, image))
 
 
@@ -366,13 +367,13 @@ class _Thumbnails(Silence):
         self,
         out: Path,
         number: int,
-        keep: Callable[[dict[str, Any]], None],
+        keep: Callable[[AnswerRecord], None],
         failed: dict[str, str],
     ) -> None:
         self._out, self._number, self._keep, self._failed = out, number, keep, failed
         self._count = 0
 
-    def on_answer(self, record: dict[str, Any], image: np.ndarray | None) -> None:
+    def on_answer(self, record: AnswerRecord, image: np.ndarray | None) -> None:
         if record["status"] == "not_reached":
             return
         fresh = "thumbnail" not in record
@@ -442,6 +443,6 @@ class _Bar(Silence):
     def on_chunk(self, camera: str, offset_ns: int, frames: list[Frame], entry: dict) -> None:
         self._shown.update(self._task, completed=offset_ns / 1e9)
 
-    def on_answer(self, record: dict[str, Any], image: np.ndarray | None) -> None:
+    def on_answer(self, record: AnswerRecord, image: np.ndarray | None) -> None:
         self._answers += 1
         self._shown.update(self._task, answers=self._answers)

@@ -12,6 +12,8 @@ from typing import Any
 from stream_vlm_ros.errors import StreamVlmError
 from stream_vlm_ros.owned import open_regular, write_all
 
+from .records import AnswerRecord
+
 
 class JournalError(StreamVlmError):
     """An answer that cannot be kept: a full disk, say. Those before it are kept."""
@@ -52,14 +54,14 @@ class Journal:
 
     def __init__(self, path: Path, resume: bool) -> None:
         self.path = path
-        self._answers: dict[tuple[str, str], dict[str, Any]] = {}
+        self._answers: dict[tuple[str, str], AnswerRecord] = {}
         self._runs: dict[str, dict[str, Any]] = {}
         self._file: int | None = None
         self._afresh: set[str] | None = None if resume else set()
         if resume:
             self._read()
 
-    def answer(self, key: str, ask_id: str) -> dict[str, Any] | None:
+    def answer(self, key: str, ask_id: str) -> AnswerRecord | None:
         """The answer that run ``key`` has given to a question before."""
         return self._answers.get((key, ask_id))
 
@@ -71,7 +73,7 @@ class Journal:
         """How many questions run ``key`` has answered before."""
         return sum(known == key for known, _ in self._answers)
 
-    def keep_answer(self, key: str, record: dict[str, Any]) -> None:
+    def keep_answer(self, key: str, record: AnswerRecord) -> None:
         """Raises JournalError where it cannot be written."""
         self._answers[key, record["id"]] = record
         self._write({"run": key, "answer": record})

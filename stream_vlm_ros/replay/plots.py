@@ -6,7 +6,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -14,9 +14,12 @@ from matplotlib.ticker import PercentFormatter
 
 from stream_vlm_ros.console import one_line, visible
 
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
 COLOURS = ("#3b7dd8", "#e0803a", "#3c9d63", "#b5549c", "#8a7a2f", "#5b6b7b")
 _GREY = "#808890"  # reads on white and on black
-_STYLE = {
+_STYLE: dict[RcKeyType, Any] = {
     "font.size": 9,
     "font.family": "sans-serif",
     "axes.edgecolor": _GREY,
@@ -44,9 +47,9 @@ def plots_of(runs: list[dict[str, Any]], failed: dict[str, str]) -> list[dict[st
     """
     runs = [run | {"name": _label(run["name"])} for run in runs]
     makers: tuple[tuple[str, Callable[[Any, list[dict[str, Any]]], bool]], ...] = (
-        ("Accuracy by type of question", lambda axes, r: _shares(axes, r, "by_type")),
-        ("Accuracy by age of the evidence", lambda axes, r: _shares(axes, r, "by_age")),
-        ("Evidence in memory or forgotten", lambda axes, r: _shares(axes, r, "by_memory")),
+        ("Accuracy by type of question", lambda axes, r: draw_shares(axes, r, "by_type")),
+        ("Accuracy by age of the evidence", lambda axes, r: draw_shares(axes, r, "by_age")),
+        ("Evidence in memory or forgotten", lambda axes, r: draw_shares(axes, r, "by_memory")),
         ("Time to the first token", lambda axes, r: _distribution(axes, r, "ttft")),
         ("Time to the whole answer", lambda axes, r: _distribution(axes, r, "latency")),
         ("Cache length", _cache),
@@ -77,7 +80,7 @@ def _label(name: str) -> str:
     return f"\u200b{text}" if text.startswith("_") else text
 
 
-def _shares(axes: Any, runs: list[dict[str, Any]], key: str) -> bool:
+def draw_shares(axes: Any, runs: list[dict[str, Any]], key: str) -> bool:
     """Bars of accuracy with their intervals, group by group."""
     groups = list(dict.fromkeys(name for run in runs for name in run["summary"][key]))
     if not groups:

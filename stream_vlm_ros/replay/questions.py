@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
@@ -140,7 +140,8 @@ def _mistakes(document: Document) -> dict[int | None, QuestionFileError]:
     found: dict[int | None, list[tuple[bool, int, str, Place]]] = {}
     for error in map(_cause, validator.iter_errors(document.content)):
         path = tuple(error.absolute_path)
-        question = path[1] if path[:1] == ("questions",) and len(path) > 1 else None
+        index = path[1] if path[:1] == ("questions",) and len(path) > 1 else None
+        question = index if isinstance(index, int) else None
         place = _place_of(error, path)
         # What a question lacks comes last: a misspelt key says better what is wrong with it.
         lacks = error.validator in ("oneOf", "required")
@@ -154,30 +155,35 @@ def _mistakes(document: Document) -> dict[int | None, QuestionFileError]:
 def _place_of(error: jsonschema.ValidationError, place: Place) -> Place:
     """Where the error stands: an unknown key at its own line, not at its mapping's."""
     if error.validator == "additionalProperties" and isinstance(error.instance, dict):
-        known = error.schema.get("properties", {})
+        known = _schema_of(error).get("properties", {})
         unknown = next((key for key in error.instance if key not in known), None)
         if unknown is not None:
             return (*place, unknown)
     return place
 
 
+def _schema_of(error: jsonschema.ValidationError) -> Mapping[str, Any]:
+    """The part of the schema that the error breaks, where it is more than true or false."""
+    return error.schema if isinstance(error.schema, Mapping) else {}
+
+
 def _in_words(error: jsonschema.ValidationError, place: Place) -> str:
     where = f"{place[-1]}: " if place and isinstance(place[-1], str) else ""
     if error.validator == "additionalProperties" and isinstance(error.instance, dict):
-        known = error.schema.get("properties", {})
+        known = _schema_of(error).get("properties", {})
         unknown = [str(key) for key in error.instance if key not in known]
         return f"unknown key {', '.join(unknown)}; known are {', '.join(known)}"
     if error.validator == "oneOf" and error.schema is schema()["$defs"]["question"]:
         return "a question needs exactly one of at, at_stamp and every"
     if error.validator == "required":
         return f"{where}{error.message.replace(' is a required property', ' is missing')}"
-    if error.validator in ("maxLength", "maxItems"):
+    if error.validator in ("maxLength", "maxItems") and isinstance(error.instance, (str, list)):
         what = "characters" if error.validator == "maxLength" else "entries"
         return f"{where}{len(error.instance):,} {what}, too many: at most {error.validator_value:,}"
     if _said_whole(error):
         say = _unknown_judge if place[-1] == "judge" else _no_time
         return f"{where}{say(error.instance, str(place[-1]))}"
-    described = error.schema.get("description") if isinstance(error.schema, dict) else None
+    described = _schema_of(error).get("description")
     hint = f" ({described})" if described else ""
     return f"{where}{error.message}{hint}"
 

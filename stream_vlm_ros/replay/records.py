@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from stream_vlm_ros.errors import OutOfHorizonError
 
@@ -11,10 +11,59 @@ from .lines import merged_lines
 from .questions import Question
 from .schedule import NANOSECONDS, Ask
 
+
+class AnswerError(TypedDict):
+    """Why a question got no answer."""
+
+    code: str
+    message: str
+
+
+class _Asked(TypedDict):
+    """What is known of a question before it is answered."""
+
+    id: str
+    question_id: str
+    camera: str
+    at: float
+    stamp_ns: int | None
+    question: str
+    choices: list[str]
+    expect: list[str]
+    judge: str
+    type: str
+    tags: list[str]
+    about: list[float] | None
+    evidence: list[list[float]]
+    evidence_age: float | None
+    extra: Any
+    status: str
+    answer: str | None
+    right: bool | None
+
+
+class AnswerRecord(_Asked, total=False):
+    """One question and its answer, as the journal and the report hold it.
+
+    Times are seconds from the source's first frame. ``status`` is ``answered``, ``error`` (then
+    there is an ``error``) or ``not_reached``. ``right`` is None where nothing judges the answer.
+    An answered question has ``seen``, ``evidence_in_memory``, ``times`` and ``metrics``; where its
+    judge failed, a ``judge_error``.
+    """
+
+    error: AnswerError
+    seen: list[list[float]]
+    evidence_in_memory: bool | None
+    times: dict[str, float]
+    metrics: dict[str, Any]
+    judge_error: str
+    thumbnail: str  # path in the report's folder, of the newest picture at the question
+
+
 _NOT_METRICS = ("time_spans", "oldest_timestamp", "newest_timestamp")
 
 
-def unanswered(ask: Ask, camera: str, end_ns: int, origin_ns: int | None) -> dict[str, Any]:
+def unanswered(ask: Ask, camera: str, end_ns: int, origin_ns: int | None) -> AnswerRecord:
     """What is known before an answer. ``end_ns`` is the time of what is asked at the end; times
     count from ``origin_ns``, the stamp of the source's first frame."""
     question = ask.question
@@ -43,13 +92,13 @@ def unanswered(ask: Ask, camera: str, end_ns: int, origin_ns: int | None) -> dic
 
 
 def answered(
-    record: dict[str, Any],
+    record: AnswerRecord,
     question: Question,
     answer: str,
     metrics: dict[str, Any],
     seen: Iterable[Sequence[float]],
     origin_ns: int,
-) -> dict[str, Any]:
+) -> AnswerRecord:
     """``record`` with the answer, judged. ``seen`` are the stretches of time in memory, in the
     source's seconds; in the record they count from its first frame."""
     stretches = [[_since(begin, origin_ns), _since(end, origin_ns)] for begin, end in seen]
@@ -61,6 +110,12 @@ def answered(
     record["metrics"] = {
         k: v for k, v in metrics.items() if not is_time(k) and k not in _NOT_METRICS
     }
+    return record
+
+
+def refused(record: AnswerRecord, code: str, message: str) -> AnswerRecord:
+    """``record`` with the error that came instead of an answer."""
+    record["status"], record["error"] = "error", {"code": code, "message": message}
     return record
 
 
@@ -80,7 +135,7 @@ def forgotten(
 
 
 def merged_of(
-    questions: Iterable[Question], answers: Sequence[dict[str, Any]]
+    questions: Iterable[Question], answers: Sequence[AnswerRecord]
 ) -> list[dict[str, Any]]:
     """For each question asked every so often with ``merge``: its lines, each once."""
     merged = []
@@ -88,9 +143,9 @@ def merged_of(
         if question.merge_similarity is None:
             continue
         said = [
-            (a["at"], a["answer"])
+            (a["at"], text)
             for a in answers
-            if a["question_id"] == question.id and a["status"] == "answered"
+            if a["question_id"] == question.id and (text := a["answer"]) is not None
         ]
         lines = merged_lines(said, question.merge_similarity)
         merged.append(
@@ -129,7 +184,7 @@ def _since(seconds: float, origin_ns: int) -> float:
     return round(seconds - origin_ns / NANOSECONDS, 6)
 
 
-def _verdict(question: Question, answer: str, record: dict[str, Any]) -> bool | None:
+def _verdict(question: Question, answer: str, record: AnswerRecord) -> bool | None:
     """The judge's word; a judge of the user's own may fail, which is noted, not raised."""
     try:
         return question.judge(answer)

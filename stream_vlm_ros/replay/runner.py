@@ -21,19 +21,19 @@ from stream_vlm_ros.sources import Frame, Source
 
 from .feeding import AT_QUESTION, frame_seconds
 from .questions import Question, QuestionSet
-from .records import answered, forgotten, is_time, merged_of, unanswered
+from .records import AnswerRecord, answered, forgotten, is_time, merged_of, refused, unanswered
 from .schedule import NANOSECONDS, Ask, Schedule
 from .settings import as_reported
 
 if TYPE_CHECKING:
-    from stream_vlm_ros.engine import InferenceEngine
+    from stream_vlm_ros.engine import AnswerMetrics, ChoiceMetrics, InferenceEngine
 
 
 class Listener(Protocol):
     """Told of a run as it goes on. A subclass of ``Silence`` takes what it wants."""
 
     def on_chunk(self, camera: str, offset_ns: int, frames: list[Frame], entry: dict) -> None: ...
-    def on_answer(self, record: dict[str, Any], image: np.ndarray | None) -> None: ...
+    def on_answer(self, record: AnswerRecord, image: np.ndarray | None) -> None: ...
 
 
 class Silence:
@@ -42,7 +42,7 @@ class Silence:
     def on_chunk(self, camera: str, offset_ns: int, frames: list[Frame], entry: dict) -> None:
         pass
 
-    def on_answer(self, record: dict[str, Any], image: np.ndarray | None) -> None:
+    def on_answer(self, record: AnswerRecord, image: np.ndarray | None) -> None:
         pass
 
 
@@ -80,7 +80,7 @@ class Replay:
         settings: Settings,
         questions: QuestionSet,
         make_engine: Callable[[], InferenceEngine],
-        known: Callable[[str], dict[str, Any] | None] = lambda ask_id: None,
+        known: Callable[[str], AnswerRecord | None] = lambda ask_id: None,
         listener: Listener | None = None,
         start: float = 0.0,
         end: float | None = None,
@@ -92,7 +92,7 @@ class Replay:
         self.listener = listener or Silence()
         self.start_ns = round(start * NANOSECONDS)
         self.end_ns = None if end is None else round(end * NANOSECONDS)
-        self.answers: list[dict[str, Any]] = []
+        self.answers: list[AnswerRecord] = []
         self.series: list[dict[str, Any]] = []
         self.streams: dict[str, Stream] = {}
         self.origin_ns: int | None = None
@@ -252,11 +252,12 @@ class Replay:
         self.answers.append(record)
         self.listener.on_answer(record, stream.newest)
 
-    def _answered(self, stream: Stream, ask: Ask) -> dict[str, Any]:
+    def _answered(self, stream: Stream, ask: Ask) -> AnswerRecord:
         question, settings = ask.question, self.settings
         record = self._record(stream.camera, ask)
         origin = (self.origin_ns or 0) / NANOSECONDS
-        about = question.about and tuple(origin + second for second in question.about)
+        about = question.about and (origin + question.about[0], origin + question.about[1])
+        metrics: AnswerMetrics | ChoiceMetrics
         try:
             if question.choices:
                 answer, metrics = stream.engine.ask_choice(
@@ -275,14 +276,11 @@ class Replay:
             if isinstance(error, OutOfHorizonError) and question.about is not None:
                 spans = stream.engine.get_cache_info().time_spans
                 error = forgotten(question.about, spans, self.origin_ns or 0)
-            return record | {
-                "status": "error",
-                "error": {"code": error.code, "message": str(error)},
-            }
+            return refused(record, error.code, str(error))
         seen = metrics.time_spans
         return answered(record, question, answer, metrics.as_dict(), seen, self.origin_ns or 0)
 
-    def _record(self, camera: str, ask: Ask) -> dict[str, Any]:
+    def _record(self, camera: str, ask: Ask) -> AnswerRecord:
         return unanswered(ask, camera, self.newest_ns, self.origin_ns)
 
     def _not_reached(self, camera: str, ask: Ask) -> None:

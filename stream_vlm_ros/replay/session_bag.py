@@ -14,6 +14,7 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from stream_vlm_ros.owned import check, kind_of, mark, put_in_place, remove_tree, tidy
 from stream_vlm_ros.sources import Frame
 
+from .records import AnswerRecord
 from .runner import Silence
 
 NODE = "/stream_vlm"
@@ -92,11 +93,11 @@ class SessionBag(Silence):
         self._write(f"{NODE}/cache_status", stamp, self._status)
         self._write("/diagnostics", stamp, self._diagnostics(stamp, camera, entry))
 
-    def on_answer(self, record: dict[str, Any], image: np.ndarray | None) -> None:
+    def on_answer(self, record: AnswerRecord, image: np.ndarray | None) -> None:
         stamp = record["stamp_ns"]
         if stamp is None or record["status"] == "not_reached":
             return
-        self._write(f"{NODE}/answer", stamp, self._answer(record))
+        self._write(f"{NODE}/answer", stamp, self._answer(stamp, record))
         said = record["answer"] if record["status"] == "answered" else record["error"]["message"]
         self._write(
             "/rosout",
@@ -115,9 +116,9 @@ class SessionBag(Silence):
 
     # -- messages ----------------------------------------------------------------------------
 
-    def _answer(self, record: dict[str, Any]) -> Any:
+    def _answer(self, stamp: int, record: AnswerRecord) -> Any:
         metrics, times = record.get("metrics", {}), record.get("times", {})
-        origin = record["stamp_ns"] - round(record["at"] * _NS)
+        origin = stamp - round(record["at"] * _NS)
         seen = [[origin + round(t * _NS) for t in stretch] for stretch in record.get("seen", ())]
         error = record.get("error")
         zero = self._time(0)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+
+from .records import AnswerRecord
 
 # Seconds since what answers a question was last seen.
 AGES = ((0.0, 5.0), (5.0, 15.0), (15.0, 30.0), (30.0, 60.0), (60.0, 180.0), (180.0, math.inf))
@@ -42,7 +44,7 @@ def summary_of(run: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def accuracy(answers: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def accuracy(answers: Iterable[AnswerRecord]) -> dict[str, Any]:
     """How many judged answers are right, with a 95 % interval (Wilson's). An error instead of an
     answer counts as wrong; a question that the source ended before does not count."""
     judged = [a for a in answers if is_judged(a)]
@@ -52,7 +54,7 @@ def accuracy(answers: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return {"judged": len(judged), "right": right, "accuracy": share, "low": low, "high": high}
 
 
-def is_judged(answer: dict[str, Any]) -> bool:
+def is_judged(answer: AnswerRecord) -> bool:
     """Whether an answer counts in the accuracy."""
     if answer["status"] == "answered":
         return answer["right"] is not None
@@ -71,9 +73,11 @@ def wilson(right: int, count: int, z: float = 1.959964) -> tuple[float | None, f
     return round(max(0.0, low), 6), round(min(1.0, high), 6)
 
 
-def grouped(answers: Iterable[dict[str, Any]], keys: Any) -> dict[str, dict[str, Any]]:
+def grouped(
+    answers: Iterable[AnswerRecord], keys: Callable[[AnswerRecord], Iterable[str]]
+) -> dict[str, dict[str, Any]]:
     """The accuracy in each group; ``keys(answer)`` names an answer's groups."""
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[AnswerRecord]] = {}
     for answer in answers:
         for key in keys(answer):
             groups.setdefault(key, []).append(answer)
@@ -81,7 +85,7 @@ def grouped(answers: Iterable[dict[str, Any]], keys: Any) -> dict[str, dict[str,
     return {key: figure for key, figure in figures.items() if figure["judged"]}
 
 
-def by_age(answers: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def by_age(answers: Sequence[AnswerRecord]) -> dict[str, dict[str, Any]]:
     """The accuracy by the age of the evidence, in the order of age; empty groups left out."""
     found = {}
     for low, high in AGES:
@@ -98,7 +102,7 @@ def age_label(low: float, high: float) -> str:
     return f"{low:g} s or more" if math.isinf(high) else f"{low:g}-{high:g} s"
 
 
-def _memory_group(answer: dict[str, Any]) -> list[str]:
+def _memory_group(answer: AnswerRecord) -> list[str]:
     held = answer.get("evidence_in_memory")
     return [] if held is None else ["in memory" if held else "forgotten"]
 

@@ -13,7 +13,7 @@ from stream_vlm_ros.replay.feeding import Fed
 from stream_vlm_ros.sources import Source
 
 if TYPE_CHECKING:
-    from stream_vlm_ros.engine import InferenceEngine
+    from stream_vlm_ros.engine import AnswerMetrics, CacheInfo, ChoiceMetrics, InferenceEngine
 
 
 class WatchingBar:
@@ -62,6 +62,7 @@ class Dialogue:
         about: tuple[float, float] | None = None,
     ) -> dict[str, Any]:
         """Ask one question; it, the answer, the choices and the metrics."""
+        metrics: AnswerMetrics | ChoiceMetrics
         self._print(Text(printable(question), style="bold"))
         if choices:
             answer, metrics = self._engine.ask_choice(question, choices, about=about)
@@ -107,7 +108,7 @@ class Dialogue:
             self._out.print(text, soft_wrap=True)
 
 
-def memory_text(info: dict[str, Any], fed: Fed) -> str:
+def memory_text(info: CacheInfo, fed: Fed) -> str:
     """What the memory holds after a source was fed, and what that took: two lines."""
     start = (fed.first_ns or 0) / 1e9
     spans = ", ".join(f"{a - start:.1f}-{b - start:.1f} s" for a, b in info["time_spans"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,8 +55,10 @@ class Document:
         def below(value: Any, place: Place) -> Iterator[tuple[Place, float]]:
             if isinstance(value, float):
                 yield place, value
-            items = value.items() if isinstance(value, dict) else ()
-            if isinstance(value, list):
+            items: Iterable[tuple[str | int, Any]] = ()
+            if isinstance(value, dict):
+                items = value.items()
+            elif isinstance(value, list):
                 items = enumerate(value)
             for key, item in items:
                 yield from below(item, (*place, key))
@@ -136,7 +138,7 @@ def _yaml_events(text: str) -> Iterator[_Event]:
     documents = 0
     try:
         for event in yaml.parse(text, Loader=_PARSER):
-            line = event.start_mark.line + 1
+            line = event.start_mark.line + 1 if event.start_mark else 1
             anchor, tag = getattr(event, "anchor", None), getattr(event, "tag", None)
             if isinstance(event, yaml.DocumentStartEvent):
                 documents += 1

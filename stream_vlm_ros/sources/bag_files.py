@@ -92,7 +92,8 @@ class BagFiles:
 
     def _guarded(self, reader: FileReader, topics: set[str] | None) -> Iterator[Raw]:
         """Messages of one file; from where the library fails, those that can be found after it."""
-        newest, given = 0, set()  # log time, and the topics given of that time
+        newest = 0  # log time
+        given: set[str] = set()  # topics given of that time
         for raw in self._until_broken(reader, topics):
             if raw.log_ns > newest:
                 newest, given = raw.log_ns, set()

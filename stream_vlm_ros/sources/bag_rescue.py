@@ -70,7 +70,7 @@ class LooseMcapFile(LooseFile):
                             self._known[item.id] = mcap_channel(item, schema)
                         elif isinstance(item, Message):
                             channel = self._known.get(item.channel_id)
-                            if _is_wanted(channel, topics):
+                            if channel is not None and _is_wanted(channel, topics):
                                 yield Raw(channel, item.log_time, b"" if empty else item.data)
             except GeneratorExit:
                 raise
@@ -87,8 +87,8 @@ class LooseMcapFile(LooseFile):
             return []
 
 
-def _is_wanted(channel: Channel | None, topics: set[str] | None) -> bool:
-    return channel is not None and (topics is None or channel.topic in topics)
+def _is_wanted(channel: Channel, topics: set[str] | None) -> bool:
+    return topics is None or channel.topic in topics
 
 
 def _database(path: Path) -> contextlib.closing[sqlite3.Connection]:
@@ -158,7 +158,7 @@ class LooseRos1File(LooseFile):
                             self._known[fields[b"conn"]] = _ros1_channel(fields, content)
                         elif op == self._MESSAGE:
                             channel = self._known.get(fields[b"conn"])
-                            if _is_wanted(channel, topics):
+                            if channel is not None and _is_wanted(channel, topics):
                                 seconds, nanoseconds = struct.unpack("<II", fields[b"time"])
                                 log_ns = seconds * 1_000_000_000 + nanoseconds
                                 yield Raw(channel, log_ns, b"" if empty else content)

@@ -236,7 +236,7 @@ class _TopicClock:
         reasons: dict[str, str],
     ) -> None:
         self._sampler = StampSampler(fps) if fps is not None else None
-        self._before = None
+        self._before: StampSampler | None = None
         self._topic, self._state, self._reasons = topic, state, reasons
         self._by_log = by_log
         self._unstamped: list[Raw] = []  # the first, until the next decides

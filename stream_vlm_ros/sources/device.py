@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import av
+from av.container import InputContainer
 
 from stream_vlm_ros.engine.inputs.picture_sizes import MAX_DECODED_MEGAPIXELS, PictureLimit
 from stream_vlm_ros.errors import SourceNotFoundError, SourceUnreadableError
 
 from .frame import Frame, Source, SourceState
 from .sampling import NANOSECONDS, StampSampler, check_part
-from .video import _decode, _Picture, _rate_of, _short, decoder_options, limit_decoder
+from .video import RgbConverter, decode, decoder_options, limit_decoder, rate_of, short_reason
 
 
 class DeviceSource(Source):
@@ -32,7 +33,9 @@ class DeviceSource(Source):
     """
 
     live = True
-    FORMAT = "v4l2"
+    FORMAT = "v4l2"  # FFmpeg's name of the driver
+    # What the driver calls the size of its pictures; None: it takes none.
+    SIZE_OPTION: str | None = "video_size"
 
     def __init__(
         self,
@@ -56,13 +59,13 @@ class DeviceSource(Source):
     def __iter__(self) -> Iterator[Frame]:
         self.state = state = SourceState()
         sampler = StampSampler(self._fps) if self._fps is not None else None
-        picture = _Picture(self.size)
+        picture = RgbConverter(self.size)
         first = last = None
         with self._open() as container:
             stream = container.streams.video[0]
             limit_decoder(stream, self._limit, f"the camera {self.device}")
-            self.rate = _rate_of(stream)
-            for decoded in _decode(container, stream, state, self._limit):
+            self.rate = rate_of(stream)
+            for decoded in decode(container, stream, state, self._limit):
                 stamp = time.time_ns() if last is None else max(time.time_ns(), last + 1)
                 last = stamp
                 first = stamp if first is None else first
@@ -80,16 +83,16 @@ class DeviceSource(Source):
                 state.counts.given += 1
                 yield Frame(stamp, image, self.name)
 
-    def _open(self):
+    def _open(self) -> InputContainer:
         options = decoder_options(self._limit)
-        if self.size:
-            options["video_size"] = "{}x{}".format(*self.size)
+        if self.size and self.SIZE_OPTION:
+            options[self.SIZE_OPTION] = "{}x{}".format(*self.size)
         try:
             return av.open(self.device, format=self.FORMAT, options=options)
         except (av.FFmpegError, ValueError) as error:
             raise SourceUnreadableError(
-                f"The camera {self.device} does not start ({_short(error)}). Is another program "
-                "using it, and does it offer this picture size?"
+                f"The camera {self.device} does not start ({short_reason(error)}). Is another "
+                "program using it, and does it offer this picture size?"
             ) from error
 
 

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from stream_vlm_ros.errors import (
     InvalidParameterError,
@@ -30,7 +31,7 @@ def register_scheme(scheme: str, source: Callable[[], type[Source]]) -> None:
     _SCHEMES[scheme] = source
 
 
-def open_source(spec: str | os.PathLike[str], **options) -> Source:
+def open_source(spec: str | os.PathLike[str], **options: Any) -> Source:
     """The source that ``spec`` stands for.
 
     ``/dev/video0`` or a camera's number: that camera; ``.bag``, ``.mcap``, ``.db3`` or the folder
@@ -84,7 +85,7 @@ def _check_name(path: Path) -> None:
             raise SourceNotFoundError(f"{cut(str(path))} is no name of a file.") from error
 
 
-def _make(kind: type[Source], place: str | Path, options: dict) -> Source:
+def _make(kind: Callable[..., Source], place: str | Path, options: dict[str, Any]) -> Source:
     unknown = sorted(set(options) - set(inspect.signature(kind).parameters))
     if unknown:
         raise InvalidParameterError(f"A {kind.__name__} has no option {', '.join(unknown)}.")

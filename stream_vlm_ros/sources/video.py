@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import av.video.reformatter
 import numpy as np
+from av import Packet, VideoFrame
+from av.container import InputContainer
+from av.video.stream import VideoStream
 
 from stream_vlm_ros.engine.inputs.picture_sizes import (
     MAX_DECODED_MEGAPIXELS,
@@ -75,11 +79,11 @@ class VideoSource(Source):
         _check_file(self.path)
         with self._open() as container:
             stream = self._video_stream(container)
-            self.rate = _rate_of(stream)
+            self.rate = rate_of(stream)
             self.duration = _duration_of(container, stream)
             self.size = size or (stream.width, stream.height)
 
-    def _open(self) -> av.container.InputContainer:
+    def _open(self) -> InputContainer:
         try:
             return av.open(
                 str(self.path), metadata_errors="replace", options=decoder_options(self._limit)
@@ -87,15 +91,16 @@ class VideoSource(Source):
         except av.FFmpegError as error:
             raise SourceUnreadableError(_why_unreadable(self.path, error)) from error
 
-    def _video_stream(self, container) -> av.video.stream.VideoStream:
+    def _video_stream(self, container: InputContainer) -> VideoStream:
         if container.format.name == "tty":  # FFmpeg takes any text file for a video of a terminal
             raise SourceUnreadableError(f"{self.path} is a text file, not a video.")
-        stream = container.streams.best("video")
+        best = container.streams.best("video")
+        stream = best if isinstance(best, VideoStream) else None
         if stream is not None:
             limit_decoder(stream, self._limit, str(self.path))
         if stream is None or (stream.codec_context.width == 0 and stream.codec_context.height == 0):
             self._check_first_packet(container, stream)
-            kinds = sorted({s.type for s in container.streams}) or ["nothing"]
+            kinds: list[str] = sorted({s.type for s in container.streams}) or ["nothing"]
             raise SourceUnreadableError(
                 f"{self.path} has no video in it (only {', '.join(kinds)}). Give a file with a "
                 "video stream."
@@ -106,7 +111,7 @@ class VideoSource(Source):
         stream.thread_type = "AUTO"
         return stream
 
-    def _check_first_packet(self, container, stream) -> None:
+    def _check_first_packet(self, container: InputContainer, stream: VideoStream | None) -> None:
         """Name the size of a first picture that FFmpeg did not look into because of it."""
         try:
             packet = None if stream is None else next(container.demux(stream), None)
@@ -121,7 +126,7 @@ class VideoSource(Source):
         self.state = state = SourceState()
         counts = state.counts
         sampler = StampSampler(self._fps) if self._fps is not None else None
-        picture = _Picture(self._scale)
+        picture = RgbConverter(self._scale)
         start_ns = round(self._start * NANOSECONDS)
         end_ns = None if self._end is None else round(self._end * NANOSECONDS)
         with self._open() as container:
@@ -129,7 +134,7 @@ class VideoSource(Source):
             clock = _Clock(stream, self.rate, state.notes)
             if start_ns:
                 clock.seek(container, start_ns)
-            for decoded in _decode(container, stream, state, self._limit):
+            for decoded in decode(container, stream, state, self._limit):
                 counts.decoded += 1
                 offset = clock.read(decoded)
                 if offset is None:
@@ -150,7 +155,7 @@ class VideoSource(Source):
             if end_ns is None:
                 self._look_for_damage(stream, clock, state)
 
-    def _look_for_damage(self, stream, clock: _Clock, state: SourceState) -> None:
+    def _look_for_damage(self, stream: VideoStream, clock: _Clock, state: SourceState) -> None:
         """Whether the file ended before the length that its own header promises."""
         if state.counts.decoded == 0 and state.damage is None and self._start == 0:
             state.damage = f"{self.path} holds no frame that can be decoded."
@@ -174,7 +179,7 @@ class VideoSource(Source):
 class _Clock:
     """Stamps of decoded frames, in nanoseconds from the file's first frame."""
 
-    def __init__(self, stream, rate: float | None, notes: list[str]) -> None:
+    def __init__(self, stream: VideoStream, rate: float | None, notes: list[str]) -> None:
         self._stream = stream
         self._notes = notes
         self._origin: int | None = stream.start_time  # in the stream's time base
@@ -182,7 +187,7 @@ class _Clock:
         self.last_ns = -1
         self._rate = rate
 
-    def seek(self, container, start_ns: int) -> None:
+    def seek(self, container: InputContainer, start_ns: int) -> None:
         """Go to the key frame at or before ``start_ns``; where that fails, read from the start."""
         base = self._stream.time_base
         if self._origin is None or base is None:
@@ -193,7 +198,7 @@ class _Clock:
         except av.FFmpegError:
             self._notes.append("The file has no index to jump by; it was read from its start.")
 
-    def read(self, frame) -> int | None:
+    def read(self, frame: VideoFrame) -> int | None:
         """Stamp of ``frame``; None if it is not after the frame before."""
         ticks = frame.pts
         base = frame.time_base or self._stream.time_base
@@ -217,14 +222,14 @@ class _Clock:
             self._notes.append(f"The file holds no time stamps; {rate} frames/s used instead.")
 
 
-class _Picture:
+class RgbConverter:
     """RGB arrays of decoded frames: one conversion set-up for the whole file."""
 
     def __init__(self, size: tuple[int, int] | None) -> None:
         self._size = size
         self._reformatter = av.video.reformatter.VideoReformatter()
 
-    def of(self, frame) -> np.ndarray | None:
+    def of(self, frame: VideoFrame) -> np.ndarray | None:
         """Array [height, width, 3] uint8, upright; None if the picture cannot be converted."""
         turns = round(getattr(frame, "rotation", 0) / 90) % 4  # counter-clockwise
         width, height = self._size or (0, 0)
@@ -245,7 +250,7 @@ def decoder_options(limit: PictureLimit) -> dict[str, str]:
     return {"max_pixels": str(limit.pixels)}
 
 
-def limit_decoder(stream, limit: PictureLimit, what: str) -> None:
+def limit_decoder(stream: VideoStream, limit: PictureLimit, what: str) -> None:
     """Bound the pictures that ``stream`` may decode to.
 
     Raises SourceUnreadableError if it announces larger ones.
@@ -257,7 +262,9 @@ def limit_decoder(stream, limit: PictureLimit, what: str) -> None:
     stream.codec_context.options = decoder_options(limit)
 
 
-def _decode(container, stream, state: SourceState, limit: PictureLimit) -> Iterator[av.VideoFrame]:
+def decode(
+    container: InputContainer, stream: VideoStream, state: SourceState, limit: PictureLimit
+) -> Iterator[VideoFrame]:
     """Every frame that can be decoded; packets that cannot are counted and passed over."""
     packets = container.demux(stream)
     while True:
@@ -267,8 +274,8 @@ def _decode(container, stream, state: SourceState, limit: PictureLimit) -> Itera
             break
         except av.FFmpegError as error:
             state.damage = (
-                f"Reading stopped in the middle ({_short(error)}): the file is damaged or was cut "
-                "off. Everything before was read."
+                f"Reading stopped in the middle ({short_reason(error)}): the file is damaged or "
+                "was cut off. Everything before was read."
             )
             break
         try:
@@ -297,7 +304,9 @@ def _count_damaged(state: SourceState) -> None:
     state.counts.unusable += 1
 
 
-def _note_too_large(packet, stream, state: SourceState, limit: PictureLimit) -> None:
+def _note_too_large(
+    packet: Packet, stream: VideoStream, state: SourceState, limit: PictureLimit
+) -> None:
     """Say so, once, if a packet was not decoded for the size that it announces."""
     context = stream.codec_context
     try:
@@ -335,14 +344,14 @@ def _why_unreadable(path: Path, error: Exception) -> str:
             "was cut off. Copy it again, or have a repair tool (untrunc) rebuild the index."
         )
     return (
-        f"{path} cannot be opened as a video ({_short(error)}). If other players open it, convert "
-        "it with: ffmpeg -i IN -c:v libx264 OUT.mp4"
+        f"{path} cannot be opened as a video ({short_reason(error)}). If other players open it, "
+        "convert it with: ffmpeg -i IN -c:v libx264 OUT.mp4"
     )
 
 
 def _mp4_without_index(path: Path) -> bool:
     """Walk the top-level boxes of an MP4/MOV file: is there an ``ftyp`` but no ``moov``?"""
-    kinds = set()
+    kinds: set[bytes] = set()
     with path.open("rb") as file:
         position, end = 0, path.stat().st_size
         while position + 8 <= end and len(kinds) < 64:
@@ -357,24 +366,24 @@ def _mp4_without_index(path: Path) -> bool:
     return b"ftyp" in kinds and b"moov" not in kinds
 
 
-def _rate_of(stream) -> float | None:
+def rate_of(stream: VideoStream) -> float | None:
     for rate in (stream.average_rate, stream.guessed_rate):
         if rate and 0 < rate <= 1000:  # beyond that it is a time base, not a rate
             return float(rate)
     return None
 
 
-def _duration_of(container, stream) -> float | None:
+def _duration_of(container: InputContainer, stream: VideoStream) -> float | None:
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     return container.duration / av.time_base if container.duration else None
 
 
-def _rounded_ns(ticks: int, base) -> int:
+def _rounded_ns(ticks: int, base: Fraction) -> int:
     """ticks x base seconds in nanoseconds, to the nearest, in whole numbers."""
     numerator, denominator = ticks * base.numerator * NANOSECONDS, base.denominator
     return (2 * numerator + denominator) // (2 * denominator)
 
 
-def _short(error: Exception) -> str:
+def short_reason(error: Exception) -> str:
     return (getattr(error, "strerror", None) or str(error)).strip() or type(error).__name__

@@ -14,17 +14,22 @@ import random
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from stream_vlm_ros.world.questions import CORE, FURTHER, TYPES, History, Question, ask
 from stream_vlm_ros.world.world import COLOURS, KINDS, Backdrop, Sighting, Thing, World
+
+if TYPE_CHECKING:
+    from stream_vlm_ros.engine import StreamProcessor, StreamQwenModel, VideoStreamingInference
 
 MODEL = Path(__file__).parent / "model"
 CHUNK = 4  # frames
 FIRST_SEED = 1_000_000
 
 
-def load(path: str | Path = MODEL, device: str = "cpu"):
+def load(path: str | Path = MODEL, device: str = "cpu") -> tuple[StreamQwenModel, StreamProcessor]:
     """Model (float32) and processor of a model folder."""
     import torch
 
@@ -34,7 +39,12 @@ def load(path: str | Path = MODEL, device: str = "cpu"):
     return model, StreamProcessor.from_pretrained(str(path))
 
 
-def engine_for(model, processor, layout: str = "continuous", cap: int = 16384):
+def engine_for(
+    model: StreamQwenModel,
+    processor: StreamProcessor,
+    layout: str = "continuous",
+    cap: int = 16384,
+) -> VideoStreamingInference:
     """A fresh engine that forgets nothing at the lengths evaluated here."""
     from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
 
@@ -47,11 +57,17 @@ class Score:
     """Right answers by type: asked plainly, and as multiple choice."""
 
     def __init__(self) -> None:
-        self.plain = defaultdict(lambda: [0, 0])
-        self.choice = defaultdict(lambda: [0, 0])
-        self.wrong: list[dict] = []
+        self.plain: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])  # right, asked
+        self.choice: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
+        self.wrong: list[dict[str, Any]] = []
 
-    def put(self, engine, question: Question, choose: bool = True, **where) -> bool:
+    def put(
+        self,
+        engine: VideoStreamingInference,
+        question: Question,
+        choose: bool = True,
+        **where: float,
+    ) -> bool:
         """Ask a question both ways and note what came back; returns whether plainly right."""
         answer, _ = engine.ask(question.text, max_new_tokens=24)
         right = question.is_right(answer)
@@ -66,13 +82,13 @@ class Score:
             self.choice[question.type][1] += 1
         return right
 
-    def summary(self) -> dict:
+    def summary(self) -> dict[str, Any]:
         """Percentages by type, and means over the types that were asked."""
 
-        def percent(counts):
+        def percent(counts: Mapping[str, list[int]]) -> dict[str, float]:
             return {t: round(100 * counts[t][0] / counts[t][1], 2) for t in TYPES if t in counts}
 
-        def mean(values, types):
+        def mean(values: Mapping[str, float], types: Collection[str]) -> float | None:
             found = [values[t] for t in types if t in values]
             return round(sum(found) / len(found), 2) if found else None
 
@@ -89,7 +105,13 @@ class Score:
         }
 
 
-def watch(engine, world: World, stamps: list[float], size: tuple[int, int], offset: float = 0.0):
+def watch(
+    engine: VideoStreamingInference,
+    world: World,
+    stamps: list[float],
+    size: tuple[int, int],
+    offset: float = 0.0,
+) -> Iterator[int]:
     """Stream a world's frames in chunks; yields the number of frames seen after each chunk."""
     for first in range(0, len(stamps), CHUNK):
         part = stamps[first : first + CHUNK]
@@ -105,8 +127,8 @@ def settled(world: World, stamps: list[float], count: int) -> History | None:
 
 
 def run(
-    model,
-    processor,
+    model: StreamQwenModel,
+    processor: StreamProcessor,
     *,
     span: float = 30.0,
     worlds: int = 20,
@@ -119,7 +141,7 @@ def run(
     streaming: bool = True,
     choose: bool = True,
     types: tuple[str, ...] = TYPES,
-) -> dict:
+) -> dict[str, Any]:
     """Evaluate on histories of up to `span` seconds; returns scores at the end and while streaming.
 
     Each world is streamed once. Near its end every type is asked `each` times; with `streaming`,
@@ -152,7 +174,7 @@ def run(
                         question = ask(rng, history, type_)
                         if question is not None:
                             end.put(engine, question, choose, **where)
-            elif streaming:
+            elif other is not None:
                 for _ in watch(other, world, stamps[fed:count], size, offset):
                     pass
                 fed = count
@@ -168,7 +190,9 @@ def run(
     return result
 
 
-def colour_pairs(model, processor, size: tuple[int, int] = (640, 480)) -> dict:
+def colour_pairs(
+    model: StreamQwenModel, processor: StreamProcessor, size: tuple[int, int] = (640, 480)
+) -> dict[str, Any]:
     """Red then blue, what came last? For every ordered pair of colours, with all kinds in turn."""
     right, asked, wrong = 0, 0, []
     kinds = itertools.cycle(KINDS)
@@ -177,12 +201,10 @@ def colour_pairs(model, processor, size: tuple[int, int] = (640, 480)) -> dict:
         kind = next(kinds)
         world = World(FIRST_SEED - 1 - number)
         world.backdrop = Backdrop.draw(rng)
-        places = {"origin": (0.5, 0.5), "target": (0.5, 0.5), "radius": 0.17, "angle": 0.1}
-        words = {"region": "in the middle", "last_region": "in the middle", "direction": ""}
         world._sightings = [
-            Sighting(Thing(kind, one), 0.5, 4.5, **places, **words),
-            Sighting(Thing(kind, two), 5.0, 9.0, **places, **words),
-            Sighting(Thing(kind, two), 99.0, 100.0, **places, **words),
+            _still(kind, one, 0.5, 4.5),
+            _still(kind, two, 5.0, 9.0),
+            _still(kind, two, 99.0, 100.0),
         ]
         engine = engine_for(model, processor)
         for _ in watch(engine, world, [index / 2 for index in range(16)], size):
@@ -194,6 +216,22 @@ def colour_pairs(model, processor, size: tuple[int, int] = (640, 480)) -> dict:
         if answer.strip() != truth:
             wrong.append([one, two, kind, answer])
     return {"right": right, "asked": asked, "wrong": wrong}
+
+
+def _still(kind: str, colour: str, start: float, end: float) -> Sighting:
+    """A thing that stays in the middle of the picture."""
+    return Sighting(
+        Thing(kind, colour),
+        start,
+        end,
+        origin=(0.5, 0.5),
+        target=(0.5, 0.5),
+        radius=0.17,
+        angle=0.1,
+        region="in the middle",
+        last_region="in the middle",
+        direction="",
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -234,7 +272,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _table(found: dict) -> str:
+def _table(found: dict[str, Any]) -> str:
     end = found["end"]
     lines = [f"{found['layout']}, {found['span']:.0f} s at {found['fps']:g} frames a second:"]
     for type_ in TYPES:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
-from stream_vlm_ros.experiments.accuracy import Streams, _judge
+from stream_vlm_ros.experiments.accuracy import Streams, judge
 from stream_vlm_ros.experiments.exam import PERCEPTION, TYPES
 from stream_vlm_ros.experiments.record import Record
 from stream_vlm_ros.experiments.streams import DEFAULT, LAST_FOUR
@@ -32,7 +30,7 @@ def test_the_default_is_judged_by_its_recall_of_what_is_old(tmp_path, right, pas
     rows = [*rows_of("sink + window", 2), *rows_of(LAST_FOUR, 1), *rows_of(DEFAULT, right)]
     record = Record("policies", "Policies", tmp_path)
     streams = Streams("trained", rows, ("continuous", "contiguous"))
-    _judge(SimpleNamespace(record=record), streams, True)
+    judge(record, streams, True)
     (found,) = (
         one for one in record.criteria if DEFAULT in one.name and "over sink + window" in one.name
     )
@@ -45,7 +43,7 @@ def test_the_best_of_both_kinds_is_judged_beside_the_default(tmp_path):
     rows += rows_of("+ both, small window", 6)
     record = Record("policies", "Policies", tmp_path)
     streams = Streams("trained", rows, ("continuous", "contiguous"))
-    _judge(SimpleNamespace(record=record), streams, True)
+    judge(record, streams, True)
     found = {
         one.name.split("), ")[1]: one.passed for one in record.criteria if "5 spans" in one.name
     }

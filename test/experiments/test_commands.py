@@ -186,13 +186,14 @@ def test_after_many_chunks_positions_and_keys_are_those_reckoned_from_scratch(ru
 def test_positions_that_are_off_are_found(run, monkeypatch):
     from stream_vlm_ros.engine.cache.ledger import PositionLedger
 
-    lay_out = PositionLedger._lay_out_again
+    parts = PositionLedger.parts
 
-    def late(self):
-        if self.evicted < 200:  # then it stops
-            lay_out(self)
+    def astray(self):
+        for start, stop, offset in parts(self):
+            t, h, w = offset
+            yield start, stop, type(offset)(t + (self.evicted >= 200), h, w)
 
-    monkeypatch.setattr(PositionLedger, "_lay_out_again", late)
+    monkeypatch.setattr(PositionLedger, "parts", lambda self: [*astray(self)])
     status, found = run("endurance", *SHORT, *AT_LEISURE, "--positions", "contiguous")
     assert status == 1
     assert failed(found) == [

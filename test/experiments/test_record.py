@@ -18,8 +18,8 @@ def read(record):
     return json.loads(record.path.read_text())
 
 
-def test_rows_are_on_the_disk_before_the_end(record):
-    record._EVERY = 0.0
+def test_rows_are_on_the_disk_before_the_end(tmp_path):
+    record = Record("trial", "A trial", tmp_path / "new", save_every=0.0)
     record.add(chunk=1, length=10)
     assert read(record)["rows"] == [{"chunk": 1, "length": 10}]
     assert read(record)["status"] == "running"

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from stream_vlm_ros.engine import VideoStreamingInference
+from stream_vlm_ros.engine.decoding import Sampler
 from stream_vlm_ros.errors import (
     EmptyMemoryError,
     InvalidChoicesError,
@@ -99,7 +100,7 @@ def test_grids_stand_at_their_own_times_not_at_a_mean(delayed, noise):
     for picture, time in zip(noise(8), times, strict=True):
         engine.add_frame(picture, 1000 + time)
     engine.ask("What?", 1)
-    ledger = engine._stream.cache_manager.ledger
+    ledger = engine.cache_manager.ledger
     t = ledger.positions()[0, -engine.visual_tokens :].unflatten(0, (4, -1))
     assert (t[:, 0] - t[0, 0]).tolist() == [0, 14, 17, 200]
     assert (t == t[:, :1]).all()
@@ -114,7 +115,7 @@ def test_what_is_encoded_anew_behind_a_kept_prefix_is_exact(small, delayed, nois
         oracle = given_whole(small, engine.memory.select(24), pictures)
         torch.testing.assert_close(scores(engine), scores(oracle), atol=1e-4, rtol=0)
     assert engine.counts.reused_tokens > 0
-    held = engine._stream.cache_manager.get_seq_length()
+    held = engine.cache_manager.get_seq_length()
     assert held == oracle.cache_manager.get_seq_length()
 
 
@@ -209,7 +210,7 @@ def test_frames_may_come_while_an_answer_is_written_but_none_be_encoded(delayed,
     engine.ask("And now?", 2)
 
 
-def test_an_exchange_that_is_kept_stays_and_follows_the_frames(small, delayed, noise):
+def test_an_exchange_that_is_kept_stays_and_follows_the_frames(small, delayed, noise, monkeypatch):
     pictures = noise(12)
     engine = filled(delayed(), pictures[:6])
     before = scores(engine)
@@ -220,12 +221,11 @@ def test_an_exchange_that_is_kept_stays_and_follows_the_frames(small, delayed, n
 
     filled(engine, pictures[6:], first=6)
     oracle = given_whole(small, engine.memory.select(48), pictures)
-    prompt = oracle._question_ids("What is the colour?", None)
-    start = oracle.cache_manager.ledger.next_position
-    words = oracle._chat.plain(said)
-    with oracle.cache_manager.question_fork(len(prompt), len(words) + 8) as fork:
-        oracle._run_text(prompt, start, fork)
-        oracle._keep_exchange(fork, prompt, words, start)
+    words = small[1].tokenizer.encode(said, add_special_tokens=False)
+    spoken = iter(words)
+    with monkeypatch.context() as speaking:  # it says the same, though it has seen more
+        speaking.setattr(Sampler, "choose", lambda self, logits: next(spoken))
+        assert oracle.ask("What is the colour?", len(words), update_state=True)[0] == said
     torch.testing.assert_close(scores(engine), scores(oracle), atol=1e-4, rtol=0)
     engine.reset()
     filled(engine, pictures[:6])

@@ -13,6 +13,7 @@ from stream_vlm_ros.errors import (
     OutOfHorizonError,
 )
 from stream_vlm_ros.history import FrameStore, NoveltyMeasure, SmartFrameManager
+from stream_vlm_ros.history.pictures import PicturesInMemory
 
 
 class Brightness(NoveltyMeasure):
@@ -169,7 +170,7 @@ def test_a_frame_that_cannot_be_stored_changes_no_memory(monkeypatch):
         raise OSError("no room")
 
     with monkeypatch.context() as patched:
-        patched.setattr(kept.store._pictures, "write", refuse)
+        patched.setattr(PicturesInMemory, "write", refuse)
         with pytest.raises(Exception, match="no room"):
             kept.add(grey(100), 5.0)
     assert (kept.star_ids, kept.stream_ids, len(kept.store)) == before

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from PIL import Image
 
 from stream_vlm_ros.errors import InvalidParameterError, InvalidTimestampError
 from stream_vlm_ros.history import FrameStore, FrameStoreError, PictureLostError
+from stream_vlm_ros.history.pictures import decode
 
 TINY = np.zeros((4, 6, 3), np.uint8)
 COST = 4096 + 256  # of a frame below one block: as the store documents it
@@ -125,25 +126,29 @@ def test_the_bounds_hold_and_the_count_is_right_for_any_frames(frames, room, sec
         assert kept[0].stamp >= stamp - seconds
 
 
-def test_a_frame_costs_the_index_no_more_when_many_are_kept():
+def test_a_frame_costs_the_index_no_more_when_many_are_kept(monkeypatch):
+    counted = []
+    connect = sqlite3.connect
+
+    def watched(*arguments, **options):
+        index = connect(*arguments, **options)
+        # Called at every tenth step of SQLite's machine.
+        index.set_progress_handler(lambda: counted.append(1), 10)
+        return index
+
     def steps_of_ten_frames(store) -> int:
-        counted = [0]
-
-        def count():
-            counted[0] += 1
-
-        store._db.set_progress_handler(count, 10)  # called at every tenth step of SQLite's machine
+        before = len(counted)
         for _ in range(10):
             store.add(TINY, store.newest_frame.stamp + 1, star=True)
-        store._db.set_progress_handler(None, 0)
-        return counted[0]
+        return len(counted) - before
 
+    monkeypatch.setattr(sqlite3, "connect", watched)
     store = FrameStore(form="png", max_bytes=2000 * COST, max_seconds=5000)
     store.add(TINY, 0.0)
     few = steps_of_ten_frames(store)
     for k in range(1500):
         store.add(TINY, 100.0 + k)
-    assert steps_of_ten_frames(store) < 2 * few + 100
+    assert 0 < steps_of_ten_frames(store) < 2 * few + 100
 
 
 def test_time_that_runs_backwards_is_refused_and_nothing_is_kept(store):
@@ -186,17 +191,18 @@ def test_rows_without_pictures_and_pictures_without_rows_are_cleared_away(tmp_pa
     assert not orphan.exists() and not paths[3].exists() and mine.exists()
 
 
-def test_a_damaged_picture_is_reported_as_lost(store, tmp_path):
-    frame, _ = store.add(TINY, 0.0)
-    store._pictures.delete(frame.id, frame.suffix)
-    store._pictures.write(frame.id, frame.suffix, b"\x00" * frame.size)
-    with pytest.raises(PictureLostError, match=r"frame 0 .* is lost"):
-        store.load(frame)
-    store._pictures.delete(frame.id, frame.suffix)
-    with pytest.raises(PictureLostError, match="is lost"):
-        store.load(frame)
-    store.forget(frame)
-    assert len(store) == 0 and store.add(TINY, 1.0)[0].id == 1
+def test_a_damaged_picture_is_reported_as_lost(tmp_path):
+    with FrameStore(tmp_path, form="png") as store:
+        frame, _ = store.add(TINY, 0.0)
+        (file,) = files(tmp_path)
+        file.write_bytes(b"\x00" * frame.size)
+        with pytest.raises(PictureLostError, match=r"frame 0 .* is lost"):
+            store.load(frame)
+        file.unlink()
+        with pytest.raises(PictureLostError, match="is lost"):
+            store.load(frame)
+        store.forget(frame)
+        assert len(store) == 0 and store.add(TINY, 1.0)[0].id == 1
 
 
 def test_clear_empties_the_folder(tmp_path):
@@ -593,7 +599,8 @@ def check_after_kill(folder: Path, promised: int) -> None:
         if len(store) == 0:
             assert promised == -1
             return
-        assert store._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        with closing(sqlite3.connect(folder / "index.sqlite")) as index:
+            assert index.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         kept = store.newest(10**6)
         assert kept[-1].id >= promised  # nothing that was promised is missing
         oldest, newest = store.first_regular_id, kept[-1].id
@@ -626,9 +633,13 @@ def test_killed_a_hundred_times_the_store_opens_every_time(writers, tmp_path):
 def test_a_picture_exchanged_for_another_one_is_lost_not_decoded(tmp_path):
     with FrameStore(tmp_path, form="png") as store:
         frame, _ = store.add(TINY, 1.0)
-        Image.new("1", (14_000, 14_000)).save(files(tmp_path)[0], "PNG")
+        (file,) = files(tmp_path)
+        Image.new("1", (14_000, 14_000)).save(file, "PNG")
         with pytest.raises(PictureLostError, match="its file was changed"):
             store.load(frame)
+    # The pictures of an index of version 1 have no checksum.
+    with pytest.raises(ValueError, match="announces 14000x14000, not 6x4"):
+        decode(file.read_bytes(), 6, 4)
 
 
 def test_a_frame_above_a_lower_limit_is_refused_and_stays(tmp_path):

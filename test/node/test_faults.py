@@ -1,8 +1,15 @@
 """A fault of the package itself: told once, answered with INTERNAL, and the node lives."""
 
-import pytest
+import gc
+import weakref
 
+import pytest
+from patience import wait_until
+
+from stream_vlm_ros.node import health
 from stream_vlm_ros.node.faults import FaultLog
+from stream_vlm_ros.node.intake import FrameIntake
+from stream_vlm_ros.node.worker import EngineWorker, Ticket
 
 
 def raised(fault):
@@ -55,11 +62,19 @@ def assert_lives(here):
 
 @pytest.mark.ros
 def test_a_goal_that_fails_is_forgotten_like_any_other(here, monkeypatch):
+    tickets = []
+
+    def broken_ask(worker, question, progress=None):
+        ticket = Ticket(question, progress)
+        ticket.future.set_exception(raised(RuntimeError("boom")))
+        tickets.append(weakref.ref(ticket))
+        return ticket
+
     with monkeypatch.context() as broken:
-        broken.setattr(here.node, "_answered", fail)
+        broken.setattr(EngineWorker, "ask", broken_ask)
         result = here.client.send_goal().result()[1]
         assert result.error_code == result.INTERNAL and "boom" in result.error_message
-    assert here.node._tickets == {}
+    wait_until(lambda: gc.collect() >= 0 and tickets[0]() is None, "the end of the ticket")
     assert_lives(here)
 
 
@@ -86,35 +101,35 @@ def test_a_fault_while_asking_is_replied_as_internal_by_both_doors(here, monkeyp
 def test_a_fault_in_a_timer_is_told_once_however_often_it_fires(here, monkeypatch):
     fired = []
 
-    def break_down(source):
+    def break_down(facts):
         fired.append(True)
         fail()
 
     with monkeypatch.context() as broken:
-        broken.setattr(here.node, "_input_facts", break_down)
+        broken.setattr(health, "input_health", break_down)
         here.client.graph.wait(lambda: len(fired) > 10, what="the tenth fault")
     assert len(here.said) == 1 and "Traceback" in here.said[0] and "boom" in here.said[0]
     assert_lives(here)
 
 
 @pytest.mark.ros
-@pytest.mark.parametrize("here", [dict(status_period=60.0)], indirect=True)
-def test_a_cleanup_in_the_midst_of_a_report_is_no_fault(here, monkeypatch):
-    """Another thread of the executor carries it out."""
-    node = here.node
-    held = node._input, node._intake
+def test_a_cleanup_during_a_report_is_no_fault(here, monkeypatch):
+    """Another thread of the executor may carry it out at any moment of a report."""
+    node, reports = here.node, here.client.diagnostics
 
-    def clean_up(now_ns):
-        node._input = node._intake = None
+    def clean_up(monitor, now_ns):
+        if node.state == "active":
+            node.trigger_deactivate()
+            node.trigger_cleanup()
         return 0.0
 
-    with monkeypatch.context() as meanwhile:
-        meanwhile.setattr(node._monitor, "seconds_without_image", clean_up)
-        meanwhile.setattr(node, "_publish", lambda publisher, message: reports.append(message))
-        reports = []
-        node._report_status()
-    node._input, node._intake = held
-    assert [status.name for status in reports[-1].status][1].endswith("image input")
+    monkeypatch.setattr(health.InputMonitor, "seconds_without_image", clean_up)
+    here.client.graph.wait(
+        lambda: reports and len(reports[-1].status) == 1, what="a report without an input"
+    )
+    whole = next(report for report in reversed(reports) if len(report.status) > 1)
+    assert whole.status[1].name.endswith("image input")
+    assert node.state == "unconfigured" and here.said == []
 
 
 @pytest.mark.ros
@@ -134,7 +149,7 @@ def test_faults_of_reset_and_of_setting_a_parameter_are_replied(here, monkeypatc
     assert not reply.success and "boom" in reply.message
     del here.engine.reset
     with monkeypatch.context() as broken:
-        broken.setattr(here.node._intake, "apply", fail)
+        broken.setattr(FrameIntake, "apply", fail)
         result = here.client.set_parameter("sample_fps", 5.0)
         assert not result.successful and "boom" in result.reason
     assert here.client.set_parameter("sample_fps", 0.0).successful

@@ -119,14 +119,14 @@ def test_times_keep_their_nanoseconds(interfaces):
 
 
 def test_what_was_sent_is_repeated_at_a_bounded_length(interfaces):
-    from stream_vlm.msg import Answer, CacheStatus
+    from stream_vlm.msg import CacheStatus
 
     from stream_vlm_ros.node.health import Health, Level
     from stream_vlm_ros.node.worker import Outcome, Question
 
     long = "x" * 10_000_000
     error = InvalidParameterError(f"there is no memory {long}")
-    filled = interfaces.fill_result(Answer(), Outcome(Question("?"), error=error), CacheStatus())
+    filled = interfaces.to_answer(Outcome(Question("?"), error=error), CacheStatus())
     assert filled.error_message.startswith("there is no memory xxx")
     assert len(filled.error_message) < 600
     status = interfaces.to_diagnostic(Health("t", Level.OK, long, {"last": long}), "n", "cpu")

@@ -247,6 +247,7 @@ def test_stamps_of_zero_keep_their_header_and_are_timed_by_arrival(client):
 
     client.publisher()
     assert client.reset().success  # forgets the stamps of the images that tried out the publisher
+    before = int(time.time())
     for _ in range(2):
         message = client.image()
         message.header.stamp = Time()
@@ -254,7 +255,7 @@ def test_stamps_of_zero_keep_their_header_and_are_timed_by_arrival(client):
     client.wait_status(lambda s: s.frames == 2)
     reply = client.ask()
     assert reply.header.stamp == Time() and reply.header.frame_id == "camera_optical_frame"
-    assert abs(reply.newest_stamp.sec - time.time()) < 60
+    assert before <= reply.newest_stamp.sec <= time.time()
     health = client_diagnostic(client, "image input", lambda d: "header.stamp zero" in d.message)
     assert health.level == b"\x01"
 

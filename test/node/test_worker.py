@@ -8,7 +8,7 @@ import pytest
 from fake_engine import SilentEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from patience import PATIENCE
+from patience import PATIENCE, wait_until
 
 from stream_vlm_ros.errors import (
     InvalidImageError,
@@ -173,12 +173,10 @@ def test_the_memory_tells_frames_and_tokens_of_every_level(make_box):
 
 
 def test_a_listener_that_fails_is_reported_and_the_thread_lives_on(make_box):
-    box = make_box()
-
     def fail():
         raise RuntimeError("boom")
 
-    box.worker._changed = fail
+    box = make_box(changed=fail)
     box.append(0)
     assert box.settle().error is None and box.settle().memory.frames == 1
     assert {str(fault) for fault in box.faults} == {"boom"}
@@ -579,7 +577,7 @@ def test_leaving_while_an_answer_is_written_loses_count_of_nothing(make_box, way
         "deactivate": lambda: box.worker.abandon(Drop.RESET, gone),
         "stop": lambda: (
             threading.Thread(target=box.worker.stop, args=(PATIENCE,)).start(),
-            answer.ticket._cancelled.wait(PATIENCE),
+            wait_until(lambda: answer.ticket.cancelled),
         ),
     }[way]
     answer.at = {1: lambda: box.append(1), 2: lambda: (box.append(2), leave(), box.append(3))}

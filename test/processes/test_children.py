@@ -3,9 +3,9 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 
 import pytest
+from patience import wait_until
 
 from stream_vlm_ros.processes.children import Processes
 
@@ -71,13 +71,6 @@ def programs(tmp_path, monkeypatch):
     return Processes(tmp_path, {})
 
 
-def wait_for(condition):
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def alive(pid):
     try:
         os.kill(pid, 0)
@@ -89,7 +82,7 @@ def alive(pid):
 
 def test_a_process_is_asked_first_and_its_words_are_kept(programs):
     programs.start("a", "polite")
-    wait_for(lambda: programs.tail_of("a") == "up")
+    wait_until(lambda: programs.tail_of("a") == "up")
     assert programs.status("a") is None
     assert programs.stop() == []
     assert programs.status("a") == 0
@@ -102,7 +95,7 @@ def test_a_process_can_be_asked_where_a_shell_started_us_in_the_background(progr
         programs.start("a", "polite")
     finally:
         signal.signal(signal.SIGINT, before)
-    wait_for(lambda: programs.tail_of("a") == "up")
+    wait_until(lambda: programs.tail_of("a") == "up")
     assert programs.stop() == []
     assert programs.status("a") == 0
 
@@ -110,21 +103,21 @@ def test_a_process_can_be_asked_where_a_shell_started_us_in_the_background(progr
 def test_a_process_that_does_not_listen_is_ended_and_named(programs, monkeypatch):
     monkeypatch.setattr(Processes, "STEPS", ((signal.SIGINT, 0.5), *Processes.STEPS[1:]))
     programs.start("a", "deaf")
-    wait_for(lambda: programs.tail_of("a") == "up")
+    wait_until(lambda: programs.tail_of("a") == "up")
     assert programs.stop() == ["a"]
     assert programs.status("a") == -signal.SIGTERM
 
 
 def test_a_failure_can_be_told_with_its_last_words(programs):
     programs.start("a", "failing")
-    wait_for(lambda: programs.status("a") is not None)
+    wait_until(lambda: programs.status("a") is not None)
     assert programs.status("a") == 1
     assert programs.tail_of("a") == "no camera"
 
 
 def test_the_first_error_of_a_node_is_found_in_its_log(programs):
     programs.start("a", "polite")
-    wait_for(lambda: programs.tail_of("a") == "up")
+    wait_until(lambda: programs.tail_of("a") == "up")
     assert programs.error_of("a") is None and programs.error_of("b") is None
     with programs.log_of("a").open("a") as log:
         log.write("[WARN] [1.5] [n]: [ERROR] not yet\n[ERROR] [1.6] [n]: no model\nTraceback\n")
@@ -136,18 +129,18 @@ def test_the_first_error_of_a_node_is_found_in_its_log(programs):
 def test_leaving_the_block_leaves_no_process_not_even_a_grandchild(programs):
     with programs:
         programs.start("a", "mother")
-        wait_for(lambda: programs.tail_of("a"))
+        wait_until(lambda: programs.tail_of("a"))
         grandchild = int(programs.tail_of("a").split()[0])
-    wait_for(lambda: not alive(grandchild))
+    wait_until(lambda: not alive(grandchild))
 
 
 def test_children_die_with_a_parent_that_was_killed(programs):
     command = [sys.executable, "-m", "killed"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         child = int(parent.stdout.readline())
-        wait_for(lambda: programs.tail_of("orphan") == "up")
+        wait_until(lambda: programs.tail_of("orphan") == "up")
         parent.kill()
-    wait_for(lambda: not alive(child))
+    wait_until(lambda: not alive(child))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from stream_vlm_ros.replay.plots import _shares
+from stream_vlm_ros.replay.plots import draw_shares
 from stream_vlm_ros.replay.summary import wilson
 
 
@@ -24,7 +24,7 @@ def test_names_do_not_cover_each_other_and_the_legend_no_bars(groups, names):
     figure = Figure(figsize=(5.4, 2.9), layout="constrained")
     axes = figure.add_subplot()
     kinds = [f"type of question {number}" for number in range(groups)]
-    assert _shares(axes, [run_of(name, kinds) for name in names], "by_type")
+    assert draw_shares(axes, [run_of(name, kinds) for name in names], "by_type")
     FigureCanvasAgg(figure).draw()
     axis = axes.yaxis if groups > 6 else axes.xaxis
     boxes = [label.get_window_extent() for label in axis.get_ticklabels()]

@@ -10,13 +10,7 @@ class DrawnDevice(DeviceSource):
     """FFmpeg's own test picture in place of a camera's driver: the same code path."""
 
     FORMAT = "lavfi"
-
-    def _open(self):
-        size, self.size = self.size, None
-        try:
-            return super()._open()
-        finally:
-            self.size = size
+    SIZE_OPTION = None
 
 
 def test_frames_are_stamped_with_the_wall_clock_on_arrival():

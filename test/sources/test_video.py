@@ -6,7 +6,7 @@ import pytest
 
 from stream_vlm_ros.errors import InvalidParameterError, SourceNotFoundError, SourceUnreadableError
 from stream_vlm_ros.sources import VideoSource
-from stream_vlm_ros.sources.video import _Picture
+from stream_vlm_ros.sources.video import RgbConverter
 
 from .conftest import HEIGHT, WIDTH, grey_of, write_video
 
@@ -73,9 +73,9 @@ def test_a_stream_without_a_rate_is_read_by_its_stamps(tmp_path):
 
 def test_sampling_converts_only_the_frames_it_takes(video, monkeypatch):
     converted = []
-    original = _Picture.of
+    original = RgbConverter.of
     monkeypatch.setattr(
-        _Picture, "of", lambda self, f: converted.append(f.pts) or original(self, f)
+        RgbConverter, "of", lambda self, f: converted.append(f.pts) or original(self, f)
     )
     source = VideoSource(video, fps=2)
     frames = list(source)

@@ -1,7 +1,6 @@
 import math
 
 from stream_vlm_ros.world.examiner import (
-    Question,
     VideoExaminer,
     WorldExaminer,
     examiner_for,
@@ -30,11 +29,9 @@ def test_answers_about_a_drawn_world_are_judged_by_its_truth():
         question = examiner.question(float(time))
         if question is None:
             continue
-        _, truth = examiner._pending
-        assert question.text == truth.text
-        assert examiner.judge(question, truth.answer, float(time)).right is True
         wrong = examiner.judge(question, "an elephant made of glass", float(time))
-        assert wrong == (False, truth.answer)
+        assert wrong.right is False
+        assert examiner.judge(question, wrong.truth, float(time)) == (True, wrong.truth)
         judged += 1
     assert judged >= 10
 
@@ -49,27 +46,33 @@ def test_nothing_is_asked_at_the_moment_when_something_comes():
 def test_an_answer_is_judged_by_what_the_memory_has_seen_when_it_answers():
     examiner = examiner_for("world:7", [])
     # "What is visible now?" made early, answered when all has changed: the later truth counts.
-    made = next(t for t in range(10, 60) if (q := examiner.question(t)) and "now" in q.text)
-    question = Question(examiner._pending[1].text)
-    early = examiner._pending[1].answer
-    verdicts = {}
+    made, question = next(
+        (t, q) for t in range(10, 60) if (q := examiner.question(t)) and "now" in q.text
+    )
+    early = examiner.judge(question, "", float(made)).truth
+    sightings = World(7).sightings(120.0)
+    changed = 0
     for time in range(made, made + 40):
-        later = examiner._again(examiner._pending[1], float(time))
-        if later is not None and later.answer != early:
-            verdicts[time] = later.answer
-            assert examiner.judge(question, later.answer, float(time)).right is True
-            assert examiner.judge(question, early, float(time)).right is False
-    assert len(verdicts) > 3
+        verdict = examiner.judge(question, early, float(time))
+        if verdict.right is None:  # something has just come or gone
+            continue
+        there = {s.thing.phrase for s in sightings if s.start <= time < s.end}
+        assert verdict.right == (set(early.split(" and ")) == (there or {"nothing"}))
+        assert examiner.judge(question, verdict.truth, float(time)).right is True
+        changed += not verdict.right
+    assert changed > 3
 
 
 def test_a_question_that_has_no_clear_answer_any_more_is_not_judged():
     examiner = examiner_for("world:7", [])
     arrival = next(s.start for s in World(7).sightings(60.0) if s.start > 10)
     frame = math.ceil(arrival * 2) / 2  # something has just come
-    time = next(t / 2 for t in range(20, 120) if examiner.question(t / 2) is not None)
-    found = examiner._pending[1]
-    assert time != frame
-    assert examiner.judge(Question(found.text), found.answer, frame).right is None
+    time, question = next(
+        (t / 2, asked) for t in range(20, 120) if (asked := examiner.question(t / 2)) is not None
+    )
+    truth = examiner.judge(question, "", time).truth
+    assert time != frame and examiner.judge(question, truth, time).right is True
+    assert examiner.judge(question, truth, frame).right is None
 
 
 def test_the_same_world_gets_the_same_questions():

@@ -27,7 +27,7 @@ from stream_vlm_ros.errors import StreamVlmError
 from stream_vlm_ros.processes.children import Processes
 from stream_vlm_ros.processes.graph import own_graph, ros_arguments
 from stream_vlm_ros.replay.questions import QuestionSet
-from stream_vlm_ros.replay.records import answered, merged_of, unanswered
+from stream_vlm_ros.replay.records import AnswerRecord, answered, merged_of, refused, unanswered
 from stream_vlm_ros.replay.schedule import NANOSECONDS, Ask, Schedule
 from stream_vlm_ros.replay.settings import as_reported
 from stream_vlm_ros.sources import Frame, Source
@@ -90,7 +90,7 @@ def realtime_run(
     Raises RealtimeError, and what opening the source raises.
     """
     begin = time.perf_counter()
-    asks = _asks(questions, source, options)
+    asks = asks_of(questions, source, options)
     job = {
         "node": attach or NODE,
         "source": None if attach else spec,
@@ -101,9 +101,9 @@ def realtime_run(
         "options": {k: v for k, v in options.items() if v is not None},
         "asks": [_as_json(ask, settings, options) for ask in asks],
     }
-    progress = _Progress(told)
+    progress = Progress(told)
     events = _played(settings, job, attach is not None, progress)
-    run = _run_of(settings, questions, asks, events, time.perf_counter() - begin)
+    run = run_of(settings, questions, asks, events, time.perf_counter() - begin)
     if attach:  # that node has settings of its own
         run["settings"] |= _settings_of(events)
         if not settings.name:
@@ -169,7 +169,7 @@ def _played(
                 "(source install/setup.bash), or replay without --realtime."
             )
     logs = Path(tempfile.mkdtemp(prefix="stream_vlm_replay_"))
-    noted = _Noted(logs / "result.jsonl", progress)
+    noted = Notes(logs / "result.jsonl", progress)
     job = {**job, "result": str(noted.path)}
     (logs / "job.json").write_text(json.dumps(job), encoding="utf-8")
     keep = True
@@ -216,7 +216,7 @@ def _command(play: str) -> list[str]:
     return words
 
 
-class _Noted:
+class Notes:
     """The player's notes, read while they are written."""
 
     def __init__(self, path: Path, progress: Callable[[dict[str, Any]], None]) -> None:
@@ -238,7 +238,7 @@ class _Noted:
                 self._progress(self.events[-1])
 
 
-class _Progress:
+class Progress:
     """Counts the answers, and tells them with the time of the newest frame."""
 
     def __init__(self, told: Callable[[float, int], None]) -> None:
@@ -265,7 +265,7 @@ def _settings_of(events: list[dict[str, Any]]) -> dict[str, Any]:
 # -- what is asked, and what came ----------------------------------------------------------------
 
 
-def _asks(questions: QuestionSet, source: Source, options: dict[str, Any]) -> list[Ask]:
+def asks_of(questions: QuestionSet, source: Source, options: dict[str, Any]) -> list[Ask]:
     """Every ask up to the source's end. Real time knows one camera: the first."""
     start = options.get("start") or 0.0
     end = options.get("end") or source.duration
@@ -314,7 +314,7 @@ def _as_json(ask: Ask, settings: Settings, options: dict[str, Any]) -> dict[str,
     }
 
 
-def _run_of(
+def run_of(
     settings: Settings,
     questions: QuestionSet,
     asks: list[Ask],
@@ -365,13 +365,12 @@ def _run_of(
 
 def _answer(
     ask: Ask, reply: dict[str, Any] | None, camera: str, end_ns: int, origin_ns: int
-) -> dict[str, Any]:
+) -> AnswerRecord:
     record = unanswered(ask, camera, end_ns, origin_ns)
     if reply is None:
         return record
     if reply["error_code"]:
-        error = {"code": str(reply["error_code"]), "message": reply["error_message"]}
-        return record | {"status": "error", "error": error}
+        return refused(record, str(reply["error_code"]), reply["error_message"])
     seen = [[begin / NANOSECONDS, end / NANOSECONDS] for begin, end in reply["seen"]]
     keys = ("ttft", "latency", "waiting", "round_trip_latency", "prompt_tokens", "answer_tokens")
     metrics = {key: reply[key] for key in (*keys, "finish_reason", "cache_length")}

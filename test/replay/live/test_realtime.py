@@ -99,10 +99,10 @@ def test_a_node_with_a_live_camera_is_asked_by_the_name_of_the_topic(said, write
     assert "asking /stream_vlm for 5 s" in text
     _, questions, *_, source, _attach, _play, _told = given
     assert source.name == "/camera/image_raw"
-    assert [ask.id for ask in realtime._asks(questions, source, {})] == ["now", "circle", "last"]
+    assert [ask.id for ask in realtime.asks_of(questions, source, {})] == ["now", "circle", "last"]
     stamped = load_questions(write_questions("questions: [{text: What, at_stamp: '17.5'}]"))
     with pytest.raises(realtime.RealtimeError, match="at_stamp needs a recording"):
-        realtime._asks(stamped, source, {})
+        realtime.asks_of(stamped, source, {})
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_what_the_player_noted_is_read_as_it_comes_and_a_part_of_it_makes_a_repo
 ):
     questions = load_questions(write_questions(QUESTIONS))
     told = []
-    noted = realtime._Noted(tmp_path / "n", realtime._Progress(lambda *now: told.append(now)))
+    noted = realtime.Notes(tmp_path / "n", realtime.Progress(lambda *now: told.append(now)))
     second = 1_000_000_000
     status = {"event": "status", "length": 9, "memory_bytes": 9, "evicted_tokens": 0}
     events = [
@@ -226,7 +226,7 @@ def test_what_the_player_noted_is_read_as_it_comes_and_a_part_of_it_makes_a_repo
     assert noted.events == events and noted.begun
     assert told == [(2.0, 0)]
     asks = list(Schedule(questions.questions, 0).until(5 * second))
-    run = realtime._run_of(Settings(), questions, asks, noted.events, 1.0)
+    run = realtime.run_of(Settings(), questions, asks, noted.events, 1.0)
     assert run["complete"] is False
     assert {a["status"] for a in run["answers"]} == {"not_reached"}
     drops = {cause: count for cause, count in run["frames"]["drops"].items() if count}
