@@ -61,7 +61,7 @@ class FrameIntake:
         parameters: Settings,
         counters: FrameCounters,
         deliver: Callable[[list[TimedFrame]], None],
-        restart: Callable[[], None],
+        restart: Callable[[], object],
         report: Callable[[Drop, str], None],
     ) -> None:
         self.active = False
