@@ -56,10 +56,10 @@ def assert_lives(here):
 @pytest.mark.ros
 def test_a_goal_that_fails_is_forgotten_like_any_other(here, monkeypatch):
     with monkeypatch.context() as broken:
-        broken.setattr(here.node, "_answered", fail)
+        broken.setattr(here.node.asking, "answered", fail)
         result = here.client.send_goal().result()[1]
         assert result.error_code == result.INTERNAL and "boom" in result.error_message
-    assert here.node._tickets == {}
+    assert here.node.asking.tickets == {}
     assert_lives(here)
 
 
@@ -86,12 +86,12 @@ def test_a_fault_while_asking_is_replied_as_internal_by_both_doors(here, monkeyp
 def test_a_fault_in_a_timer_is_told_once_however_often_it_fires(here, monkeypatch):
     fired = []
 
-    def break_down(source):
+    def break_down(*arguments, **options):
         fired.append(True)
         fail()
 
     with monkeypatch.context() as broken:
-        broken.setattr(here.node, "_input_facts", break_down)
+        broken.setattr(here.node.figures, "input_facts", break_down)
         here.client.graph.wait(lambda: len(fired) > 10, what="the tenth fault")
     assert len(here.said) == 1 and "Traceback" in here.said[0] and "boom" in here.said[0]
     assert_lives(here)
@@ -109,8 +109,8 @@ def test_a_cleanup_in_the_midst_of_a_report_is_no_fault(here, monkeypatch):
         return 0.0
 
     with monkeypatch.context() as meanwhile:
-        meanwhile.setattr(node._monitor, "seconds_without_image", clean_up)
-        meanwhile.setattr(node, "_publish", lambda publisher, message: reports.append(message))
+        meanwhile.setattr(node.figures.monitor, "seconds_without_image", clean_up)
+        meanwhile.setattr(node, "publish", lambda publisher, message: reports.append(message))
         reports = []
         node._report_status()
     node._input, node._intake = held
