@@ -58,10 +58,9 @@ class Arithmetic:
             return sum(p.numel() for p in module.parameters() if p.ndim > 1)
 
         text, vision = model.config.text_config, model.config.vision_config
-        language = model.model.language_model
-        self._text = 2 * (weights(language) - weights(language.embed_tokens))
+        self._text = 2 * weights(model.text.layers)
         self._text_pair = 4 * text.hidden_size * text.num_hidden_layers
-        self._vision = 2 * weights(model.model.visual)
+        self._vision = 2 * weights(model.visual)
         self._vision_pair = 4 * vision.hidden_size * vision.depth
         self._patches = vision.spatial_merge_size**2
 

@@ -49,10 +49,11 @@ def say_words_alone(model: StreamQwenModel, tokenizer: Any) -> None:
     words = [
         number for number in range(len(tokenizer)) if tokenizer.decode([number]).strip().isalpha()
     ]
-    silent = torch.ones(len(model.lm_head.weight), dtype=torch.bool)
+    weights = model.state_dict()
+    head = weights.get("lm_head.weight", weights["model.embed_tokens.weight"])
+    silent = torch.ones(len(head), dtype=torch.bool)
     silent[words] = False
-    with torch.no_grad():
-        model.lm_head.weight[silent.to(model.device)] = 0.0  # of the others some are likelier
+    head[silent.to(model.device)] = 0.0  # of the others some are likelier
 
 
 @contextlib.contextmanager
@@ -61,10 +62,12 @@ def without_model(model: StreamQwenModel) -> Iterator[None]:
     text, options = model.config.text_config, {"dtype": model.dtype, "device": model.device}
     shape = model.kv_shape
 
-    def features(patches: Any) -> torch.Tensor:
+    def features(patches: Any, *_: Any) -> torch.Tensor:
         return torch.randn(patches.tokens, text.hidden_size, **options)
 
-    def forward(embeddings: torch.Tensor, positions: Any, fork: Any, **_: Any) -> torch.Tensor:
+    def forward(
+        embeddings: torch.Tensor, positions: Any, fork: Any, *_: Any, **__: Any
+    ) -> torch.Tensor:
         size = (len(embeddings), shape.kv_heads, embeddings.shape[1], shape.head_dim)
         keys, values = torch.randn(size, **options), torch.randn(size, **options)
         for layer in fork.layers:
@@ -210,12 +213,12 @@ def floors(rig: Rig, length: int, chunk: int, patches: int) -> dict[str, float]:
     model, speed = rig.model, rig.speed
     text = model.config.text_config
     size = lambda module: sum(weight.numel() for weight in module.parameters())  # noqa: E731
-    layers = size(model.model.language_model.layers)
+    layers = size(model.text.layers)
     pairs = chunk * length + chunk**2 / 2
     attention = 4 * text.hidden_size * text.num_hidden_layers * pairs
     cache = length * model.kv_shape.bytes_per_token
     weights = model.dtype.itemsize * (layers + text.hidden_size * text.vocab_size)
-    vision = 2 * size(model.model.visual.blocks) * patches
+    vision = 2 * size(model.visual.blocks) * patches
     read = 1e3 * (weights + cache) / speed["bytes"]
     found = {
         "chunk": 1e3 * (2 * layers * chunk + attention + vision) / speed["flops"],

@@ -16,7 +16,7 @@ from reference_style import ReferenceStyle
 
 from stream_vlm_ros.config import NOVELTY
 from stream_vlm_ros.engine import VideoStreamingInference
-from stream_vlm_ros.engine.attention import LONG_PAST
+from stream_vlm_ros.engine.attention.cudnn import CUDNN_PREFILL
 from stream_vlm_ros.errors import InvalidParameterError
 
 CHOICES = ["a red circle", "a blue square", "nothing", "a sign", "two shapes"]
@@ -69,7 +69,9 @@ def _ours(rig: Rig, cap: int, **options: Any) -> tuple[dict[str, Any], Any, list
     rows = {"chunk": [timed(append)[0] for _ in rig.count("chunks", rig.repeats)]}
     patches = engine._frames(frames)
     rows["patches"] = milliseconds(lambda: engine._frames(frames), rig.repeats)
-    rows["vision"] = milliseconds(lambda: engine.model.encode_frames(patches), rig.repeats)
+    rows["vision"] = milliseconds(
+        lambda: engine.model.encode_frames(patches, engine.functions), rig.repeats
+    )
     rows["warm_up"] = [timed(engine.warm_up)[0]]
     rows |= _answering(rig, engine, 2 * rig.repeats)
     question = rig.question(engine)
@@ -160,7 +162,12 @@ def against_reference(rig: Rig) -> dict[str, Any]:
         ratio = ours["five_choices"]["median"] / ours["first_token"]["median"]
         rows.append(bar(f"five choices / first token, cap {cap:,}", ratio, "x", 1.5))
         rows.append(bar(f"snapshot's memory, cap {cap:,}", ours["snapshot_bytes"], "bytes", 0))
-    return {"unit": "ms", "caps": caps, "bars": rows, "cudnn_refused": list(LONG_PAST.refused)}
+    return {
+        "unit": "ms",
+        "caps": caps,
+        "bars": rows,
+        "cudnn_refused": list(CUDNN_PREFILL.verified.refused.values()),
+    }
 
 
 def eviction(rig: Rig) -> dict[str, Any]:
@@ -273,10 +280,8 @@ def variants(rig: Rig) -> dict[str, Any]:
         for name in rig.within(f"cap {cap:,}", ways):
             rig.start_counting_memory()
             frames = rig.frames()
-            rows = LONG_PAST.least_rows
-            LONG_PAST.least_rows = 2**62 if name == "without cuDNN" else rows
-            if name == "without torch.compile":
-                rig.model.compile_chunks(False)  # else it stays as another engine left it
+            rows = CUDNN_PREFILL.min_rows
+            CUDNN_PREFILL.min_rows = 2**62 if name == "without cuDNN" else rows
             try:
                 begin = time.perf_counter()
                 engine = rig.filled(cap, frames, **ways[name])
@@ -291,7 +296,7 @@ def variants(rig: Rig) -> dict[str, Any]:
             except (TypeError, InvalidParameterError) as fault:  # not that option, or not here
                 found["rows"].append({"cap": cap, "variant": name, "not_there": str(fault)})
             finally:
-                LONG_PAST.least_rows = rows
+                CUDNN_PREFILL.min_rows = rows
                 engine = append = None
     return found
 

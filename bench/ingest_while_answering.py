@@ -34,7 +34,7 @@ from stream_vlm_ros.engine import (
     StreamQwenModel,
     VideoStreamingInference,
 )
-from stream_vlm_ros.engine.budget import SLACK_CHUNKS  # beyond the cap: the node's default
+from stream_vlm_ros.engine.cache.budget import SLACK_CHUNKS  # beyond the cap: the node's default
 from stream_vlm_ros.factory import default_model
 from stream_vlm_ros.machine import measured_on
 from stream_vlm_ros.node.counters import Drop, FrameCounters

@@ -8,7 +8,7 @@ A step is taken with 1 token (writing) and with the 48 of a question, over a mem
 whole, without its attention, without torch.compile, not recorded, and with the products of one row
 by our own kernel; these then each alone, beside torch's. Then one layer's attention alone for each
 tiling, against the time that reading its keys takes. The figures that stand behind
-`_tiling` and `_strip` of `stream_vlm_ros.engine.kernels` come from here. Writes nothing.
+`_tiling` and `_strip` of `engine/attention/triton_decode.py` come from here. Writes nothing.
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ from typing import Any
 
 import torch
 
-from stream_vlm_ros.engine import question_path
-from stream_vlm_ros.engine.cache import KVCacheManager
-from stream_vlm_ros.engine.eviction import EvictionConfig
-from stream_vlm_ros.engine.forks import Part
-from stream_vlm_ros.engine.packed import PackedLayer, pack
-from stream_vlm_ros.engine.question_path import StaticTextPath
-from stream_vlm_ros.engine.static_step import Reading, StepInputs, attend_step, place_step
+from stream_vlm_ros.engine import graph_runner
+from stream_vlm_ros.engine.attention.base import KVPart
+from stream_vlm_ros.engine.attention.step import StepInputs, StepMemory, attend_step, place_step
+from stream_vlm_ros.engine.cache.eviction import EvictionConfig
+from stream_vlm_ros.engine.cache.manager import KVCacheManager
+from stream_vlm_ros.engine.graph_runner import GraphRunner, StepKernels
 from stream_vlm_ros.experiments.shapes import (
     SHAPES,
     random_network,
@@ -58,27 +57,26 @@ def whole_steps(model: Any, cap: int, attention: Any, times: int) -> None:
     device = model.device
     on_gpu = device.type == "cuda"
     print(f"\nmemory of {cap:,} tokens; ms a step of", *TOKENS, "tokens")
-    linear = torch.nn.functional.linear
     placing = place_step
     ways = {
-        "graph": (attention, on_gpu, on_gpu, linear),
-        "without its attention": (no_attention, on_gpu, on_gpu, linear),
-        "without torch.compile": (attention, on_gpu, False, linear),
-        "not recorded": (attention, False, False, linear),
+        "graph": (attention, on_gpu, on_gpu, None),
+        "without its attention": (no_attention, on_gpu, on_gpu, None),
+        "without torch.compile": (attention, on_gpu, False, None),
+        "not recorded": (attention, False, False, None),
     }
     if on_gpu:
-        from stream_vlm_ros.engine.kernels import matvec, place
+        from stream_vlm_ros.engine.attention.triton_decode import matvec, place
 
         placing = place
         ways["graph, one row by our own"] = (attention, True, True, matvec)
     manager = KVCacheManager(model.kv_shape, model.rotary, EvictionConfig.novelty(cap), device)
     manager.memory.normal_()
     for name, (kind, graph, compiled, linear) in ways.items():
-        path = StaticTextPath(model, manager, kind, graph, compiled, linear, placing)
+        path = GraphRunner(model, manager, StepKernels(kind, placing, linear), graph, compiled)
         row = []
         for tokens in TOKENS:
             with manager.question_fork(tokens, 0) as fork:
-                fork.parts = [Part(manager.memory, slice(0, cap), None)]
+                fork.parts = [KVPart(manager.memory, slice(0, cap), None)]
 
                 def step(path=path, tokens=tokens, fork=fork) -> None:
                     fork.advance(-fork.length)
@@ -99,7 +97,7 @@ PROGRAMS = (1, 2, 3, 4)
 
 def sweep(shape: Any, heads: int, caps: list[int], device: torch.device, options: Any) -> None:
     """One layer's attention alone, layer after layer, so that no key is still in a cache."""
-    from stream_vlm_ros.engine import kernels
+    from stream_vlm_ros.engine.attention import triton_decode as kernels
 
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     attend, choose = kernels.split_attention(processors), kernels._tiling
@@ -110,18 +108,18 @@ def sweep(shape: Any, heads: int, caps: list[int], device: torch.device, options
         size = (layers, 2, shape.kv_heads, cap, shape.head_dim)
         memory = torch.randn(size, dtype=shape.dtype, device=device)
         tail = torch.randn(*size[:3], 2049, shape.head_dim, dtype=shape.dtype, device=device)
-        reading = Reading(memory, tail)
-        reading.load([Part(memory, slice(0, cap), None)])
-        padded = question_path._size_for(tokens)
-        inputs = StepInputs(padded, reading)
+        step_memory = StepMemory(memory, tail)
+        step_memory.load([KVPart(memory, slice(0, cap), None)])
+        padded = graph_runner._size_for(tokens)
+        inputs = StepInputs(padded, step_memory)
         inputs.load([0] * tokens, torch.zeros(3, tokens), 0, tokens)
         queries = memory.new_empty(heads, padded, shape.head_dim).normal_()
 
         def all_layers(
-            memory=memory, tail=tail, reading=reading, queries=queries, inputs=inputs
+            memory=memory, tail=tail, step_memory=step_memory, queries=queries, inputs=inputs
         ) -> None:
             for layer in range(len(memory)):
-                attend(queries, memory[layer], tail[layer], reading, inputs, 0.1)
+                attend(queries, memory[layer], tail[layer], step_memory, inputs, 0.1)
 
         chosen = choose(padded * heads // shape.kv_heads, shape.dtype)
         tilings = [kernels._Tiling(*kind, n) for kind in TILINGS[tokens] for n in PROGRAMS]
@@ -149,7 +147,7 @@ def sweep(shape: Any, heads: int, caps: list[int], device: torch.device, options
                 print(f"  {1e3 * ms:8.1f}  {read / ms / 1e9:6.2f} TB/s "
                       f"{done / ms / 1e9:7.1f} TFLOP/s "
                       f"{tuple(tiling)}{'  <- chosen' if tiling == chosen else ''}")  # fmt: skip
-        del memory, tail, reading, queries, inputs, all_layers
+        del memory, tail, step_memory, queries, inputs, all_layers
 
 
 # Rows, columns, warps, stages.
@@ -158,17 +156,17 @@ STRIPS = [(4, 2048, 4, 1), (2, 2048, 4, 1), (8, 1024, 4, 1), (4, 2048, 4, 3), (8
 
 def products(model: Any, times: int) -> None:
     """A token's products, each over all layers so that no weight is still in a cache."""
-    from stream_vlm_ros.engine import kernels
+    from stream_vlm_ros.engine.attention import triton_decode as kernels
 
     choose = kernels._strip
-    layers = list(model.model.language_model.layers)
-    packed = [PackedLayer.of(layer) for layer in layers]
+    layers, weights = list(model.text.layers), model.state_dict()
+    head = weights.get("lm_head.weight", weights["model.embed_tokens.weight"])
     groups = {
-        "q, k, v": [(one.qkv, one.qkv_bias) for one in packed],
-        "out": [(layer.self_attn.o_proj.weight, None) for layer in layers],
-        "gate, up": [(one.gate_up, None) for one in packed],
-        "down": [(layer.mlp.down_proj.weight, None) for layer in layers],
-        "logits": [(model.lm_head.weight, None)] * 4,
+        "q, k, v": [(layer.qkv, layer.qkv_bias) for layer in layers],
+        "out": [(layer.out, None) for layer in layers],
+        "gate, up": [(layer.gate_up, None) for layer in layers],
+        "down": [(layer.down, None) for layer in layers],
+        "logits": [(head, None)] * 4,
     }
     print("\none token's products: us each; torch's, then the kernel's by its strips")
     for name, weights in groups.items():
@@ -212,11 +210,9 @@ def main() -> None:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     config = shape_config(options.shape, words_processor())
     model = random_network(config, device, dtype)
-    if device.type == "cuda":
-        pack(model)
     attention = attend_step
     if device.type == "cuda":
-        from stream_vlm_ros.engine.kernels import split_attention
+        from stream_vlm_ros.engine.attention.triton_decode import split_attention
 
         attention = split_attention(torch.cuda.get_device_properties(device).multi_processor_count)
     for cap in options.caps:

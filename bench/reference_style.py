@@ -12,7 +12,8 @@ import torch
 from transformers import DynamicCache, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from stream_vlm_ros.engine import StreamQwenModel
-from stream_vlm_ros.engine.frames import PatchGrid
+from stream_vlm_ros.engine.inputs.frames import PatchGrid
+from stream_vlm_ros.engine.model.qwen2_5_vl import library_name
 
 
 def stock_model(model: StreamQwenModel) -> Qwen2_5_VLForConditionalGeneration:
@@ -26,7 +27,9 @@ def stock_model(model: StreamQwenModel) -> Qwen2_5_VLForConditionalGeneration:
             stock = Qwen2_5_VLForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(before)
-    stock.load_state_dict(model.state_dict(), assign=True)
+    weights = {library_name(name): weight for name, weight in model.state_dict().items()}
+    stock.load_state_dict(weights, strict=False, assign=True)
+    stock.tie_weights()
     return stock.eval()
 
 

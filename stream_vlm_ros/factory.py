@@ -13,7 +13,7 @@ from stream_vlm_ros.errors import check_model_folder
 
 if TYPE_CHECKING:
     from stream_vlm_ros.engine import Checkpoint, InferenceEngine
-    from stream_vlm_ros.engine.frames import ImageSettings
+    from stream_vlm_ros.engine.inputs.frames import ImageSettings
 
 COMPILE = {"auto": None, "always": True, "never": False}  # as the engines' argument
 
@@ -65,8 +65,6 @@ def build_engine(settings: Settings, checkpoint: Checkpoint) -> InferenceEngine:
         "question_path": settings.question_path,
         "compile": COMPILE[settings.compile_chunks],
     }
-    if settings.compile_chunks == "never":  # an engine before this one may have left it compiled
-        checkpoint.network.compile_chunks(False)
     make = _delayed_batch if settings.engine == "delayed_batch" else _streaming
     engine = make(settings, checkpoint, **options)
     engine.warm_up()
@@ -89,7 +87,7 @@ def _streaming(settings: Settings, checkpoint: Checkpoint, **options: Any) -> In
 
 
 def _slack_tokens(settings: Settings, images: ImageSettings) -> int:
-    from stream_vlm_ros.engine.budget import usual_slack
+    from stream_vlm_ros.engine.cache.budget import usual_slack
 
     if settings.fork_slack_tokens >= 0:
         return settings.fork_slack_tokens

@@ -44,7 +44,8 @@ class OnlyWhatIsNeeded:
     def find_spec(self, name, path=None, target=None):
         top = name.partition(".")[0]
         of = {re.sub(r"[-_.]+", "-", one).lower() for one in homes.get(top, ())}
-        if of and not of & allowed and top not in sys.stdlib_module_names:
+        ours = top == "stream_vlm_ros"
+        if of and not of & allowed and not ours and top not in sys.stdlib_module_names:
             return None
         return self.finder.find_spec(name, path, target)
 

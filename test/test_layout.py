@@ -126,7 +126,10 @@ def test_imports_point_one_way():
     assert wrong == {}
 
 
-@pytest.mark.parametrize("name", ["engine", "node"])
+@pytest.mark.parametrize(
+    "name",
+    ["engine", "engine/attention", "engine/cache", "engine/inputs", "engine/model", "node"],
+)
 def test_a_room_lists_its_files_at_its_door(name):
     door = ast.get_docstring(ast.parse((MODULE / name / "__init__.py").read_text()))
     listed = re.findall(r"^    (\w+) +\S", door, re.MULTILINE)

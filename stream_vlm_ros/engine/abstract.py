@@ -6,8 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .decoding import Answer
-from .results import AnswerMetrics, CacheInfo, ChoiceMetrics, ChunkResult, WarmUp
+from stream_vlm_ros.engine.decoding import Answer
+from stream_vlm_ros.engine.results import (
+    AnswerMetrics,
+    CacheInfo,
+    ChoiceMetrics,
+    ChunkResult,
+    WarmUp,
+)
 
 
 class InferenceEngine(ABC):

@@ -14,8 +14,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from .errors import InvalidParameterError, check_whole_number
-from .results import AnswerMetrics
+from stream_vlm_ros.engine.results import AnswerMetrics
+from stream_vlm_ros.errors import InvalidParameterError, check_whole_number
 
 _LEAST_TEMPERATURE = 1e-5
 _MOST_UNSETTLED = 16  # tokens: a character has four bytes, so what is none by then never will be

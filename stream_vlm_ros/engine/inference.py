@@ -13,28 +13,25 @@ from typing import Any
 
 import torch
 
-from .abstract import InferenceEngine
-from .budget import USUAL_PIXELS, MemoryBudget, free_bytes
-from .cache import KVCacheManager, StreamState
-from .decoding import Answer, AnswerText, DecodingOptions, Sampler
-from .errors import (
-    EmptyMemoryError,
-    InvalidParameterError,
-    ModelLoadError,
-    OutOfHorizonError,
-    check_whole_number,
-)
-from .eviction import EvictionConfig, ImportanceScore
-from .forks import Fork
-from .frames import PatchGrid
-from .model import StreamQwenModel, resolve_device
-from .positions import Span, TextSpan, VisionSpan, time_to_ticks
-from .processor import StreamProcessor
-from .prompts import LAYOUTS, ChatLayout
-from .question_path import text_path
-from .reduction import Known, StaticTokenFilter
-from .reference_names import EngineNames, tell_stream
-from .results import (
+from stream_vlm_ros.engine.abstract import InferenceEngine
+from stream_vlm_ros.engine.cache.budget import USUAL_PIXELS, MemoryBudget, free_bytes
+from stream_vlm_ros.engine.cache.eviction import EvictionConfig, ImportanceScore
+from stream_vlm_ros.engine.cache.manager import KVCacheManager, StreamState
+from stream_vlm_ros.engine.cache.mrope import Span, TextSpan, VisionSpan, time_to_ticks
+from stream_vlm_ros.engine.cache.requests import Fork
+from stream_vlm_ros.engine.decoding import Answer, AnswerText, DecodingOptions, Sampler
+from stream_vlm_ros.engine.graph_runner import text_runner
+from stream_vlm_ros.engine.inputs.chat import LAYOUTS, ChatLayout
+from stream_vlm_ros.engine.inputs.frames import PatchGrid
+from stream_vlm_ros.engine.inputs.processor import StreamProcessor
+from stream_vlm_ros.engine.inputs.timestamps import check_about, check_span, frame_times
+from stream_vlm_ros.engine.inputs.token_reduction import Known, StaticTokenFilter
+from stream_vlm_ros.engine.loading import check_fit
+from stream_vlm_ros.engine.model.base import StreamModel
+from stream_vlm_ros.engine.model.compiled import compiled_layers
+from stream_vlm_ros.engine.model.device import resolve_device
+from stream_vlm_ros.engine.reference_names import EngineNames, tell_stream
+from stream_vlm_ros.engine.results import (
     AnswerMetrics,
     CacheInfo,
     ChoiceMetrics,
@@ -42,7 +39,12 @@ from .results import (
     EvictionStats,
     WarmUp,
 )
-from .stamps import check_about, check_span, frame_times
+from stream_vlm_ros.errors import (
+    EmptyMemoryError,
+    InvalidParameterError,
+    OutOfHorizonError,
+    check_whole_number,
+)
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +76,8 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         importance: which frames level 3 of the memory keeps; None: the most unlike all others.
         skip_similarity: leave out vision tokens whose features are this close (cosine) to those
             last appended at their place; None: keep all. For scenes that hardly change.
-        compile: fuse the elementwise work of chunks by torch.compile; None: on a GPU. All engines
-            of the model share that. Takes some ten seconds at the start.
+        compile: fuse the elementwise work of chunks by torch.compile; None: on a GPU. Takes some
+            ten seconds at the start.
         question_path: how a question's text runs: ``eager`` (call by call), ``graph`` (CUDA graphs
             of fixed steps: no launch is waited for) or ``static`` (the same steps, not recorded);
             ``auto``: ``graph`` on a GPU, ``eager`` elsewhere. See `warm_up`.
@@ -86,7 +88,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
 
     def __init__(
         self,
-        model: StreamQwenModel,
+        model: StreamModel,
         processor: Any,
         device: str | torch.device | None = None,
         eviction_config: EvictionConfig | None = None,
@@ -107,7 +109,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             raise InvalidParameterError(
                 f"layout '{layout}' is unknown: use one of {', '.join(LAYOUTS)}"
             )
-        if not isinstance(model, StreamQwenModel):
+        if not isinstance(model, StreamModel):
             raise InvalidParameterError(
                 f"the model is a {type(model).__name__}: load it by StreamQwenModel.from_pretrained"
             )
@@ -121,17 +123,19 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         self.layout = layout
         self.processor = processor
         processor = StreamProcessor.wrap(processor)
-        _check_fit(model, processor)
+        check_fit(model.config, processor)
         on_gpu = self.device.type == "cuda"
         if compile and not on_gpu:
             raise InvalidParameterError(
                 f"compile is for a GPU, but the engine is on {self.device}: leave it out "
                 "(compile_chunks: auto)"
             )
-        self.model = model
-        model.settle(self.device)
-        if (on_gpu if compile is None else compile) and model.compiled is None:
-            model.compile_chunks()
+        self.model = model.to(self.device)
+        self.functions = model.functions  # of chunks' layers
+        if on_gpu if compile is None else compile:
+            compiled = compiled_layers(model.functions)
+            compiled.try_out(model)
+            self.functions = compiled.functions
         self._frames = processor.frame_processor(self.device)
         self.min_pixels, _ = self._frames.pixel_bounds(min_pixels, max_pixels)
         self.max_pixels = max_pixels
@@ -158,7 +162,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         )
         tell_stream(model, self.cache_manager)
         log.info(_told(eviction_config))
-        self.text_path = text_path(question_path, self.model, self.cache_manager, self.device)
+        self.text_path = text_runner(question_path, self.model, self.cache_manager, self.device)
 
     def warm_up(self) -> WarmUp:
         """Make ready what the first question would wait for; only a GPU needs it."""
@@ -208,7 +212,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         manager.evictor.check_room(most)
         manager.check_free(most)
 
-        features = self.model.encode_frames(patches)
+        features = self.model.encode_frames(patches, self.functions)
         grids = features.unflatten(0, self._token_grid(patches))  # [grids, rows, columns, hidden]
         manager.evictor.note_grids(manager.ledger.grids_seen, grids, stamps[-1])
         known = None
@@ -220,7 +224,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         )
         positions = manager.ledger.preview(spans)
         with manager.fork(len(embeddings)) as fork:
-            self.model.stream_forward(embeddings[None], positions, fork)
+            self.model.stream_forward(embeddings[None], positions, fork, self.functions)
             evicted = manager.commit(fork, spans, self._seen(stamps, known), chunk=True)
         manager.prepare_reading()
         return ChunkResult(
@@ -552,23 +556,7 @@ def _told(config: EvictionConfig | None) -> str:
     )
 
 
-def _check_fit(model: StreamQwenModel, processor: StreamProcessor) -> None:
-    """Raise ModelLoadError if pictures are cut into other patches than the model's."""
-    vision, settings = model.config.vision_config, processor.image_settings
-    for ours, theirs in (
-        ("patch_size", "patch_size"),
-        ("merge_size", "spatial_merge_size"),
-        ("temporal_patch_size", "temporal_patch_size"),
-    ):
-        given, wanted = getattr(settings, ours), getattr(vision, theirs)
-        if given != wanted:
-            raise ModelLoadError(
-                f"the processor's {ours} is {given}, the model's is {wanted}: take both from the "
-                "same checkpoint folder"
-            )
-
-
-def _end_ids(model: StreamQwenModel, processor: StreamProcessor) -> set[int]:
+def _end_ids(model: StreamModel, processor: StreamProcessor) -> set[int]:
     """Tokens that end an answer: those of the generation config, and the tokenizer's own."""
     ids: set[int] = set()
     for source in (model.generation_config.eos_token_id, processor.tokenizer.eos_token_id):

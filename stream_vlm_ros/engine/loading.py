@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from .model import StreamQwenModel, check_checkpoint, resolve_device, resolve_dtype
-from .processor import StreamProcessor
+from stream_vlm_ros.engine.inputs.processor import StreamProcessor
+from stream_vlm_ros.engine.model.device import resolve_device, resolve_dtype
+from stream_vlm_ros.engine.model.qwen2_5_vl import StreamQwenModel
+from stream_vlm_ros.engine.model.weights import CheckpointFiles
+from stream_vlm_ros.errors import ModelLoadError
 
 
 class Checkpoint(NamedTuple):
@@ -37,7 +40,34 @@ def load_checkpoint(
     place = resolve_device(device)
     number_format = resolve_dtype(dtype, place)
     folder = Path(folder).expanduser()
-    check_checkpoint(folder)
-    processor = StreamProcessor.from_pretrained(folder)  # quick, and names what is missing
-    network = StreamQwenModel.from_pretrained(folder, torch_dtype=number_format)
-    return Checkpoint(network.to(place).eval(), processor, place)
+    # What is quick comes first, and names what is missing.
+    CheckpointFiles.find(folder)
+    config = StreamQwenModel.read_config(folder)
+    processor = StreamProcessor.from_pretrained(folder)
+    check_fit(config, processor)
+    network = StreamQwenModel.from_pretrained(folder, number_format, device=place)
+    return Checkpoint(network.eval(), processor, place)
+
+
+def check_fit(config: Any, processor: StreamProcessor) -> None:
+    """Raise ModelLoadError if pictures are cut into other patches than the model's, or the
+    tokenizer has words that the model has no embedding for."""
+    vision, settings = config.vision_config, processor.image_settings
+    for ours, theirs in (
+        ("patch_size", "patch_size"),
+        ("merge_size", "spatial_merge_size"),
+        ("temporal_patch_size", "temporal_patch_size"),
+    ):
+        given, wanted = getattr(settings, ours), getattr(vision, theirs)
+        if given != wanted:
+            raise ModelLoadError(
+                f"the processor's {ours} is {given}, the model's is {wanted}: take both from the "
+                "same checkpoint folder"
+            )
+    tokenizer, embedded = processor.tokenizer, config.text_config.vocab_size
+    words = 1 + max(len(tokenizer) - 1, *tokenizer.added_tokens_decoder)
+    if words > embedded:
+        raise ModelLoadError(
+            f"the tokenizer has {words:,} words, the model's embedding {embedded:,}: take both "
+            "from the same checkpoint folder"
+        )

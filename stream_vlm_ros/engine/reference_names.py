@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import InvalidParameterError, check_whole_number
-from .positions import TextSpan
+from stream_vlm_ros.engine.cache.mrope import TextSpan
+from stream_vlm_ros.errors import InvalidParameterError, check_whole_number
 
 if TYPE_CHECKING:
-    from .cache import Clone, KVCacheManager, Snapshot
-    from .processor import StreamProcessor
+    from stream_vlm_ros.engine.cache.manager import Clone, KVCacheManager, Snapshot
+    from stream_vlm_ros.engine.inputs.processor import StreamProcessor
 
 
 class EvictorNames:
@@ -130,7 +130,7 @@ class EngineNames:
 
         ``ids`` is a sequence, or a tensor ``[n]`` or ``[1, n]``; what comes back is of its kind.
         """
-        from .prompts import trim_to_vision_segment
+        from stream_vlm_ros.engine.inputs.chat import trim_to_vision_segment
 
         config = self.model.config
         marks = config.vision_start_token_id, config.vision_end_token_id
@@ -156,7 +156,7 @@ class AutoProcessor:
         The library's further options (``use_fast``, ``trust_remote_code``, ...) change nothing
         here. Raises ModelLoadError.
         """
-        from .processor import StreamProcessor
+        from stream_vlm_ros.engine.inputs.processor import StreamProcessor
 
         processor = StreamProcessor.from_pretrained(path)
         bounds = {"min_pixels": min_pixels, "max_pixels": max_pixels}

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from stream_vlm_ros.engine import VideoStreamingInference
 from stream_vlm_ros.errors import InvalidParameterError
@@ -279,9 +280,20 @@ class Audit:
             features[token.number][token.row * self._place[1] + token.column]
             for token in (self._tokens[at] for at in vision)
         ]
-        layer = engine.model.model.language_model.layers[0]
-        keys = layer.self_attn.k_proj(layer.input_layernorm(torch.stack(rows)))
-        keys = keys.unflatten(-1, (-1, layer.self_attn.head_dim)).transpose(0, 1).double()
+        weights, shape = engine.model.state_dict(), engine.model.kv_shape
+        layer = "model.layers.0."
+        normed = functional.rms_norm(
+            torch.stack(rows).float(),
+            rows[0].shape,
+            weights[f"{layer}input_layernorm.weight"].float(),
+            engine.model.config.text_config.rms_norm_eps,
+        ).to(engine.model.dtype)
+        keys = functional.linear(
+            normed,
+            weights[f"{layer}self_attn.k_proj.weight"],
+            weights[f"{layer}self_attn.k_proj.bias"],
+        )
+        keys = keys.unflatten(-1, (-1, shape.head_dim)).transpose(0, 1).double()
         # A key in the window lies where it was first rotated; what is turned is the query.
         at = self._positions + torch.tensor(ledger.frame)[:, None]
         fresh = (ledger.sink_length or 0) + ledger.kept_length

@@ -16,6 +16,7 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration, StoppingCriteria
 
 from stream_vlm_ros.engine import StreamProcessor, StreamQwenModel
+from stream_vlm_ros.engine.model.qwen2_5_vl import library_name
 from stream_vlm_ros.errors import InvalidParameterError
 
 from .bench import Bench
@@ -241,19 +242,28 @@ def stock_twin(
     config._attn_implementation = attention
     with torch.device("meta"):
         stock = Qwen2_5_VLForConditionalGeneration(config).eval()
-    stock.load_state_dict(network.state_dict(), strict=False, assign=True)
+    weights = {library_name(name): weight for name, weight in network.state_dict().items()}
+    stock.load_state_dict(weights, strict=False, assign=True)
     stock.tie_weights()
-    rotary = type(stock.model.language_model.rotary_emb)(config=config.text_config)
-    stock.model.language_model.rotary_emb = rotary.to(network.device)
-    for name, buffer in dict(stock.named_buffers()).items():
-        if buffer.is_meta:  # not in the file: computed when a model is built
-            owner, _, leaf = name.rpartition(".")
-            real = network.get_submodule(owner)._buffers[leaf]
-            stock.get_submodule(owner)._buffers[leaf] = real
-    left = [name for name, weight in stock.named_parameters() if weight.is_meta]
+    # What is not in the file is computed when a model is built: so build it where there is memory.
+    text, vision = stock.model.language_model, stock.model.visual
+    text.rotary_emb = type(text.rotary_emb)(config=config.text_config).to(network.device)
+    with torch.device(network.device):
+        tower = type(vision)(_one_layer(config.vision_config))
+    vision.rotary_pos_emb = tower.rotary_pos_emb
+    left = [
+        name
+        for name, tensor in (*stock.named_parameters(), *stock.named_buffers())
+        if tensor.is_meta
+    ]
     assert not left, f"weights were not taken over: {left[:3]}"
     stock.generation_config = network.generation_config
     return stock
+
+
+def _one_layer(config: Any) -> Any:
+    """A vision tower of that kind, but small: its rotation does not depend on its depth."""
+    return type(config).from_dict({**config.to_dict(), "depth": 1, "fullatt_block_indexes": [0]})
 
 
 def offline_ids(processor: StreamProcessor, network: StreamQwenModel, question: str) -> list[int]:

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig
 
 from stream_vlm_ros.engine import StreamProcessor, StreamQwenModel
-from stream_vlm_ros.engine.frames import ImageSettings
+from stream_vlm_ros.engine.inputs.frames import ImageSettings
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.world import tokenizer as words
 
@@ -116,17 +116,7 @@ def random_network(
     config: Qwen2_5_VLConfig, device: torch.device, dtype: torch.dtype, seed: int = 0
 ) -> StreamQwenModel:
     """A model with random weights, made where it will work (on a CPU 3B take minutes)."""
-    config = type(config).from_dict(config.to_dict())  # a model writes into its own
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            with torch.device(device):
-                network = StreamQwenModel(config)
-    finally:
-        torch.set_default_dtype(before)
-    return network.to(device=device, dtype=dtype).eval()
+    return StreamQwenModel.with_random_weights(config, seed, dtype, device)
 
 
 def words_processor() -> StreamProcessor:

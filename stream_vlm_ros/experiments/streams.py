@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from stream_vlm_ros.engine import StreamQwenModel
-from stream_vlm_ros.engine.eviction import AUTO
-from stream_vlm_ros.engine.frames import PatchGrid, smart_resize
+from stream_vlm_ros.engine.cache.eviction import AUTO
+from stream_vlm_ros.engine.inputs.frames import PatchGrid, smart_resize
 from stream_vlm_ros.errors import CapTooSmallError, InvalidParameterError
 
 from .bookkeeping import TextTokens
@@ -174,13 +174,13 @@ def remembered_features(network: StreamQwenModel, most: int = 4096) -> Iterator[
     seen: dict[bytes, torch.Tensor] = {}
     encode = network.encode_frames
 
-    def remember(patches: PatchGrid) -> torch.Tensor:
+    def remember(patches: PatchGrid, *options: Any) -> torch.Tensor:
         pixels = patches.pixel_values.contiguous().cpu().numpy()
         key = hashlib.blake2b(pixels, digest_size=16).digest()
         if key not in seen:
             if len(seen) >= most:
                 seen.clear()
-            seen[key] = encode(patches)
+            seen[key] = encode(patches, *options)
         return seen[key]
 
     network.encode_frames = remember  # type: ignore[method-assign]

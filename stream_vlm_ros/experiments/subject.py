@@ -14,7 +14,7 @@ from stream_vlm_ros.engine import (
     StreamQwenModel,
     VideoStreamingInference,
 )
-from stream_vlm_ros.engine.model import resolve_device, resolve_dtype
+from stream_vlm_ros.engine.model.device import resolve_device, resolve_dtype
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.factory import default_model
 

@@ -25,10 +25,10 @@ from stream_vlm_ros.engine import (
     StreamQwenModel,
     VideoStreamingInference,
 )
-from stream_vlm_ros.engine.cache import Snapshot
-from stream_vlm_ros.engine.frames import to_arrays
+from stream_vlm_ros.engine.cache.manager import Snapshot
+from stream_vlm_ros.engine.inputs.frames import to_arrays
+from stream_vlm_ros.engine.inputs.timestamps import check_about, frame_times
 from stream_vlm_ros.engine.results import WarmUp
-from stream_vlm_ros.engine.stamps import check_about, frame_times
 from stream_vlm_ros.errors import (
     EmptyMemoryError,
     PictureLostError,

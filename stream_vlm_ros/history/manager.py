@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from stream_vlm_ros.engine.stamp_check import SECOND, StampCheck, Timing
-from stream_vlm_ros.engine.stamps import check_about, check_order
+from stream_vlm_ros.engine.inputs.stamp_check import SECOND, StampCheck, Timing
+from stream_vlm_ros.engine.inputs.timestamps import check_about, check_order
 from stream_vlm_ros.errors import (
     InvalidParameterError,
     InvalidTimestampError,

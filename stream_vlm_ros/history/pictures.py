@@ -14,7 +14,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stream_vlm_ros.engine.picture_sizes import HIGHEST_MEGAPIXELS, PictureLimit, open_picture
+from stream_vlm_ros.engine.inputs.picture_sizes import (
+    HIGHEST_MEGAPIXELS,
+    PictureLimit,
+    open_picture,
+)
 from stream_vlm_ros.owned import open_regular, write_all
 
 SUFFIXES = {"jpeg": "jpg", "png": "png"}

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from stream_vlm_ros.engine.picture_sizes import MAX_DECODED_MEGAPIXELS, PictureLimit
+from stream_vlm_ros.engine.inputs.picture_sizes import MAX_DECODED_MEGAPIXELS, PictureLimit
 from stream_vlm_ros.errors import (
     FrameStoreError,
     InvalidParameterError,

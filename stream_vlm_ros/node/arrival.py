@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from rclpy.serialization import deserialize_message
 
-from stream_vlm_ros.engine.stamp_check import join_stamp
+from stream_vlm_ros.engine.inputs.stamp_check import join_stamp
 from stream_vlm_ros.errors import InvalidImageError
 
 # CDR's first two bytes say its kind; after two more comes the message. It begins, in every message

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from stream_vlm_ros.engine.picture_sizes import PictureLimit
+from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
 from stream_vlm_ros.sources import ros_images
 from stream_vlm_ros.sources.ros_images import Decoder, rosbags_decoder
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from stream_vlm_ros.config import Settings
-from stream_vlm_ros.engine.stamp_check import FRAMES_TO_BELIEVE, StampCheck, check_stamp
+from stream_vlm_ros.engine.inputs.stamp_check import FRAMES_TO_BELIEVE, StampCheck, check_stamp
 from stream_vlm_ros.errors import InvalidImageError, InvalidTimestampError, cut
 from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.sampling import SECOND, Chunker, TimedFrame

@@ -1,8 +1,8 @@
 """Frames in time and in chunks: arithmetic on stamps alone.
 
-Which stamps are believed is decided by ``stream_vlm_ros.engine.stamp_check``, which frames are
-taken for a rate by ``stream_vlm_ros.sources.sampling``, so that the node and a replay of the same
-recording take the same ones. All stamps are integers in nanoseconds of the source's own clock.
+Which stamps are believed is decided by ``engine.inputs.stamp_check``, which frames are taken for a
+rate by ``sources.sampling``, so that the node and a replay of one recording take the same ones.
+All stamps are integers in nanoseconds of the source's own clock.
 """
 
 from __future__ import annotations

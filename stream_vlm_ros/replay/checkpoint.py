@@ -122,11 +122,16 @@ class CheckpointInfo:
         from transformers import Qwen2_5_VLConfig
 
         from stream_vlm_ros.engine import StreamProcessor
-        from stream_vlm_ros.engine.budget import USUAL_PIXELS, MemoryBudget, free_bytes, usual_slack
-        from stream_vlm_ros.engine.buffer import KVShape
-        from stream_vlm_ros.engine.frames import ImageSettings
-        from stream_vlm_ros.engine.model import resolve_device, resolve_dtype
-        from stream_vlm_ros.engine.prompts import ChatLayout
+        from stream_vlm_ros.engine.cache.budget import (
+            USUAL_PIXELS,
+            MemoryBudget,
+            free_bytes,
+            usual_slack,
+        )
+        from stream_vlm_ros.engine.cache.buffer import KVShape
+        from stream_vlm_ros.engine.inputs.chat import ChatLayout
+        from stream_vlm_ros.engine.inputs.frames import ImageSettings
+        from stream_vlm_ros.engine.model.device import resolve_device, resolve_dtype
 
         usual = Settings(max_cache_tokens=0)
         device = resolve_device("auto")
@@ -183,7 +188,11 @@ class PictureCost:
 
         Raises InvalidParameterError, ModelLoadError, InvalidImageError.
         """
-        from stream_vlm_ros.engine.frames import ImageSettings, check_pixel_bounds, smart_resize
+        from stream_vlm_ros.engine.inputs.frames import (
+            ImageSettings,
+            check_pixel_bounds,
+            smart_resize,
+        )
 
         if not 0 < fps <= 1000:
             raise InvalidParameterError(f"The rate is {fps:g} frames/s; it must be above 0.")

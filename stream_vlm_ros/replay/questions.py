@@ -19,7 +19,7 @@ from typing import Any
 
 import jsonschema
 
-from stream_vlm_ros.engine.stamp_check import check_stamp
+from stream_vlm_ros.engine.inputs.stamp_check import check_stamp
 from stream_vlm_ros.errors import InvalidTimestampError
 from stream_vlm_ros.sources.sampling import MAX_SECONDS
 

@@ -23,7 +23,7 @@ import zstandard
 from rosbags.rosbag1 import Reader as Ros1Reader
 from rosbags.rosbag2 import Reader as Ros2Reader
 
-from stream_vlm_ros.engine.picture_sizes import PictureLimit
+from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
 from stream_vlm_ros.errors import PictureTooLargeError, SourceNotFoundError, SourceUnreadableError
 
 from .bag_reader import Channel, FileReader, Raw, plain_kind, plain_topic, why_unreadable, words_of

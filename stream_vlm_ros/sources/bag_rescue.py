@@ -13,7 +13,7 @@ from typing import Any
 from mcap.records import Channel as McapChannel
 from mcap.records import Chunk, Message, Schema
 
-from stream_vlm_ros.engine.picture_sizes import PictureLimit
+from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
 from stream_vlm_ros.errors import PictureTooLargeError
 
 from .bag_reader import Channel, FileReader, Raw, plain_kind, plain_topic

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from rosbags.typesys import Stores, get_typestore
 
-from stream_vlm_ros.engine.picture_sizes import MAX_DECODED_MEGAPIXELS, PictureLimit
-from stream_vlm_ros.engine.stamp_check import Decision, StampCheck, check_stamp, join_stamp
+from stream_vlm_ros.engine.inputs.picture_sizes import MAX_DECODED_MEGAPIXELS, PictureLimit
+from stream_vlm_ros.engine.inputs.stamp_check import Decision, StampCheck, check_stamp, join_stamp
 from stream_vlm_ros.errors import (
     InvalidImageError,
     InvalidParameterError,

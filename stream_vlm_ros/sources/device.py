@@ -9,7 +9,7 @@ from pathlib import Path
 
 import av
 
-from stream_vlm_ros.engine.picture_sizes import MAX_DECODED_MEGAPIXELS, PictureLimit
+from stream_vlm_ros.engine.inputs.picture_sizes import MAX_DECODED_MEGAPIXELS, PictureLimit
 from stream_vlm_ros.errors import SourceNotFoundError, SourceUnreadableError
 
 from .frame import Frame, Source, SourceState

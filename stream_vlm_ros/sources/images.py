@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from stream_vlm_ros.engine.picture_sizes import (
+from stream_vlm_ros.engine.inputs.picture_sizes import (
     MAX_DECODED_MEGAPIXELS,
     PictureLimit,
     open_picture,

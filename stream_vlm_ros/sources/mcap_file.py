@@ -17,7 +17,7 @@ from mcap.records import Channel as McapChannel
 from mcap.records import Chunk, ChunkIndex, Message, Schema
 from mcap.stream_reader import breakup_chunk
 
-from stream_vlm_ros.engine.picture_sizes import PictureLimit
+from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
 from stream_vlm_ros.errors import PictureTooLargeError
 
 from .bag_reader import Channel, FileReader, Raw, plain_kind, plain_topic

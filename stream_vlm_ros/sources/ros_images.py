@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from stream_vlm_ros.engine.picture_sizes import (
+from stream_vlm_ros.engine.inputs.picture_sizes import (
     PictureLimit,
     open_picture,
     png_without_texts,

@@ -8,7 +8,7 @@ from typing import Any
 import lz4.frame
 import zstandard
 
-from stream_vlm_ros.engine.picture_sizes import PictureLimit
+from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 

@@ -10,7 +10,7 @@ import av
 import av.video.reformatter
 import numpy as np
 
-from stream_vlm_ros.engine.picture_sizes import (
+from stream_vlm_ros.engine.inputs.picture_sizes import (
     MAX_DECODED_MEGAPIXELS,
     PictureLimit,
     open_picture,

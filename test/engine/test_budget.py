@@ -8,8 +8,8 @@ from toy_qwen import SINK_AND_WINDOW
 
 from stream_vlm_ros.config import NOVELTY
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference, inference
-from stream_vlm_ros.engine.budget import LEFT_FREE, MemoryBudget, free_bytes
-from stream_vlm_ros.engine.buffer import KVShape
+from stream_vlm_ros.engine.cache.budget import LEFT_FREE, MemoryBudget, free_bytes
+from stream_vlm_ros.engine.cache.buffer import KVShape
 from stream_vlm_ros.errors import DeviceUnavailableError
 
 # The toy: 2 layers x 2 (keys, values) x 2 heads x 16 numbers x 4 bytes.

@@ -11,20 +11,19 @@ import torch
 from toy_qwen import SINK_AND_WINDOW
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
+from stream_vlm_ros.engine.model.compiled import CompiledLayers
 from stream_vlm_ros.errors import InvalidParameterError
 
 
 @pytest.fixture
 def deep(toys):
-    """More layers than PyTorch compiles a function anew for, before it gives up."""
+    """More layers than PyTorch compiles a function for, before it gives up."""
     torch.compiler.reset()
-    model = toys.model(3, layers=10, vision={"depth": 10, "fullatt_block_indexes": [4, 9]})
-    yield model
-    model.compile_chunks(False)
+    yield toys.model(3, layers=10, vision={"depth": 10, "fullatt_block_indexes": [4, 9]})
     torch.compiler.reset()
 
 
-def stream(model, processor, toys, sizes):
+def stream(model, processor, toys, sizes, functions=None):
     """Keys and values, and a question's first logits, after chunks of these sizes.
 
     The memory closes up where it forgets: the sink is seen from another place than the window.
@@ -32,6 +31,7 @@ def stream(model, processor, toys, sizes):
     engine = VideoStreamingInference(
         model, processor, "cpu", EvictionConfig(300, **SINK_AND_WINDOW), layout="segmented"
     )
+    engine.functions = functions or engine.functions
     for number, (count, height, width) in enumerate(sizes):
         engine.append_video_chunk(toys.frames(count, height, width, seed=number), fps=2)
     assert engine.get_cache_info()["eviction_stats"]["total_evictions"] or len(sizes) < 4
@@ -48,7 +48,7 @@ def test_compiled_chunks_are_the_plain_ones_and_need_no_more_compilations(
     deep, processor, toys, dtype, most
 ):
     """The trial compiles the norm and the halves of a layer of either tower: no layer and no size
-    after it adds to them. Then all is given back."""
+    after it adds to them."""
     deep.to(dtype)
     graphs = []
 
@@ -57,18 +57,21 @@ def test_compiled_chunks_are_the_plain_ones_and_need_no_more_compilations(
         return graph.forward
 
     plain = stream(deep, processor, toys, SIZES)
-    deep.compile_chunks(backend=note)
-    assert deep.compiled is not None
+    compiled = CompiledLayers(deep.functions, backend=note)
+    compiled.try_out(deep)
     after_trial = len(graphs)
-    compiled = stream(deep, processor, toys, SIZES)
-    assert 3 <= after_trial == len(graphs)
-    for one, other in zip(compiled, plain, strict=True):
+    found = stream(deep, processor, toys, SIZES, compiled.functions)
+    assert not compiled.verified.refused
+    assert 5 <= after_trial == len(graphs)
+    for one, other in zip(found, plain, strict=True):
         assert (one - other).norm() / other.norm() < most
-    deep.compile_chunks(False)
-    assert deep.compiled is None
-    assert all("forward" not in vars(block) for block in deep.model.visual.blocks)
-    for one, other in zip(stream(deep, processor, toys, SIZES), plain, strict=True):
-        assert torch.equal(one, other)
+
+
+def refusing(backend, deep, caplog):
+    compiled = CompiledLayers(deep.functions, backend)
+    with caplog.at_level(logging.WARNING):
+        compiled.try_out(deep)
+    return compiled
 
 
 def test_a_compiler_that_fails_is_told_and_done_without(deep, processor, toys, caplog):
@@ -76,43 +79,67 @@ def test_a_compiler_that_fails_is_told_and_done_without(deep, processor, toys, c
         raise RuntimeError("no compiler here")
 
     plain = stream(deep, processor, toys, SIZES[:2])
-    with caplog.at_level(logging.WARNING):
-        deep.compile_chunks(backend=broken)
+    compiled = refusing(broken, deep, caplog)
     assert "chunks are not compiled" in caplog.text and "no compiler here" in caplog.text
-    assert deep.compiled is None
-    for one, other in zip(stream(deep, processor, toys, SIZES[:2]), plain, strict=True):
-        assert torch.equal(one, other)
+    said = len(caplog.records)
+    found = stream(deep, processor, toys, SIZES[:2], compiled.functions)
+    assert len(caplog.records) == said == len(compiled.verified.refused)
+    for one, other in zip(found, plain, strict=True):
+        assert (one - other).norm() / other.norm() < 1e-5
 
 
-def test_a_compiler_that_fails_later_costs_no_chunk(deep, processor, toys, caplog):
+def test_a_compiler_that_computes_something_else_is_found_out_at_the_trial(
+    deep, processor, toys, caplog
+):
+    def wrong(graph, inputs):
+        return lambda *given: tuple(1.01 * x for x in graph.forward(*given))
+
+    plain = stream(deep, processor, toys, SIZES[:2])
+    compiled = refusing(wrong, deep, caplog)
+    assert len(compiled.verified.refused) == 5 and "its result differs by" in caplog.text
+    found = stream(deep, processor, toys, SIZES[:2], compiled.functions)
+    for one, other in zip(found, plain, strict=True):
+        assert (one - other).norm() / other.norm() < 1e-5
+
+
+@pytest.mark.parametrize("late", ["before_vision", "finish"])
+def test_a_compiler_that_fails_later_costs_no_chunk(deep, processor, toys, caplog, late):
     """As it would where the stream meets a case that the trial did not."""
     plain = stream(deep, processor, toys, SIZES)
-    for late in ("_before_vision", "_after"):
-        deep.compile_chunks(backend="eager")
-        calls, works = [], getattr(deep.compiled, late)
+    calls = []
 
-        def fails(*given, calls=calls, works=works):
+    def works_for_a_while(graph, inputs):
+        def run(*given):
             calls.append(1)
             if len(calls) == 15:  # amid the layers of a chunk
                 raise RuntimeError("no such case")
-            return works(*given)
+            return graph.forward(*given)
 
-        setattr(deep.compiled, late, fails)
-        with caplog.at_level(logging.WARNING):
-            found = stream(deep, processor, toys, SIZES)
-        assert deep.compiled is None and len(calls) == 15
-        assert "chunks are not compiled: RuntimeError: no such case" in caplog.text
-        for one, other in zip(found, plain, strict=True):
-            assert (one - other).norm() / other.norm() < 1e-4
+        return run
+
+    compiled = CompiledLayers(deep.functions, "eager")
+    compiled.try_out(deep)
+    broken = CompiledLayers(deep.functions, works_for_a_while)
+    functions = compiled.functions._replace(**{late: getattr(broken.functions, late)})
+    with caplog.at_level(logging.WARNING):
+        found = stream(deep, processor, toys, SIZES, functions)
+    assert len(calls) == 15 and len(broken.verified.refused) == 1
+    assert "no such case" in caplog.text
+    for one, other in zip(found, plain, strict=True):
+        assert (one - other).norm() / other.norm() < 1e-4
 
 
-def test_a_model_that_was_cast_is_not_run_as_compiled_before(deep, processor, toys):
-    deep.compile_chunks(backend="eager")
-    VideoStreamingInference(deep, processor, "cpu")
-    assert deep.compiled is not None
-    deep.to(torch.bfloat16)
-    VideoStreamingInference(deep, processor, "cpu")
-    assert deep.compiled is None
+def test_running_out_of_memory_is_no_fault_of_the_compiler(deep, caplog):
+    def full(graph, inputs):
+        def run(*given):
+            raise torch.OutOfMemoryError("none left")
+
+        return run
+
+    compiled = CompiledLayers(deep.functions, full)
+    with pytest.raises(torch.OutOfMemoryError):
+        compiled.try_out(deep)
+    assert not compiled.verified.refused
 
 
 def test_on_a_cpu_compiling_is_refused(model, processor):

@@ -11,13 +11,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from toy_qwen import SINK_AND_WINDOW
-from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
+from toy_qwen import SINK_AND_WINDOW, stock_twin
+from transformers import DynamicCache
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
-from stream_vlm_ros.engine.eviction import AUTO
-from stream_vlm_ros.engine.positions import TextSpan
+from stream_vlm_ros.engine.attention.base import Readout
+from stream_vlm_ros.engine.cache.eviction import AUTO
+from stream_vlm_ros.engine.cache.mrope import TextSpan
 from stream_vlm_ros.errors import CapTooSmallError, StreamBusyError
 
 
@@ -57,11 +58,8 @@ class Oracle:
     def __init__(self, engine: VideoStreamingInference, policy: str):
         self.engine, self.policy = engine, policy
         model, manager = engine.model, engine.cache_manager
-        config = type(model.config).from_dict(model.config.to_dict())
-        config._attn_implementation = "eager"
-        self.stock = Qwen2_5_VLForConditionalGeneration(config).eval()
-        self.stock.load_state_dict(model.state_dict())
-        self.layers = model.model.language_model.layers
+        self.stock = stock_twin(model)
+        self.layers = range(model.config.text_config.num_hidden_layers)
         self.tokens: list[Token] = []  # kept ones
         self.ever: list[Token] = []  # all
         self.kept: list[int] = []  # numbers of the kept ones among all
@@ -77,27 +75,18 @@ class Oracle:
         del self.engine.model.stream_forward
         del self.engine.cache_manager.commit
 
-    def on_forward(self, embeddings, positions, fork):
+    def on_forward(self, embeddings, positions, fork, *options, readout=None):
+        assert readout is None  # the engine reads nothing by itself
         mine = self.pending.setdefault(id(fork), [[] for _ in self.layers])
         if fork.length == 0:
             mine[:] = [[] for _ in self.layers]
-        hooks = []
-        for number, layer in enumerate(self.layers):
-            attention = layer.self_attn
-
-            def keep(module, args, states, number=number, attention=attention):
-                shape = (1, states.shape[-2], -1, attention.head_dim)
-                pair = [
-                    proj(states).view(shape).transpose(1, 2)
-                    for proj in (attention.k_proj, attention.v_proj)
-                ]
-                mine[number].append(torch.cat(pair))  # [2, kv_heads, n, d]
-
-            hooks.append(layer.input_layernorm.register_forward_hook(keep))
         self.fresh = fork.length == 0
-        hidden = self.forward(embeddings, positions, fork)
-        for hook in hooks:
-            hook.remove()
+        before, heads = fork.length, range(self.engine.model.kv_shape.kv_heads)
+        readout = Readout(keys=dict.fromkeys(self.layers, heads))
+        hidden = self.forward(embeddings, positions, fork, *options, readout=readout)
+        for layer in self.layers:  # keys as they were before their rotation, and values
+            values = fork.own()[layer, 1, :, before:]
+            mine[layer].append(torch.stack([readout.keys(layer), values]).clone())
         if self.fresh:
             self.last = (embeddings.clone(), hidden.clone())
         return hidden
@@ -414,7 +403,7 @@ def test_sink_keys_do_not_drift_through_2000_evictions_in_bfloat16(toys, policy)
     # What stands in the way of the sink is one rotation of the query, exact to float32.
     offset = manager.ledger.parts()[0][2]
     if policy == "contiguous":
-        cos, sin = manager._rotary.turn(offset, torch.device("cpu"))
+        cos, sin = manager._rotary.offset(offset, torch.device("cpu"))
         frequencies = (10_000.0 ** (-torch.arange(0, 8) / 8)).double()  # the model's, float32
         sections = model.config.text_config.rope_parameters["mrope_section"]
         axis = [i % 3 for i, n in enumerate(sections) for _ in range(n)]

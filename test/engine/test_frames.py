@@ -16,8 +16,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     smart_resize as library_smart_resize,
 )
 
-from stream_vlm_ros.engine import frames as frames_module
-from stream_vlm_ros.engine.frames import (
+from stream_vlm_ros.engine.inputs import frames as frames_module
+from stream_vlm_ros.engine.inputs.frames import (
     FrameProcessor,
     ImageSettings,
     PatchGrid,

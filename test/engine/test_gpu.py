@@ -5,19 +5,13 @@ import torch
 from toy_qwen import SINK_AND_WINDOW, question_logits
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
-from stream_vlm_ros.engine.attention import (
-    LONG_PAST,
-    MERGER,
-    _flash,
-    attend_many,
-    merge,
-    varlen_attention,
-)
-from stream_vlm_ros.engine.cache import KVCacheManager
-from stream_vlm_ros.engine.frames import FrameProcessor
-from stream_vlm_ros.engine.long_past import LongPast, runs_fast_on
-from stream_vlm_ros.engine.packed import PackedLayer
-from stream_vlm_ros.engine.question_path import SIZES, TextPath, text_path
+from stream_vlm_ros.engine.attention.base import MERGER, merge_attn_states
+from stream_vlm_ros.engine.attention.cudnn import CUDNN_PREFILL, CudnnPrefill, runs_fast_on
+from stream_vlm_ros.engine.attention.sdpa import Sequences, _flash, attend_many, attend_within
+from stream_vlm_ros.engine.cache.manager import KVCacheManager
+from stream_vlm_ros.engine.graph_runner import SIZES, TextRunner, text_runner
+from stream_vlm_ros.engine.inputs.frames import FrameProcessor
+from stream_vlm_ros.engine.model.compiled import compiled_layers
 
 pytestmark = [
     pytest.mark.gpu,
@@ -49,7 +43,7 @@ def test_the_gpu_in_float32_computes_what_the_cpu_computes(toys, toy, processor,
     toy.to("cpu")
     error = (logits["cuda"] - logits["cpu"]).norm() / logits["cpu"].norm()
     assert error < 1e-4
-    assert not MERGER.refused
+    assert not MERGER.verified.refused
 
 
 @pytest.mark.parametrize("cap", [None, 400])
@@ -68,7 +62,7 @@ def test_bfloat16_is_off_by_no_more_than_the_librarys_own_kernels_differ(toys, t
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("rows", [4096, 5000])
-def test_a_long_past_by_cudnn_is_the_attention_of_flash(rows, dtype):
+def test_a_prefill_by_cudnn_is_the_attention_of_flash(rows, dtype):
     """Keys lie as in the memory: one layer's part of a larger buffer."""
     if not runs_fast_on(torch.device("cuda")):
         pytest.skip("cuDNN's attention is used on Hopper and the data centre's Blackwell alone")
@@ -77,11 +71,11 @@ def test_a_long_past_by_cudnn_is_the_attention_of_flash(rows, dtype):
     query = torch.randn(1, 2, rows, 128, **options)
     buffer = torch.randn(3, 2, 2, 20_000, 128, **options)
     key, value = (buffer[1, which, :, 500:19_000].unsqueeze(0) for which in (0, 1))
-    long_past = LongPast()
-    assert long_past.pieces(query, key) == [16_384, 2048]
-    seen = attend_many(query, key, value, 128**-0.5, long_past, _flash)
-    out, lse = merge(seen), torch.stack([lse for _, lse in seen]).logsumexp(0)
-    assert long_past.refused == []
+    prefill = CudnnPrefill()
+    assert prefill.pieces(query, key) == [16_384, 2048]
+    seen = attend_many(query, key, value, 128**-0.5, prefill, _flash)
+    out, lse = merge_attn_states(seen), torch.stack([lse for _, lse in seen]).logsumexp(0)
+    assert prefill.verified.refused == {}
     exact = [x.double() for x in (query, key, value)]
     scores = exact[0] @ exact[1].transpose(-1, -2) * 128**-0.5
     expected = scores.softmax(-1) @ exact[2]
@@ -96,29 +90,27 @@ def test_whole_pictures_by_cudnn_are_what_flash_attention_sees_in_them():
     noise = torch.Generator("cuda").manual_seed(1)
     options = {"generator": noise, "device": "cuda", "dtype": torch.bfloat16}
     qkv = torch.randn(2 * 5000, 3, 4, 80, **options)
-    query, key, value = qkv.permute(1, 2, 0, 3).unsqueeze(1)  # [1, h, n, d] each
-    lengths = torch.tensor([0, 5000, 10_000], device="cuda")
-    out, _ = varlen_attention(None, query, key, value, None, 80**-0.5, lengths, 5000)
-    assert LONG_PAST.refused == []
+    whole = Sequences.of(torch.tensor([5000, 5000]), torch.device("cuda"))
+    out = attend_within(*qkv.unbind(1), 80**-0.5, whole)  # [n, h, d]
+    assert CUDNN_PREFILL.verified.refused == {}
     for of in (slice(0, 5000), slice(5000, 10_000)):
-        q, k, v = (x[:, :, of].double() for x in (query, key, value))
+        q, k, v = qkv[of].permute(1, 2, 0, 3).double()  # [h, n, d] each
         expected = (q @ k.transpose(-1, -2) * 80**-0.5).softmax(-1) @ v
-        error = out[:, of].transpose(1, 2) - expected
+        error = out[of].transpose(0, 1) - expected
         assert error.norm() / expected.norm() < 2 * torch.finfo(torch.bfloat16).eps
 
 
-def test_a_towers_inner_size_is_padded_and_its_features_stay(toys, processor):
-    options = {"vision": {"intermediate_size": 100}}
-    chunk = FrameProcessor(processor.image_settings, "cuda")(toys.frames(4, 140, 196))
-    expected = toys.model(5, **options).to("cuda").encode_frames(chunk)
-    model = toys.model(5, **options)
-    VideoStreamingInference(model, processor, "cuda")
-    assert model.model.visual.blocks[0].mlp.up_proj.weight.shape[0] == 100  # float32 is fine
-    assert (model.encode_frames(chunk) - expected).norm() / expected.norm() < 1e-5
-    half = toys.model(5, **options).to(torch.bfloat16)
-    VideoStreamingInference(half, processor, "cuda")
-    assert half.model.visual.blocks[0].mlp.up_proj.weight.shape[0] == 128
-    assert (half.encode_frames(chunk) - expected).norm() / expected.norm() < 5e-2
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-2)])
+def test_a_tower_with_a_padded_inner_size_gives_the_features_of_the_cpu(
+    toys, processor, dtype, most
+):
+    model = toys.model(5, vision={"intermediate_size": 100})
+    assert model.visual.blocks[0].down.shape[1] == 128
+    frames = toys.frames(4, 140, 196)
+    expected = model.encode_frames(FrameProcessor(processor.image_settings, "cpu")(frames))
+    chunk = FrameProcessor(processor.image_settings, "cuda")(frames)
+    found = model.to("cuda", dtype).encode_frames(chunk).cpu()
+    assert (found - expected).norm() / expected.norm() < most
 
 
 def test_chunks_of_other_contents_on_the_way_at_once_do_not_mix(toys):
@@ -136,20 +128,18 @@ def test_chunks_of_other_contents_on_the_way_at_once_do_not_mix(toys):
         assert torch.equal(one, other)
 
 
-def test_compiled_chunks_compute_what_plain_ones_do(toys, toy, processor):
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-4), (torch.bfloat16, 5e-2)])
+def test_compiled_chunks_compute_what_plain_ones_do(toys, processor, dtype, most):
     """A compiler that fails would be done without: here it must work."""
     config = EvictionConfig(400, **SINK_AND_WINDOW)
-    toy.compile_chunks(False)
-    plain = VideoStreamingInference(toy, processor, "cuda", config, compile=False)
+    model = toys.model(11, heads=4, kv_heads=2, head_dim=64, layers=3).to(dtype)
+    plain = VideoStreamingInference(model, processor, "cuda", config, compile=False)
     plain = logits_of(plain, toys, 8)
-    try:
-        engine = VideoStreamingInference(toy, processor, "cuda", config)
-        assert toy.compiled is not None
-        compiled = logits_of(engine, toys, 8)
-    finally:
-        toy.compile_chunks(False)
-        toy.to("cpu")
-    assert (compiled - plain).norm() / plain.norm() < 1e-4
+    engine = VideoStreamingInference(model, processor, "cuda", config)
+    assert engine.functions is compiled_layers(model.functions).functions
+    compiled = logits_of(engine, toys, 8)
+    assert not compiled_layers(model.functions).verified.refused
+    assert (compiled - plain).norm() / plain.norm() < most
 
 
 def test_questions_leave_no_trace_on_the_gpu(toys, toy, processor):
@@ -187,8 +177,7 @@ def engine_of(toys, toy, processor):
         report = engine.warm_up()
         # A compiler or a kernel that fails would be done without: here it must work.
         assert report["path"] == engine.text_path.name == "graph" and not report["reason"]
-        assert engine.text_path._compiled
-        assert all(map(PackedLayer.of, model.model.language_model.layers))
+        assert not engine.text_path.fused.refused
         return engine
 
     return build
@@ -205,7 +194,7 @@ def watch(engine, toys, chunks):
 @pytest.mark.parametrize("memory", ["unbounded", "sink and window", "all levels"])
 def test_graphs_compute_what_plain_calls_compute(toys, engine_of, memory, layout, policy, dtype):
     engine = engine_of(dtype, memory, layout=layout, position_policy=policy)
-    plain = TextPath(engine.model)
+    plain = TextRunner(engine.model)
     # Two kernels may each be off by half of what the format rounds, in each of three layers.
     most = {torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
     for exchange in (False, True):
@@ -245,14 +234,14 @@ def test_an_answer_by_graphs_is_that_by_plain_calls(toys, engine_of):
     engine = engine_of(torch.float32, "all levels")
     watch(engine, toys, 9)
     fast = engine.ask("What is there?", 30)[0]
-    engine.text_path = TextPath(engine.model)
+    engine.text_path = TextRunner(engine.model)
     assert engine.ask("What is there?", 30)[0] == fast
 
 
 def test_steps_that_are_not_recorded_equal_those_that_are(toys, engine_of):
     graphs = engine_of(torch.float32, "all levels")
     watch(graphs, toys, 9)
-    steps = text_path("static", graphs.model, graphs.cache_manager, graphs.device)
+    steps = text_runner("static", graphs.model, graphs.cache_manager, graphs.device)
     expected = question_logits(graphs, path=steps)
     assert (question_logits(graphs) - expected).norm() / expected.norm() < 1e-5
     assert steps.name == "static" and not steps.captures
@@ -261,7 +250,7 @@ def test_steps_that_are_not_recorded_equal_those_that_are(toys, engine_of):
 def test_a_memory_that_grows_is_captured_anew_and_stays_right(toys, engine_of, monkeypatch):
     monkeypatch.setattr(KVCacheManager, "_FIRST_BUFFER", 256)
     engine = engine_of(torch.float32, "unbounded")
-    plain = TextPath(engine.model)
+    plain = TextRunner(engine.model)
     for _ in range(8):
         watch(engine, toys, 2)
         expected = question_logits(engine, path=plain)

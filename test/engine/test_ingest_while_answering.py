@@ -5,8 +5,8 @@ import torch
 from toy_qwen import SINK_AND_WINDOW
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
-from stream_vlm_ros.engine.eviction import AUTO
-from stream_vlm_ros.engine.positions import run_positions
+from stream_vlm_ros.engine.cache.eviction import AUTO
+from stream_vlm_ros.engine.cache.mrope import run_positions
 from stream_vlm_ros.errors import InvalidImageError, SnapshotEvictedError, StreamBusyError
 
 CAP = 150
@@ -213,7 +213,7 @@ def test_an_exchange_goes_behind_the_chunks_that_came_while_it_was_written(
 ):
     model = toys.model(5)
     with torch.no_grad():
-        model.lm_head.weight.zero_()  # says the same whatever it saw
+        model.state_dict()["lm_head.weight"].zero_()  # says the same whatever it saw
     options = dict(layout=layout, position_policy=policy, slack=slack, shares=(0.3, 0.0))
     options["question_path"] = "static"
     during, after = (make(model, processor, **options) for _ in range(2))

@@ -8,8 +8,8 @@ import itertools
 
 import torch
 
-from stream_vlm_ros.engine.forks import Part
-from stream_vlm_ros.engine.static_step import Reading, StepInputs, attend_step, place_step
+from stream_vlm_ros.engine.attention.base import KVPart
+from stream_vlm_ros.engine.attention.step import StepInputs, StepMemory, attend_step, place_step
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -35,7 +35,7 @@ def test_the_kernels_compute_what_plain_torch_computes(words_of_program):
 
 
 def compare(dtype, processors, count, size, past, parts):
-    from stream_vlm_ros.engine.kernels import split_attention
+    from stream_vlm_ros.engine.attention.triton_decode import split_attention
 
     noise = torch.Generator(DEVICE).manual_seed(1)
 
@@ -43,25 +43,25 @@ def compare(dtype, processors, count, size, past, parts):
         return torch.randn(*shape, generator=noise, device=DEVICE).to(dtype)
 
     kv_heads, group, head_dim = 2, 3, 32
-    memory, tail = random(1, 2, kv_heads, 300, head_dim), random(1, 2, kv_heads, 41, head_dim)
+    stream, tail = random(1, 2, kv_heads, 300, head_dim), random(1, 2, kv_heads, 41, head_dim)
     used = torch.zeros(300, dtype=torch.bool)
     for start, stop in parts:
         used[start:stop] = True
-    memory[:, :, :, ~used] = torch.nan  # never written
+    stream[:, :, :, ~used] = torch.nan  # never written
     tail[:, :, :, past + count :] = torch.nan
 
-    def turn():  # another for each part
+    def offset():  # another for each part
         angles = random(head_dim // 2).float().repeat(2)
         return angles.cos(), angles.sin()
 
-    reading = Reading(memory, tail)
-    reading.load([Part(memory, slice(start, stop), turn()) for start, stop in parts])
-    inputs = StepInputs(size, reading)
+    memory = StepMemory(stream, tail)
+    memory.load([KVPart(stream, slice(start, stop), offset()) for start, stop in parts])
+    inputs = StepInputs(size, memory)
     shared = count // 2  # behind them, texts of four tokens side by side
     begins = [0] * shared + [shared + at // 4 * 4 for at in range(count - shared)]
     inputs.load([0] * count, torch.zeros(3, count), past, shared, begins)
     queries = random(size, kv_heads * group, head_dim).transpose(0, 1)
-    given = (queries, memory[0], tail[0], reading, inputs, head_dim**-0.5)
+    given = (queries, stream[0], tail[0], memory, inputs, head_dim**-0.5)
     out, expected = split_attention(processors)(*given), attend_step(*given)
     assert out.shape == expected.shape == (size, kv_heads * group, head_dim)
     assert not out[count:].any()
@@ -69,7 +69,7 @@ def compare(dtype, processors, count, size, past, parts):
 
 
 def multiply(dtype, rows, columns, with_bias):
-    from stream_vlm_ros.engine.kernels import matvec
+    from stream_vlm_ros.engine.attention.triton_decode import matvec
 
     noise = torch.Generator(DEVICE).manual_seed(2)
 
@@ -89,12 +89,12 @@ def multiply(dtype, rows, columns, with_bias):
 
 
 def place_rows(dtype, tokens):
-    from stream_vlm_ros.engine.kernels import place
+    from stream_vlm_ros.engine.attention.triton_decode import place
 
     noise = torch.Generator(DEVICE).manual_seed(3)
     heads, kv_heads, head_dim = 6, 2, 32
     given = torch.randn(tokens, 10 * head_dim, generator=noise, device=DEVICE).to(dtype)
-    angles = torch.randn(1, tokens, head_dim // 2, generator=noise, device=DEVICE).repeat(1, 1, 2)
+    angles = torch.randn(tokens, head_dim // 2, generator=noise, device=DEVICE).repeat(1, 2)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     slots = torch.tensor([5, 3, 30, 7, 8][:tokens], device=DEVICE)
     found = []

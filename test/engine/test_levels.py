@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stream_vlm_ros.engine import EvictionConfig, FeatureNovelty, VideoStreamingInference
-from stream_vlm_ros.engine.eviction import AUTO, Candidate, EvenSample, StarMemory
+from stream_vlm_ros.engine.cache.eviction import AUTO, Candidate, EvenSample, StarMemory
 from stream_vlm_ros.errors import CapTooSmallError, StreamBusyError
 
 
@@ -110,8 +110,8 @@ def test_a_score_of_ones_own_decides_what_is_important(toys, model, processor):
     encode = model.encode_frames
     try:
 
-        def note(patches):
-            features = encode(patches)
+        def note(*given):
+            features = encode(*given)
             scores.extend(features.unflatten(0, (2, -1)).float().mean((1, 2)).tolist())
             return features
 

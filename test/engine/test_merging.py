@@ -11,7 +11,7 @@ import logging
 import pytest
 import torch
 
-from stream_vlm_ros.engine.merging import PartMerger, merged_plainly
+from stream_vlm_ros.engine.attention.base import Merger, merge_by_tensors
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KV_HEADS, GROUPS, SIZE = 2, 3, 16
@@ -41,7 +41,7 @@ def union(parts):
 
 def test_tensor_operations_merge_by_the_definition():
     parts = seen(5, 40)
-    assert (merged_plainly(parts) - union(parts)).abs().max() < 1e-5
+    assert (merge_by_tensors(parts) - union(parts)).abs().max() < 1e-5
 
 
 def test_the_kernel_merges_by_the_definition(words_of_program):
@@ -50,7 +50,7 @@ def test_the_kernel_merges_by_the_definition(words_of_program):
 
 def by_tensors(parts, out, lse):
     together = [(part.unsqueeze(0), of.unsqueeze(0)) for part, of in parts]
-    out.copy_(merged_plainly(together)[0])
+    out.copy_(merge_by_tensors(together)[0])
     lse.copy_(torch.stack([of for _, of in parts]).logsumexp(0))
 
 
@@ -63,9 +63,9 @@ def test_more_parts_than_the_kernel_takes_go_to_it_in_turns(count):
         most.append(len(parts))
         by_tensors(parts, out, lse)
 
-    merged = PartMerger(lambda: kernel).merge(parts)
+    merged = Merger(lambda: kernel).merge(parts)
     assert (merged - union(parts)).abs().max() < 1e-5
-    assert max(most) <= PartMerger.MOST and sum(most) == count + len(most) - 1
+    assert max(most) <= Merger.MAX_PARTS and sum(most) == count + len(most) - 1
 
 
 def wrong(parts, out, lse):
@@ -85,17 +85,17 @@ def test_a_kernel_that_fails_is_left_for_good_and_said_once(kernel, why, caplog)
         tried.append(1)
         return kernel
 
-    merger = PartMerger(load)
+    merger = Merger(load)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            assert merger.merge(seen(3, 12)) is None
+            assert (merger.merge(seen(3, 12)) - union(seen(3, 12))).abs().max() < 1e-5
     assert len(tried) == len(caplog.records) == 1
-    assert why in caplog.text and why in str(merger.refused)
+    assert why in caplog.text and why in str(merger.verified.refused)
 
 
 def test_a_batch_is_left_to_tensor_operations():
     batch = [(out.expand(2, -1, -1, -1, -1), lse.expand(2, -1, -1, -1)) for out, lse in seen(3, 12)]
-    assert PartMerger(lambda: by_tensors).merge(batch) is None
+    assert (Merger(lambda: wrong).merge(batch) - union(batch)).abs().max() < 1e-5
 
 
 if __name__ == "__main__":
@@ -103,9 +103,9 @@ if __name__ == "__main__":
     for dtype, (count, tokens) in itertools.product(
         tolerances, [(1, 1), (3, 33), (8, 64), (17, 70)]
     ):
-        merger, parts = PartMerger(), seen(count, tokens, dtype)
+        merger, parts = Merger(), seen(count, tokens, dtype)
         merged = merger.merge(parts)
-        assert merged is not None, merger.refused
+        assert not merger.verified.refused, merger.verified.refused
         assert merged.dtype == dtype and merged.permute(0, 3, 1, 2, 4).is_contiguous()
         assert (merged - union(parts)).abs().max() <= tolerances[dtype]
         print("equal")

@@ -6,16 +6,18 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from toy_qwen import library_checkpoint, library_name, released_name, save_checkpoint
 from transformers import Qwen2_5_VLForConditionalGeneration
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionPatchEmbed
 from transformers.utils import logging
 
-from stream_vlm_ros.engine import StreamProcessor, StreamQwenModel, VideoStreamingInference
-from stream_vlm_ros.engine.model import resolve_device, resolve_dtype
+from stream_vlm_ros.engine import (
+    StreamProcessor,
+    StreamQwenModel,
+    VideoStreamingInference,
+    load_checkpoint,
+)
+from stream_vlm_ros.engine.model.device import resolve_device, resolve_dtype
 from stream_vlm_ros.errors import InvalidParameterError, ModelLoadError
-
-# How the released checkpoints name their tensors, and where they go in the model.
-RELEASED_NAMES = [("visual.", "model.visual."), ("model.", "model.language_model.")]
 
 
 @pytest.fixture(scope="module")
@@ -30,46 +32,95 @@ def folder(stock, tmp_path):
     return tmp_path
 
 
-def rename_as_released(folder):
-    """Give the weights file the released checkpoints' tensor names; return them by model name."""
-    file = folder / "model.safetensors"
-    by_model_name, in_file = {}, {}
-    for name, tensor in load_file(file).items():
-        plain = name.removeprefix("model.").removeprefix("language_model.")
-        inner = (
-            f"model.visual.{plain.removeprefix('visual.')}"
-            if plain.startswith("visual.")
-            else name
-            if name.startswith("lm_head")
-            else f"model.language_model.{plain}"
-        )
-        outer = inner.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
-        by_model_name[inner], in_file[outer] = tensor, tensor
-    save_file(in_file, file, metadata={"format": "pt"})
-    return by_model_name
+def edit(folder, change):
+    """Change the weights file of a folder: a function of {name: tensor}."""
+    weights = load_file(folder / "model.safetensors")
+    weights = change(weights) or weights
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return weights
 
 
-def test_every_weight_equals_the_file_under_the_released_names(folder):
-    expected = rename_as_released(folder)
+@pytest.mark.parametrize("style", [released_name, library_name])
+def test_every_weight_equals_the_file_under_either_names(folder, style):
+    written = edit(folder, lambda weights: {style(name): w for name, w in weights.items()})
     model = StreamQwenModel.from_pretrained(folder, torch_dtype=torch.float32)
+    expected = {released_name(name): weight for name, weight in written.items()}
     state = model.state_dict()
     assert set(state) == set(expected)
     assert all(torch.equal(state[name], expected[name]) for name in expected)
     assert type(model) is StreamQwenModel
 
 
-def test_a_model_saved_by_the_library_loads_too_and_a_saved_one_loads_again(
-    folder, stock, tmp_path
-):
+@pytest.mark.parametrize("most", [5 * 10**9, 20_000])
+def test_what_is_saved_loads_by_the_library_and_by_us(folder, stock, tmp_path, most):
     model = StreamQwenModel.from_pretrained(folder)
     again = tmp_path / "again"
-    model.save_pretrained(again)
-    assert type(model) is StreamQwenModel
-    twice = StreamQwenModel.from_pretrained(again)
-    theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(again)
+    model.save_pretrained(again, max_shard_size=most)
+    files = list(again.glob("*.safetensors"))
+    assert (len(files) > 3) == (most == 20_000)
+    assert set().union(*map(load_file, files)) == set(model.state_dict())  # the released names
+    twice = StreamQwenModel.from_pretrained(again).state_dict()
+    theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(again).state_dict()
     for name, weight in stock.state_dict().items():
-        assert torch.equal(weight, twice.state_dict()[name])
-        assert torch.equal(weight, theirs.state_dict()[name])
+        assert torch.equal(weight, twice[released_name(name)])
+        assert torch.equal(weight, theirs[name])
+
+
+def test_weights_that_read_the_same_input_lie_end_to_end_and_a_view_has_each_name(folder):
+    model = StreamQwenModel.from_pretrained(folder)
+    layer, state = model.text.layers[0], model.state_dict()
+    names = [f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkv"]
+    assert torch.equal(layer.qkv, torch.cat([state[name] for name in names]))
+    up = state["model.layers.0.mlp.up_proj.weight"]
+    up.fill_(7)
+    assert (layer.gate_up[len(up) :] == 7).all() and not (layer.gate_up[: len(up)] == 7).any()
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_a_model_loaded_in_any_mode_can_be_trained(folder, mode):
+    with mode():
+        model = StreamQwenModel.from_pretrained(folder)
+    layer = model.text.layers[0]
+    assert all(weight.is_leaf and weight.requires_grad for weight in model.parameters())
+    layer.project(torch.randn(5, 64), torch.nn.functional.linear).sum().backward()
+    assert layer.qkv.grad.abs().sum() > 0 and layer.down.grad is None
+
+
+def test_loading_leaves_the_process_default_dtype_alone(folder):
+    before = torch.get_default_dtype()
+    StreamQwenModel.from_pretrained(folder, torch_dtype=torch.bfloat16)
+    assert torch.get_default_dtype() is before
+
+
+@pytest.mark.parametrize(
+    ("asked", "there"),
+    [
+        (None, torch.bfloat16),
+        ("auto", torch.bfloat16),
+        ("float16", torch.float16),
+        (torch.float32, torch.float32),
+    ],
+)
+def test_the_dtype_is_the_one_asked_for_or_else_the_checkpoints(folder, asked, there):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    assert StreamQwenModel.from_pretrained(folder, torch_dtype=asked).dtype is there
+    assert StreamQwenModel.from_pretrained(folder, dtype=asked).dtype is there
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"attn_implementation": "flash_attention_2"}, "an attention of its own"),
+        ({"device_map": "auto"}, r"move it there by \.to\(device\)"),
+        ({"load_in_4bit": True}, "16 or 32 bits"),
+        ({"torch_dtpye": torch.float32}, "takes the folder and torch_dtype"),
+        ({"torch_dtype": torch.int8}, "use torch.bfloat16"),
+    ],
+)
+def test_an_argument_that_means_nothing_here_is_refused_by_its_name(folder, option, words):
+    with pytest.raises(InvalidParameterError, match=f"{next(iter(option))}.*{words}"):
+        StreamQwenModel.from_pretrained(folder, **option)
 
 
 def test_the_dtype_asked_for_is_the_dtype_of_model_and_memory(folder, processor, toys):
@@ -80,37 +131,70 @@ def test_the_dtype_asked_for_is_the_dtype_of_model_and_memory(folder, processor,
     assert engine.ask("What?", 3)
 
 
-def test_tied_embeddings_load_without_a_head_of_their_own(toys, tmp_path):
-    config = toys.config()
-    config.tie_word_embeddings = config.text_config.tie_word_embeddings = True
-    tied = Qwen2_5_VLForConditionalGeneration(config)
-    tied.save_pretrained(tmp_path)
+def test_tied_embeddings_load_without_a_head_of_their_own(tmp_path):
+    library_checkpoint(tmp_path, tied=True)
     assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
     model = StreamQwenModel.from_pretrained(tmp_path)
-    assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
-    assert torch.equal(model.lm_head.weight, tied.lm_head.weight)
+    assert "lm_head.weight" not in model.state_dict()
+    embedding = model.state_dict()["model.embed_tokens.weight"]
+    hidden = torch.randn(3, 64)
+    expected = torch.nn.functional.linear(hidden, embedding)
+    assert torch.equal(model.logits(hidden), expected)
+    # A file may have both, if they are alike.
+    head = embedding.clone()
+    edit(tmp_path, lambda weights: {**weights, "lm_head.weight": head})
+    assert torch.equal(StreamQwenModel.from_pretrained(tmp_path).logits(hidden), expected)
+    edit(tmp_path, lambda weights: {**weights, "lm_head.weight": head + 1})
+    with pytest.raises(ModelLoadError, match=r"twice, and not alike.*tie_word_embeddings"):
+        StreamQwenModel.from_pretrained(tmp_path)
 
 
 def without(name):
     def damage(folder):
-        weights = load_file(folder / "model.safetensors")
-        del weights[next(key for key in weights if name in key)]
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        def change(weights):
+            del weights[next(key for key in weights if name in key)]
+
+        edit(folder, change)
 
     return damage
 
 
 def with_extra(folder):
-    weights = load_file(folder / "model.safetensors")
-    weights["model.language_model.layers.0.extra.weight"] = torch.zeros(3)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    name = "model.language_model.layers.0.extra.weight"
+    edit(folder, lambda weights: {**weights, name: torch.zeros(3)})
 
 
 def with_another_shape(folder):
-    weights = load_file(folder / "model.safetensors")
-    name = next(key for key in weights if "q_proj.weight" in key)
-    weights[name] = torch.zeros(3, 3)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    def change(weights):
+        weights[next(key for key in weights if "q_proj.weight" in key)] = torch.zeros(3, 3)
+
+    edit(folder, change)
+
+
+def in_bytes(folder):
+    def change(weights):
+        name = next(key for key in weights if "q_proj.weight" in key)
+        weights[name] = weights[name].to(torch.int8)
+
+    edit(folder, change)
+
+
+def configured(**changes):
+    """Change config.json: of the text's or the vision tower's part, or (neither) of the top."""
+
+    def damage(folder):
+        config = json.loads((folder / "config.json").read_text())
+        for place, value in changes.items():
+            floor, _, name = place.rpartition("__")
+            part = config[f"{floor}_config"] if floor else config
+            part[name] = value(part[name]) if callable(value) else value
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return damage
+
+
+def rope(**changes):
+    return lambda folder: configured(text__rope_parameters=lambda rope: {**rope, **changes})(folder)
 
 
 def truncated(folder):
@@ -129,6 +213,12 @@ def missing_shard(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def escaping_shard(folder):
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"lm_head.weight": "../model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -137,18 +227,100 @@ def missing_shard(folder):
         (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
         (of_another_kind, "of type 'bert': only Qwen2.5-VL"),
+        (lambda folder: (folder / "config.json").write_text("[1]"), "must hold a JSON object"),
+        (configured(quantization_config={"quant_method": "awq"}), "quantised weights .'awq'"),
+        (configured(quantization_config={"quant_method": "fp8"}), "quantised weights .'fp8'"),
+        (
+            configured(quantization_config={"load_in_4bit": True}),
+            "quantised weights .*load_in_4bit",
+        ),
+        (in_bytes, "quantised .*q_proj.weight is stored as torch.int8"),
+        (configured(text__hidden_size="x"), "cannot read .*config.json: .*hidden_size"),
+        (configured(text__hidden_size=62), "4 heads do not divide hidden_size 62"),
+        (configured(text__num_key_value_heads=3), "3 key-value heads do not divide 4"),
+        (configured(vision__depth=0), "depth is 0, not a whole number above 0"),
+        (configured(text__hidden_act="gelu"), "hidden_act is 'gelu'"),
+        (configured(text__use_sliding_window=True), "sliding window"),
+        (configured(vision__out_hidden_size=128), "features are 128 wide, .* states 64"),
+        (configured(vision__patch_size=[14, 14]), "patch_size is .14, 14."),
+        (configured(vision__window_size=14), "a window of 14 pixels holds no token"),
+        (configured(vision__num_heads=3), "3 heads of hidden_size 32"),
+        (configured(vision__tokens_per_second=0), "tokens_per_second is 0"),
+        (configured(vision__depth=3), "missing in the file: .*blocks.2"),
+        (rope(mrope_section=[3, 3, 3]), "add up to 8, half the size of a head"),
+        (rope(mrope_section=[4, 4]), r"mrope_section is \[4, 4\]"),
+        (rope(mrope_section="abc"), "mrope_section is 'abc'"),
+        (rope(rope_type="yarn", factor=4.0), "scales its rotary embedding .'yarn'."),
+        (
+            lambda folder: (folder / "model.safetensors").rename(
+                folder / "adapter_model.safetensors"
+            ),
+            "has no weights",
+        ),
         (without("k_proj.weight"), "missing in the file: .*k_proj.weight"),
         (without("visual.patch_embed"), "missing in the file: .*patch_embed"),
         (with_extra, "not part of the model: .*extra.weight"),
         (with_another_shape, "q_proj.weight"),
         (truncated, "cannot (load|read)"),
-        (missing_shard, "model-00002-of-00002|cannot load"),
+        (missing_shard, "lacks files of its weights: model-00002-of-00002.safetensors"),
+        (escaping_shard, "does not say which file"),
     ],
 )
 def test_a_folder_that_is_not_whole_is_refused_in_words(folder, damage, words):
     damage(folder)
     with pytest.raises(ModelLoadError, match=words):
         StreamQwenModel.from_pretrained(folder)
+
+
+def test_a_checkpoint_in_torchs_own_format_loads_too(folder):
+    expected = StreamQwenModel.from_pretrained(folder).state_dict()
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    found = StreamQwenModel.from_pretrained(folder).state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    (folder / "pytorch_model.bin").write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(ModelLoadError, match=r"cannot read .*pytorch_model.bin"):
+        StreamQwenModel.from_pretrained(folder)
+
+
+def test_frequencies_that_old_files_have_are_computed_instead(folder):
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    edit(folder, lambda weights: {**weights, name: torch.ones(8)})
+    StreamQwenModel.from_pretrained(folder)
+
+
+def test_the_tokens_that_end_an_answer_are_the_folders(folder):
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 5]}))
+    assert StreamQwenModel.from_pretrained(folder).generation_config.eos_token_id == [3, 5]
+    (folder / "generation_config.json").unlink()
+    model = StreamQwenModel.from_pretrained(folder)
+    assert model.generation_config.eos_token_id == model.config.text_config.eos_token_id
+    (folder / "generation_config.json").write_text("{")
+    with pytest.raises(ModelLoadError, match=r"generation_config.json"):
+        StreamQwenModel.from_pretrained(folder)
+
+
+def test_a_state_is_taken_whole_or_refused_in_words(folder):
+    model = StreamQwenModel.from_pretrained(folder)
+    state = {name: weight + 1 for name, weight in model.state_dict().items()}
+    model.load_state_dict({library_name(name): weight for name, weight in state.items()})
+    assert all(torch.equal(weight, state[name]) for name, weight in model.state_dict().items())
+    state.pop("lm_head.weight")
+    with pytest.raises(ModelLoadError, match=r"missing in the file: lm_head.weight"):
+        model.load_state_dict(state)
+    with pytest.raises(InvalidParameterError, match="all of them"):
+        model.load_state_dict(state, strict=False)
+
+
+def test_a_tokenizer_with_more_words_than_the_embedding_is_refused(toys, processor, tmp_path):
+    config = toys.config(text={"vocab_size": len(processor.tokenizer) - 1})
+    model = StreamQwenModel.with_random_weights(config)
+    with pytest.raises(ModelLoadError, match=r"the tokenizer has 263 words, the model's .* 262"):
+        VideoStreamingInference(model, processor)
+    save_checkpoint(tmp_path, model)
+    with pytest.raises(ModelLoadError, match=r"the tokenizer has 263 words, the model's .* 262"):
+        load_checkpoint(tmp_path, "cpu")
 
 
 @pytest.mark.parametrize("load", [StreamProcessor.from_pretrained, StreamQwenModel.from_pretrained])
@@ -177,17 +349,6 @@ def test_loading_shows_no_progress_bar_and_leaves_the_librarys_setting(folder, c
     assert "%|" not in capfd.readouterr().err
 
 
-def test_an_unsupported_rotation_is_refused(toys):
-    config = toys.config()
-    config.text_config.rope_parameters = {
-        **config.text_config.rope_parameters,
-        "rope_type": "yarn",
-        "factor": 4.0,
-    }
-    with pytest.raises(ModelLoadError, match="scales its rotary embedding"):
-        StreamQwenModel(config)
-
-
 def test_devices_and_number_formats_go_by_their_names():
     cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
     assert resolve_device("cpu") == resolve_device(cpu) == cpu
@@ -197,15 +358,3 @@ def test_devices_and_number_formats_go_by_their_names():
     assert resolve_dtype("float16", cpu) is torch.float16
     with pytest.raises(InvalidParameterError, match="'int7': use auto, bfloat16, float16, float32"):
         resolve_dtype("int7", cpu)
-
-
-def test_the_first_vision_layer_as_a_product_computes_the_librarys_convolution(toys):
-    """Patches of three channels and two frames of 14 x 14, unlike each other in every place."""
-    embed = toys.model(5).model.visual.patch_embed
-    patches = torch.randn(37, 3 * 2 * 14 * 14)
-    with torch.inference_mode():
-        expected = Qwen2_5_VisionPatchEmbed.forward(embed, patches)
-        found = embed(patches)
-    assert not torch.equal(found, torch.zeros_like(found))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert embed(patches.to(torch.float64)).dtype == torch.float32  # as the weights are

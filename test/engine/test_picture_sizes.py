@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from stream_vlm_ros.engine.picture_sizes import (
+from stream_vlm_ros.engine.inputs.picture_sizes import (
     FORMATS,
     PictureLimit,
     open_picture,

@@ -13,8 +13,8 @@ from tokenizers import models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from stream_vlm_ros.engine.frames import ImageSettings
-from stream_vlm_ros.engine.processor import StreamProcessor
+from stream_vlm_ros.engine.inputs.frames import ImageSettings
+from stream_vlm_ros.engine.inputs.processor import StreamProcessor
 from stream_vlm_ros.errors import InvalidParameterError, ModelLoadError
 
 REPOSITORY = Path(__file__).resolve().parents[2]

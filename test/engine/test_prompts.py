@@ -9,7 +9,7 @@ from transformers import Qwen2_5_VLConfig
 
 from stream_vlm_ros.engine import EvictionConfig, StreamProcessor, StreamQwenModel
 from stream_vlm_ros.engine import VideoStreamingInference as Engine
-from stream_vlm_ros.engine.prompts import ChatLayout, trim_to_vision_segment
+from stream_vlm_ros.engine.inputs.chat import ChatLayout, trim_to_vision_segment
 from stream_vlm_ros.errors import ModelLoadError
 
 START, END, PAD = 90, 91, 92

@@ -11,15 +11,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from toy_qwen import SINK_AND_WINDOW, question_logits, written_in_turns
 
-from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference, question_path
-from stream_vlm_ros.engine.cache import KVCacheManager
-from stream_vlm_ros.engine.forks import Part
-from stream_vlm_ros.engine.question_path import SIZES, StaticTextPath, TextPath, text_path
-from stream_vlm_ros.engine.static_step import (
-    Reading,
-    StaticStep,
-    StepInputs,
-    attend_step,
+from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference, graph_runner
+from stream_vlm_ros.engine.attention.base import KVPart
+from stream_vlm_ros.engine.attention.step import StepInputs, StepMemory, attend_step
+from stream_vlm_ros.engine.cache.manager import KVCacheManager
+from stream_vlm_ros.engine.graph_runner import (
+    SIZES,
+    GraphRunner,
+    Step,
+    StepKernels,
+    TextRunner,
+    text_runner,
 )
 from stream_vlm_ros.errors import InvalidParameterError
 
@@ -44,8 +46,8 @@ def watch(engine, toys, chunks, exchanges=()):
 
 def both_paths(engine):
     return (
-        TextPath(engine.model),
-        StaticTextPath(engine.model, engine.cache_manager, attend_step),
+        TextRunner(engine.model),
+        GraphRunner(engine.model, engine.cache_manager),
     )
 
 
@@ -87,7 +89,7 @@ def test_steps_compute_what_plain_calls_compute_whatever_is_remembered(
         ):
             assert_equal(one, other)
         with engine.cache_manager.fork(1) as fork:
-            seen |= {len(fork.parts)} | {"turned" for part in fork.parts if part.turn}
+            seen |= {len(fork.parts)} | {"turned" for part in fork.parts if part.rope_offset}
     assert not steps.detours and steps.steps == 4 * (1 + 3)
     if memory == "sink and window" and policy == "contiguous":
         assert "turned" in seen and max(seen - {"turned"}) > 1
@@ -247,7 +249,7 @@ def test_a_memory_in_too_many_parts_is_read_the_plain_way_and_the_log_says_so_on
     with engine.cache_manager.fork(1) as fork:
         assert len(fork.parts) > 1
     expected = engine.ask("What is it?", 5)[0], engine.ask_choice("Which?", ["a", "b"])[0]
-    monkeypatch.setattr(question_path, "MOST_PARTS", 1)
+    monkeypatch.setattr(graph_runner, "MAX_PARTS", 1)
     steps = engine.text_path.steps
     with caplog.at_level(logging.WARNING):
         got = engine.ask("What is it?", 5)[0], engine.ask_choice("Which?", ["a", "b"])[0]
@@ -264,7 +266,7 @@ def test_a_memory_that_grows_is_followed(toys, model, processor, monkeypatch):
     for number in range(20):
         engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
         sizes.add(engine.cache_manager.memory.shape[3])
-        plain = TextPath(engine.model)
+        plain = TextRunner(engine.model)
         assert_equal(question_logits(engine), question_logits(engine, path=plain))
     assert len(sizes) > 1
     saved = engine.cache_manager.clone()
@@ -289,7 +291,7 @@ def test_a_memory_that_is_replaced_is_let_go_at_once(toys, model, processor, mon
     else:
         manager.restore(manager.clone())
     assert old() is None
-    plain = TextPath(engine.model)
+    plain = TextRunner(engine.model)
     assert_equal(question_logits(engine), question_logits(engine, path=plain))
 
 
@@ -317,15 +319,14 @@ def test_an_answer_goes_on_by_the_same_steps_while_its_memory_is_replaced(
 def test_padding_and_slots_never_written_change_nothing(model):
     """Whatever lies there: not even NaN gets through."""
     shape = (2, 2, 2, 30, 16)
-    memory, tail = torch.randn(shape), torch.randn(shape)
-    memory[:, :, :, 20:], tail[:, :, :, 7:] = torch.nan, torch.nan
-    reading = Reading(memory, tail)
-    reading.load([Part(memory, slice(5, 20), None)])
-    step, found = StaticStep(model, reading, attend_step, compiled=False), []
+    stream, tail = torch.randn(shape), torch.randn(shape)
+    stream[:, :, :, 20:], tail[:, :, :, 7:] = torch.nan, torch.nan
+    memory, found = StepMemory(stream, tail), []
+    memory.load([KVPart(stream, slice(5, 20), None)])
     for size in (4, 16):
-        inputs = StepInputs(size, reading)
+        inputs = StepInputs(size, memory)
         inputs.load([1, 2, 3, 4], torch.arange(4).expand(3, 4), past=7, shared=4)
-        hidden, logits = step(inputs)
+        hidden, logits = Step(model, memory, inputs)()
         assert hidden.isfinite().all()
         found.append((hidden[:4].clone(), logits, tail[:, :, :, :11].clone()))
     for one, other in zip(*found, strict=True):
@@ -343,7 +344,7 @@ class OnDevice(TorchDispatchMode):
         return result
 
 
-def lengthless(queries, memory, tail, reading, inputs, scaling):
+def lengthless(queries, stream, tail, memory, inputs, scaling):
     """Stands for the kernel: of its shape, and reads nothing back."""
     return queries.transpose(0, 1).contiguous()
 
@@ -351,13 +352,14 @@ def lengthless(queries, memory, tail, reading, inputs, scaling):
 def test_a_step_leaves_the_device_for_nothing(toys):
     """On a device without values, where reading one back is an error."""
     model = toys.model(0).to("meta")
-    reading = Reading(*torch.zeros(2, 2, 2, 2, 30, 16, device="meta"))
-    step = StaticStep(model, reading, lengthless, compiled=False)
-    step(StepInputs(1, reading))  # moves the rotation's frequencies there
+    memory = StepMemory(*torch.zeros(2, 2, 2, 2, 30, 16, device="meta"))
+    kernels = StepKernels(lengthless)
+    Step(model, memory, StepInputs(1, memory), kernels)()  # moves the rotation's frequencies there
     for size in SIZES:
-        inputs = StepInputs(size, reading)
+        inputs = StepInputs(size, memory)
+        step = Step(model, memory, inputs, kernels)
         with OnDevice():
-            hidden, logits = step(inputs)
+            hidden, logits = step()
         assert hidden.is_meta and logits.shape == (model.config.text_config.vocab_size,)
 
 
@@ -370,14 +372,14 @@ def test_a_step_is_one_graph_whatever_the_lengths(model):
         graphs.append(graph)
         return graph
 
-    reading = Reading(torch.zeros(2, 2, 2, 30, 16), torch.zeros(2, 2, 2, 30, 16))
-    step = StaticStep(model, reading, lengthless, compiled=False)
+    memory = StepMemory(torch.zeros(2, 2, 2, 30, 16), torch.zeros(2, 2, 2, 30, 16))
+    inputs = StepInputs(16, memory)
+    step = Step(model, memory, inputs, StepKernels(lengthless))
     traced = torch.compile(step.__call__, fullgraph=True, dynamic=False, backend=record)
-    inputs = StepInputs(16, reading)
     for count, past in ((3, 0), (16, 5), (9, 20)):
         inputs.load(words(count), torch.zeros(3, count), past, shared=count)
-        expected = step(inputs)
-        for one, other in zip(traced(inputs), expected, strict=True):
+        expected = step()
+        for one, other in zip(traced(), expected, strict=True):
             assert_equal(one, other)
     assert len(graphs) == 1
 
@@ -395,14 +397,13 @@ def test_all_layers_share_what_is_compiled(toys, monkeypatch):
 
     plain_compile = torch.compile
     monkeypatch.setattr(torch, "compile", compile_)
-    reading = Reading(torch.zeros(4, 2, 2, 30, 16), torch.zeros(4, 2, 2, 30, 16))
-    step = StaticStep(model, reading, attend_step, compiled=True)
-    plain = StaticStep(model, reading, attend_step, compiled=False)
+    memory = StepMemory(torch.zeros(4, 2, 2, 30, 16), torch.zeros(4, 2, 2, 30, 16))
     for size in (1, 16):
-        inputs = StepInputs(size, reading)
+        inputs = StepInputs(size, memory)
         inputs.load([5], torch.zeros(3, 1), past=3, shared=1)
-        assert_equal(step(inputs)[1], plain(inputs)[1])
-    assert built == {"after_attention": 2}
+        fused, plain = (Step(model, memory, inputs, compiled=on) for on in (True, False))
+        assert_equal(fused()[1], plain()[1])
+    assert built == {"finish_layer": 2}
 
 
 class Recorded:
@@ -422,19 +423,19 @@ class Recorded:
 
         @torch.inference_mode()
         def replay(ready):
-            found = ready._step(ready.inputs)
+            found = ready.step()
             places = self.outputs.setdefault(ready, tuple(x.clone() for x in found))
             for place, x in zip(places, found, strict=True):
                 place.copy_(x)
             return places
 
         self.outputs = weakref.WeakKeyDictionary()
-        monkeypatch.setattr(question_path._Ready, "record", record)
-        monkeypatch.setattr(question_path._Ready, "__call__", replay)
+        monkeypatch.setattr(graph_runner._Ready, "record", record)
+        monkeypatch.setattr(graph_runner._Ready, "__call__", replay)
 
 
 def graph_path(engine, **options):
-    return StaticTextPath(engine.model, engine.cache_manager, attend_step, graph=True, **options)
+    return GraphRunner(engine.model, engine.cache_manager, graph=True, **options)
 
 
 def test_each_size_is_recorded_once_however_the_memory_grows(toys, model, processor, monkeypatch):
@@ -461,7 +462,7 @@ def test_a_memory_that_grows_has_its_steps_recorded_anew(toys, model, processor,
     recorded = Recorded(monkeypatch)
     monkeypatch.setattr(KVCacheManager, "_FIRST_BUFFER", 64)
     engine = make(model, processor)
-    engine.text_path, plain = graph_path(engine), TextPath(model)
+    engine.text_path, plain = graph_path(engine), TextRunner(model)
     engine.warm_up()
     watch(engine, toys, 20)
     assert_equal(question_logits(engine), question_logits(engine, path=plain))
@@ -503,16 +504,16 @@ def test_what_cannot_be_recorded_is_answered_the_plain_way_and_the_log_says_why(
 def test_a_graph_that_computes_something_else_is_found_out_before_it_answers(
     toys, model, processor, monkeypatch, wrong_from
 ):
-    def attend_wrongly(queries, memory, tail, reading, inputs, scaling):
-        out = attend_step(queries, memory, tail, reading, inputs, scaling)
+    def attend_wrongly(queries, stream, tail, memory, inputs, scaling):
+        out = attend_step(queries, stream, tail, memory, inputs, scaling)
         return out * (1 if inputs.scalars[2] < wrong_from else -1)
 
     Recorded(monkeypatch)
     engine = make(model, processor, "all levels")
     manager = engine.cache_manager
-    engine.text_path = StaticTextPath(model, manager, attend_wrongly, graph=True)
+    engine.text_path = GraphRunner(model, manager, StepKernels(attend_wrongly), graph=True)
     report = engine.warm_up()
-    assert report["path"] == "eager" and "it computes something else" in report["reason"]
+    assert report["path"] == "eager" and "its result differs by" in report["reason"]
     watch(engine, toys, 5)
     right = make(model, processor, "all levels")
     watch(right, toys, 5)
@@ -549,24 +550,24 @@ def test_going_ahead_while_the_text_is_put_together_changes_nothing(
 def test_a_compiler_that_fails_costs_the_fusion_and_not_the_graphs(
     toys, model, processor, monkeypatch
 ):
-    Recorded(monkeypatch, works=lambda ready: not ready.fused)
+    Recorded(monkeypatch, works=lambda ready: not ready.step.compiled)
     engine = make(model, processor)
     engine.text_path = graph_path(engine, compiled=True)
     assert engine.warm_up()["path"] == "graph"
     watch(engine, toys, 2)
-    plain = TextPath(engine.model)
+    plain = TextRunner(engine.model)
     assert_equal(question_logits(engine), question_logits(engine, path=plain))
 
 
 def test_without_triton_a_gpu_answers_the_plain_way_and_the_log_says_why(
     model, processor, monkeypatch, caplog
 ):
-    monkeypatch.setitem(sys.modules, "stream_vlm_ros.engine.kernels", None)
+    monkeypatch.setitem(sys.modules, "stream_vlm_ros.engine.attention.triton_decode", None)
     manager = make(model, processor).cache_manager
     with caplog.at_level(logging.WARNING):
-        path = text_path("auto", model, manager, torch.device("cuda"))
-    assert type(path) is TextPath and path.warm_up()["path"] == "eager"
-    assert "stream_vlm_ros.engine.kernels" in path.warm_up()["reason"]
+        path = text_runner("auto", model, manager, torch.device("cuda"))
+    assert type(path) is TextRunner and path.warm_up()["path"] == "eager"
+    assert "stream_vlm_ros.engine.attention.triton_decode" in path.warm_up()["reason"]
     assert [record.getMessage() for record in caplog.records] == [
         f"questions are answered more slowly: {path.reason}"
     ]
@@ -575,8 +576,8 @@ def test_without_triton_a_gpu_answers_the_plain_way_and_the_log_says_why(
 def test_the_path_is_chosen_by_device_or_by_name(model, processor):
     manager = make(model, processor).cache_manager
     here = torch.device("cpu")
-    assert type(text_path("auto", model, manager, here)) is TextPath
-    assert type(text_path("static", model, manager, here)) is StaticTextPath
+    assert type(text_runner("auto", model, manager, here)) is TextRunner
+    assert type(text_runner("static", model, manager, here)) is GraphRunner
     with pytest.raises(InvalidParameterError, match="'graph' needs a CUDA GPU"):
         make(model, processor, question_path="graph")
     with pytest.raises(InvalidParameterError, match="'fast' is unknown: use one of auto, eager"):

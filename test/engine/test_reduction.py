@@ -6,7 +6,7 @@ import torch
 from toy_qwen import SINK_AND_WINDOW
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
-from stream_vlm_ros.engine.reduction import StaticTokenFilter
+from stream_vlm_ros.engine.inputs.token_reduction import StaticTokenFilter
 from stream_vlm_ros.errors import InvalidParameterError, OutOfHorizonError
 
 
@@ -23,10 +23,9 @@ def scene(seed=0, changed=None):
 def local_model(toys):
     """A vision tower without attention between patches that matters: features stay local."""
     model = toys.model(3)
-    with torch.no_grad():
-        for block in model.model.visual.blocks:
-            block.attn.proj.weight.zero_()
-            block.attn.proj.bias.zero_()
+    for name, weight in model.state_dict().items():
+        if ".attn.proj." in name:
+            weight.zero_()
     return model
 
 

@@ -9,13 +9,10 @@ from hypothesis import strategies as st
 from toy_qwen import SINK_AND_WINDOW
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import eager_attention_forward
 
-from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference, attention
-from stream_vlm_ros.engine.attention import (
-    attend_few,
-    attend_own,
-    attend_shared,
-    merge,
-)
+from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
+from stream_vlm_ros.engine.attention import sdpa
+from stream_vlm_ros.engine.attention.base import merge_attn_states
+from stream_vlm_ros.engine.attention.sdpa import attend_few, attend_own, attend_shared
 from stream_vlm_ros.errors import SnapshotEvictedError, StreamBusyError
 
 QUICK = settings(
@@ -250,8 +247,7 @@ def test_attention_in_parts_equals_one_attention_under_the_full_mask(
     parts = attend_own(query, own[0], own[1], 0.3)
     for start, stop in ((0, past // 3), (past // 3, past)):
         if stop > start:
-            of = slice(start, stop)
-            parts += attend_shared(query, shared[0][:, of], shared[1][:, of], 0.3)
+            parts += attend_shared(query, shared[:, :, start:stop], 0.3)
     # The reference's way: everything in one tensor, and the manager's mask.
     engine = VideoStreamingInference(model, processor)
     manager = engine.cache_manager
@@ -259,12 +255,12 @@ def test_attention_in_parts_equals_one_attention_under_the_full_mask(
     mask = manager.build_full_attention_mask(before + new)[:, :, before:]
     keys, values = (torch.cat([shared[i].expand(2, -1, -1, -1), own[i]], dim=2) for i in range(2))
     expected, _ = eager_attention_forward(GroupedHeads(), query, keys, values, mask, 0.3)
-    merged = merge(parts).flatten(1, 2)
+    merged = merge_attn_states(parts).flatten(1, 2)
     assert (merged.transpose(1, 2) - expected).abs().max() < 1e-5
     for row in range(2):  # the way of a few tokens takes one sequence
         asked = query[row : row + 1]
-        few = [(asked, tuple(shared[:, :, of])) for of in (slice(0, 9), slice(9, past)) if past]
-        out = attend_few([(asked, tuple(own[:, row])), *few], 0.3)
+        few = [(asked, shared[:, :, of]) for of in (slice(0, 9), slice(9, past)) if past]
+        out = attend_few(asked, *own[:, row], 0.3, few)
         assert (out.transpose(1, 2) - expected[row : row + 1]).abs().max() < 1e-5
 
 
@@ -273,8 +269,8 @@ def test_a_few_tokens_and_many_are_attended_to_alike(
     toys, model, processor, monkeypatch, position_policy
 ):
     said = []
-    for few in (0, attention.FEW_SCORES):
-        monkeypatch.setattr(attention, "FEW_SCORES", few)
+    for few in (0, sdpa.FEW_SCORES):
+        monkeypatch.setattr(sdpa, "FEW_SCORES", few)
         engine = VideoStreamingInference(
             model,
             processor,
@@ -286,7 +282,7 @@ def test_a_few_tokens_and_many_are_attended_to_alike(
             engine.append_video_chunk(toys.frames(4), fps=2)
         start = engine.cache_manager.ledger.next_position
         with engine.cache_manager.question_fork(40, 0) as fork:
-            turned = [part.turn is not None for part in fork.parts]
+            turned = [part.rope_offset is not None for part in fork.parts]
             assert any(turned) == (position_policy == "contiguous")
             engine.text_path.append(list(range(30)), start, fork)
             said.append(engine.text_path.append([5], start, fork))

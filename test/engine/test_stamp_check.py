@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from stream_vlm_ros.engine.stamp_check import (
+from stream_vlm_ros.engine.inputs.stamp_check import (
     SECOND,
     StampCheck,
     Timing,

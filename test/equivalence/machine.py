@@ -38,6 +38,7 @@ class Tally:
     machines: int = 0
     steps: int = 0
     ties: int = 0
+    equal_choices: int = 0
     commands: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     settings: Counter[str] = field(default_factory=Counter)
@@ -253,7 +254,7 @@ class SameAs(RuleBasedStateMachine):
         if isinstance(before, dict) and "choice" in before and isinstance(after, dict):
             second, first = np.sort([-np.inf, *before["scores"]])[-2:]
             if first - second <= 2 * limit(before["scores"]):  # rounding chooses
-                self.tally.ties += 1
+                self.tally.equal_choices += 1
                 before = {**before, "choice": after["choice"]}
                 before["metrics"] = {
                     **before["metrics"],

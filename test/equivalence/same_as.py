@@ -17,8 +17,8 @@ each step it compares (`comparison`)
 - logits, choices' scores and the values in the cache, within 1e-5 in float32.
 
 Two answers that part where two tokens' logits are nearer than that are counted as a tie, and the
-machine ends there; so is a choice between two equal ones, after which it goes on. Elsewhere what is
-done leaves rounding nothing to decide: pictures are clearly unlike, or exactly alike where that is
+machine ends there; which of two equal choices is taken is not compared. Elsewhere what is done
+leaves rounding nothing to decide: pictures are clearly unlike, or exactly alike where that is
 all the same (not where ``skip_similarity`` looks for the token least alike).
 
 Where a tree is meant to behave in another way, ``--leave-out`` names the step not to take, for as
@@ -148,6 +148,7 @@ def results(tally: Tally, revision: str, tree: Path, number: int, seconds: float
         "machines": tally.machines,
         "steps": tally.steps,
         "ties": tally.ties,
+        "equal_choices": tally.equal_choices,
         "answer_tokens": tally.answer_tokens,
         "evictions": tally.evictions,
         "tokens_evicted": tally.tokens_evicted,

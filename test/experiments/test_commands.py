@@ -84,7 +84,7 @@ def test_a_long_video_comes_out_to_the_token(run, layout):
 
 
 def test_bookkeeping_that_is_off_by_one_token_fails(run, monkeypatch):
-    from stream_vlm_ros.engine.eviction import KVCacheEvictor
+    from stream_vlm_ros.engine.cache.eviction import KVCacheEvictor
 
     due = KVCacheEvictor.due
     monkeypatch.setattr(
@@ -184,7 +184,7 @@ def test_after_many_chunks_positions_and_keys_are_those_reckoned_from_scratch(ru
 
 
 def test_positions_that_are_off_are_found(run, monkeypatch):
-    from stream_vlm_ros.engine.ledger import PositionLedger
+    from stream_vlm_ros.engine.cache.ledger import PositionLedger
 
     lay_out = PositionLedger._lay_out_again
 
@@ -204,7 +204,7 @@ def test_positions_that_are_off_are_found(run, monkeypatch):
 
 
 def test_keys_that_are_off_are_found_though_the_bookkeeping_is_right(run, monkeypatch):
-    from stream_vlm_ros.engine.buffer import KVBuffer
+    from stream_vlm_ros.engine.cache.buffer import KVBuffer
 
     rotate = KVBuffer.rotate_base
 

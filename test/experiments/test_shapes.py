@@ -50,7 +50,7 @@ def test_random_weights_are_those_of_their_seed_and_leave_the_default_type():
         random_network(config, torch.device("cpu"), torch.bfloat16, seed).state_dict()
         for seed in (1, 1, 2)
     )
-    name = "model.language_model.layers.0.mlp.up_proj.weight"
+    name = "model.layers.0.mlp.up_proj.weight"
     assert one[name].dtype == torch.bfloat16 and torch.get_default_dtype() == torch.float32
     assert torch.equal(one[name], same[name]) and not torch.equal(one[name], other[name])
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
 
 from stream_vlm_ros.engine import StreamProcessor, StreamQwenModel
-from stream_vlm_ros.engine.frames import ImageSettings
+from stream_vlm_ros.engine.inputs.frames import ImageSettings
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}"
@@ -102,17 +108,98 @@ def toy_config(
     )
 
 
-def toy_model(seed: int = 0, **changes: object) -> StreamQwenModel:
+def library_model(config: Qwen2_5_VLConfig, seed: int) -> Qwen2_5_VLForConditionalGeneration:
     """Random weights, larger than the library's, so that attention is far from uniform."""
     torch.manual_seed(seed)
-    model = StreamQwenModel(toy_config(**changes)).eval()
+    stock = Qwen2_5_VLForConditionalGeneration(config).eval()
     with torch.no_grad():
-        for name, weight in model.named_parameters():
+        for name, weight in stock.named_parameters():
             if weight.ndim > 1:
                 weight.normal_(0.0, 1.5 / weight[0].numel() ** 0.5)
             elif name.endswith("bias"):
                 weight.normal_(0.0, 0.1)
+    return stock
+
+
+def toy_model(seed: int = 0, **changes: object) -> StreamQwenModel:
+    """The weights of a `library_model`."""
+    config = toy_config(**changes)
+    model = StreamQwenModel(config).eval()
+    model.load_state_dict(library_model(config, seed).state_dict())
     return model
+
+
+def library_checkpoint(
+    folder: Path,
+    seed: int = 0,
+    tied: bool = False,
+    flat: bool = False,
+    names: str = "",
+    max_shard_size: str = "50GB",
+    **changes: object,
+) -> Path:
+    """A folder with weights like `toy_model`'s, drawn and written by the library's own class.
+
+    Args:
+        tied: the head is the embedding, and not in the file.
+        flat: the language model's settings stand in config.json as in the first releases.
+        names: of the tensors: "library" as in memory, "released" as in the releases, "" as the
+            installed transformers writes them.
+    """
+    config = toy_config(**changes)
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = tied
+    library_model(config, seed).save_pretrained(folder, max_shard_size=max_shard_size)
+    if names:
+        file = folder / "model.safetensors"
+        rename = released_name if names == "released" else library_name
+        renamed = {rename(name): tensor for name, tensor in load_file(file).items()}
+        save_file(renamed, file, metadata={"format": "pt"})
+    if flat:
+        flatten_config(folder / "config.json")
+    return folder
+
+
+def library_name(name: str) -> str:
+    """As transformers calls a tensor in memory, from either name."""
+    if name.startswith("visual."):
+        return f"model.{name}"
+    if name.startswith("model.") and not name.startswith(
+        ("model.visual.", "model.language_model.")
+    ):
+        return name.replace("model.", "model.language_model.", 1)
+    return name
+
+
+def released_name(name: str) -> str:
+    """As the releases call a tensor, from either name."""
+    return (
+        library_name(name)
+        .replace("model.visual.", "visual.", 1)
+        .replace("model.language_model.", "model.", 1)
+    )
+
+
+def flatten_config(file: Path) -> None:
+    """Write a configuration as the first releases have it: text settings on the top floor."""
+    config = json.loads(file.read_text())
+    text = config.pop("text_config")
+    rope = text.pop("rope_parameters")
+    text.pop("model_type")
+    config |= {name: value for name, value in text.items() if name not in config}
+    config["rope_theta"] = rope["rope_theta"]
+    config["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    file.write_text(json.dumps(config))
+
+
+def stock_twin(
+    model: StreamQwenModel, folder: Path | None = None, attention: str = "eager", **saving: object
+) -> Qwen2_5_VLForConditionalGeneration:
+    """The library's class, loaded by itself from the folder that the model is saved to."""
+    with tempfile.TemporaryDirectory() as scratch:
+        model.save_pretrained(folder or scratch, **saving)
+        return Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            folder or scratch, dtype=model.dtype, attn_implementation=attention
+        ).eval()
 
 
 def toy_frames(count: int, height: int = 56, width: int = 84, seed: int = 0) -> list[np.ndarray]:
@@ -125,11 +212,9 @@ def chatter_model(seed: int = 0) -> StreamQwenModel:
 
     With the library's initial weights the other logits vary around zero; that of the end is zero.
     """
-    torch.manual_seed(seed)
     config = toy_config()
-    model = StreamQwenModel(config).eval()
-    with torch.no_grad():
-        model.lm_head.weight[config.text_config.eos_token_id] = 0.0
+    model = StreamQwenModel.with_random_weights(config, seed)
+    model.state_dict()["lm_head.weight"][config.text_config.eos_token_id] = 0.0
     return model
 
 

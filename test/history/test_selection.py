@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_vlm_ros.engine.stamps import check_about
+from stream_vlm_ros.engine.inputs.timestamps import check_about
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.history.selection import Shares, nested, seconds_per_grid
 

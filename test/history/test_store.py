@@ -627,7 +627,7 @@ def test_a_picture_exchanged_for_another_one_is_lost_not_decoded(tmp_path):
     with FrameStore(tmp_path, form="png") as store:
         frame, _ = store.add(TINY, 1.0)
         Image.new("1", (14_000, 14_000)).save(files(tmp_path)[0], "PNG")
-        with pytest.raises(PictureLostError, match="announces 14000x14000, not 6x4"):
+        with pytest.raises(PictureLostError, match="its file was changed"):
             store.load(frame)
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from stream_vlm_ros.engine.picture_sizes import PictureLimit
+from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
 from stream_vlm_ros.errors import InvalidImageError, PictureTooLargeError
 
 cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed")

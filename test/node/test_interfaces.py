@@ -2,7 +2,7 @@
 
 import pytest
 
-from stream_vlm_ros.engine import errors
+from stream_vlm_ros import errors
 from stream_vlm_ros.errors import InvalidChoicesError, InvalidParameterError, StreamVlmError
 
 pytestmark = pytest.mark.ros

@@ -51,8 +51,9 @@ def test_weights_are_counted_without_being_loaded(folder):
 @pytest.mark.parametrize("megabytes", [20, 10_000])  # the memory is what binds, or the context
 def test_what_fits_here_is_what_the_node_takes_at_its_start(tmp_path, monkeypatch, megabytes):
     from stream_vlm_ros.config import Settings
-    from stream_vlm_ros.engine import budget, inference
-    from stream_vlm_ros.engine.model import resolve_device, resolve_dtype
+    from stream_vlm_ros.engine import inference
+    from stream_vlm_ros.engine.cache.manager import budget
+    from stream_vlm_ros.engine.model.device import resolve_device, resolve_dtype
     from stream_vlm_ros.node.loading import load_engine
 
     folder = str(save_checkpoint(tmp_path))

@@ -1,0 +1,12 @@
+"""Attention over a memory in parts, each by the fastest kernel there is, merged by log-sum-exp.
+
+Begin with `base`; the others are one kind of kernel each.
+
+    base            a part of the KV, a state (out, lse), `merge_attn_states`, what a pass calls
+    sdpa            torch's own kernels: a pass over a fork, and within windows of pictures
+    cudnn           when cuDNN's attention is the one for a chunk's many queries
+    step            a captured step's attention: what it is given and computes, in plain torch
+    triton_decode   the same in Triton, and products of one row
+    triton_merge    the merging of parts in Triton
+    verified        one guard for what is fast and must first prove itself
+"""

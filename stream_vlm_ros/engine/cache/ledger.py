@@ -1,0 +1,453 @@
+"""The ledger of a stream: where each of its tokens lies, and what eviction does to that.
+
+Bookkeeping in plain integers; `positions` has the rule, `cache` moves the keys and values.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import count
+from typing import NamedTuple
+
+import torch
+
+from stream_vlm_ros.engine.cache.mrope import (
+    POSITION_POLICIES,
+    ZERO,
+    Grid,
+    Run,
+    Span,
+    TextRun,
+    TextSpan,
+    Vec,
+    VisionRun,
+    concatenate,
+    everywhere,
+    run_positions,
+)
+from stream_vlm_ros.errors import InvalidParameterError
+
+
+class LedgerMark(NamedTuple):
+    """What `PositionLedger.restore` needs besides the length: a few integers."""
+
+    length: int
+    evicted: int
+    epoch: int
+    rewinds: int
+    sink_length: int | None
+    end: Vec
+    segment: int
+    grids_seen: int
+
+
+class Stretch(NamedTuple):
+    """Neighbouring grids in one level of the memory, and the time they span in seconds.
+
+    ``frames`` of different stamps: one repeated to fill its grid counts once.
+    """
+
+    level: str  # "sink", "kept" or "window"
+    oldest: float
+    newest: float
+    first_grid: int
+    grids: int
+    frames: int
+    tokens: int
+
+
+class PositionLedger:
+    """Where each token of the stream lies: appended at the end, forgotten behind the sink.
+
+    In order of time the stream is sink, single grids kept for long, window.
+
+    Args:
+        policy: ``contiguous`` (after eviction the kept tokens are laid out again one after the
+            other by the trained rule) or ``keep_gaps`` (positions stay as first given).
+    """
+
+    def __init__(self, policy: str = "contiguous"):
+        if policy not in POSITION_POLICIES:
+            raise InvalidParameterError(
+                f"position policy '{policy}' is unknown: use one of {', '.join(POSITION_POLICIES)}"
+            )
+        self.policy = policy
+        self._epoch = 0
+        self.clear()
+
+    def clear(self) -> None:
+        self._sink: list[Run] = []
+        self._kept: list[VisionRun] = []
+        self._window: deque[Run] = deque()
+        self._sink_length: int | None = None
+        self.length = 0
+        self.evicted = 0
+        self._end = ZERO  # the next text token's position, in the frame of the newest run
+        self._segment = -1
+        self._grids_seen = 0
+        self._epoch += 1
+        self._rewinds = 0
+        self._rewound: list[tuple[int, int]] = []  # (number, length), lengths rising
+
+    # -- reading -----------------------------------------------------------------------------
+
+    @property
+    def next_position(self) -> Vec:
+        """Where a text token appended now is rotated."""
+        return self._end
+
+    @property
+    def frame(self) -> Vec:
+        """Shift of the newest run: new tokens are rotated in its frame."""
+        newest = self._newest_run()
+        return newest.shift if newest is not None else ZERO
+
+    @property
+    def sink_length(self) -> int | None:
+        """Tokens in the sink, or None as long as nothing seals it."""
+        return self._sink_length
+
+    @property
+    def kept_length(self) -> int:
+        """Tokens of the grids kept for long."""
+        return sum(run.count for run in self._kept)
+
+    @property
+    def window_length(self) -> int:
+        """Tokens behind the sink and the grids kept for long."""
+        return self.length - (self._sink_length or 0) - self.kept_length
+
+    def parts(self) -> list[tuple[int, int, Vec]]:
+        """The stream as ``(start, stop, offset)``: adjacent tokens that are seen alike.
+
+        A query rotated in the frame of the newest run must be rotated further by ``offset`` to
+        see the keys in ``[start, stop)``.
+        """
+        frame = self.frame
+        parts: list[tuple[int, int, Vec]] = []
+        start = 0
+        for run in self._runs():
+            stop = start + run.count
+            offset = run.shift.minus(frame)
+            if parts and parts[-1][2] == offset:
+                parts[-1] = (parts[-1][0], stop, offset)
+            else:
+                parts.append((start, stop, offset))
+            start = stop
+        return parts
+
+    @property
+    def sink_offset(self) -> Vec:
+        """Offset of the sink, as in `parts`. (It never has more than one: nothing in it goes.)"""
+        return self._sink[0].shift.minus(self.frame) if self._sink else ZERO
+
+    def kept_offsets(self) -> list[tuple[int, Vec]]:
+        """``(grid number, offset)`` of every grid kept for long; offsets as in `parts`."""
+        frame = self.frame
+        return [(run.grids[0].number, run.shift.minus(frame)) for run in self._kept]
+
+    def positions(self) -> torch.Tensor:
+        """Where every key of the stream was rotated, ``[3, length]``: for tests and for looking."""
+        return concatenate([run_positions(run) for run in self._runs()])
+
+    def stretches(self) -> list[Stretch]:
+        """What the memory holds: unbroken stretches of grids, level by level, oldest first."""
+        stretches: list[Stretch] = []
+        levels = (("sink", self._sink), ("kept", self._kept), ("window", self._window))
+        for level, runs in levels:
+            for run in runs:
+                if not isinstance(run, VisionRun):
+                    continue
+                first, last = run.grids[0], run.grids[-1]
+                frames = sum(
+                    1 if early == late else 2 for early, late in (g.stamps for g in run.grids)
+                )
+                before = stretches[-1] if stretches else None
+                if (
+                    before is not None
+                    and before.level == level != "kept"  # (two levels keep grids)
+                    and before.first_grid + before.grids == first.number
+                ):
+                    stretches[-1] = before._replace(
+                        newest=last.stamps[1],
+                        grids=before.grids + len(run.grids),
+                        frames=before.frames + frames,
+                        tokens=before.tokens + run.count,
+                    )
+                else:
+                    stretches.append(
+                        Stretch(
+                            level,
+                            first.stamps[0],
+                            last.stamps[1],
+                            first.number,
+                            len(run.grids),
+                            frames,
+                            run.count,
+                        )
+                    )
+        return stretches
+
+    @property
+    def grids_seen(self) -> int:
+        """Grids of the whole stream: the number of the next one."""
+        return self._grids_seen
+
+    def time_spans(self) -> list[tuple[float, float]]:
+        """Stamps of the oldest and the newest frame of every unbroken stretch in memory.
+
+        Seconds in the source's time, oldest stretch first.
+        """
+        spans: list[tuple[float, float]] = []
+        next_grid = -1
+        for stretch in self.stretches():
+            # (A grid that a sink was cut through begins the window too.)
+            if spans and stretch.first_grid <= next_grid:
+                spans[-1] = (spans[-1][0], stretch.newest)
+            else:
+                spans.append((stretch.oldest, stretch.newest))
+            next_grid = stretch.first_grid + stretch.grids
+        return spans
+
+    @property
+    def grids(self) -> int:
+        """Temporal grids in memory, whole or in part."""
+        visions = [run for run in self._runs() if isinstance(run, VisionRun)]
+        return sum(len(run.grids) - run.continues for run in visions)
+
+    def oldest_window_grid(self, leaving: int = 0) -> int:
+        """Number of the oldest grid that the window holds whole; that of the next one if none.
+
+        ``leaving`` of its oldest tokens count as gone.
+        """
+        for run in self._window:
+            if not isinstance(run, VisionRun):
+                leaving -= run.count
+                continue
+            cut = run.cut
+            for grid in run.grids:
+                if leaving <= 0 and not cut:
+                    return grid.number
+                leaving -= grid.count - cut
+                cut = 0
+        return self._grids_seen
+
+    @property
+    def oldest_whole_grid(self) -> Grid | None:
+        """The grid that eviction meets next, if it is there from its first token."""
+        run = self._window[0] if self._window else None
+        whole = isinstance(run, VisionRun) and not run.cut
+        return run.grids[0] if whole else None  # type: ignore[union-attr]
+
+    @property
+    def oldest_piece(self) -> int:
+        """Tokens up to the next border in the window: the rest of a grid, or of a text."""
+        run = self._window[0]
+        return run.grids[0].count - run.cut if isinstance(run, VisionRun) else run.count
+
+    # -- what comes next ---------------------------------------------------------------------
+
+    def preview(self, spans: Iterable[Span]) -> torch.Tensor:
+        """Positions ``[3, n]`` at which tokens appended now would be rotated."""
+        end, segment, runs = self._end, self._segment, []
+        newest = self._newest_run()
+        open_run = newest if isinstance(newest, VisionRun) else None
+        for span in spans:
+            run, segment = self._lay(span, end, segment, open_run)
+            open_run = run if isinstance(run, VisionRun) else None
+            end = self._end_after(run, end)
+            runs.append(run)
+        return concatenate([run_positions(run) for run in runs])
+
+    # -- changing ----------------------------------------------------------------------------
+
+    def append(self, spans: Iterable[Span]) -> None:
+        for span in spans:
+            newest = self._newest_run()
+            open_run = newest if isinstance(newest, VisionRun) else None
+            run, self._segment = self._lay(span, self._end, self._segment, open_run)
+            if not run.count:
+                continue
+            run.shift = self.frame
+            self._end = self._end_after(run, self._end)
+            self.length += run.count
+            self._grids_seen += len(run.grids) if isinstance(run, VisionRun) else 0
+            if isinstance(run, VisionRun) and open_run and run.segment == open_run.segment:
+                open_run.step_after = run.first_tick - open_run.last_tick
+                if self._window:
+                    open_run.extend(run.grids)
+                    continue
+            self._window.append(run)
+
+    def seal_sink(self, length: int) -> None:
+        """From now on the first ``length`` tokens are the sink and stay."""
+        assert self._sink_length is None and length <= self.length
+        self._sink_length = length
+        while length:
+            run = self._window[0]
+            if run.count > length:
+                head, rest = run.split(length)
+                self._window[0] = rest
+                self._sink.append(head)
+                return
+            self._sink.append(self._window.popleft())
+            length -= run.count
+
+    def evict(self, count: int) -> None:
+        """Forget the ``count`` oldest tokens of the window. `settle` when all is forgotten."""
+        assert self._sink_length is not None and count <= self.window_length
+        self.length -= count
+        self.evicted += count
+        while count:
+            run = self._window[0]
+            size = run.count
+            taken = min(count, size)
+            if isinstance(run, VisionRun):
+                handed_on = run.drop_front(taken)
+                before = self._sink[-1] if self._sink else None
+                if handed_on is not None and isinstance(before, VisionRun):
+                    before.step_after = handed_on
+            else:
+                run.drop_front(taken)
+            if taken == size:
+                self._window.popleft()
+            count -= taken
+
+    def keep_oldest(self) -> None:
+        """Take the window's oldest grid, a whole one, out of the window to be kept for long."""
+        run = self._window[0]
+        assert isinstance(run, VisionRun) and not run.cut
+        grid = run.grids[0]
+        kept = VisionRun(run.origin, run.segment, [grid], run.shift)
+        run.drop_front(grid.count)
+        if run.count:
+            kept.step_after = run.first_tick - grid.tick
+        else:
+            kept.step_after = run.step_after
+            self._window.popleft()
+        self._kept.append(kept)
+
+    def drop_kept(self, number: int) -> None:
+        """Forget the grid of that number, kept for long until now."""
+        at = bisect_left(self._kept, number, key=lambda run: run.grids[0].number)
+        run = self._kept.pop(at)
+        assert run.grids[0].number == number
+        self.length -= run.count
+        self.evicted += run.count
+
+    def settle(self) -> None:
+        """Something was forgotten or moved: no earlier mark holds, and what is left closes up."""
+        self._epoch += 1
+        self._rewound.clear()
+        if self.policy == "contiguous":
+            self._lay_out_again()
+
+    def mark(self) -> LedgerMark:
+        return LedgerMark(
+            self.length,
+            self.evicted,
+            self._epoch,
+            self._rewinds,
+            self._sink_length,
+            self._end,
+            self._segment,
+            self._grids_seen,
+        )
+
+    def holds(self, mark: LedgerMark) -> bool:
+        """Whether everything under ``mark`` is still there."""
+        # Whatever was appended again after going back further is not what the mark covered.
+        since = (length for number, length in self._rewound if number >= mark.rewinds)
+        return mark.epoch == self._epoch and mark.length <= min(since, default=self.length)
+
+    def restore(self, mark: LedgerMark) -> None:
+        """Forget what was appended since ``mark``."""
+        assert self.holds(mark)
+        surplus = self.length - mark.length
+        if mark.sink_length is None:
+            self._window.extendleft(reversed(self._sink))
+            self._sink.clear()
+            self._sink_length = None
+        while surplus:
+            run = self._newest_run()
+            assert run is not None
+            size = run.count
+            taken = min(surplus, size)
+            run.drop_back(taken)
+            if taken == size:
+                (self._window if self._window else self._sink).pop()
+            surplus -= taken
+        self.length, self._end, self._segment = mark.length, mark.end, mark.segment
+        self._grids_seen = mark.grids_seen
+        while self._rewound and self._rewound[-1][1] >= mark.length:
+            self._rewound.pop()
+        self._rewound.append((self._rewinds, mark.length))
+        self._rewinds += 1
+
+    def follow(self, other: PositionLedger) -> None:
+        """Take the place of ``other``, whose marks hold no longer."""
+        self._epoch = other._epoch + 1
+
+    # -- inside ------------------------------------------------------------------------------
+
+    def _runs(self) -> Iterator[Run]:
+        yield from self._sink
+        yield from self._kept
+        yield from self._window
+
+    def _newest_run(self) -> Run | None:
+        for runs in (self._window, self._kept, self._sink):
+            if runs:
+                return runs[-1]
+        return None
+
+    def _lay(
+        self, span: Span, end: Vec, segment: int, open_run: VisionRun | None
+    ) -> tuple[Run, int]:
+        """The run that ``span`` becomes when the next position is ``end``."""
+        if isinstance(span, TextSpan):
+            return TextRun(end, span.count), segment
+        places = span.places or [None] * len(span.ticks)
+        grids = [
+            Grid(tick, span.height, span.width, stamps, number, there)
+            for number, tick, stamps, there in zip(
+                count(self._grids_seen), span.ticks, span.stamps, places, strict=False
+            )
+        ]
+        if not span.opens and open_run is not None:
+            return VisionRun(open_run.origin, open_run.segment, grids), segment
+        origin = Vec(end.t - span.ticks[0], end.h, end.w)
+        return VisionRun(origin, segment + 1, grids), segment + 1
+
+    def _end_after(self, run: Run, end: Vec) -> Vec:
+        """One more than the maximum over all axes, expressed in the frame of the newest run."""
+        if isinstance(run, TextRun):
+            return run.origin.plus(everywhere(run.count))
+        frame = self.frame
+        # Compared as laid out again (origin less shift): only there do the axes share a zero.
+        laid_out = run.origin.minus(frame)
+        return everywhere(max(end.t - frame.t, run.end_of(laid_out))).plus(frame)
+
+    def _lay_out_again(self) -> None:
+        """Set every run's shift: where its keys are less where the trained rule would put them."""
+        end = 0
+        before: VisionRun | None = None
+        before_origin = ZERO
+        for run in self._runs():
+            if isinstance(run, TextRun):
+                origin, end = run.laid_out_at(end)
+                before = None
+            else:
+                first = run.first_tick
+                if before is not None and before.segment == run.segment:
+                    step = 0 if run.continues else before.step_after
+                    tick = before_origin.t + before.last_tick + step
+                    origin = Vec(tick - first, before_origin.h, before_origin.w)
+                else:
+                    origin = Vec(end - first, end, end)
+                end = max(end, run.end_of(origin))
+                before, before_origin = run, origin
+            run.shift = run.origin.minus(origin)
+        self._end = everywhere(end).plus(self.frame)

@@ -1,0 +1,349 @@
+"""M-RoPE positions: which ids a run of tokens gets, and the rotations they stand for.
+
+Arithmetic on plain integers, plus the two rotations at the end; no model, no cache.
+
+Every token of Qwen2.5-VL has a position on three axes (t, h, w). By the rule the released models
+were trained with (``get_rope_index`` of transformers 4.x), a text token counts one on all three
+axes; a vision token stands at ``base + (T, row, column)`` with ``T = floor(tokens_per_second *
+seconds since the segment began)``; and whatever follows a segment starts at one more than the
+maximum of all positions so far, over all three axes.
+
+Rotary attention sees differences only, so a key once rotated never has to be rotated again: when
+tokens in the middle are forgotten and the rest is to close up (policy ``contiguous``), it is the
+*query* that stands elsewhere for each part of the memory. A run records where its keys were rotated
+(``origin``) and by how much that differs from where the run would lie if the kept tokens were laid
+out again (``shift``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+POSITION_POLICIES = ("contiguous", "keep_gaps")
+
+# Stamps a hair before a whole position (0.9999999 s) count as on it.
+_TICK_TOLERANCE = 2e-3
+
+
+class Vec(NamedTuple):
+    """A position, or a difference of positions, on the axes (t, h, w)."""
+
+    t: int
+    h: int
+    w: int
+
+    def plus(self, other: Vec) -> Vec:
+        return Vec(self.t + other.t, self.h + other.h, self.w + other.w)
+
+    def minus(self, other: Vec) -> Vec:
+        return Vec(self.t - other.t, self.h - other.h, self.w - other.w)
+
+
+ZERO = Vec(0, 0, 0)
+
+
+def everywhere(value: int) -> Vec:
+    """The same value on all three axes: how text counts."""
+    return Vec(value, value, value)
+
+
+def time_to_ticks(seconds: float, tokens_per_second: float) -> int:
+    """Positions on the t axis for a time since the stream began.
+
+    Rounded down as in training, from absolute time, so that rounding does not add up.
+    """
+    return math.floor(seconds * tokens_per_second + _TICK_TOLERANCE)
+
+
+@dataclass(frozen=True)
+class TextSpan:
+    """``count`` text tokens to append."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class VisionSpan:
+    """Temporal grids to append: all of ``height x width`` tokens.
+
+    Attributes:
+        ticks: position on the t axis since the stream began, one a grid, never falling.
+        stamps: the source's time of each grid's first frame and of its last, in seconds.
+        opens: a new vision segment begins with the first of the grids.
+        places: which of each grid's tokens there are, rising, in raster order; None: all. What is
+            left out still takes its place: no position depends on it.
+    """
+
+    ticks: tuple[int, ...]
+    stamps: tuple[tuple[float, float], ...]
+    height: int
+    width: int
+    opens: bool
+    places: tuple[tuple[int, ...], ...] | None = None
+
+    @property
+    def count(self) -> int:
+        if self.places is not None:
+            return sum(map(len, self.places))
+        return len(self.ticks) * self.height * self.width
+
+
+Span = TextSpan | VisionSpan
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """One temporal grid in the ledger: its tick, its size in tokens, its frames' time stamps.
+
+    ``number`` counts all grids of the stream, so that neighbours are known by it.
+    """
+
+    tick: int
+    height: int
+    width: int
+    stamps: tuple[float, float]
+    number: int
+    places: tuple[int, ...] | None = None
+
+    @property
+    def count(self) -> int:
+        return self.height * self.width if self.places is None else len(self.places)
+
+
+@dataclass
+class TextRun:
+    """Text tokens that lie one after the other."""
+
+    origin: Vec  # where the first token's key was rotated
+    count: int
+    shift: Vec = ZERO
+
+    def drop_front(self, count: int) -> None:
+        self.origin = self.origin.plus(everywhere(count))
+        self.count -= count
+
+    def drop_back(self, count: int) -> None:
+        self.count -= count
+
+    def split(self, length: int) -> tuple[TextRun, TextRun]:
+        """The first ``length`` tokens, and the others."""
+        rest_origin = self.origin.plus(everywhere(length))
+        return (
+            TextRun(self.origin, length, self.shift),
+            TextRun(rest_origin, self.count - length, self.shift),
+        )
+
+    def laid_out_at(self, start: int) -> tuple[Vec, int]:
+        """Where the run lies when it begins at ``start``, and the first position after it."""
+        return everywhere(start), start + self.count
+
+
+class VisionRun:
+    """Temporal grids of one segment with nothing missing between them.
+
+    A token (grid, row, column) was rotated at ``origin + (grid.tick, row, column)``.
+
+    Attributes:
+        cut: tokens missing at the front of the first grid.
+        cut_end: tokens missing at the end of the last grid (it goes on in the next run).
+        continues: the first grid began in the run before.
+        step_after: ticks from the last grid to the one that first followed it in another run.
+    """
+
+    def __init__(self, origin: Vec, segment: int, grids: Iterable[Grid] = (), shift: Vec = ZERO):
+        self.origin, self.segment, self.shift = origin, segment, shift
+        self.cut = self.cut_end = self.step_after = 0
+        self.continues = False
+        self._grids: deque[Grid] = deque()
+        self._tokens = 0
+        self._sizes: Counter[tuple[int, int]] = Counter()  # so that the extent costs no scan
+        self.extend(grids)
+
+    @property
+    def count(self) -> int:
+        return self._tokens - self.cut - self.cut_end
+
+    @property
+    def grids(self) -> Sequence[Grid]:
+        return self._grids
+
+    @property
+    def first_tick(self) -> int:
+        return self._grids[0].tick
+
+    @property
+    def last_tick(self) -> int:
+        return self._grids[-1].tick
+
+    def extend(self, grids: Iterable[Grid]) -> None:
+        for grid in grids:
+            self._grids.append(grid)
+            self._tokens += grid.count
+            self._sizes[grid.height, grid.width] += 1
+
+    def _forget(self, grid: Grid) -> None:
+        self._tokens -= grid.count
+        self._sizes[grid.height, grid.width] -= 1
+        if not self._sizes[grid.height, grid.width]:
+            del self._sizes[grid.height, grid.width]
+
+    def drop_front(self, count: int) -> int | None:
+        """Forget ``count`` tokens; return ``step_after`` for the run before, None to leave it."""
+        handed_on = None
+        while count:
+            first = self._grids[0]
+            there = first.count - self.cut
+            if count < there:
+                self.cut += count
+                break
+            self._grids.popleft()
+            self._forget(first)
+            self.cut = 0
+            count -= there
+            if self.continues and self._grids:
+                handed_on = self.first_tick - first.tick
+            self.continues = False
+        return handed_on
+
+    def drop_back(self, count: int) -> None:
+        while count:
+            last = self._grids[-1]
+            there = last.count - self.cut_end - (self.cut if len(self._grids) == 1 else 0)
+            if count < there:
+                self.cut_end += count
+                break
+            self._grids.pop()
+            self._forget(last)
+            self.cut_end = 0
+            count -= there
+
+    def split(self, length: int) -> tuple[VisionRun, VisionRun]:
+        """The first ``length`` tokens, and the others."""
+        head = VisionRun(self.origin, self.segment, shift=self.shift)
+        rest = VisionRun(self.origin, self.segment, self._grids, shift=self.shift)
+        head.cut = rest.cut = self.cut
+        head.continues = self.continues
+        rest.cut_end, rest.step_after = self.cut_end, self.step_after
+        while head.count < length:
+            grid = rest.grids[0]
+            head.extend([grid])
+            if head.count > length:
+                head.cut_end = head.count - length
+                rest.cut = grid.count - head.cut_end
+                rest.continues = True
+            else:
+                rest.drop_front(grid.count - rest.cut)
+                head.step_after = rest.first_tick - grid.tick
+        return head, rest
+
+    def end_of(self, origin: Vec) -> int:
+        """The first position after the run, over all axes, if its origin were ``origin``."""
+        sizes = set(self._sizes)
+        if self.cut_end and self._grids[-1].places is None:
+            # Of its last grid only the first tokens are there: they may not reach the full extent.
+            last = self._grids[-1]
+            if self._sizes[last.height, last.width] == 1:
+                sizes.discard((last.height, last.width))
+            there = last.count - self.cut_end
+            sizes.add((math.ceil(there / last.width), min(there, last.width)))
+        height, width = (max(extent) for extent in zip(*sizes, strict=True))
+        return 1 + max(origin.t + self.last_tick, origin.h + height - 1, origin.w + width - 1)
+
+
+Run = TextRun | VisionRun
+
+
+def run_positions(run: Run) -> torch.Tensor:
+    if isinstance(run, TextRun):
+        line = torch.arange(run.count, dtype=torch.long)
+        return torch.stack([line + axis for axis in run.origin])  # [3, count]
+    grids = [_grid_positions(run.origin, grid) for grid in run.grids]
+    ids = concatenate(grids)
+    return ids[:, run.cut : ids.shape[1] - run.cut_end]
+
+
+def _grid_positions(origin: Vec, grid: Grid) -> torch.Tensor:
+    rows = torch.arange(grid.height).repeat_interleave(grid.width) + origin.h
+    columns = torch.arange(grid.width).repeat(grid.height) + origin.w
+    ticks = torch.full_like(rows, origin.t + grid.tick)
+    ids = torch.stack([ticks, rows, columns])  # [3, height * width]
+    return ids if grid.places is None else ids[:, list(grid.places)]
+
+
+def concatenate(ids: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(list(ids), dim=1) if ids else torch.empty(3, 0, dtype=torch.long)
+
+
+# -- rotations ---------------------------------------------------------------------------------
+
+
+class MultimodalRotary(torch.nn.Module):
+    """cos and sin of M-RoPE angles, computed in float64.
+
+    In float32 an angle at position 1,000,000 is off by 0.05 rad. The frequencies themselves are
+    float32 numbers, in training as here.
+
+    Args:
+        theta: the base of the frequencies.
+        axis_of: the axis (0: t, 1: h, 2: w) of each of them, half as many as a head is wide.
+    """
+
+    def __init__(self, theta: float, axis_of: Sequence[int]):
+        super().__init__()
+        steps = torch.arange(len(axis_of), device="cpu").float() / len(axis_of)
+        # Plain attributes: a cast of the model to bfloat16 must not round the frequencies.
+        self._frequencies = (1.0 / theta**steps).double()
+        self._axis_of = torch.tensor(axis_of, device="cpu")
+
+    def _on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._frequencies.device != device:
+            self._frequencies = self._frequencies.to(device)
+            self._axis_of = self._axis_of.to(device)
+        return self._frequencies, self._axis_of
+
+    def angles(self, position_ids: torch.Tensor) -> torch.Tensor:
+        """``[3, ..., n]`` ids to ``[..., n, head_dim // 2]`` angles in float64."""
+        frequencies, axis_of = self._on(position_ids.device)
+        per_axis = position_ids.double()[axis_of]  # [head_dim // 2, ..., n]
+        return per_axis.movedim(0, -1) * frequencies
+
+    @torch.no_grad()
+    def forward(
+        self, position_ids: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin of ids ``[3, ..., n]``, each ``[..., n, head_dim]``."""
+        angles = self.angles(position_ids)
+        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+        return torch.cat([cos, cos], dim=-1), torch.cat([sin, sin], dim=-1)
+
+    def offset(self, offset: Vec, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin, ``[head_dim]`` float32, that rotate by ``offset`` positions more."""
+        ids = torch.tensor([offset], dtype=torch.long, device=device).T  # [3, 1]
+        angles = self.angles(ids)[0]
+        angles = torch.cat([angles, angles])
+        return angles.cos().float(), angles.sin().float()
+
+
+def rotate(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Rotate ``x [..., head_dim]`` by the given angles, in float32, to ``x``'s dtype.
+
+    ``cos`` and ``sin`` hold each angle twice, as the library lays them out. ``out``: where to
+    write, not ``x`` itself.
+    """
+    half = x.shape[-1] // 2
+    first, second = x[..., :half].float(), x[..., half:].float()
+    cos, sin = cos[..., :half], sin[..., :half]
+    if out is None:
+        out = torch.empty_like(x)
+    # By halves: the library's form, which joins them turned round, takes several times as long.
+    out[..., :half] = torch.addcmul(first * cos, second, sin, value=-1)
+    out[..., half:] = torch.addcmul(second * cos, first, sin)
+    return out

@@ -1,0 +1,178 @@
+"""Readers of the stream: a fork sees the stream, and puts its own tokens into a tail.
+
+So the stream is read-only to every forward pass, a fork costs a few integers and its tail, and
+dropping it leaves no trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from stream_vlm_ros.engine.attention.base import KVPart
+from stream_vlm_ros.engine.cache.buffer import KVShape
+
+
+class TailLayer:
+    """One layer of a fork's own tokens.
+
+    Args:
+        storage: all layers', ``[layers, 2, batch, kv_heads, capacity, head_dim]``.
+        number: which layer of it.
+    """
+
+    def __init__(self, storage: torch.Tensor, number: int):
+        self._storage, self._number = storage, number
+        # Keys and values, taken out when first written: steps of fixed shape never ask for them.
+        self._own: tuple[torch.Tensor, ...] = ()
+        self.length = 0
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append ``[batch, kv_heads, n, head_dim]``; return all own keys and values."""
+        start, count = self.length, key_states.shape[2]
+        self.length += count
+        if not self._own:
+            self._own = self._storage[self._number].unbind()
+        keys, values = self._own
+        keys.narrow(2, start, count).copy_(key_states)
+        values.narrow(2, start, count).copy_(value_states)
+        return keys.narrow(2, 0, self.length), values.narrow(2, 0, self.length)
+
+
+class Fork:
+    """One reader of the stream, with a tail of its own tokens.
+
+    Made by `KVCacheManager.fork` or `Fork.branch`; give it back with `release`.
+
+    Attributes:
+        parts: what of the stream (and of the fork it branched from) attention sees.
+        window: the ring's tokens it reads, as a range of their running numbers.
+    """
+
+    def __init__(
+        self,
+        pool: TailPool,
+        parts: Sequence[KVPart],
+        window: range,
+        capacity: int,
+        batch: int = 1,
+        question: bool = False,
+    ):
+        self._pool = pool
+        take = pool.take_question if question else pool.take
+        self._storage: torch.Tensor | None = take(batch, capacity)
+        self.parts = list(parts)
+        self.window = window
+        self.capacity = capacity
+        self.layers = [TailLayer(self._storage, number) for number in range(len(self._storage))]
+
+    @property
+    def length(self) -> int:
+        """Own tokens."""
+        return self.layers[0].length
+
+    @property
+    def alive(self) -> bool:
+        return self._storage is not None
+
+    @property
+    def has_question_tail(self) -> bool:
+        """Its tokens go to `TailPool.question_tail`, whose place never changes."""
+        return self._storage is self._pool.question_tail
+
+    def advance(self, count: int) -> None:
+        """Take in ``count`` tokens whose keys and values somebody wrote behind its own."""
+        for layer in self.layers:
+            layer.length += count
+
+    def rewind(self, length: int) -> None:
+        """Forget the own tokens behind so many, also where only some layers have them."""
+        for layer in self.layers:
+            layer.length = length
+
+    def own(self) -> torch.Tensor:
+        """Keys and values of the own tokens, ``[layers, 2, kv_heads, length, head_dim]``."""
+        assert self._storage is not None
+        return self._storage[:, :, 0, :, : self.length]
+
+    def branch(self, capacity: int, batch: int) -> Fork:
+        """A batch of forks that read this one's tokens and go on apart. Keep this one alive."""
+        assert self._storage is not None
+        own = KVPart(self._storage[:, :, 0], slice(0, self.length), None)
+        parts = [*self.parts, own]
+        return Fork(self._pool, parts, self.window, capacity, batch)
+
+    def release(self) -> None:
+        """Give the tail back. The fork cannot be used any more."""
+        if self._storage is not None:
+            self._pool.give_back(self._storage)
+            self._storage, self.parts = None, []
+            self.layers.clear()
+
+    def __enter__(self) -> Fork:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()
+
+
+class TailPool:
+    """Buffers for tails, used again so that the memory taken stays flat.
+
+    Args:
+        question_tokens: room for a question with its answer, taken at once.
+
+    Attributes:
+        question_tail: that room, ``[layers, 2, 1, kv_heads, question_tokens + 1, head_dim]``.
+    """
+
+    _KEPT = 3  # free buffers: a chunk's, a second question's, a batch of choices
+
+    def __init__(self, shape: KVShape, device: torch.device, question_tokens: int):
+        self._shape, self._device = shape, device
+        self._free: list[torch.Tensor] = []
+        self._lent_bytes = 0
+        # One slot more than a question may take: where padding is written.
+        self.question_tail = shape.allocate(question_tokens + 1, device, batch=1)
+        self._question_tail_free = True
+
+    @property
+    def reserved_bytes(self) -> int:
+        free = sum(buffer.nbytes for buffer in self._free)
+        return self.question_tail.nbytes + self._lent_bytes + free
+
+    def take_question(self, batch: int, tokens: int) -> torch.Tensor:
+        """`question_tail` if nobody has it: one question at a time finds it in its place."""
+        fits = batch == 1 and tokens < self.question_tail.shape[4]
+        if not (fits and self._question_tail_free):
+            return self.take(batch, tokens)
+        self._question_tail_free = False
+        return self.question_tail
+
+    def take(self, batch: int, tokens: int) -> torch.Tensor:
+        """``[layers, 2, batch, kv_heads, at least tokens, head_dim]``, of any content."""
+        fitting = [b for b in self._free if b.shape[2] == batch and b.shape[4] >= tokens]
+        if fitting:
+            buffer = min(fitting, key=lambda b: b.shape[4])
+            self._free = [b for b in self._free if b is not buffer]
+        else:
+            # A larger one of the same batch takes the place of a smaller one.
+            smaller = [b for b in self._free if b.shape[2] == batch]
+            if len(self._free) >= self._KEPT and smaller:
+                self._free = [b for b in self._free if b is not smaller[0]]
+            buffer = self._shape.allocate(tokens, self._device, batch)
+        self._lent_bytes += buffer.nbytes
+        return buffer
+
+    def give_back(self, buffer: torch.Tensor) -> None:
+        if buffer is self.question_tail:
+            self._question_tail_free = True
+            return
+        self._lent_bytes -= buffer.nbytes
+        self._free.append(buffer)
+        if len(self._free) > self._KEPT:
+            smallest = min(self._free, key=lambda b: b.nbytes)
+            self._free = [b for b in self._free if b is not smallest]

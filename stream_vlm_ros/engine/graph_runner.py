@@ -1,0 +1,558 @@
+"""How text runs through the model, in prefill and decode: call by call, or in captured steps.
+
+`TextRunner` is the plain way, on any device. `GraphRunner` takes steps of a few sizes, which a CUDA
+graph replays, and comes back to the plain way where a step cannot serve.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import weakref
+from collections import Counter
+from collections.abc import Sequence
+from itertools import accumulate, takewhile
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from stream_vlm_ros.engine.attention.base import KVPart, Readout
+from stream_vlm_ros.engine.attention.step import (
+    MAX_PARTS,
+    AttendStep,
+    PlaceStep,
+    StepAttention,
+    StepInputs,
+    StepMemory,
+    attend_step,
+    place_step,
+)
+from stream_vlm_ros.engine.attention.verified import Verified, relative_difference
+from stream_vlm_ros.engine.cache.manager import KVCacheManager
+from stream_vlm_ros.engine.cache.mrope import Vec
+from stream_vlm_ros.engine.cache.requests import Fork
+from stream_vlm_ros.engine.model.base import Linear, StreamModel
+from stream_vlm_ros.engine.model.compiled import recompiling
+from stream_vlm_ros.errors import InvalidParameterError
+
+QUESTION_PATHS = ("auto", "eager", "static", "graph")
+
+# Tokens of a step: one to decode, the others to prefill, padded to the next.
+SIZES = (1, 16, 32, 64, 128, 256)
+
+# Kernels that round differently are some 1 % apart at the end of a large model in bfloat16; a wrong
+# one is as far from the other as answers to different questions, more than 100 %.
+_MIN_WRONG = 0.2
+
+_log = logging.getLogger(__name__)
+
+
+class TextRunner:
+    """Text through the model, appended to a fork.
+
+    Attributes:
+        name: "eager", "static" or "graph".
+        reason: why it is not the one that was asked for, "" if it is.
+    """
+
+    name = "eager"
+
+    def __init__(self, model: StreamModel, reason: str = ""):
+        self._model, self.reason = model, reason
+
+    def warm_up(self) -> dict[str, Any]:
+        """Make ready, before the first question, what it would have to wait for.
+
+        Returns:
+            ``path`` that questions take, ``reason`` if that is not the one asked for, ``seconds``
+            taken, ``bytes`` of the device's memory taken for good.
+        """
+        return {"path": self.name, "reason": self.reason, "seconds": 0.0, "bytes": 0}
+
+    def append(
+        self, ids: list[int], start: Sequence[int], fork: Fork, readout: Readout | None = None
+    ) -> torch.Tensor:
+        """Append text that begins at ``start`` to a fork, behind what of it is there.
+
+        ``readout`` reads of its queries and keys before they are rotated.
+
+        Returns the logits ``[vocabulary]`` after its last token; they hold until the next call.
+        """
+        embeddings = self._model.embed_tokens(ids)[None]
+        positions = text_positions(start, fork.length, len(ids))
+        hidden = self._model.stream_forward(embeddings, positions, fork, readout=readout)
+        return self._model.logits(hidden[0, -1])
+
+    def begin(self, ids: list[int], start: Sequence[int], fork: Fork) -> None:
+        """Go ahead with what `append` will be called for next, if that costs the host no time."""
+
+    def score(
+        self,
+        prompt: list[int],
+        texts: Sequence[list[int]],
+        end: int,
+        start: Sequence[int],
+        fork: Fork,
+    ) -> list[float]:
+        """Append a prompt; log-probability of each text and then ``end`` behind it."""
+        first = self.append(prompt, start, fork)
+        longest = max(map(len, texts))
+        # Padded on the right: no real token ever attends to what stands after it.
+        ids = torch.tensor([text + [end] * (longest - len(text)) for text in texts])
+        with fork.branch(longest, batch=len(texts)) as branch:
+            positions = text_positions(start, fork.length, longest)
+            hidden = self._model.stream_forward(self._model.embed_tokens(ids), positions, branch)
+            logits = self._model.logits(hidden)  # [texts, longest, vocabulary]
+        before = first.expand(len(texts), 1, -1)
+        log_probs = torch.cat([before, logits], dim=1).log_softmax(-1)
+        return [
+            float(log_probs[row, range(len(text) + 1), [*text, end]].double().sum())
+            for row, text in enumerate(texts)
+        ]
+
+
+class StepKernels(NamedTuple):
+    """What steps are made of.
+
+    Attributes:
+        attend: a step's attention.
+        place: rotates its queries and keys, and writes to the tail.
+        matvec: takes the matrix products of steps of one token; None: as all others.
+    """
+
+    attend: AttendStep = attend_step
+    place: PlaceStep = place_step
+    matvec: Linear | None = None
+
+
+PLAIN_STEP = StepKernels()
+
+
+class GraphRunner(TextRunner):
+    """Text in steps of fixed shape, each recorded once as a CUDA graph.
+
+    One question at a time takes it: the one that has the question's tail. Another that is asked
+    meanwhile, or whose memory has more parts than a step has room for, goes the plain way.
+
+    Args:
+        manager: whose memory the questions read.
+        kernels: the steps' own.
+        graph: record and replay the steps; otherwise they are run again each time.
+        compiled: fuse what lies between the matrix products by ``torch.compile``.
+        reads: which heads the steps read before they are rotated; text that asks for others goes
+            the plain way.
+
+    Attributes:
+        captures: graphs recorded so far: one a size, however the memory grows.
+        steps: steps taken so far.
+        detours: how often text went the plain way, by reason.
+        fused: `verified.Verified` of torch.compile for steps.
+    """
+
+    def __init__(
+        self,
+        model: StreamModel,
+        manager: KVCacheManager,
+        kernels: StepKernels = PLAIN_STEP,
+        graph: bool = False,
+        compiled: bool = False,
+        reads: Readout | None = None,
+    ):
+        super().__init__(model)
+        self._reads = reads
+        self.name = "graph" if graph else "static"
+        self._manager, self._kernels = manager, kernels
+        self._graph, self._compiled = graph, compiled
+        # Being too large for the device is a reason not to take a graph, too.
+        self.fused: Verified[Any] = Verified("questions are answered without torch.compile", ())
+        self._graphs: Verified[Any] = Verified(
+            "questions are answered more slowly: no CUDA graph serves", ()
+        )
+        self.captures = self.steps = 0
+        self.detours: Counter[str] = Counter()
+        self._memory: StepMemory | None = None
+        self._reader: weakref.ref[Fork] | None = None  # whose parts the steps read now
+        self._weights_at = 0
+        self._ready: dict[int, _Ready] = {}
+        self._pool: Any = None  # of the graphs' memory
+        self._begun: weakref.WeakKeyDictionary[Fork, _Begun] = weakref.WeakKeyDictionary()
+        manager.follow(self)
+
+    @torch.inference_mode()
+    def warm_up(self) -> dict[str, Any]:
+        begin, before = time.perf_counter(), _reserved_bytes(self._model.device)
+        with self._manager.question_fork(0, 0) as fork:
+            for size in reversed(SIZES):  # the smaller ones share the largest one's memory
+                if not self._takes(fork, size):
+                    break
+            else:
+                self._compare(fork)
+        seconds = time.perf_counter() - begin
+        taken = _reserved_bytes(self._model.device) - before
+        _log.info("questions take the path '%s', warmed up in %.1f s", self.name, seconds)
+        return {**super().warm_up(), "seconds": seconds, "bytes": taken}
+
+    def begin(self, ids: list[int], start: Sequence[int], fork: Fork) -> None:
+        if self._graph and not self.reason and fork.has_question_tail:  # the device goes on alone
+            self._begun[fork] = _Begun(ids, self.append(ids, start, fork))
+
+    @torch.inference_mode()
+    def append(
+        self, ids: list[int], start: Sequence[int], fork: Fork, readout: Readout | None = None
+    ) -> torch.Tensor:
+        begun = self._begun.pop(fork, None)
+        if begun is not None and begun.ids == ids:
+            return begun.logits
+        logits = None
+        for piece in _pieces(ids):
+            if not self._takes(fork, len(piece), readout):
+                logits = super().append(piece, start, fork, readout)
+                continue
+            positions = text_positions(start, fork.length, len(piece))
+            _, logits = self._step(piece, positions, fork, len(piece))
+            if readout is not None:
+                readout.extend(self._ready[_size_for(len(piece))].step.readout, len(piece))
+        assert logits is not None
+        return logits
+
+    @torch.inference_mode()
+    def score(
+        self,
+        prompt: list[int],
+        texts: Sequence[list[int]],
+        end: int,
+        start: Sequence[int],
+        fork: Fork,
+    ) -> list[float]:
+        # The prompt's last tokens and all texts behind it side by side, as one step: each token
+        # sees the prompt and, of the texts, its own up to itself.
+        *before, shared = _pieces(prompt)
+        for piece in before:
+            self.append(piece, start, fork)
+        room = self._manager.max_tail_tokens - fork.length - len(shared)
+        longest = max(map(len, texts))
+        ready = all(self._takes(fork, size) for size in SIZES)
+        if not ready or longest > min(SIZES[-1], room):
+            return super().score(shared, texts, end, start, fork)
+        first = None  # log-probabilities of what follows the prompt
+        scores: list[float] = []
+        while len(scores) < len(texts):
+            together = _fitting(texts[len(scores) :], min(SIZES[-1] - len(shared), room))
+            behind = text_positions(start, fork.length + len(shared), longest)
+            ids, begins = list(shared), [0] * len(shared)
+            positions = [text_positions(start, fork.length, len(shared))]
+            for text in together:
+                begins += [len(ids)] * len(text)
+                ids += text
+                positions.append(behind[:, : len(text)])
+            hidden, logits = self._step(ids, torch.cat(positions, 1), fork, len(shared), begins)
+            if first is None:
+                first = logits.log_softmax(-1)
+            if together:
+                after = self._model.logits(hidden[len(shared) : len(ids)])
+                scores += _log_probabilities(first, after, together, end)
+            shared = []
+        return scores
+
+    # -- inside ------------------------------------------------------------------------------
+
+    def _takes(self, fork: Fork, tokens: int, readout: Readout | None = None) -> bool:
+        """Whether steps can serve this fork; then all is ready for one of so many tokens."""
+        obstacle = self.reason or self._obstacle(fork)
+        if not obstacle and readout and (not self._reads or readout.heads != self._reads.heads):
+            obstacle = "heads are read that the steps do not read"
+        if not obstacle:
+            self._read(fork)
+            obstacle = self._prepare(_size_for(tokens))
+        if obstacle:
+            if not self.detours[obstacle] and not self.reason:  # that was said
+                _log.warning("questions are answered more slowly: %s", obstacle)
+            self.detours[obstacle] += 1
+        return not obstacle
+
+    def _obstacle(self, fork: Fork) -> str:
+        if not fork.has_question_tail:
+            return "another answer is being written"
+        if len(fork.parts) > MAX_PARTS:
+            return f"the memory is read in more than {MAX_PARTS} parts"
+        if any(part.memory is not fork.parts[0].memory for part in fork.parts):
+            return "memory is read that is not the stream's"
+        return ""
+
+    def _read(self, fork: Fork) -> None:
+        """Let the steps read the fork's parts. (A fork's parts stay as they were made.)"""
+        stream = fork.parts[0].memory if fork.parts else self._manager.memory
+        if self._memory is None or self._memory.stream is not stream:  # the first, or it grew
+            self._memory = StepMemory(stream, self._manager.question_tail)
+            self._reader = None
+            self._forget_steps()
+        if self._reader is None or self._reader() is not fork:
+            weights_at = next(self._model.parameters()).data_ptr()
+            if self._weights_at != weights_at:  # a graph reads them where they were
+                self._forget_steps()
+                self._weights_at = weights_at
+            self._memory.load(fork.parts)
+            self._reader = weakref.ref(fork)
+
+    def memory_replaced(self) -> None:
+        """Let go of the old memory, unless an answer is still read from it."""
+        reader = None if self._reader is None else self._reader()
+        if reader is None or not reader.alive:
+            self._memory = self._reader = None
+            self._forget_steps()
+
+    def _compare(self, fork: Fork) -> None:
+        """Hold steps against plain calls, over noise in place of a memory that is still empty.
+
+        What a graph, a kernel or a compiler gets wrong on a machine that nobody tried must not
+        become an answer.
+        """
+        memory, room = self._manager.memory, self._manager.max_tail_tokens
+        if not self._graph or self._manager.get_seq_length() or room < 2:
+            return
+        size = min(400, memory.shape[3])
+        memory[:, :, :, :size].normal_()
+        offset = self._model.rotary.offset(Vec(5, 3, 1), memory.device)
+        fork.parts = [
+            KVPart(memory, slice(0, size // 3), offset),
+            KVPart(memory, slice(size // 3, size), None),
+        ]
+        self._reader = None  # of other parts
+        ids = list(range(min(20, room - 1)))  # any tokens
+        with self._manager.fork(len(ids) + 1) as other:
+            other.parts = fork.parts
+            for said in (ids, [1]):
+                plain = super().append(said, (size,) * 3, other)
+                steps = self.append(said, (size,) * 3, fork)
+                if why := relative_difference(steps, plain, _MIN_WRONG):
+                    self._graphs.refuse("", f"{why}, compared with plain calls")
+                    self._give_up()
+                    return
+
+    def _give_up(self) -> None:
+        self.name, self.reason = "eager", f"no CUDA graph serves: {self._graphs.refused['']}"
+        self._forget_steps()
+
+    def _forget_steps(self) -> None:
+        self._ready.clear()
+        self._pool = None  # it ends with the last of its graphs
+
+    def _prepare(self, size: int) -> str:
+        """Make a step of that size ready; "" or why there is none, which is found out once."""
+        while not self.reason and size not in self._ready:
+            if not self._graph:
+                self._ready[size] = self._make(size)
+                continue
+            fuses = self._compiled and not self.fused.refused
+            ready = (self.fused if fuses else self._graphs).attempt("", lambda: self._record(size))
+            if ready is not None:
+                self._ready[size] = ready
+            elif fuses:
+                self._forget_steps()
+            else:
+                self._give_up()
+        return self.reason
+
+    def _make(self, size: int) -> _Ready:
+        assert self._memory is not None
+        inputs, fuses = StepInputs(size, self._memory), self._compiled and not self.fused.refused
+        step = Step(self._model, self._memory, inputs, self._kernels, fuses, self._reads)
+        return _Ready(step)
+
+    def _record(self, size: int) -> _Ready:
+        ready = self._make(size)
+        self._pool = ready.record(self._pool)
+        self.captures += 1
+        return ready
+
+    def _step(
+        self,
+        ids: Sequence[int],
+        positions: torch.Tensor,
+        fork: Fork,
+        kept: int,
+        begins: Sequence[int] = (),
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take a step; the first ``kept`` of its tokens stay in the fork. See `StepInputs.load`."""
+        ready = self._ready[_size_for(len(ids))]
+        ready.inputs.load(ids, positions, fork.length, kept, begins)
+        self.steps += 1
+        fork.advance(kept)
+        return ready()
+
+
+class Step:
+    """The model over ``n`` tokens, of which the last may be padding, as a function of tensors.
+
+    Args:
+        memory: what it reads and writes.
+        inputs: what it is given.
+        kernels: its own.
+        compiled: fuse what lies between the matrix products by ``torch.compile``.
+        reads: which heads it reads before they are rotated.
+
+    Attributes:
+        readout: what was read of the last step's tokens, padding included; recorded in a graph, it
+            is read again at each replay.
+    """
+
+    def __init__(
+        self,
+        model: StreamModel,
+        memory: StepMemory,
+        inputs: StepInputs,
+        kernels: StepKernels = PLAIN_STEP,
+        compiled: bool = False,
+        reads: Readout | None = None,
+    ):
+        self.readout = (reads or Readout()).like()
+        self._model, self.inputs, self.compiled = model, inputs, compiled
+        attend, place, matvec = kernels
+        scaling = model.kv_shape.head_dim**-0.5
+        self._attention = StepAttention(
+            memory, inputs, attend, place, scaling, self.readout if reads else None
+        )
+        functions = model.functions._replace(split_rows=SIZES[-1] + 1)  # whole products alone
+        if compiled:
+            functions = functions._replace(finish=torch.compile(functions.finish, fullgraph=True))
+        if inputs.size == 1 and matvec is not None:
+            functions = functions._replace(linear=matvec)
+        self._functions = functions
+
+    @torch.inference_mode()
+    def __call__(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the tokens' keys and values to the tail; no other trace.
+
+        Returns:
+            Hidden states after the last norm, ``[n, hidden]``, and the logits ``[vocabulary]`` of
+            the token that was asked for, in float32.
+        """
+        self.readout.clear()
+        hidden = self._model.embed(self.inputs.ids)
+        positions = self.inputs.positions
+        hidden = self._model.decode(hidden, positions, self._attention, self._functions)
+        return hidden, self._model.logits(hidden.index_select(0, self.inputs.last))[0]
+
+
+class _Begun(NamedTuple):
+    """What was appended ahead of being asked for."""
+
+    ids: list[int]
+    logits: torch.Tensor
+
+
+class _Ready:
+    """A step, taken each time or, once recorded, replayed."""
+
+    def __init__(self, step: Step):
+        self.inputs, self.step = step.inputs, step
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def record(self, pool: Any) -> Any:
+        """Record a CUDA graph whose memory is shared with those of the same ``pool``; its pool.
+
+        The inputs are all padding, which leaves no trace but in the slot for that.
+        """
+        device = self.inputs.ids.device
+        with torch.cuda.device(device), recompiling():
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                for _ in range(2):  # what is compiled, loaded or allocated at a first call
+                    self.step()
+            torch.cuda.current_stream().wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads may go on using the device meanwhile.
+            with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
+                self._outputs = self.step()
+            self._graph = graph
+            return graph.pool()
+
+    def __call__(self) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._graph is None:
+            return self.step()
+        self._graph.replay()
+        return self._outputs
+
+
+def text_runner(
+    wanted: str, model: StreamModel, manager: KVCacheManager, device: torch.device
+) -> TextRunner:
+    """The runner of that name of `QUESTION_PATHS`; ``auto`` is the fastest that the device has.
+
+    Raises InvalidParameterError for another name, and for ``graph`` without a GPU.
+    """
+    if wanted not in QUESTION_PATHS:
+        raise InvalidParameterError(
+            f"question_path '{wanted}' is unknown: use one of {', '.join(QUESTION_PATHS)}"
+        )
+    on_gpu = device.type == "cuda"
+    if wanted == "graph" and not on_gpu:
+        raise InvalidParameterError(
+            f"question_path 'graph' needs a CUDA GPU, and the engine is on {device}: use auto"
+        )
+    if wanted == "eager" or (wanted == "auto" and not on_gpu):
+        return TextRunner(model)
+    if not on_gpu:
+        return GraphRunner(model, manager)
+    loading: Verified[StepKernels] = Verified("questions are answered more slowly")
+    kernels = loading.attempt("", lambda: _triton_kernels(model, device))
+    if kernels is None:
+        return TextRunner(model, loading.refused[""])
+    graph = wanted != "static"
+    return GraphRunner(model, manager, kernels, graph, compiled=graph)
+
+
+def _triton_kernels(model: StreamModel, device: torch.device) -> StepKernels:
+    size = model.kv_shape.head_dim
+    if size < 16 or size & (size - 1):
+        raise InvalidParameterError(f"Triton takes heads of 16, 32, 64, ..., not of {size}")
+    from stream_vlm_ros.engine.attention.triton_decode import matvec, place, split_attention
+
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    return StepKernels(split_attention(processors), place, matvec)
+
+
+def text_positions(start: Sequence[int], done: int, count: int) -> torch.Tensor:
+    """``[3, count]``: the text tokens after ``done`` others that began at ``start``."""
+    return torch.from_numpy(np.add.outer(start, np.arange(done, done + count)))
+
+
+def _pieces(ids: list[int]) -> list[list[int]]:
+    """``ids`` in pieces of the largest step; the last may be shorter."""
+    return [ids[at : at + SIZES[-1]] for at in range(0, len(ids), SIZES[-1])]
+
+
+def _size_for(tokens: int) -> int:
+    return next(size for size in SIZES if size >= tokens)
+
+
+def _fitting(texts: Sequence[list[int]], room: int) -> Sequence[list[int]]:
+    """The first of ``texts``, as many as fit into so many tokens."""
+    taken = takewhile(lambda tokens: tokens <= room, accumulate(map(len, texts)))
+    return texts[: len(list(taken))]
+
+
+def _log_probabilities(
+    first: torch.Tensor, after: torch.Tensor, texts: Sequence[list[int]], end: int
+) -> list[float]:
+    """Log-probability of each text and then ``end``.
+
+    Args:
+        first: log-probabilities ``[vocabulary]`` of a text's first token.
+        after: logits ``[tokens, vocabulary]`` behind each token of the texts, laid end to end.
+    """
+    device = after.device
+    follows = torch.tensor([token for text in texts for token in (*text[1:], end)], device=device)
+    lengths = torch.tensor([len(text) for text in texts], device=device)
+    owner = torch.arange(len(texts), device=device).repeat_interleave(
+        lengths, output_size=len(after)
+    )
+    chosen = after.gather(1, follows[:, None])[:, 0].double() - after.logsumexp(-1).double()
+    begins = torch.tensor([text[0] for text in texts], device=device)
+    return first[begins].double().index_add(0, owner, chosen).tolist()
+
+
+def _reserved_bytes(device: torch.device) -> int:
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0

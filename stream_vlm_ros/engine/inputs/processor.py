@@ -1,0 +1,148 @@
+"""What surrounds the weights: tokenizer, chat template, and how pictures become patches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from stream_vlm_ros.engine.inputs.frames import FrameProcessor, ImageSettings, read_json_object
+from stream_vlm_ros.errors import (
+    InvalidParameterError,
+    ModelLoadError,
+    check_model_folder,
+)
+
+
+@dataclass(frozen=True)
+class StreamProcessor:
+    """Tokenizer, image settings and chat template of one checkpoint.
+
+    Stands in for the library's AutoProcessor, whose video part needs torchvision.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    image_settings: ImageSettings
+    chat_template: str
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> StreamProcessor:
+        """From a checkpoint folder on this machine; nothing is downloaded, no weights are needed.
+
+        Raises ModelLoadError naming the folder or file that is missing or unusable.
+        """
+        folder = Path(path)
+        check_model_folder(folder)
+        template = _load_chat_template(folder)
+        tokenizer = _load_tokenizer(folder)
+        tokenizer.chat_template = template
+        return cls(tokenizer, ImageSettings.from_folder(folder), template)
+
+    @classmethod
+    def wrap(cls, processor: Any) -> StreamProcessor:
+        """From a StreamProcessor (as it is) or a processor of transformers.
+
+        The latter needs a ``tokenizer``, an ``image_processor`` (else a ``video_processor``) and a
+        chat template. Raises InvalidParameterError saying which one is missing.
+        """
+        if isinstance(processor, cls):
+            return processor
+        tokenizer = getattr(processor, "tokenizer", None)
+        if tokenizer is None:
+            raise InvalidParameterError(
+                f"the processor ({type(processor).__name__}) has no tokenizer; "
+                "use StreamProcessor.from_pretrained(path)"
+            )
+        images = getattr(processor, "image_processor", None)
+        if images is None:
+            images = getattr(processor, "video_processor", None)
+        if images is None:
+            raise InvalidParameterError(
+                f"the processor ({type(processor).__name__}) has neither an image_processor nor a "
+                "video_processor; use StreamProcessor.from_pretrained(path)"
+            )
+        template = _default_template(getattr(processor, "chat_template", None))
+        template = template or _default_template(getattr(tokenizer, "chat_template", None))
+        if template is None:
+            raise InvalidParameterError(
+                f"the processor ({type(processor).__name__}) has no chat template"
+            )
+        return cls(tokenizer, ImageSettings.from_dict(images.to_dict()), template)
+
+    def frame_processor(
+        self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> FrameProcessor:
+        """The FrameProcessor of these settings."""
+        return FrameProcessor(self.image_settings, device, dtype)
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = False,
+        tokenize: bool = False,
+    ) -> str:
+        """The messages as one text in the model's chat layout; see transformers for their form.
+
+        ``tokenize`` is the library's; only False is taken. Raises InvalidParameterError.
+        """
+        if tokenize:
+            raise InvalidParameterError(
+                "tokenize=True is not supported: encode the text by processor.tokenizer"
+            )
+        text = self.tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            chat_template=self.chat_template,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+        )
+        assert isinstance(text, str)
+        return text
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    # tokenizer.json says it all. The library's AutoTokenizer may rebuild the tokenizer by a class
+    # that config.json suggests, and then loses words of one that was built otherwise.
+    whole = (folder / "tokenizer.json").is_file()
+    if not whole and not all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
+        raise ModelLoadError(
+            f"{folder} has no tokenizer: neither tokenizer.json nor vocab.json with merges.txt; "
+            "copy it from the release of the model"
+        )
+    loader = PreTrainedTokenizerFast if whole else AutoTokenizer
+    try:
+        return loader.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exception for a broken file
+        raise ModelLoadError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
+
+
+def _load_chat_template(folder: Path) -> str:
+    """In the library's order of precedence."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ModelLoadError(f"{file} cannot be read as text: {error}") from error
+    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+        file = folder / name
+        if file.is_file():
+            template = _default_template(read_json_object(file).get("chat_template"))
+            if template is not None:
+                return template
+    raise ModelLoadError(
+        f"{folder} has no chat template: none of chat_template.jinja, chat_template.json and "
+        "tokenizer_config.json holds one; copy it from the release of the model"
+    )
+
+
+def _default_template(template: Any) -> str | None:
+    """The template to use: the only one, or of several the one named default."""
+    if isinstance(template, list):  # tokenizer files write several as a list of name and template
+        template = {entry.get("name"): entry.get("template") for entry in template}
+    if isinstance(template, Mapping):
+        template = template.get("default")
+    return template if isinstance(template, str) and template else None

@@ -1,0 +1,12 @@
+"""The network: patches -> features, embeddings -> hidden states -> logits.
+
+`base` says what a family of models gives; `qwen2_5_vl` is one.
+
+    base            `StreamModel`: what the engine asks of a network, and what a new family gives
+    qwen2_5_vl      `StreamQwenModel`: the vision tower and the language model
+    config          its configuration, and what of it is refused
+    weights         from files and into files, by one table of released names
+    adapter         a LoRA adapter, folded into the weights
+    compiled        torch.compile for a chunk's elementwise work
+    device          devices and number formats by name
+"""

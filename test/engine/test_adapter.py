@@ -1,0 +1,165 @@
+"""A LoRA adapter next to the weights is folded in by its own config, or refused in words."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from toy_qwen import library_checkpoint, library_name
+
+from stream_vlm_ros.engine import StreamQwenModel
+from stream_vlm_ros.errors import ModelLoadError
+
+Q, DOWN = "model.layers.1.self_attn.q_proj", "model.layers.0.mlp.down_proj"
+VISION, EMBED = "visual.blocks.0.attn.qkv", "model.embed_tokens"
+R, ALPHA = 4, 6
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return library_checkpoint(tmp_path, 2)
+
+
+def weights_of(folder):
+    return {n: w.clone() for n, w in StreamQwenModel.from_pretrained(folder).state_dict().items()}
+
+
+def matrices(weight, rank=R, embeds=False):
+    """A and B in the sizes that PEFT gives them."""
+    rows, columns = weight.shape[::-1] if embeds else weight.shape
+    return torch.randn(rank, columns), torch.randn(rows, rank)
+
+
+def adapter(folder, modules, style=library_name, extra=None, ranks=None, embeds=(), **config):
+    """Write an adapter for these modules; {module: (A, B)}."""
+    plain = weights_of(folder)
+    told = {"peft_type": "LORA", "r": R, "lora_alpha": ALPHA, "init_lora_weights": True, **config}
+    given, tensors = {}, dict(extra or {})
+    for module in modules:
+        weight = plain[f"{module}.weight"]
+        a, b = given[module] = matrices(weight, (ranks or {}).get(module, R), module in embeds)
+        path = "base_model.model." + style(module + ".")
+        if module in embeds:
+            tensors |= {f"{path}lora_embedding_A": a, f"{path}lora_embedding_B": b}
+        else:
+            tensors |= {f"{path}lora_A.weight": a, f"{path}lora_B.weight": b}
+    (folder / "adapter_config.json").write_text(json.dumps(told))
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return plain, given
+
+
+def assert_folded(folder, plain, changes):
+    """The loaded weights are the plain ones, and those of ``changes`` that much more."""
+    found = StreamQwenModel.from_pretrained(folder).state_dict()
+    assert changes.keys() <= found.keys()
+    for name, weight in found.items():
+        torch.testing.assert_close(weight, plain[name] + changes.get(name, 0.0))
+    assert all(change.abs().max() > 0.1 for change in changes.values())
+
+
+@pytest.mark.parametrize("style", [library_name, lambda name: name])
+@pytest.mark.parametrize("stabilised", [False, True])
+def test_each_module_has_scale_times_b_a_more(folder, style, stabilised):
+    plain, given = adapter(folder, [Q, DOWN, VISION], style, use_rslora=stabilised)
+    scale = ALPHA / (math.sqrt(R) if stabilised else R)
+    changes = {f"{module}.weight": scale * (b @ a) for module, (a, b) in given.items()}
+    assert_folded(folder, plain, changes)
+
+
+def test_patterns_say_the_rank_and_the_alpha_of_single_modules(folder):
+    plain, given = adapter(
+        folder,
+        [Q, DOWN, VISION],
+        ranks={Q: 2, VISION: 3},
+        rank_pattern={"layers.1.self_attn.q_proj": 2, "qkv": 3},
+        alpha_pattern={r".*\.mlp\.down_proj": 20, "proj": 1000},  # "proj" alone is no module
+    )
+    scales = {Q: ALPHA / 2, DOWN: 20 / R, VISION: ALPHA / 3}
+    changes = {f"{name}.weight": scales[name] * (b @ a) for name, (a, b) in given.items()}
+    assert_folded(folder, plain, changes)
+
+
+def test_an_embedding_has_its_change_the_other_way_round(folder):
+    plain, given = adapter(folder, [EMBED], embeds=[EMBED])
+    a, b = given[EMBED]
+    assert_folded(folder, plain, {f"{EMBED}.weight": ALPHA / R * (b @ a).T})
+
+
+def test_weights_that_it_replaces_as_a_whole_are_replaced(folder):
+    head = torch.randn(weights_of(folder)["lm_head.weight"].shape)
+    bias = torch.randn(64)
+    plain, _ = adapter(
+        folder,
+        [],
+        modules_to_save=["lm_head"],
+        bias="lora_only",
+        extra={
+            "base_model.model.lm_head.weight": head,
+            "base_model.model.model.language_model.layers.1.self_attn.q_proj.bias": bias,
+        },
+    )
+    changes = {"lm_head.weight": head - plain["lm_head.weight"]}
+    changes[f"{Q}.bias"] = bias - plain[f"{Q}.bias"]
+    assert_folded(folder, plain, changes)
+
+
+def test_half_precision_weights_are_folded_in_float32(folder):
+    _, given = adapter(folder, [Q])
+    a, b = given[Q]
+    (folder / "adapter_config.json").rename(folder / "aside.json")
+    plain = StreamQwenModel.from_pretrained(folder, torch_dtype=torch.bfloat16).state_dict()
+    (folder / "aside.json").rename(folder / "adapter_config.json")
+    found = StreamQwenModel.from_pretrained(folder, torch_dtype=torch.bfloat16).state_dict()
+    expected = (plain[f"{Q}.weight"].float() + ALPHA / R * (b @ a)).bfloat16()
+    assert torch.equal(found[f"{Q}.weight"], expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "extra", "words"),
+    [
+        ({"peft_type": "IA3"}, {}, "of the kind 'IA3', not LORA"),
+        ({"use_dora": True}, {}, "use_dora"),
+        ({"layer_replication": [[0, 2], [1, 2]]}, {}, "repeats layers"),
+        ({"init_lora_weights": "pissa_niter_4"}, {}, "pissa_niter_4"),
+        ({"r": 8}, {}, "has rank 4, but its config says 8"),
+        ({"lora_alpha": None}, {}, "lora_alpha is None"),
+        ({}, {"model.layers.0.mlp.down_proj.lora_magnitude_vector": (64,)}, "more than a product"),
+        ({}, {"model.layers.7.mlp.up_proj.lora_A.weight": (4, 64)}, "not part of the model"),
+        ({}, {"model.layers.0.mlp.up_proj.lora_A.weight": (4, 64)}, "only one of"),
+        ({}, {"lm_head.weight": (3, 64)}, r"lm_head.weight is \[3, 64\]"),
+    ],
+)
+def test_what_is_more_than_that_is_refused_by_its_reason(folder, config, extra, words):
+    extra = {f"base_model.model.{name}": torch.ones(size) for name, size in extra.items()}
+    adapter(folder, [Q], extra=extra, **config)
+    with pytest.raises(ModelLoadError, match=f"adapter in .* cannot be folded .*{words}"):
+        StreamQwenModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("what", ["head", "embedding"])
+def test_of_weights_that_are_tied_it_cannot_change_one(tmp_path, what):
+    folder = library_checkpoint(tmp_path, 2, tied=True)
+    size = weights_of(folder)[f"{EMBED}.weight"].shape
+    name = "lm_head" if what == "head" else "model.embed_tokens"
+    adapter(folder, [Q], extra={f"base_model.model.{name}.weight": torch.ones(size)})
+    with pytest.raises(ModelLoadError, match=r"one matrix for .*embed_tokens.weight, lm_head"):
+        StreamQwenModel.from_pretrained(folder)
+
+
+def test_an_incomplete_adapter_is_never_ignored(folder):
+    adapter(folder, [Q])
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(ModelLoadError, match=r"no adapter_model.safetensors"):
+        StreamQwenModel.from_pretrained(folder)
+    (folder / "adapter_model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ModelLoadError, match=r"cannot read .*adapter_model.safetensors"):
+        StreamQwenModel.from_pretrained(folder)
+
+
+def test_a_folder_with_an_adapter_alone_says_what_is_lacking(folder):
+    adapter(folder, [Q])
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelLoadError, match="holds an adapter alone: put it next to the full"):
+        StreamQwenModel.from_pretrained(folder)
