@@ -246,6 +246,7 @@ def replay(
     from stream_vlm_ros.console import make_console
     from stream_vlm_ros.replay.command import run_job, settings_of
     from stream_vlm_ros.replay.job import ReplayJob
+    from stream_vlm_ros.replay.live.realtime import realtime_run
     from stream_vlm_ros.replay.questions import load_questions
 
     side = Console(highlight=False, stderr=True)
@@ -263,7 +264,7 @@ def replay(
         },
         resume=not fresh,
         bag=bag,
-        realtime=realtime,
+        run_live=realtime_run if realtime or attach else None,
         attach=attach,
         play=play,
         console=side,

@@ -7,13 +7,7 @@ Runs as its own process::
 
 from __future__ import annotations
 
-from stream_vlm_ros.processes.ros_process import (
-    INTERRUPTED,
-    end_quietly_on_signals,
-    leave,
-    names_seen_by,
-    run,
-)
+from stream_vlm_ros.processes.ros_process import INTERRUPTED, end_quietly_on_signals, leave, run
 
 if __name__ == "__main__":
     end_quietly_on_signals(INTERRUPTED)  # before the imports, which are slow
@@ -21,28 +15,20 @@ if __name__ == "__main__":
 import contextlib
 import threading
 import time
-from typing import Any
+from collections.abc import Callable, Iterator
 
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import Header
 from stream_vlm.msg import Answer, CacheStatus
-from stream_vlm.srv import Query
 
+from stream_vlm_ros.client.messages import seconds
+from stream_vlm_ros.client.node_client import NodeClient, NodeUnavailableError
 from stream_vlm_ros.demo.report import Exchange, Frames, Memory, Report
 from stream_vlm_ros.demo.settings import ClientSettings
 from stream_vlm_ros.node.parameters import declare
 from stream_vlm_ros.world.examiner import Question, Verdict, examiner_for
-
-
-class DemoFailed(Exception):
-    """The demo cannot go on; the message is the reason."""
-
-
-def seconds(stamp: Any) -> float:
-    """A ROS time or duration in seconds."""
-    return stamp.sec + stamp.nanosec / 1e9
 
 
 def memory_of(status: CacheStatus) -> Memory:
@@ -81,13 +67,9 @@ class DemoClient(Node):
         self.examiner = examiner_for(
             self.options["source"], self.options["questions"], self.options["sample_fps"]
         )
-        self.status: CacheStatus | None = None
-        self.status_at = 0.0  # monotonic seconds
-        self._look_again_at = 0.0
         self.origin: float | None = None  # stamp of the source's first frame, seconds
-        name = self.options["node"]
-        self.query = self.create_client(Query, f"{name}/query")
-        self.create_subscription(CacheStatus, f"{name}/cache_status", self._take_status, 10)
+        self.asked = NodeClient(self, self.options["node"], self._note_status)
+        self._tick: Callable[[], None] = lambda: None  # turns the line that spins
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self.create_subscription(Header, "source/origin", self._take_origin, latched)
         self._server = SingleThreadedExecutor()
@@ -109,8 +91,7 @@ class DemoClient(Node):
         self._server.shutdown(timeout_sec=1.0)
         self.destroy_node()
 
-    def _take_status(self, message: CacheStatus) -> None:
-        self.status, self.status_at = message, time.monotonic()
+    def _note_status(self, message: CacheStatus) -> None:
         self.report.note_memory(memory_of(message), frames_of(message))
 
     def _take_origin(self, message: Header) -> None:
@@ -122,7 +103,7 @@ class DemoClient(Node):
         """Ask, and say what came of it; the exit status: 0 if everything was answered and held."""
         try:
             self._run()
-        except DemoFailed as failure:
+        except NodeUnavailableError as failure:
             self.report.fail(str(failure))
         self.report.summary()
         return 1 if self.report.failures else 0
@@ -131,10 +112,9 @@ class DemoClient(Node):
         """Wait for the node and its first frames, then ask until the time is over."""
         patience, length = self.options["patience"], self.options["seconds"]
         with self._telling("Waiting for the node to load its model"):
-            self._wait(lambda: self._state() == "active", patience, self._why_not_active)
-            self._wait(self.query.service_is_ready, patience, lambda: "its service ~/query is away")
+            self._wait(lambda: self.asked.ready, patience, self.asked.why_not_ready)
         with self._telling("Waiting for the first frames"):
-            self._wait(lambda: self._frames_in_memory() > 0, patience, self._why_no_frames)
+            self._wait(lambda: self.asked.frames > 0, patience, self.asked.why_no_frames)
         started = time.monotonic()
         count = self.options["count"] or max(2, round(length / self.examiner.every))
         for index in range(1, count + 1):
@@ -142,12 +122,13 @@ class DemoClient(Node):
                 break  # slow answers: the time asked for counts, not the number of questions
             due = started + length * index / count
             with self._telling(self._progress):
-                self._wait(lambda due=due: time.monotonic() >= due, length + 1, None)
+                self._pass_time(until=due)
             question = self._question(time.monotonic() - started)
             if question is not None:
                 self._ask(question, time.monotonic() - started)
         asked = time.monotonic()  # the summary tells the state after the last answer
-        self._wait(lambda: self.status_at > asked, 5.0, lambda: "~/cache_status fell silent")
+        silent = "~/cache_status fell silent"
+        self._wait(lambda: self.asked.status_at > asked, 5.0, lambda: silent)
 
     def _question(self, elapsed: float) -> Question | None:
         """What to ask now; where the truth is known, right after a chunk has been remembered."""
@@ -155,17 +136,15 @@ class DemoClient(Node):
             return self.examiner.question(self._memory_time(elapsed))
         for _ in range(self.CHUNKS_TO_WAIT):
             with self._telling(self._progress):
-                known = self._chunks()
-                self._wait(lambda known=known: self._chunks() > known, 10.0, None)
+                self._pass_time(until=time.monotonic() + 10.0, chunks=self.asked.chunks + 1)
             question = self.examiner.question(self._memory_time(elapsed))
             if question is not None:
                 return question
         return None
 
     def _ask(self, question: Question, elapsed: float) -> None:
-        request = Query.Request(question=question.text, choices=list(question.choices))
-        request.max_new_tokens = self.options["max_new_tokens"]
-        future = self.query.call_async(request)
+        limit = self.options["max_new_tokens"]
+        future = self.asked.ask(question.text, question.choices, limit)
         with self._telling(f"Asking: {question.text}"):
             self._wait(
                 future.done,
@@ -202,15 +181,6 @@ class DemoClient(Node):
 
     # Small questions about the state of things. -----------------------------------------------
 
-    def _state(self) -> str:
-        return self.status.state if self.status else ""
-
-    def _frames_in_memory(self) -> int:
-        return self.status.frames if self.status else 0
-
-    def _chunks(self) -> int:
-        return self.status.chunks if self.status else 0
-
     def _source_time(self, elapsed: float) -> float:
         """Seconds since the source's first frame; since ours, if the source does not tell."""
         if self.origin is None:
@@ -219,21 +189,12 @@ class DemoClient(Node):
 
     def _memory_time(self, elapsed: float) -> float:
         """The source's time of the newest frame in memory, as far as the last status tells."""
-        if self.origin is None or self.status is None:
+        if self.origin is None or self.asked.status is None:
             return elapsed
-        return seconds(self.status.newest_stamp) - self.origin
-
-    def _why_not_active(self) -> str:
-        if self.status is None:
-            return "it cannot be seen: no message on ~/cache_status"
-        return f"its state is {self._state() or 'unknown'}"
-
-    def _why_no_frames(self) -> str:
-        received = self.status.frames_received if self.status else 0
-        return f"it received {received} images and took none into memory"
+        return seconds(self.asked.status.newest_stamp) - self.origin
 
     def _progress(self) -> str:
-        status = self.status
+        status = self.asked.status
         if status is None:
             return "The video runs"
         return (
@@ -243,50 +204,37 @@ class DemoClient(Node):
 
     # Waiting. ---------------------------------------------------------------------------------
 
-    def _wait(self, condition, limit: float, why) -> None:
-        """Until ``condition()``; after ``limit`` seconds fail with ``why()`` (None: just go on)."""
-        end = time.monotonic() + limit
-        while not condition():
-            if not self.context.ok():
-                raise ExternalShutdownException
-            self._refuse_second_node()
-            if time.monotonic() > end:
-                if why is None:
-                    return
-                raise DemoFailed(
-                    f"waited {limit:.0f} s for the node {self.options['node']}: {why()}"
-                )
-            self._spinner_tick()
-            time.sleep(0.02)
+    def _wait(self, condition: Callable[[], bool], limit: float, why: Callable[[], str]) -> None:
+        """Until ``condition()``; raises NodeUnavailableError with ``why()`` after ``limit``
+        seconds."""
+        self.asked.wait(condition, why, limit, self._meanwhile)
 
-    def _refuse_second_node(self) -> None:
-        """Two nodes of one name both answer; looked for once a second."""
-        if time.monotonic() < self._look_again_at:
-            return
-        self._look_again_at = time.monotonic() + 1.0
-        name = self.resolve_service_name(self.query.srv_name).rpartition("/")[0]
-        if names_seen_by(self).count(name) > 1:
-            raise DemoFailed(
-                f"two nodes named {name} run on this ROS graph: end the other one, or give this "
-                "one another namespace"
-            )
+    def _pass_time(self, until: float, chunks: int | None = None) -> None:
+        """Until that monotonic time, or until the memory has taken in so many ``chunks``."""
+
+        def over() -> bool:
+            enough = chunks is not None and self.asked.chunks >= chunks
+            return enough or time.monotonic() >= until
+
+        self.asked.wait(over, str, float("inf"), self._meanwhile)
+
+    def _meanwhile(self) -> None:
+        self.asked.refuse_second_node()
+        self._tick()
+        time.sleep(0.02)
 
     @contextlib.contextmanager
-    def _telling(self, text):
+    def _telling(self, text: str | Callable[[], str]) -> Iterator[None]:
         """A spinning line with ``text`` (or what it returns) while waiting; on terminals only."""
-        self._spinner_tick = lambda: None
         if not self.report.console.is_terminal:
             yield
             return
-        say = text if callable(text) else lambda: text
-        with self.report.console.status(say(), spinner="dots") as spinner:
+        first = text() if callable(text) else text
+        with self.report.console.status(first, spinner="dots") as spinner:
             if callable(text):
-                self._spinner_tick = lambda: spinner.update(text())
+                self._tick = lambda: spinner.update(text())
             yield
-        self._spinner_tick = lambda: None
-
-    def _spinner_tick(self) -> None:
-        """Replaced while a spinning line is shown."""
+        self._tick = lambda: None
 
 
 def main(arguments: list[str] | None = None) -> int:

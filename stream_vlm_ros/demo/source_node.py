@@ -12,12 +12,10 @@ from stream_vlm_ros.processes.ros_process import end_quietly_on_signals, leave, 
 if __name__ == "__main__":
     end_quietly_on_signals()  # before the imports, which are slow
 
-import array
 import sys
 import time
 from dataclasses import dataclass
 
-import numpy as np
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
@@ -25,26 +23,11 @@ from rclpy.time import Time
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
+from stream_vlm_ros.client.messages import image_message
 from stream_vlm_ros.demo.settings import SourceSettings
 from stream_vlm_ros.errors import SourceUnreadableError
 from stream_vlm_ros.node.parameters import declare
 from stream_vlm_ros.sources import Frame, Source, loop, open_source, parse_size
-
-
-def image_message(frame: Frame, stamp, frame_id: str) -> Image:
-    """``frame`` as an rgb8 image with the header given; one copy, no loop over the bytes."""
-    pixels = np.ascontiguousarray(frame.image)  # [height, width, 3]
-    data = array.array("B")
-    data.frombytes(memoryview(pixels).cast("B"))
-    message = Image()
-    message.header.stamp = stamp
-    message.header.frame_id = frame_id
-    message.height, message.width = pixels.shape[:2]
-    message.encoding = "rgb8"
-    message.is_bigendian = 0
-    message.step = pixels.shape[1] * 3
-    message.data = data  # an array of bytes is taken over as it is
-    return message
 
 
 @dataclass
@@ -140,8 +123,8 @@ class SourceNode(Node):
                     self.skipped += 1
                     self._serve(0)
                     continue
-            stamp = self._stamp(frame, pace, started, source.live)
-            self.publisher.publish(image_message(frame, stamp, "camera"))
+            stamp_ns = self._stamp(frame, pace, started, source.live)
+            self.publisher.publish(image_message(frame.image, stamp_ns))
             self.published += 1
             self._serve(0)
         if source.state.damage:
@@ -156,11 +139,12 @@ class SourceNode(Node):
             raise ExternalShutdownException
         self._server.spin_once(timeout_sec=seconds)
 
-    def _stamp(self, frame: Frame, pace: Pace, started: Time, live: bool):
+    def _stamp(self, frame: Frame, pace: Pace, started: Time, live: bool) -> int:
         if self.options["stamps"] == "publish" or live:
-            return self.get_clock().now().to_msg()
-        elapsed = frame.stamp_ns - pace.first_stamp_ns
-        return Time(nanoseconds=started.nanoseconds + elapsed).to_msg()
+            now: int = self.get_clock().now().nanoseconds
+            return now
+        start: int = started.nanoseconds
+        return start + frame.stamp_ns - pace.first_stamp_ns
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -183,7 +183,7 @@ def remembered_features(network: StreamQwenModel, most: int = 4096) -> Iterator[
             seen[key] = encode(patches, *options)
         return seen[key]
 
-    network.encode_frames = remember  # type: ignore[method-assign]  # till the end of it
+    network.encode_frames = remember  # type: ignore[method-assign, assignment]  # till the end of it
     try:
         yield
     finally:

@@ -22,12 +22,12 @@ from stream_vlm_ros.engine import (
     ChoiceMetrics,
     InferenceEngine,
     StreamProcessor,
-    StreamQwenModel,
     VideoStreamingInference,
 )
 from stream_vlm_ros.engine.cache.manager import KVCacheManager, Snapshot
 from stream_vlm_ros.engine.inputs.frames import to_arrays
 from stream_vlm_ros.engine.inputs.timestamps import check_about, frame_times
+from stream_vlm_ros.engine.model.base import StreamModel
 from stream_vlm_ros.engine.results import WarmUp
 from stream_vlm_ros.errors import (
     EmptyMemoryError,
@@ -111,7 +111,7 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
 
     def __init__(
         self,
-        model: StreamQwenModel,
+        model: StreamModel,
         processor: Any,
         device: str | torch.device | None = None,
         *,
@@ -153,7 +153,7 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
         self.counts = EncodingCounts()
 
     @property
-    def model(self) -> StreamQwenModel:
+    def model(self) -> StreamModel:
         return self._stream.model
 
     @property

@@ -1,7 +1,8 @@
-"""The ROS 2 side: the node and what it is made of. The only place that imports rclpy.
+"""The ROS 2 side: the node and what it is made of.
 
 The node
-    stream_vlm_node `StreamVlmNode`: parameters, topics, services, lifecycle
+    stream_vlm_node `StreamVlmNode`: parameters, the lifecycle, and how the parts hang together
+    lifecycle       transitions whose failures are told
     spinning        the executor that serves the node
     parameters      the table of settings as parameters: declared, described, read
     loading         from the parameters to a running engine
@@ -20,5 +21,10 @@ An image comes in
 The engine works
     worker          one thread that owns it, and the queue in front of it
     turns           an answer's next token, or a chunk
-    health          what is said on /diagnostics
+
+A question is answered
+    ask_server      ~/query, ~/ask, ~/reset, and ~/answer
+
+What the node says of itself
+    health          what is counted, and what /diagnostics makes of it
 """

@@ -1,4 +1,4 @@
-"""What the node says about itself on /diagnostics, as plain values.
+"""What is counted in the node, and what /diagnostics says of it, as plain values.
 
 The keys ``frame_rate_msg``, ``current_delay_from_realtime_ms``, ``expected_frequency`` and
 ``tolerance`` are those that existing dashboards read.
@@ -6,11 +6,15 @@ The keys ``frame_rate_msg``, ``current_delay_from_realtime_ms``, ``expected_freq
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from enum import IntEnum
 from threading import Lock
+from typing import Protocol
 
+from stream_vlm_ros.config import Settings
+from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.sampling import SECOND
 
 TOLERANCE_PERCENT = 10.0
@@ -143,6 +147,98 @@ class SilenceNews:
             return ""
         before, self._told = self._told, (facts.topic, facts.cause) if facts.silent else None
         return facts.silence if self._told not in (None, before) else ""
+
+
+class ImageSource(Protocol):
+    """What is asked of the image input."""
+
+    messages_lost: int
+
+    @property
+    def topic(self) -> str:
+        """The topic subscribed to."""
+
+    @property
+    def reliable(self) -> bool:
+        """Whether every image is asked for."""
+
+    def cause_of_silence(self) -> str:
+        """Why no image arrives, as far as the graph tells."""
+
+
+class Figures:
+    """What is counted from one configuring to the next, and the facts that come of it.
+
+    Attributes:
+        counters: what became of every frame.
+        monitor: of the images that arrive.
+        last_refusal: of a frame, in words.
+    """
+
+    ON_PURPOSE = (Drop.SAMPLING, Drop.INACTIVE, Drop.RESET)
+
+    def __init__(self) -> None:
+        self.counters = FrameCounters()
+        self.monitor = InputMonitor()
+        self.last_refusal = ""
+        self._reported_drops = dict.fromkeys(Drop, 0)
+        self._clock_moved = (0, 0.0)  # (the node's clock, the steady clock) when it last moved
+
+    def input_facts(
+        self,
+        source: ImageSource,
+        now_ns: int,
+        parameters: Settings,
+        *,
+        active: bool,
+        arrival_timed: bool,
+        simulated_time: bool,
+    ) -> InputFacts:
+        """The facts now; the faults among them are those since the last call."""
+        silent_for = self.monitor.seconds_without_image(now_ns)
+        timeout = parameters.no_image_timeout
+        drops = dict(self.counters.dropped)
+        before, self._reported_drops = self._reported_drops, drops
+        return InputFacts(
+            topic=source.topic,
+            active=active,
+            silent_for=silent_for,
+            timeout=timeout,
+            cause=source.cause_of_silence() if silent_for > timeout else "",
+            stamp_rate=self.monitor.stamp_rate,
+            arrival_rate=self.monitor.arrival_rate,
+            delay_ms=self.monitor.delay_ms,
+            expected_rate=parameters.sample_fps,
+            arrival_timed=arrival_timed,
+            clock_fault=self._clock_fault(now_ns, timeout, simulated_time),
+            counts=self.counters.snapshot(),
+            new_faults={c.value: drops[c] - before[c] for c in Drop if c not in self.ON_PURPOSE},
+            messages_lost=source.messages_lost,
+            last_refusal=self.last_refusal,
+            qos="reliable" if source.reliable else "best effort",
+        )
+
+    def _clock_fault(self, now_ns: int, timeout: float, simulated_time: bool) -> str:
+        """What is wrong with simulated time, if it is used."""
+        steady = time.monotonic()
+        if now_ns != self._clock_moved[0]:
+            self._clock_moved = (now_ns, steady)
+        if not simulated_time:
+            return ""
+        if now_ns == 0:
+            return "use_sim_time is set, but nothing is published on /clock"
+        if steady - self._clock_moved[1] > timeout:
+            return "simulated time stands still: is the bag or the simulator paused?"
+        return ""
+
+    def why_empty(self, topic: str, now_ns: int, timeout: float) -> str:
+        """Why a question finds no image in memory."""
+        silent_for = self.monitor.seconds_without_image(now_ns)
+        if not self.monitor.count or silent_for > timeout:
+            return f"no image arrives on {topic}; see /diagnostics"
+        return (
+            f"images arrive on {topic}, but none is in memory yet; ask again, or see /diagnostics"
+        )
 
 
 _FAULT_WORDS = {

@@ -96,6 +96,11 @@ class ImageInput:
         """The topic subscribed to."""
         return self.wish.topic
 
+    @property
+    def reliable(self) -> bool:
+        """Whether every image is asked for; else lost ones stay lost."""
+        return self.wish.reliable
+
     def take(self, seconds: float) -> Arrival | None:
         """The next image, waited for at most so long; None if there is none.
 

@@ -75,7 +75,7 @@ class Processes:
     def __enter__(self) -> Processes:
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.stop()
 
     def start(self, name: str, module: str, *arguments: str, log: bool = True) -> None:
@@ -99,7 +99,7 @@ class Processes:
                 preexec_fn=lambda: self._settle_signals(before),
             )
 
-    def _settle_signals(self, mask: set[signal.Signals]) -> None:
+    def _settle_signals(self, mask: set[int | signal.Signals]) -> None:
         # A shell starts what it puts in the background with SIGINT ignored, and children inherit
         # that: they could not be asked to end.
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -24,7 +24,7 @@ from stream_vlm_ros.owned import NotOursError, check, held, write_whole
 from stream_vlm_ros.sources import Frame, Source, open_source
 
 from .journal import Journal, JournalError, fingerprint
-from .live.realtime import LiveTopic, realtime_run
+from .live_topic import LiveTopic
 from .questions import QuestionSet
 from .records import AnswerRecord
 from .rendering import noting, write_report
@@ -53,8 +53,9 @@ class ReplayJob:
         resume: take over the answers of a replay that was interrupted, if nothing has changed.
         bag: write a bag of each run beside the report.
         make_engine: builds the engine of a configuration.
-        realtime: through the node over DDS, at the source's own pace, instead of the closed loop.
-        attach: real time with a node that runs already: its name.
+        run_live: runs a configuration through the node over DDS, at the source's own pace:
+            ``live.realtime.realtime_run``. Without it the loop is closed.
+        attach: with ``run_live``, the name of a node that runs already.
         play: with ``attach``, the command that plays the source.
         console: where progress is shown, on a terminal.
     """
@@ -66,7 +67,7 @@ class ReplayJob:
     options: dict[str, Any] = field(default_factory=dict)
     resume: bool = True
     bag: bool = False
-    realtime: bool = False
+    run_live: Callable[..., dict[str, Any]] | None = None
     attach: str | None = None
     play: str | None = None
     make_engine: Callable[[Settings], Any] | None = None
@@ -84,9 +85,9 @@ class ReplayJob:
         self.interrupted = False
         self.failed: dict[str, str] = {}  # what could not be written, and why
         self._make = self.make_engine or load_engine
-        if self.attach:
-            self.realtime = True
-        elif self.play:
+        if self.attach and self.run_live is None:
+            raise InvalidParameterError("attach is for a replay in real time: give run_live.")
+        if self.play and not self.attach:
             raise InvalidParameterError(
                 "--play goes with --attach, which names the node that it is played to."
             )
@@ -95,6 +96,11 @@ class ReplayJob:
                 "--bag goes with the closed loop; in real time use ros2 bag record."
             )
         self._check_places()
+
+    @property
+    def realtime(self) -> bool:
+        """Whether it is replayed in real time."""
+        return self.run_live is not None
 
     @property
     def _bags(self) -> list[Path]:
@@ -238,7 +244,8 @@ class ReplayJob:
         bar.start(settings.title, end)
         whole = {key: value for key, value in self.options.items() if key != "fps"}
         whole["max_decoded_megapixels"] = settings.max_decoded_megapixels
-        run = realtime_run(
+        assert self.run_live is not None
+        run = self.run_live(
             settings, self.questions, self.spec, whole, source, self.attach, self.play, bar.show
         )
         self.interrupted = not run["complete"]

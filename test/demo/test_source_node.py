@@ -142,18 +142,3 @@ def test_a_bad_parameter_is_one_line_and_exit_status_2(parameter, words):
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 2
     assert words in errors and len(errors.strip().splitlines()) == 1
-
-
-def test_a_message_takes_over_the_pixels_of_any_layout():
-    from builtin_interfaces.msg import Time
-
-    from stream_vlm_ros.demo.source_node import image_message
-    from stream_vlm_ros.sources import Frame
-
-    wide = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
-    for image in (wide, wide[:, ::2], wide[::-1], np.asfortranarray(wide)):
-        message = image_message(Frame(0, image, "a"), Time(sec=3), "camera")
-        assert bytes(message.data) == image.tobytes()
-        assert (message.height, message.width) == image.shape[:2]
-        assert message.step == 3 * image.shape[1]
-        assert message.header.frame_id == "camera" and message.header.stamp.sec == 3

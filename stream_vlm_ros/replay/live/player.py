@@ -14,7 +14,6 @@ from stream_vlm_ros.processes.ros_process import INTERRUPTED, end_quietly_on_sig
 if __name__ == "__main__":
     end_quietly_on_signals(INTERRUPTED)  # before the imports, which are slow
 
-import array
 import json
 import sys
 import threading
@@ -25,13 +24,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from stream_vlm_ros.client.messages import (
+    SECOND,
+    image_message,
+    nanoseconds,
+    seconds,
+    set_stamp,
+)
 from stream_vlm_ros.errors import StreamVlmError
 from stream_vlm_ros.processes.children import Processes
 from stream_vlm_ros.sources import open_source
 
-SECOND = 1_000_000_000
 CLOCK_PERIOD = 0.01  # seconds between two messages on /clock
 ASTRAY = 60 * SECOND  # a clock so far from the images' stamps is not theirs
 LATE = 0.25  # seconds; a frame that is later than this is skipped, as a camera would
@@ -107,28 +110,20 @@ class Player:
         from diagnostic_msgs.msg import DiagnosticArray
         from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
         from rclpy.node import Node
-        from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+        from rclpy.qos import QoSProfile, ReliabilityPolicy
         from rosgraph_msgs.msg import Clock
         from sensor_msgs.msg import Image
-        from std_srvs.srv import Trigger
-        from stream_vlm.msg import CacheStatus
-        from stream_vlm.srv import Query
+
+        from stream_vlm_ros.client.node_client import NodeClient
 
         self.job = job
         self._ended = ExternalShutdownException
         self.node = Node("replay_player")
         self._result = open(job.result, "w", encoding="utf-8")  # noqa: SIM115 (closed by close)
         self._lock = threading.Lock()
-        self.status: Any = None
         self.clock_ns: int | None = None  # the source's time as /clock tells it
-        self._query_type, self._image_type, self._clock_type = Query, Image, Clock
-        self.query = self.node.create_client(Query, f"{job.node}/query")
-        self.reset = self.node.create_client(Trigger, f"{job.node}/reset")
-        latched = QoSProfile(depth=50, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        self.node.create_subscription(
-            CacheStatus, f"{job.node}/cache_status", self._take_status, latched
-        )
-        self._statuses = 0  # that have come
+        self._clock_type = Clock
+        self.asked = NodeClient(self.node, job.node, self._note_status)
         self._node_clock_ns = 0  # the node's time, by its diagnostics
         if job.source is not None:
             self.node.create_subscription(DiagnosticArray, "/diagnostics", self._take_health, 10)
@@ -171,8 +166,7 @@ class Player:
     def run(self) -> None:
         """Do the job; raises PlayerFailed with the reason if the node does not play along."""
         job = self.job
-        self._wait(lambda: self._state() == "active", lambda: f"its state is {self._state()}")
-        self._wait(self.query.service_is_ready, lambda: "its service ~/query is away")
+        self._wait(lambda: self.asked.ready, self.asked.why_not_ready)
         if job.parameters:
             self._note_parameters()
         if job.probe:
@@ -190,7 +184,9 @@ class Player:
 
     def note_end(self, **more: Any) -> None:
         """Note what was done, and the node's counters."""
-        self._note("end", published=self.published, skipped=self.skipped, **self._counts(), **more)
+        self._note(
+            "end", published=self.published, skipped=self.skipped, **self.asked.counts, **more
+        )
 
     def _play(self) -> None:
         """Publish the frames at their own pace, and ask when the source's time has come."""
@@ -212,7 +208,7 @@ class Player:
             if time.monotonic() - due > LATE:
                 self.skipped += 1
                 continue
-            self.images.publish(image_message(self._image_type, frame.image, stamp))
+            self.images.publish(image_message(frame.image, stamp))
             self.published += 1
             self._sent += 1
             self._publish_clock(stamp)
@@ -226,17 +222,18 @@ class Player:
         """
         if self.job.play:
             self._call_reset()
-            self._wait(lambda: self.status.frames == 0, lambda: "its memory does not get empty")
-        came_late = self.status.frames > 0
+            self._wait(lambda: self.asked.frames == 0, lambda: "its memory does not get empty")
+        came_late = self.asked.frames > 0
         with Processes(Path(self.job.result).parent, {}) as playing:
             if self.job.play:
                 try:
                     playing.run("player", self.job.play, log=False)
                 except OSError as error:
                     raise PlayerFailed(f"{self.job.play[0]} cannot be run: {error}") from None
-            self._wait(lambda: self.status.frames > 0, lambda: "no frame has come into its memory")
-            first = self.status.newest_stamp if came_late else self.status.oldest_stamp
-            origin = _nanoseconds(first)
+            self._wait(lambda: self.asked.frames > 0, self.asked.why_no_frames)
+            origin = nanoseconds(
+                self._status.newest_stamp if came_late else self._status.oldest_stamp
+            )
             self._begin(origin, origin, self.job.camera)
             moved, last = time.monotonic(), None
             while time.monotonic() - moved < self.job.idle:
@@ -253,7 +250,7 @@ class Player:
     def _source_time(self) -> int:
         """The time of /clock; without it, or where it is not that of the images' headers (a bag
         may be played by the time of its recording), the newest frame's."""
-        newest = _nanoseconds(self.status.newest_stamp)
+        newest = nanoseconds(self._status.newest_stamp)
         if self.clock_ns is None or abs(self.clock_ns - newest) > ASTRAY:
             return newest
         return self.clock_ns
@@ -285,14 +282,14 @@ class Player:
         before = self._settle()
         count = max(4, round(rate * seconds))
         period = round(SECOND / rate)
-        messages = [image_message(self._image_type, p, 0) for p in pictures[:32]]
+        messages = [image_message(p, 0) for p in pictures[:32]]
         begin = time.monotonic()
         for number in range(count):
             due = begin + number / rate
             while (left := due - time.monotonic()) > 0:
                 self._serve(min(left, 0.01))
             message = messages[number % len(messages)]
-            _set_stamp(message, stamp + number * period)
+            set_stamp(message.header.stamp, stamp + number * period)
             self.images.publish(message)
             self._sent += 1
             if number % max(1, round(rate * CLOCK_PERIOD)) == 0:
@@ -336,14 +333,14 @@ class Player:
         self._note("origin", stamp_ns=origin_ns, source_ns=source_ns, camera=camera)
 
     def _ask(self, ask: dict[str, Any]) -> None:
-        request = self._query_type.Request(question=ask["text"], choices=list(ask["choices"]))
-        request.max_new_tokens = ask.get("max_new_tokens") or 0
-        for limit, offset in zip(
-            (request.about_from, request.about_to), ask.get("about_ns") or (), strict=False
-        ):
-            limit.sec, limit.nanosec = divmod(self._origin_ns + offset, SECOND)
+        about = ask.get("about_ns")
         sent = time.monotonic()
-        future = self.query.call_async(request)
+        future = self.asked.ask(
+            ask["text"],
+            ask["choices"],
+            ask.get("max_new_tokens") or 0,
+            about and (self._origin_ns + about[0], self._origin_ns + about[1]),
+        )
         future.add_done_callback(lambda done: self._take_answer(ask["id"], done, sent))
         self.awaited += 1
 
@@ -363,10 +360,10 @@ class Player:
             choice_tokens=list(reply.choice_tokens),
             error_code=reply.error_code,
             error_message=reply.error_message,
-            seen=[[_nanoseconds(span.start), _nanoseconds(span.end)] for span in reply.seen],
-            ttft=_seconds(reply.ttft),
-            latency=_seconds(reply.latency),
-            waiting=_seconds(reply.waiting),
+            seen=[[nanoseconds(span.start), nanoseconds(span.end)] for span in reply.seen],
+            ttft=seconds(reply.ttft),
+            latency=seconds(reply.latency),
+            waiting=seconds(reply.waiting),
             round_trip_latency=time.monotonic() - sent,
             prompt_tokens=reply.prompt_tokens,
             answer_tokens=reply.answer_tokens,
@@ -376,35 +373,28 @@ class Player:
 
     # -- the node ------------------------------------------------------------------------------
 
-    def _state(self) -> str:
-        return self.status.state if self.status is not None else "unknown"
+    @property
+    def _status(self) -> Any:
+        """The newest; there is one once the node is ready."""
+        assert self.asked.status is not None
+        return self.asked.status
 
-    def _take_status(self, message: Any) -> None:
-        self.status = message
-        self._statuses += 1
+    def _note_status(self, message: Any) -> None:
         self._note(
             "status",
-            stamp_ns=_nanoseconds(message.newest_stamp),
+            stamp_ns=nanoseconds(message.newest_stamp),
             length=message.length,
             memory_bytes=message.memory_bytes,
             evicted_tokens=message.evicted_tokens,
             frames=message.frames,
-            **self._counts(),
+            **self.asked.counts,
         )
 
     def _take_health(self, message: Any) -> None:
-        self._node_clock_ns = _nanoseconds(message.header.stamp)
+        self._node_clock_ns = nanoseconds(message.header.stamp)
 
     def _take_clock(self, message: Any) -> None:
-        self.clock_ns = _nanoseconds(message.clock)
-
-    def _counts(self) -> dict[str, int]:
-        """The node's frame counters, by their names in CacheStatus."""
-        if self.status is None:
-            return {}
-        names = self.status.get_fields_and_field_types()
-        chosen = [n for n in names if n.startswith(("frames_", "dropped_"))]
-        return {name: getattr(self.status, name) for name in chosen}
+        self.clock_ns = nanoseconds(message.clock)
 
     def _settle(self, clock_ns: int | None = None) -> dict[str, int]:
         """Wait until the node has taken in all there was and has nothing pending; its counters.
@@ -414,8 +404,8 @@ class Player:
         here it may see a camera, which never pauses: then nothing is waited for.
         """
         if self.job.source is None and self.job.play is None:
-            return self._counts()
-        steady, last = self._statuses, None
+            return self.asked.counts
+        steady, last = self.asked.statuses, None
         end = time.monotonic() + self.job.patience
         advance = clock_ns
         while time.monotonic() < end:
@@ -425,15 +415,15 @@ class Player:
             elif self.job.source is not None and self.clock_ns is not None:
                 self._publish_clock(self.clock_ns + round(CLOCK_PERIOD * SECOND))
             self._serve(CLOCK_PERIOD)
-            counts = self._counts()
+            counts = self.asked.counts
             if counts != last:
-                steady, last = self._statuses, counts
-            said = self._statuses - steady
+                steady, last = self.asked.statuses, counts
+            said = self.asked.statuses - steady
             # The first may have been on its way before the last image.
             arrived = self.job.source is not None and counts["frames_received"] >= self._sent
             if said >= (2 if arrived else 10) and not counts["frames_pending"]:
                 break
-        return self._counts()
+        return self.asked.counts
 
     def _note_parameters(self) -> None:
         """What the node is set to: one that ran before us has settings of its own."""
@@ -448,10 +438,7 @@ class Player:
         self._note("parameters", values=dict(zip(self.job.parameters, values, strict=True)))
 
     def _call_reset(self) -> None:
-        from std_srvs.srv import Trigger
-
-        future = self.reset.call_async(Trigger.Request())
-        self._wait(future.done, lambda: "~/reset does not return")
+        self._wait(self.asked.reset().done, lambda: "~/reset does not return")
 
     def _wait_until_heard(self, first_ns: int) -> None:
         """Wait until the node hears us: until then, what is published is lost without a trace.
@@ -470,15 +457,12 @@ class Player:
         )
 
     def _wait(self, condition: Callable[[], bool], why: Callable[[], str]) -> None:
-        end = time.monotonic() + self.job.patience
-        while not condition():
-            if time.monotonic() > end:
-                raise PlayerFailed(
-                    f"waited {self.job.patience:.0f} s for the node {self.job.node}: {why()}"
-                )
-            if self.job.source is not None and self.clock_ns is not None:
-                self._publish_clock(self.clock_ns + round(CLOCK_PERIOD * SECOND))
-            self._serve(0.02)
+        self.asked.wait(condition, why, self.job.patience, self._meanwhile)
+
+    def _meanwhile(self) -> None:
+        if self.job.source is not None and self.clock_ns is not None:
+            self._publish_clock(self.clock_ns + round(CLOCK_PERIOD * SECOND))
+        self._serve(0.02)
 
     # -- time ----------------------------------------------------------------------------------
 
@@ -501,7 +485,7 @@ class Player:
             return
         self.clock_ns = stamp_ns
         message = self._clock_type()
-        message.clock.sec, message.clock.nanosec = divmod(stamp_ns, SECOND)
+        set_stamp(message.clock, stamp_ns)
         self.clock.publish(message)
 
     def _note(self, event: str, **fields: Any) -> None:
@@ -514,24 +498,6 @@ class PlayerFailed(StreamVlmError):
     """The job cannot be done; the message is the reason."""
 
 
-def image_message(kind: Any, image: np.ndarray, stamp_ns: int) -> Any:
-    """An rgb8 ``sensor_msgs/Image``; one copy, no loop over the bytes."""
-    pixels = np.ascontiguousarray(image)  # [height, width, 3]
-    data = array.array("B")
-    data.frombytes(memoryview(pixels).cast("B"))
-    message = kind()
-    _set_stamp(message, stamp_ns)
-    message.header.frame_id = "camera"
-    message.height, message.width = pixels.shape[:2]
-    message.encoding, message.is_bigendian, message.step = "rgb8", 0, pixels.shape[1] * 3
-    message.data = data
-    return message
-
-
-def _set_stamp(message: Any, stamp_ns: int) -> None:
-    message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp_ns, SECOND)
-
-
 def _counts_of(source: Any) -> dict[str, Any]:
     state = source.state
     return {
@@ -542,14 +508,6 @@ def _counts_of(source: Any) -> dict[str, Any]:
         "damage": state.damage,
         "notes": list(state.notes),
     }
-
-
-def _nanoseconds(stamp: Any) -> int:
-    return stamp.sec * SECOND + stamp.nanosec
-
-
-def _seconds(duration: Any) -> float:
-    return duration.sec + duration.nanosec / SECOND
 
 
 def main(arguments: list[str] | None = None) -> int:

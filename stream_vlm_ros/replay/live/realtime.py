@@ -11,12 +11,11 @@ import dataclasses
 import importlib.util
 import json
 import math
-import re
 import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -30,33 +29,12 @@ from stream_vlm_ros.replay.questions import QuestionSet
 from stream_vlm_ros.replay.records import AnswerRecord, answered, merged_of, refused, unanswered
 from stream_vlm_ros.replay.schedule import NANOSECONDS, Ask, Schedule
 from stream_vlm_ros.replay.settings import as_reported
-from stream_vlm_ros.sources import Frame, Source
+from stream_vlm_ros.sources import Source
 
 NODE = "/stream_vlm"
 # What a node is given that runs for a replay alone.
 _ALONE = {"use_sim_time": True, "max_questions": 64, "status_period": 0.2}
 MAX_ASKS = 100_000  # of one run; all are written down before it begins
-
-
-class LiveTopic(Source):
-    """A topic on which a camera publishes already: what is asked while a node looks at it.
-
-    Its frames go to the node alone; here it is a name and how long to ask.
-    """
-
-    live = True
-
-    def __init__(self, topic: str, seconds: float) -> None:
-        super().__init__()
-        self.name, self.duration = topic, seconds
-
-    @staticmethod
-    def is_meant(spec: str) -> bool:
-        """Whether it has the form of a topic's full name."""
-        return re.fullmatch(r"(/[A-Za-z_]\w*)+", spec) is not None
-
-    def __iter__(self) -> Iterator[Frame]:
-        return iter(())
 
 
 class RealtimeError(StreamVlmError):

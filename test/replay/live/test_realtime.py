@@ -51,27 +51,23 @@ def test_the_highest_rate_is_found_to_five_percent(limit):
 def test_what_real_time_cannot_do_is_refused(write_questions, tmp_path):
     questions = load_questions(write_questions(QUESTIONS))
     with pytest.raises(InvalidParameterError, match="ros2 bag record"):
-        ReplayJob("world:1", questions, [Settings()], tmp_path, bag=True, realtime=True)
+        ReplayJob("world:1", questions, [Settings()], tmp_path, bag=True, run_live=print)
     with pytest.raises(InvalidParameterError, match="--play goes with --attach"):
         ReplayJob("world:1", questions, [Settings()], tmp_path, play="ros2 bag play drive")
 
 
 @pytest.fixture
-def said(write_questions, tmp_path, monkeypatch):
+def said(write_questions, tmp_path):
     """Runs a real-time job without its processes; what it says, and what it was to do."""
 
     def run(spec, options=None, **arguments):
         done = {}
-        monkeypatch.setattr(
-            "stream_vlm_ros.replay.job.realtime_run",
-            lambda *given: done.update(given=given) or stop(),
-        )
         console = Console(file=io.StringIO(), width=200)
         questions = load_questions(write_questions(QUESTIONS))
         settings = [Settings()]
         job = ReplayJob(
             spec, questions, settings, tmp_path / "r", options or {}, console=console,
-            realtime=True, **arguments,
+            run_live=lambda *given: done.update(given=given) or stop(), **arguments,
         )  # fmt: skip
         with pytest.raises(realtime.RealtimeError, match="stopped"):
             job.run()
@@ -112,7 +108,7 @@ def test_who_attaches_without_a_source_is_shown_how(write_questions, tmp_path, s
     questions = load_questions(write_questions(QUESTIONS))
     job = ReplayJob(
         str(tmp_path / spec) if spec == "drive" else spec,
-        questions, [Settings()], tmp_path / "r", options, attach="/my_node",
+        questions, [Settings()], tmp_path / "r", options, attach="/my_node", run_live=print,
     )  # fmt: skip
     with pytest.raises(SourceNotFoundError) as refusal:
         job.run()
@@ -129,7 +125,9 @@ def test_the_node_answers_in_real_time_and_no_frame_is_unaccounted_for(write_que
     )
     questions = load_questions(write_questions(QUESTIONS))
     options = {"end": 5.0, "size": (128, 96)}
-    job = ReplayJob("world:1", questions, [settings], tmp_path / "r", options, realtime=True)
+    job = ReplayJob(
+        "world:1", questions, [settings], tmp_path / "r", options, run_live=realtime.realtime_run
+    )
     report = job.run()
     (run,) = report["runs"]
     assert report["mode"] == "realtime"
@@ -178,7 +176,7 @@ def test_a_node_that_runs_already_is_asked_by_the_time_of_what_is_played(write_q
         running_node(stack, tmp_path)
         job = ReplayJob(
             "world:1", questions, [Settings()], tmp_path / "r", {"end": 5.0},
-            attach="/stream_vlm", play=" ".join(CAMERA),
+            attach="/stream_vlm", play=" ".join(CAMERA), run_live=realtime.realtime_run,
         )  # fmt: skip
         (run,) = job.run()["runs"]
     assert [a["status"] for a in run["answers"]] == ["answered"] * 3
@@ -195,7 +193,7 @@ def test_a_camera_that_never_pauses_does_not_hold_up_the_report(write_questions,
         processes.start("camera", *CAMERA[2:])
         job = ReplayJob(
             "/image", questions, [Settings()], tmp_path / "r", {"end": 5.0},
-            attach="/stream_vlm",
+            attach="/stream_vlm", run_live=realtime.realtime_run,
         )  # fmt: skip
         (run,) = job.run()["runs"]
         assert processes.status("camera") is None

@@ -1,0 +1,206 @@
+"""Questions come in and answers go out: ``~/query``, ``~/ask``, ``~/answer``, and ``~/reset``."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future as ThreadFuture
+from typing import TYPE_CHECKING, Any
+
+from rclpy.action import ActionServer, CancelResponse
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.task import Future
+from std_srvs.srv import Trigger
+from stream_vlm.action import Ask
+from stream_vlm.msg import Answer
+from stream_vlm.srv import Query
+
+from stream_vlm_ros.errors import StreamVlmError, cut
+from stream_vlm_ros.node import interfaces
+from stream_vlm_ros.node.counters import Drop
+from stream_vlm_ros.node.intake import FrameIntake
+from stream_vlm_ros.node.worker import (
+    WRITING,
+    EngineWorker,
+    NotActiveError,
+    Outcome,
+    Progress,
+    Question,
+    Ticket,
+)
+
+if TYPE_CHECKING:
+    from stream_vlm_ros.node.stream_vlm_node import StreamVlmNode
+
+LATCHED = QoSProfile(
+    depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
+)
+
+
+class AskServer:
+    """From the configuring of ``node`` to its cleaning up. No question holds a thread of the
+    executor while it waits for its answer.
+
+    Attributes:
+        answers, errors: how many questions have been answered, and how many ended in an error.
+        tickets: of the goals of ``~/ask`` that have not ended.
+    """
+
+    def __init__(self, node: StreamVlmNode, worker: EngineWorker, intake: FrameIntake) -> None:
+        self._node, self._worker, self._intake = node, worker, intake
+        self.answers = self.errors = 0
+        self.tickets: dict[bytes, Ticket] = {}
+        group = ReentrantCallbackGroup()  # no question waits for the one before it
+        self._answers = node.create_publisher(Answer, "~/answer", LATCHED)
+        self._services = [
+            node.create_service(Query, "~/query", self._on_query, callback_group=group),
+            node.create_service(Trigger, "~/reset", self._on_reset, callback_group=group),
+        ]
+        self._action = ActionServer(
+            node,
+            Ask,
+            "~/ask",
+            self._on_ask,
+            # Not the group of the questions: rclpy takes goals and cancels by one waitable.
+            callback_group=MutuallyExclusiveCallbackGroup(),
+            cancel_callback=self._on_cancel,
+        )
+
+    def destroy(self) -> None:
+        """Take everything off the graph."""
+        self._action.destroy()
+        for service in self._services:
+            self._node.destroy_service(service)
+        self._node.destroy_publisher(self._answers)
+
+    # The service ----------------------------------------------------------------------------------
+
+    async def _on_query(self, request: Any, response: Any) -> Any:
+        try:
+            outcome = await self.answered(self._ask(request))
+            response.answer = interfaces.to_answer(outcome, self._node.cache_status())
+        except Exception as fault:
+            self._node.report_fault("~/query", fault)
+            response.answer = interfaces.to_fault(fault)
+        return response
+
+    # The action -----------------------------------------------------------------------------------
+
+    async def _on_ask(self, goal_handle: Any) -> Any:
+        try:
+            return await self._pursue(goal_handle)
+        except Exception as fault:
+            self._node.report_fault("~/ask", fault)
+            if goal_handle.is_active:
+                goal_handle.abort()
+            return Ask.Result(answer=interfaces.to_fault(fault))
+
+    async def _pursue(self, goal_handle: Any) -> Any:
+        """The result of a goal."""
+
+        def progress(state: str, text: str) -> None:
+            code = Ask.Feedback.WRITING if state == WRITING else Ask.Feedback.READING
+            try:
+                goal_handle.publish_feedback(Ask.Feedback(state=code, text=text))
+            except Exception as fault:  # of no concern to the answer
+                self._node.report_fault("feedback of ~/ask", fault)
+
+        goal_handle.publish_feedback(Ask.Feedback(state=Ask.Feedback.WAITING))
+        ticket = self._ask(goal_handle.request, progress)
+        goal = bytes(goal_handle.goal_id.uuid)
+        self.tickets[goal] = ticket
+        try:
+            if goal_handle.is_cancel_requested:  # before there was a ticket
+                ticket.cancel()
+            outcome = await self.answered(ticket)
+        finally:
+            del self.tickets[goal]
+        result = Ask.Result(answer=interfaces.to_answer(outcome, self._node.cache_status()))
+        if goal_handle.is_cancel_requested:
+            goal_handle.canceled()
+        elif outcome.error is not None:
+            goal_handle.abort()
+        else:
+            goal_handle.succeed()
+        return result
+
+    def _on_cancel(self, goal_handle: Any) -> CancelResponse:
+        ticket = self.tickets.get(bytes(goal_handle.goal_id.uuid))
+        if ticket is not None:
+            ticket.cancel()
+        return CancelResponse.ACCEPT
+
+    # Both -----------------------------------------------------------------------------------------
+
+    def _ask(self, request: Any, progress: Progress | None = None) -> Ticket:
+        """Queue the question in a request; a bad one gets a ticket that is done already."""
+        try:
+            question = interfaces.to_question(request, self._node.parameters)
+            if self._node.state != "active":
+                raise NotActiveError(f"the node is {self._node.state}, not active")
+        except StreamVlmError as refusal:
+            ticket = Ticket(Question(request.question, tuple(request.choices)))
+            memory = self._worker.memory
+            ticket.future.set_result(Outcome(ticket.question, error=refusal, memory=memory))
+        else:
+            ticket = self._worker.ask(question, progress)
+        ticket.future.add_done_callback(self._on_answered)
+        return ticket
+
+    async def answered(self, ticket: Ticket) -> Outcome:
+        """Wait for a ticket."""
+        outcome: Outcome = await self._awaitable(ticket.future)
+        return outcome
+
+    def _awaitable(self, future: ThreadFuture[Any]) -> Future:
+        """An rclpy future that is done when ``future`` is; its result is the future's own."""
+        executor = self._node.executor
+        assert executor is not None  # a callback of it asks
+        done = Future(executor=executor)
+
+        def finish(finished: ThreadFuture[Any]) -> None:
+            if not self._node.context.ok():
+                return  # nobody waits any more, and the executor may be gone
+            fault = finished.exception()
+            if fault is None:
+                done.set_result(finished.result())
+            else:
+                done.set_exception(fault)
+            executor.wake()  # rclpy polls what awaits, and only when it is awake
+
+        future.add_done_callback(finish)
+        return done
+
+    def _on_answered(self, future: ThreadFuture[Outcome]) -> None:
+        try:
+            self._tell(future.result())
+        except Exception as fault:
+            self._node.report_fault("~/answer", fault)
+
+    def _tell(self, outcome: Outcome) -> None:
+        """Count an answer and publish it."""
+        if outcome.error is None:
+            self.answers += 1
+        else:
+            self.errors += 1
+            self._node.get_logger().warning(
+                f"a question got no answer: {outcome.error.code}: {cut(str(outcome.error))}"
+            )
+        message = interfaces.to_answer(outcome, self._node.cache_status())
+        self._node.publish(self._answers, message)
+
+    # Forgetting -----------------------------------------------------------------------------------
+
+    async def _on_reset(self, request: Any, response: Any) -> Any:
+        try:
+            self._intake.clear(Drop.RESET)
+            await self._awaitable(self._worker.reset(Drop.RESET))
+        except StreamVlmError as refusal:
+            response.message = str(refusal)
+            return response
+        except Exception as fault:
+            self._node.report_fault("~/reset", fault)
+            response.message = f"internal error: {fault!r}; see the node's log"
+            return response
+        response.success = True
+        response.message = "the memory is empty"
+        return response

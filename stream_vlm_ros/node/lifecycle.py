@@ -1,0 +1,90 @@
+"""A lifecycle node that tells why a transition failed, and is gone when it is destroyed."""
+
+from __future__ import annotations
+
+import functools
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle.node import LifecycleNodeMixin
+from rclpy.node import Node
+
+from stream_vlm_ros.errors import StreamVlmError
+
+
+def transition(done_state: str) -> Callable[..., Any]:
+    """Make a method of a `TellingLifecycleNode` a lifecycle callback: what it raises is logged and
+    gives FAILURE.
+
+    rclpy itself swallows the exception.
+    """
+
+    def decorate(method: Callable[[Any], None]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def callback(
+            self: TellingLifecycleNode, previous: LifecycleState
+        ) -> TransitionCallbackReturn:
+            name = method.__name__.removeprefix("on_")
+            self.state = {"configure": "configuring", "activate": "activating"}.get(name, name)
+            self.failure = ""
+            try:
+                method(self)
+            except Exception as fault:
+                self.state = previous.label
+                if not self.context.ok():  # told to end: whatever broke off, broke off for that
+                    return TransitionCallbackReturn.FAILURE
+                known = isinstance(fault, StreamVlmError)
+                self.failure = f"{name} failed: {fault if known else repr(fault)}"
+                details = "" if known else f"\n{traceback.format_exc()}"
+                self.get_logger().error(self.failure + details)
+                return TransitionCallbackReturn.FAILURE
+            self.state = done_state
+            self.get_logger().info(f"{name}: done, the node is {done_state}")
+            return TransitionCallbackReturn.SUCCESS
+
+        return callback
+
+    return decorate
+
+
+class TellingLifecycleNode(LifecycleNodeMixin, Node):
+    """What :func:`transition` needs of a node.
+
+    Attributes:
+        state: of the lifecycle, or the name of the transition that goes on.
+        failure: of the last transition, in words; "" where it did not fail.
+    """
+
+    def __init__(self, name: str, **node_arguments: Any) -> None:
+        Node.__init__(self, name, **node_arguments)
+        # Reentrant: the state can be asked for while a transition loads the model.
+        LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
+        self.state = "unconfigured"
+        self.failure = ""
+        self._guard_transitions()
+
+    def _guard_transitions(self) -> None:
+        """Let a transition that does not exist be refused; rclpy lets it end the node."""
+        change_state = self._service_change_state.callback
+
+        def guarded(request: Any, response: Any) -> Any:
+            try:
+                return change_state(request, response)
+            except Exception as refusal:
+                wanted = request.transition.label or request.transition.id
+                self.get_logger().error(
+                    f"transition {wanted} is not possible while {self.state}: {refusal}"
+                )
+                response.success = False
+                return response
+
+        self._service_change_state.callback = guarded
+
+    def destroy_node(self) -> None:
+        """Destroy everything of the node, so that nothing of it stays in the middleware."""
+        # rclpy's mixin forgets it, and it holds the node.
+        self._state_machine.destroy_when_not_in_use()
+        super().destroy_node()
