@@ -32,6 +32,7 @@ FLOORS = [
     ("factory",),
     ("node", "experiments"),
     ("replay", "demo"),
+    ("cli_experiment",),
     ("cli",),
 ]
 FLOOR = {name: floor for floor, rooms in enumerate(FLOORS) for name in rooms}

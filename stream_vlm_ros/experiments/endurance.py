@@ -1,11 +1,11 @@
-"""Ten thousand chunks: memory flat, time a chunk flat, positions exact at the end.
+"""Ten thousand chunks: flat memory, flat time per chunk, exact positions at the end.
 
 Level 1 alone and all levels together, under both position policies. An old stream and a young one
-(whose memory is full, too) take turns at the end, stretch by stretch, so that whatever else the
-machine does meets both; what counts is the ratio of their times a chunk.
+(whose memory is also full) take turns at the end, so that whatever else the machine does slows
+both; what counts is the ratio of their times per chunk.
 
-At the end every position is reckoned again from a plain list of all tokens, and the first layer's
-keys are computed anew from the pictures and rotated to those positions in float64.
+At the end every position is computed again from a plain list of all tokens. The first layer's keys
+are computed again from the pictures and rotated to those positions in float64.
 """
 
 from __future__ import annotations
@@ -31,24 +31,40 @@ from .layout import Whole
 from .pictures import Chunk, Pictures
 from .streams import POSITIONS
 
-TITLE = "Ten thousand chunks"
 LEVELS = {"level 1": (0.0, 0.0), "all levels": (0.25, 0.25)}  # sampled, important
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(shape="toy", source="synthetic:112x84", layout="continuous")
-    parser.add_argument("--chunks", type=int, default=10_000)
-    parser.add_argument("--chunk-frames", type=int, default=2)
-    parser.add_argument("--cap", type=int, default=300, help="most tokens in memory")
-    parser.add_argument("--levels", nargs="+", choices=LEVELS, default=list(LEVELS))
-    parser.add_argument("--positions", nargs="+", choices=POSITIONS, default=list(POSITIONS))
+    parser.add_argument("--chunks", type=int, default=10_000, help="Chunks to stream.")
+    parser.add_argument("--chunk-frames", type=int, default=2, help="Frames per chunk.")
+    parser.add_argument("--cap", type=int, default=300, help="Tokens the KV cache may hold.")
     parser.add_argument(
-        "--young", type=int, default=500, help="chunks of a stream before it counts as young"
+        "--levels", nargs="+", choices=LEVELS, default=list(LEVELS), help="Which levels."
     )
-    parser.add_argument("--stretch", type=int, default=50, help="chunks between turns")
-    parser.add_argument("--turns", type=int, default=20, help="of the old stream and the young")
-    parser.add_argument("--most-mib", type=float, default=4.0, help="growth allowed")
-    parser.add_argument("--most-ratio", type=float, default=1.1, help="old to young, time a chunk")
+    parser.add_argument(
+        "--positions",
+        nargs="+",
+        choices=POSITIONS,
+        default=list(POSITIONS),
+        help="Which position policies.",
+    )
+    parser.add_argument(
+        "--young", type=int, default=500, help="Chunks of the young stream before it is measured."
+    )
+    parser.add_argument("--stretch", type=int, default=50, help="Chunks per turn.")
+    parser.add_argument(
+        "--turns", type=int, default=20, help="Turns of the old and the young stream."
+    )
+    parser.add_argument(
+        "--most-mib", type=float, default=4.0, help="Growth of memory that passes, MiB."
+    )
+    parser.add_argument(
+        "--most-ratio",
+        type=float,
+        default=1.1,
+        help="Ratio of old to young that passes, time per chunk.",
+    )
 
 
 def run(bench: Bench) -> None:

@@ -1,10 +1,10 @@
-"""B: a long video in bounded memory.
+"""A long video in bounded memory.
 
 400 frames at 2 frames/s in chunks of 4, 1920x1080, cap 150,000. Every length and every eviction
-must come out to the token as reckoned from the sizes alone; memory must stay flat.
+must equal the prediction from sizes alone, to the token; memory must stay flat.
 
 The reference's first chunk had 53 text tokens (a system prompt of its own): --first-text 53
-lengthens ours to that, and then every figure can be held against its run.
+lengthens ours to that, so that every figure can be compared with its run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 from .bench import Bench
 from .bookkeeping import Prediction, Step, lengthened_system_prompt
 
-TITLE = "A long video in bounded memory"
 # What the reference system reports of this run on an RTX 4090 (24 GB), 3B in bfloat16.
 REFERENCE = {
     "sink": 5435,
@@ -41,13 +40,13 @@ REFERENCE_COSTS = {
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--frames", type=int, default=400)
-    parser.add_argument("--chunk-frames", type=int, default=4)
-    parser.add_argument("--cap", type=int, default=150_000, help="most tokens in memory")
-    parser.add_argument("--first-text", type=int, help="text tokens of the first chunk")
-    parser.add_argument("--question", default="Describe what you see.")
-    parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--most-gb", type=float, default=23.0, help="peak memory that passes, GB")
+    parser.add_argument("--frames", type=int, default=400, help="Frames to stream.")
+    parser.add_argument("--chunk-frames", type=int, default=4, help="Frames per chunk.")
+    parser.add_argument("--cap", type=int, default=150_000, help="Tokens the KV cache may hold.")
+    parser.add_argument("--first-text", type=int, help="Text tokens of the first chunk.")
+    parser.add_argument("--question", default="Describe what you see.", help="Asked at the end.")
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="Tokens of an answer.")
+    parser.add_argument("--most-gb", type=float, default=23.0, help="Peak memory that passes, GB.")
 
 
 def run(bench: Bench) -> None:

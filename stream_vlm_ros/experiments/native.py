@@ -1,7 +1,7 @@
-"""Step 6: the stream against the stock model's one offline pass.
+"""The stream against the stock model's one offline pass.
 
 The same frames and the same question, streamed in chunks and through
-Qwen2_5_VLForConditionalGeneration. Where the offline pass runs out of memory it is tried again with
+Qwen2_5_VLForConditionalGeneration. If the offline pass runs out of memory, it is tried again with
 every 2nd and then every 4th frame (the stream too, to compare like with like), and that is noted.
 """
 
@@ -22,19 +22,19 @@ from .bench import Bench
 from .bookkeeping import TextTokens
 from .watermark import is_out_of_memory
 
-TITLE = "Stream against the offline pass"
-
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--frames", type=int, default=24)
-    parser.add_argument("--chunk-frames", type=int, default=4)
-    parser.add_argument("--question", default="Describe what you see.")
-    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--frames", type=int, default=24, help="Frames to stream.")
+    parser.add_argument("--chunk-frames", type=int, default=4, help="Frames per chunk.")
+    parser.add_argument("--question", default="Describe what you see.", help="Asked at the end.")
+    parser.add_argument("--max-new-tokens", type=int, default=32, help="Tokens of an answer.")
     parser.add_argument(
-        "--attention", default="sdpa", help="of the stock model: sdpa, eager, flash_attention_2"
+        "--attention",
+        default="sdpa",
+        help="Attention of the stock model: sdpa, eager or flash_attention_2.",
     )
     parser.add_argument(
-        "--memory-gib", type=float, help="use no more of the GPU's memory: as on a smaller one"
+        "--memory-gib", type=float, help="Use no more of the GPU's memory, as on a smaller GPU."
     )
 
 

@@ -11,8 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 from stream_vlm_ros.cli import app
-from stream_vlm_ros.experiments import native
-from stream_vlm_ros.experiments.command import MODULES, main
+from stream_vlm_ros.experiments import EXPERIMENTS, command, native
+from stream_vlm_ros.experiments.command import main
 
 SMALL = ["--shape", "toy", "--device", "cpu", "--source", "synthetic:112x84"]
 GRID = 12  # tokens: 4 x 3
@@ -32,10 +32,20 @@ def failed(found):
     return [entry["name"] for entry in found["criteria"] if entry["passed"] is False]
 
 
-def test_every_experiment_explains_itself():
-    for name in MODULES:
-        result = CliRunner().invoke(app, ["experiment", name, "--help"])
-        assert result.exit_code == 0 and "--out" in result.stdout, name
+def test_both_command_lines_give_an_experiment_the_same_options(monkeypatch):
+    given = []
+    monkeypatch.setattr(command, "run", lambda options: given.append(vars(options)) or 0)
+    for arguments in (
+        *([name] for name in EXPERIMENTS),
+        ["caps", "--caps", "100", "150", "--layout", "continuous", "--fps", "0.5"],
+        ["sink", "--chunk-frames", "3", "--shape", "toy"],
+        ["policies", "--policies", "+ both", "sink + window", "--anew", "--caps", "0.5"],
+    ):
+        assert command.main(arguments) == 0
+        result = CliRunner().invoke(app, ["experiment", *arguments])
+        assert result.exit_code == 0, result.output
+        ours, theirs = given[-1], given[-2]
+        assert ours == theirs, arguments
 
 
 def test_the_sink_is_found_whatever_the_chunk(run):
