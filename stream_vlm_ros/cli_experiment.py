@@ -87,12 +87,12 @@ def _parameter(action: argparse.Action, default: Any) -> inspect.Parameter:
     kind: Any = action.type or (bool if action.nargs == 0 else str)
     if action.choices:
         words = list(map(str, action.choices))
-        kind = enum.Enum(action.dest, dict(zip(words, words, strict=True)))
+        of_words: Any = enum.Enum
+        kind = of_words(action.dest, dict(zip(words, words, strict=True)))
     if action.nargs == "+":
         kind = list[kind]
-    option = typer.Option(
-        *action.option_strings, help=action.help, metavar=action.metavar, show_default=True
-    )
+    metavar: Any = action.metavar
+    option = typer.Option(*action.option_strings, help=action.help, metavar=metavar)
     return inspect.Parameter(
         action.dest,
         inspect.Parameter.KEYWORD_ONLY,
