@@ -110,7 +110,7 @@ clean:  ## Remove everything that setup made
 check:
 	@tools/check_prerequisites.sh "$(PYTHON)" $(SYSTEM_ROS)
 
-# Named after the mode: sourcing a ROS, or another one, starts anew.
+# Named after the mode: sourcing a ROS, or another one, starts over.
 $(VENV)/.created-$(MODE): | check
 	@echo "== Setting up in this folder, once: some minutes, about 2 GB"
 	@echo "== Virtual environment"

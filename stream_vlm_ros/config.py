@@ -102,7 +102,7 @@ class EvictionConfig:
         """The cap said another way: so many seconds of video at so many tokens a second."""
         if not (seconds > 0 and tokens_per_second > 0 and seconds * tokens_per_second < math.inf):
             raise InvalidParameterError(
-                f"a span of {seconds!r} s at {tokens_per_second!r} tokens a second is no cap"
+                f"cannot derive a cap from {seconds!r} s at {tokens_per_second!r} tokens/s"
             )
         return cls(math.ceil(seconds * tokens_per_second), **others)
 

@@ -16,7 +16,7 @@ def measured_on(*modules: ModuleType) -> dict[str, Any]:
     """The head of a benchmark's results: day, machine, its load now, and versions.
 
     Args:
-        modules: whose versions matter beside Python's and this package's.
+        modules: whose versions matter in addition to Python's and this package's.
     """
     return {
         "date": datetime.date.today().isoformat(),

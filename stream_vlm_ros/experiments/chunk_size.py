@@ -40,7 +40,7 @@ def run(bench: Bench) -> None:
                 options.layout, None, options.min_pixels, options.max_pixels,
             )  # fmt: skip
             record.check(
-                f"{frames} frames: tokens as reckoned",
+                f"{frames} frames: tokens as expected",
                 tuple(row["tokens"] for row in rows) == predicted.chunks,
                 [row["tokens"] for row in rows][:2],
                 f"{list(predicted.chunks[:2])}",

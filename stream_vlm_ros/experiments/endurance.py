@@ -218,7 +218,7 @@ def _seconds_a_chunk(engine: VideoStreamingInference, chunks: list[Chunk]) -> fl
 
 
 class Audit:
-    """A stream's positions and keys, reckoned again from what was appended to it.
+    """A stream's positions and keys, computed again from what was appended to it.
 
     Args:
         engine: a stream of chunks of one size and ``chunk_frames`` frames, nothing else.
@@ -283,7 +283,7 @@ class Audit:
 
     @torch.no_grad()
     def key_error(self, pictures: Pictures) -> float:
-        """How far the first layer's keys are from those computed anew, relative to the largest.
+        """How far the first layer's keys are from those computed again, relative to the largest.
 
         That layer's keys depend on nothing before them: the pictures' features, normalised and
         projected, then rotated in float64 to where they belong.

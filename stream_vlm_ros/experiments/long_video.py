@@ -87,12 +87,12 @@ def run(bench: Bench) -> None:
             n for n, (a, b) in enumerate(zip(steps, predicted.steps(), strict=False), 1) if a != b
         ]
         record.check(
-            "tokens, evictions and lengths of every chunk as reckoned",
+            "tokens, evictions and lengths of every chunk as expected",
             not differing and len(steps) == len(predicted.chunks),
             f"{len(steps) - len(differing)} of {len(steps)} chunks",
             f"all {len(predicted.chunks)}",
         )
-        record.summary["reckoned"] = wanted
+        record.summary["expected"] = wanted
         evicts = wanted["evictions"] > 0
     else:
         evicts = sum(row["tokens"] for row in rows) > options.cap
@@ -188,13 +188,13 @@ def show(bench: Bench, rows, found, elapsed, answer) -> None:
             strict=True,
         )
     )
-    reckoned = record.summary.get("reckoned", {})
+    expected = record.summary.get("expected", {})
     table = [
-        [name, f"{REFERENCE[name]:,}", f"{found[name]:,}", reckoned.get(name, "–")]
+        [name, f"{REFERENCE[name]:,}", f"{found[name]:,}", expected.get(name, "–")]
         for name in found
     ]
     table += [[name, REFERENCE_COSTS[name], ours[name], "–"] for name in ours]
-    bench.table("Beside the reference's run", ["", "reference", "ours", "reckoned"], table)
+    bench.table("Compared with the reference's run", ["", "reference", "ours", "expected"], table)
     same = all(found[name] == REFERENCE[name] for name in REFERENCE)
     if rows[0]["tokens"] and found["tokens a later chunk"] == REFERENCE["tokens a later chunk"]:
         record.note(

@@ -262,7 +262,7 @@ def offline_ids(processor: StreamProcessor, network: StreamQwenModel, question: 
     text = processor.apply_chat_template([{"role": "user", "content": content}], True)
     ids = processor.tokenizer.encode(text, add_special_tokens=False)
     if ids.count(network.config.video_token_id) != 1:
-        raise InvalidParameterError("The chat template does not show where the video goes.")
+        raise InvalidParameterError("The chat template does not say where the video goes.")
     return ids
 
 

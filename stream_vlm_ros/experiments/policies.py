@@ -105,7 +105,7 @@ def run(bench: Bench) -> None:
         taken = [there[task.key] for task in wanted if task.key in there]
         bench.say(f"{len(taken)} streams are there already, {len(tasks)} to go.")
         minutes = sum(taken) / 60
-        record.note(f"{len(taken)} streams, {minutes:.0f} min of work, are of earlier runs.")
+        record.note(f"{len(taken)} streams, {minutes:.0f} min of work, come from earlier runs.")
     left = 0
     with bench.progress("streams", len(tasks)) as step:
         for row in _results(options, subject, tasks, begin):
@@ -115,7 +115,7 @@ def run(bench: Bench) -> None:
             record.add(**row)
             step(f"{row['setting']} {row['video']} {row['policy']}")
     if left:
-        record.note(f"{left} streams were left for lack of time; run again to go on.")
+        record.note(f"{left} streams are left; run again to continue.")
     report(bench, comparable(record, wanted))
 
 
@@ -130,9 +130,11 @@ def comparable(record: Record, wanted: list[Task]) -> list[dict[str, Any]]:
     whole = [task for task in wanted if (task.setting, task.video) not in missing]
     if missing and whole:
         names = {(task.setting, task.video) for task in whole}
-        record.note(f"Compared on {len(names)} videos; {len(missing)} are not whole yet.")
+        record.note(f"Compared on {len(names)} videos; {len(missing)} are not complete yet.")
     elif missing:
-        record.note("No video is whole yet: the policies have not been asked the same questions.")
+        record.note(
+            "No video is complete yet: the policies have not been asked the same questions."
+        )
     return [rows[task.key] for task in whole or wanted if task.key in rows]
 
 

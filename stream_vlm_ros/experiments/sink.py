@@ -63,7 +63,7 @@ def run(bench: Bench) -> None:
                 options.layout, None, options.min_pixels, options.max_pixels,
             )  # fmt: skip
             record.check(
-                f"{name}: tokens as reckoned from the pictures' size",
+                f"{name}: tokens as expected from the picture size",
                 tuple(row["tokens"] for row in found) == predicted.chunks,
                 found[-1]["tokens"],
                 f"{predicted.sink} first, {predicted.chunks[-1]} later",

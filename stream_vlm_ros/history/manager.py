@@ -204,7 +204,7 @@ class SmartFrameManager:
         self._forget_all()
 
     def start_epoch(self) -> None:
-        """As `clear`, for a source whose time starts anew: what a folder holds stays there."""
+        """As `clear`, for a source whose time restarts: what a folder holds stays there."""
         self.store.start_epoch()
         self._forget_all()
 
@@ -298,7 +298,7 @@ class SmartFrameManager:
         assert oldest is not None and newest is not None
         if stop < oldest.stamp or newest.stamp < start:
             raise OutOfHorizonError(
-                f"nothing from {start:.3f} to {stop:.3f} s is kept. What is kept runs from "
+                f"nothing from {start:.3f} to {stop:.3f} s is stored. Stored frames run from "
                 f"{oldest.stamp:.3f} to {newest.stamp:.3f} s"
             )
         found = self.store.ids_between(start, stop)

@@ -54,7 +54,7 @@ class InputMonitor:
         with self._lock:
             self.count += 1
             if self._arrivals and now_ns < self._arrivals[-1]:
-                self._arrivals.clear()  # simulated time started anew
+                self._arrivals.clear()  # simulated time restarted
             if self._stamps and stamp_ns <= self._stamps[-1]:
                 self._stamps.clear()
             for times, value in ((self._arrivals, now_ns), (self._stamps, stamp_ns)):
@@ -137,7 +137,7 @@ class SilenceNews:
     def of(self, facts: InputFacts) -> str:
         """The words for the log; '' if it knows already or there is nothing to tell.
 
-        It is told once, again when topic or cause change, and anew after images have come.
+        It is logged once, again when topic or cause change, and again after images have come.
         """
         if facts.clock_fault:  # how long no image came cannot be said
             return ""

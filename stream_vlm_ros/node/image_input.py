@@ -111,7 +111,7 @@ class ImageInput:
         return Arrival(taken[0], message_type, functools.partial(decode, limit=self._limit))
 
     def follow(self) -> None:
-        """Subscribe anew if the publishers call for it; else look for events."""
+        """Subscribe again if the publishers call for it; else check for events."""
         wish = self._choose()
         if wish == self.wish and self._subscription is not None:
             self._serve_events()
@@ -124,7 +124,7 @@ class ImageInput:
             # Fast DDS knows one type for each topic, until the last user of the old one is gone.
             self._node.get_logger().debug(f"no subscription to {wish} yet: {fault}")
             return
-        self._node.get_logger().info(f"images are now read from {wish} (was: {before})")
+        self._node.get_logger().info(f"now reading images from {wish} (was: {before})")
 
     def destroy(self) -> None:
         """Give the subscription back."""

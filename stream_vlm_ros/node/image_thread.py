@@ -19,7 +19,7 @@ class ImageThread:
     """Takes images from a subscription until it is stopped.
 
     A thread rather than a callback of the executor: that one gathers all entities of its nodes
-    anew before and after each callback, which for the two dozen of this node costs more than an
+    again before and after each callback, which for the two dozen of this node costs more than an
     image of 1920x1080 itself (``bench/node_overhead.py``). Here it sleeps while images arrive.
 
     Args:

@@ -196,7 +196,7 @@ class FrameIntake:
         self.time_jumps += 1
         self._report(
             Drop.TIME_JUMP,
-            f"the source's time jumped by {jump_ns / SECOND:+.3f} s; the memory starts anew",
+            f"the source's time jumped by {jump_ns / SECOND:+.3f} s; a new memory begins",
         )
         self._drop_open_chunk(Drop.TIME_JUMP)
         self._restart()

@@ -212,7 +212,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
             self._input, self.context, self._on_image, self._keep_house, self.report_fault
         )
         self._images.start()
-        self.get_logger().info(f"images are awaited on {self._input.wish}")
+        self.get_logger().info(f"waiting for images on {self._input.wish}")
         self._publish_status()
 
     def _make_worker(self) -> EngineWorker:
@@ -228,8 +228,8 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         )
         if not self.parameters.model_path and self._load is load_engine:
             self.get_logger().warning(
-                "model_path is empty: the small model of the demo runs, which knows its drawn "
-                "world alone; set model_path to a folder with a Qwen2.5-VL checkpoint"
+                "model_path is empty: the small model of the demo runs, which knows only its drawn "
+                "world; set model_path to a folder with a Qwen2.5-VL checkpoint"
             )
         self.get_logger().info(f"loading the model {self.parameters.model_path}".rstrip())
         self._worker.start()
@@ -239,9 +239,9 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         started = time.monotonic()
         while not wait([worker.loaded], timeout=0.1).done:
             if not self.context.ok():
-                raise NotActiveError("told to end while the model was being loaded")
+                raise NotActiveError("asked to end while the model was being loaded")
         plan = worker.loaded.result()
-        self.get_logger().info(f"the model is there after {time.monotonic() - started:.1f} s")
+        self.get_logger().info(f"model loaded after {time.monotonic() - started:.1f} s")
         if plan:
             self.get_logger().info(plan)
 
@@ -267,7 +267,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         ended = worker is None or worker.stop(STOP_TIMEOUT)
         if not ended and not for_good:
             self.get_logger().warning(
-                f"the engine is still busy after {STOP_TIMEOUT:.0f} s and is left behind"
+                f"the engine is still busy after {STOP_TIMEOUT:.0f} s and is abandoned"
             )
         self._input = self._intake = None
         while self._entities:
@@ -289,7 +289,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         elif self.context.ok():
             self.get_logger().error(
                 f"the node waits unconfigured: correct the parameter, then 'ros2 lifecycle set "
-                f"{self.get_fully_qualified_name()} configure' and '... activate', or start anew"
+                f"{self.get_fully_qualified_name()} configure' and '... activate', or restart it"
             )
 
     def _guard_transitions(self) -> None:
@@ -330,7 +330,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         except Exception as fault:  # without a reply the caller would wait for ever
             self.report_fault("setting a parameter", fault)
             return SetParametersResult(
-                successful=False, reason=f"the node failed inside: {fault!r}; see its log"
+                successful=False, reason=f"internal error: {fault!r}; see its log"
             )
         return SetParametersResult(successful=True)
 
@@ -367,7 +367,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
     def _on_engine_fault(self, fault: Exception) -> None:
         if isinstance(fault, StreamVlmError):
             self.get_logger().error(
-                f"a chunk was refused, the stream goes on: {fault}", throttle_duration_sec=5.0
+                f"a chunk was refused, the stream continues: {fault}", throttle_duration_sec=5.0
             )
         else:
             self.report_fault("the engine's thread", fault)

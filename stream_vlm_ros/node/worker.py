@@ -288,7 +288,7 @@ class EngineWorker:
         """
         if not self._least_pixels:
             raise InvalidParameterError(
-                f"{name} can be changed when the model is there: it is still being loaded"
+                f"{name} cannot be changed yet: the model is still being loaded"
             )
         if 0 < max_pixels < self._least_pixels:
             raise InvalidParameterError(
@@ -447,7 +447,7 @@ class EngineWorker:
                 answer, metrics = self._ask(engine, ticket, progress, None)
             except EmptyMemoryError:  # the engine speaks to who appends frames by hand
                 why = self._why_empty()
-                raise EmptyMemoryError(f"no image has been remembered yet: {why}") from None
+                raise EmptyMemoryError(f"the memory holds no image yet: {why}") from None
             outcome = self._outcome(ticket, answer, metrics, started, asked)
         except OutOfHorizonError:  # said again in the source's time, not in the engine's
             held = ", ".join(

@@ -102,8 +102,8 @@ class Journal:
                 raise
         except OSError as error:
             raise JournalError(
-                f"{self.path} cannot be written ({error.strerror or error}); the answers before "
-                "this one are kept in it"
+                f"{self.path} cannot be written ({error.strerror or error}); it holds the "
+                "answers before this one"
             ) from error
         if self._afresh is not None:
             self._afresh.add(line["run"])

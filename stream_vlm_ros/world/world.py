@@ -183,7 +183,7 @@ def sightings(
         sighting, tries = None, 0
         while sighting is None:
             tries += 1
-            if tries > 20:  # no room beside what is there: come after it has gone
+            if tries > 20:  # no room next to what is there: come after it has gone
                 start, end, others = ends[-1], ends[-1] + end - start, []
             radius = rng.uniform(0.19, 0.22) if thing.is_sign else rng.uniform(0.13, 0.2)
             moving = rng.random() < 0.35

@@ -102,7 +102,7 @@ def test_bookkeeping_that_is_off_by_one_token_fails(run, monkeypatch):
     )
     status, found = run("long-video", "--frames", 60, "--cap", 200, "--max-new-tokens", 3)
     assert status == 1
-    assert "tokens, evictions and lengths of every chunk as reckoned" in failed(found)
+    assert "tokens, evictions and lengths of every chunk as expected" in failed(found)
 
 
 def test_the_first_text_can_be_that_of_another_system(run):

@@ -165,7 +165,7 @@ def _played(
     for name in ("rclpy", "stream_vlm"):
         if importlib.util.find_spec(name) is None:
             raise RealtimeError(
-                f"The Python module {name} is not there. Source ROS 2 and the workspace first "
+                f"The Python module {name} is missing. Source ROS 2 and the workspace first "
                 "(source install/setup.bash), or replay without --realtime."
             )
     logs = Path(tempfile.mkdtemp(prefix="stream_vlm_replay_"))
@@ -259,7 +259,7 @@ def _asks(questions: QuestionSet, source: Source, options: dict[str, Any]) -> li
     start = options.get("start") or 0.0
     end = options.get("end") or source.duration
     if end is None:
-        raise RealtimeError(f"{source.name} does not say how long it is: give --end SECONDS.")
+        raise RealtimeError(f"{source.name} does not say how long it is: use --end SECONDS.")
     # Stamps of the source's own time are placed by the first frame, which is read for it.
     origin = 0
     if any(q.at_stamp_ns is not None for q in questions.questions):
