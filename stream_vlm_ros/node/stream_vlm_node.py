@@ -209,7 +209,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         )
         self._input = ImageInput(self, self.parameters)
         self._images = ImageThread(
-            self._input, self.context, self._on_image, self._keep_house, self.report_fault
+            self._input, self.context, self._on_image, self._on_tick, self.report_fault
         )
         self._images.start()
         self.get_logger().info(f"waiting for images on {self._input.wish}")
@@ -387,7 +387,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         if self.context.ok():  # else told to end: whatever broke off, broke off for that
             self.faults.report(where, fault)
 
-    def _keep_house(self) -> None:
+    def _on_tick(self) -> None:
         if self._intake is not None:
             self._intake.flush_overdue(self._now_ns())
 
