@@ -209,7 +209,7 @@ class EngineWorker:
         self._current: Ticket | None = None
         self._max_pixels: int | None = None  # None: as the engine was loaded
         self._limited: int | None = None  # what the engine was told of it
-        self._least_pixels = 0  # below which the engine takes no bound; 0: not yet loaded
+        self._min_pixels = 0  # below which the engine takes no bound; 0: not yet loaded
         self._epoch_ns = 0  # stamp of the memory's first frame
         self._newest_header: Any = None
         # A daemon: a model that is being loaded cannot be interrupted, and must not keep a
@@ -286,13 +286,13 @@ class EngineWorker:
         ``name`` is that of the parameter; 0 stands for the model's own bound. What is in memory
         stays as it is. Raises InvalidParameterError for a bound that the engine would refuse.
         """
-        if not self._least_pixels:
+        if not self._min_pixels:
             raise InvalidParameterError(
                 f"{name} cannot be changed yet: the model is still being loaded"
             )
-        if 0 < max_pixels < self._least_pixels:
+        if 0 < max_pixels < self._min_pixels:
             raise InvalidParameterError(
-                f"{name} ({max_pixels}) is below min_pixels ({self._least_pixels}), to which this "
+                f"{name} ({max_pixels}) is below min_pixels ({self._min_pixels}), to which this "
                 "model's smaller pictures are enlarged"
             )
         self._max_pixels = max_pixels
@@ -337,8 +337,8 @@ class EngineWorker:
     def _run(self) -> None:
         try:
             engine = self._load()
-            self.memory = self._look(engine)
-            self._least_pixels = engine.min_pixels
+            self.memory = self._snapshot(engine)
+            self._min_pixels = engine.min_pixels
         except BaseException as fault:
             self.loaded.set_exception(fault)
             return
@@ -402,7 +402,7 @@ class EngineWorker:
         try:
             engine.append_video_chunk([frame.image for frame in frames], timestamps=times)
             self._newest_header = frames[-1].header
-            self.memory = self._look(engine)
+            self.memory = self._snapshot(engine)
         except Exception as fault:  # the stream goes on with the next chunk
             if isinstance(fault, StreamBusyError) and self._current is not None:
                 return False
@@ -421,7 +421,7 @@ class EngineWorker:
                 start_anew = getattr(engine, "start_epoch", engine.reset)
             start_anew()
             self._newest_header = None
-            self.memory = self._look(engine)
+            self.memory = self._snapshot(engine)
         except Exception as fault:
             self._report(fault)
             command.future.set_exception(fault)
@@ -492,7 +492,7 @@ class EngineWorker:
         finally:
             written.close()
             if turns.chunks or question.keep_exchange:
-                self.memory = self._look(engine)
+                self.memory = self._snapshot(engine)
         assert written.metrics is not None  # it has ended
         return written.text, written.metrics
 
@@ -571,7 +571,7 @@ class EngineWorker:
         waited = (started or time.monotonic()) - ticket.arrived
         return Outcome(ticket.question, error=error, waiting=waited, memory=self.memory)
 
-    def _look(self, engine: InferenceEngine) -> MemoryState:
+    def _snapshot(self, engine: InferenceEngine) -> MemoryState:
         info = engine.get_cache_info()
         oldest, newest = info.oldest_timestamp, info.newest_timestamp
         return MemoryState(
