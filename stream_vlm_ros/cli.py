@@ -311,13 +311,13 @@ def rate(
     """
     from stream_vlm_ros.console import duration_text, make_console
     from stream_vlm_ros.replay.command import print_rate
-    from stream_vlm_ros.replay.live.realtime import most_trials, probe_rate
+    from stream_vlm_ros.replay.live.realtime import max_trials, probe_rate
     from stream_vlm_ros.replay.settings import changed
     from stream_vlm_ros.sources import parse_size
 
     settings = changed(settings, engine)
     options = {"size": parse_size(size)}
-    trials = most_trials(highest)
+    trials = max_trials(highest)
     longest = duration_text(trials * max(seconds, 4.0))  # four pictures at least, at 1 image/s
     text = f"At most {trials} trials, {longest} in all"
     print(f"{text}, plus the time the node takes to start and settle.", file=sys.stderr)

@@ -111,7 +111,7 @@ def realtime_run(
     return run
 
 
-def most_trials(highest: float) -> int:
+def max_trials(highest: float) -> int:
     """How many rates are tried at most: those doubled from 1 image/s on, the highest, and then the
     five halvings that leave 5 % of an interval as wide as its lower end."""
     return math.ceil(math.log2(highest)) + 1 + 5
