@@ -57,10 +57,10 @@ def options(parser: argparse.ArgumentParser) -> None:
         "--turns", type=int, default=20, help="Turns of the old and the young stream."
     )
     parser.add_argument(
-        "--most-mib", type=float, default=4.0, help="Growth of memory that passes, MiB."
+        "--max-mib", type=float, default=4.0, help="Growth of memory that passes, MiB."
     )
     parser.add_argument(
-        "--most-ratio",
+        "--max-ratio",
         type=float,
         default=1.1,
         help="Ratio of old to young that passes, time per chunk.",
@@ -168,15 +168,15 @@ def _one(bench: Bench, name: str, shares: tuple[float, float], positions: str) -
                  "evictions", "> 0")  # fmt: skip
     record.check(
         f"{name}: memory flat from chunk {mark:,} to {options.chunks - compared:,}",
-        growth <= options.most_mib,
+        growth <= options.max_mib,
         f"{growth:+.2f} MiB",
-        f"<= {options.most_mib:g} MiB",
+        f"<= {options.max_mib:g} MiB",
     )
     record.check(
         f"{name}: time a chunk flat",
-        ratio <= options.most_ratio,
+        ratio <= options.max_ratio,
         f"{ratio:.3f} (middle half {quartiles[0]:.3f} to {quartiles[2]:.3f})",
-        f"<= {options.most_ratio:g}",
+        f"<= {options.max_ratio:g}",
     )
     record.check(
         f"{name}: positions exact at the end", off == 0, f"{off} tokens off", "0"

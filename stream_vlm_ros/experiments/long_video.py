@@ -46,7 +46,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--first-text", type=int, help="Text tokens of the first chunk.")
     parser.add_argument("--question", default="Describe what you see.", help="Asked at the end.")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="Tokens of an answer.")
-    parser.add_argument("--most-gb", type=float, default=23.0, help="Peak memory that passes, GB.")
+    parser.add_argument("--max-gb", type=float, default=23.0, help="Peak memory that passes, GB.")
 
 
 def run(bench: Bench) -> None:
@@ -111,7 +111,7 @@ def run(bench: Bench) -> None:
         f"{found['evictions']} of {found['tokens evicted']}",
     )
     peak = rows[-1]["peak_gib"] * 1.073741824
-    record.check("peak memory", peak < options.most_gb, f"{peak:.2f} GB", f"< {options.most_gb} GB")
+    record.check("peak memory", peak < options.max_gb, f"{peak:.2f} GB", f"< {options.max_gb} GB")
     grown = info["reserved_memory_bytes"] - reserved
     most_tail = max(step.tokens for step in steps) * bench.subject.network.kv_shape.bytes_per_token
     record.check(

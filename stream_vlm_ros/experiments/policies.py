@@ -84,10 +84,10 @@ def options(parser: argparse.ArgumentParser) -> None:
         default=list(POSITIONS),
         help="Which position policies.",
     )
-    add("--most-full", type=int, default=32_768, help="Try no full history of more tokens.")
+    add("--max-full", type=int, default=32_768, help="Try no full history of more tokens.")
     add("--workers", type=int, default=1, help="Processes, of --threads each.")
     add("--minutes", type=float, help="Start no stream after this time; run again to resume.")
-    add("--anew", action="store_true", help="Forget what an earlier run found.")
+    add("--fresh", action="store_true", help="Forget what an earlier run found.")
 
 
 def run(bench: Bench) -> None:
@@ -96,7 +96,7 @@ def run(bench: Bench) -> None:
     subject = bench.subject
     record.about["source"] = {"name": f"{options.videos} drawn worlds a setting", "size": "640x480"}
     record.settings["conditions"] = conditions(options, subject)
-    earlier = [] if options.anew else _earlier(record)
+    earlier = [] if options.fresh else _earlier(record)
     wanted = all_tasks(options)
     there = {row["key"]: row["seconds"] for row in earlier}
     tasks = [task for task in wanted if task.key not in there]

@@ -39,7 +39,7 @@ def test_both_command_lines_give_an_experiment_the_same_options(monkeypatch):
         *([name] for name in EXPERIMENTS),
         ["caps", "--caps", "100", "150", "--layout", "continuous", "--fps", "0.5"],
         ["sink", "--chunk-frames", "3", "--shape", "toy"],
-        ["policies", "--policies", "+ both", "sink + window", "--anew", "--caps", "0.5"],
+        ["policies", "--policies", "+ both", "sink + window", "--fresh", "--caps", "0.5"],
     ):
         assert command.main(arguments) == 0
         result = CliRunner().invoke(app, ["experiment", *arguments])
@@ -49,7 +49,7 @@ def test_both_command_lines_give_an_experiment_the_same_options(monkeypatch):
 
 
 def test_the_sink_is_found_whatever_the_chunk(run):
-    status, found = run("sink", "--least-sink", 20)
+    status, found = run("sink", "--min-sink", 20)
     assert (status, failed(found)) == (0, [])
     # Segmented: 18 text tokens first, 7 later; 2 frames are one grid.
     assert found["summary"] == {"sink_of_2_frames": 18 + GRID, "sink_of_4_frames": 18 + 2 * GRID}
@@ -67,13 +67,13 @@ def test_model_source_and_folder_come_from_the_environment_where_no_option_says_
         monkeypatch.setenv(name, value)
     assert main(["sink", "--device", "cpu"]) == 2
     assert "/nowhere" in capsys.readouterr().err
-    assert main(["sink", "--shape", "toy", "--device", "cpu", "--least-sink", "20"]) == 0
+    assert main(["sink", "--shape", "toy", "--device", "cpu", "--min-sink", "20"]) == 0
     found = json.loads((tmp_path / "report" / "sink.json").read_text())
     assert found["source"]["size"] == "112x84"
 
 
 def test_a_failed_criterion_gives_exit_status_1(run):
-    status, found = run("sink", "--least-sink", 1000)
+    status, found = run("sink", "--min-sink", 1000)
     assert (status, failed(found), found["status"]) == (1, ["sinks are large"], "failed")
 
 
@@ -175,7 +175,7 @@ def test_running_out_of_memory_is_tried_again_with_fewer_frames_and_noted(run, m
 
 
 SHORT = ["--chunks", 60, "--young", 30, "--stretch", 2, "--turns", 3]
-AT_LEISURE = ["--most-ratio", 1e9, "--most-mib", 1e9]  # times and memory are not the point here
+AT_LEISURE = ["--max-ratio", 1e9, "--max-mib", 1e9]  # times and memory are not the point here
 
 
 @pytest.mark.parametrize("layout", ["segmented", "continuous"])
