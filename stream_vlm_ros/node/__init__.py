@@ -12,7 +12,7 @@ An image comes in
     image_input     the subscription: topic, type, QoS, why nothing arrives
     image_thread    its thread, apart from rclpy's executor
     arrival         the message as it arrives: serialized, its stamp alone read
-    intake          messages -> frames -> chunks, and what becomes of each
+    ingest          messages -> frames -> chunks, and what becomes of each
     sampling        frames in time and in chunks: arithmetic on stamps
     images          ROS images -> arrays
     counters        what became of every frame

@@ -35,7 +35,7 @@ from stream_vlm_ros.node.faults import FaultLog
 from stream_vlm_ros.node.health import InputMonitor
 from stream_vlm_ros.node.image_input import ImageInput
 from stream_vlm_ros.node.image_thread import ImageThread
-from stream_vlm_ros.node.intake import FrameIntake
+from stream_vlm_ros.node.ingest import FrameIngest
 from stream_vlm_ros.node.loading import load_engine, pixel_limit, release_memory
 from stream_vlm_ros.node.parameters import PARAMETERS, declare, read, unknown_text
 from stream_vlm_ros.node.worker import (
@@ -113,7 +113,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         self.faults = FaultLog(lambda text: self.get_logger().error(text))
         self._load = load
         self._worker: EngineWorker | None = None
-        self._intake: FrameIntake | None = None
+        self._ingest: FrameIngest | None = None
         self._input: ImageInput | None = None
         self._images: ImageThread | None = None
         self._entities: list[tuple[Callable[[Any], Any], Any]] = []  # (destroy, entity)
@@ -148,17 +148,17 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
     @transition("active")
     def on_activate(self) -> None:
         """Take images and questions."""
-        assert self._intake is not None and self._worker is not None
+        assert self._ingest is not None and self._worker is not None
         self._monitor = InputMonitor()
-        self._intake.resume(self._worker.memory.newest_ns)
-        self._intake.active = True
+        self._ingest.resume(self._worker.memory.newest_ns)
+        self._ingest.active = True
 
     @transition("inactive")
     def on_deactivate(self) -> None:
         """Stop taking images and questions; the memory stays."""
-        assert self._intake is not None and self._worker is not None
-        self._intake.active = False
-        self._intake.clear(Drop.RESET)
+        assert self._ingest is not None and self._worker is not None
+        self._ingest.active = False
+        self._ingest.clear(Drop.RESET)
         self._worker.abandon(Drop.RESET, NotActiveError("the node was deactivated"))
 
     @transition("unconfigured")
@@ -200,7 +200,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         )
         self._entities.append((lambda server: server.destroy(), asking))
         # From here on the reports of another thread use what was made above.
-        self._intake = FrameIntake(
+        self._ingest = FrameIngest(
             self.parameters,
             self._counters,
             deliver=worker.append,
@@ -260,16 +260,16 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         images, self._images = self._images, None
         if images is not None:
             images.stop()
-        if self._intake is not None:
-            self._intake.active = False
-            self._intake.clear(Drop.RESET)
+        if self._ingest is not None:
+            self._ingest.active = False
+            self._ingest.clear(Drop.RESET)
         worker, self._worker = self._worker, None
         ended = worker is None or worker.stop(STOP_TIMEOUT)
         if not ended and not for_good:
             self.get_logger().warning(
                 f"the engine is still busy after {STOP_TIMEOUT:.0f} s and is abandoned"
             )
-        self._input = self._intake = None
+        self._input = self._ingest = None
         while self._entities:
             destroy, entity = self._entities.pop()
             destroy(entity)
@@ -340,8 +340,8 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         if self._worker is not None and limit != pixel_limit(self.parameters):
             self._worker.limit_pixels(*limit)
         self.parameters = parameters
-        if self._intake is not None:
-            self._intake.apply(parameters)
+        if self._ingest is not None:
+            self._ingest.apply(parameters)
         if self._worker is not None:
             self._worker.queue_size = parameters.queue_size
             self._worker.max_questions = parameters.max_questions
@@ -357,8 +357,8 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
     def _on_image(self, arrival: Arrival) -> None:
         now_ns = self._now_ns()
         self._monitor.record(_stamp_of(arrival), now_ns)
-        if self._intake is not None:
-            self._intake.receive(arrival, now_ns)
+        if self._ingest is not None:
+            self._ingest.receive(arrival, now_ns)
 
     def _on_refused_frame(self, cause: Drop, words: str) -> None:
         self._last_refusal = words
@@ -388,8 +388,8 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
             self.faults.report(where, fault)
 
     def _on_tick(self) -> None:
-        if self._intake is not None:
-            self._intake.flush_overdue(self._now_ns())
+        if self._ingest is not None:
+            self._ingest.flush_overdue(self._now_ns())
 
     # Questions ------------------------------------------------------------------------------------
 
@@ -499,11 +499,11 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         self._publish(self._answers, interfaces.to_answer(outcome, self._cache_status()))
 
     async def _on_reset(self, request: Any, response: Any) -> Any:
-        if self._worker is None or self._intake is None:
+        if self._worker is None or self._ingest is None:
             response.message = f"the node is {self.state}"
             return response
         try:
-            self._intake.clear(Drop.RESET)
+            self._ingest.clear(Drop.RESET)
             await self._awaitable(self._worker.reset(Drop.RESET))
         except StreamVlmError as refusal:
             response.message = str(refusal)
@@ -530,16 +530,16 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         self._clock_moved = (0, 0.0)  # (the node's clock, the steady clock) when it last moved
 
     def _cache_status(self) -> CacheStatus:
-        worker, intake = self._worker, self._intake
+        worker, ingest = self._worker, self._ingest
         counts = self._counters.snapshot()
         counts["queue_depth"] = worker.depth if worker is not None else 0
         counts["resets"] = worker.resets if worker is not None else 0
-        counts["time_jumps"] = intake.time_jumps if intake is not None else 0
+        counts["time_jumps"] = ingest.time_jumps if ingest is not None else 0
         memory = worker.memory if worker is not None else MemoryState()
         return interfaces.to_cache_status(memory, self.state, counts)
 
     def _publish_status(self) -> None:
-        if self._intake is not None:
+        if self._ingest is not None:
             self._publish(self._status, self._cache_status())
 
     def _report_status(self) -> None:
@@ -581,7 +581,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         )
 
     def _input_facts(self, source: ImageInput) -> health.InputFacts:
-        intake = self._intake
+        ingest = self._ingest
         silent_for = self._monitor.seconds_without_image(self._now_ns())
         drops = dict(self._counters.dropped)
         new = {cause.value: drops[cause] - self._reported_drops[cause] for cause in Drop}
@@ -598,7 +598,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
             arrival_rate=self._monitor.arrival_rate,
             delay_ms=self._monitor.delay_ms,
             expected_rate=self.parameters.sample_fps,
-            arrival_timed=bool(intake is not None and intake.arrival_timed),
+            arrival_timed=bool(ingest is not None and ingest.arrival_timed),
             clock_fault=self._clock_fault(),
             counts=self._counters.snapshot(),
             new_faults={c.value: new[c.value] for c in Drop if c not in intentional},
@@ -639,7 +639,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
 
 def _stamp_of(arrival: Arrival) -> int:
     """An image's own stamp in nanoseconds, 0 where there is none; whether it is used is for the
-    intake."""
+    ingest."""
     try:
         return arrival.stamp_ns or 0
     except InvalidTimestampError:

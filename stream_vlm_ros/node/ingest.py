@@ -38,7 +38,7 @@ class _Received:
     now_ns: int
 
 
-class FrameIntake:
+class FrameIngest:
     """Checks, samples, decodes and gathers frames; counts each one exactly once.
 
     Stamps: a source whose first frame has a stamp of zero is taken to have no clock; its frames
