@@ -102,10 +102,10 @@ def test_a_fault_in_a_timer_is_told_once_however_often_it_fires(here, monkeypatc
 def test_a_cleanup_in_the_midst_of_a_report_is_no_fault(here, monkeypatch):
     """Another thread of the executor carries it out."""
     node = here.node
-    held = node._input, node._intake
+    held = node._input, node._ingest
 
     def clean_up(now_ns):
-        node._input = node._intake = None
+        node._input = node._ingest = None
         return 0.0
 
     with monkeypatch.context() as meanwhile:
@@ -113,7 +113,7 @@ def test_a_cleanup_in_the_midst_of_a_report_is_no_fault(here, monkeypatch):
         meanwhile.setattr(node, "_publish", lambda publisher, message: reports.append(message))
         reports = []
         node._report_status()
-    node._input, node._intake = held
+    node._input, node._ingest = held
     assert [status.name for status in reports[-1].status][1].endswith("image input")
 
 
@@ -134,7 +134,7 @@ def test_faults_of_reset_and_of_setting_a_parameter_are_replied(here, monkeypatc
     assert not reply.success and "boom" in reply.message
     del here.engine.reset
     with monkeypatch.context() as broken:
-        broken.setattr(here.node._intake, "apply", fail)
+        broken.setattr(here.node._ingest, "apply", fail)
         result = here.client.set_parameter("sample_fps", 5.0)
         assert not result.successful and "boom" in result.reason
     assert here.client.set_parameter("sample_fps", 0.0).successful
