@@ -44,10 +44,10 @@ from std_msgs.msg import Header
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.engine.picture_sizes import PictureLimit
 from stream_vlm_ros.machine import measured_on
-from stream_vlm_ros.node.arrival import Arrival
 from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.images import compressed_to_rgb, image_to_rgb
 from stream_vlm_ros.node.ingest import FrameIngest
+from stream_vlm_ros.node.serialized_image import SerializedImage
 
 LONGEST = 10.0  # s, for one message
 # Beyond what the process has when the first message comes: its buffers, the encoded data and
@@ -265,7 +265,9 @@ class Fuzz:
     def take(self, number: int, kind: type, serialized: bytes) -> None:
         begin = time.monotonic()
         try:
-            self._ingest.receive(Arrival(serialized, kind, self._decode[kind]), START * 10**9)
+            self._ingest.receive(
+                SerializedImage(serialized, kind, self._decode[kind]), START * 10**9
+            )
         except Exception:
             self.raw.append(f"message {number}: {traceback.format_exc()}")
         self.slowest = max(self.slowest, (time.monotonic() - begin, number))

@@ -35,7 +35,7 @@ def versions(*modules: ModuleType) -> dict[str, str]:
 
 
 def processor_name() -> str:
-    """The processor by its maker's name where the system tells it, else its architecture."""
+    """The processor by its maker's name if the system has it, else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -76,7 +76,7 @@ def of_type(name: str) -> Picked:
 
 
 def aged(low: float, high: float, spans: dict[tuple, float]) -> Picked:
-    """Recall whose evidence is so many spans of the window old."""
+    """Recall whose evidence is this many windows old."""
 
     def picked(row: Row, type_: str, age: float | None) -> bool:
         if age is None or type_ in PERCEPTION:

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL in named sizes with random weights: for what depends on shapes and not on sense."""
+"""Qwen2.5-VL in named sizes with random weights, for whatever depends only on shapes."""
 
 from __future__ import annotations
 

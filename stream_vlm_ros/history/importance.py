@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class NoveltyMeasure(ABC):
-    """What `SmartFrameManager` asks of a measure of its own."""
+    """What `SmartFrameManager` needs of a measure of novelty."""
 
     @abstractmethod
     def describe(self, image: np.ndarray) -> np.ndarray:

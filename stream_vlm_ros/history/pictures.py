@@ -68,7 +68,7 @@ class Pictures(ABC):
 
 
 class PictureFolder(Pictures):
-    """Files ``000012/000012345.jpg`` under a folder, for their owner's eyes alone.
+    """Files ``000012/000012345.jpg`` under a folder, readable only by their owner.
 
     Files of other names in it are not touched, and no link below ``folder`` is followed: where one
     bears a name of ours, OSError.

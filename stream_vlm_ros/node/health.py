@@ -130,7 +130,7 @@ class InputFacts:
 
 @dataclass
 class SilenceNews:
-    """What the log is told of images that do not arrive: as /diagnostics, but not every time."""
+    """What the log says about missing images: the same as /diagnostics, but not every time."""
 
     _told: tuple[str, str] | None = None  # topic and cause
 

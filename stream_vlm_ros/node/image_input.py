@@ -22,8 +22,8 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.engine.picture_sizes import PictureLimit
-from stream_vlm_ros.node.arrival import Arrival
 from stream_vlm_ros.node.images import compressed_to_rgb, image_to_rgb
+from stream_vlm_ros.node.serialized_image import SerializedImage
 
 try:
     from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
@@ -88,7 +88,7 @@ class ImageInput:
         """The topic subscribed to."""
         return self.wish.topic
 
-    def take(self, seconds: float) -> Arrival | None:
+    def take(self, seconds: float) -> SerializedImage | None:
         """The next image, waited for at most so long; None if there is none.
 
         As an executor does it, and ``rclpy.wait_for_message``; there is no public way to wait for
@@ -108,7 +108,7 @@ class ImageInput:
         if taken is None:
             return None
         message_type, decode = _TYPES[self.wish.type]
-        return Arrival(taken[0], message_type, functools.partial(decode, limit=self._limit))
+        return SerializedImage(taken[0], message_type, functools.partial(decode, limit=self._limit))
 
     def follow(self) -> None:
         """Subscribe again if the publishers call for it; else check for events."""

@@ -19,7 +19,7 @@ from stream_vlm_ros.sources.sampling import StampSampler
 
 
 class Arrived(Protocol):
-    """What an image is asked for; see :class:`stream_vlm_ros.node.arrival.Arrival`."""
+    """What ingest needs of a `stream_vlm_ros.node.serialized_image.SerializedImage`."""
 
     @property
     def stamp_ns(self) -> int | None:
@@ -51,7 +51,7 @@ class FrameIngest:
         counters: where every frame is counted.
         deliver: takes a finished chunk.
         restart: called when the source's time jumped, before the first frame after it.
-        report: told of each frame that was refused: the cause, and words.
+        report: called for each refused frame, with the cause and a text.
 
     Frames are taken while :attr:`active` is true.
     """
@@ -152,7 +152,7 @@ class FrameIngest:
             self._real_stamps = 0
 
     def resume(self, newest_ns: int | None) -> None:
-        """Go on after the newest frame in memory, None if it is empty, as after `clear`."""
+        """Continue after the newest frame in memory; None if it is empty, as after `clear`."""
         with self._lock:
             if self._stamps.newest_ns is None:
                 self._stamps.resume(newest_ns)

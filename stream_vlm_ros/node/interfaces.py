@@ -14,7 +14,7 @@ from stream_vlm_ros.node.health import Health
 from stream_vlm_ros.node.sampling import SECOND
 from stream_vlm_ros.node.worker import MemoryState, Outcome, Question
 
-# What is told of a question again: longer ones are refused, but told all the same.
+# Longer questions are refused; their beginning is still published.
 MAX_QUESTION, MAX_CHOICE, MAX_CHOICES = 10_000, 1000, 1000  # characters, characters, choices
 
 

@@ -29,15 +29,15 @@ from stream_vlm.srv import Query
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import InvalidParameterError, InvalidTimestampError, StreamVlmError, cut
 from stream_vlm_ros.node import health, interfaces
-from stream_vlm_ros.node.arrival import Arrival
 from stream_vlm_ros.node.counters import Drop, FrameCounters
-from stream_vlm_ros.node.faults import FaultLog
+from stream_vlm_ros.node.error_log import ErrorLog
 from stream_vlm_ros.node.health import InputMonitor
 from stream_vlm_ros.node.image_input import ImageInput
 from stream_vlm_ros.node.image_thread import ImageThread
 from stream_vlm_ros.node.ingest import FrameIngest
 from stream_vlm_ros.node.loading import load_engine, pixel_limit, release_memory
 from stream_vlm_ros.node.parameters import PARAMETERS, declare, read, unknown_text
+from stream_vlm_ros.node.serialized_image import SerializedImage
 from stream_vlm_ros.node.worker import (
     WRITING,
     EngineWorker,
@@ -110,7 +110,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         self._guard_transitions()
         self.state = "unconfigured"
         self.failure = ""
-        self.faults = FaultLog(lambda text: self.get_logger().error(text))
+        self.error_log = ErrorLog(lambda text: self.get_logger().error(text))
         self._load = load
         self._worker: EngineWorker | None = None
         self._ingest: FrameIngest | None = None
@@ -354,7 +354,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
 
     # Images ---------------------------------------------------------------------------------------
 
-    def _on_image(self, arrival: Arrival) -> None:
+    def _on_image(self, arrival: SerializedImage) -> None:
         now_ns = self._now_ns()
         self._monitor.record(_stamp_of(arrival), now_ns)
         if self._ingest is not None:
@@ -385,7 +385,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
     def report_fault(self, where: str, fault: Exception) -> None:
         """Log a fault of this package, once with its traceback; repetitions are counted."""
         if self.context.ok():  # else told to end: whatever broke off, broke off for that
-            self.faults.report(where, fault)
+            self.error_log.report(where, fault)
 
     def _on_tick(self) -> None:
         if self._ingest is not None:
@@ -637,7 +637,7 @@ class StreamVlmNode(LifecycleNodeMixin, Node):
         return self.create_timer(period, callback, callback_group=group, clock=self._steady)
 
 
-def _stamp_of(arrival: Arrival) -> int:
+def _stamp_of(arrival: SerializedImage) -> int:
     """An image's own stamp in nanoseconds, 0 where there is none; whether it is used is for the
     ingest."""
     try:

@@ -176,7 +176,7 @@ class EngineWorker:
         ingest_share: share of an answer's time for chunks that wait meanwhile, 0 to 1, see
             :class:`Turns`; 0: they wait until it is complete. May be changed at any time.
         changed: called in the thread after each command.
-        report: told of each chunk that the engine refused, and of every fault.
+        report: called for each chunk that the engine refused, and for every error.
         why_empty: says, for a question to an empty memory, why it is empty.
     """
 
@@ -208,7 +208,7 @@ class EngineWorker:
         self._stopping = False
         self._current: Ticket | None = None
         self._max_pixels: int | None = None  # None: as the engine was loaded
-        self._limited: int | None = None  # what the engine was told of it
+        self._limited: int | None = None  # what the engine was given of it
         self._min_pixels = 0  # below which the engine takes no bound; 0: not yet loaded
         self._epoch_ns = 0  # stamp of the memory's first frame
         self._newest_header: Any = None
@@ -385,7 +385,7 @@ class EngineWorker:
     def _limit_pixels(self, engine: InferenceEngine) -> None:
         """Pass a changed bound on pixels on."""
         if (wanted := self._max_pixels) != self._limited:
-            self._limited = wanted  # even if it fails: told once, not at every command
+            self._limited = wanted  # even if it fails: reported once, not at every command
             try:
                 engine.limit_pixels(wanted or None)
             except Exception as fault:  # the bound stays as it was
@@ -403,7 +403,7 @@ class EngineWorker:
             engine.append_video_chunk([frame.image for frame in frames], timestamps=times)
             self._newest_header = frames[-1].header
             self.memory = self._snapshot(engine)
-        except Exception as fault:  # the stream goes on with the next chunk
+        except Exception as fault:  # the stream continues with the next chunk
             if isinstance(fault, StreamBusyError) and self._current is not None:
                 return False
             self.last_fault = str(fault) or type(fault).__name__
@@ -538,8 +538,8 @@ class EngineWorker:
         started: float,
         asked: MemoryState,
     ) -> Outcome:
-        """What is told of an answer that the engine gave, read from the memory ``asked``."""
-        told = Outcome(
+        """The outcome of an answer that the engine gave, read from the memory ``asked``."""
+        outcome = Outcome(
             question=ticket.question,
             answer=answer,
             waiting=started - ticket.arrived,
@@ -551,7 +551,7 @@ class EngineWorker:
         if ticket.question.choices:
             chosen = cast("ChoiceMetrics", metrics)
             return replace(
-                told,
+                outcome,
                 choice_index=chosen.choice_index,
                 choice_scores=chosen.scores,
                 choice_tokens=chosen.choice_tokens,
@@ -559,7 +559,7 @@ class EngineWorker:
             )
         written = cast("AnswerMetrics", metrics)
         return replace(
-            told,
+            outcome,
             error=ticket.why if written.finish_reason == "cancelled" else None,
             answer_tokens=written.answer_tokens,
             finish_reason=written.finish_reason,

@@ -48,7 +48,7 @@ def run_job(job: ReplayJob, fail_under: float | None, out: Console) -> int:
     if "report.html" not in job.failed:
         _say(out, f"Report: {job.out / 'report.html'}")
     if job.interrupted:
-        goes_on = "" if job.realtime else " The same command goes on where it was."
+        goes_on = "" if job.realtime else " Run the same command to resume."
         _say(out, f"Interrupted: the report is partial.{goes_on}")
         return INTERRUPTED
     return BELOW if fails(report, fail_under, out) or job.failed else 0

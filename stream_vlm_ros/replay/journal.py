@@ -1,4 +1,4 @@
-"""Answers kept as they come, so that a replay that was interrupted can go on."""
+"""Answers kept as they come, so that an interrupted replay can resume."""
 
 from __future__ import annotations
 

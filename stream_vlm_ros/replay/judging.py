@@ -44,7 +44,7 @@ Judging = Callable[[str], "bool | None"]
 
 @dataclass(frozen=True)
 class Judge:
-    """Says of an answer whether it is right; None where that cannot be said."""
+    """Whether an answer is right; None if that cannot be judged."""
 
     name: str
     function: Judging

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stream_vlm_ros.node.faults import FaultLog
+from stream_vlm_ros.node.error_log import ErrorLog
 
 
 def raised(fault):
@@ -14,7 +14,7 @@ def raised(fault):
 
 def test_a_fault_is_told_once_with_its_traceback_and_its_repetitions_as_a_number():
     now, said = [0.0], []
-    log = FaultLog(said.append, period=10.0, clock=lambda: now[0])
+    log = ErrorLog(said.append, period=10.0, clock=lambda: now[0])
     for _ in range(1000):
         log.report("~/query", raised(ValueError("boom")))
     assert len(said) == 1
@@ -26,7 +26,7 @@ def test_a_fault_is_told_once_with_its_traceback_and_its_repetitions_as_a_number
 
 def test_faults_of_another_kind_place_or_callback_are_told_each():
     said = []
-    log = FaultLog(said.append)
+    log = ErrorLog(said.append)
     log.report("~/query", raised(ValueError("boom")))
     log.report("~/query", raised(KeyError("boom")))
     log.report("~/ask", raised(ValueError("boom")))
