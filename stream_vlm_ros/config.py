@@ -286,7 +286,7 @@ class Settings(SettingTable):
     )
     max_sampled_frames: int = shared(
         48,
-        "delayed_batch: most frames that are encoded for a question.",
+        "delayed_batch: maximum number of frames encoded for a question.",
         2,
         10_000,
     )
@@ -305,7 +305,7 @@ class Settings(SettingTable):
     )
     frame_store_megabytes: int = shared(
         1024,
-        "delayed_batch: most megabytes (2^20 bytes) of frames kept.",
+        "delayed_batch: maximum megabytes (2^20 bytes) of stored frames.",
         1,
         100_000_000,
     )
