@@ -244,7 +244,7 @@ def test_policies_ask_the_same_of_all_and_go_on_where_they_stood(run, capsys):
     status, found = run("policies", *few)
     assert "3 streams are there already, 11 to go" in capsys.readouterr().out
     assert any(
-        note.startswith("3 streams") and note.endswith("are of earlier runs.")
+        note.startswith("3 streams") and note.endswith("come from earlier runs.")
         for note in found["notes"]
     )
     assert status == 0 and len(found["rows"]) == 14  # 6 policies under two, 2 that evict nothing
