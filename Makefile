@@ -82,7 +82,7 @@ coverage: setup $(VENV)/.installed-dev  ## Run the tests, and say which lines no
 bench: setup  ## Run the benchmarks of the CPU (BENCH_ARGS="against_stock")
 	@$(RUN) python bench/run.py $(BENCH_ARGS)
 
-docs: install/.built  ## Write anew what pages and config/ take from code and results
+docs: install/.built  ## Rewrite what pages and config/ take from code and results
 	@PYTHONPATH=. $(VENV)/bin/python tools/write_settings.py .
 	@$(VENV)/bin/python bench/performance_page.py
 
@@ -110,7 +110,7 @@ clean:  ## Remove everything that setup made
 check:
 	@tools/check_prerequisites.sh "$(PYTHON)" $(SYSTEM_ROS)
 
-# Named after the mode: sourcing a ROS, or another one, starts anew.
+# Named after the mode: sourcing a ROS, or another one, starts over.
 $(VENV)/.created-$(MODE): | check
 	@echo "== Setting up in this folder, once: some minutes, about 2 GB"
 	@echo "== Virtual environment"

@@ -3,7 +3,7 @@
     tools/run.sh python bench/fuzz_images.py --out bench/results/fuzz_images.json
 
 Each message is made from the seed and its number alone (``--first N --messages 1`` makes that one
-again), serialized as a middleware would give it, and taken in by the node's intake. Checked: every
+again), serialized as a middleware would give it, and taken in by the node's ingest. Checked: every
 exception is caught and counted with a cause, none takes longer than ten seconds, received is
 decoded + refused at every moment, and the peak of the process's memory. Exit status 1 if not.
 
@@ -44,10 +44,10 @@ from std_msgs.msg import Header
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
 from stream_vlm_ros.machine import measured_on
-from stream_vlm_ros.node.arrival import Arrival
 from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.images import compressed_to_rgb, image_to_rgb
-from stream_vlm_ros.node.intake import FrameIntake
+from stream_vlm_ros.node.ingest import FrameIngest
+from stream_vlm_ros.node.serialized_image import SerializedImage
 
 LONGEST = 10.0  # s, for one message
 # Beyond what the process has when the first message comes: its buffers, the encoded data and
@@ -240,7 +240,7 @@ def _encoded(picture: Pillow.Image) -> Iterator[bytes]:
 
 
 class Fuzz:
-    """The node's intake, and what became of each message."""
+    """The node's ingest, and what became of each message."""
 
     def __init__(self, megapixels: float) -> None:
         self.counters = FrameCounters()
@@ -253,19 +253,21 @@ class Fuzz:
             Image: functools.partial(image_to_rgb, limit=limit),
             CompressedImage: functools.partial(compressed_to_rgb, limit=limit),
         }
-        self._intake = FrameIntake(
+        self._ingest = FrameIngest(
             Settings.of({"sample_fps": 0.0, "chunk_frames": 1}),
             self.counters,
             deliver=lambda chunk: self.counters.ingest(len(chunk)),
             restart=lambda: None,
             report=self._note,
         )
-        self._intake.active = True
+        self._ingest.active = True
 
     def take(self, number: int, kind: type, serialized: bytes) -> None:
         begin = time.monotonic()
         try:
-            self._intake.receive(Arrival(serialized, kind, self._decode[kind]), START * 10**9)
+            self._ingest.receive(
+                SerializedImage(serialized, kind, self._decode[kind]), START * 10**9
+            )
         except Exception:
             self.raw.append(f"message {number}: {traceback.format_exc()}")
         self.slowest = max(self.slowest, (time.monotonic() - begin, number))

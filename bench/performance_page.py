@@ -193,8 +193,8 @@ WORDS = {
     "token": "a further token",
     "five_choices": "choosing among five",
     "snapshot": "snapshot and restore",
-    "peak_allocated_gib": "most allocated, GiB",
-    "peak_reserved_gib": "most reserved, GiB",
+    "peak_allocated_gib": "peak allocated, GiB",
+    "peak_reserved_gib": "peak reserved, GiB",
 }
 
 
@@ -250,7 +250,7 @@ def _bars_of(sections: dict[str, Report]) -> str:
                 "ok" if bar["holds"] else "**miss**",
             ]
         )
-    return table(["Asked of it", "At most", "Go for", "Measured", ""], rows) if rows else ""
+    return table(["Asked of it", "Limit", "Target", "Measured", ""], rows) if rows else ""
 
 
 def _warm_up(section: Report) -> str:
@@ -377,11 +377,11 @@ def _size(size: list[int]) -> str:
 GPU = (
     ("warm_up", "Start", _warm_up),
     ("against_reference", "Ours and the reference's style", _against_reference),
-    ("eviction", "Forgetting, of a chunk's time", _eviction),
+    ("eviction", "Eviction, share of a chunk's time", _eviction),
     ("steady", "How even chunks are", _steady),
     ("small_frames", "Small frames", _small_frames),
     ("answering", "Chunks while an answer is being written", _answering),
-    ("variants", "Options beside each other", _variants),
+    ("variants", "Options compared", _variants),
     ("curves", "Over cap, chunk, picture and stream", _curves),
 )
 

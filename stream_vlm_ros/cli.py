@@ -18,12 +18,16 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from stream_vlm_ros import __version__
+from stream_vlm_ros.cli_experiment import ExperimentGroup
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.processes.children import signals_as_ctrl_c
 from stream_vlm_ros.setting import Setting
 
 INCOMPLETE, UNUSABLE, INTERRUPTED = 1, 2, 130  # exit statuses
-ENGINE_HELP = "streaming or delayed_batch, and settings: streaming,max_cache_tokens=4096,..."
+ENGINE_HELP = (
+    "streaming or delayed_batch, then settings, such as streaming,max_cache_tokens=4096 "
+    "(docs/replay.md)."
+)
 
 
 class Verbs(TyperGroup):
@@ -51,9 +55,11 @@ class Verbs(TyperGroup):
 app = typer.Typer(
     cls=Verbs,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    help="A visual memory for robots that can be questioned: streaming Qwen2.5-VL.",
+    # Plain help: panels cut words off in a terminal of 80 columns.
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Visual memory for robots: ask in plain language what a camera has seen.",
 )
 
 
@@ -97,8 +103,8 @@ def _say_which_model(settings: Settings, source: str, side: Console) -> None:
     """Without a model of the user's, what to expect of the small one on pictures of theirs."""
     if not settings.model_path and not source.startswith("world:"):
         text = (
-            "Model: the small one of the package, which knows its drawn world alone; --model names "
-            "another"
+            "Model: the small one of the package, which knows only its drawn world; choose another "
+            "with --model"
         )
         side.print(Text(text, style="dim"), soft_wrap=True)
 
@@ -117,23 +123,26 @@ def common(
 def ask(
     settings: Settings,
     video: Annotated[
-        str, typer.Argument(help="A video, a bag, a folder of images, or world:SEED.")
+        str,
+        typer.Argument(metavar="VIDEO", help="A video, a bag, a folder of images, or world:SEED."),
     ],
-    questions: Annotated[list[str], typer.Argument(help="One question or several.")],
+    questions: Annotated[
+        list[str], typer.Argument(metavar="QUESTIONS", help="One or more questions.")
+    ],
     at: Annotated[
         float | None,
-        typer.Option(help="Ask when the video has run for so many seconds, as a replay does."),
+        typer.Option(help="Ask when the video has run for this many seconds, as in a replay."),
     ] = None,
     choice: Annotated[
-        list[str] | None, typer.Option(help="Let it choose; give this option for each choice.")
+        list[str] | None, typer.Option(help="A choice to pick from; give the option once for each.")
     ] = None,
     size: Annotated[
         str | None, typer.Option(help="Scale the pictures to WIDTHxHEIGHT first.")
     ] = None,
-    engine: Annotated[str | None, typer.Option(help=f"{ENGINE_HELP} (docs/replay.md)")] = None,
+    engine: Annotated[str | None, typer.Option(help=ENGINE_HELP)] = None,
     about: Annotated[
         tuple[float, float] | None,
-        typer.Option(metavar="FROM TO", help="The seconds of the video that are asked about."),
+        typer.Option(metavar="FROM TO", help="The seconds of the video the question is about."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
@@ -166,13 +175,13 @@ def ask(
         max_decoded_megapixels=settings.max_decoded_megapixels,
     )
     if source.endless and at is None:
-        raise InvalidParameterError(f"{video} has no end: say when to ask with --at SECONDS.")
+        raise InvalidParameterError(f"{video} has no end; use --at SECONDS to say when to ask.")
     with side.status("Loading the model"):
         memory = load_engine(settings)
     with WatchingBar(side, source, at) as bar:
         fed = feed(memory, source, settings.chunk_frames, bar, at, settings.at_question)
     if not fed.frames:
-        raise InvalidParameterError(source.state.damage or f"{video} gave no frame to ask about.")
+        raise InvalidParameterError(source.state.damage or f"{video} gave no frames to ask about.")
     late = None if at is None else fed.asked_late(at, source, settings.sample_fps)
     for note in filter(None, [source.state.damage, *source.state.notes, late]):
         side.print(Text(f"Note: {note}"), soft_wrap=True)
@@ -198,36 +207,42 @@ def ask(
 def replay(
     settings: Settings,
     source: Annotated[
-        str, typer.Argument(help="A rosbag, a video, a folder of images, or world:SEED.")
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="A rosbag, a video, a folder of images, or world:SEED."
+        ),
     ],
     questions: Annotated[Path, typer.Option(help="File of timed questions (docs/replay.md).")],
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"),
     engine: Annotated[str | None, typer.Option(help=ENGINE_HELP)] = None,
     compare: Annotated[
         list[str] | None,
-        typer.Option(help="A further run, changed so: NAME:setting=value,... May be repeated."),
+        typer.Option(help="A further run with changes: NAME:setting=value,... May be repeated."),
     ] = None,
     topic: Annotated[
-        list[str] | None, typer.Option(help="Image topic of a bag; may be repeated; or all.")
+        list[str] | None, typer.Option(help="Image topic of a bag, or all; may be repeated.")
     ] = None,
     stamps: Annotated[
-        str | None, typer.Option(help="Of a bag's images: header (default) or recorded.")
+        str | None, typer.Option(help="Time of a bag's images: header (default) or recorded.")
     ] = None,
     max_time_gap: Annotated[
         float | None,
-        typer.Option(help="Of a bag: seconds between images beyond which time jumped (3600)."),
+        typer.Option(help="Of a bag: a longer gap in seconds is a time jump (default 3600)."),
     ] = None,
-    start: Annotated[float | None, typer.Option(min=0, help="Begin at so many seconds.")] = None,
-    end: Annotated[float | None, typer.Option(min=0, help="End at so many seconds.")] = None,
-    bag: Annotated[bool, typer.Option(help="Write images and answers into an MCAP bag.")] = False,
+    start: Annotated[float | None, typer.Option(min=0, help="Begin at this many seconds.")] = None,
+    end: Annotated[float | None, typer.Option(min=0, help="End at this many seconds.")] = None,
+    bag: Annotated[
+        bool, typer.Option("--bag", help="Write images and answers into an MCAP bag.")
+    ] = False,
     realtime: Annotated[
-        bool, typer.Option(help="Through the node over DDS, at the source's own pace.")
+        bool,
+        typer.Option("--realtime", help="Run through the node over DDS, at the source's own pace."),
     ] = False,
     attach: Annotated[
         str | None,
         typer.Option(
-            help="Real time, with this node, which runs already (such as /stream_vlm); SOURCE is "
-            "what it is shown: a recording with --play, or a camera's topic with --end."
+            help="Run in real time with this node, which is running already (such as /stream_vlm). "
+            "SOURCE is what it sees: a recording with --play, or a camera's topic with --end."
         ),
     ] = None,
     play: Annotated[
@@ -238,11 +253,16 @@ def replay(
         ),
     ] = None,
     fail_under: Annotated[
-        float | None, typer.Option(help="Exit status 1 if fewer are right, such as 0.8.")
+        float | None, typer.Option(help="Exit with status 1 below this accuracy, such as 0.8.")
     ] = None,
-    fresh: Annotated[bool, typer.Option(help="Take nothing from an interrupted replay.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Do not resume an interrupted replay.")
+    ] = False,
 ) -> None:
-    """Replay SOURCE drop-free, ask the questions at their times, and write a report."""
+    """Replay SOURCE, ask timed questions, write a report.
+
+    Nothing is dropped, unless it runs in real time.
+    """
     from stream_vlm_ros.console import make_console
     from stream_vlm_ros.replay.command import run_job, settings_of
     from stream_vlm_ros.replay.job import ReplayJob
@@ -278,7 +298,9 @@ def replay(
 @takes_settings("rate")
 def rate(
     settings: Settings,
-    source: Annotated[str, typer.Argument(help="What the camera shows: a bag, a video, ...")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="What the camera shows: a bag, a video, ...")
+    ],
     engine: Annotated[str | None, typer.Option(help=ENGINE_HELP)] = None,
     size: Annotated[str | None, typer.Option(help="Scale the pictures to WIDTHxHEIGHT.")] = None,
     seconds: Annotated[float, typer.Option(min=1, max=3600, help="Length of a trial.")] = 5.0,
@@ -286,19 +308,22 @@ def rate(
     loss: Annotated[float, typer.Option(min=0.001, max=1, help="Share that may be lost.")] = 0.05,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Measure the highest camera rate that the node takes in over DDS with hardly a loss."""
+    """Find the highest camera rate the node keeps up with.
+
+    Images reach it over DDS, at rising rates.
+    """
     from stream_vlm_ros.console import duration_text, make_console
     from stream_vlm_ros.replay.command import print_rate
-    from stream_vlm_ros.replay.live.realtime import most_trials, probe_rate
+    from stream_vlm_ros.replay.live.realtime import max_trials, probe_rate
     from stream_vlm_ros.replay.settings import changed
     from stream_vlm_ros.sources import parse_size
 
     settings = changed(settings, engine)
     options = {"size": parse_size(size)}
-    trials = most_trials(highest)
+    trials = max_trials(highest)
     longest = duration_text(trials * max(seconds, 4.0))  # four pictures at least, at 1 image/s
     text = f"At most {trials} trials, {longest} in all"
-    print(f"{text}, and what the node takes to start and to settle after each.", file=sys.stderr)
+    print(f"{text}, plus the time the node takes to start and settle.", file=sys.stderr)
     found = probe_rate(settings, source, options, seconds, highest, loss)
     if as_json:
         print(json.dumps(found))
@@ -306,19 +331,19 @@ def rate(
         print_rate(found, make_console())
 
 
-report_app = typer.Typer(no_args_is_help=True, help="Work with reports of replay.")
+report_app = typer.Typer(no_args_is_help=True, help="Work with the reports of replays.")
 app.add_typer(report_app, name="report")
 
 
 @report_app.command()
 def diff(
-    a: Annotated[str, typer.Argument(help="A report: its folder or its JSON.")],
-    b: Annotated[str, typer.Argument(help="Another one.")],
-    run_a: Annotated[str | None, typer.Option(help="Which run of A (the first).")] = None,
-    run_b: Annotated[str | None, typer.Option(help="Which run of B (the first).")] = None,
+    a: Annotated[str, typer.Argument(metavar="A", help="A report: its folder or its JSON file.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another report.")],
+    run_a: Annotated[str | None, typer.Option(help="Run of A; else the first.")] = None,
+    run_b: Annotated[str | None, typer.Option(help="Run of B; else the first.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Compare two reports: what differs, and whether that may be chance."""
+    """Compare two reports: what differs, and whether it may be chance."""
     from stream_vlm_ros.replay.command import diff, print_diff
 
     difference = diff(a, b, run_a, run_b)
@@ -332,15 +357,17 @@ def diff(
 @takes_settings("info")
 def info(
     settings: Settings,
-    model: Annotated[Path, typer.Argument(help="Folder of a Qwen2.5-VL checkpoint.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Folder of a Qwen2.5-VL checkpoint.")
+    ],
     size: Annotated[str, typer.Option(help="Size of the camera's pictures.")] = "640x480",
     max_cache_tokens: Annotated[
-        list[int] | None, typer.Option(min=1, help="A bound to reckon; may be repeated.")
+        list[int] | None, typer.Option(min=1, help="Show what this cap costs; may be repeated.")
     ] = None,
 ) -> None:
-    """Say what the folder MODEL holds, and what its memory costs in bytes and seconds of video.
+    """Show what checkpoint MODEL holds and its KV cache costs.
 
-    Exit status 1 if files are missing or broken.
+    The exit status is 1 if files are missing or broken.
     """
     from stream_vlm_ros.replay.checkpoint import CheckpointInfo, PictureCost
     from stream_vlm_ros.sources import parse_size
@@ -368,17 +395,16 @@ def info(
     out.print()
     out.print(
         Text(
-            "With the preset novelty and position_policy contiguous a third more: keys of kept "
-            "frames lie there twice."
-        ),
-        soft_wrap=True,
+            "The preset novelty with position_policy contiguous takes a third more: the keys of "
+            "kept frames are stored twice."
+        )
     )
     if checkpoint.missing or checkpoint.broken:
         raise typer.Exit(INCOMPLETE)
-    out.print(Text(checkpoint.plan_here(settings.max_pixels)), soft_wrap=True)
+    out.print(Text(checkpoint.plan_here(settings.max_pixels)))
 
 
-# For verbs whose options are read by the module that does the work.
+# The demo's options are read by the module that runs it.
 PASSED_ON = {
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
     "add_help_option": False,
@@ -387,47 +413,88 @@ PASSED_ON = {
 
 @app.command(**PASSED_ON)
 def demo(ctx: typer.Context) -> None:
-    """Run the whole ROS system on a video and ask it questions (demo --help for its options)."""
+    """Run the whole ROS system on a video and ask it questions."""
     from stream_vlm_ros.demo.__main__ import main as run_demo
 
     raise typer.Exit(run_demo(ctx.args))
 
 
-demo_model_app = typer.Typer(no_args_is_help=True, help="The small model that is shipped.")
+app.add_typer(
+    typer.Typer(cls=ExperimentGroup, no_args_is_help=True),
+    name="experiment",
+    help="Measure what the memory costs and keeps, with pass criteria.",
+)
+
+demo_model_app = typer.Typer(no_args_is_help=True, help="Work with the small model of the package.")
 app.add_typer(demo_model_app, name="demo-model")
 
 
-@demo_model_app.command(**PASSED_ON)
-def evaluate(ctx: typer.Context) -> None:
-    """Ask it about drawn worlds that it was never trained on (--help for the options)."""
-    from stream_vlm_ros.world.evaluate import main as run_evaluation
+@demo_model_app.command()
+def evaluate(
+    model: Annotated[
+        Path | None, typer.Option(help="Folder of the model; else the package's own.")
+    ] = None,
+    worlds: Annotated[int, typer.Option(min=0, help="Worlds for each setting.")] = 30,
+    each: Annotated[
+        int, typer.Option(min=0, help="Questions of each type at the end of a world.")
+    ] = 2,
+    spans: Annotated[str, typer.Option(help="Seconds of history, separated by commas.")] = (
+        "15,30,64"
+    ),
+    layouts: Annotated[
+        str, typer.Option(help="continuous, segmented, or both separated by a comma.")
+    ] = "continuous",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Seed of the first world.")] = 1_000_000,
+    no_pairs: Annotated[
+        bool, typer.Option("--no-pairs", help="Leave out the pairs of colours.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Ask the small model about worlds it was not trained on."""
+    from stream_vlm_ros.errors import InvalidParameterError
+    from stream_vlm_ros.world.evaluate import MODEL
+    from stream_vlm_ros.world.evaluate import evaluate as run_evaluation
 
-    raise typer.Exit(run_evaluation(ctx.args))
+    try:
+        seconds = [float(span) for span in spans.split(",")]
+    except ValueError:
+        raise InvalidParameterError(
+            f"--spans must be seconds separated by commas, such as 15,30; got {spans!r}."
+        ) from None
+    report = run_evaluation(
+        model or MODEL,
+        worlds=worlds,
+        each=each,
+        spans=seconds,
+        layouts=layouts.split(","),
+        device=device,
+        seed=seed,
+        pairs=not no_pairs,
+        say=(lambda table: None) if as_json else print,
+    )
+    if as_json:
+        print(json.dumps(report, indent=1))
 
 
 @demo_model_app.command()
 @takes_settings("questions")
 def questions(
     settings: Settings,
-    world: Annotated[str, typer.Argument(help="world:SEED")],
-    end: Annotated[float, typer.Option(help="Until so many seconds.")] = 60.0,
+    world: Annotated[str, typer.Argument(metavar="WORLD", help="The drawn world, as world:SEED.")],
+    end: Annotated[float, typer.Option(help="Seconds of the world.")] = 60.0,
     every: Annotated[float, typer.Option(help="Seconds between two questions.")] = 5.0,
 ) -> None:
-    """Print a question file about a drawn world, with the right answers, for replay."""
+    """Print a question file about a drawn world, for replay.
+
+    It holds the right answers.
+    """
     import yaml
 
     from stream_vlm_ros.world.question_file import question_file
 
     document = question_file(world, end, every, settings.sample_fps)
     print(yaml.safe_dump(document, sort_keys=False, width=100), end="")
-
-
-@app.command(**PASSED_ON)
-def experiment(ctx: typer.Context) -> None:
-    """Measure the memory, with pass criteria (experiment --help for which there are)."""
-    from stream_vlm_ros.experiments.command import main as run_experiment
-
-    raise typer.Exit(run_experiment(ctx.args))
 
 
 def main() -> None:

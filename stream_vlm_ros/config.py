@@ -102,7 +102,7 @@ class EvictionConfig:
         """The cap said another way: so many seconds of video at so many tokens a second."""
         if not (seconds > 0 and tokens_per_second > 0 and seconds * tokens_per_second < math.inf):
             raise InvalidParameterError(
-                f"a span of {seconds!r} s at {tokens_per_second!r} tokens a second is no cap"
+                f"cannot derive a cap from {seconds!r} s at {tokens_per_second!r} tokens/s"
             )
         return cls(math.ceil(seconds * tokens_per_second), **others)
 
@@ -287,7 +287,7 @@ class Settings(SettingTable):
     )
     max_sampled_frames: int = shared(
         48,
-        "delayed_batch: most frames that are encoded for a question.",
+        "delayed_batch: maximum number of frames encoded for a question.",
         2,
         10_000,
     )
@@ -306,7 +306,7 @@ class Settings(SettingTable):
     )
     frame_store_megabytes: int = shared(
         1024,
-        "delayed_batch: most megabytes (2^20 bytes) of frames kept.",
+        "delayed_batch: maximum megabytes (2^20 bytes) of stored frames.",
         1,
         100_000_000,
     )

@@ -107,7 +107,7 @@ def _delayed_batch(settings: Settings, checkpoint: Checkpoint, **options: Any) -
     )
     return DelayedBatchInferenceEngine(
         *checkpoint,
-        # Who feeds the engine looks at the stamps: the node's intake, a replay's source.
+        # Who feeds the engine looks at the stamps: the node's ingest, a replay's source.
         memory=SmartFrameManager(store, target_fps=settings.keep_fps, max_time_gap=math.inf),
         max_sampled_frames=settings.max_sampled_frames,
         max_pixels=settings.sampled_max_pixels,

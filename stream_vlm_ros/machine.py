@@ -16,7 +16,7 @@ def measured_on(*modules: ModuleType) -> dict[str, Any]:
     """The head of a benchmark's results: day, machine, its load now, and versions.
 
     Args:
-        modules: whose versions matter beside Python's and this package's.
+        modules: whose versions matter in addition to Python's and this package's.
     """
     return {
         "date": datetime.date.today().isoformat(),
@@ -35,7 +35,7 @@ def versions(*modules: ModuleType) -> dict[str, str]:
 
 
 def processor_name() -> str:
-    """The processor by its maker's name where the system tells it, else its architecture."""
+    """The processor by its maker's name if the system has it, else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

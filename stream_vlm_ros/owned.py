@@ -71,7 +71,7 @@ def check(
     found = sorted(name for name in names if any(fnmatch(name, p) for p in writes))
     if found and not known(folder):
         raise NotOursError(
-            f"{folder} holds {_listed(found)}, and nothing says that this program put it there: "
+            f"{folder} holds {_listed(found)}, which this program did not put there: "
             "it is left as it is. Name a new or an empty folder, or move it away."
         )
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from stream_vlm_ros import __version__
 from stream_vlm_ros.cli import app
+from stream_vlm_ros.experiments import EXPERIMENTS
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +41,33 @@ def test_the_version_is_the_packages():
     assert run("--version").stdout.strip() == f"stream-vlm {__version__}"
 
 
-@pytest.mark.parametrize("verb", ["ask", "info", ""])
-def test_every_verb_explains_itself(verb):
-    result = run(*filter(None, [verb]), "--help")
-    assert result.exit_code == 0 and "Usage" in result.stdout
+VERBS = ["", "ask", "replay", "rate", "info", "report", "report diff", "demo-model"]
+VERBS += ["demo-model evaluate", "demo-model questions", "experiment"]
+VERBS += [f"experiment {name}" for name in EXPERIMENTS]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself_within_80_columns_and_cuts_no_word_off(verb, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    result = run(*verb.split(), "--help")
+    assert result.exit_code == 0 and result.stdout.startswith("Usage: ")
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "\N{HORIZONTAL ELLIPSIS}" not in result.stdout
+    # What the list of verbs says of each is whole.
+    listed = result.stdout.partition("Commands:")[2]
+    assert "..." not in listed
+    assert run(*verb.split(), "-h").stdout == result.stdout
+
+
+def test_defaults_are_shown_and_completion_is_offered():
+    for verb, default in [
+        ("ask", "128"),
+        ("demo-model evaluate", "15,30,64"),
+        ("experiment sink", "segmented"),
+    ]:
+        assert f"[default: {default}]" in " ".join(run(*verb.split(), "-h").stdout.split())
+    assert "--install-completion" in run("-h").stdout
 
 
 def test_a_video_is_streamed_and_questions_are_answered(video):
@@ -168,6 +192,7 @@ def test_the_small_models_evaluation_is_a_verb():
         (["ask", "VIDEO", "Hello?", "--max-cache-tokens", "3"], "3"),
         (["ask", "world:1", "Hello?"], "--at"),
         (["ask", "VIDEO", "Hello?", "--model", __file__], "is a file, not a model folder"),
+        (["demo-model", "evaluate", "--spans", "long"], "seconds separated by commas"),
         (["info", "/nowhere"], "no model folder"),
         (["info", __file__], "is a file, not a model folder"),
     ],

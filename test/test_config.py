@@ -188,7 +188,7 @@ def test_a_run_is_named_and_changed_by_words():
         ("fps=often", "sample_fps must be a number, got 'often'"),
         ("streem", "engine must be one of streaming, delayed_batch, got 'streem'; did you mean"),
         ("compile_chunks=no", "compile_chunks must be one of auto, always, never"),
-        ("queue_size=3", "queue_size is a setting of the node; no replay takes it"),
+        ("queue_size=3", "queue_size is a setting of the node only; replays do not take it"),
     ],
 )
 def test_a_change_that_makes_no_sense_is_refused_in_words(text, words):

@@ -34,6 +34,7 @@ FLOORS = [
     ("node", "client", "experiments"),
     ("replay", "demo"),
     ("replay.live",),
+    ("cli_experiment",),
     ("cli", "launching"),
 ]
 FLOOR = {name: floor for floor, rooms in enumerate(FLOORS) for name in rooms}

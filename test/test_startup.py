@@ -18,6 +18,7 @@ HEAVY = ("torch", "transformers", "av", "rosbags", "cv2", "matplotlib")
         (["replay", "world:7", "--questions", "/nowhere.yaml"], "no question file"),
         (["info", "/nowhere"], "no model folder"),
         (["rpelay"], "No such command"),
+        (["experiment", "snik"], "No such command"),
     ],
 )
 def test_a_mistake_is_told_before_torch_is_imported(arguments, words):

@@ -1,7 +1,7 @@
 """Print the constraints for this environment: constraints.txt, fitted to what is already there.
 
 The line of torch becomes the installed version, so that a build chosen with TORCH_SPEC stays. And
-beside an installed ROS what ROS brings decides: its cv_bridge is compiled against one major version
+with an installed ROS, what ROS brings decides: its cv_bridge is compiled against one major version
 of numpy and fails to load with another, and its launch_testing is a plugin of pytest that pytest 9
 refuses.
 """
@@ -43,7 +43,7 @@ def fit(lines: list[str], *, system_ros: bool) -> list[str]:
 
 
 def main() -> None:
-    """Command line: the file, and --system-ros beside an installed ROS."""
+    """Command line: the file, and --system-ros with an installed ROS."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("constraints", type=Path)
     parser.add_argument("--system-ros", action="store_true")

@@ -1,6 +1,26 @@
 """Experiments on the memory: measured runs with pass criteria, on any model and any source.
 
-Each experiment is a module with ``TITLE``, ``options(parser)`` and ``run(bench)``; `command` finds
-it by name, gives it a `Bench`, and turns what it wrote into JSON, Markdown, plots and an exit
-status.
+Each experiment is a module with ``options(parser)`` and ``run(bench)``. `command` finds it by name,
+gives it a `Bench`, and turns what it wrote into JSON, Markdown, plots and an exit status.
 """
+
+from typing import NamedTuple
+
+
+class Experiment(NamedTuple):
+    """The name of its module in this package, and its title."""
+
+    module: str
+    title: str
+
+
+EXPERIMENTS = {
+    "sink": Experiment("sink", "Sink detection"),
+    "long-video": Experiment("long_video", "A long video in bounded memory"),
+    "periodic": Experiment("periodic", "Periodic questions"),
+    "caps": Experiment("caps", "Sweep of the cap"),
+    "native": Experiment("native", "Stream against the offline pass"),
+    "chunk-size": Experiment("chunk_size", "Chunk size"),
+    "policies": Experiment("policies", "Which memory keeps what"),
+    "endurance": Experiment("endurance", "Ten thousand chunks"),
+}

@@ -1,4 +1,4 @@
-"""``python -m stream_vlm_ros.experiments``: the same as ``stream-vlm experiment``."""
+"""``python -m stream_vlm_ros.experiments``: ``stream-vlm experiment`` without typer."""
 
 import sys
 

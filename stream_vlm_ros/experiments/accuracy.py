@@ -39,7 +39,7 @@ def share(rows: Iterable[Row], picked: Picked) -> tuple[float, int]:
 def interval(
     rows: Iterable[Row], picked: Picked, less: Iterable[Row] = (), draws: int = _DRAWS
 ) -> tuple[float, float]:
-    """95 % of `share` were the videos drawn anew; of its difference to that of ``less``, if given.
+    """95 % interval of `share` over resampled videos; of its difference to ``less``, if given.
 
     NaN with fewer than two videos.
     """
@@ -81,7 +81,7 @@ def of_type(name: str) -> Picked:
 
 
 def aged(low: float, high: float, spans: dict[tuple, float]) -> Picked:
-    """Recall whose evidence is so many spans of the window old."""
+    """Recall whose evidence is this many windows old."""
 
     def picked(row: Row, type_: str, age: float | None) -> bool:
         if age is None or type_ in PERCEPTION:
@@ -151,7 +151,7 @@ class Streams:
     ) -> list[Row]:  # fmt: skip
         """Rows of a policy, by default of all caps and of the first way.
 
-        Those that evict nothing stand beside every cap and every position policy.
+        Those that evict nothing appear with every cap and every position policy.
         """
         layout, positions = way or self.first
         found = [

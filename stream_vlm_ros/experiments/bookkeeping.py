@@ -1,4 +1,4 @@
-"""What lengths and evictions must come out as: reckoned from sizes alone, apart from the engine."""
+"""The lengths and evictions to expect, computed from sizes alone, without the engine."""
 
 from __future__ import annotations
 

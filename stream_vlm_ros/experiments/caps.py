@@ -1,7 +1,7 @@
 """What a larger memory buys: 50,000, 100,000, 130,000 and 150,000 tokens.
 
-For each cap: memory, how many chunks and seconds the window holds, times, and with a trained model
-on a drawn world how many questions are answered right.
+For each cap: memory, chunks and seconds that the window holds, times, and, with a trained model on
+a drawn world, the share of right answers.
 """
 
 from __future__ import annotations
@@ -17,18 +17,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TITLE = "Sweep of the cap"
-
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--frames", type=int, default=160)
-    parser.add_argument("--chunk-frames", type=int, default=4)
+    parser.add_argument("--frames", type=int, default=160, help="Frames to stream.")
+    parser.add_argument("--chunk-frames", type=int, default=4, help="Frames per chunk.")
     parser.add_argument(
-        "--caps", type=int, nargs="+", default=[50_000, 100_000, 130_000, 150_000], metavar="N"
+        "--caps",
+        type=int,
+        nargs="+",
+        default=[50_000, 100_000, 130_000, 150_000],
+        metavar="N",
+        help="Caps to try, in tokens.",
     )
-    parser.add_argument("--question", default="Describe what you see.")
-    parser.add_argument("--max-new-tokens", type=int, default=32)
-    parser.add_argument("--exam", type=int, default=40, help="questions on a drawn world")
+    parser.add_argument("--question", default="Describe what you see.", help="Asked at the end.")
+    parser.add_argument("--max-new-tokens", type=int, default=32, help="Tokens of an answer.")
+    parser.add_argument("--exam", type=int, default=40, help="Questions about a drawn world.")
 
 
 def run(bench: Bench) -> None:

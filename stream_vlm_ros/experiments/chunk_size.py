@@ -1,4 +1,4 @@
-"""Step 7: what the size of a chunk costs.
+"""What the size of a chunk costs.
 
 Streams the same frames in chunks of 2, 4, 6 and 3. An odd chunk is padded by repeating its last
 frame, so 3 frames must take as many tokens as 4.
@@ -17,13 +17,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TITLE = "Chunk size"
-
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--chunk-frames", type=int, nargs="+", default=[2, 4, 6, 3], metavar="N")
-    parser.add_argument("--chunks", type=int, default=4, help="of each size")
-    parser.add_argument("--cap", type=int, default=100_000, help="most tokens in memory")
+    parser.add_argument(
+        "--chunk-frames",
+        type=int,
+        nargs="+",
+        default=[2, 4, 6, 3],
+        metavar="N",
+        help="Frames per chunk, each size in turn.",
+    )
+    parser.add_argument("--chunks", type=int, default=4, help="Chunks of each size.")
+    parser.add_argument("--cap", type=int, default=100_000, help="Tokens the KV cache may hold.")
 
 
 def run(bench: Bench) -> None:
@@ -40,7 +45,7 @@ def run(bench: Bench) -> None:
                 options.layout, None, options.min_pixels, options.max_pixels,
             )  # fmt: skip
             record.check(
-                f"{frames} frames: tokens as reckoned",
+                f"{frames} frames: tokens as expected",
                 tuple(row["tokens"] for row in rows) == predicted.chunks,
                 [row["tokens"] for row in rows][:2],
                 f"{list(predicted.chunks[:2])}",

@@ -1,4 +1,8 @@
-"""``stream-vlm experiment NAME``: options in, exit status out."""
+"""``python -m stream_vlm_ros.experiments NAME``: options in, exit status out.
+
+``stream-vlm experiment NAME`` makes its options from `parser_of` and calls `run`. Here argparse
+parses, so that experiments run on a GPU machine without typer.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +20,12 @@ from rich.console import Console
 from stream_vlm_ros.errors import StreamVlmError
 from stream_vlm_ros.processes.children import signals_as_ctrl_c
 
+from . import EXPERIMENTS
 from .bench import Bench
 from .record import BROKEN, PASSED, Record
 from .shapes import SHAPES
 from .watermark import is_out_of_memory
 
-MODULES = {
-    "sink": "sink",
-    "long-video": "long_video",
-    "periodic": "periodic",
-    "caps": "caps",
-    "native": "native",
-    "chunk-size": "chunk_size",
-    "policies": "policies",
-    "endurance": "endurance",
-}
 FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130  # exit statuses; 0 when every criterion passed
 
 LOG_WIDTH = 160  # columns where no terminal says how many there are: no table is folded
@@ -38,8 +33,12 @@ LOG_WIDTH = 160  # columns where no terminal says how many there are: no table i
 
 @signals_as_ctrl_c()  # a time limit's way to end it is SIGTERM
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the experiment that the arguments name; its exit status."""
-    options = parser().parse_args(arguments)
+    """Run the experiment that the arguments name; returns its exit status."""
+    return run(parser().parse_args(arguments))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run ``options.experiment`` with the options of its parser; returns its exit status."""
     if options.model is None and options.shape is None:
         options.model = os.environ.get("QWEN_MODEL_PATH") or None
     module = _module(options.experiment)
@@ -52,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name not in ("experiment", "out")
     }
     try:
-        record = Record(options.experiment, module.TITLE, Path(options.out), settings)
+        title = EXPERIMENTS[options.experiment].title
+        record = Record(options.experiment, title, Path(options.out), settings)
     except StreamVlmError as error:
         print(f"stream-vlm: {error}", file=sys.stderr)
         return UNUSABLE
@@ -92,58 +92,78 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if status == PASSED else FAILED
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.nargs == 0:
+            return action.help
+        return super()._get_help_string(action)
+
+
 def parser() -> argparse.ArgumentParser:
     """Options of all experiments."""
     top = argparse.ArgumentParser(
-        prog="stream-vlm experiment",
+        prog="python -m stream_vlm_ros.experiments",
         description="Measured runs with pass criteria. The exit status is 0 when all passed, 1 "
         "when one failed, 2 when the input could not be used.",
     )
     verbs = top.add_subparsers(dest="experiment", required=True, metavar="EXPERIMENT")
-    for name in MODULES:
-        module = _module(name)
-        one = verbs.add_parser(
+    for name, experiment in EXPERIMENTS.items():
+        verbs.add_parser(
             name,
-            parents=[_common()],
-            help=module.TITLE,
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            parents=[parser_of(name)],
+            help=experiment.title,
+            description=_module(name).__doc__,
+            formatter_class=_Help,
         )
-        module.options(one)
     return top
 
 
-def _common() -> argparse.ArgumentParser:
-    """Options that all experiments have. A new parser each time: a verb may set other defaults."""
-    common = argparse.ArgumentParser(add_help=False)
-    add = common.add_argument_group("model").add_argument
-    add("--model", metavar="FOLDER", help="a Qwen2.5-VL checkpoint folder (default: the small one)")
-    add("--shape", choices=SHAPES, help="random weights of a named shape instead of a model")
-    add("--processor", metavar="FOLDER", help="tokenizer and image settings of this folder instead")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add("--dtype", default="auto", help="auto, bfloat16, float16 or float32")
-    add("--seed", type=int, default=0, help="of random weights and of whatever is drawn by lot")
-    add("--threads", type=int, default=0, help="of the CPU; 0: torch's own choice")
-    add = common.add_argument_group("memory").add_argument
-    add("--layout", choices=("segmented", "continuous"), default="segmented")
-    add("--position-policy", choices=("contiguous", "keep_gaps"), default="contiguous")
-    add("--min-pixels", type=int, help="smaller pictures are enlarged to it")
-    add("--max-pixels", type=int, help="larger pictures are reduced to it")
-    add = common.add_argument_group("source").add_argument
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """Options of one experiment: those that all have, and its own."""
+    module = _module(name)
+    one = argparse.ArgumentParser(add_help=False, description=module.__doc__)
+    add = one.add_argument_group("model").add_argument
+    add("--model", metavar="FOLDER", help="Qwen2.5-VL checkpoint folder; else the small model.")
+    add("--shape", choices=SHAPES, help="Random weights of a named shape instead of a model.")
+    add("--processor", metavar="FOLDER", help="Take tokenizer and image settings from here.")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
+    add("--dtype", default="auto", help="auto, bfloat16, float16 or float32.")
+    add("--seed", type=int, default=0, help="Seed of random weights and of random choices.")
+    add("--threads", type=int, default=0, help="CPU threads; 0: torch's own choice.")
+    add = one.add_argument_group("memory").add_argument
+    add(
+        "--layout",
+        choices=("segmented", "continuous"),
+        default="segmented",
+        help="A user turn for each chunk, or one growing video.",
+    )
+    add(
+        "--position-policy",
+        choices=("contiguous", "keep_gaps"),
+        default="contiguous",
+        help="Positions after an eviction: close the gaps, or keep them.",
+    )
+    add("--min-pixels", type=int, help="Enlarge smaller pictures to this many pixels.")
+    add("--max-pixels", type=int, help="Reduce larger pictures to this many pixels.")
+    add = one.add_argument_group("source").add_argument
     add(
         "--source",
         default=os.environ.get("VIDEO_PATH") or "synthetic",
-        help="synthetic[:WIDTHxHEIGHT] (default 1920x1080), world:SEED, a video, bag or folder",
+        help="synthetic[:WIDTHxHEIGHT] (1920x1080 if no size is given), world:SEED, a video, bag "
+        "or folder.",
     )
-    add("--size", metavar="WIDTHxHEIGHT", help="of the pictures")
-    add("--fps", type=float, default=2.0, help="frames a second (default 2)")
+    add("--size", metavar="WIDTHxHEIGHT", help="Scale the pictures to this size.")
+    add("--fps", type=float, default=2.0, help="Frames per second.")
     add(
         "--out",
         default=os.environ.get("REPORT_PATH") or "experiments",
-        help="folder for JSON, Markdown and plots",
+        help="Folder for JSON, Markdown and plots.",
     )
-    return common
+    module.options(one)
+    return one
 
 
 def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"{__package__}.{MODULES[name]}")
+    return importlib.import_module(f"{__package__}.{EXPERIMENTS[name].module}")

@@ -1,10 +1,10 @@
-"""B: a long video in bounded memory.
+"""A long video in bounded memory.
 
 400 frames at 2 frames/s in chunks of 4, 1920x1080, cap 150,000. Every length and every eviction
-must come out to the token as reckoned from the sizes alone; memory must stay flat.
+must equal the prediction from sizes alone, to the token; memory must stay flat.
 
 The reference's first chunk had 53 text tokens (a system prompt of its own): --first-text 53
-lengthens ours to that, and then every figure can be held against its run.
+lengthens ours to that, so that every figure can be compared with its run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from stream_vlm_ros.engine import VideoStreamingInference
 
-TITLE = "A long video in bounded memory"
 # What the reference system reports of this run on an RTX 4090 (24 GB), 3B in bfloat16.
 REFERENCE = {
     "sink": 5435,
@@ -47,13 +46,13 @@ REFERENCE_COSTS = {
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--frames", type=int, default=400)
-    parser.add_argument("--chunk-frames", type=int, default=4)
-    parser.add_argument("--cap", type=int, default=150_000, help="most tokens in memory")
-    parser.add_argument("--first-text", type=int, help="text tokens of the first chunk")
-    parser.add_argument("--question", default="Describe what you see.")
-    parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--most-gb", type=float, default=23.0, help="peak memory that passes, GB")
+    parser.add_argument("--frames", type=int, default=400, help="Frames to stream.")
+    parser.add_argument("--chunk-frames", type=int, default=4, help="Frames per chunk.")
+    parser.add_argument("--cap", type=int, default=150_000, help="Tokens the KV cache may hold.")
+    parser.add_argument("--first-text", type=int, help="Text tokens of the first chunk.")
+    parser.add_argument("--question", default="Describe what you see.", help="Asked at the end.")
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="Tokens of an answer.")
+    parser.add_argument("--max-gb", type=float, default=23.0, help="Peak memory that passes, GB.")
 
 
 def run(bench: Bench) -> None:
@@ -94,12 +93,12 @@ def run(bench: Bench) -> None:
             n for n, (a, b) in enumerate(zip(steps, predicted.steps(), strict=False), 1) if a != b
         ]
         record.check(
-            "tokens, evictions and lengths of every chunk as reckoned",
+            "tokens, evictions and lengths of every chunk as expected",
             not differing and len(steps) == len(predicted.chunks),
             f"{len(steps) - len(differing)} of {len(steps)} chunks",
             f"all {len(predicted.chunks)}",
         )
-        record.summary["reckoned"] = wanted
+        record.summary["expected"] = wanted
         evicts = wanted["evictions"] > 0
     else:
         evicts = sum(row["tokens"] for row in rows) > options.cap
@@ -118,7 +117,7 @@ def run(bench: Bench) -> None:
         f"{found['evictions']} of {found['tokens evicted']}",
     )
     peak = rows[-1]["peak_gib"] * 1.073741824
-    record.check("peak memory", peak < options.most_gb, f"{peak:.2f} GB", f"< {options.most_gb} GB")
+    record.check("peak memory", peak < options.max_gb, f"{peak:.2f} GB", f"< {options.max_gb} GB")
     grown = info["reserved_memory_bytes"] - reserved
     most_tail = max(step.tokens for step in steps) * bench.subject.network.kv_shape.bytes_per_token
     record.check(
@@ -201,13 +200,13 @@ def show(
             strict=True,
         )
     )
-    reckoned = record.summary.get("reckoned", {})
+    expected = record.summary.get("expected", {})
     table = [
-        [name, f"{REFERENCE[name]:,}", f"{found[name]:,}", reckoned.get(name, "–")]
+        [name, f"{REFERENCE[name]:,}", f"{found[name]:,}", expected.get(name, "–")]
         for name in found
     ]
     table += [[name, REFERENCE_COSTS[name], ours[name], "–"] for name in ours]
-    bench.table("Beside the reference's run", ["", "reference", "ours", "reckoned"], table)
+    bench.table("Compared with the reference's run", ["", "reference", "ours", "expected"], table)
     same = all(found[name] == REFERENCE[name] for name in REFERENCE)
     if rows[0]["tokens"] and found["tokens a later chunk"] == REFERENCE["tokens a later chunk"]:
         record.note(

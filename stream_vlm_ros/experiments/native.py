@@ -1,7 +1,7 @@
-"""Step 6: the stream against the stock model's one offline pass.
+"""The stream against the stock model's one offline pass.
 
 The same frames and the same question, streamed in chunks and through
-Qwen2_5_VLForConditionalGeneration. Where the offline pass runs out of memory it is tried again with
+Qwen2_5_VLForConditionalGeneration. If the offline pass runs out of memory, it is tried again with
 every 2nd and then every 4th frame (the stream too, to compare like with like), and that is noted.
 """
 
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TITLE = "Stream against the offline pass"
-
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--frames", type=int, default=24)
-    parser.add_argument("--chunk-frames", type=int, default=4)
-    parser.add_argument("--question", default="Describe what you see.")
-    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--frames", type=int, default=24, help="Frames to stream.")
+    parser.add_argument("--chunk-frames", type=int, default=4, help="Frames per chunk.")
+    parser.add_argument("--question", default="Describe what you see.", help="Asked at the end.")
+    parser.add_argument("--max-new-tokens", type=int, default=32, help="Tokens of an answer.")
     parser.add_argument(
-        "--attention", default="sdpa", help="of the stock model: sdpa, eager, flash_attention_2"
+        "--attention",
+        default="sdpa",
+        help="Attention of the stock model: sdpa, eager or flash_attention_2.",
     )
     parser.add_argument(
-        "--memory-gib", type=float, help="use no more of the GPU's memory: as on a smaller one"
+        "--memory-gib", type=float, help="Use no more of the GPU's memory, as on a smaller GPU."
     )
 
 
@@ -276,7 +276,7 @@ def offline_ids(processor: StreamProcessor, network: StreamQwenModel, question: 
     text = processor.apply_chat_template([{"role": "user", "content": content}], True)
     ids = processor.tokenizer.encode(text, add_special_tokens=False)
     if ids.count(network.config.video_token_id) != 1:
-        raise InvalidParameterError("The chat template does not show where the video goes.")
+        raise InvalidParameterError("The chat template does not say where the video goes.")
     return ids
 
 

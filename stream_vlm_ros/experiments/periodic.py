@@ -1,9 +1,9 @@
-"""C: the same question again and again while the video runs.
+"""The same question again and again while the video runs.
 
 Every 25 chunks the memory is asked to read the text on the screen (200 tokens, temperature 0.3);
-the answers are merged, dropping lines said before. --remedies runs it again with each remedy for
-what eviction does to positions: the other policy, fewer pixels, fewer frames, a larger cap, and a
-memory that starts anew after each question.
+the answers are merged, dropping repeated lines. --remedies runs it again with each remedy for what
+eviction does to positions: the other policy, fewer pixels, fewer frames, a larger cap, and a memory
+that is reset after each question.
 """
 
 from __future__ import annotations
@@ -17,22 +17,26 @@ from typing import Any
 from .bench import Bench
 from .pictures import WorldPictures
 
-TITLE = "Periodic questions"
-
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--frames", type=int, default=400)
-    parser.add_argument("--chunk-frames", type=int, default=4)
-    parser.add_argument("--cap", type=int, default=150_000, help="most tokens in memory")
-    parser.add_argument("--every", type=int, default=25, metavar="CHUNKS")
+    parser.add_argument("--frames", type=int, default=400, help="Frames to stream.")
+    parser.add_argument("--chunk-frames", type=int, default=4, help="Frames per chunk.")
+    parser.add_argument("--cap", type=int, default=150_000, help="Tokens the KV cache may hold.")
+    parser.add_argument(
+        "--every", type=int, default=25, metavar="CHUNKS", help="Chunks between questions."
+    )
     parser.add_argument(
         "--question",
-        help="default: to read all text on the screen; of a drawn world, its last sign",
+        help="If none: to read all text on the screen; in a drawn world, its last sign.",
     )
-    parser.add_argument("--max-new-tokens", type=int, default=200)
-    parser.add_argument("--temperature", type=float, default=0.3, help="0: the likeliest tokens")
-    parser.add_argument("--most-ttft", type=float, default=10.0, help="mean that passes, seconds")
-    parser.add_argument("--remedies", action="store_true", help="compare the remedies, too")
+    parser.add_argument("--max-new-tokens", type=int, default=200, help="Tokens of an answer.")
+    parser.add_argument(
+        "--temperature", type=float, default=0.3, help="0: always the most likely token."
+    )
+    parser.add_argument(
+        "--max-ttft", type=float, default=10.0, help="Mean TTFT that passes, in seconds."
+    )
+    parser.add_argument("--remedies", action="store_true", help="Compare the remedies, too.")
 
 
 def run(bench: Bench) -> None:
@@ -75,9 +79,9 @@ def run(bench: Bench) -> None:
         )
         record.check(
             f"{prefix}mean TTFT",
-            ttft < options.most_ttft,
+            ttft < options.max_ttft,
             f"{ttft:.3f} s",
-            f"< {options.most_ttft:g} s",
+            f"< {options.max_ttft:g} s",
         )
         right = f"{sum(known)} of {len(known)}" if known and not bench.subject.random else "–"
         record.summary[name] = {

@@ -22,7 +22,7 @@ class Chunk:
 
 
 class Pictures:
-    """An iterable of (picture, seconds), ``frames`` of them at most; each ``iter`` starts anew.
+    """An iterable of (picture, seconds), ``frames`` of them at most; each ``iter`` starts over.
 
     Attributes:
         size: (width, height) where it is known.
@@ -31,7 +31,7 @@ class Pictures:
 
     def __init__(self, name: str, fps: float, frames: int, size: tuple[int, int] | None) -> None:
         if frames < 1:
-            raise InvalidParameterError(f"{frames} frames were asked for; at least 1 is needed.")
+            raise InvalidParameterError(f"{frames} frames were requested; at least 1 is needed.")
         if not (math.isfinite(fps) and fps > 0):
             raise InvalidParameterError(f"The rate is {fps} frames/s; it must be above 0.")
         self.name, self.fps, self.frames, self.size = name, fps, frames, size
@@ -58,7 +58,7 @@ class Pictures:
 class SyntheticPictures(Pictures):
     """A textured picture that drifts, ``[height, width, 3]`` uint8, made on the device.
 
-    No two frames are equal, and making one costs nothing beside encoding it.
+    No two frames are equal, and making one costs nothing compared with encoding it.
     """
 
     _DRIFT = 64  # pixels

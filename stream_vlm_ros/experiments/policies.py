@@ -2,12 +2,12 @@
 
 Each policy watches the same videos with the same cap and is asked the same questions at the same
 moments: the last four frames alone, sink + window, + uniform sampling, + importance, + both, each
-under both position policies and in both layouts, and the full history. Accuracy is told by type of
-question and by the age of what answers it.
+under both position policies and in both layouts, and the full history. Accuracy is given by type of
+question and by the age of the evidence.
 
 Settings: "trained" lies within the spans and rates the small model was trained on (a frame every
 5 s, 700 s); "camera" is ten minutes at 2 frames/s, ten times the longest stream it was trained on.
-A run that was broken off goes on where it stood.
+An interrupted run resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -39,41 +39,55 @@ from .streams import (
 )
 from .subject import Subject
 
-TITLE = "Which memory keeps what"
-
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(source="world", layout="continuous", out="bench/results")
     add = parser.add_argument
-    add("--settings", nargs="+", choices=list(SETTINGS), default=["trained"])
-    add("--videos", type=int, default=8, help="of each setting")
+    add("--settings", nargs="+", choices=list(SETTINGS), default=["trained"], help="Which videos.")
+    add("--videos", type=int, default=8, help="Videos of each setting.")
     add(
         "--cross-videos",
         type=int,
         default=4,
-        help="how many of them are streamed in every layout with every position policy; the "
-        "others only in the first of each",
+        help="How many of them are streamed in every layout with every position policy; the others "
+        "use only the first of each.",
     )
-    add("--first-video", type=int, default=1_000_000, help="seed of the first world")
-    add("--seconds", type=float, help="length of a video instead of the setting's")
+    add("--first-video", type=int, default=1_000_000, help="Seed of the first world.")
+    add("--seconds", type=float, help="Length of a video, instead of the setting's.")
     add(
         "--idle-hours",
         type=float,
         default=0.0,
-        help="before each video its first picture is shown for so long, once a minute",
+        help="Show the first picture this long before each video, once a minute.",
     )
-    add("--caps", type=float, nargs="+", help="shares of the history instead of the setting's")
-    add("--moments", type=int, default=4, help="at which questions are asked, over a video")
-    add("--each", type=int, default=3, help="questions of each type at a moment, at most")
-    add("--policies", nargs="+", choices=POLICIES, default=list(POLICIES), metavar="POLICY")
-    add("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
-    add("--positions", nargs="+", choices=POSITIONS, default=list(POSITIONS))
     add(
-        "--most-full", type=int, default=32_768, help="tokens beyond which no full history is tried"
+        "--caps",
+        type=float,
+        nargs="+",
+        help="Caps as shares of the history, instead of the setting's.",
     )
-    add("--workers", type=int, default=1, help="processes, of --threads each")
-    add("--minutes", type=float, help="start no stream after so long; run again to go on")
-    add("--anew", action="store_true", help="forget what an earlier run found")
+    add("--moments", type=int, default=4, help="Moments of a video at which questions are asked.")
+    add("--each", type=int, default=3, help="Questions of each type at a moment, at most.")
+    add(
+        "--policies",
+        nargs="+",
+        choices=POLICIES,
+        default=list(POLICIES),
+        metavar="POLICY",
+        help="Which policies.",
+    )
+    add("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="Which layouts.")
+    add(
+        "--positions",
+        nargs="+",
+        choices=POSITIONS,
+        default=list(POSITIONS),
+        help="Which position policies.",
+    )
+    add("--max-full", type=int, default=32_768, help="Try no full history of more tokens.")
+    add("--workers", type=int, default=1, help="Processes, of --threads each.")
+    add("--minutes", type=float, help="Start no stream after this time; run again to resume.")
+    add("--fresh", action="store_true", help="Forget what an earlier run found.")
 
 
 def run(bench: Bench) -> None:
@@ -82,7 +96,7 @@ def run(bench: Bench) -> None:
     subject = bench.subject
     record.about["source"] = {"name": f"{options.videos} drawn worlds a setting", "size": "640x480"}
     record.settings["conditions"] = conditions(options, subject)
-    earlier = [] if options.anew else _earlier(record)
+    earlier = [] if options.fresh else _earlier(record)
     wanted = all_tasks(options)
     there = {row["key"]: row["seconds"] for row in earlier}
     tasks = [task for task in wanted if task.key not in there]
@@ -91,7 +105,7 @@ def run(bench: Bench) -> None:
         taken = [there[task.key] for task in wanted if task.key in there]
         bench.say(f"{len(taken)} streams are there already, {len(tasks)} to go.")
         minutes = sum(taken) / 60
-        record.note(f"{len(taken)} streams, {minutes:.0f} min of work, are of earlier runs.")
+        record.note(f"{len(taken)} streams, {minutes:.0f} min of work, come from earlier runs.")
     left = 0
     with bench.progress("streams", len(tasks)) as step:
         for row in _results(options, subject, tasks, begin):
@@ -101,7 +115,7 @@ def run(bench: Bench) -> None:
             record.add(**row)
             step(f"{row['setting']} {row['video']} {row['policy']}")
     if left:
-        record.note(f"{left} streams were left for lack of time; run again to go on.")
+        record.note(f"{left} streams are left; run again to continue.")
     report(bench, comparable(record, wanted))
 
 
@@ -116,9 +130,11 @@ def comparable(record: Record, wanted: list[Task]) -> list[dict[str, Any]]:
     whole = [task for task in wanted if (task.setting, task.video) not in missing]
     if missing and whole:
         names = {(task.setting, task.video) for task in whole}
-        record.note(f"Compared on {len(names)} videos; {len(missing)} are not whole yet.")
+        record.note(f"Compared on {len(names)} videos; {len(missing)} are not complete yet.")
     elif missing:
-        record.note("No video is whole yet: the policies have not been asked the same questions.")
+        record.note(
+            "No video is complete yet: the policies have not been asked the same questions."
+        )
     return [rows[task.key] for task in whole or wanted if task.key in rows]
 
 

@@ -87,8 +87,8 @@ class Record:
             found = None
         if not isinstance(found, dict) or found.get("experiment") != self.experiment:
             raise InvalidParameterError(
-                f"{self.folder} holds {self.experiment}.json or what goes with it, and it is no "
-                "record of this experiment: it is left as it is. Name another folder with --out."
+                f"{self.folder} holds {self.experiment}.json or its companions, but no record "
+                "of this experiment: it is left as it is. Name another folder with --out."
             )
         return found
 

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL in named sizes with random weights: for what depends on shapes and not on sense."""
+"""Qwen2.5-VL in named sizes with random weights, for whatever depends only on shapes."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ def shape_config(name: str, processor: StreamProcessor) -> Qwen2_5_VLConfig:
     Raises InvalidParameterError for an unknown name, or a tokenizer with more words than the shape.
     """
     if name not in _SHAPES:
-        raise InvalidParameterError(f"There is no shape {name!r}: use {', '.join(SHAPES)}.")
+        raise InvalidParameterError(f"There is no shape {name!r}: choose from {', '.join(SHAPES)}.")
     text, vision, tied = _SHAPES[name]
     tokenizer = processor.tokenizer
     if len(tokenizer) > text["vocab_size"]:
         raise InvalidParameterError(
-            f"The tokenizer has {len(tokenizer):,} words, the shape {name} room for "
+            f"The tokenizer has {len(tokenizer):,} words, but the shape {name} has room for "
             f"{text['vocab_size']:,}."
         )
     id_of = tokenizer.convert_tokens_to_ids

@@ -1,7 +1,7 @@
-"""A: the sink is found by itself, whatever the size of the chunks.
+"""The sink is found without being told, whatever the size of the chunks.
 
 Streams five chunks of 2 and five chunks of 4 frames. The sink must be the whole first chunk, the
-window the cap less the sink, and the recorded mean of tokens a chunk the real one.
+window the cap less the sink, and the recorded mean of tokens per chunk the real one.
 """
 
 from __future__ import annotations
@@ -12,16 +12,22 @@ import statistics
 from .bench import Bench
 from .bookkeeping import Prediction, grid_tokens
 
-TITLE = "Sink detection"
 CLOSE = 10  # tokens that the recorded mean may be off
 _ALL = 10**9  # pixels: no bound
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--chunk-frames", type=int, nargs="+", default=[2, 4], metavar="N")
-    parser.add_argument("--chunks", type=int, default=5, help="of each size")
-    parser.add_argument("--cap", type=int, default=100_000, help="most tokens in memory")
-    parser.add_argument("--least-sink", type=int, default=128, help="tokens a sink must exceed")
+    parser.add_argument(
+        "--chunk-frames",
+        type=int,
+        nargs="+",
+        default=[2, 4],
+        metavar="N",
+        help="Frames per chunk, each size in turn.",
+    )
+    parser.add_argument("--chunks", type=int, default=5, help="Chunks of each size.")
+    parser.add_argument("--cap", type=int, default=100_000, help="Tokens the KV cache may hold.")
+    parser.add_argument("--min-sink", type=int, default=128, help="Tokens a sink must exceed.")
 
 
 def run(bench: Bench) -> None:
@@ -57,7 +63,7 @@ def run(bench: Bench) -> None:
                 options.layout, None, options.min_pixels, options.max_pixels,
             )  # fmt: skip
             record.check(
-                f"{name}: tokens as reckoned from the pictures' size",
+                f"{name}: tokens as expected from the picture size",
                 tuple(row["tokens"] for row in found) == predicted.chunks,
                 found[-1]["tokens"],
                 f"{predicted.sink} first, {predicted.chunks[-1]} later",
@@ -73,9 +79,9 @@ def run(bench: Bench) -> None:
     reduced = size and grid_tokens(processor, size, *bounds) < grid_tokens(processor, size, 0, _ALL)
     record.check(
         "sinks are large",
-        None if reduced else min(sinks) > options.least_sink,
+        None if reduced else min(sinks) > options.min_sink,
         f"{min(sinks)}, of pictures reduced to the bound on pixels" if reduced else min(sinks),
-        f"> {options.least_sink}",
+        f"> {options.min_sink}",
     )
     bench.table(
         "Sinks, in tokens",

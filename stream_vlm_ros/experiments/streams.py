@@ -118,7 +118,7 @@ def stream(subject: Subject, options: Any, task: Task) -> dict[str, Any]:
                 video.frames[end - 4 : end], timestamps=video.stamps[end - 4 : end]
             )
             row["results"] += _asked(engine, items)
-    elif task.policy == FULL and (options.idle_hours or history + text.head > options.most_full):
+    elif task.policy == FULL and (options.idle_hours or history + text.head > options.max_full):
         row["left_out"] = "hours of history" if options.idle_hours else f"{history} tokens"
     else:
         sampled, important = SHARES.get(task.policy, (0.0, 0.0))

@@ -1,4 +1,4 @@
-"""What is tried out: a network, its processor, and where both came from."""
+"""The model under test: a network, its processor, and where both came from."""
 
 from __future__ import annotations
 

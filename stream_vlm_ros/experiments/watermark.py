@@ -1,4 +1,4 @@
-"""How much memory was in use at most: of the GPU's allocator, or of this process."""
+"""Peak memory, of the GPU's allocator or of this process."""
 
 from __future__ import annotations
 

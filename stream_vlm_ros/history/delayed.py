@@ -175,7 +175,7 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
     def limit_pixels(self, max_pixels: int | None) -> None:
         """As `InferenceEngine.limit_pixels`, from the next question on.
 
-        Frames are kept as they came: what is encoded at another size is encoded anew.
+        Frames are kept as they came: what was encoded at another size is encoded again.
         """
         self._stream.limit_pixels(max_pixels)
 
@@ -316,7 +316,7 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
         while True:
             grids = self.memory.select(self.max_sampled_frames, about)
             if not grids:
-                raise EmptyMemoryError("nothing has been seen yet: add frames before asking")
+                raise EmptyMemoryError("the memory is empty: add frames before asking")
             try:
                 computed = self._encode_grids(grids)
                 break
@@ -341,8 +341,8 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
             return 0
         if any(answer.metrics is None for answer in self._answers):
             raise StreamBusyError(
-                "an answer is still being written from the frames encoded before: finish or "
-                "cancel it first"
+                "an answer that needs the frames encoded before is still being written: finish "
+                "or cancel it first"
             )
         self._go_back(same)
         self.counts.reused_tokens += self.visual_tokens
@@ -442,7 +442,7 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
         self.counts = EncodingCounts()
 
     def start_epoch(self) -> None:
-        """As `reset`, for a source whose time starts anew: frames kept in a folder stay there."""
+        """As `reset`, for a source whose time restarts: frames kept in a folder stay there."""
         self._go_back(0)
         self._exchanges.clear()
         self.memory.start_epoch()

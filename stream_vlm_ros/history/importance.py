@@ -1,4 +1,4 @@
-"""How new a picture is, beside pictures that are kept already: 0 (seen before) to 1.
+"""How new a picture is compared with pictures already kept: 0 (seen before) to 1.
 
 A measure turns a picture into a small *descriptor* once, and compares descriptors from then on.
 """
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class NoveltyMeasure(ABC):
-    """What `SmartFrameManager` asks of a measure of its own."""
+    """What `SmartFrameManager` needs of a measure of novelty."""
 
     @abstractmethod
     def describe(self, image: np.ndarray) -> np.ndarray:
@@ -24,7 +24,7 @@ class NoveltyMeasure(ABC):
 
     @abstractmethod
     def novelty(self, descriptor: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """How new ``descriptor`` is beside each of ``others`` ``[n, ...]``: ``[n]`` in 0..1.
+        """How new ``descriptor`` is compared with each of ``others`` ``[n, ...]``: ``[n]`` in 0..1.
 
         Symmetric, and 0 for equal descriptors.
         """

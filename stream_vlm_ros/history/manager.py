@@ -92,7 +92,7 @@ class SmartFrameManager:
         self.last_refusal = ""
 
     def _take_up(self) -> None:
-        """Go on with what the store holds."""
+        """Continue with what the store holds."""
         self._take_up_stars()
         latest = self.store.newest(self.stream_window)
         self._stream.extend(frame.id for frame in latest)
@@ -204,7 +204,7 @@ class SmartFrameManager:
         self._forget_all()
 
     def start_epoch(self) -> None:
-        """As `clear`, for a source whose time starts anew: what a folder holds stays there."""
+        """As `clear`, for a source whose time restarts: what a folder holds stays there."""
         self.store.start_epoch()
         self._forget_all()
 
@@ -214,7 +214,7 @@ class SmartFrameManager:
         self._zero_counts()
 
     def _begin_epoch(self) -> None:
-        """Time jumped: choose from the frames to come only; counts go on."""
+        """Time jumped: choose only from frames to come; counts continue."""
         self.frames_forgotten += self.store.start_epoch()
         self._clear_choice()
 
@@ -246,7 +246,7 @@ class SmartFrameManager:
         missing or of another size stands alone.
 
         Args:
-            max_frames: most frames, with one that stands alone counting twice.
+            max_frames: maximum number of frames; one without a partner counts twice.
             about: the time that the question asks about, from and to, in seconds.
 
         Raises:
@@ -298,7 +298,7 @@ class SmartFrameManager:
         assert oldest is not None and newest is not None
         if stop < oldest.stamp or newest.stamp < start:
             raise OutOfHorizonError(
-                f"nothing from {start:.3f} to {stop:.3f} s is kept. What is kept runs from "
+                f"nothing from {start:.3f} to {stop:.3f} s is stored. Stored frames run from "
                 f"{oldest.stamp:.3f} to {newest.stamp:.3f} s"
             )
         found = self.store.ids_between(start, stop)

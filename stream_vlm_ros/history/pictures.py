@@ -72,7 +72,7 @@ class Pictures(ABC):
 
 
 class PictureFolder(Pictures):
-    """Files ``000012/000012345.jpg`` under a folder, for their owner's eyes alone.
+    """Files ``000012/000012345.jpg`` under a folder, readable only by their owner.
 
     Files of other names in it are not touched, and no link below ``folder`` is followed: where one
     bears a name of ours, OSError.
@@ -124,7 +124,8 @@ class PictureFolder(Pictures):
                     found = os.stat(match[0], dir_fd=parent, follow_symlinks=False)
                     if not stat.S_ISREG(found.st_mode):
                         raise OSError(
-                            f"{self._folder / group / match[0]} is not a plain file: a link, say"
+                            f"{self._folder / group / match[0]} is not a plain file: for example "
+                            "a link"
                         )
                     yield number, suffix, found.st_size
 
@@ -148,7 +149,7 @@ def _open_folder(name: str | Path, parent: int | None, flags: int, stack: ExitSt
     try:
         folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | flags, dir_fd=parent)
     except NotADirectoryError as error:
-        raise OSError(f"{name} is not a plain folder: a link, say") from error
+        raise OSError(f"{name} is not a plain folder: for example a link") from error
     stack.callback(os.close, folder)
     return folder
 

@@ -1,4 +1,4 @@
-"""What the delayed batch engine returns besides what every engine does."""
+"""What the delayed batch engine returns in addition to what every engine does."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import math
 
 from stream_vlm_ros.errors import InvalidParameterError
 
-_MOST_FPS = 1e6
+_MAX_FPS = 1e6
 
 
 class TargetRate:
@@ -21,7 +21,7 @@ class TargetRate:
     """
 
     def __init__(self, fps: float):
-        if not isinstance(fps, (int, float)) or not 0 <= fps <= _MOST_FPS:
+        if not isinstance(fps, (int, float)) or not 0 <= fps <= _MAX_FPS:
             raise InvalidParameterError(f"target_fps must be a number of at least 0: {fps!r}")
         self.fps = fps
         self.clear()

@@ -14,7 +14,7 @@ class Verdict:
     """What became of a frame that was shown to the star memory.
 
     Attributes:
-        novelty: how new it is beside the star it resembles most; 1 if there is none.
+        novelty: how new it is compared with the star it resembles most; 1 if there is none.
         is_star: it was taken in.
         dropped: the star that made room for it, if one did.
     """
@@ -25,7 +25,7 @@ class Verdict:
 
 
 class StarMemory:
-    """At most ``capacity`` frames, each new beside all others when it came.
+    """At most ``capacity`` frames, each new compared with all others when it came.
 
     A frame whose novelty reaches ``threshold`` becomes a star. When there are too many, the one
     whose loss costs least coverage goes. What a star stands for is covered, without it, by the
@@ -42,7 +42,7 @@ class StarMemory:
         """Forget all stars."""
         self._ids: list[int] = []
         self._descriptors: list[np.ndarray] = []
-        self._apart = np.zeros((0, 0))  # novelty of each beside each, [stars, stars]
+        self._apart = np.zeros((0, 0))  # novelty of each compared with each, [stars, stars]
 
     @property
     def ids(self) -> tuple[int, ...]:

@@ -122,7 +122,7 @@ class FrameStore:
 
     Over the bound in bytes the oldest frame goes that is no star, and the stars last. Over the
     bound in time every frame goes, star or not. Stamps and their bound hold within an epoch: where
-    the source's time starts anew (`start_epoch`), what was kept before stays in its folder until
+    the source's time restarts (`start_epoch`), what was kept before stays in its folder until
     its room is needed, and is no longer found.
 
     Args:
@@ -269,7 +269,7 @@ class FrameStore:
         gone = [number for number, _ in rows]
         if damaged or gone:
             log.warning(
-                "%s: frames given up: %d without their picture, %d with a damaged row",
+                "%s: frames dropped: %d without their picture, %d with a damaged row",
                 self.folder, len(gone), len(damaged),
             )  # fmt: skip
         with self._transaction():
@@ -344,7 +344,7 @@ class FrameStore:
 
     @property
     def first_regular_id(self) -> int:
-        """Id from which on no frame was forgotten for want of room (stars can be older)."""
+        """Id from which on no frame was dropped for lack of room (stars can be older)."""
         first = self._execute("SELECT MIN(id) FROM present WHERE NOT star").fetchone()[0]
         if first is None:
             first = self._execute("SELECT MIN(id) FROM present").fetchone()[0]
@@ -360,7 +360,7 @@ class FrameStore:
         wanted = self._execute("SELECT picture_sum FROM frames WHERE id = ?", frame.id).fetchone()
         try:
             if wanted is None:
-                raise ValueError("it was forgotten")
+                raise ValueError("it was removed")
             self._limit.check(frame.width, frame.height, f"the kept frame {frame.id}")
             data = self._pictures.read(frame.id, frame.suffix)
             if wanted[0] is not None and zlib.crc32(data) != wanted[0]:
@@ -400,11 +400,11 @@ class FrameStore:
             FrameStoreError: no room on the disk, say; nothing was kept.
         """
         if not math.isfinite(stamp):
-            raise InvalidTimestampError(f"a time stamp is not finite: {stamp}")
+            raise InvalidTimestampError(f"the time stamp is not finite: {stamp}")
         if self._newest is not None and stamp < self._newest.stamp:
             raise InvalidTimestampError(
                 f"time runs backwards: a frame of {stamp:.3f} s comes after one of "
-                f"{self._newest.stamp:.3f} s. reset() if the source started anew"
+                f"{self._newest.stamp:.3f} s. call reset() if the source restarted"
             )
         data = encode(image, self.form, self.quality)
         height, width, _ = image.shape
@@ -427,7 +427,9 @@ class FrameStore:
         except (OSError, FrameStoreError) as error:
             if written:
                 self._delete([frame])
-            raise FrameStoreError(f"the frame cannot be kept in {self.folder}: {error}") from error
+            raise FrameStoreError(
+                f"the frame cannot be stored in {self.folder}: {error}"
+            ) from error
         self._next += 1
         self._newest = frame
         self._count += 1 - len(gone)
@@ -445,7 +447,7 @@ class FrameStore:
         self._next = upcoming
 
     def start_epoch(self) -> int:
-        """The source's time starts anew; see the class.
+        """The source's time restarts; see the class.
 
         Returns:
             How many frames were forgotten: all of a store in memory, which nothing finds again.
@@ -460,7 +462,7 @@ class FrameStore:
                 if self.folder is None:
                     self._db.execute("DELETE FROM frames")
         except sqlite3.Error as error:
-            raise FrameStoreError(f"no epoch can begin in {self.folder}: {error}") from error
+            raise FrameStoreError(f"a new epoch cannot begin in {self.folder}: {error}") from error
         if self.folder is None:
             self._pictures = PicturesInMemory()
         self._look()

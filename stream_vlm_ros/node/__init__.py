@@ -7,13 +7,13 @@ The node
     parameters      the table of settings as parameters: declared, described, read
     loading         from the parameters to a running engine
     interfaces      plain values <-> the generated messages
-    faults          a fault of this package: said once, and on it goes
+    error_log       internal errors: logged once, then counted
 
 An image comes in
     image_input     the subscription: topic, type, QoS, why nothing arrives
     image_thread    its thread, apart from rclpy's executor
-    arrival         the message as it arrives: serialized, its stamp alone read
-    intake          messages -> frames -> chunks, and what becomes of each
+    serialized_image the message as it arrives, of which only the stamp is read
+    ingest          messages -> frames -> chunks, and what becomes of each
     sampling        frames in time and in chunks: arithmetic on stamps
     images          ROS images -> arrays
     counters        what became of every frame

@@ -17,7 +17,7 @@ from stream_vlm.srv import Query
 from stream_vlm_ros.errors import StreamVlmError, cut
 from stream_vlm_ros.node import interfaces
 from stream_vlm_ros.node.counters import Drop
-from stream_vlm_ros.node.intake import FrameIntake
+from stream_vlm_ros.node.ingest import FrameIngest
 from stream_vlm_ros.node.worker import (
     WRITING,
     EngineWorker,
@@ -45,8 +45,8 @@ class AskServer:
         tickets: of the goals of ``~/ask`` that have not ended.
     """
 
-    def __init__(self, node: StreamVlmNode, worker: EngineWorker, intake: FrameIntake) -> None:
-        self._node, self._worker, self._intake = node, worker, intake
+    def __init__(self, node: StreamVlmNode, worker: EngineWorker, ingest: FrameIngest) -> None:
+        self._node, self._worker, self._ingest = node, worker, ingest
         self.answers = self.errors = 0
         self.tickets: dict[bytes, Ticket] = {}
         group = ReentrantCallbackGroup()  # no question waits for the one before it
@@ -192,7 +192,7 @@ class AskServer:
 
     async def _on_reset(self, request: Any, response: Any) -> Any:
         try:
-            self._intake.clear(Drop.RESET)
+            self._ingest.clear(Drop.RESET)
             await self._awaitable(self._worker.reset(Drop.RESET))
         except StreamVlmError as refusal:
             response.message = str(refusal)

@@ -67,4 +67,4 @@ class FrameCounters:
 
     def _check(self) -> None:
         if self.pending < 0:
-            raise AssertionError(f"more frames ended than arrived: {self}")
+            raise AssertionError(f"more frames are counted out than in: {self}")

@@ -58,7 +58,7 @@ class InputMonitor:
         with self._lock:
             self.count += 1
             if self._arrivals and now_ns < self._arrivals[-1]:
-                self._arrivals.clear()  # simulated time started anew
+                self._arrivals.clear()  # simulated time restarted
             if self._stamps and stamp_ns <= self._stamps[-1]:
                 self._stamps.clear()
             for times, value in ((self._arrivals, now_ns), (self._stamps, stamp_ns)):
@@ -88,7 +88,7 @@ class InputMonitor:
 
     @property
     def delay_ms(self) -> float | None:
-        """Arrival less stamp of the last image; None without an image or without stamps."""
+        """SerializedImage less stamp of the last image; None without an image or without stamps."""
         with self._lock:
             if not self._arrivals or not self._stamps or self._stamps[-1] == 0:
                 return None
@@ -134,14 +134,14 @@ class InputFacts:
 
 @dataclass
 class SilenceNews:
-    """What the log is told of images that do not arrive: as /diagnostics, but not every time."""
+    """What the log says about missing images: the same as /diagnostics, but not every time."""
 
     _told: tuple[str, str] | None = None  # topic and cause
 
     def of(self, facts: InputFacts) -> str:
         """The words for the log; '' if it knows already or there is nothing to tell.
 
-        It is told once, again when topic or cause change, and anew after images have come.
+        It is logged once, again when topic or cause change, and again after images have come.
         """
         if facts.clock_fault:  # how long no image came cannot be said
             return ""

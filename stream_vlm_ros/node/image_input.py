@@ -22,8 +22,8 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
-from stream_vlm_ros.node.arrival import Arrival
 from stream_vlm_ros.node.images import compressed_to_rgb, image_to_rgb
+from stream_vlm_ros.node.serialized_image import SerializedImage
 
 try:
     from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
@@ -101,7 +101,7 @@ class ImageInput:
         """Whether every image is asked for; else lost ones stay lost."""
         return self.wish.reliable
 
-    def take(self, seconds: float) -> Arrival | None:
+    def take(self, seconds: float) -> SerializedImage | None:
         """The next image, waited for at most so long; None if there is none.
 
         As an executor does it, and ``rclpy.wait_for_message``; there is no public way to wait for
@@ -121,10 +121,10 @@ class ImageInput:
         if taken is None:
             return None
         message_type, decode = _TYPES[self.wish.type]
-        return Arrival(taken[0], message_type, functools.partial(decode, limit=self._limit))
+        return SerializedImage(taken[0], message_type, functools.partial(decode, limit=self._limit))
 
     def follow(self) -> None:
-        """Subscribe anew if the publishers call for it; else look for events."""
+        """Subscribe again if the publishers call for it; else check for events."""
         wish = self._choose()
         if wish == self.wish and self._subscription is not None:
             self._serve_events()
@@ -137,7 +137,7 @@ class ImageInput:
             # Fast DDS knows one type for each topic, until the last user of the old one is gone.
             self._node.get_logger().debug(f"no subscription to {wish} yet: {fault}")
             return
-        self._node.get_logger().info(f"images are now read from {wish} (was: {before})")
+        self._node.get_logger().info(f"now reading images from {wish} (was: {before})")
 
     def destroy(self) -> None:
         """Give the subscription back."""

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from rclpy.context import Context
 
-from stream_vlm_ros.node.arrival import Arrival
 from stream_vlm_ros.node.image_input import ImageInput
+from stream_vlm_ros.node.serialized_image import SerializedImage
 
 FOLLOW_PERIOD = 0.5  # s, between two looks at who publishes images
 UPKEEP_PERIOD = 0.1  # s, the longest wait for an image
@@ -19,7 +19,7 @@ class ImageThread:
     """Takes images from a subscription until it is stopped.
 
     A thread rather than a callback of the executor: that one gathers all entities of its nodes
-    anew before and after each callback, which for the two dozen of this node costs more than an
+    again before and after each callback, which for the two dozen of this node costs more than an
     image of 1920x1080 itself (``bench/node_overhead.py``). Here it sleeps while images arrive.
 
     Args:
@@ -34,7 +34,7 @@ class ImageThread:
         self,
         source: ImageInput,
         context: Context,
-        receive: Callable[[Arrival], None],
+        receive: Callable[[SerializedImage], None],
         upkeep: Callable[[], None],
         report: Callable[[str, Exception], None],
     ) -> None:
@@ -63,7 +63,7 @@ class ImageThread:
     def _run(self) -> None:
         followed = time.monotonic()
         while not self._stopping.is_set() and self._context.ok():
-            arrival: Arrival | None = None
+            arrival: SerializedImage | None = None
             try:
                 if time.monotonic() - followed >= FOLLOW_PERIOD:
                     followed = time.monotonic()

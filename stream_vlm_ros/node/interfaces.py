@@ -14,7 +14,7 @@ from stream_vlm_ros.node.health import Health
 from stream_vlm_ros.node.sampling import SECOND
 from stream_vlm_ros.node.worker import MemoryState, Outcome, Question
 
-# What is told of a question again: longer ones are refused, but told all the same.
+# Longer questions are refused; their beginning is still published.
 MAX_QUESTION, MAX_CHOICE, MAX_CHOICES = 10_000, 1000, 1000  # characters, characters, choices
 
 
@@ -51,7 +51,9 @@ def to_question(request: Any, parameters: Settings) -> Question:
             f"there is no memory {request.source!r}; leave source empty or set it to 'stream'"
         )
     if request.keep_exchange and request.choices:
-        raise InvalidChoicesError("a choice cannot be kept: leave keep_exchange or choices out")
+        raise InvalidChoicesError(
+            "an exchange with choices cannot be kept: leave out keep_exchange or choices"
+        )
     about = (from_time(request.about_from), from_time(request.about_to))
     if all(about) and about[0] > about[1]:
         raise InvalidParameterError("about_from is later than about_to")

@@ -48,7 +48,7 @@ class Chunker:
         return done
 
     def is_overdue(self, now_ns: int, max_delay_ns: int) -> bool:
-        """Whether the open chunk has waited ``max_delay_ns`` (0: it may wait for ever).
+        """Whether the open chunk has waited ``max_delay_ns`` (0: it may wait forever).
 
         A clock that went backwards since the chunk was opened counts as overdue.
         """

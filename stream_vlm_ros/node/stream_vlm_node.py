@@ -20,17 +20,17 @@ from stream_vlm.msg import CacheStatus
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import InvalidParameterError, InvalidTimestampError, StreamVlmError, cut
 from stream_vlm_ros.node import health, interfaces
-from stream_vlm_ros.node.arrival import Arrival
 from stream_vlm_ros.node.ask_server import LATCHED, AskServer
 from stream_vlm_ros.node.counters import Drop
-from stream_vlm_ros.node.faults import FaultLog
+from stream_vlm_ros.node.error_log import ErrorLog
 from stream_vlm_ros.node.health import InputMonitor
 from stream_vlm_ros.node.image_input import ImageInput
 from stream_vlm_ros.node.image_thread import ImageThread
-from stream_vlm_ros.node.intake import FrameIntake
+from stream_vlm_ros.node.ingest import FrameIngest
 from stream_vlm_ros.node.lifecycle import TellingLifecycleNode, transition
 from stream_vlm_ros.node.loading import load_engine, pixel_limit, release_memory
 from stream_vlm_ros.node.parameters import PARAMETERS, declare, read, unknown_text
+from stream_vlm_ros.node.serialized_image import SerializedImage
 from stream_vlm_ros.node.worker import EngineWorker, MemoryState, NotActiveError
 from stream_vlm_ros.processes.ros_process import END_TIMEOUT
 from stream_vlm_ros.setting import CONFIGURE
@@ -56,10 +56,10 @@ class StreamVlmNode(TellingLifecycleNode):
         self, *, load: Callable[[Settings], InferenceEngine] = load_engine, **node_arguments: Any
     ) -> None:
         super().__init__("stream_vlm", **node_arguments)
-        self.faults = FaultLog(lambda text: self.get_logger().error(text))
+        self.error_log = ErrorLog(lambda text: self.get_logger().error(text))
         self._load = load
         self._worker: EngineWorker | None = None
-        self._intake: FrameIntake | None = None
+        self._ingest: FrameIngest | None = None
         self._input: ImageInput | None = None
         self._images: ImageThread | None = None
         self._status: Any = None  # publishes ~/cache_status
@@ -94,17 +94,17 @@ class StreamVlmNode(TellingLifecycleNode):
     @transition("active")
     def on_activate(self) -> None:
         """Take images and questions."""
-        assert self._intake is not None and self._worker is not None
+        assert self._ingest is not None and self._worker is not None
         self.figures.monitor = InputMonitor()
-        self._intake.resume(self._worker.memory.newest_ns)
-        self._intake.active = True
+        self._ingest.resume(self._worker.memory.newest_ns)
+        self._ingest.active = True
 
     @transition("inactive")
     def on_deactivate(self) -> None:
         """Stop taking images and questions; the memory stays."""
-        assert self._intake is not None and self._worker is not None
-        self._intake.active = False
-        self._intake.clear(Drop.RESET)
+        assert self._ingest is not None and self._worker is not None
+        self._ingest.active = False
+        self._ingest.clear(Drop.RESET)
         self._worker.abandon(Drop.RESET, NotActiveError("the node was deactivated"))
 
     @transition("unconfigured")
@@ -129,20 +129,20 @@ class StreamVlmNode(TellingLifecycleNode):
         self._wait_until_loaded(worker)
         self._status = self.create_publisher(CacheStatus, "~/cache_status", LATCHED)
         # From here on the reports of another thread use what was made above.
-        self._intake = FrameIntake(
+        self._ingest = FrameIngest(
             self.parameters,
             self.figures.counters,
             deliver=worker.append,
             restart=lambda: worker.reset(Drop.TIME_JUMP),
             report=self._on_refused_frame,
         )
-        self.asking = AskServer(self, worker, self._intake)
+        self.asking = AskServer(self, worker, self._ingest)
         self._input = ImageInput(self, self.parameters)
         self._images = ImageThread(
-            self._input, self.context, self._on_image, self._keep_house, self.report_fault
+            self._input, self.context, self._on_image, self._on_tick, self.report_fault
         )
         self._images.start()
-        self.get_logger().info(f"images are awaited on {self._input.wish}")
+        self.get_logger().info(f"waiting for images on {self._input.wish}")
         self._publish_status()
 
     def _make_worker(self) -> EngineWorker:
@@ -158,8 +158,8 @@ class StreamVlmNode(TellingLifecycleNode):
         )
         if not self.parameters.model_path and self._load is load_engine:
             self.get_logger().warning(
-                "model_path is empty: the small model of the demo runs, which knows its drawn "
-                "world alone; set model_path to a folder with a Qwen2.5-VL checkpoint"
+                "model_path is empty: the small model of the demo runs, which knows only its drawn "
+                "world; set model_path to a folder with a Qwen2.5-VL checkpoint"
             )
         self.get_logger().info(f"loading the model {self.parameters.model_path}".rstrip())
         self._worker.start()
@@ -169,9 +169,9 @@ class StreamVlmNode(TellingLifecycleNode):
         started = time.monotonic()
         while not wait([worker.loaded], timeout=0.1).done:
             if not self.context.ok():
-                raise NotActiveError("told to end while the model was being loaded")
+                raise NotActiveError("asked to end while the model was being loaded")
         plan = worker.loaded.result()
-        self.get_logger().info(f"the model is there after {time.monotonic() - started:.1f} s")
+        self.get_logger().info(f"model loaded after {time.monotonic() - started:.1f} s")
         if plan:
             self.get_logger().info(plan)
 
@@ -181,16 +181,16 @@ class StreamVlmNode(TellingLifecycleNode):
         images, self._images = self._images, None
         if images is not None:
             images.stop(None if going_on else END_TIMEOUT)
-        if self._intake is not None:
-            self._intake.active = False
-            self._intake.clear(Drop.RESET)
+        if self._ingest is not None:
+            self._ingest.active = False
+            self._ingest.clear(Drop.RESET)
         worker, self._worker = self._worker, None
         ended = worker is None or worker.stop(STOP_TIMEOUT if going_on else 0.0)
         if not ended and going_on:
             self.get_logger().warning(
-                f"the engine is still busy after {STOP_TIMEOUT:.0f} s and is left behind"
+                f"the engine is still busy after {STOP_TIMEOUT:.0f} s and is abandoned"
             )
-        self._input = self._intake = None
+        self._input = self._ingest = None
         asking, self.asking = self.asking, None
         if asking is not None:
             asking.destroy()
@@ -218,7 +218,7 @@ class StreamVlmNode(TellingLifecycleNode):
         elif self.context.ok():
             self.get_logger().error(
                 f"the node waits unconfigured: correct the parameter, then 'ros2 lifecycle set "
-                f"{self.get_fully_qualified_name()} configure' and '... activate', or start anew"
+                f"{self.get_fully_qualified_name()} configure' and '... activate', or restart it"
             )
 
     # Parameters -----------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ class StreamVlmNode(TellingLifecycleNode):
         except Exception as fault:  # without a reply the caller would wait for ever
             self.report_fault("setting a parameter", fault)
             return SetParametersResult(
-                successful=False, reason=f"the node failed inside: {fault!r}; see its log"
+                successful=False, reason=f"internal error: {fault!r}; see its log"
             )
         return SetParametersResult(successful=True)
 
@@ -252,8 +252,8 @@ class StreamVlmNode(TellingLifecycleNode):
         if self._worker is not None and limit != pixel_limit(self.parameters):
             self._worker.limit_pixels(*limit)
         self.parameters = parameters
-        if self._intake is not None:
-            self._intake.apply(parameters)
+        if self._ingest is not None:
+            self._ingest.apply(parameters)
         if self._worker is not None:
             self._worker.queue_size = parameters.queue_size
             self._worker.max_questions = parameters.max_questions
@@ -266,11 +266,11 @@ class StreamVlmNode(TellingLifecycleNode):
 
     # Images ---------------------------------------------------------------------------------------
 
-    def _on_image(self, arrival: Arrival) -> None:
+    def _on_image(self, arrival: SerializedImage) -> None:
         now_ns = self._now_ns()
         self.figures.monitor.record(_stamp_of(arrival), now_ns)
-        if self._intake is not None:
-            self._intake.receive(arrival, now_ns)
+        if self._ingest is not None:
+            self._ingest.receive(arrival, now_ns)
 
     def _on_refused_frame(self, cause: Drop, words: str) -> None:
         self.figures.last_refusal = words
@@ -279,7 +279,7 @@ class StreamVlmNode(TellingLifecycleNode):
     def _on_engine_fault(self, fault: Exception) -> None:
         if isinstance(fault, StreamVlmError):
             self.get_logger().error(
-                f"a chunk was refused, the stream goes on: {fault}", throttle_duration_sec=5.0
+                f"a chunk was refused, the stream continues: {fault}", throttle_duration_sec=5.0
             )
         else:
             self.report_fault("the engine's thread", fault)
@@ -292,11 +292,11 @@ class StreamVlmNode(TellingLifecycleNode):
     def report_fault(self, where: str, fault: Exception) -> None:
         """Log a fault of this package, once with its traceback; repetitions are counted."""
         if self.context.ok():  # else told to end: whatever broke off, broke off for that
-            self.faults.report(where, fault)
+            self.error_log.report(where, fault)
 
-    def _keep_house(self) -> None:
-        if self._intake is not None:
-            self._intake.flush_overdue(self._now_ns())
+    def _on_tick(self) -> None:
+        if self._ingest is not None:
+            self._ingest.flush_overdue(self._now_ns())
 
     # Reports --------------------------------------------------------------------------------------
 
@@ -306,11 +306,11 @@ class StreamVlmNode(TellingLifecycleNode):
 
     def cache_status(self) -> CacheStatus:
         """What ``~/cache_status`` says now."""
-        worker, intake = self._worker, self._intake
+        worker, ingest = self._worker, self._ingest
         counts = self.figures.counters.snapshot()
         counts["queue_depth"] = worker.depth if worker is not None else 0
         counts["resets"] = worker.resets if worker is not None else 0
-        counts["time_jumps"] = intake.time_jumps if intake is not None else 0
+        counts["time_jumps"] = ingest.time_jumps if ingest is not None else 0
         memory = worker.memory if worker is not None else MemoryState()
         return interfaces.to_cache_status(memory, self.state, counts)
 
@@ -357,13 +357,13 @@ class StreamVlmNode(TellingLifecycleNode):
         )
 
     def _input_facts(self, source: ImageInput) -> health.InputFacts:
-        intake = self._intake
+        ingest = self._ingest
         return self.figures.input_facts(
             source,
             self._now_ns(),
             self.parameters,
             active=self.state == "active",
-            arrival_timed=bool(intake is not None and intake.arrival_timed),
+            arrival_timed=bool(ingest is not None and ingest.arrival_timed),
             simulated_time=bool(self.get_parameter("use_sim_time").value),
         )
 
@@ -384,9 +384,9 @@ class StreamVlmNode(TellingLifecycleNode):
         return self.create_timer(period, callback, callback_group=group, clock=self._steady)
 
 
-def _stamp_of(arrival: Arrival) -> int:
+def _stamp_of(arrival: SerializedImage) -> int:
     """An image's own stamp in nanoseconds, 0 where there is none; whether it is used is for the
-    intake."""
+    ingest."""
     try:
         return arrival.stamp_ns or 0
     except InvalidTimestampError:

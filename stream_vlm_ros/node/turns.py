@@ -19,7 +19,7 @@ class Turns:
 
     Attributes:
         chunks: how many have been appended.
-        closed: no further chunk has a turn (there is no room beside what the answer reads).
+        closed: no further chunk has a turn (there is no room next to what the answer reads).
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -176,7 +176,7 @@ class EngineWorker:
         ingest_share: share of an answer's time for chunks that wait meanwhile, 0 to 1, see
             :class:`Turns`; 0: they wait until it is complete. May be changed at any time.
         changed: called in the thread after each command.
-        report: told of each chunk that the engine refused, and of every fault.
+        report: called for each chunk that the engine refused, and for every error.
         why_empty: says, for a question to an empty memory, why it is empty.
     """
 
@@ -208,8 +208,8 @@ class EngineWorker:
         self._stopping = False
         self._current: Ticket | None = None
         self._max_pixels: int | None = None  # None: as the engine was loaded
-        self._limited: int | None = None  # what the engine was told of it
-        self._least_pixels = 0  # below which the engine takes no bound; 0: not yet loaded
+        self._limited: int | None = None  # what the engine was given of it
+        self._min_pixels = 0  # below which the engine takes no bound; 0: not yet loaded
         self._epoch_ns = 0  # stamp of the memory's first frame
         self._newest_header: Any = None
         # A daemon: a model that is being loaded cannot be interrupted, and must not keep a
@@ -286,13 +286,13 @@ class EngineWorker:
         ``name`` is that of the parameter; 0 stands for the model's own bound. What is in memory
         stays as it is. Raises InvalidParameterError for a bound that the engine would refuse.
         """
-        if not self._least_pixels:
+        if not self._min_pixels:
             raise InvalidParameterError(
-                f"{name} can be changed when the model is there: it is still being loaded"
+                f"{name} cannot be changed yet: the model is still being loaded"
             )
-        if 0 < max_pixels < self._least_pixels:
+        if 0 < max_pixels < self._min_pixels:
             raise InvalidParameterError(
-                f"{name} ({max_pixels}) is below min_pixels ({self._least_pixels}), to which this "
+                f"{name} ({max_pixels}) is below min_pixels ({self._min_pixels}), to which this "
                 "model's smaller pictures are enlarged"
             )
         self._max_pixels = max_pixels
@@ -337,8 +337,8 @@ class EngineWorker:
     def _run(self) -> None:
         try:
             engine = self._load()
-            self.memory = self._look(engine)
-            self._least_pixels = engine.min_pixels
+            self.memory = self._snapshot(engine)
+            self._min_pixels = engine.min_pixels
         except BaseException as fault:
             self.loaded.set_exception(fault)
             return
@@ -385,7 +385,7 @@ class EngineWorker:
     def _limit_pixels(self, engine: InferenceEngine) -> None:
         """Pass a changed bound on pixels on."""
         if (wanted := self._max_pixels) != self._limited:
-            self._limited = wanted  # even if it fails: told once, not at every command
+            self._limited = wanted  # even if it fails: reported once, not at every command
             try:
                 engine.limit_pixels(wanted or None)
             except Exception as fault:  # the bound stays as it was
@@ -402,8 +402,8 @@ class EngineWorker:
         try:
             engine.append_video_chunk([frame.image for frame in frames], timestamps=times)
             self._newest_header = frames[-1].header
-            self.memory = self._look(engine)
-        except Exception as fault:  # the stream goes on with the next chunk
+            self.memory = self._snapshot(engine)
+        except Exception as fault:  # the stream continues with the next chunk
             if isinstance(fault, StreamBusyError) and self._current is not None:
                 return False
             self.last_fault = str(fault) or type(fault).__name__
@@ -421,7 +421,7 @@ class EngineWorker:
                 start_anew = getattr(engine, "start_epoch", engine.reset)
             start_anew()
             self._newest_header = None
-            self.memory = self._look(engine)
+            self.memory = self._snapshot(engine)
         except Exception as fault:
             self._report(fault)
             command.future.set_exception(fault)
@@ -447,7 +447,7 @@ class EngineWorker:
                 answer, metrics = self._ask(engine, ticket, progress, None)
             except EmptyMemoryError:  # the engine speaks to who appends frames by hand
                 why = self._why_empty()
-                raise EmptyMemoryError(f"no image has been remembered yet: {why}") from None
+                raise EmptyMemoryError(f"the memory holds no image yet: {why}") from None
             outcome = self._outcome(ticket, answer, metrics, started, asked)
         except OutOfHorizonError:  # said again in the source's time, not in the engine's
             held = ", ".join(
@@ -492,7 +492,7 @@ class EngineWorker:
         finally:
             written.close()
             if turns.chunks or question.keep_exchange:
-                self.memory = self._look(engine)
+                self.memory = self._snapshot(engine)
         assert written.metrics is not None  # it has ended
         return written.text, written.metrics
 
@@ -538,8 +538,8 @@ class EngineWorker:
         started: float,
         asked: MemoryState,
     ) -> Outcome:
-        """What is told of an answer that the engine gave, read from the memory ``asked``."""
-        told = Outcome(
+        """The outcome of an answer that the engine gave, read from the memory ``asked``."""
+        outcome = Outcome(
             question=ticket.question,
             answer=answer,
             waiting=started - ticket.arrived,
@@ -551,7 +551,7 @@ class EngineWorker:
         if ticket.question.choices:
             chosen = cast("ChoiceMetrics", metrics)
             return replace(
-                told,
+                outcome,
                 choice_index=chosen.choice_index,
                 choice_scores=chosen.scores,
                 choice_tokens=chosen.choice_tokens,
@@ -559,7 +559,7 @@ class EngineWorker:
             )
         written = cast("AnswerMetrics", metrics)
         return replace(
-            told,
+            outcome,
             error=ticket.why if written.finish_reason == "cancelled" else None,
             answer_tokens=written.answer_tokens,
             finish_reason=written.finish_reason,
@@ -571,7 +571,7 @@ class EngineWorker:
         waited = (started or time.monotonic()) - ticket.arrived
         return Outcome(ticket.question, error=error, waiting=waited, memory=self.memory)
 
-    def _look(self, engine: InferenceEngine) -> MemoryState:
+    def _snapshot(self, engine: InferenceEngine) -> MemoryState:
         info = engine.get_cache_info()
         oldest, newest = info.oldest_timestamp, info.newest_timestamp
         return MemoryState(

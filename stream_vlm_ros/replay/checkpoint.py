@@ -230,7 +230,7 @@ def _config_of(folder: Path) -> dict[str, Any]:
     check_model_folder(folder)
     file = folder / "config.json"
     if not file.is_file():
-        raise ModelLoadError(f"{folder} has no config.json, so it is no checkpoint folder.")
+        raise ModelLoadError(f"{folder} has no config.json, so it is not a checkpoint folder.")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -35,7 +35,7 @@ def settings_of(base: Settings, engine: str | None, compared: Sequence[str]) -> 
 def run_job(job: ReplayJob, fail_under: float | None, out: Console) -> int:
     """Run, print the figures, and say how it ended: 0, BELOW or INTERRUPTED."""
     if fail_under is not None and not 0 <= fail_under <= 1:
-        raise InvalidParameterError(f"--fail-under is {fail_under}; it is a share from 0 to 1.")
+        raise InvalidParameterError(f"--fail-under is {fail_under}; it must be between 0 and 1.")
     report = job.run()
     out.print(summary_table(report["runs"]))
     for run in report["runs"]:
@@ -48,7 +48,7 @@ def run_job(job: ReplayJob, fail_under: float | None, out: Console) -> int:
     if "report.html" not in job.failed:
         _say(out, f"Report: {job.out / 'report.html'}")
     if job.interrupted:
-        goes_on = "" if job.realtime else " The same command goes on where it was."
+        goes_on = "" if job.realtime else " Run the same command to resume."
         _say(out, f"Interrupted: the report is partial.{goes_on}")
         return INTERRUPTED
     return BELOW if fails(report, fail_under, out) or job.failed else 0
@@ -161,14 +161,14 @@ def print_rate(found: dict[str, Any], out: Console) -> None:
 def _run_of(path: str, name: str | None) -> dict[str, Any]:
     runs = read_report(path)["runs"]
     if not runs:
-        raise ReportError(f"The report {path} holds no run.")
+        raise ReportError(f"The report {path} has no run.")
     if name is None:
         return runs[0]
     for run in runs:
         if run["name"] == name:
             return run
     raise ReportError(
-        f"The report {path} holds no run {name!r}, only {', '.join(r['name'] for r in runs)}."
+        f"The report {path} has no run {name!r}, only {', '.join(r['name'] for r in runs)}."
     )
 
 
@@ -195,7 +195,7 @@ def _without_verdict(run: dict[str, Any]) -> list[str]:
         if not run["complete"]:
             why = "were not reached"
         elif last is None:
-            why = "were not asked, for want of a frame"
+            why = "were not asked: no frame had come"
         else:
             why = f"lie after the end and were not asked (last frame at {last:g} s)"
         found.append(f"{count} of {plural(figures['questions'], 'question')} {why}")

@@ -51,7 +51,7 @@ class ReplayJob:
         settings: one run for each.
         out: the report's folder.
         resume: take over the answers of a replay that was interrupted, if nothing has changed.
-        bag: write a bag of each run beside the report.
+        bag: write a bag of each run next to the report.
         make_engine: builds the engine of a configuration.
         run_live: runs a configuration through the node over DDS, at the source's own pace:
             ``live.realtime.realtime_run``. Without it the loop is closed.
@@ -88,12 +88,10 @@ class ReplayJob:
         if self.attach and self.run_live is None:
             raise InvalidParameterError("attach is for a replay in real time: give run_live.")
         if self.play and not self.attach:
-            raise InvalidParameterError(
-                "--play goes with --attach, which names the node that it is played to."
-            )
+            raise InvalidParameterError("--play needs --attach, which names the node to play to.")
         if self.realtime and self.bag:
             raise InvalidParameterError(
-                "--bag goes with the closed loop; in real time use ros2 bag record."
+                "--bag works only in the closed loop; in real time use ros2 bag record."
             )
         self._check_places()
 
@@ -113,18 +111,19 @@ class ReplayJob:
         check(self.out, KIND, WRITES, known=is_report, link=True)
         pictures = self.out / THUMBNAILS
         if pictures.is_symlink() or (pictures.exists() and not pictures.is_dir()):
-            raise NotOursError(f"{pictures} is no folder of this program: move it away.")
+            raise NotOursError(f"{pictures} is not a folder of this program: move it away.")
         written = [pictures, *(self.out / name for name in WRITES), *self._bags]
         inputs = [Path(self.spec).expanduser(), Path(self.questions.path)]
         inputs += [Path(s.model_path).expanduser() for s in self.settings if s.model_path]
         for path in filter(os.path.exists, inputs):
             real = path.resolve()
             if self.out.exists() and path.is_dir() and os.path.samefile(path, self.out):
-                raise NotOursError(f"--out is {path}, which is read: name another folder.")
+                raise NotOursError(f"--out is {path}, which is an input: name another folder.")
             for target in written:
                 if target.resolve() in (real, *real.parents):
                     raise NotOursError(
-                        f"{target} would be written over, but {path} is read: name another --out."
+                        f"{target} would be overwritten, but {path} is an input: name another "
+                        "--out."
                     )
         for folder in self._bags:
             check(folder, BAG)
@@ -139,7 +138,7 @@ class ReplayJob:
         begin = time.perf_counter()
         source = self._open(self.settings[0])  # what cannot be opened ends it here, before a model
         if source.endless:
-            raise InvalidParameterError(f"{self.spec} has no end: say where to stop with --end.")
+            raise InvalidParameterError(f"{self.spec} has no end: use --end to say where to stop.")
         with ExitStack() as stack:
             try:
                 stack.enter_context(held(self.out, KIND))

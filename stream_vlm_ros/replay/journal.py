@@ -1,4 +1,4 @@
-"""Answers kept as they come, so that a replay that was interrupted can go on."""
+"""Answers kept as they come, so that an interrupted replay can resume."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ class Journal:
                 raise
         except OSError as error:
             raise JournalError(
-                f"{self.path} cannot be written ({error.strerror or error}); the answers before "
-                "this one are kept in it"
+                f"{self.path} cannot be written ({error.strerror or error}); it holds the "
+                "answers before this one"
             ) from error
         if self._afresh is not None:
             self._afresh.add(line["run"])

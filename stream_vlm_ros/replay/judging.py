@@ -44,7 +44,7 @@ Judging = Callable[[str], "bool | None"]
 
 @dataclass(frozen=True)
 class Judge:
-    """Says of an answer whether it is right; None where that cannot be said."""
+    """Whether an answer is right; None if that cannot be judged."""
 
     name: str
     function: Judging
@@ -78,7 +78,7 @@ def make_judge(spec: Any, expect: tuple[str, ...], choices: tuple[str, ...] = ()
     if name == "choice":
         strangers = [e for e in expect if e not in choices]
         if strangers:
-            raise ValueError(f"expected is {strangers[0]!r}, which is none of the choices")
+            raise ValueError(f"expected is {strangers[0]!r}, which is not one of the choices")
         return Judge(name, lambda answer: answer in expect)
     if name == "exact":
         wanted = {plain(e) for e in expect}
@@ -150,8 +150,7 @@ def _expression(text: str) -> Any:
         said = error.args[0] if error.args else error
         words = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
         raise ValueError(
-            f"not a regular expression: {words} (as RE2 has them: without lookaround and "
-            "back-references)"
+            f"not a regular expression: {words} (RE2 has no lookaround and no back-references)"
         ) from error
 
 

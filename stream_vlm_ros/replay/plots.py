@@ -133,7 +133,7 @@ def draw_shares(axes: Any, runs: list[dict[str, Any]], key: str) -> bool:
 
 
 def _distribution(axes: Any, runs: list[dict[str, Any]], key: str) -> bool:
-    """The share of answers that took at most so long."""
+    """The share of answers that took at most this long."""
     drawn = False
     for number, run in enumerate(runs):
         values = sorted(a["times"][key] for a in run["answers"] if key in a.get("times", {}))

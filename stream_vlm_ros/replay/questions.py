@@ -1,6 +1,6 @@
 """Question files: what is asked, when, and what would be right.
 
-``docs/replay.md`` describes the format; ``questions.schema.json`` beside this file defines it.
+``docs/replay.md`` describes the format; ``questions.schema.json`` next to this file defines it.
 Files of other makers are read by an importer: ``IMPORTERS[name](path) -> QuestionSet``.
 """
 
@@ -91,7 +91,7 @@ def load_questions(path: str | Path, importer: str = "stream_vlm") -> QuestionSe
     """
     if importer not in IMPORTERS:
         raise QuestionFileError(
-            f"There is no importer {importer!r}; known are {', '.join(IMPORTERS)}."
+            f"There is no importer {importer!r}; choose from {', '.join(IMPORTERS)}."
         )
     return IMPORTERS[importer](Path(path))
 
@@ -113,7 +113,7 @@ def _load_own(path: Path) -> QuestionSet:
         if question.id in lines:
             where = lines[question.id]
             raise document.error(
-                (*place, "id"), f"the id {question.id!r} is taken by the question of line {where}"
+                (*place, "id"), f"the id {question.id!r} is already used in line {where}"
             )
         lines[question.id] = document.line(place)
         questions.append(question)
@@ -136,7 +136,7 @@ def _mistakes(document: Document) -> dict[int | None, QuestionFileError]:
     for place, value in document.numbers():  # NaN passes every limit of the schema
         if not math.isfinite(value):
             key = place[-1] if place else "the file"
-            raise document.error(place, f"{key}: {value} is no time or number to use")
+            raise document.error(place, f"{key}: {value} is not a usable time or number")
     found: dict[int | None, list[tuple[bool, int, str, Place]]] = {}
     for error in map(_cause, validator.iter_errors(document.content)):
         path = tuple(error.absolute_path)
@@ -244,7 +244,7 @@ def _question(entry: dict, default_id: str, document: Document, place: Place) ->
         raise document.error((*place, "choices"), "a choice is given twice")
     for key in ("from", "until", "merge"):
         if key in entry and "every" not in entry:
-            raise document.error((*place, key), f"'{key}' goes with 'every' only")
+            raise document.error((*place, key), f"'{key}' can only be used with 'every'")
     at = entry.get("at")
     merge = entry.get("merge", False)
     similarity = DEFAULT_SIMILARITY if merge in (True, {}) else None

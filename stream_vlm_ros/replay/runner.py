@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Listener(Protocol):
-    """Told of a run as it goes on. A subclass of ``Silence`` takes what it wants."""
+    """Follows a run. A subclass of ``Silence`` overrides what it wants."""
 
     def on_chunk(self, camera: str, offset_ns: int, frames: list[Frame], entry: dict) -> None: ...
     def on_answer(self, record: AnswerRecord, image: np.ndarray | None) -> None: ...
@@ -70,7 +70,7 @@ class Replay:
         questions: what is asked, and when.
         make_engine: a fresh engine for each camera.
         known: an answer that an earlier, interrupted run gave to an ask of this id, if any.
-        listener: told of chunks and answers.
+        listener: notified of chunks and answers.
         start, end: the part of the source that is given, in seconds; times of questions count from
             the beginning of the whole source.
     """

@@ -28,7 +28,9 @@ def changed(settings: Settings, text: str | None) -> Settings:
             key, value = "engine", key
         row = settings.named(key)
         if REPLAY not in row.takers:
-            raise InvalidParameterError(f"{row.name} is a setting of the node; no replay takes it")
+            raise InvalidParameterError(
+                f"{row.name} is a setting of the node only; replays do not take it"
+            )
         changes[row.name] = row.parsed(value)
     if "name" not in changes and changes:
         shown = [f"{key}={value}" for key, value in changes.items() if key != "engine"]

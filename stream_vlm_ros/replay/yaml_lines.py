@@ -92,7 +92,8 @@ def _text_of(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise QuestionFileError(
-                f"{path} has {path.stat().st_size:,} bytes; a question file may have {MAX_BYTES:,}."
+                f"{path} has {path.stat().st_size:,} bytes; a question file may have at most "
+                f"{MAX_BYTES:,}."
             )
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)  # what says no size, a pipe, may have no end either
@@ -101,7 +102,7 @@ def _text_of(path: Path) -> str:
     except (OSError, ValueError) as error:
         raise QuestionFileError(f"{path} cannot be read: {error}") from error
     if len(data) > MAX_BYTES:
-        raise QuestionFileError(f"{path} goes on after {MAX_BYTES:,} bytes: no question file.")
+        raise QuestionFileError(f"{path} is longer than {MAX_BYTES:,} bytes: not a question file.")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -143,7 +144,7 @@ def _yaml_events(text: str) -> Iterator[_Event]:
             if isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
                 if documents > 1:
-                    raise _Mistake(line, "a second document begins; a question file is one")
+                    raise _Mistake(line, "a second document begins; a question file has only one")
             elif isinstance(event, yaml.ScalarEvent):
                 kind = "word" if event.implicit[0] else "text"
                 yield _Event(kind, line, event.value, anchor, tag)
@@ -254,12 +255,13 @@ def _scalar(event: _Event) -> Any:
     numeric = _INTEGER.fullmatch(event.text) or _FLOAT.fullmatch(event.text)
     if numeric and len(event.text) > MAX_DIGITS and event.tag != f"{_TAG}str":
         raise _Mistake(
-            event.line, f"a number of {len(event.text):,} characters; {MAX_DIGITS} may be used"
+            event.line,
+            f"a number of {len(event.text):,} characters; at most {MAX_DIGITS} are allowed",
         )
     if event.tag not in (None, "!"):
         what, convert = _TAGS.get(event.tag, ("", str))
         if not what:
-            raise _Mistake(event.line, f"the tag {event.tag!r} means nothing here")
+            raise _Mistake(event.line, f"the tag {event.tag!r} is not supported here")
         try:
             return convert(event.text)
         except (ValueError, KeyError):
@@ -335,7 +337,7 @@ class _Builder:
         if not isinstance(key, str):
             shown = event.text if event.kind == "word" else "this"
             hint = f": write '{shown}'" if event.kind == "word" else ""
-            raise _Mistake(event.line, f"{shown!r} is no text, as a key must be{hint}")
+            raise _Mistake(event.line, f"{shown!r} is not text; a key must be text{hint}")
         inside.is_merge = event.kind == "word" and key == _MERGE
         if key in inside.value and not inside.is_merge:
             raise _Mistake(event.line, f"{key!r} is given twice")
@@ -368,7 +370,7 @@ class _Builder:
         self._check_depth(event.line, 1)
         wanted = "seq" if event.kind == "[" else "map"
         if event.tag not in (None, "!", f"{_TAG}{wanted}"):
-            raise _Mistake(event.line, f"the tag {event.tag!r} means nothing here")
+            raise _Mistake(event.line, f"the tag {event.tag!r} is not supported here")
         value: list[Any] | dict[str, Any] = [] if event.kind == "[" else {}
         place = self._put(value, event)
         self._open.append(_Open(value, place, event.anchor, self._values))

@@ -219,7 +219,7 @@ def _decompressed(file: Path, stack: ExitStack) -> Path:
             for piece in zstandard.ZstdDecompressor().read_to_iter(compressed):
                 if shutil.disk_usage(folder).free < _LEFT_FREE:
                     raise SourceUnreadableError(
-                        f"{file} holds more, unpacked, than fits into {folder}: "
+                        f"{file} does not fit into {folder} when unpacked: "
                         f"{out.tell():,} bytes were written, and removed again."
                     )
                 out.write(piece)

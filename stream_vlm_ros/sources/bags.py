@@ -329,7 +329,7 @@ class _Decoder:
             )
         except Exception as error:  # bytes from outside fail in any way
             words = " ".join(str(error).split())[:300] or type(error).__name__
-            raise InvalidImageError(f"a message is no {kind}: {words}") from error
+            raise InvalidImageError(f"a message is not a {kind}: {words}") from error
         to_rgb = image_to_rgb if kind == IMAGE else compressed_to_rgb
         image = to_rgb(message, limit=self._limit)
         if self._size is not None and image.shape[1::-1] != self._size:

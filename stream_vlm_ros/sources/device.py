@@ -102,5 +102,5 @@ def _check_device(device: str) -> None:
         raise SourceNotFoundError(f"There is no camera {device} (cameras here: {there}).")
     if not os.access(device, os.R_OK):
         raise SourceNotFoundError(
-            f"The camera {device} may not be read by this user. Add the user to the group video."
+            f"The camera {device} cannot be read by this user. Add the user to the group video."
         )

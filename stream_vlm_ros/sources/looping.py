@@ -10,7 +10,7 @@ from .sampling import NANOSECONDS
 
 
 def loop(source: Source, *, duration: float | None = None) -> Iterator[Frame]:
-    """Frames of ``source`` again and again, for ``duration`` seconds of stamps (None: for ever).
+    """Frames of ``source`` again and again, for ``duration`` seconds of stamps (None: forever).
 
     A pass starts as long after the last frame of the pass before as that one came after its own
     predecessor, so the stamps keep increasing at the source's rate. Ends if a pass gives no frame.

@@ -70,7 +70,7 @@ def open_source(spec: str | os.PathLike[str], **options: Any) -> Source:
     if path.is_dir():
         return _make(ImageFolderSource, path, options)
     if path.suffix.lower() in SUFFIXES and path.exists():
-        raise SourceUnknownError(f"{path} is a single image. Give the folder it lies in.")
+        raise SourceUnknownError(f"{path} is a single image. Give the folder that holds it.")
     return _make(VideoSource, path, options)
 
 
@@ -82,7 +82,7 @@ def _check_name(path: Path) -> None:
         return
     except (OSError, ValueError) as error:
         if isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG:
-            raise SourceNotFoundError(f"{cut(str(path))} is no name of a file.") from error
+            raise SourceNotFoundError(f"{cut(str(path))} is not a file name.") from error
 
 
 def _make(kind: Callable[..., Source], place: str | Path, options: dict[str, Any]) -> Source:

@@ -113,7 +113,7 @@ def compressed_to_rgb(
     # OpenCV fills the missing rest of a JPEG with grey and says nothing. A camera may pad with 0.
     if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data.rstrip(b"\0")[-64:]:
         raise InvalidImageError(
-            f"the JPEG of {len(data)} bytes breaks off before its end; was it cut in transport?"
+            f"the JPEG of {len(data)} bytes is truncated; was it cut in transport?"
         )
     what = f"compressed image ({kind})"
     try:
@@ -146,8 +146,8 @@ def _encoding(name: str) -> str:
             "camera's colour or grey topic"
         )
     raise InvalidImageError(
-        f"unknown encoding {name!r}; known are {', '.join(_BYTES_PER_PIXEL)} and 8UC1, 8UC3, "
-        "8UC4, 16UC1, 16UC3, 16UC4"
+        f"unknown encoding {name!r}; known encodings: {', '.join(_BYTES_PER_PIXEL)}, 8UC1, 8UC3, "
+        "8UC4, 16UC1, 16UC3 and 16UC4"
     )
 
 

@@ -105,8 +105,8 @@ class VideoSource(Source):
                 f"{self.path} has no video in it (only {', '.join(kinds)}). Give a file with a "
                 "video stream."
                 if stream is None
-                else f"{self.path} holds no picture that can be decoded: it is damaged, was cut "
-                "off, or is no video."
+                else f"{self.path} holds no picture that can be decoded: it is damaged, "
+                "truncated, or not a video."
             )
         stream.thread_type = "AUTO"
         return stream
@@ -329,7 +329,7 @@ def _check_file(path: Path) -> None:
     if path.is_dir():
         raise SourceUnreadableError(f"{path} is a folder, not a video file.")
     if not os.access(path, os.R_OK):
-        raise SourceNotFoundError(f"{path} may not be read by this user. Change its permissions.")
+        raise SourceNotFoundError(f"{path} cannot be read by this user. Change its permissions.")
     if path.is_file() and path.stat().st_size == 0:
         raise SourceUnreadableError(
             f"{path} is empty (0 bytes): the recording or the copy did not finish. Copy or record "

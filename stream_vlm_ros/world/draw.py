@@ -17,7 +17,7 @@ import numpy as np
 from stream_vlm_ros.world.world import (
     COLOURS,
     KINDS,
-    MOST_SWAY,
+    MAX_SWAY,
     SIGN_DIGITS,
     SIGN_LETTERS,
     Backdrop,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 PLATE, INK = (238, 238, 222), (28, 28, 34)
 DARKEST, BRIGHTEST = 8.0, 247.0  # leaves room for noise, so that it never wraps around
-MOST_NOISE = 8
+MAX_NOISE = 8
 SHADE, RIM, RIM_WIDTH = 0.12, 0.6, 0.1
 REACH = 1.25  # no shape reaches further from its centre than this many radii
 GLYPHS = {
@@ -155,7 +155,7 @@ class Painter:
     def __init__(self, backdrop: Backdrop, width: int, height: int, seed: int = 0) -> None:
         self.size = (width, height)
         self.backdrop = backdrop
-        self._margin = (math.ceil(MOST_SWAY * width), math.ceil(MOST_SWAY * height))
+        self._margin = (math.ceil(MAX_SWAY * width), math.ceil(MAX_SWAY * height))
         mx, my = self._margin
         x = ((np.arange(-mx, width + mx) + 0.5) / width).astype(np.float32)[None]
         y = ((np.arange(-my, height + my) + 0.5) / height).astype(np.float32)[:, None]
@@ -169,7 +169,7 @@ class Painter:
         self._lit: dict[float, np.ndarray] = {}
         self._atlas = glyph_atlas()
         noise = np.random.default_rng(abs(seed)).normal(0, max(backdrop.noise, 1e-6), (1 << 20,))
-        noise = noise.round().clip(-MOST_NOISE, MOST_NOISE).astype(np.int8)
+        noise = noise.round().clip(-MAX_NOISE, MAX_NOISE).astype(np.int8)
         self._noise = np.concatenate([noise] * (2 + width * height * 3 // noise.size))
 
     def paint(self, t: float, sightings: list[Sighting], noise: bool = True) -> np.ndarray:

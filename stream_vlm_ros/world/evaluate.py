@@ -7,14 +7,11 @@ its worlds from other seeds (text beginning with "train"), so no world here was 
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import random
-import sys
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -234,42 +231,36 @@ def _still(kind: str, colour: str, start: float, end: float) -> Sighting:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """`stream-vlm demo-model evaluate`: print the scores, as a table or as JSON."""
-    parse = argparse.ArgumentParser(prog="stream-vlm demo-model evaluate", description=__doc__)
-    parse.add_argument("--model", default=str(MODEL), help="model folder")
-    parse.add_argument("--json", action="store_true", help="print JSON")
-    parse.add_argument("--worlds", type=int, default=30, help="worlds a setting")
-    parse.add_argument(
-        "--each", type=int, default=2, help="questions of a type at each world's end"
-    )
-    parse.add_argument("--spans", default="15,30,64", help="seconds of history")
-    parse.add_argument("--layouts", default="continuous", help="continuous, segmented or both")
-    parse.add_argument("--device", default="cpu")
-    parse.add_argument("--seed", type=int, default=FIRST_SEED)
-    parse.add_argument("--no-pairs", action="store_true", help="leave out the pairs of colours")
-    args = parse.parse_args(argv)
+def evaluate(
+    path: str | Path = MODEL,
+    *,
+    worlds: int = 30,
+    each: int = 2,
+    spans: Sequence[float] = (15.0, 30.0, 64.0),
+    layouts: Sequence[str] = ("continuous",),
+    device: str = "cpu",
+    seed: int = FIRST_SEED,
+    pairs: bool = True,
+    say: Callable[[str], None] = print,
+) -> dict:
+    """Evaluate a model folder over all `spans` and `layouts`; `say` is given each table."""
     began = time.time()
-    model, processor = load(args.model, args.device)
-    report = {"model": Path(args.model).name, "first_seed": args.seed, "runs": []}
-    for layout in args.layouts.split(","):
-        for span in map(float, args.spans.split(",")):
+    model, processor = load(path, device)
+    runs: list[dict[str, Any]] = []
+    report: dict[str, Any] = {"model": Path(path).name, "first_seed": seed, "runs": runs}
+    for layout in layouts:
+        for span in spans:
             found = run(
-                model, processor, span=span, worlds=args.worlds, each=args.each, layout=layout,
-                seed=args.seed, streaming=span >= 30,
+                model, processor, span=span, worlds=worlds, each=each, layout=layout,
+                seed=seed, streaming=span >= 30,
             )  # fmt: skip
-            report["runs"].append(found)
-            if not args.json:
-                print(_table(found), flush=True)
-    if not args.no_pairs:
-        report["colour_pairs"] = colour_pairs(model, processor)
-        if not args.json:
-            pairs = report["colour_pairs"]
-            print(f"what came last, pairs of colours: {pairs['right']} of {pairs['asked']}")
+            runs.append(found)
+            say(_table(found))
+    if pairs:
+        report["colour_pairs"] = counts = colour_pairs(model, processor)
+        say(f"what came last, pairs of colours: {counts['right']} of {counts['asked']}")
     report["seconds"] = round(time.time() - began, 1)
-    if args.json:
-        print(json.dumps(report, indent=1))
-    return 0
+    return report
 
 
 def _table(found: dict[str, Any]) -> str:
@@ -282,7 +273,7 @@ def _table(found: dict[str, Any]) -> str:
                 f"  {type_:10} {end['right'][type_]:6.1f} %  choice {choice:6.1f} %  "
                 f"of {end['asked'][type_]}"
             )
-    lines.append(f"  core mean {end['core_mean']} %, least {end['core_least']} %")
+    lines.append(f"  core mean {end['core_mean']} %, lowest {end['core_least']} %")
     lines.append(f"  further mean {end['further_mean']} %, choice mean {end['choice_mean']} %")
     if "streaming" in found:
         lines.append(
@@ -290,7 +281,3 @@ def _table(found: dict[str, Any]) -> str:
             f"the same asked once {found['at_moments']['core_mean']} %"
         )
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -29,7 +29,9 @@ def question_file(
             f"so once in {2 / fps:g} s at most."
         )
     if not end >= every:
-        raise InvalidParameterError(f"Until {end:g} s there is no time to ask (every {every:g} s).")
+        raise InvalidParameterError(
+            f"In {end:g} s there is no time for a question every {every:g} s."
+        )
     if not (end / every) * end * fps <= MAX_WORK:
         raise InvalidParameterError(
             f"{end:g} s are too long for a question every {every:g} s: each looks at all before it."

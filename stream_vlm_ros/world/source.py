@@ -38,7 +38,7 @@ class WorldSource(Source):
             self.seed = int(seed or 0)
         except ValueError:
             raise SourceUnknownError(
-                f"A drawn world is named by a whole number (world:7), not by {cut(repr(seed))}."
+                f"A drawn world needs a whole number (world:7), not {cut(repr(seed))}."
             ) from None
         if fps is not None and not MIN_RATE <= fps <= MAX_RATE:
             raise InvalidParameterError(
@@ -46,7 +46,7 @@ class WorldSource(Source):
             )
         if not 0 <= start < (MAX_LENGTH if end is None else end) <= MAX_LENGTH:
             raise InvalidParameterError(
-                f"The part {start} s to {end} s of the world is empty, or goes on after "
+                f"The part {start} s to {end} s of the world is empty, or extends beyond "
                 f"{MAX_LENGTH:.0f} s, when every world ends."
             )
         self.name = f"world:{self.seed}"

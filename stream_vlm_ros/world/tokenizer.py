@@ -41,7 +41,7 @@ CHAT_TEMPLATE = (
 
 
 def pieces() -> list[str]:
-    """The pieces of the vocabulary beside special tokens and bytes, in order of their ids."""
+    """The vocabulary without special tokens and bytes, in order of ids."""
     found = {"system", "user", "assistant", "\n", " ", ".", ",", "?", ":", "!"}
     found |= set(re.findall(r" ?[A-Za-z]+", "You are a helpful assistant"))
     for text in vocabulary():

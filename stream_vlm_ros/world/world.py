@@ -39,7 +39,7 @@ SIGN_DIGITS = "0123456789"
 COLUMNS = {"left": 0.2, "": 0.5, "right": 0.8}
 ROWS = {"top": 0.22, "": 0.5, "bottom": 0.78}
 DIRECTIONS = ("to the left", "to the right", "up", "down")
-MOST_AT_ONCE = 2
+MAX_AT_ONCE = 2
 
 
 def region_phrase(column: str, row: str) -> str:
@@ -183,7 +183,7 @@ def sightings(
         sighting, tries = None, 0
         while sighting is None:
             tries += 1
-            if tries > 20:  # no room beside what is there: come after it has gone
+            if tries > 20:  # no room next to what is there: come after it has gone
                 start, end, others = ends[-1], ends[-1] + end - start, []
             radius = rng.uniform(0.19, 0.22) if thing.is_sign else rng.uniform(0.13, 0.2)
             moving = rng.random() < 0.35
@@ -199,7 +199,7 @@ def sightings(
             known.append(thing)
         recent = [other for other in recent if other.end > start] + [sighting]
         ends = sorted(other.end for other in recent)
-        free = ends[-MOST_AT_ONCE] + 0.3 * pace if len(ends) >= MOST_AT_ONCE else 0.0
+        free = ends[-MAX_AT_ONCE] + 0.3 * pace if len(ends) >= MAX_AT_ONCE else 0.0
         draw = rng.random()
         if draw < 0.35:
             after = rng.uniform(start + 1.5 * pace, max(end - 1.5 * pace, start + 1.5 * pace))
@@ -259,7 +259,7 @@ class Backdrop:
         )
 
 
-MOST_SWAY = 0.015
+MAX_SWAY = 0.015
 
 
 class World:

@@ -178,7 +178,7 @@ def test_a_question_about_a_time_not_remembered_is_refused_instead_of_guessed(
 def test_a_cap_can_be_said_as_a_span_at_a_rate_of_tokens():
     config = EvictionConfig.for_span(600, 40.5, sampled_share=0.5)
     assert (config.max_cache_tokens, config.sampled_share) == (24_300, 0.5)
-    with pytest.raises(InvalidParameterError, match="is no cap"):
+    with pytest.raises(InvalidParameterError, match="cannot derive a cap"):
         EvictionConfig.for_span(0, 10)
-    with pytest.raises(InvalidParameterError, match="is no cap"):
+    with pytest.raises(InvalidParameterError, match="cannot derive a cap"):
         EvictionConfig.for_span(10, float("inf"))

@@ -61,7 +61,7 @@ def test_a_run_after_it_can_read_what_was_there(record, tmp_path):
 @pytest.mark.parametrize("name", ["trial.json", "trial.md", "trial-curve.png"])
 def test_a_file_that_is_no_record_is_not_written_over(tmp_path, name, content):
     (tmp_path / name).write_text(content)
-    with pytest.raises(InvalidParameterError, match="it is no record of this experiment"):
+    with pytest.raises(InvalidParameterError, match="no record of this experiment"):
         Record("trial", "A trial", tmp_path)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, content)]
 

@@ -141,7 +141,7 @@ def test_a_question_about_a_named_time_looks_there(small, delayed, noise):
     torch.testing.assert_close(named, scores(oracle), atol=1e-4, rtol=0)
     assert not engine.cache_valid  # for a question about everything
     torch.testing.assert_close(scores(engine), plain, atol=1e-4, rtol=0)
-    with pytest.raises(OutOfHorizonError, match=r"from 500\.000 to 501\.000 s is kept"):
+    with pytest.raises(OutOfHorizonError, match=r"from 500\.000 to 501\.000 s is stored"):
         engine.ask("What?", about=(500, 501))
     with pytest.raises(InvalidParameterError, match="ends before it begins"):
         engine.ask("What?", about=(9, 1))

@@ -248,7 +248,7 @@ def test_a_time_without_frames_takes_the_nearest():
 
 @pytest.mark.parametrize("about", [(-9, -1), (100.5, 200)])
 def test_a_time_before_or_after_all_that_is_kept_is_refused(about):
-    with pytest.raises(OutOfHorizonError, match=r"kept runs from 0\.000 to 99\.000 s"):
+    with pytest.raises(OutOfHorizonError, match=r"frames run from 0\.000 to 99\.000 s"):
         filled(100).select(48, about)
 
 

@@ -53,7 +53,7 @@ def start_node(node_process):
     for node in nodes:
         if node.process.poll() is None:
             node.stop()
-        assert "failed, the node goes on" not in node.output, node.output
+        assert "failed, the node continues" not in node.output, node.output
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def here(graph, connect, fake_engine, request):
         parameter_overrides=[Parameter(name, value=value) for name, value in settings.items()],
     )
     said = []
-    node.faults.write, node.faults.period = said.append, math.inf
+    node.error_log.write, node.error_log.period = said.append, math.inf
     executor = MultiThreadedExecutor(THREADS, context=context)
     executor.add_node(node)
     thread = threading.Thread(target=spin, args=(executor, node), daemon=True)

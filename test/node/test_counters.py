@@ -31,7 +31,7 @@ def test_a_frame_cannot_end_twice():
     counters = FrameCounters()
     counters.receive()
     counters.ingest(1)
-    with pytest.raises(AssertionError, match="more frames ended than arrived"):
+    with pytest.raises(AssertionError, match="more frames are counted out than in"):
         counters.drop(Drop.ERROR)
 
 

@@ -8,7 +8,7 @@ from toy_qwen import chatter_model, toy_processor
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.history import DelayedBatchInferenceEngine, FrameStore, SmartFrameManager
 from stream_vlm_ros.node.counters import Drop, FrameCounters
-from stream_vlm_ros.node.intake import FrameIntake
+from stream_vlm_ros.node.ingest import FrameIngest
 from stream_vlm_ros.node.sampling import SECOND, TimedFrame
 from stream_vlm_ros.node.worker import WRITING, EngineWorker, Question
 
@@ -109,20 +109,20 @@ def test_frames_in_a_folder_are_there_after_a_restart_at_their_own_times(tmp_pat
 
 def watching(worker):
     """What the node has before the worker, going on from what is in memory."""
-    intake = FrameIntake(
+    ingest = FrameIngest(
         Settings.of({"sample_fps": 0.0, "chunk_frames": 1, "engine": "delayed_batch"}),
         worker.counters,
         deliver=worker.append,
         restart=lambda: worker.reset(Drop.TIME_JUMP),
         report=lambda cause, words: None,
     )
-    intake.resume(worker.memory.newest_ns)
-    intake.active = True
+    ingest.resume(worker.memory.newest_ns)
+    ingest.active = True
 
     def show(*seconds):
         for second in seconds:
             read = lambda: (SimpleNamespace(frame_id="c"), np.full((28, 28, 3), 9, np.uint8))  # noqa: E731
-            intake.receive(SimpleNamespace(stamp_ns=EPOCH + second * SECOND, read=read), 0)
+            ingest.receive(SimpleNamespace(stamp_ns=EPOCH + second * SECOND, read=read), 0)
 
     return show
 

@@ -132,7 +132,7 @@ def test_a_message_is_left_as_it_came(make_image):
     [
         ({"height": 0}, "the image has no size: 8x0"),
         ({"width": 0}, "the image has no size: 0x6"),
-        ({"encoding": "rgb7"}, "unknown encoding 'rgb7'; known are"),
+        ({"encoding": "rgb7"}, "unknown encoding 'rgb7'; known encodings"),
         ({"encoding": ""}, "unknown encoding ''"),
         ({"encoding": "32FC1"}, "measurements"),
         ({"step": 23}, "step is 23 bytes, but a row of 8 pixels in rgb8 takes 24"),
@@ -186,7 +186,7 @@ def test_jpeg_is_near_in_colour_and_grey_and_may_be_padded():
         (b"", "jpeg", "holds no data"),
         (b"no picture at all", "jpeg", "cannot be decoded"),
         (b"\xff\xd8 nonsense \xff\xd9", "jpeg", "cannot be decoded"),
-        (encoded(RGB, ".jpg")[:200], "jpeg", "breaks off before its end"),
+        (encoded(RGB, ".jpg")[:200], "jpeg", "is truncated"),
         (encoded(RGB, ".png"), "16UC1; compressedDepth png", "is a depth image"),
     ],
 )

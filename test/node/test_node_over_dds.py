@@ -296,7 +296,7 @@ def test_a_question_before_the_first_chunk_is_told_that_images_arrive(client, wh
     assert client.set_parameter("no_image_timeout", 5.0).successful
     assert reply.error_code == reply.EMPTY_MEMORY
     assert reply.error_message.startswith(
-        "no image has been remembered yet: images arrive on /shared/image, but none is in memory"
+        "the memory holds no image yet: images arrive on /shared/image, but none is in memory"
     )
 
 
@@ -581,7 +581,7 @@ def test_silence_is_reported_with_its_likely_cause(connect, start_node):
     reply = client.ask()
     assert reply.error_code == reply.EMPTY_MEMORY
     assert reply.error_message == (
-        "no image has been remembered yet: no image arrives on /quiet/image; see /diagnostics"
+        "the memory holds no image yet: no image arrives on /quiet/image; see /diagnostics"
     )
     other = client.graph.node.create_publisher(Image, "/quiet/front/image_raw", 10)
     cause("images are published on /quiet/front/image_raw: start the node with")

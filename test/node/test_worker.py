@@ -280,7 +280,7 @@ def test_a_failing_answer_is_an_error_and_not_an_answer(make_box):
 def test_a_question_to_an_empty_memory_is_told_why_it_is_empty(make_box):
     error = make_box(why_empty=lambda: "the camera is off").ask().future.result(PATIENCE).error
     assert error.code == "EMPTY_MEMORY"
-    assert str(error) == "no image has been remembered yet: the camera is off"
+    assert str(error) == "the memory holds no image yet: the camera is off"
 
 
 def test_a_waiting_question_can_be_cancelled(make_box):

@@ -54,7 +54,7 @@ def test_a_recording_named_bag_is_not_replaced_by_the_bag_of_its_own_replay(here
     (here / "bag" / "bag_0.mcap").write_bytes(b"an hour of driving")
     before = everything(here)
     said = refused("bag", "--questions", "q.yaml", "--out", ".", "--bag")
-    assert "bag would be written over, but bag is read" in said
+    assert "bag would be overwritten, but bag is an input" in said
     assert everything(here) == before
 
 
@@ -80,7 +80,7 @@ def test_files_of_the_users_that_bear_the_reports_names_are_not_written_over(her
     (here / name).write_text("mine")
     before = everything(here)
     said = refused("world:1", "--questions", "q.yaml", "--out", ".", "--end", "3")
-    assert f". holds {name}, and nothing says that this program put it there" in said
+    assert f". holds {name}, which this program did not put there" in said
     assert everything(here) == before
 
 
@@ -136,7 +136,7 @@ def test_links_in_the_reports_folder_are_not_followed(make_job, tmp_path):
     before = everything(mine)
     shutil.rmtree(job.out / "thumbnails")
     (job.out / "thumbnails").symlink_to(mine)
-    with pytest.raises(owned.NotOursError, match="thumbnails is no folder of this program"):
+    with pytest.raises(owned.NotOursError, match="thumbnails is not a folder of this program"):
         make_job(resume=False)
     (job.out / "thumbnails").unlink()
     for name in ("report.json", "report.html", "junit.xml"):

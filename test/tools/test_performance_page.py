@@ -75,7 +75,7 @@ def test_bars_of_a_gpu_are_told_as_the_file_has_them(page, results):
     report = HEADER | {"sections": {"against_reference": section, "steady": {"failed": "Oops"}}}
     text = page.gpu_tables(results(gpu=report))
     assert "| a further token, cap 150,000 | 5.5 ms | 4 ms | 5.16 ms | ok |" in text
-    assert "| most reserved, cap 9 | 16.5 GiB | | 16.9 GiB | **miss** |" in text
+    assert "| peak reserved, cap 9 | 16.5 GiB | | 16.9 GiB | **miss** |" in text
     assert "Left out of `against_reference` for lack of time: cap: 16384." in text
     missing = line_with(text, "Not in this file")
     assert "`curves`" in missing and "`steady`" in missing and "reference" not in missing
@@ -91,7 +91,7 @@ def test_ours_stands_beside_the_reference_and_the_floor(page, results):
     section = {"caps": {"150000": row}, "bars": []}
     text = page.gpu_tables(results(gpu=HEADER | {"sections": {"against_reference": section}}))
     assert "| 150,000 | a whole chunk | 1,498 | 740 | 2.02 | 384 |" in text
-    assert "| 150,000 | most reserved, GiB | 22.5 | 14.9 | | |" in text
+    assert "| 150,000 | peak reserved, GiB | 22.5 | 14.9 | | |" in text
 
 
 def test_the_references_long_video_has_its_bar(page, results):

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream_vlm_ros.world.draw import (
-    MOST_NOISE,
+    MAX_NOISE,
     Painter,
     backdrop_row,
     draw_batch,
     glyph_atlas,
     thing_rows,
 )
-from stream_vlm_ros.world.world import COLOURS, MOST_AT_ONCE, World, region_phrase
+from stream_vlm_ros.world.world import COLOURS, MAX_AT_ONCE, World, region_phrase
 
 SEEDS = st.integers(min_value=0, max_value=100_000)
 NUMBER_OF_TIMES = 12
@@ -46,7 +46,7 @@ def test_never_more_than_two_things_are_visible_and_never_one_twice(seed, aspect
     for sighting in sightings:
         assert 2.99 * pace <= sighting.end - sighting.start <= 8.01 * pace
         there = world.visible(sighting.start)
-        assert len(there) <= MOST_AT_ONCE
+        assert len(there) <= MAX_AT_ONCE
         assert len({s.thing.name for s in there}) == len(there)
 
 
@@ -60,7 +60,7 @@ def test_the_picture_differs_from_the_empty_room_just_where_the_truth_says(seed)
         t = 0.4 + 2.7 * index
         picture = world.render(t, width, height).astype(int)
         room = painter.paint(t, [], noise=False).astype(int)
-        changed = np.abs(picture - room).max(-1) > MOST_NOISE
+        changed = np.abs(picture - room).max(-1) > MAX_NOISE
         expected = np.zeros_like(changed)
         rows, columns = np.mgrid[:height, :width]
         for sighting in world.visible(t):
@@ -82,7 +82,7 @@ def test_colour_and_region_can_be_read_off_the_pixels(seed):
             continue
         picture = world.render(t, width, height).astype(float)
         room = Painter(world.backdrop, width, height, seed).paint(t, [], noise=False)
-        changed = np.abs(picture - room).max(-1) > MOST_NOISE + 4
+        changed = np.abs(picture - room).max(-1) > MAX_NOISE + 4
         rows, columns = np.nonzero(changed)
         x, y = columns.mean() / width, rows.mean() / height
         column = "left" if x < 0.35 else "right" if x > 0.65 else ""

@@ -89,7 +89,7 @@ def realtime_run(
     return run
 
 
-def most_trials(highest: float) -> int:
+def max_trials(highest: float) -> int:
     """How many rates are tried at most: those doubled from 1 image/s on, the highest, and then the
     five halvings that leave 5 % of an interval as wide as its lower end."""
     return math.ceil(math.log2(highest)) + 1 + 5
@@ -143,7 +143,7 @@ def _played(
     for name in ("rclpy", "stream_vlm"):
         if importlib.util.find_spec(name) is None:
             raise RealtimeError(
-                f"The Python module {name} is not there. Source ROS 2 and the workspace first "
+                f"The Python module {name} is missing. Source ROS 2 and the workspace first "
                 "(source install/setup.bash), or replay without --realtime."
             )
     logs = Path(tempfile.mkdtemp(prefix="stream_vlm_replay_"))
@@ -248,7 +248,7 @@ def asks_of(questions: QuestionSet, source: Source, options: dict[str, Any]) -> 
     start = options.get("start") or 0.0
     end = options.get("end") or source.duration
     if end is None:
-        raise RealtimeError(f"{source.name} does not say how long it is: give --end SECONDS.")
+        raise RealtimeError(f"{source.name} does not say how long it is: use --end SECONDS.")
     # Stamps of the source's own time are placed by the first frame, which is read for it.
     origin = 0
     if any(q.at_stamp_ns is not None for q in questions.questions):

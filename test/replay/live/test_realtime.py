@@ -44,7 +44,7 @@ def test_the_highest_rate_is_found_to_five_percent(limit):
         assert found == 120
     else:
         assert limit - max(0.05 * limit, 0.25) <= found <= limit
-    assert len(tried) <= realtime.most_trials(120.0)
+    assert len(tried) <= realtime.max_trials(120.0)
     assert max(tried) <= 120
 
 

@@ -25,12 +25,12 @@ def message_of(kind, sec=7, nanosec=9):
 
 
 def arrival_of(serialized, message_type):
-    from stream_vlm_ros.node.arrival import Arrival
+    from stream_vlm_ros.node.serialized_image import SerializedImage
 
     def decode(message):
         return np.frombuffer(message.data, np.uint8).reshape(PIXELS.shape)
 
-    return Arrival(serialized, message_type, decode)
+    return SerializedImage(serialized, message_type, decode)
 
 
 def arrived(message):
@@ -57,7 +57,7 @@ def test_nanoseconds_that_make_a_second_are_no_stamp(nanosec):
 
 
 def test_a_frame_id_is_cut_before_anybody_repeats_it():
-    from stream_vlm_ros.node.arrival import MAX_FRAME_ID
+    from stream_vlm_ros.node.serialized_image import MAX_FRAME_ID
 
     message = message_of("raw")
     message.header.frame_id = "c" * 10_000_000
@@ -71,9 +71,9 @@ def test_the_stamp_of_a_big_endian_sender():
 
 
 def test_of_a_cdr_of_another_kind_the_stamp_is_that_of_the_message(monkeypatch):
-    from stream_vlm_ros.node import arrival
+    from stream_vlm_ros.node import serialized_image
 
-    monkeypatch.setattr(arrival, "deserialize_message", lambda *_: message_of("raw"))
+    monkeypatch.setattr(serialized_image, "deserialize_message", lambda *_: message_of("raw"))
     assert arrival_of(b"\0\x09\0\0", None).stamp_ns == 7_000_000_009
 
 

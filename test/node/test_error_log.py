@@ -7,8 +7,8 @@ import pytest
 from patience import wait_until
 
 from stream_vlm_ros.node import health
-from stream_vlm_ros.node.faults import FaultLog
-from stream_vlm_ros.node.intake import FrameIntake
+from stream_vlm_ros.node.error_log import ErrorLog
+from stream_vlm_ros.node.ingest import FrameIngest
 from stream_vlm_ros.node.worker import EngineWorker, Ticket
 
 
@@ -21,7 +21,7 @@ def raised(fault):
 
 def test_a_fault_is_told_once_with_its_traceback_and_its_repetitions_as_a_number():
     now, said = [0.0], []
-    log = FaultLog(said.append, period=10.0, clock=lambda: now[0])
+    log = ErrorLog(said.append, period=10.0, clock=lambda: now[0])
     for _ in range(1000):
         log.report("~/query", raised(ValueError("boom")))
     assert len(said) == 1
@@ -33,7 +33,7 @@ def test_a_fault_is_told_once_with_its_traceback_and_its_repetitions_as_a_number
 
 def test_faults_of_another_kind_place_or_callback_are_told_each():
     said = []
-    log = FaultLog(said.append)
+    log = ErrorLog(said.append)
     log.report("~/query", raised(ValueError("boom")))
     log.report("~/query", raised(KeyError("boom")))
     log.report("~/ask", raised(ValueError("boom")))
@@ -149,7 +149,7 @@ def test_faults_of_reset_and_of_setting_a_parameter_are_replied(here, monkeypatc
     assert not reply.success and "boom" in reply.message
     del here.engine.reset
     with monkeypatch.context() as broken:
-        broken.setattr(FrameIntake, "apply", fail)
+        broken.setattr(FrameIngest, "apply", fail)
         result = here.client.set_parameter("sample_fps", 5.0)
         assert not result.successful and "boom" in result.reason
     assert here.client.set_parameter("sample_fps", 0.0).successful

@@ -1,4 +1,4 @@
-"""An image as it arrives: serialized, since most images are sampled away and never looked at."""
+"""An image as it arrives: serialized, because most images are not sampled and never decoded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_FRAME_ID = 256  # characters of a frame id that are kept, and so repeated
 
 
 @dataclass(frozen=True)
-class Arrival:
+class SerializedImage:
     """One serialized ``Image`` or ``CompressedImage``.
 
     Args:

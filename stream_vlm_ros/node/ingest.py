@@ -19,7 +19,7 @@ from stream_vlm_ros.sources.sampling import StampSampler
 
 
 class Arrived(Protocol):
-    """What an image is asked for; see :class:`stream_vlm_ros.node.arrival.Arrival`."""
+    """What ingest needs of a `stream_vlm_ros.node.serialized_image.SerializedImage`."""
 
     @property
     def stamp_ns(self) -> int | None:
@@ -38,7 +38,7 @@ class _Received:
     now_ns: int
 
 
-class FrameIntake:
+class FrameIngest:
     """Checks, samples, decodes and gathers frames; counts each one exactly once.
 
     Stamps: a source whose first frame has a stamp of zero is taken to have no clock; its frames
@@ -51,7 +51,7 @@ class FrameIntake:
         counters: where every frame is counted.
         deliver: takes a finished chunk.
         restart: called when the source's time jumped, before the first frame after it.
-        report: told of each frame that was refused: the cause, and words.
+        report: called for each refused frame, with the cause and a text.
 
     Frames are taken while :attr:`active` is true.
     """
@@ -152,7 +152,7 @@ class FrameIntake:
             self._real_stamps = 0
 
     def resume(self, newest_ns: int | None) -> None:
-        """Go on after the newest frame in memory, None if it is empty, as after `clear`."""
+        """Continue after the newest frame in memory; None if it is empty, as after `clear`."""
         with self._lock:
             if self._stamps.newest_ns is None:
                 self._stamps.resume(newest_ns)
@@ -196,7 +196,7 @@ class FrameIntake:
         self.time_jumps += 1
         self._report(
             Drop.TIME_JUMP,
-            f"the source's time jumped by {jump_ns / SECOND:+.3f} s; the memory starts anew",
+            f"the source's time jumped by {jump_ns / SECOND:+.3f} s; a new memory begins",
         )
         self._drop_open_chunk(Drop.TIME_JUMP)
         self._restart()
