@@ -263,7 +263,7 @@ def test_the_copy_of_a_sink_that_is_given_is_in_the_sum_whatever_the_cap(
     memory = re.search(r" = ([\d.]+) MB", engine.memory_plan)[1]
     copy = re.search(r"the sink once more ([\d.]+) MB", engine.memory_plan)
     planned = float(memory) + (float(copy[1]) if copy else 0.0)
-    assert planned == pytest.approx(engine.cache_manager._buffer.nbytes / 1e6, rel=0.005)
+    assert planned == pytest.approx(engine.cache_manager.stream_bytes / 1e6, rel=0.005)
     again = VideoStreamingInference(
         model, processor, "cpu", EvictionConfig.novelty(cap, sink_size=sink), max_pixels=56 * 56
     )
@@ -293,14 +293,14 @@ def test_the_copy_of_long_lived_keys_is_taken_at_the_start(model, processor, toy
     )
     manager = engine.cache_manager
     start = manager.reserved_bytes
-    copies = manager._buffer.nbytes - 2000 * TOKEN
+    copies = manager.stream_bytes - 2000 * TOKEN
     assert 0.7 * 2000 * TOKEN / 2 <= copies <= 0.75 * 2000 * TOKEN / 2
     sizes = []
     for number in range(12):
         engine.append_video_chunk(toys.frames(4, 56, 84, seed=number), fps=2)
-        sizes.append(manager._buffer.nbytes)
+        sizes.append(manager.stream_bytes)
     assert engine.get_cache_info()["important_size"] > 0
     assert len(set(sizes)) == 1 and sizes[0] == 2000 * TOKEN + copies
     engine.reset()
-    assert manager._buffer.nbytes == sizes[0]
+    assert manager.stream_bytes == sizes[0]
     assert start > 0

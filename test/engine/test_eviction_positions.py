@@ -403,7 +403,7 @@ def test_sink_keys_do_not_drift_through_2000_evictions_in_bfloat16(toys, policy)
     # What stands in the way of the sink is one rotation of the query, exact to float32.
     offset = manager.ledger.parts()[0][2]
     if policy == "contiguous":
-        cos, sin = manager._rotary.offset(offset, torch.device("cpu"))
+        cos, sin = model.rotary.offset(offset, torch.device("cpu"))
         frequencies = (10_000.0 ** (-torch.arange(0, 8) / 8)).double()  # the model's, float32
         sections = model.config.text_config.rope_parameters["mrope_section"]
         axis = [i % 3 for i, n in enumerate(sections) for _ in range(n)]

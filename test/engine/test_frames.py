@@ -16,11 +16,11 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     smart_resize as library_smart_resize,
 )
 
-from stream_vlm_ros.engine.inputs import frames as frames_module
 from stream_vlm_ros.engine.inputs.frames import (
     FrameProcessor,
     ImageSettings,
     PatchGrid,
+    resize_in_floats,
     smart_resize,
     to_arrays,
 )
@@ -149,9 +149,7 @@ def test_patches_equal_the_librarys_but_for_rounding(size, draw, min_pixels, mor
 def test_the_way_of_other_devices_resizes_like_pil_too(size, pixels):
     picture = noise(*size)
     target = smart_resize(*size, 28, 1, pixels)
-    ours = frames_module._resize_in_floats(
-        torch.from_numpy(picture).permute(2, 0, 1)[None], *target
-    )
+    ours = resize_in_floats(torch.from_numpy(picture).permute(2, 0, 1)[None], *target)
     image = Image.fromarray(picture)
     theirs = resize_rows_first(image, target[::-1], Image.Resampling.BICUBIC)
     off = np.abs(ours[0].permute(1, 2, 0).numpy().astype(int) - np.asarray(theirs).astype(int))
@@ -540,12 +538,12 @@ def test_images_of_every_kind_become_the_same_plain_array():
         torch.from_numpy(picture.transpose(2, 0, 1).copy()),
         np.dstack([picture, np.zeros((30, 40), np.uint8)]),
     ]
-    for array in frames_module.to_arrays(kinds):
+    for array in to_arrays(kinds):
         np.testing.assert_array_equal(array, picture)
-    grey = frames_module.to_arrays([picture[..., 0]])[0]
+    grey = to_arrays([picture[..., 0]])[0]
     np.testing.assert_array_equal(grey, np.dstack([picture[..., 0]] * 3))
     with pytest.raises(InvalidImageError, match="list is empty"):
-        frames_module.to_arrays([])
+        to_arrays([])
 
 
 def test_a_pil_image_that_is_not_decoded_yet_is_asked_for_its_size_first(tmp_path):

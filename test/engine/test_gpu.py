@@ -7,7 +7,7 @@ from toy_qwen import SINK_AND_WINDOW, question_logits
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
 from stream_vlm_ros.engine.attention.base import MERGER, merge_attn_states
 from stream_vlm_ros.engine.attention.cudnn import CUDNN_PREFILL, CudnnPrefill, runs_fast_on
-from stream_vlm_ros.engine.attention.sdpa import Sequences, _flash, attend_many, attend_within
+from stream_vlm_ros.engine.attention.sdpa import Sequences, attend_many, attend_within, flash
 from stream_vlm_ros.engine.cache.manager import KVCacheManager
 from stream_vlm_ros.engine.graph_runner import SIZES, TextRunner, text_runner
 from stream_vlm_ros.engine.inputs.frames import FrameProcessor
@@ -73,7 +73,7 @@ def test_a_prefill_by_cudnn_is_the_attention_of_flash(rows, dtype):
     key, value = (buffer[1, which, :, 500:19_000].unsqueeze(0) for which in (0, 1))
     prefill = CudnnPrefill()
     assert prefill.pieces(query, key) == [16_384, 2048]
-    seen = attend_many(query, key, value, 128**-0.5, prefill, _flash)
+    seen = attend_many(query, key, value, 128**-0.5, prefill, flash)
     out, lse = merge_attn_states(seen), torch.stack([lse for _, lse in seen]).logsumexp(0)
     assert prefill.verified.refused == {}
     exact = [x.double() for x in (query, key, value)]
@@ -248,7 +248,7 @@ def test_steps_that_are_not_recorded_equal_those_that_are(toys, engine_of):
 
 
 def test_a_memory_that_grows_is_captured_anew_and_stays_right(toys, engine_of, monkeypatch):
-    monkeypatch.setattr(KVCacheManager, "_FIRST_BUFFER", 256)
+    monkeypatch.setattr(KVCacheManager, "first_capacity", 256)
     engine = engine_of(torch.float32, "unbounded")
     plain = TextRunner(engine.model)
     for _ in range(8):

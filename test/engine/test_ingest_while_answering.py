@@ -31,7 +31,7 @@ def bookkeeping(engine):
     manager = engine.cache_manager
     # However a key was rotated once, less the run's shift it lies where the trained rule puts it.
     places = [
-        run_positions(run) - torch.tensor(run.shift)[:, None] for run in manager.ledger._runs()
+        run_positions(run) - torch.tensor(run.shift)[:, None] for run in manager.ledger.runs()
     ]
     return (
         torch.cat(places, dim=1).tolist(),

@@ -246,7 +246,7 @@ def test_no_sequence_of_operations_exceeds_the_cap_or_lets_a_question_leave_a_tr
         if kind in ("ask", "choice", "pixels", "refused", "begin", "write"):
             assert torch.equal(manager.gather(), before)
             assert (manager.ledger.mark(), manager.evictor.mark(), manager.state) == mark
-        reserved.add(manager._buffer.data.nbytes)
+        reserved.add(manager.memory.nbytes)
     del writer
     if not kept_exchange:
         one, other = (

@@ -260,7 +260,7 @@ def test_a_memory_in_too_many_parts_is_read_the_plain_way_and_the_log_says_so_on
 
 
 def test_a_memory_that_grows_is_followed(toys, model, processor, monkeypatch):
-    monkeypatch.setattr(KVCacheManager, "_FIRST_BUFFER", 64)
+    monkeypatch.setattr(KVCacheManager, "first_capacity", 64)
     engine = make(model, processor, question_path="static")
     sizes = set()
     for number in range(20):
@@ -277,7 +277,7 @@ def test_a_memory_that_grows_is_followed(toys, model, processor, monkeypatch):
 
 @pytest.mark.parametrize("how", ["chunks", "an exchange that is kept", "a clone"])
 def test_a_memory_that_is_replaced_is_let_go_at_once(toys, model, processor, monkeypatch, how):
-    monkeypatch.setattr(KVCacheManager, "_FIRST_BUFFER", 64)
+    monkeypatch.setattr(KVCacheManager, "first_capacity", 64)
     engine = make(model, processor, question_path="static")
     manager = engine.cache_manager
     watch(engine, toys, 1)
@@ -299,7 +299,7 @@ def test_an_answer_goes_on_by_the_same_steps_while_its_memory_is_replaced(
     toys, model, processor, monkeypatch
 ):
     recorded = Recorded(monkeypatch)
-    monkeypatch.setattr(KVCacheManager, "_FIRST_BUFFER", 64)
+    monkeypatch.setattr(KVCacheManager, "first_capacity", 64)
     engine = make(model, processor)
     engine.text_path = graph_path(engine)
     watch(engine, toys, 1)
@@ -460,7 +460,7 @@ def test_each_size_is_recorded_once_however_the_memory_grows(toys, model, proces
 
 def test_a_memory_that_grows_has_its_steps_recorded_anew(toys, model, processor, monkeypatch):
     recorded = Recorded(monkeypatch)
-    monkeypatch.setattr(KVCacheManager, "_FIRST_BUFFER", 64)
+    monkeypatch.setattr(KVCacheManager, "first_capacity", 64)
     engine = make(model, processor)
     engine.text_path, plain = graph_path(engine), TextRunner(model)
     engine.warm_up()

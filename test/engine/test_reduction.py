@@ -74,7 +74,7 @@ def test_what_the_window_forgot_is_appended_again(local_model, processor):
     for _ in range(60):
         engine.append_video_chunk(scene(), fps=2)
         assert engine.get_cache_info()["cache_seq_length"] <= 100
-    window = engine.cache_manager.ledger._window
+    window = engine.cache_manager.ledger.runs(["window"])
     places = {place for run in window for grid in run.grids for place in grid.places}
     assert places == set(range(6))
 
@@ -110,7 +110,9 @@ def test_every_place_of_the_picture_is_in_the_window_after_every_chunk(
                 frame = frame.copy()
                 frame[row : row + 28, column : column + 28] = random.integers(0, 256, (28, 28, 3))
         engine.append_video_chunk([frame] * 4, fps=2)
-        window = [grid for run in engine.cache_manager.ledger._window for grid in run.grids]
+        window = [
+            grid for run in engine.cache_manager.ledger.runs(["window"]) for grid in run.grids
+        ]
         assert {place for grid in window for place in grid.places or range(6)} == set(range(6))
 
 

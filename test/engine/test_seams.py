@@ -93,7 +93,9 @@ def test_keys_and_queries_can_be_read_as_they_were_before_their_rotation(
     with manager.fork(1) as stem, stem.branch(count, batch) as fork:
         places = text_positions(start, 0, count)
         model.stream_forward(embeddings, places, fork, readout=readout)
-        stored = fork._storage[:, 0, :, :, :count]  # [layers, batch, kv_heads, n, head_dim]
+        nothing = torch.empty(batch, 2, 0, 16)
+        # Of each layer the keys that it holds, [batch, kv_heads, n, head_dim].
+        stored = [layer.update(nothing, nothing)[0] for layer in fork.layers]
     attention = stock.model.language_model.layers[0].self_attn
     with torch.no_grad():
         normed = stock.model.language_model.layers[0].input_layernorm(embeddings.flatten(0, 1))

@@ -13,6 +13,7 @@ from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
 from stream_vlm_ros.engine.attention import sdpa
 from stream_vlm_ros.engine.attention.base import merge_attn_states
 from stream_vlm_ros.engine.attention.sdpa import attend_few, attend_own, attend_shared
+from stream_vlm_ros.engine.cache.manager import KVCacheManager
 from stream_vlm_ros.errors import SnapshotEvictedError, StreamBusyError
 
 QUICK = settings(
@@ -222,11 +223,11 @@ def test_snapshot_and_restore_copy_no_key(toys, model, processor):
         model, processor, eviction_config=EvictionConfig(500, **SINK_AND_WINDOW)
     )
     engine.append_video_chunk(toys.frames(4), fps=2)
-    pointer = engine.cache_manager._buffer.data.data_ptr()
+    pointer = engine.cache_manager.memory.data_ptr()
     saved = engine.cache_manager.snapshot()
     engine.append_video_chunk(toys.frames(4), fps=2)
     engine.cache_manager.restore(saved)
-    assert engine.cache_manager._buffer.data.data_ptr() == pointer
+    assert engine.cache_manager.memory.data_ptr() == pointer
     marks = [mark if isinstance(mark, tuple) else [mark] for mark in vars(saved).values()]
     assert not any(isinstance(value, torch.Tensor) for mark in marks for value in mark)
 
@@ -249,9 +250,8 @@ def test_attention_in_parts_equals_one_attention_under_the_full_mask(
         if stop > start:
             parts += attend_shared(query, shared[:, :, start:stop], 0.3)
     # The reference's way: everything in one tensor, and the manager's mask.
-    engine = VideoStreamingInference(model, processor)
-    manager = engine.cache_manager
-    manager._buffer.window = range(past)
+    manager = KVCacheManager()
+    manager.track_tokens(past)
     mask = manager.build_full_attention_mask(before + new)[:, :, before:]
     keys, values = (torch.cat([shared[i].expand(2, -1, -1, -1), own[i]], dim=2) for i in range(2))
     expected, _ = eager_attention_forward(GroupedHeads(), query, keys, values, mask, 0.3)

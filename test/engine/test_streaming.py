@@ -13,6 +13,7 @@ from PIL import Image
 from toy_qwen import SINK_AND_WINDOW
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
+from stream_vlm_ros.engine.cache.manager import KVCacheManager
 from stream_vlm_ros.errors import (
     DeviceUnavailableError,
     InvalidImageError,
@@ -24,7 +25,7 @@ from stream_vlm_ros.errors import (
 
 def grids_of(engine):
     """(tick, stamps) of every temporal grid in memory."""
-    runs = [*engine.cache_manager.ledger._runs()]
+    runs = engine.cache_manager.ledger.runs()
     return [(g.tick, g.stamps) for run in runs for g in getattr(run, "grids", ())]
 
 
@@ -238,10 +239,12 @@ def test_cache_memory_is_what_the_keys_and_values_take(toys, model, processor):
     assert info["reserved_memory_bytes"] >= info["cache_memory_bytes"]
 
 
-def test_without_a_cap_the_memory_grows_past_its_first_buffer(toys, model, processor):
+def test_without_a_cap_the_memory_grows_past_its_first_buffer(toys, model, processor, monkeypatch):
     engine = VideoStreamingInference(model, processor)
+    monkeypatch.setattr(KVCacheManager, "first_capacity", 60)
     small = VideoStreamingInference(model, processor)
-    small.cache_manager._buffer.grow(60)
+    sizes = [one.cache_manager.memory.shape[3] for one in (engine, small)]
+    assert sizes[1] == 60 < sizes[0]
     for number in range(6):
         for one in (engine, small):
             one.append_video_chunk(toys.frames(4, 280, 280, seed=number), fps=2)
@@ -252,17 +255,24 @@ def test_without_a_cap_the_memory_grows_past_its_first_buffer(toys, model, proce
 def test_a_memory_that_cannot_grow_says_so_and_the_stream_goes_on(
     toys, model, processor, monkeypatch
 ):
+    monkeypatch.setattr(KVCacheManager, "first_capacity", 60)
     engine = VideoStreamingInference(model, processor)
     manager = engine.cache_manager
-    manager._buffer.grow(60)
     engine.append_video_chunk(toys.frames(4), fps=2)
     before = engine.get_cache_info(), manager.evictor.mark()
-    grow = manager._buffer.grow
+    plain_empty = torch.empty
+
+    def empty(size, **options):
+        if len(size) == 5:  # a stream's: [layers, 2, kv_heads, slots, head_dim]
+            size = (*size[:3], 10**13, size[4])
+        return plain_empty(size, **options)
+
     with monkeypatch.context() as patch:
-        patch.setattr(manager._buffer, "grow", lambda capacity: grow(10**13))
+        patch.setattr(torch, "empty", empty)
         with pytest.raises(DeviceUnavailableError, match="which cpu cannot give: set max_cache_t"):
             engine.append_video_chunk(toys.frames(4), fps=2)
     assert (engine.get_cache_info(), manager.evictor.mark()) == before
+    assert manager.memory.shape[3] == 60
     engine.append_video_chunk(toys.frames(4), fps=2)
 
 

@@ -130,14 +130,14 @@ def attend(
         )
         return [seen]
     if query.dtype in (torch.float16, torch.bfloat16):
-        return attend_many(query, key, value, scaling, CUDNN_PREFILL, _flash, causal)
+        return attend_many(query, key, value, scaling, CUDNN_PREFILL, flash, causal)
     out = aten._scaled_dot_product_efficient_attention(
         query, key, value, None, True, 0.0, causal, scale=scaling
     )
     return [(out[0], out[1][..., : query.shape[2]].contiguous())]  # it pads them to 32
 
 
-def _flash(
+def flash(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, causal: bool
 ) -> AttnState:
     out = torch.ops.aten._scaled_dot_product_flash_attention(
@@ -343,7 +343,7 @@ def attend_within(
         if not rows:
             q, k, v = (x.unflatten(0, (-1, longest)).transpose(1, 2) for x in given)
             if CUDNN_PREFILL.takes(q, k):
-                out, _ = CUDNN_PREFILL.attend(q, k, v, scaling, _flash)
+                out, _ = CUDNN_PREFILL.attend(q, k, v, scaling, flash)
                 return out.transpose(1, 2).flatten(0, 1)
         return torch.ops.aten._flash_attention_forward(
             *given, starts, starts, longest, longest, 0.0, False, False, scale=scaling

@@ -29,6 +29,9 @@ from stream_vlm_ros.engine.cache.mrope import (
 )
 from stream_vlm_ros.errors import InvalidParameterError
 
+# In the stream's order; grids kept for long are of one level or another by the evictor's choice.
+LEVELS = ("sink", "kept", "window")
+
 
 class LedgerMark(NamedTuple):
     """What `PositionLedger.restore` needs besides the length: a few integers."""
@@ -128,7 +131,7 @@ class PositionLedger:
         frame = self.frame
         parts: list[tuple[int, int, Vec]] = []
         start = 0
-        for run in self._runs():
+        for run in self.runs():
             stop = start + run.count
             offset = run.shift.minus(frame)
             if parts and parts[-1][2] == offset:
@@ -150,13 +153,18 @@ class PositionLedger:
 
     def positions(self) -> torch.Tensor:
         """Where every key of the stream was rotated, ``[3, length]``: for tests and for looking."""
-        return concatenate([run_positions(run) for run in self._runs()])
+        return concatenate([run_positions(run) for run in self.runs()])
+
+    def runs(self, levels: Iterable[str] = LEVELS) -> Iterator[Run]:
+        """The tokens of these of the `LEVELS` as runs, in the stream's order: not to be changed."""
+        for level, runs in self._levels():
+            if level in levels:
+                yield from runs
 
     def stretches(self) -> list[Stretch]:
         """What the memory holds: unbroken stretches of grids, level by level, oldest first."""
         stretches: list[Stretch] = []
-        levels = (("sink", self._sink), ("kept", self._kept), ("window", self._window))
-        for level, runs in levels:
+        for level, runs in self._levels():
             for run in runs:
                 if not isinstance(run, VisionRun):
                     continue
@@ -214,7 +222,7 @@ class PositionLedger:
     @property
     def grids(self) -> int:
         """Temporal grids in memory, whole or in part."""
-        visions = [run for run in self._runs() if isinstance(run, VisionRun)]
+        visions = [run for run in self.runs() if isinstance(run, VisionRun)]
         return sum(len(run.grids) - run.continues for run in visions)
 
     def oldest_window_grid(self, leaving: int = 0) -> int:
@@ -392,10 +400,8 @@ class PositionLedger:
 
     # -- inside ------------------------------------------------------------------------------
 
-    def _runs(self) -> Iterator[Run]:
-        yield from self._sink
-        yield from self._kept
-        yield from self._window
+    def _levels(self) -> Iterable[tuple[str, Iterable[Run]]]:
+        return zip(LEVELS, (self._sink, self._kept, self._window), strict=True)
 
     def _newest_run(self) -> Run | None:
         for runs in (self._window, self._kept, self._sink):
@@ -435,7 +441,7 @@ class PositionLedger:
         end = 0
         before: VisionRun | None = None
         before_origin = ZERO
-        for run in self._runs():
+        for run in self.runs():
             if isinstance(run, TextRun):
                 origin, end = run.laid_out_at(end)
                 before = None

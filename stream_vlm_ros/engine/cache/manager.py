@@ -112,7 +112,7 @@ class KVCacheManager(ManagerNames):
     _parts: list[KVPart] | None
     _time_spans: TimeSpans | None
 
-    _FIRST_BUFFER = 4096  # tokens, where no cap says more
+    first_capacity = 4096  # tokens that the buffer has room for at first, where no cap says more
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class KVCacheManager(ManagerNames):
         self.evictor = KVCacheEvictor(config, importance)
         self.ledger = PositionLedger(position_policy)
         self.state = StreamState()
-        capacity = self._FIRST_BUFFER if config is None else config.max_cache_tokens
+        capacity = self.first_capacity if config is None else config.max_cache_tokens
         long_lived = None
         if config is not None and config.keeps_grids and position_policy == "contiguous":
             share, tokens = config.long_lived
@@ -197,9 +197,14 @@ class KVCacheManager(ManagerNames):
         return self._tails.question_tail[:, :, 0]
 
     @property
+    def stream_bytes(self) -> int:
+        """Bytes taken for the stream, its second copy of long-lived keys included."""
+        return self._buffer.nbytes
+
+    @property
     def reserved_bytes(self) -> int:
         """Bytes taken for stream and tails together."""
-        return self._buffer.nbytes + self._tails.reserved_bytes
+        return self.stream_bytes + self._tails.reserved_bytes
 
     def follow(self, follower: Any) -> None:
         """Call its ``memory_replaced()`` when `memory` is another tensor, as long as it lives."""

@@ -305,10 +305,11 @@ def _resize(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
         return pixels
     if pixels.device.type == "cpu":  # has integer kernels, made after PIL's
         return functional.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
-    return _resize_in_floats(pixels, height, width)  # all that other devices have
+    return resize_in_floats(pixels, height, width)  # all that other devices have
 
 
-def _resize_in_floats(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def resize_in_floats(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Resize uint8 ``[n, 3, h, w]`` as PIL does it, on a device that has no integer kernels."""
     # Two passes: what overshoots at a sharp edge is clipped between them, as in integers.
     for size in ((pixels.shape[2], width), (height, width)):
         if pixels.shape[2:] != size:
