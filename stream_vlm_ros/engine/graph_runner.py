@@ -10,7 +10,7 @@ import logging
 import time
 import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, takewhile
 from typing import Any, NamedTuple
 
@@ -112,6 +112,16 @@ class TextRunner:
         ]
 
 
+StepResult = tuple[torch.Tensor, torch.Tensor]  # hidden states and logits, as `Step` gives them
+
+
+class Recording(NamedTuple):
+    """A step that was recorded: how to take it again, and the pool that its memory is from."""
+
+    replay: Callable[[], StepResult]
+    pool: Any
+
+
 class StepKernels(NamedTuple):
     """What steps are made of.
 
@@ -142,6 +152,8 @@ class GraphRunner(TextRunner):
         compiled: fuse what lies between the matrix products by ``torch.compile``.
         reads: which heads the steps read before they are rotated; text that asks for others goes
             the plain way.
+        recorder: records a step, given the pool of those recorded before, None at first; whatever
+            it raises is the reason why there are no graphs.
 
     Attributes:
         captures: graphs recorded so far: one a size, however the memory grows.
@@ -158,8 +170,10 @@ class GraphRunner(TextRunner):
         graph: bool = False,
         compiled: bool = False,
         reads: Readout | None = None,
+        recorder: Callable[[Step, Any], Recording] | None = None,
     ):
         super().__init__(model)
+        self._recorder = recorder or record_graph
         self._reads = reads
         self.name = "graph" if graph else "static"
         self._manager, self._kernels = manager, kernels
@@ -358,13 +372,13 @@ class GraphRunner(TextRunner):
         assert self._memory is not None
         inputs, fuses = StepInputs(size, self._memory), self._compiled and not self.fused.refused
         step = Step(self._model, self._memory, inputs, self._kernels, fuses, self._reads)
-        return _Ready(step)
+        return _Ready(step, step)
 
     def _record(self, size: int) -> _Ready:
-        ready = self._make(size)
-        self._pool = ready.record(self._pool)
+        step = self._make(size).step
+        replay, self._pool = self._recorder(step, self._pool)
         self.captures += 1
-        return ready
+        return _Ready(step, replay)
 
     def _step(
         self,
@@ -376,10 +390,10 @@ class GraphRunner(TextRunner):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Take a step; the first ``kept`` of its tokens stay in the fork. See `StepInputs.load`."""
         ready = self._ready[_size_for(len(ids))]
-        ready.inputs.load(ids, positions, fork.length, kept, begins)
+        ready.step.inputs.load(ids, positions, fork.length, kept, begins)
         self.steps += 1
         fork.advance(kept)
-        return ready()
+        return ready.take()
 
 
 class Step:
@@ -442,38 +456,36 @@ class _Begun(NamedTuple):
     logits: torch.Tensor
 
 
-class _Ready:
-    """A step, taken each time or, once recorded, replayed."""
+class _Ready(NamedTuple):
+    """A step, and how to take it: as it is each time or, once recorded, by replaying that."""
 
-    def __init__(self, step: Step):
-        self.inputs, self.step = step.inputs, step
-        self._graph: torch.cuda.CUDAGraph | None = None
+    step: Step
+    take: Callable[[], StepResult]
 
-    def record(self, pool: Any) -> Any:
-        """Record a CUDA graph whose memory is shared with those of the same ``pool``; its pool.
 
-        The inputs are all padding, which leaves no trace but in the slot for that.
-        """
-        device = self.inputs.ids.device
-        with torch.cuda.device(device), recompiling():
-            aside = torch.cuda.Stream()
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
-                for _ in range(2):  # what is compiled, loaded or allocated at a first call
-                    self.step()
-            torch.cuda.current_stream().wait_stream(aside)
-            graph = torch.cuda.CUDAGraph()
-            # Other threads may go on using the device meanwhile.
-            with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
-                self._outputs = self.step()
-            self._graph = graph
-            return graph.pool()
+def record_graph(step: Step, pool: Any) -> Recording:
+    """Record a CUDA graph whose memory is shared with those of the same ``pool``.
 
-    def __call__(self) -> tuple[torch.Tensor, torch.Tensor]:
-        if self._graph is None:
-            return self.step()
-        self._graph.replay()
-        return self._outputs
+    The inputs are all padding, which leaves no trace but in the slot for that.
+    """
+    device = step.inputs.ids.device
+    with torch.cuda.device(device), recompiling():
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(2):  # what is compiled, loaded or allocated at a first call
+                step()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may go on using the device meanwhile.
+        with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
+            outputs = step()
+
+    def replay() -> StepResult:
+        graph.replay()
+        return outputs
+
+    return Recording(replay, graph.pool())
 
 
 def text_runner(

@@ -16,8 +16,10 @@ from stream_vlm_ros.engine.attention.base import KVPart
 from stream_vlm_ros.engine.attention.step import StepInputs, StepMemory, attend_step
 from stream_vlm_ros.engine.cache.manager import KVCacheManager
 from stream_vlm_ros.engine.graph_runner import (
+    PLAIN_STEP,
     SIZES,
     GraphRunner,
+    Recording,
     Step,
     StepKernels,
     TextRunner,
@@ -298,19 +300,19 @@ def test_a_memory_that_is_replaced_is_let_go_at_once(toys, model, processor, mon
 def test_an_answer_goes_on_by_the_same_steps_while_its_memory_is_replaced(
     toys, model, processor, monkeypatch
 ):
-    recorded = Recorded(monkeypatch)
+    recorder = Recorder()
     monkeypatch.setattr(KVCacheManager, "first_capacity", 64)
     engine = make(model, processor)
-    engine.text_path = graph_path(engine)
+    engine.text_path = graph_path(engine, recorder)
     watch(engine, toys, 1)
     alone = engine.ask("What is there?", 8)[0]
     writer = engine.ask_stream("What is there?", 8)
     next(writer)
-    made = len(recorded.made)
+    made = len(recorder.made)
     engine.ask("And what is " + "there " * 9, 4, update_state=True)
     assert engine.cache_manager.memory.shape[3] > 64
     assert writer.complete()[0] == alone
-    assert len(recorded.made) == made
+    assert len(recorder.made) == made
 
 
 # -- what a capture demands, as far as a CPU can tell ---------------------------------------------
@@ -406,44 +408,49 @@ def test_all_layers_share_what_is_compiled(toys, monkeypatch):
     assert built == {"finish_layer": 2}
 
 
-class Recorded:
-    """Stands for graphs, which only a GPU can record: each has its place for what comes out."""
+class Recorder:
+    """Records no graph, which only a GPU can: each has its place for what comes out."""
 
-    def __init__(self, monkeypatch, works=lambda ready: True):
-        self.made, self.alive = [], weakref.WeakKeyDictionary()
+    def __init__(self, works=lambda step: True):
+        self.works, self.made, self.alive = works, [], weakref.WeakKeyDictionary()
 
-        def record(ready, pool):
-            if not works(ready):
-                raise RuntimeError("no such\nkernel")
-            # Memory is shared with graphs that are there, and never with those that are gone.
-            assert set(self.alive.values()) == ({pool} if pool else set())
-            self.made.append(ready.inputs.size)
-            self.alive[ready] = pool or f"pool {len(self.made)}"
-            return self.alive[ready]
+    def __call__(self, step, pool):
+        if not self.works(step):
+            raise RuntimeError("no such\nkernel")
+        # Memory is shared with graphs that are there, and never with those that are gone.
+        assert set(self.alive.values()) == ({pool} if pool else set())
+        self.made.append(step.inputs.size)
+        places = []
 
         @torch.inference_mode()
-        def replay(ready):
-            found = ready.step()
-            places = self.outputs.setdefault(ready, tuple(x.clone() for x in found))
+        def replay():
+            found = step()
+            places.extend(x.clone() for x in found[len(places) :])
             for place, x in zip(places, found, strict=True):
                 place.copy_(x)
-            return places
+            return tuple(places)
 
-        self.outputs = weakref.WeakKeyDictionary()
-        monkeypatch.setattr(graph_runner._Ready, "record", record)
-        monkeypatch.setattr(graph_runner._Ready, "__call__", replay)
-
-
-def graph_path(engine, **options):
-    return GraphRunner(engine.model, engine.cache_manager, graph=True, **options)
+        self.alive[replay] = pool or f"pool {len(self.made)}"
+        return Recording(replay, self.alive[replay])
 
 
-def test_each_size_is_recorded_once_however_the_memory_grows(toys, model, processor, monkeypatch):
-    recorded = Recorded(monkeypatch)
+def graph_path(engine, recorder=None, kernels=PLAIN_STEP, compiled=False):
+    return GraphRunner(
+        engine.model,
+        engine.cache_manager,
+        kernels,
+        graph=True,
+        compiled=compiled,
+        recorder=recorder or Recorder(),
+    )
+
+
+def test_each_size_is_recorded_once_however_the_memory_grows(toys, model, processor):
+    recorder = Recorder()
     engine = make(model, processor, "sink and window")
-    path = engine.text_path = graph_path(engine)
+    path = engine.text_path = graph_path(engine, recorder)
     report = engine.warm_up()
-    assert recorded.made == sorted(SIZES, reverse=True) and path.captures == len(SIZES)
+    assert recorder.made == sorted(SIZES, reverse=True) and path.captures == len(SIZES)
     assert report["path"] == "graph" and report["reason"] == "" and report["seconds"] > 0
     plain = make(model, processor, "sink and window")
     for number in range(14):
@@ -459,20 +466,19 @@ def test_each_size_is_recorded_once_however_the_memory_grows(toys, model, proces
 
 
 def test_a_memory_that_grows_has_its_steps_recorded_anew(toys, model, processor, monkeypatch):
-    recorded = Recorded(monkeypatch)
+    recorder = Recorder()
     monkeypatch.setattr(KVCacheManager, "first_capacity", 64)
     engine = make(model, processor)
-    engine.text_path, plain = graph_path(engine), TextRunner(model)
+    engine.text_path, plain = graph_path(engine, recorder), TextRunner(model)
     engine.warm_up()
     watch(engine, toys, 20)
     assert_equal(question_logits(engine), question_logits(engine, path=plain))
     engine.warm_up()
-    assert sorted(recorded.made) == sorted([*SIZES, *SIZES])
+    assert sorted(recorder.made) == sorted([*SIZES, *SIZES])
     assert engine.text_path.name == "graph" and not engine.text_path.detours
 
 
-def test_answers_written_at_once_each_go_ahead_for_themselves(toys, model, processor, monkeypatch):
-    Recorded(monkeypatch)
+def test_answers_written_at_once_each_go_ahead_for_themselves(toys, model, processor):
     engine = make(model, processor, "sink and window")
     engine.text_path = graph_path(engine)
     watch(engine, toys, 9)
@@ -482,13 +488,12 @@ def test_answers_written_at_once_each_go_ahead_for_themselves(toys, model, proce
 
 
 def test_what_cannot_be_recorded_is_answered_the_plain_way_and_the_log_says_why(
-    toys, model, processor, monkeypatch, caplog
+    toys, model, processor, caplog
 ):
     engine = make(model, processor, "sink and window")
     watch(engine, toys, 12)
     expected = engine.ask("What is it?", 5)[0]
-    Recorded(monkeypatch, works=lambda ready: False)
-    engine.text_path = graph_path(engine, compiled=True)
+    engine.text_path = graph_path(engine, Recorder(works=lambda step: False), compiled=True)
     with caplog.at_level(logging.WARNING):
         assert engine.ask("What is it?", 5)[0] == expected
         assert engine.ask("What is it?", 5)[0] == expected
@@ -502,16 +507,14 @@ def test_what_cannot_be_recorded_is_answered_the_plain_way_and_the_log_says_why(
 
 @pytest.mark.parametrize("wrong_from", [0, 20])  # at once, or with the token behind the prompt
 def test_a_graph_that_computes_something_else_is_found_out_before_it_answers(
-    toys, model, processor, monkeypatch, wrong_from
+    toys, model, processor, wrong_from
 ):
     def attend_wrongly(queries, stream, tail, memory, inputs, scaling):
         out = attend_step(queries, stream, tail, memory, inputs, scaling)
         return out * (1 if inputs.scalars[2] < wrong_from else -1)
 
-    Recorded(monkeypatch)
     engine = make(model, processor, "all levels")
-    manager = engine.cache_manager
-    engine.text_path = GraphRunner(model, manager, StepKernels(attend_wrongly), graph=True)
+    engine.text_path = graph_path(engine, kernels=StepKernels(attend_wrongly))
     report = engine.warm_up()
     assert report["path"] == "eager" and "its result differs by" in report["reason"]
     watch(engine, toys, 5)
@@ -523,9 +526,8 @@ def test_a_graph_that_computes_something_else_is_found_out_before_it_answers(
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("end", ["length", "stop", "cancel"])
 def test_going_ahead_while_the_text_is_put_together_changes_nothing(
-    toys, model, processor, monkeypatch, end, keep
+    toys, model, processor, end, keep
 ):
-    Recorded(monkeypatch)
     engines = make(model, processor), make(model, processor)
     ahead = engines[0]
     ahead.text_path = graph_path(ahead)
@@ -547,12 +549,10 @@ def test_going_ahead_while_the_text_is_put_together_changes_nothing(
     assert ahead.text_path.steps and not ahead.text_path.detours
 
 
-def test_a_compiler_that_fails_costs_the_fusion_and_not_the_graphs(
-    toys, model, processor, monkeypatch
-):
-    Recorded(monkeypatch, works=lambda ready: not ready.step.compiled)
+def test_a_compiler_that_fails_costs_the_fusion_and_not_the_graphs(toys, model, processor):
+    recorder = Recorder(works=lambda step: not step.compiled)
     engine = make(model, processor)
-    engine.text_path = graph_path(engine, compiled=True)
+    engine.text_path = graph_path(engine, recorder, compiled=True)
     assert engine.warm_up()["path"] == "graph"
     watch(engine, toys, 2)
     plain = TextRunner(engine.model)
