@@ -152,8 +152,8 @@ class GraphRunner(TextRunner):
         compiled: fuse what lies between the matrix products by ``torch.compile``.
         reads: which heads the steps read before they are rotated; text that asks for others goes
             the plain way.
-        recorder: records a step, given the pool of those recorded before, None at first; whatever
-            it raises is the reason why there are no graphs.
+        recorder: records a step, given the pool of those recorded before, None at first; what it
+            raises is the reason why there are no graphs. None: `record_graph`.
 
     Attributes:
         captures: graphs recorded so far: one a size, however the memory grows.

@@ -106,13 +106,16 @@ class KVCacheManager(ManagerNames):
         fork_slack_tokens: slots beyond the cap, so that chunks can go on while an answer that
             reads the memory is being written.
         importance: level 3's score; None: `FeatureNovelty`.
+
+    Attributes:
+        first_capacity: tokens that the buffer has room for at first, where no cap says more.
     """
 
     # What forks and answers ask for, reckoned once and kept until the stream changes.
     _parts: list[KVPart] | None
     _time_spans: TimeSpans | None
 
-    first_capacity = 4096  # tokens that the buffer has room for at first, where no cap says more
+    first_capacity = 4096
 
     def __init__(
         self,
