@@ -104,7 +104,7 @@ def _sum(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return (one.float() + other.float()).to(one.dtype)
 
 
-def before_vision(
+def vision_qkv(
     hidden: torch.Tensor,
     norm: torch.Tensor,
     qkv: torch.Tensor,
@@ -133,7 +133,7 @@ def before_vision(
     return query, key, together[:, 2]
 
 
-def after_vision(
+def finish_vision_block(
     hidden: torch.Tensor,
     attended: torch.Tensor,
     proj: torch.Tensor,
@@ -160,8 +160,8 @@ PLAIN = LayerFunctions(
     offsets=lambda offsets, like: offsets,
     rotate=rotate_qkv,
     finish=finish_layer,
-    before_vision=before_vision,
-    after_vision=after_vision,
+    vision_qkv=vision_qkv,
+    finish_vision_block=finish_vision_block,
 )
 
 
@@ -356,11 +356,11 @@ class VisionBlock(nn.Module):
         functions: LayerFunctions,
     ) -> torch.Tensor:
         """``[patches, hidden]`` to the same."""
-        query, key, value = functions.before_vision(
+        query, key, value = functions.vision_qkv(
             hidden, self.norm1, self.qkv, self.qkv_bias, cos, sin, self._heads
         )
         attended = attend_within(query, key, value, self._scaling, within)
-        return functions.after_vision(
+        return functions.finish_vision_block(
             hidden,
             attended.flatten(1),  # in one order, whichever kernel it came from
             self.proj,
