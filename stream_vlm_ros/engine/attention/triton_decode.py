@@ -255,7 +255,7 @@ def split_attention(processors: int) -> AttendStep:
 
     The keys are shared out between as many programs as keep the device busy, whose results are
     merged by log-sum-exp; each reads a key once for all queries that share it (flash-decoding:
-    Dao et al., 2023). How many splits there are is reckoned on the device, from how many tokens
+    Dao et al., 2023). How many splits there are is computed on the device, from how many tokens
     are real: padding takes no program.
 
     Args:
