@@ -291,7 +291,7 @@ class KVCacheManager(ManagerNames):
     def commit(self, fork: Fork, spans: Sequence[Span], state: StreamState, chunk: bool) -> int:
         """Make a fork's tokens part of the stream, evict what is due, release the fork.
 
-        While other forks live, sink and window alone evict as ever: what is forgotten stays in its
+        While other forks live, sink and window alone evict as usual: what is forgotten stays in its
         slots until the ring comes round to them, which ``fork_slack_tokens`` puts off. Where grids
         are kept, eviction moves them and rotates their keys again, so it waits for
         `apply_pending_evictions`: until then the stream is up to ``fork_slack_tokens`` longer than

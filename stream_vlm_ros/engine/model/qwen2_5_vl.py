@@ -8,8 +8,8 @@
 (`StreamQwenModel.encode` and `decode` call them; one token is 2 x 2 patches of one grid.)
 
 Weights that read the same input lie in one parameter, so that one product serves them all: with few
-rows a product lasts as long as its weights take to come, and a small matrix keeps too little of a
-GPU busy to fetch it fast; on a CPU one call costs less than three.
+rows a GEMM is bound by loading its weights, and a small matrix keeps too little of a GPU busy to
+load it fast; on a CPU one call costs less than three.
 
 What a layer computes between two attentions is a function of tensors, so that it can be compiled
 once for all layers (see `base.LayerFunctions`); the attention is the pass's own.
@@ -110,7 +110,7 @@ def finish_layer(
 
 
 def _sum(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Their sum, rounded as ever.
+    """Their sum, rounded as plain addition rounds it.
 
     In float32 on the way, so that the compiler does not take it into the matrix product before it,
     for which it first has to copy one of them.
