@@ -1,8 +1,9 @@
 """`VideoStreamingInference`: frames in, questions answered, memory bounded.
 
-Read `append_video_chunk` and `ask_stream` from top to bottom: they are the whole engine (`ask` in
-`abstract` collects what `ask_stream` yields). A grid is two frames that the model sees as one
-temporal patch: rows and columns of vision tokens, the smallest piece of video that it knows.
+Read `append_video_chunk` and `ask_stream` from top to bottom: they are the whole engine. (`ask`, in
+`abstract`, collects what `ask_stream` yields.)
+
+A grid is two frames that the model sees as one temporal patch: rows x columns of vision tokens.
 """
 
 from __future__ import annotations
@@ -202,7 +203,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         Raises:
             InvalidImageError, InvalidTimestampError, InvalidParameterError (pixel bounds),
                 CapTooSmallError: nothing was appended; the stream goes on with the next call.
-            StreamBusyError: an answer is being written and there is no room next to what it reads
+            StreamBusyError: an answer is being written and there is no room besides what it reads
                 (``fork_slack_tokens``); nothing was appended or computed. Try again when it ends.
         """
         started = time.perf_counter()
@@ -312,8 +313,8 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
                         # they are, and become part of the stream.
                         self._keep_exchange(fork, prompt, said.ids, start)
                     elif update_state:
-                        # Chunks came in between: behind them the exchange has other positions and
-                        # sees more, so it is computed again. The fork has been read.
+                        # Chunks were appended meanwhile: behind them the exchange has other
+                        # positions and sees more, so it is computed again. The fork has been read.
                         fork.release()
                         self._repeat_exchange(question, said.ids)
             manager.apply_pending_evictions()
