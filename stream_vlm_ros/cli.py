@@ -124,7 +124,9 @@ def ask(
     settings: Settings,
     video: Annotated[
         str,
-        typer.Argument(metavar="VIDEO", help="A video, a bag, a folder of images, or world:SEED."),
+        typer.Argument(
+            metavar="VIDEO", help="A video, a bag, a folder of images, /dev/video0, or world:SEED."
+        ),
     ],
     questions: Annotated[
         list[str], typer.Argument(metavar="QUESTIONS", help="One or more questions.")
@@ -146,7 +148,10 @@ def ask(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Stream VIDEO through the memory, then ask it QUESTIONS."""
+    """Stream VIDEO through the memory, then ask it QUESTIONS.
+
+    A camera has no end: stream-vlm ask /dev/video0 "What is on the table?" --at 10 --model FOLDER.
+    """
     from stream_vlm_ros.errors import InvalidParameterError, OutOfHorizonError
     from stream_vlm_ros.factory import load_engine
     from stream_vlm_ros.replay import feed

@@ -55,7 +55,11 @@ def load_engine(settings: Settings) -> InferenceEngine:
 def build_engine(settings: Settings, checkpoint: Checkpoint) -> InferenceEngine:
     """The engine that ``settings.engine`` names, its memory empty, ready for the first question.
 
-    Raises InvalidParameterError, CapTooSmallError, DeviceUnavailableError: as their names say.
+    Raises:
+        InvalidParameterError: settings that contradict one another, or the checkpoint's.
+        CapTooSmallError: the cap cannot hold what must be in it.
+        DeviceUnavailableError: the memory does not fit the device.
+        ModelLoadError: model and processor are not of one checkpoint.
     """
     options = {
         "layout": settings.layout,

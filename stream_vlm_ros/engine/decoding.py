@@ -129,7 +129,7 @@ class AnswerText:
         self.text = ""
         self.stopped = False
         self._whole = ""  # of the tokens before `_settled`
-        self._before = self._settled = 0  # behind these places a text begins anew, see `_grown`
+        self._before = self._settled = 0  # behind these places a new text begins, see `_grown`
 
     def add(self, token: int) -> str:
         """Take in a token; return the text that is new and certain."""

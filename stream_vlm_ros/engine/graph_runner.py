@@ -519,7 +519,9 @@ def text_runner(
 def _triton_kernels(model: StreamModel, device: torch.device) -> StepKernels:
     size = model.kv_shape.head_dim
     if size < 16 or size & (size - 1):
-        raise InvalidParameterError(f"Triton takes heads of 16, 32, 64, ..., not of {size}")
+        raise InvalidParameterError(
+            f"unsupported head_dim {size}: Triton needs a power of two >= 16"
+        )
     from stream_vlm_ros.engine.attention.triton_decode import matvec, place, split_attention
 
     processors = torch.cuda.get_device_properties(device).multi_processor_count

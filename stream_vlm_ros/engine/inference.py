@@ -1,6 +1,9 @@
 """`VideoStreamingInference`: frames in, questions answered, memory bounded.
 
-Read `append_video_chunk` and `ask` from top to bottom: they are the whole engine.
+Read `append_video_chunk` and `ask_stream` from top to bottom: they are the whole engine. (`ask`, in
+`abstract`, collects what `ask_stream` yields.)
+
+A grid is two frames that the model sees as one temporal patch: rows x columns of vision tokens.
 """
 
 from __future__ import annotations
@@ -83,7 +86,9 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             ``auto``: ``graph`` on a GPU, ``eager`` elsewhere. See `warm_up`.
 
     Raises:
-        InvalidParameterError, DeviceUnavailableError, ModelLoadError: as their names say.
+        InvalidParameterError: a setting is outside its range, or they contradict one another.
+        DeviceUnavailableError: there is no such device, or the memory does not fit it.
+        ModelLoadError: model and processor are not of one checkpoint.
     """
 
     def __init__(
@@ -161,7 +166,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             importance,
         )
         tell_stream(model, self.cache_manager)
-        log.info(_told(eviction_config))
+        log.info(_describe_eviction(eviction_config))
         self.text_path = text_runner(question_path, self.model, self.cache_manager, self.device)
 
     def warm_up(self) -> WarmUp:
@@ -176,9 +181,9 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         Or to the checkpoint's own bound where that is less; None: to that. What is in memory
         stays as it is. Raises InvalidParameterError below ``min_pixels``.
         """
-        most = self._frames.settings.at_most(max_pixels)
-        self._frames.pixel_bounds(self.min_pixels, most)
-        self.max_pixels = most
+        max_pixels = self._frames.settings.at_most(max_pixels)
+        self._frames.pixel_bounds(self.min_pixels, max_pixels)
+        self.max_pixels = max_pixels
 
     def append_video_chunk(
         self,
@@ -198,19 +203,19 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         Raises:
             InvalidImageError, InvalidTimestampError, InvalidParameterError (pixel bounds),
                 CapTooSmallError: nothing was appended; the stream goes on with the next call.
-            StreamBusyError: an answer is being written and there is no room beside what it reads
+            StreamBusyError: an answer is being written and there is no room besides what it reads
                 (``fork_slack_tokens``); nothing was appended or computed. Try again when it ends.
         """
-        begin = time.perf_counter()
+        started = time.perf_counter()
         manager = self.cache_manager
-        manager.catch_up()
+        manager.apply_pending_evictions()
         patches = self._frames(frames, self.min_pixels, self.max_pixels)
         stamps = frame_times(len(frames), fps, timestamps, manager.state.last_stamp)
         spans, before, after = self._plan_chunk(patches, stamps)
         # With tokens left out it may be fewer in the end; what could not fit is refused here.
-        most = sum(span.count for span in spans)
-        manager.evictor.check_room(most)
-        manager.check_free(most)
+        max_tokens = sum(span.count for span in spans)
+        manager.evictor.check_room(max_tokens)
+        manager.check_free(max_tokens)
 
         features = self.model.encode_frames(patches, self.functions)
         grids = features.unflatten(0, self._token_grid(patches))  # [grids, rows, columns, hidden]
@@ -218,21 +223,21 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         known = None
         if self._filter is not None:
             spans, features, known = self._leave_out(self._filter, spans, grids)
-        encoded = self._clock()
+        encoded = self._synchronized_time()
         embeddings = torch.cat(
             [self.model.embed_tokens(before), features, self.model.embed_tokens(after)]
         )
         positions = manager.ledger.preview(spans)
         with manager.fork(len(embeddings)) as fork:
             self.model.stream_forward(embeddings[None], positions, fork, self.functions)
-            evicted = manager.commit(fork, spans, self._seen(stamps, known), chunk=True)
+            evicted = manager.commit(fork, spans, self._next_state(stamps, known), chunk=True)
         manager.prepare_reading()
         return ChunkResult(
             tokens=len(embeddings),
             evicted_tokens=evicted,
             cache_length=manager.get_seq_length(),
-            latency=self._clock() - begin,
-            encode_latency=encoded - begin,
+            latency=self._synchronized_time() - started,
+            encode_latency=encoded - started,
             grid=self._token_grid(patches),
         )
 
@@ -259,7 +264,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         ``update_state`` the exchange is kept behind that. To append between two pieces is what it
         is for: see ``fork_slack_tokens``.
         """
-        begin = time.perf_counter()
+        started = time.perf_counter()
         options = DecodingOptions(
             max_new_tokens, do_sample, temperature, top_p, repetition_penalty, stop, seed
         )
@@ -281,7 +286,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
                 while fork.alive:  # until the memory is cleared while this answer is written
                     token = sampler.choose(self._run_text(unread, start, fork))
                     unread = [token]
-                    ttft = ttft or time.perf_counter() - begin
+                    ttft = ttft or time.perf_counter() - started
                     if cancel is not None and cancel():
                         break
                     if token in self._end_ids:
@@ -301,14 +306,19 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
                     if piece := said.finish():
                         yield piece
                     if update_state and not fork.alive:
+                        # The memory was cleared meanwhile: there is nothing to keep it behind.
                         reason = "cancelled"
                     elif update_state and manager.ledger.mark() == asked_at:
+                        # Nothing was appended meanwhile: the fork's keys and values are right as
+                        # they are, and become part of the stream.
                         self._keep_exchange(fork, prompt, said.ids, start)
                     elif update_state:
-                        fork.release()  # it has been read
+                        # Chunks were appended meanwhile: behind them the exchange has other
+                        # positions and sees more, so it is computed again. The fork has been read.
+                        fork.release()
                         self._repeat_exchange(question, said.ids)
-            manager.catch_up()
-            latency = self._clock() - begin
+            manager.apply_pending_evictions()
+            latency = self._synchronized_time() - started
             return AnswerMetrics(
                 ttft=ttft or latency,
                 latency=latency,
@@ -338,14 +348,15 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             EmptyMemoryError, OutOfHorizonError, InvalidQuestionError, InvalidChoicesError: see the
                 message.
         """
-        begin = time.perf_counter()
+        started = time.perf_counter()
         manager = self.cache_manager
         texts = self._chat.choices(choices, manager.max_tail_tokens)
         prompt = self._question_ids(question, about)
         start = manager.ledger.next_position
         with manager.question_fork(len(prompt), 0) as fork:
             scores = self.text_path.score(prompt, texts, self._chat.answer_end[0], start, fork)
-        latency = self._clock() - begin  # of the first token that is known, and of them all
+        # Of the first token that is known, and of them all.
+        latency = self._synchronized_time() - started
         best = max(range(len(scores)), key=scores.__getitem__)
         return choices[best], ChoiceMetrics(
             ttft=latency,
@@ -363,7 +374,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
     def get_cache_info(self) -> CacheInfo:
         """The memory as it stands."""
         manager = self.cache_manager
-        manager.catch_up()
+        manager.apply_pending_evictions()
         evictor, state = manager.evictor, manager.state
         config = evictor.config
         return CacheInfo(
@@ -427,7 +438,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         manager = self.cache_manager
         ledger, tokens = manager.ledger, sum(span.count for span in spans)
         # Appended whole, the chunk would push out the most: what then stays can be relied on.
-        leaving = manager.evictor.most_due(
+        leaving = manager.evictor.max_due(
             ledger.length, tokens, ledger.kept_length, manager.waiting
         )
         oldest = ledger.oldest_window_grid(leaving)
@@ -439,7 +450,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         kept = [grid[list(there)] for grid, there in zip(grids.flatten(1, 2), places, strict=True)]
         return spans, torch.cat(kept), known
 
-    def _seen(self, stamps: list[float], known: Known | None) -> StreamState:
+    def _next_state(self, stamps: list[float], known: Known | None) -> StreamState:
         """The stream's state once a chunk with these stamps is in it."""
         state = self.cache_manager.state
         return dataclasses.replace(
@@ -458,7 +469,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
 
     def _question_ids(self, question: str, about: tuple[float, float] | None) -> list[int]:
         manager = self.cache_manager
-        manager.catch_up()
+        manager.apply_pending_evictions()
         if manager.state.frames == 0:
             raise EmptyMemoryError("nothing has been seen yet: append frames before asking")
         if (asked := check_about(about)) is not None:
@@ -512,7 +523,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
     ) -> EvictionConfig:
         """The config with its cap settled; DeviceUnavailableError where that does not fit."""
         free = free_bytes(self.device)
-        most = self._frames.settings.at_most(self.max_pixels or USUAL_PIXELS)
+        max_pixels = self._frames.settings.at_most(self.max_pixels or USUAL_PIXELS)
         weights = sum(weight.nbytes for weight in self.model.parameters())
         budget = MemoryBudget.of(
             self.model.config,
@@ -520,15 +531,15 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             weights,
             config,
             position_policy,
-            most,
+            max_pixels,
             tail_tokens,
             slack,
-            self._chat.most_chunk_text(self.layout),
+            self._chat.max_chunk_text(self.layout),
         )
         why = ""
         if config.max_cache_tokens == 0:
-            least = config.sink_size + config.window_size
-            cap, why = budget.automatic_cap(free, self.device, least)
+            min_tokens = config.sink_size + config.window_size
+            cap, why = budget.automatic_cap(free, self.device, min_tokens)
             config = dataclasses.replace(config, max_cache_tokens=cap)
             why = f". max_cache_tokens 0: {why}"
         elif free is not None:
@@ -537,14 +548,14 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         log.info(self.memory_plan)
         return config
 
-    def _clock(self) -> float:
+    def _synchronized_time(self) -> float:
         """The time once the device has finished what it was given."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
 
-def _told(config: EvictionConfig | None) -> str:
+def _describe_eviction(config: EvictionConfig | None) -> str:
     """What is forgotten, in one line."""
     if config is None:
         return "eviction off: the memory grows without bound"

@@ -7,17 +7,22 @@ from typing import Any, NamedTuple
 
 import torch
 
+from stream_vlm_ros.engine.inputs.frames import read_json_object
 from stream_vlm_ros.engine.inputs.processor import StreamProcessor
+from stream_vlm_ros.engine.model.base import StreamModel
 from stream_vlm_ros.engine.model.device import resolve_device, resolve_dtype
 from stream_vlm_ros.engine.model.qwen2_5_vl import StreamQwenModel
 from stream_vlm_ros.engine.model.weights import CheckpointFiles
 from stream_vlm_ros.errors import ModelLoadError
 
+# By the ``model_type`` of config.json.
+FAMILIES: dict[str, type[StreamModel]] = {"qwen2_5_vl": StreamQwenModel}
+
 
 class Checkpoint(NamedTuple):
     """What an engine is built from."""
 
-    network: StreamQwenModel
+    network: StreamModel
     processor: StreamProcessor
     device: torch.device
 
@@ -35,18 +40,31 @@ def load_checkpoint(
         dtype: see `resolve_dtype`.
 
     Raises:
-        ModelLoadError, DeviceUnavailableError, InvalidParameterError: as their names say.
+        ModelLoadError: the folder is missing, incomplete or of another family, or its files do not
+            fit one another.
+        DeviceUnavailableError: there is no such device, or it cannot be used.
+        InvalidParameterError: the device or the number format is not one that is known.
     """
     place = resolve_device(device)
     number_format = resolve_dtype(dtype, place)
     folder = Path(folder).expanduser()
     # What is quick comes first, and names what is missing.
     CheckpointFiles.find(folder)
-    config = StreamQwenModel.read_config(folder)
+    family = family_of(folder)
+    config = family.read_config(folder)
     processor = StreamProcessor.from_pretrained(folder)
     check_fit(config, processor)
-    network = StreamQwenModel.from_pretrained(folder, number_format, device=place)
+    network = family.from_pretrained(folder, number_format, device=place)
     return Checkpoint(network.eval(), processor, place)
+
+
+def family_of(folder: Path) -> type[StreamModel]:
+    """The class of a checkpoint folder's model; ModelLoadError where config.json cannot be read.
+
+    For a type that none is for it is StreamQwenModel, whose `read_config` refuses it in words.
+    """
+    kind = read_json_object(folder / "config.json").get("model_type")
+    return next((found for name, found in FAMILIES.items() if name == kind), StreamQwenModel)
 
 
 def check_fit(config: Any, processor: StreamProcessor) -> None:

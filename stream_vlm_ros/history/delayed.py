@@ -106,7 +106,9 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
             `VideoStreamingInference`.
 
     Raises:
-        InvalidParameterError, DeviceUnavailableError, ModelLoadError: as their names say.
+        InvalidParameterError: a setting is outside its range, or they contradict one another.
+        DeviceUnavailableError: there is no such device.
+        ModelLoadError: model and processor are not of one checkpoint.
     """
 
     def __init__(

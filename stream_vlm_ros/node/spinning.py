@@ -27,8 +27,8 @@ KEPT_BYTES = 128 << 20
 def keep_freed_memory() -> None:
     """Let malloc keep the memory of an image for the next one; for glibc, elsewhere nothing.
 
-    By itself it hands buffers of this size back to the system at each image, or does not, as they
-    happen to lie: an image of 1920x1080 then costs thousands of page faults, which can take three
+    By default glibc may return buffers of this size to the kernel after every image, depending on
+    heap layout: an image of 1920x1080 then costs thousands of page faults, which can take three
     times as long as everything else about it. Up to ``KEPT_BYTES`` stay with the process for that.
     To be called before there are other threads: the heap that a thread has is left to it.
     """

@@ -150,7 +150,7 @@ class CheckpointInfo:
                 images.at_most(max_pixels or USUAL_PIXELS),
                 tail_tokens=usual.max_tail_tokens,
                 slack=usual_slack(images, max_pixels or 0, usual.chunk_frames, cap=0),
-                text_tokens=chat.most_chunk_text(usual.layout),
+                text_tokens=chat.max_chunk_text(usual.layout),
             )
             free = free_bytes(device)
             free = None if free is None else max(0, free - weights)

@@ -191,7 +191,7 @@ def test_a_context_smaller_than_what_must_be_held_does_not_bind():
     """A room for questions as long as the context, say, or a window that was asked for."""
     budget = MemoryBudget(36_864, 75_497_472, 800_000_000, chunk_tokens=5382, context=-900)
     assert budget.automatic_cap(80_000_000_000, GPU)[0] == 5383
-    assert budget.automatic_cap(80_000_000_000, GPU, least=9000)[0] == 9001
+    assert budget.automatic_cap(80_000_000_000, GPU, min_tokens=9000)[0] == 9001
 
 
 @pytest.mark.parametrize("free", [1_000_000_000, 100, None])

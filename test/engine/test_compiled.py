@@ -102,7 +102,7 @@ def test_a_compiler_that_computes_something_else_is_found_out_at_the_trial(
         assert (one - other).norm() / other.norm() < 1e-5
 
 
-@pytest.mark.parametrize("late", ["before_vision", "finish"])
+@pytest.mark.parametrize("late", ["vision_qkv", "finish"])
 def test_a_compiler_that_fails_later_costs_no_chunk(deep, processor, toys, caplog, late):
     """As it would where the stream meets a case that the trial did not."""
     plain = stream(deep, processor, toys, SIZES)

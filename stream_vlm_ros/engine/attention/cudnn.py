@@ -136,9 +136,9 @@ def _differ(found: AttnState, expected: AttnState) -> str:
     # Each rounds once to that format, and P before P V.
     if off := relative_difference(out, other_out, 4 * torch.finfo(out.dtype).eps):
         return f"{off}, compared with flash attention"
-    most = float((lse - other_lse).abs().max())
-    if not most <= 0.02:
-        return f"its log-sum-exp differs by up to {most:.3g} from flash attention's"
+    largest = float((lse - other_lse).abs().max())
+    if not largest <= 0.02:
+        return f"its log-sum-exp differs by up to {largest:.3g} from flash attention's"
     return ""
 
 

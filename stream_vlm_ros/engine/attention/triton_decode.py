@@ -255,7 +255,7 @@ def split_attention(processors: int) -> AttendStep:
 
     The keys are shared out between as many programs as keep the device busy, whose results are
     merged by log-sum-exp; each reads a key once for all queries that share it (flash-decoding:
-    Dao et al., 2023). How many splits there are is reckoned on the device, from how many tokens
+    Dao et al., 2023). How many splits there are is computed on the device, from how many tokens
     are real: padding takes no program.
 
     Args:
@@ -451,7 +451,7 @@ def _matvec_kernel(
 def matvec(given: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """`torch.nn.functional.linear` of one row, ``[1, in]`` to ``[1, out]``.
 
-    It lasts as long as the weights take to come, which is all that this kernel looks to.
+    It is bound by loading the weights, which is all that this kernel optimises.
     """
     (rows, columns), strip = weight.shape, _strip(*weight.shape)
     assert given.shape == (1, columns) and given.stride(1) == 1 and weight.is_contiguous()

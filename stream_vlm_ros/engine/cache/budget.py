@@ -1,7 +1,7 @@
-"""Whether the memory fits its device, reckoned before it is taken.
+"""Checks that the memory fits the device before allocating it.
 
 A GPU says at once that there is no more. A CPU's system promises more than it has, and ends the
-process hours later, when the memory fills: so it is reckoned there, too.
+process hours later, when the memory fills: so the sum is done there, too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CHUNK_TEXT = 16  # tokens that a segmented chunk's user turn takes at most
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """Bytes that an engine takes beside the weights.
+    """Bytes that an engine takes in addition to the weights.
 
     Args:
         token: of one token of the memory, keys and values of all layers.
@@ -108,18 +108,18 @@ class MemoryBudget:
         return (usable - self.needed(-self.slack)) // self.token - self.slack
 
     def automatic_cap(
-        self, free: int | None, device: torch.device, least: int = 0
+        self, free: int | None, device: torch.device, min_tokens: int = 0
     ) -> tuple[int, str]:
         """The cap in tokens where none is given, and why it is this one.
 
         As many tokens as fit what is free, of which a CPU keeps half. But no more than ``context``:
         a memory is not to be longer, with a question behind it, than what the model was made for,
-        unless one chunk or ``least`` tokens are; who wants that says so by a number.
+        unless one chunk or ``min_tokens`` tokens are; who wants that says so by a number.
 
-        Raises DeviceUnavailableError where not even one chunk and ``least`` tokens fit, or the
+        Raises DeviceUnavailableError where not even one chunk and ``min_tokens`` tokens fit, or the
         system does not tell what is free.
         """
-        least = max(least, self.chunk_tokens) + 1
+        min_tokens = max(min_tokens, self.chunk_tokens) + 1
         if free is None:
             raise DeviceUnavailableError(
                 f"max_cache_tokens is 0 (as large as fits), but the system does not tell how much "
@@ -127,21 +127,21 @@ class MemoryBudget:
             )
         left_free = LEFT_FREE_ON_A_CPU if device.type == "cpu" else LEFT_FREE
         fits = self.largest_cap(free, left_free)
-        if fits < least:
+        if fits < min_tokens:
             raise DeviceUnavailableError(
                 f"max_cache_tokens is 0 (as large as fits), but not even one chunk fits {device}: "
-                f"{self._sum(least)}, but beside the weights {_gb(free)} are free, of which "
+                f"{self._sum(min_tokens)}, but after the weights {_gb(free)} are free, of which "
                 f"{left_free:.0%} stay free. Lower max_pixels, free some memory, or use a smaller "
                 "model"
             )
-        bound = max(self.context, least)
+        bound = max(self.context, min_tokens)
         if fits <= bound:
             return fits, f"as many tokens as fit, {left_free:.0%} of what is free being left"
         return bound, f"the model's context less a question; {fits:,} tokens would fit"
 
     def plan(self, cap: int, free: int | None, device: torch.device) -> str:
         """What the memory takes and what is free, in one line."""
-        left = "" if free is None else f", of {_gb(free)} that are free beside the weights"
+        left = "" if free is None else f", of {_gb(free)} that are free after the weights"
         return f"memory on {device}: weights {_gb(self.weights)}; {self._sum(cap)}{left}"
 
     def _sum(self, cap: int) -> str:
@@ -165,7 +165,7 @@ class MemoryBudget:
             else "Lower max_pixels, free some memory, or use a smaller model"
         )
         raise DeviceUnavailableError(
-            f"the memory does not fit {device}: {self._sum(cap)}, but beside the weights "
+            f"the memory does not fit {device}: {self._sum(cap)}, but after the weights "
             f"{_gb(free)} are free, of which {LEFT_FREE:.0%} stay free. {remedy}"
         )
 

@@ -58,7 +58,7 @@ class KVBuffer:
 
     Args:
         originals: keep the keys of sink and kept grids a second time, as first computed, so that
-            they can be rotated anew again and again without drift. Room for so many tokens is
+            they can be rotated again and again without drift. Room for so many tokens is
             taken at once, more only if they become more; None: not kept.
     """
 
@@ -103,7 +103,7 @@ class KVBuffer:
 
     @property
     def rotates_base(self) -> bool:
-        """The keys of sink and kept grids are rotated anew whenever something is forgotten."""
+        """The keys of sink and kept grids are rotated again whenever something is forgotten."""
         return self._originals is not None
 
     def seal_sink(self, length: int, room: int) -> None:
@@ -173,7 +173,7 @@ class KVBuffer:
                 self._originals[:, :, to] = self._originals[:, :, of]
 
     def rotate_base(self, rotary: MultimodalRotary, sink: Vec, kept: list[tuple[int, Vec]]) -> None:
-        """Rotate the keys of sink and kept grids anew, from the originals.
+        """Rotate the keys of sink and kept grids again, from the originals.
 
         So that a query in the frame of the newest run sees them as it would if it stood further
         by the given offset: turning a key back is turning the query on.

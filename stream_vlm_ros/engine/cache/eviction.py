@@ -192,7 +192,7 @@ class StarMemory:
             if scores.shape != (count,) or np.isnan(scores).any():
                 raise ValueError(f"rank() gave {scores!r} for {count} grids")
         except Exception as fault:
-            # In the midst of forgetting: whatever a score of the user's does, the stream goes on.
+            # Mid-eviction: an exception in a user-supplied score must not break the stream.
             warnings.warn(
                 f"the importance score failed, so the latest frames go: {fault!r}",
                 RuntimeWarning,
@@ -398,7 +398,7 @@ class KVCacheEvictor(EvictorNames):
             return 0
         return max(excess, min(excess + newest.ahead, window - newest.tokens))
 
-    def most_due(
+    def max_due(
         self, length: int, tokens: int, kept: int = 0, waiting: Sequence[Appended] = ()
     ) -> int:
         """What `due` may come to once a chunk of at most ``tokens`` is behind ``length`` others.
@@ -407,12 +407,12 @@ class KVCacheEvictor(EvictorNames):
         """
         before = self.mark()
         self.record_chunk(tokens)
-        most, length = 0, length - sum(one.tokens for one in waiting)
+        total, length = 0, length - sum(one.tokens for one in waiting)
         for one in (*waiting, self.appended(tokens)):
             length += one.tokens
-            most += self.due(length - most, one, kept)
+            total += self.due(length - total, one, kept)
         self.restore(before)
-        return most
+        return total
 
     def note_grids(self, first: int, features: torch.Tensor, last_seconds: float) -> None:
         """Describe the grids of a chunk while their features are at hand.

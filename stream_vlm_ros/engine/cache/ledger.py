@@ -1,6 +1,6 @@
 """The ledger of a stream: where each of its tokens lies, and what eviction does to that.
 
-Bookkeeping in plain integers; `positions` has the rule, `cache` moves the keys and values.
+Bookkeeping in plain integers; `mrope` has the rule, `buffer` moves the keys and values.
 """
 
 from __future__ import annotations
@@ -304,7 +304,7 @@ class PositionLedger:
             length -= run.count
 
     def evict(self, count: int) -> None:
-        """Forget the ``count`` oldest tokens of the window. `settle` when all is forgotten."""
+        """Forget the ``count`` oldest tokens of the window. `reindex` when all is forgotten."""
         assert self._sink_length is not None and count <= self.window_length
         self.length -= count
         self.evicted += count
@@ -345,7 +345,7 @@ class PositionLedger:
         self.length -= run.count
         self.evicted += run.count
 
-    def settle(self) -> None:
+    def reindex(self) -> None:
         """Something was forgotten or moved: no earlier mark holds, and what is left closes up."""
         self._epoch += 1
         self._rewound.clear()

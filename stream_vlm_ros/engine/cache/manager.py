@@ -1,6 +1,6 @@
 """The stream's memory as one: buffer, ledger, evictor, and the forks that read it.
 
-A chunk or a question runs on a `forks.Fork`, whose own tokens go to a small tail while attention
+A chunk or a question runs on a `requests.Fork`, whose own tokens go to a small tail while attention
 sees stream and tail. Committing a fork copies its tail into the `buffer.KVBuffer`, over what the
 `eviction.KVCacheEvictor` forgets, and enters it in the `ledger.PositionLedger`. Nothing that a
 living fork reads is overwritten: see `KVCacheManager.commit`.
@@ -101,7 +101,7 @@ class KVCacheManager(ManagerNames):
             and no keys: see `track_tokens`.
         config: the cap; None: nothing is evicted and the buffer doubles as it fills.
         device: where the memory lies.
-        position_policy: ``contiguous`` or ``keep_gaps``, see `positions`.
+        position_policy: ``contiguous`` or ``keep_gaps``, see `mrope`.
         max_tail_tokens: room for a question with its answer.
         fork_slack_tokens: slots beyond the cap, so that chunks can go on while an answer that
             reads the memory is being written.
@@ -111,7 +111,7 @@ class KVCacheManager(ManagerNames):
         first_capacity: tokens that the buffer has room for at first, where no cap says more.
     """
 
-    # What forks and answers ask for, reckoned once and kept until the stream changes.
+    # What forks and answers ask for, computed once and kept until the stream changes.
     _parts: list[KVPart] | None
     _time_spans: TimeSpans | None
 
@@ -178,7 +178,7 @@ class KVCacheManager(ManagerNames):
 
     @property
     def rotates_long_lived(self) -> bool:
-        """Keys of sink and kept grids are rotated anew at each eviction, instead of the query."""
+        """Keys of sink and kept grids are rotated again at each eviction, instead of the query."""
         return self._buffer.rotates_base
 
     @property
@@ -265,7 +265,7 @@ class KVCacheManager(ManagerNames):
     # -- forks -------------------------------------------------------------------------------
 
     def prepare_reading(self) -> None:
-        """Reckon now, while the device is at work, what the next question would wait for."""
+        """Precompute what the next question needs while the device is busy."""
         self._current_parts()
         self.time_spans()
 
@@ -299,10 +299,11 @@ class KVCacheManager(ManagerNames):
     def commit(self, fork: Fork, spans: Sequence[Span], state: StreamState, chunk: bool) -> int:
         """Make a fork's tokens part of the stream, evict what is due, release the fork.
 
-        While other forks live, sink and window alone evict as ever: what is forgotten stays in its
+        While other forks live, sink and window alone evict as usual: what is forgotten stays in its
         slots until the ring comes round to them, which ``fork_slack_tokens`` puts off. Where grids
-        are kept, eviction moves them and rotates their keys anew, so it waits for `catch_up`: until
-        then the stream is up to ``fork_slack_tokens`` longer than the cap.
+        are kept, eviction moves them and rotates their keys again, so it waits for
+        `apply_pending_evictions`: until then the stream is up to ``fork_slack_tokens`` longer than
+        the cap.
 
         Args:
             fork: made since the last commit.
@@ -344,7 +345,7 @@ class KVCacheManager(ManagerNames):
         return evicted
 
     @torch.inference_mode()
-    def catch_up(self) -> None:
+    def apply_pending_evictions(self) -> None:
         """Carry out the evictions that waited for answers being written, once none is any more.
 
         What is forgotten and kept is to the token what would have been without waiting.
@@ -378,7 +379,7 @@ class KVCacheManager(ManagerNames):
                 settled = False
         self._waiting.clear()
         if not settled:
-            self.ledger.settle()
+            self.ledger.reindex()
             if self.rotates_long_lived:
                 offsets = self.ledger.sink_offset, self.ledger.kept_offsets()
                 self._buffer.rotate_base(self._rotary, *offsets)
@@ -428,7 +429,7 @@ class KVCacheManager(ManagerNames):
 
     def _current_parts(self) -> list[KVPart]:
         if self._parts is None:
-            # Sink and kept grids were rotated anew where grids are kept: they need no offset.
+            # Sink and kept grids were rotated again where grids are kept: they need no offset.
             base = self._buffer.sink + self._buffer.kept if self.rotates_long_lived else 0
             pieces = [(0, base, ZERO)] if base else []
             for start, stop, offset in self.ledger.parts():
@@ -449,7 +450,7 @@ class KVCacheManager(ManagerNames):
 
     def snapshot(self) -> Snapshot:
         """A point to come back to with `restore`. Costs nothing; undone by length."""
-        self.catch_up()
+        self.apply_pending_evictions()
         self._last_snapshot = Snapshot(self.ledger.mark(), self.evictor.mark(), self.state)
         return self._last_snapshot
 
@@ -468,7 +469,7 @@ class KVCacheManager(ManagerNames):
             raise InvalidParameterError("there is no snapshot to restore: take one first")
         if self._living():
             raise StreamBusyError("an answer is being written: finish or cancel it first")
-        self.catch_up()
+        self.apply_pending_evictions()
         if isinstance(saved, Clone):
             self._restore_clone(saved)
             return
@@ -501,7 +502,7 @@ class KVCacheManager(ManagerNames):
 
         (It copies once more, so that one clone may be restored again and again.)
         """
-        self.catch_up()
+        self.apply_pending_evictions()
         return Clone(
             copy.deepcopy(self._buffer),
             copy.deepcopy(self.ledger),
@@ -520,7 +521,7 @@ class KVCacheManager(ManagerNames):
         self._waiting = list(saved.waiting)
         self._changed()
         self._memory_replaced()
-        self.catch_up()
+        self.apply_pending_evictions()
 
     def clear(self) -> None:
         """Forget everything; the buffers stay. Answers being written end where they read."""

@@ -126,7 +126,7 @@ class ChatLayout:
         """What follows a chunk's frames: nothing where the next chunk goes on in their segment."""
         return [*self.close, *self.turn_end] if layout == "segmented" else []
 
-    def most_chunk_text(self, layout: str) -> int:
+    def max_chunk_text(self, layout: str) -> int:
         """Tokens of the text around a chunk's frames, at most."""
         return max(len(self.head), len(self.turn)) + len(self.behind_chunk(layout))
 

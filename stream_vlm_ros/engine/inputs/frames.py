@@ -234,10 +234,10 @@ class FrameProcessor:
 
     def pixel_bounds(self, min_pixels: int | None, max_pixels: int | None) -> tuple[int, int]:
         """Both bounds, the settings' own for None; InvalidParameterError if they are unusable."""
-        least = self.settings.min_pixels if min_pixels is None else min_pixels
-        most = self.settings.max_pixels if max_pixels is None else max_pixels
-        check_pixel_bounds(least, most)
-        return least, most
+        low = self.settings.min_pixels if min_pixels is None else min_pixels
+        high = self.settings.max_pixels if max_pixels is None else max_pixels
+        check_pixel_bounds(low, high)
+        return low, high
 
     def _upload(self, pictures: list[np.ndarray | torch.Tensor]) -> torch.Tensor:
         """One uint8 tensor [frames, 3, height, width], channels last in memory, on the device."""

@@ -44,7 +44,7 @@ class Timing(Enum):
 
     IN_ORDER = "in order"
     LATE = "late"  # older than the newest, within the tolerance: a frame that was overtaken
-    JUMP = "jump"  # the source's time starts anew: a looped bag, a restart, a very long gap
+    JUMP = "jump"  # the source's time starts again: a looped bag, a restart, a very long gap
 
 
 @dataclass(frozen=True)

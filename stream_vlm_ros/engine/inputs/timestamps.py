@@ -54,7 +54,7 @@ def check_order(stamps: Sequence[float], newest: float | None) -> None:
         if newest is not None and stamp < newest:
             raise InvalidTimestampError(
                 f"time runs backwards: a frame of {stamp:.6f} s comes after one of {newest:.6f} s. "
-                "Sort the frames, or reset() if the source started anew"
+                "Sort the frames, or reset() if the source started again"
             )
         newest = stamp
 
@@ -64,7 +64,7 @@ def check_span(first: float, last: float) -> None:
     if last - first > MAX_SPAN:
         raise InvalidTimestampError(
             f"a frame of {last:.6g} s comes {last - first:.3g} s after the stream's first: time "
-            "stamps are seconds (divide nanoseconds by 1e9); reset() if the source started anew"
+            "stamps are seconds (divide nanoseconds by 1e9); reset() if the source started again"
         )
 
 

@@ -9,12 +9,24 @@
   they can be compiled once for all layers. Here its LayerNorm and GELU of the vision tower go;
 - a decoder layer's ``project``: norms of queries and keys (no bias of Qwen3's) belong there, after
   the projection and before anything is rotated or read out;
-- ``rotary``: `MultimodalRotary` is told the axis of each frequency; interleaved M-RoPE is another
-  such list (``axis_of = [i % 3 for i ...]``, t for those beyond the sections);
-- `encode`: features ``[tokens, hidden]``. Those of earlier vision layers, which are added to the
-  hidden states after the first decoder layers (DeepStack), would travel with them: `decode` takes
-  them as ``added``;
-- `read_config`: its checks in the user's words.
+- ``rotary``: `MultimodalRotary` is told the axis of each frequency. Interleaved M-RoPE is another
+  such list: ``[i % 3 if i < 3 * sections[i % 3] else 0 for i in range(sum(sections))]``, with
+  ``sections`` the config's ``mrope_section`` of (t, h, w);
+- `encode`: features ``[tokens, hidden]``. `decode` also takes features of earlier vision layers,
+  which are added after the first decoder layers (DeepStack), as ``added``. Nothing hands them on
+  yet: for a family that needs them, `encode` has to return them too, and
+  `StreamModel.stream_forward` and its caller to pass them;
+- `read_config`: its checks in the user's words. Then an entry in `loading.FAMILIES`.
+
+The engine reads these fields of ``config`` itself, by the names of transformers:
+
+- ``vision_config.tokens_per_second``: `inference`, for positions in time;
+- ``video_token_id``, ``vision_start_token_id``, ``vision_end_token_id``: `inputs.chat`;
+- ``vision_config``'s ``patch_size``, ``spatial_merge_size`` and ``temporal_patch_size``, and
+  ``text_config.vocab_size``: `loading.check_fit`;
+- of both the ``hidden_size`` and ``intermediate_size``, ``text_config.max_position_embeddings``
+  and the sizes of patches: `cache.budget`;
+- ``vision_config.in_channels`` and the sizes of patches: `model.compiled`, for its trial run.
 
 How a chunk's grids are laid out (positions, time as text) is not the network's: see `cache.mrope`
 and `inputs.chat`.
@@ -51,17 +63,24 @@ Model = TypeVar("Model", bound="StreamModel")
 class LayerFunctions(NamedTuple):
     """What layers compute between two attentions, plain or compiled: functions of tensors alone.
 
+    Arguments are given by place. The plain ones, in `qwen2_5_vl`, say the shape of each.
+
     Attributes:
-        linear: the language model's products.
-        split_rows: as many rows and more take products of weights that lie joined one by one: the
-            halves of one product are slow to split then.
-        running: what a pass runs within.
-        norm: hidden states and a weight, to the normed states.
-        offsets: offsets by which queries are to be rotated further, and a tensor of that device and
-            head size; to what ``rotate`` takes of them.
-        rotate: as `attention.sdpa.rotate_qkv`.
-        finish: a decoder layer from its attention on, and the norm that follows it.
-        before_vision, after_vision: a vision block before and after its attention.
+        linear: ``(input, weight, bias or None)``: the language model's products.
+        split_rows: with so many rows or more, weights that lie joined are multiplied one by one:
+            the halves of one product are slow to split then.
+        running: ``()``: the context that a pass runs within.
+        norm: ``(hidden [n, hidden], weight, eps)`` to the normed states.
+        offsets: ``(offsets, like)``: offsets by which queries are to be rotated further, and a
+            tensor of that device and head size; to what ``rotate`` takes of them.
+        rotate: ``(qkv, cos, sin, offsets, kv_heads)``, as `attention.sdpa.rotate_qkv`.
+        finish: ``(hidden, attended, out, post_norm, gate_up, down, next_norm, eps, linear, split,
+            added)``: a decoder layer from its attention on, and the norm that follows it. See
+            `qwen2_5_vl.finish_layer`.
+        vision_qkv: ``(hidden, norm, qkv, qkv_bias, cos, sin, heads)``: a vision block up to its
+            attention. See `qwen2_5_vl.vision_qkv`.
+        finish_vision_block: ``(hidden, attended, proj, proj_bias, norm, gate_up, gate_up_bias,
+            down, down_bias)``: the rest of the block. See `qwen2_5_vl.finish_vision_block`.
     """
 
     linear: Linear
@@ -71,8 +90,8 @@ class LayerFunctions(NamedTuple):
     offsets: Callable[[list[RopeOffset], torch.Tensor], Any]
     rotate: Callable[..., Any]
     finish: Callable[..., tuple[torch.Tensor, torch.Tensor]]
-    before_vision: Callable[..., tuple[torch.Tensor, ...]]
-    after_vision: Callable[..., torch.Tensor]
+    vision_qkv: Callable[..., tuple[torch.Tensor, ...]]
+    finish_vision_block: Callable[..., torch.Tensor]
 
 
 class StreamModel(nn.Module, ABC):
@@ -103,7 +122,11 @@ class StreamModel(nn.Module, ABC):
     def __init__(
         self, config: Any, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ):
-        """Its parameters are not yet filled, but for what must be zero."""
+        """Allocate parameters uninitialised; only padding must be zero.
+
+        Sets ``config``, ``generation_config``, ``rotary`` and ``functions`` (which a class may
+        have as its own attribute).
+        """
         super().__init__()
 
     @property
@@ -151,7 +174,8 @@ class StreamModel(nn.Module, ABC):
             positions: ``[3, n]``.
             attention: of these tokens; see there for requests and batches of them.
             functions: how its layers run.
-            added: what is added to the hidden states after the first layers, ``[n, hidden]`` each.
+            added: what is added to the hidden states after the first layers, ``[n, hidden]`` each
+                (DeepStack). `stream_forward` gives none.
 
         Returns:
             Hidden states after the last norm, ``[n, hidden]``.

@@ -27,8 +27,8 @@ _VARYING = {
     "norm": {0: 0},
     "rotate": {0: 0, 1: 0, 2: 0},
     "finish": {0: 0, 1: 0},
-    "before_vision": {0: 0, 4: 0, 5: 0},
-    "after_vision": {0: 0, 1: 0},
+    "vision_qkv": {0: 0, 4: 0, 5: 0},
+    "finish_vision_block": {0: 0, 1: 0},
 }
 _OFFSETS = 3  # of rotate's arguments
 

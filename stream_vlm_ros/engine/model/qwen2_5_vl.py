@@ -1,8 +1,15 @@
 """Qwen2.5-VL: its vision tower and its language model, from the first product to the last.
 
+    VisionTower  patches [patches, channels * frames * side * side] -> features [tokens, hidden]
+    VisionBlock  vision_qkv -> attend_within -> finish_vision_block, [patches, vision hidden]
+    Decoder      embeddings [n, hidden], positions [3, n] -> normed states [n, hidden]
+    DecoderLayer project -> the pass's attention -> finish (finish_layer), [n, hidden]
+
+(`StreamQwenModel.encode` and `decode` call them; one token is 2 x 2 patches of one grid.)
+
 Weights that read the same input lie in one parameter, so that one product serves them all: with few
-rows a product lasts as long as its weights take to come, and a small matrix keeps too little of a
-GPU busy to fetch it fast; on a CPU one call costs less than three.
+rows a GEMM is bound by loading its weights, and a small matrix keeps too little of a GPU busy to
+load it fast; on a CPU one call costs less than three.
 
 What a layer computes between two attentions is a function of tensors, so that it can be compiled
 once for all layers (see `base.LayerFunctions`); the attention is the pass's own.
@@ -82,10 +89,17 @@ def finish_layer(
     split: bool,
     added: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A decoder layer from what was ``attended [n, heads * head_dim]`` on, and the norm behind it.
+    """The rest of a decoder layer after its attention, and the next layer's input norm.
+
+    Args:
+        hidden: the layer's input, ``[n, hidden]``.
+        attended: what its attention returned, ``[n, heads * head_dim]``.
+        next_norm: weight of the norm that the next layer begins with, or of the last norm.
+        split: see `feed_forward`.
+        added: ``[n, hidden]``, added to the layer's result (DeepStack).
 
     Returns:
-        Hidden states ``[n, hidden]``, and the same behind that norm.
+        The layer's hidden states ``[n, hidden]``, and the same after the next norm.
     """
     hidden = _sum(hidden, linear(attended, out, None))
     normed = rms_norm(hidden, post_norm, eps)
@@ -96,7 +110,7 @@ def finish_layer(
 
 
 def _sum(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Their sum, rounded as ever.
+    """Their sum, rounded as plain addition rounds it.
 
     In float32 on the way, so that the compiler does not take it into the matrix product before it,
     for which it first has to copy one of them.
@@ -104,7 +118,7 @@ def _sum(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return (one.float() + other.float()).to(one.dtype)
 
 
-def before_vision(
+def vision_qkv(
     hidden: torch.Tensor,
     norm: torch.Tensor,
     qkv: torch.Tensor,
@@ -113,7 +127,7 @@ def before_vision(
     sin: torch.Tensor,
     heads: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """From a vision block's input ``[patches, hidden]`` to what its attention needs.
+    """A vision block's norm, projection and rotation: from its input ``[patches, hidden]``.
 
     Args:
         cos, sin: ``[patches, head_dim]``.
@@ -133,7 +147,7 @@ def before_vision(
     return query, key, together[:, 2]
 
 
-def after_vision(
+def finish_vision_block(
     hidden: torch.Tensor,
     attended: torch.Tensor,
     proj: torch.Tensor,
@@ -144,7 +158,15 @@ def after_vision(
     down: torch.Tensor,
     down_bias: torch.Tensor,
 ) -> torch.Tensor:
-    """A vision block from its input and what was ``attended [patches, hidden]`` on."""
+    """The rest of a vision block after its attention.
+
+    Args:
+        hidden: the block's input, ``[patches, hidden]``.
+        attended: what its attention returned, ``[patches, hidden]``.
+
+    Returns:
+        The block's output, ``[patches, hidden]``.
+    """
     hidden = hidden + functional.linear(attended, proj, proj_bias)
     normed = rms_norm(hidden, norm, VISION_EPS)
     return hidden + feed_forward(
@@ -160,8 +182,8 @@ PLAIN = LayerFunctions(
     offsets=lambda offsets, like: offsets,
     rotate=rotate_qkv,
     finish=finish_layer,
-    before_vision=before_vision,
-    after_vision=after_vision,
+    vision_qkv=vision_qkv,
+    finish_vision_block=finish_vision_block,
 )
 
 
@@ -169,7 +191,11 @@ PLAIN = LayerFunctions(
 
 
 class DecoderLayer(nn.Module):
-    """One layer of the language model: for chunks, for questions and for recorded steps."""
+    """One layer of the language model: for chunks, for questions and for recorded steps.
+
+    Project, then attention (by `Decoder`), then finish. Finish also applies the next layer's input
+    norm, so that one kernel can fuse them.
+    """
 
     def __init__(self, config: Any, **options: Any):
         super().__init__()
@@ -356,11 +382,11 @@ class VisionBlock(nn.Module):
         functions: LayerFunctions,
     ) -> torch.Tensor:
         """``[patches, hidden]`` to the same."""
-        query, key, value = functions.before_vision(
+        query, key, value = functions.vision_qkv(
             hidden, self.norm1, self.qkv, self.qkv_bias, cos, sin, self._heads
         )
         attended = attend_within(query, key, value, self._scaling, within)
-        return functions.after_vision(
+        return functions.finish_vision_block(
             hidden,
             attended.flatten(1),  # in one order, whichever kernel it came from
             self.proj,
