@@ -125,6 +125,27 @@ def test_metadata_is_not_needed(bag):
     assert greys(open_source(storage_file(bag))) == list(range(8))
 
 
+ALIASES = "a0: &a0 [x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)
+)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ALIASES + "rosbag2_bagfile_information: {relative_file_paths: [*a9]}",  # 10^9 texts
+        "[" * 100_000,
+        "rosbag2_bagfile_information: {relative_file_paths: [3, null, {a: b}]}",
+    ],
+    ids=["aliases", "nested", "no texts"],
+)
+def test_metadata_that_grows_when_it_is_read_does_no_harm(bag, content):
+    (bag / "metadata.yaml").write_text(content)
+    source = BagSource(bag)
+    assert greys(source) == list(range(8))
+    assert source.state.damage is None and not source.state.notes
+
+
 def test_metadata_that_is_wrong_does_no_harm(bag):
     (bag / "metadata.yaml").write_text("rosbag2_bagfile_information: {version: 99, topics: 3}")
     assert greys(open_source(bag)) == list(range(8))
