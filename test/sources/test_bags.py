@@ -630,3 +630,15 @@ def test_bags_by_others_open_or_are_explained():
             assert list(source) or source.state.notes or source.state.damage, path
         except StreamVlmError as error:
             assert str(path) in str(error)
+
+
+def test_images_further_apart_than_time_may_jump_are_left_out_and_the_setting_is_named(tmp_path):
+    every_two_hours = [START + index * 7200 * SECOND for index in range(5)]
+    messages = [("/camera", stamp, raw_image(stamp, n)) for n, stamp in enumerate(every_two_hours)]
+    bag = write_ros2(tmp_path / "lapse", messages)
+    source = BagSource(bag)
+    assert len(list(source)) == 1
+    (note,) = source.state.notes
+    assert "4 of 5 images left out" in note and "up to 3600 s apart" in note
+    assert "max_time_gap" in note
+    assert greys(BagSource(bag, max_time_gap=7201)) == [0, 1, 2, 3, 4]
