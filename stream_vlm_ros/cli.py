@@ -24,6 +24,8 @@ from stream_vlm_ros.processes.children import signals_as_ctrl_c
 from stream_vlm_ros.setting import Setting
 
 INCOMPLETE, UNUSABLE, INTERRUPTED = 1, 2, 130  # exit statuses
+# What the system says of a place that the user named: no fault of ours.
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EACCES, errno.EROFS, errno.ELOOP)
 ENGINE_HELP = (
     "streaming or delayed_batch, then settings, such as streaming,max_cache_tokens=4096 "
     "(docs/replay.md)."
@@ -45,8 +47,8 @@ class Verbs(TyperGroup):
         except Exception as error:
             from stream_vlm_ros.errors import StreamVlmError
 
-            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-            if not isinstance(error, StreamVlmError) and not full:
+            refused = isinstance(error, OSError) and error.errno in REFUSALS
+            if not isinstance(error, StreamVlmError) and not refused:
                 raise
             print(f"stream-vlm: {error}", file=sys.stderr)
             raise typer.Exit(UNUSABLE) from error

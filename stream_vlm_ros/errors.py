@@ -6,6 +6,7 @@ constant, so that a client can act on it without reading the message.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -157,14 +158,15 @@ def check_whole_number(name: str, value: object, least: int) -> None:
 def check_model_folder(path: Path) -> None:
     """Raise ModelLoadError unless ``path`` is a folder that holds something; whether that is a
     checkpoint is not seen."""
-    if path.is_dir():
-        if any(path.iterdir()):
+    # Of os.path, since those of Path raise for a name that is too long.
+    if os.path.isdir(path):
+        if os.listdir(path):
             return
         fault = f"{path} is an empty folder"
-    elif path.exists():
+    elif os.path.exists(path):
         fault = f"{path} is a file, not a model folder"
     else:
-        fault = f"no model folder {path}"
+        fault = f"no model folder {cut(str(path))}"
     raise ModelLoadError(
         f"{fault}: give the folder of a Qwen2.5-VL checkpoint (config.json, *.safetensors, "
         "tokenizer); nothing is downloaded"

@@ -303,3 +303,28 @@ def test_a_folder_of_nothing_but_pictures_too_large_is_refused_with_the_cause(tm
         refused = run("ask", tmp_path, "Is it day?", *limit)
         assert refused.exit_code == 2
         assert "announces 200x100" in refused.stderr and "is 0.015" in refused.stderr
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["info", LONG],
+        ["report", "diff", LONG, LONG],
+        ["replay", "world:1", "--end", "1", "--questions", "Q", "--out", LONG],
+        ["replay", "world:1", "--end", "1", "--questions", "Q", "--model", LONG],
+        ["replay", LONG, "--questions", "Q"],
+        ["replay", "world:1", "--questions", LONG],
+    ],
+    ids=lambda arguments: " ".join(a for a in arguments if len(a) < 20),
+)
+def test_a_name_that_no_file_can_have_is_refused_in_one_line(tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Q").write_text("questions: [{text: x, at: 0.5}]")
+    result = run(*arguments)
+    assert result.exit_code == 2
+    *before, last = result.stderr.splitlines()
+    assert last.startswith("stream-vlm: ")
+    assert all(line.startswith("Model: ") for line in before)

@@ -13,9 +13,12 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_IMPORTING = "<frozen importlib._bootstrap>"  # whose code runs for as long as an import does
+_WHILE_IMPORTING = 0.05  # seconds until a signal comes again
 
 _PR_SET_PDEATHSIG = 1
 _ERROR = re.compile(r"^\[(?:ERROR|FATAL)\] \[[^]]*\] \[[^]]*\]: (.*)$", re.MULTILINE)
@@ -35,10 +38,24 @@ def undisturbed() -> Iterator[None]:
 def signals_as_ctrl_c() -> Iterator[None]:
     """SIGTERM and SIGHUP raise KeyboardInterrupt here, as SIGINT does.
 
-    SIGINT does so too where a shell started us in its background, with SIGINT ignored.
+    SIGINT does so too where a shell started us in its background, with SIGINT ignored. An import
+    that is under way comes to its end first: what is half imported cannot be imported again for the
+    report of what was done, and torch crashes then.
     """
-    with _handled_by(signal.default_int_handler):
+    with _handled_by(_raise_after_import):
         yield
+
+
+def _raise_after_import(number: int, frame: FrameType | None) -> None:
+    caller = frame
+    while caller is not None:
+        if caller.f_code.co_filename == _IMPORTING:
+            again = threading.Timer(_WHILE_IMPORTING, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+            return
+        caller = caller.f_back
+    signal.default_int_handler(number, frame)
 
 
 @contextlib.contextmanager

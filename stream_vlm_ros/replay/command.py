@@ -12,7 +12,7 @@ from rich.text import Text
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.console import plural, printable
-from stream_vlm_ros.errors import InvalidParameterError
+from stream_vlm_ros.errors import InvalidParameterError, cut, in_words
 
 from .comparison import compare
 from .job import ReplayJob
@@ -100,7 +100,12 @@ def _short_share(figure: dict[str, Any]) -> str:
 
 def diff(a: str, b: str, run_a: str | None = None, run_b: str | None = None) -> dict[str, Any]:
     """Run ``run_b`` of report ``b`` against ``run_a`` of report ``a``; None: the first run."""
-    return compare(_run_of(a, run_a), _run_of(b, run_b))
+    try:
+        return compare(_run_of(a, run_a), _run_of(b, run_b))
+    except (LookupError, TypeError, AttributeError, ValueError) as error:  # files from outside
+        raise ReportError(
+            f"{cut(a)} or {cut(b)} is not what replay has written: {in_words(error)}"
+        ) from error
 
 
 def print_diff(difference: dict[str, Any], out: Console) -> None:

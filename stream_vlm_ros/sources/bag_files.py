@@ -39,6 +39,7 @@ from .unpacking import ZSTD_MAGIC, unpack
 
 _LOOSE = {".bag": LooseRos1File, ".mcap": LooseMcapFile, ".db3": LooseSqliteFile}
 _ROS1_COMPRESSIONS = {b"BZh": "bz2", b"\x04\x22\x4d\x18": "lz4"}  # by magic
+_LONGEST_METADATA = 4 << 20  # bytes of a metadata.yaml
 _LEFT_FREE = 1 << 30  # bytes of a disk, when a compressed file is unpacked on it
 
 
@@ -181,16 +182,19 @@ def _storage_files(folder: Path) -> list[Path]:
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:
-    return [(0, int(p)) if p.isdigit() else (1, p) for p in re.split(r"(\d+)", name)]
+    return [(0, int(p)) if p.isdecimal() else (1, p) for p in re.split(r"(\d+)", name)]
 
 
 def _files_by_metadata(file: Path) -> list[str]:
     """The names of a bag's files in their order; empty where metadata.yaml does not say."""
     try:
+        if not file.is_file() or file.stat().st_size > _LONGEST_METADATA:
+            return []
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         paths = content["rosbag2_bagfile_information"]["relative_file_paths"]
-        return [Path(str(path)).name for path in paths]
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        # Texts alone: aliases make lists that no memory holds when they are written out.
+        return [Path(path).name for path in paths if isinstance(path, str)]
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError):
         return []
 
 

@@ -160,7 +160,9 @@ class BagSource(Source):
         if counts.unordered:
             state.notes.append(
                 f"{counts.unordered} of {counts.decoded} images left out: their stamps do not go "
-                f"on from the one before (the first: {reasons['unordered']})."
+                f"on from the one before (the first: {reasons['unordered']}). Time jumps where "
+                f"three in a row do; images up to {self._max_gap_ns / NANOSECONDS:g} s apart go on "
+                "(max_time_gap)."
                 + (
                     " Stamps 'recorded' are those of the recorder's own clock."
                     if self._stamps == "header"

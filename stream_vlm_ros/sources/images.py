@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -132,7 +133,10 @@ class ImageFolderSource(Source):
     def _read(self, file: Path) -> np.ndarray:
         """Raises InvalidImageError."""
         try:
-            self._limit.check_bytes(file.stat().st_size, "the file")
+            found = file.stat()
+            if not stat.S_ISREG(found.st_mode):  # a pipe would wait, a device never ends
+                raise InvalidImageError("it is not a plain file")
+            self._limit.check_bytes(found.st_size, "the file")
             picture = open_picture(file.read_bytes(), self._limit)
         except OSError as fault:
             raise InvalidImageError(f"it cannot be read: {in_words(fault)}") from fault
@@ -157,7 +161,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 def _natural(file: Path) -> list[tuple[int, int | str]]:
     """Sort key by which frame2 comes before frame10."""
     parts = re.split(r"(\d+)", file.stem)
-    return [(0, int(p)) if p.isdigit() else (1, p) for p in parts]
+    return [(0, int(p)) if p.isdecimal() else (1, p) for p in parts]
 
 
 def _stamps_of(files: list[Path]) -> list[int] | None:

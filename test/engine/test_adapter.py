@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from toy_qwen import library_checkpoint, library_name
 
 from stream_vlm_ros.engine import StreamQwenModel
@@ -124,7 +124,15 @@ def test_half_precision_weights_are_folded_in_float32(folder):
         ({"layer_replication": [[0, 2], [1, 2]]}, {}, "repeats layers"),
         ({"init_lora_weights": "pissa_niter_4"}, {}, "pissa_niter_4"),
         ({"r": 8}, {}, "has rank 4, but its config says 8"),
+        ({"init_lora_weights": "lora_ga"}, {}, "lora_ga"),
         ({"lora_alpha": None}, {}, "lora_alpha is None"),
+        ({"lora_alpha": math.nan}, {}, "lora_alpha is nan"),
+        ({"lora_alpha": 10**400}, {}, "lora_alpha is 1000"),
+        ({"lora_alpha": True}, {}, "lora_alpha is True"),
+        ({"alpha_pattern": {"q_proj": math.inf}}, {}, "lora_alpha is inf"),
+        ({"alpha_pattern": ["q_proj"]}, {}, r"alpha_pattern is \['q_proj'\], not an object"),
+        ({"rank_pattern": "q_proj"}, {}, "rank_pattern is 'q_proj', not an object"),
+        ({"rank_pattern": {"(": 4}}, {}, r"'\(' of its rank_pattern is no pattern"),
         ({}, {"model.layers.0.mlp.down_proj.lora_magnitude_vector": (64,)}, "more than a product"),
         ({}, {"model.layers.7.mlp.up_proj.lora_A.weight": (4, 64)}, "not part of the model"),
         ({}, {"model.layers.0.mlp.up_proj.lora_A.weight": (4, 64)}, "only one of"),
@@ -135,6 +143,53 @@ def test_what_is_more_than_that_is_refused_by_its_reason(folder, config, extra, 
     extra = {f"base_model.model.{name}": torch.ones(size) for name, size in extra.items()}
     adapter(folder, [Q], extra=extra, **config)
     with pytest.raises(ModelLoadError, match=f"adapter in .* cannot be folded .*{words}"):
+        StreamQwenModel.from_pretrained(folder)
+
+
+IN_Q = "base_model.model.model.layers.1.self_attn.q_proj."
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({}, "holds no weights"),
+        ({"lora_A.weight": torch.ones(0, 64), "lora_B.weight": torch.ones(64, 0)}, "has rank 0"),
+        ({"weight": torch.ones(64, 64, dtype=torch.int8)}, "is stored as torch.int8"),
+        ({"weight": torch.ones(64, 64, dtype=torch.complex64)}, "is stored as torch.complex64"),
+        ({"weight": torch.full((64, 64), math.nan)}, "not finite"),
+        ({"weight": torch.ones(64, 64), "modules_to_save.default.weight": torch.zeros(64, 64)},
+         "are the same"),
+    ],
+)  # fmt: skip
+def test_a_file_of_other_tensors_is_refused(folder, tensors, words):
+    adapter(folder, [], extra={IN_Q + name: tensor for name, tensor in tensors.items()})
+    with pytest.raises(ModelLoadError, match=f"adapter in .* cannot be folded .*{words}"):
+        StreamQwenModel.from_pretrained(folder)
+
+
+def test_one_module_under_the_names_of_two_libraries_is_refused(folder):
+    adapter(folder, [Q], style=library_name)
+    file = folder / "adapter_model.safetensors"
+    given = load_file(file)
+    plain = {name.replace("language_model.", ""): tensor + 0 for name, tensor in given.items()}
+    save_file(given | plain, file)
+    with pytest.raises(ModelLoadError, match="are the same"):
+        StreamQwenModel.from_pretrained(folder)
+
+
+def test_a_config_nested_without_end_is_refused(folder):
+    adapter(folder, [Q])
+    (folder / "adapter_config.json").write_text("[" * 100_000)
+    with pytest.raises(ModelLoadError, match="cannot be read as JSON"):
+        StreamQwenModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("held", [{3: torch.ones(2)}, {"a": 3}])
+def test_a_file_that_torch_wrote_holds_names_and_tensors(folder, held):
+    adapter(folder, [Q])
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save(held, folder / "adapter_model.bin")
+    with pytest.raises(ModelLoadError, match=r"cannot read .*names no tensor"):
         StreamQwenModel.from_pretrained(folder)
 
 

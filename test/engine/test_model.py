@@ -246,6 +246,14 @@ def escaping_shard(folder):
         (configured(vision__window_size=14), "a window of 14 pixels holds no token"),
         (configured(vision__num_heads=3), "3 heads of hidden_size 32"),
         (configured(vision__tokens_per_second=0), "tokens_per_second is 0"),
+        (configured(vision__depth=10**12), "depth is 1,000,000,000,000; at most 1,024"),
+        (configured(text__vocab_size=10**13), "vocab_size is 10,000,000,000,000; at most"),
+        # 10 to 100 TB, and more bytes than can be counted.
+        (configured(vision__intermediate_size=10**7, vision__hidden_size=10**6), "no room for"),
+        (
+            configured(vision__temporal_patch_size=10**7, vision__in_channels=10**7),
+            "no room for the model that .*config.json announces",
+        ),
         (configured(vision__depth=3), "missing in the file: .*blocks.2"),
         (rope(mrope_section=[3, 3, 3]), "add up to 8, half the size of a head"),
         (rope(mrope_section=[4, 4]), r"mrope_section is \[4, 4\]"),

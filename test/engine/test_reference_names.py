@@ -114,6 +114,8 @@ def test_the_state_is_that_of_the_latest_engine_and_ends_with_it(loaded):
 def test_the_last_snapshot_needs_no_name(loaded):
     engine = engine_of(loaded, cap=10_000)
     manager = engine.cache_manager
+    with pytest.raises(InvalidParameterError, match="a snapshot or a clone is restored, not 5"):
+        manager.restore(5)
     with pytest.raises(InvalidParameterError, match="no snapshot"):
         manager.restore()
     engine.append_video_chunk(chunk(), fps=2)

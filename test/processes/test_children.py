@@ -7,7 +7,7 @@ import textwrap
 import pytest
 from patience import wait_until
 
-from stream_vlm_ros.processes.children import Processes
+from stream_vlm_ros.processes.children import Processes, signals_as_ctrl_c
 
 PROGRAMS = {
     "polite": """
@@ -50,7 +50,7 @@ PROGRAMS = {
         """,
     "killed": """
         import os, pathlib, time
-        from stream_vlm_ros.processes.children import Processes
+        from stream_vlm_ros.processes.children import Processes, signals_as_ctrl_c
         processes = Processes(pathlib.Path(os.environ["LOGS"]), {})
         processes.start("orphan", "polite")
         print(processes._children["orphan"].pid, flush=True)
@@ -176,3 +176,17 @@ def test_signals_are_handled_as_before_afterwards():
     with pytest.raises(KeyboardInterrupt), signals_as_ctrl_c():
         signal.raise_signal(signal.SIGHUP)
     assert [signal.getsignal(number) for number in ENDING_SIGNALS] == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_import_that_a_signal_meets_comes_to_its_end_first(tmp_path, monkeypatch, number):
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"met_by_{number.name.lower()}"
+    (tmp_path / f"{name}.py").write_text(
+        f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(0.2)\nwhole = True\n"
+    )
+    with pytest.raises(KeyboardInterrupt), signals_as_ctrl_c():
+        module = __import__(name)
+        time.sleep(10)
+    assert module.whole
+    del sys.modules[name]

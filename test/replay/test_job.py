@@ -192,6 +192,18 @@ def test_two_reports_are_compared_question_by_question(make_job, tmp_path):
         read_report(tmp_path / "other.json")
 
 
+@pytest.mark.parametrize(
+    "runs", [None, 5, {}, [5], [{}], [{"name": "x", "answers": 5}], [{"answers": [{"id": 1}]}]]
+)
+def test_a_report_without_its_parts_is_refused_when_it_is_compared(tmp_path, runs):
+    told = {"schema": "stream_vlm.replay.report", "version": 1}
+    (tmp_path / "report.json").write_text(
+        json.dumps(told if runs is None else told | {"runs": runs})
+    )
+    with pytest.raises(ReportError):
+        diff(str(tmp_path), str(tmp_path))
+
+
 def test_questions_behind_the_end_are_not_compared(make_job):
     run = make_job().run()["runs"][0]
     answers = [answer for answer in run["answers"] if answer["status"] == "answered"]

@@ -125,6 +125,27 @@ def test_metadata_is_not_needed(bag):
     assert greys(open_source(storage_file(bag))) == list(range(8))
 
 
+ALIASES = "a0: &a0 [x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)
+)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ALIASES + "rosbag2_bagfile_information: {relative_file_paths: [*a9]}",  # 10^9 texts
+        "[" * 100_000,
+        "rosbag2_bagfile_information: {relative_file_paths: [3, null, {a: b}]}",
+    ],
+    ids=["aliases", "nested", "no texts"],
+)
+def test_metadata_that_grows_when_it_is_read_does_no_harm(bag, content):
+    (bag / "metadata.yaml").write_text(content)
+    source = BagSource(bag)
+    assert greys(source) == list(range(8))
+    assert source.state.damage is None and not source.state.notes
+
+
 def test_metadata_that_is_wrong_does_no_harm(bag):
     (bag / "metadata.yaml").write_text("rosbag2_bagfile_information: {version: 99, topics: 3}")
     assert greys(open_source(bag)) == list(range(8))
@@ -609,3 +630,15 @@ def test_bags_by_others_open_or_are_explained():
             assert list(source) or source.state.notes or source.state.damage, path
         except StreamVlmError as error:
             assert str(path) in str(error)
+
+
+def test_images_further_apart_than_time_may_jump_are_left_out_and_the_setting_is_named(tmp_path):
+    every_two_hours = [START + index * 7200 * SECOND for index in range(5)]
+    messages = [("/camera", stamp, raw_image(stamp, n)) for n, stamp in enumerate(every_two_hours)]
+    bag = write_ros2(tmp_path / "lapse", messages)
+    source = BagSource(bag)
+    assert len(list(source)) == 1
+    (note,) = source.state.notes
+    assert "4 of 5 images left out" in note and "up to 3600 s apart" in note
+    assert "max_time_gap" in note
+    assert greys(BagSource(bag, max_time_gap=7201)) == [0, 1, 2, 3, 4]

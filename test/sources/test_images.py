@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -34,6 +36,21 @@ def test_numbered_names_are_ordered_by_number_and_timed_by_the_rate(tmp_path):
     frames = list(ImageFolderSource(tmp_path, frame_rate=4))
     assert [frame.stamp_ns for frame in frames] == [0, 250 * MS, 500 * MS]
     assert [int(frame.image[0, 0, 0]) for frame in frames] == [0, 1, 2]
+
+
+def test_a_raised_digit_in_a_name_is_no_number(tmp_path):
+    write_images(tmp_path, ["2².png", "10.png", "².png"])
+    assert [int(frame.image[0, 0, 0]) for frame in ImageFolderSource(tmp_path)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/zero", path)])
+def test_what_is_no_plain_file_is_left_out_unread(tmp_path, make):
+    write_images(tmp_path, ["1.png", "3.png"])
+    make(tmp_path / "2.png")
+    source = ImageFolderSource(tmp_path)
+    assert len(list(source)) == 2
+    assert source.state.counts.unusable == 1
+    assert "2.png: it is not a plain file" in source.state.damage
 
 
 def test_numbers_with_leading_zeros_are_not_taken_for_times(tmp_path):

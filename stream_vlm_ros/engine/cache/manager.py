@@ -459,7 +459,7 @@ class KVCacheManager(ManagerNames):
         """Bring the stream back to a snapshot or a clone; None: to the last snapshot.
 
         Raises:
-            InvalidParameterError: there is no last snapshot.
+            InvalidParameterError: there is no last snapshot, or ``saved`` is none.
             SnapshotEvictedError: something that the snapshot covers has been evicted or cleared
                 since; the stream is as before.
             StreamBusyError: an answer is being written; the stream is as before.
@@ -467,6 +467,8 @@ class KVCacheManager(ManagerNames):
         saved = self._last_snapshot if saved is None else saved
         if saved is None:
             raise InvalidParameterError("there is no snapshot to restore: take one first")
+        if not isinstance(saved, (Snapshot, Clone)):
+            raise InvalidParameterError(f"a snapshot or a clone is restored, not {saved!r}")
         if self._living():
             raise StreamBusyError("an answer is being written: finish or cancel it first")
         self.apply_pending_evictions()

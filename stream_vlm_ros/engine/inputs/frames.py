@@ -288,7 +288,7 @@ def read_json_object(file: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises ModelLoadError naming the file where there is none."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last: nested too deep
         raise ModelLoadError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(values, dict):
         raise ModelLoadError(f"{file} must hold a JSON object, not {type(values).__name__}")

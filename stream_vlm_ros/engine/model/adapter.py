@@ -22,8 +22,14 @@ _REFUSED = {
     "layer_replication": "it repeats layers",
     "alora_invocation_tokens": "it is active only behind certain tokens",
 }
-# Ways to begin a training that change the weights beneath, too.
-_INITIALISED = ("pissa", "olora", "corda", "loftq")
+# Ways to begin a training that leave the weights beneath as they are; others change them, too.
+_INITIALISED = ("gaussian", "eva", "orthogonal")
+_TAKEN = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_LARGEST_ALPHA = 1e9
+
+
+def _from_the_back(pattern: str) -> str:
+    return rf"(.*\.)?({pattern})$"
 
 
 class LoraAdapter:
@@ -50,17 +56,40 @@ class LoraAdapter:
             if config.get(name):
                 raise self._refusal(f"{why} ({name})")
         begun = config.get("init_lora_weights", True)
-        if isinstance(begun, str) and begun.lower().startswith(_INITIALISED):
+        if isinstance(begun, str) and begun.lower() not in _INITIALISED:
             raise self._refusal(
-                f"it was trained on weights that its start changed (init_lora_weights {begun!r})"
+                f"its start may have changed the weights beneath (init_lora_weights {begun!r})"
             )
+        for name in ("rank_pattern", "alpha_pattern"):
+            self._check_patterns(name, config.get(name) or {})
+        if not tensors:
+            raise self._refusal("its file holds no weights")
+        for name, tensor in tensors.items():
+            if tensor.dtype not in _TAKEN:
+                raise self._refusal(f"{name} is stored as {tensor.dtype}, not as 16 or 32 bits")
+            if not torch.isfinite(tensor).all():
+                raise self._refusal(f"{name} holds values that are not finite")
+
+    def _check_patterns(self, name: str, patterns: Any) -> None:
+        if not isinstance(patterns, dict):
+            raise self._refusal(f"its config's {name} is {patterns!r}, not an object")
+        for pattern in patterns:
+            try:
+                re.compile(_from_the_back(pattern))
+            except (re.error, OverflowError, RecursionError) as error:
+                raise self._refusal(f"{pattern!r} of its {name} is no pattern: {error}") from error
 
     def fold_into(self, model: StreamModel) -> None:
         """Change the model's weights; where something does not fit, ModelLoadError."""
         table = dict(model.released())
         pairs: dict[str, dict[str, torch.Tensor]] = {}  # of each module: A and B
         replaced: dict[str, torch.Tensor] = {}
+        seen: dict[str, str] = {}  # under whatever library's name, each once
         for name, tensor in self._tensors.items():
+            plain = re.sub(r"(\.modules_to_save)?\.default\b", "", name.removeprefix(_PREFIX))
+            if other := seen.get(plain := model.released_name(plain)):
+                raise self._refusal(f"{other} and {name} are the same")
+            seen[plain] = name
             found = re.fullmatch(r"(.+)\.lora_(embedding_)?([AB])(\.default)?(\.weight)?", name)
             if found is not None:
                 embeds = "embedding " if found[2] else ""
@@ -100,17 +129,19 @@ class LoraAdapter:
 
     def _scale(self, module: str, rank: int) -> float:
         config, path = self._config, module.removeprefix(_PREFIX)
+        if not rank:
+            raise self._refusal(f"{module} has rank 0")
         if (told := self._of(path, "rank_pattern", config.get("r"))) != rank:
             raise self._refusal(f"{module} has rank {rank}, but its config says {told!r}")
         alpha = self._of(path, "alpha_pattern", config.get("lora_alpha"))
-        if not isinstance(alpha, (int, float)):
+        if type(alpha) not in (int, float) or not abs(alpha) <= _LARGEST_ALPHA:
             raise self._refusal(f"its config's lora_alpha is {alpha!r}")
         return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
     def _of(self, path: str, patterns: str, otherwise: Any) -> Any:
         """The value of the first pattern that matches a module's path from the back, as in PEFT."""
         for pattern, value in (self._config.get(patterns) or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", path):
+            if re.match(_from_the_back(pattern), path):
                 return value
         return otherwise
 

@@ -50,7 +50,7 @@ from stream_vlm_ros.engine.cache.buffer import KVShape
 from stream_vlm_ros.engine.cache.mrope import MultimodalRotary
 from stream_vlm_ros.engine.cache.requests import Fork
 from stream_vlm_ros.engine.inputs.frames import PatchGrid
-from stream_vlm_ros.errors import InvalidParameterError
+from stream_vlm_ros.errors import InvalidParameterError, ModelLoadError, in_words
 
 from .weights import CheckpointFiles, fill, save
 
@@ -302,7 +302,13 @@ class StreamModel(nn.Module, ABC):
         wanted = _dtype_named(torch_dtype if dtype is None else dtype)
         wanted = wanted or _dtype_named(config.dtype) or checkpoint.dtype
         with torch.inference_mode(False):  # for training too, whatever mode the caller is in
-            model = cls(config, wanted, device)
+            try:
+                model = cls(config, wanted, device)
+            except (RuntimeError, TypeError) as error:  # torch's, for room it cannot make or count
+                raise ModelLoadError(
+                    f"this machine has no room for the model that {folder / 'config.json'} "
+                    f"announces: {in_words(error)}"
+                ) from error
             fill(model, checkpoint.tensors(), str(folder))
             checkpoint.fold_adapter(model)
         if (folder / "generation_config.json").is_file():

@@ -11,6 +11,8 @@ from stream_vlm_ros.engine.inputs.frames import read_json_object
 from stream_vlm_ros.errors import ModelLoadError
 
 MODEL_TYPE = "qwen2_5_vl"
+_MOST_LAYERS = 1024  # each of them takes memory before a file of weights is looked at
+_LARGEST_SIZE = 10**7
 
 
 def read_config(folder: Path) -> Qwen2_5_VLConfig:
@@ -53,6 +55,9 @@ def check_config(config: Any, where: str = "its configuration") -> None:
             value = getattr(of, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise _refusal(where, f"{name} is {value!r}, not a whole number above 0")
+            most = _MOST_LAYERS if name in ("num_hidden_layers", "depth") else _LARGEST_SIZE
+            if value > most:
+                raise _refusal(where, f"{name} is {value:,}; at most {most:,} are taken")
     if text.hidden_size % text.num_attention_heads:
         raise _refusal(
             where, f"{text.num_attention_heads} heads do not divide hidden_size {text.hidden_size}"

@@ -117,6 +117,9 @@ def tensors_of(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
         with _in_words(file):
             found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
             found = list(found.items())
+            for name, tensor in found:
+                if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+                    raise TypeError(f"it holds {name!r}, which names no tensor")
         yield from found
         return
     with _in_words(file):
