@@ -43,6 +43,7 @@ from std_msgs.msg import Header
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
+from stream_vlm_ros.engine.inputs.stamp_check import FRAMES_TO_BELIEVE
 from stream_vlm_ros.machine import measured_on
 from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.images import compressed_to_rgb, image_to_rgb
@@ -274,7 +275,13 @@ class Fuzz:
         drops = self.counters.dropped
         refused = drops[Drop.INVALID_IMAGE] + drops[Drop.INVALID_STAMP]
         told = sum(self.causes.values())
-        self.unbalanced += self.counters.pending != 0 or refused != told
+        # Two at most wait for a jump of time to be believed.
+        waiting = self.counters.pending
+        self.unbalanced += waiting >= FRAMES_TO_BELIEVE or refused != told
+
+    def end(self) -> None:
+        self._ingest.clear(Drop.RESET)
+        self.unbalanced += self.counters.pending != 0
 
     def _note(self, cause: Drop, words: str) -> None:
         if cause is not Drop.TIME_JUMP:  # that frame goes on
@@ -298,6 +305,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         kind, serialized = messages(number)
         faulthandler.dump_traceback_later(LONGEST, exit=True, file=told)
         fuzz.take(number, kind, serialized)
+    fuzz.end()
     faulthandler.cancel_dump_traceback_later()
     os.dup2(told.fileno(), 2)
     counts = {name: count for name, count in fuzz.counters.snapshot().items() if count}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,7 +48,7 @@ def load_checkpoint(
     """
     place = resolve_device(device)
     number_format = resolve_dtype(dtype, place)
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     # What is quick comes first, and names what is missing.
     CheckpointFiles.find(folder)
     family = family_of(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ class Subject:
         number_format = resolve_dtype(dtype, place)
         own = StreamProcessor.from_pretrained(processor) if processor is not None else None
         if shape is None:
-            folder = SMALL_MODEL if model is None else Path(model).expanduser()
+            folder = SMALL_MODEL if model is None else Path(os.path.expanduser(model))
             network = StreamQwenModel.from_pretrained(folder, torch_dtype=number_format)
             tokens = f"of {processor}" if own is not None else "the model's own"
             own = own or StreamProcessor.from_pretrained(folder)

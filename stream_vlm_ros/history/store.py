@@ -157,7 +157,7 @@ class FrameStore:
             raise InvalidParameterError(f"max_bytes must be above 0: {max_bytes!r}")
         if not max_seconds > 0:
             raise InvalidParameterError(f"max_seconds must be above 0: {max_seconds!r}")
-        self.folder = None if folder is None else Path(folder).expanduser()
+        self.folder = None if folder is None else Path(os.path.expanduser(folder))
         self.form, self.quality = form, quality
         self.max_bytes, self.max_seconds = max_bytes, max_seconds
         self._limit = PictureLimit(max_decoded_megapixels)

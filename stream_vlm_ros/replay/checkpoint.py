@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ class CheckpointInfo:
         Raises ModelLoadError where the folder is missing or is not a Qwen2.5-VL's. Weight files
         that are not whole are named in ``broken``, and count nothing among the parameters.
         """
-        folder = Path(folder).expanduser()
+        folder = Path(os.path.expanduser(folder))
         config = _config_of(folder)
         text = config.get("text_config") or config  # older files are flat
         try:

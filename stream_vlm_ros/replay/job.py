@@ -113,8 +113,8 @@ class ReplayJob:
         if pictures.is_symlink() or (pictures.exists() and not pictures.is_dir()):
             raise NotOursError(f"{pictures} is not a folder of this program: move it away.")
         written = [pictures, *(self.out / name for name in WRITES), *self._bags]
-        inputs = [Path(self.spec).expanduser(), Path(self.questions.path)]
-        inputs += [Path(s.model_path).expanduser() for s in self.settings if s.model_path]
+        inputs = [Path(os.path.expanduser(self.spec)), Path(self.questions.path)]
+        inputs += [Path(os.path.expanduser(s.model_path)) for s in self.settings if s.model_path]
         for path in filter(os.path.exists, inputs):
             real = path.resolve()
             if self.out.exists() and path.is_dir() and os.path.samefile(path, self.out):
@@ -281,7 +281,7 @@ class ReplayJob:
 
     def _identity(self) -> dict[str, Any]:
         """What tells whether the source is still the same."""
-        path = Path(self.spec).expanduser()
+        path = Path(os.path.expanduser(self.spec))
         files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
         stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
         return {"spec": self.spec, "options": self.options, "files": stats}

@@ -63,7 +63,7 @@ def open_source(spec: str | os.PathLike[str], **options: Any) -> Source:
         return _make(DeviceSource, text, options)
     if re.fullmatch(r"\d{1,2}", text) and not os.path.exists(text):
         return _make(DeviceSource, f"/dev/video{text}", options)
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     _check_name(path)
     if is_bag(path):
         return _make(BagSource, path, options)

@@ -52,7 +52,7 @@ def test_weights_are_counted_without_being_loaded(folder):
 def test_what_fits_here_is_what_the_node_takes_at_its_start(tmp_path, monkeypatch, megabytes):
     from stream_vlm_ros.config import Settings
     from stream_vlm_ros.engine import inference
-    from stream_vlm_ros.engine.cache.manager import budget
+    from stream_vlm_ros.engine.cache import budget
     from stream_vlm_ros.engine.model.device import resolve_device, resolve_dtype
     from stream_vlm_ros.node.loading import load_engine
 

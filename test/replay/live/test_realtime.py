@@ -52,7 +52,7 @@ def test_what_real_time_cannot_do_is_refused(write_questions, tmp_path):
     questions = load_questions(write_questions(QUESTIONS))
     with pytest.raises(InvalidParameterError, match="ros2 bag record"):
         ReplayJob("world:1", questions, [Settings()], tmp_path, bag=True, run_live=print)
-    with pytest.raises(InvalidParameterError, match="--play goes with --attach"):
+    with pytest.raises(InvalidParameterError, match="--play needs --attach"):
         ReplayJob("world:1", questions, [Settings()], tmp_path, play="ros2 bag play drive")
 
 
