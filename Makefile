@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 # The commands of the README. Each sets up what it needs and then runs inside that environment.
 #
 # Where ROS 2 comes from: with an installation sourced (ROS_DISTRO set, ros2 found) that one is

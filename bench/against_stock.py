@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The streaming engine against the stock library's forward on the same work, on a CPU.
 
     python bench/against_stock.py --out bench/results/against_stock.json

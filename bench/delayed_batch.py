@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The two engines beside each other: right answers by type, time and arithmetic.
 
     python bench/delayed_batch.py --minutes 1,10,60 --out bench/results/delayed_batch.json

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The frame memory on one core: what a frame costs, and a day of frames at 1 a second.
 
     python bench/frame_memory.py --out bench/results/frame_memory.json

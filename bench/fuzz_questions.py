@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Mutated question files: each is loaded, or refused in words with its line.
 
     python bench/fuzz_questions.py --files 10000 --out bench/results/fuzz_questions.json

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Frame stores damaged by lot: what they do when they are opened, read, added to and opened again.
 
     python bench/fuzz_stores.py --out bench/results/fuzz_stores.json

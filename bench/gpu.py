@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Ours on one GPU at the 3B shape, against the reference's style and against what is asked of it.
 
     python bench/gpu.py --out bench/results/gpu.json            # all sections, below 9 minutes

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Draw what bench/gpu.py measured: python bench/gpu_plots.py bench/results/gpu.json
 
 PNGs beside the file, named after it. Sections that the file lacks are left out.

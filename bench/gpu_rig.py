@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What the sections of bench/gpu.py share: the model, its frames, full memories, and the clock."""
 
 from __future__ import annotations

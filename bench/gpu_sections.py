@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The sections of bench/gpu.py: each a function of the rig that gives a dictionary of figures.
 
 A section may hold ``bars``: rows of `bar`, which say whether a figure is what it should be.

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What chunks and an answer cost each other while both are under way.
 
     python bench/ingest_while_answering.py --out bench/results/ingest_while_answering.json

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What the node costs beside the model, against a subscriber that does nothing.
 
     tools/run.sh python bench/node_overhead.py --out bench/results/node_overhead.json

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Write the tables of docs/performance.md from the JSON files under bench/results: ``make docs``.
 
     python bench/performance_page.py          # of this checkout

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Where a question's time goes on a GPU, and which tiling its attention wants there.
 
     python bench/question_steps.py            # some minutes on one H200

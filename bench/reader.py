@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The reader alone: an hour of 1280x720 H.264 at 30 frames a second, sampled to 2.
 
     python bench/reader.py --minutes 60 --out bench/results/reader.json

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What a reader reads, and Python calls, to follow a chunk and a question through the engine.
 
     python bench/reading_path.py                        # the working tree

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The reference system's way of streaming, on the same weights: the baseline of bench/gpu.py.
 
 A DynamicCache that is copied together anew at each append, a mask given to every forward, eviction

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The benchmarks that a CPU runs in minutes, one after the other: ``make bench``.
 
     python bench/run.py                      # all, results beside the committed ones

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The small trained model on a CPU: what a chunk, a first token, an answer and loading cost.
 
     python bench/small_model.py --threads 2 --out bench/results/small_model.json

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The whole system from one command: a video or camera as publisher, the node, and a client.
 
 ros2 launch stream_vlm demo.launch.py

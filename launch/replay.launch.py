@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Play a rosbag to the node, ask timed questions, and write a report and a bag of the answers.
 
 ros2 launch stream_vlm replay.launch.py bag:=drive questions:=q.yaml image:=/camera/image_raw

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Start the node: ros2 launch stream_vlm stream_vlm.launch.py image:=/camera/image_raw"""
 
 from launch_ros.actions import Node

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """``stream-vlm``: the engine from the command line, without ROS. Each verb is a few lines."""
 
 from __future__ import annotations

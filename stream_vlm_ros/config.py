@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Every setting, in one table.
 
 The node's parameters with their descriptors, ``config/stream_vlm.yaml``, the tables of docs/node.md

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What people read in a terminal: figures, texts, and the terminal itself."""
 
 from __future__ import annotations

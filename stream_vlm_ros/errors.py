@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What can go wrong, in the user's words.
 
 Every error carries a ``code``: a short upper-case name that the ROS interfaces repeat as a

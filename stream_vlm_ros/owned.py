@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What is ours on a disk: a mark in a folder proves it, and nothing else is removed or overwritten.
 
 A folder that the user names may be a link to one; below it no link is followed.

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """One setting is one dataclass field: default, range, text, who takes it, when it may change.
 
 A table of settings is a frozen dataclass that derives from :class:`SettingTable` and makes each of

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What all tests share: a ROS graph of their own, and skips that say why."""
 
 import importlib.metadata

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """CHANGELOG.rst is what catkin_prepare_release and bloom read (REP 132)."""
 
 import re

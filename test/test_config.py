@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The table of settings: its checks, the language of replays, and a setting added in one place."""
 
 import dataclasses

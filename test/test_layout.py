@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The house stays in order: who imports whom, what is installed, what tests reach for."""
 
 import ast

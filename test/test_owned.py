@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What is ours is proved by a mark; a file is whole at any moment."""
 
 import multiprocessing

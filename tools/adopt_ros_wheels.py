@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Make the ROS 2 wheels in this virtual environment usable as an installation of ROS.
 
 Run it with the interpreter of the environment; running it again changes nothing. It mends what the

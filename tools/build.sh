@@ -1,4 +1,8 @@
 #!/bin/sh
+
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 # Build the package into install/ with colcon; run inside the environment (tools/run.sh).
 # Usage: build.sh COLCON. The full output goes to build/colcon.log and is shown when it fails.
 set -e

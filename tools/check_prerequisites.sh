@@ -1,4 +1,8 @@
 #!/bin/sh
+
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 # Say what the build needs and this machine lacks, as the one line that installs it.
 # Usage: check_prerequisites.sh PYTHON [ros]     ("ros": an installed ROS 2 is used)
 python="$1"

@@ -1,4 +1,8 @@
 #!/bin/sh
+
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 # Write the copyright and license lines into the files that have none and can hold a comment.
 # Usage: headers.sh REUSE. What REUSE.toml names has its license there.
 set -e

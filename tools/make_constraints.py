@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Print the constraints for this environment: constraints.txt, fitted to what is already there.
 
 The line of torch becomes the installed version, so that a build chosen with TORCH_SPEC stays. And

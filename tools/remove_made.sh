@@ -1,4 +1,8 @@
 #!/bin/sh
+
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 # Remove what make has made in a folder: .venv, build, install and log. What bears one of these
 # names and was made by somebody else ends it before anything is removed. Usage: remove_made.sh FOLDER
 set -e

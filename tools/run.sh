@@ -1,4 +1,8 @@
 #!/bin/sh
+
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 # Run a command inside the built environment: tools/run.sh python -m stream_vlm_ros.demo
 # It sees the virtual environment, ROS 2 (installed, or from the wheels in it) and install/.
 root=$(cd "$(dirname "$0")/.." && pwd)

@@ -1,4 +1,8 @@
 #!/bin/sh
+
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 # Build the documentation site into build/site, from the pages and the docstrings; no network.
 # Usage: site.sh MKDOCS
 set -e

@@ -1,4 +1,8 @@
 #!/bin/sh
+
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 # Print a folder with the files of a commit: tools/tree_at.sh 90b1803
 # It is extracted once, into build/trees/, and never changed.
 set -e

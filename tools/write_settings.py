@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Write what is made from the tables of settings: config/*.yaml, and tables of two pages of docs/.
 
 python tools/write_settings.py [ROOT of the checkout]

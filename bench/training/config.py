@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The small model's shape: Qwen2.5-VL in every part, narrow."""
 
 from __future__ import annotations

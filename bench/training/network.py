@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The forward of training: the library's own weights, for many videos and questions at once.
 
 The same function as `Qwen2_5_VLForConditionalGeneration` computes, token by token; a test holds

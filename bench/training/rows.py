@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Training rows: one video and many questions on it, asked at many moments, in one sequence.
 
 A row holds a prefix (system turn and video) and then questions one after another. Each question

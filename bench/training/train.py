@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Train the small model on one GPU, in stretches.
 
     PYTHONPATH=bench python -m training.train --out state --minutes 9 --mix short:1

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """`NodeClient`: a node that runs, asked and watched through a node of one's own."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The whole system on one machine, for a newcomer: ``python -m stream_vlm_ros.demo``.
 
 Starts a camera made of a video, the node, and a client that asks questions while the video runs,

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Asks the node questions while the video runs, and prints what it answers.
 
 Runs as its own process::

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What the demo prints: each question with its answer as it comes, and a summary. No ROS here."""
 
 from __future__ import annotations

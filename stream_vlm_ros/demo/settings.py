@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What the programs of the demo can be told: the parameters of its two nodes, the options of its
 command line, and what it changes in the parameters of the third node."""
 

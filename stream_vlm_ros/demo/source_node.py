@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """A camera made of a file: publishes any source as ``sensor_msgs/Image`` at its own pace.
 
 Runs as its own process::

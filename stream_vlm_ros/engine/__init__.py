@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The streaming engine: torch and transformers, no ROS, no threads, no video files.
 
 Read `inference` first: it conducts the others. Each folder says at its door what it holds.

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """`InferenceEngine`: what every engine can be asked for, whichever way it remembers."""
 
 from __future__ import annotations

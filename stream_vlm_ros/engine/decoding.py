@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """From logits to text: which token comes next, when to stop, and the text so far."""
 
 from __future__ import annotations

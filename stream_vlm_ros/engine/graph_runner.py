@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """How text runs through the model, in prefill and decode: call by call, or in captured steps.
 
 `TextRunner` is the plain way, on any device. `GraphRunner` takes steps of a few sizes, which a CUDA

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """`VideoStreamingInference`: frames in, questions answered, memory bounded.
 
 Read `append_video_chunk` and `ask_stream` from top to bottom: they are the whole engine. (`ask`, in

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """A checkpoint folder, ready to work: its network on the device, and its processor."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The prototype's names for what this engine has under its own: thin, and all in this file.
 
 docs/coming-from-the-reference.md lists them side by side. The keys of results (``total_latency``,

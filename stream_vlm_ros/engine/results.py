@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What the engines return: typed, frozen, and answering ``[...]`` with the reference's keys.
 
 A script of the reference reads ``metrics["total_latency"]``; code of ours reads

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Experiments on the memory: measured runs with pass criteria, on any model and any source.
 
 Each experiment is a module with ``options(parser)`` and ``run(bench)``. `command` finds it by name,

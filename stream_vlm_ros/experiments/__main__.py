@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """``python -m stream_vlm_ros.experiments``: ``stream-vlm experiment`` without typer."""
 
 import sys

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What the streams' rows say: tables, criteria and plots by policy, cap, type of question and age.
 
 Intervals are of 95 % by bootstrap over the videos: questions about one video are not independent.

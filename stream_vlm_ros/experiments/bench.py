@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Where an experiment works: its options, its model, its pictures, its record and its screen."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The lengths and evictions to expect, computed from sizes alone, without the engine."""
 
 from __future__ import annotations

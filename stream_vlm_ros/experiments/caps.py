@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What a larger memory buys: 50,000, 100,000, 130,000 and 150,000 tokens.
 
 For each cap: memory, chunks and seconds that the window holds, times, and, with a trained model on

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What the size of a chunk costs.
 
 Streams the same frames in chunks of 2, 4, 6 and 3. An odd chunk is padded by repeating its last

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """``python -m stream_vlm_ros.experiments NAME``: options in, exit status out.
 
 ``stream-vlm experiment NAME`` makes its options from `parser_of` and calls `run`. Here argparse

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Ten thousand chunks: flat memory, flat time per chunk, exact positions at the end.
 
 Level 1 alone and all levels together, under both position policies. An old stream and a young one

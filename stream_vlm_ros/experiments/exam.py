@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Questions with known answers about a drawn world, in batches, and the age of their evidence."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Positions from scratch: every token of a stream on a list, laid out one by one.
 
 Slow and plain, to hold the engine's ledger against.

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """A long video in bounded memory.
 
 400 frames at 2 frames/s in chunks of 4, 1920x1080, cap 150,000. Every length and every eviction

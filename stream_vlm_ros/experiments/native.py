@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The stream against the stock model's one offline pass.
 
 The same frames and the same question, streamed in chunks and through

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The same question again and again while the video runs.
 
 Every 25 chunks the memory is asked to read the text on the screen (200 tokens, temperature 0.3);

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Frames to run an experiment on: any source, or synthetic ones made on the model's device."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Which memory keeps what: eviction policies on long drawn videos whose truth is known.
 
 Each policy watches the same videos with the same cap and is asked the same questions at the same

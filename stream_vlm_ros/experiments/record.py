@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What an experiment found: written as JSON from the start and as Markdown at the end."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Qwen2.5-VL in named sizes with random weights, for whatever depends only on shapes."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The sink is found without being told, whatever the size of the chunks.
 
 Streams five chunks of 2 and five chunks of 4 frames. The sink must be the whole first chunk, the

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Streams of drawn videos under one policy each, and what is asked of them."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The model under test: a network, its processor, and where both came from."""
 
 from __future__ import annotations

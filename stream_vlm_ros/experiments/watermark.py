@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Peak memory, of the GPU's allocator or of this process."""
 
 from __future__ import annotations

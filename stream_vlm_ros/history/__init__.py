@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Frames kept for later, and the engine that encodes them when a question comes."""
 
 from stream_vlm_ros.errors import FrameStoreError, PictureLostError

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """`DelayedBatchInferenceEngine`: keep frames cheaply, encode them when a question comes.
 
 Read `ask_stream` and `_encode`: they are the whole engine. What is kept and chosen is decided in

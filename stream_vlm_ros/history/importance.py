@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """How new a picture is compared with pictures already kept: 0 (seen before) to 1.
 
 A measure turns a picture into a small *descriptor* once, and compares descriptors from then on.

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """`SmartFrameManager`: which frames are worth keeping, and which of them a question needs."""
 
 from __future__ import annotations

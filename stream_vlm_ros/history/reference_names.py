@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The prototype's names for what the delayed batch engine has under its own: thin, in this file.
 
 docs/coming-from-the-reference.md lists them side by side. The keys of statistics and metrics are

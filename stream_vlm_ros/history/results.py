@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What the delayed batch engine returns in addition to what every engine does."""
 
 from __future__ import annotations

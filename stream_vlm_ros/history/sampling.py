@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Which frames to keep for a target rate, decided by their stamps alone."""
 
 from __future__ import annotations

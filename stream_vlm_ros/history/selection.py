@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Which of the kept frames a question is answered from: arithmetic on integers.
 
 Frames are chosen in *pairs* of neighbours, (0, 1), (2, 3) ...: two frames become one temporal grid

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The star memory: a few frames that between them cover what was new."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Frames kept for later: pictures in files, what is known of them in SQLite.
 
 A picture is written first, then its row; a row is deleted first, then its picture. So after a crash

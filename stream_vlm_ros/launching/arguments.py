@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What the launch files can be told, and what is wrong with it. Needs neither launch nor the
 libraries of the node."""
 

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What the launch files share: arguments that are checked before anything starts, and how the end
 of a process ends the launch. The only module that needs launch, and nothing imports it but they."""
 

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """``ros2 run stream_vlm stream_vlm_node``, or ``python -m stream_vlm_ros.node``."""
 
 import sys

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Questions come in and answers go out: ``~/query``, ``~/ask``, ``~/answer``, and ``~/reset``."""
 
 from __future__ import annotations

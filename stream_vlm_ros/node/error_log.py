@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Internal errors: logged once with their traceback, then counted."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What is counted in the node, and what /diagnostics says of it, as plain values.
 
 The keys ``frame_rate_msg``, ``current_delay_from_realtime_ms``, ``expected_frequency`` and

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The subscription to images: which topic, which type, which QoS, and why nothing arrives.
 
 The executor knows nothing of it; :class:`ImageThread` waits for its images. An executor would be

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The thread of the images: everything that happens at each of them happens here."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """ROS images to arrays with ``cv_bridge`` where it is installed, ``rosbags-image`` elsewhere.
 
 The rules of the messages (steps, byte order, encodings, refusals) are those of

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """From image messages to chunks: what the node does with a frame before the engine sees it."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """A lifecycle node that tells why a transition failed, and is gone when it is destroyed."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """From the node's parameters to a running engine. Imports torch only when called: the node is on
 the graph, and says what it is doing, while the libraries load."""
 

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """A table of settings as the parameters of a node: declared with descriptors, read, checked.
 
 Which parameters the node has is said in :class:`stream_vlm_ros.config.Settings`.

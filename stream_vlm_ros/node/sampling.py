@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Frames in time and in chunks: arithmetic on stamps alone.
 
 Which stamps are believed is decided by ``engine.inputs.stamp_check``, which frames are taken for a

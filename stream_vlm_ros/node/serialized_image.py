@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """An image as it arrives: serialized, because most images are not sampled and never decoded."""
 
 from __future__ import annotations

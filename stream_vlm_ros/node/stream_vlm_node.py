@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The node ``stream_vlm``: images in, questions answered, memory and health reported."""
 
 from __future__ import annotations

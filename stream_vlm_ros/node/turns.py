@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Whose turn it is while an answer is being written: its own next token's, or a chunk's."""
 
 from __future__ import annotations

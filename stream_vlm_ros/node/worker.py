@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """One thread that owns the engine, and the queue in front of it.
 
 Callbacks put commands into the queue and return; only this thread touches the engine. Commands are

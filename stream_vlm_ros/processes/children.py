@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Child processes that are started together and never outlive their parent."""
 
 from __future__ import annotations

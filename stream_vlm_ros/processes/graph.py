@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """A ROS graph to be alone in, for processes that are started here."""
 
 from __future__ import annotations

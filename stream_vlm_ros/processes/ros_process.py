@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """A ROS process from its first line to its last: signals, the context, the way out.
 
 Every program of this package that is a node runs by :func:`run`. Fast DDS keeps files in /dev/shm

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Timed questions over a source, without a robot and without a ROS graph, and their report."""
 
 import importlib

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What a checkpoint folder holds and what its memory costs: read from its files, nothing loaded."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What the verbs ``replay`` and ``report`` of the command line do and print."""
 
 from __future__ import annotations

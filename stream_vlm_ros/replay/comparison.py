@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Two runs of the same questions side by side: what differs, and whether that may be chance."""
 
 from __future__ import annotations

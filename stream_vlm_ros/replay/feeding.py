@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """A source fed to the engine, chunk by chunk, drop-free."""
 
 from __future__ import annotations

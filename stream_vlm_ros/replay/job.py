@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """One replay from its source to its report: runs, progress, what is kept for the next time."""
 
 from __future__ import annotations

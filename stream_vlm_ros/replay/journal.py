@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Answers kept as they come, so that an interrupted replay can resume."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Whether an answer is right.
 
 Expressions, the user's and those here, run on RE2: its time grows with the length of expression and

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Lines of text read off a long video again and again, each kept once."""
 
 from __future__ import annotations

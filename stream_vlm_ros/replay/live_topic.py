@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The source of a replay that looks at a camera through a node, and reads no frame itself."""
 
 from __future__ import annotations

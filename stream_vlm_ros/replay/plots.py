@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The report's plots, as SVG texts: one line or bar a run, the same colours throughout."""
 
 from __future__ import annotations

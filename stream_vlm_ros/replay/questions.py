@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Question files: what is asked, when, and what would be right.
 
 ``docs/replay.md`` describes the format; ``questions.schema.json`` next to this file defines it.

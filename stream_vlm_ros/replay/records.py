@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """An answer's record in the report, and what is derived from it."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """A report as JSON, Markdown, one HTML page and JUnit XML."""
 
 from __future__ import annotations

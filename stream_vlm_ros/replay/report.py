@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """A report: what was asked of what, what came of it, and the figures. Written and read as JSON."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """A source replayed through an engine in a closed loop: drop-free, and the same every time.
 
 The next frame is read when everything before it has been encoded and every question that was due

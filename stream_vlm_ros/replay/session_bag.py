@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """A replay written into an MCAP bag: images and answers on one time line, for Foxglove and rviz."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The language in which a run's settings are changed: ``NAME:engine,setting=value,...``."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Figures out of a run's answers: accuracy by type, tag and age of the evidence, times, drops."""
 
 from __future__ import annotations

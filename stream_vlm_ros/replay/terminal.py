@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What the commands show while they work: progress, and an answer as it is written."""
 
 from __future__ import annotations

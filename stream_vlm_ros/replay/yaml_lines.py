@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """YAML and JSON files whose every value knows the line it stands on.
 
 Both become one stream of events, of libyaml's parser or of the tokens of a JSON text, and one

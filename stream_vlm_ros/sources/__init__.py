@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Where timed frames come from: videos, rosbags, folders of images, cameras."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The files of rosbags: channels, and messages as the bytes that were recorded.
 
 Whole files are read by ``rosbags``, and MCAP by its own library. What they refuse (a file cut off,

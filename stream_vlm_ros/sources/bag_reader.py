@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What every reader of a bag's file gives: channels, and messages as bytes."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Damaged bag files, and those the library refuses: read from the start as far as they go."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Rosbags as sources: ROS 1, and ROS 2 in sqlite3 or MCAP, whole or damaged."""
 
 from __future__ import annotations

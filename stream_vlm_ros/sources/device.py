@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """A camera on this machine (Video4Linux), through PyAV."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """``Frame``, a picture with its time, and ``Source``, where frames come from."""
 
 from __future__ import annotations

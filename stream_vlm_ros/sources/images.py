@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """A folder of images as a source: one frame a file, stamps from the names or from a rate."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """MCAP files, by the format's own library, with every size that they announce checked first."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """ROS images to arrays: uint8 [height, width, 3] RGB.
 
 ``rosbags-image`` converts, or another decoder that the caller has (``cv_bridge``). What one of them

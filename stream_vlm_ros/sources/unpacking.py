@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Compressed data from outside, unpacked up to a bound: it may announce anything, or nothing."""
 
 from __future__ import annotations

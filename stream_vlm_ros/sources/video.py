@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Video files, through PyAV (FFmpeg): frames with the stamps that the container holds."""
 
 from __future__ import annotations

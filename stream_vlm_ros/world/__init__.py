@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The drawn world, its questions, and the small model trained on it.
 
 Importing it lets `open_source` take ``world:SEED``.

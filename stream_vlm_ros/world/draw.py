@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """How the drawn world looks: one definition, painted by numpy for a camera or torch for many.
 
 The formulas below take the array library as their first argument, so that `Painter` (numpy: touches

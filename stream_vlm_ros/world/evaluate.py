@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """How well the small model answers, through the engine, about worlds it was never trained on.
 
 Each world is drawn, streamed in chunks of 4 frames and questioned through

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Question files for ``stream-vlm replay`` about a drawn world, whose truth is known."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Questions about a watched stretch of the drawn world, with their true answers.
 
 `History` is what a camera has seen so far; `ask` makes one question of a given type about it, or

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The drawn world as a source of frames: ``open_source("world:7")``."""
 
 from __future__ import annotations

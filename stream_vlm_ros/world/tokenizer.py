@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The small model's tokenizer: the world's words whole, everything else as bytes.
 
 Qwen's special tokens keep their names, with ids of their own. Words and numbers of the world are

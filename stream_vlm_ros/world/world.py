@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The drawn world: what a small robot's camera might see, with the truth about it.
 
 A world is a function of its seed. Coloured shapes and signs come, stay or move, and go, at most two

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Training computes what the library's model computes, laid out as the engine lays it out."""
 
 import numpy as np

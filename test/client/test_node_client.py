@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """A client against a stand-in of the node: what it says, sends, and waits for."""
 
 import contextlib

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The demo as a newcomer runs it: three processes, real DDS, its own end."""
 
 import os

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What the engine's tests share: toy models, and a run of their own for what needs Triton."""
 
 import importlib.util

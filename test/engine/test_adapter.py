@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """A LoRA adapter next to the weights is folded in by its own config, or refused in words."""
 
 import json

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Chunks through torch.compile: the same numbers, one compilation for all layers and sizes.
 
 On a CPU with the backend that runs the traced graphs as they are: what is tried is the way through

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Many queries over a long past by a faster kernel, and by the other where that one fails.
 
 On a CPU plain softmax attention stands for both kernels; test_gpu.py runs the real ones.

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """After evictions the engine computes what an oracle computes from unrotated keys.
 
 The oracle keeps every key as it was before rotation, drops what is forgotten from a plain list,

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Streamed equals offline: with nothing evicted, many chunks compute what one pass computes.
 
 The oracle is the library's class, which wrote the folder that ours is loaded from and loads it by

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Chunks appended between two tokens of an answer: neither disturbs the other."""
 
 import pytest

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The Triton kernels compute what plain torch computes.
 
 On a GPU as compiled for it, elsewhere in Triton's interpreter: that is chosen before Triton is

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Which frames are kept for long: evenly over time, and those unlike any other."""
 
 from itertools import pairwise

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Attention over parts, merged by one kernel and by tensor operations.
 
 The kernel runs as compiled on a GPU, elsewhere in Triton's interpreter: that is chosen before

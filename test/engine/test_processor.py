@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The tokenizer, chat template and image settings of a checkpoint folder, without torchvision."""
 
 import json

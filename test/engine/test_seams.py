@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What the network offers to what comes: batches, foreign memory, keys that are not rotated."""
 
 import pytest

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Snapshots cost nothing, bring the stream back exactly, and refuse when they cannot."""
 
 import threading

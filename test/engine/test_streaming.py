@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Chunks in: what they become, what is refused, and what it costs over a long time."""
 
 import dataclasses

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What is fast must first prove itself, and gives way to the plain way where it fails."""
 
 import logging

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Where patches stand in the vision tower, and its padded matrices: the library's own features."""
 
 import pytest

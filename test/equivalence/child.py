@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """One tree's engine, driven by commands over a socket; see `same_as` for the whole.
 
 The same script runs on either tree: what it imports of the package comes from ``PYTHONPATH``. It

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Faults to introduce on purpose into one of two equal trees, to see that the harness finds them.
 
 Each changes what a public name does, so that they hold whatever lies behind it.

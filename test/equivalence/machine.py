@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """One hypothesis machine that drives two trees by the same steps; see `same_as` for the whole."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Two children, each with the engine of its own tree, that are given the same commands."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Holds the working tree against a commit: whatever is done to both, both answer the same.
 
     make same-as REV=90b1803 MACHINES=200

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The harness itself: it sees what differs, and says when a tree's process is gone."""
 
 import os

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What is judged of the policies, from rows made by hand."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Questions in batches judge as `ask` does, and the age of what answers them is the true one."""
 
 import pytest

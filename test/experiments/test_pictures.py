@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Pictures to run on: timed, as many as asked for, and no two alike."""
 
 import pytest

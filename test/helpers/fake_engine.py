@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Stand-ins for the engine. They implement the abstract one, so they cannot drift from it."""
 
 import threading

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """A toy Qwen2.5-VL: the real architecture at a size that a test affords, random weights."""
 
 from __future__ import annotations

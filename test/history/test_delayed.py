@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The delayed batch engine answers as an engine that was given its frames, and encodes late."""
 
 import itertools

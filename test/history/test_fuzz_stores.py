@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Damaged frame stores: bench/fuzz_stores.py over many seeds."""
 
 import importlib.util

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Novelty: what is new to the eye is new to the measure, and nothing else is."""
 
 import numpy as np

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The order in which frames are spread: even at any moment, and stable while frames come."""
 
 import itertools

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The frame store keeps what it promised, within its bounds, whatever happens to it."""
 
 import io

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Fixtures around the node: a stand-in for its engine, a process of its own, a client over DDS."""
 
 import functools

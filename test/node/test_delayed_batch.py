@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The node's worker drives the delayed batch engine as it drives the streaming one."""
 
 from types import SimpleNamespace

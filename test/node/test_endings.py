@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """No process of this package leaves anything behind, whatever ends it and whenever.
 
 Here with Fast DDS's shared memory, which other tests do without: its files in /dev/shm outlive a

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """A fault of the package itself: told once, answered with INTERNAL, and the node lives."""
 
 import gc

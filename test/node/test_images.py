@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """ROS images to arrays: expected pixels are worked out here, not by a decoder."""
 
 import array

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The messages fit each other, and say every error."""
 
 import pytest

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """From parameters to an engine, and what is said when that cannot be."""
 
 import numpy as np

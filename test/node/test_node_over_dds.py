@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The node in a process of its own, driven over DDS as a user's program would drive it."""
 
 import array

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """An image as it arrives in bytes, which rclpy's own serializer makes here."""
 
 import struct

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The node's worker appends chunks to the streaming engine between the tokens of an answer."""
 
 import numpy as np

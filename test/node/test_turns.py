@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """How the time of an answer is shared with chunks; the clock is the test's own."""
 
 import itertools

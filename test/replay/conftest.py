@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """A small real engine, a source whose frames are known, and question files."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 import numpy as np
 import pytest
 from fake_engine import SilentEngine, chunk_result

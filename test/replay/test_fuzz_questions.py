@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Question files changed at random: loaded, or refused in words; never a hang or a traceback."""
 
 import json

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """From a source to a report: what is written, resumed, compared and failed."""
 
 from __future__ import annotations

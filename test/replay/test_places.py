@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """A replay writes over nothing that no replay has made, and removes nothing before its time."""
 
 from __future__ import annotations

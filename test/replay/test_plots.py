@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The report's plots can be read, however many groups and runs there are."""
 
 from __future__ import annotations

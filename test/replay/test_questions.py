@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Question files: what they mean, and that every mistake is named with its line."""
 
 from __future__ import annotations

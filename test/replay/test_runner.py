@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The closed loop: drop-free, deterministic, and the same as by hand."""
 
 from __future__ import annotations

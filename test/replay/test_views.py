@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Nothing fails after the work: answers are safe first, and each view is written for itself."""
 
 from __future__ import annotations

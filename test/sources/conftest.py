@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Small videos, written here with PyAV, so that every frame's time and content is known."""
 
 from __future__ import annotations

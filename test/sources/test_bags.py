@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Rosbags of every kind, whole and damaged. Bags are written here, so that each image is known."""
 
 from __future__ import annotations

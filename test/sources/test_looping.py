@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 import numpy as np
 
 from stream_vlm_ros.sources import Frame, Source, loop

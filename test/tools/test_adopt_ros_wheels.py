@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The ROS wheels' CMake files point to this environment, and it can be sourced."""
 
 import subprocess

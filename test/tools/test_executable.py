@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The executables that colcon installs say what is missing, whatever it is, in a line to act on."""
 
 import os

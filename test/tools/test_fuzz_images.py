@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Mutated image messages through the node's own decoding; see bench/fuzz_images.py."""
 
 import json

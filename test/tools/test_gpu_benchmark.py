@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """bench/gpu.py on a CPU with a toy: all sections run, keep to their time, are drawn and told."""
 
 import json

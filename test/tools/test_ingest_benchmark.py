@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """bench/ingest_while_answering.py counts right; the clock is the test's own."""
 
 import itertools

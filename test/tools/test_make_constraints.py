@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The constraints fit themselves to the torch and the ROS that are already there."""
 
 from pathlib import Path

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """config/ and the tables of the pages are what the tables of settings say."""
 
 import dataclasses

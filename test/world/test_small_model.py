@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The shipped model answers about worlds it never saw: breaks where the engine breaks.
 
 Small versions of `stream-vlm demo-model evaluate`. The thresholds lie below the model's

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The tokenizer: any text comes back, and users' text never becomes control tokens."""
 
 import json

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The drawn world: equal seeds give equal worlds, and its truth is what its pixels show."""
 
 from itertools import pairwise

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Attention over a memory in parts, each by the fastest kernel there is, merged by log-sum-exp.
 
 Begin with `base`; the others are one kind of kernel each.

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What attention over a memory in parts is made of: a part of the KV, a state, their merging.
 
 Softmax attention over a set of keys can be computed part by part: each gives an output and its

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """cuDNN's attention for the many queries of a prefill: when to use it, and when not.
 
 On Hopper it reaches 1.6 times the speed of flash attention (529 against 328 TFLOP/s with a chunk of

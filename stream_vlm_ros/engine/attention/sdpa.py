@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Attention by torch's own kernels: of a pass over a fork, and within windows of pictures."""
 
 from __future__ import annotations

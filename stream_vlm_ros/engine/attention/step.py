@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The attention of a captured step: over a memory of any length, by tensors of fixed shape.
 
 Everything that differs from call to call (the tokens, their positions, how long the memory is and

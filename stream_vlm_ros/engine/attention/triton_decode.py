@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Triton kernels of a question: rotations, attention over memory and tail, products of one row.
 
 All lengths are read on the device.

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """A Triton kernel that merges attention over parts of the memory.
 
 Imported only where there is a GPU (and by its test, which runs it in Triton's interpreter).

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """One guard for what is fast where it was tried, and must first prove itself elsewhere."""
 
 from __future__ import annotations

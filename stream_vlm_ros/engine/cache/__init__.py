@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The stream's memory: its keys and values, where each token lies, and what is forgotten.
 
 Begin with `manager`, which the engine talks to; it conducts the others.

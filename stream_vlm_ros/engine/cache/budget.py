@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Checks that the memory fits the device before allocating it.
 
 A GPU says at once that there is no more. A CPU's system promises more than it has, and ends the

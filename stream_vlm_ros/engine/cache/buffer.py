@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The memory itself: keys and values of the whole stream in one buffer, taken once.
 
 Nothing in the window ever moves: it is a ring behind the sink and the grids kept for long.

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What to forget: arithmetic on lengths, times and small descriptors; no cache is touched here.
 
 Level 1 keeps a *sink* (the stream's first tokens, which attention leans on) and a *window* (its

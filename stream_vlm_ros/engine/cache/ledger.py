@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The ledger of a stream: where each of its tokens lies, and what eviction does to that.
 
 Bookkeeping in plain integers; `mrope` has the rule, `buffer` moves the keys and values.

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The stream's memory as one: buffer, ledger, evictor, and the forks that read it.
 
 A chunk or a question runs on a `requests.Fork`, whose own tokens go to a small tail while attention

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """M-RoPE positions: which ids a run of tokens gets, and the rotations they stand for.
 
 Arithmetic on plain integers, plus the two rotations at the end; no model, no cache.

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Readers of the stream: a fork sees the stream, and puts its own tokens into a tail.
 
 So the stream is read-only to every forward pass, a fork costs a few integers and its tail, and

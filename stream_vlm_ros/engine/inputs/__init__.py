@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What comes in: frames, their times, and the text that stands around them.
 
 Each is used by `inference` when a chunk or a question comes in.

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The chat layout: which text tokens stand around the frames and around a question.
 
 Everything is taken from the checkpoint's own chat template, by rendering example conversations

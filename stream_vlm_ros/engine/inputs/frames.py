@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Images of any usual kind -> patches and their grid, on the model's device.
 
 Computes what the library's processor for this model family computes (smart resize, bicubic with

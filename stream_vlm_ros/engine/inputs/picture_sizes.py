@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """How large a picture may be, and what it is unpacked from: asked of headers, before any decoding.
 
 Every way in asks here: messages, bags, videos, folders of images, the frame store, PIL images.

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What surrounds the weights: tokenizer, chat template, and how pictures become patches."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Which stamps are believed: one wrong stamp costs one frame, whatever keeps or counts the frames.
 
 The node's intake, the memory of kept frames and the readers of bags all ask this one rule. It is

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """When frames were taken, in seconds of their source: checked where they enter."""
 
 from __future__ import annotations

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Fewer tokens where nothing happens: which vision tokens of a grid say something new.
 
 Off by default. A static scene is most of a robot's day: a token whose features are almost those

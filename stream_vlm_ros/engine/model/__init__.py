@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """The network: patches -> features, embeddings -> hidden states -> logits.
 
 `base` says what a family of models gives; `qwen2_5_vl` is one.

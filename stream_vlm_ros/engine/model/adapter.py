@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """A LoRA adapter as PEFT saves it, folded into the weights that it was trained for."""
 
 from __future__ import annotations

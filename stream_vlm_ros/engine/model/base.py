@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """What the engine asks of a network. A family of models is one file that implements it.
 
 `qwen2_5_vl` is the family there is. What another one gives, by the example of Qwen3-VL:

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """torch.compile for what lies between the attention calls of a chunk: rotations, norms, MLPs.
 
 Each of these is a handful of small kernels that read and write all hidden states. The functions

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Qwen2.5-VL's configuration as the library parses it, and what of it is refused, in words."""
 
 from __future__ import annotations

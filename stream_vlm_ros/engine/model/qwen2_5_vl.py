@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Qwen2.5-VL: its vision tower and its language model, from the first product to the last.
 
     VisionTower  patches [patches, channels * frames * side * side] -> features [tokens, hidden]

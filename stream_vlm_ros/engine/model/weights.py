@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Weights from files and into files, by one table of (released name, view into our parameter)."""
 
 from __future__ import annotations

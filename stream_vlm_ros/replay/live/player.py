@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Plays a source to the node over DDS, asks it questions at their times, and notes what comes.
 
 The counterpart of ``stream-vlm replay --realtime``, which starts it as a process of its own::

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """A replay in real time: the actual node over DDS, played to at the source's own pace.
 
 Two processes: the node, and a player that publishes images and ``/clock``, asks the questions at

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """By launch_testing: demo.launch.py asks questions, and a shutdown ends all that it started."""
 
 import unittest

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """By launch_testing: replay.launch.py asks the node while a bag plays; a shutdown ends it all.
 
 The folder that the environment variable REPLAY names holds the bag and the questions.

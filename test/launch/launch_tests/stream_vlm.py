@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """By launch_testing: stream_vlm.launch.py starts the node, and a shutdown ends it."""
 
 import unittest

@@ -1,3 +1,6 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
 """Real time: the search for a rate, and the whole way through the node over DDS."""
 
 from __future__ import annotations
