@@ -38,7 +38,7 @@ ENGINE_HELP = (
 class Verbs(TyperGroup):
     """Errors raised on purpose end a verb with one line on stderr and exit status 2."""
 
-    def invoke(self, ctx):
+    def invoke(self, ctx: Any) -> Any:
         from stream_vlm_ros.console import print_anything
 
         print_anything()
@@ -415,13 +415,10 @@ def info(
 
 
 # The demo's options are read by the module that runs it.
-PASSED_ON = {
-    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
-    "add_help_option": False,
-}
-
-
-@app.command(**PASSED_ON)
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
 def demo(ctx: typer.Context) -> None:
     """Run the whole ROS system on a video and ask it questions."""
     from stream_vlm_ros.demo.__main__ import main as run_demo
