@@ -223,7 +223,7 @@ def main() -> int:
     print(f"Python calls of a question with {TOKENS} answer tokens: {calls['python_calls']:,}")
     print(f"and calls into C: {calls['c_calls']:,}")
     if options.out:
-        head = {"tree": options.rev or str(tree), "python": platform.python_version()}
+        head = {"tree": options.rev or "the working tree", "python": platform.python_version()}
         options.out.write_text(json.dumps({**head, "shape": shape, **measured}, indent=2) + "\n")
     return 0
 
