@@ -89,8 +89,22 @@ class ChunkResult(Record):
     grid: tuple[int, int, int]
 
 
+class Spanned:
+    """Has ``time_spans``: the stamps of their first and last frame, None without any."""
+
+    time_spans: TimeSpans
+
+    @property
+    def oldest_timestamp(self) -> float | None:
+        return self.time_spans[0][0] if self.time_spans else None
+
+    @property
+    def newest_timestamp(self) -> float | None:
+        return self.time_spans[-1][1] if self.time_spans else None
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Evidence(Record):
+class Evidence(Spanned, Record):
     """What an answer rests on.
 
     Attributes:
@@ -103,14 +117,6 @@ class Evidence(Record):
 
     cache_length: int
     time_spans: TimeSpans
-
-    @property
-    def oldest_timestamp(self) -> float | None:
-        return self.time_spans[0][0] if self.time_spans else None
-
-    @property
-    def newest_timestamp(self) -> float | None:
-        return self.time_spans[-1][1] if self.time_spans else None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -185,7 +191,7 @@ class EvictionStats(Record):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class CacheInfo(Record):
+class CacheInfo(Spanned, Record):
     """The memory as it stands: lengths in tokens, sizes in bytes, times in seconds.
 
     Attributes:
@@ -237,14 +243,6 @@ class CacheInfo(Record):
     def cache_memory_mb(self) -> float:
         """In MiB, as the reference has it."""
         return self.cache_memory_bytes / _MIB
-
-    @property
-    def oldest_timestamp(self) -> float | None:
-        return self.time_spans[0][0] if self.time_spans else None
-
-    @property
-    def newest_timestamp(self) -> float | None:
-        return self.time_spans[-1][1] if self.time_spans else None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -296,7 +296,7 @@ def test_it_has_the_face_of_the_streaming_engine(small, delayed, noise):
     assert engine.get_cache_info()["frames"] == 0
     with pytest.raises(EmptyMemoryError):
         engine.ask("What?")
-    engine.append_frame(noise(1)[0], 0.0)  # time may begin anew
+    engine.append_frame(noise(1)[0], 0.0)  # time may start over
 
 
 def test_a_chunk_is_kept_whole_or_not_at_all(delayed, noise):

@@ -214,7 +214,7 @@ def test_clear_empties_the_folder(tmp_path):
             store.add(TINY, float(k))
         store.clear()
         assert (len(store), store.bytes, files(tmp_path)) == (0, 0, [])
-        assert store.add(TINY, 0.0)[0].id == 0  # an earlier time may begin anew
+        assert store.add(TINY, 0.0)[0].id == 0  # an earlier time may start over
 
 
 def test_a_second_owner_is_refused_until_the_first_is_done(tmp_path):
