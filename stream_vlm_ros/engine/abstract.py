@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from stream_vlm_ros.engine.decoding import Answer
 from stream_vlm_ros.engine.results import (
@@ -15,8 +16,13 @@ from stream_vlm_ros.engine.results import (
     CacheInfo,
     ChoiceMetrics,
     ChunkResult,
+    SavedMemory,
     WarmUp,
 )
+from stream_vlm_ros.errors import InvalidParameterError
+
+if TYPE_CHECKING:
+    from stream_vlm_ros.engine.saving.memory_copy import MemoryCopy
 
 
 class InferenceEngine(ABC):
@@ -145,6 +151,51 @@ class InferenceEngine(ABC):
     @abstractmethod
     def reset(self) -> None:
         """Forget everything. An answer being written ends as cancelled."""
+
+    def copy_memory(self) -> MemoryCopy:
+        """A copy of the memory on the host, to be written in any thread: see `save_memory`.
+
+        Takes a moment of the engine's thread, and as much of the host's memory as
+        ``cache_memory_bytes``.
+
+        Raises:
+            InvalidParameterError: this engine's memory is not saved so.
+            EmptyMemoryError: nothing was seen yet.
+            StreamBusyError: an answer is being written, and room for what came meanwhile is yet
+                to be made.
+        """
+        raise InvalidParameterError("this engine's memory cannot be saved in a file")
+
+    def save_memory(self, path: str | Path, notes: Mapping[str, str] | None = None) -> SavedMemory:
+        """Write the memory to a file, from which an engine like this one goes on.
+
+        The file is whole at any moment: what was saved there before stays until the new one is on
+        the disk. It is readable by its owner alone.
+
+        Args:
+            notes: to be given back by `load_memory`.
+
+        Raises:
+            What `copy_memory` raises.
+            NotOursError: there is something at ``path`` that is no saved memory.
+            MemoryFileError: it cannot be written, as on a full disk.
+        """
+        return self.copy_memory().write(path, notes)
+
+    def load_memory(self, path: str | Path) -> SavedMemory:
+        """Put a saved memory in the place of the present one: wholly, or not at all.
+
+        The stream goes on behind its newest frame.
+
+        Raises:
+            InvalidParameterError: this engine's memory is not saved so.
+            MemoryFileError: with the reason: there is no such file, it is damaged, or it was saved
+                with another model, prompt or setting.
+            DeviceUnavailableError: the device has no room for it as long as the present one is
+                kept; an empty memory needs no further room.
+            StreamBusyError: an answer is being written.
+        """
+        raise InvalidParameterError("this engine's memory cannot be loaded from a file")
 
     def warm_up(self) -> WarmUp:
         """Make ready what the first question would wait for; only a GPU needs it."""

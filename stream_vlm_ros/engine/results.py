@@ -259,3 +259,24 @@ class WarmUp(Record):
     reason: str
     seconds: float
     bytes: int
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SavedMemory(Record):
+    """A memory in a file.
+
+    Attributes:
+        tokens, frames: held, and appended since the start.
+        oldest_timestamp, newest_timestamp: of the frames in it, in the engine's seconds.
+        saved_at: when it was copied, in seconds since 1970.
+        bytes: of the file.
+        notes: what who saved it wrote to it.
+    """
+
+    tokens: int
+    frames: int
+    oldest_timestamp: float
+    newest_timestamp: float
+    saved_at: float
+    bytes: int
+    notes: dict[str, str]
