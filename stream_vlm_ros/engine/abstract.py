@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,21 +166,24 @@ class InferenceEngine(ABC):
         """
         raise InvalidParameterError("this engine's memory cannot be saved in a file")
 
-    def save_memory(self, path: str | Path, notes: Mapping[str, str] | None = None) -> SavedMemory:
+    def save_memory(
+        self, path: str | Path, *, origin_ns: int = 0, frame_id: str = ""
+    ) -> SavedMemory:
         """Write the memory to a file, from which an engine like this one goes on.
 
         The file is whole at any moment: what was saved there before stays until the new one is on
         the disk. It is readable by its owner alone.
 
         Args:
-            notes: to be given back by `load_memory`.
+            origin_ns: the source's time at the engine's second 0; and ``frame_id`` of the newest
+                frame: kept in the file for who loads it.
 
         Raises:
             What `copy_memory` raises.
             NotOursError: there is something at ``path`` that is no saved memory.
             MemoryFileError: it cannot be written, as on a full disk.
         """
-        return self.copy_memory().write(path, notes)
+        return self.copy_memory().write(path, origin_ns=origin_ns, frame_id=frame_id)
 
     def load_memory(self, path: str | Path) -> SavedMemory:
         """Put a saved memory in the place of the present one: wholly, or not at all.

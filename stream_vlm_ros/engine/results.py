@@ -262,21 +262,24 @@ class WarmUp(Record):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class SavedMemory(Record):
+class SavedMemory(Spanned, Record):
     """A memory in a file.
 
     Attributes:
         tokens, frames: held, and appended since the start.
-        oldest_timestamp, newest_timestamp: of the frames in it, in the engine's seconds.
+        time_spans: the unbroken stretches of time in it, oldest first, in the engine's seconds.
         saved_at: when it was copied, in seconds since 1970.
         bytes: of the file.
-        notes: what who saved it wrote to it.
+        origin_ns: the source's time at the engine's second 0, in nanoseconds.
+        frame_id: of the newest frame.
     """
+
+    derived: ClassVar[tuple[str, ...]] = ("oldest_timestamp", "newest_timestamp")
 
     tokens: int
     frames: int
-    oldest_timestamp: float
-    newest_timestamp: float
+    time_spans: TimeSpans
     saved_at: float
     bytes: int
-    notes: dict[str, str]
+    origin_ns: int = 0
+    frame_id: str = ""

@@ -13,7 +13,8 @@ import dataclasses
 import json
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -39,7 +40,8 @@ from stream_vlm_ros.errors import (
     StreamBusyError,
 )
 
-_MAX_GRID = 10**7  # tokens of a grid: what is rebuilt from a file is bounded by its length
+_MAX_GRID = 10**7  # tokens of a grid, which may be there in part
+_MAX_POSITION = 2**40
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,17 @@ class _Run:
     def made(self) -> Run:
         """The run; PlainError where it contradicts itself."""
         _check(self.count > 0, "a run without tokens")
+        ticks = [grid.tick for grid in self.grids or ()]
+        places = [*self.origin, *self.shift, *ticks, self.step_after]
+        _check(max(map(abs, places)) < _MAX_POSITION, "a position")
         if self.grids is None:
             return TextRun(self.origin, self.count, self.shift)
         for grid in self.grids:
             size = grid.height * grid.width
-            places = range(size) if grid.places is None else grid.places
+            there = range(size) if grid.places is None else grid.places
             first, last = grid.stamps
             _check(min(grid.height, grid.width) > 0 and size <= _MAX_GRID, "a grid's size")
-            _check(len(places) > 0 and places[0] >= 0 and places[-1] < size, "a grid's places")
+            _check(len(there) > 0 and there[0] >= 0 and there[-1] < size, "a grid's places")
             _check(grid.places is None or _rising(grid.places), "a grid's places")
             _check(first <= last and grid.number >= 0, "a grid's stamps or number")
         _check(_rising([grid.number for grid in self.grids]), "the order of grids")
@@ -186,7 +191,6 @@ class MemoryCopy:
             raise InvalidParameterError(
                 f"the memory cannot be saved: the importance score describes frames by {error}"
             ) from error
-        oldest, newest = manager.time_spans()[0][0], manager.time_spans()[-1][1]
         return cls(
             _layers_of(manager),
             stream,
@@ -195,17 +199,15 @@ class MemoryCopy:
             SavedMemory(
                 tokens=manager.get_seq_length(),
                 frames=manager.state.frames,
-                oldest_timestamp=oldest,
-                newest_timestamp=newest,
+                time_spans=manager.time_spans(),
                 saved_at=time.time(),
                 bytes=0,
-                notes={},
             ),
         )
 
-    def write(self, path: str | Path, notes: Mapping[str, str] | None = None) -> SavedMemory:
-        """Write it as a file, in any thread; see `VideoStreamingInference.save_memory`."""
-        saved = dataclasses.replace(self._saved, notes=dict(notes or {}))
+    def write(self, path: str | Path, *, origin_ns: int = 0, frame_id: str = "") -> SavedMemory:
+        """Write it as a file, in any thread; see `InferenceEngine.save_memory`."""
+        saved = dataclasses.replace(self._saved, origin_ns=origin_ns, frame_id=frame_id)
         about = Packer().pack(saved)
         del about["bytes"]
         metadata = {
@@ -221,6 +223,12 @@ class MemoryCopy:
         return dataclasses.replace(saved, bytes=write(Path(path), metadata, parts))
 
 
+def about_memory(path: str | Path) -> SavedMemory:
+    """What a file says that it holds, without loading it; MemoryFileError as for `load_memory`."""
+    with MemoryFile(path) as file, _in_words(file):
+        return _about(file)
+
+
 @torch.inference_mode()
 def load_memory(
     path: str | Path, manager: KVCacheManager, binding: Mapping[str, Any]
@@ -228,21 +236,33 @@ def load_memory(
     """Put a saved memory in the place of the present one, wholly or not at all."""
     if manager._living():
         raise StreamBusyError("an answer is being written: finish or cancel it first")
-    with MemoryFile(path) as file:
-        try:
-            return _load(file, manager, binding)
-        except (PlainError, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            reason = f"its bookkeeping contradicts itself ({error})"
-            raise file.refusal(reason) from error
+    with MemoryFile(path) as file, _in_words(file):
+        return _load(file, manager, binding)
+
+
+@contextmanager
+def _in_words(file: MemoryFile) -> Iterator[None]:
+    try:
+        yield
+    except (PlainError, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise file.refusal(f"its bookkeeping contradicts itself ({error})") from error
+
+
+def _about(file: MemoryFile) -> SavedMemory:
+    about = json.loads(file.metadata.get("about", "null"))
+    _check(isinstance(about, dict), "what it holds")
+    saved = Unpacker(b"").unpack(SavedMemory, {**about, "bytes": file.size})
+    ends = [stamp for span in saved.time_spans for stamp in span]
+    _check(bool(ends) and ends == sorted(ends), "its stretches of time")
+    return saved
 
 
 def _load(file: MemoryFile, manager: KVCacheManager, binding: Mapping[str, Any]) -> SavedMemory:
-    bound, about = (json.loads(file.metadata.get(name, "null")) for name in ("binding", "about"))
-    if not isinstance(bound, dict) or not isinstance(about, dict):
-        raise PlainError("it does not say what it is of")
+    saved = _about(file)
+    bound = json.loads(file.metadata.get("binding", "null"))
+    _check(isinstance(bound, dict), "what it is bound to")
     if reason := difference(bound, binding):
         raise file.refusal(reason)
-    saved = Unpacker(b"").unpack(SavedMemory, {**about, "bytes": file.size})
     text, arrays = file.text("stream"), file.text("arrays")
     stream = Unpacker(arrays).unpack(_Stream, json.loads(text))
     ledger = _ledger(stream.positions, manager.ledger)
@@ -279,10 +299,9 @@ def _stream_of(manager: KVCacheManager) -> _Stream:
     sampled, important = evictor._levels or (EvenSample(0), StarMemory(0, evictor._score))
     return _Stream(
         _Positions(
-            *(
-                [_Run.of(run) for run in ledger.runs([level])]
-                for level in ("sink", "kept", "window")
-            ),
+            sink=[_Run.of(run) for run in ledger.runs(["sink"])],
+            kept=[_Run.of(run) for run in ledger.runs(["kept"])],
+            window=[_Run.of(run) for run in ledger.runs(["window"])],
             sink_length=ledger.sink_length,
             evicted=ledger.evicted,
             end=ledger.next_position,
@@ -340,6 +359,14 @@ def _rising(numbers: Sequence[int]) -> bool:
     return all(one < other for one, other in pairwise(numbers))
 
 
+def _kept_runs(ledger: PositionLedger) -> list[VisionRun]:
+    return [run for run in ledger.runs(["kept"]) if isinstance(run, VisionRun)]
+
+
+def _grids(ledger: PositionLedger) -> list[Grid]:
+    return [grid for run in ledger.runs() if isinstance(run, VisionRun) for grid in run.grids]
+
+
 def _ledger(saved: _Positions, before: PositionLedger) -> PositionLedger:
     ledger = PositionLedger(before.policy)
     sink, kept, window = (
@@ -388,7 +415,7 @@ def _evictor(saved: _Evictor, before: KVCacheEvictor, ledger: PositionLedger) ->
     limit, sink = evictor.limit, ledger.sink_length
     _check(sink is None or sink == saved.sink_size, "the size of its sink")
     _check(limit is None or ledger.length <= limit, "its length, beyond the cap")
-    tokens = {run.grids[0].number: run.count for run in ledger.runs(["kept"])}
+    tokens = {run.grids[0].number: run.count for run in _kept_runs(ledger)}
     offered = [*saved.sampled, *saved.important]
     _check(sorted(one.number for one in offered) == sorted(tokens), "the grids kept for long")
     _check(all(one.tokens == tokens[one.number] for one in offered), "the sizes of kept grids")
@@ -396,23 +423,21 @@ def _evictor(saved: _Evictor, before: KVCacheEvictor, ledger: PositionLedger) ->
     _check(len(sizes) <= 1, "the descriptions of its frames")
     evictor._descriptors = {one.number: one.descriptor for one in saved.descriptors}
     if offered:
-        for level, ours in zip(
-            evictor._kept_levels(), (saved.sampled, saved.important), strict=True
-        ):
-            level._grids, level.tokens = ours, sum(one.tokens for one in ours)
-            _check(_rising([one.number for one in ours]), "the order of kept grids")
+        sampled, important = evictor._kept_levels()
+        sampled._grids, important._grids = saved.sampled, saved.important
+        level: EvenSample | StarMemory
+        for level in (sampled, important):
+            level.tokens = sum(one.tokens for one in level._grids)
+            _check(_rising([one.number for one in level._grids]), "the order of kept grids")
             _check(level.tokens <= level.budget, "its kept grids, beyond their share")
     return evictor
 
 
 def _check_state(state: StreamState, ledger: PositionLedger) -> None:
-    counts = state.chunks, state.frames, state.exchanges
-    _check(state.chunks > 0 and state.frames > 0 and min(counts) >= 0, "its counts")
-    _check(state.first_stamp is not None and state.last_stamp is not None, "its stamps")
-    newest = max(
-        grid.stamps[1] for run in ledger.runs() if isinstance(run, VisionRun) for grid in run.grids
-    )
-    _check(state.first_stamp <= newest <= state.last_stamp, "its stamps")
+    first, last = state.first_stamp, state.last_stamp
+    _check(min(state.chunks, state.frames) > 0 and state.exchanges >= 0, "its counts")
+    newest = max(grid.stamps[1] for grid in _grids(ledger))
+    _check(first is not None and last is not None and first <= newest <= last, "its stamps")
     if state.known is not None:
         features, grids = state.known
         _check(features.ndim == 3 and grids.shape == features.shape[:2], "what it compares with")
@@ -433,10 +458,7 @@ def _buffer(
         _check(one.dtype == torch.int64 and list(one.shape) == [kept], "the places of kept grids")
     placed = sorted(zip(slots.owner.tolist(), slots.place.tolist(), strict=True))
     wanted = [
-        (run.grids[0].number, place)
-        for run in ledger.runs(["kept"])
-        if isinstance(run, VisionRun)
-        for place in range(run.count)
+        (run.grids[0].number, place) for run in _kept_runs(ledger) for place in range(run.count)
     ]
     _check(placed == wanted and slots.window_start >= 0, "the places of kept grids")
     buffer = _spare_buffer(manager, sink + room + window)

@@ -53,7 +53,9 @@ def write(
     """
     path = Path(os.path.abspath(os.path.expanduser(path)))
     sums = np.zeros(len(tensors), np.uint64)
-    sizes = [(name, _NAMES[one.dtype], one.shape, one.nbytes) for name, one in tensors]
+    sizes: list[tuple[str, str, tuple[int, ...], int]] = [
+        (name, _NAMES[one.dtype], tuple(one.shape), one.nbytes) for name, one in tensors
+    ]
     sizes.append((_SUMS, "U8", (sums.nbytes,), sums.nbytes))
     header: dict[str, Any] = {"__metadata__": {"format": FORMAT, "version": str(VERSION)}}
     header["__metadata__"] |= metadata
@@ -72,8 +74,8 @@ def write(
         for number, (_, tensor) in enumerate(tensors):
             for block in _blocks(tensor):
                 sums[number] += _sum(block)
-                yield memoryview(block)
-        yield memoryview(sums.view(np.uint8))
+                yield _view(block)
+        yield _view(sums.view(np.uint8))
 
     try:
         check_replaceable(path)
@@ -214,7 +216,7 @@ class MemoryFile:
         at, exponent = self._tensors[name][2], _EXPONENTS.get(into.dtype)
         total = np.uint64(0)
         for block in _blocks(into):
-            self._fill(memoryview(block), at)
+            self._fill(_view(block), at)
             at += len(block)
             total += _sum(block)
             if exponent is not None and not _finite(block, exponent, into.itemsize):
@@ -243,6 +245,10 @@ def _blocks(tensor: torch.Tensor) -> Iterator[np.ndarray]:
     data = tensor.flatten().view(torch.uint8).numpy()
     for start in range(0, len(data), _BLOCK):
         yield data[start : start + _BLOCK]
+
+
+def _view(block: np.ndarray) -> memoryview:
+    return memoryview(block)  # type: ignore[arg-type]  # it has the buffer interface
 
 
 def _sum(block: np.ndarray) -> np.uint64:

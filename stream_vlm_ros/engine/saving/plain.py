@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-MAX_WHOLE_NUMBER = 2**53  # what every reader of JSON holds exactly
+MAX_WHOLE_NUMBER = 2**63 - 1  # nanoseconds since 1970 are among them
 
 Kind = TypeVar("Kind")
 
@@ -54,12 +54,14 @@ class Packer:
         return b"".join(self._parts)
 
     def pack(self, value: Any) -> Any:
+        """What ``json`` writes for a value; PlainError for one that has no such form."""
         if value is None or isinstance(value, (bool, int, float, str)):
             return value
         if isinstance(value, (torch.Tensor, np.ndarray)):
             return self._array(value)
-        if dataclasses.is_dataclass(value) or _is_named_tuple(type(value)):
-            return {name: self.pack(getattr(value, name)) for name in _fields(type(value))}
+        kind: Any = type(value)
+        if dataclasses.is_dataclass(kind) or _is_named_tuple(kind):
+            return {name: self.pack(getattr(value, name)) for name in _fields(kind)}
         if isinstance(value, dict):
             return [[self.pack(key), self.pack(one)] for key, one in value.items()]
         if isinstance(value, (list, tuple, collections.deque)):
@@ -109,7 +111,8 @@ class Unpacker:
         if origin in (list, tuple, collections.deque):
             return origin(self._any(inner[0], one) for one in self._items(text))
         if origin is dict:
-            return dict(self._any(tuple[inner], pair) for pair in self._items(text))
+            pairs: Any = tuple[inner]  # type: ignore[valid-type]
+            return dict(self._any(pairs, pair) for pair in self._items(text))
         if kind in (torch.Tensor, np.ndarray):
             array = self._array(text)
             return array.numpy() if kind is np.ndarray else array
