@@ -33,11 +33,13 @@ class InferenceEngine(ABC):
         memory_plan: what the memory takes and what is free, in one line; may be empty.
         keeps_source_time: what is remembered outlives this process, so that stamps must be given
             in a time that does, too.
+        why_not_saved: what to say of an engine whose memory is not saved in a file.
     """
 
     min_pixels: int
     memory_plan: str = ""
     keeps_source_time: bool = False
+    why_not_saved: str = "this engine's memory is not saved in a file, nor loaded from one"
 
     @abstractmethod
     def append_video_chunk(
@@ -164,7 +166,7 @@ class InferenceEngine(ABC):
             StreamBusyError: an answer is being written, and room for what came meanwhile is yet
                 to be made.
         """
-        raise InvalidParameterError("this engine's memory cannot be saved in a file")
+        raise InvalidParameterError(self.why_not_saved)
 
     def save_memory(
         self, path: str | Path, *, origin_ns: int = 0, frame_id: str = ""
@@ -185,10 +187,16 @@ class InferenceEngine(ABC):
         """
         return self.copy_memory().write(path, origin_ns=origin_ns, frame_id=frame_id)
 
-    def load_memory(self, path: str | Path) -> SavedMemory:
+    def load_memory(
+        self, path: str | Path, check: Callable[[SavedMemory], None] | None = None
+    ) -> SavedMemory:
         """Put a saved memory in the place of the present one: wholly, or not at all.
 
         The stream goes on behind its newest frame.
+
+        Args:
+            check: is told what the file holds before anything is touched, and may refuse it by
+                raising.
 
         Raises:
             InvalidParameterError: this engine's memory is not saved so.
@@ -198,7 +206,7 @@ class InferenceEngine(ABC):
                 kept; an empty memory needs no further room.
             StreamBusyError: an answer is being written.
         """
-        raise InvalidParameterError("this engine's memory cannot be loaded from a file")
+        raise InvalidParameterError(self.why_not_saved)
 
     def warm_up(self) -> WarmUp:
         """Make ready what the first question would wait for; only a GPU needs it."""

@@ -417,8 +417,10 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
     def copy_memory(self) -> MemoryCopy:
         return MemoryCopy.take(self.cache_manager, self._binding())
 
-    def load_memory(self, path: str | Path) -> SavedMemory:
-        return load_memory(path, self.cache_manager, self._binding())
+    def load_memory(
+        self, path: str | Path, check: Callable[[SavedMemory], None] | None = None
+    ) -> SavedMemory:
+        return load_memory(path, self.cache_manager, self._binding(), check)
 
     def _binding(self) -> dict[str, Any]:
         return binding_of(self.model, self._chat, self.layout, self.cache_manager)

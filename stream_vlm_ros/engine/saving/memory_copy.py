@@ -13,7 +13,7 @@ import dataclasses
 import json
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -223,21 +223,18 @@ class MemoryCopy:
         return dataclasses.replace(saved, bytes=write(Path(path), metadata, parts))
 
 
-def about_memory(path: str | Path) -> SavedMemory:
-    """What a file says that it holds, without loading it; MemoryFileError as for `load_memory`."""
-    with MemoryFile(path) as file, _in_words(file):
-        return _about(file)
-
-
 @torch.inference_mode()
 def load_memory(
-    path: str | Path, manager: KVCacheManager, binding: Mapping[str, Any]
+    path: str | Path,
+    manager: KVCacheManager,
+    binding: Mapping[str, Any],
+    check: Callable[[SavedMemory], None] | None = None,
 ) -> SavedMemory:
-    """Put a saved memory in the place of the present one, wholly or not at all."""
+    """Put a saved memory in the place of the present one; see `InferenceEngine.load_memory`."""
     if manager._living():
         raise StreamBusyError("an answer is being written: finish or cancel it first")
     with MemoryFile(path) as file, _in_words(file):
-        return _load(file, manager, binding)
+        return _load(file, manager, binding, check or (lambda saved: None))
 
 
 @contextmanager
@@ -257,12 +254,18 @@ def _about(file: MemoryFile) -> SavedMemory:
     return saved
 
 
-def _load(file: MemoryFile, manager: KVCacheManager, binding: Mapping[str, Any]) -> SavedMemory:
+def _load(
+    file: MemoryFile,
+    manager: KVCacheManager,
+    binding: Mapping[str, Any],
+    check: Callable[[SavedMemory], None],
+) -> SavedMemory:
     saved = _about(file)
     bound = json.loads(file.metadata.get("binding", "null"))
     _check(isinstance(bound, dict), "what it is bound to")
     if reason := difference(bound, binding):
         raise file.refusal(reason)
+    check(saved)
     text, arrays = file.text("stream"), file.text("arrays")
     stream = Unpacker(arrays).unpack(_Stream, json.loads(text))
     ledger = _ledger(stream.positions, manager.ledger)
