@@ -15,7 +15,7 @@ from stream_vlm.msg import Answer, CacheStatus, MemoryLevel, TimeSpan
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import InvalidChoicesError, InvalidParameterError, cut
 from stream_vlm_ros.node.health import Health
-from stream_vlm_ros.node.memory_keeper import SavedState
+from stream_vlm_ros.node.memory_keeper import NOTHING_SAVED, SavedState
 from stream_vlm_ros.node.sampling import SECOND
 from stream_vlm_ros.node.worker import MemoryState, Outcome, Question
 
@@ -120,7 +120,7 @@ def to_fault(fault: Exception) -> Answer:
 
 
 def to_cache_status(
-    memory: MemoryState, state: str, counts: dict[str, int], saved: SavedState = SavedState()
+    memory: MemoryState, state: str, counts: dict[str, int], saved: SavedState = NOTHING_SAVED
 ) -> CacheStatus:
     """Memory, lifecycle state, every count by its field's name, saved memories -> message."""
     status = CacheStatus(

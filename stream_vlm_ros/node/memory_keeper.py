@@ -49,6 +49,9 @@ class SavedState:
     loaded: str = ""
 
 
+NOTHING_SAVED = SavedState()
+
+
 @dataclass(frozen=True)
 class Done:
     """What came of a service: words for its caller, the file's size, and how long it took in s."""
@@ -82,7 +85,7 @@ class MemoryKeeper:
         now_ns: Callable[[], int],
         report: Callable[[str], None],
     ) -> None:
-        self.state = SavedState()
+        self.state = NOTHING_SAVED
         self._worker, self._parameters = worker, parameters
         self._now_ns, self._report = now_ns, report
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="memory files")

@@ -32,7 +32,7 @@ from stream_vlm_ros.node.image_thread import ImageThread
 from stream_vlm_ros.node.ingest import FrameIngest
 from stream_vlm_ros.node.lifecycle import TellingLifecycleNode, transition
 from stream_vlm_ros.node.loading import load_engine, pixel_limit, release_memory
-from stream_vlm_ros.node.memory_keeper import MemoryKeeper, SavedState
+from stream_vlm_ros.node.memory_keeper import NOTHING_SAVED, MemoryKeeper, SavedState
 from stream_vlm_ros.node.memory_services import MemoryServices
 from stream_vlm_ros.node.parameters import PARAMETERS, declare, read, unknown_text
 from stream_vlm_ros.node.serialized_image import SerializedImage
@@ -353,7 +353,7 @@ class StreamVlmNode(TellingLifecycleNode):
 
     def _saved_state(self) -> SavedState:
         keeper = self._keeper
-        return keeper.state if keeper is not None else SavedState()
+        return keeper.state if keeper is not None else NOTHING_SAVED
 
     def _publish_status(self) -> None:
         if (status := self._status) is not None:
