@@ -188,13 +188,19 @@ class InferenceEngine(ABC):
         return self.copy_memory().write(path, origin_ns=origin_ns, frame_id=frame_id)
 
     def load_memory(
-        self, path: str | Path, check: Callable[[SavedMemory], None] | None = None
+        self,
+        path: str | Path,
+        *,
+        origin_ns: int | None = None,
+        check: Callable[[SavedMemory], None] | None = None,
     ) -> SavedMemory:
         """Put a saved memory in the place of the present one: wholly, or not at all.
 
         The stream goes on behind its newest frame.
 
         Args:
+            origin_ns: what the engine's second 0 is to be in the source's time; stamps in the
+                memory are moved to that. None: as it was saved (`SavedMemory.origin_ns`).
             check: is told what the file holds before anything is touched, and may refuse it by
                 raising.
 

@@ -418,9 +418,13 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         return MemoryCopy.take(self.cache_manager, self._binding())
 
     def load_memory(
-        self, path: str | Path, check: Callable[[SavedMemory], None] | None = None
+        self,
+        path: str | Path,
+        *,
+        origin_ns: int | None = None,
+        check: Callable[[SavedMemory], None] | None = None,
     ) -> SavedMemory:
-        return load_memory(path, self.cache_manager, self._binding(), check)
+        return load_memory(path, self.cache_manager, self._binding(), origin_ns, check)
 
     def _binding(self) -> dict[str, Any]:
         return binding_of(self.model, self._chat, self.layout, self.cache_manager)

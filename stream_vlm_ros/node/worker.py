@@ -504,7 +504,7 @@ class EngineWorker:
         cast("Future[Any]", command.future).set_result(done)
 
     def _load_memory(self, engine: InferenceEngine, path: Path) -> SavedMemory:
-        saved = engine.load_memory(path, self._check_saved)
+        saved = engine.load_memory(path, check=self._check_saved)
         self._epoch_ns = saved.origin_ns
         self._newest_header = None
         self.memory = self._snapshot(engine)

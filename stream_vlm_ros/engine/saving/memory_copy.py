@@ -223,18 +223,38 @@ class MemoryCopy:
         return dataclasses.replace(saved, bytes=write(Path(path), metadata, parts))
 
 
+def about_memory(path: str | Path) -> SavedMemory:
+    """What a file says that it holds, without loading it; MemoryFileError as for `load_memory`."""
+    with MemoryFile(path) as file, _in_words(file):
+        return _about(file)
+
+
 @torch.inference_mode()
 def load_memory(
     path: str | Path,
     manager: KVCacheManager,
     binding: Mapping[str, Any],
+    origin_ns: int | None = None,
     check: Callable[[SavedMemory], None] | None = None,
 ) -> SavedMemory:
     """Put a saved memory in the place of the present one; see `InferenceEngine.load_memory`."""
     if manager._living():
         raise StreamBusyError("an answer is being written: finish or cancel it first")
     with MemoryFile(path) as file, _in_words(file):
-        return _load(file, manager, binding, check or (lambda saved: None))
+        saved = _about(file)
+        bound = json.loads(file.metadata.get("binding", "null"))
+        _check(isinstance(bound, dict), "what it is bound to")
+        if reason := difference(bound, binding):
+            raise file.refusal(reason)
+        if check is not None:
+            check(saved)
+        text, arrays = file.text("stream"), file.text("arrays")
+        stream = Unpacker(arrays).unpack(_Stream, json.loads(text))
+        if origin_ns is not None:
+            stream = _moved(stream, (saved.origin_ns - origin_ns) / 1e9)
+            saved = dataclasses.replace(saved, origin_ns=origin_ns)
+        _load(file, manager, stream)
+        return saved
 
 
 @contextmanager
@@ -254,20 +274,7 @@ def _about(file: MemoryFile) -> SavedMemory:
     return saved
 
 
-def _load(
-    file: MemoryFile,
-    manager: KVCacheManager,
-    binding: Mapping[str, Any],
-    check: Callable[[SavedMemory], None],
-) -> SavedMemory:
-    saved = _about(file)
-    bound = json.loads(file.metadata.get("binding", "null"))
-    _check(isinstance(bound, dict), "what it is bound to")
-    if reason := difference(bound, binding):
-        raise file.refusal(reason)
-    check(saved)
-    text, arrays = file.text("stream"), file.text("arrays")
-    stream = Unpacker(arrays).unpack(_Stream, json.loads(text))
+def _load(file: MemoryFile, manager: KVCacheManager, stream: _Stream) -> None:
     ledger = _ledger(stream.positions, manager.ledger)
     evictor = _evictor(stream.evictor, manager.evictor, ledger)
     _check_state(stream.state, ledger)
@@ -283,7 +290,6 @@ def _load(
     if known is not None:
         known = Known(*(part.to(manager._device) for part in known))
     _take_over(manager, buffer, ledger, evictor, dataclasses.replace(stream.state, known=known))
-    return saved
 
 
 def _bytes_tensor(data: bytes) -> torch.Tensor:
@@ -368,6 +374,46 @@ def _kept_runs(ledger: PositionLedger) -> list[VisionRun]:
 
 def _grids(ledger: PositionLedger) -> list[Grid]:
     return [grid for run in ledger.runs() if isinstance(run, VisionRun) for grid in run.grids]
+
+
+def _moved(stream: _Stream, seconds: float) -> _Stream:
+    """With all stamps so much later."""
+
+    def runs(before: list[_Run]) -> list[_Run]:
+        return [
+            dataclasses.replace(run, grids=run.grids and list(map(grid, run.grids)))
+            for run in before
+        ]
+
+    def grid(one: Grid) -> Grid:
+        first, last = one.stamps
+        return dataclasses.replace(one, stamps=(first + seconds, last + seconds))
+
+    def candidates(before: list[Candidate]) -> list[Candidate]:
+        return [one._replace(seconds=one.seconds + seconds) for one in before]
+
+    def stamp(one: float | None) -> float | None:
+        return None if one is None else one + seconds
+
+    positions, evictor, state = stream.positions, stream.evictor, stream.state
+    return dataclasses.replace(
+        stream,
+        positions=dataclasses.replace(
+            positions,
+            sink=runs(positions.sink),
+            kept=runs(positions.kept),
+            window=runs(positions.window),
+        ),
+        evictor=dataclasses.replace(
+            evictor,
+            sink_end=evictor.sink_end + seconds,
+            sampled=candidates(evictor.sampled),
+            important=candidates(evictor.important),
+        ),
+        state=dataclasses.replace(
+            state, first_stamp=stamp(state.first_stamp), last_stamp=stamp(state.last_stamp)
+        ),
+    )
 
 
 def _ledger(saved: _Positions, before: PositionLedger) -> PositionLedger:

@@ -52,7 +52,7 @@ def write(
         MemoryFileError: it cannot be written (a full disk); what was there is still there.
     """
     path = Path(os.path.abspath(os.path.expanduser(path)))
-    sums = np.zeros(len(tensors), np.uint64)
+    sums = np.zeros(1 + len(tensors), np.uint64)  # of the header first
     sizes: list[tuple[str, str, tuple[int, ...], int]] = [
         (name, _NAMES[one.dtype], tuple(one.shape), one.nbytes) for name, one in tensors
     ]
@@ -69,9 +69,11 @@ def write(
     if len(text) > MAX_HEADER:
         raise MemoryFileError(f"{cut(str(path))}: a header of {len(text):,} bytes is too long")
 
+    sums[0] = _sum(np.frombuffer(text, np.uint8))
+
     def blocks() -> Iterator[memoryview]:
         yield memoryview(len(text).to_bytes(8, "little") + text)
-        for number, (_, tensor) in enumerate(tensors):
+        for number, (_, tensor) in enumerate(tensors, start=1):
             for block in _blocks(tensor):
                 sums[number] += _sum(block)
                 yield _view(block)
@@ -143,8 +145,9 @@ class MemoryFile:
         length = int.from_bytes(self._bytes(8, 0), "little") if self.size >= 8 else MAX_HEADER
         if length >= MAX_HEADER or length > self.size - 8:
             raise self.refusal("it is no saved memory")
+        text = self._bytes(length, 8)
         try:
-            header = json.loads(self._bytes(length, 8))
+            header = json.loads(text)
             self.metadata = header.pop("__metadata__")
             kind, version = self.metadata["format"], self.metadata["version"]
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
@@ -181,10 +184,12 @@ class MemoryFile:
             what = "cut" if end > self.size else "longer than it says"
             raise self.refusal(f"it is {what}: {self.size:,} bytes instead of {end:,}")
         names = [name for name in self._tensors if name != _SUMS]
-        if self._tensors[_SUMS][3] != 8 * len(names):
-            raise self.refusal("its header contradicts itself")
         _, _, at, size = self._tensors[_SUMS]
-        sums = np.frombuffer(self._bytes(size, at), np.uint64)
+        if size != 8 * (1 + len(names)):
+            raise self.refusal("its header contradicts itself")
+        first, *sums = np.frombuffer(self._bytes(size, at), np.uint64)
+        if _sum(np.frombuffer(text, np.uint8)) != first:
+            raise self.refusal("it is damaged: the sum of its header is another")
         self._sums = dict(zip(names, sums, strict=True))
 
     def names(self) -> set[str]:
