@@ -47,7 +47,7 @@ def binding_of(
     """Name -> what must be the same in the engine that loads a memory of this one."""
     config, shape = manager.evictor.config, manager.shape
     sampled, important = config.shares if config else (0.0, 0.0)
-    score = type(manager.evictor._score)
+    score = type(manager.evictor.score)
     return {
         "keys_and_values": f"{shape.layers} layers of {shape.kv_heads} heads of {shape.head_dim}",
         "dtype": str(shape.dtype).removeprefix("torch."),

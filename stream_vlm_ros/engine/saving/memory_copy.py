@@ -12,8 +12,7 @@ import copy
 import dataclasses
 import json
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,10 +23,12 @@ import torch
 
 from stream_vlm_ros import __version__
 from stream_vlm_ros.engine.cache.buffer import KVBuffer
-from stream_vlm_ros.engine.cache.eviction import Candidate, EvenSample, KVCacheEvictor, StarMemory
+from stream_vlm_ros.engine.cache.eviction import Candidate, EvictorState, KVCacheEvictor
 from stream_vlm_ros.engine.cache.ledger import PositionLedger
-from stream_vlm_ros.engine.cache.manager import KVCacheManager, StreamState
-from stream_vlm_ros.engine.cache.mrope import Grid, Run, TextRun, Vec, VisionRun
+from stream_vlm_ros.engine.cache.manager import KVCacheManager
+from stream_vlm_ros.engine.cache.mrope import Grid, Run, Vec, VisionRun
+from stream_vlm_ros.engine.cache.slots import Slots
+from stream_vlm_ros.engine.cache.state import MemoryState, StreamState
 from stream_vlm_ros.engine.inputs.token_reduction import Known
 from stream_vlm_ros.engine.results import SavedMemory
 from stream_vlm_ros.engine.saving.binding import difference
@@ -45,67 +46,12 @@ _MAX_POSITION = 2**40
 
 
 @dataclass(frozen=True)
-class _Run:
-    """A run of text (no grids), or of vision."""
-
-    origin: Vec
-    shift: Vec
-    count: int
-    grids: list[Grid] | None = None
-    segment: int = 0
-    cut: int = 0
-    cut_end: int = 0
-    step_after: int = 0
-    continues: bool = False
-
-    @classmethod
-    def of(cls, run: Run) -> _Run:
-        if isinstance(run, TextRun):
-            return cls(run.origin, run.shift, run.count)
-        return cls(
-            run.origin,
-            run.shift,
-            run.count,
-            list(run.grids),
-            run.segment,
-            run.cut,
-            run.cut_end,
-            run.step_after,
-            run.continues,
-        )
-
-    def made(self) -> Run:
-        """The run; PlainError where it contradicts itself."""
-        _check(self.count > 0, "a run without tokens")
-        ticks = [grid.tick for grid in self.grids or ()]
-        places = [*self.origin, *self.shift, *ticks, self.step_after]
-        _check(max(map(abs, places)) < _MAX_POSITION, "a position")
-        if self.grids is None:
-            return TextRun(self.origin, self.count, self.shift)
-        for grid in self.grids:
-            size = grid.height * grid.width
-            there = range(size) if grid.places is None else grid.places
-            first, last = grid.stamps
-            _check(min(grid.height, grid.width) > 0 and size <= _MAX_GRID, "a grid's size")
-            _check(len(there) > 0 and there[0] >= 0 and there[-1] < size, "a grid's places")
-            _check(grid.places is None or _rising(grid.places), "a grid's places")
-            _check(first <= last and grid.number >= 0, "a grid's stamps or number")
-        _check(_rising([grid.number for grid in self.grids]), "the order of grids")
-        _check(min(self.cut, self.cut_end) >= 0, "a run's cut")
-        run = VisionRun(self.origin, self.segment, self.grids, self.shift)
-        run.cut, run.cut_end, run.step_after = self.cut, self.cut_end, self.step_after
-        run.continues = self.continues
-        _check(run.count == self.count, "the length of a run")
-        return run
-
-
-@dataclass(frozen=True)
 class _Positions:
     """A `PositionLedger`."""
 
-    sink: list[_Run]
-    kept: list[_Run]
-    window: list[_Run]
+    sink: tuple[Run, ...]
+    kept: tuple[VisionRun, ...]
+    window: tuple[Run, ...]
     sink_length: int | None
     evicted: int
     end: Vec
@@ -114,40 +60,21 @@ class _Positions:
 
 
 @dataclass(frozen=True)
-class _Evictor:
-    """A `KVCacheEvictor`."""
+class _Bookkeeping:
+    """A `MemoryState`, but for what follows from it and from the engine's settings.
 
-    chunks: int
-    later_tokens: int
-    sink_size: int
-    first_chunk: int
-    first_vision: int
-    first_grid: int
-    sink_end: float
-    evictions: int
-    tokens_evicted: int
-    descriptors: list[Candidate]  # of grids in the window: number and descriptor
-    sampled: list[Candidate]
-    important: list[Candidate]
-
-
-@dataclass(frozen=True)
-class _Slots:
-    """Where the tokens lie in a `KVBuffer`: saved in the order of their slots, the window last."""
-
-    window_start: int  # running number of its first token
-    owner: torch.Tensor  # [kept]
-    place: torch.Tensor
-
-
-@dataclass(frozen=True)
-class _Stream:
-    """Everything but keys and values."""
+    Attributes:
+        window_start: running number of the window's first token.
+        owner, place: of `Slots`. Keys and values are saved in the order of their slots, the window
+            last.
+    """
 
     positions: _Positions
-    evictor: _Evictor
-    slots: _Slots
-    state: StreamState
+    window_start: int
+    owner: torch.Tensor
+    place: torch.Tensor
+    evictor: EvictorState
+    stream: StreamState
 
 
 class MemoryCopy:
@@ -160,12 +87,12 @@ class MemoryCopy:
     def __init__(
         self,
         layers: Sequence[torch.Tensor],
-        stream: bytes,
+        bookkeeping: bytes,
         arrays: bytes,
         binding: Mapping[str, Any],
         saved: SavedMemory,
     ) -> None:
-        self._layers, self._stream, self._arrays = layers, stream, arrays
+        self._layers, self._bookkeeping, self._arrays = layers, bookkeeping, arrays
         self._binding, self._saved = dict(binding), saved
         self.nbytes = sum(layer.nbytes for layer in layers)
 
@@ -179,27 +106,36 @@ class MemoryCopy:
             StreamBusyError: an answer is being written, and room for what came meanwhile is yet
                 to be made.
         """
-        manager.apply_pending_evictions()
-        if not manager.state.frames:
+        return manager.reading(lambda state, buffer: cls._of(state, buffer, manager, binding))
+
+    @classmethod
+    def _of(
+        cls,
+        state: MemoryState,
+        buffer: KVBuffer,
+        manager: KVCacheManager,
+        binding: Mapping[str, Any],
+    ) -> MemoryCopy:
+        if not state.stream.frames:
             raise EmptyMemoryError("nothing has been seen yet: there is no memory to save")
-        if manager.waiting:
+        if state.waiting:
             raise StreamBusyError("an answer is being written: finish or cancel it first")
         packer = Packer()
         try:
-            stream = json.dumps(packer.pack(_stream_of(manager)), allow_nan=False).encode()
+            packed = packer.pack(_bookkeeping_of(state))
         except PlainError as error:  # of a user's importance score
             raise InvalidParameterError(
                 f"the memory cannot be saved: the importance score describes frames by {error}"
             ) from error
         return cls(
-            _layers_of(manager),
-            stream,
+            _layers_of(state.slots, buffer, manager),
+            json.dumps(packed, allow_nan=False).encode(),
             packer.arrays,
             binding,
             SavedMemory(
-                tokens=manager.get_seq_length(),
-                frames=manager.state.frames,
-                time_spans=manager.time_spans(),
+                tokens=state.slots.length,
+                frames=state.stream.frames,
+                time_spans=tuple(state.ledger.time_spans()),
                 saved_at=time.time(),
                 bytes=0,
             ),
@@ -216,7 +152,7 @@ class MemoryCopy:
             "about": json.dumps(about),
         }
         parts = [
-            ("stream", _bytes_tensor(self._stream)),
+            ("bookkeeping", _bytes_tensor(self._bookkeeping)),
             ("arrays", _bytes_tensor(self._arrays)),
             *((f"layers.{number}", layer) for number, layer in enumerate(self._layers)),
         ]
@@ -238,8 +174,7 @@ def load_memory(
     check: Callable[[SavedMemory], None] | None = None,
 ) -> SavedMemory:
     """Put a saved memory in the place of the present one; see `InferenceEngine.load_memory`."""
-    if manager._living():
-        raise StreamBusyError("an answer is being written: finish or cancel it first")
+    manager.check_unread()
     with MemoryFile(path) as file, _in_words(file):
         saved = _about(file)
         bound = json.loads(file.metadata.get("binding", "null"))
@@ -248,12 +183,12 @@ def load_memory(
             raise file.refusal(reason)
         if check is not None:
             check(saved)
-        text, arrays = file.text("stream"), file.text("arrays")
-        stream = Unpacker(arrays).unpack(_Stream, json.loads(text))
+        text, arrays = file.text("bookkeeping"), file.text("arrays")
+        book = Unpacker(arrays).unpack(_Bookkeeping, json.loads(text))
         if origin_ns is not None:
-            stream = _moved(stream, (saved.origin_ns - origin_ns) / 1e9)
+            book = _moved(book, (saved.origin_ns - origin_ns) / 1e9)
             saved = dataclasses.replace(saved, origin_ns=origin_ns)
-        _load(file, manager, stream)
+        manager.reading(lambda now, buffer: _load(file, book, now, buffer, manager))
         return saved
 
 
@@ -274,89 +209,79 @@ def _about(file: MemoryFile) -> SavedMemory:
     return saved
 
 
-def _load(file: MemoryFile, manager: KVCacheManager, stream: _Stream) -> None:
-    ledger = _ledger(stream.positions, manager.ledger)
-    evictor = _evictor(stream.evictor, manager.evictor, ledger)
-    _check_state(stream.state, ledger)
-    layers, length = manager.shape.layers, ledger.length
-    size = [2, manager.shape.kv_heads, length, manager.shape.head_dim]
-    wanted = {"stream", "arrays", *(f"layers.{number}" for number in range(layers))}
-    _check(file.names() == wanted, "its parts")
-    for number in range(layers):
-        found = file.shape(f"layers.{number}")
-        _check(found == (manager.shape.dtype, size), "the shape of its keys and values")
-    buffer = _buffer(file, stream.slots, manager, ledger, evictor)
-    known = stream.state.known
+def _load(
+    file: MemoryFile,
+    book: _Bookkeeping,
+    now: MemoryState,
+    present: KVBuffer,
+    manager: KVCacheManager,
+) -> None:
+    ledger = _ledger(book.positions, now.ledger)
+    rules = _rules(book.evictor, ledger, manager.evictor)
+    _check_stream(book.stream, ledger)
+    shape = manager.shape
+    wanted = {f"layers.{number}" for number in range(shape.layers)}
+    _check(file.names() == {"bookkeeping", "arrays", *wanted}, "its parts")
+    size = [2, shape.kv_heads, ledger.length, shape.head_dim]
+    for name in wanted:
+        _check(file.shape(name) == (shape.dtype, size), "the shape of its keys and values")
+    slots = _slots(book, ledger, rules, now.slots)
+    buffer = _unread_buffer(now, present, slots, manager)
+    _fill(buffer, slots, file, manager)
+    known = book.stream.known
     if known is not None:
-        known = Known(*(part.to(manager._device) for part in known))
-    _take_over(manager, buffer, ledger, evictor, dataclasses.replace(stream.state, known=known))
+        known = Known(*(part.to(buffer.data.device) for part in known))
+    stream = dataclasses.replace(book.stream, known=known)
+    manager.take_over(MemoryState(slots, ledger, book.evictor, stream=stream), buffer)
 
 
 def _bytes_tensor(data: bytes) -> torch.Tensor:
-    return (
-        torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        if data
-        else torch.empty(0, dtype=torch.uint8)
-    )
+    return torch.frombuffer(bytearray(data) or bytearray(1), dtype=torch.uint8)[: len(data)]
 
 
-# -- from a manager ----------------------------------------------------------------------------
+# -- from a memory -----------------------------------------------------------------------------
 
 
-def _stream_of(manager: KVCacheManager) -> _Stream:
-    ledger, evictor, buffer = manager.ledger, manager.evictor, manager._buffer
-    sampled, important = evictor._levels or (EvenSample(0), StarMemory(0, evictor._score))
-    return _Stream(
+def _bookkeeping_of(state: MemoryState) -> _Bookkeeping:
+    ledger, slots = state.ledger, state.slots
+    return _Bookkeeping(
         _Positions(
-            sink=[_Run.of(run) for run in ledger.runs(["sink"])],
-            kept=[_Run.of(run) for run in ledger.runs(["kept"])],
-            window=[_Run.of(run) for run in ledger.runs(["window"])],
+            sink=tuple(ledger.runs(["sink"])),
+            kept=_kept_runs(ledger),
+            window=tuple(ledger.runs(["window"])),
             sink_length=ledger.sink_length,
             evicted=ledger.evicted,
             end=ledger.next_position,
             segment=ledger._segment,
             grids_seen=ledger.grids_seen,
         ),
-        _Evictor(
-            evictor._chunks,
-            evictor._later_tokens,
-            evictor.effective_sink_size,
-            evictor._first_chunk,
-            evictor._first_vision,
-            evictor._first_grid,
-            evictor._sink_end,
-            evictor.total_evictions,
-            evictor.total_tokens_evicted,
-            [Candidate(number, 0, 0.0, one) for number, one in evictor._descriptors.items()],
-            sampled._grids,
-            important._grids,
-        ),
-        _Slots(buffer.window.start, buffer._owner, buffer._place),
-        manager.state,
+        slots.window.start,
+        slots.owner,
+        slots.place,
+        state.evictor,
+        state.stream,
     )
 
 
-def _layers_of(manager: KVCacheManager) -> list[torch.Tensor]:
+def _layers_of(slots: Slots, buffer: KVBuffer, manager: KVCacheManager) -> list[torch.Tensor]:
     """``[2, kv_heads, length, head_dim]`` of each layer, on the host, in the order of the slots."""
-    buffer, shape = manager._buffer, manager.shape
-    base = buffer.sink + buffer.kept
-    window = buffer._slots(buffer.window)
+    shape, base = manager.shape, slots.sink + slots.kept
     layers = []
     for number, data in enumerate(buffer.data):  # [2, kv_heads, slots, head_dim]
-        layer = torch.empty((2, shape.kv_heads, buffer.length, shape.head_dim), dtype=shape.dtype)
+        layer = torch.empty((2, shape.kv_heads, slots.length, shape.head_dim), dtype=shape.dtype)
         layer[:, :, :base] = data[:, :, :base]
-        if buffer._originals is not None:
-            layer[0, :, :base] = buffer._originals[number, :, :base]
+        if manager.rotates_long_lived and buffer.originals is not None:
+            layer[0, :, :base] = buffer.originals[number, :, :base]
         done = base
-        for slots in window:
-            size = slots.stop - slots.start
-            layer[:, :, done : done + size] = data[:, :, slots]
+        for taken in slots.of_newest(len(slots.window)):
+            size = taken.stop - taken.start
+            layer[:, :, done : done + size] = data[:, :, taken]
             done += size
         layers.append(layer)
     return layers
 
 
-# -- into a manager ----------------------------------------------------------------------------
+# -- into a memory -----------------------------------------------------------------------------
 
 
 def _check(holds: bool, what: str) -> None:
@@ -364,44 +289,44 @@ def _check(holds: bool, what: str) -> None:
         raise PlainError(what)
 
 
-def _rising(numbers: Sequence[int]) -> bool:
+def _rising(numbers: Iterable[int]) -> bool:
     return all(one < other for one, other in pairwise(numbers))
 
 
-def _kept_runs(ledger: PositionLedger) -> list[VisionRun]:
-    return [run for run in ledger.runs(["kept"]) if isinstance(run, VisionRun)]
+def _kept_runs(ledger: PositionLedger) -> tuple[VisionRun, ...]:
+    return tuple(run for run in ledger.runs(["kept"]) if isinstance(run, VisionRun))
 
 
-def _grids(ledger: PositionLedger) -> list[Grid]:
-    return [grid for run in ledger.runs() if isinstance(run, VisionRun) for grid in run.grids]
+def _grids(runs: Iterable[Run]) -> list[Grid]:
+    return [grid for run in runs if isinstance(run, VisionRun) for grid in run.grids]
 
 
-def _moved(stream: _Stream, seconds: float) -> _Stream:
+def _moved(book: _Bookkeeping, seconds: float) -> _Bookkeeping:
     """With all stamps so much later."""
-
-    def runs(before: list[_Run]) -> list[_Run]:
-        return [
-            dataclasses.replace(run, grids=run.grids and list(map(grid, run.grids)))
-            for run in before
-        ]
 
     def grid(one: Grid) -> Grid:
         first, last = one.stamps
         return dataclasses.replace(one, stamps=(first + seconds, last + seconds))
 
-    def candidates(before: list[Candidate]) -> list[Candidate]:
-        return [one._replace(seconds=one.seconds + seconds) for one in before]
+    def vision(run: VisionRun) -> VisionRun:
+        return dataclasses.replace(run, grids=tuple(map(grid, run.grids)))
+
+    def runs(before: tuple[Run, ...]) -> tuple[Run, ...]:
+        return tuple(vision(run) if isinstance(run, VisionRun) else run for run in before)
+
+    def candidates(before: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+        return tuple(one._replace(seconds=one.seconds + seconds) for one in before)
 
     def stamp(one: float | None) -> float | None:
         return None if one is None else one + seconds
 
-    positions, evictor, state = stream.positions, stream.evictor, stream.state
+    positions, evictor, stream = book.positions, book.evictor, book.stream
     return dataclasses.replace(
-        stream,
+        book,
         positions=dataclasses.replace(
             positions,
             sink=runs(positions.sink),
-            kept=runs(positions.kept),
+            kept=tuple(map(vision, positions.kept)),
             window=runs(positions.window),
         ),
         evictor=dataclasses.replace(
@@ -410,173 +335,169 @@ def _moved(stream: _Stream, seconds: float) -> _Stream:
             sampled=candidates(evictor.sampled),
             important=candidates(evictor.important),
         ),
-        state=dataclasses.replace(
-            state, first_stamp=stamp(state.first_stamp), last_stamp=stamp(state.last_stamp)
+        stream=dataclasses.replace(
+            stream, first_stamp=stamp(stream.first_stamp), last_stamp=stamp(stream.last_stamp)
         ),
     )
 
 
-def _ledger(saved: _Positions, before: PositionLedger) -> PositionLedger:
-    ledger = PositionLedger(before.policy)
-    sink, kept, window = (
-        [run.made() for run in runs] for runs in (saved.sink, saved.kept, saved.window)
-    )
-    visions = [run for run in kept if isinstance(run, VisionRun) and len(run.grids) == 1]
-    _check(len(visions) == len(kept), "the grids kept for long")
-    grids = [
-        grid for run in (*sink, *kept, *window) if isinstance(run, VisionRun) for grid in run.grids
-    ]
+def _check_run(run: Run) -> None:
+    """PlainError where a run contradicts itself."""
+    grids = _grids([run])
+    ticks = [grid.tick for grid in grids]
+    _check(max(map(abs, [*run.origin, *run.shift, *ticks])) < _MAX_POSITION, "a position")
+    if not isinstance(run, VisionRun):
+        _check(run.count > 0, "a run without tokens")
+        return
+    _check(bool(grids) and _rising(grid.number for grid in grids), "the order of grids")
+    _check(ticks == sorted(ticks), "the order of grids")
+    for grid in grids:
+        size = grid.height * grid.width
+        there = range(size) if grid.places is None else grid.places
+        first, last = grid.stamps
+        _check(min(grid.height, grid.width) > 0 and size <= _MAX_GRID, "a grid's size")
+        _check(len(there) > 0 and there[0] >= 0 and there[-1] < size, "a grid's places")
+        _check(grid.places is None or _rising(grid.places), "a grid's places")
+        _check(first <= last and grid.number >= 0, "a grid's stamps or number")
+    _check(0 <= run.cut < grids[0].count and 0 <= run.cut_end < grids[-1].count, "a run's cut")
+    _check(run.count > 0 and abs(run.step_after) < _MAX_POSITION, "a run's cut")
+
+
+def _ledger(saved: _Positions, now: PositionLedger) -> PositionLedger:
+    runs = (*saved.sink, *saved.kept, *saved.window)
+    for run in runs:
+        _check_run(run)
+    grids = _grids(runs)
     _check(bool(grids), "it holds no frame")
     # (One grid that the sink was cut through is in the window, too.)
-    _check(all(a.number <= b.number for a, b in pairwise(grids)), "its grids")
-    _check(all(grid.number < saved.grids_seen for grid in grids), "the number of its grids")
-    _check(_rising([run.grids[0].number for run in visions]), "the order of kept grids")
+    _check(all(a.number <= b.number for a, b in pairwise(grids)), "the order of grids")
+    _check(all(a.stamps <= b.stamps for a, b in pairwise(grids)), "the stamps of grids")
+    _check(grids[-1].number < saved.grids_seen, "the number of its grids")
+    whole = all(len(run.grids) == 1 and not run.cut and not run.cut_end for run in saved.kept)
+    _check(whole and _rising(run.grids[0].number for run in saved.kept), "the grids kept for long")
     sealed = saved.sink_length
-    _check(sum(run.count for run in sink) == (sealed or 0), "the length of its sink")
-    _check(sealed is not None or not (kept or saved.evicted), "what it forgot without a sink")
-    _check(saved.evicted >= 0, "what it forgot")
-    ledger._sink, ledger._kept, ledger._window = sink, visions, deque(window)
+    _check(sum(run.count for run in saved.sink) == (sealed or 0), "the length of its sink")
+    _check(sealed is not None or not (saved.kept or saved.evicted), "what it forgot")
+    _check(saved.evicted >= 0 and max(map(abs, saved.end)) < _MAX_POSITION, "what it forgot")
+    ledger = PositionLedger(now.policy)
+    ledger._sink, ledger._kept, ledger._window = saved.sink, saved.kept, saved.window
     ledger._sink_length, ledger.evicted = sealed, saved.evicted
-    ledger.length = sum(run.count for run in (*sink, *kept, *window))
+    ledger.length = sum(run.count for run in runs)
     ledger._end, ledger._segment, ledger._grids_seen = saved.end, saved.segment, saved.grids_seen
-    ledger.follow(before)
-    return ledger
+    return now.replaced_by(ledger)
 
 
-def _evictor(saved: _Evictor, before: KVCacheEvictor, ledger: PositionLedger) -> KVCacheEvictor:
-    evictor = KVCacheEvictor(before.config, before._score)
+@dataclass
+class _Held:
+    evictor: EvictorState
+
+
+def _rules(state: EvictorState, ledger: PositionLedger, now: KVCacheEvictor) -> KVCacheEvictor:
+    """The engine's rules over a saved state; PlainError where that is none of theirs."""
     counts = (
-        saved.later_tokens,
-        saved.sink_size,
-        saved.first_chunk,
-        saved.first_vision,
-        saved.first_grid,
-        saved.evictions,
-        saved.tokens_evicted,
+        state.later_tokens,
+        state.first_chunk,
+        state.first_vision,
+        state.first_grid,
+        state.evictions,
+        state.tokens_evicted,
     )
-    _check(saved.chunks > 0 and min(counts) >= 0, "the counts of its chunks")
-    evictor._chunks, evictor._later_tokens = saved.chunks, saved.later_tokens
-    evictor._sink_size, evictor._first_chunk = saved.sink_size, saved.first_chunk
-    evictor._first_vision, evictor._first_grid = saved.first_vision, saved.first_grid
-    evictor._sink_end = saved.sink_end
-    evictor.total_evictions = saved.evictions
-    evictor.total_tokens_evicted = saved.tokens_evicted
-    limit, sink = evictor.limit, ledger.sink_length
-    _check(sink is None or sink == saved.sink_size, "the size of its sink")
-    _check(limit is None or ledger.length <= limit, "its length, beyond the cap")
+    _check(state.chunks > 0 and min(counts) >= 0, "the counts of its chunks")
+    _check(max(counts) < _MAX_POSITION, "the counts of its chunks")
+    rules = now.over(_Held(state))
+    config, sealed = rules.config, ledger.sink_length
+    if config is None:
+        _check(state.sink_size == 0 and sealed is None, "its sink")
+    else:
+        _check(state.sink_size == (config.sink_size or state.first_chunk), "its sink")
+        _check(0 < state.sink_size <= config.max_cache_tokens, "its sink")
+        _check(sealed in (None, state.sink_size), "its sink")
+        _check(sealed is not None or ledger.length < state.sink_size, "its sink")
+        _check(ledger.length <= config.max_cache_tokens, "its length, beyond the cap")
     tokens = {run.grids[0].number: run.count for run in _kept_runs(ledger)}
-    offered = [*saved.sampled, *saved.important]
+    offered = (*state.sampled, *state.important)
     _check(sorted(one.number for one in offered) == sorted(tokens), "the grids kept for long")
     _check(all(one.tokens == tokens[one.number] for one in offered), "the sizes of kept grids")
-    sizes = {one.descriptor.shape for one in (*saved.important, *saved.descriptors)}
-    _check(len(sizes) <= 1, "the descriptions of its frames")
-    evictor._descriptors = {one.number: one.descriptor for one in saved.descriptors}
-    if offered:
-        sampled, important = evictor._kept_levels()
-        sampled._grids, important._grids = saved.sampled, saved.important
-        level: EvenSample | StarMemory
-        for level in (sampled, important):
-            level.tokens = sum(one.tokens for one in level._grids)
-            _check(_rising([one.number for one in level._grids]), "the order of kept grids")
-            _check(level.tokens <= level.budget, "its kept grids, beyond their share")
-    return evictor
+    for level, size in (
+        (state.sampled, rules.sampled_size),
+        (state.important, rules.important_size),
+    ):
+        _check(_rising(one.number for one in level), "the order of kept grids")
+        _check(sum(one.tokens for one in level) <= size, "its kept grids, beyond their share")
+    described = [one.descriptor for one in state.important], state.descriptors.values()
+    shapes = {descriptor.shape for some in described for descriptor in some}
+    _check(len(shapes) <= 1, "the descriptions of its frames")
+    return rules
 
 
-def _check_state(state: StreamState, ledger: PositionLedger) -> None:
-    first, last = state.first_stamp, state.last_stamp
-    _check(min(state.chunks, state.frames) > 0 and state.exchanges >= 0, "its counts")
-    newest = max(grid.stamps[1] for grid in _grids(ledger))
+def _check_stream(stream: StreamState, ledger: PositionLedger) -> None:
+    first, last = stream.first_stamp, stream.last_stamp
+    _check(min(stream.chunks, stream.frames) > 0 and stream.exchanges >= 0, "its counts")
+    newest = max(grid.stamps[1] for grid in _grids(ledger.runs()))
     _check(first is not None and last is not None and first <= newest <= last, "its stamps")
-    if state.known is not None:
-        features, grids = state.known
+    if stream.known is not None:
+        features, grids = stream.known
         _check(features.ndim == 3 and grids.shape == features.shape[:2], "what it compares with")
+        _check(features.is_floating_point() and grids.dtype == torch.int64, "what it compares with")
 
 
-def _buffer(
-    file: MemoryFile,
-    slots: _Slots,
-    manager: KVCacheManager,
-    ledger: PositionLedger,
-    evictor: KVCacheEvictor,
-) -> KVBuffer:
-    """The keys and values, in the place of the present ones where nobody reads those."""
-    sink, kept, window = ledger.sink_length or 0, ledger.kept_length, ledger.window_length
-    room = evictor.room_for_grids if ledger.sink_length is not None else 0
-    _check(kept <= room, "its kept grids, beyond their room")
-    for one in (slots.owner, slots.place):
-        _check(one.dtype == torch.int64 and list(one.shape) == [kept], "the places of kept grids")
-    placed = sorted(zip(slots.owner.tolist(), slots.place.tolist(), strict=True))
-    wanted = [
+def _slots(book: _Bookkeeping, ledger: PositionLedger, rules: KVCacheEvictor, now: Slots) -> Slots:
+    """Where the tokens go: into the slots that they had, where the buffer is as large."""
+    sealed = ledger.sink_length
+    sink, room = sealed or 0, 0 if sealed is None else rules.room_for_grids
+    length = ledger.window_length
+    kept = [
         (run.grids[0].number, place) for run in _kept_runs(ledger) for place in range(run.count)
     ]
-    _check(placed == wanted and slots.window_start >= 0, "the places of kept grids")
-    buffer = _spare_buffer(manager, sink + room + window)
-    _check(sink + room + window <= buffer.capacity, "its length, beyond the cap")
-    buffer.clear()
-    buffer.sink, buffer._room = sink, room
-    buffer.window = range(slots.window_start, slots.window_start + window)
-    buffer._owner, buffer._place = slots.owner, slots.place
-    if room and buffer._room_for_originals is not None:
-        if buffer._room_for_originals.shape[2] < buffer.base:
-            buffer._room_for_originals = buffer._take_originals(buffer.base)
-        buffer._originals = buffer._room_for_originals[:, :, : buffer.base]
-    base, places = sink + kept, buffer._slots(buffer.window)
-    layer = torch.empty(
-        (2, manager.shape.kv_heads, ledger.length, manager.shape.head_dim),
-        dtype=manager.shape.dtype,
-    )
-    for number, data in enumerate(buffer.data):
-        file.read(f"layers.{number}", layer)
-        data[:, :, :base] = layer[:, :, :base]
-        if buffer._originals is not None:
-            buffer._originals[number, :, :base] = layer[0, :, :base]
-        done = base
-        for there in places:
-            size = there.stop - there.start
-            data[:, :, there] = layer[:, :, done : done + size]
-            done += size
-    if buffer.rotates_base:
-        buffer.rotate_base(manager._rotary, ledger.sink_offset, ledger.kept_offsets())
-    return buffer
+    for one in (book.owner, book.place):
+        _check(one.dtype == torch.int64 and list(one.shape) == [len(kept)], "its kept grids")
+    placed = sorted(zip(book.owner.tolist(), book.place.tolist(), strict=True))
+    _check(placed == kept and len(kept) <= room, "the places of kept grids")
+    start = book.window_start
+    _check(sink <= start < _MAX_POSITION, "the number of its first token")
+    _check(start == sink or rules.config is not None, "the number of its first token")
+    needed = sink + room + length
+    capacity = max(now.capacity, needed) if rules.config is None else now.capacity
+    _check(needed <= capacity, "its length, beyond the cap")
+    return Slots(capacity, sink, room, range(start, start + length), book.owner, book.place)
 
 
-def _spare_buffer(manager: KVCacheManager, slots: int) -> KVBuffer:
+def _unread_buffer(
+    now: MemoryState, present: KVBuffer, slots: Slots, manager: KVCacheManager
+) -> KVBuffer:
     """A buffer that nobody reads: the present one's room if that is empty, else a second one.
 
     DeviceUnavailableError where the device has no room for a second one.
     """
-    present = manager._buffer
-    capacity = present.capacity
-    if manager.evictor.config is None:
-        capacity = max(capacity, slots)
-    if not present.length and capacity == present.capacity:
-        return copy.copy(present)
-    room = present._room_for_originals
+    originals = present.originals
     try:
-        return KVBuffer(
-            manager.shape, capacity, manager._device, None if room is None else room.shape[2]
-        )
-    except DeviceUnavailableError as error:
+        if not now.slots.length and slots.capacity == present.capacity:
+            buffer = copy.copy(present)
+        else:
+            room = None if originals is None else originals.shape[2]
+            buffer = KVBuffer(manager.shape, slots.capacity, present.data.device, room)
+        if buffer.keeps_originals and slots.room:
+            buffer.make_room_for_originals(slots.base)
+        buffer.forget_turns()
+        return buffer
+    except (DeviceUnavailableError, torch.OutOfMemoryError) as error:
         raise DeviceUnavailableError(
-            f"{manager._device} has no room for a second memory while the present one is kept: "
+            f"{present.data.device} has no room for a second memory while the present one is kept: "
             "reset() first, or load into a new engine"
         ) from error
 
 
-def _take_over(
-    manager: KVCacheManager,
-    buffer: KVBuffer,
-    ledger: PositionLedger,
-    evictor: KVCacheEvictor,
-    state: StreamState,
-) -> None:
-    replaced = buffer.data is not manager._buffer.data
-    manager._changed()
-    manager._buffer, manager.ledger, manager.evictor, manager.state = (
-        buffer,
-        ledger,
-        evictor,
-        state,
-    )
-    if replaced:
-        manager._memory_replaced()
+def _fill(buffer: KVBuffer, slots: Slots, file: MemoryFile, manager: KVCacheManager) -> None:
+    shape, base = manager.shape, slots.sink + slots.kept
+    window = slots.of_newest(len(slots.window))
+    layer = torch.empty((2, shape.kv_heads, slots.length, shape.head_dim), dtype=shape.dtype)
+    for number, data in enumerate(buffer.data):
+        file.read(f"layers.{number}", layer)
+        data[:, :, :base] = layer[:, :, :base]
+        if slots.room and buffer.originals is not None:
+            buffer.originals[number, :, :base] = layer[0, :, :base]
+        done = base
+        for taken in window:
+            size = taken.stop - taken.start
+            data[:, :, taken] = layer[:, :, done : done + size]
+            done += size

@@ -14,7 +14,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -62,7 +62,7 @@ class Packer:
         kind: Any = type(value)
         if dataclasses.is_dataclass(kind) or _is_named_tuple(kind):
             return {name: self.pack(getattr(value, name)) for name in _fields(kind)}
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             return [[self.pack(key), self.pack(one)] for key, one in value.items()]
         if isinstance(value, (list, tuple, collections.deque)):
             return [self.pack(one) for one in value]
@@ -101,8 +101,8 @@ class Unpacker:
         if origin in (typing.Union, types.UnionType):
             if text is None and type(None) in inner:
                 return None
-            (kind,) = (one for one in inner if one is not type(None))
-            return self._any(kind, text)
+            kinds = [one for one in inner if one is not type(None)]
+            return self._any(kinds[0] if len(kinds) == 1 else _the_one(kinds, text), text)
         if origin is tuple and inner[-1] is not Ellipsis:
             items = self._items(text)
             if len(items) != len(inner):
@@ -110,7 +110,7 @@ class Unpacker:
             return tuple(map(self._any, inner, items))
         if origin in (list, tuple, collections.deque):
             return origin(self._any(inner[0], one) for one in self._items(text))
-        if origin is dict:
+        if origin in (dict, Mapping):
             pairs: Any = tuple[inner]  # type: ignore[valid-type]
             return dict(self._any(pairs, pair) for pair in self._items(text))
         if kind in (torch.Tensor, np.ndarray):
@@ -192,6 +192,18 @@ def _shown(text: Any) -> str:
     if isinstance(text, (list, dict)):
         return f"a {type(text).__name__}"
     return f"{text!s:.40}"
+
+
+def _the_one(kinds: list[Any], text: Any) -> Any:
+    """Which of several records a text is of, by its fields."""
+    for kind in kinds:
+        fields = _fields(kind)
+        required = {name for name, (_, needed) in fields.items() if needed}
+        if isinstance(text, dict) and required <= text.keys() <= fields.keys():
+            return kind
+    raise PlainError(
+        f"{_shown(text)} where one of {', '.join(k.__name__ for k in kinds)} should be"
+    )
 
 
 def _is_named_tuple(kind: Any) -> bool:
