@@ -196,7 +196,7 @@ def load_memory(
 def _in_words(file: MemoryFile) -> Iterator[None]:
     try:
         yield
-    except (PlainError, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # PlainError, and those of json
         raise file.refusal(f"its bookkeeping contradicts itself ({error})") from error
 
 

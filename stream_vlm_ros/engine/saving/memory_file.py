@@ -57,8 +57,8 @@ def write(
         (name, _NAMES[one.dtype], tuple(one.shape), one.nbytes) for name, one in tensors
     ]
     sizes.append((_SUMS, "U8", (sums.nbytes,), sums.nbytes))
-    header: dict[str, Any] = {"__metadata__": {"format": FORMAT, "version": str(VERSION)}}
-    header["__metadata__"] |= metadata
+    told = {**metadata, "format": FORMAT, "version": str(VERSION)}
+    header: dict[str, Any] = {"__metadata__": told}
     end = 0
     for name, numbers, shape, size in sizes:
         places = [end, end + size]
