@@ -161,7 +161,7 @@ class Settings(SettingTable):
         "Folder of a Qwen2.5-VL checkpoint on this machine; nothing is ever downloaded. "
         "Empty: the small model that comes with the package and knows only the drawn world.",
         flag="--model",
-        verbs=("ask", "replay", "rate"),
+        verbs=("ask", "replay", "rate", "demo"),
     )
     device: str = shared(
         "auto",

@@ -37,6 +37,7 @@ class Setting:
         takers: which programs take it, for example "node" and "replay".
         flag: its short spelling on a command line, such as ``--fps``; "": the name alone.
         verbs: the verbs of the command line that have an option for it.
+        environment: the variable of the environment that such an option takes its default from.
         required: it must be given; the default stands for nothing.
         rule: a further check of its own: is given the value, raises a StreamVlmError that says what
             is wrong with it. The name is put in front.
@@ -52,6 +53,7 @@ class Setting:
     takers: tuple[str, ...] = ()
     flag: str = ""
     verbs: tuple[str, ...] = ()
+    environment: str = ""
     required: bool = False
     rule: Callable[[Any], None] | None = None
 

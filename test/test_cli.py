@@ -44,7 +44,7 @@ def test_the_version_is_the_packages():
     assert run("--version").stdout.strip() == f"stream-vlm {__version__}"
 
 
-VERBS = ["", "ask", "replay", "rate", "info", "report", "report diff", "demo-model"]
+VERBS = ["", "ask", "replay", "rate", "info", "report", "report diff", "demo", "demo-model"]
 VERBS += ["demo-model evaluate", "demo-model questions", "experiment"]
 VERBS += [f"experiment {name}" for name in EXPERIMENTS]
 
@@ -66,6 +66,7 @@ def test_every_verb_explains_itself_within_80_columns_and_cuts_no_word_off(verb,
 def test_defaults_are_shown_and_completion_is_offered():
     for verb, default in [
         ("ask", "128"),
+        ("demo", "4096"),  # not the node's
         ("demo-model evaluate", "15,30,64"),
         ("experiment sink", "segmented"),
     ]:

@@ -39,6 +39,7 @@ FLOORS = [
     ("replay.live",),
     ("cli_experiment",),
     ("cli", "launching"),
+    ("demo.__main__",),
 ]
 FLOOR = {name: floor for floor, rooms in enumerate(FLOORS) for name in rooms}
 # Where ROS may be imported.

@@ -126,7 +126,7 @@ def test_a_parameter_file_that_the_node_would_take_is_taken(tmp_path, text):
         (NodeArguments, "image", "", "topic"),
         (NodeArguments, "image", "a b", "topic"),
         (NodeArguments, "namespace", "a//b", "namespace"),
-        (NodeArguments, "model", "/nope", "no folder /nope"),
+        (NodeArguments, "model", "/nope", "no model folder /nope"),
         (NodeArguments, "device", "gpu", "must be auto"),
         (NodeArguments, "params_file", "/nope.yaml", "/nope.yaml cannot be read"),
         (NodeArguments, "use_sim_time", "maybe", "true or false"),

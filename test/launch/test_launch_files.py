@@ -117,7 +117,7 @@ def test_the_demo_runs_by_launch_and_ends_by_itself(launch):
         ("demo.launch.py", ["rate:=fast"], "rate must be a number, got 'fast'"),
         ("demo.launch.py", ["video:=/nope.mp4"], "video: There is no file /nope.mp4"),
         ("demo.launch.py", ["use_sim_time:=maybe"], "use_sim_time must be true or false"),
-        ("demo.launch.py", ["model:=/nope"], "model: there is no folder /nope"),
+        ("demo.launch.py", ["model:=/nope"], "model: no model folder /nope"),
         ("stream_vlm.launch.py", ["params_file:=/nope.yaml"], "/nope.yaml cannot be read"),
         ("stream_vlm.launch.py", ["namespace:=a//b"], "namespace"),
         ("stream_vlm.launch.py", ["image:=3x"], "image"),

@@ -11,7 +11,6 @@ lost under load, and questions that wait.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import math
 import shlex
@@ -27,7 +26,7 @@ from stream_vlm_ros import config
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import StreamVlmError
 from stream_vlm_ros.processes.children import Processes
-from stream_vlm_ros.processes.graph import own_graph, ros_arguments
+from stream_vlm_ros.processes.graph import check_ros, own_graph, ros_arguments
 from stream_vlm_ros.replay.questions import QuestionSet
 from stream_vlm_ros.replay.records import AnswerRecord, answered, merged_of, refused, unanswered
 from stream_vlm_ros.replay.schedule import NANOSECONDS, Ask, Schedule
@@ -143,12 +142,7 @@ def _played(
 
     After Ctrl-C: what it noted until then, if it had begun.
     """
-    for name in ("rclpy", "stream_vlm"):
-        if importlib.util.find_spec(name) is None:
-            raise RealtimeError(
-                f"The Python module {name} is missing. Source ROS 2 and the workspace first "
-                "(source install/setup.bash), or replay without --realtime."
-            )
+    check_ros()
     logs = Path(tempfile.mkdtemp(prefix="stream_vlm_replay_"))
     noted = Notes(logs / "result.jsonl", progress)
     job = {**job, "result": str(noted.path)}
