@@ -172,6 +172,11 @@ def test_the_rule_of_imports_sees_what_it_should(own_room, line, refused):
     assert bool(imports_upwards(own_room, imported)) == refused
 
 
+def test_every_verb_is_typers_but_for_experiments_which_also_run_without_it():
+    parsers = {room(module_name(path)) for path in python_files() if "argparse" in imports_of(path)}
+    assert parsers == {"experiments", "cli_experiment"}
+
+
 def test_only_the_rooms_of_the_graph_import_ros():
     wrong = []
     for path in python_files():
