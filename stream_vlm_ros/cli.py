@@ -231,7 +231,7 @@ def replay(
         ),
     ],
     questions: Annotated[Path, typer.Option(help="File of timed questions (docs/replay.md).")],
-    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"),
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="Folder of the report.")] = "report",
     engine: Annotated[str | None, typer.Option(help=ENGINE_HELP)] = None,
     compare: Annotated[
         list[str] | None,
@@ -282,6 +282,7 @@ def replay(
     Nothing is dropped, unless it runs in real time.
     """
     from stream_vlm_ros.console import make_console
+    from stream_vlm_ros.owned import place_to_write
     from stream_vlm_ros.replay.command import run_job, settings_of
     from stream_vlm_ros.replay.job import ReplayJob
     from stream_vlm_ros.replay.live.realtime import realtime_run
@@ -292,7 +293,7 @@ def replay(
         source,
         load_questions(questions),
         settings_of(settings, engine, compare or []),
-        out,
+        place_to_write("--out", out),
         {
             "topics": topic,
             "stamps": stamps,

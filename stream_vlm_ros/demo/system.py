@@ -23,7 +23,7 @@ from stream_vlm_ros.demo.defaults import shown
 from stream_vlm_ros.demo.settings import NODE_NAME, DemoOptions, check_checkpoint
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.factory import default_model
-from stream_vlm_ros.owned import check, mark
+from stream_vlm_ros.owned import check, mark, place_to_write
 from stream_vlm_ros.processes.children import Processes, undisturbed
 from stream_vlm_ros.processes.graph import check_ros, own_graph, ros_arguments
 from stream_vlm_ros.sources import Source, open_source, parse_size
@@ -75,7 +75,7 @@ def _log_folder(named: str | None) -> Path:
     anybody else's."""
     if named is None:
         return Path(tempfile.mkdtemp(prefix="stream_vlm_demo_"))
-    logs = Path(named)
+    logs = place_to_write("--logs", named)
     check(logs, LOGS, ("*.log", "ros"), link=True)
     try:
         logs.mkdir(parents=True, exist_ok=True)

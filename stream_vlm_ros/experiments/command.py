@@ -15,12 +15,12 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 
 from rich.console import Console
 
 from stream_vlm_ros.errors import StreamVlmError
+from stream_vlm_ros.owned import place_to_write
 from stream_vlm_ros.processes.children import signals_as_ctrl_c
 
 from . import EXPERIMENTS
@@ -55,7 +55,8 @@ def run(options: argparse.Namespace) -> int:
     }
     try:
         title = EXPERIMENTS[options.experiment].title
-        record = Record(options.experiment, title, Path(options.out), settings)
+        out = place_to_write("--out", options.out)
+        record = Record(options.experiment, title, out, settings)
     except StreamVlmError as error:
         print(f"stream-vlm: {error}", file=sys.stderr)
         return UNUSABLE

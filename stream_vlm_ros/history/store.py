@@ -47,7 +47,14 @@ from stream_vlm_ros.history.pictures import (
     decode,
     encode,
 )
-from stream_vlm_ros.owned import NotOursError, check, held, kind_of, open_regular
+from stream_vlm_ros.owned import (
+    NotOursError,
+    check,
+    held,
+    kind_of,
+    open_regular,
+    place_to_write,
+)
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +167,9 @@ class FrameStore:
             raise InvalidParameterError(f"max_bytes must be above 0: {max_bytes!r}")
         if not max_seconds > 0:
             raise InvalidParameterError(f"max_seconds must be above 0: {max_seconds!r}")
-        self.folder = None if folder is None else Path(os.path.expanduser(folder))
+        self.folder: Path | None = None
+        if folder is not None:
+            self.folder = place_to_write("the folder of kept frames", os.path.expanduser(folder))
         self.form, self.quality = form, quality
         self.max_bytes, self.max_seconds = max_bytes, max_seconds
         self._limit = PictureLimit(max_decoded_megapixels)

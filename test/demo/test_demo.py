@@ -187,12 +187,24 @@ def test_a_node_of_its_name_that_is_there_already_is_said():
         (["--model", Path(__file__).parent], f"{Path(__file__).parent} has no config.json"),
         (["--max-cache-tokens", 5], "max_cache_tokens must be 0 (as many as fit) or at least 64"),
         (["--logs", "/dev/null/logs"], "--logs /dev/null/logs cannot be used: "),
+        (["--logs", __file__], f"{__file__} is a file, not a folder"),
+        (["--logs", ""], "--logs is empty: name a folder"),
     ],
 )
 def test_a_value_that_is_wrong_is_one_line_and_exit_status_2(options, words):
     told = run_verb(*options)
     assert (told.exit_code, told.stdout) == (2, "")
     assert told.stderr.startswith(f"stream-vlm: {words}") and len(told.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["node.log", "ros"])
+def test_logs_of_somebody_elses_are_left_alone_and_said(tmp_path, name):
+    (tmp_path / name).write_text("not ours")
+    told = run_verb("--logs", tmp_path)
+    assert (told.exit_code, told.stdout) == (2, "")
+    assert f"{tmp_path} holds {name}, which this program did not put there" in told.stderr
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "not ours"
 
 
 @pytest.mark.parametrize("option", ["seconds", "rate", "count", "fps"])

@@ -280,6 +280,13 @@ def test_what_never_begins_writes_nothing(tmp_path, capsys, unusable):
     assert said.err.startswith("stream-vlm: ") and len(said.err.splitlines()) == 1
 
 
+def test_an_empty_out_is_refused_before_anything_is_loaded(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sink", *SMALL, "--out", ""]) == 2
+    assert capsys.readouterr().err.startswith("stream-vlm: --out is empty")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_it_runs_where_only_torch_and_transformers_are_installed(tmp_path):
     absent = ["typer", "av", "rosbags", "mcap", "zstandard", "lz4", "cv2", "rclpy", "matplotlib"]
     code = (

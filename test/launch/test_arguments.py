@@ -134,6 +134,7 @@ def test_a_parameter_file_that_the_node_would_take_is_taken(tmp_path, text):
         (ReplayArguments, "bag", "/nope", "no file or folder /nope"),
         (ReplayArguments, "questions", "/nope.yaml", "/nope.yaml"),
         (ReplayArguments, "out", "/dev/null/report", "/dev/null is not a folder"),
+        (ReplayArguments, "out", "", "the name is empty"),
         (ReplayArguments, "rate", "0", "must lie in"),
         (ReplayArguments, "fail_under", "80", "must lie in"),
         (DemoOptions, "count", "1.5", "whole number"),
