@@ -3,7 +3,6 @@
 
 """The demo as a newcomer runs it: three processes, real DDS, its own end."""
 
-import importlib.util
 import os
 import re
 import signal
@@ -222,16 +221,6 @@ def test_the_seconds_of_make_are_taken_and_checked_as_well(monkeypatch):
     monkeypatch.setenv("DEMO_SECONDS", "0.5")
     assert "seconds must lie in" in run_verb().stderr
     assert "seconds must lie in [1.0, 1000000.0], got 0.25" in run_verb("--seconds", 0.25).stderr
-
-
-def test_without_ros_it_says_what_to_source(monkeypatch):
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "rclpy" else found(name)
-    )
-    told = run_verb()
-    assert (told.exit_code, told.stdout) == (2, "")
-    assert "The Python module rclpy is missing. Source ROS 2" in told.stderr
 
 
 @slow
