@@ -11,7 +11,6 @@ Order is kept, and the stamps themselves stay what they are.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -62,23 +61,18 @@ class Timeline:
             opens: the first of the grids begins a segment, whose positions do not depend on when.
         """
         share = LARGE_SHARE if max_step is None else SHARE
-        line = self
+        newest, before, closed, pauses = self.newest, self.step, self.closed, self.pauses
         laid: list[int] = []
         for tick in ticks:
-            at = tick - line.closed
-            if line.newest is None or (opens and not laid):
-                line = dataclasses.replace(line, newest=at)
-            else:
-                wanted = step = at - line.newest
+            at = tick - closed
+            if newest is not None and (laid or not opens):
+                step = at - newest
                 if max_step is not None and step > max_step:
-                    step = second if line.step is None else max(1, line.step)
+                    step = second if before is None else max(1, before)
                 step = min(step, max(1, int(share * room)))
-                if step < wanted:
-                    line = dataclasses.replace(
-                        line, closed=line.closed + wanted - step, pauses=line.pauses + 1
-                    )
-                at = line.newest + step
-                line = dataclasses.replace(line, newest=at, step=step)
-                room -= step
+                if newest + step < at:
+                    closed, pauses = closed + at - newest - step, pauses + 1
+                at, before, room = newest + step, step, room - step
+            newest = at
             laid.append(at)
-        return tuple(laid), line
+        return tuple(laid), Timeline(newest, before, closed, pauses)
