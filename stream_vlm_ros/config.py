@@ -234,6 +234,14 @@ class Settings(SettingTable):
         "Positions after an eviction: contiguous closes the gaps, keep_gaps leaves them.",
         choices=("contiguous", "keep_gaps"),
     )
+    max_pause: float = shared(
+        300.0,
+        "Seconds. After a longer pause between frames positions go on as if it had not been; the "
+        "frames' stamps stay true. 0: pauses of any length count, as far as the model's positions "
+        "reach.",
+        0.0,
+        86_400.0,
+    )
     min_pixels: int = shared(
         0,
         "Smaller pictures are enlarged to this many pixels. 0: the model's own.",

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
+import numbers
 import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
@@ -30,6 +32,7 @@ from stream_vlm_ros.engine.graph_runner import text_runner
 from stream_vlm_ros.engine.inputs.chat import LAYOUTS, ChatLayout
 from stream_vlm_ros.engine.inputs.frames import PatchGrid
 from stream_vlm_ros.engine.inputs.processor import StreamProcessor
+from stream_vlm_ros.engine.inputs.timeline import MAX_PAUSE, Timeline
 from stream_vlm_ros.engine.inputs.timestamps import check_about, check_span, frame_times
 from stream_vlm_ros.engine.inputs.token_reduction import Known, StaticTokenFilter
 from stream_vlm_ros.engine.loading import check_fit
@@ -80,6 +83,9 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             written from a full memory. What is appended then to a memory that keeps frames is made
             room for when the answer ends: until then the stream is that much longer.
         importance: which frames level 3 of the memory keeps; None: the most unlike all others.
+        max_pause: seconds; a longer step from one grid to the next is closed: positions go on as if
+            the pause had not been, and stamps stay true. None: none is closed. One that would take
+            too many of the positions that the model has left is shortened in any case.
         skip_similarity: leave out vision tokens whose features are this close (cosine) to those
             last appended at their place; None: keep all. For scenes that hardly change.
         compile: fuse the elementwise work of chunks by torch.compile; None: on a GPU. Takes some
@@ -109,6 +115,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         max_tail_tokens: int = 2048,
         fork_slack_tokens: int = 0,
         importance: ImportanceScore | None = None,
+        max_pause: float | None = MAX_PAUSE,
         skip_similarity: float | None = None,
         compile: bool | None = None,
         question_path: str = "auto",
@@ -123,6 +130,12 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             )
         check_whole_number("max_tail_tokens", max_tail_tokens, least=1)
         check_whole_number("fork_slack_tokens", fork_slack_tokens, least=0)
+        if max_pause is not None and not (
+            isinstance(max_pause, numbers.Real) and 0 < max_pause < math.inf
+        ):
+            raise InvalidParameterError(
+                f"max_pause must be seconds above 0, or None: {max_pause!r}"
+            )
         if eviction_config is not None and not isinstance(eviction_config, EvictionConfig):
             raise InvalidParameterError(
                 f"eviction_config must be an EvictionConfig: {eviction_config!r}"
@@ -151,6 +164,13 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         self._merge = processor.image_settings.merge_size
         self._frames_per_grid = processor.image_settings.temporal_patch_size
         self._tokens_per_second = model.config.vision_config.tokens_per_second
+        self._max_step = None if max_pause is None else self._ticks(float(max_pause))
+        # What a text around a chunk, a question and its answer leave of the model's positions.
+        self._max_positions = (
+            model.config.text_config.max_position_embeddings
+            - max_tail_tokens
+            - self._chat.max_chunk_text(layout)
+        )
         self._end_ids = _end_ids(model, processor)
         self._filter = None if skip_similarity is None else StaticTokenFilter(skip_similarity)
         self.memory_plan = ""  # what the memory takes and what is free, in one line
@@ -214,7 +234,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         manager.apply_pending_evictions()
         patches = self._frames(frames, self.min_pixels, self.max_pixels)
         stamps = frame_times(len(frames), fps, timestamps, manager.state.last_stamp)
-        spans, before, after = self._plan_chunk(patches, stamps)
+        spans, before, after, timeline = self._plan_chunk(patches, stamps)
         # With tokens left out it may be fewer in the end; what could not fit is refused here.
         max_tokens = sum(span.count for span in spans)
         manager.evictor.check_room(max_tokens)
@@ -231,9 +251,11 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             [self.model.embed_tokens(before), features, self.model.embed_tokens(after)]
         )
         positions = manager.ledger.preview(spans)
+        state = self._next_state(stamps, timeline, known)
+        closed = timeline.closed - manager.state.timeline.closed
         with manager.fork(len(embeddings)) as fork:
             self.model.stream_forward(embeddings[None], positions, fork, self.functions)
-            evicted = manager.commit(fork, spans, self._next_state(stamps, known), chunk=True)
+            evicted = manager.commit(fork, spans, state, chunk=True)
         manager.prepare_reading()
         return ChunkResult(
             tokens=len(embeddings),
@@ -242,6 +264,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             latency=self._synchronized_time() - started,
             encode_latency=encoded - started,
             grid=self._token_grid(patches),
+            closed_seconds=closed / self._tokens_per_second,
         )
 
     # -- answering ---------------------------------------------------------------------------
@@ -395,6 +418,9 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             chunks=state.chunks,
             frames=state.frames,
             exchanges=state.exchanges,
+            closed_pauses=state.timeline.pauses,
+            closed_seconds=state.timeline.closed / self._tokens_per_second,
+            positions=manager.ledger.extent,
             grids_in_memory=manager.ledger.grids,
             levels=manager.levels(),
             time_spans=manager.time_spans(),
@@ -412,9 +438,14 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
 
     def _plan_chunk(
         self, patches: PatchGrid, stamps: list[float]
-    ) -> tuple[list[Span], list[int], list[int]]:
-        """How a chunk is laid out: its spans, and the text ids before and after its frames."""
-        state = self.cache_manager.state
+    ) -> tuple[list[Span], list[int], list[int], Timeline]:
+        """How a chunk is laid out.
+
+        Returns:
+            Its spans, the text ids before and after its frames, and the timeline behind it.
+        """
+        manager = self.cache_manager
+        state = manager.state
         goes_on = self.layout == "continuous" and state.open_segment
         before = [] if goes_on else self._chat.head if state.chunks == 0 else self._chat.turn
         after = self._chat.behind_chunk(self.layout)
@@ -424,15 +455,25 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         lasts = stamps[self._frames_per_grid - 1 :: self._frames_per_grid]
         lasts += stamps[-1:] * (len(firsts) - len(lasts))
         _, rows, columns = self._token_grid(patches)
+        ticks, timeline = state.timeline.extended(
+            [self._ticks(stamp - origin) for stamp in firsts],
+            self._max_step,
+            self._max_positions - manager.ledger.extent,
+            max(1, self._ticks(1.0)),
+            opens=not goes_on,
+        )
         vision = VisionSpan(
-            tuple(time_to_ticks(stamp - origin, self._tokens_per_second) for stamp in firsts),
+            ticks,
             tuple(zip(firsts, lasts, strict=True)),
             rows,
             columns,
             opens=not goes_on,
         )
         spans: list[Span] = [TextSpan(len(before)), vision, TextSpan(len(after))]
-        return [span for span in spans if span.count], before, after
+        return [span for span in spans if span.count], before, after, timeline
+
+    def _ticks(self, seconds: float) -> int:
+        return time_to_ticks(seconds, self._tokens_per_second)
 
     def _leave_out(
         self, static: StaticTokenFilter, spans: list[Span], grids: torch.Tensor
@@ -453,7 +494,9 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         kept = [grid[list(there)] for grid, there in zip(grids.flatten(1, 2), places, strict=True)]
         return spans, torch.cat(kept), known
 
-    def _next_state(self, stamps: list[float], known: Known | None) -> StreamState:
+    def _next_state(
+        self, stamps: list[float], timeline: Timeline, known: Known | None
+    ) -> StreamState:
         """The stream's state once a chunk with these stamps is in it."""
         state = self.cache_manager.state
         return dataclasses.replace(
@@ -463,6 +506,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             first_stamp=stamps[0] if state.first_stamp is None else state.first_stamp,
             last_stamp=stamps[-1],
             open_segment=self.layout == "continuous",
+            timeline=timeline,
             known=known,
         )
 

@@ -141,6 +141,7 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
             max_pixels=processor.image_settings.at_most(max_pixels),
             system_prompt=system_prompt,
             max_tail_tokens=max_tail_tokens,
+            max_pause=None,  # what lies between two chosen frames is no pause
             compile=compile,
             question_path=question_path,
         )

@@ -158,6 +158,7 @@ class StreamVlmNode(TellingLifecycleNode):
             changed=self._publish_status,
             report=self._on_engine_fault,
             why_empty=self._why_empty,
+            pause_closed=self._on_pause_closed,
         )
         if not self.parameters.model_path and self._load is load_engine:
             self.get_logger().warning(
@@ -286,6 +287,13 @@ class StreamVlmNode(TellingLifecycleNode):
             )
         else:
             self.report_fault("the engine's thread", fault)
+
+    def _on_pause_closed(self, seconds: float) -> None:
+        self.get_logger().info(
+            f"frames came after a pause: for the model {seconds:.1f} s of it are left out "
+            "(max_pause); stamps stay true",
+            throttle_duration_sec=5.0,
+        )
 
     def _why_empty(self) -> str:
         """Why a question finds no image in memory; asked for in the engine's thread."""

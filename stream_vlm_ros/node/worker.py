@@ -94,6 +94,8 @@ class MemoryState:
     frames: int = 0
     evictions: int = 0
     evicted_tokens: int = 0
+    closed_pauses: int = 0
+    closed_seconds: float = 0.0
     oldest_ns: int | None = None
     newest_ns: int | None = None
     spans_ns: tuple[tuple[int, int], ...] = ()  # unbroken stretches of time, oldest first
@@ -181,6 +183,8 @@ class EngineWorker:
         changed: called in the thread after each command.
         report: called for each chunk that the engine refused, and for every error.
         why_empty: says, for a question to an empty memory, why it is empty.
+        pause_closed: called in the thread when a chunk came after so many seconds that the model
+            does not see.
     """
 
     def __init__(
@@ -193,6 +197,7 @@ class EngineWorker:
         changed: Callable[[], None] = lambda: None,
         report: Callable[[Exception], None] = lambda fault: None,
         why_empty: Callable[[], str] = lambda: "images come first",
+        pause_closed: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self.queue_size = queue_size
         self.max_questions = max_questions
@@ -206,6 +211,7 @@ class EngineWorker:
         self._changed = changed
         self._report = report
         self._why_empty = why_empty
+        self._pause_closed = pause_closed
         self._queue: deque[_Append | _Reset | Ticket] = deque()
         self._wake = threading.Condition()
         self._stopping = False
@@ -403,7 +409,7 @@ class EngineWorker:
         # what outlives this process must be stamped in a time that does, too.
         times = [(frame.stamp_ns - self._epoch_ns) / SECOND for frame in frames]
         try:
-            engine.append_video_chunk([frame.image for frame in frames], timestamps=times)
+            done = engine.append_video_chunk([frame.image for frame in frames], timestamps=times)
             self._newest_header = frames[-1].header
             self.memory = self._snapshot(engine)
         except Exception as fault:  # the stream continues with the next chunk
@@ -415,6 +421,8 @@ class EngineWorker:
             return True
         self.last_fault = ""
         self._counters.ingest(len(frames))
+        if done.closed_seconds:
+            self._pause_closed(done.closed_seconds)
         return True
 
     def _reset(self, engine: InferenceEngine, command: _Reset) -> None:
@@ -587,6 +595,8 @@ class EngineWorker:
             frames=info.frames,
             evictions=info.eviction_stats.total_evictions,
             evicted_tokens=info.eviction_stats.total_tokens_evicted,
+            closed_pauses=info.closed_pauses,
+            closed_seconds=info.closed_seconds,
             oldest_ns=None if oldest is None else self._to_ns(oldest),
             newest_ns=None if newest is None else self._to_ns(newest),
             spans_ns=tuple(

@@ -82,6 +82,7 @@ class ChatLayout:
         system_prompt: str | None = None,
     ):
         self._tokenizer = processor.tokenizer
+        self._letters = processor.letter_encoder
         self._processor = processor
         self._config = config
         pad = self._tokenizer.convert_ids_to_tokens(config.video_token_id)
@@ -185,8 +186,9 @@ class ChatLayout:
         return ids
 
     def plain(self, text: str) -> list[int]:
-        """Token ids of text from outside: a control token in it is just letters."""
-        return self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        """Token ids of text from outside: a token with a name in it is just letters."""
+        ids: list[int] = self._letters.encode(text, add_special_tokens=False).ids
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, without control tokens."""
