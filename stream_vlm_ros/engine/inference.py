@@ -49,7 +49,7 @@ from stream_vlm_ros.errors import (
     EmptyMemoryError,
     InvalidParameterError,
     OutOfHorizonError,
-    check_whole_number,
+    whole_number,
 )
 
 log = logging.getLogger(__name__)
@@ -121,8 +121,8 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             raise InvalidParameterError(
                 f"the model is a {type(model).__name__}: load it by StreamQwenModel.from_pretrained"
             )
-        check_whole_number("max_tail_tokens", max_tail_tokens, least=1)
-        check_whole_number("fork_slack_tokens", fork_slack_tokens, least=0)
+        max_tail_tokens = whole_number("max_tail_tokens", max_tail_tokens, least=1)
+        fork_slack_tokens = whole_number("fork_slack_tokens", fork_slack_tokens, least=0)
         if eviction_config is not None and not isinstance(eviction_config, EvictionConfig):
             raise InvalidParameterError(
                 f"eviction_config must be an EvictionConfig: {eviction_config!r}"
@@ -271,6 +271,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         options = DecodingOptions(
             max_new_tokens, do_sample, temperature, top_p, repetition_penalty, stop, seed
         )
+        max_new_tokens = options.max_new_tokens
         prompt = self._question_ids(question, about)
         manager = self.cache_manager
         closing = len(self._chat.answer_end) if update_state else 0
