@@ -34,7 +34,9 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--question", default="Describe what you see.", help="Asked at the end.")
     parser.add_argument("--max-new-tokens", type=int, default=32, help="Tokens of an answer.")
-    parser.add_argument("--questions", type=int, default=40, help="Number about a drawn world.")
+    parser.add_argument(
+        "--questions", type=int, default=40, help="How many questions about a drawn world."
+    )
 
 
 def run(context: Context) -> None:

@@ -46,7 +46,7 @@ def make_items(
     history = History(world.sightings(stamps[-1]), list(stamps))
     if not history.settled:
         return []
-    # The word decides which questions are asked: bench/results has the answers to those of this one.
+    # This text decides which questions are asked: those whose answers bench/results holds.
     rng = random.Random(f"exam {seed} {stamps[-1]}")
     items: dict[str, Item] = {}
     for type_ in types:
