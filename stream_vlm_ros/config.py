@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from stream_vlm_ros.errors import InvalidParameterError, check_whole_number
+from stream_vlm_ros.errors import InvalidParameterError, real_number, whole_number
 from stream_vlm_ros.setting import ALWAYS, START, SettingTable, setting
 
 # Who takes a setting: the node, or a run of a replay (so do the verbs ask and rate).
@@ -67,7 +67,7 @@ class EvictionConfig:
             ("window_size", 0),
             ("eviction_interval", 1),
         ):
-            check_whole_number(name, getattr(self, name), least)
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
         settled = self.max_cache_tokens > 0
         if settled and self.sink_size + self.window_size > self.max_cache_tokens:
             raise InvalidParameterError(
@@ -80,11 +80,13 @@ class EvictionConfig:
                 f"{self.max_cache_tokens}"
             )
         for name in ("sampled_share", "important_share"):
-            share = getattr(self, name)
-            if not isinstance(share, (int, float)) or not (share == AUTO or 0 <= share < 1):
+            share = real_number(getattr(self, name))
+            if share is None or not (share == AUTO or 0 <= share < 1):
                 raise InvalidParameterError(
-                    f"{name} must be a number from 0 to below 1, or {AUTO:g} (automatic): {share!r}"
+                    f"{name} must be a number from 0 to below 1, or {AUTO:g} (automatic): "
+                    f"{getattr(self, name)!r}"
                 )
+            object.__setattr__(self, name, share)
         if self.sampled_share + self.important_share >= 1:
             raise InvalidParameterError(
                 f"sampled_share {self.sampled_share} + important_share {self.important_share} "

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from stream_vlm_ros.engine.results import AnswerMetrics
-from stream_vlm_ros.errors import InvalidParameterError, check_whole_number
+from stream_vlm_ros.errors import InvalidParameterError, real_number, whole_number
 
 _LEAST_TEMPERATURE = 1e-5
 _MOST_UNSETTLED = 16  # tokens: a character has four bytes, so what is none by then never will be
@@ -51,24 +51,27 @@ class DecodingOptions:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        check_whole_number("max_new_tokens", self.max_new_tokens, least=1)
+        tokens = whole_number("max_new_tokens", self.max_new_tokens, least=1)
+        object.__setattr__(self, "max_new_tokens", tokens)
         for name, good in (
             ("temperature", lambda x: x >= 0),
             ("top_p", lambda x: 0 < x <= 1),
             ("repetition_penalty", lambda x: x > 0),
         ):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not math.isfinite(value) or not good(value):
-                raise InvalidParameterError(f"{name} is out of its range: {value!r}")
+            given = getattr(self, name)
+            value = real_number(given)
+            if value is None or not math.isfinite(value) or not good(value):
+                raise InvalidParameterError(f"{name} is out of its range: {given!r}")
+            object.__setattr__(self, name, value)
         if (
             isinstance(self.stop, str)
             or not isinstance(self.stop, Sequence)
             or not all(isinstance(text, str) and text for text in self.stop)
         ):
             raise InvalidParameterError(f"stop must be a list of texts: {self.stop!r}")
-        seed = self.seed
-        if seed is not None and (not isinstance(seed, int) or not -(2**63) <= seed < 2**64):
-            raise InvalidParameterError(f"seed must be a whole number of 64 bits: {seed!r}")
+        if self.seed is not None:
+            seed = whole_number("seed", self.seed, -(2**63), 2**64 - 1)
+            object.__setattr__(self, "seed", seed)
 
 
 class Sampler:
@@ -83,7 +86,7 @@ class Sampler:
             self._processors.append(RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
         if self._draws:
             if options.temperature != 1:
-                self._processors.append(TemperatureLogitsWarper(float(options.temperature)))
+                self._processors.append(TemperatureLogitsWarper(options.temperature))
             if options.top_p < 1:
                 self._processors.append(TopPLogitsWarper(options.top_p))
         self._generator = self._seeded(options.seed) if self._draws else None

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import numbers
 import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
@@ -52,7 +51,8 @@ from stream_vlm_ros.errors import (
     EmptyMemoryError,
     InvalidParameterError,
     OutOfHorizonError,
-    check_whole_number,
+    real_number,
+    whole_number,
 )
 
 log = logging.getLogger(__name__)
@@ -128,14 +128,15 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             raise InvalidParameterError(
                 f"the model is a {type(model).__name__}: load it by StreamQwenModel.from_pretrained"
             )
-        check_whole_number("max_tail_tokens", max_tail_tokens, least=1)
-        check_whole_number("fork_slack_tokens", fork_slack_tokens, least=0)
-        if max_pause is not None and not (
-            isinstance(max_pause, numbers.Real) and 0 < max_pause < math.inf
-        ):
-            raise InvalidParameterError(
-                f"max_pause must be seconds above 0, or None: {max_pause!r}"
-            )
+        max_tail_tokens = whole_number("max_tail_tokens", max_tail_tokens, least=1)
+        fork_slack_tokens = whole_number("fork_slack_tokens", fork_slack_tokens, least=0)
+        if max_pause is not None:
+            seconds = real_number(max_pause)
+            if seconds is None or not 0 < seconds < math.inf:
+                raise InvalidParameterError(
+                    f"max_pause must be seconds above 0, or None: {max_pause!r}"
+                )
+            max_pause = seconds
         if eviction_config is not None and not isinstance(eviction_config, EvictionConfig):
             raise InvalidParameterError(
                 f"eviction_config must be an EvictionConfig: {eviction_config!r}"
@@ -164,7 +165,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         self._merge = processor.image_settings.merge_size
         self._frames_per_grid = processor.image_settings.temporal_patch_size
         self._tokens_per_second = model.config.vision_config.tokens_per_second
-        self._max_step = None if max_pause is None else self._ticks(float(max_pause))
+        self._max_step = None if max_pause is None else self._ticks(max_pause)
         # What a text around a chunk, a question and its answer leave of the model's positions.
         self._max_positions = (
             model.config.text_config.max_position_embeddings
@@ -294,6 +295,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         options = DecodingOptions(
             max_new_tokens, do_sample, temperature, top_p, repetition_penalty, stop, seed
         )
+        max_new_tokens = options.max_new_tokens
         prompt = self._question_ids(question, about)
         manager = self.cache_manager
         closing = len(self._chat.answer_end) if update_state else 0

@@ -36,7 +36,7 @@ from stream_vlm_ros.errors import (
     EmptyMemoryError,
     PictureLostError,
     StreamBusyError,
-    check_whole_number,
+    whole_number,
 )
 from stream_vlm_ros.history.manager import SmartFrameManager
 from stream_vlm_ros.history.reference_names import DelayedBatchNames
@@ -130,7 +130,7 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
         compile: bool | None = None,
         question_path: str = "auto",
     ):
-        check_whole_number("max_sampled_frames", max_sampled_frames, GRID_FRAMES)
+        most = whole_number("max_sampled_frames", max_sampled_frames, GRID_FRAMES)
         processor = StreamProcessor.wrap(processor)
         self._stream = _Conversation(
             model,
@@ -148,7 +148,7 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
         self.min_pixels = self._stream.min_pixels
         self.memory = SmartFrameManager() if memory is None else memory
         self.keeps_source_time = self.memory.store.folder is not None
-        self.max_sampled_frames = max_sampled_frames
+        self.max_sampled_frames = most
         self._pieces: list[_Piece] = []
         self._encoded: list[Grid] = []
         self._encoded_for: tuple[int, About, int | None] | None = None  # version, about, max_pixels

@@ -17,7 +17,8 @@ from stream_vlm_ros.errors import (
     InvalidTimestampError,
     OutOfHorizonError,
     PictureLostError,
-    check_whole_number,
+    real_number,
+    whole_number,
 )
 from stream_vlm_ros.history.importance import NoveltyMeasure, ThumbnailNovelty
 from stream_vlm_ros.history.results import FrameStatistics
@@ -68,22 +69,22 @@ class SmartFrameManager:
         measure: NoveltyMeasure | None = None,
         max_time_gap: float = 3600.0,
     ):
-        check_whole_number("star_capacity", star_capacity, 0)
-        check_whole_number("stream_window", stream_window, 1)
-        if not 0 <= star_threshold <= 1:
+        star_capacity = whole_number("star_capacity", star_capacity, 0)
+        self.stream_window = whole_number("stream_window", stream_window, 1)
+        threshold, longest = real_number(star_threshold), real_number(max_time_gap)
+        if threshold is None or not 0 <= threshold <= 1:
             raise InvalidParameterError(f"star_threshold must be in 0..1: {star_threshold!r}")
-        if not max_time_gap > 0:
+        if longest is None or not longest > 0:
             raise InvalidParameterError(f"max_time_gap must be above 0: {max_time_gap!r}")
-        self.stream_window = stream_window
         self._rate = TargetRate(target_fps)
         self._measure = ThumbnailNovelty() if measure is None else measure
         self.store = FrameStore() if store is None else store
-        gap = min(max_time_gap, self.store.max_seconds, _MAX_SECONDS)
+        gap = min(longest, self.store.max_seconds, _MAX_SECONDS)
         self._stamps: StampCheck[_Offered] = StampCheck(
             round(LATE_SECONDS * SECOND), round(gap * SECOND)
         )
-        self._stars = StarMemory(self._measure, star_capacity, star_threshold)
-        self._stream: deque[int] = deque(maxlen=stream_window)
+        self._stars = StarMemory(self._measure, star_capacity, threshold)
+        self._stream: deque[int] = deque(maxlen=self.stream_window)
         self.version = 0
         self._zero_counts()
         self._take_up()
@@ -256,8 +257,7 @@ class SmartFrameManager:
             OutOfHorizonError: nothing of that time is kept.
         """
         about = check_about(about)
-        check_whole_number("max_frames", max_frames, GRID_FRAMES)
-        pairs = max_frames // GRID_FRAMES
+        pairs = whole_number("max_frames", max_frames, GRID_FRAMES) // GRID_FRAMES
         newest = self.store.newest_frame
         if newest is None:
             return []

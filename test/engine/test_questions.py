@@ -5,6 +5,7 @@
 
 import gc
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -319,7 +320,7 @@ def test_bad_questions_are_refused_in_words_and_the_stream_goes_on(toys, model, 
         ("", InvalidQuestionError, "empty"),
         (" \n\t", InvalidQuestionError, "empty"),
         (7, InvalidQuestionError, "must be text, not int"),
-        ("So \ud83d?", InvalidQuestionError, r"half a character \(surrogate U\+D83D at 3\)"),
+        ("So \ud83d?", InvalidQuestionError, r"contains an unpaired surrogate \(U\+D83D at 3\)"),
         ("x" * 10_000_000, InvalidQuestionError, "10000000 characters long"),
         # <|vision_end|>, 300 bytes, <|im_end|> \n <|im_start|> a-s-s-i-s-t-a-n-t \n
         ("x" * 300, InvalidQuestionError, "takes 314 tokens, but 200 are kept"),
@@ -332,7 +333,7 @@ def test_bad_questions_are_refused_in_words_and_the_stream_goes_on(toys, model, 
         ([], "0 choices"),
         (["a"] * 1000, "1000 choices were given: between 1 and 64"),
         (["a", " "], "choice 2 is empty"),
-        (["a", "\udc00"], "choice 2 holds half a character"),
+        (["a", "\udc00"], "choice 2 contains an unpaired surrogate"),
         (["a", 3], "choice 2 is empty or not text"),
         ("abc", "must be a list"),
         (["x" * 100, "y", "z"], "need more than the 200 tokens"),
@@ -349,7 +350,10 @@ def test_bad_questions_are_refused_in_words_and_the_stream_goes_on(toys, model, 
         (dict(stop=None), "stop must be a list"),
         (dict(stop=["a", ""]), "stop must be a list"),
         (dict(stop=(text for text in "ab")), "stop must be a list"),
-        (dict(seed=2**64), "seed must be a whole number of 64 bits"),
+        (dict(seed=2**64), "seed must be a whole number from"),
+        (dict(seed=True), "seed must be a whole number from .*, not True"),
+        (dict(temperature=True), "temperature is out of its range: True"),
+        (dict(max_new_tokens=True), "max_new_tokens must be a whole number"),
         (dict(seed="x"), "seed must be"),
         (dict(seed=1.5), "seed must be"),
     ]:
@@ -358,6 +362,15 @@ def test_bad_questions_are_refused_in_words_and_the_stream_goes_on(toys, model, 
     assert_same(before, everything(engine))
     engine.append_video_chunk(toys.frames(4), fps=2)
     assert engine.ask("What?", 3)
+
+
+def test_numbers_of_numpy_answer_as_pythons_do(toys, model, processor):
+    engine = make(model, processor, max_tail_tokens=np.int64(200))
+    engine.append_video_chunk(toys.frames(4), fps=2)
+    drawn = {"max_new_tokens": 4, "do_sample": True, "temperature": 0.5, "top_p": 0.75, "seed": 3}
+    kinds = {int: np.int64, float: np.float32}  # of these values float32 holds all exactly
+    same = {name: kinds.get(type(v), type(v))(v) for name, v in drawn.items()}
+    assert engine.ask("What?", **same)[0] == engine.ask("What?", **drawn)[0]
 
 
 def test_reset_forgets_everything_and_the_same_frames_give_the_same_again(toys, model, processor):

@@ -50,7 +50,7 @@ def _half_character(text: str) -> str | None:
         text.encode()
     except UnicodeEncodeError as error:
         return (
-            f"holds half a character (surrogate U+{ord(text[error.start]):04X} at "
+            f"contains an unpaired surrogate (U+{ord(text[error.start]):04X} at "
             f"{error.start}): decode it as UTF-16 or UTF-8 first"
         )
     return None
