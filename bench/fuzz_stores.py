@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import resource
@@ -259,7 +260,7 @@ def use(folder: Path) -> str:
             except PictureLostError:
                 lost += 1
                 store.forget(frame)
-        memory = SmartFrameManager(store, target_fps=0)
+        memory = SmartFrameManager(store, target_fps=0, max_time_gap=math.inf)
         memory.select(8)
         there = len(store)
         try:

@@ -204,6 +204,9 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
     ) -> KeptResult:
         """Keep frames for later; nothing is encoded.
 
+        Where time stamps are given and a frame comes after a pause, it waits until two more agree
+        with it, or until the next question: see `SmartFrameManager`.
+
         Args:
             frames: images of one size, of any kind that the streaming engine takes.
             fps: frames a second; the chunk goes on where the newest frame ended.
@@ -217,12 +220,17 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
         """
         begin = time.perf_counter()
         # All are checked before the first is kept: a chunk is taken whole or not at all.
-        newest = self.memory.last_stamp if timestamps is None else None  # the memory looks itself
+        newest = None  # the memory looks itself
+        if timestamps is None:
+            self.memory.admit_waiting()
+            newest = self.memory.last_stamp
         stamps = frame_times(len(frames), fps, timestamps, newest)
         arrays = to_arrays(frames)
         before = self.memory.frames_kept
         for array, stamp in zip(arrays, stamps, strict=True):
             self.memory.add(array, stamp, source)
+        if timestamps is None:  # they are ours, and not to be doubted
+            self.memory.admit_waiting()
         self._chunks += 1
         return KeptResult(
             kept=self.memory.frames_kept - before,
@@ -302,6 +310,7 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
         """Bring the stream to what a question about ``about`` needs; say what that is."""
         begin = time.perf_counter()
         computed = 0
+        self.memory.admit_waiting()
         if self._encoded_for != (self.memory.version, about, self.max_pixels):
             computed = self._encode_anew(about)
         self._replay_exchanges()

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 
 import numpy as np
 
-from stream_vlm_ros.engine.inputs.stamp_check import SECOND, StampCheck, Timing
+from stream_vlm_ros.engine.inputs.stamp_check import SECOND, Decision, StampCheck, Timing
 from stream_vlm_ros.engine.inputs.timestamps import check_about, check_order
 from stream_vlm_ros.errors import (
     InvalidParameterError,
@@ -40,9 +41,10 @@ class SmartFrameManager:
     memory* (frames whose novelty passed a threshold) and the *stream window* (the latest). A frame
     in both is one frame.
 
-    One wrong stamp costs one frame: after a jump of the source's time frames wait until three in a
-    row agree on it (`StampCheck`), and a single one is dropped. A jump back, or ahead by more than
-    the store spans, begins a new epoch of the store.
+    One wrong stamp costs one frame: after a pause or a jump of the source's time frames wait until
+    three agree on it (`StampCheck`), and a single one is dropped. After a pause they come in with
+    the next question at the latest. A jump back, or ahead by more than the store spans, begins a
+    new epoch of the store.
 
     Args:
         store: None: in memory, with the store's own bounds. What a store holds is taken up.
@@ -51,7 +53,7 @@ class SmartFrameManager:
         stream_window: how many of the latest frames.
         target_fps: frames a second that are kept, by stamp; 0: every frame.
         max_time_gap: seconds from one frame to the next beyond which time has jumped; at most what
-            the store spans.
+            the store spans. Infinite: the stamps were looked at before, no pause is doubted.
         measure: of novelty; None: `ThumbnailNovelty`.
 
     Raises:
@@ -81,7 +83,9 @@ class SmartFrameManager:
         self.store = FrameStore() if store is None else store
         gap = min(longest, self.store.max_seconds, _MAX_SECONDS)
         self._stamps: StampCheck[_Offered] = StampCheck(
-            round(LATE_SECONDS * SECOND), round(gap * SECOND)
+            round(LATE_SECONDS * SECOND),
+            round(gap * SECOND),
+            doubt_pauses=math.isfinite(longest),
         )
         self._stars = StarMemory(self._measure, star_capacity, threshold)
         self._stream: deque[int] = deque(maxlen=self.stream_window)
@@ -123,7 +127,7 @@ class SmartFrameManager:
         """Offer a frame; it is kept if its stamp is believed and the target rate wants it.
 
         A frame with the stamp of the one before it is that frame again and is not counted twice.
-        After a jump of time two frames wait, and come in with the third.
+        After a pause or a jump of time two frames wait, and come in with the third.
 
         Args:
             image: uint8 RGB ``[height, width, 3]``.
@@ -148,7 +152,14 @@ class SmartFrameManager:
             return None
         # What waits is looked at later: the caller may have filled the array again by then.
         own = image if timing is Timing.IN_ORDER else image.copy()
-        decision = self._stamps.offer(stamp_ns, (own, stamp, source))
+        return self._follow(self._stamps.offer(stamp_ns, (own, stamp, source)))
+
+    def admit_waiting(self) -> None:
+        """Keep the frames that wait after a pause: what is asked now is to be of them, too."""
+        self._follow(self._stamps.release())
+
+    def _follow(self, decision: Decision[_Offered]) -> KeptFrame | None:
+        """Keep and drop frames as their stamps decided; the last frame kept."""
         for _, self.last_refusal in decision.refused:
             self.frames_invalid_stamp += 1
         if decision.jump_ns is not None and not 0 < decision.jump_ns <= self._span_ns:
@@ -258,6 +269,7 @@ class SmartFrameManager:
         """
         about = check_about(about)
         pairs = whole_number("max_frames", max_frames, GRID_FRAMES) // GRID_FRAMES
+        self.admit_waiting()
         newest = self.store.newest_frame
         if newest is None:
             return []
