@@ -232,7 +232,6 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         """
         started = time.perf_counter()
         manager = self.cache_manager
-        manager.apply_pending_evictions()
         patches = self._frames(frames, self.min_pixels, self.max_pixels)
         stamps = frame_times(len(frames), fps, timestamps, manager.state.last_stamp)
         spans, before, after, timeline = self._plan_chunk(patches, stamps)
@@ -243,7 +242,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
 
         features = self.model.encode_frames(patches, self.functions)
         grids = features.unflatten(0, self._token_grid(patches))  # [grids, rows, columns, hidden]
-        manager.evictor.note_grids(manager.ledger.grids_seen, grids, stamps[-1])
+        seen = manager.evictor.describe(manager.ledger.grids_seen, grids, stamps[-1])
         known = None
         if self._filter is not None:
             spans, features, known = self._leave_out(self._filter, spans, grids)
@@ -251,12 +250,15 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         embeddings = torch.cat(
             [self.model.embed_tokens(before), features, self.model.embed_tokens(after)]
         )
-        positions = manager.ledger.preview(spans)
-        state = self._next_state(stamps, timeline, known)
         closed = timeline.closed - manager.state.timeline.closed
         with manager.fork(len(embeddings)) as fork:
-            self.model.stream_forward(embeddings[None], positions, fork, self.functions)
-            evicted = manager.commit(fork, spans, state, chunk=True)
+            positions = manager.ledger.preview(spans)
+            read = manager.readout()
+            self.model.stream_forward(
+                embeddings[None], positions, fork, self.functions, readout=read
+            )
+            state = self._next_state(stamps, timeline, known)
+            evicted = manager.commit(fork, spans, state, True, seen, read)
         manager.prepare_reading()
         return ChunkResult(
             tokens=len(embeddings),
@@ -303,7 +305,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             needed = len(prompt) + max_new_tokens + closing
             self._check_exchange(needed)
         fork = manager.question_fork(len(prompt), max_new_tokens + closing)
-        start, asked_at = manager.ledger.next_position, manager.ledger.mark()
+        start, asked_at = fork.start, manager.ledger.mark()
         cache_length, time_spans = manager.get_seq_length(), manager.time_spans()
 
         def write() -> Generator[str, None, AnswerMetrics]:
@@ -345,7 +347,6 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
                         # positions and sees more, so it is computed again. The fork has been read.
                         fork.release()
                         self._repeat_exchange(question, said.ids)
-            manager.apply_pending_evictions()
             latency = self._synchronized_time() - started
             return AnswerMetrics(
                 ttft=ttft or latency,
@@ -380,9 +381,9 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         manager = self.cache_manager
         texts = self._chat.choices(choices, manager.max_tail_tokens)
         prompt = self._question_ids(question, about)
-        start = manager.ledger.next_position
+        end = self._chat.answer_end[0]
         with manager.question_fork(len(prompt), 0) as fork:
-            scores = self.text_path.score(prompt, texts, self._chat.answer_end[0], start, fork)
+            scores = self.text_path.score(prompt, texts, end, fork.start, fork)
         # Of the first token that is known, and of them all.
         latency = self._synchronized_time() - started
         best = max(range(len(scores)), key=scores.__getitem__)
@@ -402,7 +403,6 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
     def get_cache_info(self) -> CacheInfo:
         """The memory as it stands."""
         manager = self.cache_manager
-        manager.apply_pending_evictions()
         evictor, state = manager.evictor, manager.state
         config = evictor.config
         return CacheInfo(
@@ -518,7 +518,6 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
 
     def _question_ids(self, question: str, about: tuple[float, float] | None) -> list[int]:
         manager = self.cache_manager
-        manager.apply_pending_evictions()
         if manager.state.frames == 0:
             raise EmptyMemoryError("nothing has been seen yet: append frames before asking")
         if (asked := check_about(about)) is not None:
@@ -557,7 +556,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         needed = len(prompt) + len(said) + len(self._chat.answer_end)
         self._check_exchange(needed)
         with manager.fork(needed, question=True) as fork:
-            self._keep_exchange(fork, prompt, said, manager.ledger.next_position)
+            self._keep_exchange(fork, prompt, said, fork.start)
 
     def _check_exchange(self, tokens: int) -> None:
         """Raise CapTooSmallError if an exchange of so many tokens can never be kept."""

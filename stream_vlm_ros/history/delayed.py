@@ -478,10 +478,9 @@ class _Conversation(VideoStreamingInference):
         room = manager.max_tail_tokens
         prompt = self._chat.question(question, manager.state.open_segment, room)
         said = self._chat.plain(answer)
-        start = manager.ledger.next_position
         with manager.question_fork(len(prompt), len(said) + len(self._chat.answer_end)) as fork:
-            self._run_text(prompt, start, fork)
-            self._keep_exchange(fork, prompt, said, start)
+            self._run_text(prompt, fork.start, fork)
+            self._keep_exchange(fork, prompt, said, fork.start)
 
 
 def _ids(grids: Sequence[Grid]) -> tuple[tuple[int, ...], ...]:

@@ -94,10 +94,10 @@ class Oracle:
             self.last = (embeddings.clone(), hidden.clone())
         return hidden
 
-    def on_commit(self, fork, spans, state, chunk):
+    def on_commit(self, fork, spans, *details, **named):
         raw = [torch.cat(pieces, dim=2).clone() for pieces in self.pending.pop(id(fork))]
         count, first = fork.length, len(self.ever) == 0
-        evicted = self.commit(fork, spans, state, chunk)
+        evicted = self.commit(fork, spans, *details, **named)
         new = []
         for span in spans:
             if isinstance(span, TextSpan):

@@ -402,9 +402,10 @@ def test_a_chunk_leaves_ready_what_a_question_asks_of_the_memory(
 ):
     """Reckoned while a device is still at work on the chunk, and right after each one."""
     engine = make(model, processor, cap=100)
-    ledger, manager = engine.cache_manager.ledger, engine.cache_manager
+    manager = engine.cache_manager
     for number in range(12):
         engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
+        ledger = manager.ledger
         spans, parts = tuple(ledger.time_spans()), ledger.parts()
         with monkeypatch.context() as patch:
             patch.setattr(ledger, "time_spans", None)

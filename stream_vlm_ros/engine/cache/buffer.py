@@ -3,22 +3,28 @@
 
 """The memory itself: keys and values of the whole stream in one buffer, taken once.
 
-Nothing in the window ever moves: it is a ring behind the sink and the grids kept for long.
+`slots` says which token lies where; here is what is written there.
 """
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from stream_vlm_ros.engine.cache.mrope import MultimodalRotary, Vec, rotate
+from stream_vlm_ros.engine.cache.mrope import ZERO, MultimodalRotary, Vec, rotate
+from stream_vlm_ros.engine.cache.slots import Slots
 from stream_vlm_ros.errors import DeviceUnavailableError
 
 # Numbers of keys that a GPU rotates together, which takes some times as much in float32 meanwhile:
 # as many layers as make no more. Short memories are so rotated in few calls. A CPU is faster layer
 # by layer, each of which stays in its cache.
 _ROTATED_AT_ONCE = 2**24
+
+SINK = -1  # among the numbers of grids
 
 
 @dataclass(frozen=True)
@@ -52,17 +58,40 @@ class KVShape:
             ) from error
 
 
-class KVBuffer:
-    """The stream's keys and values: the sink, then grids kept for long, then a ring.
+@dataclass(frozen=True, eq=False)
+class Writing:
+    """What is to be written so that a buffer holds what its slots say.
 
-    Window tokens have running numbers; number ``i`` lies in slot ``base + i % (capacity - base)``,
-    where ``base`` is the sink's length and the room for kept grids. The live ones are ``window``.
-    Kept grids fill their room from the front, without holes and in no order: attention needs none.
+    It may be done again and again: nothing of what is read here lies in the buffer.
+
+    Attributes:
+        tokens: new ones, ``[layers, 2, kv_heads, n, head_dim]``.
+        slots: where these go, in their order.
+        moved: tokens of kept grids that lay elsewhere, ``[layers, 2, kv_heads, m, head_dim]``, keys
+            as first computed.
+        moved_to: ``[m]``, where these go.
+        grids: numbers of the grids that ``moved`` are of; True: the whole grid moved.
+        sealed: tokens of a sink that is one from now on; 0: none.
+    """
+
+    tokens: torch.Tensor
+    slots: Sequence[slice]
+    moved: torch.Tensor | None = None
+    moved_to: torch.Tensor | None = None
+    grids: Mapping[int, bool] | None = None
+    sealed: int = 0
+
+
+class KVBuffer:
+    """The stream's keys and values.
+
+    Where grids are kept, the keys of sink and kept grids are there a second time, as first
+    computed (the *originals*), so that they can be rotated again and again without drift. What of
+    them lies in ``data`` is made from those, when it is read: see `rotate_base`.
 
     Args:
-        originals: keep the keys of sink and kept grids a second time, as first computed, so that
-            they can be rotated again and again without drift. Room for so many tokens is
-            taken at once, more only if they become more; None: not kept.
+        originals: room for so many tokens is taken at once, more only if they become more; None:
+            no second copy.
     """
 
     def __init__(
@@ -70,192 +99,131 @@ class KVBuffer:
     ):
         self._shape, self._device = shape, device
         self.data = shape.allocate(capacity, device)
-        self._room_for_originals = None if originals is None else self._take_originals(originals)
-        self.clear()
-
-    def clear(self) -> None:
-        self.sink = 0
-        self.window = range(0)
-        self._room = 0  # slots for kept grids, behind the sink
-        self._owner = torch.empty(0, dtype=torch.long)  # number of the grid in each of its slots
-        self._place = torch.empty(0, dtype=torch.long)  # which token of the grid that is
-        self._originals: torch.Tensor | None = None  # [layers, kv_heads, base, head_dim]
+        self.originals: torch.Tensor | None = None  # [layers, kv_heads, tokens, head_dim]
+        self.keeps_originals = originals is not None
+        if originals is not None:
+            self.make_room_for_originals(originals)
+        # By how much the keys of the sink and of each kept grid are turned in ``data``; not there:
+        # they hold anything.
+        self._turned: dict[int, Vec] = {}
 
     @property
     def capacity(self) -> int:
         return self.data.shape[3]
 
     @property
-    def kept(self) -> int:
-        """Tokens of kept grids."""
-        return len(self._owner)
-
-    @property
-    def base(self) -> int:
-        """First slot of the ring."""
-        return self.sink + self._room
-
-    @property
-    def length(self) -> int:
-        return self.sink + self.kept + len(self.window)
-
-    @property
     def nbytes(self) -> int:
-        room = self._room_for_originals
-        return self.data.nbytes + (0 if room is None else room.nbytes)
+        return self.data.nbytes + (0 if self.originals is None else self.originals.nbytes)
 
-    @property
-    def rotates_base(self) -> bool:
-        """The keys of sink and kept grids are rotated again whenever something is forgotten."""
-        return self._originals is not None
+    def make_room_for_originals(self, tokens: int) -> None:
+        """Before there are any: they are lost."""
+        if self.originals is None or self.originals.shape[2] < tokens:
+            self.originals = None  # the old one first
+            layers, _, heads, _, size = self.data.shape
+            self.originals = self.data.new_empty(layers, heads, tokens, size)
 
-    def seal_sink(self, length: int, room: int) -> None:
-        """The first ``length`` tokens leave the ring for good; behind them, room for kept grids."""
-        behind = self.data[:, :, :, length : self.window.stop]
-        if room and behind.shape[3]:
-            self.data[:, :, :, length + room : self.window.stop + room] = behind.clone()
-        self.sink, self._room = length, room
-        self.window = range(0, self.window.stop - length)
-        if room and self._room_for_originals is not None:
-            if self._room_for_originals.shape[2] < self.base:
-                self._room_for_originals = None  # the old one first
-                self._room_for_originals = self._take_originals(self.base)
-            self._originals = self._room_for_originals[:, :, : self.base]
-            self._originals[:, :, :length] = self.data[:, 0, :, :length]
+    def grown(self, capacity: int, length: int) -> KVBuffer:
+        """A larger one with the same first ``length`` slots; only without a second copy."""
+        assert not self.keeps_originals
+        larger = KVBuffer(self._shape, capacity, self._device)
+        larger.data[:, :, :, :length] = self.data[:, :, :, :length]
+        return larger
 
-    def _take_originals(self, tokens: int) -> torch.Tensor:
-        layers, _, heads, _, size = self.data.shape
-        return self.data.new_empty(layers, heads, tokens, size)
+    def copy(self) -> KVBuffer:
+        twin = copy.copy(self)
+        twin.data = self.data.clone()
+        twin.originals = None if self.originals is None else self.originals.clone()
+        twin._turned = dict(self._turned)
+        return twin
 
-    def unseal_sink(self) -> None:
-        """Put the sink back into the ring; nothing may have been evicted since it was sealed."""
-        assert self.window.start == 0 and not self.kept
-        behind = self.data[:, :, :, self.base : self.base + len(self.window)]
-        if self._room and behind.shape[3]:
-            self.data[:, :, :, self.sink : self.sink + len(self.window)] = behind.clone()
-        self.window = range(0, self.window.stop + self.sink)
-        self.sink = self._room = 0
-        self._originals = None
+    def read(self, slots: torch.Tensor, base: int) -> torch.Tensor:
+        """A copy of ``slots [n]``: ``[layers, 2, kv_heads, n, head_dim]``.
 
-    def overwritten_by(self, count: int) -> range:
-        """Running numbers of the tokens whose slots the next ``count`` tokens would take."""
-        ring = self.capacity - self.base
-        return range(self.window.stop - ring, self.window.stop + count - ring)
-
-    def evict(self, count: int) -> None:
-        """Forget the ``count`` oldest tokens of the window."""
-        self.window = self.window[count:]
-
-    def keep_oldest(self, number: int, count: int) -> None:
-        """Move the window's oldest ``count`` tokens, grid ``number``, to the kept ones."""
-        start = self.sink + self.kept
-        assert start + count <= self.base
-        done = start
-        for slots in self._slots(self.window[:count]):
-            size = slots.stop - slots.start
-            self.data[:, :, :, done : done + size] = self.data[:, :, :, slots]
-            done += size
-        if self._originals is not None:
-            self._originals[:, :, start:done] = self.data[:, 0, :, start:done]
-        self._owner = torch.cat([self._owner, torch.full((count,), number)])
-        self._place = torch.cat([self._place, torch.arange(count)])
-        self.evict(count)
-
-    def drop_kept(self, number: int) -> None:
-        """Forget a kept grid; the last kept tokens move into its slots."""
-        gone = self._owner == number
-        left = self.kept - int(gone.sum())
-        holes = gone[:left].nonzero()[:, 0]
-        movers = (~gone[left:]).nonzero()[:, 0] + left
-        self._owner[holes], self._place[holes] = self._owner[movers], self._place[movers]
-        self._owner, self._place = self._owner[:left], self._place[:left]
-        if len(holes):
-            to, of = (self.sink + holes).to(self._device), (self.sink + movers).to(self._device)
-            self.data[:, :, :, to] = self.data[:, :, :, of]
-            if self._originals is not None:
-                self._originals[:, :, to] = self._originals[:, :, of]
-
-    def rotate_base(self, rotary: MultimodalRotary, sink: Vec, kept: list[tuple[int, Vec]]) -> None:
-        """Rotate the keys of sink and kept grids again, from the originals.
-
-        So that a query in the frame of the newest run sees them as it would if it stood further
-        by the given offset: turning a key back is turning the query on.
+        The keys as first computed; those of slots below ``base`` are there a second time.
         """
-        assert self._originals is not None
-        # One angle for the sink and for each grid, not for each of their tokens.
-        offsets = torch.tensor([sink, *(offset for _, offset in kept)])  # [1 + grids, 3]
-        angles = rotary.angles(-offsets.T.to(self._device))
-        numbers = torch.tensor([number for number, _ in kept], dtype=torch.long)  # rising
-        owner = torch.zeros(self.sink + self.kept, dtype=torch.long)  # of each token
-        owner[self.sink :] = 1 + torch.searchsorted(numbers, self._owner)
-        owner = owner.to(self._device)
-        cos, sin = (turn.float()[owner].repeat(1, 2) for turn in (angles.cos(), angles.sin()))
-        originals = self._originals[:, :, : len(owner)]
-        keys = self.data[:, 0, :, : len(owner)]
-        at_once = _ROTATED_AT_ONCE if keys.is_cuda else 0
-        together = max(1, at_once // originals[0].numel())  # layers
-        for some, of in zip(keys.split(together), originals.split(together), strict=True):
-            rotate(of, cos, sin, out=some)
+        kv = self.data[:, :, :, slots.to(self._device)]
+        below = (slots < base).nonzero()[:, 0]
+        if len(below) and self.originals is not None:
+            from_base = self.originals[:, :, slots[below].to(self._device)]
+            kv[:, 0].index_copy_(2, below.to(self._device), from_base)
+        return kv
 
-    def write(self, tokens: torch.Tensor) -> None:
-        """Append ``[layers, 2, kv_heads, n, head_dim]`` behind the window."""
-        count = tokens.shape[3]
-        first = self.window.stop
-        self.window = range(self.window.start, first + count)
-        assert len(self.window) <= self.capacity - self.base
+    def write(self, new: Writing) -> None:
         done = 0
-        for slots in self._slots(range(first, first + count)):
+        for slots in new.slots:
             size = slots.stop - slots.start
-            self.data[:, :, :, slots] = tokens[:, :, :, done : done + size]
+            self.data[:, :, :, slots] = new.tokens[:, :, :, done : done + size]
             done += size
+        if new.sealed and self.originals is not None:
+            self._turned.clear()
+            self.originals[:, :, : new.sealed] = self.data[:, 0, :, : new.sealed]
+            self._turned[SINK] = ZERO
+        if new.moved is not None and new.grids is not None:
+            for number in new.grids:
+                self._turned.pop(number, None)
+            self.data.index_copy_(3, new.moved_to, new.moved)
+            if self.originals is not None:
+                self.originals.index_copy_(2, new.moved_to, new.moved[:, 0])
+            self._turned.update((number, ZERO) for number, whole in new.grids.items() if whole)
 
-    def forget_back(self, length: int) -> None:
-        """Shorten the stream to its first ``length`` tokens, all the others being in the window."""
-        self.window = self.window[: length - self.sink - self.kept]
+    def rotate_base(
+        self, rotary: MultimodalRotary, slots: Slots, wanted: Mapping[int, tuple[Vec, int]]
+    ) -> Vec:
+        """Turn keys of sink and kept grids, so that one offset of a query sees all of them right.
 
-    def grow(self, capacity: int) -> None:
-        """A larger buffer with the same content; only where there is no sink yet."""
-        assert self.window.start == 0 and self.sink == 0
-        old = self.data
-        self.data = self._shape.allocate(capacity, self._device)
-        self.data[:, :, :, : self.length] = old[:, :, :, : self.length]
+        A query that is to stand further by an offset may be turned on, or the key turned back. The
+        query is turned by what leaves as many keys as possible as they are; the others are turned
+        from the originals, and of those only the frequencies whose axis moves.
 
-    def order(self) -> torch.Tensor:
-        """The slots of all tokens, in order of time: ``[length]``."""
-        kept = self.sink + torch.argsort(self._owner * (1 << 32) + self._place)
-        ring = self.capacity - self.base
-        window = self.base + torch.tensor(self.window, dtype=torch.long) % ring
-        return torch.cat([torch.arange(self.sink), kept, window])
+        Args:
+            wanted: of the sink and of each kept grid the offset of a query that would see it as
+                first computed, and how many tokens it has.
 
-    def slices(self, start: int, stop: int) -> list[slice]:
-        """Slots of the stream's tokens ``start`` to ``stop``, in as few slices as there can be.
-
-        Sink and window may be cut anywhere; the kept grids only as a whole.
+        Returns:
+            The offset of a query that sees all of them right.
         """
-        kept_start, kept_stop = self.sink, self.sink + self.kept
-        assert not kept_start < start < kept_stop and not kept_start < stop < kept_stop
-        slices = []
-        if start < kept_stop:
-            slices.append(slice(start, min(stop, kept_stop)))
-        if stop > kept_stop:
-            first = max(start, kept_stop) - kept_stop
-            slices += self._slots(self.window[first : stop - kept_stop])
-        joined: list[slice] = []
-        for slots in sorted(slices, key=lambda slots: slots.start):
-            if joined and joined[-1].stop == slots.start:
-                joined[-1] = slice(joined[-1].start, slots.stop)
-            else:
-                joined.append(slots)
-        return joined
+        turned = self._turned
+        votes: Counter[Vec] = Counter()
+        for number, (offset, tokens) in wanted.items():
+            if number in turned:
+                votes[offset.plus(turned[number])] += tokens
+        shared = votes.most_common(1)[0][0] if votes else ZERO
+        turns = {number: shared.minus(offset) for number, (offset, _) in wanted.items()}
+        stale: dict[frozenset[int], dict[int, Vec]] = {}  # by the axes that move
+        for number, turn in turns.items():
+            was = turned.get(number)
+            moves = frozenset(x for x in range(3) if was is None or was[x] != turn[x])
+            if moves:
+                stale.setdefault(moves, {})[number] = turn
+        for axes, some in stale.items():
+            for number in some:
+                turned.pop(number, None)
+            self._turn(rotary, slots, some, axes)
+        self._turned = turns
+        return shared
 
-    def _slots(self, numbers: range) -> list[slice]:
-        if not numbers:
-            return []
-        first = self.base + numbers.start % (self.capacity - self.base)
-        until_end = self.capacity - first
-        if len(numbers) <= until_end:
-            return [slice(first, first + len(numbers))]
-        return [
-            slice(first, self.capacity),
-            slice(self.base, self.base + len(numbers) - until_end),
-        ]
+    def _turn(
+        self, rotary: MultimodalRotary, slots: Slots, turns: Mapping[int, Vec], axes: frozenset[int]
+    ) -> None:
+        """Rotate the keys of these from the originals, in the frequencies of these axes."""
+        assert self.originals is not None
+        numbers = sorted(turns)  # the sink comes first
+        ranks = torch.tensor(numbers, dtype=torch.long)
+        owner = torch.cat([torch.full((slots.sink,), SINK), slots.owner])
+        at = torch.isin(owner, ranks).nonzero()[:, 0]
+        rows = torch.searchsorted(ranks, owner[at]).to(self._device)  # of each token
+        at = at.to(self._device)
+        offsets = torch.tensor([turns[number] for number in numbers])  # [grids, 3]
+        angles = rotary.angles(offsets.T.to(self._device))  # [grids, head_dim // 2]
+        cos, sin = angles.cos().float(), angles.sin().float()
+        keys = self.data[:, 0]
+        half = keys.shape[3] // 2
+        at_once = _ROTATED_AT_ONCE if keys.is_cuda else 0
+        together = max(1, at_once // (keys[0, :, 0].numel() * len(at)))  # layers
+        for pairs in rotary.pairs_of(axes):
+            both = [slice(pairs.start + first, pairs.stop + first) for first in (0, half)]
+            c, s = (x[:, pairs][rows].repeat(1, 2) for x in (cos, sin))
+            for some, of in zip(keys.split(together), self.originals.split(together), strict=True):
+                x = torch.cat([of[..., part].index_select(2, at) for part in both], dim=-1)
+                for part, half_of in zip(both, rotate(x, c, s).chunk(2, dim=-1), strict=True):
+                    some[..., part].index_copy_(2, at, half_of)

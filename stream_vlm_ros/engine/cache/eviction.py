@@ -11,12 +11,11 @@ ones least like any other (the star memory of streaming video models).
 
 from __future__ import annotations
 
-import copy
-import logging
 import math
 import warnings
 from bisect import insort
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -27,8 +26,6 @@ from stream_vlm_ros.config import NOVELTY_SHARE, NOVELTY_WINDOW_CHUNKS
 from stream_vlm_ros.config import EvictionConfig as EvictionConfig
 from stream_vlm_ros.engine.reference_names import EvictorNames
 from stream_vlm_ros.errors import CapTooSmallError, InvalidParameterError
-
-log = logging.getLogger(__name__)
 
 
 class Candidate(NamedTuple):
@@ -47,10 +44,14 @@ class EvenSample:
     stay within about a factor of two of each other whatever the rate of the frames.
     """
 
-    def __init__(self, budget: int):
+    def __init__(self, budget: int, grids: Sequence[Candidate] = ()):
         self.budget = budget
-        self._grids: list[Candidate] = []
-        self.tokens = 0
+        self._grids = list(grids)
+        self.tokens = sum(grid.tokens for grid in grids)
+
+    @property
+    def grids(self) -> tuple[Candidate, ...]:
+        return tuple(self._grids)
 
     def offer(self, grid: Candidate, start: float, stop: float) -> list[Candidate]:
         """Take a grid in; return those that must go for it, maybe itself.
@@ -94,10 +95,9 @@ class FeatureNovelty:
 
     def __init__(self) -> None:
         self._projection: torch.Tensor | None = None
-        # What was ranked last, with each row's nearest: a memory changes by a row or two at a time.
-        self._ranked = np.empty((0, 0), np.float32)  # [n, d]
-        self._likeness = np.empty(0, np.float32)  # [n], to the nearest other one
-        self._nearest = np.empty(0, int)  # [n], which row that is
+        # A memory changes by a row or two at a time. Replaced as a whole: whatever interrupts
+        # `rank`, what is here fits together.
+        self._last = _Ranked(*map(np.empty, ((0, 0), 0, 0)))
 
     def describe(self, features: torch.Tensor) -> np.ndarray:
         if self._projection is None or len(self._projection) != features.shape[-1]:
@@ -111,65 +111,81 @@ class FeatureNovelty:
         return torch.nn.functional.normalize(vector, dim=0).cpu().numpy()
 
     def rank(self, descriptors: np.ndarray) -> np.ndarray:
-        gone = self._row_gone(descriptors)
+        last = self._last
+        gone = last.row_gone(descriptors)
         if gone is None:
-            self._look_for_nearest(descriptors, np.arange(len(descriptors)))
+            ranked = _Ranked.of(descriptors)
         else:
-            self._drop(gone, descriptors)
-            self._add_last(descriptors)
-        self._ranked = descriptors
-        return 1.0 - self._likeness
+            ranked = last.without(gone, descriptors[:-1]).with_last(descriptors)
+        self._last = ranked
+        return 1.0 - ranked.likeness
 
-    def _row_gone(self, descriptors: np.ndarray) -> int | None:
+
+class _Ranked(NamedTuple):
+    """What was ranked last, with each row's nearest."""
+
+    table: np.ndarray  # [n, d]
+    likeness: np.ndarray  # [n], to the nearest other one
+    nearest: np.ndarray  # [n], which row that is
+
+    @classmethod
+    def of(cls, table: np.ndarray) -> _Ranked:
+        return cls(table, *_look_for_nearest(table, np.arange(len(table))))
+
+    def row_gone(self, table: np.ndarray) -> int | None:
         """Which row went before another came last (``n``: none did); None: something else."""
-        before, count = self._ranked, len(descriptors)
-        if count < 2 or before.shape[1] != descriptors.shape[1]:
+        before, count = self.table, len(table)
+        if count < 2 or before.shape[1] != table.shape[1]:
             return None
         if len(before) == count - 1:
-            return len(before) if np.array_equal(before, descriptors[:-1]) else None
+            return len(before) if np.array_equal(before, table[:-1]) else None
         if len(before) != count:
             return None
-        differs = (before[:-1] != descriptors[:-1]).any(axis=1)
+        differs = (before[:-1] != table[:-1]).any(axis=1)
         row = int(differs.argmax()) if differs.any() else count - 1
-        return row if np.array_equal(before[row + 1 :], descriptors[row:-1]) else None
+        return row if np.array_equal(before[row + 1 :], table[row:-1]) else None
 
-    def _drop(self, row: int, descriptors: np.ndarray) -> None:
-        """Forget a row; those it was nearest to look for another one."""
-        if row >= len(self._nearest):
-            return
-        self._likeness = np.delete(self._likeness, row)
-        self._nearest = np.delete(self._nearest, row)
-        bereft = np.flatnonzero(self._nearest == row)
-        self._nearest[self._nearest > row] -= 1
-        self._look_for_nearest(descriptors[:-1], bereft)
+    def without(self, row: int, left: np.ndarray) -> _Ranked:
+        """Those ``left`` without a row; whose nearest that was, looks for another one."""
+        if row >= len(self.nearest):
+            return self
+        likeness, nearest = np.delete(self.likeness, row), np.delete(self.nearest, row)
+        bereft = np.flatnonzero(nearest == row)
+        nearest[nearest > row] -= 1
+        likeness[bereft], nearest[bereft] = _look_for_nearest(left, bereft)
+        return _Ranked(left, likeness, nearest)
 
-    def _add_last(self, descriptors: np.ndarray) -> None:
-        likeness = descriptors[:-1] @ descriptors[-1]
-        nearer = likeness > self._likeness
-        self._likeness = np.append(np.where(nearer, likeness, self._likeness), likeness.max())
-        self._nearest[nearer] = len(likeness)
-        self._nearest = np.append(self._nearest, likeness.argmax())
+    def with_last(self, table: np.ndarray) -> _Ranked:
+        likeness = table[:-1] @ table[-1]
+        nearer = likeness > self.likeness
+        return _Ranked(
+            table,
+            np.append(np.where(nearer, likeness, self.likeness), likeness.max()),
+            np.append(np.where(nearer, len(likeness), self.nearest), likeness.argmax()),
+        )
 
-    def _look_for_nearest(self, descriptors: np.ndarray, rows: np.ndarray) -> None:
-        if len(self._nearest) != len(descriptors):
-            self._likeness = np.full(len(descriptors), -1.0, np.float32)
-            self._nearest = np.zeros(len(descriptors), int)
-        if not len(rows):
-            return
-        likeness = descriptors[rows] @ descriptors.T
-        likeness[np.arange(len(rows)), rows] = -1.0  # itself
-        self._nearest[rows] = likeness.argmax(axis=1)
-        self._likeness[rows] = likeness.max(axis=1)
+
+def _look_for_nearest(table: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of some rows of a table the likeness to the nearest other one, and which that is."""
+    likeness = table[rows] @ table.T
+    likeness[np.arange(len(rows)), rows] = -1.0  # itself
+    if not len(rows):
+        return likeness[:, 0], np.empty(0, int)
+    return likeness.max(axis=1), likeness.argmax(axis=1)
 
 
 class StarMemory:
     """Level 3: the grids that matter most, by a score over all that are kept."""
 
-    def __init__(self, budget: int, score: ImportanceScore):
+    def __init__(self, budget: int, score: ImportanceScore, grids: Sequence[Candidate] = ()):
         self.budget = budget
         self._score = score
-        self._grids: list[Candidate] = []
-        self.tokens = 0
+        self._grids = list(grids)
+        self.tokens = sum(grid.tokens for grid in grids)
+
+    @property
+    def grids(self) -> tuple[Candidate, ...]:
+        return tuple(self._grids)
 
     def offer(self, grid: Candidate) -> list[Candidate]:
         """Take a grid in; return those that must go for it, maybe itself."""
@@ -216,7 +232,7 @@ class Appended(NamedTuple):
 
 
 class EvictorMark(NamedTuple):
-    """What a snapshot keeps of the evictor."""
+    """Tells two states of an evictor's figures apart."""
 
     chunks: int
     later_tokens: int
@@ -225,55 +241,125 @@ class EvictorMark(NamedTuple):
     tokens_evicted: int
 
 
+class Described(NamedTuple):
+    """What the evictor is to know of a chunk's frames; see `KVCacheEvictor.describe`."""
+
+    descriptors: Mapping[int, np.ndarray]  # of its grids, by their numbers
+    tokens: int
+    grid_tokens: int
+    last_seconds: float  # of its last frame, in the source's time
+
+
+@dataclass(frozen=True, eq=False)
+class EvictorState:
+    """What an evictor has seen, and which grids it keeps. Never changed: what changes is another.
+
+    Attributes:
+        sink_size: tokens that stay; 0 while an automatic sink awaits its first chunk.
+        chunks: chunks recorded.
+        later_tokens: of all chunks after the first.
+        first_chunk, first_vision, first_grid: tokens of the first chunk, of its frames, and of one
+            of its grids.
+        sink_end: the source's time of its last frame, in seconds.
+        sampled, important: the grids that levels 2 and 3 keep, in order of time.
+        descriptors: of the grids in the window, by number.
+        evictions, tokens_evicted: how often something was forgotten, and how much.
+    """
+
+    sink_size: int = 0
+    chunks: int = 0
+    later_tokens: int = 0
+    first_chunk: int = 0
+    first_vision: int = 0
+    first_grid: int = 0
+    sink_end: float = 0.0
+    sampled: tuple[Candidate, ...] = ()
+    important: tuple[Candidate, ...] = ()
+    descriptors: Mapping[int, np.ndarray] = field(default_factory=dict)
+    evictions: int = 0
+    tokens_evicted: int = 0
+
+
+class HoldsEvictor(Protocol):
+    """Where an evictor finds its state, and puts the next one."""
+
+    evictor: EvictorState
+
+
+@dataclass
+class _Own:
+    evictor: EvictorState
+
+
 class KVCacheEvictor(EvictorNames):
     """Watches chunks go by and says what must go, and which grids stay when the window passes on.
 
     Args:
         config: None means that nothing is ever evicted.
         score: level 3's; None: `FeatureNovelty`.
+        holder: where its state is; None: its own.
     """
 
-    def __init__(self, config: EvictionConfig | None = None, score: ImportanceScore | None = None):
+    def __init__(
+        self,
+        config: EvictionConfig | None = None,
+        score: ImportanceScore | None = None,
+        holder: HoldsEvictor | None = None,
+    ):
         if config is not None and not config.max_cache_tokens:
             raise InvalidParameterError(
                 "max_cache_tokens is 0, as large as fits: VideoStreamingInference settles that"
             )
         self.config = config
-        self._score = score or FeatureNovelty()
-        self.clear()
+        self.score = score or FeatureNovelty()
+        self._holder = holder or _Own(self.first_state(config))
 
-    def clear(self) -> None:
-        self._chunks = 0
-        self._later_tokens = 0  # of all chunks after the first
-        self._sink_size = self.config.sink_size if self.config else 0
-        self._descriptors: dict[int, np.ndarray] = {}  # of the grids in the window
-        # Tokens of it, of its frames, and of one of its grids.
-        self._first_chunk = self._first_vision = self._first_grid = 0
-        self._sink_end = 0.0  # source time in seconds
-        self._levels: tuple[EvenSample, StarMemory] | None = None
-        self.total_evictions = 0
-        self.total_tokens_evicted = 0
+    @staticmethod
+    def first_state(config: EvictionConfig | None) -> EvictorState:
+        """Before the first chunk."""
+        return EvictorState(sink_size=config.sink_size if config else 0)
+
+    def over(self, holder: HoldsEvictor) -> KVCacheEvictor:
+        """The same rules for another state."""
+        return KVCacheEvictor(self.config, self.score, holder)
+
+    @property
+    def state(self) -> EvictorState:
+        return self._holder.evictor
+
+    def _change(self, **changes: Any) -> None:
+        self._holder.evictor = replace(self.state, **changes)
+
+    @property
+    def total_evictions(self) -> int:
+        """How often something was forgotten."""
+        return self.state.evictions
+
+    @property
+    def total_tokens_evicted(self) -> int:
+        return self.state.tokens_evicted
 
     @property
     def first_chunk_recorded(self) -> bool:
-        return self._chunks > 0
+        return self.state.chunks > 0
 
     @property
     def avg_chunk_tokens(self) -> float:
         """Mean length of the chunks after the first, in tokens; 0 before there is one."""
-        return self._later_tokens / (self._chunks - 1) if self._chunks > 1 else 0.0
+        state = self.state
+        return state.later_tokens / (state.chunks - 1) if state.chunks > 1 else 0.0
 
     @property
     def effective_sink_size(self) -> int:
         """Tokens that stay; 0 while an automatic sink awaits its first chunk."""
-        return self._sink_size
+        return self.state.sink_size
 
     @property
     def effective_window_size(self) -> int:
         """Tokens of the recent past that stay."""
         if self.config is None:
             return 0
-        left = self.config.max_cache_tokens - self._sink_size - self.room_for_grids
+        left = self.config.max_cache_tokens - self.state.sink_size - self.room_for_grids
         return min(self.config.window_size or left, left)
 
     @property
@@ -289,7 +375,7 @@ class KVCacheEvictor(EvictorNames):
         size = self._share(self.config.shares[1])
         if self.config.automatic and size:
             size = min(size, self._spare) if self.first_chunk_recorded else 0
-            if size < max(1, self._first_grid):  # not one grid would fit
+            if size < max(1, self.state.first_grid):  # not one grid would fit
                 size = 0
         return size
 
@@ -326,27 +412,21 @@ class KVCacheEvictor(EvictorNames):
     def _spare(self) -> int:
         """Tokens that a window of the frames of a few chunks leaves."""
         assert self.config is not None
+        state = self.state
         # The first chunk's text is more than a later one's, which must fit at any rate.
-        least = max(self._first_chunk, NOVELTY_WINDOW_CHUNKS * self._first_vision)
-        return self.config.max_cache_tokens - self._sink_size - least
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> KVCacheEvictor:
-        """A copy that shares the score: it is the user's, and may hold anything."""
-        twin = copy.copy(self)
-        memo[id(self)], memo[id(self._score)] = twin, self._score
-        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return twin
+        least = max(state.first_chunk, NOVELTY_WINDOW_CHUNKS * state.first_vision)
+        return self.config.max_cache_tokens - state.sink_size - least
 
     def _share(self, share: float) -> int:
         assert self.config is not None
-        return math.floor(share * (self.config.max_cache_tokens - self._sink_size))
+        return math.floor(share * (self.config.max_cache_tokens - self.state.sink_size))
 
     @property
     def limit(self) -> int | None:
         """Longest stream after an append, in tokens; None: no limit."""
         if self.config is None:
             return None
-        return self._sink_size + self.room_for_grids + self.effective_window_size
+        return self.state.sink_size + self.room_for_grids + self.effective_window_size
 
     def check_room(
         self,
@@ -357,7 +437,7 @@ class KVCacheEvictor(EvictorNames):
         """Raise CapTooSmallError if ``tokens`` can never be held at once."""
         if self.config is None:
             return
-        cap, sink = self.config.max_cache_tokens, self._sink_size
+        cap, sink = self.config.max_cache_tokens, self.state.sink_size
         if not self.first_chunk_recorded:
             # An automatic sink takes the first chunk whole, whatever the window.
             room = sink + self.effective_window_size if sink else cap
@@ -371,15 +451,21 @@ class KVCacheEvictor(EvictorNames):
                 + remedy
             )
 
-    def record_chunk(self, tokens: int) -> None:
-        """Note that a chunk of ``tokens`` was appended."""
-        if self._chunks:
-            self._later_tokens += tokens
+    def record_chunk(self, tokens: int, frames: Described | None = None) -> None:
+        """Note that a chunk of ``tokens`` was appended, and what is known of its frames."""
+        state, changes = self.state, {}
+        if frames is not None:
+            changes["descriptors"] = {**state.descriptors, **frames.descriptors}
+        if state.chunks:
+            changes["later_tokens"] = state.later_tokens + tokens
         else:
-            self._first_chunk = tokens
+            changes["first_chunk"] = tokens
             if self.config is not None and not self.config.sink_size:
-                self._sink_size = tokens
-        self._chunks += 1
+                changes["sink_size"] = tokens
+            if frames is not None:
+                changes["first_vision"], changes["first_grid"] = frames[1:3]
+                changes["sink_end"] = frames.last_seconds
+        self._change(chunks=state.chunks + 1, **changes)
 
     def appended(self, tokens: int) -> Appended:
         """What `due` needs to know of an append made now, whenever its turn comes."""
@@ -395,7 +481,7 @@ class KVCacheEvictor(EvictorNames):
         """
         if self.config is None:
             return 0
-        window = length - self._sink_size - kept
+        window = length - self.state.sink_size - kept
         excess = window - self.effective_window_size
         if excess <= 0:
             return 0
@@ -408,73 +494,64 @@ class KVCacheEvictor(EvictorNames):
 
         ``waiting``: of those, what was appended last and has not had its turn.
         """
-        before = self.mark()
-        self.record_chunk(tokens)
+        then = self.over(_Own(self.state))
+        then.record_chunk(tokens)
         total, length = 0, length - sum(one.tokens for one in waiting)
-        for one in (*waiting, self.appended(tokens)):
+        for one in (*waiting, then.appended(tokens)):
             length += one.tokens
-            total += self.due(length - total, one, kept)
-        self.restore(before)
+            total += then.due(length - total, one, kept)
         return total
 
-    def note_grids(self, first: int, features: torch.Tensor, last_seconds: float) -> None:
-        """Describe the grids of a chunk while their features are at hand.
+    def describe(self, first: int, features: torch.Tensor, last_seconds: float) -> Described:
+        """What to remember of a chunk's frames, while their features are at hand.
 
         Args:
             first: number of the first grid.
             features: ``[grids, rows, columns, hidden]``.
             last_seconds: the source's time of the chunk's last frame.
         """
-        if not self.first_chunk_recorded:
-            self._sink_end = last_seconds
-            self._first_vision = features.shape[:3].numel()
-            self._first_grid = features.shape[1:3].numel()
         wanted = self.config is not None and self.config.shares[1] > 0
+        descriptors = {}
         if wanted and (self.important_size or not self.first_chunk_recorded):
             for number, grid in enumerate(features, start=first):
-                self._descriptors[number] = self._score.describe(grid)
+                descriptors[number] = self.score.describe(grid)
+        sizes = features.shape[:3].numel(), features.shape[1:3].numel()
+        return Described(descriptors, *sizes, last_seconds)
 
     def leaves_window(self, number: int, tokens: int, seconds: float) -> set[int]:
         """A whole grid leaves the window: numbers of those to forget for it, maybe its own.
 
         Offered to level 3 first; what that turns down or pushes out may still serve level 2.
         """
-        sampled, important = self._kept_levels()
-        descriptor = self._descriptors.pop(number, np.empty(0))
-        grid = Candidate(number, tokens, seconds, descriptor)
+        state, descriptors = self.state, dict(self.state.descriptors)
+        grid = Candidate(number, tokens, seconds, descriptors.pop(number, np.empty(0)))
+        sampled = EvenSample(self.sampled_size, state.sampled)
+        important = StarMemory(self.important_size, self.score, state.important)
         offered = important.offer(grid) if important.budget else [grid]
-        return {
-            gone.number
+        gone = {
+            other.number
             for one in offered
-            for gone in (sampled.offer(one, self._sink_end, seconds) if sampled.budget else [one])
+            for other in (sampled.offer(one, state.sink_end, seconds) if sampled.budget else [one])
         }
+        self._change(descriptors=descriptors, sampled=sampled.grids, important=important.grids)
+        return gone
 
     def level_of(self, number: int) -> str:
         """Which level keeps a grid that is neither in the sink nor in the window."""
-        return "important" if number in self._kept_levels()[1] else "sampled"
-
-    def _kept_levels(self) -> tuple[EvenSample, StarMemory]:
-        if self._levels is None:
-            self._levels = (
-                EvenSample(self.sampled_size),
-                StarMemory(self.important_size, self._score),
-            )
-        return self._levels
+        important = any(one.number == number for one in self.state.important)
+        return "important" if important else "sampled"
 
     def record_eviction(self, tokens: int) -> None:
-        self.total_evictions += 1
-        self.total_tokens_evicted += tokens
-        log.info("eviction %d: %d tokens forgotten", self.total_evictions, tokens)
+        state = self.state
+        counts = state.evictions + 1, state.tokens_evicted + tokens
+        self._change(evictions=counts[0], tokens_evicted=counts[1])
 
     def mark(self) -> EvictorMark:
+        state = self.state
         return EvictorMark(
-            self._chunks,
-            self._later_tokens,
-            self._sink_size,
-            self.total_evictions,
-            self.total_tokens_evicted,
+            state.chunks,
+            state.later_tokens,
+            state.sink_size,
+            state.evictions,
+            state.tokens_evicted,
         )
-
-    def restore(self, mark: EvictorMark) -> None:
-        self._chunks, self._later_tokens, self._sink_size = mark[:3]
-        self.total_evictions, self.total_tokens_evicted = mark[3:]

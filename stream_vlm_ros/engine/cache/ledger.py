@@ -8,11 +8,12 @@ Bookkeeping in plain integers; `mrope` has the rule, `buffer` moves the keys and
 
 from __future__ import annotations
 
+import copy
 from bisect import bisect_left
-from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -37,7 +38,7 @@ LEVELS = ("sink", "kept", "window")
 
 
 class LedgerMark(NamedTuple):
-    """What `PositionLedger.restore` needs besides the length: a few integers."""
+    """Tells two states of a stream's positions apart: a few integers."""
 
     length: int
     evicted: int
@@ -67,7 +68,8 @@ class Stretch(NamedTuple):
 class PositionLedger:
     """Where each token of the stream lies: appended at the end, forgotten behind the sink.
 
-    In order of time the stream is sink, single grids kept for long, window.
+    In order of time the stream is sink, single grids kept for long, window. What its attributes
+    hold is never changed, so that a `draft` shares it all, and is changed while this one stands.
 
     Args:
         policy: ``contiguous`` (after eviction the kept tokens are laid out again one after the
@@ -81,21 +83,21 @@ class PositionLedger:
             )
         self.policy = policy
         self._epoch = 0
-        self.clear()
-
-    def clear(self) -> None:
-        self._sink: list[Run] = []
-        self._kept: list[VisionRun] = []
-        self._window: deque[Run] = deque()
+        self._sink: tuple[Run, ...] = ()
+        self._kept: tuple[VisionRun, ...] = ()
+        self._window: tuple[Run, ...] = ()
         self._sink_length: int | None = None
         self.length = 0
         self.evicted = 0
         self._end = ZERO  # the next text token's position, in the frame of the newest run
         self._segment = -1
         self._grids_seen = 0
-        self._epoch += 1
         self._rewinds = 0
-        self._rewound: list[tuple[int, int]] = []  # (number, length), lengths rising
+        self._rewound: tuple[tuple[int, int], ...] = ()  # (number, length), lengths rising
+
+    def draft(self) -> PositionLedger:
+        """One to be changed, at no cost: this one stays as it is."""
+        return copy.copy(self)
 
     # -- reading -----------------------------------------------------------------------------
 
@@ -286,77 +288,94 @@ class PositionLedger:
             run, self._segment = self._lay(span, self._end, self._segment, open_run)
             if not run.count:
                 continue
-            run.shift = self.frame
+            run = replace(run, shift=self.frame)
             self._end = self._end_after(run, self._end)
             self.length += run.count
             self._grids_seen += len(run.grids) if isinstance(run, VisionRun) else 0
             if isinstance(run, VisionRun) and open_run and run.segment == open_run.segment:
-                open_run.step_after = run.first_tick - open_run.last_tick
+                step = run.first_tick - open_run.last_tick
                 if self._window:
-                    open_run.extend(run.grids)
+                    run = replace(open_run, grids=open_run.grids + run.grids, step_after=step)
+                    self._window = (*self._window[:-1], run)
                     continue
-            self._window.append(run)
+                followed = replace(open_run, step_after=step)
+                if self._kept:
+                    self._kept = (*self._kept[:-1], followed)
+                else:
+                    self._sink = (*self._sink[:-1], followed)
+            self._window = (*self._window, run)
 
     def seal_sink(self, length: int) -> None:
         """From now on the first ``length`` tokens are the sink and stay."""
         assert self._sink_length is None and length <= self.length
         self._sink_length = length
+        runs = list(self._window)
+        sink: list[Run] = []
         while length:
-            run = self._window[0]
-            if run.count > length:
-                head, rest = run.split(length)
-                self._window[0] = rest
-                self._sink.append(head)
-                return
-            self._sink.append(self._window.popleft())
-            length -= run.count
+            if runs[0].count > length:
+                head, runs[0] = runs[0].split(length)
+            else:
+                head = runs.pop(0)
+            sink.append(head)
+            length -= head.count
+        self._sink, self._window = tuple(sink), tuple(runs)
 
-    def evict(self, count: int) -> None:
-        """Forget the ``count`` oldest tokens of the window. `reindex` when all is forgotten."""
+    def evict(self, count: int) -> list[Grid]:
+        """Forget the ``count`` oldest tokens of the window; the grids of which nothing is left.
+
+        `reindex` when all is forgotten.
+        """
         assert self._sink_length is not None and count <= self.window_length
         self.length -= count
         self.evicted += count
+        gone: list[Grid] = []
+        runs = list(self._window)
         while count:
-            run = self._window[0]
-            size = run.count
-            taken = min(count, size)
+            run = runs[0]
+            size, taken = run.count, min(count, run.count)
             if isinstance(run, VisionRun):
-                handed_on = run.drop_front(taken)
-                before = self._sink[-1] if self._sink else None
-                if handed_on is not None and isinstance(before, VisionRun):
-                    before.step_after = handed_on
-            else:
-                run.drop_front(taken)
+                grids = run.grids
+                if taken < size:
+                    runs[0], grids = run.without_front(taken)
+                if run.continues and grids:  # of the first a part is in the sink
+                    if len(run.grids) > 1:
+                        step = run.grids[1].tick - run.first_tick
+                        self._sink = (*self._sink[:-1], replace(self._sink[-1], step_after=step))
+                    grids = grids[1:]
+                gone += grids
+            elif taken < size:
+                runs[0] = run.split(taken)[1]
             if taken == size:
-                self._window.popleft()
+                runs.pop(0)
             count -= taken
+        self._window = tuple(runs)
+        return gone
 
     def keep_oldest(self) -> None:
         """Take the window's oldest grid, a whole one, out of the window to be kept for long."""
-        run = self._window[0]
+        run, *others = self._window
         assert isinstance(run, VisionRun) and not run.cut
-        grid = run.grids[0]
-        kept = VisionRun(run.origin, run.segment, [grid], run.shift)
-        run.drop_front(grid.count)
-        if run.count:
-            kept.step_after = run.first_tick - grid.tick
-        else:
-            kept.step_after = run.step_after
-            self._window.popleft()
-        self._kept.append(kept)
+        kept, rest = run, tuple(others)
+        if len(run.grids) > 1:
+            kept, left = run.split(run.grids[0].count)
+            rest = (left, *rest)
+        self._kept = (*self._kept, replace(kept, continues=False))
+        self._window = rest
 
-    def drop_kept(self, number: int) -> None:
+    def drop_kept(self, number: int) -> Grid:
         """Forget the grid of that number, kept for long until now."""
         at = bisect_left(self._kept, number, key=lambda run: run.grids[0].number)
-        run = self._kept.pop(at)
+        run = self._kept[at]
         assert run.grids[0].number == number
+        self._kept = self._kept[:at] + self._kept[at + 1 :]
         self.length -= run.count
         self.evicted += run.count
+        return run.grids[0]
 
     def reindex(self) -> None:
-        """Something was forgotten or moved: no earlier mark holds, and what is left closes up."""
+        """Something was forgotten or moved: no earlier state holds, and what is left closes up."""
         self._epoch += 1
-        self._rewound.clear()
+        self._rewound = ()
         if self.policy == "contiguous":
             self._lay_out_again()
 
@@ -372,39 +391,26 @@ class PositionLedger:
             self._grids_seen,
         )
 
-    def holds(self, mark: LedgerMark) -> bool:
-        """Whether everything under ``mark`` is still there."""
-        # Whatever was appended again after going back further is not what the mark covered.
-        since = (length for number, length in self._rewound if number >= mark.rewinds)
-        return mark.epoch == self._epoch and mark.length <= min(since, default=self.length)
+    def holds(self, earlier: PositionLedger) -> bool:
+        """Whether everything that was there is still there."""
+        # Whatever was appended again after going back further is not what was there.
+        since = (length for number, length in self._rewound if number >= earlier._rewinds)
+        return earlier._epoch == self._epoch and earlier.length <= min(since, default=self.length)
 
-    def restore(self, mark: LedgerMark) -> None:
-        """Forget what was appended since ``mark``."""
-        assert self.holds(mark)
-        surplus = self.length - mark.length
-        if mark.sink_length is None:
-            self._window.extendleft(reversed(self._sink))
-            self._sink.clear()
-            self._sink_length = None
-        while surplus:
-            run = self._newest_run()
-            assert run is not None
-            size = run.count
-            taken = min(surplus, size)
-            run.drop_back(taken)
-            if taken == size:
-                (self._window if self._window else self._sink).pop()
-            surplus -= taken
-        self.length, self._end, self._segment = mark.length, mark.end, mark.segment
-        self._grids_seen = mark.grids_seen
-        while self._rewound and self._rewound[-1][1] >= mark.length:
-            self._rewound.pop()
-        self._rewound.append((self._rewinds, mark.length))
-        self._rewinds += 1
+    def going_back(self, earlier: PositionLedger) -> PositionLedger:
+        """An earlier state that `holds`, to be current again."""
+        assert self.holds(earlier)
+        back = earlier.draft()
+        kept = tuple(one for one in self._rewound if one[1] < earlier.length)
+        back._rewound = (*kept, (self._rewinds, earlier.length))
+        back._rewinds = self._rewinds + 1
+        return back
 
-    def follow(self, other: PositionLedger) -> None:
-        """Take the place of ``other``, whose marks hold no longer."""
-        self._epoch = other._epoch + 1
+    def replaced_by(self, other: PositionLedger) -> PositionLedger:
+        """``other`` in the place of this one, of which no earlier state holds any longer."""
+        new = other.draft()
+        new._epoch = self._epoch + 1
+        return new
 
     # -- inside ------------------------------------------------------------------------------
 
@@ -424,12 +430,12 @@ class PositionLedger:
         if isinstance(span, TextSpan):
             return TextRun(end, span.count), segment
         places = span.places or [None] * len(span.ticks)
-        grids = [
+        grids = tuple(
             Grid(tick, span.height, span.width, stamps, number, there)
             for number, tick, stamps, there in zip(
                 count(self._grids_seen), span.ticks, span.stamps, places, strict=False
             )
-        ]
+        )
         if not span.opens and open_run is not None:
             return VisionRun(open_run.origin, open_run.segment, grids), segment
         origin = Vec(end.t - span.ticks[0], end.h, end.w)
@@ -449,7 +455,8 @@ class PositionLedger:
         end = 0
         before: VisionRun | None = None
         before_origin = ZERO
-        for run in self.runs():
+        laid_out: dict[str, list[Any]] = {level: [] for level in LEVELS}
+        for level, run in ((level, run) for level, runs in self._levels() for run in runs):
             if isinstance(run, TextRun):
                 origin, end = run.laid_out_at(end)
                 before = None
@@ -463,5 +470,7 @@ class PositionLedger:
                     origin = Vec(end - first, end, end)
                 end = max(end, run.end_of(origin))
                 before, before_origin = run, origin
-            run.shift = run.origin.minus(origin)
+            shift = run.origin.minus(origin)
+            laid_out[level].append(run if run.shift == shift else replace(run, shift=shift))
+        self._sink, self._kept, self._window = map(tuple, laid_out.values())
         self._end = everywhere(end).plus(self.frame)

@@ -4,37 +4,48 @@
 """The stream's memory as one: buffer, ledger, evictor, and the forks that read it.
 
 A chunk or a question runs on a `requests.Fork`, whose own tokens go to a small tail while attention
-sees stream and tail. Committing a fork copies its tail into the `buffer.KVBuffer`, over what the
-`eviction.KVCacheEvictor` forgets, and enters it in the `ledger.PositionLedger`. Nothing that a
-living fork reads is overwritten: see `KVCacheManager.commit`.
+sees stream and tail. Committing a fork drafts the next `state.MemoryState` (where tokens lie, what
+the `eviction.KVCacheEvictor` forgets), makes it current by one assignment, and copies the tail into
+the `buffer.KVBuffer`. Nothing that a living fork reads is overwritten: see `KVCacheManager.commit`.
 """
 
 from __future__ import annotations
 
-import copy
+import functools
 import logging
 import math
+import threading
+import warnings
 import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
-from stream_vlm_ros.engine.attention.base import KVPart
-from stream_vlm_ros.engine.cache.buffer import KVBuffer, KVShape
+from stream_vlm_ros.engine.attention.base import KVPart, Readout, RopeOffset
+from stream_vlm_ros.engine.cache.buffer import SINK, KVBuffer, KVShape, Writing
 from stream_vlm_ros.engine.cache.eviction import (
     Appended,
+    Described,
     EvictionConfig,
-    EvictorMark,
+    EvictorState,
     ImportanceScore,
     KVCacheEvictor,
 )
-from stream_vlm_ros.engine.cache.ledger import LedgerMark, PositionLedger, Stretch
-from stream_vlm_ros.engine.cache.mrope import ZERO, MultimodalRotary, Span
+from stream_vlm_ros.engine.cache.ledger import PositionLedger, Stretch
+from stream_vlm_ros.engine.cache.mrope import ZERO, MultimodalRotary, Span, Vec
 from stream_vlm_ros.engine.cache.requests import Fork, TailPool
-from stream_vlm_ros.engine.inputs.timeline import Timeline
-from stream_vlm_ros.engine.inputs.token_reduction import Known
+from stream_vlm_ros.engine.cache.slots import Slots
+from stream_vlm_ros.engine.cache.state import (
+    Companion,
+    Draft,
+    Forgotten,
+    MemoryState,
+    StreamState,
+    emptied,
+    grids_of,
+)
 from stream_vlm_ros.engine.reference_names import ManagerNames
 from stream_vlm_ros.engine.results import LevelInfo, TimeSpans
 from stream_vlm_ros.errors import (
@@ -51,52 +62,91 @@ _NO_KEYS = KVShape(layers=1, kv_heads=1, head_dim=2, dtype=torch.float32)
 
 
 @dataclass(frozen=True)
-class StreamState:
-    """Where the stream stands, besides its tokens. Replaced as a whole, never changed.
-
-    Attributes:
-        chunks: chunks appended.
-        frames: frames appended (without the repeated last of an odd chunk).
-        first_stamp: source time of the first frame in seconds, None before it.
-        last_stamp: source time of the newest frame.
-        open_segment: a vision segment stands open: more frames continue it.
-        exchanges: question-answer pairs kept in the stream.
-        timeline: where the grids so far lie on the t axis, and the pauses that were closed.
-        known: what tokens that say nothing new are compared with, where such are left out.
-    """
-
-    chunks: int = 0
-    frames: int = 0
-    first_stamp: float | None = None
-    last_stamp: float | None = None
-    open_segment: bool = False
-    exchanges: int = 0
-    timeline: Timeline = field(default_factory=Timeline)
-    known: Known | None = field(default=None, compare=False, repr=False)
-
-
-@dataclass(frozen=True)
 class Snapshot:
-    """A point in the stream to come back to: a few integers, no copy of any key."""
+    """A point in the stream to come back to: no copy of any key."""
 
-    ledger: LedgerMark
-    evictor: EvictorMark
-    state: StreamState
+    state: MemoryState
 
 
 @dataclass(frozen=True)
 class Clone:
     """A copy of the whole memory that survives eviction and `KVCacheManager.clear`."""
 
+    state: MemoryState
     buffer: KVBuffer
-    ledger: PositionLedger
-    evictor: KVCacheEvictor
-    state: StreamState
-    waiting: tuple[Appended, ...]
 
     @property
     def nbytes(self) -> int:
         return self.buffer.nbytes
+
+
+class _Revision:
+    """All that a memory is at a time. Replaced by one assignment; what is derived is kept with it.
+
+    Args:
+        state: plain data.
+        buffer: keys and values.
+        unwritten: what is still to be written there so that it holds what ``state`` says.
+        untold: what was forgotten and listeners have not heard of.
+    """
+
+    parts: list[KVPart] | None = None
+    base_offset: Vec = ZERO
+    time_spans: TimeSpans | None = None
+
+    def __init__(
+        self,
+        state: MemoryState,
+        buffer: KVBuffer,
+        unwritten: Writing | None = None,
+        untold: Sequence[Forgotten] = (),
+    ):
+        self.state, self.buffer, self.unwritten, self.untold = state, buffer, unwritten, untold
+
+
+class _Current:
+    """Where a memory's revision is, so that its evictor finds it, too."""
+
+    def __init__(self, revision: _Revision):
+        self.revision = revision
+
+    @property
+    def evictor(self) -> EvictorState:
+        return self.revision.state.evictor
+
+    @evictor.setter
+    def evictor(self, evictor: EvictorState) -> None:
+        now = self.revision
+        state = replace(now.state, evictor=evictor)
+        self.revision = _Revision(state, now.buffer, now.unwritten, now.untold)
+
+
+Listener = Callable[[Sequence[Forgotten]], None]
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+def _operation(
+    method: Callable[Concatenate[KVCacheManager, Given], Result],
+) -> Callable[Concatenate[KVCacheManager, Given], Result]:
+    """One at a time, over a memory that holds what its state says, and then what waits is evicted.
+
+    In inference mode, because that may change what was made in or out of a caller's own.
+    """
+
+    @functools.wraps(method)
+    def alone(self: KVCacheManager, *args: Given.args, **options: Given.kwargs) -> Result:
+        # An operation that was aborted on its way out has left it locked: they never nest.
+        while self._lock._is_owned():  # type: ignore[attr-defined]
+            self._lock.release()
+        try:
+            with self._lock, torch.inference_mode():
+                self._finish()
+                return method(self, *args, **options)
+        finally:
+            self._evict_what_waits()
+
+    return alone
 
 
 class KVCacheManager(ManagerNames):
@@ -116,10 +166,6 @@ class KVCacheManager(ManagerNames):
     Attributes:
         first_capacity: tokens that the buffer has room for at first, where no cap says more.
     """
-
-    # What forks and answers ask for, computed once and kept until the stream changes.
-    _parts: list[KVPart] | None
-    _time_spans: TimeSpans | None
 
     first_capacity = 4096
 
@@ -141,36 +187,53 @@ class KVCacheManager(ManagerNames):
         self.shape, self._rotary, self._device = shape, rotary, device
         self._last_snapshot: Snapshot | None = None
         self.max_tail_tokens, self.fork_slack_tokens = max_tail_tokens, fork_slack_tokens
-        self.evictor = KVCacheEvictor(config, importance)
-        self.ledger = PositionLedger(position_policy)
-        self.state = StreamState()
         capacity = self.first_capacity if config is None else config.max_cache_tokens
         long_lived = None
         if config is not None and config.keeps_grids and position_policy == "contiguous":
             share, tokens = config.long_lived
             long_lived = math.ceil(share * capacity + tokens)
-        self._buffer = KVBuffer(
-            shape,
-            capacity + fork_slack_tokens,
-            device,
-            originals=long_lived,
-        )
-        self._tails = TailPool(shape, device, max_tail_tokens)
-        self._forks: weakref.WeakSet[Fork] = weakref.WeakSet()
-        self._waiting: list[Appended] = []  # what has been appended and not yet evicted for
-        self._changed()
+        rules = KVCacheEvictor(config, importance)
+        ledger = PositionLedger(position_policy)
+        buffer = KVBuffer(shape, capacity + fork_slack_tokens, device, long_lived)
+        state = MemoryState(Slots(buffer.capacity), ledger, rules.state)
+        self._current = _Current(_Revision(state, buffer))
+        self.evictor = rules.over(self._current)
+        self._lock = threading.RLock()
+        unlocked = weakref.WeakMethod(self._evict_what_waits)
+        self._tails = TailPool(shape, device, max_tail_tokens, lambda: _call(unlocked))
         self._followers: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._listeners: tuple[Listener, ...] = ()
+        self._companions: dict[str, Companion] = {}
+        self._reads: Readout | None = None
 
     # -- reading -----------------------------------------------------------------------------
 
     @property
+    def _state(self) -> MemoryState:
+        return self._current.revision.state
+
+    @property
+    def _buffer(self) -> KVBuffer:
+        return self._current.revision.buffer
+
+    @property
+    def ledger(self) -> PositionLedger:
+        """Where each token lies now. What comes to the stream makes another one."""
+        return self._state.ledger
+
+    @property
+    def state(self) -> StreamState:
+        """Where the stream stands."""
+        return self._state.stream
+
+    @property
     def waiting(self) -> Sequence[Appended]:
         """Appends that nothing was evicted for yet: see `commit`."""
-        return self._waiting
+        return self._state.waiting
 
     def get_seq_length(self) -> int:
         """Tokens in the stream."""
-        return self._buffer.length
+        return self._state.slots.length
 
     @property
     def last_cache_position(self) -> int:
@@ -185,7 +248,7 @@ class KVCacheManager(ManagerNames):
     @property
     def rotates_long_lived(self) -> bool:
         """Keys of sink and kept grids are rotated again at each eviction, instead of the query."""
-        return self._buffer.rotates_base
+        return self._buffer.keeps_originals and self._state.slots.room > 0
 
     @property
     def live_bytes(self) -> int:
@@ -223,9 +286,18 @@ class KVCacheManager(ManagerNames):
         for follower in list(self._followers):
             follower.memory_replaced()
 
+    @_operation
     def gather(self) -> torch.Tensor:
-        """A copy of the stream, oldest first: ``[layers, 2, kv_heads, length, head_dim]``."""
-        return self._buffer.data[:, :, :, self._buffer.order().to(self._device)]
+        """A copy of the stream, oldest first: ``[layers, 2, kv_heads, length, head_dim]``.
+
+        Keys as first computed, at `PositionLedger.positions`.
+        """
+        return self._buffer.read(self._state.slots.order(), self._originals_below)
+
+    @property
+    def _originals_below(self) -> int:
+        """First slot whose key is there but once."""
+        return self._state.slots.base if self.rotates_long_lived else 0
 
     def build_full_attention_mask(
         self, query_length: int, dtype: torch.dtype = torch.float32
@@ -246,9 +318,10 @@ class KVCacheManager(ManagerNames):
 
     def time_spans(self) -> TimeSpans:
         """See `PositionLedger.time_spans`."""
-        if self._time_spans is None:
-            self._time_spans = tuple(self.ledger.time_spans())
-        return self._time_spans
+        now = self._current.revision
+        if now.time_spans is None:
+            now.time_spans = tuple(now.state.ledger.time_spans())
+        return now.time_spans
 
     def levels(self) -> dict[str, LevelInfo]:
         """What each level of the memory holds, by its name."""
@@ -270,22 +343,34 @@ class KVCacheManager(ManagerNames):
 
     # -- forks -------------------------------------------------------------------------------
 
+    @_operation
     def prepare_reading(self) -> None:
         """Precompute what the next question needs while the device is busy."""
         self._current_parts()
         self.time_spans()
 
-    def fork(self, capacity: int, question: bool = False) -> Fork:
+    @_operation
+    def fork(self, capacity: int, question: bool = False, further: Sequence[KVPart] = ()) -> Fork:
         """A reader of the stream as it stands, with room for ``capacity`` tokens of its own.
 
-        ``question``: in the tail whose place never changes, if nobody has that.
+        Args:
+            question: in the tail whose place never changes, if nobody has that.
+            further: parts of other memory that it sees, too. Their ``rope_offset``, from `offset`,
+                is by how much a query is turned on to see them. (Captured steps leave such a fork
+                to plain calls.)
         """
-        parts, window = self._current_parts(), self._buffer.window
-        fork = Fork(self._tails, parts, window, capacity, question=question)
-        self._forks.add(fork)
-        return fork
+        state = self._state
+        parts, window = [*self._current_parts(), *further], state.slots.window
+        start = state.ledger.next_position
+        return Fork(self._tails, parts, window, start, capacity, question=question)
 
-    def question_fork(self, prompt_tokens: int, new_tokens: int) -> Fork:
+    def offset(self, offset: Vec) -> RopeOffset | None:
+        """For `KVPart.rope_offset`: a query is turned on by ``offset`` positions."""
+        return None if offset == ZERO else self._rotary.offset(offset, self._device)
+
+    def question_fork(
+        self, prompt_tokens: int, new_tokens: int, further: Sequence[KVPart] = ()
+    ) -> Fork:
         """A fork for a question; BudgetExceededError if the answer might not fit its room."""
         needed = prompt_tokens + new_tokens
         if needed > self.max_tail_tokens:
@@ -294,28 +379,39 @@ class KVCacheManager(ManagerNames):
                 f"together {needed}, but {self.max_tail_tokens} are kept for both. Lower "
                 "max_new_tokens, shorten the question, or raise max_tail_tokens"
             )
-        return self.fork(self.max_tail_tokens, question=True)
+        return self.fork(self.max_tail_tokens, True, further)
 
     def check_free(self, tokens: int) -> None:
         """Raise StreamBusyError if so many tokens would overwrite what an answer still reads."""
-        self._check_free(tokens, self._living())
+        self._check_free(tokens, self._tails.living)
 
-    # In inference mode, because that may change what was made in or out of a caller's own.
-    @torch.inference_mode()
-    def commit(self, fork: Fork, spans: Sequence[Span], state: StreamState, chunk: bool) -> int:
+    @_operation
+    def commit(
+        self,
+        fork: Fork,
+        spans: Sequence[Span],
+        stream: StreamState,
+        chunk: bool,
+        frames: Described | None = None,
+        read: Readout | None = None,
+    ) -> int:
         """Make a fork's tokens part of the stream, evict what is due, release the fork.
+
+        All or nothing, whatever is raised wherever: before one assignment the memory is as it was;
+        after it, what is still to be written is written by the next operation.
 
         While other forks live, sink and window alone evict as usual: what is forgotten stays in its
         slots until the ring comes round to them, which ``fork_slack_tokens`` puts off. Where grids
-        are kept, eviction moves them and rotates their keys again, so it waits for
-        `apply_pending_evictions`: until then the stream is up to ``fork_slack_tokens`` longer than
-        the cap.
+        are kept, eviction moves them, so it waits until the last fork is given back or dropped:
+        until then the stream is up to ``fork_slack_tokens`` longer than the cap.
 
         Args:
             fork: made since the last commit.
             spans: its tokens, as laid out by the ledger's preview.
-            state: the stream's state from now on.
+            stream: the stream's state from now on.
             chunk: these tokens are frames and count in the evictor's mean.
+            frames: what the evictor is to know of them.
+            read: of these tokens, for companions.
 
         Returns:
             Number of tokens evicted.
@@ -326,141 +422,163 @@ class KVCacheManager(ManagerNames):
         """
         count = fork.length
         assert count == sum(span.count for span in spans)
-        evictor, buffer = self.evictor, self._buffer
-        grows = evictor.config is None and buffer.length + count > buffer.capacity
-        if grows:
-            buffer.grow(max(2 * buffer.capacity, buffer.length + count))
-        others = [other for other in self._living() if other is not fork]
-        self._check_free(count, others)
-        if chunk:
-            evictor.record_chunk(count)
-        self._waiting.append(evictor.appended(count))
-        own = fork.own()
-        self._changed()
-        self.state = state
-        self.ledger.append(spans)
-        # Eviction comes first: without slack the ring has no slots beyond the cap.
-        evicted = 0 if others and evictor.keeps_grids else self._evict()
-        buffer.write(own)
-        sink = evictor.effective_sink_size
-        if self.ledger.sink_length is None and 0 < sink <= buffer.length:
-            self._seal(sink)
+        others = [other for other in self._tails.living if other is not fork]
+        draft, buffer = Draft(self._state, self.evictor), self._buffer
+        if self.evictor.config is None and draft.slots.length + count > buffer.capacity:
+            capacity = max(2 * buffer.capacity, draft.slots.length + count)
+            buffer = buffer.grown(capacity, draft.slots.length)
+            draft.slots = replace(draft.slots, capacity=capacity)
+        else:
+            self._check_free(count, others)
+        draft.append(spans, chunk, frames)
+        draft.stream = stream
+        evicted = 0 if others and self.evictor.keeps_grids else draft.evict()
+        sealed = draft.seal()
+        draft.tell(self._companions, spans, read)
+        replaced = buffer is not self._buffer
+        self._make_current(draft, buffer, fork.own(), sealed)
         fork.release()
-        if grows:
+        if replaced:
             self._memory_replaced()
         return evicted
 
-    @torch.inference_mode()
-    def apply_pending_evictions(self) -> None:
+    def _make_current(
+        self, draft: Draft, buffer: KVBuffer, tokens: torch.Tensor | None, sealed: int = 0
+    ) -> None:
+        """Flip to a draft. Whatever is to be written is read before; it is written after."""
+        if sealed and buffer.keeps_originals and draft.slots.room:
+            buffer.make_room_for_originals(draft.slots.base)
+        slots, moved, moved_to, grids = draft.slots, None, None, None
+        of, to, moving = draft.moved()
+        if moving:
+            moved = buffer.read(of, self._originals_below)
+            moved_to, grids = to.to(self._device), moving
+        new = slots.of_newest(tokens.shape[3]) if tokens is not None else []
+        writing = Writing(tokens, new, moved, moved_to, grids, sealed if slots.room else 0)
+        untold = (*self._current.revision.untold, *draft.forgotten)
+        self._current.revision = _Revision(draft.state(), buffer, writing, untold)
+        for line in draft.said:
+            log.info(line)
+        self._finish()
+
+    def _finish(self) -> None:
+        """Write what is still to be written, and tell what is still to be told."""
+        now = self._current.revision
+        if now.unwritten is not None:
+            now.buffer.write(now.unwritten)
+            now = self._current.revision = _Revision(now.state, now.buffer, None, now.untold)
+        if now.untold:
+            for listener in self._listeners:
+                try:
+                    listener(now.untold)
+                except Exception as fault:  # somebody else's: it must not end the stream
+                    warnings.warn(
+                        f"a listener to what is forgotten failed: {fault!r}",
+                        RuntimeWarning,
+                        stacklevel=2,
+                    )
+            self._current.revision = _Revision(now.state, now.buffer)
+
+    def listen(self, listener: Listener) -> None:
+        """Call ``listener`` with the grids that were forgotten, once that is so.
+
+        By the thread that made it so, which may be that of a garbage collection. An interruption
+        may have the same grids told twice.
+        """
+        self._listeners = (*self._listeners, listener)
+
+    def readout(self) -> Readout | None:
+        """To read what companions want to know of a chunk's queries and keys; None: nothing."""
+        return None if self._reads is None else self._reads.like()
+
+    @_operation
+    def accompany(self, name: str, companion: Companion, reads: Readout | None = None) -> None:
+        """Keep a companion in step from now on, at best before the first chunk.
+
+        ``reads``: of which heads it is to be told what was read, un-rotated, as a chunk is
+        appended. One for all companions: the last that is given.
+        """
+        self._reads = reads or self._reads
+        now = self._current.revision
+        held = {**now.state.companions, name: companion.empty()}
+        state = replace(now.state, companions=held)
+        self._companions = {**self._companions, name: companion}
+        self._current.revision = _Revision(state, now.buffer)
+
+    def companion(self, name: str) -> Any:
+        """What a companion holds now."""
+        return self._state.companions[name]
+
+    def _evict_what_waits(self) -> None:
         """Carry out the evictions that waited for answers being written, once none is any more.
 
-        What is forgotten and kept is to the token what would have been without waiting.
+        What is forgotten and kept is to the token what would have been without waiting. Called by
+        who made it so, maybe a garbage collection in any thread, even in the middle of an
+        operation: it tries the lock, and whoever has it looks again after releasing it.
         """
-        if self._waiting and not self._living():
-            self._changed()
-            self._evict()
+        while self._state.waiting and not self._tails.living:
+            if self._lock._is_owned():  # type: ignore[attr-defined]
+                return
+            if not self._lock.acquire(blocking=False):
+                return
+            try:
+                with torch.inference_mode():
+                    self._finish()
+                    if self._state.waiting and not self._tails.living:
+                        draft = Draft(self._state, self.evictor)
+                        draft.evict()
+                        draft.tell(self._companions, (), None)
+                        self._make_current(draft, self._buffer, None)
+            finally:
+                self._lock.release()
 
     def _check_free(self, tokens: int, readers: Sequence[Fork]) -> None:
-        claimed = self._buffer.overwritten_by(tokens)
+        slots = self._state.slots
+        claimed = slots.overwritten_by(tokens)
         # Where grids are kept nothing leaves the window under a reader.
         waits = bool(readers) and self.evictor.keeps_grids
-        read = [self._buffer.window] if waits else [fork.window for fork in readers]
+        read = [slots.window] if waits else [fork.window for fork in readers]
         if any(_overlap(window, claimed) for window in read):
             raise StreamBusyError(
                 "an answer is still being written from memory that these tokens would overwrite: "
                 "finish or cancel it first, or raise fork_slack_tokens"
             )
 
-    def _evict(self) -> int:
-        """Forget what is due for each append that waits, in their order; return what was lost."""
-        before, settled = self.ledger.evicted, True
-        later = sum(one.tokens for one in self._waiting)
-        for one in self._waiting:
-            later -= one.tokens
-            due = self.evictor.due(self.ledger.length - later, one, self._buffer.kept)
-            if due:
-                # Both at once would need a chunk larger than the window: refused by check_room.
-                assert self.ledger.sink_length is not None
-                self._forget(due)
-                settled = False
-        self._waiting.clear()
-        if not settled:
-            self.ledger.reindex()
-            if self.rotates_long_lived:
-                offsets = self.ledger.sink_offset, self.ledger.kept_offsets()
-                self._buffer.rotate_base(self._rotary, *offsets)
-        return self.ledger.evicted - before
-
-    def _forget(self, due: int) -> None:
-        """Make the window ``due`` tokens shorter and keep what deserves it."""
-        buffer, ledger, evictor = self._buffer, self.ledger, self.evictor
-        before = ledger.evicted
-        while due > 0:
-            grid = ledger.oldest_whole_grid
-            if evictor.keeps_grids and grid is not None:
-                forgotten = evictor.leaves_window(grid.number, grid.count, grid.stamps[0])
-                for number in forgotten:
-                    if number != grid.number:
-                        ledger.drop_kept(number)
-                        buffer.drop_kept(number)
-                if grid.number not in forgotten:
-                    ledger.keep_oldest()
-                    buffer.keep_oldest(grid.number, grid.count)
-                    due -= grid.count
-                    continue
-            step = min(due, ledger.oldest_piece) if evictor.keeps_grids else due
-            ledger.evict(step)
-            buffer.evict(step)
-            due -= step
-        if lost := ledger.evicted - before:
-            evictor.record_eviction(lost)
-
-    def _seal(self, sink: int) -> None:
-        log.info(
-            "sink found: the first %d tokens stay; window %d",
-            sink,
-            self.evictor.effective_window_size,
-        )
-        self.ledger.seal_sink(sink)
-        self._buffer.seal_sink(sink, self.evictor.room_for_grids)
-        for fork in self._living():
-            numbers = fork.window
-            fork.window = range(max(0, numbers.start - sink), max(0, numbers.stop - sink))
-
-    def _living(self) -> list[Fork]:
-        return [fork for fork in self._forks if fork.alive]
-
-    def _changed(self) -> None:
-        self._parts, self._time_spans = None, None
-
     def _current_parts(self) -> list[KVPart]:
-        if self._parts is None:
-            # Sink and kept grids were rotated again where grids are kept: they need no offset.
-            base = self._buffer.sink + self._buffer.kept if self.rotates_long_lived else 0
-            pieces = [(0, base, ZERO)] if base else []
-            for start, stop, offset in self.ledger.parts():
-                if stop <= base:
-                    continue
-                if pieces and pieces[-1][2] == offset:
-                    pieces[-1] = (pieces[-1][0], stop, offset)
-                else:
-                    pieces.append((max(start, base), stop, offset))
-            self._parts = []
+        now = self._current.revision
+        if now.parts is None:
+            slots, ledger = now.state.slots, now.state.ledger
+            pieces = ledger.parts()
+            if self.rotates_long_lived:
+                # Sink and kept grids are turned so that they are all seen by one offset.
+                base = slots.sink + slots.kept
+                offsets = [(SINK, ledger.sink_offset), *ledger.kept_offsets()]
+                sizes = [slots.sink, *(run.count for run in ledger.runs(["kept"]))]
+                wanted = {
+                    number: (offset, tokens)
+                    for (number, offset), tokens in zip(offsets, sizes, strict=True)
+                }
+                now.base_offset = now.buffer.rotate_base(self._rotary, slots, wanted)
+                behind = [(max(start, base), stop, at) for start, stop, at in pieces if stop > base]
+                pieces = [(0, base, now.base_offset), *behind]
+                if behind and behind[0][2] == now.base_offset:
+                    pieces[:2] = [(0, behind[0][1], now.base_offset)]
+            parts = []
             for start, stop, offset in pieces:
-                rope_offset = None if offset == ZERO else self._rotary.offset(offset, self._device)
-                for slots in self._buffer.slices(start, stop):
-                    self._parts.append(KVPart(self._buffer.data, slots, rope_offset))
-        return self._parts
+                rope_offset = self.offset(offset)
+                for taken in slots.slices(start, stop):
+                    parts.append(KVPart(now.buffer.data, taken, rope_offset))
+            now.parts = parts
+        return now.parts
 
     # -- snapshots ---------------------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:
-        """A point to come back to with `restore`. Costs nothing; undone by length."""
-        self.apply_pending_evictions()
-        self._last_snapshot = Snapshot(self.ledger.mark(), self.evictor.mark(), self.state)
+        """A point to come back to with `restore`. Costs nothing."""
+        self._last_snapshot = Snapshot(self._state)
         return self._last_snapshot
 
-    @torch.inference_mode()
+    @_operation
     def restore(self, saved: Snapshot | Clone | None = None) -> None:
         """Bring the stream back to a snapshot or a clone; None: to the last snapshot.
 
@@ -475,72 +593,65 @@ class KVCacheManager(ManagerNames):
             raise InvalidParameterError("there is no snapshot to restore: take one first")
         if not isinstance(saved, (Snapshot, Clone)):
             raise InvalidParameterError(f"a snapshot or a clone is restored, not {saved!r}")
-        if self._living():
+        if self._tails.living:
             raise StreamBusyError("an answer is being written: finish or cancel it first")
-        self.apply_pending_evictions()
+        now, earlier = self.ledger, saved.state.ledger
         if isinstance(saved, Clone):
-            self._restore_clone(saved)
+            state = replace(saved.state, ledger=now.replaced_by(earlier))
+            self._go_to(state, saved.buffer.copy(), "taken back")
+            self._memory_replaced()
             return
-        if not self.ledger.holds(saved.ledger):
-            gone = self.ledger.evicted - saved.ledger.evicted
+        if not now.holds(earlier):
+            gone = now.evicted - earlier.evicted
             why = (
                 f"{gone} tokens that it covers have been evicted since"
                 if gone > 0
                 else "the memory has been cleared or taken back further since"
             )
             raise SnapshotEvictedError(
-                f"this snapshot of {saved.ledger.length} tokens cannot be restored: {why}. "
+                f"this snapshot of {earlier.length} tokens cannot be restored: {why}. "
                 "clone() makes a copy that survives"
             )
-        if saved.ledger.sink_length is None and self.ledger.sink_length is not None:
-            self._buffer.unseal_sink()
-        self._buffer.forget_back(saved.ledger.length)
-        self.ledger.restore(saved.ledger)
-        self.evictor.restore(saved.evictor)
-        self.state = saved.state
-        self._changed()
+        slots = replace(saved.state.slots, capacity=self._state.slots.capacity)
+        state = replace(saved.state, slots=slots, ledger=now.going_back(earlier))
+        self._go_to(state, self._buffer, "taken back")
+
+    def _go_to(self, state: MemoryState, buffer: KVBuffer, why: str) -> None:
+        """Flip to a state that is none of a draft."""
+        there = grids_of(state) if self._listeners else {}
+        gone = grids_of(self._state) if self._listeners else {}
+        untold = [
+            Forgotten.of(one, why) for number, one in gone.items() if there.get(number) != one
+        ]
+        self._current.revision = _Revision(state, buffer, None, untold)
+        self._finish()
 
     def discard_snapshot(self, saved: Snapshot | None = None) -> None:
         """Nothing is held for a snapshot; the last one (None) is no longer `restore`'s."""
         if saved is None or saved is self._last_snapshot:
             self._last_snapshot = None
 
+    @_operation
     def clone(self) -> Clone:
         """A copy of everything, as large as the buffer; `restore` takes it at any time.
 
         (It copies once more, so that one clone may be restored again and again.)
         """
-        self.apply_pending_evictions()
-        return Clone(
-            copy.deepcopy(self._buffer),
-            copy.deepcopy(self.ledger),
-            copy.deepcopy(self.evictor),
-            self.state,
-            tuple(self._waiting),
-        )
+        return Clone(self._state, self._buffer.copy())
 
-    def _restore_clone(self, saved: Clone) -> None:
-        followed = self.ledger
-        self._buffer, self.ledger, self.evictor = copy.deepcopy(
-            (saved.buffer, saved.ledger, saved.evictor)
-        )
-        self.ledger.follow(followed)
-        self.state = saved.state
-        self._waiting = list(saved.waiting)
-        self._changed()
-        self._memory_replaced()
-        self.apply_pending_evictions()
-
+    @_operation
     def clear(self) -> None:
         """Forget everything; the buffers stay. Answers being written end where they read."""
-        for fork in self._living():
+        for fork in self._tails.living:
             fork.release()
-        self._buffer.clear()
-        self.ledger.clear()
-        self.evictor.clear()
-        self._waiting.clear()
-        self.state = StreamState()
-        self._changed()
+        companions = {name: one.empty() for name, one in self._companions.items()}
+        first = self.evictor.first_state(self.evictor.config)
+        self._go_to(emptied(self._state, first, companions), self._buffer, "cleared")
+
+
+def _call(method: weakref.WeakMethod[Callable[[], None]]) -> None:
+    if (found := method()) is not None:
+        found()
 
 
 def _overlap(one: range, other: range) -> bool:

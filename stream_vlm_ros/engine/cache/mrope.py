@@ -21,9 +21,9 @@ out again (``shift``).
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -119,38 +119,30 @@ class Grid:
         return self.height * self.width if self.places is None else len(self.places)
 
 
-@dataclass
+@dataclass(frozen=True)
 class TextRun:
-    """Text tokens that lie one after the other."""
+    """Text tokens that lie one after the other. Never changed: what changes is another run."""
 
     origin: Vec  # where the first token's key was rotated
     count: int
     shift: Vec = ZERO
 
-    def drop_front(self, count: int) -> None:
-        self.origin = self.origin.plus(everywhere(count))
-        self.count -= count
-
-    def drop_back(self, count: int) -> None:
-        self.count -= count
-
     def split(self, length: int) -> tuple[TextRun, TextRun]:
         """The first ``length`` tokens, and the others."""
-        rest_origin = self.origin.plus(everywhere(length))
-        return (
-            TextRun(self.origin, length, self.shift),
-            TextRun(rest_origin, self.count - length, self.shift),
-        )
+        rest = self.origin.plus(everywhere(length))
+        return replace(self, count=length), replace(self, origin=rest, count=self.count - length)
 
     def laid_out_at(self, start: int) -> tuple[Vec, int]:
         """Where the run lies when it begins at ``start``, and the first position after it."""
         return everywhere(start), start + self.count
 
 
+@dataclass(frozen=True)
 class VisionRun:
     """Temporal grids of one segment with nothing missing between them.
 
-    A token (grid, row, column) was rotated at ``origin + (grid.tick, row, column)``.
+    A token (grid, row, column) was rotated at ``origin + (grid.tick, row, column)``. Never changed:
+    what changes is another run.
 
     Attributes:
         cut: tokens missing at the front of the first grid.
@@ -159,100 +151,63 @@ class VisionRun:
         step_after: ticks from the last grid to the one that first followed it in another run.
     """
 
-    def __init__(self, origin: Vec, segment: int, grids: Iterable[Grid] = (), shift: Vec = ZERO):
-        self.origin, self.segment, self.shift = origin, segment, shift
-        self.cut = self.cut_end = self.step_after = 0
-        self.continues = False
-        self._grids: deque[Grid] = deque()
-        self._tokens = 0
-        self._sizes: Counter[tuple[int, int]] = Counter()  # so that the extent costs no scan
-        self.extend(grids)
+    origin: Vec
+    segment: int
+    grids: tuple[Grid, ...]
+    shift: Vec = ZERO
+    cut: int = 0
+    cut_end: int = 0
+    continues: bool = False
+    step_after: int = 0
 
-    @property
+    @cached_property
     def count(self) -> int:
-        return self._tokens - self.cut - self.cut_end
-
-    @property
-    def grids(self) -> Sequence[Grid]:
-        return self._grids
+        return sum(grid.count for grid in self.grids) - self.cut - self.cut_end
 
     @property
     def first_tick(self) -> int:
-        return self._grids[0].tick
+        return self.grids[0].tick
 
     @property
     def last_tick(self) -> int:
-        return self._grids[-1].tick
+        return self.grids[-1].tick
 
-    def extend(self, grids: Iterable[Grid]) -> None:
-        for grid in grids:
-            self._grids.append(grid)
-            self._tokens += grid.count
-            self._sizes[grid.height, grid.width] += 1
-
-    def _forget(self, grid: Grid) -> None:
-        self._tokens -= grid.count
-        self._sizes[grid.height, grid.width] -= 1
-        if not self._sizes[grid.height, grid.width]:
-            del self._sizes[grid.height, grid.width]
-
-    def drop_front(self, count: int) -> int | None:
-        """Forget ``count`` tokens; return ``step_after`` for the run before, None to leave it."""
-        handed_on = None
-        while count:
-            first = self._grids[0]
-            there = first.count - self.cut
-            if count < there:
-                self.cut += count
-                break
-            self._grids.popleft()
-            self._forget(first)
-            self.cut = 0
-            count -= there
-            if self.continues and self._grids:
-                handed_on = self.first_tick - first.tick
-            self.continues = False
-        return handed_on
-
-    def drop_back(self, count: int) -> None:
-        while count:
-            last = self._grids[-1]
-            there = last.count - self.cut_end - (self.cut if len(self._grids) == 1 else 0)
-            if count < there:
-                self.cut_end += count
-                break
-            self._grids.pop()
-            self._forget(last)
-            self.cut_end = 0
-            count -= there
+    def without_front(self, count: int) -> tuple[VisionRun, tuple[Grid, ...]]:
+        """What is left without the first ``count`` tokens, some being left; and the grids gone."""
+        at, cut, left = 0, self.cut, count
+        while left >= self.grids[at].count - cut:
+            left -= self.grids[at].count - cut
+            at, cut = at + 1, 0
+        continues = self.continues and at == 0
+        rest = replace(self, grids=self.grids[at:], cut=cut + left, continues=continues)
+        return rest, self.grids[:at]
 
     def split(self, length: int) -> tuple[VisionRun, VisionRun]:
-        """The first ``length`` tokens, and the others."""
-        head = VisionRun(self.origin, self.segment, shift=self.shift)
-        rest = VisionRun(self.origin, self.segment, self._grids, shift=self.shift)
-        head.cut = rest.cut = self.cut
-        head.continues = self.continues
-        rest.cut_end, rest.step_after = self.cut_end, self.step_after
-        while head.count < length:
-            grid = rest.grids[0]
-            head.extend([grid])
-            if head.count > length:
-                head.cut_end = head.count - length
-                rest.cut = grid.count - head.cut_end
-                rest.continues = True
-            else:
-                rest.drop_front(grid.count - rest.cut)
-                head.step_after = rest.first_tick - grid.tick
-        return head, rest
+        """The first ``length`` tokens, and the others; neither is empty."""
+        at, ends = 0, -self.cut
+        while ends < length:
+            ends += self.grids[at].count
+            at += 1
+        surplus = ends - length  # of the head's last grid, where the border cuts through it
+        last = self.grids[at - 1]
+        if surplus:
+            head = replace(self, grids=self.grids[:at], cut_end=surplus, step_after=0)
+            cut = last.count - surplus
+            return head, replace(self, grids=self.grids[at - 1 :], cut=cut, continues=True)
+        step = self.grids[at].tick - last.tick
+        head = replace(self, grids=self.grids[:at], cut_end=0, step_after=step)
+        return head, replace(self, grids=self.grids[at:], cut=0, continues=False)
+
+    @cached_property
+    def _sizes(self) -> set[tuple[int, int]]:
+        return {(grid.height, grid.width) for grid in self.grids}
 
     def end_of(self, origin: Vec) -> int:
         """The first position after the run, over all axes, if its origin were ``origin``."""
-        sizes = set(self._sizes)
-        if self.cut_end and self._grids[-1].places is None:
+        sizes, last = self._sizes, self.grids[-1]
+        if self.cut_end and last.places is None:
             # Of its last grid only the first tokens are there: they may not reach the full extent.
-            last = self._grids[-1]
-            if self._sizes[last.height, last.width] == 1:
-                sizes.discard((last.height, last.width))
+            sizes = {(grid.height, grid.width) for grid in self.grids[:-1]}
             there = last.count - self.cut_end
             sizes.add((math.ceil(there / last.width), min(there, last.width)))
         height, width = (max(extent) for extent in zip(*sizes, strict=True))
@@ -302,6 +257,7 @@ class MultimodalRotary(torch.nn.Module):
         steps = torch.arange(len(axis_of), device="cpu").float() / len(axis_of)
         # Plain attributes: a cast of the model to bfloat16 must not round the frequencies.
         self._tables = (1.0 / theta**steps).double(), torch.tensor(axis_of, device="cpu")
+        self._axes = tuple(axis_of)
 
     def _on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         # Engines in several threads may share it: both tables change at once.
@@ -315,6 +271,17 @@ class MultimodalRotary(torch.nn.Module):
         frequencies, axis_of = self._on(position_ids.device)
         per_axis = position_ids.double()[axis_of]  # [head_dim // 2, ..., n]
         return per_axis.movedim(0, -1) * frequencies
+
+    def pairs_of(self, axes: Collection[int]) -> list[slice]:
+        """The frequencies of these axes, in as few slices as there can be."""
+        chosen = [at for at, axis in enumerate(self._axes) if axis in axes]
+        slices: list[slice] = []
+        for at in chosen:
+            if slices and slices[-1].stop == at:
+                slices[-1] = slice(slices[-1].start, at + 1)
+            else:
+                slices.append(slice(at, at + 1))
+        return slices
 
     @torch.no_grad()
     def forward(

@@ -9,12 +9,15 @@ dropping it leaves no trace.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
 
 import torch
 
 from stream_vlm_ros.engine.attention.base import KVPart
 from stream_vlm_ros.engine.cache.buffer import KVShape
+from stream_vlm_ros.engine.cache.mrope import Vec
 
 
 class TailLayer:
@@ -48,28 +51,34 @@ class TailLayer:
 class Fork:
     """One reader of the stream, with a tail of its own tokens.
 
-    Made by `KVCacheManager.fork` or `Fork.branch`; give it back with `release`.
+    Made by `KVCacheManager.fork` or `Fork.branch`; give it back with `release`. One that nobody
+    refers to any more gives itself back.
 
     Attributes:
         parts: what of the stream (and of the fork it branched from) attention sees.
         window: the ring's tokens it reads, as a range of their running numbers.
+        start: where its first token lies, if that is text.
     """
+
+    _storage: torch.Tensor | None = None
 
     def __init__(
         self,
         pool: TailPool,
         parts: Sequence[KVPart],
         window: range,
+        start: Vec,
         capacity: int,
         batch: int = 1,
         question: bool = False,
     ):
         self._pool = pool
-        take = pool.take_question if question else pool.take
-        self._storage: torch.Tensor | None = take(batch, capacity)
         self.parts = list(parts)
-        self.window = window
+        self.window, self.start = window, start
         self.capacity = capacity
+        pool.readers.add(self)
+        take = pool.take_question if question else pool.take
+        self._storage = take(batch, capacity)
         self.layers = [TailLayer(self._storage, number) for number in range(len(self._storage))]
 
     @property
@@ -106,14 +115,23 @@ class Fork:
         assert self._storage is not None
         own = KVPart(self._storage[:, :, 0], slice(0, self.length), None)
         parts = [*self.parts, own]
-        return Fork(self._pool, parts, self.window, capacity, batch)
+        return Fork(self._pool, parts, self.window, self.start, capacity, batch)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tail."""
+        return 0 if self._storage is None else self._storage.nbytes
 
     def release(self) -> None:
         """Give the tail back. The fork cannot be used any more."""
-        if self._storage is not None:
-            self._pool.give_back(self._storage)
-            self._storage, self.parts = None, []
+        storage, self._storage = self._storage, None
+        if storage is not None:
+            self.parts = []
             self.layers.clear()
+            self._pool.give_back(storage)
+
+    def __del__(self) -> None:
+        self.release()
 
     def __enter__(self) -> Fork:
         return self
@@ -125,57 +143,67 @@ class Fork:
 class TailPool:
     """Buffers for tails, used again so that the memory taken stays flat.
 
+    Who has a tail is asked of the forks themselves, so that no interruption can leave one lent.
+
     Args:
         question_tokens: room for a question with its answer, taken at once.
+        given_back: called whenever a fork has given back its tail, maybe by another thread.
 
     Attributes:
         question_tail: that room, ``[layers, 2, 1, kv_heads, question_tokens + 1, head_dim]``.
+        readers: forks made; those alive have a tail.
     """
 
     _KEPT = 3  # free buffers: a chunk's, a second question's, a batch of choices
 
-    def __init__(self, shape: KVShape, device: torch.device, question_tokens: int):
-        self._shape, self._device = shape, device
+    def __init__(
+        self,
+        shape: KVShape,
+        device: torch.device,
+        question_tokens: int,
+        given_back: Callable[[], None] = lambda: None,
+    ):
+        self._shape, self._device, self._given_back = shape, device, given_back
         self._free: list[torch.Tensor] = []
-        self._lent_bytes = 0
+        self._returned: deque[torch.Tensor] = deque()  # by any thread, until they are free
+        self.readers: weakref.WeakSet[Fork] = weakref.WeakSet()
         # One slot more than a question may take: where padding is written.
         self.question_tail = shape.allocate(question_tokens + 1, device, batch=1)
-        self._question_tail_free = True
+
+    @property
+    def living(self) -> list[Fork]:
+        return [fork for fork in self.readers if fork.alive]
 
     @property
     def reserved_bytes(self) -> int:
-        free = sum(buffer.nbytes for buffer in self._free)
-        return self.question_tail.nbytes + self._lent_bytes + free
+        lent = sum(fork.nbytes for fork in self.readers if not fork.has_question_tail)
+        free = sum(buffer.nbytes for buffer in (*self._free, *self._returned))
+        return self.question_tail.nbytes + lent + free
 
     def take_question(self, batch: int, tokens: int) -> torch.Tensor:
         """`question_tail` if nobody has it: one question at a time finds it in its place."""
         fits = batch == 1 and tokens < self.question_tail.shape[4]
-        if not (fits and self._question_tail_free):
+        if not fits or any(fork.has_question_tail for fork in self.readers):
             return self.take(batch, tokens)
-        self._question_tail_free = False
         return self.question_tail
 
     def take(self, batch: int, tokens: int) -> torch.Tensor:
         """``[layers, 2, batch, kv_heads, at least tokens, head_dim]``, of any content."""
+        while self._returned:
+            free = [*self._free, self._returned.popleft()]
+            self._free = sorted(free, key=lambda b: b.nbytes)[-self._KEPT :]
         fitting = [b for b in self._free if b.shape[2] == batch and b.shape[4] >= tokens]
         if fitting:
             buffer = min(fitting, key=lambda b: b.shape[4])
             self._free = [b for b in self._free if b is not buffer]
-        else:
-            # A larger one of the same batch takes the place of a smaller one.
-            smaller = [b for b in self._free if b.shape[2] == batch]
-            if len(self._free) >= self._KEPT and smaller:
-                self._free = [b for b in self._free if b is not smaller[0]]
-            buffer = self._shape.allocate(tokens, self._device, batch)
-        self._lent_bytes += buffer.nbytes
-        return buffer
+            return buffer
+        # A larger one of the same batch takes the place of a smaller one.
+        smaller = [b for b in self._free if b.shape[2] == batch]
+        if len(self._free) >= self._KEPT and smaller:
+            self._free = [b for b in self._free if b is not smaller[0]]
+        return self._shape.allocate(tokens, self._device, batch)
 
     def give_back(self, buffer: torch.Tensor) -> None:
-        if buffer is self.question_tail:
-            self._question_tail_free = True
-            return
-        self._lent_bytes -= buffer.nbytes
-        self._free.append(buffer)
-        if len(self._free) > self._KEPT:
-            smallest = min(self._free, key=lambda b: b.nbytes)
-            self._free = [b for b in self._free if b is not smallest]
+        if buffer is not self.question_tail:
+            self._returned.append(buffer)
+        self._given_back()

@@ -18,7 +18,7 @@ import torch
 
 from stream_vlm_ros.engine.attention.base import KVPart, RopeOffset
 from stream_vlm_ros.engine.attention.verified import Verified, relative_difference
-from stream_vlm_ros.engine.cache.mrope import Vec, rotate
+from stream_vlm_ros.engine.cache.mrope import ZERO, Vec, rotate
 from stream_vlm_ros.engine.cache.requests import Fork, TailPool
 from stream_vlm_ros.engine.inputs.frames import PatchGrid
 
@@ -103,7 +103,7 @@ class CompiledLayers:
         offset = model.rotary.offset(Vec(3, 2, 1), device)
         part = KVPart(memory, slice(0, tokens), offset)
         for parts in ([], [part]):  # a graph for no offset, another for any more
-            with Fork(pool, parts, range(0), tokens) as fork:
+            with Fork(pool, parts, range(0), ZERO, tokens) as fork:
                 model.stream_forward(noise, positions, fork, self.functions)
         vision = model.config.vision_config
         side = 8 * vision.spatial_merge_size
