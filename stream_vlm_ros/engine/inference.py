@@ -17,6 +17,7 @@ import math
 import numbers
 import time
 from collections.abc import Callable, Generator, Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -331,18 +332,25 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
                 if reason != "cancelled":
                     if piece := said.finish():
                         yield piece
+                    kept = said.ids
+                    if update_state and said.stopped and fork.alive:
+                        # No longer than what there is room for, also where a token is cut in two.
+                        kept = said.shown_ids(self._chat.plain)[:max_new_tokens]
+                        same = zip(kept, said.ids, strict=False)
+                        read = len(list(takewhile(lambda ids: ids[0] == ids[1], same)))
+                        fork.rewind(min(fork.length, len(prompt) + read))
                     if update_state and not fork.alive:
                         # The memory was cleared meanwhile: there is nothing to keep it behind.
                         reason = "cancelled"
                     elif update_state and manager.ledger.mark() == asked_at:
                         # Nothing was appended meanwhile: the fork's keys and values are right as
                         # they are, and become part of the stream.
-                        self._keep_exchange(fork, prompt, said.ids, start)
+                        self._keep_exchange(fork, prompt, kept, start)
                     elif update_state:
                         # Chunks were appended meanwhile: behind them the exchange has other
                         # positions and sees more, so it is computed again. The fork has been read.
                         fork.release()
-                        self._repeat_exchange(question, said.ids)
+                        self._repeat_exchange(question, kept)
             manager.apply_pending_evictions()
             latency = self._synchronized_time() - started
             return AnswerMetrics(
