@@ -17,6 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from stream_vlm_ros.engine.finite import not_finite
 from stream_vlm_ros.engine.results import AnswerMetrics
 from stream_vlm_ros.errors import InvalidParameterError, check_whole_number
 
@@ -98,7 +99,13 @@ class Sampler:
 
     @torch.inference_mode()
     def choose(self, logits: torch.Tensor) -> int:
-        """The token that follows, from its logits ``[vocabulary]``."""
+        """The token that follows, from its logits ``[vocabulary]``.
+
+        Raises NotFiniteError unless all of them are finite.
+        """
+        least, largest = logits.aminmax()  # NaN where there is any
+        if not math.isfinite(largest - least):
+            raise not_finite("the logits of an answer's token")
         scores = logits[None]
         if self._processors:
             ids = torch.tensor([self._ids], device=self._device)

@@ -29,6 +29,7 @@ from stream_vlm_ros.engine.cache.manager import KVCacheManager, StreamState
 from stream_vlm_ros.engine.cache.mrope import Span, TextSpan, VisionSpan, time_to_ticks
 from stream_vlm_ros.engine.cache.requests import Fork
 from stream_vlm_ros.engine.decoding import Answer, AnswerText, DecodingOptions, Sampler
+from stream_vlm_ros.engine.finite import check_finite, not_finite
 from stream_vlm_ros.engine.graph_runner import text_runner
 from stream_vlm_ros.engine.inputs.chat import LAYOUTS, ChatLayout
 from stream_vlm_ros.engine.inputs.frames import PatchGrid
@@ -227,6 +228,8 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         Raises:
             InvalidImageError, InvalidTimestampError, InvalidParameterError (pixel bounds),
                 CapTooSmallError: nothing was appended; the stream goes on with the next call.
+            NotFiniteError: the model's numbers overflow, or its weights are damaged; nothing was
+                appended.
             StreamBusyError: an answer is being written and there is no room besides what it reads
                 (``fork_slack_tokens``); nothing was appended or computed. Try again when it ends.
         """
@@ -243,7 +246,6 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
 
         features = self.model.encode_frames(patches, self.functions)
         grids = features.unflatten(0, self._token_grid(patches))  # [grids, rows, columns, hidden]
-        manager.evictor.note_grids(manager.ledger.grids_seen, grids, stamps[-1])
         known = None
         if self._filter is not None:
             spans, features, known = self._leave_out(self._filter, spans, grids)
@@ -255,7 +257,10 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         state = self._next_state(stamps, timeline, known)
         closed = timeline.closed - manager.state.timeline.closed
         with manager.fork(len(embeddings)) as fork:
-            self.model.stream_forward(embeddings[None], positions, fork, self.functions)
+            hidden = self.model.stream_forward(embeddings[None], positions, fork, self.functions)
+            # Of what is no number in the features or in any layer, some comes out here.
+            check_finite("the hidden states of these frames", hidden)
+            manager.evictor.note_grids(manager.ledger.grids_seen, grids, stamps[-1])
             evicted = manager.commit(fork, spans, state, chunk=True)
         manager.prepare_reading()
         return ChunkResult(
@@ -379,8 +384,8 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         in one batch behind it.
 
         Raises:
-            EmptyMemoryError, OutOfHorizonError, InvalidQuestionError, InvalidChoicesError: see the
-                message.
+            EmptyMemoryError, OutOfHorizonError, InvalidQuestionError, InvalidChoicesError,
+                NotFiniteError: see the message.
         """
         started = time.perf_counter()
         manager = self.cache_manager
@@ -389,6 +394,8 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         start = manager.ledger.next_position
         with manager.question_fork(len(prompt), 0) as fork:
             scores = self.text_path.score(prompt, texts, self._chat.answer_end[0], start, fork)
+        if any(map(math.isnan, scores)):
+            raise not_finite("the scores of these choices")
         # Of the first token that is known, and of them all.
         latency = self._synchronized_time() - started
         best = max(range(len(scores)), key=scores.__getitem__)
@@ -550,7 +557,8 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         """Close the answer's turn and commit question and answer to the stream."""
         manager = self.cache_manager
         unread = [*prompt, *said][fork.length :]
-        self._run_text([*unread, *self._chat.answer_end], start, fork)
+        logits = self._run_text([*unread, *self._chat.answer_end], start, fork)
+        check_finite("the logits of an exchange that was to be kept", logits)
         state = dataclasses.replace(
             manager.state, open_segment=False, exchanges=manager.state.exchanges + 1
         )
