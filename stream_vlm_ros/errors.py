@@ -106,6 +106,12 @@ class DeviceUnavailableError(StreamVlmError):
     code = "DEVICE_UNAVAILABLE"
 
 
+class NotFiniteError(StreamVlmError):
+    """The model computed what is infinite or not a number, of a chunk or a question."""
+
+    code = "NOT_FINITE"
+
+
 class SourceError(StreamVlmError):
     """Base of all errors of sources."""
 

@@ -17,6 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from stream_vlm_ros.engine.finite import not_finite
 from stream_vlm_ros.engine.results import AnswerMetrics
 from stream_vlm_ros.errors import InvalidParameterError, real_number, whole_number
 
@@ -101,7 +102,13 @@ class Sampler:
 
     @torch.inference_mode()
     def choose(self, logits: torch.Tensor) -> int:
-        """The token that follows, from its logits ``[vocabulary]``."""
+        """The token that follows, from its logits ``[vocabulary]``.
+
+        Raises NotFiniteError unless all of them are finite.
+        """
+        least, largest = logits.aminmax()  # NaN where there is any
+        if not math.isfinite(largest - least):
+            raise not_finite("the logits of an answer's token")
         scores = logits[None]
         if self._processors:
             ids = torch.tensor([self._ids], device=self._device)
@@ -155,6 +162,18 @@ class AnswerText:
         """Return what was held back."""
         return "" if self.stopped else self._show(self._grown())
 
+    def shown_ids(self, encode: Callable[[str], list[int]]) -> list[int]:
+        """Ids of the text that was shown: without those of a stop text and behind it.
+
+        Args:
+            encode: text to token ids, for where a stop text begins within a token.
+        """
+        kept = len(self.ids)
+        while not self.text.startswith(before := self._decode(self.ids[:kept])):
+            kept -= 1
+        rest = self.text[len(before) :]
+        return [*self.ids[:kept], *(encode(rest) if rest else [])]
+
     def _grown(self) -> str:
         """The text of all tokens; what cannot change any more is settled on the way."""
         behind = self._decode(self.ids[self._before : self._settled])
@@ -185,9 +204,10 @@ class AnswerText:
 
 
 class Answer:
-    """An answer being written: an iterator over pieces of text.
+    """An answer being written: an iterator over pieces of text, and a context manager.
 
-    Closed or dropped before its end, it leaves no trace.
+    Closed, left or dropped before its end, it is cancelled: it leaves no trace, and what it reads
+    is released.
 
     Args:
         pieces: writes it, and returns its metrics.
@@ -237,6 +257,12 @@ class Answer:
         """Stop writing; the question leaves no trace."""
         self._pieces.close()
         self._release()
+
+    def __enter__(self) -> Answer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def __del__(self) -> None:
         self.close()

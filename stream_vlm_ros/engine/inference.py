@@ -16,6 +16,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Generator, Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from stream_vlm_ros.engine.cache.manager import KVCacheManager, StreamState
 from stream_vlm_ros.engine.cache.mrope import Span, TextSpan, VisionSpan, time_to_ticks
 from stream_vlm_ros.engine.cache.requests import Fork
 from stream_vlm_ros.engine.decoding import Answer, AnswerText, DecodingOptions, Sampler
+from stream_vlm_ros.engine.finite import check_finite, not_finite
 from stream_vlm_ros.engine.graph_runner import text_runner
 from stream_vlm_ros.engine.inputs.chat import LAYOUTS, ChatLayout
 from stream_vlm_ros.engine.inputs.frames import PatchGrid
@@ -227,6 +229,8 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         Raises:
             InvalidImageError, InvalidTimestampError, InvalidParameterError (pixel bounds),
                 CapTooSmallError: nothing was appended; the stream goes on with the next call.
+            NotFiniteError: the model's numbers overflow, or its weights are damaged; nothing was
+                appended.
             StreamBusyError: an answer is being written and there is no room besides what it reads
                 (``fork_slack_tokens``); nothing was appended or computed. Try again when it ends.
         """
@@ -242,7 +246,6 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
 
         features = self.model.encode_frames(patches, self.functions)
         grids = features.unflatten(0, self._token_grid(patches))  # [grids, rows, columns, hidden]
-        seen = manager.evictor.describe(manager.ledger.grids_seen, grids, stamps[-1])
         known = None
         if self._filter is not None:
             spans, features, known = self._leave_out(self._filter, spans, grids)
@@ -254,9 +257,12 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         with manager.fork(len(embeddings)) as fork:
             positions = manager.ledger.preview(spans)
             read = manager.readout()
-            self.model.stream_forward(
+            hidden = self.model.stream_forward(
                 embeddings[None], positions, fork, self.functions, readout=read
             )
+            # Of what is no number in the features or in any layer, some comes out here.
+            check_finite("the hidden states of these frames", hidden)
+            seen = manager.evictor.describe(manager.ledger.grids_seen, grids, stamps[-1])
             state = self._next_state(stamps, timeline, known)
             evicted = manager.commit(fork, spans, state, True, seen, read)
         manager.prepare_reading()
@@ -335,18 +341,25 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
                 if reason != "cancelled":
                     if piece := said.finish():
                         yield piece
+                    kept = said.ids
+                    if update_state and said.stopped and fork.alive:
+                        # No longer than what there is room for, also where a token is cut in two.
+                        kept = said.shown_ids(self._chat.plain)[:max_new_tokens]
+                        same = zip(kept, said.ids, strict=False)
+                        read = len(list(takewhile(lambda ids: ids[0] == ids[1], same)))
+                        fork.rewind(min(fork.length, len(prompt) + read))
                     if update_state and not fork.alive:
                         # The memory was cleared meanwhile: there is nothing to keep it behind.
                         reason = "cancelled"
                     elif update_state and manager.ledger.mark() == asked_at:
                         # Nothing was appended meanwhile: the fork's keys and values are right as
                         # they are, and become part of the stream.
-                        self._keep_exchange(fork, prompt, said.ids, start)
+                        self._keep_exchange(fork, prompt, kept, start)
                     elif update_state:
                         # Chunks were appended meanwhile: behind them the exchange has other
                         # positions and sees more, so it is computed again. The fork has been read.
                         fork.release()
-                        self._repeat_exchange(question, said.ids)
+                        self._repeat_exchange(question, kept)
             latency = self._synchronized_time() - started
             return AnswerMetrics(
                 ttft=ttft or latency,
@@ -374,8 +387,8 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         in one batch behind it.
 
         Raises:
-            EmptyMemoryError, OutOfHorizonError, InvalidQuestionError, InvalidChoicesError: see the
-                message.
+            EmptyMemoryError, OutOfHorizonError, InvalidQuestionError, InvalidChoicesError,
+                NotFiniteError: see the message.
         """
         started = time.perf_counter()
         manager = self.cache_manager
@@ -384,6 +397,8 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         end = self._chat.answer_end[0]
         with manager.question_fork(len(prompt), 0) as fork:
             scores = self.text_path.score(prompt, texts, end, fork.start, fork)
+        if any(map(math.isnan, scores)):
+            raise not_finite("the scores of these choices")
         # Of the first token that is known, and of them all.
         latency = self._synchronized_time() - started
         best = max(range(len(scores)), key=scores.__getitem__)
@@ -543,7 +558,8 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         """Close the answer's turn and commit question and answer to the stream."""
         manager = self.cache_manager
         unread = [*prompt, *said][fork.length :]
-        self._run_text([*unread, *self._chat.answer_end], start, fork)
+        logits = self._run_text([*unread, *self._chat.answer_end], start, fork)
+        check_finite("the logits of an exchange that was to be kept", logits)
         state = dataclasses.replace(
             manager.state, open_segment=False, exchanges=manager.state.exchanges + 1
         )

@@ -416,3 +416,86 @@ def test_a_chunk_leaves_ready_what_a_question_asks_of_the_memory(
             with manager.fork(1) as fork:
                 read = sum(part.slots.stop - part.slots.start for part in fork.parts)
         assert read == parts[-1][1]
+
+
+@pytest.mark.parametrize("path", ["eager", "static"])
+def test_a_kept_exchange_ends_where_the_caller_saw_it_end(toys, model, processor, path):
+    def watching():
+        engine = make(model, processor, question_path=path)
+        engine.append_video_chunk(toys.frames(4), fps=2)
+        return engine
+
+    asking, cases = watching(), 0
+    for number in range(40):
+        drawn = {"do_sample": True, "temperature": 5.0, "seed": number}
+        whole = asking.ask("What?", 4, **drawn)[0]
+        seen, stop = whole[:2], whole[2:3]
+        # A byte is a token of the toy, and most of them are no character.
+        if asking.ask("What?", 2, **drawn)[0] != seen or not seen.isascii():
+            continue
+        if not stop.isascii() or stop in seen:
+            continue
+        stopped, straight = watching(), watching()
+        text, metrics = stopped.ask("What?", 4, stop=[stop], update_state=True, **drawn)
+        assert (text, metrics.finish_reason) == (seen, "stop")
+        # This one says just the same and is cut by its length.
+        assert straight.ask("What?", 2, update_state=True, **drawn)[0] == seen
+        one, other = (engine.cache_manager.gather() for engine in (stopped, straight))
+        assert one.shape == other.shape
+        assert torch.allclose(one, other, atol=1e-4)
+        cases += 1
+    assert cases > 1
+
+
+def test_an_exchange_that_is_kept_behind_later_chunks_ends_there_too(toys, model, processor):
+    engine = make(model, processor, cap=400, fork_slack_tokens=100)
+    engine.append_video_chunk(toys.frames(4), fps=2)
+    whole, _ = engine.ask("What is it?", max_new_tokens=12)
+    stop = next(c for at, c in enumerate(whole) if at > 1 and c not in whole[:at] and c.isascii())
+    before = engine.get_cache_info().cache_seq_length
+    with engine.ask_stream("What is it?", 12, stop=[stop], update_state=True) as writer:
+        next(writer)
+        appended = engine.append_video_chunk(toys.frames(4, seed=2), fps=2).tokens
+        for _ in writer:
+            pass
+    chat = ChatLayout(processor, model.config)
+    shown = len(chat.plain(writer.text)) if "\ufffd" not in writer.text else whole.index(stop)
+    exchange = len(chat.question("What is it?", True, 999)) + shown + len(chat.answer_end)
+    assert engine.get_cache_info().cache_seq_length == before + appended + exchange
+
+
+@pytest.mark.parametrize("end", ["left", "left by an error", "dropped", "dropped unread", "closed"])
+def test_an_answer_that_is_not_finished_lets_go_of_what_it_read(toys, model, processor, end):
+    engine = make(model, processor)
+    engine.append_video_chunk(toys.frames(4), fps=2)
+    before = engine.cache_manager.snapshot()
+    whole, answer = engine.ask("What?", 8)[0], engine.ask_stream("What?", 8, update_state=True)
+    with pytest.raises(StreamBusyError):
+        engine.cache_manager.restore(before)
+    if end == "left":
+        with answer:
+            first = next(answer)
+        assert answer.text == first and whole.startswith(first) and answer.metrics is None
+        assert list(answer) == []
+    elif end == "left by an error":
+        with pytest.raises(KeyError), answer:
+            next(answer)
+            raise KeyError
+    elif end == "dropped":
+        next(answer)
+    elif end == "closed":
+        answer.close()
+        answer.close()
+    answer = None
+    engine.cache_manager.restore(before)
+    assert engine.get_cache_info().exchanges == 0
+    assert engine.ask("What?", 8)[0] == whole
+
+
+def test_an_answer_within_with_may_be_read_to_its_end(toys, model, processor):
+    engine = make(model, processor)
+    engine.append_video_chunk(toys.frames(4), fps=2)
+    with engine.ask_stream("What?", 8) as answer:
+        pieces = list(answer)
+    assert "".join(pieces) == answer.text == engine.ask("What?", 8)[0]
+    assert answer.metrics.answer_tokens == 8
