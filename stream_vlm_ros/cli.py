@@ -138,7 +138,9 @@ def ask(
     video: Annotated[
         str,
         typer.Argument(
-            metavar="VIDEO", help="A video, a bag, a folder of images, /dev/video0, or world:SEED."
+            metavar="VIDEO",
+            help="A video, a bag, a folder of images, /dev/video0, or world:SEED; - for none, with "
+            "--load-memory.",
         ),
     ],
     questions: Annotated[
@@ -165,9 +167,12 @@ def ask(
 
     A camera has no end: stream-vlm ask /dev/video0 "What is on the table?" --at 10 --model FOLDER.
     """
+    from stream_vlm_ros.console import bytes_text
     from stream_vlm_ros.errors import InvalidParameterError, OutOfHorizonError
     from stream_vlm_ros.factory import load_engine
     from stream_vlm_ros.replay import feed
+    from stream_vlm_ros.replay.feeding import Behind, Fed, loaded_until
+    from stream_vlm_ros.replay.memories import RunMemory, check_free
     from stream_vlm_ros.replay.records import forgotten
     from stream_vlm_ros.replay.settings import changed
     from stream_vlm_ros.replay.terminal import Dialogue, WatchingBar, memory_text
@@ -186,23 +191,35 @@ def ask(
         raise InvalidParameterError("A question is empty.")
     out, side = Console(highlight=False), Console(highlight=False, stderr=True)
     settings = changed(settings, engine)
-    source = open_source(
-        video,
-        fps=settings.sample_fps or None,
-        size=parse_size(size),
-        max_decoded_megapixels=settings.max_decoded_megapixels,
-    )
-    if source.endless and at is None:
-        raise InvalidParameterError(f"{video} has no end; use --at SECONDS to say when to ask.")
+    if settings.save_memory:
+        check_free(settings.save_memory)
+    newest_ns = loaded_until(settings)
+    source = None
+    if video != "-" or newest_ns is None:
+        source = open_source(
+            video,
+            fps=settings.sample_fps or None,
+            size=parse_size(size),
+            max_decoded_megapixels=settings.max_decoded_megapixels,
+        )
+        if source.endless and at is None:
+            raise InvalidParameterError(f"{video} has no end; use --at SECONDS to say when to ask.")
     with side.status("Loading the model"):
-        memory = load_engine(settings)
-    with WatchingBar(side, source, at) as bar:
-        fed = feed(memory, source, settings.chunk_frames, bar, at, settings.at_question)
-    if not fed.frames:
-        raise InvalidParameterError(source.state.damage or f"{video} gave no frames to ask about.")
-    late = None if at is None else fed.asked_late(at, source, settings.sample_fps)
-    for note in filter(None, [source.state.damage, *source.state.notes, late]):
-        side.print(Text(f"Note: {note}"), soft_wrap=True)
+        memories = RunMemory(settings, load_engine)
+        memory = memories.engine()
+    if source is None:
+        fed = Fed(first_ns=round(1e9 * (memory.get_cache_info().oldest_timestamp or 0.0)))
+    else:
+        frames = Behind(source, newest_ns)
+        with WatchingBar(side, source, at) as bar:
+            fed = feed(memory, frames, settings.chunk_frames, bar, at, settings.at_question)
+        if not fed.frames:
+            raise InvalidParameterError(
+                source.state.damage or f"{video} gave no frames to ask about."
+            )
+        late = None if at is None else fed.asked_late(at, source, settings.sample_fps)
+        for note in filter(None, [source.state.damage, *source.state.notes, frames.note, late]):
+            side.print(Text(f"Note: {note}"), soft_wrap=True)
     _say_which_model(settings, video, side)
     dialogue = Dialogue(memory, None if as_json else out)
     try:
@@ -213,9 +230,14 @@ def ask(
     except OutOfHorizonError as error:
         spans = memory.get_cache_info().time_spans
         raise forgotten(about or (0.0, 0.0), spans, fed.first_ns or 0) from error
+    if settings.save_memory:
+        saved = memories.save()
+        text = f"Memory saved as {settings.save_memory}, {bytes_text(saved.bytes)}"
+        side.print(Text(text, style="dim"), soft_wrap=True)
     info = memory.get_cache_info()
     if as_json:
-        print(json.dumps({"source": source.name, "memory": info.as_dict(), "answers": answers}))
+        name = source.name if source is not None else settings.load_memory
+        print(json.dumps({"source": name, "memory": info.as_dict(), "answers": answers}))
     else:
         out.print(Text(memory_text(info, fed), style="dim"), soft_wrap=True)
 

@@ -12,11 +12,12 @@ writes the files. CONTRIBUTING.md says how to add a setting.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from stream_vlm_ros.errors import InvalidParameterError, real_number, whole_number
+from stream_vlm_ros.errors import InvalidParameterError, cut, real_number, whole_number
 from stream_vlm_ros.setting import ALWAYS, START, SettingTable, setting
 
 # Who takes a setting: the node, or a run of a replay (so do the verbs ask and rate).
@@ -147,6 +148,15 @@ def check_device(name: str) -> None:
         ":" in name and not (kind == "cuda" and index.isdigit())
     ):
         raise InvalidParameterError(f"must be auto, cpu, cuda or cuda:N, got {name!r}")
+
+
+def check_memory_name(name: str) -> None:
+    """Raise InvalidParameterError unless it names a file within the folder of saved memories."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
+        raise InvalidParameterError(
+            f"{cut(name)!r} names no memory: up to 100 letters, digits, '_', '-' and '.', not "
+            "beginning with '.' or '-'"
+        )
 
 
 @dataclass(frozen=True)
@@ -289,6 +299,46 @@ class Settings(SettingTable):
         "max_cache_tokens. 0: none, they wait for the answer's end.",
         -1,
         10_000_000,
+    )
+
+    # Saved memories
+    memory_folder: str = node_only(
+        "",
+        "Folder of saved memories, the only one that ~/save_memory and ~/load_memory write and "
+        "read. Empty: both are refused (docs/saving.md).",
+    )
+    memory_name: str = node_only(
+        "memory",
+        "Name of the memory there that is saved and loaded where no other is asked for; its file "
+        "is memory_name.safetensors.",
+        rule=check_memory_name,
+    )
+    load_memory_at_start: bool = node_only(
+        False,
+        "Begin with the memory memory_name. One that is not there is no error; one that is refused "
+        "is left alone, and the node begins with an empty memory.",
+    )
+    save_memory_minutes: float = node_only(
+        0.0,
+        "Save the memory as memory_name every so many minutes, if it has changed. 0: do not.",
+        0.0,
+        100_000.0,
+        change=ALWAYS,
+    )
+    save_memory_on_shutdown: bool = node_only(
+        False,
+        "Save the memory as memory_name when the node is cleaned up or ends.",
+        change=ALWAYS,
+    )
+    load_memory: str = replay_only(
+        "",
+        "Begin with the memory in this file, saved with the same model and settings.",
+        verbs=("ask", "replay"),
+    )
+    save_memory: str = replay_only(
+        "",
+        "Save the memory in this file at the end (docs/saving.md).",
+        verbs=("ask", "replay"),
     )
 
     # The memory of the engine delayed_batch
@@ -493,6 +543,21 @@ class Settings(SettingTable):
                 f"max_new_tokens ({self.max_new_tokens}) must be below max_tail_tokens "
                 f"({self.max_tail_tokens}), which also holds the question"
             )
+
+        wanted = [
+            name
+            for name in ("load_memory_at_start", "save_memory_minutes", "save_memory_on_shutdown")
+            if getattr(self, name)
+        ]
+        if wanted and not self.memory_folder:
+            raise InvalidParameterError(f"{wanted[0]} needs a memory_folder")
+        if self.engine == "delayed_batch":
+            wanted += [name for name in ("load_memory", "save_memory") if getattr(self, name)]
+            if wanted:
+                raise InvalidParameterError(
+                    f"{wanted[0]} is for the engine streaming: delayed_batch keeps its frames in "
+                    "frame_store"
+                )
 
     @property
     def eviction(self) -> EvictionConfig:

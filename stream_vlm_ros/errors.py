@@ -112,6 +112,17 @@ class NotFiniteError(StreamVlmError):
     code = "NOT_FINITE"
 
 
+class MemoryFileError(StreamVlmError):
+    """A saved memory that cannot be written, or is refused.
+
+    ``reason`` is the message without the file's name.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
+
+
 class SourceError(StreamVlmError):
     """Base of all errors of sources."""
 

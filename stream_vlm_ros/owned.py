@@ -11,14 +11,17 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
 from stream_vlm_ros.errors import InvalidParameterError
+
+Buffer = bytes | memoryview
 
 MARK = ".stream_vlm"
 _WORDS = "stream_vlm: {}\nThis program writes and removes what it puts into this folder.\n"
@@ -184,21 +187,24 @@ def _aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 
 
-def write_whole(path: Path, data: bytes, mode: int = 0o666) -> None:
+def write_whole(path: Path, data: bytes | Iterable[Buffer], mode: int = 0o666) -> None:
     """Write a file that is whole at any moment: under another name first, and then renamed.
 
-    A link in its place is replaced, not followed. OSError where it cannot be written; then what was
-    there before is still there.
+    ``data``: all of it, or pieces that are asked for one after the other. A link in its place is
+    replaced, not followed. OSError where it cannot be written; then what was there before is still
+    there.
     """
     part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
     file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
     try:
         try:
-            write_all(file, data)
+            fcntl.flock(file, fcntl.LOCK_EX)  # see remove_parts
+            for piece in (data,) if isinstance(data, bytes) else data:
+                write_all(file, piece)
             os.fsync(file)
+            os.replace(part, path)
         finally:
             os.close(file)
-        os.replace(part, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(part)
@@ -211,7 +217,27 @@ def write_whole(path: Path, data: bytes, mode: int = 0o666) -> None:
             os.close(folder)
 
 
-def write_all(file: int, data: bytes) -> None:
+def remove_parts(path: Path) -> None:
+    """Remove what processes that were killed in `write_whole` have left of ``path``.
+
+    One that is being written is left alone. OSError where one cannot be removed.
+    """
+    named = re.compile(re.escape(f".{path.name[:200]}.") + r"[0-9a-f]{8}\.part")
+    for name in filter(named.fullmatch, os.listdir(path.parent)):
+        try:
+            file = open_regular(path.with_name(name))
+        except OSError:  # a link, or gone meanwhile
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path.with_name(name))
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        finally:
+            os.close(file)
+
+
+def write_all(file: int, data: Buffer) -> None:
     """Write every byte; a disk that fills up takes fewer at first, and refuses the next."""
     rest = memoryview(data)
     while rest:

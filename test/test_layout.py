@@ -134,7 +134,15 @@ def test_imports_point_one_way():
 
 @pytest.mark.parametrize(
     "name",
-    ["engine", "engine/attention", "engine/cache", "engine/inputs", "engine/model", "node"],
+    [
+        "engine",
+        "engine/attention",
+        "engine/cache",
+        "engine/inputs",
+        "engine/model",
+        "engine/saving",
+        "node",
+    ],
 )
 def test_a_room_lists_its_files_at_its_door(name):
     door = ast.get_docstring(ast.parse((MODULE / name / "__init__.py").read_text()))

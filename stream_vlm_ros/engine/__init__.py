@@ -18,6 +18,7 @@ Read `inference` first: it conducts the others. Each folder says at its door wha
     model/          the network
     cache/          the memory: keys and values, positions, eviction
     attention/      over a memory in parts
+    saving/         the memory in a file
 """
 
 from __future__ import annotations

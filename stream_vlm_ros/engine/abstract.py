@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from stream_vlm_ros.engine.decoding import Answer
 from stream_vlm_ros.engine.results import (
@@ -15,8 +16,13 @@ from stream_vlm_ros.engine.results import (
     CacheInfo,
     ChoiceMetrics,
     ChunkResult,
+    SavedMemory,
     WarmUp,
 )
+from stream_vlm_ros.errors import InvalidParameterError
+
+if TYPE_CHECKING:
+    from stream_vlm_ros.engine.saving.memory_copy import MemoryCopy
 
 
 class InferenceEngine(ABC):
@@ -27,11 +33,13 @@ class InferenceEngine(ABC):
         memory_plan: what the memory takes and what is free, in one line; may be empty.
         keeps_source_time: what is remembered outlives this process, so that stamps must be given
             in a time that does, too.
+        why_not_saved: what to say of an engine whose memory is not saved in a file.
     """
 
     min_pixels: int
     memory_plan: str = ""
     keeps_source_time: bool = False
+    why_not_saved: str = "this engine's memory is not saved in a file, nor loaded from one"
 
     @abstractmethod
     def append_video_chunk(
@@ -146,6 +154,66 @@ class InferenceEngine(ABC):
     @abstractmethod
     def reset(self) -> None:
         """Forget everything. An answer being written ends as cancelled."""
+
+    def copy_memory(self) -> MemoryCopy:
+        """A copy of the memory on the host, to be written in any thread: see `save_memory`.
+
+        Takes a moment of the engine's thread, and as much of the host's memory as
+        ``cache_memory_bytes``.
+
+        Raises:
+            InvalidParameterError: this engine's memory is not saved so.
+            EmptyMemoryError: nothing was seen yet.
+            StreamBusyError: an answer is being written, and room for what came meanwhile is yet
+                to be made.
+        """
+        raise InvalidParameterError(self.why_not_saved)
+
+    def save_memory(
+        self, path: str | Path, *, origin_ns: int = 0, frame_id: str = ""
+    ) -> SavedMemory:
+        """Write the memory to a file, from which an engine like this one goes on.
+
+        The file is whole at any moment: what was saved there before stays until the new one is on
+        the disk. It is readable by its owner alone.
+
+        Args:
+            origin_ns: the source's time at the engine's second 0; and ``frame_id`` of the newest
+                frame: kept in the file for who loads it.
+
+        Raises:
+            What `copy_memory` raises.
+            NotOursError: there is something at ``path`` that is no saved memory.
+            MemoryFileError: it cannot be written, as on a full disk.
+        """
+        return self.copy_memory().write(path, origin_ns=origin_ns, frame_id=frame_id)
+
+    def load_memory(
+        self,
+        path: str | Path,
+        *,
+        origin_ns: int | None = None,
+        check: Callable[[SavedMemory], None] | None = None,
+    ) -> SavedMemory:
+        """Put a saved memory in the place of the present one: wholly, or not at all.
+
+        The stream goes on behind its newest frame.
+
+        Args:
+            origin_ns: what the engine's second 0 is to be in the source's time; stamps in the
+                memory are moved to that. None: as it was saved (`SavedMemory.origin_ns`).
+            check: is told what the file holds before anything is touched, and may refuse it by
+                raising.
+
+        Raises:
+            InvalidParameterError: this engine's memory is not saved so.
+            MemoryFileError: with the reason: there is no such file, it is damaged, or it was saved
+                with another model, prompt or setting.
+            DeviceUnavailableError: the device has no room for it as long as the present one is
+                kept; an empty memory needs no further room.
+            StreamBusyError: an answer is being written.
+        """
+        raise InvalidParameterError(self.why_not_saved)
 
     def warm_up(self) -> WarmUp:
         """Make ready what the first question would wait for; only a GPU needs it."""

@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,8 +48,11 @@ from stream_vlm_ros.engine.results import (
     ChoiceMetrics,
     ChunkResult,
     EvictionStats,
+    SavedMemory,
     WarmUp,
 )
+from stream_vlm_ros.engine.saving.binding import binding_of
+from stream_vlm_ros.engine.saving.memory_copy import MemoryCopy, load_memory
 from stream_vlm_ros.errors import (
     EmptyMemoryError,
     InvalidParameterError,
@@ -450,6 +454,23 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
     def reset(self) -> None:
         """Forget everything. An answer being written ends as cancelled."""
         self.cache_manager.clear()
+
+    # -- saving ------------------------------------------------------------------------------
+
+    def copy_memory(self) -> MemoryCopy:
+        return MemoryCopy.take(self.cache_manager, self._binding())
+
+    def load_memory(
+        self,
+        path: str | Path,
+        *,
+        origin_ns: int | None = None,
+        check: Callable[[SavedMemory], None] | None = None,
+    ) -> SavedMemory:
+        return load_memory(path, self.cache_manager, self._binding(), origin_ns, check)
+
+    def _binding(self) -> dict[str, Any]:
+        return binding_of(self.model, self._chat, self.layout, self.cache_manager)
 
     # -- inside ------------------------------------------------------------------------------
 

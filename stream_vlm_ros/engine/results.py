@@ -266,3 +266,27 @@ class WarmUp(Record):
     reason: str
     seconds: float
     bytes: int
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SavedMemory(Spanned, Record):
+    """A memory in a file.
+
+    Attributes:
+        tokens, frames: held, and appended since the start.
+        time_spans: the unbroken stretches of time in it, oldest first, in the engine's seconds.
+        saved_at: when it was copied, in seconds since 1970.
+        bytes: of the file.
+        origin_ns: the source's time at the engine's second 0, in nanoseconds.
+        frame_id: of the newest frame.
+    """
+
+    derived: ClassVar[tuple[str, ...]] = ("oldest_timestamp", "newest_timestamp")
+
+    tokens: int
+    frames: int
+    time_spans: TimeSpans
+    saved_at: float
+    bytes: int
+    origin_ns: int = 0
+    frame_id: str = ""

@@ -114,6 +114,11 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
         ModelLoadError: model and processor are not of one checkpoint.
     """
 
+    why_not_saved = (
+        "the engine delayed_batch saves no memory in a file: its frames are in its frame store, "
+        "which keeps them on disk by itself where it has a folder (frame_store)"
+    )
+
     def __init__(
         self,
         model: StreamModel,

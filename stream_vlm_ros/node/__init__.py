@@ -10,6 +10,7 @@ The node
     parameters      the table of settings as parameters: declared, described, read
     loading         from the parameters to a running engine
     interfaces      plain values <-> the generated messages
+    awaiting        another thread's work, awaited in a callback
     error_log       internal errors: logged once, then counted
 
 An image comes in
@@ -27,6 +28,10 @@ The engine works
 
 A question is answered
     ask_server      ~/query, ~/ask, ~/reset, and ~/answer
+
+The memory is saved and loaded
+    memory_keeper   the files of its folder: asked for, every so often, at start and end
+    memory_services ~/save_memory and ~/load_memory
 
 What the node says of itself
     health          what is counted, and what /diagnostics makes of it

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.task import Future
 from std_srvs.srv import Trigger
 from stream_vlm.action import Ask
 from stream_vlm.msg import Answer
@@ -19,6 +18,7 @@ from stream_vlm.srv import Query
 
 from stream_vlm_ros.errors import StreamVlmError, cut
 from stream_vlm_ros.node import interfaces
+from stream_vlm_ros.node.awaiting import awaitable
 from stream_vlm_ros.node.counters import Drop
 from stream_vlm_ros.node.ingest import FrameIngest
 from stream_vlm_ros.node.worker import (
@@ -151,27 +151,8 @@ class AskServer:
 
     async def answered(self, ticket: Ticket) -> Outcome:
         """Wait for a ticket."""
-        outcome: Outcome = await self._awaitable(ticket.future)
+        outcome: Outcome = await awaitable(self._node, ticket.future)
         return outcome
-
-    def _awaitable(self, future: ThreadFuture[Any]) -> Future:
-        """An rclpy future that is done when ``future`` is; its result is the future's own."""
-        executor = self._node.executor
-        assert executor is not None  # a callback of it asks
-        done = Future(executor=executor)
-
-        def finish(finished: ThreadFuture[Any]) -> None:
-            if not self._node.context.ok():
-                return  # nobody waits any more, and the executor may be gone
-            fault = finished.exception()
-            if fault is None:
-                done.set_result(finished.result())
-            else:
-                done.set_exception(fault)
-            executor.wake()  # rclpy polls what awaits, and only when it is awake
-
-        future.add_done_callback(finish)
-        return done
 
     def _on_answered(self, future: ThreadFuture[Outcome]) -> None:
         try:
@@ -196,7 +177,7 @@ class AskServer:
     async def _on_reset(self, request: Any, response: Any) -> Any:
         try:
             self._ingest.clear(Drop.RESET)
-            await self._awaitable(self._worker.reset(Drop.RESET))
+            await awaitable(self._node, self._worker.reset(Drop.RESET))
         except StreamVlmError as refusal:
             response.message = str(refusal)
             return response

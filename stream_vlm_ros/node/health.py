@@ -18,6 +18,7 @@ from typing import Protocol
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.node.counters import Drop, FrameCounters
+from stream_vlm_ros.node.memory_keeper import SavedState
 from stream_vlm_ros.node.sampling import SECOND
 
 TOLERANCE_PERCENT = 10.0
@@ -351,3 +352,24 @@ def memory_health(facts: MemoryFacts) -> Health:
         "failed_questions": str(facts.errors),
     }
     return Health("model and memory", level, message, values)
+
+
+def saved_memory_health(state: SavedState, now_ns: int) -> Health:
+    """The status of saved memories."""
+    level, values = Level.OK, {}
+    if state.saved_ns is not None:
+        ago = (now_ns - state.saved_ns) / SECOND
+        message = f"{state.name} was saved {ago:.0f} s ago, {state.bytes / 1e6:.1f} MB"
+        values = {
+            "last_save": f"{state.saved_ns / SECOND:.3f}",
+            "last_save_file": state.name,
+            "last_save_bytes": str(state.bytes),
+            "last_save_seconds": f"{state.seconds:.3f}",
+        }
+    else:
+        message = "nothing was saved yet"
+    if state.loaded:
+        values["loaded_file"] = state.loaded
+    if state.error:
+        level, message = Level.ERROR, state.error
+    return Health("saved memory", level, message, values)

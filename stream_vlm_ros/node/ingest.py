@@ -86,6 +86,7 @@ class FrameIngest:
         self._stamps: StampCheck[_Received] = StampCheck(0, 0)
         self._offered_ns = 0  # when the last stamp came
         self._real_stamps = 0  # in a row, while frames are timed by their arrival
+        self._behind_loaded = False  # the newest frame in memory was loaded
         self._sampler: StampSampler | None = None  # None takes every frame
         self._sample_fps = 0.0
         self._chunker = Chunker(1)
@@ -120,7 +121,11 @@ class FrameIngest:
         """Take and drop frames as their stamps decided."""
         for _, words in decision.refused:
             self._refuse(Drop.INVALID_STAMP, words)
-        if decision.jump_ns is not None:
+        behind_loaded = self._behind_loaded
+        if decision.admitted:
+            self._behind_loaded = False
+        # However long ago a memory was saved: the stream goes on from it.
+        if decision.jump_ns is not None and not (behind_loaded and decision.jump_ns > 0):
             self._start_anew(decision.jump_ns)
         faults = []
         for frame in decision.admitted:
@@ -170,6 +175,22 @@ class FrameIngest:
             self._counters.drop(cause, len(self._stamps.clear()))
             self.arrival_timed = None
             self._real_stamps = 0
+            self._behind_loaded = False
+
+    def deliver_open(self) -> None:
+        """Deliver the open chunk as it is."""
+        with self._lock:
+            if self._chunker.frames:
+                self._deliver(self._chunker.flush())
+
+    def go_on_behind(self, newest_ns: int | None) -> None:
+        """A memory was loaded that ends there: forget all stamps, and go on from it."""
+        self.clear(Drop.RESET)
+        with self._lock:
+            if self._sampler is not None:
+                self._sampler.reset()
+            self.resume(newest_ns)
+            self._behind_loaded = True
 
     def resume(self, newest_ns: int | None) -> None:
         """Continue after the newest frame in memory; None if it is empty, as after `clear`."""

@@ -9,11 +9,13 @@ from typing import Any
 
 from builtin_interfaces.msg import Duration, Time
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from std_msgs.msg import Header
 from stream_vlm.msg import Answer, CacheStatus, MemoryLevel, TimeSpan
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import InvalidChoicesError, InvalidParameterError, cut
 from stream_vlm_ros.node.health import Health
+from stream_vlm_ros.node.memory_keeper import NOTHING_SAVED, SavedState
 from stream_vlm_ros.node.sampling import SECOND
 from stream_vlm_ros.node.worker import MemoryState, Outcome, Question
 
@@ -31,6 +33,11 @@ def to_time(stamp: int | None) -> Time:
     """Nanoseconds -> Time; None (an empty memory) -> zero."""
     seconds, nanoseconds = divmod(stamp or 0, SECOND)
     return Time(sec=seconds, nanosec=nanoseconds)
+
+
+def to_header(stamp: int, frame_id: str) -> Header:
+    """Nanoseconds and a frame's name -> Header."""
+    return Header(stamp=to_time(stamp), frame_id=frame_id)
 
 
 def to_spans(memory: MemoryState) -> list[TimeSpan]:
@@ -112,8 +119,10 @@ def to_fault(fault: Exception) -> Answer:
     return Answer(error_code=Answer.INTERNAL, error_message=message)
 
 
-def to_cache_status(memory: MemoryState, state: str, counts: dict[str, int]) -> CacheStatus:
-    """Memory, lifecycle state and every count by its field's name -> message."""
+def to_cache_status(
+    memory: MemoryState, state: str, counts: dict[str, int], saved: SavedState = NOTHING_SAVED
+) -> CacheStatus:
+    """Memory, lifecycle state, every count by its field's name, saved memories -> message."""
     status = CacheStatus(
         state=state,
         length=memory.length,
@@ -134,6 +143,9 @@ def to_cache_status(memory: MemoryState, state: str, counts: dict[str, int]) -> 
             for level in memory.levels
         ],
         spans=to_spans(memory),
+        last_save=to_time(saved.saved_ns),
+        last_save_bytes=saved.bytes,
+        save_error=cut(saved.error),
         **counts,
     )
     if memory.header is not None:

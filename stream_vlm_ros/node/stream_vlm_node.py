@@ -32,6 +32,8 @@ from stream_vlm_ros.node.image_thread import ImageThread
 from stream_vlm_ros.node.ingest import FrameIngest
 from stream_vlm_ros.node.lifecycle import TellingLifecycleNode, transition
 from stream_vlm_ros.node.loading import load_engine, pixel_limit, release_memory
+from stream_vlm_ros.node.memory_keeper import NOTHING_SAVED, MemoryKeeper, SavedState
+from stream_vlm_ros.node.memory_services import MemoryServices
 from stream_vlm_ros.node.parameters import PARAMETERS, declare, read, unknown_text
 from stream_vlm_ros.node.serialized_image import SerializedImage
 from stream_vlm_ros.node.worker import EngineWorker, MemoryState, NotActiveError
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from stream_vlm_ros.engine import InferenceEngine
 
 STOP_TIMEOUT = 3.0  # s, for what the engine is doing at the moment
+SAVE_TIMEOUT = 60.0  # s, for saving a memory when the process ends
 
 
 class StreamVlmNode(TellingLifecycleNode):
@@ -67,6 +70,8 @@ class StreamVlmNode(TellingLifecycleNode):
         self._images: ImageThread | None = None
         self._status: Any = None  # publishes ~/cache_status
         self.asking: AskServer | None = None
+        self._keeper: MemoryKeeper | None = None
+        self._memory_services: MemoryServices | None = None
         self._clear_figures()
 
         self.parameters = Settings.of(declare(self, PARAMETERS.values()))
@@ -130,6 +135,12 @@ class StreamVlmNode(TellingLifecycleNode):
         self._clear_figures()
         worker = self._make_worker()
         self._wait_until_loaded(worker)
+        self._keeper = keeper = MemoryKeeper(
+            worker, lambda: self.parameters, self._now_ns, self._on_unsaved
+        )
+        if self.parameters.load_memory_at_start:
+            words = keeper.load_at_start()
+            (self._on_unsaved if keeper.state.error else self.get_logger().info)(words)
         self._status = self.create_publisher(CacheStatus, "~/cache_status", LATCHED)
         # From here on the reports of another thread use what was made above.
         self._ingest = FrameIngest(
@@ -139,7 +150,10 @@ class StreamVlmNode(TellingLifecycleNode):
             restart=lambda: worker.reset(Drop.TIME_JUMP),
             report=self._on_refused_frame,
         )
+        if worker.memory.chunks:
+            self._ingest.go_on_behind(worker.memory.newest_ns)
         self.asking = AskServer(self, worker, self._ingest)
+        self._memory_services = MemoryServices(self, keeper, self._ingest)
         self._input = ImageInput(self, self.parameters)
         self._images = ImageThread(
             self._input, self.context, self._on_image, self._on_tick, self.report_fault
@@ -159,6 +173,7 @@ class StreamVlmNode(TellingLifecycleNode):
             report=self._on_engine_fault,
             why_empty=self._why_empty,
             pause_closed=self._on_pause_closed,
+            make_header=interfaces.to_header,
         )
         if not self.parameters.model_path and self._load is load_engine:
             self.get_logger().warning(
@@ -189,6 +204,11 @@ class StreamVlmNode(TellingLifecycleNode):
             self._ingest.active = False
             self._ingest.clear(Drop.RESET)
         worker, self._worker = self._worker, None
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None and worker is not None:
+            worker.abandon(Drop.RESET, NotActiveError("the node is being stopped"))
+            keeper.save_at_end(None if going_on else SAVE_TIMEOUT)
+            keeper.close()
         ended = worker is None or worker.stop(STOP_TIMEOUT if going_on else 0.0)
         if not ended and going_on:
             self.get_logger().warning(
@@ -198,12 +218,21 @@ class StreamVlmNode(TellingLifecycleNode):
         asking, self.asking = self.asking, None
         if asking is not None:
             asking.destroy()
+        services, self._memory_services = self._memory_services, None
+        if services is not None:
+            services.destroy()
         status, self._status = self._status, None
         if status is not None:
             self.destroy_publisher(status)
         if worker is not None and self._load is load_engine and going_on:
             del worker
             release_memory()
+
+    @property
+    def patience(self) -> float:
+        """Seconds that the end of the process may take, besides the usual."""
+        saves = self._keeper is not None and self.parameters.save_memory_on_shutdown
+        return SAVE_TIMEOUT if saves else 0.0
 
     def close(self) -> None:
         """End the node, in whatever state; its context has been shut down."""
@@ -295,6 +324,11 @@ class StreamVlmNode(TellingLifecycleNode):
             throttle_duration_sec=5.0,
         )
 
+    def _on_unsaved(self, words: str) -> None:
+        """A memory could not be saved or loaded, and nobody waits to be told."""
+        if self.context.ok():
+            self.get_logger().error(words)
+
     def _why_empty(self) -> str:
         """Why a question finds no image in memory; asked for in the engine's thread."""
         topic = source.topic if (source := self._input) is not None else "image"
@@ -323,13 +357,19 @@ class StreamVlmNode(TellingLifecycleNode):
         counts["resets"] = worker.resets if worker is not None else 0
         counts["time_jumps"] = ingest.time_jumps if ingest is not None else 0
         memory = worker.memory if worker is not None else MemoryState()
-        return interfaces.to_cache_status(memory, self.state, counts)
+        return interfaces.to_cache_status(memory, self.state, counts, self._saved_state())
+
+    def _saved_state(self) -> SavedState:
+        keeper = self._keeper
+        return keeper.state if keeper is not None else NOTHING_SAVED
 
     def _publish_status(self) -> None:
         if (status := self._status) is not None:
             self.publish(status, self.cache_status())
 
     def _report_status(self) -> None:
+        if (keeper := self._keeper) is not None:
+            keeper.save_when_due()
         self._publish_status()
         name = self.get_fully_qualified_name().lstrip("/")
         report = DiagnosticArray()
@@ -337,6 +377,9 @@ class StreamVlmNode(TellingLifecycleNode):
         report.status.append(
             interfaces.to_diagnostic(self._memory_health(), name, self.parameters.device)
         )
+        if self.parameters.memory_folder:
+            saved = health.saved_memory_health(self._saved_state(), self._now_ns())
+            report.status.append(interfaces.to_diagnostic(saved, name, self.parameters.device))
         if (source := self._input) is not None:  # a cleanup may come in another thread
             facts = self._input_facts(source)
             if news := self._silence_news.of(facts):

@@ -20,8 +20,10 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from stream_vlm_ros.engine.inputs.stamp_check import check_stamp
 from stream_vlm_ros.errors import (
     EmptyMemoryError,
     InvalidParameterError,
@@ -35,7 +37,8 @@ from stream_vlm_ros.node.turns import Turns
 
 if TYPE_CHECKING:  # torch takes seconds to import: the node is on the graph before that
     from stream_vlm_ros.engine import AnswerMetrics, ChoiceMetrics, InferenceEngine
-    from stream_vlm_ros.engine.results import LevelInfo
+    from stream_vlm_ros.engine.results import LevelInfo, SavedMemory
+    from stream_vlm_ros.engine.saving.memory_copy import MemoryCopy
 
 
 class NotActiveError(StreamVlmError):
@@ -160,6 +163,22 @@ class Ticket:
         return self._why
 
 
+@dataclass(frozen=True)
+class CopiedMemory:
+    """The memory, copied from the engine, and what a file of it also says.
+
+    Attributes:
+        memory: what was copied.
+        origin_ns: the source's time at the engine's second 0.
+        frame_id: of the newest frame.
+    """
+
+    copy: MemoryCopy
+    memory: MemoryState
+    origin_ns: int
+    frame_id: str
+
+
 @dataclass
 class _Append:
     frames: list[TimedFrame]
@@ -169,6 +188,21 @@ class _Append:
 class _Reset:
     cause: Drop
     future: Future[None] = field(default_factory=Future)
+
+
+@dataclass
+class _CopyMemory:
+    future: Future[CopiedMemory] = field(default_factory=Future)
+
+
+@dataclass
+class _LoadMemory:
+    path: Path
+    future: Future[SavedMemory] = field(default_factory=Future)
+
+
+_Waited = _Reset | _CopyMemory | _LoadMemory  # somebody waits for their future
+_Command = _Append | Ticket | _Waited
 
 
 class EngineWorker:
@@ -185,6 +219,7 @@ class EngineWorker:
         why_empty: says, for a question to an empty memory, why it is empty.
         pause_closed: called in the thread when a chunk came after so many seconds that the model
             does not see.
+        make_header: from a stamp and a frame_id, for the newest frame of a loaded memory.
     """
 
     def __init__(
@@ -198,6 +233,7 @@ class EngineWorker:
         report: Callable[[Exception], None] = lambda fault: None,
         why_empty: Callable[[], str] = lambda: "images come first",
         pause_closed: Callable[[float], None] = lambda seconds: None,
+        make_header: Callable[[int, str], Any] = lambda stamp_ns, frame_id: None,
     ) -> None:
         self.queue_size = queue_size
         self.max_questions = max_questions
@@ -212,7 +248,8 @@ class EngineWorker:
         self._report = report
         self._why_empty = why_empty
         self._pause_closed = pause_closed
-        self._queue: deque[_Append | _Reset | Ticket] = deque()
+        self._make_header = make_header
+        self._queue: deque[_Command] = deque()
         self._wake = threading.Condition()
         self._stopping = False
         self._current: Ticket | None = None
@@ -289,6 +326,23 @@ class EngineWorker:
             self._wake.notify()
         return command.future
 
+    def copy_memory(self) -> Future[CopiedMemory]:
+        """Copy the memory when its turn comes: behind the answer that is being written."""
+        return self._put(_CopyMemory())
+
+    def load_memory(self, path: Path) -> Future[SavedMemory]:
+        """Put a saved memory in the place of the present one when its turn comes."""
+        return self._put(_LoadMemory(path))
+
+    def _put(self, command: _CopyMemory | _LoadMemory) -> Future[Any]:
+        with self._wake:
+            if self._stopping:
+                command.future.set_exception(NotActiveError("the node is being stopped"))
+            else:
+                self._queue.append(command)
+                self._wake.notify()
+        return command.future
+
     def limit_pixels(self, name: str, max_pixels: int) -> None:
         """Reduce larger pictures to this many pixels from the next command on.
 
@@ -358,12 +412,14 @@ class EngineWorker:
                 self._append(engine, command)
             elif isinstance(command, Ticket):
                 self._answer(engine, command)
-            else:
+            elif isinstance(command, _Reset):
                 self._reset(engine, command)
+            else:
+                self._copy_or_load(engine, command)
             self._tell()
         engine.close()
 
-    def _next(self) -> _Append | _Reset | Ticket | None:
+    def _next(self) -> _Command | None:
         with self._wake:
             self._current = None
             while not self._queue and not self._stopping:
@@ -373,7 +429,7 @@ class EngineWorker:
                 self._drop_chunks(Drop.RESET)
                 why = NotActiveError("the node was stopped")
                 for command in self._queue:
-                    if isinstance(command, _Reset):
+                    if isinstance(command, _Waited):
                         command.future.set_exception(why)
                     elif isinstance(command, Ticket):
                         command.future.set_result(self._failed(command, why))
@@ -440,6 +496,37 @@ class EngineWorker:
         self.last_fault = ""
         self.resets += 1
         command.future.set_result(None)
+
+    def _copy_or_load(self, engine: InferenceEngine, command: _CopyMemory | _LoadMemory) -> None:
+        done: CopiedMemory | SavedMemory
+        try:
+            if isinstance(command, _CopyMemory):
+                frame_id = getattr(self._newest_header, "frame_id", "")
+                copy = engine.copy_memory()
+                done = CopiedMemory(copy, self.memory, self._epoch_ns, frame_id)
+            else:
+                done = self._load_memory(engine, command.path)
+        except Exception as fault:  # for the one who asked
+            command.future.set_exception(fault)
+            return
+        cast("Future[Any]", command.future).set_result(done)
+
+    def _load_memory(self, engine: InferenceEngine, path: Path) -> SavedMemory:
+        saved = engine.load_memory(path, check=self._check_saved)
+        self._epoch_ns = saved.origin_ns
+        self._newest_header = None
+        self.memory = self._snapshot(engine)
+        assert self.memory.newest_ns is not None  # no empty memory is saved
+        self._newest_header = self._make_header(self.memory.newest_ns, saved.frame_id)
+        self.memory = replace(self.memory, header=self._newest_header)
+        self.last_fault = ""
+        return saved
+
+    @staticmethod
+    def _check_saved(saved: SavedMemory) -> None:
+        """Raise InvalidTimestampError for stamps that no message can hold."""
+        for seconds in (saved.oldest_timestamp, saved.newest_timestamp):
+            check_stamp(saved.origin_ns + round((seconds or 0.0) * SECOND))
 
     def _answer(self, engine: InferenceEngine, ticket: Ticket) -> None:
         started = time.monotonic()
@@ -521,10 +608,10 @@ class EngineWorker:
             self._put_back(command)
 
     def _take_chunk(self) -> _Append | None:
-        """The oldest waiting chunk, unless the memory is to be emptied before its turn."""
+        """The oldest waiting chunk, unless another memory begins before its turn."""
         with self._wake:
             for command in self._queue:
-                if isinstance(command, _Reset):
+                if isinstance(command, _Reset | _LoadMemory):
                     return None
                 if isinstance(command, _Append):
                     self._queue.remove(command)

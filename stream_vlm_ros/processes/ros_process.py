@@ -40,7 +40,10 @@ class Closable(Protocol):
     """A node, and whatever else its program opened."""
 
     def close(self) -> None:
-        """Destroy the node; called once, from whichever thread ends the process."""
+        """Destroy the node; called once, from whichever thread ends the process.
+
+        It may take the seconds of an attribute ``patience``, if there is one, besides the usual.
+        """
 
 
 Opened = TypeVar("Opened", bound=Closable)
@@ -102,6 +105,7 @@ def run(
         # A signal meanwhile waits: what a half-made node holds, nobody could give back.
         opened = make()
         ending.close = opened.close
+        ending.more_patience = lambda: getattr(opened, "patience", 0.0)
         ending.may_come.set()
         status = work(opened)
         return interrupted if ending.told.is_set() else status
@@ -178,6 +182,7 @@ class _Ending:
         self.told = threading.Event()
         self.may_come = threading.Event()  # the node is made, or will never be
         self.close: Callable[[], None] | None = None
+        self.more_patience: Callable[[], float] = lambda: 0.0
         self._context = context
         self._interrupted = interrupted
         self._closing = threading.Lock()
@@ -196,6 +201,7 @@ class _Ending:
         self.told.set()
         end = time.monotonic() + PATIENCE
         self.may_come.wait(PATIENCE)
+        end += self.more_patience()
         self._context.try_shutdown()
         if not self._closed.wait(end - time.monotonic()):
             self.leave()

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.sources import Frame, Source
 
@@ -88,6 +89,55 @@ class UpTo:
             if left <= 0:
                 self.cut = True
                 return
+
+
+class Behind:
+    """Frames that go on behind a loaded memory.
+
+    Where the first of them is not later than that memory's newest, as of a second video, all are
+    moved behind it: ``moved_ns`` says afterwards by how much.
+
+    Args:
+        newest_ns: of the memory, in the source's time; None: there is none, nothing is moved.
+    """
+
+    STEP_NS = 10**9  # from the newest frame in memory to the first one that is moved
+
+    def __init__(self, frames: Iterable[Frame], newest_ns: int | None) -> None:
+        self._frames, self._newest_ns, self.moved_ns = frames, newest_ns, 0
+
+    def __iter__(self) -> Iterator[Frame]:
+        moved_ns = None
+        for frame in self._frames:
+            if moved_ns is None:
+                newest_ns, moved_ns = self._newest_ns, 0
+                if newest_ns is not None and frame.stamp_ns <= newest_ns:
+                    moved_ns = newest_ns + self.STEP_NS - frame.stamp_ns
+                self.moved_ns = moved_ns
+            yield replace(frame, stamp_ns=frame.stamp_ns + moved_ns) if moved_ns else frame
+
+    @property
+    def note(self) -> str | None:
+        """For who reads the answers, where frames were moved."""
+        if not self.moved_ns:
+            return None
+        return (
+            "the source begins before the end of the loaded memory: its time was moved by "
+            f"{self.moved_ns / 1e9:.1f} s, behind it"
+        )
+
+
+def loaded_until(settings: Settings) -> int | None:
+    """The newest stamp of the memory that a run begins with, in ns; None: it begins with none.
+
+    Raises MemoryFileError where the file is of no use.
+    """
+    if not settings.load_memory:
+        return None
+    from stream_vlm_ros.engine.saving.memory_copy import about_memory
+
+    saved = about_memory(settings.load_memory)
+    return saved.origin_ns + round((saved.newest_timestamp or 0.0) * 1e9)
 
 
 def chunks(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:

@@ -26,8 +26,10 @@ from stream_vlm_ros.factory import load_engine
 from stream_vlm_ros.owned import NotOursError, check, held, write_whole
 from stream_vlm_ros.sources import Frame, Source, open_source
 
+from .feeding import loaded_until
 from .journal import Journal, JournalError, fingerprint
 from .live_topic import LiveTopic
+from .memories import RunMemory, check_free
 from .questions import QuestionSet
 from .records import AnswerRecord
 from .rendering import noting, write_report
@@ -96,7 +98,23 @@ class ReplayJob:
             raise InvalidParameterError(
                 "--bag works only in the closed loop; in real time use ros2 bag record."
             )
+        self._check_memories()
         self._check_places()
+
+    def _check_memories(self) -> None:
+        """Refuse what could not save or load its memory, before anything is replayed."""
+        saved = [settings.save_memory for settings in self.settings if settings.save_memory]
+        loads = any(settings.load_memory for settings in self.settings)
+        if self.realtime and (saved or loads):
+            raise InvalidParameterError(
+                "--load-memory and --save-memory are for the closed loop: a node has ~/load_memory "
+                "and ~/save_memory."
+            )
+        if len(set(saved)) < len(saved):
+            raise InvalidParameterError(
+                f"Two runs save their memory as {saved[0]}: give save_memory to one of them, as in "
+                "--engine streaming,save_memory=FILE."
+            )
 
     @property
     def realtime(self) -> bool:
@@ -139,6 +157,10 @@ class ReplayJob:
         stands in the report.
         """
         begin = time.perf_counter()
+        for settings in self.settings:
+            if settings.save_memory:
+                check_free(settings.save_memory)
+            loaded_until(settings)
         source = self._open(self.settings[0])  # what cannot be opened ends it here, before a model
         if source.endless:
             raise InvalidParameterError(f"{self.spec} has no end: use --end to say where to stop.")
@@ -186,7 +208,7 @@ class ReplayJob:
             as_reported(settings) | {"name": ""}, self._identity(), self.questions.digest
         )
         done = journal.run(key)
-        if done is not None and not self.bag:
+        if done is not None and not self.bag and not settings.save_memory:
             bar.say(f"{settings.title}: taken from the journal; --fresh runs it again")
             return {**done, "name": settings.title, "settings": as_reported(settings)}
         if count := journal.answered(key):
@@ -202,10 +224,11 @@ class ReplayJob:
                 listeners.append(
                     stack.enter_context(_View(lambda: SessionBag(folder), name, self.failed))
                 )
+            memory = RunMemory(settings, self._make)
             replay = Replay(
                 settings,
                 self.questions,
-                lambda: self._make(settings),
+                memory.engine,
                 lambda ask_id: journal.answer(key, ask_id),
                 _All(listeners),
                 self.options.get("start") or 0.0,
@@ -225,6 +248,9 @@ class ReplayJob:
                 return replay.result(source) | failed
         bar.finish()
         self._keep_run(journal, key, run)
+        if settings.save_memory:
+            with noting(settings.save_memory, self.failed):
+                memory.save()
         return run
 
     def _keep_run(self, journal: Journal, key: str, run: dict[str, Any]) -> None:
@@ -286,6 +312,7 @@ class ReplayJob:
         """What tells whether the source is still the same."""
         path = Path(os.path.expanduser(self.spec))
         files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+        files += [Path(os.path.expanduser(s.load_memory)) for s in self.settings if s.load_memory]
         stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
         return {"spec": self.spec, "options": self.options, "files": stats}
 

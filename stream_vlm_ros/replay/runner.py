@@ -22,7 +22,7 @@ from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import InvalidParameterError, OutOfHorizonError, StreamVlmError
 from stream_vlm_ros.sources import Frame, Source
 
-from .feeding import AT_QUESTION, frame_seconds
+from .feeding import AT_QUESTION, Behind, frame_seconds, loaded_until
 from .questions import Question, QuestionSet
 from .records import (
     AnswerRecord,
@@ -112,6 +112,7 @@ class Replay:
         self.refused: dict[str, int] = {}
         self.complete = False
         self.seconds = 0.0
+        self._behind = Behind([], None)
 
     def run(self, source: Source) -> dict[str, Any]:
         """Replay ``source``; the run as a part of the report.
@@ -121,7 +122,8 @@ class Replay:
         """
         begin = time.perf_counter()
         try:
-            for frame in source:
+            self._behind = Behind(source, loaded_until(self.settings))
+            for frame in self._behind:
                 self._see(frame)
             self._end(source)
             self.complete = True
@@ -147,12 +149,16 @@ class Replay:
             info = stream.engine.get_cache_info()
             if info.closed_pauses:
                 gaps.append(closed_note(info.closed_pauses, info.closed_seconds, stream.camera))
+        moved = [self._behind.note] if self._behind.note else []
         return {
             "name": self.settings.title,
             "settings": as_reported(self.settings),
             "complete": self.complete,
             "frames": {"decoded": counts.decoded, "ingested": ingested, "drops": drops},
-            "source": {"damage": source.state.damage, "notes": [*source.state.notes, *gaps]},
+            "source": {
+                "damage": source.state.damage,
+                "notes": [*source.state.notes, *moved, *gaps],
+            },
             "memory": {camera: _memory(s.engine) for camera, s in self.streams.items()},
             "answers": self.answers,
             "merged": merged_of(self.questions.questions, self.answers),

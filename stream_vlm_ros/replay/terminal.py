@@ -126,10 +126,14 @@ def memory_text(info: CacheInfo, fed: Fed) -> str:
             f"({padded}{info['cache_seq_length']:,} tokens).\n"
             f"{plural(fed.frames, 'frame')} seen in {fed.seconds:.1f} s ({speed:.1f} frames/s)."
         )
-    return (
+    held = (
         f"The memory holds {info['cache_seq_length']:,} of {info['max_cache_tokens']:,} tokens "
-        f"({bytes_text(info['cache_memory_bytes'])}): {spans} of the source.\n"
-        f"{plural(fed.frames, 'frame')} in {plural(fed.chunks, 'chunk')} encoded in "
+        f"({bytes_text(info['cache_memory_bytes'])}): {spans} of the source."
+    )
+    if not fed.frames:  # a loaded memory alone
+        return held
+    return (
+        f"{held}\n{plural(fed.frames, 'frame')} in {plural(fed.chunks, 'chunk')} encoded in "
         f"{fed.seconds:.1f} s ({speed:.1f} frames/s); {fed.evicted_tokens:,} tokens forgotten."
         + (
             f"\nPauses of {duration_text(fed.closed_seconds)} are left out for the model."

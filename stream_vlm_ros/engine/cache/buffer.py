@@ -122,6 +122,10 @@ class KVBuffer:
             layers, _, heads, _, size = self.data.shape
             self.originals = self.data.new_empty(layers, heads, tokens, size)
 
+    def forget_turns(self) -> None:
+        """Turn all keys of sink and kept grids from the originals when they are read next."""
+        self._turned = {}
+
     def grown(self, capacity: int, length: int) -> KVBuffer:
         """A larger one with the same first ``length`` slots; only without a second copy."""
         assert not self.keeps_originals

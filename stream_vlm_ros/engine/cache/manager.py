@@ -593,8 +593,7 @@ class KVCacheManager(ManagerNames):
             raise InvalidParameterError("there is no snapshot to restore: take one first")
         if not isinstance(saved, (Snapshot, Clone)):
             raise InvalidParameterError(f"a snapshot or a clone is restored, not {saved!r}")
-        if self._tails.living:
-            raise StreamBusyError("an answer is being written: finish or cancel it first")
+        self.check_unread()
         now, earlier = self.ledger, saved.state.ledger
         if isinstance(saved, Clone):
             state = replace(saved.state, ledger=now.replaced_by(earlier))
@@ -638,6 +637,27 @@ class KVCacheManager(ManagerNames):
         (It copies once more, so that one clone may be restored again and again.)
         """
         return Clone(self._state, self._buffer.copy())
+
+    # -- saving ------------------------------------------------------------------------------
+
+    @_operation
+    def reading(self, read: Callable[[MemoryState, KVBuffer], Result]) -> Result:
+        """What ``read`` makes of the memory as it stands, while nothing else happens to it."""
+        return read(self._state, self._buffer)
+
+    def check_unread(self) -> None:
+        """Raise StreamBusyError while an answer is being written."""
+        if self._tails.living:
+            raise StreamBusyError("an answer is being written: finish or cancel it first")
+
+    def take_over(self, state: MemoryState, buffer: KVBuffer) -> None:
+        """Flip to another memory, from within `reading`. Companions begin empty."""
+        self.check_unread()
+        companions = {name: one.empty() for name, one in self._companions.items()}
+        replaced = buffer.data is not self._buffer.data
+        self._go_to(replace(state, companions=companions), buffer, "another was loaded")
+        if replaced:
+            self._memory_replaced()
 
     @_operation
     def clear(self) -> None:

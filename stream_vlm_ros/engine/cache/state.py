@@ -64,7 +64,8 @@ class Forgotten(NamedTuple):
         stamps: the source's time of its first and its last frame, in seconds.
         tokens: as many as it had in memory.
         why: ``window`` (it left the window, and no level kept it), ``level`` (others were kept
-            instead), ``taken back`` (a snapshot or a clone was restored) or ``cleared``.
+            instead), ``taken back`` (a snapshot or a clone was restored), ``another was loaded`` or
+            ``cleared``.
     """
 
     number: int

@@ -10,6 +10,8 @@ encoded as plain text.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -133,6 +135,24 @@ class ChatLayout:
     def max_chunk_text(self, layout: str) -> int:
         """Tokens of the text around a chunk's frames, at most."""
         return max(len(self.head), len(self.turn)) + len(self.behind_chunk(layout))
+
+    def identity(self) -> dict[str, str]:
+        """Hashes of the tokenizer's words and of the fixed pieces: what prompts are made of."""
+        words = sorted(self._tokenizer.get_vocab().items())
+        pieces = [
+            self.head,
+            self.turn,
+            self.close,
+            self.turn_end,
+            self.answer_end,
+            self._question_close,
+            self._turn_open,
+            self._question_end,
+        ]
+        return {
+            name: hashlib.sha256(json.dumps(value).encode()).hexdigest()
+            for name, value in (("tokenizer", words), ("chat", pieces))
+        }
 
     def question(self, text: str, in_segment: bool, room: int) -> list[int]:
         """Token ids from the end of what was seen to where the answer begins.

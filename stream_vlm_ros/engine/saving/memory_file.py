@@ -1,0 +1,271 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""The file of a memory: safetensors, so that any reader of that format opens it.
+
+Written and read here and not by the format's library, which holds all tensors a second time to
+write them, and maps a file to read it (one that is cut meanwhile ends the process). What is read
+may come from anywhere: every length is checked against the file before anything is taken for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stream_vlm_ros.errors import MemoryFileError, cut
+from stream_vlm_ros.owned import NotOursError, open_regular, remove_parts, write_whole
+
+FORMAT, VERSION = "stream_vlm memory", 1
+MAX_HEADER = 2**20  # bytes: ours has a line for each layer
+MAX_TEXT = 2**28  # bytes of the bookkeeping, and of its arrays
+_BLOCK = 2**20  # bytes that are summed while they are in a core's cache
+_SUMS = "sums"
+
+_NUMBERS = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "U8": torch.uint8,
+}
+_NAMES = {number: name for name, number in _NUMBERS.items()}
+# Bits of a number's exponent: all of them are set in infinity and not-a-number.
+_EXPONENTS = {torch.float32: 0x7F80_0000, torch.float16: 0x7C00, torch.bfloat16: 0x7F80}
+
+
+def write(
+    path: Path, metadata: Mapping[str, str], tensors: Sequence[tuple[str, torch.Tensor]]
+) -> int:
+    """Write tensors that lie on the host; the file's size in bytes.
+
+    ``path`` is whole at any moment: the old file until the new one is on the disk. It is readable
+    by its owner alone.
+
+    Raises:
+        NotOursError: there is something at ``path`` that is no saved memory.
+        MemoryFileError: it cannot be written (a full disk); what was there is still there.
+    """
+    path = Path(os.path.abspath(os.path.expanduser(path)))
+    sums = np.zeros(1 + len(tensors), np.uint64)  # of the header first
+    sizes: list[tuple[str, str, tuple[int, ...], int]] = [
+        (name, _NAMES[one.dtype], tuple(one.shape), one.nbytes) for name, one in tensors
+    ]
+    sizes.append((_SUMS, "U8", (sums.nbytes,), sums.nbytes))
+    told = {**metadata, "format": FORMAT, "version": str(VERSION)}
+    header: dict[str, Any] = {"__metadata__": told}
+    end = 0
+    for name, numbers, shape, size in sizes:
+        places = [end, end + size]
+        header[name] = {"dtype": numbers, "shape": list(shape), "data_offsets": places}
+        end += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER:
+        raise MemoryFileError(f"{cut(str(path))}: a header of {len(text):,} bytes is too long")
+
+    sums[0] = _sum(np.frombuffer(text, np.uint8))
+
+    def blocks() -> Iterator[memoryview]:
+        yield memoryview(len(text).to_bytes(8, "little") + text)
+        for number, (_, tensor) in enumerate(tensors, start=1):
+            for block in _blocks(tensor):
+                sums[number] += _sum(block)
+                yield _view(block)
+        yield _view(sums.view(np.uint8))
+
+    try:
+        check_replaceable(path)
+        remove_parts(path)
+        write_whole(path, blocks(), mode=0o600)
+    except OSError as error:
+        raise MemoryFileError(
+            f"the memory cannot be saved as {cut(str(path))}: {error.strerror or error}"
+        ) from error
+    return 8 + len(text) + end
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise NotOursError if what is at ``path`` is no saved memory, of whatever version."""
+    if not os.path.lexists(path):
+        return
+    try:
+        with MemoryFile(path, any_version=True):
+            pass
+    except MemoryFileError as refusal:
+        raise NotOursError(
+            f"{cut(str(path))} is left as it is: {refusal.reason}. Name another file, or move it "
+            "away"
+        ) from refusal
+
+
+class MemoryFile:
+    """A saved memory, opened for reading; a context manager.
+
+    Args:
+        any_version: to recognise it alone.
+
+    Raises:
+        MemoryFileError: with the reason: it is not there, is a link, no memory, cut, of another
+            version, or its header lies.
+    """
+
+    def __init__(self, path: str | Path, any_version: bool = False) -> None:
+        self.path = Path(os.path.abspath(os.path.expanduser(path)))
+        try:
+            self._file = open_regular(self.path)
+        except OSError as error:
+            raise self.refusal(error.strerror or "not a plain file") from error
+        try:
+            self._read_header(any_version)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> MemoryFile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def refusal(self, reason: str) -> MemoryFileError:
+        """What to raise about this file."""
+        return MemoryFileError(f"the memory {cut(str(self.path))} is refused: {reason}", reason)
+
+    def _read_header(self, any_version: bool) -> None:
+        self.size = os.fstat(self._file).st_size
+        length = int.from_bytes(self._bytes(8, 0), "little") if self.size >= 8 else MAX_HEADER
+        if length >= MAX_HEADER or length > self.size - 8:
+            raise self.refusal("it is no saved memory")
+        text = self._bytes(length, 8)
+        try:
+            header = json.loads(text)
+            self.metadata = header.pop("__metadata__")
+            kind, version = self.metadata["format"], self.metadata["version"]
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+            raise self.refusal("it is no saved memory") from None
+        if kind != FORMAT or any(not isinstance(text, str) for text in self.metadata.values()):
+            raise self.refusal("it is no saved memory")
+        if any_version:
+            return
+        if version != str(VERSION):
+            raise self.refusal(
+                f"it is of version {cut(version, 20)}, and this program reads version {VERSION}"
+            )
+        self._tensors: dict[str, tuple[torch.dtype, list[int], int, int]] = {}
+        end = 8 + length
+        try:
+            for name, one in header.items():
+                numbers, shape = _NUMBERS[one["dtype"]], one["shape"]
+                first, last = one["data_offsets"]
+                counts = [*shape, first, last]
+                if any(type(count) is not int or not 0 <= count < 2**48 for count in counts):
+                    raise ValueError
+                elements = 1
+                for count in shape:
+                    elements = min(elements * count, 2**48)
+                if first + 8 + length != end or last - first != elements * numbers.itemsize:
+                    raise ValueError
+                self._tensors[name] = numbers, shape, end, last - first
+                end += last - first
+            if _SUMS not in self._tensors or len(self._tensors[_SUMS][1]) != 1:
+                raise ValueError
+        except (ValueError, KeyError, TypeError):
+            raise self.refusal("its header contradicts itself") from None
+        if end != self.size:
+            what = "cut" if end > self.size else "longer than it says"
+            raise self.refusal(f"it is {what}: {self.size:,} bytes instead of {end:,}")
+        names = [name for name in self._tensors if name != _SUMS]
+        _, _, at, size = self._tensors[_SUMS]
+        if size != 8 * (1 + len(names)):
+            raise self.refusal("its header contradicts itself")
+        first, *sums = np.frombuffer(self._bytes(size, at), np.uint64)
+        if _sum(np.frombuffer(text, np.uint8)) != first:
+            raise self.refusal("it is damaged: the sum of its header is another")
+        self._sums = dict(zip(names, sums, strict=True))
+
+    def names(self) -> set[str]:
+        """Of its tensors."""
+        return set(self._sums)
+
+    def shape(self, name: str) -> tuple[torch.dtype, list[int]]:
+        """Number format and shape of a tensor."""
+        if name not in self._sums:
+            raise self.refusal(f"it has no part {name}")
+        return self._tensors[name][:2]
+
+    def text(self, name: str) -> bytes:
+        """The bytes of a small part."""
+        numbers, shape = self.shape(name)
+        if numbers != torch.uint8 or len(shape) != 1 or shape[0] > MAX_TEXT:
+            raise self.refusal(f"its part {name} is no text of at most {MAX_TEXT:,} bytes")
+        held = torch.empty(shape, dtype=torch.uint8)
+        self.read(name, held)
+        return held.numpy().tobytes()
+
+    def read(self, name: str, into: torch.Tensor) -> None:
+        """Fill a contiguous tensor of the host, of that number format and shape.
+
+        Raises MemoryFileError for bytes that are not those saved, and for numbers that are not
+        finite.
+        """
+        assert self.shape(name) == (into.dtype, list(into.shape))
+        at, exponent = self._tensors[name][2], _EXPONENTS.get(into.dtype)
+        total = np.uint64(0)
+        for block in _blocks(into):
+            self._fill(_view(block), at)
+            at += len(block)
+            total += _sum(block)
+            if exponent is not None and not _finite(block, exponent, into.itemsize):
+                raise self.refusal("it holds a value that is not a finite number")
+        if total != self._sums[name]:
+            raise self.refusal(f"it is damaged: the sum of its part {name} is another")
+
+    def _bytes(self, count: int, at: int) -> bytes:
+        held = bytearray(count)
+        self._fill(memoryview(held), at)
+        return bytes(held)
+
+    def _fill(self, into: memoryview, at: int) -> None:
+        while into:
+            try:
+                count = os.preadv(self._file, [into], at)
+            except OSError as error:
+                raise self.refusal(f"it cannot be read: {error.strerror}") from error
+            if not count:
+                raise self.refusal("it was cut while it was read")
+            at, into = at + count, into[count:]
+
+
+def _blocks(tensor: torch.Tensor) -> Iterator[np.ndarray]:
+    """The bytes of a contiguous tensor, in pieces."""
+    data = tensor.flatten().view(torch.uint8).numpy()
+    for start in range(0, len(data), _BLOCK):
+        yield data[start : start + _BLOCK]
+
+
+def _view(block: np.ndarray) -> memoryview:
+    return memoryview(block)  # type: ignore[arg-type]  # it has the buffer interface
+
+
+def _sum(block: np.ndarray) -> np.uint64:
+    """Of its words of eight bytes, modulo 2^64, and of the bytes that are left."""
+    whole = len(block) - len(block) % 8
+    with np.errstate(over="ignore"):
+        return np.uint64(
+            block[:whole].view(np.uint64).sum(dtype=np.uint64) + block[whole:].sum(dtype=np.uint64)
+        )
+
+
+def _finite(block: np.ndarray, exponent: int, size: int) -> bool:
+    numbers = block.view(np.dtype(f"u{size}"))
+    mask = numbers.dtype.type(exponent)
+    return bool((numbers & mask).max() < mask)
