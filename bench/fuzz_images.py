@@ -46,7 +46,7 @@ from std_msgs.msg import Header
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
-from stream_vlm_ros.engine.inputs.stamp_check import FRAMES_TO_BELIEVE
+from stream_vlm_ros.engine.inputs.stamp_check import MAX_WAITING
 from stream_vlm_ros.machine import measured_on
 from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.images import compressed_to_rgb, image_to_rgb
@@ -278,9 +278,9 @@ class Fuzz:
         drops = self.counters.dropped
         refused = drops[Drop.INVALID_IMAGE] + drops[Drop.INVALID_STAMP]
         told = sum(self.causes.values())
-        # Two at most wait for a jump of time to be believed.
+        # So many at most wait for a pause or a jump of time to be believed.
         waiting = self.counters.pending
-        self.unbalanced += waiting >= FRAMES_TO_BELIEVE or refused != told
+        self.unbalanced += waiting > MAX_WAITING or refused != told
 
     def end(self) -> None:
         self._ingest.clear(Drop.RESET)

@@ -204,7 +204,7 @@ def use(path: Path) -> None:
         for answer in ANSWERS:
             try:
                 question.judge(answer)
-            except UnicodeEncodeError:  # of half a character; a report notes it
+            except UnicodeEncodeError:  # of an unpaired surrogate; a report notes it
                 continue
 
 

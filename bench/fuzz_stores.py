@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import resource
@@ -259,7 +260,7 @@ def use(folder: Path) -> str:
             except PictureLostError:
                 lost += 1
                 store.forget(frame)
-        memory = SmartFrameManager(store, target_fps=0)
+        memory = SmartFrameManager(store, target_fps=0, max_time_gap=math.inf)
         memory.select(8)
         there = len(store)
         try:
@@ -278,12 +279,13 @@ def use(folder: Path) -> str:
 
 def in_its_own_process(work: Callable[[], str]) -> tuple[str, float, int]:
     """What ``work`` comes to, its seconds, and the memory in bytes that it took at its largest."""
-    # A child begins with all that its parent holds: a whole run of tests, say.
-    held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     read, write = os.pipe()
     begin = time.monotonic()
     if (child := os.fork()) == 0:
         os.close(read)
+        # It begins with what its parent holds (a whole run of tests, say), but for mapped files.
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        os.write(write, (pages * resource.getpagesize()).to_bytes(8, "little"))
         try:
             outcome = work()
         except StreamVlmError as error:
@@ -293,6 +295,7 @@ def in_its_own_process(work: Callable[[], str]) -> tuple[str, float, int]:
         os.write(write, outcome.encode()[:4000])
         os._exit(0)
     os.close(write)
+    held = int.from_bytes(os.read(read, 8), "little")
     ready, _, _ = select.select([read], [], [], LIMIT)
     outcome = os.read(read, 4096).decode() if ready else "hangs"
     os.close(read)

@@ -23,8 +23,9 @@ from typer.core import TyperGroup
 from stream_vlm_ros import __version__
 from stream_vlm_ros.cli_experiment import ExperimentGroup
 from stream_vlm_ros.config import Settings
+from stream_vlm_ros.demo.settings import DEMO, DemoOptions
 from stream_vlm_ros.processes.children import signals_as_ctrl_c
-from stream_vlm_ros.setting import Setting
+from stream_vlm_ros.setting import Setting, SettingTable
 
 INCOMPLETE, UNUSABLE, INTERRUPTED = 1, 2, 130  # exit statuses
 # What the system says of a place that the user named: no fault of ours.
@@ -69,24 +70,29 @@ app = typer.Typer(
 
 
 def takes_settings(
-    verb: str, table: type[Settings] = Settings
+    verb: str, defaults: SettingTable | None = None, parameter: str = "settings"
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a verb an option for each setting that names it, and hand them to it as ``settings``."""
+    """Give a verb an option for each setting that names it, and hand them to it as ``parameter``.
+
+    Args:
+        defaults: of the table whose rows they are; without it those of `Settings`.
+    """
+    base = defaults or Settings()
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        rows = [row for row in table.table().values() if verb in row.verbs]
+        rows = [row for row in base.table().values() if verb in row.verbs]
 
-        def run(**given: Any) -> None:
-            settings = table.of({row.name: given.pop(row.name) for row in rows})
-            function(settings=settings, **given)
+        def run(*given: Any, **named: Any) -> None:
+            named[parameter] = base.changed({row.name: named.pop(row.name) for row in rows})
+            function(*given, **named)
 
         # What typer reads to make a command.
         told: Any = functools.update_wrapper(run, function)
         del told.__wrapped__
 
         signature = inspect.signature(function, eval_str=True)
-        parameters = [p for p in signature.parameters.values() if p.name != "settings"]
-        parameters += map(_option, rows)
+        parameters = [p for p in signature.parameters.values() if p.name != parameter]
+        parameters += [_option(row, getattr(base, row.name)) for row in rows]
         told.__signature__ = signature.replace(parameters=parameters)
         told.__annotations__ = {p.name: p.annotation for p in parameters}
         return run
@@ -94,12 +100,14 @@ def takes_settings(
     return decorate
 
 
-def _option(row: Setting) -> inspect.Parameter:
-    option = typer.Option(row.option, help=row.text, show_default=row.default != "")
+def _option(row: Setting, default: Any) -> inspect.Parameter:
+    option = typer.Option(
+        row.option, help=row.text, show_default=default != "", envvar=row.environment or None
+    )
     return inspect.Parameter(
         row.name,
         inspect.Parameter.KEYWORD_ONLY,
-        default=row.default,
+        default=default,
         annotation=Annotated[row.type, option],
     )
 
@@ -245,7 +253,7 @@ def replay(
         ),
     ],
     questions: Annotated[Path, typer.Option(help="File of timed questions (docs/replay.md).")],
-    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"),
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="Folder of the report.")] = "report",
     engine: Annotated[str | None, typer.Option(help=ENGINE_HELP)] = None,
     compare: Annotated[
         list[str] | None,
@@ -296,6 +304,7 @@ def replay(
     Nothing is dropped, unless it runs in real time.
     """
     from stream_vlm_ros.console import make_console
+    from stream_vlm_ros.owned import place_to_write
     from stream_vlm_ros.replay.command import run_job, settings_of
     from stream_vlm_ros.replay.job import ReplayJob
     from stream_vlm_ros.replay.live.realtime import realtime_run
@@ -306,7 +315,7 @@ def replay(
         source,
         load_questions(questions),
         settings_of(settings, engine, compare or []),
-        out,
+        place_to_write("--out", out),
         {
             "topics": topic,
             "stamps": stamps,
@@ -436,16 +445,27 @@ def info(
     out.print(Text(checkpoint.plan_here(settings.max_pixels)))
 
 
-# The demo's options are read by the module that runs it.
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    add_help_option=False,
-)
-def demo(ctx: typer.Context) -> None:
-    """Run the whole ROS system on a video and ask it questions."""
-    from stream_vlm_ros.demo.__main__ import main as run_demo
+@app.command()
+@takes_settings("demo", DEMO)
+@takes_settings("demo", DemoOptions(), "options")
+def demo(
+    options: DemoOptions,
+    settings: Settings,
+    question: Annotated[
+        list[str] | None, typer.Option(help="Ask this instead; may be repeated.")
+    ] = None,
+    logs: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Keep the logs of the processes there."),
+    ] = None,
+) -> None:
+    """Run the whole ROS system on a video and ask it questions.
 
-    raise typer.Exit(run_demo(ctx.args))
+    A camera made of the video, the node, and a client that asks, each as a process of its own.
+    """
+    from stream_vlm_ros.demo.system import run_demo
+
+    raise typer.Exit(run_demo(options, settings, question or [], logs))
 
 
 app.add_typer(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from stream_vlm_ros.errors import InvalidParameterError, check_whole_number, cut
+from stream_vlm_ros.errors import InvalidParameterError, cut, real_number, whole_number
 from stream_vlm_ros.setting import ALWAYS, START, SettingTable, setting
 
 # Who takes a setting: the node, or a run of a replay (so do the verbs ask and rate).
@@ -68,7 +68,7 @@ class EvictionConfig:
             ("window_size", 0),
             ("eviction_interval", 1),
         ):
-            check_whole_number(name, getattr(self, name), least)
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
         settled = self.max_cache_tokens > 0
         if settled and self.sink_size + self.window_size > self.max_cache_tokens:
             raise InvalidParameterError(
@@ -81,11 +81,13 @@ class EvictionConfig:
                 f"{self.max_cache_tokens}"
             )
         for name in ("sampled_share", "important_share"):
-            share = getattr(self, name)
-            if not isinstance(share, (int, float)) or not (share == AUTO or 0 <= share < 1):
+            share = real_number(getattr(self, name))
+            if share is None or not (share == AUTO or 0 <= share < 1):
                 raise InvalidParameterError(
-                    f"{name} must be a number from 0 to below 1, or {AUTO:g} (automatic): {share!r}"
+                    f"{name} must be a number from 0 to below 1, or {AUTO:g} (automatic): "
+                    f"{getattr(self, name)!r}"
                 )
+            object.__setattr__(self, name, share)
         if self.sampled_share + self.important_share >= 1:
             raise InvalidParameterError(
                 f"sampled_share {self.sampled_share} + important_share {self.important_share} "
@@ -171,7 +173,7 @@ class Settings(SettingTable):
         "Folder of a Qwen2.5-VL checkpoint on this machine; nothing is ever downloaded. "
         "Empty: the small model that comes with the package and knows only the drawn world.",
         flag="--model",
-        verbs=("ask", "replay", "rate"),
+        verbs=("ask", "replay", "rate", "demo"),
     )
     device: str = shared(
         "auto",
@@ -243,6 +245,14 @@ class Settings(SettingTable):
         "contiguous",
         "Positions after an eviction: contiguous closes the gaps, keep_gaps leaves them.",
         choices=("contiguous", "keep_gaps"),
+    )
+    max_pause: float = shared(
+        300.0,
+        "Seconds. After a longer pause between frames positions go on as if it had not been; the "
+        "frames' stamps stay true. 0: pauses of any length count, as far as the model's positions "
+        "reach.",
+        0.0,
+        86_400.0,
     )
     min_pixels: int = shared(
         0,

@@ -9,6 +9,7 @@ constant, so that a client can act on it without reading the message.
 
 from __future__ import annotations
 
+import numbers
 import os
 from pathlib import Path
 
@@ -105,6 +106,12 @@ class DeviceUnavailableError(StreamVlmError):
     code = "DEVICE_UNAVAILABLE"
 
 
+class NotFiniteError(StreamVlmError):
+    """The model computed what is infinite or not a number, of a chunk or a question."""
+
+    code = "NOT_FINITE"
+
+
 class MemoryFileError(StreamVlmError):
     """A saved memory that cannot be written, or is refused.
 
@@ -161,12 +168,29 @@ def in_words(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
-def check_whole_number(name: str, value: object, least: int) -> None:
-    """Raise InvalidParameterError unless ``value`` is an int of at least ``least``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InvalidParameterError(
-            f"{name} must be a whole number of at least {least}, not {value!r}"
-        )
+def whole_number(name: str, value: object, least: int, most: int | None = None) -> int:
+    """``value``, of Python's type or numpy's, as an int.
+
+    Raises InvalidParameterError for what is no whole number, such as True, and for one below
+    ``least`` or above ``most``.
+    """
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        number = int(value)
+        if least <= number and (most is None or number <= most):
+            return number
+    limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+    raise InvalidParameterError(f"{name} must be a whole number {limits}, not {value!r}")
+
+
+def real_number(value: object) -> float | None:
+    """``value``, of Python's type or numpy's, as a float; None for what is no number, such as True,
+    and for one that no float holds."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
 
 
 def check_model_folder(path: Path) -> None:

@@ -87,6 +87,7 @@ def _streaming(settings: Settings, checkpoint: Checkpoint, **options: Any) -> In
         settings.eviction,
         position_policy=settings.position_policy,
         max_pixels=images.at_most(settings.max_pixels),
+        max_pause=settings.max_pause or None,
         skip_similarity=settings.skip_similarity or None,
         fork_slack_tokens=_slack_tokens(settings, images),
         **options,

@@ -32,6 +32,20 @@ class NotOursError(InvalidParameterError):
     """A folder or file that is in the way, and that this program did not make."""
 
 
+def place_to_write(what: str, name: str | os.PathLike[str]) -> Path:
+    """A folder or file as the user named it.
+
+    Raises InvalidParameterError for the empty name, which `Path` takes for the working folder:
+    somebody else's files are there.
+
+    Args:
+        what: has the name; a sentence begins with it.
+    """
+    if not os.fspath(name):
+        raise InvalidParameterError(f"{what} is empty: name a folder (. is the working folder).")
+    return Path(name)
+
+
 def kind_of(folder: Path) -> str | None:
     """What the mark in ``folder`` says that it is; None without a mark of ours."""
     try:

@@ -11,11 +11,12 @@ of :meth:`SettingTable.table`. Needs nothing but the standard library.
 from __future__ import annotations
 
 import difflib
+import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
-from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
+from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError, real_number
 
 # When a setting may change.
 ALWAYS = "any time"
@@ -37,6 +38,7 @@ class Setting:
         takers: which programs take it, for example "node" and "replay".
         flag: its short spelling on a command line, such as ``--fps``; "": the name alone.
         verbs: the verbs of the command line that have an option for it.
+        environment: the variable of the environment that such an option takes its default from.
         required: it must be given; the default stands for nothing.
         rule: a further check of its own: is given the value, raises a StreamVlmError that says what
             is wrong with it. The name is put in front.
@@ -52,6 +54,7 @@ class Setting:
     takers: tuple[str, ...] = ()
     flag: str = ""
     verbs: tuple[str, ...] = ()
+    environment: str = ""
     required: bool = False
     rule: Callable[[Any], None] | None = None
 
@@ -82,8 +85,9 @@ class Setting:
     def checked(self, value: Any) -> Any:
         """``value`` in the row's own type.
 
-        A whole number is taken for a float (``sample_fps:=2``), a number for a text (``source:=0``)
-        and a list for a tuple, its empty texts left out (ROS has no empty list of texts).
+        A whole number is taken for a float (``sample_fps:=2``), a number of numpy's for one of
+        Python's, a number for a text (``source:=0``) and a list for a tuple, its empty texts left
+        out (ROS has no empty list of texts).
 
         Raises InvalidParameterError for any other type, and for a value that is not allowed.
         """
@@ -124,8 +128,10 @@ class Setting:
 
     def _converted(self, value: Any) -> Any:
         given = type(value)
-        if self.type is float and given is int:
-            return float(value)
+        if self.type is float and (number := real_number(value)) is not None:
+            return number
+        if self.type is int and isinstance(value, numbers.Integral) and given is not bool:
+            return int(value)
         if self.type is str and given in (int, float):
             return str(value)
         if self.type is tuple and given in (list, tuple):

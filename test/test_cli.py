@@ -3,6 +3,7 @@
 
 """The command line, with the small model that the package ships; through typer's runner."""
 
+import importlib.util
 import json
 from fractions import Fraction
 
@@ -44,7 +45,7 @@ def test_the_version_is_the_packages():
     assert run("--version").stdout.strip() == f"stream-vlm {__version__}"
 
 
-VERBS = ["", "ask", "replay", "rate", "info", "report", "report diff", "demo-model"]
+VERBS = ["", "ask", "replay", "rate", "info", "report", "report diff", "demo", "demo-model"]
 VERBS += ["demo-model evaluate", "demo-model questions", "experiment"]
 VERBS += [f"experiment {name}" for name in EXPERIMENTS]
 
@@ -66,6 +67,7 @@ def test_every_verb_explains_itself_within_80_columns_and_cuts_no_word_off(verb,
 def test_defaults_are_shown_and_completion_is_offered():
     for verb, default in [
         ("ask", "128"),
+        ("demo", "4096"),  # not the node's
         ("demo-model evaluate", "15,30,64"),
         ("experiment sink", "segmented"),
     ]:
@@ -206,6 +208,30 @@ def test_errors_are_one_line_and_exit_status_2(video, arguments, words):
     lines = result.stderr.splitlines()
     assert len(lines) == 1 and words in lines[0]
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments", ["demo", "rate world:1", "replay world:1 --end 3 --realtime --questions q.yaml"]
+)
+@pytest.mark.parametrize("missing", ["rclpy", "stream_vlm"])
+def test_what_needs_ros_says_what_to_source_where_that_is_missing(
+    tmp_path, monkeypatch, arguments, missing
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "q.yaml").write_text("questions: [{text: Is it day, at: 1}]")
+    there = {"rclpy", "stream_vlm"} - {missing}
+    found = importlib.util.find_spec
+
+    def spec_of(name):
+        if name == missing:
+            return None
+        return found("stream_vlm_ros") if name in there else found(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", spec_of)
+    told = run(*arguments.split())
+    assert told.exit_code == 2, told.output
+    words = f"stream-vlm: The Python module {missing} is missing. Source ROS 2 and the workspace"
+    assert told.stderr.splitlines()[-1].startswith(words)
 
 
 def test_a_folder_that_is_no_checkpoint_is_called_what_it_is(tmp_path):

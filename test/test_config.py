@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import stream_vlm_ros
 from stream_vlm_ros.cli import app, takes_settings
 from stream_vlm_ros.config import AUTO, NODE, REPLAY, EvictionConfig, Settings, shared
-from stream_vlm_ros.demo.settings import ClientSettings, DemoOptions, SourceSettings
+from stream_vlm_ros.demo.settings import DEMO, ClientSettings, DemoOptions, SourceSettings
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.replay.command import settings_of
 from stream_vlm_ros.replay.settings import changed
@@ -224,7 +224,7 @@ def test_a_new_setting_is_an_option_of_the_verbs_that_it_names():
     verbs, seen = typer.Typer(), []
 
     @verbs.command()
-    @takes_settings("ask", WithOneMore)
+    @takes_settings("ask", WithOneMore())
     def ask(settings: WithOneMore, loud: bool = False) -> None:
         seen.append(settings)
 
@@ -235,13 +235,15 @@ def test_a_new_setting_is_an_option_of_the_verbs_that_it_names():
     assert [(given.blur, given.sample_fps) for given in seen] == [(2.0, 3.0), (0.5, 2.0)]
 
 
-def test_the_options_of_every_verb_have_the_defaults_of_the_table():
+def test_the_options_of_every_verb_have_the_defaults_of_the_tables():
     commands = typer.main.get_command(app).commands
     commands = {**commands, **commands["demo-model"].commands}
     checked = set()
-    for row in Settings.table().values():
-        for verb in set(row.verbs) - {"demo"}:
+    for row in (*Settings.table().values(), *DemoOptions.table().values()):
+        for verb in row.verbs:
+            changed = DEMO.changes() if verb == "demo" else {}
             (option,) = (p for p in commands[verb].params if p.name == row.name)
-            assert (option.default, option.opts) == (row.default, [row.option])
+            assert option.opts == [row.option]
+            assert option.default == changed.get(row.name, row.default)
             checked.add(verb)
-    assert checked == {"ask", "replay", "rate", "info", "questions"}
+    assert checked == {"ask", "replay", "rate", "info", "questions", "demo"}

@@ -39,6 +39,7 @@ FLOORS = [
     ("replay.live",),
     ("cli_experiment",),
     ("cli", "launching"),
+    ("demo.__main__",),
 ]
 FLOOR = {name: floor for floor, rooms in enumerate(FLOORS) for name in rooms}
 # Where ROS may be imported.
@@ -177,6 +178,11 @@ def test_every_module_lives_in_a_known_room():
 def test_the_rule_of_imports_sees_what_it_should(own_room, line, refused):
     imported = imports(line, f"stream_vlm_ros.{own_room}")
     assert bool(imports_upwards(own_room, imported)) == refused
+
+
+def test_every_verb_is_typers_but_for_experiments_which_also_run_without_it():
+    parsers = {room(module_name(path)) for path in python_files() if "argparse" in imports_of(path)}
+    assert parsers == {"experiments", "cli_experiment"}
 
 
 def test_only_the_rooms_of_the_graph_import_ros():

@@ -7,10 +7,12 @@ import multiprocessing
 import os
 import resource
 import stat
+from pathlib import Path
 
 import pytest
 
 from stream_vlm_ros import owned
+from stream_vlm_ros.errors import InvalidParameterError
 
 
 def test_a_folder_is_of_the_kind_that_its_mark_says(tmp_path):
@@ -20,6 +22,12 @@ def test_a_folder_is_of_the_kind_that_its_mark_says(tmp_path):
     owned.check(tmp_path, "report")
     with pytest.raises(owned.NotOursError):
         owned.check(tmp_path, "frame store")
+
+
+def test_an_empty_name_is_not_the_working_folder():
+    with pytest.raises(InvalidParameterError, match=r"^--out is empty: name a folder"):
+        owned.place_to_write("--out", "")
+    assert owned.place_to_write("--out", ".") == Path(".")
 
 
 @pytest.mark.parametrize("what", ["link", "pipe", "folder", "other words", "no text"])

@@ -24,7 +24,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stream_vlm_ros.owned import check, mark
+from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
+from stream_vlm_ros.owned import check, mark, place_to_write
 from stream_vlm_ros.world.draw import glyph_atlas
 from training.config import model_config, save_settings
 from training.network import Network
@@ -240,10 +241,22 @@ def right_by_type(batch: dict, hits, prefix: int) -> dict[str, tuple[int, int]]:
     return {key: tuple(count) for key, count in counts.items()}
 
 
+def _own_folder(name: str) -> Path:
+    """The folder of the training's state, made and marked; one that is not ours is refused."""
+    folder = place_to_write("--out", name)
+    check(folder, TRAINING, known=lambda there: (there / "moments.pt").is_file(), link=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark(folder, TRAINING)
+    except OSError as error:
+        raise InvalidParameterError(f"--out {folder} cannot be used: {error}") from error
+    return folder
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run one stretch."""
     parse = argparse.ArgumentParser(description=__doc__)
-    parse.add_argument("--out", type=Path, required=True)
+    parse.add_argument("--out", required=True)
     parse.add_argument("--resume", type=Path)
     parse.add_argument("--minutes", type=float, default=9.0)
     parse.add_argument("--steps", type=int, default=1 << 30)
@@ -269,9 +282,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     parse.add_argument("--profile", action="store_true", help="time the parts of a step and stop")
     args = parse.parse_args(argv)
-    check(args.out, TRAINING, known=lambda folder: (folder / "moments.pt").is_file(), link=True)
-    args.out.mkdir(parents=True, exist_ok=True)
-    mark(args.out, TRAINING)
+    try:
+        args.out = _own_folder(args.out)
+    except StreamVlmError as refusal:
+        parse.error(str(refusal))
     torch.set_float32_matmul_precision("high")
     torch._dynamo.config.cache_size_limit = 64
     began = time.time()

@@ -12,11 +12,12 @@ from functools import partial, wraps
 from pathlib import Path
 
 from stream_vlm_ros.config import Settings
-from stream_vlm_ros.errors import InvalidParameterError
+from stream_vlm_ros.errors import InvalidParameterError, ModelLoadError, check_model_folder
 from stream_vlm_ros.setting import START, SettingTable, setting
 
 NODE_NAME = "stream_vlm"
 fixed = partial(setting, change=START)
+option = partial(fixed, verbs=("demo",))
 
 # The node's own defaults, but for what makes it run well on a CPU. config/demo.yaml holds them.
 DEMO = Settings(max_cache_tokens=4096, max_pixels=100_352, max_new_tokens=64, status_period=0.5)
@@ -47,10 +48,11 @@ def as_far_as_known(rule: Callable[[str], object]) -> Callable[[str], None]:
 
 @as_far_as_known
 def check_checkpoint(text: str) -> None:
-    """The folder of a checkpoint, or ""."""
-    if text and not (Path(text) / "config.json").is_file():
-        what = "no config.json in" if Path(text).is_dir() else "no folder"
-        raise InvalidParameterError(f"there is {what} {text}")
+    """The folder of a checkpoint, or ""; what is in its files is not seen."""
+    if text:
+        check_model_folder(Path(text))
+        if not (Path(text) / "config.json").is_file():
+            raise ModelLoadError(f"{text} has no config.json: not a checkpoint folder")
 
 
 @as_far_as_known
@@ -128,27 +130,28 @@ class ClientSettings(SettingTable):
 class DemoSettings(SettingTable):
     """Of the whole demo, by whatever it is started."""
 
-    video: str = fixed(
+    video: str = option(
         "",
         "What the camera shows: a video file, a folder of images, /dev/video0, world:SEED, or "
         "real: a short real video. Empty: the drawn world that the small model knows; the real "
         "video to a model that is given.",
         rule=check_source,
     )
-    rate: float = fixed(
+    rate: float = option(
         0.0, "Images per second that are published. 0: the video's own.", 0.0, 1000.0
     )
-    seconds: float = fixed(40.0, "How long the client asks; then the demo ends.", 1.0, 1_000_000.0)
+    seconds: float = option(
+        40.0,
+        "How long the client asks; then the demo ends.",
+        1.0,
+        1_000_000.0,
+        environment="DEMO_SECONDS",
+    )
 
 
 @dataclass(frozen=True)
 class DemoOptions(DemoSettings):
-    """Options of ``python -m stream_vlm_ros.demo``; more are those of `Settings` for "demo"."""
+    """Options of ``stream-vlm demo``; it has those of `Settings` for "demo", too."""
 
-    size: str = fixed("", "Scale the video to WIDTHxHEIGHT.", rule=check_size)
-    model: str = fixed(
-        "",
-        "Folder of a Qwen2.5-VL checkpoint. Empty: the small one that is shipped.",
-        rule=check_checkpoint,
-    )
-    count: int = fixed(0, "How many questions. 0: one every few seconds.", 0, 1_000_000)
+    size: str = option("", "Scale the video to WIDTHxHEIGHT.", rule=check_size)
+    count: int = option(0, "How many questions. 0: one every few seconds.", 0, 1_000_000)

@@ -10,6 +10,7 @@ Read `inference` first: it conducts the others. Each folder says at its door wha
     results         what they return: typed, and answering [...]
     decoding        which token comes next, when to stop; `Answer`
     graph_runner    how text runs, in prefill and decode: call by call, or in captured steps
+    finite          not-a-number is neither kept nor answered with
     loading         a folder -> network and processor on the device
     reference_names what the reference calls things, for its scripts
 

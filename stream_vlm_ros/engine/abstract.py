@@ -93,6 +93,7 @@ class InferenceEngine(ABC):
             OutOfHorizonError: ``about`` lies outside what is remembered.
             InvalidQuestionError, InvalidParameterError, BudgetExceededError: see the message.
             CapTooSmallError, StreamBusyError: ``update_state`` only; the exchange was not kept.
+            NotFiniteError: the model's numbers overflow; raised while the answer is written.
         """
 
     def ask(
@@ -134,8 +135,8 @@ class InferenceEngine(ABC):
         that: its tokens and then the end of the turn.
 
         Raises:
-            EmptyMemoryError, OutOfHorizonError, InvalidQuestionError, InvalidChoicesError: see the
-                message.
+            EmptyMemoryError, OutOfHorizonError, InvalidQuestionError, InvalidChoicesError,
+                NotFiniteError: see the message.
         """
 
     @abstractmethod

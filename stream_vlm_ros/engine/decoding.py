@@ -17,8 +17,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from stream_vlm_ros.engine.finite import not_finite
 from stream_vlm_ros.engine.results import AnswerMetrics
-from stream_vlm_ros.errors import InvalidParameterError, check_whole_number
+from stream_vlm_ros.errors import InvalidParameterError, real_number, whole_number
 
 _LEAST_TEMPERATURE = 1e-5
 _MOST_UNSETTLED = 16  # tokens: a character has four bytes, so what is none by then never will be
@@ -51,24 +52,27 @@ class DecodingOptions:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        check_whole_number("max_new_tokens", self.max_new_tokens, least=1)
+        tokens = whole_number("max_new_tokens", self.max_new_tokens, least=1)
+        object.__setattr__(self, "max_new_tokens", tokens)
         for name, good in (
             ("temperature", lambda x: x >= 0),
             ("top_p", lambda x: 0 < x <= 1),
             ("repetition_penalty", lambda x: x > 0),
         ):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not math.isfinite(value) or not good(value):
-                raise InvalidParameterError(f"{name} is out of its range: {value!r}")
+            given = getattr(self, name)
+            value = real_number(given)
+            if value is None or not math.isfinite(value) or not good(value):
+                raise InvalidParameterError(f"{name} is out of its range: {given!r}")
+            object.__setattr__(self, name, value)
         if (
             isinstance(self.stop, str)
             or not isinstance(self.stop, Sequence)
             or not all(isinstance(text, str) and text for text in self.stop)
         ):
             raise InvalidParameterError(f"stop must be a list of texts: {self.stop!r}")
-        seed = self.seed
-        if seed is not None and (not isinstance(seed, int) or not -(2**63) <= seed < 2**64):
-            raise InvalidParameterError(f"seed must be a whole number of 64 bits: {seed!r}")
+        if self.seed is not None:
+            seed = whole_number("seed", self.seed, -(2**63), 2**64 - 1)
+            object.__setattr__(self, "seed", seed)
 
 
 class Sampler:
@@ -83,7 +87,7 @@ class Sampler:
             self._processors.append(RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
         if self._draws:
             if options.temperature != 1:
-                self._processors.append(TemperatureLogitsWarper(float(options.temperature)))
+                self._processors.append(TemperatureLogitsWarper(options.temperature))
             if options.top_p < 1:
                 self._processors.append(TopPLogitsWarper(options.top_p))
         self._generator = self._seeded(options.seed) if self._draws else None
@@ -98,7 +102,13 @@ class Sampler:
 
     @torch.inference_mode()
     def choose(self, logits: torch.Tensor) -> int:
-        """The token that follows, from its logits ``[vocabulary]``."""
+        """The token that follows, from its logits ``[vocabulary]``.
+
+        Raises NotFiniteError unless all of them are finite.
+        """
+        least, largest = logits.aminmax()  # NaN where there is any
+        if not math.isfinite(largest - least):
+            raise not_finite("the logits of an answer's token")
         scores = logits[None]
         if self._processors:
             ids = torch.tensor([self._ids], device=self._device)
@@ -152,6 +162,18 @@ class AnswerText:
         """Return what was held back."""
         return "" if self.stopped else self._show(self._grown())
 
+    def shown_ids(self, encode: Callable[[str], list[int]]) -> list[int]:
+        """Ids of the text that was shown: without those of a stop text and behind it.
+
+        Args:
+            encode: text to token ids, for where a stop text begins within a token.
+        """
+        kept = len(self.ids)
+        while not self.text.startswith(before := self._decode(self.ids[:kept])):
+            kept -= 1
+        rest = self.text[len(before) :]
+        return [*self.ids[:kept], *(encode(rest) if rest else [])]
+
     def _grown(self) -> str:
         """The text of all tokens; what cannot change any more is settled on the way."""
         behind = self._decode(self.ids[self._before : self._settled])
@@ -182,9 +204,10 @@ class AnswerText:
 
 
 class Answer:
-    """An answer being written: an iterator over pieces of text.
+    """An answer being written: an iterator over pieces of text, and a context manager.
 
-    Closed or dropped before its end, it leaves no trace.
+    Closed, left or dropped before its end, it is cancelled: it leaves no trace, and what it reads
+    is released.
 
     Args:
         pieces: writes it, and returns its metrics.
@@ -234,6 +257,12 @@ class Answer:
         """Stop writing; the question leaves no trace."""
         self._pieces.close()
         self._release()
+
+    def __enter__(self) -> Answer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def __del__(self) -> None:
         self.close()

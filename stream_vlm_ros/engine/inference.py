@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable, Generator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,12 @@ from stream_vlm_ros.engine.cache.manager import KVCacheManager, StreamState
 from stream_vlm_ros.engine.cache.mrope import Span, TextSpan, VisionSpan, time_to_ticks
 from stream_vlm_ros.engine.cache.requests import Fork
 from stream_vlm_ros.engine.decoding import Answer, AnswerText, DecodingOptions, Sampler
+from stream_vlm_ros.engine.finite import check_finite, not_finite
 from stream_vlm_ros.engine.graph_runner import text_runner
 from stream_vlm_ros.engine.inputs.chat import LAYOUTS, ChatLayout
 from stream_vlm_ros.engine.inputs.frames import PatchGrid
 from stream_vlm_ros.engine.inputs.processor import StreamProcessor
+from stream_vlm_ros.engine.inputs.timeline import MAX_PAUSE, Timeline
 from stream_vlm_ros.engine.inputs.timestamps import check_about, check_span, frame_times
 from stream_vlm_ros.engine.inputs.token_reduction import Known, StaticTokenFilter
 from stream_vlm_ros.engine.loading import check_fit
@@ -53,7 +57,8 @@ from stream_vlm_ros.errors import (
     EmptyMemoryError,
     InvalidParameterError,
     OutOfHorizonError,
-    check_whole_number,
+    real_number,
+    whole_number,
 )
 
 log = logging.getLogger(__name__)
@@ -84,6 +89,9 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             written from a full memory. What is appended then to a memory that keeps frames is made
             room for when the answer ends: until then the stream is that much longer.
         importance: which frames level 3 of the memory keeps; None: the most unlike all others.
+        max_pause: seconds; a longer step from one grid to the next is closed: positions go on as if
+            the pause had not been, and stamps stay true. None: none is closed. One that would take
+            too many of the positions that the model has left is shortened in any case.
         skip_similarity: leave out vision tokens whose features are this close (cosine) to those
             last appended at their place; None: keep all. For scenes that hardly change.
         compile: fuse the elementwise work of chunks by torch.compile; None: on a GPU. Takes some
@@ -113,6 +121,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         max_tail_tokens: int = 2048,
         fork_slack_tokens: int = 0,
         importance: ImportanceScore | None = None,
+        max_pause: float | None = MAX_PAUSE,
         skip_similarity: float | None = None,
         compile: bool | None = None,
         question_path: str = "auto",
@@ -125,8 +134,15 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             raise InvalidParameterError(
                 f"the model is a {type(model).__name__}: load it by StreamQwenModel.from_pretrained"
             )
-        check_whole_number("max_tail_tokens", max_tail_tokens, least=1)
-        check_whole_number("fork_slack_tokens", fork_slack_tokens, least=0)
+        max_tail_tokens = whole_number("max_tail_tokens", max_tail_tokens, least=1)
+        fork_slack_tokens = whole_number("fork_slack_tokens", fork_slack_tokens, least=0)
+        if max_pause is not None:
+            seconds = real_number(max_pause)
+            if seconds is None or not 0 < seconds < math.inf:
+                raise InvalidParameterError(
+                    f"max_pause must be seconds above 0, or None: {max_pause!r}"
+                )
+            max_pause = seconds
         if eviction_config is not None and not isinstance(eviction_config, EvictionConfig):
             raise InvalidParameterError(
                 f"eviction_config must be an EvictionConfig: {eviction_config!r}"
@@ -155,6 +171,13 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         self._merge = processor.image_settings.merge_size
         self._frames_per_grid = processor.image_settings.temporal_patch_size
         self._tokens_per_second = model.config.vision_config.tokens_per_second
+        self._max_step = None if max_pause is None else self._ticks(max_pause)
+        # What a text around a chunk, a question and its answer leave of the model's positions.
+        self._max_positions = (
+            model.config.text_config.max_position_embeddings
+            - max_tail_tokens
+            - self._chat.max_chunk_text(layout)
+        )
         self._end_ids = _end_ids(model, processor)
         self._filter = None if skip_similarity is None else StaticTokenFilter(skip_similarity)
         self.memory_plan = ""  # what the memory takes and what is free, in one line
@@ -210,6 +233,8 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         Raises:
             InvalidImageError, InvalidTimestampError, InvalidParameterError (pixel bounds),
                 CapTooSmallError: nothing was appended; the stream goes on with the next call.
+            NotFiniteError: the model's numbers overflow, or its weights are damaged; nothing was
+                appended.
             StreamBusyError: an answer is being written and there is no room besides what it reads
                 (``fork_slack_tokens``); nothing was appended or computed. Try again when it ends.
         """
@@ -217,7 +242,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         manager = self.cache_manager
         patches = self._frames(frames, self.min_pixels, self.max_pixels)
         stamps = frame_times(len(frames), fps, timestamps, manager.state.last_stamp)
-        spans, before, after = self._plan_chunk(patches, stamps)
+        spans, before, after, timeline = self._plan_chunk(patches, stamps)
         # With tokens left out it may be fewer in the end; what could not fit is refused here.
         max_tokens = sum(span.count for span in spans)
         manager.evictor.check_room(max_tokens)
@@ -225,7 +250,6 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
 
         features = self.model.encode_frames(patches, self.functions)
         grids = features.unflatten(0, self._token_grid(patches))  # [grids, rows, columns, hidden]
-        seen = manager.evictor.describe(manager.ledger.grids_seen, grids, stamps[-1])
         known = None
         if self._filter is not None:
             spans, features, known = self._leave_out(self._filter, spans, grids)
@@ -233,13 +257,17 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         embeddings = torch.cat(
             [self.model.embed_tokens(before), features, self.model.embed_tokens(after)]
         )
+        closed = timeline.closed - manager.state.timeline.closed
         with manager.fork(len(embeddings)) as fork:
             positions = manager.ledger.preview(spans)
             read = manager.readout()
-            self.model.stream_forward(
+            hidden = self.model.stream_forward(
                 embeddings[None], positions, fork, self.functions, readout=read
             )
-            state = self._next_state(stamps, known)
+            # Of what is no number in the features or in any layer, some comes out here.
+            check_finite("the hidden states of these frames", hidden)
+            seen = manager.evictor.describe(manager.ledger.grids_seen, grids, stamps[-1])
+            state = self._next_state(stamps, timeline, known)
             evicted = manager.commit(fork, spans, state, True, seen, read)
         manager.prepare_reading()
         return ChunkResult(
@@ -249,6 +277,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             latency=self._synchronized_time() - started,
             encode_latency=encoded - started,
             grid=self._token_grid(patches),
+            closed_seconds=closed / self._tokens_per_second,
         )
 
     # -- answering ---------------------------------------------------------------------------
@@ -278,6 +307,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         options = DecodingOptions(
             max_new_tokens, do_sample, temperature, top_p, repetition_penalty, stop, seed
         )
+        max_new_tokens = options.max_new_tokens
         prompt = self._question_ids(question, about)
         manager = self.cache_manager
         closing = len(self._chat.answer_end) if update_state else 0
@@ -315,18 +345,25 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
                 if reason != "cancelled":
                     if piece := said.finish():
                         yield piece
+                    kept = said.ids
+                    if update_state and said.stopped and fork.alive:
+                        # No longer than what there is room for, also where a token is cut in two.
+                        kept = said.shown_ids(self._chat.plain)[:max_new_tokens]
+                        same = zip(kept, said.ids, strict=False)
+                        read = len(list(takewhile(lambda ids: ids[0] == ids[1], same)))
+                        fork.rewind(min(fork.length, len(prompt) + read))
                     if update_state and not fork.alive:
                         # The memory was cleared meanwhile: there is nothing to keep it behind.
                         reason = "cancelled"
                     elif update_state and manager.ledger.mark() == asked_at:
                         # Nothing was appended meanwhile: the fork's keys and values are right as
                         # they are, and become part of the stream.
-                        self._keep_exchange(fork, prompt, said.ids, start)
+                        self._keep_exchange(fork, prompt, kept, start)
                     elif update_state:
                         # Chunks were appended meanwhile: behind them the exchange has other
                         # positions and sees more, so it is computed again. The fork has been read.
                         fork.release()
-                        self._repeat_exchange(question, said.ids)
+                        self._repeat_exchange(question, kept)
             latency = self._synchronized_time() - started
             return AnswerMetrics(
                 ttft=ttft or latency,
@@ -354,8 +391,8 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         in one batch behind it.
 
         Raises:
-            EmptyMemoryError, OutOfHorizonError, InvalidQuestionError, InvalidChoicesError: see the
-                message.
+            EmptyMemoryError, OutOfHorizonError, InvalidQuestionError, InvalidChoicesError,
+                NotFiniteError: see the message.
         """
         started = time.perf_counter()
         manager = self.cache_manager
@@ -364,6 +401,8 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         end = self._chat.answer_end[0]
         with manager.question_fork(len(prompt), 0) as fork:
             scores = self.text_path.score(prompt, texts, end, fork.start, fork)
+        if any(map(math.isnan, scores)):
+            raise not_finite("the scores of these choices")
         # Of the first token that is known, and of them all.
         latency = self._synchronized_time() - started
         best = max(range(len(scores)), key=scores.__getitem__)
@@ -400,6 +439,9 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             chunks=state.chunks,
             frames=state.frames,
             exchanges=state.exchanges,
+            closed_pauses=state.timeline.pauses,
+            closed_seconds=state.timeline.closed / self._tokens_per_second,
+            positions=manager.ledger.extent,
             grids_in_memory=manager.ledger.grids,
             levels=manager.levels(),
             time_spans=manager.time_spans(),
@@ -434,9 +476,14 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
 
     def _plan_chunk(
         self, patches: PatchGrid, stamps: list[float]
-    ) -> tuple[list[Span], list[int], list[int]]:
-        """How a chunk is laid out: its spans, and the text ids before and after its frames."""
-        state = self.cache_manager.state
+    ) -> tuple[list[Span], list[int], list[int], Timeline]:
+        """How a chunk is laid out.
+
+        Returns:
+            Its spans, the text ids before and after its frames, and the timeline behind it.
+        """
+        manager = self.cache_manager
+        state = manager.state
         goes_on = self.layout == "continuous" and state.open_segment
         before = [] if goes_on else self._chat.head if state.chunks == 0 else self._chat.turn
         after = self._chat.behind_chunk(self.layout)
@@ -446,15 +493,25 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         lasts = stamps[self._frames_per_grid - 1 :: self._frames_per_grid]
         lasts += stamps[-1:] * (len(firsts) - len(lasts))
         _, rows, columns = self._token_grid(patches)
+        ticks, timeline = state.timeline.extended(
+            [self._ticks(stamp - origin) for stamp in firsts],
+            self._max_step,
+            self._max_positions - manager.ledger.extent,
+            max(1, self._ticks(1.0)),
+            opens=not goes_on,
+        )
         vision = VisionSpan(
-            tuple(time_to_ticks(stamp - origin, self._tokens_per_second) for stamp in firsts),
+            ticks,
             tuple(zip(firsts, lasts, strict=True)),
             rows,
             columns,
             opens=not goes_on,
         )
         spans: list[Span] = [TextSpan(len(before)), vision, TextSpan(len(after))]
-        return [span for span in spans if span.count], before, after
+        return [span for span in spans if span.count], before, after, timeline
+
+    def _ticks(self, seconds: float) -> int:
+        return time_to_ticks(seconds, self._tokens_per_second)
 
     def _leave_out(
         self, static: StaticTokenFilter, spans: list[Span], grids: torch.Tensor
@@ -475,7 +532,9 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         kept = [grid[list(there)] for grid, there in zip(grids.flatten(1, 2), places, strict=True)]
         return spans, torch.cat(kept), known
 
-    def _next_state(self, stamps: list[float], known: Known | None) -> StreamState:
+    def _next_state(
+        self, stamps: list[float], timeline: Timeline, known: Known | None
+    ) -> StreamState:
         """The stream's state once a chunk with these stamps is in it."""
         state = self.cache_manager.state
         return dataclasses.replace(
@@ -485,6 +544,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             first_stamp=stamps[0] if state.first_stamp is None else state.first_stamp,
             last_stamp=stamps[-1],
             open_segment=self.layout == "continuous",
+            timeline=timeline,
             known=known,
         )
 
@@ -519,7 +579,8 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         """Close the answer's turn and commit question and answer to the stream."""
         manager = self.cache_manager
         unread = [*prompt, *said][fork.length :]
-        self._run_text([*unread, *self._chat.answer_end], start, fork)
+        logits = self._run_text([*unread, *self._chat.answer_end], start, fork)
+        check_finite("the logits of an exchange that was to be kept", logits)
         state = dataclasses.replace(
             manager.state, open_segment=False, exchanges=manager.state.exchanges + 1
         )

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stream_vlm_ros.engine.cache.mrope import TextSpan
-from stream_vlm_ros.errors import InvalidParameterError, check_whole_number
+from stream_vlm_ros.errors import InvalidParameterError, whole_number
 
 if TYPE_CHECKING:
     from stream_vlm_ros.engine.cache.manager import Clone, KVCacheManager, Snapshot
@@ -79,7 +79,7 @@ class ManagerNames:
         counts what the engine appends: InvalidParameterError.
         """
         manager: KVCacheManager = self
-        check_whole_number("tokens", tokens, 0)
+        tokens = whole_number("tokens", tokens, 0)
         if manager.of_model:
             raise InvalidParameterError("the engine counts by itself what it appends")
         if not tokens:

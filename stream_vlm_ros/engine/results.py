@@ -79,6 +79,7 @@ class ChunkResult(Record):
         cache_length: tokens in the stream after it.
         latency: of the whole call; ``encode_latency`` of the vision tower and what comes before it.
         grid: temporal grids, rows and columns of tokens.
+        closed_seconds: of pauses before or within it that positions leave out (0: of none).
     """
 
     tokens: int
@@ -87,6 +88,7 @@ class ChunkResult(Record):
     latency: float
     encode_latency: float
     grid: tuple[int, int, int]
+    closed_seconds: float = 0.0
 
 
 class Spanned:
@@ -202,6 +204,8 @@ class CacheInfo(Spanned, Record):
             before the first chunk decides); ``shares_reason``: why.
         avg_chunk_tokens: running mean over the chunks after the first.
         chunks, frames, exchanges: appended since the start or the last reset.
+        closed_pauses: pauses that positions leave out since then, and ``closed_seconds`` of them.
+        positions: that the stream spans as the model sees it.
         grids_in_memory: temporal grids that are held.
         levels: what of them ``sink``, ``sampled``, ``important`` and ``window`` hold.
         time_spans: the unbroken stretches of time in memory.
@@ -229,6 +233,9 @@ class CacheInfo(Spanned, Record):
     chunks: int
     frames: int
     exchanges: int
+    closed_pauses: int = 0
+    closed_seconds: float = 0.0
+    positions: int = 0
     grids_in_memory: int
     levels: Mapping[str, LevelInfo]
     time_spans: TimeSpans

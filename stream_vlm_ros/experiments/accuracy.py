@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .bench import Bench
-from .exam import PERCEPTION, TYPES
+from .context import Context
+from .dataset import PERCEPTION, TYPES
 from .record import Record
 from .streams import DEFAULT, FULL, LAST_FOUR, LAYOUTS, POLICIES, POSITIONS, SHARES
 
@@ -172,15 +172,15 @@ class Streams:
         return found
 
 
-def report(bench: Bench, streams: list[Row]) -> None:
+def report(context: Context, streams: list[Row]) -> None:
     """Tables, criteria and plots from the streams' rows."""
-    record, options = bench.record, bench.options
+    record, options = context.record, context.options
     rows = [row for row in streams if row.get("results")]
     first = options.layouts[0], options.positions[0]
     for name in options.settings:
         mine = Streams(name, [row for row in rows if row["setting"] == name], first)
         if mine.rows:
-            _report_setting(bench, mine, name == "trained" and not bench.subject.random)
+            _report_setting(context, mine, name == "trained" and not context.model.random)
     left = {
         f"{row['setting']}, {row['policy']}, {row['layout']}, cap {row['cap_share']:.0%}": row[
             "left_out"
@@ -192,8 +192,8 @@ def report(bench: Bench, streams: list[Row]) -> None:
         record.note(f"Left out: {where}: {why}")
 
 
-def _report_setting(bench: Bench, streams: Streams, judged: bool) -> None:
-    record, name = bench.record, streams.name
+def _report_setting(context: Context, streams: Streams, judged: bool) -> None:
+    record, name = context.record, streams.name
     caps, kept, spans = streams.caps, streams.policies, streams.spans
     asked = sum(len(row["results"]) for row in streams.rows)
     record.note(
@@ -207,7 +207,7 @@ def _report_setting(bench: Bench, streams: Streams, judged: bool) -> None:
         ("perception", perception),
         ("recall of what is 2.5 to 7.5 spans of a plain window old", five),
     ):
-        bench.table(
+        context.table(
             f"{name}: {what}, points, by the cap",
             ["", *(f"{cap:.0%}" for cap in caps), "all"],
             [
@@ -215,7 +215,7 @@ def _report_setting(bench: Bench, streams: Streams, judged: bool) -> None:
                 for policy in kept
             ],
         )
-    bench.table(
+    context.table(
         f"{name}: mean of perception and recall, points, by the cap",
         ["", *(f"{cap:.0%}" for cap in caps), "all"],
         [[p, *(f"{_mean(streams.of(p, cap)):.1f}" for cap in (*caps, None))] for p in kept],
@@ -223,7 +223,7 @@ def _report_setting(bench: Bench, streams: Streams, judged: bool) -> None:
     crossed = streams.crossed
     if len(streams.ways) > 1 and crossed:
         for what, picked in (("recall", recall), ("perception", perception)):
-            bench.table(
+            context.table(
                 f"{name}: {what} by layout and position policy, points, all caps, "
                 f"{len(crossed)} videos",
                 ["", *(", ".join(way) for way in streams.ways)],
@@ -232,7 +232,7 @@ def _report_setting(bench: Bench, streams: Streams, judged: bool) -> None:
                     for p in kept
                 ],
             )
-    bench.table(
+    context.table(
         f"{name}: by type of question, points, all caps",
         ["", "questions", *kept],
         [
@@ -245,7 +245,7 @@ def _report_setting(bench: Bench, streams: Streams, judged: bool) -> None:
         ],
     )
     ages = {p: [share(streams.of(p), aged(low, high, spans)) for low, high in AGES] for p in kept}
-    bench.table(
+    context.table(
         f"{name}: recall by the age of what answers, in spans of a plain window under the same "
         "cap, points (questions), all caps",
         ["", *(f"{low:g} to {high:g}" for low, high in AGES)],
@@ -270,7 +270,7 @@ def _report_setting(bench: Bench, streams: Streams, judged: bool) -> None:
         },
     }
     judge(record, streams, judged)
-    _plots(bench, streams, ages)
+    _plots(context, streams, ages)
 
 
 def _points(rows: list[Row], picked: Picked) -> str:
@@ -354,8 +354,8 @@ def judge(record: Record, streams: Streams, judged: bool) -> None:
 _COLOURS = dict(zip(POLICIES, ("0.6", "C0", "C2", "C1", "C5", "C3", "C4", "0.2"), strict=True))
 
 
-def _plots(bench: Bench, streams: Streams, ages: dict[str, list[tuple[float, int]]]) -> None:
-    record, name, caps, kept = bench.record, streams.name, streams.caps, streams.policies
+def _plots(context: Context, streams: Streams, ages: dict[str, list[tuple[float, int]]]) -> None:
+    record, name, caps, kept = context.record, streams.name, streams.caps, streams.policies
     way = ", ".join(streams.first)
 
     def by_age(figure: Figure, axes: Axes) -> None:

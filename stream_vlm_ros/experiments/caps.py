@@ -13,8 +13,8 @@ import argparse
 import statistics
 from typing import TYPE_CHECKING
 
-from .bench import Bench
-from .exam import Exam
+from .context import Context
+from .dataset import Dataset
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,20 +34,22 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--question", default="Describe what you see.", help="Asked at the end.")
     parser.add_argument("--max-new-tokens", type=int, default=32, help="Tokens of an answer.")
-    parser.add_argument("--exam", type=int, default=40, help="Questions about a drawn world.")
+    parser.add_argument(
+        "--questions", type=int, default=40, help="How many questions about a drawn world."
+    )
 
 
-def run(bench: Bench) -> None:
-    options, record = bench.options, bench.record
-    world = bench.world()
-    judged = world if world is not None and not bench.subject.random else None
-    frames = None if judged is None else Exam.settled(judged, options.chunk_frames)
+def run(context: Context) -> None:
+    options, record = context.options, context.record
+    world = context.world()
+    judged = world if world is not None and not context.model.random else None
+    frames = None if judged is None else Dataset.settled(judged, options.chunk_frames)
     table, memory = [], []
     for cap in sorted(options.caps):
-        engine = bench.engine(cap)
-        bench.watermark.reset()
+        engine = context.engine(cap)
+        context.peak_memory.reset()
         rows = list(
-            bench.append(engine, bench.pictures(frames), options.chunk_frames, f"cap {cap:,}")
+            context.append(engine, context.pictures(frames), options.chunk_frames, f"cap {cap:,}")
         )
         info = engine.get_cache_info()
         longest = max(row["length"] for row in rows)
@@ -57,8 +59,8 @@ def run(bench: Bench) -> None:
         seen = sum(row["tokens"] for row in rows)
         right = None
         if judged is not None:
-            exam = Exam(judged, rows[-1]["frames"], options.seed, options.exam)
-            right = exam.share_right(engine)
+            dataset = Dataset(judged, rows[-1]["frames"], options.seed, options.questions)
+            right = dataset.share_right(engine)
         answer, metrics = engine.ask(options.question, options.max_new_tokens)
         again = engine.ask(options.question, 1)[1]["ttft"]
         bound = min(cap, seen)
@@ -91,7 +93,7 @@ def run(bench: Bench) -> None:
             "Answers were not judged: that takes a trained model and a drawn world (--source "
             "world:SEED), whose truth is known."
         )
-    bench.table(
+    context.table(
         "By the cap",
         ["cap", "chunks in the window", "seconds", "KV GiB", "taken GiB", "peak GiB", "s a chunk",
          "TTFT s", "right"],

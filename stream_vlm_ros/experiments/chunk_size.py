@@ -13,8 +13,8 @@ import argparse
 import statistics
 from typing import TYPE_CHECKING
 
-from .bench import Bench
-from .bookkeeping import Prediction
+from .context import Context
+from .expected_counts import Prediction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,17 +34,17 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cap", type=int, default=100_000, help="Tokens the KV cache may hold.")
 
 
-def run(bench: Bench) -> None:
-    options, record = bench.options, bench.record
+def run(context: Context) -> None:
+    options, record = context.options, context.record
     table, growth = [], {}
     for frames in options.chunk_frames:
-        pictures = bench.pictures(frames * options.chunks)
-        engine = bench.engine(options.cap)
-        bench.watermark.reset()
-        rows = list(bench.append(engine, pictures, frames, f"{frames} frames a chunk"))
+        pictures = context.pictures(frames * options.chunks)
+        engine = context.engine(options.cap)
+        context.peak_memory.reset()
+        rows = list(context.append(engine, pictures, frames, f"{frames} frames a chunk"))
         if pictures.size:
             predicted = Prediction.of(
-                bench.subject.processor, pictures.size, rows[-1]["frames"], frames, options.cap,
+                context.model.processor, pictures.size, rows[-1]["frames"], frames, options.cap,
                 options.layout, None, options.min_pixels, options.max_pixels,
             )  # fmt: skip
             record.check(
@@ -68,7 +68,7 @@ def run(bench: Bench) -> None:
             "frames_a_second": frames / later,
             "peak_gib": peak,
         }
-    depth = bench.subject.processor.image_settings.temporal_patch_size
+    depth = context.model.processor.image_settings.temporal_patch_size
     for frames in growth:
         padded = -(-frames // depth) * depth
         if padded != frames and padded in growth:
@@ -78,7 +78,7 @@ def run(bench: Bench) -> None:
                 f"{growth[frames]} tokens",
                 f"{growth[padded]} tokens",
             )
-    bench.table(
+    context.table(
         "By the size of a chunk",
         [
             "frames",

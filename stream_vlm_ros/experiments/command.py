@@ -15,19 +15,19 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 
 from rich.console import Console
 
 from stream_vlm_ros.errors import StreamVlmError
+from stream_vlm_ros.owned import place_to_write
 from stream_vlm_ros.processes.children import signals_as_ctrl_c
 
 from . import EXPERIMENTS
-from .bench import Bench
+from .context import Context
+from .peak_memory import is_out_of_memory
 from .record import BROKEN, PASSED, Record
 from .shapes import SHAPES
-from .watermark import is_out_of_memory
 
 FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130  # exit statuses; 0 when every criterion passed
 
@@ -55,19 +55,20 @@ def run(options: argparse.Namespace) -> int:
     }
     try:
         title = EXPERIMENTS[options.experiment].title
-        record = Record(options.experiment, title, Path(options.out), settings)
+        out = place_to_write("--out", options.out)
+        record = Record(options.experiment, title, out, settings)
     except StreamVlmError as error:
         print(f"stream-vlm: {error}", file=sys.stderr)
         return UNUSABLE
-    bench = Bench(options, record, screen)
+    context = Context(options, record, screen)
     status, kept = BROKEN, True
     try:
         if options.threads:
             import torch
 
             torch.set_num_threads(options.threads)
-        module.run(bench)
-        bench.verdict()
+        module.run(context)
+        context.verdict()
         status = record.finish()
     except KeyboardInterrupt:
         record.note("Interrupted.")
@@ -82,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
         record.note(f"{type(error).__name__}: {error}")
         if is_out_of_memory(error):
             record.check("memory is enough", False, f"{error}".splitlines()[0], "no out of memory")
-            bench.verdict()
+            context.verdict()
             return FAILED
         traceback.print_exc()
         return FAILED
@@ -91,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
             if status == BROKEN:
                 record.finish(BROKEN)
             written = f"{record.folder}/: {options.experiment}.json"
-            bench.say(f"{status.capitalize()}. Written to {written}")
+            context.say(f"{status.capitalize()}. Written to {written}")
     return 0 if status == PASSED else FAILED
 
 

@@ -29,8 +29,8 @@ from torch.nn import functional
 from stream_vlm_ros.engine import ChunkResult, VideoStreamingInference
 from stream_vlm_ros.errors import InvalidParameterError
 
-from .bench import Bench
-from .bookkeeping import TextTokens
+from .context import Context
+from .expected_counts import TextTokens
 from .layout import Whole
 from .pictures import Chunk, Pictures
 from .streams import POSITIONS
@@ -75,9 +75,9 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(bench: Bench) -> None:
-    options, record = bench.options, bench.record
-    depth = bench.subject.processor.image_settings.temporal_patch_size
+def run(context: Context) -> None:
+    options, record = context.options, context.record
+    depth = context.model.processor.image_settings.temporal_patch_size
     compared = options.turns * options.stretch
     if options.chunk_frames % depth:
         raise InvalidParameterError(f"--chunk-frames must be a multiple of {depth}.")
@@ -89,7 +89,7 @@ def run(bench: Bench) -> None:
     table, ratios = [], {}
     for levels, positions in itertools.product(options.levels, options.positions):
         name = f"{levels}, {positions}"
-        found = _one(bench, name, LEVELS[levels], positions)
+        found = _one(context, name, LEVELS[levels], positions)
         ratios[name] = found["ratios"]
         table.append(
             [name, f"{found['length']}", f"{found['rss_growth_mib']:+.2f}",
@@ -98,7 +98,7 @@ def run(bench: Bench) -> None:
              f"{found['last_position']:,}", found["positions_off"], f"{found['key_error']:.1e}"]
         )  # fmt: skip
     record.about["load"]["at the end"] = round(os.getloadavg()[0], 2)
-    bench.table(
+    context.table(
         f"{options.chunks:,} chunks of {options.chunk_frames} frames, cap {options.cap:,}; times "
         "are processor time a chunk, ratios those of stretches that took turns",
         ["", "tokens", "MiB grown", "young ms", "old ms", "old/young", "middle half",
@@ -117,21 +117,23 @@ def run(bench: Bench) -> None:
     record.plot("ratio", draw)
 
 
-def _one(bench: Bench, name: str, shares: tuple[float, float], positions: str) -> dict[str, Any]:
+def _one(
+    context: Context, name: str, shares: tuple[float, float], positions: str
+) -> dict[str, Any]:
     """Stream all chunks into one memory, hold it against a young one, check it; its figures."""
-    options, record = bench.options, bench.record
+    options, record = context.options, context.record
     frames = options.chunks * options.chunk_frames
-    pictures = bench.pictures(frames)
+    pictures = context.pictures(frames)
     config = dict(sampled_share=shares[0], important_share=shares[1], position_policy=positions)
     compared = options.turns * options.stretch
     mark = max(options.young, options.chunks // 10)  # from here on, memory is to be flat
 
     stamps: list[float] = []  # of each grid's first frame
-    old = bench.engine(options.cap, **config)
+    old = context.engine(options.cap, **config)
     longest, rss = 0, {}
     chunks = pictures.chunks(options.chunk_frames)
-    depth = bench.subject.processor.image_settings.temporal_patch_size
-    with bench.progress(name, options.chunks - compared) as step:
+    depth = context.model.processor.image_settings.temporal_patch_size
+    with context.progress(name, options.chunks - compared) as step:
         for number in range(1, options.chunks - compared + 1):
             chunk = next(chunks)
             stamps += chunk.stamps[::depth]
@@ -139,19 +141,19 @@ def _one(bench: Bench, name: str, shares: tuple[float, float], positions: str) -
             longest, size = max(longest, result["cache_length"]), result["grid"][1:]
             if number in (mark, options.chunks - compared):
                 gc.collect()
-                rss[number] = bench.watermark.read()["allocated_gib"] * 1024
+                rss[number] = context.peak_memory.read()["allocated_gib"] * 1024
             if number % 500 == 0:
                 record.add(run=name, chunk=number, length=old.cache_manager.get_seq_length(),
-                           rss_mib=bench.watermark.read()["allocated_gib"] * 1024)  # fmt: skip
+                           rss_mib=context.peak_memory.read()["allocated_gib"] * 1024)  # fmt: skip
             step(f"{longest:,} tokens")
     growth = rss[options.chunks - compared] - rss[mark]
 
-    young = bench.engine(options.cap, **config)
-    others = bench.pictures(frames).chunks(options.chunk_frames)
+    young = context.engine(options.cap, **config)
+    others = context.pictures(frames).chunks(options.chunk_frames)
     for chunk in itertools.islice(others, options.young):
         _append(young, chunk)
     pairs = []
-    with bench.progress(f"{name}: taking turns", options.turns) as step:
+    with context.progress(f"{name}: taking turns", options.turns) as step:
         for _ in range(options.turns):
             fresh = list(itertools.islice(chunks, options.stretch))
             stamps += [stamp for chunk in fresh for stamp in chunk.stamps[::depth]]
@@ -165,10 +167,10 @@ def _one(bench: Bench, name: str, shares: tuple[float, float], positions: str) -
     ratio = statistics.median(ratios)
     quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratio] * 3
 
-    text = TextTokens.of(bench.subject.processor)
+    text = TextTokens.of(context.model.processor)
     audit = Audit(old, text, stamps, options.chunk_frames, size)
-    off, error = audit.positions_off(), audit.key_error(bench.pictures(frames))
-    tolerance = 64 * torch.finfo(bench.subject.network.dtype).eps
+    off, error = audit.positions_off(), audit.key_error(context.pictures(frames))
+    tolerance = 64 * torch.finfo(context.model.network.dtype).eps
     evictions = young.cache_manager.evictor.total_evictions
     record.check(f"{name}: never longer than the cap", longest <= options.cap, longest,
                  f"<= {options.cap}")  # fmt: skip

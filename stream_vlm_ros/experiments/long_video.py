@@ -17,8 +17,8 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
-from .bench import Bench
-from .bookkeeping import Prediction, Step, lengthened_system_prompt
+from .context import Context
+from .expected_counts import Prediction, Step, lengthened_system_prompt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,28 +58,28 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-gb", type=float, default=23.0, help="Peak memory that passes, GB.")
 
 
-def run(bench: Bench) -> None:
-    options, record = bench.options, bench.record
-    pictures = bench.pictures()
+def run(context: Context) -> None:
+    options, record = context.options, context.record
+    pictures = context.pictures()
     system = None
     if options.first_text:
-        system = lengthened_system_prompt(bench.subject.processor, options.first_text)
-    engine = bench.engine(options.cap, system_prompt=system)
+        system = lengthened_system_prompt(context.model.processor, options.first_text)
+    engine = context.engine(options.cap, system_prompt=system)
     record.summary["warm_up"] = (
         engine.warm_up().as_dict()
     )  # as the node does before its first image
     reserved = engine.get_cache_info()["reserved_memory_bytes"]
-    bench.watermark.reset()
+    context.peak_memory.reset()
     begin = time.perf_counter()
     rows = []
-    for row in bench.append(engine, pictures, options.chunk_frames, "long video"):
+    for row in context.append(engine, pictures, options.chunk_frames, "long video"):
         rows.append(row)
         record.summary.update(chunks=row["chunk"], frames=row["frames"], length=row["length"])
     elapsed = time.perf_counter() - begin
     info = engine.get_cache_info()
     steps = [Step(row["tokens"], row["evicted"], row["length"]) for row in rows]
     found = figures(steps, info["sink_size"], info["window_size"])
-    answer = ask(bench, engine)
+    answer = ask(context, engine)
     after = engine.get_cache_info()
 
     expected = -(-pictures.frames // options.chunk_frames)
@@ -88,7 +88,7 @@ def run(bench: Bench) -> None:
     record.check("never longer than the cap", longest <= options.cap, longest, f"<= {options.cap}")
     if pictures.size:
         predicted = Prediction.of(
-            bench.subject.processor, pictures.size, pictures.frames, options.chunk_frames,
+            context.model.processor, pictures.size, pictures.frames, options.chunk_frames,
             options.cap, options.layout, system, options.min_pixels, options.max_pixels,
         )  # fmt: skip
         wanted = figures(predicted.steps(), predicted.sink, predicted.window)
@@ -122,7 +122,7 @@ def run(bench: Bench) -> None:
     peak = rows[-1]["peak_gib"] * 1.073741824
     record.check("peak memory", peak < options.max_gb, f"{peak:.2f} GB", f"< {options.max_gb} GB")
     grown = info["reserved_memory_bytes"] - reserved
-    most_tail = max(step.tokens for step in steps) * bench.subject.network.kv_shape.bytes_per_token
+    most_tail = max(step.tokens for step in steps) * context.model.network.kv_shape.bytes_per_token
     record.check(
         "the memory was taken up front (but for one chunk's tail)",
         grown <= most_tail,
@@ -130,7 +130,7 @@ def run(bench: Bench) -> None:
         f"<= {most_tail / 1e6:.1f} MB",
     )
     record.check(
-        "an answer", None if bench.subject.random else bool(answer["answer"].strip()),
+        "an answer", None if context.model.random else bool(answer["answer"].strip()),
         f"{answer['answer_tokens']} tokens: {answer['answer'][:60]!r}", "not empty",
     )  # fmt: skip
     record.check(
@@ -149,7 +149,7 @@ def run(bench: Bench) -> None:
             **{name: rows[-1][name] for name in rows[-1] if name.endswith("_gib")},
         }
     )
-    show(bench, rows, found, elapsed, answer)
+    show(context, rows, found, elapsed, answer)
 
 
 def figures(steps: list[Step], sink: int, window: int) -> dict[str, int]:
@@ -168,26 +168,26 @@ def figures(steps: list[Step], sink: int, window: int) -> dict[str, int]:
     }
 
 
-def ask(bench: Bench, engine: VideoStreamingInference) -> dict[str, Any]:
+def ask(context: Context, engine: VideoStreamingInference) -> dict[str, Any]:
     """Ask twice: the first answer and its metrics, and the second's time to the first token."""
-    options = bench.options
-    with bench.screen.status("Asking"):
+    options = context.options
+    with context.screen.status("Asking"):
         answer, metrics = engine.ask(options.question, options.max_new_tokens)
         again = engine.ask(options.question, 1)[1]["ttft"]
     entry = {"answer": answer, **metrics.as_dict(), "ttft_again": again}
-    bench.record.add(run="question", question=options.question, **entry)
+    context.record.add(run="question", question=options.question, **entry)
     return entry
 
 
 def show(
-    bench: Bench,
+    context: Context,
     rows: list[dict[str, Any]],
     found: dict[str, int],
     elapsed: float,
     answer: dict[str, Any],
 ) -> None:
     """Tables against the reference, and plots."""
-    options, record, last = bench.options, bench.record, rows[-1]
+    options, record, last = context.options, context.record, rows[-1]
     ours = dict(
         zip(
             REFERENCE_COSTS,
@@ -209,7 +209,7 @@ def show(
         for name in found
     ]
     table += [[name, REFERENCE_COSTS[name], ours[name], "–"] for name in ours]
-    bench.table("Compared with the reference's run", ["", "reference", "ours", "expected"], table)
+    context.table("Compared with the reference's run", ["", "reference", "ours", "expected"], table)
     same = all(found[name] == REFERENCE[name] for name in REFERENCE)
     if rows[0]["tokens"] and found["tokens a later chunk"] == REFERENCE["tokens a later chunk"]:
         record.note(

@@ -22,9 +22,9 @@ from stream_vlm_ros.engine import StreamProcessor, StreamQwenModel
 from stream_vlm_ros.engine.model.qwen2_5_vl import library_name
 from stream_vlm_ros.errors import InvalidParameterError
 
-from .bench import Bench
-from .bookkeeping import TextTokens
-from .watermark import is_out_of_memory
+from .context import Context
+from .expected_counts import TextTokens
+from .peak_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,16 +46,16 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(bench: Bench) -> None:
-    record = bench.record
-    frames = list(bench.pictures())
-    limit_memory(bench.subject.device, bench.options.memory_gib)
+def run(context: Context) -> None:
+    record = context.record
+    frames = list(context.pictures())
+    limit_memory(context.model.device, context.options.memory_gib)
     tries: list[list[Any]] = []
     native = None
     for every in (1, 2, 4):
         taken = frames[::every]
         try:
-            native = offline_pass(bench, taken)
+            native = offline_pass(context, taken)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -69,7 +69,7 @@ def run(bench: Bench) -> None:
         finally:
             # Outside the except clause: the traceback holds the tensors.
             gc.collect()
-            if bench.subject.device.type == "cuda":
+            if context.model.device.type == "cuda":
                 torch.cuda.empty_cache()
     record.check(
         "the offline pass ran, at least with every 4th frame",
@@ -77,9 +77,9 @@ def run(bench: Bench) -> None:
         f"{len(tries)} tries",
         "one that ends",
     )
-    streamed = stream(bench, frames if native is None else taken)
-    bench.table("Tries of the offline pass", ["frames", "taken", "end", "error"], tries)
-    compare(bench, streamed, native)
+    streamed = stream(context, frames if native is None else taken)
+    context.table("Tries of the offline pass", ["frames", "taken", "end", "error"], tries)
+    compare(context, streamed, native)
 
 
 def limit_memory(device: torch.device, gib: float | None) -> None:
@@ -92,42 +92,42 @@ def limit_memory(device: torch.device, gib: float | None) -> None:
     torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / total), device)
 
 
-def offline_pass(bench: Bench, frames: list[tuple[Any, float]]) -> dict[str, Any]:
+def offline_pass(context: Context, frames: list[tuple[Any, float]]) -> dict[str, Any]:
     """Frames and question through the stock model; all from patches to the last token is timed."""
-    stock = stock_twin(bench.subject.network, bench.options.attention)
-    generate(bench, stock, frames[:2])  # the first call of a kind pays for starting up
-    with bench.screen.status(f"Offline pass over {len(frames)} frames"):
-        found = generate(bench, stock, frames)
-    bench.record.add(run="offline", **found)
-    bench.record.save()
+    stock = stock_twin(context.model.network, context.options.attention)
+    generate(context, stock, frames[:2])  # the first call of a kind pays for starting up
+    with context.screen.status(f"Offline pass over {len(frames)} frames"):
+        found = generate(context, stock, frames)
+    context.record.add(run="offline", **found)
+    context.record.save()
     return found
 
 
 def generate(
-    bench: Bench, stock: Qwen2_5_VLForConditionalGeneration, frames: list[tuple[Any, float]]
+    context: Context, stock: Qwen2_5_VLForConditionalGeneration, frames: list[tuple[Any, float]]
 ) -> dict[str, Any]:
     """One pass of the stock model, and what it took."""
-    options, subject = bench.options, bench.subject
-    ids = offline_ids(subject.processor, subject.network, options.question)
-    bench.watermark.reset()
-    clock = _clock(subject.device)
+    options, model = context.options, context.model
+    ids = offline_ids(model.processor, model.network, options.question)
+    context.peak_memory.reset()
+    clock = _clock(model.device)
     begin = clock()
-    patches = subject.processor.frame_processor(subject.device)(
+    patches = model.processor.frame_processor(model.device)(
         [image for image, _ in frames], options.min_pixels, options.max_pixels
     )
-    video = subject.network.config.video_token_id
+    video = model.network.config.video_token_id
     at = ids.index(video)
     ids = [*ids[:at], *[video] * patches.tokens, *ids[at + 1 :]]
-    tensor = torch.tensor([ids], device=subject.device)
+    tensor = torch.tensor([ids], device=model.device)
     first = FirstToken(clock)
-    depth = subject.processor.image_settings.temporal_patch_size
+    depth = model.processor.image_settings.temporal_patch_size
     with torch.inference_mode():
         out = stock.generate(
             input_ids=tensor,
             attention_mask=torch.ones_like(tensor),
             mm_token_type_ids=(tensor == video).int() * 2,
-            pixel_values_videos=patches.pixel_values.to(subject.network.dtype),
-            video_grid_thw=torch.tensor([patches.grid_thw], device=subject.device),
+            pixel_values_videos=patches.pixel_values.to(model.network.dtype),
+            video_grid_thw=torch.tensor([patches.grid_thw], device=model.device),
             second_per_grid_ts=torch.tensor([seconds_a_grid(frames, depth)]),
             max_new_tokens=options.max_new_tokens,
             do_sample=False,
@@ -135,7 +135,7 @@ def generate(
         )
     end = clock()
     tokens = out[0, len(ids) :]
-    answer = subject.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+    answer = model.processor.tokenizer.decode(tokens, skip_special_tokens=True)
     return {
         "frames": len(frames),
         "prompt_tokens": len(ids),
@@ -143,18 +143,18 @@ def generate(
         "latency": end - begin,
         "answer": answer,
         "answer_tokens": len(tokens),
-        **bench.watermark.read(),
+        **context.peak_memory.read(),
     }
 
 
-def stream(bench: Bench, frames: list[tuple[Any, float]]) -> dict[str, Any]:
+def stream(context: Context, frames: list[tuple[Any, float]]) -> dict[str, Any]:
     """The same through the engine. TTFT and latency are those of the question: the video is encoded
     as it comes, before anyone asks."""
-    options = bench.options
-    engine = bench.engine(None)
-    bench.watermark.reset()
+    options = context.options
+    engine = context.engine(None)
+    context.peak_memory.reset()
     begin = time.perf_counter()
-    with bench.progress("streaming", -(-len(frames) // options.chunk_frames)) as step:
+    with context.progress("streaming", -(-len(frames) // options.chunk_frames)) as step:
         for start in range(0, len(frames), options.chunk_frames):
             some = frames[start : start + options.chunk_frames]
             result = engine.append_video_chunk(
@@ -175,19 +175,19 @@ def stream(bench: Bench, frames: list[tuple[Any, float]]) -> dict[str, Any]:
         "latency": metrics["latency"],
         "answer": answer,
         "answer_tokens": metrics["answer_tokens"],
-        **bench.watermark.read(),
+        **context.peak_memory.read(),
     }
-    bench.record.add(run="stream", **found)
+    context.record.add(run="stream", **found)
     return found
 
 
-def compare(bench: Bench, streamed: dict[str, Any], native: dict[str, Any] | None) -> None:
+def compare(context: Context, streamed: dict[str, Any], native: dict[str, Any] | None) -> None:
     """Criteria and the table."""
-    record, options = bench.record, bench.options
+    record, options = context.record, context.options
     record.summary.update(streamed=streamed, native=native)
     if native is None:
         return
-    text = TextTokens.of(bench.subject.processor)
+    text = TextTokens.of(context.model.processor)
     asked = streamed["prompt_tokens"] + streamed["cache_length"]
     # In the segmented layout every chunk closes its user turn, and the question opens one more
     # (its opening is that of a video's turn, less the vision mark).
@@ -222,12 +222,12 @@ def compare(bench: Bench, streamed: dict[str, Any], native: dict[str, Any] | Non
          native["prompt_tokens"], "14,419", "14,381"],
         ["encoding as it comes, s", streamed["encoding"], float("nan"), "–", "–"],
     ]  # fmt: skip
-    bench.table(
+    context.table(
         "Stream and offline pass (reference: 24 frames, RTX 4090)",
         ["", "stream", "offline", "reference's stream", "reference's offline"],
         [[name, *map(_figure, (a, b)), c, d] for name, a, b, c, d in rows],
     )
-    bench.say(f"Stream : {streamed['answer']!r}\nOffline: {native['answer']!r}")
+    context.say(f"Stream : {streamed['answer']!r}\nOffline: {native['answer']!r}")
 
     def draw(figure: Figure, axes: Axes) -> None:
         names = ["TTFT", "whole answer"]

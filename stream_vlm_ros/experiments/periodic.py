@@ -17,7 +17,7 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
-from .bench import Bench
+from .context import Context
 from .pictures import WorldPictures
 
 
@@ -42,11 +42,11 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--remedies", action="store_true", help="Compare the remedies, too.")
 
 
-def run(bench: Bench) -> None:
-    options, record = bench.options, bench.record
+def run(context: Context) -> None:
+    options, record = context.options, context.record
     other = "keep_gaps" if options.position_policy == "contiguous" else "contiguous"
-    size = bench.pictures().size or (640, 480)
-    settings = bench.subject.processor.image_settings
+    size = context.pictures().size or (640, 480)
+    settings = context.model.processor.image_settings
     pixels = options.max_pixels or min(size[0] * size[1], settings.max_pixels)
     variants: dict[str, dict[str, Any]] = {"as asked": {}}
     if options.remedies:
@@ -59,7 +59,7 @@ def run(bench: Bench) -> None:
         }
     table = []
     for name, changes in variants.items():
-        asks = one_run(bench, name, **changes)
+        asks = one_run(context, name, **changes)
         ttft = statistics.mean(ask["ttft"] for ask in asks) if asks else float("nan")
         restored = sum(ask["restored"] for ask in asks)
         texts = [ask["answer"] for ask in asks]
@@ -76,7 +76,7 @@ def run(bench: Bench) -> None:
         filled = sum(bool(re.search(r"\w", text)) for text in texts)
         record.check(
             f"{prefix}some answers carry text",
-            None if bench.subject.random else filled > 0,
+            None if context.model.random else filled > 0,
             f"{filled} of {len(asks)}",
             "> 0",
         )
@@ -86,7 +86,7 @@ def run(bench: Bench) -> None:
             f"{ttft:.3f} s",
             f"< {options.max_ttft:g} s",
         )
-        right = f"{sum(known)} of {len(known)}" if known and not bench.subject.random else "–"
+        right = f"{sum(known)} of {len(known)}" if known and not context.model.random else "–"
         record.summary[name] = {
             "asks": len(asks), "mean_ttft": ttft, "answers_with_text": filled, "right": right,
             "merged_lines": merged, "evicted": asks[-1]["evicted"] if asks else 0,
@@ -95,7 +95,7 @@ def run(bench: Bench) -> None:
             [name, len(asks), f"{ttft:.3f}", filled, len(merged), right,
              f"{record.summary[name]['evicted']:,}"]
         )  # fmt: skip
-    bench.table(
+    context.table(
         "Questions on the way",
         ["", "asked", "mean TTFT s", "with text", "lines merged", "right", "tokens evicted"],
         table,
@@ -104,7 +104,7 @@ def run(bench: Bench) -> None:
 
 
 def one_run(
-    bench: Bench,
+    context: Context,
     name: str,
     fps: float | None = None,
     cap: int | None = None,
@@ -112,19 +112,19 @@ def one_run(
     **changes: Any,
 ) -> list[dict[str, Any]]:
     """Stream the whole source once and ask on the way; the asks."""
-    options = bench.options
+    options = context.options
     frames = options.frames if fps is None else round(options.frames * fps / options.fps)
     every = options.every if fps is None else max(1, round(options.every * fps / options.fps))
-    pictures = bench.pictures(frames, fps)
+    pictures = context.pictures(frames, fps)
     question = options.question or (
         "What did the last sign read?"
         if isinstance(pictures, WorldPictures)
         else "Read all the text that is visible on the screen."
     )
-    engine = bench.engine(cap or options.cap, **changes)
+    engine = context.engine(cap or options.cap, **changes)
     asks: list[dict[str, Any]] = []
     evicted = 0
-    for row in bench.append(engine, pictures, options.chunk_frames, name):
+    for row in context.append(engine, pictures, options.chunk_frames, name):
         evicted += row["evicted"]
         if row["chunk"] % every:
             continue
@@ -153,7 +153,7 @@ def one_run(
         if isinstance(pictures, WorldPictures) and options.question is None:
             ask["right"] = answer.strip() == last_sign(pictures, row["frames"])
         asks.append(ask)
-        bench.record.add(**ask)
+        context.record.add(**ask)
         if segments:
             engine.reset()
     return asks

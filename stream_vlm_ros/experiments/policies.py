@@ -26,7 +26,8 @@ from multiprocessing import get_context
 from typing import Any
 
 from .accuracy import report
-from .bench import Bench
+from .context import Context
+from .model_under_test import ModelUnderTest
 from .record import Record
 from .streams import (
     FULL,
@@ -40,7 +41,6 @@ from .streams import (
     remembered_features,
     stream,
 )
-from .subject import Subject
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -93,12 +93,12 @@ def options(parser: argparse.ArgumentParser) -> None:
     add("--fresh", action="store_true", help="Forget what an earlier run found.")
 
 
-def run(bench: Bench) -> None:
-    options, record = bench.options, bench.record
+def run(context: Context) -> None:
+    options, record = context.options, context.record
     begin = time.monotonic()
-    subject = bench.subject
+    model = context.model
     record.about["source"] = {"name": f"{options.videos} drawn worlds a setting", "size": "640x480"}
-    record.settings["conditions"] = conditions(options, subject)
+    record.settings["conditions"] = conditions(options, model)
     earlier = [] if options.fresh else _earlier(record)
     wanted = all_tasks(options)
     there = {row["key"]: row["seconds"] for row in earlier}
@@ -106,12 +106,12 @@ def run(bench: Bench) -> None:
     record.rows += earlier
     if earlier:
         taken = [there[task.key] for task in wanted if task.key in there]
-        bench.say(f"{len(taken)} streams are there already, {len(tasks)} to go.")
+        context.say(f"{len(taken)} streams are there already, {len(tasks)} to go.")
         minutes = sum(taken) / 60
         record.note(f"{len(taken)} streams, {minutes:.0f} min of work, come from earlier runs.")
     left = 0
-    with bench.progress("streams", len(tasks)) as step:
-        for row in _results(options, subject, tasks, begin):
+    with context.progress("streams", len(tasks)) as step:
+        for row in _results(options, model, tasks, begin):
             if row is None:
                 left += 1
                 continue
@@ -119,7 +119,7 @@ def run(bench: Bench) -> None:
             step(f"{row['setting']} {row['video']} {row['policy']}")
     if left:
         record.note(f"{left} streams are left; run again to continue.")
-    report(bench, comparable(record, wanted))
+    report(context, comparable(record, wanted))
 
 
 def comparable(record: Record, wanted: list[Task]) -> list[dict[str, Any]]:
@@ -141,10 +141,10 @@ def comparable(record: Record, wanted: list[Task]) -> list[dict[str, Any]]:
     return [rows[task.key] for task in whole or wanted if task.key in rows]
 
 
-def conditions(options: argparse.Namespace, subject: Subject) -> str:
+def conditions(options: argparse.Namespace, model: ModelUnderTest) -> str:
     """A digest of all that makes two runs' streams comparable."""
     weights = hashlib.sha256()
-    for name, weight in subject.network.state_dict().items():
+    for name, weight in model.network.state_dict().items():
         weights.update(name.encode())
         weights.update(weight.flatten()[:4096].float().cpu().numpy().tobytes())
     chosen: tuple[Any, ...] = (
@@ -156,7 +156,7 @@ def conditions(options: argparse.Namespace, subject: Subject) -> str:
     )
     if options.idle_hours:
         chosen += (options.idle_hours,)
-    weights.update(repr((chosen, SETTINGS, SHARES, str(subject.network.dtype))).encode())
+    weights.update(repr((chosen, SETTINGS, SHARES, str(model.network.dtype))).encode())
     return weights.hexdigest()[:16]
 
 
@@ -188,7 +188,7 @@ def all_tasks(options: argparse.Namespace) -> list[Task]:
 
 
 def _results(
-    options: argparse.Namespace, subject: Subject, tasks: list[Task], begin: float
+    options: argparse.Namespace, model: ModelUnderTest, tasks: list[Task], begin: float
 ) -> Iterator[dict[str, Any] | None]:
     """Rows as they are ready; None for each task that time did not allow."""
 
@@ -196,9 +196,9 @@ def _results(
         return options.minutes is not None and time.monotonic() - begin > 60 * options.minutes
 
     if options.workers <= 1:
-        with remembered_features(subject.network):
+        with remembered_features(model.network):
             for task in tasks:
-                yield None if late() else stream(subject, options, task)
+                yield None if late() else stream(model, options, task)
         return
     # A worker takes some streams of one video at a time: its frames are drawn once.
     parts = [tasks[at : at + 8] for at in range(0, len(tasks), 8)]
@@ -221,7 +221,7 @@ def _results(
 
 
 _features = ExitStack()  # for as long as the process lives
-_worker: tuple[Subject, argparse.Namespace] | None = None
+_worker: tuple[ModelUnderTest, argparse.Namespace] | None = None
 
 
 def _start_worker(options: argparse.Namespace) -> None:
@@ -229,14 +229,14 @@ def _start_worker(options: argparse.Namespace) -> None:
     import torch
 
     torch.set_num_threads(options.threads or 1)
-    subject = Subject.load(
+    model = ModelUnderTest.load(
         options.model, options.shape, options.processor, options.device, options.dtype, options.seed
     )
-    _features.enter_context(remembered_features(subject.network))
-    _worker = subject, options
+    _features.enter_context(remembered_features(model.network))
+    _worker = model, options
 
 
 def _work(part: list[Task]) -> list[dict[str, Any]]:
     assert _worker is not None
-    subject, options = _worker
-    return [stream(subject, options, task) for task in part]
+    model, options = _worker
+    return [stream(model, options, task) for task in part]

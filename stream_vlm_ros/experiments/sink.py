@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import statistics
 
-from .bench import Bench
-from .bookkeeping import Prediction, grid_tokens
+from .context import Context
+from .expected_counts import Prediction, grid_tokens
 
 CLOSE = 10  # tokens that the recorded mean may be off
 _ALL = 10**9  # pixels: no bound
@@ -33,15 +33,15 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--min-sink", type=int, default=128, help="Tokens a sink must exceed.")
 
 
-def run(bench: Bench) -> None:
-    options, record = bench.options, bench.record
+def run(context: Context) -> None:
+    options, record = context.options, context.record
     rows, sinks = [], []
     for frames in options.chunk_frames:
-        pictures = bench.pictures(frames * options.chunks)
-        engine = bench.engine(options.cap)
+        pictures = context.pictures(frames * options.chunks)
+        engine = context.engine(options.cap)
         evictor = engine.cache_manager.evictor
         found = []
-        for row in bench.append(engine, pictures, frames, f"{frames} frames a chunk"):
+        for row in context.append(engine, pictures, frames, f"{frames} frames a chunk"):
             found.append(row)
             if row["chunk"] == 1:
                 first = row["length"]
@@ -62,7 +62,7 @@ def run(bench: Bench) -> None:
         )
         if pictures.size:
             predicted = Prediction.of(
-                bench.subject.processor, pictures.size, len(found) * frames, frames, options.cap,
+                context.model.processor, pictures.size, len(found) * frames, frames, options.cap,
                 options.layout, None, options.min_pixels, options.max_pixels,
             )  # fmt: skip
             record.check(
@@ -78,7 +78,7 @@ def run(bench: Bench) -> None:
     )
     # A picture that the pixel bounds make smaller says nothing about the engine.
     bounds = options.min_pixels, options.max_pixels
-    processor, size = bench.subject.processor, pictures.size
+    processor, size = context.model.processor, pictures.size
     reduced = size and grid_tokens(processor, size, *bounds) < grid_tokens(processor, size, 0, _ALL)
     record.check(
         "sinks are large",
@@ -86,7 +86,7 @@ def run(bench: Bench) -> None:
         f"{min(sinks)}, of pictures reduced to the bound on pixels" if reduced else min(sinks),
         f"> {options.min_sink}",
     )
-    bench.table(
+    context.table(
         "Sinks, in tokens",
         ["frames a chunk", "sink", "window", "mean a chunk", "real mean", "length at the end"],
         rows,

@@ -23,9 +23,9 @@ from stream_vlm_ros.engine.cache.eviction import AUTO
 from stream_vlm_ros.engine.inputs.frames import PatchGrid, smart_resize
 from stream_vlm_ros.errors import CapTooSmallError, InvalidParameterError
 
-from .bookkeeping import TextTokens
-from .exam import Item, grade, make_items
-from .subject import Subject
+from .dataset import Item, grade, make_items
+from .expected_counts import TextTokens
+from .model_under_test import ModelUnderTest
 
 LAST_FOUR, FULL = "last 4 frames", "full history"
 DEFAULT = "+ importance, small window"
@@ -81,22 +81,22 @@ class Task:
         return "|".join(str(value) for value in asdict(self).values())
 
 
-def stream(subject: Subject, options: Any, task: Task) -> dict[str, Any]:
+def stream(model: ModelUnderTest, options: Any, task: Task) -> dict[str, Any]:
     """Run one stream; its row.
 
     ``results`` holds [type, age in seconds or None, 1 if right] for each question; ``span`` the
     seconds that a window alone would hold under this cap.
     """
-    video = draw_video(task.setting, task.video, options.seconds, *target_size(subject, options))
+    video = draw_video(task.setting, task.video, options.seconds, *target_size(model, options))
     setting = video.setting
     moments = exam_of(video, options.moments, options.each, options.seed)
     if options.idle_hours:  # "... after the start" is another time then
         moments = [
             (end, [item for item in items if item.question.type != "at"]) for end, items in moments
         ]
-    text = TextTokens.of(subject.processor)
+    text = TextTokens.of(model.processor)
     around = text.close + text.turn if task.layout == "segmented" else 0
-    depth = subject.processor.image_settings.temporal_patch_size
+    depth = model.processor.image_settings.temporal_patch_size
     cell = video.frames[0].shape[0] * video.frames[0].shape[1] // 28**2
     chunk = -(-setting.chunk_frames // depth) * cell + around
     # The same bytes for both layouts: shares are of the continuous one's frames.
@@ -116,7 +116,7 @@ def stream(subject: Subject, options: Any, task: Task) -> dict[str, Any]:
     if task.policy == LAST_FOUR:
         row["span"] = 4 / setting.fps
         for end, items in moments:
-            engine = subject.engine(None, **shared)
+            engine = model.engine(None, **shared)
             engine.append_video_chunk(
                 video.frames[end - 4 : end], timestamps=video.stamps[end - 4 : end]
             )
@@ -125,7 +125,7 @@ def stream(subject: Subject, options: Any, task: Task) -> dict[str, Any]:
         row["left_out"] = "hours of history" if options.idle_hours else f"{history} tokens"
     else:
         sampled, important = SHARES.get(task.policy, (0.0, 0.0))
-        engine = subject.engine(
+        engine = model.engine(
             None if task.policy == FULL else cap,
             **shared,
             **(
@@ -227,9 +227,9 @@ def draw_video(name: str, seed: int, seconds: float | None, width: int, height: 
     return Video(setting, world, frames, stamps)
 
 
-def target_size(subject: Subject, options: Any) -> tuple[int, int]:
+def target_size(model: ModelUnderTest, options: Any) -> tuple[int, int]:
     """(width, height) to which the model's settings reduce 640x480."""
-    settings = subject.processor.image_settings
+    settings = model.processor.image_settings
     height, width = smart_resize(
         480, 640, settings.factor,
         options.min_pixels or settings.min_pixels, options.max_pixels or settings.max_pixels,

@@ -36,7 +36,7 @@ from stream_vlm_ros.errors import (
     EmptyMemoryError,
     PictureLostError,
     StreamBusyError,
-    check_whole_number,
+    whole_number,
 )
 from stream_vlm_ros.history.manager import SmartFrameManager
 from stream_vlm_ros.history.reference_names import DelayedBatchNames
@@ -135,7 +135,7 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
         compile: bool | None = None,
         question_path: str = "auto",
     ):
-        check_whole_number("max_sampled_frames", max_sampled_frames, GRID_FRAMES)
+        most = whole_number("max_sampled_frames", max_sampled_frames, GRID_FRAMES)
         processor = StreamProcessor.wrap(processor)
         self._stream = _Conversation(
             model,
@@ -146,13 +146,14 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
             max_pixels=processor.image_settings.at_most(max_pixels),
             system_prompt=system_prompt,
             max_tail_tokens=max_tail_tokens,
+            max_pause=None,  # what lies between two chosen frames is no pause
             compile=compile,
             question_path=question_path,
         )
         self.min_pixels = self._stream.min_pixels
         self.memory = SmartFrameManager() if memory is None else memory
         self.keeps_source_time = self.memory.store.folder is not None
-        self.max_sampled_frames = max_sampled_frames
+        self.max_sampled_frames = most
         self._pieces: list[_Piece] = []
         self._encoded: list[Grid] = []
         self._encoded_for: tuple[int, About, int | None] | None = None  # version, about, max_pixels
@@ -208,6 +209,9 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
     ) -> KeptResult:
         """Keep frames for later; nothing is encoded.
 
+        Where time stamps are given and a frame comes after a pause, it waits until two more agree
+        with it, or until the next question: see `SmartFrameManager`.
+
         Args:
             frames: images of one size, of any kind that the streaming engine takes.
             fps: frames a second; the chunk goes on where the newest frame ended.
@@ -221,12 +225,17 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
         """
         begin = time.perf_counter()
         # All are checked before the first is kept: a chunk is taken whole or not at all.
-        newest = self.memory.last_stamp if timestamps is None else None  # the memory looks itself
+        newest = None  # the memory looks itself
+        if timestamps is None:
+            self.memory.admit_waiting()
+            newest = self.memory.last_stamp
         stamps = frame_times(len(frames), fps, timestamps, newest)
         arrays = to_arrays(frames)
         before = self.memory.frames_kept
         for array, stamp in zip(arrays, stamps, strict=True):
             self.memory.add(array, stamp, source)
+        if timestamps is None:  # they are ours, and not to be doubted
+            self.memory.admit_waiting()
         self._chunks += 1
         return KeptResult(
             kept=self.memory.frames_kept - before,
@@ -306,6 +315,7 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
         """Bring the stream to what a question about ``about`` needs; say what that is."""
         begin = time.perf_counter()
         computed = 0
+        self.memory.admit_waiting()
         if self._encoded_for != (self.memory.version, about, self.max_pixels):
             computed = self._encode_anew(about)
         self._replay_exchanges()

@@ -5,19 +5,21 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 
 import numpy as np
 
-from stream_vlm_ros.engine.inputs.stamp_check import SECOND, StampCheck, Timing
+from stream_vlm_ros.engine.inputs.stamp_check import SECOND, Decision, StampCheck, Timing
 from stream_vlm_ros.engine.inputs.timestamps import check_about, check_order
 from stream_vlm_ros.errors import (
     InvalidParameterError,
     InvalidTimestampError,
     OutOfHorizonError,
     PictureLostError,
-    check_whole_number,
+    real_number,
+    whole_number,
 )
 from stream_vlm_ros.history.importance import NoveltyMeasure, ThumbnailNovelty
 from stream_vlm_ros.history.results import FrameStatistics
@@ -39,9 +41,10 @@ class SmartFrameManager:
     memory* (frames whose novelty passed a threshold) and the *stream window* (the latest). A frame
     in both is one frame.
 
-    One wrong stamp costs one frame: after a jump of the source's time frames wait until three in a
-    row agree on it (`StampCheck`), and a single one is dropped. A jump back, or ahead by more than
-    the store spans, begins a new epoch of the store.
+    One wrong stamp costs one frame: after a pause or a jump of the source's time frames wait until
+    three agree on it (`StampCheck`), and a single one is dropped. After a pause they come in with
+    the next question at the latest. A jump back, or ahead by more than the store spans, begins a
+    new epoch of the store.
 
     Args:
         store: None: in memory, with the store's own bounds. What a store holds is taken up.
@@ -50,7 +53,7 @@ class SmartFrameManager:
         stream_window: how many of the latest frames.
         target_fps: frames a second that are kept, by stamp; 0: every frame.
         max_time_gap: seconds from one frame to the next beyond which time has jumped; at most what
-            the store spans.
+            the store spans. Infinite: the stamps were looked at before, no pause is doubted.
         measure: of novelty; None: `ThumbnailNovelty`.
 
     Raises:
@@ -68,22 +71,24 @@ class SmartFrameManager:
         measure: NoveltyMeasure | None = None,
         max_time_gap: float = 3600.0,
     ):
-        check_whole_number("star_capacity", star_capacity, 0)
-        check_whole_number("stream_window", stream_window, 1)
-        if not 0 <= star_threshold <= 1:
+        star_capacity = whole_number("star_capacity", star_capacity, 0)
+        self.stream_window = whole_number("stream_window", stream_window, 1)
+        threshold, longest = real_number(star_threshold), real_number(max_time_gap)
+        if threshold is None or not 0 <= threshold <= 1:
             raise InvalidParameterError(f"star_threshold must be in 0..1: {star_threshold!r}")
-        if not max_time_gap > 0:
+        if longest is None or not longest > 0:
             raise InvalidParameterError(f"max_time_gap must be above 0: {max_time_gap!r}")
-        self.stream_window = stream_window
         self._rate = TargetRate(target_fps)
         self._measure = ThumbnailNovelty() if measure is None else measure
         self.store = FrameStore() if store is None else store
-        gap = min(max_time_gap, self.store.max_seconds, _MAX_SECONDS)
+        gap = min(longest, self.store.max_seconds, _MAX_SECONDS)
         self._stamps: StampCheck[_Offered] = StampCheck(
-            round(LATE_SECONDS * SECOND), round(gap * SECOND)
+            round(LATE_SECONDS * SECOND),
+            round(gap * SECOND),
+            doubt_pauses=math.isfinite(longest),
         )
-        self._stars = StarMemory(self._measure, star_capacity, star_threshold)
-        self._stream: deque[int] = deque(maxlen=stream_window)
+        self._stars = StarMemory(self._measure, star_capacity, threshold)
+        self._stream: deque[int] = deque(maxlen=self.stream_window)
         self.version = 0
         self._zero_counts()
         self._take_up()
@@ -122,7 +127,7 @@ class SmartFrameManager:
         """Offer a frame; it is kept if its stamp is believed and the target rate wants it.
 
         A frame with the stamp of the one before it is that frame again and is not counted twice.
-        After a jump of time two frames wait, and come in with the third.
+        After a pause or a jump of time two frames wait, and come in with the third.
 
         Args:
             image: uint8 RGB ``[height, width, 3]``.
@@ -147,7 +152,14 @@ class SmartFrameManager:
             return None
         # What waits is looked at later: the caller may have filled the array again by then.
         own = image if timing is Timing.IN_ORDER else image.copy()
-        decision = self._stamps.offer(stamp_ns, (own, stamp, source))
+        return self._follow(self._stamps.offer(stamp_ns, (own, stamp, source)))
+
+    def admit_waiting(self) -> None:
+        """Keep the frames that wait after a pause: what is asked now is to be of them, too."""
+        self._follow(self._stamps.release())
+
+    def _follow(self, decision: Decision[_Offered]) -> KeptFrame | None:
+        """Keep and drop frames as their stamps decided; the last frame kept."""
         for _, self.last_refusal in decision.refused:
             self.frames_invalid_stamp += 1
         if decision.jump_ns is not None and not 0 < decision.jump_ns <= self._span_ns:
@@ -256,8 +268,8 @@ class SmartFrameManager:
             OutOfHorizonError: nothing of that time is kept.
         """
         about = check_about(about)
-        check_whole_number("max_frames", max_frames, GRID_FRAMES)
-        pairs = max_frames // GRID_FRAMES
+        pairs = whole_number("max_frames", max_frames, GRID_FRAMES) // GRID_FRAMES
+        self.admit_waiting()
         newest = self.store.newest_frame
         if newest is None:
             return []

@@ -35,8 +35,8 @@ class FrameStatistics(Record):
 
     ``frames_added`` were offered = ``frames_kept`` + ``frames_repeated`` (the stamp before again) +
     ``frames_not_sampled`` (between two ticks of the target rate) + ``frames_invalid_stamp`` (not
-    believed; the manager's ``last_refusal`` says why) + ``frames_waiting`` (for a jump of time to
-    be believed).
+    believed; the manager's ``last_refusal`` says why) + ``frames_waiting`` (for a pause
+    or a jump of time to be believed).
 
     Attributes:
         unique_frames: in star memory or stream window, each counted once.

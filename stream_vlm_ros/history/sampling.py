@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from stream_vlm_ros.errors import InvalidParameterError
+from stream_vlm_ros.errors import InvalidParameterError, real_number
 
 _MAX_FPS = 1e6
 
@@ -24,9 +24,10 @@ class TargetRate:
     """
 
     def __init__(self, fps: float):
-        if not isinstance(fps, (int, float)) or not 0 <= fps <= _MAX_FPS:
+        rate = real_number(fps)
+        if rate is None or not 0 <= rate <= _MAX_FPS:
             raise InvalidParameterError(f"target_fps must be a number of at least 0: {fps!r}")
-        self.fps = fps
+        self.fps = rate
         self.clear()
 
     def clear(self) -> None:

@@ -38,6 +38,8 @@ from stream_vlm_ros.errors import (
     InvalidTimestampError,
     PictureLostError,
     PictureTooLargeError,
+    real_number,
+    whole_number,
 )
 from stream_vlm_ros.history.pictures import (
     SUFFIXES,
@@ -47,7 +49,14 @@ from stream_vlm_ros.history.pictures import (
     decode,
     encode,
 )
-from stream_vlm_ros.owned import NotOursError, check, held, kind_of, open_regular
+from stream_vlm_ros.owned import (
+    NotOursError,
+    check,
+    held,
+    kind_of,
+    open_regular,
+    place_to_write,
+)
 
 log = logging.getLogger(__name__)
 
@@ -154,15 +163,16 @@ class FrameStore:
     ):
         if form not in SUFFIXES:
             raise InvalidParameterError(f"form must be jpeg or png: {form!r}")
-        if not 1 <= quality <= 95:
-            raise InvalidParameterError(f"quality must lie between 1 and 95: {quality!r}")
-        if not max_bytes > 0:
+        room, seconds = real_number(max_bytes), real_number(max_seconds)
+        if room is None or not room > 0:
             raise InvalidParameterError(f"max_bytes must be above 0: {max_bytes!r}")
-        if not max_seconds > 0:
+        if seconds is None or not seconds > 0:
             raise InvalidParameterError(f"max_seconds must be above 0: {max_seconds!r}")
-        self.folder = None if folder is None else Path(os.path.expanduser(folder))
-        self.form, self.quality = form, quality
-        self.max_bytes, self.max_seconds = max_bytes, max_seconds
+        self.folder: Path | None = None
+        if folder is not None:
+            self.folder = place_to_write("the folder of kept frames", os.path.expanduser(folder))
+        self.form, self.quality = form, whole_number("quality", quality, 1, 95)
+        self.max_bytes, self.max_seconds = room, seconds
         self._limit = PictureLimit(max_decoded_megapixels)
         self._pictures: Pictures
         with ExitStack() as opening:

@@ -20,6 +20,7 @@ from stream_vlm_ros.demo.settings import (
     fixed,
 )
 from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
+from stream_vlm_ros.owned import place_to_write
 from stream_vlm_ros.setting import SettingTable
 
 
@@ -113,7 +114,7 @@ def _question_file(text: str) -> None:
 
 @as_far_as_known
 def _folder_to_be(text: str) -> None:
-    place = Path(text).absolute()
+    place = place_to_write("the name", text).absolute()
     existing = next(part for part in (place, *place.parents) if part.exists())
     if not existing.is_dir():
         raise InvalidParameterError(f"{existing} is not a folder")

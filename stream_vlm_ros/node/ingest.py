@@ -14,11 +14,18 @@ from typing import Any, Protocol
 import numpy as np
 
 from stream_vlm_ros.config import Settings
-from stream_vlm_ros.engine.inputs.stamp_check import FRAMES_TO_BELIEVE, StampCheck, check_stamp
+from stream_vlm_ros.engine.inputs.stamp_check import (
+    FRAMES_TO_BELIEVE,
+    Decision,
+    StampCheck,
+    check_stamp,
+)
 from stream_vlm_ros.errors import InvalidImageError, InvalidTimestampError, cut
 from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.sampling import SECOND, Chunker, TimedFrame
 from stream_vlm_ros.sources.sampling import StampSampler
+
+STEPS_TO_WAIT = 3  # from frame to frame, for the next one after a pause
 
 
 class Arrived(Protocol):
@@ -46,8 +53,9 @@ class FrameIngest:
 
     Stamps: a source whose first frame has a stamp of zero is taken to have no clock; its frames
     are timed by their arrival (the node's clock), and headers stay as they are, until three real
-    stamps come in a row. A zero stamp among real ones is refused. After a jump of the source's time
-    frames wait until it is believed (`StampCheck`). Safe to call from several threads.
+    stamps come in a row. A zero stamp among real ones is refused. After a pause or a jump of the
+    source's time frames wait until it is believed (`StampCheck`). Safe to call from several
+    threads.
 
     Args:
         parameters: the settings; :meth:`apply` takes later ones.
@@ -76,6 +84,7 @@ class FrameIngest:
         self._report = report
         self._lock = threading.RLock()
         self._stamps: StampCheck[_Received] = StampCheck(0, 0)
+        self._offered_ns = 0  # when the last stamp came
         self._real_stamps = 0  # in a row, while frames are timed by their arrival
         self._behind_loaded = False  # the newest frame in memory was loaded
         self._sampler: StampSampler | None = None  # None takes every frame
@@ -105,23 +114,27 @@ class FrameIngest:
             stamp_ns = self._stamp(arrival, now_ns)
             if stamp_ns is None:
                 return
-            decision = self._stamps.offer(stamp_ns, _Received(arrival, stamp_ns, now_ns))
-            for _, words in decision.refused:
-                self._refuse(Drop.INVALID_STAMP, words)
-            behind_loaded = self._behind_loaded
-            if decision.admitted:
-                self._behind_loaded = False
-            # However long ago a memory was saved: the stream goes on from it.
-            if decision.jump_ns is not None and not (behind_loaded and decision.jump_ns > 0):
-                self._start_anew(decision.jump_ns)
-            faults = []
-            for frame in decision.admitted:
-                try:
-                    self._take(frame)
-                except Exception as fault:  # of this package; the others are counted all the same
-                    faults.append(fault)
-            if faults:  # the thread of the images tells it
-                raise faults[0]
+            self._offered_ns = now_ns
+            self._follow(self._stamps.offer(stamp_ns, _Received(arrival, stamp_ns, now_ns)))
+
+    def _follow(self, decision: Decision[_Received]) -> None:
+        """Take and drop frames as their stamps decided."""
+        for _, words in decision.refused:
+            self._refuse(Drop.INVALID_STAMP, words)
+        behind_loaded = self._behind_loaded
+        if decision.admitted:
+            self._behind_loaded = False
+        # However long ago a memory was saved: the stream goes on from it.
+        if decision.jump_ns is not None and not (behind_loaded and decision.jump_ns > 0):
+            self._start_anew(decision.jump_ns)
+        faults = []
+        for frame in decision.admitted:
+            try:
+                self._take(frame)
+            except Exception as fault:  # of this package; the others are counted all the same
+                faults.append(fault)
+        if faults:  # the thread of the images tells it
+            raise faults[0]
 
     def _take(self, received: _Received) -> None:
         """Sample and decode a frame whose turn has come."""
@@ -145,9 +158,13 @@ class FrameIngest:
             self._deliver(chunk)
 
     def flush_overdue(self, now_ns: int) -> None:
-        """Deliver the open chunk if it has waited for ``max_chunk_delay``."""
+        """Deliver the open chunk if it has waited for ``max_chunk_delay``, and before it frames
+        after a pause that nothing followed for so long, nor for `STEPS_TO_WAIT` usual steps."""
         with self._lock:
             delay_ns = round(self._parameters.max_chunk_delay * SECOND)
+            patience_ns = max(delay_ns, STEPS_TO_WAIT * self._stamps.usual_step_ns)
+            if delay_ns and not 0 <= now_ns - self._offered_ns < patience_ns:
+                self._follow(self._stamps.release())
             if self._chunker.is_overdue(now_ns, delay_ns):
                 self._deliver(self._chunker.flush())
 
@@ -183,7 +200,7 @@ class FrameIngest:
 
     @property
     def open_frames(self) -> int:
-        """Frames that wait here: in the open chunk, or for a jump to be believed."""
+        """Frames that wait here: in the open chunk, or for a pause or jump to be believed."""
         return len(self._chunker.frames) + self._stamps.waiting
 
     def _stamp(self, arrival: Arrived, now_ns: int) -> int | None:

@@ -134,6 +134,8 @@ def to_cache_status(
         frames=memory.frames,
         evictions=memory.evictions,
         evicted_tokens=memory.evicted_tokens,
+        closed_pauses=memory.closed_pauses,
+        closed_seconds=memory.closed_seconds,
         oldest_stamp=to_time(memory.oldest_ns),
         newest_stamp=to_time(memory.newest_ns),
         levels=[

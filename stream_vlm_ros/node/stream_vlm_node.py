@@ -172,6 +172,7 @@ class StreamVlmNode(TellingLifecycleNode):
             changed=self._publish_status,
             report=self._on_engine_fault,
             why_empty=self._why_empty,
+            pause_closed=self._on_pause_closed,
             make_header=interfaces.to_header,
         )
         if not self.parameters.model_path and self._load is load_engine:
@@ -315,6 +316,13 @@ class StreamVlmNode(TellingLifecycleNode):
             )
         else:
             self.report_fault("the engine's thread", fault)
+
+    def _on_pause_closed(self, seconds: float) -> None:
+        self.get_logger().info(
+            f"frames came after a pause: for the model {seconds:.1f} s of it are left out "
+            "(max_pause); stamps stay true",
+            throttle_duration_sec=5.0,
+        )
 
     def _on_unsaved(self, words: str) -> None:
         """A memory could not be saved or loaded, and nobody waits to be told."""

@@ -97,6 +97,8 @@ class MemoryState:
     frames: int = 0
     evictions: int = 0
     evicted_tokens: int = 0
+    closed_pauses: int = 0
+    closed_seconds: float = 0.0
     oldest_ns: int | None = None
     newest_ns: int | None = None
     spans_ns: tuple[tuple[int, int], ...] = ()  # unbroken stretches of time, oldest first
@@ -215,6 +217,8 @@ class EngineWorker:
         changed: called in the thread after each command.
         report: called for each chunk that the engine refused, and for every error.
         why_empty: says, for a question to an empty memory, why it is empty.
+        pause_closed: called in the thread when a chunk came after so many seconds that the model
+            does not see.
         make_header: from a stamp and a frame_id, for the newest frame of a loaded memory.
     """
 
@@ -228,6 +232,7 @@ class EngineWorker:
         changed: Callable[[], None] = lambda: None,
         report: Callable[[Exception], None] = lambda fault: None,
         why_empty: Callable[[], str] = lambda: "images come first",
+        pause_closed: Callable[[float], None] = lambda seconds: None,
         make_header: Callable[[int, str], Any] = lambda stamp_ns, frame_id: None,
     ) -> None:
         self.queue_size = queue_size
@@ -242,6 +247,7 @@ class EngineWorker:
         self._changed = changed
         self._report = report
         self._why_empty = why_empty
+        self._pause_closed = pause_closed
         self._make_header = make_header
         self._queue: deque[_Command] = deque()
         self._wake = threading.Condition()
@@ -459,7 +465,7 @@ class EngineWorker:
         # what outlives this process must be stamped in a time that does, too.
         times = [(frame.stamp_ns - self._epoch_ns) / SECOND for frame in frames]
         try:
-            engine.append_video_chunk([frame.image for frame in frames], timestamps=times)
+            done = engine.append_video_chunk([frame.image for frame in frames], timestamps=times)
             self._newest_header = frames[-1].header
             self.memory = self._snapshot(engine)
         except Exception as fault:  # the stream continues with the next chunk
@@ -471,6 +477,8 @@ class EngineWorker:
             return True
         self.last_fault = ""
         self._counters.ingest(len(frames))
+        if done.closed_seconds:
+            self._pause_closed(done.closed_seconds)
         return True
 
     def _reset(self, engine: InferenceEngine, command: _Reset) -> None:
@@ -674,6 +682,8 @@ class EngineWorker:
             frames=info.frames,
             evictions=info.eviction_stats.total_evictions,
             evicted_tokens=info.eviction_stats.total_tokens_evicted,
+            closed_pauses=info.closed_pauses,
+            closed_seconds=info.closed_seconds,
             oldest_ns=None if oldest is None else self._to_ns(oldest),
             newest_ns=None if newest is None else self._to_ns(newest),
             spans_ns=tuple(

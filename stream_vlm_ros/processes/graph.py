@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import socket
@@ -16,6 +17,16 @@ from typing import Any
 from stream_vlm_ros.errors import StreamVlmError
 
 DOMAIN_COORDINATOR_PORT = 32768
+
+
+def check_ros() -> None:
+    """Raise StreamVlmError where ROS, or this package's messages, cannot be imported."""
+    for name in ("rclpy", "stream_vlm"):
+        if importlib.util.find_spec(name) is None:
+            raise StreamVlmError(
+                f"The Python module {name} is missing. Source ROS 2 and the workspace first "
+                "(source install/setup.bash), or let tools/run.sh of the checkout run the command."
+            )
 
 
 def claim_domain() -> tuple[socket.socket, int]:

@@ -194,7 +194,7 @@ class PictureCost:
         """
         from stream_vlm_ros.engine.inputs.frames import (
             ImageSettings,
-            check_pixel_bounds,
+            pixel_bounds,
             smart_resize,
         )
 
@@ -202,7 +202,7 @@ class PictureCost:
             raise InvalidParameterError(f"The rate is {fps:g} frames/s; it must be above 0.")
         settings = ImageSettings.from_folder(folder)
         most = settings.at_most(max_pixels)
-        check_pixel_bounds(settings.min_pixels, most)
+        pixel_bounds(settings.min_pixels, most)
         height, width = smart_resize(
             camera[1], camera[0], settings.factor, settings.min_pixels, most
         )

@@ -39,12 +39,14 @@ def frame_seconds(fps: float, source: Source) -> float:
 @dataclass
 class Fed:
     """What has gone into the memory so far. ``seconds`` is the machine's time spent encoding;
+    ``closed_seconds`` of pauses are left out for the model;
     ``cut``: frames reached the time up to which it was to be fed."""
 
     frames: int = 0
     chunks: int = 0
     tokens: int = 0
     evicted_tokens: int = 0
+    closed_seconds: float = 0.0
     seconds: float = 0.0
     first_ns: int | None = None
     last_ns: int | None = None
@@ -193,6 +195,7 @@ def feed(
         fed.chunks += 1
         fed.tokens += result.tokens
         fed.evicted_tokens += result.evicted_tokens
+        fed.closed_seconds += result.closed_seconds
         fed.first_ns = chunk[0].stamp_ns if fed.first_ns is None else fed.first_ns
         fed.last_ns = chunk[-1].stamp_ns
         if on_chunk is not None:

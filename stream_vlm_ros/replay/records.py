@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, TypedDict
 
+from stream_vlm_ros.console import duration_text, plural
 from stream_vlm_ros.errors import OutOfHorizonError
 
 from .lines import merged_lines
@@ -134,6 +135,14 @@ def forgotten(
         held[-1] += f" and {more} more"
     return OutOfHorizonError(
         f"nothing from {about[0]:g} to {about[1]:g} s is remembered; in memory is {', '.join(held)}"
+    )
+
+
+def closed_note(pauses: int, seconds: float, camera: str) -> str:
+    """That positions leave pauses out, so many seconds in all."""
+    return (
+        f"{camera}: {plural(pauses, 'pause')} between frames, {duration_text(seconds)} in all, "
+        "left out for the model (max_pause); stamps stay true."
     )
 
 

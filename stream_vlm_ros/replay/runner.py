@@ -24,7 +24,16 @@ from stream_vlm_ros.sources import Frame, Source
 
 from .feeding import AT_QUESTION, Behind, frame_seconds, loaded_until
 from .questions import Question, QuestionSet
-from .records import AnswerRecord, answered, forgotten, is_time, merged_of, refused, unanswered
+from .records import (
+    AnswerRecord,
+    answered,
+    closed_note,
+    forgotten,
+    is_time,
+    merged_of,
+    refused,
+    unanswered,
+)
 from .schedule import NANOSECONDS, Ask, Schedule
 from .settings import as_reported
 
@@ -136,6 +145,10 @@ class Replay:
         if waiting and not self.complete:
             drops["interrupted"] = waiting
         gaps = [str(gap) for s in self.streams.values() for gap in s.schedule.passed]
+        for stream in self.streams.values():
+            info = stream.engine.get_cache_info()
+            if info.closed_pauses:
+                gaps.append(closed_note(info.closed_pauses, info.closed_seconds, stream.camera))
         moved = [self._behind.note] if self._behind.note else []
         return {
             "name": self.settings.title,
@@ -242,6 +255,7 @@ class Replay:
             "frames": len(frames),
             "tokens": appended.tokens,
             "evicted_tokens": appended.evicted_tokens,
+            "closed_seconds": appended.closed_seconds,
             "cache_length": appended.cache_length,
             "memory_bytes": info.cache_memory_bytes,
             "times": {"latency": appended.latency},

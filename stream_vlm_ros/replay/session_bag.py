@@ -63,7 +63,8 @@ class SessionBag(Silence):
         self._writer.open()
         self._connections: dict[str, Any] = {}
         self._status: Any = None
-        self._chunks = self._frames = self._evicted = self._evictions = 0
+        self._chunks = self._frames = self._evicted = self._evictions = self._pauses = 0
+        self._closed_seconds = 0.0
 
     def __enter__(self) -> SessionBag:
         return self
@@ -92,6 +93,8 @@ class SessionBag(Silence):
         self._frames += len(frames)
         self._evicted += entry["evicted_tokens"]
         self._evictions += entry["evicted_tokens"] > 0
+        self._pauses += entry["closed_seconds"] > 0
+        self._closed_seconds += entry["closed_seconds"]
         self._status = self._cache_status(stamp, camera, entry)
         self._write(f"{NODE}/cache_status", stamp, self._status)
         self._write("/diagnostics", stamp, self._diagnostics(stamp, camera, entry))
@@ -160,6 +163,8 @@ class SessionBag(Silence):
             frames=self._frames,
             evictions=self._evictions,
             evicted_tokens=self._evicted,
+            closed_pauses=self._pauses,
+            closed_seconds=self._closed_seconds,
             newest_stamp=self._time(stamp),
             frames_received=self._frames,
             frames_ingested=self._frames,

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from stream_vlm_ros.console import bytes_text, plural, printable
+from stream_vlm_ros.console import bytes_text, duration_text, plural, printable
 from stream_vlm_ros.replay.feeding import Fed
 from stream_vlm_ros.sources import Source
 
@@ -112,7 +112,7 @@ class Dialogue:
 
 
 def memory_text(info: CacheInfo, fed: Fed) -> str:
-    """What the memory holds after a source was fed, and what that took: two lines."""
+    """What the memory holds after a source was fed, and what that took: two lines, or three."""
     start = (fed.first_ns or 0) / 1e9
     spans = ", ".join(f"{a - start:.1f}-{b - start:.1f} s" for a, b in info["time_spans"])
     speed = fed.frames / max(fed.seconds, 1e-9)
@@ -135,4 +135,9 @@ def memory_text(info: CacheInfo, fed: Fed) -> str:
     return (
         f"{held}\n{plural(fed.frames, 'frame')} in {plural(fed.chunks, 'chunk')} encoded in "
         f"{fed.seconds:.1f} s ({speed:.1f} frames/s); {fed.evicted_tokens:,} tokens forgotten."
+        + (
+            f"\nPauses of {duration_text(fed.closed_seconds)} are left out for the model."
+            if fed.closed_seconds
+            else ""
+        )
     )

@@ -44,7 +44,8 @@ class BagSource(Source):
 
     A frame's stamp is its header's, in nanoseconds as recorded; where a topic's first header has a
     stamps of zero, or with ``stamps`` "recorded", it is timed by the recorder's clock. Stamps that
-    do not increase are left out, and a jump ahead is believed if three frames in a row agree on it.
+    do not increase are left out, and a pause or a jump ahead is believed if three frames agree on
+    it, or the bag ends in a pause.
     ``Frame.source`` is the topic. Frames are sampled by stamp, topic by topic, and only those
     wanted are decoded.
 
@@ -163,9 +164,9 @@ class BagSource(Source):
         if counts.unordered:
             state.notes.append(
                 f"{counts.unordered} of {counts.decoded} images left out: their stamps do not go "
-                f"on from the one before (the first: {reasons['unordered']}). Time jumps where "
-                f"three in a row do; images up to {self._max_gap_ns / NANOSECONDS:g} s apart go on "
-                "(max_time_gap)."
+                f"on from the one before (the first: {reasons['unordered']}). Time pauses or "
+                "jumps where three agree on it; images up to "
+                f"{self._max_gap_ns / NANOSECONDS:g} s apart go on (max_time_gap)."
                 + (
                     " Stamps 'recorded' are those of the recorder's own clock."
                     if self._stamps == "header"

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from stream_vlm_ros.errors import InvalidParameterError
+from stream_vlm_ros.errors import InvalidParameterError, real_number
 
 NANOSECONDS = 1_000_000_000
 MAX_SECONDS = 2.0**31  # of any source, and of any question's time: what stamps can hold
@@ -37,12 +37,13 @@ class StampSampler:
     """
 
     def __init__(self, fps: float) -> None:
-        if not _MIN_FPS <= fps <= _MAX_FPS:
+        rate = real_number(fps)
+        if rate is None or not _MIN_FPS <= rate <= _MAX_FPS:
             raise InvalidParameterError(
                 f"The sampling rate is {fps} frames/s; it must be above 0 "
                 f"({_MIN_FPS:g} to {_MAX_FPS:g}). Leave it out to take every frame."
             )
-        self.period_ns = max(1, round(NANOSECONDS / fps))
+        self.period_ns = max(1, round(NANOSECONDS / rate))
         self.reset()
 
     def reset(self) -> None:

@@ -9,6 +9,7 @@ import torch
 from training.config import model_config
 from training.network import Network, norm
 from training.rows import SIZES, RowMaker, Words, time_steps
+from training.train import main
 
 from stream_vlm_ros.world.draw import glyph_atlas
 
@@ -81,6 +82,28 @@ def test_a_question_in_training_has_the_positions_that_the_trained_rule_gives():
     seen = int(batch["limit"][0][start])
     assert ids[start] == words.vision_end
     assert positions[:, start].tolist() == [int(positions[:, :seen].max()) + 1] * 3
+
+
+@pytest.mark.parametrize("out", ["", "a file", "of another's", "nowhere/new"])
+def test_training_refuses_a_folder_that_is_not_its_own(tmp_path, monkeypatch, capsys, out):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a file").touch()
+    (tmp_path / "nowhere").symlink_to("/dev/null")
+    (tmp_path / "of another's").mkdir()
+    (tmp_path / "of another's" / "moments.txt").touch()
+    with pytest.raises(SystemExit) as ended:
+        main(["--out", out])
+    assert ended.value.code == 2
+    words = {
+        "": "--out is empty",
+        "a file": "a file is a file, not a folder",
+        "of another's": "of another's holds moments.txt, which this program did not put there",
+        "nowhere/new": "--out nowhere/new cannot be used",
+    }
+    assert f"error: {words[out]}" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.rglob("*")) == [
+        "a file", "moments.txt", "nowhere", "of another's",
+    ]  # fmt: skip
 
 
 def test_time_steps_are_two_a_second_rounded_down_but_for_a_hair():

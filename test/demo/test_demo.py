@@ -15,6 +15,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from typer.testing import CliRunner
+
+from stream_vlm_ros.cli import app
 
 rclpy = pytest.importorskip("rclpy")
 pytestmark = pytest.mark.ros
@@ -48,6 +51,11 @@ def start(*arguments):
         env=environment,
         start_new_session=True,
     )
+
+
+def run_verb(*options):
+    """``stream-vlm demo``, in this process: for what is refused before anything starts."""
+    return CliRunner().invoke(app, ["demo", *map(str, options)], env={"COLUMNS": "200"})
 
 
 def survivors():
@@ -138,11 +146,13 @@ def process_of(module):
 
 
 ON_A_GRAPH_WITH_THE_NODE = """
-import contextlib, os, sys
-from stream_vlm_ros.demo import __main__ as demo
+import contextlib, os
+from stream_vlm_ros.cli import app
+from stream_vlm_ros.demo import system
 
-demo.own_graph = lambda logs: contextlib.nullcontext({"ROS_DOMAIN_ID": os.environ["ROS_DOMAIN_ID"]})
-sys.exit(demo.main(["--seconds", "30"]))
+own = {"ROS_DOMAIN_ID": os.environ["ROS_DOMAIN_ID"]}
+system.own_graph = lambda logs: contextlib.nullcontext(own)
+app(["demo", "--seconds", "30"])
 """
 
 
@@ -169,28 +179,48 @@ def test_a_node_of_its_name_that_is_there_already_is_said():
     ("options", "words"),
     [
         (["--video", "nowhere.mp4"], "video: There is no file nowhere.mp4. Check the path."),
-        (["--seconds", "abc"], "seconds must be a number, got 'abc'"),
-        (["--rate", "fast"], "rate must be a number, got 'fast'"),
-        (["--model", "/nowhere"], "model: there is no folder /nowhere"),
-        (["--max-cache-tokens", "5"], "max_cache_tokens must be 0 (as many as fit) or at least 64"),
+        (["--seconds", 0], "seconds must lie in [1.0, 1000000.0], got 0.0"),
+        (["--size", "big"], "size: "),
+        (["--device", "gpu"], "device: must be auto, cpu, cuda or cuda:N, got 'gpu'"),
+        (["--model", "/nowhere"], "no model folder /nowhere"),
+        (["--model", Path(__file__).parent], f"{Path(__file__).parent} has no config.json"),
+        (["--max-cache-tokens", 5], "max_cache_tokens must be 0 (as many as fit) or at least 64"),
         (["--logs", "/dev/null/logs"], "--logs /dev/null/logs cannot be used: "),
+        (["--logs", __file__], f"{__file__} is a file, not a folder"),
+        (["--logs", ""], "--logs is empty: name a folder"),
     ],
 )
-def test_an_option_that_is_wrong_is_one_line_and_exit_status_2(capsys, options, words):
-    from stream_vlm_ros.demo.__main__ import main
-
-    assert main(options) == 2
-    output, errors = capsys.readouterr()
-    assert output == ""
-    assert errors.startswith(f"demo: {words}") and len(errors.splitlines()) == 1
+def test_a_value_that_is_wrong_is_one_line_and_exit_status_2(options, words):
+    told = run_verb(*options)
+    assert (told.exit_code, told.stdout) == (2, "")
+    assert told.stderr.startswith(f"stream-vlm: {words}") and len(told.stderr.splitlines()) == 1
 
 
-def test_the_seconds_of_make_are_checked_as_well(capsys, monkeypatch):
-    from stream_vlm_ros.demo.__main__ import main
+@pytest.mark.parametrize("name", ["node.log", "ros"])
+def test_logs_of_somebody_elses_are_left_alone_and_said(tmp_path, name):
+    (tmp_path / name).write_text("not ours")
+    told = run_verb("--logs", tmp_path)
+    assert (told.exit_code, told.stdout) == (2, "")
+    assert f"{tmp_path} holds {name}, which this program did not put there" in told.stderr
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "not ours"
 
+
+@pytest.mark.parametrize("option", ["seconds", "rate", "count", "fps"])
+def test_a_text_in_place_of_a_number_is_refused_as_by_every_verb(option):
+    told = run_verb(f"--{option}", "fast")
+    assert (told.exit_code, told.stdout) == (2, "")
+    assert told.stderr.startswith("Usage: ") and f"'--{option}'" in told.stderr
+
+
+def test_the_seconds_of_make_are_taken_and_checked_as_well(monkeypatch):
     monkeypatch.setenv("DEMO_SECONDS", "soon")
-    assert main([]) == 2
-    assert capsys.readouterr().err == "demo: seconds must be a number, got 'soon'\n"
+    told = run_verb()
+    assert (told.exit_code, told.stdout) == (2, "")
+    assert "Invalid value for '--seconds' (env var: 'DEMO_SECONDS')" in told.stderr
+    monkeypatch.setenv("DEMO_SECONDS", "0.5")
+    assert "seconds must lie in" in run_verb().stderr
+    assert "seconds must lie in [1.0, 1000000.0], got 0.25" in run_verb("--seconds", 0.25).stderr
 
 
 @slow

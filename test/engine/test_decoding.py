@@ -6,6 +6,8 @@
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -73,3 +75,27 @@ def test_a_stop_text_is_found_wherever_tokens_and_characters_end(byte_tokenizer,
             if said.stopped:
                 break
         assert "".join(pieces) == said.text == text[: text.find(stop)]
+
+
+WORDS = ("a", "b", "ab", "ba.", ".", " b", "b. a", "")  # the last is a control token
+
+
+@given(
+    ids=st.lists(st.integers(0, len(WORDS) - 1), min_size=1, max_size=8),
+    stop=st.text("ab. ", min_size=1, max_size=3),
+)
+def test_the_ids_of_what_was_shown_are_its_text_however_a_stop_text_cuts_tokens(ids, stop):
+    said = AnswerText(lambda some: "".join(WORDS[number] for number in some), [stop])
+    for token in ids:
+        said.add(token)
+        if said.stopped:
+            break
+    said.finish()
+    whole = "".join(WORDS[number] for number in ids)
+    shown = said.shown_ids(lambda text: [WORDS.index(c) if c in WORDS else 100 for c in text])
+    assert said.text == whole.split(stop)[0]
+    assert "".join(WORDS[n] if n < 100 else " " for n in shown) == said.text
+    same = [one == other for one, other in zip(shown, ids, strict=False)]
+    cut = same.index(False) if False in same else len(same)
+    # Only a token that the stop text cuts is written otherwise.
+    assert len("".join(WORDS[n] if n < 100 else " " for n in shown[cut:])) < 4

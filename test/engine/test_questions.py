@@ -5,6 +5,7 @@
 
 import gc
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -319,7 +320,7 @@ def test_bad_questions_are_refused_in_words_and_the_stream_goes_on(toys, model, 
         ("", InvalidQuestionError, "empty"),
         (" \n\t", InvalidQuestionError, "empty"),
         (7, InvalidQuestionError, "must be text, not int"),
-        ("So \ud83d?", InvalidQuestionError, r"half a character \(surrogate U\+D83D at 3\)"),
+        ("So \ud83d?", InvalidQuestionError, r"contains an unpaired surrogate \(U\+D83D at 3\)"),
         ("x" * 10_000_000, InvalidQuestionError, "10000000 characters long"),
         # <|vision_end|>, 300 bytes, <|im_end|> \n <|im_start|> a-s-s-i-s-t-a-n-t \n
         ("x" * 300, InvalidQuestionError, "takes 314 tokens, but 200 are kept"),
@@ -332,7 +333,7 @@ def test_bad_questions_are_refused_in_words_and_the_stream_goes_on(toys, model, 
         ([], "0 choices"),
         (["a"] * 1000, "1000 choices were given: between 1 and 64"),
         (["a", " "], "choice 2 is empty"),
-        (["a", "\udc00"], "choice 2 holds half a character"),
+        (["a", "\udc00"], "choice 2 contains an unpaired surrogate"),
         (["a", 3], "choice 2 is empty or not text"),
         ("abc", "must be a list"),
         (["x" * 100, "y", "z"], "need more than the 200 tokens"),
@@ -349,7 +350,10 @@ def test_bad_questions_are_refused_in_words_and_the_stream_goes_on(toys, model, 
         (dict(stop=None), "stop must be a list"),
         (dict(stop=["a", ""]), "stop must be a list"),
         (dict(stop=(text for text in "ab")), "stop must be a list"),
-        (dict(seed=2**64), "seed must be a whole number of 64 bits"),
+        (dict(seed=2**64), "seed must be a whole number from"),
+        (dict(seed=True), "seed must be a whole number from .*, not True"),
+        (dict(temperature=True), "temperature is out of its range: True"),
+        (dict(max_new_tokens=True), "max_new_tokens must be a whole number"),
         (dict(seed="x"), "seed must be"),
         (dict(seed=1.5), "seed must be"),
     ]:
@@ -358,6 +362,15 @@ def test_bad_questions_are_refused_in_words_and_the_stream_goes_on(toys, model, 
     assert_same(before, everything(engine))
     engine.append_video_chunk(toys.frames(4), fps=2)
     assert engine.ask("What?", 3)
+
+
+def test_numbers_of_numpy_answer_as_pythons_do(toys, model, processor):
+    engine = make(model, processor, max_tail_tokens=np.int64(200))
+    engine.append_video_chunk(toys.frames(4), fps=2)
+    drawn = {"max_new_tokens": 4, "do_sample": True, "temperature": 0.5, "top_p": 0.75, "seed": 3}
+    kinds = {int: np.int64, float: np.float32}  # of these values float32 holds all exactly
+    same = {name: kinds.get(type(v), type(v))(v) for name, v in drawn.items()}
+    assert engine.ask("What?", **same)[0] == engine.ask("What?", **drawn)[0]
 
 
 def test_reset_forgets_everything_and_the_same_frames_give_the_same_again(toys, model, processor):
@@ -403,3 +416,86 @@ def test_a_chunk_leaves_ready_what_a_question_asks_of_the_memory(
             with manager.fork(1) as fork:
                 read = sum(part.slots.stop - part.slots.start for part in fork.parts)
         assert read == parts[-1][1]
+
+
+@pytest.mark.parametrize("path", ["eager", "static"])
+def test_a_kept_exchange_ends_where_the_caller_saw_it_end(toys, model, processor, path):
+    def watching():
+        engine = make(model, processor, question_path=path)
+        engine.append_video_chunk(toys.frames(4), fps=2)
+        return engine
+
+    asking, cases = watching(), 0
+    for number in range(40):
+        drawn = {"do_sample": True, "temperature": 5.0, "seed": number}
+        whole = asking.ask("What?", 4, **drawn)[0]
+        seen, stop = whole[:2], whole[2:3]
+        # A byte is a token of the toy, and most of them are no character.
+        if asking.ask("What?", 2, **drawn)[0] != seen or not seen.isascii():
+            continue
+        if not stop.isascii() or stop in seen:
+            continue
+        stopped, straight = watching(), watching()
+        text, metrics = stopped.ask("What?", 4, stop=[stop], update_state=True, **drawn)
+        assert (text, metrics.finish_reason) == (seen, "stop")
+        # This one says just the same and is cut by its length.
+        assert straight.ask("What?", 2, update_state=True, **drawn)[0] == seen
+        one, other = (engine.cache_manager.gather() for engine in (stopped, straight))
+        assert one.shape == other.shape
+        assert torch.allclose(one, other, atol=1e-4)
+        cases += 1
+    assert cases > 1
+
+
+def test_an_exchange_that_is_kept_behind_later_chunks_ends_there_too(toys, model, processor):
+    engine = make(model, processor, cap=400, fork_slack_tokens=100)
+    engine.append_video_chunk(toys.frames(4), fps=2)
+    whole, _ = engine.ask("What is it?", max_new_tokens=12)
+    stop = next(c for at, c in enumerate(whole) if at > 1 and c not in whole[:at] and c.isascii())
+    before = engine.get_cache_info().cache_seq_length
+    with engine.ask_stream("What is it?", 12, stop=[stop], update_state=True) as writer:
+        next(writer)
+        appended = engine.append_video_chunk(toys.frames(4, seed=2), fps=2).tokens
+        for _ in writer:
+            pass
+    chat = ChatLayout(processor, model.config)
+    shown = len(chat.plain(writer.text)) if "\ufffd" not in writer.text else whole.index(stop)
+    exchange = len(chat.question("What is it?", True, 999)) + shown + len(chat.answer_end)
+    assert engine.get_cache_info().cache_seq_length == before + appended + exchange
+
+
+@pytest.mark.parametrize("end", ["left", "left by an error", "dropped", "dropped unread", "closed"])
+def test_an_answer_that_is_not_finished_lets_go_of_what_it_read(toys, model, processor, end):
+    engine = make(model, processor)
+    engine.append_video_chunk(toys.frames(4), fps=2)
+    before = engine.cache_manager.snapshot()
+    whole, answer = engine.ask("What?", 8)[0], engine.ask_stream("What?", 8, update_state=True)
+    with pytest.raises(StreamBusyError):
+        engine.cache_manager.restore(before)
+    if end == "left":
+        with answer:
+            first = next(answer)
+        assert answer.text == first and whole.startswith(first) and answer.metrics is None
+        assert list(answer) == []
+    elif end == "left by an error":
+        with pytest.raises(KeyError), answer:
+            next(answer)
+            raise KeyError
+    elif end == "dropped":
+        next(answer)
+    elif end == "closed":
+        answer.close()
+        answer.close()
+    answer = None
+    engine.cache_manager.restore(before)
+    assert engine.get_cache_info().exchanges == 0
+    assert engine.ask("What?", 8)[0] == whole
+
+
+def test_an_answer_within_with_may_be_read_to_its_end(toys, model, processor):
+    engine = make(model, processor)
+    engine.append_video_chunk(toys.frames(4), fps=2)
+    with engine.ask_stream("What?", 8) as answer:
+        pieces = list(answer)
+    assert "".join(pieces) == answer.text == engine.ask("What?", 8)[0]
+    assert answer.metrics.answer_tokens == 8

@@ -139,7 +139,7 @@ BAD_CHUNKS: dict[str, tuple[Any, dict[str, Any]]] = {
 BAD_QUESTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
     "no text": (None, {}),
     "empty": ("", {}),
-    "half a character": ("\ud800", {}),
+    "an unpaired surrogate": ("\ud800", {}),
     "too long": ("word " * 400, {}),
     "no token": ("So?", {"max_new_tokens": 0}),
     "half a token": ("So?", {"max_new_tokens": 1.5}),
@@ -159,7 +159,7 @@ BAD_CHOICES: dict[str, Any] = {
     "a text": "yes",
     "an empty one": ["yes", ""],
     "no text": ["yes", 1],
-    "half a character": ["\ud800"],
+    "an unpaired surrogate": ["\ud800"],
     "too many": ["yes"] * 2000,
     "too long": ["yes" * 300, "no"],
 }

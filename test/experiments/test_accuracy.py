@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from stream_vlm_ros.experiments.accuracy import Streams, judge
-from stream_vlm_ros.experiments.exam import PERCEPTION, TYPES
+from stream_vlm_ros.experiments.dataset import PERCEPTION, TYPES
 from stream_vlm_ros.experiments.record import Record
 from stream_vlm_ros.experiments.streams import DEFAULT, LAST_FOUR
 

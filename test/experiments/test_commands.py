@@ -96,7 +96,7 @@ def test_a_long_video_comes_out_to_the_token(run, layout):
     assert summary["length at the end"] == 200
 
 
-def test_bookkeeping_that_is_off_by_one_token_fails(run, monkeypatch):
+def test_a_count_that_is_off_by_one_token_fails(run, monkeypatch):
     from stream_vlm_ros.engine.cache.eviction import KVCacheEvictor
 
     due = KVCacheEvictor.due
@@ -159,11 +159,11 @@ def test_running_out_of_memory_is_tried_again_with_fewer_frames_and_noted(run, m
     offline = native.offline_pass
     tried = []
 
-    def small(bench, frames):
+    def small(context, frames):
         tried.append([seconds for _, seconds in frames])
         if len(frames) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
-        return offline(bench, frames)
+        return offline(context, frames)
 
     monkeypatch.setattr(native, "offline_pass", small)
     _, found = run("native", "--frames", 8, "--max-new-tokens", 2)
@@ -172,7 +172,7 @@ def test_running_out_of_memory_is_tried_again_with_fewer_frames_and_noted(run, m
     assert found["summary"]["streamed"]["frames"] == 2
     assert sum("out_of_memory" in row for row in found["rows"]) == 2
 
-    monkeypatch.setattr(native, "offline_pass", lambda bench, frames: 1 / 0)
+    monkeypatch.setattr(native, "offline_pass", lambda context, frames: 1 / 0)
     status, found = run("native", "--frames", 8)
     assert (status, found["status"]) == (1, "broken off")  # any other error is none of memory
 
@@ -217,7 +217,7 @@ def test_positions_that_are_off_are_found(run, monkeypatch):
     ]
 
 
-def test_keys_that_are_off_are_found_though_the_bookkeeping_is_right(run, monkeypatch):
+def test_keys_that_are_off_are_found_though_the_counts_are_right(run, monkeypatch):
     from stream_vlm_ros.engine.cache.buffer import KVBuffer
 
     rotate = KVBuffer.rotate_base
@@ -278,6 +278,13 @@ def test_what_never_begins_writes_nothing(tmp_path, capsys, unusable):
     said = capsys.readouterr()
     assert not out.exists() and "Written" not in said.out
     assert said.err.startswith("stream-vlm: ") and len(said.err.splitlines()) == 1
+
+
+def test_an_empty_out_is_refused_before_anything_is_loaded(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sink", *SMALL, "--out", ""]) == 2
+    assert capsys.readouterr().err.startswith("stream-vlm: --out is empty")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_it_runs_where_only_torch_and_transformers_are_installed(tmp_path):

@@ -8,12 +8,12 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from stream_vlm_ros.errors import InvalidParameterError
+from stream_vlm_ros.experiments.model_under_test import ModelUnderTest
 from stream_vlm_ros.experiments.shapes import (
     random_network,
     shape_config,
     words_processor,
 )
-from stream_vlm_ros.experiments.subject import Subject
 
 
 def parameters(hidden, inner, layers, kv, words, tied):
@@ -68,4 +68,4 @@ def test_random_weights_are_those_of_their_seed_and_leave_the_default_type():
 )
 def test_what_cannot_be_is_refused_in_words(wrong, says):
     with pytest.raises(InvalidParameterError, match=says):
-        Subject.load(device="cpu", **wrong)
+        ModelUnderTest.load(device="cpu", **wrong)

@@ -20,9 +20,10 @@ from stream_vlm_ros.engine.results import (
 from stream_vlm_ros.errors import EmptyMemoryError, InvalidTimestampError
 
 TOKENS_PER_FRAME = 10
+MAX_PAUSE = 300.0
 
 
-def chunk_result(tokens, evicted_tokens=0, cache_length=0):
+def chunk_result(tokens, evicted_tokens=0, cache_length=0, closed_seconds=0.0):
     return ChunkResult(
         tokens=tokens,
         evicted_tokens=evicted_tokens,
@@ -30,6 +31,7 @@ def chunk_result(tokens, evicted_tokens=0, cache_length=0):
         latency=0.0,
         encode_latency=0.0,
         grid=(0, 0, 0),
+        closed_seconds=closed_seconds,
     )
 
 
@@ -58,7 +60,9 @@ def choice_metrics(choices, time_spans=()):
     )
 
 
-def cache_info(length=0, cap=0, chunks=0, frames=0, time_spans=(), levels=None, evicted=(0, 0)):
+def cache_info(
+    length=0, cap=0, chunks=0, frames=0, time_spans=(), levels=None, evicted=(0, 0), closed=()
+):
     return CacheInfo(
         cache_seq_length=length,
         cache_memory_bytes=length * 100,
@@ -74,6 +78,8 @@ def cache_info(length=0, cap=0, chunks=0, frames=0, time_spans=(), levels=None, 
         chunks=chunks,
         frames=frames,
         exchanges=0,
+        closed_pauses=len(closed),
+        closed_seconds=sum(closed),
         grids_in_memory=0,
         levels=levels or {},
         time_spans=tuple(time_spans),
@@ -137,13 +143,16 @@ class FakeEngine(SilentEngine):
         self._enter(("append", len(frames)))
         if self.times and timestamps[0] < self.times[-1]:
             raise InvalidTimestampError("time runs backwards")
+        pause = timestamps[0] - self.times[-1] if self.times else 0.0
+        pause = pause if pause > MAX_PAUSE else 0.0
+        self.closed += [pause] if pause else []
         self.times += timestamps
         self.frames += len(frames)
         self.chunks += 1
         while len(self.times) * TOKENS_PER_FRAME > self.cap:
             self.times.pop(0)
             self.evicted += 1
-        return chunk_result(len(frames) * TOKENS_PER_FRAME)
+        return chunk_result(len(frames) * TOKENS_PER_FRAME, closed_seconds=pause)
 
     def ask_stream(self, question, max_new_tokens=128, cancel=None, **options):
         self._enter(("ask", question, max_new_tokens, options))
@@ -175,7 +184,8 @@ class FakeEngine(SilentEngine):
             spans,
             {"window": window},
             (self.evicted, self.evicted * TOKENS_PER_FRAME),
+            self.closed,
         )
 
     def reset(self):
-        self.times, self.frames, self.chunks, self.evicted = [], 0, 0, 0
+        self.times, self.frames, self.chunks, self.evicted, self.closed = [], 0, 0, 0, []

@@ -261,6 +261,23 @@ def test_an_engine_goes_on_with_what_the_folder_holds(tmp_path, delayed, noise):
     second.close()
 
 
+def test_a_question_is_of_frames_that_wait_after_a_pause_too(delayed, noise):
+    engine = delayed(fps=0)
+    engine.append_video_chunk(noise(4), timestamps=[0.0, 1.0, 2.0, 3.0])
+    engine.ask("What?", max_new_tokens=1)
+    assert engine.add_frame(noise(1)[0], 603.0).kept == 0
+    _, metrics = engine.ask("What?", max_new_tokens=1)
+    assert metrics.frames_used == 5 and metrics.time_span == 603.0
+
+
+def test_frames_without_stamps_follow_one_that_waits(delayed, noise):
+    engine = delayed(fps=0)
+    engine.append_video_chunk(noise(4), timestamps=[0.0, 1.0, 2.0, 603.0])
+    engine.append_video_chunk(noise(2), fps=0.5)
+    assert engine.memory.last_stamp == 607.0
+    assert engine.get_statistics().frames_waiting == 0
+
+
 def test_it_has_the_face_of_the_streaming_engine(small, delayed, noise):
     streaming, engine = VideoStreamingInference(*small), delayed(fps=0)
     for one in (streaming, engine):

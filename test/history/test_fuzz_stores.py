@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+MIB = 2**20
 SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "fuzz_stores.py"
 
 
@@ -42,6 +43,10 @@ def test_the_fuzz_sees_what_is_wrong(fuzz, tmp_path, monkeypatch):
         (folder.parent / "outside" / "notes.txt").unlink()
         return "whole"
 
+    def takes(folder):
+        return "whole" if b"x" * (64 * MIB) else ""
+
+    assert 64 * MIB <= wrong_after(takes)["memory"] < 96 * MIB
     assert "KeyError" in wrong_after(raises)["outcome"]
     assert wrong_after(touches)["touched"]
     monkeypatch.setattr(fuzz, "LIMIT", 0.2)

@@ -307,6 +307,13 @@ def test_a_folder_that_is_no_store_is_refused_with_what_is_in_it_and_left_alone(
     assert before is None or everything(tmp_path) == before
 
 
+def test_an_empty_name_is_not_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidParameterError, match="the folder of kept frames is empty"):
+        FrameStore("")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "frames").write_text("mine")
     with pytest.raises(FrameStoreError, match="frames is a file"):

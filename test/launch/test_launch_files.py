@@ -117,7 +117,7 @@ def test_the_demo_runs_by_launch_and_ends_by_itself(launch):
         ("demo.launch.py", ["rate:=fast"], "rate must be a number, got 'fast'"),
         ("demo.launch.py", ["video:=/nope.mp4"], "video: There is no file /nope.mp4"),
         ("demo.launch.py", ["use_sim_time:=maybe"], "use_sim_time must be true or false"),
-        ("demo.launch.py", ["model:=/nope"], "model: there is no folder /nope"),
+        ("demo.launch.py", ["model:=/nope"], "model: no model folder /nope"),
         ("stream_vlm.launch.py", ["params_file:=/nope.yaml"], "/nope.yaml cannot be read"),
         ("stream_vlm.launch.py", ["namespace:=a//b"], "namespace"),
         ("stream_vlm.launch.py", ["image:=3x"], "image"),
@@ -223,12 +223,15 @@ def test_a_replay_by_launch_writes_report_and_answers_and_ends_by_itself(launch,
 def run_launch_test(name, **environment):
     """Run a test of launch_testing, which has a process and a runner of its own."""
     pytest.importorskip("launch_testing", reason="launch_testing is not installed")
+    folder = HERE / "launch_tests"
+    paths = [str(folder), os.environ.get("PYTHONPATH")]  # for what they share
+    environment |= {"PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     done = subprocess.run(
-        [sys.executable, "-m", "launch_testing.launch_test", HERE / "launch_tests" / name],
+        [sys.executable, "-m", "launch_testing.launch_test", folder / name],
         capture_output=True,
         text=True,
         timeout=400,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+        env={**os.environ, **environment},
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -3,6 +3,7 @@
 
 """The node's worker drives the delayed batch engine as it drives the streaming one."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +22,7 @@ MICROSECOND = 1000
 
 def started(folder) -> EngineWorker:
     def load():
-        memory = SmartFrameManager(FrameStore(folder, form="png"))
+        memory = SmartFrameManager(FrameStore(folder, form="png"), max_time_gap=math.inf)
         worker.engine = DelayedBatchInferenceEngine(chatter_model(), toy_processor(), memory=memory)
         return worker.engine
 

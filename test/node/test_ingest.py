@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream_vlm_ros.config import Settings
+from stream_vlm_ros.engine.inputs.stamp_check import MAX_WAITING
 from stream_vlm_ros.errors import InvalidImageError
 from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.ingest import FrameIngest
@@ -144,7 +145,7 @@ def test_a_very_long_gap_starts_the_memory_anew_under_either_policy(make_ingest)
 
 
 @pytest.mark.parametrize("policy", ["reset", "reject"])
-@pytest.mark.parametrize("wrong", [100 + 7200, 100 + 7 * 86400, 3, 2**31 - 2])
+@pytest.mark.parametrize("wrong", [107, 1900, 100 + 7200, 100 + 7 * 86400, 3, 2**31 - 2])
 def test_one_frame_with_a_wrong_stamp_is_one_frame_lost(make_ingest, policy, wrong):
     box = make_ingest(chunk_frames=1, on_time_jump=policy)
     good = [100 + k / 10 for k in range(100)]
@@ -153,7 +154,46 @@ def test_one_frame_with_a_wrong_stamp_is_one_frame_lost(make_ingest, policy, wro
     assert [stamp for (stamp,) in box.stamps] == pytest.approx(good)
     assert (box.dropped(Drop.INVALID_STAMP), box.restarts) == (1, 0)
     cause, words = box.reports[0]
-    assert cause is Drop.INVALID_STAMP and ("ahead" if wrong > 200 else "older") in words
+    assert cause is Drop.INVALID_STAMP and ("ahead" if wrong > 100 else "older") in words
+
+
+@pytest.mark.parametrize("policy", ["reset", "reject"])
+def test_a_pause_loses_no_frame_and_is_no_jump(make_ingest, policy):
+    box = make_ingest(chunk_frames=1, on_time_jump=policy)
+    seconds = [100, 101, 102, 702, 703, 704, 705]
+    for k, stamp in enumerate(seconds):
+        box.receive(stamp)
+        assert len(box.stamps) == (k + 1 if k not in (3, 4) else 3)
+    assert box.stamps == [[stamp] for stamp in seconds]
+    assert box.restarts == 0 and box.holds()
+
+
+def test_the_last_frame_of_a_source_that_paused_is_taken_though_none_follows(make_ingest):
+    box = make_ingest(chunk_frames=2, max_chunk_delay=2.0)
+    for seconds in (100, 101, 102, 103, 703):
+        box.receive(seconds, now=seconds)
+    box.ingest.flush_overdue(round(705.9 * SECOND))
+    assert box.stamps == [[100.0, 101.0], [102.0, 103.0]] and box.holds()
+    box.ingest.flush_overdue(706 * SECOND)
+    assert box.stamps[2:] == [[703.0]] and box.counters.pending == 0
+
+
+def test_a_wrong_stamp_of_a_slow_camera_is_not_believed_before_its_next_frame_is_due(make_ingest):
+    box = make_ingest(chunk_frames=1, max_chunk_delay=2.0)
+    for stamp, now in ((100, 0), (105, 5), (110, 10), (1900, 15), (120, 20), (125, 25)):
+        box.receive(stamp, now=now)
+        box.ingest.flush_overdue(round((now + 4.9) * SECOND))
+    box.ingest.flush_overdue(1000 * SECOND)
+    assert box.stamps == [[100.0], [105.0], [110.0], [120.0], [125.0]]
+    assert (box.dropped(Drop.INVALID_STAMP), box.restarts) == (1, 0)
+
+
+def test_without_a_delay_for_chunks_frames_after_a_pause_wait_for_the_next_ones(make_ingest):
+    box = make_ingest(chunk_frames=1, max_chunk_delay=0.0)
+    for seconds in (100, 101, 701):
+        box.receive(seconds, now=seconds)
+    box.ingest.flush_overdue(10**15)
+    assert box.stamps == [[100.0], [101.0]] and box.ingest.open_frames == 1
 
 
 def test_a_wrong_first_stamp_does_not_bar_the_stream_that_follows(make_ingest):
@@ -322,7 +362,7 @@ def test_no_frame_is_lost_or_counted_twice(sample_fps, events):
             stamp = 0.0 if event == "zero" else seconds
             box.receive(stamp, now=seconds, size=(side, side), bad=event == "bad")
         assert box.holds()
-        assert box.ingest.open_frames <= 2 + 2  # in the open chunk, and for a jump
+        assert box.ingest.open_frames <= 1 + MAX_WAITING  # in the open chunk, and for a jump
     for chunk in box.chunks:
         assert all(a.stamp_ns < b.stamp_ns for a, b in itertools.pairwise(chunk))
         assert len({frame.image.shape for frame in chunk}) == 1

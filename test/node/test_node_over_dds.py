@@ -245,6 +245,17 @@ def test_a_late_frame_is_dropped_and_a_looped_bag_starts_anew(client):
     assert balanced(status)
 
 
+def test_a_pause_below_max_time_gap_goes_on_with_the_memory_and_is_said(client):
+    fill(client, 2)
+    before = client.status
+    assert (before.closed_pauses, before.closed_seconds) == (0, 0.0)
+    client.send(client.image(step_ns=1_000_000_000_000))
+    status = client.wait_status(lambda s: s.frames == 3)
+    # Closed is the step from grid to grid, but for a second, or the step before.
+    assert status.closed_pauses == 1 and 998 <= status.closed_seconds <= 1002
+    assert status.time_jumps == before.time_jumps and status.resets == before.resets
+
+
 def test_stamps_of_zero_keep_their_header_and_are_timed_by_arrival(client):
     from builtin_interfaces.msg import Time
 

@@ -117,6 +117,18 @@ def test_stamps_and_header_of_an_outcome_are_the_sources_to_the_nanosecond(make_
     assert memory.header == "header 0.7"
 
 
+def test_a_pause_that_the_model_does_not_see_is_told_and_counted(make_box):
+    told = []
+    box = make_box(pause_closed=told.append)
+    box.append(0, 0.5)
+    box.append(1, 1.5)
+    box.append(1001.5, 1002)
+    memory = box.ask().future.result(PATIENCE).memory
+    assert (memory.closed_pauses, memory.closed_seconds, told) == (1, 1000.0, [1000.0])
+    box.worker.reset(Drop.RESET).result(PATIENCE)
+    assert (box.worker.memory.closed_pauses, box.worker.memory.closed_seconds) == (0, 0.0)
+
+
 def test_the_settings_of_a_question_reach_the_engine(make_box):
     box = make_box()
     box.append(0)

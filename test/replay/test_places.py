@@ -61,6 +61,14 @@ def test_a_recording_named_bag_is_not_replaced_by_the_bag_of_its_own_replay(here
     assert everything(here) == before
 
 
+def test_an_empty_out_is_refused_and_the_working_folder_stays_as_it_is(here):
+    before = everything(here)
+    assert "--out is empty" in refused(
+        "world:1", "--questions", "q.yaml", "--out", "", "--end", "3"
+    )
+    assert everything(here) == before
+
+
 @pytest.mark.parametrize("what", ["folder", "file", "link", "link to nothing"])
 def test_whatever_stands_where_the_bag_would_go_is_left_alone_if_it_is_none_of_ours(here, what):
     (here / "mine").mkdir()

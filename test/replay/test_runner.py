@@ -106,6 +106,17 @@ def test_the_answers_are_those_of_the_same_frames_handed_to_the_engine_by_hand(w
     assert which["metrics"]["scores"] == list(metrics["scores"])
 
 
+def test_pauses_left_out_for_the_model_are_said_in_the_notes(write_questions):
+    questions = load_questions(write_questions(QUESTIONS))
+    times = [*half_seconds(9), *(86_404.5 + time for time in half_seconds(9))]
+    run = replayed(KnownSource(times, start_ns=START * 10**9), questions)
+    (note,) = [note for note in run["source"]["notes"] if "pause" in note]
+    assert "1 pause between frames, 24 h 00 min in all, left out for the model" in note
+    assert sum(entry["closed_seconds"] for entry in run["series"]) == pytest.approx(86_400, abs=1)
+    quiet = replayed(KnownSource(half_seconds(18), start_ns=START * 10**9), questions)
+    assert not any("pause" in note for note in quiet["source"]["notes"])
+
+
 def test_a_question_sees_every_pair_of_frames_up_to_its_time_and_none_after(write_questions):
     questions = load_questions(
         write_questions("questions: [{text: A, at: 2.0, id: a}, {text: B, at: 2.9, id: b}]")

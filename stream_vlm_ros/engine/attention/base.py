@@ -238,7 +238,7 @@ class Merger:
             waiting.insert(0, (out.unsqueeze(0), merged_lse.unsqueeze(0)))
 
 
-def _differ(found: torch.Tensor, expected: torch.Tensor) -> str:
+def _differ(found: torch.Tensor, expected: torch.Tensor) -> str | None:
     # Both round once to the format.
     return relative_difference(found, expected, 4 * torch.finfo(found.dtype).eps)
 

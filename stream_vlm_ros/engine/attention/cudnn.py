@@ -133,11 +133,14 @@ def _kind(query: torch.Tensor, causal: bool) -> tuple[object, ...]:
     return query.device, query.dtype, what
 
 
-def _differ(found: AttnState, expected: AttnState) -> str:
+def _differ(found: AttnState, expected: AttnState) -> str | None:
     """What tells two results apart by more than rounding to the output's format."""
     (out, lse), (other_out, other_lse) = found, expected
     # Each rounds once to that format, and P before P V.
-    if off := relative_difference(out, other_out, 4 * torch.finfo(out.dtype).eps):
+    off = relative_difference(out, other_out, 4 * torch.finfo(out.dtype).eps)
+    if off is None:
+        return None
+    if off:
         return f"{off}, compared with flash attention"
     largest = float((lse - other_lse).abs().max())
     if not largest <= 0.02:

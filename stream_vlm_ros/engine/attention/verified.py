@@ -48,11 +48,12 @@ class Verified(Generic[T]):
         kind: Hashable,
         fast: Callable[[], T],
         plain: Callable[[], T],
-        differ: Callable[[T, T], str],
+        differ: Callable[[T, T], str | None],
     ) -> T:
         """What ``fast`` computes, or ``plain`` where it does not serve.
 
-        ``differ`` tells how two results differ by more than rounding, "" if they do not.
+        ``differ`` tells how two results differ by more than rounding, "" if they do not, None if
+        the plain one is no measure: then the next call decides.
         """
         if kind in self._proved:
             found = self.attempt(kind, fast)
@@ -60,7 +61,9 @@ class Verified(Generic[T]):
         if kind in self.refused or (found := self.attempt(kind, fast)) is None:
             return plain()
         expected = plain()
-        if why := differ(found, expected):
+        if (why := differ(found, expected)) is None:
+            return expected
+        if why:
             self.refuse(kind, why)
             return expected
         self._proved.add(kind)
@@ -86,9 +89,14 @@ class Verified(Generic[T]):
         log.warning("%s%s: %s", self._consequence, f" ({of})" if of else "", why)
 
 
-def relative_difference(found: torch.Tensor, expected: torch.Tensor, bound: float) -> str:
-    """How a result differs by more than ``bound``, relative to the size of the whole; "" if not."""
+def relative_difference(found: torch.Tensor, expected: torch.Tensor, bound: float) -> str | None:
+    """How a result differs by more than ``bound``, relative to the size of the whole; "" if not.
+
+    None where what is expected is infinite or not a number itself (a chunk that will be refused).
+    """
     scale = expected.float().norm().clamp(min=1e-30)
+    if not scale.isfinite():
+        return None
     off = float((found.float() - expected.float()).norm() / scale)
     if off <= bound:  # not where it is NaN
         return ""

@@ -107,6 +107,11 @@ class PositionLedger:
         return self._end
 
     @property
+    def extent(self) -> int:
+        """Positions that what is in memory spans, as it is laid out now, over all axes."""
+        return max(self._end.minus(self.frame))
+
+    @property
     def frame(self) -> Vec:
         """Shift of the newest run: new tokens are rotated in its frame."""
         newest = self._newest_run()

@@ -256,15 +256,15 @@ class MultimodalRotary(torch.nn.Module):
         super().__init__()
         steps = torch.arange(len(axis_of), device="cpu").float() / len(axis_of)
         # Plain attributes: a cast of the model to bfloat16 must not round the frequencies.
-        self._frequencies = (1.0 / theta**steps).double()
+        self._tables = (1.0 / theta**steps).double(), torch.tensor(axis_of, device="cpu")
         self._axes = tuple(axis_of)
-        self._axis_of = torch.tensor(axis_of, device="cpu")
 
     def _on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        if self._frequencies.device != device:
-            self._frequencies = self._frequencies.to(device)
-            self._axis_of = self._axis_of.to(device)
-        return self._frequencies, self._axis_of
+        # Engines in several threads may share it: both tables change at once.
+        frequencies, axis_of = self._tables
+        if frequencies.device != device:
+            frequencies, axis_of = self._tables = frequencies.to(device), axis_of.to(device)
+        return frequencies, axis_of
 
     def angles(self, position_ids: torch.Tensor) -> torch.Tensor:
         """``[3, ..., n]`` ids to ``[..., n, head_dim // 2]`` angles in float64."""

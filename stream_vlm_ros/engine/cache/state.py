@@ -26,6 +26,7 @@ from stream_vlm_ros.engine.cache.eviction import (
 from stream_vlm_ros.engine.cache.ledger import PositionLedger
 from stream_vlm_ros.engine.cache.mrope import Grid, Span
 from stream_vlm_ros.engine.cache.slots import Slots
+from stream_vlm_ros.engine.inputs.timeline import Timeline
 from stream_vlm_ros.engine.inputs.token_reduction import Known
 
 
@@ -40,6 +41,7 @@ class StreamState:
         last_stamp: source time of the newest frame.
         open_segment: a vision segment stands open: more frames continue it.
         exchanges: question-answer pairs kept in the stream.
+        timeline: where the grids so far lie on the t axis, and the pauses that were closed.
         known: what tokens that say nothing new are compared with, where such are left out.
     """
 
@@ -49,6 +51,7 @@ class StreamState:
     last_stamp: float | None = None
     open_segment: bool = False
     exchanges: int = 0
+    timeline: Timeline = field(default_factory=Timeline)
     known: Known | None = field(default=None, compare=False, repr=False)
 
 

@@ -52,7 +52,7 @@ def _half_character(text: str) -> str | None:
         text.encode()
     except UnicodeEncodeError as error:
         return (
-            f"holds half a character (surrogate U+{ord(text[error.start]):04X} at "
+            f"contains an unpaired surrogate (U+{ord(text[error.start]):04X} at "
             f"{error.start}): decode it as UTF-16 or UTF-8 first"
         )
     return None
@@ -84,6 +84,7 @@ class ChatLayout:
         system_prompt: str | None = None,
     ):
         self._tokenizer = processor.tokenizer
+        self._letters = processor.letter_encoder
         self._processor = processor
         self._config = config
         pad = self._tokenizer.convert_ids_to_tokens(config.video_token_id)
@@ -205,8 +206,9 @@ class ChatLayout:
         return ids
 
     def plain(self, text: str) -> list[int]:
-        """Token ids of text from outside: a control token in it is just letters."""
-        return self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        """Token ids of text from outside: a token with a name in it is just letters."""
+        ids: list[int] = self._letters.encode(text, add_special_tokens=False).ids
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, without control tokens."""

@@ -26,7 +26,8 @@ from stream_vlm_ros.errors import (
     InvalidImageError,
     InvalidParameterError,
     ModelLoadError,
-    check_whole_number,
+    real_number,
+    whole_number,
 )
 
 MAX_ASPECT_RATIO = 200
@@ -54,20 +55,32 @@ class ImageSettings:
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "temporal_patch_size", "merge_size"):
-            check_whole_number(name, getattr(self, name), least=1)
-        check_pixel_bounds(self.min_pixels, self.max_pixels)
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least=1))
+        for name, bound in zip(
+            ("min_pixels", "max_pixels"),
+            pixel_bounds(self.min_pixels, self.max_pixels),
+            strict=True,
+        ):
+            object.__setattr__(self, name, bound)
         for name in ("image_mean", "image_std"):
             object.__setattr__(self, name, _three_floats(name, getattr(self, name)))
         if min(self.image_std) <= 0:
             raise InvalidParameterError(f"image_std must be above 0, not {self.image_std}")
-        if not (_is_number(self.rescale_factor) and self.rescale_factor > 0):
+        factor = real_number(self.rescale_factor)
+        if factor is None or not 0 < factor < math.inf:
             raise InvalidParameterError(
                 f"rescale_factor must be a number above 0, not {self.rescale_factor!r}"
             )
+        object.__setattr__(self, "rescale_factor", factor)
 
     def at_most(self, max_pixels: int | None) -> int:
-        """The smaller of ``max_pixels`` and the checkpoint's own bound; None: its own."""
-        return min(max_pixels or self.max_pixels, self.max_pixels)
+        """The smaller of ``max_pixels`` and the checkpoint's own bound; None and 0: its own.
+
+        Raises InvalidParameterError for what is no whole number.
+        """
+        if max_pixels is None:
+            return self.max_pixels
+        return min(whole_number("max_pixels", max_pixels, 0) or self.max_pixels, self.max_pixels)
 
     @property
     def factor(self) -> int:
@@ -239,8 +252,7 @@ class FrameProcessor:
         """Both bounds, the settings' own for None; InvalidParameterError if they are unusable."""
         low = self.settings.min_pixels if min_pixels is None else min_pixels
         high = self.settings.max_pixels if max_pixels is None else max_pixels
-        check_pixel_bounds(low, high)
-        return low, high
+        return pixel_bounds(low, high)
 
     def _upload(self, pictures: list[np.ndarray | torch.Tensor]) -> torch.Tensor:
         """One uint8 tensor [frames, 3, height, width], channels last in memory, on the device."""
@@ -277,14 +289,13 @@ class FrameProcessor:
         return PatchGrid(values.flatten(1).to(self.dtype), (t, h, w), merge)
 
 
-def check_pixel_bounds(min_pixels: int, max_pixels: int) -> None:
-    """Raises InvalidParameterError unless 1 <= min_pixels <= max_pixels, both whole numbers."""
-    check_whole_number("min_pixels", min_pixels, least=1)
-    check_whole_number("max_pixels", max_pixels, least=1)
-    if min_pixels > max_pixels:
-        raise InvalidParameterError(
-            f"min_pixels ({min_pixels}) must not be above max_pixels ({max_pixels})"
-        )
+def pixel_bounds(min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """Both as ints; raises InvalidParameterError unless 1 <= min_pixels <= max_pixels."""
+    low = whole_number("min_pixels", min_pixels, least=1)
+    high = whole_number("max_pixels", max_pixels, least=1)
+    if low > high:
+        raise InvalidParameterError(f"min_pixels ({low}) must not be above max_pixels ({high})")
+    return low, high
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
@@ -466,7 +477,8 @@ def _shape(array: np.ndarray | torch.Tensor) -> tuple[int, ...]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    number = real_number(value)
+    return number is not None and math.isfinite(number)
 
 
 def _three_floats(name: str, value: Any) -> tuple[float, float, float]:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from stream_vlm_ros.engine.inputs.frames import FrameProcessor, ImageSettings, read_json_object
@@ -75,6 +77,25 @@ class StreamProcessor:
                 f"the processor ({type(processor).__name__}) has no chat template"
             )
         return cls(tokenizer, ImageSettings.from_dict(images.to_dict()), template)
+
+    @cached_property
+    def letter_encoder(self) -> Tokenizer:
+        """Encodes text from outside: in it an added token, special or not, is just letters.
+
+        Of its own, for engines in several threads: what the library's tokenizer does with control
+        tokens is set by each call, also for the calls of others. The vocabulary is one.
+
+        Raises InvalidParameterError for a tokenizer that is not of the tokenizers library.
+        """
+        core = getattr(self.tokenizer, "backend_tokenizer", None)
+        if core is None:
+            raise InvalidParameterError(
+                f"the tokenizer ({type(self.tokenizer).__name__}) is not of the tokenizers "
+                "library: use StreamProcessor.from_pretrained(path)"
+            )
+        encoder = Tokenizer(core.model)
+        encoder.normalizer, encoder.pre_tokenizer = core.normalizer, core.pre_tokenizer
+        return encoder
 
     def frame_processor(
         self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32

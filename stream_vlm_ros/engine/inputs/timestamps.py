@@ -6,10 +6,9 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Sequence
 
-from stream_vlm_ros.errors import InvalidParameterError, InvalidTimestampError
+from stream_vlm_ros.errors import InvalidParameterError, InvalidTimestampError, real_number
 
 DEFAULT_FPS = 2.0
 # Of one stream: 136 years. So far float64 angles are exact, and no stamp in seconds goes further;
@@ -31,10 +30,9 @@ def frame_times(
         InvalidTimestampError: both or unusable ones given, a wrong number, time runs backwards.
     """
     if timestamps is None:
-        rate = DEFAULT_FPS if fps is None else fps
-        if not isinstance(rate, numbers.Real) or not 1 / MAX_SPAN < rate < math.inf:
+        rate = DEFAULT_FPS if fps is None else real_number(fps)
+        if rate is None or not 1 / MAX_SPAN < rate < math.inf:
             raise InvalidTimestampError(f"fps must be a number above 0: {fps!r}")
-        rate = float(rate)
         first = 0.0 if newest is None else newest + 1 / rate
         return [first + index / rate for index in range(count)]
     if fps is not None:

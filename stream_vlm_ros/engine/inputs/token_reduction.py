@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from stream_vlm_ros.errors import InvalidParameterError
+from stream_vlm_ros.errors import InvalidParameterError, real_number
 
 
 class Known(NamedTuple):
@@ -33,11 +33,12 @@ class StaticTokenFilter:
     """
 
     def __init__(self, similarity: float):
-        if not isinstance(similarity, (int, float)) or not 0 < similarity <= 1:
+        reached = real_number(similarity)
+        if reached is None or not 0 < reached <= 1:
             raise InvalidParameterError(
                 f"skip_similarity must be a number above 0 and at most 1: {similarity!r}"
             )
-        self.similarity = similarity
+        self.similarity = reached
 
     def choose(
         self, features: torch.Tensor, first: int, oldest: int, known: Known | None

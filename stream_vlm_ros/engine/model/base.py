@@ -54,6 +54,7 @@ from stream_vlm_ros.engine.cache.mrope import MultimodalRotary
 from stream_vlm_ros.engine.cache.requests import Fork
 from stream_vlm_ros.engine.inputs.frames import PatchGrid
 from stream_vlm_ros.errors import InvalidParameterError, ModelLoadError, in_words
+from stream_vlm_ros.owned import place_to_write
 
 from .weights import CheckpointFiles, fill, save
 
@@ -359,8 +360,10 @@ class StreamModel(nn.Module, ABC):
 
         Args:
             max_shard_size: bytes of a file; a larger model is written in several.
+
+        Raises InvalidParameterError for an empty name.
         """
-        folder = Path(folder)
+        folder = place_to_write("the checkpoint's folder", folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.config.dtype = self.dtype
         self.config.save_pretrained(folder)

@@ -146,12 +146,13 @@ def _stacked_offsets(offsets: list[RopeOffset], like: torch.Tensor) -> torch.Ten
     return torch.stack([torch.stack(offset) for offset in found], dim=1)[:, :, None, None]
 
 
-def _differ(found: Any, expected: Any) -> str:
+def _differ(found: Any, expected: Any) -> str | None:
     if isinstance(found, torch.Tensor):
         found, expected = (found,), (expected,)
     for one, other in zip(found, expected, strict=True):
         # What is fused is rounded less often; what is wrong differs by all its size.
         bound = min(0.1, max(1e-4, 16 * torch.finfo(one.dtype).eps))
-        if why := relative_difference(one, other, bound):
+        why = relative_difference(one, other, bound)
+        if why is None or why:
             return why
     return ""

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from transformers import Qwen2_5_VLConfig
 
 from stream_vlm_ros.engine.inputs.frames import read_json_object
-from stream_vlm_ros.errors import ModelLoadError
+from stream_vlm_ros.errors import ModelLoadError, real_number
 
 MODEL_TYPE = "qwen2_5_vl"
 _MOST_LAYERS = 1024  # each of them takes memory before a file of weights is looked at
@@ -110,7 +111,8 @@ def _check_rotation(text: Any, where: str) -> None:
             f"add up to {half}, half the size of a head",
         )
     theta = rope.get("rope_theta")
-    if not isinstance(theta, (int, float)) or not theta > 0:
+    base = real_number(theta)
+    if base is None or not 0 < base < math.inf:
         raise _refusal(where, f"rope_theta is {theta!r}")
 
 

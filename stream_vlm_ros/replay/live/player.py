@@ -389,6 +389,8 @@ class Player:
             length=message.length,
             memory_bytes=message.memory_bytes,
             evicted_tokens=message.evicted_tokens,
+            closed_pauses=message.closed_pauses,
+            closed_seconds=message.closed_seconds,
             frames=message.frames,
             **self.asked.counts,
         )

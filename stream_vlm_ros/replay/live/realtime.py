@@ -11,7 +11,6 @@ lost under load, and questions that wait.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import math
 import shlex
@@ -27,9 +26,16 @@ from stream_vlm_ros import config
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import StreamVlmError
 from stream_vlm_ros.processes.children import Processes
-from stream_vlm_ros.processes.graph import own_graph, ros_arguments
+from stream_vlm_ros.processes.graph import check_ros, own_graph, ros_arguments
 from stream_vlm_ros.replay.questions import QuestionSet
-from stream_vlm_ros.replay.records import AnswerRecord, answered, merged_of, refused, unanswered
+from stream_vlm_ros.replay.records import (
+    AnswerRecord,
+    answered,
+    closed_note,
+    merged_of,
+    refused,
+    unanswered,
+)
 from stream_vlm_ros.replay.schedule import NANOSECONDS, Ask, Schedule
 from stream_vlm_ros.replay.settings import as_reported
 from stream_vlm_ros.sources import Source
@@ -143,12 +149,7 @@ def _played(
 
     After Ctrl-C: what it noted until then, if it had begun.
     """
-    for name in ("rclpy", "stream_vlm"):
-        if importlib.util.find_spec(name) is None:
-            raise RealtimeError(
-                f"The Python module {name} is missing. Source ROS 2 and the workspace first "
-                "(source install/setup.bash), or replay without --realtime."
-            )
+    check_ros()
     logs = Path(tempfile.mkdtemp(prefix="stream_vlm_replay_"))
     noted = Notes(logs / "result.jsonl", progress)
     job = {**job, "result": str(noted.path)}
@@ -314,6 +315,10 @@ def run_of(
     read = by_kind.get("source", [{}])[-1]
     statuses = [s for s in by_kind.get("status", []) if s["frames"]]
     end_ns = max((s["stamp_ns"] for s in statuses), default=origin_ns) - origin_ns
+    notes = list(read.get("notes", []))
+    if statuses and statuses[-1]["closed_pauses"]:
+        last = statuses[-1]
+        notes.append(closed_note(last["closed_pauses"], last["closed_seconds"], camera))
     replies = {reply["id"]: reply for reply in by_kind.get("answer", [])}
     answers = [_answer(ask, replies.get(ask.id), camera, end_ns, origin_ns) for ask in asks]
     answers.sort(key=lambda answer: answer["at"])
@@ -335,7 +340,7 @@ def run_of(
             "ingested": end.get("frames_ingested", 0),
             "drops": drops,
         },
-        "source": {"damage": read.get("damage"), "notes": read.get("notes", [])},
+        "source": {"damage": read.get("damage"), "notes": notes},
         "memory": {},
         "answers": answers,
         "merged": merged_of(questions.questions, answers),
@@ -362,7 +367,7 @@ def _answer(
 
 def _series(statuses: list[dict[str, Any]], camera: str, origin_ns: int) -> list[dict[str, Any]]:
     """The memory over time, an entry whenever frames had come in."""
-    series, frames, evicted = [], 0, 0
+    series, frames, evicted, closed = [], 0, 0, 0.0
     for status in statuses:
         if status["frames"] == frames:
             continue
@@ -373,10 +378,12 @@ def _series(statuses: list[dict[str, Any]], camera: str, origin_ns: int) -> list
                 "frames": status["frames"] - frames,
                 "tokens": None,
                 "evicted_tokens": status["evicted_tokens"] - evicted,
+                "closed_seconds": status["closed_seconds"] - closed,
                 "cache_length": status["length"],
                 "memory_bytes": status["memory_bytes"],
                 "times": {},
             }
         )
         frames, evicted = status["frames"], status["evicted_tokens"]
+        closed = status["closed_seconds"]
     return series

@@ -5,27 +5,13 @@
 
 import unittest
 
-import launch_testing.actions
+import launch_testing
 import launch_testing.asserts
-from launch.actions import IncludeLaunchDescription
-from launch.launch_description_sources import PythonLaunchDescriptionSource
-from launch.substitutions import PathJoinSubstitution
-from launch_ros.substitutions import FindPackageShare
-
-from launch import LaunchDescription
+from launched import description_of
 
 
 def generate_test_description():
-    file = PathJoinSubstitution([FindPackageShare("stream_vlm"), "launch", "demo.launch.py"])
-    arguments = {"seconds": "60", "namespace": "robot", "device": "cpu"}
-    return LaunchDescription(
-        [
-            IncludeLaunchDescription(
-                PythonLaunchDescriptionSource(file), launch_arguments=arguments.items()
-            ),
-            launch_testing.actions.ReadyToTest(),
-        ]
-    )
+    return description_of("demo.launch.py", seconds="60", namespace="robot", device="cpu")
 
 
 class TestWhileItRuns(unittest.TestCase):

@@ -10,34 +10,21 @@ import os
 import unittest
 from pathlib import Path
 
-import launch_testing.actions
+import launch_testing
 import launch_testing.asserts
-from launch.actions import IncludeLaunchDescription
-from launch.launch_description_sources import PythonLaunchDescriptionSource
-from launch.substitutions import PathJoinSubstitution
-from launch_ros.substitutions import FindPackageShare
-
-from launch import LaunchDescription
+from launched import description_of
 
 FOLDER = Path(os.environ["REPLAY"])
 
 
 def generate_test_description():
-    file = PathJoinSubstitution([FindPackageShare("stream_vlm"), "launch", "replay.launch.py"])
-    arguments = {
-        "bag": str(FOLDER / "bag"),
-        "questions": str(FOLDER / "questions.yaml"),
-        "out": str(FOLDER / "report"),
-        "image": "/camera",
-        "device": "cpu",
-    }
-    return LaunchDescription(
-        [
-            IncludeLaunchDescription(
-                PythonLaunchDescriptionSource(file), launch_arguments=arguments.items()
-            ),
-            launch_testing.actions.ReadyToTest(),
-        ]
+    return description_of(
+        "replay.launch.py",
+        bag=str(FOLDER / "bag"),
+        questions=str(FOLDER / "questions.yaml"),
+        out=str(FOLDER / "report"),
+        image="/camera",
+        device="cpu",
     )
 
 

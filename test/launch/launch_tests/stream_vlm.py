@@ -5,27 +5,14 @@
 
 import unittest
 
-import launch_testing.actions
+import launch_testing
 import launch_testing.asserts
-import launch_testing.markers
-from launch.actions import IncludeLaunchDescription
-from launch.launch_description_sources import PythonLaunchDescriptionSource
-from launch.substitutions import PathJoinSubstitution
-from launch_ros.substitutions import FindPackageShare
-
-from launch import LaunchDescription
+from launched import description_of
 
 
 def generate_test_description():
-    file = PathJoinSubstitution([FindPackageShare("stream_vlm"), "launch", "stream_vlm.launch.py"])
-    arguments = {"namespace": "robot", "image": "/camera/image_raw", "device": "cpu"}
-    return LaunchDescription(
-        [
-            IncludeLaunchDescription(
-                PythonLaunchDescriptionSource(file), launch_arguments=arguments.items()
-            ),
-            launch_testing.actions.ReadyToTest(),
-        ]
+    return description_of(
+        "stream_vlm.launch.py", namespace="robot", image="/camera/image_raw", device="cpu"
     )
 
 

@@ -211,7 +211,14 @@ def test_what_the_player_noted_is_read_as_it_comes_and_a_part_of_it_makes_a_repo
     told = []
     noted = realtime.Notes(tmp_path / "n", realtime.Progress(lambda *now: told.append(now)))
     second = 1_000_000_000
-    status = {"event": "status", "length": 9, "memory_bytes": 9, "evicted_tokens": 0}
+    status = {
+        "event": "status",
+        "length": 9,
+        "memory_bytes": 9,
+        "evicted_tokens": 0,
+        "closed_pauses": 1,
+        "closed_seconds": 86400.0,
+    }
     events = [
         {"event": "status", "stamp_ns": 0, "frames": 0},
         {"event": "origin", "stamp_ns": 100 * second, "source_ns": 0, "camera": "cam"},
@@ -230,5 +237,10 @@ def test_what_the_player_noted_is_read_as_it_comes_and_a_part_of_it_makes_a_repo
     run = realtime.run_of(Settings(), questions, asks, noted.events, 1.0)
     assert run["complete"] is False
     assert {a["status"] for a in run["answers"]} == {"not_reached"}
+    assert run["source"]["notes"] == [
+        "cam: 1 pause between frames, 24 h 00 min in all, left out for the model (max_pause); "
+        "stamps stay true."
+    ]
+    assert run["series"][0]["closed_seconds"] == 86400.0
     drops = {cause: count for cause, count in run["frames"]["drops"].items() if count}
     assert drops == {"interrupted": 2, "player_late": 1, "pending": 1}

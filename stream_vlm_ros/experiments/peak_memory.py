@@ -15,7 +15,7 @@ import torch
 _GIB = 1024**3
 
 
-class Watermark:
+class PeakMemory:
     """The most memory in use since `reset`, in GiB.
 
     On a CPU it is the process's resident memory; where the system does not let a process reset its

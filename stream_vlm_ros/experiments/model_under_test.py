@@ -28,7 +28,7 @@ SMALL_MODEL = default_model()
 
 
 @dataclass
-class Subject:
+class ModelUnderTest:
     """A model on its device.
 
     Attributes:
@@ -56,7 +56,7 @@ class Subject:
         device: str = "auto",
         dtype: str = "auto",
         seed: int = 0,
-    ) -> Subject:
+    ) -> ModelUnderTest:
         """A checkpoint folder; a named shape with random weights; or neither: the small model of
         this package.
 

@@ -19,13 +19,13 @@ from rich.text import Text
 
 from stream_vlm_ros.engine import VideoStreamingInference
 
+from .model_under_test import ModelUnderTest
+from .peak_memory import PeakMemory, machine
 from .pictures import Pictures, WorldPictures, open_pictures, parse_size
 from .record import MARKS, Record, Table
-from .subject import Subject
-from .watermark import Watermark, machine
 
 
-class Bench:
+class Context:
     """Given to an experiment's ``run``.
 
     Attributes:
@@ -38,11 +38,11 @@ class Bench:
         self.options, self.record, self.screen = options, record, screen
 
     @cached_property
-    def subject(self) -> Subject:
+    def model(self) -> ModelUnderTest:
         """The model, loaded at first use."""
         options = self.options
         with self.screen.status("Loading the model"):
-            subject = Subject.load(
+            model = ModelUnderTest.load(
                 options.model,
                 options.shape,
                 options.processor,
@@ -50,21 +50,21 @@ class Bench:
                 options.dtype,
                 options.seed,
             )
-        self.record.about.update(model=subject.describe(), machine=machine(subject.device))
-        if subject.random:
+        self.record.about.update(model=model.describe(), machine=machine(model.device))
+        if model.random:
             self.record.note(
                 "Random weights: lengths, memory and times are those of a trained model of this "
                 "shape; answers are noise and are not judged."
             )
         self.record.save()
-        return subject
+        return model
 
     @cached_property
-    def watermark(self) -> Watermark:
-        return Watermark(self.subject.device)
+    def peak_memory(self) -> PeakMemory:
+        return PeakMemory(self.model.device)
 
     def engine(self, cap: int | None, **options: Any) -> VideoStreamingInference:
-        """A new engine on the subject, with the layout, policy and pixel bounds asked for.
+        """A new engine on the model, with the layout, policy and pixel bounds asked for.
 
         Sink and window alone, as in the reference's experiments, unless ``options`` give shares.
         """
@@ -78,7 +78,7 @@ class Bench:
             "max_pixels": chosen.max_pixels,
             **options,
         }
-        return self.subject.engine(cap, **options)
+        return self.model.engine(cap, **options)
 
     def pictures(self, frames: int | None = None, fps: float | None = None) -> Pictures:
         """The pictures asked for: ``frames`` of them at ``fps``."""
@@ -88,7 +88,7 @@ class Bench:
             fps or options.fps,
             frames or options.frames,
             parse_size(options.size),
-            self.subject.device,
+            self.model.device,
         )
         self.record.about["source"] = {
             "name": pictures.name,
@@ -155,7 +155,7 @@ class Bench:
         """Stream all pictures, chunk by chunk; each chunk's row goes to the record, too.
 
         A row: ``chunk`` (from 1), ``frames`` and ``end`` (seconds) so far, ``tokens``, ``evicted``,
-        ``length``, ``cache_gib``, ``latency`` (seconds), and the watermark's figures.
+        ``length``, ``cache_gib``, ``latency`` (seconds), and the peak memory.
         """
         total = -(-pictures.frames // chunk_frames)
         frames = 0
@@ -173,7 +173,7 @@ class Bench:
                     "cache_gib": engine.get_cache_info()["cache_memory_gb"],
                     "latency": result["latency"],
                     "encode_latency": result["encode_latency"],
-                    **self.watermark.read(),
+                    **self.peak_memory.read(),
                 }
                 self.record.add(run=what, **row)
                 step(f"{row['length']:,} tokens, {row['latency']:.2f} s")

@@ -6,42 +6,42 @@
 import pytest
 import torch
 
-from stream_vlm_ros.experiments.exam import Exam, evidence_age, grade, make_items
+from stream_vlm_ros.experiments.dataset import Dataset, evidence_age, grade, make_items
+from stream_vlm_ros.experiments.model_under_test import ModelUnderTest
 from stream_vlm_ros.experiments.periodic import merge
 from stream_vlm_ros.experiments.pictures import WorldPictures
-from stream_vlm_ros.experiments.subject import Subject
 from stream_vlm_ros.world.questions import History, Question
 from stream_vlm_ros.world.world import Sighting, Thing, World
 
 
 @pytest.fixture(scope="module")
-def subject():
-    subject = Subject.load(shape="toy", device="cpu")
+def model():
+    model = ModelUnderTest.load(shape="toy", device="cpu")
     torch.manual_seed(0)
     with torch.no_grad():  # larger weights than the library's: answers depend on the question
-        for weight in subject.network.parameters():
+        for weight in model.network.parameters():
             if weight.ndim > 1:
                 weight.normal_(0.0, 1.5 / weight[0].numel() ** 0.5)
-    return subject
+    return model
 
 
 @pytest.fixture
-def few_words(subject, monkeypatch):
+def few_words(model, monkeypatch):
     """Random weights that can say ten words and the end: answers of all lengths, all readable."""
     words = "red blue green star ring cross left right two three".split()
-    tokenizer = subject.processor.tokenizer
+    tokenizer = model.processor.tokenizer
     said = [tokenizer.convert_tokens_to_ids(f" {word}") for word in words]
     said.append(tokenizer.convert_tokens_to_ids("<|im_end|>"))
-    mask = torch.full((subject.network.config.text_config.vocab_size,), -torch.inf)
+    mask = torch.full((model.network.config.text_config.vocab_size,), -torch.inf)
     mask[said] = 0.0
-    logits = subject.network.logits
-    monkeypatch.setattr(subject.network, "logits", lambda hidden: logits(hidden) + mask)
+    logits = model.network.logits
+    monkeypatch.setattr(model.network, "logits", lambda hidden: logits(hidden) + mask)
     return words
 
 
 @pytest.mark.parametrize("layout", ["continuous", "segmented"])
-def test_a_batch_is_judged_as_ask_would_be(subject, few_words, layout):
-    engine = subject.engine(100, layout=layout)
+def test_a_batch_is_judged_as_ask_would_be(model, few_words, layout):
+    engine = model.engine(100, layout=layout)
     world = World(3)
     for start in range(0, 8, 4):
         stamps = [(start + index) / 2 for index in range(4)]
@@ -124,9 +124,9 @@ def test_questions_about_a_moment_are_the_same_for_every_memory():
 def test_an_exam_is_held_where_nothing_has_just_changed():
     for seed in range(5):
         pictures = WorldPictures(seed, 2.0, 83, (64, 48))
-        frames = Exam.settled(pictures, 4)
+        frames = Dataset.settled(pictures, 4)
         assert frames % 4 == 0 and 40 < frames <= 80
-        assert len(Exam(pictures, frames, 0, 20).items) == 20
+        assert len(Dataset(pictures, frames, 0, 20).items) == 20
 
 
 def test_merged_answers_drop_lines_said_before():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stream_vlm_ros.engine import StreamProcessor
 from stream_vlm_ros.errors import InvalidParameterError
-from stream_vlm_ros.experiments.bookkeeping import (
+from stream_vlm_ros.experiments.expected_counts import (
     Prediction,
     TextTokens,
     grid_tokens,

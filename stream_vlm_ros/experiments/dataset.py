@@ -46,6 +46,7 @@ def make_items(
     history = History(world.sightings(stamps[-1]), list(stamps))
     if not history.settled:
         return []
+    # This text decides which questions are asked: those whose answers bench/results holds.
     rng = random.Random(f"exam {seed} {stamps[-1]}")
     items: dict[str, Item] = {}
     for type_ in types:
@@ -170,7 +171,7 @@ def _greedy(
     return chosen
 
 
-class Exam:
+class Dataset:
     """Questions on the end of a stream of a drawn world, the same for every memory compared."""
 
     def __init__(self, pictures: WorldPictures, frames: int, seed: int, most: int) -> None:
