@@ -5,8 +5,8 @@
 
 `InferenceEngine.save_memory` and `load_memory` are its face.
 
-memory_copy     a stream's memory on the host, apart from the engine; back into an engine
-memory_file     the file: safetensors, whole at any moment, read with suspicion
-plain           bookkeeping as JSON and bytes, by the types of its fields
-binding         what a memory is bound to: model, prompt layout, settings
+    memory_copy     a stream's memory on the host, apart from the engine; back into an engine
+    memory_file     the file: safetensors, whole at any moment, read with suspicion
+    plain           bookkeeping as JSON and bytes, by the types of its fields
+    binding         what a memory is bound to: model, prompt layout, settings
 """
