@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stream_vlm_ros.errors import InvalidParameterError
+from stream_vlm_ros.engine.inputs.chunking import gather
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.sources import Frame, Source
 
 if TYPE_CHECKING:
@@ -51,13 +52,13 @@ class Fed:
 
     def span(self, about: tuple[float, float] | None) -> tuple[float, float] | None:
         """Seconds from the first frame as the source's own."""
-        first = (self.first_ns or 0) / 1e9
+        first = (self.first_ns or 0) / SECOND
         return None if about is None else (first + about[0], first + about[1])
 
     def asked_late(self, at: float, source: Source, fps: float) -> str | None:
         """A note if ``source``, sampled at ``fps`` (0: every frame), ended before ``at`` seconds;
         else None."""
-        last = ((self.last_ns or 0) - (self.first_ns or 0)) / 1e9
+        last = ((self.last_ns or 0) - (self.first_ns or 0)) / SECOND
         end = source.duration
         if end is None:
             end = last + 2 * frame_seconds(fps, source)
@@ -74,7 +75,7 @@ class UpTo:
 
     def __init__(self, frames: Iterable[Frame], seconds: float | None) -> None:
         self._frames, self.cut = frames, False
-        self._length_ns = None if seconds is None else round(seconds * 1e9)
+        self._length_ns = None if seconds is None else round(seconds * SECOND)
 
     def __iter__(self) -> Iterator[Frame]:
         first = None
@@ -91,16 +92,7 @@ class UpTo:
 def chunks(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
     """``frames`` in lists of ``size``; a list ends early where the picture size changes, and the
     last may be shorter. Raises InvalidParameterError for a size below 1."""
-    if size < 1:
-        raise InvalidParameterError(f"A chunk has {size} frames; it needs at least 1.")
-    chunk: list[Frame] = []
-    for frame in frames:
-        if chunk and (len(chunk) == size or frame.image.shape != chunk[0].image.shape):
-            yield chunk
-            chunk = []
-        chunk.append(frame)
-    if chunk:
-        yield chunk
+    return gather(frames, size, lambda frame: frame.image.shape)
 
 
 def feed(

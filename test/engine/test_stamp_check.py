@@ -15,12 +15,12 @@ from stream_vlm_ros.engine.inputs.stamp_check import (
     MAX_WAITING,
     ODD_STEP,
     RECENT_STEPS,
-    SECOND,
     StampCheck,
     Timing,
     check_stamp,
     join_stamp,
 )
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidTimestampError
 
 GAP, TOLERANCE = 60, 2  # the bounds of the small cases, in any unit
