@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from stream_vlm_ros.config import EvictionConfig, Settings
 from stream_vlm_ros.engine.decoding import DecodingOptions
 from stream_vlm_ros.engine.inputs.frames import ImageSettings
+from stream_vlm_ros.engine.inputs.sampling import StampSampler
 from stream_vlm_ros.engine.inputs.timestamps import frame_times
 from stream_vlm_ros.engine.inputs.token_reduction import StaticTokenFilter
 from stream_vlm_ros.errors import (
@@ -25,8 +26,6 @@ from stream_vlm_ros.errors import (
     whole_number,
 )
 from stream_vlm_ros.history import FrameStore, SmartFrameManager
-from stream_vlm_ros.history.sampling import TargetRate
-from stream_vlm_ros.sources.sampling import StampSampler
 
 WHOLE_TYPES = [int, np.int64, np.int16, np.uint32]
 REAL_TYPES = [float, np.float64, np.float32, np.float16, Fraction]
@@ -66,7 +65,7 @@ REAL = {
     "skip_similarity": lambda value: StaticTokenFilter(value).similarity,
     "fps": lambda value: 1 / frame_times(2, value, None, None)[1],
     "sampling rate": lambda value: 1e9 / StampSampler(value).period_ns,
-    "target_fps": lambda value: TargetRate(value).fps,
+    "target_fps": lambda value: SmartFrameManager(target_fps=value).target_fps,
     "max_bytes": lambda value: FrameStore(max_bytes=value).max_bytes,
     "max_seconds": lambda value: FrameStore(max_seconds=value).max_seconds,
     **{

@@ -17,9 +17,9 @@ from threading import Lock
 from typing import Protocol
 
 from stream_vlm_ros.config import Settings
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.memory_keeper import SavedState
-from stream_vlm_ros.node.sampling import SECOND
 
 TOLERANCE_PERCENT = 10.0
 

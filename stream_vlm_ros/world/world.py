@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
+
 if TYPE_CHECKING:
     from stream_vlm_ros.world.draw import Painter
 
@@ -321,6 +323,6 @@ class World:
         index = 0
         while duration is None or index / fps < duration:
             t = index / fps
-            stamp = start_ns + round(t * 1e9)
+            stamp = start_ns + round(t * SECOND)
             yield Frame(stamp, self.render(t, width, height), source)
             index += 1

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.node.health import (
     InputFacts,
     InputMonitor,
@@ -17,7 +18,6 @@ from stream_vlm_ros.node.health import (
     input_health,
     memory_health,
 )
-from stream_vlm_ros.node.sampling import SECOND
 
 
 def monitor_of(count, rate, start=100 * SECOND, delay=0.0):

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from patience import PATIENCE, wait_until
 
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import (
     InvalidImageError,
     InvalidParameterError,
@@ -22,7 +23,7 @@ from stream_vlm_ros.errors import (
     StreamVlmError,
 )
 from stream_vlm_ros.node.counters import Drop, FrameCounters
-from stream_vlm_ros.node.sampling import SECOND, TimedFrame
+from stream_vlm_ros.node.timed_frame import TimedFrame
 from stream_vlm_ros.node.worker import (
     READING,
     WRITING,

@@ -28,12 +28,12 @@ from pathlib import Path
 from typing import Any
 
 from stream_vlm_ros.client.messages import (
-    SECOND,
     image_message,
     nanoseconds,
     seconds,
     set_stamp,
 )
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import StreamVlmError
 from stream_vlm_ros.processes.children import Processes
 from stream_vlm_ros.sources import open_source
