@@ -71,7 +71,7 @@ class StreamVlmNode(TellingLifecycleNode):
         self._images: ImageThread | None = None
         self._status: Any = None  # publishes ~/cache_status
         self.asking: AskServer | None = None
-        self._keeper: MemoryKeeper | None = None
+        self.keeper: MemoryKeeper | None = None
         self._memory_services: MemoryServices | None = None
         self._clear_figures()
 
@@ -136,7 +136,7 @@ class StreamVlmNode(TellingLifecycleNode):
         self._clear_figures()
         worker = self._make_worker()
         self._wait_until_loaded(worker)
-        self._keeper = keeper = MemoryKeeper(
+        self.keeper = keeper = MemoryKeeper(
             worker, lambda: self.parameters, self._now_ns, self._on_unsaved
         )
         if self.parameters.load_memory_at_start:
@@ -205,7 +205,7 @@ class StreamVlmNode(TellingLifecycleNode):
             self._ingest.active = False
             self._ingest.clear(Drop.RESET)
         worker, self._worker = self._worker, None
-        keeper, self._keeper = self._keeper, None
+        keeper, self.keeper = self.keeper, None
         if keeper is not None and worker is not None:
             worker.abandon(Drop.RESET, NotActiveError("the node is being stopped"))
             keeper.save_at_end(None if going_on else SAVE_TIMEOUT)
@@ -232,7 +232,7 @@ class StreamVlmNode(TellingLifecycleNode):
     @property
     def patience(self) -> float:
         """Seconds that the end of the process may take, besides the usual."""
-        saves = self._keeper is not None and self.parameters.save_memory_on_shutdown
+        saves = self.keeper is not None and self.parameters.save_memory_on_shutdown
         return SAVE_TIMEOUT if saves else 0.0
 
     def close(self) -> None:
@@ -364,7 +364,7 @@ class StreamVlmNode(TellingLifecycleNode):
         return interfaces.to_cache_status(memory, self.state, counts, self._saved_state())
 
     def _saved_state(self) -> SavedState:
-        keeper = self._keeper
+        keeper = self.keeper
         return keeper.state if keeper is not None else NOTHING_SAVED
 
     def _publish_status(self) -> None:
@@ -372,7 +372,7 @@ class StreamVlmNode(TellingLifecycleNode):
             self.publish(status, self.cache_status())
 
     def _report_status(self) -> None:
-        if (keeper := self._keeper) is not None:
+        if (keeper := self.keeper) is not None:
             keeper.save_when_due()
         self._publish_status()
         name = self.get_fully_qualified_name().lstrip("/")
