@@ -35,6 +35,11 @@ def field(name, table):
     return lambda value: getattr(table(**{name: value}), name)
 
 
+def setting(name):
+    """``name`` of a table that has what some settings need besides."""
+    return lambda value: getattr(Settings(**{"memory_folder": "memories", name: value}), name)
+
+
 # What is kept of a value that is taken.
 WHOLE = {
     **{
@@ -50,7 +55,7 @@ WHOLE = {
     "quality": lambda value: FrameStore(quality=value).quality,
     "stream_window": lambda value: SmartFrameManager(stream_window=value).stream_window,
     **{
-        f"the table's {row.name}": field(row.name, Settings)
+        f"the table's {row.name}": setting(row.name)
         for row in Settings.table().values()
         if row.type is int
     },
@@ -69,7 +74,7 @@ REAL = {
     "max_bytes": lambda value: FrameStore(max_bytes=value).max_bytes,
     "max_seconds": lambda value: FrameStore(max_seconds=value).max_seconds,
     **{
-        f"the table's {row.name}": field(row.name, Settings)
+        f"the table's {row.name}": setting(row.name)
         for row in Settings.table().values()
         if row.type is float
     },
