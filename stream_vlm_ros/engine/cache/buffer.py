@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from stream_vlm_ros.engine.cache.mrope import ZERO, MultimodalRotary, Vec, rotate
+from stream_vlm_ros.engine.cache.mrope import ZERO, MultimodalRotary, Vec
 from stream_vlm_ros.engine.cache.slots import Slots
 from stream_vlm_ros.errors import DeviceUnavailableError
 
@@ -167,63 +167,63 @@ class KVBuffer:
             self._turned.update((number, ZERO) for number, whole in new.grids.items() if whole)
 
     def rotate_base(
-        self, rotary: MultimodalRotary, slots: Slots, wanted: Mapping[int, tuple[Vec, int]]
+        self,
+        rotary: MultimodalRotary,
+        slots: Slots,
+        shifts: Mapping[int, tuple[Vec, int]],
+        frame: Vec,
     ) -> Vec:
         """Turn keys of sink and kept grids, so that one offset of a query sees all of them right.
 
         A query that is to stand further by an offset may be turned on, or the key turned back. The
         query is turned by what leaves as many keys as possible as they are; the others are turned
-        from the originals, and of those only the frequencies whose axis moves.
+        from the originals.
 
         Args:
-            wanted: of the sink and of each kept grid the offset of a query that would see it as
-                first computed, and how many tokens it has.
+            shifts: of the sink and of each kept grid its run's shift, and its number of tokens.
+            frame: the shift of the newest run: a query that is not turned sees keys of that shift.
 
         Returns:
             The offset of a query that sees all of them right.
         """
         turned = self._turned
+        for gone in turned.keys() - shifts.keys():
+            del turned[gone]
+        # A key is seen right by a query that is turned by its shift and its own turn, less the
+        # frame: that is to be the same of all.
         votes: Counter[Vec] = Counter()
-        for number, (offset, tokens) in wanted.items():
-            if number in turned:
-                votes[offset.plus(turned[number])] += tokens
-        shared = votes.most_common(1)[0][0] if votes else ZERO
-        turns = {number: shared.minus(offset) for number, (offset, _) in wanted.items()}
-        stale: dict[frozenset[int], dict[int, Vec]] = {}  # by the axes that move
-        for number, turn in turns.items():
-            was = turned.get(number)
-            moves = frozenset(x for x in range(3) if was is None or was[x] != turn[x])
-            if moves:
-                stale.setdefault(moves, {})[number] = turn
-        for axes, some in stale.items():
-            for number in some:
-                turned.pop(number, None)
-            self._turn(rotary, slots, some, axes)
-        self._turned = turns
-        return shared
+        for number, turn in turned.items():
+            shift, tokens = shifts[number]
+            votes[shift.plus(turn)] += tokens
+        shared = votes.most_common(1)[0][0] if votes else frame
+        if len(votes) > 1 or len(turned) < len(shifts):
+            turns = {number: shared.minus(shift) for number, (shift, _) in shifts.items()}
+            stale = {number: turn for number, turn in turns.items() if turned.get(number) != turn}
+            for number in stale:
+                turned.pop(number, None)  # until they are turned, they hold anything
+            self._turn(rotary, slots, stale)
+            turned.update(stale)
+        return shared.minus(frame)
 
-    def _turn(
-        self, rotary: MultimodalRotary, slots: Slots, turns: Mapping[int, Vec], axes: frozenset[int]
-    ) -> None:
-        """Rotate the keys of these from the originals, in the frequencies of these axes."""
+    def _turn(self, rotary: MultimodalRotary, slots: Slots, turns: Mapping[int, Vec]) -> None:
+        """Rotate the keys of these from the originals."""
         assert self.originals is not None
         numbers = sorted(turns)  # the sink comes first
         ranks = torch.tensor(numbers, dtype=torch.long)
         owner = torch.cat([torch.full((slots.sink,), SINK), slots.owner])
-        at = torch.isin(owner, ranks).nonzero()[:, 0]
-        rows = torch.searchsorted(ranks, owner[at]).to(self._device)  # of each token
-        at = at.to(self._device)
+        rows = torch.searchsorted(ranks, owner).clamp_(max=len(numbers) - 1)
+        at = (ranks[rows] == owner).nonzero()[:, 0]
+        rows, at = rows[at].to(self._device), at.to(self._device)
+        # One angle for each grid, not for each of its tokens.
         offsets = torch.tensor([turns[number] for number in numbers])  # [grids, 3]
         angles = rotary.angles(offsets.T.to(self._device))  # [grids, head_dim // 2]
         cos, sin = angles.cos().float(), angles.sin().float()
+        cos, sin = torch.cat([cos, cos], 1)[rows], torch.cat([-sin, sin], 1)[rows]
         keys = self.data[:, 0]
-        half = keys.shape[3] // 2
         at_once = _ROTATED_AT_ONCE if keys.is_cuda else 0
         together = max(1, at_once // (keys[0, :, 0].numel() * len(at)))  # layers
-        for pairs in rotary.pairs_of(axes):
-            both = [slice(pairs.start + first, pairs.stop + first) for first in (0, half)]
-            c, s = (x[:, pairs][rows].repeat(1, 2) for x in (cos, sin))
-            for some, of in zip(keys.split(together), self.originals.split(together), strict=True):
-                x = torch.cat([of[..., part].index_select(2, at) for part in both], dim=-1)
-                for part, half_of in zip(both, rotate(x, c, s).chunk(2, dim=-1), strict=True):
-                    some[..., part].index_copy_(2, at, half_of)
+        for some, of in zip(keys.split(together), self.originals.split(together), strict=True):
+            x = of.index_select(2, at).float()
+            other_half = x.roll(cos.shape[1] // 2, dims=-1)
+            x.mul_(cos).addcmul_(other_half, sin)
+            some.index_copy_(2, at, x.to(some.dtype))

@@ -196,8 +196,8 @@ class StarMemory:
         gone = []
         while self.tokens > self.budget:
             # Of two that are alike both score low: the later goes, the first sight stays.
-            scores = self._scores()
-            least = min(range(len(scores)), key=lambda at: (round(float(scores[at]), 6), -at))
+            scores = np.round(self._scores(), 6)
+            least = int(np.flatnonzero(scores == scores.min())[-1])
             gone.append(self._grids.pop(least))
             self.tokens -= gone[-1].tokens
         return gone

@@ -552,13 +552,9 @@ class KVCacheManager(ManagerNames):
             if self.rotates_long_lived:
                 # Sink and kept grids are turned so that they are all seen by one offset.
                 base = slots.sink + slots.kept
-                offsets = [(SINK, ledger.sink_offset), *ledger.kept_offsets()]
-                sizes = [slots.sink, *(run.count for run in ledger.runs(["kept"]))]
-                wanted = {
-                    number: (offset, tokens)
-                    for (number, offset), tokens in zip(offsets, sizes, strict=True)
-                }
-                now.base_offset = now.buffer.rotate_base(self._rotary, slots, wanted)
+                shifts = ledger.kept_shifts()
+                shifts[SINK] = ledger.sink_shift, slots.sink
+                now.base_offset = now.buffer.rotate_base(self._rotary, slots, shifts, ledger.frame)
                 behind = [(max(start, base), stop, at) for start, stop, at in pieces if stop > base]
                 pieces = [(0, base, now.base_offset), *behind]
                 if behind and behind[0][2] == now.base_offset:
