@@ -12,6 +12,7 @@ import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -58,27 +59,35 @@ class KVShape:
             ) from error
 
 
-@dataclass(frozen=True, eq=False)
-class Writing:
+class Moved(NamedTuple):
+    """Tokens of kept grids that lay elsewhere before.
+
+    Attributes:
+        to: the slots where they go, ``[m]``.
+        kv: ``[layers, 2, kv_heads, m, head_dim]``, keys as first computed.
+        grids: numbers of the grids that they are of; True: the whole grid moved.
+    """
+
+    to: torch.Tensor
+    kv: torch.Tensor
+    grids: Mapping[int, bool]
+
+
+class Writing(NamedTuple):
     """What is to be written so that a buffer holds what its slots say.
 
     It may be done again and again: nothing of what is read here lies in the buffer.
 
     Attributes:
-        tokens: new ones, ``[layers, 2, kv_heads, n, head_dim]``.
+        tokens: new ones, ``[layers, 2, kv_heads, n, head_dim]``; None: none.
         slots: where these go, in their order.
-        moved: tokens of kept grids that lay elsewhere, ``[layers, 2, kv_heads, m, head_dim]``, keys
-            as first computed.
-        moved_to: ``[m]``, where these go.
-        grids: numbers of the grids that ``moved`` are of; True: the whole grid moved.
+        moved: what else goes elsewhere.
         sealed: tokens of a sink that is one from now on; 0: none.
     """
 
-    tokens: torch.Tensor
+    tokens: torch.Tensor | None
     slots: Sequence[slice]
-    moved: torch.Tensor | None = None
-    moved_to: torch.Tensor | None = None
-    grids: Mapping[int, bool] | None = None
+    moved: Moved | None
     sealed: int = 0
 
 
@@ -102,7 +111,7 @@ class KVBuffer:
         self.originals: torch.Tensor | None = None  # [layers, kv_heads, tokens, head_dim]
         self.keeps_originals = originals is not None
         if originals is not None:
-            self.make_room_for_originals(originals)
+            self.originals = self._take_originals(originals)
         # By how much the keys of the sink and of each kept grid are turned in ``data``; not there:
         # they hold anything.
         self._turned: dict[int, Vec] = {}
@@ -115,12 +124,17 @@ class KVBuffer:
     def nbytes(self) -> int:
         return self.data.nbytes + (0 if self.originals is None else self.originals.nbytes)
 
-    def make_room_for_originals(self, tokens: int) -> None:
-        """Before there are any: they are lost."""
-        if self.originals is None or self.originals.shape[2] < tokens:
-            self.originals = None  # the old one first
-            layers, _, heads, _, size = self.data.shape
-            self.originals = self.data.new_empty(layers, heads, tokens, size)
+    def with_room_for_originals(self, tokens: int) -> KVBuffer:
+        """One over the same ``data`` whose second copy, of any content, has room for so many."""
+        if self.originals is not None and self.originals.shape[2] >= tokens:
+            return self
+        twin = copy.copy(self)
+        twin.originals, twin._turned = self._take_originals(tokens), {}
+        return twin
+
+    def _take_originals(self, tokens: int) -> torch.Tensor:
+        layers, _, heads, _, size = self.data.shape
+        return self.data.new_empty(layers, heads, tokens, size)
 
     def grown(self, capacity: int, length: int) -> KVBuffer:
         """A larger one with the same first ``length`` slots; only without a second copy."""
@@ -149,22 +163,24 @@ class KVBuffer:
         return kv
 
     def write(self, new: Writing) -> None:
-        done = 0
-        for slots in new.slots:
-            size = slots.stop - slots.start
-            self.data[:, :, :, slots] = new.tokens[:, :, :, done : done + size]
-            done += size
+        if new.tokens is not None:
+            done = 0
+            for slots in new.slots:
+                size = slots.stop - slots.start
+                self.data[:, :, :, slots] = new.tokens[:, :, :, done : done + size]
+                done += size
         if new.sealed and self.originals is not None:
             self._turned.clear()
             self.originals[:, :, : new.sealed] = self.data[:, 0, :, : new.sealed]
             self._turned[SINK] = ZERO
-        if new.moved is not None and new.grids is not None:
-            for number in new.grids:
+        if new.moved is not None:
+            to, kv, grids = new.moved
+            for number in grids:
                 self._turned.pop(number, None)
-            self.data.index_copy_(3, new.moved_to, new.moved)
+            self.data.index_copy_(3, to, kv)
             if self.originals is not None:
-                self.originals.index_copy_(2, new.moved_to, new.moved[:, 0])
-            self._turned.update((number, ZERO) for number, whole in new.grids.items() if whole)
+                self.originals.index_copy_(2, to, kv[:, 0])
+            self._turned.update((number, ZERO) for number, whole in grids.items() if whole)
 
     def rotate_base(
         self,

@@ -337,9 +337,10 @@ class PositionLedger:
                 if taken < size:
                     runs[0], grids = run.without_front(taken)
                 if run.continues and grids:  # of the first a part is in the sink
-                    if len(run.grids) > 1:
+                    before = self._sink[-1]
+                    if len(run.grids) > 1 and isinstance(before, VisionRun):
                         step = run.grids[1].tick - run.grids[0].tick
-                        self._sink = (*self._sink[:-1], replace(self._sink[-1], step_after=step))
+                        self._sink = (*self._sink[:-1], replace(before, step_after=step))
                     grids = grids[1:]
                 gone += grids
             elif taken < size:

@@ -24,7 +24,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 
 from stream_vlm_ros.engine.attention.base import KVPart, Readout, RopeOffset
-from stream_vlm_ros.engine.cache.buffer import SINK, KVBuffer, KVShape, Writing
+from stream_vlm_ros.engine.cache.buffer import SINK, KVBuffer, KVShape, Moved, Writing
 from stream_vlm_ros.engine.cache.eviction import (
     Appended,
     Described,
@@ -386,6 +386,11 @@ class KVCacheManager(ManagerNames):
             )
         return self.fork(self.max_tail_tokens, True, further)
 
+    @property
+    def living_forks(self) -> list[Fork]:
+        """The forks that have not been given back."""
+        return self._tails.living
+
     def check_free(self, tokens: int) -> None:
         """Raise StreamBusyError if so many tokens would overwrite what an answer still reads."""
         self._check_free(tokens, self._tails.living)
@@ -440,7 +445,7 @@ class KVCacheManager(ManagerNames):
         evicted = 0 if others and self.evictor.keeps_grids else draft.evict()
         sealed = draft.seal()
         draft.tell(self._companions, spans, read)
-        replaced = buffer is not self._buffer
+        replaced = buffer.data is not self._buffer.data
         self._make_current(draft, buffer, fork.own(), sealed)
         fork.release()
         if replaced:
@@ -451,15 +456,15 @@ class KVCacheManager(ManagerNames):
         self, draft: Draft, buffer: KVBuffer, tokens: torch.Tensor | None, sealed: int = 0
     ) -> None:
         """Flip to a draft. Whatever is to be written is read before; it is written after."""
-        if sealed and buffer.keeps_originals and draft.slots.room:
-            buffer.make_room_for_originals(draft.slots.base)
-        slots, moved, moved_to, grids = draft.slots, None, None, None
-        of, to, moving = draft.moved()
-        if moving:
-            moved = buffer.read(of, self._originals_below)
-            moved_to, grids = to.to(self._device), moving
+        slots, moved = draft.slots, None
+        sealed = sealed if slots.room and buffer.keeps_originals else 0
+        of, to, grids = draft.moved()
+        if grids:
+            moved = Moved(to.to(self._device), buffer.read(of, self._originals_below), grids)
+        if sealed:
+            buffer = buffer.with_room_for_originals(slots.base)
         new = slots.of_newest(tokens.shape[3]) if tokens is not None else []
-        writing = Writing(tokens, new, moved, moved_to, grids, sealed if slots.room else 0)
+        writing = Writing(tokens, new, moved, sealed)
         untold = (*self._current.revision.untold, *draft.forgotten)
         self._current.revision = _Revision(draft.state(), buffer, writing, untold)
         for line in draft.said:
@@ -660,20 +665,21 @@ class KVCacheManager(ManagerNames):
         order = torch.argsort(slots.owner * (1 << 32) + slots.place)
         window = range(slots.sink, slots.sink + len(slots.window))
         slots = replace(slots.in_order(order), capacity=buffer.capacity, room=room, window=window)
-        kept = slots.own
         if room and buffer.keeps_originals:
-            buffer.make_room_for_originals(slots.base)
+            buffer = buffer.with_room_for_originals(slots.base)
         kv = kv.to(buffer.data)
         new = Writing(
             torch.cat([kv[:, :, :, : slots.sink], kv[:, :, :, slots.sink + slots.kept :]], dim=3),
             ([slice(0, slots.sink)] if slots.sink else []) + slots.of_newest(len(window)),
-            kv[:, :, :, slots.sink : slots.sink + slots.kept],
-            kept.to(self._device),
-            dict.fromkeys(slots.owner.tolist(), True),
+            Moved(
+                slots.own.to(self._device),
+                kv[:, :, :, slots.sink : slots.sink + slots.kept],
+                dict.fromkeys(slots.owner.tolist(), True),
+            ),
             slots.sink if room else 0,
         )
         state = replace(state, slots=slots, ledger=self.ledger.replaced_by(ledger))
-        replaced = buffer is not self._buffer
+        replaced = buffer.data is not self._buffer.data
         self._go_to(state, buffer, "taken back", new)
         if replaced:
             self._memory_replaced()

@@ -116,7 +116,7 @@ def _value(plain: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
 
 def _fields(value: Any) -> dict[str, Any]:
     if isinstance(value, tuple):
-        return value._asdict()  # type: ignore[attr-defined, no-any-return]
+        return value._asdict()  # type: ignore[attr-defined]
     if dataclasses.is_dataclass(value):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     return dict(vars(value))
