@@ -26,7 +26,8 @@ from stream_vlm_ros.engine.cache.mrope import TextSpan, VisionSpan, time_to_tick
 from stream_vlm_ros.engine.inputs.chat import ChatLayout
 from stream_vlm_ros.engine.model.base import StreamModel
 
-MAX_SCORES = 300_000_000  # numbers in the attention of one batch and head, with its mask
+# Numbers in the attention of one batch and head, on a GPU and elsewhere.
+MAX_SCORES, MAX_SCORES_ON_CPU = 300_000_000, 10_000_000
 
 
 class PaddedAttention(LayerAttention):
@@ -204,13 +205,13 @@ class Windows:
             for layer in heads:
                 read = readout.queries(layer).unflatten(1, (len(batch), -1))
                 for row, number in enumerate(batch):
-                    back = self._words(sequences[number].question)
+                    back = self.words(sequences[number].question)
                     found[number][layer] = read[:, row, read.shape[2] + back.start :][
                         :, : len(back)
                     ].clone()
         return found
 
-    def _words(self, question: str) -> range:
+    def words(self, question: str) -> range:
         """Where a question's own words stand, counted from the end of its prompt (negative)."""
         prompt, words = self._prompt(question), self.chat.plain(question)
         for start in range(len(prompt) - len(words) + 1):
@@ -252,10 +253,11 @@ class Windows:
             + len(self._prompt(one.question)) + room
             for number, one in enumerate(sequences)
         }  # fmt: skip
+        most = MAX_SCORES if self.features.is_cuda else MAX_SCORES_ON_CPU
         some: list[int] = []
         for number in sorted(lengths, key=lengths.__getitem__):
             size = lengths[number]
-            if some and ((len(some) + 1) * size * size > MAX_SCORES or len(some) == 256):
+            if some and ((len(some) + 1) * size * size > most or len(some) == 256):
                 yield some
                 some = []
             some.append(number)

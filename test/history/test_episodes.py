@@ -3,6 +3,8 @@
 
 """Hits close to each other are one episode; those apart are several."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +20,7 @@ def test_two_neighbouring_hits_share_an_episode_just_if_they_are_close(hits, apa
         hit: k for k, one in enumerate(episodes) for hit in hits if one.first <= hit <= one.last
     }
     assert sorted(home) == hits, "each hit is in one episode"
-    for one, other in zip(hits, hits[1:], strict=False):
+    for one, other in pairwise(hits):
         assert (home[one] == home[other]) == (other - one <= apart)
     for one in episodes:
         assert {one.first, one.last} <= set(hits), "an episode begins and ends with a hit"
