@@ -9,11 +9,14 @@
     python bench/history_trial.py all --out trial --hours 0.17 --worlds 2 --once 6 --repeated 1
 
 Worlds with rare things (`stream_vlm_ros.world.rare`), two frames a second, one grid a second.
-Keys and queries are taken before they are rotated. A grid's score is the maximum over its tokens of
-the products with a query, the mean over the question's words, in units of the standard deviation
-over all grids so far; several heads are weighted by their average precision on the worlds for
-calibration. Grids above the threshold are joined to episodes; the one that the question wants is
-read with the last four frames, by the model, as one short stream of just these grids.
+Keys and queries are taken before they are rotated. A grid's score by a head is the maximum over
+its tokens of the products with a query, less the mean over all grids so far. The query is that of
+the prompt's *last* token, where the answer begins, the mean over the question's own *words*, or
+over the *end* of the prompt behind them: calibration says which, for each head, by average
+precision. Several heads are added, each in units of its standard deviation on the worlds for
+calibration (``--scale own``: over this question's grids), weighted by its precision there. Grids
+above the threshold are joined to episodes; the one that the question wants is read with the last
+four frames, by the model, as one short stream of just these grids.
 
 ``--keys windows`` (the default) takes keys from windows of 32 grids, ``--keys streamed`` from the
 engine as it streams with the memory it has by default, which also answers by that memory alone.
@@ -23,6 +26,7 @@ What is done is not done again: a call that was cut short goes on where it was.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import multiprocessing
@@ -72,6 +76,7 @@ SPREAD = 20  # grids of the controls that are drawn or spread evenly, and of mea
 LOOKS = 4  # episodes, newest first, that the second look reads
 STREAMED_GRIDS = 70  # that the default memory holds
 HEADS = (1, 3, 6)
+PLACES = ("last", "words", "end")  # whose queries: see above
 THRESHOLDS = np.round(np.arange(1.0, 8.0, 0.1), 2)
 BY_STAMP = ("history", "second_look", "mean_keys", "other_question")  # how they say "how long ago"
 MEMORIES = (
@@ -142,7 +147,7 @@ class Footage(NamedTuple):
 
     Attributes:
         keys: not rotated, ``[kv_heads, grids, tokens, head_dim]`` by layer.
-        queries: of each question's words, not rotated, ``[heads, words, head_dim]`` by layer.
+        queries: of each question's prompt, not rotated, ``[heads, prompt, head_dim]`` by layer.
         told: the answers of the streaming engine alone; none where it did not stream.
     """
 
@@ -214,7 +219,6 @@ def stream(
     keys: dict[int, list[torch.Tensor]] = defaultdict(list)
     queries: list[dict[int, torch.Tensor]] = [{} for _ in asked]
     told = [""] * len(asked)
-    windows = Windows(model, processor, torch.zeros(1, 1, 1, 1, device=model.device))
     readouts: list[Readout] = []
     waiting: list[np.ndarray] = []
     at = 0
@@ -240,11 +244,8 @@ def stream(
                     readouts.clear()
                     answer, _ = engine.ask(text, max_new_tokens=24)
                     told[number] = answer.strip()
-                    words = windows.words(text)
                     for layer in range(model.kv_shape.layers):
-                        read = readouts[0].queries(layer)
-                        start = read.shape[1] + words.start
-                        queries[number][layer] = read[:, start : start + len(words)].clone()
+                        queries[number][layer] = readouts[0].queries(layer)
                 at += 1
         if waiting:
             append(waiting, at - 1)
@@ -255,21 +256,46 @@ def stream(
 
 
 def head_scores(one: Footage, layer: int, head: int) -> torch.Tensor:
-    """``[questions, grids]`` in standard deviations, -inf from the question's moment on."""
+    """``[places, questions, grids]``: scores less their mean up to the question; 0 from there on.
+
+    Places: those of `PLACES`.
+    """
     keys = one.keys[layer]
     groups = one.queries[0][layer].shape[0] // len(keys)
-    mine = keys[head // groups]  # [grids, tokens, head_dim]
-    mine = (mine - mine.mean((0, 1))).flatten(0, 1)
-    rows, some, words = [], [], 0
-    room = 1_000_000_000 if mine.is_cuda else 20_000_000
+    mine = keys[head // groups].flatten(0, 1)  # [grids * tokens, head_dim]
+    rows: list[torch.Tensor] = []
+    some: list[torch.Tensor] = []
+    tokens, room = 0, 1_000_000_000 if mine.is_cuda else 20_000_000
     for number, queries in enumerate(one.queries):
         some.append(queries[layer][head])
-        words += len(some[-1])
-        if words * len(mine) >= room or number == len(one.queries) - 1:
+        tokens += len(some[-1])
+        if tokens * len(mine) >= room or number == len(one.queries) - 1:
             found = (mine @ torch.cat(some).T).unflatten(0, (keys.shape[1], -1)).amax(1)
-            rows += [part.mean(1) for part in found.split(list(map(len, some)), dim=1)]
-            some, words = [], 0
-    return standardised(torch.stack(rows), one)
+            for part in found.split(list(map(len, some)), dim=1):  # [grids, prompt]
+                words = one.windows.words(one.asked[len(rows)].question.text)
+                end = part[:, words.stop :].mean(1)
+                rows.append(torch.stack([part[:, -1], part[:, words].mean(1), end]))
+            some, tokens = [], 0
+    return centred(torch.stack(rows, dim=1), one)
+
+
+def centred(scores: torch.Tensor, one: Footage) -> torch.Tensor:
+    """Scores ``[..., questions, grids]`` less their mean up to each question; 0 from there on."""
+    there = reached(one, scores.device)
+    mean = (scores * there).sum(-1, keepdim=True) / there.sum(-1, keepdim=True)
+    return (scores - mean) * there
+
+
+def reached(one: Footage, device: torch.device | str = "cpu") -> torch.Tensor:
+    """``[questions, grids]``: which there are when the question is asked."""
+    counts = torch.tensor([int(q.now) + 1 for q in one.asked], device=device)[:, None]
+    return torch.arange(one.world.grids, device=device) < counts
+
+
+def own_scale(scores: torch.Tensor, one: Footage) -> torch.Tensor:
+    """Centred scores in their own standard deviations, each question's over its grids."""
+    counts = reached(one, scores.device).sum(-1, keepdim=True)
+    return scores / (scores.square().sum(-1, keepdim=True) / counts).sqrt()
 
 
 def mean_key_scores(one: Footage) -> torch.Tensor:
@@ -280,20 +306,14 @@ def mean_key_scores(one: Footage) -> torch.Tensor:
         mean = mine.mean(2)
         mean = (mean - mean.mean(1, keepdim=True)).repeat_interleave(groups, 0)
         keys.append(mean)
-        queries.append(torch.stack([q[layer].mean(1) for q in one.queries]))
+        words = [one.windows.words(q.question.text) for q in one.asked]
+        pairs = zip(one.queries, words, strict=True)
+        queries.append(torch.stack([q[layer][:, where].mean(1) for q, where in pairs]))
     flat = torch.cat(keys).transpose(0, 1).flatten(1)  # [grids, layers * heads * head_dim]
     asked = torch.cat(queries, 1).flatten(1)
     normal = torch.nn.functional.normalize
-    return standardised(normal(asked, dim=1) @ normal(flat, dim=1).T, one)
-
-
-def standardised(scores: torch.Tensor, one: Footage) -> torch.Tensor:
-    """Scores less their mean, in standard deviations, over the grids up to each question."""
-    counts = torch.tensor([int(q.now) + 1 for q in one.asked], device=scores.device)[:, None]
-    there = torch.arange(scores.shape[1], device=scores.device) < counts
-    mean = (scores * there).sum(1, keepdim=True) / counts
-    spread = (((scores - mean) * there) ** 2).sum(1, keepdim=True) / counts
-    return ((scores - mean) / spread.sqrt()).masked_fill(~there, -torch.inf)
+    scores = centred(normal(asked, dim=1) @ normal(flat, dim=1).T, one)
+    return scores.masked_fill(~reached(one, scores.device), -torch.inf)
 
 
 def relevant(one: Footage) -> torch.Tensor:
@@ -306,13 +326,26 @@ def relevant(one: Footage) -> torch.Tensor:
     return found
 
 
-def combined(one: Footage, heads: Sequence[Sequence[float]]) -> torch.Tensor:
-    """Scores of several heads (layer, head, weight), standardised each and together."""
-    scores = [head_scores(one, int(layer), int(head)) for layer, head, _ in heads]
-    weights = [weight for *_, weight in heads]
-    there = torch.isfinite(scores[0])
-    total = sum(w * s.masked_fill(~there, 0.0) for w, s in zip(weights, scores, strict=True))
-    return standardised(total, one)
+class Head(NamedTuple):
+    """A head as calibrated: which, which queries, its precision, its usual standard deviation."""
+
+    layer: int
+    head: int
+    place: str
+    precision: float
+    spread: float
+
+
+def combined(one: Footage, heads: Sequence[Head], scale: str = "fixed") -> torch.Tensor:
+    """``[questions, grids]``: the heads' scores added; -inf from each question on."""
+    total: Any = 0.0
+    for head in heads:
+        scores = head_scores(one, head.layer, head.head)[PLACES.index(head.place)]
+        scores = scores / head.spread if scale == "fixed" else own_scale(scores, one)
+        total = total + head.precision * scores
+    total = total / sum(head.precision for head in heads)
+    total = total if scale == "fixed" else own_scale(total, one)
+    return total.masked_fill(~reached(one, total.device), -torch.inf)
 
 
 def calibrate(options: argparse.Namespace) -> None:
@@ -329,39 +362,49 @@ def calibrate(options: argparse.Namespace) -> None:
 
     def note(name: str, film: Footage, scores: torch.Tensor, truth: torch.Tensor) -> None:
         rows = [k for k, q in enumerate(film.asked) if q.type in RECALL and q.band != NEVER]
-        values = average_precision(scores[rows].cpu(), truth[rows]).tolist()
+        values = average_precision(scores[rows], truth[rows].to(scores.device)).tolist()
         found[name] += values
         for row, value in zip(rows, values, strict=True):
             kinds[name][film.asked[row].type].append(value)
 
     truths = [relevant(film) for film in films]
     heads, _ = every_head(films[0].windows.model)
+    squares: dict[str, float] = defaultdict(float)
+    grids = float(sum(reached(film).sum() for film in films))
     for film, truth in zip(films, truths, strict=True):
         note("mean keys", film, mean_key_scores(film), truth)
         for layer in heads:
             for head in heads[layer]:
-                note(f"{layer} {head}", film, head_scores(film, layer, head), truth)
+                scores = head_scores(film, layer, head)
+                there = reached(film, scores.device)
+                for place, part in zip(PLACES, scores, strict=True):
+                    squares[f"{layer} {head} {place}"] += float(part.square().sum())
+                    part = part.masked_fill(~there, -torch.inf)
+                    note(f"{layer} {head} {place}", film, part, truth)
     names = [name for name in found if name != "mean keys"]
     names.sort(key=lambda name: -float(np.mean(found[name])))
-    ranked = [[*map(int, name.split()), float(np.mean(found[name]))] for name in names]
+    ranked = []
+    for name in names:
+        layer, head, place = name.split()
+        precision, spread = float(np.mean(found[name])), math.sqrt(squares[name] / grids)
+        ranked.append(Head(int(layer), int(head), place, round(precision, 4), round(spread, 4)))
     sets = {}
-    for count in HEADS:
-        some = ranked[:count]
+    for count, scale in itertools.product(HEADS, ("fixed", "own")):
         counts = np.zeros((len(THRESHOLDS), 5))  # true, false, missed hits; right episodes, asked
         for film, truth in zip(films, truths, strict=True):
-            scores = combined(film, some)
-            note(f"{count} heads", film, scores, truth)
+            scores = combined(film, ranked[:count], scale)
+            if scale == "fixed":
+                note(f"{count} heads", film, scores, truth)
             counts += threshold_counts(film, scores.cpu(), truth)
         f1 = 2 * counts[:, 0] / (2 * counts[:, 0] + counts[:, 1] + counts[:, 2])
         right = counts[:, 3] / counts[:, 4]
         best, surest = int(f1.argmax()), int(right.argmax())
-        sets[str(count)] = {
-            "threshold": float(THRESHOLDS[best]),
-            "f1": round(float(f1[best]), 4),
-            "episode_threshold": float(THRESHOLDS[surest]),
-            "episodes_right": round(float(right[surest]), 4),
-            "episodes_right_at_f1": round(float(right[best]), 4),
-        }
+        sets[f"{count} {scale}"] = {
+            "f1": {"threshold": float(THRESHOLDS[best]), "f1": round(float(f1[best]), 4),
+                   "episodes_right": round(float(right[best]), 4)},
+            "episodes": {"threshold": float(THRESHOLDS[surest]), "f1": round(float(f1[surest]), 4),
+                         "episodes_right": round(float(right[surest]), 4)},
+        }  # fmt: skip
     summary = {
         "keys": options.keys,
         "seeds": list(CALIBRATION[: options.calibrations]),
@@ -372,7 +415,7 @@ def calibrate(options: argparse.Namespace) -> None:
             name: {kind: round(float(np.mean(v)), 4) for kind, v in kinds[name].items()}
             for name in ["mean keys", names[0], *(f"{count} heads" for count in HEADS)]
         },
-        "heads": [[layer, head, round(value, 4)] for layer, head, value in ranked],
+        "heads": ranked,
         "sets": sets,
         "seconds": round(time.time() - began, 1),
         **measured_on(torch, transformers),
@@ -380,9 +423,9 @@ def calibrate(options: argparse.Namespace) -> None:
     target.write_text(json.dumps(summary, indent=1) + "\n")
     shown = [*names[:6], "mean keys", *(f"{count} heads" for count in HEADS)]
     for name in shown:
-        print(f"{name:10} average precision {summary['average_precision'][name]:.3f}")
-    for count, one in sets.items():
-        print(f"{count} heads: {one}")
+        print(f"{name:12} average precision {summary['average_precision'][name]:.3f}")
+    for name, one in sets.items():
+        print(f"heads and scale {name}: {one}")
 
 
 def threshold_counts(film: Footage, scores: torch.Tensor, truth: torch.Tensor) -> np.ndarray:
@@ -466,9 +509,10 @@ def measure_world(
     film: Footage, calibration: dict[str, Any], options: argparse.Namespace
 ) -> dict[str, Any]:
     """Average precisions, and a row for each question and memory."""
-    chosen = calibration["sets"][str(options.heads)]
+    heads = [Head(*one) for one in calibration["heads"]]
+    chosen = calibration["sets"][f"{options.heads} {options.scale}"][options.by]
     threshold = options.threshold or chosen["threshold"]
-    scores = combined(film, calibration["heads"][: options.heads]).cpu()
+    scores = combined(film, heads[: options.heads], options.scale).cpu()
     by_mean = mean_key_scores(film).cpu()
     truth = relevant(film)
     rows = [k for k, q in enumerate(film.asked) if q.type in RECALL and q.band != NEVER]
@@ -478,7 +522,7 @@ def measure_world(
     }
     for count in HEADS:
         if count != options.heads:
-            other = combined(film, calibration["heads"][:count]).cpu()
+            other = combined(film, heads[:count], options.scale).cpu()
             name = f"{count} heads"
             precision[name] = average_precision(other[rows], truth[rows]).tolist()
     plans: list[tuple[int, str, list[Episode], list[int]]] = []
@@ -502,6 +546,7 @@ def measure_world(
         found.append(_row(film, number, "streaming", [], answer))
     return {
         "seed": film.seed, "keys": options.keys, "hours": options.hours, "threshold": threshold,
+        "scale": options.scale, "by": options.by,
         "heads": calibration["heads"][: options.heads], "average_precision": precision,
         "grids_read": round(float(np.mean([len(g) for _, m, _, g in plans if m == "history"])), 2),
         "rows": found,
@@ -632,7 +677,7 @@ def report(options: argparse.Namespace) -> None:
         "seeds": [world["seed"] for world in worlds],
         "calibration_seeds": calibration["seeds"],
         "heads": worlds[0]["heads"],
-        "threshold": worlds[0]["threshold"],
+        **{name: worlds[0][name] for name in ("threshold", "scale", "by")},
         "average_precision": {
             name: round(
                 float(np.mean([v for w in worlds for v in w["average_precision"][name]])), 4
@@ -665,7 +710,7 @@ def print_table(summary: dict[str, Any]) -> None:
     """Per cent right by type, age and memory."""
     print(
         f"{len(summary['seeds'])} worlds of {summary['hours']:g} h, keys {summary['keys']}, heads "
-        f"{[head[:2] for head in summary['heads']]}, threshold {summary['threshold']:g}, "
+        f"{[head[:3] for head in summary['heads']]}, threshold {summary['threshold']:g}, "
         f"{summary['grids_read']:g} grids read"
     )
     print("average precision:", summary["average_precision"])
@@ -711,6 +756,8 @@ def main() -> None:
     parse.add_argument("--first", type=int, default=0, help="skip so many worlds")
     parse.add_argument("--questions", type=int, default=0, help="of a world at most; 0: all")
     parse.add_argument("--heads", type=int, default=3, choices=HEADS)
+    parse.add_argument("--scale", choices=("fixed", "own"), default="fixed")
+    parse.add_argument("--by", choices=("episodes", "f1"), default="episodes", help="threshold")
     parse.add_argument("--threshold", type=float, default=0.0, help="0: as calibrated")
     parse.add_argument("--jobs", type=int, default=8, help="processes that draw")
     options = parse.parse_args()

@@ -126,7 +126,8 @@ class Windows:
         """Tokens of a grid."""
         return self.features.shape[1] * self.features.shape[2]
 
-    def _prompt(self, question: str) -> list[int]:
+    def prompt(self, question: str) -> list[int]:
+        """Token ids from the end of what was seen to where the answer begins."""
         return self.chat.question(question, True, 2048) if question else []
 
     def positions(self, sequence: Look) -> torch.Tensor:
@@ -136,13 +137,13 @@ class Windows:
         _, rows, columns, _ = self.features.shape
         spans = [TextSpan(len(self.chat.head))]
         spans.append(VisionSpan(ticks, tuple((t, t) for t in times), rows, columns, opens=True))
-        spans.append(TextSpan(len(self._prompt(sequence.question))))
+        spans.append(TextSpan(len(self.prompt(sequence.question))))
         return PositionLedger().preview([span for span in spans if span.count])
 
     def embeddings(self, sequence: Look) -> torch.Tensor:
         """``[n, hidden]``."""
         seen = self.features[list(sequence.grids)].flatten(0, 2)
-        prompt = self._prompt(sequence.question)
+        prompt = self.prompt(sequence.question)
         return torch.cat([self._head, seen, *([self.model.embed_tokens(prompt)] if prompt else [])])
 
     # -- keys ----------------------------------------------------------------------------------
@@ -197,7 +198,10 @@ class Windows:
     def queries(
         self, sequences: Sequence[Look], heads: dict[int, Sequence[int]]
     ) -> list[dict[int, torch.Tensor]]:
-        """Queries, not rotated, of each question's own words: ``[heads, words, head_dim]``."""
+        """Queries, not rotated, of each question's prompt: ``[heads, prompt, head_dim]`` by layer.
+
+        The last is where the answer begins; `words` says where the question's own words are.
+        """
         found: list[dict[int, torch.Tensor]] = [{} for _ in sequences]
         for batch in self._batches(sequences):
             readout = Readout(queries=heads)
@@ -205,18 +209,16 @@ class Windows:
             for layer in heads:
                 read = readout.queries(layer).unflatten(1, (len(batch), -1))
                 for row, number in enumerate(batch):
-                    back = self.words(sequences[number].question)
-                    found[number][layer] = read[:, row, read.shape[2] + back.start :][
-                        :, : len(back)
-                    ].clone()
+                    count = len(self.prompt(sequences[number].question))
+                    found[number][layer] = read[:, row, -count:].clone()
         return found
 
-    def words(self, question: str) -> range:
-        """Where a question's own words stand, counted from the end of its prompt (negative)."""
-        prompt, words = self._prompt(question), self.chat.plain(question)
+    def words(self, question: str) -> slice:
+        """Where a question's own words stand in its prompt."""
+        prompt, words = self.prompt(question), self.chat.plain(question)
         for start in range(len(prompt) - len(words) + 1):
             if prompt[start : start + len(words)] == words:
-                return range(start - len(prompt), start - len(prompt) + len(words))
+                return slice(start, start + len(words))
         raise ValueError(f"the prompt of {question!r} does not hold its words")
 
     @torch.inference_mode()
@@ -250,7 +252,7 @@ class Windows:
         """Numbers of sequences to be run together: of like lengths, as many as fit."""
         lengths = {
             number: len(self.chat.head) + len(one.grids) * self._cell
-            + len(self._prompt(one.question)) + room
+            + len(self.prompt(one.question)) + room
             for number, one in enumerate(sequences)
         }  # fmt: skip
         most = MAX_SCORES if self.features.is_cuda else MAX_SCORES_ON_CPU

@@ -67,22 +67,20 @@ def test_answers_in_a_batch_are_those_of_a_fresh_engine_for_each(small, world, w
     assert len(set(said)) > 3
 
 
-def test_queries_are_those_of_the_questions_words_in_the_engine(small, world, windows):
+def test_queries_are_those_of_the_prompt_in_the_engine(small, world, windows):
     heads, _ = every_head(small[0])
     some = looks(world)[:4]
     found = windows.queries(some, heads)
     for look, read in zip(some, found, strict=True):
         engine = shown_to_the_engine(small, world, look.grids)
         manager = engine.cache_manager
-        prompt = windows.chat.question(look.question, True, 2048)
-        words = windows.chat.plain(look.question)
-        at = next(k for k in range(len(prompt)) if prompt[k : k + len(words)] == words)
+        prompt = windows.prompt(look.question)
+        assert prompt[windows.words(look.question)] == windows.chat.plain(look.question)
         readout = Readout(queries=heads)
         with manager.question_fork(len(prompt), 1) as fork:
             engine.text_path.append(prompt, manager.ledger.next_position, fork, readout)
         for layer in heads:
-            expected = readout.queries(layer)[:, at : at + len(words)]
-            torch.testing.assert_close(read[layer], expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(read[layer], readout.queries(layer), rtol=1e-4, atol=1e-4)
 
 
 def test_keys_are_those_of_a_stream_of_the_windows_grids(small, world, windows):
