@@ -20,13 +20,13 @@ four frames, by the model, as one short stream of just these grids.
 
 ``--keys windows`` (the default) takes keys from windows of 32 grids, ``--keys streamed`` from the
 engine as it streams with the memory it has by default, which also answers by that memory alone.
-What is done is not done again: a call that was cut short goes on where it was.
+What is done is not done again: a call that was cut short goes on where it was. Worlds may be shared
+out over processes: ``--first 3 --worlds 1`` measures the fourth alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 import multiprocessing
@@ -67,17 +67,24 @@ from stream_vlm_ros.world.rare import (
 )
 
 # Which episode a question wants, and how many grids before and after its hits.
-WANTED = {"was_there": "best", "earlier": "all", "later": "all", "how_many": "all", "first": "best"}
+WANTED = {
+    "was_there": "best",
+    "earlier": "all",
+    "later": "all",
+    "how_many": "all",
+    "first": "start",
+}
 REACH = {"before": (14, 2), "after": (2, 14)}
 MARGIN = (2, 2)
 PRESENT = 2  # grids: the last 4 frames
+START = 12  # grids from the beginning, for what came first
 MAX_GRIDS = 40  # of episodes, read for one answer
 SPREAD = 20  # grids of the controls that are drawn or spread evenly, and of mean keys
 LOOKS = 4  # episodes, newest first, that the second look reads
 STREAMED_GRIDS = 70  # that the default memory holds
 HEADS = (1, 3, 6)
 PLACES = ("last", "words", "end")  # whose queries: see above
-THRESHOLDS = np.round(np.arange(1.0, 8.0, 0.1), 2)
+THRESHOLDS = np.round(np.arange(2.0, 8.0, 0.1), 2)
 BY_STAMP = ("history", "second_look", "mean_keys", "other_question")  # how they say "how long ago"
 MEMORIES = (
     "history", "second_look", "streaming", "random", "uniform", "mean_keys", "other_question",
@@ -389,7 +396,7 @@ def calibrate(options: argparse.Namespace) -> None:
         precision, spread = float(np.mean(found[name])), math.sqrt(squares[name] / grids)
         ranked.append(Head(int(layer), int(head), place, round(precision, 4), round(spread, 4)))
     sets = {}
-    for count, scale in itertools.product(HEADS, ("fixed", "own")):
+    for count, scale in (*((count, "fixed") for count in HEADS), (3, "own")):
         counts = np.zeros((len(THRESHOLDS), 5))  # true, false, missed hits; right episodes, asked
         for film, truth in zip(films, truths, strict=True):
             scores = combined(film, ranked[:count], scale)
@@ -431,15 +438,17 @@ def calibrate(options: argparse.Namespace) -> None:
 def threshold_counts(film: Footage, scores: torch.Tensor, truth: torch.Tensor) -> np.ndarray:
     """For each of `THRESHOLDS`: grids rightly, wrongly and not hit, right episodes, questions."""
     counts = np.zeros((len(THRESHOLDS), 5))
-    for question, row, real in zip(film.asked, scores, truth, strict=True):
+    for question, row, real in zip(film.asked, scores.numpy(), truth.numpy(), strict=True):
         if question.type not in RECALL:
             continue
+        above = np.flatnonzero(row >= THRESHOLDS[0])
+        values, right = row[above], real[above]
         for k, threshold in enumerate(THRESHOLDS):
-            hits = row >= threshold
-            both = int((hits & real).sum())
-            counts[k, :3] += both, int(hits.sum()) - both, int(real.sum()) - both
+            over = values >= threshold
+            both = int(right[over].sum())
+            counts[k, :3] += both, int(over.sum()) - both, int(real.sum()) - both
             if question.type != "was_there" or question.band == NEVER:
-                named = choose(row, question.type, float(threshold))
+                named = choose(above[over].tolist(), row, question.type)
                 counts[k, 3:] += names_evidence(named, question), 1
     return counts
 
@@ -447,11 +456,17 @@ def threshold_counts(film: Footage, scores: torch.Tensor, truth: torch.Tensor) -
 # -- which grids are read ------------------------------------------------------------------------
 
 
-def choose(scores: torch.Tensor, type_: str, threshold: float) -> list[Episode]:
+def hits_of(scores: np.ndarray, threshold: float) -> list[int]:
+    """The numbers of the grids that score so much."""
+    return np.flatnonzero(scores >= threshold).tolist()
+
+
+def choose(hits: Sequence[int], scores: np.ndarray, type_: str) -> list[Episode]:
     """The episodes that a question of a type is answered from, the oldest first."""
-    hits = (scores >= threshold).nonzero().flatten().tolist()
-    episodes = join_hits(hits)
     wanted = WANTED.get(type_, "newest")
+    if wanted == "start":
+        return [Episode(0, START - 1)]
+    episodes = join_hits(hits)
     if not episodes or wanted == "newest":
         return episodes[-1:]
     by_score = sorted(episodes, key=lambda one: -float(scores[one.first : one.last + 1].max()))
@@ -527,7 +542,9 @@ def measure_world(
             precision[name] = average_precision(other[rows], truth[rows]).tolist()
     plans: list[tuple[int, str, list[Episode], list[int]]] = []
     for number in range(len(film.asked)):
-        for memory, named, grids in memories(film, number, scores, by_mean, threshold):
+        for memory, named, grids in memories(
+            film, number, scores.numpy(), by_mean.numpy(), threshold
+        ):
             plans.append((number, memory, named, grids))
     said = film.windows.answers([Look(g, film.asked[n].question.text) for n, _, _, g in plans])
     found = []
@@ -554,7 +571,7 @@ def measure_world(
 
 
 def memories(
-    film: Footage, number: int, scores: torch.Tensor, by_mean: torch.Tensor, threshold: float
+    film: Footage, number: int, scores: np.ndarray, by_mean: np.ndarray, threshold: float
 ) -> Iterator[tuple[str, list[Episode], list[int]]]:
     """For each memory the episodes that it names, and the grids that it shows."""
     question = film.asked[number]
@@ -564,18 +581,23 @@ def memories(
     def read(named: Sequence[Episode]) -> list[int]:
         return read_with_present(named, type_, now)
 
-    named = choose(scores[number], type_, threshold)
+    hits = hits_of(scores[number], threshold)
+    named = choose(hits, scores[number], type_)
     yield "history", named, read(named)
-    episodes = join_hits((scores[number] >= threshold).nonzero().flatten().tolist())
-    for one in episodes[: -LOOKS - 1 : -1] or [None]:
-        yield "second_look", [one] if one else [], read([one] if one else [])
+    episodes = join_hits(hits)
+    if WANTED.get(type_) in ("start", "all"):
+        yield "second_look", named, read(named)
+    else:
+        newest_first = [[one] for one in episodes[: -LOOKS - 1 : -1]]
+        for one in newest_first or [[]]:
+            yield "second_look", one, read(one)
     present = list(_last(now, PRESENT))
     yield "last_4", [], present
     count = min(SPREAD, now + 1)
     yield "random", [], sorted({*rng.sample(range(now + 1), count), *present})
     even = np.linspace(0, now, count).round().astype(int).tolist()
     yield "uniform", [], sorted({*even, *present})
-    best = by_mean[number].topk(count).indices.tolist()
+    best = np.argsort(-by_mean[number], kind="stable")[:count].tolist()
     yield "mean_keys", join_hits(sorted(best))[-1:], sorted({*best, *present})
     others = [
         k
@@ -586,7 +608,7 @@ def memories(
         # As if the other question were asked now: its own scores, up to now.
         other = rng.choice(others)
         theirs = scores[other, : now + 1]
-        stray = choose(theirs[torch.isfinite(theirs)], type_, threshold)
+        stray = choose(hits_of(theirs, threshold), theirs, type_)
         yield "other_question", stray, read(stray)
     if question.needed or question.band == NEVER:
         true = [Episode(int(one.first), int(one.last)) for one in question.needed]
@@ -598,14 +620,14 @@ def memories(
             ("taken_away", question.evidence[-1]),
             ("taken_else", (rng.uniform(0, now - 10), 0.0)),
         ):
-            left = scores[number].clone()
+            left = scores[number].copy()
             first = int(stretch[0])
             length = int(question.evidence[-1].last) - int(question.evidence[-1].first)
-            left[max(0, first - 2) : first + length + 3] = -torch.inf
+            left[max(0, first - 2) : first + length + 3] = -np.inf
             if memory == "taken_away":
                 for shown in film.world.shown(question.things[0], question.now):
-                    left[max(0, int(shown.first) - 2) : int(shown.last) + 3] = -torch.inf
-            rest = choose(left, type_, threshold)
+                    left[max(0, int(shown.first) - 2) : int(shown.last) + 3] = -np.inf
+            rest = choose(hits_of(left, threshold), left, type_)
             yield memory, rest, read(rest)
 
 
