@@ -474,7 +474,7 @@ def choose(hits: Sequence[int], scores: np.ndarray, type_: str) -> list[Episode]
         return by_score[:1]
     taken: list[Episode] = []
     for one in by_score:
-        if sum(e.count + sum(MARGIN) for e in [*taken, one]) <= MAX_GRIDS:
+        if sum(e.size + sum(MARGIN) for e in [*taken, one]) <= MAX_GRIDS:
             taken.append(one)
     return sorted(taken)
 

@@ -18,7 +18,8 @@ class Episode(NamedTuple):
     last: int
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
+        """Grids from the first to the last."""
         return self.last - self.first + 1
 
     def widened(self, before: int, after: int, end: int) -> range:

@@ -30,4 +30,4 @@ def test_two_neighbouring_hits_share_an_episode_just_if_they_are_close(hits, apa
 def test_neighbours_end_where_the_stream_does():
     assert Episode(5, 7).widened(2, 2, 100) == range(3, 10)
     assert Episode(1, 7).widened(2, 14, 10) == range(0, 10)
-    assert Episode(5, 7).count == 3
+    assert Episode(5, 7).size == 3
