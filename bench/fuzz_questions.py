@@ -27,13 +27,13 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.machine import measured_on
 from stream_vlm_ros.replay.questions import load_questions
 from stream_vlm_ros.replay.schedule import Schedule
 from stream_vlm_ros.replay.yaml_lines import QuestionFileError
 
 LONGEST = 10.0  # seconds for one file
-SECOND = 1_000_000_000
 FRAMES = [*range(20), 86_400, 86_401, 1_700_000_000, 1_700_000_001]  # seconds: two gaps
 ANSWERS = ["", "a cup", "9" * 5000, "a" * 5000, "1:05", "zwölf 🙂 \ud800", "x" * 5000 + "y"]
 

@@ -38,10 +38,11 @@ from stream_vlm_ros.engine import (
     VideoStreamingInference,
 )
 from stream_vlm_ros.engine.cache.budget import SLACK_CHUNKS  # beyond the cap: the node's default
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.factory import default_model
 from stream_vlm_ros.machine import measured_on
 from stream_vlm_ros.node.counters import Drop, FrameCounters
-from stream_vlm_ros.node.sampling import SECOND, TimedFrame
+from stream_vlm_ros.node.timed_frame import TimedFrame
 from stream_vlm_ros.node.worker import EngineWorker, Question
 from stream_vlm_ros.world.world import World
 

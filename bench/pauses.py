@@ -11,13 +11,12 @@ everything, and once right behind the first chunk, which is the sink of a memory
 about it, the same whatever the pause; its truth is that of a stream without pause or still.
 Printed is how many of the worlds were answered rightly, and the next position in text.
 
-Where the tree can close pauses, ``--max-pause 0`` measures without that.
+In the committed results ``before`` is of the release that closed no pause (``--name before``).
 """
 
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import random
 from collections.abc import Iterator
@@ -86,12 +85,9 @@ def pauses(steps: bool) -> Iterator[tuple[str, float, float]]:
     yield CLOCK_SET, NOW, 0.0
 
 
-def measure(worlds: int, steps: bool, max_pause: float | None) -> dict[str, Any]:
+def measure(worlds: int, steps: bool) -> dict[str, Any]:
     """Right answers by place, pause and type."""
     model, processor = load()
-    options: dict[str, Any] = {}
-    if "max_pause" in inspect.signature(VideoStreamingInference).parameters:
-        options = {} if max_pause is None else {"max_pause": max_pause}
     found: dict[str, Any] = {}
     for place, (chunks, cap, behind, still) in PLACES.items():
         watched = [Watched(number, chunks) for number in range(worlds)]
@@ -100,7 +96,7 @@ def measure(worlds: int, steps: bool, max_pause: float | None) -> dict[str, Any]
             position = 0
             for one in watched:
                 engine = VideoStreamingInference(
-                    model, processor, "cpu", EvictionConfig(max_cache_tokens=cap), **options
+                    model, processor, "cpu", EvictionConfig(max_cache_tokens=cap)
                 )
                 one.stream(engine, behind, still, pause, start)
                 ledger = engine.cache_manager.ledger
@@ -118,13 +114,12 @@ def main() -> None:
     parse = argparse.ArgumentParser(description=__doc__)
     parse.add_argument("--worlds", type=int, default=8)
     parse.add_argument("--steps", action="store_true", help="shorter pauses, too")
-    parse.add_argument("--max-pause", type=float, help="of the engine; None: its default")
     parse.add_argument("--name", default="after", help="under which the figures are kept")
     parse.add_argument("--threads", type=int, default=1)
     parse.add_argument("--out", type=Path)
     args = parse.parse_args()
     torch.set_num_threads(args.threads)
-    found = measure(args.worlds, args.steps, args.max_pause)
+    found = measure(args.worlds, args.steps)
     if args.out:
         report = json.loads(args.out.read_text()) if args.out.exists() else {}
         report |= {"worlds": args.worlds, **measured_on(torch, transformers), args.name: found}

@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import signal
 import tempfile
 
 import pytest
@@ -53,6 +54,9 @@ def pytest_configure(config):
     # Small models: a second thread brings little, and costs much where the cores are busy. Set
     # before anything imports torch; nodes that tests start inherit it.
     os.environ["OMP_NUM_THREADS"] = "1"
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        # Under nohup what tests start would ignore it, too. A handler is not inherited.
+        signal.signal(signal.SIGHUP, lambda number, frame: None)
     config.ros_domain_claim, domain = claim_domain()
     os.environ["ROS_DOMAIN_ID"] = str(domain)
     os.environ.pop("ROS_LOCALHOST_ONLY", None)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from stream_vlm_ros.config import EvictionConfig, Settings
 from stream_vlm_ros.engine.decoding import DecodingOptions
 from stream_vlm_ros.engine.inputs.frames import ImageSettings
+from stream_vlm_ros.engine.inputs.sampling import StampSampler
 from stream_vlm_ros.engine.inputs.timestamps import frame_times
 from stream_vlm_ros.engine.inputs.token_reduction import StaticTokenFilter
 from stream_vlm_ros.errors import (
@@ -25,8 +26,6 @@ from stream_vlm_ros.errors import (
     whole_number,
 )
 from stream_vlm_ros.history import FrameStore, SmartFrameManager
-from stream_vlm_ros.history.sampling import TargetRate
-from stream_vlm_ros.sources.sampling import StampSampler
 
 WHOLE_TYPES = [int, np.int64, np.int16, np.uint32]
 REAL_TYPES = [float, np.float64, np.float32, np.float16, Fraction]
@@ -34,6 +33,11 @@ REAL_TYPES = [float, np.float64, np.float32, np.float16, Fraction]
 
 def field(name, table):
     return lambda value: getattr(table(**{name: value}), name)
+
+
+def setting(name):
+    """``name`` of a table that has what some settings need besides."""
+    return lambda value: getattr(Settings(**{"memory_folder": "memories", name: value}), name)
 
 
 # What is kept of a value that is taken.
@@ -51,7 +55,7 @@ WHOLE = {
     "quality": lambda value: FrameStore(quality=value).quality,
     "stream_window": lambda value: SmartFrameManager(stream_window=value).stream_window,
     **{
-        f"the table's {row.name}": field(row.name, Settings)
+        f"the table's {row.name}": setting(row.name)
         for row in Settings.table().values()
         if row.type is int
     },
@@ -66,11 +70,11 @@ REAL = {
     "skip_similarity": lambda value: StaticTokenFilter(value).similarity,
     "fps": lambda value: 1 / frame_times(2, value, None, None)[1],
     "sampling rate": lambda value: 1e9 / StampSampler(value).period_ns,
-    "target_fps": lambda value: TargetRate(value).fps,
+    "target_fps": lambda value: SmartFrameManager(target_fps=value).target_fps,
     "max_bytes": lambda value: FrameStore(max_bytes=value).max_bytes,
     "max_seconds": lambda value: FrameStore(max_seconds=value).max_seconds,
     **{
-        f"the table's {row.name}": field(row.name, Settings)
+        f"the table's {row.name}": setting(row.name)
         for row in Settings.table().values()
         if row.type is float
     },

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-SECOND = 1_000_000_000
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 
 
 def nanoseconds(stamp: Any) -> int:

@@ -10,6 +10,7 @@ Runs as its own process::
 
 from __future__ import annotations
 
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.processes.ros_process import INTERRUPTED, end_quietly_on_signals, leave, run
 
 if __name__ == "__main__":
@@ -157,7 +158,7 @@ class DemoClient(Node):
         self.report.add(self._exchange(question, future.result().answer, elapsed))
 
     def _exchange(self, question: Question, reply: Answer, elapsed: float) -> Exchange:
-        now = self.get_clock().now().nanoseconds / 1e9
+        now = self.get_clock().now().nanoseconds / SECOND
         newest = seconds(reply.newest_stamp)
         error, verdict = "", Verdict()
         if reply.error_code != Answer.NONE:
@@ -188,7 +189,7 @@ class DemoClient(Node):
         """Seconds since the source's first frame; since ours, if the source does not tell."""
         if self.origin is None:
             return elapsed
-        return self.get_clock().now().nanoseconds / 1e9 - self.origin
+        return self.get_clock().now().nanoseconds / SECOND - self.origin
 
     def _memory_time(self, elapsed: float) -> float:
         """The source's time of the newest frame in memory, as far as the last status tells."""

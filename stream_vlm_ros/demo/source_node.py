@@ -10,6 +10,7 @@ Runs as its own process::
 
 from __future__ import annotations
 
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.processes.ros_process import end_quietly_on_signals, leave, run
 
 if __name__ == "__main__":
@@ -42,7 +43,7 @@ class Pace:
 
     def due(self, stamp_ns: int) -> float:
         """Seconds of the monotonic clock at which the frame of ``stamp_ns`` is due."""
-        return self.started + (stamp_ns - self.first_stamp_ns) / 1e9
+        return self.started + (stamp_ns - self.first_stamp_ns) / SECOND
 
 
 class SourceNode(Node):

@@ -104,10 +104,11 @@ class Sampler:
     def choose(self, logits: torch.Tensor) -> int:
         """The token that follows, from its logits ``[vocabulary]``.
 
-        Raises NotFiniteError unless all of them are finite.
+        Raises NotFiniteError where one of them is NaN, or the largest infinite.
         """
-        least, largest = logits.aminmax()  # NaN where there is any
-        if not math.isfinite(largest - least):
+        largest, likeliest = logits.max(-1)  # NaN where there is any
+        token = int(likeliest)
+        if not math.isfinite(largest):  # read behind the token, it costs no second wait
             raise not_finite("the logits of an answer's token")
         scores = logits[None]
         if self._processors:
@@ -118,7 +119,7 @@ class Sampler:
             scores = scores.clamp(max=torch.finfo(scores.dtype).max)
             drawn = torch.multinomial(scores.softmax(-1), 1, generator=self._generator)
             token = int(drawn)
-        else:
+        elif self._processors:
             token = int(scores.argmax())
         self._ids.append(token)
         return token

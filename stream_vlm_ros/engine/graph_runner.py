@@ -309,6 +309,7 @@ class GraphRunner(TextRunner):
             if self._weights_at != weights_at:  # a graph reads them where they were
                 self._forget_steps()
                 self._weights_at = weights_at
+            self._reader = None  # until all is loaded
             self._memory.load(fork.parts)
             self._reader = weakref.ref(fork)
 

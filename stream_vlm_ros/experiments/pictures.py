@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from stream_vlm_ros.engine.inputs.chunking import gather
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidParameterError
 
 
@@ -44,17 +46,8 @@ class Pictures:
 
     def chunks(self, size: int) -> Iterator[Chunk]:
         """In lists of ``size`` frames; the last may be shorter."""
-        if size < 1:
-            raise InvalidParameterError(f"A chunk has {size} frames; it needs at least 1.")
-        images: list[Any] = []
-        stamps: list[float] = []
-        for image, seconds in self:
-            images.append(image)
-            stamps.append(seconds)
-            if len(images) == size:
-                yield Chunk(images, stamps)
-                images, stamps = [], []
-        if images:
+        for chunk in gather(self, size, lambda _: None):
+            images, stamps = map(list, zip(*chunk, strict=True))
             yield Chunk(images, stamps)
 
 
@@ -103,7 +96,7 @@ class SourcePictures(Pictures):
             if index == self.frames:
                 return
             first = frame.stamp_ns if first is None else first
-            yield frame.image, (frame.stamp_ns - first) / 1e9
+            yield frame.image, (frame.stamp_ns - first) / SECOND
 
 
 class WorldPictures(Pictures):

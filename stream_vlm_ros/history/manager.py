@@ -11,8 +11,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from stream_vlm_ros.engine.inputs.stamp_check import SECOND, Decision, StampCheck, Timing
-from stream_vlm_ros.engine.inputs.timestamps import check_about, check_order
+from stream_vlm_ros.engine.inputs.sampling import StampSampler
+from stream_vlm_ros.engine.inputs.stamp_check import Decision, StampCheck, Timing
+from stream_vlm_ros.engine.inputs.timestamps import SECOND, check_about, check_order
 from stream_vlm_ros.errors import (
     InvalidParameterError,
     InvalidTimestampError,
@@ -23,7 +24,6 @@ from stream_vlm_ros.errors import (
 )
 from stream_vlm_ros.history.importance import NoveltyMeasure, ThumbnailNovelty
 from stream_vlm_ros.history.results import FrameStatistics
-from stream_vlm_ros.history.sampling import TargetRate
 from stream_vlm_ros.history.selection import GRID_FRAMES, Shares, nested
 from stream_vlm_ros.history.stars import StarMemory
 from stream_vlm_ros.history.store import FrameStore, KeptFrame
@@ -78,7 +78,13 @@ class SmartFrameManager:
             raise InvalidParameterError(f"star_threshold must be in 0..1: {star_threshold!r}")
         if longest is None or not longest > 0:
             raise InvalidParameterError(f"max_time_gap must be above 0: {max_time_gap!r}")
-        self._rate = TargetRate(target_fps)
+        rate = real_number(target_fps)
+        if rate is None or not 0 <= rate < math.inf:
+            raise InvalidParameterError(
+                f"target_fps must be a number of at least 0: {target_fps!r}"
+            )
+        self.target_fps = rate
+        self._sampler = StampSampler(rate) if rate else None  # None: every frame
         self._measure = ThumbnailNovelty() if measure is None else measure
         self.store = FrameStore() if store is None else store
         gap = min(longest, self.store.max_seconds, _MAX_SECONDS)
@@ -176,7 +182,7 @@ class SmartFrameManager:
     def _take(self, image: np.ndarray, stamp: float, source: str) -> KeptFrame | None:
         """Keep a frame whose stamp is believed, if the target rate wants it."""
         self._last_stamp = stamp
-        if not self._rate.wants(stamp):
+        if self._sampler is not None and not self._sampler.wants(_nanoseconds(stamp)):
             self.frames_not_sampled += 1
             return None
         return self._keep(image, stamp, source)
@@ -236,7 +242,8 @@ class SmartFrameManager:
     def _clear_choice(self) -> None:
         self._stars.clear()
         self._stream.clear()
-        self._rate.clear()
+        if self._sampler is not None:
+            self._sampler.reset()
         self.version += 1
 
     # -- choosing ----------------------------------------------------------------------------

@@ -18,7 +18,7 @@ An image comes in
     image_thread    its thread, apart from rclpy's executor
     serialized_image the message as it arrives, of which only the stamp is read
     ingest          messages -> frames -> chunks, and what becomes of each
-    sampling        frames in time and in chunks: arithmetic on stamps
+    timed_frame     a picture on its way, with its stamp and header
     images          ROS images -> arrays
     counters        what became of every frame
 

@@ -17,9 +17,9 @@ from threading import Lock
 from typing import Protocol
 
 from stream_vlm_ros.config import Settings
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.memory_keeper import SavedState
-from stream_vlm_ros.node.sampling import SECOND
 
 TOLERANCE_PERCENT = 10.0
 
@@ -312,6 +312,7 @@ class MemoryFacts:
 
     state: str  # of the lifecycle
     failure: str  # of the last transition, or ''
+    engine_fault: str  # what has ended the engine's thread, or ''
     chunk_fault: str  # of the last chunk, or ''
     model: str
     device: str
@@ -329,6 +330,8 @@ def memory_health(facts: MemoryFacts) -> Health:
     """The status of model and memory."""
     if facts.failure:
         level, message = Level.ERROR, facts.failure
+    elif facts.engine_fault:
+        level, message = Level.ERROR, facts.engine_fault
     elif facts.chunk_fault:
         level, message = Level.ERROR, f"the last chunk was refused: {facts.chunk_fault}"
     elif facts.state == "configuring":

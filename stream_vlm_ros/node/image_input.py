@@ -25,6 +25,7 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.node.images import compressed_to_rgb, image_to_rgb
 from stream_vlm_ros.node.serialized_image import SerializedImage
 
@@ -117,7 +118,7 @@ class ImageInput:
         with subscription.handle:  # not destroyed before this block is left
             self._wait_set.clear_entities()
             self._wait_set.add_subscription(subscription.handle)
-            self._wait_set.wait(round(1e9 * seconds))
+            self._wait_set.wait(round(SECOND * seconds))
             if not self._wait_set.get_ready_entities("subscription"):
                 return None
             taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)

@@ -39,7 +39,7 @@ class ImageThread:
         context: Context,
         receive: Callable[[SerializedImage], None],
         upkeep: Callable[[], None],
-        report: Callable[[str, Exception], None],
+        report: Callable[[str, BaseException], None],
     ) -> None:
         self._source = source
         self._context = context
@@ -75,7 +75,7 @@ class ImageThread:
                 if arrival is not None:
                     self._receive(arrival)
                 self._upkeep()
-            except Exception as fault:
+            except BaseException as fault:  # a decoder's SystemExit would end the thread unseen
                 self._report("the thread of the images", fault)
                 if arrival is None:  # else it would fail again at once, and for ever
                     self._stopping.wait(UPKEEP_PERIOD)

@@ -14,16 +14,18 @@ from typing import Any, Protocol
 import numpy as np
 
 from stream_vlm_ros.config import Settings
+from stream_vlm_ros.engine.inputs.chunking import Chunker
+from stream_vlm_ros.engine.inputs.sampling import StampSampler
 from stream_vlm_ros.engine.inputs.stamp_check import (
     FRAMES_TO_BELIEVE,
     Decision,
     StampCheck,
     check_stamp,
 )
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidImageError, InvalidTimestampError, cut
 from stream_vlm_ros.node.counters import Drop, FrameCounters
-from stream_vlm_ros.node.sampling import SECOND, Chunker, TimedFrame
-from stream_vlm_ros.sources.sampling import StampSampler
+from stream_vlm_ros.node.timed_frame import TimedFrame
 
 STEPS_TO_WAIT = 3  # from frame to frame, for the next one after a pause
 
@@ -89,7 +91,7 @@ class FrameIngest:
         self._behind_loaded = False  # the newest frame in memory was loaded
         self._sampler: StampSampler | None = None  # None takes every frame
         self._sample_fps = 0.0
-        self._chunker = Chunker(1)
+        self._chunker: Chunker[TimedFrame] = Chunker(parameters.chunk_frames)
         self.apply(parameters)
 
     def apply(self, parameters: Settings) -> None:

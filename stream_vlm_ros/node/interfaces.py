@@ -13,10 +13,10 @@ from std_msgs.msg import Header
 from stream_vlm.msg import Answer, CacheStatus, MemoryLevel, TimeSpan
 
 from stream_vlm_ros.config import Settings
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidChoicesError, InvalidParameterError, cut
 from stream_vlm_ros.node.health import Health
 from stream_vlm_ros.node.memory_keeper import NOTHING_SAVED, SavedState
-from stream_vlm_ros.node.sampling import SECOND
 from stream_vlm_ros.node.worker import MemoryState, Outcome, Question
 
 # Longer questions are refused; their beginning is still published.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import wait
 from contextlib import ExitStack
@@ -309,8 +310,11 @@ class StreamVlmNode(TellingLifecycleNode):
         self.figures.last_refusal = words
         self.get_logger().warning(words, throttle_duration_sec=5.0)
 
-    def _on_engine_fault(self, fault: Exception) -> None:
-        if isinstance(fault, StreamVlmError):
+    def _on_engine_fault(self, fault: BaseException) -> None:
+        if self._worker is not None and self._worker.ended is not None:
+            trace = "".join(traceback.format_exception(fault))
+            self.get_logger().fatal(f"{self._worker.ended}\n{trace}")
+        elif isinstance(fault, StreamVlmError):
             self.get_logger().error(
                 f"a chunk was refused, the stream continues: {fault}", throttle_duration_sec=5.0
             )
@@ -334,7 +338,7 @@ class StreamVlmNode(TellingLifecycleNode):
         topic = source.topic if (source := self._input) is not None else "image"
         return self.figures.why_empty(topic, self._now_ns(), self.parameters.no_image_timeout)
 
-    def report_fault(self, where: str, fault: Exception) -> None:
+    def report_fault(self, where: str, fault: BaseException) -> None:
         """Log a fault of this package, once with its traceback; repetitions are counted."""
         if self.context.ok():  # else told to end: whatever broke off, broke off for that
             self.error_log.report(where, fault)
@@ -396,6 +400,7 @@ class StreamVlmNode(TellingLifecycleNode):
             health.MemoryFacts(
                 state=self.state,
                 failure=self.failure,
+                engine_fault=str(worker.ended or "") if worker is not None else "",
                 chunk_fault=worker.last_fault if worker is not None else "",
                 model=self.parameters.model_path or "the small one of the demo",
                 device=self.parameters.device,

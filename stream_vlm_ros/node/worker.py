@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from stream_vlm_ros.engine.inputs.stamp_check import check_stamp
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import (
     EmptyMemoryError,
     InvalidParameterError,
@@ -32,7 +33,7 @@ from stream_vlm_ros.errors import (
     StreamVlmError,
 )
 from stream_vlm_ros.node.counters import Drop, FrameCounters
-from stream_vlm_ros.node.sampling import SECOND, TimedFrame
+from stream_vlm_ros.node.timed_frame import TimedFrame
 from stream_vlm_ros.node.turns import Turns
 
 if TYPE_CHECKING:  # torch takes seconds to import: the node is on the graph before that
@@ -57,6 +58,10 @@ class CancelledError(StreamVlmError):
     """A question that was cancelled."""
 
     code = "CANCELLED"
+
+
+class EngineEndedError(StreamVlmError):
+    """The engine's thread has ended by a fault: nothing is taken any more."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +220,8 @@ class EngineWorker:
         ingest_share: share of an answer's time for chunks that wait meanwhile, 0 to 1, see
             :class:`Turns`; 0: they wait until it is complete. May be changed at any time.
         changed: called in the thread after each command.
-        report: called for each chunk that the engine refused, and for every error.
+        report: called for each chunk that the engine refused, and for every error, also for what
+            ends the thread (``ended`` says so then).
         why_empty: says, for a question to an empty memory, why it is empty.
         pause_closed: called in the thread when a chunk came after so many seconds that the model
             does not see.
@@ -230,7 +236,7 @@ class EngineWorker:
         max_questions: int,
         ingest_share: float = 0.5,
         changed: Callable[[], None] = lambda: None,
-        report: Callable[[Exception], None] = lambda fault: None,
+        report: Callable[[BaseException], None] = lambda fault: None,
         why_empty: Callable[[], str] = lambda: "images come first",
         pause_closed: Callable[[float], None] = lambda seconds: None,
         make_header: Callable[[int, str], Any] = lambda stamp_ns, frame_id: None,
@@ -242,6 +248,7 @@ class EngineWorker:
         self.memory = MemoryState()
         self.resets = 0
         self.last_fault: str = ""  # of the last chunk, empty when it went well
+        self.ended: EngineEndedError | None = None  # what every question is answered from then on
         self._load = load
         self._counters = counters
         self._changed = changed
@@ -281,8 +288,9 @@ class EngineWorker:
     def append(self, frames: list[TimedFrame]) -> None:
         """Queue a chunk. Its frames are pending in the counters until it is appended or dropped."""
         with self._wake:
-            if self._stopping:
-                self._counters.drop(Drop.RESET, len(frames))
+            if self._stopping or self.ended is not None:
+                cause = Drop.RESET if self._stopping else Drop.ERROR
+                self._counters.drop(cause, len(frames))
                 return
             while self.waiting_chunks >= self.queue_size:
                 oldest = next(c for c in self._queue if isinstance(c, _Append))
@@ -298,6 +306,8 @@ class EngineWorker:
             refusal: StreamVlmError | None = None
             if self._stopping:
                 refusal = NotActiveError("the node is being stopped")
+            elif self.ended is not None:
+                refusal = self.ended
             elif self.waiting_questions >= self.max_questions:
                 refusal = QueueFullError(
                     f"{self.waiting_questions} questions are waiting already (max_questions); "
@@ -319,8 +329,9 @@ class EngineWorker:
         command = _Reset(cause)
         with self._wake:
             self._drop_chunks(cause)
-            if self._stopping:
-                command.future.set_exception(NotActiveError("the node is being stopped"))
+            if self._stopping or self.ended is not None:
+                stopped = NotActiveError("the node is being stopped")
+                command.future.set_exception(self.ended or stopped)
                 return command.future
             self._queue.append(command)
             self._wake.notify()
@@ -403,11 +414,21 @@ class EngineWorker:
             self.memory = self._snapshot(engine)
             self._min_pixels = engine.min_pixels
         except BaseException as fault:
-            self.loaded.set_exception(fault)
+            # What is no Exception would end the thread that asks for the result.
+            known = isinstance(fault, Exception)
+            self.loaded.set_exception(fault if known else _as_error("loading the model", fault))
             return
         self.loaded.set_result(engine.memory_plan)
+        try:
+            try:
+                self._serve(engine)
+            finally:
+                engine.close()
+        except BaseException as fault:  # a user's function may raise anything, SystemExit too
+            self._end(fault)
+
+    def _serve(self, engine: InferenceEngine) -> None:
         while (command := self._next()) is not None:
-            self._limit_pixels(engine)
             if isinstance(command, _Append):
                 self._append(engine, command)
             elif isinstance(command, Ticket):
@@ -417,7 +438,27 @@ class EngineWorker:
             else:
                 self._copy_or_load(engine, command)
             self._tell()
-        engine.close()
+
+    def _end(self, fault: BaseException) -> None:
+        """The thread ends by a fault: nobody is left waiting, and all is said."""
+        ended = EngineEndedError(
+            f"the engine's thread has ended by {fault!r}: clean the node up and configure it "
+            "again, or restart it; see its log"
+        )
+        with self._wake:
+            self.ended = ended
+            self._drop_chunks(Drop.ERROR)
+            waiting, self._queue = self._queue, deque()
+            current, self._current = self._current, None
+        if current is not None and not current.future.done():
+            waiting.appendleft(current)
+        for command in waiting:
+            if isinstance(command, Ticket):
+                command.future.set_result(self._failed(command, ended))
+            elif isinstance(command, _Reset):
+                command.future.set_exception(ended)
+        self._report(fault)
+        self._tell()
 
     def _next(self) -> _Command | None:
         with self._wake:
@@ -465,6 +506,7 @@ class EngineWorker:
         # what outlives this process must be stamped in a time that does, too.
         times = [(frame.stamp_ns - self._epoch_ns) / SECOND for frame in frames]
         try:
+            self._limit_pixels(engine)
             done = engine.append_video_chunk([frame.image for frame in frames], timestamps=times)
             self._newest_header = frames[-1].header
             self.memory = self._snapshot(engine)
@@ -475,6 +517,9 @@ class EngineWorker:
             self._counters.drop(Drop.ERROR, len(frames))
             self._report(fault)
             return True
+        except BaseException:  # ends the thread
+            self._counters.drop(Drop.ERROR, len(frames))
+            raise
         self.last_fault = ""
         self._counters.ingest(len(frames))
         if done.closed_seconds:
@@ -483,6 +528,7 @@ class EngineWorker:
 
     def _reset(self, engine: InferenceEngine, command: _Reset) -> None:
         try:
+            self._limit_pixels(engine)
             start_anew = engine.reset
             if command.cause is Drop.TIME_JUMP:
                 start_anew = getattr(engine, "start_epoch", engine.reset)
@@ -493,6 +539,9 @@ class EngineWorker:
             self._report(fault)
             command.future.set_exception(fault)
             return
+        except BaseException as fault:  # ends the thread
+            command.future.set_exception(_as_error("the reset", fault))
+            raise
         self.last_fault = ""
         self.resets += 1
         command.future.set_result(None)
@@ -536,6 +585,7 @@ class EngineWorker:
             ticket.future.set_result(self._failed(ticket, ticket.why))
             return
         try:
+            self._limit_pixels(engine)
             progress(READING, "")
             try:
                 answer, metrics = self._ask(engine, ticket, progress, self._about(question))
@@ -598,7 +648,6 @@ class EngineWorker:
         """Between two tokens of an answer: append the oldest waiting chunk if it is its turn."""
         if not turns.is_chunks(self.ingest_share) or (command := self._take_chunk()) is None:
             return
-        self._limit_pixels(engine)
         with turns.chunk():
             done = self._append(engine, command)
         if done:
@@ -705,6 +754,11 @@ class EngineWorker:
 
     def _to_ns(self, seconds: float) -> int:
         return self._epoch_ns + round(seconds * SECOND)
+
+
+def _as_error(what: str, fault: BaseException) -> StreamVlmError:
+    """What may be raised in another thread without ending that, too."""
+    return StreamVlmError(f"{what} was ended by {fault!r}; see the node's log")
 
 
 def _level(name: str, held: LevelInfo | None) -> LevelState:

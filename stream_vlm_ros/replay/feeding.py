@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from stream_vlm_ros.config import Settings
-from stream_vlm_ros.errors import InvalidParameterError
+from stream_vlm_ros.engine.inputs.chunking import gather
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.sources import Frame, Source
 
 if TYPE_CHECKING:
@@ -54,13 +55,13 @@ class Fed:
 
     def span(self, about: tuple[float, float] | None) -> tuple[float, float] | None:
         """Seconds from the first frame as the source's own."""
-        first = (self.first_ns or 0) / 1e9
+        first = (self.first_ns or 0) / SECOND
         return None if about is None else (first + about[0], first + about[1])
 
     def asked_late(self, at: float, source: Source, fps: float) -> str | None:
         """A note if ``source``, sampled at ``fps`` (0: every frame), ended before ``at`` seconds;
         else None."""
-        last = ((self.last_ns or 0) - (self.first_ns or 0)) / 1e9
+        last = ((self.last_ns or 0) - (self.first_ns or 0)) / SECOND
         end = source.duration
         if end is None:
             end = last + 2 * frame_seconds(fps, source)
@@ -77,7 +78,7 @@ class UpTo:
 
     def __init__(self, frames: Iterable[Frame], seconds: float | None) -> None:
         self._frames, self.cut = frames, False
-        self._length_ns = None if seconds is None else round(seconds * 1e9)
+        self._length_ns = None if seconds is None else round(seconds * SECOND)
 
     def __iter__(self) -> Iterator[Frame]:
         first = None
@@ -101,7 +102,7 @@ class Behind:
         newest_ns: of the memory, in the source's time; None: there is none, nothing is moved.
     """
 
-    STEP_NS = 10**9  # from the newest frame in memory to the first one that is moved
+    STEP_NS = SECOND  # from the newest frame in memory to the first one that is moved
 
     def __init__(self, frames: Iterable[Frame], newest_ns: int | None) -> None:
         self._frames, self._newest_ns, self.moved_ns = frames, newest_ns, 0
@@ -123,7 +124,7 @@ class Behind:
             return None
         return (
             "the source begins before the end of the loaded memory: its time was moved by "
-            f"{self.moved_ns / 1e9:.1f} s, behind it"
+            f"{self.moved_ns / SECOND:.1f} s, behind it"
         )
 
 
@@ -137,22 +138,13 @@ def loaded_until(settings: Settings) -> int | None:
     from stream_vlm_ros.engine.saving.memory_copy import about_memory
 
     saved = about_memory(settings.load_memory)
-    return saved.origin_ns + round((saved.newest_timestamp or 0.0) * 1e9)
+    return saved.origin_ns + round((saved.newest_timestamp or 0.0) * SECOND)
 
 
 def chunks(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
     """``frames`` in lists of ``size``; a list ends early where the picture size changes, and the
     last may be shorter. Raises InvalidParameterError for a size below 1."""
-    if size < 1:
-        raise InvalidParameterError(f"A chunk has {size} frames; it needs at least 1.")
-    chunk: list[Frame] = []
-    for frame in frames:
-        if chunk and (len(chunk) == size or frame.image.shape != chunk[0].image.shape):
-            yield chunk
-            chunk = []
-        chunk.append(frame)
-    if chunk:
-        yield chunk
+    return gather(frames, size, lambda frame: frame.image.shape)
 
 
 def feed(

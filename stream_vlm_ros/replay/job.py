@@ -21,6 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.console import printable
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidParameterError, SourceNotFoundError, StreamVlmError
 from stream_vlm_ros.factory import load_engine
 from stream_vlm_ros.owned import NotOursError, check, held, write_whole
@@ -477,7 +478,7 @@ class _Bar(Silence):
         self._shown.update(self._task, completed=seconds, answers=answers)
 
     def on_chunk(self, camera: str, offset_ns: int, frames: list[Frame], entry: dict) -> None:
-        self._shown.update(self._task, completed=offset_ns / 1e9)
+        self._shown.update(self._task, completed=offset_ns / SECOND)
 
     def on_answer(self, record: AnswerRecord, image: np.ndarray | None) -> None:
         self._answers += 1

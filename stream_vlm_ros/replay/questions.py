@@ -23,6 +23,7 @@ from typing import Any
 import jsonschema
 
 from stream_vlm_ros.engine.inputs.stamp_check import check_stamp
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidTimestampError
 from stream_vlm_ros.sources.sampling import MAX_SECONDS
 
@@ -311,7 +312,7 @@ def _stamp(value: Any, document: Document, place: Place) -> int | None:
     if value is None:
         return None
     try:
-        return check_stamp(int(Decimal(str(value)) * 1_000_000_000))
+        return check_stamp(int(Decimal(str(value)) * SECOND))
     except InvalidTimestampError as error:
         raise document.error((*place, "at_stamp"), f"at_stamp: {error}") from error
 

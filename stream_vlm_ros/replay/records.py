@@ -9,11 +9,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypedDict
 
 from stream_vlm_ros.console import duration_text, plural
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import OutOfHorizonError
 
 from .lines import merged_lines
 from .questions import Question
-from .schedule import NANOSECONDS, Ask
+from .schedule import Ask
 
 
 class AnswerError(TypedDict):
@@ -72,7 +73,7 @@ def unanswered(ask: Ask, camera: str, end_ns: int, origin_ns: int | None) -> Ans
     count from ``origin_ns``, the stamp of the source's first frame."""
     question = ask.question
     offset = end_ns if ask.offset_ns is None else ask.offset_ns
-    at = offset / NANOSECONDS
+    at = offset / SECOND
     return {
         "id": ask.id,
         "question_id": question.id,
@@ -193,7 +194,7 @@ def evidence_in_memory(
 
 def _since(seconds: float, origin_ns: int) -> float:
     """A source's time as seconds from its first frame, to the microsecond."""
-    return round(seconds - origin_ns / NANOSECONDS, 6)
+    return round(seconds - origin_ns / SECOND, 6)
 
 
 def _verdict(question: Question, answer: str, record: AnswerRecord) -> bool | None:

@@ -13,12 +13,14 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from stream_vlm_ros.config import Settings
+from stream_vlm_ros.engine.inputs.chunking import Chunker
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidParameterError, OutOfHorizonError, StreamVlmError
 from stream_vlm_ros.sources import Frame, Source
 
@@ -34,7 +36,7 @@ from .records import (
     refused,
     unanswered,
 )
-from .schedule import NANOSECONDS, Ask, Schedule
+from .schedule import Ask, Schedule
 from .settings import as_reported
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ class Stream:
     camera: str
     engine: InferenceEngine
     schedule: Schedule
-    pending: list[Frame] = field(default_factory=list)
+    chunker: Chunker[Frame]
     newest: np.ndarray | None = None
     ingested: int = 0
 
@@ -102,8 +104,8 @@ class Replay:
         self.make_engine = make_engine
         self.known = known
         self.listener = listener or Silence()
-        self.start_ns = round(start * NANOSECONDS)
-        self.end_ns = None if end is None else round(end * NANOSECONDS)
+        self.start_ns = round(start * SECOND)
+        self.end_ns = None if end is None else round(end * SECOND)
         self.answers: list[AnswerRecord] = []
         self.series: list[dict[str, Any]] = []
         self.streams: dict[str, Stream] = {}
@@ -135,7 +137,7 @@ class Replay:
         """What there is so far."""
         counts = source.state.counts
         ingested = sum(stream.ingested for stream in self.streams.values())
-        waiting = sum(len(stream.pending) for stream in self.streams.values())
+        waiting = sum(len(stream.chunker.frames) for stream in self.streams.values())
         drops = {
             "sampling": counts.unwanted,
             "unusable": counts.unusable,
@@ -178,31 +180,27 @@ class Replay:
             self._ask(stream, ask)
         stream.schedule.saw(offset)
         self.newest_ns = max(self.newest_ns, offset)
-        pending = stream.pending
-        if pending and pending[0].image.shape != frame.image.shape:
-            self._encode(stream, len(pending))
-        stream.pending.append(frame)
-        if len(stream.pending) >= self.settings.chunk_frames:
-            self._encode(stream, len(stream.pending))
+        for chunk in stream.chunker.add(frame, frame.image.shape):
+            self._encode(stream, chunk)
 
     def _end(self, source: Source) -> None:
         """Encode what waits, and ask what is due up to the end of the source."""
-        end = self.newest_ns + round(NANOSECONDS * frame_seconds(self.settings.sample_fps, source))
+        end = self.newest_ns + round(SECOND * frame_seconds(self.settings.sample_fps, source))
         if source.duration is not None and source.state.damage is None:
-            end = max(end, round(source.duration * NANOSECONDS))
+            end = max(end, round(source.duration * SECOND))
         if self.end_ns is not None:
             end = max(self.newest_ns, min(end, self.end_ns))
         for stream in self.streams.values():
             for ask in stream.schedule.before(self.newest_ns + 1):
                 self._ask(stream, ask)
-            self._encode(stream, len(stream.pending))
+            self._encode(stream, stream.chunker.flush())
             for ask in stream.schedule.until(end):
                 self._ask(stream, ask)
             for ask in stream.schedule.rest():
                 self._not_reached(stream.camera, ask)
         if not self.streams:
             for question in self.questions.questions:
-                due = None if question.at is None else round(question.at * NANOSECONDS)
+                due = None if question.at is None else round(question.at * SECOND)
                 self._not_reached("", Ask(question, due, question.id))
         elif unseen := self._unseen_cameras():
             raise InvalidParameterError(
@@ -215,7 +213,10 @@ class Replay:
         mine = [q for q in self.questions.questions if self._is_for(q, camera)]
         assert self.origin_ns is not None
         stream = Stream(
-            camera, self.make_engine(), Schedule(mine, self.origin_ns, where_frames_are=True)
+            camera,
+            self.make_engine(),
+            Schedule(mine, self.origin_ns, where_frames_are=True),
+            Chunker(self.settings.chunk_frames),
         )
         self.streams[camera] = stream
         return stream
@@ -230,11 +231,10 @@ class Replay:
         seen = {camera.strip("/") for camera in self.streams}
         return [c for c in self.questions.cameras if c.strip("/") not in seen]
 
-    def _encode(self, stream: Stream, count: int) -> None:
-        """Append the first ``count`` waiting frames to the memory."""
-        if count == 0:
+    def _encode(self, stream: Stream, frames: list[Frame]) -> None:
+        """Append frames, if there are any, to the memory."""
+        if not frames:
             return
-        frames, stream.pending = stream.pending[:count], stream.pending[count:]
         offset = frames[-1].stamp_ns - (self.origin_ns or 0)
         try:
             appended = stream.engine.append_video_chunk(
@@ -251,7 +251,7 @@ class Replay:
         info = stream.engine.get_cache_info()
         entry = {
             "camera": stream.camera,
-            "at": offset / NANOSECONDS,
+            "at": offset / SECOND,
             "frames": len(frames),
             "tokens": appended.tokens,
             "evicted_tokens": appended.evicted_tokens,
@@ -266,9 +266,10 @@ class Replay:
     # -- asking ------------------------------------------------------------------------------
 
     def _ask(self, stream: Stream, ask: Ask) -> None:
-        self._encode(stream, AT_QUESTION[self.settings.at_question](len(stream.pending)))
+        ready = AT_QUESTION[self.settings.at_question](len(stream.chunker.frames))
+        self._encode(stream, stream.chunker.flush(ready))
         if stream.empty:  # better an odd frame than none at all
-            self._encode(stream, len(stream.pending))
+            self._encode(stream, stream.chunker.flush())
         record = self.known(ask.id)
         if record is None:
             record = self._answered(stream, ask)
@@ -278,7 +279,7 @@ class Replay:
     def _answered(self, stream: Stream, ask: Ask) -> AnswerRecord:
         question, settings = ask.question, self.settings
         record = self._record(stream.camera, ask)
-        origin = (self.origin_ns or 0) / NANOSECONDS
+        origin = (self.origin_ns or 0) / SECOND
         about = question.about and (origin + question.about[0], origin + question.about[1])
         metrics: AnswerMetrics | ChoiceMetrics
         try:

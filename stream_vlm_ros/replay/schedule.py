@@ -9,9 +9,9 @@ import heapq
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from .questions import Question
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 
-NANOSECONDS = 1_000_000_000
+from .questions import Question
 
 
 @dataclass(frozen=True)
@@ -172,19 +172,19 @@ class Schedule:
 
 def _seconds(time_ns: int) -> str:
     """Nanoseconds as seconds, with no more digits than they take."""
-    return f"{time_ns / NANOSECONDS:.9f}".rstrip("0").rstrip(".")
+    return f"{time_ns / SECOND:.9f}".rstrip("0").rstrip(".")
 
 
 def _first_time(order: int, question: Question, origin_ns: int) -> _Due:
     if question.every is None:
         if question.at_stamp_ns is not None:
             return _Due(question.at_stamp_ns - origin_ns, order, question)
-        return _Due(round((question.at or 0.0) * NANOSECONDS), order, question)
+        return _Due(round((question.at or 0.0) * SECOND), order, question)
     first = question.every if question.first is None else question.first
     return _Due(
-        round(first * NANOSECONDS),
+        round(first * SECOND),
         order,
         question,
-        step_ns=round(question.every * NANOSECONDS),
-        last_ns=None if question.until is None else round(question.until * NANOSECONDS),
+        step_ns=round(question.every * SECOND),
+        last_ns=None if question.until is None else round(question.until * SECOND),
     )

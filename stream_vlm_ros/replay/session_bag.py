@@ -14,6 +14,7 @@ from PIL import Image
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.owned import check, kind_of, mark, put_in_place, remove_tree, tidy
 from stream_vlm_ros.sources import Frame
 
@@ -23,7 +24,6 @@ from .runner import Silence
 NODE = "/stream_vlm"
 _DEFINITIONS = Path(__file__).with_name("interfaces")
 BAG = "session bag"  # in the folder's mark
-_NS = 1_000_000_000
 _INFO, _WARN = 20, 30  # levels of rcl_interfaces/msg/Log
 
 
@@ -124,8 +124,8 @@ class SessionBag(Silence):
 
     def _answer(self, stamp: int, record: AnswerRecord) -> Any:
         metrics, times = record.get("metrics", {}), record.get("times", {})
-        origin = stamp - round(record["at"] * _NS)
-        seen = [[origin + round(t * _NS) for t in stretch] for stretch in record.get("seen", ())]
+        origin = stamp - round(record["at"] * SECOND)
+        seen = [[origin + round(t * SECOND) for t in stretch] for stretch in record.get("seen", ())]
         error = record.get("error")
         zero = self._time(0)
         return self._make(
@@ -219,7 +219,7 @@ class SessionBag(Silence):
 
     def _time(self, stamp_ns: int) -> Any:
         return self._make(
-            "builtin_interfaces/msg/Time", sec=stamp_ns // _NS, nanosec=stamp_ns % _NS
+            "builtin_interfaces/msg/Time", sec=stamp_ns // SECOND, nanosec=stamp_ns % SECOND
         )
 
     def _span(self, start_ns: int, end_ns: int) -> Any:
@@ -228,8 +228,10 @@ class SessionBag(Silence):
         )
 
     def _duration(self, seconds: float) -> Any:
-        whole = round(seconds * _NS)
-        return self._make("builtin_interfaces/msg/Duration", sec=whole // _NS, nanosec=whole % _NS)
+        whole = round(seconds * SECOND)
+        return self._make(
+            "builtin_interfaces/msg/Duration", sec=whole // SECOND, nanosec=whole % SECOND
+        )
 
     def _jpeg(self, image: np.ndarray) -> bytes:
         out = io.BytesIO()

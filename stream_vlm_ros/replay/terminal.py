@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from stream_vlm_ros.console import bytes_text, duration_text, plural, printable
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.replay.feeding import Fed
 from stream_vlm_ros.sources import Source
 
@@ -45,7 +46,7 @@ class WatchingBar:
         self._bar.stop()
 
     def __call__(self, fed: Fed) -> None:
-        seconds = ((fed.last_ns or 0) - (fed.first_ns or 0)) / 1e9
+        seconds = ((fed.last_ns or 0) - (fed.first_ns or 0)) / SECOND
         self._bar.update(self._task, completed=seconds, frames=fed.frames)
 
 
@@ -113,7 +114,7 @@ class Dialogue:
 
 def memory_text(info: CacheInfo, fed: Fed) -> str:
     """What the memory holds after a source was fed, and what that took: two lines, or three."""
-    start = (fed.first_ns or 0) / 1e9
+    start = (fed.first_ns or 0) / SECOND
     spans = ", ".join(f"{a - start:.1f}-{b - start:.1f} s" for a, b in info["time_spans"])
     speed = fed.frames / max(fed.seconds, 1e-9)
     if kept := info.get("frame_memory"):  # of the delayed batch engine

@@ -8,10 +8,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from stream_vlm_ros.engine.inputs.sampling import StampSampler
+
 from .frame import Frame, Source, SourceCounts, SourceState
 from .looping import loop
 from .opening import open_source, parse_size, register_scheme
-from .sampling import StampSampler
 
 if TYPE_CHECKING:
     from .bags import BagSource

@@ -17,6 +17,7 @@ from mcap.records import Channel as McapChannel
 from mcap.records import Chunk, Message, Schema
 
 from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import PictureTooLargeError
 
 from .bag_reader import Channel, FileReader, Raw, plain_kind, plain_topic
@@ -163,7 +164,7 @@ class LooseRos1File(LooseFile):
                             channel = self._known.get(fields[b"conn"])
                             if channel is not None and _is_wanted(channel, topics):
                                 seconds, nanoseconds = struct.unpack("<II", fields[b"time"])
-                                log_ns = seconds * 1_000_000_000 + nanoseconds
+                                log_ns = seconds * SECOND + nanoseconds
                                 yield Raw(channel, log_ns, b"" if empty else content)
             except GeneratorExit:
                 raise

@@ -16,7 +16,9 @@ import numpy as np
 from rosbags.typesys import Stores, get_typestore
 
 from stream_vlm_ros.engine.inputs.picture_sizes import MAX_DECODED_MEGAPIXELS, PictureLimit
+from stream_vlm_ros.engine.inputs.sampling import StampSampler
 from stream_vlm_ros.engine.inputs.stamp_check import Decision, StampCheck, check_stamp, join_stamp
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import (
     InvalidImageError,
     InvalidParameterError,
@@ -29,7 +31,7 @@ from .bag_files import BagFiles
 from .bag_reader import Channel, Raw, plain_topic
 from .frame import Frame, Source, SourceState
 from .ros_images import compressed_to_rgb, image_to_rgb
-from .sampling import MAX_SECONDS, NANOSECONDS, StampSampler, check_part
+from .sampling import MAX_SECONDS, check_part
 
 IMAGE, COMPRESSED = "sensor_msgs/Image", "sensor_msgs/CompressedImage"
 ALL_TOPICS = "all"
@@ -90,7 +92,7 @@ class BagSource(Source):
             raise InvalidParameterError(
                 f"max_time_gap is {max_time_gap} s; it must be above 0 and at most {MAX_SECONDS:g}."
             )
-        self._max_gap_ns = round(max_time_gap * NANOSECONDS)
+        self._max_gap_ns = round(max_time_gap * SECOND)
         self._fps, self._start, self._end, self.size = fps, start, end, size
         self._stamps = stamps
         self._limit = PictureLimit(max_decoded_megapixels)
@@ -99,7 +101,7 @@ class BagSource(Source):
         self._notes = list(self._files.notes)
         self.topics = self._choose(topics)
         if self._files.start_ns is not None and self._files.end_ns is not None:
-            self.duration = (self._files.end_ns - self._files.start_ns) / NANOSECONDS
+            self.duration = (self._files.end_ns - self._files.start_ns) / SECOND
         counts = [c.count for c in self.image_channels if c.topic in self.topics]
         if self.duration and len(counts) == 1 and counts[0] and counts[0] > 1:
             self.rate = (counts[0] - 1) / self.duration
@@ -124,7 +126,7 @@ class BagSource(Source):
             clock = clocks[raw.channel.topic]
             state.counts.decoded += 1
             origin = stamp if origin is None else origin
-            offset = (stamp - origin) / NANOSECONDS
+            offset = (stamp - origin) / SECOND
             late = self._end is not None and offset >= self._end
             if offset < self._start or late or not clock.wants(stamp):
                 state.counts.unwanted += 1
@@ -166,7 +168,7 @@ class BagSource(Source):
                 f"{counts.unordered} of {counts.decoded} images left out: their stamps do not go "
                 f"on from the one before (the first: {reasons['unordered']}). Time pauses or "
                 "jumps where three agree on it; images up to "
-                f"{self._max_gap_ns / NANOSECONDS:g} s apart go on (max_time_gap)."
+                f"{self._max_gap_ns / SECOND:g} s apart go on (max_time_gap)."
                 + (
                     " Stamps 'recorded' are those of the recorder's own clock."
                     if self._stamps == "header"
@@ -300,7 +302,7 @@ class _TopicClock:
             self._state.counts.unordered += 1
             self._reasons.setdefault("unordered", words)
         if decision.jump_ns is not None:
-            seconds = decision.jump_ns / NANOSECONDS
+            seconds = decision.jump_ns / SECOND
             self._state.notes.append(f"The stamps of {self._topic} jump ahead by {seconds:,.1f} s.")
         return decision.admitted
 

@@ -14,10 +14,12 @@ import av
 from av.container import InputContainer
 
 from stream_vlm_ros.engine.inputs.picture_sizes import MAX_DECODED_MEGAPIXELS, PictureLimit
+from stream_vlm_ros.engine.inputs.sampling import StampSampler
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import SourceNotFoundError, SourceUnreadableError
 
 from .frame import Frame, Source, SourceState
-from .sampling import NANOSECONDS, StampSampler, check_part
+from .sampling import check_part
 from .video import RgbConverter, decode, decoder_options, limit_decoder, rate_of, short_reason
 
 
@@ -73,7 +75,7 @@ class DeviceSource(Source):
                 last = stamp
                 first = stamp if first is None else first
                 state.counts.decoded += 1
-                if self.duration is not None and stamp - first >= self.duration * NANOSECONDS:
+                if self.duration is not None and stamp - first >= self.duration * SECOND:
                     state.counts.unwanted += 1
                     return
                 if sampler is not None and not sampler.wants(stamp):

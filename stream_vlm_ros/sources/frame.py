@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -27,7 +29,7 @@ class Frame:
 
     @property
     def seconds(self) -> float:
-        return self.stamp_ns / 1e9
+        return self.stamp_ns / SECOND
 
 
 @dataclass

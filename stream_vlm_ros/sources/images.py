@@ -19,6 +19,8 @@ from stream_vlm_ros.engine.inputs.picture_sizes import (
     PictureLimit,
     open_picture,
 )
+from stream_vlm_ros.engine.inputs.sampling import StampSampler
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import (
     InvalidImageError,
     InvalidParameterError,
@@ -29,13 +31,13 @@ from stream_vlm_ros.errors import (
 )
 
 from .frame import Frame, Source, SourceState
-from .sampling import NANOSECONDS, StampSampler, check_part
+from .sampling import check_part
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 
 # Times since 1990 and before 2200 in the units that cameras and data sets write into names.
 _EARLIEST, _LATEST = 631_152_000, 7_258_118_400
-_UNITS = (NANOSECONDS, 1_000_000, 1_000, 1)  # nanoseconds in: s, ms, us, ns
+_UNITS = (SECOND, 1_000_000, 1_000, 1)  # nanoseconds in: s, ms, us, ns
 
 
 class ImageFolderSource(Source):
@@ -93,14 +95,14 @@ class ImageFolderSource(Source):
         stamps = None if frame_rate is not None else _stamps_of(files)
         if stamps is None:
             self.rate = frame_rate or self.DEFAULT_RATE
-            stamps = [round(i * NANOSECONDS / self.rate) for i in range(len(files))]
+            stamps = [round(i * SECOND / self.rate) for i in range(len(files))]
         else:
             files = [file for _, file in sorted(zip(stamps, files, strict=True))]
             stamps = sorted(stamps)
             span = stamps[-1] - stamps[0]
-            self.rate = (len(stamps) - 1) * NANOSECONDS / span if span else None
+            self.rate = (len(stamps) - 1) * SECOND / span if span else None
         self._files, self._stamps = files, stamps
-        self.duration = (stamps[-1] - stamps[0]) / NANOSECONDS + (1 / self.rate if self.rate else 0)
+        self.duration = (stamps[-1] - stamps[0]) / SECOND + (1 / self.rate if self.rate else 0)
         self.size = size
 
     def __iter__(self) -> Iterator[Frame]:
@@ -110,7 +112,7 @@ class ImageFolderSource(Source):
         last, first = None, ""  # the stamp before, and why the first unusable picture is so
         for stamp, file in zip(self._stamps, self._files, strict=True):
             counts.decoded += 1
-            offset = (stamp - self._stamps[0]) / NANOSECONDS
+            offset = (stamp - self._stamps[0]) / SECOND
             if last is not None and stamp <= last:
                 counts.unordered += 1
                 continue
@@ -178,10 +180,10 @@ def _stamps_of(files: list[Path]) -> list[int] | None:
         if fraction is not None:
             if not _EARLIEST <= whole < _LATEST:
                 return None
-            stamps.append(whole * NANOSECONDS + int(fraction.ljust(9, "0")))
+            stamps.append(whole * SECOND + int(fraction.ljust(9, "0")))
             continue
         for unit in _UNITS:
-            if _EARLIEST <= whole * unit / NANOSECONDS < _LATEST:
+            if _EARLIEST <= whole * unit / SECOND < _LATEST:
                 stamps.append(whole * unit)
                 break
         else:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
+
 from .frame import Frame, Source
-from .sampling import NANOSECONDS
 
 
 def loop(source: Source, *, duration: float | None = None) -> Iterator[Frame]:
@@ -23,7 +24,7 @@ def loop(source: Source, *, duration: float | None = None) -> Iterator[Frame]:
     while True:
         offset: int | None = None
         last = 0
-        interval = round(NANOSECONDS / source.rate) if source.rate else NANOSECONDS
+        interval = round(SECOND / source.rate) if source.rate else SECOND
         for frame in source:
             if offset is None:
                 offset = 0 if following is None else following - frame.stamp_ns
@@ -32,7 +33,7 @@ def loop(source: Source, *, duration: float | None = None) -> Iterator[Frame]:
             last = frame.stamp_ns + offset
             if start is None:
                 start = last
-            if duration is not None and last - start >= duration * NANOSECONDS:
+            if duration is not None and last - start >= duration * SECOND:
                 return
             yield replace(frame, stamp_ns=last)
         if offset is None:

@@ -1,15 +1,14 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-"""Which frames to take for a target rate, decided by their stamps alone."""
+"""Which part of a source to read."""
 
 from __future__ import annotations
 
-from stream_vlm_ros.errors import InvalidParameterError, real_number
+from stream_vlm_ros.engine.inputs.sampling import StampSampler
+from stream_vlm_ros.errors import InvalidParameterError
 
-NANOSECONDS = 1_000_000_000
 MAX_SECONDS = 2.0**31  # of any source, and of any question's time: what stamps can hold
-_MIN_FPS, _MAX_FPS = 1e-6, 1e6
 
 
 def check_part(fps: float | None, start: float, end: float | None) -> None:
@@ -26,42 +25,3 @@ def check_part(fps: float | None, start: float, end: float | None) -> None:
             f"The part to read is {start} s to {end} s; it must start at 0 or later and end "
             f"after its start, at {MAX_SECONDS:.0f} s at the latest."
         )
-
-
-class StampSampler:
-    """Takes the frame nearest to each tick of a grid of ``fps`` ticks a second.
-
-    The grid starts at the first frame, so it does not drift; a source that runs at ``fps`` itself
-    is taken whole as long as its stamps jitter by less than a quarter of their distance, and a
-    slower one always. Stamps must not decrease; call ``reset`` when they start again.
-    """
-
-    def __init__(self, fps: float) -> None:
-        rate = real_number(fps)
-        if rate is None or not _MIN_FPS <= rate <= _MAX_FPS:
-            raise InvalidParameterError(
-                f"The sampling rate is {fps} frames/s; it must be above 0 "
-                f"({_MIN_FPS:g} to {_MAX_FPS:g}). Leave it out to take every frame."
-            )
-        self.period_ns = max(1, round(NANOSECONDS / rate))
-        self.reset()
-
-    def reset(self) -> None:
-        self._first: int | None = None
-        self._previous = 0
-        self._tick = -1
-
-    def wants(self, stamp_ns: int) -> bool:
-        """Whether to take the frame of this stamp; to be asked once for each frame, in order."""
-        if self._first is None:
-            self._first = self._previous = stamp_ns
-            self._tick = 0
-            return True
-        interval = min(stamp_ns - self._previous, self.period_ns)
-        self._previous = stamp_ns
-        # The tick that is at most half an interval ahead: no later frame will be nearer to it.
-        tick = (2 * (stamp_ns - self._first) + interval) // (2 * self.period_ns)
-        if tick <= self._tick:
-            return False
-        self._tick = tick
-        return True

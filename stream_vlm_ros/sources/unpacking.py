@@ -13,6 +13,7 @@ import zstandard
 
 from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
 
+_PIECE = 2**20  # bytes
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
@@ -40,9 +41,19 @@ def unpack(data: bytes, compression: str, limit: PictureLimit, what: str = "the 
 
 
 def _unzstd(data: bytes, limit: PictureLimit, what: str) -> bytes:
-    announced = zstandard.frame_content_size(data)  # -1: it does not say
-    limit.check_bytes(announced, f"{what}, unpacked,")
+    size = zstandard.frame_content_size(data)  # -1: it does not say
+    limit.check_bytes(size, f"{what}, unpacked,")
+    if size < 0:
+        size = _counted(data, limit, what)
     with zstandard.ZstdDecompressor().stream_reader(data) as reader:
-        unpacked = reader.read(limit.unpacked_bytes + 1 if announced < 0 else announced)
-    limit.check_bytes(len(unpacked), f"{what}, unpacked,")
-    return unpacked
+        return reader.read(size)
+
+
+def _counted(data: bytes, limit: PictureLimit, what: str) -> int:
+    """To how many bytes ``data`` unpack, seen piece by piece: too many are never held at once."""
+    size = 0
+    with zstandard.ZstdDecompressor().stream_reader(data) as reader:
+        while piece := reader.read(_PIECE):
+            size += len(piece)
+            limit.check_bytes(size, f"{what}, unpacked,")
+    return size

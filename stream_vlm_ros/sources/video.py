@@ -22,6 +22,8 @@ from stream_vlm_ros.engine.inputs.picture_sizes import (
     PictureLimit,
     open_picture,
 )
+from stream_vlm_ros.engine.inputs.sampling import StampSampler
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import (
     InvalidImageError,
     InvalidParameterError,
@@ -31,7 +33,7 @@ from stream_vlm_ros.errors import (
 )
 
 from .frame import Frame, Source, SourceState
-from .sampling import NANOSECONDS, StampSampler, check_part
+from .sampling import check_part
 
 _LEFT_OUT = "Pictures are left out: "
 ASSUMED_RATE = 25.0  # frames/s, for a file that holds neither stamps nor a rate
@@ -130,8 +132,8 @@ class VideoSource(Source):
         counts = state.counts
         sampler = StampSampler(self._fps) if self._fps is not None else None
         picture = RgbConverter(self._scale)
-        start_ns = round(self._start * NANOSECONDS)
-        end_ns = None if self._end is None else round(self._end * NANOSECONDS)
+        start_ns = round(self._start * SECOND)
+        end_ns = None if self._end is None else round(self._end * SECOND)
         with self._open() as container:
             stream = self._video_stream(container)
             clock = _Clock(stream, self.rate, state.notes)
@@ -171,7 +173,7 @@ class VideoSource(Source):
         # A container's own duration may be that of a longer sound track: then it promises nothing.
         of_video = stream.duration is not None or len(stream.container.streams) == 1
         if state.damage is None and promised is not None and of_video:
-            reached = (clock.last_ns + clock.interval_ns) / NANOSECONDS
+            reached = (clock.last_ns + clock.interval_ns) / SECOND
             if reached < promised - max(1.0, 0.02 * promised) and self._start < promised:
                 state.damage = (
                     f"{self.path} breaks off at {reached:.1f} s of {promised:.1f} s: it was not "
@@ -186,7 +188,7 @@ class _Clock:
         self._stream = stream
         self._notes = notes
         self._origin: int | None = stream.start_time  # in the stream's time base
-        self.interval_ns = round(NANOSECONDS / (rate or ASSUMED_RATE))
+        self.interval_ns = round(SECOND / (rate or ASSUMED_RATE))
         self.last_ns = -1
         self._rate = rate
 
@@ -195,7 +197,7 @@ class _Clock:
         base = self._stream.time_base
         if self._origin is None or base is None:
             return
-        target = start_ns * base.denominator // (base.numerator * NANOSECONDS)
+        target = start_ns * base.denominator // (base.numerator * SECOND)
         try:
             container.seek(self._origin + target, stream=self._stream, backward=True)
         except av.FFmpegError:
@@ -384,7 +386,7 @@ def _duration_of(container: InputContainer, stream: VideoStream) -> float | None
 
 def _rounded_ns(ticks: int, base: Fraction) -> int:
     """ticks x base seconds in nanoseconds, to the nearest, in whole numbers."""
-    numerator, denominator = ticks * base.numerator * NANOSECONDS, base.denominator
+    numerator, denominator = ticks * base.numerator * SECOND, base.denominator
     return (2 * numerator + denominator) // (2 * denominator)
 
 

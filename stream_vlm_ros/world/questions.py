@@ -305,7 +305,8 @@ def _unseen(rng: random.Random, history: History) -> Thing:
             return shape
 
 
-def _fill(rng: random.Random, template: str, **words: str) -> str:
+def fill(rng: random.Random, template: str, **words: str) -> str:
+    """A question in one of the wordings of `TEMPLATES`, now and then without its question mark."""
     text = rng.choice(TEMPLATES[template]).format(**words)
     if rng.random() < 0.1:
         text = text.rstrip("?")
@@ -354,7 +355,7 @@ def _things(
 
 
 def _now(rng: random.Random, history: History) -> Question:
-    return _things(rng, history, _fill(rng, "now"), "now", history.visible(history.now))
+    return _things(rng, history, fill(rng, "now"), "now", history.visible(history.now))
 
 
 def _draw_time(
@@ -380,7 +381,7 @@ def _ago(rng: random.Random, history: History) -> Question | None:
     drawn = _draw_time(rng, history, history.now, -1)
     if drawn is None:
         return None
-    text = _fill(rng, "ago", time=drawn[0])
+    text = fill(rng, "ago", time=drawn[0])
     return _things(rng, history, text, "ago", history.visible(drawn[1]))
 
 
@@ -388,7 +389,7 @@ def _at(rng: random.Random, history: History) -> Question | None:
     drawn = _draw_time(rng, history, history.start, 1)
     if drawn is None:
         return None
-    text = _fill(rng, "at", time=drawn[0])
+    text = fill(rng, "at", time=drawn[0])
     return _things(rng, history, text, "at", history.visible(drawn[1]))
 
 
@@ -400,11 +401,11 @@ def _one(
 
 
 def _first(rng: random.Random, history: History) -> Question:
-    return _one(rng, history, _fill(rng, "first"), "first", next(iter(history.seen), None))
+    return _one(rng, history, fill(rng, "first"), "first", next(iter(history.seen), None))
 
 
 def _last(rng: random.Random, history: History) -> Question:
-    return _one(rng, history, _fill(rng, "last"), "last", next(reversed(history.seen), None))
+    return _one(rng, history, fill(rng, "last"), "last", next(reversed(history.seen), None))
 
 
 def _without(question: Question, choice: str) -> Question:
@@ -415,7 +416,7 @@ def _without(question: Question, choice: str) -> Question:
 def _unseen_question(
     rng: random.Random, history: History, template: str, type_: str, wrong: Sequence[str]
 ) -> Question:
-    text = _fill(rng, template, thing=_unseen(rng, history).name)
+    text = fill(rng, template, thing=_unseen(rng, history).name)
     return Question(text, NOT_SEEN, type_, _mixed(rng, NOT_SEEN, wrong))
 
 
@@ -427,7 +428,7 @@ def _neighbour(rng: random.Random, history: History, type_: str, step: int) -> Q
     sighting = rng.choice(once)
     index = history.seen.index(sighting) + step
     other = history.seen[index] if 0 <= index < len(history.seen) else None
-    text = _fill(rng, type_, thing=sighting.thing.name)
+    text = fill(rng, type_, thing=sighting.thing.name)
     return _without(_one(rng, history, text, type_, other), sighting.thing.phrase)
 
 
@@ -452,7 +453,7 @@ def _was_there(rng: random.Random, history: History) -> Question:
             article = "an" if thing.colour == "orange" else "a"
             words, found = f"{article} {thing.colour} thing", thing.colour in colours
         answer = found
-    text = _fill(rng, "was_there", a_thing=words)
+    text = fill(rng, "was_there", a_thing=words)
     return Question(text, "yes" if answer else "no", "was_there", ("yes", "no"))
 
 
@@ -468,7 +469,7 @@ def _where(rng: random.Random, history: History) -> Question | None:
             template = "where_came"
         else:
             template, region = "where_left", sighting.last_region
-    text = _fill(rng, template, thing=sighting.thing.name)
+    text = fill(rng, template, thing=sighting.thing.name)
     wrong = [w for w in wrong if w != region]
     return Question(text, region, "where", _mixed(rng, region, wrong))
 
@@ -479,7 +480,7 @@ def _how_many(rng: random.Random, history: History) -> Question | None:
         return None
     wrong = [NUMBERS[n] for n in (count - 1, count + 1, count + 2) if 0 <= n <= 20]
     answer = NUMBERS[count]
-    text = _fill(rng, "how_many")
+    text = fill(rng, "how_many")
     return Question(text, answer, "how_many", _mixed(rng, answer, wrong), (str(count),))
 
 
@@ -502,7 +503,7 @@ def _choice(rng: random.Random, history: History) -> Question | None:
             picked.sort(key=lambda s: s.start, reverse=form == "later")
             answer, *wrong = [s.thing.phrase for s in picked]
         choices = _mixed(rng, answer, wrong)
-        text = _fill(rng, form, choices=_listed(choices))
+        text = fill(rng, form, choices=_listed(choices))
         return Question(text, answer, "choice", choices)
     plain = _MAKERS[form](rng, history)
     if plain is None or " and " in plain.answer or plain.answer == NOT_SEEN:
@@ -528,7 +529,7 @@ def _direction(rng: random.Random, history: History) -> Question | None:
     sighting = rng.choice(moving if moving and rng.random() < 0.6 else once)
     answer = sighting.direction or DID_NOT_MOVE
     wrong = rng.sample([c for c in choices if c != answer], 3)
-    text = _fill(rng, "direction", thing=sighting.thing.name)
+    text = fill(rng, "direction", thing=sighting.thing.name)
     return Question(text, answer, "direction", _mixed(rng, answer, wrong))
 
 
@@ -540,7 +541,7 @@ def _sign(rng: random.Random, history: History) -> Question | None:
     template = "last_sign" if len(set(signs)) > 1 or rng.random() < 0.2 else "sign"
     wrong = ["A7", "K2", "X5", "T0"]
     wrong = [w for w in wrong if w != answer][:3]
-    return Question(_fill(rng, template), answer, "sign", _mixed(rng, answer, wrong))
+    return Question(fill(rng, template), answer, "sign", _mixed(rng, answer, wrong))
 
 
 def _left_ago(rng: random.Random, history: History) -> Question:
@@ -549,17 +550,25 @@ def _left_ago(rng: random.Random, history: History) -> Question:
         others = ("2 seconds ago", STILL_THERE)
         return _unseen_question(rng, history, "left_ago", "left_ago", others)
     sighting = rng.choice(once)
-    text = _fill(rng, "left_ago", thing=sighting.thing.name)
+    text = fill(rng, "left_ago", thing=sighting.thing.name)
     if sighting.end > history.now:
         others = ("2 seconds ago", NOT_SEEN)
         return Question(text, STILL_THERE, "left_ago", _mixed(rng, STILL_THERE, others))
     gone = history.now - history.last_frame_of(sighting)
-    answer = duration_phrase(gone) + " ago"
-    slack = max(1.0, 2 * history.step, 0.1 * gone)
-    near = {duration_phrase(max(0.0, gone + slack * share / 8)) + " ago" for share in range(-8, 9)}
+    answer, near, slack = ago_phrases(gone, history.step)
     wrong = {duration_phrase(f * gone + 4 * slack) + " ago" for f in (1.0, 1.6)} - {answer} - near
     choices = _mixed(rng, answer, (*sorted(wrong), STILL_THERE))
     return Question(text, answer, "left_ago", choices, tuple(sorted(near)))
+
+
+def ago_phrases(gone: float, step: float) -> tuple[str, set[str], float]:
+    """How long ago something was, in words: the true ones, all that count as right, the slack.
+
+    Within a tenth, two frames (``step`` seconds apart) or a second it is right.
+    """
+    slack = max(1.0, 2 * step, 0.1 * gone)
+    near = {duration_phrase(max(0.0, gone + slack * share / 8)) + " ago" for share in range(-8, 9)}
+    return duration_phrase(gone) + " ago", near, slack
 
 
 def _together(rng: random.Random, history: History) -> Question | None:
@@ -567,20 +576,21 @@ def _together(rng: random.Random, history: History) -> Question | None:
     if not once or rng.random() < 0.08:
         wrong = _others(rng, history, NOT_SEEN, 2)
         return _unseen_question(rng, history, "together", "together", wrong)
-    paired = [s for s in once if any(_overlap(s, o) > 0 for o in history.seen if o is not s)]
+    paired = [s for s in once if any(overlap(s, o) > 0 for o in history.seen if o is not s)]
     sighting = rng.choice(paired if paired and rng.random() < 0.6 else once)
-    shared = [(o, _overlap(sighting, o, history.now)) for o in history.seen if o is not sighting]
+    shared = [(o, overlap(sighting, o, history.now)) for o in history.seen if o is not sighting]
     if any(0 < length < history.margin for _, length in shared):
         return None
     company = [other for other, length in shared if length > 0]
     if len(company) > 1:
         return None
-    text = _fill(rng, "together", thing=sighting.thing.name)
+    text = fill(rng, "together", thing=sighting.thing.name)
     question = _one(rng, history, text, "together", company[0] if company else None)
     return _without(question, sighting.thing.phrase)
 
 
-def _overlap(one: Sighting, other: Sighting, now: float = float("inf")) -> float:
+def overlap(one: Sighting, other: Sighting, now: float = float("inf")) -> float:
+    """Seconds up to ``now`` in which both are there; below 0 it is how far they are apart."""
     return min(one.end, other.end, now) - max(one.start, other.start)
 
 
@@ -602,7 +612,7 @@ def _attribute(
     else:
         return None
     wrong = rng.sample([v for v in values if v != answer], 3)
-    text = _fill(rng, type_, **{given: value})
+    text = fill(rng, type_, **{given: value})
     return Question(text, answer, type_, _mixed(rng, answer, wrong))
 
 

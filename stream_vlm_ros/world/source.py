@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidParameterError, SourceUnknownError, cut
 from stream_vlm_ros.sources.frame import Frame, Source, SourceState
 from stream_vlm_ros.world.world import World
@@ -75,4 +76,4 @@ class WorldSource(Source):
                 self.state.counts.unwanted += 1
                 continue
             self.state.counts.given += 1
-            yield Frame(round(t * 1e9), self.world.render(t, width, height), self.name)
+            yield Frame(round(t * SECOND), self.world.render(t, width, height), self.name)

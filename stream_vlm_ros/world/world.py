@@ -13,14 +13,17 @@ and height; radii as a fraction of its shorter side.
 
 from __future__ import annotations
 
+import bisect
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 
 if TYPE_CHECKING:
     from stream_vlm_ros.world.draw import Painter
@@ -43,6 +46,7 @@ COLUMNS = {"left": 0.2, "": 0.5, "right": 0.8}
 ROWS = {"top": 0.22, "": 0.5, "bottom": 0.78}
 DIRECTIONS = ("to the left", "to the right", "up", "down")
 MAX_AT_ONCE = 2
+LONGEST_STAY = 8.0  # of a thing, in units of the world's time
 
 
 def region_phrase(column: str, row: str) -> str:
@@ -154,33 +158,61 @@ def _place(
     return None
 
 
+@dataclass(frozen=True)
+class Visit:
+    """A thing that is to come as soon as there is room from a time on, rather than by chance.
+
+    Attributes:
+        due: seconds from the start of the world, not before which it comes.
+        moving: how likely it is to move while it is there.
+        company: how likely the next thing is to come while it is still there.
+    """
+
+    thing: Thing
+    due: float
+    moving: float = 0.5
+    company: float = 0.85
+
+
 def sightings(
-    rng: random.Random, pace: float = 1.0, aspect: float = 4 / 3, signs: float = 0.15
+    rng: random.Random,
+    pace: float = 1.0,
+    aspect: float = 4 / 3,
+    signs: float = 0.15,
+    *,
+    usual: Sequence[Thing] = SHAPES,
+    visits: Sequence[Visit] = (),
 ) -> Iterator[Sighting]:
     """What happens in a world, in order of appearance, without end.
 
     `pace` is the length of the world's unit of time in seconds: a stay lasts 3 to 8 of it, and two
     things never appear within 1.5 of it. A tenth of the shapes were there before; `signs` is the
     share of signs. At most two things are visible at a time, and three others come before one comes
-    again.
+    again. What comes by chance is of ``usual`` (at least six, so that there is always one to take);
+    ``visits``, by ``due``, come in its place when they are due, unless they are barred just then.
     """
+    waiting = list(visits)
     start = 0.0 if rng.random() < 0.5 else rng.uniform(0.5, 3.0) * pace
     recent: list[Sighting] = []
     ends: list[float] = []
     known: list[Thing] = []
     latest: list[str] = []
     while True:
-        end = start + rng.uniform(3.0, 8.0) * pace
+        end = start + rng.uniform(3.0, LONGEST_STAY) * pace
         others = [other for other in recent if other.end > start]
         barred = {other.thing.name for other in others} | set(latest)
+        visit = next((v for v in waiting if v.due <= start and v.thing.name not in barred), None)
         while True:
-            if rng.random() < signs:
+            if visit is not None:
+                waiting.remove(visit)
+                thing = visit.thing
+            elif rng.random() < signs:
                 text = rng.choice(SIGN_LETTERS) + rng.choice(SIGN_DIGITS)
                 thing = Thing(SIGN, text=text)
             elif known and rng.random() < 0.12:
                 thing = rng.choice(known)
             else:
-                thing = rng.choice(SHAPES)
+                thing = rng.choice(usual)
             if thing.name not in barred:
                 break
         sighting, tries = None, 0
@@ -189,7 +221,7 @@ def sightings(
             if tries > 20:  # no room next to what is there: come after it has gone
                 start, end, others = ends[-1], ends[-1] + end - start, []
             radius = rng.uniform(0.19, 0.22) if thing.is_sign else rng.uniform(0.13, 0.2)
-            moving = rng.random() < 0.35
+            moving = rng.random() < (0.35 if visit is None else visit.moving)
             sighting = _place(rng, radius, others, start, end, aspect, moving)
         angle = 0.0 if thing.is_sign else rng.uniform(-0.3, 0.3)
         sighting = Sighting(
@@ -198,13 +230,13 @@ def sightings(
         )  # fmt: skip
         yield sighting
         latest = [*latest[-2:], thing.name]  # so that none goes and comes between two frames
-        if not thing.is_sign:
+        if not thing.is_sign and visit is None:  # a visitor does not come again by chance
             known.append(thing)
         recent = [other for other in recent if other.end > start] + [sighting]
         ends = sorted(other.end for other in recent)
         free = ends[-MAX_AT_ONCE] + 0.3 * pace if len(ends) >= MAX_AT_ONCE else 0.0
         draw = rng.random()
-        if draw < 0.35:
+        if draw < (0.35 if visit is None else visit.company):
             after = rng.uniform(start + 1.5 * pace, max(end - 1.5 * pace, start + 1.5 * pace))
         elif draw < 0.6:
             after = ends[-1] + rng.uniform(1.5, 4.0) * pace
@@ -282,19 +314,31 @@ class World:
         self.pace = pace
         self.aspect = aspect
         self.backdrop = Backdrop.draw(random.Random(f"backdrop {seed}"))
-        self._coming = sightings(random.Random(f"things {seed}"), pace, aspect, signs)
+        self._coming = self._story(signs)
         self._sightings: list[Sighting] = []
         self._painter: Painter | None = None
 
+    def _story(self, signs: float) -> Iterator[Sighting]:
+        """What happens in it, without end."""
+        return sightings(random.Random(f"things {self.seed}"), self.pace, self.aspect, signs)
+
     def sightings(self, until: float) -> list[Sighting]:
         """Every sighting that starts at or before `until` seconds, in order of appearance."""
-        while not self._sightings or self._sightings[-1].start <= until:
-            self._sightings.append(next(self._coming))
-        return [sighting for sighting in self._sightings if sighting.start <= until]
+        return self._sightings[: self._count(until)]
 
     def visible(self, t: float) -> list[Sighting]:
         """What is to be seen at time t, in order of appearance."""
-        return [sighting for sighting in self.sightings(t) if t < sighting.end]
+        stop = self._count(t)
+        first = bisect.bisect_left(
+            self._sightings, t - LONGEST_STAY * self.pace, hi=stop, key=lambda one: one.start
+        )
+        return [sighting for sighting in self._sightings[first:stop] if t < sighting.end]
+
+    def _count(self, until: float) -> int:
+        """How many sightings start at or before `until`; as many are drawn, and one more."""
+        while not self._sightings or self._sightings[-1].start <= until:
+            self._sightings.append(next(self._coming))
+        return bisect.bisect_right(self._sightings, until, key=lambda one: one.start)
 
     def render(self, t: float, width: int = 640, height: int = 480) -> np.ndarray:
         """The picture at time t: uint8 RGB, [height, width, 3]."""
@@ -321,6 +365,6 @@ class World:
         index = 0
         while duration is None or index / fps < duration:
             t = index / fps
-            stamp = start_ns + round(t * 1e9)
+            stamp = start_ns + round(t * SECOND)
             yield Frame(stamp, self.render(t, width, height), source)
             index += 1

@@ -117,13 +117,13 @@ def test_a_question_of_no_numbers_gets_an_error_and_leaves_no_trace(
     engine, straight = (make(fragile, processor, path=path) for _ in range(2))
     for one in (engine, straight):
         one.append_video_chunk(**chunk(toys, 0))
-    for value in (torch.nan, torch.inf):
+    # (With an infinite weight in the head the one logit that is not finite may be -inf, which is
+    # only a token that never comes.)
+    for value in (torch.nan,) if name == "lm_head.weight" else (torch.nan, torch.inf):
         with damaged(fragile, name, value):
             for options in ({}, {"do_sample": True}, {"repetition_penalty": 2.0}):
                 with pytest.raises(NotFiniteError, match="bfloat16"):
                     engine.ask("What?", 4, update_state=True, **options)
-            if name == "lm_head.weight" and value == torch.inf:
-                continue  # the one logit that is not finite may be of no token of the choices
             with pytest.raises(NotFiniteError, match="choices"):
                 engine.ask_choice("Which?", ["left", "right"])
     assert_equal(engine, straight)

@@ -15,12 +15,12 @@ from stream_vlm_ros.engine.inputs.stamp_check import (
     MAX_WAITING,
     ODD_STEP,
     RECENT_STEPS,
-    SECOND,
     StampCheck,
     Timing,
     check_stamp,
     join_stamp,
 )
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidTimestampError
 
 GAP, TOLERANCE = 60, 2  # the bounds of the small cases, in any unit
@@ -317,17 +317,19 @@ def test_waiting_decides_as_the_rule_says(stamps, newest, backwards):
 def sources(draw):
     """Stamps of a regular source with pauses, and where wrong ones come between.
 
-    None is of a pause just over: that one is taken for the next in order.
+    Good stamps are even and wrong ones odd: of two frames with one stamp the first is taken. No
+    wrong one is of a pause just over: it would be the next in order.
     """
     stamp, good, wrong = 100, [], {}
     for _ in range(draw(st.integers(1, 5))):
-        pause = range(stamp, stamp + 1 + draw(st.integers(0, GAP - 1)))
-        stamp = pause[-1]
+        pause = range(stamp, stamp + 2 * draw(st.integers(1, GAP // 2)))
+        stamp = pause.stop - 2
         for _ in range(draw(st.integers(4, 7))):
-            stamp += 1
+            stamp += 2
             good.append(stamp)
         place = draw(st.integers(len(good) - 3, len(good) - 1))
-        wrong[place] = draw((STAMPS | st.integers(0, 400)).filter(lambda w, p=pause: w not in p))
+        odd = (STAMPS | st.integers(0, 400)).map(lambda w: w | 1)
+        wrong[place] = draw(odd.filter(lambda w, pause=pause: w not in pause))
     return good, wrong
 
 

@@ -184,7 +184,8 @@ def test_a_frame_that_cannot_be_stored_changes_no_memory(monkeypatch):
 
 @pytest.mark.parametrize(
     "setting",
-    [{"star_capacity": -1}, {"stream_window": 0}, {"star_threshold": 2}, {"target_fps": -1}],
+    [{"star_capacity": -1}, {"stream_window": 0}, {"star_threshold": 2}, {"target_fps": -1}]
+    + [{"target_fps": fps} for fps in (float("nan"), float("inf"), "2")],
 )
 def test_settings_outside_their_range_are_refused(setting):
     with pytest.raises(InvalidParameterError, match=next(iter(setting))):
@@ -192,6 +193,11 @@ def test_settings_outside_their_range_are_refused(setting):
 
 
 # -- choosing ------------------------------------------------------------------------------------
+
+
+def test_at_rate_zero_every_frame_is_kept():
+    kept = manager(target_fps=0)
+    assert all(kept.add(grey(0), stamp) for stamp in (0.0, 0.001, 0.002))
 
 
 def test_all_frames_are_chosen_while_they_fit():

@@ -7,7 +7,7 @@ import gc
 import weakref
 
 import pytest
-from patience import wait_until
+from patience import PATIENCE, wait_until
 
 from stream_vlm_ros.node import health
 from stream_vlm_ros.node.error_log import ErrorLog
@@ -97,6 +97,41 @@ def test_a_fault_while_asking_is_replied_as_internal_by_both_doors(here, monkeyp
         assert status == 6 and result.error_code == result.INTERNAL  # ABORTED
     told = [text for text in here.said if text.startswith("~/query")]
     assert len(told) == 1 and "Traceback" in told[0] and "boom" in told[0], here.said
+    assert_lives(here)
+
+
+@pytest.mark.ros
+def test_an_engine_thread_that_ends_is_said_until_the_node_is_configured_again(here):
+    from diagnostic_msgs.msg import DiagnosticStatus
+
+    assert_lives(here)
+    here.engine.gate.clear()
+    here.engine.fail_next = SystemExit(3)
+    here.client.send(here.client.image())
+    running = here.client.send_goal()
+    assert here.engine.busy.wait(PATIENCE)
+    here.engine.gate.set()
+    result = running.result()[1]
+    assert result.error_code == result.INTERNAL and "SystemExit(3)" in result.error_message
+    later = here.client.ask()
+    assert later.error_code == later.INTERNAL and "configure it again" in later.error_message
+    assert not here.client.reset().success
+    received = here.client.status.frames_received
+    here.client.send(here.client.image())
+    status = here.client.wait_status(lambda s: s.frames_received == received + 1)
+    status = here.client.wait_status(lambda s: s.frames_pending == 0)
+    assert status.dropped_error == 2
+    here.client.graph.wait(
+        lambda: any(
+            one.level == DiagnosticStatus.ERROR and "has ended by SystemExit(3)" in one.message
+            for heard in here.client.diagnostics
+            for one in heard.status
+        ),
+        what="the ERROR on /diagnostics",
+    )
+    for transition in ("deactivate", "cleanup", "configure", "activate"):
+        assert here.client.change_state(transition)
+    here.client.wait_status(lambda s: s.state == "active")
     assert_lives(here)
 
 

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.node.health import (
     InputFacts,
     InputMonitor,
@@ -17,7 +18,6 @@ from stream_vlm_ros.node.health import (
     input_health,
     memory_health,
 )
-from stream_vlm_ros.node.sampling import SECOND
 
 
 def monitor_of(count, rate, start=100 * SECOND, delay=0.0):
@@ -121,6 +121,7 @@ def test_model_and_memory():
     values = dict(
         state="active",
         failure="",
+        engine_fault="",
         chunk_fault="",
         model="",
         device="cpu",
@@ -136,6 +137,7 @@ def test_model_and_memory():
     cases = [
         ({}, Level.OK, "5 of 10 tokens in memory"),
         ({"failure": "configure failed"}, Level.ERROR, "configure failed"),
+        ({"engine_fault": "ended by X", "chunk_fault": "c"}, Level.ERROR, "ended by X"),
         ({"chunk_fault": "cap"}, Level.ERROR, "the last chunk was refused: cap"),
         ({"state": "configuring"}, Level.OK, "being loaded"),
         ({"state": "inactive"}, Level.WARN, "the node is inactive"),

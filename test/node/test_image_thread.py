@@ -26,7 +26,7 @@ class Source:
             image = self.images.get(timeout=seconds)
         except queue.Empty:
             return None
-        if isinstance(image, Exception):
+        if isinstance(image, BaseException):
             raise image
         return image
 
@@ -72,10 +72,10 @@ def test_images_are_received_in_order_and_between_them_there_is_upkeep(box):
 
 
 def test_a_fault_at_an_image_or_while_waiting_is_told_and_the_next_image_is_received(box):
-    for image in (RuntimeError("lost"), "bad", "good"):
+    for image in (RuntimeError("lost"), SystemExit("exit"), "bad", "good"):
         box.source.images.put(image)
     assert [box.got.get(timeout=PATIENCE) for _ in range(2)] == ["bad", "good"]
-    assert [str(fault) for _, fault in box.said] == ["lost", "boom"]
+    assert [str(fault) for _, fault in box.said] == ["lost", "exit", "boom"]
 
 
 def test_when_it_is_stopped_nothing_uses_the_subscription_any_more(box):

@@ -13,15 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from patience import PATIENCE, wait_until
 
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import (
     InvalidImageError,
     InvalidParameterError,
     ModelLoadError,
     OutOfHorizonError,
     StreamBusyError,
+    StreamVlmError,
 )
 from stream_vlm_ros.node.counters import Drop, FrameCounters
-from stream_vlm_ros.node.sampling import SECOND, TimedFrame
+from stream_vlm_ros.node.timed_frame import TimedFrame
 from stream_vlm_ros.node.worker import (
     READING,
     WRITING,
@@ -278,6 +280,94 @@ def test_a_refused_chunk_is_counted_reported_and_the_stream_goes_on(make_box):
     assert outcome.memory.frames == 2 and box.worker.last_fault == ""
     assert box.counters.dropped[Drop.ERROR] == 4
     assert [str(fault) for fault in box.faults] == ["too narrow", "out of memory"]
+
+
+def let_end(box, where, fault):
+    """Let what the worker calls next raise ``fault`` at that place; a question or a reset of it."""
+
+    def broken(*arguments, **options):
+        raise fault
+
+    def append(state, text):
+        if text == "x":
+            box.append(1, 2)
+            box.worker.limit_pixels("max_pixels", 100_000)
+
+    if where == "append":
+        box.engine.append_video_chunk = broken
+        box.append(1, 2)
+    elif where == "ask":
+        box.engine.ask_stream = broken
+        return box.ask()
+    elif where == "progress":
+        return box.worker.ask(Question("What?", max_new_tokens=3), broken)
+    elif where == "chunk while answering":
+        box.engine.limit_pixels = broken
+        return box.worker.ask(Question("What?", max_new_tokens=50), append)
+    elif where == "reset":
+        box.engine.reset = broken
+        return box.worker.reset(Drop.RESET)
+    elif where == "listener":
+        box.break_listener(fault)
+    return None
+
+
+PLACES = ["append", "ask", "progress", "chunk while answering", "reset", "listener"]
+
+
+@pytest.mark.parametrize("fault", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
+@pytest.mark.parametrize("where", PLACES)
+def test_whatever_ends_the_thread_nobody_waits_and_every_frame_is_counted(make_box, where, fault):
+    faults = []
+
+    def listen():
+        if faults:
+            raise faults.pop()
+
+    box = make_box(queue_size=5, changed=listen)
+    box.break_listener = faults.append
+    box.hold()
+    running = let_end(box, where, fault)
+    waiting = [box.ask(), box.ask(choices=("a", "b"))]
+    box.append(9, 9.5)
+    box.engine.gate.set()
+    wait_until(lambda: box.worker.ended is not None, "the end of the engine's thread")
+    tickets = [*waiting, box.ask()]
+    if where in ("ask", "progress", "chunk while answering"):
+        tickets.append(running)
+    for ticket in tickets:
+        outcome = ticket.future.result(PATIENCE)
+        assert outcome.error.code == "INTERNAL" and repr(fault) in str(outcome.error)
+        assert outcome.answer == ""
+    resets = [box.worker.reset(Drop.RESET), *([running] if where == "reset" else [])]
+    for emptied in resets:
+        with pytest.raises(StreamVlmError, match="ended by"):
+            emptied.result(PATIENCE)
+    box.append(11)
+    assert box.counters.ingested == 1 and box.counters.pending == 0
+    assert box.counters.dropped[Drop.ERROR] == box.counters.received - 1
+    assert box.faults == [fault]
+
+
+def test_a_reset_that_waits_when_the_thread_ends_is_told_so(make_box):
+    box = make_box()
+    box.hold()
+    let_end(box, "ask", SystemExit(3))
+    emptied = box.worker.reset(Drop.TIME_JUMP)
+    box.engine.gate.set()
+    with pytest.raises(StreamVlmError, match=r"SystemExit\(3\)"):
+        emptied.result(PATIENCE)
+
+
+def test_a_load_that_exits_ends_no_thread_that_asks_for_it():
+    def load():
+        raise SystemExit(3)
+
+    worker = EngineWorker(load, FrameCounters(), 2, 2)
+    worker.start()
+    with pytest.raises(StreamVlmError, match=r"SystemExit\(3\)"):
+        worker.loaded.result(PATIENCE)
+    assert worker.stop(PATIENCE)
 
 
 def test_a_failing_answer_is_an_error_and_not_an_answer(make_box):

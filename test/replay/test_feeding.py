@@ -59,7 +59,7 @@ def test_the_next_frame_is_not_read_before_its_chunk_is_needed():
 
     engine = RecordingEngine()
     feed(engine, source(), 2, lambda fed: read.append("fed"))
-    assert read == [0, 1, 2, "fed", 3, "fed"]
+    assert read == [0, 1, "fed", 2, 3, "fed"]
 
 
 def test_a_frame_lasts_as_long_as_the_rate_says_or_else_the_source_s_own():

@@ -25,10 +25,17 @@ from rosbags.rosbag2 import StoragePlugin
 from rosbags.rosbag2 import Writer as Ros2Writer
 from rosbags.typesys import Stores, get_typestore
 
-from stream_vlm_ros.errors import InvalidParameterError, SourceUnreadableError, StreamVlmError
+from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
+from stream_vlm_ros.errors import (
+    InvalidParameterError,
+    PictureTooLargeError,
+    SourceUnreadableError,
+    StreamVlmError,
+)
 from stream_vlm_ros.sources import BagSource, open_source
+from stream_vlm_ros.sources.unpacking import unpack
 
-SECOND = 1_000_000_000
 START = 1_700_000_000 * SECOND
 ROS2, ROS1 = get_typestore(Stores.ROS2_HUMBLE), get_typestore(Stores.ROS1_NOETIC)
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
@@ -503,6 +510,20 @@ def test_a_message_that_unpacks_to_too_much_is_counted_and_the_rest_is_given(tmp
     assert source.state.counts.unusable == 2
     assert "a message, unpacked, holds" in source.state.notes[0]
     assert source.state.damage is None
+
+
+def test_a_message_that_does_not_say_how_much_it_unpacks_to_is_refused_before_it_is_held():
+    out = io.BytesIO()
+    with zstandard.ZstdCompressor().stream_writer(out, closefd=False) as writer:
+        for _ in range(600):
+            writer.write(bytes(2**20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(PictureTooLargeError, match="unpacked, holds"):
+            unpack(out.getvalue(), "zstd", PictureLimit(64))  # which takes 552 MiB
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_message_of_sqlite_that_is_too_long_is_counted_and_the_rest_is_given(tmp_path):

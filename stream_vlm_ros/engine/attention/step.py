@@ -61,11 +61,10 @@ class StepMemory:
         self.slices.copy_(torch.tensor([starts + absent, lengths + absent]), non_blocking=True)
         if self._rotates:
             self.offsets[0], self.offsets[1] = 1.0, 0.0
-        self._rotates = False
+        self._rotates = any(part.rope_offset is not None for part in parts)
         for number, part in enumerate(parts):
             if part.rope_offset is not None:
                 self.offsets[0, number], self.offsets[1, number] = part.rope_offset
-                self._rotates = True
 
 
 class StepInputs:

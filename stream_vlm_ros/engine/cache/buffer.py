@@ -12,10 +12,11 @@ import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-from stream_vlm_ros.engine.cache.mrope import ZERO, MultimodalRotary, Vec, rotate
+from stream_vlm_ros.engine.cache.mrope import ZERO, MultimodalRotary, Vec
 from stream_vlm_ros.engine.cache.slots import Slots
 from stream_vlm_ros.errors import DeviceUnavailableError
 
@@ -58,27 +59,35 @@ class KVShape:
             ) from error
 
 
-@dataclass(frozen=True, eq=False)
-class Writing:
+class Moved(NamedTuple):
+    """Tokens of kept grids that lay elsewhere before.
+
+    Attributes:
+        to: the slots where they go, ``[m]``.
+        kv: ``[layers, 2, kv_heads, m, head_dim]``, keys as first computed.
+        grids: numbers of the grids that they are of; True: the whole grid moved.
+    """
+
+    to: torch.Tensor
+    kv: torch.Tensor
+    grids: Mapping[int, bool]
+
+
+class Writing(NamedTuple):
     """What is to be written so that a buffer holds what its slots say.
 
     It may be done again and again: nothing of what is read here lies in the buffer.
 
     Attributes:
-        tokens: new ones, ``[layers, 2, kv_heads, n, head_dim]``.
+        tokens: new ones, ``[layers, 2, kv_heads, n, head_dim]``; None: none.
         slots: where these go, in their order.
-        moved: tokens of kept grids that lay elsewhere, ``[layers, 2, kv_heads, m, head_dim]``, keys
-            as first computed.
-        moved_to: ``[m]``, where these go.
-        grids: numbers of the grids that ``moved`` are of; True: the whole grid moved.
+        moved: what else goes elsewhere.
         sealed: tokens of a sink that is one from now on; 0: none.
     """
 
-    tokens: torch.Tensor
+    tokens: torch.Tensor | None
     slots: Sequence[slice]
-    moved: torch.Tensor | None = None
-    moved_to: torch.Tensor | None = None
-    grids: Mapping[int, bool] | None = None
+    moved: Moved | None
     sealed: int = 0
 
 
@@ -102,7 +111,7 @@ class KVBuffer:
         self.originals: torch.Tensor | None = None  # [layers, kv_heads, tokens, head_dim]
         self.keeps_originals = originals is not None
         if originals is not None:
-            self.make_room_for_originals(originals)
+            self.originals = self._take_originals(originals)
         # By how much the keys of the sink and of each kept grid are turned in ``data``; not there:
         # they hold anything.
         self._turned: dict[int, Vec] = {}
@@ -115,12 +124,17 @@ class KVBuffer:
     def nbytes(self) -> int:
         return self.data.nbytes + (0 if self.originals is None else self.originals.nbytes)
 
-    def make_room_for_originals(self, tokens: int) -> None:
-        """Before there are any: they are lost."""
-        if self.originals is None or self.originals.shape[2] < tokens:
-            self.originals = None  # the old one first
-            layers, _, heads, _, size = self.data.shape
-            self.originals = self.data.new_empty(layers, heads, tokens, size)
+    def with_room_for_originals(self, tokens: int) -> KVBuffer:
+        """One over the same ``data`` whose second copy, of any content, has room for so many."""
+        if self.originals is not None and self.originals.shape[2] >= tokens:
+            return self
+        twin = copy.copy(self)
+        twin.originals, twin._turned = self._take_originals(tokens), {}
+        return twin
+
+    def _take_originals(self, tokens: int) -> torch.Tensor:
+        layers, _, heads, _, size = self.data.shape
+        return self.data.new_empty(layers, heads, tokens, size)
 
     def forget_turns(self) -> None:
         """Turn all keys of sink and kept grids from the originals when they are read next."""
@@ -153,81 +167,83 @@ class KVBuffer:
         return kv
 
     def write(self, new: Writing) -> None:
-        done = 0
-        for slots in new.slots:
-            size = slots.stop - slots.start
-            self.data[:, :, :, slots] = new.tokens[:, :, :, done : done + size]
-            done += size
+        if new.tokens is not None:
+            done = 0
+            for slots in new.slots:
+                size = slots.stop - slots.start
+                self.data[:, :, :, slots] = new.tokens[:, :, :, done : done + size]
+                done += size
         if new.sealed and self.originals is not None:
             self._turned.clear()
             self.originals[:, :, : new.sealed] = self.data[:, 0, :, : new.sealed]
             self._turned[SINK] = ZERO
-        if new.moved is not None and new.grids is not None:
-            for number in new.grids:
+        if new.moved is not None:
+            to, kv, grids = new.moved
+            for number in grids:
                 self._turned.pop(number, None)
-            self.data.index_copy_(3, new.moved_to, new.moved)
+            self.data.index_copy_(3, to, kv)
             if self.originals is not None:
-                self.originals.index_copy_(2, new.moved_to, new.moved[:, 0])
-            self._turned.update((number, ZERO) for number, whole in new.grids.items() if whole)
+                self.originals.index_copy_(2, to, kv[:, 0])
+            self._turned.update((number, ZERO) for number, whole in grids.items() if whole)
 
     def rotate_base(
-        self, rotary: MultimodalRotary, slots: Slots, wanted: Mapping[int, tuple[Vec, int]]
+        self,
+        rotary: MultimodalRotary,
+        slots: Slots,
+        shifts: Mapping[int, tuple[Vec, int]],
+        frame: Vec,
     ) -> Vec:
         """Turn keys of sink and kept grids, so that one offset of a query sees all of them right.
 
         A query that is to stand further by an offset may be turned on, or the key turned back. The
         query is turned by what leaves as many keys as possible as they are; the others are turned
-        from the originals, and of those only the frequencies whose axis moves.
+        from the originals.
 
         Args:
-            wanted: of the sink and of each kept grid the offset of a query that would see it as
-                first computed, and how many tokens it has.
+            shifts: of the sink and of each kept grid its run's shift, and its number of tokens.
+            frame: the shift of the newest run: a query that is not turned sees keys of that shift.
 
         Returns:
             The offset of a query that sees all of them right.
         """
         turned = self._turned
+        for gone in turned.keys() - shifts.keys():
+            del turned[gone]
+        # A key is seen right by a query that is turned by its shift and its own turn, less the
+        # frame: that is to be the same of all.
         votes: Counter[Vec] = Counter()
-        for number, (offset, tokens) in wanted.items():
-            if number in turned:
-                votes[offset.plus(turned[number])] += tokens
-        shared = votes.most_common(1)[0][0] if votes else ZERO
-        turns = {number: shared.minus(offset) for number, (offset, _) in wanted.items()}
-        stale: dict[frozenset[int], dict[int, Vec]] = {}  # by the axes that move
-        for number, turn in turns.items():
-            was = turned.get(number)
-            moves = frozenset(x for x in range(3) if was is None or was[x] != turn[x])
-            if moves:
-                stale.setdefault(moves, {})[number] = turn
-        for axes, some in stale.items():
-            for number in some:
-                turned.pop(number, None)
-            self._turn(rotary, slots, some, axes)
-        self._turned = turns
-        return shared
+        for number, turn in turned.items():
+            shift, tokens = shifts[number]
+            votes[shift.plus(turn)] += tokens
+        shared = votes.most_common(1)[0][0] if votes else frame
+        if len(votes) > 1 or len(turned) < len(shifts):
+            turns = {number: shared.minus(shift) for number, (shift, _) in shifts.items()}
+            stale = {number: turn for number, turn in turns.items() if turned.get(number) != turn}
+            for number in stale:
+                turned.pop(number, None)  # until they are turned, they hold anything
+            self._turn(rotary, slots, stale)
+            turned.update(stale)
+        return shared.minus(frame)
 
-    def _turn(
-        self, rotary: MultimodalRotary, slots: Slots, turns: Mapping[int, Vec], axes: frozenset[int]
-    ) -> None:
-        """Rotate the keys of these from the originals, in the frequencies of these axes."""
+    def _turn(self, rotary: MultimodalRotary, slots: Slots, turns: Mapping[int, Vec]) -> None:
+        """Rotate the keys of these from the originals."""
         assert self.originals is not None
         numbers = sorted(turns)  # the sink comes first
         ranks = torch.tensor(numbers, dtype=torch.long)
         owner = torch.cat([torch.full((slots.sink,), SINK), slots.owner])
-        at = torch.isin(owner, ranks).nonzero()[:, 0]
-        rows = torch.searchsorted(ranks, owner[at]).to(self._device)  # of each token
-        at = at.to(self._device)
+        rows = torch.searchsorted(ranks, owner).clamp_(max=len(numbers) - 1)
+        at = (ranks[rows] == owner).nonzero()[:, 0]
+        rows, at = rows[at].to(self._device), at.to(self._device)
+        # One angle for each grid, not for each of its tokens.
         offsets = torch.tensor([turns[number] for number in numbers])  # [grids, 3]
         angles = rotary.angles(offsets.T.to(self._device))  # [grids, head_dim // 2]
         cos, sin = angles.cos().float(), angles.sin().float()
+        cos, sin = torch.cat([cos, cos], 1)[rows], torch.cat([-sin, sin], 1)[rows]
         keys = self.data[:, 0]
-        half = keys.shape[3] // 2
         at_once = _ROTATED_AT_ONCE if keys.is_cuda else 0
         together = max(1, at_once // (keys[0, :, 0].numel() * len(at)))  # layers
-        for pairs in rotary.pairs_of(axes):
-            both = [slice(pairs.start + first, pairs.stop + first) for first in (0, half)]
-            c, s = (x[:, pairs][rows].repeat(1, 2) for x in (cos, sin))
-            for some, of in zip(keys.split(together), self.originals.split(together), strict=True):
-                x = torch.cat([of[..., part].index_select(2, at) for part in both], dim=-1)
-                for part, half_of in zip(both, rotate(x, c, s).chunk(2, dim=-1), strict=True):
-                    some[..., part].index_copy_(2, at, half_of)
+        for some, of in zip(keys.split(together), self.originals.split(together), strict=True):
+            x = of.index_select(2, at).float()
+            other_half = x.roll(cos.shape[1] // 2, dims=-1)
+            x.mul_(cos).addcmul_(other_half, sin)
+            some.index_copy_(2, at, x.to(some.dtype))

@@ -97,7 +97,7 @@ class FeatureNovelty:
         self._projection: torch.Tensor | None = None
         # A memory changes by a row or two at a time. Replaced as a whole: whatever interrupts
         # `rank`, what is here fits together.
-        self._last = _Ranked(*map(np.empty, ((0, 0), 0, 0)))
+        self._last = _Ranked.of(np.empty((0, 0), np.float32))
 
     def describe(self, features: torch.Tensor) -> np.ndarray:
         if self._projection is None or len(self._projection) != features.shape[-1]:
@@ -170,7 +170,7 @@ def _look_for_nearest(table: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, 
     likeness = table[rows] @ table.T
     likeness[np.arange(len(rows)), rows] = -1.0  # itself
     if not len(rows):
-        return likeness[:, 0], np.empty(0, int)
+        return np.empty(0, likeness.dtype), np.empty(0, int)
     return likeness.max(axis=1), likeness.argmax(axis=1)
 
 
@@ -196,8 +196,8 @@ class StarMemory:
         gone = []
         while self.tokens > self.budget:
             # Of two that are alike both score low: the later goes, the first sight stays.
-            scores = self._scores()
-            least = min(range(len(scores)), key=lambda at: (round(float(scores[at]), 6), -at))
+            scores = np.round(self._scores(), 6)
+            least = int(np.flatnonzero(scores == scores.min())[-1])
             gone.append(self._grids.pop(least))
             self.tokens -= gone[-1].tokens
         return gone
@@ -453,19 +453,24 @@ class KVCacheEvictor(EvictorNames):
 
     def record_chunk(self, tokens: int, frames: Described | None = None) -> None:
         """Note that a chunk of ``tokens`` was appended, and what is known of its frames."""
-        state, changes = self.state, {}
-        if frames is not None:
-            changes["descriptors"] = {**state.descriptors, **frames.descriptors}
-        if state.chunks:
-            changes["later_tokens"] = state.later_tokens + tokens
-        else:
-            changes["first_chunk"] = tokens
+        state = self.state
+        if not state.chunks:
+            state = replace(state, first_chunk=tokens)
             if self.config is not None and not self.config.sink_size:
-                changes["sink_size"] = tokens
+                state = replace(state, sink_size=tokens)
             if frames is not None:
-                changes["first_vision"], changes["first_grid"] = frames[1:3]
-                changes["sink_end"] = frames.last_seconds
-        self._change(chunks=state.chunks + 1, **changes)
+                state = replace(
+                    state,
+                    first_vision=frames.tokens,
+                    first_grid=frames.grid_tokens,
+                    sink_end=frames.last_seconds,
+                )
+        else:
+            state = replace(state, later_tokens=state.later_tokens + tokens)
+        if frames is not None:
+            descriptors = {**state.descriptors, **frames.descriptors}
+            state = replace(state, descriptors=descriptors)
+        self._holder.evictor = replace(state, chunks=state.chunks + 1)
 
     def appended(self, tokens: int) -> Appended:
         """What `due` needs to know of an append made now, whenever its turn comes."""

@@ -152,9 +152,13 @@ class PositionLedger:
         return parts
 
     @property
-    def sink_offset(self) -> Vec:
-        """Offset of the sink, as in `parts`. (It never has more than one: nothing in it goes.)"""
-        return self._sink[0].shift.minus(self.frame) if self._sink else ZERO
+    def sink_shift(self) -> Vec:
+        """Shift of the sink. (It never has more than one: nothing in it goes.)"""
+        return self._sink[0].shift if self._sink else ZERO
+
+    def kept_shifts(self) -> dict[int, tuple[Vec, int]]:
+        """Of every grid kept for long, by its number, its shift and how many tokens it has."""
+        return {run.grids[0].number: (run.shift, run.count) for run in self._kept}
 
     def kept_offsets(self) -> list[tuple[int, Vec]]:
         """``(grid number, offset)`` of every grid kept for long; offsets as in `parts`."""
@@ -293,7 +297,7 @@ class PositionLedger:
             self.length += run.count
             self._grids_seen += len(run.grids) if isinstance(run, VisionRun) else 0
             if isinstance(run, VisionRun) and open_run and run.segment == open_run.segment:
-                step = run.first_tick - open_run.last_tick
+                step = run.grids[0].tick - open_run.grids[-1].tick
                 if self._window:
                     run = replace(open_run, grids=open_run.grids + run.grids, step_after=step)
                     self._window = (*self._window[:-1], run)
@@ -338,9 +342,10 @@ class PositionLedger:
                 if taken < size:
                     runs[0], grids = run.without_front(taken)
                 if run.continues and grids:  # of the first a part is in the sink
-                    if len(run.grids) > 1:
-                        step = run.grids[1].tick - run.first_tick
-                        self._sink = (*self._sink[:-1], replace(self._sink[-1], step_after=step))
+                    before = self._sink[-1]
+                    if len(run.grids) > 1 and isinstance(before, VisionRun):
+                        step = run.grids[1].tick - run.grids[0].tick
+                        self._sink = (*self._sink[:-1], replace(before, step_after=step))
                     grids = grids[1:]
                 gone += grids
             elif taken < size:
@@ -452,25 +457,28 @@ class PositionLedger:
 
     def _lay_out_again(self) -> None:
         """Set every run's shift: where its keys are less where the trained rule would put them."""
-        end = 0
-        before: VisionRun | None = None
-        before_origin = ZERO
-        laid_out: dict[str, list[Any]] = {level: [] for level in LEVELS}
-        for level, run in ((level, run) for level, runs in self._levels() for run in runs):
-            if isinstance(run, TextRun):
-                origin, end = run.laid_out_at(end)
-                before = None
-            else:
-                first = run.first_tick
-                if before is not None and before.segment == run.segment:
-                    step = 0 if run.continues else before.step_after
-                    tick = before_origin.t + before.last_tick + step
-                    origin = Vec(tick - first, before_origin.h, before_origin.w)
+        end, segment = 0, None  # of the run before, if that is of frames
+        t = h = w = 0  # where that run's last grid lies
+        step = 0
+        levels = []
+        for runs in (self._sink, self._kept, self._window):
+            laid_out: list[Any] = []
+            for run in runs:
+                if isinstance(run, TextRun):
+                    origin, end = run.laid_out_at(end)
+                    shift, segment = run.origin.minus(origin), None
                 else:
-                    origin = Vec(end - first, end, end)
-                end = max(end, run.end_of(origin))
-                before, before_origin = run, origin
-            shift = run.origin.minus(origin)
-            laid_out[level].append(run if run.shift == shift else replace(run, shift=shift))
-        self._sink, self._kept, self._window = map(tuple, laid_out.values())
+                    first, last = run.grids[0].tick, run.grids[-1].tick
+                    if run.segment == segment:
+                        t += 0 if run.continues else step
+                    else:
+                        t = h = w = end
+                    t -= first
+                    shift = Vec(run.origin.t - t, run.origin.h - h, run.origin.w - w)
+                    end = max(end, run.end_of(Vec(t, h, w)))
+                    t += last
+                    segment, step = run.segment, run.step_after
+                laid_out.append(run if run.shift == shift else replace(run, shift=shift))
+            levels.append(tuple(laid_out))
+        self._sink, self._kept, self._window = levels
         self._end = everywhere(end).plus(self.frame)

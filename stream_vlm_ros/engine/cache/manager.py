@@ -24,7 +24,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 
 from stream_vlm_ros.engine.attention.base import KVPart, Readout, RopeOffset
-from stream_vlm_ros.engine.cache.buffer import SINK, KVBuffer, KVShape, Writing
+from stream_vlm_ros.engine.cache.buffer import SINK, KVBuffer, KVShape, Moved, Writing
 from stream_vlm_ros.engine.cache.eviction import (
     Appended,
     Described,
@@ -102,6 +102,11 @@ class _Revision:
         untold: Sequence[Forgotten] = (),
     ):
         self.state, self.buffer, self.unwritten, self.untold = state, buffer, unwritten, untold
+
+
+@dataclass
+class _Own:
+    evictor: EvictorState
 
 
 class _Current:
@@ -381,6 +386,11 @@ class KVCacheManager(ManagerNames):
             )
         return self.fork(self.max_tail_tokens, True, further)
 
+    @property
+    def living_forks(self) -> list[Fork]:
+        """The forks that have not been given back."""
+        return self._tails.living
+
     def check_free(self, tokens: int) -> None:
         """Raise StreamBusyError if so many tokens would overwrite what an answer still reads."""
         self._check_free(tokens, self._tails.living)
@@ -435,7 +445,7 @@ class KVCacheManager(ManagerNames):
         evicted = 0 if others and self.evictor.keeps_grids else draft.evict()
         sealed = draft.seal()
         draft.tell(self._companions, spans, read)
-        replaced = buffer is not self._buffer
+        replaced = buffer.data is not self._buffer.data
         self._make_current(draft, buffer, fork.own(), sealed)
         fork.release()
         if replaced:
@@ -446,15 +456,15 @@ class KVCacheManager(ManagerNames):
         self, draft: Draft, buffer: KVBuffer, tokens: torch.Tensor | None, sealed: int = 0
     ) -> None:
         """Flip to a draft. Whatever is to be written is read before; it is written after."""
-        if sealed and buffer.keeps_originals and draft.slots.room:
-            buffer.make_room_for_originals(draft.slots.base)
-        slots, moved, moved_to, grids = draft.slots, None, None, None
-        of, to, moving = draft.moved()
-        if moving:
-            moved = buffer.read(of, self._originals_below)
-            moved_to, grids = to.to(self._device), moving
+        slots, moved = draft.slots, None
+        sealed = sealed if slots.room and buffer.keeps_originals else 0
+        of, to, grids = draft.moved()
+        if grids:
+            moved = Moved(to.to(self._device), buffer.read(of, self._originals_below), grids)
+        if sealed:
+            buffer = buffer.with_room_for_originals(slots.base)
         new = slots.of_newest(tokens.shape[3]) if tokens is not None else []
-        writing = Writing(tokens, new, moved, moved_to, grids, sealed if slots.room else 0)
+        writing = Writing(tokens, new, moved, sealed)
         untold = (*self._current.revision.untold, *draft.forgotten)
         self._current.revision = _Revision(draft.state(), buffer, writing, untold)
         for line in draft.said:
@@ -552,13 +562,9 @@ class KVCacheManager(ManagerNames):
             if self.rotates_long_lived:
                 # Sink and kept grids are turned so that they are all seen by one offset.
                 base = slots.sink + slots.kept
-                offsets = [(SINK, ledger.sink_offset), *ledger.kept_offsets()]
-                sizes = [slots.sink, *(run.count for run in ledger.runs(["kept"]))]
-                wanted = {
-                    number: (offset, tokens)
-                    for (number, offset), tokens in zip(offsets, sizes, strict=True)
-                }
-                now.base_offset = now.buffer.rotate_base(self._rotary, slots, wanted)
+                shifts = ledger.kept_shifts()
+                shifts[SINK] = ledger.sink_shift, slots.sink
+                now.base_offset = now.buffer.rotate_base(self._rotary, slots, shifts, ledger.frame)
                 behind = [(max(start, base), stop, at) for start, stop, at in pieces if stop > base]
                 pieces = [(0, base, now.base_offset), *behind]
                 if behind and behind[0][2] == now.base_offset:
@@ -615,14 +621,78 @@ class KVCacheManager(ManagerNames):
         state = replace(saved.state, slots=slots, ledger=now.going_back(earlier))
         self._go_to(state, self._buffer, "taken back")
 
-    def _go_to(self, state: MemoryState, buffer: KVBuffer, why: str) -> None:
+    @_operation
+    def export(self) -> tuple[MemoryState, torch.Tensor]:
+        """State, and a copy of keys and values as `gather` gives it: all that a memory is.
+
+        `plain.to_plain` makes of the state what a file can hold; `adopt` takes both back.
+        """
+        state = self._state
+        return state, self._buffer.read(state.slots.order(), self._originals_below)
+
+    @_operation
+    def adopt(self, state: MemoryState, kv: torch.Tensor) -> None:
+        """Be the memory that was exported, here or by another manager of the same settings.
+
+        Its tokens need not lie in the slots where they lay. No earlier snapshot holds any longer.
+
+        Raises:
+            InvalidParameterError: it does not fit this memory's settings, or ``kv`` the state.
+            StreamBusyError: an answer is being written. In both cases the stream is as before.
+        """
+        if self._tails.living:
+            raise StreamBusyError("an answer is being written: finish or cancel it first")
+        buffer, slots, ledger = self._buffer, state.slots, state.ledger
+        rules = self.evictor.over(_Own(state.evictor))
+        room = 0 if ledger.sink_length is None else rules.room_for_grids
+        fits = (
+            ledger.policy == self.ledger.policy
+            and slots.length == ledger.length == sum(run.count for run in ledger.runs())
+            and slots.sink == (ledger.sink_length or 0)
+            and slots.kept == ledger.kept_length <= room
+            and kv.shape == (*buffer.data.shape[:3], slots.length, buffer.data.shape[4])
+        )
+        if not fits:
+            raise InvalidParameterError("this memory does not fit the engine's settings")
+        if self.evictor.config is None and slots.length > buffer.capacity:
+            buffer = buffer.grown(max(2 * buffer.capacity, slots.length), 0)
+        if slots.length - slots.kept + room > buffer.capacity:
+            raise InvalidParameterError(
+                f"this memory of {slots.length} tokens does not fit one of {buffer.capacity}"
+            )
+        # Sink, kept grids in order of time, window from the first slot of the ring.
+        order = torch.argsort(slots.owner * (1 << 32) + slots.place)
+        window = range(slots.sink, slots.sink + len(slots.window))
+        slots = replace(slots.in_order(order), capacity=buffer.capacity, room=room, window=window)
+        if room and buffer.keeps_originals:
+            buffer = buffer.with_room_for_originals(slots.base)
+        kv = kv.to(buffer.data)
+        new = Writing(
+            torch.cat([kv[:, :, :, : slots.sink], kv[:, :, :, slots.sink + slots.kept :]], dim=3),
+            ([slice(0, slots.sink)] if slots.sink else []) + slots.of_newest(len(window)),
+            Moved(
+                slots.own.to(self._device),
+                kv[:, :, :, slots.sink : slots.sink + slots.kept],
+                dict.fromkeys(slots.owner.tolist(), True),
+            ),
+            slots.sink if room else 0,
+        )
+        state = replace(state, slots=slots, ledger=self.ledger.replaced_by(ledger))
+        replaced = buffer.data is not self._buffer.data
+        self._go_to(state, buffer, "taken back", new)
+        if replaced:
+            self._memory_replaced()
+
+    def _go_to(
+        self, state: MemoryState, buffer: KVBuffer, why: str, unwritten: Writing | None = None
+    ) -> None:
         """Flip to a state that is none of a draft."""
         there = grids_of(state) if self._listeners else {}
         gone = grids_of(self._state) if self._listeners else {}
         untold = [
             Forgotten.of(one, why) for number, one in gone.items() if there.get(number) != one
         ]
-        self._current.revision = _Revision(state, buffer, None, untold)
+        self._current.revision = _Revision(state, buffer, unwritten, untold)
         self._finish()
 
     def discard_snapshot(self, saved: Snapshot | None = None) -> None:

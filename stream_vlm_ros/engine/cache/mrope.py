@@ -21,7 +21,7 @@ out again (``shift``).
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -164,14 +164,6 @@ class VisionRun:
     def count(self) -> int:
         return sum(grid.count for grid in self.grids) - self.cut - self.cut_end
 
-    @property
-    def first_tick(self) -> int:
-        return self.grids[0].tick
-
-    @property
-    def last_tick(self) -> int:
-        return self.grids[-1].tick
-
     def without_front(self, count: int) -> tuple[VisionRun, tuple[Grid, ...]]:
         """What is left without the first ``count`` tokens, some being left; and the grids gone."""
         at, cut, left = 0, self.cut, count
@@ -199,19 +191,22 @@ class VisionRun:
         return head, replace(self, grids=self.grids[at:], cut=0, continues=False)
 
     @cached_property
-    def _sizes(self) -> set[tuple[int, int]]:
-        return {(grid.height, grid.width) for grid in self.grids}
+    def _extent(self) -> tuple[int, int]:
+        """Rows and columns that its grids reach over, at most."""
+        grids, last = self.grids, self.grids[-1]
+        if not self.cut_end or last.places is not None:
+            return max(grid.height for grid in grids), max(grid.width for grid in grids)
+        # Of its last grid only the first tokens are there: they may not reach the full extent.
+        there = last.count - self.cut_end
+        return (
+            max([math.ceil(there / last.width), *(grid.height for grid in grids[:-1])]),
+            max([min(there, last.width), *(grid.width for grid in grids[:-1])]),
+        )
 
     def end_of(self, origin: Vec) -> int:
         """The first position after the run, over all axes, if its origin were ``origin``."""
-        sizes, last = self._sizes, self.grids[-1]
-        if self.cut_end and last.places is None:
-            # Of its last grid only the first tokens are there: they may not reach the full extent.
-            sizes = {(grid.height, grid.width) for grid in self.grids[:-1]}
-            there = last.count - self.cut_end
-            sizes.add((math.ceil(there / last.width), min(there, last.width)))
-        height, width = (max(extent) for extent in zip(*sizes, strict=True))
-        return 1 + max(origin.t + self.last_tick, origin.h + height - 1, origin.w + width - 1)
+        height, width = self._extent
+        return max(origin.t + self.grids[-1].tick + 1, origin.h + height, origin.w + width)
 
 
 Run = TextRun | VisionRun
@@ -257,7 +252,6 @@ class MultimodalRotary(torch.nn.Module):
         steps = torch.arange(len(axis_of), device="cpu").float() / len(axis_of)
         # Plain attributes: a cast of the model to bfloat16 must not round the frequencies.
         self._tables = (1.0 / theta**steps).double(), torch.tensor(axis_of, device="cpu")
-        self._axes = tuple(axis_of)
 
     def _on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         # Engines in several threads may share it: both tables change at once.
@@ -271,17 +265,6 @@ class MultimodalRotary(torch.nn.Module):
         frequencies, axis_of = self._on(position_ids.device)
         per_axis = position_ids.double()[axis_of]  # [head_dim // 2, ..., n]
         return per_axis.movedim(0, -1) * frequencies
-
-    def pairs_of(self, axes: Collection[int]) -> list[slice]:
-        """The frequencies of these axes, in as few slices as there can be."""
-        chosen = [at for at, axis in enumerate(self._axes) if axis in axes]
-        slices: list[slice] = []
-        for at in chosen:
-            if slices and slices[-1].stop == at:
-                slices[-1] = slice(slices[-1].start, at + 1)
-            else:
-                slices.append(slice(at, at + 1))
-        return slices
 
     @torch.no_grad()
     def forward(

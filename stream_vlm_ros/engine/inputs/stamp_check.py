@@ -15,9 +15,9 @@ from enum import Enum
 from itertools import combinations, pairwise
 from typing import Generic, TypeVar
 
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidTimestampError
 
-SECOND = 1_000_000_000
 FRAMES_TO_BELIEVE = 3  # that agree on a pause or a jump
 MAX_WAITING = 4  # so many wait for a third one to agree: one wrong stamp may come among them
 ODD_STEP = 2  # a step of so many times the longest of the last RECENT_STEPS is no usual one

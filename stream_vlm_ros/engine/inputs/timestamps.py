@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from stream_vlm_ros.errors import InvalidParameterError, InvalidTimestampError, real_number
 
+SECOND = 1_000_000_000  # nanoseconds
 DEFAULT_FPS = 2.0
 # Of one stream: 136 years. So far float64 angles are exact, and no stamp in seconds goes further;
 # stamps in nanoseconds do within seconds.

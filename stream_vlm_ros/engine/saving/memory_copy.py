@@ -477,7 +477,7 @@ def _unread_buffer(
             room = None if originals is None else originals.shape[2]
             buffer = KVBuffer(manager.shape, slots.capacity, present.data.device, room)
         if buffer.keeps_originals and slots.room:
-            buffer.make_room_for_originals(slots.base)
+            buffer = buffer.with_room_for_originals(slots.base)
         buffer.forget_turns()
         return buffer
     except (DeviceUnavailableError, torch.OutOfMemoryError) as error:

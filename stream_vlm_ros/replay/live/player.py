@@ -28,18 +28,20 @@ from pathlib import Path
 from typing import Any
 
 from stream_vlm_ros.client.messages import (
-    SECOND,
     image_message,
     nanoseconds,
     seconds,
     set_stamp,
 )
+from stream_vlm_ros.engine.inputs.stamp_check import MAX_WAITING
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import StreamVlmError
 from stream_vlm_ros.processes.children import Processes
 from stream_vlm_ros.sources import open_source
 
 CLOCK_PERIOD = 0.01  # seconds between two messages on /clock
 ASTRAY = 60 * SECOND  # a clock so far from the images' stamps is not theirs
+SAME_STATUSES = 10  # of a node that has settled, though images were lost or frames wait
 LATE = 0.25  # seconds; a frame that is later than this is skipped, as a camera would
 # Where a source's stamps begin at zero the node would take it for one without a clock, and the
 # clock must have time to run before the first frame.
@@ -106,6 +108,21 @@ def highest_rate(
     return good
 
 
+def has_settled(pending: int, said: int, arrived: bool, stranded: int = 0) -> bool:
+    """Whether a node has taken in all there was, by its last statuses.
+
+    Args:
+        pending: frames that it has pending.
+        said: statuses since the first with these counts. That one may have been on its way before
+            the last image.
+        arrived: it has received every image; if not, images may have been lost on the way.
+        stranded: pending frames that may wait for others, which will not come.
+    """
+    if said < (2 if arrived else SAME_STATUSES):
+        return False
+    return pending == 0 or (said >= SAME_STATUSES and pending <= stranded)
+
+
 class Player:
     """The publishing, asking and noting; all of ROS that the job needs."""
 
@@ -141,6 +158,7 @@ class Player:
         self.published = self.skipped = 0
         self._sent = 0  # images, in all trials
         self._origin_ns = 0  # stamp of the first frame, as published
+        self._most_stranded = 0  # frames of an open chunk, or after a pause
         self._over = False  # what came of the job has been noted
 
     def close(self) -> None:
@@ -405,8 +423,10 @@ class Player:
         """Wait until the node has taken in all there was and has nothing pending; its counters.
 
         Images may be lost on the way: then it has settled when it said the same ten times over. A
-        node that says nothing, since it is busy, has not settled. Where nothing is played from
-        here it may see a camera, which never pauses: then nothing is waited for.
+        node that says nothing, since it is busy, has not settled. Where another program played and
+        has ended, its last frames may wait for ever: for a chunk to be full, or for /clock. Where
+        nothing is played from here the node may see a camera, which never pauses: then nothing is
+        waited for.
         """
         if self.job.source is None and self.job.play is None:
             return self.asked.counts
@@ -426,7 +446,8 @@ class Player:
             said = self.asked.statuses - steady
             # The first may have been on its way before the last image.
             arrived = self.job.source is not None and counts["frames_received"] >= self._sent
-            if said >= (2 if arrived else 10) and not counts["frames_pending"]:
+            stranded = self._most_stranded if self.job.play else 0
+            if has_settled(counts["frames_pending"], said, arrived, stranded):
                 break
         return self.asked.counts
 
@@ -440,7 +461,9 @@ class Player:
         future = client.call_async(GetParameters.Request(names=list(self.job.parameters)))
         self._wait(future.done, lambda: "~/get_parameters does not return")
         values = map(parameter_value_to_python, future.result().values)
-        self._note("parameters", values=dict(zip(self.job.parameters, values, strict=True)))
+        told = dict(zip(self.job.parameters, values, strict=True))
+        self._most_stranded = told.get("chunk_frames", 1) - 1 + MAX_WAITING
+        self._note("parameters", values=told)
 
     def _call_reset(self) -> None:
         self._wait(self.asked.reset().done, lambda: "~/reset does not return")

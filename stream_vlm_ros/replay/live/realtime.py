@@ -24,6 +24,7 @@ from typing import Any
 
 from stream_vlm_ros import config
 from stream_vlm_ros.config import Settings
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import StreamVlmError
 from stream_vlm_ros.processes.children import Processes
 from stream_vlm_ros.processes.graph import check_ros, own_graph, ros_arguments
@@ -36,7 +37,7 @@ from stream_vlm_ros.replay.records import (
     refused,
     unanswered,
 )
-from stream_vlm_ros.replay.schedule import NANOSECONDS, Ask, Schedule
+from stream_vlm_ros.replay.schedule import Ask, Schedule
 from stream_vlm_ros.replay.settings import as_reported
 from stream_vlm_ros.sources import Source
 
@@ -230,7 +231,7 @@ class Progress:
         self._origin_ns = event["stamp_ns"] if event["event"] == "origin" else self._origin_ns
         self._answers += event["event"] == "answer"
         if event["event"] == "status" and event["frames"] and self._origin_ns:
-            self._told((event["stamp_ns"] - self._origin_ns) / NANOSECONDS, self._answers)
+            self._told((event["stamp_ns"] - self._origin_ns) / SECOND, self._answers)
 
 
 def _node_parameters(settings: Settings) -> dict[str, Any]:
@@ -259,17 +260,17 @@ def asks_of(questions: QuestionSet, source: Source, options: dict[str, Any]) -> 
         first = next(iter(source), None)
         if first is None:
             raise RealtimeError(f"at_stamp needs a recording; {source.name} gives no frame here.")
-        origin = first.stamp_ns - round(start * NANOSECONDS)
+        origin = first.stamp_ns - round(start * SECOND)
     schedule = Schedule(questions.questions, origin)
-    count = schedule.count_until(round(end * NANOSECONDS))
+    count = schedule.count_until(round(end * SECOND))
     if count > MAX_ASKS:
         raise RealtimeError(
             f"{count:,} questions would be asked up to {end:,g} s, more than {MAX_ASKS:,}: give "
             "'until' to those with 'every', or --end SECONDS."
         )
-    asks = list(schedule.until(round(end * NANOSECONDS)))
+    asks = list(schedule.until(round(end * SECOND)))
     return [
-        dataclasses.replace(a, offset_ns=a.offset_ns - round(start * NANOSECONDS))
+        dataclasses.replace(a, offset_ns=a.offset_ns - round(start * SECOND))
         if a.offset_ns is not None
         else a
         for a in asks
@@ -280,7 +281,7 @@ def _offset(seconds: float | None, options: dict[str, Any]) -> int | None:
     """Seconds from the beginning of the whole source as nanoseconds from where it is begun."""
     if seconds is None:
         return None
-    return round((seconds - (options.get("start") or 0.0)) * NANOSECONDS)
+    return round((seconds - (options.get("start") or 0.0)) * SECOND)
 
 
 def _as_json(ask: Ask, settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
@@ -357,7 +358,7 @@ def _answer(
         return record
     if reply["error_code"]:
         return refused(record, str(reply["error_code"]), reply["error_message"])
-    seen = [[begin / NANOSECONDS, end / NANOSECONDS] for begin, end in reply["seen"]]
+    seen = [[begin / SECOND, end / SECOND] for begin, end in reply["seen"]]
     keys = ("ttft", "latency", "waiting", "round_trip_latency", "prompt_tokens", "answer_tokens")
     metrics = {key: reply[key] for key in (*keys, "finish_reason", "cache_length")}
     if ask.question.choices:
@@ -374,7 +375,7 @@ def _series(statuses: list[dict[str, Any]], camera: str, origin_ns: int) -> list
         series.append(
             {
                 "camera": camera,
-                "at": (status["stamp_ns"] - origin_ns) / NANOSECONDS,
+                "at": (status["stamp_ns"] - origin_ns) / SECOND,
                 "frames": status["frames"] - frames,
                 "tokens": None,
                 "evicted_tokens": status["evicted_tokens"] - evicted,

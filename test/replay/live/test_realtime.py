@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import time
 from contextlib import ExitStack
 from unittest import mock
 
@@ -20,7 +21,7 @@ from stream_vlm_ros.processes.children import Processes
 from stream_vlm_ros.processes.graph import own_graph, ros_arguments
 from stream_vlm_ros.replay.job import ReplayJob
 from stream_vlm_ros.replay.live import realtime
-from stream_vlm_ros.replay.live.player import highest_rate
+from stream_vlm_ros.replay.live.player import has_settled, highest_rate
 from stream_vlm_ros.replay.questions import load_questions
 from stream_vlm_ros.replay.schedule import Schedule
 
@@ -49,6 +50,20 @@ def test_the_highest_rate_is_found_to_five_percent(limit):
         assert limit - max(0.05 * limit, 0.25) <= found <= limit
     assert len(tried) <= realtime.max_trials(120.0)
     assert max(tried) <= 120
+
+
+def test_a_node_has_settled_when_nothing_is_pending_and_it_said_so_often_enough():
+    assert has_settled(pending=0, said=2, arrived=True)
+    assert not has_settled(pending=0, said=1, arrived=True)
+    assert not has_settled(pending=0, said=9, arrived=False)  # an image may be on its way
+    assert has_settled(pending=0, said=10, arrived=False)
+    assert not has_settled(pending=3, said=1000, arrived=True)
+
+
+def test_frames_that_wait_for_others_which_do_not_come_are_not_waited_for():
+    assert not has_settled(pending=3, said=9, arrived=False, stranded=3)
+    assert has_settled(pending=3, said=10, arrived=False, stranded=3)
+    assert not has_settled(pending=4, said=1000, arrived=False, stranded=3)  # a chunk is at work
 
 
 def test_what_real_time_cannot_do_is_refused(write_questions, tmp_path):
@@ -160,13 +175,14 @@ CAMERA = [
 ]
 
 
-def running_node(stack, folder):
+def running_node(stack, folder, **parameters):
     """A node on a graph of its own, which the jobs of this process see; its processes."""
     environment = stack.enter_context(own_graph(folder))
     for name, value in environment.items():  # the player of the job inherits it
         stack.enter_context(mock.patch.dict("os.environ", {name: value}))
     processes = stack.enter_context(Processes(folder, environment))
-    arguments = ros_arguments({"device": "cpu", "max_cache_tokens": 500, "chunk_frames": 2})
+    values = {"device": "cpu", "max_cache_tokens": 500, "chunk_frames": 2, **parameters}
+    arguments = ros_arguments(values)
     processes.start("node", "stream_vlm_ros.node", *arguments)
     return processes
 
@@ -185,6 +201,23 @@ def test_a_node_that_runs_already_is_asked_by_the_time_of_what_is_played(write_q
     assert [a["status"] for a in run["answers"]] == ["answered"] * 3
     assert run["settings"]["max_cache_tokens"] == 500  # the node's own, not ours
     assert run["frames"]["ingested"] > 0
+
+
+@pytest.mark.ros
+@pytest.mark.slow
+def test_a_chunk_that_is_never_full_does_not_hold_up_the_report(write_questions, tmp_path):
+    questions = load_questions(write_questions(QUESTIONS))
+    with ExitStack() as stack:
+        # Three frames come after the chunks that are full, or two or one: hardly ever none.
+        running_node(stack, tmp_path, chunk_frames=4, max_chunk_delay=0.0)
+        job = ReplayJob(
+            "world:1", questions, [Settings()], tmp_path / "r", {"end": 5.0},
+            attach="/stream_vlm", play=" ".join(CAMERA), run_live=realtime.realtime_run,
+        )  # fmt: skip
+        begin = time.monotonic()
+        (run,) = job.run()["runs"]
+        assert time.monotonic() - begin < 90  # 180 s is the patience with a node
+    assert [a["status"] for a in run["answers"]] == ["answered"] * 3
 
 
 @pytest.mark.ros

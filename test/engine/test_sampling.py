@@ -1,16 +1,18 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
+"""Which frames are taken for a rate, by their stamps alone."""
+
+import itertools
 import random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stream_vlm_ros.engine.inputs.sampling import StampSampler
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidParameterError
-from stream_vlm_ros.sources import BagSource, ImageFolderSource, StampSampler, VideoSource
-
-SECOND = 1_000_000_000
 
 
 def taken(stamps, fps):
@@ -75,15 +77,18 @@ def test_a_rate_that_is_no_rate_is_refused(fps):
         StampSampler(fps)
 
 
-@pytest.mark.parametrize("source", [VideoSource, BagSource, ImageFolderSource])
-@pytest.mark.parametrize(
-    ("part", "said"),
-    [
-        ({"start": -1.0}, "The part to read is -1.0 s to None s; it must start at 0 or later"),
-        ({"start": 2.0, "end": 2.0}, "2.0 s to 2.0 s; .* end after its start"),
-        ({"fps": 0.0}, "above 0"),
-    ],
-)
-def test_every_source_refuses_a_part_that_cannot_be(tmp_path, source, part, said):
-    with pytest.raises(InvalidParameterError, match=said):
-        source(tmp_path, **part)
+@pytest.mark.parametrize("start", [0, 1_700_000_000_250_000_000])
+@pytest.mark.parametrize("source_fps", [1, 2, 5, 30])
+def test_a_faster_source_is_thinned_to_the_rate_and_not_below(source_fps, start):
+    kept = taken([start + k * SECOND // source_fps for k in range(60 * source_fps)], 1.0)
+    assert len(kept) == 60
+    gaps = [b - a for a, b in itertools.pairwise(kept)]
+    assert all(abs(gap - SECOND) * source_fps < SECOND for gap in gaps)
+
+
+@given(st.lists(st.integers(0, 3 * SECOND), max_size=200), st.floats(0.2, 5))
+def test_never_more_than_the_rate_over_any_long_time(gaps, fps):
+    kept = taken(list(itertools.accumulate(gaps)), fps)
+    if len(kept) > 1:
+        # One for each tick between the first and the last, and half a tick at either end.
+        assert len(kept) <= (kept[-1] - kept[0]) / SECOND * fps + 2

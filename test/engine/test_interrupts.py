@@ -1,0 +1,216 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""Whatever is raised wherever: the memory is as before the call, or as after it, and goes on."""
+
+import gc
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from interrupts import KINDS, Places
+from toy_qwen import question_logits
+
+from stream_vlm_ros.engine import EvictionConfig, FeatureNovelty, VideoStreamingInference
+
+LEVELS = {
+    "sink and window": (0.0, 0.0),
+    "sampled": (0.5, 0.0),
+    "important": (0.0, 0.5),
+    "all": (0.3, 0.3),
+}
+CHUNKS = 12  # until the memory is full, and grids were exchanged
+
+
+class Case:
+    """A memory, and something done to it."""
+
+    def __init__(self, toys, model, processor, level, layout, call, chunks=CHUNKS):
+        self.toys, self.model, self.processor = toys, model, processor
+        self.options = dict(layout=layout)
+        self.config = EvictionConfig(170, 0, 0, 1, *LEVELS[level])
+        self.call, self.chunks = call, chunks
+        before = self.filled()
+        self.start = before.cache_manager.clone()
+        self.before = self.looked_at(before)
+        after = self.restored(before)
+        self.do(after)
+        self.after = self.looked_at(after)
+
+    def filled(self):
+        engine = VideoStreamingInference(
+            self.model, self.processor, eviction_config=self.config, **self.options
+        )
+        for number in range(self.chunks):
+            engine.append_video_chunk(self.toys.frames(4, seed=number), fps=2)
+        return engine
+
+    def restored(self, engine):
+        engine.cache_manager.restore(self.start)
+        return engine
+
+    def do(self, engine):
+        if self.call == "append":
+            engine.append_video_chunk(self.toys.frames(4, seed=77), fps=2)
+        elif self.call == "exchange":
+            engine.ask("So?", 2, update_state=True)
+        else:
+            engine.ask_choice("So?", ["a", "bc"])
+
+    def looked_at(self, engine):
+        """All that a memory is, and what follows from it: tensors and plain values."""
+        manager = engine.cache_manager
+        found = [
+            manager.get_seq_length(),
+            manager.state,
+            manager.evictor.mark(),
+            manager.levels(),
+            manager.ledger.positions(),
+            manager.gather(),
+        ]
+        if manager.state.frames:
+            found.append(question_logits(engine, "What is there?"))
+        engine.append_video_chunk(self.toys.frames(2, 28, 56, seed=99), fps=2)
+        return [*found, manager.gather(), question_logits(engine, "And now?")]
+
+    def check(self, engine, ended):
+        """As before or as after; not neither. Which of them."""
+        assert not engine.cache_manager.living_forks
+        found = self.looked_at(engine)
+        same = [alike(found, expected) for expected in (self.before, self.after)]
+        assert any(same)
+        assert not ended or same[1]
+        return "after" if same[1] else "before"
+
+
+def alike(found, expected):
+    return len(found) == len(expected) and all(
+        torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+        for one, other in zip(found, expected, strict=True)
+    )
+
+
+def sweep(case, kind, places, engine=None):
+    """Raise at each of these places; how often it was as before, and as after."""
+    engine = engine or case.filled()
+    tally = {"before": 0, "after": 0}
+    for at in places:
+        case.restored(engine)
+        injected = Places(at, kind)
+        ended = injected.run(lambda: case.do(engine))
+        gc.collect(0)
+        try:
+            tally[case.check(engine, ended)] += 1
+        except Exception as fault:
+            raise AssertionError(f"{kind.__name__} at place {at}, {injected.raised_in}") from fault
+    return tally
+
+
+def number_of_places(case):
+    engine = case.restored(case.filled())
+    counting = Places()
+    assert counting.run(lambda: case.do(engine))
+    return counting.count
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("layout", ["continuous", "segmented"])
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("call", ["append", "exchange", "choice"])
+def test_an_exception_anywhere_leaves_the_memory_before_or_after(
+    toys, model, processor, call, level, layout, kind
+):
+    """A sample of the places; all of them: make interrupts."""
+    case = Case(toys, model, processor, level, layout, call)
+    count = number_of_places(case)
+    spread = np.random.default_rng(count).permutation(count)[:10]
+    sweep(case, kind, spread.tolist())
+
+
+@pytest.mark.parametrize("level", ["sink and window", "all"])
+def test_an_exception_in_the_very_first_chunk_leaves_nothing_or_all_of_it(
+    toys, model, processor, level
+):
+    case = Case(toys, model, processor, level, "continuous", "append", chunks=0)
+    count = number_of_places(case)
+    sweep(case, KeyboardInterrupt, range(0, count, count // 30))
+
+
+def test_an_exception_around_the_flip_is_made_good_by_the_next_operation(toys, model, processor):
+    """From the draft to the end of the commit, where grids are exchanged."""
+    case = Case(toys, model, processor, "all", "continuous", "append")
+    count = number_of_places(case)
+    tally = sweep(case, KeyboardInterrupt, range(count // 3, count, count // 60))
+    assert tally["before"] and tally["after"]
+
+
+class Raises:
+    """A score that raises when it is told to."""
+
+    def __init__(self):
+        self.fault = None
+
+    def describe(self, features):
+        return features.float().mean((0, 1))[:4].numpy()
+
+    def rank(self, descriptors):
+        if self.fault is not None:
+            raise self.fault
+        return descriptors[:, 0]
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt(), SystemExit(3), GeneratorExit()])
+def test_a_score_that_raises_what_is_no_exception_leaves_the_memory_as_it_was(
+    toys, model, processor, fault
+):
+    score = Raises()
+    engine, straight = (
+        VideoStreamingInference(
+            model,
+            processor,
+            eviction_config=EvictionConfig(130, important_share=0.4),
+            importance=score,
+        )
+        for _ in range(2)
+    )
+    for number in range(9):
+        for one in (engine, straight):
+            one.append_video_chunk(toys.frames(4, seed=number), fps=2)
+    score.fault = fault
+    with pytest.raises(type(fault)):
+        engine.append_video_chunk(toys.frames(4, seed=9), fps=2)
+    score.fault = None
+    for number in range(9, 14):
+        for one in (engine, straight):
+            one.append_video_chunk(toys.frames(4, seed=number), fps=2)
+    assert torch.equal(engine.cache_manager.gather(), straight.cache_manager.gather())
+    assert engine.get_cache_info()["levels"] == straight.get_cache_info()["levels"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), at=st.integers(0, 400))
+def test_novelty_is_right_again_after_it_was_interrupted_anywhere(seed, at):
+    """As the plain formula over all pairs."""
+    draws, score, rows = np.random.default_rng(seed), FeatureNovelty(), []
+    interrupted = Places(at)
+    for turn in range(12):
+        vector = draws.normal(size=3)
+        rows.append((vector / np.linalg.norm(vector)).astype(np.float32))
+        if len(rows) > 5:
+            rows.pop(draws.integers(5))
+        table = np.stack(rows)
+        if turn >= 6:
+            interrupted.run(lambda table=table: score.rank(table))
+        pairs = table @ table.T
+        np.fill_diagonal(pairs, -1.0)
+        assert score.rank(table) == pytest.approx(1.0 - pairs.max(axis=1), abs=1e-6)
+
+
+def cases(toys, model, processor):
+    for call, level, layout in itertools.product(
+        ("append", "exchange", "choice"), LEVELS, ("continuous", "segmented")
+    ):
+        yield Case(toys, model, processor, level, layout, call), (call, level, layout)
