@@ -168,6 +168,24 @@ def test_either_engine_answers_and_can_be_told_where_to_look(video):
     assert beyond.exit_code == 2 and "remembered" in beyond.stderr
 
 
+def test_a_memory_is_asked_again_without_its_video_and_goes_on_with_another(video, tmp_path):
+    file = tmp_path / "memory.safetensors"
+    first = json.loads(run("ask", video, "What?", "--json", "--save-memory", file).stdout)
+    result = run("ask", "-", "What?", "--json", "--load-memory", file)
+    assert result.exit_code == 0, result.output
+    again = json.loads(result.stdout)
+    assert again["answers"][0]["answer"] == first["answers"][0]["answer"]
+    assert again["memory"]["time_spans"] == first["memory"]["time_spans"]
+    result = run("ask", video, "What?", "--load-memory", file)
+    assert result.exit_code == 0
+    assert "its time was moved by" in result.stderr
+    refused = run("ask", "-", "What?", "--load-memory", file, "--layout", "segmented")
+    assert refused.exit_code == 2
+    assert "layout continuous, and here layout is segmented" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+    assert run("ask", "-", "What?").exit_code == 2
+
+
 def test_the_small_models_evaluation_is_a_verb():
     options = ["--worlds", 1, "--each", 1, "--spans", "5", "--no-pairs", "--json"]
     result = run("demo-model", "evaluate", *options)

@@ -3,8 +3,10 @@
 
 """A memory in a file: saved while the stream goes on, loaded as if it had never ended.
 
-memory_copy     a stream's memory on the host, apart from the engine; back into an engine
-memory_file     the file: safetensors, whole at any moment, read with suspicion
-plain           bookkeeping as JSON and bytes, by the types of its fields
-binding         what a memory is bound to: model, prompt layout, settings
+`InferenceEngine.save_memory` and `load_memory` are its face.
+
+    memory_copy     a stream's memory on the host, apart from the engine; back into an engine
+    memory_file     the file: safetensors, whole at any moment, read with suspicion
+    plain           bookkeeping as JSON and bytes, by the types of its fields
+    binding         what a memory is bound to: model, prompt layout, settings
 """
