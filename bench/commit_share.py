@@ -118,14 +118,8 @@ def main() -> int:
     print(f"{'tree':>14}{'cap':>8}{'kept':>8}{'chunk ms':>10}{'commit':>9}{'rotation':>10}")
     for cap in options.caps:
         for name, tree in trees.items():
-            command = [
-                sys.executable,
-                __file__,
-                "--here",
-                str(cap),
-                "--chunks",
-                str(options.chunks),
-            ]
+            command = [sys.executable, __file__, "--here", str(cap)]
+            command += ["--chunks", str(options.chunks)]
             environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
             row = json.loads(subprocess.check_output(command, env=environment, text=True))
             rows.append({"tree": name, **row})

@@ -183,14 +183,21 @@ def eviction(rig: Rig) -> dict[str, Any]:
         append = functools.partial(engine.append_video_chunk, frames, fps=2)
         chunk = [timed(append)[0] for _ in range(2 if options == {} else repeats)]
         manager = engine.cache_manager
-        with watched(manager, "_forget") as forget, watched(manager.evictor, "note_grids") as note:
+        # What a chunk forgets is settled and written in `commit`; kept keys are turned when the
+        # memory is made ready to be read.
+        with (
+            watched(manager, "commit") as forget,
+            watched(manager, "prepare_reading") as turn,
+            watched(manager.evictor, "describe") as note,
+        ):
             for _ in rig.count("chunks", repeats):
                 append()
-        work = (sum(forget) + sum(note)) / len(note)
+        work = (sum(forget) + sum(turn) + sum(note)) / len(note)
         return {
             "cap": cap,
             "chunk": summary(chunk),
             "forget": summary(forget),
+            "turn": summary(turn),
             "describe": summary(note),
             "share": round(work / statistics.median(chunk), 4),
         }

@@ -321,15 +321,12 @@ class Audit:
         keys = keys.unflatten(-1, (-1, shape.head_dim)).transpose(0, 1).double()
         # A key in the window lies where it was first rotated; what is turned is the query.
         at = self._positions + torch.tensor(ledger.frame)[:, None]
-        fresh = (ledger.sink_length or 0) + ledger.kept_length
-        turned = self._offsets()
-        if self._manager.rotates_long_lived:
-            turned[:, :fresh] = 0
+        kv, turned = self._manager.as_read()
         angles = _angles(engine.model.config.text_config, (at + turned)[:, vision])
         cos, sin = angles.cos().to(keys.device), angles.sin().to(keys.device)
         one, other = keys.chunk(2, dim=-1)
         expected = torch.cat([one * cos - other * sin, other * cos + one * sin], dim=-1)
-        stored = self._manager.gather()[0, 0][:, vision].double()
+        stored = kv[0, 0][:, vision].double()
         return float((stored - expected).abs().max() / expected.abs().max())
 
     def _features(self, pictures: Pictures, wanted: set[int]) -> dict[int, torch.Tensor]:

@@ -222,8 +222,12 @@ def test_keys_that_are_off_are_found_though_the_counts_are_right(run, monkeypatc
 
     rotate = KVBuffer.rotate_base
 
-    def astray(self, rotary, sink, kept):
-        rotate(self, rotary, sink, [(number, at._replace(t=at.t + 1)) for number, at in kept])
+    def astray(self, rotary, slots, shifts, frame):
+        further = {
+            number: (at._replace(t=at.t + (number >= 0)), tokens)  # not the sink
+            for number, (at, tokens) in shifts.items()
+        }
+        return rotate(self, rotary, slots, further, frame)
 
     monkeypatch.setattr(KVBuffer, "rotate_base", astray)
     status, found = run("endurance", *SHORT, *AT_LEISURE, "--positions", "contiguous")

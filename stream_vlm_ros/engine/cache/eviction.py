@@ -210,8 +210,10 @@ class StarMemory:
             )
             if scores.shape != (count,) or np.isnan(scores).any():
                 raise ValueError(f"rank() gave {scores!r} for {count} grids")
+        except (MemoryError, torch.OutOfMemoryError):  # nothing happens; later it may fit
+            raise
         except Exception as fault:
-            # Mid-eviction: an exception in a user-supplied score must not break the stream.
+            # A score that always fails must not break the stream.
             warnings.warn(
                 f"the importance score failed, so the latest frames go: {fault!r}",
                 RuntimeWarning,

@@ -299,6 +299,22 @@ class KVCacheManager(ManagerNames):
         """
         return self._buffer.read(self._state.slots.order(), self._originals_below)
 
+    @_operation
+    def as_read(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """A copy of the stream like `gather`'s, but keys as forks read them.
+
+        And by how much a query is turned on to see each token, ``[3, length]``.
+        """
+        self._current_parts()
+        now = self._current.revision
+        slots, pieces = now.state.slots, now.state.ledger.parts()
+        turns = torch.cat(
+            [torch.tensor(at)[:, None].expand(3, stop - start) for start, stop, at in pieces], dim=1
+        )
+        if self.rotates_long_lived:
+            turns[:, : slots.sink + slots.kept] = torch.tensor(now.base_offset)[:, None]
+        return now.buffer.data[:, :, :, slots.order().to(self._device)], turns
+
     @property
     def _originals_below(self) -> int:
         """First slot whose key is there but once."""
