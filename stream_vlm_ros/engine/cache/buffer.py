@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from stream_vlm_ros.engine.cache.mrope import ZERO, MultimodalRotary, Vec
@@ -150,17 +151,21 @@ class KVBuffer:
         twin._turned = dict(self._turned)
         return twin
 
-    def read(self, slots: torch.Tensor, base: int) -> torch.Tensor:
+    def read(self, slots: np.ndarray, base: int) -> torch.Tensor:
         """A copy of ``slots [n]``: ``[layers, 2, kv_heads, n, head_dim]``.
 
         The keys as first computed; those of slots below ``base`` are there a second time.
         """
-        kv = self.data[:, :, :, slots.to(self._device)]
-        below = (slots < base).nonzero()[:, 0]
+        kv = self.data.index_select(3, self.numbers(slots))
+        below = np.flatnonzero(slots < base)
         if len(below) and self.originals is not None:
-            from_base = self.originals[:, :, slots[below].to(self._device)]
-            kv[:, 0].index_copy_(2, below.to(self._device), from_base)
+            from_base = self.originals.index_select(2, self.numbers(slots[below]))
+            kv[:, 0].index_copy_(2, self.numbers(below), from_base)
         return kv
+
+    def numbers(self, slots: np.ndarray) -> torch.Tensor:
+        """On its device."""
+        return torch.from_numpy(slots).to(self._device)
 
     def write(self, new: Writing) -> None:
         if new.tokens is not None:
@@ -225,11 +230,10 @@ class KVBuffer:
         """Rotate the keys of these from the originals."""
         assert self.originals is not None
         numbers = sorted(turns)  # the sink comes first
-        ranks = torch.tensor(numbers, dtype=torch.long)
-        owner = torch.cat([torch.full((slots.sink,), SINK), slots.owner])
-        rows = torch.searchsorted(ranks, owner).clamp_(max=len(numbers) - 1)
-        at = (ranks[rows] == owner).nonzero()[:, 0]
-        rows, at = rows[at].to(self._device), at.to(self._device)
+        owner = np.concatenate([np.full(slots.sink, SINK), slots.owner])
+        ranks = np.searchsorted(numbers, owner).clip(max=len(numbers) - 1)
+        taken = np.flatnonzero(np.take(numbers, ranks) == owner)
+        rows, at = self.numbers(ranks[taken]), self.numbers(taken)
         # One angle for each grid, not for each of its tokens.
         offsets = torch.tensor([turns[number] for number in numbers])  # [grids, 3]
         angles = rotary.angles(offsets.T.to(self._device))  # [grids, head_dim // 2]

@@ -33,7 +33,7 @@ from stream_vlm_ros.engine.cache.eviction import (
     ImportanceScore,
     KVCacheEvictor,
 )
-from stream_vlm_ros.engine.cache.ledger import PositionLedger, Stretch
+from stream_vlm_ros.engine.cache.ledger import LEVELS, PositionLedger, Stretch
 from stream_vlm_ros.engine.cache.mrope import ZERO, MultimodalRotary, Span, Vec
 from stream_vlm_ros.engine.cache.requests import Fork, TailPool
 from stream_vlm_ros.engine.cache.slots import Slots
@@ -313,7 +313,7 @@ class KVCacheManager(ManagerNames):
         )
         if self.rotates_long_lived:
             turns[:, : slots.sink + slots.kept] = torch.tensor(now.base_offset)[:, None]
-        return now.buffer.data[:, :, :, slots.order().to(self._device)], turns
+        return now.buffer.data[:, :, :, self._buffer.numbers(slots.order())], turns
 
     @property
     def _originals_below(self) -> int:
@@ -476,7 +476,7 @@ class KVCacheManager(ManagerNames):
         sealed = sealed if slots.room and buffer.keeps_originals else 0
         of, to, grids = draft.moved()
         if grids:
-            moved = Moved(to.to(self._device), buffer.read(of, self._originals_below), grids)
+            moved = Moved(buffer.numbers(to), buffer.read(of, self._originals_below), grids)
         if sealed:
             buffer = buffer.with_room_for_originals(slots.base)
         new = slots.of_newest(tokens.shape[3]) if tokens is not None else []
@@ -574,17 +574,16 @@ class KVCacheManager(ManagerNames):
         now = self._current.revision
         if now.parts is None:
             slots, ledger = now.state.slots, now.state.ledger
-            pieces = ledger.parts()
+            pieces = ledger.parts(("window",) if self.rotates_long_lived else LEVELS)
             if self.rotates_long_lived:
                 # Sink and kept grids are turned so that they are all seen by one offset.
                 base = slots.sink + slots.kept
                 shifts = ledger.kept_shifts()
                 shifts[SINK] = ledger.sink_shift, slots.sink
                 now.base_offset = now.buffer.rotate_base(self._rotary, slots, shifts, ledger.frame)
-                behind = [(max(start, base), stop, at) for start, stop, at in pieces if stop > base]
-                pieces = [(0, base, now.base_offset), *behind]
-                if behind and behind[0][2] == now.base_offset:
-                    pieces[:2] = [(0, behind[0][1], now.base_offset)]
+                pieces = [(0, base, now.base_offset), *pieces]
+                if len(pieces) > 1 and pieces[1][2] == now.base_offset:
+                    pieces[:2] = [(0, pieces[1][1], now.base_offset)]
             parts = []
             for start, stop, offset in pieces:
                 rope_offset = self.offset(offset)
@@ -678,9 +677,13 @@ class KVCacheManager(ManagerNames):
                 f"this memory of {slots.length} tokens does not fit one of {buffer.capacity}"
             )
         # Sink, kept grids in order of time, window from the first slot of the ring.
-        order = torch.argsort(slots.owner * (1 << 32) + slots.place)
         window = range(slots.sink, slots.sink + len(slots.window))
-        slots = replace(slots.in_order(order), capacity=buffer.capacity, room=room, window=window)
+        slots = replace(
+            slots.in_order(slots.kept_in_order()),
+            capacity=buffer.capacity,
+            room=room,
+            window=window,
+        )
         if room and buffer.keeps_originals:
             buffer = buffer.with_room_for_originals(slots.base)
         kv = kv.to(buffer.data)
@@ -688,7 +691,7 @@ class KVCacheManager(ManagerNames):
             torch.cat([kv[:, :, :, : slots.sink], kv[:, :, :, slots.sink + slots.kept :]], dim=3),
             ([slice(0, slots.sink)] if slots.sink else []) + slots.of_newest(len(window)),
             Moved(
-                slots.own.to(self._device),
+                buffer.numbers(slots.own),
                 kv[:, :, :, slots.sink : slots.sink + slots.kept],
                 dict.fromkeys(slots.owner.tolist(), True),
             ),
