@@ -4,7 +4,10 @@
 """Whatever is raised wherever: the memory is as before the call, or as after it, and goes on."""
 
 import gc
-import itertools
+import os
+import signal
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -93,11 +96,11 @@ def alike(found, expected):
     )
 
 
-def sweep(case, kind, places, engine=None):
+def sweep(case, kind, wanted, engine=None):
     """Raise at each of these places; how often it was as before, and as after."""
     engine = engine or case.filled()
     tally = {"before": 0, "after": 0}
-    for at in places:
+    for at in wanted:
         case.restored(engine)
         injected = Places(at, kind)
         ended = injected.run(lambda: case.do(engine))
@@ -109,11 +112,15 @@ def sweep(case, kind, places, engine=None):
     return tally
 
 
-def number_of_places(case):
+def places(case):
     engine = case.restored(case.filled())
     counting = Places()
     assert counting.run(lambda: case.do(engine))
-    return counting.count
+    return counting
+
+
+def number_of_places(case):
+    return places(case).count
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
@@ -209,8 +216,51 @@ def test_novelty_is_right_again_after_it_was_interrupted_anywhere(seed, at):
         assert score.rank(table) == pytest.approx(1.0 - pairs.max(axis=1), abs=1e-6)
 
 
-def cases(toys, model, processor):
-    for call, level, layout in itertools.product(
-        ("append", "exchange", "choice"), LEVELS, ("continuous", "segmented")
-    ):
-        yield Case(toys, model, processor, level, layout, call), (call, level, layout)
+# -- all of them: make interrupts ----------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("layout", ["continuous", "segmented"])
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("call", ["append", "exchange", "choice"])
+def test_an_exception_at_every_opcode_leaves_the_memory_before_or_after(
+    toys, model, processor, record_property, call, level, layout, kind
+):
+    case = Case(toys, model, processor, level, layout, call)
+    found = places(case)
+    tally = sweep(case, kind, found.each)
+    for name, value in {"passed": found.count, "raised_at": len(found.each), **tally}.items():
+        record_property(name, value)
+
+
+@pytest.mark.slow
+def test_no_signal_at_a_random_moment_leaves_the_memory_in_between(
+    toys, model, processor, record_property
+):
+    """120 real SIGINTs, forty for each call."""
+    draws, tally = np.random.default_rng(0), {"before": 0, "after": 0}
+    for call in ("append", "exchange", "choice"):
+        case = Case(toys, model, processor, "all", "continuous", call)
+        engine = case.filled()
+        case.do(engine)
+        begin = time.perf_counter()
+        case.do(case.restored(engine))
+        usual = time.perf_counter() - begin
+        for _ in range(40):
+            case.restored(engine)
+            timer = threading.Timer(draws.uniform(0, usual), os.kill, (os.getpid(), signal.SIGINT))
+            ended = False
+            try:
+                timer.start()
+                case.do(engine)
+                ended = True
+                time.sleep(10)  # until the signal comes
+            except KeyboardInterrupt:
+                pass
+            timer.join()
+            gc.collect(0)
+            tally[case.check(engine, ended)] += 1
+    assert sum(tally.values()) == 120
+    for name, value in tally.items():
+        record_property(name, value)

@@ -31,6 +31,7 @@ class Places:
     def __init__(self, at: int = -1, kind: type[BaseException] = KeyboardInterrupt):
         self.count = 0
         self.raised_in = ""
+        self._passed: dict[tuple[CodeType, int], tuple[int, int]] = {}
         self._at, self._kind = at, kind
         self._known: dict[CodeType, str] = {}
 
@@ -57,8 +58,16 @@ class Places:
                 self.raised_in = f"{os.path.basename(code.co_filename)}:{frame.f_lineno}"
                 self.count += 1
                 raise self._kind("raised on purpose")
+            place = frame.f_code, frame.f_lasti
+            first, _ = self._passed.get(place, (self.count, 0))
+            self._passed[place] = first, self.count
             self.count += 1
         return self._trace
+
+    @property
+    def each(self) -> list[int]:
+        """Each place once or twice: when it was passed for the first time, and for the last."""
+        return sorted({at for firsts in self._passed.values() for at in firsts})
 
     def run(self, call: Callable[[], Any]) -> bool:
         """Whether it came to its end. What is raised at the chosen place goes no further."""

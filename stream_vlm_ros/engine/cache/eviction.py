@@ -205,11 +205,12 @@ class StarMemory:
     def _scores(self) -> np.ndarray:
         count = len(self._grids)
         try:
-            scores = np.asarray(
-                self._score.rank(np.stack([one.descriptor for one in self._grids])), dtype=float
-            )
+            table = [one.descriptor for one in self._grids]
+            scores = np.asarray(self._score.rank(np.stack(table)), dtype=float)
             if scores.shape != (count,) or np.isnan(scores).any():
                 raise ValueError(f"rank() gave {scores!r} for {count} grids")
+        except (MemoryError, torch.OutOfMemoryError):
+            raise  # not the score's own: the chunk may come again when there is room
         except Exception as fault:
             # Mid-eviction: an exception in a user-supplied score must not break the stream.
             warnings.warn(
