@@ -71,7 +71,10 @@ class Places:
 
     def run(self, call: Callable[[], Any]) -> bool:
         """Whether it came to its end. What is raised at the chosen place goes no further."""
-        before = sys.gettrace()
+        before, hook = sys.gettrace(), sys.unraisablehook
+        unraisable: list[BaseException] = []
+        # In a finalizer Python lets nothing out. What we raised there is well; nothing else is.
+        sys.unraisablehook = lambda given: unraisable.append(given.exc_value)
         sys.settrace(self._trace)
         try:
             call()
@@ -82,3 +85,7 @@ class Places:
             return False
         finally:
             sys.settrace(before)
+            sys.unraisablehook = hook
+            for fault in unraisable:
+                if str(fault) != "raised on purpose":
+                    raise AssertionError(f"a finalizer raised {fault!r}")

@@ -288,7 +288,9 @@ class HoldsEvictor(Protocol):
 
 
 @dataclass
-class _Own:
+class HeldAlone:
+    """A state that nothing else goes with."""
+
     evictor: EvictorState
 
 
@@ -313,7 +315,7 @@ class KVCacheEvictor(EvictorNames):
             )
         self.config = config
         self.score = score or FeatureNovelty()
-        self._holder = holder or _Own(self.first_state(config))
+        self._holder = holder or HeldAlone(self.first_state(config))
 
     @staticmethod
     def first_state(config: EvictionConfig | None) -> EvictorState:
@@ -500,7 +502,7 @@ class KVCacheEvictor(EvictorNames):
 
         ``waiting``: of those, what was appended last and has not had its turn.
         """
-        then = self.over(_Own(self.state))
+        then = self.over(HeldAlone(self.state))
         then.record_chunk(tokens)
         total, length = 0, length - sum(one.tokens for one in waiting)
         for one in (*waiting, then.appended(tokens)):
@@ -541,11 +543,6 @@ class KVCacheEvictor(EvictorNames):
         }
         self._change(descriptors=descriptors, sampled=sampled.grids, important=important.grids)
         return gone
-
-    def level_of(self, number: int) -> str:
-        """Which level keeps a grid that is neither in the sink nor in the window."""
-        important = any(one.number == number for one in self.state.important)
-        return "important" if important else "sampled"
 
     def record_eviction(self, tokens: int) -> None:
         state = self.state

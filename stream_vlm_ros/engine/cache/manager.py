@@ -30,6 +30,7 @@ from stream_vlm_ros.engine.cache.eviction import (
     Described,
     EvictionConfig,
     EvictorState,
+    HeldAlone,
     ImportanceScore,
     KVCacheEvictor,
 )
@@ -102,11 +103,6 @@ class _Revision:
         untold: Sequence[Forgotten] = (),
     ):
         self.state, self.buffer, self.unwritten, self.untold = state, buffer, unwritten, untold
-
-
-@dataclass
-class _Own:
-    evictor: EvictorState
 
 
 class _Current:
@@ -204,8 +200,8 @@ class KVCacheManager(ManagerNames):
         self._current = _Current(_Revision(state, buffer))
         self.evictor = rules.over(self._current)
         self._lock = threading.RLock()
-        unlocked = weakref.WeakMethod(self._evict_what_waits)
-        self._tails = TailPool(shape, device, max_tail_tokens, lambda: _call(unlocked))
+        given_back = weakref.WeakMethod(self._evict_what_waits)
+        self._tails = TailPool(shape, device, max_tail_tokens, given_back)
         self._followers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._listeners: tuple[Listener, ...] = ()
         self._companions: dict[str, Companion] = {}
@@ -346,11 +342,13 @@ class KVCacheManager(ManagerNames):
 
     def levels(self) -> dict[str, LevelInfo]:
         """What each level of the memory holds, by its name."""
+        state = self._state
         held: dict[str, list[Stretch]] = {}
-        for stretch in self.ledger.stretches():
+        important = {grid.number for grid in state.evictor.important}
+        for stretch in state.ledger.stretches():
             level = stretch.level
             if level == "kept":
-                level = self.evictor.level_of(stretch.first_grid)
+                level = "important" if stretch.first_grid in important else "sampled"
             held.setdefault(level, []).append(stretch)
         return {
             level: LevelInfo(
@@ -659,7 +657,7 @@ class KVCacheManager(ManagerNames):
         if self._tails.living:
             raise StreamBusyError("an answer is being written: finish or cancel it first")
         buffer, slots, ledger = self._buffer, state.slots, state.ledger
-        rules = self.evictor.over(_Own(state.evictor))
+        rules = self.evictor.over(HeldAlone(state.evictor))
         room = 0 if ledger.sink_length is None else rules.room_for_grids
         fits = (
             ledger.policy == self.ledger.policy
@@ -736,11 +734,6 @@ class KVCacheManager(ManagerNames):
         companions = {name: one.empty() for name, one in self._companions.items()}
         first = self.evictor.first_state(self.evictor.config)
         self._go_to(emptied(self._state, first, companions), self._buffer, "cleared")
-
-
-def _call(method: weakref.WeakMethod[Callable[[], None]]) -> None:
-    if (found := method()) is not None:
-        found()
 
 
 def _overlap(one: range, other: range) -> bool:

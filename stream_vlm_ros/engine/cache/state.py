@@ -239,8 +239,10 @@ class Draft:
         """Let each companion say what it will hold."""
         change = Change(spans, self._before.ledger.grids_seen, tuple(self.forgotten), read)
         self.companions = {
-            name: companion.draft(self.companions[name], change)
-            for name, companion in companions.items()
+            name: one.draft(
+                self.companions[name] if name in self.companions else one.empty(), change
+            )
+            for name, one in companions.items()
         }
 
 
