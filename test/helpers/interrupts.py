@@ -21,6 +21,11 @@ CACHE = os.path.join(ENGINE, "cache") + os.sep
 KINDS: tuple[type[BaseException], ...] = (KeyboardInterrupt, torch.OutOfMemoryError)
 
 
+def ours(raised: BaseException | None) -> bool:
+    """Whether it was raised on purpose, or was made of one that was (as words of the user's)."""
+    return raised is not None and (str(raised) == "raised on purpose" or ours(raised.__cause__))
+
+
 class Places:
     """Counts the places of a call where an exception may come, and raises one at a chosen place.
 
@@ -80,12 +85,12 @@ class Places:
             call()
             return True
         except BaseException as raised:
-            if str(raised) != "raised on purpose":
+            if not ours(raised):
                 raise
             return False
         finally:
             sys.settrace(before)
             sys.unraisablehook = hook
             for fault in unraisable:
-                if str(fault) != "raised on purpose":
+                if not ours(fault):
                     raise AssertionError(f"a finalizer raised {fault!r}")
