@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interrupts import KINDS, Places
-from toy_qwen import question_logits
+from toy_qwen import SINK_AND_WINDOW, question_logits
 
 from stream_vlm_ros.engine import EvictionConfig, FeatureNovelty, VideoStreamingInference
 
@@ -31,9 +31,9 @@ CHUNKS = 12  # until the memory is full, and grids were exchanged
 class Case:
     """A memory, and something done to it."""
 
-    def __init__(self, toys, model, processor, level, layout, call, chunks=CHUNKS):
+    def __init__(self, toys, model, processor, level, layout, call, chunks=CHUNKS, path="eager"):
         self.toys, self.model, self.processor = toys, model, processor
-        self.options = dict(layout=layout)
+        self.options = dict(layout=layout, question_path=path)
         self.config = EvictionConfig(170, 0, 0, 1, *LEVELS[level])
         self.call, self.chunks = call, chunks
         before = self.filled()
@@ -144,6 +144,53 @@ def test_an_exception_in_the_very_first_chunk_leaves_nothing_or_all_of_it(
     case = Case(toys, model, processor, level, "continuous", "append", chunks=0)
     count = number_of_places(case)
     sweep(case, KeyboardInterrupt, range(0, count, count // 30))
+
+
+@pytest.mark.parametrize("level", ["sink and window", "all"])
+@pytest.mark.parametrize("call", ["exchange", "choice"])
+def test_an_exception_in_steps_of_fixed_shape_leaves_nothing_behind_that_they_read(
+    toys, model, processor, call, level
+):
+    case = Case(toys, model, processor, level, "segmented", call, path="static")
+    count = number_of_places(case)
+    sweep(case, KeyboardInterrupt, range(0, count, count // 50))
+
+
+def test_parts_that_were_loaded_halfway_are_loaded_again(toys, model, processor):
+    """At every line of loading them, under a reader that goes on and one that comes after it."""
+    engine = VideoStreamingInference(
+        model,
+        processor,
+        eviction_config=EvictionConfig(120, **SINK_AND_WINDOW),
+        layout="segmented",
+        question_path="static",
+    )
+    for number in range(9):
+        engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
+    manager, path, ids = engine.cache_manager, engine.text_path, [1, 2, 3]
+    whole = manager.question_fork(3, 9)
+    assert any(part.rope_offset is not None for part in whole.parts)
+    plain = whole.parts
+    whole.release()
+    unturned = [part._replace(rope_offset=None) for part in plain]
+
+    def said(fork, parts):
+        fork.parts = parts
+        fork.rewind(0)
+        return path.append(ids, fork.start, fork).clone()
+
+    with manager.question_fork(3, 9) as fork:
+        expected = said(fork, unturned)
+    for at in range(2000):
+        with manager.question_fork(3, 9) as fork:
+            said(fork, unturned)
+        with manager.question_fork(3, 9) as fork:
+            ended = Places(at).run(lambda fork=fork: said(fork, plain))
+        with manager.question_fork(3, 9) as fork:
+            assert torch.equal(said(fork, unturned), expected)
+        if ended:
+            break
+    assert at > 20
 
 
 def test_an_exception_around_the_flip_is_made_good_by_the_next_operation(toys, model, processor):
