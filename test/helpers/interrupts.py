@@ -36,6 +36,7 @@ class Places:
     def __init__(self, at: int = -1, kind: type[BaseException] = KeyboardInterrupt):
         self.count = 0
         self.raised_in = ""
+        self.functions: list[str] = []  # of each place
         self._passed: dict[tuple[CodeType, int], tuple[int, int]] = {}
         self._at, self._kind = at, kind
         self._known: dict[CodeType, str] = {}
@@ -64,6 +65,7 @@ class Places:
                 self.count += 1
                 raise self._kind("raised on purpose")
             place = frame.f_code, frame.f_lasti
+            self.functions.append(frame.f_code.co_name)
             first, _ = self._passed.get(place, (self.count, 0))
             self._passed[place] = first, self.count
             self.count += 1
