@@ -25,6 +25,9 @@ REV ?= HEAD
 MACHINES ?= 200
 SAME_AS_ARGS ?=
 
+# Of the places where interrupts raises, each so-many-th.
+EVERY ?= 1
+
 VENV := .venv
 RUN := tools/run.sh
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check $(PIP_EXTRA)
@@ -73,8 +76,8 @@ test-slow: setup  ## Run the tests marked slow (results: bench/results/test_slow
 	@cd test && $(PYTEST) $(abspath $(TESTS)) -m slow \
 		$(if $(filter test,$(TESTS)),--results ../bench/results/test_slow.json) $(PYTEST_ARGS)
 
-interrupts: setup  ## Raise at every opcode of a commit, and 120 SIGINTs (bench/results/interrupts.json)
-	@cd test && $(PYTEST) engine/test_interrupts.py -m slow \
+interrupts: setup  ## Raise at every opcode of a commit, and 120 SIGINTs (EVERY=40: fewer)
+	@cd test && EVERY=$(EVERY) $(PYTEST) engine/test_interrupts.py -m slow \
 		--results ../bench/results/interrupts.json $(PYTEST_ARGS)
 
 same-as: $(VENV)/.installed  ## Hold the working tree against a commit (REV=, MACHINES=200)
