@@ -25,7 +25,7 @@ REV ?= HEAD
 MACHINES ?= 200
 SAME_AS_ARGS ?=
 
-# Of the places where interrupts raises, each so-many-th.
+# Of the places where `make interrupts` raises an exception, every N-th.
 EVERY ?= 1
 
 VENV := .venv

@@ -3,6 +3,7 @@
 
 """Keys of sink and kept grids in the buffer: turned from the originals, as few as there can be."""
 
+import functools
 from itertools import pairwise
 
 import pytest
@@ -92,7 +93,8 @@ def test_keys_whose_turning_was_interrupted_anywhere_are_turned_again_for_any_la
     for at in range(3000):
         buffer, slots, kv = buffer_of(4)
         buffer.rotate_base(ROTARY, slots, layouts[0], frame)
-        ended = Places(at).run(lambda: buffer.rotate_base(ROTARY, slots, layouts[1], frame))
+        turn = functools.partial(buffer.rotate_base, ROTARY, slots, layouts[1], frame)
+        ended = Places(at).run(turn)
         shared = buffer.rotate_base(ROTARY, slots, layouts[0], frame)
         check(buffer, kv, layouts[0], frame, shared)
         if ended:
