@@ -239,11 +239,14 @@ class KVBuffer:
         angles = rotary.angles(offsets.T.to(self._device))  # [grids, head_dim // 2]
         cos, sin = angles.cos().float(), angles.sin().float()
         cos, sin = torch.cat([cos, cos], 1)[rows], torch.cat([-sin, sin], 1)[rows]
-        keys = self.data[:, 0]
-        at_once = _ROTATED_AT_ONCE if keys.is_cuda else 0
-        together = max(1, at_once // (keys[0, :, 0].numel() * len(at)))  # layers
-        for some, of in zip(keys.split(together), self.originals.split(together), strict=True):
-            x = of.index_select(2, at).float()
+        keys, originals = self.data[:, 0], self.originals
+        if keys.is_cuda:
+            together = max(1, _ROTATED_AT_ONCE // (keys[0, :, 0].numel() * len(at)))  # layers
+            layers = zip(keys.split(together), originals.split(together), strict=True)
+        else:
+            layers = zip(keys.unbind(), originals.unbind(), strict=True)
+        for some, of in layers:
+            x = of.index_select(-2, at).float()
             other_half = x.roll(cos.shape[1] // 2, dims=-1)
             x.mul_(cos).addcmul_(other_half, sin)
-            some.index_copy_(2, at, x.to(some.dtype))
+            some.index_copy_(-2, at, x.to(some.dtype))
