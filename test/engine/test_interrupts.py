@@ -290,9 +290,17 @@ def test_an_exception_at_every_opcode_leaves_the_memory_before_or_after(
         record_property(name, value)
 
 
+@pytest.fixture
+def ctrl_c():
+    """SIGINT raises KeyboardInterrupt, also where the shell that began us has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
 def test_no_signal_at_a_random_moment_leaves_the_memory_in_between(
-    toys, model, processor, record_property
+    toys, model, processor, record_property, ctrl_c
 ):
     """120 real SIGINTs, forty for each call."""
     draws, tally = np.random.default_rng(0), {"before": 0, "after": 0}
@@ -312,6 +320,7 @@ def test_no_signal_at_a_random_moment_leaves_the_memory_in_between(
                 case.do(engine)
                 ended = True
                 time.sleep(10)  # until the signal comes
+                pytest.fail("no signal came")
             except KeyboardInterrupt:
                 pass
             timer.join()
