@@ -309,7 +309,6 @@ class GraphRunner(TextRunner):
             if self._weights_at != weights_at:  # a graph reads them where they were
                 self._forget_steps()
                 self._weights_at = weights_at
-            self._reader = None  # until all is loaded
             self._memory.load(fork.parts)
             self._reader = weakref.ref(fork)
 

@@ -30,10 +30,11 @@ from stream_vlm_ros.engine.cache.eviction import (
     Described,
     EvictionConfig,
     EvictorState,
+    HeldAlone,
     ImportanceScore,
     KVCacheEvictor,
 )
-from stream_vlm_ros.engine.cache.ledger import PositionLedger, Stretch
+from stream_vlm_ros.engine.cache.ledger import LEVELS, PositionLedger, Stretch
 from stream_vlm_ros.engine.cache.mrope import ZERO, MultimodalRotary, Span, Vec
 from stream_vlm_ros.engine.cache.requests import Fork, TailPool
 from stream_vlm_ros.engine.cache.slots import Slots
@@ -102,11 +103,6 @@ class _Revision:
         untold: Sequence[Forgotten] = (),
     ):
         self.state, self.buffer, self.unwritten, self.untold = state, buffer, unwritten, untold
-
-
-@dataclass
-class _Own:
-    evictor: EvictorState
 
 
 class _Current:
@@ -204,8 +200,8 @@ class KVCacheManager(ManagerNames):
         self._current = _Current(_Revision(state, buffer))
         self.evictor = rules.over(self._current)
         self._lock = threading.RLock()
-        unlocked = weakref.WeakMethod(self._evict_what_waits)
-        self._tails = TailPool(shape, device, max_tail_tokens, lambda: _call(unlocked))
+        given_back = weakref.WeakMethod(self._evict_what_waits)
+        self._tails = TailPool(shape, device, max_tail_tokens, given_back)
         self._followers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._listeners: tuple[Listener, ...] = ()
         self._companions: dict[str, Companion] = {}
@@ -313,7 +309,7 @@ class KVCacheManager(ManagerNames):
         )
         if self.rotates_long_lived:
             turns[:, : slots.sink + slots.kept] = torch.tensor(now.base_offset)[:, None]
-        return now.buffer.data[:, :, :, slots.order().to(self._device)], turns
+        return now.buffer.data[:, :, :, self._buffer.numbers(slots.order())], turns
 
     @property
     def _originals_below(self) -> int:
@@ -346,11 +342,13 @@ class KVCacheManager(ManagerNames):
 
     def levels(self) -> dict[str, LevelInfo]:
         """What each level of the memory holds, by its name."""
+        state = self._state
         held: dict[str, list[Stretch]] = {}
-        for stretch in self.ledger.stretches():
+        important = {grid.number for grid in state.evictor.important}
+        for stretch in state.ledger.stretches():
             level = stretch.level
             if level == "kept":
-                level = self.evictor.level_of(stretch.first_grid)
+                level = "important" if stretch.first_grid in important else "sampled"
             held.setdefault(level, []).append(stretch)
         return {
             level: LevelInfo(
@@ -476,7 +474,7 @@ class KVCacheManager(ManagerNames):
         sealed = sealed if slots.room and buffer.keeps_originals else 0
         of, to, grids = draft.moved()
         if grids:
-            moved = Moved(to.to(self._device), buffer.read(of, self._originals_below), grids)
+            moved = Moved(buffer.numbers(to), buffer.read(of, self._originals_below), grids)
         if sealed:
             buffer = buffer.with_room_for_originals(slots.base)
         new = slots.of_newest(tokens.shape[3]) if tokens is not None else []
@@ -574,17 +572,16 @@ class KVCacheManager(ManagerNames):
         now = self._current.revision
         if now.parts is None:
             slots, ledger = now.state.slots, now.state.ledger
-            pieces = ledger.parts()
+            pieces = ledger.parts(("window",) if self.rotates_long_lived else LEVELS)
             if self.rotates_long_lived:
                 # Sink and kept grids are turned so that they are all seen by one offset.
                 base = slots.sink + slots.kept
                 shifts = ledger.kept_shifts()
                 shifts[SINK] = ledger.sink_shift, slots.sink
                 now.base_offset = now.buffer.rotate_base(self._rotary, slots, shifts, ledger.frame)
-                behind = [(max(start, base), stop, at) for start, stop, at in pieces if stop > base]
-                pieces = [(0, base, now.base_offset), *behind]
-                if behind and behind[0][2] == now.base_offset:
-                    pieces[:2] = [(0, behind[0][1], now.base_offset)]
+                pieces = [(0, base, now.base_offset), *pieces]
+                if len(pieces) > 1 and pieces[1][2] == now.base_offset:
+                    pieces[:2] = [(0, pieces[1][1], now.base_offset)]
             parts = []
             for start, stop, offset in pieces:
                 rope_offset = self.offset(offset)
@@ -659,7 +656,7 @@ class KVCacheManager(ManagerNames):
         if self._tails.living:
             raise StreamBusyError("an answer is being written: finish or cancel it first")
         buffer, slots, ledger = self._buffer, state.slots, state.ledger
-        rules = self.evictor.over(_Own(state.evictor))
+        rules = self.evictor.over(HeldAlone(state.evictor))
         room = 0 if ledger.sink_length is None else rules.room_for_grids
         fits = (
             ledger.policy == self.ledger.policy
@@ -677,9 +674,13 @@ class KVCacheManager(ManagerNames):
                 f"this memory of {slots.length} tokens does not fit one of {buffer.capacity}"
             )
         # Sink, kept grids in order of time, window from the first slot of the ring.
-        order = torch.argsort(slots.owner * (1 << 32) + slots.place)
         window = range(slots.sink, slots.sink + len(slots.window))
-        slots = replace(slots.in_order(order), capacity=buffer.capacity, room=room, window=window)
+        slots = replace(
+            slots.in_order(slots.kept_in_order()),
+            capacity=buffer.capacity,
+            room=room,
+            window=window,
+        )
         if room and buffer.keeps_originals:
             buffer = buffer.with_room_for_originals(slots.base)
         kv = kv.to(buffer.data)
@@ -687,7 +688,7 @@ class KVCacheManager(ManagerNames):
             torch.cat([kv[:, :, :, : slots.sink], kv[:, :, :, slots.sink + slots.kept :]], dim=3),
             ([slice(0, slots.sink)] if slots.sink else []) + slots.of_newest(len(window)),
             Moved(
-                slots.own.to(self._device),
+                buffer.numbers(slots.own),
                 kv[:, :, :, slots.sink : slots.sink + slots.kept],
                 dict.fromkeys(slots.owner.tolist(), True),
             ),
@@ -753,11 +754,6 @@ class KVCacheManager(ManagerNames):
         companions = {name: one.empty() for name, one in self._companions.items()}
         first = self.evictor.first_state(self.evictor.config)
         self._go_to(emptied(self._state, first, companions), self._buffer, "cleared")
-
-
-def _call(method: weakref.WeakMethod[Callable[[], None]]) -> None:
-    if (found := method()) is not None:
-        found()
 
 
 def _overlap(one: range, other: range) -> bool:
