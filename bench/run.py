@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-BENCHMARKS = ("small_model", "against_stock", "frame_memory", "ingest_while_answering")
+BENCHMARKS = ("small_model", "against_stock", "frame_memory", "ingest_while_answering", "saving")
 
 
 def main() -> int:

@@ -117,3 +117,49 @@ def test_a_file_is_written_in_the_place_of_a_link_not_through_it(tmp_path):
     assert (tmp_path / "mine").read_text() == "mine"
     assert (tmp_path / "file").read_bytes() == b"new"
     assert stat.S_IMODE((tmp_path / "file").lstat().st_mode) == 0o600
+
+
+def test_a_file_is_written_of_pieces_that_come_one_after_the_other(tmp_path):
+    path, seen = tmp_path / "file", []
+
+    def pieces():
+        for piece in (b"a" * 70_000, memoryview(b"b"), b""):
+            seen.append([name.suffix for name in tmp_path.iterdir()])
+            yield piece
+
+    owned.write_whole(path, pieces(), mode=0o600)
+    assert path.read_bytes() == b"a" * 70_000 + b"b"
+    assert seen == [[".part"]] * 3  # nothing bears the name until all is there
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_piece_that_fails_leaves_the_file_of_before(tmp_path):
+    def pieces():
+        yield b"new"
+        raise KeyboardInterrupt
+
+    owned.write_whole(tmp_path / "file", b"before")
+    with pytest.raises(KeyboardInterrupt):
+        owned.write_whole(tmp_path / "file", pieces())
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"before")]
+
+
+def test_parts_of_killed_processes_are_removed_and_none_that_is_being_written(tmp_path):
+    path, left = tmp_path / "file", tmp_path / ".file.00c0ffee.part"
+    left.write_bytes(b"half")
+    others = [tmp_path / name for name in (".file.part", ".file2.00c0ffee.part", "file.part")]
+    for other in others:
+        other.write_bytes(b"not ours")
+    link = tmp_path / ".file.0badf00d.part"
+    link.symlink_to(others[0])
+
+    def pieces():
+        yield b"a"
+        (own,) = set(tmp_path.iterdir()) - {left, link, *others}
+        owned.remove_parts(path)
+        assert own.exists() and not left.exists()
+        yield b"b"
+
+    owned.write_whole(path, pieces())
+    assert path.read_bytes() == b"ab"
+    assert link.is_symlink() and all(other.exists() for other in others)

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         CacheInfo,
         ChoiceMetrics,
         ChunkResult,
+        SavedMemory,
     )
     from stream_vlm_ros.errors import StreamVlmError
 
@@ -65,6 +66,7 @@ _HOMES = {
     "InferenceEngine": "abstract",
     "KVCacheEvictor": "cache.eviction",
     "KVCacheManager": "cache.manager",
+    "SavedMemory": "results",
     "StreamProcessor": "inputs.processor",
     "StreamQwenModel": "model.qwen2_5_vl",
     "StreamVlmError": ".errors",
@@ -86,6 +88,7 @@ __all__ = [
     "InferenceEngine",
     "KVCacheEvictor",
     "KVCacheManager",
+    "SavedMemory",
     "StreamProcessor",
     "StreamQwenModel",
     "StreamVlmError",

@@ -203,7 +203,8 @@ class CacheInfo(Spanned, Record):
         sink_size, window_size, sampled_size, important_size: how much each level may hold (None
             before the first chunk decides); ``shares_reason``: why.
         avg_chunk_tokens: running mean over the chunks after the first.
-        chunks, frames, exchanges: appended since the start or the last reset.
+        chunks, frames, exchanges: appended since the start or the last reset; to a memory that was
+            loaded, those before it was saved, too.
         closed_pauses: pauses that positions leave out since then, and ``closed_seconds`` of them.
         positions: that the stream spans as the model sees it.
         grids_in_memory: temporal grids that are held.

@@ -27,6 +27,7 @@ class MemoryServices:
 
     def __init__(self, node: StreamVlmNode, keeper: MemoryKeeper, ingest: FrameIngest) -> None:
         self._node, self._keeper, self._ingest = node, keeper, ingest
+        self._loads = 0  # calls that have not ended; those beyond the first are refused
         group = ReentrantCallbackGroup()
         self._services = [
             node.create_service(SaveMemory, "~/save_memory", self._on_save, callback_group=group),
@@ -45,6 +46,7 @@ class MemoryServices:
     async def _on_load(self, request: Any, response: Any) -> Any:
         # Frames that came before the call are of the memory that goes; later ones wait for the
         # stamps of the one that comes.
+        self._loads += 1
         self._ingest.active = False
         try:
             self._ingest.deliver_open()
@@ -53,7 +55,8 @@ class MemoryServices:
                 self._ingest.go_on_behind(done.newest_ns)
                 response.newest_stamp = to_time(done.newest_ns)
         finally:
-            self._ingest.active = self._node.state == "active"
+            self._loads -= 1
+            self._ingest.active = not self._loads and self._node.state == "active"
         return response
 
     async def _carry_out(

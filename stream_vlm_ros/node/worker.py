@@ -260,6 +260,7 @@ class EngineWorker:
         self._wake = threading.Condition()
         self._stopping = False
         self._current: Ticket | None = None
+        self._taken: _Command | None = None  # what the thread is at
         self._max_pixels: int | None = None  # None: as the engine was loaded
         self._limited: int | None = None  # what the engine was given of it
         self._min_pixels = 0  # below which the engine takes no bound; 0: not yet loaded
@@ -347,8 +348,9 @@ class EngineWorker:
 
     def _put(self, command: _CopyMemory | _LoadMemory) -> Future[Any]:
         with self._wake:
-            if self._stopping:
-                command.future.set_exception(NotActiveError("the node is being stopped"))
+            if self._stopping or self.ended is not None:
+                stopped = NotActiveError("the node is being stopped")
+                command.future.set_exception(self.ended or stopped)
             else:
                 self._queue.append(command)
                 self._wake.notify()
@@ -449,20 +451,20 @@ class EngineWorker:
             self.ended = ended
             self._drop_chunks(Drop.ERROR)
             waiting, self._queue = self._queue, deque()
-            current, self._current = self._current, None
-        if current is not None and not current.future.done():
-            waiting.appendleft(current)
+            taken, self._taken, self._current = self._taken, None, None
+        if taken is not None and not isinstance(taken, _Append) and not taken.future.done():
+            waiting.appendleft(taken)
         for command in waiting:
             if isinstance(command, Ticket):
                 command.future.set_result(self._failed(command, ended))
-            elif isinstance(command, _Reset):
+            elif isinstance(command, _Waited):
                 command.future.set_exception(ended)
         self._report(fault)
         self._tell()
 
     def _next(self) -> _Command | None:
         with self._wake:
-            self._current = None
+            self._taken = self._current = None
             while not self._queue and not self._stopping:
                 self._wake.wait()
             if self._stopping:
@@ -476,7 +478,7 @@ class EngineWorker:
                         command.future.set_result(self._failed(command, why))
                 self._queue.clear()
                 return None
-            command = self._queue.popleft()
+            command = self._taken = self._queue.popleft()
             if isinstance(command, Ticket):
                 self._current = command
             return command

@@ -259,3 +259,28 @@ def test_a_memory_that_grows_is_captured_anew_and_stays_right(toys, engine_of, m
         expected = question_logits(engine, path=plain)
         assert (question_logits(engine) - expected).norm() / expected.norm() < 1e-5
     assert not engine.text_path.detours
+
+
+@pytest.mark.parametrize("chunks", [0, 5])
+def test_captured_steps_read_a_memory_that_was_loaded(toys, toy, processor, tmp_path, chunks):
+    """In the room of an empty memory, or in another buffer than the one that was captured."""
+    config = EvictionConfig(400, sampled_share=0.2, important_share=0.3)
+    saved, loaded = (
+        VideoStreamingInference(toy, processor, "cuda", config, question_path="graph")
+        for _ in range(2)
+    )
+    logits_of(saved, toys, 8)
+    for engine in (saved, loaded):
+        engine.warm_up()
+    for number in range(chunks):
+        loaded.append_video_chunk(toys.frames(4, 140, 196, seed=50 + number), fps=2)
+        loaded.ask("What is it?", 4)
+    saved.save_memory(tmp_path / "m")
+    loaded.load_memory(tmp_path / "m")
+    for _ in range(3):
+        one, other = question_logits(saved), question_logits(loaded)
+        assert (one - other).norm() / one.norm() < 1e-4
+        assert saved.ask("What is it?", 8)[0] == loaded.ask("What is it?", 8)[0]
+        for engine in (saved, loaded):
+            engine.append_video_chunk(toys.frames(4, 140, 196, seed=90), fps=2)
+    toy.to("cpu")

@@ -6,6 +6,7 @@
 import math
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from fake_engine import SilentEngine
@@ -307,12 +308,19 @@ def let_end(box, where, fault):
     elif where == "reset":
         box.engine.reset = broken
         return box.worker.reset(Drop.RESET)
+    elif where == "copy":
+        box.engine.copy_memory = broken
+        return box.worker.copy_memory()
+    elif where == "load":
+        box.engine.load_memory = broken
+        return box.worker.load_memory(Path("memory"))
     elif where == "listener":
         box.break_listener(fault)
     return None
 
 
-PLACES = ["append", "ask", "progress", "chunk while answering", "reset", "listener"]
+CALLS = ["reset", "copy", "load"]  # of which somebody waits for the end
+PLACES = ["append", "ask", "progress", "chunk while answering", *CALLS, "listener"]
 
 
 @pytest.mark.parametrize("fault", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
@@ -339,24 +347,27 @@ def test_whatever_ends_the_thread_nobody_waits_and_every_frame_is_counted(make_b
         outcome = ticket.future.result(PATIENCE)
         assert outcome.error.code == "INTERNAL" and repr(fault) in str(outcome.error)
         assert outcome.answer == ""
-    resets = [box.worker.reset(Drop.RESET), *([running] if where == "reset" else [])]
-    for emptied in resets:
+    later = [box.worker.reset(Drop.RESET), box.worker.copy_memory()]
+    later += [box.worker.load_memory(Path("memory")), *([running] if where in CALLS else [])]
+    for call in later:
         with pytest.raises(StreamVlmError, match="ended by"):
-            emptied.result(PATIENCE)
+            call.result(PATIENCE)
     box.append(11)
     assert box.counters.ingested == 1 and box.counters.pending == 0
     assert box.counters.dropped[Drop.ERROR] == box.counters.received - 1
     assert box.faults == [fault]
 
 
-def test_a_reset_that_waits_when_the_thread_ends_is_told_so(make_box):
+def test_who_waits_for_a_call_when_the_thread_ends_is_told_so(make_box):
     box = make_box()
     box.hold()
     let_end(box, "ask", SystemExit(3))
-    emptied = box.worker.reset(Drop.TIME_JUMP)
+    calls = [box.worker.reset(Drop.TIME_JUMP), box.worker.copy_memory()]
+    calls.append(box.worker.load_memory(Path("memory")))
     box.engine.gate.set()
-    with pytest.raises(StreamVlmError, match=r"SystemExit\(3\)"):
-        emptied.result(PATIENCE)
+    for call in calls:
+        with pytest.raises(StreamVlmError, match=r"SystemExit\(3\)"):
+            call.result(PATIENCE)
 
 
 def test_a_load_that_exits_ends_no_thread_that_asks_for_it():
@@ -368,6 +379,16 @@ def test_a_load_that_exits_ends_no_thread_that_asks_for_it():
     with pytest.raises(StreamVlmError, match=r"SystemExit\(3\)"):
         worker.loaded.result(PATIENCE)
     assert worker.stop(PATIENCE)
+
+
+def test_an_engine_that_saves_nothing_says_why_and_goes_on(make_box):
+    box = make_box()
+    box.append(0)
+    for call in (box.worker.copy_memory(), box.worker.load_memory(Path("memory"))):
+        with pytest.raises(InvalidParameterError, match="not saved in a file"):
+            call.result(PATIENCE)
+    assert box.ask().future.result(PATIENCE).answer
+    assert box.faults == []
 
 
 def test_a_failing_answer_is_an_error_and_not_an_answer(make_box):
@@ -447,11 +468,13 @@ def test_stopping_ends_the_thread_and_whatever_waits(make_box):
     box = make_box()
     box.hold()
     ticket, reset = box.ask(), box.worker.reset(Drop.RESET)
+    saving = box.worker.copy_memory()
     assert not box.worker.stop(0.05)  # the engine is in a call
     box.engine.gate.set()
     assert box.worker.stop(PATIENCE)
     assert ticket.future.result(0).error.code == "NOT_ACTIVE"
-    assert isinstance(reset.exception(0), NotActiveError)
+    for call in (reset, saving, box.worker.load_memory(Path("memory"))):
+        assert isinstance(call.exception(0), NotActiveError)
     assert box.ask().future.result(0).error.code == "NOT_ACTIVE"
     box.append(5)
     assert box.counters.pending == 0

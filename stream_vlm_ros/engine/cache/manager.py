@@ -30,7 +30,6 @@ from stream_vlm_ros.engine.cache.eviction import (
     Described,
     EvictionConfig,
     EvictorState,
-    HeldAlone,
     ImportanceScore,
     KVCacheEvictor,
 )
@@ -634,82 +633,14 @@ class KVCacheManager(ManagerNames):
         state = replace(saved.state, slots=slots, ledger=now.going_back(earlier))
         self._go_to(state, self._buffer, "taken back")
 
-    @_operation
-    def export(self) -> tuple[MemoryState, torch.Tensor]:
-        """State, and a copy of keys and values as `gather` gives it: all that a memory is.
-
-        `plain.to_plain` makes of the state what a file can hold; `adopt` takes both back.
-        """
-        state = self._state
-        return state, self._buffer.read(state.slots.order(), self._originals_below)
-
-    @_operation
-    def adopt(self, state: MemoryState, kv: torch.Tensor) -> None:
-        """Be the memory that was exported, here or by another manager of the same settings.
-
-        Its tokens need not lie in the slots where they lay. No earlier snapshot holds any longer.
-
-        Raises:
-            InvalidParameterError: it does not fit this memory's settings, or ``kv`` the state.
-            StreamBusyError: an answer is being written. In both cases the stream is as before.
-        """
-        if self._tails.living:
-            raise StreamBusyError("an answer is being written: finish or cancel it first")
-        buffer, slots, ledger = self._buffer, state.slots, state.ledger
-        rules = self.evictor.over(HeldAlone(state.evictor))
-        room = 0 if ledger.sink_length is None else rules.room_for_grids
-        fits = (
-            ledger.policy == self.ledger.policy
-            and slots.length == ledger.length == sum(run.count for run in ledger.runs())
-            and slots.sink == (ledger.sink_length or 0)
-            and slots.kept == ledger.kept_length <= room
-            and kv.shape == (*buffer.data.shape[:3], slots.length, buffer.data.shape[4])
-        )
-        if not fits:
-            raise InvalidParameterError("this memory does not fit the engine's settings")
-        if self.evictor.config is None and slots.length > buffer.capacity:
-            buffer = buffer.grown(max(2 * buffer.capacity, slots.length), 0)
-        if slots.length - slots.kept + room > buffer.capacity:
-            raise InvalidParameterError(
-                f"this memory of {slots.length} tokens does not fit one of {buffer.capacity}"
-            )
-        # Sink, kept grids in order of time, window from the first slot of the ring.
-        window = range(slots.sink, slots.sink + len(slots.window))
-        slots = replace(
-            slots.in_order(slots.kept_in_order()),
-            capacity=buffer.capacity,
-            room=room,
-            window=window,
-        )
-        if room and buffer.keeps_originals:
-            buffer = buffer.with_room_for_originals(slots.base)
-        kv = kv.to(buffer.data)
-        new = Writing(
-            torch.cat([kv[:, :, :, : slots.sink], kv[:, :, :, slots.sink + slots.kept :]], dim=3),
-            ([slice(0, slots.sink)] if slots.sink else []) + slots.of_newest(len(window)),
-            Moved(
-                buffer.numbers(slots.own),
-                kv[:, :, :, slots.sink : slots.sink + slots.kept],
-                dict.fromkeys(slots.owner.tolist(), True),
-            ),
-            slots.sink if room else 0,
-        )
-        state = replace(state, slots=slots, ledger=self.ledger.replaced_by(ledger))
-        replaced = buffer.data is not self._buffer.data
-        self._go_to(state, buffer, "taken back", new)
-        if replaced:
-            self._memory_replaced()
-
-    def _go_to(
-        self, state: MemoryState, buffer: KVBuffer, why: str, unwritten: Writing | None = None
-    ) -> None:
+    def _go_to(self, state: MemoryState, buffer: KVBuffer, why: str) -> None:
         """Flip to a state that is none of a draft."""
         there = grids_of(state) if self._listeners else {}
         gone = grids_of(self._state) if self._listeners else {}
         untold = [
             Forgotten.of(one, why) for number, one in gone.items() if there.get(number) != one
         ]
-        self._current.revision = _Revision(state, buffer, unwritten, untold)
+        self._current.revision = _Revision(state, buffer, None, untold)
         self._finish()
 
     def discard_snapshot(self, saved: Snapshot | None = None) -> None:

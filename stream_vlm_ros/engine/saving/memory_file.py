@@ -26,7 +26,7 @@ FORMAT, VERSION = "stream_vlm memory", 1
 MAX_HEADER = 2**20  # bytes: ours has a line for each layer
 MAX_TEXT = 2**28  # bytes of the bookkeeping, and of its arrays
 _BLOCK = 2**20  # bytes that are summed while they are in a core's cache
-_SUMS = "sums"
+_SUMS, _WORDS = "sums", 2**64
 
 _NUMBERS = {
     "F32": torch.float32,
@@ -52,11 +52,11 @@ def write(
         MemoryFileError: it cannot be written (a full disk); what was there is still there.
     """
     path = Path(os.path.abspath(os.path.expanduser(path)))
-    sums = np.zeros(1 + len(tensors), np.uint64)  # of the header first
     sizes: list[tuple[str, str, tuple[int, ...], int]] = [
         (name, _NAMES[one.dtype], tuple(one.shape), one.nbytes) for name, one in tensors
     ]
-    sizes.append((_SUMS, "U8", (sums.nbytes,), sums.nbytes))
+    sums_size = 8 * (1 + len(tensors))  # of the header first
+    sizes.append((_SUMS, "U8", (sums_size,), sums_size))
     told = {**metadata, "format": FORMAT, "version": str(VERSION)}
     header: dict[str, Any] = {"__metadata__": told}
     end = 0
@@ -69,15 +69,15 @@ def write(
     if len(text) > MAX_HEADER:
         raise MemoryFileError(f"{cut(str(path))}: a header of {len(text):,} bytes is too long")
 
-    sums[0] = _sum(np.frombuffer(text, np.uint8))
-
     def blocks() -> Iterator[memoryview]:
         yield memoryview(len(text).to_bytes(8, "little") + text)
-        for number, (_, tensor) in enumerate(tensors, start=1):
+        sums = [_sum(np.frombuffer(text, np.uint8))]
+        for _, tensor in tensors:
+            sums.append(0)
             for block in _blocks(tensor):
-                sums[number] += _sum(block)
+                sums[-1] = (sums[-1] + _sum(block)) % _WORDS
                 yield _view(block)
-        yield _view(sums.view(np.uint8))
+        yield _view(np.array(sums, np.uint64).view(np.uint8))
 
     try:
         check_replaceable(path)
@@ -187,7 +187,7 @@ class MemoryFile:
         _, _, at, size = self._tensors[_SUMS]
         if size != 8 * (1 + len(names)):
             raise self.refusal("its header contradicts itself")
-        first, *sums = np.frombuffer(self._bytes(size, at), np.uint64)
+        first, *sums = np.frombuffer(self._bytes(size, at), np.uint64).tolist()
         if _sum(np.frombuffer(text, np.uint8)) != first:
             raise self.refusal("it is damaged: the sum of its header is another")
         self._sums = dict(zip(names, sums, strict=True))
@@ -219,11 +219,11 @@ class MemoryFile:
         """
         assert self.shape(name) == (into.dtype, list(into.shape))
         at, exponent = self._tensors[name][2], _EXPONENTS.get(into.dtype)
-        total = np.uint64(0)
+        total = 0
         for block in _blocks(into):
             self._fill(_view(block), at)
             at += len(block)
-            total += _sum(block)
+            total = (total + _sum(block)) % _WORDS
             if exponent is not None and not _finite(block, exponent, into.itemsize):
                 raise self.refusal("it holds a value that is not a finite number")
         if total != self._sums[name]:
@@ -256,13 +256,11 @@ def _view(block: np.ndarray) -> memoryview:
     return memoryview(block)  # type: ignore[arg-type]  # it has the buffer interface
 
 
-def _sum(block: np.ndarray) -> np.uint64:
-    """Of its words of eight bytes, modulo 2^64, and of the bytes that are left."""
+def _sum(block: np.ndarray) -> int:
+    """Of its words of eight bytes, and of the bytes that are left, modulo 2^64."""
     whole = len(block) - len(block) % 8
-    with np.errstate(over="ignore"):
-        return np.uint64(
-            block[:whole].view(np.uint64).sum(dtype=np.uint64) + block[whole:].sum(dtype=np.uint64)
-        )
+    words = block[:whole].view(np.uint64).sum(dtype=np.uint64)
+    return (int(words) + int(block[whole:].sum(dtype=np.uint64))) % _WORDS
 
 
 def _finite(block: np.ndarray, exponent: int, size: int) -> bool:
