@@ -83,6 +83,7 @@ SPREAD = 20  # grids of the controls that are drawn or spread evenly, and of mea
 LOOKS = 4  # episodes, newest first, that the second look reads
 STREAMED_GRIDS = 70  # that the default memory holds
 HEADS = (1, 3, 6)
+SPANS = (1, 2, 4, 8)  # one grid in so many kept
 PLACES = ("last", "words", "end")  # whose queries: see above
 THRESHOLDS = np.round(np.arange(2.0, 8.0, 0.1), 2)
 BY_STAMP = ("history", "second_look", "mean_keys", "other_question")  # how they say "how long ago"
@@ -412,6 +413,21 @@ def calibrate(options: argparse.Namespace) -> None:
             "episodes": {"threshold": float(THRESHOLDS[surest]), "f1": round(float(f1[surest]), 4),
                          "episodes_right": round(float(right[surest]), 4)},
         }  # fmt: skip
+    kept = sets[f"{options.heads} fixed"]["episodes"]["threshold"]
+    thinned = {}
+    for span in SPANS:
+        counts, precisions = np.zeros((len(THRESHOLDS), 5)), []
+        for film, truth in zip(films, truths, strict=True):
+            scores = thin(combined(film, ranked[: options.heads]).cpu(), span)
+            rows = [k for k, q in enumerate(film.asked) if q.type in RECALL and q.band != NEVER]
+            precisions += average_precision(scores[rows], truth[rows]).tolist()
+            counts += threshold_counts(film, scores, truth)
+        right = counts[:, 3] / counts[:, 4]
+        thinned[str(span)] = {
+            "average_precision": round(float(np.mean(precisions)), 4),
+            "episodes_right": round(float(right[np.abs(THRESHOLDS - kept).argmin()]), 4),
+            "at_its_best_threshold": round(float(right.max()), 4),
+        }
     summary = {
         "keys": options.keys,
         "seeds": list(CALIBRATION[: options.calibrations]),
@@ -424,6 +440,7 @@ def calibrate(options: argparse.Namespace) -> None:
         },
         "heads": ranked,
         "sets": sets,
+        "one_grid_in_so_many_kept": thinned,
         "seconds": round(time.time() - began, 1),
         **measured_on(torch, transformers),
     }
@@ -433,6 +450,18 @@ def calibrate(options: argparse.Namespace) -> None:
         print(f"{name:12} average precision {summary['average_precision'][name]:.3f}")
     for name, one in sets.items():
         print(f"heads and scale {name}: {one}")
+    for span, one in thinned.items():
+        print(f"one grid in {span} kept: {one}")
+
+
+def thin(scores: torch.Tensor, span: int) -> torch.Tensor:
+    """Scores where one grid in ``span`` is kept and stands for those that follow it.
+
+    What an index gives that is ``span`` times as large as its bytes allow (`history.index`).
+    """
+    there = torch.isfinite(scores)
+    stood_for = torch.arange(scores.shape[1]) // span * span
+    return scores[:, stood_for].masked_fill(~there, -torch.inf)
 
 
 def threshold_counts(film: Footage, scores: torch.Tensor, truth: torch.Tensor) -> np.ndarray:
