@@ -168,8 +168,8 @@ class KVBuffer:
         return kv
 
     def numbers(self, slots: np.ndarray) -> torch.Tensor:
-        """On its device."""
-        return torch.from_numpy(slots).to(self._device)
+        """On its device. (Not pinned: copied aside at once, and nothing waits for the device.)"""
+        return torch.from_numpy(slots).to(self._device, non_blocking=True)
 
     def write(self, new: Writing) -> None:
         if new.tokens is not None:
@@ -239,8 +239,8 @@ class KVBuffer:
         taken = np.flatnonzero(np.take(numbers, ranks) == owner)
         rows, at = self.numbers(ranks[taken]), self.numbers(taken)
         # One angle for each grid, not for each of its tokens.
-        offsets = torch.tensor([turns[number] for number in numbers])  # [grids, 3]
-        angles = rotary.angles(offsets.T.to(self._device))  # [grids, head_dim // 2]
+        offsets = self.numbers(np.array([turns[number] for number in numbers]))  # [grids, 3]
+        angles = rotary.angles(offsets.T)  # [grids, head_dim // 2]
         cos, sin = angles.cos().float(), angles.sin().float()
         cos, sin = torch.cat([cos, cos], 1)[rows], torch.cat([-sin, sin], 1)[rows]
         keys, originals = self.data[:, 0], self.originals
