@@ -361,19 +361,21 @@ class GraphRunner(TextRunner):
         "" or why there are none, which is found out once.
         """
         while not self.reason and (missing := [n for n in sizes if n not in self._ready]):
-            size = missing[0]
-            if not self._graph:
-                self._ready[size] = self._make(size)
-                continue
-            fuses = self._compiled and not self.fused.refused
-            ready = (self.fused if fuses else self._graphs).attempt("", lambda: self._record(size))
-            if ready is not None:
-                self._ready[size] = ready
-            elif fuses:
-                self._forget_steps()
-            else:
-                self._give_up()
+            self._prepare_one(missing[0])
         return self.reason
+
+    def _prepare_one(self, size: int) -> None:
+        if not self._graph:
+            self._ready[size] = self._make(size)
+            return
+        fuses = self._compiled and not self.fused.refused
+        ready = (self.fused if fuses else self._graphs).attempt("", lambda: self._record(size))
+        if ready is not None:
+            self._ready[size] = ready
+        elif fuses:
+            self._forget_steps()
+        else:
+            self._give_up()
 
     def _make(self, size: int) -> _Ready:
         assert self._memory is not None
