@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from stream_vlm_ros.errors import InvalidParameterError, check_whole_number
+from stream_vlm_ros.errors import InvalidParameterError, whole_number
 
 _SEGMENTS = 32  # that a full index consists of
 _BATCH_NUMBERS = 64_000_000  # keys' numbers of a head that are searched at a time
@@ -69,7 +69,7 @@ class KeyIndex:
         device: str | torch.device = "cpu",
     ):
         for name, value in (("heads", heads), ("head_dim", head_dim), ("max_bytes", max_bytes)):
-            check_whole_number(name, value, least=1)
+            whole_number(name, value, least=1)
         self.heads, self.head_dim, self.max_bytes = heads, head_dim, max_bytes
         self.dtype, self.device = dtype, torch.device(device)
         self._tokens = 0  # of a slot: those of the first grid
