@@ -25,6 +25,9 @@ REV ?= HEAD
 MACHINES ?= 200
 SAME_AS_ARGS ?=
 
+# Of the places where `make interrupts` raises an exception, every N-th.
+EVERY ?= 1
+
 VENV := .venv
 RUN := tools/run.sh
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check $(PIP_EXTRA)
@@ -50,7 +53,7 @@ SOURCES := $(shell find stream_vlm_ros config launch -type f -not -path '*/__pyc
 SOURCE_LIST := build/.sources
 YAML_FILES := $(wildcard *.yml .*.yaml config/*.yaml .github/workflows/*.yml)
 
-.PHONY: help setup demo test test-slow same-as coverage bench docs site lint format headers clean check \
+.PHONY: help setup demo test test-slow interrupts same-as coverage bench docs site lint format headers clean check \
 	FORCE
 
 help:  ## Show this list
@@ -72,6 +75,10 @@ test: setup  ## Run the tests against the installed copy (TESTS=, PYTEST_ARGS=)
 test-slow: setup  ## Run the tests marked slow (results: bench/results/test_slow.json)
 	@cd test && $(PYTEST) $(abspath $(TESTS)) -m slow \
 		$(if $(filter test,$(TESTS)),--results ../bench/results/test_slow.json) $(PYTEST_ARGS)
+
+interrupts: setup  ## Raise at every opcode of a commit, and 120 SIGINTs (EVERY=40: fewer)
+	@cd test && EVERY=$(EVERY) $(PYTEST) engine/test_interrupts.py -m slow \
+		--results ../bench/results/interrupts.json $(PYTEST_ARGS)
 
 same-as: $(VENV)/.installed  ## Hold the working tree against a commit (REV=, MACHINES=200)
 	@$(VENV)/bin/python test/equivalence/same_as.py --rev $(REV) --machines $(MACHINES) \

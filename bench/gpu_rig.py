@@ -68,6 +68,7 @@ def without_model(model: StreamQwenModel) -> Iterator[None]:
     def features(patches: Any, *_: Any) -> torch.Tensor:
         return torch.randn(patches.tokens, text.hidden_size, **options)
 
+    @torch.inference_mode()  # as the model's own: forks are made in it
     def forward(
         embeddings: torch.Tensor, positions: Any, fork: Any, *_: Any, **__: Any
     ) -> torch.Tensor:

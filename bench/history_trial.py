@@ -15,8 +15,10 @@ the prompt's *last* token, where the answer begins, the mean over the question's
 over the *end* of the prompt behind them: calibration says which, for each head, by average
 precision. Several heads are added, each in units of its standard deviation on the worlds for
 calibration (``--scale own``: over this question's grids), weighted by its precision there. Grids
-above the threshold are joined to episodes; the one that the question wants is read with the last
-four frames, by the model, as one short stream of just these grids.
+above a threshold, and above a share of the best score, are joined to episodes; the one that the
+question wants is read with the last four frames, by the model, as one short stream of just these
+grids. *Second look*: the few best episodes are read one by one, the newest first, until the model
+says something else than that it has not seen it.
 
 ``--keys windows`` (the default) takes keys from windows of 32 grids, ``--keys streamed`` from the
 engine as it streams with the memory it has by default, which also answers by that memory alone.
@@ -80,15 +82,23 @@ PRESENT = 2  # grids: the last 4 frames
 START = 12  # grids from the beginning, for what came first
 MAX_GRIDS = 40  # of episodes, read for one answer
 SPREAD = 20  # grids of the controls that are drawn or spread evenly, and of mean keys
-LOOKS = 4  # episodes, newest first, that the second look reads
+LOOKS = 4  # episodes that the second look reads, the newest first
+SHARES = (0.0, 0.7, 0.75, 0.8, 0.85, 0.9)  # of the best score, below which nothing is a hit
 STREAMED_GRIDS = 70  # that the default memory holds
 HEADS = (1, 3, 6)
+SPANS = (1, 2, 4, 8)  # one grid in so many kept
 PLACES = ("last", "words", "end")  # whose queries: see above
 THRESHOLDS = np.round(np.arange(2.0, 8.0, 0.1), 2)
-BY_STAMP = ("history", "second_look", "mean_keys", "other_question")  # how they say "how long ago"
+BY_STAMP = (
+    "history",
+    "second_look",
+    "newest_hit",
+    "mean_keys",
+    "other_question",
+)  # how they say "how long ago"
 MEMORIES = (
-    "history", "second_look", "streaming", "random", "uniform", "mean_keys", "other_question",
-    "oracle", "last_4",
+    "history", "second_look", "newest_hit", "streaming", "random", "uniform", "mean_keys",
+    "other_question", "oracle", "last_4",
 )  # fmt: skip
 
 
@@ -397,21 +407,56 @@ def calibrate(options: argparse.Namespace) -> None:
         ranked.append(Head(int(layer), int(head), place, round(precision, 4), round(spread, 4)))
     sets = {}
     for count, scale in (*((count, "fixed") for count in HEADS), (3, "own")):
-        counts = np.zeros((len(THRESHOLDS), 5))  # true, false, missed hits; right episodes, asked
+        # For each share of the best score and each threshold: true, false and missed hits, right
+        # episodes and those asked for; and whether the best few have the evidence among them.
+        shares = SHARES if scale == "fixed" and count > 1 else SHARES[:1]
+        counts, among = np.zeros((len(shares), len(THRESHOLDS), 5)), np.zeros(len(THRESHOLDS))
         for film, truth in zip(films, truths, strict=True):
             scores = combined(film, ranked[:count], scale)
             if scale == "fixed":
                 note(f"{count} heads", film, scores, truth)
-            counts += threshold_counts(film, scores.cpu(), truth)
-        f1 = 2 * counts[:, 0] / (2 * counts[:, 0] + counts[:, 1] + counts[:, 2])
-        right = counts[:, 3] / counts[:, 4]
-        best, surest = int(f1.argmax()), int(right.argmax())
+            scores = scores.cpu()
+            counts += np.stack([threshold_counts(film, scores, truth, one) for one in shares])
+            among += evidence_among_best(film, scores.numpy())
+        hits, (right, asked) = counts[0], np.moveaxis(counts, -1, 0)[3:]
+        f1 = 2 * hits[:, 0] / (2 * hits[:, 0] + hits[:, 1] + hits[:, 2])
+        share = right / asked
+        best = int(f1.argmax())
+        surest = np.unravel_index(share.argmax(), share.shape)
+        found_by = {
+            "f1": (best, 0, share[0, best]),
+            "newest": (int(share[0].argmax()), 0, share[0].max()),
+            "episodes": (int(surest[1]), int(surest[0]), share.max()),
+        }
         sets[f"{count} {scale}"] = {
-            "f1": {"threshold": float(THRESHOLDS[best]), "f1": round(float(f1[best]), 4),
-                   "episodes_right": round(float(right[best]), 4)},
-            "episodes": {"threshold": float(THRESHOLDS[surest]), "f1": round(float(f1[surest]), 4),
-                         "episodes_right": round(float(right[surest]), 4)},
+            name: {
+                "threshold": float(THRESHOLDS[at]), "of_best": shares[part],
+                "f1": round(float(f1[at]), 4), "episodes_right": round(float(value), 4),
+            }
+            for name, (at, part, value) in found_by.items()
         }  # fmt: skip
+        # The highest threshold at which no more is lost than at the lowest.
+        enough = int(np.flatnonzero(among >= among.max())[-1])
+        sets[f"{count} {scale}"]["looks"] = {
+            "threshold": float(THRESHOLDS[enough]), "among": float(among[enough]),
+        }  # fmt: skip
+    kept = sets[f"{options.heads} fixed"]["episodes"]
+    thinned = {}
+    for span in SPANS:
+        counts, precisions = np.zeros((len(THRESHOLDS), 5)), []
+        for film, truth in zip(films, truths, strict=True):
+            scores = thin(combined(film, ranked[: options.heads]).cpu(), span)
+            rows = [k for k, q in enumerate(film.asked) if q.type in RECALL and q.band != NEVER]
+            precisions += average_precision(scores[rows], truth[rows]).tolist()
+            counts += threshold_counts(film, scores, truth, kept["of_best"])
+        right = counts[:, 3] / counts[:, 4]
+        thinned[str(span)] = {
+            "average_precision": round(float(np.mean(precisions)), 4),
+            "episodes_right": round(
+                float(right[np.abs(THRESHOLDS - kept["threshold"]).argmin()]), 4
+            ),
+            "at_its_best_threshold": round(float(right.max()), 4),
+        }
     summary = {
         "keys": options.keys,
         "seeds": list(CALIBRATION[: options.calibrations]),
@@ -424,6 +469,7 @@ def calibrate(options: argparse.Namespace) -> None:
         },
         "heads": ranked,
         "sets": sets,
+        "one_grid_in_so_many_kept": thinned,
         "seconds": round(time.time() - began, 1),
         **measured_on(torch, transformers),
     }
@@ -433,9 +479,34 @@ def calibrate(options: argparse.Namespace) -> None:
         print(f"{name:12} average precision {summary['average_precision'][name]:.3f}")
     for name, one in sets.items():
         print(f"heads and scale {name}: {one}")
+    for span, one in thinned.items():
+        print(f"one grid in {span} kept: {one}")
 
 
-def threshold_counts(film: Footage, scores: torch.Tensor, truth: torch.Tensor) -> np.ndarray:
+def thin(scores: torch.Tensor, span: int) -> torch.Tensor:
+    """Scores where one grid in ``span`` is kept and stands for those that follow it.
+
+    What an index gives that is ``span`` times as large as its bytes allow (`history.index`).
+    """
+    there = torch.isfinite(scores)
+    stood_for = torch.arange(scores.shape[1]) // span * span
+    return scores[:, stood_for].masked_fill(~there, -torch.inf)
+
+
+def evidence_among_best(film: Footage, scores: np.ndarray) -> np.ndarray:
+    """For each of `THRESHOLDS`: how many have all evidence among their best `LOOKS` episodes."""
+    counts = np.zeros(len(THRESHOLDS))
+    for question, row in zip(film.asked, scores, strict=True):
+        if question.type in RECALL and question.evidence:
+            for k, threshold in enumerate(THRESHOLDS):
+                best = best_episodes(row, float(threshold))
+                counts[k] += names_evidence(best, question)
+    return counts
+
+
+def threshold_counts(
+    film: Footage, scores: torch.Tensor, truth: torch.Tensor, of_best: float
+) -> np.ndarray:
     """For each of `THRESHOLDS`: grids rightly, wrongly and not hit, right episodes, questions."""
     counts = np.zeros((len(THRESHOLDS), 5))
     for question, row, real in zip(film.asked, scores.numpy(), truth.numpy(), strict=True):
@@ -443,8 +514,9 @@ def threshold_counts(film: Footage, scores: torch.Tensor, truth: torch.Tensor) -
             continue
         above = np.flatnonzero(row >= THRESHOLDS[0])
         values, right = row[above], real[above]
+        highest = values.max(initial=0.0) * of_best
         for k, threshold in enumerate(THRESHOLDS):
-            over = values >= threshold
+            over = values >= max(threshold, highest)
             both = int(right[over].sum())
             counts[k, :3] += both, int(over.sum()) - both, int(real.sum()) - both
             if question.type != "was_there" or question.band == NEVER:
@@ -456,9 +528,16 @@ def threshold_counts(film: Footage, scores: torch.Tensor, truth: torch.Tensor) -
 # -- which grids are read ------------------------------------------------------------------------
 
 
-def hits_of(scores: np.ndarray, threshold: float) -> list[int]:
-    """The numbers of the grids that score so much."""
-    return np.flatnonzero(scores >= threshold).tolist()
+def hits_of(scores: np.ndarray, threshold: float, of_best: float = 0.0) -> list[int]:
+    """The numbers of the grids that score so much, and that share of the best score."""
+    return np.flatnonzero(scores >= max(threshold, of_best * scores.max())).tolist()
+
+
+def best_episodes(scores: np.ndarray, threshold: float, count: int = LOOKS) -> list[Episode]:
+    """The episodes above the threshold with the highest scores, the newest first."""
+    episodes = join_hits(hits_of(scores, threshold))
+    episodes.sort(key=lambda one: -float(scores[one.first : one.last + 1].max()))
+    return sorted(episodes[:count], reverse=True)
 
 
 def choose(hits: Sequence[int], scores: np.ndarray, type_: str) -> list[Episode]:
@@ -520,13 +599,32 @@ def measure(options: argparse.Namespace) -> None:
             print(f"{target.name}: {len(film.asked)} questions, {result['seconds']} s", flush=True)
 
 
+class Limits(NamedTuple):
+    """What is a hit: so high a score, and such a share of the best; what is one for others.
+
+    Attributes:
+        looks: the threshold of what the second look reads.
+        newest: that of the newest hit whatever the best one is.
+    """
+
+    threshold: float
+    of_best: float
+    looks: float
+    newest: float
+
+
 def measure_world(
     film: Footage, calibration: dict[str, Any], options: argparse.Namespace
 ) -> dict[str, Any]:
     """Average precisions, and a row for each question and memory."""
     heads = [Head(*one) for one in calibration["heads"]]
-    chosen = calibration["sets"][f"{options.heads} {options.scale}"][options.by]
-    threshold = options.threshold or chosen["threshold"]
+    sets = calibration["sets"][f"{options.heads} {options.scale}"]
+    chosen = sets[options.by]
+    limits = Limits(
+        options.threshold or chosen["threshold"],
+        chosen["of_best"],
+        *(sets[name]["threshold"] for name in ("looks", "newest")),
+    )
     scores = combined(film, heads[: options.heads], options.scale).cpu()
     by_mean = mean_key_scores(film).cpu()
     truth = relevant(film)
@@ -542,9 +640,7 @@ def measure_world(
             precision[name] = average_precision(other[rows], truth[rows]).tolist()
     plans: list[tuple[int, str, list[Episode], list[int]]] = []
     for number in range(len(film.asked)):
-        for memory, named, grids in memories(
-            film, number, scores.numpy(), by_mean.numpy(), threshold
-        ):
+        for memory, named, grids in memories(film, number, scores.numpy(), by_mean.numpy(), limits):
             plans.append((number, memory, named, grids))
     said = film.windows.answers([Look(g, film.asked[n].question.text) for n, _, _, g in plans])
     found = []
@@ -562,7 +658,7 @@ def measure_world(
     for number, answer in enumerate(film.told):
         found.append(_row(film, number, "streaming", [], answer))
     return {
-        "seed": film.seed, "keys": options.keys, "hours": options.hours, "threshold": threshold,
+        "seed": film.seed, "keys": options.keys, "hours": options.hours, "limits": limits._asdict(),
         "scale": options.scale, "by": options.by,
         "heads": calibration["heads"][: options.heads], "average_precision": precision,
         "grids_read": round(float(np.mean([len(g) for _, m, _, g in plans if m == "history"])), 2),
@@ -571,7 +667,7 @@ def measure_world(
 
 
 def memories(
-    film: Footage, number: int, scores: np.ndarray, by_mean: np.ndarray, threshold: float
+    film: Footage, number: int, scores: np.ndarray, by_mean: np.ndarray, limits: Limits
 ) -> Iterator[tuple[str, list[Episode], list[int]]]:
     """For each memory the episodes that it names, and the grids that it shows."""
     question = film.asked[number]
@@ -581,14 +677,17 @@ def memories(
     def read(named: Sequence[Episode]) -> list[int]:
         return read_with_present(named, type_, now)
 
-    hits = hits_of(scores[number], threshold)
-    named = choose(hits, scores[number], type_)
+    def hits(row: np.ndarray) -> list[int]:
+        return hits_of(row, limits.threshold, limits.of_best)
+
+    named = choose(hits(scores[number]), scores[number], type_)
     yield "history", named, read(named)
-    episodes = join_hits(hits)
+    newest = choose(hits_of(scores[number], limits.newest), scores[number], type_)
+    yield "newest_hit", newest, read(newest)
     if WANTED.get(type_) in ("start", "all"):
         yield "second_look", named, read(named)
     else:
-        newest_first = [[one] for one in episodes[: -LOOKS - 1 : -1]]
+        newest_first = [[one] for one in best_episodes(scores[number], limits.looks)]
         for one in newest_first or [[]]:
             yield "second_look", one, read(one)
     present = list(_last(now, PRESENT))
@@ -608,7 +707,7 @@ def memories(
         # As if the other question were asked now: its own scores, up to now.
         other = rng.choice(others)
         theirs = scores[other, : now + 1]
-        stray = choose(hits_of(theirs, threshold), theirs, type_)
+        stray = choose(hits(theirs), theirs, type_)
         yield "other_question", stray, read(stray)
     if question.needed or question.band == NEVER:
         true = [Episode(int(one.first), int(one.last)) for one in question.needed]
@@ -627,7 +726,7 @@ def memories(
             if memory == "taken_away":
                 for shown in film.world.shown(question.things[0], question.now):
                     left[max(0, int(shown.first) - 2) : int(shown.last) + 3] = -np.inf
-            rest = choose(hits_of(left, threshold), left, type_)
+            rest = choose(hits(left), left, type_)
             yield memory, rest, read(rest)
 
 
@@ -699,7 +798,7 @@ def report(options: argparse.Namespace) -> None:
         "seeds": [world["seed"] for world in worlds],
         "calibration_seeds": calibration["seeds"],
         "heads": worlds[0]["heads"],
-        **{name: worlds[0][name] for name in ("threshold", "scale", "by")},
+        **{name: worlds[0][name] for name in ("limits", "scale", "by")},
         "average_precision": {
             name: round(
                 float(np.mean([v for w in worlds for v in w["average_precision"][name]])), 4
@@ -732,7 +831,7 @@ def print_table(summary: dict[str, Any]) -> None:
     """Per cent right by type, age and memory."""
     print(
         f"{len(summary['seeds'])} worlds of {summary['hours']:g} h, keys {summary['keys']}, heads "
-        f"{[head[:3] for head in summary['heads']]}, threshold {summary['threshold']:g}, "
+        f"{[head[:3] for head in summary['heads']]}, limits {summary['limits']}, "
         f"{summary['grids_read']:g} grids read"
     )
     print("average precision:", summary["average_precision"])
@@ -779,7 +878,9 @@ def main() -> None:
     parse.add_argument("--questions", type=int, default=0, help="of a world at most; 0: all")
     parse.add_argument("--heads", type=int, default=3, choices=HEADS)
     parse.add_argument("--scale", choices=("fixed", "own"), default="fixed")
-    parse.add_argument("--by", choices=("episodes", "f1"), default="episodes", help="threshold")
+    parse.add_argument(
+        "--by", choices=("episodes", "newest", "f1"), default="episodes", help="threshold"
+    )
     parse.add_argument("--threshold", type=float, default=0.0, help="0: as calibrated")
     parse.add_argument("--jobs", type=int, default=8, help="processes that draw")
     options = parse.parse_args()

@@ -201,7 +201,7 @@ class GraphRunner(TextRunner):
         begin, before = time.perf_counter(), _reserved_bytes(self._model.device)
         with self._manager.question_fork(0, 0) as fork:
             for size in reversed(SIZES):  # the smaller ones share the largest one's memory
-                if not self._takes(fork, size):
+                if not self._takes(fork, [size]):
                     break
             else:
                 self._compare(fork)
@@ -223,7 +223,7 @@ class GraphRunner(TextRunner):
             return begun.logits
         logits = None
         for piece in _pieces(ids):
-            if not self._takes(fork, len(piece), readout):
+            if not self._takes(fork, [_size_for(len(piece))], readout):
                 logits = super().append(piece, start, fork, readout)
                 continue
             positions = text_positions(start, fork.length, len(piece))
@@ -249,7 +249,7 @@ class GraphRunner(TextRunner):
             self.append(piece, start, fork)
         room = self._manager.max_tail_tokens - fork.length - len(shared)
         longest = max(map(len, texts))
-        ready = all(self._takes(fork, size) for size in SIZES)
+        ready = self._takes(fork, SIZES)
         if not ready or longest > min(SIZES[-1], room):
             return super().score(shared, texts, end, start, fork)
         first = None  # log-probabilities of what follows the prompt
@@ -274,14 +274,14 @@ class GraphRunner(TextRunner):
 
     # -- inside ------------------------------------------------------------------------------
 
-    def _takes(self, fork: Fork, tokens: int, readout: Readout | None = None) -> bool:
-        """Whether steps can serve this fork; then all is ready for one of so many tokens."""
+    def _takes(self, fork: Fork, sizes: Sequence[int], readout: Readout | None = None) -> bool:
+        """Whether steps can serve this fork; then those of ``sizes`` are ready."""
         obstacle = self.reason or self._obstacle(fork)
         if not obstacle and readout and (not self._reads or readout.heads != self._reads.heads):
             obstacle = "heads are read that the steps do not read"
         if not obstacle:
             self._read(fork)
-            obstacle = self._prepare(_size_for(tokens))
+            obstacle = self._prepare(sizes)
         if obstacle:
             if not self.detours[obstacle] and not self.reason:  # that was said
                 _log.warning("questions are answered more slowly: %s", obstacle)
@@ -309,7 +309,6 @@ class GraphRunner(TextRunner):
             if self._weights_at != weights_at:  # a graph reads them where they were
                 self._forget_steps()
                 self._weights_at = weights_at
-            self._reader = None  # until all is loaded
             self._memory.load(fork.parts)
             self._reader = weakref.ref(fork)
 
@@ -356,21 +355,27 @@ class GraphRunner(TextRunner):
         self._ready.clear()
         self._pool = None  # it ends with the last of its graphs
 
-    def _prepare(self, size: int) -> str:
-        """Make a step of that size ready; "" or why there is none, which is found out once."""
-        while not self.reason and size not in self._ready:
-            if not self._graph:
-                self._ready[size] = self._make(size)
-                continue
-            fuses = self._compiled and not self.fused.refused
-            ready = (self.fused if fuses else self._graphs).attempt("", lambda: self._record(size))
-            if ready is not None:
-                self._ready[size] = ready
-            elif fuses:
-                self._forget_steps()
-            else:
-                self._give_up()
+    def _prepare(self, sizes: Sequence[int]) -> str:
+        """Make steps of those sizes ready, together: what fails at one may take back the others.
+
+        "" or why there are none, which is found out once.
+        """
+        while not self.reason and (missing := [n for n in sizes if n not in self._ready]):
+            self._prepare_one(missing[0])
         return self.reason
+
+    def _prepare_one(self, size: int) -> None:
+        if not self._graph:
+            self._ready[size] = self._make(size)
+            return
+        fuses = self._compiled and not self.fused.refused
+        ready = (self.fused if fuses else self._graphs).attempt("", lambda: self._record(size))
+        if ready is not None:
+            self._ready[size] = ready
+        elif fuses:
+            self._forget_steps()
+        else:
+            self._give_up()
 
     def _make(self, size: int) -> _Ready:
         assert self._memory is not None

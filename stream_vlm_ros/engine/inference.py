@@ -518,11 +518,11 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
     ) -> tuple[list[Span], torch.Tensor, Known | None]:
         """Spans and features ``[tokens, hidden]`` without the tokens that say nothing new."""
         manager = self.cache_manager
-        ledger, tokens = manager.ledger, sum(span.count for span in spans)
+        # In this order: what waits may be evicted meanwhile, by a reader's end in another thread.
+        waiting, ledger = manager.waiting, manager.ledger
+        tokens = sum(span.count for span in spans)
         # Appended whole, the chunk would push out the most: what then stays can be relied on.
-        leaving = manager.evictor.max_due(
-            ledger.length, tokens, ledger.kept_length, manager.waiting
-        )
+        leaving = manager.evictor.max_due(ledger.length, tokens, ledger.kept_length, waiting)
         oldest = ledger.oldest_window_grid(leaving)
         places, known = static.choose(grids, ledger.grids_seen, oldest, manager.state.known)
         spans = [

@@ -67,6 +67,25 @@ def test_answers_in_a_batch_are_those_of_a_fresh_engine_for_each(small, world, w
     assert len(set(said)) > 3
 
 
+def test_each_token_of_an_answer_stands_one_position_behind_the_one_before(
+    world, windows, monkeypatch
+):
+    some, passes = looks(world)[:3], []
+    decode = type(windows.model).decode
+
+    def watched(model, hidden, positions, *rest):
+        passes.append(positions)
+        return decode(model, hidden, positions, *rest)
+
+    monkeypatch.setattr(type(windows.model), "decode", watched)
+    windows.answers(some)
+    last = sorted(windows.positions(look)[:, -1].tolist() for look in some)
+    assert len(passes) > 2
+    for number, positions in enumerate(passes[1:], start=1):
+        expected = [[axis + number for axis in place] for place in last]
+        assert sorted(positions.T.tolist()) == expected
+
+
 def test_queries_are_those_of_the_prompt_in_the_engine(small, world, windows):
     heads, _ = every_head(small[0])
     some = looks(world)[:4]

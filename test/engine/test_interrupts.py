@@ -4,7 +4,11 @@
 """Whatever is raised wherever: the memory is as before the call, or as after it, and goes on."""
 
 import gc
-import itertools
+import os
+import signal
+import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interrupts import KINDS, Places
-from toy_qwen import question_logits
+from toy_qwen import SINK_AND_WINDOW, question_logits
 
 from stream_vlm_ros.engine import EvictionConfig, FeatureNovelty, VideoStreamingInference
 
@@ -28,9 +32,9 @@ CHUNKS = 12  # until the memory is full, and grids were exchanged
 class Case:
     """A memory, and something done to it."""
 
-    def __init__(self, toys, model, processor, level, layout, call, chunks=CHUNKS):
+    def __init__(self, toys, model, processor, level, layout, call, chunks=CHUNKS, path="eager"):
         self.toys, self.model, self.processor = toys, model, processor
-        self.options = dict(layout=layout)
+        self.options = dict(layout=layout, question_path=path)
         self.config = EvictionConfig(170, 0, 0, 1, *LEVELS[level])
         self.call, self.chunks = call, chunks
         before = self.filled()
@@ -93,11 +97,11 @@ def alike(found, expected):
     )
 
 
-def sweep(case, kind, places, engine=None):
+def sweep(case, kind, wanted, engine=None):
     """Raise at each of these places; how often it was as before, and as after."""
     engine = engine or case.filled()
     tally = {"before": 0, "after": 0}
-    for at in places:
+    for at in wanted:
         case.restored(engine)
         injected = Places(at, kind)
         ended = injected.run(lambda: case.do(engine))
@@ -109,11 +113,15 @@ def sweep(case, kind, places, engine=None):
     return tally
 
 
-def number_of_places(case):
+def places(case):
     engine = case.restored(case.filled())
     counting = Places()
     assert counting.run(lambda: case.do(engine))
-    return counting.count
+    return counting
+
+
+def number_of_places(case):
+    return places(case).count
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
@@ -139,11 +147,65 @@ def test_an_exception_in_the_very_first_chunk_leaves_nothing_or_all_of_it(
     sweep(case, KeyboardInterrupt, range(0, count, count // 30))
 
 
-def test_an_exception_around_the_flip_is_made_good_by_the_next_operation(toys, model, processor):
-    """From the draft to the end of the commit, where grids are exchanged."""
-    case = Case(toys, model, processor, "all", "continuous", "append")
+@pytest.mark.parametrize("level", ["sink and window", "all"])
+@pytest.mark.parametrize("call", ["exchange", "choice"])
+def test_an_exception_in_steps_of_fixed_shape_leaves_nothing_behind_that_they_read(
+    toys, model, processor, call, level
+):
+    case = Case(toys, model, processor, level, "segmented", call, path="static")
     count = number_of_places(case)
-    tally = sweep(case, KeyboardInterrupt, range(count // 3, count, count // 60))
+    sweep(case, KeyboardInterrupt, range(0, count, count // 50))
+
+
+def test_parts_that_were_loaded_halfway_are_loaded_again(toys, model, processor):
+    """At every line of loading them, under a reader that goes on and one that comes after it."""
+    engine = VideoStreamingInference(
+        model,
+        processor,
+        eviction_config=EvictionConfig(120, **SINK_AND_WINDOW),
+        layout="segmented",
+        question_path="static",
+    )
+    for number in range(9):
+        engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
+    manager, path, ids = engine.cache_manager, engine.text_path, [1, 2, 3]
+    whole = manager.question_fork(3, 9)
+    assert any(part.rope_offset is not None for part in whole.parts)
+    plain = whole.parts
+    whole.release()
+    unturned = [part._replace(rope_offset=None) for part in plain]
+
+    def said(fork, parts):
+        fork.parts = parts
+        fork.rewind(0)
+        return path.append(ids, fork.start, fork).clone()
+
+    with manager.question_fork(3, 9) as fork:
+        expected = said(fork, unturned)
+    for at in range(2000):
+        with manager.question_fork(3, 9) as fork:
+            said(fork, unturned)
+        with manager.question_fork(3, 9) as fork:
+            ended = Places(at).run(lambda fork=fork: said(fork, plain))
+        with manager.question_fork(3, 9) as fork:
+            assert torch.equal(said(fork, unturned), expected)
+        if ended:
+            break
+    assert at > 20
+
+
+@pytest.mark.parametrize("level", ["sink and window", "all"])
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_an_exception_around_the_flip_is_made_good_by_the_next_operation(
+    toys, model, processor, level, kind
+):
+    """Where keys and values are written, turned and given back: every place of each function."""
+    case = Case(toys, model, processor, level, "continuous", "append")
+    functions = places(case).functions
+    of_interest = {"_make_current", "_finish", "write", "rotate_base", "_turn", "release"}
+    wanted = [at for at, name in enumerate(functions) if name in of_interest]
+    assert of_interest - {"rotate_base", "_turn"} <= set(functions)
+    tally = sweep(case, kind, wanted[:: max(1, len(wanted) // 150)])
     assert tally["before"] and tally["after"]
 
 
@@ -209,8 +271,69 @@ def test_novelty_is_right_again_after_it_was_interrupted_anywhere(seed, at):
         assert score.rank(table) == pytest.approx(1.0 - pairs.max(axis=1), abs=1e-6)
 
 
-def cases(toys, model, processor):
-    for call, level, layout in itertools.product(
-        ("append", "exchange", "choice"), LEVELS, ("continuous", "segmented")
-    ):
-        yield Case(toys, model, processor, level, layout, call), (call, level, layout)
+# -- all of them: make interrupts, some hours (EVERY=40: each fortieth) ------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("layout", ["continuous", "segmented"])
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("call", ["append", "exchange", "choice"])
+def test_an_exception_at_every_opcode_leaves_the_memory_before_or_after(
+    toys, model, processor, record_property, call, level, layout, kind
+):
+    case = Case(toys, model, processor, level, layout, call)
+    found = places(case)
+    wanted = found.each[:: int(os.environ.get("EVERY", "1"))]
+    tally = sweep(case, kind, wanted)
+    counts = {"passed": found.count, "each": len(found.each), "raised_at": len(wanted), **tally}
+    for name, value in counts.items():
+        record_property(name, value)
+
+
+@pytest.fixture
+def ctrl_c():
+    """SIGINT raises KeyboardInterrupt, also where the shell that began us has it ignored.
+
+    Gives what was raised in finalizers, which let nothing out.
+    """
+    before, hook, swallowed = signal.getsignal(signal.SIGINT), sys.unraisablehook, []
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.unraisablehook = swallowed.append
+    yield swallowed
+    signal.signal(signal.SIGINT, before)
+    sys.unraisablehook = hook
+
+
+@pytest.mark.slow
+def test_no_signal_at_a_random_moment_leaves_the_memory_in_between(
+    toys, model, processor, record_property, ctrl_c
+):
+    """120 real SIGINTs, forty for each call."""
+    draws, tally = np.random.default_rng(0), {"before": 0, "after": 0}
+    for call in ("append", "exchange", "choice"):
+        case = Case(toys, model, processor, "all", "continuous", call)
+        engine = case.filled()
+        case.do(engine)
+        begin = time.perf_counter()
+        case.do(case.restored(engine))
+        usual = time.perf_counter() - begin
+        for _ in range(40):
+            case.restored(engine)
+            timer = threading.Timer(draws.uniform(0, usual), os.kill, (os.getpid(), signal.SIGINT))
+            ended = False
+            ctrl_c.clear()
+            try:
+                timer.start()
+                case.do(engine)
+                ended = True
+                time.sleep(10 * (not ctrl_c))  # until the signal comes
+                assert ctrl_c, "no signal came"
+            except KeyboardInterrupt:
+                pass
+            timer.join()
+            gc.collect(0)
+            tally[case.check(engine, ended)] += 1
+    assert sum(tally.values()) == 120
+    for name, value in tally.items():
+        record_property(name, value)

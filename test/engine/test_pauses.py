@@ -205,6 +205,13 @@ def test_what_was_closed_is_said(toys, model, processor):
     assert (info.closed_pauses, info.closed_seconds, info.positions) == (0, 0.0, 0)
 
 
+def test_between_segments_time_takes_no_positions_and_so_no_pause_is_closed(toys, model, processor):
+    engine = VideoStreamingInference(model, processor, layout="segmented")
+    assert not any(one.closed_seconds for one in stream(engine, toys, DAY))
+    info = engine.get_cache_info()
+    assert (info.closed_pauses, info.closed_seconds) == (0, 0.0)
+
+
 def test_a_kept_exchange_takes_no_note_of_the_pause_behind_it(toys, model, processor):
     paused, whole = (VideoStreamingInference(model, processor) for _ in range(2))
     for engine, pause in ((paused, DAY), (whole, 0.0)):
@@ -215,3 +222,4 @@ def test_a_kept_exchange_takes_no_note_of_the_pause_behind_it(toys, model, proce
             stamps = [first + index / 2 for index in range(4)]
             engine.append_video_chunk(toys.frames(4, seed=number), timestamps=stamps)
     assert torch.equal(paused.cache_manager.gather(), whole.cache_manager.gather())
+    assert paused.get_cache_info().closed_pauses == 0

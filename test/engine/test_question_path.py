@@ -562,6 +562,17 @@ def test_a_compiler_that_fails_costs_the_fusion_and_not_the_graphs(toys, model, 
     assert_equal(question_logits(engine), question_logits(engine, path=plain))
 
 
+def test_a_compiler_that_fails_after_some_sizes_costs_no_choice(toys, model, processor):
+    engine, plain = make(model, processor), make(model, processor)
+    recorder = Recorder(works=lambda step: not step.compiled or step.inputs.size < 32)
+    engine.text_path = graph_path(engine, recorder, compiled=True)
+    for one in (engine, plain):
+        watch(one, toys, 2)
+    ours, theirs = (one.ask_choice("Which?", ["a", "bc"])[1].scores for one in (engine, plain))
+    assert_equal(torch.tensor(ours), torch.tensor(theirs))
+    assert recorder.made == [1, 16, *SIZES]
+
+
 def test_without_triton_a_gpu_answers_the_plain_way_and_the_log_says_why(
     model, processor, monkeypatch, caplog
 ):

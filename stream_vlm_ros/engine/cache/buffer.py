@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from stream_vlm_ros.engine.cache.mrope import ZERO, MultimodalRotary, Vec
@@ -154,17 +155,21 @@ class KVBuffer:
         twin._turned = dict(self._turned)
         return twin
 
-    def read(self, slots: torch.Tensor, base: int) -> torch.Tensor:
+    def read(self, slots: np.ndarray, base: int) -> torch.Tensor:
         """A copy of ``slots [n]``: ``[layers, 2, kv_heads, n, head_dim]``.
 
         The keys as first computed; those of slots below ``base`` are there a second time.
         """
-        kv = self.data[:, :, :, slots.to(self._device)]
-        below = (slots < base).nonzero()[:, 0]
+        kv = self.data.index_select(3, self.numbers(slots))
+        below = np.flatnonzero(slots < base)
         if len(below) and self.originals is not None:
-            from_base = self.originals[:, :, slots[below].to(self._device)]
-            kv[:, 0].index_copy_(2, below.to(self._device), from_base)
+            from_base = self.originals.index_select(2, self.numbers(slots[below]))
+            kv[:, 0].index_copy_(2, self.numbers(below), from_base)
         return kv
+
+    def numbers(self, slots: np.ndarray) -> torch.Tensor:
+        """On its device. (Not pinned: copied aside at once, and nothing waits for the device.)"""
+        return torch.from_numpy(slots).to(self._device, non_blocking=True)
 
     def write(self, new: Writing) -> None:
         if new.tokens is not None:
@@ -229,21 +234,23 @@ class KVBuffer:
         """Rotate the keys of these from the originals."""
         assert self.originals is not None
         numbers = sorted(turns)  # the sink comes first
-        ranks = torch.tensor(numbers, dtype=torch.long)
-        owner = torch.cat([torch.full((slots.sink,), SINK), slots.owner])
-        rows = torch.searchsorted(ranks, owner).clamp_(max=len(numbers) - 1)
-        at = (ranks[rows] == owner).nonzero()[:, 0]
-        rows, at = rows[at].to(self._device), at.to(self._device)
+        owner = np.concatenate([np.full(slots.sink, SINK), slots.owner])
+        ranks = np.searchsorted(numbers, owner).clip(max=len(numbers) - 1)
+        taken = np.flatnonzero(np.take(numbers, ranks) == owner)
+        rows, at = self.numbers(ranks[taken]), self.numbers(taken)
         # One angle for each grid, not for each of its tokens.
-        offsets = torch.tensor([turns[number] for number in numbers])  # [grids, 3]
-        angles = rotary.angles(offsets.T.to(self._device))  # [grids, head_dim // 2]
+        offsets = self.numbers(np.array([turns[number] for number in numbers]))  # [grids, 3]
+        angles = rotary.angles(offsets.T)  # [grids, head_dim // 2]
         cos, sin = angles.cos().float(), angles.sin().float()
         cos, sin = torch.cat([cos, cos], 1)[rows], torch.cat([-sin, sin], 1)[rows]
-        keys = self.data[:, 0]
-        at_once = _ROTATED_AT_ONCE if keys.is_cuda else 0
-        together = max(1, at_once // (keys[0, :, 0].numel() * len(at)))  # layers
-        for some, of in zip(keys.split(together), self.originals.split(together), strict=True):
-            x = of.index_select(2, at).float()
+        keys, originals = self.data[:, 0], self.originals
+        if keys.is_cuda:
+            together = max(1, _ROTATED_AT_ONCE // (keys[0, :, 0].numel() * len(at)))  # layers
+            layers = zip(keys.split(together), originals.split(together), strict=True)
+        else:
+            layers = zip(keys.unbind(), originals.unbind(), strict=True)
+        for some, of in layers:
+            x = of.index_select(-2, at).float()
             other_half = x.roll(cos.shape[1] // 2, dims=-1)
             x.mul_(cos).addcmul_(other_half, sin)
-            some.index_copy_(2, at, x.to(some.dtype))
+            some.index_copy_(-2, at, x.to(some.dtype))

@@ -205,13 +205,14 @@ class StarMemory:
     def _scores(self) -> np.ndarray:
         count = len(self._grids)
         try:
-            scores = np.asarray(
-                self._score.rank(np.stack([one.descriptor for one in self._grids])), dtype=float
-            )
+            rows = [one.descriptor for one in self._grids]
+            (shape,) = {row.shape for row in rows}
+            table = np.concatenate(rows).reshape(count, *shape)  # as np.stack, at a quarter
+            scores = np.asarray(self._score.rank(table), dtype=float)
             if scores.shape != (count,) or np.isnan(scores).any():
                 raise ValueError(f"rank() gave {scores!r} for {count} grids")
-        except (MemoryError, torch.OutOfMemoryError):  # nothing happens; later it may fit
-            raise
+        except (MemoryError, torch.OutOfMemoryError):
+            raise  # not the score's own: the chunk may come again when there is room
         except Exception as fault:
             # A score that always fails must not break the stream.
             warnings.warn(
@@ -289,7 +290,9 @@ class HoldsEvictor(Protocol):
 
 
 @dataclass
-class _Own:
+class HeldAlone:
+    """A state that nothing else goes with."""
+
     evictor: EvictorState
 
 
@@ -314,7 +317,7 @@ class KVCacheEvictor(EvictorNames):
             )
         self.config = config
         self.score = score or FeatureNovelty()
-        self._holder = holder or _Own(self.first_state(config))
+        self._holder = holder or HeldAlone(self.first_state(config))
 
     @staticmethod
     def first_state(config: EvictionConfig | None) -> EvictorState:
@@ -501,7 +504,7 @@ class KVCacheEvictor(EvictorNames):
 
         ``waiting``: of those, what was appended last and has not had its turn.
         """
-        then = self.over(_Own(self.state))
+        then = self.over(HeldAlone(self.state))
         then.record_chunk(tokens)
         total, length = 0, length - sum(one.tokens for one in waiting)
         for one in (*waiting, then.appended(tokens)):
@@ -542,11 +545,6 @@ class KVCacheEvictor(EvictorNames):
         }
         self._change(descriptors=descriptors, sampled=sampled.grids, important=important.grids)
         return gone
-
-    def level_of(self, number: int) -> str:
-        """Which level keeps a grid that is neither in the sink nor in the window."""
-        important = any(one.number == number for one in self.state.important)
-        return "important" if important else "sampled"
 
     def record_eviction(self, tokens: int) -> None:
         state = self.state

@@ -132,16 +132,17 @@ class PositionLedger:
         """Tokens behind the sink and the grids kept for long."""
         return self.length - (self._sink_length or 0) - self.kept_length
 
-    def parts(self) -> list[tuple[int, int, Vec]]:
+    def parts(self, levels: Iterable[str] = LEVELS) -> list[tuple[int, int, Vec]]:
         """The stream as ``(start, stop, offset)``: adjacent tokens that are seen alike.
 
-        A query rotated in the frame of the newest run must be rotated further by ``offset`` to
-        see the keys in ``[start, stop)``.
+        Of these `LEVELS`, which end with the window. A query rotated in the frame of the newest run
+        must be rotated further by ``offset`` to see the keys in ``[start, stop)``.
         """
         frame = self.frame
         parts: list[tuple[int, int, Vec]] = []
-        start = 0
-        for run in self.runs():
+        runs = list(self.runs(levels))
+        start = self.length - sum(run.count for run in runs)
+        for run in runs:
             stop = start + run.count
             offset = run.shift.minus(frame)
             if parts and parts[-1][2] == offset:
@@ -478,7 +479,7 @@ class PositionLedger:
                     end = max(end, run.end_of(Vec(t, h, w)))
                     t += last
                     segment, step = run.segment, run.step_after
-                laid_out.append(run if run.shift == shift else replace(run, shift=shift))
+                laid_out.append(run if run.shift == shift else run.shifted(shift))
             levels.append(tuple(laid_out))
         self._sink, self._kept, self._window = levels
         self._end = everywhere(end).plus(self.frame)

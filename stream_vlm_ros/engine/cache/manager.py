@@ -33,7 +33,7 @@ from stream_vlm_ros.engine.cache.eviction import (
     ImportanceScore,
     KVCacheEvictor,
 )
-from stream_vlm_ros.engine.cache.ledger import PositionLedger, Stretch
+from stream_vlm_ros.engine.cache.ledger import LEVELS, PositionLedger, Stretch
 from stream_vlm_ros.engine.cache.mrope import ZERO, MultimodalRotary, Span, Vec
 from stream_vlm_ros.engine.cache.requests import Fork, TailPool
 from stream_vlm_ros.engine.cache.slots import Slots
@@ -199,8 +199,8 @@ class KVCacheManager(ManagerNames):
         self._current = _Current(_Revision(state, buffer))
         self.evictor = rules.over(self._current)
         self._lock = threading.RLock()
-        unlocked = weakref.WeakMethod(self._evict_what_waits)
-        self._tails = TailPool(shape, device, max_tail_tokens, lambda: _call(unlocked))
+        given_back = weakref.WeakMethod(self._evict_what_waits)
+        self._tails = TailPool(shape, device, max_tail_tokens, given_back)
         self._followers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._listeners: tuple[Listener, ...] = ()
         self._companions: dict[str, Companion] = {}
@@ -308,7 +308,7 @@ class KVCacheManager(ManagerNames):
         )
         if self.rotates_long_lived:
             turns[:, : slots.sink + slots.kept] = torch.tensor(now.base_offset)[:, None]
-        return now.buffer.data[:, :, :, slots.order().to(self._device)], turns
+        return now.buffer.data[:, :, :, self._buffer.numbers(slots.order())], turns
 
     @property
     def _originals_below(self) -> int:
@@ -341,11 +341,13 @@ class KVCacheManager(ManagerNames):
 
     def levels(self) -> dict[str, LevelInfo]:
         """What each level of the memory holds, by its name."""
+        state = self._state
         held: dict[str, list[Stretch]] = {}
-        for stretch in self.ledger.stretches():
+        important = {grid.number for grid in state.evictor.important}
+        for stretch in state.ledger.stretches():
             level = stretch.level
             if level == "kept":
-                level = self.evictor.level_of(stretch.first_grid)
+                level = "important" if stretch.first_grid in important else "sampled"
             held.setdefault(level, []).append(stretch)
         return {
             level: LevelInfo(
@@ -471,7 +473,7 @@ class KVCacheManager(ManagerNames):
         sealed = sealed if slots.room and buffer.keeps_originals else 0
         of, to, grids = draft.moved()
         if grids:
-            moved = Moved(to.to(self._device), buffer.read(of, self._originals_below), grids)
+            moved = Moved(buffer.numbers(to), buffer.read(of, self._originals_below), grids)
         if sealed:
             buffer = buffer.with_room_for_originals(slots.base)
         new = slots.of_newest(tokens.shape[3]) if tokens is not None else []
@@ -569,17 +571,16 @@ class KVCacheManager(ManagerNames):
         now = self._current.revision
         if now.parts is None:
             slots, ledger = now.state.slots, now.state.ledger
-            pieces = ledger.parts()
+            pieces = ledger.parts(("window",) if self.rotates_long_lived else LEVELS)
             if self.rotates_long_lived:
                 # Sink and kept grids are turned so that they are all seen by one offset.
                 base = slots.sink + slots.kept
                 shifts = ledger.kept_shifts()
                 shifts[SINK] = ledger.sink_shift, slots.sink
                 now.base_offset = now.buffer.rotate_base(self._rotary, slots, shifts, ledger.frame)
-                behind = [(max(start, base), stop, at) for start, stop, at in pieces if stop > base]
-                pieces = [(0, base, now.base_offset), *behind]
-                if behind and behind[0][2] == now.base_offset:
-                    pieces[:2] = [(0, behind[0][1], now.base_offset)]
+                pieces = [(0, base, now.base_offset), *pieces]
+                if len(pieces) > 1 and pieces[1][2] == now.base_offset:
+                    pieces[:2] = [(0, pieces[1][1], now.base_offset)]
             parts = []
             for start, stop, offset in pieces:
                 rope_offset = self.offset(offset)
@@ -684,11 +685,6 @@ class KVCacheManager(ManagerNames):
         companions = {name: one.empty() for name, one in self._companions.items()}
         first = self.evictor.first_state(self.evictor.config)
         self._go_to(emptied(self._state, first, companions), self._buffer, "cleared")
-
-
-def _call(method: weakref.WeakMethod[Callable[[], None]]) -> None:
-    if (found := method()) is not None:
-        found()
 
 
 def _overlap(one: range, other: range) -> bool:

@@ -76,10 +76,11 @@ class Fork:
         self.parts = list(parts)
         self.window, self.start = window, start
         self.capacity = capacity
+        self.layers: list[TailLayer] = []
         pool.readers.add(self)
         take = pool.take_question if question else pool.take
         self._storage = take(batch, capacity)
-        self.layers = [TailLayer(self._storage, number) for number in range(len(self._storage))]
+        self.layers += [TailLayer(self._storage, number) for number in range(len(self._storage))]
 
     @property
     def length(self) -> int:
@@ -147,7 +148,8 @@ class TailPool:
 
     Args:
         question_tokens: room for a question with its answer, taken at once.
-        given_back: called whenever a fork has given back its tail, maybe by another thread.
+        given_back: gives what is called whenever a fork has given back its tail, maybe by another
+            thread; None: nothing is.
 
     Attributes:
         question_tail: that room, ``[layers, 2, 1, kv_heads, question_tokens + 1, head_dim]``.
@@ -161,7 +163,7 @@ class TailPool:
         shape: KVShape,
         device: torch.device,
         question_tokens: int,
-        given_back: Callable[[], None] = lambda: None,
+        given_back: Callable[[], Callable[[], None] | None] = lambda: None,
     ):
         self._shape, self._device, self._given_back = shape, device, given_back
         self._free: list[torch.Tensor] = []
@@ -206,4 +208,5 @@ class TailPool:
     def give_back(self, buffer: torch.Tensor) -> None:
         if buffer is not self.question_tail:
             self._returned.append(buffer)
-        self._given_back()
+        if (call := self._given_back()) is not None:
+            call()

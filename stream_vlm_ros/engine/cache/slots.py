@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-import torch
+import numpy as np
 
 
-def _none() -> torch.Tensor:
-    return torch.empty(0, dtype=torch.long, device="cpu")
+def _none() -> np.ndarray:
+    return np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +39,8 @@ class Slots:
     sink: int = 0
     room: int = 0
     window: range = range(0)
-    owner: torch.Tensor = field(default_factory=_none)
-    place: torch.Tensor = field(default_factory=_none)
+    owner: np.ndarray = field(default_factory=_none)
+    place: np.ndarray = field(default_factory=_none)
 
     @property
     def kept(self) -> int:
@@ -57,9 +57,9 @@ class Slots:
         return self.sink + self.kept + len(self.window)
 
     @property
-    def own(self) -> torch.Tensor:
+    def own(self) -> np.ndarray:
         """The slots of kept grids that are taken: ``[kept]``."""
-        return torch.arange(self.sink, self.sink + self.kept)
+        return np.arange(self.sink, self.sink + self.kept)
 
     # -- what changes --------------------------------------------------------------------------
 
@@ -78,22 +78,22 @@ class Slots:
     def kept_oldest(self, number: int, count: int) -> Slots:
         """The window's oldest ``count`` tokens, grid ``number``, are among the kept ones."""
         assert self.kept + count <= self.room
-        owner = torch.cat([self.owner, torch.full((count,), number)])
-        place = torch.cat([self.place, torch.arange(count)])
+        owner = np.append(self.owner, np.full(count, number))
+        place = np.append(self.place, np.arange(count))
         return replace(self, window=self.window[count:], owner=owner, place=place)
 
-    def order_without(self, number: int) -> torch.Tensor:
+    def order_without(self, number: int) -> np.ndarray:
         """For each slot left when a kept grid goes, which of them its token was in before.
 
         The last kept tokens move into the slots that become free.
         """
         gone = self.owner == number
-        left = self.kept - int(gone.sum())
-        order = torch.arange(left)
-        order[gone[:left]] = (~gone[left:]).nonzero()[:, 0] + left
+        left = self.kept - np.count_nonzero(gone)
+        order = np.arange(left)
+        order[gone[:left]] = np.flatnonzero(~gone[left:]) + left
         return order
 
-    def in_order(self, order: torch.Tensor) -> Slots:
+    def in_order(self, order: np.ndarray) -> Slots:
         return replace(self, owner=self.owner[order], place=self.place[order])
 
     # -- where things lie ----------------------------------------------------------------------
@@ -112,15 +112,19 @@ class Slots:
         slots = [slice(self.sink - in_sink, self.sink)] if in_sink else []
         return slots + self._ring(self.window[len(self.window) - (count - in_sink) :])
 
-    def of_window(self, count: int) -> torch.Tensor:
+    def of_window(self, count: int) -> np.ndarray:
         """Slots of the window's oldest ``count`` tokens, ``[count]``."""
-        numbers = torch.arange(self.window.start, self.window.start + count)
+        numbers = np.arange(self.window.start, self.window.start + count)
         return self.base + (numbers - self.sink) % (self.capacity - self.base)
 
-    def order(self) -> torch.Tensor:
+    def kept_in_order(self) -> np.ndarray:
+        """Which of the slots of kept grids come first, second, ... in time: ``[kept]``."""
+        return np.lexsort((self.place, self.owner))
+
+    def order(self) -> np.ndarray:
         """The slots of all tokens, in order of time: ``[length]``."""
-        kept = self.sink + torch.argsort(self.owner * (1 << 32) + self.place)
-        return torch.cat([torch.arange(self.sink), kept, self.of_window(len(self.window))])
+        kept = self.sink + self.kept_in_order()
+        return np.concatenate([np.arange(self.sink), kept, self.of_window(len(self.window))])
 
     def slices(self, start: int, stop: int) -> list[slice]:
         """Slots of the stream's tokens ``start`` to ``stop``, in as few slices as there can be.

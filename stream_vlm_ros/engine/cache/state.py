@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-import torch
+import numpy as np
 
 from stream_vlm_ros.engine.attention.base import Readout
 from stream_vlm_ros.engine.cache.eviction import (
@@ -204,7 +204,7 @@ class Draft:
 
     def _keep_oldest(self, grid: Grid) -> None:
         self.ledger.keep_oldest()
-        self.sources = torch.cat([self.sources, self.slots.of_window(grid.count)])
+        self.sources = np.append(self.sources, self.slots.of_window(grid.count))
         self.slots = self.slots.kept_oldest(grid.number, grid.count)
 
     def _drop_kept(self, number: int) -> None:
@@ -223,19 +223,19 @@ class Draft:
         self.said.append(f"sink found: the first {sink} tokens stay; window {window}")
         return sink
 
-    def moved(self) -> tuple[torch.Tensor, torch.Tensor, dict[int, bool]]:
+    def moved(self) -> tuple[np.ndarray, np.ndarray, dict[int, bool]]:
         """Tokens of kept grids that are to lie elsewhere: from, to, and of which grids.
 
         True: all tokens of the grid are among them.
         """
-        moves = self.sources != self.slots.own
+        moves = np.flatnonzero(self.sources != self.slots.own)
         owner = self.slots.owner
-        moving, counts = owner[moves].unique(return_counts=True)
+        moving, counts = np.unique(owner[moves], return_counts=True)
         grids = {
-            number: count == int((owner == number).sum())
+            number: count == np.count_nonzero(owner == number)
             for number, count in zip(moving.tolist(), counts.tolist(), strict=True)
         }
-        return self.sources[moves], self.slots.own[moves], grids
+        return self.sources[moves], moves + self.slots.sink, grids
 
     def tell(
         self, companions: Mapping[str, Companion], spans: Sequence[Span], read: Readout | None
@@ -243,8 +243,10 @@ class Draft:
         """Let each companion say what it will hold."""
         change = Change(spans, self._before.ledger.grids_seen, tuple(self.forgotten), read)
         self.companions = {
-            name: companion.draft(self.companions[name], change)
-            for name, companion in companions.items()
+            name: one.draft(
+                self.companions[name] if name in self.companions else one.empty(), change
+            )
+            for name, one in companions.items()
         }
 
 

@@ -19,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from stream_vlm_ros import __version__
@@ -29,6 +30,7 @@ from stream_vlm_ros.engine.cache.manager import KVCacheManager
 from stream_vlm_ros.engine.cache.mrope import Grid, Run, Vec, VisionRun
 from stream_vlm_ros.engine.cache.slots import Slots
 from stream_vlm_ros.engine.cache.state import MemoryState, StreamState
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.engine.inputs.token_reduction import Known
 from stream_vlm_ros.engine.results import SavedMemory
 from stream_vlm_ros.engine.saving.binding import difference
@@ -71,8 +73,8 @@ class _Bookkeeping:
 
     positions: _Positions
     window_start: int
-    owner: torch.Tensor
-    place: torch.Tensor
+    owner: np.ndarray
+    place: np.ndarray
     evictor: EvictorState
     stream: StreamState
 
@@ -186,7 +188,7 @@ def load_memory(
         text, arrays = file.text("bookkeeping"), file.text("arrays")
         book = Unpacker(arrays).unpack(_Bookkeeping, json.loads(text))
         if origin_ns is not None:
-            book = _moved(book, (saved.origin_ns - origin_ns) / 1e9)
+            book = _moved(book, (saved.origin_ns - origin_ns) / SECOND)
             saved = dataclasses.replace(saved, origin_ns=origin_ns)
         manager.reading(lambda now, buffer: _load(file, book, now, buffer, manager))
         return saved
@@ -450,7 +452,7 @@ def _slots(book: _Bookkeeping, ledger: PositionLedger, rules: KVCacheEvictor, no
         (run.grids[0].number, place) for run in _kept_runs(ledger) for place in range(run.count)
     ]
     for one in (book.owner, book.place):
-        _check(one.dtype == torch.int64 and list(one.shape) == [len(kept)], "its kept grids")
+        _check(one.dtype == np.int64 and one.shape == (len(kept),), "its kept grids")
     placed = sorted(zip(book.owner.tolist(), book.place.tolist(), strict=True))
     _check(placed == kept and len(kept) <= room, "the places of kept grids")
     start = book.window_start
