@@ -230,16 +230,16 @@ def ask(
     except OutOfHorizonError as error:
         spans = memory.get_cache_info().time_spans
         raise forgotten(about or (0.0, 0.0), spans, fed.first_ns or 0) from error
-    if settings.save_memory:
-        saved = memories.save()
-        text = f"Memory saved as {settings.save_memory}, {bytes_text(saved.bytes)}"
-        side.print(Text(text, style="dim"), soft_wrap=True)
     info = memory.get_cache_info()
     if as_json:
         name = source.name if source is not None else settings.load_memory
         print(json.dumps({"source": name, "memory": info.as_dict(), "answers": answers}))
     else:
         out.print(Text(memory_text(info, fed), style="dim"), soft_wrap=True)
+    if settings.save_memory:
+        saved = memories.save()
+        text = f"Memory saved as {settings.save_memory}, {bytes_text(saved.bytes)}"
+        side.print(Text(text, style="dim"), soft_wrap=True)
 
 
 @app.command()
