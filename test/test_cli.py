@@ -189,6 +189,10 @@ def test_a_memory_is_asked_again_without_its_video_and_goes_on_with_another(vide
     assert full.exit_code == 2
     assert json.loads(full.stdout)["answers"][0]["answer"] == again["answers"][0]["answer"]
     assert "cannot be saved as" in full.stderr
+    other = tmp_path / "other.safetensors"
+    forgotten = ("--about", "-900", "-800", "--save-memory", other)
+    late = run("ask", "-", "What?", "--load-memory", file, *forgotten)
+    assert (late.exit_code, other.is_file()) == (2, True)  # the memory is not lost for that
     refused = run("ask", "-", "What?", "--load-memory", file, "--layout", "segmented")
     assert refused.exit_code == 2
     assert "layout continuous, and here layout is segmented" in refused.stderr
