@@ -143,6 +143,20 @@ def test_it_takes_the_place_of_whatever_was_there(make, tmp_path, chunks):
     same_from_here(engine, loaded, after=3)
 
 
+def test_a_memory_that_was_emptied_takes_another_in(make, tmp_path):
+    """In the same room, where kept keys had been turned for what was there."""
+    # A sink of a given size: then the room for kept keys is taken once. A small one: most votes for
+    # how they are turned are not its own.
+    options = dict(eviction_config=EvictionConfig(200, 20, 0, 1, 0.3, 0.4))
+    engine = make(chunks=12, **options)
+    engine.save_memory(tmp_path / "m")
+    loaded = make(chunks=15, **options)
+    loaded.ask("What is it?", 2)
+    loaded.reset()
+    loaded.load_memory(tmp_path / "m")
+    same_from_here(engine, loaded, after=3)
+
+
 @pytest.mark.parametrize("policy", ["contiguous", "keep_gaps"])
 def test_both_ways_of_closing_up_go_on(make, tmp_path, policy):
     engine = make("sampled", 12, position_policy=policy)
@@ -514,6 +528,16 @@ def test_a_file_with_one_flipped_bit_is_refused(whole, tmp_path_factory, share, 
     refuses(engine, path, "is refused: ")
 
 
+def test_a_digit_that_was_changed_in_the_header_is_refused(whole, tmp_path):
+    data, engine = whole
+    start = data.index(b'"about"')
+    places = [at for at in range(start, start + 250) if data[at : at + 1].isdigit()]
+    assert len(places) > 20
+    for at in places:
+        (tmp_path / "m").write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        refuses(engine, tmp_path / "m", "the sum of its header is another|no saved memory")
+
+
 def test_bytes_behind_the_end_are_refused(whole, tmp_path):
     data, engine = whole
     (tmp_path / "m").write_bytes(data + b"more")
@@ -610,6 +634,72 @@ def test_bookkeeping_that_is_none_is_refused(whole, parts, text):
 def test_a_header_that_says_nothing_is_refused(whole, parts, name, text):
     parts.metadata[name] = text
     refuses(whole[1], parts.write(), "is refused")
+
+
+def at(*place):
+    """What changes one value of the bookkeeping."""
+    *way, last = place
+
+    def change(book, value):
+        for key in way:
+            book = book[key]
+        book[last] = value(book[last]) if callable(value) else value
+
+    return change
+
+
+MORE = {"another": lambda was: was + 1, "less": lambda was: was - 1}
+CONTRADICTIONS = [
+    (at("positions", "sink_length"), MORE["another"], "the length of its sink"),
+    (at("positions", "sink_length"), None, "the length of its sink"),
+    (at("positions", "kept"), lambda kept: kept[::-1], "the order of grids"),
+    (at("positions", "kept"), lambda kept: kept[1:], "the grids kept for long"),
+    (at("positions", "kept", 0, "cut"), 1, "the grids kept for long"),
+    (at("positions", "window", 0, "cut"), 10**6, "a run's cut"),
+    (at("positions", "window", 0, "cut"), -1, "a run's cut"),
+    (at("positions", "window", 0, "grids"), [], "the order of grids"),
+    (at("positions", "window", 0, "origin", "t"), 2**50, "a position"),
+    (at("positions", "window", 0, "grids", 0, "height"), 10**9, "a grid's size"),
+    (at("positions", "window", 0, "grids", 0, "places"), [3, 2], "a grid's places"),
+    (at("positions", "window", 0, "grids", 0, "places"), [10**6], "a grid's places"),
+    (at("positions", "window", 0, "grids", 0, "stamps"), [9.0, 1.0], "a grid's stamps"),
+    (at("positions", "window", 0, "grids", 0, "stamps"), [9.0], "1 items, not 2"),
+    (at("positions", "grids_seen"), 1, "the number of its grids"),
+    (at("positions", "evicted"), -1, "what it forgot"),
+    (at("positions", "end", "w"), -(2**50), "what it forgot"),
+    (at("window_start"), -1, "the number of its first token"),
+    (at("window_start"), 2**50, "the number of its first token"),
+    (at("owner", "shape"), [1], "its kept grids"),
+    (at("owner", "at"), 2**40, "beyond the file"),
+    (at("owner", "numbers"), "float32", "its kept grids"),
+    (at("place", "at"), lambda was: was + 8, "the places of kept grids"),
+    (at("evictor", "chunks"), 0, "the counts of its chunks"),
+    (at("evictor", "evictions"), -1, "the counts of its chunks"),
+    (at("evictor", "first_vision"), 2**50, "the counts of its chunks"),
+    (at("evictor", "sink_size"), MORE["another"], "its sink"),
+    (at("evictor", "important", 0, "tokens"), MORE["another"], "the sizes of kept grids"),
+    (at("evictor", "important"), [], "the grids kept for long"),
+    (at("evictor", "important", 0, "descriptor", "shape"), [7], "the descriptions of its frames"),
+    (at("evictor", "sink_end"), "soon", "where a float should be"),
+    (at("stream", "frames"), 0, "its counts"),
+    (at("stream", "first_stamp"), None, "its stamps"),
+    (at("stream", "last_stamp"), -5.0, "its stamps"),
+    (at("stream", "known", "grids", "numbers"), "float64", "what it compares with"),
+    (at("stream", "known", "features", "shape"), [6, 1], "what it compares with"),
+    (at("stream", "news"), 1, "has no news"),
+]
+
+
+@pytest.mark.parametrize("number", range(len(CONTRADICTIONS)))
+def test_bookkeeping_that_contradicts_itself_is_refused_with_what_does(whole, parts, number):
+    change, value, words = CONTRADICTIONS[number]
+    book = parts.bookkeeping
+    if words == "has no news":
+        book["stream"]["news"] = 1
+    else:
+        change(book, value)
+    parts.bookkeeping = book
+    refuses(whole[1], parts.write(), words)
 
 
 LIES = [
