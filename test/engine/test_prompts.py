@@ -187,7 +187,8 @@ def qwen():
             )
         },
     )  # fmt: skip
-    return StreamQwenModel(config).eval(), StreamProcessor.from_pretrained(QWEN)
+    model = StreamQwenModel.with_random_weights(config)
+    return model.eval(), StreamProcessor.from_pretrained(QWEN)
 
 
 @real
