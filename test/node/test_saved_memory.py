@@ -15,6 +15,7 @@ from toy_qwen import chatter_model, toy_processor
 
 from stream_vlm_ros import owned
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
+from stream_vlm_ros.engine.saving.memory_copy import about_memory
 
 pytestmark = pytest.mark.ros
 
@@ -277,14 +278,19 @@ def test_an_empty_memory_is_not_saved(here):
 def test_it_is_saved_every_so_often_if_it_has_changed(here):
     client, path = here.client, FOLDER / "memory.safetensors"
     fill(client, 2)
-    first = client.wait_status(lambda s: s.last_save_bytes).last_save
-    client.wait_status(lambda s: s.last_save == first)
-    file = path.stat().st_ino
-    statuses = len(client.statuses)
-    client.graph.wait(lambda: len(client.statuses) > statuses + 10)  # 0.05 s apart: a few periods
-    assert path.stat().st_ino == file
+    # The second frame may come between two saves.
+    client.wait_status(lambda s: s.last_save_bytes and about_memory(path).frames == 2)
+
+    def pass_some_periods():
+        statuses = len(client.statuses)
+        client.graph.wait(lambda: len(client.statuses) > statuses + 10)  # 0.05 s apart
+
+    pass_some_periods()  # what was being told of that save is told
+    first, written = client.status.last_save, path.stat().st_mtime_ns
+    pass_some_periods()
+    assert (client.status.last_save, path.stat().st_mtime_ns) == (first, written)
     fill(client, 1)
-    client.graph.wait(lambda: path.stat().st_ino != file, what="the next save")
+    client.wait_status(lambda s: s.last_save != first and about_memory(path).frames == 3)
 
 
 @pytest.mark.parametrize("minutes", [0.0, 1.0])
