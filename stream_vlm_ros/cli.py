@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -26,6 +26,9 @@ from stream_vlm_ros.config import Settings
 from stream_vlm_ros.demo.settings import DEMO, DemoOptions
 from stream_vlm_ros.processes.children import signals_as_ctrl_c
 from stream_vlm_ros.setting import Setting, SettingTable
+
+if TYPE_CHECKING:
+    from stream_vlm_ros.engine import SavedMemory
 
 INCOMPLETE, UNUSABLE, INTERRUPTED = 1, 2, 130  # exit statuses
 # What the system says of a place that the user named: no fault of ours.
@@ -222,24 +225,26 @@ def ask(
             side.print(Text(f"Note: {note}"), soft_wrap=True)
     _say_which_model(settings, video, side)
     dialogue = Dialogue(memory, None if as_json else out)
-    try:
-        answers = [
-            dialogue.ask(question, choice, settings.max_new_tokens, fed.span(about))
-            for question in questions
-        ]
-    except OutOfHorizonError as error:
-        spans = memory.get_cache_info().time_spans
-        raise forgotten(about or (0.0, 0.0), spans, fed.first_ns or 0) from error
-    if settings.save_memory:
-        saved = memories.save()
+
+    def tell(saved: SavedMemory) -> None:
         text = f"Memory saved as {settings.save_memory}, {bytes_text(saved.bytes)}"
         side.print(Text(text, style="dim"), soft_wrap=True)
-    info = memory.get_cache_info()
-    if as_json:
-        name = source.name if source is not None else settings.load_memory
-        print(json.dumps({"source": name, "memory": info.as_dict(), "answers": answers}))
-    else:
-        out.print(Text(memory_text(info, fed), style="dim"), soft_wrap=True)
+
+    with memories.saved_at_the_end(tell):
+        try:
+            answers = [
+                dialogue.ask(question, choice, settings.max_new_tokens, fed.span(about))
+                for question in questions
+            ]
+        except OutOfHorizonError as error:
+            spans = memory.get_cache_info().time_spans
+            raise forgotten(about or (0.0, 0.0), spans, fed.first_ns or 0) from error
+        info = memory.get_cache_info()
+        if as_json:
+            name = source.name if source is not None else settings.load_memory
+            print(json.dumps({"source": name, "memory": info.as_dict(), "answers": answers}))
+        else:
+            out.print(Text(memory_text(info, fed), style="dim"), soft_wrap=True)
 
 
 @app.command()

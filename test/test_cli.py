@@ -5,6 +5,7 @@
 
 import importlib.util
 import json
+import resource
 from fractions import Fraction
 
 import av
@@ -179,6 +180,19 @@ def test_a_memory_is_asked_again_without_its_video_and_goes_on_with_another(vide
     result = run("ask", video, "What?", "--load-memory", file)
     assert result.exit_code == 0
     assert "its time was moved by" in result.stderr
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:  # a full disk costs no answer
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        full = run("ask", "-", "What?", "--json", "--load-memory", file, "--save-memory", file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert full.exit_code == 2
+    assert json.loads(full.stdout)["answers"][0]["answer"] == again["answers"][0]["answer"]
+    assert "cannot be saved as" in full.stderr
+    other = tmp_path / "other.safetensors"
+    forgotten = ("--about", "-900", "-800", "--save-memory", other)
+    late = run("ask", "-", "What?", "--load-memory", file, *forgotten)
+    assert (late.exit_code, other.is_file()) == (2, True)  # the memory is not lost for that
     refused = run("ask", "-", "What?", "--load-memory", file, "--layout", "segmented")
     assert refused.exit_code == 2
     assert "layout continuous, and here layout is segmented" in refused.stderr

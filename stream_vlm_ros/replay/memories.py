@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,15 @@ class RunMemory:
         if settings.load_memory:
             self._engines[-1].load_memory(settings.load_memory, origin_ns=0)
         return self._engines[-1]
+
+    @contextlib.contextmanager
+    def saved_at_the_end(self, tell: Callable[[SavedMemory], None]) -> Iterator[None]:
+        """Save it when the block ends, also where a question in it was refused; and tell of it."""
+        try:
+            yield
+        finally:
+            if self._settings.save_memory:
+                tell(self.save())
 
     def save(self) -> SavedMemory:
         """Save it; raises what `InferenceEngine.save_memory` raises."""

@@ -530,12 +530,12 @@ def test_a_file_with_one_flipped_bit_is_refused(whole, tmp_path_factory, share, 
 
 def test_a_digit_that_was_changed_in_the_header_is_refused(whole, tmp_path):
     data, engine = whole
-    start = data.index(b'"about"')
-    places = [at for at in range(start, start + 250) if data[at : at + 1].isdigit()]
+    told = range(data.index(b'"about"'), data.index(b'"format"'))
+    places = [at for at in told if data[at : at + 1].isdigit()]
     assert len(places) > 20
     for at in places:
         (tmp_path / "m").write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
-        refuses(engine, tmp_path / "m", "the sum of its header is another|no saved memory")
+        refuses(engine, tmp_path / "m", "the sum of its header is another")
 
 
 def test_bytes_behind_the_end_are_refused(whole, tmp_path):

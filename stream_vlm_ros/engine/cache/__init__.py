@@ -13,6 +13,5 @@ Begin with `manager`, which the engine talks to; it conducts the others.
     buffer          keys and values, taken once; nothing in the window moves
     mrope           M-RoPE ids and rotations
     requests        forks: readers with room of their own; the stream is read-only to them
-    plain           a state as JSON and tensors, and back
     budget          whether it fits the device
 """

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from transformers import Qwen2_5_VLConfig
@@ -136,8 +137,12 @@ class ChatLayout:
         """Tokens of the text around a chunk's frames, at most."""
         return max(len(self.head), len(self.turn)) + len(self.behind_chunk(layout))
 
+    @cached_property
     def identity(self) -> dict[str, str]:
-        """Hashes of the tokenizer's words and of the fixed pieces: what prompts are made of."""
+        """Hashes of the tokenizer's words and of the fixed pieces: what prompts are made of.
+
+        (Once: a released tokenizer has 150,000 words.)
+        """
         words = sorted(self._tokenizer.get_vocab().items())
         pieces = [
             self.head,

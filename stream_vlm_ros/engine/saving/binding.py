@@ -53,7 +53,7 @@ def binding_of(
         "dtype": str(shape.dtype).removeprefix("torch."),
         "config": _config_hash(model.config),
         "weights": weights_hash(model),
-        **chat.identity(),
+        **chat.identity,
         "layout": layout,
         "position_policy": manager.ledger.policy,
         "max_cache_tokens": config.max_cache_tokens if config else 0,
