@@ -24,6 +24,7 @@ from stream_vlm_ros.engine.attention.sdpa import rotate_qkv
 from stream_vlm_ros.engine.cache.ledger import PositionLedger
 from stream_vlm_ros.engine.cache.mrope import TextSpan, VisionSpan, time_to_ticks
 from stream_vlm_ros.engine.inputs.chat import ChatLayout
+from stream_vlm_ros.engine.inputs.timeline import MAX_PAUSE, Timeline
 from stream_vlm_ros.engine.model.base import StreamModel
 
 # Numbers in the attention of one batch and head, on a GPU and elsewhere.
@@ -131,9 +132,14 @@ class Windows:
         return self.chat.question(question, True, 2048) if question else []
 
     def positions(self, sequence: Look) -> torch.Tensor:
-        """``[3, n]``, as the engine's own ledger gives them to a stream of these grids."""
+        """``[3, n]``, as the engine gives them to a stream of these grids, long pauses closed."""
         times = [self._seconds * grid for grid in sequence.grids]
-        ticks = tuple(time_to_ticks(t - times[0], self._rate) for t in times)
+        ticks, _ = Timeline().extended(
+            [time_to_ticks(t - times[0], self._rate) for t in times],
+            time_to_ticks(MAX_PAUSE, self._rate),
+            self.model.config.text_config.max_position_embeddings,
+            time_to_ticks(1.0, self._rate),
+        )
         _, rows, columns, _ = self.features.shape
         spans = [TextSpan(len(self.chat.head))]
         spans.append(VisionSpan(ticks, tuple((t, t) for t in times), rows, columns, opens=True))

@@ -27,6 +27,7 @@ from stream_vlm_ros.engine.cache.mrope import (
     TextSpan,
     Vec,
     VisionRun,
+    VisionSpan,
     concatenate,
     everywhere,
     run_positions,
@@ -274,41 +275,56 @@ class PositionLedger:
 
     def preview(self, spans: Iterable[Span]) -> torch.Tensor:
         """Positions ``[3, n]`` at which tokens appended now would be rotated."""
-        end, segment, runs = self._end, self._segment, []
-        newest = self._newest_run()
-        open_run = newest if isinstance(newest, VisionRun) else None
-        for span in spans:
-            run, segment = self._lay(span, end, segment, open_run)
-            open_run = run if isinstance(run, VisionRun) else None
-            end = self._end_after(run, end)
-            runs.append(run)
-        return concatenate([run_positions(run) for run in runs])
+        then = self.draft()
+        return concatenate([run_positions(then._append(span)) for span in spans])
 
     # -- changing ----------------------------------------------------------------------------
 
     def append(self, spans: Iterable[Span]) -> None:
         for span in spans:
-            newest = self._newest_run()
-            open_run = newest if isinstance(newest, VisionRun) else None
-            run, self._segment = self._lay(span, self._end, self._segment, open_run)
-            if not run.count:
-                continue
-            run = replace(run, shift=self.frame)
-            self._end = self._end_after(run, self._end)
-            self.length += run.count
-            self._grids_seen += len(run.grids) if isinstance(run, VisionRun) else 0
-            if isinstance(run, VisionRun) and open_run and run.segment == open_run.segment:
-                step = run.grids[0].tick - open_run.grids[-1].tick
+            self._append(span)
+
+    def _append(self, span: Span) -> Run:
+        """Lay ``span`` behind all others; the run of its tokens alone."""
+        newest, frame, end = self._newest_run(), self.frame, self._end
+        run: Run
+        if isinstance(span, TextSpan):
+            run = TextRun(end, span.count, frame)
+            self._end = end.plus(everywhere(span.count))
+        else:
+            goes_on = newest if isinstance(newest, VisionRun) and not span.opens else None
+            self._segment += goes_on is None
+            origin = goes_on.origin if goes_on else Vec(end.t - span.ticks[0], end.h, end.w)
+            run = VisionRun(origin, self._segment, self._grids(span), frame)
+            # Compared as laid out again (origin less shift): only there do the axes share a zero.
+            reaches = max(end.t - frame.t, run.end_of(origin.minus(frame)))
+            self._end = everywhere(reaches).plus(frame)
+            self._grids_seen += len(run.grids)
+            if goes_on:
+                step = run.grids[0].tick - goes_on.grids[-1].tick
                 if self._window:
-                    run = replace(open_run, grids=open_run.grids + run.grids, step_after=step)
-                    self._window = (*self._window[:-1], run)
-                    continue
-                followed = replace(open_run, step_after=step)
+                    longer = replace(goes_on, grids=goes_on.grids + run.grids, step_after=step)
+                    self._window = (*self._window[:-1], longer)
+                    self.length += run.count
+                    return run
+                followed = replace(goes_on, step_after=step)
                 if self._kept:
                     self._kept = (*self._kept[:-1], followed)
                 else:
                     self._sink = (*self._sink[:-1], followed)
+        if run.count:
             self._window = (*self._window, run)
+            self.length += run.count
+        return run
+
+    def _grids(self, span: VisionSpan) -> tuple[Grid, ...]:
+        places = span.places or [None] * len(span.ticks)
+        return tuple(
+            Grid(tick, span.height, span.width, stamps, number, there)
+            for number, tick, stamps, there in zip(
+                count(self._grids_seen), span.ticks, span.stamps, places, strict=False
+            )
+        )
 
     def seal_sink(self, length: int) -> None:
         """From now on the first ``length`` tokens are the sink and stay."""
@@ -428,33 +444,6 @@ class PositionLedger:
             if runs:
                 return runs[-1]
         return None
-
-    def _lay(
-        self, span: Span, end: Vec, segment: int, open_run: VisionRun | None
-    ) -> tuple[Run, int]:
-        """The run that ``span`` becomes when the next position is ``end``."""
-        if isinstance(span, TextSpan):
-            return TextRun(end, span.count), segment
-        places = span.places or [None] * len(span.ticks)
-        grids = tuple(
-            Grid(tick, span.height, span.width, stamps, number, there)
-            for number, tick, stamps, there in zip(
-                count(self._grids_seen), span.ticks, span.stamps, places, strict=False
-            )
-        )
-        if not span.opens and open_run is not None:
-            return VisionRun(open_run.origin, open_run.segment, grids), segment
-        origin = Vec(end.t - span.ticks[0], end.h, end.w)
-        return VisionRun(origin, segment + 1, grids), segment + 1
-
-    def _end_after(self, run: Run, end: Vec) -> Vec:
-        """One more than the maximum over all axes, expressed in the frame of the newest run."""
-        if isinstance(run, TextRun):
-            return run.origin.plus(everywhere(run.count))
-        frame = self.frame
-        # Compared as laid out again (origin less shift): only there do the axes share a zero.
-        laid_out = run.origin.minus(frame)
-        return everywhere(max(end.t - frame.t, run.end_of(laid_out))).plus(frame)
 
     def _lay_out_again(self) -> None:
         """Set every run's shift: where its keys are less where the trained rule would put them."""
