@@ -450,6 +450,7 @@ class PositionLedger:
         end, segment = 0, None  # of the run before, if that is of frames
         t = h = w = 0  # where that run's last grid lies
         step = 0
+        shift: tuple[int, int, int]
         levels = []
         for runs in (self._sink, self._kept, self._window):
             laid_out: list[Any] = []
@@ -464,11 +465,12 @@ class PositionLedger:
                     else:
                         t = h = w = end
                     t -= first
-                    shift = Vec(run.origin.t - t, run.origin.h - h, run.origin.w - w)
-                    end = max(end, run.end_of(Vec(t, h, w)))
+                    was = run.origin
+                    shift = was.t - t, was.h - h, was.w - w  # plain: of most runs it is as it was
+                    end = max(end, run.end_of((t, h, w)))
                     t += last
                     segment, step = run.segment, run.step_after
-                laid_out.append(run if run.shift == shift else run.shifted(shift))
+                laid_out.append(run if run.shift == shift else run.shifted(Vec(*shift)))
             levels.append(tuple(laid_out))
         self._sink, self._kept, self._window = levels
         self._end = everywhere(end).plus(self.frame)

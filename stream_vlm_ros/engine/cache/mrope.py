@@ -212,10 +212,11 @@ class VisionRun:
             max([min(there, last.width), *(grid.width for grid in grids[:-1])]),
         )
 
-    def end_of(self, origin: Vec) -> int:
+    def end_of(self, origin: tuple[int, int, int]) -> int:
         """The first position after the run, over all axes, if its origin were ``origin``."""
+        t, h, w = origin
         height, width = self._extent
-        return max(origin.t + self.grids[-1].tick + 1, origin.h + height, origin.w + width)
+        return max(t + self.grids[-1].tick + 1, h + height, w + width)
 
 
 Run = TextRun | VisionRun
