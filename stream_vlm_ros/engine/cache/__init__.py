@@ -6,13 +6,12 @@
 Begin with `manager`, which the engine talks to; it conducts the others.
 
     manager         `KVCacheManager`: conducts; all that changes is one operation of it
-    state           what a memory is, as plain data; the draft of what comes next; companions
+    state           what a memory is, as plain data; the draft of what comes next; `Companion`s
     slots           which slot of the buffer each token takes
     ledger          where each token lies in the model's positions
     eviction        what to forget: sink, window, sampled and important frames
     buffer          keys and values, taken once; nothing in the window moves
     mrope           M-RoPE ids and rotations
     requests        forks: readers with room of their own; the stream is read-only to them
-    plain           a state as JSON and tensors, and back
     budget          whether it fits the device
 """
