@@ -486,7 +486,7 @@ def _unread_buffer(
             buffer = KVBuffer(manager.shape, slots.capacity, present.data.device, room)
         if buffer.keeps_originals and slots.room:
             buffer = buffer.with_room_for_originals(slots.base)
-        buffer.forget_turns()
+        buffer.forget_rotations()
         return buffer
     except (DeviceUnavailableError, torch.OutOfMemoryError) as error:
         raise DeviceUnavailableError(
