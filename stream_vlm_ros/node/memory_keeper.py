@@ -54,7 +54,13 @@ NOTHING_SAVED = SavedState()
 
 @dataclass(frozen=True)
 class Done:
-    """What came of a service: words for its caller, the file's size, and how long it took in s."""
+    """What came of saving or loading.
+
+    Attributes:
+        words: for who asked.
+        bytes, seconds: the file's size, and how long it took.
+        newest_ns: stamp of the newest frame that was loaded; None: it was saved.
+    """
 
     words: str
     bytes: int
@@ -67,7 +73,7 @@ class MemoryKeeper:
 
     One file is written or read at a time: there is never more than one copy of the memory. Names
     stay within the folder, and no link in it is followed. What is there and is no saved memory is
-    left alone; so is one that was refused at the start, by all that is saved without being asked.
+    left alone. A file that was refused at the start is overwritten only by a save that names it.
 
     Args:
         parameters: gives the settings that hold now.
@@ -91,7 +97,7 @@ class MemoryKeeper:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="memory files")
         self._busy = threading.Lock()
         self._tried_at = time.monotonic()
-        self._saved_as: tuple[Any, ...] | None = None  # what the memory was when it was saved
+        self._in_own_file: tuple[Any, ...] | None = None  # what the file memory_name holds
         self._left_alone: tuple[int, ...] | None = None  # the file that was refused at the start
 
     # -- asked for ---------------------------------------------------------------------------
@@ -177,7 +183,7 @@ class MemoryKeeper:
     @property
     def _has_changed(self) -> bool:
         memory = self._worker.memory
-        return bool(memory.chunks) and self._saved_as != _what_is(memory)
+        return bool(memory.chunks) and self._in_own_file != _what_is(memory)
 
     def _path(self, name: str) -> Path:
         parameters = self._parameters()
@@ -225,7 +231,8 @@ class MemoryKeeper:
             ) from error
         saved = copied.copy.write(path, origin_ns=copied.origin_ns, frame_id=copied.frame_id)
         seconds = time.monotonic() - started
-        self._saved_as, self._left_alone = _what_is(copied.memory), None
+        if path == self._path(""):
+            self._in_own_file = _what_is(copied.memory)
         self.state = SavedState(
             self._now_ns(), path.name, saved.bytes, seconds, "", self.state.loaded
         )
@@ -235,7 +242,7 @@ class MemoryKeeper:
         started = time.monotonic()
         saved = self._worker.load_memory(path).result()
         before, memory = self.state, self._worker.memory
-        self._saved_as = _what_is(memory)
+        self._in_own_file = _what_is(memory) if path == self._path("") else None
         self.state = SavedState(
             before.saved_ns, before.name, before.bytes, before.seconds, "", path.name
         )

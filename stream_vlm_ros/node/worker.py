@@ -417,8 +417,8 @@ class EngineWorker:
             self._min_pixels = engine.min_pixels
         except BaseException as fault:
             # What is no Exception would end the thread that asks for the result.
-            known = isinstance(fault, Exception)
-            self.loaded.set_exception(fault if known else _as_error("loading the model", fault))
+            ended = StreamVlmError(f"loading the model was ended by {fault!r}; see the node's log")
+            self.loaded.set_exception(fault if isinstance(fault, Exception) else ended)
             return
         self.loaded.set_result(engine.memory_plan)
         try:
@@ -442,7 +442,7 @@ class EngineWorker:
             self._tell()
 
     def _end(self, fault: BaseException) -> None:
-        """The thread ends by a fault: nobody is left waiting, and all is said."""
+        """The thread ends by a fault: nobody is left waiting, and the fault is reported."""
         ended = EngineEndedError(
             f"the engine's thread has ended by {fault!r}: clean the node up and configure it "
             "again, or restart it; see its log"
@@ -531,19 +531,16 @@ class EngineWorker:
     def _reset(self, engine: InferenceEngine, command: _Reset) -> None:
         try:
             self._limit_pixels(engine)
-            start_anew = engine.reset
+            forget = engine.reset
             if command.cause is Drop.TIME_JUMP:
-                start_anew = getattr(engine, "start_epoch", engine.reset)
-            start_anew()
+                forget = getattr(engine, "start_epoch", engine.reset)
+            forget()
             self._newest_header = None
             self.memory = self._snapshot(engine)
         except Exception as fault:
             self._report(fault)
             command.future.set_exception(fault)
             return
-        except BaseException as fault:  # ends the thread
-            command.future.set_exception(_as_error("the reset", fault))
-            raise
         self.last_fault = ""
         self.resets += 1
         command.future.set_result(None)
@@ -756,11 +753,6 @@ class EngineWorker:
 
     def _to_ns(self, seconds: float) -> int:
         return self._epoch_ns + round(seconds * SECOND)
-
-
-def _as_error(what: str, fault: BaseException) -> StreamVlmError:
-    """What may be raised in another thread without ending that, too."""
-    return StreamVlmError(f"{what} was ended by {fault!r}; see the node's log")
 
 
 def _level(name: str, held: LevelInfo | None) -> LevelState:

@@ -173,7 +173,7 @@ def test_parts_that_were_loaded_halfway_are_loaded_again(toys, model, processor)
     assert any(part.rope_offset is not None for part in whole.parts)
     plain = whole.parts
     whole.release()
-    unturned = [part._replace(rope_offset=None) for part in plain]
+    unrotated = [part._replace(rope_offset=None) for part in plain]
 
     def said(fork, parts):
         fork.parts = parts
@@ -181,14 +181,14 @@ def test_parts_that_were_loaded_halfway_are_loaded_again(toys, model, processor)
         return path.append(ids, fork.start, fork).clone()
 
     with manager.question_fork(3, 9) as fork:
-        expected = said(fork, unturned)
+        expected = said(fork, unrotated)
     for at in range(2000):
         with manager.question_fork(3, 9) as fork:
-            said(fork, unturned)
+            said(fork, unrotated)
         with manager.question_fork(3, 9) as fork:
             ended = Places(at).run(lambda fork=fork: said(fork, plain))
         with manager.question_fork(3, 9) as fork:
-            assert torch.equal(said(fork, unturned), expected)
+            assert torch.equal(said(fork, unrotated), expected)
         if ended:
             break
     assert at > 20
@@ -199,12 +199,12 @@ def test_parts_that_were_loaded_halfway_are_loaded_again(toys, model, processor)
 def test_an_exception_around_the_flip_is_made_good_by_the_next_operation(
     toys, model, processor, level, kind
 ):
-    """Where keys and values are written, turned and given back: every place of each function."""
+    """Where keys and values are written, rotated and given back: every place of each function."""
     case = Case(toys, model, processor, level, "continuous", "append")
     functions = places(case).functions
-    of_interest = {"_make_current", "_finish", "write", "rotate_base", "_turn", "release"}
+    of_interest = {"_make_current", "_finish", "write", "rotate_base", "_rotate", "release"}
     wanted = [at for at, name in enumerate(functions) if name in of_interest]
-    assert of_interest - {"rotate_base", "_turn"} <= set(functions)
+    assert of_interest - {"rotate_base", "_rotate"} <= set(functions)
     tally = sweep(case, kind, wanted[:: max(1, len(wanted) // 150)])
     assert tally["before"] and tally["after"]
 

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-"""Keys of sink and kept grids in the buffer: turned from the originals, as few as there can be."""
+"""Keys of sink and kept grids in the buffer: rotated from the originals, as few as there can be."""
 
 import functools
 from itertools import pairwise
@@ -37,8 +37,8 @@ def buffer_of(grids, dtype=torch.float32):
     return buffer, slots, kv
 
 
-def turned(keys, offset):
-    """Each pair of numbers as a complex one, turned by its axis' positions, in float64."""
+def rotated(keys, offset):
+    """Each pair of numbers as a complex one, rotated by its axis' positions, in float64."""
     pairs = torch.complex(keys[..., :4].double(), keys[..., 4:].double())
     frequencies = 100.0 ** (-torch.arange(4) / 4)
     angles = torch.tensor([offset[axis] for axis in AXES]).double() * frequencies.double()
@@ -47,13 +47,13 @@ def turned(keys, offset):
 
 
 def check(buffer, kv, shifts, frame, shared):
-    """A query turned on by ``shared`` is as far from each key as one turned by its own offset."""
+    """A query rotated by ``shared`` is as far from each key as one rotated by its own offset."""
     owners = [SINK] * 2 + [
         number for number in sorted(shifts) if number >= 0 for _ in range(TOKENS)
     ]
     for at, number in enumerate(owners):
         further = shared.minus(shifts[number][0].minus(frame))
-        expected = turned(kv[:, 0, :, at], further)
+        expected = rotated(kv[:, 0, :, at], further)
         assert (buffer.data[:, 0, :, at].double() - expected).abs().max() < 1e-5
     assert torch.equal(buffer.data[:, 1, :, : len(owners)], kv[:, 1])
 
@@ -87,14 +87,14 @@ def test_keys_that_move_together_with_most_others_are_not_touched(moving):
     assert changed.nonzero()[:, 0].tolist() == expected
 
 
-def test_keys_whose_turning_was_interrupted_anywhere_are_turned_again_for_any_layout():
+def test_keys_whose_rotation_was_interrupted_anywhere_are_rotated_again_for_any_layout():
     frame = ZERO
     layouts = [layout([Vec(3 * n % 5, n, 0) for n in range(first, first + 5)]) for first in (0, 7)]
     for at in range(3000):
         buffer, slots, kv = buffer_of(4)
         buffer.rotate_base(ROTARY, slots, layouts[0], frame)
-        turn = functools.partial(buffer.rotate_base, ROTARY, slots, layouts[1], frame)
-        ended = Places(at).run(turn)
+        rotate = functools.partial(buffer.rotate_base, ROTARY, slots, layouts[1], frame)
+        ended = Places(at).run(rotate)
         shared = buffer.rotate_base(ROTARY, slots, layouts[0], frame)
         check(buffer, kv, layouts[0], frame, shared)
         if ended:
@@ -102,13 +102,13 @@ def test_keys_whose_turning_was_interrupted_anywhere_are_turned_again_for_any_la
     assert 100 < at < 2999
 
 
-def test_keys_do_not_drift_however_often_they_are_turned():
+def test_keys_do_not_drift_however_often_they_are_rotated():
     buffer, slots, kv = buffer_of(2, torch.bfloat16)
     steps = [Vec(13 * number, number, 2 * number) for number in range(1000)]
     for early, late in pairwise(steps):
         shifts = layout([ZERO, early, late])
         shared = buffer.rotate_base(ROTARY, slots, shifts, ZERO)
     for number, at in ((0, 2), (1, 5)):
-        expected = turned(kv[:, 0, :, at], shared.minus(shifts[number][0]))
+        expected = rotated(kv[:, 0, :, at], shared.minus(shifts[number][0]))
         # One rounding to eight bits.
         assert (buffer.data[:, 0, :, at].double() - expected).abs().max() < 2**-8 * 4

@@ -271,5 +271,5 @@ def test_readers_that_go_in_other_threads_disturb_no_operation(toys, model, proc
     assert manager.get_seq_length() == manager.ledger.length == manager.gather().shape[3]
     # What is held is what the positions say: the pictures' first-layer values at each token.
     values = [one.cache_manager.gather()[0, 1] for one in (engine, straight)]
-    if grids_held(engine) == grids_held(straight):
-        torch.testing.assert_close(*values, rtol=0, atol=1e-5)
+    assert grids_held(engine) == grids_held(straight)
+    torch.testing.assert_close(*values, rtol=0, atol=1e-5)

@@ -268,7 +268,7 @@ def test_an_empty_memory_is_not_saved(here):
     reply = save(here.client)
     assert not reply.success
     assert "no memory to save" in reply.message
-    assert load(here.client).message
+    assert not FOLDER.exists() or os.listdir(FOLDER) == []
 
 
 # -- by itself ---------------------------------------------------------------------------------
@@ -370,6 +370,27 @@ def test_a_file_that_is_refused_at_the_start_is_said_and_left_alone(restarting, 
     assert "max_cache_tokens 16384, and here max_cache_tokens is 4096" in told.message
     fill(client, 3)
     diagnostic(client, "saved memory", lambda d: "is left alone" in d.message)
+    assert os.listdir(path.parent) == ["memory.safetensors"]
+    assert save(client, "other").success  # which is not to ask for the first one
+    fill(client, 3)
+    diagnostic(client, "saved memory", lambda d: "is left alone" in d.message)
     stop(node, client)
     assert path.read_bytes() == there
-    assert os.listdir(path.parent) == ["memory.safetensors"]
+    assert sorted(os.listdir(path.parent)) == ["memory.safetensors", "other.safetensors"]
+
+
+def test_a_memory_saved_under_another_name_is_still_saved_under_its_own(restarting, tmp_path):
+    start, stop = restarting
+    node, client = start(save_memory_on_shutdown=True)
+    before = fill(client, 3)
+    assert save(client, "kitchen").success
+    stop(node, client)
+    held = sorted(os.listdir(tmp_path / "memories"))
+    assert held == ["kitchen.safetensors", "memory.safetensors"]
+    node, client = start(save_memory_on_shutdown=True)
+    fill(client, 5)
+    assert load(client, "kitchen").success
+    stop(node, client)  # what it holds now is the kitchen, and so is what it begins with next
+    node, client = start(load_memory_at_start=True)
+    assert client.wait_status(lambda s: s.frames == 3).spans == before.spans
+    stop(node, client)

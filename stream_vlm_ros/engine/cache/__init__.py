@@ -6,7 +6,7 @@
 Begin with `manager`, which the engine talks to; it conducts the others.
 
     manager         `KVCacheManager`: conducts; all that changes is one operation of it
-    state           what a memory is, as plain data; the draft of what comes next; companions
+    state           what a memory is, as plain data; the draft of what comes next; `Companion`s
     slots           which slot of the buffer each token takes
     ledger          where each token lies in the model's positions
     eviction        what to forget: sink, window, sampled and important frames

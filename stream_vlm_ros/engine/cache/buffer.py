@@ -21,9 +21,9 @@ from stream_vlm_ros.engine.cache.mrope import ZERO, MultimodalRotary, Vec
 from stream_vlm_ros.engine.cache.slots import Slots
 from stream_vlm_ros.errors import DeviceUnavailableError
 
-# Numbers of keys that a GPU rotates together, which takes some times as much in float32 meanwhile:
-# as many layers as make no more. Short memories are so rotated in few calls. A CPU is faster layer
-# by layer, each of which stays in its cache.
+# Elements of keys that a GPU rotates in one call, as whole layers: that takes a few times as much
+# memory in float32 meanwhile, and short memories need few calls. A CPU is faster layer by layer,
+# each of which stays in its cache.
 _ROTATED_AT_ONCE = 2**24
 
 SINK = -1  # among the numbers of grids
@@ -113,9 +113,9 @@ class KVBuffer:
         self.keeps_originals = originals is not None
         if originals is not None:
             self.originals = self._take_originals(originals)
-        # By how much the keys of the sink and of each kept grid are turned in ``data``; not there:
-        # they hold anything.
-        self._turned: dict[int, Vec] = {}
+        # By how many positions the keys of the sink and of each kept grid are rotated in ``data``,
+        # compared with the originals; not listed: what is there is not valid.
+        self._rotated: dict[int, Vec] = {}
 
     @property
     def capacity(self) -> int:
@@ -130,16 +130,16 @@ class KVBuffer:
         if self.originals is not None and self.originals.shape[2] >= tokens:
             return self
         twin = copy.copy(self)
-        twin.originals, twin._turned = self._take_originals(tokens), {}
+        twin.originals, twin._rotated = self._take_originals(tokens), {}
         return twin
 
     def _take_originals(self, tokens: int) -> torch.Tensor:
         layers, _, heads, _, size = self.data.shape
         return self.data.new_empty(layers, heads, tokens, size)
 
-    def forget_turns(self) -> None:
-        """Turn all keys of sink and kept grids from the originals when they are read next."""
-        self._turned = {}
+    def forget_rotations(self) -> None:
+        """Let all keys of sink and kept grids be rotated from the originals when read next."""
+        self._rotated = {}
 
     def grown(self, capacity: int, length: int) -> KVBuffer:
         """A larger one with the same first ``length`` slots; only without a second copy."""
@@ -152,7 +152,7 @@ class KVBuffer:
         twin = copy.copy(self)
         twin.data = self.data.clone()
         twin.originals = None if self.originals is None else self.originals.clone()
-        twin._turned = dict(self._turned)
+        twin._rotated = dict(self._rotated)
         return twin
 
     def read(self, slots: np.ndarray, base: int) -> torch.Tensor:
@@ -179,17 +179,17 @@ class KVBuffer:
                 self.data[:, :, :, slots] = new.tokens[:, :, :, done : done + size]
                 done += size
         if new.sealed and self.originals is not None:
-            self._turned.clear()
+            self._rotated.clear()
             self.originals[:, :, : new.sealed] = self.data[:, 0, :, : new.sealed]
-            self._turned[SINK] = ZERO
+            self._rotated[SINK] = ZERO
         if new.moved is not None:
             to, kv, grids = new.moved
             for number in grids:
-                self._turned.pop(number, None)
+                self._rotated.pop(number, None)
             self.data.index_copy_(3, to, kv)
             if self.originals is not None:
                 self.originals.index_copy_(2, to, kv[:, 0])
-            self._turned.update((number, ZERO) for number, whole in grids.items() if whole)
+            self._rotated.update((number, ZERO) for number, whole in grids.items() if whole)
 
     def rotate_base(
         self,
@@ -198,48 +198,48 @@ class KVBuffer:
         shifts: Mapping[int, tuple[Vec, int]],
         frame: Vec,
     ) -> Vec:
-        """Turn keys of sink and kept grids, so that one offset of a query sees all of them right.
+        """Rotate keys of sink and kept grids so that one RoPE offset of a query fits all of them.
 
-        A query that is to stand further by an offset may be turned on, or the key turned back. The
-        query is turned by what leaves as many keys as possible as they are; the others are turned
-        from the originals.
+        A query may be rotated further by an offset, or a key back by the same. Of the offsets, that
+        is taken which leaves as many keys as possible as they are; the others are rotated from the
+        originals.
 
         Args:
             shifts: of the sink and of each kept grid its run's shift, and its number of tokens.
-            frame: the shift of the newest run: a query that is not turned sees keys of that shift.
+            frame: the shift of the newest run: keys of that shift need a query of offset 0.
 
         Returns:
-            The offset of a query that sees all of them right.
+            The offset of the query.
         """
-        turned = self._turned
-        for gone in turned.keys() - shifts.keys():
-            del turned[gone]
-        # A key is seen right by a query that is turned by its shift and its own turn, less the
-        # frame: that is to be the same of all.
+        rotated = self._rotated
+        for gone in rotated.keys() - shifts.keys():
+            del rotated[gone]
+        # The offset that fits a key is its shift plus its own rotation, less the frame: it has to
+        # be the same for all.
         votes: Counter[Vec] = Counter()
-        for number, turn in turned.items():
+        for number, by in rotated.items():
             shift, tokens = shifts[number]
-            votes[shift.plus(turn)] += tokens
+            votes[shift.plus(by)] += tokens
         shared = votes.most_common(1)[0][0] if votes else frame
-        if len(votes) > 1 or len(turned) < len(shifts):
-            turns = {number: shared.minus(shift) for number, (shift, _) in shifts.items()}
-            stale = {number: turn for number, turn in turns.items() if turned.get(number) != turn}
+        if len(votes) > 1 or len(rotated) < len(shifts):
+            wanted = {number: shared.minus(shift) for number, (shift, _) in shifts.items()}
+            stale = {number: by for number, by in wanted.items() if rotated.get(number) != by}
             for number in stale:
-                turned.pop(number, None)  # until they are turned, they hold anything
-            self._turn(rotary, slots, stale)
-            turned.update(stale)
+                rotated.pop(number, None)  # not valid until they are rotated
+            self._rotate(rotary, slots, stale)
+            rotated.update(stale)
         return shared.minus(frame)
 
-    def _turn(self, rotary: MultimodalRotary, slots: Slots, turns: Mapping[int, Vec]) -> None:
-        """Rotate the keys of these from the originals."""
+    def _rotate(self, rotary: MultimodalRotary, slots: Slots, by: Mapping[int, Vec]) -> None:
+        """Rotate the keys of the sink or of these grids from the originals."""
         assert self.originals is not None
-        numbers = sorted(turns)  # the sink comes first
+        numbers = sorted(by)  # the sink comes first
         owner = np.concatenate([np.full(slots.sink, SINK), slots.owner])
         ranks = np.searchsorted(numbers, owner).clip(max=len(numbers) - 1)
         taken = np.flatnonzero(np.take(numbers, ranks) == owner)
         rows, at = self.numbers(ranks[taken]), self.numbers(taken)
         # One angle for each grid, not for each of its tokens.
-        offsets = self.numbers(np.array([turns[number] for number in numbers]))  # [grids, 3]
+        offsets = self.numbers(np.array([by[number] for number in numbers]))  # [grids, 3]
         angles = rotary.angles(offsets.T)  # [grids, head_dim // 2]
         cos, sin = angles.cos().float(), angles.sin().float()
         cos, sin = torch.cat([cos, cos], 1)[rows], torch.cat([-sin, sin], 1)[rows]

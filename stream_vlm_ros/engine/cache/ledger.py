@@ -96,6 +96,31 @@ class PositionLedger:
         self._rewinds = 0
         self._rewound: tuple[tuple[int, int], ...] = ()  # (number, length), lengths rising
 
+    @classmethod
+    def of_runs(
+        cls,
+        policy: str,
+        sink: tuple[Run, ...],
+        kept: tuple[VisionRun, ...],
+        window: tuple[Run, ...],
+        *,
+        sink_length: int | None,
+        evicted: int,
+        end: Vec,
+        segment: int,
+        grids_seen: int,
+    ) -> PositionLedger:
+        """A ledger of these runs, by level, with what the properties of these names said of them.
+
+        ``end`` is `next_position`. Whether they fit together is for the caller to check.
+        """
+        ledger = cls(policy)
+        ledger._sink, ledger._kept, ledger._window = sink, kept, window
+        ledger._sink_length, ledger.evicted = sink_length, evicted
+        ledger.length = sum(run.count for run in ledger.runs())
+        ledger._end, ledger._segment, ledger._grids_seen = end, segment, grids_seen
+        return ledger
+
     def draft(self) -> PositionLedger:
         """One to be changed, at no cost: this one stays as it is."""
         return copy.copy(self)
@@ -213,6 +238,11 @@ class PositionLedger:
                         )
                     )
         return stretches
+
+    @property
+    def segment(self) -> int:
+        """Number of the newest vision segment; -1 before the first."""
+        return self._segment
 
     @property
     def grids_seen(self) -> int:

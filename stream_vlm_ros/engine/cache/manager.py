@@ -298,17 +298,17 @@ class KVCacheManager(ManagerNames):
     def as_read(self) -> tuple[torch.Tensor, torch.Tensor]:
         """A copy of the stream like `gather`'s, but keys as forks read them.
 
-        And by how much a query is turned on to see each token, ``[3, length]``.
+        And the RoPE offset of a query for each token, ``[3, length]``.
         """
         self._current_parts()
         now = self._current.revision
         slots, pieces = now.state.slots, now.state.ledger.parts()
-        turns = torch.cat(
+        offsets = torch.cat(
             [torch.tensor(at)[:, None].expand(3, stop - start) for start, stop, at in pieces], dim=1
         )
         if self.rotates_long_lived:
-            turns[:, : slots.sink + slots.kept] = torch.tensor(now.base_offset)[:, None]
-        return now.buffer.data[:, :, :, self._buffer.numbers(slots.order())], turns
+            offsets[:, : slots.sink + slots.kept] = torch.tensor(now.base_offset)[:, None]
+        return now.buffer.data[:, :, :, self._buffer.numbers(slots.order())], offsets
 
     @property
     def _originals_below(self) -> int:
@@ -374,8 +374,8 @@ class KVCacheManager(ManagerNames):
         Args:
             question: in the tail whose place never changes, if nobody has that.
             further: parts of other memory that it sees, too. Their ``rope_offset``, from `offset`,
-                is by how much a query is turned on to see them. (Captured steps leave such a fork
-                to plain calls.)
+                is by how much a query is rotated further to see them. (Captured steps leave such a
+                fork to plain calls.)
         """
         state = self._state
         parts, window = [*self._current_parts(), *further], state.slots.window
@@ -383,7 +383,7 @@ class KVCacheManager(ManagerNames):
         return Fork(self._tails, parts, window, start, capacity, question=question)
 
     def offset(self, offset: Vec) -> RopeOffset | None:
-        """For `KVPart.rope_offset`: a query is turned on by ``offset`` positions."""
+        """For `KVPart.rope_offset`: a query is rotated further by ``offset`` positions."""
         return None if offset == ZERO else self._rotary.offset(offset, self._device)
 
     def question_fork(
@@ -457,7 +457,7 @@ class KVCacheManager(ManagerNames):
         draft.stream = stream
         evicted = 0 if others and self.evictor.keeps_grids else draft.evict()
         sealed = draft.seal()
-        draft.tell(self._companions, spans, read)
+        draft.update_companions(self._companions, spans, read)
         replaced = buffer.data is not self._buffer.data
         self._make_current(draft, buffer, fork.own(), sealed)
         fork.release()
@@ -480,7 +480,7 @@ class KVCacheManager(ManagerNames):
         writing = Writing(tokens, new, moved, sealed)
         untold = (*self._current.revision.untold, *draft.forgotten)
         self._current.revision = _Revision(draft.state(), buffer, writing, untold)
-        for line in draft.said:
+        for line in draft.log_lines:
             log.info(line)
         self._finish()
 
@@ -506,7 +506,9 @@ class KVCacheManager(ManagerNames):
         """Call ``listener`` with the grids that were forgotten, once that is so.
 
         By the thread that made it so, which may be that of a garbage collection. An interruption
-        may have the same grids told twice.
+        may have the same grids told twice. A listener may look at `ledger`, `state` and `levels`,
+        but call no operation (`fork`, `gather`, `clone` and whatever changes the memory): it is
+        called within one.
         """
         self._listeners = (*self._listeners, listener)
 
@@ -550,7 +552,7 @@ class KVCacheManager(ManagerNames):
                     if self._state.waiting and not self._tails.living:
                         draft = Draft(self._state, self.evictor)
                         draft.evict()
-                        draft.tell(self._companions, (), None)
+                        draft.update_companions(self._companions, (), None)
                         self._make_current(draft, self._buffer, None)
             finally:
                 self._lock.release()
@@ -573,7 +575,7 @@ class KVCacheManager(ManagerNames):
             slots, ledger = now.state.slots, now.state.ledger
             pieces = ledger.parts(("window",) if self.rotates_long_lived else LEVELS)
             if self.rotates_long_lived:
-                # Sink and kept grids are turned so that they are all seen by one offset.
+                # Sink and kept grids are rotated so that one offset fits all of them.
                 base = slots.sink + slots.kept
                 shifts = ledger.kept_shifts()
                 shifts[SINK] = ledger.sink_shift, slots.sink

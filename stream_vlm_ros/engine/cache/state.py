@@ -105,7 +105,10 @@ class Companion(Protocol):
         """Of a memory without a token."""
 
     def draft(self, held: Any, change: Change) -> Any:
-        """What it holds after a change, ``held`` before it. What it raises undoes the change."""
+        """What it holds after a change, ``held`` before it. What it raises undoes the change.
+
+        Called within an operation of the memory: it must call no further one.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +139,7 @@ class Draft:
         slots ... companions: as in `MemoryState`.
         rules: the evictor over this draft.
         forgotten: grids that go.
-        said: what the log is to say once it is current.
+        log_lines: to be logged once it is current.
         sources: for each slot of kept grids, in which slot its token lies now: ``[kept]``.
     """
 
@@ -147,7 +150,7 @@ class Draft:
         self.stream, self.companions = state.stream, state.companions
         self.rules = rules.over(self)
         self.forgotten: list[Forgotten] = []
-        self.said: list[str] = []
+        self.log_lines: list[str] = []
         self.sources = state.slots.own
 
     def state(self) -> MemoryState:
@@ -200,7 +203,7 @@ class Draft:
             due -= step
         if lost := ledger.evicted - before:
             rules.record_eviction(lost)
-            self.said.append(f"eviction {rules.total_evictions}: {lost} tokens forgotten")
+            self.log_lines.append(f"eviction {rules.total_evictions}: {lost} tokens forgotten")
 
     def _keep_oldest(self, grid: Grid) -> None:
         self.ledger.keep_oldest()
@@ -220,7 +223,7 @@ class Draft:
         self.ledger.seal_sink(sink)
         self.slots = self.slots.sealed(sink, self.rules.room_for_grids)
         window = self.rules.effective_window_size
-        self.said.append(f"sink found: the first {sink} tokens stay; window {window}")
+        self.log_lines.append(f"sink found: the first {sink} tokens stay; window {window}")
         return sink
 
     def moved(self) -> tuple[np.ndarray, np.ndarray, dict[int, bool]]:
@@ -237,7 +240,7 @@ class Draft:
         }
         return self.sources[moves], moves + self.slots.sink, grids
 
-    def tell(
+    def update_companions(
         self, companions: Mapping[str, Companion], spans: Sequence[Span], read: Readout | None
     ) -> None:
         """Let each companion say what it will hold."""

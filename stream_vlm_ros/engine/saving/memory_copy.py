@@ -24,7 +24,12 @@ import torch
 
 from stream_vlm_ros import __version__
 from stream_vlm_ros.engine.cache.buffer import KVBuffer
-from stream_vlm_ros.engine.cache.eviction import Candidate, EvictorState, KVCacheEvictor
+from stream_vlm_ros.engine.cache.eviction import (
+    Candidate,
+    EvictorState,
+    HeldAlone,
+    KVCacheEvictor,
+)
 from stream_vlm_ros.engine.cache.ledger import PositionLedger
 from stream_vlm_ros.engine.cache.manager import KVCacheManager
 from stream_vlm_ros.engine.cache.mrope import Grid, Run, Vec, VisionRun
@@ -254,7 +259,7 @@ def _bookkeeping_of(state: MemoryState) -> _Bookkeeping:
             sink_length=ledger.sink_length,
             evicted=ledger.evicted,
             end=ledger.next_position,
-            segment=ledger._segment,
+            segment=ledger.segment,
             grids_seen=ledger.grids_seen,
         ),
         slots.window.start,
@@ -381,17 +386,18 @@ def _ledger(saved: _Positions, now: PositionLedger) -> PositionLedger:
     _check(sum(run.count for run in saved.sink) == (sealed or 0), "the length of its sink")
     _check(sealed is not None or not (saved.kept or saved.evicted), "what it forgot")
     _check(saved.evicted >= 0 and max(map(abs, saved.end)) < _MAX_POSITION, "what it forgot")
-    ledger = PositionLedger(now.policy)
-    ledger._sink, ledger._kept, ledger._window = saved.sink, saved.kept, saved.window
-    ledger._sink_length, ledger.evicted = sealed, saved.evicted
-    ledger.length = sum(run.count for run in runs)
-    ledger._end, ledger._segment, ledger._grids_seen = saved.end, saved.segment, saved.grids_seen
+    ledger = PositionLedger.of_runs(
+        now.policy,
+        saved.sink,
+        saved.kept,
+        saved.window,
+        sink_length=sealed,
+        evicted=saved.evicted,
+        end=saved.end,
+        segment=saved.segment,
+        grids_seen=saved.grids_seen,
+    )
     return now.replaced_by(ledger)
-
-
-@dataclass
-class _Held:
-    evictor: EvictorState
 
 
 def _rules(state: EvictorState, ledger: PositionLedger, now: KVCacheEvictor) -> KVCacheEvictor:
@@ -406,7 +412,7 @@ def _rules(state: EvictorState, ledger: PositionLedger, now: KVCacheEvictor) -> 
     )
     _check(state.chunks > 0 and min(counts) >= 0, "the counts of its chunks")
     _check(max(counts) < _MAX_POSITION, "the counts of its chunks")
-    rules = now.over(_Held(state))
+    rules = now.over(HeldAlone(state))
     config, sealed = rules.config, ledger.sink_length
     if config is None:
         _check(state.sink_size == 0 and sealed is None, "its sink")
@@ -480,7 +486,7 @@ def _unread_buffer(
             buffer = KVBuffer(manager.shape, slots.capacity, present.data.device, room)
         if buffer.keeps_originals and slots.room:
             buffer = buffer.with_room_for_originals(slots.base)
-        buffer.forget_turns()
+        buffer.forget_rotations()
         return buffer
     except (DeviceUnavailableError, torch.OutOfMemoryError) as error:
         raise DeviceUnavailableError(
