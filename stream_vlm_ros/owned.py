@@ -194,11 +194,10 @@ def write_whole(path: Path, data: bytes | Iterable[Buffer], mode: int = 0o666) -
     replaced, not followed. OSError where it cannot be written; then what was there before is still
     there.
     """
-    part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
-    file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+    part = path.with_name(f"{_stem_of_parts(path)}{secrets.token_hex(4)}.part")
+    file = _new_part(part, mode)
     try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)  # see remove_parts
             for piece in (data,) if isinstance(data, bytes) else data:
                 write_all(file, piece)
             os.fsync(file)
@@ -217,12 +216,33 @@ def write_whole(path: Path, data: bytes | Iterable[Buffer], mode: int = 0o666) -
             os.close(folder)
 
 
+def _stem_of_parts(path: Path) -> str:
+    """How the names of its parts begin: a name has 255 bytes, whatever letters they make."""
+    return "." + os.fsdecode(os.fsencode(path.name)[:200]) + "."
+
+
+def _new_part(part: Path, mode: int) -> int:
+    """A new file, locked against `remove_parts` of other processes."""
+    while True:
+        file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file).st_nlink:  # else one of them took it away before it was locked
+                return file
+        except BaseException:
+            os.close(file)
+            with contextlib.suppress(OSError):
+                os.unlink(part)
+            raise
+        os.close(file)
+
+
 def remove_parts(path: Path) -> None:
     """Remove what processes that were killed in `write_whole` have left of ``path``.
 
     One that is being written is left alone. OSError where one cannot be removed.
     """
-    named = re.compile(re.escape(f".{path.name[:200]}.") + r"[0-9a-f]{8}\.part")
+    named = re.compile(re.escape(_stem_of_parts(path)) + r"[0-9a-f]{8}\.part")
     for name in filter(named.fullmatch, os.listdir(path.parent)):
         try:
             file = open_regular(path.with_name(name))

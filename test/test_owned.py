@@ -3,6 +3,7 @@
 
 """What is ours is proved by a mark; a file is whole at any moment."""
 
+import fcntl
 import multiprocessing
 import os
 import resource
@@ -142,6 +143,29 @@ def test_a_piece_that_fails_leaves_the_file_of_before(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         owned.write_whole(tmp_path / "file", pieces())
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"before")]
+
+
+def test_a_part_that_was_taken_away_before_it_was_locked_is_made_again(tmp_path, monkeypatch):
+    """Another process tidies up between the making of a part and its lock."""
+    path, real, taken = tmp_path / "file", fcntl.flock, []
+
+    def lock(file, how):
+        if not taken:
+            taken.append(True)
+            owned.remove_parts(path)
+            assert os.listdir(tmp_path) == []
+        real(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    owned.write_whole(path, b"all")
+    assert taken and path.read_bytes() == b"all"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_file_whose_name_has_as_many_bytes_as_a_name_may_have_is_written(tmp_path):
+    path = tmp_path / ("\u8a18" * 85)
+    owned.write_whole(path, b"all")
+    assert path.read_bytes() == b"all"
 
 
 def test_parts_of_killed_processes_are_removed_and_none_that_is_being_written(tmp_path):

@@ -163,7 +163,7 @@ class InferenceEngine(ABC):
 
         Raises:
             InvalidParameterError: this engine's memory is not saved so.
-            EmptyMemoryError: nothing was seen yet.
+            EmptyMemoryError: nothing was seen yet, or no frame is left in the memory.
             StreamBusyError: an answer is being written, and room for what came meanwhile is yet
                 to be made.
         """
@@ -183,6 +183,9 @@ class InferenceEngine(ABC):
 
         Raises:
             What `copy_memory` raises.
+            InvalidParameterError: ``origin_ns`` is no whole number of 64 bits, ``frame_id`` no
+                text, or a user's importance score describes frames by what no engine would load;
+                the file at ``path`` stays as it is.
             NotOursError: there is something at ``path`` that is no saved memory.
             MemoryFileError: it cannot be written, as on a full disk.
         """

@@ -35,7 +35,7 @@ from stream_vlm_ros.engine.inputs.chat import LAYOUTS, ChatLayout
 from stream_vlm_ros.engine.inputs.frames import PatchGrid
 from stream_vlm_ros.engine.inputs.processor import StreamProcessor
 from stream_vlm_ros.engine.inputs.timeline import MAX_PAUSE, Timeline
-from stream_vlm_ros.engine.inputs.timestamps import check_about, check_span, frame_times
+from stream_vlm_ros.engine.inputs.timestamps import MAX_SPAN, check_about, check_span, frame_times
 from stream_vlm_ros.engine.inputs.token_reduction import Known, StaticTokenFilter
 from stream_vlm_ros.engine.loading import check_fit
 from stream_vlm_ros.engine.model.base import StreamModel
@@ -142,7 +142,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
                 raise InvalidParameterError(
                     f"max_pause must be seconds above 0, or None: {max_pause!r}"
                 )
-            max_pause = seconds
+            max_pause = min(seconds, MAX_SPAN)  # no stream is longer
         if eviction_config is not None and not isinstance(eviction_config, EvictionConfig):
             raise InvalidParameterError(
                 f"eviction_config must be an EvictionConfig: {eviction_config!r}"

@@ -149,6 +149,13 @@ def test_a_max_pause_that_is_no_time_is_refused(model, processor, pause):
         VideoStreamingInference(model, processor, max_pause=pause)
 
 
+@pytest.mark.parametrize("pause", [1e-300, 1e308])
+def test_a_max_pause_may_be_any_time(toys, model, processor, pause):
+    engine = VideoStreamingInference(model, processor, max_pause=pause)
+    stream(engine, toys, 60.0)
+    assert bool(engine.get_cache_info().closed_pauses) == (pause < 1)
+
+
 @pytest.mark.parametrize("levels", LEVELS)
 @pytest.mark.parametrize("step", [30.0, 240.0, 3000.0])
 def test_a_stream_of_far_apart_frames_stays_within_the_models_positions(

@@ -291,6 +291,48 @@ def test_an_empty_memory_is_not_saved(make, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_memory_whose_last_frame_was_forgotten_leaves_the_saved_one_as_it_is(make, tmp_path):
+    config = EvictionConfig(150, sink_size=4, **SINK_AND_WINDOW)
+    engine = make(eviction_config=config, chunks=2)
+    engine.save_memory(tmp_path / "m")
+    good = (tmp_path / "m").read_bytes()
+    while engine.get_cache_info().grids_in_memory:
+        engine.ask("What is it?", 3, update_state=True)
+    with pytest.raises(EmptyMemoryError, match="no frame is left"):
+        engine.save_memory(tmp_path / "m")
+    assert (tmp_path / "m").read_bytes() == good
+
+
+@pytest.mark.parametrize("origin", [2**63, -(10**40), 0.5, "now", None, True])
+def test_a_time_that_no_file_holds_is_refused_before_anything_is_written(make, tmp_path, origin):
+    engine = make("window", 3)
+    engine.save_memory(tmp_path / "m", origin_ns=np.int64(7))
+    good = (tmp_path / "m").read_bytes()
+    with pytest.raises(InvalidParameterError, match="origin_ns"):
+        engine.save_memory(tmp_path / "m", origin_ns=origin)
+    assert (tmp_path / "m").read_bytes() == good
+    if origin is not None:
+        with pytest.raises(InvalidParameterError, match="origin_ns"):
+            engine.load_memory(tmp_path / "m", origin_ns=origin)
+    with pytest.raises(InvalidParameterError, match="frame_id"):
+        engine.save_memory(tmp_path / "m", frame_id=7)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", None, 7, b"m"])
+def test_what_names_no_file_is_refused_in_words(make, name):
+    engine = make("window", 1)
+    for call in (engine.save_memory, engine.load_memory, about_memory):
+        with pytest.raises(MemoryFileError, match="named"):
+            call(name)
+
+
+def test_a_name_may_be_as_long_as_the_file_system_lets_it(make, tmp_path):
+    engine = make("window", 1)
+    for name in ("a" * 255, "\u8a18" * 85):  # 255 bytes each
+        engine.save_memory(tmp_path / name)
+        make().load_memory(tmp_path / name)
+
+
 def test_a_memory_is_saved_while_an_answer_is_written_unless_room_is_still_owed(make, tmp_path):
     engine = make("all", 12, fork_slack_tokens=60)
     with contextlib.closing(engine.ask_stream("What is it?", 30)) as answer:
@@ -447,6 +489,57 @@ def test_a_score_whose_descriptions_no_file_holds_is_named(make, tmp_path):
         engine.save_memory(tmp_path / "m")
 
 
+class Describes(Loudness):
+    """Frames by whatever it is told to."""
+
+    def __init__(self, describes):
+        self._describes, self._count = describes, 0
+
+    def describe(self, features):
+        self._count += 1
+        return self._describes(super().describe(features), self._count)
+
+
+@pytest.mark.filterwarnings("ignore:the importance score failed")
+@pytest.mark.parametrize(
+    "describes",
+    [
+        lambda loud, count: np.resize(loud, 1 + count % 3),
+        lambda loud, count: float(loud[0]),
+        lambda loud, count: loud.tolist(),
+        lambda loud, count: torch.tensor(loud).bfloat16(),
+        lambda loud, count: "loud",
+    ],
+    ids=["lengths", "number", "list", "bfloat16", "text"],
+)
+def test_descriptions_that_could_not_be_loaded_leave_the_saved_memory_as_it_is(
+    make, tmp_path, describes
+):
+    make("all", 3).save_memory(tmp_path / "m")
+    good = (tmp_path / "m").read_bytes()
+    engine = make("all", 9, importance=Describes(describes))
+    with pytest.raises(InvalidParameterError, match="cannot be saved"):
+        engine.save_memory(tmp_path / "m")
+    assert (tmp_path / "m").read_bytes() == good
+
+
+@pytest.mark.parametrize(
+    "describes",
+    [
+        lambda loud, count: np.resize(loud, 4)[::-1],
+        lambda loud, count: loud.astype(">f4"),
+        lambda loud, count: torch.tensor(loud),
+    ],
+    ids=["reversed", "byte order", "torch"],
+)
+def test_descriptions_are_saved_however_they_lie_in_memory(make, tmp_path, describes):
+    engine = make("all", 9, importance=Describes(describes))
+    engine.save_memory(tmp_path / "m")
+    loaded = make("all", importance=Describes(describes))
+    loaded.load_memory(tmp_path / "m")
+    same_from_here(engine, loaded, after=3)
+
+
 @pytest.mark.parametrize("tensor", ["visual", "layers.1.", "lm_head", "embed_tokens", "norm"])
 def test_a_memory_of_a_model_with_another_weight_is_refused(make, toys, tmp_path, tensor):
     make("window", 3, model=toy_model()).save_memory(tmp_path / "m")
@@ -530,8 +623,8 @@ def test_a_file_with_one_flipped_bit_is_refused(whole, tmp_path_factory, share, 
 
 def test_a_digit_that_was_changed_in_the_header_is_refused(whole, tmp_path):
     data, engine = whole
-    told = range(data.index(b'"about"'), data.index(b'"format"'))
-    places = [at for at in told if data[at : at + 1].isdigit()]
+    about = range(data.index(b'"about"'), data.index(b'"format"'))
+    places = [at for at in about if data[at : at + 1].isdigit()]
     assert len(places) > 20
     for at in places:
         (tmp_path / "m").write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
@@ -672,6 +765,7 @@ CONTRADICTIONS = [
     (at("owner", "shape"), [1], "its kept grids"),
     (at("owner", "at"), 2**40, "beyond the file"),
     (at("owner", "numbers"), "float32", "its kept grids"),
+    (at("owner", "numbers"), "bfloat16", "an array of bfloat16"),
     (at("place", "at"), lambda was: was + 8, "the places of kept grids"),
     (at("evictor", "chunks"), 0, "the counts of its chunks"),
     (at("evictor", "evictions"), -1, "the counts of its chunks"),
@@ -686,6 +780,16 @@ CONTRADICTIONS = [
     (at("stream", "last_stamp"), -5.0, "its stamps"),
     (at("stream", "known", "grids", "numbers"), "float64", "what it compares with"),
     (at("stream", "known", "features", "shape"), [6, 1], "what it compares with"),
+    (at("stream", "known", "features", "shape"), [0, 2**62, 2**62], "an array of float32"),
+    (at("positions", "grids_seen"), 2**63 - 1, "the number of its grids"),
+    (at("positions", "evicted"), 2**63 - 1, "what it forgot"),
+    (at("stream", "chunks"), 2**63 - 1, "its counts"),
+    (at("stream", "timeline", "newest"), None, "its pauses"),
+    (at("stream", "timeline", "newest"), 0, "its pauses"),
+    (at("stream", "timeline", "newest"), 2**62, "its pauses"),
+    (at("stream", "timeline", "step"), -5, "its pauses"),
+    (at("stream", "timeline", "closed"), -(2**62), "its pauses"),
+    (at("stream", "timeline", "pauses"), -1, "its pauses"),
     (at("stream", "news"), 1, "has no news"),
 ]
 
@@ -775,6 +879,16 @@ def test_a_lie_anywhere_in_the_bookkeeping_is_refused_or_harmless(
             return  # in words, as a stamp beyond all time
     assert engine.get_cache_info().cache_seq_length <= 200
     engine.ask("What is it?", 3)
+
+
+def test_what_a_caller_checks_is_raised_as_it_is(whole, tmp_path):
+    (tmp_path / "m").write_bytes(whole[0])
+
+    def check(saved):
+        raise ValueError("not mine")
+
+    with pytest.raises(ValueError, match=r"^not mine$"):
+        whole[1].load_memory(tmp_path / "m", check=check)
 
 
 # -- all or nothing ----------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from stream_vlm_ros.engine.attention import sdpa
 from stream_vlm_ros.engine.attention.base import merge_attn_states
 from stream_vlm_ros.engine.attention.sdpa import attend_few, attend_own, attend_shared
 from stream_vlm_ros.engine.cache.manager import KVCacheManager
-from stream_vlm_ros.errors import SnapshotEvictedError, StreamBusyError
+from stream_vlm_ros.errors import InvalidParameterError, SnapshotEvictedError, StreamBusyError
 
 QUICK = settings(
     max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
@@ -145,6 +145,45 @@ def test_a_clone_survives_eviction_and_reset(toys, model, processor, cap):
     # The ring begins elsewhere in its buffer now, so sums over it round differently.
     assert same(state_of(engine), state_of(straight), tolerance=1e-4)
     assert engine.ask("What?", 5)[0] == straight.ask("What?", 5)[0]
+
+
+def test_a_snapshot_of_another_engine_is_refused(toys, model, processor):
+    one, other = (VideoStreamingInference(model, processor) for _ in range(2))
+    for engine, seed in ((one, 0), (other, 1), (other, 2)):
+        engine.append_video_chunk(toys.frames(4, seed=seed), fps=2)
+    was = state_of(other)
+    with pytest.raises(InvalidParameterError, match="another engine"):
+        other.cache_manager.restore(one.cache_manager.snapshot())
+    assert same(state_of(other), was)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"eviction_config": EvictionConfig(120, **SINK_AND_WINDOW)},
+        {"eviction_config": None},
+        {"position_policy": "keep_gaps"},
+        {"fork_slack_tokens": 50},
+    ],
+    ids=["cap", "no cap", "policy", "slack"],
+)
+def test_a_clone_of_a_memory_with_other_settings_is_refused_by_name(
+    toys, model, processor, options
+):
+    usual = {"eviction_config": EvictionConfig(160, **SINK_AND_WINDOW)}
+    one, other, third = (
+        VideoStreamingInference(model, processor, **{**usual, **more}) for more in (options, {}, {})
+    )
+    for number in range(9):
+        for engine in (one, other, third):
+            engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
+    was = state_of(other)
+    with pytest.raises(InvalidParameterError, match="this clone is of a memory whose"):
+        other.cache_manager.restore(one.cache_manager.clone())
+    assert same(state_of(other), was)
+    other.append_video_chunk(toys.frames(4, seed=9), fps=2)
+    other.cache_manager.restore(third.cache_manager.clone())  # of the same settings
+    assert same(state_of(other), was)
 
 
 def test_a_clone_shares_a_score_of_ones_own(toys, model, processor):

@@ -13,6 +13,7 @@ from toy_qwen import stock_twin
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
 from stream_vlm_ros.engine.attention.base import KVPart, Readout
 from stream_vlm_ros.engine.cache.mrope import Vec
+from stream_vlm_ros.errors import StreamBusyError
 
 CHUNK = 12  # tokens of a later chunk: two grids of six
 
@@ -86,6 +87,28 @@ def test_listeners_hear_of_what_is_taken_back_and_their_faults_end_nothing(toys,
         (number, "taken back") for number in range(6, 10)
     ]
     watch(toys, engine, [5])
+
+
+@pytest.mark.parametrize("call", ["gather", "clone", "clear", "restore", "prepare_reading"])
+def test_a_listener_that_works_on_the_memory_is_refused_and_ends_nothing(
+    toys, model, processor, call
+):
+    engine, straight = (make(model, processor, cap=150) for _ in range(2))
+    engine.cache_manager.snapshot()
+    refused, levels = [], []
+
+    def listen(forgotten):
+        levels.append(engine.cache_manager.levels())  # it may look
+        with pytest.raises(StreamBusyError, match="a listener"):
+            getattr(engine.cache_manager, call)()
+        refused.append(call)
+
+    engine.cache_manager.listen(listen)
+    for one in (engine, straight):
+        watch(toys, one, range(12))
+    assert len(refused) > 2
+    assert levels[-1] == straight.cache_manager.levels()
+    assert torch.equal(engine.cache_manager.gather(), straight.cache_manager.gather())
 
 
 class Index:

@@ -12,12 +12,13 @@ the `buffer.KVBuffer`. Nothing that a living fork reads is overwritten: see `KVC
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import math
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -57,23 +58,35 @@ from stream_vlm_ros.errors import (
 
 log = logging.getLogger(__name__)
 
+_NUMBERS = itertools.count()  # of memories
+
 # Of a manager without a model: lengths and nothing to see.
 _NO_KEYS = KVShape(layers=1, kv_heads=1, head_dim=2, dtype=torch.float32)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A point in the stream to come back to: no copy of any key."""
+    """A point in the stream to come back to: no copy of any key.
+
+    Attributes:
+        of: number of the memory that it is of; no other takes it.
+    """
 
     state: MemoryState
+    of: int
 
 
 @dataclass(frozen=True)
 class Clone:
-    """A copy of the whole memory that survives eviction and `KVCacheManager.clear`."""
+    """A copy of the whole memory that survives eviction and `KVCacheManager.clear`.
+
+    Attributes:
+        like: what a memory must be like to take it: its size and its rules.
+    """
 
     state: MemoryState
     buffer: KVBuffer
+    like: Mapping[str, Any]
 
     @property
     def nbytes(self) -> int:
@@ -136,11 +149,17 @@ def _operation(
 
     @functools.wraps(method)
     def alone(self: KVCacheManager, *args: Given.args, **options: Given.kwargs) -> Result:
+        if self._telling and self._lock._is_owned():  # type: ignore[attr-defined]
+            raise StreamBusyError(
+                "a listener to what is forgotten may look at the memory, not work on it: do that "
+                "when the call that it was told by has ended"
+            )
         # An operation that was aborted on its way out has left it locked: they never nest.
         while self._lock._is_owned():  # type: ignore[attr-defined]
             self._lock.release()
         try:
             with self._lock, torch.inference_mode():
+                self._telling = False  # one that was aborted may have left it
                 self._finish()
                 return method(self, *args, **options)
         finally:
@@ -205,6 +224,8 @@ class KVCacheManager(ManagerNames):
         self._listeners: tuple[Listener, ...] = ()
         self._companions: dict[str, Companion] = {}
         self._reads: Readout | None = None
+        self._number = next(_NUMBERS)
+        self._telling = False  # listeners are being told, by who has the lock
 
     # -- reading -----------------------------------------------------------------------------
 
@@ -491,19 +512,27 @@ class KVCacheManager(ManagerNames):
             now.buffer.write(now.unwritten)
             now = self._current.revision = _Revision(now.state, now.buffer, None, now.untold)
         if now.untold:
-            for listener in self._listeners:
-                try:
-                    listener(now.untold)
-                except Exception as fault:  # somebody else's: it must not end the stream
-                    warnings.warn(
-                        f"a listener to what is forgotten failed: {fault!r}",
-                        RuntimeWarning,
-                        stacklevel=2,
-                    )
+            self._telling = True
+            try:
+                for listener in self._listeners:
+                    self._tell(listener, now.untold)
+            finally:
+                self._telling = False
             self._current.revision = _Revision(now.state, now.buffer)
+
+    def _tell(self, listener: Listener, forgotten: Sequence[Forgotten]) -> None:
+        try:
+            listener(forgotten)
+        except Exception as fault:  # somebody else's: it must not end the stream
+            warnings.warn(
+                f"a listener to what is forgotten failed: {fault!r}", RuntimeWarning, stacklevel=2
+            )
 
     def listen(self, listener: Listener) -> None:
         """Call ``listener`` with the grids that were forgotten, once that is so.
+
+        It may look at the memory (`levels`, `time_spans`, `state`); what works on it or copies it
+        raises StreamBusyError there.
 
         By the thread that made it so, which may be that of a garbage collection. An interruption
         may have the same grids told twice. A listener may look at `ledger`, `state` and `levels`,
@@ -595,7 +624,7 @@ class KVCacheManager(ManagerNames):
 
     def snapshot(self) -> Snapshot:
         """A point to come back to with `restore`. Costs nothing."""
-        self._last_snapshot = Snapshot(self._state)
+        self._last_snapshot = Snapshot(self._state, self._number)
         return self._last_snapshot
 
     @_operation
@@ -603,7 +632,8 @@ class KVCacheManager(ManagerNames):
         """Bring the stream back to a snapshot or a clone; None: to the last snapshot.
 
         Raises:
-            InvalidParameterError: there is no last snapshot, or ``saved`` is none.
+            InvalidParameterError: there is no last snapshot, ``saved`` is none, or it is a snapshot
+                of another memory or a clone of one with other settings.
             SnapshotEvictedError: something that the snapshot covers has been evicted or cleared
                 since; the stream is as before.
             StreamBusyError: an answer is being written; the stream is as before.
@@ -613,6 +643,7 @@ class KVCacheManager(ManagerNames):
             raise InvalidParameterError("there is no snapshot to restore: take one first")
         if not isinstance(saved, (Snapshot, Clone)):
             raise InvalidParameterError(f"a snapshot or a clone is restored, not {saved!r}")
+        self._check_takes(saved)
         self.check_unread()
         now, earlier = self.ledger, saved.state.ledger
         if isinstance(saved, Clone):
@@ -635,6 +666,28 @@ class KVCacheManager(ManagerNames):
         state = replace(saved.state, slots=slots, ledger=now.going_back(earlier))
         self._go_to(state, self._buffer, "taken back")
 
+    def _check_takes(self, saved: Snapshot | Clone) -> None:
+        """Raise InvalidParameterError for what is of another memory and means nothing to this."""
+        if isinstance(saved, Snapshot):
+            if saved.of != self._number:
+                raise InvalidParameterError("this snapshot is of another engine's memory")
+            return
+        for name, ours in self._like().items():
+            if saved.like.get(name) != ours:
+                raise InvalidParameterError(
+                    f"this clone is of a memory whose {name} is {saved.like.get(name)}, and here "
+                    f"it is {ours}"
+                )
+
+    def _like(self) -> dict[str, Any]:
+        return {
+            "shape": self.shape,
+            "device": self._buffer.data.device,
+            "position policy": self.ledger.policy,
+            "eviction": self.evictor.config,
+            "fork_slack_tokens": self.fork_slack_tokens,
+        }
+
     def _go_to(self, state: MemoryState, buffer: KVBuffer, why: str) -> None:
         """Flip to a state that is none of a draft."""
         there = grids_of(state) if self._listeners else {}
@@ -656,7 +709,7 @@ class KVCacheManager(ManagerNames):
 
         (It copies once more, so that one clone may be restored again and again.)
         """
-        return Clone(self._state, self._buffer.copy())
+        return Clone(self._state, self._buffer.copy(), self._like())
 
     # -- saving ------------------------------------------------------------------------------
 

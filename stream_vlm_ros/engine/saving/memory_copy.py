@@ -40,12 +40,13 @@ from stream_vlm_ros.engine.inputs.token_reduction import Known
 from stream_vlm_ros.engine.results import SavedMemory
 from stream_vlm_ros.engine.saving.binding import difference
 from stream_vlm_ros.engine.saving.memory_file import MemoryFile, write
-from stream_vlm_ros.engine.saving.plain import Packer, PlainError, Unpacker
+from stream_vlm_ros.engine.saving.plain import MAX_WHOLE_NUMBER, Packer, PlainError, Unpacker
 from stream_vlm_ros.errors import (
     DeviceUnavailableError,
     EmptyMemoryError,
     InvalidParameterError,
     StreamBusyError,
+    whole_number,
 )
 
 _MAX_GRID = 10**7  # tokens of a grid, which may be there in part
@@ -98,9 +99,10 @@ class MemoryCopy:
         arrays: bytes,
         binding: Mapping[str, Any],
         saved: SavedMemory,
+        rules: KVCacheEvictor,
     ) -> None:
         self._layers, self._bookkeeping, self._arrays = layers, bookkeeping, arrays
-        self._binding, self._saved = dict(binding), saved
+        self._binding, self._saved, self._rules = dict(binding), saved, rules
         self.nbytes = sum(layer.nbytes for layer in layers)
 
     @classmethod
@@ -125,6 +127,8 @@ class MemoryCopy:
     ) -> MemoryCopy:
         if not state.stream.frames:
             raise EmptyMemoryError("nothing has been seen yet: there is no memory to save")
+        if not state.ledger.grids:
+            raise EmptyMemoryError("no frame is left in the memory: there is nothing to save")
         if state.waiting:
             raise StreamBusyError("an answer is being written: finish or cancel it first")
         packer = Packer()
@@ -146,10 +150,15 @@ class MemoryCopy:
                 saved_at=time.time(),
                 bytes=0,
             ),
+            manager.evictor.over(_Held(state.evictor)),
         )
 
     def write(self, path: str | Path, *, origin_ns: int = 0, frame_id: str = "") -> SavedMemory:
         """Write it as a file, in any thread; see `InferenceEngine.save_memory`."""
+        origin_ns = _nanoseconds(origin_ns)
+        if not isinstance(frame_id, str):
+            raise InvalidParameterError(f"frame_id must be text, not {frame_id!r}")
+        self._check_loads()
         saved = dataclasses.replace(self._saved, origin_ns=origin_ns, frame_id=frame_id)
         about = Packer().pack(saved)
         del about["bytes"]
@@ -163,7 +172,23 @@ class MemoryCopy:
             ("arrays", _bytes_tensor(self._arrays)),
             *((f"layers.{number}", layer) for number, layer in enumerate(self._layers)),
         ]
-        return dataclasses.replace(saved, bytes=write(Path(path), metadata, parts))
+        return dataclasses.replace(saved, bytes=write(path, metadata, parts))
+
+    def _check_loads(self) -> None:
+        """Raise InvalidParameterError for what no engine would load again.
+
+        Before anything is written: it would take the place of a file that is good. What is not
+        ours in it is how a user's importance score describes frames.
+        """
+        text = json.loads(self._bookkeeping)
+        try:
+            book = Unpacker(self._arrays).unpack(_Bookkeeping, text)
+            _understood(book, PositionLedger(self._binding["position_policy"]), self._rules)
+        except PlainError as error:
+            raise InvalidParameterError(
+                f"the memory cannot be saved, as it could not be loaded again: {error}. An "
+                "importance score is to describe each frame by an array of one shape"
+            ) from error
 
 
 def about_memory(path: str | Path) -> SavedMemory:
@@ -181,22 +206,31 @@ def load_memory(
     check: Callable[[SavedMemory], None] | None = None,
 ) -> SavedMemory:
     """Put a saved memory in the place of the present one; see `InferenceEngine.load_memory`."""
+    if origin_ns is not None:
+        origin_ns = _nanoseconds(origin_ns)
     manager.check_unread()
-    with MemoryFile(path) as file, _in_words(file):
-        saved = _about(file)
-        bound = json.loads(file.metadata.get("binding", "null"))
-        _check(isinstance(bound, dict), "what it is bound to")
-        if reason := difference(bound, binding):
-            raise file.refusal(reason)
-        if check is not None:
+    with MemoryFile(path) as file:
+        with _in_words(file):
+            saved = _about(file)
+            bound = json.loads(file.metadata.get("binding", "null"))
+            _check(isinstance(bound, dict), "what it is bound to")
+            if reason := difference(bound, binding):
+                raise file.refusal(reason)
+        if check is not None:  # what that raises is not about the file's bookkeeping
             check(saved)
-        text, arrays = file.text("bookkeeping"), file.text("arrays")
-        book = Unpacker(arrays).unpack(_Bookkeeping, json.loads(text))
-        if origin_ns is not None:
-            book = _moved(book, (saved.origin_ns - origin_ns) / SECOND)
-            saved = dataclasses.replace(saved, origin_ns=origin_ns)
-        manager.reading(lambda now, buffer: _load(file, book, now, buffer, manager))
+        with _in_words(file):
+            text, arrays = file.text("bookkeeping"), file.text("arrays")
+            book = Unpacker(arrays).unpack(_Bookkeeping, json.loads(text))
+            if origin_ns is not None:
+                book = _moved(book, (saved.origin_ns - origin_ns) / SECOND)
+                saved = dataclasses.replace(saved, origin_ns=origin_ns)
+            manager.reading(lambda now, buffer: _load(file, book, now, buffer, manager))
         return saved
+
+
+def _nanoseconds(origin_ns: int) -> int:
+    """InvalidParameterError for a time that no file holds."""
+    return whole_number("origin_ns", origin_ns, -MAX_WHOLE_NUMBER, MAX_WHOLE_NUMBER)
 
 
 @contextmanager
@@ -223,9 +257,7 @@ def _load(
     present: KVBuffer,
     manager: KVCacheManager,
 ) -> None:
-    ledger = _ledger(book.positions, now.ledger)
-    rules = _rules(book.evictor, ledger, manager.evictor)
-    _check_stream(book.stream, ledger)
+    ledger, rules = _understood(book, now.ledger, manager.evictor)
     shape = manager.shape
     wanted = {f"layers.{number}" for number in range(shape.layers)}
     _check(file.names() == {"bookkeeping", "arrays", *wanted}, "its parts")
@@ -370,6 +402,15 @@ def _check_run(run: Run) -> None:
     _check(run.count > 0 and abs(run.step_after) < _MAX_POSITION, "a run's cut")
 
 
+def _understood(
+    book: _Bookkeeping, now: PositionLedger, rules: KVCacheEvictor
+) -> tuple[PositionLedger, KVCacheEvictor]:
+    """Positions and rules of a saved memory in the place of these; PlainError: they are none."""
+    ledger = _ledger(book.positions, now)
+    _check_stream(book.stream, ledger)
+    return ledger, _rules(book.evictor, ledger, rules)
+
+
 def _ledger(saved: _Positions, now: PositionLedger) -> PositionLedger:
     runs = (*saved.sink, *saved.kept, *saved.window)
     for run in runs:
@@ -379,13 +420,14 @@ def _ledger(saved: _Positions, now: PositionLedger) -> PositionLedger:
     # (One grid that the sink was cut through is in the window, too.)
     _check(all(a.number <= b.number for a, b in pairwise(grids)), "the order of grids")
     _check(all(a.stamps <= b.stamps for a, b in pairwise(grids)), "the stamps of grids")
-    _check(grids[-1].number < saved.grids_seen, "the number of its grids")
+    _check(grids[-1].number < saved.grids_seen < _MAX_POSITION, "the number of its grids")
     whole = all(len(run.grids) == 1 and not run.cut and not run.cut_end for run in saved.kept)
     _check(whole and _rising(run.grids[0].number for run in saved.kept), "the grids kept for long")
     sealed = saved.sink_length
     _check(sum(run.count for run in saved.sink) == (sealed or 0), "the length of its sink")
     _check(sealed is not None or not (saved.kept or saved.evicted), "what it forgot")
-    _check(saved.evicted >= 0 and max(map(abs, saved.end)) < _MAX_POSITION, "what it forgot")
+    _check(0 <= saved.evicted < _MAX_POSITION, "what it forgot")
+    _check(max(map(abs, (*saved.end, saved.segment))) < _MAX_POSITION, "what it forgot")
     ledger = PositionLedger.of_runs(
         now.policy,
         saved.sink,
@@ -441,6 +483,12 @@ def _rules(state: EvictorState, ledger: PositionLedger, now: KVCacheEvictor) -> 
 def _check_stream(stream: StreamState, ledger: PositionLedger) -> None:
     first, last = stream.first_stamp, stream.last_stamp
     _check(min(stream.chunks, stream.frames) > 0 and stream.exchanges >= 0, "its counts")
+    _check(max(stream.chunks, stream.frames, stream.exchanges) < _MAX_POSITION, "its counts")
+    line, newest_tick = stream.timeline, _grids(ledger.runs())[-1].tick
+    _check(line.newest is not None and newest_tick <= line.newest < _MAX_POSITION, "its pauses")
+    _check(0 <= (line.step or 0) < _MAX_POSITION, "its pauses")
+    _check(min(line.closed, line.pauses) >= 0, "its pauses")
+    _check(max(line.closed, line.pauses) < _MAX_POSITION, "its pauses")
     newest = max(grid.stamps[1] for grid in _grids(ledger.runs()))
     _check(first is not None and last is not None and first <= newest <= last, "its stamps")
     if stream.known is not None:

@@ -40,7 +40,7 @@ _EXPONENTS = {torch.float32: 0x7F80_0000, torch.float16: 0x7C00, torch.bfloat16:
 
 
 def write(
-    path: Path, metadata: Mapping[str, str], tensors: Sequence[tuple[str, torch.Tensor]]
+    path: str | Path, metadata: Mapping[str, str], tensors: Sequence[tuple[str, torch.Tensor]]
 ) -> int:
     """Write tensors that lie on the host; the file's size in bytes.
 
@@ -51,7 +51,7 @@ def write(
         NotOursError: there is something at ``path`` that is no saved memory.
         MemoryFileError: it cannot be written (a full disk); what was there is still there.
     """
-    path = Path(os.path.abspath(os.path.expanduser(path)))
+    path = _place(path)
     sizes: list[tuple[str, str, tuple[int, ...], int]] = [
         (name, _NAMES[one.dtype], tuple(one.shape), one.nbytes) for name, one in tensors
     ]
@@ -104,6 +104,19 @@ def check_replaceable(path: Path) -> None:
         ) from refusal
 
 
+def _place(path: str | Path) -> Path:
+    """MemoryFileError for what names no file: no text, or of letters that no name has."""
+    if not isinstance(path, (str, Path)):
+        raise MemoryFileError(f"the file of a memory is named by text, not by {cut(repr(path))}")
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise MemoryFileError(f"no file can be named {cut(ascii(str(path)))}") from error
+    if "\0" in str(path):
+        raise MemoryFileError(f"no file can be named {cut(ascii(str(path)))}")
+    return Path(os.path.abspath(os.path.expanduser(path)))
+
+
 class MemoryFile:
     """A saved memory, opened for reading; a context manager.
 
@@ -116,7 +129,7 @@ class MemoryFile:
     """
 
     def __init__(self, path: str | Path, any_version: bool = False) -> None:
-        self.path = Path(os.path.abspath(os.path.expanduser(path)))
+        self.path = _place(path)
         try:
             self._file = open_regular(self.path)
         except OSError as error:

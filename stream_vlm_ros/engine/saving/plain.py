@@ -69,6 +69,8 @@ class Packer:
         raise PlainError(f"{type(value).__name__} is no plain data")
 
     def _array(self, value: torch.Tensor | np.ndarray) -> Any:
+        if isinstance(value, np.ndarray):  # reversed, or of another machine's byte order
+            value = np.ascontiguousarray(value, value.dtype.newbyteorder("=")).reshape(value.shape)
         try:
             array = torch.as_tensor(value).detach().cpu().contiguous()
             numbers = _NAMES[array.dtype]
@@ -115,7 +117,11 @@ class Unpacker:
             return dict(self._any(pairs, pair) for pair in self._items(text))
         if kind in (torch.Tensor, np.ndarray):
             array = self._array(text)
-            return array.numpy() if kind is np.ndarray else array
+            if kind is torch.Tensor:
+                return array
+            if array.dtype == torch.bfloat16:  # numpy has none
+                raise PlainError("an array of bfloat16")
+            return array.numpy()
         if dataclasses.is_dataclass(kind) or _is_named_tuple(kind):
             return self._record(kind, text)
         return _simple(kind, text)
@@ -142,7 +148,8 @@ class Unpacker:
     def _array(self, text: Any) -> torch.Tensor:
         place = self._record(_Place, text)
         numbers = _NUMBERS.get(place.numbers)
-        if numbers is None or min((0, *place.shape)) < 0 or len(place.shape) > 8:
+        sizes = (0, *place.shape)  # an empty array may have any
+        if numbers is None or min(sizes) < 0 or max(sizes) >= 2**32 or len(place.shape) > 8:
             raise PlainError(f"an array of {_shown(place.numbers)}, shape {place.shape}")
         size = math.prod(place.shape) * numbers.itemsize
         if place.at < 0 or place.at + size > len(self._arrays):
