@@ -10,9 +10,9 @@ import torch
 from stream_vlm_ros.errors import NotFiniteError
 
 
-def check_finite(what: str, values: torch.Tensor) -> None:
-    """Raise NotFiniteError unless all ``values`` are finite; waits until the device has them."""
-    if not values.isfinite().all():
+def check_finite(what: str, *values: torch.Tensor) -> None:
+    """Raise NotFiniteError unless all ``values`` are finite; waits once for the device."""
+    if not torch.stack([one.isfinite().all() for one in values]).all():
         raise not_finite(what)
 
 
