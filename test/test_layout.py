@@ -141,6 +141,7 @@ def test_imports_point_one_way():
         "engine/inputs",
         "engine/model",
         "engine/saving",
+        "history",
         "node",
     ],
 )

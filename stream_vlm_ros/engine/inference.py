@@ -264,8 +264,8 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             hidden = self.model.stream_forward(
                 embeddings[None], positions, fork, self.functions, readout=read
             )
-            # Of what is no number in the features or in any layer, some comes out here.
-            check_finite("the hidden states of these frames", hidden)
+            # An infinite key may be seen by none of these tokens, and by the next ones.
+            check_finite("hidden states or keys of these frames", hidden, fork.own())
             seen = manager.evictor.describe(manager.ledger.grids_seen, grids, stamps[-1])
             state = self._next_state(stamps, timeline, known)
             evicted = manager.commit(fork, spans, state, True, seen, read)
@@ -580,7 +580,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         manager = self.cache_manager
         unread = [*prompt, *said][fork.length :]
         logits = self._run_text([*unread, *self._chat.answer_end], start, fork)
-        check_finite("the logits of an exchange that was to be kept", logits)
+        check_finite("logits or keys of an exchange that was to be kept", logits, fork.own())
         state = dataclasses.replace(
             manager.state, open_segment=False, exchanges=manager.state.exchanges + 1
         )

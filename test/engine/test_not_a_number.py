@@ -14,6 +14,7 @@ import torch
 from toy_qwen import SINK_AND_WINDOW
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
+from stream_vlm_ros.engine.cache.requests import TailLayer
 from stream_vlm_ros.errors import NotFiniteError
 
 LEVELS = {"sampled_share": 0.3, "important_share": 0.3}
@@ -64,6 +65,47 @@ def assert_equal(one, other):
     seen, expected = one.get_cache_info(), other.get_cache_info()
     assert {**seen, "reserved_memory_bytes": 0} == {**expected, "reserved_memory_bytes": 0}
     assert one.ask("What?", 4)[0] == other.ask("What?", 4)[0]
+
+
+@contextmanager
+def infinite_key(number, head, sign):
+    """In one layer the last token's key overflows: a softmax gives it all the weight, or none."""
+    update, layers = TailLayer.update, []
+
+    def overflow(layer, keys, values):
+        if layer not in layers:
+            layers.append(layer)
+        if layers.index(layer) % 2 == number:  # of two layers, in their order
+            keys = keys.clone()
+            keys[:, head, -1, 3] = sign * torch.inf
+        return update(layer, keys, values)
+
+    TailLayer.update = overflow
+    try:
+        yield
+    finally:
+        TailLayer.update = update
+
+
+@pytest.mark.parametrize("call", ["chunk", "exchange"])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("head", [0, 1])
+@pytest.mark.parametrize("number", [0, 1])
+def test_an_infinite_key_that_no_query_sees_yet_is_refused(
+    toys, model, processor, number, head, sign, call
+):
+    engine, straight = (make(model, processor) for _ in range(2))
+    for one in (engine, straight):
+        one.append_video_chunk(**chunk(toys, 0))
+    with infinite_key(number, head, sign), pytest.raises(NotFiniteError):
+        if call == "chunk":
+            engine.append_video_chunk(**chunk(toys, 1))
+        else:
+            engine.ask("What?", 1, update_state=True)
+    for at in (1, 2):
+        for one in (engine, straight):
+            one.append_video_chunk(**chunk(toys, at))
+        assert_equal(engine, straight)
 
 
 @pytest.mark.parametrize("shares", [SINK_AND_WINDOW, LEVELS], ids=["window", "levels"])
