@@ -150,7 +150,7 @@ class MemoryCopy:
                 saved_at=time.time(),
                 bytes=0,
             ),
-            manager.evictor.over(_Held(state.evictor)),
+            manager.evictor.over(HeldAlone(state.evictor)),
         )
 
     def write(self, path: str | Path, *, origin_ns: int = 0, frame_id: str = "") -> SavedMemory:
