@@ -50,7 +50,7 @@ class Timeline:
         """The ticks at which further grids lie, and the timeline behind them.
 
         A closed step is as long as the step before it (one tick at least), or a second where there
-        is none.
+        is none, and never longer than it was.
 
         Args:
             ticks: of each grid since the stream began, by its stamp; never falling.
@@ -68,7 +68,7 @@ class Timeline:
             if newest is not None and (laid or not opens):
                 step = at - newest
                 if max_step is not None and step > max_step:
-                    step = second if before is None else max(1, before)
+                    step = min(step, second if before is None else max(1, before))
                 step = min(step, max(1, int(share * room)))
                 if newest + step < at:
                     closed, pauses = closed + at - newest - step, pauses + 1
