@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from toy_qwen import SINK_AND_WINDOW
 
@@ -50,6 +50,8 @@ def stream(engine, toys, pause=0.0, behind=1, chunks=8, start=1000.0):
     room=st.integers(-20, 30_000),
     first=st.integers(-(10**10), 10**10),
 )
+@example(parts=[[0, 2, 1, 2, 1]], max_step=0, room=30_000, first=0)
+@example(parts=[[0, 1, 1, 1, 1]], max_step=0, room=30_000, first=0)
 def test_ticks_keep_their_order_and_every_step_its_bounds(parts, max_step, room, first):
     line, tick, laid, raw, left = Timeline(), first, [], [], room
     share, before = 3 / 4 if max_step is None else 1 / 8, 2
