@@ -322,7 +322,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "messages": options.messages,
         "max_decoded_megapixels": options.megapixels,
         "counts": counts,
-        "causes": dict(fuzz.causes.most_common(40)),
+        "causes": dict(fuzz.causes.most_common()),
         "kinds_of_causes": len(fuzz.causes),
         "raw_exceptions": fuzz.raw[:20],
         "unbalanced": fuzz.unbalanced,
