@@ -165,14 +165,12 @@ def test_after_a_loaded_memory_has_gone_on_a_gap_is_a_jump_again(here):
 
 
 @HERE
-@pytest.mark.parametrize(
-    "name", ["../out", "a/b", "/tmp/a", ".hidden", "..", "-f", "a b", "x" * 101, "a\n", "é"]
-)
-def test_names_stay_within_the_folder(here, name):
+def test_names_stay_within_the_folder(here):
     fill(here.client, 1)
-    for reply in (save(here.client, name), load(here.client, name)):
-        assert not reply.success
-        assert "names no memory" in reply.message
+    for name in ["../out", "a/b", "/tmp/a", ".hidden", "..", "-f", "a b", "x" * 101, "a\n", "é"]:
+        for reply in (save(here.client, name), load(here.client, name)):
+            assert not reply.success, name
+            assert "names no memory" in reply.message, name
     assert not FOLDER.exists() or os.listdir(FOLDER) == []
 
 
