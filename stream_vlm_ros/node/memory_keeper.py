@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -215,10 +215,7 @@ class MemoryKeeper:
             self._busy.release()
 
     def _fail(self, error: str) -> None:
-        before = self.state
-        self.state = SavedState(
-            before.saved_ns, before.name, before.bytes, before.seconds, error, before.loaded
-        )
+        self.state = replace(self.state, error=error)
 
     def _save(self, path: Path) -> Done:
         started = time.monotonic()
@@ -241,11 +238,9 @@ class MemoryKeeper:
     def _load(self, path: Path) -> Done:
         started = time.monotonic()
         saved = self._worker.load_memory(path).result()
-        before, memory = self.state, self._worker.memory
+        memory = self._worker.memory
         self._in_own_file = _what_is(memory) if path == self._path("") else None
-        self.state = SavedState(
-            before.saved_ns, before.name, before.bytes, before.seconds, "", path.name
-        )
+        self.state = replace(self.state, error="", loaded=path.name)
         seconds = time.monotonic() - started
         return Done(f"loaded {path}: {_held(saved)}", saved.bytes, seconds, memory.newest_ns)
 

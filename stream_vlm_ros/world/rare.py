@@ -347,16 +347,22 @@ class _Exam:
         text = fill(rng, type_, thing=thing.name)
         return Question(text, answer, type_, accepted=accepted), needed
 
+    # -- at a length of the stream -----------------------------------------------------------
+
+    def moment_in(self, rng: random.Random, band: str) -> float | None:
+        """When to ask at a length within ``band``, drawn evenly over its logarithm; None: never."""
+        low, high = AGES[band]
+        if low >= self.world.length:
+            return None
+        high = min(high, self.world.length)
+        now = self.moment(math.exp(rng.uniform(math.log(low), math.log(high))), high)
+        return now or self.moment(low, high)
+
     # -- what was not shown ------------------------------------------------------------------
 
     def never(self, rng: random.Random, thing: Thing, band: str) -> Iterator[Asked]:
         """Questions about a thing that did not come, at a length of the stream."""
-        low, high = AGES[band]
-        if low >= self.world.length:
-            return
-        high = min(high, self.world.length)
-        now = self.moment(math.exp(rng.uniform(math.log(low), math.log(high))), high)
-        now = now or self.moment(low, high)
+        now = self.moment_in(rng, band)
         if now is None:
             return
         for type_ in ("was_there", rng.choice([t for t in RECALL if t != "was_there"])):
@@ -370,12 +376,7 @@ class _Exam:
 
     def apart(self, rng: random.Random, band: str) -> Iterator[Asked]:
         """Questions that no single stretch of time decides, at a length of the stream."""
-        low, high = AGES[band]
-        if low >= self.world.length:
-            return
-        high = min(high, self.world.length)
-        now = self.moment(math.exp(rng.uniform(math.log(low), math.log(high))), high)
-        now = now or self.moment(low, high)
+        now = self.moment_in(rng, band)
         if now is None:
             return
         seen = self.story[: bisect.bisect_right(self.starts, now)]

@@ -43,7 +43,7 @@ def test_a_chunk_is_overdue_by_the_age_of_its_first_frame():
     assert not chunker.is_overdue(99 + SECOND, SECOND)
     assert chunker.is_overdue(100 + SECOND, SECOND)
     assert not chunker.is_overdue(100 * SECOND, 0)  # 0: wait until it is full
-    assert chunker.is_overdue(0, SECOND)  # the clock started anew
+    assert chunker.is_overdue(0, SECOND)  # the clock began again
 
 
 @given(count=st.integers(0, 7), taken=st.integers(0, 8))
