@@ -308,8 +308,8 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
 
         The answer reads the memory as it is at this call, whatever is appended meanwhile; with
         ``update_state`` the exchange is kept behind that. To append between two pieces is what it
-        is for: see ``fork_slack_tokens``. ``read`` is given what its heads made of the prompt, before
-        ``cancel`` is asked first.
+        is for: see ``fork_slack_tokens``. ``read`` is given what its heads made of the prompt,
+        before ``cancel`` is asked first.
         """
         started = time.perf_counter()
         options = DecodingOptions(
@@ -359,8 +359,8 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
                         # No longer than what there is room for, also where a token is cut in two.
                         kept = said.shown_ids(self._chat.plain)[:max_new_tokens]
                         same = zip(kept, said.ids, strict=False)
-                        read = len(list(takewhile(lambda ids: ids[0] == ids[1], same)))
-                        fork.rewind(min(fork.length, len(prompt) + read))
+                        alike = len(list(takewhile(lambda ids: ids[0] == ids[1], same)))
+                        fork.rewind(min(fork.length, len(prompt) + alike))
                     if update_state and not fork.alive:
                         # The memory was cleared meanwhile: there is nothing to keep it behind.
                         reason = "cancelled"

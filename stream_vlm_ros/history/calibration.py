@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-"""`Calibration`: which heads of a checkpoint find what a question is about, and what counts as a hit.
+"""`Calibration`: which heads of a checkpoint find what a question is about; what counts as a hit.
 
-It belongs to one checkpoint. ``stream-vlm calibrate`` makes it (`history.calibrating`) and writes it
-as JSON into the checkpoint's folder; without it `fallback` takes heads that were not measured.
+It belongs to one checkpoint. ``stream-vlm calibrate`` makes it (`history.calibrating`) and writes
+it as JSON into the checkpoint's folder; without it `fallback` takes heads that were not measured.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Calibration:
         of_best: and this share of the question's best score.
         looks: threshold of the episodes that further looks may read.
         tail: share of an episode's best score down to which its neighbours still belong to it.
-        scale: ``fixed`` (scores in units of the heads' spreads) or ``own`` (of each question's own).
+        scale: ``fixed`` (in units of the heads' spreads) or ``own`` (of each question's own).
         not_seen: whole answers by which the model says that it does not see a thing.
         grid_tokens: vision tokens of a grid of the footage; 0: it was not calibrated.
         seconds_per_grid: of the footage.
@@ -247,6 +247,10 @@ class Calibration:
         """Whether the whole answer is one by which the model says that it does not see a thing."""
         return _plain(answer) in {_plain(known) for known in self.not_seen}
 
+    def may_say_not_seen(self, begun: str) -> bool:
+        """Whether an answer that begins so may still become one of these."""
+        return any(_plain(known).startswith(_plain(begun)) for known in self.not_seen)
+
 
 def queries_at(place: str, words: slice) -> slice:
     """Which of a prompt's queries look for a head's keys: a slice of the prompt's tokens.
@@ -324,9 +328,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CalibrationError(f"{path} is no JSON: {error}") from error
     if not isinstance(content, dict) or content.get("kind") != KIND:
-        raise CalibrationError(
-            f"{path} is no calibration: it does not say \"kind\": \"{KIND}\""
-        )
+        raise CalibrationError(f'{path} is no calibration: it does not say "kind": "{KIND}"')
     return content
 
 
