@@ -606,7 +606,8 @@ class KVCacheManager(ManagerNames):
             if self.rotates_long_lived:
                 # Sink and kept grids are rotated so that one offset fits all of them.
                 base = slots.sink + slots.kept
-                shifts = ledger.kept_shifts()
+                numbers, tokens, at = (each.tolist() for each in ledger.kept_shifts())
+                shifts = {n: (Vec(*a), t) for n, t, a in zip(numbers, tokens, at, strict=True)}
                 shifts[SINK] = ledger.sink_shift, slots.sink
                 now.base_offset = now.buffer.rotate_base(self._rotary, slots, shifts, ledger.frame)
                 pieces = [(0, base, now.base_offset), *pieces]
