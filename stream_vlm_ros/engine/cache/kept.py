@@ -23,6 +23,23 @@ _NUMBER, _TOKENS, _SEGMENT, _TICK, _STEP, _HEIGHT, _WIDTH = range(7)
 _ORIGIN, _SHIFT = slice(7, 10), slice(10, 13)  # axes (t, h, w)
 
 
+SINK = -1  # among the numbers of grids
+
+
+class Shifts(NamedTuple):
+    """Shifts of the sink and of the grids kept for long, a row each. Not to be changed.
+
+    Attributes:
+        numbers: `SINK`, then those of the grids, rising: ``[n]``.
+        tokens: of each, ``[n]``.
+        by: the shift of its run, ``[n, 3]``.
+    """
+
+    numbers: np.ndarray
+    tokens: np.ndarray
+    by: np.ndarray
+
+
 class Place(NamedTuple):
     """How far a stream is laid out.
 
@@ -86,12 +103,13 @@ class Kept:
     def tokens(self) -> int:
         return int(self._table[:, _TOKENS].sum())
 
-    def shifts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Numbers of the grids ``[n]``, rising, their tokens ``[n]`` and their shifts ``[n, 3]``.
-
-        Not to be changed.
-        """
-        return self._table[:, _NUMBER], self._table[:, _TOKENS], self._table[:, _SHIFT]
+    def shifts(self, sink_tokens: int, sink_shift: Vec) -> Shifts:
+        numbers, tokens, by = (self._table[:, at] for at in (_NUMBER, _TOKENS, _SHIFT))
+        return Shifts(
+            np.concatenate([[SINK], numbers]),
+            np.concatenate([[sink_tokens], tokens]),
+            np.concatenate([[sink_shift], by]),
+        )
 
     # -- changing ----------------------------------------------------------------------------
 

@@ -14,10 +14,9 @@ from dataclasses import replace
 from itertools import count
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
-from stream_vlm_ros.engine.cache.kept import Kept, Place
+from stream_vlm_ros.engine.cache.kept import SINK, Kept, Place, Shifts
 from stream_vlm_ros.engine.cache.mrope import (
     POSITION_POLICIES,
     ZERO,
@@ -143,7 +142,7 @@ class PositionLedger:
         """Shift of the newest run: new tokens are rotated in its frame."""
         if self._window:
             return self._window[-1].shift
-        return self._kept.shift if len(self._kept) else self.sink_shift
+        return self._kept.shift if len(self._kept) else self._sink_shift
 
     @property
     def sink_length(self) -> int | None:
@@ -181,24 +180,20 @@ class PositionLedger:
         return parts
 
     @property
-    def sink_shift(self) -> Vec:
+    def _sink_shift(self) -> Vec:
         """Shift of the sink. (It never has more than one: nothing in it goes.)"""
         return self._sink[0].shift if self._sink else ZERO
 
-    def kept_shifts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of the grids kept for long: numbers ``[n]``, tokens ``[n]``, shifts ``[n, 3]``.
-
-        In order of time, and not to be changed.
-        """
-        return self._kept.shifts()
+    def long_lived_shifts(self) -> Shifts:
+        """Shifts of the sink and of the grids kept for long."""
+        return self._kept.shifts(self._sink_length or 0, self._sink_shift)
 
     def kept_offsets(self) -> list[tuple[int, Vec]]:
         """``(grid number, offset)`` of every grid kept for long; offsets as in `parts`."""
-        numbers, _, shifts = self._kept.shifts()
+        numbers, _, shifts = self.long_lived_shifts()
         offsets = (shifts - self.frame).tolist()
-        return [
-            (number, Vec(*offset)) for number, offset in zip(numbers.tolist(), offsets, strict=True)
-        ]
+        pairs = zip(numbers.tolist(), offsets, strict=True)
+        return [(number, Vec(*offset)) for number, offset in pairs if number != SINK]
 
     def positions(self) -> torch.Tensor:
         """Where every key of the stream was rotated, ``[3, length]``: for tests and for looking."""
