@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         CacheInfo,
         ChoiceMetrics,
         ChunkResult,
+        EvidenceEpisode,
         SavedMemory,
     )
     from stream_vlm_ros.errors import StreamVlmError
@@ -61,6 +62,7 @@ _HOMES = {
     "ChoiceMetrics": "results",
     "ChunkResult": "results",
     "EvictionConfig": "cache.eviction",
+    "EvidenceEpisode": "results",
     "FeatureNovelty": "cache.eviction",
     "ImportanceScore": "cache.eviction",
     "InferenceEngine": "abstract",
@@ -83,6 +85,7 @@ __all__ = [
     "ChoiceMetrics",
     "ChunkResult",
     "EvictionConfig",
+    "EvidenceEpisode",
     "FeatureNovelty",
     "ImportanceScore",
     "InferenceEngine",

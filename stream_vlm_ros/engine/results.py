@@ -106,6 +106,24 @@ class Spanned:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class EvidenceEpisode(Record):
+    """A stretch of time that fits a question.
+
+    Attributes:
+        start, end: the source's stamps of its first and last frame, in seconds.
+        score: how well it fits; higher is better, and comparable within one question alone.
+        tier: where it was held: ``memory`` (the KV memory) or ``history`` (what that let go).
+        stamps: of those of its frames that stand for it, rising, at most 6.
+    """
+
+    start: float
+    end: float
+    score: float
+    tier: str
+    stamps: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Evidence(Spanned, Record):
     """What an answer rests on.
 
@@ -113,12 +131,15 @@ class Evidence(Spanned, Record):
         cache_length: tokens of the stream that it was read from.
         time_spans: the unbroken stretches of time in memory, oldest first: the source's stamps of
             their first and last frame, in seconds.
+        episodes: what of the past the answer names, oldest first, at most three; none where no
+            history was searched, and then it rests on all of the memory.
     """
 
     derived: ClassVar[tuple[str, ...]] = ("oldest_timestamp", "newest_timestamp")
 
     cache_length: int
     time_spans: TimeSpans
+    episodes: tuple[EvidenceEpisode, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -129,6 +150,9 @@ class QuestionMetrics(Evidence):
         ttft: from the call to the first token.
         latency: from the call to the whole answer.
         prompt_tokens: of the question, with the chat template's words around it.
+        fetched_tokens: of a history that were read for it; 0: the memory alone answered.
+        search_latency, fetch_latency: of ``latency``, for searching the history, and for fetching
+            and reading what was found.
     """
 
     aliases: ClassVar[Mapping[str, str]] = {"total_latency": "latency"}
@@ -136,6 +160,9 @@ class QuestionMetrics(Evidence):
     ttft: float
     latency: float
     prompt_tokens: int
+    fetched_tokens: int = 0
+    search_latency: float = 0.0
+    fetch_latency: float = 0.0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the delayed batch engine returns in addition to what every engine does."""
+"""What the engines with a history return in addition to what every engine does."""
 
 from __future__ import annotations
 
@@ -142,3 +142,31 @@ class DelayedCacheInfo(CacheInfo):
     """`CacheInfo` of what is encoded, with the times of the kept frames, and ``frame_memory``."""
 
     frame_memory: EngineStatistics
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TierInfo(Record):
+    """What one tier of a history holds. Stamps in seconds of the source, None where it is empty.
+
+    Attributes:
+        name: ``pictures`` (frames, to be read) or ``keys`` (what finds them).
+        grids, frames: held, of which ``oldest`` and ``newest`` are the first and last stamp.
+        bytes, max_bytes: taken, and at most.
+        where: ``memory``, ``device``, or the folder.
+    """
+
+    name: str
+    grids: int
+    frames: int
+    bytes: int
+    max_bytes: int
+    where: str
+    oldest: float | None = None
+    newest: float | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RecallCacheInfo(CacheInfo):
+    """`CacheInfo` of a stream, and ``tiers``: what its history holds."""
+
+    tiers: tuple[TierInfo, ...]

@@ -9,7 +9,7 @@ import json
 import pytest
 from fake_engine import answer_metrics, cache_info
 
-from stream_vlm_ros.engine import VideoStreamingInference
+from stream_vlm_ros.engine import EvidenceEpisode, VideoStreamingInference
 
 
 def test_a_result_is_read_by_attribute_and_by_key():
@@ -56,3 +56,18 @@ def test_the_memory_is_told_in_the_references_units():
 
 def test_an_empty_memory_has_neither_oldest_nor_newest_time():
     assert cache_info().oldest_timestamp is None and cache_info()["newest_timestamp"] is None
+
+
+def test_an_answer_names_the_episodes_it_rests_on_down_to_json():
+    cup = EvidenceEpisode(start=3.0, end=5.5, score=2.5, tier="history", stamps=(3.0, 4.0, 5.5))
+    metrics = answer_metrics(episodes=(cup,))
+    assert metrics.episodes[0].stamps[-1] == metrics["episodes"][0]["end"] == 5.5
+    assert json.loads(json.dumps(metrics.as_dict()))["episodes"] == [
+        {"start": 3.0, "end": 5.5, "score": 2.5, "tier": "history", "stamps": [3.0, 4.0, 5.5]}
+    ]
+
+
+def test_an_answer_of_the_memory_alone_names_no_episode_and_fetched_nothing():
+    metrics = answer_metrics()
+    assert metrics.episodes == () and metrics.fetched_tokens == 0
+    assert metrics.search_latency == metrics.fetch_latency == 0.0

@@ -35,13 +35,14 @@ def chunk_result(tokens, evicted_tokens=0, cache_length=0, closed_seconds=0.0):
     )
 
 
-def answer_metrics(answer_tokens=1, finish_reason="length", time_spans=()):
+def answer_metrics(answer_tokens=1, finish_reason="length", time_spans=(), episodes=()):
     return AnswerMetrics(
         ttft=0.25,
         latency=0.5,
         prompt_tokens=7,
         cache_length=0,
         time_spans=tuple(time_spans),
+        episodes=tuple(episodes),
         answer_tokens=answer_tokens,
         finish_reason=finish_reason,
     )
