@@ -257,6 +257,6 @@ class FrameIngest:
 def _longest_gap(parameters: Settings) -> float:
     """Seconds from one frame to the next beyond which time has jumped: never more than the frames
     kept on disk may span, or a single stamp would push them all out."""
-    if parameters.engine == "delayed_batch":
+    if parameters.keeps_frames:
         return min(parameters.max_time_gap, parameters.frame_store_hours * 3600)
     return parameters.max_time_gap

@@ -24,6 +24,7 @@ from .runner import Silence
 NODE = "/stream_vlm"
 _DEFINITIONS = Path(__file__).with_name("interfaces")
 BAG = "session bag"  # in the folder's mark
+_OURS = ("TimeSpan", "MemoryLevel", "HistoryTier", "CacheStatus", "Evidence", "Answer")
 _INFO, _WARN = 20, 30  # levels of rcl_interfaces/msg/Log
 
 
@@ -53,7 +54,7 @@ class SessionBag(Silence):
         mark(self._part, BAG)
         self._quality = quality
         self._store = get_typestore(Stores.ROS2_JAZZY)
-        for name in ("TimeSpan", "MemoryLevel", "CacheStatus", "Evidence", "Answer"):
+        for name in _OURS:
             text = (_DEFINITIONS / f"{name}.txt").read_text(encoding="utf-8")
             self._store.register(get_types_from_msg(text, f"stream_vlm/msg/{name}"))
         # In a folder of the bag's own name, after which its file is called.

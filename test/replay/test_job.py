@@ -165,7 +165,9 @@ def test_a_bag_holds_images_and_answers_on_one_time_line(make_job):
     assert kinds["/rosout"] == "rcl_interfaces/msg/Log"
 
 
-@pytest.mark.parametrize("name", ["Answer", "CacheStatus", "Evidence", "MemoryLevel", "TimeSpan"])
+@pytest.mark.parametrize(
+    "name", ["Answer", "CacheStatus", "Evidence", "HistoryTier", "MemoryLevel", "TimeSpan"]
+)
 def test_the_bags_definitions_are_those_of_the_package(name):
     folder = Path(session_bag.__file__).with_name("interfaces")
     assert (folder / f"{name}.txt").read_text() == (ROOT / "msg" / f"{name}.msg").read_text()
