@@ -112,6 +112,10 @@ class NotFiniteError(StreamVlmError):
     code = "NOT_FINITE"
 
 
+class CalibrationError(InvalidParameterError):
+    """A history's calibration that is damaged, of another checkpoint, or cannot be made."""
+
+
 class MemoryFileError(StreamVlmError):
     """A saved memory that cannot be written, or is refused.
 

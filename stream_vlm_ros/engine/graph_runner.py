@@ -97,9 +97,13 @@ class TextRunner:
         end: int,
         start: Sequence[int],
         fork: Fork,
+        readout: Readout | None = None,
     ) -> list[float]:
-        """Append a prompt; log-probability of each text and then ``end`` behind it."""
-        first = self.append(prompt, start, fork)
+        """Append a prompt; log-probability of each text and then ``end`` behind it.
+
+        ``readout`` reads of the prompt alone.
+        """
+        first = self.append(prompt, start, fork, readout)
         longest = max(map(len, texts))
         # Padded on the right: no real token ever attends to what stands after it.
         ids = torch.tensor([text + [end] * (longest - len(text)) for text in texts])
@@ -241,17 +245,18 @@ class GraphRunner(TextRunner):
         end: int,
         start: Sequence[int],
         fork: Fork,
+        readout: Readout | None = None,
     ) -> list[float]:
         # The prompt's last tokens and all texts behind it side by side, as one step: each token
         # sees the prompt and, of the texts, its own up to itself.
         *before, shared = _pieces(prompt)
         for piece in before:
-            self.append(piece, start, fork)
+            self.append(piece, start, fork, readout)
         room = self._manager.max_tail_tokens - fork.length - len(shared)
         longest = max(map(len, texts))
-        ready = self._takes(fork, SIZES)
+        ready = self._takes(fork, SIZES, readout)
         if not ready or longest > min(SIZES[-1], room):
-            return super().score(shared, texts, end, start, fork)
+            return super().score(shared, texts, end, start, fork, readout)
         first = None  # log-probabilities of what follows the prompt
         scores: list[float] = []
         while len(scores) < len(texts):
@@ -266,6 +271,9 @@ class GraphRunner(TextRunner):
             hidden, logits = self._step(ids, torch.cat(positions, 1), fork, len(shared), begins)
             if first is None:
                 first = logits.log_softmax(-1)
+                if readout is not None:
+                    step = self._ready[_size_for(len(ids))].step
+                    readout.extend(step.readout, len(shared))
             if together:
                 after = self._model.logits(hidden[len(shared) : len(ids)])
                 scores += _log_probabilities(first, after, together, end)
@@ -498,9 +506,15 @@ def record_graph(step: Step, pool: Any) -> Recording:
 
 
 def text_runner(
-    wanted: str, model: StreamModel, manager: KVCacheManager, device: torch.device
+    wanted: str,
+    model: StreamModel,
+    manager: KVCacheManager,
+    device: torch.device,
+    reads: Readout | None = None,
 ) -> TextRunner:
     """The runner of that name of `QUESTION_PATHS`; ``auto`` is the fastest that the device has.
+
+    ``reads``: see `GraphRunner`.
 
     Raises InvalidParameterError for another name, and for ``graph`` without a GPU.
     """
@@ -516,13 +530,13 @@ def text_runner(
     if wanted == "eager" or (wanted == "auto" and not on_gpu):
         return TextRunner(model)
     if not on_gpu:
-        return GraphRunner(model, manager)
+        return GraphRunner(model, manager, reads=reads)
     loading: Verified[StepKernels] = Verified("questions are answered more slowly")
     kernels = loading.attempt("", lambda: _triton_kernels(model, device))
     if kernels is None:
         return TextRunner(model, loading.refused[""])
     graph = wanted != "static"
-    return GraphRunner(model, manager, kernels, graph, compiled=graph)
+    return GraphRunner(model, manager, kernels, graph, compiled=graph, reads=reads)
 
 
 def _triton_kernels(model: StreamModel, device: torch.device) -> StepKernels:

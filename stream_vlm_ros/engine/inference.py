@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from stream_vlm_ros.engine.abstract import InferenceEngine
+from stream_vlm_ros.engine.attention.base import Readout
 from stream_vlm_ros.engine.cache.budget import USUAL_PIXELS, MemoryBudget, free_bytes
 from stream_vlm_ros.engine.cache.eviction import EvictionConfig, ImportanceScore
 from stream_vlm_ros.engine.cache.manager import KVCacheManager, StreamState
@@ -99,6 +100,8 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         question_path: how a question's text runs: ``eager`` (call by call), ``graph`` (CUDA graphs
             of fixed steps: no launch is waited for) or ``static`` (the same steps, not recorded);
             ``auto``: ``graph`` on a GPU, ``eager`` elsewhere. See `warm_up`.
+        question_reads: which heads `ask_stream` and `ask_choice` may be asked to ``read``; others
+            are read on the path ``eager`` alone.
 
     Raises:
         InvalidParameterError: a setting is outside its range, or they contradict one another.
@@ -125,6 +128,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         skip_similarity: float | None = None,
         compile: bool | None = None,
         question_path: str = "auto",
+        question_reads: Readout | None = None,
     ):
         if layout not in LAYOUTS:
             raise InvalidParameterError(
@@ -197,7 +201,9 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         )
         tell_stream(model, self.cache_manager)
         log.info(_describe_eviction(eviction_config))
-        self.text_path = text_runner(question_path, self.model, self.cache_manager, self.device)
+        self.text_path = text_runner(
+            question_path, self.model, self.cache_manager, self.device, question_reads
+        )
 
     def warm_up(self) -> WarmUp:
         """Make ready what the first question would wait for; only a GPU needs it."""
@@ -296,12 +302,14 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         seed: int | None = None,
         about: tuple[float, float] | None = None,
         cancel: Callable[[], bool] | None = None,
+        read: Readout | None = None,
     ) -> Answer:
         """Like `ask`, as an iterator over pieces of text; `Answer.metrics` once it has ended.
 
         The answer reads the memory as it is at this call, whatever is appended meanwhile; with
         ``update_state`` the exchange is kept behind that. To append between two pieces is what it
-        is for: see ``fork_slack_tokens``.
+        is for: see ``fork_slack_tokens``. ``read`` is given what its heads made of the prompt,
+        before ``cancel`` is asked first.
         """
         started = time.perf_counter()
         options = DecodingOptions(
@@ -324,7 +332,8 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
                 said = AnswerText(self._chat.decode, options.stop)
                 sampler = Sampler(options, prompt, self.device)
                 while fork.alive:  # until the memory is cleared while this answer is written
-                    token = sampler.choose(self._run_text(unread, start, fork))
+                    logits = self._run_text(unread, start, fork, read if ttft is None else None)
+                    token = sampler.choose(logits)
                     unread = [token]
                     ttft = ttft or time.perf_counter() - started
                     if cancel is not None and cancel():
@@ -350,8 +359,8 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
                         # No longer than what there is room for, also where a token is cut in two.
                         kept = said.shown_ids(self._chat.plain)[:max_new_tokens]
                         same = zip(kept, said.ids, strict=False)
-                        read = len(list(takewhile(lambda ids: ids[0] == ids[1], same)))
-                        fork.rewind(min(fork.length, len(prompt) + read))
+                        alike = len(list(takewhile(lambda ids: ids[0] == ids[1], same)))
+                        fork.rewind(min(fork.length, len(prompt) + alike))
                     if update_state and not fork.alive:
                         # The memory was cleared meanwhile: there is nothing to keep it behind.
                         reason = "cancelled"
@@ -383,12 +392,13 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         choices: Sequence[str],
         *,
         about: tuple[float, float] | None = None,
+        read: Readout | None = None,
     ) -> tuple[str, ChoiceMetrics]:
         """The likeliest of the given answers; leaves no trace.
 
         A choice's score is the log-probability that the model, asked the question, answers just
         that: its tokens and then the end of the turn. The question is computed once, all choices
-        in one batch behind it.
+        in one batch behind it. ``read`` is given what its heads made of the prompt.
 
         Raises:
             EmptyMemoryError, OutOfHorizonError, InvalidQuestionError, InvalidChoicesError,
@@ -400,7 +410,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         prompt = self._question_ids(question, about)
         end = self._chat.answer_end[0]
         with manager.question_fork(len(prompt), 0) as fork:
-            scores = self.text_path.score(prompt, texts, end, fork.start, fork)
+            scores = self.text_path.score(prompt, texts, end, fork.start, fork, read)
         if any(map(math.isnan, scores)):
             raise not_finite("the scores of these choices")
         # Of the first token that is known, and of them all.
@@ -569,9 +579,11 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
                 + (f" and {len(spans) - 3} more stretches" if len(spans) > 3 else "")
             )
 
-    def _run_text(self, ids: list[int], start: Sequence[int], fork: Fork) -> torch.Tensor:
+    def _run_text(
+        self, ids: list[int], start: Sequence[int], fork: Fork, read: Readout | None = None
+    ) -> torch.Tensor:
         """Append text to a fork; return the logits ``[vocabulary]`` after its last token."""
-        return self.text_path.append(ids, start, fork)
+        return self.text_path.append(ids, start, fork, read)
 
     def _keep_exchange(
         self, fork: Fork, prompt: list[int], said: list[int], start: Sequence[int]

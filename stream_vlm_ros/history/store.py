@@ -349,6 +349,10 @@ class FrameStore:
         ).fetchone()
         return None if first is None else (first, last)
 
+    def between(self, start: float, stop: float) -> list[KeptFrame]:
+        """The frames with ``start <= stamp <= stop``, oldest first."""
+        return self._find("WHERE stamp BETWEEN ? AND ? ORDER BY id", start, stop)
+
     def around(self, stamp: float) -> list[KeptFrame]:
         """The last frame before ``stamp`` and the first after it, as far as there are any."""
         before = self._find("WHERE stamp < ? ORDER BY stamp DESC, id DESC LIMIT 1", stamp)
@@ -458,6 +462,21 @@ class FrameStore:
         upcoming = self._next
         self._look()
         self._next = upcoming
+
+    def forget_between(self, start: float, stop: float) -> int:
+        """Erase the frames of a time, those of earlier epochs too; how many there were.
+
+        Their rows first, then their pictures. On a disk that keeps old blocks (as flash does) or
+        in a snapshot of it a picture may be found longer than here.
+        """
+        frames = self._find("WHERE stamp BETWEEN ? AND ?", start, stop, table="frames")
+        with self._transaction():
+            self._db.executemany("DELETE FROM frames WHERE id = ?", [(f.id,) for f in frames])
+        self._delete(frames)
+        upcoming = self._next
+        self._look()
+        self._next = upcoming
+        return len(frames)
 
     def start_epoch(self) -> int:
         """The source's time restarts; see the class.

@@ -563,6 +563,13 @@ class KVCacheManager(ManagerNames):
         """What a companion holds now."""
         return self._state.companions[name]
 
+    @_operation
+    def amend(self, name: str, change: Callable[[Any], Any]) -> None:
+        """Let a companion hold what ``change`` makes of what it holds; the memory stays."""
+        now = self._current.revision
+        held = {**now.state.companions, name: change(now.state.companions[name])}
+        self._current.revision = _Revision(replace(now.state, companions=held), now.buffer)
+
     def _evict_what_waits(self) -> None:
         """Carry out the evictions that waited for answers being written, once none is any more.
 

@@ -186,6 +186,11 @@ class ChatLayout:
             )
         return ids
 
+    def words(self, text: str) -> slice:
+        """Where a question's own words stand in its `question`, counted from the end."""
+        stop = -len(self._question_end)
+        return slice(stop - len(self.plain(text)), stop or None)
+
     def choices(self, texts: Sequence[str], room: int) -> list[list[int]]:
         """Token ids of each choice; InvalidChoicesError says what is wrong with the list."""
         if isinstance(texts, str) or not isinstance(texts, Sequence):

@@ -1,0 +1,87 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""`Reader`: a few frames read apart from the stream, as one short video of just these.
+
+What it holds is what a fresh engine holds that was given these frames with their stamps: an offline
+pass over them (a test says so).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from stream_vlm_ros.engine import EvictionConfig, StreamProcessor, VideoStreamingInference
+from stream_vlm_ros.engine.inputs.frames import smart_resize
+from stream_vlm_ros.errors import InvalidImageError
+from stream_vlm_ros.history.selection import GRID_FRAMES
+from stream_vlm_ros.history.tiers import Shown
+
+
+class Reader(VideoStreamingInference):
+    """An engine for short videos, one after the other.
+
+    Args:
+        max_tokens: of vision, that are read at once; two grids of ``max_pixels`` at least.
+        text_tokens: of the text before a video.
+        max_pixels: larger pictures are reduced to so many.
+        model, processor, device, options: as for `VideoStreamingInference`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        device: Any,
+        max_tokens: int,
+        text_tokens: int,
+        *,
+        max_pixels: int,
+        **options: Any,
+    ):
+        largest = max_pixels // StreamProcessor.wrap(processor).image_settings.factor ** 2
+        self.max_tokens = max(max_tokens, 2 * largest)
+        # Pictures of several sizes are chunks of their own, with text between them.
+        cap = EvictionConfig(self.max_tokens + 32 * (text_tokens + 1))
+        super().__init__(model, processor, device, cap, max_pixels=max_pixels, **options)
+
+    def grid_tokens(self, width: int, height: int) -> int:
+        """Tokens of two frames of that size."""
+        settings = self._frames.settings
+        rows, columns = smart_resize(
+            height, width, settings.factor,
+            *self._frames.pixel_bounds(self.min_pixels, self.max_pixels),
+        )  # fmt: skip
+        return (rows // settings.factor) * (columns // settings.factor)
+
+    def read(self, shown: Sequence[Shown]) -> int:
+        """Forget what was read, and read these frames, oldest first; how many tokens of vision."""
+        self.reset()
+        tokens = 0
+        for _, some in groupby(shown, key=lambda one: one[1].shape):
+            same = list(some)
+            try:
+                done = self.append_video_chunk(
+                    [picture for _, picture in same], timestamps=[stamp for stamp, _ in same]
+                )
+            except InvalidImageError:  # one that was made for other settings
+                continue
+            tokens += math.prod(done.grid)
+        return tokens
+
+    @property
+    def busy(self) -> bool:
+        """An answer is being written from what was read."""
+        return bool(self.cache_manager.living_forks)
+
+
+def grids_for(tokens: int, grid_tokens: int) -> int:
+    """How many grids fit into so many tokens; one at least."""
+    return max(1, tokens // max(1, grid_tokens))
+
+
+def frames_for(grids: int) -> int:
+    return GRID_FRAMES * grids

@@ -1,0 +1,638 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""`RecallingInference`: the streaming engine, with a history of what its memory has let go.
+
+Read `ask_stream` and `_plan`: a question runs on the stream's memory, as without a history, up to
+its first token. What a few of its attention heads ask for is then looked up among the keys of all
+that was seen. Where the past fits better than what is in memory, frames of it are read apart, and
+the question is answered from these.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+
+from stream_vlm_ros.engine import (
+    Answer,
+    AnswerMetrics,
+    ChoiceMetrics,
+    ChunkResult,
+    EvidenceEpisode,
+    SavedMemory,
+    VideoStreamingInference,
+    WarmUp,
+)
+from stream_vlm_ros.engine.attention.base import Readout
+from stream_vlm_ros.engine.inputs.timestamps import check_about, frame_times
+from stream_vlm_ros.engine.results import QuestionMetrics, TimeSpans
+from stream_vlm_ros.errors import (
+    EmptyMemoryError,
+    InvalidParameterError,
+    OutOfHorizonError,
+    whole_number,
+)
+from stream_vlm_ros.history.calibration import Calibration
+from stream_vlm_ros.history.episodes import Episode, Scored
+from stream_vlm_ros.history.index import IndexState, KeyIndex
+from stream_vlm_ros.history.reading import Reader, frames_for, grids_for
+from stream_vlm_ros.history.results import RecallCacheInfo, TierInfo
+from stream_vlm_ros.history.selection import GRID_FRAMES
+from stream_vlm_ros.history.store import FrameStore
+from stream_vlm_ros.history.tiers import PictureTier, Shown
+from stream_vlm_ros.history.wants import Want, Which, wanted_by
+
+MODES = ("never", "auto", "always")
+INDEX_BYTES = 256 * 2**20
+MAX_TOKENS = 4096
+MAX_PIXELS = 100_352
+PRESENT = 2  # grids: the newest frames, read behind what was fetched
+LOOKS = 4  # episodes that are read one by one until the model sees what was asked about
+MAX_NAMED = 3  # episodes that an answer names
+STAMPS = 6  # of an episode
+
+_KEYS = "keys"  # the companion's name
+
+log = logging.getLogger(__name__)
+
+_Metrics = TypeVar("_Metrics", bound=QuestionMetrics)
+About = tuple[float, float] | None
+
+
+class Look(NamedTuple):
+    """Stretches of time that are read together, and what of them an answer names."""
+
+    stretches: tuple[tuple[float, float], ...]
+    episodes: tuple[EvidenceEpisode, ...]
+
+
+class Plan(NamedTuple):
+    """What a question is answered from.
+
+    Attributes:
+        looks: what to fetch, one after the other; none: the memory answers.
+        episodes: what the memory holds of it.
+        seconds: that the search took.
+    """
+
+    looks: tuple[Look, ...]
+    episodes: tuple[EvidenceEpisode, ...]
+    seconds: float
+
+
+class RecallingInference(VideoStreamingInference):
+    """Streams as `VideoStreamingInference`, and answers about what the memory has let go.
+
+    Frames are kept as pictures, and of every grid the keys of a few calibrated heads; both within
+    bounds. The stream itself is the same to the bit. With a folder (of ``store``) both outlive the
+    process.
+
+    Not thread-safe: one thread owns an engine.
+
+    Args:
+        model, processor, device, eviction_config: as for `VideoStreamingInference`.
+        calibration: which heads find what a question asks for, and from which score on.
+        store: where pictures are kept; None: in memory, within the store's own bounds.
+        history: what `ask` does by itself: ``never`` (answer from the memory alone), ``auto`` (look
+            back where the past fits the question, and the memory does not hold it) or ``always``
+            (wherever anything fits at all).
+        index_bytes: that the keys may take.
+        max_history_tokens: of vision, that are read for one answer.
+        history_pixels: larger pictures are reduced to so many pixels when they are read.
+        options: as for `VideoStreamingInference`.
+
+    Raises:
+        What `VideoStreamingInference` raises; CalibrationError: it is of another model.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        device: str | torch.device | None = None,
+        eviction_config: Any = None,
+        *,
+        calibration: Calibration,
+        store: FrameStore | None = None,
+        history: str = "auto",
+        index_bytes: int = INDEX_BYTES,
+        max_history_tokens: int = MAX_TOKENS,
+        history_pixels: int | None = MAX_PIXELS,
+        **options: Any,
+    ):
+        self.history = _mode(history)
+        index_bytes = whole_number("index_bytes", index_bytes, least=1)
+        self._max_tokens = whole_number("max_history_tokens", max_history_tokens, least=1)
+        calibration.check_fits(model)
+        self.calibration = calibration
+        both = calibration.reads(model.config)
+        self._question_reads, keys = Readout(both.heads[0]), Readout(keys=both.heads[1])
+        super().__init__(
+            model, processor, device, eviction_config, question_reads=self._question_reads,
+            **options,
+        )  # fmt: skip
+        options.pop("importance", None)
+        self._reader_options = {
+            name: options[name]
+            for name in ("min_pixels", "system_prompt", "max_tail_tokens", "compile",
+                         "question_path", "max_pause", "layout")
+            if name in options
+        }  # fmt: skip
+        self._reader_options["max_pixels"] = self._frames.settings.at_most(history_pixels)
+        self._readers: list[Reader] = []
+        self._pictures = PictureTier(FrameStore() if store is None else store)
+        folder = self._pictures.store.folder
+        self.keeps_source_time = folder is not None
+        heads = calibration.keys(model.config)
+        self._index = KeyIndex(
+            heads,
+            model.kv_shape.head_dim,
+            index_bytes,
+            dtype=model.dtype,
+            device=self.device,
+            folder=None if folder is None else folder / _KEYS,
+        )
+        self.cache_manager.accompany(_KEYS, self._index, keys)
+
+    # -- seeing ------------------------------------------------------------------------------
+
+    def append_video_chunk(
+        self,
+        frames: Sequence[Any],
+        fps: float | None = None,
+        timestamps: Sequence[float] | None = None,
+    ) -> ChunkResult:
+        """As `VideoStreamingInference.append_video_chunk`; the frames are kept for the history.
+
+        What its store cannot take (a full disk) is said, and the stream goes on without.
+        """
+        before = self.cache_manager.state
+        stamps = frame_times(len(frames), fps, timestamps, before.last_stamp)
+        newest = self._pictures.newest
+        if before.frames == 0 and newest is not None and stamps[0] < newest:
+            self._begin_epoch()  # what a folder holds is of another time
+        done = super().append_video_chunk(frames, fps, timestamps)
+        self._pictures.add(frames, stamps)
+        return done
+
+    # -- answering ---------------------------------------------------------------------------
+
+    def ask_stream(
+        self,
+        question: str,
+        max_new_tokens: int = 128,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        update_state: bool = False,
+        *,
+        about: tuple[float, float] | None = None,
+        cancel: Callable[[], bool] | None = None,
+        history: str | None = None,
+        **options: Any,
+    ) -> Answer:
+        """As `VideoStreamingInference.ask_stream`, looking back where ``history`` has it so.
+
+        Args:
+            about: narrows the history, too: what is remembered in any tier is no longer refused.
+            history: in place of the engine's own.
+        """
+        mode = self.history if history is None else _mode(history)
+        if mode == "never":
+            return super().ask_stream(
+                question, max_new_tokens, do_sample, temperature, update_state,
+                about=about, cancel=cancel, **options,
+            )  # fmt: skip
+        started = time.perf_counter()
+        search = self._search_of(question, check_about(about), mode)
+        plan: Plan | None = None
+
+        def fetches() -> bool:
+            """Asked when the prompt has run, and before each token after it."""
+            nonlocal plan
+            plan = plan or search()
+            return bool(plan.looks) or (cancel is not None and cancel())
+
+        how = (max_new_tokens, do_sample, temperature)
+        plain, first = super().ask_stream, self._first_reader()
+        if first is None:
+            live = plain(question, *how, update_state, cancel=fetches, read=search.read, **options)
+        else:
+            live = first.ask_stream(question, *how, cancel=fetches, read=search.read, **options)
+
+        def write() -> Generator[str, None, AnswerMetrics]:
+            yield from live
+            metrics = live.metrics
+            assert metrics is not None  # it has ended
+            if plan is None or not plan.looks:
+                return self._named(metrics, plan)
+            told = yield from self._answer_from(
+                plan, metrics, started,
+                lambda reader: reader.ask_stream(question, *how, cancel=cancel, **options),
+            )  # fmt: skip
+            if told is None:  # its pictures are gone
+                again = plain(question, *how, update_state, cancel=cancel, **options)
+                yield from again
+                assert again.metrics is not None
+                return again.metrics
+            text, done = told
+            if update_state and done.finish_reason != "cancelled":
+                self._repeat_exchange(question, self._chat.plain(text)[:max_new_tokens])
+            return done
+
+        return Answer(write(), live.close)
+
+    def ask_choice(
+        self,
+        question: str,
+        choices: Sequence[str],
+        *,
+        about: tuple[float, float] | None = None,
+        history: str | None = None,
+        read: Readout | None = None,
+    ) -> tuple[str, ChoiceMetrics]:
+        """The likeliest of the given answers; see `ask_stream` for where it is read from."""
+        mode = self.history if history is None else _mode(history)
+        if mode == "never":
+            return super().ask_choice(question, choices, about=about, read=read)
+        started = time.perf_counter()
+        search = self._search_of(question, check_about(about), mode)
+        first = self._first_reader()
+        ask = super().ask_choice if first is None else first.ask_choice
+        choice, metrics = ask(question, choices, read=search.read)
+        plan = search()
+        for look in plan.looks:
+            begun, reader = time.perf_counter(), self._reader()
+            if tokens := self._read(look, reader):
+                fetch = time.perf_counter() - begun
+                choice, told = reader.ask_choice(question, choices)
+                return choice, self._finished(told, metrics, look, plan, tokens, fetch, started)
+        return choice, self._named(metrics, plan)
+
+    def search(self, text: str, about: About = None, count: int = 10) -> list[EvidenceEpisode]:
+        """The episodes that fit a sentence best, without asking: the best first.
+
+        Raises what `ask` raises.
+        """
+        search = self._search_of(text, check_about(about), "always")
+        first = self._first_reader()
+        ask = super().ask_stream if first is None else first.ask_stream
+        ask(text, 1, cancel=lambda: True, read=search.read).complete()
+        scored = search.scored()
+        best = scored.best_episodes(self.calibration.looks, count)
+        best.sort(key=scored.best_of, reverse=True)
+        return [self._episode(scored, one, search.spans) for one in best]
+
+    # -- looking at the memory ---------------------------------------------------------------
+
+    def thumbnail(self, stamp: float, max_size: int = 320) -> bytes | None:
+        """The kept frame of that stamp as JPEG; None: it is not kept (any more)."""
+        return self._pictures.thumbnail(stamp, max_size)
+
+    def get_cache_info(self) -> RecallCacheInfo:
+        """As `VideoStreamingInference.get_cache_info`, and what the history holds."""
+        stream = super().get_cache_info()
+        fields = {field.name: getattr(stream, field.name) for field in dataclasses.fields(stream)}
+        held, folder = self._held, self._pictures.store.folder
+        keys = TierInfo(
+            name="keys",
+            grids=held.grids,
+            frames=GRID_FRAMES * held.grids,
+            bytes=held.nbytes,
+            max_bytes=self._index.max_bytes,
+            where=str(folder / _KEYS) if folder else _place(self._index.device),
+            oldest=held.oldest,
+            newest=held.newest,
+        )
+        return RecallCacheInfo(**fields, tiers=(self._pictures.info(), keys))
+
+    def forget(self, start: float, stop: float) -> int:
+        """Erase pictures and keys of a time, in seconds of the source; how many frames there were.
+
+        What is in the KV memory stays; `reset` forgets that.
+        """
+        about = check_about((start, stop))
+        assert about is not None
+        self.cache_manager.amend(_KEYS, lambda held: self._index.forget(held, *about))
+        return self._pictures.forget(*about)
+
+    def reset(self) -> None:
+        """Forget everything, the history too. An answer being written ends as cancelled."""
+        self._pictures.store.clear()
+        self._index.clear()
+        self._release_readers()
+        super().reset()
+
+    def start_epoch(self) -> None:
+        """As `reset`, for a source whose time restarts: what a folder holds stays there.
+
+        It is found no more, and makes room for what comes as the oldest that there is.
+        """
+        self._begin_epoch()
+        self._release_readers()
+        super().reset()
+
+    def load_memory(
+        self,
+        path: str | Path,
+        *,
+        origin_ns: int | None = None,
+        check: Callable[[SavedMemory], None] | None = None,
+    ) -> SavedMemory:
+        """As `VideoStreamingInference.load_memory`; the history stays, if it is not ahead of it."""
+        held = self._held
+        saved = super().load_memory(path, origin_ns=origin_ns, check=check)
+        newest, loaded = self._pictures.newest, self.cache_manager.state.last_stamp
+        if newest is not None and loaded is not None and loaded < newest:
+            log.warning("the history is ahead of the memory that was loaded: it is not searched")
+            self._begin_epoch()
+        else:
+            self.cache_manager.amend(_KEYS, lambda _: held)
+        return saved
+
+    def close(self) -> None:
+        """Give the store back; what it keeps in a folder stays there."""
+        self._release_readers()
+        self._index.close()
+        self._pictures.store.close()
+
+    # -- searching ---------------------------------------------------------------------------
+
+    @property
+    def _held(self) -> IndexState:
+        held: IndexState = self.cache_manager.companion(_KEYS)
+        return held
+
+    def _search_of(self, question: str, about: About, mode: str) -> _Search:
+        """A search of the history as it is now; OutOfHorizonError if no tier reaches ``about``."""
+        manager = self.cache_manager
+        if manager.state.frames == 0 and self._pictures.newest is None:
+            raise EmptyMemoryError("nothing has been seen yet: append frames before asking")
+        spans = manager.time_spans()
+        if about is not None:
+            reach = [*spans]
+            if self._pictures.oldest is not None and self._pictures.newest is not None:
+                reach.append((self._pictures.oldest, self._pictures.newest))
+            if not any(first <= about[1] and about[0] <= last for first, last in reach):
+                raise OutOfHorizonError(
+                    f"nothing from {about[0]:.3f} to {about[1]:.3f} s is remembered. The memory "
+                    "and its history hold "
+                    + ", ".join(f"{first:.3f} to {last:.3f} s" for first, last in reach[-3:])
+                )
+        return _Search(self, question, about, mode, self._held, spans)
+
+    def _first_reader(self) -> Reader | None:
+        """Where a question runs before anything was streamed: over the newest frames kept."""
+        if self.cache_manager.state.frames:
+            return None
+        reader = self._reader()
+        reader.read(self._pictures.load_newest(frames_for(PRESENT)))
+        return reader
+
+    def _episode(
+        self, scored: Scored, episode: Episode, spans: TimeSpans, tier: str = ""
+    ) -> EvidenceEpisode:
+        first, last = scored.stamps_of(episode)
+        return EvidenceEpisode(
+            start=first,
+            end=last,
+            score=round(scored.best_of(episode), 3),
+            tier=tier or ("memory" if _within(first, last, spans) else "history"),
+            stamps=self._pictures.stamps(first, last, STAMPS),
+        )
+
+    # -- fetching ----------------------------------------------------------------------------
+
+    def _reader(self) -> Reader:
+        """One that no answer is being written from."""
+        for reader in self._readers:
+            if not reader.busy:
+                return reader
+        self._readers.append(
+            Reader(
+                self.model, self.processor, self.device, self._max_tokens, len(self._chat.head),
+                question_reads=self._question_reads, **self._reader_options,
+            )
+        )  # fmt: skip
+        return self._readers[-1]
+
+    def warm_up(self) -> WarmUp:
+        """Make ready what the first question would wait for, and the first that looks back."""
+        told = super().warm_up()
+        read = self._reader().warm_up()
+        return dataclasses.replace(
+            told, seconds=told.seconds + read.seconds, bytes=told.bytes + read.bytes
+        )
+
+    def _begin_epoch(self) -> None:
+        self._pictures.store.start_epoch()
+        self.cache_manager.amend(_KEYS, self._index.start_epoch)
+
+    def _release_readers(self) -> None:
+        for reader in self._readers:
+            reader.reset()
+
+    def _load(self, look: Look, reader: Reader) -> list[Shown]:
+        """The frames of a look, with the newest ones behind them, within the bound in tokens."""
+        store = self._pictures
+        size = store.size(look.stretches[0][0])
+        if size is None:
+            return []
+        grids = grids_for(reader.max_tokens, reader.grid_tokens(*size))
+        present = min(PRESENT, grids - 1)
+        each = max(1, (grids - present) // len(look.stretches))
+        shown: dict[float, Shown] = {}
+        for first, last in look.stretches:
+            for one in store.load(first, last, frames_for(each)):
+                shown[one[0]] = one
+        if not shown:
+            return []
+        for one in store.load_newest(frames_for(present)):
+            shown[one[0]] = one
+        return [shown[stamp] for stamp in sorted(shown)]
+
+    def _read(self, look: Look, reader: Reader) -> int:
+        """Let it read the frames of a look; how many tokens of vision, 0 if nothing is left."""
+        shown = self._load(look, reader)
+        return reader.read(shown) if shown else 0
+
+    def _answer_from(
+        self,
+        plan: Plan,
+        asked: AnswerMetrics,
+        started: float,
+        ask: Callable[[Reader], Answer],
+    ) -> Generator[str, None, tuple[str, AnswerMetrics] | None]:
+        """Read one look after the other until the model says that it has seen what is asked about.
+
+        None: nothing of them is left.
+        """
+        done: tuple[str, AnswerMetrics] | None = None
+        said = ""  # that was not yielded yet
+        for number, look in enumerate(plan.looks):
+            begun, reader = time.perf_counter(), self._reader()
+            tokens = self._read(look, reader)
+            if not tokens:
+                continue
+            fetch, said = time.perf_counter() - begun, ""
+            more = number + 1 < len(plan.looks)
+            with ask(reader) as answer:
+                for piece in answer:
+                    said += piece
+                    if not (more and self.calibration.may_say_not_seen(answer.text)):
+                        yield said
+                        said = ""
+            told = answer.metrics
+            assert told is not None  # it has ended
+            done = answer.text, self._finished(told, asked, look, plan, tokens, fetch, started)
+            if not more or not self.calibration.says_not_seen(answer.text):
+                break
+        if said:
+            yield said
+        return done
+
+    def _finished(
+        self, told: _Metrics, asked: QuestionMetrics, look: Look, plan: Plan, tokens: int,
+        fetch: float, started: float,
+    ) -> _Metrics:  # fmt: skip
+        """Metrics of an answer that a reader has given in the stream's place."""
+        latency = time.perf_counter() - started
+        return dataclasses.replace(
+            told,
+            ttft=latency - (told.latency - told.ttft),
+            latency=latency,
+            cache_length=asked.cache_length,
+            time_spans=asked.time_spans,
+            episodes=look.episodes,
+            fetched_tokens=tokens,
+            search_latency=plan.seconds,
+            fetch_latency=fetch,
+        )
+
+    def _named(self, metrics: _Metrics, plan: Plan | None) -> _Metrics:
+        if plan is None:
+            return metrics
+        return dataclasses.replace(metrics, episodes=plan.episodes, search_latency=plan.seconds)
+
+
+class _Search:
+    """A search of a history as it was when this was made, for one question.
+
+    Attributes:
+        read: is to be given the question's queries before the search is made.
+    """
+
+    def __init__(
+        self,
+        engine: RecallingInference,
+        question: str,
+        about: About,
+        mode: str,
+        held: IndexState,
+        spans: TimeSpans,
+    ):
+        self._engine, self._question, self._about, self._mode = engine, question, about, mode
+        self._held, self.spans = held, spans
+        self.read = engine._question_reads.like()
+
+    def __call__(self) -> Plan:
+        """What to answer from."""
+        begun = time.perf_counter()
+        calibration = self._engine.calibration
+        scored, want = self.scored(), wanted_by(self._question)
+        hits = scored.episodes(scored.hits(calibration.threshold, calibration.of_best))
+        if not hits and self._mode == "always":
+            hits = scored.best_episodes(calibration.looks, 1)
+        chosen = self._chosen(scored, hits, want)
+        looks: tuple[Look, ...] = ()
+        if chosen and not all(self._in_memory(scored, one) for one in chosen):
+            looks = tuple(self._looks(scored, hits, chosen, want))
+        elif not chosen and self._about is not None and not _within(*self._about, self.spans):
+            looks = (Look((self._about,), ()),)
+        named = [self._engine._episode(scored, one, self.spans) for one in chosen[-MAX_NAMED:]]
+        return Plan(looks, () if looks else tuple(named), time.perf_counter() - begun)
+
+    def scored(self) -> Scored:
+        """All grids of the history with their scores."""
+        engine, calibration = self._engine, self._engine.calibration
+        queries = calibration.queries(self.read, engine._chat.words(self._question))
+        keys = calibration.key_of(engine.model.config)
+        rows: dict[int, torch.Tensor] = {}
+        # Those with as many queries in one search: one, where all are taken from the last token.
+        for count in {len(some) for some in queries}:
+            mine = [at for at, some in enumerate(queries) if len(some) == count]
+            found = engine._index.search(
+                self._held, torch.stack([queries[at] for at in mine]),
+                [keys[at] for at in mine], self._about,
+            )  # fmt: skip
+            rows |= dict(zip(mine, found.scores, strict=True))
+        spans = torch.from_numpy(found.spans).to(found.scores.device)
+        scores = calibration.combine(torch.stack([rows[at] for at in sorted(rows)]), spans)
+        return Scored(
+            found.serials, found.spans, found.stamps, scores.float().cpu().numpy(), calibration.tail
+        )
+
+    def _in_memory(self, scored: Scored, episode: Episode) -> bool:
+        return _within(*scored.stamps_of(episode), self.spans)
+
+    def _chosen(self, scored: Scored, hits: list[Episode], want: Want) -> list[Episode]:
+        """What the question wants of the hits, oldest first."""
+        match want.which:
+            case Which.NEWEST:
+                return hits[-1:]
+            case Which.OLDEST:
+                return hits[:1]
+            case Which.BEST:
+                return sorted(hits, key=scored.best_of)[-1:]
+            case Which.ALL:
+                return hits
+
+    def _looks(
+        self, scored: Scored, hits: list[Episode], chosen: list[Episode], want: Want
+    ) -> Iterator[Look]:
+        """What to read, one after the other."""
+        if want.which is Which.ALL:
+            yield self._look(scored, chosen, want)
+            return
+        ordered = sorted(hits, key=scored.best_of) if want.which is Which.BEST else list(hits)
+        if want.which is not Which.OLDEST:
+            ordered.reverse()
+        some = ordered[:LOOKS]
+        for one in reversed(scored.best_episodes(self._engine.calibration.looks, 2 * LOOKS)):
+            if len(some) < LOOKS and not any(
+                one.first <= o.last and o.first <= one.last for o in some
+            ):
+                some.append(one)
+        if want.which is Which.NEWEST:
+            some.sort(reverse=True)
+        for one in some:
+            if not self._in_memory(scored, one):
+                yield self._look(scored, [one], want)
+
+    def _look(self, scored: Scored, episodes: Sequence[Episode], want: Want) -> Look:
+        best = sorted(sorted(episodes, key=scored.best_of)[-MAX_NAMED:])
+        named = tuple(self._engine._episode(scored, one, self.spans, "history") for one in best)
+        stretches = [scored.stamps_of(one, want.before, want.after) for one in episodes]
+        return Look(tuple(stretches), named)
+
+
+def _mode(history: str) -> str:
+    if history not in MODES:
+        raise InvalidParameterError(
+            f"history must be one of {', '.join(MODES)}, not {history!r:.50}"
+        )
+    return history
+
+
+def _within(first: float, last: float, spans: TimeSpans) -> bool:
+    return any(start <= first and last <= stop for start, stop in spans)
+
+
+def _place(device: torch.device) -> str:
+    return "memory" if device.type == "cpu" else "device"
