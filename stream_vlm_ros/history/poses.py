@@ -107,15 +107,16 @@ class PoseTrack:
 
     def _settle(self) -> None:
         db = self._db
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        tables = db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
+        new = version == 0 and not tables
+        if not new and version != _VERSION:  # before anything is written
+            raise sqlite3.DatabaseError(f"it is of another version ({version}) or not ours")
         db.execute("PRAGMA secure_delete = ON")  # what is forgotten is not left in the file
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        tables = db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
-        if version == 0 and not tables:
+        if new:
             db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
-        elif version != _VERSION:
-            raise sqlite3.DatabaseError(f"it is of another version ({version}) or not ours")
         self._since_trim = 0
         self._look()
 
