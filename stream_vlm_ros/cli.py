@@ -224,7 +224,7 @@ def ask(
         for note in filter(None, [source.state.damage, *source.state.notes, frames.note, late]):
             side.print(Text(f"Note: {note}"), soft_wrap=True)
     _say_which_model(settings, video, side)
-    dialogue = Dialogue(memory, None if as_json else out)
+    dialogue = Dialogue(memory, None if as_json else out, (fed.first_ns or 0) / 1e9)
 
     def tell(saved: SavedMemory) -> None:
         text = f"Memory saved as {settings.save_memory}, {bytes_text(saved.bytes)}"
@@ -237,8 +237,8 @@ def ask(
                 for question in questions
             ]
         except OutOfHorizonError as error:
-            spans = memory.get_cache_info().time_spans
-            raise forgotten(about or (0.0, 0.0), spans, fed.first_ns or 0) from error
+            held = memory.get_cache_info()
+            raise forgotten(about or (0.0, 0.0), held, fed.first_ns or 0) from error
         info = memory.get_cache_info()
         if as_json:
             name = source.name if source is not None else settings.load_memory

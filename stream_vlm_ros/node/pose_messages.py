@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from struct import Struct
 from struct import error as StructError
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stream_vlm_ros.engine.inputs.stamp_check import check_stamp, join_stamp
 from stream_vlm_ros.history.poses import Pose, Position, Quaternion, between
@@ -61,7 +61,7 @@ class _Reader:
         x, y, z, *turn = self._take(self._numbers, 8)
         return (x, y, z), (turn[0], turn[1], turn[2], turn[3])
 
-    def _take(self, layout: Struct, size: int) -> tuple:  # type: ignore[type-arg]
+    def _take(self, layout: Struct, size: int) -> tuple[Any, ...]:
         self._at += -(self._at - 4) % size
         try:
             values = layout.unpack_from(self._data, self._at)

@@ -180,16 +180,17 @@ class StreamVlmNode(TellingLifecycleNode):
         from stream_vlm_ros.node.pose_input import PoseInput
 
         parameters = self.parameters
-        options = {
-            "max_seconds": parameters.frame_store_hours * 3600,
-            "tolerance": parameters.pose_tolerance,
-        }
+        make = functools.partial(
+            PoseTrack,
+            max_seconds=parameters.frame_store_hours * 3600,
+            tolerance=parameters.pose_tolerance,
+        )
         folder = Path(parameters.frame_store).expanduser() if parameters.frame_store else None
         try:
-            track = PoseTrack(folder, **options)
+            track = make(folder)
         except FrameStoreError as refusal:
             self.get_logger().error(f"poses are kept in memory alone: {refusal}")
-            track = PoseTrack(**options)
+            track = make()
         worker.poses = track
         return PoseInput(self, parameters, track)
 

@@ -17,7 +17,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -662,10 +662,10 @@ class EngineWorker:
                 f"{first / SECOND:.3f} to {last / SECOND:.3f} s"
                 for first, last in self.memory.spans_ns
             )
-            words = f"nothing of that time is remembered; in memory is {held or 'nothing'}"
+            said = f"nothing of that time is remembered; in memory is {held or 'nothing'}"
             if (reach := self.memory.history_ns) is not None:
-                words += f"; the history holds {reach[0] / SECOND:.3f} to {reach[1] / SECOND:.3f} s"
-            fault = OutOfHorizonError(words)
+                said += f"; the history holds {reach[0] / SECOND:.3f} to {reach[1] / SECOND:.3f} s"
+            fault = OutOfHorizonError(said)
             outcome = self._failed(ticket, fault, started)
         except StreamVlmError as fault:
             outcome = self._failed(ticket, fault, started)
@@ -731,7 +731,7 @@ class EngineWorker:
         self, engine: InferenceEngine, ticket: Ticket, episode: EvidenceEpisode, turns: Turns
     ) -> Iterator[tuple[int, bytes]]:
         """As many as were asked for; chunks have their turns between them."""
-        for stamp in spread(episode.stamps, ticket.question.thumbnails):
+        for stamp in episode.spread(ticket.question.thumbnails):
             if ticket.cancelled:
                 return
             try:
@@ -867,15 +867,6 @@ class EngineWorker:
 
     def _to_ns(self, seconds: float) -> int:
         return self._epoch_ns + round(seconds * SECOND)
-
-
-def spread(stamps: Sequence[float], count: int) -> list[float]:
-    """So many of ``stamps``, evenly: all of them, the first, the last and others, or the middle."""
-    if count >= len(stamps):
-        return list(stamps)
-    if count == 1:
-        return [stamps[len(stamps) // 2]]
-    return [stamps[round(k * (len(stamps) - 1) / (count - 1))] for k in range(count)]
 
 
 def _level(name: str, held: LevelInfo | None) -> LevelState:

@@ -12,7 +12,7 @@ from stream_vlm_ros.errors import FrameStoreError, MemoryFileError
 from stream_vlm_ros.history.poses import Pose, PoseTrack
 from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.timed_frame import TimedFrame
-from stream_vlm_ros.node.worker import READING, WRITING, EngineWorker, Question, spread
+from stream_vlm_ros.node.worker import READING, WRITING, EngineWorker, Question
 
 EPOCH = 1_700_000_000_123_456_789  # ns; not a float of seconds
 
@@ -106,14 +106,6 @@ def test_pictures_come_as_many_as_were_asked_for_and_not_those_that_are_gone(mak
         5.0,
         320,
     )
-
-
-@pytest.mark.parametrize(
-    ("count", "chosen"),
-    [(0, []), (1, "c"), (2, "ae"), (3, "ace"), (5, "abcde"), (6, "abcde")],
-)
-def test_pictures_are_spread_over_an_episode(count, chosen):
-    assert spread("abcde", count) == list(chosen)
 
 
 def test_a_store_that_fails_at_a_picture_costs_no_answer(make_box):
