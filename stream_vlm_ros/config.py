@@ -515,8 +515,9 @@ class Settings(SettingTable):
     )
     max_time_gap: float = node_only(
         3600.0,
-        "Three frames in a row this many seconds after the one before them, and no more than that "
-        "apart, start a new memory; a single one is dropped.",
+        "Seconds. A frame further ahead of the one before it is dropped for a wrong stamp, unless "
+        "two more follow it, each within this time: then there was a long pause, and the memory "
+        "goes on (max_pause).",
         1.0,
         86_400.0,
         change=ALWAYS,

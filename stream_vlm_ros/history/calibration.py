@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-"""`Calibration`: which heads of a checkpoint find what a question is about; what counts as a hit.
+"""`Calibration`: which heads of a checkpoint find what is asked about, and what counts as a hit.
 
 It belongs to one checkpoint. ``stream-vlm calibrate`` makes it (`history.calibrating`) and writes
 it as JSON into the checkpoint's folder; without it `fallback` takes heads that were not measured.
@@ -76,7 +76,7 @@ class Calibration:
         of_best: and this share of the question's best score.
         looks: threshold of the episodes that further looks may read.
         tail: share of an episode's best score down to which its neighbours still belong to it.
-        scale: ``fixed`` (in units of the heads' spreads) or ``own`` (of each question's own).
+        scale: ``fixed`` (scores in units of the heads' spreads) or ``own`` (of each question's).
         not_seen: whole answers by which the model says that it does not see a thing.
         grid_tokens: vision tokens of a grid of the footage; 0: it was not calibrated.
         seconds_per_grid: of the footage.
@@ -263,6 +263,18 @@ def queries_at(place: str, words: slice) -> slice:
     return {"last": slice(-1, None), "words": words, "end": slice(words.stop, None)}[place]
 
 
+def words_in(prompt: Sequence[int], words: Sequence[int]) -> slice:
+    """Where a question's own words (`ChatLayout.plain`) stand in its prompt (`ChatLayout.question`).
+
+    Raises ValueError where they do not.
+    """
+    prompt, words = list(prompt), list(words)
+    for start in range(len(prompt) - len(words) + 1):
+        if prompt[start : start + len(words)] == words:
+            return slice(start, start + len(words))
+    raise ValueError("the prompt does not hold the question's words")
+
+
 def kv_head(config: Any, head: int) -> int:
     """The KV head that a query head reads."""
     text = config.text_config
@@ -328,7 +340,9 @@ def _read(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CalibrationError(f"{path} is no JSON: {error}") from error
     if not isinstance(content, dict) or content.get("kind") != KIND:
-        raise CalibrationError(f'{path} is no calibration: it does not say "kind": "{KIND}"')
+        raise CalibrationError(
+            f"{path} is no calibration: it does not say \"kind\": \"{KIND}\""
+        )
     return content
 
 

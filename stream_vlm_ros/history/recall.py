@@ -28,11 +28,10 @@ from stream_vlm_ros.engine import (
     EvidenceEpisode,
     SavedMemory,
     VideoStreamingInference,
-    WarmUp,
 )
 from stream_vlm_ros.engine.attention.base import Readout
 from stream_vlm_ros.engine.inputs.timestamps import check_about, frame_times
-from stream_vlm_ros.engine.results import QuestionMetrics, TimeSpans
+from stream_vlm_ros.engine.results import QuestionMetrics, TimeSpans, WarmUp
 from stream_vlm_ros.errors import (
     EmptyMemoryError,
     InvalidParameterError,
@@ -609,8 +608,6 @@ class _Search:
                 one.first <= o.last and o.first <= one.last for o in some
             ):
                 some.append(one)
-        if want.which is Which.NEWEST:
-            some.sort(reverse=True)
         for one in some:
             if not self._in_memory(scored, one):
                 yield self._look(scored, [one], want)

@@ -17,6 +17,7 @@ from threading import Lock
 from typing import Protocol
 
 from stream_vlm_ros.config import Settings
+from stream_vlm_ros.console import duration_text, plural
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.memory_keeper import SavedState
@@ -321,6 +322,8 @@ class MemoryFacts:
     memory_bytes: int
     chunks: int
     evictions: int
+    closed_pauses: int
+    closed_seconds: float
     queue_depth: int
     answers: int
     errors: int  # questions that ended in an error
@@ -341,6 +344,9 @@ def memory_health(facts: MemoryFacts) -> Health:
     else:
         level = Level.OK
         message = f"{facts.length} of {facts.cap} tokens in memory"
+        if facts.closed_pauses:
+            pauses = plural(facts.closed_pauses, "pause")
+            message += f"; {pauses} left out for the model, {duration_text(facts.closed_seconds)}"
     values = {
         "state": facts.state,
         "model": facts.model,
@@ -350,6 +356,8 @@ def memory_health(facts: MemoryFacts) -> Health:
         "cache_memory_mb": f"{facts.memory_bytes / 1e6:.1f}",
         "chunks": str(facts.chunks),
         "evictions": str(facts.evictions),
+        "closed_pauses": str(facts.closed_pauses),
+        "closed_seconds": f"{facts.closed_seconds:.1f}",
         "queue_depth": str(facts.queue_depth),
         "answers": str(facts.answers),
         "failed_questions": str(facts.errors),

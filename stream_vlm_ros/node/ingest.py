@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -56,14 +57,15 @@ class FrameIngest:
     Stamps: a source whose first frame has a stamp of zero is taken to have no clock; its frames
     are timed by their arrival (the node's clock), and headers stay as they are, until three real
     stamps come in a row. A zero stamp among real ones is refused. After a pause or a jump of the
-    source's time frames wait until it is believed (`StampCheck`). Safe to call from several
-    threads.
+    source's time frames wait until it is believed (`StampCheck`). A new memory begins where time
+    ran back, or where the frames before had wrong stamps. However far ahead it jumped, the memory
+    goes on: what nobody saw is a pause. Safe to call from several threads.
 
     Args:
         parameters: the settings; :meth:`apply` takes later ones.
         counters: where every frame is counted.
         deliver: takes a finished chunk.
-        restart: called when the source's time jumped, before the first frame after it.
+        restart: called when a new memory begins, before its first frame.
         report: called for each refused frame, with the cause and a text.
 
     Frames are taken while :attr:`active` is true.
@@ -88,7 +90,6 @@ class FrameIngest:
         self._stamps: StampCheck[_Received] = StampCheck(0, 0)
         self._offered_ns = 0  # when the last stamp came
         self._real_stamps = 0  # in a row, while frames are timed by their arrival
-        self._behind_loaded = False  # the newest frame in memory was loaded
         self._sampler: StampSampler | None = None  # None takes every frame
         self._sample_fps = 0.0
         self._chunker: Chunker[TimedFrame] = Chunker(parameters.chunk_frames)
@@ -123,12 +124,11 @@ class FrameIngest:
         """Take and drop frames as their stamps decided."""
         for _, words in decision.refused:
             self._refuse(Drop.INVALID_STAMP, words)
-        behind_loaded = self._behind_loaded
-        if decision.admitted:
-            self._behind_loaded = False
-        # However long ago a memory was saved: the stream goes on from it.
-        if decision.jump_ns is not None and not (behind_loaded and decision.jump_ns > 0):
-            self._start_anew(decision.jump_ns)
+        if decision.jump_ns is not None:
+            if decision.outvoted or not 0 < decision.jump_ns <= self._longest_kept_ns:
+                self._start_anew(decision.jump_ns)
+            else:  # the memory goes on; no grid is of frames from both sides of the gap
+                self.deliver_open()
         faults = []
         for frame in decision.admitted:
             try:
@@ -177,7 +177,6 @@ class FrameIngest:
             self._counters.drop(cause, len(self._stamps.clear()))
             self.arrival_timed = None
             self._real_stamps = 0
-            self._behind_loaded = False
 
     def deliver_open(self) -> None:
         """Deliver the open chunk as it is."""
@@ -192,7 +191,6 @@ class FrameIngest:
             if self._sampler is not None:
                 self._sampler.reset()
             self.resume(newest_ns)
-            self._behind_loaded = True
 
     def resume(self, newest_ns: int | None) -> None:
         """Continue after the newest frame in memory; None if it is empty, as after `clear`."""
@@ -244,6 +242,13 @@ class FrameIngest:
         self._drop_open_chunk(Drop.TIME_JUMP)
         self._restart()
 
+    @property
+    def _longest_kept_ns(self) -> float:
+        """Across how long a step ahead a memory goes on: frames on disk have a bound in time."""
+        if self._parameters.engine == "delayed_batch":
+            return self._parameters.frame_store_hours * 3600 * SECOND
+        return math.inf
+
     def _drop_open_chunk(self, cause: Drop) -> None:
         self._counters.drop(cause, len(self._chunker.flush()))
         if self._sampler is not None:
@@ -255,8 +260,8 @@ class FrameIngest:
 
 
 def _longest_gap(parameters: Settings) -> float:
-    """Seconds from one frame to the next beyond which time has jumped: never more than the frames
-    kept on disk may span, or a single stamp would push them all out."""
+    """Up to how many seconds ahead a single stamp is believed: never more than the frames kept on
+    disk may span, or it would push them all out."""
     if parameters.keeps_frames:
         return min(parameters.max_time_gap, parameters.frame_store_hours * 3600)
     return parameters.max_time_gap

@@ -449,6 +449,8 @@ class StreamVlmNode(TellingLifecycleNode):
                 memory_bytes=memory.memory_bytes,
                 chunks=memory.chunks,
                 evictions=memory.evictions,
+                closed_pauses=memory.closed_pauses,
+                closed_seconds=memory.closed_seconds,
                 queue_depth=worker.depth if worker is not None else 0,
                 answers=asking.answers if asking is not None else 0,
                 errors=asking.errors if asking is not None else 0,

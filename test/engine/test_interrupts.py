@@ -265,10 +265,10 @@ def test_novelty_is_right_again_after_it_was_interrupted_anywhere(seed, at):
             rows.pop(draws.integers(5))
         table = np.stack(rows)
         if turn >= 6:
-            interrupted.run(lambda table=table: score.rank(table))
+            interrupted.run(lambda rows=tuple(rows): score.rank_rows(rows))
         pairs = table @ table.T
         np.fill_diagonal(pairs, -1.0)
-        assert score.rank(table) == pytest.approx(1.0 - pairs.max(axis=1), abs=1e-6)
+        assert score.rank_rows(rows) == pytest.approx(1.0 - pairs.max(axis=1), abs=1e-6)
 
 
 # -- all of them: make interrupts, some hours (EVERY=40: each fortieth) ------------------------

@@ -6,13 +6,15 @@
 import functools
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interrupts import Places
 
-from stream_vlm_ros.engine.cache.buffer import SINK, KVBuffer, KVShape, Moved, Writing
+from stream_vlm_ros.engine.cache.buffer import KVBuffer, KVShape, Moved, Writing
+from stream_vlm_ros.engine.cache.kept import SINK, Shifts
 from stream_vlm_ros.engine.cache.mrope import ZERO, MultimodalRotary, Vec
 from stream_vlm_ros.engine.cache.slots import Slots
 
@@ -48,21 +50,17 @@ def rotated(keys, offset):
 
 def check(buffer, kv, shifts, frame, shared):
     """A query rotated by ``shared`` is as far from each key as one rotated by its own offset."""
-    owners = [SINK] * 2 + [
-        number for number in sorted(shifts) if number >= 0 for _ in range(TOKENS)
-    ]
-    for at, number in enumerate(owners):
-        further = shared.minus(shifts[number][0].minus(frame))
+    owners = [row for row, tokens in enumerate(shifts.tokens) for _ in range(tokens)]
+    for at, row in enumerate(owners):
+        further = shared.minus(Vec(*shifts.by[row]).minus(frame))
         expected = rotated(kv[:, 0, :, at], further)
         assert (buffer.data[:, 0, :, at].double() - expected).abs().max() < 1e-5
     assert torch.equal(buffer.data[:, 1, :, : len(owners)], kv[:, 1])
 
 
 def layout(offsets):
-    return {
-        number: (offset, 2 if number == SINK else TOKENS)
-        for number, offset in enumerate(offsets, start=SINK)
-    }
+    numbers = np.arange(SINK, SINK + len(offsets))
+    return Shifts(numbers, np.where(numbers == SINK, 2, TOKENS), np.array(offsets))
 
 
 @settings(deadline=None, max_examples=60)
@@ -82,7 +80,7 @@ def test_keys_that_move_together_with_most_others_are_not_touched(moving):
     shifts = layout([ZERO.minus(gap) if number in moving else ZERO for number in range(SINK, 4)])
     shared = buffer.rotate_base(ROTARY, slots, shifts, Vec(5, 5, 5))
     assert shared == Vec(-5, -5, -5)
-    changed = (buffer.data != before).any(-1).any(0).any(0).any(0)
+    changed = (buffer.data != before)[:, :, :, : slots.length].any(-1).any(0).any(0).any(0)
     expected = [2 + TOKENS * number + at for number in moving for at in range(TOKENS)]
     assert changed.nonzero()[:, 0].tolist() == expected
 
@@ -109,6 +107,6 @@ def test_keys_do_not_drift_however_often_they_are_rotated():
         shifts = layout([ZERO, early, late])
         shared = buffer.rotate_base(ROTARY, slots, shifts, ZERO)
     for number, at in ((0, 2), (1, 5)):
-        expected = rotated(kv[:, 0, :, at], shared.minus(shifts[number][0]))
+        expected = rotated(kv[:, 0, :, at], shared.minus(Vec(*shifts.by[number + 1])))
         # One rounding to eight bits.
         assert (buffer.data[:, 0, :, at].double() - expected).abs().max() < 2**-8 * 4

@@ -72,6 +72,16 @@ def small(**options):
     return StampCheck(TOLERANCE, GAP, **options)
 
 
+@pytest.mark.parametrize("jump", [-900, 900])
+@pytest.mark.parametrize("before", [1, 2, 3])
+def test_fewer_than_three_frames_are_outvoted_by_three_that_agree(before, jump):
+    check = small()
+    told(check, range(1000, 1000 + before))
+    row = [1000 + jump + k for k in range(3)]
+    decision = [check.offer(stamp, stamp) for stamp in row][-1]
+    assert (list(decision.admitted), decision.outvoted) == (row, before < 3)
+
+
 @pytest.mark.parametrize("wrong", [10**6, 161, 0, 97])
 def test_one_wrong_stamp_is_refused_and_the_next_frame_is_taken(wrong):
     admitted, refused, jumps = told(small(), [99, 100, wrong, 101, 102])

@@ -223,11 +223,9 @@ def test_keys_that_are_off_are_found_though_the_counts_are_right(run, monkeypatc
     rotate = KVBuffer.rotate_base
 
     def astray(self, rotary, slots, shifts, frame):
-        further = {
-            number: (at._replace(t=at.t + (number >= 0)), tokens)  # not the sink
-            for number, (at, tokens) in shifts.items()
-        }
-        return rotate(self, rotary, slots, further, frame)
+        further = shifts.by.copy()
+        further[1:, 0] += 1  # not the sink
+        return rotate(self, rotary, slots, shifts._replace(by=further), frame)
 
     monkeypatch.setattr(KVBuffer, "rotate_base", astray)
     status, found = run("endurance", *SHORT, *AT_LEISURE, "--positions", "contiguous")

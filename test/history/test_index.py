@@ -1,174 +1,338 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-"""The index finds what a look at every key finds, within its bytes."""
+"""The index finds what a look at every key finds, within its bytes, and its states are values."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from key_streams import DIM, HEADS, Stream, change, drawn, grid_bytes, index, scores_of
 
+from stream_vlm_ros.engine.cache.mrope import TextSpan, VisionSpan
+from stream_vlm_ros.engine.cache.state import Change
 from stream_vlm_ros.errors import InvalidParameterError
-from stream_vlm_ros.history.index import KeyIndex
+from stream_vlm_ros.history.index import NEW_STREAM
 
-HEADS, WIDE = 2, 8
-GRID_BYTES = HEADS * 3 * WIDE * 4  # of three tokens in float32
 SEEDS = st.integers(0, 10_000)
+OF = [1, 0, 2, 1]  # two query heads look for the same keys
+SIZES = st.lists(st.integers(0, 7), min_size=1, max_size=5)
 
 
-def index(max_bytes=1 << 30, **options):
-    return KeyIndex(HEADS, WIDE, max_bytes, **({"dtype": torch.float32} | options))
+def ask(seed=9, count=2):
+    return drawn(seed, len(OF), count, DIM)
 
 
-def drawn(seed, *shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+def watch(one, stream, *chunks, held=None):
+    """An index that was told of chunks of grids of so many tokens, and what is to be found."""
+    held, grids = one.empty() if held is None else held, []
+    for sizes in chunks:
+        told, own = stream.chunk(*sizes)
+        held = one.draft(held, told)
+        grids += own
+    return held, grids
 
 
-def looked_through(keys, queries):
-    """Head by head, grid by grid, query by query: the best token, then means."""
-    scores = torch.empty(len(keys), len(keys[0]))
-    for head in range(len(keys)):
-        for number, grid in enumerate(keys[head]):
-            best = [max(float(token @ query) for token in grid) for query in queries[head]]
-            scores[head, number] = sum(best) / len(best)
-        scores[head] -= scores[head].mean()
-    return scores
+def whole_chunks(count, tokens=3, of=5):
+    return [[tokens] * min(of, count - done) for done in range(0, count, of)]
+
+
+# -- what is found -----------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=SEEDS, chunks=st.lists(SIZES, min_size=1, max_size=8), count=st.integers(1, 4))
+def test_scores_are_those_of_a_look_at_every_key_however_grids_came(seed, chunks, count):
+    one = index()
+    held, grids = watch(one, Stream(seed), *chunks)
+    found = one.search(held, ask(seed, count), OF)
+    # A grid without a token is stood for by the one before; those before the first, by none.
+    expected, spans = [], []
+    for stamps, keys in grids:
+        if keys.shape[1]:
+            expected.append([*stamps, keys])
+            spans.append(1)
+        elif expected:
+            expected[-1][1] = stamps[1]
+            spans[-1] += 1
+    assert found.spans.tolist() == spans
+    assert found.stamps.tolist() == [[first, last] for first, last, _ in expected]
+    keys = [keys for _, _, keys in expected]
+    if keys:
+        wanted = scores_of(keys, spans, ask(seed, count), OF)
+        torch.testing.assert_close(found.scores, wanted, rtol=1e-4, atol=1e-4)
+    assert held.grids == len(keys) and found.scores.shape == (len(OF), len(keys))
+
+
+def test_serials_count_grids_and_stamps_say_when_they_were():
+    one = index()
+    held, grids = watch(one, Stream(start=7.0), [3, 3], [3], [3, 3, 3])
+    found = one.search(held, ask(), OF)
+    assert found.serials.tolist() == [0, 1, 2, 3, 4, 5]
+    assert found.stamps.tolist() == [list(stamps) for stamps, _ in grids]
+    assert (held.oldest, held.newest, held.grids) == (7.0, 12.5, 6)
+    assert held.nbytes == 6 * grid_bytes(3) <= one.nbytes <= one.max_bytes
+
+
+def test_grids_of_other_sizes_take_as_many_slots_as_they_need():
+    one, queries = index(), ask()
+    held, grids = watch(one, Stream(), [3, 3], [20], [1, 1], [9], [3])
+    found = one.search(held, queries, OF)
+    wanted = scores_of([keys for _, keys in grids], [1] * 7, queries, OF)
+    torch.testing.assert_close(found.scores, wanted, rtol=1e-4, atol=1e-4)
+    assert held.nbytes == (2 + 7 + 2 + 3 + 1) * grid_bytes(3)
+
+
+def test_where_tokens_are_left_out_a_slot_is_a_part_of_a_grid():
+    one, stream, queries = index(), Stream(), ask()
+    told, grids = stream.chunk(10, 391, 70, whole=391)
+    held = one.draft(one.empty(), told)
+    # 391 tokens are 7 slots of 56; 10 take one of them, and 70 two.
+    assert held.nbytes == (1 + 7 + 2) * grid_bytes(56)
+    wanted = scores_of([keys for _, keys in grids], [1] * 3, queries, OF)
+    found = one.search(held, queries, OF)
+    torch.testing.assert_close(found.scores, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_chunk_without_text_and_text_without_a_chunk_are_taken():
+    one, stream, queries = index(), Stream(), ask()
+    told, grids = stream.chunk(3, 3, text=(0, 0))
+    held = one.draft(one.empty(), told)
+    text = change([TextSpan(4)], torch.full((len(HEADS), 4, DIM), 1e4))
+    assert one.draft(held, text) is held
+    assert one.draft(held, Change([TextSpan(4)], 2, (), None)) is held
+    assert one.draft(held, Change((), 2, (), None)) is held
+    wanted = scores_of([keys for _, keys in grids], [1, 1], queries, OF)
+    found = one.search(held, queries, OF)
+    torch.testing.assert_close(found.scores, wanted, rtol=1e-4, atol=1e-4)
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    seed=SEEDS, sizes=st.lists(st.integers(1, 9), min_size=1, max_size=8), count=st.integers(1, 4)
-)
-def test_scores_are_those_of_a_look_at_every_key_however_grids_came(seed, sizes, count):
-    keys = drawn(seed, HEADS, sum(sizes), 3, WIDE)
-    queries = drawn(seed + 1, HEADS, count, WIDE)
-    one = index(max_bytes=400 * GRID_BYTES)  # several blocks
-    for part in keys.split(sizes, dim=1):
-        one.append(part)
-    found = one.search(queries)
-    assert found.numbers.tolist() == list(range(sum(sizes)))
-    assert set(found.spans.tolist()) == {1}
-    torch.testing.assert_close(found.scores, looked_through(keys, queries), rtol=1e-5, atol=1e-5)
+@given(of=st.lists(st.integers(0, 2), min_size=1, max_size=5), count=st.integers(1, 3))
+def test_any_query_heads_look_for_any_heads(of, count):
+    one = index()
+    held, grids = watch(one, Stream(), [3, 3, 3])
+    queries = drawn(1, len(of), count, DIM)
+    wanted = scores_of([keys for _, keys in grids], [1] * 3, queries, of)
+    found = one.search(held, queries, of)
+    torch.testing.assert_close(found.scores, wanted, rtol=1e-4, atol=1e-4)
 
 
-@settings(max_examples=30, deadline=None)
-@given(
-    seed=SEEDS,
-    steps=st.lists(st.tuples(st.integers(1, 40), st.sampled_from([3, 3, 3, 5])), max_size=25),
-    room=st.integers(3, 120),  # of the larger grids, which take two slots
-)
-def test_it_stays_within_its_bytes_and_holds_the_keys_of_the_grids_that_it_names(seed, steps, room):
-    one = index(max_bytes=room * HEADS * 5 * WIDE * 4)
-    every = []
-    for number, (grids, tokens) in enumerate(steps):
-        keys = drawn(seed + number, HEADS, grids, tokens, WIDE)
-        every += list(keys.unbind(1))
-        one.append(keys)
-        assert one.nbytes <= one.max_bytes
-        assert one.grids <= one.grids_seen == len(every)
-    queries = drawn(seed, HEADS, 1, WIDE)
-    found = one.search(queries)
-    assert len(found.numbers) == one.grids
-    held = [every[number] for number in found.numbers.tolist()]
-    raw = [[max(float(t @ queries[h, 0]) for t in grid[h]) for grid in held] for h in range(HEADS)]
-    raw = torch.tensor(raw).reshape(HEADS, -1)
-    # Each head's scores are those less one number.
-    torch.testing.assert_close(
-        found.scores - found.scores[:, :1], raw - raw[:, :1], rtol=1e-4, atol=1e-4
-    )
+@settings(max_examples=40, deadline=None)
+@given(start=st.integers(0, 130), length=st.integers(0, 60), room=st.sampled_from([20, 1000]))
+def test_a_time_leaves_what_stands_for_some_of_it_with_the_same_scores(start, length, room):
+    one = index(room * grid_bytes())
+    held, _ = watch(one, Stream(), *whole_chunks(60))
+    start, stop = start + 90.25, start + length + 90.25
+    every = one.search(held, ask(), OF)
+    found = one.search(held, ask(), OF, between=(start, stop))
+    inside = [
+        number
+        for number, (first, last) in enumerate(every.stamps)
+        if first <= stop and last >= start
+    ]
+    assert found.serials.tolist() == every.serials[inside].tolist()
+    assert found.stamps.tolist() == every.stamps[inside].tolist()
+    assert torch.equal(found.scores, every.scores[:, inside])
+
+
+def test_the_mean_that_is_taken_off_counts_each_grid_of_the_stream_once():
+    # 1 in the first half and 0 in the second; the first half is thinned first, and still a half.
+    one = index(max_bytes=64 * grid_bytes())
+    held = one.empty()
+    for number, value in enumerate([1.0] * 48 + [0.0] * 48):
+        keys = torch.full((len(HEADS), 3, DIM), value)
+        stamps = ((float(number), number + 0.5),)
+        held = one.draft(held, change([VisionSpan((number,), stamps, 1, 3, True)], keys))
+    found = one.search(held, torch.ones(1, 1, DIM) / DIM, [0])
+    assert found.spans.max() > 1
+    assert found.scores[0, 0] == pytest.approx(0.5)
+    assert found.scores[0, -1] == pytest.approx(-0.5)
+
+
+def test_what_all_keys_have_in_common_takes_no_precision():
+    """Of bfloat16's 8 bits a common part 100 times as large would leave one."""
+    plain, moved = index(dtype=torch.bfloat16), index(dtype=torch.bfloat16)
+    common = 100 * drawn(3, len(HEADS), 1, DIM)
+    scores = []
+    for one, offset in ((plain, 0 * common), (moved, common)):
+        held, stream = one.empty(), Stream()
+        for _ in range(10):
+            vision = VisionSpan((0,), ((stream.now, stream.now),), 1, 3, True)
+            stream.now += 1
+            keys = drawn(next(stream.seeds), len(HEADS), 3, DIM)
+            held = one.draft(held, change([vision], keys + offset))
+        scores.append(one.search(held, ask(), OF).scores)
+    torch.testing.assert_close(*scores, rtol=0.05, atol=0.1)
+
+
+def test_an_empty_index_finds_nothing():
+    one = index()
+    held = one.empty()
+    found = one.search(held, ask(), OF)
+    assert found.serials.tolist() == [] and found.scores.shape == (len(OF), 0)
+    assert found.stamps.shape == (0, 2)
+    assert one.nbytes == held.grids == held.nbytes == 0
+    assert held.oldest is held.newest is None
+
+
+# -- within its bytes --------------------------------------------------------------------------
 
 
 @settings(max_examples=20, deadline=None)
 @given(count=st.integers(1, 3000), room=st.integers(2, 300))
 def test_what_is_left_out_is_stood_for_by_a_neighbour_and_all_is_about_equally_dense(count, room):
-    one = index(max_bytes=room * GRID_BYTES)
-    for _ in range(0, count, 7):
-        one.append(torch.ones(HEADS, 7, 3, WIDE))
-    found = one.search(torch.ones(HEADS, 1, WIDE))
-    numbers, spans = found.numbers.tolist(), found.spans.tolist()
-    assert numbers[0] == 0
+    one = index(max_bytes=room * grid_bytes())
+    held, _ = watch(one, Stream(), *whole_chunks(count, of=20))
+    found = one.search(held, ask(), OF)
+    serials, spans = found.serials.tolist(), found.spans.tolist()
+    assert serials[0] == 0
     # One after the other without a gap or an overlap, up to the newest grid.
-    assert [n + s for n, s in zip(numbers, spans, strict=True)] == [*numbers[1:], one.grids_seen]
-    # Twice as thin as it must be, by powers of two, and a little more while it is being thinned.
-    assert one.max_span <= max(1, 4 * one.grids_seen / room)
-    assert one.grids >= min(one.grids_seen, room) / 3
-
-
-@settings(max_examples=20, deadline=None)
-@given(seed=SEEDS, room=st.integers(10, 60), first=st.integers(0, 79), count=st.integers(1, 60))
-def test_what_is_forgotten_is_erased_and_all_else_is_found_as_before(seed, room, first, count):
-    keys, queries = drawn(seed, HEADS, 80, 3, WIDE), drawn(seed + 1, HEADS, 1, WIDE)
-    one = index(max_bytes=room * GRID_BYTES)
-    one.append(keys)
-    before = one.search(queries)
-    gone = one.forget(first, first + count)
-    after = one.search(queries)
-    stop = first + count
-    left = [
-        (n, s, float(score))
-        for n, s, score in zip(before.numbers, before.spans, before.scores[0], strict=True)
-        if n >= stop or n + s <= first
+    assert [n + s for n, s in zip(serials, spans, strict=True)] == [*serials[1:], count]
+    assert found.stamps.tolist() == [
+        [100.0 + n, 99.5 + n + s] for n, s in zip(serials, spans, strict=True)
     ]
-    assert gone == len(before.numbers) - len(left)
-    assert after.numbers.tolist() == [n for n, _, _ in left]
-    assert after.spans.tolist() == [s for _, s, _ in left]
-    if left:
-        moved = [
-            float(score) - old for score, (_, _, old) in zip(after.scores[0], left, strict=True)
+    # Twice as thin as it must be, by powers of two, and a little more while it is being thinned.
+    assert max(spans) <= max(1, 4 * count / room)
+    assert len(serials) >= min(count, room) / 3
+    assert one.nbytes <= one.max_bytes
+
+
+def test_not_even_two_grids_that_fit_are_refused_in_words():
+    one, stream = index(max_bytes=10 * grid_bytes()), Stream()
+    held, _ = watch(one, stream, [3, 3])
+    with pytest.raises(InvalidParameterError, match="two grids of 16 tokens"):
+        one.draft(held, stream.chunk(16)[0])
+    assert len(one.search(held, ask(), OF).serials) == 2
+    held, _ = watch(one, stream, [15, 15, 3], held=held)  # five slots each
+    assert len(one.search(held, ask(), OF).serials) >= 1 and one.nbytes <= one.max_bytes
+    tight = index(max_bytes=grid_bytes())
+    with pytest.raises(InvalidParameterError, match="allow for them"):
+        tight.draft(tight.empty(), stream.chunk(3)[0])
+    assert tight.nbytes == 0
+
+
+# -- states are values -------------------------------------------------------------------------
+
+
+class Machine(RuleBasedStateMachine):
+    """Whatever happens, a state finds its own grids, with their own keys, or does without them.
+
+    The model of a state is the whole of its stream: for each serial stamps and keys, None for keys
+    that a grid never had. ``since``: how many chunks came after it, to another state or to it.
+    """
+
+    @initialize(seed=SEEDS, room=st.sampled_from([14, 40, 100_000]))
+    def begin(self, seed, room):
+        self.room = room
+        self.one, self.stream = index(max_bytes=room * grid_bytes(4)), Stream(seed)
+        self.highest = 0
+        self.held, self.seen = self.one.empty(), {}
+        self.next, self.there = 0, set()
+        self.older = []
+        self.first_size = True
+
+    def drafted(self, sizes):
+        # The first grid decides how large a slot is.
+        sizes = [4] if self.first_size else sizes
+        self.first_size = False
+        told, grids = self.stream.chunk(*sizes, whole=8 if max(sizes) > 4 else 4)
+        own = dict(enumerate(grids, self.next))
+        held = self.one.draft(self.held, told)
+        self.highest = max(self.highest, self.next + len(grids))
+        return held, {**self.seen, **own}, self.next + len(grids)
+
+    @rule(sizes=st.lists(st.sampled_from([0, 1, 4, 4, 8]), min_size=1, max_size=6))
+    def append(self, sizes):
+        self.older.append((self.held, self.seen, self.next))
+        before = set(self.seen)
+        self.held, self.seen, self.next = self.drafted(sizes)
+        new = set(self.seen) - before
+        self.there |= {serial for serial in new if self.seen[serial][1].shape[1]}
+
+    @rule(sizes=st.lists(st.sampled_from([0, 1, 4, 4, 8]), min_size=1, max_size=6))
+    def append_and_drop(self, sizes):
+        held, seen, upcoming = self.drafted(sizes)
+        self.older.append((held, seen, upcoming))
+
+    @rule(data=st.data())
+    def restore(self, data):
+        if self.older:
+            self.older.append((self.held, self.seen, self.next))
+            self.held, self.seen, self.next = data.draw(st.sampled_from(self.older[:-1]))
+            self.there = {serial for serial, *_ in self.found(self.held)}
+
+    @rule(start=st.integers(0, 80), length=st.integers(0, 20))
+    def forget(self, start, length):
+        start = self.stream.now - start - 0.75
+        stop = start + length
+        before = self.found(self.held)
+        self.older.append((self.held, self.seen, self.next))
+        self.held = self.one.forget(self.held, start, stop)
+        left = [grid for grid in before if grid[2] > stop or grid[3] < start]
+        assert self.found(self.held) == left
+        self.there = {serial for serial, *_ in left}
+        self.seen = {
+            n: one for n, one in self.seen.items() if any(n in range(*g[:2]) for g in left)
+        }
+        for held, _, _ in self.older:
+            assert all(first > stop or last < start for *_, first, last in self.found(held))
+
+    @rule()
+    def clear(self):
+        self.older.append((self.held, self.seen, self.next))
+        self.held = self.one.clear()
+        assert self.one.nbytes == 0
+        assert all(not self.found(held) for held, _, _ in self.older)
+        self.anew()
+        self.first_size = True
+
+    @rule()
+    def start_epoch(self):
+        self.older.append((self.held, self.seen, self.next))
+        self.held = self.one.start_epoch(self.held)
+        self.anew()
+
+    def anew(self):
+        self.there = set()
+        self.seen, self.next = {}, self.highest + NEW_STREAM if self.highest else 0
+
+    def found(self, held):
+        found = self.one.search(held, ask(), OF)
+        return [
+            (serial, serial + span, *stamps)
+            for serial, span, stamps in zip(
+                found.serials.tolist(), found.spans.tolist(), found.stamps.tolist(), strict=True
+            )
         ]
-        assert moved == pytest.approx([moved[0]] * len(moved), abs=1e-4)
-    # The stream goes on, and no neighbour comes to stand for what was forgotten.
-    one.append(drawn(seed + 2, HEADS, 70, 3, WIDE))
-    found = one.search(queries)
-    for number, span in zip(found.numbers.tolist(), found.spans.tolist(), strict=True):
-        assert number >= min(stop, 80) or number + span <= first
-    assert one.grids_seen == 150 and one.nbytes <= one.max_bytes
+
+    @invariant()
+    def every_state_finds_its_own(self):
+        self.older = self.older[-8:]
+        for held, seen, _ in [*self.older, (self.held, self.seen, self.next)]:
+            found = self.one.search(held, ask(), OF)
+            grids = self.found(held)
+            end = -1
+            for serial, stop, first, last in grids:
+                assert serial >= end
+                end = stop
+                assert (first, last) == (seen[serial][0][0], seen[stop - 1][0][1])
+            if grids:
+                keys = [seen[serial][1] for serial, *_ in grids]
+                wanted = scores_of(keys, found.spans.tolist(), ask(), OF)
+                torch.testing.assert_close(found.scores, wanted, rtol=1e-3, atol=1e-3)
+
+    @invariant()
+    def the_newest_state_lacks_nothing_that_there_is_room_for(self):
+        if self.room == 100_000:
+            assert {serial for serial, *_ in self.found(self.held)} == self.there
+
+    @invariant()
+    def its_bytes_are_bounded(self):
+        assert self.one.nbytes <= self.one.max_bytes
+        assert self.held.nbytes <= self.one.max_bytes
 
 
-def test_nothing_is_left_of_forgotten_keys_in_memory():
-    one = index()
-    one.append(torch.full((HEADS, 20, 3, WIDE), 7.0))
-    one.forget(0, 20)
-    assert not any(segment.any() for segment in one.segments)
-
-
-def test_the_mean_that_is_taken_off_counts_each_grid_of_the_stream_once():
-    # 1 in the first half and 0 in the second; the first half is thinned first, and still a half.
-    one = index(max_bytes=64 * GRID_BYTES)
-    one.append(torch.ones(HEADS, 48, 3, WIDE))
-    one.append(torch.zeros(HEADS, 48, 3, WIDE))
-    found = one.search(torch.ones(HEADS, 1, WIDE) / WIDE)
-    assert one.max_span > 1
-    assert found.scores[0, 0] == pytest.approx(0.5)
-    assert found.scores[0, -1] == pytest.approx(-0.5)
-
-
-def test_what_all_keys_have_in_common_changes_no_score():
-    keys, queries = drawn(1, HEADS, 30, 3, WIDE), drawn(2, HEADS, 2, WIDE)
-    plain, moved = index(), index()
-    plain.append(keys)
-    moved.append(keys + 10 * drawn(3, HEADS, 1, 1, WIDE))
-    one, other = plain.search(queries).scores, moved.search(queries).scores
-    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-
-
-def test_an_empty_index_finds_nothing():
-    found = index().search(drawn(1, HEADS, 1, WIDE))
-    assert found.numbers.tolist() == [] and found.scores.shape == (HEADS, 0)
-    assert index().nbytes == index().grids == 0
-
-
-def test_what_does_not_fit_is_refused_in_words_and_leaves_the_index_as_it_was():
-    one = index(max_bytes=10 * GRID_BYTES)
-    one.append(drawn(1, HEADS, 4, 3, WIDE))
-    for keys in (drawn(1, HEADS, 4, WIDE), drawn(1, 1, 4, 3, WIDE), drawn(1, HEADS, 0, 3, WIDE)):
-        with pytest.raises(InvalidParameterError, match=r"it takes \[heads, grids, tokens"):
-            one.append(keys)
-    with pytest.raises(InvalidParameterError, match="allow for two of them"):
-        one.append(drawn(1, HEADS, 1, 16, WIDE))
-    for queries in (drawn(1, HEADS, WIDE), drawn(1, HEADS, 0, WIDE), drawn(1, HEADS, 1, WIDE + 1)):
-        with pytest.raises(InvalidParameterError, match=r"it takes \[heads, queries"):
-            one.search(queries)
-    assert one.grids == one.grids_seen == 4
-    with pytest.raises(InvalidParameterError, match="max_bytes"):
-        index(max_bytes=0)
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)

@@ -130,12 +130,19 @@ def test_model_and_memory():
         memory_bytes=0,
         chunks=1,
         evictions=0,
+        closed_pauses=0,
+        closed_seconds=0.0,
         queue_depth=0,
         answers=0,
         errors=0,
     )
     cases = [
         ({}, Level.OK, "5 of 10 tokens in memory"),
+        (
+            {"closed_pauses": 2, "closed_seconds": 90_000.0},
+            Level.OK,
+            "5 of 10 tokens in memory; 2 pauses left out for the model, 25 h 00 min",
+        ),
         ({"failure": "configure failed"}, Level.ERROR, "configure failed"),
         ({"engine_fault": "ended by X", "chunk_fault": "c"}, Level.ERROR, "ended by X"),
         ({"chunk_fault": "cap"}, Level.ERROR, "the last chunk was refused: cap"),

@@ -136,12 +136,41 @@ def test_a_looped_bag_can_be_rejected_until_time_catches_up(make_ingest):
     assert box.dropped(Drop.INVALID_STAMP) == 3 and box.restarts == 0
 
 
-def test_a_very_long_gap_starts_the_memory_anew_under_either_policy(make_ingest):
-    for policy in ("reset", "reject"):
-        box = make_ingest(chunk_frames=1, on_time_jump=policy, max_time_gap=60.0)
-        for seconds in (100, 161, 162, 163):
+@pytest.mark.parametrize("policy", ["reset", "reject"])
+@pytest.mark.parametrize("gap", [61, 86_400, 1_700_000_000])
+def test_the_memory_goes_on_over_a_gap_of_any_length_once_three_frames_agree(
+    make_ingest, gap, policy
+):
+    box = make_ingest(chunk_frames=4, on_time_jump=policy, max_time_gap=60.0)
+    before, after = [100, 101, 102], [102 + gap + k for k in range(4)]
+    for seconds in (*before, *after[:2]):
+        box.receive(seconds)
+    assert box.stamps == []  # two frames may both be wrong
+    for seconds in after[2:]:
+        box.receive(seconds)
+    # What waited for its chunk before the gap is encoded by itself: no grid spans the gap.
+    assert box.stamps == [before, after]
+    assert (box.restarts, box.ingest.time_jumps, box.reports) == (0, 0, [])
+    assert box.counters.pending == 0
+
+
+@pytest.mark.parametrize("wrong", [[5], [5, 6]])
+def test_first_frames_with_wrong_stamps_are_no_memory_that_paused(make_ingest, wrong):
+    box = make_ingest(chunk_frames=1)
+    for seconds in (*wrong, 10_000, 10_001, 10_002):
+        box.receive(seconds)
+    assert box.stamps[len(wrong) :] == [[10_000], [10_001], [10_002]]
+    assert (box.restarts, box.ingest.time_jumps) == (1, 1)
+
+
+def test_frames_on_disk_are_of_another_memory_behind_a_gap_that_they_may_not_span(make_ingest):
+    for gap, restarts in ((7200, 0), (7201, 1)):
+        box = make_ingest(
+            chunk_frames=1, engine="delayed_batch", frame_store_hours=2.0, max_time_gap=60.0
+        )
+        for seconds in (100, 101, 102, *(102 + gap + k for k in range(3))):
             box.receive(seconds)
-        assert (box.stamps, box.restarts) == ([[100.0], [161.0], [162.0], [163.0]], 1)
+        assert (len(box.stamps), box.restarts) == (6, restarts)
 
 
 @pytest.mark.parametrize("policy", ["reset", "reject"])

@@ -12,10 +12,12 @@ import time
 import pytest
 from patience import PATIENCE
 
+from stream_vlm_ros.client.messages import nanoseconds
 from stream_vlm_ros.node.counters import Drop
 
 pytestmark = pytest.mark.ros
 
+DAY_NS = 86_400 * 10**9
 LONG = 15_000  # tokens of an answer that lasts until it is cancelled, on any machine
 FAST = dict(sample_fps=0.0, chunk_frames=2, max_chunk_delay=0.5, status_period=0.2, device="cpu")
 
@@ -254,6 +256,27 @@ def test_a_pause_below_max_time_gap_goes_on_with_the_memory_and_is_said(client):
     # Closed is the step from grid to grid, but for a second, or the step before.
     assert status.closed_pauses == 1 and 998 <= status.closed_seconds <= 1002
     assert status.time_jumps == before.time_jumps and status.resets == before.resets
+
+
+def test_a_gap_beyond_max_time_gap_goes_on_with_the_memory_and_diagnostics_say_so(client):
+    first = nanoseconds(fill(client, 4)[0])
+    before = client.wait_status(lambda s: s.frames == 4)
+    client.stamp_ns += DAY_NS
+    for _ in range(4):  # the first two wait for the third, and four are whole chunks
+        client.send(client.image())
+    status = client.wait_status(lambda s: s.frames == 8)
+    assert (status.time_jumps, status.resets) == (before.time_jumps, before.resets)
+    assert status.closed_pauses == 1 and abs(status.closed_seconds - DAY_NS / 1e9) <= 2
+    # Stamps stay true, also as what an answer rests on.
+    assert nanoseconds(status.oldest_stamp) == first
+    assert nanoseconds(status.newest_stamp) - first > DAY_NS
+    spans = client.ask().seen
+    assert [nanoseconds(spans[0].start), nanoseconds(spans[-1].end)] == [
+        first,
+        nanoseconds(status.newest_stamp),
+    ]
+    told = client_diagnostic(client, "model and memory", lambda d: "left out" in d.message)
+    assert "1 pause left out for the model, 24 h" in told.message
 
 
 def test_stamps_of_zero_keep_their_header_and_are_timed_by_arrival(client):

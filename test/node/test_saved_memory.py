@@ -154,17 +154,6 @@ def test_a_clock_that_is_earlier_than_a_loaded_memory_is_a_jump_of_time(here):
 
 
 @HERE
-def test_after_a_loaded_memory_has_gone_on_a_gap_is_a_jump_again(here):
-    client = here.client
-    fill(client, 4)
-    assert save(client).success
-    assert load(client).success
-    fill(client, 4)
-    client.stamp_ns += 2 * 3600 * SECOND
-    assert fill(client, 4).time_jumps == 1
-
-
-@HERE
 def test_names_stay_within_the_folder(here):
     fill(here.client, 1)
     for name in ["../out", "a/b", "/tmp/a", ".hidden", "..", "-f", "a b", "x" * 101, "a\n", "é"]:

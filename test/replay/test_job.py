@@ -142,7 +142,7 @@ def test_a_bag_holds_images_and_answers_on_one_time_line(make_job):
     job = make_job(bag=True)
     report = job.run()
     store = get_typestore(Stores.ROS2_JAZZY)
-    for name in ("TimeSpan", "MemoryLevel", "CacheStatus", "Evidence", "Answer"):
+    for name in ("TimeSpan", "MemoryLevel", "HistoryTier", "CacheStatus", "Evidence", "Answer"):
         text = (ROOT / "msg" / f"{name}.msg").read_text()
         store.register(get_types_from_msg(text, f"stream_vlm/msg/{name}"))
     said, pictures, lengths = [], [], []

@@ -9,15 +9,15 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from stream_vlm_ros.engine.cache.mrope import ZERO, MultimodalRotary, Vec
+from stream_vlm_ros.engine.cache.kept import SINK, Shifts
+from stream_vlm_ros.engine.cache.mrope import MultimodalRotary, Vec
 from stream_vlm_ros.engine.cache.slots import Slots
 from stream_vlm_ros.errors import DeviceUnavailableError
 
@@ -25,8 +25,6 @@ from stream_vlm_ros.errors import DeviceUnavailableError
 # memory in float32 meanwhile, and short memories need few calls. A CPU is faster layer by layer,
 # each of which stays in its cache.
 _ROTATED_AT_ONCE = 2**24
-
-SINK = -1  # among the numbers of grids
 
 
 @dataclass(frozen=True)
@@ -92,6 +90,42 @@ class Writing(NamedTuple):
     sealed: int = 0
 
 
+class _Rotated(NamedTuple):
+    """By how many positions keys are rotated, compared with those first computed.
+
+    Never changed. Of the sink and of kept grids; not listed: what is there is not valid.
+    """
+
+    numbers: np.ndarray  # [n], rising
+    by: np.ndarray  # [n, 3]
+
+    @classmethod
+    def nothing(cls) -> _Rotated:
+        return cls(np.empty(0, np.int64), np.empty((0, 3), np.int64))
+
+    def of(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which of these are listed ``[n]``, and by how many positions they are ``[n, 3]``."""
+        at = self.numbers.searchsorted(numbers)
+        at[at == len(self.numbers)] = 0
+        by = np.zeros((len(numbers), 3), np.int64)
+        if not len(self.numbers):
+            return np.zeros(len(numbers), bool), by
+        valid = self.numbers[at] == numbers
+        by[valid] = self.by[at[valid]]
+        return valid, by
+
+    def without(self, numbers: Collection[int]) -> _Rotated:
+        left = ~np.isin(self.numbers, list(numbers))
+        return _Rotated(self.numbers[left], self.by[left])
+
+    def with_originals(self, numbers: Collection[int]) -> _Rotated:
+        """With keys as first computed of further ones."""
+        together = np.concatenate([self.numbers, np.array([*numbers], np.int64)])
+        by = np.concatenate([self.by, np.zeros((len(numbers), 3), np.int64)])
+        order = together.argsort()
+        return _Rotated(together[order], by[order])
+
+
 class KVBuffer:
     """The stream's keys and values.
 
@@ -113,9 +147,7 @@ class KVBuffer:
         self.keeps_originals = originals is not None
         if originals is not None:
             self.originals = self._take_originals(originals)
-        # By how many positions the keys of the sink and of each kept grid are rotated in ``data``,
-        # compared with the originals; not listed: what is there is not valid.
-        self._rotated: dict[int, Vec] = {}
+        self._rotated = _Rotated.nothing()
 
     @property
     def capacity(self) -> int:
@@ -130,7 +162,7 @@ class KVBuffer:
         if self.originals is not None and self.originals.shape[2] >= tokens:
             return self
         twin = copy.copy(self)
-        twin.originals, twin._rotated = self._take_originals(tokens), {}
+        twin.originals, twin._rotated = self._take_originals(tokens), _Rotated.nothing()
         return twin
 
     def _take_originals(self, tokens: int) -> torch.Tensor:
@@ -139,7 +171,7 @@ class KVBuffer:
 
     def forget_rotations(self) -> None:
         """Let all keys of sink and kept grids be rotated from the originals when read next."""
-        self._rotated = {}
+        self._rotated = _Rotated.nothing()
 
     def grown(self, capacity: int, length: int) -> KVBuffer:
         """A larger one with the same first ``length`` slots; only without a second copy."""
@@ -152,7 +184,6 @@ class KVBuffer:
         twin = copy.copy(self)
         twin.data = self.data.clone()
         twin.originals = None if self.originals is None else self.originals.clone()
-        twin._rotated = dict(self._rotated)
         return twin
 
     def read(self, slots: np.ndarray, base: int) -> torch.Tensor:
@@ -179,23 +210,23 @@ class KVBuffer:
                 self.data[:, :, :, slots] = new.tokens[:, :, :, done : done + size]
                 done += size
         if new.sealed and self.originals is not None:
-            self._rotated.clear()
+            self._rotated = _Rotated.nothing()
             self.originals[:, :, : new.sealed] = self.data[:, 0, :, : new.sealed]
-            self._rotated[SINK] = ZERO
+            self._rotated = _Rotated.nothing().with_originals([SINK])
         if new.moved is not None:
             to, kv, grids = new.moved
-            for number in grids:
-                self._rotated.pop(number, None)
+            self._rotated = self._rotated.without(grids)
             self.data.index_copy_(3, to, kv)
             if self.originals is not None:
                 self.originals.index_copy_(2, to, kv[:, 0])
-            self._rotated.update((number, ZERO) for number, whole in grids.items() if whole)
+            whole = [number for number in grids if grids[number]]
+            self._rotated = self._rotated.with_originals(whole)
 
     def rotate_base(
         self,
         rotary: MultimodalRotary,
         slots: Slots,
-        shifts: Mapping[int, tuple[Vec, int]],
+        shifts: Shifts,
         frame: Vec,
     ) -> Vec:
         """Rotate keys of sink and kept grids so that one RoPE offset of a query fits all of them.
@@ -205,42 +236,44 @@ class KVBuffer:
         originals.
 
         Args:
-            shifts: of the sink and of each kept grid its run's shift, and its number of tokens.
+            shifts: of the sink and of each kept grid.
             frame: the shift of the newest run: keys of that shift need a query of offset 0.
 
         Returns:
             The offset of the query.
         """
-        rotated = self._rotated
-        for gone in rotated.keys() - shifts.keys():
-            del rotated[gone]
+        numbers, tokens, at = shifts
+        valid, here = self._rotated.of(numbers)
         # The offset that fits a key is its shift plus its own rotation, less the frame: it has to
         # be the same for all.
-        votes: Counter[Vec] = Counter()
-        for number, by in rotated.items():
-            shift, tokens = shifts[number]
-            votes[shift.plus(by)] += tokens
-        shared = votes.most_common(1)[0][0] if votes else frame
-        if len(votes) > 1 or len(rotated) < len(shifts):
-            wanted = {number: shared.minus(shift) for number, (shift, _) in shifts.items()}
-            stale = {number: by for number, by in wanted.items() if rotated.get(number) != by}
-            for number in stale:
-                rotated.pop(number, None)  # not valid until they are rotated
-            self._rotate(rotary, slots, stale)
-            rotated.update(stale)
-        return shared.minus(frame)
+        fitting = at[valid] + here[valid]
+        shared = np.array(frame)
+        if len(fitting):
+            shared = fitting[0]
+            if not (fitting == shared).all():
+                # (Of two that fit as many keys, that of the older ones.)
+                _, first, which = np.unique(fitting, axis=0, return_index=True, return_inverse=True)
+                votes = np.bincount(which.ravel(), tokens[valid])
+                shared = fitting[first[votes == votes.max()].min()]
+        wanted = shared - at
+        stale = ~valid | (wanted != here).any(axis=1)
+        if stale.any():
+            self._rotated = _Rotated(numbers[~stale], wanted[~stale])  # the others are not valid
+            self._rotate(rotary, slots, numbers[stale], wanted[stale])
+        self._rotated = _Rotated(numbers, wanted)
+        return Vec(*shared.tolist()).minus(frame)
 
-    def _rotate(self, rotary: MultimodalRotary, slots: Slots, by: Mapping[int, Vec]) -> None:
-        """Rotate the keys of the sink or of these grids from the originals."""
+    def _rotate(
+        self, rotary: MultimodalRotary, slots: Slots, numbers: np.ndarray, by: np.ndarray
+    ) -> None:
+        """Rotate the keys of these, the sink or grids, from the originals: ``[n]``, ``[n, 3]``."""
         assert self.originals is not None
-        numbers = sorted(by)  # the sink comes first
         owner = np.concatenate([np.full(slots.sink, SINK), slots.owner])
-        ranks = np.searchsorted(numbers, owner).clip(max=len(numbers) - 1)
-        taken = np.flatnonzero(np.take(numbers, ranks) == owner)
+        ranks = numbers.searchsorted(owner).clip(max=len(numbers) - 1)
+        taken = np.flatnonzero(numbers[ranks] == owner)
         rows, at = self.numbers(ranks[taken]), self.numbers(taken)
         # One angle for each grid, not for each of its tokens.
-        offsets = self.numbers(np.array([by[number] for number in numbers]))  # [grids, 3]
-        angles = rotary.angles(offsets.T)  # [grids, head_dim // 2]
+        angles = rotary.angles(self.numbers(by).T)  # [grids, head_dim // 2]
         cos, sin = angles.cos().float(), angles.sin().float()
         cos, sin = torch.cat([cos, cos], 1)[rows], torch.cat([-sin, sin], 1)[rows]
         keys, originals = self.data[:, 0], self.originals

@@ -12,9 +12,10 @@ ones least like any other (the star memory of streaming video models).
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from bisect import insort
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -47,7 +48,7 @@ class EvenSample:
     def __init__(self, budget: int, grids: Sequence[Candidate] = ()):
         self.budget = budget
         self._grids = list(grids)
-        self.tokens = sum(grid.tokens for grid in grids)
+        self.tokens = sum(map(operator.attrgetter("tokens"), grids))
 
     @property
     def grids(self) -> tuple[Candidate, ...]:
@@ -97,7 +98,7 @@ class FeatureNovelty:
         self._projection: torch.Tensor | None = None
         # A memory changes by a row or two at a time. Replaced as a whole: whatever interrupts
         # `rank`, what is here fits together.
-        self._last = _Ranked.of(np.empty((0, 0), np.float32))
+        self._last = _Last(_Ranked.of(()), *np.empty((3, 0)))
 
     def describe(self, features: torch.Tensor) -> np.ndarray:
         if self._projection is None or len(self._projection) != features.shape[-1]:
@@ -111,58 +112,75 @@ class FeatureNovelty:
         return torch.nn.functional.normalize(vector, dim=0).cpu().numpy()
 
     def rank(self, descriptors: np.ndarray) -> np.ndarray:
-        last = self._last
-        gone = last.row_gone(descriptors)
-        if gone is None:
-            ranked = _Ranked.of(descriptors)
-        else:
-            ranked = last.without(gone, descriptors[:-1]).with_last(descriptors)
-        self._last = ranked
-        return 1.0 - ranked.likeness
+        return self._ranked(tuple(descriptors), np.array_equal)
+
+    def rank_rows(self, rows: Sequence[np.ndarray]) -> np.ndarray:
+        """`rank` of descriptors that are never changed: known again without a look at them."""
+        return self._ranked(tuple(rows), operator.is_)
+
+    def _ranked(self, rows: tuple[np.ndarray, ...], same: _Same) -> np.ndarray:
+        settled = self._last.settled(rows[:-1], same) or _Ranked.of(rows[:-1])
+        self._last = _Last(settled, *settled.nearest_with(rows[-1]), rows[-1])
+        return 1.0 - self._last.likeness
+
+
+_Same = Callable[[np.ndarray, np.ndarray], bool]
 
 
 class _Ranked(NamedTuple):
-    """What was ranked last, with each row's nearest."""
+    """Rows with the nearest other one of each."""
 
-    table: np.ndarray  # [n, d]
+    rows: tuple[np.ndarray, ...]
+    table: np.ndarray  # [n, d], the same
     likeness: np.ndarray  # [n], to the nearest other one
     nearest: np.ndarray  # [n], which row that is
 
     @classmethod
-    def of(cls, table: np.ndarray) -> _Ranked:
-        return cls(table, *_look_for_nearest(table, np.arange(len(table))))
+    def of(cls, rows: tuple[np.ndarray, ...]) -> _Ranked:
+        table = np.stack(rows) if rows else np.empty((0, 0), np.float32)
+        return cls(rows, table, *_look_for_nearest(table, np.arange(len(table))))
 
-    def row_gone(self, table: np.ndarray) -> int | None:
-        """Which row went before another came last (``n``: none did); None: something else."""
-        before, count = self.table, len(table)
-        if count < 2 or before.shape[1] != table.shape[1]:
-            return None
-        if len(before) == count - 1:
-            return len(before) if np.array_equal(before, table[:-1]) else None
-        if len(before) != count:
-            return None
-        differs = (before[:-1] != table[:-1]).any(axis=1)
-        row = int(differs.argmax()) if differs.any() else count - 1
-        return row if np.array_equal(before[row + 1 :], table[row:-1]) else None
-
-    def without(self, row: int, left: np.ndarray) -> _Ranked:
-        """Those ``left`` without a row; whose nearest that was, looks for another one."""
-        if row >= len(self.nearest):
-            return self
-        likeness, nearest = np.delete(self.likeness, row), np.delete(self.nearest, row)
-        bereft = np.flatnonzero(nearest == row)
-        nearest[nearest > row] -= 1
-        likeness[bereft], nearest[bereft] = _look_for_nearest(left, bereft)
-        return _Ranked(left, likeness, nearest)
-
-    def with_last(self, table: np.ndarray) -> _Ranked:
-        likeness = table[:-1] @ table[-1]
+    def nearest_with(self, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Likeness and nearest once ``row`` is behind the others, ``[n + 1]`` each."""
+        if not self.rows:
+            return np.full(1, -1.0, row.dtype), np.zeros(1, int)
+        likeness = self.table @ row
         nearer = likeness > self.likeness
-        return _Ranked(
-            table,
+        return (
             np.append(np.where(nearer, likeness, self.likeness), likeness.max()),
             np.append(np.where(nearer, len(likeness), self.nearest), likeness.argmax()),
         )
+
+
+class _Last(NamedTuple):
+    """What was ranked last: the newest row behind the others."""
+
+    others: _Ranked
+    likeness: np.ndarray  # [n + 1]
+    nearest: np.ndarray  # [n + 1]
+    newest: np.ndarray  # [d]
+
+    def settled(self, rows: tuple[np.ndarray, ...], same: _Same) -> _Ranked | None:
+        """Those that stayed, ranked; None: it was not that one row at most went."""
+        before = self.others.rows
+        if len(rows) == len(before) and all(map(same, before, rows)):
+            return self.others
+        missing = len(before) + 1 - len(rows)
+        if not before or missing not in (0, 1):
+            return None
+        matches = [*map(same, before, rows)]
+        gone = matches.index(False) if False in matches else len(matches)
+        if not all(map(same, (*before, self.newest)[gone + missing :], rows[gone:])):
+            return None
+        table = self.others.table
+        table = np.concatenate([table[:gone], table[gone + missing :], self.newest[None]])
+        if not missing:
+            return _Ranked(rows, table, self.likeness, self.nearest)
+        likeness, nearest = np.delete(self.likeness, gone), np.delete(self.nearest, gone)
+        bereft = np.flatnonzero(nearest == gone)
+        nearest[nearest > gone] -= 1
+        likeness[bereft], nearest[bereft] = _look_for_nearest(table, bereft)
+        return _Ranked(rows, table, likeness, nearest)
 
 
 def _look_for_nearest(table: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -181,7 +199,7 @@ class StarMemory:
         self.budget = budget
         self._score = score
         self._grids = list(grids)
-        self.tokens = sum(grid.tokens for grid in grids)
+        self.tokens = sum(map(operator.attrgetter("tokens"), grids))
 
     @property
     def grids(self) -> tuple[Candidate, ...]:
@@ -206,9 +224,12 @@ class StarMemory:
         count = len(self._grids)
         try:
             rows = [one.descriptor for one in self._grids]
-            (shape,) = {row.shape for row in rows}
-            table = np.concatenate(rows).reshape(count, *shape)  # as np.stack, at a quarter
-            scores = np.asarray(self._score.rank(table), dtype=float)
+            # (A class of a user's that ranks otherwise inherits `rank_rows`.)
+            if getattr(type(self._score), "rank", None) is FeatureNovelty.rank:
+                ranked = self._score.rank_rows(rows)  # type: ignore[attr-defined]
+            else:
+                ranked = self._score.rank(np.stack(rows))
+            scores = np.asarray(ranked, dtype=float)
             if scores.shape != (count,) or np.isnan(scores).any():
                 raise ValueError(f"rank() gave {scores!r} for {count} grids")
         except (MemoryError, torch.OutOfMemoryError):

@@ -9,14 +9,14 @@ Bookkeeping in plain integers; `mrope` has the rule, `buffer` moves the keys and
 from __future__ import annotations
 
 import copy
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
+from stream_vlm_ros.engine.cache.kept import SINK, Kept, Place, Shifts
 from stream_vlm_ros.engine.cache.mrope import (
     POSITION_POLICIES,
     ZERO,
@@ -85,7 +85,7 @@ class PositionLedger:
         self.policy = policy
         self._epoch = 0
         self._sink: tuple[Run, ...] = ()
-        self._kept: tuple[VisionRun, ...] = ()
+        self._kept = Kept()
         self._window: tuple[Run, ...] = ()
         self._sink_length: int | None = None
         self.length = 0
@@ -115,7 +115,7 @@ class PositionLedger:
         ``end`` is `next_position`. Whether they fit together is for the caller to check.
         """
         ledger = cls(policy)
-        ledger._sink, ledger._kept, ledger._window = sink, kept, window
+        ledger._sink, ledger._kept, ledger._window = sink, Kept(kept), window
         ledger._sink_length, ledger.evicted = sink_length, evicted
         ledger.length = sum(run.count for run in ledger.runs())
         ledger._end, ledger._segment, ledger._grids_seen = end, segment, grids_seen
@@ -140,8 +140,9 @@ class PositionLedger:
     @property
     def frame(self) -> Vec:
         """Shift of the newest run: new tokens are rotated in its frame."""
-        newest = self._newest_run()
-        return newest.shift if newest is not None else ZERO
+        if self._window:
+            return self._window[-1].shift
+        return self._kept.shift if len(self._kept) else self._sink_shift
 
     @property
     def sink_length(self) -> int | None:
@@ -151,7 +152,7 @@ class PositionLedger:
     @property
     def kept_length(self) -> int:
         """Tokens of the grids kept for long."""
-        return sum(run.count for run in self._kept)
+        return self._kept.tokens
 
     @property
     def window_length(self) -> int:
@@ -179,18 +180,20 @@ class PositionLedger:
         return parts
 
     @property
-    def sink_shift(self) -> Vec:
+    def _sink_shift(self) -> Vec:
         """Shift of the sink. (It never has more than one: nothing in it goes.)"""
         return self._sink[0].shift if self._sink else ZERO
 
-    def kept_shifts(self) -> dict[int, tuple[Vec, int]]:
-        """Of every grid kept for long, by its number, its shift and how many tokens it has."""
-        return {run.grids[0].number: (run.shift, run.count) for run in self._kept}
+    def long_lived_shifts(self) -> Shifts:
+        """Shifts of the sink and of the grids kept for long."""
+        return self._kept.shifts(self._sink_length or 0, self._sink_shift)
 
     def kept_offsets(self) -> list[tuple[int, Vec]]:
         """``(grid number, offset)`` of every grid kept for long; offsets as in `parts`."""
-        frame = self.frame
-        return [(run.grids[0].number, run.shift.minus(frame)) for run in self._kept]
+        numbers, _, shifts = self.long_lived_shifts()
+        offsets = (shifts - self.frame).tolist()
+        pairs = zip(numbers.tolist(), offsets, strict=True)
+        return [(number, Vec(*offset)) for number, offset in pairs if number != SINK]
 
     def positions(self) -> torch.Tensor:
         """Where every key of the stream was rotated, ``[3, length]``: for tests and for looking."""
@@ -198,46 +201,54 @@ class PositionLedger:
 
     def runs(self, levels: Iterable[str] = LEVELS) -> Iterator[Run]:
         """The tokens of these of the `LEVELS` as runs, in the stream's order: not to be changed."""
-        for level, runs in self._levels():
-            if level in levels:
-                yield from runs
+        if "sink" in levels:
+            yield from self._sink
+        if "kept" in levels:
+            yield from self._kept.runs
+        if "window" in levels:
+            yield from self._window
 
     def stretches(self) -> list[Stretch]:
         """What the memory holds: unbroken stretches of grids, level by level, oldest first."""
         stretches: list[Stretch] = []
-        for level, runs in self._levels():
-            for run in runs:
-                if not isinstance(run, VisionRun):
-                    continue
-                first, last = run.grids[0], run.grids[-1]
-                frames = sum(
-                    1 if early == late else 2 for early, late in (g.stamps for g in run.grids)
+        for level, grids, tokens in self._neighbours():
+            first, last = grids[0], grids[-1]
+            frames = sum(1 if early == late else 2 for early, late in (g.stamps for g in grids))
+            before = stretches[-1] if stretches else None
+            if (
+                before is not None
+                and before.level == level != "kept"  # (two levels keep grids)
+                and before.first_grid + before.grids == first.number
+            ):
+                stretches[-1] = before._replace(
+                    newest=last.stamps[1],
+                    grids=before.grids + len(grids),
+                    frames=before.frames + frames,
+                    tokens=before.tokens + tokens,
                 )
-                before = stretches[-1] if stretches else None
-                if (
-                    before is not None
-                    and before.level == level != "kept"  # (two levels keep grids)
-                    and before.first_grid + before.grids == first.number
-                ):
-                    stretches[-1] = before._replace(
-                        newest=last.stamps[1],
-                        grids=before.grids + len(run.grids),
-                        frames=before.frames + frames,
-                        tokens=before.tokens + run.count,
+            else:
+                stretches.append(
+                    Stretch(
+                        level,
+                        first.stamps[0],
+                        last.stamps[1],
+                        first.number,
+                        len(grids),
+                        frames,
+                        tokens,
                     )
-                else:
-                    stretches.append(
-                        Stretch(
-                            level,
-                            first.stamps[0],
-                            last.stamps[1],
-                            first.number,
-                            len(run.grids),
-                            frames,
-                            run.count,
-                        )
-                    )
+                )
         return stretches
+
+    def _neighbours(self) -> Iterator[tuple[str, Sequence[Grid], int]]:
+        """Level, grids that follow one another, and their tokens."""
+        for level, runs in (("sink", self._sink), ("window", self._window)):
+            for run in runs:
+                if isinstance(run, VisionRun):
+                    yield level, run.grids, run.count
+            if level == "sink":
+                for grid in self._kept.grids:
+                    yield "kept", (grid,), grid.count
 
     @property
     def segment(self) -> int:
@@ -268,8 +279,8 @@ class PositionLedger:
     @property
     def grids(self) -> int:
         """Temporal grids in memory, whole or in part."""
-        visions = [run for run in self.runs() if isinstance(run, VisionRun)]
-        return sum(len(run.grids) - run.continues for run in visions)
+        visions = [run for run in (*self._sink, *self._window) if isinstance(run, VisionRun)]
+        return len(self._kept) + sum(len(run.grids) - run.continues for run in visions)
 
     def oldest_window_grid(self, leaving: int = 0) -> int:
         """Number of the oldest grid that the window holds whole; that of the next one if none.
@@ -333,15 +344,13 @@ class PositionLedger:
             if goes_on:
                 step = run.grids[0].tick - goes_on.grids[-1].tick
                 if self._window:
-                    longer = replace(goes_on, grids=goes_on.grids + run.grids, step_after=step)
-                    self._window = (*self._window[:-1], longer)
+                    self._window = (*self._window[:-1], goes_on.followed_by(run.grids, step))
                     self.length += run.count
                     return run
-                followed = replace(goes_on, step_after=step)
-                if self._kept:
-                    self._kept = (*self._kept[:-1], followed)
+                if len(self._kept):
+                    self._kept = self._kept.stepping(step)
                 else:
-                    self._sink = (*self._sink[:-1], followed)
+                    self._sink = (*self._sink[:-1], replace(goes_on, step_after=step))
         if run.count:
             self._window = (*self._window, run)
             self.length += run.count
@@ -411,18 +420,15 @@ class PositionLedger:
         if len(run.grids) > 1:
             kept, left = run.split(run.grids[0].count)
             rest = (left, *rest)
-        self._kept = (*self._kept, replace(kept, continues=False))
+        self._kept = self._kept.followed_by(replace(kept, continues=False))
         self._window = rest
 
     def drop_kept(self, number: int) -> Grid:
         """Forget the grid of that number, kept for long until now."""
-        at = bisect_left(self._kept, number, key=lambda run: run.grids[0].number)
-        run = self._kept[at]
-        assert run.grids[0].number == number
-        self._kept = self._kept[:at] + self._kept[at + 1 :]
-        self.length -= run.count
-        self.evicted += run.count
-        return run.grids[0]
+        self._kept, grid = self._kept.without(number)
+        self.length -= grid.count
+        self.evicted += grid.count
+        return grid
 
     def reindex(self) -> None:
         """Something was forgotten or moved: no earlier state holds, and what is left closes up."""
@@ -466,41 +472,41 @@ class PositionLedger:
 
     # -- inside ------------------------------------------------------------------------------
 
-    def _levels(self) -> Iterable[tuple[str, Iterable[Run]]]:
-        return zip(LEVELS, (self._sink, self._kept, self._window), strict=True)
-
     def _newest_run(self) -> Run | None:
-        for runs in (self._window, self._kept, self._sink):
-            if runs:
-                return runs[-1]
-        return None
+        if self._window:
+            return self._window[-1]
+        if len(self._kept):
+            return self._kept.newest
+        return self._sink[-1] if self._sink else None
 
     def _lay_out_again(self) -> None:
         """Set every run's shift: where its keys are less where the trained rule would put them."""
-        end, segment = 0, None  # of the run before, if that is of frames
-        t = h = w = 0  # where that run's last grid lies
-        step = 0
-        shift: tuple[int, int, int]
-        levels = []
-        for runs in (self._sink, self._kept, self._window):
-            laid_out: list[Any] = []
-            for run in runs:
-                if isinstance(run, TextRun):
-                    origin, end = run.laid_out_at(end)
-                    shift, segment = run.origin.minus(origin), None
-                else:
-                    first, last = run.grids[0].tick, run.grids[-1].tick
-                    if run.segment == segment:
-                        t += 0 if run.continues else step
-                    else:
-                        t = h = w = end
-                    t -= first
-                    was = run.origin
-                    shift = was.t - t, was.h - h, was.w - w  # plain: of most runs it is as it was
-                    end = max(end, run.end_of((t, h, w)))
-                    t += last
-                    segment, step = run.segment, run.step_after
-                laid_out.append(run if run.shift == shift else run.shifted(Vec(*shift)))
-            levels.append(tuple(laid_out))
-        self._sink, self._kept, self._window = levels
-        self._end = everywhere(end).plus(self.frame)
+        self._sink, place = _laid_out(self._sink, Place())
+        self._kept, place = self._kept.laid_out(place)
+        self._window, place = _laid_out(self._window, place)
+        self._end = everywhere(place.end).plus(self.frame)
+
+
+def _laid_out(runs: Sequence[Run], before: Place) -> tuple[tuple[Run, ...], Place]:
+    """One after the other by the trained rule, behind what is laid out so far."""
+    end, segment, (t, h, w), step = before
+    shift: tuple[int, int, int]
+    laid_out: list[Run] = []
+    for run in runs:
+        if isinstance(run, TextRun):
+            origin, end = run.laid_out_at(end)
+            shift, segment = run.origin.minus(origin), None
+        else:
+            first, last = run.grids[0].tick, run.grids[-1].tick
+            if run.segment == segment:
+                t += 0 if run.continues else step
+            else:
+                t = h = w = end
+            t -= first
+            was = run.origin
+            shift = was.t - t, was.h - h, was.w - w  # plain: of most runs it is as it was
+            end = max(end, run.end_of((t, h, w)))
+            t += last
+            segment, step = run.segment, run.step_after
+        laid_out.append(run if run.shift == shift else run.shifted(Vec(*shift)))
+    return tuple(laid_out), Place(end, segment, Vec(t, h, w), step)

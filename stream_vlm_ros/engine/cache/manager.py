@@ -25,7 +25,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 
 from stream_vlm_ros.engine.attention.base import KVPart, Readout, RopeOffset
-from stream_vlm_ros.engine.cache.buffer import SINK, KVBuffer, KVShape, Moved, Writing
+from stream_vlm_ros.engine.cache.buffer import KVBuffer, KVShape, Moved, Writing
 from stream_vlm_ros.engine.cache.eviction import (
     Appended,
     Described,
@@ -613,8 +613,7 @@ class KVCacheManager(ManagerNames):
             if self.rotates_long_lived:
                 # Sink and kept grids are rotated so that one offset fits all of them.
                 base = slots.sink + slots.kept
-                shifts = ledger.kept_shifts()
-                shifts[SINK] = ledger.sink_shift, slots.sink
+                shifts = ledger.long_lived_shifts()
                 now.base_offset = now.buffer.rotate_base(self._rotary, slots, shifts, ledger.frame)
                 pieces = [(0, base, now.base_offset), *pieces]
                 if len(pieces) > 1 and pieces[1][2] == now.base_offset:

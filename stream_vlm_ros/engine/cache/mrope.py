@@ -24,7 +24,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -167,11 +167,36 @@ class VisionRun:
     def count(self) -> int:
         return sum(grid.count for grid in self.grids) - self.cut - self.cut_end
 
+    @cached_property
+    def _alike(self) -> bool:
+        """All grids are of one size."""
+        sizes = {(grid.height, grid.width) for grid in self.grids}
+        return len(sizes) == 1
+
+    def _changed(self, count: int, **changes: Any) -> VisionRun:
+        """The same but for some fields; ``count`` tokens are left.
+
+        What is known of its grids stays known, so that the work does not grow with them.
+        """
+        twin = object.__new__(VisionRun)
+        known = {"_alike": True} if self._alike else {}
+        own = {name: self.__dict__[name] for name in self.__dataclass_fields__}
+        twin.__dict__.update(own, **known, **changes, count=count)
+        return twin
+
     def shifted(self, shift: Vec) -> VisionRun:
         """The same with another shift. (By `replace` it would take several times as long.)"""
         twin = object.__new__(VisionRun)
         twin.__dict__.update(self.__dict__, shift=shift)
         return twin
+
+    def followed_by(self, grids: tuple[Grid, ...], step: int) -> VisionRun:
+        """With more of its segment's grids, the first of them ``step`` ticks after its last."""
+        last, more = self.grids[-1], sum(grid.count for grid in grids)
+        longer = self._changed(self.count + more, grids=self.grids + grids, step_after=step)
+        if any((grid.height, grid.width) != (last.height, last.width) for grid in grids):
+            longer.__dict__.pop("_alike", None)
+        return longer
 
     def without_front(self, count: int) -> tuple[VisionRun, tuple[Grid, ...]]:
         """What is left without the first ``count`` tokens, some being left; and the grids gone."""
@@ -180,7 +205,9 @@ class VisionRun:
             left -= self.grids[at].count - cut
             at, cut = at + 1, 0
         continues = self.continues and at == 0
-        rest = replace(self, grids=self.grids[at:], cut=cut + left, continues=continues)
+        rest = self._changed(
+            self.count - count, grids=self.grids[at:], cut=cut + left, continues=continues
+        )
         return rest, self.grids[:at]
 
     def split(self, length: int) -> tuple[VisionRun, VisionRun]:
@@ -190,19 +217,25 @@ class VisionRun:
             ends += self.grids[at].count
             at += 1
         surplus = ends - length  # of the head's last grid, where the border cuts through it
-        last = self.grids[at - 1]
+        last, head, rest = self.grids[at - 1], self.grids[:at], self.count - length
         if surplus:
-            head = replace(self, grids=self.grids[:at], cut_end=surplus, step_after=0)
             cut = last.count - surplus
-            return head, replace(self, grids=self.grids[at - 1 :], cut=cut, continues=True)
+            return (
+                self._changed(length, grids=head, cut_end=surplus, step_after=0),
+                self._changed(rest, grids=self.grids[at - 1 :], cut=cut, continues=True),
+            )
         step = self.grids[at].tick - last.tick
-        head = replace(self, grids=self.grids[:at], cut_end=0, step_after=step)
-        return head, replace(self, grids=self.grids[at:], cut=0, continues=False)
+        return (
+            self._changed(length, grids=head, cut_end=0, step_after=step),
+            self._changed(rest, grids=self.grids[at:], cut=0, continues=False),
+        )
 
     @cached_property
     def _extent(self) -> tuple[int, int]:
         """Rows and columns that its grids reach over, at most."""
         grids, last = self.grids, self.grids[-1]
+        if self._alike and (len(grids) > 1 or not self.cut_end):
+            return last.height, last.width
         if not self.cut_end or last.places is not None:
             return max(grid.height for grid in grids), max(grid.width for grid in grids)
         # Of its last grid only the first tokens are there: they may not reach the full extent.

@@ -54,7 +54,7 @@ class Timing(Enum):
     IN_ORDER = "in order"
     LATE = "late"  # older than the newest, within the tolerance: a frame that was overtaken
     PAUSE = "pause"  # ahead by far more than the frames before it: a pause, or a wrong stamp
-    JUMP = "jump"  # the source's time starts again: a looped bag, a restart, a very long gap
+    JUMP = "jump"  # the source's time starts again, or goes on after a very long pause
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,14 @@ class Decision(Generic[Frame]):
         admitted: frames to be taken, in their order.
         refused: frames to be dropped, each with the reason in words.
         jump_ns: by how much time jumped before the first of ``admitted``; None: it did not.
+        outvoted: the frames before the jump were themselves too few to be believed: their stamps
+            were wrong.
     """
 
     admitted: tuple[Frame, ...] = ()
     refused: tuple[tuple[Frame, str], ...] = ()
     jump_ns: int | None = None
+    outvoted: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,8 @@ class StampCheck(Generic[Frame]):
     - in order, if its step ahead is a usual one, less than ``ODD_STEP`` times the longest of
       the last: admitted, and those that wait are refused, since the source goes on without them;
     - after a pause, if it is up to ``max_gap_ns`` ahead: it waits;
-    - after a jump, if it is further ahead (no memory spans such a gap) or behind: it waits.
+    - after a jump, if it is further ahead or behind: it waits. What becomes of a memory then is for
+      who keeps it.
 
     Those that wait are admitted together, and time goes on from there, when three of them follow
     one another: each at most ``max_gap_ns`` after the one before, the second step a usual one after
@@ -261,6 +265,7 @@ class StampCheck(Generic[Frame]):
         first_ns, newest_ns = row[0].stamp_ns, row[-1].stamp_ns
         step_ns = None if self.newest_ns is None else first_ns - self.newest_ns
         jump_ns = step_ns if step_ns is None or not 0 < step_ns <= self.max_gap_ns else None
+        outvoted = jump_ns is not None and self._agreed < FRAMES_TO_BELIEVE
         self._agreed = len(row) + (self._agreed if jump_ns is None else 0)
         if len(row) > 1:  # the step to the first of them was no usual one
             self._steps.clear()
@@ -268,7 +273,8 @@ class StampCheck(Generic[Frame]):
         elif step_ns is not None:
             self._steps.append(step_ns)
         self.newest_ns = newest_ns
-        return Decision(tuple(waiting.frame for waiting in row), refused, jump_ns)
+        frames = tuple(waiting.frame for waiting in row)
+        return Decision(frames, refused, jump_ns, outvoted)
 
     def _give_up(self) -> tuple[tuple[Frame, str], ...]:
         """Refuse those that wait."""
