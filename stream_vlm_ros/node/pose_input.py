@@ -44,6 +44,7 @@ class PoseInput:
     Attributes:
         taken: poses that went there.
         refused: messages that could not be read.
+        trouble: why no pose came, or one was left out, the last time; "" if nothing was wrong.
     """
 
     DEPTH = 500
@@ -51,6 +52,7 @@ class PoseInput:
     def __init__(self, node: Node, parameters: Settings, track: PoseTrack) -> None:
         self.track = track
         self.taken = self.refused = 0
+        self.trouble = ""
         self.topic = node.resolve_topic_name(parameters.pose_topic)
         self._node = node
         self._chain = TransformChain(parameters.pose_frame, parameters.pose_parent)
@@ -165,7 +167,7 @@ class PoseInput:
 
     def _warn(self, words: str) -> None:
         """In the log, now and then."""
-        now = time.monotonic()
+        self.trouble, now = words, time.monotonic()
         if now - self._warned_at >= WARN_EVERY:
             self._warned_at = now
             self._node.get_logger().warning(words)

@@ -77,7 +77,7 @@ class StreamVlmNode(TellingLifecycleNode):
         self._ingest: FrameIngest | None = None
         self._input: ImageInput | None = None
         self._images: ImageThread | None = None
-        self._poses: PoseInput | None = None
+        self.poses: PoseInput | None = None
         self._status: Any = None  # publishes ~/cache_status
         self.asking: AskServer | None = None
         self.keeper: MemoryKeeper | None = None
@@ -165,7 +165,7 @@ class StreamVlmNode(TellingLifecycleNode):
         self.asking = AskServer(self, worker, self._ingest)
         self._memory_services = MemoryServices(self, keeper, self._ingest)
         if self.parameters.pose_topic:
-            self._poses = self._read_poses(worker)
+            self.poses = self._read_poses(worker)
         self._input = ImageInput(self, self.parameters)
         self._images = ImageThread(
             self._input, self.context, self._on_image, self._on_tick, self.report_fault
@@ -232,7 +232,7 @@ class StreamVlmNode(TellingLifecycleNode):
         images, self._images = self._images, None
         if images is not None:
             images.stop(None if going_on else END_TIMEOUT)
-        poses, self._poses = self._poses, None
+        poses, self.poses = self.poses, None
         if poses is not None:
             poses.destroy()
         if self._ingest is not None:
@@ -328,7 +328,7 @@ class StreamVlmNode(TellingLifecycleNode):
             self._worker.queue_size = parameters.queue_size
             self._worker.max_questions = parameters.max_questions
             self._worker.ingest_share = parameters.ingest_share
-        if (poses := self._poses) is not None:
+        if (poses := self.poses) is not None:
             poses.track.tolerance = parameters.pose_tolerance
 
     def _warn_of_unknown_parameters(self) -> None:
@@ -382,7 +382,7 @@ class StreamVlmNode(TellingLifecycleNode):
             self.error_log.report(where, fault)
 
     def _on_tick(self) -> None:
-        if (poses := self._poses) is not None:
+        if (poses := self.poses) is not None:
             poses.take()
         if self._ingest is not None:
             self._ingest.flush_overdue(self._now_ns())
