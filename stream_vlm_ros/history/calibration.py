@@ -264,7 +264,7 @@ def queries_at(place: str, words: slice) -> slice:
 
 
 def words_in(prompt: Sequence[int], words: Sequence[int]) -> slice:
-    """Where a question's own words (`ChatLayout.plain`) stand in its prompt (`ChatLayout.question`).
+    """Where a question's own words stand in its prompt (`ChatLayout.plain` and `question`).
 
     Raises ValueError where they do not.
     """
@@ -340,9 +340,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CalibrationError(f"{path} is no JSON: {error}") from error
     if not isinstance(content, dict) or content.get("kind") != KIND:
-        raise CalibrationError(
-            f"{path} is no calibration: it does not say \"kind\": \"{KIND}\""
-        )
+        raise CalibrationError(f'{path} is no calibration: it does not say "kind": "{KIND}"')
     return content
 
 

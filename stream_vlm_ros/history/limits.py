@@ -9,7 +9,7 @@ Scores here are arrays ``[grids]``, one a question, of the grids up to that ques
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -189,9 +189,7 @@ def choose_limits(rows: Sequence[Scored]) -> Limits:
     )
 
 
-def choose_tail(
-    rows: Sequence[Scored], threshold: float, of_best: float
-) -> tuple[float, float]:
+def choose_tail(rows: Sequence[Scored], threshold: float, of_best: float) -> tuple[float, float]:
     """The share of an episode's best score down to which its neighbours belong to it, and how many
     of the newest episodes rightly named then end within `END_WITHIN` of the truth."""
     exact, count = np.zeros(len(TAILS)), 0
@@ -260,10 +258,5 @@ def _counts(row: Scored) -> np.ndarray:
 
 def _among_best(row: Scored) -> np.ndarray:
     """``[thresholds]``: whether all evidence is among the best `LOOKS` episodes."""
-    named: Callable[[float], list[Episode]] = lambda limit: best_episodes(row.scores, limit)
-    return np.array(
-        [
-            names_evidence(named(float(limit)), row.probe.evidence, row.stamps)
-            for limit in THRESHOLDS
-        ]
-    )
+    named = [best_episodes(row.scores, float(limit)) for limit in THRESHOLDS]
+    return np.array([names_evidence(one, row.probe.evidence, row.stamps) for one in named])

@@ -156,7 +156,6 @@ class RecallingInference(VideoStreamingInference):
             index_bytes,
             dtype=model.dtype,
             device=self.device,
-            folder=None if folder is None else folder / _KEYS,
         )
         self.cache_manager.accompany(_KEYS, self._index, keys)
 
@@ -358,7 +357,6 @@ class RecallingInference(VideoStreamingInference):
     def close(self) -> None:
         """Give the store back; what it keeps in a folder stays there."""
         self._release_readers()
-        self._index.close()
         self._pictures.store.close()
 
     # -- searching ---------------------------------------------------------------------------
