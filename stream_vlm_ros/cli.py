@@ -224,7 +224,7 @@ def ask(
         for note in filter(None, [source.state.damage, *source.state.notes, frames.note, late]):
             side.print(Text(f"Note: {note}"), soft_wrap=True)
     _say_which_model(settings, video, side)
-    dialogue = Dialogue(memory, None if as_json else out)
+    dialogue = Dialogue(memory, None if as_json else out, (fed.first_ns or 0) / 1e9)
 
     def tell(saved: SavedMemory) -> None:
         text = f"Memory saved as {settings.save_memory}, {bytes_text(saved.bytes)}"
@@ -237,8 +237,8 @@ def ask(
                 for question in questions
             ]
         except OutOfHorizonError as error:
-            spans = memory.get_cache_info().time_spans
-            raise forgotten(about or (0.0, 0.0), spans, fed.first_ns or 0) from error
+            held = memory.get_cache_info()
+            raise forgotten(about or (0.0, 0.0), held, fed.first_ns or 0) from error
         info = memory.get_cache_info()
         if as_json:
             name = source.name if source is not None else settings.load_memory
@@ -448,6 +448,89 @@ def info(
     if checkpoint.missing or checkpoint.broken:
         raise typer.Exit(INCOMPLETE)
     out.print(Text(checkpoint.plan_here(settings.max_pixels)))
+
+
+@app.command()
+@takes_settings("history")
+def history(
+    settings: Settings,
+    folder: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="The folder that a node has as frame_store.")
+    ],
+    sentence: Annotated[str, typer.Argument(metavar="SENTENCE", help="What to look for.")],
+    count: Annotated[int, typer.Option(min=1, max=1000, help="Show so many episodes.")] = 10,
+    about: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="FROM TO", help="Look only there: seconds, or dates with times."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Find SENTENCE in the history that a node has left in FOLDER.
+
+    When it fits best is told; nothing is asked. The model must be the node's.
+    """
+    from stream_vlm_ros.errors import InvalidParameterError
+    from stream_vlm_ros.replay.kept import find_folder, found_table, open_history, parse_time
+
+    if not sentence.strip():
+        raise InvalidParameterError("The sentence is empty.")
+    between = None
+    if about is not None:
+        between = (
+            parse_time("The first time of --about", about[0]),
+            parse_time("The second time of --about", about[1]),
+        )
+        if between[0] > between[1]:
+            raise InvalidParameterError("--about ends before it begins.")
+    place = find_folder(folder)
+    out, side = Console(highlight=False), Console(highlight=False, stderr=True)
+    with side.status("Loading the model"):
+        engine = open_history(settings, place)
+    try:
+        episodes = engine.search(sentence, about=between, count=count)
+    finally:
+        engine.close()
+    if as_json:
+        print(json.dumps([episode.as_dict() for episode in episodes]))
+    elif episodes:
+        out.print(found_table(episodes))
+    else:
+        out.print("Nothing in the history fits.")
+
+
+@app.command()
+def forget(
+    folder: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="The folder that a node has as frame_store.")
+    ],
+    start: Annotated[
+        str, typer.Argument(metavar="FROM", help="Seconds of the source, or a date with a time.")
+    ],
+    stop: Annotated[str, typer.Argument(metavar="TO", help="Likewise; it is erased, too.")],
+) -> None:
+    """Erase what a node has left in FOLDER, from FROM to TO.
+
+    Pictures, the keys that find them, and poses; not while the node writes there. A time is 12.5
+    or 2026-11-29T10:15.
+    """
+    from stream_vlm_ros.console import plural
+    from stream_vlm_ros.errors import InvalidParameterError
+    from stream_vlm_ros.replay.kept import erase, find_folder, parse_time, span_text
+
+    first, last = parse_time("FROM", start), parse_time("TO", stop)
+    if first > last:
+        raise InvalidParameterError("TO is before FROM.")
+    erased = erase(find_folder(folder), first, last)
+    poses = f" and {plural(erased.poses, 'pose')}" if erased.poses else ""
+    stays = f", {span_text(*erased.reach)}" if erased.reach is not None else ""
+    out = Console(highlight=False)
+    out.print(
+        Text(
+            f"Erased {plural(erased.frames, 'frame')}{poses}. "
+            f"{plural(erased.left, 'frame')} stay{stays}."
+        ),
+        soft_wrap=True,
+    )
 
 
 @app.command()

@@ -26,6 +26,7 @@ node_only = partial(setting, takers=(NODE,))
 replay_only = partial(setting, takers=(REPLAY,))
 shared = partial(setting, takers=(NODE, REPLAY))
 
+HISTORY = ("never", "auto", "always")
 AUTO = -1.0  # a share that the preset chooses
 # The preset "novelty": what kept most on the mean of perception and recall, see docs/memory.md.
 NOVELTY: dict[str, Any] = {"sampled_share": AUTO, "important_share": AUTO}
@@ -173,12 +174,12 @@ class Settings(SettingTable):
         "Folder of a Qwen2.5-VL checkpoint on this machine; nothing is ever downloaded. "
         "Empty: the small model that comes with the package and knows only the drawn world.",
         flag="--model",
-        verbs=("ask", "replay", "rate", "demo"),
+        verbs=("ask", "replay", "rate", "demo", "history"),
     )
     device: str = shared(
         "auto",
         "Where the model runs: auto, cpu, cuda or cuda:N. auto takes a GPU if there is one.",
-        verbs=("ask", "replay", "rate", "demo"),
+        verbs=("ask", "replay", "rate", "demo", "history"),
         rule=check_device,
     )
     dtype: str = shared(
@@ -341,7 +342,36 @@ class Settings(SettingTable):
         verbs=("ask", "replay"),
     )
 
-    # The memory of the engine delayed_batch
+    # The history behind the engine streaming
+    history: str = shared(
+        "never",
+        "streaming: what is fetched of the past that the memory has let go. never: nothing, and "
+        "nothing is kept for it. auto: where the past fits a question, and better than what is in "
+        "memory. always: whenever any of it fits (docs/history.md).",
+        choices=HISTORY,
+        verbs=("ask", "replay", "demo"),
+    )
+    history_calibration: str = shared(
+        "",
+        "File that stream-vlm calibrate has written for the checkpoint. Empty: the one in the "
+        "checkpoint's folder, or else a fallback that finds less.",
+        verbs=("ask", "replay", "history"),
+    )
+    history_index_megabytes: int = shared(
+        256,
+        "Maximum megabytes (2^20 bytes) of the keys that the past is searched by; beyond, they are "
+        "thinned out in time.",
+        1,
+        1_000_000,
+    )
+    history_max_tokens: int = shared(
+        4096,
+        "Maximum number of tokens of the past that are read for a question.",
+        64,
+        1_000_000,
+    )
+
+    # Frames that are kept, for a history or the engine delayed_batch
     keep_fps: float = shared(
         1.0,
         "delayed_batch: frames a second that are kept, by stamp. 0: every frame.",
@@ -356,28 +386,49 @@ class Settings(SettingTable):
     )
     sampled_max_pixels: int = shared(
         100_352,
-        "delayed_batch: larger pictures are reduced to this many pixels when they are encoded, "
-        "in place of max_pixels. 0: the model's own.",
+        "Kept frames: larger pictures are reduced to this many pixels when they are encoded for a "
+        "question, in place of max_pixels. 0: the model's own. With a history it is taken when "
+        "configured.",
         0,
         100_000_000,
         change=ALWAYS,
     )
     frame_store: str = node_only(
         "",
-        "delayed_batch: folder in which frames are kept, and taken up again at the next start. "
-        "Empty: in memory.",
+        "Folder in which frames are kept, and with a history the keys that find them; taken up "
+        "again at the next start. Empty: in memory.",
     )
     frame_store_megabytes: int = shared(
         1024,
-        "delayed_batch: maximum megabytes (2^20 bytes) of stored frames.",
+        "Maximum megabytes (2^20 bytes) of kept frames.",
         1,
         100_000_000,
     )
     frame_store_hours: float = shared(
         24.0,
-        "delayed_batch: frames older than this are forgotten.",
+        "Kept frames older than this are forgotten.",
         0.001,
         100_000.0,
+    )
+
+    # Where the robot was
+    pose_topic: str = node_only(
+        "",
+        "Topic of the robot's pose, told with each frame that an answer rests on: "
+        "geometry_msgs/PoseStamped, geometry_msgs/PoseWithCovarianceStamped, nav_msgs/Odometry or "
+        "tf2_msgs/TFMessage (/tf), whichever is published there. Empty: none.",
+    )
+    pose_frame: str = node_only("base_link", "For /tf: the frame whose pose it is.")
+    pose_parent: str = node_only(
+        "map", "For /tf: the frame in which it is told; pose_frame hangs below it."
+    )
+    pose_tolerance: float = node_only(
+        0.5,
+        "Seconds between a frame and the nearest pose beyond which none is told for it. Between "
+        "two poses that are both nearer it is interpolated.",
+        0.0,
+        60.0,
+        change=ALWAYS,
     )
 
     # The way of a frame
@@ -552,13 +603,33 @@ class Settings(SettingTable):
         ]
         if wanted and not self.memory_folder:
             raise InvalidParameterError(f"{wanted[0]} needs a memory_folder")
+        if self.engine == "streaming" and self.frame_store and not self.has_history:
+            raise InvalidParameterError(
+                "frame_store keeps frames for a history: set history to auto or always, or engine "
+                "to delayed_batch"
+            )
         if self.engine == "delayed_batch":
+            if self.has_history:
+                raise InvalidParameterError(
+                    "history is for the engine streaming: delayed_batch is the history without a "
+                    "stream; leave history at never"
+                )
             wanted += [name for name in ("load_memory", "save_memory") if getattr(self, name)]
             if wanted:
                 raise InvalidParameterError(
                     f"{wanted[0]} is for the engine streaming: delayed_batch keeps its frames in "
                     "frame_store"
                 )
+
+    @property
+    def has_history(self) -> bool:
+        """Whether the past is kept behind the stream's memory."""
+        return self.history != "never"
+
+    @property
+    def keeps_frames(self) -> bool:
+        """Whether frames are kept in a store."""
+        return self.has_history or self.engine == "delayed_batch"
 
     @property
     def eviction(self) -> EvictionConfig:

@@ -17,6 +17,7 @@ from stream_vlm_ros.errors import check_model_folder
 if TYPE_CHECKING:
     from stream_vlm_ros.engine import Checkpoint, InferenceEngine
     from stream_vlm_ros.engine.inputs.frames import ImageSettings
+    from stream_vlm_ros.history import FrameStore
 
 COMPILE = {"auto": None, "always": True, "never": False}  # as the engines' argument
 
@@ -46,8 +47,8 @@ def _kept_model(model_path: str, device: str, dtype: str) -> Checkpoint:
 def load_engine(settings: Settings) -> InferenceEngine:
     """An engine for one who asks while no frames come: its model loaded (once), its memory empty.
 
-    So no room is taken for frames that come while an answer is being written, and the delayed
-    batch engine keeps its frames in memory.
+    So no room is taken for frames that come while an answer is being written, and frames for a
+    history or the delayed batch engine are kept in memory.
 
     Raises ModelLoadError, DeviceUnavailableError, InvalidParameterError.
     """
@@ -79,19 +80,47 @@ def build_engine(settings: Settings, checkpoint: Checkpoint) -> InferenceEngine:
 
 
 def _streaming(settings: Settings, checkpoint: Checkpoint, **options: Any) -> InferenceEngine:
+    images = checkpoint.processor.image_settings
+    options |= {
+        "eviction_config": settings.eviction,
+        "position_policy": settings.position_policy,
+        "max_pixels": images.at_most(settings.max_pixels),
+        "max_pause": settings.max_pause or None,
+        "skip_similarity": settings.skip_similarity or None,
+        "fork_slack_tokens": _slack_tokens(settings, images),
+    }
+    if settings.has_history:
+        return _recalling(settings, checkpoint, **options)
     from stream_vlm_ros.engine import VideoStreamingInference
 
-    images = checkpoint.processor.image_settings
-    return VideoStreamingInference(
-        *checkpoint,
-        settings.eviction,
-        position_policy=settings.position_policy,
-        max_pixels=images.at_most(settings.max_pixels),
-        max_pause=settings.max_pause or None,
-        skip_similarity=settings.skip_similarity or None,
-        fork_slack_tokens=_slack_tokens(settings, images),
-        **options,
-    )
+    return VideoStreamingInference(*checkpoint, **options)
+
+
+def _recalling(settings: Settings, checkpoint: Checkpoint, **options: Any) -> InferenceEngine:
+    """The streaming engine with a history; the store is given back where it cannot be built."""
+    from stream_vlm_ros.history.calibration import Calibration
+    from stream_vlm_ros.history.recall import RecallingInference
+
+    if settings.history_calibration:
+        calibration = Calibration.load(settings.history_calibration)
+    else:
+        folder = Path(settings.model_path or default_model())
+        calibration = Calibration.of(folder, checkpoint.network)
+    store = _frame_store(settings)
+    try:
+        return RecallingInference(
+            *checkpoint,
+            calibration=calibration,
+            store=store,
+            history=settings.history,
+            index_bytes=settings.history_index_megabytes * 2**20,
+            max_history_tokens=settings.history_max_tokens,
+            history_pixels=settings.sampled_max_pixels or None,
+            **options,
+        )
+    except BaseException:
+        store.close()
+        raise
 
 
 def _slack_tokens(settings: Settings, images: ImageSettings) -> int:
@@ -104,15 +133,21 @@ def _slack_tokens(settings: Settings, images: ImageSettings) -> int:
     )
 
 
-def _delayed_batch(settings: Settings, checkpoint: Checkpoint, **options: Any) -> InferenceEngine:
-    from stream_vlm_ros.history import DelayedBatchInferenceEngine, FrameStore, SmartFrameManager
+def _frame_store(settings: Settings) -> FrameStore:
+    from stream_vlm_ros.history import FrameStore
 
-    store = FrameStore(
+    return FrameStore(
         settings.frame_store or None,
         max_bytes=settings.frame_store_megabytes * 2**20,
         max_seconds=settings.frame_store_hours * 3600,
         max_decoded_megapixels=settings.max_decoded_megapixels,
     )
+
+
+def _delayed_batch(settings: Settings, checkpoint: Checkpoint, **options: Any) -> InferenceEngine:
+    from stream_vlm_ros.history import DelayedBatchInferenceEngine, SmartFrameManager
+
+    store = _frame_store(settings)
     return DelayedBatchInferenceEngine(
         *checkpoint,
         # Who feeds the engine looks at the stamps: the node's ingest, a replay's source.

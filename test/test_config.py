@@ -83,6 +83,12 @@ def test_every_setting_is_read_somewhere():
         ({"important_share": -0.1}, "important_share must be"),
         ({"sampled_share": 0.6, "important_share": 0.4}, "leave nothing for the window"),
         ({"max_new_tokens": 2048}, "below max_tail_tokens"),
+        ({"history": "allways"}, "did you mean 'always'"),
+        (
+            {"engine": "delayed_batch", "history": "auto"},
+            "delayed_batch is the history without a stream",
+        ),
+        ({"frame_store": "frames"}, "set history to auto or always"),
     ],
 )
 def test_a_bad_value_is_refused_with_a_reason(values, words):
@@ -246,4 +252,4 @@ def test_the_options_of_every_verb_have_the_defaults_of_the_tables():
             assert option.opts == [row.option]
             assert option.default == changed.get(row.name, row.default)
             checked.add(verb)
-    assert checked == {"ask", "replay", "rate", "info", "questions", "demo"}
+    assert checked == {"ask", "replay", "rate", "info", "questions", "demo", "history"}

@@ -51,6 +51,7 @@ ROS_MODULES = {
     "cv_bridge",
     "diagnostic_msgs",
     "diagnostic_updater",
+    "geometry_msgs",
     "launch",
     "launch_ros",
     "lifecycle_msgs",

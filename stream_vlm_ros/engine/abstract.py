@@ -218,6 +218,13 @@ class InferenceEngine(ABC):
         """
         raise InvalidParameterError(self.why_not_saved)
 
+    def thumbnail(self, stamp: float, max_size: int = 320) -> bytes | None:
+        """The kept frame of that stamp as JPEG, no side longer than ``max_size`` pixels.
+
+        None: it is not kept, or not any more.
+        """
+        return None
+
     def warm_up(self) -> WarmUp:
         """Make ready what the first question would wait for; only a GPU needs it."""
         return WarmUp(path="eager", reason="", seconds=0.0, bytes=0)

@@ -122,6 +122,15 @@ class EvidenceEpisode(Record):
     tier: str
     stamps: tuple[float, ...] = ()
 
+    def spread(self, count: int) -> tuple[float, ...]:
+        """So many of the stamps, evenly: first, last and others, or the middle one; at most all."""
+        stamps = self.stamps
+        if count >= len(stamps):
+            return stamps
+        if count == 1:
+            return (stamps[len(stamps) // 2],)
+        return tuple(stamps[round(k * (len(stamps) - 1) / (count - 1))] for k in range(count))
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Evidence(Spanned, Record):

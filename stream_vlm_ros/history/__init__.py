@@ -10,7 +10,8 @@
     stars           a few frames that between them cover what was new
     importance      how new a picture is
     selection       which of the kept frames a question is answered from
-    results         what this engine returns in addition
+    poses           where the robot was, next to the frames
+    results         what these engines return in addition
     reference_names what the reference calls things, for its scripts
 
 For the streaming engine, by trials only so far (bench/history_trial.py):

@@ -22,6 +22,10 @@ An image comes in
     images          ROS images -> arrays
     counters        what became of every frame
 
+A pose comes in
+    pose_input      the subscription, by the type that is published
+    pose_messages   serialized messages -> poses; /tf, composed along a chain of frames
+
 The engine works
     worker          one thread that owns it, and the queue in front of it
     turns           an answer's next token, or a chunk

@@ -262,6 +262,6 @@ class FrameIngest:
 def _longest_gap(parameters: Settings) -> float:
     """Up to how many seconds ahead a single stamp is believed: never more than the frames kept on
     disk may span, or it would push them all out."""
-    if parameters.engine == "delayed_batch":
+    if parameters.keeps_frames:
         return min(parameters.max_time_gap, parameters.frame_store_hours * 3600)
     return parameters.max_time_gap

@@ -5,19 +5,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from builtin_interfaces.msg import Duration, Time
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from geometry_msgs.msg import Point, PoseStamped, Quaternion
+from geometry_msgs.msg import Pose as PoseMessage
+from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
-from stream_vlm.msg import Answer, CacheStatus, MemoryLevel, TimeSpan
+from stream_vlm.msg import Answer, CacheStatus, Evidence, HistoryTier, MemoryLevel, TimeSpan
 
-from stream_vlm_ros.config import Settings
+from stream_vlm_ros.config import HISTORY, Settings
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidChoicesError, InvalidParameterError, cut
 from stream_vlm_ros.node.health import Health
 from stream_vlm_ros.node.memory_keeper import NOTHING_SAVED, SavedState
-from stream_vlm_ros.node.worker import MemoryState, Outcome, Question
+from stream_vlm_ros.node.worker import (
+    MAX_THUMBNAILS,
+    EpisodeState,
+    MemoryState,
+    Outcome,
+    Question,
+    TierState,
+)
+
+if TYPE_CHECKING:
+    from stream_vlm_ros.history.poses import Pose
 
 # Longer questions are refused; their beginning is still published.
 MAX_QUESTION, MAX_CHOICE, MAX_CHOICES = 10_000, 1000, 1000  # characters, characters, choices
@@ -73,6 +86,18 @@ def to_question(request: Any, parameters: Settings) -> Question:
             f"temperature must be at most 10, got {temperature}; 0 is greedy, a negative value "
             "takes the node's parameter"
         )
+    if request.history not in ("", *HISTORY):
+        raise InvalidParameterError(
+            f"history must be {', '.join(HISTORY)} or empty, got {cut(request.history)!r}"
+        )
+    if request.history not in ("", "never") and not parameters.has_history:
+        raise InvalidParameterError(
+            "this node keeps no history: set its parameter history, before it is configured"
+        )
+    if request.thumbnails > MAX_THUMBNAILS:
+        raise InvalidParameterError(
+            f"thumbnails must be at most {MAX_THUMBNAILS} an episode, got {request.thumbnails}"
+        )
     return Question(
         text=request.question,
         choices=tuple(request.choices),
@@ -81,6 +106,8 @@ def to_question(request: Any, parameters: Settings) -> Question:
         keep_exchange=request.keep_exchange,
         about_ns=about if any(about) else None,
         refuse_forgotten=parameters.refuse_forgotten,
+        history=request.history if parameters.has_history else "",
+        thumbnails=request.thumbnails,
     )
 
 
@@ -97,10 +124,12 @@ def to_answer(outcome: Outcome, status: CacheStatus) -> Answer:
         oldest_stamp=to_time(memory.oldest_ns),
         newest_stamp=to_time(memory.newest_ns),
         seen=to_spans(memory),
+        evidence=[_to_evidence(episode) for episode in outcome.evidence],
         waiting=to_duration(outcome.waiting),
         ttft=to_duration(outcome.ttft),
         latency=to_duration(outcome.latency),
         prompt_tokens=outcome.prompt_tokens,
+        fetched_tokens=outcome.fetched_tokens,
         answer_tokens=outcome.answer_tokens,
         finish_reason=outcome.finish_reason,
         cache_status=status,
@@ -111,6 +140,43 @@ def to_answer(outcome: Outcome, status: CacheStatus) -> Answer:
     if memory.header is not None:
         answer.header = memory.header
     return answer
+
+
+def _to_evidence(episode: EpisodeState) -> Evidence:
+    return Evidence(
+        span=TimeSpan(start=to_time(episode.start_ns), end=to_time(episode.end_ns)),
+        score=episode.score,
+        tier=episode.tier,
+        stamps=[to_time(stamp_ns) for stamp_ns in episode.stamps_ns],
+        thumbnails=[
+            CompressedImage(header=to_header(stamp_ns, ""), format="jpeg", data=data)
+            for stamp_ns, data in episode.thumbnails
+        ],
+        poses=[_to_pose(pose) for pose in episode.poses],
+    )
+
+
+def _to_pose(pose: Pose) -> PoseStamped:
+    (x, y, z), (qx, qy, qz, qw) = pose.position, pose.orientation
+    return PoseStamped(
+        header=to_header(pose.stamp_ns, pose.frame_id),
+        pose=PoseMessage(
+            position=Point(x=x, y=y, z=z), orientation=Quaternion(x=qx, y=qy, z=qz, w=qw)
+        ),
+    )
+
+
+def _to_tier(tier: TierState) -> HistoryTier:
+    return HistoryTier(
+        name=tier.name,
+        grids=tier.grids,
+        frames=tier.frames,
+        bytes=tier.bytes,
+        max_bytes=tier.max_bytes,
+        where=cut(tier.where),
+        oldest=to_time(tier.oldest_ns),
+        newest=to_time(tier.newest_ns),
+    )
 
 
 def to_fault(fault: Exception) -> Answer:
@@ -142,6 +208,7 @@ def to_cache_status(
             MemoryLevel(name=level.name, frames=level.frames, tokens=level.tokens)
             for level in memory.levels
         ],
+        tiers=[_to_tier(tier) for tier in memory.tiers],
         spans=to_spans(memory),
         last_save=to_time(saved.saved_ns),
         last_save_bytes=saved.bytes,

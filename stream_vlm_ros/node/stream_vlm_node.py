@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import wait
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diagnostic_msgs.msg import DiagnosticArray
@@ -22,7 +23,13 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from stream_vlm.msg import CacheStatus
 
 from stream_vlm_ros.config import Settings
-from stream_vlm_ros.errors import InvalidParameterError, InvalidTimestampError, StreamVlmError, cut
+from stream_vlm_ros.errors import (
+    FrameStoreError,
+    InvalidParameterError,
+    InvalidTimestampError,
+    StreamVlmError,
+    cut,
+)
 from stream_vlm_ros.node import health, interfaces
 from stream_vlm_ros.node.ask_server import LATCHED, AskServer
 from stream_vlm_ros.node.counters import Drop
@@ -43,6 +50,7 @@ from stream_vlm_ros.setting import CONFIGURE
 
 if TYPE_CHECKING:
     from stream_vlm_ros.engine import InferenceEngine
+    from stream_vlm_ros.node.pose_input import PoseInput
 
 STOP_TIMEOUT = 3.0  # s, for what the engine is doing at the moment
 SAVE_TIMEOUT = 60.0  # s, for saving a memory when the process ends
@@ -69,6 +77,7 @@ class StreamVlmNode(TellingLifecycleNode):
         self._ingest: FrameIngest | None = None
         self._input: ImageInput | None = None
         self._images: ImageThread | None = None
+        self.poses: PoseInput | None = None
         self._status: Any = None  # publishes ~/cache_status
         self.asking: AskServer | None = None
         self.keeper: MemoryKeeper | None = None
@@ -105,7 +114,7 @@ class StreamVlmNode(TellingLifecycleNode):
         """Take images and questions."""
         assert self._ingest is not None and self._worker is not None
         self.figures.monitor = InputMonitor()
-        self._ingest.resume(self._worker.memory.newest_ns)
+        self._ingest.resume(self._worker.memory.latest_ns)
         self._ingest.active = True
 
     @transition("inactive")
@@ -151,10 +160,12 @@ class StreamVlmNode(TellingLifecycleNode):
             restart=lambda: worker.reset(Drop.TIME_JUMP),
             report=self._on_refused_frame,
         )
-        if worker.memory.chunks:
-            self._ingest.go_on_behind(worker.memory.newest_ns)
+        if worker.memory.chunks or worker.memory.history_ns is not None:
+            self._ingest.go_on_behind(worker.memory.latest_ns)
         self.asking = AskServer(self, worker, self._ingest)
         self._memory_services = MemoryServices(self, keeper, self._ingest)
+        if self.parameters.pose_topic:
+            self.poses = self._read_poses(worker)
         self._input = ImageInput(self, self.parameters)
         self._images = ImageThread(
             self._input, self.context, self._on_image, self._on_tick, self.report_fault
@@ -162,6 +173,26 @@ class StreamVlmNode(TellingLifecycleNode):
         self._images.start()
         self.get_logger().info(f"waiting for images on {self._input.wish}")
         self._publish_status()
+
+    def _read_poses(self, worker: EngineWorker) -> PoseInput:
+        """Keep poses as long as frames, and where these are kept."""
+        from stream_vlm_ros.history.poses import PoseTrack  # with torch, which is loaded by now
+        from stream_vlm_ros.node.pose_input import PoseInput
+
+        parameters = self.parameters
+        make = functools.partial(
+            PoseTrack,
+            max_seconds=parameters.frame_store_hours * 3600,
+            tolerance=parameters.pose_tolerance,
+        )
+        folder = Path(parameters.frame_store).expanduser() if parameters.frame_store else None
+        try:
+            track = make(folder)
+        except FrameStoreError as refusal:
+            self.get_logger().error(f"poses are kept in memory alone: {refusal}")
+            track = make()
+        worker.poses = track
+        return PoseInput(self, parameters, track)
 
     def _make_worker(self) -> EngineWorker:
         self._worker = EngineWorker(
@@ -201,6 +232,9 @@ class StreamVlmNode(TellingLifecycleNode):
         images, self._images = self._images, None
         if images is not None:
             images.stop(None if going_on else END_TIMEOUT)
+        poses, self.poses = self.poses, None
+        if poses is not None:
+            poses.destroy()
         if self._ingest is not None:
             self._ingest.active = False
             self._ingest.clear(Drop.RESET)
@@ -215,6 +249,8 @@ class StreamVlmNode(TellingLifecycleNode):
             self.get_logger().warning(
                 f"the engine is still busy after {STOP_TIMEOUT:.0f} s and is abandoned"
             )
+        if poses is not None:
+            poses.track.close()
         self._input = self._ingest = None
         asking, self.asking = self.asking, None
         if asking is not None:
@@ -292,6 +328,8 @@ class StreamVlmNode(TellingLifecycleNode):
             self._worker.queue_size = parameters.queue_size
             self._worker.max_questions = parameters.max_questions
             self._worker.ingest_share = parameters.ingest_share
+        if (poses := self.poses) is not None:
+            poses.track.tolerance = parameters.pose_tolerance
 
     def _warn_of_unknown_parameters(self) -> None:
         for name in getattr(self, "_parameter_overrides", {}):
@@ -344,6 +382,8 @@ class StreamVlmNode(TellingLifecycleNode):
             self.error_log.report(where, fault)
 
     def _on_tick(self) -> None:
+        if (poses := self.poses) is not None:
+            poses.take()
         if self._ingest is not None:
             self._ingest.flush_overdue(self._now_ns())
 

@@ -17,7 +17,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,8 +38,10 @@ from stream_vlm_ros.node.turns import Turns
 
 if TYPE_CHECKING:  # torch takes seconds to import: the node is on the graph before that
     from stream_vlm_ros.engine import AnswerMetrics, ChoiceMetrics, InferenceEngine
-    from stream_vlm_ros.engine.results import LevelInfo, SavedMemory
+    from stream_vlm_ros.engine.results import EvidenceEpisode, LevelInfo, SavedMemory
     from stream_vlm_ros.engine.saving.memory_copy import MemoryCopy
+    from stream_vlm_ros.history.poses import Pose, PoseTrack
+    from stream_vlm_ros.history.results import TierInfo
 
 
 class NotActiveError(StreamVlmError):
@@ -74,7 +76,9 @@ class Question:
     temperature: float = 0.0  # 0: greedy
     keep_exchange: bool = False
     about_ns: tuple[int, int] | None = None  # stamps from and to; 0: no limit on that side
-    refuse_forgotten: bool = True  # if nothing of that time is in memory; else answered anyway
+    refuse_forgotten: bool = True  # if nothing of that time is held; else answered anyway
+    history: str = ""  # never, auto or always; "": as the engine was built
+    thumbnails: int = 0  # pictures with each episode that the answer names
 
 
 LEVELS = ("sink", "sampled", "important", "window")  # of the memory, oldest frames first
@@ -87,6 +91,38 @@ class LevelState:
     name: str
     frames: int = 0
     tokens: int = 0
+
+
+@dataclass(frozen=True)
+class TierState:
+    """What one tier of the history holds. Stamps in nanoseconds of the source, None when empty."""
+
+    name: str
+    grids: int
+    frames: int
+    bytes: int
+    max_bytes: int
+    where: str
+    oldest_ns: int | None
+    newest_ns: int | None
+
+
+@dataclass(frozen=True)
+class EpisodeState:
+    """An episode that an answer rests on. Stamps in nanoseconds of the source.
+
+    Attributes:
+        thumbnails: JPEGs with their stamps.
+        poses: of the robot at those of the stamps for which it is known.
+    """
+
+    start_ns: int
+    end_ns: int
+    score: float
+    tier: str
+    stamps_ns: tuple[int, ...]
+    thumbnails: tuple[tuple[int, bytes], ...] = ()
+    poses: tuple[Pose, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,7 +144,21 @@ class MemoryState:
     newest_ns: int | None = None
     spans_ns: tuple[tuple[int, int], ...] = ()  # unbroken stretches of time, oldest first
     levels: tuple[LevelState, ...] = tuple(LevelState(name) for name in LEVELS)
+    tiers: tuple[TierState, ...] = ()  # of the history behind it
     header: Any = None  # of the newest frame
+
+    @property
+    def history_ns(self) -> tuple[int, int] | None:
+        """From when to when the history reaches; None: there is none, or it is empty."""
+        oldest = [tier.oldest_ns for tier in self.tiers if tier.oldest_ns is not None]
+        newest = [tier.newest_ns for tier in self.tiers if tier.newest_ns is not None]
+        return (min(oldest), max(newest)) if oldest and newest else None
+
+    @property
+    def latest_ns(self) -> int | None:
+        """Of the newest frame, be it in memory or, as at a start, in the history alone."""
+        ends = [self.newest_ns, self.history_ns and self.history_ns[1]]
+        return max((end for end in ends if end is not None), default=None)
 
 
 @dataclass(frozen=True)
@@ -128,11 +178,15 @@ class Outcome:
     ttft: float = 0.0
     latency: float = 0.0
     prompt_tokens: int = 0
+    fetched_tokens: int = 0
     answer_tokens: int = 0
     finish_reason: str = ""
     memory: MemoryState = MemoryState()
+    evidence: tuple[EpisodeState, ...] = ()  # at most MAX_EPISODES
 
 
+MAX_EPISODES = 3  # that an answer names
+MAX_THUMBNAILS, THUMBNAIL_SIZE = 6, 320  # an episode; pixels of the longer side
 READING = "reading"
 WRITING = "writing"
 Progress = Callable[[str, str], None]  # (READING or WRITING, the answer so far)
@@ -249,6 +303,7 @@ class EngineWorker:
         self.resets = 0
         self.last_fault: str = ""  # of the last chunk, empty when it went well
         self.ended: EngineEndedError | None = None  # what every question is answered from then on
+        self.poses: PoseTrack | None = None  # where the robot was, told with evidence
         self._load = load
         self._counters = counters
         self._changed = changed
@@ -325,7 +380,7 @@ class EngineWorker:
         """Drop the waiting chunks for ``cause``, then empty the memory when its turn comes.
 
         After a time jump an engine that keeps frames on disk begins a new epoch there and deletes
-        none of them.
+        none of them. For any other cause the history is forgotten, too, with the poses.
         """
         command = _Reset(cause)
         with self._wake:
@@ -534,6 +589,8 @@ class EngineWorker:
             forget = engine.reset
             if command.cause is Drop.TIME_JUMP:
                 forget = getattr(engine, "start_epoch", engine.reset)
+            elif self.poses is not None:
+                self.poses.clear()
             forget()
             self._newest_header = None
             self.memory = self._snapshot(engine)
@@ -560,7 +617,10 @@ class EngineWorker:
         cast("Future[Any]", command.future).set_result(done)
 
     def _load_memory(self, engine: InferenceEngine, path: Path) -> SavedMemory:
-        saved = engine.load_memory(path, check=self._check_saved)
+        # What the history holds is stamped from where the engine's second 0 is now.
+        stays = engine.keeps_source_time or self.memory.history_ns is not None
+        origin_ns = self._epoch_ns if stays else None
+        saved = engine.load_memory(path, origin_ns=origin_ns, check=self._check_saved)
         self._epoch_ns = saved.origin_ns
         self._newest_header = None
         self.memory = self._snapshot(engine)
@@ -596,12 +656,16 @@ class EngineWorker:
                 why = self._why_empty()
                 raise EmptyMemoryError(f"the memory holds no image yet: {why}") from None
             outcome = self._outcome(ticket, answer, metrics, started, asked)
+            outcome = replace(outcome, evidence=self._evidence(engine, ticket, metrics.episodes))
         except OutOfHorizonError:  # said again in the source's time, not in the engine's
             held = ", ".join(
                 f"{first / SECOND:.3f} to {last / SECOND:.3f} s"
                 for first, last in self.memory.spans_ns
             )
-            fault = OutOfHorizonError(f"nothing of that time is remembered; in memory is {held}")
+            said = f"nothing of that time is remembered; in memory is {held or 'nothing'}"
+            if (reach := self.memory.history_ns) is not None:
+                said += f"; the history holds {reach[0] / SECOND:.3f} to {reach[1] / SECOND:.3f} s"
+            fault = OutOfHorizonError(said)
             outcome = self._failed(ticket, fault, started)
         except StreamVlmError as fault:
             outcome = self._failed(ticket, fault, started)
@@ -620,8 +684,9 @@ class EngineWorker:
     ) -> tuple[str, AnswerMetrics | ChoiceMetrics]:
         """Answer and metrics of the engine, asked about that time in its own seconds."""
         question = ticket.question
+        recall: dict[str, Any] = {"history": question.history} if question.history else {}
         if question.choices:
-            return engine.ask_choice(question.text, list(question.choices), about=about)
+            return engine.ask_choice(question.text, list(question.choices), about=about, **recall)
         turns = Turns()
         written = engine.ask_stream(
             question.text,
@@ -631,10 +696,11 @@ class EngineWorker:
             update_state=question.keep_exchange,
             cancel=lambda: ticket.cancelled,
             about=about,
+            **recall,
         )
         try:
-            for _ in written:
-                progress(WRITING, written.text)
+            for _ in written:  # an empty piece, too, between two steps of fetching
+                progress(WRITING if written.text else READING, written.text)
                 self._append_between(engine, turns)
         finally:
             written.close()
@@ -642,6 +708,46 @@ class EngineWorker:
                 self.memory = self._snapshot(engine)
         assert written.metrics is not None  # it has ended
         return written.text, written.metrics
+
+    def _evidence(
+        self, engine: InferenceEngine, ticket: Ticket, episodes: tuple[EvidenceEpisode, ...]
+    ) -> tuple[EpisodeState, ...]:
+        """The episodes of an answer, with what was asked for of them."""
+        turns = Turns()
+        return tuple(
+            EpisodeState(
+                self._to_ns(episode.start),
+                self._to_ns(episode.end),
+                episode.score,
+                episode.tier,
+                stamps_ns := tuple(self._to_ns(stamp) for stamp in episode.stamps),
+                tuple(self._thumbnails(engine, ticket, episode, turns)),
+                tuple(self._poses_at(stamps_ns)),
+            )
+            for episode in episodes[:MAX_EPISODES]
+        )
+
+    def _thumbnails(
+        self, engine: InferenceEngine, ticket: Ticket, episode: EvidenceEpisode, turns: Turns
+    ) -> Iterator[tuple[int, bytes]]:
+        """As many as were asked for; chunks have their turns between them."""
+        for stamp in episode.spread(ticket.question.thumbnails):
+            if ticket.cancelled:
+                return
+            try:
+                data = engine.thumbnail(stamp, THUMBNAIL_SIZE)
+            except StreamVlmError as fault:  # the answer is there all the same
+                self._report(fault)
+                return
+            if data is not None:  # else the frame was forgotten meanwhile
+                yield self._to_ns(stamp), data
+            self._append_between(engine, turns)
+
+    def _poses_at(self, stamps_ns: Iterable[int]) -> Iterator[Pose]:
+        if (track := self.poses) is not None:
+            for stamp_ns in stamps_ns:
+                if (pose := track.at(stamp_ns)) is not None:
+                    yield pose
 
     def _append_between(self, engine: InferenceEngine, turns: Turns) -> None:
         """Between two tokens of an answer: append the oldest waiting chunk if it is its turn."""
@@ -692,6 +798,7 @@ class EngineWorker:
             ttft=metrics.ttft,
             latency=metrics.latency,
             prompt_tokens=metrics.prompt_tokens,
+            fetched_tokens=metrics.fetched_tokens,
             memory=asked,
         )
         if ticket.question.choices:
@@ -738,7 +845,14 @@ class EngineWorker:
                 (self._to_ns(first), self._to_ns(last)) for first, last in info.time_spans
             ),
             levels=tuple(_level(name, info.levels.get(name)) for name in LEVELS),
+            tiers=tuple(self._tier(tier) for tier in getattr(info, "tiers", ())),
             header=self._newest_header,
+        )
+
+    def _tier(self, tier: TierInfo) -> TierState:
+        ends = [None if s is None else self._to_ns(s) for s in (tier.oldest, tier.newest)]
+        return TierState(
+            tier.name, tier.grids, tier.frames, tier.bytes, tier.max_bytes, tier.where, *ends
         )
 
     def _about(self, question: Question) -> tuple[float, float] | None:

@@ -35,7 +35,7 @@ from .questions import QuestionSet
 from .records import AnswerRecord
 from .rendering import noting, write_report
 from .report import KIND, WRITES, build_report, is_report
-from .runner import Replay, Silence
+from .runner import Pictures, Replay, Silence
 from .session_bag import BAG, SessionBag
 from .settings import as_reported
 
@@ -349,9 +349,11 @@ class _All(Silence):
         for listener in self._listeners:
             listener.on_chunk(camera, offset_ns, frames, entry)
 
-    def on_answer(self, record: AnswerRecord, image: np.ndarray | None) -> None:
+    def on_answer(
+        self, record: AnswerRecord, image: np.ndarray | None, pictures: Pictures = ()
+    ) -> None:
         for listener in self._listeners:
-            listener.on_answer(record, image)
+            listener.on_answer(record, image, pictures)
 
 
 class _View(Silence):
@@ -393,12 +395,15 @@ class _View(Silence):
     def on_chunk(self, camera: str, offset_ns: int, frames: list[Frame], entry: dict) -> None:
         self._tell(lambda: self._listener.on_chunk(camera, offset_ns, frames, entry))
 
-    def on_answer(self, record: AnswerRecord, image: np.ndarray | None) -> None:
-        self._tell(lambda: self._listener.on_answer(record, image))
+    def on_answer(
+        self, record: AnswerRecord, image: np.ndarray | None, pictures: Pictures = ()
+    ) -> None:
+        self._tell(lambda: self._listener.on_answer(record, image, pictures))
 
 
 class _Thumbnails(Silence):
-    """Hands the record on, then writes a small picture of the newest frame at the question."""
+    """Hands the record on, then writes small pictures: of the newest frame at the question, and of
+    what the answer rests on."""
 
     def __init__(
         self,
@@ -410,20 +415,38 @@ class _Thumbnails(Silence):
         self._out, self._number, self._keep, self._failed = out, number, keep, failed
         self._count = 0
 
-    def on_answer(self, record: AnswerRecord, image: np.ndarray | None) -> None:
+    def on_answer(
+        self, record: AnswerRecord, image: np.ndarray | None, pictures: Pictures = ()
+    ) -> None:
         if record["status"] == "not_reached":
             return
         fresh = "thumbnail" not in record
         self._count += 1
         if image is not None:
             record["thumbnail"] = f"{THUMBNAILS}/{self._number + 1}-{self._count:04d}.jpg"
+        files = self._evidence(record, pictures)
         if fresh:
             self._keep(record)
-        if image is not None and THUMBNAILS not in self._failed:
-            with noting(THUMBNAILS, self._failed):
-                path = self._out / record["thumbnail"]
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(path, _small_jpeg(image))
+        if image is not None:
+            files[record["thumbnail"]] = _small_jpeg(image)
+        for name, data in files.items():
+            if THUMBNAILS not in self._failed:
+                with noting(THUMBNAILS, self._failed):
+                    path = self._out / name
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_whole(path, data)
+
+    def _evidence(self, record: AnswerRecord, pictures: Pictures) -> dict[str, bytes]:
+        """Pictures of an answer's episodes by the paths that the record names."""
+        files: dict[str, bytes] = {}
+        stem = f"{THUMBNAILS}/{self._number + 1}-{self._count:04d}"
+        for number, (episode, some) in enumerate(
+            zip(record.get("episodes", ()), pictures, strict=False), 1
+        ):
+            named = {f"{stem}-{number}-{k}.jpg": data for k, data in enumerate(some, 1)}
+            episode["thumbnails"] = [*named]
+            files |= named
+        return files
 
 
 def _small_jpeg(image: np.ndarray) -> bytes:
@@ -480,6 +503,8 @@ class _Bar(Silence):
     def on_chunk(self, camera: str, offset_ns: int, frames: list[Frame], entry: dict) -> None:
         self._shown.update(self._task, completed=offset_ns / SECOND)
 
-    def on_answer(self, record: AnswerRecord, image: np.ndarray | None) -> None:
+    def on_answer(
+        self, record: AnswerRecord, image: np.ndarray | None, pictures: Pictures = ()
+    ) -> None:
         self._answers += 1
         self._shown.update(self._task, answers=self._answers)

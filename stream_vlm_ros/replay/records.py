@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from stream_vlm_ros.console import duration_text, plural
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
@@ -16,12 +16,26 @@ from .lines import merged_lines
 from .questions import Question
 from .schedule import Ask
 
+if TYPE_CHECKING:
+    from stream_vlm_ros.engine import CacheInfo
+
 
 class AnswerError(TypedDict):
     """Why a question got no answer."""
 
     code: str
     message: str
+
+
+class EpisodeRecord(TypedDict, total=False):
+    """An episode that an answer rests on; ``thumbnails`` are paths in the report's folder."""
+
+    start: float
+    end: float
+    score: float
+    tier: str
+    stamps: list[float]
+    thumbnails: list[str]
 
 
 class _Asked(TypedDict):
@@ -52,20 +66,23 @@ class AnswerRecord(_Asked, total=False):
 
     Times are seconds from the source's first frame. ``status`` is ``answered``, ``error`` (then
     there is an ``error``) or ``not_reached``. ``right`` is None where nothing judges the answer.
-    An answered question has ``seen``, ``evidence_in_memory``, ``times`` and ``metrics``; where its
+    An answered question has ``seen``, ``evidence_in_memory``, ``episodes``, ``times`` and
+    ``metrics``; where a history named episodes and evidence is known, ``evidence_named``; where its
     judge failed, a ``judge_error``.
     """
 
     error: AnswerError
     seen: list[list[float]]
     evidence_in_memory: bool | None
+    episodes: list[EpisodeRecord]
+    evidence_named: bool
     times: dict[str, float]
     metrics: dict[str, Any]
     judge_error: str
     thumbnail: str  # path in the report's folder, of the newest picture at the question
 
 
-_NOT_METRICS = ("time_spans", "oldest_timestamp", "newest_timestamp")
+_NOT_METRICS = ("time_spans", "oldest_timestamp", "newest_timestamp", "episodes")
 
 
 def unanswered(ask: Ask, camera: str, end_ns: int, origin_ns: int | None) -> AnswerRecord:
@@ -105,12 +122,25 @@ def answered(
     origin_ns: int,
 ) -> AnswerRecord:
     """``record`` with the answer, judged. ``seen`` are the stretches of time in memory, in the
-    source's seconds; in the record they count from its first frame."""
+    source's seconds, as those of the episodes are; in the record they count from its first frame.
+    """
     stretches = [[_since(begin, origin_ns), _since(end, origin_ns)] for begin, end in seen]
     record["status"], record["answer"] = "answered", answer
     record["right"] = _verdict(question, answer, record)
     record["seen"] = stretches
     record["evidence_in_memory"] = evidence_in_memory(question.evidence, stretches)
+    record["episodes"] = [
+        {
+            **episode,
+            "start": _since(episode["start"], origin_ns),
+            "end": _since(episode["end"], origin_ns),
+            "stamps": [_since(stamp, origin_ns) for stamp in episode["stamps"]],
+        }
+        for episode in metrics.get("episodes", ())
+    ]
+    if record["episodes"] and question.evidence:
+        named = [(episode["start"], episode["end"]) for episode in record["episodes"]]
+        record["evidence_named"] = bool(evidence_in_memory(question.evidence, named))
     record["times"] = {k: v for k, v in metrics.items() if is_time(k)}
     record["metrics"] = {
         k: v for k, v in metrics.items() if not is_time(k) and k not in _NOT_METRICS
@@ -124,19 +154,31 @@ def refused(record: AnswerRecord, code: str, message: str) -> AnswerRecord:
     return record
 
 
-def forgotten(
-    about: Sequence[float], spans: Sequence[Sequence[float]], origin_ns: int
-) -> OutOfHorizonError:
+def forgotten(about: Sequence[float], info: CacheInfo, origin_ns: int) -> OutOfHorizonError:
     """An engine's OutOfHorizonError told in seconds from the source's first frame.
 
-    ``about`` counts from it, ``spans``, the stretches in memory, in the source's own time.
+    ``about`` counts from it, what the memory tells, in the source's own time.
     """
-    held = [f"{_since(a, origin_ns):.1f} to {_since(b, origin_ns):.1f} s" for a, b in spans[:3]]
-    if more := len(spans) - len(held):
+
+    def stretch(first: float, last: float) -> str:
+        return f"{_since(first, origin_ns):.1f} to {_since(last, origin_ns):.1f} s"
+
+    spans = info.time_spans
+    held = [stretch(*span) for span in spans[:3]] or ["nothing"]
+    if more := len(spans[3:]):
         held[-1] += f" and {more} more"
-    return OutOfHorizonError(
-        f"nothing from {about[0]:g} to {about[1]:g} s is remembered; in memory is {', '.join(held)}"
-    )
+    words = f"in memory is {', '.join(held)}"
+    if (reach := history_reach(info)) is not None:
+        words += f"; the history holds {stretch(*reach)}"
+    return OutOfHorizonError(f"nothing from {about[0]:g} to {about[1]:g} s is remembered; {words}")
+
+
+def history_reach(info: CacheInfo) -> tuple[float, float] | None:
+    """From when to when the history behind a memory reaches; None: there is none, or nothing."""
+    tiers = [tier for tier in info.get("tiers", ()) if tier.oldest is not None]
+    if not tiers:
+        return None
+    return min(tier.oldest for tier in tiers), max(tier.newest for tier in tiers)
 
 
 def closed_note(pauses: int, seconds: float, camera: str) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -40,14 +40,27 @@ from .schedule import Ask, Schedule
 from .settings import as_reported
 
 if TYPE_CHECKING:
-    from stream_vlm_ros.engine import AnswerMetrics, ChoiceMetrics, InferenceEngine
+    from stream_vlm_ros.engine import (
+        AnswerMetrics,
+        ChoiceMetrics,
+        EvidenceEpisode,
+        InferenceEngine,
+    )
+
+
+Pictures = Sequence[Sequence[bytes]]
+PICTURES = 2  # an episode
 
 
 class Listener(Protocol):
     """Follows a run. A subclass of ``Silence`` overrides what it wants."""
 
     def on_chunk(self, camera: str, offset_ns: int, frames: list[Frame], entry: dict) -> None: ...
-    def on_answer(self, record: AnswerRecord, image: np.ndarray | None) -> None: ...
+    def on_answer(
+        self, record: AnswerRecord, image: np.ndarray | None, pictures: Pictures = ()
+    ) -> None:
+        """``image``: the newest one at the question; ``pictures``: JPEGs of each of its episodes,
+        of an answer that was given just now."""
 
 
 class Silence:
@@ -56,7 +69,9 @@ class Silence:
     def on_chunk(self, camera: str, offset_ns: int, frames: list[Frame], entry: dict) -> None:
         pass
 
-    def on_answer(self, record: AnswerRecord, image: np.ndarray | None) -> None:
+    def on_answer(
+        self, record: AnswerRecord, image: np.ndarray | None, pictures: Pictures = ()
+    ) -> None:
         pass
 
 
@@ -271,12 +286,13 @@ class Replay:
         if stream.empty:  # better an odd frame than none at all
             self._encode(stream, stream.chunker.flush())
         record = self.known(ask.id)
+        pictures: Pictures = ()
         if record is None:
-            record = self._answered(stream, ask)
+            record, pictures = self._answered(stream, ask)
         self.answers.append(record)
-        self.listener.on_answer(record, stream.newest)
+        self.listener.on_answer(record, stream.newest, pictures)
 
-    def _answered(self, stream: Stream, ask: Ask) -> AnswerRecord:
+    def _answered(self, stream: Stream, ask: Ask) -> tuple[AnswerRecord, Pictures]:
         question, settings = ask.question, self.settings
         record = self._record(stream.camera, ask)
         origin = (self.origin_ns or 0) / SECOND
@@ -298,11 +314,12 @@ class Replay:
                 )
         except StreamVlmError as error:
             if isinstance(error, OutOfHorizonError) and question.about is not None:
-                spans = stream.engine.get_cache_info().time_spans
-                error = forgotten(question.about, spans, self.origin_ns or 0)
-            return refused(record, error.code, str(error))
-        seen = metrics.time_spans
-        return answered(record, question, answer, metrics.as_dict(), seen, self.origin_ns or 0)
+                info = stream.engine.get_cache_info()
+                error = forgotten(question.about, info, self.origin_ns or 0)
+            return refused(record, error.code, str(error)), ()
+        seen, origin_ns = metrics.time_spans, self.origin_ns or 0
+        record = answered(record, question, answer, metrics.as_dict(), seen, origin_ns)
+        return record, evidence_pictures(stream.engine, metrics.episodes)
 
     def _record(self, camera: str, ask: Ask) -> AnswerRecord:
         return unanswered(ask, camera, self.newest_ns, self.origin_ns)
@@ -311,6 +328,14 @@ class Replay:
         record = self._record(camera, ask)
         self.answers.append(record)
         self.listener.on_answer(record, None)
+
+
+def evidence_pictures(
+    engine: InferenceEngine, episodes: Sequence[EvidenceEpisode]
+) -> list[list[bytes]]:
+    """A few JPEGs of each episode; fewer where frames are gone."""
+    found = [[engine.thumbnail(stamp) for stamp in one.spread(PICTURES)] for one in episodes]
+    return [[data for data in some if data is not None] for some in found]
 
 
 def _memory(engine: InferenceEngine) -> dict[str, Any]:
@@ -324,4 +349,6 @@ def _memory(engine: InferenceEngine) -> dict[str, Any]:
     )
     memory = {key: info[key] for key in keys} | info.eviction_stats.as_dict()
     kept = info.get("frame_memory", {})  # of the delayed batch engine
+    if tiers := info.get("tiers"):  # of a history
+        memory["history"] = [tier.as_dict() for tier in tiers]
     return memory | {key: value for key, value in kept.items() if not is_time(key)}

@@ -18,12 +18,13 @@ from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.owned import check, kind_of, mark, put_in_place, remove_tree, tidy
 from stream_vlm_ros.sources import Frame
 
-from .records import AnswerRecord
-from .runner import Silence
+from .records import AnswerRecord, EpisodeRecord
+from .runner import Pictures, Silence
 
 NODE = "/stream_vlm"
 _DEFINITIONS = Path(__file__).with_name("interfaces")
 BAG = "session bag"  # in the folder's mark
+_OURS = ("TimeSpan", "MemoryLevel", "HistoryTier", "CacheStatus", "Evidence", "Answer")
 _INFO, _WARN = 20, 30  # levels of rcl_interfaces/msg/Log
 
 
@@ -53,7 +54,7 @@ class SessionBag(Silence):
         mark(self._part, BAG)
         self._quality = quality
         self._store = get_typestore(Stores.ROS2_JAZZY)
-        for name in ("TimeSpan", "MemoryLevel", "CacheStatus", "Evidence", "Answer"):
+        for name in _OURS:
             text = (_DEFINITIONS / f"{name}.txt").read_text(encoding="utf-8")
             self._store.register(get_types_from_msg(text, f"stream_vlm/msg/{name}"))
         # In a folder of the bag's own name, after which its file is called.
@@ -99,7 +100,9 @@ class SessionBag(Silence):
         self._write(f"{NODE}/cache_status", stamp, self._status)
         self._write("/diagnostics", stamp, self._diagnostics(stamp, camera, entry))
 
-    def on_answer(self, record: AnswerRecord, image: np.ndarray | None) -> None:
+    def on_answer(
+        self, record: AnswerRecord, image: np.ndarray | None, pictures: Pictures = ()
+    ) -> None:
         stamp = record["stamp_ns"]
         if stamp is None or record["status"] == "not_reached":
             return
@@ -143,6 +146,8 @@ class SessionBag(Silence):
             newest_stamp=self._time(seen[-1][1]) if seen else zero,
             source=record["camera"],
             seen=[self._span(*stretch) for stretch in seen],
+            evidence=[self._evidence(origin, one, record) for one in record.get("episodes", ())],
+            fetched_tokens=metrics.get("fetched_tokens", 0),
             waiting=self._duration(0.0),
             ttft=self._duration(times.get("ttft", 0.0)),
             latency=self._duration(times.get("latency", 0.0)),
@@ -150,6 +155,19 @@ class SessionBag(Silence):
             answer_tokens=metrics.get("answer_tokens", 0),
             finish_reason=metrics.get("finish_reason", "choice" if record["choices"] else ""),
             cache_status=self._status or self._cache_status(0, record["camera"], {}),
+        )
+
+    def _evidence(self, origin: int, episode: EpisodeRecord, record: AnswerRecord) -> Any:
+        def at(seconds: float) -> int:
+            return origin + round(seconds * SECOND)
+
+        return self._make(
+            "stream_vlm/msg/Evidence",
+            source=record["camera"],
+            span=self._span(at(episode["start"]), at(episode["end"])),
+            score=episode["score"],
+            tier=episode["tier"],
+            stamps=[self._time(at(stamp)) for stamp in episode["stamps"]],
         )
 
     def _cache_status(self, stamp: int, camera: str, entry: dict[str, Any]) -> Any:

@@ -14,10 +14,17 @@ from rich.text import Text
 from stream_vlm_ros.console import bytes_text, duration_text, plural, printable
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.replay.feeding import Fed
+from stream_vlm_ros.replay.records import history_reach
 from stream_vlm_ros.sources import Source
 
 if TYPE_CHECKING:
-    from stream_vlm_ros.engine import AnswerMetrics, CacheInfo, ChoiceMetrics, InferenceEngine
+    from stream_vlm_ros.engine import (
+        AnswerMetrics,
+        CacheInfo,
+        ChoiceMetrics,
+        EvidenceEpisode,
+        InferenceEngine,
+    )
 
 
 class WatchingBar:
@@ -51,11 +58,16 @@ class WatchingBar:
 
 
 class Dialogue:
-    """Asks an engine and prints question, answer and times; with no console it prints nothing."""
+    """Asks an engine and prints question, answer and times; with no console it prints nothing.
 
-    def __init__(self, engine: InferenceEngine, out: Console | None) -> None:
+    Args:
+        start: the source's time from which the seconds that are shown count.
+    """
+
+    def __init__(self, engine: InferenceEngine, out: Console | None, start: float = 0.0) -> None:
         self._engine = engine
         self._out = out
+        self._start = start
         self._shown = ""  # of the answer that is being written
 
     def ask(
@@ -80,6 +92,8 @@ class Dialogue:
             )
             self._grow(answer)
             self._print(Text("" if self._live else printable(answer)))
+        for episode in metrics.episodes:
+            self._print(Text(f"  {self._episode_text(episode)}", style="dim"))
         tokens = metrics.get("answer_tokens")
         length = "" if tokens is None else f", {plural(tokens, 'token')}"
         self._print(
@@ -94,6 +108,10 @@ class Dialogue:
             "answer": answer,
             "choices": choices or [],
         } | metrics.as_dict()
+
+    def _episode_text(self, episode: EvidenceEpisode) -> str:
+        first, last = episode.start - self._start, episode.end - self._start
+        return f"seen at {first:.1f}-{last:.1f} s ({episode.tier}, score {episode.score:.2f})"
 
     @property
     def _live(self) -> bool:
@@ -131,6 +149,13 @@ def memory_text(info: CacheInfo, fed: Fed) -> str:
         f"The memory holds {info['cache_seq_length']:,} of {info['max_cache_tokens']:,} tokens "
         f"({bytes_text(info['cache_memory_bytes'])}): {spans} of the source."
     )
+    if (reach := history_reach(info)) is not None:
+        frames = max(tier.frames for tier in info["tiers"])
+        taken = sum(tier.bytes for tier in info["tiers"])
+        held += (
+            f"\nIts history holds {plural(frames, 'frame')} ({bytes_text(taken)}): "
+            f"{reach[0] - start:.1f}-{reach[1] - start:.1f} s."
+        )
     if not fed.frames:  # a loaded memory alone
         return held
     return (

@@ -71,3 +71,12 @@ def test_an_answer_of_the_memory_alone_names_no_episode_and_fetched_nothing():
     metrics = answer_metrics()
     assert metrics.episodes == () and metrics.fetched_tokens == 0
     assert metrics.search_latency == metrics.fetch_latency == 0.0
+
+
+@pytest.mark.parametrize(
+    ("count", "chosen"),
+    [(0, ()), (1, (3,)), (2, (1, 5)), (3, (1, 3, 5)), (5, (1, 2, 3, 4, 5)), (6, (1, 2, 3, 4, 5))],
+)
+def test_frames_that_stand_for_an_episode_are_spread_over_it(count, chosen):
+    seen = EvidenceEpisode(start=1, end=5, score=1.0, tier="memory", stamps=(1, 2, 3, 4, 5))
+    assert seen.spread(count) == chosen

@@ -4,6 +4,8 @@
 """Stand-ins for the engine. They implement the abstract one, so they cannot drift from it."""
 
 import threading
+from dataclasses import fields as fields_of
+from dataclasses import replace
 
 from patience import PATIENCE
 
@@ -15,9 +17,16 @@ from stream_vlm_ros.engine.results import (
     ChoiceMetrics,
     ChunkResult,
     EvictionStats,
+    EvidenceEpisode,
     LevelInfo,
 )
-from stream_vlm_ros.errors import EmptyMemoryError, InvalidTimestampError
+from stream_vlm_ros.errors import (
+    EmptyMemoryError,
+    InvalidTimestampError,
+    MemoryFileError,
+    OutOfHorizonError,
+)
+from stream_vlm_ros.history.results import RecallCacheInfo, TierInfo
 
 TOKENS_PER_FRAME = 10
 MAX_PAUSE = 300.0
@@ -190,3 +199,83 @@ class FakeEngine(SilentEngine):
 
     def reset(self):
         self.times, self.frames, self.chunks, self.evicted, self.closed = [], 0, 0, 0, []
+
+
+class FakeRecall(FakeEngine):
+    """A memory of ten frames, with a history of every frame; what fits a question is settled by the
+    test.
+
+    Attributes:
+        found: the episodes that any question finds.
+        steps: pieces without text before the first word, as fetching takes its time.
+        lost: stamps of frames whose pictures are gone.
+    """
+
+    def __init__(self, cap=100, keeps_source_time=False):
+        self.kept, self.epochs, self.loaded = [], 0, []
+        self.found, self.steps, self.lost, self.broken = (), 0, set(), None
+        self.keeps_source_time = keeps_source_time
+        super().__init__(cap)
+
+    def append_video_chunk(self, frames, fps=None, timestamps=None):
+        done = super().append_video_chunk(frames, fps, timestamps)
+        self.kept += timestamps
+        return done
+
+    def _check(self, about):
+        if about is not None and not any(about[0] <= stamp <= about[1] for stamp in self.kept):
+            raise OutOfHorizonError("nothing of that time")
+
+    def ask_stream(self, question, max_new_tokens=128, cancel=None, about=None, **options):
+        self._check(about)
+        written = super().ask_stream(question, max_new_tokens, cancel, **options)
+
+        def write():
+            for _ in range(self.steps):
+                yield ""
+            yield from written
+            return replace(written.metrics, episodes=tuple(self.found), fetched_tokens=40)
+
+        return Answer(write(), written.close)
+
+    def ask_choice(self, question, choices, *, about=None, **options):
+        self._check(about)
+        self.calls.append(("options", options))
+        choice, metrics = super().ask_choice(question, choices)
+        return choice, replace(metrics, episodes=tuple(self.found))
+
+    def thumbnail(self, stamp, max_size=320):
+        if self.broken is not None:
+            raise self.broken
+        self.calls.append(("thumbnail", stamp, max_size))
+        return None if stamp in self.lost else b"jpeg of %.3f" % stamp
+
+    def get_cache_info(self):
+        info = super().get_cache_info()
+        fields = {field.name: getattr(info, field.name) for field in fields_of(info)}
+        ends = (self.kept[0], self.kept[-1]) if self.kept else (None, None)
+        frames = len(self.kept)
+        tiers = (
+            TierInfo(name="pictures", grids=frames // 2, frames=frames, bytes=100 * frames,
+                     max_bytes=10_000, where="memory", oldest=ends[0], newest=ends[1]),
+            TierInfo(name="keys", grids=0, frames=0, bytes=0, max_bytes=500, where="device"),
+        )  # fmt: skip
+        return RecallCacheInfo(**fields, tiers=tiers)
+
+    def load_memory(self, path, *, origin_ns=None, check=None):
+        self.loaded.append(origin_ns)
+        raise MemoryFileError("there is none")
+
+    def start_epoch(self):
+        self.epochs += 1
+        self.reset()
+
+    def reset(self):
+        super().reset()
+        self.kept = []
+
+
+def episode(*stamps, score=2.0, tier="history"):
+    return EvidenceEpisode(
+        start=stamps[0], end=stamps[-1], score=score, tier=tier, stamps=tuple(stamps)
+    )

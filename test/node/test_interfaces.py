@@ -79,6 +79,9 @@ def test_what_a_request_leaves_out_is_the_nodes(interfaces):
         ({"temperature": 11.0}, InvalidParameterError, "at most 10"),
         ({"temperature": float("nan")}, InvalidParameterError, "at most 10"),
         ({"keep_exchange": True, "choices": ["a"]}, InvalidChoicesError, "cannot be kept"),
+        ({"history": "sometimes"}, InvalidParameterError, "never, auto, always or empty"),
+        ({"history": "auto"}, InvalidParameterError, "this node keeps no history"),
+        ({"thumbnails": 7}, InvalidParameterError, "at most 6 an episode, got 7"),
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused(interfaces, fields, error, words):
@@ -88,6 +91,62 @@ def test_a_request_that_makes_no_sense_is_refused(interfaces, fields, error, wor
 
     with pytest.raises(error, match=words):
         interfaces.to_question(Query.Request(question="?", **fields), Settings())
+
+
+def test_a_request_may_name_the_history_where_the_node_keeps_one(interfaces):
+    from stream_vlm.srv import Query
+
+    from stream_vlm_ros.config import Settings
+
+    plain, node = Settings(), Settings(history="auto")
+    asked = interfaces.to_question(Query.Request(question="?", history="always"), node)
+    assert (asked.history, asked.thumbnails) == ("always", 0)
+    assert interfaces.to_question(Query.Request(question="?"), node).history == ""
+    # An engine without a history is not told of one.
+    never = Query.Request(question="?", history="never", thumbnails=6)
+    assert interfaces.to_question(never, plain).history == ""
+    assert interfaces.to_question(never, plain).thumbnails == 6
+
+
+def test_evidence_carries_stamps_pictures_and_poses(interfaces):
+    from stream_vlm.msg import CacheStatus
+
+    from stream_vlm_ros.history.poses import Pose
+    from stream_vlm_ros.node.worker import EpisodeState, Outcome, Question
+
+    episode = EpisodeState(
+        1_000_000_007,
+        3_000_000_000,
+        2.5,
+        "history",
+        (1_000_000_007, 3_000_000_000),
+        ((3_000_000_000, b"jpeg"),),
+        (Pose(1_000_000_007, "map", (1.0, 2.0, 3.0), (0.0, 0.0, 0.6, 0.8)),),
+    )
+    outcome = Outcome(Question("?"), fetched_tokens=400, evidence=(episode,))
+    answer = interfaces.to_answer(outcome, CacheStatus())
+    [told] = answer.evidence
+    assert (told.span.start.sec, told.span.start.nanosec, told.span.end.sec) == (1, 7, 3)
+    assert (told.score, told.tier, answer.fetched_tokens) == (2.5, "history", 400)
+    assert [(stamp.sec, stamp.nanosec) for stamp in told.stamps] == [(1, 7), (3, 0)]
+    [picture], [pose] = told.thumbnails, told.poses
+    assert (picture.format, bytes(picture.data), picture.header.stamp.sec) == ("jpeg", b"jpeg", 3)
+    assert (pose.header.frame_id, pose.header.stamp.nanosec) == ("map", 7)
+    assert (pose.pose.position.z, pose.pose.orientation.w) == (3.0, 0.8)
+
+
+def test_a_status_tells_what_each_tier_of_the_history_holds(interfaces):
+    from stream_vlm_ros.node.worker import MemoryState, TierState
+
+    tiers = (
+        TierState("pictures", 5, 10, 900, 1000, "/frames", 7, 9_000_000_001),
+        TierState("keys", 0, 0, 0, 50, "device", None, None),
+    )
+    pictures, keys = interfaces.to_cache_status(MemoryState(tiers=tiers), "active", {}).tiers
+    assert (pictures.name, pictures.grids, pictures.frames) == ("pictures", 5, 10)
+    assert (pictures.bytes, pictures.max_bytes, pictures.where) == (900, 1000, "/frames")
+    assert (pictures.oldest.nanosec, pictures.newest.sec, pictures.newest.nanosec) == (7, 9, 1)
+    assert (keys.newest.sec, keys.where) == (0, "device")
 
 
 def test_a_status_tells_stretches_of_time_and_all_levels_in_one_order(interfaces):

@@ -142,7 +142,7 @@ def test_a_bag_holds_images_and_answers_on_one_time_line(make_job):
     job = make_job(bag=True)
     report = job.run()
     store = get_typestore(Stores.ROS2_JAZZY)
-    for name in ("TimeSpan", "MemoryLevel", "CacheStatus", "Evidence", "Answer"):
+    for name in ("TimeSpan", "MemoryLevel", "HistoryTier", "CacheStatus", "Evidence", "Answer"):
         text = (ROOT / "msg" / f"{name}.msg").read_text()
         store.register(get_types_from_msg(text, f"stream_vlm/msg/{name}"))
     said, pictures, lengths = [], [], []
@@ -165,7 +165,9 @@ def test_a_bag_holds_images_and_answers_on_one_time_line(make_job):
     assert kinds["/rosout"] == "rcl_interfaces/msg/Log"
 
 
-@pytest.mark.parametrize("name", ["Answer", "CacheStatus", "Evidence", "MemoryLevel", "TimeSpan"])
+@pytest.mark.parametrize(
+    "name", ["Answer", "CacheStatus", "Evidence", "HistoryTier", "MemoryLevel", "TimeSpan"]
+)
 def test_the_bags_definitions_are_those_of_the_package(name):
     folder = Path(session_bag.__file__).with_name("interfaces")
     assert (folder / f"{name}.txt").read_text() == (ROOT / "msg" / f"{name}.msg").read_text()

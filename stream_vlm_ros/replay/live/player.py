@@ -382,6 +382,17 @@ class Player:
             error_code=reply.error_code,
             error_message=reply.error_message,
             seen=[[nanoseconds(span.start), nanoseconds(span.end)] for span in reply.seen],
+            episodes=[
+                {
+                    "start": nanoseconds(episode.span.start),
+                    "end": nanoseconds(episode.span.end),
+                    "score": float(episode.score),
+                    "tier": episode.tier,
+                    "stamps": [nanoseconds(stamp) for stamp in episode.stamps],
+                }
+                for episode in reply.evidence
+            ],
+            fetched_tokens=reply.fetched_tokens,
             ttft=seconds(reply.ttft),
             latency=seconds(reply.latency),
             waiting=seconds(reply.waiting),

@@ -360,7 +360,17 @@ def _answer(
         return refused(record, str(reply["error_code"]), reply["error_message"])
     seen = [[begin / SECOND, end / SECOND] for begin, end in reply["seen"]]
     keys = ("ttft", "latency", "waiting", "round_trip_latency", "prompt_tokens", "answer_tokens")
-    metrics = {key: reply[key] for key in (*keys, "finish_reason", "cache_length")}
+    others = ("fetched_tokens", "finish_reason", "cache_length")
+    metrics = {key: reply[key] for key in (*keys, *others)}
+    metrics["episodes"] = [
+        {
+            **episode,
+            "start": episode["start"] / SECOND,
+            "end": episode["end"] / SECOND,
+            "stamps": [stamp / SECOND for stamp in episode["stamps"]],
+        }
+        for episode in reply["episodes"]
+    ]
     if ask.question.choices:
         metrics |= {key: reply[key] for key in ("choice_index", "scores", "choice_tokens")}
     return answered(record, ask.question, reply["answer"], metrics, seen, origin_ns)

@@ -1,0 +1,141 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""A history in a folder, searched and erased while no node writes it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from rich.table import Table
+from rich.text import Text
+
+from stream_vlm_ros.config import Settings
+from stream_vlm_ros.errors import InvalidParameterError, cut
+from stream_vlm_ros.owned import NotOursError, held, kind_of
+
+if TYPE_CHECKING:
+    from stream_vlm_ros.engine import EvidenceEpisode, InferenceEngine
+
+KIND = "frame store"  # as stream_vlm_ros.history.store says in the folder's mark
+CLOCK = 1e8  # s: later stamps are told as dates; no recording that begins at 0 lasts three years
+
+
+class Erased(NamedTuple):
+    """What was erased of a folder, and what of it stays."""
+
+    frames: int
+    poses: int
+    left: int
+    reach: tuple[float, float] | None
+
+
+def find_folder(name: str) -> Path:
+    """A folder with a history in it that nobody writes now; nothing is made.
+
+    Raises InvalidParameterError for any other.
+    """
+    folder = Path(os.path.expanduser(name))
+    if not name or not folder.is_dir():
+        raise InvalidParameterError(f"there is no folder {cut(name) or '(empty)'}.")
+    if kind_of(folder) != KIND:
+        raise InvalidParameterError(
+            f"{folder} holds no history: name the folder that the node has as frame_store."
+        )
+    try:
+        with held(folder, KIND):
+            return folder
+    except NotOursError:
+        raise InvalidParameterError(
+            f"{folder} is in use by another process: end the node first that writes it."
+        ) from None
+    except OSError as error:
+        raise InvalidParameterError(f"{folder} cannot be used: {error.strerror}.") from None
+
+
+def open_history(settings: Settings, folder: Path) -> InferenceEngine:
+    """An engine over the history in ``folder``, its memory empty.
+
+    Raises what `build_engine` and `load_model` raise.
+    """
+    from stream_vlm_ros.factory import build_engine, load_model
+
+    over = dataclasses.replace(
+        settings, history="auto", frame_store=str(folder), fork_slack_tokens=0
+    )
+    return build_engine(over, load_model(over))
+
+
+def erase(folder: Path, start: float, stop: float) -> Erased:
+    """Erase pictures, keys and poses from ``start`` to ``stop``, in seconds of the source, both
+    included, of every time that the folder holds.
+
+    Raises FrameStoreError: the folder cannot be used; what was erased until then is gone.
+    """
+    from stream_vlm_ros.history import FrameStore
+    from stream_vlm_ros.history.poses import forget_in
+
+    with FrameStore(folder) as store:
+        frames = store.forget_between(start, stop)
+        poses = forget_in(folder, start, stop)
+        oldest, newest = store.oldest_frame, store.newest_frame
+        reach = None if oldest is None or newest is None else (oldest.stamp, newest.stamp)
+        return Erased(frames, poses, len(store), reach)
+
+
+def parse_time(name: str, text: str) -> float:
+    """Seconds of the source: a number, or a date with a time of the day, by this machine's zone
+    where it names none. Raises InvalidParameterError.
+
+    Args:
+        name: what it is; a sentence begins with it.
+    """
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = datetime.fromisoformat(text).timestamp()
+        except (ValueError, OverflowError, OSError):
+            raise InvalidParameterError(
+                f"{name} is {cut(text)!r}: give seconds of the source, such as 12.5, or a date "
+                "with a time, such as 2026-11-29T10:15."
+            ) from None
+    if math.isnan(seconds):
+        raise InvalidParameterError(f"{name} is no number.")
+    return seconds
+
+
+def time_text(seconds: float) -> str:
+    """A stamp for people: a date and time of this machine's zone, or seconds."""
+    if seconds < CLOCK:
+        return f"{seconds:.1f} s"
+    return datetime.fromtimestamp(seconds).isoformat(" ", "milliseconds")[:-2]
+
+
+def span_text(first: float, last: float) -> str:
+    """A stretch of time for people; the date once if it is one day."""
+    begin, end = time_text(first), time_text(last)
+    day = begin.partition(" ")[0]
+    same = first >= CLOCK and end.startswith(f"{day} ")
+    return f"{begin} to {end.removeprefix(f'{day} ') if same else end}"
+
+
+def found_table(episodes: Sequence[EvidenceEpisode]) -> Table:
+    """One line an episode."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column("score", justify="right")
+    table.add_column("when", no_wrap=True)
+    table.add_column("seconds", justify="right")
+    for episode in episodes:
+        table.add_row(
+            f"{episode.score:.2f}",
+            Text(span_text(episode.start, episode.end)),
+            f"{episode.end - episode.start:.1f}",
+        )
+    return table
