@@ -43,7 +43,6 @@ from stream_vlm_ros.history.limits import (
     Scored,
     average_precision,
     choose_limits,
-    choose_tail,
     relevant,
     share_right,
 )
@@ -108,6 +107,10 @@ class Report:
     precision: float
     fallback: float
     notes: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"calibration": self.calibration.as_dict(), "notes": self.notes}
 
 
 class KeptKeys:
@@ -250,7 +253,9 @@ class Watch:
         self.grids += len(kept.stamps)
         self.grid_tokens = kept.grid_tokens or self.grid_tokens
         if len(kept.stamps) > 1:
-            self.seconds_per_grid = float(np.median([b[0] - a[0] for a, b in pairwise(kept.stamps)]))
+            self.seconds_per_grid = float(
+                np.median([b[0] - a[0] for a, b in pairwise(kept.stamps)])
+            )
 
     def _chunks(self, film: Film, times: list[float]) -> Iterator[tuple[float, bool]]:
         """Append a film's frames; after each chunk the stamp up to which all has been seen.

@@ -90,9 +90,7 @@ class RareFilm:
 _drawn: dict[tuple[Any, ...], RareWorld] = {}
 
 
-def draw(
-    arguments: tuple[Any, ...], size: tuple[int, int], first: int, stop: int
-) -> np.ndarray:
+def draw(arguments: tuple[Any, ...], size: tuple[int, int], first: int, stop: int) -> np.ndarray:
     """Some grids' pictures, ``[grids, frames, height, width, 3]``; in a process of a pool."""
     world = _world(*arguments)
     return np.stack([world.grid(number, *size) for number in range(first, stop)])
