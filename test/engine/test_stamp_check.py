@@ -302,7 +302,7 @@ STAMPS = st.one_of(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=1000)
 @given(
     stamps=st.lists(STAMPS, max_size=25),
     newest=st.none() | STAMPS,
