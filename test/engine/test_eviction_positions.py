@@ -24,6 +24,8 @@ from stream_vlm_ros.engine.cache.eviction import AUTO
 from stream_vlm_ros.engine.cache.mrope import TextSpan
 from stream_vlm_ros.errors import CapTooSmallError, StreamBusyError
 
+pytestmark = pytest.mark.no_cover
+
 
 @dataclass(frozen=True)
 class Token:
