@@ -191,7 +191,9 @@ OPERATIONS = st.one_of(
 )
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(
+    max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+)
 @given(
     operations=st.lists(OPERATIONS, min_size=3, max_size=16),
     room=st.integers(16, 90),
