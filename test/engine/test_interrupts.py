@@ -21,6 +21,8 @@ from toy_qwen import SINK_AND_WINDOW, question_logits
 
 from stream_vlm_ros.engine import EvictionConfig, FeatureNovelty, VideoStreamingInference
 
+pytestmark = pytest.mark.no_cover
+
 LEVELS = {
     "sink and window": (0.0, 0.0),
     "sampled": (0.5, 0.0),
