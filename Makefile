@@ -19,6 +19,8 @@ PIP_EXTRA ?=
 # What the tests are given: TESTS=test/engine, PYTEST_ARGS="-k evict -x".
 TESTS ?= test
 PYTEST_ARGS ?=
+# How many processes run them; 0: this one. A part of them is told from one process.
+WORKERS ?= $(if $(filter test,$(TESTS)),2,0)
 
 # What the working tree is held against, and by how many machines.
 REV ?= HEAD
@@ -68,8 +70,11 @@ demo: setup  ## Run the whole system on a video and ask it questions (DEMO_SECON
 # without the pytest plugins that happen to be on the machine: an installed ROS brings several.
 PYTEST := PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 STREAM_VLM_INSTALLED=1 ../$(RUN) \
 	python -m pytest -p _hypothesis_pytestplugin
-test: setup  ## Run the tests against the installed copy (TESTS=, PYTEST_ARGS=)
-	@cd test && $(PYTEST) $(abspath $(TESTS)) \
+# All of them in processes side by side, each with a ROS domain of its own: many wait for nodes. A
+# file stays in one process, with the nodes and models that its tests share.
+SIDE_BY_SIDE = $(if $(filter-out 0,$(WORKERS)),-p xdist -n $(WORKERS) --dist loadfile)
+test: setup  ## Run the tests against the installed copy (TESTS=, PYTEST_ARGS=, WORKERS=)
+	@cd test && $(PYTEST) $(SIDE_BY_SIDE) $(abspath $(TESTS)) \
 		-m "not slow" $(PYTEST_ARGS)
 
 test-slow: setup  ## Run the tests marked slow (results: bench/results/test_slow.json)
@@ -86,7 +91,7 @@ same-as: $(VENV)/.installed  ## Hold the working tree against a commit (REV=, MA
 
 # The tests' own processes alone are counted, not the nodes that they start.
 coverage: setup $(VENV)/.installed-dev  ## Run the tests, and say which lines none of them ran
-	@cd test && COVERAGE_FILE=$(abspath build/coverage) $(PYTEST) -p pytest_cov \
+	@cd test && COVERAGE_FILE=$(abspath build/coverage) $(PYTEST) $(SIDE_BY_SIDE) -p pytest_cov \
 		--cov --cov-config=../pyproject.toml $(abspath $(TESTS)) -m "not slow" $(PYTEST_ARGS)
 
 bench: setup  ## Run the benchmarks of the CPU (BENCH_ARGS="against_stock")

@@ -13,6 +13,7 @@ import statistics
 import time
 from typing import Any
 
+import history_section
 import ingest_while_answering
 from gpu_rig import Rig, floors, milliseconds, summary, timed, watched, without_model
 from reference_style import ReferenceStyle
@@ -372,6 +373,11 @@ def curves(rig: Rig) -> dict[str, Any]:
     return found
 
 
+def history(rig: Rig) -> dict[str, Any]:
+    """What looking back at what the memory has let go costs: history_section.py."""
+    return history_section.measure(rig, bar)
+
+
 # Name, function, and seconds that it may take, in order of what matters most.
 SECTIONS = {
     "warm_up": (warm_up, 60),
@@ -379,6 +385,7 @@ SECTIONS = {
     "eviction": (eviction, 50),
     "steady": (steady, 45),
     "small_frames": (small_frames, 15),
+    "history": (history, 60),
     "answering": (answering, 30),
     "variants": (variants, 60),
     "curves": (curves, 80),

@@ -556,6 +556,80 @@ def demo(
     raise typer.Exit(run_demo(options, settings, question or [], logs))
 
 
+@app.command()
+def calibrate(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Folder of a Qwen2.5-VL checkpoint.")
+    ],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="[SOURCE]",
+            help="A rosbag, a video or a folder of images, with --questions; else the drawn world.",
+        ),
+    ] = "world",
+    questions: Annotated[
+        Path | None,
+        typer.Option(help="File of questions that say when their evidence is (docs/history.md)."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; else history_calibration.json in MODEL.")
+    ] = None,
+    hours: Annotated[float, typer.Option(min=0.35, max=24, help="Of each drawn world.")] = 2.0,
+    worlds: Annotated[int, typer.Option(min=1, help="How many are drawn.")] = 3,
+    heads: Annotated[
+        int, typer.Option(min=1, max=12, help="Heads that find together; each costs memory.")
+    ] = 3,
+    not_seen: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A whole answer by which the model says that it does not see a thing; may be "
+            "repeated."
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    max_pixels: Annotated[
+        int, typer.Option(min=0, help="Larger pictures are reduced to this many pixels.")
+    ] = 401_408,
+    fps: Annotated[float, typer.Option(min=0, max=120, help="Frames a second of SOURCE.")] = 2.0,
+    size: Annotated[str | None, typer.Option(help="Scale the pictures to WIDTHxHEIGHT.")] = None,
+    max_cache_tokens: Annotated[
+        int, typer.Option(min=0, help="Cap of the memory. 0: 70 grids, of a recording 16384.")
+    ] = 0,
+    chunk_frames: Annotated[int, typer.Option(min=2, max=64, help="Frames encoded together.")] = 16,
+    key_gigabytes: Annotated[
+        float, typer.Option(min=0, help="What keys may take. 0: half of what is free.")
+    ] = 0.0,
+    jobs: Annotated[int, typer.Option(min=0, help="Processes that draw. 0: by the cores.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Find the heads by which MODEL's history is searched, and write them into its folder.
+
+    Footage with known answers goes through the engine: some minutes on a GPU.
+    """
+    from stream_vlm_ros.replay.calibrate import (
+        CalibrateOptions,
+        print_calibration,
+        run_calibration,
+    )
+
+    settings = Settings(
+        model_path=str(model), device=device, max_pixels=max_pixels, sample_fps=fps,
+        # Questions are read of all heads, which no recorded graph does.
+        question_path="eager",
+    )  # fmt: skip
+    options = CalibrateOptions(
+        source, questions, out, hours, worlds, jobs, heads, chunk_frames, key_gigabytes,
+        max_cache_tokens, size, tuple(not_seen or ()),
+    )  # fmt: skip
+    side = Console(highlight=False, stderr=True)
+    report, target = run_calibration(model, options, settings, side)
+    if as_json:
+        print(json.dumps(report.as_dict() | {"file": str(target)}))
+    else:
+        print_calibration(report, target, Console(highlight=False))
+
+
 app.add_typer(
     typer.Typer(cls=ExperimentGroup, no_args_is_help=True),
     name="experiment",

@@ -108,6 +108,10 @@ class Report:
     fallback: float
     notes: list[str] = field(default_factory=list)
 
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"calibration": self.calibration.as_dict(), "notes": self.notes}
+
 
 class KeptKeys:
     """Un-rotated keys of some KV heads for all grids of a stream, while there is room.

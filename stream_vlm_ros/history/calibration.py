@@ -37,10 +37,10 @@ KIND = "history calibration"  # what the file says that it is
 PLACES = ("last", "words", "end")  # whose queries look for a head's keys: see `queries_at`
 SCALES = ("fixed", "own")
 
-MAX_HEADS = 16
-FALLBACK_HEADS = 3
-FALLBACK_DEPTH = 0.4  # of the layers; where in every checkpoint looked at so far the best ones lie
-FALLBACK_THRESHOLD, FALLBACK_OF_BEST, FALLBACK_LOOKS, FALLBACK_TAIL = 3.0, 0.8, 2.0, 0.5
+MAX_HEADS = 64
+# Without a calibration: all heads (or so many, evenly) of the layers at these shares of the depth.
+FALLBACK_DEPTHS, FALLBACK_HEADS_A_LAYER = (0.4, 0.5), 8
+FALLBACK_THRESHOLD, FALLBACK_OF_BEST, FALLBACK_LOOKS, FALLBACK_TAIL = 3.0, 0.8, 2.0, 0.6
 # What an answer says of a thing that the frames do not show.
 NOT_SEEN = ("not seen", "no")
 
@@ -141,20 +141,27 @@ class Calibration:
         """
         path = Path(path)
         check_free(path)
+        text = json.dumps(self.as_dict(), indent=1, ensure_ascii=False)
+        write_whole(path, f"{text}\n".encode())
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the file holds."""
         values = {"kind": KIND, "version": VERSION, **dataclasses.asdict(self)}
         values["heads"] = [head._asdict() for head in self.heads]
-        write_whole(path, (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
+        return values
 
     @classmethod
     def fallback(cls, model: StreamModel) -> Calibration:
-        """Heads a little before the middle of the model, each question's scores on a scale of their
-        own. What it finds is in docs/history.md."""
+        """All heads of two layers near the middle of the model, none of them measured, each
+        question's scores on a scale of their own. What that finds is in docs/history.md."""
         text: Any = model.config.text_config
-        layer = min(text.num_hidden_layers - 1, round(FALLBACK_DEPTH * text.num_hidden_layers))
-        count = min(FALLBACK_HEADS, text.num_attention_heads)
-        heads = [round(k * text.num_attention_heads / count) for k in range(count)]
+        count = text.num_attention_heads
+        some = sorted({count * k // FALLBACK_HEADS_A_LAYER for k in range(FALLBACK_HEADS_A_LAYER)})
+        layers = sorted({int(depth * text.num_hidden_layers) for depth in FALLBACK_DEPTHS})
         return cls(
-            heads=tuple(CalibratedHead(layer, head, "last", 1.0, 1.0) for head in heads),
+            heads=tuple(
+                CalibratedHead(layer, head, "last", 1.0, 1.0) for layer in layers for head in some
+            ),
             threshold=FALLBACK_THRESHOLD,
             of_best=FALLBACK_OF_BEST,
             looks=FALLBACK_LOOKS,
@@ -264,7 +271,7 @@ def queries_at(place: str, words: slice) -> slice:
 
 
 def words_in(prompt: Sequence[int], words: Sequence[int]) -> slice:
-    """Where a question's own words stand in its prompt (`ChatLayout.plain` and `question`).
+    """Where a question's own words stand in its prompt: `ChatLayout.plain` and ``.question``.
 
     Raises ValueError where they do not.
     """

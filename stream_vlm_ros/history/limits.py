@@ -161,7 +161,7 @@ def choose_limits(rows: Sequence[Scored]) -> Limits:
     """The limits by which most questions name the episodes that they want.
 
     Of equally good ones those with the best F1 of hits; of thresholds for further looks the highest
-    at which no more is lost than at the lowest; of tails the largest.
+    at which no more is lost than at the lowest.
     """
     counts = np.zeros((len(SHARES), len(THRESHOLDS), 5))
     among = np.zeros(len(THRESHOLDS))
@@ -191,18 +191,26 @@ def choose_limits(rows: Sequence[Scored]) -> Limits:
 
 def choose_tail(rows: Sequence[Scored], threshold: float, of_best: float) -> tuple[float, float]:
     """The share of an episode's best score down to which its neighbours belong to it, and how many
-    of the newest episodes rightly named then end within `END_WITHIN` of the truth."""
-    exact, count = np.zeros(len(TAILS)), 0
+    of the newest episodes rightly named then end within `END_WITHIN` of the truth.
+
+    Of equally good ones those of which begin and end are the most often within half of that; of
+    these the one in the middle, which is the farthest from being wrong.
+    """
+    exact, count = np.zeros((len(TAILS), 2), int), 0
     for row in rows:
         named = _newest(row, threshold, of_best)
-        if named is not None:
-            count += 1
-            for number, tail in enumerate(TAILS):
-                last = extended(named, row.scores, float(tail)).last
-                off = row.stamps[last, 1] - row.probe.evidence[-1][1]
-                exact[number] += abs(off) <= END_WITHIN
-    best = int(np.flatnonzero(exact == exact.max())[-1])
-    return float(TAILS[best]), float(exact[best] / max(1, count))
+        if named is None:
+            continue
+        count += 1
+        begin, end = row.probe.evidence[-1]
+        for number, tail in enumerate(TAILS):
+            first, last = extended(named, row.scores, float(tail))
+            off = abs(row.stamps[last, 1] - end), abs(row.stamps[first, 0] - begin)
+            exact[number] += off[0] <= END_WITHIN, max(off) <= END_WITHIN / 2
+    order = [tuple(pair) for pair in exact.tolist()]
+    best = [number for number, pair in enumerate(order) if pair == max(order)]
+    middle = best[len(best) // 2]
+    return float(TAILS[middle]), float(exact[middle, 0] / max(1, count))
 
 
 def share_right(rows: Sequence[Scored], threshold: float, of_best: float) -> float:
@@ -258,5 +266,8 @@ def _counts(row: Scored) -> np.ndarray:
 
 def _among_best(row: Scored) -> np.ndarray:
     """``[thresholds]``: whether all evidence is among the best `LOOKS` episodes."""
-    named = [best_episodes(row.scores, float(limit)) for limit in THRESHOLDS]
-    return np.array([names_evidence(one, row.probe.evidence, row.stamps) for one in named])
+    found = []
+    for threshold in THRESHOLDS.tolist():
+        best = best_episodes(row.scores, threshold)
+        found.append(names_evidence(best, row.probe.evidence, row.stamps))
+    return np.array(found)

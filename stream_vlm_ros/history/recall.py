@@ -576,7 +576,8 @@ class _Search:
         )
 
     def _in_memory(self, scored: Scored, episode: Episode) -> bool:
-        return _within(*scored.stamps_of(episode), self.spans)
+        """Whether the memory answers about it; never where the history is always to be read."""
+        return self._mode != "always" and _within(*scored.stamps_of(episode), self.spans)
 
     def _chosen(self, scored: Scored, hits: list[Episode], want: Want) -> list[Episode]:
         """What the question wants of the hits, oldest first."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import os
 from collections.abc import Iterator, Sequence
@@ -26,13 +27,17 @@ from stream_vlm_ros.errors import CalibrationError, InvalidParameterError, check
 from stream_vlm_ros.history.limits import Probe
 from stream_vlm_ros.sources import Source, open_source, parse_size
 
-from .questions import Question, load_questions
+from .questions import Question, QuestionSet, load_questions
 
 if TYPE_CHECKING:
+    from stream_vlm_ros.engine.inputs.frames import ImageSettings
     from stream_vlm_ros.history.calibrating import Film, Report
 
 WORLD = "world"  # the drawn one, as a source
 RANKING_HOURS, MAX_RANKING_WORLDS = 0.4, 2
+ROOM_FOR_TEXT = 32  # tokens before the first frame
+# What the default memory holds of a usual checkpoint's: at 128 to 391 tokens a grid, 42 to 128.
+MEMORY_GRIDS = 70
 SCREEN = (640, 512)  # of which the world's pictures are reduced, as a camera's would be
 
 
@@ -49,6 +54,8 @@ class CalibrateOptions:
         heads: that find together.
         chunk_frames: frames encoded together.
         key_gigabytes: that keys may take; 0: half of what is free.
+        max_cache_tokens: of the memory while it streams; 0: `MEMORY_GRIDS` of the drawn world's
+            grids, for a recording what ``ask`` has.
         size: pictures are scaled to it first, as ``WIDTHxHEIGHT``.
         not_seen: answers by which the model says that it does not see a thing.
     """
@@ -62,6 +69,7 @@ class CalibrateOptions:
     heads: int = 3
     chunk_frames: int = 16
     key_gigabytes: float = 0.0
+    max_cache_tokens: int = 0
     size: str | None = None
     not_seen: Sequence[str] = ()
 
@@ -139,26 +147,29 @@ def run_calibration(
     with contextlib.ExitStack() as stack:
         with side.status("Loading the model"):
             checkpoint = load_model(settings)
-            engine: Any = build_engine(settings, checkpoint)
-        room = int(options.key_gigabytes * 1e9) or None
-        watch = Watch(engine, checkpoint.processor, options.chunk_frames, room)
-        if options.source == WORLD:
-            ranking, measuring, made = _worlds(options, settings, checkpoint.processor, stack)
+        notes: list[str] = []
+        cap = options.max_cache_tokens
+        if questions is None:
+            size = _drawn_size(options, settings, checkpoint.processor.image_settings)
+            ranking, measuring, made = _worlds(options, size, stack)
+            tokens = size[0] * size[1] // checkpoint.processor.image_settings.factor**2
+            cap = cap or MEMORY_GRIDS * tokens + ROOM_FOR_TEXT
         else:
-            source = open_source(
-                options.source, fps=settings.sample_fps or None, size=parse_size(options.size)
-            )
-            if source.endless:
-                raise InvalidParameterError(f"{options.source} has no end; name a recording.")
-            assert questions is not None  # (_check)
-            film = RecordingFilm(source, questions.questions, not_seen)
+            film = _recording(options, settings, questions, not_seen)
             if film.left_out:
-                watch.notes.append(
+                notes.append(
                     f"{plural(film.left_out, 'question')} without evidence before it is asked, or "
                     "without 'at', were left out"
                 )
             ranking = measuring = [film]
-            made = {"source": source.name, "questions_file": str(options.questions)}
+            made = {"source": film.name, "questions_file": str(options.questions)}
+        settings = dataclasses.replace(
+            settings, max_cache_tokens=cap or settings.max_cache_tokens, fork_slack_tokens=0
+        )
+        engine: Any = build_engine(settings, checkpoint)
+        room = int(options.key_gigabytes * 1e9) or None
+        watch = Watch(engine, checkpoint.processor, options.chunk_frames, room)
+        watch.notes += notes
         step = stack.enter_context(_progress(side))
         report = calibrate(
             watch,
@@ -169,6 +180,7 @@ def run_calibration(
             made_with={
                 **made,
                 "max_cache_tokens": settings.max_cache_tokens,
+                "chunk_frames": options.chunk_frames,
                 "date": datetime.date.today().isoformat(),
                 "stream_vlm": __version__,
             },
@@ -176,6 +188,23 @@ def run_calibration(
         )
     report.calibration.save(target)
     return report, target
+
+
+def _recording(
+    options: CalibrateOptions,
+    settings: Settings,
+    questions: QuestionSet,
+    not_seen: Sequence[str],
+) -> RecordingFilm:
+    source = open_source(
+        options.source,
+        fps=settings.sample_fps or None,
+        size=parse_size(options.size),
+        max_decoded_megapixels=settings.max_decoded_megapixels,
+    )
+    if source.endless:
+        raise InvalidParameterError(f"{options.source} has no end: name a recording.")
+    return RecordingFilm(source, questions.questions, not_seen)
 
 
 def _check(options: CalibrateOptions) -> None:
@@ -192,28 +221,19 @@ def _check(options: CalibrateOptions) -> None:
 
 
 def _worlds(
-    options: CalibrateOptions, settings: Settings, processor: Any, stack: contextlib.ExitStack
+    options: CalibrateOptions, size: tuple[int, int], stack: contextlib.ExitStack
 ) -> tuple[list[Film], list[Film], dict[str, Any]]:
-    from stream_vlm_ros.engine.inputs.frames import smart_resize
     from stream_vlm_ros.world.rare import CALIBRATION
     from stream_vlm_ros.world.rare_film import RareFilm, drawing_processes
 
     if not 1 <= options.worlds <= len(CALIBRATION):
         raise InvalidParameterError(
-            f"--worlds is {options.worlds}; there are {len(CALIBRATION)} for calibration."
+            f"--worlds is {options.worlds}: there are {len(CALIBRATION)} for calibration."
         )
     jobs = options.jobs or max(1, min(16, (os.cpu_count() or 1) - 2))
     drawers = drawing_processes(jobs)
     if drawers is not None:
         stack.callback(drawers.shutdown, cancel_futures=True)
-    size = parse_size(options.size)
-    if size is None:  # as a camera's would be reduced to; drawn so at once
-        images = processor.image_settings
-        height, width = smart_resize(
-            SCREEN[1], SCREEN[0], images.factor, images.min_pixels,
-            images.at_most(settings.max_pixels),
-        )  # fmt: skip
-        size = width, height
     seeds = list(CALIBRATION[: options.worlds])
     how: dict[str, Any] = {"size": size, "drawers": drawers, "jobs": jobs}
     measuring: list[Film] = [RareFilm(seed, options.hours, **how) for seed in seeds]
@@ -221,7 +241,20 @@ def _worlds(
     if options.hours > RANKING_HOURS:
         some = seeds[:MAX_RANKING_WORLDS]
         ranking = [RareFilm(seed, RANKING_HOURS, **how) for seed in some]
-    return ranking, measuring, {"source": "world", "seeds": seeds, "hours": options.hours}
+    return ranking, measuring, {"source": WORLD, "seeds": seeds, "hours": options.hours}
+
+
+def _drawn_size(
+    options: CalibrateOptions, settings: Settings, images: ImageSettings
+) -> tuple[int, int]:
+    """Of the world's pictures: what a camera's would be reduced to, drawn so at once."""
+    from stream_vlm_ros.engine.inputs.frames import smart_resize
+
+    given = parse_size(options.size) or SCREEN
+    height, width = smart_resize(
+        given[1], given[0], images.factor, images.min_pixels, images.at_most(settings.max_pixels)
+    )
+    return width, height
 
 
 @contextlib.contextmanager

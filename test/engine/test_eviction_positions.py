@@ -189,9 +189,7 @@ OPERATIONS = st.one_of(
 )
 
 
-@settings(
-    max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
-)
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(
     operations=st.lists(OPERATIONS, min_size=3, max_size=16),
     room=st.integers(16, 90),
@@ -386,8 +384,9 @@ def test_frames_kept_for_long_are_seen_where_the_oracle_puts_them(
         oracle.detach()
 
 
+@pytest.mark.parametrize("evictions", [200, pytest.param(2000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("policy", ["contiguous", "keep_gaps"])
-def test_sink_keys_do_not_drift_through_2000_evictions_in_bfloat16(toys, policy):
+def test_sink_keys_do_not_drift_through_many_evictions_in_bfloat16(toys, policy, evictions):
     model = toys.model(1, layers=1).to(torch.bfloat16)
     engine = VideoStreamingInference(
         model,
@@ -400,7 +399,7 @@ def test_sink_keys_do_not_drift_through_2000_evictions_in_bfloat16(toys, policy)
     sink = manager.evictor.effective_sink_size
     first = manager.gather()[:, :, :, :sink].clone()
     frame = toys.frames(2, 28, 28, seed=1)
-    while manager.evictor.total_evictions < 2000:
+    while manager.evictor.total_evictions < evictions:
         engine.append_video_chunk(frame, fps=2)
     assert torch.equal(manager.gather()[:, :, :, :sink], first)
     # What stands in the way of the sink is one rotation of the query, exact to float32.
@@ -411,7 +410,7 @@ def test_sink_keys_do_not_drift_through_2000_evictions_in_bfloat16(toys, policy)
         sections = model.config.text_config.rope_parameters["mrope_section"]
         axis = [i % 3 for i, n in enumerate(sections) for _ in range(n)]
         angles = torch.tensor([offset[a] for a in axis], dtype=torch.float64) * frequencies
-        assert offset.t <= -2000
+        assert offset.t <= -evictions
         assert (cos[:8].double() - angles.cos()).abs().max() < 1e-6
         assert (sin[:8].double() - angles.sin()).abs().max() < 1e-6
     else:

@@ -319,21 +319,27 @@ def restarting(start_node, connect, tmp_path, request):
     return start, stop
 
 
-def test_a_node_that_starts_again_remembers(restarting, tmp_path):
+def test_a_node_that_starts_again_remembers_what_it_held_under_any_name(restarting, tmp_path):
     start, stop = restarting
     both = dict(save_memory_on_shutdown=True, load_memory_at_start=True)
     node, client = start(**both)
     assert "the node begins with an empty one" in node.output  # no error
     before = fill(client, 5)
     answer = client.ask().text
-    stop(node, client)
-    assert os.listdir(tmp_path / "memories") == ["memory.safetensors"]
+    assert save(client, "kitchen").success
+    stop(node, client)  # saved under another name, it is still saved under its own
+    held = sorted(os.listdir(tmp_path / "memories"))
+    assert held == ["kitchen.safetensors", "memory.safetensors"]
     node, client = start(**both)
     assert client.wait_status(lambda s: s.frames == 5).spans == before.spans
     assert client.ask().text == answer
     client.stamp_ns += 24 * 3600 * SECOND
     status = fill(client, 4)
     assert (status.frames, status.time_jumps) == (9, 0)
+    assert load(client, "kitchen").success
+    stop(node, client)  # what it holds now is the kitchen, and so is what it begins with next
+    node, client = start(load_memory_at_start=True)
+    assert client.wait_status(lambda s: s.frames == 5).spans == before.spans
     stop(node, client)
 
 
@@ -364,20 +370,3 @@ def test_a_file_that_is_refused_at_the_start_is_said_and_left_alone(restarting, 
     stop(node, client)
     assert path.read_bytes() == there
     assert sorted(os.listdir(path.parent)) == ["memory.safetensors", "other.safetensors"]
-
-
-def test_a_memory_saved_under_another_name_is_still_saved_under_its_own(restarting, tmp_path):
-    start, stop = restarting
-    node, client = start(save_memory_on_shutdown=True)
-    before = fill(client, 3)
-    assert save(client, "kitchen").success
-    stop(node, client)
-    held = sorted(os.listdir(tmp_path / "memories"))
-    assert held == ["kitchen.safetensors", "memory.safetensors"]
-    node, client = start(save_memory_on_shutdown=True)
-    fill(client, 5)
-    assert load(client, "kitchen").success
-    stop(node, client)  # what it holds now is the kitchen, and so is what it begins with next
-    node, client = start(load_memory_at_start=True)
-    assert client.wait_status(lambda s: s.frames == 3).spans == before.spans
-    stop(node, client)

@@ -12,6 +12,7 @@ import pytest
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.replay.job import ReplayJob
+from stream_vlm_ros.replay.plots import plots_of
 from stream_vlm_ros.replay.questions import load_questions
 from stream_vlm_ros.sources import Frame, Source, SourceState
 
@@ -73,9 +74,24 @@ def write_questions(tmp_path):
     return write
 
 
+PLOTS: dict[tuple, list] = {}  # of the runs with these names
+
+
 @pytest.fixture
 def make_job(write_questions, tmp_path, monkeypatch):
-    """A job over a known source; ``interrupt_at`` is the frame before which Ctrl-C comes."""
+    """A job over a known source; ``interrupt_at`` is the frame before which Ctrl-C comes.
+
+    Plots take most of a short replay's time. They are drawn for the first report whose runs bear
+    these names, and are the same in further ones: what they show is for test_plots.py.
+    """
+
+    def drawn_once(runs, failed):
+        names = tuple((run["name"], run["complete"]) for run in runs)
+        if names not in PLOTS:
+            PLOTS[names] = plots_of(runs, failed)
+        return PLOTS[names]
+
+    monkeypatch.setattr("stream_vlm_ros.replay.rendering.plots_of", drawn_once)
 
     def make(
         settings=(BASE,),
