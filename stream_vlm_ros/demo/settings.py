@@ -20,7 +20,13 @@ fixed = partial(setting, change=START)
 option = partial(fixed, verbs=("demo",))
 
 # The node's own defaults, but for what makes it run well on a CPU. config/demo.yaml holds them.
-DEMO = Settings(max_cache_tokens=4096, max_pixels=100_352, max_new_tokens=64, status_period=0.5)
+DEMO = Settings(
+    max_cache_tokens=4096,
+    max_pixels=100_352,
+    history="auto",
+    max_new_tokens=64,
+    status_period=0.5,
+)
 
 
 # -- rules: raise a StreamVlmError for a text that is of no use, such as the path of no file -------
