@@ -621,6 +621,24 @@ def test_a_file_with_one_flipped_bit_is_refused(whole, tmp_path_factory, share, 
     refuses(engine, path, "is refused: ")
 
 
+@settings(QUICK, max_examples=80)
+@given(
+    share=st.tuples(st.floats(0.0, 1.0), st.floats(0.0, 1.0)),
+    size=st.sampled_from([1, 2, 4, 8, 64]),
+)
+def test_a_file_with_two_pieces_that_changed_places_is_refused(
+    whole, tmp_path_factory, share, size
+):
+    data, engine = whole
+    one, other = sorted(int(at * (len(data) // size - 1)) * size for at in share)
+    first, second = data[one : one + size], data[other : other + size]
+    assume(first != second)
+    swapped = data[:one] + second + data[one + size : other] + first + data[other + size :]
+    path = tmp_path_factory.mktemp("swap") / "m"
+    path.write_bytes(swapped)
+    refuses(engine, path, "is refused: ")
+
+
 def test_a_digit_that_was_changed_in_the_header_is_refused(whole, tmp_path):
     data, engine = whole
     about = range(data.index(b'"about"'), data.index(b'"format"'))
@@ -681,7 +699,7 @@ def test_another_version_is_refused_and_yet_known_as_a_memory(whole, parts, make
     path = parts.write()
     parts.metadata.pop("version")
     monkeypatch.undo()
-    refuses(whole[1], path, "of version 7, and this program reads version 1")
+    refuses(whole[1], path, "of version 7, and this program reads version 2")
     make("window", 1).save_memory(path)  # it may be overwritten: it is ours
 
 

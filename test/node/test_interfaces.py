@@ -91,9 +91,9 @@ def test_a_request_that_makes_no_sense_is_refused(interfaces, fields, error, wor
 
 
 def test_a_status_tells_stretches_of_time_and_all_levels_in_one_order(interfaces):
-    from stream_vlm_ros.node.worker import LevelState, MemoryState
+    from stream_vlm_ros.node.worker import LevelState, MemorySummary
 
-    empty = interfaces.to_cache_status(MemoryState(), "inactive", {})
+    empty = interfaces.to_cache_status(MemorySummary(), "inactive", {})
     assert empty.spans == []
     names = ["sink", "sampled", "important", "window"]
     assert [(level.name, level.frames, level.tokens) for level in empty.levels] == [
@@ -102,7 +102,7 @@ def test_a_status_tells_stretches_of_time_and_all_levels_in_one_order(interfaces
     levels = tuple(LevelState(name, number, 6 * number) for number, name in enumerate(names))
     spans = ((1_000_000_007, 2_000_000_000), (5_000_000_000, 5_000_000_000))
     status = interfaces.to_cache_status(
-        MemoryState(length=50, spans_ns=spans, levels=levels), "active", {"frames_received": 3}
+        MemorySummary(length=50, spans_ns=spans, levels=levels), "active", {"frames_received": 3}
     )
     spans = [(s.start.sec, s.start.nanosec, s.end.sec, s.end.nanosec) for s in status.spans]
     assert spans == [(1, 7, 2, 0), (5, 0, 5, 0)]

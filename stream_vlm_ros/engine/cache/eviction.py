@@ -26,7 +26,7 @@ from stream_vlm_ros.config import AUTO as AUTO
 from stream_vlm_ros.config import NOVELTY_SHARE, NOVELTY_WINDOW_CHUNKS
 from stream_vlm_ros.config import EvictionConfig as EvictionConfig
 from stream_vlm_ros.engine.reference_names import EvictorNames
-from stream_vlm_ros.errors import CapTooSmallError, InvalidParameterError
+from stream_vlm_ros.errors import CapTooSmallError, InvalidParameterError, in_words
 
 
 class Candidate(NamedTuple):
@@ -540,14 +540,27 @@ class KVCacheEvictor(EvictorNames):
             first: number of the first grid.
             features: ``[grids, rows, columns, hidden]``.
             last_seconds: the source's time of the chunk's last frame.
+
+        Raises:
+            InvalidParameterError: a user's score cannot describe one of them.
         """
         wanted = self.config is not None and self.config.shares[1] > 0
         descriptors = {}
         if wanted and (self.important_size or not self.first_chunk_recorded):
             for number, grid in enumerate(features, start=first):
-                descriptors[number] = self.score.describe(grid)
+                descriptors[number] = self._described(grid)
         sizes = features.shape[:3].numel(), features.shape[1:3].numel()
         return Described(descriptors, *sizes, last_seconds)
+
+    def _described(self, grid: torch.Tensor) -> np.ndarray:
+        try:
+            return self.score.describe(grid)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise  # not the score's own: the chunk may come again when there is room
+        except Exception as fault:  # a user's score raises anything
+            raise InvalidParameterError(
+                f"the importance score cannot describe a frame: {in_words(fault)}"
+            ) from fault
 
     def leaves_window(self, number: int, tokens: int, seconds: float) -> set[int]:
         """A whole grid leaves the window: numbers of those to forget for it, maybe its own.
