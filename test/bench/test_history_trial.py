@@ -13,12 +13,12 @@ from history_trial import (
     hits_of,
     names_evidence,
     read_with_present,
-    wilson,
 )
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from stream_vlm_ros.experiments.intervals import wilson
 from stream_vlm_ros.history.episodes import Episode
 from stream_vlm_ros.world.questions import Question
 from stream_vlm_ros.world.rare import Asked, Stretch
