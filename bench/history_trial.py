@@ -39,16 +39,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import transformers
-from history_windows import Look, Windows, encode, every_head
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
 from stream_vlm_ros.engine.attention.base import Readout
+from stream_vlm_ros.experiments.intervals import wilson
+from stream_vlm_ros.experiments.windows import Look, Windows, encode, every_head
 from stream_vlm_ros.history.calibration import PLACES, CalibratedHead, queries_at
 from stream_vlm_ros.history.episodes import Episode, join_hits
 from stream_vlm_ros.history.limits import (
@@ -108,15 +108,6 @@ MEMORIES = (
     "history", "second_look", "newest_hit", "streaming", "random", "uniform", "mean_keys",
     "other_question", "oracle", "last_4",
 )  # fmt: skip
-
-
-def wilson(right: int, asked: int, level: float = 0.95) -> tuple[float, float]:
-    """The Wilson score interval of a share."""
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    middle, share = z * z / (2 * asked), right / asked
-    spread = z * math.sqrt(share * (1 - share) / asked + z * z / (4 * asked * asked))
-    low, high = ((share + middle + sign * spread) / (1 + 2 * middle) for sign in (-1, 1))
-    return max(0.0, low), min(1.0, high)
 
 
 # -- a world, its keys and queries ---------------------------------------------------------------

@@ -10,12 +10,12 @@ from history_trial import (
     choose,
     names_evidence,
     read_with_present,
-    wilson,
 )
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from stream_vlm_ros.experiments.intervals import wilson
 from stream_vlm_ros.history.episodes import Episode
 from stream_vlm_ros.history.limits import hits_of
 from stream_vlm_ros.world.questions import Question

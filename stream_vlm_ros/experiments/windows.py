@@ -114,7 +114,8 @@ class Windows:
         features: torch.Tensor,
         seconds: float = 1.0,
     ):
-        self.model, self.features, self._seconds = model, features, seconds
+        self.model, self.processor = model, processor
+        self.features, self._seconds = features, seconds
         self.chat = ChatLayout(processor, model.config)
         self._rate = model.config.vision_config.tokens_per_second
         ends = model.generation_config.eos_token_id
