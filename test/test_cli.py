@@ -46,7 +46,18 @@ def test_the_version_is_the_packages():
     assert run("--version").stdout.strip() == f"stream-vlm {__version__}"
 
 
-VERBS = ["", "ask", "replay", "rate", "info", "report", "report diff", "demo", "demo-model"]
+VERBS = [
+    "",
+    "ask",
+    "replay",
+    "rate",
+    "info",
+    "calibrate",
+    "report",
+    "report diff",
+    "demo",
+    "demo-model",
+]
 VERBS += ["demo-model evaluate", "demo-model questions", "experiment"]
 VERBS += [f"experiment {name}" for name in EXPERIMENTS]
 
