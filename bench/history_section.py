@@ -84,7 +84,7 @@ def measure(rig: Rig, bar: Any) -> dict[str, Any]:
                 said[mode] = told
         found[f"first_token_{hours}_h"] = {mode: summary(t) for mode, t in first.items()}
         found[f"same_answer_{hours}_h"] = said["never"] == said["auto"]
-        added = np.median(first["auto"]) - np.median(first["never"])
+        added = float(np.median(first["auto"]) - np.median(first["never"]))
         held = engine._held
         found[f"held_{hours}_h"] = {"grids": held.grids, "bytes": held.nbytes}
         if f"auto_{hours}_h" in BARS:
@@ -95,7 +95,7 @@ def measure(rig: Rig, bar: Any) -> dict[str, Any]:
 
     # What is kept as pictures fits, all of it: so as much is read as may be.
     engine.calibration = dataclasses.replace(calibration, threshold=-math.inf, looks=math.inf)
-    engine.calibration = dataclasses.replace(engine.calibration, of_best=0.0, not_seen=())
+    engine.calibration = dataclasses.replace(engine.calibration, of_best=-math.inf, not_seen=())
     for _ in range(4 if rig.small else 40):
         append()
     engine.ask(question, 4, history="always")
