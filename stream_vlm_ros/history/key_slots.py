@@ -16,7 +16,7 @@ import torch
 
 SEGMENTS = 32  # that a full index consists of, or up to twice as many
 FREE = -1  # ticket of a slot that holds nothing
-_BLOCK_BYTES = 1 << 20  # keys that a CPU converts at a time: what its cache holds
+_BLOCK_BYTES = 1 << 21  # keys that a CPU converts at a time: what its cache holds
 _EVEN = 8  # rows that matrix units like
 
 
@@ -91,11 +91,11 @@ class KeySlots:
         """So many free slots for a grid; who else referred to them has lost them."""
         slots = [self._free.pop() for _ in range(count)]
         for slot in slots:
-            first = self.first[slot]
-            if self.owner[first] == self.owner[slot]:
+            owner = self.owner.item(slot)
+            if owner != FREE and self.owner.item(first := self.first.item(slot)) == owner:
                 self.owner[first] = FREE  # and so all its parts are gone
-            self.owner[slot], self.first[slot] = ticket, slots[0]
-            self.stamps[slot] = stamps
+            self.owner[slot] = ticket
+        self.first[slots], self.stamps[slots] = slots[0], stamps
         return slots
 
     def shrink(self, segments: int) -> None:

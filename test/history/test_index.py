@@ -230,7 +230,7 @@ class Values(RuleBasedStateMachine):
     def begin(self, seed, room):
         self.room = room
         self.one, self.stream = self.opened(), Stream(seed)
-        self.highest = 0
+        self.highest = self.epoch = self.epochs = 0
         self.held = self.newest = self.one.empty()
         self.next, self.there = 0, set()
         self.seen, self.newest_seen = {}, {}
@@ -253,7 +253,7 @@ class Values(RuleBasedStateMachine):
 
     @rule(sizes=st.lists(st.sampled_from([0, 1, 4, 4, 8]), min_size=1, max_size=6))
     def append(self, sizes):
-        self.older.append((self.held, self.seen, self.next))
+        self.older.append((self.held, self.seen, self.next, self.epoch))
         before = set(self.seen)
         self.held, self.seen, self.next = self.drafted(sizes)
         new = set(self.seen) - before
@@ -262,13 +262,14 @@ class Values(RuleBasedStateMachine):
     @rule(sizes=st.lists(st.sampled_from([0, 1, 4, 4, 8]), min_size=1, max_size=6))
     def append_and_drop(self, sizes):
         held, seen, upcoming = self.drafted(sizes)
-        self.older.append((held, seen, upcoming))
+        self.older.append((held, seen, upcoming, self.epoch))
 
     @rule(data=st.data())
     def restore(self, data):
         if self.older:
-            self.older.append((self.held, self.seen, self.next))
-            self.held, self.seen, self.next = data.draw(st.sampled_from(self.older[:-1]))
+            self.older.append((self.held, self.seen, self.next, self.epoch))
+            chosen = data.draw(st.sampled_from(self.older[:-1]))
+            self.held, self.seen, self.next, self.epoch = chosen
             self.there = {serial for serial, *_ in self.found(self.held)}
 
     @rule(start=st.integers(0, 80), length=st.integers(0, 20))
@@ -276,7 +277,7 @@ class Values(RuleBasedStateMachine):
         start = self.stream.now - start - 0.75
         stop = start + length
         before = self.found(self.held)
-        self.older.append((self.held, self.seen, self.next))
+        self.older.append((self.held, self.seen, self.next, self.epoch))
         self.held = self.newest = self.one.forget(self.held, start, stop)
         left = [grid for grid in before if grid[2] > stop or grid[3] < start]
         assert self.found(self.held) == left
@@ -284,27 +285,29 @@ class Values(RuleBasedStateMachine):
         self.seen = {
             n: one for n, one in self.seen.items() if any(n in range(*g[:2]) for g in left)
         }
-        for held, _, _ in self.older:
-            assert all(first > stop or last < start for *_, first, last in self.found(held))
+        for held, _, _, epoch in self.older:
+            for *_, first, last in self.found(held) if epoch == self.epoch else ():
+                assert first > stop or last < start
 
     @rule()
     def clear(self):
-        self.older.append((self.held, self.seen, self.next))
+        self.older.append((self.held, self.seen, self.next, self.epoch))
         self.held = self.one.clear()
         assert self.one.nbytes == 0
-        assert all(not self.found(held) for held, _, _ in self.older)
+        assert all(not self.found(held) for held, *_ in self.older)
         self.anew()
         self.first_size = True
 
     @rule()
     def start_epoch(self):
-        self.older.append((self.held, self.seen, self.next))
+        self.older.append((self.held, self.seen, self.next, self.epoch))
         self.held = self.one.start_epoch(self.held)
+        self.epochs += 1
         self.anew()
 
     def anew(self):
         self.newest, self.newest_seen = self.held, {}
-        self.there = set()
+        self.there, self.epoch = set(), self.epochs
         self.seen, self.next = {}, self.highest + NEW_STREAM if self.highest else 0
 
     def found(self, held):
@@ -319,7 +322,7 @@ class Values(RuleBasedStateMachine):
     @invariant()
     def every_state_finds_its_own(self):
         self.older = self.older[-8:]
-        for held, seen, _ in [*self.older, (self.held, self.seen, self.next)]:
+        for held, seen, *_ in [*self.older, (self.held, self.seen)]:
             found = self.one.search(held, ask(), OF)
             grids = self.found(held)
             end = -1
