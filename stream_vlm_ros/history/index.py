@@ -187,14 +187,14 @@ class _Behind(NamedTuple):
     Attributes:
         slots: where they belong.
         pages: ``[heads, slots, tokens, head_dim]``.
-        rows: of its grids.
+        rows: of its grids, where there are files.
         common: what was taken off, ``[heads, 1, 1, head_dim]``.
         event: has come when they have arrived on the host.
     """
 
     slots: list[int]
     pages: torch.Tensor
-    rows: np.ndarray
+    rows: np.ndarray | None
     common: torch.Tensor
     event: torch.cuda.Event | None = None
 
@@ -400,15 +400,16 @@ class KeyIndex:
             held = held.with_next(self._ticket, stamps, taken)
             self._ticket += 1
         self._serial = max(self._serial, held.next_serial)
-        rows = np.empty(0, _ROW)
-        if self._files is not None:
-            rows = held.table(0 if thinned else max(0, before - 1))  # what may be others now
-            old = rows["ticket"] < first_ticket
-            if thinned:
-                self._files.sync(slots, rows[old])
-            elif not sizes[0]:
-                self._files.update(slots, rows[old])  # it stands for more
-            rows = rows[~old]
+        rows = None
+        if self._files is not None and thinned:
+            table = held.table()
+            new = table["ticket"] >= first_ticket
+            self._files.sync(slots, table[~new])
+            rows = table[new]
+        elif self._files is not None:
+            if before and not sizes[0]:
+                self._files.update(slots, held.table(before - 1)[:1])  # it stands for more
+            rows = held.table(before)
         if at:
             pages, common = self._pages(keys, grids, list(at.values()), slots.tokens)
             self._store(_Behind(list(at), pages, rows, common))
@@ -656,10 +657,9 @@ class KeyIndex:
         if files.common is None:
             files.write_common(new.common.flatten(1).numpy())
         # The last, since now they have their keys. (One that was left out at once has no row.)
-        rows = {int(row["ticket"]): row for row in new.rows}
-        tickets = slots.owner[new.slots].tolist()
-        there = [at for at, ticket in enumerate(tickets) if ticket in rows]
-        files.write_rows([new.slots[at] for at in there], [rows[tickets[at]] for at in there])
+        rows = {row[0]: row for row in new.rows.tolist()} if new.rows is not None else {}
+        tickets = [(slot, slots.owner.item(slot)) for slot in new.slots]
+        files.write_rows([(slot, rows[ticket]) for slot, ticket in tickets if ticket in rows])
 
     def _settled(self, held: IndexState) -> IndexState:
         """The state that slots are given to from now on: what is still there of ``held``."""

@@ -328,12 +328,12 @@ class KeyFiles:
         for at, place in enumerate(places):
             self._sums[place] = _sum_of(data[:, at])
 
-    def write_rows(self, places: Sequence[int], grids: Sequence[np.void]) -> None:
-        """Say that slots hold their keys: for each its grid's row."""
-        for place, grid in zip(places, grids, strict=True):
-            summed = _SUMMED.pack(*grid.item()[: len(_OF_GRID)], 1, self._sums[place])
+    def write_rows(self, grids: Sequence[tuple[int, tuple[Any, ...]]]) -> None:
+        """Say that slots hold their keys: each slot, and its grid's ticket, serial, span ..."""
+        for place, grid in grids:
+            summed = _SUMMED.pack(*grid, 1, self._sums[place])
             self.rows[place] = np.frombuffer(summed + _U32.pack(zlib.crc32(summed)), ROW)[0]
-        self._write(np.array(places, np.int64))
+        self._write([place for place, _ in grids])
 
     def write_common(self, common: np.ndarray) -> None:
         """Say what the segments are, and what was taken off all keys, ``[heads, head_dim]``."""
@@ -355,7 +355,8 @@ class KeyFiles:
             wanted[name] = grids[name][of]
         wanted["used"], wanted["keys_sum"] = 1, self._sums[places]
         other = wanted != self.rows[places]
-        self.write_rows(places[other].tolist(), list(grids[of[other]]))
+        rows = [grid.item() for grid in grids[_OF_GRID][of[other]]]
+        self.write_rows(list(zip(places[other].tolist(), rows, strict=True)))
 
     def sync(self, slots: KeySlots, grids: np.ndarray) -> None:
         """Let the files hold these grids and no others.
@@ -372,19 +373,21 @@ class KeyFiles:
         """Nothing is in these slots, by a mask of them all."""
         gone = np.flatnonzero(which & (self.rows["used"] != 0))
         self.rows[gone] = np.zeros((), ROW)
-        self._write(gone)
+        self._write(gone.tolist())
 
-    def _write(self, places: np.ndarray) -> None:
+    def _write(self, places: Sequence[int]) -> None:
         """Write the rows of these slots, and others between them once more.
 
         A call that is killed in the middle has written whole rows: none lies on two pages.
         """
-        for segment in np.unique(places // self.segment_slots).tolist():
-            first = segment * self.segment_slots
-            here = places[(places >= first) & (places < first + self.segment_slots)]
-            low, high = int(here.min()), int(here.max()) + 1
+        segments: dict[int, list[int]] = {}
+        for place in places:
+            segments.setdefault(place // self.segment_slots, []).append(place)
+        for segment, here in segments.items():
+            low, high = min(here), max(here) + 1
+            at = (low - segment * self.segment_slots) * ROW.itemsize
             with self._writing(segment) as file:
-                _write_at(file, self.rows[low:high].tobytes(), (low - first) * ROW.itemsize)
+                _write_at(file, self.rows[low:high].tobytes(), at)
 
     def erase(self, slots: KeySlots, places: np.ndarray) -> None:
         """Nothing of these slots' keys stays."""
