@@ -89,15 +89,15 @@ class _Forgotten(NamedTuple):
 class _Rows:
     """What is known of grids, for a state and those that it came from: the oldest first.
 
+    Only the newest state of an index is appended to, so each may write behind what it came from.
+
     Attributes:
         rows: with room behind.
-        filled: how many there are. Only who has all of them may write behind.
     """
 
     def __init__(self, rows: np.ndarray):
-        self.filled = len(rows)
-        self.rows = np.empty(2 * self.filled + 16, _ROW)
-        self.rows[: self.filled] = rows
+        self.rows = np.empty(2 * len(rows) + 16, _ROW)
+        self.rows[: len(rows)] = rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,12 +160,11 @@ class IndexState:
     ) -> IndexState:
         """The next grid, with its keys in these slots."""
         shared, count = self._rows, self.grids
-        if shared.filled != count or count == len(shared.rows):
+        if count == len(shared.rows):
             shared = _Rows(self.table())
         if count:
             shared.rows["span"][count - 1], shared.rows["last"][count - 1] = self._span, self._last
         shared.rows[count] = (ticket, self.next_serial, 1, *stamps, slots[0], len(slots))
-        shared.filled = count + 1
         return replace(
             self,
             grids=count + 1,
