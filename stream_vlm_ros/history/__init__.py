@@ -14,9 +14,11 @@
     results         what these engines return in addition
     reference_names what the reference calls things, for its scripts
 
-For the streaming engine, by trials only so far (bench/history_trial.py):
+For the streaming engine (what the trial in bench/history_trial.py found):
 
     index           keys of a few heads for every grid of a stream, searched by a question
+    key_slots       where these keys lie, and the best product of each slot
+    key_files       the same in a folder, taken up again by the next process
     episodes        hits among these grids, joined
 """
 

@@ -70,7 +70,7 @@ class _Forgotten(NamedTuple):
     """A time that was forgotten, for states that are older than that.
 
     Attributes:
-        epoch: the first serial of the epoch that it is a time of.
+        epoch: that it is a time of.
         ticket: of the next grid then.
         start, stop: both included.
     """
@@ -81,23 +81,23 @@ class _Forgotten(NamedTuple):
     stop: float
 
     def concerns(self, rows: np.ndarray) -> np.ndarray:
-        """Which of these grids stand for some of it."""
-        known = (rows["serial"] >= self.epoch) & (rows["ticket"] < self.ticket)
+        """Which of these grids, of its epoch, stand for some of it."""
+        known = rows["ticket"] < self.ticket
         return known & _within(rows["first"], rows["last"], self.start, self.stop)
 
 
 class _Rows:
     """What is known of grids, for a state and those that it came from: the oldest first.
 
+    Only the newest state of an index is appended to, so each may write behind what it came from.
+
     Attributes:
         rows: with room behind.
-        filled: how many there are. Only who has all of them may write behind.
     """
 
     def __init__(self, rows: np.ndarray):
-        self.filled = len(rows)
-        self.rows = np.empty(2 * self.filled + 16, _ROW)
-        self.rows[: self.filled] = rows
+        self.rows = np.empty(2 * len(rows) + 16, _ROW)
+        self.rows[: len(rows)] = rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,12 +109,14 @@ class IndexState:
         next_serial: of the grid that comes next.
         parts: slots that the grids take.
         slot_bytes: of each.
+        epoch: what its stamps are times of.
     """
 
     grids: int
     next_serial: int
     parts: int
     slot_bytes: int
+    epoch: int
     _rows: _Rows
     # Of the newest grid, whose row says what it stood for when the next one came.
     _span: int
@@ -142,10 +144,10 @@ class IndexState:
         return rows
 
     @classmethod
-    def of(cls, rows: np.ndarray, next_serial: int, slot_bytes: int) -> IndexState:
+    def of(cls, rows: np.ndarray, next_serial: int, slot_bytes: int, epoch: int) -> IndexState:
         span, last = (int(rows["span"][-1]), float(rows["last"][-1])) if len(rows) else (0, 0.0)
         parts = int(rows["parts"].sum())
-        return cls(len(rows), next_serial, parts, slot_bytes, _Rows(rows), span, last)
+        return cls(len(rows), next_serial, parts, slot_bytes, epoch, _Rows(rows), span, last)
 
     def stands_for_next(self, last: float) -> IndexState:
         """The next grid has no keys: the one before stands for it, if there is one."""
@@ -158,12 +160,11 @@ class IndexState:
     ) -> IndexState:
         """The next grid, with its keys in these slots."""
         shared, count = self._rows, self.grids
-        if shared.filled != count or count == len(shared.rows):
+        if count == len(shared.rows):
             shared = _Rows(self.table())
         if count:
             shared.rows["span"][count - 1], shared.rows["last"][count - 1] = self._span, self._last
         shared.rows[count] = (ticket, self.next_serial, 1, *stamps, slots[0], len(slots))
-        shared.filled = count + 1
         return replace(
             self,
             grids=count + 1,
@@ -185,14 +186,14 @@ class _Behind(NamedTuple):
     Attributes:
         slots: where they belong.
         pages: ``[heads, slots, tokens, head_dim]``.
-        rows: of its grids, and of the one before.
+        rows: of its grids, where there are files.
         common: what was taken off, ``[heads, 1, 1, head_dim]``.
         event: has come when they have arrived on the host.
     """
 
     slots: list[int]
     pages: torch.Tensor
-    rows: np.ndarray
+    rows: np.ndarray | None
     common: torch.Tensor
     event: torch.cuda.Event | None = None
 
@@ -282,7 +283,7 @@ class KeyIndex:
         self.dtype, self.device = dtype, torch.device(device)
         self._ticket = 0  # of the next grid that is written
         self._serial = 0  # above any that was given
-        self._epoch = 0  # the first serial since the source's time restarted
+        self._epoch = 0  # counts how often the source's time restarted
         self._forgotten: list[_Forgotten] = []
         self._slots: KeySlots | None = None
         self._common: torch.Tensor | None = None  # of the keys, [heads, 1, 1, head_dim]
@@ -330,7 +331,7 @@ class KeyIndex:
     def empty(self) -> IndexState:
         """What a memory without a token begins with: what the folder held, until `clear`."""
         if self._opened is None:
-            return IndexState.of(np.empty(0, _ROW), self._begin(), self._slot_bytes)
+            return IndexState.of(np.empty(0, _ROW), self._begin(), self._slot_bytes, self._epoch)
         return replace(self._opened, next_serial=self._begin())
 
     @_in_inference_mode
@@ -340,7 +341,7 @@ class KeyIndex:
         Raises FrameStoreError, as `forget` does.
         """
         self._catch_up()
-        self._epoch, self._opened = self._begin(), None
+        self._epoch, self._opened = self._epoch + 1, None
         return self._settled(self.empty())
 
     def clear(self) -> IndexState:
@@ -379,13 +380,14 @@ class KeyIndex:
             return held
         self._catch_up()
         keys = self._keys_of(change)
-        slots = self._slots_for(change, max(stop - start for _, start, stop in grids))
+        sizes = [stop - start for _, start, stop in grids]
+        slots = self._slots_for(change, max(sizes))
         held = self._settled(held)
         self._newest = None
         before, first_ticket, thinned = held.grids, self._ticket, False
         at: dict[int, tuple[int, int]] = {}  # which part of which grid each slot gets
-        for number, (stamps, start, stop) in enumerate(grids):
-            count = -(-(stop - start) // slots.tokens)
+        for number, (stamps, _, _) in enumerate(grids):
+            count = -(-sizes[number] // slots.tokens)
             if not count:
                 held = held.stands_for_next(stamps[1])
                 continue
@@ -397,14 +399,19 @@ class KeyIndex:
             held = held.with_next(self._ticket, stamps, taken)
             self._ticket += 1
         self._serial = max(self._serial, held.next_serial)
-        rows = held.table(0 if thinned else max(0, before - 1))  # what may be others now
-        if thinned and self._files is not None:
-            self._files.sync(slots, rows[rows["ticket"] < first_ticket])
+        rows = None
+        if self._files is not None and thinned:
+            table = held.table()
+            new = table["ticket"] >= first_ticket
+            self._files.sync(slots, table[~new])
+            rows = table[new]
+        elif self._files is not None:
+            if before and not sizes[0]:
+                self._files.update(slots, held.table(before - 1)[:1])  # it stands for more
+            rows = held.table(before)
         if at:
             pages, common = self._pages(keys, grids, list(at.values()), slots.tokens)
             self._store(_Behind(list(at), pages, rows, common))
-        elif self._files is not None:
-            self._files.update(slots, rows)
         self._newest = held
         return held
 
@@ -426,7 +433,7 @@ class KeyIndex:
             return held
         held, slots = self._settled(held), self._slots
         self._newest = None
-        self._forgotten.append(_Forgotten(self._epoch, self._ticket, start, stop))
+        self._forgotten.append(_Forgotten(held.epoch, self._ticket, start, stop))
         rows = held.table()
         gone = _within(rows["first"], rows["last"], start, stop)
         erased = _within(slots.stamps[:, 0], slots.stamps[:, 1], start, stop)
@@ -436,7 +443,7 @@ class KeyIndex:
         slots.disown(places)
         if not self._mapped:
             slots.erase(places)
-        held = IndexState.of(rows[~gone], held.next_serial, held.slot_bytes)
+        held = IndexState.of(rows[~gone], held.next_serial, held.slot_bytes, held.epoch)
         if self._files is not None:
             # In this order: what is void was erased.
             self._files.erase(slots, places)
@@ -461,7 +468,7 @@ class KeyIndex:
         rows = np.zeros(len(loaded), _ROW)
         for name in _ROW.names or ():
             rows[name] = loaded[name]
-        held = IndexState.of(rows, 0, slots.slot_bytes)
+        held = IndexState.of(rows, 0, slots.slot_bytes, self._epoch)
         if len(slots) > segments * per_segment:
             held = self._shrunk(held, files, segments)
         slots.capacity = segments * per_segment
@@ -497,7 +504,7 @@ class KeyIndex:
         files.sync(slots, rows)
         slots.shrink(segments)
         files.shrink(segments)
-        return IndexState.of(rows, held.next_serial, held.slot_bytes)
+        return IndexState.of(rows, held.next_serial, held.slot_bytes, held.epoch)
 
     def _begin(self) -> int:
         """The first serial of a stream that begins now."""
@@ -586,6 +593,12 @@ class KeyIndex:
             parts: number of the grid, and which part of it.
             tokens: of a part.
         """
+        first, last = parts[0][0], parts[-1][0]
+        _, start, _ = grids[first]
+        _, _, stop = grids[last]
+        a_slot_each = parts == [(number, 0) for number in range(first, last + 1)]
+        if a_slot_each and stop - start == len(parts) * tokens:  # as a rule
+            return self._kept(keys[:, start:stop].unflatten(1, (len(parts), tokens)))
         pieces = []
         for number, part in parts:
             _, start, stop = grids[number]
@@ -594,7 +607,10 @@ class KeyIndex:
                 # A slot that is not filled holds a token more than once: the best is the same.
                 piece = torch.cat([piece, piece[:, -1:].expand(-1, missing, -1)], dim=1)
             pieces.append(piece)
-        pages = torch.stack(pieces, dim=1).float()
+        return self._kept(torch.stack(pieces, dim=1))
+
+    def _kept(self, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pages = pages.float()
         if self._common is None:
             self._common = pages.mean((1, 2))[:, None, None]  # [heads, 1, 1, head_dim]
         self._common = self._common.to(pages.device)
@@ -639,7 +655,10 @@ class KeyIndex:
         files.write_keys(slots, new.slots, new.pages)
         if files.common is None:
             files.write_common(new.common.flatten(1).numpy())
-        files.update(slots, new.rows)  # the last: they have their keys
+        # The last, since now they have their keys. (One that was left out at once has no row.)
+        rows = {row[0]: row for row in new.rows.tolist()} if new.rows is not None else {}
+        tickets = [(slot, slots.owner.item(slot)) for slot in new.slots]
+        files.write_rows([(slot, rows[ticket]) for slot, ticket in tickets if ticket in rows])
 
     def _settled(self, held: IndexState) -> IndexState:
         """The state that slots are given to from now on: what is still there of ``held``."""
@@ -650,7 +669,7 @@ class KeyIndex:
         self._slots.give_back_all_but(rows["slot"])
         if self._files is not None:
             self._files.sync(self._slots, rows)
-        return IndexState.of(rows, held.next_serial, self._slot_bytes)
+        return IndexState.of(rows, held.next_serial, self._slot_bytes, held.epoch)
 
     def _there(self, held: IndexState) -> np.ndarray:
         """What is known of the grids whose keys were not overwritten since."""
@@ -661,7 +680,8 @@ class KeyIndex:
             return rows[:0]
         forgotten = np.zeros(len(rows), bool)
         for one in self._forgotten:
-            forgotten |= one.concerns(rows)
+            if one.epoch == held.epoch:
+                forgotten |= one.concerns(rows)
         gone = forgotten | ~self._slots.owned(rows["slot"], rows["ticket"])
         return _without(rows, gone, forgotten)
 
@@ -686,7 +706,8 @@ class KeyIndex:
                 freed += int(parts[at])
         gone = leaving[1:-1]
         self._slots.give_back(rows["slot"][gone])
-        return IndexState.of(_without(rows, gone), held.next_serial, held.slot_bytes)
+        left = _without(rows, gone)
+        return IndexState.of(left, held.next_serial, held.slot_bytes, held.epoch)
 
     # -- searching -----------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ import mmap
 import os
 import re
 import shutil
+import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -59,7 +60,8 @@ ROW = np.dtype(
     ]
 )
 _OF_GRID = ["ticket", "serial", "span", "first", "last", "slot", "parts"]
-_SUMMED = ROW.itemsize - 4
+_SUMMED, _U32 = struct.Struct("<qqqddqiiI"), struct.Struct("<I")  # a row: these two
+_MAX_OPEN = 64  # files
 _PAGE = mmap.PAGESIZE
 _META, _ASIDE = "meta.json", "set_aside"
 _SEGMENT = re.compile(r"\d{4,}\.keys")
@@ -83,8 +85,10 @@ class KeyFiles:
     def __init__(self, folder: str | Path, binding: dict[str, Any], dtype: torch.dtype):
         self.folder = place_to_write("the folder of the key index", os.path.expanduser(folder))
         self._binding, self._dtype = {"version": VERSION, **binding}, dtype
+        self._opened: dict[int, int] = {}  # descriptors of segments
         self._forget_layout()
         with ExitStack() as opening:
+            opening.callback(self._close_segments)
             try:
                 check(self.folder, KIND, link=True)
                 opening.enter_context(held(self.folder, KIND, 0o700))
@@ -156,6 +160,7 @@ class KeyFiles:
             self._set_aside(why)
 
     def _set_aside(self, why: str) -> None:
+        self._close_segments()
         aside = self.folder / _ASIDE
         if os.path.lexists(aside / _META):  # one such stays
             shutil.rmtree(aside)
@@ -186,6 +191,7 @@ class KeyFiles:
 
     def _remove_segments(self, first: int) -> None:
         """Remove the segments from this one on."""
+        self._close_segments()
         for name in self._segment_names():
             if int(name[:-5]) >= first:
                 os.unlink(self.folder / name)
@@ -237,13 +243,13 @@ class KeyFiles:
             data = file.read(self.segment_slots * ROW.itemsize)
         rows = np.frombuffer(data, ROW).copy()
         for number in np.flatnonzero(rows["used"]).tolist():
-            if zlib.crc32(data[number * ROW.itemsize :][:_SUMMED]) != rows["row_sum"][number]:
+            if zlib.crc32(data[number * ROW.itemsize :][: _SUMMED.size]) != rows["row_sum"][number]:
                 rows[number] = np.zeros((), ROW)
         return rows
 
     def segment(self, number: int) -> torch.Tensor:
         """A map of a segment's keys, ``[heads, slots, tokens, head_dim]``: for reading alone."""
-        with self._errors(), self._opened(number) as file:
+        with self._writing(number) as file:
             mapped = mmap.mmap(file, self._segment_bytes, mmap.MAP_SHARED)
         keys = torch.frombuffer(mapped, dtype=self._dtype, offset=self._rows_bytes)
         return keys.view(self._heads, self.segment_slots, self.tokens, -1)
@@ -263,7 +269,10 @@ class KeyFiles:
             slots: as many as there are here. They are told who has them.
         """
         rows = self.rows
-        maps = [self.segment(number) for number in range(len(rows) // self.segment_slots)]
+        maps = [
+            self.segment(number).view(torch.uint8).flatten(2).numpy()  # [heads, slots, bytes]
+            for number in range(len(rows) // self.segment_slots)
+        ]
         sound = (rows["used"] == 1) & (rows["slot"] >= 0) & (rows["slot"] < len(rows))
         for slot in np.flatnonzero(sound).tolist():
             segment, row = divmod(slot, self.segment_slots)
@@ -311,13 +320,20 @@ class KeyFiles:
 
     def write_keys(self, slots: KeySlots, places: Sequence[int], pages: torch.Tensor) -> None:
         """Keys ``[heads, slots, tokens, head_dim]`` into slots whose rows are void."""
+        data = pages.contiguous().view(torch.uint8).flatten(2).numpy()  # [heads, slots, bytes]
         for segment, row, at, count in slots.runs(places):
-            with self._errors(), self._opened(segment) as file:
+            with self._writing(segment) as file:
                 for head in range(self._heads):
-                    data = _bytes_of(pages[head, at : at + count])
-                    _write_at(file, data, self._page_at(head, row))
-        for at, slot in enumerate(places):
-            self._sums[slot] = _sum_of(pages[:, at])
+                    _write_at(file, data[head, at : at + count].data, self._page_at(head, row))
+        for at, place in enumerate(places):
+            self._sums[place] = _sum_of(data[:, at])
+
+    def write_rows(self, grids: Sequence[tuple[int, tuple[Any, ...]]]) -> None:
+        """Say that slots hold their keys: each slot, and its grid's ticket, serial, span ..."""
+        for place, grid in grids:
+            summed = _SUMMED.pack(*grid, 1, self._sums[place])
+            self.rows[place] = np.frombuffer(summed + _U32.pack(zlib.crc32(summed)), ROW)[0]
+        self._write([place for place, _ in grids])
 
     def write_common(self, common: np.ndarray) -> None:
         """Say what the segments are, and what was taken off all keys, ``[heads, head_dim]``."""
@@ -339,10 +355,8 @@ class KeyFiles:
             wanted[name] = grids[name][of]
         wanted["used"], wanted["keys_sum"] = 1, self._sums[places]
         other = wanted != self.rows[places]
-        for place, row in zip(places[other].tolist(), wanted[other], strict=True):
-            row["row_sum"] = zlib.crc32(row.tobytes()[:_SUMMED])
-            self.rows[place] = row
-        self._write_rows(places[other])
+        rows = [grid.item() for grid in grids[_OF_GRID][of[other]]]
+        self.write_rows(list(zip(places[other].tolist(), rows, strict=True)))
 
     def sync(self, slots: KeySlots, grids: np.ndarray) -> None:
         """Let the files hold these grids and no others.
@@ -359,34 +373,42 @@ class KeyFiles:
         """Nothing is in these slots, by a mask of them all."""
         gone = np.flatnonzero(which & (self.rows["used"] != 0))
         self.rows[gone] = np.zeros((), ROW)
-        self._write_rows(gone)
+        self._write(gone.tolist())
 
-    def _write_rows(self, places: np.ndarray) -> None:
+    def _write(self, places: Sequence[int]) -> None:
         """Write the rows of these slots, and others between them once more.
 
         A call that is killed in the middle has written whole rows: none lies on two pages.
         """
-        for segment in np.unique(places // self.segment_slots).tolist():
-            first = segment * self.segment_slots
-            here = places[(places >= first) & (places < first + self.segment_slots)]
-            low, high = int(here.min()), int(here.max()) + 1
-            with self._errors(), self._opened(segment) as file:
-                _write_at(file, self.rows[low:high].tobytes(), (low - first) * ROW.itemsize)
+        segments: dict[int, list[int]] = {}
+        for place in places:
+            segments.setdefault(place // self.segment_slots, []).append(place)
+        for segment, here in segments.items():
+            low, high = min(here), max(here) + 1
+            at = (low - segment * self.segment_slots) * ROW.itemsize
+            with self._writing(segment) as file:
+                _write_at(file, self.rows[low:high].tobytes(), at)
 
     def erase(self, slots: KeySlots, places: np.ndarray) -> None:
         """Nothing of these slots' keys stays."""
         for segment, row, _, count in slots.runs(places.tolist()):
-            with self._errors(), self._opened(segment) as file:
+            with self._writing(segment) as file:
                 for head in range(self._heads):
                     _write_at(file, bytes(count * self._page_bytes), self._page_at(head, row))
 
     @contextmanager
-    def _opened(self, segment: int) -> Iterator[int]:
-        file = open_regular(self._path(segment), os.O_RDWR)
-        try:
-            yield file
-        finally:
-            os.close(file)
+    def _writing(self, segment: int) -> Iterator[int]:
+        """A segment's file, which stays open for the next time."""
+        with self._errors():
+            if segment not in self._opened:
+                if len(self._opened) == _MAX_OPEN:
+                    self._close_segments()
+                self._opened[segment] = open_regular(self._path(segment), os.O_RDWR)
+            yield self._opened[segment]
+
+    def _close_segments(self) -> None:
+        while self._opened:
+            os.close(self._opened.popitem()[1])
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -407,9 +429,9 @@ def _write_at(file: int, data: bytes | memoryview, at: int) -> None:
         rest, at = rest[done:], at + done
 
 
-def _bytes_of(keys: torch.Tensor) -> memoryview:
-    return keys.contiguous().view(torch.uint8).numpy().data.cast("B")
-
-
-def _sum_of(keys: torch.Tensor) -> int:
-    return zlib.crc32(_bytes_of(keys))
+def _sum_of(pages: np.ndarray) -> int:
+    """Of the bytes of a slot, ``[heads, bytes]``."""
+    found = 0
+    for page in pages:
+        found = zlib.crc32(page, found)
+    return found

@@ -9,6 +9,7 @@ was overwritten meanwhile finds out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 
 SEGMENTS = 32  # that a full index consists of, or up to twice as many
 FREE = -1  # ticket of a slot that holds nothing
-_BLOCK_BYTES = 1 << 20  # keys that a CPU converts at a time: what its cache holds
+_BLOCK_BYTES = 1 << 21  # keys that a CPU converts at a time: what its cache holds
 _EVEN = 8  # rows that matrix units like
 
 
@@ -91,11 +92,11 @@ class KeySlots:
         """So many free slots for a grid; who else referred to them has lost them."""
         slots = [self._free.pop() for _ in range(count)]
         for slot in slots:
-            first = self.first[slot]
-            if self.owner[first] == self.owner[slot]:
+            owner = self.owner.item(slot)
+            if owner != FREE and self.owner.item(first := self.first.item(slot)) == owner:
                 self.owner[first] = FREE  # and so all its parts are gone
-            self.owner[slot], self.first[slot] = ticket, slots[0]
-            self.stamps[slot] = stamps
+            self.owner[slot] = ticket
+        self.first[slots], self.stamps[slots] = slots[0], stamps
         return slots
 
     def shrink(self, segments: int) -> None:
@@ -180,19 +181,35 @@ class KeySlots:
         count, n, _ = queries.shape
         heads = slice(first_head, first_head + count)
         if self.device.type == "cpu":
-            # Converted by the block: fast on any CPU, and never a copy of all keys.
-            step = max(1, _BLOCK_BYTES // (4 * count * self.tokens * self.head_dim))
-            queries = queries.float()
-            found = [
-                _best_tokens(queries, keys.float())
-                for segment in self.segments
-                for keys in segment[heads].split(step, dim=1)
-            ]
-        else:
-            queries = queries.to(self.dtype)
-            queries = torch.nn.functional.pad(queries, (0, 0, 0, -n % _EVEN))
-            found = [_best_tokens(queries, segment[heads]) for segment in self.segments]
+            return self._best_on_cpu(queries.float(), heads)
+        queries = torch.nn.functional.pad(queries.to(self.dtype), (0, 0, 0, -n % _EVEN))
+        found = [_best_tokens(queries, segment[heads]) for segment in self.segments]
         return torch.cat(found, dim=2)[:, :n].float()
+
+    def _best_on_cpu(self, queries: torch.Tensor, heads: slice) -> torch.Tensor:
+        """Keys converted by the block into one place: fast on any CPU, and no copy of them all.
+
+        (Memory that is taken anew for each block costs more than what is done there.)
+        """
+        count, n, width = queries.shape
+        step = max(1, _BLOCK_BYTES // (4 * count * self.tokens * width))
+        step = min(step, self.segment_slots)
+        block = torch.empty(count * step * self.tokens * width)
+        products = torch.empty(count * n * step * self.tokens)
+        best = torch.empty(count, n, len(self))
+        at = 0
+        for segment in self.segments:
+            for keys in segment[heads].split(step, dim=1):
+                keys = keys.flatten(1, 2)  # [heads, tokens, head_dim]
+                if keys.dtype != torch.float32:
+                    keys = block[: keys.numel()].view(keys.shape).copy_(keys)
+                shape = (count, n, keys.shape[1])
+                found = products[: math.prod(shape)].view(shape)
+                torch.bmm(queries, keys.transpose(1, 2), out=found)
+                found = found.unflatten(2, (-1, self.tokens))
+                torch.amax(found, 3, out=best[:, :, at : at + found.shape[2]])
+                at += found.shape[2]
+        return best
 
 
 def _best_tokens(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:

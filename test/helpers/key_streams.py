@@ -36,7 +36,7 @@ def change(spans, keys):
     """
     layers = {}
     for (layer, head), rows in zip(HEADS, keys, strict=True):
-        layers.setdefault(layer, torch.full((2 + 2 * KV_HEADS, keys.shape[1], DIM), 1e3))
+        layers.setdefault(layer, keys.new_full((2 + 2 * KV_HEADS, keys.shape[1], DIM), 1e3))
         layers[layer][2 + head] = rows
     read = Readout(keys={1: [1, 0], 4: [0, 1]})
     for layer, rows in layers.items():
@@ -47,8 +47,8 @@ def change(spans, keys):
 class Stream:
     """Chunks of grids with keys of their own, a grid a second."""
 
-    def __init__(self, seed=0, start=100.0):
-        self.seeds, self.now = itertools.count(1000 * seed), start
+    def __init__(self, seed=0, start=100.0, device="cpu"):
+        self.seeds, self.now, self.device = itertools.count(1000 * seed), start, device
 
     def chunk(self, *sizes, whole=None, text=(2, 1)):
         """A chunk of grids of so many tokens, and what is to be found of each: stamps and keys.
@@ -69,7 +69,7 @@ class Stream:
         # Text must never be found.
         keys[:, :before], keys[:, before + sum(sizes) :] = 1e4, 1e4
         own = keys[:, before : before + sum(sizes)].split(list(sizes), dim=1)
-        return change(spans, keys), list(zip(stamps, own, strict=True))
+        return change(spans, keys.to(self.device)), list(zip(stamps, own, strict=True))
 
 
 def scores_of(grids, spans, queries, of):

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from key_streams import DIM, HEADS, Stream, change, drawn, grid_bytes, index, scores_of
 
+from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
+from stream_vlm_ros.engine.attention.base import Readout
 from stream_vlm_ros.engine.cache.mrope import TextSpan, VisionSpan
 from stream_vlm_ros.engine.cache.state import Change
 from stream_vlm_ros.errors import InvalidParameterError
-from stream_vlm_ros.history.index import NEW_STREAM
+from stream_vlm_ros.history.index import NEW_STREAM, KeyIndex
 
 SEEDS = st.integers(0, 10_000)
 OF = [1, 0, 2, 1]  # two query heads look for the same keys
@@ -216,6 +218,105 @@ def test_not_even_two_grids_that_fit_are_refused_in_words():
     assert tight.nbytes == 0
 
 
+# -- behind a stream ---------------------------------------------------------------------------
+
+
+def test_behind_a_stream_it_holds_the_keys_of_its_frames_and_goes_back_with_it(small, noise):
+    """With tokens left out, a larger picture, questions kept, eviction, a clone and a reset."""
+    model, processor = small
+    config = EvictionConfig(150, 0, 0, 1, 0.3, 0.3)
+    engine = VideoStreamingInference(
+        model, processor, eviction_config=config, skip_similarity=0.999, fork_slack_tokens=100
+    )
+    manager, shape = engine.cache_manager, model.kv_shape
+    heads = [(1, 0), (0, 1)]
+    one = KeyIndex(heads, shape.head_dim, 1 << 20, dtype=torch.float32)
+    told = []
+
+    class Keeps:
+        """What the memory tells: the grids' stamps, their tokens and keys, one by one."""
+
+        def empty(self):
+            return ()
+
+        def draft(self, held, change):
+            at, new = 0, []
+            for span in change.appended:
+                if isinstance(span, VisionSpan):
+                    whole = [range(span.height * span.width)] * len(span.ticks)
+                    for stamps, places in zip(span.stamps, span.places or whole, strict=True):
+                        keys = [change.read.keys(layer)[head] for layer, head in heads]
+                        new.append((stamps, torch.stack(keys)[:, at : at + len(places)].clone()))
+                        at += len(places)
+                else:
+                    at += span.count
+            told.append([len(keys[0]) for _, keys in new])
+            return (*held, *new)
+
+    manager.accompany("plain", Keeps())
+    manager.accompany("keys", one, Readout(keys={0: [0, 1], 1: [0, 1]}))
+
+    def same():
+        grids = [[*stamps, keys] for stamps, keys in manager.companion("plain")]
+        held = []
+        for first, last, keys in grids:
+            if keys.shape[1]:
+                held.append([first, last, keys, 1])
+            elif held:
+                held[-1][1], held[-1][3] = last, held[-1][3] + 1
+        queries = drawn(3, 2, 2, shape.head_dim)
+        found = one.search(manager.companion("keys"), queries, [1, 0])
+        assert found.stamps.tolist() == [one[:2] for one in held]
+        spans = [one[3] for one in held]
+        assert found.spans.tolist() == spans
+        if held:
+            wanted = scores_of([one[2] for one in held], spans, queries, [1, 0])
+            torch.testing.assert_close(found.scores, wanted, rtol=1e-4, atol=1e-4)
+        return len(held)
+
+    still = noise(1)[0]
+    for number in range(4):
+        engine.append_video_chunk(noise(4, seed=number), fps=2)
+    copy = manager.clone()
+    assert same() == 8
+    engine.append_video_chunk([still] * 6, fps=2)  # of the second and third a token is left
+    assert told[-1][1:] == [1, 1] and same() == 11
+    engine.append_video_chunk(noise(4, 84, 84, seed=9), fps=2)
+    engine.ask("Why?", max_new_tokens=3, update_state=True)
+    engine.append_video_chunk(noise(3, seed=10), fps=2)
+    assert same() == 15
+    manager.restore(copy)
+    assert same() == 8
+    engine.append_video_chunk(noise(2, seed=11), fps=2)
+    assert same() == 9
+    engine.reset()
+    assert same() == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_keys_of_a_gpu_are_found_there_and_on_the_host(tmp_path, device, folder):
+    """In bfloat16, against the host in float32."""
+    where = {"dtype": torch.bfloat16, "device": device, "folder": tmp_path if folder else None}
+    one, other = index(**where), index()
+    stream, same = Stream(device="cuda"), Stream()
+    held, plain = one.empty(), other.empty()
+    for _ in range(40):
+        held = one.draft(held, stream.chunk(3, 3)[0])
+        plain = other.draft(plain, same.chunk(3, 3)[0])
+    found = one.search(held, ask().cuda(), OF)
+    wanted = other.search(plain, ask(), OF)
+    assert found.scores.device.type == device
+    assert found.serials.tolist() == wanted.serials.tolist()
+    torch.testing.assert_close(found.scores.cpu(), wanted.scores, rtol=0.03, atol=0.1)
+    one.close()
+    if folder:
+        with index(**where) as again:
+            taken_up = again.search(again.empty(), ask(), OF)
+            torch.testing.assert_close(taken_up.scores.cpu(), found.scores.cpu())
+
+
 # -- states are values -------------------------------------------------------------------------
 
 
@@ -230,7 +331,7 @@ class Values(RuleBasedStateMachine):
     def begin(self, seed, room):
         self.room = room
         self.one, self.stream = self.opened(), Stream(seed)
-        self.highest = 0
+        self.highest = self.epoch = self.epochs = 0
         self.held = self.newest = self.one.empty()
         self.next, self.there = 0, set()
         self.seen, self.newest_seen = {}, {}
@@ -253,7 +354,7 @@ class Values(RuleBasedStateMachine):
 
     @rule(sizes=st.lists(st.sampled_from([0, 1, 4, 4, 8]), min_size=1, max_size=6))
     def append(self, sizes):
-        self.older.append((self.held, self.seen, self.next))
+        self.older.append((self.held, self.seen, self.next, self.epoch))
         before = set(self.seen)
         self.held, self.seen, self.next = self.drafted(sizes)
         new = set(self.seen) - before
@@ -262,21 +363,22 @@ class Values(RuleBasedStateMachine):
     @rule(sizes=st.lists(st.sampled_from([0, 1, 4, 4, 8]), min_size=1, max_size=6))
     def append_and_drop(self, sizes):
         held, seen, upcoming = self.drafted(sizes)
-        self.older.append((held, seen, upcoming))
+        self.older.append((held, seen, upcoming, self.epoch))
 
     @rule(data=st.data())
     def restore(self, data):
         if self.older:
-            self.older.append((self.held, self.seen, self.next))
-            self.held, self.seen, self.next = data.draw(st.sampled_from(self.older[:-1]))
+            self.older.append((self.held, self.seen, self.next, self.epoch))
+            chosen = data.draw(st.sampled_from(self.older[:-1]))
+            self.held, self.seen, self.next, self.epoch = chosen
             self.there = {serial for serial, *_ in self.found(self.held)}
 
-    @rule(start=st.integers(0, 80), length=st.integers(0, 20))
+    @rule(start=st.integers(0, 20), length=st.integers(0, 6))
     def forget(self, start, length):
         start = self.stream.now - start - 0.75
         stop = start + length
         before = self.found(self.held)
-        self.older.append((self.held, self.seen, self.next))
+        self.older.append((self.held, self.seen, self.next, self.epoch))
         self.held = self.newest = self.one.forget(self.held, start, stop)
         left = [grid for grid in before if grid[2] > stop or grid[3] < start]
         assert self.found(self.held) == left
@@ -284,27 +386,28 @@ class Values(RuleBasedStateMachine):
         self.seen = {
             n: one for n, one in self.seen.items() if any(n in range(*g[:2]) for g in left)
         }
-        for held, _, _ in self.older:
-            assert all(first > stop or last < start for *_, first, last in self.found(held))
+        for held, _, _, epoch in self.older:
+            for *_, first, last in self.found(held) if epoch == self.epoch else ():
+                assert first > stop or last < start
 
-    @rule()
-    def clear(self):
-        self.older.append((self.held, self.seen, self.next))
-        self.held = self.one.clear()
-        assert self.one.nbytes == 0
-        assert all(not self.found(held) for held, _, _ in self.older)
-        self.anew()
-        self.first_size = True
-
-    @rule()
-    def start_epoch(self):
-        self.older.append((self.held, self.seen, self.next))
-        self.held = self.one.start_epoch(self.held)
+    @rule(how=st.sampled_from(["no", "no", "no", "clear", "epoch"]))
+    def begin_anew(self, how):
+        if how == "no":
+            return
+        self.older.append((self.held, self.seen, self.next, self.epoch))
+        if how == "clear":
+            self.held = self.one.clear()
+            assert self.one.nbytes == 0
+            assert all(not self.found(held) for held, *_ in self.older)
+            self.first_size = True
+        else:
+            self.held = self.one.start_epoch(self.held)
+            self.epochs += 1
         self.anew()
 
     def anew(self):
         self.newest, self.newest_seen = self.held, {}
-        self.there = set()
+        self.there, self.epoch = set(), self.epochs
         self.seen, self.next = {}, self.highest + NEW_STREAM if self.highest else 0
 
     def found(self, held):
@@ -319,7 +422,7 @@ class Values(RuleBasedStateMachine):
     @invariant()
     def every_state_finds_its_own(self):
         self.older = self.older[-8:]
-        for held, seen, _ in [*self.older, (self.held, self.seen, self.next)]:
+        for held, seen, *_ in [*self.older, (self.held, self.seen)]:
             found = self.one.search(held, ask(), OF)
             grids = self.found(held)
             end = -1

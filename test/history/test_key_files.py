@@ -323,7 +323,9 @@ def test_damage_takes_the_grids_that_it_hits_and_no_others(tmp_path_factory, see
     for _ in range(flips):
         file = draw.choice(segments(folder))
         data = bytearray(file.read_bytes())
-        data[draw.integers(len(data))] ^= 1 << draw.integers(8)
+        # Two slots' rows of 64 bytes, and their keys a page behind the file's beginning.
+        at = draw.integers(128) if draw.random() < 0.5 else draw.integers(4096, len(data))
+        data[at] ^= 0xFF
         file.write_bytes(data)
     one = index(folder=folder, max_bytes=64 * grid_bytes())
     found, _ = grids_of(one, one.empty())
@@ -434,21 +436,36 @@ def in_files(folder, value):
 
 @pytest.mark.parametrize("behind", [False, True])
 def test_nothing_is_left_of_forgotten_keys_in_the_files(tmp_path, behind):
-    one = index(folder=tmp_path, max_bytes=16 * grid_bytes(), write_behind=behind)
+    one = index(folder=tmp_path, max_bytes=128 * grid_bytes(), write_behind=behind)
     stream, held = Stream(), one.empty()
-    values = [0.0, *(1000.0 + number for number in range(1, 40))]
+    values = [0.0, *(1000.0 + number for number in range(1, 150))]
     for value in values:
         held = marked(one, held, stream, value)
     # Of those that were left out, too, and whose slots nobody took since.
     left = [value for value in values[1:] if in_files(tmp_path, value)]
-    assert len(left) >= 14 - behind
-    held = one.forget(held, 0.0, 130.0)
-    assert not any(in_files(tmp_path, value) for value in left if value <= 1030.0)
+    found = {1000.0 + serial for serial, _ in grids_of(one, held)[0]}
+    assert any(value <= 1060.0 for value in {*left} - found)
+    held = one.forget(held, 0.0, 160.0)
+    assert not any(in_files(tmp_path, value) for value in left if value <= 1060.0)
     found, _ = grids_of(one, held)
-    assert found[0][0] > 30 and all(in_files(tmp_path, 1000.0 + serial) for serial, _ in found)
+    assert found[0][0] > 60 and all(in_files(tmp_path, 1000.0 + serial) for serial, _ in found)
     one.close()
+    one = index(folder=tmp_path, max_bytes=128 * grid_bytes())
+    assert one.empty().oldest > 160.0
+    one.close()
+
+
+def test_a_grid_that_stands_for_some_of_a_forgotten_time_is_erased_whole(tmp_path):
     one = index(folder=tmp_path, max_bytes=16 * grid_bytes())
-    assert one.empty().oldest > 130.0
+    stream, held = Stream(), one.empty()
+    for value in [0.0, *(1000.0 + number for number in range(1, 20))]:
+        held = marked(one, held, stream, value)
+    spans = one.search(held, QUERIES, OF).spans
+    serial = grids_of(one, held)[0][1][0]
+    assert spans[1] == 2 and in_files(tmp_path, 1000.0 + serial)
+    later = 100.0 + serial + 1  # it stands for the one that was left out there
+    one.forget(held, later, later + 0.25)
+    assert not in_files(tmp_path, 1000.0 + serial)
     one.close()
 
 
