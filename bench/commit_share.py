@@ -13,8 +13,9 @@ second, full memories. Two figures, each over the whole ``append_video_chunk``:
 - rotation: sink and kept grids are turned to where the next question sees them. A tree that does
   that in the commit has it there.
 
-Of wall time: a thread's own clock takes up to 0.7 ms a call on a virtual machine, a third of a
-commit. Each tree is measured in a process of its own, by public names; trees take turns.
+With the machine's load (mean of a minute) behind each row. Of wall time: a thread's own clock takes
+up to 0.7 ms a call on a virtual machine, a third of a commit. Each tree is measured in a process of
+its own, by public names; trees take turns.
 """
 
 from __future__ import annotations
@@ -97,6 +98,11 @@ def measure(cap: int, chunks: int) -> dict[str, Any]:
     }
 
 
+def _load() -> float:
+    """Mean of the last minute."""
+    return round(os.getloadavg()[0], 2)
+
+
 def main() -> int:
     parse = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -114,7 +120,8 @@ def main() -> int:
     for rev in options.revs:
         found = subprocess.check_output([ROOT / "tools" / "tree_at.sh", rev], text=True)
         trees[rev] = Path(found.strip())
-    rows = []
+    rows: list[dict[str, Any]] = []
+    start = _load()
     print(f"{'tree':>14}{'cap':>8}{'kept':>8}{'chunk ms':>10}{'commit':>9}{'rotation':>10}")
     for cap in options.caps:
         for name, tree in trees.items():
@@ -122,13 +129,14 @@ def main() -> int:
             command += ["--chunks", str(options.chunks)]
             environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
             row = json.loads(subprocess.check_output(command, env=environment, text=True))
-            rows.append({"tree": name, **row})
+            rows.append({"tree": name, **row, "load": _load()})
             print(
                 f"{name:>14}{cap:>8}{row['kept_tokens']:>8}{row['chunk_ms']:>10.1f}"
                 f"{row['commit']:>9.1%}{row['rotation']:>10.1%}",
                 flush=True,
             )
-    options.out.write_text(json.dumps({"threads": 1, "rows": rows}, indent=2) + "\n")
+    found = {"threads": 1, "cores": os.cpu_count(), "load_at_the_start": start, "rows": rows}
+    options.out.write_text(json.dumps(found, indent=2) + "\n")
     return 0
 
 

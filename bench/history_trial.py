@@ -39,17 +39,26 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import transformers
-from history_windows import Look, Windows, encode, every_head
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
 from stream_vlm_ros.engine.attention.base import Readout
+from stream_vlm_ros.experiments.intervals import wilson
+from stream_vlm_ros.experiments.windows import Look, Windows, encode, every_head
+from stream_vlm_ros.history.calibration import PLACES, CalibratedHead, queries_at
 from stream_vlm_ros.history.episodes import Episode, join_hits
+from stream_vlm_ros.history.limits import (
+    average_precision,
+    best_episodes,
+    best_score,
+    hits_of,
+    wanted_episodes,
+)
+from stream_vlm_ros.history.limits import names_evidence as names_stretches
 from stream_vlm_ros.machine import measured_on
 from stream_vlm_ros.world.evaluate import MODEL, load
 from stream_vlm_ros.world.questions import NOT_SEEN
@@ -57,6 +66,7 @@ from stream_vlm_ros.world.rare import (
     AGES,
     CALIBRATION,
     COUNTED,
+    FRAMES,
     HOLISTIC,
     MEASURING,
     NEVER,
@@ -82,12 +92,10 @@ PRESENT = 2  # grids: the last 4 frames
 START = 12  # grids from the beginning, for what came first
 MAX_GRIDS = 40  # of episodes, read for one answer
 SPREAD = 20  # grids of the controls that are drawn or spread evenly, and of mean keys
-LOOKS = 4  # episodes that the second look reads, the newest first
 SHARES = (0.0, 0.7, 0.75, 0.8, 0.85, 0.9)  # of the best score, below which nothing is a hit
 STREAMED_GRIDS = 70  # that the default memory holds
 HEADS = (1, 3, 6)
 SPANS = (1, 2, 4, 8)  # one grid in so many kept
-PLACES = ("last", "words", "end")  # whose queries: see above
 THRESHOLDS = np.round(np.arange(2.0, 8.0, 0.1), 2)
 BY_STAMP = (
     "history",
@@ -100,28 +108,6 @@ MEMORIES = (
     "history", "second_look", "newest_hit", "streaming", "random", "uniform", "mean_keys",
     "other_question", "oracle", "last_4",
 )  # fmt: skip
-
-
-def wilson(right: int, asked: int, level: float = 0.95) -> tuple[float, float]:
-    """The Wilson score interval of a share."""
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    middle, share = z * z / (2 * asked), right / asked
-    spread = z * math.sqrt(share * (1 - share) / asked + z * z / (4 * asked * asked))
-    low, high = ((share + middle + sign * spread) / (1 + 2 * middle) for sign in (-1, 1))
-    return max(0.0, low), min(1.0, high)
-
-
-def average_precision(scores: torch.Tensor, relevant: torch.Tensor) -> torch.Tensor:
-    """Of each row: the mean, over what is relevant, of the precision at its rank.
-
-    Args:
-        scores: ``[questions, grids]``; -inf: not there.
-        relevant: the same shape, bool, at least one in each row.
-    """
-    order = scores.argsort(dim=1, descending=True)
-    hits = relevant.gather(1, order).float()
-    ranks = torch.arange(1, hits.shape[1] + 1, device=hits.device)
-    return (hits.cumsum(1) / ranks * hits).sum(1) / hits.sum(1)
 
 
 # -- a world, its keys and queries ---------------------------------------------------------------
@@ -290,8 +276,8 @@ def head_scores(one: Footage, layer: int, head: int) -> torch.Tensor:
             found = (mine @ torch.cat(some).T).unflatten(0, (keys.shape[1], -1)).amax(1)
             for part in found.split(list(map(len, some)), dim=1):  # [grids, prompt]
                 words = one.windows.words(one.asked[len(rows)].question.text)
-                end = part[:, words.stop :].mean(1)
-                rows.append(torch.stack([part[:, -1], part[:, words].mean(1), end]))
+                places = [part[:, queries_at(place, words)].mean(1) for place in PLACES]
+                rows.append(torch.stack(places))
             some, tokens = [], 0
     return centred(torch.stack(rows, dim=1), one)
 
@@ -343,17 +329,7 @@ def relevant(one: Footage) -> torch.Tensor:
     return found
 
 
-class Head(NamedTuple):
-    """A head as calibrated: which, which queries, its precision, its usual standard deviation."""
-
-    layer: int
-    head: int
-    place: str
-    precision: float
-    spread: float
-
-
-def combined(one: Footage, heads: Sequence[Head], scale: str = "fixed") -> torch.Tensor:
+def combined(one: Footage, heads: Sequence[CalibratedHead], scale: str = "fixed") -> torch.Tensor:
     """``[questions, grids]``: the heads' scores added; -inf from each question on."""
     total: Any = 0.0
     for head in heads:
@@ -404,7 +380,8 @@ def calibrate(options: argparse.Namespace) -> None:
     for name in names:
         layer, head, place = name.split()
         precision, spread = float(np.mean(found[name])), math.sqrt(squares[name] / grids)
-        ranked.append(Head(int(layer), int(head), place, round(precision, 4), round(spread, 4)))
+        head = int(layer), int(head), place, round(precision, 4), round(spread, 4)
+        ranked.append(CalibratedHead(*head))
     sets = {}
     for count, scale in (*((count, "fixed") for count in HEADS), (3, "own")):
         # For each share of the best score and each threshold: true, false and missed hits, right
@@ -528,31 +505,15 @@ def threshold_counts(
 # -- which grids are read ------------------------------------------------------------------------
 
 
-def hits_of(scores: np.ndarray, threshold: float, of_best: float = 0.0) -> list[int]:
-    """The numbers of the grids that score so much, and that share of the best score."""
-    return np.flatnonzero(scores >= max(threshold, of_best * scores.max())).tolist()
-
-
-def best_episodes(scores: np.ndarray, threshold: float, count: int = LOOKS) -> list[Episode]:
-    """The episodes above the threshold with the highest scores, the newest first."""
-    episodes = join_hits(hits_of(scores, threshold))
-    episodes.sort(key=lambda one: -float(scores[one.first : one.last + 1].max()))
-    return sorted(episodes[:count], reverse=True)
-
-
 def choose(hits: Sequence[int], scores: np.ndarray, type_: str) -> list[Episode]:
     """The episodes that a question of a type is answered from, the oldest first."""
     wanted = WANTED.get(type_, "newest")
     if wanted == "start":
         return [Episode(0, START - 1)]
-    episodes = join_hits(hits)
-    if not episodes or wanted == "newest":
-        return episodes[-1:]
-    by_score = sorted(episodes, key=lambda one: -float(scores[one.first : one.last + 1].max()))
-    if wanted == "best":
-        return by_score[:1]
+    if wanted != "all":
+        return wanted_episodes(hits, scores, wanted)
     taken: list[Episode] = []
-    for one in by_score:
+    for one in sorted(join_hits(hits), key=lambda one: -best_score(one, scores)):
         if sum(e.size + sum(MARGIN) for e in [*taken, one]) <= MAX_GRIDS:
             taken.append(one)
     return sorted(taken)
@@ -560,12 +521,9 @@ def choose(hits: Sequence[int], scores: np.ndarray, type_: str) -> list[Episode]
 
 def names_evidence(named: Sequence[Episode], question: Asked) -> bool:
     """Whether each stretch of evidence meets a named episode; none is named where there is none."""
-    if not question.evidence:
-        return not named
-    return all(
-        any(e.first <= stretch.last and stretch.first <= e.last + STEP for e in named)
-        for stretch in question.evidence
-    )
+    count = 1 + max((one.last for one in named), default=0)
+    stamps = STEP * np.arange(FRAMES * count).reshape(count, FRAMES)  # as grid_stamps
+    return names_stretches(named, question.evidence, stamps)
 
 
 def read_with_present(
@@ -617,7 +575,7 @@ def measure_world(
     film: Footage, calibration: dict[str, Any], options: argparse.Namespace
 ) -> dict[str, Any]:
     """Average precisions, and a row for each question and memory."""
-    heads = [Head(*one) for one in calibration["heads"]]
+    heads = [CalibratedHead(*one) for one in calibration["heads"]]
     sets = calibration["sets"][f"{options.heads} {options.scale}"]
     chosen = sets[options.by]
     limits = Limits(

@@ -9,6 +9,7 @@ graph replays, and comes back to the plain way where a step cannot serve.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 import weakref
@@ -309,14 +310,16 @@ class GraphRunner(TextRunner):
         """Let the steps read the fork's parts. (A fork's parts stay as they were made.)"""
         stream = fork.parts[0].memory if fork.parts else self._manager.memory
         if self._memory is None or self._memory.stream is not stream:  # the first, or it grew
-            self._memory = StepMemory(stream, self._manager.question_tail)
+            memory = StepMemory(stream, self._manager.question_tail)
             self._reader = None
-            self._forget_steps()
+            self._forget_steps()  # first: once the memory is another, nobody asks about them
+            self._memory = memory
         if self._reader is None or self._reader() is not fork:
             weights_at = next(self._model.parameters()).data_ptr()
             if self._weights_at != weights_at:  # a graph reads them where they were
                 self._forget_steps()
                 self._weights_at = weights_at
+            self._reader = None  # until all of them are loaded
             self._memory.load(fork.parts)
             self._reader = weakref.ref(fork)
 
@@ -487,22 +490,38 @@ def record_graph(step: Step, pool: Any) -> Recording:
     """
     device = step.inputs.ids.device
     with torch.cuda.device(device), recompiling():
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(2):  # what is compiled, loaded or allocated at a first call
-                step()
-        torch.cuda.current_stream().wait_stream(aside)
+        usual, aside = torch.cuda.current_stream(), torch.cuda.Stream()
         graph = torch.cuda.CUDAGraph()
-        # Other threads may go on using the device meanwhile.
-        with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
-            outputs = step()
+        try:
+            aside.wait_stream(usual)
+            with torch.cuda.stream(aside):
+                for _ in range(2):  # what is compiled, loaded or allocated at a first call
+                    step()
+            usual.wait_stream(aside)
+            # Other threads may go on using the device meanwhile.
+            with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
+                outputs = step()
+        except BaseException:
+            _end_recording(graph)
+            torch.cuda.set_stream(usual)
+            usual.wait_stream(aside)  # which may still read what is now given back
+            raise
 
     def replay() -> StepResult:
         graph.replay()
         return outputs
 
     return Recording(replay, graph.pool())
+
+
+def _end_recording(graph: torch.cuda.CUDAGraph) -> None:
+    """End it where its own context did not: begun in vain, no longer valid, or aborted on its way.
+
+    That context then leaves its stream current, too.
+    """
+    if torch.cuda.is_current_stream_capturing():
+        with contextlib.suppress(RuntimeError):  # ended all the same: what it recorded is not valid
+            graph.capture_end()
 
 
 def text_runner(

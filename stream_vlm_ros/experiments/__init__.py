@@ -25,5 +25,6 @@ EXPERIMENTS = {
     "native": Experiment("native", "Stream against the offline pass"),
     "chunk-size": Experiment("chunk_size", "Chunk size"),
     "policies": Experiment("policies", "Which memory keeps what"),
+    "history": Experiment("history", "Questions about hours"),
     "endurance": Experiment("endurance", "Ten thousand chunks"),
 }

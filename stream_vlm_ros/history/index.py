@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
@@ -24,7 +25,8 @@ import torch
 
 from stream_vlm_ros.engine.cache.mrope import VisionSpan
 from stream_vlm_ros.engine.cache.state import Change
-from stream_vlm_ros.errors import InvalidParameterError, real_number, whole_number
+from stream_vlm_ros.errors import FrameStoreError, InvalidParameterError, real_number, whole_number
+from stream_vlm_ros.history.key_files import KeyFiles
 from stream_vlm_ros.history.key_slots import KeySlots
 
 NEW_STREAM = 1000  # serials that are left out where a stream begins
@@ -133,9 +135,9 @@ class IndexState:
         """Bytes that its keys take, and what is known of them."""
         return self.parts * (self.slot_bytes + ROW_BYTES)
 
-    def table(self) -> np.ndarray:
-        """A copy of what is known of the grids."""
-        rows = self._rows.rows[: self.grids].copy()
+    def table(self, first: int = 0) -> np.ndarray:
+        """A copy of what is known of the grids from a place on."""
+        rows = self._rows.rows[first : self.grids].copy()
         rows["span"][-1:], rows["last"][-1:] = self._span, self._last
         return rows
 
@@ -177,6 +179,39 @@ class IndexState:
         return int(self._rows.rows["serial"][self.grids - 1])
 
 
+class _Behind(NamedTuple):
+    """Keys of a chunk that are still to be written to host or folder.
+
+    Attributes:
+        slots: where they belong.
+        pages: ``[heads, slots, tokens, head_dim]``.
+        rows: of its grids, and of the one before.
+        common: what was taken off, ``[heads, 1, 1, head_dim]``.
+        event: has come when they have arrived on the host.
+    """
+
+    slots: list[int]
+    pages: torch.Tensor
+    rows: np.ndarray
+    common: torch.Tensor
+    event: torch.cuda.Event | None = None
+
+    def on_its_way(self) -> _Behind:
+        """Sent from the GPU to the host; nobody waits."""
+        pages, common = (
+            torch.empty(one.shape, dtype=one.dtype, pin_memory=True).copy_(one, non_blocking=True)
+            for one in (self.pages, self.common)
+        )
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.pages.device))
+        return self._replace(pages=pages, common=common, event=event)
+
+    def arrived(self) -> _Behind:
+        if self.event is not None:
+            self.event.synchronize()
+        return self
+
+
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
@@ -212,9 +247,17 @@ class KeyIndex:
         dtype: that they are kept in, less what those of the first chunk have in common: large
             numbers that all keys share take no precision.
         device: where they are kept and searched.
+        folder: keeps them for the next process, too (`history.key_files`): on a CPU memory-mapped,
+            else as a second copy. None: memory alone. What another model or other heads left
+            there is set aside.
+        model: names what the keys are of; bound with the folder.
+        write_behind: host and folder get a chunk's keys when the next one comes, so that nobody
+            waits for them; a process that is killed loses the last chunk. None: where keys come
+            from a GPU.
 
     Raises:
         InvalidParameterError: a count below 1, or no heads, or one twice.
+        FrameStoreError: the folder cannot be used, or another process has it open.
     """
 
     def __init__(
@@ -225,6 +268,9 @@ class KeyIndex:
         *,
         dtype: torch.dtype = torch.bfloat16,
         device: str | torch.device = "cpu",
+        folder: str | Path | None = None,
+        model: str = "",
+        write_behind: bool | None = None,
     ):
         self.heads = tuple((int(layer), int(head)) for layer, head in heads)
         if not self.heads or len(set(self.heads)) != len(self.heads):
@@ -241,6 +287,30 @@ class KeyIndex:
         self._slots: KeySlots | None = None
         self._common: torch.Tensor | None = None  # of the keys, [heads, 1, 1, head_dim]
         self._newest: IndexState | None = None  # whose grids have their slots for sure
+        self._opened: IndexState | None = None  # what the folder held
+        self._write_behind = write_behind
+        self._behind: _Behind | None = None
+        self._fault: FrameStoreError | None = None  # that nobody was told of
+        self._files: KeyFiles | None = None
+        if folder is not None:
+            binding = {
+                "heads": list(map(list, self.heads)),
+                "head_dim": self.head_dim,
+                "dtype": str(dtype),
+                "model": model,
+            }
+            self._files = KeyFiles(folder, binding, dtype)
+            try:
+                self._take_up(self._files)
+            except BaseException:
+                self._files.close()
+                raise
+
+    def __enter__(self) -> KeyIndex:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     @property
     def reads(self) -> dict[int, tuple[int, ...]]:
@@ -258,19 +328,39 @@ class KeyIndex:
     # -- what comes and goes -------------------------------------------------------------------
 
     def empty(self) -> IndexState:
-        """What a memory without a token begins with: nothing."""
-        return IndexState.of(np.empty(0, _ROW), self._begin(), self._slot_bytes)
+        """What a memory without a token begins with: what the folder held, until `clear`."""
+        if self._opened is None:
+            return IndexState.of(np.empty(0, _ROW), self._begin(), self._slot_bytes)
+        return replace(self._opened, next_serial=self._begin())
 
+    @_in_inference_mode
     def start_epoch(self, held: IndexState) -> IndexState:
-        """The source's time restarts: nothing of before is found any more."""
-        self._epoch = self._begin()
-        return self.empty()
+        """The source's time restarts: nothing of before is found any more.
+
+        Raises FrameStoreError, as `forget` does.
+        """
+        self._catch_up()
+        self._epoch, self._opened = self._begin(), None
+        return self._settled(self.empty())
 
     def clear(self) -> IndexState:
-        """Forget everything, and give the room back."""
-        self._slots = self._common = self._newest = None
+        """Forget everything, and give the room back. Raises FrameStoreError, as `forget` does."""
+        self._slots = self._common = self._newest = self._opened = self._behind = None
+        self._fault = None
         self._forgotten.clear()
+        if self._files is not None:
+            self._files.clear()
         return self.empty()
+
+    @_in_inference_mode
+    def close(self) -> None:
+        """Write what is still to be written, and give the folder back."""
+        try:
+            self._catch_up()
+        finally:
+            self._slots = self._newest = self._opened = self._behind = None
+            if self._files is not None:
+                self._files.close()
 
     @_in_inference_mode
     def draft(self, held: IndexState, change: Change) -> IndexState:
@@ -281,13 +371,18 @@ class KeyIndex:
         Raises:
             InvalidParameterError: the keys were not read, or not even two grids of this size fit
                 ``max_bytes``; nothing changes.
+            FrameStoreError: the folder cannot be written: no room on the disk, say. ``held`` stays
+                as good as it was.
         """
         grids = _grids_of(change)
         if not grids:
             return held
+        self._catch_up()
         keys = self._keys_of(change)
         slots = self._slots_for(change, max(stop - start for _, start, stop in grids))
-        held, self._newest = self._settled(held), None
+        held = self._settled(held)
+        self._newest = None
+        before, first_ticket, thinned = held.grids, self._ticket, False
         at: dict[int, tuple[int, int]] = {}  # which part of which grid each slot gets
         for number, (stamps, start, stop) in enumerate(grids):
             count = -(-(stop - start) // slots.tokens)
@@ -296,14 +391,20 @@ class KeyIndex:
                 continue
             while slots.free < count:
                 if not slots.grow():
-                    held = self._thinned(held, count)
+                    held, thinned = self._thinned(held, count), True
             taken = slots.take(count, self._ticket, stamps)
             at |= {slot: (number, part) for part, slot in enumerate(taken)}
             held = held.with_next(self._ticket, stamps, taken)
             self._ticket += 1
         self._serial = max(self._serial, held.next_serial)
+        rows = held.table(0 if thinned else max(0, before - 1))  # what may be others now
+        if thinned and self._files is not None:
+            self._files.sync(slots, rows[rows["ticket"] < first_ticket])
         if at:
-            slots.write(list(at), self._pages(keys, grids, list(at.values()), slots.tokens))
+            pages, common = self._pages(keys, grids, list(at.values()), slots.tokens)
+            self._store(_Behind(list(at), pages, rows, common))
+        elif self._files is not None:
+            self._files.update(slots, rows)
         self._newest = held
         return held
 
@@ -312,21 +413,91 @@ class KeyIndex:
         """Erase the grids of this time, both ends included, in seconds of the source.
 
         One that stands for some of that time and for other goes with all. Keys that ``held`` does
-        not refer to any more are erased, too.
+        not refer to any more are erased, too, and what was set aside in the folder.
+
+        Raises:
+            FrameStoreError: the folder cannot be written. Nothing of that time is found any more;
+                try again, so that it is erased.
         """
+        self._catch_up()
+        if self._files is not None:
+            self._files.remove_set_aside()
         if self._slots is None:
             return held
         held, slots = self._settled(held), self._slots
         self._newest = None
+        self._forgotten.append(_Forgotten(self._epoch, self._ticket, start, stop))
         rows = held.table()
         gone = _within(rows["first"], rows["last"], start, stop)
-        self._forgotten.append(_Forgotten(self._epoch, self._ticket, start, stop))
-        shown = (slots.owner >= 0) & _within(slots.stamps[:, 0], slots.stamps[:, 1], start, stop)
+        erased = _within(slots.stamps[:, 0], slots.stamps[:, 1], start, stop)
+        erased[slots.parts_of(rows["slot"][gone])[0]] = True
         slots.give_back(rows["slot"][gone])
-        shown[slots.parts_of(rows["slot"][gone])[0]] = True
-        slots.erase(np.flatnonzero(shown))
-        self._newest = IndexState.of(rows[~gone], held.next_serial, held.slot_bytes)
-        return self._newest
+        places = np.flatnonzero(erased)
+        slots.disown(places)
+        if not self._mapped:
+            slots.erase(places)
+        held = IndexState.of(rows[~gone], held.next_serial, held.slot_bytes)
+        if self._files is not None:
+            # In this order: what is void was erased.
+            self._files.erase(slots, places)
+            self._files.sync(slots, held.table())
+        self._newest = held
+        return held
+
+    def _take_up(self, files: KeyFiles) -> None:
+        """What a process before this one has left in the folder."""
+        if not files.tokens:
+            return
+        per_segment = files.segment_slots
+        slots = self._new_slots(files.tokens, len(files.rows), per_segment)
+        segments = self.max_bytes // (per_segment * (slots.slot_bytes + ROW_BYTES))
+        if not segments:
+            files.set_aside(f"takes more than max_bytes of {self.max_bytes:,}")
+            return
+        self._slots, self._common = slots, torch.from_numpy(files.common)[:, None, None]
+        while slots.grow():
+            pass
+        loaded = files.load(slots)
+        rows = np.zeros(len(loaded), _ROW)
+        for name in _ROW.names or ():
+            rows[name] = loaded[name]
+        held = IndexState.of(rows, 0, slots.slot_bytes)
+        if len(slots) > segments * per_segment:
+            held = self._shrunk(held, files, segments)
+        slots.capacity = segments * per_segment
+        if not self._mapped:
+            for number, segment in enumerate(slots.segments):
+                segment.copy_(files.segment(number))
+        self._ticket = int(rows["ticket"].max(initial=-1)) + 1
+        self._serial = int((rows["serial"] + rows["span"]).max(initial=0))
+        self._opened = held
+
+    def _shrunk(self, held: IndexState, files: KeyFiles, segments: int) -> IndexState:
+        """Leave out what ``max_bytes`` have no room for, and move the rest together.
+
+        A grid is copied before it is void in its old place: with room for one such more.
+        """
+        assert self._slots is not None
+        slots, room = self._slots, segments * self._slots.segment_slots
+        spare = int(held.table()["parts"].max(initial=0))
+        while held.grids and held.parts > room - spare:
+            held = self._thinned(held, held.parts - (room - spare))
+        files.sync(slots, held.table())
+        rows = held.table()
+        used, of = slots.parts_of(rows["slot"])
+        for number in np.unique(of[used >= room]).tolist():
+            row = rows[number]
+            old = used[of == number].tolist()
+            pages = torch.stack([files.page(slot) for slot in old], dim=1)
+            new = slots.take(len(old), int(row["ticket"]), (row["first"], row["last"]))
+            files.write_keys(slots, new, pages)
+            slots.give_back(rows["slot"][[number]])
+            rows["slot"][number] = new[0]
+            files.update(slots, rows[[number]])
+        files.sync(slots, rows)
+        slots.shrink(segments)
+        files.shrink(segments)
+        return IndexState.of(rows, held.next_serial, held.slot_bytes)
 
     def _begin(self) -> int:
         """The first serial of a stream that begins now."""
@@ -366,17 +537,41 @@ class KeyIndex:
             size = -(-whole // pieces)
             number_bytes = len(self.heads) * self.head_dim * self.dtype.itemsize
             capacity = self.max_bytes // (size * number_bytes + ROW_BYTES)
-            slots = KeySlots(
-                len(self.heads), self.head_dim, size, capacity, self.dtype, self.device
-            )
+            slots = self._new_slots(size, capacity)
         needed = 2 * -(-tokens // slots.tokens)
         if needed > slots.capacity:
             raise InvalidParameterError(
                 f"max_bytes of the index is {self.max_bytes:,}, but the keys of two grids of "
                 f"{tokens} tokens take {needed * (slots.slot_bytes + ROW_BYTES):,}: allow for them"
             )
+        if self._slots is None and self._files is not None:
+            self._files.lay_out(slots.tokens, slots.segment_slots)
         self._slots = slots
         return slots
+
+    def _new_slots(self, tokens: int, capacity: int, segment_slots: int = 0) -> KeySlots:
+        return KeySlots(
+            len(self.heads),
+            self.head_dim,
+            tokens,
+            capacity,
+            self.dtype,
+            self.device,
+            segment_slots,
+            None if self._files is None else self._new_segment,
+        )
+
+    @property
+    def _mapped(self) -> bool:
+        """Whether the slots are the files themselves."""
+        return self._files is not None and self.device.type == "cpu"
+
+    def _new_segment(self, number: int) -> torch.Tensor:
+        """The keys of a segment where there are files."""
+        assert self._files is not None and self._slots is not None
+        if number * self._slots.segment_slots == len(self._files.rows):
+            self._files.add_segment()
+        return self._files.segment(number) if self._mapped else self._slots.zeros()
 
     def _pages(
         self,
@@ -384,8 +579,8 @@ class KeyIndex:
         grids: Sequence[tuple[Any, int, int]],
         parts: Sequence[tuple[int, int]],
         tokens: int,
-    ) -> torch.Tensor:
-        """Keys as they are kept, ``[heads, parts, tokens, head_dim]``.
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys as they are kept, ``[heads, parts, tokens, head_dim]``, and what was taken off.
 
         Args:
             parts: number of the grid, and which part of it.
@@ -401,15 +596,60 @@ class KeyIndex:
             pieces.append(piece)
         pages = torch.stack(pieces, dim=1).float()
         if self._common is None:
-            self._common = pages.mean((1, 2))[:, None, None]
-        return (pages - self._common.to(pages.device)).to(self.dtype)
+            self._common = pages.mean((1, 2))[:, None, None]  # [heads, 1, 1, head_dim]
+        self._common = self._common.to(pages.device)
+        return (pages - self._common).to(self.dtype), self._common
+
+    def _store(self, new: _Behind) -> None:
+        """Put a chunk's keys where they are kept; on another device than they are, later."""
+        assert self._slots is not None
+        on_gpu = new.pages.device.type != "cpu"
+        behind = on_gpu if self._write_behind is None else self._write_behind
+        if not self._mapped and new.pages.device.type == self.device.type:
+            self._slots.write(new.slots, new.pages)
+            if self._files is None:
+                return
+        self._behind = new.on_its_way() if on_gpu else new
+        if not behind:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Write what the last chunk left to be written; raise what came of it, now or before."""
+        self._try_to_catch_up()
+        fault, self._fault = self._fault, None
+        if fault is not None:
+            raise fault
+
+    def _try_to_catch_up(self) -> None:
+        if self._behind is None or self._slots is None:
+            return
+        new, self._behind = self._behind.arrived(), None
+        if self._files is None:
+            self._slots.write(new.slots, new.pages)
+            return
+        try:
+            self._write(self._files, self._slots, new)
+        except FrameStoreError as fault:
+            # A search goes on without these keys; who appends or forgets next is told.
+            self._fault, self._newest = fault, None
+            if self._mapped:
+                self._slots.disown(np.array(new.slots))
+
+    def _write(self, files: KeyFiles, slots: KeySlots, new: _Behind) -> None:
+        files.write_keys(slots, new.slots, new.pages)
+        if files.common is None:
+            files.write_common(new.common.flatten(1).numpy())
+        files.update(slots, new.rows)  # the last: they have their keys
 
     def _settled(self, held: IndexState) -> IndexState:
         """The state that slots are given to from now on: what is still there of ``held``."""
         if held is self._newest or self._slots is None:
             return held
+        self._newest = None
         rows = self._there(held)
         self._slots.give_back_all_but(rows["slot"])
+        if self._files is not None:
+            self._files.sync(self._slots, rows)
         return IndexState.of(rows, held.next_serial, self._slot_bytes)
 
     def _there(self, held: IndexState) -> np.ndarray:
@@ -474,10 +714,9 @@ class KeyIndex:
             InvalidParameterError: another shape, no such head, or a time that is none.
         """
         of = self._check_queries(queries, of)
-        if between is not None:
-            start, stop = map(real_number, between)
-            if start is None or stop is None or not start <= stop:
-                raise InvalidParameterError(f"between must be two times, rising: {between!r}")
+        times = None if between is None else _times(between)
+        if self._files is None or self._mapped:
+            self._try_to_catch_up()  # else the device has them
         rows = self._there(held)
         serials, spans = rows["serial"].copy(), rows["span"].copy()
         stamps = np.stack([rows["first"], rows["last"]], axis=1)
@@ -487,9 +726,9 @@ class KeyIndex:
             scores -= (scores @ weights / weights.sum())[:, None]
         else:
             scores = torch.empty(len(of), 0, device=self.device)
-        if between is not None:
+        if times is not None:
             # Stamps never fall, so these follow each other.
-            inside = _within(stamps[:, 0], stamps[:, 1], start, stop)
+            inside = _within(stamps[:, 0], stamps[:, 1], *times)
             first, count = int(inside.argmax()) if inside.any() else 0, int(inside.sum())
             cut = slice(first, first + count)
             return Found(serials[cut], spans[cut], stamps[cut], scores[:, cut])
@@ -563,6 +802,13 @@ def _grids_of(change: Change) -> list[tuple[tuple[float, float], int, int]]:
             found.append((stamps, at, at + size))
             at += size
     return found
+
+
+def _times(between: tuple[float, float]) -> tuple[float, float]:
+    start, stop = map(real_number, between)
+    if start is None or stop is None or not start <= stop:
+        raise InvalidParameterError(f"between must be two times, rising: {between!r}")
+    return start, stop
 
 
 def _within(firsts: np.ndarray, lasts: np.ndarray, start: float, stop: float) -> np.ndarray:

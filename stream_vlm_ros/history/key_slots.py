@@ -9,7 +9,7 @@ was overwritten meanwhile finds out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ class KeySlots:
         tokens: of a slot.
         capacity: slots that there may be, at least 1; a little less is made use of.
         dtype, device: of the keys.
+        segment_slots: of a segment; 0: as many as a 32nd of the capacity.
+        make: makes the keys of the segment of a number, where it is not plain memory.
 
     Attributes:
         segments: what the keys lie in, each ``[heads, slots, tokens, head_dim]``.
@@ -44,10 +46,13 @@ class KeySlots:
         capacity: int,
         dtype: torch.dtype,
         device: torch.device,
+        segment_slots: int = 0,
+        make: Callable[[int], torch.Tensor] | None = None,
     ):
         self.heads, self.head_dim, self.tokens = heads, head_dim, tokens
         self.dtype, self.device = dtype, device
-        self.segment_slots = max(1, capacity // SEGMENTS)
+        self.segment_slots = segment_slots or max(1, capacity // SEGMENTS)
+        self._make = make or (lambda number: self.zeros())
         self.capacity = capacity // self.segment_slots * self.segment_slots
         self.segments: list[torch.Tensor] = []
         self.owner = np.empty(0, np.int64)
@@ -70,13 +75,17 @@ class KeySlots:
         there = len(self)
         if there == self.capacity:
             return False
-        shape = (self.heads, self.segment_slots, self.tokens, self.head_dim)
-        self.segments.append(torch.zeros(shape, dtype=self.dtype, device=self.device))
+        self.segments.append(self._make(len(self.segments)))
         self.owner = np.append(self.owner, np.full(self.segment_slots, FREE))
         self.first = np.append(self.first, np.zeros(self.segment_slots, np.int64))
         self.stamps = np.append(self.stamps, np.zeros((self.segment_slots, 2)), axis=0)
         self._free = [*range(len(self) - 1, there - 1, -1), *self._free]
         return True
+
+    def zeros(self) -> torch.Tensor:
+        """The keys of a segment in plain memory of the device."""
+        shape = (self.heads, self.segment_slots, self.tokens, self.head_dim)
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     def take(self, count: int, ticket: int, stamps: tuple[float, float]) -> list[int]:
         """So many free slots for a grid; who else referred to them has lost them."""
@@ -88,6 +97,14 @@ class KeySlots:
             self.owner[slot], self.first[slot] = ticket, slots[0]
             self.stamps[slot] = stamps
         return slots
+
+    def shrink(self, segments: int) -> None:
+        """Do without the segments beyond so many, in which there is nothing any more."""
+        self.capacity = segments * self.segment_slots
+        del self.segments[segments:]
+        self.owner, self.first = self.owner[: self.capacity], self.first[: self.capacity]
+        self.stamps = self.stamps[: self.capacity]
+        self._free = [slot for slot in self._free if slot < self.capacity]
 
     def parts_of(self, firsts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """All slots of these grids, rising, and the place of each one's grid in ``firsts``."""
@@ -130,9 +147,12 @@ class KeySlots:
         for segment, row, at, count in self.runs(slots):
             self.segments[segment][:, row : row + count].copy_(pages[:, at : at + count])
 
+    def disown(self, slots: np.ndarray) -> None:
+        """Whoever refers to these slots has lost them."""
+        self.owner[slots] = FREE
+
     def erase(self, slots: np.ndarray) -> None:
         """Nothing of these slots' keys stays."""
-        self.owner[slots] = FREE
         for segment, row, _, count in self.runs(slots.tolist()):
             self.segments[segment][:, row : row + count] = 0
 

@@ -23,7 +23,7 @@ from stream_vlm_ros.node.memory_keeper import NOTHING_SAVED, SavedState
 from stream_vlm_ros.node.worker import (
     MAX_THUMBNAILS,
     EpisodeState,
-    MemoryState,
+    MemorySummary,
     Outcome,
     Question,
     TierState,
@@ -53,7 +53,7 @@ def to_header(stamp: int, frame_id: str) -> Header:
     return Header(stamp=to_time(stamp), frame_id=frame_id)
 
 
-def to_spans(memory: MemoryState) -> list[TimeSpan]:
+def to_spans(memory: MemorySummary) -> list[TimeSpan]:
     """The unbroken stretches of time in memory."""
     return [TimeSpan(start=to_time(start), end=to_time(end)) for start, end in memory.spans_ns]
 
@@ -186,7 +186,7 @@ def to_fault(fault: Exception) -> Answer:
 
 
 def to_cache_status(
-    memory: MemoryState, state: str, counts: dict[str, int], saved: SavedState = NOTHING_SAVED
+    memory: MemorySummary, state: str, counts: dict[str, int], saved: SavedState = NOTHING_SAVED
 ) -> CacheStatus:
     """Memory, lifecycle state, every count by its field's name, saved memories -> message."""
     status = CacheStatus(

@@ -22,7 +22,7 @@ from stream_vlm_ros.errors import (
     StreamVlmError,
     cut,
 )
-from stream_vlm_ros.node.worker import EngineWorker, MemoryState
+from stream_vlm_ros.node.worker import EngineWorker, MemorySummary
 
 if TYPE_CHECKING:
     from stream_vlm_ros.engine.results import SavedMemory
@@ -249,7 +249,7 @@ def _held(saved: SavedMemory) -> str:
     return f"{saved.tokens:,} tokens of {saved.frames:,} frames, {saved.bytes / 1e6:.1f} MB"
 
 
-def _what_is(memory: MemoryState) -> tuple[Any, ...]:
+def _what_is(memory: MemorySummary) -> tuple[Any, ...]:
     """What differs once something was appended, kept or forgotten."""
     return memory.chunks, memory.length, memory.evicted_tokens, memory.newest_ns
 

@@ -44,7 +44,7 @@ from stream_vlm_ros.node.memory_keeper import NOTHING_SAVED, MemoryKeeper, Saved
 from stream_vlm_ros.node.memory_services import MemoryServices
 from stream_vlm_ros.node.parameters import PARAMETERS, declare, read, unknown_text
 from stream_vlm_ros.node.serialized_image import SerializedImage
-from stream_vlm_ros.node.worker import EngineWorker, MemoryState, NotActiveError
+from stream_vlm_ros.node.worker import EngineWorker, MemorySummary, NotActiveError
 from stream_vlm_ros.processes.ros_process import END_TIMEOUT
 from stream_vlm_ros.setting import CONFIGURE
 
@@ -400,7 +400,7 @@ class StreamVlmNode(TellingLifecycleNode):
         counts["queue_depth"] = worker.depth if worker is not None else 0
         counts["resets"] = worker.resets if worker is not None else 0
         counts["time_jumps"] = ingest.time_jumps if ingest is not None else 0
-        memory = worker.memory if worker is not None else MemoryState()
+        memory = worker.memory if worker is not None else MemorySummary()
         return interfaces.to_cache_status(memory, self.state, counts, self._saved_state())
 
     def _saved_state(self) -> SavedState:
@@ -435,7 +435,7 @@ class StreamVlmNode(TellingLifecycleNode):
 
     def _memory_health(self) -> health.Health:
         worker, asking = self._worker, self.asking
-        memory = worker.memory if worker is not None else MemoryState()
+        memory = worker.memory if worker is not None else MemorySummary()
         return health.memory_health(
             health.MemoryFacts(
                 state=self.state,

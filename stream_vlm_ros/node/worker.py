@@ -126,7 +126,7 @@ class EpisodeState:
 
 
 @dataclass(frozen=True)
-class MemoryState:
+class MemorySummary:
     """The engine's memory at one moment. Stamps in nanoseconds of the source, None when empty."""
 
     length: int = 0
@@ -181,7 +181,7 @@ class Outcome:
     fetched_tokens: int = 0
     answer_tokens: int = 0
     finish_reason: str = ""
-    memory: MemoryState = MemoryState()
+    memory: MemorySummary = MemorySummary()
     evidence: tuple[EpisodeState, ...] = ()  # at most MAX_EPISODES
 
 
@@ -233,7 +233,7 @@ class CopiedMemory:
     """
 
     copy: MemoryCopy
-    memory: MemoryState
+    memory: MemorySummary
     origin_ns: int
     frame_id: str
 
@@ -299,7 +299,7 @@ class EngineWorker:
         self.max_questions = max_questions
         self.ingest_share = ingest_share
         self.loaded: Future[str] = Future()  # what the engine's memory takes, in one line
-        self.memory = MemoryState()
+        self.memory = MemorySummary()
         self.resets = 0
         self.last_fault: str = ""  # of the last chunk, empty when it went well
         self.ended: EngineEndedError | None = None  # what every question is answered from then on
@@ -788,7 +788,7 @@ class EngineWorker:
         answer: str,
         metrics: AnswerMetrics | ChoiceMetrics,
         started: float,
-        asked: MemoryState,
+        asked: MemorySummary,
     ) -> Outcome:
         """The outcome of an answer that the engine gave, read from the memory ``asked``."""
         outcome = Outcome(
@@ -824,10 +824,10 @@ class EngineWorker:
         waited = (started or time.monotonic()) - ticket.arrived
         return Outcome(ticket.question, error=error, waiting=waited, memory=self.memory)
 
-    def _snapshot(self, engine: InferenceEngine) -> MemoryState:
+    def _snapshot(self, engine: InferenceEngine) -> MemorySummary:
         info = engine.get_cache_info()
         oldest, newest = info.oldest_timestamp, info.newest_timestamp
-        return MemoryState(
+        return MemorySummary(
             length=info.cache_seq_length,
             cap=info.max_cache_tokens or 0,
             sink=info.sink_size or 0,

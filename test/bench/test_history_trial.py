@@ -5,21 +5,19 @@
 
 import numpy as np
 import pytest
-import torch
 from history_trial import (
     MAX_GRIDS,
-    average_precision,
     choose,
-    hits_of,
     names_evidence,
     read_with_present,
-    wilson,
 )
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from stream_vlm_ros.experiments.intervals import wilson
 from stream_vlm_ros.history.episodes import Episode
+from stream_vlm_ros.history.limits import hits_of
 from stream_vlm_ros.world.questions import Question
 from stream_vlm_ros.world.rare import Asked, Stretch
 
@@ -38,24 +36,6 @@ def test_the_interval_holds_the_shares_that_the_score_test_does_not_reject(asked
 def test_no_mistake_in_ten_leaves_a_quarter_open():
     # Brown, Cai and DasGupta (2001): n = 10, no success, Wilson: 0 to 0.278.
     assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
-
-
-@given(st.data())
-def test_average_precision_is_the_mean_precision_at_each_relevant_rank(data):
-    count = data.draw(st.integers(2, 30))
-    order = data.draw(st.permutations(range(count)))
-    relevant = data.draw(st.sets(st.sampled_from(range(count)), min_size=1))
-    scores = [float(order[k]) for k in range(count)]
-    ranked = sorted(range(count), key=lambda k: -scores[k])
-    precisions = [
-        len(relevant & set(ranked[: rank + 1])) / (rank + 1)
-        for rank in range(count)
-        if ranked[rank] in relevant
-    ]
-    found = average_precision(
-        torch.tensor([scores]), torch.tensor([[k in relevant for k in range(count)]])
-    )
-    assert float(found) == pytest.approx(sum(precisions) / len(precisions), abs=1e-6)
 
 
 SCORES = arrays.arrays(np.float32, st.integers(5, 80), elements=st.floats(0, 8, width=32))

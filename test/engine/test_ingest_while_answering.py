@@ -12,6 +12,8 @@ from stream_vlm_ros.engine.cache.eviction import AUTO
 from stream_vlm_ros.engine.cache.mrope import run_positions
 from stream_vlm_ros.errors import InvalidImageError, SnapshotEvictedError, StreamBusyError
 
+pytestmark = pytest.mark.no_cover
+
 CAP = 150
 CHUNK = 12  # tokens of a later chunk of four frames, two grids of six
 LEVELS = [(0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (0.3, 0.3), (AUTO, AUTO)]

@@ -75,12 +75,12 @@ def test_one_offset_of_a_query_sees_every_key_right(layouts):
 @pytest.mark.parametrize("moving", [[], [3], [0, 1], [2, 3]])
 def test_keys_that_move_together_with_most_others_are_not_touched(moving):
     buffer, slots, _ = buffer_of(4)
-    before = buffer.data.clone()
+    before = buffer.data.clone().view(torch.int32)  # bits: the free room may hold NaN
     gap = Vec(7, 0, 0)
     shifts = layout([ZERO.minus(gap) if number in moving else ZERO for number in range(SINK, 4)])
     shared = buffer.rotate_base(ROTARY, slots, shifts, Vec(5, 5, 5))
     assert shared == Vec(-5, -5, -5)
-    changed = (buffer.data != before)[:, :, :, : slots.length].any(-1).any(0).any(0).any(0)
+    changed = (buffer.data.view(torch.int32) != before).any(-1).any(0).any(0).any(0)
     expected = [2 + TOKENS * number + at for number in moving for at in range(TOKENS)]
     assert changed.nonzero()[:, 0].tolist() == expected
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from stream_vlm_ros.engine import EvictionConfig, FeatureNovelty, VideoStreamingInference
 from stream_vlm_ros.engine.cache.eviction import AUTO, Candidate, EvenSample, StarMemory
-from stream_vlm_ros.errors import CapTooSmallError, StreamBusyError
+from stream_vlm_ros.errors import CapTooSmallError, InvalidParameterError, StreamBusyError
 
 
 def candidate(number, seconds=None, tokens=1, descriptor=()):
@@ -291,6 +291,40 @@ def test_a_score_that_fails_is_told_and_the_stream_goes_on_within_its_cap(
     # As if all scored the same: those seen first stay (four grids of 6 fit 40 % of 130 - 57).
     assert [number for number, _ in manager.ledger.kept_offsets()] == [2, 3, 4, 5]
     assert engine.ask("What is there?", 4)[1]["cache_length"] == manager.get_seq_length()
+
+
+def test_a_score_that_cannot_describe_a_frame_is_told_and_the_memory_is_as_it_was(
+    toys, model, processor
+):
+    class Fails(FeatureNovelty):
+        failing = False
+
+        def describe(self, features):
+            if self.failing:
+                raise KeyError("no such region")
+            return super().describe(features)
+
+    score = Fails()
+    engine, straight = (
+        VideoStreamingInference(
+            model,
+            processor,
+            eviction_config=EvictionConfig(130, important_share=0.4),
+            importance=score,
+        )
+        for _ in range(2)
+    )
+    for number in range(9):
+        for one in (engine, straight):
+            one.append_video_chunk(toys.frames(4, seed=number), fps=2)
+    score.failing = True
+    with pytest.raises(InvalidParameterError, match=r"cannot describe a frame.*no such region"):
+        engine.append_video_chunk(toys.frames(4, seed=9), fps=2)
+    score.failing = False
+    for one in (engine, straight):
+        one.append_video_chunk(toys.frames(4, seed=9), fps=2)
+    assert torch.equal(engine.cache_manager.gather(), straight.cache_manager.gather())
+    assert engine.get_cache_info()["levels"] == straight.get_cache_info()["levels"]
 
 
 def test_a_score_made_from_novelty_ranks_in_its_own_way(toys, model, processor):

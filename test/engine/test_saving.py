@@ -18,7 +18,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -489,6 +489,29 @@ def test_a_score_whose_descriptions_no_file_holds_is_named(make, tmp_path):
         engine.save_memory(tmp_path / "m")
 
 
+class Refusing(tuple):
+    """Plain data, until somebody looks at it."""
+
+    def __iter__(self):
+        raise RuntimeError("nobody looks at this")
+
+
+def test_a_score_whose_descriptions_raise_when_they_are_saved_is_told_so(make, tmp_path):
+    make("all", 3).save_memory(tmp_path / "m")
+    good = (tmp_path / "m").read_bytes()
+
+    class Odd(Loudness):
+        def describe(self, features):
+            return Refusing((1.0,))
+
+    engine = make("all", 3, importance=Odd())  # none is ranked yet
+    held, info = engine.cache_manager.gather(), engine.get_cache_info()
+    with pytest.raises(InvalidParameterError, match=r"importance score.*nobody looks at this"):
+        engine.save_memory(tmp_path / "m")
+    assert (tmp_path / "m").read_bytes() == good
+    assert torch.equal(engine.cache_manager.gather(), held) and engine.get_cache_info() == info
+
+
 class Describes(Loudness):
     """Frames by whatever it is told to."""
 
@@ -538,6 +561,16 @@ def test_descriptions_are_saved_however_they_lie_in_memory(make, tmp_path, descr
     loaded = make("all", importance=Describes(describes))
     loaded.load_memory(tmp_path / "m")
     same_from_here(engine, loaded, after=3)
+
+
+@pytest.mark.parametrize("rows", [(0, 1), (101, 203)])
+def test_a_memory_of_a_model_whose_words_changed_places_is_refused(make, tmp_path, rows):
+    make("window", 3, model=toy_model()).save_memory(tmp_path / "m")
+    other = toy_model()
+    (words,) = [w for name, w in other.state_dict().items() if "embed_tokens" in name]
+    with torch.no_grad():
+        words[list(rows)] = words[list(rows[::-1])]
+    refuses(make("window", model=other), tmp_path / "m", "another model: its weights")
 
 
 @pytest.mark.parametrize("tensor", ["visual", "layers.1.", "lm_head", "embed_tokens", "norm"])
@@ -621,6 +654,24 @@ def test_a_file_with_one_flipped_bit_is_refused(whole, tmp_path_factory, share, 
     refuses(engine, path, "is refused: ")
 
 
+@settings(QUICK, max_examples=80)
+@given(
+    share=st.tuples(st.floats(0.0, 1.0), st.floats(0.0, 1.0)),
+    size=st.sampled_from([1, 2, 4, 8, 64]),
+)
+def test_a_file_with_two_pieces_that_changed_places_is_refused(
+    whole, tmp_path_factory, share, size
+):
+    data, engine = whole
+    one, other = sorted(int(at * (len(data) // size - 1)) * size for at in share)
+    first, second = data[one : one + size], data[other : other + size]
+    assume(first != second)
+    swapped = data[:one] + second + data[one + size : other] + first + data[other + size :]
+    path = tmp_path_factory.mktemp("swap") / "m"
+    path.write_bytes(swapped)
+    refuses(engine, path, "is refused: ")
+
+
 def test_a_digit_that_was_changed_in_the_header_is_refused(whole, tmp_path):
     data, engine = whole
     about = range(data.index(b'"about"'), data.index(b'"format"'))
@@ -681,7 +732,7 @@ def test_another_version_is_refused_and_yet_known_as_a_memory(whole, parts, make
     path = parts.write()
     parts.metadata.pop("version")
     monkeypatch.undo()
-    refuses(whole[1], path, "of version 7, and this program reads version 1")
+    refuses(whole[1], path, "of version 7, and this program reads version 2")
     make("window", 1).save_memory(path)  # it may be overwritten: it is ours
 
 

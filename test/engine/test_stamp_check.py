@@ -302,7 +302,7 @@ STAMPS = st.one_of(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=1000)
 @given(
     stamps=st.lists(STAMPS, max_size=25),
     newest=st.none() | STAMPS,
@@ -343,7 +343,7 @@ def sources(draw):
     return good, wrong
 
 
-@settings(max_examples=300)
+@settings(max_examples=1000)
 @given(source=sources(), read_to_end=st.booleans(), backwards=st.booleans())
 def test_each_wrong_stamp_costs_one_frame_and_a_pause_none(source, read_to_end, backwards):
     good, wrong = source

@@ -3,6 +3,9 @@
 
 """The index finds what a look at every key finds, within its bytes, and its states are values."""
 
+import shutil
+import tempfile
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -216,7 +219,7 @@ def test_not_even_two_grids_that_fit_are_refused_in_words():
 # -- states are values -------------------------------------------------------------------------
 
 
-class Machine(RuleBasedStateMachine):
+class Values(RuleBasedStateMachine):
     """Whatever happens, a state finds its own grids, with their own keys, or does without them.
 
     The model of a state is the whole of its stream: for each serial stamps and keys, None for keys
@@ -226,12 +229,16 @@ class Machine(RuleBasedStateMachine):
     @initialize(seed=SEEDS, room=st.sampled_from([14, 40, 100_000]))
     def begin(self, seed, room):
         self.room = room
-        self.one, self.stream = index(max_bytes=room * grid_bytes(4)), Stream(seed)
+        self.one, self.stream = self.opened(), Stream(seed)
         self.highest = 0
-        self.held, self.seen = self.one.empty(), {}
+        self.held = self.newest = self.one.empty()
         self.next, self.there = 0, set()
+        self.seen, self.newest_seen = {}, {}
         self.older = []
         self.first_size = True
+
+    def opened(self):
+        return index(max_bytes=self.room * grid_bytes(4))
 
     def drafted(self, sizes):
         # The first grid decides how large a slot is.
@@ -239,7 +246,8 @@ class Machine(RuleBasedStateMachine):
         self.first_size = False
         told, grids = self.stream.chunk(*sizes, whole=8 if max(sizes) > 4 else 4)
         own = dict(enumerate(grids, self.next))
-        held = self.one.draft(self.held, told)
+        held = self.newest = self.one.draft(self.held, told)
+        self.newest_seen = {**self.seen, **own}
         self.highest = max(self.highest, self.next + len(grids))
         return held, {**self.seen, **own}, self.next + len(grids)
 
@@ -269,7 +277,7 @@ class Machine(RuleBasedStateMachine):
         stop = start + length
         before = self.found(self.held)
         self.older.append((self.held, self.seen, self.next))
-        self.held = self.one.forget(self.held, start, stop)
+        self.held = self.newest = self.one.forget(self.held, start, stop)
         left = [grid for grid in before if grid[2] > stop or grid[3] < start]
         assert self.found(self.held) == left
         self.there = {serial for serial, *_ in left}
@@ -295,6 +303,7 @@ class Machine(RuleBasedStateMachine):
         self.anew()
 
     def anew(self):
+        self.newest, self.newest_seen = self.held, {}
         self.there = set()
         self.seen, self.next = {}, self.highest + NEW_STREAM if self.highest else 0
 
@@ -334,5 +343,46 @@ class Machine(RuleBasedStateMachine):
         assert self.held.nbytes <= self.one.max_bytes
 
 
-TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+class ValuesInFolder(Values):
+    """The same, and now and then another process takes the folder up."""
+
+    behind = None
+
+    def __init__(self):
+        super().__init__()
+        self.folder = tempfile.mkdtemp()
+
+    def opened(self):
+        return index(
+            max_bytes=self.room * grid_bytes(4), folder=self.folder, write_behind=self.behind
+        )
+
+    @rule()
+    def open_again(self):
+        before = self.found(self.newest)
+        self.one.close()
+        self.one = self.opened()
+        self.older = []
+        self.held, self.seen = self.one.empty(), self.newest_seen
+        assert self.found(self.held) == before
+        # What was seen last counts from where that ended; serials say that a stream begins.
+        self.highest = before[-1][1] if before else 0
+        self.next = self.highest + NEW_STREAM if self.highest else 0
+        self.there = {serial for serial, *_ in before}
+        self.newest = self.held
+
+    def teardown(self):
+        self.one.close()
+        shutil.rmtree(self.folder)
+
+
+class ValuesWrittenBehind(ValuesInFolder):
+    """The same, and a chunk's keys are written when the next one comes."""
+
+    behind = True
+
+
+SOME = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestValues, TestValuesInFolder = Values.TestCase, ValuesInFolder.TestCase
+TestValuesWrittenBehind = ValuesWrittenBehind.TestCase
+TestValues.settings = TestValuesInFolder.settings = TestValuesWrittenBehind.settings = SOME

@@ -136,13 +136,13 @@ def test_evidence_carries_stamps_pictures_and_poses(interfaces):
 
 
 def test_a_status_tells_what_each_tier_of_the_history_holds(interfaces):
-    from stream_vlm_ros.node.worker import MemoryState, TierState
+    from stream_vlm_ros.node.worker import MemorySummary, TierState
 
     tiers = (
         TierState("pictures", 5, 10, 900, 1000, "/frames", 7, 9_000_000_001),
         TierState("keys", 0, 0, 0, 50, "device", None, None),
     )
-    pictures, keys = interfaces.to_cache_status(MemoryState(tiers=tiers), "active", {}).tiers
+    pictures, keys = interfaces.to_cache_status(MemorySummary(tiers=tiers), "active", {}).tiers
     assert (pictures.name, pictures.grids, pictures.frames) == ("pictures", 5, 10)
     assert (pictures.bytes, pictures.max_bytes, pictures.where) == (900, 1000, "/frames")
     assert (pictures.oldest.nanosec, pictures.newest.sec, pictures.newest.nanosec) == (7, 9, 1)
@@ -150,9 +150,9 @@ def test_a_status_tells_what_each_tier_of_the_history_holds(interfaces):
 
 
 def test_a_status_tells_stretches_of_time_and_all_levels_in_one_order(interfaces):
-    from stream_vlm_ros.node.worker import LevelState, MemoryState
+    from stream_vlm_ros.node.worker import LevelState, MemorySummary
 
-    empty = interfaces.to_cache_status(MemoryState(), "inactive", {})
+    empty = interfaces.to_cache_status(MemorySummary(), "inactive", {})
     assert empty.spans == []
     names = ["sink", "sampled", "important", "window"]
     assert [(level.name, level.frames, level.tokens) for level in empty.levels] == [
@@ -161,7 +161,7 @@ def test_a_status_tells_stretches_of_time_and_all_levels_in_one_order(interfaces
     levels = tuple(LevelState(name, number, 6 * number) for number, name in enumerate(names))
     spans = ((1_000_000_007, 2_000_000_000), (5_000_000_000, 5_000_000_000))
     status = interfaces.to_cache_status(
-        MemoryState(length=50, spans_ns=spans, levels=levels), "active", {"frames_received": 3}
+        MemorySummary(length=50, spans_ns=spans, levels=levels), "active", {"frames_received": 3}
     )
     spans = [(s.start.sec, s.start.nanosec, s.end.sec, s.end.nanosec) for s in status.spans]
     assert spans == [(1, 7, 2, 0), (5, 0, 5, 0)]

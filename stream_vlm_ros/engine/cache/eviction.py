@@ -26,7 +26,7 @@ from stream_vlm_ros.config import AUTO as AUTO
 from stream_vlm_ros.config import NOVELTY_SHARE, NOVELTY_WINDOW_CHUNKS
 from stream_vlm_ros.config import EvictionConfig as EvictionConfig
 from stream_vlm_ros.engine.reference_names import EvictorNames
-from stream_vlm_ros.errors import CapTooSmallError, InvalidParameterError
+from stream_vlm_ros.errors import CapTooSmallError, InvalidParameterError, in_words
 
 
 class Candidate(NamedTuple):
@@ -98,7 +98,7 @@ class FeatureNovelty:
         self._projection: torch.Tensor | None = None
         # A memory changes by a row or two at a time. Replaced as a whole: whatever interrupts
         # `rank`, what is here fits together.
-        self._last = _Last(_Ranked.of(()), *np.empty((3, 0)))
+        self._last = _Ranked.of(())
 
     def describe(self, features: torch.Tensor) -> np.ndarray:
         if self._projection is None or len(self._projection) != features.shape[-1]:
@@ -119,8 +119,7 @@ class FeatureNovelty:
         return self._ranked(tuple(rows), operator.is_)
 
     def _ranked(self, rows: tuple[np.ndarray, ...], same: _Same) -> np.ndarray:
-        settled = self._last.settled(rows[:-1], same) or _Ranked.of(rows[:-1])
-        self._last = _Last(settled, *settled.nearest_with(rows[-1]), rows[-1])
+        self._last = self._last.followed(rows, same) or _Ranked.of(rows)
         return 1.0 - self._last.likeness
 
 
@@ -128,58 +127,40 @@ _Same = Callable[[np.ndarray, np.ndarray], bool]
 
 
 class _Ranked(NamedTuple):
-    """Rows with the nearest other one of each."""
+    """What was ranked last, with each row's nearest."""
 
     rows: tuple[np.ndarray, ...]
-    table: np.ndarray  # [n, d], the same
+    table: np.ndarray  # [n - 1, d], the same but for the last: that one may go at once
     likeness: np.ndarray  # [n], to the nearest other one
     nearest: np.ndarray  # [n], which row that is
 
     @classmethod
     def of(cls, rows: tuple[np.ndarray, ...]) -> _Ranked:
         table = np.stack(rows) if rows else np.empty((0, 0), np.float32)
-        return cls(rows, table, *_look_for_nearest(table, np.arange(len(table))))
+        return cls(rows, table[:-1], *_look_for_nearest(table, np.arange(len(table))))
 
-    def nearest_with(self, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Likeness and nearest once ``row`` is behind the others, ``[n + 1]`` each."""
-        if not self.rows:
-            return np.full(1, -1.0, row.dtype), np.zeros(1, int)
-        likeness = self.table @ row
-        nearer = likeness > self.likeness
-        return (
-            np.append(np.where(nearer, likeness, self.likeness), likeness.max()),
-            np.append(np.where(nearer, len(likeness), self.nearest), likeness.argmax()),
-        )
-
-
-class _Last(NamedTuple):
-    """What was ranked last: the newest row behind the others."""
-
-    others: _Ranked
-    likeness: np.ndarray  # [n + 1]
-    nearest: np.ndarray  # [n + 1]
-    newest: np.ndarray  # [d]
-
-    def settled(self, rows: tuple[np.ndarray, ...], same: _Same) -> _Ranked | None:
-        """Those that stayed, ranked; None: it was not that one row at most went."""
-        before = self.others.rows
-        if len(rows) == len(before) and all(map(same, before, rows)):
-            return self.others
-        missing = len(before) + 1 - len(rows)
-        if not before or missing not in (0, 1):
+    def followed(self, rows: tuple[np.ndarray, ...], same: _Same) -> _Ranked | None:
+        """Once at most one row went and then another came last; None: something else happened."""
+        before, others = self.rows, rows[:-1]
+        missing = len(before) - len(others)
+        if not others or missing not in (0, 1):
             return None
-        matches = [*map(same, before, rows)]
-        gone = matches.index(False) if False in matches else len(matches)
-        if not all(map(same, (*before, self.newest)[gone + missing :], rows[gone:])):
+        matches = [*map(same, before, others)]
+        gone = matches.index(False) if False in matches else len(others)
+        if not all(map(same, before[gone + missing :], others[gone:])):
             return None
-        table = self.others.table
-        table = np.concatenate([table[:gone], table[gone + missing :], self.newest[None]])
-        if not missing:
-            return _Ranked(rows, table, self.likeness, self.nearest)
-        likeness, nearest = np.delete(self.likeness, gone), np.delete(self.nearest, gone)
-        bereft = np.flatnonzero(nearest == gone)
-        nearest[nearest > gone] -= 1
-        likeness[bereft], nearest[bereft] = _look_for_nearest(table, bereft)
+        table, likeness, nearest = self.table, self.likeness, self.nearest
+        if gone + missing < len(before) or not missing:
+            table = np.concatenate([table[:gone], table[gone + missing :], before[-1][None]])
+        if missing:
+            likeness, nearest = np.delete(likeness, gone), np.delete(nearest, gone)
+            bereft = np.flatnonzero(nearest == gone)
+            nearest[nearest > gone] -= 1
+            likeness[bereft], nearest[bereft] = _look_for_nearest(table, bereft)
+        to_last = table @ rows[-1]
+        nearer = to_last > likeness
+        likeness = np.append(np.where(nearer, to_last, likeness), to_last.max())
+        nearest = np.append(np.where(nearer, len(to_last), nearest), to_last.argmax())
         return _Ranked(rows, table, likeness, nearest)
 
 
@@ -540,14 +521,27 @@ class KVCacheEvictor(EvictorNames):
             first: number of the first grid.
             features: ``[grids, rows, columns, hidden]``.
             last_seconds: the source's time of the chunk's last frame.
+
+        Raises:
+            InvalidParameterError: a user's score cannot describe one of them.
         """
         wanted = self.config is not None and self.config.shares[1] > 0
         descriptors = {}
         if wanted and (self.important_size or not self.first_chunk_recorded):
             for number, grid in enumerate(features, start=first):
-                descriptors[number] = self.score.describe(grid)
+                descriptors[number] = self._described(grid)
         sizes = features.shape[:3].numel(), features.shape[1:3].numel()
         return Described(descriptors, *sizes, last_seconds)
+
+    def _described(self, grid: torch.Tensor) -> np.ndarray:
+        try:
+            return self.score.describe(grid)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise  # not the score's own: the chunk may come again when there is room
+        except Exception as fault:  # a user's score raises anything
+            raise InvalidParameterError(
+                f"the importance score cannot describe a frame: {in_words(fault)}"
+            ) from fault
 
     def leaves_window(self, number: int, tokens: int, seconds: float) -> set[int]:
         """A whole grid leaves the window: numbers of those to forget for it, maybe its own.

@@ -149,13 +149,13 @@ def _operation(
 
     @functools.wraps(method)
     def alone(self: KVCacheManager, *args: Given.args, **options: Given.kwargs) -> Result:
-        if self._telling and self._lock._is_owned():  # type: ignore[attr-defined]
+        if self._telling and self._has_lock():
             raise StreamBusyError(
                 "a listener to what is forgotten may look at the memory, not work on it: do that "
                 "when the call that it was told by has ended"
             )
         # An operation that was aborted on its way out has left it locked: they never nest.
-        while self._lock._is_owned():  # type: ignore[attr-defined]
+        while self._has_lock():
             self._lock.release()
         try:
             with self._lock, torch.inference_mode():
@@ -218,6 +218,7 @@ class KVCacheManager(ManagerNames):
         self._current = _Current(_Revision(state, buffer))
         self.evictor = rules.over(self._current)
         self._lock = threading.RLock()
+        self._of_lock = threading.Condition(self._lock)
         given_back = weakref.WeakMethod(self._evict_what_waits)
         self._tails = TailPool(shape, device, max_tail_tokens, given_back)
         self._followers: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -306,6 +307,16 @@ class KVCacheManager(ManagerNames):
     def _memory_replaced(self) -> None:
         for follower in list(self._followers):
             follower.memory_replaced()
+
+    def _has_lock(self) -> bool:
+        """Whether this thread has it: a condition says so, the lock itself does not."""
+        try:
+            self._of_lock.notify(0)
+        except RuntimeError as fault:
+            if type(fault) is not RuntimeError:  # a device without memory: not the condition's
+                raise
+            return False
+        return True
 
     @_operation
     def gather(self) -> torch.Tensor:
@@ -578,9 +589,7 @@ class KVCacheManager(ManagerNames):
         operation: it tries the lock, and whoever has it looks again after releasing it.
         """
         while self._state.waiting and not self._tails.living:
-            if self._lock._is_owned():  # type: ignore[attr-defined]
-                return
-            if not self._lock.acquire(blocking=False):
+            if self._has_lock() or not self._lock.acquire(blocking=False):
                 return
             try:
                 with torch.inference_mode():

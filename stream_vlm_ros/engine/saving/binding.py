@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from stream_vlm_ros.engine.model.base import StreamModel
 
 _SAMPLES = 64  # words of each weight that are hashed one by one
+_PIECE = 2**20  # words of a weight that are summed together
 
 # Of a model's configuration: what computes with the weights otherwise than their shapes say.
 _TEXT = "num_attention_heads num_key_value_heads num_hidden_layers rms_norm_eps rope_parameters"
@@ -82,9 +83,9 @@ def difference(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None:
 def weights_hash(model: StreamModel) -> str:
     """A fingerprint of all weights, computed once for a model, where it lies.
 
-    For each weight the sum of its bytes, read as whole numbers of 64 bits, and 64 of those numbers
-    evenly spaced. It does not see changes that leave all sums as they are and miss the samples,
-    such as two rows that changed places, nor weights that were changed after the first call.
+    Of each weight's bytes, read as whole numbers of 64 bits, sums of pieces in which each number
+    counts by its place, so that it sees two rows that changed places; and 64 of those numbers
+    evenly spaced. It does not see weights that were changed after the first call.
     """
     if model not in _HASHES:
         _HASHES[model] = _weights_hash(model)
@@ -101,7 +102,11 @@ def _weights_hash(model: StreamModel) -> str:
             data = data.clone()
         data = data.view(torch.int64)
         names.append(f"{name} {list(weight.shape)} {weight.dtype}")
-        words += [data.sum()[None], data[:: -(-len(data) // _SAMPLES)]]
+        # (Odd factors: whatever is changed, its piece's sum is another. In pieces: an order of
+        # their own, and little memory meanwhile.)
+        odd = torch.arange(1, 2 * _PIECE, 2, device=data.device)
+        words += [(piece * odd[: len(piece)]).sum()[None] for piece in data.split(_PIECE)]
+        words.append(data[:: -(-len(data) // _SAMPLES)])
     digest = hashlib.sha256("\n".join(names).encode())
     digest.update(torch.cat(words).cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,11 @@ import torch
 from stream_vlm_ros.errors import MemoryFileError, cut
 from stream_vlm_ros.owned import NotOursError, open_regular, remove_parts, write_whole
 
-FORMAT, VERSION = "stream_vlm memory", 1
+FORMAT, VERSION = "stream_vlm memory", 2
 MAX_HEADER = 2**20  # bytes: ours has a line for each layer
 MAX_TEXT = 2**28  # bytes of the bookkeeping, and of its arrays
 _BLOCK = 2**20  # bytes that are summed while they are in a core's cache
-_SUMS, _WORDS = "sums", 2**64
+_SUMS = "sums"
 
 _NUMBERS = {
     "F32": torch.float32,
@@ -71,11 +72,11 @@ def write(
 
     def blocks() -> Iterator[memoryview]:
         yield memoryview(len(text).to_bytes(8, "little") + text)
-        sums = [_sum(np.frombuffer(text, np.uint8))]
+        sums = [zlib.crc32(text)]
         for _, tensor in tensors:
             sums.append(0)
             for block in _blocks(tensor):
-                sums[-1] = (sums[-1] + _sum(block)) % _WORDS
+                sums[-1] = zlib.crc32(_view(block), sums[-1])
                 yield _view(block)
         yield _view(np.array(sums, np.uint64).view(np.uint8))
 
@@ -201,7 +202,7 @@ class MemoryFile:
         if size != 8 * (1 + len(names)):
             raise self.refusal("its header contradicts itself")
         first, *sums = np.frombuffer(self._bytes(size, at), np.uint64).tolist()
-        if _sum(np.frombuffer(text, np.uint8)) != first:
+        if zlib.crc32(text) != first:
             raise self.refusal("it is damaged: the sum of its header is another")
         self._sums = dict(zip(names, sums, strict=True))
 
@@ -236,7 +237,7 @@ class MemoryFile:
         for block in _blocks(into):
             self._fill(_view(block), at)
             at += len(block)
-            total = (total + _sum(block)) % _WORDS
+            total = zlib.crc32(_view(block), total)
             if exponent is not None and not _finite(block, exponent, into.itemsize):
                 raise self.refusal("it holds a value that is not a finite number")
         if total != self._sums[name]:
@@ -267,13 +268,6 @@ def _blocks(tensor: torch.Tensor) -> Iterator[np.ndarray]:
 
 def _view(block: np.ndarray) -> memoryview:
     return memoryview(block)  # type: ignore[arg-type]  # it has the buffer interface
-
-
-def _sum(block: np.ndarray) -> int:
-    """Of its words of eight bytes, and of the bytes that are left, modulo 2^64."""
-    whole = len(block) - len(block) % 8
-    words = block[:whole].view(np.uint64).sum(dtype=np.uint64)
-    return (int(words) + int(block[whole:].sum(dtype=np.uint64))) % _WORDS
 
 
 def _finite(block: np.ndarray, exponent: int, size: int) -> bool:

@@ -6,10 +6,10 @@
 import numpy as np
 import pytest
 import torch
-from history_windows import Look, Windows, encode, every_head
 
 from stream_vlm_ros.engine.attention.base import Readout
 from stream_vlm_ros.engine.cache.ledger import PositionLedger
+from stream_vlm_ros.experiments.windows import Look, Windows, encode, every_head
 from stream_vlm_ros.world.evaluate import engine_for, load
 from stream_vlm_ros.world.rare import RareWorld, exam, grid_stamps
 

@@ -26,6 +26,7 @@ from stream_vlm_ros.engine.cache.mrope import TextSpan, VisionSpan, time_to_tick
 from stream_vlm_ros.engine.inputs.chat import ChatLayout
 from stream_vlm_ros.engine.inputs.timeline import MAX_PAUSE, Timeline
 from stream_vlm_ros.engine.model.base import StreamModel
+from stream_vlm_ros.history.calibration import words_in
 
 # Numbers in the attention of one batch and head, on a GPU and elsewhere.
 MAX_SCORES, MAX_SCORES_ON_CPU = 300_000_000, 10_000_000
@@ -113,7 +114,8 @@ class Windows:
         features: torch.Tensor,
         seconds: float = 1.0,
     ):
-        self.model, self.features, self._seconds = model, features, seconds
+        self.model, self.processor = model, processor
+        self.features, self._seconds = features, seconds
         self.chat = ChatLayout(processor, model.config)
         self._rate = model.config.vision_config.tokens_per_second
         ends = model.generation_config.eos_token_id
@@ -221,11 +223,7 @@ class Windows:
 
     def words(self, question: str) -> slice:
         """Where a question's own words stand in its prompt."""
-        prompt, words = self.prompt(question), self.chat.plain(question)
-        for start in range(len(prompt) - len(words) + 1):
-            if prompt[start : start + len(words)] == words:
-                return slice(start, start + len(words))
-        raise ValueError(f"the prompt of {question!r} does not hold its words")
+        return words_in(self.prompt(question), self.chat.plain(question))
 
     @torch.inference_mode()
     def answers(self, sequences: Sequence[Look], max_new_tokens: int = 24) -> list[str]:
