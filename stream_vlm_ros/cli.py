@@ -515,12 +515,15 @@ def forget(
     """
     from stream_vlm_ros.console import plural
     from stream_vlm_ros.errors import InvalidParameterError
-    from stream_vlm_ros.replay.kept import erase, find_folder, parse_time, span_text
+    from stream_vlm_ros.replay.kept import find_folder, parse_time, span_text
 
     first, last = parse_time("FROM", start), parse_time("TO", stop)
     if first > last:
         raise InvalidParameterError("TO is before FROM.")
-    erased = erase(find_folder(folder), first, last)
+    place = find_folder(folder)
+    from stream_vlm_ros.history.folder import erase  # with torch
+
+    erased = erase(place, first, last)
     poses = f" and {plural(erased.poses, 'pose')}" if erased.poses else ""
     stays = f", {span_text(*erased.reach)}" if erased.reach is not None else ""
     out = Console(highlight=False)

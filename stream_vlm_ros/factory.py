@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from stream_vlm_ros.engine import Checkpoint, InferenceEngine
     from stream_vlm_ros.engine.inputs.frames import ImageSettings
     from stream_vlm_ros.history import FrameStore
+    from stream_vlm_ros.history.calibration import Calibration
 
 COMPILE = {"auto": None, "always": True, "never": False}  # as the engines' argument
 
@@ -98,14 +99,9 @@ def _streaming(settings: Settings, checkpoint: Checkpoint, **options: Any) -> In
 
 def _recalling(settings: Settings, checkpoint: Checkpoint, **options: Any) -> InferenceEngine:
     """The streaming engine with a history; the store is given back where it cannot be built."""
-    from stream_vlm_ros.history.calibration import Calibration
     from stream_vlm_ros.history.recall import RecallingInference
 
-    if settings.history_calibration:
-        calibration = Calibration.load(settings.history_calibration)
-    else:
-        folder = Path(settings.model_path or default_model())
-        calibration = Calibration.of(folder, checkpoint.network)
+    calibration = calibration_of(settings, checkpoint)
     store = _frame_store(settings)
     try:
         return RecallingInference(
@@ -121,6 +117,16 @@ def _recalling(settings: Settings, checkpoint: Checkpoint, **options: Any) -> In
     except BaseException:
         store.close()
         raise
+
+
+def calibration_of(settings: Settings, checkpoint: Checkpoint) -> Calibration:
+    """By which heads a history is searched: the file that is named, the checkpoint's own, or else a
+    fallback. Raises CalibrationError."""
+    from stream_vlm_ros.history.calibration import Calibration
+
+    if settings.history_calibration:
+        return Calibration.load(settings.history_calibration)
+    return Calibration.of(Path(settings.model_path or default_model()), checkpoint.network)
 
 
 def _slack_tokens(settings: Settings, images: ImageSettings) -> int:

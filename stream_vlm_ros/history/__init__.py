@@ -10,6 +10,7 @@
     stars           a few frames that between them cover what was new
     importance      how new a picture is
     selection       which of the kept frames a question is answered from
+    folder          all of it in a folder, while no engine has it open
     poses           where the robot was, next to the frames
     results         what these engines return in addition
     reference_names what the reference calls things, for its scripts

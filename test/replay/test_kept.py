@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 from stream_vlm_ros.cli import app
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.history import FrameStore
+from stream_vlm_ros.history.folder import erase
 from stream_vlm_ros.history.poses import Pose, PoseTrack
 from stream_vlm_ros.replay import kept
-from stream_vlm_ros.replay.kept import erase, find_folder, parse_time, span_text, time_text
+from stream_vlm_ros.replay.kept import find_folder, parse_time, span_text, time_text
 
 START = 1_700_000_000.0
 
