@@ -95,9 +95,9 @@ def run(context: Context) -> None:
                 write_whole(path, (json.dumps(content) + "\n").encode())
                 step(f"{found['seed']}: {found['seconds']['all']} s")
     worlds = [
-        found
+        done
         for seed in MEASURING
-        if (found := _earlier(_file(record.folder, seed), plan)) is not None
+        if (done := _earlier(_file(record.folder, seed), plan)) is not None
     ]
     if not worlds:
         raise InvalidParameterError(f"{record.folder}: no world was measured in this way yet.")

@@ -30,10 +30,12 @@ from stream_vlm_ros.engine import (
     VideoStreamingInference,
 )
 from stream_vlm_ros.engine.attention.base import Readout
+from stream_vlm_ros.engine.cache.state import Change
 from stream_vlm_ros.engine.inputs.timestamps import check_about, frame_times
 from stream_vlm_ros.engine.results import QuestionMetrics, TimeSpans, WarmUp
 from stream_vlm_ros.errors import (
     EmptyMemoryError,
+    FrameStoreError,
     InvalidParameterError,
     OutOfHorizonError,
     whole_number,
@@ -138,7 +140,7 @@ class RecallingInference(VideoStreamingInference):
             **options,
         )  # fmt: skip
         options.pop("importance", None)
-        self._reader_options = {
+        self._reader_options: dict[str, Any] = {
             name: options[name]
             for name in ("min_pixels", "system_prompt", "max_tail_tokens", "compile",
                          "question_path", "max_pause", "layout")
@@ -156,8 +158,11 @@ class RecallingInference(VideoStreamingInference):
             index_bytes,
             dtype=model.dtype,
             device=self.device,
+            folder=None if folder is None else folder / _KEYS,
+            model=calibration.model,
         )
-        self.cache_manager.accompany(_KEYS, self._index, keys)
+        self._companion = _Keys(self._index)
+        self.cache_manager.accompany(_KEYS, self._companion, keys)
 
     # -- seeing ------------------------------------------------------------------------------
 
@@ -357,6 +362,7 @@ class RecallingInference(VideoStreamingInference):
     def close(self) -> None:
         """Give the store back; what it keeps in a folder stays there."""
         self._release_readers()
+        self._index.close()
         self._pictures.store.close()
 
     # -- searching ---------------------------------------------------------------------------
@@ -516,6 +522,31 @@ class RecallingInference(VideoStreamingInference):
         if plan is None:
             return metrics
         return dataclasses.replace(metrics, episodes=plan.episodes, search_latency=plan.seconds)
+
+
+class _Keys:
+    """The index as a companion of the memory: a full disk does not end the stream.
+
+    Attributes:
+        error: why it took no keys the last time; empty once it took some again.
+    """
+
+    def __init__(self, index: KeyIndex):
+        self._index, self.error = index, ""
+
+    def empty(self) -> IndexState:
+        return self._index.empty()
+
+    def draft(self, held: IndexState, change: Change) -> IndexState:
+        try:
+            drafted = self._index.draft(held, change)
+        except FrameStoreError as fault:
+            if not self.error:
+                log.warning("what is seen from now on is not found in the history: %s", fault)
+            self.error = str(fault)
+            return held
+        self.error = ""
+        return drafted
 
 
 class _Search:

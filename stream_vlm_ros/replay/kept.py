@@ -21,7 +21,8 @@ from stream_vlm_ros.errors import InvalidParameterError, cut
 from stream_vlm_ros.owned import NotOursError, held, kind_of
 
 if TYPE_CHECKING:
-    from stream_vlm_ros.engine import EvidenceEpisode, InferenceEngine
+    from stream_vlm_ros.engine import EvidenceEpisode
+    from stream_vlm_ros.history.recall import RecallingInference
 
 KIND = "frame store"  # as stream_vlm_ros.history.store says in the folder's mark
 CLOCK = 1e8  # s: later stamps are told as dates; no recording that begins at 0 lasts three years
@@ -50,7 +51,7 @@ def find_folder(name: str) -> Path:
         raise InvalidParameterError(f"{folder} cannot be used: {error.strerror}.") from None
 
 
-def open_history(settings: Settings, folder: Path) -> InferenceEngine:
+def open_history(settings: Settings, folder: Path) -> RecallingInference:
     """An engine over the history in ``folder``, its memory empty. What is kept there stays so.
 
     Raises:
@@ -59,6 +60,7 @@ def open_history(settings: Settings, folder: Path) -> InferenceEngine:
     """
     from stream_vlm_ros.factory import build_engine, calibration_of, load_model
     from stream_vlm_ros.history.folder import keys_in
+    from stream_vlm_ros.history.recall import RecallingInference
 
     kept = keys_in(folder)
     if kept is None:
@@ -83,7 +85,9 @@ def open_history(settings: Settings, folder: Path) -> InferenceEngine:
             f"the keys in {folder} are of another model or calibration: name the node's with "
             "--model and --history-calibration."
         )
-    return build_engine(over, checkpoint)
+    engine = build_engine(over, checkpoint)
+    assert isinstance(engine, RecallingInference)  # what settings with a history build
+    return engine
 
 
 def parse_time(name: str, text: str) -> float:
