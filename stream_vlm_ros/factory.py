@@ -60,6 +60,8 @@ def load_engine(settings: Settings) -> InferenceEngine:
 def build_engine(settings: Settings, checkpoint: Checkpoint) -> InferenceEngine:
     """The engine that ``settings.engine`` names, its memory empty, ready for the first question.
 
+    Where it cannot be built, the folder of ``frame_store`` is given back.
+
     Raises:
         InvalidParameterError: settings that contradict one another, or the checkpoint's.
         CapTooSmallError: the cap cannot hold what must be in it.
@@ -76,7 +78,11 @@ def build_engine(settings: Settings, checkpoint: Checkpoint) -> InferenceEngine:
     }
     make = _delayed_batch if settings.engine == "delayed_batch" else _streaming
     engine = make(settings, checkpoint, **options)
-    engine.warm_up()
+    try:
+        engine.warm_up()
+    except BaseException:
+        engine.close()
+        raise
     return engine
 
 
@@ -98,7 +104,7 @@ def _streaming(settings: Settings, checkpoint: Checkpoint, **options: Any) -> In
 
 
 def _recalling(settings: Settings, checkpoint: Checkpoint, **options: Any) -> InferenceEngine:
-    """The streaming engine with a history; the store is given back where it cannot be built."""
+    """The streaming engine with a history."""
     from stream_vlm_ros.history.recall import RecallingInference
 
     calibration = calibration_of(settings, checkpoint)
@@ -154,11 +160,15 @@ def _delayed_batch(settings: Settings, checkpoint: Checkpoint, **options: Any) -
     from stream_vlm_ros.history import DelayedBatchInferenceEngine, SmartFrameManager
 
     store = _frame_store(settings)
-    return DelayedBatchInferenceEngine(
-        *checkpoint,
-        # Who feeds the engine looks at the stamps: the node's ingest, a replay's source.
-        memory=SmartFrameManager(store, target_fps=settings.keep_fps, max_time_gap=math.inf),
-        max_sampled_frames=settings.max_sampled_frames,
-        max_pixels=settings.sampled_max_pixels,
-        **options,
-    )
+    try:
+        return DelayedBatchInferenceEngine(
+            *checkpoint,
+            # Who feeds the engine looks at the stamps: the node's ingest, a replay's source.
+            memory=SmartFrameManager(store, target_fps=settings.keep_fps, max_time_gap=math.inf),
+            max_sampled_frames=settings.max_sampled_frames,
+            max_pixels=settings.sampled_max_pixels,
+            **options,
+        )
+    except BaseException:
+        store.close()
+        raise
