@@ -606,9 +606,10 @@ def calibrate(
     jobs: Annotated[int, typer.Option(min=0, help="Processes that draw. 0: by the cores.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Find the heads by which MODEL's history is searched, and write them into its folder.
+    """Find the heads by which a history of MODEL is searched.
 
-    Footage with known answers goes through the engine: some minutes on a GPU.
+    They are written into its folder. Footage with known answers goes through the engine: some
+    minutes on a GPU.
     """
     from stream_vlm_ros.replay.calibrate import (
         CalibrateOptions,
