@@ -515,12 +515,15 @@ def forget(
     """
     from stream_vlm_ros.console import plural
     from stream_vlm_ros.errors import InvalidParameterError
-    from stream_vlm_ros.replay.kept import erase, find_folder, parse_time, span_text
+    from stream_vlm_ros.replay.kept import find_folder, parse_time, span_text
 
     first, last = parse_time("FROM", start), parse_time("TO", stop)
     if first > last:
         raise InvalidParameterError("TO is before FROM.")
-    erased = erase(find_folder(folder), first, last)
+    place = find_folder(folder)
+    from stream_vlm_ros.history.folder import erase  # with torch
+
+    erased = erase(place, first, last)
     poses = f" and {plural(erased.poses, 'pose')}" if erased.poses else ""
     stays = f", {span_text(*erased.reach)}" if erased.reach is not None else ""
     out = Console(highlight=False)
@@ -603,9 +606,10 @@ def calibrate(
     jobs: Annotated[int, typer.Option(min=0, help="Processes that draw. 0: by the cores.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Find the heads by which MODEL's history is searched, and write them into its folder.
+    """Find the heads by which a history of MODEL is searched.
 
-    Footage with known answers goes through the engine: some minutes on a GPU.
+    They are written into its folder. Footage with known answers goes through the engine: some
+    minutes on a GPU.
     """
     from stream_vlm_ros.replay.calibrate import (
         CalibrateOptions,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from stream_vlm_ros.engine import Checkpoint, InferenceEngine
     from stream_vlm_ros.engine.inputs.frames import ImageSettings
     from stream_vlm_ros.history import FrameStore
+    from stream_vlm_ros.history.calibration import Calibration
 
 COMPILE = {"auto": None, "always": True, "never": False}  # as the engines' argument
 
@@ -59,6 +60,8 @@ def load_engine(settings: Settings) -> InferenceEngine:
 def build_engine(settings: Settings, checkpoint: Checkpoint) -> InferenceEngine:
     """The engine that ``settings.engine`` names, its memory empty, ready for the first question.
 
+    Where it cannot be built, the folder of ``frame_store`` is given back.
+
     Raises:
         InvalidParameterError: settings that contradict one another, or the checkpoint's.
         CapTooSmallError: the cap cannot hold what must be in it.
@@ -75,7 +78,11 @@ def build_engine(settings: Settings, checkpoint: Checkpoint) -> InferenceEngine:
     }
     make = _delayed_batch if settings.engine == "delayed_batch" else _streaming
     engine = make(settings, checkpoint, **options)
-    engine.warm_up()
+    try:
+        engine.warm_up()
+    except BaseException:
+        engine.close()
+        raise
     return engine
 
 
@@ -97,15 +104,10 @@ def _streaming(settings: Settings, checkpoint: Checkpoint, **options: Any) -> In
 
 
 def _recalling(settings: Settings, checkpoint: Checkpoint, **options: Any) -> InferenceEngine:
-    """The streaming engine with a history; the store is given back where it cannot be built."""
-    from stream_vlm_ros.history.calibration import Calibration
+    """The streaming engine with a history."""
     from stream_vlm_ros.history.recall import RecallingInference
 
-    if settings.history_calibration:
-        calibration = Calibration.load(settings.history_calibration)
-    else:
-        folder = Path(settings.model_path or default_model())
-        calibration = Calibration.of(folder, checkpoint.network)
+    calibration = calibration_of(settings, checkpoint)
     store = _frame_store(settings)
     try:
         return RecallingInference(
@@ -121,6 +123,16 @@ def _recalling(settings: Settings, checkpoint: Checkpoint, **options: Any) -> In
     except BaseException:
         store.close()
         raise
+
+
+def calibration_of(settings: Settings, checkpoint: Checkpoint) -> Calibration:
+    """By which heads a history is searched: the file that is named, the checkpoint's own, or else a
+    fallback. Raises CalibrationError."""
+    from stream_vlm_ros.history.calibration import Calibration
+
+    if settings.history_calibration:
+        return Calibration.load(settings.history_calibration)
+    return Calibration.of(Path(settings.model_path or default_model()), checkpoint.network)
 
 
 def _slack_tokens(settings: Settings, images: ImageSettings) -> int:
@@ -148,11 +160,15 @@ def _delayed_batch(settings: Settings, checkpoint: Checkpoint, **options: Any) -
     from stream_vlm_ros.history import DelayedBatchInferenceEngine, SmartFrameManager
 
     store = _frame_store(settings)
-    return DelayedBatchInferenceEngine(
-        *checkpoint,
-        # Who feeds the engine looks at the stamps: the node's ingest, a replay's source.
-        memory=SmartFrameManager(store, target_fps=settings.keep_fps, max_time_gap=math.inf),
-        max_sampled_frames=settings.max_sampled_frames,
-        max_pixels=settings.sampled_max_pixels,
-        **options,
-    )
+    try:
+        return DelayedBatchInferenceEngine(
+            *checkpoint,
+            # Who feeds the engine looks at the stamps: the node's ingest, a replay's source.
+            memory=SmartFrameManager(store, target_fps=settings.keep_fps, max_time_gap=math.inf),
+            max_sampled_frames=settings.max_sampled_frames,
+            max_pixels=settings.sampled_max_pixels,
+            **options,
+        )
+    except BaseException:
+        store.close()
+        raise

@@ -54,8 +54,10 @@ REQUIREMENT = {
 USED_BY_MAKE = {"pytest-xdist"}
 # It comes with torch for a GPU, and is imported only where there is one.
 BROUGHT = {"triton"}
-# Declared and never imported: ros2 launch starts the launch files; the others serve the interfaces.
-USED_WITHOUT_IMPORT = {"ros2launch", "rosidl_default_runtime", "action_msgs", "geometry_msgs"}
+# Declared and never imported: ros2 launch starts the launch files; two serve the interfaces; the
+# types of poses are imported by the name that is published.
+USED_WITHOUT_IMPORT = {"ros2launch", "rosidl_default_runtime", "action_msgs"}
+USED_WITHOUT_IMPORT |= {"nav_msgs", "tf2_msgs"}
 
 
 def required(*files):

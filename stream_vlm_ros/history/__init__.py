@@ -1,25 +1,38 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-"""Frames kept for later, and the engine that encodes them when a question comes.
+"""What the memory has let go: frames kept for later, and the engines that answer from them.
 
-    delayed         `DelayedBatchInferenceEngine`: frames in, answers out
+Behind the streaming engine:
+
+    recall          `RecallingInference`: streams, and looks back where a question calls for it
+    calibration     which heads find what a question asks for, and from which score on
+    calibrating     how that is made: footage with known answers goes through the engine
+    limits          how its limits are chosen
+    index           keys of a few heads for every grid of a stream, searched by a question
+    key_slots       where these keys lie
+    key_files       these keys in a folder
+    episodes        hits among the grids, joined
+    wants           which of the past a question wants
+    tiers           the stream's frames as pictures, found by their stamps
+    reading         a few frames read apart from the stream
+    poses           where the robot was, next to the frames
+    folder          all of it in a folder, while no engine has it open
+
+Without a stream:
+
+    delayed         `DelayedBatchInferenceEngine`: frames in, encoded when a question comes
     manager         which frames are worth keeping, and which of them a question needs
-    store           pictures in files, what is known of them in SQLite
-    pictures        JPEG or PNG, in a folder or in memory
     stars           a few frames that between them cover what was new
     importance      how new a picture is
     selection       which of the kept frames a question is answered from
-    poses           where the robot was, next to the frames
-    results         what these engines return in addition
     reference_names what the reference calls things, for its scripts
 
-For the streaming engine (what the trial in bench/history_trial.py found):
+For both:
 
-    index           keys of a few heads for every grid of a stream, searched by a question
-    key_slots       where these keys lie, and the best product of each slot
-    key_files       the same in a folder, taken up again by the next process
-    episodes        hits among these grids, joined
+    store           pictures in files, what is known of them in SQLite
+    pictures        JPEG or PNG, in a folder or in memory
+    results         what these engines return in addition
 """
 
 from stream_vlm_ros.errors import FrameStoreError, PictureLostError

@@ -435,3 +435,26 @@ def _sum_of(pages: np.ndarray) -> int:
     for page in pages:
         found = zlib.crc32(page, found)
     return found
+
+
+def binding_in(folder: Path) -> dict[str, Any] | None:
+    """What the keys in a folder are of, which is not opened; None: there are none.
+
+    Raises FrameStoreError for a folder that says it in no way that can be read.
+    """
+    try:
+        with os.fdopen(open_regular(folder / _META), "rb") as file:
+            binding = json.loads(file.read())["binding"]
+        if binding["version"] != VERSION:
+            raise ValueError(f"version {binding['version']}")
+        found: dict[str, Any] = {
+            name: kind(binding[name])
+            for name, kind in (("heads", list), ("head_dim", int), ("dtype", str), ("model", str))
+        }
+        return found
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FrameStoreError(
+            f"what the key index in {folder} is of cannot be read: {error!r}"
+        ) from error

@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
@@ -26,15 +26,6 @@ if TYPE_CHECKING:
 
 KIND = "frame store"  # as stream_vlm_ros.history.store says in the folder's mark
 CLOCK = 1e8  # s: later stamps are told as dates; no recording that begins at 0 lasts three years
-
-
-class Erased(NamedTuple):
-    """What was erased of a folder, and what of it stays."""
-
-    frames: int
-    poses: int
-    left: int
-    reach: tuple[float, float] | None
 
 
 def find_folder(name: str) -> Path:
@@ -61,36 +52,42 @@ def find_folder(name: str) -> Path:
 
 
 def open_history(settings: Settings, folder: Path) -> RecallingInference:
-    """An engine over the history in ``folder``, its memory empty.
+    """An engine over the history in ``folder``, its memory empty. What is kept there stays so.
 
-    Raises what `build_engine` and `load_model` raise.
+    Raises:
+        InvalidParameterError: there are no keys, or they are of another model or calibration.
+        FrameStoreError, and what `load_model` and `build_engine` raise.
     """
-    from stream_vlm_ros.factory import build_engine, load_model
+    from stream_vlm_ros.factory import build_engine, calibration_of, load_model
+    from stream_vlm_ros.history.folder import keys_in
     from stream_vlm_ros.history.recall import RecallingInference
 
+    kept = keys_in(folder)
+    if kept is None:
+        raise InvalidParameterError(
+            f"{folder} holds frames, but nothing to find them by: they were kept without a history."
+        )
     over = dataclasses.replace(
-        settings, history="auto", frame_store=str(folder), fork_slack_tokens=0
+        settings,
+        history="auto",
+        frame_store=str(folder),
+        fork_slack_tokens=0,
+        dtype=kept.dtype,
+        # An index that may take less than it takes would leave some of it out.
+        history_index_megabytes=max(settings.history_index_megabytes, 1 + kept.bytes // 2**19),
     )
-    engine = build_engine(over, load_model(over))
+    checkpoint = load_model(over)
+    calibration = calibration_of(over, checkpoint)
+    heads = tuple(calibration.keys(checkpoint.network.config))
+    if (kept.model, kept.heads) != (calibration.model, heads):
+        # Opened, it would be set aside, as where a node goes on with another model.
+        raise InvalidParameterError(
+            f"the keys in {folder} are of another model or calibration: name the node's with "
+            "--model and --history-calibration."
+        )
+    engine = build_engine(over, checkpoint)
     assert isinstance(engine, RecallingInference)  # what settings with a history build
     return engine
-
-
-def erase(folder: Path, start: float, stop: float) -> Erased:
-    """Erase pictures, keys and poses from ``start`` to ``stop``, in seconds of the source, both
-    included, of every time that the folder holds.
-
-    Raises FrameStoreError: the folder cannot be used; what was erased until then is gone.
-    """
-    from stream_vlm_ros.history import FrameStore
-    from stream_vlm_ros.history.poses import forget_in
-
-    with FrameStore(folder) as store:
-        frames = store.forget_between(start, stop)
-        poses = forget_in(folder, start, stop)
-        oldest, newest = store.oldest_frame, store.newest_frame
-        reach = None if oldest is None or newest is None else (oldest.stamp, newest.stamp)
-        return Erased(frames, poses, len(store), reach)
 
 
 def parse_time(name: str, text: str) -> float:

@@ -57,13 +57,14 @@ def answer_metrics(answer_tokens=1, finish_reason="length", time_spans=(), episo
     )
 
 
-def choice_metrics(choices, time_spans=()):
+def choice_metrics(choices, time_spans=(), episodes=()):
     return ChoiceMetrics(
         ttft=0.25,
         latency=0.5,
         prompt_tokens=7,
         cache_length=0,
         time_spans=tuple(time_spans),
+        episodes=tuple(episodes),
         choice_index=0,
         scores=(-1.0,) * len(choices),
         choice_tokens=(2,) * len(choices),

@@ -80,7 +80,7 @@ def test_beyond_the_tolerance_there_is_no_pose():
 def test_poses_in_two_frames_are_not_mixed():
     track = PoseTrack()
     for k in range(4):
-        track.add(pose(10 + 0.3 * k, 1.0, frame="map"))
+        track.add(pose(10 + 0.3 * k, float(k), frame="map"))
     for k in range(4):
         track.add(pose(11.2 + 0.3 * k, 500.0, frame="odom"))
     found = track.at(round(11.15 * SECOND))  # nearer to the first of odom

@@ -15,9 +15,15 @@ OWN = dict(history="auto", pose_topic="pose", queue_size=16)
 HERE = pytest.mark.parametrize("here", [OWN], indirect=True)
 
 
+# What a folder holds from before, in seconds; the client's first image is of about 1,000 s.
+EARLIER, LATER = [100.0, 101.0], [5000.0, 5001.0]
+
+
 @pytest.fixture
-def fake_engine():
-    return FakeRecall()
+def fake_engine(request):
+    engine = FakeRecall(keeps_source_time=True) if hasattr(request, "param") else FakeRecall()
+    engine.kept = list(getattr(request, "param", []))
+    return engine
 
 
 def send_poses(here, message_type, stamps_ns, make):
@@ -99,6 +105,20 @@ def test_the_status_tells_the_tiers_of_the_history(here):
         ("keys", 0, "device"),
     ]
     assert status.tiers[0].newest == status.newest_stamp
+
+
+@HERE
+@pytest.mark.parametrize(
+    ("fake_engine", "epochs"), [(EARLIER, 0), (LATER, 1)], indirect=["fake_engine"]
+)
+def test_a_history_from_before_goes_on_unless_time_runs_back_from_it(here, epochs):
+    """However long the pause, and with nothing in the memory itself."""
+    client = here.client
+    assert client.status.tiers[0].frames == 2 and client.status.frames == 0
+    for _ in range(5):
+        client.send(client.image())
+    client.wait_status(lambda s: s.frames_ingested == 5, what="the frames")
+    assert (here.engine.epochs, client.status.time_jumps) == (epochs, epochs)
 
 
 @HERE

@@ -10,6 +10,7 @@ import torch
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.engine import load_checkpoint
 from stream_vlm_ros.errors import (
+    CalibrationError,
     CapTooSmallError,
     DeviceUnavailableError,
     InvalidParameterError,
@@ -17,6 +18,7 @@ from stream_vlm_ros.errors import (
     StreamVlmError,
 )
 from stream_vlm_ros.factory import build_engine, default_model
+from stream_vlm_ros.history import FrameStore
 from stream_vlm_ros.node.loading import load_engine
 
 
@@ -76,6 +78,63 @@ def test_the_delayed_engine_is_loaded_with_the_node_s_settings(tmp_path):
     again = load_engine(parameters)
     assert again.get_cache_info()["newest_timestamp"] == stamps[-1]
     again.close()
+
+
+def test_the_engine_with_a_history_is_loaded_with_the_node_s_settings(tmp_path):
+    parameters = Settings(
+        history="always",
+        device="cpu",
+        max_cache_tokens=512,
+        max_pixels=56 * 56,
+        sampled_max_pixels=56 * 56,
+        frame_store=str(tmp_path / "frames"),
+        frame_store_megabytes=3,
+        frame_store_hours=0.5,
+        history_index_megabytes=2,
+        history_max_tokens=200,
+    )
+    engine = load_engine(parameters)
+    stamps = [1_700_000_000.0 + k / 2 for k in range(10)]
+    engine.append_video_chunk([np.zeros((240, 320, 3), np.uint8)] * 10, timestamps=stamps)
+    info = engine.get_cache_info()
+    pictures, keys = info.tiers
+    assert (info.max_cache_tokens, engine.history) == (512, "always")
+    assert (pictures.frames, pictures.max_bytes, pictures.where) == (
+        10,
+        3 * 2**20,
+        str(tmp_path / "frames"),
+    )
+    assert (keys.grids, keys.max_bytes) == (5, 2 * 2**20)
+    assert (pictures.oldest, keys.newest) == (stamps[0], stamps[-1])
+    assert engine.keeps_source_time
+    engine.close()
+    again = load_engine(parameters)
+    told = again.get_cache_info()
+    assert told.newest_timestamp is None  # the memory is empty
+    assert [tier.newest for tier in told.tiers] == [stamps[-1]] * 2
+    again.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"history": "auto", "history_calibration": "/nowhere.json"}, CalibrationError, "nowhere"),
+        ({"history": "auto", "sampled_max_pixels": 784}, InvalidParameterError, "min_pixels"),
+        ({"history": "auto", "question_path": "graph"}, InvalidParameterError, "CUDA"),
+        ({"engine": "delayed_batch", "question_path": "graph"}, InvalidParameterError, "CUDA"),
+        ({"engine": "delayed_batch", "sampled_max_pixels": 784}, InvalidParameterError, "min_pix"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_what_cannot_be_loaded_is_told_and_the_folder_is_given_back(
+    tmp_path, settings, error, words
+):
+    folder = tmp_path / "frames"
+    with pytest.raises(error, match=words) as held:  # and with it what was begun
+        load_engine(Settings(device="cpu", frame_store=str(folder), **settings))
+    with FrameStore(folder) as store:
+        assert len(store) == 0
+    del held
 
 
 @pytest.mark.parametrize("engine", ["streaming", "delayed_batch"])

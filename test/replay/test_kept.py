@@ -9,14 +9,23 @@ import time
 import numpy as np
 import pytest
 from fake_engine import FakeRecall, episode
+from key_streams import Stream, index
 from typer.testing import CliRunner
 
 from stream_vlm_ros.cli import app
+from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.history import FrameStore
+from stream_vlm_ros.history.folder import KEYS, erase
 from stream_vlm_ros.history.poses import Pose, PoseTrack
 from stream_vlm_ros.replay import kept
-from stream_vlm_ros.replay.kept import erase, find_folder, parse_time, span_text, time_text
+from stream_vlm_ros.replay.kept import (
+    find_folder,
+    open_history,
+    parse_time,
+    span_text,
+    time_text,
+)
 
 START = 1_700_000_000.0
 
@@ -121,6 +130,18 @@ def test_times_are_read_and_written_for_people():
     assert time_text(START + 0.5) == "2023-11-14 22:13:20.5"
     assert span_text(1.0, 2.0) == "1.0 s to 2.0 s"
     assert span_text(START, START + 7200) == "2023-11-14 22:13:20.0 to 2023-11-15 00:13:20.0"
+
+
+def test_keys_of_another_model_are_refused_and_left_where_they_are(folder):
+    with pytest.raises(InvalidParameterError, match="nothing to find them by"):
+        open_history(Settings(device="cpu"), folder)
+    with index(folder=folder / KEYS) as one:
+        one.draft(one.empty(), Stream().chunk(3, 3)[0])
+    before = sorted(path.name for path in (folder / KEYS).iterdir())
+    with pytest.raises(InvalidParameterError, match="of another model or calibration: name"):
+        open_history(Settings(device="cpu"), folder)
+    assert sorted(path.name for path in (folder / KEYS).iterdir()) == before
+    assert find_folder(str(folder)) == folder  # nobody holds it
 
 
 def test_a_sentence_is_looked_for_and_its_episodes_are_listed(folder, monkeypatch):

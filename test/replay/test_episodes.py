@@ -1,0 +1,155 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""What an answer rests on, in a replay's report, journal and bag, and on the terminal."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from fake_engine import FakeRecall, answer_metrics, choice_metrics, episode
+from rich.console import Console
+from rosbags.rosbag2 import Reader
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+
+from stream_vlm_ros.errors import OutOfHorizonError
+from stream_vlm_ros.replay.feeding import Fed
+from stream_vlm_ros.replay.records import forgotten
+from stream_vlm_ros.replay.terminal import Dialogue, memory_text
+
+MESSAGES = Path(__file__).resolve().parents[2] / "msg"
+START = 1_700_000_000.0  # of the known source
+QUESTIONS = """
+questions:
+  - {text: Where was it?, at: 5, evidence: [1, 2], expect: xxx, id: where}
+  - {text: Which?, at: 5, choices: [a, b], evidence: 4.5, id: which}
+"""
+
+
+class Recalls(FakeRecall):
+    """Names two episodes for whatever is asked, and for a choice the second alone."""
+
+    def __init__(self, lost=()):
+        super().__init__()
+        self.asked, self.lost = 0, set(lost)
+        self.found = (
+            episode(START + 1.5, START + 2.0, START + 2.5, score=3.25),
+            episode(START + 4.0, score=2.0, tier="memory"),
+        )
+
+    def ask(self, question, max_new_tokens=128, *arguments, on_token=None, **options):
+        self.asked += 1
+        return "xxx", answer_metrics(episodes=self.found)
+
+    def ask_choice(self, question, choices, *, about=None, **options):
+        self.asked += 1
+        return choices[0], choice_metrics(choices, episodes=self.found[1:])
+
+
+@pytest.fixture
+def engines():
+    return []
+
+
+@pytest.fixture
+def job(make_job, engines):
+    def make(lost=(), **options):
+        def engine(settings):
+            engines.append(Recalls(lost))
+            return engines[-1]
+
+        return make_job(engine=engine, questions=QUESTIONS, **options)
+
+    return make
+
+
+def answers_of(report):
+    return {answer["id"]: answer for answer in report["runs"][0]["answers"]}
+
+
+def test_the_report_names_the_episodes_from_the_first_frame_on_with_pictures(job):
+    done = job()
+    answers = answers_of(done.run())
+    where, which = answers["where"], answers["which"]
+    first, second = where["episodes"]
+    assert (first["start"], first["end"], first["stamps"]) == (1.5, 2.5, [1.5, 2.0, 2.5])
+    assert (first["score"], first["tier"], second["tier"]) == (3.25, "history", "memory")
+    assert where["evidence_named"] is True  # 1 to 2 s overlaps 1.5 to 2.5 s
+    assert which["evidence_named"] is False  # 4.5 s does not overlap 4 s
+    assert "episodes" not in where["metrics"] and where["metrics"]["fetched_tokens"] == 0
+    assert set(where["times"]) >= {"search_latency", "fetch_latency"}
+    pictures = [(done.out / path).read_bytes() for path in first["thumbnails"]]
+    assert pictures == [b"jpeg of %.3f" % (START + at) for at in (1.5, 2.5)]
+    page = (done.out / "report.html").read_text()
+    assert page.count('class="episode"') == 3
+    assert "0:01.5–0:02.5 · history · score 3.25" in page
+    assert "evidence named" in page and "evidence not named" in page
+    assert page.count('alt="A frame from') == 4
+
+
+def test_a_frame_that_is_gone_costs_its_picture_alone(job):
+    where = answers_of(job(lost=(START + 1.5, START + 4.0)).run())["where"]
+    assert [len(one["thumbnails"]) for one in where["episodes"]] == [1, 0]
+
+
+def test_an_interrupted_replay_takes_episodes_and_pictures_from_its_journal(job, engines):
+    job(interrupt_at=13).run()
+    done = job()
+    answers = answers_of(done.run())
+    assert engines[-1].asked == 0
+    for one in answers["where"]["episodes"]:
+        assert one["thumbnails"]
+        for path in one["thumbnails"]:
+            assert (done.out / path).exists()
+    assert (done.out / "report.html").read_text().count('alt="A frame from') == 4
+
+
+def test_the_bag_carries_the_evidence_as_the_node_does(job):
+    done = job(bag=True)
+    done.run()
+    store = get_typestore(Stores.ROS2_JAZZY)
+    for name in ("TimeSpan", "MemoryLevel", "HistoryTier", "CacheStatus", "Evidence", "Answer"):
+        text = (MESSAGES / f"{name}.msg").read_text()
+        store.register(get_types_from_msg(text, f"stream_vlm/msg/{name}"))
+    with Reader(done.out / "bag") as reader:
+        told = [
+            store.deserialize_cdr(data, connection.msgtype)
+            for connection, _, data in reader.messages()
+            if connection.topic == "/stream_vlm/answer"
+        ]
+    first, second = next(m.evidence for m in told if m.question == "Where was it?")
+    assert (first.span.start.sec, first.span.start.nanosec) == (int(START) + 1, 500_000_000)
+    assert [stamp.sec - int(START) for stamp in first.stamps] == [1, 2, 2]
+    assert (first.score, second.tier) == (3.25, "memory")
+
+
+def test_an_answer_without_episodes_says_nothing_of_them(make_job):
+    done = make_job()
+    for answer in done.run()["runs"][0]["answers"]:
+        assert answer.get("episodes", []) == [] and "evidence_named" not in answer
+    assert 'class="episode"' not in (done.out / "report.html").read_text()
+
+
+def test_the_terminal_says_when_it_was_seen_and_what_the_history_holds():
+    engine, out = Recalls(), io.StringIO()
+    engine.append_video_chunk([None] * 20, timestamps=[START + k for k in range(20)])
+    dialogue = Dialogue(engine, Console(file=out, width=100), START)
+    told = dialogue.ask("Where was it?", None, 5)
+    assert "  seen at 1.5-2.5 s (history, score 3.25)\n" in out.getvalue()
+    assert json.loads(json.dumps(told))["episodes"][0]["start"] == START + 1.5
+    fed = Fed(frames=20, chunks=1, first_ns=round(START * 1e9), seconds=1.0)
+    text = memory_text(engine.get_cache_info(), fed)
+    assert "\nIts history holds 20 frames (2.0 kB): 0.0-19.0 s." in text
+
+
+def test_a_time_beyond_all_tiers_is_told_from_the_first_frame_on():
+    engine = FakeRecall(cap=20)
+    for second in range(10):
+        engine.append_video_chunk([None], timestamps=[START + second])
+    error = forgotten((50, 60), engine.get_cache_info(), round(START * 1e9))
+    assert isinstance(error, OutOfHorizonError)
+    assert str(error) == (
+        "nothing from 50 to 60 s is remembered; in memory is 8.0 to 9.0 s; "
+        "the history holds 0.0 to 9.0 s"
+    )
