@@ -17,6 +17,9 @@ For the streaming engine, by trials only so far (bench/history_trial.py):
 
     index           keys of a few heads for every grid of a stream, searched by a question
     episodes        hits among these grids, joined
+    calibration     which heads of a checkpoint find, and what counts as a hit; a file
+    calibrating     how that is made, on footage with known answers
+    limits          what counts as a hit, chosen by how often the right episode is named
 """
 
 from stream_vlm_ros.errors import FrameStoreError, PictureLostError
