@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
@@ -61,8 +62,13 @@ _MIN_PRECISION = 0.5  # of heads that are of use
 class Film(Protocol):
     """Footage with questions about it."""
 
-    name: str
-    probes: Sequence[Probe]
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+    @property
+    def probes(self) -> Sequence[Probe]:
+        """Its questions, in any order."""
 
     def frames(self) -> Iterator[tuple[Any, float]]:
         """Pictures and their stamps in seconds, from the start at each call."""
@@ -249,7 +255,7 @@ class Watch:
             while due and kept.stamps and (due[0].at <= newest or ended):
                 probe = due.pop(0)
                 stamps = np.array(kept.stamps)
-                yield probe, stamps, lambda text=probe.text: self._scored(kept, text, queries)
+                yield probe, stamps, partial(self._scored, kept, probe.text, queries)
         self.grids += len(kept.stamps)
         self.grid_tokens = kept.grid_tokens or self.grid_tokens
         if len(kept.stamps) > 1:
