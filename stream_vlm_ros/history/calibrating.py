@@ -55,7 +55,7 @@ HEADS = 3  # of them, that find together
 MIN_GRIDS, MIN_QUESTIONS = 60, 8
 CHUNK_FRAMES = 16
 _FRAMES = 2  # of a grid
-_BLOCK_BYTES = 64 << 20  # in which keys are kept
+_BLOCK_BYTES = 256 << 20  # in which keys are kept: few, so that a question needs few kernels
 _MIN_PRECISION = 0.5  # of heads that are of use
 
 
@@ -178,7 +178,7 @@ class KeptKeys:
             if (len(self.stamps) + 1) * grid_bytes > self.max_bytes:
                 self.full = True
                 return
-            slots = max(1, _BLOCK_BYTES // grid_bytes)
+            slots = max(1, min(_BLOCK_BYTES, self.max_bytes) // grid_bytes)
             block, slot = divmod(len(self.stamps), slots)
             if block == len(self.blocks):
                 self.blocks.append(keys.new_empty(len(keys), slots, *keys.shape[2:]))
