@@ -606,10 +606,10 @@ def calibrate(
     jobs: Annotated[int, typer.Option(min=0, help="Processes that draw. 0: by the cores.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Find the heads by which a history of MODEL is searched.
+    """Find the heads that search MODEL's history.
 
-    They are written into its folder. Footage with known answers goes through the engine: some
-    minutes on a GPU.
+    Footage with known answers goes through the engine, some minutes on a GPU, and a small file is
+    written into MODEL (docs/history.md).
     """
     from stream_vlm_ros.replay.calibrate import (
         CalibrateOptions,

@@ -10,10 +10,10 @@ question's scores are taken when it is asked, so that nothing of a stream outlas
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
@@ -55,18 +55,20 @@ HEADS = 3  # of them, that find together
 MIN_GRIDS, MIN_QUESTIONS = 60, 8
 CHUNK_FRAMES = 16
 _FRAMES = 2  # of a grid
-_BLOCK_BYTES = 64 << 20  # in which keys are kept
+_BLOCK_BYTES = 256 << 20  # in which keys are kept: few, so that a question needs few kernels
 _MIN_PRECISION = 0.5  # of heads that are of use
 
 
 class Film(Protocol):
     """Footage with questions about it."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What it is called."""
 
     @property
     def probes(self) -> Sequence[Probe]:
-        """What is asked of it, by the time at which it is asked."""
+        """Its questions, in any order."""
 
     def frames(self) -> Iterator[tuple[Any, float]]:
         """Pictures and their stamps in seconds, from the start at each call."""
@@ -176,7 +178,7 @@ class KeptKeys:
             if (len(self.stamps) + 1) * grid_bytes > self.max_bytes:
                 self.full = True
                 return
-            slots = max(1, _BLOCK_BYTES // grid_bytes)
+            slots = max(1, min(_BLOCK_BYTES, self.max_bytes) // grid_bytes)
             block, slot = divmod(len(self.stamps), slots)
             if block == len(self.blocks):
                 self.blocks.append(keys.new_empty(len(keys), slots, *keys.shape[2:]))
@@ -253,7 +255,7 @@ class Watch:
             while due and kept.stamps and (due[0].at <= newest or ended):
                 probe = due.pop(0)
                 stamps = np.array(kept.stamps)
-                yield probe, stamps, functools.partial(self._scored, kept, probe.text, queries)
+                yield probe, stamps, partial(self._scored, kept, probe.text, queries)
         self.grids += len(kept.stamps)
         self.grid_tokens = kept.grid_tokens or self.grid_tokens
         if len(kept.stamps) > 1:

@@ -24,7 +24,6 @@ from stream_vlm_ros.config import Settings
 from stream_vlm_ros.console import plural, printable
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import CalibrationError, InvalidParameterError, check_model_folder
-from stream_vlm_ros.history.limits import Probe
 from stream_vlm_ros.sources import Source, open_source, parse_size
 
 from .questions import Question, QuestionSet, load_questions
@@ -32,6 +31,7 @@ from .questions import Question, QuestionSet, load_questions
 if TYPE_CHECKING:
     from stream_vlm_ros.engine.inputs.frames import ImageSettings
     from stream_vlm_ros.history.calibrating import Film, Report
+    from stream_vlm_ros.history.limits import Probe
 
 WORLD = "world"  # the drawn one, as a source
 RANKING_HOURS, MAX_RANKING_WORLDS = 0.4, 2
@@ -115,6 +115,8 @@ class RecordingFilm:
 
 def _probe(question: Question, none: set[str]) -> Probe | None:
     """What of a question is of use; None: nothing."""
+    from stream_vlm_ros.history.limits import Probe
+
     at = float("inf") if question.at_end else question.at
     if at is None:  # asked again and again, or by a stamp
         return None
@@ -129,8 +131,14 @@ def _probe(question: Question, none: set[str]) -> Probe | None:
 def run_calibration(
     folder: Path, options: CalibrateOptions, settings: Settings, side: Console
 ) -> tuple[Report, Path]:
-    """Calibrate a checkpoint, write the file, and give what came of it."""
-    check_model_folder(folder)
+    """Calibrate a checkpoint, write the file, and give what came of it.
+
+    Raises:
+        CalibrationError, InvalidParameterError: with these options nothing can be calibrated.
+        NotOursError: something other than a calibration is where the file is to be.
+        And what loading a model or opening a source raises.
+    """
+    check_model_folder(folder)  # what is quick comes first
     _check(options)
     from stream_vlm_ros.history.calibration import FILE_NAME, NOT_SEEN, check_free
 
@@ -139,7 +147,10 @@ def run_calibration(
     if not target.parent.is_dir():
         raise InvalidParameterError(f"There is no folder {target.parent} to write to.")
     not_seen = tuple(options.not_seen) or NOT_SEEN
-    questions = load_questions(options.questions) if options.questions else None
+    film = None
+    if options.questions is not None:
+        questions = load_questions(options.questions)
+        film = _recording(options, settings, questions, not_seen)
 
     from stream_vlm_ros.factory import build_engine, load_model
     from stream_vlm_ros.history.calibrating import Watch, calibrate
@@ -149,13 +160,12 @@ def run_calibration(
             checkpoint = load_model(settings)
         notes: list[str] = []
         cap = options.max_cache_tokens
-        if questions is None:
+        if film is None:
             size = _drawn_size(options, settings, checkpoint.processor.image_settings)
             ranking, measuring, made = _worlds(options, size, stack)
             tokens = size[0] * size[1] // checkpoint.processor.image_settings.factor**2
             cap = cap or MEMORY_GRIDS * tokens + ROOM_FOR_TEXT
         else:
-            film = _recording(options, settings, questions, not_seen)
             if film.left_out:
                 notes.append(
                     f"{plural(film.left_out, 'question')} without evidence before it is asked, or "
@@ -208,6 +218,12 @@ def _recording(
 
 
 def _check(options: CalibrateOptions) -> None:
+    from stream_vlm_ros.world.rare import CALIBRATION
+
+    if not 1 <= options.worlds <= len(CALIBRATION):
+        raise InvalidParameterError(
+            f"--worlds is {options.worlds}: there are {len(CALIBRATION)} for calibration."
+        )
     if options.source == WORLD and options.questions:
         raise InvalidParameterError(
             "--questions belongs to a recording: name it as SOURCE. The drawn world has questions "
@@ -226,10 +242,6 @@ def _worlds(
     from stream_vlm_ros.world.rare import CALIBRATION
     from stream_vlm_ros.world.rare_film import RareFilm, drawing_processes
 
-    if not 1 <= options.worlds <= len(CALIBRATION):
-        raise InvalidParameterError(
-            f"--worlds is {options.worlds}: there are {len(CALIBRATION)} for calibration."
-        )
     jobs = options.jobs or max(1, min(16, (os.cpu_count() or 1) - 2))
     drawers = drawing_processes(jobs)
     if drawers is not None:

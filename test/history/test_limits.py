@@ -3,6 +3,8 @@
 
 """Hits, episodes, and the limits that name the right ones most often."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -170,10 +172,11 @@ def test_where_nothing_was_shown_a_hit_is_a_mistake():
     )
 
 
-def test_any_sighting_answers_whether_there_was_one():
-    rows = [row._replace(probe=row.probe.__class__("?", 1, (), (), "best")) for row in footage()]
-    nothing = [row for row in rows if row.scores.max() < 2]
-    assert share_right(rows, 2.0, 0.0) == len(nothing) / len(rows)
+def test_whether_there_was_one_is_counted_only_where_there_was_none():
+    # Any sighting says yes, so a missed one tells nothing; a hit where nothing was shown does.
+    rows = [row._replace(probe=replace(row.probe, wanted="best")) for row in footage()]
+    assert share_right(rows, 50.0, 0.0) == 1.0  # nothing is named
+    assert share_right(rows, -1.0, 0.0) == 0.0  # everything is
 
 
 @given(seed=st.integers(0, 1000), level=st.floats(2, 7), other=st.floats(0, 7))

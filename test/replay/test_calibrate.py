@@ -44,7 +44,8 @@ def questions(tmp_path, entries):
 
 def cups(count, **changes):
     entry = {"text": "Where was the cup?", "at": 70, "expect": "left", "evidence": [20, 24]}
-    return [entry | changes for _ in range(count)]
+    entry |= changes
+    return [{key: entry[key] for key in entry if entry[key] is not None} for _ in range(count)]
 
 
 def run(*arguments):
@@ -87,7 +88,7 @@ def test_a_recording_is_calibrated_on_and_the_file_fits_the_checkpoint(
     tmp_path, checkpoint, pictures, monkeypatch
 ):
     monkeypatch.setenv("COLUMNS", "80")
-    entries = cups(9) + cups(1, expect="not seen", evidence=[]) + cups(1, evidence=[])
+    entries = cups(9) + cups(1, expect="not seen", evidence=None) + cups(1, evidence=None)
     file, out = questions(tmp_path, entries), tmp_path / "made.json"
     result = run(checkpoint, pictures, "--questions", file, "--out", out, "--heads", 2)
     assert result.exit_code == 0, result.output
@@ -127,7 +128,7 @@ def test_what_cannot_be_calibrated_on_is_refused_in_words(
     mine = tmp_path / "mine.json"
     mine.write_text("{}")
     names = {"pictures": pictures, "mine": mine}
-    contents = {"questions": cups(9), "few": cups(2), "empty": cups(3, evidence=[])}
+    contents = {"questions": cups(9), "few": cups(2), "empty": cups(3, evidence=None)}
     for name, entries in contents.items():
         (tmp_path / name).mkdir()
         names[name] = questions(tmp_path / name, entries)
