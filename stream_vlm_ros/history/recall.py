@@ -278,15 +278,20 @@ class RecallingInference(VideoStreamingInference):
         ask = super().ask_choice if first is None else first.ask_choice
         choice, metrics = ask(question, choices, read=search.read)
         plan = search()
+        done: tuple[str, ChoiceMetrics] | None = None
         for look in plan.looks:
             begun, reader = time.perf_counter(), self._reader()
-            if tokens := self._read(look, reader):
-                fetch = time.perf_counter() - begun
-                choice, told = reader.ask_choice(question, choices)
-                named = () if self.calibration.says_not_seen(choice) else look.episodes
-                done = self._finished(told, metrics, named, plan, tokens, fetch, started)
-                return choice, done
-        return choice, self._named(metrics, plan, choice)
+            tokens = self._read(look, reader)
+            if not tokens:
+                continue
+            fetch = time.perf_counter() - begun
+            choice, told = reader.ask_choice(question, choices)
+            not_seen = self.calibration.says_not_seen(choice)
+            named = () if not_seen else look.episodes
+            done = choice, self._finished(told, metrics, named, plan, tokens, fetch, started)
+            if not not_seen:
+                break
+        return done or (choice, self._named(metrics, plan, choice))
 
     def search(self, text: str, about: About = None, count: int = 10) -> list[EvidenceEpisode]:
         """The episodes that fit a sentence best, without asking: the best first.

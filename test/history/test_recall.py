@@ -50,12 +50,12 @@ def fits(small):
     """A function: a calibration by which everything fits every question, or nothing."""
     model = small[0]
 
-    def make(everything: bool) -> Calibration:
+    def make(everything: bool, not_seen: tuple[str, ...] = ("not seen", "no")) -> Calibration:
         limit = -1e9 if everything else 1e9
         heads = (CalibratedHead(0, 1, "last", 0.9, 1.0), CalibratedHead(1, 3, "words", 0.5, 2.0))
         return Calibration(
             heads=heads, threshold=limit, of_best=limit, looks=limit, tail=1.0, scale="fixed",
-            not_seen=("not seen", "no"), grid_tokens=GRID, seconds_per_grid=1.0,
+            not_seen=not_seen, grid_tokens=GRID, seconds_per_grid=1.0,
             model=model_hash(model),
         )  # fmt: skip
 
@@ -67,11 +67,12 @@ def make(small, fits):
     """A function: an engine; what everything fits looks back at every question."""
     made = []
 
-    def engine(everything=True, store=None, config=CAP, **options):
+    def engine(everything=True, store=None, config=CAP, not_seen=("not seen", "no"), **options):
         store = FrameStore(form="png") if store is None else store
+        calibration = fits(everything, not_seen)
         made.append(
             RecallingInference(
-                *small, "cpu", config, calibration=fits(everything), store=store, **options
+                *small, "cpu", config, calibration=calibration, store=store, **options
             )
         )
         return made[-1]
@@ -209,16 +210,48 @@ def test_what_is_read_stays_within_the_bound_in_tokens(make, footage, tokens):
     assert 0 < metrics.fetched_tokens <= max(tokens, 2 * GRID)
 
 
-def test_however_many_episodes_fit_no_more_is_read_than_the_bound(make, footage):
-    # Pauses part the stream: every grid is an episode of its own, and all of them are asked for.
-    engine = make(max_history_tokens=5 * GRID, history_pixels=28 * 28 * GRID)
+def apart(engine, footage):
+    """The footage with three grids of every four forgotten again: each is an episode of its own."""
+    stream(engine, footage)
     for number in range(GRIDS):
-        pair = footage[2 * number : 2 * number + 2]
-        engine.append_video_chunk(pair, timestamps=[float(number), number + 0.5])
-        if number % 2:
+        if number % 4:
             engine.forget(number, number + 0.5)
+    return engine
+
+
+def test_however_many_episodes_fit_no_more_is_read_than_the_bound(make, footage):
+    engine = apart(make(max_history_tokens=4 * GRID, history_pixels=28 * 28 * GRID), footage)
     _, metrics = engine.ask("How often was it there?", 4)
-    assert 0 < metrics.fetched_tokens <= 5 * GRID
+    assert 0 < metrics.fetched_tokens <= 4 * GRID  # of seven episodes, and the present
+
+
+def test_where_the_model_sees_nothing_the_next_episode_is_read(small, make, footage):
+    told, first = apart(make(), footage).ask("Who?", 4, about=(0.0, 10.0))
+    assert [episode.start for episode in first.episodes] == [8.0]
+    engine = apart(make(not_seen=(told,)), footage)
+    answer, metrics = engine.ask("Who?", 4, about=(0.0, 10.0))
+    assert [episode.start for episode in metrics.episodes] == [4.0]
+    # Its frames, and the newest four that are left.
+    assert answer == offline(small, footage, [8, 9, 32, 33, 40, 41]).ask("Who?", 4)[0]
+    assert answer != told
+    # Of choices, too: with the likeliest as what it says of nothing, the next is looked at.
+    engine = apart(make(not_seen=(CHOICES[0],)), footage)
+    choice, metrics = engine.ask_choice("Who?", CHOICES, about=(3.0, 10.0))
+    wanted = offline(small, footage, [8, 9, 32, 33, 40, 41]).ask_choice("Who?", CHOICES)
+    assert choice == wanted[0] == CHOICES[0]
+    assert metrics.scores == pytest.approx(wanted[1].scores, abs=1e-4)
+
+
+def test_an_answer_that_says_not_seen_names_no_episode(make, footage):
+    told, _ = apart(make(), footage).ask(QUESTION, 4, about=(4.0, 5.0))
+    engine = apart(make(not_seen=(told,)), footage)
+    answer, metrics = engine.ask(QUESTION, 4, about=(4.0, 5.0))
+    assert answer == told and metrics.fetched_tokens > 0
+    assert metrics.episodes == ()
+    choice, _ = engine.ask_choice(QUESTION, CHOICES, about=(4.0, 5.0))
+    engine = apart(make(not_seen=(choice,)), footage)
+    chosen, metrics = engine.ask_choice(QUESTION, CHOICES, about=(4.0, 5.0))
+    assert (chosen, metrics.episodes) == (choice, ())
 
 
 def test_larger_pictures_are_reduced_before_they_are_read(make, noise):
