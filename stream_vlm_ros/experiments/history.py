@@ -74,7 +74,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     add("--read", choices=("apart",), default="apart", help="How what is fetched is read.")
     add("--questions", type=int, default=0, help="Of a world at most; 0: all.")
     add("--moments", type=int, default=40, help="Of a world, at which the present is asked about.")
-    add("--taken", type=int, default=60, help="Questions a world whose evidence is taken away.")
+    add("--taken", type=int, default=100, help="Questions a world whose evidence is taken away.")
     add("--no-controls", action="store_true", help="The engine alone.")
     add("--report", action="store_true", help="Only put together what was measured.")
 
