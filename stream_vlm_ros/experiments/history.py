@@ -94,11 +94,8 @@ def run(context: Context) -> None:
                 path = _file(record.folder, found["seed"])
                 write_whole(path, (json.dumps(content) + "\n").encode())
                 step(f"{found['seed']}: {found['seconds']['all']} s")
-    worlds = [
-        found
-        for seed in MEASURING
-        if (found := _earlier(_file(record.folder, seed), plan)) is not None
-    ]
+    every = (_earlier(_file(record.folder, seed), plan) for seed in MEASURING)
+    worlds = [world for world in every if world is not None]
     if not worlds:
         raise InvalidParameterError(f"{record.folder}: no world was measured in this way yet.")
     report(context, worlds, plan)

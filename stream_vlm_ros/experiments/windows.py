@@ -11,7 +11,7 @@ each other).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from stream_vlm_ros.engine import StreamProcessor
 from stream_vlm_ros.engine.attention.base import LayerAttention, Readout
 from stream_vlm_ros.engine.attention.sdpa import rotate_qkv
 from stream_vlm_ros.engine.cache.ledger import PositionLedger
-from stream_vlm_ros.engine.cache.mrope import TextSpan, VisionSpan, time_to_ticks
+from stream_vlm_ros.engine.cache.mrope import Span, TextSpan, VisionSpan, time_to_ticks
 from stream_vlm_ros.engine.inputs.chat import ChatLayout
 from stream_vlm_ros.engine.inputs.timeline import MAX_PAUSE, Timeline
 from stream_vlm_ros.engine.model.base import StreamModel
@@ -51,7 +51,8 @@ class PaddedAttention(LayerAttention):
         readout: Readout | None = None,
     ):
         self._kv_heads, self._batch, self._readout = model.kv_shape.kv_heads, batch, readout
-        self._room, self._kept, self._seen = room, {}, 0
+        self._room = room
+        self._kept: dict[int, torch.Tensor] = {}
         self._masks: tuple[torch.Tensor, torch.Tensor] | None = None
         if pads is not None:
             places = torch.arange(length + room, device=pads.device)
@@ -88,7 +89,7 @@ class PaddedAttention(LayerAttention):
         before = self._kept.get(layer)
         both = torch.stack([key, value])
         self._kept[layer] = both if before is None else torch.cat([before, both], dim=3)
-        return self._kept[layer].unbind()
+        return self._kept[layer][0], self._kept[layer][1]
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class Windows:
             time_to_ticks(1.0, self._rate),
         )
         _, rows, columns, _ = self.features.shape
-        spans = [TextSpan(len(self.chat.head))]
+        spans: list[Span] = [TextSpan(len(self.chat.head))]
         spans.append(VisionSpan(ticks, tuple((t, t) for t in times), rows, columns, opens=True))
         spans.append(TextSpan(len(self.prompt(sequence.question))))
         return PositionLedger().preview([span for span in spans if span.count])
@@ -158,7 +159,7 @@ class Windows:
 
     @torch.inference_mode()
     def keys(
-        self, heads: dict[int, Sequence[int]], context: int = 16, batch: int = 64
+        self, heads: Mapping[int, Sequence[int]], context: int = 16, batch: int = 64
     ) -> dict[int, torch.Tensor]:
         """Keys, not rotated, of all grids: ``[kv_heads, grids, tokens, head_dim]`` by layer.
 
@@ -204,7 +205,7 @@ class Windows:
 
     @torch.inference_mode()
     def queries(
-        self, sequences: Sequence[Look], heads: dict[int, Sequence[int]]
+        self, sequences: Sequence[Look], heads: Mapping[int, Sequence[int]]
     ) -> list[dict[int, torch.Tensor]]:
         """Queries, not rotated, of each question's prompt: ``[heads, prompt, head_dim]`` by layer.
 

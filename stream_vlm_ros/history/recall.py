@@ -138,7 +138,7 @@ class RecallingInference(VideoStreamingInference):
             **options,
         )  # fmt: skip
         options.pop("importance", None)
-        self._reader_options = {
+        self._reader_options: dict[str, Any] = {
             name: options[name]
             for name in ("min_pixels", "system_prompt", "max_tail_tokens", "compile",
                          "question_path", "max_pause", "layout")
