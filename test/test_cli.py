@@ -46,8 +46,9 @@ def test_the_version_is_the_packages():
     assert run("--version").stdout.strip() == f"stream-vlm {__version__}"
 
 
-VERBS = ["", "ask", "replay", "rate", "info", "report", "report diff", "demo", "history"]
-VERBS += ["forget", "demo-model", "demo-model evaluate", "demo-model questions", "experiment"]
+VERBS = ["", "ask", "replay", "rate", "info", "calibrate", "report", "report diff", "demo"]
+VERBS += ["history", "forget", "demo-model", "demo-model evaluate", "demo-model questions"]
+VERBS += ["experiment"]
 VERBS += [f"experiment {name}" for name in EXPERIMENTS]
 
 

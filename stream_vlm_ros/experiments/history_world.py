@@ -163,6 +163,7 @@ class WorldRun:
             EvictionConfig.novelty(MEMORY_GRIDS * tokens + 32),
             calibration=self.calibration,
             history=self.plan.history,
+            compile=False,  # chunks of so small a model are no faster by it, and many begin at once
         )
         engine.warm_up()
         chunk = self.plan.chunk_frames // 2

@@ -10,6 +10,7 @@ question's scores are taken when it is asked, so that nothing of a stream outlas
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -62,7 +63,10 @@ class Film(Protocol):
     """Footage with questions about it."""
 
     name: str
-    probes: Sequence[Probe]
+
+    @property
+    def probes(self) -> Sequence[Probe]:
+        """What is asked of it, by the time at which it is asked."""
 
     def frames(self) -> Iterator[tuple[Any, float]]:
         """Pictures and their stamps in seconds, from the start at each call."""
@@ -249,7 +253,7 @@ class Watch:
             while due and kept.stamps and (due[0].at <= newest or ended):
                 probe = due.pop(0)
                 stamps = np.array(kept.stamps)
-                yield probe, stamps, lambda text=probe.text: self._scored(kept, text, queries)
+                yield probe, stamps, functools.partial(self._scored, kept, probe.text, queries)
         self.grids += len(kept.stamps)
         self.grid_tokens = kept.grid_tokens or self.grid_tokens
         if len(kept.stamps) > 1:

@@ -401,7 +401,7 @@ def _take(given: Mapping[str, Any], name: str, kind: type) -> Any:
     if name not in given:
         raise CalibrationError(f"{name} is missing")
     if not isinstance(given[name], kind):
-        words = {list: "a list", str: "a text", dict: "an object"}[kind]
+        words = {"list": "a list", "str": "a text", "dict": "an object"}[kind.__name__]
         raise CalibrationError(f"{name}: it must be {words}, not {cut(repr(given[name]), 60)}")
     return given[name]
 

@@ -40,10 +40,13 @@ class KeyTier:
 
     What the index cannot take (its folder's disk is full) is said once, and the stream goes on
     without the keys of these grids.
+
+    Attributes:
+        error: why it took no keys, the last time; empty once it took some again.
     """
 
     def __init__(self, index: KeyIndex):
-        self._index, self._failing = index, False
+        self._index, self.error = index, ""
 
     def empty(self) -> IndexState:
         return self._index.empty()
@@ -52,11 +55,11 @@ class KeyTier:
         try:
             held = self._index.draft(held, change)
         except FrameStoreError as fault:
-            if not self._failing:
+            if not self.error:
                 log.warning("keys are not kept for the history: %s", fault)
-            self._failing = True
+            self.error = str(fault)
         else:
-            self._failing = False
+            self.error = ""
         return held
 
 

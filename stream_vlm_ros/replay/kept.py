@@ -21,7 +21,8 @@ from stream_vlm_ros.errors import InvalidParameterError, cut
 from stream_vlm_ros.owned import NotOursError, held, kind_of
 
 if TYPE_CHECKING:
-    from stream_vlm_ros.engine import EvidenceEpisode, InferenceEngine
+    from stream_vlm_ros.engine import EvidenceEpisode
+    from stream_vlm_ros.history.recall import RecallingInference
 
 KIND = "frame store"  # as stream_vlm_ros.history.store says in the folder's mark
 CLOCK = 1e8  # s: later stamps are told as dates; no recording that begins at 0 lasts three years
@@ -59,17 +60,20 @@ def find_folder(name: str) -> Path:
         raise InvalidParameterError(f"{folder} cannot be used: {error.strerror}.") from None
 
 
-def open_history(settings: Settings, folder: Path) -> InferenceEngine:
+def open_history(settings: Settings, folder: Path) -> RecallingInference:
     """An engine over the history in ``folder``, its memory empty.
 
     Raises what `build_engine` and `load_model` raise.
     """
     from stream_vlm_ros.factory import build_engine, load_model
+    from stream_vlm_ros.history.recall import RecallingInference
 
     over = dataclasses.replace(
         settings, history="auto", frame_store=str(folder), fork_slack_tokens=0
     )
-    return build_engine(over, load_model(over))
+    engine = build_engine(over, load_model(over))
+    assert isinstance(engine, RecallingInference)  # what settings with a history build
+    return engine
 
 
 def erase(folder: Path, start: float, stop: float) -> Erased:

@@ -54,8 +54,8 @@ class RareFilm:
         return Probe(
             asked.question.text,
             asked.now,
-            tuple(tuple(stretch) for stretch in sorted(shown)),
-            tuple(tuple(stretch) for stretch in asked.evidence),
+            tuple((first, last) for first, last in sorted(shown)),
+            tuple((first, last) for first, last in asked.evidence),
             "best" if asked.type == "was_there" else "newest",
         )
 

@@ -14,7 +14,7 @@ from interrupts import KINDS, Places
 from toy_qwen import question_logits
 
 from stream_vlm_ros.engine import VideoStreamingInference
-from stream_vlm_ros.engine.graph_runner import GraphRunner, TextRunner, record_graph
+from stream_vlm_ros.engine.graph_runner import GraphRunner, StepKernels, TextRunner, record_graph
 
 pytestmark = [
     pytest.mark.gpu,
@@ -81,14 +81,14 @@ def test_an_exception_anywhere_leaves_the_memory_before_or_after(
 class RunsOut:
     """Records steps, but runs out of memory in the middle of the capture, ``times`` times."""
 
-    def __init__(self, times):
-        self.times = times
+    def __init__(self, model, times):
+        self.model, self.times = model, times
 
     def __call__(self, step, pool):
         if not self.times:
             return record_graph(step, pool)
         self.times -= 1
-        inside = step._model.logits
+        inside = self.model.logits
 
         def failing(hidden):
             if torch.cuda.is_current_stream_capturing():
@@ -96,7 +96,7 @@ class RunsOut:
             return inside(hidden)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(step._model, "logits", failing)
+            patch.setattr(self.model, "logits", failing)
             return record_graph(step, pool)
 
 
@@ -105,18 +105,20 @@ def test_a_capture_that_runs_out_of_memory_leaves_the_stream_and_right_answers(
     toys, processor, times, path
 ):
     """Once: captured without torch.compile. Twice: no step is captured any more."""
+    from stream_vlm_ros.engine.attention import triton_decode
+
     model = toys.model(11, heads=4, kv_heads=2, head_dim=64, layers=3)
     engine = VideoStreamingInference(model, processor, "cuda", question_path="graph")
     for number in range(4):
         engine.append_video_chunk(toys.frames(4, 140, 196, seed=number), fps=2)
-    given = engine.text_path
+    processors = torch.cuda.get_device_properties("cuda").multi_processor_count
     engine.text_path = GraphRunner(
         model,
         engine.cache_manager,
-        given._kernels,
+        StepKernels(triton_decode.split_attention(processors), triton_decode.place),
         graph=True,
         compiled=True,
-        recorder=RunsOut(times),
+        recorder=RunsOut(model, times),
     )
     usual = torch.cuda.current_stream()
     expected = question_logits(engine, path=TextRunner(model))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from interrupts import Places
 
 from stream_vlm_ros.engine import EvictionConfig, FeatureNovelty, VideoStreamingInference
 from stream_vlm_ros.engine.cache.eviction import AUTO, Candidate, EvenSample, StarMemory
@@ -258,6 +259,32 @@ def test_no_sequence_of_operations_exceeds_the_cap_or_lets_a_question_leave_a_tr
         assert one == other
         assert manager.ledger.kept_offsets() == silent.cache_manager.ledger.kept_offsets()
     assert len(reserved) == 1
+
+
+def test_a_commit_takes_hardly_more_steps_in_a_larger_memory(toys, model, processor):
+    """Opcodes of engine/cache, with 22 grids kept and with 180, as the most grids are exchanged."""
+
+    def steps(cap):
+        config = EvictionConfig(cap, important_share=0.7)
+        engine = VideoStreamingInference(model, processor, eviction_config=config)
+        commit, counts, kept = engine.cache_manager.commit, [], []
+
+        def counted(*given, **named):
+            counting, evicted = Places(), []
+            assert counting.run(lambda: evicted.append(commit(*given, **named)))
+            counts.append(counting.count)
+            return evicted[0]
+
+        for number in range(cap // 10 + 20):
+            if number == cap // 10:
+                engine.cache_manager.commit = counted
+            before = kept
+            engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
+            kept = engine.cache_manager.ledger.kept_offsets()
+        assert len(before) == len(kept) > 0.08 * cap  # full
+        return max(counts)
+
+    assert steps(1600) < 1.2 * steps(250)
 
 
 def raising(descriptors):

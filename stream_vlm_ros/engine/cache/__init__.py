@@ -9,6 +9,7 @@ Begin with `manager`, which the engine talks to; it conducts the others.
     state           what a memory is, as plain data; the draft of what comes next; `Companion`s
     slots           which slot of the buffer each token takes
     ledger          where each token lies in the model's positions
+    kept            rows of the grids kept for long, laid out together
     eviction        what to forget: sink, window, sampled and important frames
     buffer          keys and values, taken once; nothing in the window moves
     mrope           M-RoPE ids and rotations

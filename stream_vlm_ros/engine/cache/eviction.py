@@ -204,7 +204,7 @@ class StarMemory:
     def _scores(self) -> np.ndarray:
         count = len(self._grids)
         try:
-            rows = [one.descriptor for one in self._grids]
+            rows = [*map(operator.attrgetter("descriptor"), self._grids)]
             # (A class of a user's that ranks otherwise inherits `rank_rows`.)
             if getattr(type(self._score), "rank", None) is FeatureNovelty.rank:
                 ranked = self._score.rank_rows(rows)  # type: ignore[attr-defined]
