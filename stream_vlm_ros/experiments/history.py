@@ -74,7 +74,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     add("--read", choices=("apart",), default="apart", help="How what is fetched is read.")
     add("--questions", type=int, default=0, help="Of a world at most; 0: all.")
     add("--moments", type=int, default=40, help="Of a world, at which the present is asked about.")
-    add("--taken", type=int, default=60, help="Questions a world whose evidence is taken away.")
+    add("--taken", type=int, default=100, help="Questions a world whose evidence is taken away.")
     add("--no-controls", action="store_true", help="The engine alone.")
     add("--report", action="store_true", help="Only put together what was measured.")
 
@@ -94,11 +94,8 @@ def run(context: Context) -> None:
                 path = _file(record.folder, found["seed"])
                 write_whole(path, (json.dumps(content) + "\n").encode())
                 step(f"{found['seed']}: {found['seconds']['all']} s")
-    worlds = [
-        done
-        for seed in MEASURING
-        if (done := _earlier(_file(record.folder, seed), plan)) is not None
-    ]
+    every = (_earlier(_file(record.folder, seed), plan) for seed in MEASURING)
+    worlds = [world for world in every if world is not None]
     if not worlds:
         raise InvalidParameterError(f"{record.folder}: no world was measured in this way yet.")
     report(context, worlds, plan)

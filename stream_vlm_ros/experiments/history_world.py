@@ -212,14 +212,19 @@ class WorldRun:
         alone, _ = engine.ask(text, MAX_NEW_TOKENS, history="never")
         self._note(number, "streaming", alone, None)
         if number in self._taken_of and fetched and one.question.is_right(answer):
-            self._ask_without(engine, number, answer)
+            shown = self.world.shown(one.things[0], one.now)
+            # Of what the memory itself has kept, nothing can be taken away.
+            if not any(s.first <= last and first <= s.last
+                       for s in shown for first, last in metrics.time_spans):  # fmt: skip
+                self._ask_without(engine, number, answer, shown)
         if self.plan.controls and (other := self._other(number)) is not None:
             self.strays[number] = self._newest(engine.search(other.question.text), other)
 
-    def _ask_without(self, engine: RecallingInference, number: int, answer: str) -> None:
+    def _ask_without(
+        self, engine: RecallingInference, number: int, answer: str, shown: Sequence[Stretch]
+    ) -> None:
         """Take its evidence away, and, by itself, as much of something else."""
         one = self.asked[number]
-        shown = self.world.shown(one.things[0], one.now)
         rng = random.Random(f"something else {self.seed} {number}")
         elsewhere = [
             Stretch(start, start + (stretch.last - stretch.first))

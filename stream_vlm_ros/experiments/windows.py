@@ -89,7 +89,7 @@ class PaddedAttention(LayerAttention):
         before = self._kept.get(layer)
         both = torch.stack([key, value])
         self._kept[layer] = both if before is None else torch.cat([before, both], dim=3)
-        return self._kept[layer].unbind()
+        return self._kept[layer][0], self._kept[layer][1]
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,10 @@ from stream_vlm_ros.engine import (
     VideoStreamingInference,
 )
 from stream_vlm_ros.engine.attention.base import Readout
-from stream_vlm_ros.engine.cache.state import Change
 from stream_vlm_ros.engine.inputs.timestamps import check_about, frame_times
 from stream_vlm_ros.engine.results import QuestionMetrics, TimeSpans, WarmUp
 from stream_vlm_ros.errors import (
     EmptyMemoryError,
-    FrameStoreError,
     InvalidParameterError,
     OutOfHorizonError,
     whole_number,
@@ -47,7 +45,7 @@ from stream_vlm_ros.history.reading import Reader, frames_for, grids_for
 from stream_vlm_ros.history.results import RecallCacheInfo, TierInfo
 from stream_vlm_ros.history.selection import GRID_FRAMES
 from stream_vlm_ros.history.store import FrameStore
-from stream_vlm_ros.history.tiers import PictureTier, Shown
+from stream_vlm_ros.history.tiers import KeyTier, PictureTier, Shown, evenly
 from stream_vlm_ros.history.wants import Want, Which, wanted_by
 
 MODES = ("never", "auto", "always")
@@ -161,8 +159,7 @@ class RecallingInference(VideoStreamingInference):
             folder=None if folder is None else folder / _KEYS,
             model=calibration.model,
         )
-        self._companion = _Keys(self._index)
-        self.cache_manager.accompany(_KEYS, self._companion, keys)
+        self.cache_manager.accompany(_KEYS, KeyTier(self._index), keys)
 
     # -- seeing ------------------------------------------------------------------------------
 
@@ -179,9 +176,15 @@ class RecallingInference(VideoStreamingInference):
         before = self.cache_manager.state
         stamps = frame_times(len(frames), fps, timestamps, before.last_stamp)
         newest = self._pictures.newest
-        if before.frames == 0 and newest is not None and stamps[0] < newest:
-            self._begin_epoch()  # what a folder holds is of another time
+        ahead = newest is not None and stamps[0] < newest
+        if ahead and before.last_stamp is None:
+            # What a folder holds is of another time. Before it is let go: whether these are frames.
+            self._frames(frames, self.min_pixels, self.max_pixels)
+            self._begin_epoch()
         done = super().append_video_chunk(frames, fps, timestamps)
+        if ahead and before.last_stamp is not None:
+            # The memory went back to a snapshot: what came after that goes, here too.
+            self._pictures.take_back(before.last_stamp)
         self._pictures.add(frames, stamps)
         return done
 
@@ -203,6 +206,7 @@ class RecallingInference(VideoStreamingInference):
         """As `VideoStreamingInference.ask_stream`, looking back where ``history`` has it so.
 
         Args:
+            update_state: as there; before anything was streamed there is nothing to keep it behind.
             about: narrows the history, too: what is remembered in any tier is no longer refused.
             history: in place of the engine's own.
         """
@@ -233,8 +237,8 @@ class RecallingInference(VideoStreamingInference):
             yield from live
             metrics = live.metrics
             assert metrics is not None  # it has ended
-            if plan is None or not plan.looks:
-                return self._named(metrics, plan)
+            if plan is None or not plan.looks or (cancel is not None and cancel()):
+                return self._named(metrics, plan, live.text)
             told = yield from self._answer_from(
                 plan, metrics, started,
                 lambda reader: reader.ask_stream(question, *how, cancel=cancel, **options),
@@ -245,7 +249,11 @@ class RecallingInference(VideoStreamingInference):
                 assert again.metrics is not None
                 return again.metrics
             text, done = told
-            if update_state and done.finish_reason != "cancelled":
+            if (
+                update_state
+                and done.finish_reason != "cancelled"
+                and self.cache_manager.state.frames
+            ):
                 self._repeat_exchange(question, self._chat.plain(text)[:max_new_tokens])
             return done
 
@@ -270,19 +278,27 @@ class RecallingInference(VideoStreamingInference):
         ask = super().ask_choice if first is None else first.ask_choice
         choice, metrics = ask(question, choices, read=search.read)
         plan = search()
+        done: tuple[str, ChoiceMetrics] | None = None
         for look in plan.looks:
             begun, reader = time.perf_counter(), self._reader()
-            if tokens := self._read(look, reader):
-                fetch = time.perf_counter() - begun
-                choice, told = reader.ask_choice(question, choices)
-                return choice, self._finished(told, metrics, look, plan, tokens, fetch, started)
-        return choice, self._named(metrics, plan)
+            tokens = self._read(look, reader)
+            if not tokens:
+                continue
+            fetch = time.perf_counter() - begun
+            choice, told = reader.ask_choice(question, choices)
+            not_seen = self.calibration.says_not_seen(choice)
+            named = () if not_seen else look.episodes
+            done = choice, self._finished(told, metrics, named, plan, tokens, fetch, started)
+            if not not_seen:
+                break
+        return done or (choice, self._named(metrics, plan, choice))
 
     def search(self, text: str, about: About = None, count: int = 10) -> list[EvidenceEpisode]:
         """The episodes that fit a sentence best, without asking: the best first.
 
-        Raises what `ask` raises.
+        Raises what `ask` raises, and InvalidParameterError for a count below 1.
         """
+        count = whole_number("count", count, least=1)
         search = self._search_of(text, check_about(about), "always")
         first = self._first_reader()
         ask = super().ask_stream if first is None else first.ask_stream
@@ -295,8 +311,11 @@ class RecallingInference(VideoStreamingInference):
     # -- looking at the memory ---------------------------------------------------------------
 
     def thumbnail(self, stamp: float, max_size: int = 320) -> bytes | None:
-        """The kept frame of that stamp as JPEG; None: it is not kept (any more)."""
-        return self._pictures.thumbnail(stamp, max_size)
+        """The kept frame of that stamp as JPEG; None: it is not kept (any more).
+
+        Raises InvalidParameterError for a ``max_size`` below 1.
+        """
+        return self._pictures.thumbnail(stamp, whole_number("max_size", max_size, least=1))
 
     def get_cache_info(self) -> RecallCacheInfo:
         """As `VideoStreamingInference.get_cache_info`, and what the history holds."""
@@ -318,12 +337,19 @@ class RecallingInference(VideoStreamingInference):
     def forget(self, start: float, stop: float) -> int:
         """Erase pictures and keys of a time, in seconds of the source; how many frames there were.
 
-        What is in the KV memory stays; `reset` forgets that.
+        What is in the KV memory stays, `reset` forgets that; and an answer that is being written
+        ends as it began.
+
+        Raises FrameStoreError: the folder cannot be written; try again, so that all is erased.
         """
         about = check_about((start, stop))
         assert about is not None
-        self.cache_manager.amend(_KEYS, lambda held: self._index.forget(held, *about))
-        return self._pictures.forget(*about)
+        self._release_readers(busy=False)  # they hold what was read last
+        try:
+            self.cache_manager.amend(_KEYS, lambda held: self._index.forget(held, *about))
+        finally:
+            forgotten = self._pictures.forget(*about)
+        return forgotten
 
     def reset(self) -> None:
         """Forget everything, the history too. An answer being written ends as cancelled."""
@@ -362,8 +388,10 @@ class RecallingInference(VideoStreamingInference):
     def close(self) -> None:
         """Give the store back; what it keeps in a folder stays there."""
         self._release_readers()
-        self._index.close()
-        self._pictures.store.close()
+        try:
+            self._index.close()
+        finally:
+            self._pictures.store.close()
 
     # -- searching ---------------------------------------------------------------------------
 
@@ -437,21 +465,27 @@ class RecallingInference(VideoStreamingInference):
         self._pictures.store.start_epoch()
         self.cache_manager.amend(_KEYS, self._index.start_epoch)
 
-    def _release_readers(self) -> None:
+    def _release_readers(self, busy: bool = True) -> None:
+        """Forget what they have read; ``busy``: also where an answer is being written from it."""
         for reader in self._readers:
-            reader.reset()
+            if busy or not reader.busy:
+                reader.reset()
 
     def _load(self, look: Look, reader: Reader) -> list[Shown]:
-        """The frames of a look, with the newest ones behind them, within the bound in tokens."""
+        """The frames of a look, with the newest ones behind them, within the bound in tokens.
+
+        Where there are more stretches than grids fit, some of them, evenly spread.
+        """
         store = self._pictures
-        size = store.size(look.stretches[0][0])
-        if size is None:
+        sizes = store.sizes(look.stretches, frames_for(PRESENT))
+        if not sizes:
             return []
-        grids = grids_for(reader.max_tokens, reader.grid_tokens(*size))
+        grids = grids_for(reader.max_tokens, max(reader.grid_tokens(*size) for size in sizes))
         present = min(PRESENT, grids - 1)
-        each = max(1, (grids - present) // len(look.stretches))
+        stretches = evenly(look.stretches, grids - present)
+        each = (grids - present) // len(stretches)
         shown: dict[float, Shown] = {}
-        for first, last in look.stretches:
+        for first, last in stretches:
             for one in store.load(first, last, frames_for(each)):
                 shown[one[0]] = one
         if not shown:
@@ -493,16 +527,18 @@ class RecallingInference(VideoStreamingInference):
                         said = ""
             told = answer.metrics
             assert told is not None  # it has ended
-            done = answer.text, self._finished(told, asked, look, plan, tokens, fetch, started)
-            if not more or not self.calibration.says_not_seen(answer.text):
+            not_seen = self.calibration.says_not_seen(answer.text)
+            named = () if not_seen else look.episodes
+            done = answer.text, self._finished(told, asked, named, plan, tokens, fetch, started)
+            if not more or not not_seen or told.finish_reason == "cancelled":
                 break
         if said:
             yield said
         return done
 
     def _finished(
-        self, told: _Metrics, asked: QuestionMetrics, look: Look, plan: Plan, tokens: int,
-        fetch: float, started: float,
+        self, told: _Metrics, asked: QuestionMetrics, named: tuple[EvidenceEpisode, ...],
+        plan: Plan, tokens: int, fetch: float, started: float,
     ) -> _Metrics:  # fmt: skip
         """Metrics of an answer that a reader has given in the stream's place."""
         latency = time.perf_counter() - started
@@ -512,41 +548,18 @@ class RecallingInference(VideoStreamingInference):
             latency=latency,
             cache_length=asked.cache_length,
             time_spans=asked.time_spans,
-            episodes=look.episodes,
+            episodes=named,
             fetched_tokens=tokens,
             search_latency=plan.seconds,
             fetch_latency=fetch,
         )
 
-    def _named(self, metrics: _Metrics, plan: Plan | None) -> _Metrics:
+    def _named(self, metrics: _Metrics, plan: Plan | None, answer: str) -> _Metrics:
+        """Metrics of what the memory answered; "not seen" rests on no episode."""
         if plan is None:
             return metrics
-        return dataclasses.replace(metrics, episodes=plan.episodes, search_latency=plan.seconds)
-
-
-class _Keys:
-    """The index as a companion of the memory: a full disk does not end the stream.
-
-    Attributes:
-        error: why it took no keys the last time; empty once it took some again.
-    """
-
-    def __init__(self, index: KeyIndex):
-        self._index, self.error = index, ""
-
-    def empty(self) -> IndexState:
-        return self._index.empty()
-
-    def draft(self, held: IndexState, change: Change) -> IndexState:
-        try:
-            drafted = self._index.draft(held, change)
-        except FrameStoreError as fault:
-            if not self.error:
-                log.warning("what is seen from now on is not found in the history: %s", fault)
-            self.error = str(fault)
-            return held
-        self.error = ""
-        return drafted
+        named = () if self.calibration.says_not_seen(answer) else plan.episodes
+        return dataclasses.replace(metrics, episodes=named, search_latency=plan.seconds)
 
 
 class _Search:

@@ -9,19 +9,58 @@ import io
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
+from stream_vlm_ros.engine.cache.state import Change
 from stream_vlm_ros.engine.inputs.frames import to_arrays
 from stream_vlm_ros.errors import FrameStoreError, PictureLostError
+from stream_vlm_ros.history.index import IndexState, KeyIndex
 from stream_vlm_ros.history.results import TierInfo
 from stream_vlm_ros.history.store import FrameStore, KeptFrame
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 Shown = tuple[float, np.ndarray]  # a frame's stamp, and its picture
+
+
+def evenly(some: Sequence[T], most: int) -> Sequence[T]:
+    """At most so many of them, evenly spread, the first and the last among them."""
+    if len(some) <= most:
+        return some
+    return [some[at] for at in np.linspace(0, len(some) - 1, most).round().astype(int)]
+
+
+class KeyTier:
+    """A key index as a companion of the memory that does not end the stream.
+
+    What the index cannot take (its folder's disk is full) is said once, and the stream goes on
+    without the keys of these grids.
+
+    Attributes:
+        error: why it took no keys, the last time; empty once it took some again.
+    """
+
+    def __init__(self, index: KeyIndex):
+        self._index, self.error = index, ""
+
+    def empty(self) -> IndexState:
+        return self._index.empty()
+
+    def draft(self, held: IndexState, change: Change) -> IndexState:
+        try:
+            held = self._index.draft(held, change)
+        except FrameStoreError as fault:
+            if not self.error:
+                log.warning("keys are not kept for the history: %s", fault)
+            self.error = str(fault)
+        else:
+            self.error = ""
+        return held
 
 
 class PictureTier:
@@ -68,8 +107,8 @@ class PictureTier:
         """
         frames = self.store.between(first, last)
         if len(frames) > most:
-            pairs = np.linspace(0, len(frames) // 2 - 1, max(1, most // 2)).round().astype(int)
-            frames = [frames[2 * pair + half] for pair in pairs for half in (0, 1)]
+            starts = evenly(range(0, len(frames) - 1, 2), max(1, most // 2))
+            frames = [frames[start + half] for start in starts for half in (0, 1)]
         return [shown for frame in frames if (shown := self._shown(frame)) is not None]
 
     def load_newest(self, count: int) -> list[Shown]:
@@ -79,14 +118,15 @@ class PictureTier:
     def stamps(self, first: float, last: float, most: int) -> tuple[float, ...]:
         """Stamps of frames between two, evenly spread, at most so many."""
         found = [frame.stamp for frame in self.store.between(first, last)]
-        if len(found) > most:
-            found = [found[at] for at in np.linspace(0, len(found) - 1, most).round().astype(int)]
-        return tuple(found)
+        return tuple(evenly(found, most))
 
-    def size(self, stamp: float) -> tuple[int, int] | None:
-        """Width and height of the frame nearest to a stamp; None: there is none."""
-        near = self.store.around(stamp)
-        return (near[-1].width, near[-1].height) if near else None
+    def sizes(self, stretches: Sequence[tuple[float, float]], newest: int) -> set[tuple[int, int]]:
+        """Widths and heights of the frames of some stretches, and of the newest; none if no frame
+        of the stretches is there."""
+        found = {(f.width, f.height) for one in stretches for f in self.store.between(*one)}
+        if found:
+            found |= {(f.width, f.height) for f in self.store.newest(newest)}
+        return found
 
     def thumbnail(self, stamp: float, max_size: int) -> bytes | None:
         """The frame of that stamp as JPEG, no side longer than ``max_size``; None: it is gone."""
@@ -103,6 +143,11 @@ class PictureTier:
     def forget(self, start: float, stop: float) -> int:
         """Erase the pictures of a time; how many there were."""
         return self.store.forget_between(start, stop)
+
+    def take_back(self, last: float) -> None:
+        """Forget this epoch's pictures after a stamp."""
+        for frame in self.store.between(math.nextafter(last, math.inf), math.inf):
+            self.store.forget(frame)
 
     def info(self) -> TierInfo:
         store = self.store

@@ -43,8 +43,18 @@ _ALL = re.compile(
     r"\b(how (many|often|much)|every time|each time|all the times|which of (these|those|them)|"
     r"which (came|appeared|was there|was seen) (first|last|earlier|later)|list)\b"
 )
-_FIRST = re.compile(r"\b(first|earliest|for the first time)\b")
-_ANY = re.compile(r"^\W*(was|were|is|are|did|do|have|has|had)\b|\bever\b")
+# Which of several came first or last: all of them must be looked at.
+_ORDER = re.compile(
+    r"\b(come|came|appear|appeared|arrive|arrived|go|went|leave|left|there|seen) "
+    r"(first|last|earlier|later|sooner)\b"
+)
+_OR = re.compile(r"\bor\b")
+_FIRST = re.compile(r"\b(first(?![ -](aid|floor|storey|name|class|gear)\b)|earliest)\b")
+# A question for yes or no. Not all that begins so: "was" is a German question, too.
+_ANY = re.compile(
+    r"^\W*(was|were|is|are|did|do|does|have|has|had) (there|an?|the|any\w*|some\w*|no|this|that|"
+    r"these|those|you|i|we|he|she|it|they|my|your|his|her|our|their)\b|\bever\b"
+)
 _LAST = re.compile(r"\b(last|latest|most recent|recently|where|which way|direction|when)\b")
 _AFTER = re.compile(r"\b(after|next|following|followed)\b")
 _BEFORE = re.compile(r"\b(before|preceding|preceded|prior to|just ahead of)\b")
@@ -53,12 +63,11 @@ _BEFORE = re.compile(r"\b(before|preceding|preceded|prior to|just ahead of)\b")
 def wanted_by(question: str) -> Want:
     """What a question wants to be shown, by its words."""
     text = question.casefold()
-    if _ALL.search(text):
+    if _ALL.search(text) or (_OR.search(text) and _ORDER.search(text)):
         return Want(Which.ALL)
-    if _AFTER.search(text):
-        return Want(Which.NEWEST, MARGIN, NEIGHBOUR)
-    if _BEFORE.search(text):
-        return Want(Which.NEWEST, NEIGHBOUR, MARGIN)
+    after, before = _AFTER.search(text), _BEFORE.search(text)
+    if after or before:
+        return Want(Which.NEWEST, NEIGHBOUR if before else MARGIN, NEIGHBOUR if after else MARGIN)
     if _FIRST.search(text):
         return Want(Which.OLDEST)
     if _ANY.search(text) and not _LAST.search(text):

@@ -1,0 +1,611 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""The streaming engine with a history: what it answers from, and what it leaves as it was.
+
+A toy with random weights finds nothing; here calibrations by which everything fits a question, or
+nothing, decide what is looked back to. That the right thing is found is the trained model's test at
+the end, and the history experiment.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference, load_checkpoint
+from stream_vlm_ros.errors import (
+    EmptyMemoryError,
+    FrameStoreError,
+    InvalidImageError,
+    InvalidParameterError,
+    OutOfHorizonError,
+)
+from stream_vlm_ros.factory import default_model
+from stream_vlm_ros.history.calibration import CalibratedHead, Calibration, model_hash
+from stream_vlm_ros.history.index import KeyIndex
+from stream_vlm_ros.history.recall import RecallingInference
+from stream_vlm_ros.history.store import FrameStore
+from stream_vlm_ros.world.rare import RareWorld, grid_stamps
+
+GRID = 6  # tokens
+# A text of some 45 tokens, two grids after it, and a window of twelve.
+CAP = EvictionConfig(130, sampled_share=0.0, important_share=0.0)
+GRIDS = 24
+QUESTION = "Where was it last seen?"
+CHOICES = ["left", "right", "in the middle"]
+
+
+@pytest.fixture(scope="module")
+def footage(noise):
+    return noise(2 * GRIDS + 8, seed=5)
+
+
+@pytest.fixture(scope="module")
+def fits(small):
+    """A function: a calibration by which everything fits every question, or nothing."""
+    model = small[0]
+
+    def make(everything: bool, not_seen: tuple[str, ...] = ("not seen", "no")) -> Calibration:
+        limit = -1e9 if everything else 1e9
+        heads = (CalibratedHead(0, 1, "last", 0.9, 1.0), CalibratedHead(1, 3, "words", 0.5, 2.0))
+        return Calibration(
+            heads=heads, threshold=limit, of_best=limit, looks=limit, tail=1.0, scale="fixed",
+            not_seen=not_seen, grid_tokens=GRID, seconds_per_grid=1.0,
+            model=model_hash(model),
+        )  # fmt: skip
+
+    return make
+
+
+@pytest.fixture
+def make(small, fits):
+    """A function: an engine; what everything fits looks back at every question."""
+    made = []
+
+    def engine(everything=True, store=None, config=CAP, not_seen=("not seen", "no"), **options):
+        store = FrameStore(form="png") if store is None else store
+        calibration = fits(everything, not_seen)
+        made.append(
+            RecallingInference(
+                *small, "cpu", config, calibration=calibration, store=store, **options
+            )
+        )
+        return made[-1]
+
+    yield engine
+    for one in made:
+        one.close()
+
+
+def stamps_of(first, stop):
+    return [0.5 * number for number in range(first, stop)]
+
+
+def stream(engine, footage, first=0, stop=2 * GRIDS, chunk=4):
+    for at in range(first, stop, chunk):
+        end = min(at + chunk, stop)
+        engine.append_video_chunk(footage[at:end], timestamps=stamps_of(at, end))
+    return engine
+
+
+def memory(engine):
+    """All of it, to the bit."""
+    kv, offsets = engine.cache_manager.as_read()
+    return [kv.clone(), offsets, engine.cache_manager.ledger.positions()]
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def offline(small, footage, numbers):
+    """A fresh engine that was given just these frames."""
+    engine = VideoStreamingInference(*small, "cpu")
+    engine.append_video_chunk(
+        [footage[number] for number in numbers], timestamps=[0.5 * number for number in numbers]
+    )
+    return engine
+
+
+def answered_alike(asked, expected, question=QUESTION, **options):
+    """Whether the choices' scores are those of the other engine, to 1e-4."""
+    choice, metrics = asked.ask_choice(question, CHOICES, **options)
+    wanted, reference = expected.ask_choice(question, CHOICES)
+    assert metrics.fetched_tokens > 0
+    assert choice == wanted
+    assert metrics.scores == pytest.approx(reference.scores, abs=1e-4)
+    return metrics
+
+
+# -- nothing of the past fits ---------------------------------------------------------------------
+
+
+def test_where_nothing_fits_the_answer_is_that_without_a_history_to_the_bit(make, footage):
+    engine = stream(make(everything=False), footage)
+    before = memory(engine)
+    alone, _ = engine.ask(QUESTION, 8, history="never")
+    told, metrics = engine.ask(QUESTION, 8)
+    assert told == alone
+    assert (metrics.fetched_tokens, metrics.episodes) == (0, ())
+    _, choice = engine.ask_choice(QUESTION, CHOICES)
+    _, plain = engine.ask_choice(QUESTION, CHOICES, history="never")
+    assert choice.scores == plain.scores  # no tolerance
+    assert same(memory(engine), before)
+
+
+def test_the_stream_is_that_of_an_engine_without_a_history_to_the_bit(small, make, footage):
+    plain = stream(VideoStreamingInference(*small, "cpu", CAP), footage)
+    assert same(memory(stream(make(), footage)), memory(plain))
+
+
+def test_an_exchange_is_kept_as_without_a_history(small, make, footage):
+    plain = stream(VideoStreamingInference(*small, "cpu", CAP), footage)
+    engine = stream(make(everything=False), footage)
+    assert (
+        engine.ask(QUESTION, 4, update_state=True)[0]
+        == plain.ask(QUESTION, 4, update_state=True)[0]
+    )
+    assert same(memory(engine), memory(plain))
+
+
+# -- what is fetched ------------------------------------------------------------------------------
+
+
+def test_all_that_fits_is_read_as_one_offline_pass_over_it(small, make, footage):
+    engine = stream(make(), footage)
+    metrics = answered_alike(engine, offline(small, footage, range(2 * GRIDS)))
+    assert metrics.fetched_tokens == GRIDS * GRID
+    (episode,) = metrics.episodes
+    assert (episode.start, episode.end, episode.tier) == (0.0, GRIDS - 0.5, "history")
+    assert len(episode.stamps) == 6
+    assert (episode.stamps[0], episode.stamps[-1]) == (0.0, GRIDS - 0.5)
+
+
+def test_a_written_answer_is_that_of_the_offline_pass(small, make, footage):
+    engine = stream(make(), footage)
+    told, metrics = engine.ask(QUESTION, 8)
+    assert told == offline(small, footage, range(2 * GRIDS)).ask(QUESTION, 8)[0]
+    assert metrics.fetched_tokens == GRIDS * GRID
+    assert metrics.search_latency > 0 and metrics.fetch_latency > 0
+    assert metrics.ttft <= metrics.latency
+
+
+def test_a_named_time_narrows_what_is_read_to_its_frames_and_the_present(small, make, footage):
+    engine = stream(make(), footage)
+    frames = [*range(8, 16), *range(2 * GRIDS - 4, 2 * GRIDS)]  # 4.0 to 7.5 s, and the last four
+    metrics = answered_alike(engine, offline(small, footage, frames), about=(4.0, 7.5))
+    assert [(e.start, e.end) for e in metrics.episodes] == [(4.0, 7.5)]
+
+
+def test_a_named_time_is_read_even_where_nothing_fits(small, make, footage):
+    engine = stream(make(everything=False), footage)
+    frames = [*range(8, 16), *range(2 * GRIDS - 4, 2 * GRIDS)]
+    answered_alike(engine, offline(small, footage, frames), about=(4.0, 7.5))
+
+
+def test_out_of_horizon_is_only_what_no_tier_reaches(make, footage):
+    engine = stream(make(), footage)
+    with pytest.raises(OutOfHorizonError):  # the memory alone does not reach so far
+        engine.ask(QUESTION, 4, about=(3.0, 4.0), history="never")
+    assert engine.ask(QUESTION, 4, about=(3.0, 4.0))[1].fetched_tokens > 0
+    for question in (
+        lambda: engine.ask(QUESTION, 4, about=(100.0, 200.0)),
+        lambda: engine.ask_choice(QUESTION, CHOICES, about=(100.0, 200.0)),
+        lambda: engine.search(QUESTION, about=(100.0, 200.0)),
+    ):
+        with pytest.raises(OutOfHorizonError, match="nothing from 100"):
+            question()
+
+
+@pytest.mark.parametrize("tokens", [1, 20, 60])
+def test_what_is_read_stays_within_the_bound_in_tokens(make, footage, tokens):
+    engine = stream(make(max_history_tokens=tokens, history_pixels=28 * 28 * GRID), footage)
+    _, metrics = engine.ask(QUESTION, 4)
+    # Two grids at least: something of the past, and the present.
+    assert 0 < metrics.fetched_tokens <= max(tokens, 2 * GRID)
+
+
+def apart(engine, footage):
+    """The footage with three grids of every four forgotten again: each is an episode of its own."""
+    stream(engine, footage)
+    for number in range(GRIDS):
+        if number % 4:
+            engine.forget(number, number + 0.5)
+    return engine
+
+
+def test_however_many_episodes_fit_no_more_is_read_than_the_bound(make, footage):
+    engine = apart(make(max_history_tokens=4 * GRID, history_pixels=28 * 28 * GRID), footage)
+    _, metrics = engine.ask("How often was it there?", 4)
+    assert 0 < metrics.fetched_tokens <= 4 * GRID  # of seven episodes, and the present
+
+
+def test_where_the_model_sees_nothing_the_next_episode_is_read(small, make, footage):
+    told, first = apart(make(), footage).ask("Who?", 4, about=(0.0, 10.0))
+    assert [episode.start for episode in first.episodes] == [8.0]
+    engine = apart(make(not_seen=(told,)), footage)
+    answer, metrics = engine.ask("Who?", 4, about=(0.0, 10.0))
+    assert [episode.start for episode in metrics.episodes] == [4.0]
+    # Its frames, and the newest four that are left.
+    assert answer == offline(small, footage, [8, 9, 32, 33, 40, 41]).ask("Who?", 4)[0]
+    assert answer != told
+    # Of choices, too: with the likeliest as what it says of nothing, the next is looked at.
+    engine = apart(make(not_seen=(CHOICES[0],)), footage)
+    choice, metrics = engine.ask_choice("Who?", CHOICES, about=(3.0, 10.0))
+    wanted = offline(small, footage, [8, 9, 32, 33, 40, 41]).ask_choice("Who?", CHOICES)
+    assert choice == wanted[0] == CHOICES[0]
+    assert metrics.scores == pytest.approx(wanted[1].scores, abs=1e-4)
+
+
+def test_an_answer_that_says_not_seen_names_no_episode(make, footage):
+    told, _ = apart(make(), footage).ask(QUESTION, 4, about=(4.0, 5.0))
+    engine = apart(make(not_seen=(told,)), footage)
+    answer, metrics = engine.ask(QUESTION, 4, about=(4.0, 5.0))
+    assert answer == told and metrics.fetched_tokens > 0
+    assert metrics.episodes == ()
+    choice, _ = engine.ask_choice(QUESTION, CHOICES, about=(4.0, 5.0))
+    engine = apart(make(not_seen=(choice,)), footage)
+    chosen, metrics = engine.ask_choice(QUESTION, CHOICES, about=(4.0, 5.0))
+    assert (chosen, metrics.episodes) == (choice, ())
+
+
+def test_larger_pictures_are_reduced_before_they_are_read(make, noise):
+    roomy = EvictionConfig(600, sampled_share=0.0, important_share=0.0)
+    engine = make(history_pixels=28 * 28 * GRID, config=roomy)
+    big = noise(16, 168, 252)
+    engine.append_video_chunk(big[:8], timestamps=stamps_of(0, 8))
+    engine.append_video_chunk(big[8:], timestamps=stamps_of(8, 16))
+    _, metrics = engine.ask(QUESTION, 4, history="always")
+    assert metrics.fetched_tokens == 8 * GRID
+
+
+def test_pictures_of_several_sizes_are_read_as_chunks_of_one_size(make, noise):
+    engine = make()
+    engine.append_video_chunk(noise(8), timestamps=stamps_of(0, 8))
+    for at in range(8, 48, 4):
+        engine.append_video_chunk(noise(4, 84, 56, seed=at), timestamps=stamps_of(at, at + 4))
+    _, metrics = engine.ask(QUESTION, 4)
+    assert metrics.fetched_tokens == GRIDS * GRID
+
+
+# -- what stays as it was -------------------------------------------------------------------------
+
+
+def test_a_question_that_looks_back_leaves_the_stream_as_it_was(make, footage):
+    asked, quiet = stream(make(), footage), stream(make(), footage)
+    before = memory(asked)
+    assert asked.ask(QUESTION, 8)[1].fetched_tokens > 0
+    assert asked.ask_choice(QUESTION, CHOICES)[1].fetched_tokens > 0
+    assert asked.search(QUESTION)
+    assert same(memory(asked), before)
+    for engine in (asked, quiet):
+        stream(engine, footage, 2 * GRIDS, 2 * GRIDS + 8)
+    assert same(memory(asked), memory(quiet))
+    assert asked.ask("What is there?", 8)[0] == quiet.ask("What is there?", 8)[0]
+    assert (
+        asked.ask_choice(QUESTION, CHOICES)[1].scores
+        == quiet.ask_choice(QUESTION, CHOICES)[1].scores
+    )
+
+
+def test_frames_come_while_a_fetched_answer_is_written(make, footage):
+    asked, quiet = stream(make(), footage), stream(make(), footage)
+    expected, _ = quiet.ask(QUESTION, 8)
+    with asked.ask_stream(QUESTION, 8) as answer:
+        for at, _ in enumerate(answer):
+            if at < 2:
+                stream(asked, footage, 2 * GRIDS + 4 * at, 2 * GRIDS + 4 * at + 4)
+    assert answer.text == expected
+    stream(quiet, footage, 2 * GRIDS, 2 * GRIDS + 8)
+    assert same(memory(asked), memory(quiet))
+
+
+def test_two_answers_are_written_at_once(make, footage):
+    engine = stream(make(), footage)
+    questions = [(QUESTION, (0.0, 9.0)), ("What was there?", (3.0, 20.0))]
+    alone = [engine.ask(question, 8, about=about)[0] for question, about in questions]
+    answers = [engine.ask_stream(question, 8, about=about) for question, about in questions]
+    running = list(answers)
+    while running:
+        running = [answer for answer in running if next(answer, None) is not None]
+    assert [answer.text for answer in answers] == alone
+    assert alone[0] != alone[1]
+
+
+def test_cancelled_at_any_moment_an_answer_leaves_no_trace(make, footage):
+    engine = stream(make(), footage)
+    before, (whole, _) = memory(engine), engine.ask(QUESTION, 6)
+    for allowed in range(20):
+        calls = iter([False] * allowed)
+        told, metrics = engine.ask_stream(
+            QUESTION, 6, update_state=True, cancel=lambda calls=calls: next(calls, True)
+        ).complete()
+        if metrics.finish_reason != "cancelled":
+            break
+        assert whole.startswith(told) and len(told) < len(whole)
+        assert not engine.cache_manager.living_forks
+        assert same(memory(engine), before)
+        assert engine.get_cache_info().exchanges == 0
+    assert allowed > 6  # it came to an end, once every token of it was allowed
+    assert told == whole
+
+
+def test_closed_after_any_piece_an_answer_leaves_no_trace(make, footage):
+    engine = stream(make(), footage)
+    before = memory(engine)
+    for pieces in range(7):
+        answer = engine.ask_stream(QUESTION, 6, update_state=True)
+        for _ in range(pieces):
+            if next(answer, None) is None:
+                break
+        if answer.metrics is not None:
+            break
+        answer.close()
+        assert not engine.cache_manager.living_forks
+        assert same(memory(engine), before)
+    assert pieces > 2
+    assert engine.ask(QUESTION, 6, history="always")[1].fetched_tokens > 0
+
+
+def test_an_exchange_is_kept_behind_the_stream_after_a_fetched_answer(small, make, footage):
+    engine = stream(make(config=None), footage)
+    length = engine.get_cache_info().cache_seq_length
+    _, metrics = engine.ask(QUESTION, 6, update_state=True, history="always")
+    info = engine.get_cache_info()
+    assert metrics.fetched_tokens > 0 and info.exchanges == 1
+    # Question and answer as the stream would have kept them, had it said the same.
+    plain = stream(VideoStreamingInference(*small, "cpu"), footage)
+    plain.ask(QUESTION, 6, update_state=True)
+    kept = info.cache_seq_length - length
+    assert kept == plain.get_cache_info().cache_seq_length - length
+    assert metrics.answer_tokens == 6 < kept
+    stream(engine, footage, 2 * GRIDS, 2 * GRIDS + 4)
+    assert engine.ask("What is there?", 4, history="never")[0]
+
+
+# -- what is forgotten, lost or not taken ----------------------------------------------------------
+
+
+def test_what_is_forgotten_is_not_found_nor_shown(make, footage):
+    engine = stream(make(), footage)
+    assert engine.forget(4.0, 7.5) == 8
+    assert engine.thumbnail(5.0) is None
+    for episode in engine.search(QUESTION):
+        assert episode.end < 4.0 or episode.start > 7.5
+        assert not any(4.0 <= stamp <= 7.5 for stamp in episode.stamps)
+    assert engine.search(QUESTION, about=(4.0, 7.5)) == []
+    pictures, keys = engine.get_cache_info().tiers
+    assert (pictures.frames, keys.grids) == (2 * GRIDS - 8, GRIDS - 4)
+    told, metrics = engine.ask(QUESTION, 4, about=(4.0, 7.5))
+    assert metrics.fetched_tokens == 0
+    assert told == engine.ask(QUESTION, 4, history="never")[0]
+
+
+def test_a_lost_picture_is_left_out(small, make, footage, tmp_path):
+    engine = stream(make(store=FrameStore(tmp_path / "kept", form="png")), footage)
+    lost = [4, 5]  # a grid
+    for number in lost:
+        (file,) = (tmp_path / "kept" / "pictures").rglob(f"*{number:04}.png")
+        file.unlink()
+    rest = [number for number in range(2 * GRIDS) if number not in lost]
+    answered_alike(engine, offline(small, footage, rest))
+
+
+def test_without_any_picture_left_the_memory_answers(make, footage, tmp_path):
+    engine = stream(make(store=FrameStore(tmp_path / "kept", form="png")), footage)
+    for file in (tmp_path / "kept" / "pictures").rglob("*.png"):
+        file.unlink()
+    told, metrics = engine.ask(QUESTION, 8)
+    assert told == engine.ask(QUESTION, 8, history="never")[0]
+    assert (metrics.fetched_tokens, metrics.finish_reason) == (0, "length")
+    choice, scored = engine.ask_choice(QUESTION, CHOICES)
+    assert (choice, scored.fetched_tokens) == (
+        engine.ask_choice(QUESTION, CHOICES, history="never")[0],
+        0,
+    )
+
+
+def test_a_full_disk_is_said_once_and_the_stream_goes_on(
+    small, make, footage, tmp_path, monkeypatch, caplog
+):
+    engine = stream(make(store=FrameStore(tmp_path / "kept", form="png")), footage, stop=24)
+
+    def full(*_, **__):
+        raise FrameStoreError("no space left on the disk")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FrameStore, "add", full)
+        patched.setattr(KeyIndex, "draft", full)
+        stream(engine, footage, 24, 40)
+    stream(engine, footage, 40)
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("frame is not kept" in text for text in said) == 1
+    assert sum("keys are not kept" in text for text in said) == 1
+    plain = stream(VideoStreamingInference(*small, "cpu", CAP), footage)
+    assert same(memory(engine), memory(plain))
+    frames = [*range(24), *range(40, 2 * GRIDS)]
+    answered_alike(engine, offline(small, footage, frames), about=(0.0, 24.0))
+
+
+# -- from one process and one time to the next -----------------------------------------------------
+
+
+def test_a_folder_answers_before_anything_was_streamed_again(small, make, footage, tmp_path):
+    stream(make(store=FrameStore(tmp_path / "kept", form="png")), footage).close()
+    engine = make(store=FrameStore(tmp_path / "kept", form="png"))
+    answered_alike(engine, offline(small, footage, range(2 * GRIDS)))
+    assert [(tier.oldest, tier.newest) for tier in engine.get_cache_info().tiers] == 2 * [
+        (0.0, GRIDS - 0.5)
+    ]
+    told, metrics = engine.ask(QUESTION, 4, update_state=True)
+    assert metrics.fetched_tokens > 0 and told
+    assert engine.get_cache_info().exchanges == 0  # there is no stream to keep it in
+    with pytest.raises(EmptyMemoryError):
+        engine.ask(QUESTION, 4, history="never")
+
+
+def test_a_stream_goes_on_from_what_a_folder_holds(small, make, footage, tmp_path):
+    stream(make(store=FrameStore(tmp_path / "kept", form="png")), footage, stop=24).close()
+    engine = make(store=FrameStore(tmp_path / "kept", form="png"))
+    stream(engine, footage, 24)
+    both = [*range(20, 28), *range(2 * GRIDS - 4, 2 * GRIDS)]
+    answered_alike(engine, offline(small, footage, both), "How often?", about=(10.0, 13.5))
+
+
+def test_a_source_that_starts_again_is_a_new_epoch_of_the_folder(make, footage, tmp_path):
+    stream(make(store=FrameStore(tmp_path / "kept", form="png")), footage).close()
+    engine = make(store=FrameStore(tmp_path / "kept", form="png"))
+    stream(engine, footage, stop=8)
+    assert [tier.newest for tier in engine.get_cache_info().tiers] == [3.5, 3.5]
+    with pytest.raises(OutOfHorizonError):
+        engine.ask(QUESTION, 4, about=(10.0, 20.0))
+
+
+def test_frames_that_are_refused_do_not_cost_the_history(small, make, footage, tmp_path):
+    stream(make(store=FrameStore(tmp_path / "kept", form="png")), footage).close()
+    engine = make(store=FrameStore(tmp_path / "kept", form="png"))
+    with pytest.raises(InvalidImageError):
+        engine.append_video_chunk([np.zeros((0, 0, 3), np.uint8)], timestamps=[0.0])
+    answered_alike(engine, offline(small, footage, range(2 * GRIDS)))
+
+
+def test_what_came_after_a_snapshot_goes_with_it(small, make, footage):
+    engine = stream(make(config=None), footage, stop=24)
+    engine.cache_manager.snapshot()
+    stream(engine, footage[::-1], 24, 32)
+    engine.cache_manager.restore()
+    stream(engine, footage, 24)
+    assert engine.get_cache_info().tiers[0].frames == 2 * GRIDS
+    answered_alike(engine, offline(small, footage, range(2 * GRIDS)), history="always")
+
+
+def test_reset_forgets_the_history_too(make, footage):
+    engine = stream(make(), footage)
+    answer = engine.ask_stream(QUESTION, 8)
+    next(answer)
+    engine.reset()
+    assert "".join(answer) == "" and answer.metrics.finish_reason == "cancelled"
+    for tier in engine.get_cache_info().tiers:
+        assert (tier.grids, tier.frames, tier.oldest) == (0, 0, None)
+    with pytest.raises(EmptyMemoryError):
+        engine.ask(QUESTION, 4)
+    stream(engine, footage, stop=8)
+    assert engine.get_cache_info().tiers[0].frames == 8
+
+
+def test_a_new_epoch_hides_what_was_before(make, footage):
+    engine = stream(make(), footage)
+    answer = engine.ask_stream(QUESTION, 8)
+    next(answer)
+    engine.start_epoch()
+    assert "".join(answer) == "" and answer.metrics.finish_reason == "cancelled"
+    stream(engine, footage, stop=8)
+    assert all(episode.end <= 3.5 for episode in engine.search(QUESTION))
+    with pytest.raises(OutOfHorizonError):
+        engine.ask(QUESTION, 4, about=(10.0, 20.0))
+
+
+def test_a_loaded_memory_goes_on_with_the_history_that_led_to_it(small, make, footage, tmp_path):
+    stream(make(store=FrameStore(tmp_path / "kept", form="png")), footage).close()
+    saved = stream(make(), footage).copy_memory()
+    saved.write(tmp_path / "memory")
+    engine = make(store=FrameStore(tmp_path / "kept", form="png"))
+    engine.load_memory(tmp_path / "memory")
+    answered_alike(engine, offline(small, footage, range(2 * GRIDS)))
+    stream(engine, footage, 2 * GRIDS, 2 * GRIDS + 4)
+    frames = [*range(8, 16), *range(2 * GRIDS, 2 * GRIDS + 4)]
+    answered_alike(engine, offline(small, footage, frames), about=(4.0, 7.5))
+
+
+def test_a_history_ahead_of_the_memory_that_is_loaded_is_not_searched(make, footage, tmp_path):
+    stream(make(), footage, stop=16).copy_memory().write(tmp_path / "memory")
+    engine = stream(make(), footage)
+    engine.load_memory(tmp_path / "memory")
+    assert engine.search(QUESTION) == []
+    stream(engine, footage, 16, 24)
+    assert all(episode.start >= 8.0 for episode in engine.search(QUESTION))
+
+
+# -- looking without asking -----------------------------------------------------------------------
+
+
+def test_a_search_names_episodes_by_their_frames(make, footage):
+    engine = stream(make(), footage)
+    (episode,) = engine.search(QUESTION, about=(4.0, 7.5))
+    assert 4.0 <= episode.start < episode.end <= 7.5
+    assert set(episode.stamps) <= set(stamps_of(8, 16))
+    for stamp in episode.stamps:
+        shown = Image.open(io.BytesIO(engine.thumbnail(stamp, 42)))
+        assert (shown.format, shown.size) == ("JPEG", (42, 28))
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, "big"])
+def test_sizes_and_counts_below_one_are_refused(make, footage, size):
+    engine = stream(make(), footage, stop=8)
+    with pytest.raises(InvalidParameterError):
+        engine.thumbnail(0.0, size)
+    with pytest.raises(InvalidParameterError):
+        engine.search(QUESTION, count=size)
+
+
+def test_a_mode_that_there_is_not_is_refused(make, footage):
+    with pytest.raises(InvalidParameterError, match="history must be one of"):
+        make(history="sometimes")
+    engine = stream(make(), footage, stop=8)
+    with pytest.raises(InvalidParameterError, match="history must be one of"):
+        engine.ask(QUESTION, 4, history="Auto")
+
+
+# -- the trained model ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def watched():
+    """The trained model at the 110th second of a world; its memory holds 20 seconds."""
+    world = RareWorld(31, hours=0.1, once=6, repeated=0, never=3)
+    checkpoint = load_checkpoint(default_model(), "cpu", "float32")
+    engine = RecallingInference(
+        *checkpoint,
+        eviction_config=EvictionConfig(20 * 20 + 32, sampled_share=0.0, important_share=0.0),
+        calibration=Calibration.of(default_model(), checkpoint[0]),
+    )
+    for first in range(0, 110, 10):
+        numbers = range(first, first + 10)
+        engine.append_video_chunk(
+            [picture for number in numbers for picture in world.grid(number)],
+            timestamps=[stamp for number in numbers for stamp in grid_stamps(number)],
+        )
+    yield world, engine
+    engine.close()
+
+
+def test_what_left_the_memory_is_found_answered_and_named(watched):
+    world, engine = watched
+    now = 109.5
+    gone = [
+        (rare.thing, shown[-1])
+        for rare in world.rare
+        if (shown := world.shown(rare.thing.name, now)) and shown[-1].last < now - 25
+    ]
+    assert gone
+    for thing, shown in gone:
+        text, metrics = engine.ask(f"Where was the {thing.name} last seen?", 24)
+        sighting = next(s for s in world.sightings(now) if s.thing == thing)
+        assert text.strip() == (sighting.last_region if sighting.moves else sighting.region)
+        assert metrics.fetched_tokens > 0
+        assert metrics.episodes[-1].end == pytest.approx(shown.last, abs=2.0)
+        alone, _ = engine.ask(f"Where was the {thing.name} last seen?", 24, history="never")
+        assert alone != text
+
+
+def test_what_was_never_shown_is_not_seen_and_names_no_episode(watched):
+    world, engine = watched
+    for thing in world.never:
+        text, metrics = engine.ask(f"Where was the {thing.name} last seen?", 24)
+        assert text.strip() == "not seen"
+        assert metrics.episodes == ()
