@@ -84,6 +84,7 @@ class KeyFiles:
 
     def __init__(self, folder: str | Path, binding: dict[str, Any], dtype: torch.dtype):
         self.folder = place_to_write("the folder of the key index", os.path.expanduser(folder))
+        self._paths: dict[int, Path] = {}
         self._binding, self._dtype = {"version": VERSION, **binding}, dtype
         self._opened: dict[int, int] = {}  # descriptors of segments
         self._forget_layout()
@@ -227,7 +228,10 @@ class KeyFiles:
         return self._rows_bytes + self._heads * self.segment_slots * self._page_bytes
 
     def _path(self, segment: int) -> Path:
-        return self.folder / f"{segment:04d}.keys"
+        # Made once: each that is made anew leaves a gap in the interpreter's table of names.
+        if segment not in self._paths:
+            self._paths[segment] = self.folder / f"{segment:04d}.keys"
+        return self._paths[segment]
 
     def _page_at(self, head: int, row: int) -> int:
         return self._rows_bytes + (head * self.segment_slots + row) * self._page_bytes

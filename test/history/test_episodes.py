@@ -3,6 +3,7 @@
 
 """Hits close to each other are one episode; those apart are several."""
 
+import dataclasses
 from itertools import pairwise
 
 import numpy as np
@@ -91,6 +92,18 @@ def test_episodes_are_hits_close_in_the_stream_with_what_belongs_to_them(scored,
     for one, other in pairwise(hits):
         if steps(scored, one, other) <= MAX_APART:
             assert home[one] == home[other], "close hits share one"
+
+
+def test_two_that_grow_into_one_another_are_one():
+    numbers = np.arange(8)
+    stamps = np.stack([numbers, numbers + 0.5], axis=1)
+    scores = np.array([1, 5, 3, 3, 3, 6, 1, 1], np.float32)
+    scored = Scored(numbers, np.ones(8, np.int64), stamps, scores, tail=0.5)
+    assert scored.episodes(scored.hits(4)) == [Episode(1, 5)]
+    assert dataclasses.replace(scored, tail=0.7).episodes(scored.hits(4)) == [
+        Episode(1, 1),
+        Episode(5, 5),
+    ]
 
 
 @given(scored=scored_grids(), threshold=st.integers(1, 8))

@@ -273,6 +273,15 @@ def test_pictures_of_several_sizes_are_read_as_chunks_of_one_size(make, noise):
     assert metrics.fetched_tokens == GRIDS * GRID
 
 
+def test_the_bound_holds_where_the_present_is_larger_than_the_past(make, noise):
+    engine = make(max_history_tokens=60, history_pixels=28 * 28 * 24)
+    engine.append_video_chunk(noise(16), timestamps=stamps_of(0, 16))
+    for at in range(16, 32, 2):
+        engine.append_video_chunk(noise(2, 112, 168, seed=at), timestamps=stamps_of(at, at + 2))
+    _, metrics = engine.ask(QUESTION, 4, about=(0.0, 7.5), history="always")
+    assert 24 < metrics.fetched_tokens <= 60  # the present, and something of the past
+
+
 # -- what stays as it was -------------------------------------------------------------------------
 
 
