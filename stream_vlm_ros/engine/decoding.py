@@ -246,8 +246,8 @@ class Answer:
                 answer.
         """
         try:
-            for _ in self:
-                if on_token is not None:
+            for piece in self:
+                if piece and on_token is not None:
                     on_token(self.text)
         finally:
             self.close()

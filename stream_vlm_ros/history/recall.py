@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
@@ -79,11 +80,13 @@ class Plan(NamedTuple):
         looks: what to fetch, one after the other; none: the memory answers.
         episodes: what the memory holds of it.
         seconds: that the search took.
+        until: stamp of the newest frame that the answer may know.
     """
 
     looks: tuple[Look, ...]
     episodes: tuple[EvidenceEpisode, ...]
     seconds: float
+    until: float
 
 
 class RecallingInference(VideoStreamingInference):
@@ -281,7 +284,7 @@ class RecallingInference(VideoStreamingInference):
         done: tuple[str, ChoiceMetrics] | None = None
         for look in plan.looks:
             begun, reader = time.perf_counter(), self._reader()
-            tokens = self._read(look, reader)
+            tokens = self._read(look, reader, plan.until)
             if not tokens:
                 continue
             fetch = time.perf_counter() - begun
@@ -471,8 +474,8 @@ class RecallingInference(VideoStreamingInference):
             if busy or not reader.busy:
                 reader.reset()
 
-    def _load(self, look: Look, reader: Reader) -> list[Shown]:
-        """The frames of a look, with the newest ones behind them, within the bound in tokens.
+    def _load(self, look: Look, reader: Reader, until: float) -> list[Shown]:
+        """The frames of a look, then the newest ones up to ``until``, within the bound in tokens.
 
         Where there are more stretches than grids fit, some of them, evenly spread.
         """
@@ -490,13 +493,13 @@ class RecallingInference(VideoStreamingInference):
                 shown[one[0]] = one
         if not shown:
             return []
-        for one in store.load_newest(frames_for(present)):
+        for one in store.load_newest(frames_for(present), until):
             shown[one[0]] = one
         return [shown[stamp] for stamp in sorted(shown)]
 
-    def _read(self, look: Look, reader: Reader) -> int:
+    def _read(self, look: Look, reader: Reader, until: float) -> int:
         """Let it read the frames of a look; how many tokens of vision, 0 if nothing is left."""
-        shown = self._load(look, reader)
+        shown = self._load(look, reader, until)
         return reader.read(shown) if shown else 0
 
     def _answer_from(
@@ -513,8 +516,9 @@ class RecallingInference(VideoStreamingInference):
         done: tuple[str, AnswerMetrics] | None = None
         said = ""  # that was not yielded yet
         for number, look in enumerate(plan.looks):
+            yield ""  # whoever streams between two pieces has a turn
             begun, reader = time.perf_counter(), self._reader()
-            tokens = self._read(look, reader)
+            tokens = self._read(look, reader, plan.until)
             if not tokens:
                 continue
             fetch, said = time.perf_counter() - begun, ""
@@ -580,6 +584,8 @@ class _Search:
     ):
         self._engine, self._question, self._about, self._mode = engine, question, about, mode
         self._held, self.spans = held, spans
+        newest = engine._pictures.newest
+        self._until = math.inf if newest is None else newest
         self.read = engine._question_reads.like()
 
     def __call__(self) -> Plan:
@@ -597,7 +603,8 @@ class _Search:
         elif not chosen and self._about is not None and not _within(*self._about, self.spans):
             looks = (Look((self._about,), ()),)
         named = [self._engine._episode(scored, one, self.spans) for one in chosen[-MAX_NAMED:]]
-        return Plan(looks, () if looks else tuple(named), time.perf_counter() - begun)
+        seconds = time.perf_counter() - begun
+        return Plan(looks, () if looks else tuple(named), seconds, self._until)
 
     def scored(self) -> Scored:
         """All grids of the history with their scores."""

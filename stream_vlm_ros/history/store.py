@@ -22,7 +22,8 @@ import shutil
 import sqlite3
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import astuple, dataclass
 from itertools import takewhile
@@ -96,6 +97,7 @@ _PARTS = {("table", "frames"), ("index", "frames_by_stamp"), ("index", "frames_s
 _INDEX = "index.sqlite"
 _ROW_BYTES = 256  # a row with its places in the indices
 _BLOCK = 4096
+_MAX_THREADS = 16  # that decode pictures
 
 
 @dataclass(frozen=True)
@@ -328,9 +330,9 @@ class FrameStore:
         found = self._find("ORDER BY id LIMIT 1")
         return found[0] if found else None
 
-    def newest(self, count: int) -> list[KeptFrame]:
-        """The latest ``count`` frames, oldest first."""
-        return self._find("ORDER BY id DESC LIMIT ?", count)[::-1]
+    def newest(self, count: int, until: float = math.inf) -> list[KeptFrame]:
+        """The latest ``count`` frames up to a stamp, oldest first."""
+        return self._find("WHERE stamp <= ? ORDER BY id DESC LIMIT ?", until, count)[::-1]
 
     def stars(self) -> list[KeptFrame]:
         """The frames of the star memory, oldest first."""
@@ -374,13 +376,43 @@ class FrameStore:
             PictureLostError: it is gone or damaged.
             FrameStoreError: it is larger than max_decoded_megapixels; it stays where it is.
         """
-        wanted = self._execute("SELECT picture_sum FROM frames WHERE id = ?", frame.id).fetchone()
+        return self._decoded(frame, self._sums([frame]))
+
+    def load_all(self, frames: Sequence[KeptFrame]) -> list[np.ndarray | PictureLostError]:
+        """As `load`, of several at once: decoded side by side, as many as the machine has cores.
+
+        What is lost is an error in its place. Raises FrameStoreError as `load` does.
+        """
+        sums = self._sums(frames)
+
+        def one(frame: KeptFrame) -> np.ndarray | PictureLostError:
+            try:
+                return self._decoded(frame, sums)
+            except PictureLostError as error:
+                return error
+
+        if len(frames) < 2:
+            return [one(frame) for frame in frames]
+        with ThreadPoolExecutor(min(len(frames), _MAX_THREADS, os.cpu_count() or 1)) as pool:
+            return list(pool.map(one, frames))
+
+    def _sums(self, frames: Sequence[KeptFrame]) -> dict[int, int | None]:
+        """Of the pictures that there are."""
+        found: dict[int, int | None] = {}
+        for frame in frames:
+            row = self._execute("SELECT picture_sum FROM frames WHERE id = ?", frame.id).fetchone()
+            if row is not None:
+                found[frame.id] = row[0]
+        return found
+
+    def _decoded(self, frame: KeptFrame, sums: Mapping[int, int | None]) -> np.ndarray:
+        """What `load` gives; in any thread."""
         try:
-            if wanted is None:
+            if frame.id not in sums:
                 raise ValueError("it was removed")
             self._limit.check(frame.width, frame.height, f"the kept frame {frame.id}")
             data = self._pictures.read(frame.id, frame.suffix)
-            if wanted[0] is not None and zlib.crc32(data) != wanted[0]:
+            if sums[frame.id] is not None and zlib.crc32(data) != sums[frame.id]:
                 raise ValueError("its file was changed")
             return decode(data, frame.width, frame.height)
         except PictureTooLargeError as error:

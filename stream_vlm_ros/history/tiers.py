@@ -109,11 +109,11 @@ class PictureTier:
         if len(frames) > most:
             starts = evenly(range(0, len(frames) - 1, 2), max(1, most // 2))
             frames = [frames[start + half] for start in starts for half in (0, 1)]
-        return [shown for frame in frames if (shown := self._shown(frame)) is not None]
+        return self._shown(frames)
 
-    def load_newest(self, count: int) -> list[Shown]:
-        found = self.store.newest(count)
-        return [shown for frame in found if (shown := self._shown(frame)) is not None]
+    def load_newest(self, count: int, until: float = math.inf) -> list[Shown]:
+        """The newest frames up to a stamp, oldest first."""
+        return self._shown(self.store.newest(count, until))
 
     def stamps(self, first: float, last: float, most: int) -> tuple[float, ...]:
         """Stamps of frames between two, evenly spread, at most so many."""
@@ -131,10 +131,10 @@ class PictureTier:
     def thumbnail(self, stamp: float, max_size: int) -> bytes | None:
         """The frame of that stamp as JPEG, no side longer than ``max_size``; None: it is gone."""
         frames = self.store.between(stamp, stamp)
-        shown = self._shown(frames[0]) if frames else None
-        if shown is None:
+        shown = self._shown(frames[:1])
+        if not shown:
             return None
-        picture = Image.fromarray(shown[1])
+        picture = Image.fromarray(shown[0][1])
         picture.thumbnail((max_size, max_size))
         data = io.BytesIO()
         picture.save(data, "JPEG", quality=85)
@@ -162,10 +162,13 @@ class PictureTier:
             newest=self.newest,
         )
 
-    def _shown(self, frame: KeptFrame) -> Shown | None:
-        try:
-            return frame.stamp, self.store.load(frame)
-        except PictureLostError as fault:
-            log.warning("%s", fault)
-            self.store.forget(frame)
-            return None
+    def _shown(self, frames: Sequence[KeptFrame]) -> list[Shown]:
+        """The frames with their pictures; one that is lost is forgotten, and left out."""
+        found = []
+        for frame, picture in zip(frames, self.store.load_all(frames), strict=True):
+            if isinstance(picture, PictureLostError):
+                log.warning("%s", picture)
+                self.store.forget(frame)
+            else:
+                found.append((frame.stamp, picture))
+        return found
