@@ -99,6 +99,16 @@ def measure(rig: Rig, bar: Any) -> dict[str, Any]:
     for _ in range(4 if rig.small else 40):
         append()
     engine.ask(question, 4, history="always")
+    with watched(engine, "_load") as loading:
+        engine.ask(question, 4, history="always")
+        engine.ask(question, 4, history="always")
+    found["fetch_pictures_loaded"] = [round(taken, 2) for taken in loading]
+    reader = engine._readers[0]
+    with watched(reader.model, "encode_frames") as seeing:
+        with watched(reader, "append_video_chunk") as reading:
+            engine.ask(question, 4, history="always")
+    found["fetch_seen"] = [round(taken, 2) for taken in seeing]
+    found["fetch_read"] = [round(taken, 2) for taken in reading]
     fetches, first_tokens, fetched = [], [], 0
     for _ in rig.count("fetches", 3 * rig.repeats):
         _, metrics = engine.ask(question, 4, history="always")

@@ -149,6 +149,7 @@ class RecallingInference(VideoStreamingInference):
         }  # fmt: skip
         self._reader_options["max_pixels"] = self._frames.settings.at_most(history_pixels)
         self._readers: list[Reader] = []
+        self._lives = 0  # times that all was forgotten
         self._pictures = PictureTier(FrameStore() if store is None else store)
         folder = self._pictures.store.folder
         self.keeps_source_time = folder is not None
@@ -358,6 +359,7 @@ class RecallingInference(VideoStreamingInference):
         """Forget everything, the history too. An answer being written ends as cancelled."""
         self._pictures.store.clear()
         self._index.clear()
+        self._lives += 1
         self._release_readers()
         super().reset()
 
@@ -367,6 +369,7 @@ class RecallingInference(VideoStreamingInference):
         It is found no more, and makes room for what comes as the oldest that there is.
         """
         self._begin_epoch()
+        self._lives += 1
         self._release_readers()
         super().reset()
 
@@ -514,9 +517,11 @@ class RecallingInference(VideoStreamingInference):
         None: nothing of them is left.
         """
         done: tuple[str, AnswerMetrics] | None = None
-        said = ""  # that was not yielded yet
+        life, said = self._lives, ""  # what was not yielded yet
         for number, look in enumerate(plan.looks):
             yield ""  # whoever streams between two pieces has a turn
+            if self._lives != life:  # all was forgotten meanwhile
+                return "", dataclasses.replace(asked, latency=time.perf_counter() - started)
             begun, reader = time.perf_counter(), self._reader()
             tokens = self._read(look, reader, plan.until)
             if not tokens:
