@@ -149,7 +149,7 @@ class RecallingInference(VideoStreamingInference):
         }  # fmt: skip
         self._reader_options["max_pixels"] = self._frames.settings.at_most(history_pixels)
         self._readers: list[Reader] = []
-        self._lives = 0  # times that all was forgotten
+        self._cleared = 0  # how often: what was asked before that ends
         self._pictures = PictureTier(FrameStore() if store is None else store)
         folder = self._pictures.store.folder
         self.keeps_source_time = folder is not None
@@ -243,10 +243,14 @@ class RecallingInference(VideoStreamingInference):
             assert metrics is not None  # it has ended
             if plan is None or not plan.looks or (cancel is not None and cancel()):
                 return self._named(metrics, plan, live.text)
+            asked = self._cleared
             told = yield from self._answer_from(
                 plan, metrics, started,
                 lambda reader: reader.ask_stream(question, *how, cancel=cancel, **options),
             )  # fmt: skip
+            if self._cleared != asked:
+                done = metrics if told is None else told[1]
+                return dataclasses.replace(done, finish_reason="cancelled", episodes=())
             if told is None:  # its pictures are gone
                 again = plain(question, *how, update_state, cancel=cancel, **options)
                 yield from again
@@ -357,9 +361,9 @@ class RecallingInference(VideoStreamingInference):
 
     def reset(self) -> None:
         """Forget everything, the history too. An answer being written ends as cancelled."""
+        self._cleared += 1
         self._pictures.store.clear()
         self._index.clear()
-        self._lives += 1
         self._release_readers()
         super().reset()
 
@@ -368,8 +372,8 @@ class RecallingInference(VideoStreamingInference):
 
         It is found no more, and makes room for what comes as the oldest that there is.
         """
+        self._cleared += 1
         self._begin_epoch()
-        self._lives += 1
         self._release_readers()
         super().reset()
 
@@ -517,11 +521,11 @@ class RecallingInference(VideoStreamingInference):
         None: nothing of them is left.
         """
         done: tuple[str, AnswerMetrics] | None = None
-        life, said = self._lives, ""  # what was not yielded yet
+        said, cleared = "", self._cleared  # what was not yielded yet
         for number, look in enumerate(plan.looks):
             yield ""  # whoever streams between two pieces has a turn
-            if self._lives != life:  # all was forgotten meanwhile
-                return "", dataclasses.replace(asked, latency=time.perf_counter() - started)
+            if self._cleared != cleared:
+                return done
             begun, reader = time.perf_counter(), self._reader()
             tokens = self._read(look, reader, plan.until)
             if not tokens:

@@ -507,6 +507,21 @@ def test_reset_forgets_the_history_too(make, footage):
     assert engine.get_cache_info().tiers[0].frames == 8
 
 
+@pytest.mark.parametrize("pieces", range(6))
+def test_reset_after_any_piece_an_answer_ends_whatever_comes_then(make, footage, pieces):
+    engine = stream(make(), footage)
+    answer = engine.ask_stream(QUESTION, 8, update_state=True)
+    for _ in range(pieces):
+        next(answer)
+    engine.reset()
+    stream(engine, footage, stop=2 * GRIDS)  # the same stamps again
+    before = memory(engine)
+    assert "".join(answer) == "" and answer.metrics.finish_reason == "cancelled"
+    assert answer.metrics.episodes == ()
+    assert same(memory(engine), before)
+    assert engine.get_cache_info().exchanges == 0
+
+
 def test_a_new_epoch_hides_what_was_before(make, footage):
     engine = stream(make(), footage)
     answer = engine.ask_stream(QUESTION, 8)
