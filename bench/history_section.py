@@ -54,7 +54,7 @@ def measure(rig: Rig, bar: Any) -> dict[str, Any]:
     for _ in range(4 if rig.small else 60):  # pictures to be fetched, and a warm engine
         append()
     chunks = [timed(append)[0] for _ in rig.count("chunks", 4 * rig.repeats)]
-    with watched(engine._index, "draft") as drafting:
+    with watched(engine.index, "draft") as drafting:
         for _ in rig.count("chunks with indexing", 4 * rig.repeats):
             append()
     with watched(engine._pictures, "add") as storing:
@@ -63,7 +63,7 @@ def measure(rig: Rig, bar: Any) -> dict[str, Any]:
     found: dict[str, Any] = {
         "unit": "ms", "size": f"{width}x{height}", "grid": str(grid),
         "heads": str([head[:2] for head in calibration.heads]),
-        "keys_kept": str(engine._index.heads), "index_bytes": INDEX_BYTES, "where": str(rig.device),
+        "keys_kept": str(engine.index.heads), "index_bytes": INDEX_BYTES, "where": str(rig.device),
         "chunk": summary(chunks), "indexing": summary(drafting), "pictures": summary(storing),
     }  # fmt: skip
     share = found["indexing"]["median"] / found["chunk"]["median"]
@@ -91,7 +91,7 @@ def measure(rig: Rig, bar: Any) -> dict[str, Any]:
             bars.append(
                 bar(f"auto, {hours} h, nothing fetched", added, "ms", BARS[f"auto_{hours}_h"])
             )
-        engine.cache_manager.amend("keys", lambda _: engine._index.clear())
+        engine.cache_manager.amend("keys", lambda _: engine.index.clear())
 
     # What is kept as pictures fits, all of it: so as much is read as may be.
     engine.calibration = dataclasses.replace(calibration, threshold=-math.inf, looks=math.inf)
@@ -104,9 +104,11 @@ def measure(rig: Rig, bar: Any) -> dict[str, Any]:
         engine.ask(question, 4, history="always")
     found["fetch_pictures_loaded"] = [round(taken, 2) for taken in loading]
     reader = engine._readers[0]
-    with watched(reader.model, "encode_frames") as seeing:
-        with watched(reader, "append_video_chunk") as reading:
-            engine.ask(question, 4, history="always")
+    with (
+        watched(reader.model, "encode_frames") as seeing,
+        watched(reader, "append_video_chunk") as reading,
+    ):
+        engine.ask(question, 4, history="always")
     found["fetch_seen"] = [round(taken, 2) for taken in seeing]
     found["fetch_read"] = [round(taken, 2) for taken in reading]
     fetches, first_tokens, fetched = [], [], 0
@@ -133,7 +135,7 @@ def _picture(width: int, height: int, seed: int) -> np.ndarray:
 
 def _fill(engine: RecallingInference, grids: int, tokens: int, grid: Any) -> None:
     """Index so many grids of noise, a second each."""
-    index, size = engine._index, engine.model.kv_shape.head_dim
+    index, size = engine.index, engine.model.kv_shape.head_dim
     engine.cache_manager.amend("keys", lambda _: index.clear())
     options = {"device": engine.device, "dtype": engine.model.dtype}
     step = 64

@@ -369,7 +369,7 @@ def without(engine: RecallingInference, stretches: Sequence[Stretch]) -> Iterato
     What its index finds is left out where it comes back from the search: the index and the engine
     are as they were before and after.
     """
-    index = engine._index
+    index = engine.index
     wide = MARGIN * 2 * STEP
 
     class Masked:
@@ -389,11 +389,11 @@ def without(engine: RecallingInference, stretches: Sequence[Stretch]) -> Iterato
             )  # fmt: skip
 
     masked: Any = Masked()
-    engine._index = masked
+    engine.index = masked
     try:
         yield
     finally:
-        engine._index = index
+        engine.index = index
 
 
 def _start_elsewhere(

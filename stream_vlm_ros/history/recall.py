@@ -112,6 +112,9 @@ class RecallingInference(VideoStreamingInference):
 
     Raises:
         What `VideoStreamingInference` raises; CalibrationError: it is of another model.
+
+    Attributes:
+        index: the keys of what was seen.
     """
 
     def __init__(
@@ -154,7 +157,7 @@ class RecallingInference(VideoStreamingInference):
         folder = self._pictures.store.folder
         self.keeps_source_time = folder is not None
         heads = calibration.keys(model.config)
-        self._index = KeyIndex(
+        self.index = KeyIndex(
             heads,
             model.kv_shape.head_dim,
             index_bytes,
@@ -163,7 +166,7 @@ class RecallingInference(VideoStreamingInference):
             folder=None if folder is None else folder / _KEYS,
             model=calibration.model,
         )
-        self.cache_manager.accompany(_KEYS, KeyTier(self._index), keys)
+        self.cache_manager.accompany(_KEYS, KeyTier(self.index), keys)
 
     # -- seeing ------------------------------------------------------------------------------
 
@@ -335,8 +338,8 @@ class RecallingInference(VideoStreamingInference):
             grids=held.grids,
             frames=GRID_FRAMES * held.grids,
             bytes=held.nbytes,
-            max_bytes=self._index.max_bytes,
-            where=str(folder / _KEYS) if folder else _place(self._index.device),
+            max_bytes=self.index.max_bytes,
+            where=str(folder / _KEYS) if folder else _place(self.index.device),
             oldest=held.oldest,
             newest=held.newest,
         )
@@ -354,7 +357,7 @@ class RecallingInference(VideoStreamingInference):
         assert about is not None
         self._release_readers(busy=False)  # they hold what was read last
         try:
-            self.cache_manager.amend(_KEYS, lambda held: self._index.forget(held, *about))
+            self.cache_manager.amend(_KEYS, lambda held: self.index.forget(held, *about))
         finally:
             forgotten = self._pictures.forget(*about)
         return forgotten
@@ -363,7 +366,7 @@ class RecallingInference(VideoStreamingInference):
         """Forget everything, the history too. An answer being written ends as cancelled."""
         self._cleared += 1
         self._pictures.store.clear()
-        self._index.clear()
+        self.index.clear()
         self._release_readers()
         super().reset()
 
@@ -399,7 +402,7 @@ class RecallingInference(VideoStreamingInference):
         """Give the store back; what it keeps in a folder stays there."""
         self._release_readers()
         try:
-            self._index.close()
+            self.index.close()
         finally:
             self._pictures.store.close()
 
@@ -473,7 +476,7 @@ class RecallingInference(VideoStreamingInference):
 
     def _begin_epoch(self) -> None:
         self._pictures.store.start_epoch()
-        self.cache_manager.amend(_KEYS, self._index.start_epoch)
+        self.cache_manager.amend(_KEYS, self.index.start_epoch)
 
     def _release_readers(self, busy: bool = True) -> None:
         """Forget what they have read; ``busy``: also where an answer is being written from it."""
@@ -624,7 +627,7 @@ class _Search:
         # Those with as many queries in one search: one, where all are taken from the last token.
         for count in {len(some) for some in queries}:
             mine = [at for at, some in enumerate(queries) if len(some) == count]
-            found = engine._index.search(
+            found = engine.index.search(
                 self._held, torch.stack([queries[at] for at in mine]),
                 [keys[at] for at in mine], self._about,
             )  # fmt: skip

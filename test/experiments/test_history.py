@@ -53,16 +53,16 @@ def test_without_a_time_the_engine_finds_all_else_and_is_as_before():
     stamps = np.array([[number, number + 0.5] for number in range(20)])
     found = Found(np.arange(20), np.ones(20, np.int64), stamps, torch.arange(40.0).reshape(2, 20))
     index = SimpleNamespace(search=lambda *_, **__: found, grids=20)
-    engine = SimpleNamespace(_index=index)
+    engine = SimpleNamespace(index=index)
     with without(engine, [Stretch(8.0, 9.5)]):
-        left = engine._index.search("queries")
-        assert engine._index.grids == 20
+        left = engine.index.search("queries")
+        assert engine.index.grids == 20
     # Two grids on either side go, too.
     expected = [*range(6), *range(12, 20)]
     assert left.serials.tolist() == expected
     assert left.stamps.tolist() == [[n, n + 0.5] for n in expected]
     assert left.scores.tolist() == [[float(n) for n in expected], [20.0 + n for n in expected]]
-    assert engine._index is index
+    assert engine.index is index
 
 
 def world_of(seed, right):
