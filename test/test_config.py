@@ -83,7 +83,7 @@ def test_every_setting_is_read_somewhere():
         ({"important_share": -0.1}, "important_share must be"),
         ({"sampled_share": 0.6, "important_share": 0.4}, "leave nothing for the window"),
         ({"max_new_tokens": 2048}, "below max_tail_tokens"),
-        ({"history": "allways"}, "did you mean 'always'"),
+        ({"history": "alwayz"}, "did you mean 'always'"),
         (
             {"engine": "delayed_batch", "history": "auto"},
             "delayed_batch is the history without a stream",
