@@ -23,6 +23,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 import torch
 
+from stream_vlm_ros.engine.attention.base import by_layer
 from stream_vlm_ros.engine.cache.mrope import VisionSpan
 from stream_vlm_ros.engine.cache.state import Change
 from stream_vlm_ros.errors import FrameStoreError, InvalidParameterError, real_number, whole_number
@@ -53,7 +54,8 @@ class Found(NamedTuple):
 
     Attributes:
         serials: of the grids, rising, int64 ``[g]``. Those of grids that follow each other follow
-            each other; where a stream began anew at least 1,000 are left out.
+            each other; where another stream begins, at least 1,000 are
+            left out.
         spans: how many grids of the stream each stands for, itself the first, int64 ``[g]``.
         stamps: the source's time of its first frame, and of the last one of what it stands for, in
             seconds, float64 ``[g, 2]``.
@@ -79,11 +81,6 @@ class _Forgotten(NamedTuple):
     ticket: int
     start: float
     stop: float
-
-    def concerns(self, rows: np.ndarray) -> np.ndarray:
-        """Which of these grids, of its epoch, stand for some of it."""
-        known = rows["ticket"] < self.ticket
-        return known & _within(rows["first"], rows["last"], self.start, self.stop)
 
 
 class _Rows:
@@ -314,12 +311,9 @@ class KeyIndex:
         self.close()
 
     @property
-    def reads(self) -> dict[int, tuple[int, ...]]:
+    def reads(self) -> dict[int, list[int]]:
         """The KV heads of each layer, for `Readout`."""
-        layers: dict[int, tuple[int, ...]] = {}
-        for layer, head in self.heads:
-            layers[layer] = (*layers.get(layer, ()), head)
-        return layers
+        return by_layer(self.heads)
 
     @property
     def nbytes(self) -> int:
@@ -389,7 +383,7 @@ class KeyIndex:
         for number, (stamps, _, _) in enumerate(grids):
             count = -(-sizes[number] // slots.tokens)
             if not count:
-                held = held.stands_for_next(stamps[1])
+                held = self._with_none(held, stamps[1])
                 continue
             while slots.free < count:
                 if not slots.grow():
@@ -678,12 +672,36 @@ class KeyIndex:
             return rows
         if self._slots is None:
             return rows[:0]
-        forgotten = np.zeros(len(rows), bool)
+        forgotten = self._forgotten_of(held, rows["ticket"], rows["first"], rows["last"])
+        gone = forgotten | ~self._slots.owned(rows["slot"], rows["ticket"])
+        return _without(rows, gone, self._follows(held, rows) & ~forgotten)
+
+    def _with_none(self, held: IndexState, last: float) -> IndexState:
+        """The next grid has no keys; nobody stands for it over a time that was forgotten."""
+        reached = held.stands_for_next(last)
+        newest = reached.table(max(0, reached.grids - 1))
+        if self._forgotten_of(held, newest["ticket"], newest["first"], newest["last"]).any():
+            return replace(held, next_serial=reached.next_serial)
+        return reached
+
+    def _follows(self, held: IndexState, rows: np.ndarray) -> np.ndarray:
+        """Which grids the one before may stand for: of one stretch, no time between forgotten."""
+        follows = np.zeros(len(rows), bool)
+        follows[1:] = rows["serial"][:-1] + rows["span"][:-1] == rows["serial"][1:]
+        follows[1:] &= ~self._forgotten_of(
+            held, rows["ticket"][:-1], rows["last"][:-1], rows["first"][1:]
+        )
+        return follows
+
+    def _forgotten_of(
+        self, held: IndexState, tickets: np.ndarray, firsts: np.ndarray, lasts: np.ndarray
+    ) -> np.ndarray:
+        """Which times, each known of by a grid of this state, were forgotten since, in part."""
+        forgotten = np.zeros(len(tickets), bool)
         for one in self._forgotten:
             if one.epoch == held.epoch:
-                forgotten |= one.concerns(rows)
-        gone = forgotten | ~self._slots.owned(rows["slot"], rows["ticket"])
-        return _without(rows, gone, forgotten)
+                forgotten |= (tickets < one.ticket) & _within(firsts, lasts, one.start, one.stop)
+        return forgotten
 
     def _thinned(self, held: IndexState, count: int) -> IndexState:
         """Leave out as many grids as a segment has, none of them a neighbour of another, or fewer;
@@ -691,11 +709,11 @@ class KeyIndex:
         assert self._slots is not None
         count = max(count, self._slots.segment_slots)
         rows = held.table()
-        serials, spans, parts = rows["serial"], rows["span"], rows["parts"]
+        spans, parts = rows["span"], rows["parts"]
         # What the one before would stand for; the first of a stretch has none before.
         sums = np.full(len(rows), _LAST_RESORT)
-        follows = serials[:-1] + spans[:-1] == serials[1:]
-        sums[1:][follows] = (spans[:-1] + spans[1:])[follows]
+        follows = self._follows(held, rows)
+        sums[1:][follows[1:]] = (spans[:-1] + spans[1:])[follows[1:]]
         leaving = np.zeros(len(rows) + 2, bool)  # with one on either side
         freed = 0
         for at in np.argsort(sums, kind="stable").tolist():  # the densest, the oldest first
@@ -706,7 +724,7 @@ class KeyIndex:
                 freed += int(parts[at])
         gone = leaving[1:-1]
         self._slots.give_back(rows["slot"][gone])
-        left = _without(rows, gone)
+        left = _without(rows, gone, follows)
         return IndexState.of(left, held.next_serial, held.slot_bytes, held.epoch)
 
     # -- searching -----------------------------------------------------------------------------
@@ -837,17 +855,10 @@ def _within(firsts: np.ndarray, lasts: np.ndarray, start: float, stop: float) ->
     return (firsts <= stop) & (lasts >= start)
 
 
-def _without(rows: np.ndarray, gone: np.ndarray, forgotten: np.ndarray | None = None) -> np.ndarray:
-    """Rows without those that are gone: the grid before stands for them, where they follow it.
-
-    Nobody stands for one that was ``forgotten``.
-    """
+def _without(rows: np.ndarray, gone: np.ndarray, follows: np.ndarray) -> np.ndarray:
+    """Rows without those that are gone: the grid before stands for them, where they follow it."""
     if not gone.any():
         return rows
-    follows = np.zeros(len(rows), bool)
-    follows[1:] = rows["serial"][:-1] + rows["span"][:-1] == rows["serial"][1:]
-    if forgotten is not None:
-        follows &= ~forgotten
     stretch = np.cumsum(~follows)
     kept = np.flatnonzero(~gone)
     left = rows[kept]

@@ -228,7 +228,7 @@ class KeyFiles:
         return self._rows_bytes + self._heads * self.segment_slots * self._page_bytes
 
     def _path(self, segment: int) -> Path:
-        # Made once: each that is made anew leaves a gap in the interpreter's table of names.
+        # Made once: making one at each write leaves a gap in the interpreter's table of names.
         if segment not in self._paths:
             self._paths[segment] = self.folder / f"{segment:04d}.keys"
         return self._paths[segment]

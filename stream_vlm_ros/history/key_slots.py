@@ -189,7 +189,7 @@ class KeySlots:
     def _best_on_cpu(self, queries: torch.Tensor, heads: slice) -> torch.Tensor:
         """Keys converted by the block into one place: fast on any CPU, and no copy of them all.
 
-        (Memory that is taken anew for each block costs more than what is done there.)
+        (Allocating memory for each block would cost more than what is done there.)
         """
         count, n, width = queries.shape
         step = max(1, _BLOCK_BYTES // (4 * count * self.tokens * width))

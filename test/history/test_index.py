@@ -317,6 +317,18 @@ def test_keys_of_a_gpu_are_found_there_and_on_the_host(tmp_path, device, folder)
             torch.testing.assert_close(taken_up.scores.cpu(), found.scores.cpu())
 
 
+def test_an_older_state_finds_nothing_that_stands_over_a_forgotten_time():
+    one, stream = index(max_bytes=14 * grid_bytes(4)), Stream()
+    held = one.draft(one.empty(), stream.chunk(4)[0])
+    held = one.draft(held, stream.chunk(1, whole=4)[0])
+    stream.now += 1
+    older = one.draft(held, stream.chunk(1, whole=4)[0])  # of 100, 101 and 103 s
+    held = one.draft(held, stream.chunk(0, 0, 0, 1, whole=4)[0])  # what only `older` has goes
+    one.forget(held, 102.25, 102.25)
+    for first, last in one.search(older, ask(), OF).stamps.tolist():
+        assert first > 102.25 or last < 102.25
+
+
 # -- states are values -------------------------------------------------------------------------
 
 
@@ -403,9 +415,9 @@ class Values(RuleBasedStateMachine):
         else:
             self.held = self.one.start_epoch(self.held)
             self.epochs += 1
-        self.anew()
+        self.make_index()
 
-    def anew(self):
+    def make_index(self):
         self.newest, self.newest_seen = self.held, {}
         self.there, self.epoch = set(), self.epochs
         self.seen, self.next = {}, self.highest + NEW_STREAM if self.highest else 0
@@ -466,8 +478,11 @@ class ValuesInFolder(Values):
         self.one.close()
         self.one = self.opened()
         self.older = []
-        self.held, self.seen = self.one.empty(), self.newest_seen
+        self.held = self.one.empty()
         assert self.found(self.held) == before
+        # A serial that nobody stands for, since it was forgotten, may be given again.
+        known = {serial for first, stop, *_ in before for serial in range(first, stop)}
+        self.seen = {n: one for n, one in self.newest_seen.items() if n in known}
         # What was seen last counts from where that ended; serials say that a stream begins.
         self.highest = before[-1][1] if before else 0
         self.next = self.highest + NEW_STREAM if self.highest else 0

@@ -12,7 +12,7 @@ of the fastest kernel there is, no mask is ever built, and nothing is copied tog
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -90,6 +90,14 @@ class BatchAttention(LayerAttention):
         return torch.cat(
             [attend(layer, *own) for attend, own in zip(self._requests, given, strict=True)]
         )
+
+
+def by_layer(heads: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
+    """(layer, head) pairs as `Readout` takes them: the heads of each layer, in the order given."""
+    found: dict[int, list[int]] = {}
+    for layer, head in heads:
+        found.setdefault(layer, []).append(head)
+    return found
 
 
 class Readout:
