@@ -50,12 +50,10 @@ from stream_vlm_ros.engine.attention.base import Readout
 from stream_vlm_ros.experiments.intervals import wilson
 from stream_vlm_ros.experiments.windows import Look, Windows, encode, every_head
 from stream_vlm_ros.history.calibration import PLACES, CalibratedHead, queries_at
-from stream_vlm_ros.history.episodes import Episode, join_hits
+from stream_vlm_ros.history.episodes import Episode, best_score, hits_of, join_hits
 from stream_vlm_ros.history.limits import (
     average_precision,
     best_episodes,
-    best_score,
-    hits_of,
     wanted_episodes,
 )
 from stream_vlm_ros.history.limits import names_evidence as names_stretches

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,18 +30,54 @@ class Episode(NamedTuple):
         return range(max(0, self.first - before), min(end, self.last + after + 1))
 
 
-def join_hits(hits: Iterable[int], max_apart: int = MAX_APART) -> list[Episode]:
+Apart = Callable[[int, int], int]  # grids from one to a later one
+
+
+def _difference(one: int, other: int) -> int:
+    """Of grids of which none is left out."""
+    return other - one
+
+
+def hits_of(scores: np.ndarray, threshold: float, of_best: float = 0.0) -> list[int]:
+    """The numbers of the grids that score so much, and that share of the best score."""
+    least = max(threshold, of_best * float(scores.max(initial=0.0)))
+    return np.flatnonzero(scores >= least).tolist()
+
+
+def join_hits(
+    hits: Iterable[int], max_apart: int = MAX_APART, apart: Apart = _difference
+) -> list[Episode]:
     """Numbers of grids that are hits, rising, to episodes in the order of time.
 
-    Hits at most ``max_apart`` grids apart belong to one episode.
+    Hits at most ``max_apart`` grids ``apart`` belong to one episode.
     """
     found: list[Episode] = []
     for number in hits:
-        if found and number - found[-1].last <= max_apart:
+        if found and apart(found[-1].last, number) <= max_apart:
             found[-1] = Episode(found[-1].first, number)
         else:
             found.append(Episode(number, number))
     return found
+
+
+def best_score(episode: Episode, scores: np.ndarray) -> float:
+    """The highest score of its grids."""
+    return float(scores[episode.first : episode.last + 1].max())
+
+
+def extended(
+    episode: Episode, scores: np.ndarray, tail: float, apart: Apart = _difference
+) -> Episode:
+    """An episode with those of its neighbours, one after the other, that score that share of its
+    best score: of the grids that show a thing as it comes and goes only some are hits."""
+    first, last = episode
+    limit = tail * best_score(episode, scores)
+    while first > 0 and scores[first - 1] >= limit and apart(first - 1, first) <= 1:
+        first -= 1
+    end = len(scores) - 1
+    while last < end and scores[last + 1] >= limit and apart(last, last + 1) <= 1:
+        last += 1
+    return Episode(first, last)
 
 
 @dataclass(frozen=True)
@@ -67,19 +103,12 @@ class Scored:
 
     def hits(self, threshold: float, of_best: float = 0.0) -> np.ndarray:
         """Places of the grids that score so much, and that share of the best score."""
-        if not len(self.scores):
-            return np.empty(0, np.int64)
-        return np.flatnonzero(self.scores >= max(threshold, of_best * float(self.scores.max())))
+        return np.array(hits_of(self.scores, threshold, of_best), np.int64)
 
     def episodes(self, hits: Iterable[int]) -> list[Episode]:
         """Hits joined to episodes, each with the neighbours that belong to it, oldest first."""
-        found: list[Episode] = []
-        for place in map(int, hits):
-            if found and self._apart(found[-1].last, place) <= MAX_APART:
-                found[-1] = Episode(found[-1].first, place)
-            else:
-                found.append(Episode(place, place))
-        grown = [self._grown(one) for one in found]
+        found = join_hits(map(int, hits), apart=self._apart)
+        grown = [extended(one, self.scores, self.tail, self._apart) for one in found]
         # Two that have grown into one another are one.
         joined: list[Episode] = []
         for one in grown:
@@ -96,7 +125,7 @@ class Scored:
 
     def best_of(self, episode: Episode) -> float:
         """Its highest score."""
-        return float(self.scores[episode.first : episode.last + 1].max())
+        return best_score(episode, self.scores)
 
     def stamps_of(self, episode: Episode, before: int = 0, after: int = 0) -> tuple[float, float]:
         """Stamps of its first and last frame, with so many grids of its neighbourhood."""
@@ -112,13 +141,3 @@ class Scored:
     def _apart(self, one: int, other: int) -> int:
         """Grids from the last that ``one`` stands for to ``other``."""
         return int(self.serials[other] - self.serials[one] - self.spans[one] + 1)
-
-    def _grown(self, episode: Episode) -> Episode:
-        least = self.tail * self.best_of(episode)
-        first, last = episode
-        while first and self.scores[first - 1] >= least and self._apart(first - 1, first) <= 1:
-            first -= 1
-        end = len(self.scores) - 1
-        while last < end and self.scores[last + 1] >= least and self._apart(last, last + 1) <= 1:
-            last += 1
-        return Episode(first, last)

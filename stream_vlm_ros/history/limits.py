@@ -16,7 +16,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from stream_vlm_ros.history.episodes import Episode, join_hits
+from stream_vlm_ros.history.episodes import (
+    Episode,
+    best_score,
+    extended,
+    hits_of,
+    join_hits,
+)
 
 Stretch = tuple[float, float]  # stamps of the first and of the last frame that show something
 
@@ -103,16 +109,6 @@ def relevant(stretches: Iterable[Stretch], stamps: np.ndarray) -> np.ndarray:
 # -- which episodes ------------------------------------------------------------------------------
 
 
-def hits_of(scores: np.ndarray, threshold: float, of_best: float = 0.0) -> list[int]:
-    """The numbers of the grids that score so much, and that share of the best score."""
-    return np.flatnonzero(scores >= max(threshold, of_best * scores.max(initial=0.0))).tolist()
-
-
-def best_score(episode: Episode, scores: np.ndarray) -> float:
-    """The highest score of its grids."""
-    return float(scores[episode.first : episode.last + 1].max())
-
-
 def best_episodes(scores: np.ndarray, threshold: float, count: int = LOOKS) -> list[Episode]:
     """The episodes above the threshold with the highest scores, the newest first."""
     episodes = join_hits(hits_of(scores, threshold))
@@ -128,18 +124,6 @@ def wanted_episodes(hits: Sequence[int], scores: np.ndarray, wanted: str) -> lis
     if wanted == "newest":
         return episodes[-1:]
     return [max(episodes, key=lambda one: best_score(one, scores))]
-
-
-def extended(episode: Episode, scores: np.ndarray, tail: float) -> Episode:
-    """An episode with those of its neighbours, one after the other, that score that share of its
-    best score: of the grids that show a thing as it comes and goes only some are hits."""
-    first, last = episode
-    limit = tail * best_score(episode, scores)
-    while first > 0 and scores[first - 1] >= limit:
-        first -= 1
-    while last + 1 < len(scores) and scores[last + 1] >= limit:
-        last += 1
-    return Episode(first, last)
 
 
 def names_evidence(

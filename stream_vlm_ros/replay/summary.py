@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from stream_vlm_ros.experiments import intervals
+
 from .records import AnswerRecord
 
 # Seconds since what answers a question was last seen.
@@ -64,16 +66,12 @@ def is_judged(answer: AnswerRecord) -> bool:
     return answer["status"] == "error" and answer["judge"] != "none"
 
 
-def wilson(right: int, count: int, z: float = 1.959964) -> tuple[float | None, float | None]:
-    """Wilson's score interval of a share; None for nothing counted."""
+def wilson(right: int, count: int) -> tuple[float | None, float | None]:
+    """Wilson's score interval of a share, rounded for a report; None for nothing counted."""
     if count == 0:
         return None, None
-    share = right / count
-    middle = share + z * z / (2 * count)
-    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    scale = 1 + z * z / count
-    low, high = (middle - spread) / scale, (middle + spread) / scale
-    return round(max(0.0, low), 6), round(min(1.0, high), 6)
+    low, high = intervals.wilson(right, count)
+    return round(low, 6), round(high, 6)
 
 
 def grouped(

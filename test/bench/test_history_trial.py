@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from stream_vlm_ros.experiments.intervals import wilson
-from stream_vlm_ros.history.episodes import Episode
-from stream_vlm_ros.history.limits import hits_of
+from stream_vlm_ros.history.episodes import Episode, hits_of
 from stream_vlm_ros.world.questions import Question
 from stream_vlm_ros.world.rare import Asked, Stretch
 

@@ -12,15 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from stream_vlm_ros.history.episodes import Episode
+from stream_vlm_ros.history.episodes import Episode, extended, hits_of
 from stream_vlm_ros.history.limits import (
     Probe,
     Scored,
     average_precision,
     best_episodes,
     choose_limits,
-    extended,
-    hits_of,
     names_evidence,
     relevant,
     share_right,
