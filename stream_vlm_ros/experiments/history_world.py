@@ -23,7 +23,8 @@ import torch
 from stream_vlm_ros.engine import EvictionConfig, EvidenceEpisode
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.history.calibration import FILE_NAME, Calibration
-from stream_vlm_ros.history.recall import RecallingInference
+from stream_vlm_ros.history.recall import PRESENT, RecallingInference
+from stream_vlm_ros.history.wants import MARGIN, NEIGHBOUR
 from stream_vlm_ros.world import questions as about
 from stream_vlm_ros.world.questions import Question
 from stream_vlm_ros.world.rare import (
@@ -41,9 +42,7 @@ from .windows import Look, Windows, encode, every_head
 
 MEMORY_GRIDS = 70  # that the memory holds, a minute or so
 MAX_NEW_TOKENS = 24
-PRESENT = 2  # grids: the last 4 frames
 SPREAD = 20  # grids of the controls that are drawn or spread evenly, and of mean keys
-MARGIN, NEIGHBOUR = 2, 14  # grids around what is shown; where its neighbour is asked for
 TAKEN = ("where_left", "direction")  # types whose evidence is taken away
 WITHIN = 2.0  # seconds that the stamp of what left may be off
 PERCEPTION = ("now", "last")

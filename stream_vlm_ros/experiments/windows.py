@@ -26,7 +26,6 @@ from stream_vlm_ros.engine.cache.mrope import Span, TextSpan, VisionSpan, time_t
 from stream_vlm_ros.engine.inputs.chat import ChatLayout
 from stream_vlm_ros.engine.inputs.timeline import MAX_PAUSE, Timeline
 from stream_vlm_ros.engine.model.base import StreamModel
-from stream_vlm_ros.history.calibration import words_in
 
 # Numbers in the attention of one batch and head, on a GPU and elsewhere.
 MAX_SCORES, MAX_SCORES_ON_CPU = 300_000_000, 10_000_000
@@ -224,7 +223,7 @@ class Windows:
 
     def words(self, question: str) -> slice:
         """Where a question's own words stand in its prompt."""
-        return words_in(self.prompt(question), self.chat.plain(question))
+        return self.chat.words(question)
 
     @torch.inference_mode()
     def answers(self, sequences: Sequence[Look], max_new_tokens: int = 24) -> list[str]:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from stream_vlm_ros.engine import StreamProcessor, VideoStreamingInference
-from stream_vlm_ros.engine.attention.base import Readout
+from stream_vlm_ros.engine.attention.base import Readout, by_layer
 from stream_vlm_ros.engine.cache.budget import free_bytes
 from stream_vlm_ros.engine.cache.mrope import VisionSpan
 from stream_vlm_ros.engine.cache.state import Change
@@ -36,7 +36,6 @@ from stream_vlm_ros.history.calibration import (
     kv_head,
     model_hash,
     queries_at,
-    words_in,
 )
 from stream_vlm_ros.history.limits import (
     Limits,
@@ -47,6 +46,7 @@ from stream_vlm_ros.history.limits import (
     relevant,
     share_right,
 )
+from stream_vlm_ros.history.selection import GRID_FRAMES
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,6 @@ KEPT_HEADS = 12  # of the best, whose keys are kept over long footage
 HEADS = 3  # of them, that find together
 MIN_GRIDS, MIN_QUESTIONS = 60, 8
 CHUNK_FRAMES = 16
-_FRAMES = 2  # of a grid
 _BLOCK_BYTES = 256 << 20  # in which keys are kept: few, so that a question needs few kernels
 _MIN_PRECISION = 0.5  # of heads that are of use
 
@@ -119,6 +118,10 @@ class Report:
         return {"calibration": self.calibration.as_dict(), "notes": self.notes}
 
 
+# A question, the stamps of the grids so far, and what gives each head's scores of them.
+Asked = tuple[Probe, np.ndarray, Callable[[], Iterator[tuple[Head, torch.Tensor]]]]
+
+
 class KeptKeys:
     """Un-rotated keys of some KV heads for all grids of a stream, while there is room.
 
@@ -150,10 +153,7 @@ class KeptKeys:
     @property
     def reads(self) -> Readout:
         """What of a chunk is to be read."""
-        keys: dict[int, list[int]] = {}
-        for layer, head in self.heads:
-            keys.setdefault(layer, []).append(head)
-        return Readout(keys=keys)
+        return Readout(keys=by_layer(self.heads))
 
     def draft(self, held: int, change: Change) -> int:
         at = 0
@@ -226,7 +226,7 @@ class Watch:
 
     def scores(
         self, film: Film, heads: Sequence[tuple[int, int]], on_grids: Callable[[int], None]
-    ) -> Iterator[tuple[Probe, np.ndarray, Callable[[], Iterator[tuple[Head, torch.Tensor]]]]]:
+    ) -> Iterator[Asked]:
         """Each of the film's questions, the stamps of the grids so far, and a function that gives
         the scores ``[grids]``, less their mean, of each head and place.
 
@@ -237,9 +237,7 @@ class Watch:
         config = self.model.config
         keys = sorted({(layer, kv_head(config, head)) for layer, head in heads})
         kept = KeptKeys(keys, self._room())
-        queries: dict[int, list[int]] = {}
-        for layer, head in heads:
-            queries.setdefault(layer, []).append(head)
+        queries = by_layer(heads)
         self.engine.cache_manager.accompany("calibration", kept, kept.reads)
         self.engine.reset()
         due = sorted(film.probes, key=lambda probe: probe.at)
@@ -278,7 +276,7 @@ class Watch:
 
         for frame, stamp in film.frames():
             while times and stamp > times[0]:
-                if whole := len(waiting) - len(waiting) % _FRAMES:
+                if whole := len(waiting) - len(waiting) % GRID_FRAMES:
                     append(whole)
                 newest = times.pop(0)
                 yield newest, False
@@ -296,7 +294,7 @@ class Watch:
         """Ask, without an answer, and score all grids by each head and place."""
         engine, manager = self.engine, self.engine.cache_manager
         prompt = self._chat.question(text, manager.state.open_segment, manager.max_tail_tokens)
-        words = words_in(prompt, self._chat.plain(text))
+        words = self._chat.words(text)
         readout = Readout(queries=heads)
         with torch.inference_mode(), manager.question_fork(len(prompt), 0) as fork:
             engine.text_path.append(prompt, fork.start, fork, readout)
@@ -411,25 +409,17 @@ def rank(
     """The heads with the highest average precision, each with the place that is best for it."""
     every = every_query_head(watch.model)
     found: dict[Head, list[float]] = {}
-    grids = 0
-    for film in films:
-        done = grids
-
-        def step(count: int, done: int = done) -> None:
-            nonlocal grids
-            grids = done + count
-            on_step("ranking the heads", grids)
-
-        for probe, stamps, scored in watch.scores(film, every, step):
-            truth = torch.from_numpy(relevant(probe.shown, stamps))
-            if not truth.any():
-                continue
-            names, scores = zip(*scored(), strict=True)
-            values = average_precision(torch.stack(scores), truth.to(scores[0].device)[None])
-            for name, value in zip(names, values.tolist(), strict=True):
-                found.setdefault(name, []).append(value)
+    before, step = watch.grids, partial(on_step, "ranking the heads")
+    for probe, stamps, scored in _asked(watch, films, every, step):
+        truth = torch.from_numpy(relevant(probe.shown, stamps))
+        if not truth.any():
+            continue
+        names, scores = zip(*scored(), strict=True)
+        values = average_precision(torch.stack(scores), truth.to(scores[0].device)[None])
+        for name, value in zip(names, values.tolist(), strict=True):
+            found.setdefault(name, []).append(value)
     questions = len(next(iter(found.values()), []))
-    _check_enough(grids, questions)
+    _check_enough(watch.grids - before, questions)
     means = {head: float(np.mean(values)) for head, values in found.items()}
     best: dict[tuple[int, int], Head] = {}
     for head in sorted(means, key=lambda head: -means[head]):
@@ -445,22 +435,31 @@ def measure(
 ) -> list[Measured]:
     """Every question's scores by these heads, ``[heads, grids]``."""
     rows: list[Measured] = []
-    grids = 0
-    for film in films:
-        done = grids
-
-        def step(count: int, done: int = done) -> None:
-            nonlocal grids
-            grids = done + count
-            on_step("choosing the limits", grids)
-
-        pairs = list(dict.fromkeys((head.layer, head.head) for head in heads))
-        for probe, stamps, scored in watch.scores(film, sorted(pairs), step):
-            by_head = dict(scored())
-            scores = torch.stack([by_head[head] for head in heads]).cpu()
-            rows.append(Measured(probe, stamps, scores))
-    _check_enough(grids, sum(bool(row.probe.evidence) for row in rows))
+    pairs = sorted({(head.layer, head.head) for head in heads})
+    before, step = watch.grids, partial(on_step, "choosing the limits")
+    for probe, stamps, scored in _asked(watch, films, pairs, step):
+        by_head = dict(scored())
+        scores = torch.stack([by_head[head] for head in heads]).cpu()
+        rows.append(Measured(probe, stamps, scores))
+    _check_enough(watch.grids - before, sum(bool(row.probe.evidence) for row in rows))
     return rows
+
+
+def _asked(
+    watch: Watch,
+    films: Sequence[Film],
+    heads: Sequence[tuple[int, int]],
+    on_grids: Callable[[int], None],
+) -> Iterator[Asked]:
+    """The questions of all films, one after the other; ``on_grids`` is told of all grids so far."""
+    first = watch.grids
+    for film in films:
+        done = watch.grids - first
+        yield from watch.scores(film, heads, partial(_counted, on_grids, done))
+
+
+def _counted(on_grids: Callable[[int], None], before: int, count: int) -> None:
+    on_grids(before + count)
 
 
 def describe(rows: Sequence[Measured], heads: Mapping[Head, int]) -> list[CalibratedHead]:

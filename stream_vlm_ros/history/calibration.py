@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from stream_vlm_ros.engine.attention.base import Readout
+from stream_vlm_ros.engine.attention.base import Readout, by_layer
 from stream_vlm_ros.errors import CalibrationError, cut, real_number
 from stream_vlm_ros.owned import NotOursError, write_whole
 
@@ -198,13 +198,8 @@ class Calibration:
         Args:
             config: the model's.
         """
-        queries: dict[int, list[int]] = {}
-        for head in self.heads:
-            queries.setdefault(head.layer, []).append(head.head)
-        keys: dict[int, list[int]] = {}
-        for layer, kv_head in self.keys(config):
-            keys.setdefault(layer, []).append(kv_head)
-        return Readout(queries, keys)
+        queries = by_layer((head.layer, head.head) for head in self.heads)
+        return Readout(queries, by_layer(self.keys(config)))
 
     def keys(self, config: Any) -> list[tuple[int, int]]:
         """(layer, KV head) whose keys are kept, rising, each once."""
@@ -268,18 +263,6 @@ def queries_at(place: str, words: slice) -> slice:
         words: where the question's own words stand in the prompt.
     """
     return {"last": slice(-1, None), "words": words, "end": slice(words.stop, None)}[place]
-
-
-def words_in(prompt: Sequence[int], words: Sequence[int]) -> slice:
-    """Where a question's own words stand in its prompt: `ChatLayout.plain` and ``.question``.
-
-    Raises ValueError where they do not.
-    """
-    prompt, words = list(prompt), list(words)
-    for start in range(len(prompt) - len(words) + 1):
-        if prompt[start : start + len(words)] == words:
-            return slice(start, start + len(words))
-    raise ValueError("the prompt does not hold the question's words")
 
 
 def kv_head(config: Any, head: int) -> int:

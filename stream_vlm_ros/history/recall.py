@@ -3,7 +3,7 @@
 
 """`RecallingInference`: the streaming engine, with a history of what its memory has let go.
 
-Read `ask_stream` and `_plan`: a question runs on the stream's memory, as without a history, up to
+Read `ask_stream` and `_Search`: a question runs on the stream's memory, as without a history, up to
 its first token. What a few of its attention heads ask for is then looked up among the keys of all
 that was seen. Where the past fits better than what is in memory, frames of it are read apart, and
 the question is answered from these.
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from stream_vlm_ros.config import HISTORY
 from stream_vlm_ros.engine import (
     Answer,
     AnswerMetrics,
@@ -40,25 +41,23 @@ from stream_vlm_ros.errors import (
     whole_number,
 )
 from stream_vlm_ros.history.calibration import Calibration
+from stream_vlm_ros.history.delayed import DEFAULT_MAX_PIXELS
 from stream_vlm_ros.history.episodes import Episode, Scored
+from stream_vlm_ros.history.folder import KEYS
 from stream_vlm_ros.history.index import IndexState, KeyIndex
+from stream_vlm_ros.history.limits import LOOKS
 from stream_vlm_ros.history.reading import Reader, frames_for, grids_for
 from stream_vlm_ros.history.results import RecallCacheInfo, TierInfo
 from stream_vlm_ros.history.selection import GRID_FRAMES
 from stream_vlm_ros.history.store import FrameStore
-from stream_vlm_ros.history.tiers import KeyTier, PictureTier, Shown, evenly
+from stream_vlm_ros.history.tiers import KeyTier, PictureTier, Shown, evenly, thinned
 from stream_vlm_ros.history.wants import Want, Which, wanted_by
 
-MODES = ("never", "auto", "always")
 INDEX_BYTES = 256 * 2**20
 MAX_TOKENS = 4096
-MAX_PIXELS = 100_352
 PRESENT = 2  # grids: the newest frames, read behind what was fetched
-LOOKS = 4  # episodes that are read one by one until the model sees what was asked about
 MAX_NAMED = 3  # episodes that an answer names
 STAMPS = 6  # of an episode
-
-_KEYS = "keys"  # the companion's name
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +128,7 @@ class RecallingInference(VideoStreamingInference):
         history: str = "auto",
         index_bytes: int = INDEX_BYTES,
         max_history_tokens: int = MAX_TOKENS,
-        history_pixels: int | None = MAX_PIXELS,
+        history_pixels: int | None = DEFAULT_MAX_PIXELS,
         **options: Any,
     ):
         self.history = _mode(history)
@@ -137,13 +136,12 @@ class RecallingInference(VideoStreamingInference):
         self._max_tokens = whole_number("max_history_tokens", max_history_tokens, least=1)
         calibration.check_fits(model)
         self.calibration = calibration
-        both = calibration.reads(model.config)
-        self._question_reads, keys = Readout(both.heads[0]), Readout(keys=both.heads[1])
+        queries, _ = calibration.reads(model.config).heads
+        self._question_reads = Readout(queries)
         super().__init__(
             model, processor, device, eviction_config, question_reads=self._question_reads,
             **options,
         )  # fmt: skip
-        options.pop("importance", None)
         self._reader_options: dict[str, Any] = {
             name: options[name]
             for name in ("min_pixels", "system_prompt", "max_tail_tokens", "compile",
@@ -156,17 +154,16 @@ class RecallingInference(VideoStreamingInference):
         self._pictures = PictureTier(FrameStore() if store is None else store)
         folder = self._pictures.store.folder
         self.keeps_source_time = folder is not None
-        heads = calibration.keys(model.config)
         self.index = KeyIndex(
-            heads,
+            calibration.keys(model.config),
             model.kv_shape.head_dim,
             index_bytes,
             dtype=model.dtype,
             device=self.device,
-            folder=None if folder is None else folder / _KEYS,
+            folder=None if folder is None else folder / KEYS,
             model=calibration.model,
         )
-        self.cache_manager.accompany(_KEYS, KeyTier(self.index), keys)
+        self.cache_manager.accompany(KEYS, KeyTier(self.index), Readout(keys=self.index.reads))
 
     # -- seeing ------------------------------------------------------------------------------
 
@@ -339,7 +336,7 @@ class RecallingInference(VideoStreamingInference):
             frames=GRID_FRAMES * held.grids,
             bytes=held.nbytes,
             max_bytes=self.index.max_bytes,
-            where=str(folder / _KEYS) if folder else _place(self.index.device),
+            where=str(folder / KEYS) if folder else _place(self.index.device),
             oldest=held.oldest,
             newest=held.newest,
         )
@@ -357,7 +354,7 @@ class RecallingInference(VideoStreamingInference):
         assert about is not None
         self._release_readers(busy=False)  # they hold what was read last
         try:
-            self.cache_manager.amend(_KEYS, lambda held: self.index.forget(held, *about))
+            self.cache_manager.amend(KEYS, lambda held: self.index.forget(held, *about))
         finally:
             forgotten = self._pictures.forget(*about)
         return forgotten
@@ -395,7 +392,7 @@ class RecallingInference(VideoStreamingInference):
             log.warning("the history is ahead of the memory that was loaded: it is not searched")
             self._begin_epoch()
         else:
-            self.cache_manager.amend(_KEYS, lambda _: held)
+            self.cache_manager.amend(KEYS, lambda _: held)
         return saved
 
     def close(self) -> None:
@@ -410,7 +407,7 @@ class RecallingInference(VideoStreamingInference):
 
     @property
     def _held(self) -> IndexState:
-        held: IndexState = self.cache_manager.companion(_KEYS)
+        held: IndexState = self.cache_manager.companion(KEYS)
         return held
 
     def _search_of(self, question: str, about: About, mode: str) -> _Search:
@@ -436,7 +433,8 @@ class RecallingInference(VideoStreamingInference):
         if self.cache_manager.state.frames:
             return None
         reader = self._reader()
-        reader.read(self._pictures.load_newest(frames_for(PRESENT)))
+        pictures = self._pictures
+        reader.read(pictures.load(pictures.store.newest(frames_for(PRESENT))))
         return reader
 
     def _episode(
@@ -476,7 +474,7 @@ class RecallingInference(VideoStreamingInference):
 
     def _begin_epoch(self) -> None:
         self._pictures.store.start_epoch()
-        self.cache_manager.amend(_KEYS, self.index.start_epoch)
+        self.cache_manager.amend(KEYS, self.index.start_epoch)
 
     def _release_readers(self, busy: bool = True) -> None:
         """Forget what they have read; ``busy``: also where an answer is being written from it."""
@@ -489,23 +487,22 @@ class RecallingInference(VideoStreamingInference):
 
         Where there are more stretches than grids fit, some of them, evenly spread.
         """
-        store = self._pictures
-        sizes = store.sizes(look.stretches, frames_for(PRESENT))
-        if not sizes:
+        store = self._pictures.store
+        stretches = [store.between(first, last) for first, last in look.stretches]
+        present = store.newest(frames_for(PRESENT), until)
+        kept = [frame for some in stretches for frame in some]
+        if not kept:
             return []
+        sizes = {(frame.width, frame.height) for frame in [*kept, *present]}
         grids = grids_for(reader.max_tokens, max(reader.grid_tokens(*size) for size in sizes))
-        present = min(PRESENT, grids - 1)
-        stretches = evenly(look.stretches, grids - present)
-        each = (grids - present) // len(stretches)
-        shown: dict[float, Shown] = {}
-        for first, last in stretches:
-            for one in store.load(first, last, frames_for(each)):
-                shown[one[0]] = one
-        if not shown:
-            return []
-        for one in store.load_newest(frames_for(present), until):
-            shown[one[0]] = one
-        return [shown[stamp] for stamp in sorted(shown)]
+        newest = min(PRESENT, grids - 1)
+        some = evenly(stretches, grids - newest)
+        each = frames_for((grids - newest) // len(some))
+        fetched = {frame.stamp: frame for frames in some for frame in thinned(frames, each)}
+        behind = present[-frames_for(newest) :] if newest else []
+        chosen = fetched | {frame.stamp: frame for frame in behind}
+        shown = self._pictures.load([chosen[stamp] for stamp in sorted(chosen)])
+        return shown if any(stamp in fetched for stamp, _ in shown) else []
 
     def _read(self, look: Look, reader: Reader, until: float) -> int:
         """Let it read the frames of a look; how many tokens of vision, 0 if nothing is left."""
@@ -614,9 +611,8 @@ class _Search:
             looks = tuple(self._looks(scored, hits, chosen, want))
         elif not chosen and self._about is not None and not _within(*self._about, self.spans):
             looks = (Look((self._about,), ()),)
-        named = [self._engine._episode(scored, one, self.spans) for one in chosen[-MAX_NAMED:]]
-        seconds = time.perf_counter() - begun
-        return Plan(looks, () if looks else tuple(named), seconds, self._until)
+        named = () if looks else self._named(scored, chosen[-MAX_NAMED:])
+        return Plan(looks, named, time.perf_counter() - begun, self._until)
 
     def scored(self) -> Scored:
         """All grids of the history with their scores."""
@@ -637,6 +633,11 @@ class _Search:
         return Scored(
             found.serials, found.spans, found.stamps, scores.float().cpu().numpy(), calibration.tail
         )
+
+    def _named(
+        self, scored: Scored, episodes: Sequence[Episode], tier: str = ""
+    ) -> tuple[EvidenceEpisode, ...]:
+        return tuple(self._engine._episode(scored, one, self.spans, tier) for one in episodes)
 
     def _in_memory(self, scored: Scored, episode: Episode) -> bool:
         """Whether the memory answers about it; never where the history is always to be read."""
@@ -676,15 +677,15 @@ class _Search:
 
     def _look(self, scored: Scored, episodes: Sequence[Episode], want: Want) -> Look:
         best = sorted(sorted(episodes, key=scored.best_of)[-MAX_NAMED:])
-        named = tuple(self._engine._episode(scored, one, self.spans, "history") for one in best)
+        named = self._named(scored, best, "history")
         stretches = [scored.stamps_of(one, want.before, want.after) for one in episodes]
         return Look(tuple(stretches), named)
 
 
 def _mode(history: str) -> str:
-    if history not in MODES:
+    if history not in HISTORY:
         raise InvalidParameterError(
-            f"history must be one of {', '.join(MODES)}, not {history!r:.50}"
+            f"history must be one of {', '.join(HISTORY)}, not {history!r:.50}"
         )
     return history
 

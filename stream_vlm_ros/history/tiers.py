@@ -35,6 +35,14 @@ def evenly(some: Sequence[T], most: int) -> Sequence[T]:
     return [some[at] for at in np.linspace(0, len(some) - 1, most).round().astype(int)]
 
 
+def thinned(frames: Sequence[KeptFrame], most: int) -> Sequence[KeptFrame]:
+    """At most so many of these frames, in evenly spread pairs of neighbours."""
+    if len(frames) <= most:
+        return frames
+    starts = evenly(range(0, len(frames) - 1, 2), max(1, most // 2))
+    return [frames[start + half] for start in starts for half in (0, 1)]
+
+
 class KeyTier:
     """A key index as a companion of the memory that does not end the stream.
 
@@ -100,38 +108,26 @@ class PictureTier:
             else:
                 self.error = ""
 
-    def load(self, first: float, last: float, most: int) -> list[Shown]:
-        """The frames from one stamp to another, oldest first; at most so many, evenly spread pairs.
-
-        A picture that is lost is left out.
-        """
-        frames = self.store.between(first, last)
-        if len(frames) > most:
-            starts = evenly(range(0, len(frames) - 1, 2), max(1, most // 2))
-            frames = [frames[start + half] for start in starts for half in (0, 1)]
-        return self._shown(frames)
-
-    def load_newest(self, count: int, until: float = math.inf) -> list[Shown]:
-        """The newest frames up to a stamp, oldest first."""
-        return self._shown(self.store.newest(count, until))
+    def load(self, frames: Sequence[KeptFrame]) -> list[Shown]:
+        """The frames with their pictures; one that is lost is forgotten, and left out."""
+        found = []
+        for frame, picture in zip(frames, self.store.load_all(frames), strict=True):
+            if isinstance(picture, PictureLostError):
+                log.warning("%s", picture)
+                self.store.forget(frame)
+            else:
+                found.append((frame.stamp, picture))
+        return found
 
     def stamps(self, first: float, last: float, most: int) -> tuple[float, ...]:
         """Stamps of frames between two, evenly spread, at most so many."""
         found = [frame.stamp for frame in self.store.between(first, last)]
         return tuple(evenly(found, most))
 
-    def sizes(self, stretches: Sequence[tuple[float, float]], newest: int) -> set[tuple[int, int]]:
-        """Widths and heights of the frames of some stretches, and of the newest; none if no frame
-        of the stretches is there."""
-        found = {(f.width, f.height) for one in stretches for f in self.store.between(*one)}
-        if found:
-            found |= {(f.width, f.height) for f in self.store.newest(newest)}
-        return found
-
     def thumbnail(self, stamp: float, max_size: int) -> bytes | None:
         """The frame of that stamp as JPEG, no side longer than ``max_size``; None: it is gone."""
         frames = self.store.between(stamp, stamp)
-        shown = self._shown(frames[:1])
+        shown = self.load(frames[:1])
         if not shown:
             return None
         picture = Image.fromarray(shown[0][1])
@@ -161,14 +157,3 @@ class PictureTier:
             oldest=self.oldest,
             newest=self.newest,
         )
-
-    def _shown(self, frames: Sequence[KeptFrame]) -> list[Shown]:
-        """The frames with their pictures; one that is lost is forgotten, and left out."""
-        found = []
-        for frame, picture in zip(frames, self.store.load_all(frames), strict=True):
-            if isinstance(picture, PictureLostError):
-                log.warning("%s", picture)
-                self.store.forget(frame)
-            else:
-                found.append((frame.stamp, picture))
-        return found

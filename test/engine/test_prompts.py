@@ -100,6 +100,15 @@ def test_an_added_token_in_a_question_is_letters_special_or_not(toys, model):
     assert chat.plain(text) == bytes_are_words
 
 
+@pytest.mark.parametrize("in_segment", [True, False])
+def test_a_questions_own_words_are_found_in_its_prompt(processor, model, in_segment):
+    chat = ChatLayout(processor, model.config)
+    for text in ("Where was it?", "user"):
+        prompt = chat.question(text, in_segment, 100)
+        assert prompt[chat.words(text)] == chat.plain(text)
+        assert chat.plain(text)
+
+
 def test_what_a_question_encodes_does_not_depend_on_what_other_threads_encode(model, processor):
     # As two engines of one processor do, while a third is built and a user encodes a text himself.
     chats = [ChatLayout(processor, model.config) for _ in range(2)]
