@@ -672,6 +672,47 @@ def test_a_file_with_two_pieces_that_changed_places_is_refused(
     refuses(engine, path, "is refused: ")
 
 
+@pytest.fixture(scope="module")
+def long_part(tmp_path_factory):
+    """The file of a part of several blocks and some bytes, and where its bytes begin."""
+    path = tmp_path_factory.mktemp("long") / "m"
+    part = np.random.default_rng(1).integers(0, 256, 3 * 2**20 + 5, np.uint8)
+    memory_file.write(path, {}, [("part", torch.from_numpy(part))])
+    data = path.read_bytes()
+    return path, data, data.index(part[:64].tobytes()), len(part)
+
+
+def read_part(path, data):
+    path.write_bytes(data)
+    with memory_file.MemoryFile(path) as file:
+        file.read("part", torch.empty(file.shape("part")[1], dtype=torch.uint8))
+
+
+@settings(QUICK, max_examples=40)
+@given(share=st.floats(0.0, 1.0), bit=st.integers(0, 7))
+def test_a_bit_that_changed_in_a_long_part_is_seen(long_part, share, bit):
+    path, data, start, size = long_part
+    read_part(path, data)
+    at = start + int(share * (size - 1))
+    with pytest.raises(MemoryFileError, match="the sum of its part part is another"):
+        read_part(path, data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :])
+
+
+@settings(QUICK, max_examples=40)
+@given(
+    words=st.tuples(*2 * [st.integers(0, 3 * 2**17 - 1)]) | st.just((0, 2**17)),
+    size=st.sampled_from([8, 2**20]),
+)
+def test_words_or_blocks_that_changed_places_in_a_long_part_are_seen(long_part, words, size):
+    path, data, start, _ = long_part
+    one, other = sorted(start + 8 * word // size * size for word in words)
+    assume(one != other)
+    first, second = data[one : one + size], data[other : other + size]
+    swapped = data[:one] + second + data[one + size : other] + first + data[other + size :]
+    with pytest.raises(MemoryFileError, match="the sum of its part part is another"):
+        read_part(path, swapped)
+
+
 def test_a_digit_that_was_changed_in_the_header_is_refused(whole, tmp_path):
     data, engine = whole
     about = range(data.index(b'"about"'), data.index(b'"format"'))
@@ -732,7 +773,7 @@ def test_another_version_is_refused_and_yet_known_as_a_memory(whole, parts, make
     path = parts.write()
     parts.metadata.pop("version")
     monkeypatch.undo()
-    refuses(whole[1], path, "of version 7, and this program reads version 2")
+    refuses(whole[1], path, "of version 7, and this program reads version 3")
     make("window", 1).save_memory(path)  # it may be overwritten: it is ours
 
 

@@ -12,7 +12,9 @@ import copy
 import dataclasses
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,8 @@ from stream_vlm_ros.errors import (
     in_words,
     whole_number,
 )
+
+_AHEAD = 2  # layers that are read while another is taken over
 
 
 class MemoryCopy:
@@ -301,14 +305,23 @@ def _unread_buffer(
 def _fill(buffer: KVBuffer, slots: Slots, file: MemoryFile, manager: KVCacheManager) -> None:
     shape, base = manager.shape, slots.sink + slots.kept
     window = slots.of_newest(len(slots.window))
-    layer = torch.empty((2, shape.kv_heads, slots.length, shape.head_dim), dtype=shape.dtype)
-    for number, data in enumerate(buffer.data):
-        file.read(f"layers.{number}", layer)
-        data[:, :, :base] = layer[:, :, :base]
-        if slots.room and buffer.originals is not None:
-            buffer.originals[number, :, :base] = layer[0, :, :base]
-        done = base
-        for taken in window:
-            size = taken.stop - taken.start
-            data[:, :, taken] = layer[:, :, done : done + size]
-            done += size
+    sizes = (2, shape.kv_heads, slots.length, shape.head_dim)
+    held = [torch.empty(sizes, dtype=shape.dtype) for _ in range(1 + _AHEAD)]
+    with ThreadPoolExecutor(_AHEAD) as pool:  # to read and check the next layers meanwhile
+
+        def coming(number: int) -> Future[torch.Tensor]:
+            return pool.submit(file.read, f"layers.{number}", held[number % len(held)])
+
+        ahead = deque(coming(number) for number in range(min(_AHEAD, shape.layers)))
+        for number, data in enumerate(buffer.data):
+            if number + _AHEAD < shape.layers:
+                ahead.append(coming(number + _AHEAD))
+            layer = ahead.popleft().result()
+            data[:, :, :base] = layer[:, :, :base]
+            if slots.room and buffer.originals is not None:
+                buffer.originals[number, :, :base] = layer[0, :, :base]
+            done = base
+            for taken in window:
+                size = taken.stop - taken.start
+                data[:, :, taken] = layer[:, :, done : done + size]
+                done += size

@@ -14,6 +14,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch
 from stream_vlm_ros.errors import MemoryFileError, cut
 from stream_vlm_ros.owned import NotOursError, open_regular, remove_parts, write_whole
 
-FORMAT, VERSION = "stream_vlm memory", 2
+FORMAT, VERSION = "stream_vlm memory", 3
 MAX_HEADER = 2**20  # bytes: ours has a line for each layer
 MAX_TEXT = 2**28  # bytes of the bookkeeping, and of its arrays
 _BLOCK = 2**20  # bytes that are summed while they are in a core's cache
@@ -71,14 +72,13 @@ def write(
         raise MemoryFileError(f"{cut(str(path))}: a header of {len(text):,} bytes is too long")
 
     def blocks() -> Iterator[memoryview]:
-        yield memoryview(len(text).to_bytes(8, "little") + text)
-        sums = [zlib.crc32(text)]
-        for _, tensor in tensors:
-            sums.append(0)
-            for block in _blocks(tensor):
-                sums[-1] = zlib.crc32(_view(block), sums[-1])
-                yield _view(block)
-        yield _view(np.array(sums, np.uint64).view(np.uint8))
+        with ThreadPoolExecutor(1) as meanwhile:  # nobody waits for the sums
+            sums = meanwhile.map(_sum, [tensor for _, tensor in tensors])
+            yield memoryview(len(text).to_bytes(8, "little") + text)
+            for _, tensor in tensors:
+                for block in _blocks(tensor):
+                    yield _view(block)
+            yield _view(np.array([zlib.crc32(text), *sums], np.uint64).view(np.uint8))
 
     try:
         check_replaceable(path)
@@ -225,8 +225,8 @@ class MemoryFile:
         self.read(name, held)
         return held.numpy().tobytes()
 
-    def read(self, name: str, into: torch.Tensor) -> None:
-        """Fill a contiguous tensor of the host, of that number format and shape.
+    def read(self, name: str, into: torch.Tensor) -> torch.Tensor:
+        """Fill a contiguous tensor of the host, of that number format and shape, and return it.
 
         Raises MemoryFileError for bytes that are not those saved, and for numbers that are not
         finite.
@@ -237,11 +237,12 @@ class MemoryFile:
         for block in _blocks(into):
             self._fill(_view(block), at)
             at += len(block)
-            total = zlib.crc32(_view(block), total)
+            total = _with_block(total, block)
             if exponent is not None and not _finite(block, exponent, into.itemsize):
                 raise self.refusal("it holds a value that is not a finite number")
         if total != self._sums[name]:
             raise self.refusal(f"it is damaged: the sum of its part {name} is another")
+        return into
 
     def _bytes(self, count: int, at: int) -> bytes:
         held = bytearray(count)
@@ -264,6 +265,38 @@ def _blocks(tensor: torch.Tensor) -> Iterator[np.ndarray]:
     data = tensor.flatten().view(torch.uint8).numpy()
     for start in range(0, len(data), _BLOCK):
         yield data[start : start + _BLOCK]
+
+
+def _weights(count: int) -> np.ndarray:
+    """Odd numbers of 64 bits without a pattern: the SplitMix64 sequence from 0."""
+    mixed = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E37_79B9_7F4A_7C15)
+    for shift, factor in (30, 0xBF58_476D_1CE4_E5B9), (27, 0x94D0_49BB_1331_11EB):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return (mixed ^ (mixed >> np.uint64(31))) | np.uint64(1)
+
+
+_WEIGHTS = _weights(_BLOCK // 8)
+
+
+def _sum(tensor: torch.Tensor) -> int:
+    """The sum of a part: of its words of 64 bits, each times a weight of its place.
+
+    As fast as memory, where a CRC-32 takes longer than the disk. A word that changes always shows,
+    since weights are odd; words that change places, as good as always.
+    """
+    total = 0
+    for block in _blocks(tensor):
+        total = _with_block(total, block)
+    return total
+
+
+def _with_block(total: int, block: np.ndarray) -> int:
+    """The sum of what came before, and of its next block."""
+    if missing := -len(block) % 8:
+        block = np.concatenate([block, np.zeros(missing, np.uint8)])
+    words = block.view(np.uint64)
+    own = int(np.einsum("i,i", words, _WEIGHTS[: len(words)]))
+    return (total * int(_WEIGHTS[0]) + own) % 2**64
 
 
 def _view(block: np.ndarray) -> memoryview:
