@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -41,14 +43,10 @@ def measure(rig: Rig, bar: Any) -> dict[str, Any]:
     engine._end_ids = set()
     width, height = (112, 84) if rig.small else (640, 480)
     pictures = [_picture(width, height, seed) for seed in range(8)]
-    at = 0.0
+    append_next = append_to(pictures)
 
     def append() -> Any:
-        nonlocal at
-        frames = [pictures[int(2 * at + k) % 8] for k in range(4)]
-        done = engine.append_video_chunk(frames, timestamps=[at + 0.5 * k for k in range(4)])
-        at += 2.0
-        return done
+        return append_next(engine)
 
     grid = append()["grid"]
     for _ in range(4 if rig.small else 60):  # pictures to be fetched, and a warm engine
@@ -123,7 +121,55 @@ def measure(rig: Rig, bar: Any) -> dict[str, Any]:
         "first_token_fetched": summary(first_tokens), "first_token_never": summary(plain),
     }  # fmt: skip
     bars.append(bar("fetching by pictures", found["fetch"]["median"], "ms", BARS["fetch"]))
+    engine.close()
+    found["features"] = remembered = _by_features(rig, calibration, append_to(pictures), question)
+    bars.append(bar("fetching by features", remembered["fetch"]["median"], "ms", BARS["fetch"]))
     return found | {"bars": bars}
+
+
+def _by_features(rig: Rig, calibration: Calibration, append: Any, question: str) -> dict[str, Any]:
+    """The same fetch, of grids whose features the host holds; and what keeping them costs."""
+    everything = dataclasses.replace(
+        calibration, threshold=-math.inf, looks=math.inf, of_best=-math.inf, not_seen=()
+    )
+    engine = RecallingInference(
+        rig.model, rig.processor, rig.device, EvictionConfig(min(rig.caps), **NOVELTY),
+        calibration=everything, index_bytes=INDEX_BYTES, max_history_tokens=FETCHED,
+        feature_bytes=2 * 10**9,
+    )  # fmt: skip
+    engine._end_ids = set()
+    for _ in range(8 if rig.small else 100):
+        append(engine)
+    chunks = []
+    with watched(engine._features, "add") as keeping:
+        for _ in rig.count("chunks with features", 2 * rig.repeats):
+            chunks.append(timed(lambda: append(engine))[0])
+    engine.ask(question, 4, history="always")
+    fetches, first_tokens, fetched = [], [], 0
+    for _ in rig.count("fetches by features", 3 * rig.repeats):
+        _, metrics = engine.ask(question, 4, history="always")
+        fetches.append(1e3 * metrics.fetch_latency)
+        first_tokens.append(1e3 * metrics.ttft)
+        fetched = metrics.fetched_tokens
+    held = engine._features.info()
+    engine.close()
+    return {
+        "keeping": summary(keeping), "chunk": summary(chunks), "held_grids": held.grids,
+        "held_bytes": held.bytes, "fetched_tokens": fetched, "fetch": summary(fetches),
+        "first_token_fetched": summary(first_tokens),
+    }  # fmt: skip
+
+
+def append_to(pictures: list[np.ndarray]) -> Callable[[RecallingInference], Any]:
+    """A function that gives an engine the next two seconds of a stream."""
+    seconds = count(0.0, 2.0)
+
+    def append(engine: RecallingInference) -> Any:
+        at = next(seconds)
+        frames = [pictures[int(2 * at + k) % len(pictures)] for k in range(4)]
+        return engine.append_video_chunk(frames, timestamps=[at + 0.5 * k for k in range(4)])
+
+    return append
 
 
 def _picture(width: int, height: int, seed: int) -> np.ndarray:
@@ -145,10 +191,10 @@ def _fill(engine: RecallingInference, grids: int, tokens: int, grid: Any) -> Non
     }
     held = index.empty()
     for start in range(0, grids, step):
-        count = min(step, grids - start)
+        some = min(step, grids - start)
         read = Readout(keys=index.reads)
-        read._keys = {layer: [keys[:, : count * tokens]] for layer, keys in noise.items()}
-        times = tuple(range(start, start + count))
+        read._keys = {layer: [keys[:, : some * tokens]] for layer, keys in noise.items()}
+        times = tuple(range(start, start + some))
         span = VisionSpan(times, tuple((t, t + 0.5) for t in times), *grid[1:], opens=start == 0)
         held = index.draft(held, Change((span,), start, (), read))
     engine.cache_manager.amend("keys", lambda _: held)

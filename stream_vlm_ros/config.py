@@ -364,6 +364,13 @@ class Settings(SettingTable):
         1,
         1_000_000,
     )
+    history_feature_megabytes: int = shared(
+        0,
+        "Maximum megabytes (2^20 bytes) of the host's memory for what the vision tower made of the "
+        "newest frames: read in a fraction of the time that pictures take. 0: none.",
+        0,
+        1_000_000,
+    )
     history_max_tokens: int = shared(
         4096,
         "Maximum number of tokens of the past that are read for a question.",

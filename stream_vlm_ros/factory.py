@@ -116,6 +116,7 @@ def _recalling(settings: Settings, checkpoint: Checkpoint, **options: Any) -> In
             store=store,
             history=settings.history,
             index_bytes=settings.history_index_megabytes * 2**20,
+            feature_bytes=settings.history_feature_megabytes * 2**20,
             max_history_tokens=settings.history_max_tokens,
             history_pixels=settings.sampled_max_pixels or None,
             **options,

@@ -3,8 +3,8 @@
 
 """`VideoStreamingInference`: frames in, questions answered, memory bounded.
 
-Read `append_video_chunk` and `ask_stream` from top to bottom: they are the whole engine. (`ask`, in
-`abstract`, collects what `ask_stream` yields.)
+Read `append_video_chunk`, `_append` and `ask_stream` from top to bottom: they are the whole engine.
+(`ask`, in `abstract`, collects what `ask_stream` yields.)
 
 A grid is two frames that the model sees as one temporal patch: rows x columns of vision tokens.
 """
@@ -245,17 +245,31 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
                 (``fork_slack_tokens``); nothing was appended or computed. Try again when it ends.
         """
         started = time.perf_counter()
-        manager = self.cache_manager
         patches = self._frames(frames, self.min_pixels, self.max_pixels)
-        stamps = frame_times(len(frames), fps, timestamps, manager.state.last_stamp)
-        spans, before, after, timeline = self._plan_chunk(patches, stamps)
+        stamps = frame_times(len(frames), fps, timestamps, self.cache_manager.state.last_stamp)
+        encode = lambda: self.model.encode_frames(patches, self.functions)  # noqa: E731
+        return self._append(self._token_grid(patches), stamps, encode, started)
+
+    def _append(
+        self,
+        grid: tuple[int, int, int],
+        stamps: list[float],
+        encode: Callable[[], torch.Tensor],
+        started: float,
+    ) -> ChunkResult:
+        """Append a chunk of grids, rows, columns of vision tokens.
+
+        ``encode`` gives their features ``[tokens, hidden]``, once it is known that there is room.
+        """
+        manager = self.cache_manager
+        spans, before, after, timeline = self._plan_chunk(grid, stamps)
         # With tokens left out it may be fewer in the end; what could not fit is refused here.
         max_tokens = sum(span.count for span in spans)
         manager.evictor.check_room(max_tokens)
         manager.check_free(max_tokens)
 
-        features = self.model.encode_frames(patches, self.functions)
-        grids = features.unflatten(0, self._token_grid(patches))  # [grids, rows, columns, hidden]
+        features = encode()
+        grids = features.unflatten(0, grid)  # [grids, rows, columns, hidden]
         known = None
         if self._filter is not None:
             spans, features, known = self._leave_out(self._filter, spans, grids)
@@ -282,7 +296,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             cache_length=manager.get_seq_length(),
             latency=self._synchronized_time() - started,
             encode_latency=encoded - started,
-            grid=self._token_grid(patches),
+            grid=grid,
             closed_seconds=closed / self._tokens_per_second,
         )
 
@@ -485,7 +499,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
     # -- inside ------------------------------------------------------------------------------
 
     def _plan_chunk(
-        self, patches: PatchGrid, stamps: list[float]
+        self, grid: tuple[int, int, int], stamps: list[float]
     ) -> tuple[list[Span], list[int], list[int], Timeline]:
         """How a chunk is laid out.
 
@@ -499,12 +513,10 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         after = self._chat.behind_chunk(self.layout)
         origin = stamps[0] if state.first_stamp is None else state.first_stamp
         check_span(origin, stamps[-1])
-        firsts = stamps[:: self._frames_per_grid]
-        lasts = stamps[self._frames_per_grid - 1 :: self._frames_per_grid]
-        lasts += stamps[-1:] * (len(firsts) - len(lasts))
-        _, rows, columns = self._token_grid(patches)
+        grids = self._stamps_of_grids(stamps)
+        _, rows, columns = grid
         ticks, timeline = state.timeline.extended(
-            [self._ticks(stamp - origin) for stamp in firsts],
+            [self._ticks(first - origin) for first, _ in grids],
             self._max_step,
             self._max_positions - manager.ledger.extent,
             max(1, self._ticks(1.0)),
@@ -512,13 +524,20 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         )
         vision = VisionSpan(
             ticks,
-            tuple(zip(firsts, lasts, strict=True)),
+            grids,
             rows,
             columns,
             opens=not goes_on,
         )
         spans: list[Span] = [TextSpan(len(before)), vision, TextSpan(len(after))]
         return [span for span in spans if span.count], before, after, timeline
+
+    def _stamps_of_grids(self, stamps: list[float]) -> tuple[tuple[float, float], ...]:
+        """Of each grid's first and last frame."""
+        firsts = stamps[:: self._frames_per_grid]
+        lasts = stamps[self._frames_per_grid - 1 :: self._frames_per_grid]
+        lasts += stamps[-1:] * (len(firsts) - len(lasts))
+        return tuple(zip(firsts, lasts, strict=True))
 
     def _ticks(self, seconds: float) -> int:
         return time_to_ticks(seconds, self._tokens_per_second)

@@ -48,7 +48,7 @@ def decode(data: bytes, width: int, height: int) -> np.ndarray:
     try:
         picture = open_picture(data, PictureLimit(HIGHEST_MEGAPIXELS))
         if picture.size == (width, height):
-            return np.array(picture.convert("RGB"))
+            return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
     except Exception as error:  # Pillow's decoders raise anything, a broken PNG a SyntaxError
         raise ValueError(str(error)) from error
     raise ValueError(f"it announces {picture.width}x{picture.height}, not {width}x{height}")

@@ -10,15 +10,19 @@ pass over them (a test says so).
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
+
+import torch
 
 from stream_vlm_ros.engine import EvictionConfig, StreamProcessor, VideoStreamingInference
 from stream_vlm_ros.engine.inputs.frames import smart_resize
 from stream_vlm_ros.errors import InvalidImageError
 from stream_vlm_ros.history.selection import GRID_FRAMES
-from stream_vlm_ros.history.tiers import Shown
+from stream_vlm_ros.history.tiers import SeenGrid, Shown
 
 
 class Reader(VideoStreamingInference):
@@ -71,6 +75,23 @@ class Reader(VideoStreamingInference):
                 continue
             tokens += math.prod(done.grid)
         return tokens
+
+    def reads(self, grid: SeenGrid) -> bool:
+        """Whether it may take these features for pictures: two such grids fit."""
+        return 2 * grid.tokens <= self.max_tokens
+
+    @torch.inference_mode()
+    def read_features(self, seen: Sequence[SeenGrid]) -> int:
+        """As `read`, of grids that the model has seen; oldest first."""
+        self.reset()
+        for size, some in groupby(seen, key=lambda one: one.features.shape[:2]):
+            same = list(some)
+            stamps = [stamp for one in same for stamp in (one.stamp, one.last)]
+            features = torch.cat([one.features.flatten(0, 1) for one in same])
+            self._append(
+                (len(same), *size), stamps, partial(features.to, self.device), time.perf_counter()
+            )
+        return sum(one.tokens for one in seen)
 
     @property
     def busy(self) -> bool:

@@ -49,8 +49,16 @@ from stream_vlm_ros.history.limits import LOOKS
 from stream_vlm_ros.history.reading import Reader, frames_for, grids_for
 from stream_vlm_ros.history.results import RecallCacheInfo, TierInfo
 from stream_vlm_ros.history.selection import GRID_FRAMES
-from stream_vlm_ros.history.store import FrameStore
-from stream_vlm_ros.history.tiers import KeyTier, PictureTier, Shown, evenly, thinned
+from stream_vlm_ros.history.store import FrameStore, KeptFrame
+from stream_vlm_ros.history.tiers import (
+    FeatureTier,
+    KeyTier,
+    PictureTier,
+    SeenGrid,
+    Shown,
+    evenly,
+    thinned,
+)
 from stream_vlm_ros.history.wants import Want, Which, wanted_by
 
 INDEX_BYTES = 256 * 2**20
@@ -61,6 +69,7 @@ STAMPS = 6  # of an episode
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T", KeptFrame, SeenGrid)
 _Metrics = TypeVar("_Metrics", bound=QuestionMetrics)
 About = tuple[float, float] | None
 
@@ -107,6 +116,8 @@ class RecallingInference(VideoStreamingInference):
         index_bytes: that the keys may take.
         max_history_tokens: of vision, that are read for one answer.
         history_pixels: larger pictures are reduced to so many pixels when they are read.
+        feature_bytes: of the host's memory, for vision features of the newest frames: what lies
+            there is read in half the time that pictures take. 0: none.
         options: as for `VideoStreamingInference`.
 
     Raises:
@@ -129,6 +140,7 @@ class RecallingInference(VideoStreamingInference):
         index_bytes: int = INDEX_BYTES,
         max_history_tokens: int = MAX_TOKENS,
         history_pixels: int | None = DEFAULT_MAX_PIXELS,
+        feature_bytes: int = 0,
         **options: Any,
     ):
         self.history = _mode(history)
@@ -152,6 +164,8 @@ class RecallingInference(VideoStreamingInference):
         self._readers: list[Reader] = []
         self._cleared = 0  # how often: what was asked before that ends
         self._pictures = PictureTier(FrameStore() if store is None else store)
+        self._features = FeatureTier(whole_number("feature_bytes", feature_bytes, least=0))
+        self._seen: tuple[torch.Tensor, Sequence[tuple[float, float]]] | None = None  # just now
         folder = self._pictures.store.folder
         self.keeps_source_time = folder is not None
         self.index = KeyIndex(
@@ -189,8 +203,32 @@ class RecallingInference(VideoStreamingInference):
         if ahead and before.last_stamp is not None:
             # The memory went back to a snapshot: what came after that goes, here too.
             self._pictures.take_back(before.last_stamp)
+            self._features.take_back(before.last_stamp)
+        if self._seen is not None:
+            self._features.add(*self._seen)
+            self._seen = None
         self._pictures.add(frames, stamps)
+        if self._pictures.oldest is not None:  # whose bounds in time hold for all that was seen
+            self._features.let_go_before(self._pictures.oldest)
         return done
+
+    def _append(
+        self,
+        grid: tuple[int, int, int],
+        stamps: list[float],
+        encode: Callable[[], torch.Tensor],
+        started: float,
+    ) -> ChunkResult:
+        """As `VideoStreamingInference._append`; for the history, what was seen is kept."""
+        if not self._features.max_bytes:
+            return super()._append(grid, stamps, encode, started)
+
+        def kept() -> torch.Tensor:
+            features = encode()
+            self._seen = features.unflatten(0, grid), self._stamps_of_grids(stamps)
+            return features
+
+        return super()._append(grid, stamps, kept, started)
 
     # -- answering ---------------------------------------------------------------------------
 
@@ -340,7 +378,8 @@ class RecallingInference(VideoStreamingInference):
             oldest=held.oldest,
             newest=held.newest,
         )
-        return RecallCacheInfo(**fields, tiers=(self._pictures.info(), keys))
+        seen = (self._features.info(),) if self._features.max_bytes else ()
+        return RecallCacheInfo(**fields, tiers=(self._pictures.info(), *seen, keys))
 
     def forget(self, start: float, stop: float) -> int:
         """Erase pictures and keys of a time, in seconds of the source; how many frames there were.
@@ -356,6 +395,7 @@ class RecallingInference(VideoStreamingInference):
         try:
             self.cache_manager.amend(KEYS, lambda held: self.index.forget(held, *about))
         finally:
+            self._features.forget(*about)
             forgotten = self._pictures.forget(*about)
         return forgotten
 
@@ -363,6 +403,7 @@ class RecallingInference(VideoStreamingInference):
         """Forget everything, the history too. An answer being written ends as cancelled."""
         self._cleared += 1
         self._pictures.store.clear()
+        self._features.clear()
         self.index.clear()
         self._release_readers()
         super().reset()
@@ -401,6 +442,7 @@ class RecallingInference(VideoStreamingInference):
         try:
             self.index.close()
         finally:
+            self._features.clear()
             self._pictures.store.close()
 
     # -- searching ---------------------------------------------------------------------------
@@ -474,6 +516,7 @@ class RecallingInference(VideoStreamingInference):
 
     def _begin_epoch(self) -> None:
         self._pictures.store.start_epoch()
+        self._features.clear()
         self.cache_manager.amend(KEYS, self.index.start_epoch)
 
     def _release_readers(self, busy: bool = True) -> None:
@@ -482,32 +525,42 @@ class RecallingInference(VideoStreamingInference):
             if busy or not reader.busy:
                 reader.reset()
 
-    def _load(self, look: Look, reader: Reader, until: float) -> list[Shown]:
-        """The frames of a look, then the newest ones up to ``until``, within the bound in tokens.
+    def _read(self, look: Look, reader: Reader, until: float) -> int:
+        """Let it read a look, then the newest frames up to ``until``, within its bound in tokens.
 
-        Where there are more stretches than grids fit, some of them, evenly spread.
+        Returns how many tokens of vision; 0: nothing of the look is left.
         """
+        seen = self._seen_grids(look, reader, until)
+        if seen is not None:
+            return reader.read_features(seen) if seen else 0
+        shown = self._shown(look, reader, until)
+        return reader.read(shown) if shown else 0
+
+    def _seen_grids(self, look: Look, reader: Reader, until: float) -> list[SeenGrid] | None:
+        """A look's grids with their features; None: some were let go, or are too large to read."""
+        stretches = [self._features.between(first, last) for first, last in look.stretches]
+        held = [some for some in stretches if some is not None]
+        present = self._features.newest(PRESENT, until)
+        both = [grid for some in (*held, present) for grid in some]
+        if len(held) < len(stretches) or not all(map(reader.reads, both)):
+            return None
+        if not any(held):
+            return []
+        tokens = max(grid.tokens for grid in both)
+        return _selected(held, present, grids_for(reader.max_tokens, tokens), 1)[0]
+
+    def _shown(self, look: Look, reader: Reader, until: float) -> list[Shown]:
+        """A look's frames with their pictures; empty: none is left."""
         store = self._pictures.store
         stretches = [store.between(first, last) for first, last in look.stretches]
         present = store.newest(frames_for(PRESENT), until)
-        kept = [frame for some in stretches for frame in some]
-        if not kept:
+        if not any(stretches):
             return []
-        sizes = {(frame.width, frame.height) for frame in [*kept, *present]}
+        sizes = {(frame.width, frame.height) for some in (*stretches, present) for frame in some}
         grids = grids_for(reader.max_tokens, max(reader.grid_tokens(*size) for size in sizes))
-        newest = min(PRESENT, grids - 1)
-        some = evenly(stretches, grids - newest)
-        each = frames_for((grids - newest) // len(some))
-        fetched = {frame.stamp: frame for frames in some for frame in thinned(frames, each)}
-        behind = present[-frames_for(newest) :] if newest else []
-        chosen = fetched | {frame.stamp: frame for frame in behind}
-        shown = self._pictures.load([chosen[stamp] for stamp in sorted(chosen)])
+        chosen, fetched = _selected(stretches, present, grids, GRID_FRAMES)
+        shown = self._pictures.load(chosen)
         return shown if any(stamp in fetched for stamp, _ in shown) else []
-
-    def _read(self, look: Look, reader: Reader, until: float) -> int:
-        """Let it read the frames of a look; how many tokens of vision, 0 if nothing is left."""
-        shown = self._load(look, reader, until)
-        return reader.read(shown) if shown else 0
 
     def _answer_from(
         self,
@@ -680,6 +733,28 @@ class _Search:
         named = self._named(scored, best, "history")
         stretches = [scored.stamps_of(one, want.before, want.after) for one in episodes]
         return Look(tuple(stretches), named)
+
+
+def _selected(
+    stretches: Sequence[Sequence[T]], present: Sequence[T], grids: int, of: int
+) -> tuple[list[T], set[float]]:
+    """Some of each stretch, and the newest, within so many grids.
+
+    Where there are more stretches than grids fit, some of them, evenly spread.
+
+    Args:
+        of: a grid is so many of them.
+
+    Returns:
+        Them, oldest first, and the stamps of those of the stretches.
+    """
+    newest = min(PRESENT, grids - 1)
+    some = evenly(stretches, grids - newest)
+    each = (grids - newest) // len(some)
+    fetched = {one.stamp: one for part in some for one in thinned(part, each, of)}
+    behind = present[-of * newest :] if newest else []
+    chosen = fetched | {one.stamp: one for one in behind}
+    return [chosen[stamp] for stamp in sorted(chosen)], set(fetched)
 
 
 def _mode(history: str) -> str:

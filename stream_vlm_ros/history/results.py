@@ -149,7 +149,8 @@ class TierInfo(Record):
     """What one tier of a history holds. Stamps in seconds of the source, None where it is empty.
 
     Attributes:
-        name: ``pictures`` (frames, to be read) or ``keys`` (what finds them).
+        name: ``pictures`` (frames, to be read), ``features`` (the newest of them as the model saw
+            them) or ``keys`` (what finds them).
         grids, frames: held, of which ``oldest`` and ``newest`` are the first and last stamp.
         bytes, max_bytes: taken, and at most.
         where: ``memory``, ``device``, or the folder.

@@ -1,17 +1,24 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-"""`PictureTier`: the frames of a stream, kept as pictures and found again by their stamps."""
+"""Where a history keeps what may be read again: `PictureTier`, frames as pictures; `FeatureTier`,
+what the vision tower made of the newest of them.
+
+`KeyTier` is what finds them: the key index, as a companion of the memory.
+"""
 
 from __future__ import annotations
 
 import io
 import logging
 import math
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from PIL import Image
 
 from stream_vlm_ros.engine.cache.state import Change
@@ -19,6 +26,7 @@ from stream_vlm_ros.engine.inputs.frames import to_arrays
 from stream_vlm_ros.errors import FrameStoreError, PictureLostError
 from stream_vlm_ros.history.index import IndexState, KeyIndex
 from stream_vlm_ros.history.results import TierInfo
+from stream_vlm_ros.history.selection import GRID_FRAMES
 from stream_vlm_ros.history.store import FrameStore, KeptFrame
 
 log = logging.getLogger(__name__)
@@ -35,12 +43,25 @@ def evenly(some: Sequence[T], most: int) -> Sequence[T]:
     return [some[at] for at in np.linspace(0, len(some) - 1, most).round().astype(int)]
 
 
-def thinned(frames: Sequence[KeptFrame], most: int) -> Sequence[KeptFrame]:
-    """At most so many of these frames, in evenly spread pairs of neighbours."""
-    if len(frames) <= most:
-        return frames
-    starts = evenly(range(0, len(frames) - 1, 2), max(1, most // 2))
-    return [frames[start + half] for start in starts for half in (0, 1)]
+def thinned(some: Sequence[T], grids: int, of: int) -> Sequence[T]:
+    """At most so many grids of these, evenly spread; each is ``of`` of them that follow another."""
+    if len(some) <= of * grids:
+        return some
+    starts = evenly(range(0, len(some) - of + 1, of), grids)
+    return [some[start + part] for start in starts for part in range(of)]
+
+
+class SeenGrid(NamedTuple):
+    """A grid as the vision tower saw it: stamps of its first and last frame, in seconds, and
+    features ``[rows, columns, hidden]``."""
+
+    stamp: float
+    last: float
+    features: torch.Tensor
+
+    @property
+    def tokens(self) -> int:
+        return self.features.shape[:2].numel()
 
 
 class KeyTier:
@@ -156,4 +177,77 @@ class PictureTier:
             where="memory" if store.folder is None else str(store.folder),
             oldest=self.oldest,
             newest=self.newest,
+        )
+
+
+class FeatureTier:
+    """Vision features of the newest grids, in the host's memory: read without being seen again.
+
+    Args:
+        max_bytes: that they may take; 0: none are kept.
+    """
+
+    def __init__(self, max_bytes: int):
+        self.max_bytes = max_bytes
+        self.clear()
+
+    def clear(self) -> None:
+        self._grids: deque[SeenGrid] = deque()
+        self._bytes = 0
+        self._whole_from = math.inf  # since this stamp no grid was let go
+
+    def add(self, features: torch.Tensor, stamps: Sequence[tuple[float, float]]) -> None:
+        """Keep what the stream has seen: ``[grids, rows, columns, hidden]``."""
+        if not self.max_bytes:
+            return
+        self._whole_from = min(self._whole_from, stamps[0][0])
+        for own, (first, last) in zip(features, stamps, strict=True):
+            self._grids.append(SeenGrid(first, last, own.to("cpu", copy=True)))
+            self._bytes += own.nbytes
+        while self._bytes > self.max_bytes:
+            self._let_go()
+
+    def let_go_before(self, stamp: float) -> None:
+        """Forget what was over by then."""
+        while self._grids and self._grids[0].last < stamp:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._bytes -= self._grids.popleft().features.nbytes
+        self._whole_from = self._grids[0].stamp if self._grids else math.inf
+
+    def between(self, first: float, last: float) -> list[SeenGrid] | None:
+        """All grids with some of this time, oldest first; None: some may have been let go."""
+        if first < self._whole_from:
+            return None
+        return [one for one in self._grids if first <= one.last and one.stamp <= last]
+
+    def newest(self, count: int, until: float) -> list[SeenGrid]:
+        """At most so many that were over by ``until``, oldest first."""
+        found = (one for one in reversed(self._grids) if one.last <= until)
+        return list(islice(found, count))[::-1]
+
+    def forget(self, start: float, stop: float) -> None:
+        """Erase the grids with some of a time."""
+        self._keep(lambda one: one.last < start or one.stamp > stop)
+
+    def take_back(self, last: float) -> None:
+        """Forget what came after a stamp."""
+        self._keep(lambda one: one.last <= last)
+
+    def _keep(self, kept: Callable[[SeenGrid], bool]) -> None:
+        self._grids = deque(filter(kept, self._grids))
+        self._bytes = sum(one.features.nbytes for one in self._grids)
+
+    def info(self) -> TierInfo:
+        grids = self._grids
+        return TierInfo(
+            name="features",
+            grids=len(grids),
+            frames=GRID_FRAMES * len(grids),
+            bytes=self._bytes,
+            max_bytes=self.max_bytes,
+            where="memory",
+            oldest=grids[0].stamp if grids else None,
+            newest=grids[-1].last if grids else None,
         )

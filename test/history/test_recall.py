@@ -377,6 +377,100 @@ def test_an_exchange_is_kept_behind_the_stream_after_a_fetched_answer(small, mak
     assert engine.ask("What is there?", 4, history="never")[0]
 
 
+# -- read from features ---------------------------------------------------------------------------
+
+# Of pictures kept so badly nothing can be told: what is answered right was read from features.
+BAD = {"form": "jpeg", "quality": 1}
+GRID_BYTES = GRID * 64 * 4  # of features
+
+
+@pytest.fixture
+def remembering(make):
+    """A function: an engine that keeps features of so many grids, and pictures that are no use."""
+
+    def engine(grids=2 * GRIDS, store=None, **options):
+        store = FrameStore(**BAD) if store is None else store
+        return make(store=store, feature_bytes=grids * GRID_BYTES, **options)
+
+    return engine
+
+
+def test_features_are_read_as_one_offline_pass_over_their_frames(small, remembering, footage):
+    engine = stream(remembering(), footage)
+    metrics = answered_alike(engine, offline(small, footage, range(2 * GRIDS)))
+    assert metrics.fetched_tokens == GRIDS * GRID
+    told, _ = engine.ask(QUESTION, 8)
+    assert told == offline(small, footage, range(2 * GRIDS)).ask(QUESTION, 8)[0]
+    frames = [*range(8, 16), *range(2 * GRIDS - 4, 2 * GRIDS)]
+    answered_alike(engine, offline(small, footage, frames), about=(4.0, 7.5))
+
+
+def test_without_features_such_pictures_are_no_use(small, make, footage):
+    engine = stream(make(store=FrameStore(**BAD)), footage)
+    with pytest.raises(AssertionError):
+        answered_alike(engine, offline(small, footage, range(2 * GRIDS)))
+
+
+def test_where_features_were_let_go_pictures_are_read(small, remembering, footage):
+    engine = stream(remembering(grids=8, store=FrameStore(form="png")), footage)
+    _, features, _ = engine.get_cache_info().tiers
+    assert (features.name, features.grids, features.frames) == ("features", 8, 16)
+    assert features.bytes == features.max_bytes == 8 * GRID_BYTES
+    assert (features.oldest, features.newest) == (GRIDS - 8.0, GRIDS - 0.5)
+    answered_alike(engine, offline(small, footage, range(2 * GRIDS)))
+    for first in (GRIDS - 9, GRIDS - 8):  # a grid too early, and all of them
+        frames = range(2 * first, 2 * GRIDS)
+        answered_alike(
+            engine, offline(small, footage, frames), about=(first, GRIDS - 0.5), history="always"
+        )
+
+
+def test_an_odd_frame_is_a_grid_of_its_own_in_both(small, remembering, footage):
+    engine = stream(remembering(), footage, chunk=3)
+    answered_alike(
+        engine, stream(VideoStreamingInference(*small, "cpu"), footage, chunk=3),
+        about=(-1.0, GRIDS),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("tokens", [2 * GRID, 5 * GRID, 11 * GRID])
+def test_features_are_read_within_the_bound_in_tokens(remembering, footage, tokens):
+    engine = stream(remembering(max_history_tokens=tokens, history_pixels=28 * 28 * GRID), footage)
+    assert 0 < engine.ask(QUESTION, 2)[1].fetched_tokens <= tokens
+
+
+def test_features_of_a_forgotten_time_are_gone(small, remembering, footage):
+    engine = stream(remembering(), footage)
+    engine.forget(4.25, 7.25)  # from the middle of a grid to the middle of another
+    assert engine.get_cache_info().tiers[1].grids == GRIDS - 4
+    assert engine.ask(QUESTION, 4, about=(4.5, 7.0))[1].fetched_tokens == 0
+
+
+def test_features_are_held_no_longer_than_pictures(remembering, footage):
+    engine = stream(remembering(store=FrameStore(max_seconds=6.0)), footage)
+    pictures, features, _ = engine.get_cache_info().tiers
+    assert features.oldest >= pictures.oldest - 0.5
+    assert features.grids <= 7
+
+
+def test_features_of_what_came_after_a_snapshot_go_with_it(small, remembering, footage):
+    engine = stream(remembering(config=None), footage, stop=24)
+    engine.cache_manager.snapshot()
+    stream(engine, footage[::-1], 24, 32)
+    engine.cache_manager.restore()
+    stream(engine, footage, 24)
+    answered_alike(engine, offline(small, footage, range(2 * GRIDS)), history="always")
+
+
+def test_no_features_are_left_of_what_the_engine_forgets(remembering, footage):
+    for forget in (RecallingInference.reset, RecallingInference.start_epoch):
+        engine = stream(remembering(), footage)
+        forget(engine)
+        assert engine.get_cache_info().tiers[1].grids == 0
+        stream(engine, footage, stop=8)
+        assert engine.get_cache_info().tiers[1].grids == 4
+
+
 # -- what is forgotten, lost or not taken ----------------------------------------------------------
 
 

@@ -91,13 +91,14 @@ def test_the_engine_with_a_history_is_loaded_with_the_node_s_settings(tmp_path):
         frame_store_megabytes=3,
         frame_store_hours=0.5,
         history_index_megabytes=2,
+        history_feature_megabytes=1,
         history_max_tokens=200,
     )
     engine = load_engine(parameters)
     stamps = [1_700_000_000.0 + k / 2 for k in range(10)]
     engine.append_video_chunk([np.zeros((240, 320, 3), np.uint8)] * 10, timestamps=stamps)
     info = engine.get_cache_info()
-    pictures, keys = info.tiers
+    pictures, features, keys = info.tiers
     assert (info.max_cache_tokens, engine.history) == (512, "always")
     assert (pictures.frames, pictures.max_bytes, pictures.where) == (
         10,
@@ -105,6 +106,7 @@ def test_the_engine_with_a_history_is_loaded_with_the_node_s_settings(tmp_path):
         str(tmp_path / "frames"),
     )
     assert (keys.grids, keys.max_bytes) == (5, 2 * 2**20)
+    assert (features.grids, features.max_bytes) == (5, 2**20)
     assert (pictures.oldest, keys.newest) == (stamps[0], stamps[-1])
     assert engine.keeps_source_time
     engine.close()
