@@ -97,7 +97,7 @@ def measure(rig: Rig, bar: Any) -> dict[str, Any]:
     for _ in range(4 if rig.small else 40):
         append()
     engine.ask(question, 4, history="always")
-    with watched(engine, "_load") as loading:
+    with watched(engine, "_shown") as loading:
         engine.ask(question, 4, history="always")
         engine.ask(question, 4, history="always")
     found["fetch_pictures_loaded"] = [round(taken, 2) for taken in loading]
