@@ -72,6 +72,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="When the engine looks back.",
     )
     add("--read", choices=("apart",), default="apart", help="How what is fetched is read.")
+    add("--index-megabytes", type=int, default=256, help="Of keys; beyond, they are thinned out.")
     add("--questions", type=int, default=0, help="Of a world at most; 0: all.")
     add("--moments", type=int, default=40, help="Of a world, at which the present is asked about.")
     add("--taken", type=int, default=100, help="Questions a world whose evidence is taken away.")
@@ -103,8 +104,9 @@ def run(context: Context) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     for name, least in (("worlds", 1), ("first", 0), ("jobs", 1), ("questions", 0),
-                        ("moments", 0), ("taken", 0)):  # fmt: skip
+                        ("index_megabytes", 1), ("moments", 0), ("taken", 0)):  # fmt: skip
         if getattr(options, name) < least:
+            name = name.replace("_", "-")
             raise InvalidParameterError(f"--{name} must be at least {least}.")
     if options.chunk_frames < 2 or options.chunk_frames % 2:
         raise InvalidParameterError("--chunk-frames must be even, and at least 2.")
@@ -135,6 +137,7 @@ def _plan(context: Context) -> dict[str, Any]:
         chunk_frames=options.chunk_frames,
         history=options.history,
         read=options.read,
+        index_megabytes=options.index_megabytes,
         questions=options.questions,
         moments=options.moments,
         taken=options.taken,

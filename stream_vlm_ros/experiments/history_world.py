@@ -62,6 +62,7 @@ class Plan(NamedTuple):
     chunk_frames: int
     history: str
     read: str
+    index_megabytes: int
     questions: int
     moments: int
     taken: int
@@ -162,6 +163,7 @@ class WorldRun:
             EvictionConfig.novelty(MEMORY_GRIDS * tokens + 32),
             calibration=self.calibration,
             history=self.plan.history,
+            index_bytes=self.plan.index_megabytes * 2**20,
             compile=False,  # chunks of so small a model are no faster by it, and many begin at once
         )
         engine.warm_up()
