@@ -340,9 +340,10 @@ class StreamVlmNode(TellingLifecycleNode):
 
     def _on_image(self, arrival: SerializedImage) -> None:
         now_ns = self._now_ns()
-        self.figures.monitor.record(_stamp_of(arrival), now_ns)
+        running_ns = self.figures.clock.of(now_ns)
+        self.figures.monitor.record(_stamp_of(arrival), running_ns)
         if self._ingest is not None:
-            self._ingest.receive(arrival, now_ns)
+            self._ingest.receive(arrival, now_ns, running_ns)
 
     def _on_refused_frame(self, cause: Drop, words: str) -> None:
         self.figures.last_refusal = words
@@ -385,7 +386,7 @@ class StreamVlmNode(TellingLifecycleNode):
         if (poses := self.poses) is not None:
             poses.take()
         if self._ingest is not None:
-            self._ingest.flush_overdue(self._now_ns())
+            self._ingest.flush_overdue(self.figures.clock.of(self._now_ns()))
 
     # Reports --------------------------------------------------------------------------------------
 
