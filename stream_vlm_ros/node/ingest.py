@@ -164,8 +164,9 @@ class FrameIngest:
             self._deliver(chunk)
 
     def flush_overdue(self, now_ns: int) -> None:
-        """By the clock that never stands: deliver the open chunk if it has waited for ``max_chunk_delay``, and before it frames
-        after a pause that nothing followed for so long, nor for `STEPS_TO_WAIT` usual steps."""
+        """Deliver the open chunk if it has waited for ``max_chunk_delay``, and before it frames
+        after a pause that nothing followed for so long, nor for `STEPS_TO_WAIT` usual steps; by the
+        clock that never stands."""
         with self._lock:
             delay_ns = round(self._parameters.max_chunk_delay * SECOND)
             patience_ns = max(delay_ns, STEPS_TO_WAIT * self._stamps.usual_step_ns)

@@ -359,6 +359,26 @@ def test_a_long_answer_holds_up_nothing_else(client):
     client.wait_status(lambda s: s.frames_pending == 0)
 
 
+def test_of_a_burst_of_questions_each_is_answered_or_told_that_the_queue_is_full(client):
+    from rclpy.qos import HistoryPolicy, QoSProfile
+    from stream_vlm.srv import Query
+
+    fill(client, 2)
+    goal = client.send_goal(max_new_tokens=LONG)
+    goal.wait_for_text()  # from here on they wait
+    qos = QoSProfile(history=HistoryPolicy.KEEP_ALL)  # of the replies
+    node, request = client.graph.node, Query.Request(question="What?", max_new_tokens=1)
+    asking = node.create_client(Query, f"{client.name}/query", qos_profile=qos)
+    assert asking.wait_for_service(PATIENCE)
+    pending = client.graph.do(lambda: [asking.call_async(request) for _ in range(40)])
+    client.graph.wait(lambda: sum(one.done() for one in pending) >= 40 - 8, what="the refusals")
+    goal.cancel()
+    answers = [client.graph.result(one).answer for one in pending]
+    node.destroy_client(asking)
+    codes = [answer.error_code for answer in answers]
+    assert codes.count(0) == 8 and codes.count(answers[0].QUEUE_FULL) == 32  # max_questions
+
+
 def test_with_no_share_frames_wait_for_the_end_of_an_answer(client):
     fill(client, 2)
     assert client.set_parameter("ingest_share", 0.0).successful
