@@ -15,7 +15,7 @@ from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.lifecycle.node import LifecycleNodeMixin
 from rclpy.node import Node
 
-from stream_vlm_ros.errors import StreamVlmError
+from stream_vlm_ros.errors import StreamVlmError, cut
 
 
 def transition(done_state: str) -> Callable[..., Any]:
@@ -79,7 +79,8 @@ class TellingLifecycleNode(LifecycleNodeMixin, Node):
             except Exception as refusal:
                 wanted = request.transition.label or request.transition.id
                 self.get_logger().error(
-                    f"transition {wanted} is not possible while {self.state}: {refusal}"
+                    f"transition {cut(str(wanted))} is not possible while {self.state}: "
+                    f"{cut(str(refusal))}"
                 )
                 response.success = False
                 return response

@@ -33,7 +33,7 @@ from stream_vlm_ros.errors import (
 from stream_vlm_ros.node import health, interfaces
 from stream_vlm_ros.node.ask_server import LATCHED, AskServer
 from stream_vlm_ros.node.counters import Drop
-from stream_vlm_ros.node.error_log import ErrorLog
+from stream_vlm_ros.node.error_log import ErrorLog, News
 from stream_vlm_ros.node.health import InputMonitor
 from stream_vlm_ros.node.image_input import ImageInput
 from stream_vlm_ros.node.image_thread import ImageThread
@@ -72,6 +72,7 @@ class StreamVlmNode(TellingLifecycleNode):
     ) -> None:
         super().__init__("stream_vlm", **node_arguments)
         self.error_log = ErrorLog(lambda text: self.get_logger().error(text))
+        self._news = News()
         self._load = load
         self._worker: EngineWorker | None = None
         self._ingest: FrameIngest | None = None
@@ -347,25 +348,24 @@ class StreamVlmNode(TellingLifecycleNode):
 
     def _on_refused_frame(self, cause: Drop, words: str) -> None:
         self.figures.last_refusal = words
-        self.get_logger().warning(words, throttle_duration_sec=5.0)
+        self._news.tell(cause.value, words, self.get_logger().warning)
 
     def _on_engine_fault(self, fault: BaseException) -> None:
         if self._worker is not None and self._worker.ended is not None:
             trace = "".join(traceback.format_exception(fault))
             self.get_logger().fatal(f"{self._worker.ended}\n{trace}")
         elif isinstance(fault, StreamVlmError):
-            self.get_logger().error(
-                f"a chunk was refused, the stream continues: {fault}", throttle_duration_sec=5.0
-            )
+            words = f"a chunk was refused, the stream continues: {cut(str(fault))}"
+            self._news.tell("chunk", words, self.get_logger().error)
         else:
             self.report_fault("the engine's thread", fault)
 
     def _on_pause_closed(self, seconds: float) -> None:
-        self.get_logger().info(
+        words = (
             f"frames came after a pause: for the model {seconds:.1f} s of it are left out "
-            "(max_pause); stamps stay true",
-            throttle_duration_sec=5.0,
+            "(max_pause); stamps stay true"
         )
+        self._news.tell("pause", words, self.get_logger().info)
 
     def _on_unsaved(self, words: str) -> None:
         """A memory could not be saved or loaded, and nobody waits to be told."""
@@ -415,6 +415,7 @@ class StreamVlmNode(TellingLifecycleNode):
     def _report_status(self) -> None:
         if (keeper := self.keeper) is not None:
             keeper.save_when_due()
+        self._news.tell_rest()
         self._publish_status()
         name = self.get_fully_qualified_name().lstrip("/")
         report = DiagnosticArray()
