@@ -163,7 +163,8 @@ class RecallingInference(VideoStreamingInference):
             folder=None if folder is None else folder / KEYS,
             model=calibration.model,
         )
-        self.cache_manager.accompany(KEYS, KeyTier(self.index), Readout(keys=self.index.reads))
+        self._keys = KeyTier(self.index)
+        self.cache_manager.accompany(KEYS, self._keys, Readout(keys=self.index.reads))
 
     # -- seeing ------------------------------------------------------------------------------
 
@@ -339,6 +340,7 @@ class RecallingInference(VideoStreamingInference):
             where=str(folder / KEYS) if folder else _place(self.index.device),
             oldest=held.oldest,
             newest=held.newest,
+            error=self._keys.error,
         )
         return RecallCacheInfo(**fields, tiers=(self._pictures.info(), keys))
 
