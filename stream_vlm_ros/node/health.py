@@ -160,6 +160,8 @@ class InputFacts:
     counts: dict[str, int]  # FrameCounters.snapshot()
     new_faults: dict[str, int]  # drops since the last status that are not on purpose
     messages_lost: int
+    newly_lost: int  # of them, since the last status
+    publishers: tuple[str, ...]  # the nodes that publish on the topic
     last_refusal: str
     qos: str
 
@@ -204,6 +206,9 @@ class ImageSource(Protocol):
     def reliable(self) -> bool:
         """Whether every image is asked for."""
 
+    def publishers(self) -> tuple[str, ...]:
+        """The names of the nodes that publish on the topic, once for each publisher."""
+
     def cause_of_silence(self) -> str:
         """Why no image arrives, as far as the graph tells."""
 
@@ -224,6 +229,7 @@ class Figures:
         self.monitor = InputMonitor()
         self.last_refusal = ""
         self._reported_drops = dict.fromkeys(Drop, 0)
+        self._reported_lost = 0
         self.clock = RunningClock()
 
     def input_facts(
@@ -242,6 +248,8 @@ class Figures:
         timeout = parameters.no_image_timeout
         drops = dict(self.counters.dropped)
         before, self._reported_drops = self._reported_drops, drops
+        lost = source.messages_lost
+        newly_lost, self._reported_lost = lost - self._reported_lost, lost
         return InputFacts(
             topic=source.topic,
             active=active,
@@ -256,7 +264,9 @@ class Figures:
             clock_fault=self._clock_fault(now_ns, timeout, simulated_time),
             counts=self.counters.snapshot(),
             new_faults={c.value: drops[c] - before[c] for c in Drop if c not in self.ON_PURPOSE},
-            messages_lost=source.messages_lost,
+            messages_lost=lost,
+            newly_lost=newly_lost,
+            publishers=source.publishers(),
             last_refusal=self.last_refusal,
             qos="reliable" if source.reliable else "best effort",
         )
@@ -281,6 +291,10 @@ class Figures:
         )
 
 
+LARGE_IMAGES = (
+    "large images need other transport settings than the default, or a reliable publisher: see "
+    "'Large images' in docs/node.md"
+)
 _FAULT_WORDS = {
     "dropped_overflow": "frames dropped because the model is slower than the stream: lower "
     "sample_fps or max_pixels, or raise queue_size",
@@ -308,6 +322,8 @@ def input_health(facts: InputFacts) -> Health:
         **{name: str(count) for name, count in facts.counts.items()},
         "messages_lost_in_transport": str(facts.messages_lost),
     }
+    if facts.publishers:
+        values["publishers"] = ", ".join(facts.publishers)
     if facts.last_refusal:
         values["last_refusal"] = facts.last_refusal
     return Health("image input", level, message, values)
@@ -321,9 +337,17 @@ def _judge_input(facts: InputFacts) -> tuple[Level, str]:
     if not facts.active:
         return Level.OK, "not active: images are counted and dropped"
     faults = [f"{count} {_FAULT_WORDS[name]}" for name, count in facts.new_faults.items() if count]
+    if faults and facts.last_refusal:
+        faults[-1] += f" (last: {facts.last_refusal})"
+    if facts.newly_lost > 0:
+        faults.append(f"{facts.newly_lost} images lost on their way ({facts.qos}): {LARGE_IMAGES}")
+    if len(facts.publishers) > 1:
+        faults.append(
+            f"{len(facts.publishers)} publishers on {facts.topic}, whose images mix in one memory: "
+            f"{', '.join(facts.publishers)}; end all but one, or remap 'image'"
+        )
     if faults:
-        last = f" (last: {facts.last_refusal})" if facts.last_refusal else ""
-        return Level.WARN, "; ".join(faults) + last
+        return Level.WARN, "; ".join(faults)
     floor = facts.expected_rate * (1 - TOLERANCE_PERCENT / 100)
     if 0 < facts.arrival_rate < floor:
         return (
@@ -350,6 +374,7 @@ class MemoryFacts:
     failure: str  # of the last transition, or ''
     engine_fault: str  # what has ended the engine's thread, or ''
     chunk_fault: str  # of the last chunk, or ''
+    history_fault: str  # why the history did not take it, or ''
     model: str
     device: str
     length: int
@@ -379,6 +404,9 @@ def memory_health(facts: MemoryFacts) -> Health:
     else:
         level = Level.OK
         message = f"{facts.length} of {facts.cap} tokens in memory"
+        if facts.history_fault:
+            level = Level.WARN
+            message += f"; what is seen is not kept for the history: {facts.history_fault}"
         if facts.closed_pauses:
             pauses = plural(facts.closed_pauses, "pause")
             message += f"; {pauses} left out for the model, {duration_text(facts.closed_seconds)}"

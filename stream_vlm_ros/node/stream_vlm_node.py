@@ -420,12 +420,10 @@ class StreamVlmNode(TellingLifecycleNode):
         name = self.get_fully_qualified_name().lstrip("/")
         report = DiagnosticArray()
         report.header.stamp = self.get_clock().now().to_msg()
-        report.status.append(
-            interfaces.to_diagnostic(self._memory_health(), name, self.parameters.device)
-        )
+        report.status.append(interfaces.to_diagnostic(self._memory_health(), name, self._device))
         if self.parameters.memory_folder:
             saved = health.saved_memory_health(self._saved_state(), self._now_ns())
-            report.status.append(interfaces.to_diagnostic(saved, name, self.parameters.device))
+            report.status.append(interfaces.to_diagnostic(saved, name, self._device))
         if (source := self._input) is not None:  # a cleanup may come in another thread
             facts = self._input_facts(source)
             if news := self._silence_news.of(facts):
@@ -444,8 +442,9 @@ class StreamVlmNode(TellingLifecycleNode):
                 failure=self.failure,
                 engine_fault=str(worker.ended or "") if worker is not None else "",
                 chunk_fault=worker.last_fault if worker is not None else "",
+                history_fault=memory.history_fault,
                 model=self.parameters.model_path or "the small one of the demo",
-                device=self.parameters.device,
+                device=self._device,
                 length=memory.length,
                 cap=memory.cap,
                 memory_bytes=memory.memory_bytes,
@@ -458,6 +457,11 @@ class StreamVlmNode(TellingLifecycleNode):
                 errors=asking.errors if asking is not None else 0,
             )
         )
+
+    @property
+    def _device(self) -> str:
+        """Where the model runs; until it is loaded, as it was set."""
+        return (self._worker.device if self._worker is not None else "") or self.parameters.device
 
     def _input_facts(self, source: ImageInput) -> health.InputFacts:
         ingest = self._ingest

@@ -105,6 +105,7 @@ class TierState:
     where: str
     oldest_ns: int | None
     newest_ns: int | None
+    error: str = ""  # why it did not take the newest of what was seen
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,11 @@ class MemorySummary:
         oldest = [tier.oldest_ns for tier in self.tiers if tier.oldest_ns is not None]
         newest = [tier.newest_ns for tier in self.tiers if tier.newest_ns is not None]
         return (min(oldest), max(newest)) if oldest and newest else None
+
+    @property
+    def history_fault(self) -> str:
+        """Why the history did not take the newest of what was seen; "" if it did."""
+        return "; ".join(sorted({tier.error for tier in self.tiers if tier.error}))
 
     @property
     def latest_ns(self) -> int | None:
@@ -299,6 +305,7 @@ class EngineWorker:
         self.max_questions = max_questions
         self.ingest_share = ingest_share
         self.loaded: Future[str] = Future()  # what the engine's memory takes, in one line
+        self.device = ""  # where the engine runs; "" until it is loaded
         self.memory = MemorySummary()
         self.resets = 0
         self.last_fault: str = ""  # of the last chunk, empty when it went well
@@ -470,6 +477,7 @@ class EngineWorker:
             engine = self._load()
             self.memory = self._snapshot(engine)
             self._min_pixels = engine.min_pixels
+            self.device = str(getattr(engine, "device", ""))
         except BaseException as fault:
             # What is no Exception would end the thread that asks for the result.
             ended = StreamVlmError(f"loading the model was ended by {fault!r}; see the node's log")
@@ -851,9 +859,8 @@ class EngineWorker:
 
     def _tier(self, tier: TierInfo) -> TierState:
         ends = [None if s is None else self._to_ns(s) for s in (tier.oldest, tier.newest)]
-        return TierState(
-            tier.name, tier.grids, tier.frames, tier.bytes, tier.max_bytes, tier.where, *ends
-        )
+        held = (tier.grids, tier.frames, tier.bytes, tier.max_bytes)
+        return TierState(tier.name, *held, tier.where, *ends, tier.error)
 
     def _about(self, question: Question) -> tuple[float, float] | None:
         """The time a question is about, in the engine's seconds; infinite where it has no limit."""

@@ -98,6 +98,8 @@ def facts(**changes):
         counts={"frames_received": 7},
         new_faults={"dropped_overflow": 0},
         messages_lost=0,
+        newly_lost=0,
+        publishers=("/robot/camera",),
         last_refusal="",
         qos="reliable",
     )
@@ -119,6 +121,16 @@ def test_the_level_means_something():
         (facts(silent_for=6.0), Level.ERROR, "no image on /image for 6 s: nobody publishes"),
         (facts(silent_for=6.0, clock_fault="no /clock"), Level.WARN, "no /clock"),
         (facts(new_faults={"dropped_overflow": 4}), Level.WARN, "4 frames dropped because"),
+        (
+            facts(newly_lost=52, qos="best effort"),
+            Level.WARN,
+            "52 images lost on their way (best effort): large images need other transport",
+        ),
+        (
+            facts(publishers=("/left", "/robot/camera")),
+            Level.WARN,
+            "2 publishers on /image, whose images mix in one memory: /left, /robot/camera;",
+        ),
         (facts(arrival_rate=1.7), Level.WARN, "fewer than sample_fps"),
         (facts(arrival_rate=1.9), Level.OK, "images arrive"),
         (facts(arrival_timed=True), Level.WARN, "header.stamp zero"),
@@ -155,6 +167,7 @@ def test_model_and_memory():
         failure="",
         engine_fault="",
         chunk_fault="",
+        history_fault="",
         model="",
         device="cpu",
         length=5,
@@ -178,6 +191,7 @@ def test_model_and_memory():
         ({"failure": "configure failed"}, Level.ERROR, "configure failed"),
         ({"engine_fault": "ended by X", "chunk_fault": "c"}, Level.ERROR, "ended by X"),
         ({"chunk_fault": "cap"}, Level.ERROR, "the last chunk was refused: cap"),
+        ({"history_fault": "full"}, Level.WARN, "not kept for the history: full"),
         ({"state": "configuring"}, Level.OK, "being loaded"),
         ({"state": "inactive"}, Level.WARN, "the node is inactive"),
     ]

@@ -228,7 +228,7 @@ def test_padded_rows_are_read_by_their_step(client):
     assert status.dropped_invalid_image == refused
 
 
-def test_a_late_frame_is_dropped_and_a_looped_bag_starts_anew(client):
+def test_a_late_frame_is_dropped_and_a_looped_bag_starts_anew(client, shared_node):
     fill(client, 2)
     before = client.status
     client.send(client.image(step_ns=-700_000_000))
@@ -245,6 +245,7 @@ def test_a_late_frame_is_dropped_and_a_looped_bag_starts_anew(client):
     status = client.wait_status(lambda s: s.time_jumps == before.time_jumps + 1 and s.frames == 4)
     assert (status.oldest_stamp, status.newest_stamp) == (stamps[0], stamps[3])
     assert balanced(status)
+    shared_node.wait_for("the source's time jumped by -")
 
 
 def test_a_pause_below_max_time_gap_goes_on_with_the_memory_and_is_said(client):
@@ -623,6 +624,7 @@ def try_to_publish(client, kind, topic, qos):
 def test_silence_is_reported_with_its_likely_cause(connect, start_node):
     from rclpy.qos import QoSProfile, ReliabilityPolicy
     from sensor_msgs.msg import CompressedImage, Image
+    from std_msgs.msg import String
 
     node = start_node(
         namespace="quiet", no_image_timeout=0.5, image_qos="reliable", image_transport="raw", **FAST
@@ -644,6 +646,10 @@ def test_silence_is_reported_with_its_likely_cause(connect, start_node):
     cause("images are published on /quiet/front/image_raw: start the node with")
     client.graph.node.destroy_publisher(other)
 
+    packed = client.graph.node.create_publisher(String, "/quiet/image/ffmpeg", 10)
+    cause("/quiet/image/ffmpeg [std_msgs/msg/String] is published, which this node does not take")
+    client.graph.node.destroy_publisher(packed)
+
     wrong = client.graph.node.create_publisher(CompressedImage, "/quiet/image", 10)
     cause("carries sensor_msgs/msg/CompressedImage")
     client.graph.node.destroy_publisher(wrong)
@@ -655,6 +661,18 @@ def test_silence_is_reported_with_its_likely_cause(connect, start_node):
     cause("incompatible QoS; set image_qos to 'auto'")
     node.wait_for("a publisher on /quiet/image has an incompatible QoS: RMW_QOS_POLICY_RELIABILITY")
     client.graph.node.destroy_publisher(publisher)
+
+
+def test_two_cameras_on_one_topic_are_named(client):
+    from sensor_msgs.msg import Image
+
+    client.publisher()
+    second = client.graph.node.create_publisher(Image, client.image_topic, 10)
+    told = client_diagnostic(client, "image input", lambda d: "2 publishers on" in d.message)
+    assert told.level == b"\x01" and "memory: /tester, /tester; " in told.message
+    client.graph.node.destroy_publisher(second)
+    told = client_diagnostic(client, "image input", lambda d: "publishers on" not in d.message)
+    assert {value.key: value.value for value in told.values}["publishers"] == "/tester"
 
 
 def test_the_subscription_follows_the_publishers_reliability_and_type(connect, start_node):
