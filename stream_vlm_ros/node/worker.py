@@ -858,9 +858,14 @@ class EngineWorker:
         )
 
     def _tier(self, tier: TierInfo) -> TierState:
-        ends = [None if s is None else self._to_ns(s) for s in (tier.oldest, tier.newest)]
-        held = (tier.grids, tier.frames, tier.bytes, tier.max_bytes)
-        return TierState(tier.name, *held, tier.where, *ends, tier.error)
+        oldest, newest = (
+            None if seconds is None else self._to_ns(seconds)
+            for seconds in (tier.oldest, tier.newest)
+        )
+        return TierState(
+            tier.name, tier.grids, tier.frames, tier.bytes, tier.max_bytes, tier.where,
+            oldest, newest, tier.error,
+        )  # fmt: skip
 
     def _about(self, question: Question) -> tuple[float, float] | None:
         """The time a question is about, in the engine's seconds; infinite where it has no limit."""
