@@ -348,7 +348,7 @@ class StreamVlmNode(TellingLifecycleNode):
 
     def _on_refused_frame(self, cause: Drop, words: str) -> None:
         self.figures.last_refusal = words
-        self._news.tell(cause.value, words, self.get_logger().warning)
+        self._news.tell(cause.value, words, self._warn)
 
     def _on_engine_fault(self, fault: BaseException) -> None:
         if self._worker is not None and self._worker.ended is not None:
@@ -356,7 +356,7 @@ class StreamVlmNode(TellingLifecycleNode):
             self.get_logger().fatal(f"{self._worker.ended}\n{trace}")
         elif isinstance(fault, StreamVlmError):
             words = f"a chunk was refused, the stream continues: {cut(str(fault))}"
-            self._news.tell("chunk", words, self.get_logger().error)
+            self._news.tell("chunk", words, self._error)
         else:
             self.report_fault("the engine's thread", fault)
 
@@ -365,7 +365,7 @@ class StreamVlmNode(TellingLifecycleNode):
             f"frames came after a pause: for the model {seconds:.1f} s of it are left out "
             "(max_pause); stamps stay true"
         )
-        self._news.tell("pause", words, self.get_logger().info)
+        self._news.tell("pause", words, self._info)
 
     def _on_unsaved(self, words: str) -> None:
         """A memory could not be saved or loaded, and nobody waits to be told."""
@@ -483,6 +483,16 @@ class StreamVlmNode(TellingLifecycleNode):
                 raise
 
     # Small things ---------------------------------------------------------------------------------
+
+    # Of each line of code rclpy's logger takes one severity alone.
+    def _info(self, words: str) -> None:
+        self.get_logger().info(words)
+
+    def _warn(self, words: str) -> None:
+        self.get_logger().warning(words)
+
+    def _error(self, words: str) -> None:
+        self.get_logger().error(words)
 
     def _now_ns(self) -> int:
         return self.get_clock().now().nanoseconds

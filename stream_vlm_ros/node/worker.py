@@ -546,10 +546,10 @@ class EngineWorker:
                 self._current = command
             return command
 
-    def _tell(self) -> None:
-        """Tell the listener that something changed."""
+    def _tell(self, listener: Callable[[], None] | None = None) -> None:
+        """Tell a listener; None: the one who hears that something changed."""
         try:
-            self._changed()
+            (listener or self._changed)()
         except Exception as fault:  # the thread lives on, whatever its listeners do
             self._report(fault)
 
@@ -588,7 +588,7 @@ class EngineWorker:
         self.last_fault = ""
         self._counters.ingest(len(frames))
         if done.closed_seconds:
-            self._pause_closed(done.closed_seconds)
+            self._tell(lambda: self._pause_closed(done.closed_seconds))
         return True
 
     def _reset(self, engine: InferenceEngine, command: _Reset) -> None:
