@@ -200,6 +200,11 @@ def node_name(namespace: str) -> str:
     return "/".join(["", *filter(None, namespace.split("/")), NODE_NAME])
 
 
+def logger_name(namespace: str) -> str:
+    """The name of that node's logger."""
+    return node_name(namespace).strip("/").replace("/", ".")
+
+
 def check_replay(bag: str, image: str) -> None:
     """Raise StreamVlmError where a replay would come to nothing once its node has been started:
     the bag cannot be read or has no such images, or nothing is there to play and record it."""

@@ -74,6 +74,20 @@ def test_a_replay_is_given_a_bag_and_its_questions(tmp_path):
     assert (values.fail_under, values.rate, values.use_sim_time) == (0.5, 1.0, True)
 
 
+@pytest.mark.ros
+@pytest.mark.parametrize("namespace", ["", "front", "/robot/front/"])
+def test_the_log_level_is_that_of_the_nodes_own_logger_in_any_namespace(namespace):
+    import rclpy
+
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    node = rclpy.create_node("stream_vlm", context=context, namespace=namespace.strip("/"))
+    name = node.get_logger().name
+    node.destroy_node()
+    context.try_shutdown()
+    assert arguments.logger_name(namespace) == name
+
+
 @pytest.fixture
 def bag(tmp_path, monkeypatch):
     """A bag of one picture on /camera/compressed, on a machine that has ros2 bag."""
