@@ -11,6 +11,8 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from stream_vlm_ros.errors import cut
+
 
 @dataclass
 class News:
@@ -81,9 +83,15 @@ class ErrorLog:
             repeated = self._pending.get(kind, 0)
             self._logged[kind], self._pending[kind] = now, 0
         if logged is None:
-            trace = "".join(traceback.format_exception(type(fault), fault, fault.__traceback__))
-            self.write(f"{where} failed, the node continues:\n{trace}")
+            self.write(f"{where} failed, the node continues:\n{traced(fault)}")
         else:
             self.write(
-                f"{where} failed again, {repeated + 1} times since the last message: {fault!r}"
+                f"{where} failed again, {repeated + 1} times since the last message: "
+                f"{cut(repr(fault))}"
             )
+
+
+def traced(fault: BaseException) -> str:
+    """A fault with its traceback for the log; it may quote what somebody sent."""
+    lines = "".join(traceback.format_exception(fault)).splitlines()
+    return "\n".join(cut(line) for line in lines)

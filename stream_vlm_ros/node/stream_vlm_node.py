@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import time
-import traceback
 from collections.abc import Callable
 from concurrent.futures import wait
 from contextlib import ExitStack
@@ -33,7 +32,7 @@ from stream_vlm_ros.errors import (
 from stream_vlm_ros.node import health, interfaces
 from stream_vlm_ros.node.ask_server import LATCHED, AskServer
 from stream_vlm_ros.node.counters import Drop
-from stream_vlm_ros.node.error_log import ErrorLog, News
+from stream_vlm_ros.node.error_log import ErrorLog, News, traced
 from stream_vlm_ros.node.health import InputMonitor
 from stream_vlm_ros.node.image_input import ImageInput
 from stream_vlm_ros.node.image_thread import ImageThread
@@ -352,8 +351,7 @@ class StreamVlmNode(TellingLifecycleNode):
 
     def _on_engine_fault(self, fault: BaseException) -> None:
         if self._worker is not None and self._worker.ended is not None:
-            trace = "".join(traceback.format_exception(fault))
-            self.get_logger().fatal(f"{self._worker.ended}\n{trace}")
+            self.get_logger().fatal(f"{self._worker.ended}\n{traced(fault)}")
         elif isinstance(fault, StreamVlmError):
             words = f"a chunk was refused, the stream continues: {cut(str(fault))}"
             self._news.tell("chunk", words, self._error)

@@ -34,6 +34,13 @@ def test_a_fault_is_told_once_with_its_traceback_and_its_repetitions_as_a_number
     assert len(said) == 2 and "1000 times" in said[1] and "Traceback" not in said[1]
 
 
+def test_a_fault_that_quotes_what_was_sent_prints_as_text():
+    said = []
+    log = ErrorLog(said.append)
+    log.report("~/query", raised(ValueError("\x1b[2Jboom\r\x07")))
+    assert said[0].replace("\n", "").isprintable() and "\\x1b[2Jboom" in said[0]
+
+
 def test_faults_of_another_kind_place_or_callback_are_told_each():
     said = []
     log = ErrorLog(said.append)
