@@ -207,7 +207,8 @@ def test_who_cannot_be_told_of_a_pause_does_not_end_the_thread(make_box):
     box = make_box(pause_closed=fail)
     box.append(0, 0.5)
     box.append(1001.5, 1002)
-    assert box.ask().future.result(PATIENCE).memory.frames == 4
+    outcome = box.ask().future.result(PATIENCE)
+    assert (outcome.error, outcome.memory.frames, box.worker.ended) == (None, 4, None)
     assert [str(fault) for fault in box.faults] == ["boom"]
 
 
