@@ -30,6 +30,9 @@ SAME_AS_ARGS ?=
 # Of the places where `make interrupts` raises an exception, every N-th.
 EVERY ?= 1
 
+# How long the node is soaked.
+MINUTES ?= 30
+
 VENV := .venv
 RUN := tools/run.sh
 PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check $(PIP_EXTRA)
@@ -55,7 +58,7 @@ SOURCES := $(shell find stream_vlm_ros config launch -type f -not -path '*/__pyc
 SOURCE_LIST := build/.sources
 YAML_FILES := $(wildcard *.yml .*.yaml config/*.yaml .github/workflows/*.yml)
 
-.PHONY: help setup demo test test-slow interrupts history-proof same-as coverage bench docs site lint format headers clean check \
+.PHONY: help setup demo test test-slow interrupts history-proof soak same-as coverage bench docs site lint format headers clean check \
 	FORCE
 
 help:  ## Show this list
@@ -88,6 +91,9 @@ interrupts: setup  ## Raise at every opcode of a commit, and 120 SIGINTs (EVERY=
 history-proof: setup  ## A history over 24 simulated hours, and over 100 processes that are killed
 	@cd test && $(PYTEST) history/test_history_proof.py -m slow \
 		--results ../bench/results/history_proof.json $(PYTEST_ARGS)
+
+soak: setup  ## The node over DDS at its highest rate, with all that may happen (MINUTES=30)
+	@$(RUN) python bench/soak.py --minutes $(MINUTES) --out bench/results/soak.json
 
 same-as: $(VENV)/.installed  ## Hold the working tree against a commit (REV=, MACHINES=200)
 	@$(VENV)/bin/python test/equivalence/same_as.py --rev $(REV) --machines $(MACHINES) \

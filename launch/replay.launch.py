@@ -15,12 +15,18 @@ from launch.actions import ExecuteProcess
 from launch.substitutions import PathJoinSubstitution
 from launch_ros.substitutions import FindPackagePrefix
 
-from stream_vlm_ros.launching.arguments import ReplayArguments, node_name, refuse_second_node
+from stream_vlm_ros.launching.arguments import (
+    ReplayArguments,
+    check_replay,
+    node_name,
+    refuse_second_node,
+)
 from stream_vlm_ros.launching.description import description, ends_the_launch, must_stay, node
 
 
 def start(values):
     """The node, the recorder, and the replay, which plays the bag once the node is ready."""
+    check_replay(values.bag, values.image)
     refuse_second_node(values.namespace)
     name = node_name(values.namespace)
     recorder = ExecuteProcess(

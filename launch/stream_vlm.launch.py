@@ -6,7 +6,7 @@
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
-from stream_vlm_ros.launching.arguments import NodeArguments
+from stream_vlm_ros.launching.arguments import NodeArguments, logger_name
 from stream_vlm_ros.launching.description import description
 
 
@@ -27,7 +27,11 @@ def start(values):
             namespace=values.namespace,
             parameters=[values.params_file, over],
             remappings=[("image", values.image)],
-            arguments=["--ros-args", "--log-level", f"stream_vlm:={values.log_level}"],
+            arguments=[
+                "--ros-args",
+                "--log-level",
+                f"{logger_name(values.namespace)}:={values.log_level}",
+            ],
             output="screen",
         )
     ]

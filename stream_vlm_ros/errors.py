@@ -163,8 +163,14 @@ MAX_REPEATED = 500  # characters of a message, log line or value that quotes wha
 
 
 def cut(text: str, limit: int = MAX_REPEATED) -> str:
-    """A text from outside as it is repeated: its beginning, and how many characters it has."""
-    return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
+    """A text from outside as it is repeated: its beginning, and how many characters it has.
+
+    What does not print (control characters, line breaks, lone surrogates) is written as in Python.
+    """
+    begun = text[:limit]
+    if not begun.isprintable():
+        begun = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in begun)
+    return begun if len(text) <= limit else f"{begun}... ({len(text):,} characters)"
 
 
 def in_words(error: Exception) -> str:

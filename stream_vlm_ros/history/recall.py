@@ -177,7 +177,8 @@ class RecallingInference(VideoStreamingInference):
             folder=None if folder is None else folder / KEYS,
             model=calibration.model,
         )
-        self.cache_manager.accompany(KEYS, KeyTier(self.index), Readout(keys=self.index.reads))
+        self._keys = KeyTier(self.index)
+        self.cache_manager.accompany(KEYS, self._keys, Readout(keys=self.index.reads))
 
     # -- seeing ------------------------------------------------------------------------------
 
@@ -377,6 +378,7 @@ class RecallingInference(VideoStreamingInference):
             where=str(folder / KEYS) if folder else _place(self.index.device),
             oldest=held.oldest,
             newest=held.newest,
+            error=self._keys.error,
         )
         seen = (self._features.info(),) if self._features.max_bytes else ()
         return RecallCacheInfo(**fields, tiers=(self._pictures.info(), *seen, keys))

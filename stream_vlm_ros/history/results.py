@@ -154,6 +154,7 @@ class TierInfo(Record):
         grids, frames: held, of which ``oldest`` and ``newest`` are the first and last stamp.
         bytes, max_bytes: taken, and at most.
         where: ``memory``, ``device``, or the folder.
+        error: why the newest of what was seen was not taken (a full disk), in words; "" if it was.
     """
 
     name: str
@@ -164,6 +165,7 @@ class TierInfo(Record):
     where: str
     oldest: float | None = None
     newest: float | None = None
+    error: str = ""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -177,6 +177,7 @@ class PictureTier:
             where="memory" if store.folder is None else str(store.folder),
             oldest=self.oldest,
             newest=self.newest,
+            error=self.error,
         )
 
 

@@ -6,8 +6,10 @@ libraries of the node."""
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +198,35 @@ class ReplayArguments(_Common):
 def node_name(namespace: str) -> str:
     """The full name of the node in a namespace, which may be written with slashes around it."""
     return "/".join(["", *filter(None, namespace.split("/")), NODE_NAME])
+
+
+def logger_name(namespace: str) -> str:
+    """The name of that node's logger."""
+    return node_name(namespace).strip("/").replace("/", ".")
+
+
+def check_replay(bag: str, image: str) -> None:
+    """Raise StreamVlmError where a replay would come to nothing once its node has been started:
+    the bag cannot be read or has no such images, or nothing is there to play and record it."""
+    if find_spec("ros2bag") is None:
+        raise StreamVlmError(
+            "The command ros2 bag is missing, which plays and records: install ros-"
+            f"{os.environ.get('ROS_DISTRO', 'jazzy')}-rosbag2, or use stream-vlm replay"
+        )
+    with suppress(ModuleNotFoundError):  # launch's may be another Python than the node's
+        _check_images(bag, image)
+
+
+def _check_images(bag: str, image: str) -> None:
+    from stream_vlm_ros.sources.bags import BagSource
+
+    try:
+        BagSource(bag, topics=[image])
+    except InvalidParameterError:  # the node takes them packed, too
+        with suppress(InvalidParameterError):
+            BagSource(bag, topics=[f"{image}/compressed"])
+            return
+        raise
 
 
 def refuse_second_node(namespace: str = "") -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from std_srvs.srv import Trigger
 from stream_vlm.action import Ask
 from stream_vlm.msg import Answer
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 LATCHED = QoSProfile(
     depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
 )
+# ROS's own for services keeps ten requests, and who sent one more is never answered, nor told so.
+EACH_ONE = QoSProfile(history=HistoryPolicy.KEEP_ALL, reliability=ReliabilityPolicy.RELIABLE)
 
 
 class AskServer:
@@ -55,8 +57,11 @@ class AskServer:
         group = ReentrantCallbackGroup()  # no question waits for the one before it
         self._answers = node.create_publisher(Answer, "~/answer", LATCHED)
         self._services = [
-            node.create_service(Query, "~/query", self._on_query, callback_group=group),
-            node.create_service(Trigger, "~/reset", self._on_reset, callback_group=group),
+            node.create_service(service, name, callback, qos_profile=EACH_ONE, callback_group=group)
+            for service, name, callback in (
+                (Query, "~/query", self._on_query),
+                (Trigger, "~/reset", self._on_reset),
+            )
         ]
         self._action = ActionServer(
             node,
@@ -66,6 +71,9 @@ class AskServer:
             # Not the group of the questions: rclpy takes goals and cancels by one waitable.
             callback_group=MutuallyExclusiveCallbackGroup(),
             cancel_callback=self._on_cancel,
+            goal_service_qos_profile=EACH_ONE,
+            result_service_qos_profile=EACH_ONE,
+            cancel_service_qos_profile=EACH_ONE,
         )
 
     def destroy(self) -> None:

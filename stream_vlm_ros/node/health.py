@@ -9,9 +9,11 @@ The keys ``frame_rate_msg``, ``current_delay_from_realtime_ms``, ``expected_freq
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import IntEnum
 from threading import Lock
 from typing import Protocol
@@ -44,32 +46,73 @@ class Health:
     values: dict[str, str]
 
 
-@dataclass
+class RunningClock:
+    """The node's clock, which runs on by the steady one while it stands: simulated time, when a bag
+    is paused or over. What waits in the node waits by this one."""
+
+    def __init__(self, steady: Callable[[], float] = time.monotonic) -> None:
+        self._steady = steady
+        self._moved = (0, steady())  # (the node's clock, the steady one) when it last moved
+
+    def of(self, now_ns: int) -> int:
+        """The time, with that of the node's clock; both in nanoseconds."""
+        return now_ns + round(self.stands_for(now_ns) * SECOND)
+
+    def stands_for(self, now_ns: int) -> float:
+        """Seconds since the node's clock moved."""
+        steady, (moved_ns, since) = self._steady(), self._moved
+        if now_ns == moved_ns:
+            return max(0.0, steady - since)
+        self._moved = (now_ns, steady)
+        return 0.0
+
+
+class _Pace:
+    """How often something comes, until it has failed to come for `STOPPED` of its usual steps."""
+
+    STOPPED, SHORT = 3, 1.0  # steps; seconds, of which no silence is shorter
+
+    def __init__(self, window: int) -> None:
+        self.times: deque[int] = deque(maxlen=window)
+
+    def record(self, time_ns: int) -> None:
+        # From the first one after a silence on, the rate is that of what has come since.
+        if self.times and (time_ns < self.times[-1] or self.has_stopped(time_ns)):
+            self.times.clear()
+        self.times.append(time_ns)
+
+    def has_stopped(self, now_ns: int) -> bool:
+        longest = max(self.SHORT, self.STOPPED / self.rate) if self.rate else math.inf
+        return now_ns - self.times[-1] > longest * SECOND if self.times else False
+
+    @property
+    def rate(self) -> float:
+        """A second; 0 if unknown."""
+        span = self.times[-1] - self.times[0] if self.times else 0
+        return (len(self.times) - 1) * SECOND / span if span > 0 else 0.0
+
+
 class InputMonitor:
     """Rate and delay of the images that arrive. All times are of the node's clock, in ns.
 
     The images' thread records, the status' thread reads.
     """
 
-    window: int = 64
-    count: int = 0
-    _lock: Lock = field(default_factory=Lock, repr=False)
-    _arrivals: deque[int] = field(default_factory=deque)
-    _stamps: deque[int] = field(default_factory=deque)
-    _idle_since_ns: int | None = None
+    def __init__(self, window: int = 64) -> None:
+        self.count = 0
+        self._lock = Lock()
+        self._arrivals, self._stamps = _Pace(window), _Pace(window)
+        self._idle_since_ns: int | None = None
 
     def record(self, stamp_ns: int, now_ns: int) -> None:
         """An image with this stamp arrived now."""
         with self._lock:
             self.count += 1
-            if self._arrivals and now_ns < self._arrivals[-1]:
-                self._arrivals.clear()  # simulated time restarted
-            if self._stamps and stamp_ns <= self._stamps[-1]:
-                self._stamps.clear()
-            for times, value in ((self._arrivals, now_ns), (self._stamps, stamp_ns)):
-                times.append(value)
-                if len(times) > self.window:
-                    times.popleft()
+            stamps = self._stamps.times
+            if stamps and (stamp_ns <= stamps[-1] or self._arrivals.has_stopped(now_ns)):
+                stamps.clear()
+            self._arrivals.record(now_ns)
+            self._stamps.record(stamp_ns)
             self._idle_since_ns = now_ns
 
     def seconds_without_image(self, now_ns: int) -> float:
@@ -79,30 +122,24 @@ class InputMonitor:
                 self._idle_since_ns = now_ns
             return (now_ns - self._idle_since_ns) / SECOND
 
-    @property
-    def arrival_rate(self) -> float:
-        """Images a second by their arrival; 0 if unknown."""
+    def arrival_rate(self, now_ns: int) -> float:
+        """Images a second by their arrival; 0 if unknown, and where they have ceased to come."""
         with self._lock:
-            return _rate(self._arrivals)
+            return 0.0 if self._arrivals.has_stopped(now_ns) else self._arrivals.rate
 
-    @property
-    def stamp_rate(self) -> float:
-        """Images a second by their stamps; 0 if unknown."""
+    def stamp_rate(self, now_ns: int) -> float:
+        """Images a second by their stamps; 0 if unknown, and where they have ceased to come."""
         with self._lock:
-            return _rate(self._stamps)
+            return 0.0 if self._arrivals.has_stopped(now_ns) else self._stamps.rate
 
     @property
     def delay_ms(self) -> float | None:
-        """SerializedImage less stamp of the last image; None without an image or without stamps."""
+        """Arrival less stamp of the last image; None without an image or without stamps."""
         with self._lock:
-            if not self._arrivals or not self._stamps or self._stamps[-1] == 0:
+            arrivals, stamps = self._arrivals.times, self._stamps.times
+            if not arrivals or not stamps or stamps[-1] == 0:
                 return None
-            return (self._arrivals[-1] - self._stamps[-1]) / 1e6
-
-
-def _rate(times: deque[int]) -> float:
-    span = times[-1] - times[0] if len(times) > 1 else 0
-    return (len(times) - 1) * SECOND / span if span > 0 else 0.0
+            return (arrivals[-1] - stamps[-1]) / 1e6
 
 
 @dataclass(frozen=True)
@@ -123,6 +160,8 @@ class InputFacts:
     counts: dict[str, int]  # FrameCounters.snapshot()
     new_faults: dict[str, int]  # drops since the last status that are not on purpose
     messages_lost: int
+    newly_lost: int  # of them, since the last status
+    publishers: tuple[str, ...]  # the nodes that publish on the topic
     last_refusal: str
     qos: str
 
@@ -167,6 +206,9 @@ class ImageSource(Protocol):
     def reliable(self) -> bool:
         """Whether every image is asked for."""
 
+    def publishers(self) -> tuple[str, ...]:
+        """The names of the nodes that publish on the topic, once for each publisher."""
+
     def cause_of_silence(self) -> str:
         """Why no image arrives, as far as the graph tells."""
 
@@ -187,7 +229,8 @@ class Figures:
         self.monitor = InputMonitor()
         self.last_refusal = ""
         self._reported_drops = dict.fromkeys(Drop, 0)
-        self._clock_moved = (0, 0.0)  # (the node's clock, the steady clock) when it last moved
+        self._reported_lost = 0
+        self.clock = RunningClock()
 
     def input_facts(
         self,
@@ -200,45 +243,47 @@ class Figures:
         simulated_time: bool,
     ) -> InputFacts:
         """The facts now; the faults among them are those since the last call."""
-        silent_for = self.monitor.seconds_without_image(now_ns)
+        running_ns = self.clock.of(now_ns)
+        silent_for = self.monitor.seconds_without_image(running_ns)
         timeout = parameters.no_image_timeout
         drops = dict(self.counters.dropped)
         before, self._reported_drops = self._reported_drops, drops
+        lost = source.messages_lost
+        newly_lost, self._reported_lost = lost - self._reported_lost, lost
         return InputFacts(
             topic=source.topic,
             active=active,
             silent_for=silent_for,
             timeout=timeout,
             cause=source.cause_of_silence() if silent_for > timeout else "",
-            stamp_rate=self.monitor.stamp_rate,
-            arrival_rate=self.monitor.arrival_rate,
+            stamp_rate=self.monitor.stamp_rate(running_ns),
+            arrival_rate=self.monitor.arrival_rate(running_ns),
             delay_ms=self.monitor.delay_ms,
             expected_rate=parameters.sample_fps,
             arrival_timed=arrival_timed,
             clock_fault=self._clock_fault(now_ns, timeout, simulated_time),
             counts=self.counters.snapshot(),
             new_faults={c.value: drops[c] - before[c] for c in Drop if c not in self.ON_PURPOSE},
-            messages_lost=source.messages_lost,
+            messages_lost=lost,
+            newly_lost=newly_lost,
+            publishers=source.publishers(),
             last_refusal=self.last_refusal,
             qos="reliable" if source.reliable else "best effort",
         )
 
     def _clock_fault(self, now_ns: int, timeout: float, simulated_time: bool) -> str:
         """What is wrong with simulated time, if it is used."""
-        steady = time.monotonic()
-        if now_ns != self._clock_moved[0]:
-            self._clock_moved = (now_ns, steady)
         if not simulated_time:
             return ""
         if now_ns == 0:
             return "use_sim_time is set, but nothing is published on /clock"
-        if steady - self._clock_moved[1] > timeout:
+        if self.clock.stands_for(now_ns) > timeout:
             return "simulated time stands still: is the bag or the simulator paused?"
         return ""
 
     def why_empty(self, topic: str, now_ns: int, timeout: float) -> str:
         """Why a question finds no image in memory."""
-        silent_for = self.monitor.seconds_without_image(now_ns)
+        silent_for = self.monitor.seconds_without_image(self.clock.of(now_ns))
         if not self.monitor.count or silent_for > timeout:
             return f"no image arrives on {topic}; see /diagnostics"
         return (
@@ -246,6 +291,10 @@ class Figures:
         )
 
 
+LARGE_IMAGES = (
+    "large images need other transport settings than the default, or a reliable publisher: see "
+    "'Large images' in docs/node.md"
+)
 _FAULT_WORDS = {
     "dropped_overflow": "frames dropped because the model is slower than the stream: lower "
     "sample_fps or max_pixels, or raise queue_size",
@@ -273,6 +322,8 @@ def input_health(facts: InputFacts) -> Health:
         **{name: str(count) for name, count in facts.counts.items()},
         "messages_lost_in_transport": str(facts.messages_lost),
     }
+    if facts.publishers:
+        values["publishers"] = ", ".join(facts.publishers)
     if facts.last_refusal:
         values["last_refusal"] = facts.last_refusal
     return Health("image input", level, message, values)
@@ -286,9 +337,17 @@ def _judge_input(facts: InputFacts) -> tuple[Level, str]:
     if not facts.active:
         return Level.OK, "not active: images are counted and dropped"
     faults = [f"{count} {_FAULT_WORDS[name]}" for name, count in facts.new_faults.items() if count]
+    if faults and facts.last_refusal:
+        faults[-1] += f" (last: {facts.last_refusal})"
+    if facts.newly_lost > 0:
+        faults.append(f"{facts.newly_lost} images lost on their way ({facts.qos}): {LARGE_IMAGES}")
+    if len(facts.publishers) > 1:
+        faults.append(
+            f"{len(facts.publishers)} publishers on {facts.topic}, whose images mix in one memory: "
+            f"{', '.join(facts.publishers)}; end all but one, or remap 'image'"
+        )
     if faults:
-        last = f" (last: {facts.last_refusal})" if facts.last_refusal else ""
-        return Level.WARN, "; ".join(faults) + last
+        return Level.WARN, "; ".join(faults)
     floor = facts.expected_rate * (1 - TOLERANCE_PERCENT / 100)
     if 0 < facts.arrival_rate < floor:
         return (
@@ -315,6 +374,7 @@ class MemoryFacts:
     failure: str  # of the last transition, or ''
     engine_fault: str  # what has ended the engine's thread, or ''
     chunk_fault: str  # of the last chunk, or ''
+    history_fault: str  # why the history did not take it, or ''
     model: str
     device: str
     length: int
@@ -344,6 +404,9 @@ def memory_health(facts: MemoryFacts) -> Health:
     else:
         level = Level.OK
         message = f"{facts.length} of {facts.cap} tokens in memory"
+        if facts.history_fault:
+            level = Level.WARN
+            message += f"; what is seen is not kept for the history: {facts.history_fault}"
         if facts.closed_pauses:
             pauses = plural(facts.closed_pauses, "pause")
             message += f"; {pauses} left out for the model, {duration_text(facts.closed_seconds)}"

@@ -147,13 +147,25 @@ class ImageInput:
         """Give the subscription back."""
         self._unsubscribe()
 
+    def publishers(self) -> tuple[str, ...]:
+        """The names of the nodes that publish what is subscribed to, once for each publisher."""
+        return tuple(
+            f"{p.node_namespace.rstrip('/')}/{p.node_name}"
+            for p in self._publishers(self.topic)
+            if p.topic_type == self.wish.type
+        )
+
     def cause_of_silence(self) -> str:
         """Why no image arrives, as far as can be seen from here."""
         publishers = self._publishers(self.topic)
         if not publishers:
-            others = self._other_image_topics()
+            others, packed = self._other_image_topics(), self._packed_topics()
             hint = (
-                f"images are published on {', '.join(others)}: start the node with "
+                f"{', '.join(packed)} is published, which this node does not take: it takes "
+                "sensor_msgs/msg/Image and CompressedImage; let image_transport's republish make "
+                "'raw' of it"
+                if packed
+                else f"images are published on {', '.join(others)}: start the node with "
                 f"--ros-args -r image:={others[0]}"
                 if others
                 else "no image topic is published at all: is the camera or bag running, with the "
@@ -223,6 +235,18 @@ class ImageInput:
             and {RAW, COMPRESSED} & set(types)
             and self._node.count_publishers(name)
         )
+
+    def _packed_topics(self) -> list[str]:
+        """Topics of other transports of the images, with their types."""
+        return [
+            f"{name} [{kind}]"
+            for name, types in sorted(self._node.get_topic_names_and_types())
+            for kind in types
+            if name.startswith(f"{self._base}/")
+            and kind not in _TYPES
+            and not kind.endswith("/CameraInfo")
+            and self._node.count_publishers(name)
+        ]
 
     def _subscribe(self) -> None:
         message_type, _ = _TYPES[self.wish.type]

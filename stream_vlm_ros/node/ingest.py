@@ -44,7 +44,7 @@ class Arrived(Protocol):
 
 @dataclass(frozen=True)
 class _Received:
-    """A frame whose stamp is known, and when it arrived."""
+    """A frame whose stamp is known, and when it arrived by a clock that never stands."""
 
     arrival: Arrived
     stamp_ns: int
@@ -107,8 +107,11 @@ class FrameIngest:
                 self._sample_fps = parameters.sample_fps
                 self._sampler = StampSampler(self._sample_fps) if self._sample_fps else None
 
-    def receive(self, arrival: Arrived, now_ns: int) -> None:
-        """Take one image in, which arrived at ``now_ns`` by the node's clock."""
+    def receive(self, arrival: Arrived, now_ns: int, running_ns: int | None = None) -> None:
+        """Take one image in, which arrived at ``now_ns`` by the node's clock.
+
+        That may stand, ``running_ns`` not: what waits, waits by it. None: they are the same.
+        """
         with self._lock:
             self._counters.receive()
             if not self.active:
@@ -117,8 +120,9 @@ class FrameIngest:
             stamp_ns = self._stamp(arrival, now_ns)
             if stamp_ns is None:
                 return
-            self._offered_ns = now_ns
-            self._follow(self._stamps.offer(stamp_ns, _Received(arrival, stamp_ns, now_ns)))
+            self._offered_ns = now_ns if running_ns is None else running_ns
+            received = _Received(arrival, stamp_ns, self._offered_ns)
+            self._follow(self._stamps.offer(stamp_ns, received))
 
     def _follow(self, decision: Decision[_Received]) -> None:
         """Take and drop frames as their stamps decided."""
@@ -161,7 +165,8 @@ class FrameIngest:
 
     def flush_overdue(self, now_ns: int) -> None:
         """Deliver the open chunk if it has waited for ``max_chunk_delay``, and before it frames
-        after a pause that nothing followed for so long, nor for `STEPS_TO_WAIT` usual steps."""
+        after a pause that nothing followed for so long, nor for `STEPS_TO_WAIT` usual steps; by the
+        clock that never stands."""
         with self._lock:
             delay_ns = round(self._parameters.max_chunk_delay * SECOND)
             patience_ns = max(delay_ns, STEPS_TO_WAIT * self._stamps.usual_step_ns)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import functools
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,8 @@ from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.lifecycle.node import LifecycleNodeMixin
 from rclpy.node import Node
 
-from stream_vlm_ros.errors import StreamVlmError
+from stream_vlm_ros.errors import StreamVlmError, cut
+from stream_vlm_ros.node.error_log import traced
 
 
 def transition(done_state: str) -> Callable[..., Any]:
@@ -41,7 +41,7 @@ def transition(done_state: str) -> Callable[..., Any]:
                     return TransitionCallbackReturn.FAILURE
                 known = isinstance(fault, StreamVlmError)
                 self.failure = f"{name} failed: {fault if known else repr(fault)}"
-                details = "" if known else f"\n{traceback.format_exc()}"
+                details = "" if known else f"\n{traced(fault)}"
                 self.get_logger().error(self.failure + details)
                 return TransitionCallbackReturn.FAILURE
             self.state = done_state
@@ -79,7 +79,8 @@ class TellingLifecycleNode(LifecycleNodeMixin, Node):
             except Exception as refusal:
                 wanted = request.transition.label or request.transition.id
                 self.get_logger().error(
-                    f"transition {wanted} is not possible while {self.state}: {refusal}"
+                    f"transition {cut(str(wanted))} is not possible while {self.state}: "
+                    f"{cut(str(refusal))}"
                 )
                 response.success = False
                 return response

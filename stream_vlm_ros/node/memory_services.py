@@ -13,6 +13,7 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from stream_vlm.srv import LoadMemory, SaveMemory
 
 from stream_vlm_ros.errors import StreamVlmError, cut
+from stream_vlm_ros.node.ask_server import EACH_ONE
 from stream_vlm_ros.node.awaiting import awaitable
 from stream_vlm_ros.node.ingest import FrameIngest
 from stream_vlm_ros.node.interfaces import to_duration, to_time
@@ -30,8 +31,11 @@ class MemoryServices:
         self._loads = 0  # calls that have not ended; those beyond the first are refused
         group = ReentrantCallbackGroup()
         self._services = [
-            node.create_service(SaveMemory, "~/save_memory", self._on_save, callback_group=group),
-            node.create_service(LoadMemory, "~/load_memory", self._on_load, callback_group=group),
+            node.create_service(service, name, callback, qos_profile=EACH_ONE, callback_group=group)
+            for service, name, callback in (
+                (SaveMemory, "~/save_memory", self._on_save),
+                (LoadMemory, "~/load_memory", self._on_load),
+            )
         ]
 
     def destroy(self) -> None:

@@ -16,7 +16,7 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
 from stream_vlm_ros.config import Settings
-from stream_vlm_ros.errors import FrameStoreError, InvalidTimestampError
+from stream_vlm_ros.errors import FrameStoreError, InvalidTimestampError, cut
 from stream_vlm_ros.node.image_input import NotByTheExecutor, RCLError
 from stream_vlm_ros.node.pose_messages import READERS, TF, TransformChain, UnreadableError
 
@@ -167,7 +167,7 @@ class PoseInput:
 
     def _warn(self, words: str) -> None:
         """In the log, now and then."""
-        self.trouble, now = words, time.monotonic()
+        self.trouble, now = cut(words), time.monotonic()
         if now - self._warned_at >= WARN_EVERY:
             self._warned_at = now
-            self._node.get_logger().warning(words)
+            self._node.get_logger().warning(self.trouble)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import time
-import traceback
 from collections.abc import Callable
 from concurrent.futures import wait
 from contextlib import ExitStack
@@ -33,7 +32,7 @@ from stream_vlm_ros.errors import (
 from stream_vlm_ros.node import health, interfaces
 from stream_vlm_ros.node.ask_server import LATCHED, AskServer
 from stream_vlm_ros.node.counters import Drop
-from stream_vlm_ros.node.error_log import ErrorLog
+from stream_vlm_ros.node.error_log import ErrorLog, News, traced
 from stream_vlm_ros.node.health import InputMonitor
 from stream_vlm_ros.node.image_input import ImageInput
 from stream_vlm_ros.node.image_thread import ImageThread
@@ -72,6 +71,7 @@ class StreamVlmNode(TellingLifecycleNode):
     ) -> None:
         super().__init__("stream_vlm", **node_arguments)
         self.error_log = ErrorLog(lambda text: self.get_logger().error(text))
+        self._news = News()
         self._load = load
         self._worker: EngineWorker | None = None
         self._ingest: FrameIngest | None = None
@@ -340,31 +340,30 @@ class StreamVlmNode(TellingLifecycleNode):
 
     def _on_image(self, arrival: SerializedImage) -> None:
         now_ns = self._now_ns()
-        self.figures.monitor.record(_stamp_of(arrival), now_ns)
+        running_ns = self.figures.clock.of(now_ns)
+        self.figures.monitor.record(_stamp_of(arrival), running_ns)
         if self._ingest is not None:
-            self._ingest.receive(arrival, now_ns)
+            self._ingest.receive(arrival, now_ns, running_ns)
 
     def _on_refused_frame(self, cause: Drop, words: str) -> None:
         self.figures.last_refusal = words
-        self.get_logger().warning(words, throttle_duration_sec=5.0)
+        self._news.tell(cause.value, words, self._warn)
 
     def _on_engine_fault(self, fault: BaseException) -> None:
         if self._worker is not None and self._worker.ended is not None:
-            trace = "".join(traceback.format_exception(fault))
-            self.get_logger().fatal(f"{self._worker.ended}\n{trace}")
+            self.get_logger().fatal(f"{self._worker.ended}\n{traced(fault)}")
         elif isinstance(fault, StreamVlmError):
-            self.get_logger().error(
-                f"a chunk was refused, the stream continues: {fault}", throttle_duration_sec=5.0
-            )
+            words = f"a chunk was refused, the stream continues: {cut(str(fault))}"
+            self._news.tell("chunk", words, self._error)
         else:
             self.report_fault("the engine's thread", fault)
 
     def _on_pause_closed(self, seconds: float) -> None:
-        self.get_logger().info(
+        words = (
             f"frames came after a pause: for the model {seconds:.1f} s of it are left out "
-            "(max_pause); stamps stay true",
-            throttle_duration_sec=5.0,
+            "(max_pause); stamps stay true"
         )
+        self._news.tell("pause", words, self._info)
 
     def _on_unsaved(self, words: str) -> None:
         """A memory could not be saved or loaded, and nobody waits to be told."""
@@ -385,7 +384,7 @@ class StreamVlmNode(TellingLifecycleNode):
         if (poses := self.poses) is not None:
             poses.take()
         if self._ingest is not None:
-            self._ingest.flush_overdue(self._now_ns())
+            self._ingest.flush_overdue(self.figures.clock.of(self._now_ns()))
 
     # Reports --------------------------------------------------------------------------------------
 
@@ -414,16 +413,15 @@ class StreamVlmNode(TellingLifecycleNode):
     def _report_status(self) -> None:
         if (keeper := self.keeper) is not None:
             keeper.save_when_due()
+        self._news.tell_rest()
         self._publish_status()
         name = self.get_fully_qualified_name().lstrip("/")
         report = DiagnosticArray()
         report.header.stamp = self.get_clock().now().to_msg()
-        report.status.append(
-            interfaces.to_diagnostic(self._memory_health(), name, self.parameters.device)
-        )
+        report.status.append(interfaces.to_diagnostic(self._memory_health(), name, self._device))
         if self.parameters.memory_folder:
             saved = health.saved_memory_health(self._saved_state(), self._now_ns())
-            report.status.append(interfaces.to_diagnostic(saved, name, self.parameters.device))
+            report.status.append(interfaces.to_diagnostic(saved, name, self._device))
         if (source := self._input) is not None:  # a cleanup may come in another thread
             facts = self._input_facts(source)
             if news := self._silence_news.of(facts):
@@ -442,8 +440,9 @@ class StreamVlmNode(TellingLifecycleNode):
                 failure=self.failure,
                 engine_fault=str(worker.ended or "") if worker is not None else "",
                 chunk_fault=worker.last_fault if worker is not None else "",
+                history_fault=memory.history_fault,
                 model=self.parameters.model_path or "the small one of the demo",
-                device=self.parameters.device,
+                device=self._device,
                 length=memory.length,
                 cap=memory.cap,
                 memory_bytes=memory.memory_bytes,
@@ -456,6 +455,11 @@ class StreamVlmNode(TellingLifecycleNode):
                 errors=asking.errors if asking is not None else 0,
             )
         )
+
+    @property
+    def _device(self) -> str:
+        """Where the model runs; until it is loaded, as it was set."""
+        return (self._worker.device if self._worker is not None else "") or self.parameters.device
 
     def _input_facts(self, source: ImageInput) -> health.InputFacts:
         ingest = self._ingest
@@ -477,6 +481,16 @@ class StreamVlmNode(TellingLifecycleNode):
                 raise
 
     # Small things ---------------------------------------------------------------------------------
+
+    # Of each line of code rclpy's logger takes one severity alone.
+    def _info(self, words: str) -> None:
+        self.get_logger().info(words)
+
+    def _warn(self, words: str) -> None:
+        self.get_logger().warning(words)
+
+    def _error(self, words: str) -> None:
+        self.get_logger().error(words)
 
     def _now_ns(self) -> int:
         return self.get_clock().now().nanoseconds

@@ -105,6 +105,7 @@ class TierState:
     where: str
     oldest_ns: int | None
     newest_ns: int | None
+    error: str = ""  # why it did not take the newest of what was seen
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,11 @@ class MemorySummary:
         oldest = [tier.oldest_ns for tier in self.tiers if tier.oldest_ns is not None]
         newest = [tier.newest_ns for tier in self.tiers if tier.newest_ns is not None]
         return (min(oldest), max(newest)) if oldest and newest else None
+
+    @property
+    def history_fault(self) -> str:
+        """Why the history did not take the newest of what was seen; "" if it did."""
+        return "; ".join(sorted({tier.error for tier in self.tiers if tier.error}))
 
     @property
     def latest_ns(self) -> int | None:
@@ -299,6 +305,7 @@ class EngineWorker:
         self.max_questions = max_questions
         self.ingest_share = ingest_share
         self.loaded: Future[str] = Future()  # what the engine's memory takes, in one line
+        self.device = ""  # where the engine runs; "" until it is loaded
         self.memory = MemorySummary()
         self.resets = 0
         self.last_fault: str = ""  # of the last chunk, empty when it went well
@@ -470,6 +477,7 @@ class EngineWorker:
             engine = self._load()
             self.memory = self._snapshot(engine)
             self._min_pixels = engine.min_pixels
+            self.device = str(getattr(engine, "device", ""))
         except BaseException as fault:
             # What is no Exception would end the thread that asks for the result.
             ended = StreamVlmError(f"loading the model was ended by {fault!r}; see the node's log")
@@ -538,10 +546,10 @@ class EngineWorker:
                 self._current = command
             return command
 
-    def _tell(self) -> None:
-        """Tell the listener that something changed."""
+    def _tell(self, listener: Callable[[], None] | None = None) -> None:
+        """Tell a listener; None: the one who hears that something changed."""
         try:
-            self._changed()
+            (listener or self._changed)()
         except Exception as fault:  # the thread lives on, whatever its listeners do
             self._report(fault)
 
@@ -580,7 +588,7 @@ class EngineWorker:
         self.last_fault = ""
         self._counters.ingest(len(frames))
         if done.closed_seconds:
-            self._pause_closed(done.closed_seconds)
+            self._tell(lambda: self._pause_closed(done.closed_seconds))
         return True
 
     def _reset(self, engine: InferenceEngine, command: _Reset) -> None:
@@ -850,10 +858,14 @@ class EngineWorker:
         )
 
     def _tier(self, tier: TierInfo) -> TierState:
-        ends = [None if s is None else self._to_ns(s) for s in (tier.oldest, tier.newest)]
-        return TierState(
-            tier.name, tier.grids, tier.frames, tier.bytes, tier.max_bytes, tier.where, *ends
+        oldest, newest = (
+            None if seconds is None else self._to_ns(seconds)
+            for seconds in (tier.oldest, tier.newest)
         )
+        return TierState(
+            tier.name, tier.grids, tier.frames, tier.bytes, tier.max_bytes, tier.where,
+            oldest, newest, tier.error,
+        )  # fmt: skip
 
     def _about(self, question: Question) -> tuple[float, float] | None:
         """The time a question is about, in the engine's seconds; infinite where it has no limit."""

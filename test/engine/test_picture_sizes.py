@@ -219,6 +219,9 @@ def test_what_may_be_unpacked_holds_the_largest_picture_of_the_widest_encoding()
 
 def test_long_texts_from_outside_are_repeated_in_part():
     assert cut("rgb8") == "rgb8"
+    assert cut("\x1b[31mrot\n[FATAL] né\u202e\ud800🙂") == (
+        "\\x1b[31mrot\\n[FATAL] né\\u202e\\ud800🙂"
+    )
     assert cut("x" * 10_000_000) == "x" * 500 + "... (10,000,000 characters)"
 
 

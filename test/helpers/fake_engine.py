@@ -210,11 +210,13 @@ class FakeRecall(FakeEngine):
         found: the episodes that any question finds.
         steps: pieces without text before the first word, as fetching takes its time.
         lost: stamps of frames whose pictures are gone.
+        not_kept: why the tier of the pictures took nothing.
     """
 
     def __init__(self, cap=100, keeps_source_time=False):
         self.kept, self.epochs, self.loaded = [], 0, []
         self.found, self.steps, self.lost, self.broken = (), 0, set(), None
+        self.not_kept = ""
         self.keeps_source_time = keeps_source_time
         super().__init__(cap)
 
@@ -258,7 +260,8 @@ class FakeRecall(FakeEngine):
         frames = len(self.kept)
         tiers = (
             TierInfo(name="pictures", grids=frames // 2, frames=frames, bytes=100 * frames,
-                     max_bytes=10_000, where="memory", oldest=ends[0], newest=ends[1]),
+                     max_bytes=10_000, where="memory", oldest=ends[0], newest=ends[1],
+                     error=self.not_kept),
             TierInfo(name="keys", grids=0, frames=0, bytes=0, max_bytes=500, where="device"),
         )  # fmt: skip
         return RecallCacheInfo(**fields, tiers=tiers)

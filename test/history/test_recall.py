@@ -525,7 +525,10 @@ def test_a_full_disk_is_said_once_and_the_stream_goes_on(
         patched.setattr(FrameStore, "add", full)
         patched.setattr(KeyIndex, "draft", full)
         stream(engine, footage, 24, 40)
+        told = {tier.name: tier.error for tier in engine.get_cache_info().tiers}
+        assert told["pictures"] == told["keys"] == "no space left on the disk"
     stream(engine, footage, 40)
+    assert not any(tier.error for tier in engine.get_cache_info().tiers)
     said = [record.getMessage() for record in caplog.records]
     assert sum("frame is not kept" in text for text in said) == 1
     assert sum("keys are not kept" in text for text in said) == 1

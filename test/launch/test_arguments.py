@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from stream_vlm_ros.demo.settings import DemoOptions
 from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
+from stream_vlm_ros.launching import arguments
 from stream_vlm_ros.launching.arguments import (
     DemoArguments,
     NodeArguments,
@@ -71,6 +72,62 @@ def test_a_replay_is_given_a_bag_and_its_questions(tmp_path):
     given = texts(ReplayArguments, bag=str(tmp_path), questions=str(questions), fail_under="0.5")
     values = ReplayArguments.parsed(given)
     assert (values.fail_under, values.rate, values.use_sim_time) == (0.5, 1.0, True)
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize("namespace", ["", "front", "/robot/front/"])
+def test_the_log_level_is_that_of_the_nodes_own_logger_in_any_namespace(namespace):
+    import rclpy
+
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    node = rclpy.create_node("stream_vlm", context=context, namespace=namespace.strip("/"))
+    name = node.get_logger().name
+    node.destroy_node()
+    context.try_shutdown()
+    assert arguments.logger_name(namespace) == name
+
+
+@pytest.fixture
+def bag(tmp_path, monkeypatch):
+    """A bag of one picture on /camera/compressed, on a machine that has ros2 bag."""
+    import cv2
+    import numpy as np
+    from rosbags.rosbag2 import StoragePlugin, Writer
+    from rosbags.typesys import Stores, get_typestore
+
+    monkeypatch.setattr(arguments, "find_spec", lambda name: name)
+    store = get_typestore(Stores.ROS2_JAZZY)
+    kinds = (
+        "builtin_interfaces/msg/Time",
+        "std_msgs/msg/Header",
+        "sensor_msgs/msg/CompressedImage",
+    )
+    time_of, header_of, image_of = (store.types[name] for name in kinds)
+    data = cv2.imencode(".png", np.zeros((28, 28, 3), np.uint8))[1].reshape(-1)
+    with Writer(tmp_path / "bag", version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        connection = writer.add_connection("/camera/compressed", kinds[2], typestore=store)
+        image = image_of(header_of(stamp=time_of(7, 0), frame_id=""), "png", data)
+        writer.write(connection, 7 * 10**9, store.serialize_cdr(image, kinds[2]))
+    return tmp_path / "bag"
+
+
+@pytest.mark.parametrize("image", ["/camera", "/camera/compressed"])
+def test_a_replay_is_of_images_that_its_bag_has(bag, image):
+    arguments.check_replay(str(bag), image)
+
+
+def test_what_a_replay_lacks_is_said_before_anything_starts(bag, monkeypatch, tmp_path):
+    with pytest.raises(
+        StreamVlmError, match=r"There is no topic /front in .* Image topics: /camera"
+    ):
+        arguments.check_replay(str(bag), "/front")
+    (tmp_path / "notes.txt").write_text("no bag")
+    with pytest.raises(StreamVlmError):
+        arguments.check_replay(str(tmp_path / "notes.txt"), "/camera")
+    monkeypatch.setattr(arguments, "find_spec", lambda name: None)
+    with pytest.raises(StreamVlmError, match="ros2 bag is missing"):
+        arguments.check_replay(str(bag), "/camera")
 
 
 def broken_files(folder):

@@ -10,7 +10,7 @@ import pytest
 from patience import PATIENCE, wait_until
 
 from stream_vlm_ros.node import health
-from stream_vlm_ros.node.error_log import ErrorLog
+from stream_vlm_ros.node.error_log import ErrorLog, News
 from stream_vlm_ros.node.ingest import FrameIngest
 from stream_vlm_ros.node.worker import EngineWorker, Ticket
 
@@ -34,6 +34,13 @@ def test_a_fault_is_told_once_with_its_traceback_and_its_repetitions_as_a_number
     assert len(said) == 2 and "1000 times" in said[1] and "Traceback" not in said[1]
 
 
+def test_a_fault_that_quotes_what_was_sent_prints_as_text():
+    said = []
+    log = ErrorLog(said.append)
+    log.report("~/query", raised(ValueError("\x1b[2Jboom\r\x07")))
+    assert said[0].replace("\n", "").isprintable() and "\\x1b[2Jboom" in said[0]
+
+
 def test_faults_of_another_kind_place_or_callback_are_told_each():
     said = []
     log = ErrorLog(said.append)
@@ -45,6 +52,25 @@ def test_faults_of_another_kind_place_or_callback_are_told_each():
     except ValueError as elsewhere:
         log.report("~/query", elsewhere)
     assert len(said) == 4
+
+
+def test_what_comes_again_at_once_is_counted_and_the_number_told_in_time():
+    now, said = [0.0], []
+    news = News(period=5.0, clock=lambda: now[0])
+    for jump in range(5):
+        news.tell("jump", f"jump {jump}", said.append)
+    news.tell("pause", "a pause", said.append)  # of another kind
+    assert said == ["jump 0", "a pause"]
+    now[0] = 4.9
+    news.tell_rest()
+    assert len(said) == 2
+    now[0] = 5.0
+    news.tell_rest()
+    news.tell_rest()
+    assert said[2:] == ["jump 4 (4 times since the last message)"]
+    now[0] = 10.0
+    news.tell("jump", "jump 5", said.append)
+    assert said[3:] == ["jump 5"]
 
 
 # The node in this process, with the stand-in engine -----------------------------------------------

@@ -14,6 +14,7 @@ from stream_vlm_ros.node.health import (
     InputMonitor,
     Level,
     MemoryFacts,
+    RunningClock,
     SilenceNews,
     input_health,
     memory_health,
@@ -30,15 +31,46 @@ def monitor_of(count, rate, start=100 * SECOND, delay=0.0):
 
 def test_rate_and_delay_are_those_of_the_stream():
     monitor = monitor_of(100, rate=20, delay=0.25)
-    assert abs(monitor.stamp_rate - 20) < 1e-6 and abs(monitor.arrival_rate - 20) < 1e-6
+    now = 105 * SECOND
+    assert abs(monitor.stamp_rate(now) - 20) < 1e-6 and abs(monitor.arrival_rate(now) - 20) < 1e-6
     assert monitor.delay_ms == 250.0
 
 
 def test_rates_are_unknown_before_two_images_and_after_time_starts_anew():
     monitor = monitor_of(1, rate=20)
-    assert monitor.arrival_rate == 0 and InputMonitor().delay_ms is None
+    assert monitor.arrival_rate(0) == 0 and InputMonitor().delay_ms is None
     monitor.record(5, 5)
-    assert monitor.arrival_rate == 0
+    assert monitor.arrival_rate(5) == 0
+
+
+@pytest.mark.parametrize("rate", [0.5, 10, 100])
+def test_rates_fall_to_zero_with_the_camera_and_recover_at_once(rate):
+    monitor = monitor_of(100, rate)
+    last = 100 * SECOND + round(99 / rate * SECOND)
+    stopped = last + round(max(1.0, 3 / rate) * SECOND)
+    assert monitor.stamp_rate(stopped) == pytest.approx(rate)
+    assert monitor.stamp_rate(stopped + 10) == monitor.arrival_rate(stopped + 10) == 0
+    for back in (last + 22 * SECOND, last + 22 * SECOND + round(SECOND / rate)):
+        monitor.record(back, back)
+    assert monitor.stamp_rate(back) == monitor.arrival_rate(back) == pytest.approx(rate)
+
+
+def test_a_clock_that_is_set_does_not_change_the_rate_of_the_stamps():
+    monitor = monitor_of(100, rate=10)
+    last, day = 100 * SECOND + 99 * SECOND // 10, 86_400 * SECOND
+    for k in (1, 2):
+        monitor.record(last + day + k * SECOND // 10, last + k * SECOND // 10)
+    assert monitor.stamp_rate(last) == monitor.arrival_rate(last) == pytest.approx(10)
+
+
+def test_a_clock_that_stands_runs_on_by_the_steady_one():
+    steady = [50.0]
+    clock = RunningClock(lambda: steady[0])
+    assert clock.of(7 * SECOND) == 7 * SECOND
+    steady[0] += 3
+    assert (clock.of(7 * SECOND), clock.stands_for(7 * SECOND)) == (10 * SECOND, 3.0)
+    assert (clock.of(8 * SECOND), clock.stands_for(8 * SECOND)) == (8 * SECOND, 0.0)
+    assert clock.of(2 * SECOND) == 2 * SECOND
 
 
 def test_silence_is_counted_from_the_last_image_or_the_first_look():
@@ -66,6 +98,8 @@ def facts(**changes):
         counts={"frames_received": 7},
         new_faults={"dropped_overflow": 0},
         messages_lost=0,
+        newly_lost=0,
+        publishers=("/robot/camera",),
         last_refusal="",
         qos="reliable",
     )
@@ -87,6 +121,16 @@ def test_the_level_means_something():
         (facts(silent_for=6.0), Level.ERROR, "no image on /image for 6 s: nobody publishes"),
         (facts(silent_for=6.0, clock_fault="no /clock"), Level.WARN, "no /clock"),
         (facts(new_faults={"dropped_overflow": 4}), Level.WARN, "4 frames dropped because"),
+        (
+            facts(newly_lost=52, qos="best effort"),
+            Level.WARN,
+            "52 images lost on their way (best effort): large images need other transport",
+        ),
+        (
+            facts(publishers=("/left", "/robot/camera")),
+            Level.WARN,
+            "2 publishers on /image, whose images mix in one memory: /left, /robot/camera;",
+        ),
         (facts(arrival_rate=1.7), Level.WARN, "fewer than sample_fps"),
         (facts(arrival_rate=1.9), Level.OK, "images arrive"),
         (facts(arrival_timed=True), Level.WARN, "header.stamp zero"),
@@ -123,6 +167,7 @@ def test_model_and_memory():
         failure="",
         engine_fault="",
         chunk_fault="",
+        history_fault="",
         model="",
         device="cpu",
         length=5,
@@ -146,6 +191,7 @@ def test_model_and_memory():
         ({"failure": "configure failed"}, Level.ERROR, "configure failed"),
         ({"engine_fault": "ended by X", "chunk_fault": "c"}, Level.ERROR, "ended by X"),
         ({"chunk_fault": "cap"}, Level.ERROR, "the last chunk was refused: cap"),
+        ({"history_fault": "full"}, Level.WARN, "not kept for the history: full"),
         ({"state": "configuring"}, Level.OK, "being loaded"),
         ({"state": "inactive"}, Level.WARN, "the node is inactive"),
     ]
@@ -170,7 +216,7 @@ def test_one_thread_may_record_while_another_reads(eager_switching):
     def read():
         try:
             while monitor.count < total:
-                assert monitor.stamp_rate in (0, 1) and monitor.arrival_rate in (0, 1)
+                assert monitor.stamp_rate(0) in (0, 1) and monitor.arrival_rate(0) in (0, 1)
                 assert monitor.delay_ms in (None, 0)
         except Exception as fault:
             faults.append(fault)

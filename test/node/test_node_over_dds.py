@@ -228,7 +228,7 @@ def test_padded_rows_are_read_by_their_step(client):
     assert status.dropped_invalid_image == refused
 
 
-def test_a_late_frame_is_dropped_and_a_looped_bag_starts_anew(client):
+def test_a_late_frame_is_dropped_and_a_looped_bag_starts_anew(client, shared_node):
     fill(client, 2)
     before = client.status
     client.send(client.image(step_ns=-700_000_000))
@@ -245,10 +245,13 @@ def test_a_late_frame_is_dropped_and_a_looped_bag_starts_anew(client):
     status = client.wait_status(lambda s: s.time_jumps == before.time_jumps + 1 and s.frames == 4)
     assert (status.oldest_stamp, status.newest_stamp) == (stamps[0], stamps[3])
     assert balanced(status)
+    shared_node.wait_for("the source's time jumped by -")
 
 
-def test_a_pause_below_max_time_gap_goes_on_with_the_memory_and_is_said(client):
+def test_a_pause_below_max_time_gap_goes_on_with_the_memory_and_is_said(client, shared_node):
     fill(client, 2)
+    client.send(client.image(step_ns=-1))  # a warning of which the log tells the same way
+    shared_node.wait_for("older than the newest one")
     before = client.status
     assert (before.closed_pauses, before.closed_seconds) == (0, 0.0)
     client.send(client.image(step_ns=1_000_000_000_000))
@@ -256,6 +259,7 @@ def test_a_pause_below_max_time_gap_goes_on_with_the_memory_and_is_said(client):
     # Closed is the step from grid to grid, but for a second, or the step before.
     assert status.closed_pauses == 1 and 998 <= status.closed_seconds <= 1002
     assert status.time_jumps == before.time_jumps and status.resets == before.resets
+    shared_node.wait_for("frames came after a pause")
 
 
 def test_a_gap_beyond_max_time_gap_goes_on_with_the_memory_and_diagnostics_say_so(client):
@@ -357,6 +361,26 @@ def test_a_long_answer_holds_up_nothing_else(client):
     assert result.answer_tokens > 0
     assert result.newest_stamp == stamps[-1]  # of the memory that was asked
     client.wait_status(lambda s: s.frames_pending == 0)
+
+
+def test_of_a_burst_of_questions_each_is_answered_or_told_that_the_queue_is_full(client):
+    from rclpy.qos import HistoryPolicy, QoSProfile
+    from stream_vlm.srv import Query
+
+    fill(client, 2)
+    goal = client.send_goal(max_new_tokens=LONG)
+    goal.wait_for_text()  # from here on they wait
+    qos = QoSProfile(history=HistoryPolicy.KEEP_ALL)  # of the replies
+    node, request = client.graph.node, Query.Request(question="What?", max_new_tokens=1)
+    asking = node.create_client(Query, f"{client.name}/query", qos_profile=qos)
+    assert asking.wait_for_service(PATIENCE)
+    pending = client.graph.do(lambda: [asking.call_async(request) for _ in range(40)])
+    client.graph.wait(lambda: sum(one.done() for one in pending) >= 40 - 8, what="the refusals")
+    goal.cancel()
+    answers = [client.graph.result(one).answer for one in pending]
+    node.destroy_client(asking)
+    codes = [answer.error_code for answer in answers]
+    assert codes.count(0) == 8 and codes.count(answers[0].QUEUE_FULL) == 32  # max_questions
 
 
 def test_with_no_share_frames_wait_for_the_end_of_an_answer(client):
@@ -603,6 +627,7 @@ def try_to_publish(client, kind, topic, qos):
 def test_silence_is_reported_with_its_likely_cause(connect, start_node):
     from rclpy.qos import QoSProfile, ReliabilityPolicy
     from sensor_msgs.msg import CompressedImage, Image
+    from std_msgs.msg import String
 
     node = start_node(
         namespace="quiet", no_image_timeout=0.5, image_qos="reliable", image_transport="raw", **FAST
@@ -624,6 +649,10 @@ def test_silence_is_reported_with_its_likely_cause(connect, start_node):
     cause("images are published on /quiet/front/image_raw: start the node with")
     client.graph.node.destroy_publisher(other)
 
+    packed = client.graph.node.create_publisher(String, "/quiet/image/ffmpeg", 10)
+    cause("/quiet/image/ffmpeg [std_msgs/msg/String] is published, which this node does not take")
+    client.graph.node.destroy_publisher(packed)
+
     wrong = client.graph.node.create_publisher(CompressedImage, "/quiet/image", 10)
     cause("carries sensor_msgs/msg/CompressedImage")
     client.graph.node.destroy_publisher(wrong)
@@ -635,6 +664,18 @@ def test_silence_is_reported_with_its_likely_cause(connect, start_node):
     cause("incompatible QoS; set image_qos to 'auto'")
     node.wait_for("a publisher on /quiet/image has an incompatible QoS: RMW_QOS_POLICY_RELIABILITY")
     client.graph.node.destroy_publisher(publisher)
+
+
+def test_two_cameras_on_one_topic_are_named(client):
+    from sensor_msgs.msg import Image
+
+    client.publisher()
+    second = client.graph.node.create_publisher(Image, client.image_topic, 10)
+    told = client_diagnostic(client, "image input", lambda d: "2 publishers on" in d.message)
+    assert told.level == b"\x01" and "memory: /tester, /tester; " in told.message
+    client.graph.node.destroy_publisher(second)
+    told = client_diagnostic(client, "image input", lambda d: "publishers on" not in d.message)
+    assert {value.key: value.value for value in told.values}["publishers"] == "/tester"
 
 
 def test_the_subscription_follows_the_publishers_reliability_and_type(connect, start_node):
@@ -670,7 +711,9 @@ def test_simulated_time_that_never_comes_is_reported(connect, start_node):
     client_diagnostic(
         client, "image input", lambda d: "nothing is published on /clock" in d.message
     )
-    for _ in range(2):  # a full chunk needs no clock
-        client.send(client.image())
-    client.wait_status(lambda s: s.frames_ingested == 2)
+    for count in (2, 1):  # neither a full chunk needs a clock, nor one that stays half full
+        already = client.status.frames_ingested
+        for _ in range(count):
+            client.send(client.image())
+        client.wait_status(lambda s, n=already + count: s.frames_ingested == n)
     assert client.ask().error_code == 0

@@ -193,6 +193,15 @@ def test_the_tiers_are_told_with_the_memory(make_box):
     assert box.worker.memory.history_ns == (at(0), at(3))
 
 
+def test_why_a_tier_takes_nothing_is_told_for_as_long_as_it_lasts(make_box):
+    box = make_box()
+    for stamp, words in enumerate(("", "the disk is full", "")):
+        box.engine.not_kept = words
+        box.append(2 * stamp, 2 * stamp + 1)
+        wait_until(lambda n=2 * stamp + 2: box.worker.memory.frames == n)
+        assert box.worker.memory.history_fault == words
+
+
 def test_a_time_jump_starts_an_epoch_of_the_history_and_a_reset_forgets_it_with_the_poses(make_box):
     box = make_box()
     box.worker.poses = track = PoseTrack()

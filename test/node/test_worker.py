@@ -200,6 +200,18 @@ def test_a_listener_that_fails_is_reported_and_the_thread_lives_on(make_box):
     assert {str(fault) for fault in box.faults} == {"boom"}
 
 
+def test_who_cannot_be_told_of_a_pause_does_not_end_the_thread(make_box):
+    def fail(seconds):
+        raise RuntimeError("boom")
+
+    box = make_box(pause_closed=fail)
+    box.append(0, 0.5)
+    box.append(1001.5, 1002)
+    outcome = box.ask().future.result(PATIENCE)
+    assert (outcome.error, outcome.memory.frames, box.worker.ended) == (None, 4, None)
+    assert [str(fault) for fault in box.faults] == ["boom"]
+
+
 def test_a_memory_that_cannot_be_looked_at_loses_no_frame(make_box):
     box = make_box()
     info, box.engine.get_cache_info = box.engine.get_cache_info, lambda: None

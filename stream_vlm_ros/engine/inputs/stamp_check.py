@@ -96,8 +96,10 @@ class StampCheck(Generic[Frame]):
     Those that wait are admitted together, and time goes on from there, when three of them follow
     one another: each at most ``max_gap_ns`` after the one before, the second step a usual one after
     the first, all of them ahead of the newest or all behind it. Others that wait are refused
-    then. So a wrong stamp costs its own frame, also right after a pause. At most ``MAX_WAITING``
-    wait; then three whose steps are not alike suffice, or else the first of them is refused.
+    then. So a wrong stamp costs its own frame, also right after a pause. Only one that is taken for
+    the next frame, at a usual step, makes a longer or shorter one usual: a second wrong stamp
+    within ``RECENT_STEPS`` frames of it can cost more than one. At most ``MAX_WAITING`` wait;
+    then three whose steps are not alike suffice, or else the first of them is refused.
 
     Args:
         tolerance_ns, max_gap_ns: may be changed at any time.

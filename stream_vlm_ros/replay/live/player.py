@@ -435,9 +435,9 @@ class Player:
 
         Images may be lost on the way: then it has settled when it said the same ten times over. A
         node that says nothing, since it is busy, has not settled. Where another program played and
-        has ended, its last frames may wait for ever: for a chunk to be full, or for /clock. Where
-        nothing is played from here the node may see a camera, which never pauses: then nothing is
-        waited for.
+        has ended, its last frames may wait for ever: for a jump of time to be believed, or, where
+        max_chunk_delay is 0, for a chunk to be full. Where nothing is played from here the node may
+        see a camera, which never pauses: then nothing is waited for.
         """
         if self.job.source is None and self.job.play is None:
             return self.asked.counts
