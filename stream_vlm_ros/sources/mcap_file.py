@@ -52,6 +52,8 @@ class IndexedMcapFile(FileReader):
             counts = summary.statistics.channel_message_counts
             if not set(counts) <= set(summary.channels):
                 raise UnindexedError("the summary does not name every channel")
+            if not {c.schema_id for c in summary.channels.values()} <= {0, *summary.schemas}:
+                raise UnindexedError("the summary does not name every type")
         except BaseException:
             self._stream.close()
             raise
