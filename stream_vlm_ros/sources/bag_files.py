@@ -42,6 +42,7 @@ from .bag_rescue import (
     LooseMcapFile,
     LooseRos1File,
     LooseSqliteFile,
+    check_index,
     check_rows,
 )
 from .mcap_file import IndexedMcapFile
@@ -273,7 +274,7 @@ def _recovered(file: Path, stack: ExitStack) -> Path:
         shutil.copyfile(path, folder / path.name)
     # What SQLite refuses is read as far as it goes, as any other damaged file.
     with (
-        contextlib.suppress(sqlite3.Error),
+        contextlib.suppress(sqlite3.Error, UnicodeDecodeError),  # of its own message, too
         contextlib.closing(sqlite3.connect(folder / file.name)) as database,
     ):
         database.execute("PRAGMA journal_mode = DELETE").fetchall()
@@ -344,14 +345,23 @@ class _WholeFile(FileReader):
             check_rows(path, limit)
         self._reader = Ros1Reader(path) if ros1 else Ros2Reader(path)
         self._reader.open()
+        announced: Counter[int] = Counter()  # by connection; the index may hold fewer
         if ros1:
+            check_index(path, limit, len(self._reader.chunk_infos))
             self._bound_chunks()
+            for chunk in self._reader.chunk_infos:
+                announced.update(chunk.connection_counts)
         wires = {
             c.id: "ros1" if ros1 else getattr(c.ext, "serialization_format", "cdr") or "cdr"
             for c in self._reader.connections
         }
         self._channels = {
-            c.id: Channel(plain_topic(c.topic), plain_kind(c.msgtype), wires[c.id], c.msgcount)
+            c.id: Channel(
+                plain_topic(c.topic),
+                plain_kind(c.msgtype),
+                wires[c.id],
+                max(c.msgcount, announced[c.id]),
+            )
             for c in self._reader.connections
         }
         self.channels = list(self._channels.values())
@@ -378,4 +388,4 @@ class _WholeFile(FileReader):
         if not wanted:  # to the library an empty choice means all
             return
         for connection, log_ns, data in self._reader.messages(connections=wanted):
-            yield Raw(self._channels[connection.id], log_ns, bytes(data))
+            yield Raw(self._channels[connection.id], int(log_ns), bytes(data))

@@ -835,3 +835,76 @@ def test_of_a_depth_cameras_bag_the_pictures_are_chosen_and_it_is_said(tmp_path,
     assert greys(source) == list(range(5))
     assert source.topics == ["/color"]
     assert source.state.notes[0].startswith("Read: /color. Other image topics: /depth (")
+
+
+def loose_mcap(path, count=20):
+    """An MCAP without chunks and without an index."""
+    with path.open("wb") as stream:
+        writer = McapWriter(stream, use_chunking=False, compression=CompressionType.NONE)
+        writer.start("ros2", "")
+        schema = writer.register_schema(IMAGE, "ros2msg", b"")
+        channel = writer.register_channel("/camera", "cdr", schema)
+        for _, log_ns, message in camera(count):
+            writer.add_message(channel, log_ns, bytes(ROS2.serialize_cdr(message, IMAGE)), log_ns)
+        writer.finish()
+    return bytearray(path.read_bytes())
+
+
+@pytest.mark.parametrize("how", ["cut", "another kind of record", "a length beyond the end"])
+def test_an_mcap_that_lacks_messages_says_so_wherever_its_records_go_on(tmp_path, how):
+    path = tmp_path / "drive.mcap"
+    data = loose_mcap(path)
+    record = bytes([5]) + struct.pack("<Q", 22 + len(ROS2.serialize_cdr(camera(1)[0][2], IMAGE)))
+    places = [i for i in range(len(data)) if data[i : i + 9] == record]
+    assert len(places) == 20
+    if how == "cut":  # exactly between two records
+        del data[places[10] :]
+    elif how == "another kind of record":
+        data[places[10]] = 0x0C  # metadata
+    else:
+        data[places[10] : places[10] + 9] = bytes([0x0C]) + struct.pack("<Q", 10**9)
+    path.write_bytes(data)
+    source = open_source(path)
+    kept = [n for n in range(20) if n < 10 or (n > 10 and how == "another kind of record")]
+    assert greys(source) == kept
+    assert "damaged" in source.state.damage
+
+
+@pytest.mark.parametrize("what", ["number of chunks", "kind of a chunk"])
+def test_a_ros_1_bag_that_lacks_chunks_says_so_or_finds_them(tmp_path, what):
+    path = tmp_path / "drive.bag"
+    bag = Ros1Writer(path)
+    bag.chunk_threshold = 100
+    with bag:
+        connection = bag.add_connection("/camera", IMAGE, typestore=ROS1)
+        for index, stamp in enumerate(stamps(6)):
+            message = raw_image(stamp, index, ROS1.types, seq=index)
+            bag.write(connection, stamp, ROS1.serialize_ros1(message, IMAGE))
+    data = bytearray(path.read_bytes())
+    if what == "number of chunks":
+        at = data.index(b"chunk_count=") + 12
+        assert data[at : at + 4] == struct.pack("<I", 6)
+        data[at] = 2
+    else:
+        data[data.rindex(b"type=")] ^= 1  # the library refuses the index
+        at = [i for i in range(len(data)) if data[i : i + 4] == b"op=\5"][3] + 3
+        data[at] = 0x55
+    path.write_bytes(data)
+    source = open_source(path)
+    if what == "number of chunks":
+        assert greys(source) == list(range(6))
+    else:
+        assert greys(source) == [0, 1, 2, 4, 5]
+        assert "no known kind" in source.state.damage
+
+
+@pytest.mark.parametrize("column", ["data = 'text'", "timestamp = 'soon'", "topic_id = 99"])
+def test_a_row_of_another_type_costs_one_image(tmp_path, column):
+    bag = write_ros2(tmp_path / "drive", camera(6), StoragePlugin.SQLITE3)
+    with closing(sqlite3.connect(storage_file(bag))) as database:
+        database.execute(f"UPDATE messages SET {column} WHERE id = 3")
+        database.commit()
+    source = open_source(bag)
+    assert set(range(6)) - set(greys(source)) <= {2}
+    if source.state.counts.given < 6:
+        assert source.state.counts.unusable == 1 or "5 of 6" in source.state.damage
