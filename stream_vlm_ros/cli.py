@@ -61,6 +61,22 @@ class Verbs(TyperGroup):
             raise typer.Exit(UNUSABLE) from error
 
 
+# What sources of one kind take; open_source says so where another kind is given them.
+Topics = Annotated[
+    list[str] | None, typer.Option(help="Image topic of a bag, or all; may be repeated.")
+]
+Stamps = Annotated[
+    str | None, typer.Option(help="Time of a bag's images: header (default) or recorded.")
+]
+MaxTimeGap = Annotated[
+    float | None,
+    typer.Option(help="Of a bag: a longer gap in seconds is a time jump (default 3600)."),
+]
+FrameRate = Annotated[
+    float | None,
+    typer.Option(help="Images a second of a folder, instead of times in their names."),
+]
+
 app = typer.Typer(
     cls=Verbs,
     no_args_is_help=True,
@@ -159,6 +175,10 @@ def ask(
     size: Annotated[
         str | None, typer.Option(help="Scale the pictures to WIDTHxHEIGHT first.")
     ] = None,
+    topic: Annotated[str | None, typer.Option(help="Image topic of a bag.")] = None,
+    stamps: Stamps = None,
+    max_time_gap: MaxTimeGap = None,
+    frame_rate: FrameRate = None,
     engine: Annotated[str | None, typer.Option(help=ENGINE_HELP)] = None,
     about: Annotated[
         tuple[float, float] | None,
@@ -171,7 +191,11 @@ def ask(
     A camera has no end: stream-vlm ask /dev/video0 "What is on the table?" --at 10 --model FOLDER.
     """
     from stream_vlm_ros.console import bytes_text
-    from stream_vlm_ros.errors import InvalidParameterError, OutOfHorizonError
+    from stream_vlm_ros.errors import (
+        InvalidParameterError,
+        OutOfHorizonError,
+        SourceUnreadableError,
+    )
     from stream_vlm_ros.factory import load_engine
     from stream_vlm_ros.replay import feed
     from stream_vlm_ros.replay.feeding import Behind, Fed, loaded_until
@@ -204,6 +228,10 @@ def ask(
             fps=settings.sample_fps or None,
             size=parse_size(size),
             max_decoded_megapixels=settings.max_decoded_megapixels,
+            topics=None if topic is None else [topic],
+            stamps=stamps,
+            max_time_gap=max_time_gap,
+            frame_rate=frame_rate,
         )
         if source.endless and at is None:
             raise InvalidParameterError(f"{video} has no end; use --at SECONDS to say when to ask.")
@@ -216,12 +244,13 @@ def ask(
         frames = Behind(source, newest_ns)
         with WatchingBar(side, source, at) as bar:
             fed = feed(memory, frames, settings.chunk_frames, bar, at, settings.at_question)
+        state = source.state
+        told = [note for note in (state.damage, *state.notes, fed.note) if note]
         if not fed.frames:
-            raise InvalidParameterError(
-                source.state.damage or f"{video} gave no frames to ask about."
-            )
+            nothing = f"{video} gave no frames to ask about."
+            raise SourceUnreadableError(" ".join([nothing, *told]))
         late = None if at is None else fed.asked_late(at, source, settings.sample_fps)
-        for note in filter(None, [source.state.damage, *source.state.notes, frames.note, late]):
+        for note in filter(None, [*told, frames.note, late]):
             side.print(Text(f"Note: {note}"), soft_wrap=True)
     _say_which_model(settings, video, side)
     dialogue = Dialogue(memory, None if as_json else out, (fed.first_ns or 0) / 1e9)
@@ -264,16 +293,10 @@ def replay(
         list[str] | None,
         typer.Option(help="A further run with changes: NAME:setting=value,... May be repeated."),
     ] = None,
-    topic: Annotated[
-        list[str] | None, typer.Option(help="Image topic of a bag, or all; may be repeated.")
-    ] = None,
-    stamps: Annotated[
-        str | None, typer.Option(help="Time of a bag's images: header (default) or recorded.")
-    ] = None,
-    max_time_gap: Annotated[
-        float | None,
-        typer.Option(help="Of a bag: a longer gap in seconds is a time jump (default 3600)."),
-    ] = None,
+    topic: Topics = None,
+    stamps: Stamps = None,
+    max_time_gap: MaxTimeGap = None,
+    frame_rate: FrameRate = None,
     start: Annotated[float | None, typer.Option(min=0, help="Begin at this many seconds.")] = None,
     end: Annotated[float | None, typer.Option(min=0, help="End at this many seconds.")] = None,
     bag: Annotated[
@@ -325,6 +348,7 @@ def replay(
             "topics": topic,
             "stamps": stamps,
             "max_time_gap": max_time_gap,
+            "frame_rate": frame_rate,
             "start": start,
             "end": end,
         },

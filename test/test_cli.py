@@ -170,6 +170,23 @@ def test_either_engine_answers_and_can_be_told_where_to_look(video):
     assert beyond.exit_code == 2 and "remembered" in beyond.stderr
 
 
+@pytest.mark.parametrize("engine", ["streaming", "delayed_batch"])
+def test_one_odd_picture_of_a_folder_ends_no_question(tmp_path, engine):
+    for index in range(4):
+        shape = (5, 3000) if index == 2 else (56, 56)
+        Image.new("RGB", shape).save(tmp_path / f"{index}.png")
+    result = run("ask", tmp_path, "What?", "--frame-rate", "4", "--engine", engine)
+    assert result.exit_code == 0
+    assert "1 frame left out (the first: the image is 5x3000" in result.stderr
+    assert "assumed" not in result.stderr
+
+
+def test_a_source_without_a_usable_picture_says_why(tmp_path):
+    Image.new("RGB", (5, 3000)).save(tmp_path / "1.png")
+    result = run("ask", tmp_path, "What?")
+    assert result.exit_code == 2 and "the image is 5x3000" in result.stderr
+
+
 def test_a_memory_is_asked_again_without_its_video_and_goes_on_with_another(video, tmp_path):
     file = tmp_path / "memory.safetensors"
     first = json.loads(run("ask", video, "What?", "--json", "--save-memory", file).stdout)

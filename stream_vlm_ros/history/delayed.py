@@ -28,7 +28,7 @@ from stream_vlm_ros.engine import (
     VideoStreamingInference,
 )
 from stream_vlm_ros.engine.cache.manager import KVCacheManager, Snapshot
-from stream_vlm_ros.engine.inputs.frames import to_arrays
+from stream_vlm_ros.engine.inputs.frames import check_shape, to_arrays
 from stream_vlm_ros.engine.inputs.timestamps import check_about, frame_times
 from stream_vlm_ros.engine.model.base import StreamModel
 from stream_vlm_ros.engine.results import WarmUp
@@ -231,6 +231,8 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
             newest = self.memory.last_stamp
         stamps = frame_times(len(frames), fps, timestamps, newest)
         arrays = to_arrays(frames)
+        for array in arrays:  # once kept, it would spoil every answer
+            check_shape(*array.shape[:2])
         before = self.memory.frames_kept
         for array, stamp in zip(arrays, stamps, strict=True):
             self.memory.add(array, stamp, source)

@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from stream_vlm_ros.config import Settings
+from stream_vlm_ros.console import plural
 from stream_vlm_ros.engine.inputs.chunking import gather
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
+from stream_vlm_ros.errors import InvalidImageError
 from stream_vlm_ros.sources import Frame, Source
 
 if TYPE_CHECKING:
@@ -41,7 +43,8 @@ def frame_seconds(fps: float, source: Source) -> float:
 class Fed:
     """What has gone into the memory so far. ``seconds`` is the machine's time spent encoding;
     ``closed_seconds`` of pauses are left out for the model;
-    ``cut``: frames reached the time up to which it was to be fed."""
+    ``cut``: frames reached the time up to which it was to be fed;
+    ``refused``: frames whose pictures the model cannot use, and ``refusal`` the first reason."""
 
     frames: int = 0
     chunks: int = 0
@@ -52,6 +55,15 @@ class Fed:
     first_ns: int | None = None
     last_ns: int | None = None
     cut: bool = False
+    refused: int = 0
+    refusal: str = ""
+
+    @property
+    def note(self) -> str | None:
+        """For who reads the answers, where frames were refused."""
+        if not self.refused:
+            return None
+        return f"{plural(self.refused, 'frame')} left out (the first: {self.refusal})"
 
     def span(self, about: tuple[float, float] | None) -> tuple[float, float] | None:
         """Seconds from the first frame as the source's own."""
@@ -157,6 +169,8 @@ def feed(
 ) -> Fed:
     """Append ``frames`` to ``engine``, each chunk before the next is read.
 
+    A picture that the model cannot use is left out and counted.
+
     With ``at``, what a replay encodes before a question at that time.
 
     Args:
@@ -179,9 +193,14 @@ def feed(
             if not chunk:
                 break
         begin = time.perf_counter()
-        result = engine.append_video_chunk(
-            [frame.image for frame in chunk], timestamps=[frame.seconds for frame in chunk]
-        )
+        try:
+            result = engine.append_video_chunk(
+                [frame.image for frame in chunk], timestamps=[frame.seconds for frame in chunk]
+            )
+        except InvalidImageError as error:
+            fed.refused += len(chunk)
+            fed.refusal = fed.refusal or str(error)
+            continue
         fed.seconds += time.perf_counter() - begin
         fed.frames += len(chunk)
         fed.chunks += 1

@@ -5,8 +5,8 @@
 
 Whole files are read by ``rosbags``, and MCAP by its own library. What they refuse (a file cut off,
 without an index, or of no profile) is read from its start to where it breaks off.
-``metadata.yaml`` is used for the order of a bag's files only: a bag without one, or with a wrong
-one, reads the same.
+``metadata.yaml`` is used for the order of a bag's files, and for how many messages there were: a
+bag without one, or with a wrong one, reads the same.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import contextlib
 import functools
 import re
 import shutil
+import sqlite3
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,7 +29,12 @@ from rosbags.rosbag1 import Reader as Ros1Reader
 from rosbags.rosbag2 import Reader as Ros2Reader
 
 from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
-from stream_vlm_ros.errors import PictureTooLargeError, SourceNotFoundError, SourceUnreadableError
+from stream_vlm_ros.errors import (
+    PictureTooLargeError,
+    SourceNotFoundError,
+    SourceUnreadableError,
+    cut,
+)
 
 from .bag_reader import Channel, FileReader, Raw, plain_kind, plain_topic, why_unreadable, words_of
 from .bag_rescue import (
@@ -35,6 +42,7 @@ from .bag_rescue import (
     LooseMcapFile,
     LooseRos1File,
     LooseSqliteFile,
+    check_index,
     check_rows,
 )
 from .mcap_file import IndexedMcapFile
@@ -56,7 +64,8 @@ def is_bag(path: Path) -> bool:
 class BagFiles:
     """The files of one bag, in order. Iterating ``messages`` may be done several times.
 
-    ``damage`` says, after a pass, where and why reading ended early.
+    ``damage`` says, after a pass, where and why reading ended early, and how many of the messages
+    that the bag announces were not there.
 
     Raises:
         SourceNotFoundError, SourceUnreadableError: nothing can be read at all.
@@ -66,6 +75,7 @@ class BagFiles:
         self.path, self.limit = path, limit
         self.damage: str | None = None
         self.notes: list[str] = []
+        self._announced: Counter[str] = Counter()  # messages by topic, as metadata.yaml says
         self.files = self._find()
         self.channels: list[Channel] = []
         self.start_ns: int | None = None
@@ -80,6 +90,10 @@ class BagFiles:
         if len(failed) == len(self.files):
             raise SourceUnreadableError(failed[0])
         self.notes += failed
+        in_files: Counter[str] = Counter()
+        for channel in self.channels:
+            in_files[channel.topic] += channel.count or 0
+        self._announced |= in_files
 
     def messages(self, topics: set[str] | None) -> Iterator[Raw]:
         """Messages of ``topics`` (by ``plain_topic``; None: all), in the order of recording.
@@ -87,12 +101,23 @@ class BagFiles:
         A file that breaks off gives what it could; then ``damage`` says so.
         """
         self.damage = None
+        read: Counter[str] = Counter()
         for file in self.files:
             try:
                 with _opened(file, self.limit) as reader:
-                    yield from self._guarded(reader, topics)
+                    for raw in self._guarded(reader, topics):
+                        read[raw.channel.topic] += 1
+                        yield raw
             except SourceUnreadableError as error:
                 self.damage = self.damage or str(error)
+        lacking = [
+            f"{read[topic]} of {count} on {cut(topic)}"
+            for topic, count in self._announced.items()
+            if read[topic] < count and (topics is None or topic in topics)
+        ]
+        if lacking:
+            damage = self.damage or f"{self.path} lacks messages that it announces."
+            self.damage = f"{damage} Messages read: {', '.join(lacking)}."
 
     def _guarded(self, reader: FileReader, topics: set[str] | None) -> Iterator[Raw]:
         """Messages of one file; from where the library fails, those that can be found after it."""
@@ -161,7 +186,7 @@ class BagFiles:
         if path.is_file():
             return [path]
         files = _storage_files(path)
-        named = _files_by_metadata(path / "metadata.yaml")
+        named, self._announced = _told_by_metadata(path / "metadata.yaml")
         missing = [name for name in named if not (path / name).is_file()]
         if missing:
             self.notes.append(f"metadata.yaml names files that are not there: {', '.join(missing)}")
@@ -188,24 +213,36 @@ def _natural(name: str) -> list[tuple[int, int | str]]:
     return [(0, int(p)) if p.isdecimal() else (1, p) for p in re.split(r"(\d+)", name)]
 
 
-def _files_by_metadata(file: Path) -> list[str]:
-    """The names of a bag's files in their order; empty where metadata.yaml does not say."""
+def _told_by_metadata(file: Path) -> tuple[list[str], Counter[str]]:
+    """The names of a bag's files in their order, and how many messages each topic has; both empty
+    where metadata.yaml does not say."""
+    names: list[str] = []
+    counts: Counter[str] = Counter()
     try:
-        if not file.is_file() or file.stat().st_size > _LONGEST_METADATA:
-            return []
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        paths = content["rosbag2_bagfile_information"]["relative_file_paths"]
-        # Texts alone: aliases make lists that no memory holds when they are written out.
-        return [Path(path).name for path in paths if isinstance(path, str)]
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, RecursionError):
-        return []
+        if file.is_file() and file.stat().st_size <= _LONGEST_METADATA:
+            told = yaml.safe_load(file.read_text(encoding="utf-8"))["rosbag2_bagfile_information"]
+            # Texts alone: aliases make lists that no memory holds when they are written out.
+            names = [Path(path).name for path in told["relative_file_paths"] if _is_text(path)]
+            for entry in told.get("topics_with_message_count", ()):
+                topic, count = entry["topic_metadata"]["name"], entry["message_count"]
+                if _is_text(topic) and isinstance(count, int) and 0 <= count < 1 << 63:
+                    counts[plain_topic(topic)] += count
+    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, RecursionError):
+        pass
+    except AttributeError:  # a list where a mapping should be
+        pass
+    return names, counts
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 @contextlib.contextmanager
 def _opened(file: Path, limit: PictureLimit) -> Iterator[Any]:
     """A reader of one file: the library's, or else one that reads as far as the file goes."""
     with ExitStack() as stack:
-        readable = _decompressed(file, stack)
+        readable = _recovered(_decompressed(file, stack), stack)
         if not readable.is_file():
             raise SourceNotFoundError(f"There is no file {file}. Check the path.")
         if readable.stat().st_size == 0:
@@ -215,12 +252,42 @@ def _opened(file: Path, limit: PictureLimit) -> Iterator[Any]:
         yield stack.enter_context(_reader_of(readable, file, limit))
 
 
+def _temporary_folder(stack: ExitStack) -> Path:
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stream_vlm_bag_")))
+
+
+def _recovered(file: Path, stack: ExitStack) -> Path:
+    """``file``, or, where its recorder has left a log next to it, a copy into which SQLite has
+    brought what the log holds. The files themselves stay as they are."""
+    logs = [file.with_name(file.name + end) for end in ("-wal", "-journal")]
+    logs = [log for log in logs if log.is_file() and log.stat().st_size]
+    if file.suffix.lower() != ".db3" or not logs or not file.is_file():
+        return file
+    folder = _temporary_folder(stack)
+    size = sum(path.stat().st_size for path in (file, *logs))
+    if shutil.disk_usage(folder).free < _LEFT_FREE + 2 * size:
+        raise SourceUnreadableError(
+            f"{file} was not closed by its recorder, and does not fit into {folder}, where it "
+            f"would be closed ({size:,} bytes, twice). Close it: sqlite3 {file.name} 'VACUUM'"
+        )
+    for path in (file, *logs):
+        shutil.copyfile(path, folder / path.name)
+    # What SQLite refuses is read as far as it goes, as any other damaged file.
+    with (
+        contextlib.suppress(sqlite3.Error, UnicodeDecodeError),  # of its own message, too
+        contextlib.closing(sqlite3.connect(folder / file.name)) as database,
+    ):
+        database.execute("PRAGMA journal_mode = DELETE").fetchall()
+        database.execute("SELECT count(*) FROM sqlite_master").fetchall()
+    return folder / file.name
+
+
 def _decompressed(file: Path, stack: ExitStack) -> Path:
     """``file``, or what is compressed in it, in a temporary folder."""
     if file.suffix.lower() not in (".zstd", ".zst"):
         return file
-    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="stream_vlm_bag_"))
-    target = Path(folder) / file.stem
+    folder = _temporary_folder(stack)
+    target = folder / file.stem
     try:
         with file.open("rb") as compressed, target.open("wb") as out:
             for piece in zstandard.ZstdDecompressor().read_to_iter(compressed):
@@ -278,14 +345,23 @@ class _WholeFile(FileReader):
             check_rows(path, limit)
         self._reader = Ros1Reader(path) if ros1 else Ros2Reader(path)
         self._reader.open()
+        announced: Counter[int] = Counter()  # by connection; the index may hold fewer
         if ros1:
+            check_index(path, limit, len(self._reader.chunk_infos))
             self._bound_chunks()
+            for chunk in self._reader.chunk_infos:
+                announced.update(chunk.connection_counts)
         wires = {
             c.id: "ros1" if ros1 else getattr(c.ext, "serialization_format", "cdr") or "cdr"
             for c in self._reader.connections
         }
         self._channels = {
-            c.id: Channel(plain_topic(c.topic), plain_kind(c.msgtype), wires[c.id], c.msgcount)
+            c.id: Channel(
+                plain_topic(c.topic),
+                plain_kind(c.msgtype),
+                wires[c.id],
+                max(c.msgcount, announced[c.id]),
+            )
             for c in self._reader.connections
         }
         self.channels = list(self._channels.values())
@@ -312,4 +388,4 @@ class _WholeFile(FileReader):
         if not wanted:  # to the library an empty choice means all
             return
         for connection, log_ns, data in self._reader.messages(connections=wanted):
-            yield Raw(self._channels[connection.id], log_ns, bytes(data))
+            yield Raw(self._channels[connection.id], int(log_ns), bytes(data))

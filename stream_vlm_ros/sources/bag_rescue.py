@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mcap.records import Channel as McapChannel
-from mcap.records import Chunk, Message, Schema
+from mcap.records import Chunk, Message, Schema, Statistics
 
 from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
@@ -62,6 +62,7 @@ class LooseMcapFile(LooseFile):
     def _scan(self, topics: set[str] | None, empty: bool = False) -> Iterator[Raw]:
         self.broken = None
         schemas: dict[int, Schema] = {}
+        found = 0
         with self.path.open("rb") as stream:
             try:
                 check_magic(stream)
@@ -74,8 +75,12 @@ class LooseMcapFile(LooseFile):
                             self._known[item.id] = mcap_channel(item, schema)
                         elif isinstance(item, Message):
                             channel = self._known.get(item.channel_id)
+                            found += channel is not None
                             if channel is not None and _is_wanted(channel, topics):
                                 yield Raw(channel, item.log_time, b"" if empty else item.data)
+                        elif isinstance(item, Statistics) and found < item.message_count:
+                            counts = f"{found} of {item.message_count}"
+                            self._refuse(ValueError(f"{counts} messages are there"))
             except GeneratorExit:
                 raise
             except Exception as error:
@@ -122,35 +127,41 @@ class LooseSqliteFile(LooseFile):
                         "SELECT id, name, type, serialization_format FROM topics"
                     )
                 }
-                content = "x''" if empty else "CASE WHEN length(data) <= ? THEN data END"
+                content = "NULL" if empty else "CASE WHEN length(data) <= ? THEN data END"
                 rows = database.execute(
                     f"SELECT topic_id, timestamp, length(data), {content} FROM messages",
                     () if empty else (self.limit.unpacked_bytes,),
                 )
                 for number, log_ns, length, data in rows:
-                    channel = channels[number]
-                    if topics is None or channel.topic in topics:
-                        yield self._raw(channel, log_ns, length, data)
+                    channel = channels.get(number)
+                    if channel is None:
+                        self._refuse(ValueError(f"a message is of no known topic ({number})"))
+                    elif topics is None or channel.topic in topics:
+                        yield self._raw(channel, log_ns, length, b"" if empty else data)
         except GeneratorExit:
             raise
         except Exception as error:
-            self.broken = error
+            self.broken = self.broken or error
 
-    def _raw(self, channel: Channel, log_ns: int, length: int | None, data: Any) -> Raw:
+    def _raw(self, channel: Channel, log_ns: Any, length: int | None, data: Any) -> Raw:
         try:
             self.limit.check_bytes(length or 0, "a message")
         except PictureTooLargeError as error:
             return Raw(channel, log_ns, b"", str(error))
+        if not isinstance(data, bytes) or not isinstance(log_ns, int):  # any type fits a column
+            return Raw(channel, 0, b"", "a message has no time, or no bytes")
         return Raw(channel, log_ns, data)
 
 
 class LooseRos1File(LooseFile):
     """The ROS 1 bag format, version 2.0: records of a header (fields) and data."""
 
-    _CONNECTION, _CHUNK, _MESSAGE = b"\x07", b"\x05", b"\x02"
+    _CONNECTION, _CHUNK, _MESSAGE, _INDEX = b"\x07", b"\x05", b"\x02", b"\x04"
+    _OTHERS = (_CHUNK, b"\x03", b"\x06")  # a damaged chunk; the bag's header, and a chunk's place
 
     def _scan(self, topics: set[str] | None, empty: bool = False) -> Iterator[Raw]:
         self.broken = None
+        found = announced = 0
         with self.path.open("rb") as stream:
             try:
                 if not stream.readline().startswith(b"#ROSBAG V2.0"):
@@ -160,12 +171,19 @@ class LooseRos1File(LooseFile):
                         op = fields.get(b"op")
                         if op == self._CONNECTION:
                             self._known[fields[b"conn"]] = _ros1_channel(fields, content)
+                        elif op == self._INDEX:
+                            announced += struct.unpack("<I", fields[b"count"])[0]
                         elif op == self._MESSAGE:
                             channel = self._known.get(fields[b"conn"])
+                            found += channel is not None
                             if channel is not None and _is_wanted(channel, topics):
                                 seconds, nanoseconds = struct.unpack("<II", fields[b"time"])
                                 log_ns = seconds * SECOND + nanoseconds
                                 yield Raw(channel, log_ns, b"" if empty else content)
+                        elif op not in self._OTHERS:
+                            self._refuse(ValueError(f"a record is of no known kind ({op!r})"))
+                if found < announced:
+                    self._refuse(ValueError(f"{found} of {announced} messages are there"))
             except GeneratorExit:
                 raise
             except Exception as error:
@@ -204,6 +222,24 @@ def _ros1_records(
             raise EOFError(f"the last record has {len(data)} of {length} bytes")
 
 
+def check_index(path: Path, limit: PictureLimit, chunks: int) -> None:
+    """Raise ValueError, or what reading does, unless the index of a ROS 1 bag has so many chunks:
+    the number in the bag's header is all that its library looks at."""
+
+    def refuse(error: Exception) -> None:
+        raise error
+
+    with path.open("rb") as stream:
+        stream.readline()
+        header, _ = next(_ros1_records(stream, limit, refuse))
+        stream.seek(struct.unpack("<Q", header[b"index_pos"])[0])
+        found = sum(
+            fields.get(b"op") == b"\x06" for fields, _ in _ros1_records(stream, limit, refuse)
+        )
+    if found != chunks:
+        raise ValueError(f"the index has {found} chunks, the header {chunks}")
+
+
 def _ros1_chunk(
     header: dict[bytes, bytes],
     data: bytes,
@@ -212,6 +248,8 @@ def _ros1_chunk(
 ) -> Iterator[tuple[dict, bytes]]:
     compression = header.get(b"compression", b"none").decode(errors="replace")
     data = unpack(data, compression, limit, "a chunk")
+    if (size := header.get(b"size")) is not None and len(data) != struct.unpack("<I", size)[0]:
+        refuse(ValueError(f"a chunk holds {len(data)} bytes, and announces another size"))
     yield from _ros1_records(io.BytesIO(data), limit, refuse)
 
 

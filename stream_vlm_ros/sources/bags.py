@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import itertools
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -38,22 +39,29 @@ ALL_TOPICS = "all"
 STAMPS = ("header", "recorded")
 # The layout of these two types is the same in every distribution, so the bag's own definitions,
 # which may be missing or of another one, are not needed.
+_SEEN = 2  # the best of how an image can be seen
+_DEEP = ("16uc1", "mono16")  # what depth is recorded as, though it could be a picture
+_FIRST_IMAGES = 3  # of a topic, by which it is chosen
+_UNSTAMPED_BYTES = 64 << 20  # of images without a stamp that wait for one with it
+_SAME_CLOCK_NS = 5 * SECOND  # what transport may take; further apart, two cameras' clocks differ
 _TYPES = {IMAGE: "sensor_msgs/msg/Image", COMPRESSED: "sensor_msgs/msg/CompressedImage"}
 
 
 class BagSource(Source):
     """The images of a rosbag: a ``.bag``, ``.mcap`` or ``.db3`` file, or a ROS 2 bag's folder.
 
-    A frame's stamp is its header's, in nanoseconds as recorded; where a topic's first header has a
-    stamps of zero, or with ``stamps`` "recorded", it is timed by the recorder's clock. Stamps that
-    do not increase are left out, and a pause or a jump ahead is believed if three frames agree on
-    it, or the bag ends in a pause.
+    A frame's stamp is its header's, in nanoseconds as recorded; where a topic's headers have
+    stamps of zero, or with ``stamps`` "recorded", it is timed by the recorder's clock. Of several
+    cameras those on another clock than the first are moved onto that, and a note says so.
+    Stamps that do not increase are left out, and a pause or a jump ahead is believed if three
+    frames agree on it, or the bag ends in a pause.
     ``Frame.source`` is the topic. Frames are sampled by stamp, topic by topic, and only those
     wanted are decoded.
 
     Args:
         path: the bag.
-        topics: image topics to read; None: the one with the most images; ["all"]: every one.
+        topics: image topics to read; None: the one with the most images that can be seen, which
+            those of a depth camera cannot; ["all"]: every one.
         fps: frames per second to take of each topic (None: every one).
         start, end: seconds from the first frame; frames in [start, end) are given.
         size: (width, height) to scale to (None: as recorded).
@@ -121,14 +129,22 @@ class BagSource(Source):
             topic: _TopicClock(topic, self._fps, by_log, self._max_gap_ns, state, reasons)
             for topic in self.topics
         }
+        moved = _OneClock(state)
         origin: int | None = None
-        for raw, stamp in self._timed(clocks, reasons):
+        for raw, own_stamp in self._timed(clocks, reasons):
             clock = clocks[raw.channel.topic]
             state.counts.decoded += 1
+            stamp = own_stamp + moved.by(raw, own_stamp)
+            if stamp < 0:
+                state.counts.unordered += 1
+                reasons.setdefault("unordered", "a stamp lies before the beginning of time")
+                continue
             origin = stamp if origin is None else origin
             offset = (stamp - origin) / SECOND
+            # Of several cameras the first frame read may not be the earliest.
+            early = self._start > 0 and offset < self._start
             late = self._end is not None and offset >= self._end
-            if offset < self._start or late or not clock.wants(stamp):
+            if early or late or not clock.wants(stamp):
                 state.counts.unwanted += 1
                 continue
             try:
@@ -193,10 +209,32 @@ class BagSource(Source):
             return found
         # Most images; of a camera's raw and compressed topic the raw one.
         count = {c.topic: (c.count or 0, c.kind == IMAGE) for c in self.image_channels}
-        best = max(found, key=lambda topic: count[topic])
-        if others := [topic for topic in found if topic != best]:
-            self._notes.append(f"Read: {best}. Other image topics: {', '.join(others)}.")
+        order = sorted(found, key=lambda topic: count[topic], reverse=True)
+        if len(order) == 1:
+            return order
+        looks: dict[str, tuple[int, str]] = {}
+        for topic in order:
+            looks[topic] = self._look(topic)
+            if looks[topic][0] == _SEEN:
+                break
+        best = max(looks, key=lambda topic: looks[topic][0])  # the first of them
+        others = [topic + looks.get(topic, (0, ""))[1] for topic in order if topic != best]
+        self._notes.append(f"Read: {best}. Other image topics: {', '.join(others)}.")
         return [best]
+
+    def _look(self, topic: str) -> tuple[int, str]:
+        """How well the images of ``topic`` can be seen, by its first ones, and why not better."""
+        decoder, best = _Decoder(None, self._limit), (0, "")
+        for raw in itertools.islice(self._files.messages({topic}), _FIRST_IMAGES):
+            try:
+                _, encoding = decoder.image(raw), decoder.encoding
+            except InvalidImageError as error:
+                best = max(best, (0, f" ({error})"))
+                continue
+            if encoding.lower() not in _DEEP:
+                return _SEEN, ""
+            best = max(best, (1, f" ({encoding}: depth?)"))
+        return best
 
     def _why_not(self, topic: str, found: list[str]) -> str:
         kinds = {c.topic: c.kind for c in self._files.channels}
@@ -230,7 +268,7 @@ class _TopicClock:
     """Stamps of one topic that are believed, and which of them to take.
 
     Args:
-        by_log: timed by the recorder's clock; None: if the first two headers have no stamps.
+        by_log: timed by the recorder's clock; None: if the first headers have no stamps.
         state, reasons: where it is counted what is left out, and why the first was.
     """
 
@@ -265,7 +303,8 @@ class _TopicClock:
                 self._leave_out(str(fault))
                 return
         if self._by_log is None:
-            if stamp == 0 and not self._unstamped:
+            held = sum(len(other.data) for other in self._unstamped)
+            if stamp == 0 and held < _UNSTAMPED_BYTES:
                 self._unstamped.append(raw)
                 return
             yield from self._decide(stamp == 0)
@@ -280,11 +319,11 @@ class _TopicClock:
         """From here on images are timed by the recorder's clock, or by their headers."""
         if self._by_log is None:
             self._by_log = by_log
-        for raw in self._unstamped:
-            if self._by_log:
+            if self._by_log and self._unstamped:
                 self._state.notes.append(
                     f"The headers of {self._topic} have no stamps; timed by the recorder's clock."
                 )
+        for raw in self._unstamped:
             yield from self._time(raw, 0)
         self._unstamped.clear()
 
@@ -320,9 +359,41 @@ class _TopicClock:
         self._sampler = self._before
 
 
+class _OneClock:
+    """By how much the stamps of each topic are moved, so that all are on the first one's clock.
+
+    A clock is told by how far the topic's first frame is from the recorder's clock.
+    """
+
+    def __init__(self, state: SourceState) -> None:
+        self._state = state
+        self._ahead: dict[str, int] = {}  # of the recorder's clock, in ns
+        self._moves: dict[str, int] = {}
+
+    def by(self, raw: Raw, stamp: int) -> int:
+        """In ns, for a frame with this stamp."""
+        topic = raw.channel.topic
+        if topic in self._moves:
+            return self._moves[topic]
+        self._ahead[topic] = stamp - raw.log_ns
+        first = next(iter(self._ahead))
+        apart = self._ahead[topic] - self._ahead[first]
+        self._moves[topic] = 0 if abs(apart) <= _SAME_CLOCK_NS else -apart
+        if self._moves[topic]:
+            way = "ahead of" if apart > 0 else "behind"
+            self._state.notes.append(
+                f"The clock of {topic} is {abs(apart) / SECOND:,.1f} s {way} that of {first}: its "
+                "stamps were moved by as much."
+            )
+        return self._moves[topic]
+
+
 class _Decoder:
+    """``encoding`` is that of the last message, as it says itself."""
+
     def __init__(self, size: tuple[int, int] | None, limit: PictureLimit) -> None:
         self._size, self._limit = size, limit
+        self.encoding = ""
         self._ros1 = get_typestore(Stores.ROS1_NOETIC)
         self._ros2 = get_typestore(Stores.ROS2_JAZZY)
 
@@ -338,6 +409,7 @@ class _Decoder:
         except Exception as error:  # bytes from outside fail in any way
             words = " ".join(str(error).split())[:300] or type(error).__name__
             raise InvalidImageError(f"a message is not a {kind}: {words}") from error
+        self.encoding = str(getattr(message, "encoding", "") or message.format.split(";")[0])
         to_rgb = image_to_rgb if kind == IMAGE else compressed_to_rgb
         image = to_rgb(message, limit=self._limit)
         if self._size is not None and image.shape[1::-1] != self._size:

@@ -43,13 +43,15 @@ _UNITS = (SECOND, 1_000_000, 1_000, 1)  # nanoseconds in: s, ms, us, ns
 class ImageFolderSource(Source):
     """The images of a folder, in the order of their numbers.
 
-    If every name ends in a time since the epoch (in s, with or without a decimal point, ms, us or
-    ns: ``1305031102.175304.png``, ``cam0_1403636579763555584.jpg``), that is the stamp. Otherwise
-    image *n* of the sorted names gets the stamp n / ``frame_rate``.
+    If names end in a time since the epoch (in s, with or without a decimal point, ms, us or ns:
+    ``1305031102.175304.png``, ``cam0_1403636579763555584.jpg``), that is the stamp; where most do,
+    the others are left out, and a note says so. Otherwise image *n* of the sorted names gets the
+    stamp n / ``frame_rate``.
 
     Args:
-        folder: the folder; its sub-folders are not read.
-        frame_rate: images per second where the names hold no time; given, it overrides the names.
+        folder: the folder; its sub-folders and hidden files (``._1.png``) are not read.
+        frame_rate: images per second where the names hold no time (None: `DEFAULT_RATE`, and a
+            note says so); given, it overrides the names.
         fps: frames per second to take (None: every one).
         start, end: seconds from the first image; images in [start, end) are given.
         size: (width, height) to scale to (None: as they are).
@@ -85,36 +87,55 @@ class ImageFolderSource(Source):
         self._limit = PictureLimit(max_decoded_megapixels)
         if not self.path.is_dir():
             raise SourceNotFoundError(f"There is no folder {self.path}. Check the path.")
-        files = sorted(
-            (f for f in self.path.iterdir() if f.suffix.lower() in SUFFIXES), key=_natural
-        )
+        images = [f for f in self.path.iterdir() if f.suffix.lower() in SUFFIXES]
+        files = sorted((f for f in images if not f.name.startswith(".")), key=_natural)
         if not files:
             raise SourceUnreadableError(
                 f"The folder {self.path} holds no images ({', '.join(sorted(SUFFIXES))})."
             )
-        stamps = None if frame_rate is not None else _stamps_of(files)
-        if stamps is None:
-            self.rate = frame_rate or self.DEFAULT_RATE
-            stamps = [round(i * SECOND / self.rate) for i in range(len(files))]
-        else:
-            files = [file for _, file in sorted(zip(stamps, files, strict=True))]
-            stamps = sorted(stamps)
+        self._notes: list[str] = []
+        if hidden := len(images) - len(files):
+            self._notes.append(f"Hidden files are not read ({hidden} named like an image).")
+        named = {} if frame_rate is not None else {f: t for f in files if (t := _stamp_of(f))}
+        self._timeless: list[Path] = []  # left out among images with times
+        if 2 * len(named) > len(files):
+            self._timeless = [f for f in files if f not in named]
+            files = sorted(named, key=lambda f: named[f])  # of the same time by their numbers
+            stamps = [named[f] for f in files]
             span = stamps[-1] - stamps[0]
             self.rate = (len(stamps) - 1) * SECOND / span if span else None
+        else:
+            self.rate = frame_rate or self.DEFAULT_RATE
+            stamps = [round(i * SECOND / self.rate) for i in range(len(files))]
+            if frame_rate is None:
+                have = f"Only {len(named)} of {len(files)}" if named else "None"
+                self._notes.append(
+                    f"{have} of the images' names in {self.name} end in a time: {self.rate:g} "
+                    "images a second are assumed (frame_rate)."
+                )
         self._files, self._stamps = files, stamps
         self.duration = (stamps[-1] - stamps[0]) / SECOND + (1 / self.rate if self.rate else 0)
         self.size = size
 
     def __iter__(self) -> Iterator[Frame]:
-        self.state = state = SourceState()
+        self.state = state = SourceState(notes=list(self._notes))
         counts = state.counts
+        if self._timeless:
+            counts.decoded = counts.unusable = len(self._timeless)
+            state.notes.append(
+                f"{counts.unusable} of {counts.unusable + len(self._files)} images left out: their "
+                f"names end in no time, as the others do (the first: {cut(self._timeless[0].name)})"
+                "; frame_rate times all by their order."
+            )
         sampler = StampSampler(self._fps) if self._fps is not None else None
         last, first = None, ""  # the stamp before, and why the first unusable picture is so
+        broken, repeated = 0, ""  # unusable pictures, and the first with the time of another
         for stamp, file in zip(self._stamps, self._files, strict=True):
             counts.decoded += 1
             offset = (stamp - self._stamps[0]) / SECOND
             if last is not None and stamp <= last:
                 counts.unordered += 1
+                repeated = repeated or file.name
                 continue
             last = stamp
             if (
@@ -128,12 +149,18 @@ class ImageFolderSource(Source):
                 image = self._read(file)
             except InvalidImageError as error:
                 counts.unusable += 1
+                broken += 1
                 first = first or f"{cut(file.name)}: {error}"
-                others = f", as {counts.unusable - 1} others" if counts.unusable > 1 else ""
+                others = f", as {broken - 1} others" if broken > 1 else ""
                 state.damage = f"{first}; left out{others}."
                 continue
             counts.given += 1
             yield Frame(stamp, image, self.name)
+        if repeated:
+            state.notes.append(
+                f"{counts.unordered} of {counts.decoded} images left out: another has the same "
+                f"time (the first: {cut(repeated)})."
+            )
 
     def _read(self, file: Path) -> np.ndarray:
         """Raises InvalidImageError."""
@@ -169,23 +196,14 @@ def _natural(file: Path) -> list[tuple[int, int | str]]:
     return [(0, int(p)) if p.isdecimal() else (1, p) for p in parts]
 
 
-def _stamps_of(files: list[Path]) -> list[int] | None:
-    """Nanoseconds since the epoch from every name's last number, or None if any has none."""
-    stamps = []
-    for file in files:
-        match = re.search(r"(\d{9,19})(?:\.(\d{1,9}))?$", file.stem)
-        if match is None:
-            return None
-        whole, fraction = int(match[1]), match[2]
-        if fraction is not None:
-            if not _EARLIEST <= whole < _LATEST:
-                return None
-            stamps.append(whole * SECOND + int(fraction.ljust(9, "0")))
-            continue
-        for unit in _UNITS:
-            if _EARLIEST <= whole * unit / SECOND < _LATEST:
-                stamps.append(whole * unit)
-                break
-        else:
-            return None
-    return stamps
+def _stamp_of(file: Path) -> int | None:
+    """Nanoseconds since the epoch from the last number of a name, or None if that is no time."""
+    match = re.search(r"(\d{9,19})(?:\.(\d{1,9}))?$", file.stem)
+    if match is None:
+        return None
+    whole, fraction = int(match[1]), match[2]
+    if fraction is not None:
+        stamp = whole * SECOND + int(fraction.ljust(9, "0"))
+        return stamp if _EARLIEST <= whole < _LATEST else None
+    stamps = (whole * unit for unit in _UNITS)
+    return next((s for s in stamps if _EARLIEST <= s / SECOND < _LATEST), None)

@@ -17,7 +17,7 @@ from mcap.data_stream import ReadDataStream
 from mcap.opcode import Opcode
 from mcap.reader import SeekingReader
 from mcap.records import Channel as McapChannel
-from mcap.records import Chunk, ChunkIndex, Message, Schema
+from mcap.records import Chunk, ChunkIndex, Message, Schema, Statistics
 from mcap.stream_reader import breakup_chunk
 
 from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
@@ -27,6 +27,7 @@ from .bag_reader import Channel, FileReader, Raw, plain_kind, plain_topic
 from .unpacking import unpack
 
 _MAGIC = b"\x89MCAP0\r\n"
+_FOOTER = 20  # bytes of that record
 _RECORD = struct.Struct("<BQ")  # opcode, length
 
 
@@ -52,6 +53,8 @@ class IndexedMcapFile(FileReader):
             counts = summary.statistics.channel_message_counts
             if not set(counts) <= set(summary.channels):
                 raise UnindexedError("the summary does not name every channel")
+            if not {c.schema_id for c in summary.channels.values()} <= {0, *summary.schemas}:
+                raise UnindexedError("the summary does not name every type")
         except BaseException:
             self._stream.close()
             raise
@@ -103,16 +106,18 @@ class IndexedMcapFile(FileReader):
 def mcap_records(
     stream: IO[bytes], limit: PictureLimit, refuse: Callable[[Exception], None]
 ) -> Iterator[tuple[int, bytes]]:
-    """Opcode and content of each record that leads to messages, from where ``stream`` stands.
+    """Opcode and content of records that hold or count messages, from where ``stream`` stands.
 
     Others, such as attachments, are passed over, and so is one that is too long, once ``refuse``
-    has been told. Raises EOFError where a record is cut off.
+    has been told. Raises EOFError where a record is cut off, or the file ends without its footer.
     """
     while head := stream.read(_RECORD.size):
         if len(head) < _RECORD.size:
             raise EOFError("the file ends inside a record")
         opcode, length = _RECORD.unpack(head)
         if opcode == Opcode.FOOTER:
+            if length != _FOOTER or stream.read(length + len(_MAGIC))[length:] != _MAGIC:
+                raise EOFError("the file does not end behind its footer")
             return
         if opcode not in _READ:
             stream.seek(length, io.SEEK_CUR)
@@ -127,6 +132,7 @@ def mcap_records(
         if len(content) < length:
             raise EOFError("the file ends inside a record")
         yield opcode, content
+    raise EOFError("the file ends without its footer")
 
 
 def _raise(error: Exception) -> None:
@@ -140,7 +146,7 @@ def check_magic(stream: IO[bytes]) -> None:
 
 
 def parsed(opcode: int, content: bytes) -> Any:
-    """The record: a Schema, Channel, Message or Chunk of the library's."""
+    """The record: a Schema, Channel, Message, Chunk or Statistics of the library's."""
     stream = ReadDataStream(io.BytesIO(content))
     if opcode == Opcode.MESSAGE:
         return Message.read(stream, len(content))
@@ -167,4 +173,5 @@ _READ: dict[int, Any] = {
     Opcode.CHANNEL: McapChannel,
     Opcode.MESSAGE: Message,
     Opcode.CHUNK: Chunk,
+    Opcode.STATISTICS: Statistics,
 }

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from fake_engine import SilentEngine, chunk_result
 
-from stream_vlm_ros.errors import InvalidParameterError
+from stream_vlm_ros.errors import InvalidImageError, InvalidParameterError
 from stream_vlm_ros.replay import chunks, feed
 from stream_vlm_ros.replay.feeding import frame_seconds
 from stream_vlm_ros.sources import Frame
@@ -67,3 +67,17 @@ def test_a_frame_lasts_as_long_as_the_rate_says_or_else_the_source_s_own():
     assert (frame_seconds(2.0, source), frame_seconds(0.0, source)) == (0.5, 0.0)
     source.rate = 10.0
     assert (frame_seconds(2.0, source), frame_seconds(0.0, source)) == (0.5, 0.1)
+
+
+def test_a_picture_that_the_model_cannot_use_is_left_out_counted_and_said():
+    class Choosy(RecordingEngine):
+        def append_video_chunk(self, frames, fps=None, timestamps=None):
+            if frames[0].shape[0] == 3000:
+                raise InvalidImageError("too long")
+            return super().append_video_chunk(frames, fps, timestamps)
+
+    engine, odd = Choosy(), frame(2, (3000, 5, 3))
+    fed = feed(engine, [frame(0), frame(1), odd, frame(3), frame(4)], 4)
+    assert [numbers for numbers, _ in engine.calls] == [[0, 1], [3, 4]]
+    assert (fed.frames, fed.refused, fed.refusal) == (4, 1, "too long")
+    assert fed.note == "1 frame left out (the first: too long)"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import sqlite3
 import struct
 import tracemalloc
 from contextlib import closing
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import zstandard
 from mcap.reader import SeekingReader
-from mcap.writer import CompressionType
+from mcap.writer import CompressionType, IndexType
 from mcap.writer import Writer as McapWriter
 from PIL import Image
 from rosbags.rosbag1 import Writer as Ros1Writer
@@ -683,3 +684,227 @@ def test_images_further_apart_than_time_may_jump_are_left_out_and_the_setting_is
     assert "4 of 5 images left out" in note and "up to 3600 s apart" in note
     assert "max_time_gap" in note
     assert greys(BagSource(bag, max_time_gap=7201)) == [0, 1, 2, 3, 4]
+
+
+# What is there is read, or what is lacking is said ----------------------------------------------
+
+
+@pytest.mark.parametrize("apart", [-7200, 7200, 365 * 86400])
+def test_cameras_on_different_clocks_lose_nothing_and_it_is_said(tmp_path, apart):
+    messages = [("/front", stamp + 3, raw_image(stamp, i)) for i, stamp in enumerate(stamps(10))]
+    messages += [
+        ("/rear", stamp + 5, raw_image(stamp + apart * SECOND, i))
+        for i, stamp in enumerate(stamps(10))
+    ]
+    path = write_ros2(tmp_path / "drive", sorted(messages, key=lambda m: m[1]))
+    source = open_source(path, topics=["all"], end=0.55)
+    frames = list(source)
+    for topic in ("/front", "/rear"):
+        own = [f.stamp_ns for f in frames if f.source == topic]
+        assert own == pytest.approx(stamps(6), abs=10)  # by the recorder's clock, to its 2 ns
+    (note,) = source.state.notes
+    assert f"/rear is {abs(apart):,}.0 s {'behind' if apart < 0 else 'ahead of'}" in note
+    # Named alone, a camera is on its own clock.
+    alone = [f.stamp_ns for f in open_source(path, topics=["/rear"])]
+    assert alone == [s + apart * SECOND for s in stamps(10)]
+
+
+def test_the_earliest_of_two_cameras_is_given_though_it_was_recorded_after_the_other(tmp_path):
+    late, early = START + SECOND // 10, START
+    messages = [("/a", START + 1, raw_image(late, 0)), ("/b", START + 2, raw_image(early, 1))]
+    source = open_source(write_ros2(tmp_path / "drive", messages), topics=["all"])
+    assert sorted(f.stamp_ns for f in source) == [early, late]
+
+
+def test_several_headers_of_zero_before_simulated_time_runs_cost_those_frames_only(tmp_path):
+    seconds = [0, 0, 0, 0.1, 0.2, 0.3]
+    messages = [
+        ("/camera", stamp, raw_image(round(seconds[i] * SECOND), i))
+        for i, stamp in enumerate(stamps(6))
+    ]
+    source = open_source(write_ros2(tmp_path / "drive", messages))
+    assert [f.stamp_ns for f in source] == [round(s * SECOND) for s in (0, 0.1, 0.2, 0.3)]
+    assert source.state.counts.unordered == 2
+    assert "2 of 6 images left out" in source.state.notes[0]
+
+
+def unfinished(folder, journal, count=20, settled=4):
+    """A bag in SQLite as a recorder that was killed leaves it: most of it in the log next to it."""
+    whole = storage_file(write_ros2(folder / "whole", camera(count), StoragePlugin.SQLITE3))
+    file = folder / "drive.db3"
+    with closing(sqlite3.connect(whole)) as source, closing(sqlite3.connect(file)) as target:
+        source.backup(target)
+        rows = source.execute("SELECT * FROM messages WHERE id > ?", (settled,)).fetchall()
+        target.execute("DELETE FROM messages WHERE id > ?", (settled,))
+        target.commit()
+        target.execute("VACUUM")
+        target.execute(f"PRAGMA journal_mode = {journal}").fetchall()
+        target.execute("PRAGMA wal_autocheckpoint = 0").fetchall()
+        target.execute("PRAGMA cache_size = 1").fetchall()
+        for row in rows:
+            target.execute("INSERT INTO messages VALUES (?, ?, ?, ?)", row)
+        if journal == "WAL":
+            target.commit()
+        killed = folder / "killed"
+        killed.mkdir()
+        for path in folder.glob("drive.db3*"):
+            if not path.name.endswith("-shm"):
+                shutil.copyfile(path, killed / path.name)
+    return killed / "drive.db3"
+
+
+@pytest.mark.parametrize(("journal", "there"), [("WAL", 20), ("DELETE", 4)])
+def test_a_bag_of_sqlite_that_was_not_closed_is_read_as_sqlite_reads_it(tmp_path, journal, there):
+    file = unfinished(tmp_path, journal)
+    before = {path.name: path.read_bytes() for path in file.parent.iterdir()}
+    assert len(before) == 2
+    for given in (file, file.parent):
+        source = open_source(given)
+        assert greys(source) == list(range(there))
+        assert source.state.damage is None
+    assert {path.name: path.read_bytes() for path in file.parent.iterdir()} == before
+
+
+def test_messages_that_metadata_announces_and_no_file_has_are_said(tmp_path):
+    bag = write_ros2(tmp_path / "drive", camera(20), StoragePlugin.SQLITE3)
+    with closing(sqlite3.connect(storage_file(bag))) as database:
+        database.execute("DELETE FROM messages WHERE id > 4")
+        database.commit()
+    source = open_source(bag)
+    assert greys(source) == [0, 1, 2, 3]
+    assert "lacks messages" in source.state.damage
+    assert "Messages read: 4 of 20 on /camera" in source.state.damage
+
+
+NO_INDEX = IndexType.ATTACHMENT | IndexType.METADATA
+SUMMARIES = {
+    "no message index": {"index_types": IndexType.CHUNK},
+    "no chunk index": {"index_types": IndexType.MESSAGE},
+    "no index": {"index_types": NO_INDEX},
+    "no channels": {"repeat_channels": False},
+    "no types": {"repeat_schemas": False},
+    "no statistics": {"use_statistics": False},
+    "no offsets": {"use_summary_offsets": False},
+    "no chunks": {"use_chunking": False},
+    "nothing": {
+        "index_types": NO_INDEX, "repeat_channels": False, "repeat_schemas": False,
+        "use_statistics": False, "use_summary_offsets": False,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("leaving_out", SUMMARIES)
+def test_an_mcap_is_read_whole_whatever_its_summary_leaves_out(tmp_path, leaving_out):
+    path = tmp_path / "drive.mcap"
+    with path.open("wb") as stream:
+        writer = McapWriter(stream, chunk_size=5000, **SUMMARIES[leaving_out])
+        writer.start("ros2", "")
+        schema = writer.register_schema(IMAGE, "ros2msg", b"")
+        channel = writer.register_channel("/camera", "cdr", schema)
+        for _, log_ns, message in camera(20):
+            writer.add_message(channel, log_ns, bytes(ROS2.serialize_cdr(message, IMAGE)), log_ns)
+        writer.finish()
+    source = open_source(path)
+    assert greys(source) == list(range(20))
+    assert source.state == type(source.state)(counts=source.state.counts)  # nothing to say
+
+
+def depth_image(stamp_ns, encoding):
+    depth = np.full((24, 32), 1500, np.float32 if encoding == "32FC1" else np.uint16)
+    message = raw_image(stamp_ns, 0)
+    message.encoding, message.step = encoding, depth.strides[0]
+    message.data = np.frombuffer(depth.tobytes(), np.uint8)
+    return message
+
+
+def compressed_depth(stamp_ns):
+    message = jpeg_image(stamp_ns, 0)
+    message.format = "16UC1; compressedDepth png"
+    return message
+
+
+@pytest.mark.parametrize("kind", ["16UC1", "mono16", "32FC1", "compressedDepth"])
+@pytest.mark.parametrize("storage", [StoragePlugin.MCAP, StoragePlugin.SQLITE3])
+def test_of_a_depth_cameras_bag_the_pictures_are_chosen_and_it_is_said(tmp_path, kind, storage):
+    messages = camera(5, topic="/color")
+    for stamp in stamps(15):
+        deep = compressed_depth(stamp) if kind == "compressedDepth" else depth_image(stamp, kind)
+        messages.append(("/depth", stamp + 1, deep))
+    path = write_ros2(tmp_path / "drive", sorted(messages, key=lambda m: m[1]), storage)
+    source = open_source(path)
+    assert greys(source) == list(range(5))
+    assert source.topics == ["/color"]
+    assert source.state.notes[0].startswith("Read: /color. Other image topics: /depth (")
+
+
+def loose_mcap(path, count=20):
+    """An MCAP without chunks and without an index."""
+    with path.open("wb") as stream:
+        writer = McapWriter(stream, use_chunking=False, compression=CompressionType.NONE)
+        writer.start("ros2", "")
+        schema = writer.register_schema(IMAGE, "ros2msg", b"")
+        channel = writer.register_channel("/camera", "cdr", schema)
+        for _, log_ns, message in camera(count):
+            writer.add_message(channel, log_ns, bytes(ROS2.serialize_cdr(message, IMAGE)), log_ns)
+        writer.finish()
+    return bytearray(path.read_bytes())
+
+
+@pytest.mark.parametrize("how", ["cut", "another kind of record", "a length beyond the end"])
+def test_an_mcap_that_lacks_messages_says_so_wherever_its_records_go_on(tmp_path, how):
+    path = tmp_path / "drive.mcap"
+    data = loose_mcap(path)
+    record = bytes([5]) + struct.pack("<Q", 22 + len(ROS2.serialize_cdr(camera(1)[0][2], IMAGE)))
+    places = [i for i in range(len(data)) if data[i : i + 9] == record]
+    assert len(places) == 20
+    if how == "cut":  # exactly between two records
+        del data[places[10] :]
+    elif how == "another kind of record":
+        data[places[10]] = 0x0C  # metadata
+    else:
+        data[places[10] : places[10] + 9] = bytes([0x0C]) + struct.pack("<Q", 10**9)
+    path.write_bytes(data)
+    source = open_source(path)
+    kept = [n for n in range(20) if n < 10 or (n > 10 and how == "another kind of record")]
+    assert greys(source) == kept
+    assert "damaged" in source.state.damage
+
+
+@pytest.mark.parametrize("what", ["number of chunks", "kind of a chunk"])
+def test_a_ros_1_bag_that_lacks_chunks_says_so_or_finds_them(tmp_path, what):
+    path = tmp_path / "drive.bag"
+    bag = Ros1Writer(path)
+    bag.chunk_threshold = 100
+    with bag:
+        connection = bag.add_connection("/camera", IMAGE, typestore=ROS1)
+        for index, stamp in enumerate(stamps(6)):
+            message = raw_image(stamp, index, ROS1.types, seq=index)
+            bag.write(connection, stamp, ROS1.serialize_ros1(message, IMAGE))
+    data = bytearray(path.read_bytes())
+    if what == "number of chunks":
+        at = data.index(b"chunk_count=") + 12
+        assert data[at : at + 4] == struct.pack("<I", 6)
+        data[at] = 2
+    else:
+        data[data.rindex(b"type=")] ^= 1  # the library refuses the index
+        at = [i for i in range(len(data)) if data[i : i + 4] == b"op=\5"][3] + 3
+        data[at] = 0x55
+    path.write_bytes(data)
+    source = open_source(path)
+    if what == "number of chunks":
+        assert greys(source) == list(range(6))
+    else:
+        assert greys(source) == [0, 1, 2, 4, 5]
+        assert "no known kind" in source.state.damage
+
+
+@pytest.mark.parametrize("column", ["data = 'text'", "timestamp = 'soon'", "topic_id = 99"])
+def test_a_row_of_another_type_costs_one_image(tmp_path, column):
+    bag = write_ros2(tmp_path / "drive", camera(6), StoragePlugin.SQLITE3)
+    with closing(sqlite3.connect(storage_file(bag))) as database:
+        database.execute(f"UPDATE messages SET {column} WHERE id = 3")
+        database.commit()
+    source = open_source(bag)
+    assert set(range(6)) - set(greys(source)) <= {2}
+    if source.state.counts.given < 6:
+        assert source.state.counts.unusable == 1 or "5 of 6" in source.state.damage

@@ -153,3 +153,42 @@ def test_of_several_pictures_in_one_file_the_first_is_taken(tmp_path, suffix):
     first.save(tmp_path / f"1.{suffix}", save_all=True, append_images=more, lossless=True)
     (frame,) = ImageFolderSource(tmp_path)
     assert frame.image[0, 0].tolist() == [0, 0, 200]
+
+
+TIMED = [f"170000000{second}.png" for second in range(4)]
+
+
+def test_hidden_files_are_no_images_and_change_no_time(tmp_path):
+    write_images(tmp_path, TIMED)
+    for name in ("._0001.png", "._1700000000.png", ".thumbnail.png"):  # as a Mac's archive has them
+        (tmp_path / name).write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X        ")
+    source = ImageFolderSource(tmp_path)
+    assert [f.stamp_ns // 10**9 for f in source] == [1700000000 + n for n in range(4)]
+    assert source.state.damage is None and source.state.counts.decoded == 4
+    assert source.state.notes == ["Hidden files are not read (3 named like an image)."]
+
+
+def test_one_name_without_a_time_among_times_is_left_out_and_said(tmp_path):
+    write_images(tmp_path, [*TIMED, "0001.png"])
+    source = ImageFolderSource(tmp_path)
+    assert [f.stamp_ns // 10**9 for f in source] == [1700000000 + n for n in range(4)]
+    assert (source.state.counts.unusable, source.state.counts.decoded) == (1, 5)
+    (note,) = source.state.notes
+    assert note.startswith("1 of 5 images left out") and "0001.png" in note
+
+
+def test_a_rate_that_is_assumed_is_said_and_one_that_is_given_is_not(tmp_path):
+    write_images(tmp_path, ["a.png", "b.png", "1700000000.png"])
+    source = ImageFolderSource(tmp_path)
+    assert [f.stamp_ns for f in source] == [0, 500 * MS, 1000 * MS]
+    (note,) = source.state.notes
+    assert "Only 1 of 3" in note and "2 images a second are assumed" in note
+    source = ImageFolderSource(tmp_path, frame_rate=10)
+    assert [f.stamp_ns for f in source] == [0, 100 * MS, 200 * MS] and not source.state.notes
+
+
+def test_two_images_of_the_same_time_are_one_and_a_note(tmp_path):
+    write_images(tmp_path, ["left_1700000000.png", "right_1700000000.png", "left_1700000001.png"])
+    source = ImageFolderSource(tmp_path)
+    assert len(list(source)) == 2 and source.state.counts.unordered == 1
+    assert "right_1700000000.png" in source.state.notes[0]

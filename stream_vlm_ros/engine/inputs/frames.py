@@ -168,6 +168,17 @@ class PatchGrid:
         return t * h * w // self.merge_size**2
 
 
+def check_shape(height: int, width: int) -> None:
+    """Raise InvalidImageError for a picture that the model cannot use, whatever its size."""
+    if height < 1 or width < 1:
+        raise InvalidImageError(f"the image is empty: {width}x{height} pixels")
+    if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
+        raise InvalidImageError(
+            f"the image is {width}x{height} pixels: one side is more than {MAX_ASPECT_RATIO} times "
+            "the other, which the model cannot use; crop it"
+        )
+
+
 def smart_resize(
     height: int, width: int, factor: int, min_pixels: int, max_pixels: int
 ) -> tuple[int, int]:
@@ -178,13 +189,7 @@ def smart_resize(
     and narrow picture can stay above ``max_pixels``.) Raises InvalidImageError for an empty picture
     or one over 200 times longer than wide.
     """
-    if height < 1 or width < 1:
-        raise InvalidImageError(f"the image is empty: {width}x{height} pixels")
-    if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
-        raise InvalidImageError(
-            f"the image is {width}x{height} pixels: one side is more than {MAX_ASPECT_RATIO} times "
-            "the other, which the model cannot use; crop it"
-        )
+    check_shape(height, width)
     rows, columns = round(height / factor) * factor, round(width / factor) * factor
     if rows * columns > max_pixels:
         shrink = math.sqrt((height * width) / max_pixels)
