@@ -107,6 +107,12 @@ class VideoSource(Source):
         films = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         best = container.streams.best("video")
         stream = next((s for s in films if s is best), films[0] if films else None)
+        # PyAV has no codec where FFmpeg knows none, though it types it otherwise.
+        if stream is not None and getattr(stream, "codec_context", None) is None:
+            raise SourceUnreadableError(
+                f"{self.path} holds a video of a codec that FFmpeg does not know: it is damaged, "
+                "or of another program's own kind."
+            )
         if stream is not None:
             limit_decoder(stream, self._limit, str(self.path))
         if stream is None or (stream.codec_context.width == 0 and stream.codec_context.height == 0):
@@ -182,18 +188,35 @@ class VideoSource(Source):
 
     def _look_for_damage(self, stream: VideoStream, clock: _Clock, state: SourceState) -> None:
         """Whether the file ended before the length that its own header promises."""
-        if state.counts.decoded == 0 and state.damage is None and self._start == 0:
+        counts = state.counts
+        if counts.decoded == 0 and state.damage is None and self._start == 0:
             state.damage = f"{self.path} holds no frame that can be decoded."
+        if not self._start and clock.first_ns > 2.5 * clock.interval_ns:
+            state.notes.append(
+                f"The first picture that can be decoded comes {clock.first_ns / SECOND:.1f} s "
+                "after the file's beginning."
+            )
         promised = self.duration
         # A container's own duration may be that of a longer sound track: then it promises nothing.
         of_video = stream.duration is not None or len(stream.container.streams) == 1
         if state.damage is None and promised is not None and of_video:
             reached = (clock.last_ns + clock.interval_ns) / SECOND
-            if reached < promised - max(1.0, 0.02 * promised) and self._start < promised:
+            if self._start >= promised:
+                pass
+            elif reached < promised - max(1.0, 0.02 * promised):
                 state.damage = (
                     f"{self.path} breaks off at {reached:.1f} s of {promised:.1f} s: it was not "
                     "written or copied to its end. Everything before was read."
                 )
+            elif reached < promised - 2.5 * clock.interval_ns / SECOND:
+                state.notes.append(
+                    f"The last picture ends at {reached:.1f} s, but the file announces "
+                    f"{promised:.1f} s."
+                )
+        if not (self._start or state.damage or state.notes) and stream.frames > counts.decoded:
+            state.notes.append(
+                f"The file announces {stream.frames} pictures; {counts.decoded} were read."
+            )
 
 
 class _Clock:
@@ -207,7 +230,7 @@ class _Clock:
         self._steps: Counter[int] = Counter()  # from one frame to the next, in ms -> how often
         self._longest_ns = (0, 0)  # step, and the stamp before it
         self.interval_ns = round(SECOND / (rate or ASSUMED_RATE))
-        self.last_ns = -1
+        self.first_ns = self.last_ns = -1
         self._rate = rate
 
     def seek(self, container: InputContainer, start_ns: int) -> None:
@@ -289,7 +312,7 @@ class _Clock:
     def _told(self, stamp: int) -> int:
         """``stamp``, which is believed, of the file's clock; as one of the source's."""
         if self.last_ns < 0:
-            self.last_ns = stamp
+            self.first_ns = self.last_ns = stamp
             return stamp
         if stamp <= self._reached:
             back = self._reached - stamp

@@ -486,3 +486,44 @@ def test_a_cover_picture_is_no_video(tmp_path, suffix):
         SourceUnreadableError, match=r"no video in it \(only a cover picture, audio"
     ):
         VideoSource(path)
+
+
+def test_pictures_that_lack_at_the_end_are_said_though_they_are_few(tmp_path):
+    path = write_video(tmp_path / "a.mkv", "ffv1", count=100)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 94 // 100])
+    source = VideoSource(path)
+    assert 90 < len(list(source)) < 97
+    assert any("announces 10.0 s" in note for note in source.state.notes)
+
+
+def test_pictures_that_lack_at_the_beginning_are_said(tmp_path):
+    path = write_intra(tmp_path / "a.ts", range(0, 10_000, 100), codec="libx264", every=10)
+    data = bytearray(path.read_bytes())
+    key = data.index(b"\x00\x00\x01\x65")  # the first IDR picture of H.264
+    data[key + 3] = 0x6C  # now of a kind that decoders pass over
+    path.write_bytes(data)
+    source = VideoSource(path)
+    first = next(iter(source)).stamp_ns / 1e9
+    assert first > 0.5
+    assert len(list(source)) == round(100 - 10 * first)
+    assert any(f"comes {first:.1f} s after the file's" in note for note in source.state.notes)
+
+
+def test_a_picture_fewer_than_announced_is_said(tmp_path):
+    path = write_video(tmp_path / "a.avi", "mjpeg", count=100)
+    data = bytearray(path.read_bytes())
+    # The last one's entry in the list of the data, and in the index at the end, become junk.
+    for at in (data.rindex(b"00dc", 0, data.rindex(b"idx1")), data.rindex(b"00dc")):
+        data[at : at + 4] = b"JUNK"
+    path.write_bytes(data)
+    source = VideoSource(path)
+    assert len(list(source)) == 99
+    assert any("announces" in note for note in source.state.notes)
+
+
+def test_a_video_of_an_unknown_codec_is_refused_in_words(tmp_path):
+    path = write_video(tmp_path / "a.avi", "mjpeg", count=10)
+    path.write_bytes(path.read_bytes().replace(b"MJPG", b"ZZZZ"))
+    with pytest.raises(SourceUnreadableError, match="codec that FFmpeg does not know"):
+        VideoSource(path)
