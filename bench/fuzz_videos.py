@@ -32,13 +32,15 @@ from typing import Any
 import av
 import numpy as np
 import PIL
-from fuzz_stores import LIMIT, in_its_own_process
 from PIL import Image
 
 from stream_vlm_ros.errors import InvalidImageError
 from stream_vlm_ros.machine import measured_on
 from stream_vlm_ros.sources import ImageFolderSource, VideoSource
 from stream_vlm_ros.sources.ros_images import compressed_to_rgb
+
+sys.path.append(str(Path(__file__).parent))  # tools/run.sh leaves it out
+from fuzz_stores import LIMIT, in_its_own_process
 
 FRAMES = 120
 WIDTH, HEIGHT, RATE = 64, 48, 10

@@ -198,7 +198,9 @@ class VideoSource(Source):
             )
         promised = self.duration
         # A container's own duration may be that of a longer sound track: then it promises nothing.
-        of_video = stream.duration is not None or len(stream.container.streams) == 1
+        of_video = stream.duration is not None or all(
+            other.type == "video" for other in stream.container.streams
+        )
         if state.damage is None and promised is not None and of_video:
             reached = (clock.last_ns + clock.interval_ns) / SECOND
             if self._start >= promised:
@@ -208,10 +210,14 @@ class VideoSource(Source):
                     f"{self.path} breaks off at {reached:.1f} s of {promised:.1f} s: it was not "
                     "written or copied to its end. Everything before was read."
                 )
-            elif reached < promised - 2.5 * clock.interval_ns / SECOND:
+            # That of FLV is a remark of its writer's, often a few pictures longer.
+            elif (
+                reached < promised - 0.9 * clock.interval_ns / SECOND
+                and stream.container.format.name != "flv"
+            ):
                 state.notes.append(
-                    f"The last picture ends at {reached:.1f} s, but the file announces "
-                    f"{promised:.1f} s."
+                    f"The last picture ends at {reached:.2f} s, but the file announces "
+                    f"{promised:.2f} s."
                 )
         if not (self._start or state.damage or state.notes) and stream.frames > counts.decoded:
             state.notes.append(

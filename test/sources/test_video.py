@@ -494,7 +494,7 @@ def test_pictures_that_lack_at_the_end_are_said_though_they_are_few(tmp_path):
     path.write_bytes(data[: len(data) * 94 // 100])
     source = VideoSource(path)
     assert 90 < len(list(source)) < 97
-    assert any("announces 10.0 s" in note for note in source.state.notes)
+    assert any("announces 10.00 s" in note for note in source.state.notes)
 
 
 def test_pictures_that_lack_at_the_beginning_are_said(tmp_path):
