@@ -58,8 +58,8 @@ SOURCES := $(shell find stream_vlm_ros config launch -type f -not -path '*/__pyc
 SOURCE_LIST := build/.sources
 YAML_FILES := $(wildcard *.yml .*.yaml config/*.yaml .github/workflows/*.yml)
 
-.PHONY: help setup demo test test-slow interrupts history-proof soak same-as coverage bench docs site lint format headers clean check \
-	FORCE
+.PHONY: help setup demo test test-slow interrupts history-proof soak fuzz-bags fuzz-videos fuzz-checkpoints \
+	same-as coverage bench docs site lint format headers clean check FORCE
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -94,6 +94,9 @@ history-proof: setup  ## A history over 24 simulated hours, and over 100 process
 
 soak: setup  ## The node over DDS at its highest rate, with all that may happen (MINUTES=30)
 	@$(RUN) python bench/soak.py --minutes $(MINUTES) --out bench/results/soak.json
+
+fuzz-videos: setup  ## Read 1,000 damaged videos and pictures (FUZZ_ARGS="--first 5000")
+	@$(RUN) python bench/fuzz_videos.py --out bench/results/fuzz_videos.json $(FUZZ_ARGS)
 
 same-as: $(VENV)/.installed  ## Hold the working tree against a commit (REV=, MACHINES=200)
 	@$(VENV)/bin/python test/equivalence/same_as.py --rev $(REV) --machines $(MACHINES) \

@@ -21,7 +21,9 @@ from stream_vlm_ros.engine.inputs.picture_sizes import (
     HIGHEST_MEGAPIXELS,
     PictureLimit,
     open_picture,
+    rgb_of,
 )
+from stream_vlm_ros.errors import InvalidImageError
 from stream_vlm_ros.owned import open_regular, write_all
 
 SUFFIXES = {"jpeg": "jpg", "png": "png"}
@@ -48,8 +50,8 @@ def decode(data: bytes, width: int, height: int) -> np.ndarray:
     try:
         picture = open_picture(data, PictureLimit(HIGHEST_MEGAPIXELS))
         if picture.size == (width, height):
-            return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
-    except Exception as error:  # Pillow's decoders raise anything, a broken PNG a SyntaxError
+            return rgb_of(picture)
+    except InvalidImageError as error:
         raise ValueError(str(error)) from error
     raise ValueError(f"it announces {picture.width}x{picture.height}, not {width}x{height}")
 

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from stream_vlm_ros.engine.inputs.picture_sizes import (
     MAX_DECODED_MEGAPIXELS,
     PictureLimit,
     open_picture,
+    rgb_of,
 )
 from stream_vlm_ros.engine.inputs.sampling import StampSampler
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
@@ -172,22 +172,7 @@ class ImageFolderSource(Source):
             picture = open_picture(file.read_bytes(), self._limit)
         except OSError as fault:
             raise InvalidImageError(f"it cannot be read: {in_words(fault)}") from fault
-        try:
-            upright = ImageOps.exif_transpose(picture)
-            if upright.mode.startswith(("I;16", "I", "F")):
-                upright = _eight_bits(upright)
-            upright = upright.convert("RGB")
-            if self._scale is not None:
-                upright = upright.resize(self._scale)
-            return np.array(upright)
-        except Exception as fault:  # bytes from outside: Pillow's decoders raise what they do
-            raise InvalidImageError(f"it cannot be decoded: {in_words(fault)}") from fault
-
-
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """16-bit grey keeps its upper byte; Pillow's own conversion would clip it to white."""
-    values = np.asarray(picture).astype(np.float64)
-    return Image.fromarray(np.clip(values / 256, 0, 255).astype(np.uint8))
+        return rgb_of(picture, self._scale)
 
 
 def _natural(file: Path) -> list[tuple[int, int | str]]:

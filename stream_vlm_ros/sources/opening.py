@@ -17,6 +17,7 @@ from stream_vlm_ros.errors import (
     InvalidParameterError,
     SourceNotFoundError,
     SourceUnknownError,
+    SourceUnreadableError,
     cut,
 )
 
@@ -66,6 +67,11 @@ def open_source(spec: str | os.PathLike[str], **options: Any) -> Source:
         return _make(DeviceSource, text, options)
     if re.fullmatch(r"\d{1,2}", text) and not os.path.exists(text):
         return _make(DeviceSource, f"/dev/video{text}", options)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) and not os.path.exists(text):
+        raise SourceUnreadableError(
+            f"{cut(text)} is on a network, which is not read from here. Save it first (ffmpeg -i "
+            "URL -c copy FILE.mkv), or let a ROS driver publish it as images for the node."
+        )
     path = Path(os.path.expanduser(text))
     _check_name(path)
     if is_bag(path):

@@ -3,9 +3,10 @@
 
 """ROS images to arrays: uint8 [height, width, 3] RGB.
 
-``rosbags-image`` converts, or another decoder that the caller has (``cv_bridge``). What one of them
-gets wrong or says in no words (padded rows, byte order, nv12, generic types, short data, corrupt
-JPEG) is put right or refused here, in front of both, so that they agree.
+Raw images are converted by ``rosbags-image``, or another decoder that the caller has
+(``cv_bridge``). What one of them gets wrong or says in no words (padded rows, byte order, nv12,
+generic types, short data) is put right or refused here, in front of both, so that they agree.
+Compressed images are decoded as every other encoded picture is, by ``picture_sizes.rgb_of``.
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ import re
 from array import array
 from collections.abc import Callable
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from stream_vlm_ros.engine.inputs.picture_sizes import (
     PictureLimit,
+    check_depth,
     open_picture,
-    png_without_texts,
+    rgb_of,
 )
-from stream_vlm_ros.errors import InvalidImageError, cut
+from stream_vlm_ros.errors import InvalidImageError, cut, in_words
 
 # Encodings that can be a picture -> bytes of one pixel in a row of `step` bytes.
 _BYTES_PER_PIXEL = {
@@ -53,13 +57,15 @@ _GENERIC = {
     "8uc1": "mono8",
     "8uc3": "bgr8",
     "8uc4": "bgra8",
-    "16uc1": "mono16",
     "16uc3": "bgr16",
     "16uc4": "bgra16",
 }
+# What a decoder is asked for; the others are planes, decoded here.
+ENCODINGS = {name: size for name, size in _BYTES_PER_PIXEL.items() if not name.startswith("nv")}
 # Rows of data for each row of the picture: the chroma planes lie below the luma.
 _PLANES = {"nv12": 1.5, "nv21": 1.5, "nv24": 3.0}
-_MEASURED = re.compile(r"(32|64)[SF]C?\d*|16SC?\d*|8SC?\d*")
+# 16UC1 is depth in millimetres (REP 118); pictures of 16 bits are mono16.
+_MEASURED = re.compile(r"(32|64)[SF]C?\d*|16SC?\d*|8SC?\d*|16UC1?")
 
 Decoder = Callable[[Any], np.ndarray]
 
@@ -97,43 +103,52 @@ def image_to_rgb(
         picture.data = array("B", rows.tobytes())
     picture.step = rows.shape[1]
     picture.is_bigendian = 0
-    return _decode(decoder or rosbags_decoder(), picture, f"{encoding} image")
+    image = _decode(decoder or rosbags_decoder(), picture, f"{encoding} image")
+    if encoding.endswith("16"):
+        check_depth(image)
+    return image
 
 
-def compressed_to_rgb(
-    message: Any, decoder: Decoder | None = None, limit: PictureLimit | None = None
-) -> np.ndarray:
+def compressed_to_rgb(message: Any, limit: PictureLimit | None = None) -> np.ndarray:
     """The picture in a ``sensor_msgs/CompressedImage``, of one of `picture_sizes.FORMATS`.
+
+    Its ``format`` begins with the encoding that was compressed, as image_transport writes it.
 
     Takes, returns and raises as :func:`image_to_rgb`.
     """
+    limit = limit or PictureLimit()
     data = bytes(message.data)
     kind = cut(message.format) or "no format given"
     if not data:
         raise InvalidImageError(f"the compressed image ({kind}) holds no data")
-    if "compressedDepth" in message.format:
+    encoding = message.format.partition(";")[0].strip()
+    if "compressedDepth" in message.format or _MEASURED.fullmatch(encoding):
         raise InvalidImageError(f"format {kind!r} is a depth image; a camera's pictures are needed")
-    # OpenCV fills the missing rest of a JPEG with grey and says nothing. A camera may pad with 0.
-    if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data.rstrip(b"\0")[-64:]:
-        raise InvalidImageError(
-            f"the JPEG of {len(data)} bytes is truncated; was it cut in transport?"
-        )
-    what = f"compressed image ({kind})"
     try:
-        announced = open_picture(data, limit or PictureLimit()).size
-        plain = png_without_texts(data)
+        picture = open_picture(data, limit)
+        if encoding.startswith("bayer_") and picture.getbands() in (("L",), ("I",)):
+            return _from_mosaic(picture, encoding, limit)
+        return rgb_of(picture)
     except InvalidImageError as fault:
-        raise type(fault)(f"the {what} cannot be decoded: {fault}") from fault
-    if len(plain) < len(data):
-        message = copy.copy(message)
-        message.data = array("B", plain)
-    image = _decode(decoder or rosbags_decoder(), message, what)
-    if sorted(image.shape[:2]) != sorted(announced):  # it may have been turned
-        raise InvalidImageError(
-            f"the {what} decodes to {image.shape[1]}x{image.shape[0]}, where its header announces "
-            "{}x{}".format(*announced)
-        )
-    return image
+        raise type(fault)(f"the compressed image ({kind}) cannot be decoded: {fault}") from fault
+
+
+def _from_mosaic(picture: Image.Image, encoding: str, limit: PictureLimit) -> np.ndarray:
+    """Colours from a mosaic that was compressed as if it were grey."""
+    deep = picture.getbands() == ("I",)
+    try:
+        values = np.asarray(picture).astype("<u2" if deep else np.uint8)
+    except Exception as fault:  # bytes from outside: Pillow's decoders raise what they do
+        raise InvalidImageError(f"it cannot be decoded: {in_words(fault)}") from fault
+    raw = SimpleNamespace(
+        height=picture.height,
+        width=picture.width,
+        encoding=encoding.rstrip("0123456789") + ("16" if deep else "8"),
+        step=0,
+        is_bigendian=0,
+        data=values.tobytes(),
+    )
+    return image_to_rgb(raw, limit=limit)
 
 
 def _encoding(name: str) -> str:
@@ -146,11 +161,11 @@ def _encoding(name: str) -> str:
     if _MEASURED.fullmatch(plain):
         raise InvalidImageError(
             f"encoding {name!r} holds measurements (depth?), not a picture; remap 'image' to the "
-            "camera's colour or grey topic"
+            "camera's colour or grey topic (grey of 16 bits is mono16)"
         )
     raise InvalidImageError(
         f"unknown encoding {name!r}; known encodings: {', '.join(_BYTES_PER_PIXEL)}, 8UC1, 8UC3, "
-        "8UC4, 16UC1, 16UC3 and 16UC4"
+        "8UC4, 16UC3 and 16UC4"
     )
 
 
@@ -207,13 +222,6 @@ def _words(fault: Exception) -> str:
 @lru_cache(maxsize=1)
 def rosbags_decoder() -> Decoder:
     """Decode with rosbags-image from PyPI, which takes rclpy messages as they are."""
-    import cv2
     from rosbags.image import message_to_cvimage
 
-    def decode(message: Any) -> np.ndarray:
-        if not hasattr(message, "format"):
-            return message_to_cvimage(message, "rgb8")
-        image = message_to_cvimage(message)  # grey stays grey: OpenCV 4 cannot call it BGR
-        return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB if image.ndim == 2 else cv2.COLOR_BGR2RGB)
-
-    return decode
+    return lambda message: message_to_cvimage(message, "rgb8")

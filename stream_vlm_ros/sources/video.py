@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import accumulate
 from pathlib import Path
 
 import av
@@ -15,6 +17,8 @@ import av.video.reformatter
 import numpy as np
 from av import Packet, VideoFrame
 from av.container import InputContainer
+from av.sidedata.sidedata import SideData, Type
+from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from stream_vlm_ros.engine.inputs.picture_sizes import (
@@ -35,7 +39,7 @@ from stream_vlm_ros.errors import (
 from .frame import Frame, Source, SourceState
 from .sampling import check_part
 
-_LEFT_OUT = "Pictures are left out: "
+_LEFT_OUT = "Pictures are left out:"
 ASSUMED_RATE = 25.0  # frames/s, for a file that holds neither stamps nor a rate
 
 
@@ -43,8 +47,9 @@ class VideoSource(Source):
     """A video file of any container and codec that FFmpeg reads.
 
     Stamps are the container's own (so a variable frame rate stays one), in nanoseconds from the
-    first frame, plus ``start_stamp_ns``. Frames are sampled by stamp, and only those wanted are
-    converted to RGB, turned upright by the file's rotation, and scaled to ``size``.
+    first frame, plus ``start_stamp_ns``. Where the container's clock is set back, as in files put
+    end to end, time goes on, and a note says so. Frames are sampled by stamp, and only those wanted
+    are converted to RGB, turned or mirrored as the file says, and scaled to ``size``.
 
     Args:
         path: the file.
@@ -99,13 +104,22 @@ class VideoSource(Source):
     def _video_stream(self, container: InputContainer) -> VideoStream:
         if container.format.name == "tty":  # FFmpeg takes any text file for a video of a terminal
             raise SourceUnreadableError(f"{self.path} is a text file, not a video.")
+        films = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         best = container.streams.best("video")
-        stream = best if isinstance(best, VideoStream) else None
+        stream = next((s for s in films if s is best), films[0] if films else None)
+        # PyAV has no codec where FFmpeg knows none, though it types it otherwise.
+        if stream is not None and getattr(stream, "codec_context", None) is None:
+            raise SourceUnreadableError(
+                f"{self.path} holds a video of a codec that FFmpeg does not know: it is damaged, "
+                "or of another program's own kind."
+            )
         if stream is not None:
             limit_decoder(stream, self._limit, str(self.path))
         if stream is None or (stream.codec_context.width == 0 and stream.codec_context.height == 0):
             self._check_first_packet(container, stream)
-            kinds: list[str] = sorted({s.type for s in container.streams}) or ["nothing"]
+            kinds = sorted(
+                {"a cover picture" if s.type == "video" else s.type for s in container.streams}
+            ) or ["nothing"]
             raise SourceUnreadableError(
                 f"{self.path} has no video in it (only {', '.join(kinds)}). Give a file with a "
                 "video stream."
@@ -136,93 +150,224 @@ class VideoSource(Source):
         end_ns = None if self._end is None else round(self._end * SECOND)
         with self._open() as container:
             stream = self._video_stream(container)
-            clock = _Clock(stream, self.rate, state.notes)
+            clock = _Clock(stream, self.rate, state)
             if start_ns:
                 clock.seek(container, start_ns)
-            for decoded in decode(container, stream, state, self._limit):
-                counts.decoded += 1
-                offset = clock.read(decoded)
-                if offset is None:
-                    counts.unordered += 1
-                    continue
-                if end_ns is not None and offset >= end_ns:
-                    counts.unwanted += 1
-                    return
-                if offset < start_ns or (sampler is not None and not sampler.wants(offset)):
-                    counts.unwanted += 1
-                    continue
-                image = None if decoded.is_corrupt else picture.of(decoded)
-                if image is None:
-                    counts.unusable += 1
-                    continue
-                counts.given += 1
-                yield Frame(self._start_stamp_ns + offset, image, self.name)
-            if end_ns is None:
-                self._look_for_damage(stream, clock, state)
+            try:
+                for offset, decoded in clock.time(decode(container, stream, state, self._limit)):
+                    counts.decoded += 1
+                    if end_ns is not None and offset >= end_ns:
+                        counts.unwanted += 1
+                        return
+                    if offset < start_ns or (sampler is not None and not sampler.wants(offset)):
+                        counts.unwanted += 1
+                        continue
+                    image = None if decoded.is_corrupt else picture.of(decoded)
+                    if image is None:
+                        counts.unusable += 1
+                        continue
+                    counts.given += 1
+                    yield Frame(self._start_stamp_ns + offset, image, self.name)
+            finally:  # also where nobody wants the rest
+                self._note_losses(clock, state)
+            self._look_for_damage(stream, clock, state)
+
+    def _note_losses(self, clock: _Clock, state: SourceState) -> None:
+        counts = state.counts
+        if counts.unusable and not any(n.startswith(_LEFT_OUT) for n in state.notes):
+            state.notes.append(
+                f"{_LEFT_OUT} {counts.unusable} of {counts.decoded} are damaged, or of more than "
+                f"max_decoded_megapixels ({self._limit.megapixels:g})."
+            )
+        if counts.unordered:
+            state.notes.append(
+                f"Out of order: {counts.unordered} of {counts.decoded} pictures have stamps that "
+                "are not after the ones before; they are left out."
+            )
+        clock.note_gaps()
 
     def _look_for_damage(self, stream: VideoStream, clock: _Clock, state: SourceState) -> None:
         """Whether the file ended before the length that its own header promises."""
-        if state.counts.decoded == 0 and state.damage is None and self._start == 0:
+        counts = state.counts
+        if counts.decoded == 0 and state.damage is None and self._start == 0:
             state.damage = f"{self.path} holds no frame that can be decoded."
-        if state.counts.unusable and not any(n.startswith(_LEFT_OUT) for n in state.notes):
+        if not self._start and clock.first_ns > 2.5 * clock.interval_ns:
             state.notes.append(
-                f"{_LEFT_OUT}{state.counts.unusable} of {state.counts.decoded} are damaged, or of "
-                f"more than max_decoded_megapixels ({self._limit.megapixels:g})."
+                f"The first picture that can be decoded comes {clock.first_ns / SECOND:.1f} s "
+                "after the file's beginning."
             )
         promised = self.duration
         # A container's own duration may be that of a longer sound track: then it promises nothing.
-        of_video = stream.duration is not None or len(stream.container.streams) == 1
+        of_video = stream.duration is not None or all(
+            other.type == "video" for other in stream.container.streams
+        )
         if state.damage is None and promised is not None and of_video:
             reached = (clock.last_ns + clock.interval_ns) / SECOND
-            if reached < promised - max(1.0, 0.02 * promised) and self._start < promised:
+            if self._start >= promised:
+                pass
+            elif reached < promised - max(1.0, 0.02 * promised):
                 state.damage = (
                     f"{self.path} breaks off at {reached:.1f} s of {promised:.1f} s: it was not "
                     "written or copied to its end. Everything before was read."
                 )
+            # That of FLV is a remark of its writer's, often a few pictures longer.
+            elif (
+                reached < promised - 0.9 * clock.interval_ns / SECOND
+                and stream.container.format.name != "flv"
+            ):
+                state.notes.append(
+                    f"The last picture ends at {reached:.2f} s, but the file announces "
+                    f"{promised:.2f} s."
+                )
+        if not (self._start or state.damage or state.notes) and stream.frames > counts.decoded:
+            state.notes.append(
+                f"The file announces {stream.frames} pictures; {counts.decoded} were read."
+            )
 
 
 class _Clock:
     """Stamps of decoded frames, in nanoseconds from the file's first frame."""
 
-    def __init__(self, stream: VideoStream, rate: float | None, notes: list[str]) -> None:
+    def __init__(self, stream: VideoStream, rate: float | None, state: SourceState) -> None:
         self._stream = stream
-        self._notes = notes
+        self._state, self._notes = state, state.notes
         self._origin: int | None = stream.start_time  # in the stream's time base
+        self._moved_ns = 0  # where the file's clock was set back: by so much, in all
+        self._steps: Counter[int] = Counter()  # from one frame to the next, in ms -> how often
+        self._longest_ns = (0, 0)  # step, and the stamp before it
         self.interval_ns = round(SECOND / (rate or ASSUMED_RATE))
-        self.last_ns = -1
+        self.first_ns = self.last_ns = -1
         self._rate = rate
 
     def seek(self, container: InputContainer, start_ns: int) -> None:
-        """Go to the key frame at or before ``start_ns``; where that fails, read from the start."""
+        """Go to a key frame at or before ``start_ns``; where that fails, read from the start."""
         base = self._stream.time_base
         if self._origin is None or base is None:
             return
-        target = start_ns * base.denominator // (base.numerator * SECOND)
-        try:
-            container.seek(self._origin + target, stream=self._stream, backward=True)
-        except av.FFmpegError:
-            self._notes.append("The file has no index to jump by; it was read from its start.")
-
-    def read(self, frame: VideoFrame) -> int | None:
-        """Stamp of ``frame``; None if it is not after the frame before."""
-        ticks = frame.pts
-        base = frame.time_base or self._stream.time_base
-        if ticks is None or base is None:
-            stamp = 0 if self.last_ns < 0 else self.last_ns + self.interval_ns
-            self._note_missing_stamps()
+        # Where there is no index (MPEG), FFmpeg may land behind the key frame: then from earlier.
+        for earlier in accumulate([0, 2, 8, 32, 128]):
+            target = max(0, start_ns - earlier * SECOND) * base.denominator
+            try:
+                container.seek(
+                    self._origin + target // (base.numerator * SECOND), stream=self._stream
+                )
+                if not target or self._arrives_by(container, start_ns):
+                    break
+            except av.FFmpegError:
+                self._notes.append("The file has no index to jump by; it was read from its start.")
+                return
         else:
-            if self._origin is None or (self.last_ns < 0 and ticks < self._origin):
-                self._origin = ticks
-            stamp = _rounded_ns(ticks - self._origin, base)
-        if stamp <= self.last_ns:
+            target = 0
+        container.seek(self._origin + target // (base.numerator * SECOND), stream=self._stream)
+
+    def _arrives_by(self, container: InputContainer, start_ns: int) -> bool:
+        """Whether the first whole frame to be decoded next is not later than ``start_ns``."""
+        for packet in container.demux(self._stream):
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                continue
+            for frame in frames:
+                stamp = self._stamp(frame)
+                if not frame.is_corrupt and stamp is not None:
+                    return stamp <= start_ns
+        return False
+
+    def time(self, frames: Iterator[VideoFrame]) -> Iterator[tuple[int, VideoFrame]]:
+        """Frames with their stamps, strictly increasing.
+
+        One whose stamp jumps waits until the next tells whether the clock was set or the stamp was
+        wrong. Of wrong ones, the frames are counted as unordered.
+        """
+        held: tuple[int, VideoFrame] | None = None  # not moved
+        for frame in frames:
+            stamp = self._stamp(frame)
+            if stamp is None:
+                self._note_missing_stamps()
+                stamp = 0 if self.last_ns < 0 else self.last_ns + self.interval_ns
+                stamp -= self._moved_ns
+            if held is not None:
+                before, waited = held
+                held = None
+                if before < stamp and (before > self._reached or stamp <= self._reached):
+                    yield self._told(before), waited
+                else:
+                    self._count_unordered()
+            if frame.is_corrupt and stamp <= self._reached:
+                self._count_unordered()  # out of a damaged stream's order: no clock was set
+                continue
+            step = stamp - self._reached
+            if self.last_ns >= 0 and not 0 < step <= max(SECOND, 10 * self.interval_ns):
+                held = stamp, frame
+            else:
+                yield self._told(stamp), frame
+        if held is not None and held[0] > self._reached:
+            yield self._told(held[0]), held[1]
+        elif held is not None:
+            self._count_unordered()
+
+    def _count_unordered(self) -> None:
+        self._state.counts.decoded += 1
+        self._state.counts.unordered += 1
+
+    @property
+    def _reached(self) -> int:
+        """The stamp before, as the file's clock has it now."""
+        return self.last_ns - self._moved_ns
+
+    def _told(self, stamp: int) -> int:
+        """``stamp``, which is believed, of the file's clock; as one of the source's."""
+        if self.last_ns < 0:
+            self.first_ns = self.last_ns = stamp
+            return stamp
+        if stamp <= self._reached:
+            back = self._reached - stamp
+            self._moved_ns += back + self.interval_ns
+            self._notes.append(
+                f"The file's clock is set back by {back / SECOND:.1f} s at "
+                f"{self.last_ns / SECOND:.1f} s, as where files are put end to end: time goes on "
+                "from there."
+            )
+        step = stamp - self._reached
+        if step <= max(SECOND, 10 * self.interval_ns):
+            self.interval_ns = step
+        self._steps[round(step / 1e6)] += 1
+        self._longest_ns = max(self._longest_ns, (step, self.last_ns))
+        self.last_ns += step
+        return self.last_ns
+
+    def _stamp(self, frame: VideoFrame) -> int | None:
+        """What the file says, in nanoseconds from its first frame."""
+        base = frame.time_base or self._stream.time_base
+        if frame.pts is None or base is None:
             return None
-        if self.last_ns >= 0:
-            self.interval_ns = stamp - self.last_ns
-        self.last_ns = stamp
-        return stamp
+        if self._origin is None or (self.last_ns < 0 and frame.pts < self._origin):
+            self._origin = frame.pts
+        return _rounded_ns(frame.pts - self._origin, base)
+
+    def note_gaps(self) -> None:
+        """Say where pictures are missing, by the usual step from one to the next."""
+        if not self._steps:
+            return
+        steps = sorted(self._steps.elements())
+        usual = steps[len(steps) // 2]
+        near = sum(abs(step - usual) <= max(1, usual / 4) for step in steps)
+        steady = 4 * near >= 3 * len(steps)  # else every step is another, as of a filmed screen
+        least = 1.5 * usual + 1 if steady else max(2000, 10 * usual)
+        gaps = [step for step in steps if step > least]
+        if not gaps:
+            return
+        longest, begin = self._longest_ns
+        missing = sum(round(step / max(usual, 1)) - 1 for step in gaps)
+        self._notes.append(
+            f"Pictures follow each other by {usual} ms as a rule, but {len(gaps)} by more, the "
+            f"longest after {longest / SECOND:.1f} s, from {begin / SECOND:.1f} s on"
+            + (f", as if {missing} were missing" if steady else "")
+            + ": damaged, never filmed, standing for a while, or the clock was set."
+        )
 
     def _note_missing_stamps(self) -> None:
-        if not self._notes:
+        if not any("no time stamps" in note for note in self._notes):
             rate = f"its rate of {self._rate:g}" if self._rate else f"{ASSUMED_RATE:g} assumed"
             self._notes.append(f"The file holds no time stamps; {rate} frames/s used instead.")
 
@@ -236,9 +381,9 @@ class RgbConverter:
 
     def of(self, frame: VideoFrame) -> np.ndarray | None:
         """Array [height, width, 3] uint8, upright; None if the picture cannot be converted."""
-        turns = round(getattr(frame, "rotation", 0) / 90) % 4  # counter-clockwise
+        transposed, columns_back, rows_back = _orientation(frame)
         width, height = self._size or (0, 0)
-        if turns % 2:
+        if transposed:
             width, height = height, width
         try:
             rgb = self._reformatter.reformat(
@@ -247,7 +392,24 @@ class RgbConverter:
             image = rgb.to_ndarray()
         except (av.FFmpegError, ValueError):
             return None
-        return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+        if transposed:
+            image = image.transpose(1, 0, 2)
+        return np.ascontiguousarray(image[:: -1 if rows_back else 1, :: -1 if columns_back else 1])
+
+
+def _orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:
+    """How a frame is to be shown: transposed, then its columns, and its rows, in reverse.
+
+    Containers and streams say it by a matrix (a b u, c d v, x y w), of which the picture's point
+    (p, q) goes to (a p + c q, b p + d q).
+    """
+    found = frame.side_data.get(Type.DISPLAYMATRIX.name)
+    if not isinstance(found, SideData) or found.buffer_size < 36:
+        return False, False, False
+    a, b, _, c, d = (int(value) for value in np.frombuffer(bytes(found), np.int32)[:5])
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return False, a < 0, d < 0
+    return True, c < 0, b < 0
 
 
 def decoder_options(limit: PictureLimit) -> dict[str, str]:
@@ -277,12 +439,24 @@ def decode(
             packet = next(packets)
         except StopIteration:
             break
+        except IndexError:  # PyAV's, where a stream begins inside the file
+            _note_once(state, "A further stream", "begins inside the file; it is not read.")
+            packets = container.demux(stream)
+            continue
         except av.FFmpegError as error:
             state.damage = (
                 f"Reading stopped in the middle ({short_reason(error)}): the file is damaged or "
                 "was cut off. Everything before was read."
             )
             break
+        if packet.is_corrupt:
+            _note_once(
+                state,
+                "A packet of the video",
+                "does not follow on the one before: data were lost there, or parts put together.",
+            )
+        if not packet.size and packet.dts is not None:
+            continue  # the picture before is shown once more
         try:
             frames = packet.decode()
         except av.FFmpegError:
@@ -294,7 +468,7 @@ def decode(
                 limit.check(frame.width, frame.height)
             except PictureTooLargeError as error:
                 _count_damaged(state)
-                _note_once(state, error)
+                _note_once(state, _LEFT_OUT, f"{error}.")
                 continue
             yield frame
     if state.damage is not None:
@@ -318,14 +492,14 @@ def _note_too_large(
         limit.check(context.width, context.height)
         open_picture(bytes(packet), limit)  # of codecs whose packets are whole pictures
     except PictureTooLargeError as error:
-        _note_once(state, error)
+        _note_once(state, _LEFT_OUT, f"{error}.")
     except InvalidImageError:
         pass  # of another codec
 
 
-def _note_once(state: SourceState, error: PictureTooLargeError) -> None:
-    if not any(note.startswith(_LEFT_OUT) for note in state.notes):
-        state.notes.append(f"{_LEFT_OUT}{error}.")
+def _note_once(state: SourceState, begin: str, rest: str) -> None:
+    if not any(note.startswith(begin) for note in state.notes):
+        state.notes.append(f"{begin} {rest}")
 
 
 def _check_file(path: Path) -> None:

@@ -5,12 +5,15 @@
 
 import array
 import copy
+import io
 import struct
+import sys
 import zlib
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image as Pillow
 
 from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
 from stream_vlm_ros.errors import InvalidImageError, PictureTooLargeError
@@ -18,12 +21,14 @@ from stream_vlm_ros.errors import InvalidImageError, PictureTooLargeError
 cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed")
 pytest.importorskip("rosbags.image", reason="rosbags-image is not installed")
 
+from cv_bridge_stand_in import CvBridge  # noqa: E402
+
 from stream_vlm_ros.node.images import (  # noqa: E402
     compressed_to_rgb,
-    cv_bridge_decoder,
     image_to_rgb,
+    settle_decoder,
 )
-from stream_vlm_ros.sources import ros_images  # noqa: E402
+from stream_vlm_ros.sources import ImageFolderSource  # noqa: E402
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 8, 3), np.uint8)
@@ -52,7 +57,6 @@ COLOURS = {
 }
 DEEP = {  # 16 bits -> 8 bits: by 257, within one step
     "mono16": (GREY16, as_rgb(GREY16)),
-    "16UC1": (GREY16, as_rgb(GREY16)),
     "rgb16": (RGB16, RGB16),
     "bgr16": (RGB16[..., ::-1], RGB16),
     "rgba16": (with_alpha(RGB16), RGB16),
@@ -124,7 +128,7 @@ def test_bayer_patterns_of_a_single_colour(make_image, pattern, deep, padding):
 
 
 def test_a_message_is_left_as_it_came(make_image):
-    message = make_image(GREY16, "16UC1", padding=6, big_endian=True)
+    message = make_image(GREY16, "mono16", padding=6, big_endian=True)
     before = copy.deepcopy(message)
     image_to_rgb(message)
     assert message == before
@@ -138,6 +142,7 @@ def test_a_message_is_left_as_it_came(make_image):
         ({"encoding": "rgb7"}, "unknown encoding 'rgb7'; known encodings"),
         ({"encoding": ""}, "unknown encoding ''"),
         ({"encoding": "32FC1"}, "measurements"),
+        ({"encoding": "16UC1"}, "measurements.*grey of 16 bits is mono16"),
         ({"step": 23}, "step is 23 bytes, but a row of 8 pixels in rgb8 takes 24"),
         ({"height": 7}, "holds 144 bytes, but 7 rows of 24 bytes need 168"),
         ({"data": array.array("B")}, "holds 0 bytes"),
@@ -189,8 +194,11 @@ def test_jpeg_is_near_in_colour_and_grey_and_may_be_padded():
         (b"", "jpeg", "holds no data"),
         (b"no picture at all", "jpeg", "cannot be decoded"),
         (b"\xff\xd8 nonsense \xff\xd9", "jpeg", "cannot be decoded"),
-        (encoded(RGB, ".jpg")[:200], "jpeg", "is truncated"),
+        (encoded(RGB, ".jpg")[:200], "jpeg", "Truncated"),
+        (encoded(RGB, ".jpg")[:-20], "jpeg", "is truncated"),
         (encoded(RGB, ".png"), "16UC1; compressedDepth png", "is a depth image"),
+        (encoded(GREY16, ".png"), "16UC1; png compressed ", "is a depth image"),
+        (encoded(GREY16.astype(np.float32), ".tiff"), "tiff", "32 bits a pixel, as measurements"),
     ],
 )
 def test_an_unusable_compressed_image_is_refused_in_words(data, kind, words):
@@ -215,11 +223,11 @@ def test_an_image_of_more_pixels_than_the_limit_is_refused_by_its_header(make_im
 
 
 def test_a_compressed_image_of_more_pixels_than_the_limit_is_never_decoded():
-    decoded = []
     flat = encoded(np.zeros((101, 100, 3), np.uint8), ".png")
-    with pytest.raises(PictureTooLargeError, match="announces 100x101"):
-        ros_images.compressed_to_rgb(compressed(flat, "png"), decoded.append, PictureLimit(0.01))
-    assert not decoded
+    broken = flat[:60] + bytes(20) + flat[80:]  # where its pixels are
+    for data in (flat, broken):
+        with pytest.raises(PictureTooLargeError, match="announces 100x101"):
+            compressed_to_rgb(compressed(data, "png"), PictureLimit(0.01))
     assert compressed_to_rgb(compressed(flat, "png"), PictureLimit(0.0101)).shape == (101, 100, 3)
 
 
@@ -240,25 +248,75 @@ def test_other_kinds_of_pictures_are_taken_within_the_limit_alone(extension):
         compressed_to_rgb(compressed(data, extension), PictureLimit(0.01))
 
 
-def test_a_picture_that_decodes_to_another_size_than_announced_is_refused():
-    data = encoded(RGB, ".png")
-    with pytest.raises(InvalidImageError, match="decodes to 3x2, where its header announces 8x6"):
-        ros_images.compressed_to_rgb(compressed(data, "png"), lambda _: RGB[:2, :3])
-
-
-def test_a_png_reaches_the_decoder_without_its_texts():
+def test_a_png_is_read_without_its_texts():
     plain = encoded(np.ascontiguousarray(RGB[..., ::-1]), ".png")
     text = png_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(7_900_000)))
     message = compressed(plain[:33] + 100 * text + plain[33:], "png")
-    seen = []
-
-    def decoder(message):
-        seen.append(bytes(message.data))
-        return RGB
-
     before = bytes(message.data)
-    np.testing.assert_array_equal(ros_images.compressed_to_rgb(message, decoder), RGB)
-    assert seen == [plain] and bytes(message.data) == before
+    np.testing.assert_array_equal(compressed_to_rgb(message), RGB)
+    assert bytes(message.data) == before
+
+
+@pytest.mark.parametrize("extension", [".png", ".tiff", ".pgm", ".ppm"])
+def test_a_compressed_picture_of_sixteen_bits_is_scaled(extension):
+    colour = extension not in (".pgm",)
+    pixels = RGB16[..., ::-1] if colour else GREY16
+    image = compressed_to_rgb(compressed(encoded(np.ascontiguousarray(pixels), extension)))
+    expected = RGB16 if colour else as_rgb(GREY16)
+    assert np.abs(image - expected / 257).max() <= 1
+
+
+def turned(orientation, image):
+    """EXIF's eight: which side of the picture its first row and its first column are."""
+    ways = {
+        1: image, 2: image[:, ::-1], 3: image[::-1, ::-1], 4: image[::-1],
+        5: image.transpose(1, 0, 2), 6: np.rot90(image, -1),
+        7: np.rot90(image, 2).transpose(1, 0, 2), 8: np.rot90(image),
+    }  # fmt: skip
+    return ways[orientation]
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_compressed_picture_is_turned_as_its_exif_data_say(form, orientation):
+    exif, out = Pillow.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Pillow.fromarray(RGB).save(out, form, exif=exif, lossless=True)
+    image = compressed_to_rgb(compressed(out.getvalue()))
+    np.testing.assert_array_equal(image, turned(orientation, RGB))
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("pattern", ["rggb", "bggr", "gbrg", "grbg"])
+def test_a_mosaic_that_was_compressed_as_grey_becomes_colours(pattern, deep):
+    colour = {"r": 200, "g": 120, "b": 40}
+    scale, depth = (257, np.uint16) if deep else (1, np.uint8)
+    pixels = np.zeros((8, 8), depth)
+    for index, letter in enumerate(pattern):
+        pixels[index // 2 :: 2, index % 2 :: 2] = colour[letter] * scale
+    words = f"bayer_{pattern}{16 if deep else 8}; png compressed "
+    image = compressed_to_rgb(compressed(encoded(pixels, ".png"), words))
+    np.testing.assert_array_equal(image[2:-2, 2:-2], np.full((4, 4, 3), [200, 120, 40]))
+
+
+def test_a_mosaic_whose_colours_were_made_before_compressing_is_taken_as_it_is():
+    data = encoded(np.ascontiguousarray(RGB[..., ::-1]), ".png")
+    words = "bayer_rggb8; png compressed bgr8"
+    np.testing.assert_array_equal(compressed_to_rgb(compressed(data, words)), RGB)
+
+
+def test_twelve_bits_in_sixteen_are_refused_as_nearly_black(make_image):
+    dark = RNG.integers(0, 4096, (6, 8), np.uint16)
+    dark_colour = RNG.integers(0, 4096, (6, 8, 3), np.uint16)
+    for pixels, encoding in ((dark, "mono16"), (dark, "bayer_rggb16"), (dark_colour, "rgb16")):
+        with pytest.raises(InvalidImageError, match=r"nearly black.*12 bits"):
+            image_to_rgb(make_image(pixels, encoding))
+    for pixels in (dark, dark_colour):
+        for extension in (".png", ".tiff"):
+            with pytest.raises(InvalidImageError, match=r"nearly black.*12 bits"):
+                compressed_to_rgb(compressed(encoded(pixels, extension)))
+    assert image_to_rgb(make_image((dark >> 4).astype(np.uint8), "mono8")).shape == (6, 8, 3)
+    assert not image_to_rgb(make_image(np.zeros((6, 8), np.uint8), "mono8")).any()
 
 
 def test_names_of_ten_megabytes_are_not_repeated_in_full(make_image):
@@ -273,27 +331,127 @@ def test_names_of_ten_megabytes_are_not_repeated_in_full(make_image):
         assert len(str(refused.value)) < 1000
 
 
-@pytest.mark.ros
+@pytest.fixture
+def with_bridge(monkeypatch):
+    """Make a module ``cv_bridge`` importable, and have the decoder chosen again."""
+
+    def install(bridge):
+        monkeypatch.setitem(sys.modules, "cv_bridge", bridge and SimpleNamespace(CvBridge=bridge))
+        settle_decoder.cache_clear()
+
+    yield install
+    settle_decoder.cache_clear()
+
+
+def real_or_stand_in():
+    try:
+        from cv_bridge import CvBridge
+    except Exception:
+        from cv_bridge_stand_in import CvBridge
+    return CvBridge
+
+
 @pytest.mark.parametrize("padding", [0, 6])
 @pytest.mark.parametrize(
     "encoding",
-    [*COLOURS, *DEEP, *(f"bayer_{p}8" for p in ("rggb", "bggr", "gbrg", "grbg")), "yuv422", "png"],
+    [*COLOURS, *DEEP, "yuv422", "yuv422_yuy2", "uyvy", "yuyv", "bayer_rggb8", "bayer_bggr8"],
 )
-def test_cv_bridge_and_rosbags_agree(make_image, encoding, padding):
-    try:
-        with_bridge = cv_bridge_decoder()
-    except ImportError as reason:
-        pytest.skip(f"cv_bridge: {reason}")
-    from sensor_msgs.msg import CompressedImage, Image
+def test_pictures_are_the_same_with_cv_bridge_and_without(
+    make_image, with_bridge, encoding, padding
+):
+    yuv = RNG.integers(0, 256, (6, 8, 2), np.uint8)
+    other = yuv if "y" in encoding[:3] else GREY
+    message = make_image({**COLOURS, **DEEP}.get(encoding, (other,))[0], encoding, padding)
+    with_bridge(real_or_stand_in())
+    with_it = image_to_rgb(message)
+    with_bridge(None)
+    without = image_to_rgb(message)
+    assert with_it.shape == without.shape == (6, 8, 3)
+    assert np.abs(with_it.astype(int) - without).max() <= 1
 
-    decoders = with_bridge, ros_images.rosbags_decoder()
-    if encoding == "png":
-        message = CompressedImage(format="png", data=encoded(RGB, ".png"))
-        images = [ros_images.compressed_to_rgb(message, decoder) for decoder in decoders]
-    else:
-        yuv = RNG.integers(0, 256, (6, 8, 2), np.uint8)
-        pixels = {**COLOURS, **DEEP}.get(encoding, (yuv if encoding == "yuv422" else GREY,))[0]
-        fields = vars(make_image(pixels, encoding, padding))
-        message = Image(**{k: v for k, v in fields.items() if k != "header"})
-        images = [ros_images.image_to_rgb(message, decoder) for decoder in decoders]
-    assert np.abs(images[0].astype(int) - images[1]).max() <= 1
+
+def test_cv_bridge_decodes_what_it_knows(make_image, with_bridge):
+    used = []
+
+    class Watched(CvBridge):
+        def imgmsg_to_cv2(self, message, desired_encoding):
+            used.append(message.encoding)
+            return super().imgmsg_to_cv2(message, desired_encoding)
+
+    with_bridge(Watched)
+    words = settle_decoder()[1]
+    assert "cv_bridge is not used for 2 of 22 encodings" in words
+    assert "uyvy: CvBridgeError: Unrecognized image encoding [uyvy]" in words
+    used.clear()
+    image_to_rgb(make_image(RGB, "rgb8"))
+    image_to_rgb(make_image(RNG.integers(0, 256, (6, 8, 2), np.uint8), "uyvy"))
+    assert used == ["rgb8"]
+
+
+class Broken:
+    """As built for another numpy: its import succeeds, and every image raises."""
+
+    def imgmsg_to_cv2(self, message, desired_encoding):
+        raise ImportError("numpy.core.multiarray failed to import")
+
+
+class Swapping(CvBridge):
+    def imgmsg_to_cv2(self, message, desired_encoding):
+        return super().imgmsg_to_cv2(message, desired_encoding)[..., ::-1]
+
+
+class Wrapping(CvBridge):
+    """16 bits modulo 256."""
+
+    def imgmsg_to_cv2(self, message, desired_encoding):
+        image = super().imgmsg_to_cv2(message, desired_encoding)
+        return image if "16" not in message.encoding else image * np.uint8(3)
+
+
+@pytest.mark.parametrize(
+    ("bridge", "words"),
+    [(Broken, "failed to import"), (Swapping, "gives other colours"), (Wrapping, "other colours")],
+)
+def test_a_cv_bridge_that_is_wrong_is_not_used_and_that_is_said(
+    make_image, with_bridge, bridge, words
+):
+    with_bridge(bridge)
+    np.testing.assert_array_equal(image_to_rgb(make_image(RGB, "rgb8")), RGB)
+    image = image_to_rgb(make_image(GREY16, "mono16"))
+    assert np.abs(image - as_rgb(GREY16) / 257).max() < 1
+    assert words in settle_decoder()[1]
+
+
+def test_a_cv_bridge_that_cannot_be_made_is_said_and_one_that_is_missing_is_not(with_bridge):
+    def unusable():
+        raise AttributeError("_ARRAY_API not found")
+
+    with_bridge(unusable)
+    assert "_ARRAY_API not found" in settle_decoder()[1]
+    with_bridge(None)
+    assert settle_decoder()[1] == ""
+
+
+@pytest.mark.parametrize("extension", [".png", ".jpg", ".tiff", ".webp", ".bmp", ".pgm"])
+def test_a_picture_looks_the_same_in_a_folder_and_in_a_message(tmp_path, extension):
+    pixels = RGB if extension != ".pgm" else GREY16
+    data = encoded(cv2.resize(pixels, (64, 48)), extension)
+    (tmp_path / f"1{extension}").write_bytes(data)
+    (frame,) = ImageFolderSource(tmp_path)
+    np.testing.assert_array_equal(frame.image, compressed_to_rgb(compressed(data)))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "words"),
+    [
+        (GREY16.astype(np.float32), "32 bits a pixel"),
+        (GREY16.astype(np.int32), "32 bits a pixel"),
+        (GREY16 >> 4, "nearly black"),
+    ],
+)
+def test_a_folder_leaves_out_what_would_be_black_and_says_so(tmp_path, pixels, words):
+    for name, image in (("1.tif", GREY), ("2.tif", pixels)):
+        Pillow.fromarray(image).save(tmp_path / name)
+    source = ImageFolderSource(tmp_path)
+    assert len(list(source)) == 1 and source.state.counts.unusable == 1
+    assert "2.tif" in source.state.damage and words in source.state.damage

@@ -8,6 +8,7 @@ from stream_vlm_ros.errors import (
     InvalidParameterError,
     SourceNotFoundError,
     SourceUnknownError,
+    SourceUnreadableError,
     StreamVlmError,
 )
 from stream_vlm_ros.sources import ImageFolderSource, VideoSource, open_source, parse_size
@@ -42,6 +43,14 @@ def test_a_bag_that_is_not_there_and_a_single_image_are_explained(tmp_path):
     Image.new("RGB", (4, 4)).save(image)
     with pytest.raises(SourceUnknownError, match="folder"):
         open_source(image)
+
+
+@pytest.mark.parametrize(
+    "url", ["rtsp://camera/1", "http://host/x.mp4", "HTTPS://host/", "udp://:1"]
+)
+def test_an_address_on_a_network_is_refused_as_what_it_is(url):
+    with pytest.raises(SourceUnreadableError, match=r"on a network.*ffmpeg .* driver"):
+        open_source(url)
 
 
 def test_an_option_that_the_source_does_not_have_is_named(video):

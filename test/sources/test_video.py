@@ -1,11 +1,13 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
+import io
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from stream_vlm_ros.errors import InvalidParameterError, SourceNotFoundError, SourceUnreadableError
 from stream_vlm_ros.sources import VideoSource
@@ -115,27 +117,77 @@ def test_a_second_pass_starts_again(video):
     assert source.state.counts.decoded == 20
 
 
-def test_a_rotated_recording_is_turned_upright(tmp_path):
-    """Left half white as filmed; the file says: turn by 90 degrees to show it."""
-    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-    image[:, : WIDTH // 2] = 255
-    path = write_video(tmp_path / "a.mp4", "libx264", images=[image] * 3, count=3)
+QUADRANTS = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+QUADRANTS[: HEIGHT // 2, : WIDTH // 2] = 40
+QUADRANTS[: HEIGHT // 2, WIDTH // 2 :] = 100
+QUADRANTS[HEIGHT // 2 :, : WIDTH // 2] = 160
+QUADRANTS[HEIGHT // 2 :, WIDTH // 2 :] = 220
+
+
+def shown_by(matrix, image):
+    """The point (x, y) is shown at (a x + c y, b x + d y), moved into the picture."""
+    a, b, c, d = matrix
+    height, width = image.shape[:2]
+    points = {
+        (a * x + c * y, b * x + d * y): image[y, x] for x in range(width) for y in range(height)
+    }
+    left, top = min(x for x, _ in points), min(y for _, y in points)
+    shown = np.zeros((height, width, 3) if a else (width, height, 3), np.uint8)
+    for (x, y), pixel in points.items():
+        shown[y - top, x - left] = pixel
+    return shown
+
+
+def assert_nearly(image, expected):
+    """Except where the quadrants meet: codecs blur those edges."""
+    assert image.shape == expected.shape
+    assert (np.abs(image.astype(int) - expected) < 12).mean() > 0.75
+
+
+@pytest.mark.parametrize("b_or_c_first", [False, True])
+@pytest.mark.parametrize("second", [1, -1])
+@pytest.mark.parametrize("first", [1, -1])
+def test_all_eight_orientations_of_a_container_are_shown_so(tmp_path, first, second, b_or_c_first):
+    a, b, c, d = matrix = (0, first, second, 0) if b_or_c_first else (first, 0, 0, second)
+    path = write_video(tmp_path / "a.mp4", "libx264", images=[QUADRANTS] * 3, count=3)
     data = bytearray(path.read_bytes())
-    unity = b"".join(v.to_bytes(4, "big") for v in (0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000))
-    # Clockwise by 90 degrees: x' = -y, y' = x, in the track header's 16.16 matrix.
-    turned = b"".join(
-        (v & 0xFFFFFFFF).to_bytes(4, "big")
-        for v in (0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000)
-    )
+
+    def track_header(a, b, c, d):  # 16.16 fixed point; the last 2.30
+        values = [v * 0x10000 for v in (a, b, 0, c, d, 0, 0, 0)]
+        return b"".join((v & 0xFFFFFFFF).to_bytes(4, "big") for v in [*values, 0x40000000])
+
+    unity = track_header(1, 0, 0, 1)
     at = data.index(unity, data.index(b"tkhd"))
-    data[at : at + len(unity)] = turned
+    data[at : at + len(unity)] = track_header(a, b, c, d)
     path.write_bytes(data)
-    source = VideoSource(path)
-    frame = next(iter(source))
-    assert frame.image.shape == (WIDTH, HEIGHT, 3)
-    # Turned clockwise, what was left is now above.
-    assert frame.image[: WIDTH // 2 - 4].mean() > 240
-    assert frame.image[WIDTH // 2 + 4 :].mean() < 15
+    expected = shown_by(matrix, QUADRANTS)
+    assert_nearly(next(iter(VideoSource(path))).image, expected)
+    size = (24, 32) if b_or_c_first else (32, 24)
+    assert_nearly(next(iter(VideoSource(path, size=size))).image, expected[::2, ::2])
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("rotate=90", np.rot90(QUADRANTS)),  # anticlockwise, as H.264 has it
+        ("rotate=270", np.rot90(QUADRANTS, 3)),
+        ("flip=horizontal", QUADRANTS[:, ::-1]),
+        ("flip=vertical", QUADRANTS[::-1]),
+    ],
+)
+def test_an_orientation_said_by_a_message_of_the_stream_is_shown_so(tmp_path, said, expected):
+    plain = write_video(tmp_path / "plain.mp4", "libx264", images=[QUADRANTS] * 3, count=3)
+    path = tmp_path / "said.mp4"
+    with av.open(str(plain)) as source, av.open(str(path), "w") as output:
+        stream = output.add_stream_from_template(source.streams.video[0])
+        say = av.BitStreamFilterContext(
+            f"h264_metadata=display_orientation=insert:{said}", source.streams.video[0]
+        )
+        for packet in source.demux(video=0):
+            for told in say.filter(packet if packet.size else None):
+                told.stream = stream
+                output.mux(told)
+    assert_nearly(next(iter(VideoSource(path))).image, expected)
 
 
 def test_a_missing_file_is_an_error_that_names_it(tmp_path):
@@ -271,3 +323,207 @@ def test_where_a_video_grows_too_large_its_pictures_are_left_out(tmp_path, codec
     cause = "or of more than max_decoded" if codec == "mpeg2video" else "announces 128x96"
     assert any(cause in note for note in source.state.notes)
     assert {f.image.shape for f in VideoSource(tmp_path / "grows")} == {(48, 64, 3), (96, 128, 3)}
+
+
+def write_intra(path, stamps_ms, container="mpegts", codec="mpeg2video", every=1):
+    """Key frames every so many pictures, whose stamps may be anything."""
+    ticks = Fraction(1, 1000)
+    with av.open(str(path), "w", format=container) as output:
+        stream = output.add_stream(codec, rate=10, options={"g": str(every)})
+        stream.width, stream.height = WIDTH, HEIGHT
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.codec_context.max_b_frames = 0
+        packets = []
+        for index in range(len(stamps_ms)):
+            image = np.full((HEIGHT, WIDTH, 3), grey_of(index), np.uint8)
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, 10)
+            packets += stream.encode(frame)
+        packets += stream.encode()
+        for packet, stamp in zip(packets, stamps_ms, strict=True):
+            packet.pts = packet.dts = stamp
+            packet.time_base = ticks
+            output.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("every", [10, 20, 100])
+@pytest.mark.parametrize("codec", ["mpeg2video", "libx264"])
+def test_a_part_of_a_transport_stream_begins_where_it_was_asked_for(tmp_path, codec, every):
+    stamps = range(0, 30_000, 100)
+    path = write_intra(tmp_path / "a.ts", stamps, codec=codec, every=every)
+    source = VideoSource(path, start=27.95)
+    frames = list(source)
+    assert [frame.stamp_ns for frame in frames] == [ms * MS for ms in stamps if ms >= 27_950]
+    check_greys(frames, range(280, 300))
+    assert source.state.damage is None and source.state.notes == []
+
+
+@pytest.mark.parametrize("container", ["mpegts", "mpeg"])
+def test_files_put_end_to_end_are_read_as_one_and_it_is_said(tmp_path, container):
+    path = write_intra(tmp_path / "a", range(0, 10_000, 100), container)
+    path.write_bytes(path.read_bytes() * 2)
+    source = VideoSource(path)
+    stamps = [frame.stamp_ns for frame in source]
+    counts = source.state.counts
+    assert len(stamps) >= 195 and counts.decoded == 200 == counts.given + counts.unordered
+    assert stamps == sorted(set(stamps)) and 19.8 <= stamps[-1] / 1e9 <= 20
+    assert any("clock is set back by 9.9 s at 9.9 s" in note for note in source.state.notes)
+
+
+def test_a_clock_that_jumps_ahead_is_said(tmp_path):
+    parts = (range(0, 4_000, 100), range(90_000_000, 90_004_000, 100))
+    parts = [write_intra(tmp_path / str(part.start), part).read_bytes() for part in parts]
+    (tmp_path / "a.ts").write_bytes(b"".join(parts))
+    source = VideoSource(tmp_path / "a.ts")
+    assert len(list(source)) == 80
+    assert any("longest after 8999" in note for note in source.state.notes)
+
+
+@pytest.mark.parametrize("wrong_ms", [60_000, 500])
+def test_one_wrong_stamp_costs_one_picture_and_is_said(tmp_path, wrong_ms):
+    parts = range(0, 2_000, 100), [wrong_ms], range(2_000, 4_000, 100)
+    files = [write_intra(tmp_path / str(n), part) for n, part in enumerate(parts)]
+    (tmp_path / "a.ts").write_bytes(b"".join(file.read_bytes() for file in files))
+    source = VideoSource(tmp_path / "a.ts")
+    assert [frame.stamp_ns for frame in source] == [ms * MS for ms in range(0, 4_000, 100)]
+    assert source.state.counts.unordered == 1
+    assert any("Out of order: 1 of 41" in note for note in source.state.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.webm", "libvpx"), ("a.mkv", "ffv1"), ("a.ts", "libx264")]
+)
+@pytest.mark.parametrize("cut_out", [True, False])
+def test_pictures_lost_in_the_middle_are_said_where_no_decoder_complains(
+    tmp_path, name, codec, cut_out
+):
+    path = write_video(tmp_path / name, codec, count=200)
+    data = bytearray(path.read_bytes())
+    third = len(data) // 3
+    data[third : 2 * third] = b"" if cut_out else bytes((7 * i) % 251 for i in range(third))
+    path.write_bytes(data)
+    source = VideoSource(path)
+    given = len(list(source))
+    assert given < 150
+    assert any(f"as if {200 - given} were missing" in note for note in source.state.notes)
+
+
+def test_a_screen_filmed_when_it_changes_is_not_called_incomplete(tmp_path):
+    stamps = [0, 100, 150, 400, 1300, 1340, 2000, 2900, 3100, 4000]
+    source = VideoSource(write_video(tmp_path / "a.mkv", "libx264", stamps))
+    assert len(list(source)) == 10 and source.state.notes == []
+
+
+def test_damage_is_said_to_who_stops_in_the_middle(tmp_path):
+    path = write_video(tmp_path / "a.mp4", "libx264", count=200, options={"movflags": "faststart"})
+    data = bytearray(path.read_bytes())
+    begin = data.index(b"mdat") + 8
+    third = (len(data) - begin) // 3
+    data[begin + third : begin + 2 * third] = bytes(third)
+    path.write_bytes(data)
+    source = VideoSource(path, end=19.0)
+    assert 50 < len(list(source)) < 140
+    assert any("left out" in note for note in source.state.notes), source.state
+
+
+def test_repeated_pictures_are_no_loss(tmp_path):
+    """Theora and AVI write a packet of no length where a picture is shown once more."""
+    path = tmp_path / "a.nut"
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuvj420p"
+        for index in range(20):
+            frame = av.VideoFrame(WIDTH, HEIGHT, "yuvj420p")
+            frame.pts, frame.time_base = index, Fraction(1, 10)
+            for packet in stream.encode(frame):
+                again = av.Packet(b"")
+                again.stream, again.time_base = stream, packet.time_base
+                again.pts = again.dts = packet.pts
+                output.mux(again if index % 4 == 3 else packet)
+    source = VideoSource(path)
+    assert len(list(source)) == 15
+    counts = source.state.counts
+    assert (counts.decoded, counts.unusable, counts.unordered) == (15, 0, 0)
+
+
+def test_a_stream_that_begins_inside_the_file_ends_nothing(tmp_path):
+    """Bytes that a transport stream's table of programs may change to, in the middle."""
+    noise = list(np.random.default_rng(0).integers(0, 256, (200, HEIGHT, WIDTH, 3), np.uint8))
+    path = write_video(tmp_path / "a.ts", "libx264", count=200, images=noise)
+    other = tmp_path / "other.ts"
+    with av.open(str(other), "w", options={"mpegts_start_pid": "0x500"}) as output:
+        stream = output.add_stream("mpeg2video", rate=10)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for packet in stream.encode(av.VideoFrame(WIDTH, HEIGHT, "yuv420p")) + stream.encode():
+            output.mux(packet)
+    path.write_bytes(path.read_bytes() + other.read_bytes() + path.read_bytes())
+    source = VideoSource(path)
+    assert len(list(source)) == 400
+    assert any("further stream begins" in note for note in source.state.notes)
+
+
+@pytest.mark.parametrize("suffix", ["mp3", "flac"])
+def test_a_cover_picture_is_no_video(tmp_path, suffix):
+    path = tmp_path / f"song.{suffix}"
+    jpeg = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(jpeg, "JPEG")
+    with av.open(str(path), "w") as output:
+        sound = output.add_stream("libmp3lame" if suffix == "mp3" else "flac", rate=44_100)
+        cover = output.add_stream("mjpeg")
+        cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        output.start_encoding()
+        packet = av.Packet(jpeg.getvalue())
+        packet.stream, packet.time_base = cover, Fraction(1, 1000)
+        packet.pts = packet.dts = 0
+        output.mux(packet)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 44_100), np.int16), "s16", "mono")
+        frame.sample_rate = 44_100
+        output.mux(sound.encode(frame))
+        output.mux(sound.encode())
+    with pytest.raises(
+        SourceUnreadableError, match=r"no video in it \(only a cover picture, audio"
+    ):
+        VideoSource(path)
+
+
+def test_pictures_that_lack_at_the_end_are_said_though_they_are_few(tmp_path):
+    path = write_video(tmp_path / "a.mkv", "ffv1", count=100)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 94 // 100])
+    source = VideoSource(path)
+    assert 90 < len(list(source)) < 97
+    assert any("announces 10.00 s" in note for note in source.state.notes)
+
+
+def test_pictures_that_lack_at_the_beginning_are_said(tmp_path):
+    path = write_intra(tmp_path / "a.ts", range(0, 10_000, 100), codec="libx264", every=10)
+    data = bytearray(path.read_bytes())
+    key = data.index(b"\x00\x00\x01\x65")  # the first IDR picture of H.264
+    data[key + 3] = 0x6C  # now of a kind that decoders pass over
+    path.write_bytes(data)
+    source = VideoSource(path)
+    first = next(iter(source)).stamp_ns / 1e9
+    assert first > 0.5
+    assert len(list(source)) == round(100 - 10 * first)
+    assert any(f"comes {first:.1f} s after the file's" in note for note in source.state.notes)
+
+
+def test_a_picture_fewer_than_announced_is_said(tmp_path):
+    path = write_video(tmp_path / "a.avi", "mjpeg", count=100)
+    data = bytearray(path.read_bytes())
+    # The last one's entry in the list of the data, and in the index at the end, become junk.
+    for at in (data.rindex(b"00dc", 0, data.rindex(b"idx1")), data.rindex(b"00dc")):
+        data[at : at + 4] = b"JUNK"
+    path.write_bytes(data)
+    source = VideoSource(path)
+    assert len(list(source)) == 99
+    assert any("announces" in note for note in source.state.notes)
+
+
+def test_a_video_of_an_unknown_codec_is_refused_in_words(tmp_path):
+    path = write_video(tmp_path / "a.avi", "mjpeg", count=10)
+    path.write_bytes(path.read_bytes().replace(b"MJPG", b"ZZZZ"))
+    with pytest.raises(SourceUnreadableError, match="codec that FFmpeg does not know"):
+        VideoSource(path)

@@ -3,7 +3,8 @@
 
 """How large a picture may be, and what it is unpacked from: asked of headers, before any decoding.
 
-Every way in asks here: messages, bags, videos, folders of images, the frame store, PIL images.
+Every way in asks here: messages, bags, videos, folders of images, the frame store, PIL images. And
+whatever is encoded as one picture is decoded here, so that it looks the same wherever it lies.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import io
 import math
 import struct
 from dataclasses import dataclass
+from typing import Any
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import (
@@ -107,6 +110,46 @@ def open_picture(data: bytes, limit: PictureLimit) -> Image.Image:
             f"{_MAX_SCANS} are taken"
         )
     return picture
+
+
+def rgb_of(picture: Image.Image, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Decode what ``open_picture`` gave: uint8 RGB [height, width, 3], upright by its EXIF data.
+
+    16 bits keep their upper byte. ``size``: (width, height) to scale to.
+
+    Raises InvalidImageError if it is damaged, holds measurements, or is nearly black for having its
+    values in the lower of 16 bits.
+    """
+    if picture.mode == "F" or (picture.mode == "I" and picture.format == "TIFF"):
+        raise InvalidImageError(
+            "it has 32 bits a pixel, as measurements have; pictures have 8 or 16"
+        )
+    deep = picture.mode.startswith("I") or any(";16" in str(tile[3]) for tile in _tiles(picture))
+    try:
+        upright = ImageOps.exif_transpose(picture)
+        if upright.mode.startswith("I"):
+            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+        upright = upright.convert("RGB")
+        image = np.array(upright if size is None else upright.resize(size))
+    except Exception as fault:  # bytes from outside: Pillow's decoders raise what they do
+        raise InvalidImageError(f"it cannot be decoded: {in_words(fault)}") from fault
+    if deep:
+        check_depth(image)
+    return image
+
+
+def check_depth(image: np.ndarray) -> None:
+    """Raise InvalidImageError if the picture, of 16 bits made 8, shows only 12 of them: black."""
+    if image.max(initial=0) < 16:
+        raise InvalidImageError(
+            "of its 16 bits a pixel, at most the lower 12 are used, so it is nearly black; is it a "
+            "depth image, or of a camera of 12 bits, whose driver should scale them?"
+        )
+
+
+def _tiles(picture: Image.Image) -> list[tuple[Any, ...]]:
+    """What is to be decoded, and how: the last of each says so, in Pillow's names."""
+    return list(getattr(picture, "tile", []))
 
 
 def _from_header(data: bytes) -> Image.Image | None:
