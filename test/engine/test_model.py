@@ -312,6 +312,13 @@ def test_the_tokens_that_end_an_answer_are_the_folders(folder):
         StreamQwenModel.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("ends", [[[3]], [3, "5"], "3", 0.5, -1, True])
+def test_what_ends_an_answer_is_a_token_or_refused(folder, ends):
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    with pytest.raises(ModelLoadError, match=r"generation_config.json: eos_token_id is"):
+        StreamQwenModel.from_pretrained(folder)
+
+
 def test_a_state_is_taken_whole_or_refused_in_words(folder):
     model = StreamQwenModel.from_pretrained(folder)
     state = {name: weight + 1 for name, weight in model.state_dict().items()}

@@ -79,8 +79,17 @@ class CheckpointFiles:
 
     def generation_config(self) -> GenerationConfig:
         """That of the folder."""
-        with _in_words(self.folder / "generation_config.json"):
-            return GenerationConfig.from_pretrained(self.folder, local_files_only=True)
+        file = self.folder / "generation_config.json"
+        with _in_words(file):
+            config = GenerationConfig.from_pretrained(self.folder, local_files_only=True)
+        ends = config.eos_token_id
+        for end in ends if isinstance(ends, list) else [ends]:
+            if end is not None and (type(end) is not int or end < 0):
+                raise ModelLoadError(
+                    f"{file}: eos_token_id is {ends!r}, not the number of a token or a list of "
+                    "those; copy it from the release of the model"
+                )
+        return config
 
     def fold_adapter(self, model: StreamModel) -> None:
         """Add to the weights what a LoRA adapter in the folder says; ModelLoadError if it says
