@@ -275,19 +275,17 @@ def _question(entry: dict, default_id: str, document: Document, place: Place) ->
             raise document.error((*place, key), f"'{key}' can only be used with 'every'")
     at = entry.get("at")
     first, until = (_time(entry, key, document, place) for key in ("from", "until"))
-    begin = entry.get("every") if first is None else first
+    begin = entry.get("every", 0.0) if first is None else first
     if until is not None and until < begin:
         words = f"until is {until:g} s, before the question is asked first, at {begin:g} s"
         raise document.error((*place, "until"), words)
     asked = None if at == "end" else _time(entry, "at", document, place)
-    about = _stretches(entry, "about", document, place)
     evidence = _stretches(entry, "evidence", document, place)
     last = until if asked is None else asked
-    for key, stretches in (("about", about), ("evidence", evidence)):
-        begins = min((start for start, _ in stretches), default=0.0)
-        if last is not None and begins > last:
-            words = f"{key} begins at {begins:g} s, after the question is asked, at {last:g} s"
-            raise document.error((*place, key), words)
+    begins = min((start for start, _ in evidence), default=0.0)
+    if last is not None and begins > last:
+        words = f"evidence begins at {begins:g} s, after the question is asked, at {last:g} s"
+        raise document.error((*place, "evidence"), words)
     merge = entry.get("merge", False)
     similarity = DEFAULT_SIMILARITY if merge in (True, {}) else None
     if isinstance(merge, dict) and merge:
@@ -305,7 +303,7 @@ def _question(entry: dict, default_id: str, document: Document, place: Place) ->
         camera=entry.get("camera"),
         choices=choices,
         expect=tuple(expect),
-        about=next(iter(about), None),
+        about=next(iter(_stretches(entry, "about", document, place)), None),
         evidence=evidence,
         type=entry.get("type", ""),
         tags=tuple(entry.get("tags", ())),

@@ -169,7 +169,6 @@ def test_json_is_read_like_yaml_with_tabs_too(write_questions):
             5,
             "evidence begins at 7.5 s, after the question is asked, at 7 s",
         ),
-        ("questions:\n  - text: A?\n    at: 5\n    about: [6, 9]\n", 4, "about begins at 6 s"),
         ('questions:\n  - text: "\u3000 "\n    at: 5\n', 2, "text: a text of spaces alone"),
         ("questions:\n  - text: ''\n    at: 5\n", 2, "text: an empty text"),
         ("questions:\n  - text: A?\n    at: 5\n    camera: ' '\n", 4, "camera: a text of spaces"),
