@@ -98,6 +98,10 @@ soak: setup  ## The node over DDS at its highest rate, with all that may happen 
 fuzz-videos: setup  ## Read 1,000 damaged videos and pictures (FUZZ_ARGS="--first 5000")
 	@$(RUN) python bench/fuzz_videos.py --out bench/results/fuzz_videos.json $(FUZZ_ARGS)
 
+fuzz-checkpoints: setup  ## Load 500 checkpoint folders damaged by lot
+	@OMP_NUM_THREADS=1 $(RUN) python bench/fuzz_checkpoints.py \
+		--out bench/results/fuzz_checkpoints.json
+
 same-as: $(VENV)/.installed  ## Hold the working tree against a commit (REV=, MACHINES=200)
 	@$(VENV)/bin/python test/equivalence/same_as.py --rev $(REV) --machines $(MACHINES) \
 		--out bench/results/same_as.json $(SAME_AS_ARGS)

@@ -81,6 +81,8 @@ class Sampler:
     def __init__(self, options: DecodingOptions, prompt: Sequence[int], device: torch.device):
         self._draws = options.do_sample and options.temperature >= _LEAST_TEMPERATURE
         self._ids = list(prompt)
+        # Of the tokens chosen. On the device until all are there: to read each would be to wait.
+        self._logprobs: list[torch.Tensor] = []
         self._device = device
         self._processors = LogitsProcessorList()
         if options.repetition_penalty != 1:
@@ -122,7 +124,14 @@ class Sampler:
         elif self._processors:
             token = int(scores.argmax())
         self._ids.append(token)
+        plain = logits.float()
+        self._logprobs.append(plain[token] - plain.logsumexp(-1))
         return token
+
+    def logprobs(self, count: int) -> tuple[float, ...]:
+        """The model's log-probabilities of the first ``count`` tokens chosen; waits for them."""
+        first = self._logprobs[:count]
+        return tuple(torch.stack(first).tolist()) if first else ()
 
 
 class AnswerText:

@@ -387,6 +387,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
                         # positions and sees more, so it is computed again. The fork has been read.
                         fork.release()
                         self._repeat_exchange(question, kept)
+            logprobs = sampler.logprobs(len(said.ids))
             latency = self._synchronized_time() - started
             return AnswerMetrics(
                 ttft=ttft or latency,
@@ -396,6 +397,8 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
                 time_spans=time_spans,
                 answer_tokens=len(said.ids),
                 finish_reason=reason,
+                token_ids=tuple(said.ids),
+                token_logprobs=logprobs,
             )
 
         return Answer(write(), fork.release)

@@ -181,6 +181,9 @@ class AnswerMetrics(QuestionMetrics):
     Attributes:
         answer_tokens: that were decoded.
         finish_reason: ``stop``, ``length`` or ``cancelled``.
+        token_ids: of those tokens, a stop text's with them.
+        token_logprobs: the model's own log-probability of each, whatever temperature, ``top_p`` or
+            penalty chose it.
     """
 
     aliases: ClassVar[Mapping[str, str]] = {
@@ -190,6 +193,8 @@ class AnswerMetrics(QuestionMetrics):
 
     answer_tokens: int
     finish_reason: str
+    token_ids: tuple[int, ...] = ()
+    token_logprobs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -200,11 +205,16 @@ class ChoiceMetrics(QuestionMetrics):
         choice_index: which one, from 0.
         scores: log-probability of each as the whole answer.
         choice_tokens: tokens of each that its score is the sum of, with the end of the turn.
+        mean_scores: the scores a token, for choices of unlike lengths; computed when asked for.
     """
 
     choice_index: int
     scores: tuple[float, ...]
     choice_tokens: tuple[int, ...]
+
+    @property
+    def mean_scores(self) -> tuple[float, ...]:
+        return tuple(s / n for s, n in zip(self.scores, self.choice_tokens, strict=True))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

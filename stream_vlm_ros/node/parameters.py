@@ -66,9 +66,16 @@ def descriptor(row: Setting) -> ParameterDescriptor:
     return found
 
 
-def unknown_text(name: str) -> str:
-    """What to say about a parameter that the node does not have."""
-    return Settings.unknown(name).replace("setting", "parameter", 1)
+def refuse_unknown(node: Node) -> None:
+    """Raise InvalidParameterError, naming each, where a node was started with parameters that it
+    has not declared. Those that rclpy declares when it needs them are left to it."""
+    unknown = [
+        Settings.unknown(name).replace("setting", "parameter", 1)
+        for name in getattr(node, "_parameter_overrides", {})
+        if not node.has_parameter(name) and not name.startswith("qos_overrides.")
+    ]
+    if unknown:
+        raise InvalidParameterError("; ".join(unknown))
 
 
 def _constraints(row: Setting) -> str:

@@ -41,7 +41,7 @@ from stream_vlm_ros.node.lifecycle import TellingLifecycleNode, transition
 from stream_vlm_ros.node.loading import load_engine, pixel_limit, release_memory
 from stream_vlm_ros.node.memory_keeper import NOTHING_SAVED, MemoryKeeper, SavedState
 from stream_vlm_ros.node.memory_services import MemoryServices
-from stream_vlm_ros.node.parameters import PARAMETERS, declare, read, unknown_text
+from stream_vlm_ros.node.parameters import PARAMETERS, declare, read, refuse_unknown
 from stream_vlm_ros.node.serialized_image import SerializedImage
 from stream_vlm_ros.node.worker import EngineWorker, MemorySummary, NotActiveError
 from stream_vlm_ros.processes.ros_process import END_TIMEOUT
@@ -85,7 +85,7 @@ class StreamVlmNode(TellingLifecycleNode):
         self._clear_figures()
 
         self.parameters = Settings.of(declare(self, PARAMETERS.values()))
-        self._warn_of_unknown_parameters()
+        refuse_unknown(self)
         self.add_on_set_parameters_callback(self._on_set_parameters)
 
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -330,11 +330,6 @@ class StreamVlmNode(TellingLifecycleNode):
             self._worker.ingest_share = parameters.ingest_share
         if (poses := self.poses) is not None:
             poses.track.tolerance = parameters.pose_tolerance
-
-    def _warn_of_unknown_parameters(self) -> None:
-        for name in getattr(self, "_parameter_overrides", {}):
-            if name not in PARAMETERS and not self.has_parameter(name):
-                self.get_logger().warning(f"ignored: {unknown_text(name)}")
 
     # Images ---------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from stream_vlm_ros.errors import (
     ModelLoadError,
     StreamVlmError,
     check_model_folder,
+    whole_number,
 )
 
 BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -64,7 +65,11 @@ class CheckpointInfo:
                 "vocabulary": text["vocab_size"],
                 "vision_layers": (config.get("vision_config") or {}).get("depth", 32),
             }
-        except (KeyError, TypeError, ZeroDivisionError) as error:
+            for name, value in shape.items():
+                whole_number(name, value, least=1)
+        except InvalidParameterError as error:
+            raise ModelLoadError(f"{folder / 'config.json'}: {error}") from error
+        except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
             raise ModelLoadError(
                 f"{folder / 'config.json'} does not say {error}: it is incomplete; copy it from "
                 "the release of the model"
@@ -123,8 +128,6 @@ class CheckpointInfo:
 
         All the node's other parameters having their defaults.
         """
-        from transformers import Qwen2_5_VLConfig
-
         from stream_vlm_ros.engine import StreamProcessor
         from stream_vlm_ros.engine.cache.budget import (
             USUAL_PIXELS,
@@ -135,6 +138,7 @@ class CheckpointInfo:
         from stream_vlm_ros.engine.cache.buffer import KVShape
         from stream_vlm_ros.engine.inputs.chat import ChatLayout
         from stream_vlm_ros.engine.inputs.frames import ImageSettings
+        from stream_vlm_ros.engine.loading import family_of
         from stream_vlm_ros.engine.model.device import resolve_device, resolve_dtype
 
         usual = Settings(max_cache_tokens=0)
@@ -142,8 +146,8 @@ class CheckpointInfo:
         dtype = resolve_dtype("auto", device)
         weights = self.parameters * dtype.itemsize
         try:
-            config = Qwen2_5_VLConfig.from_pretrained(self.folder, local_files_only=True)
             images = ImageSettings.from_folder(self.folder)
+            config = family_of(self.folder).read_config(self.folder)
             chat = ChatLayout(StreamProcessor.from_pretrained(self.folder), config)
             budget = MemoryBudget.of(
                 config,
@@ -237,7 +241,7 @@ def _config_of(folder: Path) -> dict[str, Any]:
         raise ModelLoadError(f"{folder} has no config.json, so it is not a checkpoint folder.")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelLoadError(f"{file} cannot be read: {error}") from error
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != "qwen2_5_vl":
@@ -260,7 +264,9 @@ def _missing_in(folder: Path, weights: list[Path]) -> tuple[str, ...]:
     if index.is_file():
         try:
             named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+            if wrong := [name for name in named if not isinstance(name, str)]:
+                raise ValueError(f"{wrong[0]!r} is no name of a file")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ModelLoadError(f"{index} cannot be read: {error!r}") from error
         missing += sorted(named - {file.name for file in weights}) if weights else []
     if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():

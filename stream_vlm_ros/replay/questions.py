@@ -13,7 +13,7 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
@@ -24,7 +24,7 @@ import jsonschema
 
 from stream_vlm_ros.engine.inputs.stamp_check import check_stamp
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
-from stream_vlm_ros.errors import InvalidTimestampError
+from stream_vlm_ros.errors import InvalidTimestampError, cut
 from stream_vlm_ros.sources.sampling import MAX_SECONDS
 
 from .judging import Judge, make_judge
@@ -32,7 +32,9 @@ from .yaml_lines import Document, Place, QuestionFileError, load_document
 
 SCHEMA_FILE = Path(__file__).with_name("questions.schema.json")
 DEFAULT_SIMILARITY = 0.9
+_MAX_TOLD = 450  # characters of the mistakes behind the first
 Stretch = tuple[float, float]
+_NOT_BLANK = "\\S"  # the schema's pattern of a text that says something
 _TIMES = ("at", "from", "until", "about", "evidence")  # keys of a question that hold times
 
 
@@ -91,7 +93,7 @@ def schema() -> dict[str, Any]:
 def load_questions(path: str | Path, importer: str = "stream_vlm") -> QuestionSet:
     """Read and check a question file.
 
-    Raises QuestionFileError: each message names the file and the line.
+    Raises QuestionFileError: the message names the file, and every mistake with its line.
     """
     if importer not in IMPORTERS:
         raise QuestionFileError(
@@ -104,7 +106,7 @@ def _load_own(path: Path) -> QuestionSet:
     document = load_document(path)
     mistakes = _mistakes(document)
     if None in mistakes:  # not in one question: they cannot be read one after the other
-        raise mistakes[None]
+        raise _all_of(mistakes.values())
     content = document.content
     defaults = content.get("defaults", {})
     questions: list[Question] = []
@@ -112,15 +114,21 @@ def _load_own(path: Path) -> QuestionSet:
     for index, entry in enumerate(content["questions"]):
         place: Place = ("questions", index)
         if index in mistakes:
-            raise mistakes[index]
-        question = _question({**defaults, **entry}, f"q{index + 1:03d}", document, place)
-        if question.id in lines:
-            where = lines[question.id]
-            raise document.error(
-                (*place, "id"), f"the id {question.id!r} is already used in line {where}"
-            )
+            continue
+        try:
+            question = _question({**defaults, **entry}, f"q{index + 1:03d}", document, place)
+            if question.id in lines:
+                where = lines[question.id]
+                raise document.error(
+                    (*place, "id"), f"the id {question.id!r} is already used in line {where}"
+                )
+        except QuestionFileError as mistake:
+            mistakes[index] = mistake
+            continue
         lines[question.id] = document.line(place)
         questions.append(question)
+    if mistakes:
+        raise _all_of(mistakes.values())
     canonical = json.dumps(content, sort_keys=True, default=str)
     return QuestionSet(
         path=path,
@@ -132,6 +140,19 @@ def _load_own(path: Path) -> QuestionSet:
 
 
 IMPORTERS: dict[str, Callable[[Path], QuestionSet]] = {"stream_vlm": _load_own}
+
+
+def _all_of(mistakes: Collection[QuestionFileError]) -> QuestionFileError:
+    """One error of them all, by line: the first in full, and of many what has room."""
+    first, *others = sorted(mistakes, key=lambda mistake: mistake.line)
+    told, left = str(first), _MAX_TOLD
+    for number, other in enumerate(others):
+        more = f"\nline {other.line}: {cut(other.words, 120)}"
+        if (left := left - len(more)) < 0:
+            told += f"\nand {len(others) - number} more mistakes"
+            break
+        told += more
+    return QuestionFileError(told)
 
 
 def _mistakes(document: Document) -> dict[int | None, QuestionFileError]:
@@ -172,13 +193,16 @@ def _schema_of(error: jsonschema.ValidationError) -> Mapping[str, Any]:
 
 
 def _in_words(error: jsonschema.ValidationError, place: Place) -> str:
-    where = f"{place[-1]}: " if place and isinstance(place[-1], str) else ""
+    where = next((f"{key}: " for key in reversed(place) if isinstance(key, str)), "")
+    where = "" if where == "questions: " and len(place) > 1 else where
     if error.validator == "additionalProperties" and isinstance(error.instance, dict):
         known = _schema_of(error).get("properties", {})
         unknown = [str(key) for key in error.instance if key not in known]
         return f"unknown key {', '.join(unknown)}; known are {', '.join(known)}"
     if error.validator == "oneOf" and error.schema is schema()["$defs"]["question"]:
         return "a question needs exactly one of at, at_stamp and every"
+    if error.validator == "pattern" and error.validator_value == _NOT_BLANK:
+        return f"{where}a text of spaces alone" if error.instance else f"{where}an empty text"
     if error.validator == "required":
         return f"{where}{error.message.replace(' is a required property', ' is missing')}"
     if error.validator in ("maxLength", "maxItems") and isinstance(error.instance, (str, list)):
@@ -250,6 +274,18 @@ def _question(entry: dict, default_id: str, document: Document, place: Place) ->
         if key in entry and "every" not in entry:
             raise document.error((*place, key), f"'{key}' can only be used with 'every'")
     at = entry.get("at")
+    first, until = (_time(entry, key, document, place) for key in ("from", "until"))
+    begin = entry.get("every", 0.0) if first is None else first
+    if until is not None and until < begin:
+        words = f"until is {until:g} s, before the question is asked first, at {begin:g} s"
+        raise document.error((*place, "until"), words)
+    asked = None if at == "end" else _time(entry, "at", document, place)
+    evidence = _stretches(entry, "evidence", document, place)
+    last = until if asked is None else asked
+    begins = min((start for start, _ in evidence), default=0.0)
+    if last is not None and begins > last:
+        words = f"evidence begins at {begins:g} s, after the question is asked, at {last:g} s"
+        raise document.error((*place, "evidence"), words)
     merge = entry.get("merge", False)
     similarity = DEFAULT_SIMILARITY if merge in (True, {}) else None
     if isinstance(merge, dict) and merge:
@@ -258,17 +294,17 @@ def _question(entry: dict, default_id: str, document: Document, place: Place) ->
         id=entry.get("id", default_id),
         text=entry["text"],
         judge=judge,
-        at=None if at == "end" else _time(entry, "at", document, place),
+        at=asked,
         at_stamp_ns=_stamp(entry.get("at_stamp"), document, place),
         at_end=at == "end",
         every=entry.get("every"),
-        first=_time(entry, "from", document, place),
-        until=_time(entry, "until", document, place),
+        first=first,
+        until=until,
         camera=entry.get("camera"),
         choices=choices,
         expect=tuple(expect),
         about=next(iter(_stretches(entry, "about", document, place)), None),
-        evidence=_stretches(entry, "evidence", document, place),
+        evidence=evidence,
         type=entry.get("type", ""),
         tags=tuple(entry.get("tags", ())),
         max_new_tokens=_whole(entry.get("max_new_tokens")),

@@ -82,7 +82,9 @@ class AnswerRecord(_Asked, total=False):
     thumbnail: str  # path in the report's folder, of the newest picture at the question
 
 
-_NOT_METRICS = ("time_spans", "oldest_timestamp", "newest_timestamp", "episodes")
+_NOT_METRICS = (
+    "time_spans", "oldest_timestamp", "newest_timestamp", "episodes", "token_ids", "token_logprobs",
+)  # fmt: skip
 
 
 def unanswered(ask: Ask, camera: str, end_ns: int, origin_ns: int | None) -> AnswerRecord:

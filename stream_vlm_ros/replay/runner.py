@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -138,6 +138,8 @@ class Replay:
         gives it.
         """
         begin = time.perf_counter()
+        if source.cameras is not None:
+            self._check_cameras(source.cameras)
         try:
             self._behind = Behind(source, loaded_until(self.settings))
             for frame in self._behind:
@@ -217,11 +219,8 @@ class Replay:
             for question in self.questions.questions:
                 due = None if question.at is None else round(question.at * SECOND)
                 self._not_reached("", Ask(question, due, question.id))
-        elif unseen := self._unseen_cameras():
-            raise InvalidParameterError(
-                f"The questions name the camera {', '.join(unseen)}, but frames came from "
-                f"{', '.join(self.streams)} only."
-            )
+        else:
+            self._check_cameras(self.streams)
 
     def _open(self, camera: str) -> Stream:
         """The memory of a camera, from its first frame on."""
@@ -242,9 +241,14 @@ class Replay:
             return question.camera.strip("/") == camera.strip("/")
         return not self.streams
 
-    def _unseen_cameras(self) -> list[str]:
-        seen = {camera.strip("/") for camera in self.streams}
-        return [c for c in self.questions.cameras if c.strip("/") not in seen]
+    def _check_cameras(self, cameras: Collection[str]) -> None:
+        """Raise InvalidParameterError if a question is for another than these."""
+        there = {camera.strip("/") for camera in cameras}
+        if unseen := [c for c in self.questions.cameras if c.strip("/") not in there]:
+            raise InvalidParameterError(
+                f"The questions name the camera {', '.join(unseen)}, but frames come from "
+                f"{', '.join(cameras)} only."
+            )
 
     def _encode(self, stream: Stream, frames: list[Frame]) -> None:
         """Append frames, if there are any, to the memory."""

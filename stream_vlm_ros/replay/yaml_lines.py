@@ -32,9 +32,16 @@ Place = tuple[str | int, ...]  # keys and indices from the root to a value
 
 
 class QuestionFileError(StreamVlmError):
-    """A question file that cannot be used; every message names the file and the line."""
+    """A question file that cannot be used; every message names the file and the line.
+
+    ``words`` is the message without them, ``line`` counts from 1.
+    """
 
     code = "QUESTION_FILE"
+
+    def __init__(self, message: str, line: int = 1, words: str = "") -> None:
+        super().__init__(message)
+        self.line, self.words = line, words or message
 
 
 @dataclass
@@ -70,7 +77,8 @@ class Document:
 
     def error(self, place: Place, message: str) -> QuestionFileError:
         """An error about the value at ``place``."""
-        return QuestionFileError(f"{self.path}:{self.line(place)}: {cut(message)}")
+        line, words = self.line(place), cut(message)
+        return QuestionFileError(f"{self.path}:{line}: {words}", line, words)
 
 
 def load_document(path: str | Path) -> Document:

@@ -108,6 +108,7 @@ class BagSource(Source):
         self.image_channels = [c for c in self._files.channels if _reads(c)]
         self._notes = list(self._files.notes)
         self.topics = self._choose(topics)
+        self.cameras = tuple(self.topics)
         if self._files.start_ns is not None and self._files.end_ns is not None:
             self.duration = (self._files.end_ns - self._files.start_ns) / SECOND
         counts = [c.count for c in self.image_channels if c.topic in self.topics]

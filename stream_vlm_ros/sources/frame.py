@@ -65,6 +65,7 @@ class Source(ABC):
     duration: float | None = None  # seconds, if known
     live: bool = False  # frames come at their own pace
     endless: bool = False  # frames never end by themselves
+    cameras: tuple[str, ...] | None = None  # that frames may come from, if known
 
     def __init__(self) -> None:
         self.state = SourceState()

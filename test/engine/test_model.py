@@ -312,6 +312,29 @@ def test_the_tokens_that_end_an_answer_are_the_folders(folder):
         StreamQwenModel.from_pretrained(folder)
 
 
+def test_what_a_generation_config_says_of_decoding_is_said_to_be_left_out(folder, caplog):
+    file = folder / "generation_config.json"
+    plain = {"eos_token_id": 3, "pad_token_id": 3, "do_sample": False, "top_p": 1.0}
+    file.write_text(json.dumps(plain))
+    StreamQwenModel.from_pretrained(folder)
+    assert not caplog.records
+    # As Qwen2.5-VL is released.
+    file.write_text(
+        json.dumps(plain | {"do_sample": True, "temperature": 1e-6, "repetition_penalty": 1.05})
+    )
+    StreamQwenModel.from_pretrained(folder)
+    (told,) = [record.getMessage() for record in caplog.records if record.name.startswith("stream")]
+    assert "do_sample True, temperature 1e-06, repetition_penalty 1.05" in told
+    assert str(file) in told
+
+
+@pytest.mark.parametrize("ends", [[[3]], [3, "5"], "3", 0.5, -1, True])
+def test_what_ends_an_answer_is_a_token_or_refused(folder, ends):
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    with pytest.raises(ModelLoadError, match=r"generation_config.json: eos_token_id is"):
+        StreamQwenModel.from_pretrained(folder)
+
+
 def test_a_state_is_taken_whole_or_refused_in_words(folder):
     model = StreamQwenModel.from_pretrained(folder)
     state = {name: weight + 1 for name, weight in model.state_dict().items()}

@@ -143,6 +143,12 @@ def test_a_missing_file_is_named(folder, missing, message):
     [
         ("tokenizer.json", "{}", "the tokenizer in .* cannot be loaded"),
         ("tokenizer.json", "not json", "the tokenizer in .* cannot be loaded"),
+        # Loaded without a word by the library, which raises at the first text.
+        (
+            "tokenizer_config.json",
+            '{"model_max_length": ""}',
+            "the tokenizer in .* cannot be loaded",
+        ),
         ("preprocessor_config.json", "{", "preprocessor_config.json cannot be read as JSON"),
         ("preprocessor_config.json", '{"patch_size": -1}', "preprocessor_config.json: patch_size"),
     ],

@@ -292,9 +292,32 @@ def test_a_choice_scores_what_the_model_would_say_token_by_token(toys, model, pr
         log_probs = model.logits(hidden[0]).double().log_softmax(-1)
         expected = sum(log_probs[at - 1, ids[at]].item() for at in range(len(prompt), len(ids)))
         assert score == pytest.approx(expected, abs=1e-3)
+        mean = metrics.mean_scores[metrics.scores.index(score)]
+        assert mean == pytest.approx(expected / (len(ids) - len(prompt)), abs=1e-3)
     assert best == choices[metrics["choice_index"]]
     assert metrics["scores"][0] == pytest.approx(metrics["scores"][3], abs=1e-4)
     assert max(metrics["scores"]) == metrics["scores"][metrics["choice_index"]]
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": True, "seed": 2, "temperature": 1.5}])
+def test_an_answer_has_its_tokens_and_what_the_model_gave_each(toys, model, processor, options):
+    engine = make(model, processor)
+    engine.append_video_chunk(toys.frames(4), fps=2)
+    text, metrics = engine.ask("What?", 9, repetition_penalty=1.3, **options)
+    manager, chat = engine.cache_manager, ChatLayout(processor, model.config)
+    said = list(metrics.token_ids)
+    assert chat.decode(said) == text and len(said) == metrics.answer_tokens > 3
+    # Independently: one forward of question and answer together.
+    prompt = chat.question("What?", True, 2048)
+    ids = [*prompt, *said]
+    start = torch.tensor(manager.ledger.next_position)[:, None]
+    with manager.fork(len(ids)) as fork:
+        hidden = model.stream_forward(
+            model.embed_tokens(ids)[None], start + torch.arange(len(ids)), fork
+        )
+    log_probs = model.logits(hidden[0]).double().log_softmax(-1)
+    expected = [log_probs[at - 1, ids[at]].item() for at in range(len(prompt), len(ids))]
+    assert metrics.token_logprobs == pytest.approx(expected, abs=1e-3)
 
 
 def test_control_tokens_in_a_question_stay_text(toys, model, processor):

@@ -88,8 +88,11 @@ def test_a_bad_value_at_start_is_refused_in_our_words(make_node, given, words):
         declare(make_node(**given), Various.table().values())
 
 
-def test_a_parameter_that_is_not_there_is_told_with_the_one_that_is_meant():
-    from stream_vlm_ros.node.parameters import unknown_text
+def test_a_parameter_that_is_not_there_is_refused_with_the_one_that_is_meant(make_node):
+    from stream_vlm_ros.errors import InvalidParameterError
+    from stream_vlm_ros.node.parameters import refuse_unknown
 
-    told = "there is no parameter 'sampel_fps'; did you mean 'sample_fps'?"
-    assert unknown_text("sampel_fps") == told
+    refuse_unknown(make_node(**{"use_sim_time": "true", "qos_overrides./clock.depth": 3}))
+    told = r"there is no parameter 'sampel_fps'; did you mean 'sample_fps'\?; .* 'xyzzy'$"
+    with pytest.raises(InvalidParameterError, match=told):
+        refuse_unknown(make_node(sampel_fps=3, xyzzy=1, use_sim_time="true"))

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from safetensors.torch import save_file
 from toy_qwen import save_checkpoint
 
 from stream_vlm_ros.errors import InvalidParameterError, ModelLoadError
+from stream_vlm_ros.factory import default_model
 from stream_vlm_ros.replay.checkpoint import CheckpointInfo, PictureCost
 
 # Of Qwen2.5-VL-3B-Instruct: 36 layers, 2 KV heads of 128.
@@ -69,6 +71,16 @@ def test_what_fits_here_is_what_the_node_takes_at_its_start(tmp_path, monkeypatc
     assert info.plan_here(56 * 56) == f"On this machine, {load_engine(parameters).memory_plan}"
 
 
+def test_what_fits_a_config_that_the_library_refuses_is_told_with_the_cause(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(default_model(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["in_channels"] = "3"
+    (folder / "config.json").write_text(json.dumps(config))
+    told = CheckpointInfo.read(folder).plan_here(None)
+    assert told.startswith("On this machine: cannot read") and "in_channels" in told
+
+
 def test_what_fits_a_folder_that_is_not_complete_is_not_guessed(folder):
     assert "has no preprocessor_config.json" in CheckpointInfo.read(folder).plan_here(None)
 
@@ -88,6 +100,10 @@ def test_what_is_missing_is_named(folder):
     }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "model-00002-of-00002.safetensors" in CheckpointInfo.read(folder).missing
+    for wrong in ({"weight_map": {"a": 3}}, {"weight_map": {"a": ["x"]}}, {"weight_map": [3]}, []):
+        (folder / "model.safetensors.index.json").write_text(json.dumps(wrong))
+        with pytest.raises(ModelLoadError, match=r"index.json cannot be read"):
+            CheckpointInfo.read(folder)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +114,11 @@ def test_what_is_missing_is_named(folder):
         ('{"model_type": "llama"}', "llama"),
         ("[]", "only Qwen2.5-VL"),
         ('{"model_type": "qwen2_5_vl"}', "does not say"),
+        ("[" * 100_000, "cannot be read"),
+        (json.dumps(CONFIG_3B | {"num_hidden_layers": [36]}), "layers must be a whole number"),
+        (json.dumps(CONFIG_3B | {"num_key_value_heads": 0.5}), "kv_heads must be a whole number"),
+        (json.dumps(CONFIG_3B | {"text_config": ["x"]}), "does not say"),
+        (json.dumps(CONFIG_3B | {"vision_config": "x"}), "does not say"),
     ],
 )
 def test_a_folder_that_is_no_checkpoint_is_an_error(tmp_path, text, words):

@@ -152,6 +152,32 @@ def test_json_is_read_like_yaml_with_tabs_too(write_questions):
         ("questions:\n  - text: A?\n    judge: exac\n    att: 1\n", 3, "did you mean exact"),
         ("questions:\n  - text: A?\n    att: 1\n", 3, "unknown key att"),
         ("questions:\n  - text: A?\n    at: 9\n    about: [3, 2]\n", 4, "about ends at 2"),
+        # What can never be asked, seen or meant.
+        (
+            "questions:\n  - text: A?\n    every: 2\n    from: 10\n    until: 0:05\n",
+            5,
+            "until is 5 s, before the question is asked first, at 10 s",
+        ),
+        ("questions:\n  - text: A?\n    every: 9\n    until: 8\n", 4, "asked first, at 9 s"),
+        (
+            "questions:\n  - text: A?\n    at: 5\n    evidence: [[8, 9], 6]\n",
+            4,
+            "evidence begins at 6 s, after the question is asked, at 5 s",
+        ),
+        (
+            "questions:\n  - text: A?\n    every: 2\n    until: 7\n    evidence: 7.5\n",
+            5,
+            "evidence begins at 7.5 s, after the question is asked, at 7 s",
+        ),
+        ('questions:\n  - text: "\u3000 "\n    at: 5\n', 2, "text: a text of spaces alone"),
+        ("questions:\n  - text: ''\n    at: 5\n", 2, "text: an empty text"),
+        ("questions:\n  - text: A?\n    at: 5\n    camera: ' '\n", 4, "camera: a text of spaces"),
+        ("questions:\n  - text: A?\n    at: 5\n    choices: [a, '']\n", 4, "choices: an empty"),
+        (
+            "questions:\n  - text: A?\n    at: 5\n    judge: contains\n    expect: ['']\n",
+            5,
+            "expect: an empty text",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_line(write_questions, text, line, words):
@@ -159,6 +185,36 @@ def test_a_mistake_is_named_with_its_line(write_questions, text, line, words):
     with pytest.raises(QuestionFileError, match=words) as caught:
         load_questions(path)
     assert str(caught.value).startswith(f"{path}:{line}:")
+
+
+def test_all_mistakes_of_a_file_are_named_at_once_in_their_order(write_questions):
+    entries = [
+        "{text: A?, att: 5}",
+        "{text: ' ', at: 5}",
+        "{text: B?, at: 5, until: 4}",
+        "{text: C?, at: 5}",
+        "{text: D?, at: soon}",
+        "{id: x, text: E?, at: 5}",
+        "{id: x, text: F?, at: 5}",
+    ]
+    path = write_questions("questions:\n" + "".join(f"- {entry}\n" for entry in entries))
+    with pytest.raises(QuestionFileError) as caught:
+        load_questions(path)
+    first, *others = str(caught.value).splitlines()
+    assert first.startswith(f"{path}:2: unknown key att")
+    starts = ["line 3: text: ", "line 4: 'until' ", "line 6: at: 'soon'", "line 8: the id 'x' is"]
+    assert len(others) == len(starts)
+    assert all(line.startswith(start) for line, start in zip(others, starts, strict=True))
+    path = write_questions("questions:\n" + "- {text: A?, at: soon}\n" * 1000)
+    with pytest.raises(QuestionFileError) as caught:
+        load_questions(path)
+    told = str(caught.value).splitlines()
+    assert len(str(caught.value)) < 1000 and told[-1] == f"and {1001 - len(told)} more mistakes"
+
+
+def test_evidence_of_which_a_part_comes_later_is_taken(write_questions):
+    text = "questions:\n  - {text: A?, at: 33, evidence: [[50, 51], [3, 5]]}\n"
+    assert load_questions(write_questions(text)).questions[0].evidence == ((50, 51), (3, 5))
 
 
 def test_broken_json_and_files_that_are_not_there_are_explained(write_questions, tmp_path):

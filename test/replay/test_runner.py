@@ -19,6 +19,7 @@ from stream_vlm_ros.replay.questions import load_questions
 from stream_vlm_ros.replay.records import evidence_age, evidence_in_memory
 from stream_vlm_ros.replay.report import without_times
 from stream_vlm_ros.replay.runner import Replay
+from stream_vlm_ros.sources.frame import Source
 
 from .conftest import KnownSource, real_engine
 
@@ -171,8 +172,27 @@ def test_every_camera_has_a_memory_of_its_own(write_questions):
     run = replayed(KnownSource(half_seconds(9), ("/a", "/b")), questions, make=NotingEngine)
     assert {a["id"]: a["camera"] for a in run["answers"]} == {"a": "/b", "first": "/a"}
     assert set(run["memory"]) == {"/a", "/b"}
-    with pytest.raises(InvalidParameterError, match="camera b"):
-        replayed(KnownSource(half_seconds(3), ("/a",)), questions, make=NotingEngine)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_camera_that_the_source_lacks_is_told_before_the_run_where_it_can_be(
+    write_questions, known
+):
+    questions = load_questions(write_questions("questions: [{text: A, at: 3, camera: b}]"))
+    read = []
+
+    class Lacking(Source):
+        name, cameras = "lacking", ("/a",) if known else None
+
+        def __iter__(self):
+            for frame in KnownSource(half_seconds(9), ("/a",)):
+                read.append(frame)
+                yield frame
+
+    lacking = Lacking()
+    with pytest.raises(InvalidParameterError, match="camera b, but frames come from /a only"):
+        replayed(lacking, questions, make=NotingEngine)
+    assert len(read) == (0 if known else 9)
 
 
 def test_an_answer_that_was_given_before_is_not_asked_again(write_questions):

@@ -186,7 +186,7 @@ def test_messages_compressed_one_by_one_under_old_names_without_a_slash_are_read
         writer.finish()
     source = open_source(file, topics=["camera/front"])
     assert greys(source) == [0, 1, 2, 3]
-    assert source.topics == ["/camera/front"]
+    assert source.topics == ["/camera/front"] and source.cameras == ("/camera/front",)
 
 
 def test_an_mcap_that_is_not_ros_is_explained(tmp_path):

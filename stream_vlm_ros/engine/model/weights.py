@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +19,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import GenerationConfig
 
+from stream_vlm_ros.engine.decoding import DecodingOptions
 from stream_vlm_ros.engine.inputs.frames import read_json_object
-from stream_vlm_ros.errors import ModelLoadError, check_model_folder
+from stream_vlm_ros.errors import ModelLoadError, check_model_folder, cut
 
 from .adapter import LoraAdapter
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from .base import StreamModel
@@ -31,6 +36,10 @@ _FILES = (
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+# What a generation_config.json says besides how an answer is written.
+_NOT_DECODING = (
+    "bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config",
+)  # fmt: skip
 _TAKEN = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -78,9 +87,34 @@ class CheckpointFiles:
             yield from tensors_of(file)
 
     def generation_config(self) -> GenerationConfig:
-        """That of the folder."""
-        with _in_words(self.folder / "generation_config.json"):
-            return GenerationConfig.from_pretrained(self.folder, local_files_only=True)
+        """That of the folder, of which the tokens that end an answer are honoured.
+
+        How an answer is written is said with each question. What the file says of that is logged as
+        left out, unless it is what a question has by itself.
+        """
+        file = self.folder / "generation_config.json"
+        with _in_words(file):
+            config = GenerationConfig.from_pretrained(self.folder, local_files_only=True)
+        ends = config.eos_token_id
+        for end in ends if isinstance(ends, list) else [ends]:
+            if end is not None and (type(end) is not int or end < 0):
+                raise ModelLoadError(
+                    f"{file}: eos_token_id is {ends!r}, not the number of a token or a list of "
+                    "those; copy it from the release of the model"
+                )
+        defaults = {field.name: field.default for field in dataclasses.fields(DecodingOptions)}
+        left_out = {
+            name: value
+            for name, value in read_json_object(file).items()
+            if name not in _NOT_DECODING and value not in (None, False, defaults.get(name))
+        }
+        if left_out:
+            told = ", ".join(f"{name} {value!r}" for name, value in left_out.items())
+            log.warning(
+                f"{file} is honoured in its eos_token_id alone, not in {cut(told)!r}: an answer is "
+                "the likeliest text unless a question says otherwise (temperature, top_p, ...)"
+            )
+        return config
 
     def fold_adapter(self, model: StreamModel) -> None:
         """Add to the weights what a LoRA adapter in the folder says; ModelLoadError if it says
