@@ -55,7 +55,7 @@ SOURCES := $(shell find stream_vlm_ros config launch -type f -not -path '*/__pyc
 SOURCE_LIST := build/.sources
 YAML_FILES := $(wildcard *.yml .*.yaml config/*.yaml .github/workflows/*.yml)
 
-.PHONY: help setup demo test test-slow interrupts history-proof same-as coverage bench docs site lint format headers clean check \
+.PHONY: help setup demo test test-slow interrupts history-proof fuzz-bags same-as coverage bench docs site lint format headers clean check \
 	FORCE
 
 help:  ## Show this list
@@ -88,6 +88,9 @@ interrupts: setup  ## Raise at every opcode of a commit, and 120 SIGINTs (EVERY=
 history-proof: setup  ## A history over 24 simulated hours, and over 100 processes that are killed
 	@cd test && $(PYTEST) history/test_history_proof.py -m slow \
 		--results ../bench/results/history_proof.json $(PYTEST_ARGS)
+
+fuzz-bags: setup  ## Read 2,000 damaged rosbags, held against the whole ones (results: bench/results/fuzz_bags.json)
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python bench/fuzz_bags.py --out bench/results/fuzz_bags.json
 
 same-as: $(VENV)/.installed  ## Hold the working tree against a commit (REV=, MACHINES=200)
 	@$(VENV)/bin/python test/equivalence/same_as.py --rev $(REV) --machines $(MACHINES) \
