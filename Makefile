@@ -102,6 +102,9 @@ fuzz-checkpoints: setup  ## Load 500 checkpoint folders damaged by lot
 	@OMP_NUM_THREADS=1 $(RUN) python bench/fuzz_checkpoints.py \
 		--out bench/results/fuzz_checkpoints.json
 
+fuzz-bags: setup  ## Read 2,000 damaged rosbags, held against the whole ones
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python bench/fuzz_bags.py --out bench/results/fuzz_bags.json
+
 same-as: $(VENV)/.installed  ## Hold the working tree against a commit (REV=, MACHINES=200)
 	@$(VENV)/bin/python test/equivalence/same_as.py --rev $(REV) --machines $(MACHINES) \
 		--out bench/results/same_as.json $(SAME_AS_ARGS)

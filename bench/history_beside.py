@@ -80,8 +80,8 @@ def work(seed: int, way: str, options: argparse.Namespace) -> list[dict[str, Any
         history_world.RecallingInference = type("Beside", (BesideInference,), {"way": way})
     plan = history_world.Plan(
         hours=options.hours, once=20, repeated=4, never=8, chunk_frames=16, history="auto",
-        read=way, index_megabytes=256, questions=options.questions, moments=0, taken=0, controls=False,
-        dtype=options.dtype, calibration=digest,
+        read=way, index_megabytes=256, questions=options.questions, moments=0, taken=0,
+        controls=False, dtype=options.dtype, calibration=digest,
     )  # fmt: skip
     run = history_world.WorldRun(model, seed, plan)
     done = run.run()
