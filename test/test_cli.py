@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rosbags.rosbag2 import Writer as BagWriter
+from rosbags.typesys import Stores, get_typestore
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -179,6 +181,34 @@ def test_one_odd_picture_of_a_folder_ends_no_question(tmp_path, engine):
     assert result.exit_code == 0
     assert "1 frame left out (the first: the image is 5x3000" in result.stderr
     assert "assumed" not in result.stderr
+
+
+def test_a_bag_is_asked_about_the_topic_and_the_clock_that_are_named(tmp_path):
+    types = get_typestore(Stores.ROS2_HUMBLE)
+    kind = "sensor_msgs/msg/Image"
+    with BagWriter(tmp_path / "drive", version=9) as writer:
+        lines = {
+            topic: writer.add_connection(topic, kind, typestore=types)
+            for topic in ("/front", "/rear")
+        }
+        for index in range(12):
+            topic = "/rear" if index % 3 == 0 else "/front"
+            time = types.types["builtin_interfaces/msg/Time"](sec=100 + index, nanosec=0)
+            header = types.types["std_msgs/msg/Header"](stamp=time, frame_id="")
+            message = types.types[kind](
+                header=header, height=56, width=56, encoding="mono8", is_bigendian=0, step=56,
+                data=np.full(56 * 56, 20 * index, np.uint8),
+            )  # fmt: skip
+            writer.write(lines[topic], index * 500_000_000, types.serialize_cdr(message, kind))
+    for options, frames, seconds in (
+        ((), 8, 10),
+        (("--topic", "/rear"), 4, 9),
+        (("--topic", "/rear", "--stamps", "recorded"), 4, 4.5),
+    ):
+        result = run("ask", tmp_path / "drive", "What?", "--fps", "0", *options)
+        assert result.exit_code == 0, result.stderr
+        assert f"{frames} frames in" in result.stdout and f"0.0-{seconds:.1f} s" in result.stdout
+        assert ("Read: /front. Other image topics: /rear" in result.stderr) is (not options)
 
 
 def test_a_source_without_a_usable_picture_says_why(tmp_path):
