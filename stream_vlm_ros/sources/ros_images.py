@@ -139,7 +139,7 @@ def _from_mosaic(picture: Image.Image, encoding: str, limit: PictureLimit) -> np
     try:
         values = np.asarray(picture).astype("<u2" if deep else np.uint8)
     except Exception as fault:  # bytes from outside: Pillow's decoders raise what they do
-        raise InvalidImageError(f"it cannot be decoded: {in_words(fault)}") from fault
+        raise InvalidImageError(f"its pixels cannot be read: {in_words(fault)}") from fault
     raw = SimpleNamespace(
         height=picture.height,
         width=picture.width,

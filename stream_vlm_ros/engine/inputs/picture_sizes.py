@@ -132,7 +132,7 @@ def rgb_of(picture: Image.Image, size: tuple[int, int] | None = None) -> np.ndar
         upright = upright.convert("RGB")
         image = np.array(upright if size is None else upright.resize(size))
     except Exception as fault:  # bytes from outside: Pillow's decoders raise what they do
-        raise InvalidImageError(f"it cannot be decoded: {in_words(fault)}") from fault
+        raise InvalidImageError(f"its pixels cannot be read: {in_words(fault)}") from fault
     if deep:
         check_depth(image)
     return image
