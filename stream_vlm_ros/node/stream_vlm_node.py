@@ -293,6 +293,21 @@ class StreamVlmNode(TellingLifecycleNode):
 
     # Parameters -----------------------------------------------------------------------------------
 
+    def set_parameters_atomically(self, parameter_list: list[Any]) -> SetParametersResult:
+        """As rclpy's, but a value that is there already is no change, so that what
+        `ros2 param dump` writes can be loaded: read-only ones and a configured node's, too.
+        """
+        changes = [
+            one
+            for one in parameter_list
+            if not self.has_parameter(one.name)
+            or (now := self.get_parameter(one.name)).type_ != one.type_
+            or now.value != one.value
+        ]
+        if parameter_list and not changes:
+            return SetParametersResult(successful=True)
+        return super().set_parameters_atomically(changes)
+
     def _on_set_parameters(self, changes: list[Any]) -> SetParametersResult:
         ours = {change.name: change.value for change in changes if change.name in PARAMETERS}
         try:

@@ -447,6 +447,23 @@ def test_parameters_change_or_are_refused_with_the_reason(client):
     assert client.set_parameter("max_new_tokens", 128).successful
 
 
+def test_what_the_node_dumps_of_its_parameters_can_be_loaded_into_it(client):
+    from rcl_interfaces.msg import Parameter as Message
+    from rcl_interfaces.srv import GetParameters, ListParameters, SetParameters
+
+    def call(kind, service, **fields):
+        return client.graph.call(kind, f"{client.name}/{service}", kind.Request(**fields))
+
+    names = call(ListParameters, "list_parameters").result.names
+    assert {"autostart", "max_cache_tokens", "max_new_tokens", "use_sim_time"} <= set(names)
+    held = call(GetParameters, "get_parameters", names=names).values
+    given = [Message(name=name, value=value) for name, value in zip(names, held, strict=True)]
+    results = call(SetParameters, "set_parameters", parameters=given).results
+    refused = {n: r.reason for n, r in zip(names, results, strict=True) if not r.successful}
+    assert refused == {}
+    assert not client.set_parameter("autostart", False).successful
+
+
 def test_a_change_that_is_accepted_is_logged_with_what_was_before(shared_node, client):
     assert client.set_parameter("temperature", 0.25).successful
     shared_node.wait_for("parameter temperature: 0.0 -> 0.25")
@@ -578,9 +595,11 @@ def test_an_unusable_parameter_file_is_told_without_a_traceback(tmp_path, text):
     assert all("[rcl]" in line for line in by_rcl), done.stderr
 
 
-def test_a_misspelled_parameter_is_pointed_out(start_node):
+def test_a_misspelled_parameter_is_refused_with_the_one_that_is_meant(start_node):
     node = start_node(namespace="typo", sampel_fps=3.0, autostart="false")
     node.wait_for("there is no parameter 'sampel_fps'; did you mean 'sample_fps'?")
+    assert node.process.wait(PATIENCE) == 1
+    assert "Traceback" not in node.output
 
 
 def test_a_cap_smaller_than_a_chunk_is_told_and_the_node_lives(connect, start_node):
