@@ -261,6 +261,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
 
         ``encode`` gives their features ``[tokens, hidden]``, once it is known that there is room.
         """
+        self._check_number_format()
         manager = self.cache_manager
         spans, before, after, timeline = self._plan_chunk(grid, stamps)
         # With tokens left out it may be fewer in the end; what could not fit is refused here.
@@ -584,7 +585,15 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         grids, rows, columns = patches.grid_thw
         return grids, rows // self._merge, columns // self._merge
 
+    def _check_number_format(self) -> None:
+        if torch.is_autocast_enabled(self.device.type):
+            raise InvalidParameterError(
+                "the engine computes in the model's own number format: call it outside of "
+                "torch.autocast, and choose the format by dtype when the model is loaded"
+            )
+
     def _question_ids(self, question: str, about: tuple[float, float] | None) -> list[int]:
+        self._check_number_format()
         manager = self.cache_manager
         if manager.state.frames == 0:
             raise EmptyMemoryError("nothing has been seen yet: append frames before asking")

@@ -3,14 +3,33 @@
 
 """``ros2 run stream_vlm stream_vlm_node``, or ``python -m stream_vlm_ros.node``."""
 
+import argparse
 import sys
 
+from stream_vlm_ros.config import NODE, Settings
 from stream_vlm_ros.node.spinning import keep_freed_memory, run
 from stream_vlm_ros.processes.ros_process import end_quietly_on_signals, leave
 
 
+def _parser() -> argparse.ArgumentParser:
+    """What is before ``--ros-args``; the rest is rclpy's."""
+    rows = [row for row in Settings.table().values() if NODE in row.takers]
+    return argparse.ArgumentParser(
+        "stream_vlm_node",
+        usage="stream_vlm_node [-h] [--ros-args [-p NAME:=VALUE]... [--params-file FILE] ...]",
+        description="Streams images into a visual memory and answers questions about it.",
+        epilog="Parameters, with their defaults (docs/node.md):\n"
+        + "\n".join(f"  {row.name}: {row.default!r}" for row in rows),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Start the node; 0 when it was told to end, 1 for parameters that were refused."""
+    given = sys.argv[1:] if arguments is None else arguments
+    _parser().parse_known_args(
+        given[: given.index("--ros-args")] if "--ros-args" in given else given
+    )
     end_quietly_on_signals()
     keep_freed_memory()
     print("stream_vlm: starting", file=sys.stderr, flush=True)

@@ -74,8 +74,12 @@ class CheckpointInfo:
                 f"{folder / 'config.json'} does not say {error}: it is incomplete; copy it from "
                 "the release of the model"
             ) from error
-        files = sorted(folder.glob("*.safetensors"))
-        parameters, broken = 0, []
+        named = sorted(folder.glob("*.safetensors"))
+        files = [file for file in named if file.is_file()]
+        broken = [
+            f"{file.name} is no plain file: copy it again" for file in named if file not in files
+        ]
+        parameters = 0
         for file in files:
             try:
                 parameters += _parameters_in(file)

@@ -522,3 +522,19 @@ def test_an_answer_within_with_may_be_read_to_its_end(toys, model, processor):
         pieces = list(answer)
     assert "".join(pieces) == answer.text == engine.ask("What?", 8)[0]
     assert answer.metrics.answer_tokens == 8
+
+
+def test_under_autocast_nothing_is_computed_and_the_error_says_what_to_do(toys, model, processor):
+    engine = make(model, processor)
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(InvalidParameterError, match="number format"),
+    ):
+        engine.append_video_chunk(toys.frames(2), fps=2)
+    engine.append_video_chunk(toys.frames(2), fps=2)
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(InvalidParameterError, match="number format"),
+    ):
+        engine.ask("What is there?", 2)
+    assert engine.ask("What is there?", 2)[1].answer_tokens

@@ -38,6 +38,15 @@ def test_started_and_stopped_and_started_again(start_node):
     start_and_stop(start_node, 2)
 
 
+@pytest.mark.parametrize("flags", [["--help"], ["-h", "--ros-args", "-p", "device:=cpu"]])
+def test_asked_for_help_it_says_how_to_start_it_and_ends(flags):
+    command = [sys.executable, "-m", "stream_vlm_ros.node", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: stream_vlm_node")
+    assert "  max_cache_tokens: " in done.stdout
+
+
 @pytest.mark.slow
 def test_started_and_stopped_twenty_times_in_a_row(start_node):
     start_and_stop(start_node, 20)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import json
+import os
 import shutil
 
 import pytest
@@ -146,6 +147,21 @@ def test_a_weight_file_that_is_cut_short_is_named_and_a_whole_one_is_not(folder,
     assert said.startswith("two.safetensors") and "copy it again" in said
     assert said in dict(info.rows())["Broken"]
     assert info.parameters == 3 * 4
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to itself", "folder"])
+def test_weights_that_are_no_plain_file_are_named(folder, kind):
+    save_file({"a": torch.zeros(3, 4)}, folder / "one.safetensors")
+    odd = folder / "two.safetensors"
+    if kind == "pipe":
+        os.mkfifo(odd)
+    elif kind == "folder":
+        odd.mkdir()
+    else:
+        odd.symlink_to(odd)
+    info = CheckpointInfo.read(folder)
+    assert info.broken == ("two.safetensors is no plain file: copy it again",)
+    assert (info.parameters, info.weight_files) == (3 * 4, 1)
 
 
 def test_the_cost_of_a_picture_is_that_of_the_engine_notes(folder):
