@@ -88,12 +88,14 @@ class Plan(NamedTuple):
         looks: what to fetch, one after the other; none: the memory answers.
         episodes: what the memory holds of it.
         seconds: that the search took.
-        until: stamp of the newest frame that the answer may know.
+        present: grids, the newest up to stamp ``until``, that are read behind what is fetched; none
+            where a question names a time: it would be answered about the present.
     """
 
     looks: tuple[Look, ...]
     episodes: tuple[EvidenceEpisode, ...]
     seconds: float
+    present: int
     until: float
 
 
@@ -200,15 +202,17 @@ class RecallingInference(VideoStreamingInference):
             # What a folder holds is of another time. Before it is let go: whether these are frames.
             self._frames(frames, self.min_pixels, self.max_pixels)
             self._begin_epoch()
-        done = super().append_video_chunk(frames, fps, timestamps)
+        try:
+            done = super().append_video_chunk(frames, fps, timestamps)
+        finally:
+            seen, self._seen = self._seen, None
         if ahead and before.last_stamp is not None:
             # The memory went back to a snapshot: what came after that goes, here too.
             self._pictures.take_back(before.last_stamp)
             self._features.take_back(before.last_stamp)
-        if self._seen is not None:
-            self._features.add(*self._seen)
-            self._seen = None
         self._pictures.add(frames, stamps)
+        if seen is not None:
+            self._features.add(*seen)
         if self._pictures.oldest is not None:  # whose bounds in time hold for all that was seen
             self._features.let_go_before(self._pictures.oldest)
         return done
@@ -328,7 +332,7 @@ class RecallingInference(VideoStreamingInference):
         done: tuple[str, ChoiceMetrics] | None = None
         for look in plan.looks:
             begun, reader = time.perf_counter(), self._reader()
-            tokens = self._read(look, reader, plan.until)
+            tokens = self._read(look, reader, plan)
             if not tokens:
                 continue
             fetch = time.perf_counter() - begun
@@ -470,6 +474,8 @@ class RecallingInference(VideoStreamingInference):
                     "and its history hold "
                     + ", ".join(f"{first:.3f} to {last:.3f} s" for first, last in reach[-3:])
                 )
+            # An open end is that of what was seen when the question came.
+            about = about[0], min(about[1], max(last for _, last in reach))
         return _Search(self, question, about, mode, self._held, spans)
 
     def _first_reader(self) -> Reader | None:
@@ -527,22 +533,22 @@ class RecallingInference(VideoStreamingInference):
             if busy or not reader.busy:
                 reader.reset()
 
-    def _read(self, look: Look, reader: Reader, until: float) -> int:
-        """Let it read a look, then the newest frames up to ``until``, within its bound in tokens.
+    def _read(self, look: Look, reader: Reader, plan: Plan) -> int:
+        """Let it read a look, then the present, within its bound in tokens.
 
         Returns how many tokens of vision; 0: nothing of the look is left.
         """
-        seen = self._seen_grids(look, reader, until)
+        seen = self._seen_grids(look, reader, plan)
         if seen is not None:
             return reader.read_features(seen) if seen else 0
-        shown = self._shown(look, reader, until)
+        shown = self._shown(look, reader, plan)
         return reader.read(shown) if shown else 0
 
-    def _seen_grids(self, look: Look, reader: Reader, until: float) -> list[SeenGrid] | None:
+    def _seen_grids(self, look: Look, reader: Reader, plan: Plan) -> list[SeenGrid] | None:
         """A look's grids with their features; None: some were let go, or are too large to read."""
         stretches = [self._features.between(first, last) for first, last in look.stretches]
         held = [some for some in stretches if some is not None]
-        present = self._features.newest(PRESENT, until)
+        present = self._features.newest(plan.present, plan.until)
         both = [grid for some in (*held, present) for grid in some]
         if len(held) < len(stretches) or not all(map(reader.reads, both)):
             return None
@@ -551,11 +557,11 @@ class RecallingInference(VideoStreamingInference):
         tokens = max(grid.tokens for grid in both)
         return _selected(held, present, grids_for(reader.max_tokens, tokens), 1)[0]
 
-    def _shown(self, look: Look, reader: Reader, until: float) -> list[Shown]:
+    def _shown(self, look: Look, reader: Reader, plan: Plan) -> list[Shown]:
         """A look's frames with their pictures; empty: none is left."""
         store = self._pictures.store
         stretches = [store.between(first, last) for first, last in look.stretches]
-        present = store.newest(frames_for(PRESENT), until)
+        present = store.newest(frames_for(plan.present), plan.until) if plan.present else []
         if not any(stretches):
             return []
         sizes = {(frame.width, frame.height) for some in (*stretches, present) for frame in some}
@@ -582,7 +588,7 @@ class RecallingInference(VideoStreamingInference):
             if self._cleared != cleared:
                 return done
             begun, reader = time.perf_counter(), self._reader()
-            tokens = self._read(look, reader, plan.until)
+            tokens = self._read(look, reader, plan)
             if not tokens:
                 continue
             fetch, said = time.perf_counter() - begun, ""
@@ -665,9 +671,10 @@ class _Search:
         if chosen and not all(self._in_memory(scored, one) for one in chosen):
             looks = tuple(self._looks(scored, hits, chosen, want))
         elif not chosen and self._about is not None and not _within(*self._about, self.spans):
-            looks = (Look((self._about,), ()),)
+            looks = (self._all_of(scored, self._about),)
         named = () if looks else self._named(scored, chosen[-MAX_NAMED:])
-        return Plan(looks, named, time.perf_counter() - begun, self._until)
+        present = 0 if self._about is not None else PRESENT
+        return Plan(looks, named, time.perf_counter() - begun, present, self._until)
 
     def scored(self) -> Scored:
         """All grids of the history with their scores."""
@@ -730,6 +737,12 @@ class _Search:
             if not self._in_memory(scored, one):
                 yield self._look(scored, [one], want)
 
+    def _all_of(self, scored: Scored, about: tuple[float, float]) -> Look:
+        """A named time as it is, where nothing in it fits."""
+        count = len(scored.scores)
+        whole = [Episode(0, count - 1)] if count else []
+        return Look((about,), self._named(scored, whole, "history"))
+
     def _look(self, scored: Scored, episodes: Sequence[Episode], want: Want) -> Look:
         best = sorted(sorted(episodes, key=scored.best_of)[-MAX_NAMED:])
         named = self._named(scored, best, "history")
@@ -750,7 +763,7 @@ def _selected(
     Returns:
         Them, oldest first, and the stamps of those of the stretches.
     """
-    newest = min(PRESENT, grids - 1)
+    newest = min(-(-len(present) // of), grids - 1)
     some = evenly(stretches, grids - newest)
     each = (grids - newest) // len(some)
     fetched = {one.stamp: one for part in some for one in thinned(part, each, of)}

@@ -51,6 +51,11 @@ def thinned(some: Sequence[T], grids: int, of: int) -> Sequence[T]:
     return [some[start + part] for start in starts for part in range(of)]
 
 
+def copied_to_host(features: torch.Tensor) -> list[torch.Tensor]:
+    """Of each grid, in memory of its own; RuntimeError where there is none left."""
+    return [own.to("cpu", copy=True) for own in features]
+
+
 class SeenGrid(NamedTuple):
     """A grid as the vision tower saw it: stamps of its first and last frame, in seconds, and
     features ``[rows, columns, hidden]``."""
@@ -202,8 +207,14 @@ class FeatureTier:
         if not self.max_bytes:
             return
         self._whole_from = min(self._whole_from, stamps[0][0])
-        for own, (first, last) in zip(features, stamps, strict=True):
-            self._grids.append(SeenGrid(first, last, own.to("cpu", copy=True)))
+        try:
+            taken = copied_to_host(features)
+        except RuntimeError as fault:  # what torch raises where the host has no memory left
+            log.warning("no features are kept for the history: %s", fault)
+            self.clear()
+            return
+        for own, (first, last) in zip(taken, stamps, strict=True):
+            self._grids.append(SeenGrid(first, last, own))
             self._bytes += own.nbytes
         while self._bytes > self.max_bytes:
             self._let_go()

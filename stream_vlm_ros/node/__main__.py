@@ -3,7 +3,6 @@
 
 """``ros2 run stream_vlm stream_vlm_node``, or ``python -m stream_vlm_ros.node``."""
 
-import argparse
 import sys
 
 from stream_vlm_ros.config import NODE, Settings
@@ -11,25 +10,28 @@ from stream_vlm_ros.node.spinning import keep_freed_memory, run
 from stream_vlm_ros.processes.ros_process import end_quietly_on_signals, leave
 
 
-def _parser() -> argparse.ArgumentParser:
-    """What is before ``--ros-args``; the rest is rclpy's."""
+def usage() -> str:
+    """What --help prints."""
     rows = [row for row in Settings.table().values() if NODE in row.takers]
-    return argparse.ArgumentParser(
-        "stream_vlm_node",
-        usage="stream_vlm_node [-h] [--ros-args [-p NAME:=VALUE]... [--params-file FILE] ...]",
-        description="Streams images into a visual memory and answers questions about it.",
-        epilog="Parameters, with their defaults (docs/node.md):\n"
-        + "\n".join(f"  {row.name}: {row.default!r}" for row in rows),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    return "\n".join(
+        [
+            "usage: stream_vlm_node [-h] [--ros-args [-p NAME:=VALUE]... [--params-file FILE] ...]",
+            "",
+            "Streams images into a visual memory and answers questions about it.",
+            "",
+            "Parameters, with their defaults (docs/node.md):",
+            *(f"  {row.name}: {row.default!r}" for row in rows),
+        ]
     )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Start the node; 0 when it was told to end, 1 for parameters that were refused."""
     given = sys.argv[1:] if arguments is None else arguments
-    _parser().parse_known_args(
-        given[: given.index("--ros-args")] if "--ros-args" in given else given
-    )
+    plain = given[: given.index("--ros-args")] if "--ros-args" in given else given
+    if {"-h", "--help"} & set(plain):
+        print(usage())
+        return 0
     end_quietly_on_signals()
     keep_freed_memory()
     print("stream_vlm: starting", file=sys.stderr, flush=True)

@@ -700,6 +700,22 @@ def test_a_bit_that_changed_in_a_long_part_is_seen(long_part, share, bit):
 
 @settings(QUICK, max_examples=40)
 @given(
+    words=st.lists(st.integers(0, 3 * 2**17 - 1), min_size=2, max_size=6, unique=True),
+    bit=st.sampled_from([7, 6, 5, 0]),
+    byte=st.sampled_from([7, 3, 0]),
+)
+def test_the_same_bit_that_changed_in_several_words_is_seen(long_part, words, bit, byte):
+    """The sign of a number, for one: a plain product with a weight loses a word's highest bit."""
+    path, data, start, _ = long_part
+    changed = bytearray(data)
+    for word in words:
+        changed[start + 8 * word + byte] ^= 1 << bit
+    with pytest.raises(MemoryFileError, match="the sum of its part part is another"):
+        read_part(path, bytes(changed))
+
+
+@settings(QUICK, max_examples=40)
+@given(
     words=st.tuples(*2 * [st.integers(0, 3 * 2**17 - 1)]) | st.just((0, 2**17)),
     size=st.sampled_from([8, 2**20]),
 )
