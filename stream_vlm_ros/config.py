@@ -367,7 +367,7 @@ class Settings(SettingTable):
     history_feature_megabytes: int = shared(
         0,
         "Maximum megabytes (2^20 bytes) of the host's memory for what the vision tower made of the "
-        "newest frames: read in a fraction of the time that pictures take. 0: none.",
+        "newest frames: read in a quarter of the time that pictures take. 0: none.",
         0,
         1_000_000,
     )

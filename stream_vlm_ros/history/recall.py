@@ -119,7 +119,7 @@ class RecallingInference(VideoStreamingInference):
         max_history_tokens: of vision, that are read for one answer.
         history_pixels: larger pictures are reduced to so many pixels when they are read.
         feature_bytes: of the host's memory, for vision features of the newest frames: what lies
-            there is read in half the time that pictures take. 0: none.
+            there is read in a quarter of the time that pictures take. 0: none.
         options: as for `VideoStreamingInference`.
 
     Raises:

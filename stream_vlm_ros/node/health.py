@@ -83,7 +83,8 @@ class _Pace:
 
     def has_stopped(self, now_ns: int) -> bool:
         longest = max(self.SHORT, self.STOPPED / self.rate) if self.rate else math.inf
-        return now_ns - self.times[-1] > longest * SECOND if self.times else False
+        # The clock may be back from having run on while it stood.
+        return abs(now_ns - self.times[-1]) > longest * SECOND if self.times else False
 
     @property
     def rate(self) -> float:

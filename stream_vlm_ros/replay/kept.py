@@ -120,8 +120,10 @@ def time_text(seconds: float) -> str:
 
 
 def span_text(first: float, last: float) -> str:
-    """A stretch of time for people; the date once if it is one day."""
-    begin, end = time_text(first), time_text(last)
+    """A stretch of time for people, rounded outwards: what it says holds all of it, so that who
+    forgets it forgets it whole. The date once if it is one day."""
+    begin = time_text(math.floor(round(10 * first, 6)) / 10)
+    end = time_text(math.ceil(round(10 * last, 6)) / 10)
     day = begin.partition(" ")[0]
     same = first >= CLOCK and end.startswith(f"{day} ")
     return f"{begin} to {end.removeprefix(f'{day} ') if same else end}"

@@ -37,13 +37,13 @@ from .sampling import MAX_SECONDS, check_part
 IMAGE, COMPRESSED = "sensor_msgs/Image", "sensor_msgs/CompressedImage"
 ALL_TOPICS = "all"
 STAMPS = ("header", "recorded")
-# The layout of these two types is the same in every distribution, so the bag's own definitions,
-# which may be missing or of another one, are not needed.
 _SEEN = 2  # the best of how an image can be seen
 _DEEP = ("16uc1", "mono16")  # what depth is recorded as, though it could be a picture
 _FIRST_IMAGES = 3  # of a topic, by which it is chosen
 _UNSTAMPED_BYTES = 64 << 20  # of images without a stamp that wait for one with it
 _SAME_CLOCK_NS = 5 * SECOND  # what transport may take; further apart, two cameras' clocks differ
+# The layout of these two types is the same in every distribution, so the bag's own definitions,
+# which may be missing or of another one, are not needed.
 _TYPES = {IMAGE: "sensor_msgs/msg/Image", COMPRESSED: "sensor_msgs/msg/CompressedImage"}
 
 
@@ -410,7 +410,7 @@ class _Decoder:
         except Exception as error:  # bytes from outside fail in any way
             words = " ".join(str(error).split())[:300] or type(error).__name__
             raise InvalidImageError(f"a message is not a {kind}: {words}") from error
-        self.encoding = str(getattr(message, "encoding", "") or message.format.split(";")[0])
+        self.encoding = message.encoding if kind == IMAGE else message.format.partition(";")[0]
         to_rgb = image_to_rgb if kind == IMAGE else compressed_to_rgb
         image = to_rgb(message, limit=self._limit)
         if self._size is not None and image.shape[1::-1] != self._size:

@@ -63,6 +63,13 @@ def test_a_clock_that_is_set_does_not_change_the_rate_of_the_stamps():
     assert monitor.stamp_rate(last) == monitor.arrival_rate(last) == pytest.approx(10)
 
 
+def test_a_camera_that_dies_as_the_clock_comes_back_is_seen_to_be_dead():
+    """The node's clock stood for ten minutes, while images came, and moves on from there."""
+    monitor = monitor_of(100, rate=1)
+    assert monitor.arrival_rate(199 * SECOND) == pytest.approx(1)
+    assert monitor.arrival_rate(199 * SECOND - 600 * SECOND) == 0
+
+
 def test_a_clock_that_stands_runs_on_by_the_steady_one():
     steady = [50.0]
     clock = RunningClock(lambda: steady[0])

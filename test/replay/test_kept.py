@@ -168,3 +168,10 @@ def test_a_sentence_is_looked_for_and_its_episodes_are_listed(folder, monkeypatc
     wrong = run("history", folder, "cup", "--about", 5, 3)
     assert wrong.exit_code == 2 and "--about ends before it begins" in wrong.stderr
     assert run("history", folder, " ").exit_code == 2
+
+
+def test_a_stretch_of_time_is_said_so_that_it_holds_all_of_it():
+    assert span_text(1.04, 2.01) == "1.0 s to 2.1 s"
+    begin, end = span_text(START + 0.75, START + 0.795).split(" to ")
+    assert parse_time("it", begin) <= START + 0.75
+    assert parse_time("it", f"{begin[:10]} {end}") >= START + 0.795

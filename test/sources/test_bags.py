@@ -328,6 +328,14 @@ def test_a_bag_of_one_image_gives_it(tmp_path):
         assert greys(source) == [3] and source.state.counts.decoded == 1
 
 
+def test_an_image_that_names_no_encoding_costs_one_image(tmp_path):
+    messages = camera(16)
+    messages[5][2].encoding = ""
+    source = open_source(write_ros2(tmp_path / "drive", messages))
+    assert greys(source) == [k for k in range(16) if k != 5]
+    assert source.state.counts.unusable == 1
+
+
 def test_headers_without_stamps_are_timed_by_the_recorder(tmp_path):
     messages = [("/camera", stamp, raw_image(0, i)) for i, stamp in enumerate(stamps(3))]
     source = open_source(write_ros2(tmp_path / "drive", messages))
