@@ -144,11 +144,13 @@ class LooseSqliteFile(LooseFile):
             self.broken = self.broken or error
 
     def _raw(self, channel: Channel, log_ns: Any, length: int | None, data: Any) -> Raw:
+        if not isinstance(log_ns, int):  # any type fits a column
+            return Raw(channel, 0, b"", "a message has no time, or no bytes")
         try:
             self.limit.check_bytes(length or 0, "a message")
         except PictureTooLargeError as error:
             return Raw(channel, log_ns, b"", str(error))
-        if not isinstance(data, bytes) or not isinstance(log_ns, int):  # any type fits a column
+        if not isinstance(data, bytes):
             return Raw(channel, 0, b"", "a message has no time, or no bytes")
         return Raw(channel, log_ns, data)
 

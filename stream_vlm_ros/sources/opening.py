@@ -97,7 +97,9 @@ def _check_name(path: Path) -> None:
 def _make(kind: Callable[..., Source], place: str | Path, options: dict[str, Any]) -> Source:
     unknown = sorted(set(options) - set(inspect.signature(kind).parameters))
     if unknown:
-        raise InvalidParameterError(f"A {kind.__name__} has no option {', '.join(unknown)}.")
+        raise InvalidParameterError(
+            f"{cut(str(place))} is read by {kind.__name__}: no option {', '.join(unknown)}."
+        )
     return kind(place, **options)
 
 

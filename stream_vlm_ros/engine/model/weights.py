@@ -111,8 +111,8 @@ class CheckpointFiles:
         if left_out:
             told = ", ".join(f"{name} {value!r}" for name, value in left_out.items())
             log.warning(
-                f"{file} is honoured in its eos_token_id alone, not in {cut(told)!r}: an answer is "
-                "the likeliest text unless a question says otherwise (temperature, top_p, ...)"
+                f"of {file} only eos_token_id is used; ignored: {cut(told)}. An answer is the "
+                "likeliest text unless a question says otherwise (temperature, top_p, ...)"
             )
         return config
 
