@@ -100,10 +100,10 @@ fuzz-videos: setup  ## Read 1,000 damaged videos and pictures (FUZZ_ARGS="--firs
 
 fuzz-checkpoints: setup  ## Load 500 checkpoint folders damaged by lot
 	@OMP_NUM_THREADS=1 $(RUN) python bench/fuzz_checkpoints.py \
-		--out bench/results/fuzz_checkpoints.json
+		--out bench/results/fuzz_checkpoints.json $(FUZZ_ARGS)
 
 fuzz-bags: setup  ## Read 2,000 damaged rosbags, held against the whole ones
-	@OMP_NUM_THREADS=1 $(VENV)/bin/python bench/fuzz_bags.py --out bench/results/fuzz_bags.json
+	@OMP_NUM_THREADS=1 $(RUN) python bench/fuzz_bags.py --out bench/results/fuzz_bags.json $(FUZZ_ARGS)
 
 same-as: $(VENV)/.installed  ## Hold the working tree against a commit (REV=, MACHINES=200)
 	@$(VENV)/bin/python test/equivalence/same_as.py --rev $(REV) --machines $(MACHINES) \

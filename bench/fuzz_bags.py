@@ -16,21 +16,17 @@ must be said.
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import shutil
 import sqlite3
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fuzz_stores import in_its_own_process
 from mcap.writer import CompressionType, IndexType
 from mcap.writer import Writer as McapWriter
 from rosbags.rosbag1 import Writer as Ros1Writer
@@ -41,6 +37,9 @@ from rosbags.typesys import Stores, get_typestore
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.machine import measured_on
 from stream_vlm_ros.sources import BagSource
+
+sys.path.append(str(Path(__file__).parent))  # tools/run.sh leaves it out
+from fuzzing import counted, each_in_a_fresh_folder, in_its_own_process, options_of, tell
 
 THERE = 24  # images in each bag
 MEMORY = 600 * 2**20  # bytes a case may take, beyond what the process had before it
@@ -303,21 +302,13 @@ def fuzz(first_seed: int, count: int) -> list[dict[str, Any]]:
         bags = make_bags(whole)
         for bag in bags:  # nothing is said of what is whole
             assert read(bag) == "whole", bag
-        found = []
-        for seed in range(first_seed, first_seed + count):
-            root = Path(folder, "case")
-            root.mkdir()
-            found.append(case(seed, bags, root))
-            shutil.rmtree(root)
-    return found
+        return each_in_a_fresh_folder(
+            Path(folder), first_seed, count, lambda seed, root: case(seed, bags, root)
+        )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--seed", type=int, default=0, help="of the first case")
-    parser.add_argument("--count", type=int, default=2000)
-    options = parser.parse_args()
+    options = options_of(__doc__, 2000)
     found = fuzz(options.seed, options.count)
     wrong = [one for one in found if is_wrong(one)]
     result = {
@@ -328,18 +319,14 @@ def main() -> int:
         "command": f"python bench/fuzz_bags.py --seed {options.seed} --count {options.count}",
         "first_seed": options.seed,
         "cases": len(found),
-        "outcomes": dict(sorted(Counter(one["outcome"][:60] for one in found).items())),
-        "bags": dict(sorted(Counter(one["bag"] for one in found).items())),
-        "mutations": dict(sorted(Counter(m for one in found for m in one["mutations"]).items())),
+        "outcomes": counted(one["outcome"][:60] for one in found),
+        "bags": counted(one["bag"] for one in found),
+        "mutations": counted(m for one in found for m in one["mutations"]),
         "slowest_s": max(one["seconds"] for one in found),
         "most_memory_mb": round(max(one["memory"] for one in found) / 2**20),
         "wrong": wrong,
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text + "\n")
+    tell(result, options.out)
     return bool(wrong)
 
 

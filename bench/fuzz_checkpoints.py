@@ -16,19 +16,12 @@ within ten seconds, by nothing but the package's own errors, and within a bound 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
-import resource
-import select
 import shutil
-import signal
 import sys
 import tempfile
-import time
-import traceback
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,10 +36,12 @@ from stream_vlm_ros.factory import build_engine, default_model, load_model
 from stream_vlm_ros.machine import measured_on
 from stream_vlm_ros.replay.checkpoint import CheckpointInfo
 
+sys.path.append(str(Path(__file__).parent))  # tools/run.sh leaves it out
+from fuzzing import LIMIT, counted, each_in_a_fresh_folder, in_its_own_process, options_of, tell
+
 # What the library imports when it is first used; else each case pays for it.
 load_model(Settings(device="cpu"))
 
-LIMIT = 10.0  # seconds that either part of a case may take
 MEMORY = 2**30  # bytes a case may take, beyond what the process had before it
 WEIGHTS = "model.safetensors"
 JSON_FILES = (
@@ -384,35 +379,14 @@ def look(folder: Path) -> str:
     return "told"
 
 
-def in_its_own_process(work: Callable[[], str]) -> tuple[str, float, int]:
-    """What ``work`` comes to, its seconds, and the memory in bytes that it took at its largest."""
-    read_end, write_end = os.pipe()
-    begin = time.monotonic()
-    if (child := os.fork()) == 0:
-        os.close(read_end)
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        os.write(write_end, (pages * resource.getpagesize()).to_bytes(8, "little"))
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1), os.dup2(null, 2)
-        try:
-            outcome = work()
-        except StreamVlmError as error:
-            outcome = f"{type(error).__name__}: {error}"
-        except BaseException:
-            outcome = f"raw: {traceback.format_exc()[-2500:]}"
-        os.write(write_end, outcome.encode(errors="replace")[:4000])
-        os._exit(0)
-    os.close(write_end)
-    held = int.from_bytes(os.read(read_end, 8), "little")
-    ready, _, _ = select.select([read_end], [], [], LIMIT)
-    outcome = os.read(read_end, 4096).decode(errors="replace") if ready else "hangs"
-    os.close(read_end)
-    if not ready:
-        os.kill(child, signal.SIGKILL)
-    _, status, used = os.wait4(child, 0)
-    if ready and not outcome:
-        outcome = f"raw: ended by signal {status & 127}"
-    return outcome, time.monotonic() - begin, max(0, used.ru_maxrss * 1024 - held)
+def in_words(work: Callable[[Path], str], folder: Path) -> str:
+    """What it comes to, a refusal with its words; what libraries print is not shown."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1), os.dup2(null, 2)
+    try:
+        return work(folder)
+    except StreamVlmError as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def case(seed: int, root: Path) -> dict[str, Any]:
@@ -426,7 +400,7 @@ def case(seed: int, root: Path) -> dict[str, Any]:
         mutate(folder, lot)
     found: dict[str, Any] = {"seed": seed, "mutations": [mutate.__name__ for mutate in drawn]}
     for name, work in (("used", use), ("told", look)):
-        outcome, seconds, memory = in_its_own_process(lambda work=work: work(folder))
+        outcome, seconds, memory = in_its_own_process(lambda work=work: in_words(work, folder))
         found |= {name: outcome, f"{name}_s": round(seconds, 2), f"{name}_memory": memory}
     return found
 
@@ -446,41 +420,27 @@ def fuzz(first_seed: int, count: int) -> list[dict[str, Any]]:
     """``count`` cases from ``first_seed`` on."""
     torch.set_num_threads(1)  # the children are forks, in which no pool of threads goes on
     with tempfile.TemporaryDirectory(prefix="fuzz_checkpoints_") as folder:
-        found = []
-        for seed in range(first_seed, first_seed + count):
-            root = Path(folder, "case")
-            root.mkdir()
-            found.append(case(seed, root))
-            shutil.rmtree(root)
-    return found
+        return each_in_a_fresh_folder(Path(folder), first_seed, count, case)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--seed", type=int, default=0, help="of the first case")
-    parser.add_argument("--count", type=int, default=500)
-    options = parser.parse_args()
+    options = options_of(__doc__, 500)
     found = fuzz(options.seed, options.count)
     wrong = [one for one in found if is_wrong(one)]
-    kinds = Counter(f"{n}: {one[n].split(':')[0][:40]}" for one in found for n in ("used", "told"))
+    kinds = counted(f"{n}: {one[n].split(':')[0][:40]}" for one in found for n in ("used", "told"))
     result = {
         **measured_on(np, torch, transformers),
         "command": f"python bench/fuzz_checkpoints.py --seed {options.seed} "
         f"--count {options.count}",
         "first_seed": options.seed,
         "cases": len(found),
-        "outcomes": dict(sorted(kinds.items())),
-        "mutations": dict(sorted(Counter(m for one in found for m in one["mutations"]).items())),
+        "outcomes": kinds,
+        "mutations": counted(m for one in found for m in one["mutations"]),
         "slowest_s": max(max(one["used_s"], one["told_s"]) for one in found),
         "max_memory_mb": round(max(one["used_memory"] for one in found) / 2**20),
         "wrong": wrong,
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text + "\n")
+    tell(result, options.out)
     return bool(wrong)
 
 

@@ -21,7 +21,6 @@ import collections
 import faulthandler
 import functools
 import io
-import json
 import os
 import re
 import resource
@@ -52,6 +51,9 @@ from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.images import compressed_to_rgb, image_to_rgb
 from stream_vlm_ros.node.ingest import FrameIngest
 from stream_vlm_ros.node.serialized_image import SerializedImage
+
+sys.path.append(str(Path(__file__).parent))  # tools/run.sh leaves it out
+from fuzzing import tell
 
 LONGEST = 10.0  # s, for one message
 # Beyond what the process has when the first message comes: its buffers, the encoded data and
@@ -345,10 +347,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     results = run(options)
-    text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-    if options.out:
-        options.out.write_text(text, encoding="utf-8")
-    print(text, end="")
+    tell(results, options.out)
     return 0 if results["passed"] else 1
 
 

@@ -15,21 +15,13 @@ and whatever lies outside the store, or in it under a name that is no store's, m
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import os
 import random
-import resource
-import select
 import shutil
-import signal
 import sqlite3
 import sys
 import tempfile
-import time
-import traceback
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,11 +29,12 @@ from typing import Any
 import numpy as np
 import PIL
 
-from stream_vlm_ros.errors import StreamVlmError
 from stream_vlm_ros.history import FrameStore, FrameStoreError, PictureLostError, SmartFrameManager
 from stream_vlm_ros.machine import measured_on
 
-LIMIT = 10.0  # seconds a case may take
+sys.path.append(str(Path(__file__).parent))  # tools/run.sh leaves it out
+from fuzzing import LIMIT, counted, each_in_a_fresh_folder, in_its_own_process, options_of, tell
+
 MEMORY = 450 * 2**20  # bytes a case may take, beyond what the process had before it
 FRAMES = 40
 NEWEST = float(FRAMES) / 3
@@ -277,36 +270,6 @@ def use(folder: Path) -> str:
     return "whole" if len(kept) >= 25 and not lost else "opened without some frames"
 
 
-def in_its_own_process(work: Callable[[], str]) -> tuple[str, float, int]:
-    """What ``work`` comes to, its seconds, and the memory in bytes that it took at its largest."""
-    read, write = os.pipe()
-    begin = time.monotonic()
-    if (child := os.fork()) == 0:
-        os.close(read)
-        # It begins with what its parent holds (a whole run of tests, say), but for mapped files.
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        os.write(write, (pages * resource.getpagesize()).to_bytes(8, "little"))
-        try:
-            outcome = work()
-        except StreamVlmError as error:
-            outcome = f"in its own words: {type(error).__name__}"
-        except BaseException:
-            outcome = f"raw: {traceback.format_exc()[-1500:]}"
-        os.write(write, outcome.encode()[:4000])
-        os._exit(0)
-    os.close(write)
-    held = int.from_bytes(os.read(read, 8), "little")
-    ready, _, _ = select.select([read], [], [], LIMIT)
-    outcome = os.read(read, 4096).decode() if ready else "hangs"
-    os.close(read)
-    if not ready:
-        os.kill(child, signal.SIGKILL)
-    _, status, used = os.wait4(child, 0)
-    if ready and not outcome:
-        outcome = f"raw: ended by signal {status & 127}"
-    return outcome, time.monotonic() - begin, max(0, used.ru_maxrss * 1024 - held)
-
-
 def case(seed: int, stores: list[Path], root: Path) -> dict[str, Any]:
     """One damaged store: its mutations, and what came of it."""
     lot = random.Random(seed)
@@ -317,7 +280,7 @@ def case(seed: int, stores: list[Path], root: Path) -> dict[str, Any]:
         mutate(root / "store", lot)
     mine = [path for path in mine if os.path.lexists(path)]
     before = state_of(mine)
-    outcome, seconds, memory = in_its_own_process(lambda: use(root / "store"))
+    outcome, seconds, memory = in_its_own_process(lambda: use(root / "store"), LIMIT)
     touched = state_of(mine) != before
     return {
         "seed": seed,
@@ -339,21 +302,13 @@ def fuzz(first_seed: int, count: int) -> list[dict[str, Any]]:
     """``count`` cases from ``first_seed`` on."""
     with tempfile.TemporaryDirectory(prefix="fuzz_stores_") as folder:
         stores = make_stores(Path(folder))
-        found = []
-        for seed in range(first_seed, first_seed + count):
-            root = Path(folder, "case")
-            root.mkdir()
-            found.append(case(seed, stores, root))
-            shutil.rmtree(root)
-    return found
+        return each_in_a_fresh_folder(
+            Path(folder), first_seed, count, lambda seed, root: case(seed, stores, root)
+        )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--seed", type=int, default=0, help="of the first case")
-    parser.add_argument("--count", type=int, default=500)
-    options = parser.parse_args()
+    options = options_of(__doc__, 500)
     found = fuzz(options.seed, options.count)
     wrong = [one for one in found if is_wrong(one)]
     result = {
@@ -362,18 +317,14 @@ def main() -> int:
         "command": f"python bench/fuzz_stores.py --seed {options.seed} --count {options.count}",
         "first_seed": options.seed,
         "cases": len(found),
-        "outcomes": dict(sorted(Counter(one["outcome"][:60] for one in found).items())),
-        "mutations": dict(sorted(Counter(m for one in found for m in one["mutations"]).items())),
+        "outcomes": counted(one["outcome"][:60] for one in found),
+        "mutations": counted(m for one in found for m in one["mutations"]),
         "slowest_s": max(one["seconds"] for one in found),
         "most_memory_mb": round(max(one["memory"] for one in found) / 2**20),
         "touched_outside": sum(one["touched"] for one in found),
         "wrong": wrong,
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text + "\n")
+    tell(result, options.out)
     return bool(wrong)
 
 

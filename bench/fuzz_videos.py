@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import collections
 import io
-import json
 import random
 import sys
 import tempfile
@@ -40,7 +39,7 @@ from stream_vlm_ros.sources import ImageFolderSource, VideoSource
 from stream_vlm_ros.sources.ros_images import compressed_to_rgb
 
 sys.path.append(str(Path(__file__).parent))  # tools/run.sh leaves it out
-from fuzz_stores import LIMIT, in_its_own_process
+from fuzzing import LIMIT, in_its_own_process, tell
 
 FRAMES = 120
 WIDTH, HEIGHT, RATE = 64, 48, 10
@@ -239,10 +238,7 @@ def main() -> int:
         "seconds": round(time.monotonic() - begin, 1),
         "passed": not failed,
     }
-    text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-    if options.out:
-        options.out.write_text(text, encoding="utf-8")
-    print(text, end="")
+    tell(results, options.out)
     return 0 if results["passed"] else 1
 
 

@@ -109,17 +109,9 @@ def measure(rig: Rig, bar: Any) -> dict[str, Any]:
         engine.ask(question, 4, history="always")
     found["fetch_seen"] = [round(taken, 2) for taken in seeing]
     found["fetch_read"] = [round(taken, 2) for taken in reading]
-    fetches, first_tokens, fetched = [], [], 0
-    for _ in rig.count("fetches", 3 * rig.repeats):
-        _, metrics = engine.ask(question, 4, history="always")
-        fetches.append(1e3 * metrics.fetch_latency)
-        first_tokens.append(1e3 * metrics.ttft)
-        fetched = metrics.fetched_tokens
+    fetched = _fetches(rig, engine, question)
     plain = milliseconds(lambda: engine.ask(question, 1, history="never"), 2 * rig.repeats)
-    found |= {
-        "fetched_tokens": fetched, "fetch": summary(fetches),
-        "first_token_fetched": summary(first_tokens), "first_token_never": summary(plain),
-    }  # fmt: skip
+    found |= {**fetched, "first_token_never": summary(plain)}
     bars.append(bar("fetching by pictures", found["fetch"]["median"], "ms", BARS["fetch"]))
     engine.close()
     found["features"] = remembered = _by_features(rig, calibration, append_to(pictures), question)
@@ -145,19 +137,25 @@ def _by_features(rig: Rig, calibration: Calibration, append: Any, question: str)
         for _ in rig.count("chunks with features", 2 * rig.repeats):
             chunks.append(timed(lambda: append(engine))[0])
     engine.ask(question, 4, history="always")
-    fetches, first_tokens, fetched = [], [], 0
-    for _ in rig.count("fetches by features", 3 * rig.repeats):
-        _, metrics = engine.ask(question, 4, history="always")
-        fetches.append(1e3 * metrics.fetch_latency)
-        first_tokens.append(1e3 * metrics.ttft)
-        fetched = metrics.fetched_tokens
+    fetched = _fetches(rig, engine, question)
     held = engine._features.info()
     engine.close()
     return {
         "keeping": summary(keeping), "chunk": summary(chunks), "held_grids": held.grids,
-        "held_bytes": held.bytes, "fetched_tokens": fetched, "fetch": summary(fetches),
-        "first_token_fetched": summary(first_tokens),
+        "held_bytes": held.bytes, **fetched,
     }  # fmt: skip
+
+
+def _fetches(rig: Rig, engine: RecallingInference, question: str) -> dict[str, Any]:
+    """What fetching takes, and the first token after it."""
+    told = [
+        engine.ask(question, 4, history="always")[1] for _ in rig.count("fetches", 3 * rig.repeats)
+    ]
+    return {
+        "fetched_tokens": told[-1].fetched_tokens,
+        "fetch": summary([1e3 * one.fetch_latency for one in told]),
+        "first_token_fetched": summary([1e3 * one.ttft for one in told]),
+    }
 
 
 def append_to(pictures: list[np.ndarray]) -> Callable[[RecallingInference], Any]:
