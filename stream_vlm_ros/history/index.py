@@ -54,8 +54,7 @@ class Found(NamedTuple):
 
     Attributes:
         serials: of the grids, rising, int64 ``[g]``. Those of grids that follow each other follow
-            each other; where another stream begins, at least 1,000 are
-            left out.
+            each other; where another stream begins, at least 1,000 are left out.
         spans: how many grids of the stream each stands for, itself the first, int64 ``[g]``.
         stamps: the source's time of its first frame, and of the last one of what it stands for, in
             seconds, float64 ``[g, 2]``.

@@ -26,7 +26,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
-from stream_vlm_ros.node.images import compressed_to_rgb, image_to_rgb, settle_decoder
+from stream_vlm_ros.node.images import chosen_decoder, compressed_to_rgb, image_to_rgb
 from stream_vlm_ros.node.serialized_image import SerializedImage
 
 try:
@@ -92,7 +92,7 @@ class ImageInput:
         self._incompatible = ""
         self._subscription: Any = None
         self._base = node.resolve_topic_name("image")
-        if words := settle_decoder()[1]:
+        if words := chosen_decoder()[1]:
             node.get_logger().warning(words)
         self.wish = self._choose()
         self._subscribe()

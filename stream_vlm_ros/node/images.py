@@ -21,16 +21,16 @@ from stream_vlm_ros.errors import in_words
 from stream_vlm_ros.sources import ros_images
 from stream_vlm_ros.sources.ros_images import ENCODINGS, Decoder, compressed_to_rgb, rosbags_decoder
 
-__all__ = ["compressed_to_rgb", "cv_bridge_decoder", "image_to_rgb", "settle_decoder"]
+__all__ = ["chosen_decoder", "compressed_to_rgb", "cv_bridge_decoder", "image_to_rgb"]
 
 
 def image_to_rgb(message: Any, limit: PictureLimit | None = None) -> np.ndarray:
     """The picture in an ``Image``; see :func:`ros_images.image_to_rgb`."""
-    return ros_images.image_to_rgb(message, settle_decoder()[0], limit)
+    return ros_images.image_to_rgb(message, chosen_decoder()[0], limit)
 
 
 @lru_cache(maxsize=1)
-def settle_decoder() -> tuple[Decoder, str]:
+def chosen_decoder() -> tuple[Decoder, str]:
     """The decoder of this installation, and what is to be said of cv_bridge, if it is there.
 
     cv_bridge decodes the encodings of which it brings one small picture as rosbags-image does.

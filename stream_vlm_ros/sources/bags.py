@@ -38,7 +38,7 @@ IMAGE, COMPRESSED = "sensor_msgs/Image", "sensor_msgs/CompressedImage"
 ALL_TOPICS = "all"
 STAMPS = ("header", "recorded")
 _SEEN = 2  # the best of how an image can be seen
-_DEEP = ("16uc1", "mono16")  # what depth is recorded as, though it could be a picture
+_DEEP = "mono16"  # what depth is recorded as, though it could be a picture
 _FIRST_IMAGES = 3  # of a topic, by which it is chosen
 _UNSTAMPED_BYTES = 64 << 20  # of images without a stamp that wait for one with it
 _SAME_CLOCK_NS = 5 * SECOND  # what transport may take; further apart, two cameras' clocks differ
@@ -232,7 +232,7 @@ class BagSource(Source):
             except InvalidImageError as error:
                 best = max(best, (0, f" ({error})"))
                 continue
-            if encoding.lower() not in _DEEP:
+            if encoding.lower() != _DEEP:
                 return _SEEN, ""
             best = max(best, (1, f" ({encoding}: depth?)"))
         return best

@@ -24,9 +24,9 @@ pytest.importorskip("rosbags.image", reason="rosbags-image is not installed")
 from cv_bridge_stand_in import CvBridge  # noqa: E402
 
 from stream_vlm_ros.node.images import (  # noqa: E402
+    chosen_decoder,
     compressed_to_rgb,
     image_to_rgb,
-    settle_decoder,
 )
 from stream_vlm_ros.sources import ImageFolderSource  # noqa: E402
 
@@ -337,10 +337,10 @@ def with_bridge(monkeypatch):
 
     def install(bridge):
         monkeypatch.setitem(sys.modules, "cv_bridge", bridge and SimpleNamespace(CvBridge=bridge))
-        settle_decoder.cache_clear()
+        chosen_decoder.cache_clear()
 
     yield install
-    settle_decoder.cache_clear()
+    chosen_decoder.cache_clear()
 
 
 def real_or_stand_in():
@@ -379,7 +379,7 @@ def test_cv_bridge_decodes_what_it_knows(make_image, with_bridge):
             return super().imgmsg_to_cv2(message, desired_encoding)
 
     with_bridge(Watched)
-    words = settle_decoder()[1]
+    words = chosen_decoder()[1]
     assert "cv_bridge is not used for 2 of 22 encodings" in words
     assert "uyvy: CvBridgeError: Unrecognized image encoding [uyvy]" in words
     used.clear()
@@ -419,7 +419,7 @@ def test_a_cv_bridge_that_is_wrong_is_not_used_and_that_is_said(
     np.testing.assert_array_equal(image_to_rgb(make_image(RGB, "rgb8")), RGB)
     image = image_to_rgb(make_image(GREY16, "mono16"))
     assert np.abs(image - as_rgb(GREY16) / 257).max() < 1
-    assert words in settle_decoder()[1]
+    assert words in chosen_decoder()[1]
 
 
 def test_a_cv_bridge_that_cannot_be_made_is_said_and_one_that_is_missing_is_not(with_bridge):
@@ -427,9 +427,9 @@ def test_a_cv_bridge_that_cannot_be_made_is_said_and_one_that_is_missing_is_not(
         raise AttributeError("_ARRAY_API not found")
 
     with_bridge(unusable)
-    assert "_ARRAY_API not found" in settle_decoder()[1]
+    assert "_ARRAY_API not found" in chosen_decoder()[1]
     with_bridge(None)
-    assert settle_decoder()[1] == ""
+    assert chosen_decoder()[1] == ""
 
 
 @pytest.mark.parametrize("extension", [".png", ".jpg", ".tiff", ".webp", ".bmp", ".pgm"])

@@ -94,6 +94,18 @@ def write_ros1(path, count):
     return path
 
 
+def write_as_mcap_does(path, messages, **options):
+    """Images of one camera, as the mcap library writes them."""
+    with path.open("wb") as stream:
+        writer = McapWriter(stream, **options)
+        writer.start("ros2", "")
+        schema = writer.register_schema(IMAGE, "ros2msg", b"")
+        channel = writer.register_channel("/camera", "cdr", schema)
+        for _, log_ns, message in messages:
+            writer.add_message(channel, log_ns, bytes(ROS2.serialize_cdr(message, IMAGE)), log_ns)
+        writer.finish()
+
+
 def camera(count, make=raw_image, topic="/camera"):
     return [(topic, stamp + 7, make(stamp, index)) for index, stamp in enumerate(stamps(count))]
 
@@ -368,14 +380,7 @@ def test_a_file_cut_off_gives_what_came_before(tmp_path, bag):
 
     data = storage_file(bag).read_bytes()
     file = tmp_path / "cut.mcap"
-    with file.open("wb") as stream:
-        writer = McapWriter(stream, compression=CompressionType.NONE, use_chunking=False)
-        writer.start("ros2", "")
-        schema = writer.register_schema(IMAGE, "ros2msg", b"")
-        channel = writer.register_channel("/camera", "cdr", schema)
-        for _, log_ns, message in camera(8):
-            writer.add_message(channel, log_ns, bytes(ROS2.serialize_cdr(message, IMAGE)), log_ns)
-        writer.finish()
+    write_as_mcap_does(file, camera(8), compression=CompressionType.NONE, use_chunking=False)
     data = file.read_bytes()
     file.write_bytes(data[: len(data) // 2])
     source = open_source(file)
@@ -804,14 +809,7 @@ SUMMARIES = {
 @pytest.mark.parametrize("leaving_out", SUMMARIES)
 def test_an_mcap_is_read_whole_whatever_its_summary_leaves_out(tmp_path, leaving_out):
     path = tmp_path / "drive.mcap"
-    with path.open("wb") as stream:
-        writer = McapWriter(stream, chunk_size=5000, **SUMMARIES[leaving_out])
-        writer.start("ros2", "")
-        schema = writer.register_schema(IMAGE, "ros2msg", b"")
-        channel = writer.register_channel("/camera", "cdr", schema)
-        for _, log_ns, message in camera(20):
-            writer.add_message(channel, log_ns, bytes(ROS2.serialize_cdr(message, IMAGE)), log_ns)
-        writer.finish()
+    write_as_mcap_does(path, camera(20), chunk_size=5000, **SUMMARIES[leaving_out])
     source = open_source(path)
     assert greys(source) == list(range(20))
     assert source.state == type(source.state)(counts=source.state.counts)  # nothing to say

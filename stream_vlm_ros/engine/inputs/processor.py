@@ -139,9 +139,8 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     loader = PreTrainedTokenizerFast if whole else AutoTokenizer
     try:
         tokenizer = loader.from_pretrained(str(folder), local_files_only=True)
-        tokenizer.decode(
-            tokenizer.encode("a word")
-        )  # some of its settings are not looked at before
+        # Some of its settings are not looked at before.
+        tokenizer.decode(tokenizer.encode("a word"))
         return tokenizer
     except Exception as error:  # the tokenizers library raises bare Exception for a broken file
         raise ModelLoadError(f"the tokenizer in {folder} cannot be loaded: {error}") from error

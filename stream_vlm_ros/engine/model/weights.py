@@ -25,10 +25,10 @@ from stream_vlm_ros.errors import ModelLoadError, check_model_folder, cut
 
 from .adapter import LoraAdapter
 
-log = logging.getLogger(__name__)
-
 if TYPE_CHECKING:
     from .base import StreamModel
+
+log = logging.getLogger(__name__)
 
 # In the library's order of precedence: one file, or several that an index names.
 _FILES = (
