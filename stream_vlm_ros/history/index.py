@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -248,8 +249,8 @@ class KeyIndex:
             else as a second copy. None: memory alone. What another model or other heads left
             there is set aside.
         model: names what the keys are of; bound with the folder.
-        write_behind: host and folder get a chunk's keys when the next one comes, so that nobody
-            waits for them; a process that is killed loses the last chunk. None: where keys come
+        write_behind: host and folder get a chunk's keys by a thread of the index, so that nobody
+            waits for them; a process that is killed may lose the last chunk. None: where keys come
             from a GPU.
 
     Raises:
@@ -286,7 +287,8 @@ class KeyIndex:
         self._newest: IndexState | None = None  # whose grids have their slots for sure
         self._opened: IndexState | None = None  # what the folder held
         self._write_behind = write_behind
-        self._behind: _Behind | None = None
+        self._writer: ThreadPoolExecutor | None = None
+        self._behind: tuple[_Behind, Future[None]] | None = None  # what it writes
         self._fault: FrameStoreError | None = None  # that nobody was told of
         self._files: KeyFiles | None = None
         if folder is not None:
@@ -339,8 +341,8 @@ class KeyIndex:
 
     def clear(self) -> IndexState:
         """Forget everything, and give the room back. Raises FrameStoreError, as `forget` does."""
-        self._slots = self._common = self._newest = self._opened = self._behind = None
-        self._fault = None
+        self._try_to_catch_up()
+        self._slots = self._common = self._newest = self._opened = self._fault = None
         self._forgotten.clear()
         if self._files is not None:
             self._files.clear()
@@ -352,7 +354,10 @@ class KeyIndex:
         try:
             self._catch_up()
         finally:
-            self._slots = self._newest = self._opened = self._behind = None
+            self._slots = self._newest = self._opened = None
+            if self._writer is not None:
+                self._writer.shutdown()
+                self._writer = None
             if self._files is not None:
                 self._files.close()
 
@@ -618,33 +623,53 @@ class KeyIndex:
             self._slots.write(new.slots, new.pages)
             if self._files is None:
                 return
-        self._behind = new.on_its_way() if on_gpu else new
-        if not behind:
-            self._catch_up()
+        sent = new.on_its_way() if on_gpu else new
+        if behind:
+            if self._writer is None:
+                self._writer = ThreadPoolExecutor(1, thread_name_prefix="keys")
+            self._behind = new, self._writer.submit(self._write, sent)
+            return
+        try:
+            self._write(sent)
+        except FrameStoreError:
+            self._without(new)
+            raise
 
     def _catch_up(self) -> None:
-        """Write what the last chunk left to be written; raise what came of it, now or before."""
+        """Wait until the last chunk is written; raise what came of it, now or before."""
         self._try_to_catch_up()
         fault, self._fault = self._fault, None
         if fault is not None:
             raise fault
 
     def _try_to_catch_up(self) -> None:
-        if self._behind is None or self._slots is None:
+        if self._behind is None:
             return
-        new, self._behind = self._behind.arrived(), None
-        if self._files is None:
-            self._slots.write(new.slots, new.pages)
-            return
+        new, written = self._behind
         try:
-            self._write(self._files, self._slots, new)
+            written.result()
         except FrameStoreError as fault:
             # A search goes on without these keys; who appends or forgets next is told.
-            self._fault, self._newest = fault, None
-            if self._mapped:
-                self._slots.disown(np.array(new.slots))
+            self._fault = fault
+            self._without(new)
+        finally:
+            if written.done():  # else the wait was interrupted
+                self._behind = None
 
-    def _write(self, files: KeyFiles, slots: KeySlots, new: _Behind) -> None:
+    def _without(self, new: _Behind) -> None:
+        """These keys could not be written."""
+        self._newest = None
+        if self._mapped and self._slots is not None:
+            self._slots.disown(np.array(new.slots))
+
+    @_in_inference_mode
+    def _write(self, new: _Behind) -> None:
+        """Put keys where they belong on the host. Whoever changes slots or files waits for it."""
+        assert self._slots is not None
+        new, files, slots = new.arrived(), self._files, self._slots
+        if files is None:
+            slots.write(new.slots, new.pages)
+            return
         files.write_keys(slots, new.slots, new.pages)
         if files.common is None:
             files.write_common(new.common.flatten(1).numpy())

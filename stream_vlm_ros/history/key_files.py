@@ -112,6 +112,7 @@ class KeyFiles:
         self.tokens = self.segment_slots = 0
         self.common: np.ndarray | None = None
         self.rows = np.zeros(0, ROW)  # as they are in the files
+        self._unsure = np.zeros(0, bool)  # but for these: writing them failed or was interrupted
         self._sums = np.zeros(0, np.uint32)  # of each slot's keys, whether its row is void or not
 
     def _open(self) -> None:
@@ -146,7 +147,7 @@ class KeyFiles:
         self._remove_segments(there)
         blocks = [self._read_rows(number) for number in range(there)]
         self.rows = np.concatenate([self.rows, *blocks])
-        self._sums = self.rows["keys_sum"].copy()
+        self._sums, self._unsure = self.rows["keys_sum"].copy(), np.zeros(len(self.rows), bool)
         return True
 
     def _has_size(self, path: Path) -> bool:
@@ -203,6 +204,7 @@ class KeyFiles:
             self._remove_segments(segments)
         left = segments * self.segment_slots
         self.rows, self._sums = self.rows[:left].copy(), self._sums[:left].copy()
+        self._unsure = self._unsure[:left].copy()
 
     # -- sizes and places ----------------------------------------------------------------------
 
@@ -321,6 +323,7 @@ class KeyFiles:
                 os.close(file)
         self.rows = np.append(self.rows, np.zeros(self.segment_slots, ROW))
         self._sums = np.append(self._sums, np.zeros(self.segment_slots, np.uint32))
+        self._unsure = np.append(self._unsure, np.zeros(self.segment_slots, bool))
 
     def write_keys(self, slots: KeySlots, places: Sequence[int], pages: torch.Tensor) -> None:
         """Keys ``[heads, slots, tokens, head_dim]`` into slots whose rows are void."""
@@ -358,7 +361,7 @@ class KeyFiles:
         for name in _OF_GRID:
             wanted[name] = grids[name][of]
         wanted["used"], wanted["keys_sum"] = 1, self._sums[places]
-        other = wanted != self.rows[places]
+        other = (wanted != self.rows[places]) | self._unsure[places]
         rows = [grid.item() for grid in grids[_OF_GRID][of[other]]]
         self.write_rows(list(zip(places[other].tolist(), rows, strict=True)))
 
@@ -375,7 +378,7 @@ class KeyFiles:
 
     def _void(self, which: np.ndarray) -> None:
         """Nothing is in these slots, by a mask of them all."""
-        gone = np.flatnonzero(which & (self.rows["used"] != 0))
+        gone = np.flatnonzero(which & ((self.rows["used"] != 0) | self._unsure))
         self.rows[gone] = np.zeros((), ROW)
         self._write(gone.tolist())
 
@@ -384,6 +387,7 @@ class KeyFiles:
 
         A call that is killed in the middle has written whole rows: none lies on two pages.
         """
+        self._unsure[places] = True
         segments: dict[int, list[int]] = {}
         for place in places:
             segments.setdefault(place // self.segment_slots, []).append(place)
@@ -392,6 +396,7 @@ class KeyFiles:
             at = (low - segment * self.segment_slots) * ROW.itemsize
             with self._writing(segment) as file:
                 _write_at(file, self.rows[low:high].tobytes(), at)
+            self._unsure[here] = False
 
     def erase(self, slots: KeySlots, places: np.ndarray) -> None:
         """Nothing of these slots' keys stays."""

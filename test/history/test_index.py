@@ -395,7 +395,7 @@ class Values(RuleBasedStateMachine):
         left = [grid for grid in before if grid[2] > stop or grid[3] < start]
         assert self.found(self.held) == left
         self.there = {serial for serial, *_ in left}
-        self.seen = {
+        self.seen = self.newest_seen = {
             n: one for n, one in self.seen.items() if any(n in range(*g[:2]) for g in left)
         }
         for held, _, _, epoch in self.older:
@@ -495,7 +495,7 @@ class ValuesInFolder(Values):
 
 
 class ValuesWrittenBehind(ValuesInFolder):
-    """The same, and a chunk's keys are written when the next one comes."""
+    """The same, and a thread writes a chunk's keys."""
 
     behind = True
 

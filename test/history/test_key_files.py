@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -233,17 +234,24 @@ def test_a_process_that_is_killed_leaves_all_that_it_said(tmp_path, chunks):
     one.close()
 
 
-def test_written_behind_a_killed_process_loses_the_last_chunk_alone(tmp_path):
-    one = index(folder=tmp_path / "one", write_behind=True)
-    held, _ = watched(one, 5)
-    assert held.grids == 10 and len(grids_of(one, held)[0]) == 8 + 2
-    one, stream = index(folder=tmp_path / "two", write_behind=True), Stream()
-    held, _ = watched(one, 5, stream)
-    shutil.copytree(tmp_path / "two", tmp_path / "killed")
+def test_written_behind_a_killed_process_loses_the_last_chunk_alone(tmp_path, monkeypatch):
+    one, stream = index(folder=tmp_path / "one", write_behind=True), Stream()
+    held, _ = watched(one, 4, stream)
+    assert len(grids_of(one, held)[0]) == 8  # a search waits for what is being written
+    write, disk = os.pwrite, threading.Event()
+
+    def pwrite(*arguments):
+        assert disk.wait(30)
+        return write(*arguments)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    one.draft(held, stream.chunk(3, 3)[0])  # nobody waits for the disk
+    shutil.copytree(tmp_path / "one", tmp_path / "killed")
+    disk.set()
     with index(folder=tmp_path / "killed") as late:
         assert late.empty().newest == 107.5
     one.close()
-    with index(folder=tmp_path / "two") as one:
+    with index(folder=tmp_path / "one") as one:
         assert one.empty().newest == 109.5
 
 
