@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from stream_vlm_ros.engine import EvictionConfig, StreamQwenModel, VideoStreamingInference
+from stream_vlm_ros.engine.chunk_path import ChunkPath
 
 LEVEL_1 = {"sampled_share": 0.0, "important_share": 0.0}  # as the reference's memory
 QUESTION_TOKENS = 48
@@ -162,9 +163,11 @@ class Rig:
     def filled(self, cap: int, frames: list[np.ndarray], **options: Any) -> VideoStreamingInference:
         """An engine whose memory is full and that has encoded a chunk."""
         engine = self.engine(cap, **options)
+        usual, engine.chunk_path = engine.chunk_path, ChunkPath(self.model, engine.functions)
         with without_model(self.model):
             while engine.append_video_chunk(frames, fps=2)["evicted_tokens"] == 0:
                 pass
+        engine.chunk_path = usual
         engine.append_video_chunk(frames, fps=2)
         return engine
 

@@ -47,7 +47,7 @@ SIZES = (1, 16, 32, 64, 128, 256)
 
 # Kernels that round differently are some 1 % apart at the end of a large model in bfloat16; a wrong
 # one is as far from the other as answers to different questions, more than 100 %.
-_MIN_WRONG = 0.2
+MIN_WRONG = 0.2
 
 _log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ StepResult = tuple[torch.Tensor, torch.Tensor]  # hidden states and logits, as `
 class Recording(NamedTuple):
     """A step that was recorded: how to take it again, and the pool that its memory is from."""
 
-    replay: Callable[[], StepResult]
+    replay: Callable[[], Any]
     pool: Any
 
 
@@ -160,8 +160,8 @@ class GraphRunner(TextRunner):
         compiled: fuse what lies between the matrix products by ``torch.compile``.
         reads: which heads the steps read before they are rotated; text that asks for others goes
             the plain way.
-        recorder: records a step, given the pool of those recorded before, None at first; what it
-            raises is the reason why there are no graphs. None: `record_graph`.
+        recorder: records a step on a device, given the pool of those recorded before, None at
+            first; what it raises is the reason why there are no graphs. None: `record_graph`.
 
     Attributes:
         captures: graphs recorded so far: one a size, however the memory grows.
@@ -178,7 +178,7 @@ class GraphRunner(TextRunner):
         graph: bool = False,
         compiled: bool = False,
         reads: Readout | None = None,
-        recorder: Callable[[Step, Any], Recording] | None = None,
+        recorder: Callable[[Step, torch.device, Any], Recording] | None = None,
     ):
         super().__init__(model)
         self._recorder = recorder or record_graph
@@ -203,7 +203,7 @@ class GraphRunner(TextRunner):
 
     @torch.inference_mode()
     def warm_up(self) -> dict[str, Any]:
-        begin, before = time.perf_counter(), _reserved_bytes(self._model.device)
+        begin, before = time.perf_counter(), reserved_bytes(self._model.device)
         with self._manager.question_fork(0, 0) as fork:
             for size in reversed(SIZES):  # the smaller ones share the largest one's memory
                 if not self._takes(fork, [size]):
@@ -211,7 +211,7 @@ class GraphRunner(TextRunner):
             else:
                 self._compare(fork)
         seconds = time.perf_counter() - begin
-        taken = _reserved_bytes(self._model.device) - before
+        taken = reserved_bytes(self._model.device) - before
         _log.info("questions take the path '%s', warmed up in %.1f s", self.name, seconds)
         return {**super().warm_up(), "seconds": seconds, "bytes": taken}
 
@@ -353,7 +353,7 @@ class GraphRunner(TextRunner):
             for said in (ids, [1]):
                 plain = super().append(said, (size,) * 3, other)
                 steps = self.append(said, (size,) * 3, fork)
-                if why := relative_difference(steps, plain, _MIN_WRONG):
+                if why := relative_difference(steps, plain, MIN_WRONG):
                     self._graphs.refuse("", f"{why}, compared with plain calls")
                     self._give_up()
                     return
@@ -396,7 +396,7 @@ class GraphRunner(TextRunner):
 
     def _record(self, size: int) -> _Ready:
         step = self._make(size).step
-        replay, self._pool = self._recorder(step, self._pool)
+        replay, self._pool = self._recorder(step, self._model.device, self._pool)
         self.captures += 1
         return _Ready(step, replay)
 
@@ -483,12 +483,11 @@ class _Ready(NamedTuple):
     take: Callable[[], StepResult]
 
 
-def record_graph(step: Step, pool: Any) -> Recording:
+def record_graph(step: Callable[[], Any], device: torch.device, pool: Any) -> Recording:
     """Record a CUDA graph whose memory is shared with those of the same ``pool``.
 
-    The inputs are all padding, which leaves no trace but in the slot for that.
+    The inputs of a step are all padding, which leaves no trace but in the slot for that.
     """
-    device = step.inputs.ids.device
     with torch.cuda.device(device), recompiling():
         usual, aside = torch.cuda.current_stream(), torch.cuda.Stream()
         graph = torch.cuda.CUDAGraph()
@@ -507,7 +506,7 @@ def record_graph(step: Step, pool: Any) -> Recording:
             usual.wait_stream(aside)  # which may still read what is now given back
             raise
 
-    def replay() -> StepResult:
+    def replay() -> Any:
         graph.replay()
         return outputs
 
@@ -551,14 +550,14 @@ def text_runner(
     if not on_gpu:
         return GraphRunner(model, manager, reads=reads)
     loading: Verified[StepKernels] = Verified("questions are answered more slowly")
-    kernels = loading.attempt("", lambda: _triton_kernels(model, device))
+    kernels = loading.attempt("", lambda: triton_kernels(model, device))
     if kernels is None:
         return TextRunner(model, loading.refused[""])
     graph = wanted != "static"
     return GraphRunner(model, manager, kernels, graph, compiled=graph, reads=reads)
 
 
-def _triton_kernels(model: StreamModel, device: torch.device) -> StepKernels:
+def triton_kernels(model: StreamModel, device: torch.device) -> StepKernels:
     size = model.kv_shape.head_dim
     if size < 16 or size & (size - 1):
         raise InvalidParameterError(
@@ -610,5 +609,5 @@ def _log_probabilities(
     return first[begins].double().index_add(0, owner, chosen).tolist()
 
 
-def _reserved_bytes(device: torch.device) -> int:
+def reserved_bytes(device: torch.device) -> int:
     return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0

@@ -29,6 +29,7 @@ from stream_vlm_ros.engine.cache.eviction import EvictionConfig, ImportanceScore
 from stream_vlm_ros.engine.cache.manager import KVCacheManager, StreamState
 from stream_vlm_ros.engine.cache.mrope import Span, TextSpan, VisionSpan, time_to_ticks
 from stream_vlm_ros.engine.cache.requests import Fork
+from stream_vlm_ros.engine.chunk_path import chunk_path
 from stream_vlm_ros.engine.decoding import Answer, AnswerText, DecodingOptions, Sampler
 from stream_vlm_ros.engine.finite import check_finite, not_finite
 from stream_vlm_ros.engine.graph_runner import text_runner
@@ -95,8 +96,8 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             too many of the positions that the model has left is shortened in any case.
         skip_similarity: leave out vision tokens whose features are this close (cosine) to those
             last appended at their place; None: keep all. For scenes that hardly change.
-        compile: fuse the elementwise work of chunks by torch.compile; None: on a GPU. Takes some
-            ten seconds at the start.
+        compile: fuse the elementwise work of chunks by torch.compile, and record small chunks as
+            CUDA graphs; None: on a GPU. Takes some ten seconds at the start.
         question_path: how a question's text runs: ``eager`` (call by call), ``graph`` (CUDA graphs
             of fixed steps: no launch is waited for) or ``static`` (the same steps, not recorded);
             ``auto``: ``graph`` on a GPU, ``eager`` elsewhere. See `warm_up`.
@@ -201,6 +202,9 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         )
         tell_stream(model, self.cache_manager)
         log.info(_describe_eviction(eviction_config))
+        self.chunk_path = chunk_path(
+            self.model, self.functions, self.cache_manager, self.functions is not model.functions
+        )
         self.text_path = text_runner(
             question_path, self.model, self.cache_manager, self.device, question_reads
         )
@@ -247,7 +251,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         started = time.perf_counter()
         patches = self._frames(frames, self.min_pixels, self.max_pixels)
         stamps = frame_times(len(frames), fps, timestamps, self.cache_manager.state.last_stamp)
-        encode = lambda: self.model.encode_frames(patches, self.functions)  # noqa: E731
+        encode = lambda: self.chunk_path.encode(patches)  # noqa: E731
         return self._append(self._token_grid(patches), stamps, encode, started)
 
     def _append(
@@ -282,9 +286,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         with manager.fork(len(embeddings)) as fork:
             positions = manager.ledger.preview(spans)
             read = manager.readout()
-            hidden = self.model.stream_forward(
-                embeddings[None], positions, fork, self.functions, readout=read
-            )
+            hidden = self.chunk_path.append(embeddings, positions, fork, read)
             # An infinite key may be seen by none of these tokens, and by the next ones.
             check_finite("hidden states or keys of these frames", hidden, fork.own())
             seen = manager.evictor.describe(manager.ledger.grids_seen, grids, stamps[-1])

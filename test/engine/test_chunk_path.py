@@ -1,0 +1,138 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""Chunks in steps of fixed shape are those of plain calls, and what does not serve is said."""
+
+import logging
+
+import pytest
+import torch
+from toy_qwen import SINK_AND_WINDOW, question_logits
+
+from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference, chunk_path
+from stream_vlm_ros.engine.attention.base import Readout
+from stream_vlm_ros.engine.cache.manager import KVCacheManager
+from stream_vlm_ros.engine.chunk_path import CapturedChunks
+from stream_vlm_ros.engine.graph_runner import PLAIN_STEP
+
+MEMORIES = {
+    "unbounded": None,
+    "sink and window": EvictionConfig(170, **SINK_AND_WINDOW),
+    "all levels": EvictionConfig.novelty(170),
+}
+
+
+def make(model, processor, memory="unbounded", steps=True, kernels=PLAIN_STEP, **options):
+    config = MEMORIES[memory]
+    engine = VideoStreamingInference(model, processor, eviction_config=config, **options)
+    if steps:
+        engine.chunk_path = CapturedChunks(model, engine.functions, engine.cache_manager, kernels)
+    return engine
+
+
+def watch(engine, toys, chunks, sizes=((4, 56, 84),)):
+    for number in range(chunks):
+        count, height, width = sizes[number % len(sizes)]
+        engine.append_video_chunk(toys.frames(count, height, width, seed=number), fps=2)
+
+
+def assert_same(one, other):
+    # Sums of some hundred float32 in another order, through two layers: 2^-24 * some hundred, for
+    # each chunk that what follows has seen.
+    assert (one - other).abs().max() <= 1e-4 * other.abs().max()
+
+
+@pytest.mark.parametrize("layout", ["continuous", "segmented"])
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_chunks_by_steps_are_those_by_plain_calls(toys, model, processor, memory, layout):
+    sizes = ((4, 56, 84), (2, 84, 56), (6, 56, 84))
+    engines = [
+        make(model, processor, memory, steps, layout=layout, position_policy="contiguous")
+        for steps in (True, False)
+    ]
+    for engine in engines:
+        watch(engine, toys, 14, sizes)
+        engine.ask("What is there?", 4, update_state=True)
+        watch(engine, toys, 3, sizes)
+    steps, plain = engines
+    assert_same(steps.cache_manager.gather(), plain.cache_manager.gather())
+    assert_same(question_logits(steps), question_logits(plain))
+    assert steps.chunk_path.detours == {"it is the first": 1} and not steps.chunk_path.refused
+
+
+def test_steps_read_what_plain_calls_read(toys, model, processor):
+    read = []
+    for steps in (True, False):
+        engine = make(model, processor, steps=steps)
+        watch(engine, toys, 2)
+        manager = engine.cache_manager
+        embeddings = model.embed_tokens(list(range(9)))
+        positions = torch.arange(40, 49).expand(3, 9)
+        for _ in range(2):  # held against plain calls, and then not
+            readout = Readout(queries={0: [3, 1]}, keys={1: [1]})
+            with manager.fork(9) as fork:
+                hidden = engine.chunk_path.append(embeddings, positions, fork, readout).clone()
+                read.append((hidden, readout.queries(0), readout.keys(1), fork.own().clone()))
+    expected = read[-1]
+    for found in read:
+        for one, other in zip(found, expected, strict=True):
+            assert one.shape == other.shape
+            assert_same(one, other)
+
+
+def test_a_memory_that_grows_is_followed(toys, model, processor, monkeypatch):
+    monkeypatch.setattr(KVCacheManager, "first_capacity", 64)
+    steps, plain = make(model, processor), make(model, processor, steps=False)
+    capacities = set()
+    for number in range(12):
+        for engine in (steps, plain):
+            engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
+        capacities.add(steps.cache_manager.memory.shape[3])
+    assert len(capacities) > 1
+    assert_same(steps.cache_manager.gather(), plain.cache_manager.gather())
+
+
+def test_an_answer_that_is_being_written_is_not_disturbed(toys, model, processor):
+    engine = make(model, processor, "sink and window", fork_slack_tokens=64)
+    watch(engine, toys, 12)
+    alone = engine.ask("What is it?", 8)[0]
+    writer = engine.ask_stream("What is it?", 8)
+    next(writer)
+    watch(engine, toys, 2)
+    for _ in writer:
+        pass
+    assert writer.text == alone
+
+
+def wrong_attention(*given):
+    return PLAIN_STEP.attend(*given).flip(0)
+
+
+def failing_attention(*_):
+    raise RuntimeError("no such kernel on this GPU")
+
+
+@pytest.mark.parametrize(
+    ("attend", "why"), [(wrong_attention, "differs"), (failing_attention, "no such kernel")]
+)
+def test_steps_that_are_wrong_or_fail_give_way_and_no_chunk_is_lost(
+    toys, model, processor, caplog, attend, why
+):
+    with caplog.at_level(logging.WARNING):
+        steps = make(model, processor, kernels=PLAIN_STEP._replace(attend=attend))
+        watch(steps, toys, 5)
+    plain = make(model, processor, steps=False)
+    watch(plain, toys, 5)
+    assert torch.equal(steps.cache_manager.gather(), plain.cache_manager.gather())
+    (kind,) = steps.chunk_path.refused
+    assert kind[0] == "decoder" and why in steps.chunk_path.refused[kind]
+    assert len(caplog.records) == 1 and "chunks take longer" in caplog.text
+
+
+def test_a_large_chunk_and_many_sizes_go_the_plain_way(toys, model, processor, monkeypatch):
+    monkeypatch.setattr(chunk_path, "MAX_TOKENS", 12)
+    engine, plain = make(model, processor), make(model, processor, steps=False)
+    for one in (engine, plain):
+        watch(one, toys, 7, [(4, 56, 84), (2, 56, 56), (8, 84, 84)])
+    assert_same(engine.cache_manager.gather(), plain.cache_manager.gather())
+    assert engine.chunk_path.detours["it has more than 12 tokens"] == 3  # the first among them
