@@ -197,7 +197,8 @@ class Settings(SettingTable):
     compile_chunks: str = shared(
         "auto",
         "Fuse the elementwise work of chunks by torch.compile, which takes some ten seconds when "
-        "configured. auto: on a GPU. always: an error where there is none.",
+        "configured, and record small chunks as CUDA graphs. auto: on a GPU. always: an error "
+        "where there is none.",
         choices=("auto", "always", "never"),
     )
 

@@ -232,8 +232,9 @@ class CapturedChunks(ChunkPath):
     def _ready(self, step: Step) -> _Ready[Step]:
         if not self._graph:
             return _Ready(step, step)
+        torch.cuda.empty_cache()  # as a capture does, so that what it takes can be told
         begin, before = time.perf_counter(), reserved_bytes(self._model.device)
-        replay, self._pool = record_graph(step, self._model.device, self._pool)
+        replay, self._pool = record_graph(step, self._pool)
         self.captures += 1
         taken = reserved_bytes(self._model.device) - before
         _log.info("%s: recorded in %.1f s, %.0f MB", step, time.perf_counter() - begin, taken / 1e6)
@@ -254,6 +255,7 @@ class _Vision:
 
     def __init__(self, model: StreamModel, like: PatchGrid, functions: LayerFunctions):
         self._model, self._functions = model, functions
+        self.device = model.device
         self.patches = replace(like, pixel_values=like.pixel_values.clone())
 
     def __str__(self) -> str:
@@ -276,6 +278,7 @@ class _Chunk:
         reads: Readout | None,
     ):
         self._model, self._functions = model, functions
+        self.device = model.device
         self.inputs = StepInputs(size, memory)
         self.embeddings = model.embed_tokens([0] * size).clone()
         self.readout = (reads or Readout()).like()

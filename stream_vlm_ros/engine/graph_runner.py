@@ -16,7 +16,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import accumulate, takewhile
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -160,8 +160,8 @@ class GraphRunner(TextRunner):
         compiled: fuse what lies between the matrix products by ``torch.compile``.
         reads: which heads the steps read before they are rotated; text that asks for others goes
             the plain way.
-        recorder: records a step on a device, given the pool of those recorded before, None at
-            first; what it raises is the reason why there are no graphs. None: `record_graph`.
+        recorder: records a step, given the pool of those recorded before, None at first; what it
+            raises is the reason why there are no graphs. None: `record_graph`.
 
     Attributes:
         captures: graphs recorded so far: one a size, however the memory grows.
@@ -178,7 +178,7 @@ class GraphRunner(TextRunner):
         graph: bool = False,
         compiled: bool = False,
         reads: Readout | None = None,
-        recorder: Callable[[Step, torch.device, Any], Recording] | None = None,
+        recorder: Callable[[Step, Any], Recording] | None = None,
     ):
         super().__init__(model)
         self._recorder = recorder or record_graph
@@ -396,7 +396,7 @@ class GraphRunner(TextRunner):
 
     def _record(self, size: int) -> _Ready:
         step = self._make(size).step
-        replay, self._pool = self._recorder(step, self._model.device, self._pool)
+        replay, self._pool = self._recorder(step, self._pool)
         self.captures += 1
         return _Ready(step, replay)
 
@@ -454,6 +454,10 @@ class Step:
             functions = functions._replace(linear=matvec)
         self._functions = functions
 
+    @property
+    def device(self) -> torch.device:
+        return self.inputs.ids.device
+
     @torch.inference_mode()
     def __call__(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the tokens' keys and values to the tail; no other trace.
@@ -483,12 +487,21 @@ class _Ready(NamedTuple):
     take: Callable[[], StepResult]
 
 
-def record_graph(step: Callable[[], Any], device: torch.device, pool: Any) -> Recording:
+class OnDevice(Protocol):
+    """A function of tensors that lie on a device, and of nothing else."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __call__(self) -> Any: ...
+
+
+def record_graph(step: OnDevice, pool: Any) -> Recording:
     """Record a CUDA graph whose memory is shared with those of the same ``pool``.
 
     The inputs of a step are all padding, which leaves no trace but in the slot for that.
     """
-    with torch.cuda.device(device), recompiling():
+    with torch.cuda.device(step.device), recompiling():
         usual, aside = torch.cuda.current_stream(), torch.cuda.Stream()
         graph = torch.cuda.CUDAGraph()
         try:
@@ -565,8 +578,9 @@ def triton_kernels(model: StreamModel, device: torch.device) -> StepKernels:
         )
     from stream_vlm_ros.engine.attention.triton_decode import matvec, place, split_attention
 
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
-    return StepKernels(split_attention(processors), place, matvec)
+    found = torch.cuda.get_device_properties(device)
+    shared = getattr(found, "shared_memory_per_block_optin", 0)
+    return StepKernels(split_attention(found.multi_processor_count, shared), place, matvec)
 
 
 def text_positions(start: Sequence[int], done: int, count: int) -> torch.Tensor:

@@ -14,6 +14,7 @@ import torch
 from toy_qwen import SINK_AND_WINDOW
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
+from stream_vlm_ros.engine.chunk_path import ChunkPath
 from stream_vlm_ros.engine.model.compiled import CompiledLayers
 from stream_vlm_ros.errors import InvalidParameterError
 
@@ -34,7 +35,8 @@ def stream(model, processor, toys, sizes, functions=None):
     engine = VideoStreamingInference(
         model, processor, "cpu", EvictionConfig(300, **SINK_AND_WINDOW), layout="segmented"
     )
-    engine.functions = functions or engine.functions
+    if functions is not None:
+        engine.chunk_path = ChunkPath(model, functions)
     for number, (count, height, width) in enumerate(sizes):
         engine.append_video_chunk(toys.frames(count, height, width, seed=number), fps=2)
     assert engine.get_cache_info()["eviction_stats"]["total_evictions"] or len(sizes) < 4

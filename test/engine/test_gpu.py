@@ -12,6 +12,7 @@ from stream_vlm_ros.engine.attention.base import MERGER, merge_attn_states
 from stream_vlm_ros.engine.attention.cudnn import CUDNN_PREFILL, CudnnPrefill, runs_fast_on
 from stream_vlm_ros.engine.attention.sdpa import Sequences, attend_many, attend_within, flash
 from stream_vlm_ros.engine.cache.manager import KVCacheManager
+from stream_vlm_ros.engine.chunk_path import ChunkPath
 from stream_vlm_ros.engine.graph_runner import SIZES, TextRunner, text_runner
 from stream_vlm_ros.engine.inputs.frames import FrameProcessor
 from stream_vlm_ros.engine.model.compiled import compiled_layers
@@ -143,6 +144,25 @@ def test_compiled_chunks_compute_what_plain_ones_do(toys, processor, dtype, most
     compiled = logits_of(engine, toys, 8)
     assert not compiled_layers(model.functions).verified.refused
     assert (compiled - plain).norm() / plain.norm() < most
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-4), (torch.bfloat16, 5e-2)])
+def test_small_chunks_are_replayed_and_are_those_of_plain_calls(toys, processor, dtype, most):
+    """Whatever the memory's length, and with text between; captures that fail would be left out."""
+    config = EvictionConfig(400, **SINK_AND_WINDOW)
+    model = toys.model(11, heads=4, kv_heads=2, head_dim=64, layers=3).to(dtype)
+    plain, engine = (VideoStreamingInference(model, processor, "cuda", config) for _ in range(2))
+    plain.chunk_path = ChunkPath(model, plain.functions)
+    found = []
+    for one in (plain, engine):
+        for number in range(12):
+            one.append_video_chunk(toys.frames(4, 140, 196, seed=number), fps=2)
+            if number == 5:
+                one.ask("What is it?", 4, update_state=True)
+        found.append(question_logits(one))
+    assert (found[1] - found[0]).norm() / found[0].norm() < most
+    path = engine.chunk_path
+    assert (path.captures, path.detours, path.refused) == (2, {"it is the first": 1}, {})
 
 
 def test_questions_leave_no_trace_on_the_gpu(toys, toy, processor):

@@ -29,6 +29,7 @@ STEPS = [  # tokens, the step's size, tokens in the tail before, parts of the me
     (30, 32, 10, [(0, 64), (64, 128), (200, 300)]),
     (9, 16, 3, [(0, 10), (20, 20), (30, 40), (50, 60), (70, 80), (90, 300)]),
     (0, 16, 0, []),
+    (690, 704, 0, [(0, 30), (40, 300)]),  # a chunk's
 ]
 
 
@@ -46,7 +47,7 @@ def compare(dtype, processors, count, size, past, parts):
         return torch.randn(*shape, generator=noise, device=DEVICE).to(dtype)
 
     kv_heads, group, head_dim = 2, 3, 32
-    stream, tail = random(1, 2, kv_heads, 300, head_dim), random(1, 2, kv_heads, 41, head_dim)
+    stream, tail = random(1, 2, kv_heads, 300, head_dim), random(1, 2, kv_heads, 705, head_dim)
     used = torch.zeros(300, dtype=torch.bool)
     for start, stop in parts:
         used[start:stop] = True

@@ -18,6 +18,8 @@ import triton.language as tl
 
 from .step import MAX_PARTS, AttendStep, StepInputs, StepMemory
 
+_CHUNK_ROWS = 2048  # more are a chunk's
+_LARGE = 227 << 10  # bytes of shared memory: queries, and three blocks of keys and values
 _LOG2_E = 1.4426950408889634
 _PARTS = tl.constexpr(MAX_PARTS)
 _LANES = tl.constexpr(triton.next_power_of_2(MAX_PARTS))
@@ -33,14 +35,20 @@ class _Tiling(NamedTuple):
     programs: int  # a processor
 
 
-def _tiling(rows: int, dtype: torch.dtype) -> _Tiling:
-    """The fastest on an H200, by the sweep of ``bench/question_steps.py``."""
+def _tiling(rows: int, dtype: torch.dtype, shared: int = 0) -> _Tiling:
+    """The fastest on an H200, by the sweep of ``bench/question_steps.py``.
+
+    Args:
+        shared: bytes of shared memory that a program may take.
+    """
     half = dtype != torch.float32
     if rows <= 16:  # decoding, as fast as the keys come
         return _Tiling(16, 64 if half else 32, warps=4, stages=3, programs=2)
     if rows <= 64 or not half:
         return _Tiling(64, 64 if half else 32, warps=4, stages=3 if half else 2, programs=2)
-    return _Tiling(128, 64, warps=8, stages=3, programs=1)
+    if rows <= _CHUNK_ROWS or shared < _LARGE:
+        return _Tiling(128, 64, warps=8, stages=3, programs=1)
+    return _Tiling(128, 128, warps=8, stages=3, programs=2 if rows <= 4096 else 4)  # of a chunk
 
 
 @triton.jit
@@ -253,7 +261,7 @@ def _merge_kernel(
     tl.store(out + (token * tl.num_programs(1) + head) * D + dim, sums.to(out.dtype.element_ty))
 
 
-def split_attention(processors: int) -> AttendStep:
+def split_attention(processors: int, shared: int = 0) -> AttendStep:
     """`step.attend_step` as two kernels, nothing read back.
 
     The keys are shared out between as many programs as keep the device busy, whose results are
@@ -263,6 +271,7 @@ def split_attention(processors: int) -> AttendStep:
 
     Args:
         processors: of the device, on which so many programs run at once or a few times as many.
+        shared: bytes of shared memory that a program may take.
     """
 
     def attend(
@@ -278,7 +287,7 @@ def split_attention(processors: int) -> AttendStep:
         group = heads // kv_heads
         rows = group * length
         assert all(x.stride(-1) == 1 for x in (queries, stream, tail))
-        tiling = _tiling(rows, stream.dtype)
+        tiling = _tiling(rows, stream.dtype, shared)
         tiles = triton.cdiv(rows, tiling.rows)
         programs = max(tiling.programs * processors, tiles * kv_heads)
         parts = queries.new_empty(programs, tiling.rows, size, dtype=torch.float32)
@@ -291,9 +300,11 @@ def split_attention(processors: int) -> AttendStep:
             BLOCK_M=tiling.rows,
             BLOCK_N=tiling.keys,
         )
-        # Few rows have many splits: all are read at once, by a program for each piece of its width.
-        few = tiles == 1
-        pieces = min(8, size // 16) if few else 1
+        pieces, splits, warps = 1, 32, 4
+        if tiles == 1:  # few rows have many splits: all are read at once, a piece of the width each
+            pieces, splits = min(8, size // 16), min(256, triton.next_power_of_2(programs))
+        elif rows > _CHUNK_ROWS:  # many have few
+            splits, warps = 8, 1
         with torch.cuda.device_of(queries):  # Triton launches on the current one
             _split_kernel[(programs,)](
                 queries,
@@ -322,9 +333,9 @@ def split_attention(processors: int) -> AttendStep:
                 out,
                 programs,
                 **shape,
-                BLOCK_S=min(256, triton.next_power_of_2(programs)) if few else 32,
+                BLOCK_S=splits,
                 BLOCK_D=size // pieces,
-                num_warps=4,
+                num_warps=warps,
             )
         return out
 
