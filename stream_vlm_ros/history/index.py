@@ -765,10 +765,7 @@ class KeyIndex:
         else:
             scores = torch.empty(len(of), 0, device=self.device)
         if times is not None:
-            # Stamps never fall, so these follow each other.
-            inside = _within(stamps[:, 0], stamps[:, 1], *times)
-            first, count = int(inside.argmax()) if inside.any() else 0, int(inside.sum())
-            cut = slice(first, first + count)
+            cut = np.flatnonzero(_within(stamps[:, 0], stamps[:, 1], *times))
             return Found(serials[cut], spans[cut], stamps[cut], scores[:, cut])
         return Found(serials, spans, stamps, scores)
 
