@@ -615,6 +615,12 @@ def test_frames_that_are_refused_do_not_cost_the_history(small, make, footage, t
     answered_alike(engine, offline(small, footage, range(2 * GRIDS)))
 
 
+@pytest.fixture(params=["pictures", "features"])
+def either(request, make, remembering):
+    """A function: an engine of which pictures are read, or features."""
+    return make if request.param == "pictures" else remembering
+
+
 def test_what_came_after_a_snapshot_goes_with_it(small, make, footage):
     engine = stream(make(config=None), footage, stop=24)
     engine.cache_manager.snapshot()
@@ -623,6 +629,126 @@ def test_what_came_after_a_snapshot_goes_with_it(small, make, footage):
     stream(engine, footage, 24)
     assert engine.get_cache_info().tiers[0].frames == 2 * GRIDS
     answered_alike(engine, offline(small, footage, range(2 * GRIDS)), history="always")
+
+
+def test_what_the_memory_went_back_behind_is_not_read_shown_or_told(small, either, footage):
+    engine = stream(either(config=None), footage, stop=24)
+    engine.cache_manager.snapshot()
+    stream(engine, footage[::-1], 24, 32)
+    engine.cache_manager.restore()
+    assert {tier.newest for tier in engine.get_cache_info().tiers} == {11.5}
+
+    engine.cache_manager.snapshot()
+    stream(engine, footage[::-1], 24, 32)
+    engine.cache_manager.restore()
+    assert engine.thumbnail(13.0) is None
+
+    engine.cache_manager.snapshot()
+    stream(engine, footage[::-1], 24, 32)
+    engine.cache_manager.restore()
+    with pytest.raises(OutOfHorizonError):
+        engine.search(QUESTION, about=(12.0, 16.0))
+    answered_alike(engine, offline(small, footage, range(24)), history="always")
+
+
+def test_what_the_memory_went_back_behind_stays_away_from_what_comes_later(small, either, footage):
+    engine = stream(either(config=None), footage, stop=24)
+    engine.cache_manager.snapshot()
+    stream(engine, footage[::-1], 24, 32)
+    engine.cache_manager.restore()
+    stream(engine, footage, 36, 40)  # later than all that was taken back
+    frames = [*range(24), *range(36, 40)]
+    assert {tier.frames for tier in engine.get_cache_info().tiers} == {len(frames)}
+    answered_alike(engine, offline(small, footage, frames), history="always")
+
+
+def test_a_frame_taken_back_goes_also_where_its_stamp_is_that_of_one_that_stays(
+    small, either, footage
+):
+    engine = stream(either(config=None), footage, stop=24)
+    engine.cache_manager.snapshot()
+    engine.append_video_chunk(footage[40:44], timestamps=[11.5] * 4)
+    engine.cache_manager.restore()
+    answered_alike(engine, offline(small, footage, range(24)), history="always")
+
+
+def test_a_clone_brings_nothing_back_to_a_history_that_was_forgotten_since(either, footage):
+    engine = stream(either(config=None), footage, stop=24)
+    clone = engine.cache_manager.clone()
+    engine.reset()
+    stream(engine, footage[::-1], stop=8)  # another stream, within the time of the first
+    engine.cache_manager.restore(clone)
+    assert {tier.frames for tier in engine.get_cache_info().tiers[:-1]} == {0}
+    assert engine.ask(QUESTION, 2, history="always")[1].fetched_tokens == 0
+
+
+def test_frames_are_read_as_often_as_they_were_seen(small, either, footage):
+    stamps = [0.5 * (number // 3) for number in range(24)]  # three of each stamp
+    engine, plain = either(config=None), VideoStreamingInference(*small, "cpu")
+    plain.append_video_chunk(footage[:24], timestamps=stamps)
+    for at in range(0, 24, 4):
+        engine.append_video_chunk(footage[at : at + 4], timestamps=stamps[at : at + 4])
+    metrics = answered_alike(engine, plain, history="always")
+    assert metrics.fetched_tokens == 12 * GRID
+
+
+# -- where a tier lacks what another has ----------------------------------------------------------
+
+
+@pytest.fixture
+def lagging(monkeypatch):
+    """A function: an engine that was shown the footage, and its pictures' disk was full then.
+
+    Up to ``since`` frames it was not; keys and features were taken throughout.
+    """
+
+    def full(*_, **__):
+        raise FrameStoreError("no space left on the disk")
+
+    def shown(engine, footage, since, stop=2 * GRIDS):
+        stream(engine, footage, stop=since)
+        with monkeypatch.context() as patched:
+            patched.setattr(FrameStore, "add", full)
+            return stream(engine, footage, since, stop)
+
+    return shown
+
+
+def test_old_pictures_are_not_read_as_the_present(small, make, lagging, footage):
+    engine = lagging(make(), footage, 24)
+    engine.forget(4.0, 5.5)  # what was before is an episode of its own
+    answered_alike(engine, offline(small, footage, range(8)), "Where was it first seen?")
+
+
+def test_a_time_that_features_alone_hold_is_answered(small, remembering, lagging, footage):
+    engine = lagging(remembering(), footage, 8)
+    answered_alike(engine, offline(small, footage, range(12, 20)), about=(6.0, 9.5))
+
+
+def test_a_time_that_keys_alone_hold_is_found_but_not_answered(make, lagging, footage):
+    engine = lagging(make(), footage, 8)
+    found = engine.search(QUESTION, about=(6.0, 9.5))
+    assert found and all(6.0 <= one.start <= one.end <= 9.5 and not one.stamps for one in found)
+    with pytest.raises(OutOfHorizonError):
+        engine.ask(QUESTION, 4, about=(6.0, 9.5))
+
+
+def test_a_memory_that_is_loaded_goes_back_also_behind_keys(make, lagging, footage, tmp_path):
+    stream(make(), footage, stop=16).copy_memory().write(tmp_path / "memory")
+    engine = lagging(make(), footage, 8)  # 7.5 s is behind its pictures, before its keys
+    engine.load_memory(tmp_path / "memory")
+    assert engine.search(QUESTION) == []
+    stream(engine, footage[::-1], 16, 24)
+    assert {(tier.oldest, tier.newest) for tier in engine.get_cache_info().tiers} == {(8.0, 11.5)}
+
+
+def test_a_stream_that_begins_before_a_folders_keys_is_a_new_epoch(
+    make, lagging, footage, tmp_path
+):
+    lagging(make(store=FrameStore(tmp_path / "kept", form="png")), footage, 8).close()
+    engine = make(store=FrameStore(tmp_path / "kept", form="png"))
+    stream(engine, footage, 16, 24)
+    assert {(tier.oldest, tier.newest) for tier in engine.get_cache_info().tiers} == {(8.0, 11.5)}
 
 
 def test_reset_forgets_the_history_too(make, footage):
