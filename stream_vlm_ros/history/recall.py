@@ -384,6 +384,7 @@ class RecallingInference(VideoStreamingInference):
             oldest=held.oldest,
             newest=held.newest,
             error=self._keys.error,
+            left_out=held.left_out,
         )
         seen = (self._features.info(),) if self._features.max_bytes else ()
         return RecallCacheInfo(**fields, tiers=(self._pictures.info(), *seen, keys))
@@ -721,8 +722,9 @@ class _Search:
         spans = torch.from_numpy(found.spans).to(found.scores.device)
         scores = calibration.combine(torch.stack([rows[at] for at in sorted(rows)]), spans)
         return Scored(
-            found.serials, found.spans, found.stamps, scores.float().cpu().numpy(), calibration.tail
-        )
+            found.serials, found.spans, found.stamps, found.left_out,
+            scores.float().cpu().numpy(), calibration.tail,
+        )  # fmt: skip
 
     def _named(
         self, scored: Scored, episodes: Sequence[Episode], tier: str = ""

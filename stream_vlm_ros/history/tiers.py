@@ -73,7 +73,8 @@ class KeyTier:
     """A key index as a companion of the memory that does not end the stream.
 
     What the index cannot take (its folder's disk is full) is said once, and the stream goes on
-    without the keys of these grids.
+    without the keys of these grids. That keys have to be left out because the index is full is said
+    once, and again each time that twice as few are kept.
 
     Attributes:
         error: why it took no keys, the last time; empty once it took some again.
@@ -81,6 +82,8 @@ class KeyTier:
 
     def __init__(self, index: KeyIndex):
         self._index, self.error = index, ""
+        self._one_in = 1  # kept of so many, as was said
+        self._say_what_is_left_out(index.empty())
 
     def empty(self) -> IndexState:
         return self._index.empty()
@@ -94,7 +97,21 @@ class KeyTier:
             self.error = str(fault)
         else:
             self.error = ""
+        self._say_what_is_left_out(held)
         return held
+
+    def _say_what_is_left_out(self, held: IndexState) -> None:
+        seen = held.grids + held.left_out
+        if seen <= self._one_in * held.grids:
+            return
+        while seen > self._one_in * held.grids:
+            self._one_in *= 2
+        log.warning(
+            "the index of the history is full: of %s grids the keys of %s are kept. What was in "
+            "view for fewer than %d grids may be missed, and episodes are named up to as many too "
+            "long. Give it more room (history_index_megabytes)",
+            f"{seen:,}", f"{held.grids:,}", self._one_in,
+        )  # fmt: skip
 
 
 class PictureTier:

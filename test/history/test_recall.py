@@ -11,6 +11,7 @@ the end, and the history experiment.
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from stream_vlm_ros.errors import (
 from stream_vlm_ros.factory import default_model
 from stream_vlm_ros.history import tiers
 from stream_vlm_ros.history.calibration import CalibratedHead, Calibration, model_hash
-from stream_vlm_ros.history.index import KeyIndex
+from stream_vlm_ros.history.index import ROW_BYTES, KeyIndex
 from stream_vlm_ros.history.recall import RecallingInference
 from stream_vlm_ros.history.store import FrameStore
 from stream_vlm_ros.world.rare import RareWorld, grid_stamps
@@ -571,6 +572,83 @@ def test_a_full_disk_is_said_once_and_the_stream_goes_on(
     assert same(memory(engine), memory(plain))
     frames = [*range(24), *range(40, 2 * GRIDS)]
     answered_alike(engine, offline(small, footage, frames), about=(0.0, 24.0))
+
+
+# -- where keys are left out for lack of room -----------------------------------------------------
+
+
+class Sighted:
+    """An engine's index by which one stretch of time fits every question, and nothing else does."""
+
+    def __init__(self, index, first, last):
+        self._index, self._stretch = index, (first, last)
+
+    def __getattr__(self, name):
+        return getattr(self._index, name)
+
+    def search(self, *arguments, **options):
+        found = self._index.search(*arguments, **options)
+        first, last = self._stretch
+        fits = torch.from_numpy(
+            (found.stamps[:, 0] >= first) & (found.stamps[:, 0] <= last)  # by its own frames
+        )
+        return found._replace(scores=torch.where(fits, 1e12, -1e12).expand(found.scores.shape))
+
+
+@pytest.fixture
+def crowded(make, small):
+    """A function: an engine whose index has room for the keys of so many grids."""
+    calibration = make(everything=False).calibration
+    heads, width = len(calibration.keys(small[0].config)), small[0].kv_shape.head_dim
+    grid_bytes = heads * GRID * width * small[0].dtype.itemsize + ROW_BYTES
+
+    def engine(grids, **options):
+        return make(everything=False, index_bytes=grids * grid_bytes, **options)
+
+    return engine
+
+
+@pytest.mark.parametrize("first", [40, 43, 46])
+def test_what_is_erased_as_it_was_named_leaves_no_picture_of_it(crowded, footage, first):
+    engine = crowded(12)
+    for at in range(0, 160, 4):
+        engine.append_video_chunk(footage[at % 48 : at % 48 + 4], timestamps=stamps_of(at, at + 4))
+    keys = engine.get_cache_info().tiers[-1]
+    assert keys.grids + keys.left_out == 80 and keys.left_out >= 3 * keys.grids
+    shown = 0.5 * first, 0.5 * first + 8.0  # for as long as two grids stand for, or longer
+    engine.index = Sighted(engine.index, *shown)
+    (episode,) = engine.search(QUESTION)
+    assert episode.start <= shown[0] and shown[1] <= episode.end
+    engine.forget(episode.start, episode.end)
+    assert [stamp for stamp in stamps_of(0, 160) if engine.thumbnail(stamp) is None] == [
+        stamp for stamp in stamps_of(0, 160) if episode.start <= stamp <= episode.end
+    ]
+    # By one grid that has keys on either side, and what that stands for.
+    assert episode.end - episode.start <= shown[1] - shown[0] + 2 * 8
+
+
+def test_that_keys_are_left_out_is_said_where_it_begins_and_where_it_doubles(
+    crowded, footage, caplog, tmp_path
+):
+    def said():
+        told = [record.getMessage() for record in caplog.records if "is full" in record.message]
+        caplog.clear()
+        return [re.search(r"fewer than (\d+) grids", text)[1] for text in told]
+
+    def store():
+        return FrameStore(tmp_path / "kept", form="png")
+
+    engine = crowded(12, store=store())
+    stream(engine, footage, stop=24)
+    assert said() == [] and engine.get_cache_info().tiers[-1].left_out == 0
+    stream(engine, footage, 24)
+    assert said()[0] == "2"
+    for at in range(48, 200, 4):
+        engine.append_video_chunk(footage[:4], timestamps=stamps_of(at, at + 4))
+    assert said() in (["8"], ["4", "8"], ["8", "16"], ["4", "8", "16"])
+    engine.close()
+    crowded(12, store=store())
+    assert said() in (["8"], ["16"])  # to who opens it again, once
 
 
 # -- from one process and one time to the next -----------------------------------------------------
