@@ -43,12 +43,13 @@ from stream_vlm_ros.errors import (
 from stream_vlm_ros.history.calibration import Calibration
 from stream_vlm_ros.history.delayed import DEFAULT_MAX_PIXELS
 from stream_vlm_ros.history.episodes import Episode, Scored
+from stream_vlm_ros.history.evidence import MAX_NAMED, evidence_of
 from stream_vlm_ros.history.folder import KEYS
 from stream_vlm_ros.history.index import IndexState, KeyIndex
 from stream_vlm_ros.history.limits import LOOKS
 from stream_vlm_ros.history.reading import Reader, frames_for, grids_for
 from stream_vlm_ros.history.results import RecallCacheInfo, TierInfo
-from stream_vlm_ros.history.selection import GRID_FRAMES
+from stream_vlm_ros.history.selection import GRID_FRAMES, evenly
 from stream_vlm_ros.history.store import FrameStore, KeptFrame
 from stream_vlm_ros.history.tiers import (
     FeatureTier,
@@ -57,7 +58,6 @@ from stream_vlm_ros.history.tiers import (
     Readable,
     SeenGrid,
     Shown,
-    evenly,
     thinned,
 )
 from stream_vlm_ros.history.wants import Want, Which, wanted_by
@@ -66,8 +66,6 @@ READABLE = "readable"
 INDEX_BYTES = 256 * 2**20
 MAX_TOKENS = 4096
 PRESENT = 2  # grids: the newest frames, read behind what was fetched
-MAX_NAMED = 3  # episodes that an answer names
-STAMPS = 6  # of an episode
 
 log = logging.getLogger(__name__)
 
@@ -519,14 +517,10 @@ class RecallingInference(VideoStreamingInference):
     def _episode(
         self, scored: Scored, episode: Episode, spans: TimeSpans, tier: str = ""
     ) -> EvidenceEpisode:
-        first, last = scored.stamps_of(episode)
-        return EvidenceEpisode(
-            start=first,
-            end=last,
-            score=round(scored.best_of(episode), 3),
-            tier=tier or ("memory" if _within(first, last, spans) else "history"),
-            stamps=self._pictures.stamps(first, last, STAMPS),
-        )
+        stretch = scored.stamps_of(episode)
+        tier = tier or ("memory" if _within(*stretch, spans) else "history")
+        stamps = self._pictures.stamps(*stretch)
+        return evidence_of(stretch, stamps, scored.best_of(episode), tier)
 
     # -- fetching ----------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from stream_vlm_ros.engine.inputs.frames import to_arrays
 from stream_vlm_ros.errors import FrameStoreError, PictureLostError
 from stream_vlm_ros.history.index import IndexState, KeyIndex
 from stream_vlm_ros.history.results import TierInfo
-from stream_vlm_ros.history.selection import GRID_FRAMES
+from stream_vlm_ros.history.selection import GRID_FRAMES, evenly
 from stream_vlm_ros.history.store import FrameStore, KeptFrame
 
 log = logging.getLogger(__name__)
@@ -33,13 +33,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 Shown = tuple[float, np.ndarray]  # a frame's stamp, and its picture
-
-
-def evenly(some: Sequence[T], most: int) -> Sequence[T]:
-    """At most so many of them, evenly spread, the first and the last among them."""
-    if len(some) <= most:
-        return some
-    return [some[at] for at in np.linspace(0, len(some) - 1, most).round().astype(int)]
 
 
 def thinned(some: Sequence[T], grids: int, of: int) -> Sequence[T]:
@@ -168,16 +161,15 @@ class PictureTier:
         found = self.store.newest(count, until) if count else []
         return found if found and found[-1].stamp == until else []
 
-    def stamps(self, first: float, last: float, most: int) -> tuple[float, ...]:
-        """Stamps of frames between two, evenly spread, at most so many."""
-        found = [frame.stamp for frame in self.store.between(first, last)]
-        return tuple(evenly(found, most))
+    def stamps(self, first: float, last: float) -> list[float]:
+        """Stamps of frames between two."""
+        return [frame.stamp for frame in self.store.between(first, last)]
 
     def thumbnail(self, stamp: float, max_size: int) -> bytes | None:
         """The frame of that stamp as JPEG, no side longer than ``max_size``; None: it is gone."""
         frames = self.store.between(stamp, stamp)
         for _, shown in self.load(frames[:1]).values():
-            return _jpeg(shown, max_size)
+            return as_jpeg(shown, max_size)
         return None
 
     def forget(self, start: float, stop: float) -> int:
@@ -382,7 +374,8 @@ class Readable:
         self._beginning += 1
 
 
-def _jpeg(picture: np.ndarray, max_size: int) -> bytes:
+def as_jpeg(picture: np.ndarray, max_size: int) -> bytes:
+    """A picture as JPEG, no side longer than ``max_size``."""
     small = Image.fromarray(picture)
     small.thumbnail((max_size, max_size))
     data = io.BytesIO()
