@@ -111,7 +111,8 @@ class EvidenceEpisode(Record):
 
     Attributes:
         start, end: the source's stamps of its first and last frame, in seconds.
-        score: how well it fits; higher is better, and comparable within one question alone.
+        score: how well it fits; higher is better, and comparable within one question alone. 0 of
+            all that was read without a search.
         tier: where it was held: ``memory`` (the KV memory) or ``history`` (what that let go).
         stamps: of those of its frames that stand for it, rising, at most 6.
     """
@@ -140,8 +141,8 @@ class Evidence(Spanned, Record):
         cache_length: tokens of the stream that it was read from.
         time_spans: the unbroken stretches of time in memory, oldest first: the source's stamps of
             their first and last frame, in seconds.
-        episodes: what of the past the answer names, oldest first, at most three; none where no
-            history was searched, and then it rests on all of the memory.
+        episodes: what of the past the answer names, oldest first, at most three; none where there
+            is no history, or none was searched, and then it rests on all of the memory.
     """
 
     derived: ClassVar[tuple[str, ...]] = ("oldest_timestamp", "newest_timestamp")

@@ -386,7 +386,7 @@ def without(engine: RecallingInference, stretches: Sequence[Stretch]) -> Iterato
             places = torch.from_numpy(np.flatnonzero(left)).to(found.scores.device)
             return type(found)(
                 found.serials[left], found.spans[left], found.stamps[left],
-                found.scores[:, places],
+                found.left_out[left], found.scores[:, places],
             )  # fmt: skip
 
     masked: Any = Masked()

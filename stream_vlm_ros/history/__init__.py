@@ -32,6 +32,7 @@ For both:
 
     store           pictures in files, what is known of them in SQLite
     pictures        JPEG or PNG, in a folder or in memory
+    evidence        how an answer names what it rests on
     results         what these engines return in addition
 """
 

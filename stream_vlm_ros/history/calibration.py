@@ -247,11 +247,16 @@ class Calibration:
 
     def says_not_seen(self, answer: str) -> bool:
         """Whether the whole answer is one by which the model says that it does not see a thing."""
-        return _plain(answer) in {_plain(known) for known in self.not_seen}
+        return says_not_seen(answer, self.not_seen)
 
     def may_say_not_seen(self, begun: str) -> bool:
         """Whether an answer that begins so may still become one of these."""
         return any(_plain(known).startswith(_plain(begun)) for known in self.not_seen)
+
+
+def says_not_seen(answer: str, known: Sequence[str] = NOT_SEEN) -> bool:
+    """Whether the whole answer is one by which a model says that it does not see a thing."""
+    return _plain(answer) in map(_plain, known)
 
 
 def queries_at(place: str, words: slice) -> slice:

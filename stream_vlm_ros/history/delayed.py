@@ -14,6 +14,7 @@ import math
 import time
 import weakref
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from stream_vlm_ros.engine import (
     Answer,
     AnswerMetrics,
     ChoiceMetrics,
+    EvidenceEpisode,
     InferenceEngine,
     StreamProcessor,
     VideoStreamingInference,
@@ -38,6 +40,8 @@ from stream_vlm_ros.errors import (
     StreamBusyError,
     whole_number,
 )
+from stream_vlm_ros.history.calibration import says_not_seen
+from stream_vlm_ros.history.evidence import MAX_NAMED, evidence_of, joined
 from stream_vlm_ros.history.manager import SmartFrameManager
 from stream_vlm_ros.history.reference_names import DelayedBatchNames
 from stream_vlm_ros.history.results import (
@@ -52,9 +56,11 @@ from stream_vlm_ros.history.selection import (
     seconds_per_grid,
 )
 from stream_vlm_ros.history.store import KeptFrame
+from stream_vlm_ros.history.tiers import as_jpeg
 
 DEFAULT_MAX_PIXELS = 100_352
 MAX_EXCHANGES = 16
+TIER = "history"  # of what an answer rests on
 _CHUNK_GRIDS = 4  # encoded together; the step in which an encoded prefix can be kept
 
 Grid = tuple[KeptFrame, ...]
@@ -266,7 +272,8 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
 
         Frames are encoded in this call. Half of them are taken from the time ``about``, where that
         is given; it is refused if nothing of it is kept. An exchange kept by ``update_state``
-        stays behind the frames when they are encoded again, the last 16 of them. The answer's
+        stays behind the frames when they are encoded again, the last 16 of them. The answer names
+        as ``episodes`` what of ``about`` it was read from, or else all, with a score of 0. Its
         metrics are `EncodedAnswer`, with ``ttft`` and ``latency`` from this call on.
 
         Raises:
@@ -274,7 +281,8 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
                 earlier answer is still being written.
         """
         begin = time.perf_counter()
-        costs = self._encode(check_about(about))
+        costs = self._encode(about := check_about(about))
+        episodes = self._episodes(about)
         prepared = time.perf_counter() - begin
         written = self._stream.ask_stream(
             question, max_new_tokens, do_sample, temperature, update_state, **options
@@ -295,7 +303,8 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
             if update_state and metrics.finish_reason != "cancelled":
                 self._exchanges.append((question, written.text))
                 self._replayed += 1
-            return _whole(EncodedAnswer, metrics, costs, prepared)
+            named = () if says_not_seen(written.text) else episodes
+            return _whole(EncodedAnswer, metrics, costs | {"episodes": named}, prepared)
 
         self._answers.add(written)
         return Answer(write(), release)
@@ -305,11 +314,13 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
     ) -> tuple[str, ChoiceMetrics]:
         """The likeliest of the given answers; see `InferenceEngine.ask_choice`."""
         begin = time.perf_counter()
-        costs = self._encode(check_about(about))
+        costs = self._encode(about := check_about(about))
+        episodes = self._episodes(about)
         prepared = time.perf_counter() - begin
         choice, metrics = self._stream.ask_choice(question, choices)
         self.counts.generation_latency = metrics.latency
-        return choice, _whole(EncodedChoice, metrics, costs, prepared)
+        named = () if says_not_seen(choice) else episodes
+        return choice, _whole(EncodedChoice, metrics, costs | {"episodes": named}, prepared)
 
     # -- encoding ----------------------------------------------------------------------------
 
@@ -324,10 +335,10 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
         return {
             "encode_latency": time.perf_counter() - begin,
             "encoded_tokens": computed,
-            "frames_used": sum(map(len, self._encoded)),
+            "frames_used": len(self._frames),
             "second_per_grid_t": self.second_per_grid_t,
             "time_span": self.time_span,
-            "time_spans": tuple(_stretches(self._encoded)),
+            "time_spans": tuple(_stretches(self._frames)),
             "frames_encoded": GRID_FRAMES * len(self._encoded),
             "visual_tokens": self.visual_tokens,
         }
@@ -406,6 +417,30 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
             self._replayed += 1
 
     # -- looking at the memory ---------------------------------------------------------------
+
+    @property
+    def _frames(self) -> list[KeptFrame]:
+        """What is encoded now, oldest first."""
+        return [frame for grid in self._encoded for frame in grid]
+
+    def _episodes(self, about: About) -> tuple[EvidenceEpisode, ...]:
+        """What an answer rests on: the frames of a named time, where there are any, or else all."""
+        start, stop = about or (-math.inf, math.inf)
+        frames = self._frames
+        frames = [frame for frame in frames if start <= frame.stamp <= stop] or frames
+        stamps = [frame.stamp for frame in frames]
+        return tuple(
+            evidence_of((first, last), [one for one in stamps if first <= one <= last], 0.0, TIER)
+            for first, last in joined(_stretches(frames), MAX_NAMED)
+        )
+
+    def thumbnail(self, stamp: float, max_size: int = 320) -> bytes | None:
+        """As `RecallingInference.thumbnail`."""
+        most = whole_number("max_size", max_size, least=1)
+        for frame in self.memory.store.between(stamp, stamp)[:1]:
+            with suppress(PictureLostError):
+                return as_jpeg(self._load(frame), most)
+        return None
 
     @property
     def visual_tokens(self) -> int:
@@ -508,11 +543,11 @@ def _cut(grids: Sequence[Grid]) -> list[list[Grid]]:
     return pieces
 
 
-def _stretches(grids: Sequence[Grid]) -> list[tuple[float, float]]:
+def _stretches(frames: Sequence[KeptFrame]) -> list[tuple[float, float]]:
     """First and last stamp of every run of frames with none left out between them."""
     spans: list[tuple[float, float]] = []
     upcoming = None
-    for frame in (frame for grid in grids for frame in grid):
+    for frame in frames:
         if frame.id == upcoming:
             spans[-1] = (spans[-1][0], frame.stamp)
         else:

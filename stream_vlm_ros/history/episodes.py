@@ -90,7 +90,10 @@ class Scored:
         serials: numbers of the grids, rising, ``[g]``; those that follow each other in the stream
             are 1 apart, but for what was thinned out.
         spans: how many grids of the stream each stands for, itself the first, ``[g]``.
-        stamps: of the first and the last frame of each, in seconds, ``[g, 2]``.
+        stamps: of the first frame of each and the last of what it stands for, in seconds,
+            ``[g, 2]``.
+        left_out: of those that each stands for, how many were not looked at, ``[g]``: their keys
+            had no room.
         scores: ``[g]``.
         tail: the share of an episode's best score down to which its neighbours belong to it.
     """
@@ -98,6 +101,7 @@ class Scored:
     serials: np.ndarray
     spans: np.ndarray
     stamps: np.ndarray
+    left_out: np.ndarray
     scores: np.ndarray
     tail: float = 1.0
 
@@ -128,8 +132,14 @@ class Scored:
         return best_score(episode, self.scores)
 
     def stamps_of(self, episode: Episode, before: int = 0, after: int = 0) -> tuple[float, float]:
-        """Stamps of its first and last frame, with so many grids of its neighbourhood."""
+        """Stamps of its first and last frame, with so many grids of its neighbourhood.
+
+        Grids that were not looked at on either side may show what the others do: it ends with the
+        last that its last grid stands for, and begins with the grid that stands for those before.
+        """
         first, last = episode
+        if first and self.left_out[first - 1]:
+            before = max(before, 1)
         for _ in range(before):
             if first and self._apart(first - 1, first) <= MAX_APART:
                 first -= 1

@@ -59,12 +59,15 @@ class Found(NamedTuple):
         spans: how many grids of the stream each stands for, itself the first, int64 ``[g]``.
         stamps: the source's time of its first frame, and of the last one of what it stands for, in
             seconds, float64 ``[g, 2]``.
+        left_out: of those that each stands for, how many had keys that were left out for lack of
+            room, int64 ``[g]``. (The others had none.)
         scores: ``[query heads, g]`` in float32, on the index's device.
     """
 
     serials: np.ndarray
     spans: np.ndarray
     stamps: np.ndarray
+    left_out: np.ndarray
     scores: torch.Tensor
 
 
@@ -107,11 +110,13 @@ class IndexState:
         parts: slots that the grids take.
         slot_bytes: of each.
         epoch: what its stamps are times of.
+        left_out: grids whose keys were left out for lack of room; others stand for them.
     """
 
     grids: int
     next_serial: int
     parts: int
+    left_out: int
     slot_bytes: int
     epoch: int
     _rows: _Rows
@@ -144,7 +149,10 @@ class IndexState:
     def of(cls, rows: np.ndarray, next_serial: int, slot_bytes: int, epoch: int) -> IndexState:
         span, last = (int(rows["span"][-1]), float(rows["last"][-1])) if len(rows) else (0, 0.0)
         parts = int(rows["parts"].sum())
-        return cls(len(rows), next_serial, parts, slot_bytes, epoch, _Rows(rows), span, last)
+        left_out = int(_left_out(rows).sum())
+        return cls(
+            len(rows), next_serial, parts, left_out, slot_bytes, epoch, _Rows(rows), span, last
+        )
 
     def stands_for_next(self, last: float) -> IndexState:
         """The next grid has no keys: the one before stands for it, if there is one."""
@@ -156,17 +164,19 @@ class IndexState:
         self, ticket: int, stamps: tuple[float, float], slots: Sequence[int]
     ) -> IndexState:
         """The next grid, with its keys in these slots."""
-        shared, count = self._rows, self.grids
+        shared, count, left_out = self._rows, self.grids, self.left_out
         if count == len(shared.rows):
             shared = _Rows(self.table())
         if count:
             shared.rows["span"][count - 1], shared.rows["last"][count - 1] = self._span, self._last
+            left_out += min(self._span, ticket - int(shared.rows["ticket"][count - 1])) - 1
         shared.rows[count] = (ticket, self.next_serial, 1, *stamps, slots[0], len(slots))
         return replace(
             self,
             grids=count + 1,
             next_serial=self.next_serial + 1,
             parts=self.parts + len(slots),
+            left_out=left_out,
             _rows=shared,
             _span=1,
             _last=stamps[1],
@@ -781,7 +791,7 @@ class KeyIndex:
         if self._files is None or self._mapped:
             self._try_to_catch_up()  # else the device has them
         rows = self._there(held)
-        serials, spans = rows["serial"].copy(), rows["span"].copy()
+        serials, spans, left_out = rows["serial"].copy(), rows["span"].copy(), _left_out(rows)
         stamps = np.stack([rows["first"], rows["last"]], axis=1)
         if len(rows):
             scores = self._scores(rows["slot"], rows["parts"], queries, of)
@@ -790,12 +800,9 @@ class KeyIndex:
         else:
             scores = torch.empty(len(of), 0, device=self.device)
         if times is not None:
-            # Stamps never fall, so these follow each other.
-            inside = _within(stamps[:, 0], stamps[:, 1], *times)
-            first, count = int(inside.argmax()) if inside.any() else 0, int(inside.sum())
-            cut = slice(first, first + count)
-            return Found(serials[cut], spans[cut], stamps[cut], scores[:, cut])
-        return Found(serials, spans, stamps, scores)
+            cut = np.flatnonzero(_within(stamps[:, 0], stamps[:, 1], *times))
+            return Found(serials[cut], spans[cut], stamps[cut], left_out[cut], scores[:, cut])
+        return Found(serials, spans, stamps, left_out, scores)
 
     def _check_queries(self, queries: torch.Tensor, of: Sequence[int]) -> list[int]:
         shape = tuple(queries.shape)
@@ -877,6 +884,16 @@ def _times(between: tuple[float, float]) -> tuple[float, float]:
 def _within(firsts: np.ndarray, lasts: np.ndarray, start: float, stop: float) -> np.ndarray:
     """What lies in a time at least in part, both ends included."""
     return (firsts <= stop) & (lasts >= start)
+
+
+def _left_out(rows: np.ndarray) -> np.ndarray:
+    """How many grids that had keys each one stands for: they had the tickets up to the next one's.
+
+    (Tickets are left out, too, where the memory went back; but nobody stands for what went.)
+    """
+    following = np.append(rows["ticket"][1:], rows["ticket"][-1:] + 1)
+    left_out: np.ndarray = np.minimum(rows["span"], following - rows["ticket"]) - 1
+    return left_out
 
 
 def _without(rows: np.ndarray, gone: np.ndarray, follows: np.ndarray) -> np.ndarray:

@@ -43,29 +43,29 @@ from stream_vlm_ros.errors import (
 from stream_vlm_ros.history.calibration import Calibration
 from stream_vlm_ros.history.delayed import DEFAULT_MAX_PIXELS
 from stream_vlm_ros.history.episodes import Episode, Scored
+from stream_vlm_ros.history.evidence import MAX_NAMED, evidence_of
 from stream_vlm_ros.history.folder import KEYS
 from stream_vlm_ros.history.index import IndexState, KeyIndex
 from stream_vlm_ros.history.limits import LOOKS
 from stream_vlm_ros.history.reading import Reader, frames_for, grids_for
 from stream_vlm_ros.history.results import RecallCacheInfo, TierInfo
-from stream_vlm_ros.history.selection import GRID_FRAMES
+from stream_vlm_ros.history.selection import GRID_FRAMES, evenly
 from stream_vlm_ros.history.store import FrameStore, KeptFrame
 from stream_vlm_ros.history.tiers import (
     FeatureTier,
     KeyTier,
     PictureTier,
+    Readable,
     SeenGrid,
     Shown,
-    evenly,
     thinned,
 )
 from stream_vlm_ros.history.wants import Want, Which, wanted_by
 
+READABLE = "readable"
 INDEX_BYTES = 256 * 2**20
 MAX_TOKENS = 4096
 PRESENT = 2  # grids: the newest frames, read behind what was fetched
-MAX_NAMED = 3  # episodes that an answer names
-STAMPS = 6  # of an episode
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +90,7 @@ class Plan(NamedTuple):
         seconds: that the search took.
         present: grids, the newest up to stamp ``until``, that are read behind what is fetched; none
             where a question names a time: it would be answered about the present.
+        until: the newest stamp when the question came. A tier that lacks it has no present.
     """
 
     looks: tuple[Look, ...]
@@ -167,7 +168,7 @@ class RecallingInference(VideoStreamingInference):
         self._cleared = 0  # how often: what was asked before that ends
         self._pictures = PictureTier(FrameStore() if store is None else store)
         self._features = FeatureTier(whole_number("feature_bytes", feature_bytes, least=0))
-        self._seen: tuple[torch.Tensor, Sequence[tuple[float, float]]] | None = None  # just now
+        self._readable = Readable(self._pictures, self._features)
         folder = self._pictures.store.folder
         self.keeps_source_time = folder is not None
         self.index = KeyIndex(
@@ -181,6 +182,7 @@ class RecallingInference(VideoStreamingInference):
         )
         self._keys = KeyTier(self.index)
         self.cache_manager.accompany(KEYS, self._keys, Readout(keys=self.index.reads))
+        self.cache_manager.accompany(READABLE, self._readable)
 
     # -- seeing ------------------------------------------------------------------------------
 
@@ -194,25 +196,18 @@ class RecallingInference(VideoStreamingInference):
 
         What its store cannot take (a full disk) is said, and the stream goes on without.
         """
+        self._follow()
         before = self.cache_manager.state
         stamps = frame_times(len(frames), fps, timestamps, before.last_stamp)
-        newest = self._pictures.newest
-        ahead = newest is not None and stamps[0] < newest
-        if ahead and before.last_stamp is None:
+        if before.last_stamp is None and stamps[0] < self._newest:
             # What a folder holds is of another time. Before it is let go: whether these are frames.
             self._frames(frames, self.min_pixels, self.max_pixels)
             self._begin_epoch()
+        done = super().append_video_chunk(frames, fps, timestamps)
         try:
-            done = super().append_video_chunk(frames, fps, timestamps)
+            self._pictures.add(frames, stamps)
         finally:
-            seen, self._seen = self._seen, None
-        if ahead and before.last_stamp is not None:
-            # The memory went back to a snapshot: what came after that goes, here too.
-            self._pictures.take_back(before.last_stamp)
-            self._features.take_back(before.last_stamp)
-        self._pictures.add(frames, stamps)
-        if seen is not None:
-            self._features.add(*seen)
+            self._reach()
         if self._pictures.oldest is not None:  # whose bounds in time hold for all that was seen
             self._features.let_go_before(self._pictures.oldest)
         return done
@@ -227,13 +222,15 @@ class RecallingInference(VideoStreamingInference):
         """As `VideoStreamingInference._append`; for the history, what was seen is kept."""
         if not self._features.max_bytes:
             return super()._append(grid, stamps, encode, started)
+        seen: list[torch.Tensor] = []
 
         def kept() -> torch.Tensor:
-            features = encode()
-            self._seen = features.unflatten(0, grid), self._stamps_of_grids(stamps)
-            return features
+            seen.append(encode())
+            return seen[0]
 
-        return super()._append(grid, stamps, kept, started)
+        done = super()._append(grid, stamps, kept, started)
+        self._features.add(seen[0].unflatten(0, grid), self._stamps_of_grids(stamps))
+        return done
 
     # -- answering ---------------------------------------------------------------------------
 
@@ -350,7 +347,7 @@ class RecallingInference(VideoStreamingInference):
         Raises what `ask` raises, and InvalidParameterError for a count below 1.
         """
         count = whole_number("count", count, least=1)
-        search = self._search_of(text, check_about(about), "always")
+        search = self._search_of(text, check_about(about), "always", keys=True)
         first = self._first_reader()
         ask = super().ask_stream if first is None else first.ask_stream
         ask(text, 1, cancel=lambda: True, read=search.read).complete()
@@ -366,10 +363,12 @@ class RecallingInference(VideoStreamingInference):
 
         Raises InvalidParameterError for a ``max_size`` below 1.
         """
+        self._follow()
         return self._pictures.thumbnail(stamp, whole_number("max_size", max_size, least=1))
 
     def get_cache_info(self) -> RecallCacheInfo:
         """As `VideoStreamingInference.get_cache_info`, and what the history holds."""
+        self._follow()
         stream = super().get_cache_info()
         fields = {field.name: getattr(stream, field.name) for field in dataclasses.fields(stream)}
         held, folder = self._held, self._pictures.store.folder
@@ -383,6 +382,7 @@ class RecallingInference(VideoStreamingInference):
             oldest=held.oldest,
             newest=held.newest,
             error=self._keys.error,
+            left_out=held.left_out,
         )
         seen = (self._features.info(),) if self._features.max_bytes else ()
         return RecallCacheInfo(**fields, tiers=(self._pictures.info(), *seen, keys))
@@ -397,6 +397,7 @@ class RecallingInference(VideoStreamingInference):
         """
         about = check_about((start, stop))
         assert about is not None
+        self._follow()
         self._release_readers(busy=False)  # they hold what was read last
         try:
             self.cache_manager.amend(KEYS, lambda held: self.index.forget(held, *about))
@@ -408,8 +409,7 @@ class RecallingInference(VideoStreamingInference):
     def reset(self) -> None:
         """Forget everything, the history too. An answer being written ends as cancelled."""
         self._cleared += 1
-        self._pictures.store.clear()
-        self._features.clear()
+        self._readable.clear()
         self.index.clear()
         self._release_readers()
         super().reset()
@@ -432,10 +432,11 @@ class RecallingInference(VideoStreamingInference):
         check: Callable[[SavedMemory], None] | None = None,
     ) -> SavedMemory:
         """As `VideoStreamingInference.load_memory`; the history stays, if it is not ahead of it."""
-        held = self._held
+        self._follow()
+        held, newest = self._held, self._newest
         saved = super().load_memory(path, origin_ns=origin_ns, check=check)
-        newest, loaded = self._pictures.newest, self.cache_manager.state.last_stamp
-        if newest is not None and loaded is not None and loaded < newest:
+        loaded = self.cache_manager.state.last_stamp
+        if loaded is not None and loaded < newest:
             log.warning("the history is ahead of the memory that was loaded: it is not searched")
             self._begin_epoch()
         else:
@@ -458,16 +459,41 @@ class RecallingInference(VideoStreamingInference):
         held: IndexState = self.cache_manager.companion(KEYS)
         return held
 
-    def _search_of(self, question: str, about: About, mode: str) -> _Search:
-        """A search of the history as it is now; OutOfHorizonError if no tier reaches ``about``."""
-        manager = self.cache_manager
-        if manager.state.frames == 0 and self._pictures.newest is None:
+    @property
+    def _newest(self) -> float:
+        """The newest stamp that the history holds, in whichever tier; -inf: it is empty."""
+        keys = self._held.newest
+        ends = [last for _, last in self._readable.spans]
+        return max(ends if keys is None else [*ends, keys], default=-math.inf)
+
+    def _follow(self) -> None:
+        """Undo what came after a snapshot or a clone that the memory has gone back to.
+
+        To be called before a tier is looked at. (The keys are the memory's: they went with it.)
+        """
+        if self._readable.undo(self.cache_manager.companion(READABLE)):
+            self._reach()
+
+    def _reach(self) -> None:
+        """What the tiers hold now belongs to the memory as it is now."""
+        self.cache_manager.amend(READABLE, lambda _: self._readable.mark)
+
+    def _search_of(self, question: str, about: About, mode: str, keys: bool = False) -> _Search:
+        """A search of the history as it is now; OutOfHorizonError if no tier reaches ``about``.
+
+        Args:
+            keys: what is known by its keys alone will do; else it is to be read.
+        """
+        self._follow()
+        state, spans = self.cache_manager.state, self.cache_manager.time_spans()
+        if state.frames == 0 and self._pictures.newest is None:
             raise EmptyMemoryError("nothing has been seen yet: append frames before asking")
-        spans = manager.time_spans()
+        newest = max(self._newest, -math.inf if state.last_stamp is None else state.last_stamp)
         if about is not None:
-            reach = [*spans]
-            if self._pictures.oldest is not None and self._pictures.newest is not None:
-                reach.append((self._pictures.oldest, self._pictures.newest))
+            reach = [*spans, *self._readable.spans]
+            held = self._held
+            if keys and held.oldest is not None and held.newest is not None:
+                reach.append((held.oldest, held.newest))
             if not any(first <= about[1] and about[0] <= last for first, last in reach):
                 raise OutOfHorizonError(
                     f"nothing from {about[0]:.3f} to {about[1]:.3f} s is remembered. The memory "
@@ -475,8 +501,8 @@ class RecallingInference(VideoStreamingInference):
                     + ", ".join(f"{first:.3f} to {last:.3f} s" for first, last in reach[-3:])
                 )
             # An open end is that of what was seen when the question came.
-            about = about[0], min(about[1], max(last for _, last in reach))
-        return _Search(self, question, about, mode, self._held, spans)
+            about = about[0], min(about[1], newest)
+        return _Search(self, question, about, mode, self._held, spans, newest)
 
     def _first_reader(self) -> Reader | None:
         """Where a question runs before anything was streamed: over the newest frames kept."""
@@ -484,20 +510,17 @@ class RecallingInference(VideoStreamingInference):
             return None
         reader = self._reader()
         pictures = self._pictures
-        reader.read(pictures.load(pictures.store.newest(frames_for(PRESENT))))
+        newest = pictures.store.newest(frames_for(PRESENT))
+        reader.read([*pictures.load(newest).values()])
         return reader
 
     def _episode(
         self, scored: Scored, episode: Episode, spans: TimeSpans, tier: str = ""
     ) -> EvidenceEpisode:
-        first, last = scored.stamps_of(episode)
-        return EvidenceEpisode(
-            start=first,
-            end=last,
-            score=round(scored.best_of(episode), 3),
-            tier=tier or ("memory" if _within(first, last, spans) else "history"),
-            stamps=self._pictures.stamps(first, last, STAMPS),
-        )
+        stretch = scored.stamps_of(episode)
+        tier = tier or ("memory" if _within(*stretch, spans) else "history")
+        stamps = self._pictures.stamps(*stretch)
+        return evidence_of(stretch, stamps, scored.best_of(episode), tier)
 
     # -- fetching ----------------------------------------------------------------------------
 
@@ -523,8 +546,8 @@ class RecallingInference(VideoStreamingInference):
         )
 
     def _begin_epoch(self) -> None:
-        self._pictures.store.start_epoch()
-        self._features.clear()
+        self._readable.start_epoch()
+        self._reach()
         self.cache_manager.amend(KEYS, self.index.start_epoch)
 
     def _release_readers(self, busy: bool = True) -> None:
@@ -538,6 +561,7 @@ class RecallingInference(VideoStreamingInference):
 
         Returns how many tokens of vision; 0: nothing of the look is left.
         """
+        self._follow()
         seen = self._seen_grids(look, reader, plan)
         if seen is not None:
             return reader.read_features(seen) if seen else 0
@@ -548,7 +572,7 @@ class RecallingInference(VideoStreamingInference):
         """A look's grids with their features; None: some were let go, or are too large to read."""
         stretches = [self._features.between(first, last) for first, last in look.stretches]
         held = [some for some in stretches if some is not None]
-        present = self._features.newest(plan.present, plan.until)
+        present = self._features.present(plan.present, plan.until)
         both = [grid for some in (*held, present) for grid in some]
         if len(held) < len(stretches) or not all(map(reader.reads, both)):
             return None
@@ -561,14 +585,14 @@ class RecallingInference(VideoStreamingInference):
         """A look's frames with their pictures; empty: none is left."""
         store = self._pictures.store
         stretches = [store.between(first, last) for first, last in look.stretches]
-        present = store.newest(frames_for(plan.present), plan.until) if plan.present else []
+        present = self._pictures.present(frames_for(plan.present), plan.until)
         if not any(stretches):
             return []
         sizes = {(frame.width, frame.height) for some in (*stretches, present) for frame in some}
         grids = grids_for(reader.max_tokens, max(reader.grid_tokens(*size) for size in sizes))
         chosen, fetched = _selected(stretches, present, grids, GRID_FRAMES)
         shown = self._pictures.load(chosen)
-        return shown if any(stamp in fetched for stamp, _ in shown) else []
+        return [*shown.values()] if fetched & shown.keys() else []
 
     def _answer_from(
         self,
@@ -651,11 +675,10 @@ class _Search:
         mode: str,
         held: IndexState,
         spans: TimeSpans,
+        newest: float,
     ):
         self._engine, self._question, self._about, self._mode = engine, question, about, mode
-        self._held, self.spans = held, spans
-        newest = engine._pictures.newest
-        self._until = math.inf if newest is None else newest
+        self._held, self.spans, self._until = held, spans, newest
         self.read = engine._question_reads.like()
 
     def __call__(self) -> Plan:
@@ -693,8 +716,9 @@ class _Search:
         spans = torch.from_numpy(found.spans).to(found.scores.device)
         scores = calibration.combine(torch.stack([rows[at] for at in sorted(rows)]), spans)
         return Scored(
-            found.serials, found.spans, found.stamps, scores.float().cpu().numpy(), calibration.tail
-        )
+            found.serials, found.spans, found.stamps, found.left_out,
+            scores.float().cpu().numpy(), calibration.tail,
+        )  # fmt: skip
 
     def _named(
         self, scored: Scored, episodes: Sequence[Episode], tier: str = ""
@@ -752,7 +776,7 @@ class _Search:
 
 def _selected(
     stretches: Sequence[Sequence[T]], present: Sequence[T], grids: int, of: int
-) -> tuple[list[T], set[float]]:
+) -> tuple[list[T], set[int]]:
     """Some of each stretch, and the newest, within so many grids.
 
     Where there are more stretches than grids fit, some of them, evenly spread.
@@ -761,15 +785,15 @@ def _selected(
         of: a grid is so many of them.
 
     Returns:
-        Them, oldest first, and the stamps of those of the stretches.
+        Them, oldest first, and the ids of those of the stretches.
     """
     newest = min(-(-len(present) // of), grids - 1)
     some = evenly(stretches, grids - newest)
     each = (grids - newest) // len(some)
-    fetched = {one.stamp: one for part in some for one in thinned(part, each, of)}
+    fetched = {one.id: one for part in some for one in thinned(part, each, of)}
     behind = present[-of * newest :] if newest else []
-    chosen = fetched | {one.stamp: one for one in behind}
-    return [chosen[stamp] for stamp in sorted(chosen)], set(fetched)
+    chosen = fetched | {one.id: one for one in behind}
+    return [chosen[number] for number in sorted(chosen)], set(fetched)
 
 
 def _mode(history: str) -> str:

@@ -155,6 +155,7 @@ class TierInfo(Record):
         bytes, max_bytes: taken, and at most.
         where: ``memory``, ``device``, or the folder.
         error: why the newest of what was seen was not taken (a full disk), in words; "" if it was.
+        left_out: of ``keys``, further grids that these stand for: their own had no more room.
     """
 
     name: str
@@ -166,6 +167,7 @@ class TierInfo(Record):
     oldest: float | None = None
     newest: float | None = None
     error: str = ""
+    left_out: int = 0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -12,10 +12,22 @@ an earlier choice stands in the new one, and what was encoded of it can be kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
 
 GRID_FRAMES = 2
+
+T = TypeVar("T")
+
+
+def evenly(some: Sequence[T], most: int) -> Sequence[T]:
+    """At most so many of them, evenly spread, the first and the last among them."""
+    if len(some) <= most:
+        return some
+    return [some[at] for at in np.linspace(0, len(some) - 1, most).round().astype(int)]
 
 
 def nested(first: int, last: int) -> Iterator[int]:

@@ -488,12 +488,11 @@ class FrameStore:
 
     def forget(self, frame: KeptFrame) -> None:
         """Drop one frame, such as one whose picture is lost."""
-        with self._transaction():
-            self._db.execute("DELETE FROM frames WHERE id = ?", (frame.id,))
-        self._delete([frame])
-        upcoming = self._next
-        self._look()
-        self._next = upcoming
+        self._drop([frame])
+
+    def forget_from(self, number: int) -> None:
+        """Drop the frames of this epoch from an id on; it is not given again."""
+        self._drop(self._find("WHERE id >= ?", number))
 
     def forget_between(self, start: float, stop: float) -> int:
         """Erase the frames of a time, those of earlier epochs too; how many there were.
@@ -502,13 +501,16 @@ class FrameStore:
         in a snapshot of it a picture may be found longer than here.
         """
         frames = self._find("WHERE stamp BETWEEN ? AND ?", start, stop, table="frames")
+        self._drop(frames)
+        return len(frames)
+
+    def _drop(self, frames: Sequence[KeptFrame]) -> None:
         with self._transaction():
             self._db.executemany("DELETE FROM frames WHERE id = ?", [(f.id,) for f in frames])
         self._delete(frames)
         upcoming = self._next
         self._look()
         self._next = upcoming
-        return len(frames)
 
     def start_epoch(self) -> int:
         """The source's time restarts; see the class.

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """Where a history keeps what may be read again: `PictureTier`, frames as pictures; `FeatureTier`,
-what the vision tower made of the newest of them.
+what the vision tower made of the newest of them. `Readable` is both.
 
 `KeyTier` is what finds them: the key index, as a companion of the memory.
 """
@@ -10,11 +10,10 @@ what the vision tower made of the newest of them.
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 import math
-from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -26,7 +25,7 @@ from stream_vlm_ros.engine.inputs.frames import to_arrays
 from stream_vlm_ros.errors import FrameStoreError, PictureLostError
 from stream_vlm_ros.history.index import IndexState, KeyIndex
 from stream_vlm_ros.history.results import TierInfo
-from stream_vlm_ros.history.selection import GRID_FRAMES
+from stream_vlm_ros.history.selection import GRID_FRAMES, evenly
 from stream_vlm_ros.history.store import FrameStore, KeptFrame
 
 log = logging.getLogger(__name__)
@@ -34,13 +33,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 Shown = tuple[float, np.ndarray]  # a frame's stamp, and its picture
-
-
-def evenly(some: Sequence[T], most: int) -> Sequence[T]:
-    """At most so many of them, evenly spread, the first and the last among them."""
-    if len(some) <= most:
-        return some
-    return [some[at] for at in np.linspace(0, len(some) - 1, most).round().astype(int)]
 
 
 def thinned(some: Sequence[T], grids: int, of: int) -> Sequence[T]:
@@ -57,9 +49,10 @@ def copied_to_host(features: torch.Tensor) -> list[torch.Tensor]:
 
 
 class SeenGrid(NamedTuple):
-    """A grid as the vision tower saw it: stamps of its first and last frame, in seconds, and
-    features ``[rows, columns, hidden]``."""
+    """A grid as the vision tower saw it: a number that rises with time and is given once, stamps of
+    its first and last frame, in seconds, and features ``[rows, columns, hidden]``."""
 
+    id: int
     stamp: float
     last: float
     features: torch.Tensor
@@ -73,7 +66,8 @@ class KeyTier:
     """A key index as a companion of the memory that does not end the stream.
 
     What the index cannot take (its folder's disk is full) is said once, and the stream goes on
-    without the keys of these grids.
+    without the keys of these grids. That keys have to be left out because the index is full is said
+    once, and again each time that twice as few are kept.
 
     Attributes:
         error: why it took no keys, the last time; empty once it took some again.
@@ -81,6 +75,8 @@ class KeyTier:
 
     def __init__(self, index: KeyIndex):
         self._index, self.error = index, ""
+        self._one_in = 1  # kept of so many, as was said
+        self._say_what_is_left_out(index.empty())
 
     def empty(self) -> IndexState:
         return self._index.empty()
@@ -94,7 +90,21 @@ class KeyTier:
             self.error = str(fault)
         else:
             self.error = ""
+        self._say_what_is_left_out(held)
         return held
+
+    def _say_what_is_left_out(self, held: IndexState) -> None:
+        seen = held.grids + held.left_out
+        if seen <= self._one_in * held.grids:
+            return
+        while seen > self._one_in * held.grids:
+            self._one_in *= 2
+        log.warning(
+            "the index of the history is full: of %s grids the keys of %s are kept. What was in "
+            "view for fewer than %d grids may be missed, and episodes are named up to as many too "
+            "long. Give it more room (history_index_megabytes)",
+            f"{seen:,}", f"{held.grids:,}", self._one_in,
+        )  # fmt: skip
 
 
 class PictureTier:
@@ -134,42 +144,37 @@ class PictureTier:
             else:
                 self.error = ""
 
-    def load(self, frames: Sequence[KeptFrame]) -> list[Shown]:
-        """The frames with their pictures; one that is lost is forgotten, and left out."""
-        found = []
+    def load(self, frames: Sequence[KeptFrame]) -> dict[int, Shown]:
+        """The frames with their pictures, by id; one that is lost is forgotten, and left out."""
+        found = {}
         for frame, picture in zip(frames, self.store.load_all(frames), strict=True):
             if isinstance(picture, PictureLostError):
                 log.warning("%s", picture)
                 self.store.forget(frame)
             else:
-                found.append((frame.stamp, picture))
+                found[frame.id] = frame.stamp, picture
         return found
 
-    def stamps(self, first: float, last: float, most: int) -> tuple[float, ...]:
-        """Stamps of frames between two, evenly spread, at most so many."""
-        found = [frame.stamp for frame in self.store.between(first, last)]
-        return tuple(evenly(found, most))
+    def present(self, count: int, until: float) -> list[KeptFrame]:
+        """So many of the newest frames up to a stamp, oldest first; none where it was not taken:
+        what came before that is not the present."""
+        found = self.store.newest(count, until) if count else []
+        return found if found and found[-1].stamp == until else []
+
+    def stamps(self, first: float, last: float) -> list[float]:
+        """Stamps of frames between two."""
+        return [frame.stamp for frame in self.store.between(first, last)]
 
     def thumbnail(self, stamp: float, max_size: int) -> bytes | None:
         """The frame of that stamp as JPEG, no side longer than ``max_size``; None: it is gone."""
         frames = self.store.between(stamp, stamp)
-        shown = self.load(frames[:1])
-        if not shown:
-            return None
-        picture = Image.fromarray(shown[0][1])
-        picture.thumbnail((max_size, max_size))
-        data = io.BytesIO()
-        picture.save(data, "JPEG", quality=85)
-        return data.getvalue()
+        for _, shown in self.load(frames[:1]).values():
+            return as_jpeg(shown, max_size)
+        return None
 
     def forget(self, start: float, stop: float) -> int:
         """Erase the pictures of a time; how many there were."""
         return self.store.forget_between(start, stop)
-
-    def take_back(self, last: float) -> None:
-        """Forget this epoch's pictures after a stamp."""
-        for frame in self.store.between(math.nextafter(last, math.inf), math.inf):
-            self.store.forget(frame)
 
     def info(self) -> TierInfo:
         store = self.store
@@ -186,80 +191,193 @@ class PictureTier:
         )
 
 
+class _Features(NamedTuple):
+    """What a feature tier holds: never changed, so that an interruption leaves one that is whole.
+
+    Attributes:
+        grids: oldest first.
+        bytes: of their features.
+        whole_from: since this stamp no grid was let go; infinite: nothing was taken yet.
+    """
+
+    grids: tuple[SeenGrid, ...] = ()
+    bytes: int = 0
+    whole_from: float = math.inf
+
+    def with_more(self, grids: Sequence[SeenGrid]) -> _Features:
+        whole_from = grids[0].stamp if self.whole_from == math.inf else self.whole_from
+        nbytes = self.bytes + sum(one.features.nbytes for one in grids)
+        return _Features((*self.grids, *grids), nbytes, whole_from)
+
+    def without_oldest(self, count: int) -> _Features:
+        if not count:
+            return self
+        gone = self.grids[:count]
+        nbytes = self.bytes - sum(one.features.nbytes for one in gone)
+        return _Features(self.grids[count:], nbytes, math.nextafter(gone[-1].last, math.inf))
+
+    def only(self, kept: Callable[[SeenGrid], bool]) -> _Features:
+        """Without those that are not to be kept, which are not missed."""
+        grids = tuple(filter(kept, self.grids))
+        return _Features(grids, sum(one.features.nbytes for one in grids), self.whole_from)
+
+
 class FeatureTier:
     """Vision features of the newest grids, in the host's memory: read without being seen again.
 
     Args:
         max_bytes: that they may take; 0: none are kept.
+
+    Attributes:
+        next_id: of the grid that comes next.
     """
 
     def __init__(self, max_bytes: int):
-        self.max_bytes = max_bytes
-        self.clear()
+        self.max_bytes, self.next_id = max_bytes, 0
+        self._held = _Features()
 
     def clear(self) -> None:
-        self._grids: deque[SeenGrid] = deque()
-        self._bytes = 0
-        self._whole_from = math.inf  # since this stamp no grid was let go
+        self._held = _Features()
+
+    @property
+    def oldest(self) -> float | None:
+        """Stamp of the first frame, in seconds."""
+        return self._held.grids[0].stamp if self._held.grids else None
+
+    @property
+    def newest(self) -> float | None:
+        return self._held.grids[-1].last if self._held.grids else None
 
     def add(self, features: torch.Tensor, stamps: Sequence[tuple[float, float]]) -> None:
         """Keep what the stream has seen: ``[grids, rows, columns, hidden]``."""
-        if not self.max_bytes:
-            return
-        self._whole_from = min(self._whole_from, stamps[0][0])
         try:
             taken = copied_to_host(features)
         except RuntimeError as fault:  # what torch raises where the host has no memory left
             log.warning("no features are kept for the history: %s", fault)
             self.clear()
             return
-        for own, (first, last) in zip(taken, stamps, strict=True):
-            self._grids.append(SeenGrid(first, last, own))
-            self._bytes += own.nbytes
-        while self._bytes > self.max_bytes:
-            self._let_go()
+        first, self.next_id = self.next_id, self.next_id + len(taken)
+        held = self._held.with_more(
+            [
+                SeenGrid(number, *times, own)
+                for number, (own, times) in enumerate(zip(taken, stamps, strict=True), first)
+            ]
+        )
+        over, count = held.bytes - self.max_bytes, 0
+        while over > 0:
+            over, count = over - held.grids[count].features.nbytes, count + 1
+        self._held = held.without_oldest(count)
 
     def let_go_before(self, stamp: float) -> None:
         """Forget what was over by then."""
-        while self._grids and self._grids[0].last < stamp:
-            self._let_go()
-
-    def _let_go(self) -> None:
-        self._bytes -= self._grids.popleft().features.nbytes
-        self._whole_from = self._grids[0].stamp if self._grids else math.inf
+        over = itertools.takewhile(lambda one: one.last < stamp, self._held.grids)
+        self._held = self._held.without_oldest(len(list(over)))
 
     def between(self, first: float, last: float) -> list[SeenGrid] | None:
         """All grids with some of this time, oldest first; None: some may have been let go."""
-        if first < self._whole_from:
+        if first < self._held.whole_from:
             return None
-        return [one for one in self._grids if first <= one.last and one.stamp <= last]
+        return [one for one in self._held.grids if first <= one.last and one.stamp <= last]
 
-    def newest(self, count: int, until: float) -> list[SeenGrid]:
-        """At most so many that were over by ``until``, oldest first."""
-        found = (one for one in reversed(self._grids) if one.last <= until)
-        return list(islice(found, count))[::-1]
+    def present(self, count: int, until: float) -> list[SeenGrid]:
+        """So many of the newest grids that were over by a stamp, oldest first; none where it was
+        not taken."""
+        found = [one for one in self._held.grids if one.last <= until][-count:] if count else []
+        return found if found and found[-1].last == until else []
 
     def forget(self, start: float, stop: float) -> None:
         """Erase the grids with some of a time."""
-        self._keep(lambda one: one.last < start or one.stamp > stop)
+        self._held = self._held.only(lambda one: one.last < start or one.stamp > stop)
 
-    def take_back(self, last: float) -> None:
-        """Forget what came after a stamp."""
-        self._keep(lambda one: one.last <= last)
-
-    def _keep(self, kept: Callable[[SeenGrid], bool]) -> None:
-        self._grids = deque(filter(kept, self._grids))
-        self._bytes = sum(one.features.nbytes for one in self._grids)
+    def forget_from(self, number: int) -> None:
+        """Forget the grids from an id on."""
+        self._held = self._held.only(lambda one: one.id < number)
 
     def info(self) -> TierInfo:
-        grids = self._grids
+        held = self._held
         return TierInfo(
             name="features",
-            grids=len(grids),
-            frames=GRID_FRAMES * len(grids),
-            bytes=self._bytes,
+            grids=len(held.grids),
+            frames=GRID_FRAMES * len(held.grids),
+            bytes=held.bytes,
             max_bytes=self.max_bytes,
             where="memory",
-            oldest=grids[0].stamp if grids else None,
-            newest=grids[-1].last if grids else None,
+            oldest=self.oldest,
+            newest=self.newest,
         )
+
+
+class Mark(NamedTuple):
+    """How far pictures and features reach at a state of the memory: what is beyond came after it.
+
+    Attributes:
+        beginning: counts how often all was forgotten.
+        picture, feature: ids of those that come next.
+    """
+
+    beginning: int
+    picture: int
+    feature: int
+
+
+class Readable:
+    """What may be read again, in step with the memory: as its companion this holds a `Mark`.
+
+    Where the memory goes back, to a snapshot or a clone, the mark goes back with it, and says what
+    is to be undone: see `undo`.
+    """
+
+    def __init__(self, pictures: PictureTier, features: FeatureTier):
+        self.pictures, self.features = pictures, features
+        self._beginning = 0
+
+    def empty(self) -> Mark:
+        """An empty memory leaves what is there."""
+        return self.mark
+
+    def draft(self, held: Mark, change: Change) -> Mark:
+        """Frames are kept once they are in the memory: see `mark`."""
+        return held
+
+    @property
+    def mark(self) -> Mark:
+        """Of what is there now."""
+        return Mark(self._beginning, self.pictures.store.next_id, self.features.next_id)
+
+    @property
+    def spans(self) -> list[tuple[float, float]]:
+        """From when to when each tier reaches, in seconds of the source."""
+        ends = [(tier.oldest, tier.newest) for tier in (self.pictures, self.features)]
+        return [(first, last) for first, last in ends if first is not None and last is not None]
+
+    def undo(self, held: Mark) -> bool:
+        """Forget what came after a mark, and say whether the memory has gone back to it."""
+        now = self.mark
+        if held == now:
+            return False
+        again = held if held.beginning == now.beginning else Mark(now.beginning, 0, 0)
+        self.features.forget_from(again.feature)
+        self.pictures.store.forget_from(again.picture)
+        return True
+
+    def start_epoch(self) -> None:
+        """The source's time restarts: what is there is found no more."""
+        self.pictures.store.start_epoch()
+        self._begin()
+
+    def clear(self) -> None:
+        self.pictures.store.clear()
+        self._begin()
+
+    def _begin(self) -> None:
+        self.features.clear()
+        self._beginning += 1
+
+
+def as_jpeg(picture: np.ndarray, max_size: int) -> bytes:
+    """A picture as JPEG, no side longer than ``max_size``."""
+    small = Image.fromarray(picture)
+    small.thumbnail((max_size, max_size))
+    data = io.BytesIO()
+    small.save(data, "JPEG", quality=85)
+    return data.getvalue()

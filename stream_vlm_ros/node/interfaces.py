@@ -176,6 +176,7 @@ def _to_tier(tier: TierState) -> HistoryTier:
         where=cut(tier.where),
         oldest=to_time(tier.oldest_ns),
         newest=to_time(tier.newest_ns),
+        left_out=tier.left_out,
     )
 
 

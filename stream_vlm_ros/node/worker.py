@@ -106,6 +106,7 @@ class TierState:
     oldest_ns: int | None
     newest_ns: int | None
     error: str = ""  # why it did not take the newest of what was seen
+    left_out: int = 0  # further grids that its grids stand for
 
 
 @dataclass(frozen=True)
@@ -864,7 +865,7 @@ class EngineWorker:
         )
         return TierState(
             tier.name, tier.grids, tier.frames, tier.bytes, tier.max_bytes, tier.where,
-            oldest, newest, tier.error,
+            oldest, newest, tier.error, tier.left_out,
         )  # fmt: skip
 
     def _about(self, question: Question) -> tuple[float, float] | None:

@@ -51,7 +51,8 @@ def test_evidence_is_named_where_every_stretch_of_it_meets_an_episode(named, evi
 
 def test_without_a_time_the_engine_finds_all_else_and_is_as_before():
     stamps = np.array([[number, number + 0.5] for number in range(20)])
-    found = Found(np.arange(20), np.ones(20, np.int64), stamps, torch.arange(40.0).reshape(2, 20))
+    serials, spans, left_out = np.arange(20), np.ones(20, np.int64), np.arange(20) % 3
+    found = Found(serials, spans, stamps, left_out, torch.arange(40.0).reshape(2, 20))
     index = SimpleNamespace(search=lambda *_, **__: found, grids=20)
     engine = SimpleNamespace(index=index)
     with without(engine, [Stretch(8.0, 9.5)]):
@@ -61,6 +62,7 @@ def test_without_a_time_the_engine_finds_all_else_and_is_as_before():
     expected = [*range(6), *range(12, 20)]
     assert left.serials.tolist() == expected
     assert left.stamps.tolist() == [[n, n + 0.5] for n in expected]
+    assert left.left_out.tolist() == [n % 3 for n in expected]
     assert left.scores.tolist() == [[float(n) for n in expected], [20.0 + n for n in expected]]
     assert engine.index is index
 

@@ -3,11 +3,13 @@
 
 """The delayed batch engine answers as an engine that was given its frames, and encodes late."""
 
+import io
 import itertools
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from stream_vlm_ros.engine import VideoStreamingInference
 from stream_vlm_ros.engine.decoding import Sampler
@@ -159,6 +161,51 @@ def test_an_answer_says_which_stretches_of_time_it_rests_on(delayed, noise):
     assert covered == {frame.id for frame in chosen} and len(covered) == 8
     assert all(one[1] + 1 < other[0] for one, other in itertools.pairwise(spans))
     assert (metrics["oldest_timestamp"], metrics["newest_timestamp"]) == (0.0, 19.0)
+
+
+@pytest.mark.parametrize("kept", [5, 60])
+def test_an_answer_names_all_that_was_read_in_three_episodes_at_most(delayed, noise, kept):
+    engine = filled(delayed(window=4, max_sampled_frames=16), noise(kept, 28, 28))
+    for _, metrics in (engine.ask("What?", 1), engine.ask_choice("What?", CHOICES)):
+        read = [frame.stamp for grid in engine.memory.select(16) for frame in grid]
+        episodes = metrics.episodes
+        assert len(episodes) == (1 if kept == 5 else 3)
+        inside = [[s for s in read if one.start <= s <= one.end] for one in episodes]
+        assert list(itertools.chain(*inside)) == read, "each frame in one of them, oldest first"
+        for one, own in zip(episodes, inside, strict=True):
+            assert (one.start, one.end) == (own[0], own[-1])
+            assert set(one.stamps) <= set(own) and len(one.stamps) == min(6, len(own))
+        # Between them lie the widest of the gaps.
+        between = [later.start - one.end for one, later in itertools.pairwise(episodes)]
+        gaps = sorted(later - stamp for stamp, later in itertools.pairwise(read))
+        assert sorted(between) == gaps[len(gaps) - len(between) :]
+
+
+def test_an_answer_about_a_named_time_names_what_was_read_of_it(delayed, noise):
+    engine = filled(delayed(window=4, max_sampled_frames=8), noise(60, 28, 28))
+    _, metrics = engine.ask("What?", 1, about=(20.0, 24.5))
+    read = [frame.stamp for grid in engine.memory.select(8, (20.0, 24.5)) for frame in grid]
+    assert [stamp for one in metrics.episodes for stamp in one.stamps] == [
+        stamp for stamp in read if 20.0 <= stamp <= 24.5
+    ]
+
+
+def test_pictures_of_the_frames_that_an_answer_names_are_shown(tmp_path, delayed, noise):
+    engine = filled(delayed(tmp_path / "kept"), noise(6, 28, 42))
+    _, metrics = engine.ask("What?", 1)
+    for stamp in metrics.episodes[0].stamps:
+        shown = Image.open(io.BytesIO(engine.thumbnail(stamp, 21)))
+        assert (shown.format, shown.size) == ("JPEG", (21, 14))
+    assert engine.thumbnail(2.5) is None
+    (file,) = (tmp_path / "kept" / "pictures").rglob("*2.png")
+    file.unlink()
+    assert engine.thumbnail(2.0) is None
+
+
+def test_an_answer_that_nothing_was_seen_names_no_episode(delayed, noise):
+    engine = filled(delayed(), noise(6, 28, 28))
+    choice, metrics = engine.ask_choice("What?", ["Not seen."])
+    assert (choice, metrics.episodes) == ("Not seen.", ())
 
 
 def test_pictures_of_several_sizes_are_encoded(delayed, noise):

@@ -54,6 +54,7 @@ def scored_grids(draw):
         np.array(serials, np.int64),
         np.array(spans, np.int64),
         np.stack([firsts, firsts + np.array(spans) - 0.5], axis=1).reshape(count, 2),
+        np.array([draw(st.integers(0, span - 1)) for span in spans], np.int64),
         np.array(scores, np.float32),
         draw(st.sampled_from([0.4, 0.7, 1.0])),
     )
@@ -98,7 +99,8 @@ def test_two_that_grow_into_one_another_are_one():
     numbers = np.arange(8)
     stamps = np.stack([numbers, numbers + 0.5], axis=1)
     scores = np.array([1, 5, 3, 3, 3, 6, 1, 1], np.float32)
-    scored = Scored(numbers, np.ones(8, np.int64), stamps, scores, tail=0.5)
+    none = np.zeros(8, np.int64)
+    scored = Scored(numbers, np.ones(8, np.int64), stamps, none, scores, tail=0.5)
     assert scored.episodes(scored.hits(4)) == [Episode(1, 5)]
     assert dataclasses.replace(scored, tail=0.7).episodes(scored.hits(4)) == [
         Episode(1, 1),
@@ -137,6 +139,8 @@ def test_a_neighbourhood_does_not_reach_over_a_pause(scored, data, before, after
     first = data.draw(st.integers(0, len(scored.serials) - 1))
     last = data.draw(st.integers(first, len(scored.serials) - 1))
     low, high = first, last
+    if first and scored.left_out[first - 1]:
+        before = max(before, 1)
     while low > max(0, first - before) and steps(scored, low - 1, low) <= MAX_APART:
         low -= 1
     end = len(scored.serials) - 1

@@ -198,6 +198,8 @@ def test_what_is_left_out_is_stood_for_by_a_neighbour_and_all_is_about_equally_d
     assert found.stamps.tolist() == [
         [100.0 + n, 99.5 + n + s] for n, s in zip(serials, spans, strict=True)
     ]
+    assert found.left_out.tolist() == [span - 1 for span in spans]
+    assert held.left_out == count - len(serials)
     # Twice as thin as it must be, by powers of two, and a little more while it is being thinned.
     assert max(spans) <= max(1, 4 * count / room)
     assert len(serials) >= min(count, room) / 3
@@ -442,6 +444,10 @@ class Values(RuleBasedStateMachine):
                 assert serial >= end
                 end = stop
                 assert (first, last) == (seen[serial][0][0], seen[stop - 1][0][1])
+            # (Of the last one they are not known of where others took its keys' place since.)
+            for (serial, stop, *_), left_out in list(zip(grids, found.left_out, strict=True))[:-1]:
+                had_keys = sum(seen[n][1].shape[1] > 0 for n in range(serial + 1, stop))
+                assert had_keys <= left_out < stop - serial
             if grids:
                 keys = [seen[serial][1] for serial, *_ in grids]
                 wanted = scores_of(keys, found.spans.tolist(), ask(), OF)

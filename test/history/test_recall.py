@@ -11,6 +11,7 @@ the end, and the history experiment.
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from stream_vlm_ros.errors import (
 from stream_vlm_ros.factory import default_model
 from stream_vlm_ros.history import tiers
 from stream_vlm_ros.history.calibration import CalibratedHead, Calibration, model_hash
-from stream_vlm_ros.history.index import KeyIndex
+from stream_vlm_ros.history.index import ROW_BYTES, KeyIndex
 from stream_vlm_ros.history.recall import RecallingInference
 from stream_vlm_ros.history.store import FrameStore
 from stream_vlm_ros.world.rare import RareWorld, grid_stamps
@@ -573,6 +574,83 @@ def test_a_full_disk_is_said_once_and_the_stream_goes_on(
     answered_alike(engine, offline(small, footage, frames), about=(0.0, 24.0))
 
 
+# -- where keys are left out for lack of room -----------------------------------------------------
+
+
+class Sighted:
+    """An engine's index by which one stretch of time fits every question, and nothing else does."""
+
+    def __init__(self, index, first, last):
+        self._index, self._stretch = index, (first, last)
+
+    def __getattr__(self, name):
+        return getattr(self._index, name)
+
+    def search(self, *arguments, **options):
+        found = self._index.search(*arguments, **options)
+        first, last = self._stretch
+        fits = torch.from_numpy(
+            (found.stamps[:, 0] >= first) & (found.stamps[:, 0] <= last)  # by its own frames
+        )
+        return found._replace(scores=torch.where(fits, 1e12, -1e12).expand(found.scores.shape))
+
+
+@pytest.fixture
+def crowded(make, small):
+    """A function: an engine whose index has room for the keys of so many grids."""
+    calibration = make(everything=False).calibration
+    heads, width = len(calibration.keys(small[0].config)), small[0].kv_shape.head_dim
+    grid_bytes = heads * GRID * width * small[0].dtype.itemsize + ROW_BYTES
+
+    def engine(grids, **options):
+        return make(everything=False, index_bytes=grids * grid_bytes, **options)
+
+    return engine
+
+
+@pytest.mark.parametrize("first", [40, 43, 46])
+def test_what_is_erased_as_it_was_named_leaves_no_picture_of_it(crowded, footage, first):
+    engine = crowded(12)
+    for at in range(0, 160, 4):
+        engine.append_video_chunk(footage[at % 48 : at % 48 + 4], timestamps=stamps_of(at, at + 4))
+    keys = engine.get_cache_info().tiers[-1]
+    assert keys.grids + keys.left_out == 80 and keys.left_out >= 3 * keys.grids
+    shown = 0.5 * first, 0.5 * first + 8.0  # for as long as two grids stand for, or longer
+    engine.index = Sighted(engine.index, *shown)
+    (episode,) = engine.search(QUESTION)
+    assert episode.start <= shown[0] and shown[1] <= episode.end
+    engine.forget(episode.start, episode.end)
+    assert [stamp for stamp in stamps_of(0, 160) if engine.thumbnail(stamp) is None] == [
+        stamp for stamp in stamps_of(0, 160) if episode.start <= stamp <= episode.end
+    ]
+    # By one grid that has keys on either side, and what that stands for.
+    assert episode.end - episode.start <= shown[1] - shown[0] + 2 * 8
+
+
+def test_that_keys_are_left_out_is_said_where_it_begins_and_where_it_doubles(
+    crowded, footage, caplog, tmp_path
+):
+    def said():
+        told = [record.getMessage() for record in caplog.records if "is full" in record.message]
+        caplog.clear()
+        return [re.search(r"fewer than (\d+) grids", text)[1] for text in told]
+
+    def store():
+        return FrameStore(tmp_path / "kept", form="png")
+
+    engine = crowded(12, store=store())
+    stream(engine, footage, stop=24)
+    assert said() == [] and engine.get_cache_info().tiers[-1].left_out == 0
+    stream(engine, footage, 24)
+    assert said()[0] == "2"
+    for at in range(48, 200, 4):
+        engine.append_video_chunk(footage[:4], timestamps=stamps_of(at, at + 4))
+    assert said() in (["8"], ["4", "8"], ["8", "16"], ["4", "8", "16"])
+    engine.close()
+    crowded(12, store=store())
+    assert said() in (["8"], ["16"])  # to who opens it again, once
+
+
 # -- from one process and one time to the next -----------------------------------------------------
 
 
@@ -615,6 +693,12 @@ def test_frames_that_are_refused_do_not_cost_the_history(small, make, footage, t
     answered_alike(engine, offline(small, footage, range(2 * GRIDS)))
 
 
+@pytest.fixture(params=["pictures", "features"])
+def either(request, make, remembering):
+    """A function: an engine of which pictures are read, or features."""
+    return make if request.param == "pictures" else remembering
+
+
 def test_what_came_after_a_snapshot_goes_with_it(small, make, footage):
     engine = stream(make(config=None), footage, stop=24)
     engine.cache_manager.snapshot()
@@ -623,6 +707,126 @@ def test_what_came_after_a_snapshot_goes_with_it(small, make, footage):
     stream(engine, footage, 24)
     assert engine.get_cache_info().tiers[0].frames == 2 * GRIDS
     answered_alike(engine, offline(small, footage, range(2 * GRIDS)), history="always")
+
+
+def test_what_the_memory_went_back_behind_is_not_read_shown_or_told(small, either, footage):
+    engine = stream(either(config=None), footage, stop=24)
+    engine.cache_manager.snapshot()
+    stream(engine, footage[::-1], 24, 32)
+    engine.cache_manager.restore()
+    assert {tier.newest for tier in engine.get_cache_info().tiers} == {11.5}
+
+    engine.cache_manager.snapshot()
+    stream(engine, footage[::-1], 24, 32)
+    engine.cache_manager.restore()
+    assert engine.thumbnail(13.0) is None
+
+    engine.cache_manager.snapshot()
+    stream(engine, footage[::-1], 24, 32)
+    engine.cache_manager.restore()
+    with pytest.raises(OutOfHorizonError):
+        engine.search(QUESTION, about=(12.0, 16.0))
+    answered_alike(engine, offline(small, footage, range(24)), history="always")
+
+
+def test_what_the_memory_went_back_behind_stays_away_from_what_comes_later(small, either, footage):
+    engine = stream(either(config=None), footage, stop=24)
+    engine.cache_manager.snapshot()
+    stream(engine, footage[::-1], 24, 32)
+    engine.cache_manager.restore()
+    stream(engine, footage, 36, 40)  # later than all that was taken back
+    frames = [*range(24), *range(36, 40)]
+    assert {tier.frames for tier in engine.get_cache_info().tiers} == {len(frames)}
+    answered_alike(engine, offline(small, footage, frames), history="always")
+
+
+def test_a_frame_taken_back_goes_also_where_its_stamp_is_that_of_one_that_stays(
+    small, either, footage
+):
+    engine = stream(either(config=None), footage, stop=24)
+    engine.cache_manager.snapshot()
+    engine.append_video_chunk(footage[40:44], timestamps=[11.5] * 4)
+    engine.cache_manager.restore()
+    answered_alike(engine, offline(small, footage, range(24)), history="always")
+
+
+def test_a_clone_brings_nothing_back_to_a_history_that_was_forgotten_since(either, footage):
+    engine = stream(either(config=None), footage, stop=24)
+    clone = engine.cache_manager.clone()
+    engine.reset()
+    stream(engine, footage[::-1], stop=8)  # another stream, within the time of the first
+    engine.cache_manager.restore(clone)
+    assert {tier.frames for tier in engine.get_cache_info().tiers[:-1]} == {0}
+    assert engine.ask(QUESTION, 2, history="always")[1].fetched_tokens == 0
+
+
+def test_frames_are_read_as_often_as_they_were_seen(small, either, footage):
+    stamps = [0.5 * (number // 3) for number in range(24)]  # three of each stamp
+    engine, plain = either(config=None), VideoStreamingInference(*small, "cpu")
+    plain.append_video_chunk(footage[:24], timestamps=stamps)
+    for at in range(0, 24, 4):
+        engine.append_video_chunk(footage[at : at + 4], timestamps=stamps[at : at + 4])
+    metrics = answered_alike(engine, plain, history="always")
+    assert metrics.fetched_tokens == 12 * GRID
+
+
+# -- where a tier lacks what another has ----------------------------------------------------------
+
+
+@pytest.fixture
+def lagging(monkeypatch):
+    """A function: an engine that was shown the footage, and its pictures' disk was full then.
+
+    Up to ``since`` frames it was not; keys and features were taken throughout.
+    """
+
+    def full(*_, **__):
+        raise FrameStoreError("no space left on the disk")
+
+    def shown(engine, footage, since, stop=2 * GRIDS):
+        stream(engine, footage, stop=since)
+        with monkeypatch.context() as patched:
+            patched.setattr(FrameStore, "add", full)
+            return stream(engine, footage, since, stop)
+
+    return shown
+
+
+def test_old_pictures_are_not_read_as_the_present(small, make, lagging, footage):
+    engine = lagging(make(), footage, 24)
+    engine.forget(4.0, 5.5)  # what was before is an episode of its own
+    answered_alike(engine, offline(small, footage, range(8)), "Where was it first seen?")
+
+
+def test_a_time_that_features_alone_hold_is_answered(small, remembering, lagging, footage):
+    engine = lagging(remembering(), footage, 8)
+    answered_alike(engine, offline(small, footage, range(12, 20)), about=(6.0, 9.5))
+
+
+def test_a_time_that_keys_alone_hold_is_found_but_not_answered(make, lagging, footage):
+    engine = lagging(make(), footage, 8)
+    found = engine.search(QUESTION, about=(6.0, 9.5))
+    assert found and all(6.0 <= one.start <= one.end <= 9.5 and not one.stamps for one in found)
+    with pytest.raises(OutOfHorizonError):
+        engine.ask(QUESTION, 4, about=(6.0, 9.5))
+
+
+def test_a_memory_that_is_loaded_goes_back_also_behind_keys(make, lagging, footage, tmp_path):
+    stream(make(), footage, stop=16).copy_memory().write(tmp_path / "memory")
+    engine = lagging(make(), footage, 8)  # 7.5 s is behind its pictures, before its keys
+    engine.load_memory(tmp_path / "memory")
+    assert engine.search(QUESTION) == []
+    stream(engine, footage[::-1], 16, 24)
+    assert {(tier.oldest, tier.newest) for tier in engine.get_cache_info().tiers} == {(8.0, 11.5)}
+
+
+def test_a_stream_that_begins_before_a_folders_keys_is_a_new_epoch(
+    make, lagging, footage, tmp_path
+):
+    lagging(make(store=FrameStore(tmp_path / "kept", form="png")), footage, 8).close()
+    engine = make(store=FrameStore(tmp_path / "kept", form="png"))
+    stream(engine, footage, 16, 24)
+    assert {(tier.oldest, tier.newest) for tier in engine.get_cache_info().tiers} == {(8.0, 11.5)}
 
 
 def test_reset_forgets_the_history_too(make, footage):

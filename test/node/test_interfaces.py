@@ -140,13 +140,13 @@ def test_a_status_tells_what_each_tier_of_the_history_holds(interfaces):
 
     tiers = (
         TierState("pictures", 5, 10, 900, 1000, "/frames", 7, 9_000_000_001),
-        TierState("keys", 0, 0, 0, 50, "device", None, None),
+        TierState("keys", 0, 0, 0, 50, "device", None, None, left_out=30),
     )
     pictures, keys = interfaces.to_cache_status(MemorySummary(tiers=tiers), "active", {}).tiers
     assert (pictures.name, pictures.grids, pictures.frames) == ("pictures", 5, 10)
     assert (pictures.bytes, pictures.max_bytes, pictures.where) == (900, 1000, "/frames")
     assert (pictures.oldest.nanosec, pictures.newest.sec, pictures.newest.nanosec) == (7, 9, 1)
-    assert (keys.newest.sec, keys.where) == (0, "device")
+    assert (keys.newest.sec, keys.where, keys.left_out) == (0, "device", 30)
 
 
 def test_a_status_tells_stretches_of_time_and_all_levels_in_one_order(interfaces):
