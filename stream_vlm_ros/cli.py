@@ -494,30 +494,46 @@ def history(
     When it fits best is told; nothing is asked. The model must be the node's.
     """
     from stream_vlm_ros.errors import InvalidParameterError
-    from stream_vlm_ros.replay.kept import find_folder, found_table, open_history, parse_time
+    from stream_vlm_ros.history.folder import held_in
+    from stream_vlm_ros.replay.kept import (
+        find_folder,
+        found_table,
+        held_text,
+        open_history,
+        parse_stretch,
+        time_text,
+    )  # fmt: skip
 
     if not sentence.strip():
         raise InvalidParameterError("The sentence is empty.")
+    place = find_folder(folder)
+    held = held_in(place)
     between = None
     if about is not None:
-        between = (
-            parse_time("The first time of --about", about[0]),
-            parse_time("The second time of --about", about[1]),
+        names = "The first time of --about", "the second time of --about"
+        between = parse_stretch(names, about, held.reach)
+    if held.newest is None:
+        earlier = f" of the present run, only {held_text(held)}, of earlier ones" * bool(
+            held.frames
         )
-        if between[0] > between[1]:
-            raise InvalidParameterError("--about ends before it begins.")
-    place = find_folder(folder)
+        raise InvalidParameterError(f"{folder} holds no frames{earlier}: there is nothing to find.")
     out, side = Console(highlight=False), Console(highlight=False, stderr=True)
+    side.print(f"Searching {held_text(held)}", soft_wrap=True, style="dim")
     with side.status("Loading the model"):
         engine = open_history(settings, place)
     try:
         episodes = engine.search(sentence, about=between, count=count)
+        hit = engine.calibration.threshold
     finally:
         engine.close()
     if as_json:
-        print(json.dumps([episode.as_dict() for episode in episodes]))
+        told = [{**one.as_dict(), "weak": one.score < hit} for one in episodes]
+        print(json.dumps(told))
     elif episodes:
-        out.print(found_table(episodes))
+        if episodes[0].score < hit:
+            out.print(f"Nothing scores {hit:g}, as what fits does. The nearest:")
+        out.print(found_table(episodes, hit, held.newest))
+        out.print(Text(f"ago: before the newest frame, {time_text(held.newest)}", style="dim"))
     else:
         out.print("Nothing in the history fits.")
 
@@ -535,29 +551,23 @@ def forget(
     """Erase what a node has left in FOLDER, from FROM to TO.
 
     Pictures, the keys that find them, and poses; not while the node writes there. A time is 12.5
-    or 2026-11-29T10:15.
+    or 2026-11-29T10:15, or as stream-vlm history prints it.
     """
     from stream_vlm_ros.console import plural
-    from stream_vlm_ros.errors import InvalidParameterError
-    from stream_vlm_ros.replay.kept import find_folder, parse_time, span_text
+    from stream_vlm_ros.history.folder import Held, erase, held_in
+    from stream_vlm_ros.replay.kept import find_folder, held_text, parse_stretch
 
-    first, last = parse_time("FROM", start), parse_time("TO", stop)
-    if first > last:
-        raise InvalidParameterError("TO is before FROM.")
     place = find_folder(folder)
-    from stream_vlm_ros.history.folder import erase  # with torch
-
-    erased = erase(place, first, last)
+    first, last = parse_stretch(("FROM", "TO"), (start, stop), held_in(place).reach)
+    with Console(highlight=False, stderr=True).status("Erasing"):
+        erased = erase(place, first, last)
+    stays = held_text(Held(erased.left, erased.reach, None))
     poses = f" and {plural(erased.poses, 'pose')}" if erased.poses else ""
-    stays = f", {span_text(*erased.reach)}" if erased.reach is not None else ""
-    out = Console(highlight=False)
-    out.print(
-        Text(
-            f"Erased {plural(erased.frames, 'frame')}{poses}. "
-            f"{plural(erased.left, 'frame')} stay{stays}."
-        ),
-        soft_wrap=True,
-    )
+    if erased.frames or erased.poses:
+        told = f"Erased {plural(erased.frames, 'frame')}{poses}. The folder still holds {stays}."
+    else:
+        told = f"Nothing lies from {start} to {stop}. The folder holds {stays}."
+    Console(highlight=False).print(Text(told), soft_wrap=True)
 
 
 @app.command()
