@@ -37,9 +37,12 @@ Shown = tuple[float, np.ndarray]  # a frame's stamp, and its picture
 
 
 def evenly(some: Sequence[T], most: int) -> Sequence[T]:
-    """At most so many of them, evenly spread, the first and the last among them."""
+    """At most so many of them, evenly spread, the first and the last among them; of one alone, that
+    in the middle."""
     if len(some) <= most:
         return some
+    if most == 1:
+        return [some[len(some) // 2]]
     return [some[at] for at in np.linspace(0, len(some) - 1, most).round().astype(int)]
 
 
