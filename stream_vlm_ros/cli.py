@@ -153,6 +153,7 @@ def common(
 @app.command()
 @takes_settings("ask")
 def ask(
+    context: typer.Context,
     settings: Settings,
     video: Annotated[
         str,
@@ -171,6 +172,9 @@ def ask(
     ] = None,
     choice: Annotated[
         list[str] | None, typer.Option(help="A choice to pick from; give the option once for each.")
+    ] = None,
+    end: Annotated[
+        float | None, typer.Option(min=0, help="End at this many seconds of the video, then ask.")
     ] = None,
     size: Annotated[
         str | None, typer.Option(help="Scale the pictures to WIDTHxHEIGHT first.")
@@ -226,6 +230,7 @@ def ask(
         source = open_source(
             video,
             fps=settings.sample_fps or None,
+            end=end,
             size=parse_size(size),
             max_decoded_megapixels=settings.max_decoded_megapixels,
             topics=None if topic is None else [topic],
@@ -237,6 +242,7 @@ def ask(
             raise InvalidParameterError(f"{video} has no end; use --at SECONDS to say when to ask.")
     with side.status("Loading the model"):
         memories = RunMemory(settings, load_engine)
+        context.call_on_close(memories.close)
         memory = memories.engine()
     if source is None:
         fed = Fed(first_ns=round(1e9 * (memory.get_cache_info().oldest_timestamp or 0.0)))
@@ -479,7 +485,10 @@ def info(
 def history(
     settings: Settings,
     folder: Annotated[
-        str, typer.Argument(metavar="FOLDER", help="The folder that a node has as frame_store.")
+        str,
+        typer.Argument(
+            metavar="FOLDER", help="The folder that was the frame_store of a node or a run."
+        ),
     ],
     sentence: Annotated[str, typer.Argument(metavar="SENTENCE", help="What to look for.")],
     count: Annotated[int, typer.Option(min=1, max=1000, help="Show so many episodes.")] = 10,
@@ -489,9 +498,9 @@ def history(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Find SENTENCE in the history that a node has left in FOLDER.
+    """Find SENTENCE in the history that a node or a run has left in FOLDER.
 
-    When it fits best is told; nothing is asked. The model must be the node's.
+    When it fits best is told; nothing is asked. The model must be the same.
     """
     from stream_vlm_ros.errors import InvalidParameterError
     from stream_vlm_ros.history.folder import held_in
@@ -541,14 +550,17 @@ def history(
 @app.command()
 def forget(
     folder: Annotated[
-        str, typer.Argument(metavar="FOLDER", help="The folder that a node has as frame_store.")
+        str,
+        typer.Argument(
+            metavar="FOLDER", help="The folder that was the frame_store of a node or a run."
+        ),
     ],
     start: Annotated[
         str, typer.Argument(metavar="FROM", help="Seconds of the source, or a date with a time.")
     ],
     stop: Annotated[str, typer.Argument(metavar="TO", help="Likewise; it is erased, too.")],
 ) -> None:
-    """Erase what a node has left in FOLDER, from FROM to TO.
+    """Erase what a node or a run has left in FOLDER, from FROM to TO.
 
     Pictures, the keys that find them, and poses; not while the node writes there. A time is 12.5
     or 2026-11-29T10:15, or as stream-vlm history prints it.

@@ -40,7 +40,7 @@ def find_folder(name: str) -> Path:
         raise InvalidParameterError(f"there is no folder {cut(name) or '(empty)'}.")
     if kind_of(folder) != KIND:
         raise InvalidParameterError(
-            f"{folder} holds no history: name the folder that the node has as frame_store."
+            f"{folder} holds no history: name what was the frame_store of a node or a run."
         )
     try:
         with held(folder, KIND):
