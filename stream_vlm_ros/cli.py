@@ -279,7 +279,7 @@ def ask(
             name = source.name if source is not None else settings.load_memory
             print(json.dumps({"source": name, "memory": info.as_dict(), "answers": answers}))
         else:
-            out.print(Text(memory_text(info, fed), style="dim"), soft_wrap=True)
+            out.print(Text(memory_text(info, fed), style="dim"))
 
 
 @app.command()
@@ -498,7 +498,7 @@ def history(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Find SENTENCE in the history that a node or a run has left in FOLDER.
+    """Find SENTENCE in the history that is kept in FOLDER.
 
     When it fits best is told; nothing is asked. The model must be the same.
     """
@@ -560,7 +560,7 @@ def forget(
     ],
     stop: Annotated[str, typer.Argument(metavar="TO", help="Likewise; it is erased, too.")],
 ) -> None:
-    """Erase what a node or a run has left in FOLDER, from FROM to TO.
+    """Erase what is kept in FOLDER of a time, from FROM to TO.
 
     Pictures, the keys that find them, and poses; not while the node writes there. A time is 12.5
     or 2026-11-29T10:15, or as stream-vlm history prints it.
