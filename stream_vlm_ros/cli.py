@@ -153,6 +153,7 @@ def common(
 @app.command()
 @takes_settings("ask")
 def ask(
+    context: typer.Context,
     settings: Settings,
     video: Annotated[
         str,
@@ -171,6 +172,9 @@ def ask(
     ] = None,
     choice: Annotated[
         list[str] | None, typer.Option(help="A choice to pick from; give the option once for each.")
+    ] = None,
+    end: Annotated[
+        float | None, typer.Option(min=0, help="End at this many seconds of the video, then ask.")
     ] = None,
     size: Annotated[
         str | None, typer.Option(help="Scale the pictures to WIDTHxHEIGHT first.")
@@ -226,6 +230,7 @@ def ask(
         source = open_source(
             video,
             fps=settings.sample_fps or None,
+            end=end,
             size=parse_size(size),
             max_decoded_megapixels=settings.max_decoded_megapixels,
             topics=None if topic is None else [topic],
@@ -237,6 +242,7 @@ def ask(
             raise InvalidParameterError(f"{video} has no end; use --at SECONDS to say when to ask.")
     with side.status("Loading the model"):
         memories = RunMemory(settings, load_engine)
+        context.call_on_close(memories.close)
         memory = memories.engine()
     if source is None:
         fed = Fed(first_ns=round(1e9 * (memory.get_cache_info().oldest_timestamp or 0.0)))
@@ -273,7 +279,7 @@ def ask(
             name = source.name if source is not None else settings.load_memory
             print(json.dumps({"source": name, "memory": info.as_dict(), "answers": answers}))
         else:
-            out.print(Text(memory_text(info, fed), style="dim"), soft_wrap=True)
+            out.print(Text(memory_text(info, fed), style="dim"))
 
 
 @app.command()
@@ -479,7 +485,10 @@ def info(
 def history(
     settings: Settings,
     folder: Annotated[
-        str, typer.Argument(metavar="FOLDER", help="The folder that a node has as frame_store.")
+        str,
+        typer.Argument(
+            metavar="FOLDER", help="The folder that was the frame_store of a node or a run."
+        ),
     ],
     sentence: Annotated[str, typer.Argument(metavar="SENTENCE", help="What to look for.")],
     count: Annotated[int, typer.Option(min=1, max=1000, help="Show so many episodes.")] = 10,
@@ -489,35 +498,51 @@ def history(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Find SENTENCE in the history that a node has left in FOLDER.
+    """Find SENTENCE in the history that is kept in FOLDER.
 
-    When it fits best is told; nothing is asked. The model must be the node's.
+    When it fits best is told; nothing is asked. The model must be the same.
     """
     from stream_vlm_ros.errors import InvalidParameterError
-    from stream_vlm_ros.replay.kept import find_folder, found_table, open_history, parse_time
+    from stream_vlm_ros.history.folder import held_in
+    from stream_vlm_ros.replay.kept import (
+        find_folder,
+        found_table,
+        held_text,
+        open_history,
+        parse_stretch,
+        time_text,
+    )  # fmt: skip
 
     if not sentence.strip():
         raise InvalidParameterError("The sentence is empty.")
+    place = find_folder(folder)
+    held = held_in(place)
     between = None
     if about is not None:
-        between = (
-            parse_time("The first time of --about", about[0]),
-            parse_time("The second time of --about", about[1]),
+        names = "The first time of --about", "the second time of --about"
+        between = parse_stretch(names, about, held.reach)
+    if held.newest is None:
+        earlier = f" of the present run, only {held_text(held)}, of earlier ones" * bool(
+            held.frames
         )
-        if between[0] > between[1]:
-            raise InvalidParameterError("--about ends before it begins.")
-    place = find_folder(folder)
+        raise InvalidParameterError(f"{folder} holds no frames{earlier}: there is nothing to find.")
     out, side = Console(highlight=False), Console(highlight=False, stderr=True)
+    side.print(f"Searching {held_text(held)}", soft_wrap=True, style="dim")
     with side.status("Loading the model"):
         engine = open_history(settings, place)
     try:
         episodes = engine.search(sentence, about=between, count=count)
+        hit = engine.calibration.threshold
     finally:
         engine.close()
     if as_json:
-        print(json.dumps([episode.as_dict() for episode in episodes]))
+        told = [{**one.as_dict(), "weak": one.score < hit} for one in episodes]
+        print(json.dumps(told))
     elif episodes:
-        out.print(found_table(episodes))
+        if episodes[0].score < hit:
+            out.print(f"Nothing scores {hit:g}, as what fits does. The nearest:")
+        out.print(found_table(episodes, hit, held.newest))
+        out.print(Text(f"ago: before the newest frame, {time_text(held.newest)}", style="dim"))
     else:
         out.print("Nothing in the history fits.")
 
@@ -525,39 +550,36 @@ def history(
 @app.command()
 def forget(
     folder: Annotated[
-        str, typer.Argument(metavar="FOLDER", help="The folder that a node has as frame_store.")
+        str,
+        typer.Argument(
+            metavar="FOLDER", help="The folder that was the frame_store of a node or a run."
+        ),
     ],
     start: Annotated[
         str, typer.Argument(metavar="FROM", help="Seconds of the source, or a date with a time.")
     ],
     stop: Annotated[str, typer.Argument(metavar="TO", help="Likewise; it is erased, too.")],
 ) -> None:
-    """Erase what a node has left in FOLDER, from FROM to TO.
+    """Erase what is kept in FOLDER of a time, from FROM to TO.
 
     Pictures, the keys that find them, and poses; not while the node writes there. A time is 12.5
-    or 2026-11-29T10:15.
+    or 2026-11-29T10:15, or as stream-vlm history prints it.
     """
     from stream_vlm_ros.console import plural
-    from stream_vlm_ros.errors import InvalidParameterError
-    from stream_vlm_ros.replay.kept import find_folder, parse_time, span_text
+    from stream_vlm_ros.history.folder import Held, erase, held_in
+    from stream_vlm_ros.replay.kept import find_folder, held_text, parse_stretch
 
-    first, last = parse_time("FROM", start), parse_time("TO", stop)
-    if first > last:
-        raise InvalidParameterError("TO is before FROM.")
     place = find_folder(folder)
-    from stream_vlm_ros.history.folder import erase  # with torch
-
-    erased = erase(place, first, last)
+    first, last = parse_stretch(("FROM", "TO"), (start, stop), held_in(place).reach)
+    with Console(highlight=False, stderr=True).status("Erasing"):
+        erased = erase(place, first, last)
+    stays = held_text(Held(erased.left, erased.reach, None))
     poses = f" and {plural(erased.poses, 'pose')}" if erased.poses else ""
-    stays = f", {span_text(*erased.reach)}" if erased.reach is not None else ""
-    out = Console(highlight=False)
-    out.print(
-        Text(
-            f"Erased {plural(erased.frames, 'frame')}{poses}. "
-            f"{plural(erased.left, 'frame')} stay{stays}."
-        ),
-        soft_wrap=True,
-    )
+    if erased.frames or erased.poses:
+        told = f"Erased {plural(erased.frames, 'frame')}{poses}. The folder still holds {stays}."
+    else:
+        told = f"Nothing lies from {start} to {stop}. The folder holds {stays}."
+    Console(highlight=False).print(Text(told), soft_wrap=True)
 
 
 @app.command()

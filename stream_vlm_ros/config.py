@@ -374,7 +374,8 @@ class Settings(SettingTable):
     )
     history_max_tokens: int = shared(
         4096,
-        "Maximum number of tokens of the past that are read for a question.",
+        "Maximum number of tokens of the past that are read for a question, but two pairs of "
+        "frames at least.",
         64,
         1_000_000,
     )
@@ -401,10 +402,11 @@ class Settings(SettingTable):
         100_000_000,
         change=ALWAYS,
     )
-    frame_store: str = node_only(
+    frame_store: str = shared(
         "",
         "Folder in which frames are kept, and with a history the keys that find them; taken up "
         "again at the next start. Empty: in memory.",
+        verbs=("ask", "replay"),
     )
     frame_store_megabytes: int = shared(
         1024,
@@ -615,6 +617,11 @@ class Settings(SettingTable):
             raise InvalidParameterError(
                 "frame_store keeps frames for a history: set history to auto or always, or engine "
                 "to delayed_batch"
+            )
+        if self.history_feature_megabytes and not self.has_history:
+            raise InvalidParameterError(
+                "history_feature_megabytes is for a history: set history to auto or always, and "
+                "engine to streaming"
             )
         if self.engine == "delayed_batch":
             if self.has_history:

@@ -48,12 +48,11 @@ def _kept_model(model_path: str, device: str, dtype: str) -> Checkpoint:
 def load_engine(settings: Settings) -> InferenceEngine:
     """An engine for one who asks while no frames come: its model loaded (once), its memory empty.
 
-    So no room is taken for frames that come while an answer is being written, and frames for a
-    history or the delayed batch engine are kept in memory.
+    So no room is taken for frames that come while an answer is being written.
 
     Raises ModelLoadError, DeviceUnavailableError, InvalidParameterError.
     """
-    alone = dataclasses.replace(settings, fork_slack_tokens=0, frame_store="")
+    alone = dataclasses.replace(settings, fork_slack_tokens=0)
     return build_engine(alone, _kept_model(settings.model_path, settings.device, settings.dtype))
 
 

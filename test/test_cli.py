@@ -121,6 +121,18 @@ def test_a_rate_of_zero_takes_every_frame(video):
     assert "ends before 100 s" in late.stderr
 
 
+def test_a_folder_that_ask_has_filled_is_searched_and_erased(video, tmp_path):
+    keeping = ["--history", "auto", "--frame-store", tmp_path / "frames"]
+    asked = run("ask", video, "What?", "--end", 2, *keeping, "--max-new-tokens", 2, "--json")
+    assert json.loads(asked.stdout)["memory"]["frames"] == 4  # two seconds at two
+    found = run("history", tmp_path / "frames", "a red square", "--json")
+    assert found.exit_code == 0 and isinstance(json.loads(found.stdout), list)
+    erased = run("forget", tmp_path / "frames", 0, 1)
+    assert erased.stdout == "Erased 3 frames. The folder still holds 1 frame, 1.5 s to 1.5 s.\n"
+    refused = run("ask", video, "What?", "--frame-store", tmp_path / "frames")
+    assert refused.exit_code == 2 and "set history to auto or always" in refused.stderr
+
+
 def test_a_question_can_be_asked_before_the_end_and_with_choices(video):
     result = run(
         "ask", video, "Is it day?", "--at", 1, "--choice", "yes", "--choice", "no", "--json"
@@ -165,7 +177,8 @@ def test_either_engine_answers_and_can_be_told_where_to_look(video):
     # Three of them are a pair and one without a partner, which the model sees twice.
     lone = run("ask", video, "Is it day?", "--engine", "delayed_batch,keep_fps=1")
     assert "3 frames kept" in lone.stdout
-    assert "4 encoded for the last question (padded to pairs, " in lone.stdout
+    words = " ".join(lone.stdout.split())
+    assert "4 encoded for the last question (padded to pairs, " in words
     streaming = run("ask", video, "Is it day?", "--about", 1, 1.5)
     assert streaming.exit_code == 0, streaming.output
     beyond = run("ask", video, "Is it day?", "--about", 60, 70)

@@ -36,12 +36,29 @@ For both:
     results         what these engines return in addition
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from stream_vlm_ros.errors import FrameStoreError, PictureLostError
 
-from .delayed import DelayedBatchInferenceEngine
-from .importance import NoveltyMeasure, ThumbnailNovelty, VisionNovelty
-from .manager import SmartFrameManager
-from .store import FrameStore, KeptFrame
+if TYPE_CHECKING:
+    from .delayed import DelayedBatchInferenceEngine
+    from .importance import NoveltyMeasure, ThumbnailNovelty, VisionNovelty
+    from .manager import SmartFrameManager
+    from .store import FrameStore, KeptFrame
+
+# Imported when first used: who erases a time of a folder should not wait for torch and a model.
+_HOMES = {
+    "DelayedBatchInferenceEngine": "delayed",
+    "FrameStore": "store",
+    "KeptFrame": "store",
+    "NoveltyMeasure": "importance",
+    "SmartFrameManager": "manager",
+    "ThumbnailNovelty": "importance",
+    "VisionNovelty": "importance",
+}
 
 __all__ = [
     "DelayedBatchInferenceEngine",
@@ -54,3 +71,9 @@ __all__ = [
     "ThumbnailNovelty",
     "VisionNovelty",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

@@ -5,14 +5,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from stream_vlm_ros.errors import FrameStoreError
-from stream_vlm_ros.history.index import KeyIndex
-from stream_vlm_ros.history.key_files import binding_in
 from stream_vlm_ros.history.poses import forget_in
 from stream_vlm_ros.history.store import FrameStore
 
@@ -37,6 +34,21 @@ class KeptKeys(NamedTuple):
     bytes: int
 
 
+class Held(NamedTuple):
+    """What a folder holds.
+
+    Attributes:
+        frames: of all runs of the source's clock.
+        reach: stamps of the first and the last of them; None: there are none.
+        newest: stamp of the newest frame of the present run, which alone is searched; None: it has
+            none.
+    """
+
+    frames: int
+    reach: tuple[float, float] | None
+    newest: float | None
+
+
 class Erased(NamedTuple):
     """What was erased of a folder, and what of it stays."""
 
@@ -51,6 +63,8 @@ def keys_in(folder: Path) -> KeptKeys | None:
 
     Raises FrameStoreError where that cannot be read.
     """
+    from stream_vlm_ros.history.key_files import binding_in  # with torch
+
     place = folder / KEYS
     binding = binding_in(place)
     if binding is None:
@@ -64,6 +78,13 @@ def keys_in(folder: Path) -> KeptKeys | None:
     )
 
 
+def held_in(folder: Path) -> Held:
+    """What the folder holds. Raises FrameStoreError: it cannot be used."""
+    with FrameStore(folder) as store:
+        newest = store.newest_frame
+        return Held(len(store), store.reach, None if newest is None else newest.stamp)
+
+
 def erase(folder: Path, start: float, stop: float) -> Erased:
     """Erase pictures, keys and poses from ``start`` to ``stop``, in seconds of the source, both
     included, of every time that the folder holds.
@@ -72,16 +93,20 @@ def erase(folder: Path, start: float, stop: float) -> Erased:
     """
     with FrameStore(folder) as store:  # which holds the folder against others
         frames = store.forget_between(start, stop)
-        kept = keys_in(folder)
-        if kept is not None:
-            _erase_keys(folder, kept, start, stop)
+        if os.path.lexists(folder / KEYS):
+            _erase_keys(folder, start, stop)
         poses = forget_in(folder, start, stop)
-        oldest, newest = store.oldest_frame, store.newest_frame
-        reach = None if oldest is None or newest is None else (oldest.stamp, newest.stamp)
-        return Erased(frames, poses, len(store), reach)
+        return Erased(frames, poses, len(store), store.reach)
 
 
-def _erase_keys(folder: Path, kept: KeptKeys, start: float, stop: float) -> None:
+def _erase_keys(folder: Path, start: float, stop: float) -> None:
+    import torch
+
+    from stream_vlm_ros.history.index import KeyIndex
+
+    kept = keys_in(folder)
+    if kept is None:
+        return
     dtype = getattr(torch, kept.dtype, None)
     if not isinstance(dtype, torch.dtype):
         raise FrameStoreError(f"the keys in {folder / KEYS} are of no known kind: {kept.dtype}")

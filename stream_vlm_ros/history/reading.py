@@ -33,6 +33,9 @@ class Reader(VideoStreamingInference):
         text_tokens: of the text before a video.
         max_pixels: larger pictures are reduced to so many.
         model, processor, device, options: as for `VideoStreamingInference`.
+
+    Attributes:
+        stamps: of the frames that it has read.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Reader(VideoStreamingInference):
     ):
         largest = max_pixels // StreamProcessor.wrap(processor).image_settings.factor ** 2
         self.max_tokens = max(max_tokens, 2 * largest)
+        self.stamps: list[float] = []
         # Pictures of several sizes are chunks of their own, with text between them.
         cap = EvictionConfig(self.max_tokens + 32 * (text_tokens + 1))
         super().__init__(model, processor, device, cap, max_pixels=max_pixels, **options)
@@ -64,7 +68,7 @@ class Reader(VideoStreamingInference):
     def read(self, shown: Sequence[Shown]) -> int:
         """Forget what was read, and read these frames, oldest first; how many tokens of vision."""
         self.reset()
-        tokens = 0
+        tokens, self.stamps = 0, []
         for _, some in groupby(shown, key=lambda one: one[1].shape):
             same = list(some)
             try:
@@ -74,6 +78,7 @@ class Reader(VideoStreamingInference):
             except InvalidImageError:  # one that was made for other settings
                 continue
             tokens += math.prod(done.grid)
+            self.stamps += [stamp for stamp, _ in same]
         return tokens
 
     def reads(self, grid: SeenGrid) -> bool:
@@ -84,6 +89,7 @@ class Reader(VideoStreamingInference):
     def read_features(self, seen: Sequence[SeenGrid]) -> int:
         """As `read`, of grids that the model has seen; oldest first."""
         self.reset()
+        self.stamps = [stamp for one in seen for stamp in (one.stamp, one.last)]
         for size, some in groupby(seen, key=lambda one: one.features.shape[:2]):
             same = list(some)
             stamps = [stamp for one in same for stamp in (one.stamp, one.last)]

@@ -75,10 +75,14 @@ About = tuple[float, float] | None
 
 
 class Look(NamedTuple):
-    """Stretches of time that are read together, and what of them an answer names."""
+    """Stretches of time that are read together.
+
+    Attributes:
+        named: what of them an answer names of which these stamps were read.
+    """
 
     stretches: tuple[tuple[float, float], ...]
-    episodes: tuple[EvidenceEpisode, ...]
+    named: Callable[[Sequence[float]], tuple[EvidenceEpisode, ...]]
 
 
 class Plan(NamedTuple):
@@ -335,7 +339,7 @@ class RecallingInference(VideoStreamingInference):
             fetch = time.perf_counter() - begun
             choice, told = reader.ask_choice(question, choices)
             not_seen = self.calibration.says_not_seen(choice)
-            named = () if not_seen else look.episodes
+            named = () if not_seen else look.named(reader.stamps)
             done = choice, self._finished(told, metrics, named, plan, tokens, fetch, started)
             if not not_seen:
                 break
@@ -626,7 +630,7 @@ class RecallingInference(VideoStreamingInference):
             told = answer.metrics
             assert told is not None  # it has ended
             not_seen = self.calibration.says_not_seen(answer.text)
-            named = () if not_seen else look.episodes
+            named = () if not_seen else look.named(reader.stamps)
             done = answer.text, self._finished(told, asked, named, plan, tokens, fetch, started)
             if not more or not not_seen or told.finish_reason == "cancelled":
                 break
@@ -765,11 +769,17 @@ class _Search:
         """A named time as it is, where nothing in it fits."""
         count = len(scored.scores)
         whole = [Episode(0, count - 1)] if count else []
-        return Look((about,), self._named(scored, whole, "history"))
+        return Look((about,), lambda _: self._named(scored, whole, "history"))
 
     def _look(self, scored: Scored, episodes: Sequence[Episode], want: Want) -> Look:
-        best = sorted(sorted(episodes, key=scored.best_of)[-MAX_NAMED:])
-        named = self._named(scored, best, "history")
+        def named(read: Sequence[float]) -> tuple[EvidenceEpisode, ...]:
+            def rests_on(one: Episode) -> bool:
+                first, last = scored.stamps_of(one)
+                return any(first <= stamp <= last for stamp in read)
+
+            best = sorted(filter(rests_on, episodes), key=scored.best_of)[-MAX_NAMED:]
+            return self._named(scored, sorted(best), "history")
+
         stretches = [scored.stamps_of(one, want.before, want.after) for one in episodes]
         return Look(tuple(stretches), named)
 

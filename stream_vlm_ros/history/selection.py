@@ -24,9 +24,12 @@ T = TypeVar("T")
 
 
 def evenly(some: Sequence[T], most: int) -> Sequence[T]:
-    """At most so many of them, evenly spread, the first and the last among them."""
+    """At most so many of them, evenly spread, the first and the last among them; of one alone, that
+    in the middle."""
     if len(some) <= most:
         return some
+    if most == 1:
+        return [some[len(some) // 2]]
     return [some[at] for at in np.linspace(0, len(some) - 1, most).round().astype(int)]
 
 

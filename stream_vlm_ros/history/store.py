@@ -330,6 +330,12 @@ class FrameStore:
         found = self._find("ORDER BY id LIMIT 1")
         return found[0] if found else None
 
+    @property
+    def reach(self) -> tuple[float, float] | None:
+        """The first and the last stamp of all epochs; None: there is no frame."""
+        first, last = self._execute("SELECT MIN(stamp), MAX(stamp) FROM frames").fetchone()
+        return None if first is None else (first, last)
+
     def newest(self, count: int, until: float = math.inf) -> list[KeptFrame]:
         """The latest ``count`` frames up to a stamp, oldest first."""
         return self._find("WHERE stamp <= ? ORDER BY id DESC LIMIT ?", until, count)[::-1]

@@ -9,7 +9,7 @@ import io
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,12 @@ class ReplayJob:
                 "--load-memory and --save-memory are for the closed loop: a node has ~/load_memory "
                 "and ~/save_memory."
             )
+        stores = [settings.frame_store for settings in self.settings if settings.frame_store]
+        if len(set(stores)) < len(stores):
+            raise InvalidParameterError(
+                f"Two runs keep their frames in {stores[0]}: name another folder for one of them, "
+                "or none, as in --compare NAME:frame_store=,history=never."
+            )
         if len(set(saved)) < len(saved):
             raise InvalidParameterError(
                 f"Two runs save their memory as {saved[0]}: give save_memory to one of them, as in "
@@ -178,11 +184,12 @@ class ReplayJob:
         with _Bar(self.console) as bar:
             for number, settings in enumerate(self.settings):
                 source = self._open(settings)
-                runs.append(
-                    self._run_in_real_time(settings, source, journal, bar)
-                    if self.realtime
-                    else self._run(number, settings, source, journal, bar)
-                )
+                with closing(RunMemory(settings, self._make)) as memory:
+                    runs.append(
+                        self._run_in_real_time(settings, source, journal, bar)
+                        if self.realtime
+                        else self._run(number, settings, memory, source, journal, bar)
+                    )
                 if self.interrupted or runs[-1].get("error", {}).get("code") == JournalError.code:
                     break
         journal.close()
@@ -201,6 +208,7 @@ class ReplayJob:
         self,
         number: int,
         settings: Settings,
+        memory: RunMemory,
         source: Source,
         journal: Journal,
         bar: _Bar,
@@ -225,7 +233,6 @@ class ReplayJob:
                 listeners.append(
                     stack.enter_context(_View(lambda: SessionBag(folder), name, self.failed))
                 )
-            memory = RunMemory(settings, self._make)
             replay = Replay(
                 settings,
                 self.questions,

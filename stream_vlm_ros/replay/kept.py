@@ -9,7 +9,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import date, datetime, time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +17,13 @@ from rich.table import Table
 from rich.text import Text
 
 from stream_vlm_ros.config import Settings
+from stream_vlm_ros.console import duration_text, plural
 from stream_vlm_ros.errors import InvalidParameterError, cut
 from stream_vlm_ros.owned import NotOursError, held, kind_of
 
 if TYPE_CHECKING:
     from stream_vlm_ros.engine import EvidenceEpisode
+    from stream_vlm_ros.history.folder import Held
     from stream_vlm_ros.history.recall import RecallingInference
 
 KIND = "frame store"  # as stream_vlm_ros.history.store says in the folder's mark
@@ -38,7 +40,7 @@ def find_folder(name: str) -> Path:
         raise InvalidParameterError(f"there is no folder {cut(name) or '(empty)'}.")
     if kind_of(folder) != KIND:
         raise InvalidParameterError(
-            f"{folder} holds no history: name the folder that the node has as frame_store."
+            f"{folder} holds no history: name what was the frame_store of a node or a run."
         )
     try:
         with held(folder, KIND):
@@ -90,18 +92,52 @@ def open_history(settings: Settings, folder: Path) -> RecallingInference:
     return engine
 
 
-def parse_time(name: str, text: str) -> float:
+def parse_stretch(
+    names: tuple[str, str], texts: tuple[str, str], reach: tuple[float, float] | None
+) -> tuple[float, float]:
+    """Two times, as `parse_time` reads them. A time of the day alone is of the one day that the
+    folder holds; the second one is of the first one's day.
+
+    Raises InvalidParameterError.
+
+    Args:
+        reach: stamps of the first and the last frame of the folder.
+    """
+    days = {datetime.fromtimestamp(stamp).date() for stamp in reach or () if stamp >= CLOCK}
+    first = parse_time(names[0], texts[0], days.pop() if len(days) == 1 else None)
+    dated = CLOCK <= first < math.inf
+    last = parse_time(names[1], texts[1], datetime.fromtimestamp(first).date() if dated else None)
+    if first > last:
+        raise InvalidParameterError(f"{names[1]} is before {names[0]}.")
+    return first, last
+
+
+def parse_time(name: str, text: str, day: date | None = None) -> float:
     """Seconds of the source: a number, or a date with a time of the day, by this machine's zone
-    where it names none. Raises InvalidParameterError.
+    where it names none; as `time_text` writes them, too. Raises InvalidParameterError.
 
     Args:
         name: what it is; a sentence begins with it.
+        day: of a time without a date; None: such a time is refused.
     """
+    given = text.strip()
     try:
-        seconds = float(text)
+        seconds = float(given.removesuffix(" s"))
     except ValueError:
+        if _is(date, given):
+            raise InvalidParameterError(
+                f"{name} is {given}, a date alone: give the time of the day, too, such as "
+                f"{given}T00:00."
+            ) from None
+        if _is(time, given):
+            if day is None:
+                raise InvalidParameterError(
+                    f"{name} is {given}, a time of no certain day: give the date, too, such as "
+                    "2026-11-29T10:15, or seconds of the source."
+                ) from None
+            given = f"{day}T{given}"
         try:
-            seconds = datetime.fromisoformat(text).timestamp()
+            seconds = datetime.fromisoformat(given).timestamp()
         except (ValueError, OverflowError, OSError):
             raise InvalidParameterError(
                 f"{name} is {cut(text)!r}: give seconds of the source, such as 12.5, or a date "
@@ -110,6 +146,21 @@ def parse_time(name: str, text: str) -> float:
     if math.isnan(seconds):
         raise InvalidParameterError(f"{name} is no number.")
     return seconds
+
+
+def _is(kind: type[date] | type[time], text: str) -> bool:
+    try:
+        kind.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
+
+
+def held_text(held: Held) -> str:
+    """What a folder holds, in words."""
+    if held.reach is None:
+        return "nothing"
+    return f"{plural(held.frames, 'frame')}, {span_text(*held.reach)}"
 
 
 def time_text(seconds: float) -> str:
@@ -129,16 +180,23 @@ def span_text(first: float, last: float) -> str:
     return f"{begin} to {end.removeprefix(f'{day} ') if same else end}"
 
 
-def found_table(episodes: Sequence[EvidenceEpisode]) -> Table:
-    """One line an episode."""
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column("score", justify="right")
+def found_table(episodes: Sequence[EvidenceEpisode], hit: float, newest: float) -> Table:
+    """One line an episode.
+
+    Args:
+        hit: a score below it is weak.
+        newest: stamp of the newest frame, before which they lie.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("score")
     table.add_column("when", no_wrap=True)
-    table.add_column("seconds", justify="right")
+    table.add_column("lasts", justify="right")
+    table.add_column("ago", justify="right")
     for episode in episodes:
         table.add_row(
-            f"{episode.score:.2f}",
+            f"{episode.score:5.2f}{'' if episode.score >= hit else ' weak'}",
             Text(span_text(episode.start, episode.end)),
-            f"{episode.end - episode.start:.1f}",
+            duration_text(episode.end - episode.start),
+            duration_text(max(0.0, newest - episode.end)),
         )
     return table

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-"""The memory that a run begins with, and the one that it leaves."""
+"""The memory that a run begins with, and what it leaves: its memory, and frames in a folder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class RunMemory:
     """Engines of a run, whose memory is loaded from a file and saved in one.
 
     Args:
-        settings: ``load_memory`` and ``save_memory`` name the files, "" none.
+        settings: ``load_memory`` and ``save_memory`` name the files, ``frame_store`` the folder, ""
+            none.
         make: builds an engine.
     """
 
@@ -44,13 +45,15 @@ class RunMemory:
     def engine(self) -> InferenceEngine:
         """A further engine of the run; stamps in it are the source's own seconds.
 
-        Raises InvalidParameterError for a second one where a file is named: it holds one memory.
+        Raises InvalidParameterError for a second one where a file or a folder is named: it holds
+        one memory.
         """
         settings = self._settings
-        if self._engines and (settings.load_memory or settings.save_memory):
+        named = settings.load_memory or settings.save_memory or settings.frame_store
+        if self._engines and named:
             raise InvalidParameterError(
                 "frames of several cameras come, each with a memory of its own, but a file of "
-                "load_memory or save_memory holds one: choose a camera (--topic)"
+                "load_memory or save_memory and a frame_store hold one: choose a camera (--topic)"
             )
         self._engines.append(self._make(settings))
         if settings.load_memory:
@@ -71,3 +74,8 @@ class RunMemory:
         if not self._engines:
             raise InvalidParameterError("no frame came: there is no memory to save")
         return self._engines[0].save_memory(self._settings.save_memory)
+
+    def close(self) -> None:
+        """Give back what its engines opened."""
+        for engine in self._engines:
+            engine.close()

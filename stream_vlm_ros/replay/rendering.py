@@ -21,9 +21,12 @@ from stream_vlm_ros.console import (
     plural,
     visible,
 )
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.owned import write_whole
 
+from .ages import age_text, correction
 from .journal import as_json
+from .kept import CLOCK, span_text
 from .plots import COLOURS, plots_of
 from .summary import ON_PURPOSE, is_judged
 
@@ -169,7 +172,9 @@ def _environment(shown: Callable[[str], str], autoescape: bool = False) -> jinja
         verdict=_verdict,
         p_value=p_value_text,
     )
-    environment.globals.update(lost=_lost, is_judged=is_judged)
+    environment.globals.update(
+        lost=_lost, is_judged=is_judged, seen=_seen, correction=_correction, zip=zip
+    )
     return environment
 
 
@@ -190,6 +195,25 @@ def seconds_text(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{1000 * value:.0f} ms" if value < 1 else f"{value:.2f} s"
+
+
+def _seen(answer: dict[str, Any]) -> list[str]:
+    """When each episode was that an answer rests on, how long before the question, and where."""
+    stamp = answer.get("stamp_ns")
+    origin = 0.0 if stamp is None else stamp / SECOND - answer["at"]
+    told = []
+    for one in answer.get("episodes", ()):
+        start, end = one["start"], one["end"]
+        words = [f"{_clock(start)}–{_clock(end)}", age_text(end, answer["at"])]
+        if origin + start >= CLOCK:
+            words.insert(1, span_text(origin + start, origin + end))
+        told.append(" · ".join([*words, one["tier"], f"score {one['score']:.2f}"]))
+    return told
+
+
+def _correction(answer: dict[str, Any]) -> str:
+    episodes = [(one["start"], one["end"]) for one in answer.get("episodes", ())]
+    return correction(answer["answer"] or "", episodes, answer["at"])
 
 
 def _clock(seconds: float) -> str:

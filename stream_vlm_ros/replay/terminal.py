@@ -13,7 +13,9 @@ from rich.text import Text
 
 from stream_vlm_ros.console import bytes_text, duration_text, plural, printable
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
+from stream_vlm_ros.replay.ages import age_text, correction
 from stream_vlm_ros.replay.feeding import Fed
+from stream_vlm_ros.replay.kept import CLOCK, span_text
 from stream_vlm_ros.replay.records import history_reach
 from stream_vlm_ros.sources import Source
 
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
         EvidenceEpisode,
         InferenceEngine,
     )
+
+
+MAX_STRETCHES = 4  # of time, of what the memory holds, that are told one by one
 
 
 class WatchingBar:
@@ -92,8 +97,11 @@ class Dialogue:
             )
             self._grow(answer)
             self._print(Text("" if self._live else printable(answer)))
+        at = metrics.newest_timestamp or 0.0
+        if told := correction(answer, [(one.start, one.end) for one in metrics.episodes], at):
+            self._print(Text(f"  {told}.", style="yellow"), soft_wrap=False)
         for episode in metrics.episodes:
-            self._print(Text(f"  {self._episode_text(episode)}", style="dim"))
+            self._print(Text(f"  {self._episode_text(episode, at)}", style="dim"), soft_wrap=False)
         tokens = metrics.get("answer_tokens")
         length = "" if tokens is None else f", {plural(tokens, 'token')}"
         self._print(
@@ -109,9 +117,14 @@ class Dialogue:
             "choices": choices or [],
         } | metrics.as_dict()
 
-    def _episode_text(self, episode: EvidenceEpisode) -> str:
+    def _episode_text(self, episode: EvidenceEpisode, at: float) -> str:
+        """When it was, also of the day where the stamps are those of a clock."""
         first, last = episode.start - self._start, episode.end - self._start
-        return f"seen at {first:.1f}-{last:.1f} s ({episode.tier}, score {episode.score:.2f})"
+        clock = f" ({span_text(episode.start, episode.end)})" if episode.start >= CLOCK else ""
+        return (
+            f"seen at {first:.1f}-{last:.1f} s{clock}, {age_text(episode.end, at)}\n"
+            f"  ({episode.tier}, score {episode.score:.2f})"
+        )
 
     @property
     def _live(self) -> bool:
@@ -125,15 +138,19 @@ class Dialogue:
             self._out.file.flush()
             self._shown = text
 
-    def _print(self, text: Text) -> None:
+    def _print(self, text: Text, soft_wrap: bool = True) -> None:
         if self._out is not None:
-            self._out.print(text, soft_wrap=True)
+            self._out.print(text, soft_wrap=soft_wrap)
 
 
 def memory_text(info: CacheInfo, fed: Fed) -> str:
     """What the memory holds after a source was fed, and what that took: two lines, or three."""
     start = (fed.first_ns or 0) / SECOND
-    spans = ", ".join(f"{a - start:.1f}-{b - start:.1f} s" for a, b in info["time_spans"])
+    stretches = [f"{a - start:.1f}-{b - start:.1f} s" for a, b in info["time_spans"]]
+    if len(stretches) > MAX_STRETCHES:
+        between = len(stretches) - MAX_STRETCHES
+        stretches[1 : between + 1] = [f"{between} more"]
+    spans = ", ".join(stretches)
     speed = fed.frames / max(fed.seconds, 1e-9)
     if kept := info.get("frame_memory"):  # of the delayed batch engine
         encoded, stored = kept["frames_encoded"], kept["stored_frames"]

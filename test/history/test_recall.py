@@ -30,8 +30,10 @@ from stream_vlm_ros.factory import default_model
 from stream_vlm_ros.history import tiers
 from stream_vlm_ros.history.calibration import CalibratedHead, Calibration, model_hash
 from stream_vlm_ros.history.index import ROW_BYTES, KeyIndex
+from stream_vlm_ros.history.reading import Reader
 from stream_vlm_ros.history.recall import RecallingInference
 from stream_vlm_ros.history.store import FrameStore
+from stream_vlm_ros.history.tiers import thinned
 from stream_vlm_ros.world.rare import RareWorld, grid_stamps
 
 GRID = 6  # tokens
@@ -238,6 +240,25 @@ def test_however_many_episodes_fit_no_more_is_read_than_the_bound(make, footage)
     engine = apart(make(max_history_tokens=4 * GRID, history_pixels=28 * 28 * GRID), footage)
     _, metrics = engine.ask("How often was it there?", 4)
     assert 0 < metrics.fetched_tokens <= 4 * GRID  # of seven episodes, and the present
+
+
+def test_an_answer_to_how_often_names_no_episode_that_was_not_read(make, footage):
+    engine = apart(make(max_history_tokens=4 * GRID, history_pixels=28 * 28 * GRID), footage)
+    read = []
+    taken = Reader.read
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reader, "read", lambda self, shown: read.append(shown) or taken(self, shown))
+        _, metrics = engine.ask("How often was it there?", 4)
+        _, chosen = engine.ask_choice("How often was it there?", CHOICES)
+    for shown, told in zip(read, (metrics, chosen), strict=True):
+        stamps = {stamp for stamp, _ in shown}
+        assert told.episodes
+        assert all(stamps & set(one.stamps) for one in told.episodes)
+
+
+def test_of_an_episode_that_does_not_fit_what_is_read_alone_is_its_middle():
+    assert list(thinned([1, 2, 3, 4, 5, 6, 7, 8, 9, 10], 1, 2)) == [5, 6]
+    assert list(thinned([1, 2, 3, 4, 5, 6, 7, 8, 9, 10], 2, 2)) == [1, 2, 9, 10]
 
 
 def test_where_the_model_sees_nothing_the_next_episode_is_read(small, make, footage):

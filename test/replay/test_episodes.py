@@ -8,15 +8,19 @@ import json
 from pathlib import Path
 
 import pytest
-from fake_engine import FakeRecall, answer_metrics, choice_metrics, episode
+from fake_engine import FakeRecall, answer_metrics, cache_info, choice_metrics, episode
 from rich.console import Console
 from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from stream_vlm_ros.errors import OutOfHorizonError
+from stream_vlm_ros.replay.ages import correction
 from stream_vlm_ros.replay.feeding import Fed
 from stream_vlm_ros.replay.records import forgotten
+from stream_vlm_ros.replay.rendering import render_html, render_markdown
 from stream_vlm_ros.replay.terminal import Dialogue, memory_text
+
+pytestmark = pytest.mark.usefixtures("utc")
 
 MESSAGES = Path(__file__).resolve().parents[2] / "msg"
 START = 1_700_000_000.0  # of the known source
@@ -32,7 +36,7 @@ class Recalls(FakeRecall):
 
     def __init__(self, lost=()):
         super().__init__()
-        self.asked, self.lost = 0, set(lost)
+        self.asked, self.lost, self.words = 0, set(lost), "xxx"
         self.found = (
             episode(START + 1.5, START + 2.0, START + 2.5, score=3.25),
             episode(START + 4.0, score=2.0, tier="memory"),
@@ -40,7 +44,9 @@ class Recalls(FakeRecall):
 
     def ask(self, question, max_new_tokens=128, *arguments, on_token=None, **options):
         self.asked += 1
-        return "xxx", answer_metrics(episodes=self.found)
+        return self.words, answer_metrics(
+            episodes=self.found, time_spans=[(START + 18, START + 19)]
+        )
 
     def ask_choice(self, question, choices, *, about=None, **options):
         self.asked += 1
@@ -83,7 +89,9 @@ def test_the_report_names_the_episodes_from_the_first_frame_on_with_pictures(job
     assert pictures == [b"jpeg of %.3f" % (START + at) for at in (1.5, 2.5)]
     page = (done.out / "report.html").read_text()
     assert page.count('class="episode"') == 3
-    assert "0:01.5–0:02.5 · history · score 3.25" in page
+    when = "0:01.5–0:02.5 · 2023-11-14 22:13:21.5 to 22:13:22.5"
+    assert f"{when} · 2.5 s before the question · history · score 3.25" in page
+    assert f"xxx; seen {when} · 2.5 s before the question" in (done.out / "report.md").read_text()
     assert "evidence named" in page and "evidence not named" in page
     assert page.count('alt="A frame from') == 4
 
@@ -134,13 +142,60 @@ def test_an_answer_without_episodes_says_nothing_of_them(make_job):
 def test_the_terminal_says_when_it_was_seen_and_what_the_history_holds():
     engine, out = Recalls(), io.StringIO()
     engine.append_video_chunk([None] * 20, timestamps=[START + k for k in range(20)])
-    dialogue = Dialogue(engine, Console(file=out, width=100), START)
+    dialogue = Dialogue(engine, Console(file=out, width=80), START)
     told = dialogue.ask("Where was it?", None, 5)
-    assert "  seen at 1.5-2.5 s (history, score 3.25)\n" in out.getvalue()
+    assert out.getvalue().splitlines()[2:4] == [
+        "  seen at 1.5-2.5 s (2023-11-14 22:13:21.5 to 22:13:22.5), 16 s before the ",
+        "question",
+    ]
+    assert "  (history, score 3.25)" in out.getvalue()
     assert json.loads(json.dumps(told))["episodes"][0]["start"] == START + 1.5
     fed = Fed(frames=20, chunks=1, first_ns=round(START * 1e9), seconds=1.0)
     text = memory_text(engine.get_cache_info(), fed)
     assert "\nIts history holds 20 frames (2.0 kB): 0.0-19.0 s." in text
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ("16 seconds ago", ""),
+        ("it left 15 seconds ago", ""),
+        ("300 seconds ago", "16 s"),
+        ("5 minutes ago", "16 s"),
+        ("for 300 seconds", ""),
+        ("2 boxes ago", ""),
+    ],
+)
+def test_a_time_that_the_stamps_contradict_does_not_stand_alone(answer, told):
+    words = f"By the stamps it was {told} ago, not as the model says" if told else ""
+    assert correction(answer, [(1.5, 2.5)], 19.0) == words
+    engine, out = Recalls(), io.StringIO()
+    engine.found, engine.words = engine.found[:1], answer
+    Dialogue(engine, Console(file=out, width=80), START).ask("When?", None, 5)
+    assert ("By the stamps it was" in out.getvalue()) is bool(told)
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [("1 minute 40 seconds ago", True), ("2 minutes ago", True), ("1 hour ago", False)],
+)
+def test_a_time_is_read_as_exactly_as_it_is_told(answer, right):
+    assert (correction(answer, [(0.0, 20.0)], 120.0) == "") is right
+
+
+def test_the_report_says_so_too(job):
+    done = job()
+    report = done.run()
+    where = answers_of(report)["where"]
+    where["answer"] = "300 seconds ago"
+    words = "By the stamps it was 1.0 s ago, not as the model says"
+    assert words in render_markdown(report) and words in render_html(report, done.out)
+
+
+def test_of_many_stretches_in_memory_the_first_and_the_newest_are_told():
+    info = cache_info(time_spans=[(float(k), k + 0.5) for k in range(0, 80, 2)])
+    text = memory_text(info, Fed(frames=160, chunks=1, seconds=1.0))
+    assert "0.0-0.5 s, 36 more, 74.0-74.5 s, 76.0-76.5 s, 78.0-78.5 s of the source" in text
 
 
 def test_a_time_beyond_all_tiers_is_told_from_the_first_frame_on():

@@ -11,6 +11,8 @@ from rich.console import Console
 
 from stream_vlm_ros.engine.saving.memory_copy import about_memory
 from stream_vlm_ros.errors import InvalidParameterError, MemoryFileError
+from stream_vlm_ros.factory import load_engine
+from stream_vlm_ros.history.folder import held_in
 from stream_vlm_ros.owned import NotOursError
 from stream_vlm_ros.replay.command import run_job, settings_of
 
@@ -138,6 +140,22 @@ def test_a_file_holds_the_memory_of_one_run_and_of_one_camera(make_job, tmp_path
     report = make_job((settings,), questions=LAST, source_options=cameras).run()
     assert "several cameras" in report["runs"][0]["error"]["message"]
     assert not (tmp_path / "m").exists()
+
+
+def test_a_run_leaves_its_frames_in_a_folder_and_gives_it_back(make_job, tmp_path):
+    folder = tmp_path / "frames"
+    settings = dataclasses.replace(BASE, history="auto", frame_store=str(folder))
+    cameras = {"cameras": ("left", "right")}
+    report = make_job((settings,), questions=LAST, engine=load_engine, source_options=cameras).run()
+    assert "several cameras" in report["runs"][0]["error"]["message"]
+    assert held_in(folder).frames == 0  # nobody holds it
+    make_job((settings,), questions=LAST, out="second", engine=load_engine).run()
+    assert held_in(folder) == (14, (START, START + 6.5), START + 6.5)
+    both = settings_of(settings, None, ["max_cache_tokens=2048"])
+    with pytest.raises(InvalidParameterError, match="Two runs keep their frames"):
+        make_job(both)
+    one = settings_of(settings, None, ["alone:frame_store=,history=never"])
+    assert make_job(one).settings[1].frame_store == ""
 
 
 def test_in_real_time_the_node_has_services_for_it(make_job, tmp_path):
