@@ -95,6 +95,10 @@ class ReplayJob:
             raise InvalidParameterError("attach is for a replay in real time: give run_live.")
         if self.play and not self.attach:
             raise InvalidParameterError("--play needs --attach, which names the node to play to.")
+        if self.realtime and any(settings.token_logprobs for settings in self.settings):
+            raise InvalidParameterError(
+                "--token-logprobs works only in the closed loop: a node's answers do not tell them."
+            )
         if self.realtime and self.bag:
             raise InvalidParameterError(
                 "--bag works only in the closed loop; in real time use ros2 bag record."

@@ -143,6 +143,18 @@ def test_the_terminal_says_when_it_was_seen_and_what_the_history_holds():
     assert "\nIts history holds 20 frames (2.0 kB): 0.0-19.0 s." in text
 
 
+def test_choices_are_told_with_their_scores_and_those_a_token():
+    class Scores(FakeRecall):
+        def ask_choice(self, question, choices, **options):
+            return choices[0], choice_metrics(choices)  # -1 for 2 tokens each
+
+    out = io.StringIO()
+    told = Dialogue(Scores(), Console(file=out, width=100)).ask("Which?", ["cup", "bowl"], 5)
+    assert "> cup  (log-probability -1.00, -0.50 a token)\n" in out.getvalue()
+    assert (told["scores"], told["choice_tokens"]) == ([-1.0, -1.0], [2, 2])
+    assert told["mean_scores"] == [-0.5, -0.5]
+
+
 def test_a_time_beyond_all_tiers_is_told_from_the_first_frame_on():
     engine = FakeRecall(cap=20)
     for second in range(10):

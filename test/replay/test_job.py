@@ -260,3 +260,9 @@ def test_a_setting_out_of_all_range_is_refused_in_a_few_words(change):
     with pytest.raises(InvalidParameterError) as caught:
         BASE.changed(change)
     assert len(str(caught.value)) < 1500
+
+
+def test_log_probabilities_that_a_node_does_not_tell_are_refused_in_real_time(make_job):
+    settings = (Settings(token_logprobs=True),)
+    with pytest.raises(InvalidParameterError, match="--token-logprobs works only"):
+        make_job(settings, run_live=lambda *given: None)

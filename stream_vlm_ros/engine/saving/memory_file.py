@@ -15,7 +15,7 @@ import json
 import os
 import threading
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def write(
     if len(text) > MAX_HEADER:
         raise MemoryFileError(f"{cut(str(path))}: a header of {len(text):,} bytes is too long")
 
-    def blocks() -> Iterator[memoryview]:
+    def blocks() -> Generator[memoryview]:
         with threads(1) as (meanwhile, over):  # nobody waits for the sums
             sums = meanwhile.map(lambda named: _sum(named[1], over), tensors)
             yield memoryview(len(text).to_bytes(8, "little") + text)
