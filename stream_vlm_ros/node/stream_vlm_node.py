@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import wait
@@ -85,7 +86,7 @@ class StreamVlmNode(TellingLifecycleNode):
         self._clear_figures()
 
         self.parameters = Settings.of(declare(self, PARAMETERS.values()))
-        refuse_unknown(self)
+        refuse_unknown(self, sys.argv)
         self.add_on_set_parameters_callback(self._on_set_parameters)
 
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
