@@ -83,7 +83,9 @@ def refuse_unknown(node: Node, arguments: Sequence[str] = ()) -> None:
             continue
         words = Settings.unknown(name).replace("setting", "parameter", 1)
         if name in shared:
-            node.get_logger().warning(f"a parameter file says to several nodes, and {words}")
+            node.get_logger().warning(
+                f"{words} (left out: a parameter file gives it to several nodes)"
+            )
         else:
             unknown.append(words)
     if unknown:
