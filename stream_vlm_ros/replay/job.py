@@ -42,6 +42,9 @@ from .settings import as_reported
 THUMBNAIL_WIDTH = 320
 THUMBNAILS = "thumbnails"
 JOURNAL = "journal.jsonl"
+OF_THE_SMALL_MODEL = (
+    "The answers are those of the small model of the package, which knows only its drawn world."
+)
 
 
 @dataclass
@@ -187,6 +190,9 @@ class ReplayJob:
                     if self.realtime
                     else self._run(number, settings, source, journal, bar)
                 )
+                if not settings.model_path and self.make_engine is None and self.attach is None:
+                    told = runs[-1]["source"]
+                    runs[-1]["source"] = told | {"notes": [*told["notes"], OF_THE_SMALL_MODEL]}
                 if self.interrupted or runs[-1].get("error", {}).get("code") == JournalError.code:
                     break
         journal.close()

@@ -117,7 +117,7 @@ def test_the_dtype_is_the_one_asked_for_or_else_the_checkpoints(folder, asked, t
         ({"attn_implementation": "flash_attention_2"}, "an attention of its own"),
         ({"device_map": "auto"}, r"move it there by \.to\(device\)"),
         ({"load_in_4bit": True}, "16 or 32 bits"),
-        ({"torch_dtpye": torch.float32}, "takes the folder and torch_dtype"),
+        ({"torch_dtpye": torch.float32}, "takes the folder, torch_dtype"),
         ({"torch_dtype": torch.int8}, "use torch.bfloat16"),
     ],
 )
