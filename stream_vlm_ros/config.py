@@ -581,6 +581,12 @@ class Settings(SettingTable):
     # A run of a replay
     name: str = replay_only("", "Name of the run in its report. Empty: its engine.")
     seed: int = replay_only(0, "Where sampling begins, with a temperature above 0.", 0, 2**31 - 1)
+    token_logprobs: bool = replay_only(
+        False,
+        "Write into report.json the ids of each answer's tokens with the model's log-probability "
+        "of each, and the scores a token of choices.",
+        verbs=("replay",),
+    )
     at_question: str = replay_only(
         "grids",
         "What is done with a chunk that is not full when a question is due. grids: its complete "

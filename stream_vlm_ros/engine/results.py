@@ -206,8 +206,10 @@ class ChoiceMetrics(QuestionMetrics):
         choice_index: which one, from 0.
         scores: log-probability of each as the whole answer.
         choice_tokens: tokens of each that its score is the sum of, with the end of the turn.
-        mean_scores: the scores a token, for choices of unlike lengths; computed when asked for.
+        mean_scores: the scores a token, for choices of unlike lengths.
     """
+
+    derived: ClassVar[tuple[str, ...]] = (*QuestionMetrics.derived, "mean_scores")
 
     choice_index: int
     scores: tuple[float, ...]

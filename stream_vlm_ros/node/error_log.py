@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import traceback
@@ -12,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from stream_vlm_ros.errors import cut
+
+MAX_WARNING = 2000  # characters
 
 
 @dataclass
@@ -89,6 +92,24 @@ class ErrorLog:
                 f"{where} failed again, {repeated + 1} times since the last message: "
                 f"{cut(repr(fault))}"
             )
+
+
+class Forwarding(logging.Handler):
+    """Hands on what this package's engine warns of by Python's logging: a robot's log, not stderr,
+    is where it is looked for. In place from its making to `close`."""
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        super().__init__(logging.WARNING)
+        self._write = write
+        self._of = logging.getLogger("stream_vlm_ros")
+        self._of.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._write(cut(record.getMessage(), MAX_WARNING))
+
+    def close(self) -> None:
+        self._of.removeHandler(self)
+        super().close()
 
 
 def traced(fault: BaseException) -> str:

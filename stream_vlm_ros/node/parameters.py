@@ -8,9 +8,11 @@ Which parameters the node has is said in :class:`stream_vlm_ros.config.Settings`
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import yaml
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
@@ -66,16 +68,50 @@ def descriptor(row: Setting) -> ParameterDescriptor:
     return found
 
 
-def refuse_unknown(node: Node) -> None:
+def refuse_unknown(node: Node, arguments: Sequence[str] = ()) -> None:
     """Raise InvalidParameterError, naming each, where a node was started with parameters that it
-    has not declared. Those that rclpy declares when it needs them are left to it."""
-    unknown = [
-        Settings.unknown(name).replace("setting", "parameter", 1)
-        for name in getattr(node, "_parameter_overrides", {})
-        if not node.has_parameter(name) and not name.startswith("qos_overrides.")
-    ]
+    has not declared. Those that rclpy declares when it needs them are left to it.
+
+    Args:
+        arguments: of the process. What a parameter file among them gives to several nodes (``/**``)
+            is meant for whichever has it: the log warns of that, and the node starts.
+    """
+    shared = _shared(arguments)
+    unknown = []
+    for name in getattr(node, "_parameter_overrides", {}):
+        if node.has_parameter(name) or name.startswith("qos_overrides."):
+            continue
+        words = Settings.unknown(name).replace("setting", "parameter", 1)
+        if name in shared:
+            node.get_logger().warning(
+                f"{words} (left out: a parameter file gives it to several nodes)"
+            )
+        else:
+            unknown.append(words)
     if unknown:
         raise InvalidParameterError("; ".join(unknown))
+
+
+def _shared(arguments: Sequence[str]) -> set[str]:
+    """The names that parameter files give to several nodes. rcl, which has read them, hands them on
+    as if they had been given to this one."""
+    names: set[str] = set()
+    for flag, file in itertools.pairwise(arguments):
+        if flag == "--params-file":
+            with open(file, encoding="utf-8") as text:
+                sections = yaml.safe_load(text)
+            for nodes, section in sections.items():
+                if str(nodes).endswith("*"):
+                    names |= set(_dotted(section.get("ros__parameters", {})))
+    return names
+
+
+def _dotted(values: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}"
 
 
 def _constraints(row: Setting) -> str:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import wait
@@ -32,7 +33,7 @@ from stream_vlm_ros.errors import (
 from stream_vlm_ros.node import health, interfaces
 from stream_vlm_ros.node.ask_server import LATCHED, AskServer
 from stream_vlm_ros.node.counters import Drop
-from stream_vlm_ros.node.error_log import ErrorLog, News, traced
+from stream_vlm_ros.node.error_log import ErrorLog, Forwarding, News, traced
 from stream_vlm_ros.node.health import InputMonitor
 from stream_vlm_ros.node.image_input import ImageInput
 from stream_vlm_ros.node.image_thread import ImageThread
@@ -72,6 +73,7 @@ class StreamVlmNode(TellingLifecycleNode):
         super().__init__("stream_vlm", **node_arguments)
         self.error_log = ErrorLog(lambda text: self.get_logger().error(text))
         self._news = News()
+        self._warnings: Forwarding | None = None
         self._load = load
         self._worker: EngineWorker | None = None
         self._ingest: FrameIngest | None = None
@@ -85,7 +87,7 @@ class StreamVlmNode(TellingLifecycleNode):
         self._clear_figures()
 
         self.parameters = Settings.of(declare(self, PARAMETERS.values()))
-        refuse_unknown(self)
+        refuse_unknown(self, sys.argv)
         self.add_on_set_parameters_callback(self._on_set_parameters)
 
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -143,6 +145,7 @@ class StreamVlmNode(TellingLifecycleNode):
     def _configure(self) -> None:
         self.parameters = Settings.of(read(self, PARAMETERS.values()))
         self._clear_figures()
+        self._warnings = Forwarding(self._warn)
         worker = self._make_worker()
         self._wait_until_loaded(worker)
         self.keeper = keeper = MemoryKeeper(
@@ -261,6 +264,9 @@ class StreamVlmNode(TellingLifecycleNode):
         status, self._status = self._status, None
         if status is not None:
             self.destroy_publisher(status)
+        warnings, self._warnings = self._warnings, None
+        if warnings is not None:
+            warnings.close()
         if worker is not None and self._load is load_engine and going_on:
             del worker
             release_memory()

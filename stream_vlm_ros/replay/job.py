@@ -42,6 +42,9 @@ from .settings import as_reported
 THUMBNAIL_WIDTH = 320
 THUMBNAILS = "thumbnails"
 JOURNAL = "journal.jsonl"
+OF_THE_SMALL_MODEL = (
+    "The answers are those of the small model of the package, which knows only its drawn world."
+)
 
 
 @dataclass
@@ -95,6 +98,10 @@ class ReplayJob:
             raise InvalidParameterError("attach is for a replay in real time: give run_live.")
         if self.play and not self.attach:
             raise InvalidParameterError("--play needs --attach, which names the node to play to.")
+        if self.realtime and any(settings.token_logprobs for settings in self.settings):
+            raise InvalidParameterError(
+                "--token-logprobs works only in the closed loop: a node's answers do not tell them."
+            )
         if self.realtime and self.bag:
             raise InvalidParameterError(
                 "--bag works only in the closed loop; in real time use ros2 bag record."
@@ -190,6 +197,9 @@ class ReplayJob:
                         if self.realtime
                         else self._run(number, settings, memory, source, journal, bar)
                     )
+                if not settings.model_path and self.make_engine is None and self.attach is None:
+                    told = runs[-1]["source"]
+                    runs[-1]["source"] = told | {"notes": [*told["notes"], OF_THE_SMALL_MODEL]}
                 if self.interrupted or runs[-1].get("error", {}).get("code") == JournalError.code:
                     break
         journal.close()

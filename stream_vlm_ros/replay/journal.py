@@ -9,9 +9,11 @@ import hashlib
 import json
 import math
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
+from stream_vlm_ros import __version__
 from stream_vlm_ros.errors import StreamVlmError
 from stream_vlm_ros.owned import open_regular, write_all
 
@@ -25,8 +27,8 @@ class JournalError(StreamVlmError):
 
 
 def fingerprint(*parts: Any) -> str:
-    """The same for the same settings, source and questions only."""
-    text = json.dumps(parts, sort_keys=True, default=str)
+    """The same for the same settings, source and questions, told by the same version, only."""
+    text = json.dumps([__version__, *parts], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -45,10 +47,19 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (str, int)) else str(value)
 
 
+def _sum(line: dict[str, Any]) -> int:
+    return zlib.crc32(as_json(line).encode())
+
+
+def _summed(line: dict[str, Any]) -> str:
+    return as_json(line | {"sum": _sum(line)}) + "\n"
+
+
 class Journal:
     """One line of JSON for each answer and each finished run, on the disk when the call returns.
 
-    Nothing is ever removed from it: of two lines about one thing the later counts.
+    Nothing is ever removed from it: of two lines about one thing the later counts. Each ends with
+    the sum of what it says; a line that was cut or changed does not count.
 
     Args:
         path: the file; lines of other fingerprints in it stay, and do not count.
@@ -92,9 +103,9 @@ class Journal:
             self._file = None
 
     def _write(self, line: dict[str, Any]) -> None:
-        text = as_json(line) + "\n"
+        text = _summed(line)
         if self._afresh is not None and line["run"] not in self._afresh:
-            text = as_json({"run": line["run"], "afresh": True}) + "\n" + text
+            text = _summed({"run": line["run"], "afresh": True}) + text
         try:
             if self._file is None:
                 self._file = self._open()
@@ -131,6 +142,8 @@ class Journal:
         for line in lines:
             try:
                 entry = json.loads(line)
+                if entry.pop("sum") != _sum(entry):
+                    continue
                 key = entry["run"]
                 if "answer" in entry:
                     self._answers[key, entry["answer"]["id"]] = entry["answer"]
@@ -139,5 +152,5 @@ class Journal:
                 elif "afresh" in entry:
                     self._runs.pop(key, None)
                     self._answers = {k: a for k, a in self._answers.items() if k[0] != key}
-            except (ValueError, KeyError, TypeError, RecursionError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 continue  # a line cut off by a crash

@@ -82,9 +82,9 @@ class AnswerRecord(_Asked, total=False):
     thumbnail: str  # path in the report's folder, of the newest picture at the question
 
 
-_NOT_METRICS = (
-    "time_spans", "oldest_timestamp", "newest_timestamp", "episodes", "token_ids", "token_logprobs",
-)  # fmt: skip
+# Metrics that are reported on request (`Settings.token_logprobs`).
+_OF_TOKENS = ("token_ids", "token_logprobs", "mean_scores")
+_NOT_METRICS = ("time_spans", "oldest_timestamp", "newest_timestamp", "episodes")
 
 
 def unanswered(ask: Ask, camera: str, end_ns: int, origin_ns: int | None) -> AnswerRecord:
@@ -122,9 +122,14 @@ def answered(
     metrics: dict[str, Any],
     seen: Iterable[Sequence[float]],
     origin_ns: int,
+    tokens: bool = False,
 ) -> AnswerRecord:
-    """``record`` with the answer, judged. ``seen`` are the stretches of time in memory, in the
-    source's seconds, as those of the episodes are; in the record they count from its first frame.
+    """``record`` with the answer, judged.
+
+    Args:
+        seen: the stretches of time in memory, in the source's seconds, as those of the episodes
+            are; in the record they count from its first frame.
+        tokens: the metrics of its tokens are reported, too.
     """
     stretches = [[_since(begin, origin_ns), _since(end, origin_ns)] for begin, end in seen]
     record["status"], record["answer"] = "answered", answer
@@ -145,7 +150,9 @@ def answered(
         record["evidence_named"] = bool(evidence_in_memory(question.evidence, named))
     record["times"] = {k: v for k, v in metrics.items() if is_time(k)}
     record["metrics"] = {
-        k: v for k, v in metrics.items() if not is_time(k) and k not in _NOT_METRICS
+        k: v
+        for k, v in metrics.items()
+        if not is_time(k) and k not in _NOT_METRICS and (tokens or k not in _OF_TOKENS)
     }
     return record
 

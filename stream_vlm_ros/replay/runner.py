@@ -322,7 +322,8 @@ class Replay:
                 error = forgotten(question.about, info, self.origin_ns or 0)
             return refused(record, error.code, str(error)), ()
         seen, origin_ns = metrics.time_spans, self.origin_ns or 0
-        record = answered(record, question, answer, metrics.as_dict(), seen, origin_ns)
+        tokens = settings.token_logprobs
+        record = answered(record, question, answer, metrics.as_dict(), seen, origin_ns, tokens)
         return record, evidence_pictures(stream.engine, metrics.episodes)
 
     def _record(self, camera: str, ask: Ask) -> AnswerRecord:

@@ -89,7 +89,9 @@ class Dialogue:
             answer, metrics = self._engine.ask_choice(question, choices, about=about)
             for index, text in enumerate(choices):
                 mark, score = "> "[index != metrics.choice_index], metrics.scores[index]
-                self._print(Text(f"{mark} {printable(text)}  (log-probability {score:.2f})"))
+                mean = metrics.mean_scores[index]
+                scores = f"(log-probability {score:.2f}, {mean:.2f} a token)"
+                self._print(Text(f"{mark} {printable(text)}  {scores}"))
         else:
             self._shown = ""
             answer, metrics = self._engine.ask(

@@ -117,7 +117,7 @@ def test_the_dtype_is_the_one_asked_for_or_else_the_checkpoints(folder, asked, t
         ({"attn_implementation": "flash_attention_2"}, "an attention of its own"),
         ({"device_map": "auto"}, r"move it there by \.to\(device\)"),
         ({"load_in_4bit": True}, "16 or 32 bits"),
-        ({"torch_dtpye": torch.float32}, "takes the folder and torch_dtype"),
+        ({"torch_dtpye": torch.float32}, "takes the folder, torch_dtype"),
         ({"torch_dtype": torch.int8}, "use torch.bfloat16"),
     ],
 )
@@ -314,7 +314,13 @@ def test_the_tokens_that_end_an_answer_are_the_folders(folder):
 
 def test_what_a_generation_config_says_of_decoding_is_said_to_be_left_out(folder, caplog):
     file = folder / "generation_config.json"
-    plain = {"eos_token_id": 3, "pad_token_id": 3, "do_sample": False, "top_p": 1.0}
+    plain = {
+        "eos_token_id": 3,
+        "pad_token_id": 3,
+        "do_sample": False,
+        "top_p": 1.0,
+        "use_cache": True,
+    }
     file.write_text(json.dumps(plain))
     StreamQwenModel.from_pretrained(folder)
     assert not caplog.records

@@ -7,6 +7,7 @@ What a loaded memory must answer is told by the engine that was never saved.
 """
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -14,6 +15,8 @@ import resource
 import stat
 import struct
 import threading
+import time
+from concurrent.futures import CancelledError
 
 import numpy as np
 import pytest
@@ -392,6 +395,20 @@ def test_a_disk_that_fills_up_costs_the_new_file_alone(make, tmp_path):
     make("window").load_memory(tmp_path / "m")
 
 
+def test_a_disk_that_is_full_ends_the_thread_that_sums(tmp_path, monkeypatch):
+    def full(file, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    parts, before = (
+        [("part", torch.zeros(2**24, dtype=torch.uint8))] * 30,
+        set(threading.enumerate()),
+    )
+    with pytest.raises(MemoryFileError, match="No space left on device") as refusal:
+        memory_file.write(tmp_path / "m", {}, parts)
+    assert refusal.traceback and set(threading.enumerate()) == before
+
+
 def test_a_folder_that_is_not_there_is_said(make, tmp_path):
     with pytest.raises(MemoryFileError, match="No such file or directory"):
         make("window", 1).save_memory(tmp_path / "none" / "m")
@@ -727,6 +744,48 @@ def test_words_or_blocks_that_changed_places_in_a_long_part_are_seen(long_part, 
     swapped = data[:one] + second + data[one + size : other] + first + data[other + size :]
     with pytest.raises(MemoryFileError, match="the sum of its part part is another"):
         read_part(path, swapped)
+
+
+def test_who_stops_reading_waits_for_one_block_and_not_for_a_whole_part(long_part, monkeypatch):
+    """Else an impatient second Ctrl-C leaves threads that read a file which is closed."""
+    path, data, _, size = long_part
+    path.write_bytes(data)
+    reads, real, begun = [], os.preadv, threading.Event()
+
+    def slow(file, into, at):
+        begun.set()
+        time.sleep(0.05)
+        reads.append(sum(map(len, into)))
+        return real(file, into, at)
+
+    with memory_file.MemoryFile(path) as file:
+        monkeypatch.setattr(os, "preadv", slow)
+        with pytest.raises(KeyboardInterrupt), memory_file.threads(1) as (pool, over):
+            held = torch.empty(size, dtype=torch.uint8)
+            reading = [pool.submit(file.read, "part", held, over) for _ in range(3)]
+            begun.wait()
+            raise KeyboardInterrupt
+    assert [one.cancelled() or type(one.exception()) for one in reading] == [
+        CancelledError, True, True,
+    ]  # fmt: skip
+    assert sum(reads) < size
+
+
+def test_an_interrupted_load_ends_what_reads_the_next_layers(whole, make, tmp_path, monkeypatch):
+    (tmp_path / "m").write_bytes(whole[0])
+    asked, read = [], memory_file.MemoryFile.read
+
+    def reading(self, name, into, over=None):
+        asked.append(over)
+        if name == "layers.0":
+            raise KeyboardInterrupt
+        return read(self, name, into, over)
+
+    monkeypatch.setattr(memory_file.MemoryFile, "read", reading)
+    with pytest.raises(KeyboardInterrupt):
+        make("all").load_memory(tmp_path / "m")
+    layers = [over for over in asked if over is not None]
+    assert layers and all(over.is_set() for over in layers)
 
 
 def test_a_digit_that_was_changed_in_the_header_is_refused(whole, tmp_path):

@@ -4,6 +4,7 @@
 """Fixtures around the node: a stand-in for its engine, a process of its own, a client over DDS."""
 
 import functools
+import json
 import math
 import threading
 from types import SimpleNamespace
@@ -40,6 +41,8 @@ def node_process(tmp_path_factory):
     from toy_qwen import save_checkpoint
 
     folder = save_checkpoint(tmp_path_factory.mktemp("toy"))
+    file = folder / "generation_config.json"  # a real one says how to sample
+    file.write_text(json.dumps({**json.loads(file.read_text()), "temperature": 0.7}))
     return functools.partial(NodeProcess, model_path=str(folder))
 
 

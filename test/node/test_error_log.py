@@ -4,13 +4,14 @@
 """A fault of the package itself: told once, answered with INTERNAL, and the node lives."""
 
 import gc
+import logging
 import weakref
 
 import pytest
 from patience import PATIENCE, wait_until
 
 from stream_vlm_ros.node import health
-from stream_vlm_ros.node.error_log import ErrorLog, News
+from stream_vlm_ros.node.error_log import ErrorLog, Forwarding, News
 from stream_vlm_ros.node.ingest import FrameIngest
 from stream_vlm_ros.node.worker import EngineWorker, Ticket
 
@@ -39,6 +40,16 @@ def test_a_fault_that_quotes_what_was_sent_prints_as_text():
     log = ErrorLog(said.append)
     log.report("~/query", raised(ValueError("\x1b[2Jboom\r\x07")))
     assert said[0].replace("\n", "").isprintable() and "\\x1b[2Jboom" in said[0]
+
+
+def test_what_the_engine_warns_of_goes_to_the_nodes_log_while_it_has_one():
+    of_the_engine, said = logging.getLogger("stream_vlm_ros.engine.model.weights"), []
+    forwarding = Forwarding(said.append)
+    of_the_engine.warning("ignored: %s", "do_sample\x1b[2J")
+    of_the_engine.info("of no concern")
+    forwarding.close()
+    of_the_engine.warning("to whoever listens then")
+    assert said == ["ignored: do_sample\\x1b[2J"]
 
 
 def test_faults_of_another_kind_place_or_callback_are_told_each():

@@ -474,6 +474,11 @@ def test_a_change_that_is_accepted_is_logged_with_what_was_before(shared_node, c
     assert shared_node.output.count("parameter temperature:") == 2
 
 
+def test_what_a_checkpoint_says_of_sampling_is_logged_as_ignored(shared_node):
+    (said,) = [line for line in shared_node.lines if "only eos_token_id is used" in line]
+    assert "[WARN]" in said and "ignored: temperature 0.7. An answer is the likeliest" in said
+
+
 def test_the_size_of_pictures_changes_while_the_stream_goes_on(client, whole_chunks):
     fill(client, 2, height=112, width=168)
     before = client.wait_status(lambda s: s.frames == 2).length

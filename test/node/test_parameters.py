@@ -35,10 +35,10 @@ def make_node():
     context = rclpy.Context()
     nodes = []
 
-    def make(**parameters):
-        arguments = [f"{name}:={value}" for name, value in parameters.items()]
-        given = ["--ros-args", *(word for one in arguments for word in ("-p", one))]
-        nodes.append(rclpy.create_node("n", context=context, cli_args=given))
+    def make(arguments=("--ros-args",), **parameters):
+        values = [f"{name}:={value}" for name, value in parameters.items()]
+        given = [*arguments, *(word for one in values for word in ("-p", one))]
+        nodes.append(rclpy.create_node("n", namespace="front", context=context, cli_args=given))
         return nodes[-1]
 
     context.init()
@@ -96,3 +96,28 @@ def test_a_parameter_that_is_not_there_is_refused_with_the_one_that_is_meant(mak
     told = r"there is no parameter 'sampel_fps'; did you mean 'sample_fps'\?; .* 'xyzzy'$"
     with pytest.raises(InvalidParameterError, match=told):
         refuse_unknown(make_node(sampel_fps=3, xyzzy=1, use_sim_time="true"))
+
+
+def test_what_a_file_gives_to_several_nodes_is_warned_of_and_what_it_gives_to_this_one_refused(
+    make_node, tmp_path
+):
+    from stream_vlm_ros.node.parameters import refuse_unknown
+
+    file = tmp_path / "robot.yaml"
+    given = ["--ros-args", "--params-file", str(file)]
+
+    def start(text):
+        file.write_text(text)
+        node, warned = make_node(given), []
+        node.get_logger().warning = warned.append
+        refuse_unknown(node, ["program", *given])
+        return warned
+
+    of_others = "{ros__parameters: {sampel_fps: 3, costmap: {width: 2}, use_sim_time: true}}"
+    for section in ("/**", "/front/*"):
+        first, second = start(f"{section}: {of_others}")
+        assert "there is no parameter 'sampel_fps'; did you mean 'sample_fps'?" in first
+        assert "'costmap.width'" in second
+    for section in ("/front/n", "/**/n"):
+        with pytest.raises(InvalidParameterError, match=r"'sampel_fps'.*'costmap.width'"):
+            start(f"{section}: {of_others}")

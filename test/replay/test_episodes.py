@@ -198,6 +198,18 @@ def test_of_many_stretches_in_memory_the_first_and_the_newest_are_told():
     assert "0.0-0.5 s, 36 more, 74.0-74.5 s, 76.0-76.5 s, 78.0-78.5 s of the source" in text
 
 
+def test_choices_are_told_with_their_scores_and_those_a_token():
+    class Scores(FakeRecall):
+        def ask_choice(self, question, choices, **options):
+            return choices[0], choice_metrics(choices)  # -1 for 2 tokens each
+
+    out = io.StringIO()
+    told = Dialogue(Scores(), Console(file=out, width=100)).ask("Which?", ["cup", "bowl"], 5)
+    assert "> cup  (log-probability -1.00, -0.50 a token)\n" in out.getvalue()
+    assert (told["scores"], told["choice_tokens"]) == ([-1.0, -1.0], [2, 2])
+    assert told["mean_scores"] == [-0.5, -0.5]
+
+
 def test_a_time_beyond_all_tiers_is_told_from_the_first_frame_on():
     engine = FakeRecall(cap=20)
     for second in range(10):

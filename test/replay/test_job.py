@@ -241,6 +241,8 @@ def test_the_verb_exits_by_the_share_of_right_answers(write_questions, tmp_path)
     result = CliRunner().invoke(app, [*arguments, *options, "--fail-under", "1"])
     assert result.exit_code == 0, result.output
     assert "100.0 % (1 of 1)" in result.output
+    said = "those of the small model of the package, which knows only its drawn world."
+    assert all(said in (tmp_path / "r" / view).read_text() for view in ("report.md", "report.html"))
     (run,) = read_report(tmp_path / "r")["runs"]
     assert run["summary"]["by_type"] == {}  # the question names none
     path = write_questions("questions: [{text: Which, at: 2, expect: certainly not this}]")
@@ -260,3 +262,9 @@ def test_a_setting_out_of_all_range_is_refused_in_a_few_words(change):
     with pytest.raises(InvalidParameterError) as caught:
         BASE.changed(change)
     assert len(str(caught.value)) < 1500
+
+
+def test_log_probabilities_that_a_node_does_not_tell_are_refused_in_real_time(make_job):
+    settings = (Settings(token_logprobs=True),)
+    with pytest.raises(InvalidParameterError, match="--token-logprobs works only"):
+        make_job(settings, run_live=lambda *given: None)

@@ -107,6 +107,25 @@ def test_the_answers_are_those_of_the_same_frames_handed_to_the_engine_by_hand(w
     assert which["metrics"]["scores"] == list(metrics["scores"])
 
 
+def test_tokens_and_their_log_probabilities_are_in_the_report_if_it_is_asked_for_them(
+    write_questions,
+):
+    questions = load_questions(write_questions(QUESTIONS))
+    kept = {"token_ids", "token_logprobs", "mean_scores"}
+    for asked in (False, True):
+        settings = SETTINGS.changed({"token_logprobs": asked})
+        run = replayed(KnownSource(half_seconds(21)), questions, settings)
+        answers = {a["id"]: a for a in json.loads(json.dumps(run))["answers"]}
+        now, which = (answers[name]["metrics"] for name in ("now", "which"))
+        if not asked:
+            assert not kept & {*now, *which}
+            continue
+        assert len(now["token_ids"]) == len(now["token_logprobs"]) == now["answer_tokens"]
+        assert all(value <= 0 for value in now["token_logprobs"])
+        # "left" and "right" are bytes to the toy: 4 and 5 tokens, and the end of the turn.
+        assert which["mean_scores"] == [which["scores"][0] / 5, which["scores"][1] / 6]
+
+
 def test_pauses_left_out_for_the_model_are_said_in_the_notes(write_questions):
     questions = load_questions(write_questions(QUESTIONS))
     times = [*half_seconds(9), *(86_404.5 + time for time in half_seconds(9))]

@@ -383,7 +383,7 @@ _ELSEWHERE = {
 
 def _refuse(unknown: dict[str, Any]) -> None:
     for name in unknown:
-        why = _ELSEWHERE.get(name, "from_pretrained takes the folder and torch_dtype")
+        why = _ELSEWHERE.get(name, "it takes the folder, torch_dtype (or dtype) and device")
         raise InvalidParameterError(f"from_pretrained does not take '{name}': {why}")
 
 

@@ -38,7 +38,8 @@ _FILES = (
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 # What a generation_config.json says besides how an answer is written.
 _NOT_DECODING = (
-    "bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config",
+    "bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "transformers_version",
+    "_from_model_config",
 )  # fmt: skip
 _TAKEN = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 

@@ -14,7 +14,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from stream_vlm_ros.engine.saving.bookkeeping import (
     slots_of,
     understood,
 )
-from stream_vlm_ros.engine.saving.memory_file import MemoryFile, write
+from stream_vlm_ros.engine.saving.memory_file import MemoryFile, threads, write
 from stream_vlm_ros.engine.saving.plain import MAX_WHOLE_NUMBER, Packer, PlainError, Unpacker
 from stream_vlm_ros.errors import (
     DeviceUnavailableError,
@@ -307,10 +307,10 @@ def _fill(buffer: KVBuffer, slots: Slots, file: MemoryFile, manager: KVCacheMana
     window = slots.of_newest(len(slots.window))
     sizes = (2, shape.kv_heads, slots.length, shape.head_dim)
     held = [torch.empty(sizes, dtype=shape.dtype) for _ in range(1 + _AHEAD)]
-    with ThreadPoolExecutor(_AHEAD) as pool:  # to read and check the next layers meanwhile
+    with threads(_AHEAD) as (pool, over):  # to read and check the next layers meanwhile
 
         def coming(number: int) -> Future[torch.Tensor]:
-            return pool.submit(file.read, f"layers.{number}", held[number % len(held)])
+            return pool.submit(file.read, f"layers.{number}", held[number % len(held)], over)
 
         ahead = deque(coming(number) for number in range(min(_AHEAD, shape.layers)))
         for number, data in enumerate(buffer.data):

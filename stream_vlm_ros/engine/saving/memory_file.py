@@ -10,11 +10,13 @@ may come from anywhere: every length is checked against the file before anything
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import threading
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +73,9 @@ def write(
     if len(text) > MAX_HEADER:
         raise MemoryFileError(f"{cut(str(path))}: a header of {len(text):,} bytes is too long")
 
-    def blocks() -> Iterator[memoryview]:
-        with ThreadPoolExecutor(1) as meanwhile:  # nobody waits for the sums
-            sums = meanwhile.map(_sum, [tensor for _, tensor in tensors])
+    def blocks() -> Generator[memoryview]:
+        with threads(1) as (meanwhile, over):  # nobody waits for the sums
+            sums = meanwhile.map(lambda named: _sum(named[1], over), tensors)
             yield memoryview(len(text).to_bytes(8, "little") + text)
             for _, tensor in tensors:
                 for block in _blocks(tensor):
@@ -83,7 +85,8 @@ def write(
     try:
         check_replaceable(path)
         remove_parts(path)
-        write_whole(path, blocks(), mode=0o600)
+        with contextlib.closing(blocks()) as pieces:
+            write_whole(path, pieces, mode=0o600)
     except OSError as error:
         raise MemoryFileError(
             f"the memory cannot be saved as {cut(str(path))}: {error.strerror or error}"
@@ -225,16 +228,18 @@ class MemoryFile:
         self.read(name, held)
         return held.numpy().tobytes()
 
-    def read(self, name: str, into: torch.Tensor) -> torch.Tensor:
+    def read(
+        self, name: str, into: torch.Tensor, over: threading.Event | None = None
+    ) -> torch.Tensor:
         """Fill a contiguous tensor of the host, of that number format and shape, and return it.
 
         Raises MemoryFileError for bytes that are not those saved, and for numbers that are not
-        finite.
+        finite; CancelledError once ``over`` is set.
         """
         assert self.shape(name) == (into.dtype, list(into.shape))
         at, exponent = self._tensors[name][2], _EXPONENTS.get(into.dtype)
         total = 0
-        for block in _blocks(into):
+        for block in _blocks(into, over):
             self._fill(_view(block), at)
             at += len(block)
             total = _with_block(total, block)
@@ -260,10 +265,24 @@ class MemoryFile:
             at, into = at + count, into[count:]
 
 
-def _blocks(tensor: torch.Tensor) -> Iterator[np.ndarray]:
-    """The bytes of a contiguous tensor, in pieces."""
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[tuple[ThreadPoolExecutor, threading.Event]]:
+    """So many threads, and an event that is set when the block is left, however that happens: what
+    they do then for nobody is to end with it, not with a whole layer of gigabytes."""
+    pool, over = ThreadPoolExecutor(count), threading.Event()
+    try:
+        yield pool, over
+    finally:
+        over.set()
+        pool.shutdown(cancel_futures=True)
+
+
+def _blocks(tensor: torch.Tensor, over: threading.Event | None = None) -> Iterator[np.ndarray]:
+    """The bytes of a contiguous tensor, in pieces; CancelledError once ``over`` is set."""
     data = tensor.flatten().view(torch.uint8).numpy()
     for start in range(0, len(data), _BLOCK):
+        if over is not None and over.is_set():
+            raise CancelledError
         yield data[start : start + _BLOCK]
 
 
@@ -278,7 +297,7 @@ def _weights(count: int) -> np.ndarray:
 _WEIGHTS, _WEIGHTS_OF_HALVES = np.split(_weights(2 * (_BLOCK // 8)), 2)
 
 
-def _sum(tensor: torch.Tensor) -> int:
+def _sum(tensor: torch.Tensor, over: threading.Event) -> int:
     """The sum of a part: of its words of 64 bits, each times a weight of its place, and of their
     upper halves times another.
 
@@ -287,7 +306,7 @@ def _sum(tensor: torch.Tensor) -> int:
     product would lose what a word's highest bits say of their place.
     """
     total = 0
-    for block in _blocks(tensor):
+    for block in _blocks(tensor, over):
         total = _with_block(total, block)
     return total
 
