@@ -22,6 +22,7 @@ from typing import Any
 
 from mcap.records import Channel as McapChannel
 from mcap.records import Chunk, Message, Schema, Statistics
+from rosbags.rosbag1.reader import RecordType
 
 from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
@@ -30,6 +31,18 @@ from stream_vlm_ros.errors import PictureTooLargeError
 from .bag_reader import Channel, FileReader, Raw, plain_kind, plain_topic
 from .mcap_file import check_magic, chunk_items, mcap_channel, mcap_records
 from .unpacking import unpack
+
+_OPS = {bytes([kind]) for kind in RecordType}  # as a record's header has it
+_CONNECTION, _CHUNK, _MESSAGE, _INDEX, _CHUNK_INFO = (
+    bytes([kind])
+    for kind in (
+        RecordType.CONNECTION,
+        RecordType.CHUNK,
+        RecordType.MSGDATA,
+        RecordType.IDXDATA,
+        RecordType.CHUNK_INFO,
+    )
+)
 
 
 class LooseFile(FileReader):
@@ -165,9 +178,6 @@ class LooseSqliteFile(LooseFile):
 class LooseRos1File(LooseFile):
     """The ROS 1 bag format, version 2.0: records of a header (fields) and data."""
 
-    _CONNECTION, _CHUNK, _MESSAGE, _INDEX = b"\x07", b"\x05", b"\x02", b"\x04"
-    _OTHERS = (_CHUNK, b"\x03", b"\x06")  # a damaged chunk; the bag's header, and a chunk's place
-
     def _scan(self, topics: set[str] | None, empty: bool = False) -> Iterator[Raw]:
         self.broken = None
         found = announced = 0
@@ -178,18 +188,18 @@ class LooseRos1File(LooseFile):
                 for header, data in _ros1_records(stream, self.limit, self._refuse):
                     for fields, content in self._items(header, data):
                         op = fields.get(b"op")
-                        if op == self._CONNECTION:
+                        if op == _CONNECTION:
                             self._known[fields[b"conn"]] = _ros1_channel(fields, content)
-                        elif op == self._INDEX:
+                        elif op == _INDEX:
                             announced += struct.unpack("<I", fields[b"count"])[0]
-                        elif op == self._MESSAGE:
+                        elif op == _MESSAGE:
                             channel = self._known.get(fields[b"conn"])
                             found += channel is not None
                             if channel is not None and _is_wanted(channel, topics):
                                 seconds, nanoseconds = struct.unpack("<II", fields[b"time"])
                                 log_ns = seconds * SECOND + nanoseconds
                                 yield Raw(channel, log_ns, b"" if empty else content)
-                        elif op not in self._OTHERS:
+                        elif op not in _OPS:
                             self._refuse(ValueError(f"a record is of no known kind ({op!r})"))
                 if found < announced:
                     self._refuse(ValueError(f"{found} of {announced} messages are there"))
@@ -199,7 +209,7 @@ class LooseRos1File(LooseFile):
                 self.broken = self.broken or error
 
     def _items(self, header: dict[bytes, bytes], data: bytes) -> Iterator[tuple[dict, bytes]]:
-        if header.get(b"op") != self._CHUNK:
+        if header.get(b"op") != _CHUNK:
             yield header, data
             return
         try:
@@ -243,7 +253,7 @@ def check_index(path: Path, limit: PictureLimit, chunks: int) -> None:
         header, _ = next(_ros1_records(stream, limit, refuse))
         stream.seek(struct.unpack("<Q", header[b"index_pos"])[0])
         found = sum(
-            fields.get(b"op") == b"\x06" for fields, _ in _ros1_records(stream, limit, refuse)
+            fields.get(b"op") == _CHUNK_INFO for fields, _ in _ros1_records(stream, limit, refuse)
         )
     if found != chunks:
         raise ValueError(f"the index has {found} chunks, the header {chunks}")
