@@ -17,9 +17,9 @@ import re
 import shutil
 import sqlite3
 import tempfile
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +77,14 @@ class BagFiles:
         self.notes: list[str] = []
         self._announced: Counter[str] = Counter()  # messages by topic, as metadata.yaml says
         self.files = self._find()
+        self._readable: _Readable | None = None  # the last one: each may be a large copy
         self.channels: list[Channel] = []
         self.start_ns: int | None = None
         self.end_ns: int | None = None
         failed: list[str] = []
         for file in self.files:
             try:
-                with _opened(file, limit) as reader:
+                with self._opened(file) as reader:
                     self._learn(reader)
             except SourceUnreadableError as error:
                 failed.append(str(error))
@@ -104,7 +105,7 @@ class BagFiles:
         read: Counter[str] = Counter()
         for file in self.files:
             try:
-                with _opened(file, self.limit) as reader:
+                with self._opened(file) as reader:
                     for raw in self._guarded(reader, topics):
                         read[raw.channel.topic] += 1
                         yield raw
@@ -118,6 +119,16 @@ class BagFiles:
         if lacking:
             damage = self.damage or f"{self.path} lacks messages that it announces."
             self.damage = f"{damage} Messages read: {', '.join(lacking)}."
+
+    @contextlib.contextmanager
+    def _opened(self, file: Path) -> Iterator[Any]:
+        """A reader of one file: the library's, or else one that reads as far as the file goes."""
+        readable = self._readable
+        if readable is None or readable.file != file:
+            self._readable = None  # removed before the next takes its place
+            readable = self._readable = _Readable(file)
+        with _reader_of(readable.path, file, self.limit) as reader:
+            yield reader
 
     def _guarded(self, reader: FileReader, topics: set[str] | None) -> Iterator[Raw]:
         """Messages of one file; from where the library fails, those that can be found after it."""
@@ -238,69 +249,69 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-@contextlib.contextmanager
-def _opened(file: Path, limit: PictureLimit) -> Iterator[Any]:
-    """A reader of one file: the library's, or else one that reads as far as the file goes."""
-    with ExitStack() as stack:
-        readable = _recovered(_decompressed(file, stack), stack)
-        if not readable.is_file():
+class _Readable:
+    """A file as readers can open it: in place, or as a copy among the temporary files, which is
+    removed when nothing refers to it any more."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.path = self._recovered(self._decompressed(file))
+        if not self.path.is_file():
             raise SourceNotFoundError(f"There is no file {file}. Check the path.")
-        if readable.stat().st_size == 0:
+        if self.path.stat().st_size == 0:
             raise SourceUnreadableError(
                 f"{file} is empty (0 bytes): the recording or the copy did not finish."
             )
-        yield stack.enter_context(_reader_of(readable, file, limit))
 
+    def _temporary_folder(self) -> Path:
+        folder = tempfile.mkdtemp(prefix="stream_vlm_bag_")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return Path(folder)
 
-def _temporary_folder(stack: ExitStack) -> Path:
-    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stream_vlm_bag_")))
+    def _recovered(self, file: Path) -> Path:
+        """``file``, or, where its recorder has left a log next to it, a copy into which SQLite has
+        brought what the log holds. The files themselves stay as they are."""
+        logs = [file.with_name(file.name + end) for end in ("-wal", "-journal")]
+        logs = [log for log in logs if log.is_file() and log.stat().st_size]
+        if file.suffix.lower() != ".db3" or not logs or not file.is_file():
+            return file
+        folder = self._temporary_folder()
+        size = sum(path.stat().st_size for path in (file, *logs))
+        if shutil.disk_usage(folder).free < _LEFT_FREE + 2 * size:
+            raise SourceUnreadableError(
+                f"{file} was not closed by its recorder, and does not fit into {folder}, where it "
+                f"would be closed ({size:,} bytes, twice). Close it: sqlite3 {file.name} 'VACUUM'"
+            )
+        for path in (file, *logs):
+            shutil.copyfile(path, folder / path.name)
+        # What SQLite refuses is read as far as it goes, as any other damaged file.
+        with (
+            contextlib.suppress(sqlite3.Error, UnicodeDecodeError),  # of its own message, too
+            contextlib.closing(sqlite3.connect(folder / file.name)) as database,
+        ):
+            database.execute("PRAGMA journal_mode = DELETE").fetchall()
+            database.execute("SELECT count(*) FROM sqlite_master").fetchall()
+        return folder / file.name
 
-
-def _recovered(file: Path, stack: ExitStack) -> Path:
-    """``file``, or, where its recorder has left a log next to it, a copy into which SQLite has
-    brought what the log holds. The files themselves stay as they are."""
-    logs = [file.with_name(file.name + end) for end in ("-wal", "-journal")]
-    logs = [log for log in logs if log.is_file() and log.stat().st_size]
-    if file.suffix.lower() != ".db3" or not logs or not file.is_file():
-        return file
-    folder = _temporary_folder(stack)
-    size = sum(path.stat().st_size for path in (file, *logs))
-    if shutil.disk_usage(folder).free < _LEFT_FREE + 2 * size:
-        raise SourceUnreadableError(
-            f"{file} was not closed by its recorder, and does not fit into {folder}, where it "
-            f"would be closed ({size:,} bytes, twice). Close it: sqlite3 {file.name} 'VACUUM'"
-        )
-    for path in (file, *logs):
-        shutil.copyfile(path, folder / path.name)
-    # What SQLite refuses is read as far as it goes, as any other damaged file.
-    with (
-        contextlib.suppress(sqlite3.Error, UnicodeDecodeError),  # of its own message, too
-        contextlib.closing(sqlite3.connect(folder / file.name)) as database,
-    ):
-        database.execute("PRAGMA journal_mode = DELETE").fetchall()
-        database.execute("SELECT count(*) FROM sqlite_master").fetchall()
-    return folder / file.name
-
-
-def _decompressed(file: Path, stack: ExitStack) -> Path:
-    """``file``, or what is compressed in it, in a temporary folder."""
-    if file.suffix.lower() not in (".zstd", ".zst"):
-        return file
-    folder = _temporary_folder(stack)
-    target = folder / file.stem
-    try:
-        with file.open("rb") as compressed, target.open("wb") as out:
-            for piece in zstandard.ZstdDecompressor().read_to_iter(compressed):
-                if shutil.disk_usage(folder).free < _LEFT_FREE:
-                    raise SourceUnreadableError(
-                        f"{file} does not fit into {folder} when unpacked: "
-                        f"{out.tell():,} bytes were written, and removed again."
-                    )
-                out.write(piece)
-    except zstandard.ZstdError as error:
-        if not target.is_file() or target.stat().st_size == 0:
-            raise SourceUnreadableError(f"{file} cannot be decompressed: {error}") from error
-    return target
+    def _decompressed(self, file: Path) -> Path:
+        """``file``, or what is compressed in it, in a temporary folder."""
+        if file.suffix.lower() not in (".zstd", ".zst"):
+            return file
+        folder = self._temporary_folder()
+        target = folder / file.stem
+        try:
+            with file.open("rb") as compressed, target.open("wb") as out:
+                for piece in zstandard.ZstdDecompressor().read_to_iter(compressed):
+                    if shutil.disk_usage(folder).free < _LEFT_FREE:
+                        raise SourceUnreadableError(
+                            f"{file} does not fit into {folder} when unpacked: "
+                            f"{out.tell():,} bytes were written, and removed again."
+                        )
+                    out.write(piece)
+        except zstandard.ZstdError as error:
+            if not target.is_file() or target.stat().st_size == 0:
+                raise SourceUnreadableError(f"{file} cannot be decompressed: {error}") from error
+        return target
 
 
 def _reader_of(readable: Path, file: Path, limit: PictureLimit) -> Any:
@@ -345,9 +356,16 @@ class _WholeFile(FileReader):
             check_rows(path, limit)
         self._reader = Ros1Reader(path) if ros1 else Ros2Reader(path)
         self._reader.open()
+        try:
+            self._learn(ros1)
+        except BaseException:
+            self._reader.close()
+            raise
+
+    def _learn(self, ros1: bool) -> None:
         announced: Counter[int] = Counter()  # by connection; the index may hold fewer
         if ros1:
-            check_index(path, limit, len(self._reader.chunk_infos))
+            check_index(self.path, self.limit, len(self._reader.chunk_infos))
             self._bound_chunks()
             for chunk in self._reader.chunk_infos:
                 announced.update(chunk.connection_counts)

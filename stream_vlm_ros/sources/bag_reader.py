@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mcap.writer import MCAP0_MAGIC
+
 from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
 
 
@@ -63,7 +65,7 @@ class FileReader:
         raise NotImplementedError
 
 
-_MAGIC = {".bag": b"#ROSBAG V", ".mcap": b"\x89MCAP0\r\n", ".db3": b"SQLite format 3\0"}
+_MAGIC = {".bag": b"#ROSBAG V", ".mcap": MCAP0_MAGIC, ".db3": b"SQLite format 3\0"}
 
 
 def why_unreadable(file: Path, readable: Path, error: Exception) -> str:

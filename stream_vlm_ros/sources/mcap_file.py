@@ -13,22 +13,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from mcap.data_stream import ReadDataStream
 from mcap.opcode import Opcode
 from mcap.reader import SeekingReader
 from mcap.records import Channel as McapChannel
-from mcap.records import Chunk, ChunkIndex, Message, Schema, Statistics
-from mcap.stream_reader import breakup_chunk
+from mcap.records import Chunk, ChunkIndex, Message, Schema
+from mcap.stream_reader import StreamReader, breakup_chunk
+from mcap.writer import MCAP0_MAGIC
 
 from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
-from stream_vlm_ros.errors import PictureTooLargeError
 
 from .bag_reader import Channel, FileReader, Raw, plain_kind, plain_topic
 from .unpacking import unpack
 
-_MAGIC = b"\x89MCAP0\r\n"
-_FOOTER = 20  # bytes of that record
 _RECORD = struct.Struct("<BQ")  # opcode, length
+_READ = (Opcode.SCHEMA, Opcode.CHANNEL, Opcode.MESSAGE, Opcode.CHUNK, Opcode.STATISTICS)
 
 
 class UnindexedError(Exception):
@@ -95,43 +93,40 @@ class IndexedMcapFile(FileReader):
 
     def _messages_of(self, index: ChunkIndex) -> Iterator[Message]:
         self._stream.seek(index.chunk_start_offset)
-        opcode, content = next(mcap_records(self._stream, self.limit, _raise))
-        if opcode != Opcode.CHUNK:
+        chunk = next(mcap_records(self._stream, self.limit, _raise))
+        if not isinstance(chunk, Chunk):
             raise ValueError("the index of the chunks points elsewhere")
-        for item in chunk_items(Chunk.read(ReadDataStream(io.BytesIO(content))), self.limit):
+        for item in chunk_items(chunk, self.limit):
             if isinstance(item, Message):
                 yield item
 
 
 def mcap_records(
     stream: IO[bytes], limit: PictureLimit, refuse: Callable[[Exception], None]
-) -> Iterator[tuple[int, bytes]]:
-    """Opcode and content of records that hold or count messages, from where ``stream`` stands.
+) -> Iterator[Any]:
+    """Records of the library's that hold or count messages, from where ``stream`` stands.
 
-    Others, such as attachments, are passed over, and so is one that is too long, once ``refuse``
-    has been told. Raises EOFError where a record is cut off, or the file ends without its footer.
+    Others, such as attachments, are passed over, and so is one that is damaged or too long, once
+    ``refuse`` has been told. Raises EOFError where the file ends without its footer.
     """
-    while head := stream.read(_RECORD.size):
-        if len(head) < _RECORD.size:
-            raise EOFError("the file ends inside a record")
+    while len(head := stream.read(_RECORD.size)) == _RECORD.size:
         opcode, length = _RECORD.unpack(head)
+        end = stream.tell() + length
         if opcode == Opcode.FOOTER:
-            if length != _FOOTER or stream.read(length + len(_MAGIC))[length:] != _MAGIC:
-                raise EOFError("the file does not end behind its footer")
+            stream.seek(end)
+            check_magic(stream)
             return
-        if opcode not in _READ:
-            stream.seek(length, io.SEEK_CUR)
-            continue
-        try:
-            limit.check_bytes(length, "a record")
-        except PictureTooLargeError as error:
-            refuse(error)
-            stream.seek(length, io.SEEK_CUR)
-            continue
-        content = stream.read(length)
-        if len(content) < length:
-            raise EOFError("the file ends inside a record")
-        yield opcode, content
+        if opcode in _READ:
+            try:
+                limit.check_bytes(length, "a record")
+                record = head + stream.read(length)
+                if stream.tell() < end:
+                    raise EOFError("the file ends inside a record")
+                one = StreamReader(io.BytesIO(record), skip_magic=True, emit_chunks=True)
+                yield next(one.records)
+            except Exception as error:  # it fails in any way; the next may be whole
+                refuse(error)
+        stream.seek(end)
     raise EOFError("the file ends without its footer")
 
 
@@ -140,17 +135,9 @@ def _raise(error: Exception) -> None:
 
 
 def check_magic(stream: IO[bytes]) -> None:
-    """Raise ValueError unless ``stream`` begins like an MCAP file."""
-    if stream.read(len(_MAGIC)) != _MAGIC:
-        raise ValueError("the file has no magic of MCAP")
-
-
-def parsed(opcode: int, content: bytes) -> Any:
-    """The record: a Schema, Channel, Message, Chunk or Statistics of the library's."""
-    stream = ReadDataStream(io.BytesIO(content))
-    if opcode == Opcode.MESSAGE:
-        return Message.read(stream, len(content))
-    return _READ[opcode].read(stream)
+    """Raise ValueError unless ``stream`` stands where an MCAP file begins, or ends."""
+    if stream.read(len(MCAP0_MAGIC)) != MCAP0_MAGIC:
+        raise ValueError("the file does not begin or end as an MCAP does")
 
 
 def chunk_items(chunk: Chunk, limit: PictureLimit) -> list[Any]:
@@ -166,12 +153,3 @@ def mcap_channel(channel: McapChannel, schema: Schema | None) -> Channel:
     """What a reader of bags tells of a channel."""
     kind = plain_kind(schema.name) if schema else ""
     return Channel(plain_topic(channel.topic), kind, channel.message_encoding)
-
-
-_READ: dict[int, Any] = {
-    Opcode.SCHEMA: Schema,
-    Opcode.CHANNEL: McapChannel,
-    Opcode.MESSAGE: Message,
-    Opcode.CHUNK: Chunk,
-    Opcode.STATISTICS: Statistics,
-}

@@ -160,8 +160,8 @@ def _encoding(name: str) -> str:
     name = cut(name)
     if _MEASURED.fullmatch(plain):
         raise InvalidImageError(
-            f"encoding {name!r} holds measurements (depth?), not a picture; remap 'image' to the "
-            "camera's colour or grey topic (grey of 16 bits is mono16)"
+            f"encoding {name!r} holds measurements (depth?), not a picture; take the camera's "
+            "colour or grey topic (grey of 16 bits is mono16)"
         )
     raise InvalidImageError(
         f"unknown encoding {name!r}; known encodings: {', '.join(_BYTES_PER_PIXEL)}, 8UC1, 8UC3, "

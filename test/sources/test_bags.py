@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import shutil
 import sqlite3
 import struct
+import tempfile
 import tracemalloc
 from contextlib import closing
 from pathlib import Path
@@ -840,7 +842,31 @@ def test_of_a_depth_cameras_bag_the_pictures_are_chosen_and_it_is_said(tmp_path,
     source = open_source(path)
     assert greys(source) == list(range(5))
     assert source.topics == ["/color"]
-    assert source.state.notes[0].startswith("Read: /color. Other image topics: /depth (")
+    (note,) = source.state.notes
+    assert note.startswith("Read: /color. Other image topics: /depth (") and "remap" not in note
+
+
+@pytest.mark.parametrize("kind", ["packed", "not closed"])
+def test_a_copy_of_a_bag_is_made_once_however_many_topics_it_has(tmp_path, kind, monkeypatch):
+    messages = camera(3, topic="/color")
+    for number in range(3):
+        for stamp in stamps(5):
+            messages.append((f"/depth{number}", stamp + 1, depth_image(stamp, "16UC1")))
+    file = storage_file(write_ros2(tmp_path / "drive", messages, StoragePlugin.SQLITE3))
+    if kind == "packed":
+        packed = tmp_path / "drive.db3.zstd"
+        packed.write_bytes(zstandard.compress(file.read_bytes()))
+        file = packed
+    else:
+        file.with_name(f"{file.name}-journal").write_bytes(bytes(600))
+    made, mkdtemp = [], tempfile.mkdtemp
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda **o: made.append(mkdtemp(**o)) or made[-1])
+    source = open_source(file)
+    assert (source.topics, greys(source), greys(source)) == (["/color"], [0, 1, 2], [0, 1, 2])
+    assert len(made) == 1
+    del source
+    gc.collect()
+    assert not Path(made[0]).exists()
 
 
 def loose_mcap(path, count=20):
@@ -856,7 +882,10 @@ def loose_mcap(path, count=20):
     return bytearray(path.read_bytes())
 
 
-@pytest.mark.parametrize("how", ["cut", "another kind of record", "a length beyond the end"])
+ANOTHER_KIND = {"metadata": 0x0C, "a damaged schema": 0x03, "a damaged channel": 0x04}
+
+
+@pytest.mark.parametrize("how", ["cut", *ANOTHER_KIND, "a length beyond the end"])
 def test_an_mcap_that_lacks_messages_says_so_wherever_its_records_go_on(tmp_path, how):
     path = tmp_path / "drive.mcap"
     data = loose_mcap(path)
@@ -865,18 +894,18 @@ def test_an_mcap_that_lacks_messages_says_so_wherever_its_records_go_on(tmp_path
     assert len(places) == 20
     if how == "cut":  # exactly between two records
         del data[places[10] :]
-    elif how == "another kind of record":
-        data[places[10]] = 0x0C  # metadata
+    elif how in ANOTHER_KIND:
+        data[places[10]] = ANOTHER_KIND[how]
     else:
         data[places[10] : places[10] + 9] = bytes([0x0C]) + struct.pack("<Q", 10**9)
     path.write_bytes(data)
     source = open_source(path)
-    kept = [n for n in range(20) if n < 10 or (n > 10 and how == "another kind of record")]
+    kept = [n for n in range(20) if n < 10 or (n > 10 and how in ANOTHER_KIND)]
     assert greys(source) == kept
     assert "damaged" in source.state.damage
 
 
-@pytest.mark.parametrize("what", ["number of chunks", "kind of a chunk"])
+@pytest.mark.parametrize("what", ["number of chunks", "kind of a chunk", "number of messages"])
 def test_a_ros_1_bag_that_lacks_chunks_says_so_or_finds_them(tmp_path, what):
     path = tmp_path / "drive.bag"
     bag = Ros1Writer(path)
@@ -893,24 +922,37 @@ def test_a_ros_1_bag_that_lacks_chunks_says_so_or_finds_them(tmp_path, what):
         data[at] = 2
     else:
         data[data.rindex(b"type=")] ^= 1  # the library refuses the index
-        at = [i for i in range(len(data)) if data[i : i + 4] == b"op=\5"][3] + 3
-        data[at] = 0x55
+        if what == "kind of a chunk":
+            at = [i for i in range(len(data)) if data[i : i + 4] == b"op=\5"][3] + 3
+            data[at] = 0x55
+        else:
+            data[data.index(b"\x0a\0\0\0count=") + 10] = 3
     path.write_bytes(data)
     source = open_source(path)
     if what == "number of chunks":
         assert greys(source) == list(range(6))
-    else:
+    elif what == "kind of a chunk":
         assert greys(source) == [0, 1, 2, 4, 5]
         assert "no known kind" in source.state.damage
+    else:  # that of the first chunk's index, which holds one
+        assert greys(source) == list(range(6))
+        assert "6 of 8 messages are there" in source.state.damage
 
 
-@pytest.mark.parametrize("column", ["data = 'text'", "timestamp = 'soon'", "topic_id = 99"])
-def test_a_row_of_another_type_costs_one_image(tmp_path, column):
+@pytest.mark.parametrize(
+    ("column", "cause"),
+    [
+        ("data = 'text'", "string argument"),
+        ("timestamp = 'soon'", "'soon'"),
+        ("topic_id = 99", "lacks messages"),
+    ],
+)
+def test_a_row_of_another_type_costs_one_image_with_its_cause(tmp_path, column, cause):
     bag = write_ros2(tmp_path / "drive", camera(6), StoragePlugin.SQLITE3)
     with closing(sqlite3.connect(storage_file(bag))) as database:
         database.execute(f"UPDATE messages SET {column} WHERE id = 3")
         database.commit()
     source = open_source(bag)
-    assert set(range(6)) - set(greys(source)) <= {2}
-    if source.state.counts.given < 6:
-        assert source.state.counts.unusable == 1 or "5 of 6" in source.state.damage
+    assert greys(source) == [0, 1, 3, 4, 5]
+    assert cause in source.state.damage
+    assert "Messages read: 5 of 6 on /camera" in source.state.damage
