@@ -411,16 +411,26 @@ def diff(
     b: Annotated[str, typer.Argument(metavar="B", help="Another report.")],
     run_a: Annotated[str | None, typer.Option(help="Run of A; else the first.")] = None,
     run_b: Annotated[str | None, typer.Option(help="Run of B; else the first.")] = None,
+    fail_on_regression: Annotated[
+        bool,
+        typer.Option(
+            "--fail-on-regression",
+            help="Exit with status 3 if a question that A answered right is not right in B.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Compare two reports: what differs, and whether it may be chance."""
-    from stream_vlm_ros.replay.command import diff, print_diff
+    from stream_vlm_ros.replay.command import REGRESSED, diff, print_diff, print_regressions
 
     difference = diff(a, b, run_a, run_b)
     if as_json:
         print(json.dumps(difference))
     else:
         print_diff(difference, Console(highlight=False))
+    if fail_on_regression and difference["regressions"]:
+        print_regressions(difference, Console(highlight=False, stderr=True))
+        raise typer.Exit(REGRESSED)
 
 
 @app.command()
