@@ -9,6 +9,7 @@ import errno
 import functools
 import inspect
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ from stream_vlm_ros.setting import Setting, SettingTable
 if TYPE_CHECKING:
     from stream_vlm_ros.engine import SavedMemory
 
+COMMAND = "stream_vlm command"  # where a verb finds the whole command line, in its context
 INCOMPLETE, UNUSABLE, INTERRUPTED = 1, 2, 130  # exit statuses
 # What the system says of a place that the user named: no fault of ours.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EACCES, errno.EROFS, errno.ELOOP)
@@ -41,6 +43,10 @@ ENGINE_HELP = (
 
 class Verbs(TyperGroup):
     """Errors raised on purpose end a verb with one line on stderr and exit status 2."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta[COMMAND] = shlex.join(["stream-vlm", *args])
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         from stream_vlm_ros.console import print_anything
@@ -279,6 +285,7 @@ def ask(
 @app.command()
 @takes_settings("replay")
 def replay(
+    context: typer.Context,
     settings: Settings,
     source: Annotated[
         str,
@@ -357,6 +364,7 @@ def replay(
         run_live=realtime_run if realtime or attach else None,
         attach=attach,
         play=play,
+        command=context.meta[COMMAND],
         console=side,
     )
     if attach is None:  # a node that runs already has a model of its own

@@ -17,7 +17,7 @@ import jsonschema
 
 from stream_vlm_ros import __version__
 from stream_vlm_ros.errors import StreamVlmError, cut
-from stream_vlm_ros.machine import processor_name, versions
+from stream_vlm_ros.machine import processor_name, revision, versions
 from stream_vlm_ros.owned import open_regular
 
 from .comparison import compare
@@ -43,6 +43,7 @@ def build_report(
     runs: list[dict[str, Any]],
     complete: bool,
     wall: float,
+    command: str = "",
 ) -> dict[str, Any]:
     """The report of all runs. All that depends on the machine or the hour is under a key
     ``times``, here and below; everything else is the same for the same input."""
@@ -60,6 +61,8 @@ def build_report(
         "times": {
             "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "wall": wall,
+            "command": command,
+            "revision": revision(),
             "machine": machine(),
         },
     }
