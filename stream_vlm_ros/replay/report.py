@@ -26,7 +26,15 @@ from .summary import summary_of
 SCHEMA, VERSION = "stream_vlm.replay.report", 1
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
 KIND = "report"  # in the mark of its folder
-WRITES = ("journal.jsonl", "report.json", "report.md", "report.html", "junit.xml", "thumbnails")
+WRITES = (
+    "journal.jsonl",
+    "report.json",
+    "report.md",
+    "report.csv",
+    "report.html",
+    "junit.xml",
+    "thumbnails",
+)
 
 
 class ReportError(StreamVlmError):
