@@ -9,6 +9,7 @@ import errno
 import functools
 import inspect
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ from stream_vlm_ros.setting import Setting, SettingTable
 if TYPE_CHECKING:
     from stream_vlm_ros.engine import SavedMemory
 
+COMMAND = "stream_vlm command"  # where a verb finds the whole command line, in its context
 INCOMPLETE, UNUSABLE, INTERRUPTED = 1, 2, 130  # exit statuses
 # What the system says of a place that the user named: no fault of ours.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EACCES, errno.EROFS, errno.ELOOP)
@@ -41,6 +43,10 @@ ENGINE_HELP = (
 
 class Verbs(TyperGroup):
     """Errors raised on purpose end a verb with one line on stderr and exit status 2."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta[COMMAND] = shlex.join(["stream-vlm", *args])
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         from stream_vlm_ros.console import print_anything
@@ -285,6 +291,7 @@ def ask(
 @app.command()
 @takes_settings("replay")
 def replay(
+    context: typer.Context,
     settings: Settings,
     source: Annotated[
         str,
@@ -363,6 +370,7 @@ def replay(
         run_live=realtime_run if realtime or attach else None,
         attach=attach,
         play=play,
+        command=context.meta[COMMAND],
         console=side,
     )
     if attach is None:  # a node that runs already has a model of its own
@@ -417,16 +425,26 @@ def diff(
     b: Annotated[str, typer.Argument(metavar="B", help="Another report.")],
     run_a: Annotated[str | None, typer.Option(help="Run of A; else the first.")] = None,
     run_b: Annotated[str | None, typer.Option(help="Run of B; else the first.")] = None,
+    fail_on_regression: Annotated[
+        bool,
+        typer.Option(
+            "--fail-on-regression",
+            help="Exit with status 3 if a question that A answered right is not right in B.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Compare two reports: what differs, and whether it may be chance."""
-    from stream_vlm_ros.replay.command import diff, print_diff
+    from stream_vlm_ros.replay.command import REGRESSED, diff, print_diff, print_regressions
 
     difference = diff(a, b, run_a, run_b)
     if as_json:
         print(json.dumps(difference))
     else:
         print_diff(difference, Console(highlight=False))
+    if fail_on_regression and difference["regressions"]:
+        print_regressions(difference, Console(highlight=False, stderr=True))
+        raise typer.Exit(REGRESSED)
 
 
 @app.command()

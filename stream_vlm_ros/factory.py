@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,32 @@ def load_engine(settings: Settings) -> InferenceEngine:
     """
     alone = dataclasses.replace(settings, fork_slack_tokens=0)
     return build_engine(alone, _kept_model(settings.model_path, settings.device, settings.dtype))
+
+
+def model_name(model_path: str) -> str:
+    """What to call the checkpoint in a folder: its name, or in a cache of Hugging Face's the
+    repository's."""
+    if not model_path:
+        return "the package's small model, which knows only its drawn world"
+    folder = Path(os.path.abspath(os.path.expanduser(model_path)))
+    if folder.parent.name == "snapshots":  # models--Qwen--Qwen2.5-VL-3B-Instruct/snapshots/...
+        return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return folder.name
+
+
+def describe_model(settings: Settings) -> dict[str, Any]:
+    """What answers under these settings, loaded as `load_engine` does (once)."""
+    from stream_vlm_ros.engine.saving.binding import weights_hash
+
+    checkpoint = _kept_model(settings.model_path, settings.device, settings.dtype)
+    weights = [*checkpoint.network.parameters()]
+    return {
+        "name": model_name(settings.model_path),
+        "digest": weights_hash(checkpoint.network),
+        "dtype": str(weights[0].dtype).removeprefix("torch."),
+        "device": str(checkpoint.device),
+        "parameters": sum(weight.numel() for weight in weights),
+    }
 
 
 def build_engine(settings: Settings, checkpoint: Checkpoint) -> InferenceEngine:

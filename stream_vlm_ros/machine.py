@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import subprocess
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,6 +30,20 @@ def measured_on(*modules: ModuleType) -> dict[str, Any]:
         **versions(*modules),
         "stream_vlm": __version__,
     }
+
+
+def revision() -> str | None:
+    """The commit of this package, as ``git describe`` names it: of the checkout that it is imported
+    from, else the one that it was built from; None if neither is known."""
+    folder = Path(__file__).parent
+    try:
+        if not (folder.parent / ".git").exists():
+            return (folder / "revision.txt").read_text().strip() or None
+        command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
+        told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told.stdout.strip()
 
 
 def versions(*modules: ModuleType) -> dict[str, str]:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.console import plural, printable
-from stream_vlm_ros.errors import InvalidParameterError, cut, in_words
+from stream_vlm_ros.errors import InvalidParameterError, cut
 
 from .comparison import compare
 from .job import ReplayJob
@@ -23,7 +23,8 @@ from .rendering import p_value_text, seconds_text, share_text
 from .report import ReportError, read_report
 from .settings import changed
 
-BELOW, INTERRUPTED = 1, 130  # exit statuses; BELOW also where something could not be written
+# Exit statuses; BELOW also where something could not be written.
+BELOW, REGRESSED, INTERRUPTED = 1, 3, 130
 
 
 def settings_of(base: Settings, engine: str | None, compared: Sequence[str]) -> list[Settings]:
@@ -102,13 +103,19 @@ def _short_share(figure: dict[str, Any]) -> str:
 
 
 def diff(a: str, b: str, run_a: str | None = None, run_b: str | None = None) -> dict[str, Any]:
-    """Run ``run_b`` of report ``b`` against ``run_a`` of report ``a``; None: the first run."""
-    try:
-        return compare(_run_of(a, run_a), _run_of(b, run_b))
-    except (LookupError, TypeError, AttributeError, ValueError) as error:  # files from outside
+    """Run ``run_b`` of report ``b`` against ``run_a`` of report ``a``; None: the first run.
+
+    Raises ReportError, also where no question was asked in both.
+    """
+    before, now = _run_of(a, run_a), _run_of(b, run_b)
+    difference = compare(before, now)
+    if not difference["common"]:
+        counts = f"{len(before['answers'])} and {len(now['answers'])}"
         raise ReportError(
-            f"{cut(a)} or {cut(b)} is not what replay has written: {in_words(error)}"
-        ) from error
+            f"{cut(a)} and {cut(b)} have no question in common that both were asked, of {counts}: "
+            "questions are paired by id and text."
+        )
+    return difference
 
 
 def print_diff(difference: dict[str, Any], out: Console) -> None:
@@ -125,13 +132,9 @@ def print_diff(difference: dict[str, Any], out: Console) -> None:
     if accuracy["p"] is not None:
         words += ", significant" if accuracy["significant"] else ", may be chance"
     _say(out, f"             {words} (McNemar's exact test)")
-    for name, ids in (
-        ("Lost", accuracy["only_a_right"]),
-        ("Won", accuracy["only_b_right"]),
-    ):
+    for name, ids in (("Lost", difference["regressions"]), ("Won", accuracy["only_b_right"])):
         if ids:
-            more = f" and {len(ids) - 12} more" if len(ids) > 12 else ""
-            _say(out, f"{name:<13}{', '.join(ids[:12])}{more}")
+            _say(out, f"{name:<13}{_some(ids)}")
     _say(out, f"Same words   {difference['same_words']} of {difference['common']}")
     for key, title in (("ttft", "First token"), ("latency", "Whole answer")):
         if times := difference["times"][key]:
@@ -141,6 +144,17 @@ def print_diff(difference: dict[str, Any], out: Console) -> None:
                 f"{title:<13}{seconds_text(times['a'])} -> {seconds_text(times['b'])} on average; "
                 f"{p_value_text(times['p'])}, {meaning}",
             )
+
+
+def print_regressions(difference: dict[str, Any], out: Console) -> None:
+    """Of what was right before and is not now, the last line; nothing if there is none."""
+    if ids := difference["regressions"]:
+        _say(out, f"{plural(len(ids), 'regression')}: {_some(ids)}", "red")
+
+
+def _some(ids: Sequence[str]) -> str:
+    """Their first twelve, and how many more."""
+    return ", ".join(ids[:12]) + (f" and {len(ids) - 12} more" if len(ids) > 12 else "")
 
 
 def print_rate(found: dict[str, Any], out: Console) -> None:
@@ -168,8 +182,6 @@ def print_rate(found: dict[str, Any], out: Console) -> None:
 
 def _run_of(path: str, name: str | None) -> dict[str, Any]:
     runs = read_report(path)["runs"]
-    if not runs:
-        raise ReportError(f"The report {path} has no run.")
     if name is None:
         return runs[0]
     for run in runs:

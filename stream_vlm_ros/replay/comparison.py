@@ -23,6 +23,9 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     Accuracy: McNemar's exact test over the questions that one answered right and the other wrong.
     Times: the mean of the differences question by question, with a 95 % interval and a p-value by
     changing signs at random (seeded: the same each time).
+
+    ``regressions`` are the ids of those that ``a`` answered right and ``b`` did not: wrong, without
+    a verdict, not at all, or not reached.
     """
     pairs = _pairs(a, b)
     judged = [(x, y) for x, y in pairs if is_judged(x) and is_judged(y)]
@@ -37,6 +40,7 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
         "common": len(pairs),
         "only_in_a": len(_asked(a)) - len(pairs),
         "only_in_b": len(_asked(b)) - len(pairs),
+        "regressions": _regressions(a, b),
         "same_words": sum(x["answer"] == y["answer"] for x, y in pairs),
         "accuracy": {
             "a": accuracy(x for x, _ in judged),
@@ -109,10 +113,19 @@ def _asked(run: dict[str, Any]) -> list[AnswerRecord]:
     return [one for one in run["answers"] if one["status"] != "not_reached"]
 
 
+def _regressions(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    now = {_key(y): y["right"] for y in b["answers"]}
+    return [x["id"] for x in a["answers"] if x["right"] and not now.get(_key(x), True)]
+
+
+def _key(answer: AnswerRecord) -> tuple[str, str]:
+    return answer["id"], answer["question"]
+
+
 def _pairs(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[AnswerRecord, AnswerRecord]]:
     """What came of questions that both asked, in the same words, in the order of ``a``."""
-    others = {(y["id"], y["question"]): y for y in _asked(b)}
-    found = ((x, others.get((x["id"], x["question"]))) for x in _asked(a))
+    others = {_key(y): y for y in _asked(b)}
+    found = ((x, others.get(_key(x))) for x in _asked(a))
     return [(x, y) for x, y in found if y is not None]
 
 

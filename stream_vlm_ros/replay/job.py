@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import io
+import hashlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from stream_vlm_ros.config import Settings
-from stream_vlm_ros.console import printable
+from stream_vlm_ros.console import bytes_text, printable
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidParameterError, SourceNotFoundError, StreamVlmError
-from stream_vlm_ros.factory import load_engine
-from stream_vlm_ros.owned import NotOursError, check, held, write_whole
+from stream_vlm_ros.factory import describe_model, load_engine, model_name
+from stream_vlm_ros.owned import NotOursError, check, held
 from stream_vlm_ros.sources import Frame, Source, open_source
 
 from .feeding import loaded_until
@@ -38,13 +37,13 @@ from .report import KIND, WRITES, build_report, is_report
 from .runner import Pictures, Replay, Silence
 from .session_bag import BAG, SessionBag
 from .settings import as_reported
+from .thumbnails import THUMBNAILS, Thumbnails
 
-THUMBNAIL_WIDTH = 320
-THUMBNAILS = "thumbnails"
 JOURNAL = "journal.jsonl"
 OF_THE_SMALL_MODEL = (
     "The answers are those of the small model of the package, which knows only its drawn world."
 )
+SLOW_TO_READ = 1 << 30  # bytes
 
 
 @dataclass
@@ -66,6 +65,7 @@ class ReplayJob:
             ``live.realtime.realtime_run``. Without it the loop is closed.
         attach: with ``run_live``, the name of a node that runs already.
         play: with ``attach``, the command that plays the source.
+        command: the command line, for the report.
         console: where progress is shown, on a terminal.
     """
 
@@ -80,6 +80,7 @@ class ReplayJob:
     attach: str | None = None
     play: str | None = None
     make_engine: Callable[[Settings], Any] | None = None
+    command: str = ""
     console: Console | None = None
 
     def __post_init__(self) -> None:
@@ -189,6 +190,7 @@ class ReplayJob:
         journal = Journal(self.out / JOURNAL, self.resume)
         runs: list[dict[str, Any]] = []
         with _Bar(self.console) as bar:
+            digest = self._digest(journal, bar)
             for number, settings in enumerate(self.settings):
                 source = self._open(settings)
                 with closing(RunMemory(settings, self._make)) as memory:
@@ -200,16 +202,19 @@ class ReplayJob:
                 if not settings.model_path and self.make_engine is None and self.attach is None:
                     told = runs[-1]["source"]
                     runs[-1]["source"] = told | {"notes": [*told["notes"], OF_THE_SMALL_MODEL]}
+                name = model_name(runs[-1]["settings"]["model_path"])
+                runs[-1]["model"] = {"name": name, **runs[-1].get("model", {})}
                 if self.interrupted or runs[-1].get("error", {}).get("code") == JournalError.code:
                     break
         journal.close()
         report = build_report(
             mode="realtime" if self.realtime else "closed_loop",
-            source=self._describe(source),
+            source=self._describe(source) | {"digest": digest},
             questions=describe_questions(self.questions),
             runs=runs,
             complete=all(run["complete"] for run in runs) and not self.interrupted,
             wall=time.perf_counter() - begin,
+            command=self.command,
         )
         self.failed |= write_report(report, self.out)
         return report
@@ -229,12 +234,16 @@ class ReplayJob:
         done = journal.run(key)
         if done is not None and not self.bag and not settings.save_memory:
             bar.say(f"{settings.title}: taken from the journal; --fresh runs it again")
-            return {**done, "name": settings.title, "settings": as_reported(settings)}
+            return done | {"name": settings.title, "settings": as_reported(settings)}
         if count := journal.answered(key):
             bar.say(f"{settings.title}: {count} answers taken from the journal")
         with ExitStack() as stack:
-            thumbnails = _Thumbnails(
-                self.out, number, lambda record: journal.keep_answer(key, record), self.failed
+            thumbnails = Thumbnails(
+                self.out,
+                number,
+                self.questions.questions,
+                lambda record: journal.keep_answer(key, record),
+                self.failed,
             )
             listeners: list[Any] = [thumbnails, bar]
             if self.bag:
@@ -251,6 +260,7 @@ class ReplayJob:
                 _All(listeners),
                 self.options.get("start") or 0.0,
                 self.options.get("end"),
+                self._describe_model,
             )
             ends = [t for t in (source.duration, self.options.get("end")) if t is not None]
             bar.start(settings.title, min(ends) if ends else None)
@@ -270,6 +280,10 @@ class ReplayJob:
             with noting(settings.save_memory, self.failed):
                 memory.save()
         return run
+
+    def _describe_model(self, settings: Settings) -> dict[str, Any]:
+        """What answered; nothing of an engine that is not of our making."""
+        return describe_model(settings) if self.make_engine is None else {}
 
     def _keep_run(self, journal: Journal, key: str, run: dict[str, Any]) -> None:
         with noting(JOURNAL, self.failed):  # the answers are in it, or the report can hold them
@@ -326,6 +340,30 @@ class ReplayJob:
                 f"stream-vlm replay {topic} {command.format('')} --end 60"
             ) from error
 
+    def _digest(self, journal: Journal, bar: _Bar) -> str | None:
+        """SHA-256 of a source's file, or of the list of them that sha256sum prints for a folder's;
+        None for what is no file. What the journal knows of the same files is not read again."""
+        path = Path(os.path.expanduser(self.spec))
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        files = [file for file in files if file.is_file()]
+        if not files:
+            return None
+        key = fingerprint("digest", self._identity())
+        if (known := journal.run(key)) is not None:
+            return known["digest"]
+        size = sum(file.stat().st_size for file in files)
+        if size > SLOW_TO_READ:
+            bar.say(f"reading {path.name} ({bytes_text(size)}) for its digest")
+        try:
+            sums = {file.name: sha256_of(file) for file in files}
+        except OSError:
+            return None  # what can be read of it is replayed, and its damage noted
+        listed = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
+        told = hashlib.sha256(os.fsencode(listed)).hexdigest()
+        digest = told if path.is_dir() else sums[path.name]
+        self._keep_run(journal, key, {"digest": digest})
+        return digest
+
     def _identity(self) -> dict[str, Any]:
         """What tells whether the source is still the same."""
         path = Path(os.path.expanduser(self.spec))
@@ -354,6 +392,15 @@ def describe_questions(questions: QuestionSet) -> dict[str, Any]:
         "count": len(questions.questions),
         "extra": questions.extra,
     }
+
+
+def sha256_of(file: Path) -> str:
+    """As sha256sum prints it."""
+    found = hashlib.sha256()
+    with file.open("rb") as content:
+        while block := content.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
 
 
 class _All(Silence):
@@ -416,64 +463,6 @@ class _View(Silence):
         self, record: AnswerRecord, image: np.ndarray | None, pictures: Pictures = ()
     ) -> None:
         self._tell(lambda: self._listener.on_answer(record, image, pictures))
-
-
-class _Thumbnails(Silence):
-    """Hands the record on, then writes small pictures: of the newest frame at the question, and of
-    what the answer rests on."""
-
-    def __init__(
-        self,
-        out: Path,
-        number: int,
-        keep: Callable[[AnswerRecord], None],
-        failed: dict[str, str],
-    ) -> None:
-        self._out, self._number, self._keep, self._failed = out, number, keep, failed
-        self._count = 0
-
-    def on_answer(
-        self, record: AnswerRecord, image: np.ndarray | None, pictures: Pictures = ()
-    ) -> None:
-        if record["status"] == "not_reached":
-            return
-        fresh = "thumbnail" not in record
-        self._count += 1
-        if image is not None:
-            record["thumbnail"] = f"{THUMBNAILS}/{self._number + 1}-{self._count:04d}.jpg"
-        files = self._evidence(record, pictures)
-        if fresh:
-            self._keep(record)
-        if image is not None:
-            files[record["thumbnail"]] = _small_jpeg(image)
-        for name, data in files.items():
-            if THUMBNAILS not in self._failed:
-                with noting(THUMBNAILS, self._failed):
-                    path = self._out / name
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    write_whole(path, data)
-
-    def _evidence(self, record: AnswerRecord, pictures: Pictures) -> dict[str, bytes]:
-        """Pictures of an answer's episodes by the paths that the record names."""
-        files: dict[str, bytes] = {}
-        stem = f"{THUMBNAILS}/{self._number + 1}-{self._count:04d}"
-        for number, (episode, some) in enumerate(
-            zip(record.get("episodes", ()), pictures, strict=False), 1
-        ):
-            named = {f"{stem}-{number}-{k}.jpg": data for k, data in enumerate(some, 1)}
-            episode["thumbnails"] = [*named]
-            files |= named
-        return files
-
-
-def _small_jpeg(image: np.ndarray) -> bytes:
-    picture = Image.fromarray(image)
-    height = max(1, round(picture.height * THUMBNAIL_WIDTH / picture.width))
-    if picture.width > THUMBNAIL_WIDTH:
-        picture = picture.resize((THUMBNAIL_WIDTH, height))
-    out = io.BytesIO()
-    picture.save(out, "JPEG", quality=80)
-    return out.getvalue()
 
 
 class _Bar(Silence):

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import re2
@@ -47,10 +47,14 @@ Judging = Callable[[str], "bool | None"]
 
 @dataclass(frozen=True)
 class Judge:
-    """Whether an answer is right; None if that cannot be judged."""
+    """Whether an answer is right; None if that cannot be judged.
+
+    ``options`` are those that the question file gives it, such as ``within``.
+    """
 
     name: str
     function: Judging
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, answer: str) -> bool | None:
         return self.function(answer[:MAX_JUDGED])
@@ -89,7 +93,9 @@ def make_judge(spec: Any, expect: tuple[str, ...], choices: tuple[str, ...] = ()
     if name == "contains":
         patterns = [_whole_words(e) for e in expect]
         needed = all if options.get("all") else any
-        return Judge(name, lambda answer: needed(p.search(plain(answer)) for p in patterns))
+        return Judge(
+            name, lambda answer: needed(p.search(plain(answer)) for p in patterns), options
+        )
     if name == "regex":
         found = [_expression(e) for e in expect]
         return Judge(name, lambda answer: any(p.search(answer) for p in found))
@@ -98,7 +104,7 @@ def make_judge(spec: Any, expect: tuple[str, ...], choices: tuple[str, ...] = ()
     if None in values:
         raise ValueError(f"expected is {expect[values.index(None)]!r}, which holds no {what}")
     within = float(options.get("within", 0.0)) + 1e-9
-    return Judge(name, lambda answer: _near(read(answer), values, within))
+    return Judge(name, lambda answer: _near(read(answer), values, within), options)
 
 
 def plain(text: str) -> str:

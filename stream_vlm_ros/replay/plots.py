@@ -52,7 +52,7 @@ def plots_of(runs: list[dict[str, Any]], failed: dict[str, str]) -> list[dict[st
     makers: tuple[tuple[str, Callable[[Any, list[dict[str, Any]]], bool]], ...] = (
         ("Accuracy by type of question", lambda axes, r: draw_shares(axes, r, "by_type")),
         ("Accuracy by age of the evidence", lambda axes, r: draw_shares(axes, r, "by_age")),
-        ("Evidence in memory or forgotten", lambda axes, r: draw_shares(axes, r, "by_memory")),
+        ("Where the evidence was", lambda axes, r: draw_shares(axes, r, "by_memory")),
         ("Time to the first token", lambda axes, r: _distribution(axes, r, "ttft")),
         ("Time to the whole answer", lambda axes, r: _distribution(axes, r, "latency")),
         ("Cache length", _cache),

@@ -27,6 +27,7 @@ from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidTimestampError, cut
 from stream_vlm_ros.sources.sampling import MAX_SECONDS
 
+from .csv_lines import csv_events
 from .judging import Judge, make_judge
 from .yaml_lines import Document, Place, QuestionFileError, load_document
 
@@ -103,7 +104,8 @@ def load_questions(path: str | Path, importer: str = "stream_vlm") -> QuestionSe
 
 
 def _load_own(path: Path) -> QuestionSet:
-    document = load_document(path)
+    is_table = path.suffix.lower() in (".csv", ".tsv")
+    document = load_document(path, csv_events if is_table else None)
     mistakes = _mistakes(document)
     if None in mistakes:  # not in one question: they cannot be read one after the other
         raise _all_of(mistakes.values())

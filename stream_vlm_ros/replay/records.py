@@ -38,6 +38,21 @@ class EpisodeRecord(TypedDict, total=False):
     thumbnails: list[str]
 
 
+class EvidencePicture(TypedDict):
+    """A frame of a question's evidence: where its picture is, and its time."""
+
+    path: str
+    at: float
+
+
+class Held(TypedDict):
+    """What was held at a question besides ``seen``: the stretches of ``seen`` that are in the
+    window, and those that the history reaches over."""
+
+    window: list[list[float]]
+    history: list[list[float]]
+
+
 class _Asked(TypedDict):
     """What is known of a question before it is answered."""
 
@@ -50,6 +65,7 @@ class _Asked(TypedDict):
     choices: list[str]
     expect: list[str]
     judge: str
+    judge_options: dict[str, Any]
     type: str
     tags: list[str]
     about: list[float] | None
@@ -68,7 +84,8 @@ class AnswerRecord(_Asked, total=False):
     there is an ``error``) or ``not_reached``. ``right`` is None where nothing judges the answer.
     An answered question has ``seen``, ``evidence_in_memory``, ``episodes``, ``times`` and
     ``metrics``; where a history named episodes and evidence is known, ``evidence_named``; where its
-    judge failed, a ``judge_error``.
+    judge failed, a ``judge_error``. Of the closed loop it has ``held``, also with an error, and
+    with evidence ``evidence_held``: `where_held`.
     """
 
     error: AnswerError
@@ -76,6 +93,9 @@ class AnswerRecord(_Asked, total=False):
     evidence_in_memory: bool | None
     episodes: list[EpisodeRecord]
     evidence_named: bool
+    evidence_pictures: list[EvidencePicture]
+    held: Held
+    evidence_held: str
     times: dict[str, float]
     metrics: dict[str, Any]
     judge_error: str
@@ -103,6 +123,7 @@ def unanswered(ask: Ask, camera: str, end_ns: int, origin_ns: int | None) -> Ans
         "choices": list(question.choices),
         "expect": list(question.expect),
         "judge": question.judge.name,
+        "judge_options": dict(question.judge.options),
         "type": question.type,
         "tags": list(question.tags),
         "about": None if question.about is None else list(question.about),
@@ -155,6 +176,30 @@ def answered(
         if not is_time(k) and k not in _NOT_METRICS and (tokens or k not in _OF_TOKENS)
     }
     return record
+
+
+def note_held(record: AnswerRecord, info: CacheInfo, origin_ns: int) -> None:
+    """Note in ``record`` what is held when the question is asked, and where its evidence is."""
+    reach = history_reach(info)
+    window = info.levels["window"].time_spans if "window" in info.levels else ()
+
+    def told(spans: Iterable[Sequence[float]]) -> list[list[float]]:
+        return [[_since(begin, origin_ns), _since(end, origin_ns)] for begin, end in spans]
+
+    record["seen"] = told(info.time_spans)
+    record["held"] = {"window": told(window), "history": told([] if reach is None else [reach])}
+    if where := where_held(record["evidence"], record["seen"], record["held"]):
+        record["evidence_held"] = where
+
+
+def where_held(
+    evidence: Sequence[Sequence[float]], seen: Sequence[Sequence[float]], held: Held
+) -> str | None:
+    """Where any of the evidence was: in the ``window``, elsewhere in ``memory``, in the ``history``
+    alone, or ``forgotten``; None without evidence."""
+    places = (("window", held["window"]), ("memory", seen), ("history", held["history"]))
+    found = (name for name, spans in places if evidence_in_memory(evidence, spans))
+    return next(found, "forgotten") if evidence else None
 
 
 def refused(record: AnswerRecord, code: str, message: str) -> AnswerRecord:
@@ -235,7 +280,7 @@ def evidence_age(evidence: Sequence[tuple[float, float]], at: float) -> float | 
 
 
 def evidence_in_memory(
-    evidence: Sequence[tuple[float, float]], seen: Iterable[Sequence[float]]
+    evidence: Sequence[Sequence[float]], seen: Iterable[Sequence[float]]
 ) -> bool | None:
     """Whether any of the evidence lies in a stretch that the memory still holds."""
     if not evidence:

@@ -1,13 +1,14 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-"""A report as JSON, Markdown, one HTML page and JUnit XML."""
+"""A report as JSON, Markdown, CSV, one HTML page and JUnit XML."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,19 @@ from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.owned import write_whole
 
 from .ages import age_text, correction
+from .answer_table import render_csv
 from .journal import as_json
 from .kept import CLOCK, span_text
 from .plots import COLOURS, plots_of
-from .summary import ON_PURPOSE, is_judged
+from .summary import ON_PURPOSE, is_judged, place_of_evidence
+from .time_line import TimeLine
 
 _TEMPLATES = Path(__file__).parent
 LONGEST_CELL = 280  # characters in a table of the Markdown
 
 
 def write_report(report: dict[str, Any], folder: Path) -> dict[str, str]:
-    """Write ``report.json``, ``junit.xml``, ``report.md`` and ``report.html``, each for itself.
+    """Write ``report.json``, ``.md``, ``.csv``, ``.html`` and ``junit.xml``, each for itself.
 
     Each file is complete at any moment: it takes its name when it has been written. What cannot be
     written does not keep the others from it.
@@ -48,6 +51,7 @@ def write_report(report: dict[str, Any], folder: Path) -> dict[str, str]:
         "report.json": lambda: as_json(report, indent=1),
         "junit.xml": lambda: render_junit(report),
         "report.md": lambda: render_markdown(report),
+        "report.csv": lambda: render_csv(report),
         "report.html": lambda: render_html(report, folder, failed),
     }
     for name, render in views.items():
@@ -83,6 +87,8 @@ def render_html(report: dict[str, Any], folder: Path, failed: dict[str, str] | N
         rows=answer_rows(report["runs"]),
         picture=lambda path: _data_uri(folder / path),
         colours=COLOURS,
+        line=TimeLine.of(report),
+        table=base64.b64encode(render_csv(report).encode()).decode(),
     )
 
 
@@ -92,10 +98,19 @@ def answer_rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for number, run in enumerate(runs):
         for answer in run["answers"]:
             row = rows.setdefault(
-                answer["id"], {"first": answer, "answers": [None] * len(runs), "thumbnail": None}
+                answer["id"],
+                {
+                    "first": answer,
+                    "answers": [None] * len(runs),
+                    "thumbnail": None,
+                    "evidence": [],
+                    "latency": -1.0,
+                },
             )
             row["answers"][number] = answer
             row["thumbnail"] = row["thumbnail"] or answer.get("thumbnail")
+            row["evidence"] = row["evidence"] or answer.get("evidence_pictures", [])
+            row["latency"] = max(row["latency"], answer.get("times", {}).get("latency", -1.0))
     return sorted(rows.values(), key=lambda row: row["first"]["at"])
 
 
@@ -145,6 +160,7 @@ def _data_uri(path: Path) -> str:
     return f"data:image/jpeg;base64,{data}"
 
 
+@lru_cache(maxsize=2)
 def _environment(shown: Callable[[str], str], autoescape: bool = False) -> jinja2.Environment:
     """``shown`` is what becomes of every text that a template puts in, after its filters."""
 
@@ -170,10 +186,18 @@ def _environment(shown: Callable[[str], str], autoescape: bool = False) -> jinja
         plural=plural,
         cell=lambda text: text if len(text) <= LONGEST_CELL else text[: LONGEST_CELL - 1] + "…",
         verdict=_verdict,
+        judge=judge_text,
+        models=models_of,
+        factor=factor_text,
         p_value=p_value_text,
     )
     environment.globals.update(
-        lost=_lost, is_judged=is_judged, seen=_seen, correction=_correction, zip=zip
+        lost=_lost,
+        is_judged=is_judged,
+        place_of_evidence=place_of_evidence,
+        seen=_seen,
+        correction=_correction,
+        zip=zip,
     )
     return environment
 
@@ -189,6 +213,29 @@ def share_text(figure: dict[str, Any]) -> str:
     interval = f"{100 * figure['low']:.0f}–{100 * figure['high']:.0f} %"
     counts = f"{figure['right']} of {figure['judged']}"
     return f"{_percent(figure['accuracy'])} ({counts}; 95 %: {interval})"
+
+
+def judge_text(answer: dict[str, Any]) -> str:
+    """How an answer is judged: ``number (within 1): 3``."""
+    options = [
+        name if value is True else f"{name} {value}"
+        for name, value in answer.get("judge_options", {}).items()
+    ]
+    judge = f"{answer['judge']} ({', '.join(options)})" if options else answer["judge"]
+    return f"{judge}: {' or '.join(answer['expect'])}" if answer["expect"] else judge
+
+
+def models_of(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The models of the runs, each once."""
+    found: list[dict[str, Any]] = []
+    for run in runs:
+        if run["model"] not in found:
+            found.append(run["model"])
+    return found
+
+
+def factor_text(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g} ×"
 
 
 def seconds_text(value: float | None) -> str:

@@ -9,20 +9,32 @@ import json
 import os
 import platform
 from datetime import datetime, timezone
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+
 from stream_vlm_ros import __version__
-from stream_vlm_ros.errors import StreamVlmError
-from stream_vlm_ros.machine import processor_name, versions
+from stream_vlm_ros.errors import StreamVlmError, cut
+from stream_vlm_ros.machine import processor_name, revision, versions
 from stream_vlm_ros.owned import open_regular
 
 from .comparison import compare
 from .summary import summary_of
 
 SCHEMA, VERSION = "stream_vlm.replay.report", 1
+SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
 KIND = "report"  # in the mark of its folder
-WRITES = ("journal.jsonl", "report.json", "report.md", "report.html", "junit.xml", "thumbnails")
+WRITES = (
+    "journal.jsonl",
+    "report.json",
+    "report.md",
+    "report.csv",
+    "report.html",
+    "junit.xml",
+    "thumbnails",
+)
 
 
 class ReportError(StreamVlmError):
@@ -39,6 +51,7 @@ def build_report(
     runs: list[dict[str, Any]],
     complete: bool,
     wall: float,
+    command: str = "",
 ) -> dict[str, Any]:
     """The report of all runs. All that depends on the machine or the hour is under a key
     ``times``, here and below; everything else is the same for the same input."""
@@ -56,6 +69,8 @@ def build_report(
         "times": {
             "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "wall": wall,
+            "command": command,
+            "revision": revision(),
             "machine": machine(),
         },
     }
@@ -103,15 +118,30 @@ def read_report(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     file = path / "report.json" if path.is_dir() else path
     try:
-        report = json.loads(file.read_text(encoding="utf-8"))
+        report = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_number)
     except FileNotFoundError:
         raise ReportError(f"There is no report {file}. Check the path.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ReportError(f"{file} cannot be read: {error}") from error
+    except OSError as error:
+        raise ReportError(f"{file} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise ReportError(f"{file} is cut off, or no JSON: {cut(str(error))}") from error
     if not isinstance(report, dict) or report.get("schema") != SCHEMA:
         raise ReportError(f"{file} is not a report of stream-vlm replay.")
     if report.get("version") != VERSION:
         raise ReportError(
-            f"{file} is of version {report.get('version')}; this program reads version {VERSION}."
+            f"{file} is of version {cut(str(report.get('version')), 80)}; this program reads "
+            f"version {VERSION}."
         )
+    if wrong := next(_validator().iter_errors(report), None):
+        place = "/".join(map(str, wrong.absolute_path))
+        raise ReportError(f"{file} is not what replay has written: {place}: {cut(wrong.message)}")
     return report
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+@lru_cache(maxsize=1)
+def _validator() -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(json.loads(SCHEMA_FILE.read_text(encoding="utf-8")))

@@ -33,6 +33,7 @@ from .records import (
     forgotten,
     is_time,
     merged_of,
+    note_held,
     refused,
     unanswered,
 )
@@ -102,6 +103,7 @@ class Replay:
         listener: notified of chunks and answers.
         start, end: the part of the source that is given, in seconds; times of questions count from
             the beginning of the whole source.
+        describe_model: what the report says of the model; called when it is loaded.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class Replay:
         listener: Listener | None = None,
         start: float = 0.0,
         end: float | None = None,
+        describe_model: Callable[[Settings], dict[str, Any]] = lambda settings: {},
     ) -> None:
         self.settings = settings
         self.questions = questions
@@ -121,6 +124,7 @@ class Replay:
         self.listener = listener or Silence()
         self.start_ns = round(start * SECOND)
         self.end_ns = None if end is None else round(end * SECOND)
+        self._describe_model = describe_model
         self.answers: list[AnswerRecord] = []
         self.series: list[dict[str, Any]] = []
         self.streams: dict[str, Stream] = {}
@@ -172,6 +176,7 @@ class Replay:
         return {
             "name": self.settings.title,
             "settings": as_reported(self.settings),
+            "model": self._describe_model(self.settings) if self.streams else {},
             "complete": self.complete,
             "frames": {"decoded": counts.decoded, "ingested": ingested, "drops": drops},
             "source": {
@@ -302,6 +307,7 @@ class Replay:
         origin = (self.origin_ns or 0) / SECOND
         about = question.about and (origin + question.about[0], origin + question.about[1])
         metrics: AnswerMetrics | ChoiceMetrics
+        note_held(record, stream.engine.get_cache_info(), self.origin_ns or 0)
         try:
             if question.choices:
                 answer, metrics = stream.engine.ask_choice(

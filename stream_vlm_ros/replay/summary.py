@@ -44,9 +44,24 @@ def summary_of(run: dict[str, Any]) -> dict[str, Any]:
             "ttft": distribution(a["times"].get("ttft") for a in answered),
             "latency": distribution(a["times"].get("latency") for a in answered),
             "encode": distribution(e["times"].get("latency") for e in run["series"]),
+            "realtime_factor": realtime_factor(run["series"]),
             "wall": run["times"].get("wall"),
         },
     }
+
+
+def realtime_factor(series: Sequence[dict[str, Any]]) -> float | None:
+    """Seconds of the source that a second of encoding takes in, above 1 faster than a camera.
+
+    Over the chunks after the first, without pauses that positions leave out and without the
+    questions; of several cameras, all of them. None where there is one chunk, or no times.
+    """
+    later = series[1:]
+    if not later or any("latency" not in entry["times"] for entry in later):
+        return None
+    latency = sum(entry["times"]["latency"] for entry in later)
+    covered = later[-1]["at"] - series[0]["at"] - sum(e["closed_seconds"] for e in later)
+    return covered / latency if latency > 0 else None
 
 
 def accuracy(answers: Iterable[AnswerRecord]) -> dict[str, Any]:
@@ -103,9 +118,26 @@ def age_label(low: float, high: float) -> str:
     return f"{low:g} s or more" if math.isinf(high) else f"{low:g}-{high:g} s"
 
 
+# Where the evidence was when the question was asked, in words.
+PLACES = {
+    "window": "in the window",
+    "memory": "in memory, before the window",
+    "history": "in the history alone",
+    "forgotten": "forgotten",
+}
+
+
+def place_of_evidence(answer: AnswerRecord) -> str | None:
+    """Where an answer's evidence was, in words; None if there is none, or nobody knows."""
+    if "evidence_held" in answer:
+        return PLACES[answer["evidence_held"]]
+    held = answer.get("evidence_in_memory")  # all that a node tells
+    return None if held is None else "in memory" if held else "not in memory"
+
+
 def _memory_group(answer: AnswerRecord) -> list[str]:
-    held = answer.get("evidence_in_memory")
-    return [] if held is None else ["in memory" if held else "forgotten"]
+    place = place_of_evidence(answer)
+    return [] if place is None else [place]
 
 
 def distribution(values: Iterable[float | None]) -> dict[str, float] | None:

@@ -81,17 +81,21 @@ class Document:
         return QuestionFileError(f"{self.path}:{line}: {words}", line, words)
 
 
-def load_document(path: str | Path) -> Document:
-    """Read a YAML or JSON file; raises QuestionFileError with the line where it goes wrong."""
+def load_document(
+    path: str | Path, events: Callable[[str], Iterator[Event]] | None = None
+) -> Document:
+    """Read a YAML or JSON file, or one of another kind by its ``events``; raises QuestionFileError
+    with the line where it goes wrong."""
     path = Path(path)
     text = _text_of(path)
-    events = _json_events if path.suffix.lower() == ".json" else _yaml_events
+    if events is None:
+        events = _json_events if path.suffix.lower() == ".json" else yaml_events
     document = Document(path, None)
     builder = _Builder(document.lines)
     try:
         for event in events(text):
             builder.take(event)
-    except _Mistake as mistake:
+    except Mistake as mistake:
         raise QuestionFileError(f"{path}:{mistake.line}: {cut(mistake.words)}") from mistake
     document.content = builder.root
     if document.content is None:
@@ -121,7 +125,7 @@ def _text_of(path: Path) -> str:
         raise QuestionFileError(f"{path}:{line}: not text in UTF-8: {error.reason}") from error
 
 
-class _Mistake(Exception):
+class Mistake(Exception):
     """What is wrong with a file, and on which line."""
 
     def __init__(self, line: int, words: str) -> None:
@@ -129,7 +133,7 @@ class _Mistake(Exception):
         self.line, self.words = line, words
 
 
-class _Event(NamedTuple):
+class Event(NamedTuple):
     """The begin of a list or mapping ("[", "{"), its end ("]"), a text, a scalar that its words
     decide about (a word), or an alias ("*")."""
 
@@ -146,7 +150,7 @@ class _Event(NamedTuple):
 _PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def _yaml_events(text: str) -> Iterator[_Event]:
+def yaml_events(text: str) -> Iterator[Event]:
     documents = 0
     try:
         for event in yaml.parse(text, Loader=_PARSER):
@@ -155,27 +159,27 @@ def _yaml_events(text: str) -> Iterator[_Event]:
             if isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
                 if documents > 1:
-                    raise _Mistake(line, "a second document begins; a question file has only one")
+                    raise Mistake(line, "a second document begins; a question file has only one")
             elif isinstance(event, yaml.ScalarEvent):
                 kind = "word" if event.implicit[0] else "text"
-                yield _Event(kind, line, event.value, anchor, tag)
+                yield Event(kind, line, event.value, anchor, tag)
             elif isinstance(event, yaml.SequenceStartEvent):
-                yield _Event("[", line, anchor=anchor, tag=tag)
+                yield Event("[", line, anchor=anchor, tag=tag)
             elif isinstance(event, yaml.MappingStartEvent):
-                yield _Event("{", line, anchor=anchor, tag=tag)
+                yield Event("{", line, anchor=anchor, tag=tag)
             elif isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):
-                yield _Event("]", line)
+                yield Event("]", line)
             elif isinstance(event, yaml.AliasEvent):
-                yield _Event("*", line, anchor=anchor)
+                yield Event("*", line, anchor=anchor)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         words = " ".join(filter(None, (error.context, error.problem)))
         hint = " (inside { } put texts in quotes)" if "flow mapping" in words else ""
-        raise _Mistake(mark.line + 1 if mark else 1, f"not valid YAML: {words}{hint}") from error
+        raise Mistake(mark.line + 1 if mark else 1, f"not valid YAML: {words}{hint}") from error
     except yaml.YAMLError as error:  # the reader's, of control characters
         position = getattr(error, "position", None) or 0
         line = text.count("\n", 0, position) + 1
-        raise _Mistake(line, f"not valid YAML: {' '.join(str(error).split())}") from error
+        raise Mistake(line, f"not valid YAML: {' '.join(str(error).split())}") from error
 
 
 # -- JSON ----------------------------------------------------------------------------------------
@@ -183,27 +187,27 @@ def _yaml_events(text: str) -> Iterator[_Event]:
 _JSON_TOKEN = re.compile(r'\s+|"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
 
 
-def _json_events(text: str) -> Iterator[_Event]:
+def _json_events(text: str) -> Iterator[Event]:
     try:
         # Whether it is JSON; its numbers are read by the builder, which bounds them.
         json.loads(text, parse_int=len, parse_float=len, parse_constant=len)
     except RecursionError:
         pass  # the builder allows far less, and says on which line it is too much
     except json.JSONDecodeError as error:
-        raise _Mistake(error.lineno, f"not valid JSON: {error}") from error
+        raise Mistake(error.lineno, f"not valid JSON: {error}") from error
     line = 1
     for match in _JSON_TOKEN.finditer(text):
         token = match[0]
         if token.isspace():
             line += token.count("\n")
         elif token in "{[":
-            yield _Event(token, line)
+            yield Event(token, line)
         elif token in "}]":
-            yield _Event("]", line)
+            yield Event("]", line)
         elif token[0] == '"':
-            yield _Event("text", line, json.loads(token))
+            yield Event("text", line, json.loads(token))
         elif token not in ",:":
-            yield _Event("word", line, _JSON_WORDS.get(token, token))
+            yield Event("word", line, _JSON_WORDS.get(token, token))
 
 
 # Numbers that JSON has no words for, but Python's writer has.
@@ -256,27 +260,27 @@ _TAGS: dict[str, tuple[str, Callable[[str], Any]]] = {
 _MERGE = "<<"
 
 
-def _scalar(event: _Event) -> Any:
+def _scalar(event: Event) -> Any:
     """The value of a scalar, by YAML 1.2's core schema: yes, no and dates are text, 010 is 10."""
     if broken := _NO_TEXT.search(event.text):
         line = event.line + event.text.count("\n", 0, broken.start())
-        raise _Mistake(line, _what_is_no_text(broken[0]))
+        raise Mistake(line, _what_is_no_text(broken[0]))
     if event.kind == "text" and event.tag in (None, "!"):
         return event.text
     numeric = _INTEGER.fullmatch(event.text) or _FLOAT.fullmatch(event.text)
     if numeric and len(event.text) > MAX_DIGITS and event.tag != f"{_TAG}str":
-        raise _Mistake(
+        raise Mistake(
             event.line,
             f"a number of {len(event.text):,} characters; at most {MAX_DIGITS} are allowed",
         )
     if event.tag not in (None, "!"):
         what, convert = _TAGS.get(event.tag, ("", str))
         if not what:
-            raise _Mistake(event.line, f"the tag {event.tag!r} is not supported here")
+            raise Mistake(event.line, f"the tag {event.tag!r} is not supported here")
         try:
             return convert(event.text)
         except (ValueError, KeyError):
-            raise _Mistake(event.line, f"{event.text!r} is not {what}") from None
+            raise Mistake(event.line, f"{event.text!r} is not {what}") from None
     if event.text in _NULLS:
         return None
     if event.text in _BOOLEANS:
@@ -318,7 +322,7 @@ class _Builder:
         self._anchors: dict[str, tuple[Any, int, int] | None] = {}
         self._values = self._repeated = 0
 
-    def take(self, event: _Event) -> None:
+    def take(self, event: Event) -> None:
         """The next event of a document."""
         if event.kind == "]":
             self._end(event)
@@ -341,54 +345,54 @@ class _Builder:
     def _count(self, line: int, values: int) -> None:
         self._values += values
         if self._values > MAX_VALUES:
-            raise _Mistake(line, f"more than {MAX_VALUES:,} values in one file")
+            raise Mistake(line, f"more than {MAX_VALUES:,} values in one file")
 
-    def _take_key(self, inside: _Open, event: _Event) -> None:
+    def _take_key(self, inside: _Open, event: Event) -> None:
         key = _scalar(event) if event.kind in ("text", "word") else None
         if not isinstance(key, str):
             shown = event.text if event.kind == "word" else "this"
             hint = f": write '{shown}'" if event.kind == "word" else ""
-            raise _Mistake(event.line, f"{shown!r} is not text; a key must be text{hint}")
+            raise Mistake(event.line, f"{shown!r} is not text; a key must be text{hint}")
         inside.is_merge = event.kind == "word" and key == _MERGE
         if key in inside.value and not inside.is_merge:
-            raise _Mistake(event.line, f"{key!r} is given twice")
+            raise Mistake(event.line, f"{key!r} is given twice")
         inside.key, inside.key_line = key, event.line
 
     def _check_depth(self, line: int, height: int) -> None:
         """A value of so many levels is to be put where the next one belongs."""
         if len(self._open) + height > MAX_DEPTH:
-            raise _Mistake(line, f"nested deeper than {MAX_DEPTH} levels")
+            raise Mistake(line, f"nested deeper than {MAX_DEPTH} levels")
         if self._open:
             self._open[-1].height = max(self._open[-1].height, height + 1)
 
-    def _aliased(self, event: _Event) -> Any:
+    def _aliased(self, event: Event) -> Any:
         name = event.anchor or ""
         known = self._anchors.get(name)
         if known is None:
             why = "stands in what it names" if name in self._anchors else "names nothing before it"
-            raise _Mistake(event.line, f"the alias *{name} {why}")
+            raise Mistake(event.line, f"the alias *{name} {why}")
         value, size, height = known
         self._check_depth(event.line, height)
         self._repeated += size
         if self._repeated > MAX_REPEATED_VALUES:
-            raise _Mistake(
+            raise Mistake(
                 event.line, f"aliases repeat more than {MAX_REPEATED_VALUES:,} values in one file"
             )
         self._count(event.line, size)
         return value
 
-    def _begin(self, event: _Event) -> None:
+    def _begin(self, event: Event) -> None:
         self._check_depth(event.line, 1)
         wanted = "seq" if event.kind == "[" else "map"
         if event.tag not in (None, "!", f"{_TAG}{wanted}"):
-            raise _Mistake(event.line, f"the tag {event.tag!r} is not supported here")
+            raise Mistake(event.line, f"the tag {event.tag!r} is not supported here")
         value: list[Any] | dict[str, Any] = [] if event.kind == "[" else {}
         place = self._put(value, event)
         self._open.append(_Open(value, place, event.anchor, self._values))
         if event.anchor is not None:
             self._anchors[event.anchor] = None
 
-    def _put(self, value: Any, event: _Event) -> Place:
+    def _put(self, value: Any, event: Event) -> Place:
         """Put a value where the next one belongs; its place."""
         if not self._open:
             self.root = value
@@ -410,13 +414,13 @@ class _Builder:
         inside.value[key] = value
         return place
 
-    def _end(self, event: _Event) -> None:
+    def _end(self, event: Event) -> None:
         done = self._open.pop()
         if isinstance(done.value, dict):
             for brought, line in done.merged:
                 for mapping in brought if isinstance(brought, list) else [brought]:
                     if not isinstance(mapping, dict):
-                        raise _Mistake(line, "<< takes a mapping, or a list of mappings")
+                        raise Mistake(line, "<< takes a mapping, or a list of mappings")
                     for key, value in mapping.items():
                         done.value.setdefault(key, value)
         if self._open:

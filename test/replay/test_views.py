@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
+import re
 import resource
 import sys
 import xml.etree.ElementTree as ElementTree
 from contextlib import contextmanager
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -23,8 +26,11 @@ from rosbags.rosbag2 import Reader
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.console import markdown, visible
+from stream_vlm_ros.replay.answer_table import render_csv
 from stream_vlm_ros.replay.command import run_job, settings_of
+from stream_vlm_ros.replay.journal import as_json
 from stream_vlm_ros.replay.rendering import (
+    render_html,
     render_junit,
     render_markdown,
     write_report,
@@ -33,7 +39,7 @@ from stream_vlm_ros.replay.report import read_report, without_times
 
 from .conftest import BASE, real_engine
 
-VIEWS = ("report.json", "junit.xml", "report.md", "report.html")
+VIEWS = ("report.json", "junit.xml", "report.md", "report.csv", "report.html")
 MATHS = "cost $\\frac{1$ or $x$"
 HOSTILE = (
     MATHS,
@@ -85,7 +91,7 @@ def hostile(tmp_path_factory):
     base = tmp_path_factory.mktemp("hostile")
     report = {
         **_report_of([{**_run(), "name": name} for name in HOSTILE]),
-        "source": {"name": HOSTILE[1] + HOSTILE[-1], "duration": 2.0},
+        "source": {"name": HOSTILE[1] + HOSTILE[-1], "duration": 2.0, "digest": None},
     }
     report["questions"]["title"] = HOSTILE[3]
     report["questions"]["file"] = HOSTILE[-1]
@@ -93,46 +99,52 @@ def hostile(tmp_path_factory):
     return report, base
 
 
-def _run():
+def _run(texts=HOSTILE):
     share = {"judged": 2, "right": 1, "accuracy": 0.5, "low": 0.1, "high": 0.9}
     answers = [
         {
             "id": text, "question": text, "type": text, "tags": [text], "camera": text, "at": 1.0,
-            "choices": [text], "expect": [text], "judge": "exact", "evidence_age": None,
+            "choices": [text], "expect": [text], "judge": "exact", "judge_options": {text: text},
+            "evidence_age": None, "evidence": [[0.0, 0.5]],
             "status": ("answered", "error", "not_reached")[number % 3],
             "answer": text, "right": (True, False, None)[number % 3],
             "error": {"code": text, "message": text}, "judge_error": text,
             "metrics": {"cache_length": 1}, "times": {"ttft": 0.1, "latency": 0.2},
             "seen": [[0.0, 1.0]], "evidence_in_memory": False,
         }
-        for number, text in enumerate(HOSTILE)
+        for number, text in enumerate(texts)
     ]  # fmt: skip
     distribution = {"count": 1, "mean": 0.1, "p50": 0.1, "p90": 0.1, "p99": 0.1, "max": 0.1}
     return {
-        "settings": {"model": HOSTILE[1], "name": "x"},
+        "settings": {"model": texts[1 % len(texts)], "name": "x"},
+        "model": {
+            "name": texts[0], "digest": texts[0], "dtype": texts[0], "device": texts[0],
+            "parameters": 1,
+        },
         "complete": True,
-        "error": {"code": "X", "message": HOSTILE[2]},
-        "frames": {"decoded": 1, "ingested": 1, "drops": {"sampling": 1, HOSTILE[0]: 2}},
-        "source": {"damage": HOSTILE[3], "notes": [HOSTILE[4]]},
+        "error": {"code": "X", "message": texts[2 % len(texts)]},
+        "frames": {"decoded": 1, "ingested": 1, "drops": {"sampling": 1, texts[0 % len(texts)]: 2}},
+        "source": {"damage": texts[3 % len(texts)], "notes": [texts[4 % len(texts)]]},
         "answers": answers,
         "merged": [
             {
-                "question": HOSTILE[5], "answers": 1, "question_id": "m",
-                "lines": [{"first": 0.0, "last": 1.0, "times": 1, "text": t} for t in HOSTILE],
+                "question": texts[5 % len(texts)], "answers": 1, "question_id": "m",
+                "lines": [{"first": 0.0, "last": 1.0, "times": 1, "text": t} for t in texts],
             }
         ],
         "series": [
-            {"at": 0.0, "camera": HOSTILE[0], "cache_length": 1, "memory_bytes": 1,
+            {"at": 0.0, "camera": texts[0 % len(texts)], "cache_length": 1, "memory_bytes": 1,
              "evicted_tokens": 0, "times": {"latency": 0.1}}
         ],
-        "memory": {HOSTILE[0]: {"max_cache_tokens": 10}},
+        "memory": {texts[0 % len(texts)]: {"max_cache_tokens": 10}},
         "times": {"wall": 1.0},
         "summary": {
             "questions": 1, "answered": 1, "errors": 0, "not_reached": 0, "accuracy": share,
-            **{k: dict.fromkeys(HOSTILE, share) for k in ("by_type", "by_tag", "by_memory")},
+            **{k: dict.fromkeys(texts, share) for k in ("by_type", "by_tag", "by_memory")},
             "by_age": {"0-5 s": share}, "frames": 1, "lost": 2, "evicted_tokens": 0,
             "longest_cache": 1, "largest_memory_bytes": 1,
-            "times": {"ttft": distribution, "latency": distribution, "encode": None, "wall": 1.0},
+            "times": {"ttft": distribution, "latency": distribution, "encode": distribution,
+                      "realtime_factor": 1.5, "wall": 1.0},
         },
     }  # fmt: skip
 
@@ -168,7 +180,8 @@ def test_nothing_in_the_page_is_the_users_markup(hostile):
         assert not any(name.startswith("on") for name in attributes), (tag, attributes)
         for name in ("href", "src", "xlink:href"):
             assert (attributes.get(name) or "#").startswith(("#", "data:")), (tag, attributes)
-        assert tag not in ("a", "iframe") and (tag != "img" or "src" in attributes)
+        assert tag != "iframe" and (tag != "img" or "src" in attributes)
+    assert [a["download"] for tag, a in page.tags if tag == "a"] == ["report.csv"]
     text = "\n".join(page.texts)
     for one in HOSTILE:
         assert visible(one) in text.replace("\r", "\n") or "\r" in one or "\t" in one
@@ -191,6 +204,37 @@ def test_nothing_in_the_markdown_is_the_users_markup(hostile):
     )
     for one in HOSTILE:
         assert shown(one) in told, one
+
+
+TEXT = st.text(st.characters(codec=None), min_size=1, max_size=30) | st.sampled_from(HOSTILE)
+MACHINE = {"platform": "p", "processor": "p", "cores": 1, "python": "3", "torch": "2"}
+
+
+def rendered(text):
+    report = _report_of([{**_run((text,)), "name": text}])
+    report["source"]["name"] = report["source"]["digest"] = text
+    report["questions"] |= {"title": text, "file": text, "digest": text}
+    report["times"] |= {"command": text, "revision": text}
+    return report, render_html(report, Path())
+
+
+@settings(max_examples=40, deadline=None)
+@given(TEXT)
+def test_no_text_changes_the_pages_elements_or_breaks_json_or_csv(text):
+    with pytest.MonkeyPatch.context() as patch:  # plots are for test_plots.py; the rest is slow
+        patch.setattr("stream_vlm_ros.replay.rendering.plots_of", lambda runs, failed: [])
+        patch.setattr("stream_vlm_ros.replay.report.machine", lambda: MACHINE)
+        patch.setattr("stream_vlm_ros.replay.report.revision", lambda: None)
+        (_, plain), (report, page) = rendered("x"), rendered(text)
+    wanted, found = Page(plain).tags, Page(page).tags
+    assert [(tag, [*a]) for tag, a in found] == [(tag, [*a]) for tag, a in wanted]
+    assert json.loads(as_json(report))["runs"][0]["answers"][0]["answer"] == text
+    keys, row = csv.reader(io.StringIO(render_csv(report), newline=""))
+    cells = dict(zip(keys, row, strict=True))
+    assert cells["answer"].replace("'", "") == visible(text).replace("'", "")
+    for cell in row:
+        for part in re.split("[;\t\n]", cell):
+            assert part.strip()[:1] not in {*"=+-@＝＋－＠"}
 
 
 @settings(max_examples=300, deadline=None)
@@ -253,7 +297,7 @@ def test_a_plot_that_cannot_be_drawn_costs_no_other_and_is_said(hostile, tmp_pat
     assert list(failed) == ["the plot 'Accuracy by age of the evidence'"]
     page = (tmp_path / "report.html").read_text()
     assert page.count("It could not be drawn.") == 1
-    assert page.count("<svg") == page.count('class="plot"') - 1
+    assert page.count("xmlns:xlink") == page.count('class="plot"') - 1
 
 
 @contextmanager
