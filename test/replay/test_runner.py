@@ -107,6 +107,25 @@ def test_the_answers_are_those_of_the_same_frames_handed_to_the_engine_by_hand(w
     assert which["metrics"]["scores"] == list(metrics["scores"])
 
 
+def test_what_comes_live_is_not_read_before_there_is_a_model(write_questions):
+    done = []
+
+    class Camera(KnownSource):
+        live = True
+
+        def __iter__(self):
+            done.append("read")
+            return super().__iter__()
+
+    def make():
+        done.append("made")
+        return NotingEngine()
+
+    questions = load_questions(write_questions(QUESTIONS))
+    replayed(Camera(half_seconds(9), cameras=("left", "right")), questions, make=make)
+    assert done == ["made", "read", "made"]  # the second for the second camera
+
+
 def test_pauses_left_out_for_the_model_are_said_in_the_notes(write_questions):
     questions = load_questions(write_questions(QUESTIONS))
     times = [*half_seconds(9), *(86_404.5 + time for time in half_seconds(9))]
