@@ -213,7 +213,7 @@ def ask(
     from stream_vlm_ros.replay.records import forgotten
     from stream_vlm_ros.replay.settings import changed
     from stream_vlm_ros.replay.terminal import Dialogue, WatchingBar, memory_text
-    from stream_vlm_ros.sources import open_source, parse_size
+    from stream_vlm_ros.sources import open_source, parse_size, without_secrets
     from stream_vlm_ros.sources.sampling import MAX_SECONDS
 
     if at is not None and not 0 < at <= MAX_SECONDS:
@@ -231,7 +231,7 @@ def ask(
     if settings.save_memory:
         check_free(settings.save_memory)
     newest_ns = loaded_until(settings)
-    source = None
+    source, place = None, without_secrets(video)
     if video != "-" or newest_ns is None:
         source = open_source(
             video,
@@ -245,7 +245,7 @@ def ask(
             frame_rate=frame_rate,
         )
         if source.endless and at is None:
-            raise InvalidParameterError(f"{video} has no end; use --at SECONDS to say when to ask.")
+            raise InvalidParameterError(f"{place} has no end; use --at SECONDS to say when to ask.")
     with side.status("Loading the model"):
         memories = RunMemory(settings, load_engine)
         context.call_on_close(memories.close)
@@ -259,7 +259,7 @@ def ask(
         state = source.state
         told = [note for note in (state.damage, *state.notes, fed.note) if note]
         if not fed.frames:
-            nothing = f"{video} gave no frames to ask about."
+            nothing = f"{place} gave no frames to ask about."
             raise SourceUnreadableError(" ".join([nothing, *told]))
         late = None if at is None else fed.asked_late(at, source, settings.sample_fps)
         for note in filter(None, [*told, frames.note, late]):

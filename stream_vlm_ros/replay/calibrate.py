@@ -24,7 +24,7 @@ from stream_vlm_ros.config import Settings
 from stream_vlm_ros.console import plural, printable
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import CalibrationError, InvalidParameterError, check_model_folder
-from stream_vlm_ros.sources import Source, open_source, parse_size
+from stream_vlm_ros.sources import Source, open_source, parse_size, without_secrets
 
 from .questions import Question, QuestionSet, load_questions
 
@@ -213,7 +213,9 @@ def _recording(
         max_decoded_megapixels=settings.max_decoded_megapixels,
     )
     if source.endless:
-        raise InvalidParameterError(f"{options.source} has no end: name a recording.")
+        raise InvalidParameterError(
+            f"{without_secrets(options.source)} has no end: name a recording."
+        )
     return RecordingFilm(source, questions.questions, not_seen)
 
 
@@ -231,8 +233,8 @@ def _check(options: CalibrateOptions) -> None:
         )
     if options.source != WORLD and options.questions is None:
         raise InvalidParameterError(
-            f"{printable(options.source)} has no questions: give a file of questions with evidence "
-            "by --questions (docs/history.md)."
+            f"{without_secrets(options.source)} has no questions: give a file of questions with "
+            "evidence by --questions (docs/history.md)."
         )
 
 

@@ -24,7 +24,7 @@ from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidParameterError, SourceNotFoundError, StreamVlmError
 from stream_vlm_ros.factory import describe_model, load_engine, model_name
 from stream_vlm_ros.owned import NotOursError, check, held
-from stream_vlm_ros.sources import Frame, Source, open_source
+from stream_vlm_ros.sources import Frame, Source, open_source, without_secrets
 
 from .feeding import loaded_until
 from .journal import Journal, JournalError, fingerprint
@@ -178,7 +178,9 @@ class ReplayJob:
             loaded_until(settings)
         source = self._open(self.settings[0])  # what cannot be opened ends it here, before a model
         if source.endless:
-            raise InvalidParameterError(f"{self.spec} has no end: use --end to say where to stop.")
+            raise InvalidParameterError(
+                f"{without_secrets(self.spec)} has no end: use --end to say where to stop."
+            )
         with ExitStack() as stack:
             try:
                 stack.enter_context(held(self.out, KIND))
@@ -187,7 +189,8 @@ class ReplayJob:
             return self._run_all(source, begin)
 
     def _run_all(self, source: Source, begin: float) -> dict[str, Any]:
-        journal = Journal(self.out / JOURNAL, self.resume)
+        # What comes live is not the same the next time.
+        journal = Journal(self.out / JOURNAL, self.resume and not source.live)
         runs: list[dict[str, Any]] = []
         with _Bar(self.console) as bar:
             digest = self._digest(journal, bar)

@@ -128,6 +128,7 @@ class Replay:
         self.answers: list[AnswerRecord] = []
         self.series: list[dict[str, Any]] = []
         self.streams: dict[str, Stream] = {}
+        self._ready: list[InferenceEngine] = []
         self.origin_ns: int | None = None
         self.newest_ns = 0  # offset of the newest frame read
         self.refused: dict[str, int] = {}
@@ -144,6 +145,8 @@ class Replay:
         begin = time.perf_counter()
         if source.cameras is not None:
             self._check_cameras(source.cameras)
+        if source.live:  # its frames do not wait until a model is loaded
+            self._ready.append(self.make_engine())
         try:
             self._behind = Behind(source, loaded_until(self.settings))
             for frame in self._behind:
@@ -233,7 +236,7 @@ class Replay:
         assert self.origin_ns is not None
         stream = Stream(
             camera,
-            self.make_engine(),
+            self._ready.pop() if self._ready else self.make_engine(),
             Schedule(mine, self.origin_ns, where_frames_are=True),
             Chunker(self.settings.chunk_frames),
         )

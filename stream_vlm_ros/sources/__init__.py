@@ -12,9 +12,10 @@ from stream_vlm_ros.engine.inputs.sampling import StampSampler
 
 from .frame import Frame, Source, SourceCounts, SourceState
 from .looping import loop
-from .opening import open_source, parse_size, register_scheme
+from .opening import open_source, parse_size, register_scheme, without_secrets
 
 if TYPE_CHECKING:
+    from .address import AddressSource
     from .bags import BagSource
     from .device import DeviceSource
     from .images import ImageFolderSource
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 # Imported when first used: each brings libraries that take their time.
 _HOMES = {
+    "AddressSource": "address",
     "BagSource": "bags",
     "DeviceSource": "device",
     "ImageFolderSource": "images",
@@ -29,6 +31,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AddressSource",
     "BagSource",
     "DeviceSource",
     "Frame",
@@ -42,6 +45,7 @@ __all__ = [
     "open_source",
     "parse_size",
     "register_scheme",
+    "without_secrets",
 ]
 
 

@@ -70,7 +70,7 @@ class DeviceSource(Source):
             stream = container.streams.video[0]
             limit_decoder(stream, self._limit, f"the camera {self.device}")
             self.rate = rate_of(stream)
-            for decoded in decode(container, stream, state, self._limit):
+            for decoded in decode(container, stream, state, self._limit, self._stopped):
                 stamp = time.time_ns() if last is None else max(time.time_ns(), last + 1)
                 last = stamp
                 first = stamp if first is None else first
@@ -87,6 +87,9 @@ class DeviceSource(Source):
                     continue
                 state.counts.given += 1
                 yield Frame(stamp, image, self.name)
+
+    def _stopped(self, error: Exception) -> str:
+        return f"The camera {self.device} stopped ({short_reason(error)})."
 
     def _open(self) -> InputContainer:
         options = decoder_options(self._limit)

@@ -26,6 +26,8 @@ from .frame import Source
 # "scheme:rest" -> the class of the source, by a function so that it is imported when asked for.
 _SCHEMES: dict[str, Callable[[], type[Source]]] = {}
 
+ADDRESSES = ("rtsp", "rtsps", "http", "https")
+
 
 def register_scheme(scheme: str, source: Callable[[], type[Source]]) -> None:
     """Let ``scheme:rest`` stand for a source of another room, which calls this at its door.
@@ -39,9 +41,10 @@ def open_source(spec: str | os.PathLike[str], **options: Any) -> Source:
     """The source that ``spec`` stands for.
 
     ``/dev/video0`` or a camera's number: that camera; ``.bag``, ``.mcap``, ``.db3`` or the folder
-    of a ROS 2 bag: its images; another folder: its images; ``world:SEED``: the drawn world; any
-    other path: a video file. ``options`` go to the source (fps, start, end, size, topics,
-    max_decoded_megapixels; see each class); those that are None count as not given.
+    of a ROS 2 bag: its images; another folder: its images; ``world:SEED``: the drawn world;
+    ``rtsp://`` or ``http://``: a video on a network; any other path: a video file. ``options`` go
+    to the source (fps, start, end, size, topics, max_decoded_megapixels; see each class); those
+    that are None count as not given.
 
     Raises:
         SourceNotFoundError, SourceUnreadableError, SourceUnknownError: in words for the user.
@@ -67,10 +70,16 @@ def open_source(spec: str | os.PathLike[str], **options: Any) -> Source:
         return _make(DeviceSource, text, options)
     if re.fullmatch(r"\d{1,2}", text) and not os.path.exists(text):
         return _make(DeviceSource, f"/dev/video{text}", options)
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) and not os.path.exists(text):
+    address = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
+    if address and not os.path.exists(text):
+        if address[1].lower() in ADDRESSES:
+            from .address import AddressSource
+
+            return _make(AddressSource, text, options)
         raise SourceUnreadableError(
-            f"{cut(text)} is on a network, which is not read from here. Save it first (ffmpeg -i "
-            "URL -c copy FILE.mkv), or let a ROS driver publish it as images for the node."
+            f"{without_secrets(text)} is an address of a kind that is not read from here (read are "
+            f"{', '.join(f'{scheme}://' for scheme in ADDRESSES)}). Save it first (ffmpeg -i URL "
+            "-c copy FILE.mkv), or let a ROS driver publish it as images for the node."
         )
     path = Path(os.path.expanduser(text))
     _check_name(path)
@@ -81,6 +90,14 @@ def open_source(spec: str | os.PathLike[str], **options: Any) -> Source:
     if path.suffix.lower() in SUFFIXES and path.exists():
         raise SourceUnknownError(f"{path} is a single image. Give the folder that holds it.")
     return _make(VideoSource, path, options)
+
+
+def without_secrets(spec: str | os.PathLike[str]) -> str:
+    """``spec`` as messages show it: an address without its user, password and query."""
+    text = os.fspath(spec)
+    # To the last "@": a password may hold what it should not.
+    address = re.match(r"([A-Za-z][A-Za-z0-9+.-]*://)(?:.*@)?([^?#]*)", text, re.DOTALL)
+    return cut(text if address is None else address[1] + address[2])
 
 
 def _check_name(path: Path) -> None:
@@ -98,7 +115,7 @@ def _make(kind: Callable[..., Source], place: str | Path, options: dict[str, Any
     unknown = sorted(set(options) - set(inspect.signature(kind).parameters))
     if unknown:
         raise InvalidParameterError(
-            f"{cut(str(place))} is read by {kind.__name__}: no option {', '.join(unknown)}."
+            f"{without_secrets(place)} is read by {kind.__name__}: no option {', '.join(unknown)}."
         )
     return kind(place, **options)
 

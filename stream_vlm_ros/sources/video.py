@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
@@ -79,6 +80,7 @@ class VideoSource(Source):
     ) -> None:
         super().__init__()
         self.path = Path(path)
+        self.place = os.fspath(path)  # as messages name it
         self._limit = PictureLimit(max_decoded_megapixels)
         self.name = name or self.path.name
         check_part(fps, start, end)
@@ -86,7 +88,6 @@ class VideoSource(Source):
             raise InvalidParameterError(f"The picture size is {size}; each side needs 2 pixels.")
         self._fps, self._start, self._end, self._scale = fps, start, end, size
         self._start_stamp_ns = start_stamp_ns
-        _check_file(self.path)
         with self._open() as container:
             stream = self._video_stream(container)
             self.rate = rate_of(stream)
@@ -94,6 +95,7 @@ class VideoSource(Source):
             self.size = size or (stream.width, stream.height)
 
     def _open(self) -> InputContainer:
+        _check_file(self.path)
         try:
             return av.open(
                 str(self.path), metadata_errors="replace", options=decoder_options(self._limit)
@@ -103,28 +105,28 @@ class VideoSource(Source):
 
     def _video_stream(self, container: InputContainer) -> VideoStream:
         if container.format.name == "tty":  # FFmpeg takes any text file for a video of a terminal
-            raise SourceUnreadableError(f"{self.path} is a text file, not a video.")
+            raise SourceUnreadableError(f"{self.place} is a text file, not a video.")
         films = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         best = container.streams.best("video")
         stream = next((s for s in films if s is best), films[0] if films else None)
         # PyAV has no codec where FFmpeg knows none, though it types it otherwise.
         if stream is not None and getattr(stream, "codec_context", None) is None:
             raise SourceUnreadableError(
-                f"{self.path} holds a video of a codec that FFmpeg does not know: it is damaged, "
+                f"{self.place} holds a video of a codec that FFmpeg does not know: it is damaged, "
                 "or of another program's own kind."
             )
         if stream is not None:
-            limit_decoder(stream, self._limit, str(self.path))
+            limit_decoder(stream, self._limit, self.place)
         if stream is None or (stream.codec_context.width == 0 and stream.codec_context.height == 0):
             self._check_first_packet(container, stream)
             kinds = sorted(
                 {"a cover picture" if s.type == "video" else s.type for s in container.streams}
             ) or ["nothing"]
             raise SourceUnreadableError(
-                f"{self.path} has no video in it (only {', '.join(kinds)}). Give a file with a "
+                f"{self.place} has no video in it (only {', '.join(kinds)}). Give a file with a "
                 "video stream."
                 if stream is None
-                else f"{self.path} holds no picture that can be decoded: it is damaged, "
+                else f"{self.place} holds no picture that can be decoded: it is damaged, "
                 "truncated, or not a video."
             )
         stream.thread_type = "AUTO"
@@ -137,7 +139,7 @@ class VideoSource(Source):
             if packet is not None:
                 open_picture(bytes(packet), self._limit)
         except PictureTooLargeError as error:
-            raise SourceUnreadableError(f"{self.path}: {error}.") from error
+            raise SourceUnreadableError(f"{self.place}: {error}.") from error
         except (av.FFmpegError, InvalidImageError):
             pass  # it cannot be decoded for another reason
 
@@ -150,11 +152,12 @@ class VideoSource(Source):
         end_ns = None if self._end is None else round(self._end * SECOND)
         with self._open() as container:
             stream = self._video_stream(container)
-            clock = _Clock(stream, self.rate, state)
-            if start_ns:
+            clock = Clock(stream, self.rate, state)
+            if start_ns and not self.live:
                 clock.seek(container, start_ns)
             try:
-                for offset, decoded in clock.time(decode(container, stream, state, self._limit)):
+                decoded_frames = decode(container, stream, state, self._limit, self._stopped)
+                for offset, decoded in self._timed(clock, container, decoded_frames):
                     counts.decoded += 1
                     if end_ns is not None and offset >= end_ns:
                         counts.unwanted += 1
@@ -172,7 +175,19 @@ class VideoSource(Source):
                 self._note_losses(clock, state)
             self._look_for_damage(stream, clock, state)
 
-    def _note_losses(self, clock: _Clock, state: SourceState) -> None:
+    def _timed(
+        self, clock: Clock, container: InputContainer, frames: Iterator[VideoFrame]
+    ) -> Iterator[tuple[int, VideoFrame]]:
+        """Frames with their stamps in nanoseconds from the first, strictly increasing."""
+        return clock.time(frames)
+
+    def _stopped(self, error: Exception) -> str:
+        return (
+            f"Reading stopped in the middle ({short_reason(error)}): the file is damaged or was "
+            "cut off. Everything before was read."
+        )
+
+    def _note_losses(self, clock: Clock, state: SourceState) -> None:
         counts = state.counts
         if counts.unusable and not any(n.startswith(_LEFT_OUT) for n in state.notes):
             state.notes.append(
@@ -186,11 +201,11 @@ class VideoSource(Source):
             )
         clock.note_gaps()
 
-    def _look_for_damage(self, stream: VideoStream, clock: _Clock, state: SourceState) -> None:
+    def _look_for_damage(self, stream: VideoStream, clock: Clock, state: SourceState) -> None:
         """Whether the file ended before the length that its own header promises."""
         counts = state.counts
         if counts.decoded == 0 and state.damage is None and self._start == 0:
-            state.damage = f"{self.path} holds no frame that can be decoded."
+            state.damage = f"{self.place} holds no frame that can be decoded."
         if not self._start and clock.first_ns > 2.5 * clock.interval_ns:
             state.notes.append(
                 f"The first picture that can be decoded comes {clock.first_ns / SECOND:.1f} s "
@@ -207,7 +222,7 @@ class VideoSource(Source):
                 pass
             elif reached < promised - max(1.0, 0.02 * promised):
                 state.damage = (
-                    f"{self.path} breaks off at {reached:.1f} s of {promised:.1f} s: it was not "
+                    f"{self.place} breaks off at {reached:.1f} s of {promised:.1f} s: it was not "
                     "written or copied to its end. Everything before was read."
                 )
             # That of FLV is a remark of its writer's, often a few pictures longer.
@@ -225,7 +240,7 @@ class VideoSource(Source):
             )
 
 
-class _Clock:
+class Clock:
     """Stamps of decoded frames, in nanoseconds from the file's first frame."""
 
     def __init__(self, stream: VideoStream, rate: float | None, state: SourceState) -> None:
@@ -245,20 +260,18 @@ class _Clock:
         if self._origin is None or base is None:
             return
         # Where there is no index (MPEG), FFmpeg may land behind the key frame: then from earlier.
-        for earlier in accumulate([0, 2, 8, 32, 128]):
-            target = max(0, start_ns - earlier * SECOND) * base.denominator
-            try:
-                container.seek(
-                    self._origin + target // (base.numerator * SECOND), stream=self._stream
-                )
-                if not target or self._arrives_by(container, start_ns):
-                    break
-            except av.FFmpegError:
-                self._notes.append("The file has no index to jump by; it was read from its start.")
-                return
-        else:
-            target = 0
-        container.seek(self._origin + target // (base.numerator * SECOND), stream=self._stream)
+        try:
+            for earlier in accumulate([0, 2, 8, 32, 128, math.inf]):
+                ticks = max(0, start_ns - earlier * SECOND) * base.denominator
+                target = self._origin + int(ticks) // (base.numerator * SECOND)
+                container.seek(target, stream=self._stream)
+                if not ticks:
+                    return
+                if self._arrives_by(container, start_ns):
+                    container.seek(target, stream=self._stream)
+                    return
+        except av.FFmpegError:
+            self._notes.append("The file has no index to jump by; it was read from its start.")
 
     def _arrives_by(self, container: InputContainer, start_ns: int) -> bool:
         """Whether the first whole frame to be decoded next is not later than ``start_ns``."""
@@ -430,9 +443,16 @@ def limit_decoder(stream: VideoStream, limit: PictureLimit, what: str) -> None:
 
 
 def decode(
-    container: InputContainer, stream: VideoStream, state: SourceState, limit: PictureLimit
+    container: InputContainer,
+    stream: VideoStream,
+    state: SourceState,
+    limit: PictureLimit,
+    stopped: Callable[[Exception], str],
 ) -> Iterator[VideoFrame]:
-    """Every frame that can be decoded; packets that cannot are counted and passed over."""
+    """Every frame that can be decoded; packets that cannot are counted and passed over.
+
+    ``stopped`` words the error that reading ended with, for ``state.damage``.
+    """
     packets = container.demux(stream)
     while True:
         try:
@@ -444,10 +464,7 @@ def decode(
             packets = container.demux(stream)
             continue
         except av.FFmpegError as error:
-            state.damage = (
-                f"Reading stopped in the middle ({short_reason(error)}): the file is damaged or "
-                "was cut off. Everything before was read."
-            )
+            state.damage = stopped(error)
             break
         if packet.is_corrupt:
             _note_once(

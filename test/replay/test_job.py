@@ -26,7 +26,7 @@ from stream_vlm_ros.replay.comparison import compare, mcnemar, paired_difference
 from stream_vlm_ros.replay.report import ReportError, read_report, without_times
 from stream_vlm_ros.replay.summary import wilson
 
-from .conftest import BASE, real_engine
+from .conftest import BASE, KnownSource, real_engine
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,6 +61,22 @@ def test_the_report_is_written_in_four_forms_that_agree(make_job):
     thumbnail = report["runs"][0]["answers"][0]["thumbnail"]
     with Image.open(job.out / thumbnail) as picture:
         assert picture.size == (84, 56)
+
+
+def test_answers_about_what_came_live_are_not_those_of_the_next_time(make_job, monkeypatch):
+    monkeypatch.setattr(KnownSource, "live", True)
+    assert not make_job(interrupt_at=9, out="parts").run()["complete"]
+    asked = []
+
+    def counting(settings):
+        engine = real_engine()
+        ask, choose = engine.ask, engine.ask_choice
+        engine.ask = lambda text, *a, **k: asked.append(text) or ask(text, *a, **k)
+        engine.ask_choice = lambda text, *a, **k: asked.append(text) or choose(text, *a, **k)
+        return engine
+
+    assert make_job(out="parts", engine=counting).run()["complete"]
+    assert len(asked) == 5
 
 
 @pytest.mark.parametrize("out", ["q.yaml", "q.yaml/report"])

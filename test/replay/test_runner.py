@@ -126,6 +126,25 @@ def test_tokens_and_their_log_probabilities_are_in_the_report_if_it_is_asked_for
         assert which["mean_scores"] == [which["scores"][0] / 5, which["scores"][1] / 6]
 
 
+def test_what_comes_live_is_not_read_before_there_is_a_model(write_questions):
+    done = []
+
+    class Camera(KnownSource):
+        live = True
+
+        def __iter__(self):
+            done.append("read")
+            return super().__iter__()
+
+    def make():
+        done.append("made")
+        return NotingEngine()
+
+    questions = load_questions(write_questions(QUESTIONS))
+    replayed(Camera(half_seconds(9), cameras=("left", "right")), questions, make=make)
+    assert done == ["made", "read", "made"]  # the second for the second camera
+
+
 def test_pauses_left_out_for_the_model_are_said_in_the_notes(write_questions):
     questions = load_questions(write_questions(QUESTIONS))
     times = [*half_seconds(9), *(86_404.5 + time for time in half_seconds(9))]

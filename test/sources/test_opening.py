@@ -11,7 +11,13 @@ from stream_vlm_ros.errors import (
     SourceUnreadableError,
     StreamVlmError,
 )
-from stream_vlm_ros.sources import ImageFolderSource, VideoSource, open_source, parse_size
+from stream_vlm_ros.sources import (
+    ImageFolderSource,
+    VideoSource,
+    open_source,
+    parse_size,
+    without_secrets,
+)
 
 
 def test_the_kind_of_source_follows_from_what_is_given(video, tmp_path):
@@ -46,11 +52,29 @@ def test_a_bag_that_is_not_there_and_a_single_image_are_explained(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "url", ["rtsp://camera/1", "http://host/x.mp4", "HTTPS://host/", "udp://:1"]
+    "url", ["udp://:1", "rtmp://me:secret@camera/1?key=secret", "file:///a.mp4"]
 )
-def test_an_address_on_a_network_is_refused_as_what_it_is(url):
-    with pytest.raises(SourceUnreadableError, match=r"on a network.*ffmpeg .* driver"):
+def test_an_address_of_another_kind_is_refused_as_what_it_is(url):
+    with pytest.raises(
+        SourceUnreadableError, match=r"not read from here.*ffmpeg .* driver"
+    ) as told:
         open_source(url)
+    assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ("rtsp://me:secret@camera:554/1", "rtsp://camera:554/1"),
+        ("http://camera/x.mp4?token=secret#secret", "http://camera/x.mp4"),
+        ("HTTPS://me:sec/ret@camera", "HTTPS://camera"),  # as nobody should write it
+        ("http://me:sec?ret@camera/1", "http://camera/1"),
+        ("rtsp://[::1", "rtsp://[::1"),
+        ("drives/a@b?.mp4", "drives/a@b?.mp4"),
+    ],
+)
+def test_messages_show_an_address_without_its_password(spec, told):
+    assert without_secrets(spec) == told
 
 
 def test_an_option_that_the_source_does_not_have_is_named(video):

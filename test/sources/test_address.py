@@ -1,0 +1,135 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""Videos from a server in this process: files, and streams as they come."""
+
+import http.server
+import io
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stream_vlm_ros.errors import InvalidParameterError, SourceUnreadableError
+from stream_vlm_ros.sources import VideoSource, address, open_source
+
+from .conftest import write_video
+
+PERIOD = 0.1  # seconds from one picture of the live stream to the next
+
+
+def jpeg(index):
+    out = io.BytesIO()
+    Image.fromarray(np.full((48, 64, 3), 20 + 10 * index, np.uint8)).save(out, "JPEG")
+    return out.getvalue()
+
+
+class Camera(http.server.SimpleHTTPRequestHandler):
+    """Files of a folder; ``/live``: ten pictures; ``/stalling``: and then nothing any more."""
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        if self.path.split("?")[0] not in ("/live", "/stalling"):
+            return super().do_GET()
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=x")
+        self.end_headers()
+        try:
+            for index in range(10):
+                data = jpeg(index)
+                head = f"--x\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
+                self.wfile.write(head.encode() + data + b"\r\n")
+                time.sleep(PERIOD)
+            if self.path.startswith("/stalling"):
+                self.server.end.wait(30)
+        except OSError:  # nobody reads any more
+            pass
+
+
+@pytest.fixture
+def served(tmp_path):
+    """The address of a server, with a password and a token, as a function of a path."""
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), lambda *a: Camera(*a, directory=str(tmp_path))
+    )
+    server.end = threading.Event()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield lambda path: f"http://me:secret@127.0.0.1:{server.server_port}/{path}?token=secret"
+    server.end.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_a_file_on_a_server_is_read_as_the_file_is(served, tmp_path, name):
+    whole = VideoSource(write_video(tmp_path / name, "libx264"), fps=5, start=0.5)
+    source = open_source(served(name), fps=5, start=0.5)
+    assert (source.live, source.endless, source.name) == (False, False, name)
+    assert (source.duration, source.rate, source.size) == (whole.duration, whole.rate, whole.size)
+    for ours, theirs in zip(source, whole, strict=True):
+        assert ours.stamp_ns == theirs.stamp_ns and np.array_equal(ours.image, theirs.image)
+    assert source.state == whole.state
+
+
+def test_a_stream_goes_by_its_own_times_from_its_arrival_on(served, tmp_path):
+    write_video(tmp_path / "a.ts", "libx264", container="mpegts")
+    before = time.time_ns()
+    source = open_source(served("a.ts"))
+    stamps = [frame.stamp_ns for frame in source]
+    assert source.live and source.endless and source.duration is None
+    assert before <= stamps[0] <= time.time_ns()
+    assert [stamp - stamps[0] for stamp in stamps] == [n * 100_000_000 for n in range(20)]
+    assert source.state.notes == ["The stream ended after 1.9 s."]
+
+
+def test_pictures_without_times_are_timed_as_they_are_read(served):
+    source = open_source(served("live"))
+    begin = time.time_ns()
+    frames = list(source)
+    assert [round((int(frame.image[0, 0, 0]) - 20) / 10) for frame in frames] == list(range(10))
+    stamps = [frame.stamp_ns for frame in frames]
+    assert begin <= stamps[0] and stamps == sorted(set(stamps)) and stamps[-1] <= time.time_ns()
+    assert stamps[-1] - stamps[0] >= 4 * PERIOD * 1e9  # the first come at once
+    told = " ".join(source.state.notes)
+    assert "no times" in told and "The stream ended after" in told
+    assert "secret" not in f"{source.name} {source.place} {source.state}"
+
+
+def test_a_stream_can_be_watched_for_a_while(served):
+    source = open_source(served("stalling"), end=0.3)
+    assert source.live and not source.endless
+    frames = list(source)
+    assert frames and frames[-1].stamp_ns - frames[0].stamp_ns < 0.3e9
+    assert source.state.damage is None
+
+
+def test_a_stream_that_stalls_is_given_up_and_said(served, monkeypatch):
+    monkeypatch.setattr(address, "SILENCE", 1.0)
+    source = open_source(served("stalling"))
+    assert len(list(source)) == 10
+    assert "ended (nothing came for 1 s)" in source.state.damage
+    assert "secret" not in str(source.state)
+
+
+def test_what_cannot_be_reached_is_said_in_time_without_the_password(served, monkeypatch):
+    assert address.SILENCE < 10
+    monkeypatch.setattr(address, "SILENCE", 0.5)
+    with pytest.raises(SourceUnreadableError, match=r"404 Not Found.*Check the address") as gone:
+        open_source(served("none.mp4"))
+    with pytest.raises(SourceUnreadableError, match="Connection refused") as refused:
+        open_source("rtsp://me:secret@127.0.0.1:1/x")
+    begin = time.monotonic()
+    with pytest.raises(SourceUnreadableError, match=r"cannot be read \(") as other:
+        open_source(served("stalling").replace("http:", "rtsp:"))  # no such server, but it answers
+    assert time.monotonic() - begin < 10
+    with pytest.raises(InvalidParameterError, match="frame_rate") as option:
+        open_source(served("live"), frame_rate=3)
+    for told in (gone, refused, other, option):
+        assert "secret" not in str(told.value)
+        assert told.value.__cause__ is None  # FFmpeg's own words name the address
