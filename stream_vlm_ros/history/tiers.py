@@ -67,7 +67,7 @@ class KeyTier:
 
     What the index cannot take (its folder's disk is full) is said once, and the stream goes on
     without the keys of these grids. That keys have to be left out because the index is full is said
-    once, and again each time that twice as few are kept.
+    once, and again each time that half as many are kept.
 
     Attributes:
         error: why it took no keys, the last time; empty once it took some again.
@@ -94,6 +94,8 @@ class KeyTier:
         return held
 
     def _say_what_is_left_out(self, held: IndexState) -> None:
+        if not held.left_out:
+            self._one_in = 1
         seen = held.grids + held.left_out
         if seen <= self._one_in * held.grids:
             return
