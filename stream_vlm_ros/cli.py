@@ -139,12 +139,14 @@ def _option(row: Setting, default: Any) -> inspect.Parameter:
 
 def _say_which_model(settings: Settings, source: str, side: Console) -> None:
     """Without a model of the user's, what to expect of the small one on pictures of theirs."""
+    from stream_vlm_ros.console import say
+
     if not settings.model_path and not source.startswith("world:"):
         text = (
             "Model: the small one of the package, which knows only its drawn world; choose another "
             "with --model"
         )
-        side.print(Text(text, style="dim"), soft_wrap=True)
+        say(side, Text(text, style="dim"))
 
 
 @app.callback(invoke_without_command=True)
@@ -200,7 +202,7 @@ def ask(
 
     A camera has no end: stream-vlm ask /dev/video0 "What is on the table?" --at 10 --model FOLDER.
     """
-    from stream_vlm_ros.console import bytes_text
+    from stream_vlm_ros.console import bytes_text, say
     from stream_vlm_ros.errors import (
         InvalidParameterError,
         OutOfHorizonError,
@@ -263,7 +265,7 @@ def ask(
             raise SourceUnreadableError(" ".join([nothing, *told]))
         late = None if at is None else fed.asked_late(at, source, settings.sample_fps)
         for note in filter(None, [*told, frames.note, late]):
-            side.print(Text(f"Note: {note}"), soft_wrap=True)
+            say(side, Text(f"Note: {note}"))
     _say_which_model(settings, video, side)
     dialogue = Dialogue(memory, None if as_json else out, (fed.first_ns or 0) / 1e9)
 
@@ -285,7 +287,7 @@ def ask(
             name = source.name if source is not None else settings.load_memory
             print(json.dumps({"source": name, "memory": info.as_dict(), "answers": answers}))
         else:
-            out.print(Text(memory_text(info, fed), style="dim"))
+            say(out, Text(memory_text(info, fed), style="dim"))
 
 
 @app.command()
@@ -545,7 +547,7 @@ def history(
         )
         raise InvalidParameterError(f"{folder} holds no frames{earlier}: there is nothing to find.")
     out, side = Console(highlight=False), Console(highlight=False, stderr=True)
-    side.print(f"Searching {held_text(held)}", soft_wrap=True, style="dim")
+    side.print(Text(f"Searching {held_text(held)}", style="dim"))
     with side.status("Loading the model"):
         engine = open_history(settings, place)
     try:
@@ -583,7 +585,7 @@ def forget(
     Pictures, the keys that find them, and poses; not while the node writes there. A time is 12.5
     or 2026-11-29T10:15, or as stream-vlm history prints it.
     """
-    from stream_vlm_ros.console import plural
+    from stream_vlm_ros.console import plural, say
     from stream_vlm_ros.history.folder import Held, erase, held_in
     from stream_vlm_ros.replay.kept import find_folder, held_text, parse_stretch
 
@@ -594,10 +596,10 @@ def forget(
     stays = held_text(Held(erased.left, erased.reach, None))
     poses = f" and {plural(erased.poses, 'pose')}" if erased.poses else ""
     if erased.frames or erased.poses:
-        told = f"Erased {plural(erased.frames, 'frame')}{poses}. The folder still holds {stays}."
+        told = f"Erased {plural(erased.frames, 'frame')}{poses}.\nThe folder still holds {stays}."
     else:
-        told = f"Nothing lies from {start} to {stop}. The folder holds {stays}."
-    Console(highlight=False).print(Text(told), soft_wrap=True)
+        told = f"Nothing lies from {start} to {stop}.\nThe folder holds {stays}."
+    say(Console(highlight=False), Text(told))
 
 
 @app.command()

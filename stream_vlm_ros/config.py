@@ -626,8 +626,8 @@ class Settings(SettingTable):
             )
         if self.history_feature_megabytes and not self.has_history:
             raise InvalidParameterError(
-                "history_feature_megabytes is for a history: set history to auto or always, and "
-                "engine to streaming"
+                "history_feature_megabytes is for a history: set history to auto or always, or "
+                "leave it at 0"
             )
         if self.engine == "delayed_batch":
             if self.has_history:

@@ -10,6 +10,7 @@ import re
 import sys
 
 from rich.console import Console
+from rich.text import Text
 
 WIDTH_OF_FILES = 110  # columns when the output is no terminal
 
@@ -88,6 +89,11 @@ def one_line(text: str, longest: int = 280) -> str:
     """``text`` fit for one line of a terminal, cut at ``longest`` characters."""
     clean = " ".join(printable(text).split())
     return clean if len(clean) <= longest else clean[: longest - 1] + "…"
+
+
+def say(console: Console, text: Text) -> None:
+    """Print it: on a terminal lines break between words, elsewhere they stay whole."""
+    console.print(text, soft_wrap=not console.is_terminal)
 
 
 def make_console() -> Console:

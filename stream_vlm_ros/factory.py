@@ -132,11 +132,13 @@ def _streaming(settings: Settings, checkpoint: Checkpoint, **options: Any) -> In
 def _recalling(settings: Settings, checkpoint: Checkpoint, **options: Any) -> InferenceEngine:
     """The streaming engine with a history."""
     from stream_vlm_ros.history.recall import RecallingInference
+    from stream_vlm_ros.history.room import check_features, room_plan
 
+    check_features(settings.history_feature_megabytes * 2**20)
     calibration = calibration_of(settings, checkpoint)
     store = _frame_store(settings)
     try:
-        return RecallingInference(
+        engine = RecallingInference(
             *checkpoint,
             calibration=calibration,
             store=store,
@@ -147,6 +149,9 @@ def _recalling(settings: Settings, checkpoint: Checkpoint, **options: Any) -> In
             history_pixels=settings.sampled_max_pixels or None,
             **options,
         )
+        tiers = engine.get_cache_info().tiers
+        engine.memory_plan = f"{engine.memory_plan}; {room_plan(tiers, engine.device)}"
+        return engine
     except BaseException:
         store.close()
         raise

@@ -128,7 +128,7 @@ def test_a_folder_that_ask_has_filled_is_searched_and_erased(video, tmp_path):
     found = run("history", tmp_path / "frames", "a red square", "--json")
     assert found.exit_code == 0 and isinstance(json.loads(found.stdout), list)
     erased = run("forget", tmp_path / "frames", 0, 1)
-    assert erased.stdout == "Erased 3 frames. The folder still holds 1 frame, 1.5 s to 1.5 s.\n"
+    assert erased.stdout == "Erased 3 frames.\nThe folder still holds 1 frame, 1.5 s to 1.5 s.\n"
     refused = run("ask", video, "What?", "--frame-store", tmp_path / "frames")
     assert refused.exit_code == 2 and "set history to auto or always" in refused.stderr
 

@@ -89,7 +89,7 @@ def test_every_setting_is_read_somewhere():
             "delayed_batch is the history without a stream",
         ),
         ({"frame_store": "frames"}, "set history to auto or always"),
-        ({"history_feature_megabytes": 9}, "set history to auto or always, and engine to stream"),
+        ({"history_feature_megabytes": 9}, "auto or always, or leave it at 0"),
     ],
 )
 def test_a_bad_value_is_refused_with_a_reason(values, words):

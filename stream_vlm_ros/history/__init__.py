@@ -17,6 +17,7 @@ Behind the streaming engine:
     tiers           the stream's frames as pictures, found by their stamps
     reading         a few frames read apart from the stream
     poses           where the robot was, next to the frames
+    room            whether what they may take is there
     folder          all of it in a folder, while no engine has it open
 
 Without a stream:

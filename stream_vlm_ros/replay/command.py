@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stream_vlm_ros.config import Settings
-from stream_vlm_ros.console import plural, printable
+from stream_vlm_ros.console import plural, printable, say
 from stream_vlm_ros.errors import InvalidParameterError, cut
 
 from .comparison import compare
@@ -50,7 +50,8 @@ def run_job(job: ReplayJob, fail_under: float | None, out: Console) -> int:
         journal = job.out / "journal.jsonl"
         _say(out, f"The answers are in {journal}: the same command takes them from there.")
     if "report.html" not in job.failed:
-        _say(out, f"Report: {job.out / 'report.html'}")
+        # A path stays whole, to be copied.
+        out.print(Text(printable(f"Report: {job.out / 'report.html'}")), soft_wrap=True)
     if job.interrupted:
         goes_on = "" if job.realtime else " Run the same command to resume."
         _say(out, f"Interrupted: the report is partial.{goes_on}")
@@ -228,4 +229,4 @@ def _without_verdict(run: dict[str, Any]) -> list[str]:
 
 
 def _say(out: Console, text: str, style: str = "") -> None:
-    out.print(Text(printable(text), style=style), soft_wrap=True)
+    say(out, Text(printable(text), style=style))

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from stream_vlm_ros.console import bytes_text, duration_text, plural, printable
+from stream_vlm_ros.console import bytes_text, duration_text, plural, printable, say
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.replay.ages import age_text, correction
 from stream_vlm_ros.replay.feeding import Fed
@@ -101,9 +101,9 @@ class Dialogue:
             self._print(Text("" if self._live else printable(answer)))
         at = metrics.newest_timestamp or 0.0
         if told := correction(answer, [(one.start, one.end) for one in metrics.episodes], at):
-            self._print(Text(f"  {told}.", style="yellow"), soft_wrap=False)
+            self._print(Text(f"  {told}.", style="yellow"))
         for episode in metrics.episodes:
-            self._print(Text(f"  {self._episode_text(episode, at)}", style="dim"), soft_wrap=False)
+            self._print(Text(f"  {self._episode_text(episode, at)}", style="dim"))
         tokens = metrics.get("answer_tokens")
         length = "" if tokens is None else f", {plural(tokens, 'token')}"
         self._print(
@@ -122,10 +122,10 @@ class Dialogue:
     def _episode_text(self, episode: EvidenceEpisode, at: float) -> str:
         """When it was, also of the day where the stamps are those of a clock."""
         first, last = episode.start - self._start, episode.end - self._start
-        clock = f" ({span_text(episode.start, episode.end)})" if episode.start >= CLOCK else ""
+        clock = f"{span_text(episode.start, episode.end)}, " if episode.start >= CLOCK else ""
         return (
-            f"seen at {first:.1f}-{last:.1f} s{clock}, {age_text(episode.end, at)}\n"
-            f"  ({episode.tier}, score {episode.score:.2f})"
+            f"seen at {first:.1f}-{last:.1f} s, {age_text(episode.end, at)}\n"
+            f"  ({clock}{episode.tier}, score {episode.score:.2f})"
         )
 
     @property
@@ -140,9 +140,9 @@ class Dialogue:
             self._out.file.flush()
             self._shown = text
 
-    def _print(self, text: Text, soft_wrap: bool = True) -> None:
+    def _print(self, text: Text) -> None:
         if self._out is not None:
-            self._out.print(text, soft_wrap=soft_wrap)
+            say(self._out, text)
 
 
 def memory_text(info: CacheInfo, fed: Fed) -> str:

@@ -77,7 +77,7 @@ def test_forget_takes_dates_and_says_what_it_erased_and_what_stays(folder):
     done = run("forget", folder, "2023-11-14T22:13:22", "2023-11-14T22:13:24Z")
     assert done.exit_code == 0, done.output
     assert done.stdout == (
-        "Erased 6 frames and 3 poses. The folder still holds 14 frames, "
+        "Erased 6 frames and 3 poses.\nThe folder still holds 14 frames, "
         "2023-11-14 22:13:20.0 to 22:13:29.0.\n"
     )
 
@@ -86,7 +86,7 @@ def test_forget_says_where_nothing_lies_from_when_to_when_the_folder_holds_frame
     done = run("forget", folder, 0, 10)
     assert done.exit_code == 0, done.output
     assert done.stdout == (
-        "Nothing lies from 0 to 10. The folder holds 20 frames, "
+        "Nothing lies from 0 to 10.\nThe folder holds 20 frames, "
         "2023-11-14 22:13:20.0 to 22:13:29.0.\n"
     )
     assert pictures(folder) == 20
