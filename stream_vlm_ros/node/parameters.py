@@ -17,7 +17,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.node import Node
 
 from stream_vlm_ros.config import NODE, Settings
-from stream_vlm_ros.errors import InvalidParameterError
+from stream_vlm_ros.errors import InvalidParameterError, cut
 from stream_vlm_ros.setting import CONFIGURE, START, Setting
 
 # The node's parameters by name.
@@ -81,7 +81,7 @@ def refuse_unknown(node: Node, arguments: Sequence[str] = ()) -> None:
     for name in getattr(node, "_parameter_overrides", {}):
         if node.has_parameter(name) or name.startswith("qos_overrides."):
             continue
-        words = Settings.unknown(name).replace("setting", "parameter", 1)
+        words = unknown_parameter(name)
         if name in shared:
             node.get_logger().warning(
                 f"{words} (left out: a parameter file gives it to several nodes)"
@@ -90,6 +90,11 @@ def refuse_unknown(node: Node, arguments: Sequence[str] = ()) -> None:
             unknown.append(words)
     if unknown:
         raise InvalidParameterError("; ".join(unknown))
+
+
+def unknown_parameter(name: str) -> str:
+    """What to say of a parameter that the node does not have."""
+    return cut(Settings.unknown(name).replace("setting", "parameter", 1))
 
 
 def _shared(arguments: Sequence[str]) -> set[str]:

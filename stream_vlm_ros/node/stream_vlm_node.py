@@ -42,7 +42,13 @@ from stream_vlm_ros.node.lifecycle import TellingLifecycleNode, transition
 from stream_vlm_ros.node.loading import load_engine, pixel_limit, release_memory
 from stream_vlm_ros.node.memory_keeper import NOTHING_SAVED, MemoryKeeper, SavedState
 from stream_vlm_ros.node.memory_services import MemoryServices
-from stream_vlm_ros.node.parameters import PARAMETERS, declare, read, refuse_unknown
+from stream_vlm_ros.node.parameters import (
+    PARAMETERS,
+    declare,
+    read,
+    refuse_unknown,
+    unknown_parameter,
+)
 from stream_vlm_ros.node.serialized_image import SerializedImage
 from stream_vlm_ros.node.worker import EngineWorker, MemorySummary, NotActiveError
 from stream_vlm_ros.processes.ros_process import END_TIMEOUT
@@ -301,14 +307,16 @@ class StreamVlmNode(TellingLifecycleNode):
 
     def set_parameters_atomically(self, parameter_list: list[Any]) -> SetParametersResult:
         """As rclpy's, but a value that is there already is no change, so that what
-        `ros2 param dump` writes can be loaded: read-only ones and a configured node's, too.
+        `ros2 param dump` writes can be loaded: read-only ones and a configured node's, too. Of one
+        that is not there, rclpy's refusal does not tell the name.
         """
+        for one in parameter_list:
+            if not self.has_parameter(one.name):
+                return SetParametersResult(successful=False, reason=unknown_parameter(one.name))
         changes = [
             one
             for one in parameter_list
-            if not self.has_parameter(one.name)
-            or (now := self.get_parameter(one.name)).type_ != one.type_
-            or now.value != one.value
+            if (now := self.get_parameter(one.name)).type_ != one.type_ or now.value != one.value
         ]
         if parameter_list and not changes:
             return SetParametersResult(successful=True)

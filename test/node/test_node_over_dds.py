@@ -441,6 +441,7 @@ def test_parameters_change_or_are_refused_with_the_reason(client):
         ("max_cache_tokens", 999, "only while the node is unconfigured"),
         ("max_new_tokens", 20_000, "max_tail_tokens"),
         ("autostart", False, "read-only"),
+        ("sampel_fps", 3.0, "there is no parameter 'sampel_fps'; did you mean 'sample_fps'?"),
     ):
         result = client.set_parameter(name, value)
         assert not result.successful and words in result.reason, result

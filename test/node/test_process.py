@@ -48,6 +48,18 @@ def test_asked_for_help_it_says_how_to_start_it_and_ends(flags):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("words", [["--model", "/x"], ["model_path:=/x"], ["/x", "--ros-args"]])
+def test_what_it_would_leave_out_is_refused(words):
+    done = subprocess.run(
+        [sys.executable, "-m", "stream_vlm_ros.node", *words],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 1
+    assert f"bad argument {words[0]}: parameters are given by --ros-args -p " in done.stderr
+
+
 def test_started_and_stopped_twenty_times_in_a_row(start_node):
     start_and_stop(start_node, 20)
 
