@@ -501,6 +501,46 @@ def info(
 
 
 @app.command()
+@takes_settings("info")
+def hardware(
+    settings: Settings,
+    size: Annotated[str, typer.Option(help="Size of the camera's pictures.")] = "640x480",
+    max_cache_tokens: Annotated[
+        list[int] | None, typer.Option(min=1, help="Show what this cap takes; may be repeated.")
+    ] = None,
+    memory: Annotated[
+        list[float] | None,
+        typer.Option(min=1, max=10_000, help="GB of a GPU, as it is sold; may be repeated."),
+    ] = None,
+    used: Annotated[
+        float, typer.Option(min=0, max=10_000, help="GB of it that others take, and CUDA itself.")
+    ] = 1.0,
+) -> None:
+    """Show what Qwen2.5-VL 3B and 7B take, and what fits a GPU.
+
+    No weights are needed; the node does the same sum at its start.
+    """
+    from stream_vlm_ros.replay.hardware import CAPS, GIBIBYTES, Hardware
+    from stream_vlm_ros.sources import parse_size
+
+    shown = Hardware(parse_size(size) or (640, 480), settings)
+    out = Console(highlight=False)
+    for titles, *rows in (
+        shown.by_cap(max_cache_tokens or CAPS),
+        shown.by_device(memory or GIBIBYTES, used),
+    ):
+        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+        for number, title in enumerate(titles):
+            table.add_column(title, justify="right" if number else "left", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        out.print(table)
+        out.print()
+    text = f"of video: {size} at {settings.sample_fps:g} frames/s; {used:g} GB taken by others"
+    out.print(Text(text))
+
+
+@app.command()
 @takes_settings("history")
 def history(
     settings: Settings,

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import numbers
 import os
+import re
+import shlex
 from pathlib import Path
 
 
@@ -203,19 +205,39 @@ def real_number(value: object) -> float | None:
         return None
 
 
+RELEASES = ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct")
+
+
+def fetch_command(given: str) -> str:
+    """The command by which a checkpoint comes to lie in the folder ``given``.
+
+    Of a release where its name says which, or of another model of the hub where it is written as
+    one (``OWNER/NAME``); else of the smallest release.
+    """
+    owner, _, name = given.rpartition("/")
+    wanted = next((r for r in RELEASES if r.lower().endswith(f"/{name}".lower())), None)
+    if wanted is None and re.fullmatch(r"\w[\w-]*", owner, re.ASCII) and not os.path.isdir(owner):
+        wanted = given if re.fullmatch(r"\w[\w.-]*", name, re.ASCII) else None
+    home, place = ("~/", given[2:]) if given.startswith("~/") else ("", given)
+    place = home + shlex.quote(place) if given == cut(given) else "FOLDER"
+    return f"hf download {wanted or RELEASES[0]} --local-dir {place}"
+
+
 def check_model_folder(path: Path) -> None:
     """Raise ModelLoadError unless ``path`` is a folder that holds something; whether that is a
     checkpoint is not seen."""
     # Of os.path, since those of Path raise for a name that is too long.
-    if os.path.isdir(path):
-        if os.listdir(path):
+    place = os.path.expanduser(path)
+    fetched = f". This fetches one (docs/weights.md): {fetch_command(str(path))}"
+    if os.path.isdir(place):
+        if os.listdir(place):
             return
         fault = f"{path} is an empty folder"
-    elif os.path.exists(path):
-        fault = f"{path} is a file, not a model folder"
+    elif os.path.exists(place):
+        fault, fetched = f"{path} is a file, not a model folder", ""
     else:
         fault = f"no model folder {cut(str(path))}"
     raise ModelLoadError(
         f"{fault}: give the folder of a Qwen2.5-VL checkpoint (config.json, *.safetensors, "
-        "tokenizer); nothing is downloaded"
+        f"tokenizer); nothing is downloaded{fetched}"
     )

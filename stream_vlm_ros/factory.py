@@ -29,12 +29,17 @@ def default_model() -> Path:
     return Path(__file__).parent / "world" / "model"
 
 
+def model_folder(settings: Settings) -> Path:
+    """The folder that the settings name (``~`` is the user's home), else the small model's."""
+    return Path(os.path.expanduser(settings.model_path or default_model()))
+
+
 def load_model(settings: Settings) -> Checkpoint:
     """The checkpoint that the settings name; without one the small model that the package ships.
 
     Raises ModelLoadError, DeviceUnavailableError.
     """
-    folder = Path(settings.model_path or default_model())
+    folder = model_folder(settings)
     check_model_folder(folder)  # before torch is imported: a wrong path is told at once
     from stream_vlm_ros.engine import load_checkpoint
 
@@ -164,7 +169,7 @@ def calibration_of(settings: Settings, checkpoint: Checkpoint) -> Calibration:
 
     if settings.history_calibration:
         return Calibration.load(settings.history_calibration)
-    return Calibration.of(Path(settings.model_path or default_model()), checkpoint.network)
+    return Calibration.of(model_folder(settings), checkpoint.network)
 
 
 def _slack_tokens(settings: Settings, images: ImageSettings) -> int:

@@ -49,7 +49,14 @@ def test_the_version_is_the_packages():
 
 
 VERBS = ["", "ask", "replay", "rate", "info", "calibrate", "report", "report diff", "demo"]
-VERBS += ["history", "forget", "demo-model", "demo-model evaluate", "demo-model questions"]
+VERBS += [
+    "hardware",
+    "history",
+    "forget",
+    "demo-model",
+    "demo-model evaluate",
+    "demo-model questions",
+]
 VERBS += ["experiment"]
 VERBS += [f"experiment {name}" for name in EXPERIMENTS]
 

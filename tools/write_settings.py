@@ -1,13 +1,14 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-"""Write what is made from the tables of settings: config/*.yaml, and tables of two pages of docs/.
+"""Write what is made from the package: config/*.yaml, and tables of some pages of docs/.
 
 python tools/write_settings.py [ROOT of the checkout]
 """
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from typing import Any
 
 from stream_vlm_ros.config import NODE, REPLAY, Settings
 from stream_vlm_ros.demo.settings import DEMO
+from stream_vlm_ros.replay.hardware import Hardware, markdown_table
 from stream_vlm_ros.setting import Setting, SettingTable
 
 YAML_HEAD = """\
@@ -77,11 +79,22 @@ def replay_table(rows: Iterable[Setting]) -> str:
     return "\n".join(lines)
 
 
+def weights_table() -> str:
+    """The tables of docs/weights.md: what `stream-vlm hardware` shows."""
+    shown = Hardware((640, 480), Settings())
+    return f"{markdown_table(shown.by_cap())}\n\n{markdown_table(shown.by_device())}"
+
+
+def jetson_table() -> str:
+    """The table of docs/jetson.md: what is free is what the system leaves of a shared memory."""
+    return markdown_table(Hardware((640, 480), Settings()).by_device((8, 16, 32, 64, 128), used=4))
+
+
 def with_table(page: str, table: str) -> str:
     """``page`` with what stands between its two markers replaced."""
-    begin, end = "<!-- settings: made from stream_vlm_ros/config.py -->", "<!-- end of settings -->"
-    head, _, rest = page.partition(begin)
-    _, _, tail = rest.partition(end)
+    head, begin, _, end, tail = re.split(
+        r"(<!-- [a-z]+: made [^>]*-->)(.*?)(<!-- end of [a-z]+ -->)", page, flags=re.DOTALL
+    )
     return f"{head}{begin}\n\n{table}\n\n{end}{tail}"
 
 
@@ -98,6 +111,8 @@ def tables(table: type[SettingTable] = Settings) -> dict[str, str]:
     return {
         "docs/node.md": node_table(taken_by(table, NODE)),
         "docs/replay.md": replay_table(taken_by(table, REPLAY)),
+        "docs/jetson.md": jetson_table(),
+        "docs/weights.md": weights_table(),
     }
 
 

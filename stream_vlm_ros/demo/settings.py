@@ -6,6 +6,7 @@ command line, and what it changes in the parameters of the third node."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -57,7 +58,7 @@ def check_checkpoint(text: str) -> None:
     """The folder of a checkpoint, or ""; what is in its files is not seen."""
     if text:
         check_model_folder(Path(text))
-        if not (Path(text) / "config.json").is_file():
+        if not (Path(os.path.expanduser(text)) / "config.json").is_file():
             raise ModelLoadError(f"{text} has no config.json: not a checkpoint folder")
 
 

@@ -22,7 +22,7 @@ from stream_vlm_ros.console import make_console
 from stream_vlm_ros.demo.defaults import shown
 from stream_vlm_ros.demo.settings import NODE_NAME, DemoOptions, check_checkpoint
 from stream_vlm_ros.errors import InvalidParameterError
-from stream_vlm_ros.factory import default_model
+from stream_vlm_ros.factory import default_model, model_folder
 from stream_vlm_ros.owned import check, mark, place_to_write
 from stream_vlm_ros.processes.children import Processes, undisturbed
 from stream_vlm_ros.processes.graph import check_ros, own_graph, ros_arguments
@@ -53,7 +53,7 @@ def run_demo(
     console = make_console()
     failed = False
     try:
-        model = Path(settings.model_path or default_model())
+        model = model_folder(settings)
         _introduce(console, options, settings, source, model)
         arguments = {
             "node": _node_arguments(settings, model),

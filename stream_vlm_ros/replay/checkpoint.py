@@ -10,7 +10,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -23,6 +23,12 @@ from stream_vlm_ros.errors import (
     check_model_folder,
     whole_number,
 )
+
+if TYPE_CHECKING:
+    from stream_vlm_ros.engine.cache.budget import MemoryBudget
+    from stream_vlm_ros.engine.cache.buffer import KVShape
+    from stream_vlm_ros.engine.inputs.chat import ChatLayout
+    from stream_vlm_ros.engine.inputs.frames import ImageSettings
 
 BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -133,19 +139,13 @@ class CheckpointInfo:
         All the node's other parameters having their defaults.
         """
         from stream_vlm_ros.engine import StreamProcessor
-        from stream_vlm_ros.engine.cache.budget import (
-            USUAL_PIXELS,
-            MemoryBudget,
-            free_bytes,
-            usual_slack,
-        )
+        from stream_vlm_ros.engine.cache.budget import free_bytes
         from stream_vlm_ros.engine.cache.buffer import KVShape
         from stream_vlm_ros.engine.inputs.chat import ChatLayout
         from stream_vlm_ros.engine.inputs.frames import ImageSettings
         from stream_vlm_ros.engine.loading import family_of
         from stream_vlm_ros.engine.model.device import resolve_device, resolve_dtype
 
-        usual = Settings(max_cache_tokens=0)
         device = resolve_device("auto")
         dtype = resolve_dtype("auto", device)
         weights = self.parameters * dtype.itemsize
@@ -153,17 +153,8 @@ class CheckpointInfo:
             images = ImageSettings.from_folder(self.folder)
             config = family_of(self.folder).read_config(self.folder)
             chat = ChatLayout(StreamProcessor.from_pretrained(self.folder), config)
-            budget = MemoryBudget.of(
-                config,
-                KVShape(self.layers, self.kv_heads, self.head_dim, dtype),
-                weights,
-                usual.eviction,
-                usual.position_policy,
-                images.at_most(max_pixels or USUAL_PIXELS),
-                tail_tokens=usual.max_tail_tokens,
-                slack=usual_slack(images, max_pixels or 0, usual.chunk_frames, cap=0),
-                text_tokens=chat.max_chunk_text(usual.layout),
-            )
+            shape = KVShape(self.layers, self.kv_heads, self.head_dim, dtype)
+            budget = usual_budget(config, shape, weights, images, chat, max_pixels)
             free = free_bytes(device)
             free = None if free is None else max(0, free - weights)
             cap, why = budget.automatic_cap(free, device)
@@ -180,6 +171,35 @@ class CheckpointInfo:
             bytes_text(cap * self.token_bytes("float32")),
             *([duration_text(cap / cost.tokens_per_second)] if cost else []),
         )
+
+
+def usual_budget(
+    config: Any,
+    shape: KVShape,
+    weights: int,
+    images: ImageSettings,
+    chat: ChatLayout,
+    max_pixels: int | None,
+    cap: int = 0,
+) -> MemoryBudget:
+    """Of a model with ``weights`` in bytes, the node's other parameters having their defaults.
+
+    ``cap``: of the memory in tokens; 0: not yet settled.
+    """
+    from stream_vlm_ros.engine.cache.budget import USUAL_PIXELS, MemoryBudget, usual_slack
+
+    usual = Settings(max_cache_tokens=cap)
+    return MemoryBudget.of(
+        config,
+        shape,
+        weights,
+        usual.eviction,
+        usual.position_policy,
+        images.at_most(max_pixels or USUAL_PIXELS),
+        tail_tokens=usual.max_tail_tokens,
+        slack=usual_slack(images, max_pixels or 0, usual.chunk_frames, cap),
+        text_tokens=chat.max_chunk_text(usual.layout),
+    )
 
 
 @dataclass(frozen=True)

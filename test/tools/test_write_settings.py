@@ -56,6 +56,6 @@ def test_a_page_has_a_row_for_each_setting_that_its_program_takes(writer):
 def test_a_new_setting_is_in_the_file_and_in_both_pages(writer):
     text = writer.files(WithOneMore)["config/stream_vlm.yaml"]
     assert "    # How much to blur. ([0.0, 9.0])\n    blur: 0.5\n" in text
-    node, replay = writer.tables(WithOneMore).values()
+    node, replay, *_ = writer.tables(WithOneMore).values()
     assert "| `blur` | float | `0.5` | [0.0, 9.0] | before configure | How much to blur. |" in node
     assert "| `blur` | `0.5` | [0.0, 9.0] | How much to blur. |" in replay
