@@ -331,14 +331,15 @@ def replay(
 
     Nothing is dropped, unless it runs in real time.
     """
-    from stream_vlm_ros.console import make_console
-    from stream_vlm_ros.owned import place_to_write
-    from stream_vlm_ros.replay.command import run_job, settings_of
-    from stream_vlm_ros.replay.job import ReplayJob
-    from stream_vlm_ros.replay.live.realtime import realtime_run
-    from stream_vlm_ros.replay.questions import load_questions
-
     side = Console(highlight=False, stderr=True)
+    with side.status("Starting"):
+        from stream_vlm_ros.console import make_console
+        from stream_vlm_ros.owned import place_to_write
+        from stream_vlm_ros.replay.command import run_job, settings_of
+        from stream_vlm_ros.replay.job import ReplayJob
+        from stream_vlm_ros.replay.live.realtime import realtime_run
+        from stream_vlm_ros.replay.questions import load_questions
+
     job = ReplayJob(
         source,
         load_questions(questions),
@@ -383,6 +384,7 @@ def rate(
     Images reach it over DDS, at rising rates.
     """
     from stream_vlm_ros.console import duration_text, make_console
+    from stream_vlm_ros.progress import counted
     from stream_vlm_ros.replay.command import print_rate
     from stream_vlm_ros.replay.live.realtime import max_trials, probe_rate
     from stream_vlm_ros.replay.settings import changed
@@ -394,7 +396,8 @@ def rate(
     longest = duration_text(trials * max(seconds, 4.0))  # four pictures at least, at 1 image/s
     text = f"At most {trials} trials, {longest} in all"
     print(f"{text}, plus the time the node takes to start and settle.", file=sys.stderr)
-    found = probe_rate(settings, source, options, seconds, highest, loss)
+    with counted(Console(stderr=True), "Trials", trials) as step:
+        found = probe_rate(settings, source, options, seconds, highest, loss, step)
     if as_json:
         print(json.dumps(found))
     else:
@@ -414,7 +417,8 @@ def diff(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Compare two reports: what differs, and whether it may be chance."""
-    from stream_vlm_ros.replay.command import diff, print_diff
+    with Console(stderr=True).status("Comparing"):
+        from stream_vlm_ros.replay.command import diff, print_diff
 
     difference = diff(a, b, run_a, run_b)
     if as_json:
@@ -439,18 +443,20 @@ def info(
 
     The exit status is 1 if files are missing or broken.
     """
-    from stream_vlm_ros.replay.checkpoint import CheckpointInfo, PictureCost
-    from stream_vlm_ros.sources import parse_size
+    side = Console(stderr=True)
+    with side.status("Reading the checkpoint"):
+        from stream_vlm_ros.replay.checkpoint import CheckpointInfo, PictureCost
+        from stream_vlm_ros.sources import parse_size
 
-    checkpoint = CheckpointInfo.read(model)
-    cost = None  # how pictures are resized is not known without the file that says it
-    if "preprocessor_config.json" not in checkpoint.missing:
-        cost = PictureCost.of(
-            checkpoint.folder,
-            parse_size(size) or (640, 480),
-            settings.sample_fps,
-            settings.max_pixels,
-        )
+        checkpoint = CheckpointInfo.read(model)
+        cost = None  # how pictures are resized is not known without the file that says it
+        if "preprocessor_config.json" not in checkpoint.missing:
+            cost = PictureCost.of(
+                checkpoint.folder,
+                parse_size(size) or (640, 480),
+                settings.sample_fps,
+                settings.max_pixels,
+            )
     out = Console(highlight=False)
     for label, text in [*checkpoint.rows(), *(cost.rows() if cost else [])]:
         out.print(Text(f"{label:<10}{text}"), soft_wrap=True)
@@ -471,7 +477,9 @@ def info(
     )
     if checkpoint.missing or checkpoint.broken:
         raise typer.Exit(INCOMPLETE)
-    out.print(Text(checkpoint.plan_here(settings.max_pixels)))
+    with side.status("Looking at this machine"):
+        plan = checkpoint.plan_here(settings.max_pixels)
+    out.print(Text(plan))
 
 
 @app.command()
@@ -545,9 +553,10 @@ def forget(
     if first > last:
         raise InvalidParameterError("TO is before FROM.")
     place = find_folder(folder)
-    from stream_vlm_ros.history.folder import erase  # with torch
+    with Console(stderr=True).status("Erasing"):
+        from stream_vlm_ros.history.folder import erase  # with torch
 
-    erased = erase(place, first, last)
+        erased = erase(place, first, last)
     poses = f" and {plural(erased.poses, 'pose')}" if erased.poses else ""
     stays = f", {span_text(*erased.reach)}" if erased.reach is not None else ""
     out = Console(highlight=False)
@@ -692,7 +701,8 @@ def evaluate(
 ) -> None:
     """Ask the small model about worlds it was not trained on."""
     from stream_vlm_ros.errors import InvalidParameterError
-    from stream_vlm_ros.world.evaluate import MODEL
+    from stream_vlm_ros.progress import counted
+    from stream_vlm_ros.world.evaluate import MODEL, steps
     from stream_vlm_ros.world.evaluate import evaluate as run_evaluation
 
     try:
@@ -701,17 +711,20 @@ def evaluate(
         raise InvalidParameterError(
             f"--spans must be seconds separated by commas, such as 15,30; got {spans!r}."
         ) from None
-    report = run_evaluation(
-        model or MODEL,
-        worlds=worlds,
-        each=each,
-        spans=seconds,
-        layouts=layouts.split(","),
-        device=device,
-        seed=seed,
-        pairs=not no_pairs,
-        say=(lambda table: None) if as_json else print,
-    )
+    total = steps(worlds, seconds, layouts.split(","), not no_pairs)
+    with counted(Console(stderr=True), "Asking about drawn worlds", total) as step:
+        report = run_evaluation(
+            model or MODEL,
+            worlds=worlds,
+            each=each,
+            spans=seconds,
+            layouts=layouts.split(","),
+            device=device,
+            seed=seed,
+            pairs=not no_pairs,
+            say=(lambda table: None) if as_json else print,
+            step=step,
+        )
     if as_json:
         print(json.dumps(report, indent=1))
 
