@@ -131,14 +131,12 @@ def _option(row: Setting, default: Any) -> inspect.Parameter:
     )
 
 
-def _say_which_model(settings: Settings, source: str, side: Console) -> None:
-    """Without a model of the user's, what to expect of the small one on pictures of theirs."""
-    if not settings.model_path and not source.startswith("world:"):
-        text = (
-            "Model: the small one of the package, which knows only its drawn world; choose another "
-            "with --model"
-        )
-        side.print(Text(text, style="dim"), soft_wrap=True)
+def _say_what_to_expect(settings: Settings, source: str, side: Console) -> None:
+    """Before the answers of a model to pictures of which it knows nothing, by its own card."""
+    from stream_vlm_ros.factory import card_of
+
+    if warning := card_of(settings).warning(source):
+        side.print(Text(f"{warning}. Choose another with --model"), soft_wrap=True)
 
 
 @app.callback(invoke_without_command=True)
@@ -196,7 +194,7 @@ def ask(
         OutOfHorizonError,
         SourceUnreadableError,
     )
-    from stream_vlm_ros.factory import load_engine
+    from stream_vlm_ros.factory import card_of, load_engine
     from stream_vlm_ros.replay import feed
     from stream_vlm_ros.replay.feeding import Behind, Fed, loaded_until
     from stream_vlm_ros.replay.memories import RunMemory, check_free
@@ -252,7 +250,7 @@ def ask(
         late = None if at is None else fed.asked_late(at, source, settings.sample_fps)
         for note in filter(None, [*told, frames.note, late]):
             side.print(Text(f"Note: {note}"), soft_wrap=True)
-    _say_which_model(settings, video, side)
+    _say_what_to_expect(settings, video, side)
     dialogue = Dialogue(memory, None if as_json else out, (fed.first_ns or 0) / 1e9)
 
     def tell(saved: SavedMemory) -> None:
@@ -271,7 +269,8 @@ def ask(
         info = memory.get_cache_info()
         if as_json:
             name = source.name if source is not None else settings.load_memory
-            print(json.dumps({"source": name, "memory": info.as_dict(), "answers": answers}))
+            who = {"source": name, "model": str(card_of(settings))}
+            print(json.dumps({**who, "memory": info.as_dict(), "answers": answers}))
         else:
             out.print(Text(memory_text(info, fed), style="dim"), soft_wrap=True)
 
@@ -361,7 +360,7 @@ def replay(
         console=side,
     )
     if attach is None:  # a node that runs already has a model of its own
-        _say_which_model(job.settings[0], source, side)
+        _say_what_to_expect(job.settings[0], source, side)
     raise typer.Exit(run_job(job, fail_under, make_console()))
 
 

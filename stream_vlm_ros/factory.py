@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import check_model_folder
+from stream_vlm_ros.model_card import ModelCard
 
 if TYPE_CHECKING:
     from stream_vlm_ros.engine import Checkpoint, InferenceEngine
@@ -26,6 +27,11 @@ COMPILE = {"auto": None, "always": True, "never": False}  # as the engines' argu
 def default_model() -> Path:
     """The folder of the trained small model that this package ships."""
     return Path(__file__).parent / "world" / "model"
+
+
+def card_of(settings: Settings) -> ModelCard:
+    """What the model that the settings name says of itself."""
+    return ModelCard.of(settings.model_path or default_model())
 
 
 def load_model(settings: Settings) -> Checkpoint:

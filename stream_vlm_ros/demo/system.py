@@ -28,6 +28,7 @@ from stream_vlm_ros.demo.prompt import Prompt, on_a_terminal
 from stream_vlm_ros.demo.settings import NODE_NAME, DemoOptions, check_checkpoint
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.factory import default_model
+from stream_vlm_ros.model_card import ModelCard
 from stream_vlm_ros.owned import check, mark, place_to_write
 from stream_vlm_ros.processes.children import Processes, undisturbed
 from stream_vlm_ros.processes.graph import check_ros, on_this_machine, own_graph, ros_arguments
@@ -163,6 +164,7 @@ def _introduce(
     model: Path,
     typed: bool,
 ) -> None:
+    card = ModelCard.of(model)
     size = "{}x{}".format(*source.size) if source.size else "any size"
     rate = options.rate or source.rate
     pace = f", {rate:.3g} images/s" if rate else ""
@@ -175,7 +177,7 @@ def _introduce(
             f"{settings.sample_fps:g} frames/s in chunks of {settings.chunk_frames}, at most "
             f"{bound} tokens",
         ),
-        ("Model", _said_of(model)),
+        ("Model", card.warning(source.name) or str(card)),
         ("Client", f"asks for {options.seconds:g} s while the video runs, then {then}"),
     ]
     console.print(Text("stream_vlm demo", style="bold"))
@@ -199,12 +201,6 @@ def _say_how_to_reach_it(console: Console, environment: dict[str, str]) -> None:
     for line in lines:
         console.print(Text(line), soft_wrap=True)
     console.print()
-
-
-def _said_of(model: Path) -> str:
-    if model == default_model():
-        return "the small one that comes with the package; it knows the drawn world alone"
-    return str(model)
 
 
 def _node_arguments(settings: Settings, model: Path) -> list[str]:

@@ -29,6 +29,8 @@ from stream_vlm_ros.errors import (
     StreamVlmError,
     cut,
 )
+from stream_vlm_ros.factory import card_of
+from stream_vlm_ros.model_card import ModelCard
 from stream_vlm_ros.node import health, interfaces
 from stream_vlm_ros.node.ask_server import LATCHED, AskServer
 from stream_vlm_ros.node.counters import Drop
@@ -74,6 +76,7 @@ class StreamVlmNode(TellingLifecycleNode):
         self._news = News()
         self._load = load
         self._worker: EngineWorker | None = None
+        self._card = ModelCard("not loaded")
         self._ingest: FrameIngest | None = None
         self._input: ImageInput | None = None
         self._images: ImageThread | None = None
@@ -207,10 +210,10 @@ class StreamVlmNode(TellingLifecycleNode):
             pause_closed=self._on_pause_closed,
             make_header=interfaces.to_header,
         )
-        if not self.parameters.model_path and self._load is load_engine:
+        self._card = card_of(self.parameters)
+        if self._load is load_engine and (warning := self._card.warning()):
             self.get_logger().warning(
-                "model_path is empty: the small model of the demo runs, which knows only its drawn "
-                "world; set model_path to a folder with a Qwen2.5-VL checkpoint"
+                f"{warning}; set model_path to a folder with another Qwen2.5-VL checkpoint"
             )
         self.get_logger().info(f"loading the model {self.parameters.model_path}".rstrip())
         self._worker.start()
@@ -451,7 +454,7 @@ class StreamVlmNode(TellingLifecycleNode):
                 engine_fault=str(worker.ended or "") if worker is not None else "",
                 chunk_fault=worker.last_fault if worker is not None else "",
                 history_fault=memory.history_fault,
-                model=self.parameters.model_path or "the small one of the demo",
+                model=" ".join(filter(None, [self.parameters.model_path, f"({self._card})"])),
                 device=self._device,
                 length=memory.length,
                 cap=memory.cap,
