@@ -32,6 +32,7 @@ from stream_vlm_ros.errors import (
 from stream_vlm_ros.factory import card_of
 from stream_vlm_ros.model_card import ModelCard
 from stream_vlm_ros.node import health, interfaces
+from stream_vlm_ros.node.annotated_image import AnnotatedImage
 from stream_vlm_ros.node.ask_server import LATCHED, AskServer
 from stream_vlm_ros.node.counters import Drop
 from stream_vlm_ros.node.error_log import ErrorLog, News, traced
@@ -81,6 +82,7 @@ class StreamVlmNode(TellingLifecycleNode):
         self._input: ImageInput | None = None
         self._images: ImageThread | None = None
         self.poses: PoseInput | None = None
+        self.annotated: AnnotatedImage | None = None
         self._status: Any = None  # publishes ~/cache_status
         self.asking: AskServer | None = None
         self.keeper: MemoryKeeper | None = None
@@ -156,12 +158,14 @@ class StreamVlmNode(TellingLifecycleNode):
             (self._on_unsaved if keeper.state.error else self.get_logger().info)(words)
         self._status = self.create_publisher(CacheStatus, "~/cache_status", LATCHED)
         # From here on the reports of another thread use what was made above.
+        self.annotated = AnnotatedImage(self)
         self._ingest = FrameIngest(
             self.parameters,
             self.figures.counters,
             deliver=worker.append,
             restart=lambda: worker.reset(Drop.TIME_JUMP),
             report=self._on_refused_frame,
+            taken=self.annotated.take,
         )
         if worker.memory.chunks or worker.memory.history_ns is not None:
             self._ingest.go_on_behind(worker.memory.latest_ns)
@@ -261,6 +265,9 @@ class StreamVlmNode(TellingLifecycleNode):
         services, self._memory_services = self._memory_services, None
         if services is not None:
             services.destroy()
+        annotated, self.annotated = self.annotated, None
+        if annotated is not None:
+            annotated.destroy(END_TIMEOUT)
         status, self._status = self._status, None
         if status is not None:
             self.destroy_publisher(status)

@@ -10,6 +10,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import foxglove_layout
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -163,6 +164,9 @@ def test_a_bag_holds_images_and_answers_on_one_time_line(make_job):
     assert lengths == [entry["cache_length"] for entry in run["series"]]
     assert kinds["/diagnostics"] == "diagnostic_msgs/msg/DiagnosticArray"
     assert kinds["/rosout"] == "rcl_interfaces/msg/Log"
+    for topic, _, field in (path.partition(".") for path in foxglove_layout.paths()):
+        fields = [name for name, _ in store.fielddefs[kinds[topic]][1]]
+        assert not field or field in fields
 
 
 @pytest.mark.parametrize(
