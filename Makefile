@@ -35,7 +35,9 @@ MINUTES ?= 30
 
 VENV := .venv
 RUN := tools/run.sh
-PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check $(PIP_EXTRA)
+# On a terminal pip shows what it downloads, with the time left.
+QUIET := $(if $(MAKE_TERMOUT),,--quiet)
+PIP := $(VENV)/bin/python -m pip install --disable-pip-version-check $(QUIET) $(PIP_EXTRA)
 
 ifneq ($(and $(ROS_DISTRO),$(shell command -v ros2 2>/dev/null)),)
 SYSTEM_ROS := ros
@@ -159,12 +161,12 @@ $(VENV)/.created-$(MODE): | check
 $(VENV)/.installed: constraints.txt $(wildcard requirements/*.txt) tools/make_constraints.py \
 		tools/adopt_ros_wheels.py $(VENV)/.created-$(MODE)
 	@echo "== torch"
-	@$(PIP) --quiet $(if $(TORCH_SPEC),"$(TORCH_SPEC)",-c constraints.txt torch)
+	@$(PIP) $(if $(TORCH_SPEC),"$(TORCH_SPEC)",-c constraints.txt torch)
 	@echo "== Python packages$(if $(SYSTEM_ROS),, and ROS 2 Jazzy)"
 	@$(VENV)/bin/python tools/make_constraints.py constraints.txt $(CONSTRAINTS_OPTIONS) \
 		> $(VENV)/constraints.txt
-	@$(PIP) --quiet -c $(VENV)/constraints.txt $(REQUIREMENTS:%=-r requirements/%.txt)
-	@$(PIP) --quiet -c $(VENV)/constraints.txt --no-deps -r requirements/demo.txt
+	@$(PIP) -c $(VENV)/constraints.txt $(REQUIREMENTS:%=-r requirements/%.txt)
+	@$(PIP) -c $(VENV)/constraints.txt --no-deps -r requirements/demo.txt
 ifndef SYSTEM_ROS
 	@$(VENV)/bin/python tools/adopt_ros_wheels.py
 endif
@@ -173,7 +175,7 @@ endif
 # What who only runs it does not need.
 $(VENV)/.installed-dev: requirements/lint.txt requirements/docs.txt $(VENV)/.installed
 	@echo "== Linters, and what builds the documentation"
-	@$(PIP) --quiet -c $(VENV)/constraints.txt -r requirements/lint.txt -r requirements/docs.txt
+	@$(PIP) -c $(VENV)/constraints.txt -r requirements/lint.txt -r requirements/docs.txt
 	@touch $@
 
 # Rewritten only when the list of files changes: what depends on it then is up to date for long.

@@ -137,16 +137,13 @@ def _option(row: Setting, default: Any) -> inspect.Parameter:
     )
 
 
-def _say_which_model(settings: Settings, source: str, side: Console) -> None:
-    """Without a model of the user's, what to expect of the small one on pictures of theirs."""
+def _say_what_to_expect(settings: Settings, source: str, side: Console) -> None:
+    """Before the answers of a model to pictures of which it knows nothing, by its own card."""
     from stream_vlm_ros.console import say
+    from stream_vlm_ros.factory import card_of
 
-    if not settings.model_path and not source.startswith("world:"):
-        text = (
-            "Model: the small one of the package, which knows only its drawn world; choose another "
-            "with --model"
-        )
-        say(side, Text(text, style="dim"))
+    if warning := card_of(settings).warning(source):
+        say(side, Text(f"{warning}. Choose another with --model"))
 
 
 @app.callback(invoke_without_command=True)
@@ -208,7 +205,7 @@ def ask(
         OutOfHorizonError,
         SourceUnreadableError,
     )
-    from stream_vlm_ros.factory import load_engine
+    from stream_vlm_ros.factory import card_of, load_engine
     from stream_vlm_ros.replay import feed
     from stream_vlm_ros.replay.feeding import Behind, Fed, loaded_until
     from stream_vlm_ros.replay.memories import RunMemory, check_free
@@ -266,7 +263,7 @@ def ask(
         late = None if at is None else fed.asked_late(at, source, settings.sample_fps)
         for note in filter(None, [*told, frames.note, late]):
             say(side, Text(f"Note: {note}"))
-    _say_which_model(settings, video, side)
+    _say_what_to_expect(settings, video, side)
     dialogue = Dialogue(memory, None if as_json else out, (fed.first_ns or 0) / 1e9)
 
     def tell(saved: SavedMemory) -> None:
@@ -285,7 +282,8 @@ def ask(
         info = memory.get_cache_info()
         if as_json:
             name = source.name if source is not None else settings.load_memory
-            print(json.dumps({"source": name, "memory": info.as_dict(), "answers": answers}))
+            who = {"source": name, "model": str(card_of(settings))}
+            print(json.dumps({**who, "memory": info.as_dict(), "answers": answers}))
         else:
             say(out, Text(memory_text(info, fed), style="dim"))
 
@@ -346,14 +344,15 @@ def replay(
 
     Nothing is dropped, unless it runs in real time.
     """
-    from stream_vlm_ros.console import make_console
-    from stream_vlm_ros.owned import place_to_write
-    from stream_vlm_ros.replay.command import run_job, settings_of
-    from stream_vlm_ros.replay.job import ReplayJob
-    from stream_vlm_ros.replay.live.realtime import realtime_run
-    from stream_vlm_ros.replay.questions import load_questions
-
     side = Console(highlight=False, stderr=True)
+    with side.status("Starting"):
+        from stream_vlm_ros.console import make_console
+        from stream_vlm_ros.owned import place_to_write
+        from stream_vlm_ros.replay.command import run_job, settings_of
+        from stream_vlm_ros.replay.job import ReplayJob
+        from stream_vlm_ros.replay.live.realtime import realtime_run
+        from stream_vlm_ros.replay.questions import load_questions
+
     job = ReplayJob(
         source,
         load_questions(questions),
@@ -376,7 +375,7 @@ def replay(
         console=side,
     )
     if attach is None:  # a node that runs already has a model of its own
-        _say_which_model(job.settings[0], source, side)
+        _say_what_to_expect(job.settings[0], source, side)
     raise typer.Exit(run_job(job, fail_under, make_console()))
 
 
@@ -399,6 +398,7 @@ def rate(
     Images reach it over DDS, at rising rates.
     """
     from stream_vlm_ros.console import duration_text, make_console
+    from stream_vlm_ros.progress import counted
     from stream_vlm_ros.replay.command import print_rate
     from stream_vlm_ros.replay.live.realtime import max_trials, probe_rate
     from stream_vlm_ros.replay.settings import changed
@@ -410,7 +410,8 @@ def rate(
     longest = duration_text(trials * max(seconds, 4.0))  # four pictures at least, at 1 image/s
     text = f"At most {trials} trials, {longest} in all"
     print(f"{text}, plus the time the node takes to start and settle.", file=sys.stderr)
-    found = probe_rate(settings, source, options, seconds, highest, loss)
+    with counted(Console(stderr=True), "Trials", trials) as step:
+        found = probe_rate(settings, source, options, seconds, highest, loss, step)
     if as_json:
         print(json.dumps(found))
     else:
@@ -437,7 +438,8 @@ def diff(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Compare two reports: what differs, and whether it may be chance."""
-    from stream_vlm_ros.replay.command import REGRESSED, diff, print_diff, print_regressions
+    with Console(stderr=True).status("Comparing"):
+        from stream_vlm_ros.replay.command import REGRESSED, diff, print_diff, print_regressions
 
     difference = diff(a, b, run_a, run_b)
     if as_json:
@@ -465,18 +467,20 @@ def info(
 
     The exit status is 1 if files are missing or broken.
     """
-    from stream_vlm_ros.replay.checkpoint import CheckpointInfo, PictureCost
-    from stream_vlm_ros.sources import parse_size
+    side = Console(stderr=True)
+    with side.status("Reading the checkpoint"):
+        from stream_vlm_ros.replay.checkpoint import CheckpointInfo, PictureCost
+        from stream_vlm_ros.sources import parse_size
 
-    checkpoint = CheckpointInfo.read(model)
-    cost = None  # how pictures are resized is not known without the file that says it
-    if "preprocessor_config.json" not in checkpoint.missing:
-        cost = PictureCost.of(
-            checkpoint.folder,
-            parse_size(size) or (640, 480),
-            settings.sample_fps,
-            settings.max_pixels,
-        )
+        checkpoint = CheckpointInfo.read(model)
+        cost = None  # how pictures are resized is not known without the file that says it
+        if "preprocessor_config.json" not in checkpoint.missing:
+            cost = PictureCost.of(
+                checkpoint.folder,
+                parse_size(size) or (640, 480),
+                settings.sample_fps,
+                settings.max_pixels,
+            )
     out = Console(highlight=False)
     for label, text in [*checkpoint.rows(), *(cost.rows() if cost else [])]:
         out.print(Text(f"{label:<10}{text}"), soft_wrap=True)
@@ -497,7 +501,9 @@ def info(
     )
     if checkpoint.missing or checkpoint.broken:
         raise typer.Exit(INCOMPLETE)
-    out.print(Text(checkpoint.plan_here(settings.max_pixels)))
+    with side.status("Looking at this machine"):
+        plan = checkpoint.plan_here(settings.max_pixels)
+    out.print(Text(plan))
 
 
 @app.command()
@@ -774,7 +780,8 @@ def evaluate(
 ) -> None:
     """Ask the small model about worlds it was not trained on."""
     from stream_vlm_ros.errors import InvalidParameterError
-    from stream_vlm_ros.world.evaluate import MODEL
+    from stream_vlm_ros.progress import counted
+    from stream_vlm_ros.world.evaluate import MODEL, steps
     from stream_vlm_ros.world.evaluate import evaluate as run_evaluation
 
     try:
@@ -783,17 +790,20 @@ def evaluate(
         raise InvalidParameterError(
             f"--spans must be seconds separated by commas, such as 15,30; got {spans!r}."
         ) from None
-    report = run_evaluation(
-        model or MODEL,
-        worlds=worlds,
-        each=each,
-        spans=seconds,
-        layouts=layouts.split(","),
-        device=device,
-        seed=seed,
-        pairs=not no_pairs,
-        say=(lambda table: None) if as_json else print,
-    )
+    total = steps(worlds, seconds, layouts.split(","), not no_pairs)
+    with counted(Console(stderr=True), "Asking about drawn worlds", total) as step:
+        report = run_evaluation(
+            model or MODEL,
+            worlds=worlds,
+            each=each,
+            spans=seconds,
+            layouts=layouts.split(","),
+            device=device,
+            seed=seed,
+            pairs=not no_pairs,
+            say=(lambda table: None) if as_json else print,
+            step=step,
+        )
     if as_json:
         print(json.dumps(report, indent=1))
 

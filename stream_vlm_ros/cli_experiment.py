@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
 from stream_vlm_ros.experiments import EXPERIMENTS
@@ -39,9 +40,10 @@ class ExperimentCommand(TyperCommand):
     """One experiment; its options are read from its module when it is called."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        from stream_vlm_ros.experiments.command import parser_of
+        with Console(stderr=True).status("Loading the experiment"):  # with torch
+            from stream_vlm_ros.experiments.command import parser_of
 
-        parser = parser_of(str(self.name))
+            parser = parser_of(str(self.name))
         loaded = _as_command(str(self.name), parser)
         self.help, self.params, self.callback = parser.description, loaded.params, loaded.callback
         several = {

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import check_model_folder
+from stream_vlm_ros.model_card import ModelCard
 
 if TYPE_CHECKING:
     from stream_vlm_ros.engine import Checkpoint, InferenceEngine
@@ -32,6 +33,11 @@ def default_model() -> Path:
 def model_folder(settings: Settings) -> Path:
     """The folder that the settings name (``~`` is the user's home), else the small model's."""
     return Path(os.path.expanduser(settings.model_path or default_model()))
+
+
+def card_of(settings: Settings) -> ModelCard:
+    """What the model that the settings name says of itself."""
+    return ModelCard.of(model_folder(settings))
 
 
 def load_model(settings: Settings) -> Checkpoint:
@@ -62,17 +68,6 @@ def load_engine(settings: Settings) -> InferenceEngine:
     return build_engine(alone, _kept_model(settings.model_path, settings.device, settings.dtype))
 
 
-def model_name(model_path: str) -> str:
-    """What to call the checkpoint in a folder: its name, or in a cache of Hugging Face's the
-    repository's."""
-    if not model_path:
-        return "the package's small model, which knows only its drawn world"
-    folder = Path(os.path.abspath(os.path.expanduser(model_path)))
-    if folder.parent.name == "snapshots":  # models--Qwen--Qwen2.5-VL-3B-Instruct/snapshots/...
-        return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
-    return folder.name
-
-
 def describe_model(settings: Settings) -> dict[str, Any]:
     """What answers under these settings, loaded as `load_engine` does (once)."""
     from stream_vlm_ros.engine.saving.binding import weights_hash
@@ -80,7 +75,7 @@ def describe_model(settings: Settings) -> dict[str, Any]:
     checkpoint = _kept_model(settings.model_path, settings.device, settings.dtype)
     weights = [*checkpoint.network.parameters()]
     return {
-        "name": model_name(settings.model_path),
+        "name": str(card_of(settings)),
         "digest": weights_hash(checkpoint.network),
         "dtype": str(weights[0].dtype).removeprefix("torch."),
         "device": str(checkpoint.device),

@@ -6,6 +6,7 @@
 import importlib.util
 import json
 import resource
+import shutil
 from fractions import Fraction
 
 import av
@@ -21,6 +22,7 @@ from typer.testing import CliRunner
 from stream_vlm_ros import __version__
 from stream_vlm_ros.cli import app
 from stream_vlm_ros.experiments import EXPERIMENTS
+from stream_vlm_ros.factory import default_model
 
 
 @pytest.fixture(scope="module")
@@ -162,11 +164,16 @@ def test_a_question_for_after_the_end_is_answered_at_the_end_and_that_is_noted(v
 
 
 def test_who_brings_no_model_is_told_what_the_small_one_knows(video, tmp_path):
-    told = "Model: the small one of the package"
+    told = "The model is the small model of the package, which knows only its drawn world"
     (tmp_path / "q.yaml").write_text("questions: [{text: Is it day, at: 1}]")
     report = ["--questions", tmp_path / "q.yaml", "--out", tmp_path / "report"]
     assert told in run("replay", video, *report).stderr
-    assert told in run("ask", video, "Is it day?", "--max-new-tokens", 2).stderr
+    copied = tmp_path / "copied"  # it says so wherever it lies
+    shutil.copytree(default_model(), copied)
+    for model in ([], ["--model", copied]):
+        asked = run("ask", video, "Is it day?", "--max-new-tokens", 2, "--json", *model)
+        assert told in asked.stderr
+        assert json.loads(asked.stdout)["model"] in told
     drawn = run("ask", "world:1", "Is it day?", "--at", 2, "--max-new-tokens", 2)
     assert drawn.exit_code == 0 and told not in drawn.stderr
 

@@ -3,11 +3,21 @@
 
 """What is wrong on the command line is told before heavy libraries are imported."""
 
+import contextlib
+import io
 import os
+import pty
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress
+
+import stream_vlm_ros
+from stream_vlm_ros.progress import TimeLeft
 
 HEAVY = ("torch", "transformers", "av", "rosbags", "cv2", "matplotlib")
 
@@ -55,3 +65,61 @@ def test_the_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+ENDS_AT_TORCH = """
+import os, sys, time
+from stream_vlm_ros.cli import main
+
+class Torch:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "matplotlib"):
+            time.sleep(0.3)  # what is shown is drawn ten times a second
+            os._exit(77)
+
+sys.meta_path.insert(0, Torch())
+main()
+"""
+MODEL = str(Path(stream_vlm_ros.__file__).parent / "world" / "model")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["replay", "world:7", "--questions", "q.yaml", "--end", "3"], "Starting"),
+        (["info", MODEL], "Reading the checkpoint"),
+        (["experiment", "sink"], "Loading the experiment"),
+        (["demo-model", "evaluate"], "Asking about drawn worlds"),
+    ],
+)
+def test_on_a_terminal_something_is_shown_before_slow_libraries_are_imported(
+    arguments, words, tmp_path
+):
+    master, slave = pty.openpty()
+    (tmp_path / "q.yaml").write_text("questions: [{text: What?, at: 1}]")
+    verb = subprocess.Popen(
+        [sys.executable, "-c", ENDS_AT_TORCH, *arguments],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        stdout=slave,
+        stderr=slave,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "200"},
+    )
+    os.close(slave)
+    shown = b""
+    with contextlib.suppress(OSError), open(master, "rb", buffering=0) as terminal:
+        while read := terminal.read(65536):
+            shown += read
+    assert verb.wait(timeout=60) == 77, shown
+    assert words.encode() in shown
+
+
+def test_a_bar_says_how_much_time_is_left_once_that_can_be_told():
+    seconds = iter(range(100))
+    bar = Progress(TimeLeft(), console=Console(file=io.StringIO()), get_time=lambda: next(seconds))
+    task = bar.add_task("", total=10)
+    column = TimeLeft()
+    assert str(column.render(bar.tasks[0])).endswith(" s")  # that have passed
+    for _ in range(3):
+        bar.advance(task)
+    assert re.fullmatch(r"\d.* s left", str(column.render(bar.tasks[0])))

@@ -14,6 +14,8 @@ export VIRTUAL_ENV="$root/.venv"
 export PATH="$VIRTUAL_ENV/bin:$PATH"
 # The interpreter of the executables in install/lib/stream_vlm, whatever else is active.
 export STREAM_VLM_PYTHON="$VIRTUAL_ENV/bin/python"
+# How to come here again, for what tells it.
+export STREAM_VLM_RUN="$root/tools/run.sh"
 # Never import from the current folder: the copy in install/ is what runs and what is tested.
 export PYTHONSAFEPATH=1
 unset PYTHONHOME

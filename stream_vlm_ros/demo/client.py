@@ -29,6 +29,7 @@ from stream_vlm.msg import Answer, CacheStatus
 
 from stream_vlm_ros.client.messages import seconds
 from stream_vlm_ros.client.node_client import NodeClient, NodeUnavailableError
+from stream_vlm_ros.demo.prompt import typed_questions
 from stream_vlm_ros.demo.report import Exchange, Frames, Memory, Report
 from stream_vlm_ros.demo.settings import ClientSettings
 from stream_vlm_ros.node.parameters import declare
@@ -130,6 +131,9 @@ class DemoClient(Node):
             question = self._question(time.monotonic() - started)
             if question is not None:
                 self._ask(question, time.monotonic() - started)
+        if self.options["typed"]:
+            for text in typed_questions():
+                self._ask(Question(text), time.monotonic() - started, typed=True)
         asked = time.monotonic()  # the summary tells the state after the last answer
         silent = "~/cache_status fell silent"
         self._wait(lambda: self.asked.status_at > asked, 5.0, lambda: silent)
@@ -146,7 +150,7 @@ class DemoClient(Node):
                 return question
         return None
 
-    def _ask(self, question: Question, elapsed: float) -> None:
+    def _ask(self, question: Question, elapsed: float, typed: bool = False) -> None:
         limit = self.options["max_new_tokens"]
         future = self.asked.ask(question.text, question.choices, limit)
         with self._telling(f"Asking: {question.text}"):
@@ -155,15 +159,15 @@ class DemoClient(Node):
                 self.options["patience"],
                 lambda: f"no answer to {question.text!r}",
             )
-        self.report.add(self._exchange(question, future.result().answer, elapsed))
+        self.report.add(self._exchange(question, future.result().answer, elapsed, typed))
 
-    def _exchange(self, question: Question, reply: Answer, elapsed: float) -> Exchange:
+    def _exchange(self, question: Question, reply: Answer, elapsed: float, typed: bool) -> Exchange:
         now = self.get_clock().now().nanoseconds / SECOND
         newest = seconds(reply.newest_stamp)
         error, verdict = "", Verdict()
         if reply.error_code != Answer.NONE:
             error = f"{reply.error_message} (code {reply.error_code})"
-        else:
+        elif not typed:
             origin = newest - elapsed if self.origin is None else self.origin
             verdict = self.examiner.judge(question, reply.text, newest - origin)
         return Exchange(
@@ -180,7 +184,8 @@ class DemoClient(Node):
             memory=memory_of(reply.cache_status),
             right=verdict.right,
             truth=verdict.truth,
-            judged=self.examiner.exact,
+            judged=self.examiner.exact and not typed,
+            typed=typed,
         )
 
     # Small questions about the state of things. -----------------------------------------------

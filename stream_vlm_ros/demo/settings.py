@@ -127,6 +127,7 @@ class ClientSettings(SettingTable):
     sample_fps: float = fixed(
         2.0, "Frames per second the node takes, to know what it saw.", 0.01, 120.0
     )
+    typed: bool = fixed(False, "Then ask what comes over stdin, which is a socket.")
     max_new_tokens: int = fixed(0, "Longest answer, in tokens. 0: as the node is set.", 0, 100_000)
     patience: float = fixed(
         120.0, "Seconds to wait for the node, or for one answer.", 1.0, 86_400.0

@@ -9,10 +9,14 @@ each as a process of its own; ends by itself with a summary and exit status 0.
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from subprocess import DEVNULL
 
 from rich.console import Console
 from rich.text import Text
@@ -20,16 +24,19 @@ from rich.text import Text
 from stream_vlm_ros.config import NODE, Settings
 from stream_vlm_ros.console import make_console
 from stream_vlm_ros.demo.defaults import shown
+from stream_vlm_ros.demo.prompt import Prompt, on_a_terminal
 from stream_vlm_ros.demo.settings import NODE_NAME, DemoOptions, check_checkpoint
 from stream_vlm_ros.errors import InvalidParameterError
-from stream_vlm_ros.factory import default_model, model_folder
+from stream_vlm_ros.factory import model_folder
+from stream_vlm_ros.model_card import ModelCard
 from stream_vlm_ros.owned import check, mark, place_to_write
 from stream_vlm_ros.processes.children import Processes, undisturbed
-from stream_vlm_ros.processes.graph import check_ros, own_graph, ros_arguments
+from stream_vlm_ros.processes.graph import check_ros, on_this_machine, own_graph, ros_arguments
 from stream_vlm_ros.sources import Source, open_source, parse_size
 
 LOGS = "logs of the demo"  # in the folder's mark
 FAILED = 1
+LOOK_AGAIN = 0.2  # s between two looks at the processes
 
 
 def run_demo(
@@ -51,16 +58,17 @@ def run_demo(
     source = open_source(video, size=parse_size(options.size))
     logs = _log_folder(logs_folder)
     console = make_console()
-    failed = False
+    failed, typed = False, on_a_terminal()
     try:
         model = model_folder(settings)
-        _introduce(console, options, settings, source, model)
+        _introduce(console, options, settings, source, model, typed)
         arguments = {
             "node": _node_arguments(settings, model),
             "source": _source(options, video),
-            "client": _client(options, settings, questions, video),
+            "client": _client(options, settings, questions, video, typed),
         }
-        failed = _run(arguments, logs, console) == FAILED
+        with Prompt() if typed else nullcontext() as prompt:
+            failed = _run(arguments, logs, console, prompt) == FAILED
     finally:
         with undisturbed():
             if failed:
@@ -85,13 +93,22 @@ def _log_folder(named: str | None) -> Path:
     return logs
 
 
-def _run(arguments: dict[str, list[str]], logs: Path, console: Console) -> int:
+def _run(
+    arguments: dict[str, list[str]], logs: Path, console: Console, prompt: Prompt | None
+) -> int:
     """Start the three processes, wait for the client's end, and end the others."""
     with own_graph(logs) as environment, Processes(logs, environment) as processes:
+        _say_how_to_reach_it(console, environment)
         processes.start("node", "stream_vlm_ros.node", *arguments["node"])
         processes.start("source", "stream_vlm_ros.demo.source_node", *arguments["source"])
-        processes.start("client", "stream_vlm_ros.demo.client", *arguments["client"], log=False)
-        reason = _watch(processes)
+        processes.start(
+            "client",
+            "stream_vlm_ros.demo.client",
+            *arguments["client"],
+            log=False,
+            stdin=prompt.far_end.fileno() if prompt else DEVNULL,
+        )
+        reason = _watch(processes, prompt)
         stubborn = processes.stop()
         status = processes.status("client")
         if reason is None and stubborn:
@@ -105,18 +122,31 @@ def _run(arguments: dict[str, list[str]], logs: Path, console: Console) -> int:
     return 0 if status == 0 else FAILED
 
 
-def _watch(processes: Processes) -> str | None:
-    """Wait for the client; why the demo failed, if another process ended or told an error."""
-    over = False
-    while not over:
+def _watch(processes: Processes, prompt: Prompt | None) -> str | None:
+    """Wait for the client, and hand it what is typed; why the demo failed, if it did."""
+    if prompt is not None:
+        prompt.far_end.close()  # the client has it
+    reason, over = None, False
+    while reason is None and not over:
         over = processes.status("client") is not None
-        for name in ("node", "source"):
-            if processes.status(name) is not None:
-                return _ended_badly(processes, name)
-            error = processes.error_of(name)
-            if error is not None:
-                return f"the {name} says: {error}"
-        time.sleep(0.2)
+        reason = _trouble(processes)
+        if prompt is None:
+            time.sleep(LOOK_AGAIN)
+        elif reason is not None:
+            prompt.end()
+        elif prompt.is_wanted(LOOK_AGAIN):
+            prompt.pass_on(lambda: _trouble(processes) or processes.status("client") is not None)
+    return reason
+
+
+def _trouble(processes: Processes) -> str | None:
+    """Why the demo failed, if a process but the client ended or told an error."""
+    for name in ("node", "source"):
+        if processes.status(name) is not None:
+            return _ended_badly(processes, name)
+        error = processes.error_of(name)
+        if error is not None:
+            return f"the {name} says: {error}"
     return None
 
 
@@ -127,12 +157,19 @@ def _ended_badly(processes: Processes, name: str) -> str:
 
 
 def _introduce(
-    console: Console, options: DemoOptions, settings: Settings, source: Source, model: Path
+    console: Console,
+    options: DemoOptions,
+    settings: Settings,
+    source: Source,
+    model: Path,
+    typed: bool,
 ) -> None:
+    card = ModelCard.of(model)
     size = "{}x{}".format(*source.size) if source.size else "any size"
     rate = options.rate or source.rate
     pace = f", {rate:.3g} images/s" if rate else ""
     bound = f"{settings.max_cache_tokens:,}" if settings.max_cache_tokens else "as many as fit:"
+    then = "it is your turn; Ctrl-C ends the demo" if typed else "ends the demo"
     rows = [
         ("Camera", f"{source.name}, {size}{pace}, published as sensor_msgs/Image"),
         (
@@ -140,19 +177,30 @@ def _introduce(
             f"{settings.sample_fps:g} frames/s in chunks of {settings.chunk_frames}, at most "
             f"{bound} tokens",
         ),
-        ("Model", _said_of(model)),
-        ("Client", f"asks for {options.seconds:g} s while the video runs, then ends the demo"),
+        ("Model", card.warning(source.name) or str(card)),
+        ("Client", f"asks for {options.seconds:g} s while the video runs, then {then}"),
     ]
     console.print(Text("stream_vlm demo", style="bold"))
     for label, text in rows:
         console.print(Text(f"{label:<10}{text}"), soft_wrap=True)
+
+
+def _say_how_to_reach_it(console: Console, environment: dict[str, str]) -> None:
+    """What to type in a second terminal."""
+    domain = environment["ROS_DOMAIN_ID"]
+    # Whoever came here through tools/run.sh goes there again.
+    through = shlex.quote(run) + " " if (run := os.environ.get("STREAM_VLM_RUN")) else ""
+    reach = " ".join(f"{name}={environment[name]}" for name in on_this_machine())
+    lines = [
+        f"ROS       domain {domain}, on this machine alone; from a second terminal:",
+        f"    export ROS_DOMAIN_ID={domain} {reach}",
+        f"    {through}stream-vlm watch",
+        f'    {through}stream-vlm ask --node /{NODE_NAME} "What do you see now?"',
+        f"    {through}stream-vlm node list",
+    ]
+    for line in lines:
+        console.print(Text(line), soft_wrap=True)
     console.print()
-
-
-def _said_of(model: Path) -> str:
-    if model == default_model():
-        return "the small one that comes with the package; it knows the drawn world alone"
-    return str(model)
 
 
 def _node_arguments(settings: Settings, model: Path) -> list[str]:
@@ -171,7 +219,7 @@ def _source(options: DemoOptions, video: str) -> list[str]:
 
 
 def _client(
-    options: DemoOptions, settings: Settings, questions: list[str], video: str
+    options: DemoOptions, settings: Settings, questions: list[str], video: str, typed: bool
 ) -> list[str]:
     parameters = {
         "source": video,
@@ -179,6 +227,7 @@ def _client(
         "seconds": options.seconds,
         "count": options.count,
         "sample_fps": settings.sample_fps,
+        "typed": typed,
     }
     if questions:
         parameters["questions"] = questions

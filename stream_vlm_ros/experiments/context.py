@@ -13,11 +13,12 @@ from functools import cached_property
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table as ScreenTable
 from rich.text import Text
 
 from stream_vlm_ros.engine import VideoStreamingInference
+from stream_vlm_ros.progress import TimeLeft
 
 from .model_under_test import ModelUnderTest
 from .peak_memory import PeakMemory, machine
@@ -103,7 +104,7 @@ class Context:
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
+            TimeLeft(),
             TextColumn("{task.fields[state]}", style="dim", markup=False),
             console=self.screen,
             transient=True,

@@ -19,7 +19,7 @@ An image comes in
     serialized_image the message as it arrives, of which only the stamp is read
     ingest          messages -> frames -> chunks, and what becomes of each
     timed_frame     a picture on its way, with its stamp and header
-    images          ROS images -> arrays
+    images          ROS images -> arrays, and back
     counters        what became of every frame
 
 A pose comes in
@@ -38,5 +38,7 @@ The memory is saved and loaded
     memory_services ~/save_memory and ~/load_memory
 
 What the node says of itself
+    annotated_image ~/annotated_image: what was seen last, and the last answer, for people
+    captions        words on a picture
     health          what is counted, and what /diagnostics makes of it
 """

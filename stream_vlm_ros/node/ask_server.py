@@ -179,6 +179,8 @@ class AskServer:
             )
         message = interfaces.to_answer(outcome, self._node.cache_status())
         self._node.publish(self._answers, message)
+        if (annotated := self._node.annotated) is not None:
+            annotated.tell(message)
 
     # Forgetting -----------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-"""ROS images to arrays: raw ones with ``cv_bridge`` where it has proved itself, else without it.
+"""Images of ROS to arrays and back: with ``cv_bridge`` where it has proved itself, else without it.
 
 The rules of the messages (steps, byte order, encodings, refusals), and compressed images, are those
 of ``stream_vlm_ros.sources.ros_images``, for both.
@@ -10,6 +10,7 @@ of ``stream_vlm_ros.sources.ros_images``, for both.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,13 @@ from stream_vlm_ros.errors import in_words
 from stream_vlm_ros.sources import ros_images
 from stream_vlm_ros.sources.ros_images import ENCODINGS, Decoder, compressed_to_rgb, rosbags_decoder
 
-__all__ = ["chosen_decoder", "compressed_to_rgb", "cv_bridge_decoder", "image_to_rgb"]
+__all__ = [
+    "chosen_decoder",
+    "chosen_encoder",
+    "compressed_to_rgb",
+    "cv_bridge_decoder",
+    "image_to_rgb",
+]
 
 
 def image_to_rgb(message: Any, limit: PictureLimit | None = None) -> np.ndarray:
@@ -90,3 +97,36 @@ def cv_bridge_decoder() -> Decoder:
     except Exception as fault:  # built for another numpy: AttributeError, SystemError, ...
         raise ImportError(in_words(fault)) from fault
     return lambda message: bridge.imgmsg_to_cv2(message, "rgb8")
+
+
+@lru_cache(maxsize=1)
+def chosen_encoder() -> Callable[[np.ndarray, Any], Any]:
+    """From a picture (uint8, [height, width, 3] RGB) and its header to an rgb8 ``Image``: with
+    cv_bridge, if that is there and makes of a small one what we do."""
+    from std_msgs.msg import Header
+
+    try:
+        from cv_bridge import CvBridge
+
+        bridge = CvBridge()
+
+        def by_bridge(image: np.ndarray, header: Any) -> Any:
+            return bridge.cv2_to_imgmsg(image, encoding="rgb8", header=header)
+
+        small = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+        if by_bridge(small, Header()) == _rgb8(small, Header()):
+            return by_bridge
+    except Exception:  # not there, built for another numpy, ...: the reader of images says so
+        pass
+    return _rgb8
+
+
+def _rgb8(image: np.ndarray, header: Any) -> Any:
+    from sensor_msgs.msg import Image
+
+    height, width, _ = image.shape
+    data = array("B")  # is taken over as it is
+    data.frombytes(np.ascontiguousarray(image).data.cast("B"))
+    return Image(
+        header=header, height=height, width=width, encoding="rgb8", step=3 * width, data=data
+    )

@@ -67,6 +67,7 @@ class FrameIngest:
         deliver: takes a finished chunk.
         restart: called when a new memory begins, before its first frame.
         report: called for each refused frame, with the cause and a text.
+        taken: called for each frame that was sampled.
 
     Frames are taken while :attr:`active` is true.
     """
@@ -78,6 +79,7 @@ class FrameIngest:
         deliver: Callable[[list[TimedFrame]], None],
         restart: Callable[[], object],
         report: Callable[[Drop, str], None],
+        taken: Callable[[TimedFrame], None] = lambda frame: None,
     ) -> None:
         self.active = False
         self.time_jumps = 0
@@ -86,6 +88,7 @@ class FrameIngest:
         self._deliver = deliver
         self._restart = restart
         self._report = report
+        self._taken = taken
         self._lock = threading.RLock()
         self._stamps: StampCheck[_Received] = StampCheck(0, 0)
         self._offered_ns = 0  # when the last stamp came
@@ -159,6 +162,7 @@ class FrameIngest:
             self._counters.drop(Drop.ERROR)
             raise
         frame = TimedFrame(received.stamp_ns, image, header)
+        self._taken(frame)
         size: Hashable = image.shape
         for chunk in self._chunker.add(frame, size, received.now_ns):
             self._deliver(chunk)

@@ -30,7 +30,10 @@ from stream_vlm_ros.errors import (
     StreamVlmError,
     cut,
 )
+from stream_vlm_ros.factory import card_of
+from stream_vlm_ros.model_card import ModelCard
 from stream_vlm_ros.node import health, interfaces
+from stream_vlm_ros.node.annotated_image import AnnotatedImage
 from stream_vlm_ros.node.ask_server import LATCHED, AskServer
 from stream_vlm_ros.node.counters import Drop
 from stream_vlm_ros.node.error_log import ErrorLog, Forwarding, News, traced
@@ -82,10 +85,12 @@ class StreamVlmNode(TellingLifecycleNode):
         self._warnings: Forwarding | None = None
         self._load = load
         self._worker: EngineWorker | None = None
+        self._card = ModelCard("not loaded")
         self._ingest: FrameIngest | None = None
         self._input: ImageInput | None = None
         self._images: ImageThread | None = None
         self.poses: PoseInput | None = None
+        self.annotated: AnnotatedImage | None = None
         self._status: Any = None  # publishes ~/cache_status
         self.asking: AskServer | None = None
         self.keeper: MemoryKeeper | None = None
@@ -162,12 +167,14 @@ class StreamVlmNode(TellingLifecycleNode):
             (self._on_unsaved if keeper.state.error else self.get_logger().info)(words)
         self._status = self.create_publisher(CacheStatus, "~/cache_status", LATCHED)
         # From here on the reports of another thread use what was made above.
+        self.annotated = AnnotatedImage(self)
         self._ingest = FrameIngest(
             self.parameters,
             self.figures.counters,
             deliver=worker.append,
             restart=lambda: worker.reset(Drop.TIME_JUMP),
             report=self._on_refused_frame,
+            taken=self.annotated.take,
         )
         if worker.memory.chunks or worker.memory.history_ns is not None:
             self._ingest.go_on_behind(worker.memory.latest_ns)
@@ -216,10 +223,10 @@ class StreamVlmNode(TellingLifecycleNode):
             pause_closed=self._on_pause_closed,
             make_header=interfaces.to_header,
         )
-        if not self.parameters.model_path and self._load is load_engine:
+        self._card = card_of(self.parameters)
+        if self._load is load_engine and (warning := self._card.warning()):
             self.get_logger().warning(
-                "model_path is empty: the small model of the demo runs, which knows only its drawn "
-                "world; set model_path to a folder with a Qwen2.5-VL checkpoint"
+                f"{warning}; set model_path to a folder with another Qwen2.5-VL checkpoint"
             )
         self.get_logger().info(f"loading the model {self.parameters.model_path}".rstrip())
         self._worker.start()
@@ -267,6 +274,9 @@ class StreamVlmNode(TellingLifecycleNode):
         services, self._memory_services = self._memory_services, None
         if services is not None:
             services.destroy()
+        annotated, self.annotated = self.annotated, None
+        if annotated is not None:
+            annotated.destroy(END_TIMEOUT)
         status, self._status = self._status, None
         if status is not None:
             self.destroy_publisher(status)
@@ -465,7 +475,7 @@ class StreamVlmNode(TellingLifecycleNode):
                 engine_fault=str(worker.ended or "") if worker is not None else "",
                 chunk_fault=worker.last_fault if worker is not None else "",
                 history_fault=memory.history_fault,
-                model=self.parameters.model_path or "the small one of the demo",
+                model=" ".join(filter(None, [self.parameters.model_path, f"({self._card})"])),
                 device=self._device,
                 length=memory.length,
                 cap=memory.cap,

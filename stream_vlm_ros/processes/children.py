@@ -98,11 +98,24 @@ class Processes:
     def __exit__(self, *exception: object) -> None:
         self.stop()
 
-    def start(self, name: str, module: str, *arguments: str, log: bool = True) -> None:
+    def start(
+        self,
+        name: str,
+        module: str,
+        *arguments: str,
+        log: bool = True,
+        stdin: int = subprocess.DEVNULL,
+    ) -> None:
         """Run ``python -m module arguments``; with ``log`` its output goes to a file."""
-        self.run(name, [sys.executable, "-m", module, *arguments], log)
+        self.run(name, [sys.executable, "-m", module, *arguments], log, stdin)
 
-    def run(self, name: str, command: Sequence[str], log: bool = True) -> None:
+    def run(
+        self,
+        name: str,
+        command: Sequence[str],
+        log: bool = True,
+        stdin: int = subprocess.DEVNULL,
+    ) -> None:
         """Run a command; with ``log`` its output goes to a file. Raises OSError if it cannot be."""
         with contextlib.ExitStack() as stack:
             output = stack.enter_context(self.log_of(name).open("wb")) if log else None
@@ -112,7 +125,7 @@ class Processes:
             self._children[name] = subprocess.Popen(
                 command,
                 env=self._environment,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=output,
                 stderr=subprocess.STDOUT if log else None,
                 start_new_session=True,

@@ -140,7 +140,8 @@ def run_calibration(
     """
     check_model_folder(folder)  # what is quick comes first
     _check(options)
-    from stream_vlm_ros.history.calibration import FILE_NAME, NOT_SEEN, check_free
+    with side.status("Loading the engine"):
+        from stream_vlm_ros.history.calibration import FILE_NAME, NOT_SEEN, check_free
 
     target = options.out or folder / FILE_NAME
     check_free(target)

@@ -22,7 +22,8 @@ from stream_vlm_ros.config import Settings
 from stream_vlm_ros.console import bytes_text, printable
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidParameterError, SourceNotFoundError, StreamVlmError
-from stream_vlm_ros.factory import describe_model, load_engine, model_name
+from stream_vlm_ros.factory import default_model, describe_model, load_engine
+from stream_vlm_ros.model_card import ModelCard
 from stream_vlm_ros.owned import NotOursError, check, held
 from stream_vlm_ros.sources import Frame, Source, open_source, without_secrets
 
@@ -40,9 +41,6 @@ from .settings import as_reported
 from .thumbnails import THUMBNAILS, Thumbnails
 
 JOURNAL = "journal.jsonl"
-OF_THE_SMALL_MODEL = (
-    "The answers are those of the small model of the package, which knows only its drawn world."
-)
 SLOW_TO_READ = 1 << 30  # bytes
 
 
@@ -202,11 +200,12 @@ class ReplayJob:
                         if self.realtime
                         else self._run(number, settings, memory, source, journal, bar)
                     )
-                if not settings.model_path and self.make_engine is None and self.attach is None:
+                card = ModelCard.of(runs[-1]["settings"]["model_path"] or default_model())
+                runs[-1]["model"] = {"name": str(card), **runs[-1].get("model", {})}
+                warning = card.warning(source.name)
+                if warning and self.make_engine is None and self.attach is None:
                     told = runs[-1]["source"]
-                    runs[-1]["source"] = told | {"notes": [*told["notes"], OF_THE_SMALL_MODEL]}
-                name = model_name(runs[-1]["settings"]["model_path"])
-                runs[-1]["model"] = {"name": name, **runs[-1].get("model", {})}
+                    runs[-1]["source"] = told | {"notes": [*told["notes"], f"{warning}."]}
                 if self.interrupted or runs[-1].get("error", {}).get("code") == JournalError.code:
                     break
         journal.close()

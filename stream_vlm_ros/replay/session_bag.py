@@ -14,7 +14,9 @@ from PIL import Image
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
+from stream_vlm_ros.console import plural
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
+from stream_vlm_ros.node.captions import captioned
 from stream_vlm_ros.owned import check, kind_of, mark, put_in_place, remove_tree, tidy
 from stream_vlm_ros.sources import Frame
 
@@ -31,7 +33,8 @@ _INFO, _WARN = 20, 30  # levels of rcl_interfaces/msg/Log
 class SessionBag(Silence):
     """Listens to a replay and writes what the node would publish, each at the source's own time.
 
-    ``CAMERA/compressed``: the frames that went into memory, as JPEG. ``/stream_vlm/answer``,
+    ``CAMERA/compressed``: the frames that went into memory, as JPEG.
+    ``/stream_vlm/annotated_image``: the same with words on them. ``/stream_vlm/answer``,
     ``/stream_vlm/cache_status``, ``/diagnostics``: as the node's. ``/rosout``: each question with
     its answer as a line of text, for a log panel.
 
@@ -64,6 +67,8 @@ class SessionBag(Silence):
         self._writer.open()
         self._connections: dict[str, Any] = {}
         self._status: Any = None
+        self._above: list[str] = []
+        self._below: list[str] = []
         self._chunks = self._frames = self._evicted = self._evictions = self._pauses = 0
         self._closed_seconds = 0.0
 
@@ -80,15 +85,11 @@ class SessionBag(Silence):
             remove_tree(self._part, BAG)
 
     def on_chunk(self, camera: str, offset_ns: int, frames: list[Frame], entry: dict) -> None:
+        topic = camera_topic(camera).removesuffix("/compressed")
         for frame in frames:
-            message = self._make(
-                "sensor_msgs/msg/CompressedImage",
-                header=self._header(frame.stamp_ns, camera),
-                format="jpeg",
-                data=np.frombuffer(self._jpeg(frame.image), np.uint8),
-            )
-            topic = camera_topic(camera).removesuffix("/compressed")
-            self._write(f"{topic}/compressed", frame.stamp_ns, message)
+            self._write_jpeg(f"{topic}/compressed", frame.stamp_ns, camera, frame.image)
+            shown = captioned(frame.image, self._above, self._below)
+            self._write_jpeg(f"{NODE}/annotated_image", frame.stamp_ns, camera, shown)
         stamp = frames[-1].stamp_ns
         self._chunks += 1
         self._frames += len(frames)
@@ -97,6 +98,7 @@ class SessionBag(Silence):
         self._pauses += entry["closed_seconds"] > 0
         self._closed_seconds += entry["closed_seconds"]
         self._status = self._cache_status(stamp, camera, entry)
+        self._above = [f"{plural(entry['cache_length'], 'token')} in memory"]
         self._write(f"{NODE}/cache_status", stamp, self._status)
         self._write("/diagnostics", stamp, self._diagnostics(stamp, camera, entry))
 
@@ -108,6 +110,7 @@ class SessionBag(Silence):
             return
         self._write(f"{NODE}/answer", stamp, self._answer(stamp, record))
         said = record["answer"] if record["status"] == "answered" else record["error"]["message"]
+        self._below = [record["question"], said or ""]
         self._write(
             "/rosout",
             stamp,
@@ -250,6 +253,15 @@ class SessionBag(Silence):
         return self._make(
             "builtin_interfaces/msg/Duration", sec=whole // SECOND, nanosec=whole % SECOND
         )
+
+    def _write_jpeg(self, topic: str, stamp_ns: int, camera: str, image: np.ndarray) -> None:
+        message = self._make(
+            "sensor_msgs/msg/CompressedImage",
+            header=self._header(stamp_ns, camera),
+            format="jpeg",
+            data=np.frombuffer(self._jpeg(image), np.uint8),
+        )
+        self._write(topic, stamp_ns, message)
 
     def _jpeg(self, image: np.ndarray) -> bytes:
         out = io.BytesIO()

@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from stream_vlm_ros.console import bytes_text, duration_text, plural, printable, say
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
+from stream_vlm_ros.progress import TimeLeft
 from stream_vlm_ros.replay.ages import age_text, correction
 from stream_vlm_ros.replay.feeding import Fed
 from stream_vlm_ros.replay.kept import CLOCK, span_text
@@ -41,7 +42,7 @@ class WatchingBar:
             TextColumn("Watching {task.fields[name]}", markup=False),
             BarColumn(bar_width=30),
             TextColumn("{task.completed:.0f} s, {task.fields[frames]} frames"),
-            TimeElapsedColumn(),
+            TimeLeft(),
             console=console,
             transient=True,
             disable=not console.is_terminal,

@@ -141,13 +141,14 @@ def run(
     streaming: bool = True,
     choose: bool = True,
     types: tuple[str, ...] = TYPES,
+    step: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Evaluate on histories of up to `span` seconds; returns scores at the end and while streaming.
 
     Each world is streamed once. Near its end every type is asked `each` times; with `streaming`,
     some of the types are also asked after some of the chunks before. `at_moments` puts those
     questions to a second engine that has seen just as much in one go and been asked nothing
-    before: the two differ only if asking leaves a trace.
+    before: the two differ only if asking leaves a trace. `step` is called after each world.
     """
     end, during, once = Score(), Score(), Score()
     for number in range(worlds):
@@ -183,6 +184,7 @@ def run(
                     if question is not None:
                         during.put(engine, question, False, **where)
                         once.put(other, question, False, **where)
+        step()
     result = {"span": span, "fps": fps, "layout": layout, "worlds": worlds, "end": end.summary()}
     if streaming:
         result["streaming"], result["at_moments"] = during.summary(), once.summary()
@@ -191,7 +193,10 @@ def run(
 
 
 def colour_pairs(
-    model: StreamQwenModel, processor: StreamProcessor, size: tuple[int, int] = (640, 480)
+    model: StreamQwenModel,
+    processor: StreamProcessor,
+    size: tuple[int, int] = (640, 480),
+    step: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Red then blue, what came last? For every ordered pair of colours, with all kinds in turn."""
     right, asked, wrong = 0, 0, []
@@ -215,6 +220,7 @@ def colour_pairs(
         asked += 1
         if answer.strip() != truth:
             wrong.append([one, two, kind, answer])
+        step()
     return {"right": right, "asked": asked, "wrong": wrong}
 
 
@@ -245,8 +251,12 @@ def evaluate(
     seed: int = FIRST_SEED,
     pairs: bool = True,
     say: Callable[[str], None] = print,
+    step: Callable[[], None] = lambda: None,
 ) -> dict:
-    """Evaluate a model folder over all `spans` and `layouts`; `say` is given each table."""
+    """Evaluate a model folder over all `spans` and `layouts`; `say` is given each table.
+
+    `step` is called `steps` times.
+    """
     began = time.time()
     model, processor = load(path, device)
     runs: list[dict[str, Any]] = []
@@ -255,15 +265,20 @@ def evaluate(
         for span in spans:
             found = run(
                 model, processor, span=span, worlds=worlds, each=each, layout=layout,
-                seed=seed, streaming=span >= 30,
+                seed=seed, streaming=span >= 30, step=step,
             )  # fmt: skip
             runs.append(found)
             say(_table(found))
     if pairs:
-        report["colour_pairs"] = counts = colour_pairs(model, processor)
+        report["colour_pairs"] = counts = colour_pairs(model, processor, step=step)
         say(f"what came last, pairs of colours: {counts['right']} of {counts['asked']}")
     report["seconds"] = round(time.time() - began, 1)
     return report
+
+
+def steps(worlds: int, spans: Sequence[float], layouts: Sequence[str], pairs: bool) -> int:
+    """How many steps `evaluate` takes: a world each, or a pair of colours."""
+    return worlds * len(spans) * len(layouts) + pairs * len(COLOURS) * (len(COLOURS) - 1)
 
 
 def _table(found: dict[str, Any]) -> str:

@@ -3,11 +3,15 @@
 
 """The demo as a newcomer runs it: three processes, real DDS, its own end."""
 
+import contextlib
+import fcntl
 import os
+import pty
 import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -53,6 +57,52 @@ def start(*arguments):
     )
 
 
+class Terminal:
+    """A demo on a terminal of its own."""
+
+    def __init__(self, *arguments):
+        self._master, slave = pty.openpty()
+        command = [sys.executable, "-m", "stream_vlm_ros.demo", *map(str, arguments)]
+        self.process = subprocess.Popen(
+            command,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env={**os.environ, "DEMO_MARK": f"{os.getpid()}", "TERM": "xterm", "COLUMNS": "200"},
+            # Its own session, led from this terminal: so Ctrl-C comes as a signal.
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY),
+        )
+        os.close(slave)
+        self.text = ""
+
+    def shows(self, words):
+        """What is shown until ``words`` are, from where the last call came to."""
+        before = self.text
+        while words not in self.text:
+            try:
+                self.text += os.read(self._master, 65536).decode(errors="replace")
+            except OSError:  # the terminal has no other end any more
+                raise AssertionError(f"never showed {words!r}:\n{before}\n{self.text}") from None
+        shown, self.text = self.text.split(words, 1)
+        return shown
+
+    def type(self, text):
+        os.write(self._master, text.encode())
+
+    def hang_up(self):
+        os.close(self._master)
+
+    def ends(self):
+        """The exit status, and what was shown until then."""
+        with contextlib.suppress(OSError):
+            while read := os.read(self._master, 65536):
+                self.text += read.decode(errors="replace")
+        status = self.process.wait(timeout=60)
+        os.close(self._master)
+        return status, self.text
+
+
 def run_verb(*options):
     """``stream-vlm demo``, in this process: for what is refused before anything starts."""
     return CliRunner().invoke(app, ["demo", *map(str, options)], env={"COLUMNS": "200"})
@@ -81,6 +131,71 @@ def test_as_it_comes_it_answers_rightly_about_its_drawn_world():
     assert 2 <= judged <= answered
     assert judged - right <= 1, output  # of a hundred answers, it gets one or two wrong
     assert "the bound held" in output
+    assert survivors() == []
+
+
+def test_on_a_terminal_typed_questions_are_answered_until_ctrl_c():
+    demo = Terminal("--seconds", 1, "--count", 1)
+    domain = int(re.search(r"export ROS_DOMAIN_ID=(\d+) ", demo.shows("node list"))[1])
+    demo.shows("Your turn")
+    demo.shows("? ")
+    with node_of(rclpy.Context(), domain) as looking:
+        end = time.monotonic() + 20
+        while ("stream_vlm", "/") not in looking.get_node_names_and_namespaces():
+            assert time.monotonic() < end, "the domain that is printed is another one"
+            time.sleep(0.1)
+    demo.type("What do you see now?\n\n")  # and nothing, which is no question
+    assert "not answered" not in demo.shows("first token")
+    demo.shows("? ")
+    demo.shows("? ")
+    demo.type("\x03")
+    status, shown = demo.ends()
+    assert "2 of 2 questions answered" in shown
+    assert status == 0 and "Traceback" not in shown
+    assert survivors() == []
+
+
+@contextlib.contextmanager
+def node_of(context, domain):
+    rclpy.init(context=context, domain_id=domain)
+    node = rclpy.create_node("looking", context=context)
+    try:
+        yield node
+    finally:
+        node.destroy_node()
+        context.try_shutdown()
+
+
+@slow
+def test_ctrl_d_ends_the_prompt_as_well():
+    demo = Terminal("--seconds", 1, "--count", 1)
+    demo.shows("Your turn")
+    demo.shows("? ")
+    demo.type("\x04")
+    status, shown = demo.ends()
+    assert "1 of 1 question answered" in shown
+    assert status == 0 and survivors() == []
+
+
+@slow
+def test_a_node_that_dies_while_somebody_types_is_said_at_once():
+    demo = Terminal("--seconds", 1, "--count", 1)
+    demo.shows("Your turn")
+    demo.shows("? ")
+    demo.type("What do you")
+    os.kill(process_of("stream_vlm_ros.node"), signal.SIGKILL)
+    status, shown = demo.ends()
+    assert "Failed: the node ended with status -9" in shown
+    assert status == 1 and survivors() == []
+
+
+@slow
+def test_a_terminal_that_is_closed_leaves_no_process():
+    demo = Terminal("--seconds", 1, "--count", 1)
+    demo.shows("Your turn")
+    demo.shows("? ")
+    demo.hang_up()
+    demo.process.wait(timeout=60)
     assert survivors() == []
 
 
@@ -129,7 +244,7 @@ def test_a_camera_that_dies_ends_it_with_status_1(video):
     demo = start("--video", video, "--seconds", 60)
     while "What do you see now?" not in demo.stdout.readline():
         assert demo.poll() is None
-    os.kill(process_of("source_node"), signal.SIGKILL)
+    os.kill(process_of("stream_vlm_ros.demo.source_node"), signal.SIGKILL)
     output, _ = demo.communicate(timeout=60)
     assert demo.returncode == 1
     assert "the source ended with status -9" in output
@@ -140,7 +255,7 @@ def process_of(module):
     """The process of a demo of this test that runs a module."""
     for pid in survivors():
         command = (Path("/proc") / str(pid) / "cmdline").read_bytes().decode().split("\0")
-        if f"stream_vlm_ros.demo.{module}" in command:
+        if module in command:
             return pid
     raise AssertionError(f"no {module} runs")
 

@@ -4,11 +4,13 @@
 """The node in a process of its own, driven over DDS as a user's program would drive it."""
 
 import array
+import importlib
 import itertools
 import subprocess
 import sys
 import time
 
+import foxglove_layout
 import pytest
 from patience import PATIENCE
 
@@ -742,3 +744,42 @@ def test_simulated_time_that_never_comes_is_reported(connect, start_node):
             client.send(client.image())
         client.wait_status(lambda s, n=already + count: s.frames_ingested == n)
     assert client.ask().error_code == 0
+
+
+def test_a_subscriber_sees_what_was_sampled_with_words_on_it(client):
+    from sensor_msgs.msg import Image
+
+    fill(client, 2)
+    client.ask("Is there a cat?")
+    shown, subscription = client.graph.listen(Image, "/shared/stream_vlm/annotated_image")
+    try:
+        stamps = []
+        while not shown:  # the node has yet to find the subscriber
+            stamps += fill(client, 2, width=320, height=240)
+    finally:
+        client.graph.do(lambda: client.graph.node.destroy_subscription(subscription))
+    assert (shown[0].encoding, shown[0].width, shown[0].height) == ("rgb8", 320, 240)
+    assert shown[0].header.stamp in stamps
+    assert shown[0].header.frame_id == "camera_optical_frame"
+
+
+def interface(name):
+    """The class of ``package/msg/Name``."""
+    package, kind, name = name.split("/")
+    return getattr(importlib.import_module(f"{package}.{kind}"), name)
+
+
+def test_the_foxglove_layout_shows_what_the_node_publishes(client):
+    assert set(foxglove_layout.panels()) == set(foxglove_layout.LAYOUT["configById"])
+    kinds = dict(client.graph.node.get_topic_names_and_types())
+
+    def shared(name):
+        return name.replace("/stream_vlm/", "/shared/stream_vlm/")
+
+    for topic, _, field in (path.partition(".") for path in foxglove_layout.paths()):
+        message = interface(kinds[shared(topic)][0])
+        assert not field or field in message.get_fields_and_field_types()
+    services = dict(client.graph.node.get_service_names_and_types())
+    for service, request in foxglove_layout.calls():
+        kind = interface(services[shared(service)][0])
+        assert set(request) <= kind.Request.get_fields_and_field_types().keys()

@@ -10,6 +10,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import foxglove_layout
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -179,6 +180,9 @@ def test_a_bag_holds_images_and_answers_on_one_time_line(make_job):
     assert lengths == [entry["cache_length"] for entry in run["series"]]
     assert kinds["/diagnostics"] == "diagnostic_msgs/msg/DiagnosticArray"
     assert kinds["/rosout"] == "rcl_interfaces/msg/Log"
+    for topic, _, field in (path.partition(".") for path in foxglove_layout.paths()):
+        fields = [name for name, _ in store.fielddefs[kinds[topic]][1]]
+        assert not field or field in fields
 
 
 @pytest.mark.parametrize(
@@ -257,7 +261,7 @@ def test_the_verb_exits_by_the_share_of_right_answers(write_questions, tmp_path)
     result = CliRunner().invoke(app, [*arguments, *options, "--fail-under", "1"])
     assert result.exit_code == 0, result.output
     assert "100.0 % (1 of 1)" in result.output
-    said = "those of the small model of the package, which knows only its drawn world."
+    said = "the small model of the package, which knows only its drawn world"
     assert all(said in (tmp_path / "r" / view).read_text() for view in ("report.md", "report.html"))
     (run,) = read_report(tmp_path / "r")["runs"]
     assert run["summary"]["by_type"] == {}  # the question names none

@@ -112,9 +112,11 @@ def probe_rate(
     seconds: float = 5.0,
     highest: float = 120.0,
     loss: float = 0.05,
+    step: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """The highest camera rate that the node takes in with less than ``loss`` of the frames lost,
-    every frame being wanted; and each trial. Pictures are the source's first."""
+    every frame being wanted; and each trial. Pictures are the source's first. ``step`` is called
+    after each trial."""
     every = dataclasses.replace(settings, sample_fps=0.0)
     options = {**options, "max_decoded_megapixels": settings.max_decoded_megapixels}
     job = {
@@ -123,7 +125,12 @@ def probe_rate(
         "options": {k: v for k, v in options.items() if v is not None},
         "probe": {"seconds": seconds, "highest": highest, "loss": loss},
     }
-    events = _played(every, job, False, lambda event: None)
+
+    def told(event: dict[str, Any]) -> None:
+        if event["event"] == "trial":
+            step()
+
+    events = _played(every, job, False, told)
     if "interrupted" in events[-1]:
         raise KeyboardInterrupt
     rates = [e["rate"] for e in events if e["event"] == "highest_rate"]

@@ -1,0 +1,44 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+import pytest
+
+from stream_vlm_ros.factory import default_model
+from stream_vlm_ros.model_card import ModelCard
+
+
+def card(folder, text):
+    (folder / "README.md").write_bytes(text.encode() if isinstance(text, str) else text)
+    return ModelCard.of(folder)
+
+
+def test_the_small_model_of_the_package_says_what_it_knows():
+    small = ModelCard.of(default_model())
+    assert str(small) == "the small model of the package, which knows only its drawn world"
+    assert small.warning("world:7") == ""
+    for other in ("kitchen.mp4", "/dev/video0", ""):
+        assert small.warning(other).startswith(f"The model is {small}: of anything else")
+
+
+def test_a_checkpoint_whose_card_claims_nothing_is_called_by_its_folder(tmp_path):
+    folder = tmp_path / "Qwen2.5-VL-3B-Instruct"
+    folder.mkdir()
+    for found in (ModelCard.of(folder), card(folder, "---\nlicense: other\n---\n# Qwen\n")):
+        assert found == ModelCard("Qwen2.5-VL-3B-Instruct")
+        assert str(found) == "Qwen2.5-VL-3B-Instruct" and found.warning("kitchen.mp4") == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "---", "---\n", "---\n[\n---\n", "---\n- a\n---\n", "---\nstream_vlm: 5\n---\n",
+     "---\nmodel_name: [1]\nstream_vlm: {knows_only: 3, sources: {}}\n---\n",
+     b"---\n\xff\xfe: \x00\n---\n", "---\n" + "[" * 60_000 + "\n---\n",
+     "---\nd: 2026-99-99\n---\n"],
+)  # fmt: skip
+def test_a_card_that_is_none_of_ours_is_no_error(tmp_path, text):
+    assert card(tmp_path, text) == ModelCard(tmp_path.name)
+
+
+def test_words_of_a_card_cannot_steer_the_terminal(tmp_path):
+    found = card(tmp_path, '---\nmodel_name: "a\\x1b[2Jb"\n---\n')
+    assert found.name == "a·[2Jb"
