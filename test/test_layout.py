@@ -28,7 +28,7 @@ MODULE = ROOT / "stream_vlm_ros"
 # Imports point down only; rooms on one floor do not know each other.
 FLOORS = [
     ("errors", "console", "machine"),
-    ("setting", "processes", "owned"),
+    ("setting", "processes", "owned", "plain_messages"),
     ("config",),
     ("engine",),
     ("history", "sources"),
