@@ -37,7 +37,7 @@ FLOORS = [
     ("node", "client", "experiments"),
     ("replay", "demo"),
     ("replay.live",),
-    ("cli_experiment",),
+    ("cli_experiment", "cli_node"),
     ("cli", "launching"),
     ("demo.__main__",),
 ]
