@@ -268,9 +268,7 @@ def ask(
     asked, choice = _asked(video, questions, node), _choices(choice, choices)
     given = _given(ctx)
     if node is not None:
-        _refuse_options(
-            ctx, given - WITH_NODE, f"of no use with --node{f' {node}' if node else ''}"
-        )
+        _refuse_options(ctx, given - WITH_NODE, "of no use with --node")
         ask_it = Ask(
             asked,
             choice,

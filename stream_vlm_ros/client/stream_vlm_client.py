@@ -9,7 +9,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.srv import GetState
@@ -38,7 +38,7 @@ STEP = 0.02  # s between two looks at what is waited for
 OTHERS = 0.5  # s for a second node to be seen, once the first is
 KEPT_EVENTS = 1000  # that a watcher has not looked at; beyond, the oldest go
 
-Event = CacheStatus | Answer | DiagnosticStatus
+Event: TypeAlias = CacheStatus | Answer | DiagnosticStatus
 
 
 class StreamVlmClient:
