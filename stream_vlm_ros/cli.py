@@ -27,11 +27,11 @@ from stream_vlm_ros import __version__
 from stream_vlm_ros.cli_experiment import ExperimentGroup
 from stream_vlm_ros.cli_node import (
     NODE_OPTION,
-    Ask,
     AskCommand,
-    ask_node,
+    choices_of,
     if_a_topic,
     node_app,
+    questions_of,
     watch,
 )
 from stream_vlm_ros.config import Settings
@@ -162,53 +162,9 @@ def common(
         raise typer.Exit
 
 
-# Options of ask: what a node that runs takes, and what nothing else does.
-ONLY_WITH_NODE = {"source_name", "cancel_after", "wait"}
-WITH_NODE = ONLY_WITH_NODE | {
-    "video", "questions", "node", "choice", "choices", "about", "as_json", "max_new_tokens",
-    "history",
-}  # fmt: skip
-
-
-def _asked(video: str, questions: list[str] | None, node: str | None) -> list[str]:
-    """The questions; with a node the first of them stands where else the video does."""
-    from stream_vlm_ros.errors import InvalidParameterError
-
-    asked = [*([video] if video and node is not None else []), *(questions or [])]
-    if not asked:
-        place = video or "VIDEO" if node is None else f"--node {node}".rstrip()
-        raise InvalidParameterError(f'Say what to ask: stream-vlm ask {place} "What is there?"')
-    if not all(question.strip() for question in asked):
-        raise InvalidParameterError("A question is empty.")
-    return asked
-
-
-def _choices(one_by_one: list[str] | None, together: str | None) -> list[str]:
-    return [
-        *(one_by_one or []),
-        *((one.strip() for one in together.split(",")) if together else ()),
-    ]
-
-
-def _given(ctx: typer.Context) -> set[str]:
-    """Names of what stood on the command line."""
-    origins = {name: ctx.get_parameter_source(name) for name in ctx.params}
-    return {name for name, origin in origins.items() if origin and origin.name == "COMMANDLINE"}
-
-
-def _refuse_options(ctx: typer.Context, names: set[str], why: str) -> None:
-    from stream_vlm_ros.errors import InvalidParameterError
-
-    options = [p.opts[0] for p in ctx.command.params if p.name in names]
-    if options:
-        are = "is" if len(options) == 1 else "are"
-        raise InvalidParameterError(f"{', '.join(options)} {are} {why}.")
-
-
 @app.command(cls=AskCommand)
 @takes_settings("ask")
 def ask(
-    ctx: typer.Context,
     settings: Settings,
     video: Annotated[
         str,
@@ -265,22 +221,7 @@ def ask(
 
     Or ask a node that runs: stream-vlm ask --node "What is on the table?"
     """
-    asked, choice = _asked(video, questions, node), _choices(choice, choices)
-    given = _given(ctx)
-    if node is not None:
-        _refuse_options(ctx, given - WITH_NODE, "of no use with --node")
-        ask_it = Ask(
-            asked,
-            choice,
-            about,
-            source_name or "",
-            settings.max_new_tokens if "max_new_tokens" in given else 0,
-            settings.history if "history" in given else "",
-            cancel_after,
-            as_json,
-        )
-        raise typer.Exit(0 if ask_node(node, wait, ask_it) else INCOMPLETE)
-    _refuse_options(ctx, given & ONLY_WITH_NODE, "of use only with --node")
+    asked, choice = questions_of(video, questions), choices_of(choice, choices)
     from stream_vlm_ros.console import bytes_text
     from stream_vlm_ros.errors import (
         InvalidParameterError,

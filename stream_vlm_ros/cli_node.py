@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from stream_vlm_ros.client import StreamVlmClient
 
 T = TypeVar("T")
+INCOMPLETE = 1  # exit status
 NODE_NAME = re.compile(r"/?[A-Za-z_]\w*(/[A-Za-z_]\w*)*", re.ASCII)
 LISTEN = 2.0  # s for the nodes that are there to be seen
 LEFT_OUT = ("data",)  # of JSON: pictures
@@ -37,7 +38,7 @@ LEFT_OUT = ("data",)  # of JSON: pictures
 def node_names(incomplete: str) -> list[str]:
     """Names of the nodes that run, for a shell's completion; none where ROS cannot be asked."""
     try:
-        names = _find(1.0)
+        names = find(LISTEN)
     except Exception:  # a shell that completes a word shows no errors
         return []
     return sorted({name for name in names if name.startswith(incomplete)})
@@ -61,15 +62,69 @@ Wait = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
+# Options of ask: what a node that runs takes, and what nothing else does.
+ONLY_WITH_NODE = {"source_name", "cancel_after", "wait"}
+WITH_NODE = ONLY_WITH_NODE | {
+    "video", "questions", "node", "choice", "choices", "about", "as_json", "max_new_tokens",
+    "history",
+}  # fmt: skip
+
+
 class AskCommand(TyperCommand):
-    """``--node`` may stand without a name: what follows is one only where it looks like one."""
+    """``stream-vlm ask``, of a source or, with ``--node``, of a node that runs.
+
+    ``--node`` may stand without a name: what follows is one only where it looks like one.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, list(_named(args)))
 
+    def invoke(self, ctx: Any) -> Any:
+        origins = {name: ctx.get_parameter_source(name) for name in ctx.params}
+        given = {name for name, origin in origins.items() if origin.name == "COMMANDLINE"}
+        if ctx.params["node"] is None:
+            self._refuse(given & ONLY_WITH_NODE, "of use only with --node")
+            return super().invoke(ctx)
+        self._refuse(given - WITH_NODE, "of no use with --node")
+        values = {name: ctx.params[name] for name in given}
+        node = values["node"]
+        first = [values["video"]] if "video" in values else []  # of the questions
+        ask = Ask(
+            questions_of(f"--node {node}", [*first, *values.get("questions", [])]),
+            choices_of(values.get("choice"), values.get("choices")),
+            values.get("about"),
+            values.get("source_name", ""),
+            values.get("max_new_tokens", 0),
+            values.get("history", ""),
+            values.get("cancel_after"),
+            values.get("as_json", False),
+        )
+        raise typer.Exit(0 if ask_node(node, ctx.params["wait"], ask) else INCOMPLETE)
+
+    def _refuse(self, names: set[str], why: str) -> None:
+        options = [p.opts[0] for p in self.params if p.name in names]
+        if options:
+            are = "is" if len(options) == 1 else "are"
+            raise InvalidParameterError(f"{', '.join(options)} {are} {why}.")
+
+
+def questions_of(asked: str, questions: list[str] | None) -> list[str]:
+    """``questions``, if there are any to ask what ``asked`` names."""
+    if not questions:
+        place = asked.strip() or "VIDEO"
+        raise InvalidParameterError(f'Say what to ask: stream-vlm ask {place} "What is there?"')
+    if not all(question.strip() for question in questions):
+        raise InvalidParameterError("A question is empty.")
+    return questions
+
+
+def choices_of(one_by_one: list[str] | None, together: str | None) -> list[str]:
+    """The choices of ``--choice``, given once for each, and of ``--choices``."""
+    return [*(one_by_one or []), *map(str.strip, together.split(",") if together else ())]
+
 
 def _named(args: list[str]) -> Iterator[str]:
-    for argument, following in zip(args, [*args[1:], ""], strict=True):
+    for argument, following in zip(args, [*args, ""][1:], strict=True):
         yield argument
         if argument == "--":
             yield from args[args.index("--") + 1 :]
@@ -78,7 +133,8 @@ def _named(args: list[str]) -> Iterator[str]:
             yield ""
 
 
-def _find(seconds: float) -> list[str]:
+def find(seconds: float) -> list[str]:
+    """Full names of the nodes that run; one is in it twice where two bear it."""
     from stream_vlm_ros.processes.graph import check_ros
 
     check_ros()
@@ -305,7 +361,7 @@ def watch(
         bool, typer.Option("--json", help="Print every message as a line of JSON.")
     ] = False,
 ) -> None:
-    """Print what a node that runs says, as lines: its status, answers and diagnostics."""
+    """Print what a node says: its status, answers, health."""
     watching = Watching(every)
 
     def say(words: str) -> None:
@@ -358,7 +414,7 @@ node_app = typer.Typer(no_args_is_help=True, help="Set and steer a node that run
 @node_app.command("list")
 def list_nodes(as_json: Json = False) -> None:
     """List the nodes that run, with their state."""
-    found = _find(LISTEN)
+    found = find(LISTEN)
     nodes = [_about(name, found.count(name)) for name in sorted(set(found))]
     if as_json:
         print(json.dumps(nodes))
@@ -424,7 +480,10 @@ def set_setting(
     node: NodeName = "",
     wait: Wait = 10.0,
 ) -> None:
-    """Change a setting of a node, such as: stream-vlm node set sample_fps 4"""
+    """Change a setting of a node.
+
+    Such as: stream-vlm node set sample_fps 4
+    """
 
     async def use(client: StreamVlmClient) -> None:
         before = (await client.get(setting))[setting]
@@ -486,7 +545,7 @@ def save(memory: MemoryName = "", node: NodeName = "", wait: Wait = 10.0) -> Non
 
 @node_app.command("load")
 def load(memory: MemoryName = "", node: NodeName = "", wait: Wait = 10.0) -> None:
-    """Let a node load a saved memory in the place of its present one."""
+    """Let a node take up a saved memory instead of its present one."""
     _order(lambda client: client.load(memory), node, wait)
 
 

@@ -35,7 +35,7 @@ from stream_vlm_ros.processes.ros_process import names_seen_by
 QUERY_TYPE = "stream_vlm/srv/Query"
 USUAL_NAME = "stream_vlm"
 STEP = 0.02  # s between two looks at what is waited for
-OTHERS = 0.5  # s for a second node to be seen, once the first is
+OTHERS = 0.5  # s for another node to be seen after the last
 KEPT_EVENTS = 1000  # that a watcher has not looked at; beyond, the oldest go
 
 Event: TypeAlias = CacheStatus | Answer | DiagnosticStatus
@@ -71,6 +71,7 @@ class StreamVlmClient:
         self._action: ActionClient | None = None
         self._services: dict[str, Any] = {}
         self._watchers: set[asyncio.Queue[Event]] = set()
+        self._last: dict[type, Event] = {}  # the newest of each kind that is latched
 
     async def __aenter__(self) -> StreamVlmClient:
         self._loop = asyncio.get_running_loop()
@@ -119,10 +120,13 @@ class StreamVlmClient:
     async def _look(self) -> None:
         """Wait until the node is seen; find its name, where none was given."""
         end = time.monotonic() + self.patience
-        while not await self._seen_names() and time.monotonic() < end:
+        names: list[str] = []
+        news = time.monotonic()
+        while (now := time.monotonic()) < end and not (names and now - news > OTHERS):
+            before, names = names, await self._seen_names()
+            if names != before:
+                news = now
             await asyncio.sleep(STEP)
-        await asyncio.sleep(OTHERS)
-        names = await self._seen_names()
         if not names:
             raise NodeUnavailableError(await self._why_none())
         if len(set(names)) > 1:
@@ -298,12 +302,14 @@ class StreamVlmClient:
         return bool(seen)
 
     async def watch(self) -> AsyncIterator[Event]:
-        """Every status, answer and diagnostic status of the node from now on, as they come; of
-        status and answer the last one before, too, where it has not been heard yet.
+        """Every status, answer and diagnostic status of the node as they come, from the last status
+        and answer on.
 
         Who looks seldom misses the oldest of more than a thousand.
         """
         queue: asyncio.Queue[Event] = asyncio.Queue()
+        for event in self._last.values():
+            queue.put_nowait(event)
         self._watchers.add(queue)
         try:
             while True:
@@ -322,6 +328,8 @@ class StreamVlmClient:
             self._loop.call_soon_threadsafe(self._spread, event)
 
     def _spread(self, event: Event) -> None:
+        if not isinstance(event, DiagnosticStatus):
+            self._last[type(event)] = event
         for queue in self._watchers:
             if queue.qsize() >= KEPT_EVENTS:
                 queue.get_nowait()
