@@ -1,10 +1,11 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-"""A released model's shape on a CPU, with random weights: what a chunk, a first and a further token
+r"""A released model's shape on a CPU, with random weights: what a chunk, a first and a further token
 cost.
 
-    python bench/large_on_cpu.py --shape 3b --dtype bfloat16 --threads 1 --out bench/results/cpu_3b.json
+    python bench/large_on_cpu.py --shape 3b --dtype bfloat16 --threads 1 \
+        --out bench/results/cpu_3b.json
 
 Noise of 640x480 in chunks of 4 frames, at the node's default max_pixels. Seconds, as in
 small_model.py: wall time, and processor time, which with one thread is what an idle core would

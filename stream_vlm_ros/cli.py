@@ -1,7 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-"""``stream-vlm``: the engine from the command line, without ROS. Each verb is a few lines."""
+"""``stream-vlm``: the engine from the command line, without ROS, and nodes that run.
+
+Each verb is a few lines.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,15 @@ from typer.core import TyperGroup
 
 from stream_vlm_ros import __version__
 from stream_vlm_ros.cli_experiment import ExperimentGroup
+from stream_vlm_ros.cli_node import (
+    NODE_OPTION,
+    AskCommand,
+    choices_of,
+    if_a_topic,
+    node_app,
+    questions_of,
+    watch,
+)
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.demo.settings import DEMO, DemoOptions
 from stream_vlm_ros.processes.children import signals_as_ctrl_c
@@ -155,7 +167,7 @@ def common(
         raise typer.Exit
 
 
-@app.command()
+@app.command(cls=AskCommand)
 @takes_settings("ask")
 def ask(
     context: typer.Context,
@@ -165,18 +177,22 @@ def ask(
         typer.Argument(
             metavar="VIDEO",
             help="A video, a bag, a folder of images, /dev/video0, or world:SEED; - for none, with "
-            "--load-memory.",
+            "--load-memory. Left out with --node.",
         ),
-    ],
+    ] = "",
     questions: Annotated[
-        list[str], typer.Argument(metavar="QUESTIONS", help="One or more questions.")
-    ],
+        list[str] | None, typer.Argument(metavar="QUESTIONS", help="One or more questions.")
+    ] = None,
+    node: Annotated[str | None, NODE_OPTION] = None,
     at: Annotated[
         float | None,
         typer.Option(help="Ask when the video has run for this many seconds, as in a replay."),
     ] = None,
     choice: Annotated[
         list[str] | None, typer.Option(help="A choice to pick from; give the option once for each.")
+    ] = None,
+    choices: Annotated[
+        str | None, typer.Option(help="All choices at once, separated by commas.")
     ] = None,
     end: Annotated[
         float | None, typer.Option(min=0, help="End at this many seconds of the video, then ask.")
@@ -191,18 +207,35 @@ def ask(
     engine: Annotated[str | None, typer.Option(help=ENGINE_HELP)] = None,
     about: Annotated[
         tuple[float, float] | None,
-        typer.Option(metavar="FROM TO", help="The seconds of the video the question is about."),
+        typer.Option(
+            metavar="FROM TO",
+            help="The seconds of the video the question is about; with --node stamps, or up to 0 "
+            "those before its newest frame.",
+        ),
     ] = None,
+    source_name: Annotated[
+        str | None, typer.Option("--source", help="With --node: which of its memories is asked.")
+    ] = None,
+    cancel_after: Annotated[
+        float | None, typer.Option(min=0, help="With --node: cancel an answer after these seconds.")
+    ] = None,
+    wait: Annotated[
+        float, typer.Option(min=0.1, max=3600, help="With --node: seconds to wait for it.")
+    ] = 10.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Stream VIDEO through the memory, then ask it QUESTIONS.
 
     A camera has no end: stream-vlm ask /dev/video0 "What is on the table?" --at 10 --model FOLDER.
+
+    Or ask a node that runs: stream-vlm ask --node "What is on the table?"
     """
+    asked, choice = questions_of(video, questions), choices_of(choice, choices)
     from stream_vlm_ros.console import bytes_text, say
     from stream_vlm_ros.errors import (
         InvalidParameterError,
         OutOfHorizonError,
+        SourceNotFoundError,
         SourceUnreadableError,
     )
     from stream_vlm_ros.factory import card_of, load_engine
@@ -223,8 +256,6 @@ def ask(
         raise InvalidParameterError(
             f"--about ends at {about[1]:g} s, before it begins at {about[0]:g} s."
         )
-    if not all(question.strip() for question in questions):
-        raise InvalidParameterError("A question is empty.")
     out, side = Console(highlight=False), Console(highlight=False, stderr=True)
     settings = changed(settings, engine)
     if settings.save_memory:
@@ -232,17 +263,20 @@ def ask(
     newest_ns = loaded_until(settings)
     source, place = None, without_secrets(video)
     if video != "-" or newest_ns is None:
-        source = open_source(
-            video,
-            fps=settings.sample_fps or None,
-            end=end,
-            size=parse_size(size),
-            max_decoded_megapixels=settings.max_decoded_megapixels,
-            topics=None if topic is None else [topic],
-            stamps=stamps,
-            max_time_gap=max_time_gap,
-            frame_rate=frame_rate,
-        )
+        try:
+            source = open_source(
+                video,
+                fps=settings.sample_fps or None,
+                end=end,
+                size=parse_size(size),
+                max_decoded_megapixels=settings.max_decoded_megapixels,
+                topics=None if topic is None else [topic],
+                stamps=stamps,
+                max_time_gap=max_time_gap,
+                frame_rate=frame_rate,
+            )
+        except SourceNotFoundError as missing:
+            raise SourceNotFoundError(f"{missing}{if_a_topic(video, asked[0])}") from None
         if source.endless and at is None:
             raise InvalidParameterError(f"{place} has no end; use --at SECONDS to say when to ask.")
     with side.status("Loading the model"):
@@ -274,7 +308,7 @@ def ask(
         try:
             answers = [
                 dialogue.ask(question, choice, settings.max_new_tokens, fed.span(about))
-                for question in questions
+                for question in asked
             ]
         except OutOfHorizonError as error:
             held = memory.get_cache_info()
@@ -746,6 +780,8 @@ def calibrate(
         print_calibration(report, target, Console(highlight=False))
 
 
+app.command()(watch)
+app.add_typer(node_app, name="node")
 app.add_typer(
     typer.Typer(cls=ExperimentGroup, no_args_is_help=True),
     name="experiment",

@@ -343,6 +343,19 @@ class Settings(SettingTable):
         verbs=("ask", "replay"),
     )
 
+    # Past questions
+    answers_file: str = node_only(
+        "",
+        "SQLite file in which past questions are kept with their answers, for ~/get_answers; taken "
+        "up again at the next start. Empty: in memory.",
+    )
+    answers_megabytes: int = node_only(
+        16,
+        "Maximum megabytes (2^20 bytes) of past questions and answers; beyond, the oldest go.",
+        1,
+        10_000,
+    )
+
     # The history behind the engine streaming
     history: str = shared(
         "never",

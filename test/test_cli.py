@@ -59,7 +59,9 @@ VERBS += [
     "demo-model evaluate",
     "demo-model questions",
 ]
-VERBS += ["experiment"]
+
+VERBS += ["experiment", "watch", "node"]
+VERBS += [f"node {verb}" for verb in "list get set reset pause resume save load answers".split()]
 VERBS += [f"experiment {name}" for name in EXPERIMENTS]
 
 
@@ -289,6 +291,13 @@ def test_the_small_models_evaluation_is_a_verb():
     [
         (["ask", "nowhere.mp4", "Hello?"], "There is no file nowhere.mp4"),
         (["ask", "VIDEO", ""], "question"),
+        (["ask"], 'ask VIDEO "What is there?"'),
+        (["ask", "VIDEO"], "Say what to ask"),
+        (["ask", "--node"], 'ask --node "What is there?"'),
+        (["ask", "--node", "stream_vlm"], "Say what to ask"),
+        (["ask", "--node", "Hi?", "--at", "3", "--fps", "4"], "--at, --fps are of no use with"),
+        (["ask", "VIDEO", "Hi?", "--cancel-after", "1"], "--cancel-after is of use only with"),
+        (["ask", "/camera/image", "Hi?"], 'stream-vlm ask --node "Hi?"\' asks it'),
         (["ask", "VIDEO", "Hello?", "--fps", "-1"], "sample_fps must lie in"),
         (["ask", "VIDEO", "Hello?", "--at", "0"], "--at"),
         (["ask", "VIDEO", "Hello?", "--at", "inf"], "--at"),
@@ -318,7 +327,16 @@ def test_errors_are_one_line_and_exit_status_2(video, arguments, words):
 
 
 @pytest.mark.parametrize(
-    "arguments", ["demo", "rate world:1", "replay world:1 --end 3 --realtime --questions q.yaml"]
+    "arguments",
+    [
+        "demo",
+        "rate world:1",
+        "replay world:1 --end 3 --realtime --questions q.yaml",
+        "ask --node Who?",
+        "watch",
+        "node list",
+        "node pause",
+    ],
 )
 @pytest.mark.parametrize("missing", ["rclpy", "stream_vlm"])
 def test_what_needs_ros_says_what_to_source_where_that_is_missing(
@@ -339,6 +357,30 @@ def test_what_needs_ros_says_what_to_source_where_that_is_missing(
     assert told.exit_code == 2, told.output
     words = f"stream-vlm: The Python module {missing} is missing. Source ROS 2 and the workspace"
     assert told.stderr.splitlines()[-1].startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("node get sample_f", ["sample_fps"]),
+        ("node set sample_f", ["sample_fps"]),
+        ("node p", ["pause"]),
+        ("watch --node /s", ["/shelf/stream_vlm", "/stream_vlm"]),
+        ("ask --node /st", ["/stream_vlm"]),
+        ("node pause --node ", ["/hall/eyes", "/shelf/stream_vlm", "/stream_vlm"]),
+    ],
+)
+def test_a_shell_completes_verbs_settings_and_nodes(monkeypatch, words, completed):
+    names = ["/stream_vlm", "/shelf/stream_vlm", "/hall/eyes"]
+    monkeypatch.setattr("stream_vlm_ros.cli_node.find", lambda seconds: names)
+    typed = f"stream-vlm {words}"
+    environment = {
+        "_STREAM_VLM_COMPLETE": "complete_bash",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(len(typed.split(" ")) - 1),
+    }
+    told = CliRunner().invoke(app, [], env=environment, prog_name="stream-vlm")
+    assert told.stdout.split() == completed
 
 
 def test_a_folder_that_is_no_checkpoint_is_called_what_it_is(tmp_path):

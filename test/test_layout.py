@@ -28,7 +28,7 @@ MODULE = ROOT / "stream_vlm_ros"
 # Imports point down only; rooms on one floor do not know each other.
 FLOORS = [
     ("errors", "console", "machine"),
-    ("setting", "processes", "owned", "progress", "model_card"),
+    ("setting", "processes", "owned", "progress", "model_card", "plain_messages"),
     ("config",),
     ("engine",),
     ("history", "sources"),
@@ -37,7 +37,7 @@ FLOORS = [
     ("node", "client", "experiments"),
     ("replay", "demo"),
     ("replay.live",),
-    ("cli_experiment",),
+    ("cli_experiment", "cli_node"),
     ("cli", "launching"),
     ("demo.__main__",),
 ]

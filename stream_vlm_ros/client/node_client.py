@@ -16,15 +16,18 @@ from std_srvs.srv import Trigger
 from stream_vlm.msg import CacheStatus
 from stream_vlm.srv import Query
 
+from stream_vlm_ros.client.errors import NodeUnavailableError
 from stream_vlm_ros.client.messages import set_stamp
-from stream_vlm_ros.errors import StreamVlmError
 from stream_vlm_ros.processes.ros_process import names_seen_by
 
 
-class NodeUnavailableError(StreamVlmError):
-    """The node cannot be asked, or does not do what was asked; the message says why."""
-
-    code = "NODE_UNAVAILABLE"
+def refuse_second(names: Sequence[str], name: str) -> None:
+    """Raise NodeUnavailableError where ``name`` is twice among the names on a graph."""
+    if names.count(name) > 1:
+        raise NodeUnavailableError(
+            f"two nodes named {name} run on this ROS graph: end the other one, or give this one "
+            "another namespace"
+        )
 
 
 class NodeClient:
@@ -141,11 +144,7 @@ class NodeClient:
         if time.monotonic() < self._look_again_at:
             return
         self._look_again_at = time.monotonic() + self.LOOK_AGAIN
-        if names_seen_by(self._node).count(self.name) > 1:
-            raise NodeUnavailableError(
-                f"two nodes named {self.name} run on this ROS graph: end the other one, or give "
-                "this one another namespace"
-            )
+        refuse_second(names_seen_by(self._node), self.name)
 
     def wait(
         self,

@@ -18,6 +18,7 @@ An image comes in
     image_thread    its thread, apart from rclpy's executor
     serialized_image the message as it arrives, of which only the stamp is read
     ingest          messages -> frames -> chunks, and what becomes of each
+    pause_services  ~/pause and ~/resume
     timed_frame     a picture on its way, with its stamp and header
     images          ROS images -> arrays, and back
     counters        what became of every frame
@@ -31,7 +32,8 @@ The engine works
     turns           an answer's next token, or a chunk
 
 A question is answered
-    ask_server      ~/query, ~/ask, ~/reset, and ~/answer
+    ask_server      ~/query, ~/ask, ~/reset, ~/get_answers, and ~/answer
+    answer_log      past questions with their answers
 
 The memory is saved and loaded
     memory_keeper   the files of its folder: asked for, every so often, at start and end

@@ -1,7 +1,8 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-"""Questions come in and answers go out: ``~/query``, ``~/ask``, ``~/answer``, and ``~/reset``."""
+"""Questions come in and answers go out: ``~/query``, ``~/ask``, ``~/answer``, past ones by
+``~/get_answers``; and ``~/reset``."""
 
 from __future__ import annotations
 
@@ -13,11 +14,12 @@ from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallb
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from std_srvs.srv import Trigger
 from stream_vlm.action import Ask
-from stream_vlm.msg import Answer
-from stream_vlm.srv import Query
+from stream_vlm.msg import Answer, PastAnswer
+from stream_vlm.srv import GetAnswers, Query
 
 from stream_vlm_ros.errors import StreamVlmError, cut
 from stream_vlm_ros.node import interfaces
+from stream_vlm_ros.node.answer_log import AnswerLog
 from stream_vlm_ros.node.awaiting import awaitable
 from stream_vlm_ros.node.counters import Drop
 from stream_vlm_ros.node.ingest import FrameIngest
@@ -30,6 +32,7 @@ from stream_vlm_ros.node.worker import (
     Question,
     Ticket,
 )
+from stream_vlm_ros.plain_messages import fill, to_dict
 
 if TYPE_CHECKING:
     from stream_vlm_ros.node.stream_vlm_node import StreamVlmNode
@@ -50,8 +53,10 @@ class AskServer:
         tickets: of the goals of ``~/ask`` that have not ended.
     """
 
-    def __init__(self, node: StreamVlmNode, worker: EngineWorker, ingest: FrameIngest) -> None:
-        self._node, self._worker, self._ingest = node, worker, ingest
+    def __init__(
+        self, node: StreamVlmNode, worker: EngineWorker, ingest: FrameIngest, log: AnswerLog
+    ) -> None:
+        self._node, self._worker, self._ingest, self._log = node, worker, ingest, log
         self.answers = self.errors = 0
         self.tickets: dict[bytes, Ticket] = {}
         group = ReentrantCallbackGroup()  # no question waits for the one before it
@@ -60,6 +65,7 @@ class AskServer:
             node.create_service(service, name, callback, qos_profile=EACH_ONE, callback_group=group)
             for service, name, callback in (
                 (Query, "~/query", self._on_query),
+                (GetAnswers, "~/get_answers", self._on_get_answers),
                 (Trigger, "~/reset", self._on_reset),
             )
         ]
@@ -181,6 +187,38 @@ class AskServer:
         self._node.publish(self._answers, message)
         if (annotated := self._node.annotated) is not None:
             annotated.tell(message)
+        self._log.add(
+            self._node.get_clock().now().nanoseconds,
+            message.question,
+            message.text,
+            to_dict(message, leave_out=("thumbnails",)),
+        )
+
+    # Past answers ---------------------------------------------------------------------------------
+
+    async def _on_get_answers(self, request: Any, response: Any) -> Any:
+        from_ns = interfaces.from_time(request.from_time)
+        to_ns = interfaces.from_time(request.to_time)
+        try:
+            future = self._log.find(from_ns, to_ns, request.text, request.limit)
+            found = await awaitable(self._node, future)
+            response.answers = [
+                PastAnswer(
+                    answered=interfaces.to_time(answered_ns),
+                    answer=fill(Answer(), fields),
+                )
+                for answered_ns, fields in found.answers
+            ]
+        except StreamVlmError as refusal:
+            response.message = cut(str(refusal))
+            return response
+        except Exception as fault:
+            self._node.report_fault("~/get_answers", fault)
+            response.message = cut(f"internal error: {fault!r}; see the node's log")
+            return response
+        response.success, response.found = True, found.total
+        response.message = f"kept in {cut(self._log.where)}"
+        return response
 
     # Forgetting -----------------------------------------------------------------------------------
 

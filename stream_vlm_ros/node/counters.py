@@ -15,6 +15,7 @@ class Drop(Enum):
 
     SAMPLING = "dropped_sampling"
     INACTIVE = "dropped_inactive"
+    PAUSED = "dropped_paused"
     INVALID_IMAGE = "dropped_invalid_image"
     INVALID_STAMP = "dropped_invalid_stamp"
     TIME_JUMP = "dropped_time_jump"

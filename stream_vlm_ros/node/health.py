@@ -165,6 +165,7 @@ class InputFacts:
     publishers: tuple[str, ...]  # the nodes that publish on the topic
     last_refusal: str
     qos: str
+    paused: bool = False
 
     @property
     def silent(self) -> bool:
@@ -223,7 +224,7 @@ class Figures:
         last_refusal: of a frame, in words.
     """
 
-    ON_PURPOSE = (Drop.SAMPLING, Drop.INACTIVE, Drop.RESET)
+    ON_PURPOSE = (Drop.SAMPLING, Drop.INACTIVE, Drop.PAUSED, Drop.RESET)
 
     def __init__(self) -> None:
         self.counters = FrameCounters()
@@ -240,6 +241,7 @@ class Figures:
         parameters: Settings,
         *,
         active: bool,
+        paused: bool,
         arrival_timed: bool,
         simulated_time: bool,
     ) -> InputFacts:
@@ -270,6 +272,7 @@ class Figures:
             publishers=source.publishers(),
             last_refusal=self.last_refusal,
             qos="reliable" if source.reliable else "best effort",
+            paused=paused,
         )
 
     def _clock_fault(self, now_ns: int, timeout: float, simulated_time: bool) -> str:
@@ -337,6 +340,8 @@ def _judge_input(facts: InputFacts) -> tuple[Level, str]:
         return Level.ERROR, facts.silence
     if not facts.active:
         return Level.OK, "not active: images are counted and dropped"
+    if facts.paused:
+        return Level.WARN, "paused: images are counted and dropped until ~/resume is called"
     faults = [f"{count} {_FAULT_WORDS[name]}" for name, count in facts.new_faults.items() if count]
     if faults and facts.last_refusal:
         faults[-1] += f" (last: {facts.last_refusal})"

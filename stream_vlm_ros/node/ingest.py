@@ -69,7 +69,7 @@ class FrameIngest:
         report: called for each refused frame, with the cause and a text.
         taken: called for each frame that was sampled.
 
-    Frames are taken while :attr:`active` is true.
+    Frames are taken while :attr:`active` is true and :attr:`paused` is not.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class FrameIngest:
         report: Callable[[Drop, str], None],
         taken: Callable[[TimedFrame], None] = lambda frame: None,
     ) -> None:
-        self.active = False
+        self.active = self.paused = False
         self.time_jumps = 0
         self.arrival_timed: bool | None = None  # None until the first frame decides
         self._counters = counters
@@ -117,8 +117,8 @@ class FrameIngest:
         """
         with self._lock:
             self._counters.receive()
-            if not self.active:
-                self._counters.drop(Drop.INACTIVE)
+            if not self.active or self.paused:
+                self._counters.drop(Drop.PAUSED if self.active else Drop.INACTIVE)
                 return
             stamp_ns = self._stamp(arrival, now_ns)
             if stamp_ns is None:
@@ -186,6 +186,13 @@ class FrameIngest:
             self._counters.drop(cause, len(self._stamps.clear()))
             self.arrival_timed = None
             self._real_stamps = 0
+
+    def pause(self) -> None:
+        """Take no more frames until :attr:`paused` is false again; what waits is remembered."""
+        with self._lock:
+            self.paused = True
+            self._follow(self._stamps.release())
+            self.deliver_open()
 
     def deliver_open(self) -> None:
         """Deliver the open chunk as it is."""

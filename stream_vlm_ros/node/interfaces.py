@@ -187,11 +187,17 @@ def to_fault(fault: Exception) -> Answer:
 
 
 def to_cache_status(
-    memory: MemorySummary, state: str, counts: dict[str, int], saved: SavedState = NOTHING_SAVED
+    memory: MemorySummary,
+    state: str,
+    counts: dict[str, int],
+    saved: SavedState = NOTHING_SAVED,
+    *,
+    paused: bool = False,
 ) -> CacheStatus:
     """Memory, lifecycle state, every count by its field's name, saved memories -> message."""
     status = CacheStatus(
         state=state,
+        paused=paused,
         length=memory.length,
         cap=memory.cap,
         sink=memory.sink,

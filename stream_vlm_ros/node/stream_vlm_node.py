@@ -34,6 +34,7 @@ from stream_vlm_ros.factory import card_of
 from stream_vlm_ros.model_card import ModelCard
 from stream_vlm_ros.node import health, interfaces
 from stream_vlm_ros.node.annotated_image import AnnotatedImage
+from stream_vlm_ros.node.answer_log import AnswerLog, AnswerLogError
 from stream_vlm_ros.node.ask_server import LATCHED, AskServer
 from stream_vlm_ros.node.counters import Drop
 from stream_vlm_ros.node.error_log import ErrorLog, Forwarding, News, traced
@@ -52,6 +53,7 @@ from stream_vlm_ros.node.parameters import (
     refuse_unknown,
     unknown_parameter,
 )
+from stream_vlm_ros.node.pause_services import PauseServices
 from stream_vlm_ros.node.serialized_image import SerializedImage
 from stream_vlm_ros.node.worker import EngineWorker, MemorySummary, NotActiveError
 from stream_vlm_ros.processes.ros_process import END_TIMEOUT
@@ -94,7 +96,9 @@ class StreamVlmNode(TellingLifecycleNode):
         self._status: Any = None  # publishes ~/cache_status
         self.asking: AskServer | None = None
         self.keeper: MemoryKeeper | None = None
+        self._answer_log: AnswerLog | None = None
         self._memory_services: MemoryServices | None = None
+        self._pause_services: PauseServices | None = None
         self._clear_figures()
 
         self.parameters = Settings.of(declare(self, PARAMETERS.values()))
@@ -128,6 +132,7 @@ class StreamVlmNode(TellingLifecycleNode):
         assert self._ingest is not None and self._worker is not None
         self.figures.monitor = InputMonitor()
         self._ingest.resume(self._worker.memory.latest_ns)
+        self._ingest.paused = False
         self._ingest.active = True
 
     @transition("inactive")
@@ -178,8 +183,10 @@ class StreamVlmNode(TellingLifecycleNode):
         )
         if worker.memory.chunks or worker.memory.history_ns is not None:
             self._ingest.go_on_behind(worker.memory.latest_ns)
-        self.asking = AskServer(self, worker, self._ingest)
+        self._answer_log = self._open_answer_log()
+        self.asking = AskServer(self, worker, self._ingest, self._answer_log)
         self._memory_services = MemoryServices(self, keeper, self._ingest)
+        self._pause_services = PauseServices(self, self._ingest)
         if self.parameters.pose_topic:
             self.poses = self._read_poses(worker)
         self._input = ImageInput(self, self.parameters)
@@ -188,7 +195,20 @@ class StreamVlmNode(TellingLifecycleNode):
         )
         self._images.start()
         self.get_logger().info(f"waiting for images on {self._input.wish}")
-        self._publish_status()
+        self.publish_status()
+
+    def _open_answer_log(self) -> AnswerLog:
+        file, max_bytes = self.parameters.answers_file, self.parameters.answers_megabytes << 20
+        make = functools.partial(AnswerLog, max_bytes=max_bytes, report=self._on_unlogged)
+        try:
+            return make(Path(file).expanduser() if file else None)
+        except AnswerLogError as refusal:
+            self.get_logger().error(f"past answers are kept in memory alone: {refusal}")
+            return make(None)
+
+    def _on_unlogged(self, fault: Exception) -> None:
+        """An answer could not be kept; it was given all the same."""
+        self._news.tell("answers", f"an answer is not kept: {fault}", self._error)
 
     def _read_poses(self, worker: EngineWorker) -> PoseInput:
         """Keep poses as long as frames, and where these are kept."""
@@ -217,7 +237,7 @@ class StreamVlmNode(TellingLifecycleNode):
             self.parameters.queue_size,
             self.parameters.max_questions,
             self.parameters.ingest_share,
-            changed=self._publish_status,
+            changed=self.publish_status,
             report=self._on_engine_fault,
             why_empty=self._why_empty,
             pause_closed=self._on_pause_closed,
@@ -271,12 +291,18 @@ class StreamVlmNode(TellingLifecycleNode):
         asking, self.asking = self.asking, None
         if asking is not None:
             asking.destroy()
+        log, self._answer_log = self._answer_log, None
+        if log is not None:
+            log.close()
         services, self._memory_services = self._memory_services, None
         if services is not None:
             services.destroy()
         annotated, self.annotated = self.annotated, None
         if annotated is not None:
             annotated.destroy(END_TIMEOUT)
+        pausing, self._pause_services = self._pause_services, None
+        if pausing is not None:
+            pausing.destroy()
         status, self._status = self._status, None
         if status is not None:
             self.destroy_publisher(status)
@@ -434,13 +460,20 @@ class StreamVlmNode(TellingLifecycleNode):
         counts["resets"] = worker.resets if worker is not None else 0
         counts["time_jumps"] = ingest.time_jumps if ingest is not None else 0
         memory = worker.memory if worker is not None else MemorySummary()
-        return interfaces.to_cache_status(memory, self.state, counts, self._saved_state())
+        return interfaces.to_cache_status(
+            memory,
+            self.state,
+            counts,
+            self._saved_state(),
+            paused=ingest is not None and ingest.paused,
+        )
 
     def _saved_state(self) -> SavedState:
         keeper = self.keeper
         return keeper.state if keeper is not None else NOTHING_SAVED
 
-    def _publish_status(self) -> None:
+    def publish_status(self) -> None:
+        """Tell the memory and the counters on ``~/cache_status``, now."""
         if (status := self._status) is not None:
             self.publish(status, self.cache_status())
 
@@ -448,7 +481,7 @@ class StreamVlmNode(TellingLifecycleNode):
         if (keeper := self.keeper) is not None:
             keeper.save_when_due()
         self._news.tell_rest()
-        self._publish_status()
+        self.publish_status()
         name = self.get_fully_qualified_name().lstrip("/")
         report = DiagnosticArray()
         report.header.stamp = self.get_clock().now().to_msg()
@@ -502,6 +535,7 @@ class StreamVlmNode(TellingLifecycleNode):
             self._now_ns(),
             self.parameters,
             active=self.state == "active",
+            paused=bool(ingest is not None and ingest.paused),
             arrival_timed=bool(ingest is not None and ingest.arrival_timed),
             simulated_time=bool(self.get_parameter("use_sim_time").value),
         )

@@ -142,6 +142,7 @@ def test_the_level_means_something():
         (facts(arrival_rate=1.9), Level.OK, "images arrive"),
         (facts(arrival_timed=True), Level.WARN, "header.stamp zero"),
         (facts(active=False, arrival_rate=0.0), Level.OK, "not active"),
+        (facts(paused=True), Level.WARN, "paused"),
         (facts(arrival_rate=0.0), Level.OK, "waiting for images"),
     ]
     for given, level, words in cases:

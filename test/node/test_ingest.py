@@ -105,6 +105,21 @@ def test_frames_of_an_inactive_node_are_counted_and_dropped(make_ingest):
     assert box.dropped(Drop.INACTIVE) == 1 and box.holds()
 
 
+def test_a_pause_drops_what_comes_remembers_what_waits_and_goes_on_behind_it(make_ingest):
+    box = make_ingest()
+    for seconds in (100, 101, 102):
+        box.receive(seconds)
+    box.ingest.pause()
+    assert box.stamps == [[100.0, 101.0], [102.0]]
+    box.receive(103)
+    assert box.dropped(Drop.PAUSED) == 1 and box.dropped(Drop.INACTIVE) == 0
+    box.ingest.paused = False
+    for seconds in (200, 201, 202, 203):
+        box.receive(seconds)
+    assert box.stamps[2:] == [[200.0, 201.0], [202.0, 203.0]]
+    assert box.restarts == 0 and box.holds()
+
+
 def test_a_late_frame_is_dropped_and_the_stream_goes_on(make_ingest):
     box = make_ingest()
     for seconds in (100, 100.5, 100.2, 100.5, 101, 101.5):

@@ -1,0 +1,577 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""``stream-vlm ask --node``, ``watch`` and ``node ...``: a node that runs, from a terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperCommand
+
+from stream_vlm_ros.config import NODE, Settings
+from stream_vlm_ros.console import plural, printable
+from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
+
+if TYPE_CHECKING:
+    from stream_vlm_ros.client import StreamVlmClient
+
+T = TypeVar("T")
+INCOMPLETE = 1  # exit status
+NODE_NAME = re.compile(r"/?[A-Za-z_]\w*(/[A-Za-z_]\w*)*", re.ASCII)
+LISTEN = 2.0  # s for the nodes that are there to be seen
+LEFT_OUT = ("data",)  # of JSON: pictures
+
+
+def node_names(incomplete: str) -> list[str]:
+    """Names of the nodes that run, for a shell's completion; none where ROS cannot be asked."""
+    try:
+        names = find(LISTEN)
+    except Exception:  # a shell that completes a word shows no errors
+        return []
+    return sorted({name for name in names if name.startswith(incomplete)})
+
+
+def _setting_names(incomplete: str) -> list[str]:
+    rows = Settings.table().values()
+    return [row.name for row in rows if NODE in row.takers and row.name.startswith(incomplete)]
+
+
+NODE_OPTION = typer.Option(
+    "--node",
+    metavar="NAME",
+    help="Which node that runs; needed where there are several.",
+    autocompletion=node_names,
+)
+NodeName = Annotated[str, NODE_OPTION]
+Wait = Annotated[
+    float, typer.Option(min=0.1, max=3600, help="Seconds to wait for the node to be there.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+# Options of ask: what a node that runs takes, and what nothing else does.
+ONLY_WITH_NODE = {"source_name", "cancel_after", "wait"}
+WITH_NODE = ONLY_WITH_NODE | {
+    "video", "questions", "node", "choice", "choices", "about", "as_json", "max_new_tokens",
+    "history",
+}  # fmt: skip
+
+
+class AskCommand(TyperCommand):
+    """``stream-vlm ask``, of a source or, with ``--node``, of a node that runs.
+
+    ``--node`` may stand without a name: what follows is one only where it looks like one.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, list(_named(args)))
+
+    def invoke(self, ctx: Any) -> Any:
+        origins = {name: ctx.get_parameter_source(name) for name in ctx.params}
+        given = {name for name, origin in origins.items() if origin.name == "COMMANDLINE"}
+        if ctx.params["node"] is None:
+            self._refuse(given & ONLY_WITH_NODE, "of use only with --node")
+            return super().invoke(ctx)
+        self._refuse(given - WITH_NODE, "of no use with --node")
+        values = {name: ctx.params[name] for name in given}
+        node = values["node"]
+        first = [values["video"]] if "video" in values else []  # of the questions
+        ask = Ask(
+            questions_of(f"--node {node}", [*first, *values.get("questions", [])]),
+            choices_of(values.get("choice"), values.get("choices")),
+            values.get("about"),
+            values.get("source_name", ""),
+            values.get("max_new_tokens", 0),
+            values.get("history", ""),
+            values.get("cancel_after"),
+            values.get("as_json", False),
+        )
+        raise typer.Exit(0 if ask_node(node, ctx.params["wait"], ask) else INCOMPLETE)
+
+    def _refuse(self, names: set[str], why: str) -> None:
+        options = [p.opts[0] for p in self.params if p.name in names]
+        if options:
+            are = "is" if len(options) == 1 else "are"
+            raise InvalidParameterError(f"{', '.join(options)} {are} {why}.")
+
+
+def questions_of(asked: str, questions: list[str] | None) -> list[str]:
+    """``questions``, if there are any to ask what ``asked`` names."""
+    if not questions:
+        place = asked.strip() or "VIDEO"
+        raise InvalidParameterError(f'Say what to ask: stream-vlm ask {place} "What is there?"')
+    if not all(question.strip() for question in questions):
+        raise InvalidParameterError("A question is empty.")
+    return questions
+
+
+def choices_of(one_by_one: list[str] | None, together: str | None) -> list[str]:
+    """The choices of ``--choice``, given once for each, and of ``--choices``."""
+    return [*(one_by_one or []), *map(str.strip, together.split(",") if together else ())]
+
+
+def _named(args: list[str]) -> Iterator[str]:
+    for argument, following in zip(args, [*args, ""][1:], strict=True):
+        yield argument
+        if argument == "--":
+            yield from args[args.index("--") + 1 :]
+            return
+        if argument == "--node" and not NODE_NAME.fullmatch(following):
+            yield ""
+
+
+def find(seconds: float) -> list[str]:
+    """Full names of the nodes that run; one is in it twice where two bear it."""
+    from stream_vlm_ros.processes.graph import check_ros
+
+    check_ros()
+    from stream_vlm_ros.client import StreamVlmClient
+
+    return asyncio.run(StreamVlmClient.find(seconds))
+
+
+def _with_node(name: str, wait: float, use: Callable[[StreamVlmClient], Awaitable[T]]) -> T:
+    """What ``use`` makes of a client of that node."""
+    from stream_vlm_ros.processes.graph import check_ros
+
+    check_ros()
+    from stream_vlm_ros.client import StreamVlmClient
+
+    async def run() -> T:
+        async with StreamVlmClient(name, patience=wait) as client:
+            return await use(client)
+
+    return asyncio.run(run())
+
+
+def if_a_topic(text: str, question: str) -> str:
+    """What to do where ``text`` names no file, but may name a topic; "" where it cannot."""
+    if not text.startswith("/") or not NODE_NAME.fullmatch(text):
+        return ""
+    return (
+        " A topic is watched by a node: 'ros2 launch stream_vlm stream_vlm.launch.py "
+        f"image:={text}' starts one, and 'stream-vlm ask --node \"{printable(question)}\"' asks it."
+    )
+
+
+# ask --node ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What ``stream-vlm ask --node`` is to ask, and how."""
+
+    questions: list[str]
+    choices: list[str] = field(default_factory=list)
+    about: tuple[float, float] | None = None
+    source: str = ""
+    max_new_tokens: int = 0
+    history: str = ""
+    cancel_after: float | None = None
+    as_json: bool = False
+
+
+def ask_node(name: str, wait: float, ask: Ask) -> bool:
+    """Ask a node that runs, and print its answers; whether all of them are whole.
+
+    Where JSON is wanted, an error of the node is in its answer; else it is raised.
+    """
+    out = Console(highlight=False)
+
+    async def use(client: StreamVlmClient) -> bool:
+        from stream_vlm_ros.client import AskError
+        from stream_vlm_ros.plain_messages import to_dict
+
+        answers = []
+        for question in ask.questions:
+            try:
+                answers.append(await _ask_one(client, question, ask, out))
+            except AskError as refusal:
+                if not ask.as_json:
+                    raise
+                answers.append(refusal.answer)
+        if ask.as_json:
+            told = [to_dict(answer, LEFT_OUT) for answer in answers]
+            print(json.dumps({"node": client.name, "answers": told}))
+        return not any(one.error_code or one.finish_reason == "cancelled" for one in answers)
+
+    return _with_node(name, wait, use)
+
+
+async def _ask_one(client: StreamVlmClient, question: str, ask: Ask, out: Console) -> Any:
+    from stream_vlm_ros.client.messages import seconds
+
+    def say(text: str, style: str = "") -> None:
+        if not ask.as_json:
+            out.print(Text(text, style=style), soft_wrap=True)
+
+    say(printable(question), "bold")
+    about_ns = await _about_ns(client, ask.about)
+    asked = client.stream(
+        question,
+        ask.choices,
+        about_ns=about_ns,
+        source=ask.source,
+        max_new_tokens=ask.max_new_tokens,
+        history=ask.history,
+    )
+    async with asked as stream:
+        timer = asyncio.ensure_future(_cancel_after(stream, ask.cancel_after))
+        try:
+            async for piece in stream:
+                if not ask.as_json:
+                    out.file.write(printable(piece))
+                    out.file.flush()
+            answer = await stream.answer()
+        finally:
+            timer.cancel()
+            if stream.text:
+                say("")
+    for index, choice in enumerate(answer.choices):
+        score = f"log-probability {answer.choice_scores[index]:.2f}"
+        say(f"{'> '[index != answer.choice_index]} {printable(choice)}  ({score})")
+    for episode in answer.evidence:
+        span = f"{_clock(seconds(episode.span.start))} to {_clock(seconds(episode.span.end))}"
+        say(f"  seen {span} ({episode.tier}, score {episode.score:.2f})", "dim")
+    cancelled = "; cancelled" if answer.finish_reason == "cancelled" else ""
+    say(
+        f"first token after {seconds(answer.ttft):.2f} s, answer after "
+        f"{seconds(answer.latency):.2f} s, {plural(answer.answer_tokens, 'token')}{cancelled}\n",
+        "dim",
+    )
+    return answer
+
+
+async def _cancel_after(stream: Any, seconds: float | None) -> None:
+    if seconds is not None:
+        await asyncio.sleep(seconds)
+        await stream.cancel()
+
+
+async def _about_ns(
+    client: StreamVlmClient, about: tuple[float, float] | None
+) -> tuple[int, int] | None:
+    """Stamps from seconds; those that are not above zero count from the newest frame."""
+    if about is None:
+        return None
+    if not about[0] <= about[1]:
+        raise InvalidParameterError(
+            f"--about ends at {about[1]:g} s, before it begins at {about[0]:g} s."
+        )
+    from stream_vlm_ros.client.messages import nanoseconds
+
+    await client.until_ready()
+    newest = nanoseconds(client.status.newest_stamp) if client.status is not None else 0
+    begin, end = (round(1e9 * s) + (newest if s <= 0 else 0) for s in about)
+    return max(begin, 1), max(end, 1)
+
+
+def _clock(seconds: float) -> str:
+    """A stamp as the time of day here, with the date where it is not today; one that is no date of
+    ours in seconds."""
+    if seconds < 1e9:
+        return f"{seconds:.1f} s"
+    then = time.localtime(seconds)
+    today = time.localtime()[:3] == then[:3]
+    return time.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S", then)
+
+
+# watch --------------------------------------------------------------------------------------------
+
+
+class Watching:
+    """Turns what a node says into lines: what is new, and not the same again."""
+
+    LEVELS = ("OK", "WARN", "ERROR", "STALE")
+
+    def __init__(self, every: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._every, self._clock = every, clock
+        self._state, self._counted, self._told_at = "", "", -every
+        self._health: dict[str, tuple[int, str]] = {}
+
+    def line(self, event: Any) -> str:
+        """For a CacheStatus, Answer or DiagnosticStatus; "" where there is nothing new."""
+        kind = type(event).__name__
+        if kind == "CacheStatus":
+            return self._status(event)
+        return self._answer(event) if kind == "Answer" else self._diagnostic(event)
+
+    def _status(self, status: Any) -> str:
+        state = "paused" if status.paused else status.state
+        dropped = sum(
+            getattr(status, name)
+            for name in status.get_fields_and_field_types()
+            if name.startswith("dropped_") and name != "dropped_sampling"
+        )
+        counted = (
+            f"{status.length:,} of {status.cap:,} tokens, {plural(status.frames, 'frame')}; "
+            f"{plural(status.frames_received, 'image')} received, {dropped:,} dropped"
+        )
+        now = self._clock()
+        if state == self._state and (counted == self._counted or now - self._told_at < self._every):
+            return ""
+        self._state, self._counted, self._told_at = state, counted, now
+        return f"{state}: {counted}"
+
+    def _answer(self, answer: Any) -> str:
+        from stream_vlm_ros.client.errors import code_name
+        from stream_vlm_ros.client.messages import seconds
+
+        if answer.error_code:
+            came = f"{code_name(answer)}: {answer.error_message}"
+        else:
+            came = f"{answer.text} ({seconds(answer.latency):.2f} s)"
+        return f"{answer.question} -> {came}"
+
+    def _diagnostic(self, status: Any) -> str:
+        level = status.level[0]
+        # The same again, but for its figures; of what is well only that it is so again.
+        words = re.sub(r"\d+(\.\d+)?", "#", status.message) if level else ""
+        before = self._health.get(status.name, (0, ""))
+        self._health[status.name] = (level, words)
+        if (level, words) == before:
+            return ""
+        name = self.LEVELS[level] if level < len(self.LEVELS) else str(level)
+        return f"{name}: {status.name}: {status.message}"
+
+
+def watch(
+    node: NodeName = "",
+    seconds: Annotated[
+        float | None, typer.Option(min=0.1, help="End after this many seconds; else by Ctrl-C.")
+    ] = None,
+    every: Annotated[
+        float, typer.Option(min=0, help="Seconds between two lines about its counters.")
+    ] = 5.0,
+    wait: Wait = 10.0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print every message as a line of JSON.")
+    ] = False,
+) -> None:
+    """Print what a node says: its status, answers, health."""
+    watching = Watching(every)
+
+    def say(words: str) -> None:
+        if words and not as_json:
+            print(time.strftime("%H:%M:%S"), printable(words.replace("\n", " ")), flush=True)
+
+    async def use(client: StreamVlmClient) -> None:
+        say(f"watching {client.name}")
+        tasks = [asyncio.ensure_future(c) for c in (follow(client), attend(client))]
+        try:
+            done, _ = await asyncio.wait(
+                tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def follow(client: StreamVlmClient) -> None:
+        from stream_vlm_ros.plain_messages import to_dict
+
+        async for event in client.watch():
+            if as_json:
+                told = to_dict(event, LEFT_OUT)
+                print(json.dumps({"kind": type(event).__name__, **told}), flush=True)
+            else:
+                say(watching.line(event))
+
+    async def attend(client: StreamVlmClient) -> None:
+        before = ""
+        while True:
+            try:
+                now = "" if await client.is_there() else f"{client.name} has left the graph"
+            except StreamVlmError as second:
+                now = str(second)
+            if now != before:
+                say(now or f"{client.name} is there again")
+                before = now
+            await asyncio.sleep(1.0)
+
+    _with_node(node, wait, use)
+
+
+# node ... -----------------------------------------------------------------------------------------
+
+node_app = typer.Typer(no_args_is_help=True, help="Set and steer a node that runs.")
+
+
+@node_app.command("list")
+def list_nodes(as_json: Json = False) -> None:
+    """List the nodes that run, with their state."""
+    found = find(LISTEN)
+    nodes = [_about(name, found.count(name)) for name in sorted(set(found))]
+    if as_json:
+        print(json.dumps(nodes))
+        return
+    if not nodes:
+        domain = os.environ.get("ROS_DOMAIN_ID") or 0
+        print(f"No node of stream_vlm is on this ROS graph (ROS_DOMAIN_ID {domain}).")
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for column in ("node", "state", "memory"):
+        table.add_column(column)
+    for one in nodes:
+        table.add_row(one["name"], one["state"], one["memory"])
+    Console(highlight=False).print(table)
+
+
+def _about(name: str, times: int) -> dict[str, Any]:
+    """What is known of a node."""
+    memory = ""
+    if times > 1:
+        state = f"{times} nodes of this name: each would answer"
+    else:
+        try:
+            state, memory = _with_node(name, 5.0, _state_and_memory)
+        except StreamVlmError as fault:
+            state = str(fault)
+    return {"name": name, "state": state, "memory": memory}
+
+
+async def _state_and_memory(client: StreamVlmClient) -> tuple[str, str]:
+    state = await client.state()
+    if (status := client.status) is None:
+        return state, ""
+    memory = f"{status.length:,} of {status.cap:,} tokens, {plural(status.frames, 'frame')}"
+    return "paused" if status.paused else state, memory
+
+
+@node_app.command("get")
+def get_settings(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SETTINGS", help="Names; all without.", autocompletion=_setting_names
+        ),
+    ] = None,
+    node: NodeName = "",
+    wait: Wait = 10.0,
+    as_json: Json = False,
+) -> None:
+    """Print settings of a node."""
+    values = _with_node(node, wait, lambda client: client.get(*settings or ()))
+    if as_json:
+        print(json.dumps(values, default=list))
+        return
+    for name, value in values.items():
+        print(f"{name}: {printable(json.dumps(value, default=list, ensure_ascii=False))}")
+
+
+@node_app.command("set")
+def set_setting(
+    setting: Annotated[str, typer.Argument(metavar="SETTING", autocompletion=_setting_names)],
+    value: Annotated[str, typer.Argument(metavar="VALUE")],
+    node: NodeName = "",
+    wait: Wait = 10.0,
+) -> None:
+    """Change a setting of a node.
+
+    Such as: stream-vlm node set sample_fps 4
+    """
+
+    async def use(client: StreamVlmClient) -> None:
+        before = (await client.get(setting))[setting]
+        await client.set(**{setting: _like(before, setting, value)})
+        after = (await client.get(setting))[setting]
+        print(f"{setting}: {json.dumps(before)} -> {json.dumps(after)}")
+
+    _with_node(node, wait, use)
+
+
+def _like(before: Any, name: str, text: str) -> Any:
+    """``text`` as a value of the kind that the setting has."""
+    if isinstance(before, str):
+        return text
+    words = {"true": True, "yes": True, "false": False, "no": False}
+    try:
+        return words[text.lower()] if isinstance(before, bool) else type(before)(text)
+    except (KeyError, TypeError, ValueError):
+        kind = {bool: "true or false", int: "a whole number", float: "a number"}
+        wanted = kind.get(type(before), "what can be given here")
+        raise InvalidParameterError(f"{name} must be {wanted}, got {text!r}") from None
+
+
+def _order(order: Callable[[StreamVlmClient], Awaitable[str]], node: str, wait: float) -> None:
+    print(printable(_with_node(node, wait, order)))
+
+
+@node_app.command("reset")
+def reset(node: NodeName = "", wait: Wait = 10.0) -> None:
+    """Let a node forget everything it has seen."""
+    _order(lambda client: client.reset(), node, wait)
+
+
+@node_app.command("pause")
+def pause(node: NodeName = "", wait: Wait = 10.0) -> None:
+    """Let a node stop watching; it goes on answering."""
+    _order(lambda client: client.pause(), node, wait)
+
+
+@node_app.command("resume")
+def resume(node: NodeName = "", wait: Wait = 10.0) -> None:
+    """Let a node watch again."""
+    _order(lambda client: client.resume(), node, wait)
+
+
+MemoryName = Annotated[
+    str,
+    typer.Argument(
+        metavar="[MEMORY]", help="Name in the node's memory_folder; without one its memory_name."
+    ),
+]
+
+
+@node_app.command("save")
+def save(memory: MemoryName = "", node: NodeName = "", wait: Wait = 10.0) -> None:
+    """Let a node save its memory (docs/saving.md)."""
+    _order(lambda client: client.save(memory), node, wait)
+
+
+@node_app.command("load")
+def load(memory: MemoryName = "", node: NodeName = "", wait: Wait = 10.0) -> None:
+    """Let a node take up a saved memory instead of its present one."""
+    _order(lambda client: client.load(memory), node, wait)
+
+
+@node_app.command("answers")
+def answers(
+    text: Annotated[str, typer.Argument(metavar="[TEXT]", help="Is in question or answer.")] = "",
+    last: Annotated[
+        float | None, typer.Option(min=0, help="Of the last so many minutes alone.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="The newest so many.")] = 100,
+    node: NodeName = "",
+    wait: Wait = 10.0,
+    as_json: Json = False,
+) -> None:
+    """Print what a node was asked before, and what it answered."""
+    from_ns = 0 if last is None else time.time_ns() - round(last * 60e9)
+    found = _with_node(node, wait, lambda client: client.past_answers(from_ns, 0, text, limit))
+    if as_json:
+        from stream_vlm_ros.plain_messages import to_dict
+
+        print(json.dumps([to_dict(one, LEFT_OUT) for one in found]))
+        return
+    from stream_vlm_ros.client.messages import seconds
+
+    watching = Watching(0.0)
+    for one in found:
+        print(_clock(seconds(one.answered)), printable(watching.line(one.answer)))
+    if not found:
+        print("none", file=sys.stderr)

@@ -1,0 +1,107 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""A ROS node and the thread that serves it, awaited from asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future as ThreadFuture
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import rclpy
+from rclpy.context import Context
+from rclpy.exceptions import InvalidHandle
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+from rclpy.task import Future
+
+T = TypeVar("T")
+
+
+class RosThread:
+    """A node with a name of its own in the graph, and one thread in which all of its calls run.
+
+    Args:
+        context: the node is made in it; None: in one of its own, which ends with the thread.
+
+    Attributes:
+        node: create entities and call their methods by :meth:`run` and :meth:`reply`.
+    """
+
+    def __init__(self, context: Context | None = None) -> None:
+        self._own = context is None
+        if context is None:
+            context = Context()
+            rclpy.init(args=[], context=context, signal_handler_options=SignalHandlerOptions.NO)
+        self.context = context
+        self.node = Node(
+            f"stream_vlm_client_{uuid.uuid4().hex[:12]}",
+            context=context,
+            use_global_arguments=False,
+            start_parameter_services=False,
+            enable_rosout=False,
+        )
+        self._executor = SingleThreadedExecutor(context=context)
+        self._executor.add_node(self.node)
+        self._ending = False
+        self._thread = threading.Thread(target=self._spin, name="client", daemon=True)
+        self._thread.start()
+
+    def _spin(self) -> None:
+        while not self._ending:
+            try:
+                self._executor.spin_once(timeout_sec=0.5)
+            except InvalidHandle:  # an entity was destroyed while this thread was about to wait
+                continue
+            except ExternalShutdownException:
+                return
+
+    def close(self) -> None:
+        """End the thread and destroy the node; waits for both."""
+        self._ending = True
+        self._executor.wake()
+        self._thread.join()
+        self._executor.shutdown()
+        self.node.destroy_node()
+        if self._own:
+            self.context.try_shutdown()
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """``call()`` in the thread; its value, or what it raised."""
+        done: ThreadFuture[T] = ThreadFuture()
+        self._start(lambda: done.set_result(call()), done)
+        return await asyncio.wrap_future(done)
+
+    async def reply(self, send: Callable[[], Future]) -> Any:
+        """What comes of the future that ``send()`` returns; sent in the thread."""
+        done: ThreadFuture[Any] = ThreadFuture()
+
+        def settle(future: Future) -> None:
+            if (fault := future.exception()) is not None:
+                done.set_exception(fault)
+            else:
+                done.set_result(future.result())
+
+        self._start(lambda: send().add_done_callback(settle), done)
+        return await asyncio.wrap_future(done)
+
+    def _start(self, call: Callable[[], object], done: ThreadFuture[Any]) -> None:
+        # From here on only the thread ends it: who waits for it may have gone.
+        done.set_running_or_notify_cancel()
+
+        def started() -> None:
+            try:
+                call()
+            except Exception as fault:
+                with suppress(Exception):
+                    done.set_exception(fault)
+
+        # Not in the caller's thread: rclpy's action client loses a reply that comes before the call
+        # that asked for it has returned.
+        self._executor.create_task(started)

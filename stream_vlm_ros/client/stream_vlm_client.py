@@ -1,0 +1,480 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""`StreamVlmClient`: a node that runs, asked, set and watched from asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, TypeAlias
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from lifecycle_msgs.srv import GetState
+from rcl_interfaces.srv import GetParameters, ListParameters, SetParametersAtomically
+from rclpy.action import ActionClient
+from rclpy.context import Context
+from rclpy.node import Node
+from rclpy.parameter import Parameter, parameter_value_to_python
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from std_srvs.srv import Trigger
+from stream_vlm.action import Ask
+from stream_vlm.msg import Answer, CacheStatus, PastAnswer
+from stream_vlm.srv import GetAnswers, LoadMemory, SaveMemory
+
+from stream_vlm_ros.client.answer_stream import AnswerStream
+from stream_vlm_ros.client.errors import NodeUnavailableError
+from stream_vlm_ros.client.messages import set_stamp
+from stream_vlm_ros.client.node_client import NodeClient, refuse_second
+from stream_vlm_ros.client.ros_thread import RosThread
+from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError, cut
+from stream_vlm_ros.processes.ros_process import names_seen_by
+
+QUERY_TYPE = "stream_vlm/srv/Query"
+USUAL_NAME = "stream_vlm"
+STEP = 0.02  # s between two looks at what is waited for
+OTHERS = 0.5  # s for another node to be seen after the last
+KEPT_EVENTS = 1000  # that a watcher has not looked at; beyond, the oldest go
+
+Event: TypeAlias = CacheStatus | Answer | DiagnosticStatus
+
+
+class StreamVlmClient:
+    """Asks and watches one node; used with ``async with``.
+
+    It has a ROS node and a thread of its own, so that nobody needs to spin anything, and several
+    live in one process. All of its methods belong to the event loop that entered it.
+
+    Args:
+        name: full name of the node; "": the only one there is.
+        context: rclpy's, to share with other nodes; None: one of its own, outside of which nothing
+            of ROS needs to be initialized.
+        patience: seconds to wait for the node to be there, to load its model, or to reply.
+
+    Attributes:
+        name: full name of the node.
+
+    Raises NodeUnavailableError, when entered, for a node that is not there within ``patience``, for
+    two of one name, and, without a name, for several.
+    """
+
+    def __init__(
+        self, name: str = "", *, context: Context | None = None, patience: float = 10.0
+    ) -> None:
+        self.patience = patience
+        self.name = f"/{name.strip('/')}" if name else ""
+        self._context = context
+        self._ros: RosThread | None = None
+        self._seen: NodeClient | None = None
+        self._action: ActionClient | None = None
+        self._services: dict[str, Any] = {}
+        self._watchers: set[asyncio.Queue[Event]] = set()
+        self._last: dict[type, Event] = {}  # the newest of each kind that is latched
+
+    async def __aenter__(self) -> StreamVlmClient:
+        self._loop = asyncio.get_running_loop()
+        try:
+            await self._open()
+        except BaseException:
+            await self._close()
+            raise
+        return self
+
+    async def __aexit__(self, *exception: Any) -> None:
+        await self._close()
+
+    # Finding the node -----------------------------------------------------------------------------
+
+    @staticmethod
+    async def find(seconds: float = 2.0, context: Context | None = None) -> list[str]:
+        """Full names of the nodes that are there, after listening for so long; one is in it twice
+        where two bear it."""
+        ros = await asyncio.to_thread(RosThread, context)
+        try:
+            await asyncio.sleep(seconds)
+            return await ros.run(lambda: nodes_seen_by(ros.node))
+        finally:
+            await asyncio.to_thread(ros.close)
+
+    async def _open(self) -> None:
+        self._ros = await asyncio.to_thread(RosThread, self._context)
+        await self._look()
+        await self.ros.run(self._make)
+        if await self._is_answered():
+            return
+        if self._context is None:
+            # Fast DDS now and then leaves two participants half acquainted for good: what the node
+            # says never arrives. A new one is heard then.
+            await self._close()
+            self._ros = await asyncio.to_thread(RosThread)
+            await self.ros.run(self._make)
+            if await self._is_answered():
+                return
+        raise NodeUnavailableError(
+            f"the node {self.name} can be seen, but does not reply: it may have been killed some "
+            "seconds ago, or be stopped"
+        )
+
+    async def _look(self) -> None:
+        """Wait until the node is seen; find its name, where none was given."""
+        end = time.monotonic() + self.patience
+        names: list[str] = []
+        news = time.monotonic()
+        while (now := time.monotonic()) < end and not (names and now - news > OTHERS):
+            before, names = names, await self._seen_names()
+            if names != before:
+                news = now
+            await asyncio.sleep(STEP)
+        if not names:
+            raise NodeUnavailableError(await self._why_none())
+        if len(set(names)) > 1:
+            raise NodeUnavailableError(
+                f"several nodes are there: {', '.join(sorted(set(names)))}; say which"
+            )
+        self.name = names[0]
+        refuse_second(names, self.name)
+
+    async def _seen_names(self) -> list[str]:
+        """Names of the nodes that fit; each as often as it is there."""
+        if self.name:
+            names = await self.ros.run(lambda: names_seen_by(self.ros.node))
+            return [name for name in names if name == self.name]
+        return await self.ros.run(lambda: nodes_seen_by(self.ros.node))
+
+    async def _why_none(self) -> str:
+        graph = f"on this ROS graph (ROS_DOMAIN_ID {os.environ.get('ROS_DOMAIN_ID') or 0})"
+        if not self.name:
+            return (
+                f"no node of stream_vlm was seen within {self.patience:.0f} s {graph}: start one "
+                "with 'ros2 launch stream_vlm stream_vlm.launch.py image:=/camera/image_raw'"
+            )
+        others = sorted(set(await self.ros.run(lambda: nodes_seen_by(self.ros.node))))
+        instead = f"; there is {', '.join(others)}" if others else ""
+        return f"no node named {self.name} was seen within {self.patience:.0f} s {graph}{instead}"
+
+    def _make(self) -> None:
+        """Everything on the graph, in the client's thread."""
+        node, name = self.ros.node, self.name
+        self._seen = NodeClient(node, name, self._tell)
+        self._action = ActionClient(node, Ask, f"{name}/ask")
+        self._services = {
+            service: node.create_client(kind, f"{name}/{service}")
+            for service, kind in (
+                ("get_state", GetState),
+                ("list_parameters", ListParameters),
+                ("get_parameters", GetParameters),
+                ("set_parameters_atomically", SetParametersAtomically),
+                ("reset", Trigger),
+                ("pause", Trigger),
+                ("resume", Trigger),
+                ("save_memory", SaveMemory),
+                ("load_memory", LoadMemory),
+                ("get_answers", GetAnswers),
+            )
+        }
+        latched = QoSProfile(depth=50, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        node.create_subscription(Answer, f"{name}/answer", self._tell, latched)
+        node.create_subscription(DiagnosticArray, "/diagnostics", self._take_diagnostics, 50)
+
+    async def _is_answered(self) -> bool:
+        try:
+            await self._call("get_state", GetState.Request(), max(2.0, self.patience / 2))
+        except NodeUnavailableError:
+            return False
+        return True
+
+    async def _close(self) -> None:
+        ros, self._ros = self._ros, None
+        action, self._action = self._action, None
+        if ros is not None:
+            if action is not None:
+                await ros.run(action.destroy)
+            await asyncio.to_thread(ros.close)
+
+    @property
+    def ros(self) -> RosThread:
+        """The ROS node of this client."""
+        if self._ros is None:
+            raise RuntimeError("the client is used within 'async with StreamVlmClient(...) as it'")
+        return self._ros
+
+    @property
+    def action(self) -> ActionClient:
+        """Of ``~/ask``."""
+        assert self._action is not None
+        return self._action
+
+    # Asking ---------------------------------------------------------------------------------------
+
+    def stream(
+        self,
+        question: str,
+        choices: Sequence[str] = (),
+        *,
+        about_ns: tuple[int, int] | None = None,
+        source: str = "",
+        max_new_tokens: int = 0,
+        temperature: float = -1.0,
+        keep_exchange: bool = False,
+        history: str = "",
+        thumbnails: int = 0,
+    ) -> AnswerStream:
+        """Ask a question, whose answer comes as it is written.
+
+        Args:
+            choices: one of them is picked, and nothing is written.
+            about_ns: the time that it is about, from and to, by the stamps of the images; 0: open.
+            source: which memory is asked; "": the node's own.
+            max_new_tokens: 0: as the node is set.
+            temperature: 0: the most likely answer; negative: as the node is set.
+            keep_exchange: question and answer stay in the memory.
+            history: "never", "auto" or "always"; "": as the node is set.
+            thumbnails: pictures with each episode that the answer names, at most 6.
+        """
+        goal = Ask.Goal(
+            question=question,
+            choices=list(choices),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            keep_exchange=keep_exchange,
+            source=source,
+            history=history,
+            thumbnails=thumbnails,
+        )
+        if about_ns is not None:
+            set_stamp(goal.about_from, about_ns[0])
+            set_stamp(goal.about_to, about_ns[1])
+        return AnswerStream(self, goal)
+
+    async def ask(self, question: str, choices: Sequence[str] = (), **options: Any) -> Answer:
+        """Ask a question and wait for its whole answer; ``options`` as for :meth:`stream`.
+
+        A task that is cancelled meanwhile cancels the answer.
+
+        Raises:
+            AskError: the node refused the question, or failed on it.
+            NodeUnavailableError: the node is not there, is not ready, or ended meanwhile.
+        """
+        async with self.stream(question, choices, **options) as answer:
+            return await answer.answer()
+
+    async def past_answers(
+        self, from_ns: int = 0, to_ns: int = 0, text: str = "", limit: int = 0
+    ) -> list[PastAnswer]:
+        """Questions asked before with their answers, oldest first.
+
+        Args:
+            from_ns, to_ns: when they were answered, by the node's clock; 0: no limit.
+            text: is in question or answer.
+            limit: the newest so many; 0: 100.
+        """
+        request = GetAnswers.Request(text=text, limit=limit)
+        set_stamp(request.from_time, from_ns)
+        set_stamp(request.to_time, to_ns)
+        response = await self._call("get_answers", request, self.patience)
+        _refuse(response)
+        answers: list[PastAnswer] = response.answers
+        return answers
+
+    # Watching -------------------------------------------------------------------------------------
+
+    @property
+    def status(self) -> CacheStatus | None:
+        """The newest that the node said of itself; None before the first."""
+        return self._seen.status if self._seen is not None else None
+
+    async def state(self) -> str:
+        """Of the node's lifecycle: "active", "inactive", "unconfigured", "finalized", or that of a
+        transition, such as "configuring"."""
+        response = await self._call("get_state", GetState.Request(), self.patience)
+        label: str = response.current_state.label
+        return label
+
+    async def is_there(self) -> bool:
+        """Whether the node is on the graph.
+
+        Raises NodeUnavailableError where two bear its name.
+        """
+        seen = await self._seen_names()
+        refuse_second(seen, self.name)
+        return bool(seen)
+
+    async def watch(self) -> AsyncIterator[Event]:
+        """Every status, answer and diagnostic status of the node as they come, from the last status
+        and answer on.
+
+        Who looks seldom misses the oldest of more than a thousand.
+        """
+        queue: asyncio.Queue[Event] = asyncio.Queue()
+        for event in self._last.values():
+            queue.put_nowait(event)
+        self._watchers.add(queue)
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self._watchers.discard(queue)
+
+    def _take_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            if status.name.startswith(f"{self.name.lstrip('/')}: "):
+                self._tell(status)
+
+    def _tell(self, event: Event) -> None:
+        """In the client's thread."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._spread, event)
+
+    def _spread(self, event: Event) -> None:
+        if not isinstance(event, DiagnosticStatus):
+            self._last[type(event)] = event
+        for queue in self._watchers:
+            if queue.qsize() >= KEPT_EVENTS:
+                queue.get_nowait()
+            queue.put_nowait(event)
+
+    async def until_ready(self) -> None:
+        """Wait until the node can be asked.
+
+        Raises NodeUnavailableError after ``patience``, with the reason.
+        """
+        assert self._seen is not None
+        end = time.monotonic() + self.patience
+        while why := self._why_not_ready(self._seen):
+            if time.monotonic() > end:
+                if not await self.is_there():
+                    why = "it has left the graph"
+                raise NodeUnavailableError(
+                    f"the node {self.name} cannot be asked after {self.patience:.0f} s: {why}"
+                )
+            await asyncio.sleep(STEP)
+        await self.is_there()  # alone
+
+    def _why_not_ready(self, seen: NodeClient) -> str:
+        why = seen.why_not_ready()
+        return why or ("" if self.action.server_is_ready() else "its action ~/ask is away")
+
+    # Settings -------------------------------------------------------------------------------------
+
+    async def get(self, *names: str) -> dict[str, Any]:
+        """Values of these parameters; of all without a name.
+
+        Raises InvalidParameterError for one that it does not have.
+        """
+        listed = await self._call("list_parameters", ListParameters.Request(), self.patience)
+        known = set(listed.result.names)
+        for name in names:
+            if name not in known:
+                raise InvalidParameterError(f"the node {self.name} has no parameter {cut(name)!r}")
+        wanted = list(names) or sorted(known)
+        request = GetParameters.Request(names=wanted)
+        response = await self._call("get_parameters", request, self.patience)
+        values = map(parameter_value_to_python, response.values)
+        return dict(zip(wanted, values, strict=True))
+
+    async def set(self, **values: Any) -> None:
+        """Change parameters, all of them or none; a whole number will do for a float.
+
+        Raises InvalidParameterError for one that it does not have, and with the node's reason, if
+        it refuses.
+        """
+        for name, now in (await self.get(*values)).items() if values else ():
+            if isinstance(now, float) and type(values[name]) is int:
+                values[name] = float(values[name])
+        parameters = [Parameter(n, value=v).to_parameter_msg() for n, v in values.items()]
+        request = SetParametersAtomically.Request(parameters=parameters)
+        response = await self._call("set_parameters_atomically", request, self.patience)
+        if not response.result.successful:
+            raise InvalidParameterError(response.result.reason or "the node refuses it")
+
+    # Orders ---------------------------------------------------------------------------------------
+
+    async def reset(self) -> str:
+        """Let the node forget everything; what it says of it."""
+        return _refuse(await self._call("reset", Trigger.Request()))
+
+    async def pause(self) -> str:
+        """Let the node stop watching; it goes on answering."""
+        return _refuse(await self._call("pause", Trigger.Request(), self.patience))
+
+    async def resume(self) -> str:
+        """Let the node watch again."""
+        return _refuse(await self._call("resume", Trigger.Request(), self.patience))
+
+    async def save(self, name: str = "") -> str:
+        """Save the memory in the node's folder; "": as the node is set."""
+        return _refuse(await self._call("save_memory", SaveMemory.Request(name=name)))
+
+    async def load(self, name: str = "") -> str:
+        """Put a saved memory in the place of the present one; "": as the node is set."""
+        return _refuse(await self._call("load_memory", LoadMemory.Request(name=name)))
+
+    async def _call(self, name: str, request: Any, within: float | None = None) -> Any:
+        """The response of a service of the node.
+
+        Args:
+            within: seconds for the response; None: as long as the node is there, for what takes
+                its time.
+
+        A service that has not yet found the client's side loses its reply, without a word to
+        either: what has to be there soon is asked for three times.
+        """
+        client = self._services[name]
+        begin = time.monotonic()
+        while not client.service_is_ready():
+            if time.monotonic() > begin + (self.patience if within is None else within):
+                raise NodeUnavailableError(await self._why_away(name))
+            await asyncio.sleep(STEP)
+        sent: list[asyncio.Future[Any]] = []
+        begin = time.monotonic()
+        try:
+            while True:
+                waited = time.monotonic() - begin
+                if not sent or (within is not None and waited > len(sent) * within / 3):
+                    sent.append(asyncio.ensure_future(self._send(client, request)))
+                done, _ = await asyncio.wait(sent, timeout=0.1)
+                if done:
+                    return next(iter(done)).result()
+                if within is not None and waited > within:
+                    raise NodeUnavailableError(
+                        f"the node {self.name} did not reply on ~/{name} within {within:.0f} s"
+                    )
+                if not client.service_is_ready():
+                    raise NodeUnavailableError(f"the node {self.name} ended before it replied")
+        finally:
+            for one in sent:
+                one.cancel()
+
+    async def _send(self, client: Any, request: Any) -> Any:
+        return await self.ros.reply(lambda: client.call_async(request))
+
+    async def _why_away(self, service: str) -> str:
+        if not await self.is_there():
+            return f"the node {self.name} has left the graph"
+        state = "" if service == "get_state" else f" (its state is {await self.state()})"
+        return f"the node {self.name} has no service ~/{service}{state}"
+
+
+def nodes_seen_by(node: Node) -> list[str]:
+    """Full names of the nodes of this package that ``node`` knows of: those that can be asked, and
+    those of the usual name, which may not be configured yet."""
+    can_be_asked = {
+        service.removesuffix("/query")
+        for service, types in node.get_service_names_and_types()
+        if QUERY_TYPE in types and service.endswith("/query")
+    }
+    return sorted(
+        name
+        for name in names_seen_by(node)
+        if name in can_be_asked or name.rpartition("/")[2] == USUAL_NAME
+    )
+
+
+def _refuse(response: Any) -> str:
+    """The words of a response; raises StreamVlmError with them where it was no success."""
+    words: str = response.message
+    if not response.success:
+        raise StreamVlmError(words)
+    return words

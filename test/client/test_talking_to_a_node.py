@@ -1,0 +1,394 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""`StreamVlmClient` and ``stream-vlm ask --node``, ``watch`` and ``node``, over DDS."""
+
+import asyncio
+import json
+import threading
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+from node_process import NodeProcess
+from patience import PATIENCE
+from ros_client import Graph
+from ros_client import StreamVlmClient as Camera
+from toy_qwen import save_checkpoint
+from typer.testing import CliRunner
+
+from stream_vlm_ros.cli import app
+from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
+
+rclpy = pytest.importorskip("rclpy")
+pytestmark = pytest.mark.ros
+
+NAME = "/talking/stream_vlm"
+LONG = 15_000  # tokens of an answer that lasts until it is cancelled, on any machine
+FAST = dict(
+    sample_fps=0.0,
+    chunk_frames=2,
+    max_chunk_delay=0.5,
+    status_period=0.2,
+    device="cpu",
+    max_cache_tokens=200,
+    max_tail_tokens=16_384,
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return str(save_checkpoint(tmp_path_factory.mktemp("toy")))
+
+
+@pytest.fixture(scope="module")
+def graph():
+    graph = Graph()
+    yield graph
+    graph.close()
+
+
+@pytest.fixture(scope="module")
+def node(graph, checkpoint, tmp_path_factory):
+    """A node that has seen four frames, with its camera."""
+    file = tmp_path_factory.mktemp("answers") / "answers.sqlite"
+    process = NodeProcess(
+        namespace="talking", model_path=checkpoint, answers_file=str(file), **FAST
+    )
+    try:
+        process.wait_for("the node is active")
+        camera = Camera(graph, "talking")
+        for _ in range(4):
+            camera.send(camera.image())
+        camera.wait_status(lambda status: status.frames == 4)
+        yield SimpleNamespace(process=process, camera=camera, file=file)
+        camera.close()
+    finally:
+        status = process.stop()
+    assert status == 0
+
+
+@pytest.fixture(scope="module")
+def do():
+    """Runs a coroutine in a loop that another thread runs; its value."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield lambda work: asyncio.run_coroutine_threadsafe(work, loop).result(PATIENCE)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+@pytest.fixture(scope="module")
+def client(node, do):
+    from stream_vlm_ros.client import StreamVlmClient
+
+    client = StreamVlmClient(NAME, patience=PATIENCE / 2)
+    do(client.__aenter__())
+    yield client
+    do(client.__aexit__())
+
+
+def terminal(*arguments, status=0):
+    """What a command prints; its exit status is as said."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == status, result.output
+    return result.stdout if status == 0 else result.stderr
+
+
+# Asking -------------------------------------------------------------------------------------------
+
+
+def test_an_answer_comes_piece_by_piece_and_is_the_same_as_a_whole(client, do):
+    async def ask():
+        whole = await client.ask("What is there?", max_new_tokens=12)
+        async with client.stream("What is there?", max_new_tokens=12) as stream:
+            pieces = [piece async for piece in stream]
+            return whole, pieces, await stream.answer()
+
+    whole, pieces, answer = do(ask())
+    assert answer.text == whole.text == "".join(pieces)
+    assert 1 < len(pieces) <= 12 and answer.answer_tokens == 12
+    assert answer.cache_status.frames == 4
+
+
+def test_of_choices_one_is_picked_and_nothing_is_written(client, do):
+    async def ask():
+        async with client.stream("Which?", ["red", "green"]) as stream:
+            return [piece async for piece in stream], await stream.answer()
+
+    pieces, answer = do(ask())
+    assert pieces == [] and answer.text == ("red", "green")[answer.choice_index]
+
+
+def test_an_error_of_the_node_has_its_code_and_its_words(client, do):
+    from stream_vlm_ros.client import AskError
+
+    for options, code in [
+        (dict(question=""), "INVALID_QUESTION"),
+        (dict(question="Hm?", source="kitchen"), "INVALID_PARAMETER"),
+        (dict(question="Hm?", about_ns=(1, 2)), "OUT_OF_HORIZON"),
+        (dict(question="Hm?", choices=["a", ""]), "INVALID_CHOICES"),
+    ]:
+        with pytest.raises(AskError) as refusal:
+            do(client.ask(**options))
+        assert refusal.value.code == code and str(refusal.value)
+
+
+def test_several_questions_and_several_clients_at_once_get_their_own_answers(client, do):
+    from stream_vlm_ros.client import StreamVlmClient
+
+    async def ask():
+        async with StreamVlmClient(NAME) as other:
+            asked = [
+                one.ask(f"Question {number}?", max_new_tokens=2)
+                for number, one in enumerate([client, other] * 3)
+            ]
+            return await asyncio.gather(*asked)
+
+    assert [answer.question for answer in do(ask())] == [f"Question {n}?" for n in range(6)]
+
+
+def test_a_cancelled_answer_is_kept_as_far_as_it_came(client, do):
+    async def ask():
+        async with client.stream("Tell.", max_new_tokens=LONG) as stream:
+            first = await anext(stream)
+            await stream.cancel()
+            return first, await stream.answer()
+
+    first, answer = do(ask())
+    assert answer.text.startswith(first) and answer.finish_reason == "cancelled"
+    assert 0 < answer.answer_tokens < LONG
+
+
+@pytest.mark.parametrize("leaving", ["the task", "the loop over the pieces"])
+def test_who_leaves_early_cancels_the_answer(client, do, leaving):
+    async def ask():
+        if leaving == "the task":
+            ask = client.ask("Leave?", max_new_tokens=LONG)
+            tasks = [asyncio.ensure_future(ask), asyncio.ensure_future(client.ask("Leave too?"))]
+            while client.status.queue_depth == 0:  # one is answered, one waits
+                await asyncio.sleep(0.01)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            assert all(task.cancelled() for task in tasks)
+        else:
+            async with client.stream("Leave?", max_new_tokens=LONG) as stream:
+                async for _ in stream:
+                    break
+        await client.ask("And now?", max_new_tokens=1)
+        return (await client.past_answers(text="leave?", limit=1))[0].answer
+
+    answer = do(ask())
+    assert answer.error_code == answer.CANCELLED
+
+
+def test_a_full_queue_is_said(client, do):
+    from stream_vlm_ros.client import AskError
+
+    async def ask():
+        await client.set(max_questions=1)
+        async with client.stream("First?", max_new_tokens=LONG) as first:
+            await anext(first)
+            async with client.stream("Second?", max_new_tokens=LONG):
+                while client.status.queue_depth == 0:
+                    await asyncio.sleep(0.01)
+                await client.ask("Third?")
+
+    with pytest.raises(AskError, match="wait") as refusal:
+        do(ask())
+    assert refusal.value.code == "QUEUE_FULL"
+    do(client.set(max_questions=8))
+
+
+# Settings and orders ------------------------------------------------------------------------------
+
+
+def test_settings_are_read_changed_and_refused_in_words(client, do):
+    assert do(client.get("max_questions", "device")) == {"max_questions": 8, "device": "cpu"}
+    assert do(client.get())["use_sim_time"] is False
+    do(client.set(no_image_timeout=7))  # a whole number for a float
+    assert do(client.get("no_image_timeout")) == {"no_image_timeout": 7.0}
+    for values, words in [
+        ({"no_image_timeout": -1.0}, "range"),
+        ({"sink_size": 5}, "only while the node is unconfigured"),
+        ({"colour": "red"}, "no parameter 'colour'"),
+    ]:
+        with pytest.raises(InvalidParameterError, match=words):
+            do(client.set(**values))
+
+
+def test_a_paused_node_watches_nothing_says_so_and_answers(client, node, do):
+    before = node.camera.status
+    assert "paused" in do(client.pause())
+    node.camera.send(node.camera.image())
+    status = node.camera.wait_status(lambda s: s.dropped_paused == before.dropped_paused + 1)
+    assert status.paused and status.state == "active" and status.frames == before.frames
+
+    async def health():
+        async for event in client.watch():
+            if getattr(event, "name", "").endswith("image input") and "paused" in event.message:
+                return event.level
+
+    assert do(health()) == b"\x01"  # WARN
+    assert do(client.ask("Still there?", max_new_tokens=1)).error_code == 0
+    do(client.resume())
+    for _ in range(4):
+        node.camera.send(node.camera.image())
+    node.camera.wait_status(lambda s: s.frames == before.frames + 4 and not s.paused)
+    do(client.reset())
+    for _ in range(4):
+        node.camera.send(node.camera.image())
+    node.camera.wait_status(lambda s: s.frames == 4)
+
+
+def test_past_answers_are_found_by_their_text_and_time(client, do):
+    do(client.ask("Is there a Zebra?", max_new_tokens=2))
+    (found,) = do(client.past_answers(text="zebra"))
+    assert found.answer.question == "Is there a Zebra?" and found.answer.answer_tokens == 2
+    assert found.answer.cache_status.levels[0].name == "sink"
+    answered_ns = found.answered.sec * 10**9 + found.answered.nanosec
+    assert do(client.past_answers(from_ns=answered_ns))[0] == found
+    assert do(client.past_answers(to_ns=answered_ns, limit=1)) == [found]
+    assert do(client.past_answers(from_ns=answered_ns + 1, text="zebra")) == []
+
+
+def test_what_the_node_says_can_be_watched(client, do):
+    async def watch():
+        kinds, question = set(), None
+        async for event in client.watch():
+            kinds.add(type(event).__name__)
+            if question is None:
+                question = asyncio.ensure_future(client.ask("Watched?", max_new_tokens=1))
+            if kinds == {"CacheStatus", "Answer", "DiagnosticStatus"}:
+                return await question
+
+    assert do(watch()).question == "Watched?"
+
+
+def test_saving_without_a_folder_is_refused_in_the_nodes_words(client, do):
+    with pytest.raises(StreamVlmError, match="memory_folder"):
+        do(client.save())
+
+
+# Which node ---------------------------------------------------------------------------------------
+
+
+def opened(name="", patience=1.5):
+    """The name of the node that a client finds."""
+    from stream_vlm_ros.client import StreamVlmClient
+
+    async def run():
+        async with StreamVlmClient(name, patience=patience) as client:
+            return client.name
+
+    return asyncio.run(run())
+
+
+@contextmanager
+def stand_in(graph, namespace):
+    """A node of that name, as far as the graph knows."""
+    other = rclpy.create_node("stream_vlm", namespace=namespace, context=graph.context)
+    try:
+        yield
+    finally:
+        other.destroy_node()
+
+
+def test_a_node_that_is_not_there_is_said_with_those_that_are(node):
+    from stream_vlm_ros.client import NodeUnavailableError
+
+    with pytest.raises(NodeUnavailableError, match=f"no node named /other was .*there is {NAME}"):
+        opened("/other", patience=2.0)
+    assert opened(NAME.lstrip("/"), PATIENCE) == opened("", PATIENCE) == NAME
+
+
+def test_of_two_nodes_one_must_be_named_and_two_of_one_name_are_refused(node, graph):
+    from stream_vlm_ros.client import NodeUnavailableError
+
+    with stand_in(graph, "kitchen"):
+        with pytest.raises(NodeUnavailableError, match=f"/kitchen/stream_vlm, {NAME}; say which"):
+            opened()
+        assert opened(NAME, PATIENCE) == NAME
+    with stand_in(graph, "talking"), pytest.raises(NodeUnavailableError, match="two nodes named"):
+        opened(NAME, PATIENCE)
+
+
+def test_a_node_that_is_seen_but_does_not_reply_is_said(node, graph):
+    from stream_vlm_ros.client import NodeUnavailableError
+
+    with stand_in(graph, "dumb"), pytest.raises(NodeUnavailableError, match="does not reply"):
+        opened("/dumb/stream_vlm", patience=0.5)
+
+
+# From a terminal ----------------------------------------------------------------------------------
+
+
+def test_a_question_from_a_terminal(node):
+    printed = terminal("ask", "--node", "What is there?", "--max-new-tokens", 4)
+    question, answer, figures = printed.splitlines()[:3]
+    assert question == "What is there?" and answer and figures.endswith("4 tokens")
+    several = terminal("ask", "Which?", "--node", NAME, "--choices", "red, green", "Again?")
+    assert several.count("> red") + several.count("> green") == 2
+    told = json.loads(terminal("ask", "--node", "What?", "--max-new-tokens", 4, "--json"))
+    assert told["node"] == NAME and told["answers"][0]["answer_tokens"] == 4
+    assert told["answers"][0]["cache_status"]["frames"] == 4
+
+
+def test_a_time_that_is_asked_about_counts_from_the_newest_frame(node):
+    assert "token" in terminal("ask", "--node", "Hm?", "--about", -30, 0, "--max-new-tokens", 1)
+
+
+def test_a_terminals_answer_is_cancelled_after_its_time(node):
+    result = CliRunner().invoke(
+        app, ["ask", "--node", "Tell.", "--max-new-tokens", str(LONG), "--cancel-after", "0.5"]
+    )
+    assert result.exit_code == 1 and result.stdout.rstrip().endswith("cancelled")
+
+
+def test_settings_and_orders_from_a_terminal(node, client, do):
+    assert "8 -> 6" in terminal("node", "set", "max_questions", 6)
+    assert json.loads(terminal("node", "get", "max_questions", "--json")) == {"max_questions": 6}
+    refused = terminal("node", "set", "max_questions", "many", status=2)
+    assert refused == "stream-vlm: max_questions must be a whole number, got 'many'\n"
+    do(client.set(max_questions=8))
+    terminal("node", "pause")
+    assert f"{NAME}   paused" in terminal("node", "list")
+    do(client.resume())
+    assert "What is there?" in terminal("node", "answers", "what is")
+
+
+def test_a_terminal_watches_and_ends_in_time(node):
+    lines = terminal("watch", "--seconds", 1.5).splitlines()
+    assert lines[0].endswith(f"watching {NAME}")
+    assert sum("active: " in line for line in lines) == 1  # the same is not said again
+    kinds = {
+        json.loads(line)["kind"]
+        for line in terminal("watch", "--seconds", 1.5, "--json").splitlines()
+    }
+    assert kinds == {"CacheStatus", "Answer", "DiagnosticStatus"}
+
+
+def test_a_node_that_ends_in_the_middle_of_an_answer_is_said_and_past_answers_stay(
+    client, node, do
+):
+    """The last of this file: it ends the node."""
+
+    async def ask():
+        async with client.stream("Tell.", max_new_tokens=LONG) as stream:
+            await anext(stream)
+            assert await asyncio.to_thread(node.process.stop) == 0
+            await stream.answer()
+
+    with pytest.raises(StreamVlmError) as fault:
+        do(ask())
+    # Either the node still said so itself, or it was gone.
+    assert "ended before it had answered" in str(fault.value) or "stopped" in str(fault.value)
+    from stream_vlm_ros.node.answer_log import AnswerLog
+
+    log = AnswerLog(node.file, 1 << 24, pytest.fail)
+    found = log.find(text="what is there?").result()
+    log.close()
+    assert found.total > 0
