@@ -505,4 +505,4 @@ def test_a_name_that_no_file_can_have_is_refused_in_one_line(tmp_path, monkeypat
     assert result.exit_code == 2
     *before, last = result.stderr.splitlines()
     assert last.startswith("stream-vlm: ")
-    assert all(line.startswith("Model: ") for line in before)
+    assert all(line.startswith("The model is ") for line in before)
