@@ -212,8 +212,8 @@ class RecallingInference(VideoStreamingInference):
             self._pictures.add(frames, stamps)
         finally:
             self._reach()
-        if self._pictures.oldest is not None:  # whose bounds in time hold for all that was seen
-            self._features.let_go_before(self._pictures.oldest)
+        # The store's bound in time holds for all that was seen.
+        self._features.let_go_before(stamps[-1] - self._pictures.store.max_seconds)
         return done
 
     def _append(
