@@ -1,8 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-r"""A released model's shape on a CPU, with random weights: what a chunk, a first and a further token
-cost.
+r"""A released model's shape on a CPU, with random weights: what a chunk and tokens cost.
 
     python bench/large_on_cpu.py --shape 3b --dtype bfloat16 --threads 1 \
         --out bench/results/cpu_3b.json
