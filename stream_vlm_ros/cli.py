@@ -602,7 +602,7 @@ def history(
 
     When it fits best is told; nothing is asked. The model must be the same.
     """
-    from stream_vlm_ros.errors import InvalidParameterError
+    from stream_vlm_ros.errors import InvalidParameterError, OutOfHorizonError
     from stream_vlm_ros.history.folder import held_in
     from stream_vlm_ros.replay.kept import (
         find_folder,
@@ -633,6 +633,10 @@ def history(
     try:
         episodes = engine.search(sentence, about=between, count=count)
         hit = engine.calibration.threshold
+    except OutOfHorizonError:
+        raise OutOfHorizonError(
+            f"nothing lies from {' to '.join(about or ())}; the folder holds {held_text(held)}"
+        ) from None
     finally:
         engine.close()
     if as_json:

@@ -190,10 +190,12 @@ def _frame_store(settings: Settings) -> FrameStore:
 
 def _delayed_batch(settings: Settings, checkpoint: Checkpoint, **options: Any) -> InferenceEngine:
     from stream_vlm_ros.history import DelayedBatchInferenceEngine, SmartFrameManager
+    from stream_vlm_ros.history.room import room_plan
+    from stream_vlm_ros.history.tiers import PictureTier
 
     store = _frame_store(settings)
     try:
-        return DelayedBatchInferenceEngine(
+        engine = DelayedBatchInferenceEngine(
             *checkpoint,
             # Who feeds the engine looks at the stamps: the node's ingest, a replay's source.
             memory=SmartFrameManager(store, target_fps=settings.keep_fps, max_time_gap=math.inf),
@@ -201,6 +203,8 @@ def _delayed_batch(settings: Settings, checkpoint: Checkpoint, **options: Any) -
             max_pixels=settings.sampled_max_pixels,
             **options,
         )
+        engine.memory_plan = room_plan([PictureTier(store).info()], engine.device)
+        return engine
     except BaseException:
         store.close()
         raise

@@ -58,6 +58,12 @@ def test_the_plan_at_the_start_names_every_tier_and_what_is_free(tmp_path):
     )
 
 
+def test_the_plan_of_the_other_engine_is_that_of_its_frames(caplog):
+    engine = load_engine(Settings(device="cpu", engine="delayed_batch"))
+    assert engine.memory_plan == "history: pictures up to 1.1 GB in memory, of 314.6 MB free"
+    assert "lower frame_store_megabytes" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("tiers", "words"),
     [

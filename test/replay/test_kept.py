@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from stream_vlm_ros.cli import app
 from stream_vlm_ros.config import Settings
-from stream_vlm_ros.errors import InvalidParameterError
+from stream_vlm_ros.errors import InvalidParameterError, OutOfHorizonError
 from stream_vlm_ros.history import FrameStore
 from stream_vlm_ros.history.folder import KEYS, Held, erase
 from stream_vlm_ros.history.poses import Pose, PoseTrack
@@ -217,6 +217,8 @@ def test_a_sentence_is_looked_for_and_its_episodes_are_listed(folder, monkeypatc
         calibration = SimpleNamespace(threshold=3.3)
 
         def search(self, text, about=None, count=10):
+            if about == (0.0, 10.0):
+                raise OutOfHorizonError("nothing from 0.000 to 10.000 s is remembered")
             asked.append((text, about, count))
             return [
                 episode(START + 3, START + 4.5, score=4.25),
@@ -242,6 +244,12 @@ def test_a_sentence_is_looked_for_and_its_episodes_are_listed(folder, monkeypatc
     weak = 1
     assert run("history", folder, "an elephant").stdout.startswith(
         "Nothing scores 3.3, as what fits does. The nearest:\n"
+    )
+    beyond = run("history", folder, "a red cup", "--about", 0, 10)
+    assert beyond.exit_code == 2
+    assert (
+        "nothing lies from 0 to 10; the folder holds 20 frames, "
+        "2023-11-14 22:13:20.0 to 22:13:29.0" in beyond.stderr
     )
     wrong = run("history", folder, "cup", "--about", 5, 3)
     assert wrong.exit_code == 2 and "second time of --about is before" in wrong.stderr
