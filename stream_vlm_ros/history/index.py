@@ -534,9 +534,13 @@ class KeyIndex:
                 "accompany the memory with Readout(keys=index.reads)"
             )
         layers = {layer: read.keys(layer) for layer in self.reads}
-        return torch.stack(
-            [layers[layer][read.heads[1][layer].index(head)] for layer, head in self.heads]
-        )
+        places = [(layer, read.heads[1][layer].index(head)) for layer, head in self.heads]
+        in_order = [
+            (layer, at) for layer, heads in read.heads[1].items() for at in range(len(heads))
+        ]
+        if places == in_order:  # as a rule: one call
+            return torch.cat(list(layers.values()))
+        return torch.stack([layers[layer][at] for layer, at in places])
 
     def _slots_for(self, change: Change, tokens: int) -> KeySlots:
         """The slots, which the first chunk decides the size of; room for two such grids at least.
@@ -595,7 +599,7 @@ class KeyIndex:
         parts: Sequence[tuple[int, int]],
         tokens: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys as they are kept, ``[heads, parts, tokens, head_dim]``, and what was taken off.
+        """Keys to be kept, ``[heads, parts, tokens, head_dim]``, and what was taken off.
 
         Args:
             parts: number of the grid, and which part of it.
@@ -618,11 +622,10 @@ class KeyIndex:
         return self._kept(torch.stack(pieces, dim=1))
 
     def _kept(self, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        pages = pages.float()
         if self._common is None:
-            self._common = pages.mean((1, 2))[:, None, None]  # [heads, 1, 1, head_dim]
+            self._common = pages.float().mean((1, 2))[:, None, None]  # [heads, 1, 1, head_dim]
         self._common = self._common.to(pages.device)
-        return (pages - self._common).to(self.dtype), self._common
+        return pages - self._common, self._common  # in float32, as one of them is
 
     def _store(self, new: _Behind) -> None:
         """Put a chunk's keys where they are kept; on another device than they are, later."""
@@ -633,6 +636,7 @@ class KeyIndex:
             self._slots.write(new.slots, new.pages)
             if self._files is None:
                 return
+        new = new._replace(pages=new.pages.to(self.dtype))
         sent = new.on_its_way() if on_gpu else new
         if behind:
             if self._writer is None:
