@@ -171,15 +171,16 @@ class IndexState:
             shared.rows["span"][count - 1], shared.rows["last"][count - 1] = self._span, self._last
             left_out += min(self._span, ticket - int(shared.rows["ticket"][count - 1])) - 1
         shared.rows[count] = (ticket, self.next_serial, 1, *stamps, slots[0], len(slots))
-        return replace(
-            self,
-            grids=count + 1,
-            next_serial=self.next_serial + 1,
-            parts=self.parts + len(slots),
-            left_out=left_out,
-            _rows=shared,
-            _span=1,
-            _last=stamps[1],
+        return IndexState(
+            count + 1,
+            self.next_serial + 1,
+            self.parts + len(slots),
+            left_out,
+            self.slot_bytes,
+            self.epoch,
+            shared,
+            1,
+            stamps[1],
         )
 
     @property
@@ -194,22 +195,25 @@ class _Behind(NamedTuple):
         slots: where they belong.
         pages: ``[heads, slots, tokens, head_dim]``.
         rows: of its grids, where there are files.
-        common: what was taken off, ``[heads, 1, 1, head_dim]``.
+        common: what was taken off, ``[heads, 1, 1, head_dim]``; None where the files know it.
         event: has come when they have arrived on the host.
     """
 
     slots: list[int]
     pages: torch.Tensor
     rows: np.ndarray | None
-    common: torch.Tensor
+    common: torch.Tensor | None
     event: torch.cuda.Event | None = None
 
     def on_its_way(self) -> _Behind:
         """Sent from the GPU to the host; nobody waits."""
         pages, common = (
-            torch.empty(one.shape, dtype=one.dtype, pin_memory=True).copy_(one, non_blocking=True)
+            one
+            if one is None
+            else torch.empty_like(one, device="cpu", pin_memory=True).copy_(one, non_blocking=True)
             for one in (self.pages, self.common)
         )
+        assert pages is not None
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self.pages.device))
         return self._replace(pages=pages, common=common, event=event)
@@ -534,9 +538,13 @@ class KeyIndex:
                 "accompany the memory with Readout(keys=index.reads)"
             )
         layers = {layer: read.keys(layer) for layer in self.reads}
-        return torch.stack(
-            [layers[layer][read.heads[1][layer].index(head)] for layer, head in self.heads]
-        )
+        places = [(layer, read.heads[1][layer].index(head)) for layer, head in self.heads]
+        in_order = [
+            (layer, at) for layer, heads in read.heads[1].items() for at in range(len(heads))
+        ]
+        if places == in_order:  # as a rule: one call
+            return torch.cat(list(layers.values()))
+        return torch.stack([layers[layer][at] for layer, at in places])
 
     def _slots_for(self, change: Change, tokens: int) -> KeySlots:
         """The slots, which the first chunk decides the size of; room for two such grids at least.
@@ -595,7 +603,7 @@ class KeyIndex:
         parts: Sequence[tuple[int, int]],
         tokens: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys as they are kept, ``[heads, parts, tokens, head_dim]``, and what was taken off.
+        """Keys to be kept, ``[heads, parts, tokens, head_dim]``, and what was taken off.
 
         Args:
             parts: number of the grid, and which part of it.
@@ -618,11 +626,10 @@ class KeyIndex:
         return self._kept(torch.stack(pieces, dim=1))
 
     def _kept(self, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        pages = pages.float()
         if self._common is None:
-            self._common = pages.mean((1, 2))[:, None, None]  # [heads, 1, 1, head_dim]
+            self._common = pages.float().mean((1, 2))[:, None, None]  # [heads, 1, 1, head_dim]
         self._common = self._common.to(pages.device)
-        return (pages - self._common).to(self.dtype), self._common
+        return pages - self._common, self._common  # in float32, as one of them is
 
     def _store(self, new: _Behind) -> None:
         """Put a chunk's keys where they are kept; on another device than they are, later."""
@@ -633,6 +640,8 @@ class KeyIndex:
             self._slots.write(new.slots, new.pages)
             if self._files is None:
                 return
+        known = self._files is None or self._files.common is not None
+        new = new._replace(pages=new.pages.to(self.dtype), common=None if known else new.common)
         sent = new.on_its_way() if on_gpu else new
         if behind:
             if self._writer is None:
@@ -681,7 +690,7 @@ class KeyIndex:
             slots.write(new.slots, new.pages)
             return
         files.write_keys(slots, new.slots, new.pages)
-        if files.common is None:
+        if new.common is not None:
             files.write_common(new.common.flatten(1).numpy())
         # The last, since now they have their keys. (One that was left out at once has no row.)
         rows = {row[0]: row for row in new.rows.tolist()} if new.rows is not None else {}

@@ -135,7 +135,7 @@ class Readout:
         """Copy what another of the same heads has read, of its first ``tokens``."""
         for mine, theirs in ((self._queries, other._queries), (self._keys, other._keys)):
             for layer, read in theirs.items():
-                mine.setdefault(layer, []).append(torch.cat(read, dim=1)[:, :tokens].clone())
+                mine.setdefault(layer, []).append(_end_to_end(read)[:, :tokens].clone())
 
     def take(self, layer: int, qkv: torch.Tensor, kv_heads: int, head_dim: int) -> None:
         """Read ``qkv`` as `LayerAttention` is given it."""
@@ -151,11 +151,15 @@ class Readout:
 
     def queries(self, layer: int) -> torch.Tensor:
         """``[heads, n, head_dim]`` of all tokens so far."""
-        return torch.cat(self._queries[layer], dim=1)
+        return _end_to_end(self._queries[layer])
 
     def keys(self, layer: int) -> torch.Tensor:
         """``[kv_heads, n, head_dim]`` of all tokens so far."""
-        return torch.cat(self._keys[layer], dim=1)
+        return _end_to_end(self._keys[layer])
+
+
+def _end_to_end(pieces: list[torch.Tensor]) -> torch.Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
 
 
 # Of parts [kv_heads, h / kv_heads, n, d] with their log-sum-exp, into an output and a log-sum-exp.
