@@ -370,13 +370,14 @@ class StreamVlmNode(TellingLifecycleNode):
             self._ingest.receive(arrival, now_ns, running_ns)
 
     def _on_refused_frame(self, cause: Drop, words: str) -> None:
-        self.figures.last_refusal = words
+        self.figures.refuse(cause, words)
         self._news.tell(cause.value, words, self._warn)
 
     def _on_engine_fault(self, fault: BaseException) -> None:
         if self._worker is not None and self._worker.ended is not None:
             self.get_logger().fatal(f"{self._worker.ended}\n{traced(fault)}")
         elif isinstance(fault, StreamVlmError):
+            self.figures.refuse(Drop.ERROR, cut(str(fault)))
             words = f"a chunk was refused, the stream continues: {cut(str(fault))}"
             self._news.tell("chunk", words, self._error)
         else:
