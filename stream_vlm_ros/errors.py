@@ -203,13 +203,15 @@ def real_number(value: object) -> float | None:
         return None
 
 
-def check_model_folder(path: Path) -> None:
-    """Raise ModelLoadError unless ``path`` is a folder that holds something; whether that is a
-    checkpoint is not seen."""
+def check_model_folder(path: str | Path) -> Path:
+    """The folder, or ModelLoadError unless it holds something; whether that is a checkpoint is not
+    seen."""
     # Of os.path, since those of Path raise for a name that is too long.
-    if os.path.isdir(path):
+    if not isinstance(path, (str, Path)):
+        fault = f"a model folder is named by text, not by {cut(repr(path))}"
+    elif os.path.isdir(path):
         if os.listdir(path):
-            return
+            return Path(path)
         fault = f"{path} is an empty folder"
     elif os.path.exists(path):
         fault = f"{path} is a file, not a model folder"

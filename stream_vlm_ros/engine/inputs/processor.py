@@ -40,8 +40,7 @@ class StreamProcessor:
 
         Raises ModelLoadError naming the folder or file that is missing or unusable.
         """
-        folder = Path(path)
-        check_model_folder(folder)
+        folder = check_model_folder(path)
         template = _load_chat_template(folder)
         tokenizer = _load_tokenizer(folder)
         tokenizer.chat_template = template
