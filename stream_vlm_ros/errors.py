@@ -204,12 +204,10 @@ def real_number(value: object) -> float | None:
 
 
 def check_model_folder(path: str | Path) -> Path:
-    """The folder, with its ``~`` expanded, or ModelLoadError unless it holds something; whether
-    that is a checkpoint is not seen."""
-    if isinstance(path, (str, Path)):
-        path = os.path.expanduser(path)
+    """The folder, or ModelLoadError unless it holds something; whether that is a checkpoint is not
+    seen."""
     # Of os.path, since those of Path raise for a name that is too long.
-    if not isinstance(path, str):
+    if not isinstance(path, (str, Path)):
         fault = f"a model folder is named by text, not by {cut(repr(path))}"
     elif os.path.isdir(path):
         if os.listdir(path):

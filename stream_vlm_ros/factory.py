@@ -33,8 +33,8 @@ def load_model(settings: Settings) -> Checkpoint:
 
     Raises ModelLoadError, DeviceUnavailableError.
     """
-    # Before torch is imported: a wrong path is told at once.
-    folder = check_model_folder(settings.model_path or default_model())
+    folder = Path(settings.model_path or default_model())
+    check_model_folder(folder)  # before torch is imported: a wrong path is told at once
     from stream_vlm_ros.engine import load_checkpoint
 
     return load_checkpoint(folder, settings.device, settings.dtype)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, wraps
+from pathlib import Path
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import InvalidParameterError, ModelLoadError, check_model_folder
@@ -54,8 +55,10 @@ def as_far_as_known(rule: Callable[[str], object]) -> Callable[[str], None]:
 @as_far_as_known
 def check_checkpoint(text: str) -> None:
     """The folder of a checkpoint, or ""; what is in its files is not seen."""
-    if text and not (check_model_folder(text) / "config.json").is_file():
-        raise ModelLoadError(f"{text} has no config.json: not a checkpoint folder")
+    if text:
+        check_model_folder(Path(text))
+        if not (Path(text) / "config.json").is_file():
+            raise ModelLoadError(f"{text} has no config.json: not a checkpoint folder")
 
 
 @as_far_as_known

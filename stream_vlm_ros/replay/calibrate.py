@@ -138,7 +138,7 @@ def run_calibration(
         NotOursError: something other than a calibration is where the file is to be.
         And what loading a model or opening a source raises.
     """
-    folder = check_model_folder(folder)  # what is quick comes first
+    check_model_folder(folder)  # what is quick comes first
     _check(options)
     from stream_vlm_ros.history.calibration import FILE_NAME, NOT_SEEN, check_free
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ class CheckpointInfo:
         Raises ModelLoadError where the folder is missing or is not a Qwen2.5-VL's. Weight files
         that are not whole are named in ``broken``, and count nothing among the parameters.
         """
-        folder = check_model_folder(folder)
+        folder = Path(os.path.expanduser(folder))
         config = _config_of(folder)
         text = config.get("text_config") or config  # older files are flat
         try:
@@ -238,6 +239,7 @@ class PictureCost:
 
 
 def _config_of(folder: Path) -> dict[str, Any]:
+    check_model_folder(folder)
     file = folder / "config.json"
     if not file.is_file():
         raise ModelLoadError(f"{folder} has no config.json, so it is not a checkpoint folder.")

@@ -184,12 +184,6 @@ def test_the_number_format_is_the_one_asked_for():
     assert engine.model.dtype is torch.bfloat16
 
 
-def test_a_model_path_may_begin_at_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "qwen").symlink_to(default_model())
-    assert load_engine(Settings(model_path="~/qwen", device="cpu")).get_cache_info().chunks == 0
-
-
 def test_every_refusal_has_a_code():
     with pytest.raises(StreamVlmError) as refusal:
         load_engine(Settings(model_path="/nowhere"))
