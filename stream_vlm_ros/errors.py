@@ -173,6 +173,13 @@ def cut(text: str, limit: int = MAX_REPEATED) -> str:
     return begun if len(text) <= limit else f"{begun}... ({len(text):,} characters)"
 
 
+def folder_named(path: object) -> Path:
+    """A model's folder as it is named; ModelLoadError for what names none, such as None."""
+    if not isinstance(path, (str, Path)):
+        raise ModelLoadError(f"a model folder is named by text, not by {cut(repr(path))}")
+    return Path(path)
+
+
 def in_words(error: Exception) -> str:
     """Another library's error in one line of the log: its kind, and how its message begins."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
@@ -203,15 +210,13 @@ def real_number(value: object) -> float | None:
         return None
 
 
-def check_model_folder(path: str | Path) -> Path:
-    """The folder, or ModelLoadError unless it holds something; whether that is a checkpoint is not
-    seen."""
+def check_model_folder(path: Path) -> None:
+    """Raise ModelLoadError unless ``path`` is a folder that holds something; whether that is a
+    checkpoint is not seen."""
     # Of os.path, since those of Path raise for a name that is too long.
-    if not isinstance(path, (str, Path)):
-        fault = f"a model folder is named by text, not by {cut(repr(path))}"
-    elif os.path.isdir(path):
+    if os.path.isdir(path):
         if os.listdir(path):
-            return Path(path)
+            return
         fault = f"{path} is an empty folder"
     elif os.path.exists(path):
         fault = f"{path} is a file, not a model folder"

@@ -131,6 +131,8 @@ def test_what_names_no_folder_is_refused_as_such(path):
     for made in (StreamQwenModel, StreamProcessor):
         with pytest.raises(ModelLoadError, match="model folder"):
             made.from_pretrained(path)
+    with pytest.raises(ModelLoadError, match="model folder"):
+        load_checkpoint(path)
 
 
 def test_the_dtype_asked_for_is_the_dtype_of_model_and_memory(folder, processor, toys):

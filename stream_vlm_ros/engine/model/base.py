@@ -56,7 +56,7 @@ from stream_vlm_ros.engine.inputs.frames import PatchGrid
 from stream_vlm_ros.errors import (
     InvalidParameterError,
     ModelLoadError,
-    check_model_folder,
+    folder_named,
     in_words,
 )
 from stream_vlm_ros.owned import place_to_write
@@ -305,7 +305,7 @@ class StreamModel(nn.Module, ABC):
             InvalidParameterError: an argument that means nothing here.
         """
         _refuse(unknown)
-        folder = check_model_folder(path)
+        folder = folder_named(path)
         checkpoint = CheckpointFiles.find(folder)
         config = cls.read_config(folder)
         wanted = _dtype_named(torch_dtype if dtype is None else dtype)
