@@ -175,6 +175,13 @@ def cut(text: str, limit: int = MAX_REPEATED) -> str:
     return begun if len(text) <= limit else f"{begun}... ({len(text):,} characters)"
 
 
+def folder_named(path: object) -> Path:
+    """A model's folder as it is named; ModelLoadError for what names none, such as None."""
+    if not isinstance(path, (str, Path)):
+        raise ModelLoadError(f"a model folder is named by text, not by {cut(repr(path))}")
+    return Path(path)
+
+
 def in_words(error: Exception) -> str:
     """Another library's error in one line of the log: its kind, and how its message begins."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -17,7 +17,7 @@ from stream_vlm_ros.engine.model.base import StreamModel
 from stream_vlm_ros.engine.model.device import resolve_device, resolve_dtype
 from stream_vlm_ros.engine.model.qwen2_5_vl import StreamQwenModel
 from stream_vlm_ros.engine.model.weights import CheckpointFiles
-from stream_vlm_ros.errors import ModelLoadError
+from stream_vlm_ros.errors import ModelLoadError, folder_named
 
 # By the ``model_type`` of config.json.
 FAMILIES: dict[str, type[StreamModel]] = {"qwen2_5_vl": StreamQwenModel}
@@ -51,7 +51,7 @@ def load_checkpoint(
     """
     place = resolve_device(device)
     number_format = resolve_dtype(dtype, place)
-    folder = Path(os.path.expanduser(folder))
+    folder = Path(os.path.expanduser(folder_named(folder)))
     # What is quick comes first, and names what is missing.
     CheckpointFiles.find(folder)
     family = family_of(folder)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from threading import Lock
@@ -163,7 +163,7 @@ class InputFacts:
     messages_lost: int
     newly_lost: int  # of them, since the last status
     publishers: tuple[str, ...]  # the nodes that publish on the topic
-    last_refusal: str
+    refusals: Mapping[str, str]  # the last words of each kind of drop, the newest last
     qos: str
     paused: bool = False
 
@@ -221,7 +221,7 @@ class Figures:
     Attributes:
         counters: what became of every frame.
         monitor: of the images that arrive.
-        last_refusal: of a frame, in words.
+        refusals: the last words about each kind of drop that had any, the newest last.
     """
 
     ON_PURPOSE = (Drop.SAMPLING, Drop.INACTIVE, Drop.PAUSED, Drop.RESET)
@@ -229,10 +229,15 @@ class Figures:
     def __init__(self) -> None:
         self.counters = FrameCounters()
         self.monitor = InputMonitor()
-        self.last_refusal = ""
+        self.refusals: dict[str, str] = {}
         self._reported_drops = dict.fromkeys(Drop, 0)
         self._reported_lost = 0
         self.clock = RunningClock()
+
+    def refuse(self, cause: Drop, words: str) -> None:
+        """Remember why frames were dropped."""
+        others = {name: told for name, told in self.refusals.items() if name != cause.value}
+        self.refusals = others | {cause.value: words}
 
     def input_facts(
         self,
@@ -270,7 +275,7 @@ class Figures:
             messages_lost=lost,
             newly_lost=newly_lost,
             publishers=source.publishers(),
-            last_refusal=self.last_refusal,
+            refusals=self.refusals,
             qos="reliable" if source.reliable else "best effort",
             paused=paused,
         )
@@ -328,8 +333,8 @@ def input_health(facts: InputFacts) -> Health:
     }
     if facts.publishers:
         values["publishers"] = ", ".join(facts.publishers)
-    if facts.last_refusal:
-        values["last_refusal"] = facts.last_refusal
+    if facts.refusals:
+        values["last_refusal"] = list(facts.refusals.values())[-1]
     return Health("image input", level, message, values)
 
 
@@ -342,9 +347,12 @@ def _judge_input(facts: InputFacts) -> tuple[Level, str]:
         return Level.OK, "not active: images are counted and dropped"
     if facts.paused:
         return Level.WARN, "paused: images are counted and dropped until ~/resume is called"
-    faults = [f"{count} {_FAULT_WORDS[name]}" for name, count in facts.new_faults.items() if count]
-    if faults and facts.last_refusal:
-        faults[-1] += f" (last: {facts.last_refusal})"
+    faults = [
+        f"{count} {_FAULT_WORDS[name]}"
+        + (f" (last: {facts.refusals[name]})" if name in facts.refusals else "")
+        for name, count in facts.new_faults.items()
+        if count
+    ]
     if facts.newly_lost > 0:
         faults.append(f"{facts.newly_lost} images lost on their way ({facts.qos}): {LARGE_IMAGES}")
     if len(facts.publishers) > 1:

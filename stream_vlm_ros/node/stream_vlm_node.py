@@ -18,7 +18,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
-from rclpy.exceptions import InvalidHandle
+from rclpy.exceptions import InvalidHandle, InvalidTopicNameException
 from rclpy.lifecycle import TransitionCallbackReturn
 from stream_vlm.msg import CacheStatus
 
@@ -39,7 +39,7 @@ from stream_vlm_ros.node.ask_server import LATCHED, AskServer
 from stream_vlm_ros.node.counters import Drop
 from stream_vlm_ros.node.error_log import ErrorLog, Forwarding, News, traced
 from stream_vlm_ros.node.health import InputMonitor
-from stream_vlm_ros.node.image_input import ImageInput
+from stream_vlm_ros.node.image_input import ImageInput, RCLError
 from stream_vlm_ros.node.image_thread import ImageThread
 from stream_vlm_ros.node.ingest import FrameIngest
 from stream_vlm_ros.node.lifecycle import TellingLifecycleNode, transition
@@ -160,6 +160,7 @@ class StreamVlmNode(TellingLifecycleNode):
 
     def _configure(self) -> None:
         self.parameters = Settings.of(read(self, PARAMETERS.values()))
+        self._check_pose_topic()
         self._clear_figures()
         self._warnings = Forwarding(self._warn)
         worker = self._make_worker()
@@ -169,7 +170,7 @@ class StreamVlmNode(TellingLifecycleNode):
         )
         if self.parameters.load_memory_at_start:
             words = keeper.load_at_start()
-            (self._on_unsaved if keeper.state.error else self.get_logger().info)(words)
+            (self._on_unsaved if keeper.state.error else self._info)(cut(words))
         self._status = self.create_publisher(CacheStatus, "~/cache_status", LATCHED)
         # From here on the reports of another thread use what was made above.
         self.annotated = AnnotatedImage(self)
@@ -210,6 +211,14 @@ class StreamVlmNode(TellingLifecycleNode):
         """An answer could not be kept; it was given all the same."""
         self._news.tell("answers", f"an answer is not kept: {fault}", self._error)
 
+    def _check_pose_topic(self) -> None:
+        """Before a model is loaded, and a folder taken, for nothing."""
+        try:
+            self.resolve_topic_name(self.parameters.pose_topic or "pose")
+        except (RCLError, InvalidTopicNameException):
+            words = f"pose_topic is no name of a topic: {cut(repr(self.parameters.pose_topic))}"
+            raise InvalidParameterError(words) from None
+
     def _read_poses(self, worker: EngineWorker) -> PoseInput:
         """Keep poses as long as frames, and where these are kept."""
         from stream_vlm_ros.history.poses import PoseTrack  # with torch, which is loaded by now
@@ -225,7 +234,7 @@ class StreamVlmNode(TellingLifecycleNode):
         try:
             track = make(folder)
         except FrameStoreError as refusal:
-            self.get_logger().error(f"poses are kept in memory alone: {refusal}")
+            self.get_logger().error(f"poses are kept in memory alone: {cut(str(refusal))}")
             track = make()
         worker.poses = track
         return PoseInput(self, parameters, track)
@@ -248,7 +257,7 @@ class StreamVlmNode(TellingLifecycleNode):
             self.get_logger().warning(
                 f"{warning}; set model_path to a folder with another Qwen2.5-VL checkpoint"
             )
-        self.get_logger().info(f"loading the model {self.parameters.model_path}".rstrip())
+        self.get_logger().info(f"loading the model {cut(self.parameters.model_path)}".rstrip())
         self._worker.start()
         return self._worker
 
@@ -406,13 +415,14 @@ class StreamVlmNode(TellingLifecycleNode):
             self._ingest.receive(arrival, now_ns, running_ns)
 
     def _on_refused_frame(self, cause: Drop, words: str) -> None:
-        self.figures.last_refusal = words
+        self.figures.refuse(cause, words)
         self._news.tell(cause.value, words, self._warn)
 
     def _on_engine_fault(self, fault: BaseException) -> None:
         if self._worker is not None and self._worker.ended is not None:
             self.get_logger().fatal(f"{self._worker.ended}\n{traced(fault)}")
         elif isinstance(fault, StreamVlmError):
+            self.figures.refuse(Drop.ERROR, cut(str(fault)))
             words = f"a chunk was refused, the stream continues: {cut(str(fault))}"
             self._news.tell("chunk", words, self._error)
         else:
@@ -428,7 +438,7 @@ class StreamVlmNode(TellingLifecycleNode):
     def _on_unsaved(self, words: str) -> None:
         """A memory could not be saved or loaded, and nobody waits to be told."""
         if self.context.ok():
-            self.get_logger().error(words)
+            self.get_logger().error(cut(words))
 
     def _why_empty(self) -> str:
         """Why a question finds no image in memory; asked for in the engine's thread."""

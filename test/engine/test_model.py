@@ -126,6 +126,15 @@ def test_an_argument_that_means_nothing_here_is_refused_by_its_name(folder, opti
         StreamQwenModel.from_pretrained(folder, **option)
 
 
+@pytest.mark.parametrize("path", [None, 5, b"/model", "\0", "x" * 10_000])
+def test_what_names_no_folder_is_refused_as_such(path):
+    for made in (StreamQwenModel, StreamProcessor):
+        with pytest.raises(ModelLoadError, match="model folder"):
+            made.from_pretrained(path)
+    with pytest.raises(ModelLoadError, match="model folder"):
+        load_checkpoint(path)
+
+
 def test_the_dtype_asked_for_is_the_dtype_of_model_and_memory(folder, processor, toys):
     model = StreamQwenModel.from_pretrained(folder, torch_dtype=torch.bfloat16).to("cpu").eval()
     engine = VideoStreamingInference(model, processor)

@@ -9,7 +9,9 @@ import threading
 import pytest
 
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
+from stream_vlm_ros.node.counters import Drop
 from stream_vlm_ros.node.health import (
+    Figures,
     InputFacts,
     InputMonitor,
     Level,
@@ -107,7 +109,7 @@ def facts(**changes):
         messages_lost=0,
         newly_lost=0,
         publishers=("/robot/camera",),
-        last_refusal="",
+        refusals={},
         qos="reliable",
     )
     return InputFacts(**{**values, **changes})
@@ -148,6 +150,23 @@ def test_the_level_means_something():
     for given, level, words in cases:
         health = input_health(given)
         assert health.level == level and words in health.message, health
+
+
+def test_each_kind_of_drop_is_told_with_its_own_cause():
+    figures = Figures()
+    for cause, words in (
+        (Drop.INVALID_IMAGE, "unknown encoding"),
+        (Drop.ERROR, "larger than the cap"),
+        (Drop.INVALID_IMAGE, "no pixels"),
+    ):
+        figures.refuse(cause, words)
+    drops = {"dropped_overflow": 4, "dropped_invalid_image": 2, "dropped_error": 1}
+    told = input_health(facts(new_faults=drops, refusals=figures.refusals))
+    slow, unusable, refused = told.message.split("; ")
+    assert slow.startswith("4 frames dropped because the model is slower") and "(last" not in slow
+    assert unusable == "2 unusable images (last: no pixels)"
+    assert refused == "1 frames in chunks that the model refused (last: larger than the cap)"
+    assert told.values["last_refusal"] == "no pixels"
 
 
 def test_silence_is_news_once_and_again_for_another_cause_or_after_images():

@@ -551,13 +551,20 @@ def test_a_transition_that_fails_is_logged_and_can_be_tried_again(connect, start
     node.wait_for("the node waits unconfigured")
     client = connect("fails")
     assert "configure failed" in node.output and str(missing) in node.output
-    assert "Traceback" not in node.output
     assert client.state() == "unconfigured"
     health = client_diagnostic(client, "model and memory", lambda d: d.level == b"\x02")
     assert str(missing) in health.message
     assert not client.change_state("configure")
+    assert client.set_parameter("pose_topic", "no topic\x1b[31m").successful
+    assert not client.change_state("configure")
+    node.wait_for("pose_topic is no name of a topic: 'no topic\\x1b[31m'")
+    assert client.set_parameter("pose_topic", "").successful
+    assert client.set_parameter("model_path", f"{missing}\x1b[31m\n").successful
+    assert not client.change_state("configure")
+    node.wait_for(f"loading the model {missing}\\x1b[31m\\n")
     assert client.set_parameter("model_path", "").successful
     assert client.change_state("configure") and client.change_state("activate")
+    assert "Traceback" not in node.output and all(line.isprintable() for line in node.lines)
     fill(client, 2)
     assert client.ask().error_code == 0
 

@@ -20,6 +20,7 @@ from stream_vlm_ros.errors import (
     InvalidParameterError,
     ModelLoadError,
     check_model_folder,
+    folder_named,
 )
 
 
@@ -40,7 +41,7 @@ class StreamProcessor:
 
         Raises ModelLoadError naming the folder or file that is missing or unusable.
         """
-        folder = Path(path)
+        folder = folder_named(path)
         check_model_folder(folder)
         template = _load_chat_template(folder)
         tokenizer = _load_tokenizer(folder)

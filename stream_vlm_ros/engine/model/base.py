@@ -53,7 +53,12 @@ from stream_vlm_ros.engine.cache.buffer import KVShape
 from stream_vlm_ros.engine.cache.mrope import MultimodalRotary
 from stream_vlm_ros.engine.cache.requests import Fork
 from stream_vlm_ros.engine.inputs.frames import PatchGrid
-from stream_vlm_ros.errors import InvalidParameterError, ModelLoadError, in_words
+from stream_vlm_ros.errors import (
+    InvalidParameterError,
+    ModelLoadError,
+    folder_named,
+    in_words,
+)
 from stream_vlm_ros.owned import place_to_write
 
 from .weights import CheckpointFiles, fill, save
@@ -300,7 +305,7 @@ class StreamModel(nn.Module, ABC):
             InvalidParameterError: an argument that means nothing here.
         """
         _refuse(unknown)
-        folder = Path(path)
+        folder = folder_named(path)
         checkpoint = CheckpointFiles.find(folder)
         config = cls.read_config(folder)
         wanted = _dtype_named(torch_dtype if dtype is None else dtype)
