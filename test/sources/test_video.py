@@ -360,12 +360,6 @@ def test_a_part_of_a_transport_stream_begins_where_it_was_asked_for(tmp_path, co
     assert source.state.damage is None and source.state.notes == []
 
 
-def test_a_part_of_a_program_stream_begins_where_it_was_asked_for(tmp_path):
-    source = VideoSource(write_intra(tmp_path / "a.mpg", range(0, 10_000, 100), "mpeg"), start=5.0)
-    stamps = [frame.stamp_ns for frame in source]
-    assert stamps[:40] == [n * 100 * MS for n in range(50, 90)]
-
-
 @pytest.mark.parametrize("container", ["mpegts", "mpeg"])
 def test_files_put_end_to_end_are_read_as_one_and_it_is_said(tmp_path, container):
     path = write_intra(tmp_path / "a", range(0, 10_000, 100), container)
