@@ -281,7 +281,7 @@ class Clock:
                 if self._arrives_by(container, start_ns):
                     container.seek(target, stream=self._stream)
                     return True
-        except av.FFmpegError:
+        except (av.FFmpegError, IndexError):
             self._notes.append("The file has no index to jump by; it was read from its start.")
         return False
 
