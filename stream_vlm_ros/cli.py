@@ -176,8 +176,8 @@ def ask(
         str,
         typer.Argument(
             metavar="VIDEO",
-            help="A video, a bag, a folder of images, /dev/video0, or world:SEED; - for none, with "
-            "--load-memory. Left out with --node.",
+            help="A video, a bag, a folder of images, /dev/video0, rtsp://..., or world:SEED; - "
+            "for none, with --load-memory. Left out with --node.",
         ),
     ] = "",
     questions: Annotated[
@@ -330,7 +330,8 @@ def replay(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="A rosbag, a video, a folder of images, or world:SEED."
+            metavar="SOURCE",
+            help="A rosbag, a video, a folder of images, rtsp://..., or world:SEED.",
         ),
     ],
     questions: Annotated[Path, typer.Option(help="File of timed questions (docs/replay.md).")],

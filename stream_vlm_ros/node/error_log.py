@@ -55,43 +55,29 @@ class News:
 
 @dataclass
 class ErrorLog:
-    """Logs an error with its traceback, and from time to time the number of its repetitions.
+    """Logs an error with its traceback, and what comes of it again by ``news``, without.
 
-    An error is a repetition if it has the same type and was raised at the same line of the same
+    An error comes again if it has the same type and was raised at the same line of the same
     callback. Safe to use from several threads.
 
     Args:
         write: takes a text for the log.
-        period: minimum seconds between two texts about the same error.
-        clock: seconds that never run backwards.
     """
 
     write: Callable[[str], object]
-    period: float = 10.0
-    clock: Callable[[], float] = time.monotonic
-    _logged: dict[tuple[object, ...], float] = field(default_factory=dict)
-    _pending: dict[tuple[object, ...], int] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    news: News
+    _known: set[str] = field(default_factory=set)
 
     def report(self, where: str, fault: BaseException) -> None:
         """``fault`` was raised in the callback named by ``where``; the node continues."""
         lines = [(frame.f_code, line) for frame, line in traceback.walk_tb(fault.__traceback__)]
-        kind = (where, type(fault), *lines[-1:])
-        now = self.clock()
-        with self._lock:
-            logged = self._logged.get(kind)
-            if logged is not None and now - logged < self.period:
-                self._pending[kind] += 1
-                return
-            repeated = self._pending.get(kind, 0)
-            self._logged[kind], self._pending[kind] = now, 0
-        if logged is None:
-            self.write(f"{where} failed, the node continues:\n{traced(fault)}")
+        kind = f"{where} {type(fault)} {lines[-1:]}"
+        if kind in self._known:
+            self.news.tell(kind, f"{where} failed again: {cut(repr(fault))}", self.write)
         else:
-            self.write(
-                f"{where} failed again, {repeated + 1} times since the last message: "
-                f"{cut(repr(fault))}"
-            )
+            self._known.add(kind)
+            words = f"{where} failed, the node continues:\n{traced(fault)}"
+            self.news.tell(kind, words, self.write)
 
 
 class Forwarding(logging.Handler):

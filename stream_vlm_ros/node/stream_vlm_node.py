@@ -82,9 +82,9 @@ class StreamVlmNode(TellingLifecycleNode):
         self, *, load: Callable[[Settings], InferenceEngine] = load_engine, **node_arguments: Any
     ) -> None:
         super().__init__("stream_vlm", **node_arguments)
-        self.error_log = ErrorLog(lambda text: self.get_logger().error(text))
         self._news = News()
         self._warnings: Forwarding | None = None
+        self.error_log = ErrorLog(lambda text: self.get_logger().error(text), self._news)
         self._load = load
         self._worker: EngineWorker | None = None
         self._card = ModelCard("not loaded")

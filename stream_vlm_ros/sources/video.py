@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
@@ -18,6 +18,7 @@ import av.video.reformatter
 import numpy as np
 from av import Packet, VideoFrame
 from av.container import InputContainer
+from av.format import Flags
 from av.sidedata.sidedata import SideData, Type
 from av.stream import Disposition
 from av.video.stream import VideoStream
@@ -150,11 +151,10 @@ class VideoSource(Source):
         picture = RgbConverter(self._scale)
         start_ns = round(self._start * SECOND)
         end_ns = None if self._end is None else round(self._end * SECOND)
-        with self._open() as container:
-            stream = self._video_stream(container)
-            clock = Clock(stream, self.rate, state)
-            if start_ns and not self.live:
-                clock.seek(container, start_ns)
+        with ExitStack() as stack:
+            container, stream, clock = self._begun(stack, state)
+            if start_ns and not self.live and not clock.seek(container, start_ns):
+                container, stream, clock = self._begun(stack, state)
             try:
                 decoded_frames = decode(container, stream, state, self._limit, self._stopped)
                 for offset, decoded in self._timed(clock, container, decoded_frames):
@@ -174,6 +174,13 @@ class VideoSource(Source):
             finally:  # also where nobody wants the rest
                 self._note_losses(clock, state)
             self._look_for_damage(stream, clock, state)
+
+    def _begun(
+        self, stack: ExitStack, state: SourceState
+    ) -> tuple[InputContainer, VideoStream, Clock]:
+        container = stack.enter_context(self._open())
+        stream = self._video_stream(container)
+        return container, stream, Clock(stream, self.rate, state)
 
     def _timed(
         self, clock: Clock, container: InputContainer, frames: Iterator[VideoFrame]
@@ -254,24 +261,49 @@ class Clock:
         self.first_ns = self.last_ns = -1
         self._rate = rate
 
-    def seek(self, container: InputContainer, start_ns: int) -> None:
-        """Go to a key frame at or before ``start_ns``; where that fails, read from the start."""
+    def seek(self, container: InputContainer, start_ns: int) -> bool:
+        """Go to a key frame at or before ``start_ns``; False: the file is to be read from its
+        start, and opened again for it."""
         base = self._stream.time_base
-        if self._origin is None or base is None:
-            return
+        # In the middle of a program stream FFmpeg's stamps are off by parts of a picture.
+        if self._origin is None or base is None or container.format.name == "mpeg":
+            return False
+        if not self._goes_on(container, start_ns):
+            return False
         # Where there is no index (MPEG), FFmpeg may land behind the key frame: then from earlier.
         try:
-            for earlier in accumulate([0, 2, 8, 32, 128, math.inf]):
+            for earlier in accumulate([0, 2, 8, 32, 128]):
                 ticks = max(0, start_ns - earlier * SECOND) * base.denominator
-                target = self._origin + int(ticks) // (base.numerator * SECOND)
+                target = self._origin + ticks // (base.numerator * SECOND)
                 container.seek(target, stream=self._stream)
                 if not ticks:
-                    return
+                    return True
                 if self._arrives_by(container, start_ns):
                     container.seek(target, stream=self._stream)
-                    return
-        except av.FFmpegError:
+                    return True
+        except (av.FFmpegError, IndexError):
             self._notes.append("The file has no index to jump by; it was read from its start.")
+        return False
+
+    def _goes_on(self, container: InputContainer, start_ns: int) -> bool:
+        """Whether the file's clock is not set back up to ``start_ns``, where its kind allows that:
+        else FFmpeg, which jumps by that clock, does not find the place."""
+        base, newest = self._stream.time_base, self._origin
+        if Flags.ts_discont not in Flags(container.format.flags) or base is None or newest is None:
+            return True
+        end = newest + start_ns * base.denominator // (base.numerator * SECOND)
+        try:
+            for packet in container.demux(self._stream):
+                if packet.dts is None:
+                    continue
+                if packet.dts < newest - base.denominator // base.numerator:
+                    return False
+                newest = max(newest, packet.dts)
+                if newest > end:
+                    return True
+        except (av.FFmpegError, IndexError):
+            return False
+        return False
 
     def _arrives_by(self, container: InputContainer, start_ns: int) -> bool:
         """Whether the first whole frame to be decoded next is not later than ``start_ns``."""

@@ -107,6 +107,7 @@ def here(graph, connect, fake_engine, request):
     from rclpy.parameter import Parameter
     from rclpy.signals import SignalHandlerOptions
 
+    from stream_vlm_ros.node.error_log import ErrorLog, News
     from stream_vlm_ros.node.spinning import THREADS, spin
     from stream_vlm_ros.node.stream_vlm_node import StreamVlmNode
 
@@ -121,7 +122,7 @@ def here(graph, connect, fake_engine, request):
         parameter_overrides=[Parameter(name, value=value) for name, value in settings.items()],
     )
     said = []
-    node.error_log.write, node.error_log.period = said.append, math.inf
+    node.error_log = ErrorLog(said.append, News(math.inf))
     executor = MultiThreadedExecutor(THREADS, context=context)
     executor.add_node(node)
     thread = threading.Thread(target=spin, args=(executor, node), daemon=True)

@@ -25,7 +25,7 @@ def raised(fault):
 
 def test_a_fault_is_told_once_with_its_traceback_and_its_repetitions_as_a_number():
     now, said = [0.0], []
-    log = ErrorLog(said.append, period=10.0, clock=lambda: now[0])
+    log = ErrorLog(said.append, News(10.0, lambda: now[0]))
     for _ in range(1000):
         log.report("~/query", raised(ValueError("boom")))
     assert len(said) == 1
@@ -37,7 +37,7 @@ def test_a_fault_is_told_once_with_its_traceback_and_its_repetitions_as_a_number
 
 def test_a_fault_that_quotes_what_was_sent_prints_as_text():
     said = []
-    log = ErrorLog(said.append)
+    log = ErrorLog(said.append, News())
     log.report("~/query", raised(ValueError("\x1b[2Jboom\r\x07")))
     assert said[0].replace("\n", "").isprintable() and "\\x1b[2Jboom" in said[0]
 
@@ -54,7 +54,7 @@ def test_what_the_engine_warns_of_goes_to_the_nodes_log_while_it_has_one():
 
 def test_faults_of_another_kind_place_or_callback_are_told_each():
     said = []
-    log = ErrorLog(said.append)
+    log = ErrorLog(said.append, News())
     log.report("~/query", raised(ValueError("boom")))
     log.report("~/query", raised(KeyError("boom")))
     log.report("~/ask", raised(ValueError("boom")))

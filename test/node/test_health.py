@@ -57,6 +57,15 @@ def test_rates_fall_to_zero_with_the_camera_and_recover_at_once(rate):
     assert monitor.stamp_rate(back) == monitor.arrival_rate(back) == pytest.approx(rate)
 
 
+def test_after_a_silence_the_rate_of_the_stamps_is_that_of_what_has_come_since():
+    """Also where the stamps' own gap is too short for a silence: a player that was held up."""
+    monitor = monitor_of(60, rate=10)
+    stamp, now = 106_800_000_000, 120 * SECOND  # 0.9 s and 14.1 s after the last
+    for number in range(2):
+        monitor.record(stamp + number * SECOND // 10, now + number * SECOND // 10)
+    assert monitor.stamp_rate(now + SECOND // 10) == pytest.approx(10)
+
+
 def test_a_clock_that_is_set_does_not_change_the_rate_of_the_stamps():
     monitor = monitor_of(100, rate=10)
     last, day = 100 * SECOND + 99 * SECOND // 10, 86_400 * SECOND

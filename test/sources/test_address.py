@@ -7,6 +7,7 @@ import http.server
 import io
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,12 +28,21 @@ def jpeg(index):
 
 
 class Camera(http.server.SimpleHTTPRequestHandler):
-    """Files of a folder; ``/live``: ten pictures; ``/stalling``: and then nothing any more."""
+    """Files of a folder; ``/live``: ten pictures; ``/stalling``: and then nothing any more;
+    ``/half/FILE``: the connection ends in the middle."""
 
     def log_message(self, *_):
         pass
 
     def do_GET(self):
+        if self.path.startswith("/half/"):
+            self.path = self.path.removeprefix("/half")
+            data = Path(self.translate_path(self.path)).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[: len(data) // 2])
+            return None
         if self.path.split("?")[0] not in ("/live", "/stalling"):
             return super().do_GET()
         self.send_response(200)
@@ -75,6 +85,15 @@ def test_a_file_on_a_server_is_read_as_the_file_is(served, tmp_path, name):
     for ours, theirs in zip(source, whole, strict=True):
         assert ours.stamp_ns == theirs.stamp_ns and np.array_equal(ours.image, theirs.image)
     assert source.state == whole.state
+
+
+def test_a_file_whose_server_goes_away_gives_its_beginning_and_says_so(served, tmp_path):
+    write_video(tmp_path / "a.mkv", "ffv1", count=40)
+    source = open_source(served("half/a.mkv"))
+    assert not source.live
+    assert 10 < len(list(source)) < 25
+    assert "Everything before was read" in source.state.damage
+    assert "secret" not in str(source.state)
 
 
 def test_a_stream_goes_by_its_own_times_from_its_arrival_on(served, tmp_path):

@@ -3,6 +3,7 @@
 
 import io
 from fractions import Fraction
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -10,8 +11,8 @@ import pytest
 from PIL import Image
 
 from stream_vlm_ros.errors import InvalidParameterError, SourceNotFoundError, SourceUnreadableError
-from stream_vlm_ros.sources import VideoSource
-from stream_vlm_ros.sources.video import RgbConverter
+from stream_vlm_ros.sources import SourceState, VideoSource
+from stream_vlm_ros.sources.video import Clock, RgbConverter
 
 from .conftest import HEIGHT, WIDTH, grey_of, write_video
 
@@ -369,6 +370,10 @@ def test_files_put_end_to_end_are_read_as_one_and_it_is_said(tmp_path, container
     assert len(stamps) >= 195 and counts.decoded == 200 == counts.given + counts.unordered
     assert stamps == sorted(set(stamps)) and 19.8 <= stamps[-1] / 1e9 <= 20
     assert any("clock is set back by 9.9 s at 9.9 s" in note for note in source.state.notes)
+    for start in (5.0, 15.0):
+        part = VideoSource(path, start=start, end=start + 1)
+        inside = [stamp for stamp in stamps if start <= stamp / 1e9 < start + 1]
+        assert [frame.stamp_ns for frame in part] == inside and len(inside) >= 9
 
 
 def test_a_clock_that_jumps_ahead_is_said(tmp_path):
@@ -461,6 +466,8 @@ def test_a_stream_that_begins_inside_the_file_ends_nothing(tmp_path):
     source = VideoSource(path)
     assert len(list(source)) == 400
     assert any("further stream begins" in note for note in source.state.notes)
+    late = VideoSource(path, start=30.0)
+    assert [frame.stamp_ns for frame in late] == [frame.stamp_ns for frame in source][300:]
 
 
 @pytest.mark.parametrize("suffix", ["mp3", "flac"])
@@ -520,6 +527,63 @@ def test_a_picture_fewer_than_announced_is_said(tmp_path):
     source = VideoSource(path)
     assert len(list(source)) == 99
     assert any("announces" in note for note in source.state.notes)
+
+
+def test_a_picture_fewer_than_announced_is_said_where_no_gap_can_show_it(tmp_path):
+    stamps = [*IRREGULAR[:-1], IRREGULAR[-2] + 100]
+    path = write_video(tmp_path / "a.mov", "mjpeg", stamps)
+    data = bytearray(path.read_bytes())
+    sizes = data.index(b"stsz") + 16  # after the version, one size for all (none), and the number
+    assert data[sizes - 4 : sizes] == len(stamps).to_bytes(4, "big")
+    data[sizes + 12 : sizes + 16] = bytes(4)  # the fourth has no bytes
+    path.write_bytes(data)
+    source = VideoSource(path)
+    assert len(list(source)) == len(stamps) - 1
+    assert source.state.notes == ["The file announces 10 pictures; 9 were read."]
+
+
+def test_damaged_pictures_that_come_late_do_not_set_the_clock_back():
+    state = SourceState()
+    stream = SimpleNamespace(start_time=0, time_base=Fraction(1, 1000))
+    frames = [
+        SimpleNamespace(pts=pts, time_base=None, is_corrupt=pts in (50, 60))
+        for pts in (0, 100, 200, 50, 60, 300)
+    ]
+    stamps = [stamp for stamp, _ in Clock(stream, 10.0, state).time(iter(frames))]
+    assert stamps == [0, 100 * MS, 200 * MS, 300 * MS]
+    assert state.counts.unordered == 2 and state.notes == []
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_a_file_that_cannot_be_jumped_in_is_read_from_its_start(video, monkeypatch, failing):
+    class Unseekable:
+        """A container whose ``failing``-th seek is the first that fails."""
+
+        def __init__(self, container):
+            self.container, self.seeks = container, 0
+
+        def __getattr__(self, name):
+            return getattr(self.container, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.container.close()
+
+        def seek(self, *arguments, **options):
+            self.seeks += 1
+            if self.seeks >= failing:
+                raise av.error.PermissionError(1, "not permitted")
+            self.container.seek(*arguments, **options)
+
+    real = av.open
+    expected = [frame.stamp_ns for frame in VideoSource(video, start=1.0)]
+    monkeypatch.setattr(av, "open", lambda *a, **o: Unseekable(real(*a, **o)))
+    source = VideoSource(video, start=1.0)
+    assert [frame.stamp_ns for frame in source] == expected
+    told = any("no index to jump by" in note for note in source.state.notes)
+    assert told is (failing < 3)  # two seeks are enough
 
 
 def test_a_video_of_an_unknown_codec_is_refused_in_words(tmp_path):

@@ -190,6 +190,7 @@ def _played(
         if not noted.begun:
             raise
     finally:
+        (logs / "job.json").unlink(missing_ok=True)  # an address in it may hold a password
         if not keep:
             shutil.rmtree(logs, ignore_errors=True)
     return noted.events

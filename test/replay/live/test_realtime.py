@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import shutil
 import sys
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -25,6 +28,7 @@ from stream_vlm_ros.replay.live import realtime
 from stream_vlm_ros.replay.live.player import has_settled, highest_rate
 from stream_vlm_ros.replay.questions import load_questions
 from stream_vlm_ros.replay.schedule import Schedule
+from stream_vlm_ros.sources import open_source
 
 QUESTIONS = """
 questions:
@@ -224,6 +228,22 @@ def test_a_chunk_that_is_never_full_does_not_hold_up_the_report(write_questions,
         (run,) = job.run()["runs"]
         assert time.monotonic() - begin < 150  # 180 s is the patience with a node
     assert run["frames"]["drops"]["pending"] == 3
+
+
+@pytest.mark.ros
+@pytest.mark.slow
+def test_logs_that_are_kept_hold_no_password(write_questions):
+    questions = load_questions(write_questions(QUESTIONS))
+    address = "rtsp://me:secret@127.0.0.1:1/x"
+    with pytest.raises(realtime.RealtimeError, match=r"cannot be read.*logs: ") as told:
+        realtime.realtime_run(
+            Settings(device="cpu"), questions, address, {}, open_source("world:1", end=5.0)
+        )
+    logs = Path(re.findall(r"logs: (.*)\)", str(told.value))[-1])
+    files = [path for path in logs.rglob("*") if path.is_file()]
+    assert files
+    assert not any(b"secret" in path.read_bytes() for path in files), files
+    shutil.rmtree(logs)
 
 
 @pytest.mark.ros
