@@ -53,6 +53,7 @@ STAND_INS = {
     "--about 120 130": "--about 1 2",
     "--end 120": "--end 12",
     "--at 10": "--at 2",
+    "--frame-store '~/frames'": "--frame-store own",  # that of the node keeps the node's clock
 }
 # Verbs that are run; the others take minutes, ROS or what they measure, and are only parsed.
 RUN = ("ask", "replay", "info", "hardware", "history", "forget", "report", "demo-model questions")
