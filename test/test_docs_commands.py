@@ -9,6 +9,7 @@ others (make, ros2, python) targets, files, parameters and fields are looked up.
 is named in `NOT_OURS`, each with its reason; anything else is an error.
 """
 
+import functools
 import json
 import os
 import re
@@ -34,6 +35,7 @@ from typer.testing import CliRunner
 from stream_vlm_ros.cli import app
 from stream_vlm_ros.config import NODE, Settings
 from stream_vlm_ros.demo.settings import SourceSettings
+from stream_vlm_ros.experiments import EXPERIMENTS
 from stream_vlm_ros.experiments import command as experiments
 from stream_vlm_ros.factory import build_engine, default_model, load_model
 from stream_vlm_ros.launching.arguments import DemoArguments, NodeArguments, ReplayArguments
@@ -69,6 +71,11 @@ NOT_OURS = {
     "rosdep": "of ROS, which is not here",
     "source": "the shell's",
     "sudo": "changes the machine",
+}
+# Options in the text of other programs: CMake's, colcon's, docker's, hf's, pip's, ros2's, venv's.
+OTHERS_OPTIONS = {
+    *("--cmake-clean-cache", "--find-links", "--gpus", "--ipc", "--network", "--show-args"),
+    *("--local-dir", "--shm-size", "--system-site-packages", "--user"),
 }
 LAUNCH = {"stream_vlm": NodeArguments, "demo": DemoArguments, "replay": ReplayArguments}
 NODES = {
@@ -297,6 +304,40 @@ PROGRAMS = {
 }
 
 
+# -- what a page mentions in its text --------------------------------------------------------------
+
+
+@functools.cache
+def options() -> dict[str, set[str]]:
+    """The options of each verb."""
+    found: dict[str, set[str]] = {}
+    waiting = [("", get_command(app))]
+    while waiting:
+        name, one = waiting.pop()
+        below = getattr(one, "commands", {})
+        waiting += [(f"{name} {verb}".strip(), command) for verb, command in below.items()]
+        found[name] = found.get(name, set()) | {o for param in one.params for o in param.opts}
+    for name in EXPERIMENTS:
+        parser = experiments.parser_of(name)
+        found[f"experiment {name}"] = set(re.findall(r"--[a-z-]+", parser.format_help()))
+    return found
+
+
+def check_mentions(page: str, known: dict[str, set[str]]) -> None:
+    """Verbs and options that stand in the text: there are such."""
+    fenced = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+    for span in re.findall(r"`([^`]+)`", fenced.sub("", page)):
+        span = " ".join(span.split()).removeprefix("tools/run.sh ")
+        flags = set(re.findall(r"(?<!\S)--[a-z][a-z-]+", span))
+        if span.startswith("stream-vlm ") and re.match(r"[a-z]", span.split()[1]):
+            one, two = [*span.split()[1:], ""][:2]
+            verb = f"{one} {two}" if f"{one} {two}" in known else one
+            assert verb in known, f"{span}: there is no such verb"
+            assert flags <= known[verb], f"{span}: {flags - known[verb]}"
+        elif span.startswith("--"):
+            assert flags <= set().union(*known.values(), OTHERS_OPTIONS), f"{span}: no option"
+
+
 # -- the tests -------------------------------------------------------------------------------------
 
 
@@ -370,6 +411,21 @@ def test_every_command_of_a_page_is_one(page, here):
                 check(command)
             except (AssertionError, SystemExit, Exception) as error:
                 raise AssertionError(f"{page}: {line}\n{error}") from error
+
+
+def test_the_text_of_a_page_names_verbs_and_options_that_there_are():
+    known = options()
+    for page in PAGES:
+        check_mentions((ROOT / page).read_text(), known)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["`stream-vlm wacth`", "`stream-vlm ask --at 3 --dtipe x`", "`--dtipe`", "`--dtipe bfloat16`"],
+)
+def test_a_verb_or_an_option_that_there_is_not_is_seen_in_a_text(text):
+    with pytest.raises(AssertionError, match=text.strip("`").split()[0]):
+        check_mentions(f"So {text} does it.", options())
 
 
 def test_the_pages_have_commands_of_each_program():
