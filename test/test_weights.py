@@ -102,8 +102,10 @@ def test_a_folder_of_the_users_home_is_loaded_with_its_calibration_and_without_t
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copytree(default_model(), tmp_path / "model")
     own = Settings(model_path="~/model", device="cpu")
+    named = Settings(history_calibration="~/model/history_calibration.json")
     checkpoint = load_model(own)
-    assert calibration_of(own, checkpoint) == calibration_of(Settings(), checkpoint)
+    shipped = calibration_of(Settings(), checkpoint)
+    assert calibration_of(own, checkpoint) == calibration_of(named, checkpoint) == shipped
     assert calls == []
 
 
