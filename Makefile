@@ -126,11 +126,12 @@ docs: install/.built  ## Rewrite what pages and config/ take from code and resul
 site: $(VENV)/.installed-dev  ## Build the documentation site into build/site; no network
 	@tools/site.sh $(VENV)/bin/mkdocs
 
-lint: install/.built $(VENV)/.installed-dev  ## ruff, mypy, codespell, licenses, and whether package.xml is sound
+lint: install/.built $(VENV)/.installed-dev  ## ruff, mypy, codespell, hadolint, licenses, and whether package.xml is sound
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
 	@$(RUN) mypy
 	@$(RUN) codespell
+	@$(RUN) hadolint Dockerfile
 	@$(RUN) reuse lint --lines
 	@$(RUN) check-yaml $(YAML_FILES)
 	@$(RUN) python -c "from catkin_pkg.package import parse_package; parse_package('.')"

@@ -163,7 +163,7 @@ def calibration_of(settings: Settings, checkpoint: Checkpoint) -> Calibration:
     from stream_vlm_ros.history.calibration import Calibration
 
     if settings.history_calibration:
-        return Calibration.load(settings.history_calibration)
+        return Calibration.load(os.path.expanduser(settings.history_calibration))
     return Calibration.of(model_folder(settings), checkpoint.network)
 
 

@@ -315,6 +315,8 @@ def test_the_small_models_evaluation_is_a_verb():
         (["ask", "VIDEO", "Hello?", "--model", __file__], "is a file, not a model folder"),
         (["demo-model", "evaluate", "--spans", "long"], "seconds separated by commas"),
         (["info", "/nowhere"], "no model folder"),
+        (["hardware", "--fps", "0"], "it must be above 0"),
+        (["hardware", "--max-cache-tokens", "3"], "at least 64"),
         (["info", __file__], "is a file, not a model folder"),
     ],
 )

@@ -6,6 +6,7 @@
 import shlex
 import shutil
 import socket
+from pathlib import Path
 
 import pytest
 from huggingface_hub.cli.hf import app as hf
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 from stream_vlm_ros.cli import app
 from stream_vlm_ros.config import Settings
-from stream_vlm_ros.errors import ModelLoadError, check_model_folder
+from stream_vlm_ros.errors import RELEASES, ModelLoadError, check_model_folder, fetch_command
 from stream_vlm_ros.factory import calibration_of, default_model, load_model
 
 SMALLEST = "Qwen/Qwen2.5-VL-3B-Instruct"
@@ -101,6 +102,16 @@ def test_a_folder_of_the_users_home_is_loaded_with_its_calibration_and_without_t
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copytree(default_model(), tmp_path / "model")
     own = Settings(model_path="~/model", device="cpu")
+    named = Settings(history_calibration="~/model/history_calibration.json")
     checkpoint = load_model(own)
-    assert calibration_of(own, checkpoint) == calibration_of(Settings(), checkpoint)
+    shipped = calibration_of(Settings(), checkpoint)
+    assert calibration_of(own, checkpoint) == calibration_of(named, checkpoint) == shipped
     assert calls == []
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_the_page_has_the_command_that_the_error_tells(release):
+    page = (Path(__file__).resolve().parents[1] / "docs/weights.md").read_text()
+    folder = f"/models/{release.partition('/')[2]}"
+    assert f"\n{fetch_command(folder)}\n" in page
+    assert f"\nmodelscope download {release} --local-dir {folder}\n" in page

@@ -216,19 +216,24 @@ class PictureCost:
     def of(
         cls, folder: Path, camera: tuple[int, int], fps: float, max_pixels: int | None = None
     ) -> PictureCost:
-        """By the folder's own settings.
+        """By the folder's own settings; see `by`. Raises ModelLoadError, too."""
+        from stream_vlm_ros.engine.inputs.frames import ImageSettings
 
-        Raises InvalidParameterError, ModelLoadError, InvalidImageError.
-        """
-        from stream_vlm_ros.engine.inputs.frames import (
-            ImageSettings,
-            pixel_bounds,
-            smart_resize,
-        )
+        return cls.by(ImageSettings.from_folder(folder), camera, fps, max_pixels)
+
+    @classmethod
+    def by(
+        cls,
+        settings: ImageSettings,
+        camera: tuple[int, int],
+        fps: float,
+        max_pixels: int | None = None,
+    ) -> PictureCost:
+        """By how pictures are resized. Raises InvalidParameterError, InvalidImageError."""
+        from stream_vlm_ros.engine.inputs.frames import pixel_bounds, smart_resize
 
         if not 0 < fps <= 1000:
             raise InvalidParameterError(f"The rate is {fps:g} frames/s; it must be above 0.")
-        settings = ImageSettings.from_folder(folder)
         most = settings.at_most(max_pixels)
         pixel_bounds(settings.min_pixels, most)
         height, width = smart_resize(

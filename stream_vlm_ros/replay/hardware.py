@@ -16,10 +16,9 @@ from stream_vlm_ros.console import bytes_text, duration_text
 from stream_vlm_ros.engine import StreamProcessor, StreamQwenModel
 from stream_vlm_ros.engine.cache.budget import MemoryBudget
 from stream_vlm_ros.engine.inputs.chat import ChatLayout
-from stream_vlm_ros.engine.inputs.frames import smart_resize
 from stream_vlm_ros.errors import DeviceUnavailableError
 from stream_vlm_ros.experiments.shapes import shape_config, words_processor
-from stream_vlm_ros.replay.checkpoint import usual_budget
+from stream_vlm_ros.replay.checkpoint import PictureCost, usual_budget
 
 CAPS = (4096, 16_384, 50_000, 128_000)
 GIBIBYTES = (8, 12, 16, 24, 32, 48, 80)  # of common GPUs
@@ -65,7 +64,14 @@ class Release:
 
 
 class Hardware:
-    """Tables of the released models for a camera; each is a list of rows, the first its titles."""
+    """Tables of the released models for a camera; each is a list of rows, the first its titles.
+
+    Args:
+        size: width and height of its pictures.
+        settings: of which ``sample_fps`` and ``max_pixels`` count.
+
+    Raises InvalidParameterError, InvalidImageError.
+    """
 
     def __init__(self, size: tuple[int, int], settings: Settings) -> None:
         processor = words_processor()
@@ -78,10 +84,9 @@ class Hardware:
             for name in ("3B", "7B")
         ]
         self._max_pixels = settings.max_pixels
-        images = processor.image_settings
-        most = images.at_most(settings.max_pixels)
-        rows, columns = smart_resize(size[1], size[0], images.factor, images.min_pixels, most)
-        self._tokens_per_second = rows * columns / images.factor**2 / 2 * settings.sample_fps
+        self._cost = PictureCost.by(
+            processor.image_settings, size, settings.sample_fps, settings.max_pixels
+        )
 
     def by_cap(self, caps: Sequence[int] = CAPS) -> Rows:
         """What each model takes, by the bound of its memory."""
@@ -107,7 +112,7 @@ class Hardware:
     def _cap(self, cap: int) -> tuple[str, str]:
         if not cap:
             return "does not fit", "–"
-        return f"{cap:,}", duration_text(cap / self._tokens_per_second)
+        return f"{cap:,}", duration_text(cap / self._cost.tokens_per_second)
 
 
 def markdown_table(rows: Rows) -> str:
