@@ -125,6 +125,7 @@ class AnswerStream:
                 f"the node {client.name} ended before it had answered {self._goal.question!r}"
             )
         answer = result.result().result.answer
+        await client.is_there()  # alone: of two of its name this may be the other one's
         if answer.error_code not in (Answer.NONE, Answer.CANCELLED if self._cancelled else 0):
             raise AskError(answer)
         if not self._goal.choices:

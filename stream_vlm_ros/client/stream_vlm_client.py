@@ -35,7 +35,7 @@ from stream_vlm_ros.processes.ros_process import names_seen_by
 QUERY_TYPE = "stream_vlm/srv/Query"
 USUAL_NAME = "stream_vlm"
 STEP = 0.02  # s between two looks at what is waited for
-OTHERS = 0.5  # s for another node to be seen after the last
+ANNOUNCED = 3.2  # s in which every node has been heard: Fast DDS announces one every three
 KEPT_EVENTS = 1000  # that a watcher has not looked at; beyond, the oldest go
 
 Event: TypeAlias = CacheStatus | Answer | DiagnosticStatus
@@ -48,7 +48,9 @@ class StreamVlmClient:
     live in one process. All of its methods belong to the event loop that entered it.
 
     Args:
-        name: full name of the node; "": the only one there is.
+        name: full name of the node; "": the only one there is, for which it listens some three
+            seconds. With a name it goes on at once; a second node of that name is refused by the
+            first question after it was heard.
         context: rclpy's, to share with other nodes; None: one of its own, outside of which nothing
             of ROS needs to be initialized.
         patience: seconds to wait for the node to be there, to load its model, or to reply.
@@ -88,7 +90,7 @@ class StreamVlmClient:
     # Finding the node -----------------------------------------------------------------------------
 
     @staticmethod
-    async def find(seconds: float = 2.0, context: Context | None = None) -> list[str]:
+    async def find(seconds: float = ANNOUNCED, context: Context | None = None) -> list[str]:
         """Full names of the nodes that are there, after listening for so long; one is in it twice
         where two bear it."""
         ros = await asyncio.to_thread(RosThread, context)
@@ -119,14 +121,13 @@ class StreamVlmClient:
 
     async def _look(self) -> None:
         """Wait until the node is seen; find its name, where none was given."""
-        end = time.monotonic() + self.patience
-        names: list[str] = []
-        news = time.monotonic()
-        while (now := time.monotonic()) < end and not (names and now - news > OTHERS):
-            before, names = names, await self._seen_names()
-            if names != before:
-                news = now
+        begin = time.monotonic()
+        end, known = begin + self.patience, bool(self.name)
+        while not (names := await self._seen_names()) and time.monotonic() < end:
             await asyncio.sleep(STEP)
+        if names and not known:  # the only one is known to be that when all have been heard
+            await asyncio.sleep(max(0.0, begin + ANNOUNCED - time.monotonic()))
+            names = await self._seen_names()
         if not names:
             raise NodeUnavailableError(await self._why_none())
         if len(set(names)) > 1:
