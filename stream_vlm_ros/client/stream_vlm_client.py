@@ -9,6 +9,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
@@ -72,6 +73,7 @@ class StreamVlmClient:
         self._seen: NodeClient | None = None
         self._action: ActionClient | None = None
         self._services: dict[str, Any] = {}
+        self.open_streams: set[AnswerStream] = set()  # whose answers end with the client
         self._watchers: set[asyncio.Queue[Event]] = set()
         self._last: dict[type, Event] = {}  # the newest of each kind that is latched
 
@@ -187,11 +189,14 @@ class StreamVlmClient:
         return True
 
     async def _close(self) -> None:
+        for stream in list(self.open_streams):
+            await stream.close()
         ros, self._ros = self._ros, None
         action, self._action = self._action, None
         if ros is not None:
             if action is not None:
-                await ros.run(action.destroy)
+                with suppress(NodeUnavailableError):
+                    await ros.run(action.destroy)
             await asyncio.to_thread(ros.close)
 
     @property

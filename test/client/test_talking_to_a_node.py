@@ -5,8 +5,12 @@
 
 import asyncio
 import json
+import signal
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -333,6 +337,53 @@ def test_a_node_that_is_seen_but_does_not_reply_is_said(node, graph):
 
     with stand_in(graph, "dumb"), pytest.raises(NodeUnavailableError, match="does not reply"):
         opened("/dumb/stream_vlm", patience=3.5)
+
+
+def test_a_client_in_somebody_elses_context_says_when_that_was_shut_down(node, do):
+    from rclpy.signals import SignalHandlerOptions
+
+    from stream_vlm_ros.client import NodeUnavailableError, StreamVlmClient
+
+    context = rclpy.Context()
+    rclpy.init(context=context, signal_handler_options=SignalHandlerOptions.NO)
+
+    async def use():
+        async with (
+            StreamVlmClient(NAME, context=context, patience=PATIENCE) as client,
+            client.stream("Tell.", max_new_tokens=2000) as stream,
+        ):
+            await anext(stream)
+            context.shutdown()
+            await stream.answer()
+
+    with pytest.raises(NodeUnavailableError, match="ROS was shut down"):
+        do(use())
+
+
+def test_the_example_of_a_node_of_ones_own_asks_and_ends_by_ctrl_c(node, graph):
+    from std_msgs.msg import String
+
+    example = Path(__file__).parents[2] / "examples" / "ask_from_your_node.py"
+    # A background process of a shell may have inherited a SIGINT that is ignored.
+    guide = subprocess.Popen(
+        [sys.executable, str(example)],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        heard, subscription = graph.listen(String, "reply")
+        question = graph.node.create_publisher(String, "question", 10)
+        graph.wait(lambda: question.get_subscription_count() and subscription.get_publisher_count())
+        question.publish(String(data="What is there?"))
+        assert graph.wait(lambda: heard)[0].data
+        guide.send_signal(signal.SIGINT)
+        _, said = guide.communicate(timeout=PATIENCE)
+        assert guide.returncode == 0 and "Traceback" not in said
+    finally:
+        guide.kill()
+        graph.node.destroy_publisher(question)
+        graph.node.destroy_subscription(subscription)
 
 
 # From a terminal ----------------------------------------------------------------------------------
