@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 # The pages and what they link to, where they lie in the repository.
 rm -rf build/docs
 mkdir -p build/docs
-for name in *.md *.rst LICENSE package.xml docs bench stream_vlm_ros config; do
+for name in *.md *.rst LICENSE package.xml docs bench stream_vlm_ros config examples; do
     ln -s "$PWD/$name" "build/docs/$name"
 done
 # Not --quiet: with it, warnings would not count, and nothing would be strict.
