@@ -330,7 +330,7 @@ class StreamVlmClient:
 
     def _tell(self, event: Event) -> None:
         """In the client's thread."""
-        if not self._loop.is_closed():
+        with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._spread, event)
 
     def _spread(self, event: Event) -> None:
