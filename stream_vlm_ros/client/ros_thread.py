@@ -59,6 +59,16 @@ class RosThread:
         self._thread = threading.Thread(target=self._spin, name="client", daemon=True)
         self._thread.start()
 
+    @classmethod
+    async def started(cls, context: Context | None = None) -> RosThread:
+        """Make one; who is cancelled meanwhile leaves none behind."""
+        making = asyncio.ensure_future(asyncio.to_thread(cls, context))
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            await asyncio.to_thread((await making).close)
+            raise
+
     def _spin(self) -> None:
         try:
             while not self._ending:

@@ -95,7 +95,7 @@ class StreamVlmClient:
     async def find(seconds: float = ANNOUNCED, context: Context | None = None) -> list[str]:
         """Full names of the nodes that are there, after listening for so long; one is in it twice
         where two bear it."""
-        ros = await asyncio.to_thread(RosThread, context)
+        ros = await RosThread.started(context)
         try:
             await asyncio.sleep(seconds)
             return await ros.run(lambda: nodes_seen_by(ros.node))
@@ -103,7 +103,7 @@ class StreamVlmClient:
             await asyncio.to_thread(ros.close)
 
     async def _open(self) -> None:
-        self._ros = await asyncio.to_thread(RosThread, self._context)
+        self._ros = await RosThread.started(self._context)
         await self._look()
         await self.ros.run(self._make)
         if await self._is_answered():
@@ -112,7 +112,7 @@ class StreamVlmClient:
             # Fast DDS now and then leaves two participants half acquainted for good: what the node
             # says never arrives. A new one is heard then.
             await self._close()
-            self._ros = await asyncio.to_thread(RosThread)
+            self._ros = await RosThread.started()
             await self.ros.run(self._make)
             if await self._is_answered():
                 return

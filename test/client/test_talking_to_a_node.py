@@ -360,6 +360,21 @@ def test_a_client_in_somebody_elses_context_says_when_that_was_shut_down(node, d
         do(use())
 
 
+def test_a_client_that_is_cancelled_while_it_is_made_leaves_no_thread_behind():
+    from stream_vlm_ros.client.ros_thread import RosThread
+
+    async def make():
+        task = asyncio.ensure_future(RosThread.started())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        return task.cancelled()
+
+    before = set(threading.enumerate())
+    assert asyncio.run(make())
+    assert [one.name for one in set(threading.enumerate()) - before if one.name == "client"] == []
+
+
 def test_the_example_of_a_node_of_ones_own_asks_and_ends_by_ctrl_c(node, graph):
     from std_msgs.msg import String
 
