@@ -31,14 +31,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 INCOMPLETE = 1  # exit status
 NODE_NAME = re.compile(r"/?[A-Za-z_]\w*(/[A-Za-z_]\w*)*", re.ASCII)
-LISTEN = 2.0  # s for the nodes that are there to be seen
 LEFT_OUT = ("data",)  # of JSON: pictures
 
 
 def node_names(incomplete: str) -> list[str]:
     """Names of the nodes that run, for a shell's completion; none where ROS cannot be asked."""
     try:
-        names = find(LISTEN)
+        names = find()
     except Exception:  # a shell that completes a word shows no errors
         return []
     return sorted({name for name in names if name.startswith(incomplete)})
@@ -52,7 +51,7 @@ def _setting_names(incomplete: str) -> list[str]:
 NODE_OPTION = typer.Option(
     "--node",
     metavar="NAME",
-    help="Which node that runs; needed where there are several.",
+    help="Which node that runs; without a name the only one: three seconds to be sure.",
     autocompletion=node_names,
 )
 NodeName = Annotated[str, NODE_OPTION]
@@ -133,14 +132,14 @@ def _named(args: list[str]) -> Iterator[str]:
             yield ""
 
 
-def find(seconds: float) -> list[str]:
+def find() -> list[str]:
     """Full names of the nodes that run; one is in it twice where two bear it."""
     from stream_vlm_ros.processes.graph import check_ros
 
     check_ros()
     from stream_vlm_ros.client import StreamVlmClient
 
-    return asyncio.run(StreamVlmClient.find(seconds))
+    return asyncio.run(StreamVlmClient.find())
 
 
 def _with_node(name: str, wait: float, use: Callable[[StreamVlmClient], Awaitable[T]]) -> T:
@@ -414,7 +413,7 @@ node_app = typer.Typer(no_args_is_help=True, help="Set and steer a node that run
 @node_app.command("list")
 def list_nodes(as_json: Json = False) -> None:
     """List the nodes that run, with their state."""
-    found = find(LISTEN)
+    found = find()
     nodes = [_about(name, found.count(name)) for name in sorted(set(found))]
     if as_json:
         print(json.dumps(nodes))

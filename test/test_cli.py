@@ -374,7 +374,7 @@ def test_what_needs_ros_says_what_to_source_where_that_is_missing(
 )
 def test_a_shell_completes_verbs_settings_and_nodes(monkeypatch, words, completed):
     names = ["/stream_vlm", "/shelf/stream_vlm", "/hall/eyes"]
-    monkeypatch.setattr("stream_vlm_ros.cli_node.find", lambda seconds: names)
+    monkeypatch.setattr("stream_vlm_ros.cli_node.find", lambda: names)
     typed = f"stream-vlm {words}"
     environment = {
         "_STREAM_VLM_COMPLETE": "complete_bash",

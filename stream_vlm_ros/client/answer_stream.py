@@ -44,9 +44,16 @@ class AnswerStream:
     async def __aenter__(self) -> AnswerStream:
         self._task = asyncio.ensure_future(self._pursue())
         self._task.add_done_callback(self._end)
+        self._client.open_streams.add(self)
         return self
 
     async def __aexit__(self, *exception: Any) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Cancel what has not been answered; called by the end of ``async with``, of this or of the
+        client."""
+        self._client.open_streams.discard(self)
         task = self._begun()
         if not task.done():
             with suppress(NodeUnavailableError, asyncio.TimeoutError):
@@ -113,23 +120,30 @@ class AnswerStream:
         if not self._handle.accepted:
             raise NodeUnavailableError(f"the node {client.name} did not take the question")
         self._accepted.set()
-        result = asyncio.ensure_future(ros.reply(self._handle.get_result_async))
-        while not result.done():
-            await asyncio.wait({result}, timeout=LOOK)
-            if not result.done() and not action.server_is_ready():
-                await asyncio.wait({result}, timeout=LAST_WORDS)
-                break
-        if not result.done():
-            result.cancel()
-            raise NodeUnavailableError(
-                f"the node {client.name} ended before it had answered {self._goal.question!r}"
-            )
-        answer = result.result().result.answer
+        answer = await self._result()
+        await client.is_there()  # alone: of two of its name this may be the other one's
         if answer.error_code not in (Answer.NONE, Answer.CANCELLED if self._cancelled else 0):
             raise AskError(answer)
         if not self._goal.choices:
             self._grow(answer.text)
         return answer
+
+    async def _result(self) -> Answer:
+        """Wait for what comes of the goal, as long as the node is there."""
+        client = self._client
+        result = asyncio.ensure_future(client.ros.reply(self._handle.get_result_async))
+        try:
+            while not (await asyncio.wait({result}, timeout=LOOK))[0]:
+                if not client.action.server_is_ready():
+                    await asyncio.wait({result}, timeout=LAST_WORDS)
+                    break
+            if not result.done():
+                raise NodeUnavailableError(
+                    f"the node {client.name} ended before it had answered {self._goal.question!r}"
+                )
+            return result.result().result.answer
+        finally:
+            result.cancel()
 
     def _grow(self, text: str) -> None:
         # Each feedback has all of the text, so one that is lost on its way costs nothing.

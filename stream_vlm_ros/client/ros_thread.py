@@ -10,16 +10,19 @@ import threading
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future as ThreadFuture
+from concurrent.futures import InvalidStateError
 from contextlib import suppress
 from typing import Any, TypeVar
 
 import rclpy
 from rclpy.context import Context
 from rclpy.exceptions import InvalidHandle
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
+
+from stream_vlm_ros.client.errors import NodeUnavailableError
 
 T = TypeVar("T")
 
@@ -50,17 +53,36 @@ class RosThread:
         self._executor = SingleThreadedExecutor(context=context)
         self._executor.add_node(self.node)
         self._ending = False
+        self._lock = threading.Lock()
+        self._awaited: set[ThreadFuture[Any]] = set()
+        self._ended = False
         self._thread = threading.Thread(target=self._spin, name="client", daemon=True)
         self._thread.start()
 
+    @classmethod
+    async def started(cls, context: Context | None = None) -> RosThread:
+        """Make one; who is cancelled meanwhile leaves none behind."""
+        making = asyncio.ensure_future(asyncio.to_thread(cls, context))
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            await asyncio.to_thread((await making).close)
+            raise
+
     def _spin(self) -> None:
-        while not self._ending:
-            try:
-                self._executor.spin_once(timeout_sec=0.5)
-            except InvalidHandle:  # an entity was destroyed while this thread was about to wait
-                continue
-            except ExternalShutdownException:
-                return
+        try:
+            while not self._ending:
+                with suppress(InvalidHandle):  # destroyed while this thread was about to wait
+                    self._executor.spin_once(timeout_sec=0.5)
+        except Exception:
+            # Of a context that was shut down meanwhile, as rclpy's handler of Ctrl-C does with all.
+            if self.context.ok():
+                raise
+        finally:
+            with self._lock:
+                self._ended = True
+            for done in list(self._awaited):
+                _fail(done)
 
     def close(self) -> None:
         """End the thread and destroy the node; waits for both."""
@@ -73,7 +95,10 @@ class RosThread:
             self.context.try_shutdown()
 
     async def run(self, call: Callable[[], T]) -> T:
-        """``call()`` in the thread; its value, or what it raised."""
+        """``call()`` in the thread; its value, or what it raised.
+
+        Raises NodeUnavailableError where ROS was shut down.
+        """
         done: ThreadFuture[T] = ThreadFuture()
         self._start(lambda: done.set_result(call()), done)
         return await asyncio.wrap_future(done)
@@ -83,10 +108,11 @@ class RosThread:
         done: ThreadFuture[Any] = ThreadFuture()
 
         def settle(future: Future) -> None:
-            if (fault := future.exception()) is not None:
-                done.set_exception(fault)
-            else:
-                done.set_result(future.result())
+            with suppress(InvalidStateError):
+                if (fault := future.exception()) is not None:
+                    done.set_exception(fault)
+                else:
+                    done.set_result(future.result())
 
         self._start(lambda: send().add_done_callback(settle), done)
         return await asyncio.wrap_future(done)
@@ -99,9 +125,19 @@ class RosThread:
             try:
                 call()
             except Exception as fault:
-                with suppress(Exception):
+                with suppress(InvalidStateError):
                     done.set_exception(fault)
 
+        with self._lock:
+            if self._ended:
+                return _fail(done)
+            self._awaited.add(done)
+        done.add_done_callback(self._awaited.discard)
         # Not in the caller's thread: rclpy's action client loses a reply that comes before the call
         # that asked for it has returned.
         self._executor.create_task(started)
+
+
+def _fail(done: ThreadFuture[Any]) -> None:
+    with suppress(InvalidStateError):
+        done.set_exception(NodeUnavailableError("ROS was shut down in this process"))

@@ -9,6 +9,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
@@ -35,7 +36,7 @@ from stream_vlm_ros.processes.ros_process import names_seen_by
 QUERY_TYPE = "stream_vlm/srv/Query"
 USUAL_NAME = "stream_vlm"
 STEP = 0.02  # s between two looks at what is waited for
-OTHERS = 0.5  # s for another node to be seen after the last
+ANNOUNCED = 3.2  # s in which every node has been heard: Fast DDS announces one every three
 KEPT_EVENTS = 1000  # that a watcher has not looked at; beyond, the oldest go
 
 Event: TypeAlias = CacheStatus | Answer | DiagnosticStatus
@@ -48,7 +49,9 @@ class StreamVlmClient:
     live in one process. All of its methods belong to the event loop that entered it.
 
     Args:
-        name: full name of the node; "": the only one there is.
+        name: full name of the node; "": the only one there is, for which it listens some three
+            seconds. With a name it goes on at once; a second node of that name is refused by the
+            first question after it was heard.
         context: rclpy's, to share with other nodes; None: one of its own, outside of which nothing
             of ROS needs to be initialized.
         patience: seconds to wait for the node to be there, to load its model, or to reply.
@@ -70,6 +73,7 @@ class StreamVlmClient:
         self._seen: NodeClient | None = None
         self._action: ActionClient | None = None
         self._services: dict[str, Any] = {}
+        self.open_streams: set[AnswerStream] = set()  # whose answers end with the client
         self._watchers: set[asyncio.Queue[Event]] = set()
         self._last: dict[type, Event] = {}  # the newest of each kind that is latched
 
@@ -88,10 +92,10 @@ class StreamVlmClient:
     # Finding the node -----------------------------------------------------------------------------
 
     @staticmethod
-    async def find(seconds: float = 2.0, context: Context | None = None) -> list[str]:
+    async def find(seconds: float = ANNOUNCED, context: Context | None = None) -> list[str]:
         """Full names of the nodes that are there, after listening for so long; one is in it twice
         where two bear it."""
-        ros = await asyncio.to_thread(RosThread, context)
+        ros = await RosThread.started(context)
         try:
             await asyncio.sleep(seconds)
             return await ros.run(lambda: nodes_seen_by(ros.node))
@@ -99,7 +103,7 @@ class StreamVlmClient:
             await asyncio.to_thread(ros.close)
 
     async def _open(self) -> None:
-        self._ros = await asyncio.to_thread(RosThread, self._context)
+        self._ros = await RosThread.started(self._context)
         await self._look()
         await self.ros.run(self._make)
         if await self._is_answered():
@@ -108,7 +112,7 @@ class StreamVlmClient:
             # Fast DDS now and then leaves two participants half acquainted for good: what the node
             # says never arrives. A new one is heard then.
             await self._close()
-            self._ros = await asyncio.to_thread(RosThread)
+            self._ros = await RosThread.started()
             await self.ros.run(self._make)
             if await self._is_answered():
                 return
@@ -119,14 +123,13 @@ class StreamVlmClient:
 
     async def _look(self) -> None:
         """Wait until the node is seen; find its name, where none was given."""
-        end = time.monotonic() + self.patience
-        names: list[str] = []
-        news = time.monotonic()
-        while (now := time.monotonic()) < end and not (names and now - news > OTHERS):
-            before, names = names, await self._seen_names()
-            if names != before:
-                news = now
+        begin = time.monotonic()
+        end, known = begin + self.patience, bool(self.name)
+        while not (names := await self._seen_names()) and time.monotonic() < end:
             await asyncio.sleep(STEP)
+        if names and not known:  # the only one is known to be that when all have been heard
+            await asyncio.sleep(max(0.0, begin + ANNOUNCED - time.monotonic()))
+            names = await self._seen_names()
         if not names:
             raise NodeUnavailableError(await self._why_none())
         if len(set(names)) > 1:
@@ -186,11 +189,14 @@ class StreamVlmClient:
         return True
 
     async def _close(self) -> None:
+        for stream in list(self.open_streams):
+            await stream.close()
         ros, self._ros = self._ros, None
         action, self._action = self._action, None
         if ros is not None:
             if action is not None:
-                await ros.run(action.destroy)
+                with suppress(NodeUnavailableError):
+                    await ros.run(action.destroy)
             await asyncio.to_thread(ros.close)
 
     @property
@@ -324,7 +330,7 @@ class StreamVlmClient:
 
     def _tell(self, event: Event) -> None:
         """In the client's thread."""
-        if not self._loop.is_closed():
+        with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._spread, event)
 
     def _spread(self, event: Event) -> None:
