@@ -749,10 +749,11 @@ def test_a_subscriber_sees_what_was_sampled_with_words_on_it(client):
     try:
         stamps = []
         while not shown:  # the node has yet to find the subscriber
-            stamps += fill(client, 2, width=320, height=240)
+            stamps += fill(client, 2)
     finally:
         client.graph.do(lambda: client.graph.node.destroy_subscription(subscription))
-    assert (shown[0].encoding, shown[0].width, shown[0].height) == ("rgb8", 320, 240)
+    # 84 x 56 pixels are enlarged by a whole number, to 320 in width at least.
+    assert (shown[0].encoding, shown[0].width, shown[0].height) == ("rgb8", 4 * 84, 4 * 56)
     assert shown[0].header.stamp in stamps
     assert shown[0].header.frame_id == "camera_optical_frame"
 
