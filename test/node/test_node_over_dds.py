@@ -554,6 +554,10 @@ def test_a_transition_that_fails_is_logged_and_can_be_tried_again(connect, start
     assert client.change_state("configure") and client.change_state("activate")
     fill(client, 2)
     assert client.ask().error_code == 0
+    small = "the small model of the package, which knows only its drawn world"
+    assert small in node.output  # before any answer
+    health = client_diagnostic(client, "model and memory", lambda d: "in memory" in d.message)
+    assert {value.key: value.value for value in health.values}["model"] == small
 
 
 def test_a_transition_that_does_not_exist_is_refused_and_the_node_lives(client):
