@@ -61,7 +61,7 @@ SOURCE_LIST := build/.sources
 YAML_FILES := $(wildcard *.yml .*.yaml config/*.yaml .github/workflows/*.yml)
 
 .PHONY: help setup demo test test-slow interrupts history-proof soak fuzz-bags fuzz-videos fuzz-checkpoints \
-	same-as coverage bench docs site lint format headers clean check FORCE
+	same-as coverage bench docs picture site lint format headers clean check FORCE
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -122,6 +122,9 @@ bench: setup  ## Run the benchmarks of the CPU (BENCH_ARGS="against_stock")
 docs: install/.built  ## Rewrite what pages and config/ take from code and results
 	@PYTHONPATH=. $(VENV)/bin/python tools/write_settings.py .
 	@$(VENV)/bin/python bench/performance_page.py
+
+picture: setup  ## Draw the README's picture: what the demo asks, and the answers
+	@$(RUN) python tools/demo_picture.py docs/pictures/demo.jpg
 
 site: $(VENV)/.installed-dev  ## Build the documentation site into build/site; no network
 	@tools/site.sh $(VENV)/bin/mkdocs

@@ -437,10 +437,11 @@ def rate(
     from stream_vlm_ros.replay.command import print_rate
     from stream_vlm_ros.replay.live.realtime import max_trials, probe_rate
     from stream_vlm_ros.replay.settings import changed
-    from stream_vlm_ros.sources import parse_size
+    from stream_vlm_ros.sources import open_source, parse_size
 
     settings = changed(settings, engine)
     options = {"size": parse_size(size)}
+    open_source(source)  # what is wrong with it is told before anything starts
     trials = max_trials(highest)
     longest = duration_text(trials * max(seconds, 4.0))  # four pictures at least, at 1 image/s
     text = f"At most {trials} trials, {longest} in all"

@@ -6,6 +6,8 @@
 import re
 from pathlib import Path
 
+from PIL import Image
+
 import stream_vlm_ros.engine
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -16,3 +18,11 @@ def test_the_reference_names_the_whole_public_face_of_the_engine():
         r"^::: stream_vlm_ros\.engine\.(\w+)$", (DOCS / "api.md").read_text(), re.M
     )
     assert sorted(documented) == sorted(stream_vlm_ros.engine.__all__)
+
+
+def test_the_first_screen_of_the_readme_shows_a_picture_that_is_quickly_there():
+    first_screen = (DOCS.parent / "README.md").read_text().splitlines()[:24]
+    (picture,) = re.findall(r"!\[[^]]+\]\((docs/\S+)\)", "\n".join(first_screen))
+    assert (DOCS.parent / picture).stat().st_size < 300_000
+    with Image.open(DOCS.parent / picture) as shown:
+        assert shown.width > 600

@@ -30,6 +30,7 @@ HEAVY = ("torch", "transformers", "av", "rosbags", "cv2", "matplotlib")
         (["ask", "world:7", "What?", "--modle", "x"], "No such option"),
         (["replay", "world:7", "--questions", "/nowhere.yaml"], "no question file"),
         (["info", "/nowhere"], "no model folder"),
+        (["rate", "/nowhere.mp4"], "There is no file /nowhere.mp4"),
         (["demo", "--seconds", "abc"], "Invalid value for '--seconds'"),
         (["demo", "--vidoe", "x"], "No such option"),
         (["demo", "--video", "/nowhere.mp4"], "There is no file /nowhere.mp4"),

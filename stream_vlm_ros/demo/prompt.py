@@ -32,11 +32,12 @@ class Prompt:
 
     Attributes:
         far_end: of the client, for its stdin; closed here once the client has it.
+        open: it has been shown, and more may be typed.
     """
 
     def __init__(self) -> None:
         self._channel, self.far_end = socket.socketpair()
-        self._over = False
+        self.open = self._over = False
         self._hint = "Your turn: ask about what was seen. Ctrl-C ends it, with a summary."
         with contextlib.suppress(ImportError):  # without it, lines cannot be edited
             import readline  # noqa: F401
@@ -63,6 +64,7 @@ class Prompt:
 
     def pass_on(self, trouble: Callable[[], object]) -> None:
         """Read a question and send it; the end of all, where there is ``trouble()`` meanwhile."""
+        self.open = True
         if self._hint:
             print(self._hint)
             self._hint = ""
@@ -78,7 +80,7 @@ class Prompt:
 
     def end(self) -> None:
         """No more questions: the client comes to its summary."""
-        self._over = True
+        self.open, self._over = False, True
         self._channel.close()
 
 
@@ -106,8 +108,11 @@ def typed_questions() -> Iterator[str]:
     """The client's end: each question as it comes, until there are no more."""
     with socket.socket(fileno=sys.stdin.fileno()) as channel, channel.makefile("rb") as lines:
         while True:
-            channel.sendall(READY)
-            line = lines.readline()
+            try:
+                channel.sendall(READY)
+                line = lines.readline()
+            except ConnectionError:  # ended while the last one was answered
+                return
             if not line:
                 return
             if text := line.decode(errors="replace").strip():

@@ -134,8 +134,16 @@ def _watch(processes: Processes, prompt: Prompt | None) -> str | None:
             time.sleep(LOOK_AGAIN)
         elif reason is not None:
             prompt.end()
-        elif prompt.is_wanted(LOOK_AGAIN):
-            prompt.pass_on(lambda: _trouble(processes) or processes.status("client") is not None)
+        else:
+            try:
+                if prompt.is_wanted(LOOK_AGAIN):
+                    prompt.pass_on(
+                        lambda: _trouble(processes) or processes.status("client") is not None
+                    )
+            except KeyboardInterrupt:  # while an answer is written
+                if not prompt.open:
+                    raise
+                prompt.end()
     return reason
 
 

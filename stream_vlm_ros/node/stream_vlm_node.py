@@ -510,6 +510,7 @@ class StreamVlmNode(TellingLifecycleNode):
 
     def _memory_health(self) -> health.Health:
         worker, asking = self._worker, self.asking
+        card, folder = self._card, self.parameters.model_path
         memory = worker.memory if worker is not None else MemorySummary()
         return health.memory_health(
             health.MemoryFacts(
@@ -518,7 +519,7 @@ class StreamVlmNode(TellingLifecycleNode):
                 engine_fault=str(worker.ended or "") if worker is not None else "",
                 chunk_fault=worker.last_fault if worker is not None else "",
                 history_fault=memory.history_fault,
-                model=" ".join(filter(None, [self.parameters.model_path, f"({self._card})"])),
+                model=f"{folder} ({card})" if folder and card.knows_only else folder or str(card),
                 device=self._device,
                 length=memory.length,
                 cap=memory.cap,

@@ -136,7 +136,9 @@ def test_as_it_comes_it_answers_rightly_about_its_drawn_world():
 
 def test_on_a_terminal_typed_questions_are_answered_until_ctrl_c():
     demo = Terminal("--seconds", 1, "--count", 1)
-    domain = int(re.search(r"export ROS_DOMAIN_ID=(\d+) ", demo.shows("node list"))[1])
+    introduced = demo.shows("node list")
+    assert "the small model of the package, which knows only its drawn world" in introduced
+    domain = int(re.search(r"export ROS_DOMAIN_ID=(\d+) ", introduced)[1])
     demo.shows("Your turn")
     demo.shows("? ")
     with node_of(rclpy.Context(), domain) as looking:
@@ -178,6 +180,19 @@ def test_ctrl_d_ends_the_prompt_as_well():
 
 
 @slow
+def test_ctrl_c_while_an_answer_is_written_comes_to_the_summary_as_well():
+    demo = Terminal("--seconds", 1, "--count", 1)
+    demo.shows("Your turn")
+    demo.shows("? ")
+    demo.type("What do you see now?\n")
+    demo.shows("Asking")
+    demo.type("\x03")
+    status, shown = demo.ends()
+    assert "2 of 2 questions answered" in shown
+    assert status == 0 and survivors() == []
+
+
+@slow
 def test_a_node_that_dies_while_somebody_types_is_said_at_once():
     demo = Terminal("--seconds", 1, "--count", 1)
     demo.shows("Your turn")
@@ -206,6 +221,7 @@ def test_it_asks_questions_while_the_video_runs_and_ends_well(video):
     assert demo.returncode == 0, output
     assert "What do you see now?" in output
     assert "2 of 2 questions answered" in output
+    assert "of anything else it does not know what it sees" in output.partition("2 of 2")[0]
     assert "the bound held" in output
     assert "Lost      none" in output
     for noise in ("Traceback", "[INFO]", "[WARN]", "DeprecationWarning"):

@@ -567,6 +567,10 @@ def test_a_transition_that_fails_is_logged_and_can_be_tried_again(connect, start
     assert "Traceback" not in node.output and all(line.isprintable() for line in node.lines)
     fill(client, 2)
     assert client.ask().error_code == 0
+    small = "the small model of the package, which knows only its drawn world"
+    assert small in node.output  # before any answer
+    health = client_diagnostic(client, "model and memory", lambda d: "in memory" in d.message)
+    assert {value.key: value.value for value in health.values}["model"] == small
 
 
 def test_a_transition_that_does_not_exist_is_refused_and_the_node_lives(client):
@@ -762,10 +766,11 @@ def test_a_subscriber_sees_what_was_sampled_with_words_on_it(client):
     try:
         stamps = []
         while not shown:  # the node has yet to find the subscriber
-            stamps += fill(client, 2, width=320, height=240)
+            stamps += fill(client, 2)
     finally:
         client.graph.do(lambda: client.graph.node.destroy_subscription(subscription))
-    assert (shown[0].encoding, shown[0].width, shown[0].height) == ("rgb8", 320, 240)
+    # 84 x 56 pixels are enlarged by a whole number, to 320 in width at least.
+    assert (shown[0].encoding, shown[0].width, shown[0].height) == ("rgb8", 4 * 84, 4 * 56)
     assert shown[0].header.stamp in stamps
     assert shown[0].header.frame_id == "camera_optical_frame"
 
