@@ -59,7 +59,7 @@ SOURCE_LIST := build/.sources
 YAML_FILES := $(wildcard *.yml .*.yaml config/*.yaml .github/workflows/*.yml)
 
 .PHONY: help setup demo test test-slow interrupts history-proof soak fuzz-bags fuzz-videos fuzz-checkpoints \
-	same-as coverage bench docs site lint format headers clean check FORCE
+	same-as coverage bench docs report-picture site lint format headers clean check FORCE
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -120,6 +120,9 @@ bench: setup  ## Run the benchmarks of the CPU (BENCH_ARGS="against_stock")
 docs: install/.built  ## Rewrite what pages and config/ take from code and results
 	@PYTHONPATH=. $(VENV)/bin/python tools/write_settings.py .
 	@$(VENV)/bin/python bench/performance_page.py
+
+report-picture: setup  ## Draw the picture of a report in the pages (needs Chromium)
+	@$(RUN) tools/report_picture.sh
 
 site: $(VENV)/.installed-dev  ## Build the documentation site into build/site; no network
 	@tools/site.sh $(VENV)/bin/mkdocs

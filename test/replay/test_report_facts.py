@@ -55,6 +55,7 @@ def sha256sum(*files, folder):
 def test_the_digest_of_a_file_and_of_a_folder_is_what_sha256sum_says(make_job, tmp_path):
     folder = tmp_path / "drive"
     folder.mkdir()
+    (folder / ".directory").touch()  # of the desktop's
     for name in ("b.mcap", "a.mcap"):
         (folder / name).write_bytes(name.encode() * 1000)
     one = make_job(spec=str(folder / "a.mcap")).run()

@@ -95,6 +95,7 @@ def hostile(tmp_path_factory):
     }
     report["questions"]["title"] = HOSTILE[3]
     report["questions"]["file"] = HOSTILE[-1]
+    report["times"] |= {"command": HOSTILE[2], "revision": HOSTILE[1]}
     assert write_report(report, base) == {}
     return report, base
 
