@@ -307,7 +307,7 @@ class Replay:
         origin = (self.origin_ns or 0) / SECOND
         about = question.about and (origin + question.about[0], origin + question.about[1])
         metrics: AnswerMetrics | ChoiceMetrics
-        note_held(record, stream.engine.get_cache_info(), self.origin_ns or 0)
+        origin_ns = self.origin_ns or 0
         try:
             if question.choices:
                 answer, metrics = stream.engine.ask_choice(
@@ -323,11 +323,13 @@ class Replay:
                     about=about,
                 )
         except StreamVlmError as error:
+            info = stream.engine.get_cache_info()
+            note_held(record, info, origin_ns)
             if isinstance(error, OutOfHorizonError) and question.about is not None:
-                info = stream.engine.get_cache_info()
-                error = forgotten(question.about, info, self.origin_ns or 0)
+                error = forgotten(question.about, info, origin_ns)
             return refused(record, error.code, str(error)), ()
-        seen, origin_ns = metrics.time_spans, self.origin_ns or 0
+        note_held(record, stream.engine.get_cache_info(), origin_ns)
+        seen = metrics.time_spans
         record = answered(record, question, answer, metrics.as_dict(), seen, origin_ns)
         return record, evidence_pictures(stream.engine, metrics.episodes)
 

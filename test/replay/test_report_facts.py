@@ -13,10 +13,13 @@ import pytest
 from PIL import Image
 
 from stream_vlm_ros.factory import model_name
+from stream_vlm_ros.history import DelayedBatchInferenceEngine
 from stream_vlm_ros.replay.records import where_held
 from stream_vlm_ros.replay.report import read_report
 from stream_vlm_ros.replay.summary import place_of_evidence, realtime_factor
 from stream_vlm_ros.replay.time_line import Bar, TimeLine
+
+from .conftest import real_model
 
 EVIDENCE = """
 questions:
@@ -129,6 +132,18 @@ def test_a_question_that_gets_no_answer_has_what_was_held(make_job):
     assert answer["status"] == "error"
     assert answer["seen"] and answer["held"]["window"] and answer["held"]["history"] == []
     assert answer["evidence_held"] in ("window", "memory", "forgotten")
+
+
+def test_frames_kept_for_a_batch_are_memory_and_in_no_window(make_job):
+    def engine(settings):
+        return DelayedBatchInferenceEngine(*real_model(), "cpu")
+
+    questions = "questions: [{text: Seen?, at: 3, expect: x, evidence: 1}, {text: Seen?, at: 6}]"
+    first, last = make_job(questions=questions, engine=engine).run()["runs"][0]["answers"]
+    assert first["held"] == last["held"] == {"window": [], "history": []}
+    assert first["evidence_held"] == "memory"
+    # What was encoded for this question, not for the one before it.
+    assert first["seen"][-1][1] <= 3.0 < last["seen"][-1][1]
 
 
 def test_the_time_line_shows_each_place_over_the_sources_time():
