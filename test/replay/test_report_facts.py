@@ -189,6 +189,21 @@ def test_the_picture_of_evidence_is_the_frame_in_its_middle(make_job):
     assert "the evidence, at 0:00.5, 0:01.0" in (done.out / "report.html").read_text()
 
 
+def test_the_picture_of_evidence_is_of_the_camera_that_is_asked(make_job):
+    questions = "questions: [{text: Seen?, at: 3, evidence: 1, camera: /%s}]"
+    for index, camera in enumerate(("left", "right")):
+        done = make_job(
+            questions=questions % camera,
+            out=camera,
+            source_options={"cameras": ("left", "right")},
+        )
+        (answer,) = done.run()["runs"][0]["answers"]
+        (one,) = answer["evidence_pictures"]
+        assert (answer["camera"], one["at"]) == (camera, 1.0)
+        assert one["path"] == f"thumbnails/1-evidence-{index}-1000.jpg"
+        assert [*done.out.glob("thumbnails/*evidence*")] == [done.out / one["path"]]
+
+
 def test_a_resumed_replay_has_the_pictures_of_its_evidence(make_job):
     make_job(questions=EVIDENCE, interrupt_at=9).run()
     done = make_job(questions=EVIDENCE)

@@ -18,7 +18,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.console import Console
@@ -221,6 +221,9 @@ def rendered(text):
 
 @settings(max_examples=40, deadline=None)
 @given(TEXT)
+@example("a;=1+1")
+@example("a\t +1")
+@example("a\n\n@x;\u00a0-1")
 def test_no_text_changes_the_pages_elements_or_breaks_json_or_csv(text):
     with pytest.MonkeyPatch.context() as patch:  # plots are for test_plots.py; the rest is slow
         patch.setattr("stream_vlm_ros.replay.rendering.plots_of", lambda runs, failed: [])
