@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from junitparser import TestSuite
 from markdown_it import MarkdownIt
 from rich.console import Console
 from rosbags.rosbag2 import Reader
@@ -266,6 +267,17 @@ def test_junit_can_be_read_whatever_the_texts(hostile):
     for case, text in zip(cases, HOSTILE, strict=True):
         # An attribute's line ends are spaces to a reader of XML.
         assert case.get("name").split() == visible(f"{text}: {text}").split()
+
+
+def test_a_suite_of_junit_is_counted_as_often_whatever_the_number_of_its_cases(monkeypatch):
+    counted = []
+    count = TestSuite.update_statistics
+    monkeypatch.setattr(
+        TestSuite, "update_statistics", lambda suite: counted.append(1) or count(suite)
+    )
+    for texts in (("x",), ("x",) * 50):
+        render_junit(_report_of([{**_run(texts), "name": "x"}]))
+    assert len(counted) <= 4  # else it takes minutes for ten thousand
 
 
 # -- one of them fails ---------------------------------------------------------------------------
