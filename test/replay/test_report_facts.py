@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 from html.parser import HTMLParser
 
@@ -220,6 +221,25 @@ def test_the_page_says_how_each_answer_was_judged(make_job):
     assert "judged by exact: x" in text
     assert "judged by number (within 1): 3" in text
     assert "judged by contains (all): x" in text
+
+
+@pytest.mark.parametrize("interrupt_at", [None, 9])
+def test_what_an_earlier_version_has_kept_is_taken_over_as_it_is(make_job, interrupt_at):
+    make_job(questions=EVIDENCE, interrupt_at=interrupt_at).run()
+    done = make_job(questions=EVIDENCE)
+    journal = done.out / "journal.jsonl"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    for line in lines:
+        run = line.get("finished", {})
+        run.pop("model", None)
+        for answer in [*run.get("answers", ()), *([line["answer"]] if "answer" in line else ())]:
+            for key in ("held", "evidence_held", "evidence_pictures", "judge_options"):
+                answer.pop(key, None)
+    journal.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    report = done.run()
+    assert done.failed == {} and report["complete"]
+    assert report["runs"][0]["answers"][0]["answer"] is not None
+    assert (done.out / "report.html").read_text().count('<svg class="held') == 6
 
 
 # -- figures -------------------------------------------------------------------------------------
