@@ -12,7 +12,6 @@ import errno
 import functools
 import inspect
 import json
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +42,7 @@ from stream_vlm_ros.setting import Setting, SettingTable
 if TYPE_CHECKING:
     from stream_vlm_ros.engine import SavedMemory
 
-COMMAND = "stream_vlm command"  # where a verb finds the whole command line, in its context
+COMMAND = "stream_vlm command"  # where a verb finds all arguments, in its context
 INCOMPLETE, UNUSABLE, INTERRUPTED = 1, 2, 130  # exit statuses
 # What the system says of a place that the user named: no fault of ours.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.EACCES, errno.EROFS, errno.ELOOP)
@@ -57,7 +56,7 @@ class Verbs(TyperGroup):
     """Errors raised on purpose end a verb with one line on stderr and exit status 2."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        ctx.meta[COMMAND] = shlex.join(["stream-vlm", *args])
+        ctx.meta[COMMAND] = tuple(args)
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
@@ -383,7 +382,7 @@ def replay(
     with side.status("Starting"):
         from stream_vlm_ros.console import make_console
         from stream_vlm_ros.owned import place_to_write
-        from stream_vlm_ros.replay.command import run_job, settings_of
+        from stream_vlm_ros.replay.command import command_line, run_job, settings_of
         from stream_vlm_ros.replay.job import ReplayJob
         from stream_vlm_ros.replay.live.realtime import realtime_run
         from stream_vlm_ros.replay.questions import load_questions
@@ -406,7 +405,7 @@ def replay(
         run_live=realtime_run if realtime or attach else None,
         attach=attach,
         play=play,
-        command=context.meta[COMMAND],
+        command=command_line(context.meta[COMMAND]),
         console=side,
     )
     if attach is None:  # a node that runs already has a model of its own

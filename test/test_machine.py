@@ -15,7 +15,8 @@ from types import ModuleType
 import pytest
 
 import stream_vlm_ros
-from stream_vlm_ros.machine import measured_on, processor_name
+from stream_vlm_ros import machine
+from stream_vlm_ros.machine import measured_on, processor_name, revision
 
 
 @pytest.mark.parametrize(
@@ -67,3 +68,38 @@ def test_the_machine_is_told_with_pythons_own_library_alone():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def module_in(folder, monkeypatch):
+    """Let the module stand in a package of ``folder``; its folder."""
+    package = folder / "stream_vlm_ros"
+    package.mkdir()
+    monkeypatch.setattr(machine, "__file__", str(package / "machine.py"))
+    return package
+
+
+def test_an_installed_copy_says_the_revision_that_it_was_built_from(tmp_path, monkeypatch):
+    package = module_in(tmp_path, monkeypatch)
+    # A repository further up is somebody else's: of the robot, or of the whole workspace.
+    subprocess.run(["git", "init", "-q", str(tmp_path.parent)], check=True)
+    assert revision() is None
+    (package / "revision.txt").write_text("0.1.0-3-gabc-dirty\n")
+    assert revision() == "0.1.0-3-gabc-dirty"
+
+
+def test_a_checkout_says_its_commit_and_whether_it_was_changed(tmp_path, monkeypatch):
+    package = module_in(tmp_path, monkeypatch)
+    (package / "machine.py").write_text("1")
+
+    def git(*arguments):
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@x.x"]
+        return subprocess.run([*command, *arguments], check=True, capture_output=True, text=True)
+
+    git("init", "-q")
+    assert revision() is None  # no commit yet
+    git("add", ".")
+    git("commit", "-qm", "x")
+    commit = git("rev-parse", "HEAD").stdout.strip()
+    assert revision() == commit[:12]
+    (package / "machine.py").write_text("2")
+    assert revision() == f"{commit[:12]}-dirty"

@@ -346,7 +346,7 @@ class ReplayJob:
         """SHA-256 of a source's file, or of the list of them that sha256sum prints for a folder's;
         None for what is no file. What the journal knows of the same files is not read again."""
         path = Path(os.path.expanduser(self.spec))
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        files = sorted(path.glob("[!.]*")) if path.is_dir() else [path]
         files = [file for file in files if file.is_file()]
         if not files:
             return None

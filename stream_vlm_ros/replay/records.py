@@ -179,9 +179,11 @@ def answered(
 
 
 def note_held(record: AnswerRecord, info: CacheInfo, origin_ns: int) -> None:
-    """Note in ``record`` what is held when the question is asked, and where its evidence is."""
+    """Note in ``record`` what is held, ``info``, when its question has been asked (the delayed
+    batch engine encodes only then), and where its evidence is."""
     reach = history_reach(info)
-    window = info.levels["window"].time_spans if "window" in info.levels else ()
+    level = info.levels.get("window") if info.window_size else None
+    window = () if level is None else level.time_spans
 
     def told(spans: Iterable[Sequence[float]]) -> list[list[float]]:
         return [[_since(begin, origin_ns), _since(end, origin_ns)] for begin, end in spans]

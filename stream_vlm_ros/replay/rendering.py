@@ -119,6 +119,7 @@ def render_junit(report: dict[str, Any]) -> str:
     xml = junitparser.JUnitXml()
     for run in report["runs"]:
         suite = junitparser.TestSuite(_xml_text(f"{report['source']['name']} {run['name']}"))
+        cases = []
         for answer in run["answers"]:
             case = junitparser.TestCase(
                 _xml_text(f"{answer['id']}: {answer['question']}"),
@@ -128,7 +129,8 @@ def render_junit(report: dict[str, Any]) -> str:
             if outcome := _outcome(answer):
                 case.result = [outcome]
             case.system_out = _xml_text(f"at {answer['at']:.2f} s: {answer['answer']}")
-            suite.add_testcase(case)
+            cases.append(case)
+        suite.add_testcases(cases)  # one by one, it counts all of them at each
         xml.add_testsuite(suite)
     xml.update_statistics()
     return xml.tostring().decode("utf-8")

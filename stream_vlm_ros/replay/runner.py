@@ -310,7 +310,7 @@ class Replay:
         origin = (self.origin_ns or 0) / SECOND
         about = question.about and (origin + question.about[0], origin + question.about[1])
         metrics: AnswerMetrics | ChoiceMetrics
-        note_held(record, stream.engine.get_cache_info(), self.origin_ns or 0)
+        origin_ns = self.origin_ns or 0
         try:
             if question.choices:
                 answer, metrics = stream.engine.ask_choice(
@@ -326,12 +326,13 @@ class Replay:
                     about=about,
                 )
         except StreamVlmError as error:
+            info = stream.engine.get_cache_info()
+            note_held(record, info, origin_ns)
             if isinstance(error, OutOfHorizonError) and question.about is not None:
-                info = stream.engine.get_cache_info()
-                error = forgotten(question.about, info, self.origin_ns or 0)
+                error = forgotten(question.about, info, origin_ns)
             return refused(record, error.code, str(error)), ()
-        seen, origin_ns = metrics.time_spans, self.origin_ns or 0
-        tokens = settings.token_logprobs
+        note_held(record, stream.engine.get_cache_info(), origin_ns)
+        seen, tokens = metrics.time_spans, settings.token_logprobs
         record = answered(record, question, answer, metrics.as_dict(), seen, origin_ns, tokens)
         return record, evidence_pictures(stream.engine, metrics.episodes)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -70,6 +71,14 @@ def test_the_same_questions_come_from_a_spreadsheet(write_questions, delimiter, 
 def test_what_is_wrong_is_said_with_its_line(write_questions, text, words):
     with pytest.raises(QuestionFileError, match=words):
         load_questions(write_questions(text, "q.csv"))
+
+
+def test_the_example_of_the_pages_is_loaded_and_its_picture_is_small():
+    folder = Path(__file__).resolve().parents[2] / "docs" / "report"
+    found = load_questions(folder / "questions.csv").questions
+    assert len(found) == 9
+    assert {one.judge.name for one in found} == {"exact", "contains", "choice"}
+    assert (folder / "report.png").stat().st_size < 300_000
 
 
 @settings(max_examples=100, deadline=None)

@@ -261,10 +261,14 @@ def test_the_verb_exits_by_the_share_of_right_answers(write_questions, tmp_path)
     result = CliRunner().invoke(app, [*arguments, *options, "--fail-under", "1"])
     assert result.exit_code == 0, result.output
     assert "100.0 % (1 of 1)" in result.output
-    said = "the small model of the package, which knows only its drawn world"
-    assert said in (tmp_path / "r" / "report.html").read_text()
-    (run,) = read_report(tmp_path / "r")["runs"]
-    assert run["model"]["name"] == said
+    report = read_report(tmp_path / "r")
+    (run,) = report["runs"]
+    assert report["times"]["command"].startswith(f"stream-vlm replay world:1 --questions {path}")
+    assert (
+        run["model"]["name"] == "the small model of the package, which knows only its drawn world"
+    )
+    assert (run["model"]["dtype"], run["model"]["device"]) == ("float32", "cpu")
+    assert re.fullmatch("[0-9a-f]{64}", run["model"]["digest"])
     assert run["summary"]["by_type"] == {}  # the question names none
     path = write_questions("questions: [{text: Which, at: 2, expect: certainly not this}]")
     result = CliRunner().invoke(app, [*arguments, *options, "--fail-under", "0.5"])

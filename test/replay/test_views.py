@@ -18,8 +18,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from junitparser import TestSuite
 from markdown_it import MarkdownIt
 from rich.console import Console
 from rosbags.rosbag2 import Reader
@@ -95,6 +96,7 @@ def hostile(tmp_path_factory):
     }
     report["questions"]["title"] = HOSTILE[3]
     report["questions"]["file"] = HOSTILE[-1]
+    report["times"] |= {"command": HOSTILE[2], "revision": HOSTILE[1]}
     assert write_report(report, base) == {}
     return report, base
 
@@ -220,6 +222,9 @@ def rendered(text):
 
 @settings(max_examples=40, deadline=None)
 @given(TEXT)
+@example("a;=1+1")
+@example("a\t +1")
+@example("a\n\n@x;\u00a0-1")
 def test_no_text_changes_the_pages_elements_or_breaks_json_or_csv(text):
     with pytest.MonkeyPatch.context() as patch:  # plots are for test_plots.py; the rest is slow
         patch.setattr("stream_vlm_ros.replay.rendering.plots_of", lambda runs, failed: [])
@@ -262,6 +267,17 @@ def test_junit_can_be_read_whatever_the_texts(hostile):
     for case, text in zip(cases, HOSTILE, strict=True):
         # An attribute's line ends are spaces to a reader of XML.
         assert case.get("name").split() == visible(f"{text}: {text}").split()
+
+
+def test_a_suite_of_junit_is_counted_as_often_whatever_the_number_of_its_cases(monkeypatch):
+    counted = []
+    count = TestSuite.update_statistics
+    monkeypatch.setattr(
+        TestSuite, "update_statistics", lambda suite: counted.append(1) or count(suite)
+    )
+    for texts in (("x",), ("x",) * 50):
+        render_junit(_report_of([{**_run(texts), "name": "x"}]))
+    assert len(counted) <= 4  # else it takes minutes for ten thousand
 
 
 # -- one of them fails ---------------------------------------------------------------------------
