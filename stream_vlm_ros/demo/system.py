@@ -198,7 +198,7 @@ def _say_how_to_reach_it(console: Console, environment: dict[str, str]) -> None:
     domain = environment["ROS_DOMAIN_ID"]
     # Whoever came here through tools/run.sh goes there again.
     through = shlex.quote(run) + " " if (run := os.environ.get("STREAM_VLM_RUN")) else ""
-    reach = " ".join(f"{name}={environment[name]}" for name in on_this_machine())
+    reach = " ".join(f"{name}={value}" for name, value in on_this_machine().items())
     lines = [
         f"ROS       domain {domain}, on this machine alone; from a second terminal:",
         f"    export ROS_DOMAIN_ID={domain} {reach}",
