@@ -28,6 +28,7 @@ from stream_vlm_ros.engine.cache.requests import Fork
 from stream_vlm_ros.engine.graph_runner import (
     MIN_WRONG,
     PLAIN_STEP,
+    Recording,
     StepKernels,
     record_graph,
     reserved_bytes,
@@ -38,7 +39,7 @@ from stream_vlm_ros.engine.model.base import LayerFunctions, StreamModel
 
 MAX_TOKENS = 1024  # of a chunk in a step: larger ones keep the device busy by plain calls, too
 _ROUNDED = 64  # tokens of a step are a multiple of
-_MAX_GRIDS = 4  # sizes of pictures whose vision is recorded: a camera has one or two
+MAX_GRIDS = 4  # sizes of pictures whose vision is recorded: a camera has one or two
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class ChunkPath:
         self._model, self._functions = model, functions
 
     def encode(self, patches: PatchGrid) -> torch.Tensor:
-        """Vision features ``[tokens, hidden]``; they hold until the next call."""
+        """Vision features ``[tokens, hidden]``."""
         return self._model.encode_frames(patches, self._functions)
 
     def append(
@@ -79,16 +80,19 @@ class ChunkPath:
 class CapturedChunks(ChunkPath):
     """Small chunks in steps of fixed shape, each recorded once as a CUDA graph.
 
-    The first of each size is held against plain calls.
+    The first chunk of a size is held against plain calls, in what it returns and what it stores.
+    After a capture that fails, all chunks go the plain way.
 
     Args:
         manager: whose memory the chunks are appended to.
         kernels: the steps' own.
         graph: record and replay the steps; otherwise they are run again each time.
+        recorder: records a step, given the pool of those recorded before, None at first. None:
+            `record_graph`.
 
     Attributes:
         captures: graphs recorded so far.
-        detours: how often a chunk went the plain way, by reason.
+        detours: how often the language model went the plain way, by reason.
         refused: why a step does not serve, by what it computes and its size.
     """
 
@@ -99,16 +103,21 @@ class CapturedChunks(ChunkPath):
         manager: KVCacheManager,
         kernels: StepKernels = PLAIN_STEP,
         graph: bool = False,
+        recorder: Callable[[Any, Any], Recording] | None = None,
     ):
         super().__init__(model, functions)
         self._manager, self._kernels, self._graph = manager, kernels, graph
+        self._recorder = recorder or record_graph
         # Being too large for the device is a reason not to take a graph, too.
         self._verified: Verified[torch.Tensor] = Verified("chunks take longer", ())
         self.captures = 0
         self.detours: Counter[str] = Counter()
+        self._failed = ""  # why captures are not tried any more
+        self._tail: torch.Tensor | None = None  # of the steps, [layers, 2, kv_heads, room, d]
         self._memory: StepMemory | None = None
-        self._visions: dict[Any, _Ready[_Vision]] = {}
-        self._chunks: dict[Any, _Ready[_Chunk]] = {}
+        self._grids: set[tuple[int, int, int]] = set()  # whose vision was to be recorded
+        self._visions: dict[Any, _Taken[_Vision]] = {}
+        self._chunks: dict[Any, _Taken[_Chunk]] = {}
         self._pool: Any = None  # of the graphs' memory
         self._weights_at = 0
         manager.follow(self)
@@ -124,26 +133,29 @@ class CapturedChunks(ChunkPath):
     # -- seeing ------------------------------------------------------------------------------
 
     def encode(self, patches: PatchGrid) -> torch.Tensor:
-        plain = super().encode
-        known = patches.grid_thw in self._visions
-        if patches.tokens > MAX_TOKENS or (not known and len(self._visions) == _MAX_GRIDS):
+        plain, grid = super().encode, patches.grid_thw
+        many = grid not in self._grids and len(self._grids) == MAX_GRIDS
+        if self._failed or patches.tokens > MAX_TOKENS or many:
             return plain(patches)
-        return self._verified.run(
-            ("vision", patches.grid_thw),
-            lambda: self._see(patches),
-            lambda: plain(patches),
-            _differ,
+        self._grids.add(grid)
+        kind = ("vision", grid)
+        features = self._verified.run(
+            kind, lambda: self._see(patches), lambda: plain(patches), _differ
         )
+        if kind in self.refused:
+            self._visions.pop(grid, None)
+        return features
 
     @torch.inference_mode()
     def _see(self, patches: PatchGrid) -> torch.Tensor:
         self._check_weights()
-        ready = self._visions.get(patches.grid_thw)
-        if ready is None:
-            ready = self._ready(_Vision(self._model, patches, self._functions))
-            self._visions[patches.grid_thw] = ready
-        ready.step.patches.pixel_values.copy_(patches.pixel_values, non_blocking=True)
-        return ready.take()
+        taken = self._visions.get(patches.grid_thw)
+        if taken is None:
+            taken = self._recorded(_Vision(self._model, patches, self._functions))
+            self._visions[patches.grid_thw] = taken
+        taken.step.patches.pixel_values.copy_(patches.pixel_values, non_blocking=True)
+        # A copy: the stream keeps features, and any replay of the same pool may overwrite these.
+        return taken.take().clone()
 
     # -- appending ---------------------------------------------------------------------------
 
@@ -155,11 +167,11 @@ class CapturedChunks(ChunkPath):
         readout: Readout | None = None,
     ) -> torch.Tensor:
         plain = super().append
-        if obstacle := self._obstacle(len(embeddings), fork):
-            self.detours[obstacle] += 1
-            return plain(embeddings, positions, fork, readout)
         size = -(-len(embeddings) // _ROUNDED) * _ROUNDED
         kind = ("decoder", size, () if readout is None else _items(readout))
+        if obstacle := self._obstacle(kind, len(embeddings), fork):
+            self.detours[obstacle] += 1
+            return plain(embeddings, positions, fork, readout)
         stored: list[torch.Tensor] = []
 
         def apart() -> torch.Tensor:
@@ -172,16 +184,19 @@ class CapturedChunks(ChunkPath):
             why = _differ(found, expected)
             return _differ(fork.own(), stored[0]) if why == "" else why
 
-        by_step = lambda: self._append(kind, embeddings, positions, fork, readout)  # noqa: E731
+        by_step = lambda: self._append(kind, size, embeddings, positions, fork, readout)  # noqa: E731
         hidden = self._verified.run(kind, by_step, apart, differ)
         if kind in self.refused:  # what was computed apart is not in the fork
+            self._chunks.pop(kind, None)
             fork.rewind(0)
             if readout is not None:
                 readout.clear()
             return plain(embeddings, positions, fork, readout)
         return hidden
 
-    def _obstacle(self, count: int, fork: Fork) -> str:
+    def _obstacle(self, kind: Hashable, count: int, fork: Fork) -> str:
+        if self._failed or kind in self.refused:
+            return self._failed or self.refused[kind]
         if count > MAX_TOKENS:
             return f"it has more than {MAX_TOKENS} tokens"
         if not fork.parts:
@@ -194,6 +209,7 @@ class CapturedChunks(ChunkPath):
     def _append(
         self,
         kind: Hashable,
+        size: int,
         embeddings: torch.Tensor,
         positions: torch.Tensor,
         fork: Fork,
@@ -201,16 +217,15 @@ class CapturedChunks(ChunkPath):
     ) -> torch.Tensor:
         self._check_weights()
         memory, count = self._own_memory(), len(embeddings)
-        ready = self._chunks.get(kind)
-        if ready is None:
-            size = -(-count // _ROUNDED) * _ROUNDED
+        taken = self._chunks.get(kind)
+        if taken is None:
             step = _Chunk(self._model, memory, size, self._kernels, self._functions, readout)
-            ready = self._chunks[kind] = self._ready(step)
-        step = ready.step
+            taken = self._chunks[kind] = self._recorded(step)
+        step = taken.step
         memory.load(fork.parts)
         step.inputs.load([0] * count, positions, 0, count)
         step.embeddings[:count] = embeddings
-        hidden = ready.take()
+        hidden = taken.take()
         fork.advance(count)
         fork.own().copy_(memory.tail[:, :, :, :count])
         if readout is not None:
@@ -218,27 +233,34 @@ class CapturedChunks(ChunkPath):
         return hidden[:count]
 
     def _own_memory(self) -> StepMemory:
-        """What the steps read and write. (Their own tail lies where it lies for good.)"""
+        """What the steps read and write: the stream's memory, and a tail of their own."""
         stream = self._manager.memory
         if self._memory is None or self._memory.stream is not stream:
             self._chunks.clear()
-            shape = self._model.kv_shape
-            tail = shape.allocate(MAX_TOKENS + 1, stream.device, batch=1)
-            self._memory = StepMemory(stream, tail[:, :, 0].zero_())
+            if self._tail is None:
+                shape = self._model.kv_shape
+                self._tail = shape.allocate(MAX_TOKENS + 1, stream.device, batch=1)[:, :, 0].zero_()
+            self._memory = StepMemory(stream, self._tail)
         return self._memory
 
     # -- recording ---------------------------------------------------------------------------
 
-    def _ready(self, step: Step) -> _Ready[Step]:
+    def _recorded(self, step: Step) -> _Taken[Step]:
         if not self._graph:
-            return _Ready(step, step)
-        torch.cuda.empty_cache()  # as a capture does, so that what it takes can be told
-        begin, before = time.perf_counter(), reserved_bytes(self._model.device)
-        replay, self._pool = record_graph(step, self._pool)
+            return _Taken(step, step)
+        device = self._model.device
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # as a capture does, so that what it takes can be told
+        begin, before = time.perf_counter(), reserved_bytes(device)
+        try:
+            replay, self._pool = self._recorder(step, self._pool)
+        except Exception:
+            self._failed = "a step could not be recorded"
+            raise
         self.captures += 1
-        taken = reserved_bytes(self._model.device) - before
+        taken = reserved_bytes(device) - before
         _log.info("%s: recorded in %.1f s, %.0f MB", step, time.perf_counter() - begin, taken / 1e6)
-        return _Ready(step, replay)
+        return _Taken(step, replay)
 
     def _check_weights(self) -> None:
         """A graph reads them where they were."""
@@ -257,6 +279,7 @@ class _Vision:
         self._model, self._functions = model, functions
         self.device = model.device
         self.patches = replace(like, pixel_values=like.pixel_values.clone())
+        self._layout = model.vision_layout(like.grid_thw)  # a graph reads it where it lies
 
     def __str__(self) -> str:
         return f"the vision tower for {self.patches.grid_thw} patches"
@@ -303,7 +326,7 @@ class _Chunk:
 Step = TypeVar("Step", _Vision, _Chunk)
 
 
-class _Ready(NamedTuple, Generic[Step]):
+class _Taken(NamedTuple, Generic[Step]):
     """A step, and how to take it: as it is each time or, once recorded, by replaying that."""
 
     step: Step

@@ -3,7 +3,9 @@
 
 """Chunks in steps of fixed shape are those of plain calls, and what does not serve is said."""
 
+import gc
 import logging
+import weakref
 
 import pytest
 import torch
@@ -13,7 +15,8 @@ from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference, chunk
 from stream_vlm_ros.engine.attention.base import Readout
 from stream_vlm_ros.engine.cache.manager import KVCacheManager
 from stream_vlm_ros.engine.chunk_path import CapturedChunks
-from stream_vlm_ros.engine.graph_runner import PLAIN_STEP
+from stream_vlm_ros.engine.graph_runner import PLAIN_STEP, Recording
+from stream_vlm_ros.engine.inputs.frames import PatchGrid
 
 MEMORIES = {
     "unbounded": None,
@@ -129,7 +132,98 @@ def test_steps_that_are_wrong_or_fail_give_way_and_no_chunk_is_lost(
     assert len(caplog.records) == 1 and "chunks take longer" in caplog.text
 
 
-def test_a_large_chunk_and_many_sizes_go_the_plain_way(toys, model, processor, monkeypatch):
+class Replays:
+    """Records as a CUDA graph is: what a replay gives lies where that of the first lay."""
+
+    def __init__(self):
+        self.made = []
+
+    def __call__(self, step, pool):
+        self.made.append(str(step))
+        outputs = step()
+
+        def replay():
+            return outputs.copy_(step())
+
+        return Recording(replay, pool)
+
+
+def recorded(model, processor, recorder, **options):
+    engine = make(model, processor, steps=False, **options)
+    engine.chunk_path = CapturedChunks(
+        model, engine.functions, engine.cache_manager, graph=True, recorder=recorder
+    )
+    return engine
+
+
+@pytest.mark.parametrize("options", [{}, {"skip_similarity": 0.9}, {"memory": "all levels"}])
+def test_what_the_stream_keeps_of_a_chunk_is_not_overwritten_by_the_next(
+    toys, model, processor, options
+):
+    steps = recorded(model, processor, Replays(), **options)
+    plain = make(model, processor, steps=False, **options)
+    still = toys.frames(2, 56, 84, seed=1)
+    for number in range(12):
+        frames = toys.frames(2, 56, 84, seed=number) if number % 4 == 0 else still
+        appended = [one.append_video_chunk(frames, fps=2)["tokens"] for one in (steps, plain)]
+        assert appended[0] == appended[1]
+    assert steps.chunk_path.captures > 1 and not steps.chunk_path.refused
+    assert_same(steps.cache_manager.gather(), plain.cache_manager.gather())
+
+
+def test_a_recorded_size_keeps_what_it_reads_however_many_others_are_seen(toys, model, processor):
+    engine = recorded(model, processor, Replays())
+    watch(engine, toys, 3)
+    grid = (2, 4, 6)
+    kept = weakref.ref(model.vision_layout(grid).cos)
+    pixels = 3 * 2 * 14 * 14
+    for rows in range(2, 20, 2):  # more than a model keeps
+        model.encode_frames(PatchGrid(torch.zeros(rows * 4, pixels), (1, rows, 4)))
+    gc.collect()
+    assert kept() is not None
+    del engine
+    gc.collect()
+    assert kept() is None
+
+
+def test_what_was_refused_is_not_tried_again(toys, model, processor, monkeypatch):
+    engine = make(model, processor, kernels=PLAIN_STEP._replace(attend=wrong_attention))
+    watch(engine, toys, 3)
+    passes, forward = [], model.stream_forward
+    monkeypatch.setattr(
+        model, "stream_forward", lambda *x, **y: passes.append(1) or forward(*x, **y)
+    )
+    watch(engine, toys, 4)
+    assert len(passes) == 4
+
+
+def test_only_the_first_sizes_of_pictures_are_recorded(toys, model, processor, monkeypatch):
+    monkeypatch.setattr(chunk_path, "MAX_GRIDS", 2)
+    recorder = Replays()
+    engine, plain = recorded(model, processor, recorder), make(model, processor, steps=False)
+    sizes = [(4, 56, 84), (2, 56, 56), (2, 84, 84), (2, 112, 56)]
+    for one in (engine, plain):
+        watch(one, toys, 8, sizes)
+    assert len([made for made in recorder.made if "vision" in made]) == 2
+    assert_same(engine.cache_manager.gather(), plain.cache_manager.gather())
+
+
+def test_a_capture_that_fails_is_the_last_that_is_tried(toys, model, processor, caplog):
+    tried = []
+
+    def failing(step, pool):
+        tried.append(step)
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    engine, plain = recorded(model, processor, failing), make(model, processor, steps=False)
+    for one in (engine, plain):
+        watch(one, toys, 6, [(4, 56, 84), (2, 56, 56), (2, 84, 84)])
+    assert torch.equal(engine.cache_manager.gather(), plain.cache_manager.gather())
+    assert len(tried) == 1
+    assert len([line for line in caplog.records if line.levelno >= logging.WARNING]) == 1
+
+
+def test_a_large_chunk_goes_the_plain_way(toys, model, processor, monkeypatch):
     monkeypatch.setattr(chunk_path, "MAX_TOKENS", 12)
     engine, plain = make(model, processor), make(model, processor, steps=False)
     for one in (engine, plain):

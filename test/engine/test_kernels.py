@@ -18,6 +18,12 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 # Products and sums of numbers around 1, as their format rounds them.
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3}
+# Bytes of shared memory: as the device has it, and in the interpreter no bound.
+SHARED = (
+    getattr(torch.cuda.get_device_properties(0), "shared_memory_per_block_optin", 0)
+    if DEVICE == "cuda"
+    else 1 << 30
+)
 PROCESSORS = (1, 6)  # many keys a program, or few
 PLACED = (1, 5)  # tokens
 PRODUCTS = [(37, 64, True), (8, 2048, False), (9, 2500, True)]  # rows, columns, bias
@@ -66,7 +72,8 @@ def compare(dtype, processors, count, size, past, parts):
     inputs.load([0] * count, torch.zeros(3, count), past, shared, begins)
     queries = random(size, kv_heads * group, head_dim).transpose(0, 1)
     given = (queries, stream[0], tail[0], memory, inputs, head_dim**-0.5)
-    out, expected = split_attention(processors)(*given), attend_step(*given)
+    attend = split_attention(processors, shared=SHARED)
+    out, expected = attend(*given), attend_step(*given)
     assert out.shape == expected.shape == (size, kv_heads * group, head_dim)
     assert not out[count:].any()
     assert (out - expected).abs().max() <= TOLERANCES[dtype], (out - expected).abs().max()

@@ -167,6 +167,13 @@ class StreamModel(nn.Module, ABC):
     def encode(self, patches: PatchGrid, functions: LayerFunctions) -> torch.Tensor:
         """Vision features of a chunk, ``[tokens, hidden]``."""
 
+    def vision_layout(self, grid_thw: tuple[int, int, int]) -> Any:
+        """What `encode` reads besides weights and patches of that grid.
+
+        Made once a size and kept for some of them: whoever recorded a pass over it must hold it.
+        """
+        return None
+
     @abstractmethod
     def decode(
         self,

@@ -553,6 +553,9 @@ class StreamQwenModel(ModelNames, StreamModel):
         """Text embeddings: ``[...]`` to ``[..., hidden]``."""
         return functional.embedding(ids, self.text.embedding)
 
+    def vision_layout(self, grid_thw: tuple[int, int, int]) -> VisionLayout:
+        return self.visual.layout(grid_thw, self.device)
+
     def encode(self, patches: PatchGrid, functions: LayerFunctions) -> torch.Tensor:
         """Vision features of a chunk, ``[tokens, hidden]``."""
         pixels = patches.pixel_values.to(self.visual.patch_embed)
