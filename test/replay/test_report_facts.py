@@ -15,9 +15,8 @@ from PIL import Image
 
 from stream_vlm_ros.factory import model_name
 from stream_vlm_ros.history import DelayedBatchInferenceEngine
-from stream_vlm_ros.replay.command import command_line
 from stream_vlm_ros.replay.records import where_held
-from stream_vlm_ros.replay.report import read_report
+from stream_vlm_ros.replay.report import command_line, read_report
 from stream_vlm_ros.replay.summary import place_of_evidence, realtime_factor
 from stream_vlm_ros.replay.time_line import Bar, TimeLine
 
