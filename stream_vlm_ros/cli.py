@@ -382,7 +382,7 @@ def replay(
     with side.status("Starting"):
         from stream_vlm_ros.console import make_console
         from stream_vlm_ros.owned import place_to_write
-        from stream_vlm_ros.replay.command import command_line, run_job, settings_of
+        from stream_vlm_ros.replay.command import run_job, settings_of
         from stream_vlm_ros.replay.job import ReplayJob
         from stream_vlm_ros.replay.live.realtime import realtime_run
         from stream_vlm_ros.replay.questions import load_questions
@@ -405,7 +405,7 @@ def replay(
         run_live=realtime_run if realtime or attach else None,
         attach=attach,
         play=play,
-        command=command_line(context.meta[COMMAND]),
+        command=context.meta[COMMAND],
         console=side,
     )
     if attach is None:  # a node that runs already has a model of its own

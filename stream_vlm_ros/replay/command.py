@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,20 +25,6 @@ from .settings import changed
 
 # Exit statuses; BELOW also where something could not be written.
 BELOW, REGRESSED, INTERRUPTED = 1, 3, 130
-
-
-# An address in a text, and one alone, whose password may hold what it should not.
-_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(?:\S*@)?([^\s?#]*)\S*")
-_ALONE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(?:.*@)?([^?#]*).*", re.DOTALL)
-
-
-def command_line(arguments: Sequence[str]) -> str:
-    """The command line as a report shows it: addresses without user, password and query."""
-    shown = (
-        found.expand(r"\1\2") if (found := _ALONE.fullmatch(one)) else _ADDRESS.sub(r"\1\2", one)
-        for one in arguments
-    )
-    return shlex.join(["stream-vlm", *shown])
 
 
 def settings_of(base: Settings, engine: str | None, compared: Sequence[str]) -> list[Settings]:

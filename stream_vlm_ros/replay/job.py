@@ -63,7 +63,7 @@ class ReplayJob:
             ``live.realtime.realtime_run``. Without it the loop is closed.
         attach: with ``run_live``, the name of a node that runs already.
         play: with ``attach``, the command that plays the source.
-        command: the command line, for the report.
+        command: the arguments of the command line, for the report.
         console: where progress is shown, on a terminal.
     """
 
@@ -78,7 +78,7 @@ class ReplayJob:
     attach: str | None = None
     play: str | None = None
     make_engine: Callable[[Settings], Any] | None = None
-    command: str = ""
+    command: Sequence[str] = ()
     console: Console | None = None
 
     def __post_init__(self) -> None:

@@ -8,6 +8,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
+import shlex
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
@@ -36,6 +39,10 @@ WRITES = (
     "thumbnails",
 )
 
+# An address in a text, and one alone, whose password may hold what it should not.
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(?:\S*@)?([^\s?#]*)\S*")
+_ALONE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(?:.*@)?([^?#]*).*", re.DOTALL)
+
 
 class ReportError(StreamVlmError):
     """A report that cannot be read or compared."""
@@ -51,7 +58,7 @@ def build_report(
     runs: list[dict[str, Any]],
     complete: bool,
     wall: float,
-    command: str = "",
+    command: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The report of all runs. All that depends on the machine or the hour is under a key
     ``times``, here and below; everything else is the same for the same input."""
@@ -69,11 +76,20 @@ def build_report(
         "times": {
             "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "wall": wall,
-            "command": command,
+            "command": command_line(command) if command else "",
             "revision": revision(),
             "machine": machine(),
         },
     }
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """The command line as a report shows it: addresses without user, password and query."""
+    shown = (
+        found.expand(r"\1\2") if (found := _ALONE.fullmatch(one)) else _ADDRESS.sub(r"\1\2", one)
+        for one in arguments
+    )
+    return shlex.join(["stream-vlm", *shown])
 
 
 def machine() -> dict[str, Any]:
