@@ -170,8 +170,8 @@ def test_a_cancelled_answer_is_kept_as_far_as_it_came(client, do):
 def test_who_leaves_early_cancels_the_answer(client, do, leaving):
     async def ask():
         if leaving == "the task":
-            ask = client.ask("Leave?", max_new_tokens=LONG)
-            tasks = [asyncio.ensure_future(ask), asyncio.ensure_future(client.ask("Leave too?"))]
+            asks = [client.ask("Leave?", max_new_tokens=LONG) for _ in range(2)]
+            tasks = [asyncio.ensure_future(ask) for ask in asks]
             while client.status.queue_depth == 0:  # one is answered, one waits
                 await asyncio.sleep(0.01)
             for task in tasks:
