@@ -351,6 +351,8 @@ class StreamVlmClient:
             if time.monotonic() > end:
                 if not await self.is_there():
                     why = "it has left the graph"
+                elif self.status is None:  # it has one from its configuring on
+                    why = f"its state is {await self.state()}"
                 raise NodeUnavailableError(
                     f"the node {self.name} cannot be asked after {self.patience:.0f} s: {why}"
                 )
