@@ -55,7 +55,7 @@ endif
 
 INTERFACES := $(wildcard msg/*.msg srv/*.srv action/*.action)
 # Found by make each time, so that a new, changed or deleted file is installed.
-SOURCES := $(shell find stream_vlm_ros config launch -type f -not -path '*/__pycache__/*' \
+SOURCES := $(shell find stream_vlm_ros config launch examples -type f -not -path '*/__pycache__/*' \
 	2>/dev/null) $(INTERFACES) CMakeLists.txt package.xml tools/executable.in tools/build.sh
 SOURCE_LIST := build/.sources
 YAML_FILES := $(wildcard *.yml .*.yaml config/*.yaml .github/workflows/*.yml)

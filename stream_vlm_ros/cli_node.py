@@ -12,6 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -142,6 +143,10 @@ def find() -> list[str]:
     return asyncio.run(StreamVlmClient.find())
 
 
+def _looking() -> AbstractContextManager[object]:
+    return Console(stderr=True).status("Looking for the node")  # on terminals alone
+
+
 def _with_node(name: str, wait: float, use: Callable[[StreamVlmClient], Awaitable[T]]) -> T:
     """What ``use`` makes of a client of that node."""
     from stream_vlm_ros.processes.graph import check_ros
@@ -150,7 +155,9 @@ def _with_node(name: str, wait: float, use: Callable[[StreamVlmClient], Awaitabl
     from stream_vlm_ros.client import StreamVlmClient
 
     async def run() -> T:
-        async with StreamVlmClient(name, patience=wait) as client:
+        async with AsyncExitStack() as steps:
+            with _looking():
+                client = await steps.enter_async_context(StreamVlmClient(name, patience=wait))
             return await use(client)
 
     return asyncio.run(run())
@@ -413,7 +420,8 @@ node_app = typer.Typer(no_args_is_help=True, help="Set and steer a node that run
 @node_app.command("list")
 def list_nodes(as_json: Json = False) -> None:
     """List the nodes that run, with their state."""
-    found = find()
+    with _looking():
+        found = find()
     nodes = [_about(name, found.count(name)) for name in sorted(set(found))]
     if as_json:
         print(json.dumps(nodes))

@@ -136,6 +136,7 @@ def test_imports_point_one_way():
 @pytest.mark.parametrize(
     "name",
     [
+        "client",
         "engine",
         "engine/attention",
         "engine/cache",

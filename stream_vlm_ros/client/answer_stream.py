@@ -134,7 +134,7 @@ class AnswerStream:
         result = asyncio.ensure_future(client.ros.reply(self._handle.get_result_async))
         try:
             while not (await asyncio.wait({result}, timeout=LOOK))[0]:
-                if not client.action.server_is_ready():
+                if not await client.ros.run(client.action.server_is_ready):
                     await asyncio.wait({result}, timeout=LAST_WORDS)
                     break
             if not result.done():

@@ -125,6 +125,8 @@ class RosThread:
             try:
                 call()
             except Exception as fault:
+                if not self.context.ok():
+                    return _fail(done)
                 with suppress(InvalidStateError):
                     done.set_exception(fault)
 

@@ -346,20 +346,22 @@ class StreamVlmClient:
 
         Raises NodeUnavailableError after ``patience``, with the reason.
         """
-        assert self._seen is not None
         end = time.monotonic() + self.patience
-        while why := self._why_not_ready(self._seen):
+        while why := await self.ros.run(self._why_not_ready):
             if time.monotonic() > end:
                 if not await self.is_there():
                     why = "it has left the graph"
+                elif self.status is None:  # it has one from its configuring on
+                    why = f"its state is {await self.state()}"
                 raise NodeUnavailableError(
                     f"the node {self.name} cannot be asked after {self.patience:.0f} s: {why}"
                 )
             await asyncio.sleep(STEP)
         await self.is_there()  # alone
 
-    def _why_not_ready(self, seen: NodeClient) -> str:
-        why = seen.why_not_ready()
+    def _why_not_ready(self) -> str:
+        assert self._seen is not None
+        why = self._seen.why_not_ready()
         return why or ("" if self.action.server_is_ready() else "its action ~/ask is away")
 
     # Settings -------------------------------------------------------------------------------------
@@ -429,7 +431,7 @@ class StreamVlmClient:
         """
         client = self._services[name]
         begin = time.monotonic()
-        while not client.service_is_ready():
+        while not await self.ros.run(client.service_is_ready):
             if time.monotonic() > begin + (self.patience if within is None else within):
                 raise NodeUnavailableError(await self._why_away(name))
             await asyncio.sleep(STEP)
@@ -447,7 +449,7 @@ class StreamVlmClient:
                     raise NodeUnavailableError(
                         f"the node {self.name} did not reply on ~/{name} within {within:.0f} s"
                     )
-                if not client.service_is_ready():
+                if not await self.ros.run(client.service_is_ready):
                     raise NodeUnavailableError(f"the node {self.name} ended before it replied")
         finally:
             for one in sent:

@@ -170,8 +170,8 @@ def test_a_cancelled_answer_is_kept_as_far_as_it_came(client, do):
 def test_who_leaves_early_cancels_the_answer(client, do, leaving):
     async def ask():
         if leaving == "the task":
-            ask = client.ask("Leave?", max_new_tokens=LONG)
-            tasks = [asyncio.ensure_future(ask), asyncio.ensure_future(client.ask("Leave too?"))]
+            asks = [client.ask("Leave?", max_new_tokens=LONG) for _ in range(2)]
+            tasks = [asyncio.ensure_future(ask) for ask in asks]
             while client.status.queue_depth == 0:  # one is answered, one waits
                 await asyncio.sleep(0.01)
             for task in tasks:
@@ -296,7 +296,7 @@ def stand_in(graph, namespace):
     """A node of that name, as far as the graph knows."""
     other = rclpy.create_node("stream_vlm", namespace=namespace, context=graph.context)
     try:
-        yield
+        yield other
     finally:
         other.destroy_node()
 
@@ -305,7 +305,7 @@ def test_a_node_that_is_not_there_is_said_with_those_that_are(node):
     from stream_vlm_ros.client import NodeUnavailableError
 
     with pytest.raises(NodeUnavailableError, match=f"no node named /other was .*there is {NAME}"):
-        opened("/other", patience=2.0)
+        opened("/other", patience=3.5)
     assert opened(NAME.lstrip("/"), PATIENCE) == NAME
 
 
@@ -337,6 +337,28 @@ def test_a_node_that_is_seen_but_does_not_reply_is_said(node, graph):
 
     with stand_in(graph, "dumb"), pytest.raises(NodeUnavailableError, match="does not reply"):
         opened("/dumb/stream_vlm", patience=3.5)
+
+
+def test_a_node_that_is_not_configured_cannot_be_asked_and_its_state_is_said(graph, do):
+    from lifecycle_msgs.srv import GetState
+
+    from stream_vlm_ros.client import NodeUnavailableError, StreamVlmClient
+
+    def get_state(request, response):
+        response.current_state.label = "unconfigured"
+        return response
+
+    async def ask():
+        async with StreamVlmClient("/off/stream_vlm", patience=PATIENCE) as client:
+            client.patience = 0.2
+            await client.ask("Who?")
+
+    with stand_in(graph, "off") as off:
+        off.create_service(GetState, "~/get_state", get_state)
+        graph.executor.add_node(off)
+        with pytest.raises(NodeUnavailableError, match="its state is unconfigured"):
+            do(ask())
+        graph.executor.remove_node(off)
 
 
 def test_a_client_in_somebody_elses_context_says_when_that_was_shut_down(node, do):
