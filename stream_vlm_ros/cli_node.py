@@ -280,7 +280,7 @@ async def _about_ns(
     from stream_vlm_ros.client.messages import nanoseconds
 
     await client.until_ready()
-    newest = nanoseconds(client.status.newest_stamp) if client.status is not None else 0
+    newest = nanoseconds((await client.first_status()).newest_stamp)
     begin, end = (round(1e9 * s) + (newest if s <= 0 else 0) for s in about)
     return max(begin, 1), max(end, 1)
 
@@ -453,8 +453,9 @@ def _about(name: str, times: int) -> dict[str, Any]:
 
 async def _state_and_memory(client: StreamVlmClient) -> tuple[str, str]:
     state = await client.state()
-    if (status := client.status) is None:
+    if state not in ("active", "inactive"):
         return state, ""
+    status = await client.first_status()
     memory = f"{status.length:,} of {status.cap:,} tokens, {plural(status.frames, 'frame')}"
     return "paused" if status.paused else state, memory
 
