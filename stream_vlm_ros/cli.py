@@ -28,6 +28,7 @@ from stream_vlm_ros.cli_experiment import ExperimentGroup
 from stream_vlm_ros.cli_node import (
     NODE_OPTION,
     AskCommand,
+    ask_node,
     choices_of,
     if_a_topic,
     node_app,
@@ -165,6 +166,7 @@ def common(
 @app.command(cls=AskCommand)
 @takes_settings("ask")
 def ask(
+    ctx: typer.Context,
     settings: Settings,
     video: Annotated[
         str,
@@ -221,6 +223,8 @@ def ask(
 
     Or ask a node that runs: stream-vlm ask --node "What is on the table?"
     """
+    if node is not None:
+        raise typer.Exit(0 if ask_node(node, wait, ctx.obj) else INCOMPLETE)
     asked, choice = questions_of(video, questions), choices_of(choice, choices)
     from stream_vlm_ros.console import bytes_text
     from stream_vlm_ros.errors import (
