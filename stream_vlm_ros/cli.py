@@ -166,7 +166,7 @@ def common(
 @app.command(cls=AskCommand)
 @takes_settings("ask")
 def ask(
-    ctx: typer.Context,
+    context: typer.Context,
     settings: Settings,
     video: Annotated[
         str,
@@ -224,7 +224,7 @@ def ask(
     Or ask a node that runs: stream-vlm ask --node "What is on the table?"
     """
     if node is not None:
-        raise typer.Exit(0 if ask_node(node, wait, ctx.obj) else INCOMPLETE)
+        raise typer.Exit(0 if ask_node(node, wait, context.obj) else INCOMPLETE)
     asked, choice = questions_of(video, questions), choices_of(choice, choices)
     from stream_vlm_ros.console import bytes_text
     from stream_vlm_ros.errors import (
