@@ -28,6 +28,7 @@ from stream_vlm_ros.cli_experiment import ExperimentGroup
 from stream_vlm_ros.cli_node import (
     NODE_OPTION,
     AskCommand,
+    ask_node,
     choices_of,
     if_a_topic,
     node_app,
@@ -229,6 +230,8 @@ def ask(
 
     Or ask a node that runs: stream-vlm ask --node "What is on the table?"
     """
+    if node is not None:
+        raise typer.Exit(0 if ask_node(node, wait, context.obj) else INCOMPLETE)
     asked, choice = questions_of(video, questions), choices_of(choice, choices)
     from stream_vlm_ros.console import bytes_text, say
     from stream_vlm_ros.errors import (

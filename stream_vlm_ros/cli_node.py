@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from stream_vlm_ros.client import StreamVlmClient
 
 T = TypeVar("T")
-INCOMPLETE = 1  # exit status
 NODE_NAME = re.compile(r"/?[A-Za-z_]\w*(/[A-Za-z_]\w*)*", re.ASCII)
 LEFT_OUT = ("data",)  # of JSON: pictures
 
@@ -73,7 +72,8 @@ WITH_NODE = ONLY_WITH_NODE | {
 class AskCommand(TyperCommand):
     """``stream-vlm ask``, of a source or, with ``--node``, of a node that runs.
 
-    ``--node`` may stand without a name: what follows is one only where it looks like one.
+    ``--node`` may stand without a name: what follows is one only where it looks like one. The
+    callback then finds an `Ask` in the context.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -89,7 +89,7 @@ class AskCommand(TyperCommand):
         values = {name: ctx.params[name] for name in given}
         node = values["node"]
         first = [values["video"]] if "video" in values else []  # of the questions
-        ask = Ask(
+        ctx.obj = Ask(
             questions_of(f"--node {node}", [*first, *values.get("questions", [])]),
             choices_of(values.get("choice"), values.get("choices")),
             values.get("about"),
@@ -99,7 +99,10 @@ class AskCommand(TyperCommand):
             values.get("cancel_after"),
             values.get("as_json", False),
         )
-        raise typer.Exit(0 if ask_node(node, ctx.params["wait"], ask) else INCOMPLETE)
+        # What of it is allowed is for the node to say, not for the other settings here.
+        defaults = Settings()
+        ctx.params |= {name: getattr(defaults, name) for name in ("max_new_tokens", "history")}
+        return super().invoke(ctx)
 
     def _refuse(self, names: set[str], why: str) -> None:
         options = [p.opts[0] for p in self.params if p.name in names]
@@ -280,7 +283,7 @@ async def _about_ns(
     from stream_vlm_ros.client.messages import nanoseconds
 
     await client.until_ready()
-    newest = nanoseconds(client.status.newest_stamp) if client.status is not None else 0
+    newest = nanoseconds((await client.first_status()).newest_stamp)
     begin, end = (round(1e9 * s) + (newest if s <= 0 else 0) for s in about)
     return max(begin, 1), max(end, 1)
 
@@ -453,8 +456,9 @@ def _about(name: str, times: int) -> dict[str, Any]:
 
 async def _state_and_memory(client: StreamVlmClient) -> tuple[str, str]:
     state = await client.state()
-    if (status := client.status) is None:
+    if state not in ("active", "inactive"):
         return state, ""
+    status = await client.first_status()
     memory = f"{status.length:,} of {status.cap:,} tokens, {plural(status.frames, 'frame')}"
     return "paused" if status.paused else state, memory
 

