@@ -307,6 +307,64 @@ def test_a_full_disk_is_said_and_what_was_held_stays(tmp_path_factory, calls, ch
     shutil.rmtree(folder)
 
 
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    ),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_no_grid_ever_has_the_keys_of_another_whatever_the_thread_could_not_write(
+    tmp_path, monkeypatch, device
+):
+    """Of a full index, so that slots are used again."""
+    options = dict(folder=tmp_path, max_bytes=64 * grid_bytes(3), device=device)
+    one, stream = index(**options, write_behind=True), Stream(device=device)
+    held, keys = one.empty(), {}
+
+    def draft(held):
+        told, own = stream.chunk(3)
+        keys.update({stamps[0]: grid for stamps, grid in own})
+        with suppress(FrameStoreError):  # of the chunk before
+            held = one.draft(held, told)
+        return held
+
+    for _ in range(100):
+        held = draft(held)
+    one.search(held, QUERIES.to(device), OF)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", no_room)
+        held = draft(held)
+        one.close()
+    one = index(**options, write_behind=True)
+    held = one.empty()
+    for _ in range(3):
+        held = draft(held)
+    one.close()
+    one = index(folder=tmp_path, max_bytes=64 * grid_bytes(3))
+    _check_keys(one, one.empty(), keys)
+    one.close()
+
+
+def test_a_time_is_forgotten_though_the_thread_has_a_fault_to_tell(tmp_path, monkeypatch):
+    one, stream = index(folder=tmp_path, write_behind=True), Stream()
+    held, _ = watched(one, 8, stream)
+    assert len(grids_of(one, held)[0]) == 16
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", no_room)
+        held = one.draft(held, stream.chunk(3)[0])
+        grids_of(one, held)  # waits for the thread
+    held = one.forget(held, 104.0, 109.5)
+    stamps = [found[0] for _, found in grids_of(one, held)[0]]
+    assert stamps == [100.0, 101.0, 102.0, 103.0, *map(float, range(110, 116))]
+    with pytest.raises(FrameStoreError):
+        one.draft(held, stream.chunk(3)[0])
+    one.close()
+
+
 def test_a_disk_without_room_for_a_segment_is_said(tmp_path, monkeypatch):
     one, stream = index(folder=tmp_path, max_bytes=64 * grid_bytes()), Stream()
     held, _ = watched(one, 1, stream)  # a segment is two grids
