@@ -352,6 +352,11 @@ class Readable:
         ends = [(tier.oldest, tier.newest) for tier in (self.pictures, self.features)]
         return [(first, last) for first, last in ends if first is not None and last is not None]
 
+    def has_some_of(self, first: float, last: float) -> bool:
+        """Whether anything of a time may be read."""
+        pictures = self.pictures.store.ids_between(first, last)
+        return pictures is not None or bool(self.features.between(first, last))
+
     def undo(self, held: Mark) -> bool:
         """Forget what came after a mark, and say whether the memory has gone back to it."""
         now = self.mark

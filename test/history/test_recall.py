@@ -452,8 +452,9 @@ def test_without_features_such_pictures_are_no_use(small, make, footage):
 def test_features_of_the_present_are_those_that_were_over_at_the_question():
     features = tiers.FeatureTier(10**6)
     features.add(torch.zeros(3, 1, 1, 4), [(0.0, 0.5), (1.0, 1.5), (2.0, 2.5)])
-    assert [grid.stamp for grid in features.newest(2, until=2.4)] == [0.0, 1.0]
-    assert [grid.stamp for grid in features.newest(2, until=2.5)] == [1.0, 2.0]
+    assert [grid.stamp for grid in features.present(2, until=1.5)] == [0.0, 1.0]
+    assert [grid.stamp for grid in features.present(2, until=2.5)] == [1.0, 2.0]
+    assert features.present(2, until=2.4) == []  # the newest was not over: not taken then
 
 
 def test_where_features_were_let_go_pictures_are_read(small, remembering, footage):
@@ -488,7 +489,8 @@ def test_features_of_a_forgotten_time_are_gone(small, remembering, footage):
     engine = stream(remembering(), footage)
     engine.forget(4.25, 7.25)  # from the middle of a grid to the middle of another
     assert engine.get_cache_info().tiers[1].grids == GRIDS - 4
-    assert engine.ask(QUESTION, 4, about=(4.5, 7.0))[1].fetched_tokens == 0
+    with pytest.raises(OutOfHorizonError):
+        engine.ask(QUESTION, 4, about=(4.5, 7.0))
 
 
 def test_features_are_held_no_longer_than_pictures(remembering, footage):
@@ -550,9 +552,8 @@ def test_what_is_forgotten_is_not_found_nor_shown(make, footage):
     assert engine.search(QUESTION, about=(4.0, 7.5)) == []
     pictures, keys = engine.get_cache_info().tiers
     assert (pictures.frames, keys.grids) == (2 * GRIDS - 8, GRIDS - 4)
-    told, metrics = engine.ask(QUESTION, 4, about=(4.0, 7.5))
-    assert metrics.fetched_tokens == 0
-    assert told == engine.ask(QUESTION, 4, history="never")[0]
+    with pytest.raises(OutOfHorizonError):
+        engine.ask(QUESTION, 4, about=(4.0, 7.5))
 
 
 def test_a_lost_picture_is_left_out(small, make, footage, tmp_path):
@@ -569,6 +570,10 @@ def test_without_any_picture_left_the_memory_answers(make, footage, tmp_path):
     engine = stream(make(store=FrameStore(tmp_path / "kept", form="png")), footage)
     for file in (tmp_path / "kept" / "pictures").rglob("*.png"):
         file.unlink()
+    with pytest.raises(OutOfHorizonError, match=r"nothing from 4\.000 to 7\.500 s"):
+        engine.ask(QUESTION, 4, about=(4.0, 7.5))  # it is not answered from another time
+    with pytest.raises(OutOfHorizonError, match=r"nothing from 2\.000 to 3\.500 s"):
+        engine.ask_choice(QUESTION, CHOICES, about=(2.0, 3.5))
     told, metrics = engine.ask(QUESTION, 8)
     assert told == engine.ask(QUESTION, 8, history="never")[0]
     assert (metrics.fetched_tokens, metrics.finish_reason) == (0, "length")
@@ -839,6 +844,23 @@ def test_a_time_that_keys_alone_hold_is_found_but_not_answered(make, lagging, fo
     assert found and all(6.0 <= one.start <= one.end <= 9.5 and not one.stamps for one in found)
     with pytest.raises(OutOfHorizonError):
         engine.ask(QUESTION, 4, about=(6.0, 9.5))
+
+
+@pytest.mark.parametrize("everything", [True, False])
+def test_a_time_in_a_hole_is_refused_and_not_answered_from_another(
+    small, make, lagging, footage, everything
+):
+    engine = lagging(make(everything), footage, 8, 24)
+    stream(engine, footage, 24)  # pictures of 0 to 3.5 s and from 12 s on
+    for ask in (
+        lambda: engine.ask(QUESTION, 4, about=(6.0, 9.5)),
+        lambda: engine.ask_choice(QUESTION, CHOICES, about=(6.0, 9.5)),
+    ):
+        with pytest.raises(OutOfHorizonError, match=r"nothing from 6\.000 to 9\.500 s"):
+            ask()
+    assert bool(engine.search(QUESTION, about=(6.0, 9.5))) == everything
+    # What is there of a time is read, also where something else in it fits better.
+    answered_alike(engine, offline(small, footage, range(4, 8)), about=(2.0, 9.5))
 
 
 def test_a_memory_that_is_loaded_goes_back_also_behind_keys(make, lagging, footage, tmp_path):
