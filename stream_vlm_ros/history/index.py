@@ -349,7 +349,7 @@ class KeyIndex:
 
         Raises FrameStoreError, as `forget` does.
         """
-        self._catch_up()
+        self._try_to_catch_up()  # who appends next is told of a fault
         self._epoch, self._opened = self._epoch + 1, None
         return self._settled(self.empty())
 
@@ -438,7 +438,7 @@ class KeyIndex:
             FrameStoreError: the folder cannot be written. Nothing of that time is found any more;
                 try again, so that it is erased.
         """
-        self._catch_up()
+        self._try_to_catch_up()  # who appends next is told of a fault
         if self._files is not None:
             self._files.remove_set_aside()
         if self._slots is None:
@@ -676,9 +676,9 @@ class KeyIndex:
                 self._behind = None
 
     def _without(self, new: _Behind) -> None:
-        """These keys could not be written."""
+        """These keys could not be written; the device does without them, too, as files will."""
         self._newest = None
-        if self._mapped and self._slots is not None:
+        if self._slots is not None:
             self._slots.disown(np.array(new.slots))
 
     @_in_inference_mode
