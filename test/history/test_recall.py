@@ -805,6 +805,55 @@ def test_frames_are_read_as_often_as_they_were_seen(small, either, footage):
     assert metrics.fetched_tokens == 12 * GRID
 
 
+@pytest.mark.parametrize("in_folder", [True, False])
+def test_on_a_full_disk_what_the_memory_went_back_behind_is_read_neither_then_nor_later(
+    small, make, footage, tmp_path, monkeypatch, caplog, in_folder
+):
+    def new_store():
+        return FrameStore(tmp_path / "kept" if in_folder else None, form="png")
+
+    engine = stream(make(store=new_store(), config=None), footage, stop=16)
+    snapshot = engine.cache_manager.snapshot()
+    stream(engine, footage[::-1], 16, 24)
+    engine.cache_manager.restore(snapshot)
+
+    def full(*_, **__):
+        raise FrameStoreError("no space left on the disk")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FrameStore, "_transaction", full)
+        answered_alike(engine, offline(small, footage, range(16)), history="always")
+        assert engine.thumbnail(9.0) is None
+        assert engine.get_cache_info().tiers[0].newest == 7.5
+        stream(engine, footage, 16, 20)  # taken by the memory, and by no store
+    assert sum("went back behind" in record.getMessage() for record in caplog.records) == 1
+    stream(engine, footage, 20, 24)
+    frames = [*range(16), *range(20, 24)]
+    assert engine.get_cache_info().tiers[0].frames == len(frames)  # those undone are gone
+    answered_alike(engine, offline(small, footage, frames), history="always")
+    engine.close()
+    if in_folder:
+        engine = make(store=new_store())
+        answered_alike(engine, offline(small, footage, frames), history="always")
+
+
+def test_a_lost_picture_is_left_out_also_on_a_full_disk(
+    small, make, footage, tmp_path, monkeypatch
+):
+    engine = stream(make(store=FrameStore(tmp_path / "kept", form="png")), footage, stop=16)
+    for number in (4, 5):
+        (file,) = (tmp_path / "kept" / "pictures").rglob(f"*{number:04}.png")
+        file.unlink()
+
+    def full(*_, **__):
+        raise FrameStoreError("no space left on the disk")
+
+    monkeypatch.setattr(FrameStore, "_transaction", full)
+    rest = [*range(4), *range(6, 16)]
+    for _ in range(2):
+        answered_alike(engine, offline(small, footage, rest), history="always")
+
+
 # -- where a tier lacks what another has ----------------------------------------------------------
 
 
