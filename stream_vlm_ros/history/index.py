@@ -349,7 +349,7 @@ class KeyIndex:
 
         Raises FrameStoreError, as `forget` does.
         """
-        self._catch_up()
+        self._try_to_catch_up()  # who appends next is told of a fault
         self._epoch, self._opened = self._epoch + 1, None
         return self._settled(self.empty())
 
@@ -441,7 +441,7 @@ class KeyIndex:
             FrameStoreError: the folder cannot be written. Nothing of that time is found any more;
                 try again, so that it is erased.
         """
-        self._catch_up()
+        self._try_to_catch_up()  # who appends next is told of a fault
         if self._files is not None:
             self._files.remove_set_aside()
         if self._slots is None:
