@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 MAX_APART = 2  # grids from one hit to the next of the same episode
+PAUSE = 10  # grids that would have fitted in between, so that what follows is another stretch
 
 
 class Episode(NamedTuple):
@@ -149,5 +151,20 @@ class Scored:
         return float(self.stamps[first, 0]), float(self.stamps[last, 1])
 
     def _apart(self, one: int, other: int) -> int:
-        """Grids from the last that ``one`` stands for to ``other``."""
-        return int(self.serials[other] - self.serials[one] - self.spans[one] + 1)
+        """Grids from the last that ``one`` stands for to ``other``: those of the stream, and those
+        that it would have had in a time of which there are none (the camera paused, or the disk
+        was full)."""
+        unseen = int(self._unseen[one + 1 : other + 1].sum())
+        return int(self.serials[other] - self.serials[one] - self.spans[one] + 1) + unseen
+
+    @functools.cached_property
+    def _unseen(self) -> np.ndarray:
+        """For each grid how many would have fitted between it and the one before, from `PAUSE` on;
+        else 0."""
+        unseen = np.zeros(len(self.serials), np.int64)
+        if len(unseen) > 1:
+            step = float(np.median(np.diff(self.stamps[:, 0]) / self.spans[:-1]))
+            between = self.stamps[1:, 0] - self.stamps[:-1, 1]
+            paused = between > PAUSE * step
+            unseen[1:][paused] = np.ceil(between[paused] / step) if step > 0 else PAUSE
+        return unseen

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -349,7 +349,7 @@ class KeyIndex:
 
         Raises FrameStoreError, as `forget` does.
         """
-        self._catch_up()
+        self._try_to_catch_up()  # who appends next is told of a fault
         self._epoch, self._opened = self._epoch + 1, None
         return self._settled(self.empty())
 
@@ -368,12 +368,15 @@ class KeyIndex:
         try:
             self._catch_up()
         finally:
-            self._slots = self._newest = self._opened = None
             if self._writer is not None:
+                if self._files is not None:
+                    # Behind what it writes; it does so also where this wait is interrupted.
+                    self._writer.submit(self._files.close).result()
                 self._writer.shutdown()
                 self._writer = None
-            if self._files is not None:
+            elif self._files is not None:
                 self._files.close()
+            self._slots = self._newest = self._opened = None
 
     @_in_inference_mode
     def draft(self, held: IndexState, change: Change) -> IndexState:
@@ -438,7 +441,7 @@ class KeyIndex:
             FrameStoreError: the folder cannot be written. Nothing of that time is found any more;
                 try again, so that it is erased.
         """
-        self._catch_up()
+        self._try_to_catch_up()  # who appends next is told of a fault
         if self._files is not None:
             self._files.remove_set_aside()
         if self._slots is None:
@@ -650,7 +653,7 @@ class KeyIndex:
             return
         try:
             self._write(sent)
-        except FrameStoreError:
+        except BaseException:  # whatever it was: they are not there
             self._without(new)
             raise
 
@@ -665,20 +668,18 @@ class KeyIndex:
         if self._behind is None:
             return
         new, written = self._behind
-        try:
-            written.result()
-        except FrameStoreError as fault:
+        wait([written])  # interrupted, it is for the next one to look what came of it
+        fault = written.exception()
+        if fault is not None:
             # A search goes on without these keys; who appends or forgets next is told.
-            self._fault = fault
             self._without(new)
-        finally:
-            if written.done():  # else the wait was interrupted
-                self._behind = None
+            self._fault = _as_told(fault)
+        self._behind = None
 
     def _without(self, new: _Behind) -> None:
-        """These keys could not be written."""
+        """These keys could not be written, all or some of them: nobody searches them."""
         self._newest = None
-        if self._mapped and self._slots is not None:
+        if self._slots is not None:
             self._slots.disown(np.array(new.slots))
 
     @_in_inference_mode
@@ -881,6 +882,15 @@ def _grids_of(change: Change) -> list[tuple[tuple[float, float], int, int]]:
             found.append((stamps, at, at + size))
             at += size
     return found
+
+
+def _as_told(fault: BaseException) -> FrameStoreError:
+    """What ended the writing of keys, as that which who appends or forgets is told."""
+    if isinstance(fault, FrameStoreError):
+        return fault
+    told = FrameStoreError(f"keys could not be written: {fault!r}")
+    told.__cause__ = fault
+    return told
 
 
 def _times(between: tuple[float, float]) -> tuple[float, float]:

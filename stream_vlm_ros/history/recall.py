@@ -15,7 +15,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -265,7 +265,8 @@ class RecallingInference(VideoStreamingInference):
                 about=about, cancel=cancel, **options,
             )  # fmt: skip
         started = time.perf_counter()
-        search = self._search_of(question, check_about(about), mode)
+        asked_about = check_about(about)
+        search = self._search_of(question, asked_about, mode)
         plan: Plan | None = None
 
         def fetches() -> bool:
@@ -296,6 +297,7 @@ class RecallingInference(VideoStreamingInference):
                 done = metrics if told is None else told[1]
                 return dataclasses.replace(done, finish_reason="cancelled", episodes=())
             if told is None:  # its pictures are gone
+                self._check_remembered(asked_about)
                 again = plain(question, *how, update_state, cancel=cancel, **options)
                 yield from again
                 assert again.metrics is not None
@@ -325,7 +327,8 @@ class RecallingInference(VideoStreamingInference):
         if mode == "never":
             return super().ask_choice(question, choices, about=about, read=read)
         started = time.perf_counter()
-        search = self._search_of(question, check_about(about), mode)
+        asked_about = check_about(about)
+        search = self._search_of(question, asked_about, mode)
         first = self._first_reader()
         ask = super().ask_choice if first is None else first.ask_choice
         choice, metrics = ask(question, choices, read=search.read)
@@ -343,6 +346,8 @@ class RecallingInference(VideoStreamingInference):
             done = choice, self._finished(told, metrics, named, plan, tokens, fetch, started)
             if not not_seen:
                 break
+        if plan.looks and done is None:  # their pictures are gone
+            self._check_remembered(asked_about)
         return done or (choice, self._named(metrics, plan, choice))
 
     def search(self, text: str, about: About = None, count: int = 10) -> list[EvidenceEpisode]:
@@ -483,7 +488,7 @@ class RecallingInference(VideoStreamingInference):
         self.cache_manager.amend(READABLE, lambda _: self._readable.mark)
 
     def _search_of(self, question: str, about: About, mode: str, keys: bool = False) -> _Search:
-        """A search of the history as it is now; OutOfHorizonError if no tier reaches ``about``.
+        """A search of the history as it is now; OutOfHorizonError if nothing of ``about`` is left.
 
         Args:
             keys: what is known by its keys alone will do; else it is to be read.
@@ -494,19 +499,26 @@ class RecallingInference(VideoStreamingInference):
             raise EmptyMemoryError("nothing has been seen yet: append frames before asking")
         newest = max(self._newest, -math.inf if state.last_stamp is None else state.last_stamp)
         if about is not None:
-            reach = [*spans, *self._readable.spans]
             held = self._held
-            if keys and held.oldest is not None and held.newest is not None:
-                reach.append((held.oldest, held.newest))
-            if not any(first <= about[1] and about[0] <= last for first, last in reach):
-                raise OutOfHorizonError(
-                    f"nothing from {about[0]:.3f} to {about[1]:.3f} s is remembered. The memory "
-                    "and its history hold "
-                    + ", ".join(f"{first:.3f} to {last:.3f} s" for first, last in reach[-3:])
-                )
+            known = keys and _overlap(*about, [(held.oldest, held.newest)])
+            if not known and not self._readable.has_some_of(*about):
+                self._check_remembered(about)
             # An open end is that of what was seen when the question came.
             about = about[0], min(about[1], newest)
         return _Search(self, question, about, mode, self._held, spans, newest)
+
+    def _check_remembered(self, about: About) -> None:
+        """Raise OutOfHorizonError for a time of which nothing is in memory either."""
+        spans = self.cache_manager.time_spans()
+        if about is None or _overlap(*about, spans):
+            return
+        within = ", ".join(
+            f"{first:.3f} to {last:.3f} s" for first, last in [*spans, *self._readable.spans][-3:]
+        )
+        raise OutOfHorizonError(
+            f"nothing from {about[0]:.3f} to {about[1]:.3f} s is remembered. What the memory and "
+            f"its history hold lies within {within}"
+        )
 
     def _first_reader(self) -> Reader | None:
         """Where a question runs before anything was streamed: over the newest frames kept."""
@@ -691,6 +703,8 @@ class _Search:
         calibration = self._engine.calibration
         scored, want = self.scored(), wanted_by(self._question)
         hits = scored.episodes(scored.hits(calibration.threshold, calibration.of_best))
+        if self._about is not None:  # a question about a time is not answered from another
+            hits = [one for one in hits if self._can_be_read(scored, one)]
         if not hits and self._mode == "always":
             hits = scored.best_episodes(calibration.looks, 1)
         chosen = self._chosen(scored, hits, want)
@@ -732,6 +746,11 @@ class _Search:
     def _in_memory(self, scored: Scored, episode: Episode) -> bool:
         """Whether the memory answers about it; never where the history is always to be read."""
         return self._mode != "always" and _within(*scored.stamps_of(episode), self.spans)
+
+    def _can_be_read(self, scored: Scored, episode: Episode) -> bool:
+        """Whether pictures, features or the memory hold anything of it."""
+        stretch = scored.stamps_of(episode)
+        return _overlap(*stretch, self.spans) or self._engine._readable.has_some_of(*stretch)
 
     def _chosen(self, scored: Scored, hits: list[Episode], want: Want) -> list[Episode]:
         """What the question wants of the hits, oldest first."""
@@ -816,6 +835,13 @@ def _mode(history: str) -> str:
 
 def _within(first: float, last: float, spans: TimeSpans) -> bool:
     return any(start <= first and last <= stop for start, stop in spans)
+
+
+def _overlap(first: float, last: float, spans: Iterable[tuple[float | None, float | None]]) -> bool:
+    return any(
+        start is not None and stop is not None and start <= last and first <= stop
+        for start, stop in spans
+    )
 
 
 def _place(device: torch.device) -> str:

@@ -175,6 +175,9 @@ class FrameStore:
             self.folder = place_to_write("the folder of kept frames", os.path.expanduser(folder))
         self.form, self.quality = form, whole_number("quality", quality, 1, 95)
         self.max_bytes, self.max_seconds = room, seconds
+        self._undone: list[
+            tuple[int, int]
+        ] = []  # ids that are yet to be dropped, the last excluded
         self._limit = PictureLimit(max_decoded_megapixels)
         self._pictures: Pictures
         with ExitStack() as opening:
@@ -300,11 +303,20 @@ class FrameStore:
         ).fetchone()
         self._epoch = self._execute("SELECT COALESCE(MAX(first), 0) FROM epochs").fetchone()[0]
         self._execute("DROP VIEW IF EXISTS temp.present")
-        self._execute(f"CREATE TEMP VIEW present AS SELECT * FROM frames WHERE id >= {self._epoch}")
+        undone = "".join(f" AND NOT (id >= {a} AND id < {b})" for a, b in self._undone)
+        self._execute(
+            f"CREATE TEMP VIEW present AS SELECT * FROM frames WHERE id >= {self._epoch}{undone}"
+        )
         self._next = self._epoch if last is None else max(last + 1, self._epoch)
         self._bytes = blocks * _BLOCK + self._count * _ROW_BYTES
         newest = self.newest(1)
         self._newest = newest[0] if newest else None
+
+    def _look_again(self) -> None:
+        """`_look`, and no id is given twice."""
+        upcoming = self._next
+        self._look()
+        self._next = upcoming
 
     # -- what there is -----------------------------------------------------------------------
 
@@ -490,6 +502,7 @@ class FrameStore:
         self._count += 1 - len(gone)
         self._bytes += frame.cost - sum(f.cost for f in gone)
         self._delete(gone)
+        self._try_to_drop_undone()
         return frame, [old.id for old in gone]
 
     def forget(self, frame: KeptFrame) -> None:
@@ -497,8 +510,14 @@ class FrameStore:
         self._drop([frame])
 
     def forget_from(self, number: int) -> None:
-        """Drop the frames of this epoch from an id on; it is not given again."""
-        self._drop(self._find("WHERE id >= ?", number))
+        """Drop the frames of this epoch from an id on; it is not given again.
+
+        Raises FrameStoreError: no room on the disk, say. They are found no more all the same, and
+        `add` and `close` try again to drop them.
+        """
+        self._undone.append((max(number, self._epoch), self._next))
+        self._look_again()
+        self._drop_undone()
 
     def forget_between(self, start: float, stop: float) -> int:
         """Erase the frames of a time, those of earlier epochs too; how many there were.
@@ -514,9 +533,22 @@ class FrameStore:
         with self._transaction():
             self._db.executemany("DELETE FROM frames WHERE id = ?", [(f.id,) for f in frames])
         self._delete(frames)
-        upcoming = self._next
-        self._look()
-        self._next = upcoming
+        self._look_again()
+
+    def _try_to_drop_undone(self) -> None:
+        if self._undone:
+            with suppress(FrameStoreError):  # it was said, and nobody finds them
+                self._drop_undone()
+
+    def _drop_undone(self) -> None:
+        self._drop(
+            [
+                frame
+                for undone in self._undone
+                for frame in self._find("WHERE id >= ? AND id < ?", *undone, table="frames")
+            ]
+        )
+        self._undone = []
 
     def start_epoch(self) -> int:
         """The source's time restarts; see the class.
@@ -546,11 +578,13 @@ class FrameStore:
         with self._transaction():
             self._db.execute("DELETE FROM frames")
             self._db.execute("DELETE FROM epochs")
+        self._undone = []
         self._delete(frames)
         self._look()
 
     def close(self) -> None:
         """Give the files back; what is kept in a folder stays there."""
+        self._try_to_drop_undone()
         self._open.close()
 
     def __enter__(self) -> FrameStore:

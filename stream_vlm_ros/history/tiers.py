@@ -14,6 +14,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -152,7 +153,8 @@ class PictureTier:
         for frame, picture in zip(frames, self.store.load_all(frames), strict=True):
             if isinstance(picture, PictureLostError):
                 log.warning("%s", picture)
-                self.store.forget(frame)
+                with suppress(FrameStoreError):  # a full disk: it is left out again the next time
+                    self.store.forget(frame)
             else:
                 found[frame.id] = frame.stamp, picture
         return found
@@ -177,6 +179,16 @@ class PictureTier:
     def forget(self, start: float, stop: float) -> int:
         """Erase the pictures of a time; how many there were."""
         return self.store.forget_between(start, stop)
+
+    def forget_from(self, number: int) -> None:
+        """Forget the frames from an id on; what the disk does not let go is not read either."""
+        try:
+            self.store.forget_from(number)
+        except FrameStoreError as fault:
+            log.warning(
+                "pictures of what the memory went back behind cannot be removed yet; they are not "
+                "read: %s", fault,
+            )  # fmt: skip
 
     def info(self) -> TierInfo:
         store = self.store
@@ -352,6 +364,11 @@ class Readable:
         ends = [(tier.oldest, tier.newest) for tier in (self.pictures, self.features)]
         return [(first, last) for first, last in ends if first is not None and last is not None]
 
+    def has_some_of(self, first: float, last: float) -> bool:
+        """Whether anything of a time may be read."""
+        pictures = self.pictures.store.ids_between(first, last)
+        return pictures is not None or bool(self.features.between(first, last))
+
     def undo(self, held: Mark) -> bool:
         """Forget what came after a mark, and say whether the memory has gone back to it."""
         now = self.mark
@@ -359,7 +376,7 @@ class Readable:
             return False
         again = held if held.beginning == now.beginning else Mark(now.beginning, 0, 0)
         self.features.forget_from(again.feature)
-        self.pictures.store.forget_from(again.picture)
+        self.pictures.forget_from(again.picture)
         return True
 
     def start_epoch(self) -> None:

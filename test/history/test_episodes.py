@@ -148,3 +148,25 @@ def test_a_neighbourhood_does_not_reach_over_a_pause(scored, data, before, after
         high += 1
     found = scored.stamps_of(Episode(first, last), before, after)
     assert found == (scored.stamps[low, 0], scored.stamps[high, 1])
+
+
+@given(pause=st.sampled_from([0.0, 4.0, 30.0, 3600.0]), step=st.sampled_from([0.2, 1.0, 5.0]))
+def test_a_time_without_grids_is_no_part_of_an_episode(pause, step):
+    """The thing is there up to the pause and behind it: two sightings, unless it was short."""
+    numbers = np.arange(40)
+    firsts = numbers * step + np.where(numbers >= 20, pause * step, 0.0)
+    stamps = np.stack([firsts, firsts + step / 2], axis=1)
+    scores = np.where((numbers >= 16) & (numbers < 25), 5.0, 0.0).astype(np.float32)
+    ones = np.ones(40, np.int64)
+    scored = Scored(numbers, ones, stamps, 0 * ones, scores, tail=0.5)
+    found = scored.episodes(scored.hits(3.0))
+    assert found == ([Episode(16, 24)] if pause < 10 else [Episode(16, 19), Episode(20, 24)])
+    first, last = scored.stamps_of(found[-1], before=2)
+    assert (first, last) == (stamps[found[-1].first - (2 if pause < 10 else 0), 0], stamps[24, 1])
+
+
+def test_frames_of_one_stamp_alone_have_no_pauses():
+    ones = np.ones(6, np.int64)
+    stamps, scores = np.full((6, 2), 7.0), np.array([0, 5, 5, 5, 0, 0], np.float32)
+    scored = Scored(np.arange(6), ones, stamps, 0 * ones, scores, tail=0.5)
+    assert scored.episodes(scored.hits(3.0)) == [Episode(1, 3)]

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -305,6 +306,161 @@ def test_a_full_disk_is_said_and_what_was_held_stays(tmp_path_factory, calls, ch
     _check_keys(one, one.empty(), keys)
     one.close()
     shutil.rmtree(folder)
+
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    ),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_no_grid_ever_has_the_keys_of_another_whatever_the_thread_could_not_write(
+    tmp_path, monkeypatch, device
+):
+    """Of a full index, so that slots are used again."""
+    options = dict(folder=tmp_path, max_bytes=64 * grid_bytes(3), device=device)
+    one, stream = index(**options, write_behind=True), Stream(device=device)
+    held, keys = one.empty(), {}
+
+    def draft(held):
+        told, own = stream.chunk(3)
+        keys.update({stamps[0]: grid for stamps, grid in own})
+        with suppress(FrameStoreError):  # of the chunk before
+            held = one.draft(held, told)
+        return held
+
+    for _ in range(100):
+        held = draft(held)
+    one.search(held, QUERIES.to(device), OF)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", no_room)
+        held = draft(held)
+        one.close()
+    one = index(**options, write_behind=True)
+    held = one.empty()
+    for _ in range(3):
+        held = draft(held)
+    one.close()
+    one = index(folder=tmp_path, max_bytes=64 * grid_bytes(3))
+    _check_keys(one, one.empty(), keys)
+    one.close()
+
+
+def test_a_time_is_forgotten_though_the_thread_has_a_fault_to_tell(tmp_path, monkeypatch):
+    one, stream = index(folder=tmp_path, write_behind=True), Stream()
+    held, _ = watched(one, 8, stream)
+    assert len(grids_of(one, held)[0]) == 16
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", no_room)
+        held = one.draft(held, stream.chunk(3)[0])
+        grids_of(one, held)  # waits for the thread
+    held = one.forget(held, 104.0, 109.5)
+    stamps = [found[0] for _, found in grids_of(one, held)[0]]
+    assert stamps == [100.0, 101.0, 102.0, 103.0, *map(float, range(110, 116))]
+    with pytest.raises(FrameStoreError):
+        one.draft(held, stream.chunk(3)[0])
+    one.close()
+
+
+def begun(one, held):
+    """When the grids began whose keys are found; the last may stand for some that have none."""
+    return [stamps[0] for _, stamps in grids_of(one, held)[0]]
+
+
+@pytest.mark.parametrize("fault", [MemoryError(), OSError(errno.EIO, os.strerror(errno.EIO))])
+def test_keys_that_were_never_written_are_not_searched_whatever_the_fault(
+    tmp_path, monkeypatch, fault
+):
+    one, stream = index(folder=tmp_path, write_behind=True), Stream()
+    held, keys = watched(one, 4, stream)
+    before = begun(one, held)
+
+    def fails(*_):
+        raise fault
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", fails)
+        held = one.draft(held, stream.chunk(3, 3)[0])
+        assert begun(one, held) == before
+    assert begun(one, held) == before
+    with pytest.raises(FrameStoreError, match=r"MemoryError\(\)|Input/output error"):
+        one.draft(held, stream.chunk(3, 3)[0])  # who appends next is told
+    told, own = stream.chunk(3, 3)
+    held = one.draft(held, told)
+    _check_keys(one, held, keys | {stamps[0]: grid for stamps, grid in own})
+    one.close()
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """A disk whose writes wait until it is set, and then fail if `fails` is set, too."""
+    write, disk = os.pwrite, threading.Event()
+    disk.fails = False
+
+    def pwrite(*arguments):
+        assert disk.wait(30)
+        return no_room() if disk.fails else write(*arguments)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    disk.set()
+    yield disk
+    disk.set()
+
+
+def interrupt(seconds):
+    """Ctrl-C in so many seconds, for this thread."""
+    main = threading.get_ident()
+    threading.Timer(seconds, signal.pthread_kill, (main, signal.SIGINT)).start()
+
+
+def test_an_interruption_of_a_search_loses_no_fault_of_the_disk(tmp_path, disk, monkeypatch):
+    one, stream = index(folder=tmp_path, write_behind=True), Stream()
+    held, _ = watched(one, 4, stream)
+    before = begun(one, held)
+    disk.clear()
+    held = one.draft(held, stream.chunk(3, 3)[0])
+
+    def interrupted(*_):
+        disk.fails = True
+        disk.set()
+        time.sleep(0.2)  # the write fails while the interruption is on its way
+        raise KeyboardInterrupt
+
+    kept = signal.signal(signal.SIGINT, interrupted)
+    try:
+        interrupt(0.1)
+        with pytest.raises(KeyboardInterrupt):
+            begun(one, held)
+    finally:
+        signal.signal(signal.SIGINT, kept)
+    disk.fails = False
+    assert begun(one, held) == before
+    with pytest.raises(FrameStoreError, match="No space left on device"):
+        one.draft(held, stream.chunk(3, 3)[0])
+    one.close()
+
+
+def test_a_folder_is_given_back_also_where_closing_is_interrupted_twice(tmp_path, disk):
+    one, stream = index(folder=tmp_path, write_behind=True), Stream()
+    held, _ = watched(one, 2, stream)
+    grids_of(one, held)
+    disk.clear()
+    one.draft(held, stream.chunk(3, 3)[0])
+    interrupt(0.1)
+    interrupt(0.3)
+    with pytest.raises(KeyboardInterrupt):
+        one.close()
+    disk.set()
+    for _ in range(100):
+        with suppress(FrameStoreError), index(folder=tmp_path) as two:
+            assert two.empty().newest == stream.now - 0.5
+            return
+        time.sleep(0.1)
+    raise AssertionError("the folder is still locked")
 
 
 def test_a_disk_without_room_for_a_segment_is_said(tmp_path, monkeypatch):

@@ -452,8 +452,9 @@ def test_without_features_such_pictures_are_no_use(small, make, footage):
 def test_features_of_the_present_are_those_that_were_over_at_the_question():
     features = tiers.FeatureTier(10**6)
     features.add(torch.zeros(3, 1, 1, 4), [(0.0, 0.5), (1.0, 1.5), (2.0, 2.5)])
-    assert [grid.stamp for grid in features.newest(2, until=2.4)] == [0.0, 1.0]
-    assert [grid.stamp for grid in features.newest(2, until=2.5)] == [1.0, 2.0]
+    assert [grid.stamp for grid in features.present(2, until=1.5)] == [0.0, 1.0]
+    assert [grid.stamp for grid in features.present(2, until=2.5)] == [1.0, 2.0]
+    assert features.present(2, until=2.4) == []  # the newest was not over: not taken then
 
 
 def test_where_features_were_let_go_pictures_are_read(small, remembering, footage):
@@ -488,7 +489,8 @@ def test_features_of_a_forgotten_time_are_gone(small, remembering, footage):
     engine = stream(remembering(), footage)
     engine.forget(4.25, 7.25)  # from the middle of a grid to the middle of another
     assert engine.get_cache_info().tiers[1].grids == GRIDS - 4
-    assert engine.ask(QUESTION, 4, about=(4.5, 7.0))[1].fetched_tokens == 0
+    with pytest.raises(OutOfHorizonError):
+        engine.ask(QUESTION, 4, about=(4.5, 7.0))
 
 
 def test_features_are_held_no_longer_than_pictures(remembering, footage):
@@ -550,9 +552,8 @@ def test_what_is_forgotten_is_not_found_nor_shown(make, footage):
     assert engine.search(QUESTION, about=(4.0, 7.5)) == []
     pictures, keys = engine.get_cache_info().tiers
     assert (pictures.frames, keys.grids) == (2 * GRIDS - 8, GRIDS - 4)
-    told, metrics = engine.ask(QUESTION, 4, about=(4.0, 7.5))
-    assert metrics.fetched_tokens == 0
-    assert told == engine.ask(QUESTION, 4, history="never")[0]
+    with pytest.raises(OutOfHorizonError):
+        engine.ask(QUESTION, 4, about=(4.0, 7.5))
 
 
 def test_a_lost_picture_is_left_out(small, make, footage, tmp_path):
@@ -569,6 +570,10 @@ def test_without_any_picture_left_the_memory_answers(make, footage, tmp_path):
     engine = stream(make(store=FrameStore(tmp_path / "kept", form="png")), footage)
     for file in (tmp_path / "kept" / "pictures").rglob("*.png"):
         file.unlink()
+    with pytest.raises(OutOfHorizonError, match=r"nothing from 4\.000 to 7\.500 s"):
+        engine.ask(QUESTION, 4, about=(4.0, 7.5))  # it is not answered from another time
+    with pytest.raises(OutOfHorizonError, match=r"nothing from 2\.000 to 3\.500 s"):
+        engine.ask_choice(QUESTION, CHOICES, about=(2.0, 3.5))
     told, metrics = engine.ask(QUESTION, 8)
     assert told == engine.ask(QUESTION, 8, history="never")[0]
     assert (metrics.fetched_tokens, metrics.finish_reason) == (0, "length")
@@ -800,6 +805,55 @@ def test_frames_are_read_as_often_as_they_were_seen(small, either, footage):
     assert metrics.fetched_tokens == 12 * GRID
 
 
+@pytest.mark.parametrize("in_folder", [True, False])
+def test_on_a_full_disk_what_the_memory_went_back_behind_is_read_neither_then_nor_later(
+    small, make, footage, tmp_path, monkeypatch, caplog, in_folder
+):
+    def new_store():
+        return FrameStore(tmp_path / "kept" if in_folder else None, form="png")
+
+    engine = stream(make(store=new_store(), config=None), footage, stop=16)
+    snapshot = engine.cache_manager.snapshot()
+    stream(engine, footage[::-1], 16, 24)
+    engine.cache_manager.restore(snapshot)
+
+    def full(*_, **__):
+        raise FrameStoreError("no space left on the disk")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FrameStore, "_transaction", full)
+        answered_alike(engine, offline(small, footage, range(16)), history="always")
+        assert engine.thumbnail(9.0) is None
+        assert engine.get_cache_info().tiers[0].newest == 7.5
+        stream(engine, footage, 16, 20)  # taken by the memory, and by no store
+    assert sum("went back behind" in record.getMessage() for record in caplog.records) == 1
+    stream(engine, footage, 20, 24)
+    frames = [*range(16), *range(20, 24)]
+    assert engine.get_cache_info().tiers[0].frames == len(frames)  # those undone are gone
+    answered_alike(engine, offline(small, footage, frames), history="always")
+    engine.close()
+    if in_folder:
+        engine = make(store=new_store())
+        answered_alike(engine, offline(small, footage, frames), history="always")
+
+
+def test_a_lost_picture_is_left_out_also_on_a_full_disk(
+    small, make, footage, tmp_path, monkeypatch
+):
+    engine = stream(make(store=FrameStore(tmp_path / "kept", form="png")), footage, stop=16)
+    for number in (4, 5):
+        (file,) = (tmp_path / "kept" / "pictures").rglob(f"*{number:04}.png")
+        file.unlink()
+
+    def full(*_, **__):
+        raise FrameStoreError("no space left on the disk")
+
+    monkeypatch.setattr(FrameStore, "_transaction", full)
+    rest = [*range(4), *range(6, 16)]
+    for _ in range(2):
+        answered_alike(engine, offline(small, footage, rest), history="always")
+
+
 # -- where a tier lacks what another has ----------------------------------------------------------
 
 
@@ -839,6 +893,23 @@ def test_a_time_that_keys_alone_hold_is_found_but_not_answered(make, lagging, fo
     assert found and all(6.0 <= one.start <= one.end <= 9.5 and not one.stamps for one in found)
     with pytest.raises(OutOfHorizonError):
         engine.ask(QUESTION, 4, about=(6.0, 9.5))
+
+
+@pytest.mark.parametrize("everything", [True, False])
+def test_a_time_in_a_hole_is_refused_and_not_answered_from_another(
+    small, make, lagging, footage, everything
+):
+    engine = lagging(make(everything), footage, 8, 24)
+    stream(engine, footage, 24)  # pictures of 0 to 3.5 s and from 12 s on
+    for ask in (
+        lambda: engine.ask(QUESTION, 4, about=(6.0, 9.5)),
+        lambda: engine.ask_choice(QUESTION, CHOICES, about=(6.0, 9.5)),
+    ):
+        with pytest.raises(OutOfHorizonError, match=r"nothing from 6\.000 to 9\.500 s"):
+            ask()
+    assert bool(engine.search(QUESTION, about=(6.0, 9.5))) == everything
+    # What is there of a time is read, also where something else in it fits better.
+    answered_alike(engine, offline(small, footage, range(4, 8)), about=(2.0, 9.5))
 
 
 def test_a_memory_that_is_loaded_goes_back_also_behind_keys(make, lagging, footage, tmp_path):
