@@ -169,7 +169,7 @@ class RecallingInference(VideoStreamingInference):
         }  # fmt: skip
         self._reader_options["max_pixels"] = self._frames.settings.at_most(history_pixels)
         self._readers: list[Reader] = []
-        self._cleared = 0  # how often: what was asked before that ends
+        self._cleared = 0  # how often, or closed: what was asked before that ends
         self._pictures = PictureTier(FrameStore() if store is None else store)
         self._features = FeatureTier(whole_number("feature_bytes", feature_bytes, least=0))
         self._readable = Readable(self._pictures, self._features)
@@ -266,7 +266,7 @@ class RecallingInference(VideoStreamingInference):
             )  # fmt: skip
         started = time.perf_counter()
         asked_about = check_about(about)
-        search = self._search_of(question, asked_about, mode)
+        search, asked = self._search_of(question, asked_about, mode), self._cleared
         plan: Plan | None = None
 
         def fetches() -> bool:
@@ -288,9 +288,8 @@ class RecallingInference(VideoStreamingInference):
             assert metrics is not None  # it has ended
             if plan is None or not plan.looks or (cancel is not None and cancel()):
                 return self._named(metrics, plan, live.text)
-            asked = self._cleared
             told = yield from self._answer_from(
-                plan, metrics, started,
+                plan, metrics, started, asked,
                 lambda reader: reader.ask_stream(question, *how, cancel=cancel, **options),
             )  # fmt: skip
             if self._cleared != asked:
@@ -453,7 +452,11 @@ class RecallingInference(VideoStreamingInference):
         return saved
 
     def close(self) -> None:
-        """Give the store back; what it keeps in a folder stays there."""
+        """Give the store back; what it keeps in a folder stays there.
+
+        An answer that is read from it ends as cancelled.
+        """
+        self._cleared += 1
         self._release_readers()
         try:
             self.index.close()
@@ -615,14 +618,18 @@ class RecallingInference(VideoStreamingInference):
         plan: Plan,
         asked: AnswerMetrics,
         started: float,
+        cleared: int,
         ask: Callable[[Reader], Answer],
     ) -> Generator[str, None, tuple[str, AnswerMetrics] | None]:
         """Read one look after the other until the model says that it has seen what is asked about.
 
-        None: nothing of them is left.
+        None: nothing of them is left, or all was cleared or closed since.
+
+        Args:
+            cleared: how often that was when it was asked.
         """
         done: tuple[str, AnswerMetrics] | None = None
-        said, cleared = "", self._cleared  # what was not yielded yet
+        said = ""  # what was not yielded yet
         for number, look in enumerate(plan.looks):
             yield ""  # whoever streams between two pieces has a turn
             if self._cleared != cleared:
@@ -632,6 +639,7 @@ class RecallingInference(VideoStreamingInference):
             if not tokens:
                 continue
             fetch, said = time.perf_counter() - begun, ""
+            read = look.named(reader.stamps)  # now: the store may be closed before it has ended
             more = number + 1 < len(plan.looks)
             with ask(reader) as answer:
                 for piece in answer:
@@ -642,7 +650,7 @@ class RecallingInference(VideoStreamingInference):
             told = answer.metrics
             assert told is not None  # it has ended
             not_seen = self.calibration.says_not_seen(answer.text)
-            named = () if not_seen else look.named(reader.stamps)
+            named = () if not_seen else read
             done = answer.text, self._finished(told, asked, named, plan, tokens, fetch, started)
             if not more or not not_seen or told.finish_reason == "cancelled":
                 break
@@ -811,13 +819,14 @@ def _selected(
     Where there are more stretches than grids fit, some of them, evenly spread.
 
     Args:
+        stretches: of which not all may be empty.
         of: a grid is so many of them.
 
     Returns:
         Them, oldest first, and the ids of those of the stretches.
     """
     newest = min(-(-len(present) // of), grids - 1)
-    some = evenly(stretches, grids - newest)
+    some = evenly([one for one in stretches if one], grids - newest)
     each = (grids - newest) // len(some)
     fetched = {one.id: one for part in some for one in thinned(part, each, of)}
     behind = present[-of * newest :] if newest else []

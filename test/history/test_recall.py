@@ -261,6 +261,16 @@ def test_of_an_episode_that_does_not_fit_what_is_read_alone_is_its_middle():
     assert list(thinned([1, 2, 3, 4, 5, 6, 7, 8, 9, 10], 2, 2)) == [1, 2, 9, 10]
 
 
+def test_of_many_episodes_those_are_read_of_which_a_picture_is_left(small, make, footage):
+    store = FrameStore(form="png")
+    bound = {"max_history_tokens": 2 * GRID, "history_pixels": 28 * 28 * GRID}
+    engine = apart(make(store=store, **bound), footage)
+    for number in (0, 8, 16, 20):  # of six episodes; of these keys alone are left
+        store.forget_between(number, number + 0.5)
+    left = offline(small, footage, [8, 9, 24, 25])
+    answered_alike(engine, left, "How often was it there?")
+
+
 def test_where_the_model_sees_nothing_the_next_episode_is_read(small, make, footage):
     told, first = apart(make(), footage).ask("Who?", 4, about=(3.0, 10.0))
     assert [episode.start for episode in first.episodes] == [8.0]
@@ -957,6 +967,18 @@ def test_reset_after_any_piece_an_answer_ends_whatever_comes_then(make, footage,
     assert answer.metrics.episodes == ()
     assert same(memory(engine), before)
     assert engine.get_cache_info().exchanges == 0
+
+
+@pytest.mark.parametrize("pieces", range(1, 5))
+def test_closed_after_any_piece_an_answer_from_the_history_ends_as_cancelled(
+    make, footage, tmp_path, pieces
+):
+    engine = stream(make(store=FrameStore(tmp_path / "kept", form="png")), footage)
+    answer = engine.ask_stream(QUESTION, 8)
+    for _ in range(pieces):
+        next(answer)
+    engine.close()
+    assert "".join(answer) == "" and answer.metrics.finish_reason == "cancelled"
 
 
 def test_a_new_epoch_hides_what_was_before(make, footage):
