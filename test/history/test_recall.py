@@ -18,7 +18,13 @@ import pytest
 import torch
 from PIL import Image
 
-from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference, load_checkpoint
+from stream_vlm_ros.engine import (
+    EvictionConfig,
+    VideoStreamingInference,
+    inference,
+    load_checkpoint,
+)
+from stream_vlm_ros.engine.chunk_path import CapturedChunks
 from stream_vlm_ros.errors import (
     EmptyMemoryError,
     FrameStoreError,
@@ -327,6 +333,21 @@ def test_the_bound_holds_where_the_present_is_larger_than_the_past(make, noise):
         engine.append_video_chunk(noise(2, 112, 168, seed=at), timestamps=stamps_of(at, at + 2))
     _, metrics = engine.ask(QUESTION, 4, about=(0.0, 7.5), history="always")
     assert 24 < metrics.fetched_tokens <= 60  # the present, and something of the past
+
+
+def test_readers_record_no_steps_of_chunks_where_the_stream_does(make, footage, monkeypatch):
+    made = []
+
+    def captured(model, functions, manager, _):
+        made.append(CapturedChunks(model, functions, manager))
+        return made[-1]
+
+    monkeypatch.setattr(inference, "chunk_path", captured)
+    engine = stream(make(), footage)
+    assert engine.ask(QUESTION, 4)[1].fetched_tokens == GRIDS * GRID
+    of_stream, *of_readers = made
+    assert of_stream.detours  # the first chunk
+    assert of_readers and not any(path.detours for path in of_readers)
 
 
 # -- what stays as it was -------------------------------------------------------------------------
