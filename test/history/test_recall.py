@@ -24,6 +24,7 @@ from stream_vlm_ros.engine import (
     inference,
     load_checkpoint,
 )
+from stream_vlm_ros.engine.cache.buffer import KVBuffer
 from stream_vlm_ros.engine.chunk_path import CapturedChunks
 from stream_vlm_ros.errors import (
     EmptyMemoryError,
@@ -368,6 +369,17 @@ def test_a_question_that_looks_back_leaves_the_stream_as_it_was(make, footage):
         asked.ask_choice(QUESTION, CHOICES)[1].scores
         == quiet.ask_choice(QUESTION, CHOICES)[1].scores
     )
+
+
+def test_a_question_waits_for_no_rotation_that_was_done_after_the_chunk(make, footage, monkeypatch):
+    engine = stream(make(everything=False, config=EvictionConfig.novelty(170)), footage)
+    assert engine.cache_manager.rotates_long_lived
+    rotated, rotate = [], KVBuffer.rotate_base
+    monkeypatch.setattr(KVBuffer, "rotate_base", lambda *given: rotated.append(1) or rotate(*given))
+    engine.ask(QUESTION, 2)
+    assert not rotated
+    stream(engine, footage, 2 * GRIDS, 2 * GRIDS + 4)
+    assert len(rotated) == 1
 
 
 def test_frames_come_while_a_fetched_answer_is_written(make, footage):
