@@ -207,11 +207,15 @@ class RecallingInference(VideoStreamingInference):
             # What a folder holds is of another time. Before it is let go: whether these are frames.
             self._frames(frames, self.min_pixels, self.max_pixels)
             self._begin_epoch()
-        done = super().append_video_chunk(frames, fps, timestamps)
         try:
-            self._pictures.add(frames, stamps)
+            done = super().append_video_chunk(frames, fps, timestamps)
         finally:
-            self._reach()
+            # What the memory has taken is kept, also where the call was interrupted since.
+            if self.cache_manager.state.chunks != before.chunks:
+                try:
+                    self._pictures.add(frames, stamps)
+                finally:
+                    self._reach()
         # The store's bound in time holds for all that was seen.
         self._features.let_go_before(stamps[-1] - self._pictures.store.max_seconds)
         return done
@@ -232,9 +236,12 @@ class RecallingInference(VideoStreamingInference):
             seen.append(encode())
             return seen[0]
 
-        done = super()._append(grid, stamps, kept, started)
-        self._features.add(seen[0].unflatten(0, grid), self._stamps_of_grids(stamps))
-        return done
+        before = self.cache_manager.state.chunks
+        try:
+            return super()._append(grid, stamps, kept, started)
+        finally:
+            if self.cache_manager.state.chunks != before:
+                self._features.add(seen[0].unflatten(0, grid), self._stamps_of_grids(stamps))
 
     # -- answering ---------------------------------------------------------------------------
 

@@ -573,6 +573,22 @@ def test_a_chunk_is_taken_where_the_host_has_no_room_for_its_features(
     assert engine.ask(QUESTION, 4)[1].fetched_tokens == GRIDS * GRID
 
 
+def test_features_that_an_interruption_has_left_a_hole_in_are_not_read_as_whole(
+    small, make, footage, monkeypatch
+):
+    engine = stream(make(feature_bytes=2 * GRIDS * GRID_BYTES), footage, stop=24)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tiers, "copied_to_host", interrupted)
+        stream(engine, footage, 24, 28)
+    stream(engine, footage, 28)
+    assert engine.get_cache_info().tiers[1].oldest == 14.0
+    answered_alike(engine, offline(small, footage, range(2 * GRIDS)))  # by the pictures
+
+
 def test_no_features_are_left_of_what_the_engine_forgets(remembering, footage):
     for forget in (RecallingInference.reset, RecallingInference.start_epoch):
         engine = stream(remembering(), footage)
@@ -846,6 +862,22 @@ def test_frames_are_read_as_often_as_they_were_seen(small, either, footage):
         engine.append_video_chunk(footage[at : at + 4], timestamps=stamps[at : at + 4])
     metrics = answered_alike(engine, plain, history="always")
     assert metrics.fetched_tokens == 12 * GRID
+
+
+def test_what_the_memory_took_is_kept_also_where_the_call_was_interrupted_since(
+    small, either, footage, monkeypatch
+):
+    engine = stream(either(), footage, stop=24)
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(engine.cache_manager, "prepare_reading", interrupted)  # after the commit
+        stream(engine, footage, 24, 28)
+    stream(engine, footage, 28)
+    assert {tier.frames for tier in engine.get_cache_info().tiers} == {2 * GRIDS}
+    answered_alike(engine, offline(small, footage, range(2 * GRIDS)))
 
 
 @pytest.mark.parametrize("in_folder", [True, False])
