@@ -43,7 +43,7 @@ from stream_vlm_ros.errors import (
 from stream_vlm_ros.history.calibration import Calibration
 from stream_vlm_ros.history.delayed import DEFAULT_MAX_PIXELS
 from stream_vlm_ros.history.episodes import Episode, Scored
-from stream_vlm_ros.history.evidence import MAX_NAMED, evidence_of
+from stream_vlm_ros.history.evidence import IN_HISTORY, IN_MEMORY, MAX_NAMED, evidence_of
 from stream_vlm_ros.history.folder import KEYS
 from stream_vlm_ros.history.index import IndexState, KeyIndex
 from stream_vlm_ros.history.limits import LOOKS
@@ -544,7 +544,7 @@ class RecallingInference(VideoStreamingInference):
         self, scored: Scored, episode: Episode, spans: TimeSpans, tier: str = ""
     ) -> EvidenceEpisode:
         stretch = scored.stamps_of(episode)
-        tier = tier or ("memory" if _within(*stretch, spans) else "history")
+        tier = tier or (IN_MEMORY if _within(*stretch, spans) else IN_HISTORY)
         stamps = self._pictures.stamps(*stretch)
         return evidence_of(stretch, stamps, scored.best_of(episode), tier)
 
@@ -803,7 +803,7 @@ class _Search:
         """A named time as it is, where nothing in it fits."""
         count = len(scored.scores)
         whole = [Episode(0, count - 1)] if count else []
-        return Look((about,), lambda _: self._named(scored, whole, "history"))
+        return Look((about,), lambda _: self._named(scored, whole, IN_HISTORY))
 
     def _look(self, scored: Scored, episodes: Sequence[Episode], want: Want) -> Look:
         def named(read: Sequence[float]) -> tuple[EvidenceEpisode, ...]:
@@ -812,7 +812,7 @@ class _Search:
                 return any(first <= stamp <= last for stamp in read)
 
             best = sorted(filter(rests_on, episodes), key=scored.best_of)[-MAX_NAMED:]
-            return self._named(scored, sorted(best), "history")
+            return self._named(scored, sorted(best), IN_HISTORY)
 
         stretches = [scored.stamps_of(one, want.before, want.after) for one in episodes]
         return Look(tuple(stretches), named)
