@@ -167,6 +167,16 @@ def calibration_of(settings: Settings, checkpoint: Checkpoint) -> Calibration:
     return Calibration.of(model_folder(settings), checkpoint.network)
 
 
+def _not_seen(settings: Settings) -> tuple[str, ...]:
+    """By which answers the model says that it does not see a thing: those of its calibration, or
+    the usual ones where it has none. Raises CalibrationError."""
+    from stream_vlm_ros.history.calibration import FILE_NAME, NOT_SEEN, Calibration
+
+    named = os.path.expanduser(settings.history_calibration)
+    file = Path(named or model_folder(settings) / FILE_NAME)
+    return Calibration.load(file).not_seen if named or file.exists() else NOT_SEEN
+
+
 def _slack_tokens(settings: Settings, images: ImageSettings) -> int:
     from stream_vlm_ros.engine.cache.budget import usual_slack
 
@@ -201,6 +211,7 @@ def _delayed_batch(settings: Settings, checkpoint: Checkpoint, **options: Any) -
             memory=SmartFrameManager(store, target_fps=settings.keep_fps, max_time_gap=math.inf),
             max_sampled_frames=settings.max_sampled_frames,
             max_pixels=settings.sampled_max_pixels,
+            not_seen=_not_seen(settings),
             **options,
         )
         engine.memory_plan = room_plan([PictureTier(store).info()], engine.device)

@@ -254,7 +254,7 @@ class Calibration:
         return any(_plain(known).startswith(_plain(begun)) for known in self.not_seen)
 
 
-def says_not_seen(answer: str, known: Sequence[str] = NOT_SEEN) -> bool:
+def says_not_seen(answer: str, known: Sequence[str]) -> bool:
     """Whether the whole answer is one by which a model says that it does not see a thing."""
     return _plain(answer) in map(_plain, known)
 

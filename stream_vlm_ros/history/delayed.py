@@ -40,8 +40,8 @@ from stream_vlm_ros.errors import (
     StreamBusyError,
     whole_number,
 )
-from stream_vlm_ros.history.calibration import says_not_seen
-from stream_vlm_ros.history.evidence import MAX_NAMED, evidence_of, joined
+from stream_vlm_ros.history.calibration import NOT_SEEN, says_not_seen
+from stream_vlm_ros.history.evidence import IN_HISTORY, MAX_NAMED, evidence_of, joined
 from stream_vlm_ros.history.manager import SmartFrameManager
 from stream_vlm_ros.history.reference_names import DelayedBatchNames
 from stream_vlm_ros.history.results import (
@@ -60,7 +60,6 @@ from stream_vlm_ros.history.tiers import as_jpeg
 
 DEFAULT_MAX_PIXELS = 100_352
 MAX_EXCHANGES = 16
-TIER = "history"  # of what an answer rests on
 _CHUNK_GRIDS = 4  # encoded together; the step in which an encoded prefix can be kept
 
 Grid = tuple[KeptFrame, ...]
@@ -113,6 +112,8 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
             ``max_pixels`` or the checkpoint's own bound, whichever is less.
         layout, system_prompt, max_tail_tokens, compile, question_path: as for
             `VideoStreamingInference`.
+        not_seen: whole answers by which the model says that it does not see a thing: they rest on
+            no episode.
 
     Raises:
         InvalidParameterError: a setting is outside its range, or they contradict one another.
@@ -140,6 +141,7 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
         max_tail_tokens: int = 2048,
         compile: bool | None = None,
         question_path: str = "auto",
+        not_seen: Sequence[str] = NOT_SEEN,
     ):
         most = whole_number("max_sampled_frames", max_sampled_frames, GRID_FRAMES)
         processor = StreamProcessor.wrap(processor)
@@ -160,6 +162,7 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
         self.memory = SmartFrameManager() if memory is None else memory
         self.keeps_source_time = self.memory.store.folder is not None
         self.max_sampled_frames = most
+        self._not_seen = tuple(not_seen)
         self._pieces: list[_Piece] = []
         self._encoded: list[Grid] = []
         self._encoded_for: tuple[int, About, int | None] | None = None  # version, about, max_pixels
@@ -303,7 +306,7 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
             if update_state and metrics.finish_reason != "cancelled":
                 self._exchanges.append((question, written.text))
                 self._replayed += 1
-            named = () if says_not_seen(written.text) else episodes
+            named = () if says_not_seen(written.text, self._not_seen) else episodes
             return _whole(EncodedAnswer, metrics, costs | {"episodes": named}, prepared)
 
         self._answers.add(written)
@@ -319,7 +322,7 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
         prepared = time.perf_counter() - begin
         choice, metrics = self._stream.ask_choice(question, choices)
         self.counts.generation_latency = metrics.latency
-        named = () if says_not_seen(choice) else episodes
+        named = () if says_not_seen(choice, self._not_seen) else episodes
         return choice, _whole(EncodedChoice, metrics, costs | {"episodes": named}, prepared)
 
     # -- encoding ----------------------------------------------------------------------------
@@ -430,7 +433,9 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
         frames = [frame for frame in frames if start <= frame.stamp <= stop] or frames
         stamps = [frame.stamp for frame in frames]
         return tuple(
-            evidence_of((first, last), [one for one in stamps if first <= one <= last], 0.0, TIER)
+            evidence_of(
+                (first, last), [one for one in stamps if first <= one <= last], 0.0, IN_HISTORY
+            )
             for first, last in joined(_stretches(frames), MAX_NAMED)
         )
 

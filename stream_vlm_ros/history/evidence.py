@@ -15,6 +15,7 @@ from stream_vlm_ros.history.selection import evenly
 
 MAX_NAMED = 3  # episodes that an answer names
 STAMPS = 6  # of an episode
+IN_MEMORY, IN_HISTORY = "memory", "history"  # tiers: where an episode was held
 
 
 def evidence_of(

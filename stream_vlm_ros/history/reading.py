@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from stream_vlm_ros.engine import EvictionConfig, StreamProcessor, VideoStreamingInference
+from stream_vlm_ros.engine.chunk_path import ChunkPath
 from stream_vlm_ros.engine.inputs.frames import smart_resize
 from stream_vlm_ros.errors import InvalidImageError
 from stream_vlm_ros.history.selection import GRID_FRAMES
@@ -55,6 +56,9 @@ class Reader(VideoStreamingInference):
         # Pictures of several sizes are chunks of their own, with text between them.
         cap = EvictionConfig(self.max_tokens + 32 * (text_tokens + 1))
         super().__init__(model, processor, device, cap, max_pixels=max_pixels, **options)
+        # Episodes come in many sizes, each once: recording a CUDA graph for one would keep the
+        # question waiting for seconds. (With `compile` the layers are compiled all the same.)
+        self.chunk_path = ChunkPath(self.model, self.functions)
 
     def grid_tokens(self, width: int, height: int) -> int:
         """Tokens of two frames of that size."""

@@ -43,7 +43,7 @@ from stream_vlm_ros.errors import (
 from stream_vlm_ros.history.calibration import Calibration
 from stream_vlm_ros.history.delayed import DEFAULT_MAX_PIXELS
 from stream_vlm_ros.history.episodes import Episode, Scored
-from stream_vlm_ros.history.evidence import MAX_NAMED, evidence_of
+from stream_vlm_ros.history.evidence import IN_HISTORY, IN_MEMORY, MAX_NAMED, evidence_of
 from stream_vlm_ros.history.folder import KEYS
 from stream_vlm_ros.history.index import IndexState, KeyIndex
 from stream_vlm_ros.history.limits import LOOKS
@@ -169,7 +169,7 @@ class RecallingInference(VideoStreamingInference):
         }  # fmt: skip
         self._reader_options["max_pixels"] = self._frames.settings.at_most(history_pixels)
         self._readers: list[Reader] = []
-        self._cleared = 0  # how often: what was asked before that ends
+        self._cleared = 0  # how often, or closed: what was asked before that ends
         self._pictures = PictureTier(FrameStore() if store is None else store)
         self._features = FeatureTier(whole_number("feature_bytes", feature_bytes, least=0))
         self._readable = Readable(self._pictures, self._features)
@@ -207,11 +207,15 @@ class RecallingInference(VideoStreamingInference):
             # What a folder holds is of another time. Before it is let go: whether these are frames.
             self._frames(frames, self.min_pixels, self.max_pixels)
             self._begin_epoch()
-        done = super().append_video_chunk(frames, fps, timestamps)
         try:
-            self._pictures.add(frames, stamps)
+            done = super().append_video_chunk(frames, fps, timestamps)
         finally:
-            self._reach()
+            # What the memory has taken is kept, also where the call was interrupted since.
+            if self.cache_manager.state.chunks != before.chunks:
+                try:
+                    self._pictures.add(frames, stamps)
+                finally:
+                    self._reach()
         # The store's bound in time holds for all that was seen.
         self._features.let_go_before(stamps[-1] - self._pictures.store.max_seconds)
         return done
@@ -232,9 +236,12 @@ class RecallingInference(VideoStreamingInference):
             seen.append(encode())
             return seen[0]
 
-        done = super()._append(grid, stamps, kept, started)
-        self._features.add(seen[0].unflatten(0, grid), self._stamps_of_grids(stamps))
-        return done
+        before = self.cache_manager.state.chunks
+        try:
+            return super()._append(grid, stamps, kept, started)
+        finally:
+            if self.cache_manager.state.chunks != before:
+                self._features.add(seen[0].unflatten(0, grid), self._stamps_of_grids(stamps))
 
     # -- answering ---------------------------------------------------------------------------
 
@@ -266,7 +273,7 @@ class RecallingInference(VideoStreamingInference):
             )  # fmt: skip
         started = time.perf_counter()
         asked_about = check_about(about)
-        search = self._search_of(question, asked_about, mode)
+        search, asked = self._search_of(question, asked_about, mode), self._cleared
         plan: Plan | None = None
 
         def fetches() -> bool:
@@ -288,9 +295,8 @@ class RecallingInference(VideoStreamingInference):
             assert metrics is not None  # it has ended
             if plan is None or not plan.looks or (cancel is not None and cancel()):
                 return self._named(metrics, plan, live.text)
-            asked = self._cleared
             told = yield from self._answer_from(
-                plan, metrics, started,
+                plan, metrics, started, asked,
                 lambda reader: reader.ask_stream(question, *how, cancel=cancel, **options),
             )  # fmt: skip
             if self._cleared != asked:
@@ -453,7 +459,11 @@ class RecallingInference(VideoStreamingInference):
         return saved
 
     def close(self) -> None:
-        """Give the store back; what it keeps in a folder stays there."""
+        """Give the store back; what it keeps in a folder stays there.
+
+        An answer that is read from it ends as cancelled.
+        """
+        self._cleared += 1
         self._release_readers()
         try:
             self.index.close()
@@ -534,7 +544,7 @@ class RecallingInference(VideoStreamingInference):
         self, scored: Scored, episode: Episode, spans: TimeSpans, tier: str = ""
     ) -> EvidenceEpisode:
         stretch = scored.stamps_of(episode)
-        tier = tier or ("memory" if _within(*stretch, spans) else "history")
+        tier = tier or (IN_MEMORY if _within(*stretch, spans) else IN_HISTORY)
         stamps = self._pictures.stamps(*stretch)
         return evidence_of(stretch, stamps, scored.best_of(episode), tier)
 
@@ -615,14 +625,18 @@ class RecallingInference(VideoStreamingInference):
         plan: Plan,
         asked: AnswerMetrics,
         started: float,
+        cleared: int,
         ask: Callable[[Reader], Answer],
     ) -> Generator[str, None, tuple[str, AnswerMetrics] | None]:
         """Read one look after the other until the model says that it has seen what is asked about.
 
-        None: nothing of them is left.
+        None: nothing of them is left, or all was cleared or closed since.
+
+        Args:
+            cleared: how often that was when it was asked.
         """
         done: tuple[str, AnswerMetrics] | None = None
-        said, cleared = "", self._cleared  # what was not yielded yet
+        said = ""  # what was not yielded yet
         for number, look in enumerate(plan.looks):
             yield ""  # whoever streams between two pieces has a turn
             if self._cleared != cleared:
@@ -632,6 +646,7 @@ class RecallingInference(VideoStreamingInference):
             if not tokens:
                 continue
             fetch, said = time.perf_counter() - begun, ""
+            read = look.named(reader.stamps)  # now: the store may be closed before it has ended
             more = number + 1 < len(plan.looks)
             with ask(reader) as answer:
                 for piece in answer:
@@ -642,7 +657,7 @@ class RecallingInference(VideoStreamingInference):
             told = answer.metrics
             assert told is not None  # it has ended
             not_seen = self.calibration.says_not_seen(answer.text)
-            named = () if not_seen else look.named(reader.stamps)
+            named = () if not_seen else read
             done = answer.text, self._finished(told, asked, named, plan, tokens, fetch, started)
             if not more or not not_seen or told.finish_reason == "cancelled":
                 break
@@ -788,7 +803,7 @@ class _Search:
         """A named time as it is, where nothing in it fits."""
         count = len(scored.scores)
         whole = [Episode(0, count - 1)] if count else []
-        return Look((about,), lambda _: self._named(scored, whole, "history"))
+        return Look((about,), lambda _: self._named(scored, whole, IN_HISTORY))
 
     def _look(self, scored: Scored, episodes: Sequence[Episode], want: Want) -> Look:
         def named(read: Sequence[float]) -> tuple[EvidenceEpisode, ...]:
@@ -797,7 +812,7 @@ class _Search:
                 return any(first <= stamp <= last for stamp in read)
 
             best = sorted(filter(rests_on, episodes), key=scored.best_of)[-MAX_NAMED:]
-            return self._named(scored, sorted(best), "history")
+            return self._named(scored, sorted(best), IN_HISTORY)
 
         stretches = [scored.stamps_of(one, want.before, want.after) for one in episodes]
         return Look(tuple(stretches), named)
@@ -811,13 +826,14 @@ def _selected(
     Where there are more stretches than grids fit, some of them, evenly spread.
 
     Args:
+        stretches: of which not all may be empty.
         of: a grid is so many of them.
 
     Returns:
         Them, oldest first, and the ids of those of the stretches.
     """
     newest = min(-(-len(present) // of), grids - 1)
-    some = evenly(stretches, grids - newest)
+    some = evenly([one for one in stretches if one], grids - newest)
     each = (grids - newest) // len(some)
     fetched = {one.id: one for part in some for one in thinned(part, each, of)}
     behind = present[-of * newest :] if newest else []

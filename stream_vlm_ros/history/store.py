@@ -175,9 +175,7 @@ class FrameStore:
             self.folder = place_to_write("the folder of kept frames", os.path.expanduser(folder))
         self.form, self.quality = form, whole_number("quality", quality, 1, 95)
         self.max_bytes, self.max_seconds = room, seconds
-        self._undone: list[
-            tuple[int, int]
-        ] = []  # ids that are yet to be dropped, the last excluded
+        self._undone: list[tuple[int, int]] = []  # ids yet to be dropped, the last excluded
         self._limit = PictureLimit(max_decoded_megapixels)
         self._pictures: Pictures
         with ExitStack() as opening:

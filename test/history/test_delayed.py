@@ -3,14 +3,18 @@
 
 """The delayed batch engine answers as an engine that was given its frames, and encodes late."""
 
+import contextlib
+import dataclasses
 import io
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from stream_vlm_ros.config import Settings
 from stream_vlm_ros.engine import VideoStreamingInference
 from stream_vlm_ros.engine.decoding import Sampler
 from stream_vlm_ros.errors import (
@@ -23,7 +27,9 @@ from stream_vlm_ros.errors import (
     OutOfHorizonError,
     StreamBusyError,
 )
+from stream_vlm_ros.factory import default_model, load_engine
 from stream_vlm_ros.history import DelayedBatchInferenceEngine, FrameStore, SmartFrameManager
+from stream_vlm_ros.history.calibration import FILE_NAME, Calibration
 
 CHOICES = ["red", "blue", "nothing at all"]
 
@@ -206,6 +212,18 @@ def test_an_answer_that_nothing_was_seen_names_no_episode(delayed, noise):
     engine = filled(delayed(), noise(6, 28, 28))
     choice, metrics = engine.ask_choice("What?", ["Not seen."])
     assert (choice, metrics.episodes) == ("Not seen.", ())
+
+
+def test_that_nothing_was_seen_is_said_by_the_answers_of_the_calibration(noise, tmp_path):
+    file = tmp_path / "calibration.json"
+    shipped = Calibration.load(Path(default_model()) / FILE_NAME)
+    dataclasses.replace(shipped, not_seen=("nothing",)).save(file)
+    settings = Settings(device="cpu", engine="delayed_batch", history_calibration=str(file))
+    with contextlib.closing(load_engine(settings)) as engine:
+        filled(engine, noise(6, 56, 56))
+        for answer, named in (("Nothing.", 0), ("not seen", 1)):
+            choice, metrics = engine.ask_choice("What?", [answer])
+            assert (choice, len(metrics.episodes)) == (answer, named)
 
 
 def test_pictures_of_several_sizes_are_encoded(delayed, noise):

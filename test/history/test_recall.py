@@ -18,7 +18,14 @@ import pytest
 import torch
 from PIL import Image
 
-from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference, load_checkpoint
+from stream_vlm_ros.engine import (
+    EvictionConfig,
+    VideoStreamingInference,
+    inference,
+    load_checkpoint,
+)
+from stream_vlm_ros.engine.cache.buffer import KVBuffer
+from stream_vlm_ros.engine.chunk_path import CapturedChunks
 from stream_vlm_ros.errors import (
     EmptyMemoryError,
     FrameStoreError,
@@ -261,6 +268,16 @@ def test_of_an_episode_that_does_not_fit_what_is_read_alone_is_its_middle():
     assert list(thinned([1, 2, 3, 4, 5, 6, 7, 8, 9, 10], 2, 2)) == [1, 2, 9, 10]
 
 
+def test_of_many_episodes_those_are_read_of_which_a_picture_is_left(small, make, footage):
+    store = FrameStore(form="png")
+    bound = {"max_history_tokens": 2 * GRID, "history_pixels": 28 * 28 * GRID}
+    engine = apart(make(store=store, **bound), footage)
+    for number in (0, 8, 16, 20):  # of six episodes; of these keys alone are left
+        store.forget_between(number, number + 0.5)
+    left = offline(small, footage, [8, 9, 24, 25])
+    answered_alike(engine, left, "How often was it there?")
+
+
 def test_where_the_model_sees_nothing_the_next_episode_is_read(small, make, footage):
     told, first = apart(make(), footage).ask("Who?", 4, about=(3.0, 10.0))
     assert [episode.start for episode in first.episodes] == [8.0]
@@ -319,6 +336,21 @@ def test_the_bound_holds_where_the_present_is_larger_than_the_past(make, noise):
     assert 24 < metrics.fetched_tokens <= 60  # the present, and something of the past
 
 
+def test_readers_record_no_steps_of_chunks_where_the_stream_does(make, footage, monkeypatch):
+    made = []
+
+    def captured(model, functions, manager, _):
+        made.append(CapturedChunks(model, functions, manager))
+        return made[-1]
+
+    monkeypatch.setattr(inference, "chunk_path", captured)
+    engine = stream(make(), footage)
+    assert engine.ask(QUESTION, 4)[1].fetched_tokens == GRIDS * GRID
+    of_stream, *of_readers = made
+    assert of_stream.detours  # the first chunk
+    assert of_readers and not any(path.detours for path in of_readers)
+
+
 # -- what stays as it was -------------------------------------------------------------------------
 
 
@@ -337,6 +369,17 @@ def test_a_question_that_looks_back_leaves_the_stream_as_it_was(make, footage):
         asked.ask_choice(QUESTION, CHOICES)[1].scores
         == quiet.ask_choice(QUESTION, CHOICES)[1].scores
     )
+
+
+def test_a_question_waits_for_no_rotation_that_was_done_after_the_chunk(make, footage, monkeypatch):
+    engine = stream(make(everything=False, config=EvictionConfig.novelty(170)), footage)
+    assert engine.cache_manager.rotates_long_lived
+    rotated, rotate = [], KVBuffer.rotate_base
+    monkeypatch.setattr(KVBuffer, "rotate_base", lambda *given: rotated.append(1) or rotate(*given))
+    engine.ask(QUESTION, 2)
+    assert not rotated
+    stream(engine, footage, 2 * GRIDS, 2 * GRIDS + 4)
+    assert len(rotated) == 1
 
 
 def test_frames_come_while_a_fetched_answer_is_written(make, footage):
@@ -528,6 +571,22 @@ def test_a_chunk_is_taken_where_the_host_has_no_room_for_its_features(
     assert (pictures.frames, features.oldest) == (2 * GRIDS, 6.0)
     assert "can't allocate memory" in caplog.text
     assert engine.ask(QUESTION, 4)[1].fetched_tokens == GRIDS * GRID
+
+
+def test_features_that_an_interruption_has_left_a_hole_in_are_not_read_as_whole(
+    small, make, footage, monkeypatch
+):
+    engine = stream(make(feature_bytes=2 * GRIDS * GRID_BYTES), footage, stop=24)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tiers, "copied_to_host", interrupted)
+        stream(engine, footage, 24, 28)
+    stream(engine, footage, 28)
+    assert engine.get_cache_info().tiers[1].oldest == 14.0
+    answered_alike(engine, offline(small, footage, range(2 * GRIDS)))  # by the pictures
 
 
 def test_no_features_are_left_of_what_the_engine_forgets(remembering, footage):
@@ -805,6 +864,22 @@ def test_frames_are_read_as_often_as_they_were_seen(small, either, footage):
     assert metrics.fetched_tokens == 12 * GRID
 
 
+def test_what_the_memory_took_is_kept_also_where_the_call_was_interrupted_since(
+    small, either, footage, monkeypatch
+):
+    engine = stream(either(), footage, stop=24)
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(engine.cache_manager, "prepare_reading", interrupted)  # after the commit
+        stream(engine, footage, 24, 28)
+    stream(engine, footage, 28)
+    assert {tier.frames for tier in engine.get_cache_info().tiers} == {2 * GRIDS}
+    answered_alike(engine, offline(small, footage, range(2 * GRIDS)))
+
+
 @pytest.mark.parametrize("in_folder", [True, False])
 def test_on_a_full_disk_what_the_memory_went_back_behind_is_read_neither_then_nor_later(
     small, make, footage, tmp_path, monkeypatch, caplog, in_folder
@@ -957,6 +1032,18 @@ def test_reset_after_any_piece_an_answer_ends_whatever_comes_then(make, footage,
     assert answer.metrics.episodes == ()
     assert same(memory(engine), before)
     assert engine.get_cache_info().exchanges == 0
+
+
+@pytest.mark.parametrize("pieces", range(1, 5))
+def test_closed_after_any_piece_an_answer_from_the_history_ends_as_cancelled(
+    make, footage, tmp_path, pieces
+):
+    engine = stream(make(store=FrameStore(tmp_path / "kept", form="png")), footage)
+    answer = engine.ask_stream(QUESTION, 8)
+    for _ in range(pieces):
+        next(answer)
+    engine.close()
+    assert "".join(answer) == "" and answer.metrics.finish_reason == "cancelled"
 
 
 def test_a_new_epoch_hides_what_was_before(make, footage):

@@ -116,6 +116,12 @@ class _Revision:
     ):
         self.state, self.buffer, self.unwritten, self.untold = state, buffer, unwritten, untold
 
+    def with_state(self, state: MemoryState) -> _Revision:
+        """With another state of the same tokens in the same places: what is derived still holds."""
+        new = _Revision(state, self.buffer, self.unwritten, self.untold)
+        new.parts, new.base_offset, new.time_spans = self.parts, self.base_offset, self.time_spans
+        return new
+
 
 class _Current:
     """Where a memory's revision is, so that its evictor finds it, too."""
@@ -130,8 +136,7 @@ class _Current:
     @evictor.setter
     def evictor(self, evictor: EvictorState) -> None:
         now = self.revision
-        state = replace(now.state, evictor=evictor)
-        self.revision = _Revision(state, now.buffer, now.unwritten, now.untold)
+        self.revision = now.with_state(replace(now.state, evictor=evictor))
 
 
 Listener = Callable[[Sequence[Forgotten]], None]
@@ -568,7 +573,7 @@ class KVCacheManager(ManagerNames):
         held = {**now.state.companions, name: companion.empty()}
         state = replace(now.state, companions=held)
         self._companions = {**self._companions, name: companion}
-        self._current.revision = _Revision(state, now.buffer)
+        self._current.revision = now.with_state(state)
 
     def companion(self, name: str) -> Any:
         """What a companion holds now."""
@@ -579,7 +584,7 @@ class KVCacheManager(ManagerNames):
         """Let a companion hold what ``change`` makes of what it holds; the memory stays."""
         now = self._current.revision
         held = {**now.state.companions, name: change(now.state.companions[name])}
-        self._current.revision = _Revision(replace(now.state, companions=held), now.buffer)
+        self._current.revision = now.with_state(replace(now.state, companions=held))
 
     def _evict_what_waits(self) -> None:
         """Carry out the evictions that waited for answers being written, once none is any more.
