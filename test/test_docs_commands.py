@@ -32,6 +32,7 @@ from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from stream_vlm_ros import cli_node
 from stream_vlm_ros.cli import app
 from stream_vlm_ros.config import NODE, Settings
 from stream_vlm_ros.demo.settings import SourceSettings
@@ -192,6 +193,9 @@ def parse(words: list[str]) -> None:
             one.callback = lambda **_: None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiments, "run", lambda _: 0)  # which an experiment's verb finds late
+        patch.setattr(
+            cli_node, "ask_node", lambda *_: True
+        )  # ask --node asks it in place of a verb
         status = root.main(words, prog_name="stream-vlm", standalone_mode=False)
     assert not status, f"exit status {status}"
 

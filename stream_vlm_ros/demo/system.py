@@ -4,7 +4,8 @@
 """The whole system on one machine, for a newcomer: the verb ``stream-vlm demo``.
 
 Starts a camera made of a video, the node, and a client that asks questions while the video runs,
-each as a process of its own; ends by itself with a summary and exit status 0.
+each as a process of its own; on a terminal, questions typed there follow, until Ctrl-C. It ends
+with a summary, and exit status 0 if everything held.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ def run_demo(
 ) -> int:
     """Run the demo; 0 if everything held, else 1.
 
-    Raises StreamVlmError where it cannot start, KeyboardInterrupt after a signal; its processes are
-    ended then, too.
+    Raises StreamVlmError where it cannot start, KeyboardInterrupt after Ctrl-C or another signal,
+    unless questions can be typed already: then that brings the summary. Its processes are ended
+    each time.
 
     Args:
         settings: the node's.
@@ -128,22 +130,21 @@ def _watch(processes: Processes, prompt: Prompt | None) -> str | None:
         prompt.far_end.close()  # the client has it
     reason, over = None, False
     while reason is None and not over:
-        over = processes.status("client") is not None
-        reason = _trouble(processes)
-        if prompt is None:
-            time.sleep(LOOK_AGAIN)
-        elif reason is not None:
-            prompt.end()
-        else:
-            try:
-                if prompt.is_wanted(LOOK_AGAIN):
-                    prompt.pass_on(
-                        lambda: _trouble(processes) or processes.status("client") is not None
-                    )
-            except KeyboardInterrupt:  # while an answer is written
-                if not prompt.open:
-                    raise
+        try:
+            over = processes.status("client") is not None
+            reason = _trouble(processes)
+            if prompt is None:
+                time.sleep(LOOK_AGAIN)
+            elif reason is not None:
                 prompt.end()
+            elif prompt.is_wanted(LOOK_AGAIN):
+                prompt.pass_on(
+                    lambda: _trouble(processes) or processes.status("client") is not None
+                )
+        except KeyboardInterrupt:
+            if prompt is None or not prompt.open:
+                raise
+            prompt.end()
     return reason
 
 

@@ -22,6 +22,7 @@ import pytest
 from typer.testing import CliRunner
 
 from stream_vlm_ros.cli import app
+from stream_vlm_ros.demo import system
 
 rclpy = pytest.importorskip("rclpy")
 pytestmark = pytest.mark.ros
@@ -192,6 +193,51 @@ def test_ctrl_c_while_an_answer_is_written_comes_to_the_summary_as_well():
     assert status == 0 and survivors() == []
 
 
+class InterruptedLooks:
+    """Processes that hold; at the first look at them Ctrl-C comes."""
+
+    def __init__(self, *_):
+        self.looks, self.stopped = 0, False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def start(self, *_, **__):
+        pass
+
+    def error_of(self, name):
+        return None
+
+    def status(self, name):
+        self.looks += 1
+        if self.looks == 1:
+            raise KeyboardInterrupt
+        return 0 if self.stopped or name == "client" else None
+
+    def stop(self):
+        self.stopped = True
+        return []
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_ctrl_c_while_the_processes_are_looked_at_comes_to_the_summary_too(
+    typed, video, monkeypatch
+):
+    class Shown(system.Prompt):
+        def __init__(self):
+            super().__init__()
+            self.open = typed  # else nothing has been asked for yet
+
+    for name, stand_in in (("Prompt", Shown), ("Processes", InterruptedLooks)):
+        monkeypatch.setattr(system, name, stand_in)
+    monkeypatch.setattr(system, "on_a_terminal", lambda: True)
+    ended = run_verb("--video", video, "--seconds", 1)
+    assert ended.exit_code == (0 if typed else 130)
+
+
 @slow
 def test_a_node_that_dies_while_somebody_types_is_said_at_once():
     demo = Terminal("--seconds", 1, "--count", 1)
@@ -279,6 +325,7 @@ def process_of(module):
 ON_A_GRAPH_WITH_THE_NODE = """
 import contextlib, os
 from stream_vlm_ros.cli import app
+from stream_vlm_ros.demo import system
 from stream_vlm_ros.demo import system
 
 own = {"ROS_DOMAIN_ID": os.environ["ROS_DOMAIN_ID"]}
