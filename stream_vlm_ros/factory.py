@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import check_model_folder
+from stream_vlm_ros.machine import threads_to_take
 from stream_vlm_ros.model_card import ModelCard
 
 if TYPE_CHECKING:
@@ -49,7 +50,12 @@ def load_model(settings: Settings) -> Checkpoint:
     check_model_folder(folder)  # before torch is imported: a wrong path is told at once
     from stream_vlm_ros.engine import load_checkpoint
 
-    return load_checkpoint(folder, settings.device, settings.dtype)
+    checkpoint = load_checkpoint(folder, settings.device, settings.dtype)
+    if checkpoint.device.type == "cpu" and (threads := threads_to_take()) is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    return checkpoint
 
 
 @lru_cache(maxsize=1)  # several cameras, or several runs, share the weights

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-"""What times were measured on."""
+"""The machine: what times were measured on, and how many threads to take."""
 
 from __future__ import annotations
 
@@ -30,6 +30,15 @@ def measured_on(*modules: ModuleType) -> dict[str, Any]:
         **versions(*modules),
         "stream_vlm": __version__,
     }
+
+
+def threads_to_take() -> int | None:
+    """How many threads a model on a CPU is to take; None: the user has said it.
+
+    A core is left for the camera and the client: threads that wait for one another on busy cores
+    make everything several times slower.
+    """
+    return None if "OMP_NUM_THREADS" in os.environ else max(1, (os.cpu_count() or 1) - 1)
 
 
 def revision() -> str | None:

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a report says of the machine."""
+"""What a report says of the machine, and how many threads are taken of it."""
 
 import datetime
 import json
@@ -16,7 +16,9 @@ import pytest
 
 import stream_vlm_ros
 from stream_vlm_ros import machine
-from stream_vlm_ros.machine import measured_on, processor_name, revision
+from stream_vlm_ros.config import Settings
+from stream_vlm_ros.factory import load_model
+from stream_vlm_ros.machine import measured_on, processor_name, revision, threads_to_take
 
 
 @pytest.mark.parametrize(
@@ -103,3 +105,16 @@ def test_a_checkout_says_its_commit_and_whether_it_was_changed(tmp_path, monkeyp
     assert revision() == commit[:12]
     (package / "machine.py").write_text("2")
     assert revision() == f"{commit[:12]}-dirty"
+
+
+@pytest.mark.parametrize(("said", "cores", "threads"), [(None, 4, 3), (None, 1, 1), ("2", 8, None)])
+def test_a_core_is_left_unless_the_user_says_how_many_threads(monkeypatch, said, cores, threads):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if said is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert threads_to_take() == threads
+    engaged = []
+    monkeypatch.setattr("torch.set_num_threads", engaged.append)
+    load_model(Settings(device="cpu"))
+    assert engaged == ([] if threads is None else [threads])

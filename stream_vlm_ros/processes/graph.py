@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stream_vlm_ros.errors import StreamVlmError
+from stream_vlm_ros.machine import threads_to_take
 
 DOMAIN_COORDINATOR_PORT = 32768
 
@@ -70,10 +71,8 @@ def own_graph(logs: Path) -> Iterator[dict[str, str]]:
         "PYTHONUNBUFFERED": "1",
         **on_this_machine(),
     }
-    if "OMP_NUM_THREADS" not in os.environ:
-        # A core for the camera and the client: threads of torch that wait for one another on busy
-        # cores make everything several times slower.
-        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) - 1))
+    if (threads := threads_to_take()) is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
     if profile := fastdds_profile():
         # The first name is Fast DDS 3's, the second that of the versions before.
         environment["FASTDDS_DEFAULT_PROFILES_FILE"] = str(profile)
