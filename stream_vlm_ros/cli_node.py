@@ -319,11 +319,13 @@ class Watching:
         return self._answer(event) if kind == "Answer" else self._diagnostic(event)
 
     def _status(self, status: Any) -> str:
+        from stream_vlm_ros.node.counters import ON_PURPOSE
+
         state = "paused" if status.paused else status.state
         dropped = sum(
             getattr(status, name)
             for name in status.get_fields_and_field_types()
-            if name.startswith("dropped_") and name != "dropped_sampling"
+            if name.startswith("dropped_") and name.removeprefix("dropped_") not in ON_PURPOSE
         )
         counted = (
             f"{status.length:,} of {status.cap:,} tokens, {plural(status.frames, 'frame')}; "

@@ -8,6 +8,7 @@ import json
 import resource
 import shutil
 from fractions import Fraction
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -19,10 +20,11 @@ from rosbags.typesys import Stores, get_typestore
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from stream_vlm_ros import __version__
+from stream_vlm_ros import __version__, cli_node
 from stream_vlm_ros.cli import app
 from stream_vlm_ros.experiments import EXPERIMENTS
 from stream_vlm_ros.factory import default_model
+from stream_vlm_ros.node.counters import Drop
 
 
 @pytest.fixture(scope="module")
@@ -383,6 +385,21 @@ def test_a_shell_completes_verbs_settings_and_nodes(monkeypatch, words, complete
     }
     told = CliRunner().invoke(app, [], env=environment, prog_name="stream-vlm")
     assert told.stdout.split() == completed
+
+
+class CacheStatus(SimpleNamespace):
+    """Looks like the message."""
+
+    def get_fields_and_field_types(self):
+        return vars(self)
+
+
+def test_who_watches_is_not_told_of_drops_that_somebody_asked_for():
+    drops = dict.fromkeys((drop.value for drop in Drop), 1)
+    counts = {"length": 5, "cap": 10, "frames": 4, "frames_received": 20}
+    status = CacheStatus(state="active", paused=False, **counts, **drops)
+    assert len(Drop) == 9  # four of them on purpose: sampled, inactive, paused, reset
+    assert cli_node.Watching(0.0).line(status).endswith("20 images received, 5 dropped")
 
 
 def test_a_folder_that_is_no_checkpoint_is_called_what_it_is(tmp_path):

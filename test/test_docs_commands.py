@@ -78,6 +78,7 @@ OTHERS_OPTIONS = {
     *("--cmake-clean-cache", "--find-links", "--gpus", "--ipc", "--network", "--show-args"),
     *("--local-dir", "--shm-size", "--system-site-packages", "--user"),
 }
+OTHERS_PACKAGES = {"foxglove_bridge", "rviz2"}  # of ROS, which are not here
 LAUNCH = {"stream_vlm": NodeArguments, "demo": DemoArguments, "replay": ReplayArguments}
 NODES = {
     "stream_vlm_node": {n: r for n, r in Settings.table().items() if NODE in r.takers},
@@ -241,6 +242,8 @@ def parameters(node: str, words: list[str]) -> None:
 
 def ros2(command: Command) -> None:
     _, group, *words = command.words
+    if group in ("launch", "run") and words[0] in OTHERS_PACKAGES:
+        return
     if group == "launch" and words[0] == "stream_vlm":
         known = LAUNCH[words[1].removesuffix(".launch.py")].table()
         assert (ROOT / "launch" / words[1]).is_file()

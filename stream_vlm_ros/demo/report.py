@@ -18,6 +18,7 @@ from stream_vlm_ros.console import (
     plural,
     printable,
 )
+from stream_vlm_ros.node.counters import ON_PURPOSE
 
 MARGIN = 10  # columns in front of questions and answers, where the time stands
 
@@ -72,6 +73,7 @@ class Frames:
 CAUSES = {
     "sampling": "between two samples",
     "inactive": "before the node was active",
+    "paused": "while it was paused",
     "invalid_image": "unusable pictures",
     "invalid_stamp": "unusable stamps",
     "time_jump": "at a jump of time",
@@ -79,7 +81,6 @@ CAUSES = {
     "reset": "at a reset",
     "error": "refused by the engine",
 }
-ON_PURPOSE = ("sampling", "inactive")
 
 
 class Report:

@@ -23,6 +23,17 @@ class Drop(Enum):
     RESET = "dropped_reset"
     ERROR = "dropped_error"
 
+    @property
+    def cause(self) -> str:
+        """Its name in reports."""
+        return self.value.removeprefix("dropped_")
+
+
+# Causes of drops that somebody asked for; frames that were dropped for another are lost.
+ON_PURPOSE = frozenset(
+    drop.cause for drop in (Drop.SAMPLING, Drop.INACTIVE, Drop.PAUSED, Drop.RESET)
+)
+
 
 @dataclass
 class FrameCounters:

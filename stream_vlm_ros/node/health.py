@@ -21,7 +21,7 @@ from typing import Protocol
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.console import duration_text, plural
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
-from stream_vlm_ros.node.counters import Drop, FrameCounters
+from stream_vlm_ros.node.counters import ON_PURPOSE, Drop, FrameCounters
 from stream_vlm_ros.node.memory_keeper import SavedState
 
 TOLERANCE_PERCENT = 10.0
@@ -224,8 +224,6 @@ class Figures:
         refusals: the last words about each kind of drop that had any, the newest last.
     """
 
-    ON_PURPOSE = (Drop.SAMPLING, Drop.INACTIVE, Drop.PAUSED, Drop.RESET)
-
     def __init__(self) -> None:
         self.counters = FrameCounters()
         self.monitor = InputMonitor()
@@ -271,7 +269,7 @@ class Figures:
             arrival_timed=arrival_timed,
             clock_fault=self._clock_fault(now_ns, timeout, simulated_time),
             counts=self.counters.snapshot(),
-            new_faults={c.value: drops[c] - before[c] for c in Drop if c not in self.ON_PURPOSE},
+            new_faults={c.value: drops[c] - before[c] for c in Drop if c.cause not in ON_PURPOSE},
             messages_lost=lost,
             newly_lost=newly_lost,
             publishers=source.publishers(),

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from stream_vlm_ros.console import one_line, visible
+from stream_vlm_ros.node.counters import ON_PURPOSE
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
@@ -221,7 +222,7 @@ def _drops(axes: Any, runs: list[dict[str, Any]]) -> bool:
 
 
 def _cause(cause: str) -> str:
-    return "sampling (on purpose)" if cause == "sampling" else cause.replace("_", " ")
+    return cause.replace("_", " ") + " (on purpose)" * (cause in ON_PURPOSE)
 
 
 def _legend(axes: Any, runs: Iterable[Any]) -> None:

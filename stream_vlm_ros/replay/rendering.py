@@ -23,6 +23,7 @@ from stream_vlm_ros.console import (
     visible,
 )
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
+from stream_vlm_ros.node.counters import ON_PURPOSE
 from stream_vlm_ros.owned import write_whole
 
 from .ages import age_text, correction
@@ -30,7 +31,7 @@ from .answer_table import render_csv
 from .journal import as_json
 from .kept import CLOCK, span_text
 from .plots import COLOURS, plots_of
-from .summary import ON_PURPOSE, is_judged, place_of_evidence
+from .summary import is_judged, place_of_evidence
 from .time_line import TimeLine
 
 _TEMPLATES = Path(__file__).parent

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import shlex
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -22,6 +21,7 @@ from stream_vlm_ros import __version__
 from stream_vlm_ros.errors import StreamVlmError, cut
 from stream_vlm_ros.machine import processor_name, revision, versions
 from stream_vlm_ros.owned import open_regular
+from stream_vlm_ros.sources import redacted
 
 from .comparison import compare
 from .summary import summary_of
@@ -38,10 +38,6 @@ WRITES = (
     "junit.xml",
     "thumbnails",
 )
-
-# An address in a text, and one alone, whose password may hold what it should not.
-_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(?:\S*@)?([^\s?#]*)\S*")
-_ALONE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(?:.*@)?([^?#]*).*", re.DOTALL)
 
 
 class ReportError(StreamVlmError):
@@ -85,11 +81,7 @@ def build_report(
 
 def command_line(arguments: Sequence[str]) -> str:
     """The command line as a report shows it: addresses without user, password and query."""
-    shown = (
-        found.expand(r"\1\2") if (found := _ALONE.fullmatch(one)) else _ADDRESS.sub(r"\1\2", one)
-        for one in arguments
-    )
-    return shlex.join(["stream-vlm", *shown])
+    return shlex.join(["stream-vlm", *map(redacted, arguments)])
 
 
 def machine() -> dict[str, Any]:

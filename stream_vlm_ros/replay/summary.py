@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from stream_vlm_ros.experiments import intervals
+from stream_vlm_ros.node.counters import ON_PURPOSE
 
 from .records import AnswerRecord
 
 # Seconds since what answers a question was last seen.
 AGES = ((0.0, 5.0), (5.0, 15.0), (15.0, 30.0), (30.0, 60.0), (60.0, 180.0), (180.0, math.inf))
-ON_PURPOSE = ("sampling", "inactive")
 
 
 def summary_of(run: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from stream_vlm_ros.engine.inputs.sampling import StampSampler
 
 from .frame import Frame, Source, SourceCounts, SourceState
 from .looping import loop
-from .opening import open_source, parse_size, register_scheme, without_secrets
+from .opening import open_source, parse_size, redacted, register_scheme, without_secrets
 
 if TYPE_CHECKING:
     from .address import AddressSource
@@ -44,6 +44,7 @@ __all__ = [
     "loop",
     "open_source",
     "parse_size",
+    "redacted",
     "register_scheme",
     "without_secrets",
 ]

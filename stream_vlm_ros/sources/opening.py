@@ -27,6 +27,10 @@ from .frame import Source
 _SCHEMES: dict[str, Callable[[], type[Source]]] = {}
 
 ADDRESSES = ("rtsp", "rtsps", "http", "https")
+# An address in a text, and a text that is one: its scheme, and what may be shown of the rest. To
+# the last "@": a password may hold what it should not, be it a space.
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(?:\S*@)?([^\s?#]*)\S*")
+_ALONE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(?:.*@)?([^?#]*).*", re.DOTALL)
 
 
 def register_scheme(scheme: str, source: Callable[[], type[Source]]) -> None:
@@ -94,10 +98,13 @@ def open_source(spec: str | os.PathLike[str], **options: Any) -> Source:
 
 def without_secrets(spec: str | os.PathLike[str]) -> str:
     """``spec`` as messages show it: an address without its user, password and query."""
-    text = os.fspath(spec)
-    # To the last "@": a password may hold what it should not.
-    address = re.match(r"([A-Za-z][A-Za-z0-9+.-]*://)(?:.*@)?([^?#]*)", text, re.DOTALL)
-    return cut(text if address is None else address[1] + address[2])
+    return cut(redacted(os.fspath(spec)))
+
+
+def redacted(text: str) -> str:
+    """``text`` with every address in it without its user, password and query."""
+    alone = _ALONE.fullmatch(text)
+    return alone.expand(r"\1\2") if alone else _ADDRESS.sub(r"\1\2", text)
 
 
 def _check_name(path: Path) -> None:

@@ -6,7 +6,8 @@ import io
 import pytest
 from rich.console import Console
 
-from stream_vlm_ros.demo.report import Exchange, Frames, Memory, Report, bar, seen_text
+from stream_vlm_ros.demo.report import CAUSES, Exchange, Frames, Memory, Report, bar, seen_text
+from stream_vlm_ros.node.counters import Drop
 
 
 def plain_report(encoding="utf-8"):
@@ -125,6 +126,19 @@ def test_the_summary_names_every_cause_of_dropping():
         "4 too many for the model, 1 something_new"
     )
     assert rows["Lost"] == "4 too many for the model, 1 something_new"
+
+
+def test_what_somebody_asked_for_is_not_lost():
+    report = plain_report()
+    dropped = {"sampling": 9, "inactive": 8, "paused": 7, "reset": 6}
+    report.note_memory(Memory(5, 10), Frames(received=30, dropped=dropped))
+    rows = dict(report.summary_rows())
+    assert "7 while it was paused, 6 at a reset" in rows["Frames"]
+    assert rows["Lost"] == "none"
+
+
+def test_every_cause_of_the_node_s_has_words():
+    assert [*CAUSES] == [drop.cause for drop in Drop]
 
 
 def test_a_summary_of_nothing_can_be_printed():

@@ -16,7 +16,7 @@ from PIL import Image
 from stream_vlm_ros.history import DelayedBatchInferenceEngine
 from stream_vlm_ros.replay.records import where_held
 from stream_vlm_ros.replay.report import command_line, read_report
-from stream_vlm_ros.replay.summary import place_of_evidence, realtime_factor
+from stream_vlm_ros.replay.summary import place_of_evidence, realtime_factor, summary_of
 from stream_vlm_ros.replay.time_line import Bar, TimeLine
 
 from .conftest import real_model
@@ -85,6 +85,12 @@ def test_what_is_no_file_has_no_digest(make_job):
 )
 def test_the_command_line_of_a_report_has_no_secrets(argument, shown):
     assert command_line(["replay", argument]) == shlex.join(["stream-vlm", "replay", shown])
+
+
+def test_frames_that_somebody_let_go_on_purpose_are_not_lost():
+    drops = {"sampling": 9, "inactive": 8, "paused": 7, "reset": 6, "overflow": 2, "player_late": 1}
+    run = {"answers": [], "series": [], "times": {}, "frames": {"ingested": 5, "drops": drops}}
+    assert summary_of(run)["lost"] == 3
 
 
 # -- the model -----------------------------------------------------------------------------------

@@ -70,6 +70,7 @@ def test_an_address_of_another_kind_is_refused_as_what_it_is(url):
         ("HTTPS://me:sec/ret@camera", "HTTPS://camera"),  # as nobody should write it
         ("http://me:sec?ret@camera/1", "http://camera/1"),
         ("rtsp://[::1", "rtsp://[::1"),
+        (" rtsp://me:secret@camera/1", " rtsp://camera/1"),
         ("drives/a@b?.mp4", "drives/a@b?.mp4"),
     ],
 )
