@@ -241,7 +241,15 @@ class RecallingInference(VideoStreamingInference):
             return super()._append(grid, stamps, kept, started)
         finally:
             if self.cache_manager.state.chunks != before:
-                self._features.add(seen[0].unflatten(0, grid), self._stamps_of_grids(stamps))
+                self._keep_features(seen[0].unflatten(0, grid), stamps)
+
+    def _keep_features(self, features: torch.Tensor, stamps: list[float]) -> None:
+        """Keep ``[grids, rows, columns, hidden]`` that the memory has taken."""
+        try:
+            self._features.add(features, self._stamps_of_grids(stamps))
+        except BaseException:  # interrupted: what is held would pass for whole, and lacks these
+            self._features.clear()
+            raise
 
     # -- answering ---------------------------------------------------------------------------
 

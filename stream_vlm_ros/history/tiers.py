@@ -270,9 +270,6 @@ class FeatureTier:
             log.warning("no features are kept for the history: %s", fault)
             self.clear()
             return
-        except BaseException:  # interrupted: what is held has a hole now, and is not to be read
-            self.clear()
-            raise
         first, self.next_id = self.next_id, self.next_id + len(taken)
         held = self._held.with_more(
             [

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import io
 import re
+import sqlite3
+from functools import partial
 
 import numpy as np
 import pytest
@@ -880,9 +882,25 @@ def test_what_the_memory_took_is_kept_also_where_the_call_was_interrupted_since(
     answered_alike(engine, offline(small, footage, range(2 * GRIDS)))
 
 
+@pytest.fixture
+def disk(monkeypatch):
+    """Where the stores that are made from now on keep their rows; it may be full."""
+
+    class Rows(sqlite3.Connection):
+        full = False
+
+        def execute(self, statement, *values):
+            if Rows.full and statement.startswith("BEGIN"):
+                raise sqlite3.OperationalError("database or disk is full")
+            return super().execute(statement, *values)
+
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Rows))
+    return Rows
+
+
 @pytest.mark.parametrize("in_folder", [True, False])
 def test_on_a_full_disk_what_the_memory_went_back_behind_is_read_neither_then_nor_later(
-    small, make, footage, tmp_path, monkeypatch, caplog, in_folder
+    small, make, footage, tmp_path, disk, caplog, in_folder
 ):
     def new_store():
         return FrameStore(tmp_path / "kept" if in_folder else None, form="png")
@@ -892,15 +910,12 @@ def test_on_a_full_disk_what_the_memory_went_back_behind_is_read_neither_then_no
     stream(engine, footage[::-1], 16, 24)
     engine.cache_manager.restore(snapshot)
 
-    def full(*_, **__):
-        raise FrameStoreError("no space left on the disk")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(FrameStore, "_transaction", full)
-        answered_alike(engine, offline(small, footage, range(16)), history="always")
-        assert engine.thumbnail(9.0) is None
-        assert engine.get_cache_info().tiers[0].newest == 7.5
-        stream(engine, footage, 16, 20)  # taken by the memory, and by no store
+    disk.full = True
+    answered_alike(engine, offline(small, footage, range(16)), history="always")
+    assert engine.thumbnail(9.0) is None
+    assert engine.get_cache_info().tiers[0].newest == 7.5
+    stream(engine, footage, 16, 20)  # taken by the memory, and by no store
+    disk.full = False
     assert sum("went back behind" in record.getMessage() for record in caplog.records) == 1
     stream(engine, footage, 20, 24)
     frames = [*range(16), *range(20, 24)]
@@ -912,18 +927,13 @@ def test_on_a_full_disk_what_the_memory_went_back_behind_is_read_neither_then_no
         answered_alike(engine, offline(small, footage, frames), history="always")
 
 
-def test_a_lost_picture_is_left_out_also_on_a_full_disk(
-    small, make, footage, tmp_path, monkeypatch
-):
+def test_a_lost_picture_is_left_out_also_on_a_full_disk(small, make, footage, tmp_path, disk):
     engine = stream(make(store=FrameStore(tmp_path / "kept", form="png")), footage, stop=16)
     for number in (4, 5):
         (file,) = (tmp_path / "kept" / "pictures").rglob(f"*{number:04}.png")
         file.unlink()
 
-    def full(*_, **__):
-        raise FrameStoreError("no space left on the disk")
-
-    monkeypatch.setattr(FrameStore, "_transaction", full)
+    disk.full = True
     rest = [*range(4), *range(6, 16)]
     for _ in range(2):
         answered_alike(engine, offline(small, footage, rest), history="always")
