@@ -61,8 +61,9 @@ def say_words_alone(model: StreamQwenModel, tokenizer: Any) -> None:
 
 
 @contextlib.contextmanager
-def without_model(model: StreamQwenModel) -> Iterator[None]:
+def without_model(engine: VideoStreamingInference) -> Iterator[None]:
     """Chunks appended meanwhile get noise for features, keys and values, which takes no time."""
+    model: Any = engine.model
     text, options = model.config.text_config, {"dtype": model.dtype, "device": model.device}
     shape = model.kv_shape
 
@@ -79,11 +80,13 @@ def without_model(model: StreamQwenModel) -> Iterator[None]:
             layer.update(keys, values)
         return embeddings
 
+    usual, engine.chunk_path = engine.chunk_path, ChunkPath(model, engine.functions)
     model.encode_frames, model.stream_forward = features, forward
     try:
         yield
     finally:
         del model.encode_frames, model.stream_forward
+        engine.chunk_path = usual
 
 
 @contextlib.contextmanager
@@ -163,11 +166,9 @@ class Rig:
     def filled(self, cap: int, frames: list[np.ndarray], **options: Any) -> VideoStreamingInference:
         """An engine whose memory is full and that has encoded a chunk."""
         engine = self.engine(cap, **options)
-        usual, engine.chunk_path = engine.chunk_path, ChunkPath(self.model, engine.functions)
-        with without_model(self.model):
+        with without_model(engine):
             while engine.append_video_chunk(frames, fps=2)["evicted_tokens"] == 0:
                 pass
-        engine.chunk_path = usual
         engine.append_video_chunk(frames, fps=2)
         return engine
 

@@ -365,7 +365,7 @@ def curves(rig: Rig) -> dict[str, Any]:
     engine = rig.engine(cap, shares=NOVELTY)
     append = functools.partial(engine.append_video_chunk, frames, fps=2)
     for chunks in rig.within("chunks", lengths):
-        with without_model(rig.model):
+        with without_model(engine):
             while engine.get_cache_info()["chunks"] < chunks:
                 append()
         append()

@@ -35,7 +35,7 @@ def close(found, expected, most):
 def fell_back(engine):
     """What ran out of memory while it was compiled or captured is done without from then on."""
     path = engine.text_path
-    return bool(path.reason or path.fused.refused)
+    return bool(path.reason or path.fused.refused or engine.chunk_path.refused)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
