@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import wait
 from contextlib import ExitStack
 from pathlib import Path
@@ -78,10 +77,15 @@ class StreamVlmNode(TellingLifecycleNode):
 
     Args:
         load: builds the engine from the parameters, in the worker's thread.
+        arguments: of the process, see :func:`refuse_unknown`.
     """
 
     def __init__(
-        self, *, load: Callable[[Settings], InferenceEngine] = load_engine, **node_arguments: Any
+        self,
+        *,
+        load: Callable[[Settings], InferenceEngine] = load_engine,
+        arguments: Sequence[str] = (),
+        **node_arguments: Any,
     ) -> None:
         super().__init__("stream_vlm", **node_arguments)
         self._news = News()
@@ -104,7 +108,7 @@ class StreamVlmNode(TellingLifecycleNode):
         self._clear_figures()
 
         self.parameters = Settings.of(declare(self, PARAMETERS.values()))
-        refuse_unknown(self, sys.argv)
+        refuse_unknown(self, arguments)
         self.add_on_set_parameters_callback(self._on_set_parameters)
 
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
