@@ -552,7 +552,10 @@ def check_names(text: str) -> None:
             case ast.Call(func=ast.Attribute(value=ast.Name("memory"), attr=called)):
                 given = {str(keyword.arg): None for keyword in node.keywords}
                 method = getattr(kinds["memory"], called)
+                method = kinds["memory"].stream if called == "ask" else method  # has its options
                 inspect.signature(method).bind(None, *node.args, **given)
+                if called == "set":
+                    assert given.keys() <= NODES["stream_vlm_node"].keys(), f"no {[*given]}"
             case ast.Attribute(value=ast.Name(name), attr=read) if name in kinds:
                 assert hasattr(kinds[name], read), f"{name} has no {read}"
 
@@ -564,11 +567,16 @@ def test_python_that_a_page_shows_uses_what_there_is(text):
 
 @pytest.mark.parametrize(
     "wrong",
-    ["await memory.aks('What?')", "await memory.ask('What?', thumbnials=1)", "answer.txet"],
+    [
+        "await memory.aks('What?')",
+        "await memory.ask('What?', thumbnials=1)",
+        "await memory.set(sampel_fps=4)",
+        "answer.txet",
+    ],
 )
 def test_a_name_that_there_is_not_is_seen_in_python(wrong):
     text = f"from stream_vlm_ros.client import StreamVlmClient\nasync def main():\n    {wrong}"
-    with pytest.raises((AssertionError, AttributeError, TypeError), match=r"aks|thumbnials|txet"):
+    with pytest.raises((AssertionError, AttributeError, TypeError), match=r"aks|thumb|sampel|txet"):
         check_names(text)
 
 
