@@ -623,7 +623,7 @@ def history(
     held = held_in(place)
     between = None
     if about is not None:
-        names = "The first time of --about", "the second time of --about"
+        names = "The first time of --about", "The second time of --about"
         between = parse_stretch(names, about, held.reach)
     if held.newest is None:
         earlier = f" of the present run, only {held_text(held)}, of earlier ones" * bool(

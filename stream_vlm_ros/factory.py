@@ -75,13 +75,13 @@ def load_engine(settings: Settings) -> InferenceEngine:
 
 
 def describe_model(settings: Settings) -> dict[str, Any]:
-    """What answers under these settings, loaded as `load_engine` does (once)."""
+    """What answers under these settings, but for its name (`card_of`), loaded as `load_engine` does
+    (once)."""
     from stream_vlm_ros.engine.saving.binding import weights_hash
 
     checkpoint = _kept_model(settings.model_path, settings.device, settings.dtype)
     weights = [*checkpoint.network.parameters()]
     return {
-        "name": str(card_of(settings)),
         "digest": weights_hash(checkpoint.network),
         "dtype": str(weights[0].dtype).removeprefix("torch."),
         "device": str(checkpoint.device),

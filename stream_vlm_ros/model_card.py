@@ -16,6 +16,7 @@ tell; one that was trained on a small world alone says so::
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class ModelCard:
     @classmethod
     def of(cls, folder: str | Path) -> ModelCard:
         """Of the checkpoint in ``folder``; its name alone, where it says nothing of use."""
-        folder = Path(folder).expanduser()
+        folder = Path(os.path.expanduser(folder))  # of Path it raises for ~nobody
         told = _front_matter(folder / "README.md")
         ours = told.get("stream_vlm")
         ours = ours if isinstance(ours, dict) else {}

@@ -25,20 +25,23 @@ class TimeLeft(ProgressColumn):
         return Text(f"{duration_text(task.time_remaining)} left", style="progress.remaining")
 
 
+def make_bar(console: Console | None, *columns: ProgressColumn, transient: bool = True) -> Progress:
+    """What is done and a bar, then ``columns``; on terminals only."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=30),
+        *columns,
+        console=console,
+        transient=transient,
+        # What is printed to a file meanwhile is for that file.
+        redirect_stdout=sys.stdout.isatty(),
+        disable=console is None or not console.is_terminal,
+    )
+
+
 @contextmanager
 def counted(console: Console, what: str, total: int) -> Iterator[Callable[[], None]]:
     """A bar on terminals; call what is yielded after each of ``total`` steps."""
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeLeft(),
-        console=console,
-        transient=True,
-        # What is printed to a file meanwhile is for that file.
-        redirect_stdout=sys.stdout.isatty(),
-        disable=not console.is_terminal,
-    )
-    with bar:
+    with make_bar(console, MofNCompleteColumn(), TimeLeft()) as bar:
         task = bar.add_task(what, total=total)
         yield lambda: bar.advance(task)

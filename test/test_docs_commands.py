@@ -9,19 +9,22 @@ others (make, ros2, python) targets, files, parameters and fields are looked up.
 is named in `NOT_OURS`, each with its reason; anything else is an error.
 """
 
+import ast
 import functools
+import inspect
 import json
 import os
 import re
 import shlex
 import shutil
+import textwrap
 import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -245,8 +248,8 @@ def ros2(command: Command) -> None:
     if group in ("launch", "run") and words[0] in OTHERS_PACKAGES:
         return
     if group == "launch" and words[0] == "stream_vlm":
+        assert (ROOT / "launch" / words[1]).is_file(), f"there is no launch file {words[1]}"
         known = LAUNCH[words[1].removesuffix(".launch.py")].table()
-        assert (ROOT / "launch" / words[1]).is_file()
         for word in words[2:]:
             name = word.partition(":=")[0]
             assert name in known or word == "--show-args", f"{words[1]} takes no {name}"
@@ -443,38 +446,63 @@ def test_the_pages_have_commands_of_each_program():
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("line", "told"),
     [
-        "stream-vlm ask kitchen.mp4 'Who?' --modle model",
-        "stream-vlm replay drive.mp4 --questions nowhere.yaml",
-        "stream-vlm rate drive.mcap --sise 1280x720",
-        "stream-vlm experiment sink --sorce my.mp4",
-        "stream-vlm experiment snik",
-        "stream-vlm wacth",
-        "make demmo",
-        "make demo DEMO_ARG='--seconds 3'",
-        "make demo DEMO_ARGS='--secnods 3'",
-        "DEMO_SECOND=3 make demo",
-        "tools/run.sh python bench/gpu.py --outt x.json",
-        "python bench/gqu.py",
-        "python -m stream_vlm_ros.experiments native --shaep 3b",
-        "ros2 launch stream_vlm stream_vlm.launch.py imag:=/camera",
-        "ros2 launch stream_vlm stream.launch.py",
-        "ros2 run stream_vlm stream_vlm_node --ros-args -p max_cach_tokens:=3",
-        "ros2 run stream_vlm stream_vlm_node --ros-args -p engine:=steaming",
-        "ros2 run stream_vlm source_node --ros-args -p sourec:=drive.mp4",
-        "ros2 service call /stream_vlm/query stream_vlm/srv/Query \"{qquestion: 'What?'}\"",
-        "ros2 service call /stream_vlm/qurey stream_vlm/srv/Query \"{question: 'What?'}\"",
-        "ros2 topic echo /stream_vlm/cache_status --field level",
-        "hf download Qwen/Qwen2.5-VL-3B-Instruct --locale-dir here",
-        "docker run --rm stream_vlm stream-vlm ask kitchen.mp4 'Who?' --modle model",
-        "frobnicate now",
+        ("stream-vlm ask kitchen.mp4 'Who?' --modle model", "No such option: --modle"),
+        ("stream-vlm replay drive.mp4 --questions nowhere.yaml", "no question file nowhere.yaml"),
+        ("stream-vlm rate drive.mcap --sise 1280x720", "No such option: --sise"),
+        ("stream-vlm experiment sink --sorce my.mp4", "No such option: --sorce"),
+        ("stream-vlm experiment snik", "No such command 'snik'"),
+        ("stream-vlm wacth", "No such command 'wacth'"),
+        ("make demmo", "no target demmo"),
+        ("make demo DEMO_ARG='--seconds 3'", "takes no DEMO_ARG"),
+        ("make demo DEMO_ARGS='--secnods 3'", "No such option: --secnods"),
+        ("DEMO_SECOND=3 make demo", "DEMO_SECOND is no variable"),
+        ("tools/run.sh python bench/gpu.py --outt x.json", "takes no --outt"),
+        ("python bench/gqu.py", "there is no .*gqu.py"),
+        (
+            "python -m stream_vlm_ros.experiments native --shaep 3b",
+            "arguments: --shaep",
+        ),
+        ("ros2 launch stream_vlm stream_vlm.launch.py imag:=/camera", "takes no imag"),
+        ("ros2 launch stream_vlm stream.launch.py", "no launch file stream.launch.py"),
+        (
+            "ros2 run stream_vlm stream_vlm_node --ros-args -p max_cach_tokens:=3",
+            "no parameter max_cach_tokens",
+        ),
+        (
+            "ros2 run stream_vlm stream_vlm_node --ros-args -p engine:=steaming",
+            "engine must be one of",
+        ),
+        ("ros2 run stream_vlm source_node --ros-args -p sourec:=drive.mp4", "no parameter sourec"),
+        (
+            "ros2 service call /stream_vlm/query stream_vlm/srv/Query \"{qquestion: 'What?'}\"",
+            "Query.srv has no {'qquestion'}",
+        ),
+        (
+            "ros2 service call /stream_vlm/qurey stream_vlm/srv/Query \"{question: 'What?'}\"",
+            "/stream_vlm/qurey is no",
+        ),
+        (
+            "ros2 topic echo /stream_vlm/cache_status --field level",
+            "CacheStatus.msg has no {'level'}",
+        ),
+        (
+            "hf download Qwen/Qwen2.5-VL-3B-Instruct --locale-dir here",
+            "No such option '--locale-dir'",
+        ),
+        (
+            "docker run --rm stream_vlm stream-vlm ask kitchen.mp4 'Who?' --modle model",
+            "No such option: --modle",
+        ),
+        ("frobnicate now", "frobnicate: neither ours"),
     ],
 )
-def test_a_command_that_does_not_run_is_seen(line, here):
-    with pytest.raises((AssertionError, SystemExit, Exception)):
+def test_a_command_that_does_not_run_is_seen(line, told, here, capsys):
+    with pytest.raises((AssertionError, SystemExit, Exception)) as fault:
         for command in simple_commands(line):
             check(command)
+    assert re.search(told, f"{fault.value}{capsys.readouterr().err}")  # argparse prints its own
     assert os.getcwd() == str(here)
 
 
@@ -492,6 +520,64 @@ def test_the_notebook_runs_from_top_to_bottom(monkeypatch, capsys):
         if cell["cell_type"] == "code":
             exec("".join(cell["source"]), names)
     assert "What appeared first?" in capsys.readouterr().out
+
+
+def python_blocks():
+    found = []
+    for page in PAGES:
+        texts = [
+            text for language, text in blocks((ROOT / page).read_text()) if language == "python"
+        ]
+        found += [pytest.param(textwrap.dedent(t), id=f"{page}-{n}") for n, t in enumerate(texts)]
+    return found
+
+
+def check_names(text: str) -> None:
+    """Python that is not run: what it imports from here is there, what it calls of a node's client
+    takes what it is given, and the messages have the fields that are read."""
+    names: dict[str, Any] = {}
+    nodes = [*ast.walk(ast.parse(text))]
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("stream_vlm_ros"):
+            if node.module == "stream_vlm_ros.client":
+                pytest.importorskip("stream_vlm.msg", reason="the client needs ROS")
+            exec(ast.unparse(node), names)
+    if "StreamVlmClient" not in names:
+        return
+    from stream_vlm.msg import Answer, PastAnswer
+
+    kinds = {"memory": names["StreamVlmClient"], "answer": Answer, "past": PastAnswer}
+    for node in nodes:
+        match node:
+            case ast.Call(func=ast.Attribute(value=ast.Name("memory"), attr=called)):
+                given = {str(keyword.arg): None for keyword in node.keywords}
+                method = getattr(kinds["memory"], called)
+                method = kinds["memory"].stream if called == "ask" else method  # has its options
+                inspect.signature(method).bind(None, *node.args, **given)
+                if called == "set":
+                    assert given.keys() <= NODES["stream_vlm_node"].keys(), f"no {[*given]}"
+            case ast.Attribute(value=ast.Name(name), attr=read) if name in kinds:
+                assert hasattr(kinds[name], read), f"{name} has no {read}"
+
+
+@pytest.mark.parametrize("text", python_blocks())
+def test_python_that_a_page_shows_uses_what_there_is(text):
+    check_names(text)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "await memory.aks('What?')",
+        "await memory.ask('What?', thumbnials=1)",
+        "await memory.set(sampel_fps=4)",
+        "answer.txet",
+    ],
+)
+def test_a_name_that_there_is_not_is_seen_in_python(wrong):
+    text = f"from stream_vlm_ros.client import StreamVlmClient\nasync def main():\n    {wrong}"
+    with pytest.raises((AssertionError, AttributeError, TypeError), match=r"aks|thumb|sampel|txet"):
+        check_names(text)
 
 
 def test_the_examples_of_the_python_page_run_one_after_the_other(here, capsys):

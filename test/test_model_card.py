@@ -28,6 +28,10 @@ def test_a_checkpoint_whose_card_claims_nothing_is_called_by_its_folder(tmp_path
         assert str(found) == "Qwen2.5-VL-3B-Instruct" and found.warning("kitchen.mp4") == ""
 
 
+def test_the_home_of_nobody_is_named_as_it_was_given():
+    assert ModelCard.of("~nobody-of-that-name/Qwen").name == "Qwen"
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "---", "---\n", "---\n[\n---\n", "---\n- a\n---\n", "---\nstream_vlm: 5\n---\n",

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import array
 from typing import Any
 
 import numpy as np
@@ -31,16 +30,12 @@ def set_stamp(stamp: Any, value_ns: int) -> None:
 
 
 def image_message(image: np.ndarray, stamp_ns: int, frame_id: str = "camera") -> Any:
-    """``image`` (uint8, [height, width, 3]) as an rgb8 ``sensor_msgs/Image``; one copy, no loop
-    over the bytes."""
+    """``image`` (uint8, [height, width, 3]) as an rgb8 ``sensor_msgs/Image``."""
     from sensor_msgs.msg import Image  # what else is here needs no ROS
 
-    data = array.array("B")
-    data.frombytes(np.ascontiguousarray(image).data.cast("B"))
-    message = Image()
+    from stream_vlm_ros.sources.ros_images import rgb8_fields
+
+    message = Image(**rgb8_fields(image))
     set_stamp(message.header.stamp, stamp_ns)
     message.header.frame_id = frame_id
-    message.height, message.width = image.shape[:2]
-    message.encoding, message.is_bigendian, message.step = "rgb8", 0, image.shape[1] * 3
-    message.data = data  # an array of bytes is taken over as it is
     return message

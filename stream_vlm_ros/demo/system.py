@@ -28,8 +28,7 @@ from stream_vlm_ros.demo.defaults import shown
 from stream_vlm_ros.demo.prompt import Prompt, on_a_terminal
 from stream_vlm_ros.demo.settings import NODE_NAME, DemoOptions, check_checkpoint
 from stream_vlm_ros.errors import InvalidParameterError
-from stream_vlm_ros.factory import model_folder
-from stream_vlm_ros.model_card import ModelCard
+from stream_vlm_ros.factory import card_of, model_folder
 from stream_vlm_ros.owned import check, mark, place_to_write
 from stream_vlm_ros.processes.children import Processes, undisturbed
 from stream_vlm_ros.processes.graph import check_ros, on_this_machine, own_graph, ros_arguments
@@ -63,7 +62,7 @@ def run_demo(
     failed, typed = False, on_a_terminal()
     try:
         model = model_folder(settings)
-        _introduce(console, options, settings, source, model, typed)
+        _introduce(console, options, settings, source, typed)
         arguments = {
             "node": _node_arguments(settings, model),
             "source": _source(options, video),
@@ -170,10 +169,9 @@ def _introduce(
     options: DemoOptions,
     settings: Settings,
     source: Source,
-    model: Path,
     typed: bool,
 ) -> None:
-    card = ModelCard.of(model)
+    card = card_of(settings)
     size = "{}x{}".format(*source.size) if source.size else "any size"
     rate = options.rate or source.rate
     pace = f", {rate:.3g} images/s" if rate else ""

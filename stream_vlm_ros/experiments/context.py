@@ -13,12 +13,12 @@ from functools import cached_property
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import MofNCompleteColumn, TextColumn
 from rich.table import Table as ScreenTable
 from rich.text import Text
 
 from stream_vlm_ros.engine import VideoStreamingInference
-from stream_vlm_ros.progress import TimeLeft
+from stream_vlm_ros.progress import TimeLeft, make_bar
 
 from .model_under_test import ModelUnderTest
 from .peak_memory import PeakMemory, machine
@@ -100,16 +100,8 @@ class Context:
     @contextmanager
     def progress(self, what: str, total: int | None) -> Iterator[Any]:
         """A bar on terminals; call what is yielded with a text after each step."""
-        bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeLeft(),
-            TextColumn("{task.fields[state]}", style="dim", markup=False),
-            console=self.screen,
-            transient=True,
-            disable=not self.screen.is_terminal,
-        )
+        state_column = TextColumn("{task.fields[state]}", style="dim", markup=False)
+        bar = make_bar(self.screen, MofNCompleteColumn(), TimeLeft(), state_column)
         task = bar.add_task(what, total=total, state="")
         said = time.monotonic()
 

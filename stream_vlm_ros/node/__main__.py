@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     print("stream_vlm: starting", file=sys.stderr, flush=True)
     from stream_vlm_ros.node.stream_vlm_node import StreamVlmNode
 
-    return run(StreamVlmNode, arguments)
+    return run(lambda: StreamVlmNode(arguments=given), arguments)
 
 
 if __name__ == "__main__":

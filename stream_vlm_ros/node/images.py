@@ -124,9 +124,4 @@ def chosen_encoder() -> Callable[[np.ndarray, Any], Any]:
 def _rgb8(image: np.ndarray, header: Any) -> Any:
     from sensor_msgs.msg import Image
 
-    height, width, _ = image.shape
-    data = array("B")  # is taken over as it is
-    data.frombytes(np.ascontiguousarray(image).data.cast("B"))
-    return Image(
-        header=header, height=height, width=width, encoding="rgb8", step=3 * width, data=data
-    )
+    return Image(header=header, **ros_images.rgb8_fields(image))

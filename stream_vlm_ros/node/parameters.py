@@ -104,10 +104,10 @@ def _shared(arguments: Sequence[str]) -> set[str]:
     for flag, file in itertools.pairwise(arguments):
         if flag == "--params-file":
             with open(file, encoding="utf-8") as text:
-                sections = yaml.safe_load(text)
+                sections = yaml.safe_load(text) or {}
             for nodes, section in sections.items():
                 if str(nodes).endswith("*"):
-                    names |= set(_dotted(section.get("ros__parameters", {})))
+                    names |= set(_dotted(section.get("ros__parameters") or {}))
     return names
 
 

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import functools
-import sys
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import wait
 from contextlib import ExitStack
 from pathlib import Path
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
 
 STOP_TIMEOUT = 3.0  # s, for what the engine is doing at the moment
 SAVE_TIMEOUT = 60.0  # s, for saving a memory when the process ends
+NOT_LOADED = ModelCard("not loaded")
 
 
 class StreamVlmNode(TellingLifecycleNode):
@@ -76,10 +77,15 @@ class StreamVlmNode(TellingLifecycleNode):
 
     Args:
         load: builds the engine from the parameters, in the worker's thread.
+        arguments: of the process, see :func:`refuse_unknown`.
     """
 
     def __init__(
-        self, *, load: Callable[[Settings], InferenceEngine] = load_engine, **node_arguments: Any
+        self,
+        *,
+        load: Callable[[Settings], InferenceEngine] = load_engine,
+        arguments: Sequence[str] = (),
+        **node_arguments: Any,
     ) -> None:
         super().__init__("stream_vlm", **node_arguments)
         self._news = News()
@@ -87,7 +93,7 @@ class StreamVlmNode(TellingLifecycleNode):
         self.error_log = ErrorLog(lambda text: self.get_logger().error(text), self._news)
         self._load = load
         self._worker: EngineWorker | None = None
-        self._card = ModelCard("not loaded")
+        self._card = NOT_LOADED
         self._ingest: FrameIngest | None = None
         self._input: ImageInput | None = None
         self._images: ImageThread | None = None
@@ -102,7 +108,7 @@ class StreamVlmNode(TellingLifecycleNode):
         self._clear_figures()
 
         self.parameters = Settings.of(declare(self, PARAMETERS.values()))
-        refuse_unknown(self, sys.argv)
+        refuse_unknown(self, arguments)
         self.add_on_set_parameters_callback(self._on_set_parameters)
 
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -202,7 +208,7 @@ class StreamVlmNode(TellingLifecycleNode):
         file, max_bytes = self.parameters.answers_file, self.parameters.answers_megabytes << 20
         make = functools.partial(AnswerLog, max_bytes=max_bytes, report=self._on_unlogged)
         try:
-            return make(Path(file).expanduser() if file else None)
+            return make(Path(os.path.expanduser(file)) if file else None)
         except AnswerLogError as refusal:
             self.get_logger().error(f"past answers are kept in memory alone: {refusal}")
             return make(None)
@@ -230,7 +236,8 @@ class StreamVlmNode(TellingLifecycleNode):
             max_seconds=parameters.frame_store_hours * 3600,
             tolerance=parameters.pose_tolerance,
         )
-        folder = Path(parameters.frame_store).expanduser() if parameters.frame_store else None
+        store = parameters.frame_store
+        folder = Path(os.path.expanduser(store)) if store else None
         try:
             track = make(folder)
         except FrameStoreError as refusal:
@@ -284,6 +291,7 @@ class StreamVlmNode(TellingLifecycleNode):
             self._ingest.active = False
             self._ingest.clear(Drop.RESET)
         worker, self._worker = self._worker, None
+        self._card = NOT_LOADED
         keeper, self.keeper = self.keeper, None
         if keeper is not None and worker is not None:
             worker.abandon(Drop.RESET, NotActiveError("the node is being stopped"))
@@ -510,7 +518,6 @@ class StreamVlmNode(TellingLifecycleNode):
 
     def _memory_health(self) -> health.Health:
         worker, asking = self._worker, self.asking
-        card, folder = self._card, self.parameters.model_path
         memory = worker.memory if worker is not None else MemorySummary()
         return health.memory_health(
             health.MemoryFacts(
@@ -519,7 +526,7 @@ class StreamVlmNode(TellingLifecycleNode):
                 engine_fault=str(worker.ended or "") if worker is not None else "",
                 chunk_fault=worker.last_fault if worker is not None else "",
                 history_fault=memory.history_fault,
-                model=f"{folder} ({card})" if folder and card.knows_only else folder or str(card),
+                model=str(self._card),
                 device=self._device,
                 length=memory.length,
                 cap=memory.cap,

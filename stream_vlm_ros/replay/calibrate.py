@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import Progress, TextColumn, TimeElapsedColumn
+from rich.progress import TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -24,6 +24,7 @@ from stream_vlm_ros.config import Settings
 from stream_vlm_ros.console import plural, printable
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import CalibrationError, InvalidParameterError, check_model_folder
+from stream_vlm_ros.progress import TimeLeft, make_bar
 from stream_vlm_ros.sources import Source, open_source, parse_size, without_secrets
 
 from .questions import Question, QuestionSet, load_questions
@@ -274,14 +275,7 @@ def _drawn_size(
 
 @contextlib.contextmanager
 def _progress(side: Console) -> Iterator[Any]:
-    bar = Progress(
-        TextColumn("{task.description}: {task.completed:,.0f} grids", markup=False),
-        TimeElapsedColumn(),
-        console=side,
-        transient=True,
-        disable=not side.is_terminal,
-    )
-    with bar:
+    with make_bar(side, TextColumn("{task.completed:,.0f} grids"), TimeLeft()) as bar:
         task = bar.add_task("", total=None)
         yield lambda step, grids: bar.update(task, description=step.capitalize(), completed=grids)
 

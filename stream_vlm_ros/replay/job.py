@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import time
@@ -16,15 +17,15 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TextColumn
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.console import bytes_text, printable
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidParameterError, SourceNotFoundError, StreamVlmError
-from stream_vlm_ros.factory import default_model, describe_model, load_engine
-from stream_vlm_ros.model_card import ModelCard
+from stream_vlm_ros.factory import card_of, describe_model, load_engine
 from stream_vlm_ros.owned import NotOursError, check, held
+from stream_vlm_ros.progress import TimeLeft, make_bar
 from stream_vlm_ros.sources import Frame, Source, open_source, without_secrets
 
 from .feeding import loaded_until
@@ -200,7 +201,8 @@ class ReplayJob:
                         if self.realtime
                         else self._run(number, settings, memory, source, journal, bar)
                     )
-                card = ModelCard.of(runs[-1]["settings"]["model_path"] or default_model())
+                path = runs[-1]["settings"]["model_path"]  # of the node that was asked, if any
+                card = card_of(dataclasses.replace(settings, model_path=path))
                 runs[-1]["model"] = {"name": str(card), **runs[-1].get("model", {})}
                 warning = card.warning(source.name)
                 if warning and self.make_engine is None and self.attach is None:
@@ -472,16 +474,8 @@ class _Bar(Silence):
 
     def __init__(self, console: Console | None) -> None:
         self._console = console
-        self._shown = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=30),
-            TextColumn("{task.completed:.0f} s, {task.fields[answers]} answers"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=console is None or not console.is_terminal,
-        )
+        done = TextColumn("{task.completed:.0f} s, {task.fields[answers]} answers")
+        self._shown = make_bar(console, done, TimeLeft(), transient=False)
         self._task: Any = None
         self._answers = 0
 

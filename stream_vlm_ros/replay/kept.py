@@ -108,7 +108,7 @@ def parse_stretch(
     dated = CLOCK <= first < math.inf
     last = parse_time(names[1], texts[1], datetime.fromtimestamp(first).date() if dated else None)
     if first > last:
-        raise InvalidParameterError(f"{names[1]} is before {names[0]}.")
+        raise InvalidParameterError(f"{names[1]} is {texts[1].strip()}, before {texts[0].strip()}.")
     return first, last
 
 

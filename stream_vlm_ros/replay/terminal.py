@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import TextColumn
 from rich.text import Text
 
 from stream_vlm_ros.console import bytes_text, duration_text, plural, printable, say
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
-from stream_vlm_ros.progress import TimeLeft
+from stream_vlm_ros.progress import TimeLeft, make_bar
 from stream_vlm_ros.replay.ages import age_text, correction
 from stream_vlm_ros.replay.feeding import Fed
 from stream_vlm_ros.replay.kept import CLOCK, span_text
@@ -38,17 +38,10 @@ class WatchingBar:
 
     def __init__(self, console: Console, source: Source, until: float | None) -> None:
         ends = [end for end in (source.duration, until) if end is not None]
-        self._bar = Progress(
-            TextColumn("Watching {task.fields[name]}", markup=False),
-            BarColumn(bar_width=30),
-            TextColumn("{task.completed:.0f} s, {task.fields[frames]} frames"),
-            TimeLeft(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        seen = TextColumn("{task.completed:.0f} s, {task.fields[frames]} frames")
+        self._bar = make_bar(console, seen, TimeLeft())
         self._task = self._bar.add_task(
-            "", total=min(ends) if ends else None, name=printable(source.name), frames=0
+            f"Watching {printable(source.name)}", total=min(ends) if ends else None, frames=0
         )
 
     def __enter__(self) -> WatchingBar:

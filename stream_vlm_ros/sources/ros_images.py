@@ -133,6 +133,15 @@ def compressed_to_rgb(message: Any, limit: PictureLimit | None = None) -> np.nda
         raise type(fault)(f"the compressed image ({kind}) cannot be decoded: {fault}") from fault
 
 
+def rgb8_fields(image: np.ndarray) -> dict[str, Any]:
+    """The fields of an rgb8 ``Image``, but for its header, that shows ``image`` (uint8,
+    [height, width, 3] RGB); one copy, no loop over the bytes."""
+    data = array("B")  # is taken over as it is
+    data.frombytes(np.ascontiguousarray(image).data.cast("B"))
+    height, width, _ = image.shape
+    return {"height": height, "width": width, "encoding": "rgb8", "step": 3 * width, "data": data}
+
+
 def _from_mosaic(picture: Image.Image, encoding: str, limit: PictureLimit) -> np.ndarray:
     """Colours from a mosaic that was compressed as if it were grey."""
     deep = picture.getbands() == ("I",)

@@ -283,6 +283,7 @@ def test_a_gap_beyond_max_time_gap_goes_on_with_the_memory_and_diagnostics_say_s
     ]
     told = client_diagnostic(client, "model and memory", lambda d: "left out" in d.message)
     assert "1 pause left out for the model, 24 h" in told.message
+    assert {value.key: value.value for value in told.values}["model"].startswith("toy")  # as cards
 
 
 def test_stamps_of_zero_keep_their_header_and_are_timed_by_arrival(client):

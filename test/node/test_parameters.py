@@ -118,6 +118,10 @@ def test_what_a_file_gives_to_several_nodes_is_warned_of_and_what_it_gives_to_th
         first, second = start(f"{section}: {of_others}")
         assert "there is no parameter 'sampel_fps'; did you mean 'sample_fps'?" in first
         assert "'costmap.width'" in second
+    for nothing in ("", "/**: {ros__parameters: {}}"):
+        assert start(nothing) == []
+    file.write_text("/**: {ros__parameters: }")  # which rcl refuses in its own words
+    refuse_unknown(make_node(), given)
     for section in ("/front/n", "/**/n"):
         with pytest.raises(InvalidParameterError, match=r"'sampel_fps'.*'costmap.width'"):
             start(f"{section}: {of_others}")

@@ -172,7 +172,7 @@ def test_a_folder_without_a_history_is_refused_and_nothing_is_made_in_it(tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("5", "3"), "TO is before FROM"),
+        (("5", "3"), "TO is 3, before 5"),
         (("yesterday", "3"), "FROM is 'yesterday': give seconds"),
         (("3", "nan"), "TO is no number"),
         (("2026-99-01", "3"), "FROM is '2026-99-01': give seconds"),
@@ -252,7 +252,7 @@ def test_a_sentence_is_looked_for_and_its_episodes_are_listed(folder, monkeypatc
         "2023-11-14 22:13:20.0 to 22:13:29.0" in beyond.stderr
     )
     wrong = run("history", folder, "cup", "--about", 5, 3)
-    assert wrong.exit_code == 2 and "second time of --about is before" in wrong.stderr
+    assert wrong.exit_code == 2 and "The second time of --about is 3, before 5." in wrong.stderr
     assert run("history", folder, " ").exit_code == 2
 
 
