@@ -353,6 +353,18 @@ class KeyIndex:
         self._epoch, self._opened = self._epoch + 1, None
         return self._settled(self.empty())
 
+    @_in_inference_mode
+    def settle(self, held: IndexState) -> IndexState:
+        """Let slots and files hold what this state holds and no more: the memory went back to it.
+
+        Nothing to do where it is the newest. Raises FrameStoreError: the folder cannot be written;
+        ``held`` stays as good as it was.
+        """
+        self._try_to_catch_up()
+        if self._slots is not None:
+            self._newest = held = self._settled(held)
+        return held
+
     def clear(self) -> IndexState:
         """Forget everything, and give the room back. Raises FrameStoreError, as `forget` does."""
         self._try_to_catch_up()

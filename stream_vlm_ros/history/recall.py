@@ -16,6 +16,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -450,11 +451,11 @@ class RecallingInference(VideoStreamingInference):
     def close(self) -> None:
         """Give the store back; what it keeps in a folder stays there."""
         self._release_readers()
-        try:
-            self.index.close()
-        finally:
-            self._features.clear()
-            self._pictures.store.close()
+        with ExitStack() as closing:  # whatever fails, the rest is given back
+            closing.callback(self._pictures.store.close)
+            closing.callback(self._features.clear)
+            closing.callback(self.index.close)
+            self._follow()
 
     # -- searching ---------------------------------------------------------------------------
 
@@ -473,10 +474,14 @@ class RecallingInference(VideoStreamingInference):
     def _follow(self) -> None:
         """Undo what came after a snapshot or a clone that the memory has gone back to.
 
-        To be called before a tier is looked at. (The keys are the memory's: they went with it.)
+        To be called before a tier is looked at. (The keys are the memory's: they went with it; but
+        not those in a folder.)
         """
         if self._readable.undo(self.cache_manager.companion(READABLE)):
             self._reach()
+        held = self._held
+        if (settled := self._keys.settle(held)) is not held:
+            self.cache_manager.amend(KEYS, lambda _: settled)
 
     def _reach(self) -> None:
         """What the tiers hold now belongs to the memory as it is now."""

@@ -75,6 +75,7 @@ class KeyTier:
 
     def __init__(self, index: KeyIndex):
         self._index, self.error = index, ""
+        self._refused = False  # to be settled, the last time
         self._one_in = 1  # kept of so many, as was said
         self._say_what_is_left_out(index.empty())
 
@@ -91,6 +92,18 @@ class KeyTier:
         else:
             self.error = ""
         self._say_what_is_left_out(held)
+        return held
+
+    def settle(self, held: IndexState) -> IndexState:
+        """As `KeyIndex.settle`; what the folder cannot take is said once, and tried again later."""
+        try:
+            held, self._refused = self._index.settle(held), False
+        except FrameStoreError as fault:
+            if not self._refused:
+                log.warning(
+                    "keys that were taken back are still in the history's folder: %s", fault
+                )
+            self._refused = True
         return held
 
     def _say_what_is_left_out(self, held: IndexState) -> None:

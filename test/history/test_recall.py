@@ -800,6 +800,24 @@ def test_frames_are_read_as_often_as_they_were_seen(small, either, footage):
     assert metrics.fetched_tokens == 12 * GRID
 
 
+@pytest.mark.parametrize("looked", [True, False])
+def test_what_was_taken_back_before_the_end_is_not_in_the_folder(
+    small, make, footage, tmp_path, looked
+):
+    engine = stream(make(store=FrameStore(tmp_path / "kept", form="png")), footage, stop=24)
+    clone = engine.cache_manager.clone()
+    stream(engine, footage[::-1], 24, 40)
+    engine.cache_manager.restore(clone)
+    if looked:
+        engine.ask(QUESTION, 2)
+    engine.close()
+    engine = make(store=FrameStore(tmp_path / "kept", form="png"))
+    assert {(tier.oldest, tier.newest) for tier in engine.get_cache_info().tiers} == {(0.0, 11.5)}
+    stream(engine, footage, 24, 32)
+    assert {(tier.oldest, tier.newest) for tier in engine.get_cache_info().tiers} == {(0.0, 15.5)}
+    answered_alike(engine, offline(small, footage, range(4, 12)), about=(2.0, 5.5))
+
+
 # -- where a tier lacks what another has ----------------------------------------------------------
 
 
