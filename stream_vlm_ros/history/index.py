@@ -349,7 +349,7 @@ class KeyIndex:
 
         Raises FrameStoreError, as `forget` does.
         """
-        self._catch_up()
+        self._try_to_catch_up()  # who appends next is told of a fault
         self._epoch, self._opened = self._epoch + 1, None
         return self._settled(self.empty())
 

@@ -35,6 +35,7 @@ from stream_vlm_ros.engine import (
 from stream_vlm_ros.engine.attention.base import Readout
 from stream_vlm_ros.engine.inputs.timestamps import check_about, frame_times
 from stream_vlm_ros.engine.results import QuestionMetrics, TimeSpans, WarmUp
+from stream_vlm_ros.engine.saving.memory_copy import MemoryCopy
 from stream_vlm_ros.errors import (
     EmptyMemoryError,
     InvalidParameterError,
@@ -208,6 +209,7 @@ class RecallingInference(VideoStreamingInference):
             # What a folder holds is of another time. Before it is let go: whether these are frames.
             self._frames(frames, self.min_pixels, self.max_pixels)
             self._begin_epoch()
+        self._keys.waits = not self._readable.is_in_its_epoch()
         done = super().append_video_chunk(frames, fps, timestamps)
         try:
             self._pictures.add(frames, stamps)
@@ -429,6 +431,11 @@ class RecallingInference(VideoStreamingInference):
         self._release_readers()
         super().reset()
 
+    def copy_memory(self) -> MemoryCopy:
+        """As `VideoStreamingInference.copy_memory`; loaded, it knows its history."""
+        self._follow()
+        return MemoryCopy.take(self.cache_manager, self._binding(), self._pictures.store.course)
+
     def load_memory(
         self,
         path: str | Path,
@@ -436,13 +443,17 @@ class RecallingInference(VideoStreamingInference):
         origin_ns: int | None = None,
         check: Callable[[SavedMemory], None] | None = None,
     ) -> SavedMemory:
-        """As `VideoStreamingInference.load_memory`; the history stays, if it is not ahead of it."""
+        """As `VideoStreamingInference.load_memory`; the history stays if it is the one that the
+        memory had when it was saved, and no further."""
         self._follow()
-        held, newest = self._held, self._newest
+        held, newest, course = self._held, self._newest, self._pictures.store.course
         saved = super().load_memory(path, origin_ns=origin_ns, check=check)
         loaded = self.cache_manager.state.last_stamp
-        if loaded is not None and loaded < newest:
-            log.warning("the history is ahead of the memory that was loaded: it is not searched")
+        if newest > -math.inf and (saved.course != course or loaded is None or loaded < newest):
+            log.warning(
+                "the history is %s the memory that was loaded: it is not searched",
+                "ahead of" if saved.course == course else "of another course of time than",
+            )
             self._begin_epoch()
         else:
             self.cache_manager.amend(KEYS, lambda _: held)
@@ -555,9 +566,10 @@ class RecallingInference(VideoStreamingInference):
         )
 
     def _begin_epoch(self) -> None:
+        """What the tiers hold is of another time, and is read no more, whatever a disk can take."""
         self._readable.start_epoch()
         self._reach()
-        self.cache_manager.amend(KEYS, self.index.start_epoch)
+        self.cache_manager.amend(KEYS, self._keys.start_epoch)
 
     def _release_readers(self, busy: bool = True) -> None:
         """Forget what they have read; ``busy``: also where an answer is being written from it."""

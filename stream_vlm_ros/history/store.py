@@ -18,11 +18,12 @@ from __future__ import annotations
 import logging
 import math
 import os
+import secrets
 import shutil
 import sqlite3
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import astuple, dataclass
@@ -139,6 +140,10 @@ class FrameStore:
     the source's time restarts (`start_epoch`), what was kept before stays in its folder until
     its room is needed, and is no longer found.
 
+    Attributes:
+        course: a number that tells this epoch from any other, and from one of which frames were
+            taken back: whoever knows it knows what came before.
+
     Args:
         folder: made if it is missing; what a store left there is taken up again. A folder that
             holds anything else is refused. None: in memory.
@@ -177,6 +182,7 @@ class FrameStore:
         self.max_bytes, self.max_seconds = room, seconds
         self._limit = PictureLimit(max_decoded_megapixels)
         self._pictures: Pictures
+        self._awaited = False  # an epoch has begun that the index does not know of yet
         with ExitStack() as opening:
             if self.folder is None:
                 self._pictures = PicturesInMemory()
@@ -192,6 +198,10 @@ class FrameStore:
                 opening.callback(self._db.close)
                 self._settle_index()
                 self._look()
+                # SQLite keeps a number for whoever uses it; 0: of a version that gave it none.
+                self.course: int = self._execute("PRAGMA application_id").fetchone()[0]
+                self._known_course = self.course
+                self.course = self.course or _new_course()
             except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
                 raise FrameStoreError(
                     f"the index of kept frames {path} cannot be used: {error}. {_START_OVER}"
@@ -298,7 +308,8 @@ class FrameStore:
             f"SELECT COUNT(*), MAX(id), COALESCE(SUM((size + {_BLOCK - 1}) / {_BLOCK}), 0) "
             "FROM frames"
         ).fetchone()
-        self._epoch = self._execute("SELECT COALESCE(MAX(first), 0) FROM epochs").fetchone()[0]
+        if not self._awaited:
+            self._epoch = self._execute("SELECT COALESCE(MAX(first), 0) FROM epochs").fetchone()[0]
         self._execute("DROP VIEW IF EXISTS temp.present")
         self._execute(f"CREATE TEMP VIEW present AS SELECT * FROM frames WHERE id >= {self._epoch}")
         self._next = self._epoch if last is None else max(last + 1, self._epoch)
@@ -474,6 +485,7 @@ class FrameStore:
             self._pictures.write(frame.id, suffix, data)
             written = True
             with self._transaction():
+                self._note_course()
                 self._insert(frame, zlib.crc32(data))
                 if no_star is not None:
                     self._db.execute("UPDATE frames SET star = 0 WHERE id = ?", (no_star,))
@@ -485,6 +497,7 @@ class FrameStore:
             raise FrameStoreError(
                 f"the frame cannot be stored in {self.folder}: {error}"
             ) from error
+        self._course_noted()
         self._next += 1
         self._newest = frame
         self._count += 1 - len(gone)
@@ -497,8 +510,15 @@ class FrameStore:
         self._drop([frame])
 
     def forget_from(self, number: int) -> None:
-        """Drop the frames of this epoch from an id on; it is not given again."""
-        self._drop(self._find("WHERE id >= ?", number))
+        """Drop the frames of this epoch from an id on: the course of time is another from there.
+        The id is not given again."""
+        frames = self._find("WHERE id >= ?", number)
+        self._in_another_course(
+            lambda: self._db.executemany(
+                "DELETE FROM frames WHERE id = ?", [(f.id,) for f in frames]
+            )
+        )
+        self._dropped(frames)
 
     def forget_between(self, start: float, stop: float) -> int:
         """Erase the frames of a time, those of earlier epochs too; how many there were.
@@ -513,6 +533,9 @@ class FrameStore:
     def _drop(self, frames: Sequence[KeptFrame]) -> None:
         with self._transaction():
             self._db.executemany("DELETE FROM frames WHERE id = ?", [(f.id,) for f in frames])
+        self._dropped(frames)
+
+    def _dropped(self, frames: Sequence[KeptFrame]) -> None:
         self._delete(frames)
         upcoming = self._next
         self._look()
@@ -528,26 +551,66 @@ class FrameStore:
             FrameStoreError: no room on the disk, say; nothing has changed.
         """
         forgotten = 0 if self.folder is not None else self._count
+
+        def begin() -> None:
+            self._db.execute("INSERT OR IGNORE INTO epochs VALUES (?)", (self._next,))
+            if self.folder is None:
+                self._db.execute("DELETE FROM frames")
+
         try:
-            with self._transaction():
-                self._db.execute("INSERT OR IGNORE INTO epochs VALUES (?)", (self._next,))
-                if self.folder is None:
-                    self._db.execute("DELETE FROM frames")
-        except sqlite3.Error as error:
+            self._in_another_course(begin)
+        except FrameStoreError as error:
             raise FrameStoreError(f"a new epoch cannot begin in {self.folder}: {error}") from error
         if self.folder is None:
             self._pictures = PicturesInMemory()
         self._look()
         return forgotten
 
+    def await_epoch(self) -> None:
+        """As `start_epoch`, on a disk that cannot take it yet: the index is told with the next
+        frame that it takes, or by `note_epoch`. A store that is closed before has had none."""
+        self._awaited, self._epoch, self.course = True, self._next, _new_course()
+        self._look()
+
+    def note_epoch(self) -> None:
+        """Tell the index of an epoch that was awaited. Raises FrameStoreError: it cannot yet."""
+        if self._awaited:
+            with self._transaction():
+                self._note_course()
+            self._course_noted()
+
     def clear(self) -> None:
         """Drop all frames, those of earlier epochs too; ids begin again."""
         frames = self._find("", table="frames")
-        with self._transaction():
+
+        def drop() -> None:
             self._db.execute("DELETE FROM frames")
             self._db.execute("DELETE FROM epochs")
+
+        self._in_another_course(drop)
         self._delete(frames)
         self._look()
+
+    def _in_another_course(self, change: Callable[[], object]) -> None:
+        """Change the index, and the course of time, or neither."""
+        course = _new_course()
+        with self._transaction():
+            if self._awaited:
+                self._db.execute("INSERT OR IGNORE INTO epochs VALUES (?)", (self._epoch,))
+            self._db.execute(f"PRAGMA application_id = {course}")
+            change()
+        self.course = self._known_course = course
+        self._awaited = False
+
+    def _note_course(self) -> None:
+        """Within a transaction, after which `_course_noted`."""
+        if self._awaited:
+            self._db.execute("INSERT OR IGNORE INTO epochs VALUES (?)", (self._epoch,))
+        if self.course != self._known_course:
+            self._db.execute(f"PRAGMA application_id = {self.course}")
+
+    def _course_noted(self) -> None:
+        self._known_course, self._awaited = self.course, False
 
     def close(self) -> None:
         """Give the files back; what is kept in a folder stays there."""
@@ -631,6 +694,10 @@ class FrameStore:
                 raise
         except sqlite3.Error as error:
             raise self._unusable(error) from error
+
+
+def _new_course() -> int:
+    return 1 + secrets.randbelow(2**31 - 1)
 
 
 _START_OVER = "Move the folder away, or name another"
