@@ -208,6 +208,11 @@ class RecallingInference(VideoStreamingInference):
         if before.last_stamp is None and stamps[0] < self._newest:
             # What a folder holds is of another time. Before it is let go: whether these are frames.
             self._frames(frames, self.min_pixels, self.max_pixels)
+            log.warning(
+                "%s holds what was seen up to %.1f s, and this begins at %.1f s: that was an "
+                "earlier run, which stays there and is not searched",
+                self._pictures.store.folder or "the history", self._newest, stamps[0],
+            )  # fmt: skip
             self._begin_epoch()
         self._keys.waits = not self._readable.is_in_its_epoch()
         done = super().append_video_chunk(frames, fps, timestamps)

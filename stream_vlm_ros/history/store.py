@@ -310,6 +310,9 @@ class FrameStore:
         ).fetchone()
         if not self._awaited:
             self._epoch = self._execute("SELECT COALESCE(MAX(first), 0) FROM epochs").fetchone()[0]
+        self._earlier = self._execute(
+            "SELECT COUNT(*) FROM frames WHERE id < ?", self._epoch
+        ).fetchone()[0]
         self._execute("DROP VIEW IF EXISTS temp.present")
         self._execute(f"CREATE TEMP VIEW present AS SELECT * FROM frames WHERE id >= {self._epoch}")
         self._next = self._epoch if last is None else max(last + 1, self._epoch)
@@ -321,6 +324,11 @@ class FrameStore:
 
     def __len__(self) -> int:
         return self._count
+
+    @property
+    def earlier(self) -> int:
+        """How many of the frames are of earlier epochs: they are not found."""
+        return self._earlier
 
     @property
     def bytes(self) -> int:
@@ -501,6 +509,7 @@ class FrameStore:
         self._next += 1
         self._newest = frame
         self._count += 1 - len(gone)
+        self._earlier -= sum(old.id < self._epoch for old in gone)
         self._bytes += frame.cost - sum(f.cost for f in gone)
         self._delete(gone)
         return frame, [old.id for old in gone]

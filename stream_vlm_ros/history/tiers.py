@@ -203,10 +203,11 @@ class PictureTier:
 
     def info(self) -> TierInfo:
         store = self.store
+        frames = len(store) - store.earlier
         return TierInfo(
             name="pictures",
-            grids=math.ceil(len(store) / 2),
-            frames=len(store),
+            grids=math.ceil(frames / 2),
+            frames=frames,
             bytes=store.bytes,
             max_bytes=int(store.max_bytes),
             where="memory" if store.folder is None else str(store.folder),

@@ -706,11 +706,14 @@ def test_a_stream_goes_on_from_what_a_folder_holds(small, make, footage, tmp_pat
     answered_alike(engine, offline(small, footage, both), "How often?", about=(10.0, 13.5))
 
 
-def test_a_source_that_starts_again_is_a_new_epoch_of_the_folder(make, footage, tmp_path):
+def test_a_source_that_starts_again_is_a_new_epoch_of_the_folder(make, footage, tmp_path, caplog):
     stream(make(store=FrameStore(tmp_path / "kept", form="png")), footage).close()
     engine = make(store=FrameStore(tmp_path / "kept", form="png"))
     stream(engine, footage, stop=8)
-    assert [tier.newest for tier in engine.get_cache_info().tiers] == [3.5, 3.5]
+    (said,) = caplog.messages
+    assert "holds what was seen up to 23.5 s, and this begins at 0.0 s" in said
+    told = engine.get_cache_info().tiers
+    assert [(tier.frames, tier.newest) for tier in told] == [(8, 3.5), (8, 3.5)]
     with pytest.raises(OutOfHorizonError):
         engine.ask(QUESTION, 4, about=(10.0, 20.0))
 
