@@ -880,6 +880,13 @@ class KeyIndex:
         return found
 
 
+def room_for_two(heads: int, head_dim: int, dtype: torch.dtype, tokens: int) -> int:
+    """Bytes without which an index takes no grids of so many tokens: those of two."""
+    parts = -(-tokens // _WHOLE)
+    slot_bytes = -(-tokens // parts) * heads * head_dim * dtype.itemsize
+    return 2 * parts * (slot_bytes + ROW_BYTES)
+
+
 def _grids_of(change: Change) -> list[tuple[tuple[float, float], int, int]]:
     """Of each grid that comes its stamps, and from where to where its tokens are in the chunk."""
     found, at = [], 0

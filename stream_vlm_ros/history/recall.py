@@ -33,6 +33,7 @@ from stream_vlm_ros.engine import (
     VideoStreamingInference,
 )
 from stream_vlm_ros.engine.attention.base import Readout
+from stream_vlm_ros.engine.cache.budget import USUAL_PIXELS
 from stream_vlm_ros.engine.inputs.timestamps import check_about, frame_times
 from stream_vlm_ros.engine.results import QuestionMetrics, TimeSpans, WarmUp
 from stream_vlm_ros.engine.saving.memory_copy import MemoryCopy
@@ -47,7 +48,7 @@ from stream_vlm_ros.history.delayed import DEFAULT_MAX_PIXELS
 from stream_vlm_ros.history.episodes import Episode, Scored
 from stream_vlm_ros.history.evidence import MAX_NAMED, evidence_of
 from stream_vlm_ros.history.folder import KEYS
-from stream_vlm_ros.history.index import IndexState, KeyIndex
+from stream_vlm_ros.history.index import IndexState, KeyIndex, room_for_two
 from stream_vlm_ros.history.limits import LOOKS
 from stream_vlm_ros.history.reading import Reader, frames_for, grids_for
 from stream_vlm_ros.history.results import RecallCacheInfo, TierInfo
@@ -175,6 +176,7 @@ class RecallingInference(VideoStreamingInference):
         self._pictures = PictureTier(FrameStore() if store is None else store)
         self._features = FeatureTier(whole_number("feature_bytes", feature_bytes, least=0))
         self._readable = Readable(self._pictures, self._features)
+        self._check_room(index_bytes)
         folder = self._pictures.store.folder
         self.keeps_source_time = folder is not None
         self.index = KeyIndex(
@@ -189,6 +191,30 @@ class RecallingInference(VideoStreamingInference):
         self._keys = KeyTier(self.index)
         self.cache_manager.accompany(KEYS, self._keys, Readout(keys=self.index.reads))
         self.cache_manager.accompany(READABLE, self._readable)
+
+    def _check_room(self, index_bytes: int) -> None:
+        """Whether an index has room for two grids: of the smallest pictures, and of larger ones.
+
+        Raises InvalidParameterError: not even of those; what may come later is said.
+        """
+        heads, frames = self.calibration.keys(self.model.config), self._frames.settings
+
+        def needed(pixels: int) -> int:
+            tokens = -(-pixels // frames.factor**2)
+            return room_for_two(len(heads), self.model.kv_shape.head_dim, self.model.dtype, tokens)
+
+        if index_bytes < (room := needed(self.min_pixels)):
+            raise InvalidParameterError(
+                f"index_bytes is {index_bytes:,}, but the keys of two grids take {room:,} even of "
+                "the smallest pictures: allow for them"
+            )
+        pixels = frames.at_most(self.max_pixels or USUAL_PIXELS)
+        if index_bytes < (room := needed(pixels)):
+            log.warning(
+                "the index of the history may take %s bytes, but the keys of two grids of %s "
+                "pixels take %s: chunks of such pictures will be refused. Give it more room "
+                "(history_index_megabytes)", f"{index_bytes:,}", f"{pixels:,}", f"{room:,}",
+            )  # fmt: skip
 
     # -- seeing ------------------------------------------------------------------------------
 

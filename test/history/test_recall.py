@@ -1044,6 +1044,20 @@ def test_sizes_and_counts_below_one_are_refused(make, footage, size):
         engine.search(QUESTION, count=size)
 
 
+def test_an_index_without_room_for_two_grids_is_refused_or_told_of_at_the_start(
+    small, fits, make, footage, caplog
+):
+    heads, width = len(fits(True).keys(small[0].config)), small[0].kv_shape.head_dim
+    two = 2 * (heads * GRID * width * small[0].dtype.itemsize + ROW_BYTES)
+    bounds = {"min_pixels": 56 * 84, "max_pixels": 56 * 84}  # a grid's, to the pixel
+    stream(make(index_bytes=two, **bounds), footage, stop=4)
+    assert not caplog.records
+    with pytest.raises(InvalidParameterError, match="index_bytes is"):
+        make(index_bytes=two - 1, **bounds)
+    make(index_bytes=two, **{**bounds, "max_pixels": 56 * 112})
+    assert "two grids of 6,272 pixels" in caplog.text
+
+
 def test_a_mode_that_there_is_not_is_refused(make, footage):
     with pytest.raises(InvalidParameterError, match="history must be one of"):
         make(history="sometimes")
