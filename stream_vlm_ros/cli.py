@@ -655,7 +655,7 @@ def history(
         out.print("Nothing in the history fits.")
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True})  # -5 is a time
 def forget(
     folder: Annotated[
         str,

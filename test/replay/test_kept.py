@@ -169,6 +169,14 @@ def test_a_folder_without_a_history_is_refused_and_nothing_is_made_in_it(tmp_pat
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_time_before_0_is_erased(tmp_path):
+    with FrameStore(tmp_path / "frames") as store:
+        for stamp in (-6.0, -3.5, 0.0):
+            store.add(np.full((28, 28, 3), 90, np.uint8), stamp)
+    assert "Erased 1 frame." in run("forget", tmp_path / "frames", -5, "-.5").stdout
+    assert "FROM is '--star'" in run("forget", tmp_path / "frames", "--star", 1).stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
