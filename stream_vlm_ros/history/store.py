@@ -310,13 +310,12 @@ class FrameStore:
         ).fetchone()
         if not self._awaited:
             self._epoch = self._execute("SELECT COALESCE(MAX(first), 0) FROM epochs").fetchone()[0]
-        self._earlier = self._execute(
-            "SELECT COUNT(*) FROM frames WHERE id < ?", self._epoch
-        ).fetchone()[0]
         self._execute("DROP VIEW IF EXISTS temp.present")
         self._execute(f"CREATE TEMP VIEW present AS SELECT * FROM frames WHERE id >= {self._epoch}")
         self._next = self._epoch if last is None else max(last + 1, self._epoch)
         self._bytes = blocks * _BLOCK + self._count * _ROW_BYTES
+        found = self._execute("SELECT COUNT(*) FROM present").fetchone()[0]
+        self._earlier = self._count - found
         newest = self.newest(1)
         self._newest = newest[0] if newest else None
 
@@ -519,15 +518,9 @@ class FrameStore:
         self._drop([frame])
 
     def forget_from(self, number: int) -> None:
-        """Drop the frames of this epoch from an id on: the course of time is another from there.
-        The id is not given again."""
-        frames = self._find("WHERE id >= ?", number)
-        self._in_another_course(
-            lambda: self._db.executemany(
-                "DELETE FROM frames WHERE id = ?", [(f.id,) for f in frames]
-            )
-        )
-        self._dropped(frames)
+        """Drop the frames of this epoch from an id on; it is not given again."""
+        self.course = _new_course()
+        self._drop(self._find("WHERE id >= ?", number))
 
     def forget_between(self, start: float, stop: float) -> int:
         """Erase the frames of a time, those of earlier epochs too; how many there were.
@@ -541,10 +534,9 @@ class FrameStore:
 
     def _drop(self, frames: Sequence[KeptFrame]) -> None:
         with self._transaction():
+            self._note_course()
             self._db.executemany("DELETE FROM frames WHERE id = ?", [(f.id,) for f in frames])
-        self._dropped(frames)
-
-    def _dropped(self, frames: Sequence[KeptFrame]) -> None:
+        self._course_noted()
         self._delete(frames)
         upcoming = self._next
         self._look()
