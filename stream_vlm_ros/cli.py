@@ -614,6 +614,7 @@ def history(
         held_text,
         open_history,
         parse_stretch,
+        searched_text,
         time_text,
     )  # fmt: skip
 
@@ -624,14 +625,14 @@ def history(
     between = None
     if about is not None:
         names = "The first time of --about", "The second time of --about"
-        between = parse_stretch(names, about, held.reach)
-    if held.newest is None:
+        between = parse_stretch(names, about, held.searched_reach)
+    if held.searched_reach is None:
         earlier = f" of the present run, only {held_text(held)}, of earlier ones" * bool(
             held.frames
         )
         raise InvalidParameterError(f"{folder} holds no frames{earlier}: there is nothing to find.")
     out, side = Console(highlight=False), Console(highlight=False, stderr=True)
-    side.print(Text(f"Searching {held_text(held)}", style="dim"))
+    side.print(Text(f"Searching {searched_text(held)}", style="dim"))
     with side.status("Loading the model"):
         engine = open_history(settings, place)
     try:
@@ -639,7 +640,8 @@ def history(
         hit = engine.calibration.threshold
     except OutOfHorizonError:
         raise OutOfHorizonError(
-            f"nothing lies from {' to '.join(about or ())}; the folder holds {held_text(held)}"
+            f"nothing lies from {' to '.join(about or ())} in what is searched: "
+            f"{searched_text(held)}"
         ) from None
     finally:
         engine.close()
@@ -649,13 +651,14 @@ def history(
     elif episodes:
         if episodes[0].score < hit:
             out.print(f"Nothing scores {hit:g}, as what fits does. The nearest:")
-        out.print(found_table(episodes, hit, held.newest))
-        out.print(Text(f"ago: before the newest frame, {time_text(held.newest)}", style="dim"))
+        newest = held.searched_reach[1]
+        out.print(found_table(episodes, hit, newest))
+        out.print(Text(f"ago: before the newest frame, {time_text(newest)}", style="dim"))
     else:
         out.print("Nothing in the history fits.")
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True})  # -5 is a time
 def forget(
     folder: Annotated[
         str,
@@ -681,7 +684,7 @@ def forget(
     first, last = parse_stretch(("FROM", "TO"), (start, stop), held_in(place).reach)
     with Console(highlight=False, stderr=True).status("Erasing"):
         erased = erase(place, first, last)
-    stays = held_text(Held(erased.left, erased.reach, None))
+    stays = held_text(Held(erased.left, erased.reach))
     poses = f" and {plural(erased.poses, 'pose')}" if erased.poses else ""
     if erased.frames or erased.poses:
         told = f"Erased {plural(erased.frames, 'frame')}{poses}.\nThe folder still holds {stays}."

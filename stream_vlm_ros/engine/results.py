@@ -329,6 +329,7 @@ class SavedMemory(Spanned, Record):
         bytes: of the file.
         origin_ns: the source's time at the engine's second 0, in nanoseconds.
         frame_id: of the newest frame.
+        course: tells a history whether it is the one of this memory; 0: the memory had none.
     """
 
     derived: ClassVar[tuple[str, ...]] = ("oldest_timestamp", "newest_timestamp")
@@ -340,3 +341,4 @@ class SavedMemory(Spanned, Record):
     bytes: int
     origin_ns: int = 0
     frame_id: str = ""
+    course: int = 0

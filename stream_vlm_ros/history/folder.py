@@ -40,13 +40,14 @@ class Held(NamedTuple):
     Attributes:
         frames: of all runs of the source's clock.
         reach: stamps of the first and the last of them; None: there are none.
-        newest: stamp of the newest frame of the present run, which alone is searched; None: it has
-            none.
+        searched: frames of the present run, which alone is searched.
+        searched_reach: stamps of the first and the last of them; None: there are none.
     """
 
     frames: int
     reach: tuple[float, float] | None
-    newest: float | None
+    searched: int = 0
+    searched_reach: tuple[float, float] | None = None
 
 
 class Erased(NamedTuple):
@@ -81,8 +82,9 @@ def keys_in(folder: Path) -> KeptKeys | None:
 def held_in(folder: Path) -> Held:
     """What the folder holds. Raises FrameStoreError: it cannot be used."""
     with FrameStore(folder) as store:
-        newest = store.newest_frame
-        return Held(len(store), store.reach, None if newest is None else newest.stamp)
+        first, last = store.oldest_frame, store.newest_frame
+        present = None if first is None or last is None else (first.stamp, last.stamp)
+        return Held(len(store), store.reach, len(store) - store.earlier, present)
 
 
 def erase(folder: Path, start: float, stop: float) -> Erased:

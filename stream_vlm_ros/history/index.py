@@ -353,6 +353,18 @@ class KeyIndex:
         self._epoch, self._opened = self._epoch + 1, None
         return self._settled(self.empty())
 
+    @_in_inference_mode
+    def settle(self, held: IndexState) -> IndexState:
+        """Let slots and files hold what this state holds and no more: the memory went back to it.
+
+        Nothing to do where it is the newest. Raises FrameStoreError: the folder cannot be written;
+        ``held`` stays as good as it was.
+        """
+        self._try_to_catch_up()
+        if self._slots is not None:
+            self._newest = held = self._settled(held)
+        return held
+
     def clear(self) -> IndexState:
         """Forget everything, and give the room back. Raises FrameStoreError, as `forget` does."""
         self._try_to_catch_up()
@@ -867,6 +879,13 @@ class KeyIndex:
             own = slots[(ends[grids] - count)[:, None] + np.arange(count)]  # [grids, parts]
             found[..., on_device(grids)] = best[..., on_device(own)].amax(-1)
         return found
+
+
+def room_for_two(heads: int, head_dim: int, dtype: torch.dtype, tokens: int) -> int:
+    """Bytes without which an index takes no grids of so many tokens: those of two."""
+    parts = -(-tokens // _WHOLE)
+    slot_bytes = -(-tokens // parts) * heads * head_dim * dtype.itemsize
+    return 2 * parts * (slot_bytes + ROW_BYTES)
 
 
 def _grids_of(change: Change) -> list[tuple[tuple[float, float], int, int]]:

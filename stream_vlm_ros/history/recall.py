@@ -16,6 +16,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -32,8 +33,10 @@ from stream_vlm_ros.engine import (
     VideoStreamingInference,
 )
 from stream_vlm_ros.engine.attention.base import Readout
+from stream_vlm_ros.engine.cache.budget import USUAL_PIXELS
 from stream_vlm_ros.engine.inputs.timestamps import check_about, frame_times
 from stream_vlm_ros.engine.results import QuestionMetrics, TimeSpans, WarmUp
+from stream_vlm_ros.engine.saving.memory_copy import MemoryCopy
 from stream_vlm_ros.errors import (
     EmptyMemoryError,
     InvalidParameterError,
@@ -45,7 +48,7 @@ from stream_vlm_ros.history.delayed import DEFAULT_MAX_PIXELS
 from stream_vlm_ros.history.episodes import Episode, Scored
 from stream_vlm_ros.history.evidence import IN_HISTORY, IN_MEMORY, MAX_NAMED, evidence_of
 from stream_vlm_ros.history.folder import KEYS
-from stream_vlm_ros.history.index import IndexState, KeyIndex
+from stream_vlm_ros.history.index import IndexState, KeyIndex, room_for_two
 from stream_vlm_ros.history.limits import LOOKS
 from stream_vlm_ros.history.reading import Reader, frames_for, grids_for
 from stream_vlm_ros.history.results import RecallCacheInfo, TierInfo
@@ -173,6 +176,7 @@ class RecallingInference(VideoStreamingInference):
         self._pictures = PictureTier(FrameStore() if store is None else store)
         self._features = FeatureTier(whole_number("feature_bytes", feature_bytes, least=0))
         self._readable = Readable(self._pictures, self._features)
+        self._check_room(index_bytes)
         folder = self._pictures.store.folder
         self.keeps_source_time = folder is not None
         self.index = KeyIndex(
@@ -187,6 +191,30 @@ class RecallingInference(VideoStreamingInference):
         self._keys = KeyTier(self.index)
         self.cache_manager.accompany(KEYS, self._keys, Readout(keys=self.index.reads))
         self.cache_manager.accompany(READABLE, self._readable)
+
+    def _check_room(self, index_bytes: int) -> None:
+        """Whether an index has room for two grids: of the smallest pictures, and of larger ones.
+
+        Raises InvalidParameterError: not even of those; what may come later is said.
+        """
+        heads, frames = self.calibration.keys(self.model.config), self._frames.settings
+
+        def needed(pixels: int) -> int:
+            tokens = -(-pixels // frames.factor**2)
+            return room_for_two(len(heads), self.model.kv_shape.head_dim, self.model.dtype, tokens)
+
+        if index_bytes < (room := needed(self.min_pixels)):
+            raise InvalidParameterError(
+                f"index_bytes is {index_bytes:,}, but the keys of two grids take {room:,} even of "
+                "the smallest pictures: allow for them"
+            )
+        pixels = frames.at_most(self.max_pixels or USUAL_PIXELS)
+        if index_bytes < (room := needed(pixels)):
+            log.warning(
+                "the index of the history may take %s bytes, but the keys of two grids of %s "
+                "pixels take %s: chunks of such pictures will be refused. Give it more room "
+                "(history_index_megabytes)", f"{index_bytes:,}", f"{pixels:,}", f"{room:,}",
+            )  # fmt: skip
 
     # -- seeing ------------------------------------------------------------------------------
 
@@ -206,7 +234,13 @@ class RecallingInference(VideoStreamingInference):
         if before.last_stamp is None and stamps[0] < self._newest:
             # What a folder holds is of another time. Before it is let go: whether these are frames.
             self._frames(frames, self.min_pixels, self.max_pixels)
+            log.warning(
+                "%s holds what was seen up to %.1f s, and this begins at %.1f s: that was an "
+                "earlier run, which stays there and is not searched",
+                self._pictures.store.folder or "the history", self._newest, stamps[0],
+            )  # fmt: skip
             self._begin_epoch()
+        self._keys.waits = not self._readable.is_in_its_epoch()
         try:
             done = super().append_video_chunk(frames, fps, timestamps)
         finally:
@@ -447,6 +481,11 @@ class RecallingInference(VideoStreamingInference):
         self._release_readers()
         super().reset()
 
+    def copy_memory(self) -> MemoryCopy:
+        """As `VideoStreamingInference.copy_memory`; loaded, it knows its history."""
+        self._follow()
+        return MemoryCopy.take(self.cache_manager, self._binding(), self._pictures.store.course)
+
     def load_memory(
         self,
         path: str | Path,
@@ -454,13 +493,17 @@ class RecallingInference(VideoStreamingInference):
         origin_ns: int | None = None,
         check: Callable[[SavedMemory], None] | None = None,
     ) -> SavedMemory:
-        """As `VideoStreamingInference.load_memory`; the history stays, if it is not ahead of it."""
+        """As `VideoStreamingInference.load_memory`; the history stays if it is the one that the
+        memory had when it was saved, and no further."""
         self._follow()
-        held, newest = self._held, self._newest
+        held, newest, course = self._held, self._newest, self._pictures.store.course
         saved = super().load_memory(path, origin_ns=origin_ns, check=check)
         loaded = self.cache_manager.state.last_stamp
-        if loaded is not None and loaded < newest:
-            log.warning("the history is ahead of the memory that was loaded: it is not searched")
+        if newest > -math.inf and (saved.course != course or loaded is None or loaded < newest):
+            log.warning(
+                "the history is %s the memory that was loaded: it is not searched",
+                "ahead of" if saved.course == course else "of another course of time than",
+            )
             self._begin_epoch()
         else:
             self.cache_manager.amend(KEYS, lambda _: held)
@@ -473,11 +516,11 @@ class RecallingInference(VideoStreamingInference):
         """
         self._cleared += 1
         self._release_readers()
-        try:
-            self.index.close()
-        finally:
-            self._features.clear()
-            self._pictures.store.close()
+        with ExitStack() as closing:  # whatever fails, the rest is given back
+            closing.callback(self._pictures.store.close)
+            closing.callback(self._features.clear)
+            closing.callback(self.index.close)
+            self._follow()
 
     # -- searching ---------------------------------------------------------------------------
 
@@ -496,10 +539,14 @@ class RecallingInference(VideoStreamingInference):
     def _follow(self) -> None:
         """Undo what came after a snapshot or a clone that the memory has gone back to.
 
-        To be called before a tier is looked at. (The keys are the memory's: they went with it.)
+        To be called before a tier is looked at. (The keys are the memory's: they went with it; but
+        not those in a folder.)
         """
         if self._readable.undo(self.cache_manager.companion(READABLE)):
             self._reach()
+        held = self._held
+        if (settled := self._keys.settle(held)) is not held:
+            self.cache_manager.amend(KEYS, lambda _: settled)
 
     def _reach(self) -> None:
         """What the tiers hold now belongs to the memory as it is now."""
@@ -580,9 +627,10 @@ class RecallingInference(VideoStreamingInference):
         )
 
     def _begin_epoch(self) -> None:
+        """What the tiers hold is of another time, and is read no more, whatever a disk can take."""
         self._readable.start_epoch()
         self._reach()
-        self.cache_manager.amend(KEYS, self.index.start_epoch)
+        self.cache_manager.amend(KEYS, self._keys.start_epoch)
 
     def _release_readers(self, busy: bool = True) -> None:
         """Forget what they have read; ``busy``: also where an answer is being written from it."""

@@ -18,11 +18,12 @@ from __future__ import annotations
 import logging
 import math
 import os
+import secrets
 import shutil
 import sqlite3
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import astuple, dataclass
@@ -139,6 +140,10 @@ class FrameStore:
     the source's time restarts (`start_epoch`), what was kept before stays in its folder until
     its room is needed, and is no longer found.
 
+    Attributes:
+        course: a number that tells this epoch from any other, and from one of which frames were
+            taken back: whoever knows it knows what came before.
+
     Args:
         folder: made if it is missing; what a store left there is taken up again. A folder that
             holds anything else is refused. None: in memory.
@@ -178,6 +183,7 @@ class FrameStore:
         self._undone: list[tuple[int, int]] = []  # ids yet to be dropped, the last excluded
         self._limit = PictureLimit(max_decoded_megapixels)
         self._pictures: Pictures
+        self._awaited = False  # an epoch has begun that the index does not know of yet
         with ExitStack() as opening:
             if self.folder is None:
                 self._pictures = PicturesInMemory()
@@ -193,6 +199,10 @@ class FrameStore:
                 opening.callback(self._db.close)
                 self._settle_index()
                 self._look()
+                # SQLite keeps a number for whoever uses it; 0: of a version that gave it none.
+                self.course: int = self._execute("PRAGMA application_id").fetchone()[0]
+                self._known_course = self.course
+                self.course = self.course or _new_course()
             except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
                 raise FrameStoreError(
                     f"the index of kept frames {path} cannot be used: {error}. {_START_OVER}"
@@ -299,7 +309,8 @@ class FrameStore:
             f"SELECT COUNT(*), MAX(id), COALESCE(SUM((size + {_BLOCK - 1}) / {_BLOCK}), 0) "
             "FROM frames"
         ).fetchone()
-        self._epoch = self._execute("SELECT COALESCE(MAX(first), 0) FROM epochs").fetchone()[0]
+        if not self._awaited:
+            self._epoch = self._execute("SELECT COALESCE(MAX(first), 0) FROM epochs").fetchone()[0]
         self._execute("DROP VIEW IF EXISTS temp.present")
         undone = "".join(f" AND NOT (id >= {a} AND id < {b})" for a, b in self._undone)
         self._execute(
@@ -307,6 +318,8 @@ class FrameStore:
         )
         self._next = self._epoch if last is None else max(last + 1, self._epoch)
         self._bytes = blocks * _BLOCK + self._count * _ROW_BYTES
+        found = self._execute("SELECT COUNT(*) FROM present").fetchone()[0]
+        self._earlier = self._count - found
         newest = self.newest(1)
         self._newest = newest[0] if newest else None
 
@@ -320,6 +333,11 @@ class FrameStore:
 
     def __len__(self) -> int:
         return self._count
+
+    @property
+    def earlier(self) -> int:
+        """How many of the frames are of earlier epochs: they are not found."""
+        return self._earlier
 
     @property
     def bytes(self) -> int:
@@ -484,6 +502,7 @@ class FrameStore:
             self._pictures.write(frame.id, suffix, data)
             written = True
             with self._transaction():
+                self._note_course()
                 self._insert(frame, zlib.crc32(data))
                 if no_star is not None:
                     self._db.execute("UPDATE frames SET star = 0 WHERE id = ?", (no_star,))
@@ -495,9 +514,11 @@ class FrameStore:
             raise FrameStoreError(
                 f"the frame cannot be stored in {self.folder}: {error}"
             ) from error
+        self._course_noted()
         self._next += 1
         self._newest = frame
         self._count += 1 - len(gone)
+        self._earlier -= sum(old.id < self._epoch for old in gone)
         self._bytes += frame.cost - sum(f.cost for f in gone)
         self._delete(gone)
         self._try_to_drop_undone()
@@ -513,6 +534,7 @@ class FrameStore:
         Raises FrameStoreError: no room on the disk, say. They are found no more all the same, and
         `add` and `close` try again to drop them.
         """
+        self.course = _new_course()
         self._undone.append((max(number, self._epoch), self._next))
         self._look_again()
         self._drop_undone()
@@ -529,7 +551,9 @@ class FrameStore:
 
     def _drop(self, frames: Sequence[KeptFrame]) -> None:
         with self._transaction():
+            self._note_course()
             self._db.executemany("DELETE FROM frames WHERE id = ?", [(f.id,) for f in frames])
+        self._course_noted()
         self._delete(frames)
         self._look_again()
 
@@ -558,27 +582,67 @@ class FrameStore:
             FrameStoreError: no room on the disk, say; nothing has changed.
         """
         forgotten = 0 if self.folder is not None else self._count
+
+        def begin() -> None:
+            self._db.execute("INSERT OR IGNORE INTO epochs VALUES (?)", (self._next,))
+            if self.folder is None:
+                self._db.execute("DELETE FROM frames")
+
         try:
-            with self._transaction():
-                self._db.execute("INSERT OR IGNORE INTO epochs VALUES (?)", (self._next,))
-                if self.folder is None:
-                    self._db.execute("DELETE FROM frames")
-        except sqlite3.Error as error:
+            self._in_another_course(begin)
+        except FrameStoreError as error:
             raise FrameStoreError(f"a new epoch cannot begin in {self.folder}: {error}") from error
         if self.folder is None:
             self._pictures = PicturesInMemory()
         self._look()
         return forgotten
 
+    def await_epoch(self) -> None:
+        """As `start_epoch`, on a disk that cannot take it yet: the index is told with the next
+        frame that it takes, or by `note_epoch`. A store that is closed before has had none."""
+        self._awaited, self._epoch, self.course = True, self._next, _new_course()
+        self._look()
+
+    def note_epoch(self) -> None:
+        """Tell the index of an epoch that was awaited. Raises FrameStoreError: it cannot yet."""
+        if self._awaited:
+            with self._transaction():
+                self._note_course()
+            self._course_noted()
+
     def clear(self) -> None:
         """Drop all frames, those of earlier epochs too; ids begin again."""
         frames = self._find("", table="frames")
-        with self._transaction():
+
+        def drop() -> None:
             self._db.execute("DELETE FROM frames")
             self._db.execute("DELETE FROM epochs")
+
+        self._in_another_course(drop)
         self._undone = []
         self._delete(frames)
         self._look()
+
+    def _in_another_course(self, change: Callable[[], object]) -> None:
+        """Change the index, and the course of time, or neither."""
+        course = _new_course()
+        with self._transaction():
+            if self._awaited:
+                self._db.execute("INSERT OR IGNORE INTO epochs VALUES (?)", (self._epoch,))
+            self._db.execute(f"PRAGMA application_id = {course}")
+            change()
+        self.course = self._known_course = course
+        self._awaited = False
+
+    def _note_course(self) -> None:
+        """Within a transaction, after which `_course_noted`."""
+        if self._awaited:
+            self._db.execute("INSERT OR IGNORE INTO epochs VALUES (?)", (self._epoch,))
+        if self.course != self._known_course:
+            self._db.execute(f"PRAGMA application_id = {self.course}")
+
+    def _course_noted(self) -> None:
+        self._known_course, self._awaited = self.course, False
 
     def close(self) -> None:
         """Give the files back; what is kept in a folder stays there."""
@@ -663,6 +727,10 @@ class FrameStore:
                 raise
         except sqlite3.Error as error:
             raise self._unusable(error) from error
+
+
+def _new_course() -> int:
+    return 1 + secrets.randbelow(2**31 - 1)
 
 
 _START_OVER = "Move the folder away, or name another"

@@ -71,11 +71,14 @@ class KeyTier:
     once, and again each time that half as many are kept.
 
     Attributes:
+        waits: it takes none: in a folder they would be taken for keys of what is there.
         error: why it took no keys, the last time; empty once it took some again.
     """
 
     def __init__(self, index: KeyIndex):
         self._index, self.error = index, ""
+        self._refused = False  # to be settled, the last time
+        self.waits = False
         self._one_in = 1  # kept of so many, as was said
         self._say_what_is_left_out(index.empty())
 
@@ -84,6 +87,8 @@ class KeyTier:
 
     def draft(self, held: IndexState, change: Change) -> IndexState:
         try:
+            if self.waits:
+                raise FrameStoreError("its folder does not know yet that another time has begun")
             held = self._index.draft(held, change)
         except FrameStoreError as fault:
             if not self.error:
@@ -93,6 +98,24 @@ class KeyTier:
             self.error = ""
         self._say_what_is_left_out(held)
         return held
+
+    def settle(self, held: IndexState) -> IndexState:
+        """As `KeyIndex.settle`; what the folder cannot take is said once, and tried again later."""
+        try:
+            held, self._refused = self._index.settle(held), False
+        except FrameStoreError as fault:
+            if not self._refused:
+                log.warning("the history's folder still holds keys that were taken back: %s", fault)
+            self._refused = True
+        return held
+
+    def start_epoch(self, held: IndexState) -> IndexState:
+        """As `KeyIndex.start_epoch`; what the folder cannot take now is tried before the next."""
+        try:
+            return self._index.start_epoch(held)
+        except FrameStoreError as fault:
+            log.warning("the history's folder still holds keys of another time: %s", fault)
+            return self._index.empty()
 
     def _say_what_is_left_out(self, held: IndexState) -> None:
         if not held.left_out:
@@ -192,10 +215,11 @@ class PictureTier:
 
     def info(self) -> TierInfo:
         store = self.store
+        frames = len(store) - store.earlier
         return TierInfo(
             name="pictures",
-            grids=math.ceil(len(store) / 2),
-            frames=len(store),
+            grids=math.ceil(frames / 2),
+            frames=frames,
             bytes=store.bytes,
             max_bytes=int(store.max_bytes),
             where="memory" if store.folder is None else str(store.folder),
@@ -380,9 +404,27 @@ class Readable:
         return True
 
     def start_epoch(self) -> None:
-        """The source's time restarts: what is there is found no more."""
-        self.pictures.store.start_epoch()
+        """The source's time restarts: what is there is found no more.
+
+        Also where a folder's disk cannot take that: said, and `is_in_its_epoch` tries again.
+        """
+        try:
+            self.pictures.store.start_epoch()
+        except FrameStoreError as fault:
+            log.warning(
+                "what the history holds is of another time, and is not searched; its folder will "
+                "know of it once there is room: %s", fault,
+            )  # fmt: skip
+            self.pictures.store.await_epoch()
         self._begin()
+
+    def is_in_its_epoch(self) -> bool:
+        """Whether the folder knows of the epoch that has begun, or can be told now."""
+        try:
+            self.pictures.store.note_epoch()
+        except FrameStoreError:
+            return False
+        return True
 
     def clear(self) -> None:
         self.pictures.store.clear()

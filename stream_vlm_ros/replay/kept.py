@@ -163,6 +163,13 @@ def held_text(held: Held) -> str:
     return f"{plural(held.frames, 'frame')}, {span_text(*held.reach)}"
 
 
+def searched_text(held: Held) -> str:
+    """What of a folder is searched, in words, and how much of earlier runs is not."""
+    text = held_text(held._replace(frames=held.searched, reach=held.searched_reach))
+    earlier = held.frames - held.searched
+    return text + f"; {plural(earlier, 'frame')} of earlier runs not" * bool(earlier)
+
+
 def time_text(seconds: float) -> str:
     """A stamp for people: a date and time of this machine's zone, or seconds."""
     if seconds < CLOCK:

@@ -772,11 +772,14 @@ def test_a_stream_goes_on_from_what_a_folder_holds(small, make, footage, tmp_pat
     answered_alike(engine, offline(small, footage, both), "How often?", about=(10.0, 13.5))
 
 
-def test_a_source_that_starts_again_is_a_new_epoch_of_the_folder(make, footage, tmp_path):
+def test_a_source_that_starts_again_is_a_new_epoch_of_the_folder(make, footage, tmp_path, caplog):
     stream(make(store=FrameStore(tmp_path / "kept", form="png")), footage).close()
     engine = make(store=FrameStore(tmp_path / "kept", form="png"))
     stream(engine, footage, stop=8)
-    assert [tier.newest for tier in engine.get_cache_info().tiers] == [3.5, 3.5]
+    (said,) = caplog.messages
+    assert "holds what was seen up to 23.5 s, and this begins at 0.0 s" in said
+    told = engine.get_cache_info().tiers
+    assert [(tier.frames, tier.newest) for tier in told] == [(8, 3.5), (8, 3.5)]
     with pytest.raises(OutOfHorizonError):
         engine.ask(QUESTION, 4, about=(10.0, 20.0))
 
@@ -939,6 +942,24 @@ def test_a_lost_picture_is_left_out_also_on_a_full_disk(small, make, footage, tm
         answered_alike(engine, offline(small, footage, rest), history="always")
 
 
+@pytest.mark.parametrize("looked", [True, False])
+def test_what_was_taken_back_before_the_end_is_not_in_the_folder(
+    small, make, footage, tmp_path, looked
+):
+    engine = stream(make(store=FrameStore(tmp_path / "kept", form="png")), footage, stop=24)
+    clone = engine.cache_manager.clone()
+    stream(engine, footage[::-1], 24, 40)
+    engine.cache_manager.restore(clone)
+    if looked:
+        engine.ask(QUESTION, 2)
+    engine.close()
+    engine = make(store=FrameStore(tmp_path / "kept", form="png"))
+    assert {(tier.oldest, tier.newest) for tier in engine.get_cache_info().tiers} == {(0.0, 11.5)}
+    stream(engine, footage, 24, 32)
+    assert {(tier.oldest, tier.newest) for tier in engine.get_cache_info().tiers} == {(0.0, 15.5)}
+    answered_alike(engine, offline(small, footage, range(4, 12)), about=(2.0, 5.5))
+
+
 # -- where a tier lacks what another has ----------------------------------------------------------
 
 
@@ -1069,9 +1090,9 @@ def test_a_new_epoch_hides_what_was_before(make, footage):
 
 
 def test_a_loaded_memory_goes_on_with_the_history_that_led_to_it(small, make, footage, tmp_path):
-    stream(make(store=FrameStore(tmp_path / "kept", form="png")), footage).close()
-    saved = stream(make(), footage).copy_memory()
-    saved.write(tmp_path / "memory")
+    engine = stream(make(store=FrameStore(tmp_path / "kept", form="png")), footage)
+    engine.copy_memory().write(tmp_path / "memory")
+    engine.close()
     engine = make(store=FrameStore(tmp_path / "kept", form="png"))
     engine.load_memory(tmp_path / "memory")
     answered_alike(engine, offline(small, footage, range(2 * GRIDS)))
@@ -1086,6 +1107,87 @@ def test_a_history_ahead_of_the_memory_that_is_loaded_is_not_searched(make, foot
     assert engine.search(QUESTION) == []
     stream(engine, footage, 16, 24)
     assert all(episode.start >= 8.0 for episode in engine.search(QUESTION))
+
+
+@pytest.mark.parametrize("saved_by", ["an earlier run", "another engine", "one without a history"])
+def test_a_history_of_another_course_of_time_does_not_answer_for_a_memory(
+    small, make, footage, tmp_path, saved_by
+):
+    engine = make(store=FrameStore(tmp_path / "kept", form="png"))
+    saving = {
+        "an earlier run": engine,
+        "another engine": make(),
+        "one without a history": VideoStreamingInference(*small, "cpu", CAP),
+    }[saved_by]
+    stream(saving, footage).copy_memory().write(tmp_path / "memory")
+    engine.reset()
+    stream(engine, footage[::-1], stop=24)  # within the time of the first
+    engine.load_memory(tmp_path / "memory")
+    assert engine.search(QUESTION) == []
+    assert {tier.newest for tier in engine.get_cache_info().tiers} == {None}
+    with pytest.raises(OutOfHorizonError):
+        engine.ask(QUESTION, 2, about=(4.0, 5.5))
+    stream(engine, footage, 2 * GRIDS, 2 * GRIDS + 4)
+    assert {tier.oldest for tier in engine.get_cache_info().tiers} == {GRIDS}
+
+
+def test_a_memory_of_what_was_taken_back_is_of_another_course_of_time(make, footage, tmp_path):
+    engine = stream(make(config=None), footage, stop=16)
+    engine.cache_manager.snapshot()
+    stream(engine, footage, 16, 24).copy_memory().write(tmp_path / "memory")
+    engine.cache_manager.restore()
+    stream(engine, footage[::-1], 16, 24)
+    engine.load_memory(tmp_path / "memory")
+    assert engine.search(QUESTION) == []
+
+
+def test_a_history_that_a_full_disk_cannot_end_is_not_searched_and_the_stream_goes_on(
+    small, make, footage, tmp_path, monkeypatch, caplog
+):
+    stream(make(), footage, stop=16).copy_memory().write(tmp_path / "memory")
+    engine = stream(make(store=FrameStore(tmp_path / "kept", form="png")), footage, stop=24)
+
+    def full(*_, **__):
+        raise FrameStoreError("no space left on the disk")
+
+    with monkeypatch.context() as patched:
+        for name in ("add", "start_epoch", "note_epoch"):
+            patched.setattr(FrameStore, name, full)
+        for name in ("draft", "start_epoch"):
+            patched.setattr(KeyIndex, name, full)
+        engine.load_memory(tmp_path / "memory")
+        stream(engine, footage, 16, 24)
+        assert engine.search(QUESTION) == [] and engine.thumbnail(2.0) is None
+        assert {tier.newest for tier in engine.get_cache_info().tiers} == {None}
+    plain = VideoStreamingInference(*small, "cpu", CAP)
+    plain.load_memory(tmp_path / "memory")
+    assert same(memory(engine), memory(stream(plain, footage, 16, 24)))
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("will know of it once there is room" in text for text in said) == 1
+    stream(engine, footage, 24, 32)
+    engine.close()
+    engine = make(store=FrameStore(tmp_path / "kept", form="png"))
+    assert {(tier.oldest, tier.newest) for tier in engine.get_cache_info().tiers} == {(12.0, 15.5)}
+
+
+def test_a_disk_that_takes_no_pictures_gets_no_keys_of_another_time(
+    make, footage, tmp_path, monkeypatch
+):
+    stream(make(), footage, stop=16).copy_memory().write(tmp_path / "memory")
+    engine = stream(make(store=FrameStore(tmp_path / "kept", form="png")), footage, stop=24)
+
+    def full(*_, **__):
+        raise FrameStoreError("no space left on the disk")
+
+    with monkeypatch.context() as patched:
+        for name in ("add", "start_epoch", "note_epoch"):
+            patched.setattr(FrameStore, name, full)
+        engine.load_memory(tmp_path / "memory")
+        stream(engine, footage, 16, 24)
+        engine.close()
+    engine = make(store=FrameStore(tmp_path / "kept", form="png"))
+    pictures, keys = engine.get_cache_info().tiers
+    assert (pictures.oldest, pictures.newest, keys.grids) == (0.0, 11.5, 0)
 
 
 # -- looking without asking -----------------------------------------------------------------------
@@ -1108,6 +1210,20 @@ def test_sizes_and_counts_below_one_are_refused(make, footage, size):
         engine.thumbnail(0.0, size)
     with pytest.raises(InvalidParameterError):
         engine.search(QUESTION, count=size)
+
+
+def test_an_index_without_room_for_two_grids_is_refused_or_told_of_at_the_start(
+    small, fits, make, footage, caplog
+):
+    heads, width = len(fits(True).keys(small[0].config)), small[0].kv_shape.head_dim
+    two = 2 * (heads * GRID * width * small[0].dtype.itemsize + ROW_BYTES)
+    bounds = {"min_pixels": 56 * 84, "max_pixels": 56 * 84}  # a grid's, to the pixel
+    stream(make(index_bytes=two, **bounds), footage, stop=4)
+    assert not caplog.records
+    with pytest.raises(InvalidParameterError, match="index_bytes is"):
+        make(index_bytes=two - 1, **bounds)
+    make(index_bytes=two, **{**bounds, "max_pixels": 56 * 112})
+    assert "two grids of 6,272 pixels" in caplog.text
 
 
 def test_a_mode_that_there_is_not_is_refused(make, footage):

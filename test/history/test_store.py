@@ -662,3 +662,34 @@ def test_a_frame_above_a_lower_limit_is_refused_and_stays(tmp_path):
         assert not isinstance(refused.value, PictureLostError)
     with FrameStore(tmp_path) as store:
         assert store.load(store.newest(1)[0]).shape == (101, 100, 3)
+
+
+def test_an_epoch_that_the_disk_cannot_take_yet_begins_with_the_next_frame_that_it_takes(tmp_path):
+    with FrameStore(tmp_path, form="png") as store:
+        store.add(np.full((28, 28, 3), 0, np.uint8), 5.0)
+        store.await_epoch()
+        assert (store.newest(9), store.ids_between(0, 9), store.newest_frame) == ([], None, None)
+    with FrameStore(tmp_path, form="png") as store:  # none came
+        assert [frame.stamp for frame in store.newest(9)] == [5.0]
+        store.await_epoch()
+        store.add(np.full((28, 28, 3), 1, np.uint8), 2.0)
+    with FrameStore(tmp_path, form="png") as store:
+        assert [frame.stamp for frame in store.newest(9)] == [2.0]
+        assert (len(store), store.reach) == (2, (2.0, 5.0))
+
+
+@pytest.mark.parametrize("change", ["start_epoch", "await_epoch", "clear", "take back"])
+def test_a_course_of_time_is_known_again_until_it_is_another(tmp_path, change):
+    with FrameStore(tmp_path, form="png") as store:
+        store.add(np.full((28, 28, 3), 0, np.uint8), 1.0)
+        course = store.course
+        store.add(np.full((28, 28, 3), 1, np.uint8), 2.0)
+        store.forget_between(1.0, 1.0)
+    with FrameStore(tmp_path, form="png") as store:
+        assert store.course == course != 0
+        store.forget_from(1) if change == "take back" else getattr(store, change)()
+        assert store.course != course
+        store.add(np.full((28, 28, 3), 2, np.uint8), 3.0)
+        course = store.course
+    with FrameStore(tmp_path, form="png") as store:
+        assert store.course == course

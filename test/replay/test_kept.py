@@ -109,7 +109,7 @@ def test_what_an_earlier_run_left_is_in_what_the_folder_is_said_to_hold(tmp_path
 
 
 def held_in_words(folder, store):
-    return held_text(Held(len(store), store.reach, None)), store.newest_frame
+    return held_text(Held(len(store), store.reach)), store.newest_frame
 
 
 def test_a_folder_without_a_frame_is_said_to_hold_none(tmp_path):
@@ -167,6 +167,14 @@ def test_a_folder_without_a_history_is_refused_and_nothing_is_made_in_it(tmp_pat
     with pytest.raises(InvalidParameterError, match=r"holds no history|no folder"):
         find_folder("" if kind == "unnamed" else str(place))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_time_before_0_is_erased(tmp_path):
+    with FrameStore(tmp_path / "frames") as store:
+        for stamp in (-6.0, -3.5, 0.0):
+            store.add(np.full((28, 28, 3), 90, np.uint8), stamp)
+    assert "Erased 1 frame." in run("forget", tmp_path / "frames", -5, "-.5").stdout
+    assert "FROM is '--star'" in run("forget", tmp_path / "frames", "--star", 1).stderr
 
 
 @pytest.mark.parametrize(
@@ -232,6 +240,10 @@ def test_a_sentence_is_looked_for_and_its_episodes_are_listed(folder, monkeypatc
     done = run("history", folder, "a red cup", "--count", 2, "--about", START, "22:13:28.0")
     assert done.exit_code == 0, done.output
     assert asked == [("a red cup", (START, START + 8), 2)] and closed == [True]
+    assert (
+        "Searching 10 frames, 2023-11-14 22:13:20.0 to 22:13:29.0; 10 frames of earlier runs not"
+        in " ".join(done.stderr.split())
+    )
     lines = [line.split() for line in done.stdout.splitlines()]
     assert lines[0] == ["score", "when", "lasts", "ago"]
     day = "2023-11-14"
@@ -248,8 +260,8 @@ def test_a_sentence_is_looked_for_and_its_episodes_are_listed(folder, monkeypatc
     beyond = run("history", folder, "a red cup", "--about", 0, 10)
     assert beyond.exit_code == 2
     assert (
-        "nothing lies from 0 to 10; the folder holds 20 frames, "
-        "2023-11-14 22:13:20.0 to 22:13:29.0" in beyond.stderr
+        "nothing lies from 0 to 10 in what is searched: 10 frames, 2023-11-14 22:13:20.0 to "
+        "22:13:29.0; 10 frames of earlier runs not" in beyond.stderr
     )
     wrong = run("history", folder, "cup", "--about", 5, 3)
     assert wrong.exit_code == 2 and "The second time of --about is 3, before 5." in wrong.stderr

@@ -150,7 +150,7 @@ def test_a_run_leaves_its_frames_in_a_folder_and_gives_it_back(make_job, tmp_pat
     assert "several cameras" in report["runs"][0]["error"]["message"]
     assert held_in(folder).frames == 0  # nobody holds it
     make_job((settings,), questions=LAST, out="second", engine=load_engine).run()
-    assert held_in(folder) == (14, (START, START + 6.5), START + 6.5)
+    assert held_in(folder) == (14, (START, START + 6.5), 14, (START, START + 6.5))
     both = settings_of(settings, None, ["max_cache_tokens=2048"])
     with pytest.raises(InvalidParameterError, match="Two runs keep their frames"):
         make_job(both)

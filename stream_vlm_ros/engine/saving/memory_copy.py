@@ -78,8 +78,13 @@ class MemoryCopy:
         self.nbytes = sum(layer.nbytes for layer in layers)
 
     @classmethod
-    def take(cls, manager: KVCacheManager, binding: Mapping[str, Any]) -> MemoryCopy:
+    def take(
+        cls, manager: KVCacheManager, binding: Mapping[str, Any], course: int = 0
+    ) -> MemoryCopy:
         """Copy the memory of an engine, in the thread that owns it.
+
+        Args:
+            course: of time, by its history; 0: it has none.
 
         Raises:
             EmptyMemoryError: there is nothing to save.
@@ -87,7 +92,9 @@ class MemoryCopy:
             StreamBusyError: an answer is being written, and room for what came meanwhile is yet
                 to be made.
         """
-        return manager.reading(lambda state, buffer: cls._of(state, buffer, manager, binding))
+        return manager.reading(
+            lambda state, buffer: cls._of(state, buffer, manager, binding, course)
+        )
 
     @classmethod
     def _of(
@@ -96,6 +103,7 @@ class MemoryCopy:
         buffer: KVBuffer,
         manager: KVCacheManager,
         binding: Mapping[str, Any],
+        course: int,
     ) -> MemoryCopy:
         if not state.stream.frames:
             raise EmptyMemoryError("nothing has been seen yet: there is no memory to save")
@@ -124,6 +132,7 @@ class MemoryCopy:
                 time_spans=tuple(state.ledger.time_spans()),
                 saved_at=time.time(),
                 bytes=0,
+                course=course,
             ),
             manager.evictor.over(HeldAlone(state.evictor)),
         )
