@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 NODE_NAME = re.compile(r"/?[A-Za-z_]\w*(/[A-Za-z_]\w*)*", re.ASCII)
+MAX_STAMP = 2**31 - 1  # s, of ROS
 LEFT_OUT = ("data",)  # of JSON: pictures
 
 
@@ -88,6 +89,10 @@ class AskCommand(TyperCommand):
         self._refuse(given - WITH_NODE, "of no use with --node")
         values = {name: ctx.params[name] for name in given}
         node = values["node"]
+        if "about" in values:
+            check_about(values["about"])
+        if "cancel_after" in values:
+            within("--cancel-after", values["cancel_after"], 0, MAX_STAMP)
         first = [values["video"]] if "video" in values else []  # of the questions
         ctx.obj = Ask(
             questions_of(f"--node {node}", [*first, *values.get("questions", [])]),
@@ -126,6 +131,24 @@ def choices_of(one_by_one: list[str] | None, together: str | None) -> list[str]:
     return [*(one_by_one or []), *map(str.strip, together.split(",") if together else ())]
 
 
+def within(option: str, seconds: float, least: float, most: float) -> None:
+    """Raise InvalidParameterError for seconds outside of this, such as nan, which typer lets by."""
+    if not least <= seconds <= most:
+        raise InvalidParameterError(
+            f"{option} must be from {least:.0f} to {most:.0f} s, not {seconds:g}."
+        )
+
+
+def check_about(about: tuple[float, float]) -> None:
+    """Raise InvalidParameterError for what is no stretch of time."""
+    for end in about:
+        within("--about", end, -MAX_STAMP, MAX_STAMP)
+    if about[0] > about[1]:
+        raise InvalidParameterError(
+            f"--about ends at {about[1]:g} s, before it begins at {about[0]:g} s."
+        )
+
+
 def _named(args: list[str]) -> Iterator[str]:
     for argument, following in zip(args, [*args, ""][1:], strict=True):
         yield argument
@@ -154,6 +177,7 @@ def _with_node(name: str, wait: float, use: Callable[[StreamVlmClient], Awaitabl
     """What ``use`` makes of a client of that node."""
     from stream_vlm_ros.processes.graph import check_ros
 
+    within("--wait", wait, 0, 3600)
     check_ros()
     from stream_vlm_ros.client import StreamVlmClient
 
@@ -276,10 +300,6 @@ async def _about_ns(
     """Stamps from seconds; those that are not above zero count from the newest frame."""
     if about is None:
         return None
-    if not about[0] <= about[1]:
-        raise InvalidParameterError(
-            f"--about ends at {about[1]:g} s, before it begins at {about[0]:g} s."
-        )
     from stream_vlm_ros.client.messages import nanoseconds
 
     await client.until_ready()
@@ -371,6 +391,8 @@ def watch(
     ] = False,
 ) -> None:
     """Print what a node says: its status, answers, health."""
+    if seconds is not None:
+        within("--seconds", seconds, 0, MAX_STAMP)
     watching = Watching(every)
 
     def say(words: str) -> None:
@@ -408,7 +430,16 @@ def watch(
             except StreamVlmError as second:
                 now = str(second)
             if now != before:
-                say(now or f"{client.name} is there again")
+                words = now or f"{client.name} is there again"
+                if as_json:
+                    told = {
+                        "kind": "Graph",
+                        "node": client.name,
+                        "there": not now,
+                        "message": words,
+                    }
+                    print(json.dumps(told), flush=True)
+                say(words)
                 before = now
             await asyncio.sleep(1.0)
 
@@ -572,7 +603,9 @@ def answers(
     as_json: Json = False,
 ) -> None:
     """Print what a node was asked before, and what it answered."""
-    from_ns = 0 if last is None else time.time_ns() - round(last * 60e9)
+    if last is not None:
+        within("--last", 60 * last, 0, MAX_STAMP)
+    from_ns = 0 if last is None else max(0, time.time_ns() - round(last * 60e9))
     found = _with_node(node, wait, lambda client: client.past_answers(from_ns, 0, text, limit))
     if as_json:
         from stream_vlm_ros.plain_messages import to_dict
