@@ -17,7 +17,7 @@ from stream_vlm.msg import CacheStatus
 from stream_vlm.srv import Query
 
 from stream_vlm_ros.client.errors import NodeUnavailableError
-from stream_vlm_ros.client.messages import set_stamp
+from stream_vlm_ros.client.messages import set_about
 from stream_vlm_ros.processes.ros_process import names_seen_by
 
 
@@ -85,9 +85,7 @@ class NodeClient:
         """
         request = Query.Request(question=text, choices=list(choices))
         request.max_new_tokens = max_new_tokens
-        if about_ns is not None:
-            set_stamp(request.about_from, about_ns[0])
-            set_stamp(request.about_to, about_ns[1])
+        set_about(request, about_ns)
         return self._query.call_async(request)
 
     def reset(self) -> Future:
