@@ -12,7 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -271,6 +271,8 @@ async def _ask_one(client: StreamVlmClient, question: str, ask: Ask, out: Consol
             answer = await stream.answer()
         finally:
             timer.cancel()
+            with suppress(asyncio.CancelledError, StreamVlmError):  # the answer says so itself
+                await timer
             if stream.text:
                 say("")
     for index, choice in enumerate(answer.choices):

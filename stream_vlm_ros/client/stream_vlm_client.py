@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Any, TypeAlias
 
+from action_msgs.srv import CancelGoal
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.srv import GetState
 from rcl_interfaces.srv import GetParameters, ListParameters, SetParametersAtomically
@@ -20,6 +21,7 @@ from rclpy.context import Context
 from rclpy.node import Node
 from rclpy.parameter import Parameter, parameter_value_to_python
 from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.task import Future
 from std_srvs.srv import Trigger
 from stream_vlm.action import Ask
 from stream_vlm.msg import Answer, CacheStatus, PastAnswer
@@ -38,7 +40,7 @@ from stream_vlm_ros.client.messages import (
     stamp_ns,
 )
 from stream_vlm_ros.client.node_client import NodeClient, refuse_second
-from stream_vlm_ros.client.ros_thread import RosThread
+from stream_vlm_ros.client.ros_thread import RosThread, to_its_end
 from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError, cut, whole_number
 from stream_vlm_ros.processes.ros_process import names_seen_by
 
@@ -186,6 +188,7 @@ class StreamVlmClient:
                 ("save_memory", SaveMemory),
                 ("load_memory", LoadMemory),
                 ("get_answers", GetAnswers),
+                ("ask/_action/cancel_goal", CancelGoal),
             )
         }
         latched = QoSProfile(depth=50, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -200,14 +203,21 @@ class StreamVlmClient:
         return True
 
     async def _close(self) -> None:
-        for stream in list(self.open_streams):
-            await stream.close()
-        ros, self._ros = self._ros, None
-        action, self._action = self._action, None
-        if ros is not None:
+        await to_its_end(self._end())
+
+    async def _end(self) -> None:
+        ros = self._ros
+        if ros is None:
+            return
+        try:
+            closing = [stream.close() for stream in self.open_streams]
+            await asyncio.gather(*closing, return_exceptions=True)
+            action, self._action = self._action, None
             if action is not None:
                 with suppress(NodeUnavailableError):
                     await ros.run(action.destroy)
+        finally:
+            self._ros = None
             await asyncio.to_thread(ros.close)
 
     @property
@@ -216,6 +226,16 @@ class StreamVlmClient:
         if self._ros is None:
             raise RuntimeError("the client is used within 'async with StreamVlmClient(...) as it'")
         return self._ros
+
+    def cancel_goal(self, goal_id: Any) -> Future:
+        """Let the node drop a question, whether it has taken it or not; in the client's thread.
+
+        rclpy's own way needs the handle of a goal that was accepted.
+        """
+        request = CancelGoal.Request()
+        request.goal_info.goal_id = goal_id
+        future: Future = self._services["ask/_action/cancel_goal"].call_async(request)
+        return future
 
     @property
     def action(self) -> ActionClient:

@@ -5,6 +5,7 @@
 values that no message can hold."""
 
 import asyncio
+import threading
 import time
 from contextlib import contextmanager
 
@@ -224,3 +225,89 @@ def test_seconds_that_are_none_are_refused_in_a_line(options):
 def test_minutes_that_are_none_are_refused_in_a_line(minutes):
     told = terminal("node", "answers", "--node", NAME, "--last", minutes)
     assert told.exit_code == 2 and "--last" in told.stderr, told.exception
+
+
+# Ends --------------------------------------------------------------------------------------------
+
+
+def threads():
+    return {one for one in threading.enumerate() if one.name == "client"}
+
+
+@pytest.mark.parametrize("cancels", [1, 2, 5])
+def test_a_client_whose_end_is_cancelled_ends_all_the_same(node, cancels):
+    from stream_vlm_ros.client import StreamVlmClient
+
+    async def work(opened):
+        async with (
+            StreamVlmClient(NAME, patience=PATIENCE / 2) as client,
+            client.stream("Anybody?") as stream,
+        ):
+            opened.set_result(None)
+            await stream.answer()
+
+    async def run():
+        opened = asyncio.get_running_loop().create_future()
+        task = asyncio.ensure_future(work(opened))
+        await opened
+        for _ in range(cancels):
+            task.cancel()
+            await asyncio.sleep(0)
+        await asyncio.wait({task})
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        return task.cancelled(), left
+
+    before = threads()
+    assert asyncio.run(run()) == (True, set())
+    assert threads() == before
+
+
+@pytest.mark.parametrize("leaving", ["the stream", "the client"])
+def test_a_question_that_is_left_before_the_node_takes_it_is_cancelled_in_the_node(
+    use, node, leaving
+):
+    question = f"Left with {leaving}?"
+
+    async def ask(client):
+        await until_sent(client, question)
+        if leaving == "the stream":
+            with node.listening():
+                await until_cancelled()
+
+    async def until_sent(client, question):
+        async with client.stream(question) as stream:
+            while not stream.sent:
+                await asyncio.sleep(0.01)
+
+    async def until_cancelled():
+        end = time.monotonic() + PATIENCE / 2
+        while question not in node.cancelled and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+
+    use(ask)
+    if leaving == "the client":
+        with node.listening():
+            asyncio.run(until_cancelled())
+    assert question in node.goals and question in node.cancelled
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_fault_in_a_callback_is_said_as_what_it_is():
+    from stream_vlm_ros.client import NodeUnavailableError
+    from stream_vlm_ros.client.ros_thread import RosThread
+
+    def broken():
+        raise KeyError("wheel")
+
+    async def run():
+        ros = await RosThread.started()
+        try:
+            await ros.run(lambda: ros.node.create_timer(0.01, broken))
+            while True:
+                await ros.run(lambda: None)
+                await asyncio.sleep(0.01)
+        finally:
+            await asyncio.to_thread(ros.close)
+
+    with pytest.raises(NodeUnavailableError, match="fault in one of its callbacks: KeyError: 'w"):
+        asyncio.run(asyncio.wait_for(run(), PATIENCE))
