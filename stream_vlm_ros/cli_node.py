@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import sys
 import time
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 NODE_NAME = re.compile(r"/?[A-Za-z_]\w*(/[A-Za-z_]\w*)*", re.ASCII)
+LOOK = 1.0  # s between two looks whether a node that is watched is there
 MAX_STAMP = 2**31 - 1  # s, of ROS
 LEFT_OUT = ("data",)  # of JSON: pictures
 
@@ -443,7 +443,7 @@ def watch(
                     print(json.dumps(told), flush=True)
                 say(words)
                 before = now
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(LOOK)
 
     _with_node(node, wait, use)
 
@@ -463,8 +463,9 @@ def list_nodes(as_json: Json = False) -> None:
         print(json.dumps(nodes))
         return
     if not nodes:
-        domain = os.environ.get("ROS_DOMAIN_ID") or 0
-        print(f"No node of stream_vlm is on this ROS graph (ROS_DOMAIN_ID {domain}).")
+        from stream_vlm_ros.client.stream_vlm_client import graph_text
+
+        print(f"No node of stream_vlm is {graph_text()}.")
         return
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for column in ("node", "state", "memory"):

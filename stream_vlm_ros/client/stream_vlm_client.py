@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
@@ -20,7 +19,6 @@ from rclpy.action import ActionClient
 from rclpy.context import Context
 from rclpy.node import Node
 from rclpy.parameter import Parameter, parameter_value_to_python
-from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.task import Future
 from std_srvs.srv import Trigger
 from stream_vlm.action import Ask
@@ -39,7 +37,7 @@ from stream_vlm_ros.client.messages import (
     set_stamp,
     stamp_ns,
 )
-from stream_vlm_ros.client.node_client import NodeClient, refuse_second
+from stream_vlm_ros.client.node_client import StatusWatch, latched, refuse_second
 from stream_vlm_ros.client.ros_thread import RosThread, to_its_end
 from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError, cut, whole_number
 from stream_vlm_ros.processes.ros_process import names_seen_by
@@ -83,7 +81,7 @@ class StreamVlmClient:
         self.name = f"/{name.strip('/')}" if name else ""
         self._context = context
         self._ros: RosThread | None = None
-        self._seen: NodeClient | None = None
+        self._seen: StatusWatch | None = None
         self._action: ActionClient | None = None
         self._services: dict[str, Any] = {}
         self.open_streams: set[AnswerStream] = set()  # whose answers end with the client
@@ -160,7 +158,7 @@ class StreamVlmClient:
         return await self.ros.run(lambda: nodes_seen_by(self.ros.node))
 
     async def _why_none(self) -> str:
-        graph = f"on this ROS graph (ROS_DOMAIN_ID {os.environ.get('ROS_DOMAIN_ID') or 0})"
+        graph = graph_text(self.ros.context)
         if not self.name:
             return (
                 f"no node of stream_vlm was seen within {self.patience:.0f} s {graph}: start one "
@@ -173,7 +171,7 @@ class StreamVlmClient:
     def _make(self) -> None:
         """Everything on the graph, in the client's thread."""
         node, name = self.ros.node, self.name
-        self._seen = NodeClient(node, name, self._tell)
+        self._seen = StatusWatch(node, name, self._tell)
         self._action = ActionClient(node, Ask, f"{name}/ask")
         self._services = {
             service: node.create_client(kind, f"{name}/{service}")
@@ -191,8 +189,7 @@ class StreamVlmClient:
                 ("ask/_action/cancel_goal", CancelGoal),
             )
         }
-        latched = QoSProfile(depth=50, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        node.create_subscription(Answer, f"{name}/answer", self._tell, latched)
+        node.create_subscription(Answer, f"{name}/answer", self._tell, latched())
         node.create_subscription(DiagnosticArray, "/diagnostics", self._take_diagnostics, 50)
 
     async def _is_answered(self) -> bool:
@@ -525,6 +522,14 @@ class StreamVlmClient:
             return f"the node {self.name} has left the graph"
         state = "" if service == "get_state" else f" (its state is {await self.state()})"
         return f"the node {self.name} has no service ~/{service}{state}"
+
+
+def graph_text(context: Context | None = None) -> str:
+    """ "on this ROS graph" and its domain; None: of a context that is made without another word."""
+    if context is not None:
+        return f"on this ROS graph (ROS_DOMAIN_ID {context.get_domain_id()})"
+    with Context() as context:
+        return graph_text(context)
 
 
 def nodes_seen_by(node: Node) -> list[str]:

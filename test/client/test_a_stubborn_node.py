@@ -5,6 +5,7 @@
 values that no message can hold."""
 
 import asyncio
+import json
 import threading
 import time
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from patience import PATIENCE
 from ros_client import Graph
 from typer.testing import CliRunner
 
+from stream_vlm_ros import cli_node
 from stream_vlm_ros.cli import app
 from stream_vlm_ros.errors import InvalidChoicesError, InvalidParameterError, StreamVlmError
 
@@ -234,8 +236,7 @@ def threads():
     return {one for one in threading.enumerate() if one.name == "client"}
 
 
-@pytest.mark.parametrize("cancels", [1, 2, 5])
-def test_a_client_whose_end_is_cancelled_ends_all_the_same(node, cancels):
+def test_a_client_whose_end_is_cancelled_ends_all_the_same(node):
     from stream_vlm_ros.client import StreamVlmClient
 
     async def work(opened):
@@ -250,7 +251,7 @@ def test_a_client_whose_end_is_cancelled_ends_all_the_same(node, cancels):
         opened = asyncio.get_running_loop().create_future()
         task = asyncio.ensure_future(work(opened))
         await opened
-        for _ in range(cancels):
+        for _ in range(3):
             task.cancel()
             await asyncio.sleep(0)
         await asyncio.wait({task})
@@ -311,3 +312,58 @@ def test_a_fault_in_a_callback_is_said_as_what_it_is():
 
     with pytest.raises(NodeUnavailableError, match="fault in one of its callbacks: KeyError: 'w"):
         asyncio.run(asyncio.wait_for(run(), PATIENCE))
+
+
+# What is said ------------------------------------------------------------------------------------
+
+
+def test_json_of_watch_tells_that_the_node_left_and_came_back(monkeypatch, capsys):
+    class Flickering:
+        name, seen = NAME, iter([True, True, False, False, True])
+
+        async def is_there(self):
+            return next(self.seen, True)
+
+        async def watch(self):
+            await asyncio.sleep(PATIENCE)
+            yield
+
+    monkeypatch.setattr(cli_node, "LOOK", 0.01)
+    monkeypatch.setattr(
+        cli_node, "_with_node", lambda node, wait, use: asyncio.run(use(Flickering()))
+    )
+    cli_node.watch(NAME, seconds=0.5, every=5.0, wait=1.0, as_json=True)
+    assert list(map(json.loads, capsys.readouterr().out.splitlines())) == [
+        {"kind": "Graph", "node": NAME, "there": False, "message": f"{NAME} has left the graph"},
+        {"kind": "Graph", "node": NAME, "there": True, "message": f"{NAME} is there again"},
+    ]
+
+
+def test_a_node_that_is_not_there_is_said_with_the_domain_of_the_clients_context():
+    from rclpy.signals import SignalHandlerOptions
+
+    from stream_vlm_ros.client import NodeUnavailableError, StreamVlmClient
+
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=97, signal_handler_options=SignalHandlerOptions.NO)
+
+    async def open_one():
+        async with StreamVlmClient("/nobody", context=context, patience=0.1):
+            pytest.fail("it found somebody")
+
+    with pytest.raises(NodeUnavailableError, match=r"\(ROS_DOMAIN_ID 97\)"):
+        asyncio.run(open_one())
+    context.try_shutdown()
+
+
+def test_a_client_has_one_of_everything_and_nothing_to_ask_by_query(use):
+    async def clients(client):
+        node = client.ros.node
+        names = await client.ros.run(
+            lambda: node.get_client_names_and_types_by_node(node.get_name(), node.get_namespace())
+        )
+        return [name for name, _ in names], [one.srv_name for one in node.clients]
+
+    on_graph, made = use(clients)
+    assert f"{NAME}/query" not in on_graph and f"{NAME}/reset" in on_graph
+    assert len(made) == len(set(made))
