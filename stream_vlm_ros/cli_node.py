@@ -245,8 +245,6 @@ def ask_node(name: str, wait: float, ask: Ask) -> bool:
 
 
 async def _ask_one(client: StreamVlmClient, question: str, ask: Ask, out: Console) -> Any:
-    from stream_vlm_ros.client.messages import seconds
-
     def say(text: str, style: str = "") -> None:
         if not ask.as_json:
             out.print(Text(text, style=style), soft_wrap=True)
@@ -275,19 +273,30 @@ async def _ask_one(client: StreamVlmClient, question: str, ask: Ask, out: Consol
                 await timer
             if stream.text:
                 say("")
-    for index, choice in enumerate(answer.choices):
-        score = f"log-probability {answer.choice_scores[index]:.2f}"
-        say(f"{'> '[index != answer.choice_index]} {printable(choice)}  ({score})")
-    for episode in answer.evidence:
-        span = f"{_clock(seconds(episode.span.start))} to {_clock(seconds(episode.span.end))}"
-        say(f"  seen {span} ({episode.tier}, score {episode.score:.2f})", "dim")
-    cancelled = "; cancelled" if answer.finish_reason == "cancelled" else ""
-    say(
-        f"first token after {seconds(answer.ttft):.2f} s, answer after "
-        f"{seconds(answer.latency):.2f} s, {plural(answer.answer_tokens, 'token')}{cancelled}\n",
-        "dim",
-    )
+    if not ask.as_json:
+        for line in _end_of(answer):
+            out.print(line, soft_wrap=True)
     return answer
+
+
+def _end_of(answer: Any) -> Iterator[Text]:
+    """What follows the text of an answer, as where a source is asked."""
+    from stream_vlm_ros.client.messages import seconds
+    from stream_vlm_ros.replay.terminal import choice_lines, end_of_answer
+
+    scores, tokens = answer.choice_scores, answer.choice_tokens
+    means = [score / max(1, count) for score, count in zip(scores, tokens, strict=True)]
+    yield from choice_lines(answer.choices, scores, means, answer.choice_index)
+    yield from end_of_answer(
+        answer.text,
+        [
+            (seconds(one.span.start), seconds(one.span.end), one.tier, one.score)
+            for one in answer.evidence
+        ],
+        seconds(answer.newest_stamp),
+        (seconds(answer.ttft), seconds(answer.latency), answer.answer_tokens),
+        ending="; cancelled" if answer.finish_reason == "cancelled" else "",
+    )
 
 
 async def _cancel_after(stream: Any, seconds: float | None) -> None:
