@@ -10,6 +10,8 @@ It answers each question on the topic "question" on the topic "reply", piece by 
 """
 
 import asyncio
+import traceback
+from concurrent.futures import Future
 
 import rclpy
 from rclpy.executors import ExternalShutdownException
@@ -31,7 +33,14 @@ class Guide(Node):
         self.get_logger().info(f"asking {memory.name}")
 
     def on_question(self, message: String) -> None:
-        asyncio.run_coroutine_threadsafe(self.answer(message.data), self.loop)
+        answer = asyncio.run_coroutine_threadsafe(self.answer(message.data), self.loop)
+        answer.add_done_callback(self.on_end)
+
+    def on_end(self, answer: Future) -> None:
+        """Say what nobody else would: a fault of this program."""
+        if not answer.cancelled() and (fault := answer.exception()) is not None:
+            trace = "".join(traceback.format_exception(fault))
+            self.get_logger().error(f"a question ended by a fault:\n{trace}")
 
     async def answer(self, question: str) -> None:
         try:

@@ -29,6 +29,7 @@ from stream_vlm_ros.cli_node import (
     NODE_OPTION,
     AskCommand,
     ask_node,
+    check_about,
     choices_of,
     if_a_topic,
     node_app,
@@ -254,10 +255,8 @@ def ask(
         raise InvalidParameterError(
             f"--at is {at:g} s; it must be above 0 and at most {MAX_SECONDS:.0f}."
         )
-    if about is not None and not about[0] <= about[1]:
-        raise InvalidParameterError(
-            f"--about ends at {about[1]:g} s, before it begins at {about[0]:g} s."
-        )
+    if about is not None:
+        check_about(about)
     out, side = Console(highlight=False), Console(highlight=False, stderr=True)
     settings = changed(settings, engine)
     if settings.save_memory:

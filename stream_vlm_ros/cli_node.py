@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 NODE_NAME = re.compile(r"/?[A-Za-z_]\w*(/[A-Za-z_]\w*)*", re.ASCII)
+LOOK = 1.0  # s between two looks whether a node that is watched is there
+MAX_STAMP = 2**31 - 1  # s, of ROS
 LEFT_OUT = ("data",)  # of JSON: pictures
 
 
@@ -88,6 +89,10 @@ class AskCommand(TyperCommand):
         self._refuse(given - WITH_NODE, "of no use with --node")
         values = {name: ctx.params[name] for name in given}
         node = values["node"]
+        if "about" in values:
+            check_about(values["about"])
+        if "cancel_after" in values:
+            within("--cancel-after", values["cancel_after"], 0, MAX_STAMP)
         first = [values["video"]] if "video" in values else []  # of the questions
         ctx.obj = Ask(
             questions_of(f"--node {node}", [*first, *values.get("questions", [])]),
@@ -126,6 +131,24 @@ def choices_of(one_by_one: list[str] | None, together: str | None) -> list[str]:
     return [*(one_by_one or []), *map(str.strip, together.split(",") if together else ())]
 
 
+def within(option: str, seconds: float, least: float, most: float) -> None:
+    """Raise InvalidParameterError for seconds outside of this, such as nan, which typer lets by."""
+    if not least <= seconds <= most:
+        raise InvalidParameterError(
+            f"{option} must be from {least:.0f} to {most:.0f} s, not {seconds:g}."
+        )
+
+
+def check_about(about: tuple[float, float]) -> None:
+    """Raise InvalidParameterError for what is no stretch of time."""
+    for end in about:
+        within("--about", end, -MAX_STAMP, MAX_STAMP)
+    if about[0] > about[1]:
+        raise InvalidParameterError(
+            f"--about ends at {about[1]:g} s, before it begins at {about[0]:g} s."
+        )
+
+
 def _named(args: list[str]) -> Iterator[str]:
     for argument, following in zip(args, [*args, ""][1:], strict=True):
         yield argument
@@ -154,6 +177,7 @@ def _with_node(name: str, wait: float, use: Callable[[StreamVlmClient], Awaitabl
     """What ``use`` makes of a client of that node."""
     from stream_vlm_ros.processes.graph import check_ros
 
+    within("--wait", wait, 0, 3600)
     check_ros()
     from stream_vlm_ros.client import StreamVlmClient
 
@@ -221,8 +245,6 @@ def ask_node(name: str, wait: float, ask: Ask) -> bool:
 
 
 async def _ask_one(client: StreamVlmClient, question: str, ask: Ask, out: Console) -> Any:
-    from stream_vlm_ros.client.messages import seconds
-
     def say(text: str, style: str = "") -> None:
         if not ask.as_json:
             out.print(Text(text, style=style), soft_wrap=True)
@@ -247,21 +269,34 @@ async def _ask_one(client: StreamVlmClient, question: str, ask: Ask, out: Consol
             answer = await stream.answer()
         finally:
             timer.cancel()
+            with suppress(asyncio.CancelledError, StreamVlmError):  # the answer says so itself
+                await timer
             if stream.text:
                 say("")
-    for index, choice in enumerate(answer.choices):
-        score = f"log-probability {answer.choice_scores[index]:.2f}"
-        say(f"{'> '[index != answer.choice_index]} {printable(choice)}  ({score})")
-    for episode in answer.evidence:
-        span = f"{_clock(seconds(episode.span.start))} to {_clock(seconds(episode.span.end))}"
-        say(f"  seen {span} ({episode.tier}, score {episode.score:.2f})", "dim")
-    cancelled = "; cancelled" if answer.finish_reason == "cancelled" else ""
-    say(
-        f"first token after {seconds(answer.ttft):.2f} s, answer after "
-        f"{seconds(answer.latency):.2f} s, {plural(answer.answer_tokens, 'token')}{cancelled}\n",
-        "dim",
-    )
+    if not ask.as_json:
+        for line in _end_of(answer):
+            out.print(line, soft_wrap=True)
     return answer
+
+
+def _end_of(answer: Any) -> Iterator[Text]:
+    """What follows the text of an answer, as where a source is asked."""
+    from stream_vlm_ros.client.messages import seconds
+    from stream_vlm_ros.replay.terminal import choice_lines, end_of_answer
+
+    scores, tokens = answer.choice_scores, answer.choice_tokens
+    means = [score / max(1, count) for score, count in zip(scores, tokens, strict=True)]
+    yield from choice_lines(answer.choices, scores, means, answer.choice_index)
+    yield from end_of_answer(
+        answer.text,
+        [
+            (seconds(one.span.start), seconds(one.span.end), one.tier, one.score)
+            for one in answer.evidence
+        ],
+        seconds(answer.newest_stamp),
+        (seconds(answer.ttft), seconds(answer.latency), answer.answer_tokens),
+        ending="; cancelled" if answer.finish_reason == "cancelled" else "",
+    )
 
 
 async def _cancel_after(stream: Any, seconds: float | None) -> None:
@@ -276,10 +311,6 @@ async def _about_ns(
     """Stamps from seconds; those that are not above zero count from the newest frame."""
     if about is None:
         return None
-    if not about[0] <= about[1]:
-        raise InvalidParameterError(
-            f"--about ends at {about[1]:g} s, before it begins at {about[0]:g} s."
-        )
     from stream_vlm_ros.client.messages import nanoseconds
 
     await client.until_ready()
@@ -373,6 +404,8 @@ def watch(
     ] = False,
 ) -> None:
     """Print what a node says: its status, answers, health."""
+    if seconds is not None:
+        within("--seconds", seconds, 0, MAX_STAMP)
     watching = Watching(every)
 
     def say(words: str) -> None:
@@ -410,9 +443,18 @@ def watch(
             except StreamVlmError as second:
                 now = str(second)
             if now != before:
-                say(now or f"{client.name} is there again")
+                words = now or f"{client.name} is there again"
+                if as_json:
+                    told = {
+                        "kind": "Graph",
+                        "node": client.name,
+                        "there": not now,
+                        "message": words,
+                    }
+                    print(json.dumps(told), flush=True)
+                say(words)
                 before = now
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(LOOK)
 
     _with_node(node, wait, use)
 
@@ -432,8 +474,9 @@ def list_nodes(as_json: Json = False) -> None:
         print(json.dumps(nodes))
         return
     if not nodes:
-        domain = os.environ.get("ROS_DOMAIN_ID") or 0
-        print(f"No node of stream_vlm is on this ROS graph (ROS_DOMAIN_ID {domain}).")
+        from stream_vlm_ros.client.stream_vlm_client import graph_text
+
+        print(f"No node of stream_vlm is {graph_text()}.")
         return
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for column in ("node", "state", "memory"):
@@ -574,7 +617,9 @@ def answers(
     as_json: Json = False,
 ) -> None:
     """Print what a node was asked before, and what it answered."""
-    from_ns = 0 if last is None else time.time_ns() - round(last * 60e9)
+    if last is not None:
+        within("--last", 60 * last, 0, MAX_STAMP)
+    from_ns = 0 if last is None else max(0, time.time_ns() - round(last * 60e9))
     found = _with_node(node, wait, lambda client: client.past_answers(from_ns, 0, text, limit))
     if as_json:
         from stream_vlm_ros.plain_messages import to_dict

@@ -6,13 +6,17 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from action_msgs.msg import GoalInfo
+from rclpy.task import Future
 from stream_vlm.action import Ask
 from stream_vlm.msg import Answer
 
 from stream_vlm_ros.client.errors import AskError, NodeUnavailableError
+from stream_vlm_ros.client.ros_thread import to_its_end
 
 if TYPE_CHECKING:
     from stream_vlm_ros.client.stream_vlm_client import StreamVlmClient
@@ -30,6 +34,7 @@ class AnswerStream:
 
     Attributes:
         text: what has been written so far.
+        sent: whether it is on its way to the node, or there.
     """
 
     def __init__(self, client: StreamVlmClient, goal: Ask.Goal) -> None:
@@ -37,7 +42,10 @@ class AnswerStream:
         self.text = ""
         self._pieces: asyncio.Queue[str | None] = asyncio.Queue()  # None: there are no more
         self._accepted = asyncio.Event()
+        self._goal_id = GoalInfo().goal_id
+        self._goal_id.uuid = list(uuid.uuid4().bytes)
         self._handle: Any = None
+        self.sent = self._abandoned = False  # in the client's thread
         self._cancelled = False
         self._task: asyncio.Task[Answer] | None = None
 
@@ -53,14 +61,22 @@ class AnswerStream:
     async def close(self) -> None:
         """Cancel what has not been answered; called by the end of ``async with``, of this or of the
         client."""
-        self._client.open_streams.discard(self)
+        await to_its_end(self._close())
+
+    async def _close(self) -> None:
         task = self._begun()
-        if not task.done():
-            with suppress(NodeUnavailableError, asyncio.TimeoutError):
-                await asyncio.wait_for(self.cancel(), LAST_WORDS)
+        try:
+            if not task.done():
+                with suppress(NodeUnavailableError, asyncio.TimeoutError):
+                    await asyncio.wait_for(self.cancel(), LAST_WORDS)
+                if self._handle is None:  # the node may take it yet
+                    with suppress(NodeUnavailableError):
+                        await self._client.ros.run(self._abandon)
+        finally:
             task.cancel()
-        with suppress(asyncio.CancelledError, Exception):  # told by answer(), if anybody asked
-            await task
+            with suppress(asyncio.CancelledError, Exception):  # told by answer(), if anybody asked
+                await task
+            self._client.open_streams.discard(self)
 
     def __aiter__(self) -> AnswerStream:
         return self
@@ -88,11 +104,13 @@ class AnswerStream:
     async def cancel(self) -> None:
         """Let the node write no further token; returns when it knows."""
         self._cancelled = True
-        task = asyncio.ensure_future(self._accepted.wait())
-        await asyncio.wait({self._begun(), task}, return_when=asyncio.FIRST_COMPLETED)
-        task.cancel()
+        accepted = asyncio.ensure_future(self._accepted.wait())
+        try:
+            await asyncio.wait({self._begun(), accepted}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            accepted.cancel()
         if self._handle is not None and not self._begun().done():
-            await self._client.ros.reply(self._handle.cancel_goal_async)
+            await self._client.ros.reply(lambda: self._client.cancel_goal(self._goal_id))
 
     def _begun(self) -> asyncio.Task[Answer]:
         if self._task is None:
@@ -110,10 +128,23 @@ class AnswerStream:
                 loop.call_soon_threadsafe(self._grow, message.feedback.text)
 
         ros, action = client.ros, client.action
-        sent = ros.reply(lambda: action.send_goal_async(self._goal, take))
+
+        def send() -> Future:  # in the client's thread
+            if self._abandoned:
+                raise NodeUnavailableError("the question was left before it was sent")
+            self.sent = True
+            future: Future = action.send_goal_async(self._goal, take, goal_uuid=self._goal_id)
+            future.add_done_callback(taken)
+            return future
+
+        def taken(future: Future) -> None:  # in the client's thread
+            if self._abandoned and future.exception() is None and future.result().accepted:
+                client.cancel_goal(self._goal_id)
+
         try:
-            self._handle = await asyncio.wait_for(sent, client.patience)
+            self._handle = await asyncio.wait_for(ros.reply(send), client.patience)
         except asyncio.TimeoutError:
+            await ros.run(self._abandon)
             raise NodeUnavailableError(
                 f"the node {client.name} did not take the question within {client.patience:.0f} s"
             ) from None
@@ -127,6 +158,13 @@ class AnswerStream:
         if not self._goal.choices:
             self._grow(answer.text)
         return answer
+
+    def _abandon(self) -> None:
+        """In the client's thread: cancel what was sent and is not accepted, now, as the client may
+        be about to end, and when it is, as the node may not know it yet."""
+        self._abandoned = True
+        if self.sent:
+            self._client.cancel_goal(self._goal_id)
 
     async def _result(self) -> Answer:
         """Wait for what comes of the goal, as long as the node is there."""

@@ -17,7 +17,7 @@ from stream_vlm.msg import CacheStatus
 from stream_vlm.srv import Query
 
 from stream_vlm_ros.client.errors import NodeUnavailableError
-from stream_vlm_ros.client.messages import set_stamp
+from stream_vlm_ros.client.messages import set_about
 from stream_vlm_ros.processes.ros_process import names_seen_by
 
 
@@ -30,21 +30,25 @@ def refuse_second(names: Sequence[str], name: str) -> None:
         )
 
 
-class NodeClient:
-    """Whoever owns ``node`` spins it; the answers and the status come in its executor's thread.
+def latched() -> QoSProfile:
+    """Of topics whose last messages reach who comes later."""
+    return QoSProfile(depth=50, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+class StatusWatch:
+    """What a node says of itself on ``~/cache_status``.
 
     Args:
         node: a node of one's own.
-        name: of the node that is asked; a relative one is in the namespace of ``node``.
-        on_status: is given every message on ``~/cache_status``.
+        name: of the node that is watched; a relative one is in the namespace of ``node``.
+        on_status: is given every message.
 
     Attributes:
-        status: the newest message on ``~/cache_status``; None before the first.
+        name: full name of the node that is watched.
+        status: the newest message; None before the first.
         status_at: when it came, by ``time.monotonic()``.
         statuses: how many have come.
     """
-
-    LOOK_AGAIN = 1.0  # s between two looks at the graph
 
     def __init__(
         self,
@@ -56,17 +60,42 @@ class NodeClient:
         self.status_at = 0.0
         self.statuses = 0
         self._node, self._on_status = node, on_status
-        self._query = node.create_client(Query, f"{name}/query")
-        self._reset = node.create_client(Trigger, f"{name}/reset")
-        latched = QoSProfile(depth=50, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        node.create_subscription(CacheStatus, f"{name}/cache_status", self._take_status, latched)
-        self.name = node.resolve_service_name(f"{name}/query").rpartition("/")[0]
-        self._look_again_at = 0.0
+        node.create_subscription(CacheStatus, f"{name}/cache_status", self._take_status, latched())
+        self.name = node.resolve_topic_name(f"{name}/cache_status").rpartition("/")[0]
 
     def _take_status(self, message: CacheStatus) -> None:
         self.status, self.status_at = message, time.monotonic()
         self.statuses += 1
         self._on_status(message)
+
+    def why_not_ready(self) -> str:
+        """Why the node cannot be asked, in words; "" if it can."""
+        if self.status is None:
+            return "it cannot be seen: no message on ~/cache_status"
+        if self.status.state != "active":
+            return f"its state is {self.status.state or 'unknown'}"
+        return ""
+
+
+class NodeClient(StatusWatch):
+    """Asks and watches; whoever owns ``node`` spins it, and the answers and the status come in its
+    executor's thread.
+
+    Args and attributes: as of `StatusWatch`.
+    """
+
+    LOOK_AGAIN = 1.0  # s between two looks at the graph
+
+    def __init__(
+        self,
+        node: Node,
+        name: str,
+        on_status: Callable[[CacheStatus], None] = lambda message: None,
+    ) -> None:
+        super().__init__(node, name, on_status)
+        self._query = node.create_client(Query, f"{name}/query")
+        self._reset = node.create_client(Trigger, f"{name}/reset")
+        self._look_again_at = 0.0
 
     # Asking ---------------------------------------------------------------------------------------
 
@@ -85,9 +114,7 @@ class NodeClient:
         """
         request = Query.Request(question=text, choices=list(choices))
         request.max_new_tokens = max_new_tokens
-        if about_ns is not None:
-            set_stamp(request.about_from, about_ns[0])
-            set_stamp(request.about_to, about_ns[1])
+        set_about(request, about_ns)
         return self._query.call_async(request)
 
     def reset(self) -> Future:
@@ -122,10 +149,8 @@ class NodeClient:
 
     def why_not_ready(self) -> str:
         """Why the node cannot be asked, in words; "" if it can."""
-        if self.status is None:
-            return "it cannot be seen: no message on ~/cache_status"
-        if self.status.state != "active":
-            return f"its state is {self.status.state or 'unknown'}"
+        if why := super().why_not_ready():
+            return why
         for service in (self._query, self._reset):
             if not service.service_is_ready():
                 return f"its service ~/{service.srv_name.rpartition('/')[2]} is away"

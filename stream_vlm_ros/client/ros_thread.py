@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future as ThreadFuture
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
@@ -23,6 +23,7 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 
 from stream_vlm_ros.client.errors import NodeUnavailableError
+from stream_vlm_ros.errors import in_words
 
 T = TypeVar("T")
 
@@ -56,6 +57,7 @@ class RosThread:
         self._lock = threading.Lock()
         self._awaited: set[ThreadFuture[Any]] = set()
         self._ended = False
+        self._fault: Exception | None = None  # what ended the thread
         self._thread = threading.Thread(target=self._spin, name="client", daemon=True)
         self._thread.start()
 
@@ -66,7 +68,11 @@ class RosThread:
         try:
             return await asyncio.shield(making)
         except asyncio.CancelledError:
-            await asyncio.to_thread((await making).close)
+
+            async def drop() -> None:
+                await asyncio.to_thread((await making).close)
+
+            await to_its_end(drop())
             raise
 
     def _spin(self) -> None:
@@ -74,15 +80,16 @@ class RosThread:
             while not self._ending:
                 with suppress(InvalidHandle):  # destroyed while this thread was about to wait
                     self._executor.spin_once(timeout_sec=0.5)
-        except Exception:
+        except Exception as fault:
             # Of a context that was shut down meanwhile, as rclpy's handler of Ctrl-C does with all.
             if self.context.ok():
+                self._fault = fault
                 raise
         finally:
             with self._lock:
                 self._ended = True
             for done in list(self._awaited):
-                _fail(done)
+                self._fail(done)
 
     def close(self) -> None:
         """End the thread and destroy the node; waits for both."""
@@ -126,20 +133,40 @@ class RosThread:
                 call()
             except Exception as fault:
                 if not self.context.ok():
-                    return _fail(done)
+                    return self._fail(done)
                 with suppress(InvalidStateError):
                     done.set_exception(fault)
 
         with self._lock:
             if self._ended:
-                return _fail(done)
+                return self._fail(done)
             self._awaited.add(done)
         done.add_done_callback(self._awaited.discard)
         # Not in the caller's thread: rclpy's action client loses a reply that comes before the call
         # that asked for it has returned.
         self._executor.create_task(started)
 
+    def _fail(self, done: ThreadFuture[Any]) -> None:
+        why = "ROS was shut down in this process"
+        if self._fault is not None:
+            why = f"the client ended by a fault in one of its callbacks: {in_words(self._fault)}"
+        refusal = NodeUnavailableError(why)
+        refusal.__cause__ = self._fault
+        with suppress(InvalidStateError):
+            done.set_exception(refusal)
 
-def _fail(done: ThreadFuture[Any]) -> None:
-    with suppress(InvalidStateError):
-        done.set_exception(NodeUnavailableError("ROS was shut down in this process"))
+
+async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """What comes of ``work``, which goes on to its end also where who waits for it is cancelled,
+    once or several times; that is raised then."""
+    task, told = asyncio.ensure_future(work), None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as cancelled:
+            told = cancelled
+    if told is not None:
+        if not task.cancelled():
+            task.exception()  # or asyncio would complain that nobody looked
+        raise told
+    return task.result()

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Any, TypeAlias
 
+from action_msgs.srv import CancelGoal
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.srv import GetState
 from rcl_interfaces.srv import GetParameters, ListParameters, SetParametersAtomically
@@ -19,7 +19,7 @@ from rclpy.action import ActionClient
 from rclpy.context import Context
 from rclpy.node import Node
 from rclpy.parameter import Parameter, parameter_value_to_python
-from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.task import Future
 from std_srvs.srv import Trigger
 from stream_vlm.action import Ask
 from stream_vlm.msg import Answer, CacheStatus, PastAnswer
@@ -27,16 +27,27 @@ from stream_vlm.srv import GetAnswers, LoadMemory, SaveMemory
 
 from stream_vlm_ros.client.answer_stream import AnswerStream
 from stream_vlm_ros.client.errors import NodeUnavailableError
-from stream_vlm_ros.client.messages import set_stamp
-from stream_vlm_ros.client.node_client import NodeClient, refuse_second
-from stream_vlm_ros.client.ros_thread import RosThread
-from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError, cut
+from stream_vlm_ros.client.messages import (
+    MAX_UINT32,
+    checked_choices,
+    checked_text,
+    flag,
+    float32,
+    set_about,
+    set_stamp,
+    stamp_ns,
+)
+from stream_vlm_ros.client.node_client import StatusWatch, latched, refuse_second
+from stream_vlm_ros.client.ros_thread import RosThread, to_its_end
+from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError, cut, whole_number
 from stream_vlm_ros.processes.ros_process import names_seen_by
 
+MAX_INT64 = 2**63 - 1
 QUERY_TYPE = "stream_vlm/srv/Query"
 USUAL_NAME = "stream_vlm"
 STEP = 0.02  # s between two looks at what is waited for
 ANNOUNCED = 3.2  # s in which every node has been heard: Fast DDS announces one every three
+FILE_PATIENCE = 600.0  # s for saving or loading a memory, which a slow disk makes long
 KEPT_EVENTS = 1000  # that a watcher has not looked at; beyond, the oldest go
 
 Event: TypeAlias = CacheStatus | Answer | DiagnosticStatus
@@ -70,7 +81,7 @@ class StreamVlmClient:
         self.name = f"/{name.strip('/')}" if name else ""
         self._context = context
         self._ros: RosThread | None = None
-        self._seen: NodeClient | None = None
+        self._seen: StatusWatch | None = None
         self._action: ActionClient | None = None
         self._services: dict[str, Any] = {}
         self.open_streams: set[AnswerStream] = set()  # whose answers end with the client
@@ -147,7 +158,7 @@ class StreamVlmClient:
         return await self.ros.run(lambda: nodes_seen_by(self.ros.node))
 
     async def _why_none(self) -> str:
-        graph = f"on this ROS graph (ROS_DOMAIN_ID {os.environ.get('ROS_DOMAIN_ID') or 0})"
+        graph = graph_text(self.ros.context)
         if not self.name:
             return (
                 f"no node of stream_vlm was seen within {self.patience:.0f} s {graph}: start one "
@@ -160,7 +171,7 @@ class StreamVlmClient:
     def _make(self) -> None:
         """Everything on the graph, in the client's thread."""
         node, name = self.ros.node, self.name
-        self._seen = NodeClient(node, name, self._tell)
+        self._seen = StatusWatch(node, name, self._tell)
         self._action = ActionClient(node, Ask, f"{name}/ask")
         self._services = {
             service: node.create_client(kind, f"{name}/{service}")
@@ -175,10 +186,10 @@ class StreamVlmClient:
                 ("save_memory", SaveMemory),
                 ("load_memory", LoadMemory),
                 ("get_answers", GetAnswers),
+                ("ask/_action/cancel_goal", CancelGoal),
             )
         }
-        latched = QoSProfile(depth=50, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        node.create_subscription(Answer, f"{name}/answer", self._tell, latched)
+        node.create_subscription(Answer, f"{name}/answer", self._tell, latched())
         node.create_subscription(DiagnosticArray, "/diagnostics", self._take_diagnostics, 50)
 
     async def _is_answered(self) -> bool:
@@ -189,14 +200,21 @@ class StreamVlmClient:
         return True
 
     async def _close(self) -> None:
-        for stream in list(self.open_streams):
-            await stream.close()
-        ros, self._ros = self._ros, None
-        action, self._action = self._action, None
-        if ros is not None:
+        await to_its_end(self._end())
+
+    async def _end(self) -> None:
+        ros = self._ros
+        if ros is None:
+            return
+        try:
+            closing = [stream.close() for stream in self.open_streams]
+            await asyncio.gather(*closing, return_exceptions=True)
+            action, self._action = self._action, None
             if action is not None:
                 with suppress(NodeUnavailableError):
                     await ros.run(action.destroy)
+        finally:
+            self._ros = None
             await asyncio.to_thread(ros.close)
 
     @property
@@ -205,6 +223,16 @@ class StreamVlmClient:
         if self._ros is None:
             raise RuntimeError("the client is used within 'async with StreamVlmClient(...) as it'")
         return self._ros
+
+    def cancel_goal(self, goal_id: Any) -> Future:
+        """Let the node drop a question, whether it has taken it or not; in the client's thread.
+
+        rclpy's own way needs the handle of a goal that was accepted.
+        """
+        request = CancelGoal.Request()
+        request.goal_info.goal_id = goal_id
+        future: Future = self._services["ask/_action/cancel_goal"].call_async(request)
+        return future
 
     @property
     def action(self) -> ActionClient:
@@ -238,20 +266,20 @@ class StreamVlmClient:
             keep_exchange: question and answer stay in the memory.
             history: "never", "auto" or "always"; "": as the node is set.
             thumbnails: pictures with each episode that the answer names, at most 6.
+
+        Raises InvalidParameterError or InvalidChoicesError for what no message can hold.
         """
         goal = Ask.Goal(
-            question=question,
-            choices=list(choices),
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            keep_exchange=keep_exchange,
-            source=source,
-            history=history,
-            thumbnails=thumbnails,
+            question=checked_text("question", question),
+            choices=checked_choices(choices),
+            max_new_tokens=whole_number("max_new_tokens", max_new_tokens, 0, MAX_UINT32),
+            temperature=float32("temperature", temperature),
+            keep_exchange=flag("keep_exchange", keep_exchange),
+            source=checked_text("source", source),
+            history=checked_text("history", history),
+            thumbnails=whole_number("thumbnails", thumbnails, 0, MAX_UINT32),
         )
-        if about_ns is not None:
-            set_stamp(goal.about_from, about_ns[0])
-            set_stamp(goal.about_to, about_ns[1])
+        set_about(goal, about_ns)
         return AnswerStream(self, goal)
 
     async def ask(self, question: str, choices: Sequence[str] = (), **options: Any) -> Answer:
@@ -261,6 +289,7 @@ class StreamVlmClient:
 
         Raises:
             AskError: the node refused the question, or failed on it.
+            InvalidParameterError: an option is none that a message can hold.
             NodeUnavailableError: the node is not there, is not ready, or ended meanwhile.
         """
         async with self.stream(question, choices, **options) as answer:
@@ -275,10 +304,13 @@ class StreamVlmClient:
             from_ns, to_ns: when they were answered, by the node's clock; 0: no limit.
             text: is in question or answer.
             limit: the newest so many; 0: 100.
+
+        Raises InvalidParameterError for what no message can hold.
         """
-        request = GetAnswers.Request(text=text, limit=limit)
-        set_stamp(request.from_time, from_ns)
-        set_stamp(request.to_time, to_ns)
+        limit = whole_number("limit", limit, 0, MAX_UINT32)
+        request = GetAnswers.Request(text=checked_text("text", text), limit=limit)
+        set_stamp(request.from_time, stamp_ns("from_ns", from_ns))
+        set_stamp(request.to_time, stamp_ns("to_ns", to_ns))
         response = await self._call("get_answers", request, self.patience)
         _refuse(response)
         answers: list[PastAnswer] = response.answers
@@ -388,7 +420,9 @@ class StreamVlmClient:
         known = set(listed.result.names)
         for name in names:
             if name not in known:
-                raise InvalidParameterError(f"the node {self.name} has no parameter {cut(name)!r}")
+                raise InvalidParameterError(
+                    f"the node {self.name} has no parameter {cut(str(name))!r}"
+                )
         wanted = list(names) or sorted(known)
         request = GetParameters.Request(names=wanted)
         response = await self._call("get_parameters", request, self.patience)
@@ -404,7 +438,7 @@ class StreamVlmClient:
         for name, now in (await self.get(*values)).items() if values else ():
             if isinstance(now, float) and type(values[name]) is int:
                 values[name] = float(values[name])
-        parameters = [Parameter(n, value=v).to_parameter_msg() for n, v in values.items()]
+        parameters = [_parameter(name, value) for name, value in values.items()]
         request = SetParametersAtomically.Request(parameters=parameters)
         response = await self._call("set_parameters_atomically", request, self.patience)
         if not response.result.successful:
@@ -414,7 +448,7 @@ class StreamVlmClient:
 
     async def reset(self) -> str:
         """Let the node forget everything; what it says of it."""
-        return _refuse(await self._call("reset", Trigger.Request()))
+        return _refuse(await self._call("reset", Trigger.Request(), self.patience))
 
     async def pause(self) -> str:
         """Let the node stop watching; it goes on answering."""
@@ -425,27 +459,39 @@ class StreamVlmClient:
         return _refuse(await self._call("resume", Trigger.Request(), self.patience))
 
     async def save(self, name: str = "") -> str:
-        """Save the memory in the node's folder; "": as the node is set."""
-        return _refuse(await self._call("save_memory", SaveMemory.Request(name=name)))
+        """Save the memory in the node's folder; "": as the node is set.
+
+        Raises NodeUnavailableError where the node has not replied within ``FILE_PATIENCE``, as
+        files take their time.
+        """
+        request = SaveMemory.Request(name=checked_text("name", name))
+        return _refuse(await self._call("save_memory", request, self._for_files, tries=1))
 
     async def load(self, name: str = "") -> str:
-        """Put a saved memory in the place of the present one; "": as the node is set."""
-        return _refuse(await self._call("load_memory", LoadMemory.Request(name=name)))
+        """Put a saved memory in the place of the present one; "": as the node is set.
 
-    async def _call(self, name: str, request: Any, within: float | None = None) -> Any:
+        Raises NodeUnavailableError where the node has not replied within ``FILE_PATIENCE``.
+        """
+        request = LoadMemory.Request(name=checked_text("name", name))
+        return _refuse(await self._call("load_memory", request, self._for_files, tries=1))
+
+    @property
+    def _for_files(self) -> float:
+        return max(self.patience, FILE_PATIENCE)
+
+    async def _call(self, name: str, request: Any, within: float, tries: int = 3) -> Any:
         """The response of a service of the node.
 
         Args:
-            within: seconds for the response; None: as long as the node is there, for what takes
-                its time.
-
-        A service that has not yet found the client's side loses its reply, without a word to
-        either: what has to be there soon is asked for three times.
+            within: seconds for the response.
+            tries: how often it is asked for in that time. A service that has not yet found the
+                client's side loses its reply, without a word to either; what must not be done
+                twice is asked for once.
         """
         client = self._services[name]
         begin = time.monotonic()
         while not await self.ros.run(client.service_is_ready):
-            if time.monotonic() > begin + (self.patience if within is None else within):
+            if time.monotonic() > begin + min(within, self.patience):
                 raise NodeUnavailableError(await self._why_away(name))
             await asyncio.sleep(STEP)
         sent: list[asyncio.Future[Any]] = []
@@ -453,12 +499,12 @@ class StreamVlmClient:
         try:
             while True:
                 waited = time.monotonic() - begin
-                if not sent or (within is not None and waited > len(sent) * within / 3):
+                if len(sent) < tries and waited >= len(sent) * within / tries:
                     sent.append(asyncio.ensure_future(self._send(client, request)))
                 done, _ = await asyncio.wait(sent, timeout=0.1)
                 if done:
                     return next(iter(done)).result()
-                if within is not None and waited > within:
+                if waited > within:
                     raise NodeUnavailableError(
                         f"the node {self.name} did not reply on ~/{name} within {within:.0f} s"
                     )
@@ -478,6 +524,14 @@ class StreamVlmClient:
         return f"the node {self.name} has no service ~/{service}{state}"
 
 
+def graph_text(context: Context | None = None) -> str:
+    """ "on this ROS graph" and its domain; None: of a context that is made without another word."""
+    if context is not None:
+        return f"on this ROS graph (ROS_DOMAIN_ID {context.get_domain_id()})"
+    with Context() as context:
+        return graph_text(context)
+
+
 def nodes_seen_by(node: Node) -> list[str]:
     """Full names of the nodes of this package that ``node`` knows of: those that can be asked, and
     those of the usual name, which may not be configured yet."""
@@ -491,6 +545,20 @@ def nodes_seen_by(node: Node) -> list[str]:
         for name in names_seen_by(node)
         if name in can_be_asked or name.rpartition("/")[2] == USUAL_NAME
     )
+
+
+def _parameter(name: str, value: Any) -> Any:
+    """As a message; raises InvalidParameterError for what no parameter can be."""
+    if isinstance(value, int):
+        value = (
+            value if isinstance(value, bool) else whole_number(name, value, -MAX_INT64, MAX_INT64)
+        )
+    try:
+        if value is None:
+            raise TypeError
+        return Parameter(name, value=value).to_parameter_msg()
+    except (AssertionError, TypeError, ValueError):  # of rclpy, in words about itself
+        raise InvalidParameterError(f"{name} cannot be {cut(repr(value))}") from None
 
 
 def _refuse(response: Any) -> str:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
         AnswerMetrics,
         CacheInfo,
         ChoiceMetrics,
-        EvidenceEpisode,
         InferenceEngine,
     )
 
@@ -81,11 +81,10 @@ class Dialogue:
         self._print(Text(printable(question), style="bold"))
         if choices:
             answer, metrics = self._engine.ask_choice(question, choices, about=about)
-            for index, text in enumerate(choices):
-                mark, score = "> "[index != metrics.choice_index], metrics.scores[index]
-                mean = metrics.mean_scores[index]
-                scores = f"(log-probability {score:.2f}, {mean:.2f} a token)"
-                self._print(Text(f"{mark} {printable(text)}  {scores}"))
+            for line in choice_lines(
+                choices, metrics.scores, metrics.mean_scores, metrics.choice_index
+            ):
+                self._print(line)
         else:
             self._shown = ""
             answer, metrics = self._engine.ask(
@@ -93,34 +92,19 @@ class Dialogue:
             )
             self._grow(answer)
             self._print(Text("" if self._live else printable(answer)))
-        at = metrics.newest_timestamp or 0.0
-        if told := correction(answer, [(one.start, one.end) for one in metrics.episodes], at):
-            self._print(Text(f"  {told}.", style="yellow"))
-        for episode in metrics.episodes:
-            self._print(Text(f"  {self._episode_text(episode, at)}", style="dim"))
-        tokens = metrics.get("answer_tokens")
-        length = "" if tokens is None else f", {plural(tokens, 'token')}"
-        self._print(
-            Text(
-                f"first token after {metrics.ttft:.2f} s, answer after "
-                f"{metrics.latency:.2f} s{length}\n",
-                style="dim",
-            )
-        )
+        for line in end_of_answer(
+            answer,
+            [(one.start, one.end, one.tier, one.score) for one in metrics.episodes],
+            metrics.newest_timestamp or 0.0,
+            (metrics.ttft, metrics.latency, metrics.get("answer_tokens")),
+            self._start,
+        ):
+            self._print(line)
         return {
             "question": question,
             "answer": answer,
             "choices": choices or [],
         } | metrics.as_dict()
-
-    def _episode_text(self, episode: EvidenceEpisode, at: float) -> str:
-        """When it was, also of the day where the stamps are those of a clock."""
-        first, last = episode.start - self._start, episode.end - self._start
-        clock = f"{span_text(episode.start, episode.end)}, " if episode.start >= CLOCK else ""
-        return (
-            f"seen at {first:.1f}-{last:.1f} s, {age_text(episode.end, at)}\n"
-            f"  ({clock}{episode.tier}, score {episode.score:.2f})"
-        )
 
     @property
     def _live(self) -> bool:
@@ -137,6 +121,50 @@ class Dialogue:
     def _print(self, text: Text) -> None:
         if self._out is not None:
             say(self._out, text)
+
+
+def choice_lines(
+    choices: Sequence[str], scores: Sequence[float], means: Sequence[float], chosen: int
+) -> Iterator[Text]:
+    """Each choice with its log-probability, and that of a token of it on average."""
+    for index, (choice, score, mean) in enumerate(zip(choices, scores, means, strict=True)):
+        figures = f"(log-probability {score:.2f}, {mean:.2f} a token)"
+        yield Text(f"{'> '[index != chosen]} {printable(choice)}  {figures}")
+
+
+def end_of_answer(
+    answer: str,
+    episodes: Sequence[tuple[float, float, str, float]],
+    at: float,
+    cost: tuple[float, float, int | None],
+    start: float | None = None,
+    ending: str = "",
+) -> Iterator[Text]:
+    """What follows an answer: what the stamps correct in it, what it rests on, what it cost.
+
+    Args:
+        episodes: of each from when to when, in seconds of the source, its tier and its score.
+        at: when it was asked.
+        cost: seconds to the first token and to the last, and the tokens.
+        start: the source's time from which seconds count; None: they have no start that is known.
+        ending: a word on how it ended.
+    """
+    if told := correction(answer, [(begin, end) for begin, end, *_ in episodes], at):
+        yield Text(f"  {told}.", style="yellow")
+    for begin, end, tier, score in episodes:
+        words = f"{tier}, score {score:.2f}"
+        if start is not None:  # the time of day, too, where the stamps are those of a clock
+            when = f"at {begin - start:.1f}-{end - start:.1f} s"
+            words = f"{span_text(begin, end)}, {words}" if begin >= CLOCK else words
+        else:
+            when = span_text(begin, end)
+        yield Text(f"  seen {when}, {age_text(end, at)}\n  ({words})", style="dim")
+    ttft, latency, tokens = cost
+    length = "" if tokens is None else f", {plural(tokens, 'token')}"
+    yield Text(
+        f"first token after {ttft:.2f} s, answer after {latency:.2f} s{length}{ending}\n",
+        style="dim",
+    )
 
 
 def memory_text(info: CacheInfo, fed: Fed) -> str:

@@ -98,7 +98,7 @@ def terminal(*arguments, status=0):
     """What a command prints; its exit status is as said."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == status, result.output
-    return result.stdout if status == 0 else result.stderr
+    return result.stdout if status < 2 else result.stderr
 
 
 # Asking -------------------------------------------------------------------------------------------
@@ -436,6 +436,8 @@ def test_questions_from_a_terminal(node):
     told = json.loads(terminal("ask", "--node", NAME, "What?", *about))
     assert told["node"] == NAME and told["answers"][0]["answer_tokens"] == 4
     assert told["answers"][0]["cache_status"]["frames"] == 4
+    told = json.loads(terminal("ask", "--node", NAME, "What?", "--about", 1, 2, "--json", status=1))
+    assert told["answers"][0]["error_code"] == 24  # OUT_OF_HORIZON: stamps, long before the first
 
 
 def test_a_terminals_answer_is_cancelled_after_its_time(node):

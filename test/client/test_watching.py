@@ -5,7 +5,7 @@
 
 import pytest
 
-from stream_vlm_ros.cli_node import Watching
+from stream_vlm_ros.cli_node import Watching, _end_of
 
 pytest.importorskip("stream_vlm", reason="the interfaces are not built")
 pytestmark = pytest.mark.ros
@@ -61,3 +61,24 @@ def test_every_answer_is_told_and_an_error_by_its_name():
     assert lines.line(answer) == lines.line(answer) == "Who? -> a cat (1.25 s)"
     refused = Answer(question="Who?", error_code=Answer.QUEUE_FULL, error_message="8 wait")
     assert lines.line(refused) == "Who? -> QUEUE_FULL: 8 wait"
+
+
+def test_the_end_of_an_answer_is_told_as_where_a_source_is_asked():
+    from stream_vlm.msg import Answer, Evidence
+
+    answer = Answer(text="300 seconds ago", answer_tokens=3, finish_reason="cancelled")
+    answer.newest_stamp.sec = 119
+    seen = Evidence(tier="history", score=3.25)
+    seen.span.start.sec, seen.span.end.sec = 101, 103
+    answer.evidence = [seen]
+    assert [line.plain for line in _end_of(answer)] == [
+        "  By the stamps it was 16 s ago, not as the model says.",
+        "  seen 101.0 s to 103.0 s, 16 s before the question\n  (history, score 3.25)",
+        "first token after 0.00 s, answer after 0.00 s, 3 tokens; cancelled\n",
+    ]
+    chosen = Answer(text="cup", choices=["cup", "bowl"], choice_index=0)
+    chosen.choice_scores, chosen.choice_tokens = [-1.0, -3.0], [2, 3]
+    assert [line.plain for line in _end_of(chosen)][:2] == [
+        "> cup  (log-probability -1.00, -0.50 a token)",
+        "  bowl  (log-probability -3.00, -1.00 a token)",
+    ]
