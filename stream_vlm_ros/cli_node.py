@@ -437,7 +437,7 @@ def list_nodes(as_json: Json = False) -> None:
     for column in ("node", "state", "memory"):
         table.add_column(column)
     for one in nodes:
-        table.add_row(one["name"], one["state"], one["memory"])
+        table.add_row(*(Text(one[key]) for key in ("name", "state", "memory")))
     Console(highlight=False).print(table)
 
 
