@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -202,7 +203,7 @@ class StreamVlmNode(TellingLifecycleNode):
         file, max_bytes = self.parameters.answers_file, self.parameters.answers_megabytes << 20
         make = functools.partial(AnswerLog, max_bytes=max_bytes, report=self._on_unlogged)
         try:
-            return make(Path(file).expanduser() if file else None)
+            return make(Path(os.path.expanduser(file)) if file else None)
         except AnswerLogError as refusal:
             self.get_logger().error(f"past answers are kept in memory alone: {refusal}")
             return make(None)
