@@ -100,12 +100,16 @@ def _front_matter(card: Path) -> yaml.Node | None:
 
 
 def _entries(node: yaml.Node | None) -> dict[str, yaml.Node]:
-    pairs = node.value if node is not None and node.id == "mapping" else []
-    return {key.value: value for key, value in pairs if key.id == "scalar"}
+    import yaml
+
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    return {key.value: value for key, value in pairs if isinstance(key, yaml.ScalarNode)}
 
 
 def _items(node: yaml.Node | None) -> list[yaml.Node]:
-    items: list[yaml.Node] = node.value if node is not None and node.id == "sequence" else []
+    import yaml
+
+    items: list[yaml.Node] = node.value if isinstance(node, yaml.SequenceNode) else []
     return items
 
 

@@ -240,7 +240,8 @@ class DemoClient(Node):
             yield
             return
         first = text() if callable(text) else text
-        with self.report.spinning(first) as spinner:
+        spinner = self.report.spinning(first)
+        with spinner:
             if callable(text):
                 self._tick = lambda: spinner.say(text())
             yield
