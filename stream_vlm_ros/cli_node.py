@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import re
 import sys
@@ -212,6 +213,10 @@ def ask_node(name: str, wait: float, ask: Ask) -> bool:
                 if not ask.as_json:
                     raise
                 answers.append(refusal.answer)
+        try:
+            await client.is_there()
+        except StreamVlmError as second:  # it turned up meanwhile
+            print(f"stream-vlm: which node answered is not known: {second}", file=sys.stderr)
         if ask.as_json:
             told = [to_dict(answer, LEFT_OUT) for answer in answers]
             print(json.dumps({"node": client.name, "answers": told}))
@@ -283,8 +288,15 @@ async def _about_ns(
     from stream_vlm_ros.client.messages import nanoseconds
 
     await client.until_ready()
-    newest = nanoseconds((await client.first_status()).newest_stamp)
-    begin, end = (round(1e9 * s) + (newest if s <= 0 else 0) for s in about)
+    return stamps_about(about, nanoseconds((await client.first_status()).newest_stamp))
+
+
+def stamps_about(about: tuple[float, float], newest: int) -> tuple[int, int]:
+    """Nanoseconds that a stamp can be, of seconds of which those not above zero count from
+    ``newest``."""
+    last = 2**31 - 1  # s that a stamp can have
+    near = (min(max(s, -float(last)), last) for s in about)
+    begin, end = (round(1e9 * s) + (newest if s <= 0 else 0) for s in near)
     return max(begin, 1), max(end, 1)
 
 
@@ -572,8 +584,16 @@ def answers(
     as_json: Json = False,
 ) -> None:
     """Print what a node was asked before, and what it answered."""
-    from_ns = 0 if last is None else time.time_ns() - round(last * 60e9)
-    found = _with_node(node, wait, lambda client: client.past_answers(from_ns, 0, text, limit))
+    if last is not None and math.isnan(last):
+        raise InvalidParameterError("--last must be a number of minutes, got nan.")
+
+    async def use(client: StreamVlmClient) -> list[Any]:
+        begin = 0
+        if last is not None:  # 0, as long ago as there is a clock: no limit
+            begin = max(0, await client.now_ns() - round(min(last, 1e9) * 60e9))
+        return await client.past_answers(begin, 0, text, limit)
+
+    found = _with_node(node, wait, use)
     if as_json:
         from stream_vlm_ros.plain_messages import to_dict
 

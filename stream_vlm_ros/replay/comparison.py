@@ -125,7 +125,8 @@ def _keyed(run: dict[str, Any]) -> dict[tuple[str, str, int], AnswerRecord]:
     times: Counter[tuple[str, str]] = Counter()
     for one in run["answers"]:
         same = one["id"], one["question"]
-        keyed[(*same, times[same])] = one
+        key = (*same, times[same])
+        keyed[key] = one
         times[same] += 1
     return keyed
 

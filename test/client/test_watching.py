@@ -5,7 +5,7 @@
 
 import pytest
 
-from stream_vlm_ros.cli_node import Watching
+from stream_vlm_ros.cli_node import Watching, stamps_about
 
 pytest.importorskip("stream_vlm", reason="the interfaces are not built")
 pytestmark = pytest.mark.ros
@@ -61,3 +61,17 @@ def test_every_answer_is_told_and_an_error_by_its_name():
     assert lines.line(answer) == lines.line(answer) == "Who? -> a cat (1.25 s)"
     refused = Answer(question="Who?", error_code=Answer.QUEUE_FULL, error_message="8 wait")
     assert lines.line(refused) == "Who? -> QUEUE_FULL: 8 wait"
+
+
+@pytest.mark.parametrize(
+    ("about", "stamps"),
+    [
+        ((-10.0, 0.0), (90 * 10**9, 100 * 10**9)),
+        ((5.0, 6.0), (5 * 10**9, 6 * 10**9)),
+        ((-1e300, 0.0), (1, 100 * 10**9)),
+        ((-float("inf"), float("inf")), (1, (2**31 - 1) * 10**9)),
+        ((1.0, 1e18), (10**9, (2**31 - 1) * 10**9)),
+    ],
+)
+def test_seconds_of_any_size_are_stamps_that_a_message_can_have(about, stamps):
+    assert stamps_about(about, 100 * 10**9) == stamps
