@@ -12,10 +12,19 @@ import errno
 import functools
 import inspect
 import json
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+
+# Ctrl-C during the slow imports below ends the process by the signal, without a traceback.
+if (
+    threading.current_thread() is threading.main_thread()
+    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import typer
 from rich.console import Console
@@ -43,6 +52,12 @@ from stream_vlm_ros.setting import Setting, SettingTable
 
 if TYPE_CHECKING:
     from stream_vlm_ros.engine import SavedMemory
+
+if (
+    threading.current_thread() is threading.main_thread()
+    and signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 COMMAND = "stream_vlm command"  # where a verb finds all arguments, in its context
 INCOMPLETE, UNUSABLE, INTERRUPTED = 1, 2, 130  # exit statuses

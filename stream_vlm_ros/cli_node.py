@@ -236,6 +236,10 @@ def ask_node(name: str, wait: float, ask: Ask) -> bool:
                 if not ask.as_json:
                     raise
                 answers.append(refusal.answer)
+        try:
+            await client.is_there()
+        except StreamVlmError as second:  # it turned up meanwhile
+            print(f"stream-vlm: which node answered is not known: {second}", file=sys.stderr)
         if ask.as_json:
             told = [to_dict(answer, LEFT_OUT) for answer in answers]
             print(json.dumps({"node": client.name, "answers": told}))
@@ -314,8 +318,15 @@ async def _about_ns(
     from stream_vlm_ros.client.messages import nanoseconds
 
     await client.until_ready()
-    newest = nanoseconds((await client.first_status()).newest_stamp)
-    begin, end = (round(1e9 * s) + (newest if s <= 0 else 0) for s in about)
+    return stamps_about(about, nanoseconds((await client.first_status()).newest_stamp))
+
+
+def stamps_about(about: tuple[float, float], newest: int) -> tuple[int, int]:
+    """Nanoseconds that a stamp can be, of seconds of which those not above zero count from
+    ``newest``."""
+    last = 2**31 - 1  # s that a stamp can have
+    near = (min(max(s, -float(last)), last) for s in about)
+    begin, end = (round(1e9 * s) + (newest if s <= 0 else 0) for s in near)
     return max(begin, 1), max(end, 1)
 
 
@@ -482,7 +493,7 @@ def list_nodes(as_json: Json = False) -> None:
     for column in ("node", "state", "memory"):
         table.add_column(column)
     for one in nodes:
-        table.add_row(one["name"], one["state"], one["memory"])
+        table.add_row(*(Text(one[key]) for key in ("name", "state", "memory")))
     Console(highlight=False).print(table)
 
 
@@ -619,8 +630,14 @@ def answers(
     """Print what a node was asked before, and what it answered."""
     if last is not None:
         within("--last", 60 * last, 0, MAX_STAMP)
-    from_ns = 0 if last is None else max(0, time.time_ns() - round(last * 60e9))
-    found = _with_node(node, wait, lambda client: client.past_answers(from_ns, 0, text, limit))
+
+    async def use(client: StreamVlmClient) -> list[Any]:
+        begin = 0
+        if last is not None:  # 0, as long ago as there is a clock: no limit
+            begin = max(0, await client.now_ns() - round(last * 60e9))
+        return await client.past_answers(begin, 0, text, limit)
+
+    found = _with_node(node, wait, use)
     if as_json:
         from stream_vlm_ros.plain_messages import to_dict
 

@@ -33,7 +33,12 @@ def _plain(value: Any, leave_out: Collection[str]) -> Any:
 
 
 def fill(message: Any, fields: dict[str, Any]) -> Any:
-    """``message`` with what `to_dict` gave; fields that either side does not know are left."""
+    """``message`` with what `to_dict` gave; fields that either side does not know are left.
+
+    Raises AssertionError, AttributeError or TypeError for values that the message cannot have.
+    """
+    if hasattr(message, "_check_fields"):  # else, with newer ROS, the process dies as it is sent
+        message._check_fields = True
     for name, kind in message.get_fields_and_field_types().items():
         if name not in fields:
             continue
@@ -45,5 +50,7 @@ def fill(message: Any, fields: dict[str, Any]) -> Any:
             make = getattr(importlib.import_module(f"{package}.msg"), type_name)
             setattr(message, name, [fill(make(), one) for one in value])
         else:
-            setattr(message, name, value)
+            # Whoever filled the message may have put a whole number where ROS has a float.
+            whole = kind in ("float", "double") and type(value) is int
+            setattr(message, name, float(value) if whole else value)
     return message

@@ -8,6 +8,7 @@ import io
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -124,3 +125,17 @@ def test_a_bar_says_how_much_time_is_left_once_that_can_be_told():
     for _ in range(3):
         bar.advance(task)
     assert re.fullmatch(r"\d.* s left", str(column.render(bar.tasks[0])))
+
+
+def test_ctrl_c_while_the_command_is_imported_ends_it_without_a_traceback():
+    code = (
+        "import os, signal, sys\n"
+        "class Interrupts:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'typer':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupts())\n"
+        "import stream_vlm_ros.cli\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")

@@ -19,7 +19,9 @@ from rclpy.action import ActionClient
 from rclpy.context import Context
 from rclpy.node import Node
 from rclpy.parameter import Parameter, parameter_value_to_python
+from rclpy.qos import qos_profile_sensor_data
 from rclpy.task import Future
+from rosgraph_msgs.msg import Clock
 from std_srvs.srv import Trigger
 from stream_vlm.action import Ask
 from stream_vlm.msg import Answer, CacheStatus, PastAnswer
@@ -33,6 +35,7 @@ from stream_vlm_ros.client.messages import (
     checked_text,
     flag,
     float32,
+    nanoseconds,
     set_about,
     set_stamp,
     stamp_ns,
@@ -48,6 +51,7 @@ USUAL_NAME = "stream_vlm"
 STEP = 0.02  # s between two looks at what is waited for
 ANNOUNCED = 3.2  # s in which every node has been heard: Fast DDS announces one every three
 FILE_PATIENCE = 600.0  # s for saving or loading a memory, which a slow disk makes long
+READING = ("get_", "list_")  # how the names of services begin that change nothing
 KEPT_EVENTS = 1000  # that a watcher has not looked at; beyond, the oldest go
 
 Event: TypeAlias = CacheStatus | Answer | DiagnosticStatus
@@ -62,7 +66,7 @@ class StreamVlmClient:
     Args:
         name: full name of the node; "": the only one there is, for which it listens some three
             seconds. With a name it goes on at once; a second node of that name is refused by the
-            first question after it was heard.
+            first question after it was heard, and orders and settings listen those seconds first.
         context: rclpy's, to share with other nodes; None: one of its own, outside of which nothing
             of ROS needs to be initialized.
         patience: seconds to wait for the node to be there, to load its model, or to reply.
@@ -82,6 +86,7 @@ class StreamVlmClient:
         self._context = context
         self._ros: RosThread | None = None
         self._seen: StatusWatch | None = None
+        self._began = 0.0  # to listen for nodes, by time.monotonic()
         self._action: ActionClient | None = None
         self._services: dict[str, Any] = {}
         self.open_streams: set[AnswerStream] = set()  # whose answers end with the client
@@ -115,6 +120,7 @@ class StreamVlmClient:
 
     async def _open(self) -> None:
         self._ros = await RosThread.started(self._context)
+        self._began = time.monotonic()
         await self._look()
         await self.ros.run(self._make)
         if await self._is_answered():
@@ -124,6 +130,7 @@ class StreamVlmClient:
             # says never arrives. A new one is heard then.
             await self._close()
             self._ros = await RosThread.started()
+            self._began = time.monotonic()
             await self.ros.run(self._make)
             if await self._is_answered():
                 return
@@ -404,6 +411,41 @@ class StreamVlmClient:
             await asyncio.sleep(STEP)
         await self.is_there()  # alone
 
+    async def until_alone(self) -> None:
+        """Wait until every node there is has been heard, three seconds after the client was made.
+
+        Orders and settings wait for it: one of two nodes of a name must not act on them alone.
+        Raises NodeUnavailableError where two bear the name.
+        """
+        await asyncio.sleep(max(0.0, self._began + ANNOUNCED - time.monotonic()))
+        refuse_second(await self._seen_names(), self.name)
+
+    async def now_ns(self) -> int:
+        """The time by the node's clock: the machine's, or with ``use_sim_time`` that of /clock.
+
+        Raises NodeUnavailableError where no time comes on /clock within ``patience``.
+        """
+        if not (await self.get("use_sim_time"))["use_sim_time"]:
+            return time.time_ns()
+        came: asyncio.Queue[int] = asyncio.Queue()
+
+        def take(message: Clock) -> None:  # in the client's thread
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(came.put_nowait, nanoseconds(message.clock))
+
+        loop, node = asyncio.get_running_loop(), self.ros.node
+        hearing = await self.ros.run(
+            lambda: node.create_subscription(Clock, "/clock", take, qos_profile_sensor_data)
+        )
+        try:
+            return await asyncio.wait_for(came.get(), self.patience)
+        except asyncio.TimeoutError:
+            raise NodeUnavailableError(
+                f"the node {self.name} goes by /clock, on which no time comes"
+            ) from None
+        finally:
+            await self.ros.run(lambda: node.destroy_subscription(hearing))
+
     def _why_not_ready(self) -> str:
         assert self._seen is not None
         why = self._seen.why_not_ready()
@@ -435,6 +477,7 @@ class StreamVlmClient:
         Raises InvalidParameterError for one that it does not have, and with the node's reason, if
         it refuses.
         """
+        await self.until_alone()
         for name, now in (await self.get(*values)).items() if values else ():
             if isinstance(now, float) and type(values[name]) is int:
                 values[name] = float(values[name])
@@ -448,15 +491,15 @@ class StreamVlmClient:
 
     async def reset(self) -> str:
         """Let the node forget everything; what it says of it."""
-        return _refuse(await self._call("reset", Trigger.Request(), self.patience))
+        return await self._order("reset", Trigger.Request(), self.patience)
 
     async def pause(self) -> str:
         """Let the node stop watching; it goes on answering."""
-        return _refuse(await self._call("pause", Trigger.Request(), self.patience))
+        return await self._order("pause", Trigger.Request(), self.patience)
 
     async def resume(self) -> str:
         """Let the node watch again."""
-        return _refuse(await self._call("resume", Trigger.Request(), self.patience))
+        return await self._order("resume", Trigger.Request(), self.patience)
 
     async def save(self, name: str = "") -> str:
         """Save the memory in the node's folder; "": as the node is set.
@@ -465,7 +508,7 @@ class StreamVlmClient:
         files take their time.
         """
         request = SaveMemory.Request(name=checked_text("name", name))
-        return _refuse(await self._call("save_memory", request, self._for_files, tries=1))
+        return await self._order("save_memory", request, self._for_files, tries=1)
 
     async def load(self, name: str = "") -> str:
         """Put a saved memory in the place of the present one; "": as the node is set.
@@ -473,7 +516,11 @@ class StreamVlmClient:
         Raises NodeUnavailableError where the node has not replied within ``FILE_PATIENCE``.
         """
         request = LoadMemory.Request(name=checked_text("name", name))
-        return _refuse(await self._call("load_memory", request, self._for_files, tries=1))
+        return await self._order("load_memory", request, self._for_files, tries=1)
+
+    async def _order(self, name: str, request: Any, within: float, tries: int = 3) -> str:
+        await self.until_alone()
+        return _refuse(await self._call(name, request, within, tries))
 
     @property
     def _for_files(self) -> float:
@@ -507,6 +554,7 @@ class StreamVlmClient:
                 if waited > within:
                     raise NodeUnavailableError(
                         f"the node {self.name} did not reply on ~/{name} within {within:.0f} s"
+                        f"{'' if name.startswith(READING) else '; it may still be done'}"
                     )
                 if not await self.ros.run(client.service_is_ready):
                     raise NodeUnavailableError(f"the node {self.name} ended before it replied")

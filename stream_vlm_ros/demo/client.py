@@ -29,6 +29,7 @@ from stream_vlm.msg import Answer, CacheStatus
 
 from stream_vlm_ros.client.messages import seconds
 from stream_vlm_ros.client.node_client import NodeClient, NodeUnavailableError
+from stream_vlm_ros.console import one_line
 from stream_vlm_ros.demo.prompt import typed_questions
 from stream_vlm_ros.demo.report import Exchange, Frames, Memory, Report
 from stream_vlm_ros.demo.settings import ClientSettings
@@ -157,7 +158,7 @@ class DemoClient(Node):
             self._wait(
                 future.done,
                 self.options["patience"],
-                lambda: f"no answer to {question.text!r}",
+                lambda: f"no answer to {one_line(question.text)!r}",
             )
         self.report.add(self._exchange(question, future.result().answer, elapsed, typed))
 
@@ -239,9 +240,10 @@ class DemoClient(Node):
             yield
             return
         first = text() if callable(text) else text
-        with self.report.console.status(first, spinner="dots") as spinner:
+        spinner = self.report.spinning(first)
+        with spinner:
             if callable(text):
-                self._tick = lambda: spinner.update(text())
+                self._tick = lambda: spinner.say(text())
             yield
         self._tick = lambda: None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rich.console import Console
+from rich.status import Status
 from rich.text import Text
 
 from stream_vlm_ros.console import (
@@ -83,6 +84,17 @@ CAUSES = {
 }
 
 
+class Spinning(Status):
+    """A line that spins; its texts hold no markup, and steer nothing."""
+
+    def __init__(self, console: Console, text: str) -> None:
+        super().__init__(Text(one_line(text)), console=console, spinner="dots")
+
+    def say(self, text: str) -> None:
+        """Show another text."""
+        self.update(Text(one_line(text)))
+
+
 class Report:
     """Prints to ``console`` and remembers what the summary needs."""
 
@@ -109,19 +121,24 @@ class Report:
         if reason not in self.failures:
             self.failures.append(reason)
 
+    def spinning(self, text: str) -> Spinning:
+        """A line that spins while its block waits, with ``text`` as it is."""
+        return Spinning(self.console, text)
+
     def add(self, exchange: Exchange) -> None:
         """Print one exchange."""
         self.exchanges.append(exchange)
         out = self.console
         time = f"{exchange.at:6.1f} s  "
-        question = Text(printable(exchange.question), style="bold")
+        question = Text(one_line(exchange.question), style="bold")
         if exchange.choices:
             choices = printable(" / ".join(exchange.choices))
             question.append(f"  ({choices})", style="not bold dim")
         self._print(Text(time, style="dim"), question)
         if exchange.error:
             if not exchange.typed:
-                self.fail(f"the question {exchange.question!r} was not answered: {exchange.error}")
+                asked = one_line(exchange.question)
+                self.fail(f"the question {asked!r} was not answered: {exchange.error}")
             error = printable(exchange.error)
             self._print(Text(" " * MARGIN), Text(f"not answered: {error}", style="red"))
         else:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 from collections.abc import Callable
@@ -25,6 +26,14 @@ CREATE TABLE IF NOT EXISTS answers (
 );
 CREATE INDEX IF NOT EXISTS by_time ON answers (answered_ns);
 """
+_BYTES = "max(0, CAST(bytes AS INTEGER))"  # whatever somebody else wrote there
+_TOO_OLD = f"""
+DELETE FROM answers WHERE id <= (
+    SELECT max(id) FROM (
+        SELECT id, total({_BYTES}) OVER (ORDER BY id DESC) AS newer FROM answers
+    ) WHERE newer > ?
+)
+"""
 
 
 class AnswerLogError(StreamVlmError):
@@ -38,10 +47,12 @@ class Found:
     Attributes:
         total: how many there are.
         answers: of the newest of them the time in nanoseconds and the fields, oldest first.
+        unreadable: how many of the newest were left out, as somebody else wrote into the file.
     """
 
     total: int = 0
     answers: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    unreadable: int = 0
 
 
 class AnswerLog:
@@ -52,6 +63,11 @@ class AnswerLog:
         max_bytes: of questions and answers together.
         report: is given what an `add` raised.
 
+    Attributes:
+        where: they are kept.
+        lost: how many could not be kept.
+        why_lost: what the newest of them raised.
+
     Raises AnswerLogError for a file that cannot be used, or is none of ours: it is left alone.
     """
 
@@ -60,14 +76,14 @@ class AnswerLog:
     ) -> None:
         self.where = str(path) if path is not None else "memory"
         self._max_bytes, self._report = max_bytes, report
+        self._bytes, self.lost, self.why_lost = 0, 0, ""
         try:
             self._database = _opened(path)
-            self._database.create_function("has", 2, _has, deterministic=True)
-            row = self._database.execute("SELECT total(bytes) FROM answers").fetchone()
-            self._bytes = round(row[0])
-        except (sqlite3.Error, OSError) as fault:
+        except (sqlite3.Error, OSError, ValueError) as fault:  # ValueError: NUL in the path
             raise AnswerLogError(f"{cut(self.where)} cannot be used: {fault}") from fault
+        self._database.create_function("has", 2, _has, deterministic=True)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="answers")
+        self._thread.submit(self._bound)
 
     def add(self, answered_ns: int, question: str, answer: str, fields: dict[str, Any]) -> None:
         """Keep an answer; returns at once."""
@@ -87,6 +103,21 @@ class AnswerLog:
         self._thread.shutdown()
         self._database.close()
 
+    def _bound(self) -> None:
+        """Take away what is too much of a file that was kept under another bound."""
+        try:
+            with self._database:
+                gone = self._database.execute(_TOO_OLD, (self._max_bytes,)).rowcount
+            if gone:
+                self._database.execute("VACUUM")
+                self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as fault:  # a disk that is full; what is there can be read
+            self._report(fault)
+        with contextlib.suppress(sqlite3.Error):  # told when an answer is added or looked for
+            self._bytes = round(
+                self._database.execute(f"SELECT total({_BYTES}) FROM answers").fetchone()[0]
+            )
+
     def _add(self, answered_ns: int, question: str, answer: str, fields: dict[str, Any]) -> None:
         try:
             written = json.dumps(fields, ensure_ascii=False)
@@ -98,43 +129,59 @@ class AnswerLog:
                     (answered_ns, question, answer, written, size),
                 )
                 kept = self._bytes + size
-                while kept > self._max_bytes:
-                    row = "SELECT id, bytes FROM answers ORDER BY id LIMIT 1"
-                    oldest, its_bytes = self._database.execute(row).fetchone()
+                row = f"SELECT id, {_BYTES} FROM answers ORDER BY id LIMIT 1"
+                while kept > self._max_bytes and (found := self._database.execute(row).fetchone()):
+                    oldest, its_bytes = found
                     self._database.execute("DELETE FROM answers WHERE id = ?", (oldest,))
                     kept -= its_bytes
             self._bytes = kept
         except Exception as fault:  # nobody waits for it; the node goes on
+            self.lost, self.why_lost = self.lost + 1, str(fault)
             self._report(fault)
 
     def _find(self, from_ns: int, to_ns: int, text: str, limit: int) -> Found:
         chosen = "FROM answers WHERE answered_ns >= ? AND (? = 0 OR answered_ns <= ?)"
         values: list[Any] = [from_ns, to_ns, to_ns]
         if text:
-            chosen += " AND (has(question, ?) OR has(answer, ?))"
+            # As bytes: what somebody else wrote may be no UTF-8.
+            chosen += " AND (has(CAST(question AS BLOB), ?) OR has(CAST(answer AS BLOB), ?))"
             values += [text.casefold()] * 2
         try:
             total = self._database.execute(f"SELECT count(*) {chosen}", values).fetchone()[0]
             rows = self._database.execute(
-                f"SELECT answered_ns, fields, bytes {chosen} ORDER BY id DESC LIMIT ?",
+                f"SELECT answered_ns, CAST(fields AS BLOB) {chosen} ORDER BY id DESC LIMIT ?",
                 [*values, min(limit, MAX_FOUND)],
             )
-            answers, room = [], MAX_FOUND_BYTES
-            for answered_ns, written, size in rows:
-                room -= size
+            answers, unreadable, room = [], 0, MAX_FOUND_BYTES
+            for answered_ns, written in rows:
+                room -= len(written)
                 if room < 0:
                     break
-                answers.append((answered_ns, json.loads(written)))
+                fields = _read(written)
+                if fields is None or not isinstance(answered_ns, int):
+                    unreadable += 1
+                else:
+                    answers.append((answered_ns, fields))
         except (sqlite3.Error, ValueError) as fault:
             raise AnswerLogError(f"{cut(self.where)} cannot be read: {fault}") from fault
-        return Found(total, answers[::-1])
+        return Found(total, answers[::-1], unreadable)
+
+
+def _read(written: bytes) -> dict[str, Any] | None:
+    """The fields of an answer; None for what is none."""
+    try:
+        fields = json.loads(written)
+    except (ValueError, RecursionError):
+        return None
+    return fields if isinstance(fields, dict) else None
 
 
 def _opened(path: Path | None) -> sqlite3.Connection:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
     # No wait for another process that has it: it would keep it for as long as it runs.
-    database = sqlite3.connect(path or ":memory:", timeout=0.0, check_same_thread=False)
+    place = ":memory:" if path is None else path.absolute()  # a file may be called :memory:
+    database = sqlite3.connect(place, timeout=0.0, check_same_thread=False)
     try:
         # One node alone has the file, as each counts its bytes.
         database.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -146,8 +193,10 @@ def _opened(path: Path | None) -> sqlite3.Connection:
                 f"{cut(str(path))} is no file of past answers of this version, and is left alone"
             )
         # A commit waits for no disk; what a sudden end of the machine costs is the newest answers.
-        database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = NORMAL")
+        if owner:  # nothing is written: what a full disk holds can be read
+            return database
+        database.execute("PRAGMA journal_mode = WAL")
         database.executescript(_TABLE)
         database.execute(f"PRAGMA application_id = {OURS}")
         database.execute(f"PRAGMA user_version = {LAYOUT}")
@@ -158,5 +207,5 @@ def _opened(path: Path | None) -> sqlite3.Connection:
     return database
 
 
-def _has(whole: str, part: str) -> bool:
-    return part in whole.casefold()
+def _has(whole: bytes, part: str) -> bool:
+    return part in whole.decode(errors="replace").casefold()

@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import Future as ThreadFuture
 from typing import TYPE_CHECKING, Any
 
+from builtin_interfaces.msg import Time
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
@@ -17,9 +19,10 @@ from stream_vlm.action import Ask
 from stream_vlm.msg import Answer, PastAnswer
 from stream_vlm.srv import GetAnswers, Query
 
+from stream_vlm_ros.console import plural
 from stream_vlm_ros.errors import StreamVlmError, cut
 from stream_vlm_ros.node import interfaces
-from stream_vlm_ros.node.answer_log import AnswerLog
+from stream_vlm_ros.node.answer_log import AnswerLog, Found
 from stream_vlm_ros.node.awaiting import awaitable
 from stream_vlm_ros.node.counters import Drop
 from stream_vlm_ros.node.ingest import FrameIngest
@@ -202,13 +205,7 @@ class AskServer:
         try:
             future = self._log.find(from_ns, to_ns, request.text, request.limit)
             found = await awaitable(self._node, future)
-            response.answers = [
-                PastAnswer(
-                    answered=interfaces.to_time(answered_ns),
-                    answer=fill(Answer(), fields),
-                )
-                for answered_ns, fields in found.answers
-            ]
+            response.answers, unreadable = _past_answers(found)
         except StreamVlmError as refusal:
             response.message = cut(str(refusal))
             return response
@@ -217,7 +214,13 @@ class AskServer:
             response.message = cut(f"internal error: {fault!r}; see the node's log")
             return response
         response.success, response.found = True, found.total
-        response.message = f"kept in {cut(self._log.where)}"
+        told = [f"kept in {cut(self._log.where)}"]
+        if unreadable:
+            told.append(f"{plural(unreadable, 'answer')} there cannot be read")
+        if self._log.lost:
+            lost = plural(self._log.lost, "answer")
+            told.append(f"{lost} could not be kept: {self._log.why_lost}")
+        response.message = cut("; ".join(told))
         return response
 
     # Forgetting -----------------------------------------------------------------------------------
@@ -236,3 +239,16 @@ class AskServer:
         response.success = True
         response.message = "the memory is empty"
         return response
+
+
+def _past_answers(found: Found) -> tuple[list[PastAnswer], int]:
+    """As messages, and how many cannot be read: the file may have been written by others, too."""
+    past, unreadable = [], found.unreadable
+    for answered_ns, fields in found.answers:
+        try:
+            json.dumps(fields, ensure_ascii=False).encode()  # half a character cannot be sent
+            answered = fill(Time(), to_dict(interfaces.to_time(answered_ns)))
+            past.append(PastAnswer(answered=answered, answer=fill(Answer(), fields)))
+        except (AssertionError, AttributeError, TypeError, ValueError):
+            unreadable += 1
+    return past, unreadable

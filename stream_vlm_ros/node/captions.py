@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import textwrap
 from collections.abc import Sequence
 from functools import lru_cache
@@ -18,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from stream_vlm_ros.console import one_line
 
 NARROWEST = 320  # pixels: smaller pictures are enlarged, for words to be read
+LARGEST = 1 << 22  # pixels of an enlarged picture: a narrow one may be as long as it likes
 LINES = 3  # of one text; the rest is cut off
 LONGEST = 1000  # characters that are looked at
 BACKGROUND, FOREGROUND = (16, 16, 24, 176), (240, 240, 240, 255)
@@ -28,7 +30,8 @@ def captioned(image: np.ndarray, above: Sequence[str], below: Sequence[str]) -> 
     its own."""
     picture = Image.fromarray(image)
     if picture.width < NARROWEST:
-        factor = -(-NARROWEST // picture.width)
+        room = math.isqrt(LARGEST // (picture.width * picture.height))
+        factor = max(1, min(-(-NARROWEST // picture.width), room))
         picture = picture.resize(
             (picture.width * factor, picture.height * factor), Image.Resampling.NEAREST
         )

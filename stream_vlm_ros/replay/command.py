@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console, JustifyMethod
@@ -108,7 +108,8 @@ def diff(a: str, b: str, run_a: str | None = None, run_b: str | None = None) -> 
 
     Raises ReportError, also where no question was asked in both.
     """
-    before, now = _run_of(a, run_a), _run_of(b, run_b)
+    reports = read_report(a), read_report(b)
+    before, now = _run_of(reports[0], a, run_a), _run_of(reports[1], b, run_b)
     difference = compare(before, now)
     if not difference["common"]:
         counts = f"{len(before['answers'])} and {len(now['answers'])}"
@@ -116,16 +117,31 @@ def diff(a: str, b: str, run_a: str | None = None, run_b: str | None = None) -> 
             f"{cut(a)} and {cut(b)} have no question in common that both were asked, of {counts}: "
             "questions are paired by id and text."
         )
-    return difference
+    return difference | {"notes": [*_notes(reports, (before, now))]}
+
+
+def _notes(reports: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """What makes a comparison say less than it seems to."""
+    sources = [one["source"] if isinstance(one.get("source"), dict) else {} for one in reports]
+    digests, names = ([one.get(key) for one in sources] for key in ("digest", "name"))
+    told = digests if all(digests) else names  # a file is the same wherever it lies
+    if all(told) and told[0] != told[1]:
+        words = " and ".join(cut(str(name)) for name in names)
+        yield f"the sources differ: {words}"
+    for letter, report, run in zip("AB", reports, runs, strict=True):
+        if not (report.get("complete", True) and run.get("complete", True)):
+            yield f"the run of {letter} is not complete"
 
 
 def print_diff(difference: dict[str, Any], out: Console) -> None:
     """A comparison in words."""
     accuracy = difference["accuracy"]
-    _say(out, f"{difference['common']} questions in both", "bold")
+    _say(out, f"{plural(difference['common'], 'question')} in both", "bold")
+    for note in difference["notes"]:
+        _say(out, f"Note: {note}", "yellow")
     for key in ("only_in_a", "only_in_b"):
-        if difference[key]:
-            _say(out, f"{difference[key]} answers {key.replace('_', ' ')[:-1]}{key[-1].upper()}")
+        if count := difference[key]:
+            _say(out, f"{plural(count, 'answer')} {key.replace('_', ' ')[:-1]}{key[-1].upper()}")
     for key, (before, after) in difference["settings"].items():
         _say(out, f"{key}: {before} -> {after}")
     _say(out, f"Right        {share_text(accuracy['a'])} -> {share_text(accuracy['b'])}")
@@ -181,8 +197,8 @@ def print_rate(found: dict[str, Any], out: Console) -> None:
         _say(out, f"No rate from 1 image/s on had {allowed}.", "bold")
 
 
-def _run_of(path: str, name: str | None) -> dict[str, Any]:
-    runs = read_report(path)["runs"]
+def _run_of(report: dict[str, Any], path: str, name: str | None) -> dict[str, Any]:
+    runs: list[dict[str, Any]] = report["runs"]
     if name is None:
         return runs[0]
     for run in runs:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     changing signs at random (seeded: the same each time).
 
     ``regressions`` are the ids of those that ``a`` answered right and ``b`` did not: wrong, without
-    a verdict, not at all, or not reached.
+    a verdict, not at all, not reached, or not asked in the same words.
     """
     pairs = _pairs(a, b)
     judged = [(x, y) for x, y in pairs if is_judged(x) and is_judged(y)]
@@ -114,19 +115,27 @@ def _asked(run: dict[str, Any]) -> list[AnswerRecord]:
 
 
 def _regressions(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    now = {_key(y): y["right"] for y in b["answers"]}
-    return [x["id"] for x in a["answers"] if x["right"] and not now.get(_key(x), True)]
+    now = {key for key, y in _keyed(b).items() if y["right"]}
+    return [x["id"] for key, x in _keyed(a).items() if x["right"] and key not in now]
 
 
-def _key(answer: AnswerRecord) -> tuple[str, str]:
-    return answer["id"], answer["question"]
+def _keyed(run: dict[str, Any]) -> dict[tuple[str, str, int], AnswerRecord]:
+    """What came of a run's questions by id, words, and how many were the same before."""
+    keyed: dict[tuple[str, str, int], AnswerRecord] = {}
+    times: Counter[tuple[str, str]] = Counter()
+    for one in run["answers"]:
+        same = one["id"], one["question"]
+        key = (*same, times[same])
+        keyed[key] = one
+        times[same] += 1
+    return keyed
 
 
 def _pairs(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[AnswerRecord, AnswerRecord]]:
     """What came of questions that both asked, in the same words, in the order of ``a``."""
-    others = {_key(y): y for y in _asked(b)}
-    found = ((x, others.get(_key(x))) for x in _asked(a))
-    return [(x, y) for x, y in found if y is not None]
+    others = _keyed(b)
+    found = ((x, others[key]) for key, x in _keyed(a).items() if key in others)
+    return [pair for pair in found if all(one["status"] != "not_reached" for one in pair)]
 
 
 def _differences(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[Any]]:

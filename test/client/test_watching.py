@@ -5,7 +5,7 @@
 
 import pytest
 
-from stream_vlm_ros.cli_node import Watching, _end_of
+from stream_vlm_ros.cli_node import Watching, _end_of, stamps_about
 
 pytest.importorskip("stream_vlm", reason="the interfaces are not built")
 pytestmark = pytest.mark.ros
@@ -82,3 +82,17 @@ def test_the_end_of_an_answer_is_told_as_where_a_source_is_asked():
         "> cup  (log-probability -1.00, -0.50 a token)",
         "  bowl  (log-probability -3.00, -1.00 a token)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("about", "stamps"),
+    [
+        ((-10.0, 0.0), (90 * 10**9, 100 * 10**9)),
+        ((5.0, 6.0), (5 * 10**9, 6 * 10**9)),
+        ((-1e300, 0.0), (1, 100 * 10**9)),
+        ((-float("inf"), float("inf")), (1, (2**31 - 1) * 10**9)),
+        ((1.0, 1e18), (10**9, (2**31 - 1) * 10**9)),
+    ],
+)
+def test_seconds_of_any_size_are_stamps_that_a_message_can_have(about, stamps):
+    assert stamps_about(about, 100 * 10**9) == stamps

@@ -68,6 +68,23 @@ def test_square_brackets_in_an_answer_are_no_markup():
     assert "[bold]a[/nonsense]" in text_of(report)
 
 
+def test_a_question_of_any_length_is_shown_on_a_few_lines():
+    report = plain_report()
+    report.add(exchange(question="why " * 25_000))
+    assert len(text_of(report)) < 1000 and "…" in text_of(report)
+
+
+@pytest.mark.parametrize("text", ["[/]", "[bold red]x[/bold red]", "[link", "a\\[b]"])
+def test_what_is_typed_is_shown_as_it_is_while_it_is_asked(text):
+    out = io.StringIO()
+    report = Report(Console(file=out, width=100, force_terminal=True, color_system=None))
+    with report.spinning(f"Asking: {text}") as line:
+        line.say(f"Still: {text}\x1b]0;t\x07")
+    shown = out.getvalue()
+    assert f"Asking: {text}" in shown or f"Still: {text}" in shown
+    assert "\x1b]0" not in shown and "\x07" not in shown
+
+
 def test_long_lines_stay_in_their_column():
     report = plain_report()
     report.add(exchange(answer="word " * 50))

@@ -123,6 +123,15 @@ def test_long_and_strange_words_fit_into_pictures_of_any_size(size):
     assert drawn.shape[1] >= max(320, size[1]) and (image == 128).all()
 
 
+def test_a_narrow_picture_is_enlarged_within_a_bound_of_its_area():
+    for height, width in ((2000, 1), (3000, 16), (1200, 300)):
+        drawn = captioned(np.zeros((height, width, 3), np.uint8), ["x"], ["y"])
+        assert drawn.shape[0] * drawn.shape[1] <= 4_200_000
+        assert drawn.shape[0] * width == drawn.shape[1] * height  # its shape stays
+    longest = np.zeros((10_000, 300, 3), np.uint8)  # beyond the bound by itself
+    assert captioned(longest, ["x"], []).shape == longest.shape
+
+
 def bridge(of):
     return SimpleNamespace(CvBridge=lambda: SimpleNamespace(cv2_to_imgmsg=of))
 

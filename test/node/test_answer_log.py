@@ -3,7 +3,9 @@
 
 """Past answers are found again, within their bound, and no file of somebody else's is touched."""
 
+import resource
 import sqlite3
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -132,3 +134,75 @@ def test_an_answer_that_cannot_be_kept_is_reported_and_later_ones_are_kept(make_
     add(log, 2, "whole")
     assert questions(log.find().result()) == ["whole"]
     assert len(faults) == 1
+
+
+def test_rows_of_somebody_else_are_left_out_counted_and_hold_nothing_up(make_log, faults, tmp_path):
+    file = tmp_path / "answers"
+    log = make_log(file)
+    add(log, 1, "first")
+    log.close()
+    rows = [
+        (2, "x", "x", "no JSON", 7), (3, "x", "x", "[1]", 3), (4, "x", "x", '{"a": 1}', "many"),
+        (5, "x", b"\xff", b"\xff\xfe", 2), ("soon", b"x", "x", "{}", 2), (6, "x", "x", "{}", -1e9),
+    ]  # fmt: skip
+    with sqlite3.connect(file) as database:
+        insert = "INSERT INTO answers (answered_ns, question, answer, fields, bytes) VALUES "
+        database.executemany(insert + "(?, ?, ?, ?, ?)", rows)
+        database.execute(insert + "(7, CAST(x'ff' AS TEXT), '', CAST(x'ff' AS TEXT), 1)")
+    database.close()
+    again = make_log(file, max_bytes=100)
+    add(again, 8, "last")
+    for text in ("", "t"):
+        found = again.find(text=text).result()
+        kept = [fields.get("question") for _, fields in found.answers if "question" in fields]
+        assert kept == ["first", "last"]
+    assert again.find().result().unreadable == 5
+    add(again, 9, "more" * 20)
+    assert faults == []
+
+
+def test_a_file_that_is_larger_than_its_bound_is_made_smaller_as_it_is_opened(make_log, tmp_path):
+    file = tmp_path / "answers"
+    log = make_log(file)
+    for number in range(400):
+        add(log, number, str(number), "x" * 5000)
+    log.close()
+    assert file.stat().st_size > 2_000_000
+    again = make_log(file, max_bytes=50_000)
+    kept = questions(again.find().result())
+    assert kept == [str(number) for number in range(400 - len(kept), 400)] and 8 <= len(kept) <= 9
+    again.close()
+    assert sum(one.stat().st_size for one in tmp_path.iterdir()) < 200_000
+
+
+@pytest.fixture
+def full_disk():
+    """A switch: no byte can be written to any file from then on."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_on_a_full_disk_old_answers_are_read_and_new_ones_counted_as_lost(
+    make_log, full_disk, faults, tmp_path
+):
+    log = make_log(tmp_path / "answers")
+    add(log, 1, "old")
+    log.close()
+    full_disk()
+    again = make_log(tmp_path / "answers")
+    for number in (2, 3):
+        add(again, number, "new")
+    assert questions(again.find().result()) == ["old"]
+    assert (again.lost, len(faults)) == (2, 2) and again.why_lost == str(faults[-1])
+
+
+def test_a_file_called_memory_is_a_file(make_log, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    add(make_log(Path(":memory:")), 1, "x")
+    assert (tmp_path / ":memory:").is_file()
+
+
+def test_a_name_that_no_file_can_have_is_said(make_log):
+    with pytest.raises(AnswerLogError, match=r"a\\x00b cannot be used"):
+        make_log(Path("a\0b"))

@@ -18,3 +18,24 @@ def test_where_the_file_is_somebody_elses_answers_are_kept_in_memory_and_that_is
     (past,) = reply.answers
     assert past.answer.question == "Who?" and past.answer.error_code == past.answer.EMPTY_MEMORY
     assert past.answered.sec > 0
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"question": 5},
+        {"choices": [1]},
+        {"seen": [5]},
+        {"seen": 5},
+        {"ttft": {"sec": "a"}},
+        {"ttft": {"sec": 1 << 40}},
+        {"error_code": -1},
+    ],
+)
+def test_what_a_message_cannot_have_is_refused_before_it_would_be_sent(fields):
+    from stream_vlm.msg import Answer
+
+    from stream_vlm_ros.plain_messages import fill
+
+    with pytest.raises((AssertionError, TypeError)):
+        fill(Answer(), fields)

@@ -27,10 +27,10 @@ def answer(name, right=True, **changes):
     return known | {"right": right, "judge": "exact", "type": "", "times": {"ttft": 1.0}} | changes
 
 
-def reported(folder, *answers):
+def reported(folder, *answers, **changes):
     """A report of one run with these answers; its path."""
     run = {"name": "streaming", "settings": {}, "answers": list(answers)}
-    known = {"schema": "stream_vlm.replay.report", "version": 1, "runs": [run]}
+    known = {"schema": "stream_vlm.replay.report", "version": 1, "runs": [run], **changes}
     path = folder / f"{len([*folder.iterdir()])}.json"
     path.write_text(json.dumps(known))
     return str(path)
@@ -81,8 +81,44 @@ def test_what_was_right_and_is_not_now_is_a_regression_with_an_exit_status_of_it
     assert json.loads(as_json.stdout)["regressions"] == ["q002"]
 
 
+@pytest.mark.parametrize("now", [[], [answer("q002", question="What of  q002?")]])
+def test_a_right_answer_whose_question_is_not_asked_any_more_is_a_regression(tmp_path, now):
+    before = reported(tmp_path, answer("q001"), answer("q002"), answer("q003", False))
+    after = reported(tmp_path, answer("q001"), *now)
+    told = compared(before, after, "--fail-on-regression")
+    assert told.exit_code == REGRESSED and "1 regression: q002" in told.stderr
+    assert "1 question in both" in told.stdout and "2 answers only in A" in told.stdout
+
+
+def test_questions_of_one_id_are_paired_in_their_order(tmp_path):
+    before = reported(tmp_path, answer("q001"), answer("q001", False))
+    after = reported(tmp_path, answer("q001"), answer("q001"), answer("q001", False))
+    there, back = diff(before, after), diff(after, before)
+    assert [there[key] for key in ("common", "only_in_a", "only_in_b")] == [2, 0, 1]
+    assert [back[key] for key in ("common", "only_in_a", "only_in_b")] == [2, 1, 0]
+    assert there["regressions"] == [] and back["regressions"] == ["q001"]
+
+
+def test_it_is_said_where_the_sources_differ_or_a_run_is_not_complete(tmp_path):
+    def noted(a, b):
+        return diff(reported(tmp_path, answer("q"), **a), reported(tmp_path, answer("q"), **b))[
+            "notes"
+        ]
+
+    def source(digest, name):
+        return {"source": {"digest": digest, "name": name}}
+
+    assert noted({}, {}) == noted(source("1", "a.mp4"), source("1", "b.mp4")) == []
+    words = ["the sources differ: a.mp4 and b.mp4"]
+    assert noted(source("1", "a.mp4"), source("2", "b.mp4")) == words
+    assert noted(source(None, "a.mp4"), source("2", "b.mp4")) == words
+    assert noted({}, {"complete": False}) == ["the run of B is not complete"]
+    cut = reported(tmp_path, answer("q"), complete=False)
+    assert "Note: the run of A is not complete" in compared(cut, cut).stdout
+
+
 def test_slower_reworded_new_or_never_right_is_no_regression(tmp_path):
-    before = reported(tmp_path, answer("q001"), answer("q002", False), answer("gone"))
+    before = reported(tmp_path, answer("q001"), answer("q002", False), answer("gone", False))
     after = reported(
         tmp_path,
         answer("q001", answer="others", times={"ttft": 9.0}),
@@ -92,7 +128,7 @@ def test_slower_reworded_new_or_never_right_is_no_regression(tmp_path):
     told = compared(before, after, "--fail-on-regression")
     assert told.exit_code == 0
     # Whoever takes a question away to pass the gate is seen.
-    assert "1 answers only in A" in told.stdout
+    assert "1 answer only in A" in told.stdout
 
 
 # -- reading -------------------------------------------------------------------------------------
