@@ -45,6 +45,7 @@ from .bag_rescue import (
     check_index,
     check_rows,
 )
+from .frame import no_plain_file
 from .mcap_file import IndexedMcapFile
 from .unpacking import ZSTD_MAGIC, unpack
 
@@ -196,6 +197,8 @@ class BagFiles:
             raise SourceNotFoundError(f"There is no bag {path}. Check the path.")
         if path.is_file():
             return [path]
+        if not path.is_dir():
+            raise SourceUnreadableError(no_plain_file(path))
         files = _storage_files(path)
         named, self._announced = _told_by_metadata(path / "metadata.yaml")
         missing = [name for name in named if not (path / name).is_file()]

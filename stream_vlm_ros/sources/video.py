@@ -38,7 +38,7 @@ from stream_vlm_ros.errors import (
     SourceUnreadableError,
 )
 
-from .frame import Frame, Source, SourceState
+from .frame import Frame, Source, SourceState, no_plain_file
 from .sampling import check_part
 
 _LEFT_OUT = "Pictures are left out:"
@@ -556,9 +556,11 @@ def _check_file(path: Path) -> None:
         raise SourceNotFoundError(f"There is no file {path}. Check the path.")
     if path.is_dir():
         raise SourceUnreadableError(f"{path} is a folder, not a video file.")
+    if not path.is_file():
+        raise SourceUnreadableError(no_plain_file(path))
     if not os.access(path, os.R_OK):
         raise SourceNotFoundError(f"{path} cannot be read by this user. Change its permissions.")
-    if path.is_file() and path.stat().st_size == 0:
+    if path.stat().st_size == 0:
         raise SourceUnreadableError(
             f"{path} is empty (0 bytes): the recording or the copy did not finish. Copy or record "
             "it again."
