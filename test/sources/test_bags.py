@@ -882,6 +882,29 @@ def loose_mcap(path, count=20):
     return bytearray(path.read_bytes())
 
 
+@pytest.mark.parametrize("first", [10, 6])
+@pytest.mark.parametrize("chunked", [True, False])
+def test_mcaps_put_end_to_end_are_read_as_one(tmp_path, first, chunked):
+    parts, both = [tmp_path / "a.mcap", tmp_path / "b.mcap"], tmp_path / "both.mcap"
+    messages = camera(first + 10)
+    for part, images in zip(parts, (messages[:first], messages[first:]), strict=True):
+        write_as_mcap_does(part, images, chunk_size=5000, use_chunking=chunked)
+    both.write_bytes(parts[0].read_bytes() + parts[1].read_bytes())
+    source = open_source(both)
+    assert greys(source) == list(range(first + 10))
+    assert source.state.damage is None
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_bytes_behind_an_mcap_are_said(tmp_path, chunked):
+    path = tmp_path / "drive.mcap"
+    write_as_mcap_does(path, camera(20), use_chunking=chunked)
+    path.write_bytes(path.read_bytes() + b"more" * 300)
+    source = open_source(path)
+    assert greys(source) == list(range(20))
+    assert "1,200 bytes follow" in source.state.damage
+
+
 ANOTHER_KIND = {"metadata": 0x0C, "a damaged schema": 0x03, "a damaged channel": 0x04}
 
 
