@@ -724,6 +724,19 @@ def test_cameras_on_different_clocks_lose_nothing_and_it_is_said(tmp_path, apart
     assert alone == [s + apart * SECOND for s in stamps(10)]
 
 
+def test_cameras_a_little_apart_keep_their_stamps_and_it_is_said(tmp_path):
+    late = round(4.9 * SECOND)  # as transport may take, or as a clock may be set
+    messages = [("/front", stamp + 3, raw_image(stamp, i)) for i, stamp in enumerate(stamps(20))]
+    messages += [
+        ("/rear", stamp + 3, raw_image(stamp - late, i)) for i, stamp in enumerate(stamps(20))
+    ]
+    path = write_ros2(tmp_path / "drive", sorted(messages, key=lambda m: m[1]))
+    source = open_source(path, topics=["all"], start=1.0)
+    assert {f.source for f in source} == {"/front"} and source.state.counts.unwanted == 30
+    (note,) = source.state.notes
+    assert "/rear is 4.9 s behind that of /front" in note and "not moved" in note
+
+
 def test_the_earliest_of_two_cameras_is_given_though_it_was_recorded_after_the_other(tmp_path):
     late, early = START + SECOND // 10, START
     messages = [("/a", START + 1, raw_image(late, 0)), ("/b", START + 2, raw_image(early, 1))]
