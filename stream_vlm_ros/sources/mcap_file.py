@@ -103,14 +103,16 @@ class IndexedMcapFile(FileReader):
 
 
 def _check_layout(stream: IO[bytes]) -> None:
-    """Raise UnindexedError for messages that the index does not know of: of a further MCAP, put
-    in front of the one whose summary the file ends with."""
+    """Raise UnindexedError for messages that the index does not know of: those outside chunks, and
+    of a further MCAP, put in front of the one whose summary the file ends with."""
     size = stream.seek(0, io.SEEK_END)
     at = len(MCAP0_MAGIC)
     while at + _RECORD.size <= size:
         stream.seek(at)
         opcode, length = _RECORD.unpack(stream.read(_RECORD.size))
         at += _RECORD.size + length
+        if opcode == Opcode.MESSAGE:
+            raise UnindexedError("a message lies outside the chunks")
         if opcode == Opcode.FOOTER and at + len(MCAP0_MAGIC) < size:
             raise UnindexedError("another MCAP follows the first one")
 

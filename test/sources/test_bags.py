@@ -908,6 +908,27 @@ def test_mcaps_put_end_to_end_are_read_as_one(tmp_path, first, chunked):
     assert source.state.damage is None
 
 
+def test_messages_outside_the_chunks_of_an_mcap_are_read_too(tmp_path):
+    path, outside = tmp_path / "drive.mcap", tmp_path / "outside.mcap"
+    write_as_mcap_does(path, camera(10), chunk_size=5000)
+    write_as_mcap_does(outside, camera(20), use_chunking=False)
+    chunked, data = path.read_bytes(), outside.read_bytes()
+    record = bytes([5]) + struct.pack("<Q", 22 + len(ROS2.serialize_cdr(camera(1)[0][2], IMAGE)))
+    places = [i for i in range(len(data)) if data[i : i + 9] == record]
+    size = places[1] - places[0]
+    more = data[places[10] : places[19] + size]
+    # Put before the summary, whose places in the footer move on.
+    end = chunked.rindex(bytes([0x0F]) + struct.pack("<Q", 4))  # the record DataEnd
+    footer = len(chunked) - 8 - 20
+    begin, offsets, _ = struct.unpack_from("<QQI", chunked, footer)
+    patched = bytearray(chunked)
+    struct.pack_into("<QQI", patched, footer, begin + len(more), offsets + len(more), 0)
+    path.write_bytes(bytes(patched[:end]) + more + bytes(patched[end:]))
+    source = open_source(path)
+    assert greys(source) == list(range(20))
+    assert source.state.damage is None
+
+
 @pytest.mark.parametrize("chunked", [True, False])
 def test_bytes_behind_an_mcap_are_said(tmp_path, chunked):
     path = tmp_path / "drive.mcap"
