@@ -128,8 +128,9 @@ def rgb_of(picture: Image.Image, size: tuple[int, int] | None = None) -> np.ndar
     """
     tags = getattr(picture, "tag_v2", {})
     if _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
+        bits = tags.get(_BITS, (1,))[0]
         raise InvalidImageError(
-            f"its values are signed, of {tags.get(_BITS, (1,))[0]} bits a pixel, as measurements are"
+            f"its values are signed, of {bits} bits a pixel, as measurements are"
         )
     if picture.mode == "F" or (picture.mode == "I" and picture.format == "TIFF"):
         raise InvalidImageError(
