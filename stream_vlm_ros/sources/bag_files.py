@@ -262,6 +262,11 @@ class _Readable:
         if not self.path.is_file():
             raise SourceNotFoundError(f"There is no file {file}. Check the path.")
         if self.path.stat().st_size == 0:
+            if size := file.stat().st_size:
+                raise SourceUnreadableError(
+                    f"Nothing can be unpacked from {file} ({size:,} bytes): it was cut off before "
+                    "the end of its first block, or nothing was packed. Copy or record it again."
+                )
             raise SourceUnreadableError(
                 f"{file} is empty (0 bytes): the recording or the copy did not finish."
             )

@@ -667,6 +667,19 @@ def test_chunks_that_all_claim_the_same_time_are_not_held_at_once(tmp_path):
         tracemalloc.stop()
 
 
+def test_a_compressed_file_that_is_cut_off_is_not_called_empty(tmp_path):
+    path = tmp_path / "drive.mcap"
+    write_as_mcap_does(path, camera(20))
+    packed = zstandard.compress(path.read_bytes())
+    cut_off = tmp_path / "cut.mcap.zstd"
+    cut_off.write_bytes(packed[:-500])
+    with pytest.raises(SourceUnreadableError, match=rf"{len(packed) - 500:,} bytes.*cut off"):
+        open_source(cut_off)
+    cut_off.write_bytes(b"")
+    with pytest.raises(SourceUnreadableError, match=r"empty \(0 bytes\)"):
+        open_source(cut_off)
+
+
 def test_a_compressed_file_is_unpacked_only_as_far_as_the_disk_holds_it(tmp_path, monkeypatch):
     file = tmp_path / "drive.db3.zstd"
     file.write_bytes(announcing(BOMB))
