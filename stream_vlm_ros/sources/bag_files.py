@@ -45,6 +45,7 @@ from .bag_rescue import (
     check_index,
     check_rows,
 )
+from .frame import no_plain_file
 from .mcap_file import IndexedMcapFile
 from .unpacking import ZSTD_MAGIC, unpack
 
@@ -196,6 +197,8 @@ class BagFiles:
             raise SourceNotFoundError(f"There is no bag {path}. Check the path.")
         if path.is_file():
             return [path]
+        if not path.is_dir():
+            raise SourceUnreadableError(no_plain_file(path))
         files = _storage_files(path)
         named, self._announced = _told_by_metadata(path / "metadata.yaml")
         missing = [name for name in named if not (path / name).is_file()]
@@ -259,6 +262,11 @@ class _Readable:
         if not self.path.is_file():
             raise SourceNotFoundError(f"There is no file {file}. Check the path.")
         if self.path.stat().st_size == 0:
+            if size := file.stat().st_size:
+                raise SourceUnreadableError(
+                    f"Nothing can be unpacked from {file} ({size:,} bytes): it was cut off before "
+                    "the end of its first block, or nothing was packed. Copy or record it again."
+                )
             raise SourceUnreadableError(
                 f"{file} is empty (0 bytes): the recording or the copy did not finish."
             )

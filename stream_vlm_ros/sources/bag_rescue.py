@@ -98,9 +98,11 @@ class LooseMcapFile(LooseFile):
                             found += channel is not None
                             if channel is not None and _is_wanted(channel, topics):
                                 yield Raw(channel, item.log_time, b"" if empty else item.data)
-                        elif isinstance(item, Statistics) and found < item.message_count:
-                            counts = f"{found} of {item.message_count}"
-                            self._refuse(ValueError(f"{counts} messages are there"))
+                        elif isinstance(item, Statistics):
+                            if found < item.message_count:
+                                counts = f"{found} of {item.message_count}"
+                                self._refuse(ValueError(f"{counts} messages are there"))
+                            found = 0  # another MCAP may follow
             except GeneratorExit:
                 raise
             except Exception as error:

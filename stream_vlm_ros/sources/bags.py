@@ -42,6 +42,7 @@ _DEEP = "mono16"  # what depth is recorded as, though it could be a picture
 _FIRST_IMAGES = 3  # of a topic, by which it is chosen
 _UNSTAMPED_BYTES = 64 << 20  # of images without a stamp that wait for one with it
 _SAME_CLOCK_NS = 5 * SECOND  # what transport may take; further apart, two cameras' clocks differ
+_LONG_TRANSPORT_NS = SECOND  # from here on it is said, as it may as well be another clock
 # The layout of these two types is the same in every distribution, so the bag's own definitions,
 # which may be missing or of another one, are not needed.
 _TYPES = {IMAGE: "sensor_msgs/msg/Image", COMPRESSED: "sensor_msgs/msg/CompressedImage"}
@@ -380,11 +381,17 @@ class _OneClock:
         first = next(iter(self._ahead))
         apart = self._ahead[topic] - self._ahead[first]
         self._moves[topic] = 0 if abs(apart) <= _SAME_CLOCK_NS else -apart
-        if self._moves[topic]:
+        if abs(apart) >= _LONG_TRANSPORT_NS:
             way = "ahead of" if apart > 0 else "behind"
+            done = (
+                "its stamps were moved by as much."
+                if self._moves[topic]
+                else "its stamps were not moved, as transport may take "
+                f"{_SAME_CLOCK_NS / SECOND:g} s. A part (start, end) holds other images of it."
+            )
             self._state.notes.append(
-                f"The clock of {topic} is {abs(apart) / SECOND:,.1f} s {way} that of {first}: its "
-                "stamps were moved by as much."
+                f"The clock of {topic} is {abs(apart) / SECOND:,.1f} s {way} that of {first}: "
+                f"{done}"
             )
         return self._moves[topic]
 

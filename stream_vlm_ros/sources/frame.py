@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -72,3 +73,11 @@ class Source(ABC):
 
     @abstractmethod
     def __iter__(self) -> Iterator[Frame]: ...
+
+
+def no_plain_file(path: Path) -> str:
+    """What to say of a pipe, a socket or a device: reading one may wait for ever."""
+    return (
+        f"{path} is neither a file, a folder nor a camera (such as /dev/video0), but a pipe, a "
+        "socket or another device. Save what comes from it to a file, and give that."
+    )

@@ -53,6 +53,7 @@ class IndexedMcapFile(FileReader):
                 raise UnindexedError("the summary does not name every channel")
             if not {c.schema_id for c in summary.channels.values()} <= {0, *summary.schemas}:
                 raise UnindexedError("the summary does not name every type")
+            _check_layout(self._stream)
         except BaseException:
             self._stream.close()
             raise
@@ -101,13 +102,29 @@ class IndexedMcapFile(FileReader):
                 yield item
 
 
+def _check_layout(stream: IO[bytes]) -> None:
+    """Raise UnindexedError for messages that the index does not know of: those outside chunks, and
+    of a further MCAP, put in front of the one whose summary the file ends with."""
+    size = stream.seek(0, io.SEEK_END)
+    at = len(MCAP0_MAGIC)
+    while at + _RECORD.size <= size:
+        stream.seek(at)
+        opcode, length = _RECORD.unpack(stream.read(_RECORD.size))
+        at += _RECORD.size + length
+        if opcode == Opcode.MESSAGE:
+            raise UnindexedError("a message lies outside the chunks")
+        if opcode == Opcode.FOOTER and at + len(MCAP0_MAGIC) < size:
+            raise UnindexedError("another MCAP follows the first one")
+
+
 def mcap_records(
     stream: IO[bytes], limit: PictureLimit, refuse: Callable[[Exception], None]
 ) -> Iterator[Any]:
     """Records of the library's that hold or count messages, from where ``stream`` stands.
 
     Others, such as attachments, are passed over, and so is one that is damaged or too long, once
-    ``refuse`` has been told. Raises EOFError where the file ends without its footer.
+    ``refuse`` has been told. Raises EOFError where the file ends without its footer,
+    and ValueError where it goes on after that with something other than a further MCAP.
     """
     while len(head := stream.read(_RECORD.size)) == _RECORD.size:
         opcode, length = _RECORD.unpack(head)
@@ -115,7 +132,12 @@ def mcap_records(
         if opcode == Opcode.FOOTER:
             stream.seek(end)
             check_magic(stream)
-            return
+            if not (more := stream.read(len(MCAP0_MAGIC))):
+                return
+            if more != MCAP0_MAGIC:  # else a further MCAP was put behind this one
+                size = stream.seek(0, io.SEEK_END) - end - len(MCAP0_MAGIC)
+                raise ValueError(f"{size:,} bytes follow the file's end, and were not read")
+            continue
         if opcode in _READ:
             try:
                 limit.check_bytes(length, "a record")

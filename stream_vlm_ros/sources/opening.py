@@ -87,6 +87,8 @@ def open_source(spec: str | os.PathLike[str], **options: Any) -> Source:
         )
     path = Path(os.path.expanduser(text))
     _check_name(path)
+    if re.fullmatch(r"/dev/video\d+", camera := os.path.realpath(path)):  # a link: /dev/v4l/by-id
+        return _make(DeviceSource, camera, options)
     if is_bag(path):
         return _make(BagSource, path, options)
     if path.is_dir():

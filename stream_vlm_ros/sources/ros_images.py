@@ -64,6 +64,7 @@ _GENERIC = {
 ENCODINGS = {name: size for name, size in _BYTES_PER_PIXEL.items() if not name.startswith("nv")}
 # Rows of data for each row of the picture: the chroma planes lie below the luma.
 _PLANES = {"nv12": 1.5, "nv21": 1.5, "nv24": 3.0}
+_SMALLEST_MOSAIC = 3  # pixels; of fewer, OpenCV makes black
 # 16UC1 is depth in millimetres (REP 118); pictures of 16 bits are mono16.
 _MEASURED = re.compile(r"(32|64)[SF]C?\d*|16SC?\d*|8SC?\d*|16UC1?")
 
@@ -90,6 +91,11 @@ def image_to_rgb(
     if 0 in (message.height, message.width):
         raise InvalidImageError(f"the image has no size: {message.width}x{message.height}")
     (limit or PictureLimit()).check(message.width, message.height, "the image")
+    if encoding.startswith("bayer_") and min(message.height, message.width) < _SMALLEST_MOSAIC:
+        raise InvalidImageError(
+            f"{encoding} needs {_SMALLEST_MOSAIC} pixels each way to tell colours from, got "
+            f"{message.width}x{message.height}"
+        )
     rows = _rows(message, encoding)  # [rows, bytes of a row without padding]
     if encoding in _PLANES:
         return _from_planes(rows, encoding, message.height, message.width)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from fractions import Fraction
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 
 import av
@@ -38,7 +38,7 @@ from stream_vlm_ros.errors import (
     SourceUnreadableError,
 )
 
-from .frame import Frame, Source, SourceState
+from .frame import Frame, Source, SourceState, no_plain_file
 from .sampling import check_part
 
 _LEFT_OUT = "Pictures are left out:"
@@ -217,6 +217,12 @@ class VideoSource(Source):
             state.notes.append(
                 f"The first picture that can be decoded comes {clock.first_ns / SECOND:.1f} s "
                 "after the file's beginning."
+            )
+        of_mp4 = "mp4" in stream.container.format.name and self.path.is_file()  # not an address
+        if of_mp4 and (more := _bytes_after_mp4(self.path)):
+            state.notes.append(
+                f"{more:,} bytes follow the end of the video, and were not read: another file was "
+                "put behind it. Join videos with ffmpeg -f concat."
             )
         promised = self.duration
         # A container's own duration may be that of a longer sound track: then it promises nothing.
@@ -556,9 +562,11 @@ def _check_file(path: Path) -> None:
         raise SourceNotFoundError(f"There is no file {path}. Check the path.")
     if path.is_dir():
         raise SourceUnreadableError(f"{path} is a folder, not a video file.")
+    if not path.is_file():
+        raise SourceUnreadableError(no_plain_file(path))
     if not os.access(path, os.R_OK):
         raise SourceNotFoundError(f"{path} cannot be read by this user. Change its permissions.")
-    if path.is_file() and path.stat().st_size == 0:
+    if path.stat().st_size == 0:
         raise SourceUnreadableError(
             f"{path} is empty (0 bytes): the recording or the copy did not finish. Copy or record "
             "it again."
@@ -578,20 +586,30 @@ def _why_unreadable(path: Path, error: Exception) -> str:
 
 
 def _mp4_without_index(path: Path) -> bool:
-    """Walk the top-level boxes of an MP4/MOV file: is there an ``ftyp`` but no ``moov``?"""
-    kinds: set[bytes] = set()
+    """Is there an ``ftyp`` but no ``moov`` among the top-level boxes of an MP4/MOV file?"""
+    kinds = {kind for _, kind in islice(_mp4_boxes(path), 64)}
+    return b"ftyp" in kinds and b"moov" not in kinds
+
+
+def _bytes_after_mp4(path: Path) -> int:
+    """How many bytes of a file are of a further MP4: from a second ``ftyp`` to the end."""
+    begins = [at for at, kind in _mp4_boxes(path) if kind == b"ftyp"]
+    return path.stat().st_size - begins[1] if len(begins) > 1 else 0
+
+
+def _mp4_boxes(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Place and kind of the top-level boxes of an MP4/MOV file."""
     with path.open("rb") as file:
         position, end = 0, path.stat().st_size
-        while position + 8 <= end and len(kinds) < 64:
+        while position + 8 <= end:
             file.seek(position)
             length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
             if length == 1:
                 length = int.from_bytes(file.read(8), "big")
-            kinds.add(kind)
+            yield position, kind
             if length < 8:
                 break
             position += length
-    return b"ftyp" in kinds and b"moov" not in kinds
 
 
 def rate_of(stream: VideoStream) -> float | None:

@@ -19,6 +19,7 @@ from stream_vlm_ros.engine.inputs.picture_sizes import (
     PictureLimit,
     open_picture,
     png_without_texts,
+    rgb_of,
 )
 from stream_vlm_ros.errors import (
     InvalidImageError,
@@ -240,3 +241,41 @@ def test_no_header_whatever_raises_anything_else(form, changes, length):
     except InvalidImageError:
         return
     assert picture.width * picture.height <= 64_000_000
+
+
+def grey_tiff(values, photometric=1, sample_format=1):
+    """A TIFF of one strip, byte by byte as its specification says."""
+    order = ">" if values.dtype.byteorder == ">" else "<"
+    bits = 8 * values.itemsize
+    tags = [
+        (256, 4, values.shape[1]), (257, 4, values.shape[0]), (258, 3, bits), (259, 3, 1),
+        (262, 3, photometric), (273, 4, 8), (277, 3, 1), (278, 4, values.shape[0]),
+        (279, 4, values.nbytes), (339, 3, sample_format),
+    ]  # fmt: skip
+    head = (b"MM" if order == ">" else b"II") + struct.pack(order + "HI", 42, 8 + values.nbytes)
+    entries = b"".join(
+        struct.pack(order + "HHI", tag, kind, 1)
+        + struct.pack(order + ("HH" if kind == 3 else "I"), *([value, 0] if kind == 3 else [value]))
+        for tag, kind, value in tags
+    )
+    return head + values.tobytes() + struct.pack(order + "H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize(("photometric", "bright"), [(0, 0xFF - 0x20), (1, 0x20)])
+@pytest.mark.parametrize("values", [np.full((4, 6), 0x20, "u1"), np.full((4, 6), 0x2000, "<u2")])
+def test_a_tiff_is_as_bright_as_it_says_in_8_bits_and_in_16(values, photometric, bright):
+    image = rgb_of(open_picture(grey_tiff(values, photometric), PictureLimit()))
+    assert image.shape == (4, 6, 3) and np.unique(image).tolist() == [bright]
+
+
+@pytest.mark.parametrize("kind", ["<i1", "<i2", ">i2", "<i4"])
+def test_a_tiff_of_signed_values_is_refused_as_that(kind):
+    data = grey_tiff(np.full((4, 6), 0x20, kind), sample_format=2)
+    with pytest.raises(InvalidImageError, match="values are signed"):
+        rgb_of(open_picture(data, PictureLimit()))
+
+
+def test_a_tiff_of_pixels_that_are_not_read_says_what_to_do():
+    data = grey_tiff(np.full((4, 6), 0x2000, ">u2"), photometric=0)
+    with pytest.raises(InvalidImageError, match=r"of a kind that is not read.*PNG"):
+        open_picture(data, PictureLimit())

@@ -127,6 +127,14 @@ def test_bayer_patterns_of_a_single_colour(make_image, pattern, deep, padding):
     np.testing.assert_array_equal(image[2:-2, 2:-2], np.full((4, 4, 3), [200, 120, 40]))
 
 
+@pytest.mark.parametrize("shape", [(1, 8), (2, 8), (8, 2)])
+@pytest.mark.parametrize("encoding", ["bayer_rggb8", "bayer_gbrg16"])
+def test_a_mosaic_too_small_for_colours_is_refused_and_not_black(make_image, shape, encoding):
+    pixels = np.full(shape, 120, np.uint16 if encoding.endswith("16") else np.uint8)
+    with pytest.raises(InvalidImageError, match="needs 3 pixels each way"):
+        image_to_rgb(make_image(pixels, encoding, 0))
+
+
 def test_a_message_is_left_as_it_came(make_image):
     message = make_image(GREY16, "mono16", padding=6, big_endian=True)
     before = copy.deepcopy(message)

@@ -667,6 +667,19 @@ def test_chunks_that_all_claim_the_same_time_are_not_held_at_once(tmp_path):
         tracemalloc.stop()
 
 
+def test_a_compressed_file_that_is_cut_off_is_not_called_empty(tmp_path):
+    path = tmp_path / "drive.mcap"
+    write_as_mcap_does(path, camera(20))
+    packed = zstandard.compress(path.read_bytes())
+    cut_off = tmp_path / "cut.mcap.zstd"
+    cut_off.write_bytes(packed[:-500])
+    with pytest.raises(SourceUnreadableError, match=rf"{len(packed) - 500:,} bytes.*cut off"):
+        open_source(cut_off)
+    cut_off.write_bytes(b"")
+    with pytest.raises(SourceUnreadableError, match=r"empty \(0 bytes\)"):
+        open_source(cut_off)
+
+
 def test_a_compressed_file_is_unpacked_only_as_far_as_the_disk_holds_it(tmp_path, monkeypatch):
     file = tmp_path / "drive.db3.zstd"
     file.write_bytes(announcing(BOMB))
@@ -722,6 +735,19 @@ def test_cameras_on_different_clocks_lose_nothing_and_it_is_said(tmp_path, apart
     # Named alone, a camera is on its own clock.
     alone = [f.stamp_ns for f in open_source(path, topics=["/rear"])]
     assert alone == [s + apart * SECOND for s in stamps(10)]
+
+
+def test_cameras_a_little_apart_keep_their_stamps_and_it_is_said(tmp_path):
+    late = round(4.9 * SECOND)  # as transport may take, or as a clock may be set
+    messages = [("/front", stamp + 3, raw_image(stamp, i)) for i, stamp in enumerate(stamps(20))]
+    messages += [
+        ("/rear", stamp + 3, raw_image(stamp - late, i)) for i, stamp in enumerate(stamps(20))
+    ]
+    path = write_ros2(tmp_path / "drive", sorted(messages, key=lambda m: m[1]))
+    source = open_source(path, topics=["all"], start=1.0)
+    assert {f.source for f in source} == {"/front"} and source.state.counts.unwanted == 30
+    (note,) = source.state.notes
+    assert "/rear is 4.9 s behind that of /front" in note and "not moved" in note
 
 
 def test_the_earliest_of_two_cameras_is_given_though_it_was_recorded_after_the_other(tmp_path):
@@ -880,6 +906,50 @@ def loose_mcap(path, count=20):
             writer.add_message(channel, log_ns, bytes(ROS2.serialize_cdr(message, IMAGE)), log_ns)
         writer.finish()
     return bytearray(path.read_bytes())
+
+
+@pytest.mark.parametrize("first", [10, 6])
+@pytest.mark.parametrize("chunked", [True, False])
+def test_mcaps_put_end_to_end_are_read_as_one(tmp_path, first, chunked):
+    parts, both = [tmp_path / "a.mcap", tmp_path / "b.mcap"], tmp_path / "both.mcap"
+    messages = camera(first + 10)
+    for part, images in zip(parts, (messages[:first], messages[first:]), strict=True):
+        write_as_mcap_does(part, images, chunk_size=5000, use_chunking=chunked)
+    both.write_bytes(parts[0].read_bytes() + parts[1].read_bytes())
+    source = open_source(both)
+    assert greys(source) == list(range(first + 10))
+    assert source.state.damage is None
+
+
+def test_messages_outside_the_chunks_of_an_mcap_are_read_too(tmp_path):
+    path, outside = tmp_path / "drive.mcap", tmp_path / "outside.mcap"
+    write_as_mcap_does(path, camera(10), chunk_size=5000)
+    write_as_mcap_does(outside, camera(20), use_chunking=False)
+    chunked, data = path.read_bytes(), outside.read_bytes()
+    record = bytes([5]) + struct.pack("<Q", 22 + len(ROS2.serialize_cdr(camera(1)[0][2], IMAGE)))
+    places = [i for i in range(len(data)) if data[i : i + 9] == record]
+    size = places[1] - places[0]
+    more = data[places[10] : places[19] + size]
+    # Put before the summary, whose places in the footer move on.
+    end = chunked.rindex(bytes([0x0F]) + struct.pack("<Q", 4))  # the record DataEnd
+    footer = len(chunked) - 8 - 20
+    begin, offsets, _ = struct.unpack_from("<QQI", chunked, footer)
+    patched = bytearray(chunked)
+    struct.pack_into("<QQI", patched, footer, begin + len(more), offsets + len(more), 0)
+    path.write_bytes(bytes(patched[:end]) + more + bytes(patched[end:]))
+    source = open_source(path)
+    assert greys(source) == list(range(20))
+    assert source.state.damage is None
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_bytes_behind_an_mcap_are_said(tmp_path, chunked):
+    path = tmp_path / "drive.mcap"
+    write_as_mcap_does(path, camera(20), use_chunking=chunked)
+    path.write_bytes(path.read_bytes() + b"more" * 300)
+    source = open_source(path)
+    assert greys(source) == list(range(20))
+    assert "1,200 bytes follow" in source.state.damage
 
 
 ANOTHER_KIND = {"metadata": 0x0C, "a damaged schema": 0x03, "a damaged channel": 0x04}

@@ -1,6 +1,8 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
+import os
+
 import pytest
 from PIL import Image
 
@@ -49,6 +51,21 @@ def test_a_bag_that_is_not_there_and_a_single_image_are_explained(tmp_path):
     Image.new("RGB", (4, 4)).save(image)
     with pytest.raises(SourceUnknownError, match="folder"):
         open_source(image)
+
+
+@pytest.mark.parametrize("name", ["pipe.mp4", "pipe.mcap", "pipe.db3.zstd", "/dev/null"])
+def test_what_is_no_file_is_refused_at_once_and_not_waited_for(tmp_path, name):
+    path = tmp_path / name
+    if not path.exists():
+        os.mkfifo(path)
+    with pytest.raises(SourceUnreadableError, match="neither a file, a folder nor a camera"):
+        open_source(path)
+
+
+def test_a_link_to_a_camera_stands_for_that_camera(tmp_path):
+    (tmp_path / "front").symlink_to("/dev/video98")
+    with pytest.raises(SourceNotFoundError, match=r"no camera /dev/video98"):
+        open_source(tmp_path / "front")
 
 
 @pytest.mark.parametrize(

@@ -376,6 +376,15 @@ def test_files_put_end_to_end_are_read_as_one_and_it_is_said(tmp_path, container
         assert [frame.stamp_ns for frame in part] == inside and len(inside) >= 9
 
 
+def test_a_second_video_behind_the_first_is_said_where_it_cannot_be_read(video):
+    data = video.read_bytes()
+    both = video.with_name("both.mp4")
+    both.write_bytes(data * 2)
+    source = VideoSource(both)
+    assert len(list(source)) == len(list(VideoSource(video)))
+    assert any(f"{len(data):,} bytes follow" in note for note in source.state.notes)
+
+
 def test_a_clock_that_jumps_ahead_is_said(tmp_path):
     parts = (range(0, 4_000, 100), range(90_000_000, 90_004_000, 100))
     parts = [write_intra(tmp_path / str(part.start), part).read_bytes() for part in parts]

@@ -39,6 +39,8 @@ _MAX_SCANS = 32
 _START_OF_SCAN = b"\xff\xda"
 _PNG_CHUNK = struct.Struct(">I4s")  # length and kind; after them the data, and a check sum
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
+_BITS, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,10 @@ def open_picture(data: bytes, limit: PictureLimit) -> Image.Image:
             f"the picture announces more than Pillow takes: {in_words(fault)}"
         ) from fault
     except Exception as fault:  # bytes from outside: Pillow's readers raise what they do
+        if "unknown pixel mode" in str(fault):
+            raise InvalidImageError(
+                f"its pixels are of a kind that is not read ({in_words(fault)}); save it as PNG"
+            ) from fault
         raise InvalidImageError(f"its header cannot be read: {in_words(fault)}") from fault
     if picture is None:
         raise InvalidImageError(f"it is of an unknown kind; known are {', '.join(FORMATS)}")
@@ -120,6 +126,12 @@ def rgb_of(picture: Image.Image, size: tuple[int, int] | None = None) -> np.ndar
     Raises InvalidImageError if it is damaged, holds measurements, or is nearly black for having its
     values in the lower of 16 bits.
     """
+    tags = getattr(picture, "tag_v2", {})
+    if _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
+        bits = tags.get(_BITS, (1,))[0]
+        raise InvalidImageError(
+            f"its values are signed, of {bits} bits a pixel, as measurements are"
+        )
     if picture.mode == "F" or (picture.mode == "I" and picture.format == "TIFF"):
         raise InvalidImageError(
             "it has 32 bits a pixel, as measurements have; pictures have 8 or 16"
@@ -128,7 +140,10 @@ def rgb_of(picture: Image.Image, size: tuple[int, int] | None = None) -> np.ndar
     try:
         upright = ImageOps.exif_transpose(picture)
         if upright.mode.startswith("I"):
-            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            grey = (np.asarray(upright) >> 8).astype(np.uint8)
+            # Pillow turns these round where they have 8 bits, and no others.
+            grey = ~grey if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else grey
+            upright = Image.fromarray(grey)
         upright = upright.convert("RGB")
         image = np.array(upright if size is None else upright.resize(size))
     except Exception as fault:  # bytes from outside: Pillow's decoders raise what they do
