@@ -212,6 +212,50 @@ def test_all_mistakes_of_a_file_are_named_at_once_in_their_order(write_questions
     assert len(str(caught.value)) < 1000 and told[-1] == f"and {1001 - len(told)} more mistakes"
 
 
+def lines_told(path):
+    """The lines that the refusal of a file names, in its order, and the whole of it."""
+    with pytest.raises(QuestionFileError) as caught:
+        load_questions(path)
+    words = str(caught.value).removeprefix(f"{path}:")
+    return [int(n) for n in re.findall(r"^(?:line )?(\d+):", words, re.MULTILINE)], words
+
+
+@pytest.mark.parametrize("number", [".nan", "1e9999", "-.inf", "[.nan, 3]"])
+def test_a_number_that_is_none_hides_no_other_mistake(write_questions, number):
+    path = write_questions(
+        f"questions:\n- {{text: A?, at: -1}}\n- {{text: B?, at: 3, about: {number}}}\n"
+        "- {text: C?, at: 4, until: 3}\n- {text: D?, at: 3, extra: .inf}\n"
+    )
+    lines, words = lines_told(path)
+    assert lines == [2, 3, 4, 5]
+    assert words.count("is not a usable time or number") == 2
+
+
+def test_every_mistake_of_one_question_and_of_the_defaults_is_named(write_questions):
+    path = write_questions(
+        "titel: x\ndefaults:\n  max_new_tokens: 0\n  camera: ''\nquestions:\n"
+        "- text: ' '\n  at: -3\n  evidence: [9, 3]\n  judg: x\n"
+    )
+    lines, words = lines_told(path)
+    assert lines == [1, 3, 4, 6, 7, 8, 9]
+    assert "exactly one of" not in words
+    path = write_questions(
+        "questions:\n- text: B?\n  at: 5\n  until: 4\n  choices: [a, a]\n  expect: b\n"
+        "  evidence: [[5, 4], [7, 6]]\n"
+    )
+    assert lines_told(path)[0] == [4, 5, 6, 7, 7]
+
+
+def test_what_a_broken_key_would_bear_on_is_not_blamed_for_it(write_questions):
+    path = write_questions(
+        "questions:\n- text: A?\n  evry: 5\n  until: 20\n- text: B?\n  at: 3\n  judge: exac\n"
+        "  choices: [a, b]\n  expect: c\n- text: C?\n  every: soon\n  merge: true\n"
+    )
+    assert lines_told(path)[0] == [3, 7, 11]
+    path = write_questions("defaults: {until: [3]}\nquestions:\n- {text: A?, every: 5}\n")
+    assert lines_told(path)[0] == [1]
+
+
 def test_evidence_of_which_a_part_comes_later_is_taken(write_questions):
     text = "questions:\n  - {text: A?, at: 33, evidence: [[50, 51], [3, 5]]}\n"
     assert load_questions(write_questions(text)).questions[0].evidence == ((50, 51), (3, 5))
