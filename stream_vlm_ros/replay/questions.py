@@ -35,7 +35,6 @@ SCHEMA_FILE = Path(__file__).with_name("questions.schema.json")
 DEFAULT_SIMILARITY = 0.9
 _MAX_TOLD = 640  # characters of the mistakes behind the first
 Stretch = tuple[float, float]
-_NOT_BLANK = "\\S"  # the schema's pattern of a text that says something
 _WHEN = ("at", "at_stamp", "every")  # keys that say when a question is asked
 _OF_KEYS = ("additionalProperties", "required", "oneOf")  # the schema's words about keys alone
 _TIMES = ("at", "from", "until", "about", "evidence")  # keys of a question that hold times
@@ -227,8 +226,10 @@ def _in_words(error: jsonschema.ValidationError, place: Place) -> str:
         return f"unknown key {', '.join(unknown)}; known are {', '.join(known)}"
     if error.validator == "oneOf" and error.schema is schema()["$defs"]["question"]:
         return "a question needs exactly one of at, at_stamp and every"
-    if error.validator == "pattern" and error.validator_value == _NOT_BLANK:
-        return f"{where}a text of spaces alone" if error.instance else f"{where}an empty text"
+    if error.validator == "pattern" and error.validator_value == _not_blank():
+        if not error.instance.strip():
+            return f"{where}a text of spaces alone" if error.instance else f"{where}an empty text"
+        return f"{where}a text in which nothing can be seen ({error.instance!a})"
     if error.validator == "required":
         return f"{where}{error.message.replace(' is a required property', ' is missing')}"
     if error.validator in ("maxLength", "maxItems") and isinstance(error.instance, (str, list)):
@@ -257,6 +258,11 @@ def _said_whole(error: jsonschema.ValidationError) -> bool:
         name = next(iter(judge)) if isinstance(judge, dict) and len(judge) == 1 else judge
         return name not in _judges()
     return key in _TIMES and error.validator == "anyOf"
+
+
+def _not_blank() -> str:
+    """The schema's pattern of a text that says something."""
+    return schema()["$defs"]["type"]["pattern"]
 
 
 def _judges() -> list[str]:
@@ -318,7 +324,7 @@ class _Entry:
         asked = None if entry.get("at") == "end" else self._time("at")
         stamp = self._stamp()
         evidence, about = self._stretches("evidence"), self._stretches("about")
-        self._check_order(first, until, asked, evidence)
+        self._check_order(first, until, asked, evidence, about)
         merge = entry.get("merge", False)
         similarity = DEFAULT_SIMILARITY if merge in (True, {}) else None
         if isinstance(merge, dict) and merge:
@@ -362,6 +368,7 @@ class _Entry:
         until: float | None,
         asked: float | None,
         evidence: tuple[Stretch, ...],
+        about: tuple[Stretch, ...],
     ) -> None:
         """That it is asked at all, and after what it is about could be seen."""
         begin = self._values.get("every", 0.0) if first is None else first
@@ -370,12 +377,17 @@ class _Entry:
                 "until", f"until is {until:g} s, before the question is asked first, at {begin:g} s"
             )
         last = until if asked is None else asked
-        begins = min((start for start, _ in evidence), default=0.0)
-        if last is not None and begins > last:
-            self.wrong(
-                "evidence",
-                f"evidence begins at {begins:g} s, after the question is asked, at {last:g} s",
-            )
+        if last is None:
+            return
+        for key, stretches in (("evidence", evidence), ("about", about)):
+            for start, end in stretches:
+                # About may reach further: what is in memory of it is looked at.
+                late, verb = (start, "begins") if start > last else (end, "ends")
+                if start > last or (key == "evidence" and end > last):
+                    self.wrong(
+                        key,
+                        f"{key} {verb} at {late:g} s, after the question is asked, at {last:g} s",
+                    )
 
     def _time(self, key: str) -> float | None:
         """The time under ``key``, if there is one that can be."""
