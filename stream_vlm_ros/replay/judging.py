@@ -87,6 +87,11 @@ def make_judge(spec: Any, expect: tuple[str, ...], choices: tuple[str, ...] = ()
         if strangers:
             raise ValueError(f"expected is {strangers[0]!r}, which is not one of the choices")
         return Judge(name, lambda answer: answer in expect)
+    if name in ("exact", "contains") and (empty := [e for e in expect if not plain(e)]):
+        raise ValueError(
+            f"expected is {empty[0]!r}, of which nothing is left to compare: spaces, quotes and "
+            "punctuation at the ends do not count"
+        )
     if name == "exact":
         wanted = {plain(e) for e in expect}
         return Judge(name, lambda answer: plain(answer) in wanted)

@@ -33,9 +33,10 @@ from .yaml_lines import Document, Place, QuestionFileError, load_document
 
 SCHEMA_FILE = Path(__file__).with_name("questions.schema.json")
 DEFAULT_SIMILARITY = 0.9
-_MAX_TOLD = 450  # characters of the mistakes behind the first
+_MAX_TOLD = 640  # characters of the mistakes behind the first
 Stretch = tuple[float, float]
-_NOT_BLANK = "\\S"  # the schema's pattern of a text that says something
+_WHEN = ("at", "at_stamp", "every")  # keys that say when a question is asked
+_OF_KEYS = ("additionalProperties", "required", "oneOf")  # the schema's words about keys alone
 _TIMES = ("at", "from", "until", "about", "evidence")  # keys of a question that hold times
 
 
@@ -106,31 +107,31 @@ def load_questions(path: str | Path, importer: str = "stream_vlm") -> QuestionSe
 def _load_own(path: Path) -> QuestionSet:
     is_table = path.suffix.lower() in (".csv", ".tsv")
     document = load_document(path, csv_events if is_table else None)
-    mistakes = _mistakes(document)
-    if None in mistakes:  # not in one question: they cannot be read one after the other
-        raise _all_of(mistakes.values())
     content = document.content
-    defaults = content.get("defaults", {})
+    mistakes, wrong = _mistakes(document)
+    known = schema()["properties"]["defaults"]["properties"]
+    defaults = _mapping(_mapping(content).get("defaults"))
+    defaults = {key: value for key, value in defaults.items() if key in known}
+    entries = _mapping(content).get("questions")
     questions: list[Question] = []
     lines: dict[str, int] = {}
-    for index, entry in enumerate(content["questions"]):
+    for index, own in enumerate(entries if isinstance(entries, list) else []):
+        if not isinstance(own, dict):
+            continue
         place: Place = ("questions", index)
-        if index in mistakes:
-            continue
-        try:
-            question = _question({**defaults, **entry}, f"q{index + 1:03d}", document, place)
-            if question.id in lines:
-                where = lines[question.id]
-                raise document.error(
-                    (*place, "id"), f"the id {question.id!r} is already used in line {where}"
-                )
-        except QuestionFileError as mistake:
-            mistakes[index] = mistake
-            continue
-        lines[question.id] = document.line(place)
-        questions.append(question)
+        bad = wrong.get(index, set()) | (wrong.get(None, set()) - own.keys())
+        entry = _Entry({**defaults, **own}, document, place, bad)
+        question = entry.question(f"q{index + 1:03d}")
+        if "id" not in bad:
+            name = own.get("id", f"q{index + 1:03d}")
+            if name in lines:
+                entry.wrong("id", f"the id {name!r} is already used in line {lines[name]}")
+            lines.setdefault(name, document.line(place))
+        mistakes += entry.mistakes
+        if question is not None:
+            questions.append(question)
     if mistakes:
-        raise _all_of(mistakes.values())
+        raise _all_of(mistakes)
     canonical = json.dumps(content, sort_keys=True, default=str)
     return QuestionSet(
         path=path,
@@ -157,26 +158,48 @@ def _all_of(mistakes: Collection[QuestionFileError]) -> QuestionFileError:
     return QuestionFileError(told)
 
 
-def _mistakes(document: Document) -> dict[int | None, QuestionFileError]:
-    """The first mistake by line in each question's form, and, under None, elsewhere in the file."""
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _mistakes(
+    document: Document,
+) -> tuple[list[QuestionFileError], dict[int | None, set[str]]]:
+    """Every mistake in the form of the file, and the keys that cannot be used for them: of each
+    question by its index, and of ``defaults`` under None."""
     validator = jsonschema.Draft202012Validator(schema())
-    for place, value in document.numbers():  # NaN passes every limit of the schema
-        if not math.isfinite(value):
-            key = place[-1] if place else "the file"
-            raise document.error(place, f"{key}: {value} is not a usable time or number")
-    found: dict[int | None, list[tuple[bool, int, str, Place]]] = {}
+    told: dict[Place, dict[str, bool]] = {}  # words, and whether they say what a question lacks
+    wrong: dict[int | None, set[str]] = {}
+
+    def tell(path: Place, place: Place, words: str, lacks: bool = False) -> None:
+        told.setdefault(place, {})[words] = lacks
+        if path[:1] == ("questions",) and len(path) > 1:
+            wrong.setdefault(int(path[1]), set()).update(map(str, path[2:3] or _WHEN))
+        elif path[:1] == ("defaults",):
+            wrong.setdefault(None, set()).update(map(str, path[1:2]))
+
+    # NaN passes every limit of the schema, and infinity breaks it in worse words.
+    unusable = {place: value for place, value in document.numbers() if not math.isfinite(value)}
+    for place, value in unusable.items():
+        key = next((key for key in reversed(place) if isinstance(key, str)), "the file")
+        tell(place, place, f"{key}: {value} is not a usable time or number")
+    around = {place[:end] for place in unusable for end in range(len(place) + 1)}
+    misspelt: set[Place] = set()
     for error in map(_cause, validator.iter_errors(document.content)):
         path = tuple(error.absolute_path)
-        index = path[1] if path[:1] == ("questions",) and len(path) > 1 else None
-        question = index if isinstance(index, int) else None
-        place = _place_of(error, path)
-        # What a question lacks comes last: a misspelt key says better what is wrong with it.
+        if path in around and error.validator not in _OF_KEYS:
+            continue
+        if error.validator == "additionalProperties":
+            misspelt.add(path)
         lacks = error.validator in ("oneOf", "required")
-        found.setdefault(question, []).append(
-            (lacks, document.line(place), _in_words(error, path), place)
-        )
-    firsts = {question: min(errors, key=lambda e: e[:2]) for question, errors in found.items()}
-    return {question: document.error(one[3], one[2]) for question, one in firsts.items()}
+        tell(path, _place_of(error, path), _in_words(error, path), lacks)
+    return [
+        document.error(place, words)
+        for place, said in told.items()
+        for words, lacks in said.items()
+        # A misspelt key says better what is wrong than what its question lacks.
+        if not (lacks and place in misspelt)
+    ], wrong
 
 
 def _place_of(error: jsonschema.ValidationError, place: Place) -> Place:
@@ -203,8 +226,10 @@ def _in_words(error: jsonschema.ValidationError, place: Place) -> str:
         return f"unknown key {', '.join(unknown)}; known are {', '.join(known)}"
     if error.validator == "oneOf" and error.schema is schema()["$defs"]["question"]:
         return "a question needs exactly one of at, at_stamp and every"
-    if error.validator == "pattern" and error.validator_value == _NOT_BLANK:
-        return f"{where}a text of spaces alone" if error.instance else f"{where}an empty text"
+    if error.validator == "pattern" and error.validator_value == _not_blank():
+        if not error.instance.strip():
+            return f"{where}a text of spaces alone" if error.instance else f"{where}an empty text"
+        return f"{where}a text in which nothing can be seen ({error.instance!a})"
     if error.validator == "required":
         return f"{where}{error.message.replace(' is a required property', ' is missing')}"
     if error.validator in ("maxLength", "maxItems") and isinstance(error.instance, (str, list)):
@@ -235,6 +260,11 @@ def _said_whole(error: jsonschema.ValidationError) -> bool:
     return key in _TIMES and error.validator == "anyOf"
 
 
+def _not_blank() -> str:
+    """The schema's pattern of a text that says something."""
+    return schema()["$defs"]["type"]["pattern"]
+
+
 def _judges() -> list[str]:
     return schema()["$defs"]["judge"]["anyOf"][0]["enum"]
 
@@ -261,58 +291,144 @@ def _no_time(value: Any, key: str) -> str:
     return f"{value!r}: {key} needs two times, [begin, end], or one"
 
 
-def _question(entry: dict, default_id: str, document: Document, place: Place) -> Question:
-    expect = entry.get("expect", [])
-    expect = [_text(e) for e in (expect if isinstance(expect, list) else [expect])]
-    choices = tuple(_text(choice) for choice in entry.get("choices", ()))
-    try:
-        judge = make_judge(entry.get("judge"), tuple(expect), choices)
-    except ValueError as error:
-        where = "judge" if "judge" in entry else "expect"
-        raise document.error((*place, where), str(error)) from error
-    if len(set(choices)) < len(choices):
-        raise document.error((*place, "choices"), "a choice is given twice")
-    for key in ("from", "until", "merge"):
-        if key in entry and "every" not in entry:
-            raise document.error((*place, key), f"'{key}' can only be used with 'every'")
-    at = entry.get("at")
-    first, until = (_time(entry, key, document, place) for key in ("from", "until"))
-    begin = entry.get("every", 0.0) if first is None else first
-    if until is not None and until < begin:
-        words = f"until is {until:g} s, before the question is asked first, at {begin:g} s"
-        raise document.error((*place, "until"), words)
-    asked = None if at == "end" else _time(entry, "at", document, place)
-    evidence = _stretches(entry, "evidence", document, place)
-    last = until if asked is None else asked
-    begins = min((start for start, _ in evidence), default=0.0)
-    if last is not None and begins > last:
-        words = f"evidence begins at {begins:g} s, after the question is asked, at {last:g} s"
-        raise document.error((*place, "evidence"), words)
-    merge = entry.get("merge", False)
-    similarity = DEFAULT_SIMILARITY if merge in (True, {}) else None
-    if isinstance(merge, dict) and merge:
-        similarity = float(merge["similarity"])
-    return Question(
-        id=entry.get("id", default_id),
-        text=entry["text"],
-        judge=judge,
-        at=asked,
-        at_stamp_ns=_stamp(entry.get("at_stamp"), document, place),
-        at_end=at == "end",
-        every=entry.get("every"),
-        first=first,
-        until=until,
-        camera=entry.get("camera"),
-        choices=choices,
-        expect=tuple(expect),
-        about=next(iter(_stretches(entry, "about", document, place)), None),
-        evidence=evidence,
-        type=entry.get("type", ""),
-        tags=tuple(entry.get("tags", ())),
-        max_new_tokens=_whole(entry.get("max_new_tokens")),
-        merge_similarity=similarity,
-        extra=entry.get("extra"),
-    )
+class _Entry:
+    """One question as it stands in a file, with the defaults, and every mistake in what it means.
+
+    Args:
+        bad: keys whose form is wrong, which has been told: nothing is said of them here.
+    """
+
+    def __init__(
+        self, values: dict[str, Any], document: Document, place: Place, bad: Collection[str]
+    ) -> None:
+        self._values = {key: value for key, value in values.items() if key not in bad}
+        self._document, self._place, self._bad = document, place, bad
+        self.mistakes: list[QuestionFileError] = []
+
+    def wrong(self, key: str, words: str) -> None:
+        self.mistakes.append(self._document.error((*self._place, key), words))
+
+    def question(self, default_id: str) -> Question | None:
+        """The question; None where anything is wrong with it."""
+        entry = self._values
+        expect = entry.get("expect", [])
+        expect = [_text(e) for e in (expect if isinstance(expect, list) else [expect])]
+        choices = tuple(_text(choice) for choice in entry.get("choices", ()))
+        judge = self._judge(tuple(expect), choices)
+        if len(set(choices)) < len(choices):
+            self.wrong("choices", "a choice is given twice")
+        for key in ("from", "until", "merge"):
+            if key in entry and "every" not in entry and "every" not in self._bad:
+                self.wrong(key, f"'{key}' can only be used with 'every'")
+        first, until = self._time("from"), self._time("until")
+        asked = None if entry.get("at") == "end" else self._time("at")
+        stamp = self._stamp()
+        evidence, about = self._stretches("evidence"), self._stretches("about")
+        self._check_order(first, until, asked, evidence, about)
+        merge = entry.get("merge", False)
+        similarity = DEFAULT_SIMILARITY if merge in (True, {}) else None
+        if isinstance(merge, dict) and merge:
+            similarity = float(merge["similarity"])
+        if self.mistakes or self._bad or judge is None:
+            return None
+        return Question(
+            id=entry.get("id", default_id),
+            text=entry["text"],
+            judge=judge,
+            at=asked,
+            at_stamp_ns=stamp,
+            at_end=entry.get("at") == "end",
+            every=entry.get("every"),
+            first=first,
+            until=until,
+            camera=entry.get("camera"),
+            choices=choices,
+            expect=tuple(expect),
+            about=next(iter(about), None),
+            evidence=evidence,
+            type=entry.get("type", ""),
+            tags=tuple(entry.get("tags", ())),
+            max_new_tokens=_whole(entry.get("max_new_tokens")),
+            merge_similarity=similarity,
+            extra=entry.get("extra"),
+        )
+
+    def _judge(self, expect: tuple[str, ...], choices: tuple[str, ...]) -> Judge | None:
+        if not {"judge", "expect", "choices"}.isdisjoint(self._bad):
+            return None
+        try:
+            return make_judge(self._values.get("judge"), expect, choices)
+        except ValueError as error:
+            self.wrong("judge" if "judge" in self._values else "expect", str(error))
+            return None
+
+    def _check_order(
+        self,
+        first: float | None,
+        until: float | None,
+        asked: float | None,
+        evidence: tuple[Stretch, ...],
+        about: tuple[Stretch, ...],
+    ) -> None:
+        """That it is asked at all, and after what it is about could be seen."""
+        begin = self._values.get("every", 0.0) if first is None else first
+        if until is not None and until < begin:
+            self.wrong(
+                "until", f"until is {until:g} s, before the question is asked first, at {begin:g} s"
+            )
+        last = until if asked is None else asked
+        if last is None:
+            return
+        for key, stretches in (("evidence", evidence), ("about", about)):
+            for start, end in stretches:
+                # About may reach further: what is in memory of it is looked at.
+                late, verb = (start, "begins") if start > last else (end, "ends")
+                if start > last or (key == "evidence" and end > last):
+                    self.wrong(
+                        key,
+                        f"{key} {verb} at {late:g} s, after the question is asked, at {last:g} s",
+                    )
+
+    def _time(self, key: str) -> float | None:
+        """The time under ``key``, if there is one that can be."""
+        return self._seconds(self._values[key], key) if key in self._values else None
+
+    def _seconds(self, value: float | str, key: str) -> float | None:
+        seconds = parse_seconds(value)
+        if seconds <= MAX_SECONDS:
+            return seconds
+        self.wrong(key, f"{key}: {value} is later than any source's end ({MAX_SECONDS:.0f} s)")
+        return None
+
+    def _stamp(self) -> int | None:
+        value = self._values.get("at_stamp")
+        if value is None:
+            return None
+        try:
+            return check_stamp(int(Decimal(str(value)) * SECOND))
+        except InvalidTimestampError as error:
+            self.wrong("at_stamp", f"at_stamp: {error}")
+            return None
+
+    def _stretches(self, key: str) -> tuple[Stretch, ...]:
+        """The stretches under ``key``: a time, [begin, end], or a list of those."""
+        value = self._values.get(key)
+        if value is None:
+            return ()
+        single = isinstance(value, list) and len(value) == 2 and list not in map(type, value)
+        if single or not isinstance(value, list):
+            value = [value]
+        found = []
+        for item in value:
+            begin, end = item if isinstance(item, list) else (item, item)
+            stretch = self._seconds(begin, key), self._seconds(end, key)
+            if stretch[0] is None or stretch[1] is None:
+                continue
+            if stretch[1] < stretch[0]:
+                self.wrong(key, f"{key} ends at {end}, before it begins at {begin}")
+                continue
+            found.append((stretch[0], stretch[1]))
+        return tuple(found)
 
 
 def parse_seconds(value: float | str) -> float:
@@ -325,53 +441,9 @@ def parse_seconds(value: float | str) -> float:
     return seconds
 
 
-def _time(entry: dict, key: str, document: Document, place: Place) -> float | None:
-    """The time under ``key``, if there is one."""
-    return _seconds(entry[key], key, document, place) if key in entry else None
-
-
-def _seconds(value: float | str, key: str, document: Document, place: Place) -> float:
-    seconds = parse_seconds(value)
-    if not seconds <= MAX_SECONDS:
-        words = f"{key}: {value} is later than any source's end ({MAX_SECONDS:.0f} s)"
-        raise document.error((*place, key), words)
-    return seconds
-
-
 def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)  # JSON writes 32.0, too
 
 
 def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _stamp(value: Any, document: Document, place: Place) -> int | None:
-    if value is None:
-        return None
-    try:
-        return check_stamp(int(Decimal(str(value)) * SECOND))
-    except InvalidTimestampError as error:
-        raise document.error((*place, "at_stamp"), f"at_stamp: {error}") from error
-
-
-def _stretches(entry: dict, key: str, document: Document, place: Place) -> tuple[Stretch, ...]:
-    """The stretches under ``key``: a time, [begin, end], or a list of those."""
-    value = entry.get(key)
-    if value is None:
-        return ()
-    single = isinstance(value, list) and len(value) == 2 and list not in map(type, value)
-    if single or not isinstance(value, list):
-        value = [value]
-    found = []
-    for item in value:
-        begin, end = item if isinstance(item, list) else (item, item)
-        stretch = (
-            _seconds(begin, key, document, place),
-            _seconds(end, key, document, place),
-        )
-        if stretch[1] < stretch[0]:
-            words = f"{key} ends at {end}, before it begins at {begin}"
-            raise document.error((*place, key), words)
-        found.append(stretch)
-    return tuple(found)

@@ -225,7 +225,7 @@ _FLOAT = re.compile(
 )
 _BASES = {"0o": 8, "0x": 16}
 # Half of a pair that stands for nothing, and what no terminal, report or message should be given.
-_NO_TEXT = re.compile("[\ud800-\udfff]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_NO_TEXT = re.compile("[\ud800-\udfff]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
 def _boolean(text: str) -> bool:

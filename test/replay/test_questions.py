@@ -162,7 +162,7 @@ def test_json_is_read_like_yaml_with_tabs_too(write_questions):
         (
             "questions:\n  - text: A?\n    at: 5\n    evidence: [[8, 9], 6]\n",
             4,
-            "evidence begins at 6 s, after the question is asked, at 5 s",
+            "evidence begins at 8 s, after the question is asked, at 5 s",
         ),
         (
             "questions:\n  - text: A?\n    every: 2\n    until: 7\n    evidence: 7.5\n",
@@ -212,9 +212,76 @@ def test_all_mistakes_of_a_file_are_named_at_once_in_their_order(write_questions
     assert len(str(caught.value)) < 1000 and told[-1] == f"and {1001 - len(told)} more mistakes"
 
 
-def test_evidence_of_which_a_part_comes_later_is_taken(write_questions):
-    text = "questions:\n  - {text: A?, at: 33, evidence: [[50, 51], [3, 5]]}\n"
-    assert load_questions(write_questions(text)).questions[0].evidence == ((50, 51), (3, 5))
+def lines_told(path):
+    """The lines that the refusal of a file names, in its order, and the whole of it."""
+    with pytest.raises(QuestionFileError) as caught:
+        load_questions(path)
+    words = str(caught.value).removeprefix(f"{path}:")
+    return [int(n) for n in re.findall(r"^(?:line )?(\d+):", words, re.MULTILINE)], words
+
+
+@pytest.mark.parametrize("number", [".nan", "1e9999", "-.inf", "[.nan, 3]"])
+def test_a_number_that_is_none_hides_no_other_mistake(write_questions, number):
+    path = write_questions(
+        f"questions:\n- {{text: A?, at: -1}}\n- {{text: B?, at: 3, about: {number}}}\n"
+        "- {text: C?, at: 4, until: 3}\n- {text: D?, at: 3, extra: .inf}\n"
+    )
+    lines, words = lines_told(path)
+    assert lines == [2, 3, 4, 5]
+    assert words.count("is not a usable time or number") == 2
+
+
+def test_every_mistake_of_one_question_and_of_the_defaults_is_named(write_questions):
+    path = write_questions(
+        "titel: x\ndefaults:\n  max_new_tokens: 0\n  camera: ''\nquestions:\n"
+        "- text: ' '\n  at: -3\n  evidence: [9, 3]\n  judg: x\n"
+    )
+    lines, words = lines_told(path)
+    assert lines == [1, 3, 4, 6, 7, 8, 9]
+    assert "exactly one of" not in words
+    path = write_questions(
+        "questions:\n- text: B?\n  at: 5\n  until: 4\n  choices: [a, a]\n  expect: b\n"
+        "  evidence: [[5, 4], [7, 6]]\n"
+    )
+    assert lines_told(path)[0] == [4, 5, 6, 7, 7]
+
+
+def test_what_a_broken_key_would_bear_on_is_not_blamed_for_it(write_questions):
+    path = write_questions(
+        "questions:\n- text: A?\n  evry: 5\n  until: 20\n- text: B?\n  at: 3\n  judge: exac\n"
+        "  choices: [a, b]\n  expect: c\n- text: C?\n  every: soon\n  merge: true\n"
+    )
+    assert lines_told(path)[0] == [3, 7, 11]
+    path = write_questions("defaults: {until: [3]}\nquestions:\n- {text: A?, every: 5}\n")
+    assert lines_told(path)[0] == [1]
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("evidence: [[1, 2], [10, 20]]", "evidence begins at 10 s, after .* asked, at 5 s"),
+        ("evidence: [3, 20]", "evidence ends at 20 s, after the question is asked, at 5 s"),
+        ("about: [10, 20]", "about begins at 10 s, after the question is asked, at 5 s"),
+        ("about: 5.5", "about begins at 5.5 s, after the question is asked, at 5 s"),
+        ("type: '\u200b'", r"type: a text in which nothing can be seen \('\\u200b'\)"),
+        ("tags: ['\u2800']", "tags: a text in which nothing"),
+        ("expect: [a, '\u3164\u200d']", "expect: a text in which nothing"),
+        ('camera: "\\x9b31m"', r"the control character \\x9b is no text"),
+        ("expect: ['!!!']", "expected is '!!!', of which nothing is left to compare"),
+        ("judge: contains\n  expect: [cup, '...']", "nothing is left to compare"),
+    ],
+)
+def test_what_can_be_no_answer_no_evidence_and_no_text_is_refused(write_questions, what, words):
+    path = write_questions(f"questions:\n- text: A?\n  at: 5\n  {what}\n")
+    with pytest.raises(QuestionFileError, match=f":4: {words}" if "\n" not in what else words):
+        load_questions(path)
+
+
+def test_about_may_reach_beyond_the_question_and_marks_within_a_text_stay(write_questions):
+    text = "questions:\n- {text: 'A\u200db?', at: 5, about: [3, 20], evidence: [[1, 2], 5]}\n"
+    (question,) = load_questions(write_questions(text)).questions
+    assert (question.text, question.about) == ("A\u200db?", (3, 20))
+    assert question.evidence == ((1, 2), (5, 5))
 
 
 def test_broken_json_and_files_that_are_not_there_are_explained(write_questions, tmp_path):
