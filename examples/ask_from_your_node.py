@@ -37,8 +37,11 @@ class Guide(Node):
         answer.add_done_callback(self.on_end)
 
     def on_end(self, answer: Future) -> None:
-        """Say what nobody else would: a fault of this program."""
-        if not answer.cancelled() and (fault := answer.exception()) is not None:
+        """Say what nobody else would: a fault of this program; none after Ctrl-C, where nothing can
+        be published any more."""
+        if answer.cancelled() or not self.context.ok():
+            return
+        if (fault := answer.exception()) is not None:
             trace = "".join(traceback.format_exception(fault))
             self.get_logger().error(f"a question ended by a fault:\n{trace}")
 
