@@ -38,7 +38,11 @@ class PauseServices:
         return self._carry_out("~/resume", response, "images are watched")
 
     def _carry_out(self, name: str, response: Any, words: str) -> Any:
-        if self._node.state != "active":
+        # One that was paused and deactivated can be resumed: it watches once it is active.
+        waits = name == "~/resume" and self._node.state == "inactive" and self._ingest.paused
+        if waits:
+            words += " once the node is active"
+        elif self._node.state != "active":
             response.message = f"the node is {self._node.state}, not active"
             return response
         try:

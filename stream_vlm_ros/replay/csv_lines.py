@@ -27,6 +27,9 @@ def csv_events(text: str) -> Iterator[Event]:
     """
     rows = _rows(text)
     line, keys = next(rows, (1, []))
+    if keys and keys[0].lower() == "sep=":  # some spreadsheets say first what separates
+        line, keys = next(rows, (1, []))
+    keys = [key.lower() for key in keys]
     if "text" not in keys:
         raise Mistake(line, "the first line of a CSV file holds the keys; 'text' is not among them")
     yield from (Event("{", line), Event("text", line, "questions"), Event("[", line))
@@ -59,6 +62,9 @@ def _rows(text: str) -> Iterator[tuple[int, list[str]]]:
 
 def _delimiter(text: str) -> str:
     first = text.lstrip().partition("\n")[0]
+    said = first.strip("\r ").lower().removeprefix("sep=")
+    if len(said) == 1 and said in DELIMITERS:
+        return said
     return max(DELIMITERS, key=first.count)
 
 

@@ -329,6 +329,9 @@ def test_two_nodes_of_one_name_are_refused_when_both_have_been_heard(client, gra
     ):
         do(ask())
     assert do(client.is_there())
+    with stand_in(graph, "talking"):
+        told = terminal("node", "pause", "--node", NAME, status=2)
+        assert f"two nodes named {NAME} run" in told and not client.status.paused
 
 
 def test_a_node_that_is_seen_but_does_not_reply_is_said(node, graph):

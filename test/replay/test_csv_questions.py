@@ -73,6 +73,12 @@ def test_what_is_wrong_is_said_with_its_line(write_questions, text, words):
         load_questions(write_questions(text, "q.csv"))
 
 
+@pytest.mark.parametrize("first", ["", "sep=;\n", "SEP=;\r\n"])
+def test_capitals_in_the_keys_and_a_line_that_names_the_delimiter_are_taken(write_questions, first):
+    (found,) = load_questions(write_questions(f"{first}Text;At\na, b?;5\n", "q.csv")).questions
+    assert (found.text, found.at) == ("a, b?", 5.0)
+
+
 def test_the_example_of_the_pages_is_loaded_and_its_picture_is_small():
     folder = Path(__file__).resolve().parents[2] / "docs" / "report"
     found = load_questions(folder / "questions.csv").questions
