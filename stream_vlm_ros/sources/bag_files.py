@@ -114,7 +114,8 @@ class BagFiles:
                     for raw in self._guarded(reader, topics):
                         read[raw.channel.topic] += 1
                         yield raw
-                self.damage = self.damage or (self._readable and self._readable.lost)
+                if self._readable is not None:
+                    self.damage = self.damage or self._readable.lost
             except SourceUnreadableError as error:
                 self.damage = self.damage or str(error)
         lacking = [
