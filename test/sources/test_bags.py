@@ -835,6 +835,18 @@ def test_a_log_of_sqlite_that_is_damaged_says_how_many_pages_were_dropped(tmp_pa
     assert "pages were dropped" in source.state.damage and "open.db3-wal" in source.state.damage
 
 
+def test_a_bag_of_sqlite_whose_messages_are_computed_is_refused_at_once(tmp_path):
+    file = storage_file(write_ros2(tmp_path / "drive", camera(4), StoragePlugin.SQLITE3))
+    numbers = "WITH RECURSIVE x(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM x)"
+    columns = "n AS id, 1 AS topic_id, n AS timestamp, zeroblob(10) AS data"
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("ALTER TABLE messages RENAME TO others")
+        database.execute(f"CREATE VIEW messages AS {numbers} SELECT {columns} FROM x")
+        database.commit()
+    with pytest.raises(SourceUnreadableError, match="but a view"):
+        open_source(file)
+
+
 def test_messages_that_metadata_announces_and_no_file_has_are_said(tmp_path):
     bag = write_ros2(tmp_path / "drive", camera(20), StoragePlugin.SQLITE3)
     with closing(sqlite3.connect(storage_file(bag))) as database:
