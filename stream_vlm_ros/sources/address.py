@@ -20,9 +20,7 @@ from stream_vlm_ros.errors import SourceUnreadableError
 
 from .frame import SourceState
 from .opening import without_secrets
-from .video import Clock, VideoSource, decoder_options, short_reason
-
-SILENCE = 8.0  # seconds without anything, after which it is given up
+from .video import SILENCE, Clock, VideoSource, decoder_options, short_reason
 
 
 class AddressSource(VideoSource):

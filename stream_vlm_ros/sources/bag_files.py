@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import re
 import shutil
 import sqlite3
+import struct
 import tempfile
 import weakref
 from collections import Counter
@@ -52,6 +54,8 @@ from .unpacking import ZSTD_MAGIC, unpack
 _LOOSE = {".bag": LooseRos1File, ".mcap": LooseMcapFile, ".db3": LooseSqliteFile}
 _ROS1_COMPRESSIONS = {b"BZh": "bz2", b"\x04\x22\x4d\x18": "lz4"}  # by magic
 _LONGEST_METADATA = 4 << 20  # bytes of a metadata.yaml
+# SQLite's log: magic, version, size of a page, number, salt, check sums; before each page its own.
+_WAL_HEADER, _WAL_FRAME = struct.Struct(">IIII8s8s"), 24
 _LEFT_FREE = 1 << 30  # bytes of a disk, when a compressed file is unpacked on it
 
 
@@ -110,6 +114,8 @@ class BagFiles:
                     for raw in self._guarded(reader, topics):
                         read[raw.channel.topic] += 1
                         yield raw
+                if self._readable is not None:
+                    self.damage = self.damage or self._readable.lost
             except SourceUnreadableError as error:
                 self.damage = self.damage or str(error)
         lacking = [
@@ -258,6 +264,7 @@ class _Readable:
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        self.lost: str | None = None  # what a recorder's log holds, and SQLite does not take
         self.path = self._recovered(self._decompressed(file))
         if not self.path.is_file():
             raise SourceNotFoundError(f"There is no file {file}. Check the path.")
@@ -292,11 +299,21 @@ class _Readable:
             )
         for path in (file, *logs):
             shutil.copyfile(path, folder / path.name)
+        wal = folder / f"{file.name}-wal"
+        written = _frames(wal) if wal.is_file() else 0
         # What SQLite refuses is read as far as it goes, as any other damaged file.
         with (
             contextlib.suppress(sqlite3.Error, UnicodeDecodeError),  # of its own message, too
             contextlib.closing(sqlite3.connect(folder / file.name)) as database,
         ):
+            (_, taken, _) = database.execute("PRAGMA wal_checkpoint").fetchone()
+            dropped = written - taken
+            if taken >= 0 and dropped > 0:  # below: SQLite did not look for a log
+                self.lost = (
+                    f"{file.name}-wal is damaged, was cut off, or ends in what was not committed: "
+                    f"{dropped} of its {taken + dropped} pages were dropped, with the messages "
+                    "that they hold."
+                )
             database.execute("PRAGMA journal_mode = DELETE").fetchall()
             database.execute("SELECT count(*) FROM sqlite_master").fetchall()
         return folder / file.name
@@ -320,6 +337,22 @@ class _Readable:
             if not target.is_file() or target.stat().st_size == 0:
                 raise SourceUnreadableError(f"{file} cannot be decompressed: {error}") from error
         return target
+
+
+def _frames(log: Path) -> int:
+    """How many pages were written to a ``-wal`` since it was begun: those with its header's salt,
+    whole or not. (Those of before are left from an earlier use.)"""
+    with log.open("rb") as stream:
+        head = stream.read(_WAL_HEADER.size)
+        if len(head) < _WAL_HEADER.size:
+            return 0
+        _, _, page, _, salt, _ = _WAL_HEADER.unpack(head)
+        size = stream.seek(0, io.SEEK_END)
+        found = 0
+        for at in range(_WAL_HEADER.size, size, _WAL_FRAME + max(page, 512)):
+            stream.seek(at + 8)  # behind the page's number, and the file's size
+            found += stream.read(len(salt)) == salt
+    return found
 
 
 def _reader_of(readable: Path, file: Path, limit: PictureLimit) -> Any:

@@ -127,10 +127,18 @@ def _database(path: Path) -> contextlib.closing[sqlite3.Connection]:
     return contextlib.closing(sqlite3.connect(uri, uri=True))
 
 
+def _check_tables(database: sqlite3.Connection) -> None:
+    """Raise ValueError for a view in a table's place: what it computes may have no end."""
+    query = "SELECT name FROM sqlite_master WHERE type = 'view' AND lower(name) IN (?, ?)"
+    for (name,) in database.execute(query, ("messages", "topics")):
+        raise ValueError(f"{name} is not a table of messages or topics, but a view")
+
+
 def check_rows(path: Path, limit: PictureLimit) -> None:
     """Raise PictureTooLargeError for a bag in SQLite with a message that is too long; raises what
     sqlite3 does if it cannot be read. SQLite knows a blob's length without reading it."""
     with _database(path) as database:
+        _check_tables(database)
         query = "SELECT length(data) FROM messages WHERE length(data) > ? LIMIT 1"
         if (row := database.execute(query, (limit.unpacked_bytes,)).fetchone()) is not None:
             limit.check_bytes(row[0], "a message")
@@ -143,6 +151,7 @@ class LooseSqliteFile(LooseFile):
         self.broken = None
         try:
             with _database(self.path) as database:
+                _check_tables(database)
                 channels = {
                     number: Channel(plain_topic(name), plain_kind(kind), wire)
                     for number, name, kind, wire in database.execute(

@@ -41,6 +41,7 @@ from stream_vlm_ros.errors import (
 from .frame import Frame, Source, SourceState, no_plain_file
 from .sampling import check_part
 
+SILENCE = 8.0  # seconds without anything, after which a stream is given up
 _LEFT_OUT = "Pictures are left out:"
 ASSUMED_RATE = 25.0  # frames/s, for a file that holds neither stamps nor a rate
 
@@ -99,7 +100,11 @@ class VideoSource(Source):
         _check_file(self.path)
         try:
             return av.open(
-                str(self.path), metadata_errors="replace", options=decoder_options(self._limit)
+                str(self.path),
+                metadata_errors="replace",
+                options=decoder_options(self._limit),
+                # A playlist without an end is waited on for more.
+                timeout=SILENCE if _is_playlist(self.path) else None,
             )
         except av.FFmpegError as error:
             raise SourceUnreadableError(_why_unreadable(self.path, error)) from error
@@ -217,6 +222,11 @@ class VideoSource(Source):
             state.notes.append(
                 f"The first picture that can be decoded comes {clock.first_ns / SECOND:.1f} s "
                 "after the file's beginning."
+            )
+        if self.path.is_file() and _has_no_end(self.path):  # FFmpeg then ends without an error
+            state.damage = state.damage or (
+                f"{self.place} is a playlist without an end (#EXT-X-ENDLIST): nothing more came "
+                f"for {SILENCE:g} s. Everything before was read."
             )
         of_mp4 = "mp4" in stream.container.format.name and self.path.is_file()  # not an address
         if of_mp4 and (more := _bytes_after_mp4(self.path)):
@@ -571,6 +581,19 @@ def _check_file(path: Path) -> None:
             f"{path} is empty (0 bytes): the recording or the copy did not finish. Copy or record "
             "it again."
         )
+
+
+def _is_playlist(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(7) == b"#EXTM3U"
+
+
+def _has_no_end(path: Path) -> bool:
+    """Whether it is a playlist to which more may be written; one of playlists is not."""
+    if not _is_playlist(path):
+        return False
+    content = path.read_bytes()
+    return b"#EXT-X-ENDLIST" not in content and b"#EXT-X-STREAM-INF" not in content
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:

@@ -806,6 +806,47 @@ def test_a_bag_of_sqlite_that_was_not_closed_is_read_as_sqlite_reads_it(tmp_path
     assert {path.name: path.read_bytes() for path in file.parent.iterdir()} == before
 
 
+@pytest.mark.parametrize("how", ["a byte", "cut"])
+def test_a_log_of_sqlite_that_is_damaged_says_how_many_pages_were_dropped(tmp_path, how):
+    bag = write_ros2(tmp_path / "drive", camera(20), StoragePlugin.SQLITE3)
+    file, copied = storage_file(bag), tmp_path / "open.db3"
+    with closing(sqlite3.connect(file)) as database:
+        rows = database.execute("SELECT * FROM messages").fetchall()
+        database.execute("DELETE FROM messages")
+        database.commit()
+        database.execute("PRAGMA journal_mode = WAL").fetchall()
+        for row in rows:
+            database.execute("INSERT INTO messages VALUES (?, ?, ?, ?)", row)
+            database.commit()
+        shutil.copyfile(file, copied)
+        log = bytearray(file.with_name(f"{file.name}-wal").read_bytes())
+    page = 24 + struct.unpack_from(">I", log, 8)[0]
+    pages = (len(log) - 32) // page
+    middle = 32 + (pages // 2) * page + 100
+    if how == "cut":
+        del log[middle:]
+    else:
+        log[middle] ^= 1
+    copied.with_name("open.db3-wal").write_bytes(log)
+    source = open_source(copied)
+    given = greys(source)
+    assert 0 < len(given) < 20 and given == list(range(len(given)))
+    assert source.state.damage is not None
+    assert "pages were dropped" in source.state.damage and "open.db3-wal" in source.state.damage
+
+
+def test_a_bag_of_sqlite_whose_messages_are_computed_is_refused_at_once(tmp_path):
+    file = storage_file(write_ros2(tmp_path / "drive", camera(4), StoragePlugin.SQLITE3))
+    numbers = "WITH RECURSIVE x(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM x)"
+    columns = "n AS id, 1 AS topic_id, n AS timestamp, zeroblob(10) AS data"
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("ALTER TABLE messages RENAME TO others")
+        database.execute(f"CREATE VIEW messages AS {numbers} SELECT {columns} FROM x")
+        database.commit()
+    with pytest.raises(SourceUnreadableError, match="but a view"):
+        open_source(file)
+
+
 def test_messages_that_metadata_announces_and_no_file_has_are_said(tmp_path):
     bag = write_ros2(tmp_path / "drive", camera(20), StoragePlugin.SQLITE3)
     with closing(sqlite3.connect(storage_file(bag))) as database:

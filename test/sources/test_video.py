@@ -385,6 +385,16 @@ def test_a_second_video_behind_the_first_is_said_where_it_cannot_be_read(video):
     assert any(f"{len(data):,} bytes follow" in note for note in source.state.notes)
 
 
+def test_a_playlist_without_an_end_is_given_up_and_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("stream_vlm_ros.sources.video.SILENCE", 1.0)
+    write_video(tmp_path / "a.ts", "libx264", container="mpegts")
+    playlist = tmp_path / "live.m3u8"
+    playlist.write_text("#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\na.ts\n")
+    source = VideoSource(playlist)
+    assert len(list(source)) == 20
+    assert "playlist without an end" in source.state.damage
+
+
 def test_a_clock_that_jumps_ahead_is_said(tmp_path):
     parts = (range(0, 4_000, 100), range(90_000_000, 90_004_000, 100))
     parts = [write_intra(tmp_path / str(part.start), part).read_bytes() for part in parts]
