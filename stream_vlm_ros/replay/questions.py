@@ -227,7 +227,7 @@ def _in_words(error: jsonschema.ValidationError, place: Place) -> str:
     if error.validator == "oneOf" and error.schema is schema()["$defs"]["question"]:
         return "a question needs exactly one of at, at_stamp and every"
     if error.validator == "pattern" and error.validator_value == _not_blank():
-        if not error.instance.strip():
+        if not str(error.instance).strip():
             return f"{where}a text of spaces alone" if error.instance else f"{where}an empty text"
         return f"{where}a text in which nothing can be seen ({error.instance!a})"
     if error.validator == "required":
