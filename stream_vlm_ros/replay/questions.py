@@ -226,11 +226,10 @@ def _in_words(error: jsonschema.ValidationError, place: Place) -> str:
         return f"unknown key {', '.join(unknown)}; known are {', '.join(known)}"
     if error.validator == "oneOf" and error.schema is schema()["$defs"]["question"]:
         return "a question needs exactly one of at, at_stamp and every"
-    text = error.instance
-    if error.validator_value == _not_blank() and isinstance(text, str):
-        if not text.strip():
-            return f"{where}a text of spaces alone" if text else f"{where}an empty text"
-        return f"{where}a text in which nothing can be seen ({text!a})"
+    if error.validator == "pattern" and error.validator_value == _not_blank():
+        if not str(error.instance).strip():
+            return f"{where}a text of spaces alone" if error.instance else f"{where}an empty text"
+        return f"{where}a text in which nothing can be seen ({error.instance!a})"
     if error.validator == "required":
         return f"{where}{error.message.replace(' is a required property', ' is missing')}"
     if error.validator in ("maxLength", "maxItems") and isinstance(error.instance, (str, list)):

@@ -343,6 +343,38 @@ def test_what_a_generation_config_says_of_decoding_is_said_to_be_left_out(folder
     assert str(file) in told
 
 
+@pytest.mark.parametrize(
+    "ignored",
+    [{"max_new_tokens": -5}, {"watermarking_config": {"a": 1}}, {"watermarking_config": 3}],
+)
+def test_what_is_left_out_of_a_generation_config_refuses_no_model(folder, caplog, ignored):
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps({"eos_token_id": [3, 5], **ignored}))
+    assert StreamQwenModel.from_pretrained(folder).generation_config.eos_token_id == [3, 5]
+    assert next(iter(ignored)) in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("pytorch_model.bin", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("pytorch_model.bin", [1, 2], "it holds a list, not tensors by their names"),
+        ("pytorch_model.bin", {"state_dict": {"a": torch.ones(1)}}, "'state_dict', .* under it"),
+        ("pytorch_model.bin", {"epoch": 3}, "it holds 'epoch', which names no tensor$"),
+    ],
+)
+def test_whole_files_that_are_no_weights_are_not_called_incomplete(folder, name, content, words):
+    (folder / "model.safetensors").unlink()
+    if isinstance(content, bytes):
+        (folder / name).write_bytes(content)
+    else:
+        torch.save(content, folder / name)
+    with pytest.raises(ModelLoadError, match=words) as caught:
+        StreamQwenModel.from_pretrained(folder)
+    assert "complete" not in str(caught.value)
+
+
 @pytest.mark.parametrize("ends", [[[3]], [3, "5"], "3", 0.5, -1, True])
 def test_what_ends_an_answer_is_a_token_or_refused(folder, ends):
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))

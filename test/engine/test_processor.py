@@ -141,6 +141,8 @@ def test_a_missing_file_is_named(folder, missing, message):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
+        ("tokenizer_config.json", "[]", "tokenizer_config.json must hold a JSON object, not list"),
+        ("tokenizer_config.json", "null", "tokenizer_config.json must hold a JSON object"),
         ("tokenizer.json", "{}", "the tokenizer in .* cannot be loaded"),
         ("tokenizer.json", "not json", "the tokenizer in .* cannot be loaded"),
         # Loaded without a word by the library, which raises at the first text.

@@ -265,7 +265,8 @@ def test_a_question_about_a_named_time_is_told_so_in_the_sources_own(write_quest
     questions = load_questions(
         write_questions(
             "questions: [{text: A, at: 4, about: [1, 2], id: a}, {text: B, at: 4, about: 3, "
-            "choices: [x, y], id: b}, {text: C, at: 4, id: c}, {text: D, at: 4, about: [7, 9]}]"
+            "choices: [x, y], id: b}, {text: C, at: 4, id: c}, "
+            f"{{text: D, at_stamp: {START + 4}, about: [7, 9]}}]"
         )
     )
     told = []

@@ -137,6 +137,8 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             f"{folder} has no tokenizer: neither tokenizer.json nor vocab.json with merges.txt; "
             "copy it from the release of the model"
         )
+    if (folder / "tokenizer_config.json").is_file():
+        read_json_object(folder / "tokenizer_config.json")
     loader = PreTrainedTokenizerFast if whole else AutoTokenizer
     try:
         tokenizer = loader.from_pretrained(str(folder), local_files_only=True)

@@ -37,10 +37,9 @@ _FILES = (
 )
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 # What a generation_config.json says besides how an answer is written.
-_NOT_DECODING = (
-    "bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "transformers_version",
-    "_from_model_config",
-)  # fmt: skip
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_NOT_DECODING = (*_TOKENS, "use_cache", "transformers_version", "_from_model_config")
+_LFS_POINTER = b"version https://git-lfs"
 _TAKEN = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -94,9 +93,8 @@ class CheckpointFiles:
         left out, unless it is what a question has by itself.
         """
         file = self.folder / "generation_config.json"
-        with _in_words(file):
-            config = GenerationConfig.from_pretrained(self.folder, local_files_only=True)
-        ends = config.eos_token_id
+        values = read_json_object(file)
+        ends = values.get("eos_token_id")
         for end in ends if isinstance(ends, list) else [ends]:
             if end is not None and (type(end) is not int or end < 0):
                 raise ModelLoadError(
@@ -106,7 +104,7 @@ class CheckpointFiles:
         defaults = {field.name: field.default for field in dataclasses.fields(DecodingOptions)}
         left_out = {
             name: value
-            for name, value in read_json_object(file).items()
+            for name, value in values.items()
             if name not in _NOT_DECODING and value not in (None, False, defaults.get(name))
         }
         if left_out:
@@ -115,7 +113,11 @@ class CheckpointFiles:
                 f"of {file} only eos_token_id is used; ignored: {cut(told)}. An answer is the "
                 "likeliest text unless a question says otherwise (temperature, top_p, ...)"
             )
-        return config
+        try:
+            return GenerationConfig.from_dict(values)
+        except Exception:  # the library checks, by types of its own, what is left out here
+            tokens = {name: values[name] for name in _TOKENS if name in values}
+            return GenerationConfig.from_dict(tokens)
 
     def fold_adapter(self, model: StreamModel) -> None:
         """Add to the weights what a LoRA adapter in the folder says; ModelLoadError if it says
@@ -151,14 +153,25 @@ def _is_name(value: object) -> bool:
 
 def tensors_of(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) of a file of weights, read as they are asked for."""
+    with _in_words(file), file.open("rb") as opened:
+        if opened.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise ModelLoadError(
+                f"{file} is a pointer of Git LFS, not the weights: get them by git lfs pull"
+            )
     if file.suffix == ".bin":
         with _in_words(file):
             found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            found = list(found.items())
-            for name, tensor in found:
-                if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-                    raise TypeError(f"it holds {name!r}, which names no tensor")
-        yield from found
+        if not isinstance(found, dict):
+            raise ModelLoadError(
+                f"cannot read {file}: it holds a {type(found).__name__}, not tensors by their names"
+            )
+        for name, tensor in found.items():
+            if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+                hint = ": save what is under it by itself" if isinstance(tensor, dict) else ""
+                raise ModelLoadError(
+                    f"cannot read {file}: it holds {cut(repr(name))}, which names no tensor{hint}"
+                )
+        yield from found.items()
         return
     with _in_words(file):
         opened = safe_open(file, framework="pt")
@@ -173,6 +186,8 @@ def tensors_of(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
 def _in_words(file: Path) -> Iterator[None]:
     try:
         yield
+    except ModelLoadError:
+        raise
     except Exception as error:  # the libraries that read files raise types of their own
         raise ModelLoadError(f"cannot read {file}: {error}. Is the file complete?") from error
 
