@@ -635,7 +635,10 @@ def answers(
         begin = 0
         if last is not None:  # 0, as long ago as there is a clock: no limit
             begin = max(0, await client.now_ns() - round(last * 60e9))
-        return await client.past_answers(begin, 0, text, limit)
+        past = await client.past_answers(begin, 0, text, limit)
+        if "; " in client.answers_kept:  # some are lost, or cannot be read
+            print(f"stream-vlm: {client.answers_kept}", file=sys.stderr)
+        return past
 
     found = _with_node(node, wait, use)
     if as_json:

@@ -73,6 +73,8 @@ class StreamVlmClient:
 
     Attributes:
         name: full name of the node.
+        answers_kept: where the node keeps past answers, and how many it could not keep, and why; as
+            of the last `past_answers`.
 
     Raises NodeUnavailableError, when entered, for a node that is not there within ``patience``, for
     two of one name, and, without a name, for several.
@@ -83,6 +85,7 @@ class StreamVlmClient:
     ) -> None:
         self.patience = patience
         self.name = f"/{name.strip('/')}" if name else ""
+        self.answers_kept = ""
         self._context = context
         self._ros: RosThread | None = None
         self._seen: StatusWatch | None = None
@@ -319,7 +322,7 @@ class StreamVlmClient:
         set_stamp(request.from_time, stamp_ns("from_ns", from_ns))
         set_stamp(request.to_time, stamp_ns("to_ns", to_ns))
         response = await self._call("get_answers", request, self.patience)
-        _refuse(response)
+        self.answers_kept = _refuse(response)
         answers: list[PastAnswer] = response.answers
         return answers
 

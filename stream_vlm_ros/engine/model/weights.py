@@ -174,11 +174,11 @@ def tensors_of(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
         yield from found.items()
         return
     with _in_words(file):
-        opened = safe_open(file, framework="pt")
-        names = list(opened.keys())
+        tensors = safe_open(file, framework="pt")
+        names = list(tensors.keys())
     for name in names:
         with _in_words(file):
-            tensor = opened.get_tensor(name)
+            tensor = tensors.get_tensor(name)
         yield name, tensor
 
 
