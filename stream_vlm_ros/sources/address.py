@@ -51,7 +51,8 @@ class AddressSource(VideoSource):
         name: str | None = None,
         max_decoded_megapixels: float = MAX_DECODED_MEGAPIXELS,
     ) -> None:
-        self._address = address
+        scheme, _, rest = address.partition("://")
+        self._address = f"{scheme.lower()}://{rest}"  # FFmpeg knows no capitals
         super().__init__(
             without_secrets(address),
             fps=fps,
@@ -71,6 +72,14 @@ class AddressSource(VideoSource):
                 self._address, metadata_errors="replace", options=options, timeout=SILENCE
             )
         except (av.FFmpegError, ValueError) as error:
+            # By HTTP it was reached; by RTSP it may be that this is not its port.
+            web = self._address.startswith("http")
+            if web and isinstance(error, av.error.InvalidDataError):
+                raise SourceUnreadableError(
+                    f"What {self.place} gives is not a video that can be read "
+                    f"({_reason(error)}): a web page, a rosbag or another file? Give the address "
+                    "of the video itself; save a rosbag first, and give the file."
+                ) from None
             # Not "from error": that names the address with the password in it.
             raise SourceUnreadableError(
                 f"{self.place} cannot be read ({_reason(error)}). Check the address, the user and "

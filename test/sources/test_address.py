@@ -87,6 +87,23 @@ def test_a_file_on_a_server_is_read_as_the_file_is(served, tmp_path, name):
     assert source.state == whole.state
 
 
+def test_an_address_in_capitals_is_the_same_address(served, tmp_path):
+    write_video(tmp_path / "a.mp4", "libx264")
+    source = open_source(served("a.mp4").replace("http://", "HTTP://"))
+    assert len(list(source)) == 20
+
+
+@pytest.mark.parametrize("name", ["a.mcap", "a.html"])
+def test_an_address_of_something_else_than_a_video_is_not_called_out_of_reach(
+    served, tmp_path, name
+):
+    (tmp_path / "a.mcap").write_bytes(b"\x89MCAP0\r\n" + bytes(range(256)) * 20)
+    (tmp_path / "a.html").write_text("<!DOCTYPE html><html><body>" + "No video. " * 99 + "</body>")
+    with pytest.raises(SourceUnreadableError, match=r"is not a video|a text file") as told:
+        open_source(served(name))
+    assert "reached" not in str(told.value) and "secret" not in str(told.value)
+
+
 def test_a_file_whose_server_goes_away_gives_its_beginning_and_says_so(served, tmp_path):
     write_video(tmp_path / "a.mkv", "ffv1", count=40)
     source = open_source(served("half/a.mkv"))
