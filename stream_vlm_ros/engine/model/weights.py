@@ -153,8 +153,8 @@ def _is_name(value: object) -> bool:
 
 def tensors_of(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) of a file of weights, read as they are asked for."""
-    with _in_words(file), file.open("rb") as opened:
-        if opened.read(len(_LFS_POINTER)) == _LFS_POINTER:
+    with _in_words(file), file.open("rb") as begun:
+        if begun.read(len(_LFS_POINTER)) == _LFS_POINTER:
             raise ModelLoadError(
                 f"{file} is a pointer of Git LFS, not the weights: get them by git lfs pull"
             )
