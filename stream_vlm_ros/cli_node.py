@@ -173,7 +173,7 @@ def _looking() -> AbstractContextManager[object]:
     return Console(stderr=True).status("Looking for the node")  # on terminals alone
 
 
-def _with_node(name: str, wait: float, use: Callable[[StreamVlmClient], Awaitable[T]]) -> T:
+def with_node(name: str, wait: float, use: Callable[[StreamVlmClient], Awaitable[T]]) -> T:
     """What ``use`` makes of a client of that node."""
     from stream_vlm_ros.processes.graph import check_ros
 
@@ -245,7 +245,7 @@ def ask_node(name: str, wait: float, ask: Ask) -> bool:
             print(json.dumps({"node": client.name, "answers": told}))
         return not any(one.error_code or one.finish_reason == "cancelled" for one in answers)
 
-    return _with_node(name, wait, use)
+    return with_node(name, wait, use)
 
 
 async def _ask_one(client: StreamVlmClient, question: str, ask: Ask, out: Console) -> Any:
@@ -278,12 +278,12 @@ async def _ask_one(client: StreamVlmClient, question: str, ask: Ask, out: Consol
             if stream.text:
                 say("")
     if not ask.as_json:
-        for line in _end_of(answer):
+        for line in end_of(answer):
             out.print(line, soft_wrap=True)
     return answer
 
 
-def _end_of(answer: Any) -> Iterator[Text]:
+def end_of(answer: Any) -> Iterator[Text]:
     """What follows the text of an answer, as where a source is asked."""
     from stream_vlm_ros.client.messages import seconds
     from stream_vlm_ros.replay.terminal import choice_lines, end_of_answer
@@ -467,7 +467,7 @@ def watch(
                 before = now
             await asyncio.sleep(LOOK)
 
-    _with_node(node, wait, use)
+    with_node(node, wait, use)
 
 
 # node ... -----------------------------------------------------------------------------------------
@@ -504,7 +504,7 @@ def _about(name: str, times: int) -> dict[str, Any]:
         state = f"{times} nodes of this name: each would answer"
     else:
         try:
-            state, memory = _with_node(name, 5.0, _state_and_memory)
+            state, memory = with_node(name, 5.0, _state_and_memory)
         except StreamVlmError as fault:
             state = str(fault)
     return {"name": name, "state": state, "memory": memory}
@@ -532,7 +532,7 @@ def get_settings(
     as_json: Json = False,
 ) -> None:
     """Print settings of a node."""
-    values = _with_node(node, wait, lambda client: client.get(*settings or ()))
+    values = with_node(node, wait, lambda client: client.get(*settings or ()))
     if as_json:
         print(json.dumps(values, default=list))
         return
@@ -558,7 +558,7 @@ def set_setting(
         after = (await client.get(setting))[setting]
         print(f"{setting}: {json.dumps(before)} -> {json.dumps(after)}")
 
-    _with_node(node, wait, use)
+    with_node(node, wait, use)
 
 
 def _like(before: Any, name: str, text: str) -> Any:
@@ -575,7 +575,7 @@ def _like(before: Any, name: str, text: str) -> Any:
 
 
 def _order(order: Callable[[StreamVlmClient], Awaitable[str]], node: str, wait: float) -> None:
-    print(printable(_with_node(node, wait, order)))
+    print(printable(with_node(node, wait, order)))
 
 
 @node_app.command("reset")
@@ -640,7 +640,7 @@ def answers(
             print(f"stream-vlm: {client.answers_kept}", file=sys.stderr)
         return past
 
-    found = _with_node(node, wait, use)
+    found = with_node(node, wait, use)
     if as_json:
         from stream_vlm_ros.plain_messages import to_dict
 

@@ -28,8 +28,8 @@ MODULE = ROOT / "stream_vlm_ros"
 # Imports point down only; rooms on one floor do not know each other.
 FLOORS = [
     ("errors", "console", "machine"),
-    ("setting", "processes", "owned", "progress", "model_card", "plain_messages"),
-    ("config",),
+    ("setting", "processes", "owned", "progress", "plain_messages"),
+    ("config", "model_card"),
     ("engine",),
     ("history", "sources"),
     ("world",),

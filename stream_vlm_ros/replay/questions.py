@@ -380,14 +380,12 @@ class _Entry:
         if last is None:
             return
         for key, stretches in (("evidence", evidence), ("about", about)):
-            for start, end in stretches:
-                # About may reach further: what is in memory of it is looked at.
-                late, verb = (start, "begins") if start > last else (end, "ends")
-                if start > last or (key == "evidence" and end > last):
-                    self.wrong(
-                        key,
-                        f"{key} {verb} at {late:g} s, after the question is asked, at {last:g} s",
-                    )
+            # Some of it may come later: a thing is seen again, or still.
+            begins = min((start for start, _ in stretches), default=0.0)
+            if begins > last:
+                self.wrong(
+                    key, f"{key} begins at {begins:g} s, after the question is asked, at {last:g} s"
+                )
 
     def _time(self, key: str) -> float | None:
         """The time under ``key``, if there is one that can be."""

@@ -36,7 +36,11 @@ def changed(settings: Settings, text: str | None) -> Settings:
             )
         changes[row.name] = row.parsed(value)
     if "name" not in changes and changes:
-        shown = [f"{key}={value}" for key, value in changes.items() if key != "engine"]
+        shown = [
+            f"{key}={str(value).lower() if isinstance(value, bool) else value}"
+            for key, value in changes.items()
+            if key != "engine"
+        ]
         changes["name"] = ",".join([changes.get("engine", settings.engine), *shown])
     return settings.changed(changes)
 

@@ -330,7 +330,7 @@ def test_json_of_watch_tells_that_the_node_left_and_came_back(monkeypatch, capsy
 
     monkeypatch.setattr(cli_node, "LOOK", 0.01)
     monkeypatch.setattr(
-        cli_node, "_with_node", lambda node, wait, use: asyncio.run(use(Flickering()))
+        cli_node, "with_node", lambda node, wait, use: asyncio.run(use(Flickering()))
     )
     cli_node.watch(NAME, seconds=0.5, every=5.0, wait=1.0, as_json=True)
     assert list(map(json.loads, capsys.readouterr().out.splitlines())) == [

@@ -5,7 +5,7 @@
 
 import pytest
 
-from stream_vlm_ros.cli_node import Watching, _end_of, stamps_about
+from stream_vlm_ros.cli_node import Watching, end_of, stamps_about
 
 pytest.importorskip("stream_vlm", reason="the interfaces are not built")
 pytestmark = pytest.mark.ros
@@ -71,14 +71,14 @@ def test_the_end_of_an_answer_is_told_as_where_a_source_is_asked():
     seen = Evidence(tier="history", score=3.25)
     seen.span.start.sec, seen.span.end.sec = 101, 103
     answer.evidence = [seen]
-    assert [line.plain for line in _end_of(answer)] == [
+    assert [line.plain for line in end_of(answer)] == [
         "  By the stamps it was 16 s ago, not as the model says.",
         "  seen 101.0 s to 103.0 s, 16 s before the question\n  (history, score 3.25)",
         "first token after 0.00 s, answer after 0.00 s, 3 tokens; cancelled\n",
     ]
     chosen = Answer(text="cup", choices=["cup", "bowl"], choice_index=0)
     chosen.choice_scores, chosen.choice_tokens = [-1.0, -3.0], [2, 3]
-    assert [line.plain for line in _end_of(chosen)][:2] == [
+    assert [line.plain for line in end_of(chosen)][:2] == [
         "> cup  (log-probability -1.00, -0.50 a token)",
         "  bowl  (log-probability -3.00, -1.00 a token)",
     ]

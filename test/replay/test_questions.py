@@ -162,7 +162,7 @@ def test_json_is_read_like_yaml_with_tabs_too(write_questions):
         (
             "questions:\n  - text: A?\n    at: 5\n    evidence: [[8, 9], 6]\n",
             4,
-            "evidence begins at 8 s, after the question is asked, at 5 s",
+            "evidence begins at 6 s, after the question is asked, at 5 s",
         ),
         (
             "questions:\n  - text: A?\n    every: 2\n    until: 7\n    evidence: 7.5\n",
@@ -212,6 +212,11 @@ def test_all_mistakes_of_a_file_are_named_at_once_in_their_order(write_questions
     assert len(str(caught.value)) < 1000 and told[-1] == f"and {1001 - len(told)} more mistakes"
 
 
+def test_evidence_of_which_a_part_comes_later_is_taken(write_questions):
+    text = "questions:\n  - {text: A?, at: 33, evidence: [[50, 51], [3, 5]]}\n"
+    assert load_questions(write_questions(text)).questions[0].evidence == ((50, 51), (3, 5))
+
+
 def lines_told(path):
     """The lines that the refusal of a file names, in its order, and the whole of it."""
     with pytest.raises(QuestionFileError) as caught:
@@ -259,8 +264,7 @@ def test_what_a_broken_key_would_bear_on_is_not_blamed_for_it(write_questions):
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("evidence: [[1, 2], [10, 20]]", "evidence begins at 10 s, after .* asked, at 5 s"),
-        ("evidence: [3, 20]", "evidence ends at 20 s, after the question is asked, at 5 s"),
+        ("evidence: [[12, 13], [10, 20]]", "evidence begins at 10 s, after .* asked, at 5 s"),
         ("about: [10, 20]", "about begins at 10 s, after the question is asked, at 5 s"),
         ("about: 5.5", "about begins at 5.5 s, after the question is asked, at 5 s"),
         ("type: '\u200b'", r"type: a text in which nothing can be seen \('\\u200b'\)"),
