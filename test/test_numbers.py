@@ -82,7 +82,7 @@ REAL = {
 EXAMPLE = {"max_cache_tokens": 4096, "max_pixels": 3136, "the table's max_tail_tokens": 512}
 EXAMPLE |= {"the table's max_cache_tokens": 4096, "the table's max_pixels": 3136}
 EXAMPLE |= {"the table's max_time_gap": 2.0, "max_pixels of a chunk": 3136}
-EXAMPLE |= {"the table's history_max_tokens": 512}
+EXAMPLE |= {"the table's history_max_tokens": 512, "the table's history_feature_megabytes": 0}
 
 
 def word_of(name):

@@ -202,6 +202,11 @@ def usual_budget(
     )
 
 
+def _check_rate(fps: float) -> None:
+    if not 0 < fps <= 1000:
+        raise InvalidParameterError(f"The rate is {fps:g} frames/s; it must be above 0.")
+
+
 @dataclass(frozen=True)
 class PictureCost:
     """Tokens that a camera's pictures become. Sizes are (width, height) in pixels."""
@@ -219,6 +224,7 @@ class PictureCost:
         """By the folder's own settings; see `by`. Raises ModelLoadError, too."""
         from stream_vlm_ros.engine.inputs.frames import ImageSettings
 
+        _check_rate(fps)  # the user's own mistake first
         return cls.by(ImageSettings.from_folder(folder), camera, fps, max_pixels)
 
     @classmethod
@@ -232,8 +238,7 @@ class PictureCost:
         """By how pictures are resized. Raises InvalidParameterError, InvalidImageError."""
         from stream_vlm_ros.engine.inputs.frames import pixel_bounds, smart_resize
 
-        if not 0 < fps <= 1000:
-            raise InvalidParameterError(f"The rate is {fps:g} frames/s; it must be above 0.")
+        _check_rate(fps)
         most = settings.at_most(max_pixels)
         pixel_bounds(settings.min_pixels, most)
         height, width = smart_resize(
