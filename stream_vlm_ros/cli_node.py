@@ -371,7 +371,7 @@ class Watching:
         )
         counted = (
             f"{status.length:,} of {status.cap:,} tokens, {plural(status.frames, 'frame')}; "
-            f"{plural(status.frames_received, 'image')} received, {dropped:,} dropped"
+            f"{plural(status.frames_received, 'image')}, {dropped:,} dropped"
         )
         now = self._clock()
         if state == self._state and (counted == self._counted or now - self._told_at < self._every):
@@ -488,6 +488,7 @@ def list_nodes(as_json: Json = False) -> None:
         from stream_vlm_ros.client.stream_vlm_client import graph_text
 
         print(f"No node of stream_vlm is {graph_text()}.")
+        print("The demo is on one of its own: it prints the ROS_DOMAIN_ID to export.")
         return
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for column in ("node", "state", "memory"):

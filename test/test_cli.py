@@ -399,7 +399,7 @@ def test_who_watches_is_not_told_of_drops_that_somebody_asked_for():
     counts = {"length": 5, "cap": 10, "frames": 4, "frames_received": 20}
     status = CacheStatus(state="active", paused=False, **counts, **drops)
     assert len(Drop) == 9  # four of them on purpose: sampled, inactive, paused, reset
-    assert cli_node.Watching(0.0).line(status).endswith("20 images received, 5 dropped")
+    assert cli_node.Watching(0.0).line(status).endswith("20 images, 5 dropped")
 
 
 def test_a_folder_that_is_no_checkpoint_is_called_what_it_is(tmp_path):

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeAlias
 
 from action_msgs.srv import CancelGoal
@@ -112,14 +113,19 @@ class StreamVlmClient:
 
     @staticmethod
     async def find(seconds: float = ANNOUNCED, context: Context | None = None) -> list[str]:
-        """Full names of the nodes that are there, after listening for so long; one is in it twice
-        where two bear it."""
-        ros = await RosThread.started(context)
-        try:
-            await asyncio.sleep(seconds)
-            return await ros.run(lambda: nodes_seen_by(ros.node))
-        finally:
-            await asyncio.to_thread(ros.close)
+        """Full names of the nodes that are there, after listening for so long, or twice as long
+        where there seems to be none; one is in it twice where two bear it."""
+        found: list[str] = []
+        for _ in range(2):  # on a busy machine, or half acquainted (see `_open`), the first is deaf
+            ros = await RosThread.started(context)
+            try:
+                await asyncio.sleep(seconds)
+                found = await ros.run(partial(nodes_seen_by, ros.node))
+            finally:
+                await asyncio.to_thread(ros.close)
+            if found:
+                break
+        return found
 
     async def _open(self) -> None:
         self._ros = await RosThread.started(self._context)

@@ -27,16 +27,18 @@ PARAMETERS = {name: row for name, row in Settings.table().items() if NODE in row
 def declare(node: Node, rows: Iterable[Setting]) -> dict[str, Any]:
     """Declare ``rows`` as parameters of a node; the values it was started with, checked.
 
-    Raises InvalidParameterError when a value given at start is refused.
+    Raises InvalidParameterError when values given at start are refused, and names them all.
     """
-    values = {}
+    values, refused = {}, []
     for row in rows:
         default = list(row.default) if row.type is tuple else row.default
         try:
             value = node.declare_parameter(row.name, default, descriptor(row)).value
+            values[row.name] = row.checked(value)
         except Exception as refusal:
-            raise InvalidParameterError(_refusal_text(node, row, refusal)) from refusal
-        values[row.name] = row.checked(value)
+            refused.append((_refusal_text(node, row, refusal), refusal))
+    if refused:
+        raise InvalidParameterError("; ".join(text for text, _ in refused)) from refused[0][1]
     return values
 
 

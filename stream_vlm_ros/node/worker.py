@@ -667,10 +667,12 @@ class EngineWorker:
             outcome = self._outcome(ticket, answer, metrics, started, asked)
             outcome = replace(outcome, evidence=self._evidence(engine, ticket, metrics.episodes))
         except OutOfHorizonError:  # said again in the source's time, not in the engine's
+            spans = self.memory.spans_ns
             held = ", ".join(
-                f"{first / SECOND:.3f} to {last / SECOND:.3f} s"
-                for first, last in self.memory.spans_ns
+                f"{first / SECOND:.3f} to {last / SECOND:.3f} s" for first, last in spans[-3:]
             )
+            if len(spans) > 3:
+                held = f"stretches before ({len(spans) - 3:,}), and {held}"
             said = f"nothing of that time is remembered; in memory is {held or 'nothing'}"
             if (reach := self.memory.history_ns) is not None:
                 said += f"; the history holds {reach[0] / SECOND:.3f} to {reach[1] / SECOND:.3f} s"

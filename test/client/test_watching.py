@@ -31,9 +31,7 @@ def test_counters_are_told_now_and_then_and_a_change_of_state_at_once():
     lines = watching(0.0, 1.0, 2.0, 7.0, 20.0)
     dropped = {"dropped_overflow": 1, "dropped_paused": 4, "dropped_sampling": 9}  # one is a loss
     first = status(length=1234, frames=1, frames_received=3, **dropped)
-    assert lines.line(first) == (
-        "active: 1,234 of 16,384 tokens, 1 frame; 3 images received, 1 dropped"
-    )
+    assert lines.line(first) == ("active: 1,234 of 16,384 tokens, 1 frame; 3 images, 1 dropped")
     assert lines.line(status(length=1300)) == ""
     assert lines.line(status(length=1300, paused=True)).startswith("paused: 1,300 of")
     assert lines.line(status(length=1400, paused=True)).startswith("paused: 1,400 of")

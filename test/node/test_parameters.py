@@ -79,6 +79,10 @@ def test_what_a_command_line_makes_of_a_value_is_taken(make_node):
         ({"times": "soon"}, "times must be of type int, got 'soon'"),
         ({"kind": "roun"}, "kind must be one of round, square, got 'roun'; did you mean 'round'"),
         ({"camera": "true"}, "camera must be of type str, got True"),
+        (
+            {"times": 6, "kind": "roun", "camera": "true"},
+            r"camera must be .* True; times must lie in .* got 6; kind must be one of .* 'round'",
+        ),
     ],
 )
 def test_a_bad_value_at_start_is_refused_in_our_words(make_node, given, words):
