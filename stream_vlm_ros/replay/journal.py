@@ -64,9 +64,6 @@ class Journal:
     Args:
         path: the file; lines of other fingerprints in it stay, and do not count.
         resume: take what is there; otherwise what a run has said before does not count.
-
-    Raises:
-        JournalError: it cannot be read or written, before anything is asked.
     """
 
     def __init__(self, path: Path, resume: bool) -> None:
@@ -75,14 +72,6 @@ class Journal:
         self._runs: dict[str, dict[str, Any]] = {}
         self._file: int | None = None
         self._afresh: set[str] | None = None if resume else set()
-        try:
-            self._file = self._open()
-        except OSError as error:
-            why = error.strerror or error
-            raise JournalError(
-                f"{self.path} cannot be used for the answers ({why}); remove it, or write to "
-                "another folder"
-            ) from error
         if resume:
             self._read()
 
@@ -117,9 +106,9 @@ class Journal:
         text = _summed(line)
         if self._afresh is not None and line["run"] not in self._afresh:
             text = _summed({"run": line["run"], "afresh": True}) + text
-        if self._file is None:
-            raise JournalError(f"{self.path} is closed")
         try:
+            if self._file is None:
+                self._file = self._open()
             end = os.lseek(self._file, 0, os.SEEK_END)
             try:
                 write_all(self._file, text.encode())
@@ -148,8 +137,8 @@ class Journal:
         try:
             with open(open_regular(self.path), "rb") as file:
                 lines = file.read().split(b"\n")
-        except OSError as error:
-            raise JournalError(f"{self.path} cannot be read: {error.strerror or error}") from error
+        except OSError:
+            return
         for line in lines:
             try:
                 entry = json.loads(line)
