@@ -21,13 +21,16 @@ if TYPE_CHECKING:
     from stream_vlm_ros.node.stream_vlm_node import StreamVlmNode
 
 
+ANNOTATED = "annotated_image"  # its topic, in the node's namespace
+
+
 class AnnotatedImage:
     """From the configuring of ``node`` to its cleaning up. Draws in a thread of its own, and only
     while somebody subscribes; a frame that comes while one is drawn replaces the one that waits."""
 
     def __init__(self, node: StreamVlmNode) -> None:
         self._node = node
-        self._publisher = node.create_publisher(Image, "~/annotated_image", QoSProfile(depth=1))
+        self._publisher = node.create_publisher(Image, f"~/{ANNOTATED}", QoSProfile(depth=1))
         self._frame: TimedFrame | None = None  # the newest, as long as somebody subscribes
         self._answer: Any = None
         self._changed = threading.Event()

@@ -26,6 +26,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
+from stream_vlm_ros.node.annotated_image import ANNOTATED
 from stream_vlm_ros.node.images import chosen_decoder, compressed_to_rgb, image_to_rgb
 from stream_vlm_ros.node.serialized_image import SerializedImage
 
@@ -234,6 +235,7 @@ class ImageInput:
             name
             for name, types in self._node.get_topic_names_and_types()
             if name != self.topic
+            and not name.endswith(f"/{ANNOTATED}")  # a node's own: no camera
             and {RAW, COMPRESSED} & set(types)
             and self._node.count_publishers(name)
         )

@@ -37,8 +37,14 @@ _FILES = (
 )
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 # What a generation_config.json says besides how an answer is written.
-_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-_NOT_DECODING = (*_TOKENS, "use_cache", "transformers_version", "_from_model_config")
+_NOT_DECODING = (
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "use_cache",
+    "transformers_version",
+    "_from_model_config",
+)
 _LFS_POINTER = b"version https://git-lfs"
 _TAKEN = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -116,8 +122,7 @@ class CheckpointFiles:
         try:
             return GenerationConfig.from_dict(values)
         except Exception:  # the library checks, by types of its own, what is left out here
-            tokens = {name: values[name] for name in _TOKENS if name in values}
-            return GenerationConfig.from_dict(tokens)
+            return GenerationConfig.from_dict({"eos_token_id": ends})
 
     def fold_adapter(self, model: StreamModel) -> None:
         """Add to the weights what a LoRA adapter in the folder says; ModelLoadError if it says
