@@ -227,9 +227,7 @@ def fetch_command(given: str) -> str:
         wanted = given if re.fullmatch(r"\w[\w.-]*", name, re.ASCII) else None
     home, place = ("~/", given[2:]) if given.startswith("~/") else ("", given)
     place = home + shlex.quote(place) if given == cut(given) else "FOLDER"
-    # Where tools/run.sh runs this, it has to find that program, too.
-    through = shlex.quote(run) + " " if (run := os.environ.get("STREAM_VLM_RUN")) else ""
-    return f"{through}hf download {wanted or RELEASES[0]} --local-dir {place}"
+    return f"hf download {wanted or RELEASES[0]} --local-dir {place}"
 
 
 def check_model_folder(path: Path) -> None:
