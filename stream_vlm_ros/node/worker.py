@@ -672,7 +672,7 @@ class EngineWorker:
                 f"{first / SECOND:.3f} to {last / SECOND:.3f} s" for first, last in spans[-3:]
             )
             if len(spans) > 3:
-                held = f"stretches before ({len(spans) - 3:,}), and {held}"
+                held += f", and {len(spans) - 3:,} more before"
             said = f"nothing of that time is remembered; in memory is {held or 'nothing'}"
             if (reach := self.memory.history_ns) is not None:
                 said += f"; the history holds {reach[0] / SECOND:.3f} to {reach[1] / SECOND:.3f} s"
