@@ -47,10 +47,10 @@ from stream_vlm_ros.config import Settings
 from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
 from stream_vlm_ros.engine.inputs.stamp_check import MAX_WAITING
 from stream_vlm_ros.machine import measured_on
-from stream_vlm_ros.node.counters import Drop, FrameCounters
 from stream_vlm_ros.node.images import compressed_to_rgb, image_to_rgb
-from stream_vlm_ros.node.ingest import FrameIngest
 from stream_vlm_ros.node.serialized_image import SerializedImage
+from stream_vlm_ros.session.counters import Drop, FrameCounters
+from stream_vlm_ros.session.ingest import FrameIngest
 
 sys.path.append(str(Path(__file__).parent))  # tools/run.sh leaves it out
 from fuzzing import tell

@@ -361,7 +361,7 @@ class Watching:
         return self._answer(event) if kind == "Answer" else self._diagnostic(event)
 
     def _status(self, status: Any) -> str:
-        from stream_vlm_ros.node.counters import ON_PURPOSE
+        from stream_vlm_ros.session.counters import ON_PURPOSE
 
         state = "paused" if status.paused else status.state
         dropped = sum(

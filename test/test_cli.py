@@ -24,7 +24,7 @@ from stream_vlm_ros import __version__, cli_node
 from stream_vlm_ros.cli import app
 from stream_vlm_ros.experiments import EXPERIMENTS
 from stream_vlm_ros.factory import default_model
-from stream_vlm_ros.node.counters import Drop
+from stream_vlm_ros.session.counters import Drop
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from stream_vlm_ros.console import (
     plural,
     printable,
 )
-from stream_vlm_ros.node.counters import ON_PURPOSE
+from stream_vlm_ros.session.counters import ON_PURPOSE
 
 MARGIN = 10  # columns in front of questions and answers, where the time stands
 

@@ -3,6 +3,8 @@
 
 """The ROS 2 side: the node and what it is made of.
 
+What it does with frames and questions once they are no messages any more is in `session`.
+
 The node
     stream_vlm_node `StreamVlmNode`: parameters, the lifecycle, and how the parts hang together
     lifecycle       transitions whose failures are told
@@ -17,26 +19,17 @@ An image comes in
     image_input     the subscription: topic, type, QoS, why nothing arrives
     image_thread    its thread, apart from rclpy's executor
     serialized_image the message as it arrives, of which only the stamp is read
-    ingest          messages -> frames -> chunks, and what becomes of each
     pause_services  ~/pause and ~/resume
-    timed_frame     a picture on its way, with its stamp and header
     images          ROS images -> arrays, and back
-    counters        what became of every frame
 
 A pose comes in
     pose_input      the subscription, by the type that is published
     pose_messages   serialized messages -> poses; /tf, composed along a chain of frames
 
-The engine works
-    worker          one thread that owns it, and the queue in front of it
-    turns           an answer's next token, or a chunk
-
 A question is answered
     ask_server      ~/query, ~/ask, ~/reset, ~/get_answers, and ~/answer
-    answer_log      past questions with their answers
 
 The memory is saved and loaded
-    memory_keeper   the files of its folder: asked for, every so often, at start and end
     memory_services ~/save_memory and ~/load_memory
 
 What the node says of itself

@@ -15,7 +15,7 @@ from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.node import interfaces
 from stream_vlm_ros.node.captions import captioned
 from stream_vlm_ros.node.images import chosen_encoder
-from stream_vlm_ros.node.timed_frame import TimedFrame
+from stream_vlm_ros.session.timed_frame import TimedFrame
 
 if TYPE_CHECKING:
     from stream_vlm_ros.node.stream_vlm_node import StreamVlmNode

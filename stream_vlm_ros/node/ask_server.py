@@ -22,11 +22,12 @@ from stream_vlm.srv import GetAnswers, Query
 from stream_vlm_ros.console import plural
 from stream_vlm_ros.errors import StreamVlmError, cut
 from stream_vlm_ros.node import interfaces
-from stream_vlm_ros.node.answer_log import AnswerLog, Found
 from stream_vlm_ros.node.awaiting import awaitable
-from stream_vlm_ros.node.counters import Drop
-from stream_vlm_ros.node.ingest import FrameIngest
-from stream_vlm_ros.node.worker import (
+from stream_vlm_ros.plain_messages import fill, to_dict
+from stream_vlm_ros.session.answer_log import AnswerLog, Found
+from stream_vlm_ros.session.counters import Drop
+from stream_vlm_ros.session.ingest import FrameIngest
+from stream_vlm_ros.session.worker import (
     WRITING,
     EngineWorker,
     NotActiveError,
@@ -35,7 +36,6 @@ from stream_vlm_ros.node.worker import (
     Question,
     Ticket,
 )
-from stream_vlm_ros.plain_messages import fill, to_dict
 
 if TYPE_CHECKING:
     from stream_vlm_ros.node.stream_vlm_node import StreamVlmNode

@@ -21,8 +21,8 @@ from typing import Protocol
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.console import duration_text, plural
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
-from stream_vlm_ros.node.counters import ON_PURPOSE, Drop, FrameCounters
-from stream_vlm_ros.node.memory_keeper import SavedState
+from stream_vlm_ros.session.counters import ON_PURPOSE, Drop, FrameCounters
+from stream_vlm_ros.session.memory_keeper import SavedState
 
 TOLERANCE_PERCENT = 10.0
 

@@ -19,8 +19,8 @@ from stream_vlm_ros.config import HISTORY, Settings
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidChoicesError, InvalidParameterError, cut
 from stream_vlm_ros.node.health import Health
-from stream_vlm_ros.node.memory_keeper import NOTHING_SAVED, SavedState
-from stream_vlm_ros.node.worker import (
+from stream_vlm_ros.session.memory_keeper import NOTHING_SAVED, SavedState
+from stream_vlm_ros.session.worker import (
     MAX_THUMBNAILS,
     EpisodeState,
     MemorySummary,

@@ -15,9 +15,9 @@ from stream_vlm.srv import LoadMemory, SaveMemory
 from stream_vlm_ros.errors import StreamVlmError, cut
 from stream_vlm_ros.node.ask_server import EACH_ONE
 from stream_vlm_ros.node.awaiting import awaitable
-from stream_vlm_ros.node.ingest import FrameIngest
 from stream_vlm_ros.node.interfaces import to_duration, to_time
-from stream_vlm_ros.node.memory_keeper import Done, MemoryKeeper
+from stream_vlm_ros.session.ingest import FrameIngest
+from stream_vlm_ros.session.memory_keeper import Done, MemoryKeeper
 
 if TYPE_CHECKING:
     from stream_vlm_ros.node.stream_vlm_node import StreamVlmNode

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from std_srvs.srv import Trigger
 
 from stream_vlm_ros.node.ask_server import EACH_ONE
-from stream_vlm_ros.node.ingest import FrameIngest
+from stream_vlm_ros.session.ingest import FrameIngest
 
 if TYPE_CHECKING:
     from stream_vlm_ros.node.stream_vlm_node import StreamVlmNode

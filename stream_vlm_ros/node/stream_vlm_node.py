@@ -34,17 +34,13 @@ from stream_vlm_ros.factory import card_of
 from stream_vlm_ros.model_card import ModelCard
 from stream_vlm_ros.node import health, interfaces
 from stream_vlm_ros.node.annotated_image import AnnotatedImage
-from stream_vlm_ros.node.answer_log import AnswerLog, AnswerLogError
 from stream_vlm_ros.node.ask_server import LATCHED, AskServer
-from stream_vlm_ros.node.counters import Drop
 from stream_vlm_ros.node.error_log import ErrorLog, Forwarding, News, traced
 from stream_vlm_ros.node.health import InputMonitor
 from stream_vlm_ros.node.image_input import ImageInput, RCLError
 from stream_vlm_ros.node.image_thread import ImageThread
-from stream_vlm_ros.node.ingest import FrameIngest
 from stream_vlm_ros.node.lifecycle import TellingLifecycleNode, transition
 from stream_vlm_ros.node.loading import load_engine, pixel_limit, release_memory
-from stream_vlm_ros.node.memory_keeper import NOTHING_SAVED, MemoryKeeper, SavedState
 from stream_vlm_ros.node.memory_services import MemoryServices
 from stream_vlm_ros.node.parameters import (
     PARAMETERS,
@@ -55,8 +51,12 @@ from stream_vlm_ros.node.parameters import (
 )
 from stream_vlm_ros.node.pause_services import PauseServices
 from stream_vlm_ros.node.serialized_image import SerializedImage
-from stream_vlm_ros.node.worker import EngineWorker, MemorySummary, NotActiveError
 from stream_vlm_ros.processes.ros_process import END_TIMEOUT
+from stream_vlm_ros.session.answer_log import AnswerLog, AnswerLogError
+from stream_vlm_ros.session.counters import Drop
+from stream_vlm_ros.session.ingest import FrameIngest
+from stream_vlm_ros.session.memory_keeper import NOTHING_SAVED, MemoryKeeper, SavedState
+from stream_vlm_ros.session.worker import EngineWorker, MemorySummary, NotActiveError
 from stream_vlm_ros.setting import CONFIGURE
 
 if TYPE_CHECKING:

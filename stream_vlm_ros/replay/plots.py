@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from stream_vlm_ros.console import one_line, visible
-from stream_vlm_ros.node.counters import ON_PURPOSE
+from stream_vlm_ros.session.counters import ON_PURPOSE
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType

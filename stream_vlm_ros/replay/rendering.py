@@ -23,8 +23,8 @@ from stream_vlm_ros.console import (
     visible,
 )
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
-from stream_vlm_ros.node.counters import ON_PURPOSE
 from stream_vlm_ros.owned import write_whole
+from stream_vlm_ros.session.counters import ON_PURPOSE
 
 from .ages import age_text, correction
 from .answer_table import render_csv

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from stream_vlm_ros.experiments import intervals
-from stream_vlm_ros.node.counters import ON_PURPOSE
+from stream_vlm_ros.session.counters import ON_PURPOSE
 
 from .records import AnswerRecord
 

@@ -484,7 +484,7 @@ def test_a_node_that_ends_in_the_middle_of_an_answer_is_said_and_past_answers_st
         do(ask())
     # Either the node still said so itself, or it was gone.
     assert "ended before it had answered" in str(fault.value) or "stopped" in str(fault.value)
-    from stream_vlm_ros.node.answer_log import AnswerLog
+    from stream_vlm_ros.session.answer_log import AnswerLog
 
     log = AnswerLog(node.file, 1 << 24, pytest.fail)
     found = log.find(text="what is there?").result()

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from stream_vlm_ros.demo.report import CAUSES, Exchange, Frames, Memory, Report, bar, seen_text
-from stream_vlm_ros.node.counters import Drop
+from stream_vlm_ros.session.counters import Drop
 
 
 def plain_report(encoding="utf-8"):

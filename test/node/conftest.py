@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from fake_engine import FakeEngine
-from image_messages import header, image_message
+from image_messages import image_message
 from node_process import NodeProcess
 from patience import PATIENCE
 from ros_client import Graph, StreamVlmClient
@@ -25,11 +25,6 @@ def fake_engine():
 @pytest.fixture
 def make_image():
     return image_message
-
-
-@pytest.fixture
-def make_header():
-    return header
 
 
 # A node in a process of its own -------------------------------------------------------------------

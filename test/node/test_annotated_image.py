@@ -20,7 +20,7 @@ from stream_vlm.msg import Answer, CacheStatus
 from stream_vlm_ros.node.annotated_image import AnnotatedImage, answer_text
 from stream_vlm_ros.node.images import chosen_encoder, image_to_rgb
 from stream_vlm_ros.node.interfaces import to_header
-from stream_vlm_ros.node.timed_frame import TimedFrame
+from stream_vlm_ros.session.timed_frame import TimedFrame
 
 pytestmark = pytest.mark.ros
 GREY = np.full((240, 320, 3), 128, np.uint8)

@@ -9,7 +9,6 @@ import threading
 import pytest
 
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
-from stream_vlm_ros.node.counters import Drop
 from stream_vlm_ros.node.health import (
     Figures,
     InputFacts,
@@ -21,6 +20,7 @@ from stream_vlm_ros.node.health import (
     input_health,
     memory_health,
 )
+from stream_vlm_ros.session.counters import Drop
 
 
 def monitor_of(count, rate, start=100 * SECOND, delay=0.0):

@@ -36,7 +36,7 @@ def test_one_message_carries_an_answer_whichever_way_it_was_asked():
 def test_every_error_of_the_package_has_its_code():
     from stream_vlm.msg import Answer
 
-    from stream_vlm_ros.node import worker
+    from stream_vlm_ros.session import worker
 
     kinds = [*vars(errors).values(), *vars(worker).values()]
     kinds = [k for k in kinds if isinstance(k, type) and issubclass(k, StreamVlmError)]
@@ -50,7 +50,7 @@ def test_every_error_of_the_package_has_its_code():
 def test_every_counter_has_its_field():
     from stream_vlm.msg import CacheStatus
 
-    from stream_vlm_ros.node.counters import FrameCounters
+    from stream_vlm_ros.session.counters import FrameCounters
 
     names = [n for n in CacheStatus.get_fields_and_field_types() if n.startswith("dropped_")]
     counts = FrameCounters().snapshot()
@@ -112,7 +112,7 @@ def test_evidence_carries_stamps_pictures_and_poses(interfaces):
     from stream_vlm.msg import CacheStatus
 
     from stream_vlm_ros.history.poses import Pose
-    from stream_vlm_ros.node.worker import EpisodeState, Outcome, Question
+    from stream_vlm_ros.session.worker import EpisodeState, Outcome, Question
 
     episode = EpisodeState(
         1_000_000_007,
@@ -136,7 +136,7 @@ def test_evidence_carries_stamps_pictures_and_poses(interfaces):
 
 
 def test_a_status_tells_what_each_tier_of_the_history_holds(interfaces):
-    from stream_vlm_ros.node.worker import MemorySummary, TierState
+    from stream_vlm_ros.session.worker import MemorySummary, TierState
 
     tiers = (
         TierState("pictures", 5, 10, 900, 1000, "/frames", 7, 9_000_000_001),
@@ -150,7 +150,7 @@ def test_a_status_tells_what_each_tier_of_the_history_holds(interfaces):
 
 
 def test_a_status_tells_stretches_of_time_and_all_levels_in_one_order(interfaces):
-    from stream_vlm_ros.node.worker import LevelState, MemorySummary
+    from stream_vlm_ros.session.worker import LevelState, MemorySummary
 
     empty = interfaces.to_cache_status(MemorySummary(), "inactive", {})
     assert empty.spans == []
@@ -186,7 +186,7 @@ def test_what_was_sent_is_repeated_at_a_bounded_length(interfaces):
     from stream_vlm.msg import CacheStatus
 
     from stream_vlm_ros.node.health import Health, Level
-    from stream_vlm_ros.node.worker import Outcome, Question
+    from stream_vlm_ros.session.worker import Outcome, Question
 
     long = "x" * 10_000_000
     error = InvalidParameterError(f"there is no memory {long}")

@@ -15,7 +15,7 @@ import pytest
 from patience import PATIENCE
 
 from stream_vlm_ros.client.messages import nanoseconds
-from stream_vlm_ros.node.counters import Drop
+from stream_vlm_ros.session.counters import Drop
 
 pytestmark = pytest.mark.ros
 

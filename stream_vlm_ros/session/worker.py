@@ -32,9 +32,9 @@ from stream_vlm_ros.errors import (
     StreamBusyError,
     StreamVlmError,
 )
-from stream_vlm_ros.node.counters import Drop, FrameCounters
-from stream_vlm_ros.node.timed_frame import TimedFrame
-from stream_vlm_ros.node.turns import Turns
+from stream_vlm_ros.session.counters import Drop, FrameCounters
+from stream_vlm_ros.session.timed_frame import TimedFrame
+from stream_vlm_ros.session.turns import Turns
 
 if TYPE_CHECKING:  # torch takes seconds to import: the node is on the graph before that
     from stream_vlm_ros.engine import AnswerMetrics, ChoiceMetrics, InferenceEngine

@@ -15,8 +15,8 @@ from stream_vlm_ros.config import Settings
 from stream_vlm_ros.engine.inputs.stamp_check import MAX_WAITING
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidImageError
-from stream_vlm_ros.node.counters import Drop, FrameCounters
-from stream_vlm_ros.node.ingest import FrameIngest
+from stream_vlm_ros.session.counters import Drop, FrameCounters
+from stream_vlm_ros.session.ingest import FrameIngest
 
 KINDS = st.sampled_from(["frame", "bad", "zero", "back", "loop", "gap", "flush", "clear", "off"])
 EVENTS = st.lists(st.tuples(KINDS, st.sampled_from([28, 56])), max_size=60)

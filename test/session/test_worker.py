@@ -23,9 +23,9 @@ from stream_vlm_ros.errors import (
     StreamBusyError,
     StreamVlmError,
 )
-from stream_vlm_ros.node.counters import Drop, FrameCounters
-from stream_vlm_ros.node.timed_frame import TimedFrame
-from stream_vlm_ros.node.worker import (
+from stream_vlm_ros.session.counters import Drop, FrameCounters
+from stream_vlm_ros.session.timed_frame import TimedFrame
+from stream_vlm_ros.session.worker import (
     READING,
     WRITING,
     EngineWorker,

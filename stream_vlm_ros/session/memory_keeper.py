@@ -22,7 +22,7 @@ from stream_vlm_ros.errors import (
     StreamVlmError,
     cut,
 )
-from stream_vlm_ros.node.worker import EngineWorker, MemorySummary
+from stream_vlm_ros.session.worker import EngineWorker, MemorySummary
 
 if TYPE_CHECKING:
     from stream_vlm_ros.engine.results import SavedMemory

@@ -25,8 +25,8 @@ from stream_vlm_ros.engine.inputs.stamp_check import (
 )
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidImageError, InvalidTimestampError, cut
-from stream_vlm_ros.node.counters import Drop, FrameCounters
-from stream_vlm_ros.node.timed_frame import TimedFrame
+from stream_vlm_ros.session.counters import Drop, FrameCounters
+from stream_vlm_ros.session.timed_frame import TimedFrame
 
 STEPS_TO_WAIT = 3  # from frame to frame, for the next one after a pause
 

@@ -10,9 +10,9 @@ from toy_qwen import chatter_model, toy_frames, toy_processor
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
-from stream_vlm_ros.node.counters import Drop, FrameCounters
-from stream_vlm_ros.node.timed_frame import TimedFrame
-from stream_vlm_ros.node.worker import EngineWorker, Question
+from stream_vlm_ros.session.counters import Drop, FrameCounters
+from stream_vlm_ros.session.timed_frame import TimedFrame
+from stream_vlm_ros.session.worker import EngineWorker, Question
 
 CAP, CHUNK = 150, 12  # tokens
 

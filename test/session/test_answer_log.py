@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream_vlm_ros.node.answer_log import MAX_FOUND_BYTES, AnswerLog, AnswerLogError
+from stream_vlm_ros.session.answer_log import MAX_FOUND_BYTES, AnswerLog, AnswerLogError
 
 LARGE = 1 << 30
 

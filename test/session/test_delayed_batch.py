@@ -12,10 +12,10 @@ from toy_qwen import chatter_model, toy_processor
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.history import DelayedBatchInferenceEngine, FrameStore, SmartFrameManager
-from stream_vlm_ros.node.counters import Drop, FrameCounters
-from stream_vlm_ros.node.ingest import FrameIngest
-from stream_vlm_ros.node.timed_frame import TimedFrame
-from stream_vlm_ros.node.worker import WRITING, EngineWorker, Question
+from stream_vlm_ros.session.counters import Drop, FrameCounters
+from stream_vlm_ros.session.ingest import FrameIngest
+from stream_vlm_ros.session.timed_frame import TimedFrame
+from stream_vlm_ros.session.worker import WRITING, EngineWorker, Question
 
 EPOCH = 1_700_000_000_123_456_789  # ns
 MICROSECOND = 1000

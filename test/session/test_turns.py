@@ -8,7 +8,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_vlm_ros.node.turns import Turns
+from stream_vlm_ros.session.turns import Turns
 
 SECONDS = st.floats(0.001, 10.0)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream_vlm_ros.node.counters import Drop, FrameCounters
+from stream_vlm_ros.session.counters import Drop, FrameCounters
 
 
 @given(st.lists(st.sampled_from(["receive", "ingest", *Drop])))
