@@ -36,6 +36,7 @@ FLOORS = [
     ("factory",),
     ("session",),
     ("node", "client", "experiments"),
+    ("web",),
     ("replay", "demo"),
     ("replay.live",),
     ("cli_experiment", "cli_node"),
@@ -146,6 +147,8 @@ def test_imports_point_one_way():
         "engine/saving",
         "history",
         "node",
+        "session",
+        "web",
     ],
 )
 def test_a_room_lists_its_files_at_its_door(name):

@@ -23,6 +23,7 @@ from stream_vlm_ros.session.memory_keeper import NOTHING_SAVED, SavedState
 from stream_vlm_ros.session.worker import (
     MAX_THUMBNAILS,
     EpisodeState,
+    LevelState,
     MemorySummary,
     Outcome,
     Question,
@@ -53,8 +54,8 @@ def to_header(stamp: int, frame_id: str) -> Header:
     return Header(stamp=to_time(stamp), frame_id=frame_id)
 
 
-def to_spans(memory: MemorySummary) -> list[TimeSpan]:
-    """The unbroken stretches of time in memory."""
+def to_spans(memory: MemorySummary | LevelState) -> list[TimeSpan]:
+    """Unbroken stretches of time, of a memory or of one of its levels."""
     return [TimeSpan(start=to_time(start), end=to_time(end)) for start, end in memory.spans_ns]
 
 
@@ -212,7 +213,9 @@ def to_cache_status(
         oldest_stamp=to_time(memory.oldest_ns),
         newest_stamp=to_time(memory.newest_ns),
         levels=[
-            MemoryLevel(name=level.name, frames=level.frames, tokens=level.tokens)
+            MemoryLevel(
+                name=level.name, frames=level.frames, tokens=level.tokens, spans=to_spans(level)
+            )
             for level in memory.levels
         ],
         tiers=[_to_tier(tier) for tier in memory.tiers],

@@ -38,7 +38,7 @@ from stream_vlm_ros.session.turns import Turns
 
 if TYPE_CHECKING:  # torch takes seconds to import: the node is on the graph before that
     from stream_vlm_ros.engine import AnswerMetrics, ChoiceMetrics, InferenceEngine
-    from stream_vlm_ros.engine.results import EvidenceEpisode, LevelInfo, SavedMemory
+    from stream_vlm_ros.engine.results import EvidenceEpisode, LevelInfo, SavedMemory, TimeSpans
     from stream_vlm_ros.engine.saving.memory_copy import MemoryCopy
     from stream_vlm_ros.history.poses import Pose, PoseTrack
     from stream_vlm_ros.history.results import TierInfo
@@ -86,11 +86,15 @@ LEVELS = ("sink", "sampled", "important", "window")  # of the memory, oldest fra
 
 @dataclass(frozen=True)
 class LevelState:
-    """What one level of the memory holds: frames, and tokens of these frames."""
+    """What one level of the memory holds: frames, tokens of these frames, and from when they are.
+
+    ``spans_ns`` are unbroken stretches of the source's time, oldest first.
+    """
 
     name: str
     frames: int = 0
     tokens: int = 0
+    spans_ns: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -852,13 +856,19 @@ class EngineWorker:
             closed_seconds=info.closed_seconds,
             oldest_ns=None if oldest is None else self._to_ns(oldest),
             newest_ns=None if newest is None else self._to_ns(newest),
-            spans_ns=tuple(
-                (self._to_ns(first), self._to_ns(last)) for first, last in info.time_spans
-            ),
-            levels=tuple(_level(name, info.levels.get(name)) for name in LEVELS),
+            spans_ns=self._spans_ns(info.time_spans),
+            levels=tuple(self._level(name, info.levels.get(name)) for name in LEVELS),
             tiers=tuple(self._tier(tier) for tier in getattr(info, "tiers", ())),
             header=self._newest_header,
         )
+
+    def _level(self, name: str, held: LevelInfo | None) -> LevelState:
+        if held is None:
+            return LevelState(name)
+        return LevelState(name, held.frames, held.tokens, self._spans_ns(held.time_spans))
+
+    def _spans_ns(self, spans: TimeSpans) -> tuple[tuple[int, int], ...]:
+        return tuple((self._to_ns(first), self._to_ns(last)) for first, last in spans)
 
     def _tier(self, tier: TierInfo) -> TierState:
         oldest, newest = (
@@ -882,10 +892,6 @@ class EngineWorker:
 
     def _to_ns(self, seconds: float) -> int:
         return self._epoch_ns + round(seconds * SECOND)
-
-
-def _level(name: str, held: LevelInfo | None) -> LevelState:
-    return LevelState(name, held.frames, held.tokens) if held else LevelState(name)
 
 
 def _no_progress(state: str, text: str) -> None:

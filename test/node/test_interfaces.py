@@ -158,7 +158,10 @@ def test_a_status_tells_stretches_of_time_and_all_levels_in_one_order(interfaces
     assert [(level.name, level.frames, level.tokens) for level in empty.levels] == [
         (name, 0, 0) for name in names
     ]
-    levels = tuple(LevelState(name, number, 6 * number) for number, name in enumerate(names))
+    levels = tuple(
+        LevelState(name, number, 6 * number, ((number, number + 1),) * number)
+        for number, name in enumerate(names)
+    )
     spans = ((1_000_000_007, 2_000_000_000), (5_000_000_000, 5_000_000_000))
     status = interfaces.to_cache_status(
         MemorySummary(length=50, spans_ns=spans, levels=levels), "active", {"frames_received": 3}
@@ -171,6 +174,8 @@ def test_a_status_tells_stretches_of_time_and_all_levels_in_one_order(interfaces
         ("important", 2, 12),
         ("window", 3, 18),
     ]
+    sampled = [(span.start.nanosec, span.end.nanosec) for span in status.levels[1].spans]
+    assert sampled == [(1, 2)] and [len(level.spans) for level in status.levels] == [0, 1, 2, 3]
     assert (status.length, status.frames_received) == (50, 3)
 
 

@@ -178,7 +178,7 @@ def test_a_question_about_a_forgotten_time_is_refused_or_answered_from_what_ther
     assert asked[1:] == [(5.0, 6.0), None]
 
 
-def test_the_memory_tells_frames_and_tokens_of_every_level(make_box):
+def test_the_memory_tells_frames_tokens_and_times_of_every_level(make_box):
     box = make_box()
     box.append(0, 2)
     levels = box.ask().future.result(PATIENCE).memory.levels
@@ -186,7 +186,7 @@ def test_the_memory_tells_frames_and_tokens_of_every_level(make_box):
         LevelState("sink"),
         LevelState("sampled"),
         LevelState("important"),
-        LevelState("window", frames=2, tokens=20),
+        LevelState("window", frames=2, tokens=20, spans_ns=((EPOCH, EPOCH + 2 * SECOND),)),
     )
 
 
