@@ -6,7 +6,8 @@
 A chunk of a small camera is some 1,200 launches of kernels that are done before the next one is
 launched: the host sets the pace. `ChunkPath` is the plain way, on any device. `CapturedChunks`
 records the vision tower and the language model once a size, as CUDA graphs that serve a memory of
-any length (see `attention.step`), and leaves to plain calls what they do not serve.
+any length (see `attention.step`), and leaves to plain calls what they do not serve. Both take the
+chunks of several engines at once.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Generic, NamedTuple, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import torch
 
@@ -37,15 +39,57 @@ from stream_vlm_ros.engine.graph_runner import (
 from stream_vlm_ros.engine.inputs.frames import PatchGrid
 from stream_vlm_ros.engine.model.base import LayerFunctions, StreamModel
 
+if TYPE_CHECKING:
+    from stream_vlm_ros.engine.together import Room
+
 MAX_TOKENS = 1024  # of a chunk in a step: larger ones keep the device busy by plain calls, too
 _ROUNDED = 64  # tokens of a step are a multiple of
 MAX_GRIDS = 4  # sizes of pictures whose vision is recorded: a camera has one or two
+BATCHES = (8, 4, 2, 1)  # chunks of a step, where engines compute together
+
+_Kind = tuple[Any, ...]  # of a step: what it computes, its size, what it reads, how many chunks
 
 _log = logging.getLogger(__name__)
 
 
+class Encoding(NamedTuple):
+    """Pictures of a chunk that are to be encoded."""
+
+    path: ChunkPath
+    patches: PatchGrid
+
+    @property
+    def kind(self) -> Hashable:
+        """What is alike in those that can be encoded together."""
+        return self.path, self.patches.grid_thw
+
+    def run(self) -> torch.Tensor:
+        """Vision features ``[tokens, hidden]``."""
+        return self.path.encode(self.patches)
+
+
+class Appending(NamedTuple):
+    """Embeddings ``[n, hidden]`` of a chunk that are to be appended at ``positions [3, n]`` to a
+    fork that has no tokens. ``readout`` reads of its queries and keys before they are rotated."""
+
+    path: ChunkPath
+    embeddings: torch.Tensor
+    positions: torch.Tensor
+    fork: Fork
+    readout: Readout | None = None
+
+    @property
+    def kind(self) -> Hashable:
+        """What is alike in those that can be appended together."""
+        return self.path
+
+    def run(self) -> torch.Tensor:
+        """Hidden states after the last norm, ``[n, hidden]``; they hold until the next call."""
+        return self.path.append_all([self])[0]
+
+
 class ChunkPath:
-    """A chunk through the model, call by call.
+    """A chunk through the model, call by call. Engines that have one in common compute together.
 
     Args:
         functions: how its layers run.
@@ -56,7 +100,12 @@ class ChunkPath:
 
     def encode(self, patches: PatchGrid) -> torch.Tensor:
         """Vision features ``[tokens, hidden]``."""
-        return self._model.encode_frames(patches, self._functions)
+        return self.encode_all([patches])[0]
+
+    def encode_all(self, several: Sequence[PatchGrid]) -> list[torch.Tensor]:
+        """Vision features of chunks whose ``grid_thw`` is one, each ``[tokens, hidden]``."""
+        features = self._model.encode_frames(_joined(several), self._functions)
+        return list(features.split([patches.tokens for patches in several]))
 
     def append(
         self,
@@ -65,16 +114,20 @@ class ChunkPath:
         fork: Fork,
         readout: Readout | None = None,
     ) -> torch.Tensor:
-        """Append embeddings ``[n, hidden]`` at ``positions [3, n]`` to a fork that has no tokens.
+        """See `Appending`."""
+        return Appending(self, embeddings, positions, fork, readout).run()
 
-        ``readout`` reads of its queries and keys before they are rotated.
-
-        Returns:
-            Hidden states after the last norm, ``[n, hidden]``; they hold until the next call.
-        """
-        return self._model.stream_forward(
-            embeddings[None], positions, fork, self._functions, readout=readout
-        )[0]
+    def append_all(self, several: Sequence[Appending]) -> list[torch.Tensor]:
+        """See `Appending.run`: of each of several engines' chunks."""
+        if len(several) == 1:
+            _, embeddings, positions, fork, readout = several[0]
+            given = (embeddings[None], positions, fork, self._functions)
+            return [self._model.stream_forward(*given, readout=readout)[0]]
+        lengths = [len(one.embeddings) for one in several]
+        forks = [(one.fork, one.readout) for one in several]
+        together = (torch.cat([one.embeddings for one in several]), _positions(several))
+        hidden = self._model.batch_forward(*together, forks, lengths, self._functions)
+        return list(hidden.split(lengths))
 
 
 class CapturedChunks(ChunkPath):
@@ -84,11 +137,13 @@ class CapturedChunks(ChunkPath):
     After a capture that fails, all chunks go the plain way.
 
     Args:
-        manager: whose memory the chunks are appended to.
+        store: its ``memory`` is what the chunks are appended to: a `KVCacheManager`, or a `Room` in
+            which several engines have theirs.
         kernels: the steps' own.
         graph: record and replay the steps; otherwise they are run again each time.
         recorder: records a step, given the pool of those recorded before, None at first. None:
             `record_graph`.
+        batches: how many engines' chunks there may be in a step, falling to 1.
 
     Attributes:
         captures: graphs recorded so far.
@@ -100,148 +155,181 @@ class CapturedChunks(ChunkPath):
         self,
         model: StreamModel,
         functions: LayerFunctions,
-        manager: KVCacheManager,
+        store: KVCacheManager | Room,
         kernels: StepKernels = PLAIN_STEP,
         graph: bool = False,
         recorder: Callable[[Any, Any], Recording] | None = None,
+        batches: Sequence[int] = (1,),
     ):
         super().__init__(model, functions)
-        self._manager, self._kernels, self._graph = manager, kernels, graph
+        self._store, self._kernels, self._graph = store, kernels, graph
         self._recorder = recorder or record_graph
+        self._batches = tuple(batches)
         # Being too large for the device is a reason not to take a graph, too.
-        self._verified: Verified[torch.Tensor] = Verified("chunks take longer", ())
+        self._verified: Verified[list[torch.Tensor]] = Verified("chunks take longer", ())
         self.captures = 0
         self.detours: Counter[str] = Counter()
         self._failed = ""  # why captures are not tried any more
         self._tail: torch.Tensor | None = None  # of the steps, [layers, 2, kv_heads, room, d]
-        self._memory: StepMemory | None = None
+        self._stream: torch.Tensor | None = None
+        self._memories: dict[int, StepMemory] = {}  # by how many chunks share a step
         self._grids: set[tuple[int, int, int]] = set()  # whose vision was to be recorded
         self._visions: dict[Any, _Taken[_Vision]] = {}
         self._chunks: dict[Any, _Taken[_Chunk]] = {}
         self._pool: Any = None  # of the graphs' memory
         self._weights_at = 0
-        manager.follow(self)
+        store.follow(self)
 
     @property
     def refused(self) -> dict[Any, str]:
         return self._verified.refused
 
     def memory_replaced(self) -> None:
-        self._memory = None
+        self._stream = None
+        self._memories.clear()
         self._chunks.clear()
+
+    def _pieces(self, several: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
+        """As many at a time as a step takes."""
+        while several:
+            size = next(size for size in self._batches if size <= len(several))
+            yield several[:size]
+            several = several[size:]
 
     # -- seeing ------------------------------------------------------------------------------
 
-    def encode(self, patches: PatchGrid) -> torch.Tensor:
-        plain, grid = super().encode, patches.grid_thw
+    def encode_all(self, several: Sequence[PatchGrid]) -> list[torch.Tensor]:
+        plain, grid = super().encode_all, several[0].grid_thw
         many = grid not in self._grids and len(self._grids) == MAX_GRIDS
-        if self._failed or patches.tokens > MAX_TOKENS or many:
-            return plain(patches)
+        if self._failed or several[0].tokens > MAX_TOKENS or many:
+            return plain(several)
         self._grids.add(grid)
-        kind = ("vision", grid)
-        features = self._verified.run(
-            kind, lambda: self._see(patches), lambda: plain(patches), _differ
-        )
-        if kind in self.refused:
-            self._visions.pop(grid, None)
-        return features
+        found: list[torch.Tensor] = []
+        for some in self._pieces(several):
+            kind = ("vision", grid, len(some))
+            see, otherwise = partial(self._see, some), partial(plain, some)
+            found += self._verified.run(kind, see, otherwise, _differ_all)
+            if kind in self.refused:
+                self._visions.pop(kind, None)
+        return found
 
     @torch.inference_mode()
-    def _see(self, patches: PatchGrid) -> torch.Tensor:
+    def _see(self, several: Sequence[PatchGrid]) -> list[torch.Tensor]:
         self._check_weights()
-        taken = self._visions.get(patches.grid_thw)
+        kind = ("vision", several[0].grid_thw, len(several))
+        taken = self._visions.get(kind)
         if taken is None:
-            taken = self._recorded(_Vision(self._model, patches, self._functions))
-            self._visions[patches.grid_thw] = taken
-        taken.step.patches.pixel_values.copy_(patches.pixel_values, non_blocking=True)
+            taken = self._recorded(_Vision(self._model, _joined(several), self._functions))
+            self._visions[kind] = taken
+        pixels = taken.step.patches.pixel_values
+        for patches, place in zip(several, pixels.chunk(len(several)), strict=True):
+            place.copy_(patches.pixel_values, non_blocking=True)
         # A copy: the stream keeps features, and any replay of the same pool may overwrite these.
-        return taken.take().clone()
+        return list(taken.take().clone().chunk(len(several)))
 
     # -- appending ---------------------------------------------------------------------------
 
-    def append(
-        self,
-        embeddings: torch.Tensor,
-        positions: torch.Tensor,
-        fork: Fork,
-        readout: Readout | None = None,
-    ) -> torch.Tensor:
-        plain = super().append
-        size = -(-len(embeddings) // _ROUNDED) * _ROUNDED
-        kind = ("decoder", size, () if readout is None else _items(readout))
-        if obstacle := self._obstacle(kind, len(embeddings), fork):
-            self.detours[obstacle] += 1
-            return plain(embeddings, positions, fork, readout)
+    def append_all(self, several: Sequence[Appending]) -> list[torch.Tensor]:
+        found: dict[int, torch.Tensor] = {}
+        by_kind: dict[_Kind, list[tuple[int, Appending]]] = {}
+        for number, one in enumerate(several):
+            size = -(-len(one.embeddings) // _ROUNDED) * _ROUNDED
+            kind: _Kind = ("decoder", size, () if one.readout is None else _items(one.readout))
+            if obstacle := self._obstacle(kind, one):
+                self.detours[obstacle] += 1
+                found[number] = super().append_all([one])[0]
+            else:
+                by_kind.setdefault(kind, []).append((number, one))
+        for alike, numbered in by_kind.items():
+            for some in self._pieces(numbered):
+                hidden = self._append_alike(alike, [one for _, one in some])
+                for (number, _), states in zip(some, hidden, strict=True):
+                    # The next step of the pool would overwrite them.
+                    found[number] = states if len(several) == 1 else states.clone()
+        return [found[number] for number in range(len(several))]
+
+    def _append_alike(self, kind: _Kind, several: list[Appending]) -> list[torch.Tensor]:
+        """Append chunks that one step takes together."""
+        kind = (*kind, len(several))
+        plain = super().append_all
+        if kind in self.refused:
+            return [plain([one])[0].clone() for one in several]
         stored: list[torch.Tensor] = []
 
-        def apart() -> torch.Tensor:
-            with self._manager.fork(len(embeddings)) as other:
-                hidden = plain(embeddings, positions, other)
-                stored.append(other.own().clone())
+        def apart() -> list[torch.Tensor]:
+            hidden = []
+            for one in several:
+                with one.fork.twin() as other:
+                    hidden += plain([one._replace(fork=other, readout=None)])
+                    stored.append(other.own().clone())
             return hidden
 
-        def differ(found: torch.Tensor, expected: torch.Tensor) -> str | None:
-            why = _differ(found, expected)
-            return _differ(fork.own(), stored[0]) if why == "" else why
+        def differ(found: list[torch.Tensor], expected: list[torch.Tensor]) -> str | None:
+            why = _differ_all(found, expected)
+            return _differ_all([one.fork.own() for one in several], stored) if why == "" else why
 
-        by_step = lambda: self._append(kind, size, embeddings, positions, fork, readout)  # noqa: E731
-        hidden = self._verified.run(kind, by_step, apart, differ)
-        if kind in self.refused:  # what was computed apart is not in the fork
+        hidden = self._verified.run(kind, lambda: self._append(kind, several), apart, differ)
+        if kind in self.refused:  # what was computed apart is not in the forks
             self._chunks.pop(kind, None)
-            fork.rewind(0)
-            if readout is not None:
-                readout.clear()
-            return plain(embeddings, positions, fork, readout)
+            for one in several:
+                one.fork.rewind(0)
+                if one.readout is not None:
+                    one.readout.clear()
+            return [plain([one])[0].clone() for one in several]
         return hidden
 
-    def _obstacle(self, kind: Hashable, count: int, fork: Fork) -> str:
-        if self._failed or kind in self.refused:
-            return self._failed or self.refused[kind]
-        if count > MAX_TOKENS:
+    def _obstacle(self, kind: _Kind, one: Appending) -> str:
+        if self._failed or (alone := (*kind, 1)) in self.refused:
+            return self._failed or self.refused[alone]
+        if len(one.embeddings) > MAX_TOKENS:
             return f"it has more than {MAX_TOKENS} tokens"
-        if not fork.parts:
+        if not one.fork.parts:
             return "it is the first"  # with text before it, as no other: not worth a step
-        if len(fork.parts) > MAX_PARTS:
+        if len(one.fork.parts) > MAX_PARTS:
             return f"the memory is read in more than {MAX_PARTS} parts"
+        memory = self._memory_for(1)
+        if not all(memory.holds(part.memory) for part in one.fork.parts):
+            return "the memory lies elsewhere"
         return ""
 
     @torch.inference_mode()
-    def _append(
-        self,
-        kind: Hashable,
-        size: int,
-        embeddings: torch.Tensor,
-        positions: torch.Tensor,
-        fork: Fork,
-        readout: Readout | None,
-    ) -> torch.Tensor:
+    def _append(self, kind: _Kind, several: list[Appending]) -> list[torch.Tensor]:
         self._check_weights()
-        memory, count = self._own_memory(), len(embeddings)
+        size, memory = kind[1], self._memory_for(len(several))
         taken = self._chunks.get(kind)
         if taken is None:
-            step = _Chunk(self._model, memory, size, self._kernels, self._functions, readout)
+            readout, given = several[0].readout, (self._kernels, self._functions)
+            step = _Chunk(self._model, memory, size, *given, readout)
             taken = self._chunks[kind] = self._recorded(step)
         step = taken.step
-        memory.load(fork.parts)
-        step.inputs.load([0] * count, positions, 0, count)
-        step.embeddings[:count] = embeddings
-        hidden = taken.take()
-        fork.advance(count)
-        fork.own().copy_(memory.tail[:, :, :, :count])
-        if readout is not None:
-            readout.extend(step.readout, count)
-        return hidden[:count]
+        memory.load(*(one.fork.parts for one in several))
+        step.inputs.load_chunks([one.positions for one in several])
+        for place, one in zip(step.embeddings.split(size), several, strict=True):
+            place[: len(one.embeddings)] = one.embeddings
+        hidden = taken.take().split(size)
+        for number, one in enumerate(several):
+            count, first = len(one.embeddings), number * memory.room
+            one.fork.advance(count)
+            one.fork.own().copy_(memory.tail[:, :, :, first : first + count])
+            if one.readout is not None:
+                one.readout.extend(step.readout, count, number * size)
+        return [states[: len(one.embeddings)] for states, one in zip(hidden, several, strict=True)]
 
-    def _own_memory(self) -> StepMemory:
-        """What the steps read and write: the stream's memory, and a tail of their own."""
-        stream = self._manager.memory
-        if self._memory is None or self._memory.stream is not stream:
-            self._chunks.clear()
+    def _memory_for(self, chunks: int) -> StepMemory:
+        """What steps of so many chunks read and write: the memory, and a tail of their own."""
+        stream = self._store.memory
+        if self._stream is not stream:
+            self.memory_replaced()
+            self._stream = stream
+        if chunks not in self._memories:
+            most = self._batches[0]
             if self._tail is None:
+                room = most * MAX_TOKENS + 1
                 shape = self._model.kv_shape
-                self._tail = shape.allocate(MAX_TOKENS + 1, stream.device, batch=1)[:, :, 0].zero_()
-            self._memory = StepMemory(stream, self._tail)
-        return self._memory
+                self._tail = shape.allocate(room, stream.device, batch=1)[:, :, 0].zero_()
+            tail = self._tail[:, :, :, : chunks * MAX_TOKENS + 1]
+            self._memories[chunks] = StepMemory(stream, tail, chunks, self._store.longest)
+        return self._memories[chunks]
 
     # -- recording ---------------------------------------------------------------------------
 
@@ -289,7 +377,7 @@ class _Vision:
 
 
 class _Chunk:
-    """The language model over ``size`` embeddings, of which the last may be padding."""
+    """The language model over ``size`` embeddings a chunk, of which the last may be padding."""
 
     def __init__(
         self,
@@ -303,7 +391,7 @@ class _Chunk:
         self._model, self._functions = model, functions
         self.device = model.device
         self.inputs = StepInputs(size, memory)
-        self.embeddings = model.embed_tokens([0] * size).clone()
+        self.embeddings = model.embed_tokens([0] * self.inputs.tokens).clone()
         self.readout = (reads or Readout()).like()
         scaling = model.kv_shape.head_dim**-0.5
         self._attention = StepAttention(
@@ -311,11 +399,12 @@ class _Chunk:
         )
 
     def __str__(self) -> str:
-        return f"the language model for {self.inputs.size} tokens of a chunk"
+        size, chunks = self.inputs.size, self.inputs.tokens // self.inputs.size
+        return f"the language model for {size} tokens of each of {chunks} chunks"
 
     @torch.inference_mode()
     def __call__(self) -> torch.Tensor:
-        """Write keys and values to the memory's tail; hidden states ``[size, hidden]``."""
+        """Write keys and values to the memory's tail; hidden states ``[chunks * size, hidden]``."""
         self.readout.clear()
         with self._functions.running():
             return self._model.decode(
@@ -324,6 +413,7 @@ class _Chunk:
 
 
 Step = TypeVar("Step", _Vision, _Chunk)
+_Item = TypeVar("_Item")
 
 
 class _Taken(NamedTuple, Generic[Step]):
@@ -334,15 +424,32 @@ class _Taken(NamedTuple, Generic[Step]):
 
 
 def chunk_path(
-    model: StreamModel, functions: LayerFunctions, manager: KVCacheManager, captured: bool
+    model: StreamModel,
+    functions: LayerFunctions,
+    store: KVCacheManager | Room,
+    captured: bool,
+    batches: Sequence[int] = (1,),
 ) -> ChunkPath:
     """The path of chunks; ``captured`` on a GPU where its kernels can be had."""
     if captured:
         loading: Verified[StepKernels] = Verified("chunks take longer")
         kernels = loading.attempt("", lambda: triton_kernels(model, model.device))
         if kernels is not None:
-            return CapturedChunks(model, functions, manager, kernels, graph=True)
+            return CapturedChunks(model, functions, store, kernels, graph=True, batches=batches)
     return ChunkPath(model, functions)
+
+
+def _joined(several: Sequence[PatchGrid]) -> PatchGrid:
+    """The patches of chunks whose pictures are of one size, as of one chunk of more grids."""
+    if len(several) == 1:
+        return several[0]
+    pixels = torch.cat([patches.pixel_values for patches in several])
+    grids = sum(patches.grid_thw[0] for patches in several)
+    return replace(several[0], pixel_values=pixels, grid_thw=(grids, *several[0].grid_thw[1:]))
+
+
+def _positions(several: Sequence[Appending]) -> torch.Tensor:
+    return torch.cat([one.positions for one in several], dim=1)
 
 
 def _items(readout: Readout) -> tuple[Any, ...]:
@@ -351,3 +458,8 @@ def _items(readout: Readout) -> tuple[Any, ...]:
 
 def _differ(found: torch.Tensor, expected: torch.Tensor) -> str | None:
     return relative_difference(found, expected, MIN_WRONG)
+
+
+def _differ_all(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> str | None:
+    told = [_differ(one, other) for one, other in zip(found, expected, strict=True)]
+    return None if None in told else next(filter(None, told), "")

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from stream_vlm_ros.engine.attention.base import KVPart, Readout
+from stream_vlm_ros.engine.attention.flash3 import fastest_step_attention
 from stream_vlm_ros.engine.attention.step import (
     MAX_PARTS,
     AttendStep,
@@ -580,7 +581,10 @@ def triton_kernels(model: StreamModel, device: torch.device) -> StepKernels:
 
     found = torch.cuda.get_device_properties(device)
     shared = getattr(found, "shared_memory_per_block_optin", 0)
-    return StepKernels(split_attention(found.multi_processor_count, shared), place, matvec)
+    split = split_attention(found.multi_processor_count, shared)
+    text = model.config.text_config
+    heads = (text.num_attention_heads, model.kv_shape.kv_heads, size)
+    return StepKernels(fastest_step_attention(split, device, model.dtype, heads), place, matvec)
 
 
 def text_positions(start: Sequence[int], done: int, count: int) -> torch.Tensor:

@@ -3,7 +3,7 @@
 
 """`VideoStreamingInference`: frames in, questions answered, memory bounded.
 
-Read `append_video_chunk`, `_append` and `ask_stream` from top to bottom: they are the whole engine.
+Read `append_steps`, `_append` and `ask_stream` from top to bottom: they are the whole engine.
 (`ask`, in `abstract`, collects what `ask_stream` yields.)
 
 A grid is two frames that the model sees as one temporal patch: rows x columns of vision tokens.
@@ -29,7 +29,7 @@ from stream_vlm_ros.engine.cache.eviction import EvictionConfig, ImportanceScore
 from stream_vlm_ros.engine.cache.manager import KVCacheManager, StreamState
 from stream_vlm_ros.engine.cache.mrope import Span, TextSpan, VisionSpan, time_to_ticks
 from stream_vlm_ros.engine.cache.requests import Fork
-from stream_vlm_ros.engine.chunk_path import chunk_path
+from stream_vlm_ros.engine.chunk_path import Appending, Encoding, chunk_path
 from stream_vlm_ros.engine.decoding import Answer, AnswerText, DecodingOptions, Sampler
 from stream_vlm_ros.engine.finite import check_finite, not_finite
 from stream_vlm_ros.engine.graph_runner import text_runner
@@ -55,6 +55,7 @@ from stream_vlm_ros.engine.results import (
 )
 from stream_vlm_ros.engine.saving.binding import binding_of
 from stream_vlm_ros.engine.saving.memory_copy import MemoryCopy, load_memory
+from stream_vlm_ros.engine.together import EngineGroup, Steps, Work, run
 from stream_vlm_ros.errors import (
     EmptyMemoryError,
     InvalidParameterError,
@@ -103,6 +104,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             ``auto``: ``graph`` on a GPU, ``eager`` elsewhere. See `warm_up`.
         question_reads: which heads `ask_stream` and `ask_choice` may be asked to ``read``; others
             are read on the path ``eager`` alone.
+        group: of engines that share the model and compute chunks together; None: it is by itself.
 
     Raises:
         InvalidParameterError: a setting is outside its range, or they contradict one another.
@@ -130,6 +132,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         compile: bool | None = None,
         question_path: str = "auto",
         question_reads: Readout | None = None,
+        group: EngineGroup | None = None,
     ):
         if layout not in LAYOUTS:
             raise InvalidParameterError(
@@ -199,12 +202,15 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             max_tail_tokens,
             fork_slack_tokens,
             importance,
+            None if group is None else group.room,
         )
         tell_stream(model, self.cache_manager)
         log.info(_describe_eviction(eviction_config))
-        self.chunk_path = chunk_path(
-            self.model, self.functions, self.cache_manager, self.functions is not model.functions
-        )
+        captured = self.functions is not model.functions
+        if group is None:
+            self.chunk_path = chunk_path(self.model, self.functions, self.cache_manager, captured)
+        else:
+            self.chunk_path = group.path(self.model, self.functions, captured)
         self.text_path = text_runner(
             question_path, self.model, self.cache_manager, self.device, question_reads
         )
@@ -248,22 +254,31 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             StreamBusyError: an answer is being written and there is no room besides what it reads
                 (``fork_slack_tokens``); nothing was appended or computed. Try again when it ends.
         """
+        return run(self.append_steps(frames, fps, timestamps))
+
+    def append_steps(
+        self,
+        frames: Sequence[Any],
+        fps: float | None = None,
+        timestamps: Sequence[float] | None = None,
+    ) -> Steps[ChunkResult]:
+        """`append_video_chunk` as a generator that leaves the device's work to who drives it.
+
+        It yields what is to be computed and is sent what came of it, so that engines which share a
+        model can compute together: see `together`. Between two steps questions may be answered.
+        """
         started = time.perf_counter()
         patches = self._frames(frames, self.min_pixels, self.max_pixels)
         stamps = frame_times(len(frames), fps, timestamps, self.cache_manager.state.last_stamp)
-        encode = lambda: self.chunk_path.encode(patches)  # noqa: E731
-        return self._append(self._token_grid(patches), stamps, encode, started)
+        encoding = Encoding(self.chunk_path, patches)
+        return (yield from self._append(self._token_grid(patches), stamps, encoding, started))
 
     def _append(
-        self,
-        grid: tuple[int, int, int],
-        stamps: list[float],
-        encode: Callable[[], torch.Tensor],
-        started: float,
-    ) -> ChunkResult:
+        self, grid: tuple[int, int, int], stamps: list[float], encoding: Work, started: float
+    ) -> Steps[ChunkResult]:
         """Append a chunk of grids, rows, columns of vision tokens.
 
-        ``encode`` gives their features ``[tokens, hidden]``, once it is known that there is room.
+        ``encoding`` gives their features ``[tokens, hidden]``, once it is known that there is room.
         """
         self._check_number_format()
         manager = self.cache_manager
@@ -275,7 +290,10 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
 
         before_device = time.perf_counter() - started
         begun = self._mark()
-        features = encode()
+        planned = manager.state
+        features = yield encoding
+        if manager.state is not planned:  # an exchange was kept meanwhile
+            spans, before, after, timeline = self._plan_chunk(grid, stamps)
         grids = features.unflatten(0, grid)  # [grids, rows, columns, hidden]
         known = None
         if self._filter is not None:
@@ -288,7 +306,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         with manager.fork(len(embeddings)) as fork:
             positions = manager.ledger.preview(spans)
             read = manager.readout()
-            hidden = self.chunk_path.append(embeddings, positions, fork, read)
+            hidden = yield Appending(self.chunk_path, embeddings, positions, fork, read)
             # An infinite key may be seen by none of these tokens, and by the next ones.
             check_finite("hidden states or keys of these frames", hidden, fork.own())
             seen = manager.evictor.describe(manager.ledger.grids_seen, grids, stamps[-1])

@@ -11,19 +11,33 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Hashable, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from stream_vlm_ros.engine import EvictionConfig, StreamProcessor, VideoStreamingInference
 from stream_vlm_ros.engine.chunk_path import ChunkPath
 from stream_vlm_ros.engine.inputs.frames import smart_resize
+from stream_vlm_ros.engine.together import run
 from stream_vlm_ros.errors import InvalidImageError
 from stream_vlm_ros.history.selection import GRID_FRAMES
 from stream_vlm_ros.history.tiers import SeenGrid, Shown
+
+
+class _Kept(NamedTuple):
+    """Features that were kept, in place of pictures to encode."""
+
+    features: torch.Tensor
+    device: torch.device
+
+    @property
+    def kind(self) -> Hashable:
+        return id(self)
+
+    def run(self) -> torch.Tensor:
+        return self.features.to(self.device)
 
 
 class Reader(VideoStreamingInference):
@@ -98,9 +112,8 @@ class Reader(VideoStreamingInference):
             same = list(some)
             stamps = [stamp for one in same for stamp in (one.stamp, one.last)]
             features = torch.cat([one.features.flatten(0, 1) for one in same])
-            self._append(
-                (len(same), *size), stamps, partial(features.to, self.device), time.perf_counter()
-            )
+            kept = _Kept(features, self.device)
+            run(self._append((len(same), *size), stamps, kept, time.perf_counter()))
         return sum(one.tokens for one in seen)
 
     @property

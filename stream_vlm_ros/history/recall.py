@@ -37,6 +37,7 @@ from stream_vlm_ros.engine.cache.budget import USUAL_PIXELS
 from stream_vlm_ros.engine.inputs.timestamps import check_about, frame_times
 from stream_vlm_ros.engine.results import QuestionMetrics, TimeSpans, WarmUp
 from stream_vlm_ros.engine.saving.memory_copy import MemoryCopy
+from stream_vlm_ros.engine.together import Steps, Work
 from stream_vlm_ros.errors import (
     EmptyMemoryError,
     InvalidParameterError,
@@ -218,13 +219,13 @@ class RecallingInference(VideoStreamingInference):
 
     # -- seeing ------------------------------------------------------------------------------
 
-    def append_video_chunk(
+    def append_steps(
         self,
         frames: Sequence[Any],
         fps: float | None = None,
         timestamps: Sequence[float] | None = None,
-    ) -> ChunkResult:
-        """As `VideoStreamingInference.append_video_chunk`; the frames are kept for the history.
+    ) -> Steps[ChunkResult]:
+        """As `VideoStreamingInference.append_steps`; the frames are kept for the history.
 
         What its store cannot take (a full disk) is said, and the stream goes on without.
         """
@@ -242,7 +243,7 @@ class RecallingInference(VideoStreamingInference):
             self._begin_epoch()
         self._keys.waits = not self._readable.is_in_its_epoch()
         try:
-            done = super().append_video_chunk(frames, fps, timestamps)
+            done = yield from super().append_steps(frames, fps, timestamps)
         finally:
             # What the memory has taken is kept, also where the call was interrupted since.
             if self.cache_manager.state.chunks != before.chunks:
@@ -255,27 +256,16 @@ class RecallingInference(VideoStreamingInference):
         return done
 
     def _append(
-        self,
-        grid: tuple[int, int, int],
-        stamps: list[float],
-        encode: Callable[[], torch.Tensor],
-        started: float,
-    ) -> ChunkResult:
+        self, grid: tuple[int, int, int], stamps: list[float], encoding: Work, started: float
+    ) -> Steps[ChunkResult]:
         """As `VideoStreamingInference._append`; for the history, what was seen is kept."""
-        if not self._features.max_bytes:
-            return super()._append(grid, stamps, encode, started)
-        seen: list[torch.Tensor] = []
-
-        def kept() -> torch.Tensor:
-            seen.append(encode())
-            return seen[0]
-
+        steps = _WithFirst(super()._append(grid, stamps, encoding, started))
         before = self.cache_manager.state.chunks
         try:
-            return super()._append(grid, stamps, kept, started)
+            return (yield from steps)
         finally:
-            if self.cache_manager.state.chunks != before:
-                self._keep_features(seen[0].unflatten(0, grid), stamps)
+            if self._features.max_bytes and self.cache_manager.state.chunks != before:
+                self._keep_features(steps.first.unflatten(0, grid), stamps)
 
     def _keep_features(self, features: torch.Tensor, stamps: list[float]) -> None:
         """Keep ``[grids, rows, columns, hidden]`` that the memory has taken."""
@@ -745,6 +735,32 @@ class RecallingInference(VideoStreamingInference):
             return metrics
         named = () if self.calibration.says_not_seen(answer) else plan.episodes
         return dataclasses.replace(metrics, episodes=named, search_latency=plan.seconds)
+
+
+class _WithFirst:
+    """A chunk's steps, and what was sent to the first of them: its features."""
+
+    def __init__(self, steps: Steps[ChunkResult]):
+        self._steps = steps
+        self.first = torch.empty(0)
+        self._sent = False
+
+    def __iter__(self) -> _WithFirst:
+        return self
+
+    def __next__(self) -> Work:
+        return next(self._steps)
+
+    def send(self, result: torch.Tensor) -> Work:
+        if not self._sent:
+            self.first, self._sent = result, True
+        return self._steps.send(result)
+
+    def throw(self, *fault: Any) -> Work:
+        return self._steps.throw(*fault)
+
+    def close(self) -> None:
+        self._steps.close()
 
 
 class _Search:

@@ -40,13 +40,39 @@ STEPS = [  # tokens, the step's size, tokens in the tail before, parts of the me
 
 
 def test_the_kernels_compute_what_plain_torch_computes(words_of_program):
-    cases = len(PLACED) + len(PRODUCTS) + len(PROCESSORS) * len(STEPS)
+    ways = len(PROCESSORS) + 1
+    cases = len(PLACED) + len(PRODUCTS) + ways * (len(STEPS) + 1)
     assert words_of_program(__file__) == ["equal"] * len(TOLERANCES) * cases
 
 
-def compare(dtype, processors, count, size, past, parts):
+def by_parts(queries, begins, keys, values, keys_begin, lengths, longest, most_keys, scaling):
+    """Stands for a kernel over sequences of any lengths: its log-sum-exp is natural."""
+    assert int(lengths.max()) <= most_keys and queries.shape[0] == (len(begins) - 1) * longest
+    out = torch.full_like(queries, torch.nan)  # of what is not there, nobody reads
+    lse = queries.new_full(queries.shape[1::-1], torch.nan, dtype=torch.float32)
+    group = queries.shape[1] // keys.shape[1]
+    for number, length in enumerate(lengths.tolist()):
+        if length:
+            rows = slice(int(begins[number]), int(begins[number + 1]))
+            of = slice(int(keys_begin[number]), int(keys_begin[number]) + length)
+            key, value = (x[of].repeat_interleave(group, 1).double() for x in (keys, values))
+            scores = torch.einsum("qhd,khd->hqk", queries[rows].double(), key) * scaling
+            lse[:, rows] = scores.logsumexp(-1).float()
+            out[rows] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), value).to(out.dtype)
+    return out, lse
+
+
+def ways_to_attend():
+    from stream_vlm_ros.engine.attention import flash3
     from stream_vlm_ros.engine.attention.triton_decode import split_attention
 
+    flash3.MIN_STEP = 1
+    for processors in PROCESSORS:
+        yield split_attention(processors, shared=SHARED)
+    yield flash3.step_attention(attend_step, by_parts)
+
+
+def compare(attend, dtype, count, size, past, parts):
     noise = torch.Generator(DEVICE).manual_seed(1)
 
     def random(*shape):
@@ -60,23 +86,61 @@ def compare(dtype, processors, count, size, past, parts):
     stream[:, :, :, ~used] = torch.nan  # never written
     tail[:, :, :, past + count :] = torch.nan
 
-    def offset():  # another for each part
-        angles = random(head_dim // 2).float().repeat(2)
-        return angles.cos(), angles.sin()
-
     memory = StepMemory(stream, tail)
-    memory.load([KVPart(stream, slice(start, stop), offset()) for start, stop in parts])
+    memory.load([KVPart(stream, slice(*part), offset(random, head_dim)) for part in parts])
     inputs = StepInputs(size, memory)
     shared = count // 2  # behind them, texts of four tokens side by side
     begins = [0] * shared + [shared + at // 4 * 4 for at in range(count - shared)]
     inputs.load([0] * count, torch.zeros(3, count), past, shared, begins)
     queries = random(size, kv_heads * group, head_dim).transpose(0, 1)
     given = (queries, stream[0], tail[0], memory, inputs, head_dim**-0.5)
-    attend = split_attention(processors, shared=SHARED)
     out, expected = attend(*given), attend_step(*given)
     assert out.shape == expected.shape == (size, kv_heads * group, head_dim)
     assert not out[count:].any()
     assert (out - expected).abs().max() <= TOLERANCES[dtype], (out - expected).abs().max()
+
+
+def offset(random, head_dim):
+    angles = random(head_dim // 2).float().repeat(2)  # another for each part
+    return angles.cos(), angles.sin()
+
+
+def compare_requests(attend, dtype):
+    """Chunks of three requests in a step for four, over memories that lie in one tensor."""
+    noise = torch.Generator(DEVICE).manual_seed(4)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=noise, device=DEVICE).to(dtype)
+
+    kv_heads, group, head_dim, size, room = 2, 3, 32, 16, 20
+    stream = random(1, 2, kv_heads, 300, head_dim)
+    tail = random(1, 2, kv_heads, 4 * room + 1, head_dim)
+    memory = StepMemory(stream, tail, requests=4, longest=100)
+    memories = [stream[:, :, :, first : first + 100] for first in (200, 0, 100)]
+    parts = [[(0, 40), (50, 99)], [], [(3, 7), (10, 90), (95, 100)]]
+    memory.load(
+        *(
+            [KVPart(mine, slice(*part), offset(random, head_dim)) for part in some]
+            for mine, some in zip(memories, parts, strict=True)
+        )
+    )
+    inputs = StepInputs(size, memory)
+    counts = (16, 1, 9)
+    inputs.load_chunks([torch.zeros(3, count) for count in counts])
+    queries = random(4 * size, kv_heads * group, head_dim).transpose(0, 1)
+    out = attend(queries, stream[0], tail[0], memory, inputs, head_dim**-0.5)
+    for number, count in enumerate(counts):
+        one = StepMemory(memories[number], tail[:, :, :, number * room : (number + 1) * room + 1])
+        one.load([KVPart(memories[number], slice(*part), None) for part in parts[number]])
+        one.offsets.copy_(memory.offsets[number])
+        alone, own = StepInputs(size, one), slice(number * size, number * size + count)
+        alone.load([0] * count, torch.zeros(3, count), 0, count)
+        expected = attend_step(
+            queries[:, number * size : (number + 1) * size], one.stream[0], one.tail[0], one, alone,
+            head_dim**-0.5,
+        )  # fmt: skip
+        assert (out[own] - expected[:count]).abs().max() <= TOLERANCES[dtype]
+    assert not out[size + 1 : 2 * size].any() and not out[3 * size :].any()
 
 
 def multiply(dtype, rows, columns, with_bias):
@@ -125,6 +189,9 @@ if __name__ == "__main__":
     for dtype, size in itertools.product(TOLERANCES, PRODUCTS):
         multiply(dtype, *size)
         print("equal")
-    for dtype, processors, step in itertools.product(TOLERANCES, PROCESSORS, STEPS):
-        compare(dtype, processors, *step)
+    for attend, dtype in itertools.product(ways_to_attend(), TOLERANCES):
+        for step in STEPS:
+            compare(attend, dtype, *step)
+            print("equal")
+        compare_requests(attend, dtype)
         print("equal")

@@ -514,7 +514,7 @@ def test_a_graph_that_computes_something_else_is_found_out_before_it_answers(
 ):
     def attend_wrongly(queries, stream, tail, memory, inputs, scaling):
         out = attend_step(queries, stream, tail, memory, inputs, scaling)
-        return out * (1 if inputs.scalars[2] < wrong_from else -1)
+        return out * (1 if inputs.scalars[0, 2] < wrong_from else -1)
 
     engine = make(model, processor, "all levels")
     engine.text_path = graph_path(engine, kernels=StepKernels(attend_wrongly))

@@ -131,11 +131,13 @@ class Readout:
         """One of the same heads that has read nothing."""
         return Readout(*self.heads)
 
-    def extend(self, other: Readout, tokens: int) -> None:
-        """Copy what another of the same heads has read, of its first ``tokens``."""
+    def extend(self, other: Readout, tokens: int, first: int = 0) -> None:
+        """Copy what another of the same heads has read, of ``tokens`` from ``first`` on."""
         for mine, theirs in ((self._queries, other._queries), (self._keys, other._keys)):
             for layer, read in theirs.items():
-                mine.setdefault(layer, []).append(_end_to_end(read)[:, :tokens].clone())
+                mine.setdefault(layer, []).append(
+                    _end_to_end(read)[:, first : first + tokens].clone()
+                )
 
     def take(self, layer: int, qkv: torch.Tensor, kv_heads: int, head_dim: int) -> None:
         """Read ``qkv`` as `LayerAttention` is given it."""

@@ -15,6 +15,7 @@ from stream_vlm_ros.engine.cache.mrope import rotate
 
 from .base import AttnState, KVPart, LayerAttention, Readout, RopeOffset, merge_attn_states
 from .cudnn import CUDNN_PREFILL, CudnnPrefill, Kernel
+from .flash3 import FLASH3_PREFILL
 
 if TYPE_CHECKING:
     from stream_vlm_ros.engine.cache.requests import Fork
@@ -133,6 +134,8 @@ def attend(
         )
         return [seen]
     if query.dtype in (torch.float16, torch.bfloat16):
+        if FLASH3_PREFILL.takes(query, causal):
+            return [FLASH3_PREFILL.attend(query, key, value, scaling, flash, causal)]
         return attend_many(query, key, value, scaling, CUDNN_PREFILL, flash, causal)
     out = aten._scaled_dot_product_efficient_attention(
         query, key, value, None, True, 0.0, causal, scale=scaling

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
 from stream_vlm_ros.engine.cache.mrope import rotate
@@ -25,70 +26,112 @@ MAX_PARTS = 6
 
 
 class StepMemory:
-    """What the steps read and write: a memory, which parts of it, and the question's tail.
+    """What the steps read and write: a memory, which parts of it, and a tail for their own tokens.
 
     Args:
-        stream: ``[layers, 2, kv_heads, slots, head_dim]``.
-        tail: ``[layers, 2, kv_heads, room + 1, head_dim]``; padding is written to the last slot.
+        stream: ``[layers, 2, kv_heads, slots, head_dim]``; where several requests share a step,
+            the memories of all of them lie in it.
+        tail: ``[layers, 2, kv_heads, requests * room + 1, head_dim]``, the requests' own one after
+            the other; padding is written to the last slot.
+        requests: that share a step.
+        longest: slots of the largest of their memories; None: all of the stream's.
 
     Attributes:
-        starts, lengths: ``[MAX_PARTS]``, slots of the memory; a part that is not there has
-            length 0.
-        offsets: cos and sin, ``[2, MAX_PARTS, head_dim]``, by which a query is rotated further to
-            see each part.
+        starts, lengths: ``[requests * MAX_PARTS]`` int32, slots of the memory (``starts`` is one
+            longer); a part that is not there has length 0.
+        offsets: cos and sin, ``[requests, 2, MAX_PARTS, head_dim]``, by which a query is rotated
+            further to see each part.
     """
 
-    def __init__(self, stream: torch.Tensor, tail: torch.Tensor):
-        self.stream, self.tail = stream, tail
+    def __init__(
+        self,
+        stream: torch.Tensor,
+        tail: torch.Tensor,
+        requests: int = 1,
+        longest: int | None = None,
+    ):
+        self.stream, self.tail, self.requests = stream, tail, requests
+        self.longest = stream.shape[3] if longest is None else longest
         size, device = stream.shape[-1], stream.device
-        self.slices = torch.zeros(2, MAX_PARTS, dtype=torch.long, device=device)
-        self.starts, self.lengths = self.slices
-        self.offsets = torch.empty(2, MAX_PARTS, size, device=device)
-        self.offsets[0], self.offsets[1] = 1.0, 0.0
+        count = requests * MAX_PARTS
+        self._slices = torch.zeros(2 * count + 1, dtype=torch.int32, device=device)
+        self.starts, self.lengths = self._slices.split([count + 1, count])
+        self.offsets = torch.empty(requests, 2, MAX_PARTS, size, device=device)
+        self.offsets[:, 0], self.offsets[:, 1] = 1.0, 0.0
         self._rotates = False
 
     @property
     def room(self) -> int:
-        """Tokens that the tail holds."""
-        return self.tail.shape[3] - 1
+        """Tokens of one request that the tail holds."""
+        return (self.tail.shape[3] - 1) // self.requests
 
-    def load(self, parts: Sequence[KVPart]) -> None:
-        """Read these parts from now on; ``MAX_PARTS`` of them at most."""
-        absent = [0] * (MAX_PARTS - len(parts))
-        starts = [part.slots.start for part in parts]
-        lengths = [part.length for part in parts]
-        # As in `StepInputs.load`.
-        self.slices.copy_(torch.tensor([starts + absent, lengths + absent]), non_blocking=True)
+    def load(self, *requests: Sequence[KVPart]) -> None:
+        """Read these parts from now on, of each request ``MAX_PARTS`` of them at most.
+
+        Requests that are not named read nothing.
+        """
+        starts, lengths = np.zeros((2, self.requests, MAX_PARTS), np.int32)
         if self._rotates:
-            self.offsets[0], self.offsets[1] = 1.0, 0.0
-        self._rotates = any(part.rope_offset is not None for part in parts)
-        for number, part in enumerate(parts):
-            if part.rope_offset is not None:
-                self.offsets[0, number], self.offsets[1, number] = part.rope_offset
+            self.offsets[:, 0], self.offsets[:, 1] = 1.0, 0.0
+        self._rotates = any(part.rope_offset is not None for parts in requests for part in parts)
+        for request, parts in enumerate(requests):
+            for number, part in enumerate(parts):
+                starts[request, number] = self._slot_of(part.memory) + part.slots.start
+                lengths[request, number] = part.length
+                if part.rope_offset is not None:
+                    cos, sin = part.rope_offset
+                    self.offsets[request, 0, number] = cos
+                    self.offsets[request, 1, number] = sin
+        given = np.concatenate([starts.ravel(), [0], lengths.ravel()]).astype(np.int32)
+        self._slices.copy_(torch.from_numpy(given), non_blocking=True)  # as in `StepInputs.load`
+
+    def holds(self, memory: torch.Tensor) -> bool:
+        """Whether a memory ``[layers, 2, kv_heads, slots, head_dim]`` lies in the stream."""
+        stream = self.stream
+        return (
+            memory.untyped_storage().data_ptr() == stream.untyped_storage().data_ptr()
+            and memory.stride() == stream.stride()
+        )
+
+    def _slot_of(self, memory: torch.Tensor) -> int:
+        """Where a memory that the stream holds begins in it."""
+        return (memory.storage_offset() - self.stream.storage_offset()) // self.stream.stride(3)
 
 
 class StepInputs:
     """What one step is given, in one tensor on the device, so that one copy brings it there.
 
+    Args:
+        size: tokens of each of the memory's requests, of which the last may be padding.
+
     Attributes:
+        tokens: of all requests, their tokens laid end to end: ``n``.
         ids: ``[n]``.
         positions: ``[3, n]``.
         slots: ``[n]``, where in the tail each token's key and value go.
         begins: ``[n]``, see `load`.
-        scalars: ``[4]``: how many tokens are real, the others being padding; how many are shared;
-            how many are in the tail before; whose logits are wanted.
+        scalars: ``[requests, 4]``: how many tokens are real, the others being padding; how many
+            are shared; how many are in the tail before; whose logits are wanted.
         last: the last of these.
+        parts_begin: ``[requests * MAX_PARTS + 1]`` int32: where each part's queries begin, if every
+            request's are there once for each.
     """
 
     def __init__(self, size: int, memory: StepMemory):
-        self.size, self._padding_slot = size, memory.room
-        self._all = torch.zeros(6 * size + 4, dtype=torch.long, device=memory.stream.device)
-        self.ids, positions, self.slots, self.begins, self.scalars = self._all.split(
-            [size, 3 * size, size, size, 4]
+        requests, device = memory.requests, memory.stream.device
+        self.size, self.tokens, self._room = size, requests * size, memory.room
+        self._padding_slot = memory.tail.shape[3] - 1
+        n = self.tokens
+        self._all = torch.zeros(6 * n + 4 * requests, dtype=torch.long, device=device)
+        self.ids, positions, self.slots, self.begins, scalars = self._all.split(
+            [n, 3 * n, n, n, 4 * requests]
         )
-        self.positions = positions.view(3, size)
-        self.last = self.scalars[3:]
+        self.positions, self.scalars = positions.view(3, n), scalars.view(requests, 4)
+        self.last = scalars[3:4]
         self.slots.fill_(self._padding_slot)
+        self.parts_begin = size * torch.arange(
+            requests * MAX_PARTS + 1, dtype=torch.int32, device=device
+        )
         self._host = torch.zeros(len(self._all), dtype=torch.long)
         self._given = self._host.numpy()
 
@@ -117,9 +160,24 @@ class StepInputs:
         # Not pinned: it is copied aside at once, though nothing waits for the device.
         self._all.copy_(self._host, non_blocking=True)
 
+    def load_chunks(self, positions: Sequence[torch.Tensor]) -> None:
+        """Give the step a chunk of each request, at these ``positions [3, tokens]``.
 
-# queries [heads, n, head_dim], one layer's stream and tail, what is read, what the step is given,
-# scaling -> [n, heads, head_dim]
+        Requests beyond those are padding.
+        """
+        given = self._given[: 6 * self.tokens].reshape(6, -1, self.size)
+        scalars = self._given[6 * self.tokens :].reshape(-1, 4)
+        given[4], scalars[:] = self._padding_slot, 0
+        for request, at in enumerate(positions):
+            count, first = at.shape[1], request * self._room
+            given[1:4, request, :count] = at
+            given[4, request, :count] = range(first, first + count)
+            scalars[request, :2] = count
+        self._all.copy_(self._host, non_blocking=True)
+
+
+# queries [heads, n, head_dim] of all requests, one layer's stream and tail, what is read, what the
+# step is given, scaling -> [n, heads, head_dim]
 AttendStep = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, StepMemory, StepInputs, float], torch.Tensor
 ]
@@ -142,30 +200,36 @@ def attend_step(
     Returns:
         ``[n, heads, head_dim]``; zero for padding.
     """
-    count, shared, past, _ = inputs.scalars.tolist()
     heads, _, size = queries.shape
     kv_heads = stream.shape[1]
-    queries = queries[:, :count].unflatten(0, (kv_heads, -1))  # [kv_heads, group, n, head_dim]
-    seen = [
-        (rotate(queries, cos, sin), stream[:, :, start : start + length])
-        for cos, sin, start, length in zip(
-            *memory.offsets, memory.starts.tolist(), memory.lengths.tolist(), strict=True
-        )
-        if length
-    ]
-    seen.append((queries, tail[:, :, : past + count]))
-    scores = [
-        query.float() @ keys.float()[:, None].transpose(-1, -2) * scaling
-        for query, (keys, _) in seen
-    ]
-    token, key = torch.arange(count)[:, None], torch.arange(-past, count)
-    allowed = (key <= token) & ((key < shared) | (key >= inputs.begins[:count, None].cpu()))
-    allowed |= key < 0
-    scores[-1] = scores[-1].masked_fill(~allowed.to(stream.device), -torch.inf)
-    weights = torch.cat(scores, dim=-1).softmax(-1)
-    values = torch.cat([values for _, (_, values) in seen], dim=1).float()
-    out = queries.new_zeros(inputs.size, heads, size)
-    out[:count] = (weights @ values[:, None]).flatten(0, 1).transpose(0, 1)
+    out = queries.new_zeros(inputs.tokens, heads, size, dtype=torch.float32)
+    for request, (count, shared, past, _) in enumerate(inputs.scalars.tolist()):
+        own, parts = request * inputs.size, slice(request * MAX_PARTS, (request + 1) * MAX_PARTS)
+        # [kv_heads, group, n, head_dim]
+        query = queries[:, own : own + count].unflatten(0, (kv_heads, -1))
+        seen = [
+            (rotate(query, cos, sin), stream[:, :, start : start + length])
+            for cos, sin, start, length in zip(
+                *memory.offsets[request],
+                memory.starts[parts].tolist(),
+                memory.lengths[parts].tolist(),
+                strict=True,
+            )
+            if length
+        ]
+        first = request * memory.room
+        seen.append((query, tail[:, :, first : first + past + count]))
+        scores = [
+            query.float() @ keys.float()[:, None].transpose(-1, -2) * scaling
+            for query, (keys, _) in seen
+        ]
+        token, key = torch.arange(count)[:, None], torch.arange(-past, count)
+        begins = inputs.begins[own : own + count, None].cpu()
+        allowed = (key <= token) & ((key < shared) | (key >= begins)) | (key < 0)
+        scores[-1] = scores[-1].masked_fill(~allowed.to(stream.device), -torch.inf)
+        weights = torch.cat(scores, dim=-1).softmax(-1)
+        values = torch.cat([values for _, (_, values) in seen], dim=1).float()
+        out[own : own + count] = (weights @ values[:, None]).flatten(0, 1).transpose(0, 1)
     return out.to(stream.dtype)
 
 

@@ -168,7 +168,7 @@ def _split_kernel(
         low, high = tl.maximum(first, 0), tl.minimum(last, length)
         if low < high:
             query = _rotated(query_at, offsets + part * D, real, D)
-            keys = memory + head * memory_head + tl.load(starts + part) * memory_slot
+            keys = memory + head * memory_head + tl.load(starts + part).to(tl.int64) * memory_slot
             values = keys + memory_kind
             rest = high - (high - low) % BLOCK_N
             for block in range(low, rest, BLOCK_N):  # without masks, so that loads run ahead
@@ -282,8 +282,8 @@ def split_attention(processors: int, shared: int = 0) -> AttendStep:
         inputs: StepInputs,
         scaling: float,
     ) -> torch.Tensor:
-        heads, length, size = queries.shape
-        kv_heads = stream.shape[1]
+        heads, tokens, size = queries.shape
+        length, kv_heads = inputs.size, stream.shape[1]
         group = heads // kv_heads
         rows = group * length
         assert all(x.stride(-1) == 1 for x in (queries, stream, tail))
@@ -292,7 +292,7 @@ def split_attention(processors: int, shared: int = 0) -> AttendStep:
         programs = max(tiling.programs * processors, tiles * kv_heads)
         parts = queries.new_empty(programs, tiling.rows, size, dtype=torch.float32)
         lse = queries.new_empty(programs, tiling.rows, dtype=torch.float32)
-        out = queries.new_empty(length, heads, size)
+        out = queries.new_empty(tokens, heads, size)
         shape = dict(
             KV_HEADS=kv_heads,
             GROUP=group,
@@ -306,37 +306,40 @@ def split_attention(processors: int, shared: int = 0) -> AttendStep:
         elif rows > _CHUNK_ROWS:  # many have few
             splits, warps = 8, 1
         with torch.cuda.device_of(queries):  # Triton launches on the current one
-            _split_kernel[(programs,)](
-                queries,
-                stream,
-                tail,
-                memory.starts,
-                memory.lengths,
-                memory.offsets,
-                inputs.begins,
-                inputs.scalars,
-                parts,
-                lse,
-                scaling * _LOG2_E,
-                *queries.stride()[:2],
-                *stream.stride()[:3],
-                *tail.stride()[:3],
-                **shape,
-                num_warps=tiling.warps,
-                num_stages=tiling.stages,
-            )
-            _merge_kernel[length, heads, pieces](
-                parts,
-                lse,
-                memory.lengths,
-                inputs.scalars,
-                out,
-                programs,
-                **shape,
-                BLOCK_S=splits,
-                BLOCK_D=size // pieces,
-                num_warps=warps,
-            )
+            for request in range(memory.requests):
+                own, at = request * length, request * MAX_PARTS
+                lengths, scalars = memory.lengths[at:], inputs.scalars[request]
+                _split_kernel[(programs,)](
+                    queries[:, own:],
+                    stream,
+                    tail[:, :, request * memory.room :],
+                    memory.starts[at:],
+                    lengths,
+                    memory.offsets[request],
+                    inputs.begins[own:],
+                    scalars,
+                    parts,
+                    lse,
+                    scaling * _LOG2_E,
+                    *queries.stride()[:2],
+                    *stream.stride()[:3],
+                    *tail.stride()[:3],
+                    **shape,
+                    num_warps=tiling.warps,
+                    num_stages=tiling.stages,
+                )
+                _merge_kernel[length, heads, pieces](
+                    parts,
+                    lse,
+                    lengths,
+                    scalars,
+                    out[own:],
+                    programs,
+                    **shape,
+                    BLOCK_S=splits,
+                    BLOCK_D=size // pieces,
+                    num_warps=warps,
+                )
         return out
 
     return attend

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -48,14 +48,23 @@ class KVShape:
         """
         lead = (self.layers, 2) if batch is None else (self.layers, 2, batch)
         size = (*lead, self.kv_heads, tokens, self.head_dim)
+        # What was never written must be numbers on a GPU: a kernel may read a whole tile of it,
+        # and give it no weight.
+        make = torch.zeros if device.type == "cuda" else torch.empty
         try:
-            return torch.empty(size, dtype=self.dtype, device=device)
+            return make(size, dtype=self.dtype, device=device)
         except (RuntimeError, MemoryError) as error:  # the CPU's allocator raises the former
             gigabytes = (batch or 1) * tokens * self.bytes_per_token / 1024**3
             raise DeviceUnavailableError(
                 f"keys and values of {(batch or 1) * tokens} tokens take {gigabytes:.1f} GiB, "
                 f"which {device} cannot give: set max_cache_tokens, or lower it"
             ) from error
+
+
+class TakesRoom(Protocol):
+    """Where memories of several engines lie together, see `together.Room`."""
+
+    def take(self, shape: KVShape, tokens: int, device: torch.device) -> torch.Tensor: ...
 
 
 class Moved(NamedTuple):
@@ -136,13 +145,21 @@ class KVBuffer:
     Args:
         originals: room for so many tokens is taken at once, more only if they become more; None:
             no second copy.
+        room: to take the first copy's from; None: it is by itself.
     """
 
     def __init__(
-        self, shape: KVShape, capacity: int, device: torch.device, originals: int | None = None
+        self,
+        shape: KVShape,
+        capacity: int,
+        device: torch.device,
+        originals: int | None = None,
+        room: TakesRoom | None = None,
     ):
         self._shape, self._device = shape, device
-        self.data = shape.allocate(capacity, device)
+        self.data = (
+            shape.allocate(capacity, device) if room is None else room.take(shape, capacity, device)
+        )
         self.originals: torch.Tensor | None = None  # [layers, kv_heads, tokens, head_dim]
         self.keeps_originals = originals is not None
         if originals is not None:

@@ -25,7 +25,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 
 from stream_vlm_ros.engine.attention.base import KVPart, Readout, RopeOffset
-from stream_vlm_ros.engine.cache.buffer import KVBuffer, KVShape, Moved, Writing
+from stream_vlm_ros.engine.cache.buffer import KVBuffer, KVShape, Moved, TakesRoom, Writing
 from stream_vlm_ros.engine.cache.eviction import (
     Appended,
     Described,
@@ -203,6 +203,7 @@ class KVCacheManager(ManagerNames):
         max_tail_tokens: int = 2048,
         fork_slack_tokens: int = 0,
         importance: ImportanceScore | None = None,
+        room: TakesRoom | None = None,
     ):
         self.of_model = shape is not None and rotary is not None
         if shape is None or rotary is None:
@@ -218,7 +219,8 @@ class KVCacheManager(ManagerNames):
             long_lived = math.ceil(share * capacity + tokens)
         rules = KVCacheEvictor(config, importance)
         ledger = PositionLedger(position_policy)
-        buffer = KVBuffer(shape, capacity + fork_slack_tokens, device, long_lived)
+        self.room = room  # where its memory lies with others', None: it is by itself
+        buffer = KVBuffer(shape, capacity + fork_slack_tokens, device, long_lived, room)
         state = MemoryState(Slots(buffer.capacity), ledger, rules.state)
         self._current = _Current(_Revision(state, buffer))
         self.evictor = rules.over(self._current)
@@ -286,6 +288,11 @@ class KVCacheManager(ManagerNames):
     def memory(self) -> torch.Tensor:
         """Where the stream lies, ``[layers, 2, kv_heads, slots, head_dim]``."""
         return self._buffer.data
+
+    @property
+    def longest(self) -> int:
+        """Slots of `memory`."""
+        return self._buffer.capacity
 
     @property
     def question_tail(self) -> torch.Tensor:

@@ -111,6 +111,10 @@ class Fork:
         assert self._storage is not None
         return self._storage[:, :, 0, :, : self.length]
 
+    def twin(self) -> Fork:
+        """Another reader of the same, without own tokens. Keep this one alive."""
+        return Fork(self._pool, self.parts, self.window, self.start, self.capacity)
+
     def branch(self, capacity: int, batch: int) -> Fork:
         """A batch of forks that read this one's tokens and go on apart. Keep this one alive."""
         assert self._storage is not None

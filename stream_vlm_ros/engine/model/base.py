@@ -47,7 +47,12 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from stream_vlm_ros.engine.attention.base import LayerAttention, Readout, RopeOffset
+from stream_vlm_ros.engine.attention.base import (
+    BatchAttention,
+    LayerAttention,
+    Readout,
+    RopeOffset,
+)
 from stream_vlm_ros.engine.attention.sdpa import ForkAttention
 from stream_vlm_ros.engine.cache.buffer import KVShape
 from stream_vlm_ros.engine.cache.mrope import MultimodalRotary
@@ -264,6 +269,33 @@ class StreamModel(nn.Module, ABC):
         positions = positions.reshape(3, -1).to(hidden.device)
         with functions.running():
             return self.decode(hidden, positions, attention, functions).view(embeddings.shape)
+
+    @torch.inference_mode()
+    def batch_forward(
+        self,
+        embeddings: torch.Tensor,
+        positions: torch.Tensor,
+        forks: Sequence[tuple[Fork, Readout | None]],
+        lengths: Sequence[int],
+        functions: LayerFunctions,
+    ) -> torch.Tensor:
+        """`stream_forward` for several forks, of one memory or of several, in one pass.
+
+        Args:
+            embeddings: ``[n, hidden]``, those of all forks laid end to end.
+            positions: ``[3, n]``.
+            forks: each with what to read of its queries and keys before they are rotated.
+            lengths: tokens of each.
+
+        Returns:
+            Hidden states after the last norm, ``[n, hidden]``.
+        """
+        over = [self.attention_over(fork, functions, readout=read) for fork, read in forks]
+        attention = BatchAttention([*zip(over, lengths, strict=True)])
+        with functions.running():
+            return self.decode(
+                embeddings.clone(), positions.to(embeddings.device), attention, functions
+            )
 
     def attention_over(
         self,

@@ -299,7 +299,9 @@ def _unread_buffer(
             buffer = copy.copy(present)
         else:
             room = None if originals is None else originals.shape[2]
-            buffer = KVBuffer(manager.shape, slots.capacity, present.data.device, room)
+            buffer = KVBuffer(
+                manager.shape, slots.capacity, present.data.device, room, manager.room
+            )
         if buffer.keeps_originals and slots.room:
             buffer = buffer.with_room_for_originals(slots.base)
         buffer.forget_rotations()
