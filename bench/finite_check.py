@@ -25,7 +25,7 @@ from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
 from stream_vlm_ros.experiments.model_under_test import ModelUnderTest
 from stream_vlm_ros.machine import measured_on
 
-LOOK = "stream_vlm_ros.engine.inference.check_finite"
+LOOK = "stream_vlm_ros.engine.inference.FiniteCheck"
 SIZES = ((640, 480), (1920, 1080))
 ROUNDS, WARM = 40, 30
 

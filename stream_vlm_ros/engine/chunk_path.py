@@ -68,6 +68,22 @@ class Encoding(NamedTuple):
         return self.path.encode(self.patches)
 
 
+class Encoded(NamedTuple):
+    """Pictures of a chunk that were encoded ahead."""
+
+    patches: PatchGrid
+    features: torch.Tensor
+
+    @property
+    def kind(self) -> Hashable:
+        """Nothing is to be computed."""
+        return id(self)
+
+    def run(self) -> torch.Tensor:
+        """Vision features ``[tokens, hidden]``."""
+        return self.features
+
+
 class Appending(NamedTuple):
     """Embeddings ``[n, hidden]`` of a chunk that are to be appended at ``positions [3, n]`` to a
     fork that has no tokens. ``readout`` reads of its queries and keys before they are rotated."""

@@ -10,15 +10,41 @@ import torch
 from stream_vlm_ros.errors import NotFiniteError
 
 
-def check_finite(what: str, *values: torch.Tensor) -> None:
-    """Raise NotFiniteError unless all ``values``, none of them empty, are finite.
+class FiniteCheck:
+    """Whether all ``values``, none of them empty, are finite: looked at now, told by `run`.
 
-    Waits once for the device.
+    What the device is given between the two is not waited for.
     """
-    # Minimum and maximum are NaN where there is any: they suffice, in a tenth of isfinite()'s time.
-    ends = [end.float() for one in values for end in torch.aminmax(one)]
-    if not torch.stack(ends).isfinite().all():
-        raise not_finite(what)
+
+    def __init__(self, what: str, *values: torch.Tensor):
+        self._what = what
+        # Minimum and maximum are NaN where there is any: they suffice, in a tenth of isfinite()'s
+        # time.
+        ends = [end.float() for one in values for end in torch.aminmax(one)]
+        self._finite = torch.stack(ends).isfinite().all()
+        self._there: torch.cuda.Event | None = None
+        if self._finite.is_cuda:
+            told = torch.empty((), dtype=torch.bool, pin_memory=True)
+            self._finite = told.copy_(self._finite, non_blocking=True)
+            self._there = torch.cuda.Event()
+            self._there.record(torch.cuda.current_stream(values[0].device))
+
+    @property
+    def kind(self) -> int:
+        """Each is told by itself."""
+        return id(self)
+
+    def run(self) -> None:
+        """Wait for the device, and raise NotFiniteError unless they are."""
+        if self._there is not None:
+            self._there.synchronize()
+        if not self._finite:
+            raise not_finite(self._what)
+
+
+def check_finite(what: str, *values: torch.Tensor) -> None:
+    """Raise NotFiniteError unless all ``values``, none of them empty, are finite."""
+    FiniteCheck(what, *values).run()
 
 
 def not_finite(what: str) -> NotFiniteError:

@@ -29,9 +29,9 @@ from stream_vlm_ros.engine.cache.eviction import EvictionConfig, ImportanceScore
 from stream_vlm_ros.engine.cache.manager import KVCacheManager, StreamState
 from stream_vlm_ros.engine.cache.mrope import Span, TextSpan, VisionSpan, time_to_ticks
 from stream_vlm_ros.engine.cache.requests import Fork
-from stream_vlm_ros.engine.chunk_path import Appending, Encoding, chunk_path
+from stream_vlm_ros.engine.chunk_path import Appending, Encoded, Encoding, chunk_path
 from stream_vlm_ros.engine.decoding import Answer, AnswerText, DecodingOptions, Sampler
-from stream_vlm_ros.engine.finite import check_finite, not_finite
+from stream_vlm_ros.engine.finite import FiniteCheck, check_finite, not_finite
 from stream_vlm_ros.engine.graph_runner import text_runner
 from stream_vlm_ros.engine.inputs.chat import LAYOUTS, ChatLayout
 from stream_vlm_ros.engine.inputs.frames import PatchGrid
@@ -55,7 +55,7 @@ from stream_vlm_ros.engine.results import (
 )
 from stream_vlm_ros.engine.saving.binding import binding_of
 from stream_vlm_ros.engine.saving.memory_copy import MemoryCopy, load_memory
-from stream_vlm_ros.engine.together import EngineGroup, Steps, Work, run
+from stream_vlm_ros.engine.together import EngineGroup, Finishing, Steps, Work, run
 from stream_vlm_ros.errors import (
     EmptyMemoryError,
     InvalidParameterError,
@@ -261,17 +261,29 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         frames: Sequence[Any],
         fps: float | None = None,
         timestamps: Sequence[float] | None = None,
+        encoding: Encoding | Encoded | None = None,
     ) -> Steps[ChunkResult]:
         """`append_video_chunk` as a generator that leaves the device's work to who drives it.
 
         It yields what is to be computed and is sent what came of it, so that engines which share a
-        model can compute together: see `together`. Between two steps questions may be answered.
+        model can compute together: see `together`. Until it has ended nothing else may change the
+        memory; questions may be answered.
+
+        ``encoding``: what `prepare` gave for these frames, encoded by now or not.
         """
         started = time.perf_counter()
-        patches = self._frames(frames, self.min_pixels, self.max_pixels)
+        encoding = encoding or self.prepare(frames)
         stamps = frame_times(len(frames), fps, timestamps, self.cache_manager.state.last_stamp)
-        encoding = Encoding(self.chunk_path, patches)
-        return (yield from self._append(self._token_grid(patches), stamps, encoding, started))
+        grid = self._token_grid(encoding.patches)
+        return (yield from self._append(grid, stamps, encoding, started))
+
+    def prepare(self, frames: Sequence[Any]) -> Encoding:
+        """The frames of a chunk resized and cut into patches: whatever the memory holds.
+
+        Raises InvalidImageError, InvalidParameterError (pixel bounds).
+        """
+        patches = self._frames(frames, self.min_pixels, self.max_pixels)
+        return Encoding(self.chunk_path, patches)
 
     def _append(
         self, grid: tuple[int, int, int], stamps: list[float], encoding: Work, started: float
@@ -290,10 +302,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
 
         before_device = time.perf_counter() - started
         begun = self._mark()
-        planned = manager.state
         features = yield encoding
-        if manager.state is not planned:  # an exchange was kept meanwhile
-            spans, before, after, timeline = self._plan_chunk(grid, stamps)
         grids = features.unflatten(0, grid)  # [grids, rows, columns, hidden]
         known = None
         if self._filter is not None:
@@ -308,12 +317,13 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             read = manager.readout()
             hidden = yield Appending(self.chunk_path, embeddings, positions, fork, read)
             # An infinite key may be seen by none of these tokens, and by the next ones.
-            check_finite("hidden states or keys of these frames", hidden, fork.own())
+            yield FiniteCheck("hidden states or keys of these frames", hidden, fork.own())
             seen = manager.evictor.describe(manager.ledger.grids_seen, grids, stamps[-1])
             state = self._next_state(stamps, timeline, known)
             evicted = manager.commit(fork, spans, state, True, seen, read)
         manager.prepare_reading()
-        latency = self._synchronized_time() - started
+        yield Finishing(self.device)
+        latency = time.perf_counter() - started
         return ChunkResult(
             tokens=len(embeddings),
             evicted_tokens=evicted,

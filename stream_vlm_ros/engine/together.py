@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Generator, Hashable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
 import torch
 
@@ -20,11 +20,13 @@ from stream_vlm_ros.engine.chunk_path import (
     BATCHES,
     Appending,
     ChunkPath,
+    Encoded,
     Encoding,
     chunk_path,
 )
+from stream_vlm_ros.engine.finite import FiniteCheck
 from stream_vlm_ros.engine.results import ChunkResult
-from stream_vlm_ros.errors import InvalidParameterError
+from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
 
 if TYPE_CHECKING:
     from stream_vlm_ros.engine.inference import VideoStreamingInference
@@ -42,12 +44,26 @@ class Work(Protocol):
     def kind(self) -> Hashable:
         """What is alike in pieces that can be computed together."""
 
-    def run(self) -> torch.Tensor:
+    def run(self) -> Any:
         """Compute it."""
 
 
+class Finishing(NamedTuple):
+    """Until the device has finished what it was given."""
+
+    device: torch.device
+
+    @property
+    def kind(self) -> Hashable:
+        return self.device
+
+    def run(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
 # A chunk on its way: yields what the device has to do, is sent what came of it.
-Steps = Generator[Work, torch.Tensor, Result]
+Steps = Generator[Work, Any, Result]
 
 
 def run(steps: Steps[Result]) -> Result:
@@ -138,18 +154,8 @@ class EngineGroup:
 
 
 def append_together(chunks: Sequence[Chunk]) -> list[ChunkResult | Exception]:
-    """Append a chunk to each of several engines, in as few passes over the model as may be.
-
-    What can be computed together is (pictures of one size; engines of one `EngineGroup`), up to
-    rounding as by `append_video_chunk`; the rest one by one. What fails fails alone.
-
-    Args:
-        chunks: an engine at most once.
-
-    Returns:
-        For each what was appended, or what `append_video_chunk` would have raised.
-    """
-    steps = together(chunks)
+    """Append a chunk to each of several engines: see `Together.append`."""
+    steps = Together().append(chunks)
     while True:
         try:
             next(steps)
@@ -157,40 +163,83 @@ def append_together(chunks: Sequence[Chunk]) -> list[ChunkResult | Exception]:
             return done.value
 
 
-def together(chunks: Sequence[Chunk]) -> Generator[None, None, list[ChunkResult | Exception]]:
-    """`append_together` in pieces: between two of them questions may be answered."""
-    found: list[ChunkResult | Exception | None] = [None] * len(chunks)
-    waiting: dict[int, tuple[Steps[ChunkResult], Work]] = {}
+class Together:
+    """Appends chunks to several engines in as few passes over the model as may be.
 
-    def go_on(number: int, steps: Steps[ChunkResult], given: Any, fault: Any = None) -> None:
-        try:
-            work = steps.send(given) if fault is None else steps.throw(fault)
-        except StopIteration as done:
-            found[number] = done.value
-        except Exception as error:  # of this chunk alone
-            found[number] = error
-        else:
-            waiting[number] = (steps, work)
+    What can be computed together is (pictures of one size; engines of one `EngineGroup`), up to
+    rounding as by `append_video_chunk`; the rest one by one. What fails fails alone.
+    """
 
-    for number, (engine, frames, timestamps) in enumerate(chunks):
-        go_on(number, engine.append_steps(frames, timestamps=timestamps), None)
-    while waiting:
-        now, waiting = waiting, {}
-        alike: dict[Hashable, list[int]] = {}
-        for number, (_, work) in now.items():
-            alike.setdefault((type(work), work.kind), []).append(number)
-        done: dict[int, torch.Tensor | BaseException] = {}
-        for numbers in alike.values():
-            done |= zip(numbers, _results([now[number][1] for number in numbers]), strict=True)
-            yield
-        for number, (steps, _) in now.items():
-            result = done[number]
-            failed = isinstance(result, BaseException)
-            go_on(number, steps, None if failed else result, result if failed else None)
-    return [one for one in found if one is not None]
+    def __init__(self) -> None:
+        self._ahead: dict[int, tuple[Sequence[Any], Encoded]] = {}  # by the number of the frames
+
+    def append(
+        self, chunks: Sequence[Chunk], ahead: Sequence[tuple[VideoStreamingInference, Any]] = ()
+    ) -> Generator[None, None, list[ChunkResult | Exception]]:
+        """Append a chunk to each of these engines, an engine at most once.
+
+        In pieces: between two of them questions may be answered, whose exchange is not kept.
+
+        Args:
+            ahead: engines with frames that will be appended next: their pictures are encoded while
+                the host is busy with what these chunks leave of the memory.
+
+        Returns:
+            For each what was appended, or what `append_video_chunk` would have raised.
+        """
+        found: list[ChunkResult | Exception | None] = [None] * len(chunks)
+        waiting: dict[int, tuple[Steps[ChunkResult], Work]] = {}
+
+        def go_on(number: int, steps: Steps[ChunkResult], given: Any, fault: Any = None) -> None:
+            try:
+                work = steps.send(given) if fault is None else steps.throw(fault)
+                while isinstance(work, Finishing):  # nobody waits for the device
+                    work = steps.send(None)
+            except StopIteration as done:
+                found[number] = done.value
+            except Exception as error:  # of this chunk alone
+                found[number] = error
+            else:
+                waiting[number] = (steps, work)
+
+        for number, (engine, frames, timestamps) in enumerate(chunks):
+            _, encoded = self._ahead.pop(id(frames), (None, None))
+            steps = engine.append_steps(frames, timestamps=timestamps, encoding=encoded)
+            go_on(number, steps, None)
+        self._ahead.clear()
+        while waiting:
+            now, waiting = waiting, {}
+            alike: dict[Hashable, list[int]] = {}
+            for number, (_, work) in now.items():
+                alike.setdefault((type(work), work.kind), []).append(number)
+            if ahead and any(isinstance(work, FiniteCheck) for _, work in now.values()):
+                self._encode(ahead)
+                ahead = ()
+            for numbers in alike.values():
+                results = _results([now[number][1] for number in numbers])
+                for number, result in zip(numbers, results, strict=True):
+                    fault = result if isinstance(result, BaseException) else None
+                    go_on(number, now[number][0], None if fault else result, fault)
+                if any(isinstance(now[number][1], Encoding | Appending) for number in numbers):
+                    yield
+        return [one for one in found if one is not None]
+
+    def _encode(self, ahead: Sequence[tuple[VideoStreamingInference, Any]]) -> None:
+        prepared: dict[Hashable, list[tuple[Any, Encoding]]] = {}
+        for engine, frames in ahead:
+            try:
+                encoding = engine.prepare(frames)
+            except StreamVlmError:  # raised again when they are appended
+                continue
+            prepared.setdefault(encoding.kind, []).append((frames, encoding))
+        for alike in prepared.values():
+            results = _results([encoding for _, encoding in alike])
+            for (frames, encoding), features in zip(alike, results, strict=True):
+                if isinstance(features, torch.Tensor):
+                    self._ahead[id(frames)] = frames, Encoded(encoding.patches, features)
 
 
-def _results(works: Sequence[Work]) -> list[torch.Tensor | BaseException]:
+def _results(works: Sequence[Work]) -> list[Any]:
     """What comes of works of one kind; together, or where that fails one by one."""
     if len(works) > 1:
         try:
@@ -206,10 +255,13 @@ def _results(works: Sequence[Work]) -> list[torch.Tensor | BaseException]:
                     work.fork.rewind(0)
                     if work.readout is not None:
                         work.readout.clear()
-    found: list[torch.Tensor | BaseException] = []
+    found: list[Any] = []
     for work in works:
         try:
-            found.append(work.run().clone() if len(works) > 1 else work.run())
+            result = work.run()
+            found.append(
+                result.clone() if len(works) > 1 else result
+            )  # until the next call it holds
         except Exception as fault:
             found.append(fault)
     return found

@@ -34,6 +34,7 @@ from stream_vlm_ros.engine import (
 )
 from stream_vlm_ros.engine.attention.base import Readout
 from stream_vlm_ros.engine.cache.budget import USUAL_PIXELS
+from stream_vlm_ros.engine.chunk_path import Encoded, Encoding
 from stream_vlm_ros.engine.inputs.timestamps import check_about, frame_times
 from stream_vlm_ros.engine.results import QuestionMetrics, TimeSpans, WarmUp
 from stream_vlm_ros.engine.saving.memory_copy import MemoryCopy
@@ -224,6 +225,7 @@ class RecallingInference(VideoStreamingInference):
         frames: Sequence[Any],
         fps: float | None = None,
         timestamps: Sequence[float] | None = None,
+        encoding: Encoding | Encoded | None = None,
     ) -> Steps[ChunkResult]:
         """As `VideoStreamingInference.append_steps`; the frames are kept for the history.
 
@@ -231,10 +233,10 @@ class RecallingInference(VideoStreamingInference):
         """
         self._follow()
         before = self.cache_manager.state
+        encoding = encoding or self.prepare(frames)
         stamps = frame_times(len(frames), fps, timestamps, before.last_stamp)
         if before.last_stamp is None and stamps[0] < self._newest:
-            # What a folder holds is of another time. Before it is let go: whether these are frames.
-            self._frames(frames, self.min_pixels, self.max_pixels)
+            # What a folder holds is of another time.
             log.warning(
                 "%s holds what was seen up to %.1f s, and this begins at %.1f s: that was an "
                 "earlier run, which stays there and is not searched",
@@ -243,7 +245,7 @@ class RecallingInference(VideoStreamingInference):
             self._begin_epoch()
         self._keys.waits = not self._readable.is_in_its_epoch()
         try:
-            done = yield from super().append_steps(frames, fps, timestamps)
+            done = yield from super().append_steps(frames, fps, timestamps, encoding)
         finally:
             # What the memory has taken is kept, also where the call was interrupted since.
             if self.cache_manager.state.chunks != before.chunks:

@@ -1,0 +1,239 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""Engines that share a model append their chunks together, and remember what each would alone."""
+
+import gc
+
+import pytest
+import torch
+from toy_qwen import SINK_AND_WINDOW
+
+from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
+from stream_vlm_ros.engine.chunk_path import CapturedChunks
+from stream_vlm_ros.engine.together import EngineGroup, Together, append_together
+from stream_vlm_ros.errors import InvalidImageError, InvalidParameterError
+
+CAPS = (220, 160, 220)
+SIZES = ((56, 84), (56, 84), (84, 56))  # of the cameras' pictures
+
+
+@pytest.fixture
+def model(toys):
+    return toys.model(0)
+
+
+@pytest.fixture
+def processor(toys):
+    return toys.processor()
+
+
+class Cameras:
+    """Three engines on one model, and the same three each by itself.
+
+    steps: their chunks go by steps of fixed shape, as in a CUDA graph.
+    """
+
+    def __init__(self, toys, model, processor, steps, **options):
+        self.toys = toys
+        self.group = EngineGroup(3)
+        make = lambda cap, **more: VideoStreamingInference(  # noqa: E731
+            model, processor, None, EvictionConfig.novelty(cap), **options, **more
+        )
+        self.together = [make(cap, group=self.group) for cap in CAPS]
+        self.alone = [make(cap) for cap in CAPS]
+        self.path = self.together[0].chunk_path
+        if steps:
+            self.path = CapturedChunks(model, model.functions, self.group.room, batches=(2, 1))
+            for engine in self.together:
+                engine.chunk_path = self.path
+
+    def chunks(self, engines, number, which=(0, 1, 2)):
+        return [
+            (
+                engines[camera],
+                self.toys.frames(4, *SIZES[camera], seed=10 * number + camera),
+                [2.0 * number + 0.5 * frame for frame in range(4)],
+            )
+            for camera in which
+        ]
+
+    def watch(self, numbers, which=(0, 1, 2)):
+        for number in numbers:
+            appended = append_together(self.chunks(self.together, number, which))
+            for (engine, frames, times), result in zip(
+                self.chunks(self.alone, number, which), appended, strict=True
+            ):
+                expected = engine.append_video_chunk(frames, timestamps=times)
+                for name in ("tokens", "evicted_tokens", "cache_length", "grid", "closed_seconds"):
+                    assert result[name] == expected[name], name
+
+    def assert_same(self):
+        for one, other in zip(self.together, self.alone, strict=True):
+            found, expected = one.cache_manager.gather(), other.cache_manager.gather()
+            # Sums of some hundred float32 in another order, chunk after chunk: see test_chunk_path.
+            assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+            assert one.cache_manager.time_spans() == other.cache_manager.time_spans()
+            assert one.ask("What is it?", 6)[0] == other.ask("What is it?", 6)[0]
+
+
+@pytest.fixture(params=[False, True], ids=["call by call", "steps"])
+def cameras(request, toys, model, processor):
+    return Cameras(toys, model, processor, request.param)
+
+
+def test_cameras_remember_together_what_each_would_alone(cameras):
+    cameras.watch(range(12))
+    cameras.assert_same()
+
+
+def test_cameras_come_and_go(cameras):
+    cameras.watch(range(3))
+    cameras.watch(range(3, 7), which=(2,))
+    cameras.watch(range(7, 10), which=(1, 0))
+    cameras.watch(range(10, 13))
+    cameras.assert_same()
+    if isinstance(cameras.path, CapturedChunks):
+        assert {kind[-1] for kind in cameras.path._chunks} == {1, 2}
+        assert set(cameras.path.detours) == {"it is the first"} and not cameras.path.refused
+
+
+def test_what_fails_fails_alone(cameras):
+    cameras.watch(range(4))
+    chunks = cameras.chunks(cameras.together, 4)
+    chunks[1] = (chunks[1][0], ["no picture"], [8.0])
+    chunks[2] = (chunks[2][0], chunks[2][1], [9.0, 8.5, 9.0, 9.5])
+    first, *others = append_together(chunks)
+    assert first.tokens > 0
+    assert [type(fault).__name__ for fault in others] == [
+        "InvalidImageError",
+        "InvalidTimestampError",
+    ]
+    (engine, frames, times), *_ = cameras.chunks(cameras.alone, 4)
+    engine.append_video_chunk(frames, timestamps=times)
+    cameras.watch(range(5, 8))
+    cameras.assert_same()
+
+
+def test_a_pass_that_fails_is_done_again_one_by_one(cameras, monkeypatch):
+    cameras.watch(range(3))
+    path, tried = type(cameras.path), []
+    append_all = path.append_all
+
+    def failing(self, several):
+        if len(several) > 1:
+            for one in several:  # as far as it came
+                one.fork.layers[0].length += len(one.embeddings)
+            tried.append(len(several))
+            raise torch.OutOfMemoryError("too large together")
+        return append_all(self, several)
+
+    monkeypatch.setattr(path, "append_all", failing)
+    cameras.watch(range(3, 6))
+    assert tried == [3, 3, 3]
+    cameras.assert_same()
+
+
+def test_pictures_are_encoded_ahead_once(cameras, monkeypatch):
+    encoded = []
+    encode_all = cameras.path.encode_all
+    monkeypatch.setattr(
+        cameras.path, "encode_all", lambda some: encoded.append(len(some)) or encode_all(some)
+    )
+    together, rounds = Together(), [cameras.chunks(cameras.together, n) for n in range(5)]
+    for number, chunks in enumerate(rounds):
+        coming = rounds[number + 1] if number < 4 else []
+        steps = together.append(chunks, [(engine, frames) for engine, frames, _ in coming])
+        pieces = len(list(steps))
+        assert pieces <= 3  # two sizes of pictures, one pass over the language model
+        for engine, frames, times in cameras.chunks(cameras.alone, number):
+            engine.append_video_chunk(frames, timestamps=times)
+    assert sum(encoded) == 15  # each camera's pictures, once
+    cameras.assert_same()
+
+
+def test_pictures_that_cannot_be_used_are_refused_when_their_turn_comes(cameras):
+    chunks, together = cameras.chunks(cameras.together, 0), Together()
+    steps = together.append(chunks, [(cameras.together[0], ["no picture"])])
+    assert all(done.tokens for done in finish(steps))
+    (fault,) = finish(together.append([(cameras.together[0], ["no picture"], [2.0])]))
+    assert isinstance(fault, InvalidImageError)
+
+
+def finish(steps):
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return done.value
+
+
+def test_a_question_between_two_pieces_reads_the_memory_before_the_chunk(cameras):
+    cameras.watch(range(4))
+    steps = Together().append(cameras.chunks(cameras.together, 4))
+    for _ in steps:
+        for camera in (0, 1, 2):
+            said = cameras.together[camera].ask("What was it?", 6)[0]
+            # A chunk whose pass is through is remembered.
+            if cameras.together[camera].cache_manager.state.chunks == 4:
+                assert said == cameras.alone[camera].ask("What was it?", 6)[0]
+    for engine, frames, times in cameras.chunks(cameras.alone, 4):
+        engine.append_video_chunk(frames, timestamps=times)
+    cameras.assert_same()
+
+
+def test_memories_lie_side_by_side_and_give_their_room_back(toys, model, processor):
+    group = EngineGroup(2)
+    make = lambda: VideoStreamingInference(  # noqa: E731
+        model, processor, None, EvictionConfig(200, **SINK_AND_WINDOW), group=group
+    )
+    engines = [make() for _ in range(3)]
+    inside = [engine.cache_manager.memory.data_ptr() for engine in engines]
+    whole = group.room.memory
+    assert whole.shape[3] == 3 * 200  # one more than there are engines
+    step = whole.stride(3) * whole.itemsize
+    assert [(at - whole.data_ptr()) // step for at in inside] == [0, 200, 400]
+    late = make()
+    assert late.cache_manager.memory.untyped_storage().data_ptr() != whole.data_ptr()
+    second = engines.pop(1)
+    del second
+    gc.collect()
+    assert make().cache_manager.memory.data_ptr() == inside[1]
+
+
+def test_a_memory_that_lies_elsewhere_goes_by_itself(toys, model, processor):
+    cameras = Cameras(toys, model, processor, steps=True)
+    cameras.group.room.take(cameras.together[0].cache_manager.shape, 0, torch.device("cpu"))
+    cameras.watch(range(3))
+    engine = cameras.together[0]
+    elsewhere = VideoStreamingInference(model, processor, None, EvictionConfig.novelty(CAPS[0]))
+    elsewhere.chunk_path = cameras.path
+    cameras.together[0] = elsewhere
+    cameras.alone[0] = VideoStreamingInference(
+        model, processor, None, EvictionConfig.novelty(CAPS[0])
+    )
+    cameras.watch(range(3, 8))
+    assert cameras.path.detours["the memory lies elsewhere"] == 4
+    cameras.assert_same()
+    del engine
+
+
+def test_a_saved_memory_is_loaded_into_the_room(toys, model, processor, tmp_path):
+    cameras = Cameras(toys, model, processor, steps=True)
+    cameras.watch(range(5))
+    for engines in (cameras.together, cameras.alone):
+        engines[1].save_memory(tmp_path / "kept")
+        engines[1].load_memory(tmp_path / "kept")
+        (tmp_path / "kept").unlink()
+    cameras.watch(range(5, 9))
+    assert set(cameras.path.detours) == {"it is the first"}
+    cameras.assert_same()
+
+
+def test_a_group_has_one_model(toys, model, processor):
+    group = EngineGroup(2)
+    VideoStreamingInference(model, processor, group=group)
+    with pytest.raises(InvalidParameterError, match="share one model"):
+        VideoStreamingInference(toys.model(1), processor, group=group)
+    with pytest.raises(InvalidParameterError, match="one engine or more"):
+        EngineGroup(0)
