@@ -15,6 +15,7 @@ from typing import Any
 
 import history_section
 import ingest_while_answering
+from fleet import Fleet
 from gpu_rig import Rig, floors, milliseconds, summary, timed, watched, without_model
 from reference_style import ReferenceStyle
 
@@ -256,6 +257,7 @@ def small_frames(rig: Rig) -> dict[str, Any]:
     )
     return {
         "unit": "ms",
+        "bars": [bar("chunk of 4 frames of 448x336", found["median"], "ms", 20, 14)],
         "cap": cap,
         "size": size,
         "chunk": found,
@@ -263,6 +265,33 @@ def small_frames(rig: Rig) -> dict[str, Any]:
         "frames_a_second": round(rate, 1),
         "cameras_of_2_fps": int(rate // 2),
     }
+
+
+def cameras(rig: Rig) -> dict[str, Any]:
+    """Several cameras on one device: their chunks as they come, then at a rate, with questions."""
+    cap = min(rig.caps)
+    sizes = [(112, 84)] if rig.small else [(448, 336), (640, 480)]
+    rows: list[dict[str, Any]] = []
+    for size in sizes:
+        for count in rig.within(
+            f"{size[0]}x{size[1]}, cameras", (1, 2) if rig.small else (1, 4, 8)
+        ):
+            fleet = Fleet(rig, count, size, cap)
+            row = {"cameras": count, "size": f"{size[0]}x{size[1]}", **fleet.as_fast_as_it_goes()}
+            if count == (2 if rig.small else 8):
+                row |= fleet.at_a_rate(2.0, seconds=2 if rig.small else 20)
+            rows.append(row)
+            del fleet
+    bars = []
+    for row in rows:
+        if row["cameras"] == 8 and row["size"] == "448x336":
+            frame = 1e3 / row["frames_a_second"]
+            bars.append(bar("a frame of eight cameras of 448x336", frame, "ms", 3.333, 2.632))
+        elif row["cameras"] == 8:
+            for name, most, go_for in (("median", 15, 8), ("p99", 40, 25)):
+                what = f"first token, eight cameras of 640x480, {name}"
+                bars.append(bar(what, row["first_token"][name], "ms", most, go_for))
+    return {"unit": "ms", "cap": cap, "rows": rows, "bars": bars}
 
 
 def answering(rig: Rig) -> dict[str, Any]:
@@ -391,6 +420,7 @@ SECTIONS = {
     "eviction": (eviction, 50),
     "steady": (steady, 45),
     "small_frames": (small_frames, 15),
+    "cameras": (cameras, 60),
     "history": (history, 60),
     "answering": (answering, 30),
     "variants": (variants, 60),

@@ -307,6 +307,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         known = None
         if self._filter is not None:
             spans, features, known = self._leave_out(self._filter, spans, grids)
+        described = manager.evictor.describe(manager.ledger.grids_seen, grids, stamps[-1])
         encoded = self._mark()
         embeddings = torch.cat(
             [self.model.embed_tokens(before), features, self.model.embed_tokens(after)]
@@ -318,7 +319,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             hidden = yield Appending(self.chunk_path, embeddings, positions, fork, read)
             # An infinite key may be seen by none of these tokens, and by the next ones.
             yield FiniteCheck("hidden states or keys of these frames", hidden, fork.own())
-            seen = manager.evictor.describe(manager.ledger.grids_seen, grids, stamps[-1])
+            seen = described()
             state = self._next_state(stamps, timeline, known)
             evicted = manager.commit(fork, spans, state, True, seen, read)
         manager.prepare_reading()

@@ -101,6 +101,10 @@ class FeatureNovelty:
         self._last = _Ranked.of(())
 
     def describe(self, features: torch.Tensor) -> np.ndarray:
+        return self.project(features).cpu().numpy()
+
+    def project(self, features: torch.Tensor) -> torch.Tensor:
+        """`describe`, on the features' device."""
         if self._projection is None or len(self._projection) != features.shape[-1]:
             seeded = torch.Generator().manual_seed(0)
             shape = (features.shape[-1], self._DIMENSIONS)
@@ -109,7 +113,7 @@ class FeatureNovelty:
             features.float().movedim(-1, 0), self._RASTER
         )  # [hidden, 4, 4]
         vector = (coarse.flatten(1).T @ self._projection).flatten()
-        return torch.nn.functional.normalize(vector, dim=0).cpu().numpy()
+        return torch.nn.functional.normalize(vector, dim=0)
 
     def rank(self, descriptors: np.ndarray) -> np.ndarray:
         return self._ranked(tuple(descriptors), np.array_equal)
@@ -121,6 +125,18 @@ class FeatureNovelty:
     def _ranked(self, rows: tuple[np.ndarray, ...], same: _Same) -> np.ndarray:
         self._last = self._last.followed(rows, same) or _Ranked.of(rows)
         return 1.0 - self._last.likeness
+
+
+def _is_own(score: FeatureNovelty) -> bool:
+    """Whether it is no user's, who has overridden how it describes."""
+    return type(score).describe is FeatureNovelty.describe
+
+
+def _to_host(x: torch.Tensor) -> torch.Tensor:
+    """A copy there, which is complete once the device has come so far."""
+    if not x.is_cuda:
+        return x
+    return torch.empty_like(x, device="cpu", pin_memory=True).copy_(x, non_blocking=True)
 
 
 _Same = Callable[[np.ndarray, np.ndarray], bool]
@@ -514,7 +530,9 @@ class KVCacheEvictor(EvictorNames):
             total += then.due(length - total, one, kept)
         return total
 
-    def describe(self, first: int, features: torch.Tensor, last_seconds: float) -> Described:
+    def describe(
+        self, first: int, features: torch.Tensor, last_seconds: float
+    ) -> Callable[[], Described]:
         """What to remember of a chunk's frames, while their features are at hand.
 
         Args:
@@ -522,16 +540,22 @@ class KVCacheEvictor(EvictorNames):
             features: ``[grids, rows, columns, hidden]``.
             last_seconds: the source's time of the chunk's last frame.
 
-        Raises:
-            InvalidParameterError: a user's score cannot describe one of them.
+        Returns:
+            What gives it. To be called once the device has done what it was given so far; raises
+            InvalidParameterError where a user's score cannot describe one of them.
         """
-        wanted = self.config is not None and self.config.shares[1] > 0
-        descriptors = {}
-        if wanted and (self.important_size or not self.first_chunk_recorded):
-            for number, grid in enumerate(features, start=first):
-                descriptors[number] = self._described(grid)
         sizes = features.shape[:3].numel(), features.shape[1:3].numel()
-        return Described(descriptors, *sizes, last_seconds)
+        wanted = self.config is not None and self.config.shares[1] > 0
+        if not wanted or not (self.important_size or not self.first_chunk_recorded):
+            return lambda: Described({}, *sizes, last_seconds)
+        if isinstance(self.score, FeatureNovelty) and _is_own(self.score):
+            projected = [_to_host(self.score.project(grid)) for grid in features]
+            tell = lambda number: projected[number].numpy()  # noqa: E731
+        else:
+            tell = lambda number: self._described(features[number])  # noqa: E731
+        return lambda: Described(
+            {first + number: tell(number) for number in range(len(features))}, *sizes, last_seconds
+        )
 
     def _described(self, grid: torch.Tensor) -> np.ndarray:
         try:
