@@ -9,6 +9,7 @@ Read `inference` first: it conducts the others. Each folder says at its door wha
     inference       `VideoStreamingInference`: append a chunk, ask, choose
     results         what they return: typed, and answering [...]
     decoding        which token comes next, when to stop; `Answer`
+    copies          between host and device, that nobody waits for
     together        several engines on one model: memories side by side, chunks in one pass
     chunk_path      how a chunk runs: call by call or, if it is small, in captured steps
     graph_runner    how text runs, in prefill and decode: call by call, or in captured steps

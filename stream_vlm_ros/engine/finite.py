@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from stream_vlm_ros.engine.copies import to_host
 from stream_vlm_ros.errors import NotFiniteError
 
 
@@ -24,8 +25,7 @@ class FiniteCheck:
         self._finite = torch.stack(ends).isfinite().all()
         self._there: torch.cuda.Event | None = None
         if self._finite.is_cuda:
-            told = torch.empty((), dtype=torch.bool, pin_memory=True)
-            self._finite = told.copy_(self._finite, non_blocking=True)
+            self._finite = to_host(self._finite)
             self._there = torch.cuda.Event()
             self._there.record(torch.cuda.current_stream(values[0].device))
 

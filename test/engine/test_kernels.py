@@ -66,10 +66,9 @@ def ways_to_attend():
     from stream_vlm_ros.engine.attention import flash3
     from stream_vlm_ros.engine.attention.triton_decode import split_attention
 
-    flash3.MIN_STEP = 1
     for processors in PROCESSORS:
         yield split_attention(processors, shared=SHARED)
-    yield flash3.step_attention(attend_step, by_parts)
+    yield flash3.step_attention(attend_step, by_parts, min_scores=0)
 
 
 def compare(attend, dtype, count, size, past, parts):

@@ -38,7 +38,9 @@ Varlen = Callable[
     AttnState,
 ]
 
-MIN_STEP = 16  # tokens of a step from which on it is
+# Scores a head (a step's tokens times the memory's) from which on it pays in a captured step: it is
+# five kernels, and `triton_decode` two.
+MIN_SCORES = 3_000_000
 
 
 @lru_cache(maxsize=1)
@@ -103,11 +105,13 @@ def varlen(
     return out, lse
 
 
-def step_attention(other: AttendStep, by: Varlen = varlen) -> AttendStep:
+def step_attention(
+    other: AttendStep, by: Varlen = varlen, min_scores: int = MIN_SCORES
+) -> AttendStep:
     """`step.attend_step`: the memory by ``by``, a step's own tokens and all merged by a kernel.
 
     Args:
-        other: for steps of few tokens, where it is as fast.
+        other: for steps of few tokens, or over short memories.
     """
     from .triton_own import attend_own_and_merge, turn
 
@@ -119,7 +123,7 @@ def step_attention(other: AttendStep, by: Varlen = varlen) -> AttendStep:
         inputs: StepInputs,
         scaling: float,
     ) -> torch.Tensor:
-        if inputs.size < MIN_STEP:
+        if inputs.tokens * memory.longest < min_scores:
             return other(queries, stream, tail, memory, inputs, scaling)
         turned = turn(queries, memory, inputs)  # [requests * MAX_PARTS * size, heads, head_dim]
         keys, values = stream.transpose(1, 2)
@@ -153,7 +157,7 @@ def fastest_step_attention(
     attend = step_attention(other)
     STEPS.run(
         kind,
-        lambda: _on_noise(attend, device, dtype, heads),
+        lambda: _on_noise(step_attention(other, min_scores=0), device, dtype, heads),
         lambda: _on_noise(attend_step, device, dtype, heads),
         _differ,
     )

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from stream_vlm_ros.engine.cache.mrope import rotate
+from stream_vlm_ros.engine.copies import to_device
 
 from .base import KVPart, LayerAttention, Readout
 
@@ -173,7 +174,7 @@ class StepInputs:
             given[1:4, request, :count] = at
             given[4, request, :count] = range(first, first + count)
             scalars[request, :2] = count
-        self._all.copy_(self._host, non_blocking=True)
+        self._all.copy_(to_device(self._host, self._all.device), non_blocking=True)
 
 
 # queries [heads, n, head_dim] of all requests, one layer's stream and tail, what is read, what the

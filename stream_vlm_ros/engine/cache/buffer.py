@@ -19,6 +19,7 @@ import torch
 from stream_vlm_ros.engine.cache.kept import SINK, Shifts
 from stream_vlm_ros.engine.cache.mrope import MultimodalRotary, Vec
 from stream_vlm_ros.engine.cache.slots import Slots
+from stream_vlm_ros.engine.copies import to_device
 from stream_vlm_ros.errors import DeviceUnavailableError
 
 # Elements of keys that a GPU rotates in one call, as whole layers: that takes a few times as much
@@ -216,8 +217,8 @@ class KVBuffer:
         return kv
 
     def numbers(self, slots: np.ndarray) -> torch.Tensor:
-        """On its device. (Not pinned: copied aside at once, and nothing waits for the device.)"""
-        return torch.from_numpy(slots).to(self._device, non_blocking=True)
+        """On its device."""
+        return to_device(torch.from_numpy(slots), self._device)
 
     def write(self, new: Writing) -> None:
         if new.tokens is not None:

@@ -25,6 +25,7 @@ import torch
 from stream_vlm_ros.config import AUTO as AUTO
 from stream_vlm_ros.config import NOVELTY_SHARE, NOVELTY_WINDOW_CHUNKS
 from stream_vlm_ros.config import EvictionConfig as EvictionConfig
+from stream_vlm_ros.engine.copies import to_host
 from stream_vlm_ros.engine.reference_names import EvictorNames
 from stream_vlm_ros.errors import CapTooSmallError, InvalidParameterError, in_words
 
@@ -130,13 +131,6 @@ class FeatureNovelty:
 def _is_own(score: FeatureNovelty) -> bool:
     """Whether it is no user's, who has overridden how it describes."""
     return type(score).describe is FeatureNovelty.describe
-
-
-def _to_host(x: torch.Tensor) -> torch.Tensor:
-    """A copy there, which is complete once the device has come so far."""
-    if not x.is_cuda:
-        return x
-    return torch.empty_like(x, device="cpu", pin_memory=True).copy_(x, non_blocking=True)
 
 
 _Same = Callable[[np.ndarray, np.ndarray], bool]
@@ -549,7 +543,7 @@ class KVCacheEvictor(EvictorNames):
         if not wanted or not (self.important_size or not self.first_chunk_recorded):
             return lambda: Described({}, *sizes, last_seconds)
         if isinstance(self.score, FeatureNovelty) and _is_own(self.score):
-            projected = [_to_host(self.score.project(grid)) for grid in features]
+            projected = [to_host(self.score.project(grid)) for grid in features]
             tell = lambda number: projected[number].numpy()  # noqa: E731
         else:
             tell = lambda number: self._described(features[number])  # noqa: E731

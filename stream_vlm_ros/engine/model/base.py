@@ -57,6 +57,7 @@ from stream_vlm_ros.engine.attention.sdpa import ForkAttention
 from stream_vlm_ros.engine.cache.buffer import KVShape
 from stream_vlm_ros.engine.cache.mrope import MultimodalRotary
 from stream_vlm_ros.engine.cache.requests import Fork
+from stream_vlm_ros.engine.copies import to_device
 from stream_vlm_ros.engine.inputs.frames import PatchGrid
 from stream_vlm_ros.errors import (
     InvalidParameterError,
@@ -235,7 +236,7 @@ class StreamModel(nn.Module, ABC):
     @torch.inference_mode()
     def embed_tokens(self, ids: list[int] | torch.Tensor) -> torch.Tensor:
         """Text embeddings: ``[..., hidden]``."""
-        return self.embed(torch.as_tensor(ids, dtype=torch.long, device=self.device))
+        return self.embed(to_device(torch.as_tensor(ids, dtype=torch.long), self.device))
 
     @torch.inference_mode()
     def stream_forward(
@@ -266,7 +267,7 @@ class StreamModel(nn.Module, ABC):
         attention = self.attention_over(fork, functions, batch, readout)
         # A copy made in inference mode, like all others that the compiled functions are given.
         hidden = embeddings.reshape(batch * length, -1).clone()
-        positions = positions.reshape(3, -1).to(hidden.device)
+        positions = to_device(positions.reshape(3, -1), hidden.device)
         with functions.running():
             return self.decode(hidden, positions, attention, functions).view(embeddings.shape)
 
@@ -293,9 +294,8 @@ class StreamModel(nn.Module, ABC):
         over = [self.attention_over(fork, functions, readout=read) for fork, read in forks]
         attention = BatchAttention([*zip(over, lengths, strict=True)])
         with functions.running():
-            return self.decode(
-                embeddings.clone(), positions.to(embeddings.device), attention, functions
-            )
+            positions = to_device(positions, embeddings.device)
+            return self.decode(embeddings.clone(), positions, attention, functions)
 
     def attention_over(
         self,
