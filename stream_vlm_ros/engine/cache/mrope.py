@@ -28,6 +28,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from stream_vlm_ros.engine.copies import to_device
+
 POSITION_POLICIES = ("contiguous", "keep_gaps")
 
 # Stamps a hair before a whole position (0.9999999 s) count as on it.
@@ -320,7 +322,7 @@ class MultimodalRotary(torch.nn.Module):
 
     def offset(self, offset: Vec, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin, ``[head_dim]`` float32, that rotate by ``offset`` positions more."""
-        ids = torch.tensor([offset], dtype=torch.long, device=device).T  # [3, 1]
+        ids = to_device(torch.tensor([offset], dtype=torch.long), device).T  # [3, 1]
         angles = self.angles(ids)[0]
         angles = torch.cat([angles, angles])
         return angles.cos().float(), angles.sin().float()
