@@ -10,8 +10,6 @@ with a summary, and exit status 0 if everything held.
 
 from __future__ import annotations
 
-import os
-import shlex
 import shutil
 import tempfile
 import time
@@ -27,7 +25,7 @@ from stream_vlm_ros.console import make_console
 from stream_vlm_ros.demo.defaults import shown
 from stream_vlm_ros.demo.prompt import Prompt, on_a_terminal
 from stream_vlm_ros.demo.settings import NODE_NAME, DemoOptions, check_checkpoint
-from stream_vlm_ros.errors import InvalidParameterError
+from stream_vlm_ros.errors import InvalidParameterError, runs_here
 from stream_vlm_ros.factory import card_of, model_folder
 from stream_vlm_ros.owned import check, mark, place_to_write
 from stream_vlm_ros.processes.children import Processes, undisturbed
@@ -195,15 +193,13 @@ def _introduce(
 def _say_how_to_reach_it(console: Console, environment: dict[str, str]) -> None:
     """What to type in a second terminal."""
     domain = environment["ROS_DOMAIN_ID"]
-    # Whoever came here through tools/run.sh goes there again.
-    through = shlex.quote(run) + " " if (run := os.environ.get("STREAM_VLM_RUN")) else ""
     reach = " ".join(f"{name}={value}" for name, value in on_this_machine().items())
     lines = [
         f"ROS       domain {domain}, on this machine alone; from a second terminal:",
         f"    export ROS_DOMAIN_ID={domain} {reach}",
-        f"    {through}stream-vlm watch",
-        f'    {through}stream-vlm ask --node /{NODE_NAME} "What do you see now?"',
-        f"    {through}stream-vlm node list",
+        "    " + runs_here("stream-vlm watch"),
+        "    " + runs_here(f'stream-vlm ask --node /{NODE_NAME} "What do you see now?"'),
+        "    " + runs_here("stream-vlm node list"),
     ]
     for line in lines:
         console.print(Text(line), soft_wrap=True)
