@@ -18,12 +18,14 @@ from pathlib import Path
 from subprocess import DEVNULL
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from stream_vlm_ros.config import NODE, Settings
 from stream_vlm_ros.console import make_console
 from stream_vlm_ros.demo.defaults import shown
 from stream_vlm_ros.demo.prompt import Prompt, on_a_terminal
+from stream_vlm_ros.demo.report import MARGIN
 from stream_vlm_ros.demo.settings import NODE_NAME, DemoOptions, check_checkpoint
 from stream_vlm_ros.errors import InvalidParameterError, runs_here
 from stream_vlm_ros.factory import card_of, model_folder
@@ -183,11 +185,15 @@ def _introduce(
             f"{bound} tokens",
         ),
         ("Model", card.warning(source.name) or str(card)),
-        ("Client", f"asks for {options.seconds:g} s while the video runs, then {then}"),
+        ("Client", f"asks for {options.seconds:g} s, then {then}"),
     ]
     console.print(Text("stream_vlm demo", style="bold"))
+    table = Table.grid()
+    table.add_column(width=MARGIN)
+    table.add_column(overflow="fold")
     for label, text in rows:
-        console.print(Text(f"{label:<10}{text}"), soft_wrap=True)
+        table.add_row(Text(label), Text(text))
+    console.print(table)
 
 
 def _say_how_to_reach_it(console: Console, environment: dict[str, str]) -> None:
@@ -195,7 +201,7 @@ def _say_how_to_reach_it(console: Console, environment: dict[str, str]) -> None:
     domain = environment["ROS_DOMAIN_ID"]
     reach = " ".join(f"{name}={value}" for name, value in on_this_machine().items())
     lines = [
-        f"ROS       domain {domain}, on this machine alone; from a second terminal:",
+        f"ROS       domain {domain}, on this machine alone; from a second terminal, here:",
         f"    export ROS_DOMAIN_ID={domain} {reach}",
         "    " + runs_here("stream-vlm watch"),
         "    " + runs_here(f'stream-vlm ask --node /{NODE_NAME} "What do you see now?"'),
