@@ -126,7 +126,7 @@ def _text_of(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise QuestionFileError(f"{path}:{line}: not text in {name}: {error.reason}") from error
-    if "\0" in text[:2]:  # UTF-16 without its mark
+    if text[:2].count("\0") == 1 and len(text) > 1:  # UTF-16 without its mark
         raise QuestionFileError(f"{path}:1: no text, or in another encoding: save it as UTF-8")
     return text
 
