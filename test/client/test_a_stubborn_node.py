@@ -110,19 +110,33 @@ def node():
     graph.close()
 
 
-@pytest.fixture
-def use(node):
-    """Runs ``await work(client)`` in a loop of its own; what it returns."""
+async def opened():
     from stream_vlm_ros.client import StreamVlmClient
 
-    def use(work, patience=PATIENCE / 2):
-        async def run():
-            async with StreamVlmClient(NAME, patience=PATIENCE / 2) as client:
-                await client.until_ready()
-                client.patience = patience
-                return await work(client)
+    client = StreamVlmClient(NAME, patience=PATIENCE / 2)
+    await client.__aenter__()
+    await client.until_ready()
+    return client
 
-        return asyncio.run(asyncio.wait_for(run(), PATIENCE))
+
+@pytest.fixture(scope="module")
+def client(node):
+    """One client for all, since each takes seconds to find the node; and the loop that it is in."""
+    loop = asyncio.new_event_loop()
+    client = loop.run_until_complete(asyncio.wait_for(opened(), PATIENCE))
+    yield client, loop
+    loop.run_until_complete(client.__aexit__(None, None, None))
+    loop.close()
+
+
+@pytest.fixture
+def use(client):
+    """Runs ``await work(client)``; what it returns."""
+    client, loop = client
+
+    def use(work, patience=PATIENCE / 2):
+        client.patience = patience
+        return loop.run_until_complete(asyncio.wait_for(work(client), PATIENCE))
 
     return use
 
@@ -135,6 +149,7 @@ def test_an_order_without_a_reply_ends_after_the_patience(use, monkeypatch):
     from stream_vlm_ros.client import NodeUnavailableError
 
     monkeypatch.setattr("stream_vlm_ros.client.stream_vlm_client.FILE_PATIENCE", 0.3)
+    monkeypatch.setattr("stream_vlm_ros.client.stream_vlm_client.ANNOUNCED", 0.3)  # one node alone
 
     async def order(client):
         for name, call in [
@@ -269,11 +284,19 @@ def test_a_question_that_is_left_before_the_node_takes_it_is_cancelled_in_the_no
 ):
     question = f"Left with {leaving}?"
 
-    async def ask(client):
+    async def leave_the_stream(client):
         await until_sent(client, question)
-        if leaving == "the stream":
-            with node.listening():
-                await until_cancelled()
+        with node.listening():
+            await until_cancelled()
+
+    async def leave_the_client():
+        own = await opened()
+        try:
+            await until_sent(own, question)
+        finally:
+            await own.__aexit__(None, None, None)
+        with node.listening():
+            await until_cancelled()
 
     async def until_sent(client, question):
         async with client.stream(question) as stream:
@@ -285,10 +308,10 @@ def test_a_question_that_is_left_before_the_node_takes_it_is_cancelled_in_the_no
         while question not in node.cancelled and time.monotonic() < end:
             await asyncio.sleep(0.02)
 
-    use(ask)
-    if leaving == "the client":
-        with node.listening():
-            asyncio.run(until_cancelled())
+    if leaving == "the stream":
+        use(leave_the_stream)
+    else:
+        asyncio.run(asyncio.wait_for(leave_the_client(), PATIENCE))
     assert question in node.goals and question in node.cancelled
 
 
