@@ -40,6 +40,7 @@ from stream_vlm_ros.cli import app
 from stream_vlm_ros.config import NODE, Settings
 from stream_vlm_ros.demo.settings import SourceSettings
 from stream_vlm_ros.experiments import EXPERIMENTS
+from stream_vlm_ros.experiments import command as experiments
 from stream_vlm_ros.experiments.options import parser_of
 from stream_vlm_ros.factory import build_engine, default_model, load_model
 from stream_vlm_ros.launching.arguments import DemoArguments, NodeArguments, ReplayArguments

@@ -39,7 +39,7 @@ def captioned(image: np.ndarray, above: Sequence[str], below: Sequence[str]) -> 
             (picture.width * factor, picture.height * factor), Image.Resampling.NEAREST
         )
     above, below = ([one_line(one, LONGEST) for one in texts] for texts in (above, below))
-    path = _font_file("".join(sorted({*"".join([*above, *below])})))
+    path = font_file("".join(sorted({*"".join([*above, *below])})))
     font = _font(path, max(12, min(picture.size) // 26))
     draw = ImageDraw.Draw(picture, "RGBA")
     for texts, at_top in ((above, True), (below, False)):
@@ -81,7 +81,7 @@ def _with_signs(text: str, path: str) -> str:
 
 
 @lru_cache(maxsize=64)
-def _font_file(characters: str) -> str:
+def font_file(characters: str) -> str:
     """Of the fonts on this machine, one that shows all ``characters``; else DejaVu, which
     matplotlib brings and which knows more scripts than Pillow's own. "": Pillow's own."""
     found = importlib.util.find_spec("matplotlib")

@@ -412,7 +412,7 @@ def test_a_second_node_that_turns_up_while_one_is_asked_is_said(remembering, mon
         return Answer(text="a cat")
 
     remembering.is_there = is_there
-    monkeypatch.setattr(cli_node, "_ask_one", answered)
+    monkeypatch.setattr(cli_node, "ask_one", answered)
     told = terminal("ask", "--node", NAME, "Who?", "--json")
     assert told.exit_code == 0 and '"a cat"' in told.stdout
     assert ("which node answered is not known: two nodes run" in told.stderr) == second

@@ -135,10 +135,10 @@ def fonts(monkeypatch):
     def fonts(*names):
         found = [entry for entry in every if entry.name in names]
         monkeypatch.setattr(fontManager, "ttflist", found)
-        captions._font_file.cache_clear()
+        captions.font_file.cache_clear()
 
     yield fonts
-    captions._font_file.cache_clear()
+    captions.font_file.cache_clear()
 
 
 def test_what_no_font_shows_is_told_in_words_and_not_drawn_as_a_box(fonts):
