@@ -107,8 +107,8 @@ class AddressSource(VideoSource):
             return f"{self.place} stopped ({_reason(error)}). Everything before was read."
         return f"The stream {self.place} ended ({_reason(error)})."
 
-    def _look_for_damage(self, stream: Any, clock: Clock, state: SourceState) -> None:
-        super()._look_for_damage(stream, clock, state)
+    def _look_for_damage(self, stream: Any, clock: Clock, packets: Any, state: SourceState) -> None:
+        super()._look_for_damage(stream, clock, packets, state)
         if self.live and clock.last_ns >= 0:
             state.notes.append(f"The stream ended after {clock.last_ns / SECOND:.1f} s.")
 
