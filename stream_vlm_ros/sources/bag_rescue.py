@@ -14,9 +14,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import mmap
+import re
 import sqlite3
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +49,35 @@ _CONNECTION, _CHUNK, _MESSAGE, _INDEX, _CHUNK_INFO = (
 )
 
 
+_CHUNK_INFO_SIZE = b"\x64\0\0\0"  # of its header, whose fields are of one size each
+_STATISTICS = re.compile(rb"\x0b[\s\S]{3}\0{5}")  # opcode, and a length below 16 MiB
+_LONGEST_SUMMARY = 64 << 20  # bytes of a file's end, in which they are looked for
+
+
 class LooseFile(FileReader):
     """Read from its start, record by record, as far as it goes; channels come from a first pass.
 
-    A damaged chunk is left out, and the next one read; ``broken`` then says what was wrong.
+    A damaged chunk is left out, and the next one read; ``broken`` then says what was wrong. Where
+    the file's end still says how many messages there were, ``channels`` count these.
     """
 
     def __init__(self, path: Path, limit: PictureLimit) -> None:
         super().__init__(path, limit)
         # By number; of the whole file, as its end repeats what a damaged chunk would have told.
         self._known: dict[Any, Channel] = {}
-        counts: dict[Channel, int] = {}
+        counts: Counter[Channel] = Counter()
         first = last = None
         for raw in self._scan(None, empty=True):
-            counts[raw.channel] = counts.get(raw.channel, 0) + 1
+            counts[raw.channel] += 1
             first = raw.log_ns if first is None else min(first, raw.log_ns)
             last = raw.log_ns if last is None else max(last, raw.log_ns)
-        self.channels = [Channel(c.topic, c.kind, c.wire, number) for c, number in counts.items()]
+        if self.broken is not None:
+            announced: Counter[Channel] = Counter()
+            for key, number in self._announced().items():
+                if (channel := self._known.get(key)) is not None:
+                    announced[channel] += number
+            counts |= announced
+        self.channels = [replace(channel, count=number) for channel, number in counts.items()]
         if first is not None and last is not None:
             self.span = (first, last)
         elif self.broken is not None:
@@ -69,6 +85,10 @@ class LooseFile(FileReader):
 
     def messages(self, topics: set[str] | None) -> Iterator[Raw]:
         yield from self._scan(topics)
+
+    def _announced(self) -> Counter[Any]:
+        """How many messages of each channel, by its number, the file's end says that there were."""
+        return Counter()
 
     def _refuse(self, error: Exception) -> None:
         self.broken = self.broken or error
@@ -107,6 +127,24 @@ class LooseMcapFile(LooseFile):
                 raise
             except Exception as error:
                 self.broken = self.broken or error
+
+    def _announced(self) -> Counter[Any]:
+        """As the statistics say, which are found by their layout: what was put in or is missing
+        before them has moved them from where the file's end points to."""
+        found: Counter[Any] = Counter()
+        with self.path.open("rb") as stream:
+            stream.seek(max(0, self.path.stat().st_size - _LONGEST_SUMMARY))
+            end = stream.read()
+        for match in _STATISTICS.finditer(end):
+            head, counts = struct.calcsize("<BQ"), struct.calcsize("<QHIIIIQQI")
+            (length,) = struct.unpack_from("<Q", end, match.start() + 1)
+            record = end[match.start() + head : match.start() + head + length]
+            if len(record) == length >= counts and (length - counts) % 10 == 0:
+                (total, *_, size) = struct.unpack_from("<QHIIIIQQI", record)
+                by_channel = list(struct.iter_unpack("<HQ", record[counts:]))
+                if size == length - counts and total == sum(number for _, number in by_channel):
+                    found.update(dict(by_channel))
+        return found
 
     def _items(self, record: Any) -> list[Any]:
         if not isinstance(record, Chunk):
@@ -218,6 +256,24 @@ class LooseRos1File(LooseFile):
                 raise
             except Exception as error:
                 self.broken = self.broken or error
+
+    def _announced(self) -> Counter[Any]:
+        """As the records say that tell of the chunks, wherever they lie."""
+        found: Counter[Any] = Counter()
+        with (
+            self.path.open("rb") as stream,
+            mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
+            at = 0
+            while (at := data.find(b"chunk_pos=", at + 1)) > 0:
+                begin = data.rfind(_CHUNK_INFO_SIZE, max(0, at - _CHUNK_INFO_SIZE[0]), at)
+                stream.seek(max(0, begin))
+                with contextlib.suppress(Exception):  # it is damaged, or no such record
+                    header, counts = next(_ros1_records(stream, self.limit, self._refuse))
+                    if header[b"op"] == _CHUNK_INFO:
+                        for number, count in struct.iter_unpack("<4sI", counts):
+                            found[number] += count
+        return found
 
     def _items(self, header: dict[bytes, bytes], data: bytes) -> Iterator[tuple[dict, bytes]]:
         if header.get(b"op") != _CHUNK:

@@ -996,6 +996,27 @@ def test_bytes_behind_an_mcap_are_said(tmp_path, chunked):
 ANOTHER_KIND = {"metadata": 0x0C, "a damaged schema": 0x03, "a damaged channel": 0x04}
 
 
+@pytest.mark.parametrize("kind", ["chunks", "messages", "ROS 1"])
+@pytest.mark.parametrize("put_in", [b"\xa7", bytes(range(1, 200))])
+def test_what_is_lost_behind_bytes_put_into_a_bag_is_counted(tmp_path, kind, put_in):
+    path = tmp_path / ("a.bag" if kind == "ROS 1" else "a.mcap")
+    if kind == "ROS 1":
+        write_ros1(path, 20)
+    else:
+        chunks = kind == "chunks"
+        write_as_mcap_does(
+            path, camera(20), use_chunking=chunks, chunk_size=6000, compression=CompressionType.NONE
+        )
+    data = path.read_bytes()
+    at = len(data) // 3
+    path.write_bytes(data[:at] + put_in + data[at:])
+    source = BagSource(path)
+    given = len(list(source))
+    assert 0 < given < 20
+    assert f"Messages read: {given} of 20 on /camera" in source.state.damage
+    assert "integer" not in source.state.damage and "Errno" not in source.state.damage
+
+
 @pytest.mark.parametrize("how", ["cut", *ANOTHER_KIND, "a length beyond the end"])
 def test_an_mcap_that_lacks_messages_says_so_wherever_its_records_go_on(tmp_path, how):
     path = tmp_path / "drive.mcap"
