@@ -69,6 +69,8 @@ class LooseFile(FileReader):
         first = last = None
         for raw in self._scan(None, empty=True):
             counts[raw.channel] += 1
+            if raw.fault:  # it may have no time
+                continue
             first = raw.log_ns if first is None else min(first, raw.log_ns)
             last = raw.log_ns if last is None else max(last, raw.log_ns)
         if self.broken is not None:
@@ -160,26 +162,45 @@ def _is_wanted(channel: Channel, topics: set[str] | None) -> bool:
     return topics is None or channel.topic in topics
 
 
-def _database(path: Path) -> contextlib.closing[sqlite3.Connection]:
+@contextlib.contextmanager
+def _database(path: Path) -> Iterator[sqlite3.Connection]:
     uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
-    return contextlib.closing(sqlite3.connect(uri, uri=True))
+    with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
+        database.text_factory = lambda text: text.decode(errors="replace")
+        _check_tables(database)
+        yield database
 
 
 def _check_tables(database: sqlite3.Connection) -> None:
-    """Raise ValueError for a view in a table's place: what it computes may have no end."""
+    """Raise ValueError for a view in a table's place, as what it computes may have no end, and for
+    topics whose names are none."""
     query = "SELECT name FROM sqlite_master WHERE type = 'view' AND lower(name) IN (?, ?)"
     for (name,) in database.execute(query, ("messages", "topics")):
         raise ValueError(f"{name} is not a table of messages or topics, but a view")
+    query = "SELECT id, name, type, serialization_format FROM topics"
+    for number, *words in database.execute(query):
+        if not all(isinstance(word, str) for word in words):
+            raise ValueError(f"the name, type or format of topic {number} is no text")
 
 
 def check_rows(path: Path, limit: PictureLimit) -> None:
-    """Raise PictureTooLargeError for a bag in SQLite with a message that is too long; raises what
-    sqlite3 does if it cannot be read. SQLite knows a blob's length without reading it."""
+    """Raise PictureTooLargeError for a bag in SQLite with a message that is too long, and
+    ValueError for a row that is no message; raises what sqlite3 does if it cannot be read. SQLite
+    knows a blob's length and type without reading it."""
     with _database(path) as database:
-        _check_tables(database)
         query = "SELECT length(data) FROM messages WHERE length(data) > ? LIMIT 1"
         if (row := database.execute(query, (limit.unpacked_bytes,)).fetchone()) is not None:
             limit.check_bytes(row[0], "a message")
+        query = (
+            f"SELECT 1 FROM messages WHERE NOT ({_IS_MESSAGE}) OR topic_id NOT IN "
+            "(SELECT id FROM topics) LIMIT 1"
+        )
+        if database.execute(query).fetchone() is not None:
+            raise ValueError("a row is no message")
+
+
+# Any type fits a column.
+_IS_MESSAGE = "typeof(timestamp) = 'integer' AND typeof(data) = 'blob'"
 
 
 class LooseSqliteFile(LooseFile):
@@ -189,7 +210,6 @@ class LooseSqliteFile(LooseFile):
         self.broken = None
         try:
             with _database(self.path) as database:
-                _check_tables(database)
                 channels = {
                     number: Channel(plain_topic(name), plain_kind(kind), wire)
                     for number, name, kind, wire in database.execute(
@@ -198,29 +218,30 @@ class LooseSqliteFile(LooseFile):
                 }
                 content = "NULL" if empty else "CASE WHEN length(data) <= ? THEN data END"
                 rows = database.execute(
-                    f"SELECT topic_id, timestamp, length(data), {content} FROM messages",
+                    f"SELECT topic_id, {_IS_MESSAGE}, timestamp, length(data), "
+                    f"CASE WHEN {_IS_MESSAGE} THEN {content} END FROM messages",
                     () if empty else (self.limit.unpacked_bytes,),
                 )
-                for number, log_ns, length, data in rows:
+                for number, whole, log_ns, length, data in rows:
                     channel = channels.get(number)
                     if channel is None:
                         self._refuse(ValueError(f"a message is of no known topic ({number})"))
                     elif topics is None or channel.topic in topics:
-                        yield self._raw(channel, log_ns, length, b"" if empty else data)
+                        yield (
+                            self._raw(channel, log_ns, length, b"" if empty else data)
+                            if whole
+                            else Raw(channel, 0, b"", "its time is no number, or its data no bytes")
+                        )
         except GeneratorExit:
             raise
         except Exception as error:
             self.broken = self.broken or error
 
-    def _raw(self, channel: Channel, log_ns: Any, length: int | None, data: Any) -> Raw:
-        if not isinstance(log_ns, int):  # any type fits a column
-            return Raw(channel, 0, b"", "a message has no time, or no bytes")
+    def _raw(self, channel: Channel, log_ns: int, length: int, data: bytes) -> Raw:
         try:
-            self.limit.check_bytes(length or 0, "a message")
+            self.limit.check_bytes(length, "a message")
         except PictureTooLargeError as error:
             return Raw(channel, log_ns, b"", str(error))
-        if not isinstance(data, bytes):
-            return Raw(channel, 0, b"", "a message has no time, or no bytes")
         return Raw(channel, log_ns, data)
 
 
