@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import (
@@ -41,6 +41,10 @@ _PNG_CHUNK = struct.Struct(">I4s")  # length and kind; after them the data, and 
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _BITS, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2
+# Pillow knows 16 bits whose white is zero of one order of bytes alone.
+TiffImagePlugin.OPEN_INFO.setdefault(
+    (b"MM", _WHITE_IS_ZERO, (1,), 1, (16,), ()), ("I;16B", "I;16B")
+)
 
 
 @dataclass(frozen=True)
