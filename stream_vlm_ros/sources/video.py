@@ -54,6 +54,7 @@ _MAGIC = {
     "swf": b"FWS",
 }
 _JPEG = b"\xff\xd8\xff"  # how a picture of it begins
+_WITHOUT_STAMPS = 4  # frames that a stream may begin with, though it tells time
 _PROBED = 1 << 20  # bytes from which the codec of a transport stream is learned
 _PLACES = 8  # of a file, where that is done
 ASSUMED_RATE = 25.0  # frames/s, for a file that holds neither stamps nor a rate
@@ -411,7 +412,7 @@ class Clock:
         wrong. Of wrong ones, the frames are counted as unordered.
         """
         held: tuple[int, VideoFrame] | None = None  # not moved
-        for frame in frames:
+        for frame in self._begun_in_time(frames):
             stamp = self._stamp(frame)
             if stamp is None:
                 self._note_missing_stamps()
@@ -436,6 +437,22 @@ class Clock:
             yield self._told(held[0]), held[1]
         elif held is not None:
             self._count_unordered()
+
+    def _begun_in_time(self, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
+        """``frames``, the first with stamps before the one that has the first: FFmpeg gives those
+        of an RTSP stream none."""
+        first: list[VideoFrame] = []
+        for frame in frames:
+            first.append(frame)
+            base = frame.time_base or self._stream.time_base
+            if frame.pts is not None and base is not None:
+                for back, early in enumerate(reversed(first[:-1]), start=1):
+                    early.pts = frame.pts - round(back * self.interval_ns / (base * SECOND))
+                break
+            if len(first) > _WITHOUT_STAMPS:
+                break
+        yield from first
+        yield from frames
 
     def _count_unordered(self) -> None:
         self._state.counts.decoded += 1

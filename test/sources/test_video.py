@@ -349,6 +349,19 @@ def write_intra(path, stamps_ms, container="mpegts", codec="mpeg2video", every=1
     return path
 
 
+def test_a_first_picture_without_a_stamp_stands_before_the_second(tmp_path):
+    """As RTSP streams begin."""
+    path = write_intra(tmp_path / "a.ts", range(0, 2_000, 100), codec="libx264")
+    data = bytearray(path.read_bytes())
+    flags = data.index(b"\x00\x00\x01\xe0") + 7  # of the first packet: which stamps it has
+    assert data[flags] & 0x80
+    data[flags] = 0
+    path.write_bytes(data)
+    source = VideoSource(path)
+    assert [frame.stamp_ns for frame in source] == [ms * MS for ms in range(0, 2_000, 100)]
+    assert source.state.notes == []
+
+
 @pytest.mark.parametrize("every", [10, 20, 100])
 @pytest.mark.parametrize("codec", ["mpeg2video", "libx264"])
 def test_a_part_of_a_transport_stream_begins_where_it_was_asked_for(tmp_path, codec, every):
