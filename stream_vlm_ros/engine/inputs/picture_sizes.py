@@ -159,7 +159,7 @@ def rgb_of(picture: Image.Image, size: tuple[int, int] | None = None) -> np.ndar
 
 def check_depth(image: np.ndarray) -> None:
     """Raise InvalidImageError if the picture, of 16 bits made 8, shows only 12 of them: black."""
-    if image.max(initial=0) < 16:
+    if image.max(initial=0) <= 16:  # to which cv_bridge rounds the largest of 12 bits
         raise InvalidImageError(
             "of its 16 bits a pixel, at most the lower 12 are used, so it is nearly black; is it a "
             "depth image, or of a camera of 12 bits, whose driver should scale them?"
