@@ -126,7 +126,7 @@ class VideoSource(Source):
     def _video_stream(self, container: InputContainer) -> VideoStream:
         if container.format.name == "tty":  # FFmpeg takes any text file for a video of a terminal
             raise SourceUnreadableError(f"{self.place} is a text file, not a video.")
-        films = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        films = _films(container)
         best = container.streams.best("video")
         stream = next((s for s in films if s is best), films[0] if films else None)
         # PyAV has no codec where FFmpeg knows none, though it types it otherwise.
@@ -205,6 +205,13 @@ class VideoSource(Source):
     ) -> tuple[InputContainer, VideoStream, Clock]:
         container = stack.enter_context(self._open())
         stream = self._video_stream(container)
+        if (number := len(_films(container))) > 1:
+            _note_once(
+                state,
+                f"The file holds {number} videos;",
+                f"stream {stream.index} ({stream.width}x{stream.height}) is read. To read another: "
+                "ffmpeg -i IN -map 0:NUMBER -c copy OUT.mkv",
+            )
         return container, stream, Clock(stream, self.rate, state)
 
     def _timed(
@@ -518,6 +525,10 @@ class Clock:
         if not any("no time stamps" in note for note in self._notes):
             rate = f"its rate of {self._rate:g}" if self._rate else f"{ASSUMED_RATE:g} assumed"
             self._notes.append(f"The file holds no time stamps; {rate} frames/s used instead.")
+
+
+def _films(container: InputContainer) -> list[VideoStream]:
+    return [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
 
 
 class RgbConverter:

@@ -580,6 +580,26 @@ def test_a_stream_that_begins_inside_the_file_ends_nothing(tmp_path):
     assert [frame.stamp_ns for frame in late] == [frame.stamp_ns for frame in source][300:]
 
 
+def test_of_several_videos_in_a_file_it_is_said_which_is_read(tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as output:
+        streams = [output.add_stream("ffv1", rate=10) for _ in range(2)]
+        for stream in streams:
+            stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for index in range(10):
+            for stream in streams:
+                frame = av.VideoFrame(WIDTH, HEIGHT, "yuv420p")
+                frame.pts, frame.time_base = index, Fraction(1, 10)
+                output.mux(stream.encode(frame))
+        for stream in streams:
+            output.mux(stream.encode())
+    for start in (0.0, 0.5):
+        source = VideoSource(path, start=start)
+        assert len(list(source)) == 10 * (1 - start)
+        (said,) = source.state.notes
+        assert said.startswith(f"The file holds 2 videos; stream 0 ({WIDTH}x{HEIGHT}) is read")
+
+
 @pytest.mark.parametrize("suffix", ["mp3", "flac"])
 def test_a_cover_picture_is_no_video(tmp_path, suffix):
     path = tmp_path / f"song.{suffix}"

@@ -157,6 +157,15 @@ def rgb_of(picture: Image.Image, size: tuple[int, int] | None = None) -> np.ndar
     return image
 
 
+def holds_several(picture: Image.Image) -> bool:
+    """Whether there are more pictures in the file of one that has been decoded: pages, or those of
+    an animation. (What a phone's JPEG has besides is of the same one.)"""
+    try:
+        return picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1
+    except Exception:  # bytes from outside: the next is damaged, or there is none
+        return False
+
+
 def check_depth(image: np.ndarray) -> None:
     """Raise InvalidImageError if the picture, of 16 bits made 8, shows only 12 of them: black."""
     if image.max(initial=0) <= 16:  # to which cv_bridge rounds the largest of 12 bits
