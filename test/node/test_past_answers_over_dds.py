@@ -23,7 +23,7 @@ def test_where_the_file_is_somebody_elses_answers_are_kept_in_memory_and_that_is
 def test_answers_that_could_not_be_kept_are_told_with_those_that_are(here, monkeypatch):
     from stream_vlm.srv import GetAnswers
 
-    from stream_vlm_ros.node.answer_log import AnswerLog
+    from stream_vlm_ros.session.answer_log import AnswerLog
 
     find = AnswerLog.find
 
