@@ -58,6 +58,7 @@ VIDEOS = [
     ("j.mpg", "mpeg2video", {}),
     ("k.mov", "mjpeg", {}),
     ("l.flv", "libx264", {}),
+    ("m.mjpeg", "mjpeg", {}),
 ]
 
 
@@ -160,7 +161,7 @@ def read_video(path: Path) -> str:
         return "less, and said"
     step = stamps[-1] / max(1, len(stamps) - 1)
     evenly = all(abs(stamp - n * step) < 2e6 for n, stamp in enumerate(stamps))
-    if evenly and (source.duration is None or path.suffix in (".ts", ".mpg")):
+    if evenly and (source.duration is None or path.suffix in (".ts", ".mpg", ".mjpeg")):
         return "cut off, in a format that announces no length"
     return f"silent: {len(stamps)} of {FRAMES}, {counts}"
 

@@ -620,6 +620,7 @@ def history(
 
     When it fits best is told; nothing is asked. The model must be the same.
     """
+    from stream_vlm_ros.console import time_text
     from stream_vlm_ros.errors import InvalidParameterError, OutOfHorizonError
     from stream_vlm_ros.history.folder import held_in
     from stream_vlm_ros.replay.kept import (
@@ -629,7 +630,6 @@ def history(
         open_history,
         parse_stretch,
         searched_text,
-        time_text,
     )  # fmt: skip
 
     if not sentence.strip():

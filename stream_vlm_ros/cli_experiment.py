@@ -5,7 +5,7 @@
 
 Each experiment declares its options once, to argparse, because ``python -m
 stream_vlm_ros.experiments`` also runs on machines without typer. Here those declarations become
-typer options, when the experiment is named and not before: until then nothing heavy is imported.
+typer options when the experiment is named, and nothing heavy is imported before it runs.
 """
 
 from __future__ import annotations
@@ -40,10 +40,9 @@ class ExperimentCommand(TyperCommand):
     """One experiment; its options are read from its module when it is called."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        with Console(stderr=True).status("Loading the experiment"):  # with torch
-            from stream_vlm_ros.experiments.command import parser_of
+        from stream_vlm_ros.experiments.options import parser_of
 
-            parser = parser_of(str(self.name))
+        parser = parser_of(str(self.name))
         loaded = _as_command(str(self.name), parser)
         self.help, self.params, self.callback = parser.description, loaded.params, loaded.callback
         several = {
@@ -74,7 +73,8 @@ def _as_command(name: str, parser: argparse.ArgumentParser) -> Any:
     actions = [action for action in parser._actions if action.dest != "help"]
 
     def run(**given: Any) -> None:
-        from stream_vlm_ros.experiments.command import run as run_experiment
+        with Console(stderr=True).status("Loading the experiment"):  # with torch
+            from stream_vlm_ros.experiments.command import run as run_experiment
 
         values = {key: _plain(value) for key, value in given.items()}
         raise typer.Exit(run_experiment(argparse.Namespace(experiment=name, **values)))

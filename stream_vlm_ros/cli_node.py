@@ -231,7 +231,7 @@ def ask_node(name: str, wait: float, ask: Ask) -> bool:
         answers = []
         for question in ask.questions:
             try:
-                answers.append(await _ask_one(client, question, ask, out))
+                answers.append(await ask_one(client, question, ask, out))
             except AskError as refusal:
                 if not ask.as_json:
                     raise
@@ -248,7 +248,7 @@ def ask_node(name: str, wait: float, ask: Ask) -> bool:
     return with_node(name, wait, use)
 
 
-async def _ask_one(client: StreamVlmClient, question: str, ask: Ask, out: Console) -> Any:
+async def ask_one(client: StreamVlmClient, question: str, ask: Ask, out: Console) -> Any:
     def say(text: str, style: str = "") -> None:
         if not ask.as_json:
             out.print(Text(text, style=style), soft_wrap=True)

@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import sys
+from datetime import datetime
 
 from rich.console import Console
 from rich.text import Text
 
 WIDTH_OF_FILES = 110  # columns when the output is no terminal
+CLOCK = 1e8  # s: later stamps are told as dates; no recording that begins at 0 lasts three years
 
 
 def bytes_text(count: int) -> str:
@@ -33,6 +36,23 @@ def duration_text(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def time_text(seconds: float) -> str:
+    """A stamp for people: a date and time of this machine's zone, or seconds."""
+    if seconds < CLOCK:
+        return f"{seconds:.1f} s"
+    return datetime.fromtimestamp(seconds).isoformat(" ", "milliseconds")[:-2]
+
+
+def span_text(first: float, last: float) -> str:
+    """A stretch of time for people, rounded outwards: what it says holds all of it, so that who
+    forgets it forgets it whole. The date once if it is one day."""
+    begin = time_text(math.floor(round(10 * first, 6)) / 10)
+    end = time_text(math.ceil(round(10 * last, 6)) / 10)
+    day = begin.partition(" ")[0]
+    same = first >= CLOCK and end.startswith(f"{day} ")
+    return f"{begin} to {end.removeprefix(f'{day} ') if same else end}"
 
 
 def plural(count: int, noun: str) -> str:

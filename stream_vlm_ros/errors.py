@@ -9,6 +9,7 @@ constant, so that a client can act on it without reading the message.
 
 from __future__ import annotations
 
+import contextlib
 import numbers
 import os
 import re
@@ -215,6 +216,18 @@ def real_number(value: object) -> float | None:
 RELEASES = ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct")
 
 
+def runs_here(command: str) -> str:
+    """``command`` so that it runs from the current folder: whoever came through tools/run.sh, which
+    knows the environment, goes there again."""
+    run = os.environ.get("STREAM_VLM_RUN")
+    if not run:
+        return command
+    with contextlib.suppress(OSError):  # the current folder is gone
+        near = os.path.relpath(run)
+        run = min(run, near if "/" in near else f"./{near}", key=len)
+    return f"{shlex.quote(run)} {command}"
+
+
 def fetch_command(given: str) -> str:
     """The command by which a checkpoint comes to lie in the folder ``given``.
 
@@ -227,7 +240,7 @@ def fetch_command(given: str) -> str:
         wanted = given if re.fullmatch(r"\w[\w.-]*", name, re.ASCII) else None
     home, place = ("~/", given[2:]) if given.startswith("~/") else ("", given)
     place = home + shlex.quote(place) if given == cut(given) else "FOLDER"
-    return f"hf download {wanted or RELEASES[0]} --local-dir {place}"
+    return runs_here(f"hf download {wanted or RELEASES[0]} --local-dir {place}")
 
 
 def check_model_folder(path: Path) -> None:

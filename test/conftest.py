@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import tempfile
+import time
 
 import pytest
 
@@ -89,3 +90,13 @@ def cuda_is_available() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+@pytest.fixture
+def utc(monkeypatch):
+    """Times of the day are those of this zone."""
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()

@@ -41,6 +41,7 @@ from stream_vlm_ros.config import NODE, Settings
 from stream_vlm_ros.demo.settings import SourceSettings
 from stream_vlm_ros.experiments import EXPERIMENTS
 from stream_vlm_ros.experiments import command as experiments
+from stream_vlm_ros.experiments.options import parser_of
 from stream_vlm_ros.factory import build_engine, default_model, load_model
 from stream_vlm_ros.launching.arguments import DemoArguments, NodeArguments, ReplayArguments
 
@@ -224,7 +225,7 @@ def python(command: Command) -> None:
         elif module == "stream_vlm_ros.demo":
             parse(["demo", *rest])
         elif module == "stream_vlm_ros.experiments":
-            experiments.parser_of(rest[0]).parse_args(rest[1:])
+            parser_of(rest[0]).parse_args(rest[1:])
         else:
             assert module == "venv", f"python -m {module} is not known here"
     elif words and words[0] not in THE_READERS:
@@ -328,7 +329,7 @@ def options() -> dict[str, set[str]]:
         waiting += [(f"{name} {verb}".strip(), command) for verb, command in below.items()]
         found[name] = found.get(name, set()) | {o for param in one.params for o in param.opts}
     for name in EXPERIMENTS:
-        parser = experiments.parser_of(name)
+        parser = parser_of(name)
         found[f"experiment {name}"] = set(re.findall(r"--[a-z-]+", parser.format_help()))
     return found
 

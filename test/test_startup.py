@@ -38,6 +38,7 @@ HEAVY = ("torch", "transformers", "av", "rosbags", "cv2", "matplotlib")
         (["demo", "--model", "/nowhere"], "no model folder"),
         (["rpelay"], "No such command"),
         (["experiment", "snik"], "No such command"),
+        (["experiment", "sink", "--chunsk", "3"], "No such option"),
     ],
 )
 def test_a_mistake_is_told_before_torch_is_imported(arguments, words):
@@ -63,6 +64,21 @@ def test_the_help_imports_nothing_heavy():
     code = (
         "import sys\n"
         "import stream_vlm_ros.cli\n"
+        f"print(sorted(set({HEAVY!r}) & sys.modules.keys()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_options_of_every_experiment_are_told_without_anything_heavy():
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from stream_vlm_ros.cli import app\n"
+        "from stream_vlm_ros.experiments import EXPERIMENTS\n"
+        "for name in EXPERIMENTS:\n"
+        "    told = CliRunner().invoke(app, ['experiment', name, '--help'])\n"
+        "    assert told.exit_code == 0 and '--device' in told.stdout, told\n"
         f"print(sorted(set({HEAVY!r}) & sys.modules.keys()))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

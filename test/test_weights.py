@@ -6,6 +6,7 @@
 import shlex
 import shutil
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,12 @@ from stream_vlm_ros.factory import calibration_of, default_model, load_model
 
 SMALLEST = "Qwen/Qwen2.5-VL-3B-Instruct"
 LARGER = "Qwen/Qwen2.5-VL-7B-Instruct"
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch):
+    """As where the environment is active already, whatever started these tests."""
+    monkeypatch.delenv("STREAM_VLM_RUN", raising=False)
 
 
 @pytest.fixture
@@ -72,6 +79,25 @@ def test_the_command_told_fills_the_very_folder_that_was_named(
 def test_a_folder_of_the_users_home_stays_one_in_the_command():
     with pytest.raises(ModelLoadError, match=f"hf download {SMALLEST} --local-dir ~/'my 7B'$"):
         check_model_folder("~/my 7B")
+
+
+@pytest.mark.parametrize("here", [".", "my code", "my code/tools", "a/b/c/d/e/f"])
+def test_started_through_run_sh_the_command_told_runs_from_where_the_user_is(
+    here, tmp_path, monkeypatch
+):
+    through = tmp_path / "my code/tools/run.sh"
+    through.parent.mkdir(parents=True)
+    through.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    through.chmod(0o755)
+    (tmp_path / here).mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(tmp_path / here)
+    monkeypatch.setenv("STREAM_VLM_RUN", str(through))
+    with pytest.raises(ModelLoadError) as refusal:
+        check_model_folder(SMALLEST)
+    command = str(refusal.value).rpartition(": ")[2]
+    ran = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert parsed(shlex.join(ran.stdout.splitlines())) == (SMALLEST, SMALLEST)
+    assert len(shlex.split(command)[0]) <= len(str(through))
 
 
 @pytest.mark.parametrize(

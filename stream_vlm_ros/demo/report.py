@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -22,6 +24,17 @@ from stream_vlm_ros.console import (
 from stream_vlm_ros.session.counters import ON_PURPOSE
 
 MARGIN = 10  # columns in front of questions and answers, where the time stands
+
+
+Stretches = Sequence[tuple[float, float]]
+
+UNITS = {"second": 1, "minute": 60, "hour": 3600}
+WORDS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
+NUMBERS = {word: number for number, word in enumerate(WORDS.split(), 1)}
+NUMBERS |= {"a": 1, "an": 1, "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60}
+AGO = re.compile(
+    rf"\b(\d+(?:\.\d+)?|{'|'.join(NUMBERS)})\s+({'|'.join(UNITS)})s?\s+ago\b", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -48,12 +61,13 @@ class Exchange:
     error: str
     ttft: float
     latency: float
-    seen_ago: tuple[tuple[float, float], ...]  # stretches of time in memory: begin, end
+    seen_ago: Stretches  # of time in memory: begin, end
     memory: Memory
     right: bool | None = None
     truth: str = ""
     judged: bool = False  # the truth is known; ``right`` is None where the memory had moved on
     typed: bool = False  # by somebody at the terminal, who sees what comes of it
+    forgotten: bool = False  # it is about a time of which nothing is held: the answer is a guess
 
 
 @dataclass
@@ -148,7 +162,8 @@ class Report:
             answer = Text(one_line(exchange.answer) or "(no words)", style="cyan")
             if exchange.right is False:
                 answer.append(f"   it was: {printable(exchange.truth)}", style="not bold dim")
-            self._print(Text(" " * MARGIN), Text.assemble(marks[exchange.right], answer))
+            guess = Text("a guess, nothing of that time is held  " * exchange.forgotten, "yellow")
+            self._print(Text(" " * MARGIN), Text.assemble(marks[exchange.right], guess, answer))
             self._print(Text(" " * MARGIN), Text(self._figures(exchange), style="dim"))
         out.print()
 
@@ -250,11 +265,31 @@ def bar(length: int, cap: int, width: int = 10, ascii_only: bool = False) -> str
     return "█" * full + "░" * (width - full)
 
 
-def seen_text(seen_ago: tuple[tuple[float, float], ...]) -> str:
-    """Stretches of time in memory, in seconds before now: ``seen 18.1-16.6, 12.0-0.4 s ago``."""
+def seen_text(seen_ago: Stretches) -> str:
+    """Stretches of time in memory, in seconds before now: ``seen 18.1-16.6, 12.0-0.4 s ago``. Of
+    many, the oldest and the two newest."""
     if not seen_ago:
         return "nothing seen"
-    return "seen " + ", ".join(f"{begin:.1f}-{end:.1f}" for begin, end in seen_ago) + " s ago"
+    told = [f"{begin:.1f}-{end:.1f}" for begin, end in seen_ago]
+    if len(told) > 4:
+        told[1:-2] = [f"{len(told) - 3} more"]
+    return "seen " + ", ".join(told) + " s ago"
+
+
+def is_forgotten(question: str, held_ago: Stretches) -> bool:
+    """Whether ``question`` is about a time, such as "ten seconds ago", of which nothing is held.
+
+    Args:
+        held_ago: stretches of time that can be answered of, in seconds before the newest frame.
+    """
+    asked = [
+        (float(NUMBERS.get(number.lower(), number)) * UNITS[unit.lower()], UNITS[unit.lower()])
+        for number, unit in AGO.findall(question)
+    ]
+    return any(
+        not any(end - near <= ago <= begin + near for begin, end in held_ago)
+        for ago, near in ((ago, max(2, unit / 2)) for ago, unit in asked)
+    )
 
 
 def mean(values: list[float]) -> float:

@@ -10,8 +10,6 @@ with a summary, and exit status 0 if everything held.
 
 from __future__ import annotations
 
-import os
-import shlex
 import shutil
 import tempfile
 import time
@@ -20,14 +18,16 @@ from pathlib import Path
 from subprocess import DEVNULL
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from stream_vlm_ros.config import NODE, Settings
 from stream_vlm_ros.console import make_console
 from stream_vlm_ros.demo.defaults import shown
 from stream_vlm_ros.demo.prompt import Prompt, on_a_terminal
+from stream_vlm_ros.demo.report import MARGIN
 from stream_vlm_ros.demo.settings import NODE_NAME, DemoOptions, check_checkpoint
-from stream_vlm_ros.errors import InvalidParameterError
+from stream_vlm_ros.errors import InvalidParameterError, runs_here
 from stream_vlm_ros.factory import card_of, model_folder
 from stream_vlm_ros.owned import check, mark, place_to_write
 from stream_vlm_ros.processes.children import Processes, undisturbed
@@ -185,25 +185,27 @@ def _introduce(
             f"{bound} tokens",
         ),
         ("Model", card.warning(source.name) or str(card)),
-        ("Client", f"asks for {options.seconds:g} s while the video runs, then {then}"),
+        ("Client", f"asks for {options.seconds:g} s, then {then}"),
     ]
     console.print(Text("stream_vlm demo", style="bold"))
+    table = Table.grid()
+    table.add_column(width=MARGIN)
+    table.add_column(overflow="fold")
     for label, text in rows:
-        console.print(Text(f"{label:<10}{text}"), soft_wrap=True)
+        table.add_row(Text(label), Text(text))
+    console.print(table)
 
 
 def _say_how_to_reach_it(console: Console, environment: dict[str, str]) -> None:
     """What to type in a second terminal."""
     domain = environment["ROS_DOMAIN_ID"]
-    # Whoever came here through tools/run.sh goes there again.
-    through = shlex.quote(run) + " " if (run := os.environ.get("STREAM_VLM_RUN")) else ""
     reach = " ".join(f"{name}={value}" for name, value in on_this_machine().items())
     lines = [
-        f"ROS       domain {domain}, on this machine alone; from a second terminal:",
+        f"ROS       domain {domain}, on this machine alone; from a second terminal, here:",
         f"    export ROS_DOMAIN_ID={domain} {reach}",
-        f"    {through}stream-vlm watch",
-        f'    {through}stream-vlm ask --node /{NODE_NAME} "What do you see now?"',
-        f"    {through}stream-vlm node list",
+        "    " + runs_here("stream-vlm watch"),
+        "    " + runs_here(f'stream-vlm ask --node /{NODE_NAME} "What do you see now?"'),
+        "    " + runs_here("stream-vlm node list"),
     ]
     for line in lines:
         console.print(Text(line), soft_wrap=True)

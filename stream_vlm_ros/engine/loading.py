@@ -14,6 +14,7 @@ import torch
 from stream_vlm_ros.engine.inputs.frames import read_json_object
 from stream_vlm_ros.engine.inputs.processor import StreamProcessor
 from stream_vlm_ros.engine.model.base import StreamModel
+from stream_vlm_ros.engine.model.config import check_tokens
 from stream_vlm_ros.engine.model.device import resolve_device, resolve_dtype
 from stream_vlm_ros.engine.model.qwen2_5_vl import StreamQwenModel
 from stream_vlm_ros.engine.model.weights import CheckpointFiles
@@ -73,7 +74,7 @@ def family_of(folder: Path) -> type[StreamModel]:
 
 def check_fit(config: Any, processor: StreamProcessor) -> None:
     """Raise ModelLoadError if pictures are cut into other patches than the model's, or the
-    tokenizer has words that the model has no embedding for."""
+    tokenizer or the configuration has words that the model has no embedding for."""
     vision, settings = config.vision_config, processor.image_settings
     for ours, theirs in (
         ("patch_size", "patch_size"),
@@ -93,3 +94,4 @@ def check_fit(config: Any, processor: StreamProcessor) -> None:
             f"the tokenizer has {words:,} words, the model's embedding {embedded:,}: take both "
             "from the same checkpoint folder"
         )
+    check_tokens(config)

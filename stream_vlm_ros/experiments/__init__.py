@@ -3,8 +3,9 @@
 
 """Experiments on the memory: measured runs with pass criteria, on any model and any source.
 
-Each experiment is a module with ``options(parser)`` and ``run(context)``. `command` finds it by
-name, gives it a `Context`, and turns what it wrote into JSON, Markdown, plots and an exit status.
+Each experiment is a module with ``run(context)``; its options are in `options`. `command` finds it
+by name, gives it a `Context`, and turns what it wrote into JSON, Markdown, plots and an exit
+status.
 """
 
 from typing import NamedTuple

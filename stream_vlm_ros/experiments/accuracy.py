@@ -19,8 +19,9 @@ import numpy as np
 
 from .context import Context
 from .dataset import PERCEPTION, TYPES
+from .options import LAYOUTS, POSITIONS
 from .record import Record
-from .streams import DEFAULT, FULL, LAST_FOUR, LAYOUTS, POLICIES, POSITIONS, SHARES
+from .streams import DEFAULT, FULL, LAST_FOUR, POLICIES, SHARES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

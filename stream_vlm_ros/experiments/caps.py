@@ -9,7 +9,6 @@ a drawn world, the share of right answers.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from typing import TYPE_CHECKING
 
@@ -19,24 +18,6 @@ from .dataset import Dataset
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-
-def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--frames", type=int, default=160, help="Frames to stream.")
-    parser.add_argument("--chunk-frames", type=int, default=4, help="Frames per chunk.")
-    parser.add_argument(
-        "--caps",
-        type=int,
-        nargs="+",
-        default=[50_000, 100_000, 130_000, 150_000],
-        metavar="N",
-        help="Caps to try, in tokens.",
-    )
-    parser.add_argument("--question", default="Describe what you see.", help="Asked at the end.")
-    parser.add_argument("--max-new-tokens", type=int, default=32, help="Tokens of an answer.")
-    parser.add_argument(
-        "--questions", type=int, default=40, help="How many questions about a drawn world."
-    )
 
 
 def run(context: Context) -> None:

@@ -9,7 +9,6 @@ frame, so 3 frames must take as many tokens as 4.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from typing import TYPE_CHECKING
 
@@ -19,19 +18,6 @@ from .expected_counts import Prediction
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-
-def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--chunk-frames",
-        type=int,
-        nargs="+",
-        default=[2, 4, 6, 3],
-        metavar="N",
-        help="Frames per chunk, each size in turn.",
-    )
-    parser.add_argument("--chunks", type=int, default=4, help="Chunks of each size.")
-    parser.add_argument("--cap", type=int, default=100_000, help="Tokens the KV cache may hold.")
 
 
 def run(context: Context) -> None:

@@ -25,9 +25,9 @@ from stream_vlm_ros.processes.children import signals_as_ctrl_c
 
 from . import EXPERIMENTS
 from .context import Context
+from .options import description_of, parser_of
 from .peak_memory import is_out_of_memory
 from .record import BROKEN, PASSED, Record
-from .shapes import SHAPES
 
 FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130  # exit statuses; 0 when every criterion passed
 
@@ -118,55 +118,10 @@ def parser() -> argparse.ArgumentParser:
             name,
             parents=[parser_of(name)],
             help=experiment.title,
-            description=_module(name).__doc__,
+            description=description_of(name),
             formatter_class=_Help,
         )
     return top
-
-
-def parser_of(name: str) -> argparse.ArgumentParser:
-    """Options of one experiment: those that all have, and its own."""
-    module = _module(name)
-    one = argparse.ArgumentParser(add_help=False, description=module.__doc__)
-    add = one.add_argument_group("model").add_argument
-    add("--model", metavar="FOLDER", help="Qwen2.5-VL checkpoint folder; else the small model.")
-    add("--shape", choices=SHAPES, help="Random weights of a named shape instead of a model.")
-    add("--processor", metavar="FOLDER", help="Take tokenizer and image settings from here.")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
-    add("--dtype", default="auto", help="auto, bfloat16, float16 or float32.")
-    add("--seed", type=int, default=0, help="Seed of random weights and of random choices.")
-    add("--threads", type=int, default=0, help="CPU threads; 0: torch's own choice.")
-    add = one.add_argument_group("memory").add_argument
-    add(
-        "--layout",
-        choices=("segmented", "continuous"),
-        default="segmented",
-        help="A user turn for each chunk, or one growing video.",
-    )
-    add(
-        "--position-policy",
-        choices=("contiguous", "keep_gaps"),
-        default="contiguous",
-        help="Positions after an eviction: close the gaps, or keep them.",
-    )
-    add("--min-pixels", type=int, help="Enlarge smaller pictures to this many pixels.")
-    add("--max-pixels", type=int, help="Reduce larger pictures to this many pixels.")
-    add = one.add_argument_group("source").add_argument
-    add(
-        "--source",
-        default=os.environ.get("VIDEO_PATH") or "synthetic",
-        help="synthetic[:WIDTHxHEIGHT] (1920x1080 if no size is given), world:SEED, a video, bag "
-        "or folder.",
-    )
-    add("--size", metavar="WIDTHxHEIGHT", help="Scale the pictures to this size.")
-    add("--fps", type=float, default=2.0, help="Frames per second.")
-    add(
-        "--out",
-        default=os.environ.get("REPORT_PATH") or "experiments",
-        help="Folder for JSON, Markdown and plots.",
-    )
-    module.options(one)
-    return one
 
 
 def _module(name: str) -> ModuleType:

@@ -13,7 +13,6 @@ are computed again from the pictures and rotated to those positions in float64.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import itertools
 import math
@@ -33,46 +32,12 @@ from .context import Context
 from .expected_counts import TextTokens
 from .layout import Whole
 from .pictures import Chunk, Pictures
-from .streams import POSITIONS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 LEVELS = {"level 1": (0.0, 0.0), "all levels": (0.25, 0.25)}  # sampled, important
-
-
-def options(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(shape="toy", source="synthetic:112x84", layout="continuous")
-    parser.add_argument("--chunks", type=int, default=10_000, help="Chunks to stream.")
-    parser.add_argument("--chunk-frames", type=int, default=2, help="Frames per chunk.")
-    parser.add_argument("--cap", type=int, default=300, help="Tokens the KV cache may hold.")
-    parser.add_argument(
-        "--levels", nargs="+", choices=LEVELS, default=list(LEVELS), help="Which levels."
-    )
-    parser.add_argument(
-        "--positions",
-        nargs="+",
-        choices=POSITIONS,
-        default=list(POSITIONS),
-        help="Which position policies.",
-    )
-    parser.add_argument(
-        "--young", type=int, default=500, help="Chunks of the young stream before it is measured."
-    )
-    parser.add_argument("--stretch", type=int, default=50, help="Chunks per turn.")
-    parser.add_argument(
-        "--turns", type=int, default=20, help="Turns of the old and the young stream."
-    )
-    parser.add_argument(
-        "--max-mib", type=float, default=4.0, help="Growth of memory that passes, MiB."
-    )
-    parser.add_argument(
-        "--max-ratio",
-        type=float,
-        default=1.1,
-        help="Ratio of old to young that passes, time per chunk.",
-    )
 
 
 def run(context: Context) -> None:

@@ -54,32 +54,6 @@ CHANGED_BAR, UNCHANGED_BAR = 0.80, 0.10
 MIN_ASKED, MIN_WORLDS, MIN_PRESENT = 150, 8, 1000
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(layout="continuous", source="world")
-    add = parser.add_argument
-    add("--worlds", type=int, default=len(MEASURING), help="Worlds, of the seeds for measuring.")
-    add("--first", type=int, default=0, help="Skip so many worlds.")
-    add("--hours", type=float, default=6.0, help="Length of each.")
-    add("--once", type=int, default=20, help="Things of a world that come once.")
-    add("--repeated", type=int, default=4, help="Things that come several times in ten minutes.")
-    add("--never", type=int, default=8, help="Things that are asked about and do not come.")
-    add("--chunk-frames", type=int, default=16, help="Frames per chunk.")
-    add("--jobs", type=int, default=1, help="Processes, each with a world of its own.")
-    add(
-        "--history",
-        choices=("auto", "never", "always"),
-        default="auto",
-        help="When the engine looks back.",
-    )
-    add("--read", choices=("apart",), default="apart", help="How what is fetched is read.")
-    add("--index-megabytes", type=int, default=256, help="Of keys; beyond, they are thinned out.")
-    add("--questions", type=int, default=0, help="Of a world at most; 0: all.")
-    add("--moments", type=int, default=40, help="Of a world, at which the present is asked about.")
-    add("--taken", type=int, default=100, help="Questions a world whose evidence is taken away.")
-    add("--no-controls", action="store_true", help="The engine alone.")
-    add("--report", action="store_true", help="Only put together what was measured.")
-
-
 def run(context: Context) -> None:
     """Measure the worlds that were not measured yet, and report on all."""
     options, record = context.options, context.record

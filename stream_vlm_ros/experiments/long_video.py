@@ -12,7 +12,6 @@ lengthens ours to that, so that every figure can be compared with its run.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from typing import TYPE_CHECKING, Any
@@ -46,16 +45,6 @@ REFERENCE_COSTS = {
     "frames a second": "0.73",
     "TTFT, s": "0.440",
 }
-
-
-def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--frames", type=int, default=400, help="Frames to stream.")
-    parser.add_argument("--chunk-frames", type=int, default=4, help="Frames per chunk.")
-    parser.add_argument("--cap", type=int, default=150_000, help="Tokens the KV cache may hold.")
-    parser.add_argument("--first-text", type=int, help="Text tokens of the first chunk.")
-    parser.add_argument("--question", default="Describe what you see.", help="Asked at the end.")
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="Tokens of an answer.")
-    parser.add_argument("--max-gb", type=float, default=23.0, help="Peak memory that passes, GB.")
 
 
 def run(context: Context) -> None:

@@ -10,7 +10,6 @@ every 2nd and then every 4th frame (the stream too, to compare like with like), 
 
 from __future__ import annotations
 
-import argparse
 import gc
 import time
 from typing import TYPE_CHECKING, Any
@@ -29,21 +28,6 @@ from .peak_memory import is_out_of_memory
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-
-def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--frames", type=int, default=24, help="Frames to stream.")
-    parser.add_argument("--chunk-frames", type=int, default=4, help="Frames per chunk.")
-    parser.add_argument("--question", default="Describe what you see.", help="Asked at the end.")
-    parser.add_argument("--max-new-tokens", type=int, default=32, help="Tokens of an answer.")
-    parser.add_argument(
-        "--attention",
-        default="sdpa",
-        help="Attention of the stock model: sdpa, eager or flash_attention_2.",
-    )
-    parser.add_argument(
-        "--memory-gib", type=float, help="Use no more of the GPU's memory, as on a smaller GPU."
-    )
 
 
 def run(context: Context) -> None:

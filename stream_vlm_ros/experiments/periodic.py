@@ -11,7 +11,6 @@ that is reset after each question.
 
 from __future__ import annotations
 
-import argparse
 import re
 import statistics
 from collections.abc import Iterable
@@ -19,27 +18,6 @@ from typing import Any
 
 from .context import Context
 from .pictures import WorldPictures
-
-
-def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--frames", type=int, default=400, help="Frames to stream.")
-    parser.add_argument("--chunk-frames", type=int, default=4, help="Frames per chunk.")
-    parser.add_argument("--cap", type=int, default=150_000, help="Tokens the KV cache may hold.")
-    parser.add_argument(
-        "--every", type=int, default=25, metavar="CHUNKS", help="Chunks between questions."
-    )
-    parser.add_argument(
-        "--question",
-        help="If none: to read all text on the screen; in a drawn world, its last sign.",
-    )
-    parser.add_argument("--max-new-tokens", type=int, default=200, help="Tokens of an answer.")
-    parser.add_argument(
-        "--temperature", type=float, default=0.3, help="0: always the most likely token."
-    )
-    parser.add_argument(
-        "--max-ttft", type=float, default=10.0, help="Mean TTFT that passes, in seconds."
-    )
-    parser.add_argument("--remedies", action="store_true", help="Compare the remedies, too.")
 
 
 def run(context: Context) -> None:

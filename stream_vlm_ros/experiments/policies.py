@@ -32,65 +32,12 @@ from .record import Record
 from .streams import (
     FULL,
     LAST_FOUR,
-    LAYOUTS,
-    POLICIES,
-    POSITIONS,
     SETTINGS,
     SHARES,
     Task,
     remembered_features,
     stream,
 )
-
-
-def options(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(source="world", layout="continuous", out="bench/results")
-    add = parser.add_argument
-    add("--settings", nargs="+", choices=list(SETTINGS), default=["trained"], help="Which videos.")
-    add("--videos", type=int, default=8, help="Videos of each setting.")
-    add(
-        "--cross-videos",
-        type=int,
-        default=4,
-        help="How many of them are streamed in every layout with every position policy; the others "
-        "use only the first of each.",
-    )
-    add("--first-video", type=int, default=1_000_000, help="Seed of the first world.")
-    add("--seconds", type=float, help="Length of a video, instead of the setting's.")
-    add(
-        "--idle-hours",
-        type=float,
-        default=0.0,
-        help="Show the first picture this long before each video, once a minute.",
-    )
-    add(
-        "--caps",
-        type=float,
-        nargs="+",
-        help="Caps as shares of the history, instead of the setting's.",
-    )
-    add("--moments", type=int, default=4, help="Moments of a video at which questions are asked.")
-    add("--each", type=int, default=3, help="Questions of each type at a moment, at most.")
-    add(
-        "--policies",
-        nargs="+",
-        choices=POLICIES,
-        default=list(POLICIES),
-        metavar="POLICY",
-        help="Which policies.",
-    )
-    add("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="Which layouts.")
-    add(
-        "--positions",
-        nargs="+",
-        choices=POSITIONS,
-        default=list(POSITIONS),
-        help="Which position policies.",
-    )
-    add("--max-full", type=int, default=32_768, help="Try no full history of more tokens.")
-    add("--workers", type=int, default=1, help="Processes, of --threads each.")
-    add("--minutes", type=float, help="Start no stream after this time; run again to resume.")
-    add("--fresh", action="store_true", help="Forget what an earlier run found.")
 
 
 def run(context: Context) -> None:

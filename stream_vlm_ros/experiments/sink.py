@@ -9,7 +9,6 @@ window the cap less the sink, and the recorded mean of tokens per chunk the real
 
 from __future__ import annotations
 
-import argparse
 import statistics
 
 from .context import Context
@@ -17,20 +16,6 @@ from .expected_counts import Prediction, grid_tokens
 
 CLOSE = 10  # tokens that the recorded mean may be off
 _ALL = 10**9  # pixels: no bound
-
-
-def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--chunk-frames",
-        type=int,
-        nargs="+",
-        default=[2, 4],
-        metavar="N",
-        help="Frames per chunk, each size in turn.",
-    )
-    parser.add_argument("--chunks", type=int, default=5, help="Chunks of each size.")
-    parser.add_argument("--cap", type=int, default=100_000, help="Tokens the KV cache may hold.")
-    parser.add_argument("--min-sink", type=int, default=128, help="Tokens a sink must exceed.")
 
 
 def run(context: Context) -> None:

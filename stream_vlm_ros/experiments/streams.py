@@ -39,8 +39,6 @@ SHARES = {
     "+ both, small window": (0.3, 0.4),
 }
 POLICIES = (LAST_FOUR, *SHARES, FULL)
-LAYOUTS = ("continuous", "segmented")
-POSITIONS = ("keep_gaps", "contiguous")
 
 
 @dataclass(frozen=True)

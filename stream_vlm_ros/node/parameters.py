@@ -9,6 +9,7 @@ Which parameters the node has is said in :class:`stream_vlm_ros.config.Settings`
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -78,7 +79,7 @@ def refuse_unknown(node: Node, arguments: Sequence[str] = ()) -> None:
         arguments: of the process. What a parameter file among them gives to several nodes (``/**``)
             is meant for whichever has it: the log warns of that, and the node starts.
     """
-    shared = _shared(arguments)
+    shared = _shared(node, arguments)
     unknown = []
     for name in getattr(node, "_parameter_overrides", {}):
         if node.has_parameter(name) or name.startswith("qos_overrides."):
@@ -99,18 +100,44 @@ def unknown_parameter(name: str) -> str:
     return cut(Settings.unknown(name).replace("setting", "parameter", 1))
 
 
-def _shared(arguments: Sequence[str]) -> set[str]:
-    """The names that parameter files give to several nodes. rcl, which has read them, hands them on
-    as if they had been given to this one."""
-    names: set[str] = set()
+def _shared(node: Node, arguments: Sequence[str]) -> set[str]:
+    """The names that parameter files give to several nodes alone. rcl, which has read them, hands
+    them on as if they had been given to this one; the log warns of a file that gives it nothing."""
+    full_name = node.get_fully_qualified_name()
+    shared: set[str] = set()
+    own: set[str] = set()
     for flag, file in itertools.pairwise(arguments):
-        if flag == "--params-file":
-            with open(file, encoding="utf-8") as text:
-                sections = yaml.safe_load(text) or {}
-            for nodes, section in sections.items():
-                if str(nodes).endswith("*"):
-                    names |= set(_dotted(section.get("ros__parameters") or {}))
-    return names
+        if flag != "--params-file":
+            continue
+        with open(file, encoding="utf-8") as text:
+            sections = list(_sections(yaml.safe_load(text) or {}))
+        for nodes, values in sections:
+            if nodes.endswith("*"):
+                shared |= set(_dotted(values))
+            elif _matches(nodes, full_name):
+                own |= set(_dotted(values))
+        if sections and not any(_matches(nodes, full_name) for nodes, _ in sections):
+            named = cut(", ".join(nodes for nodes, _ in sections) or "nothing")
+            node.get_logger().warning(
+                f"{file} gives this node, {full_name}, no parameters: what it names is {named}"
+            )
+    return shared - own
+
+
+def _sections(values: Mapping[str, Any], nodes: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Names of nodes as a parameter file has them, with a slash before them, and their values."""
+    for key, value in values.items():
+        if key == "ros__parameters":
+            yield nodes, value or {}
+        elif isinstance(value, dict):
+            yield from _sections(value, f"{nodes}/{str(key).strip('/')}")
+
+
+def _matches(nodes: str, full_name: str) -> bool:
+    """Whether a section of a parameter file is for a node: * is one part of its name, ** any."""
+    parts = {"**": ".*", "*": "[^/]*"}
+    pattern = "".join(parts.get(part, re.escape(part)) for part in re.split(r"(\*+)", nodes))
+    return re.fullmatch(pattern, full_name) is not None
 
 
 def _dotted(values: Mapping[str, Any], before: str = "") -> Iterator[str]:

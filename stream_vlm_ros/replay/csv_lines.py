@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 
 from .yaml_lines import Event, Mistake, yaml_events
@@ -30,6 +31,7 @@ def csv_events(text: str) -> Iterator[Event]:
     if keys and keys[0].lower() == "sep=":  # some spreadsheets say first what separates
         line, keys = next(rows, (1, []))
     keys = [key.lower() for key in keys]
+    comma = _delimiter(text) != ","
     if "text" not in keys:
         raise Mistake(line, "the first line of a CSV file holds the keys; 'text' is not among them")
     yield from (Event("{", line), Event("text", line, "questions"), Event("[", line))
@@ -41,6 +43,8 @@ def csv_events(text: str) -> Iterator[Event]:
         for key, cell in zip(keys, cells, strict=False):
             if cell:
                 yield Event("text", line, key)
+                if comma and key not in LISTS + TEXTS:
+                    cell = _with_point(cell)
                 yield from _value(key, cell, line)
         yield Event("]", line)
     yield from (Event("]", line), Event("]", line))
@@ -66,6 +70,13 @@ def _delimiter(text: str) -> str:
     if len(said) == 1 and said in DELIMITERS:
         return said
     return max(DELIMITERS, key=first.count)
+
+
+def _with_point(cell: str) -> str:
+    """A number with a decimal comma, as spreadsheets that separate by semicolons write it, in
+    YAML's way. Whether the comma of ``1,500`` is one, nobody knows: as it is."""
+    number = re.fullmatch(r"([-+]?\d+),(\d+)", cell)
+    return cell if number is None or len(number[2]) == 3 else f"{number[1]}.{number[2]}"
 
 
 def _value(key: str, cell: str, line: int) -> Iterator[Event]:

@@ -147,6 +147,9 @@ class ReplayJob:
         pictures = self.out / THUMBNAILS
         if pictures.is_symlink() or (pictures.exists() and not pictures.is_dir()):
             raise NotOursError(f"{pictures} is not a folder of this program: move it away.")
+        for path in (self.out / name for name in WRITES):
+            if path.exists() and not path.is_file() and path != pictures:
+                raise NotOursError(f"{path} is a folder, a pipe or a device: move it away.")
         written = [pictures, *(self.out / name for name in WRITES), *self._bags]
         inputs = [Path(os.path.expanduser(self.spec)), Path(self.questions.path)]
         inputs += [Path(os.path.expanduser(s.model_path)) for s in self.settings if s.model_path]

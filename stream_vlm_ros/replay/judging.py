@@ -36,6 +36,8 @@ _DURATION = re2.compile(
 _NUMBER = re2.compile(
     rf"(?i){_DIGITS}|\b(?:{'|'.join(sorted(_COUNTING, key=len, reverse=True))})\b"
 )
+# Not the comma between thousands, nor that of a list.
+_DECIMAL_COMMA = re.compile(r"\d,\d(?!\d\d(?!\d))")
 _NO_WORD = r"[^\p{L}\p{M}\p{N}_]"
 MAX_JUDGED = 20_000  # characters of an answer that are looked at
 _EXPRESSION_BYTES = 1 << 20  # of memory for one expression
@@ -105,6 +107,8 @@ def make_judge(spec: Any, expect: tuple[str, ...], choices: tuple[str, ...] = ()
         found = [_expression(e) for e in expect]
         return Judge(name, lambda answer: any(p.search(answer) for p in found))
     read, what = {"number": (number_in, "number"), "time": (seconds_in, "time")}[name]
+    if comma := next((e for e in expect if _DECIMAL_COMMA.search(e)), None):
+        raise ValueError(f"expected is {comma!r}: write a decimal point, not a comma")
     values = [read(e) for e in expect]
     if None in values:
         raise ValueError(f"expected is {expect[values.index(None)]!r}, which holds no {what}")

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stream_vlm_ros.config import Settings
-from stream_vlm_ros.console import duration_text, plural
+from stream_vlm_ros.console import CLOCK, duration_text, plural, span_text
 from stream_vlm_ros.errors import InvalidParameterError, cut
 from stream_vlm_ros.owned import NotOursError, held, kind_of
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from stream_vlm_ros.history.recall import RecallingInference
 
 KIND = "frame store"  # as stream_vlm_ros.history.store says in the folder's mark
-CLOCK = 1e8  # s: later stamps are told as dates; no recording that begins at 0 lasts three years
 
 
 def find_folder(name: str) -> Path:
@@ -168,23 +167,6 @@ def searched_text(held: Held) -> str:
     text = held_text(held._replace(frames=held.searched, reach=held.searched_reach))
     earlier = held.frames - held.searched
     return text + f"; {plural(earlier, 'frame')} of earlier runs not" * bool(earlier)
-
-
-def time_text(seconds: float) -> str:
-    """A stamp for people: a date and time of this machine's zone, or seconds."""
-    if seconds < CLOCK:
-        return f"{seconds:.1f} s"
-    return datetime.fromtimestamp(seconds).isoformat(" ", "milliseconds")[:-2]
-
-
-def span_text(first: float, last: float) -> str:
-    """A stretch of time for people, rounded outwards: what it says holds all of it, so that who
-    forgets it forgets it whole. The date once if it is one day."""
-    begin = time_text(math.floor(round(10 * first, 6)) / 10)
-    end = time_text(math.ceil(round(10 * last, 6)) / 10)
-    day = begin.partition(" ")[0]
-    same = first >= CLOCK and end.startswith(f"{day} ")
-    return f"{begin} to {end.removeprefix(f'{day} ') if same else end}"
 
 
 def found_table(episodes: Sequence[EvidenceEpisode], hit: float, newest: float) -> Table:

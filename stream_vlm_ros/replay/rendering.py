@@ -16,10 +16,12 @@ import jinja2
 import junitparser
 
 from stream_vlm_ros.console import (
+    CLOCK,
     bytes_text,
     duration_text,
     markdown,
     plural,
+    span_text,
     visible,
 )
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
@@ -29,7 +31,6 @@ from stream_vlm_ros.session.counters import ON_PURPOSE
 from .ages import age_text, correction
 from .answer_table import render_csv
 from .journal import as_json
-from .kept import CLOCK, span_text
 from .plots import COLOURS, plots_of
 from .summary import is_judged, place_of_evidence
 from .time_line import TimeLine

@@ -12,12 +12,19 @@ from rich.console import Console
 from rich.progress import TextColumn
 from rich.text import Text
 
-from stream_vlm_ros.console import bytes_text, duration_text, plural, printable, say
+from stream_vlm_ros.console import (
+    CLOCK,
+    bytes_text,
+    duration_text,
+    plural,
+    printable,
+    say,
+    span_text,
+)
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.progress import TimeLeft, make_bar
 from stream_vlm_ros.replay.ages import age_text, correction
 from stream_vlm_ros.replay.feeding import Fed
-from stream_vlm_ros.replay.kept import CLOCK, span_text
 from stream_vlm_ros.replay.records import history_reach
 from stream_vlm_ros.sources import Source
 

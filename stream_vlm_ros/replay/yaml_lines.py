@@ -11,6 +11,7 @@ with its line.
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -118,11 +119,16 @@ def _text_of(path: Path) -> str:
         raise QuestionFileError(f"{path} cannot be read: {error}") from error
     if len(data) > MAX_BYTES:
         raise QuestionFileError(f"{path} is longer than {MAX_BYTES:,} bytes: not a question file.")
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    name, codec = ("UTF-16", "utf-16") if marked else ("UTF-8", "utf-8-sig")
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode(codec)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise QuestionFileError(f"{path}:{line}: not text in UTF-8: {error.reason}") from error
+        raise QuestionFileError(f"{path}:{line}: not text in {name}: {error.reason}") from error
+    if text[:2].count("\0") == 1 and len(text) > 1:  # UTF-16 without its mark
+        raise QuestionFileError(f"{path}:1: no text, or in another encoding: save it as UTF-8")
+    return text
 
 
 class Mistake(Exception):

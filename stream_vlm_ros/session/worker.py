@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from stream_vlm_ros.console import span_text
 from stream_vlm_ros.engine.inputs.stamp_check import check_stamp
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import (
@@ -672,14 +673,12 @@ class EngineWorker:
             outcome = replace(outcome, evidence=self._evidence(engine, ticket, metrics.episodes))
         except OutOfHorizonError:  # said again in the source's time, not in the engine's
             spans = self.memory.spans_ns
-            held = ", ".join(
-                f"{first / SECOND:.3f} to {last / SECOND:.3f} s" for first, last in spans[-3:]
-            )
+            held = ", ".join(_stretch(*span) for span in spans[-3:])
             if len(spans) > 3:
                 held += f", and {len(spans) - 3:,} more before"
             said = f"nothing of that time is remembered; in memory is {held or 'nothing'}"
             if (reach := self.memory.history_ns) is not None:
-                said += f"; the history holds {reach[0] / SECOND:.3f} to {reach[1] / SECOND:.3f} s"
+                said += f"; the history holds {_stretch(*reach)}"
             fault = OutOfHorizonError(said)
             outcome = self._failed(ticket, fault, started)
         except StreamVlmError as fault:
@@ -896,3 +895,7 @@ class EngineWorker:
 
 def _no_progress(state: str, text: str) -> None:
     """For a question whose answer nobody follows."""
+
+
+def _stretch(first_ns: int, last_ns: int) -> str:
+    return span_text(first_ns / SECOND, last_ns / SECOND)

@@ -67,22 +67,31 @@ class AddressSource(VideoSource):
 
     def _open(self) -> InputContainer:
         options = {**decoder_options(self._limit), "rtsp_flags": "prefer_tcp"}
+        if self._address.startswith("rtsp"):  # else the first picture waits until a rate is learned
+            options["fpsprobesize"] = "0"
+        begin = time.monotonic()
         try:
-            return av.open(
+            container = av.open(
                 self._address, metadata_errors="replace", options=options, timeout=SILENCE
             )
+            contexts = [getattr(s, "codec_context", None) for s in container.streams.video]
+            if _waited(begin) and not any(getattr(c, "width", 0) for c in contexts):
+                container.close()
+                raise av.error.ExitError(0, "")
+            return container
         except (av.FFmpegError, ValueError) as error:
+            reason = _nothing_came() if _waited(begin) else _reason(error)
             # By HTTP it was reached; by RTSP it may be that this is not its port.
-            web = self._address.startswith("http")
+            web = self._address.startswith("http") and not _waited(begin)
             if web and isinstance(error, av.error.InvalidDataError):
                 raise SourceUnreadableError(
                     f"What {self.place} gives is not a video that can be read "
-                    f"({_reason(error)}): a web page, a rosbag or another file? Give the address "
+                    f"({reason}): a web page, a rosbag or another file? Give the address "
                     "of the video itself; save a rosbag first, and give the file."
                 ) from None
             # Not "from error": that names the address with the password in it.
             raise SourceUnreadableError(
-                f"{self.place} cannot be read ({_reason(error)}). Check the address, the user and "
+                f"{self.place} cannot be read ({reason}). Check the address, the user and "
                 "password, and whether the camera or server can be reached from here."
             ) from None
 
@@ -107,15 +116,24 @@ class AddressSource(VideoSource):
             return f"{self.place} stopped ({_reason(error)}). Everything before was read."
         return f"The stream {self.place} ended ({_reason(error)})."
 
-    def _look_for_damage(self, stream: Any, clock: Clock, state: SourceState) -> None:
-        super()._look_for_damage(stream, clock, state)
+    def _look_for_damage(self, stream: Any, clock: Clock, packets: Any, state: SourceState) -> None:
+        super()._look_for_damage(stream, clock, packets, state)
         if self.live and clock.last_ns >= 0:
             state.notes.append(f"The stream ended after {clock.last_ns / SECOND:.1f} s.")
 
 
+def _waited(begin: float) -> bool:
+    """Whether it was waited for in vain since then: FFmpeg may go on, or call it invalid data."""
+    return time.monotonic() - begin > 0.9 * SILENCE
+
+
+def _nothing_came() -> str:
+    return f"nothing came for {SILENCE:g} s"
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, av.error.ExitError):
-        return f"nothing came for {SILENCE:g} s"
+        return _nothing_came()
     return short_reason(error)
 
 

@@ -81,5 +81,7 @@ def why_unreadable(file: Path, readable: Path, error: Exception) -> str:
 
 
 def words_of(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "a text in it is not UTF-8"
     words = " ".join(str(error).split())[:300].rstrip(".")
     return words or "it ends too early"

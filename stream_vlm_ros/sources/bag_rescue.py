@@ -14,9 +14,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import mmap
+import re
 import sqlite3
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +49,37 @@ _CONNECTION, _CHUNK, _MESSAGE, _INDEX, _CHUNK_INFO = (
 )
 
 
+_CHUNK_INFO_SIZE = b"\x64\0\0\0"  # of its header, whose fields are of one size each
+_STATISTICS = re.compile(rb"\x0b[\s\S]{3}\0{5}")  # opcode, and a length below 16 MiB
+_LONGEST_SUMMARY = 64 << 20  # bytes of a file's end, in which they are looked for
+
+
 class LooseFile(FileReader):
     """Read from its start, record by record, as far as it goes; channels come from a first pass.
 
-    A damaged chunk is left out, and the next one read; ``broken`` then says what was wrong.
+    A damaged chunk is left out, and the next one read; ``broken`` then says what was wrong. Where
+    the file's end still says how many messages there were, ``channels`` count these.
     """
 
     def __init__(self, path: Path, limit: PictureLimit) -> None:
         super().__init__(path, limit)
         # By number; of the whole file, as its end repeats what a damaged chunk would have told.
         self._known: dict[Any, Channel] = {}
-        counts: dict[Channel, int] = {}
+        counts: Counter[Channel] = Counter()
         first = last = None
         for raw in self._scan(None, empty=True):
-            counts[raw.channel] = counts.get(raw.channel, 0) + 1
+            counts[raw.channel] += 1
+            if raw.fault:  # it may have no time
+                continue
             first = raw.log_ns if first is None else min(first, raw.log_ns)
             last = raw.log_ns if last is None else max(last, raw.log_ns)
-        self.channels = [Channel(c.topic, c.kind, c.wire, number) for c, number in counts.items()]
+        if self.broken is not None:
+            announced: Counter[Channel] = Counter()
+            for key, number in self._announced().items():
+                if (channel := self._known.get(key)) is not None:
+                    announced[channel] += number
+            counts |= announced
+        self.channels = [replace(channel, count=number) for channel, number in counts.items()]
         if first is not None and last is not None:
             self.span = (first, last)
         elif self.broken is not None:
@@ -69,6 +87,10 @@ class LooseFile(FileReader):
 
     def messages(self, topics: set[str] | None) -> Iterator[Raw]:
         yield from self._scan(topics)
+
+    def _announced(self) -> Counter[Any]:
+        """How many messages of each channel, by its number, the file's end says that there were."""
+        return Counter()
 
     def _refuse(self, error: Exception) -> None:
         self.broken = self.broken or error
@@ -108,6 +130,24 @@ class LooseMcapFile(LooseFile):
             except Exception as error:
                 self.broken = self.broken or error
 
+    def _announced(self) -> Counter[Any]:
+        """As the statistics say, which are found by their layout: what was put in or is missing
+        before them has moved them from where the file's end points to."""
+        found: Counter[Any] = Counter()
+        with self.path.open("rb") as stream:
+            stream.seek(max(0, self.path.stat().st_size - _LONGEST_SUMMARY))
+            end = stream.read()
+        for match in _STATISTICS.finditer(end):
+            head, counts = struct.calcsize("<BQ"), struct.calcsize("<QHIIIIQQI")
+            (length,) = struct.unpack_from("<Q", end, match.start() + 1)
+            record = end[match.start() + head : match.start() + head + length]
+            if len(record) == length >= counts and (length - counts) % 10 == 0:
+                (total, *_, size) = struct.unpack_from("<QHIIIIQQI", record)
+                by_channel = list(struct.iter_unpack("<HQ", record[counts:]))
+                if size == length - counts and total == sum(number for _, number in by_channel):
+                    found.update(dict(by_channel))
+        return found
+
     def _items(self, record: Any) -> list[Any]:
         if not isinstance(record, Chunk):
             return [record]
@@ -122,26 +162,45 @@ def _is_wanted(channel: Channel, topics: set[str] | None) -> bool:
     return topics is None or channel.topic in topics
 
 
-def _database(path: Path) -> contextlib.closing[sqlite3.Connection]:
+@contextlib.contextmanager
+def _database(path: Path) -> Iterator[sqlite3.Connection]:
     uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
-    return contextlib.closing(sqlite3.connect(uri, uri=True))
+    with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
+        database.text_factory = lambda text: text.decode(errors="replace")
+        _check_tables(database)
+        yield database
 
 
 def _check_tables(database: sqlite3.Connection) -> None:
-    """Raise ValueError for a view in a table's place: what it computes may have no end."""
+    """Raise ValueError for a view in a table's place, as what it computes may have no end, and for
+    topics whose names are none."""
     query = "SELECT name FROM sqlite_master WHERE type = 'view' AND lower(name) IN (?, ?)"
     for (name,) in database.execute(query, ("messages", "topics")):
         raise ValueError(f"{name} is not a table of messages or topics, but a view")
+    query = "SELECT id, name, type, serialization_format FROM topics"
+    for number, *words in database.execute(query):
+        if not all(isinstance(word, str) for word in words):
+            raise ValueError(f"the name, type or format of topic {number} is no text")
 
 
 def check_rows(path: Path, limit: PictureLimit) -> None:
-    """Raise PictureTooLargeError for a bag in SQLite with a message that is too long; raises what
-    sqlite3 does if it cannot be read. SQLite knows a blob's length without reading it."""
+    """Raise PictureTooLargeError for a bag in SQLite with a message that is too long, and
+    ValueError for a row that is no message; raises what sqlite3 does if it cannot be read. SQLite
+    knows a blob's length and type without reading it."""
     with _database(path) as database:
-        _check_tables(database)
         query = "SELECT length(data) FROM messages WHERE length(data) > ? LIMIT 1"
         if (row := database.execute(query, (limit.unpacked_bytes,)).fetchone()) is not None:
             limit.check_bytes(row[0], "a message")
+        query = (
+            f"SELECT 1 FROM messages WHERE NOT ({_IS_MESSAGE}) OR topic_id NOT IN "
+            "(SELECT id FROM topics) LIMIT 1"
+        )
+        if database.execute(query).fetchone() is not None:
+            raise ValueError("a row is no message")
+
+
+# Any type fits a column.
+_IS_MESSAGE = "typeof(timestamp) = 'integer' AND typeof(data) = 'blob'"
 
 
 class LooseSqliteFile(LooseFile):
@@ -151,7 +210,6 @@ class LooseSqliteFile(LooseFile):
         self.broken = None
         try:
             with _database(self.path) as database:
-                _check_tables(database)
                 channels = {
                     number: Channel(plain_topic(name), plain_kind(kind), wire)
                     for number, name, kind, wire in database.execute(
@@ -160,29 +218,30 @@ class LooseSqliteFile(LooseFile):
                 }
                 content = "NULL" if empty else "CASE WHEN length(data) <= ? THEN data END"
                 rows = database.execute(
-                    f"SELECT topic_id, timestamp, length(data), {content} FROM messages",
+                    f"SELECT topic_id, {_IS_MESSAGE}, timestamp, length(data), "
+                    f"CASE WHEN {_IS_MESSAGE} THEN {content} END FROM messages",
                     () if empty else (self.limit.unpacked_bytes,),
                 )
-                for number, log_ns, length, data in rows:
+                for number, whole, log_ns, length, data in rows:
                     channel = channels.get(number)
                     if channel is None:
                         self._refuse(ValueError(f"a message is of no known topic ({number})"))
                     elif topics is None or channel.topic in topics:
-                        yield self._raw(channel, log_ns, length, b"" if empty else data)
+                        yield (
+                            self._raw(channel, log_ns, length, b"" if empty else data)
+                            if whole
+                            else Raw(channel, 0, b"", "its time is no number, or its data no bytes")
+                        )
         except GeneratorExit:
             raise
         except Exception as error:
             self.broken = self.broken or error
 
-    def _raw(self, channel: Channel, log_ns: Any, length: int | None, data: Any) -> Raw:
-        if not isinstance(log_ns, int):  # any type fits a column
-            return Raw(channel, 0, b"", "a message has no time, or no bytes")
+    def _raw(self, channel: Channel, log_ns: int, length: int, data: bytes) -> Raw:
         try:
-            self.limit.check_bytes(length or 0, "a message")
+            self.limit.check_bytes(length, "a message")
         except PictureTooLargeError as error:
             return Raw(channel, log_ns, b"", str(error))
-        if not isinstance(data, bytes):
-            return Raw(channel, 0, b"", "a message has no time, or no bytes")
         return Raw(channel, log_ns, data)
 
 
@@ -218,6 +277,24 @@ class LooseRos1File(LooseFile):
                 raise
             except Exception as error:
                 self.broken = self.broken or error
+
+    def _announced(self) -> Counter[Any]:
+        """As the records say that tell of the chunks, wherever they lie."""
+        found: Counter[Any] = Counter()
+        with (
+            self.path.open("rb") as stream,
+            mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
+            at = 0
+            while (at := data.find(b"chunk_pos=", at + 1)) > 0:
+                begin = data.rfind(_CHUNK_INFO_SIZE, max(0, at - _CHUNK_INFO_SIZE[0]), at)
+                stream.seek(max(0, begin))
+                with contextlib.suppress(Exception):  # it is damaged, or no such record
+                    header, counts = next(_ros1_records(stream, self.limit, self._refuse))
+                    if header[b"op"] == _CHUNK_INFO:
+                        for number, count in struct.iter_unpack("<4sI", counts):
+                            found[number] += count
+        return found
 
     def _items(self, header: dict[bytes, bytes], data: bytes) -> Iterator[tuple[dict, bytes]]:
         if header.get(b"op") != _CHUNK:

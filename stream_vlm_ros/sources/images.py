@@ -16,6 +16,7 @@ import numpy as np
 from stream_vlm_ros.engine.inputs.picture_sizes import (
     MAX_DECODED_MEGAPIXELS,
     PictureLimit,
+    holds_several,
     open_picture,
     rgb_of,
 )
@@ -114,6 +115,7 @@ class ImageFolderSource(Source):
                     "images a second are assumed (frame_rate)."
                 )
         self._files, self._stamps = files, stamps
+        self._several: list[str] = []  # names of those that hold more than one picture
         self.duration = (stamps[-1] - stamps[0]) / SECOND + (1 / self.rate if self.rate else 0)
         self.size = size
 
@@ -130,6 +132,7 @@ class ImageFolderSource(Source):
         sampler = StampSampler(self._fps) if self._fps is not None else None
         last, first = None, ""  # the stamp before, and why the first unusable picture is so
         broken, repeated = 0, ""  # unusable pictures, and the first with the time of another
+        self._several.clear()
         for stamp, file in zip(self._stamps, self._files, strict=True):
             counts.decoded += 1
             offset = (stamp - self._stamps[0]) / SECOND
@@ -156,6 +159,11 @@ class ImageFolderSource(Source):
                 continue
             counts.given += 1
             yield Frame(stamp, image, self.name)
+        if self._several:
+            state.notes.append(
+                f"{len(self._several)} of the files hold several pictures (the first: "
+                f"{cut(self._several[0])}); the first of each is read."
+            )
         if repeated:
             state.notes.append(
                 f"{counts.unordered} of {counts.decoded} images left out: another has the same "
@@ -172,7 +180,10 @@ class ImageFolderSource(Source):
             picture = open_picture(file.read_bytes(), self._limit)
         except OSError as fault:
             raise InvalidImageError(f"it cannot be read: {in_words(fault)}") from fault
-        return rgb_of(picture, self._scale)
+        image = rgb_of(picture, self._scale)
+        if holds_several(picture):
+            self._several.append(file.name)
+        return image
 
 
 def _natural(file: Path) -> list[tuple[int, int | str]]:

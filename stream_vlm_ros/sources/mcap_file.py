@@ -126,17 +126,22 @@ def mcap_records(
     ``refuse`` has been told. Raises EOFError where the file ends without its footer,
     and ValueError where it goes on after that with something other than a further MCAP.
     """
+    here = stream.tell()
+    size = stream.seek(0, io.SEEK_END)
+    stream.seek(here)
     while len(head := stream.read(_RECORD.size)) == _RECORD.size:
         opcode, length = _RECORD.unpack(head)
         end = stream.tell() + length
+        if end > size and opcode not in _READ:  # these are given as far as they go
+            raise EOFError("a record reaches beyond the file's end: bytes were put in, or lack")
         if opcode == Opcode.FOOTER:
             stream.seek(end)
             check_magic(stream)
             if not (more := stream.read(len(MCAP0_MAGIC))):
                 return
             if more != MCAP0_MAGIC:  # else a further MCAP was put behind this one
-                size = stream.seek(0, io.SEEK_END) - end - len(MCAP0_MAGIC)
-                raise ValueError(f"{size:,} bytes follow the file's end, and were not read")
+                rest = size - end - len(MCAP0_MAGIC)
+                raise ValueError(f"{rest:,} bytes follow the file's end, and were not read")
             continue
         if opcode in _READ:
             try:

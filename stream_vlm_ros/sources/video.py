@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import io
+import mmap
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from fractions import Fraction
 from itertools import accumulate, islice
+from operator import itemgetter
 from pathlib import Path
 
 import av
@@ -43,6 +46,17 @@ from .sampling import check_part
 
 SILENCE = 8.0  # seconds without anything, after which a stream is given up
 _LEFT_OUT = "Pictures are left out:"
+# How files begin of which FFmpeg reads the first, where some are put end to end.
+_MAGIC = {
+    "flv": b"FLV\x01",
+    "asf": bytes.fromhex("3026b2758e66cf11"),
+    "wtv": bytes.fromhex("b7d800203749da11"),
+    "swf": b"FWS",
+}
+_JPEG = b"\xff\xd8\xff"  # how a picture of it begins
+_WITHOUT_STAMPS = 4  # frames that a stream may begin with, though it tells time
+_PROBED = 1 << 20  # bytes from which the codec of a transport stream is learned
+_PLACES = 8  # of a file, where that is done
 ASSUMED_RATE = 25.0  # frames/s, for a file that holds neither stamps nor a rate
 
 
@@ -112,7 +126,7 @@ class VideoSource(Source):
     def _video_stream(self, container: InputContainer) -> VideoStream:
         if container.format.name == "tty":  # FFmpeg takes any text file for a video of a terminal
             raise SourceUnreadableError(f"{self.place} is a text file, not a video.")
-        films = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        films = _films(container)
         best = container.streams.best("video")
         stream = next((s for s in films if s is best), films[0] if films else None)
         # PyAV has no codec where FFmpeg knows none, though it types it otherwise.
@@ -123,6 +137,8 @@ class VideoSource(Source):
             )
         if stream is not None:
             limit_decoder(stream, self._limit, self.place)
+            if stream.codec_context.name == "mjpeg":  # it does not mark what it conceals
+                stream.codec_context.options |= {"err_detect": "explode"}
         if stream is None or (stream.codec_context.width == 0 and stream.codec_context.height == 0):
             self._check_first_packet(container, stream)
             kinds = sorted(
@@ -156,12 +172,15 @@ class VideoSource(Source):
         picture = RgbConverter(self._scale)
         start_ns = round(self._start * SECOND)
         end_ns = None if self._end is None else round(self._end * SECOND)
+        packets = _Packets()
         with ExitStack() as stack:
             container, stream, clock = self._begun(stack, state)
-            if start_ns and not self.live and not clock.seek(container, start_ns):
+            if start_ns and not self.live and not clock.seek(container, start_ns, self.duration):
                 container, stream, clock = self._begun(stack, state)
             try:
-                decoded_frames = decode(container, stream, state, self._limit, self._stopped)
+                decoded_frames = decode(
+                    container, stream, state, self._limit, self._stopped, packets
+                )
                 for offset, decoded in self._timed(clock, container, decoded_frames):
                     counts.decoded += 1
                     if end_ns is not None and offset >= end_ns:
@@ -177,14 +196,22 @@ class VideoSource(Source):
                     counts.given += 1
                     yield Frame(self._start_stamp_ns + offset, image, self.name)
             finally:  # also where nobody wants the rest
+                self._note_other_codecs(stream, packets, state)
                 self._note_losses(clock, state)
-            self._look_for_damage(stream, clock, state)
+            self._look_for_damage(stream, clock, packets, state)
 
     def _begun(
         self, stack: ExitStack, state: SourceState
     ) -> tuple[InputContainer, VideoStream, Clock]:
         container = stack.enter_context(self._open())
         stream = self._video_stream(container)
+        if (number := len(_films(container))) > 1:
+            _note_once(
+                state,
+                f"The file holds {number} videos;",
+                f"stream {stream.index} ({stream.width}x{stream.height}) is read. To read another: "
+                "ffmpeg -i IN -map 0:NUMBER -c copy OUT.mkv",
+            )
         return container, stream, Clock(stream, self.rate, state)
 
     def _timed(
@@ -198,6 +225,31 @@ class VideoSource(Source):
             f"Reading stopped in the middle ({short_reason(error)}): the file is damaged or was "
             "cut off. Everything before was read."
         )
+
+    def _note_other_codecs(
+        self, stream: VideoStream, packets: _Packets, state: SourceState
+    ) -> None:
+        """Say where a transport stream goes on in another codec, which FFmpeg does not look at."""
+        if stream.container.format.name != "mpegts" or not self.path.is_file():
+            return
+        own, others = stream.codec_context.name, Counter[str]()
+        for begin, number in sorted(packets.barren, key=itemgetter(1))[-_PLACES:]:
+            with self.path.open("rb") as file:
+                file.seek(begin)
+                part = io.BytesIO(file.read(_PROBED))
+            try:
+                with av.open(part, format="mpegts") as rest:
+                    codecs = [getattr(s.codec_context, "name", own) for s in rest.streams.video]
+            except av.FFmpegError:
+                continue
+            others[codecs[0] if codecs else own] += number
+        state.notes += [
+            f"{_LEFT_OUT} {number} packets are of another codec ({other}; the file begins in "
+            f"{own}), as where files are put end to end. Convert them to one codec, and join them "
+            "with ffmpeg -f concat."
+            for other, number in others.items()
+            if other != own
+        ]
 
     def _note_losses(self, clock: Clock, state: SourceState) -> None:
         counts = state.counts
@@ -213,7 +265,9 @@ class VideoSource(Source):
             )
         clock.note_gaps()
 
-    def _look_for_damage(self, stream: VideoStream, clock: Clock, state: SourceState) -> None:
+    def _look_for_damage(
+        self, stream: VideoStream, clock: Clock, packets: _Packets, state: SourceState
+    ) -> None:
         """Whether the file ended before the length that its own header promises."""
         counts = state.counts
         if counts.decoded == 0 and state.damage is None and self._start == 0:
@@ -228,8 +282,9 @@ class VideoSource(Source):
                 f"{self.place} is a playlist without an end (#EXT-X-ENDLIST): nothing more came "
                 f"for {SILENCE:g} s. Everything before was read."
             )
-        of_mp4 = "mp4" in stream.container.format.name and self.path.is_file()  # not an address
-        if of_mp4 and (more := _bytes_after_mp4(self.path)):
+        if self.path.is_file() and (
+            more := _unread_bytes(self.path, stream.container.format.name, packets.end)
+        ):
             state.notes.append(
                 f"{more:,} bytes follow the end of the video, and were not read: another file was "
                 "put behind it. Join videos with ffmpeg -f concat."
@@ -263,6 +318,28 @@ class VideoSource(Source):
             )
 
 
+class _Packets:
+    """Where the packets of a pass lie in the file, and which of them gave no picture."""
+
+    def __init__(self) -> None:
+        self.end = 0  # byte behind the last one that gave a picture
+        self.barren: list[tuple[int, int]] = []  # byte of the first, and how many in a row
+        self._begin = self._number = 0  # the same, of those now
+        self._refused = False  # one of those now is damaged
+
+    def add(self, packet: Packet, pictures: int | None) -> None:
+        """``pictures`` that came of the packet; None: it cannot be decoded."""
+        if pictures or not packet.size:
+            self.end = max(self.end, (packet.pos or 0) + packet.size)
+            if self._number > 2 or self._refused:  # a decoder may hold some back
+                self.barren.append((self._begin, self._number))
+            self._number, self._refused = 0, False
+            return
+        self._begin = self._begin if self._number else packet.pos or 0
+        self._number += 1
+        self._refused |= pictures is None
+
+
 class Clock:
     """Stamps of decoded frames, in nanoseconds from the file's first frame."""
 
@@ -277,14 +354,16 @@ class Clock:
         self.first_ns = self.last_ns = -1
         self._rate = rate
 
-    def seek(self, container: InputContainer, start_ns: int) -> bool:
+    def seek(self, container: InputContainer, start_ns: int, announced: float | None) -> bool:
         """Go to a key frame at or before ``start_ns``; False: the file is to be read from its
-        start, and opened again for it."""
+        start, and opened again for it. ``announced``: how long the file says that it is, in s."""
         base = self._stream.time_base
         # In the middle of a program stream FFmpeg's stamps are off by parts of a picture.
         if self._origin is None or base is None or container.format.name == "mpeg":
             return False
-        if not self._goes_on(container, start_ns):
+        beyond = announced is not None and start_ns >= announced * SECOND
+        set_back = Flags.ts_discont in Flags(container.format.flags)  # its kind allows that
+        if (beyond or set_back) and not self._goes_on(container, start_ns):
             return False
         # Where there is no index (MPEG), FFmpeg may land behind the key frame: then from earlier.
         try:
@@ -302,11 +381,10 @@ class Clock:
         return False
 
     def _goes_on(self, container: InputContainer, start_ns: int) -> bool:
-        """Whether the file's clock is not set back up to ``start_ns``, where its kind allows that:
-        else FFmpeg, which jumps by that clock, does not find the place."""
+        """Whether the file's clock gets to ``start_ns`` without being set back: else FFmpeg, which
+        jumps by that clock, does not find the place."""
         base, newest = self._stream.time_base, self._origin
-        if Flags.ts_discont not in Flags(container.format.flags) or base is None or newest is None:
-            return True
+        assert base is not None and newest is not None
         end = newest + start_ns * base.denominator // (base.numerator * SECOND)
         try:
             for packet in container.demux(self._stream):
@@ -341,7 +419,7 @@ class Clock:
         wrong. Of wrong ones, the frames are counted as unordered.
         """
         held: tuple[int, VideoFrame] | None = None  # not moved
-        for frame in frames:
+        for frame in self._begun_in_time(frames):
             stamp = self._stamp(frame)
             if stamp is None:
                 self._note_missing_stamps()
@@ -366,6 +444,22 @@ class Clock:
             yield self._told(held[0]), held[1]
         elif held is not None:
             self._count_unordered()
+
+    def _begun_in_time(self, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
+        """``frames``, the first with stamps before the one that has the first: FFmpeg gives those
+        of an RTSP stream none."""
+        first: list[VideoFrame] = []
+        for frame in frames:
+            first.append(frame)
+            base = frame.time_base or self._stream.time_base
+            if frame.pts is not None and base is not None:
+                for back, early in enumerate(reversed(first[:-1]), start=1):
+                    early.pts = frame.pts - round(back * self.interval_ns / (base * SECOND))
+                break
+            if len(first) > _WITHOUT_STAMPS:
+                break
+        yield from first
+        yield from frames
 
     def _count_unordered(self) -> None:
         self._state.counts.decoded += 1
@@ -433,6 +527,10 @@ class Clock:
             self._notes.append(f"The file holds no time stamps; {rate} frames/s used instead.")
 
 
+def _films(container: InputContainer) -> list[VideoStream]:
+    return [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+
+
 class RgbConverter:
     """RGB arrays of decoded frames: one conversion set-up for the whole file."""
 
@@ -496,11 +594,15 @@ def decode(
     state: SourceState,
     limit: PictureLimit,
     stopped: Callable[[Exception], str],
+    seen: _Packets | None = None,
 ) -> Iterator[VideoFrame]:
     """Every frame that can be decoded; packets that cannot are counted and passed over.
 
-    ``stopped`` words the error that reading ended with, for ``state.damage``.
+    ``stopped`` words the error that reading ended with, for ``state.damage``; ``seen`` is told of
+    every packet.
     """
+    seen = seen or _Packets()
+    raw_jpegs = container.format.name == "mjpeg"  # FFmpeg does not part what a damage joins
     packets = container.demux(stream)
     while True:
         try:
@@ -525,9 +627,11 @@ def decode(
         try:
             frames = packet.decode()
         except av.FFmpegError:
-            _count_damaged(state)
+            seen.add(packet, None)
+            _count_damaged(state, max(1, bytes(packet).count(_JPEG)) if raw_jpegs else 1)
             _note_too_large(packet, stream, state, limit)
             continue
+        seen.add(packet, len(frames))
         for frame in frames:
             try:  # not every decoder asks
                 limit.check(frame.width, frame.height)
@@ -543,9 +647,9 @@ def decode(
             _count_damaged(state)
 
 
-def _count_damaged(state: SourceState) -> None:
-    state.counts.decoded += 1
-    state.counts.unusable += 1
+def _count_damaged(state: SourceState, pictures: int = 1) -> None:
+    state.counts.decoded += pictures
+    state.counts.unusable += pictures
 
 
 def _note_too_large(
@@ -614,10 +718,19 @@ def _mp4_without_index(path: Path) -> bool:
     return b"ftyp" in kinds and b"moov" not in kinds
 
 
-def _bytes_after_mp4(path: Path) -> int:
-    """How many bytes of a file are of a further MP4: from a second ``ftyp`` to the end."""
-    begins = [at for at, kind in _mp4_boxes(path) if kind == b"ftyp"]
-    return path.stat().st_size - begins[1] if len(begins) > 1 else 0
+def _unread_bytes(path: Path, container: str, read: int) -> int:
+    """How many bytes are of a further file, which FFmpeg does not look for behind the first one:
+    from its beginning, after the packets that end at byte ``read``, to the end."""
+    size = path.stat().st_size
+    if "mp4" in container:
+        begins = [at for at, kind in _mp4_boxes(path) if kind == b"ftyp"]
+        return size - begins[1] if len(begins) > 1 else 0
+    magic = _MAGIC.get(container)
+    if magic is None or size <= read:
+        return 0
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        begin = data.find(magic, max(read, 1))
+    return size - begin if begin > 0 else 0
 
 
 def _mp4_boxes(path: Path) -> Iterator[tuple[int, bytes]]:

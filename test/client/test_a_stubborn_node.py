@@ -110,19 +110,33 @@ def node():
     graph.close()
 
 
-@pytest.fixture
-def use(node):
-    """Runs ``await work(client)`` in a loop of its own; what it returns."""
+async def opened():
     from stream_vlm_ros.client import StreamVlmClient
 
-    def use(work, patience=PATIENCE / 2):
-        async def run():
-            async with StreamVlmClient(NAME, patience=PATIENCE / 2) as client:
-                await client.until_ready()
-                client.patience = patience
-                return await work(client)
+    client = StreamVlmClient(NAME, patience=PATIENCE / 2)
+    await client.__aenter__()
+    await client.until_ready()
+    return client
 
-        return asyncio.run(asyncio.wait_for(run(), PATIENCE))
+
+@pytest.fixture(scope="module")
+def client(node):
+    """One client for all, since each takes seconds to find the node; and the loop that it is in."""
+    loop = asyncio.new_event_loop()
+    client = loop.run_until_complete(asyncio.wait_for(opened(), PATIENCE))
+    yield client, loop
+    loop.run_until_complete(client.__aexit__(None, None, None))
+    loop.close()
+
+
+@pytest.fixture
+def use(client):
+    """Runs ``await work(client)``; what it returns."""
+    client, loop = client
+
+    def use(work, patience=PATIENCE / 2):
+        client.patience = patience
+        return loop.run_until_complete(asyncio.wait_for(work(client), PATIENCE))
 
     return use
 
@@ -135,6 +149,7 @@ def test_an_order_without_a_reply_ends_after_the_patience(use, monkeypatch):
     from stream_vlm_ros.client import NodeUnavailableError
 
     monkeypatch.setattr("stream_vlm_ros.client.stream_vlm_client.FILE_PATIENCE", 0.3)
+    monkeypatch.setattr("stream_vlm_ros.client.stream_vlm_client.ANNOUNCED", 0.3)  # one node alone
 
     async def order(client):
         for name, call in [
@@ -269,11 +284,19 @@ def test_a_question_that_is_left_before_the_node_takes_it_is_cancelled_in_the_no
 ):
     question = f"Left with {leaving}?"
 
-    async def ask(client):
+    async def leave_the_stream(client):
         await until_sent(client, question)
-        if leaving == "the stream":
-            with node.listening():
-                await until_cancelled()
+        with node.listening():
+            await until_cancelled()
+
+    async def leave_the_client():
+        own = await opened()
+        try:
+            await until_sent(own, question)
+        finally:
+            await own.__aexit__(None, None, None)
+        with node.listening():
+            await until_cancelled()
 
     async def until_sent(client, question):
         async with client.stream(question) as stream:
@@ -285,10 +308,10 @@ def test_a_question_that_is_left_before_the_node_takes_it_is_cancelled_in_the_no
         while question not in node.cancelled and time.monotonic() < end:
             await asyncio.sleep(0.02)
 
-    use(ask)
-    if leaving == "the client":
-        with node.listening():
-            asyncio.run(until_cancelled())
+    if leaving == "the stream":
+        use(leave_the_stream)
+    else:
+        asyncio.run(asyncio.wait_for(leave_the_client(), PATIENCE))
     assert question in node.goals and question in node.cancelled
 
 
@@ -337,6 +360,85 @@ def test_json_of_watch_tells_that_the_node_left_and_came_back(monkeypatch, capsy
         {"kind": "Graph", "node": NAME, "there": False, "message": f"{NAME} has left the graph"},
         {"kind": "Graph", "node": NAME, "there": True, "message": f"{NAME} is there again"},
     ]
+
+
+class Remembering:
+    """A client of a node whose clock is at 1000 s."""
+
+    name, answers_kept = NAME, "kept in memory"
+
+    def __init__(self):
+        self.begins = []
+
+    async def now_ns(self):
+        return 1000 * 10**9
+
+    async def past_answers(self, from_ns, to_ns, text, limit):
+        self.begins.append(from_ns)
+        return []
+
+
+@pytest.fixture
+def remembering(monkeypatch):
+    client = Remembering()
+    monkeypatch.setattr(cli_node, "with_node", lambda node, wait, use: asyncio.run(use(client)))
+    return client
+
+
+def test_the_last_minutes_are_those_of_the_nodes_clock(remembering):
+    for arguments in (["--last", 2], ["--last", 0.5], ["--last", 17], []):
+        assert terminal("node", "answers", *arguments).exit_code == 0
+    assert remembering.begins == [880 * 10**9, 970 * 10**9, 0, 0]
+
+
+@pytest.mark.parametrize("lost", ["", "; 2 answers could not be kept: disk full"])
+def test_answers_that_are_lost_are_said_next_to_those_that_are_kept(remembering, lost):
+    remembering.answers_kept += lost
+    told = terminal("node", "answers", "--json")
+    assert told.stdout == "[]\n"
+    assert told.stderr == (f"stream-vlm: kept in memory{lost}\n" if lost else "")
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_a_second_node_that_turns_up_while_one_is_asked_is_said(remembering, monkeypatch, second):
+    from stream_vlm.msg import Answer
+
+    async def is_there():
+        if second:
+            raise StreamVlmError("two nodes run")
+        return True
+
+    async def answered(*_):
+        return Answer(text="a cat")
+
+    remembering.is_there = is_there
+    monkeypatch.setattr(cli_node, "ask_one", answered)
+    told = terminal("ask", "--node", NAME, "Who?", "--json")
+    assert told.exit_code == 0 and '"a cat"' in told.stdout
+    assert ("which node answered is not known: two nodes run" in told.stderr) == second
+
+
+@pytest.mark.parametrize("simulated", [False, True])
+def test_the_time_of_a_node_is_that_of_its_clock(use, node, monkeypatch, simulated):
+    from rclpy.qos import qos_profile_sensor_data
+    from rosgraph_msgs.msg import Clock
+
+    async def now(client):
+        async def get(name):
+            return {name: simulated}
+
+        monkeypatch.setattr(client, "get", get)
+        return await client.now_ns()
+
+    clock = node.node.create_publisher(Clock, "/clock", qos_profile_sensor_data)
+    message = Clock()
+    message.clock.sec, message.clock.nanosec = 42, 7
+    ticking = node.node.create_timer(0.05, lambda: clock.publish(message))
+    before = time.time_ns()
+    told = use(now)
+    node.node.destroy_timer(ticking)
+    node.node.destroy_publisher(clock)
+    assert told == 42 * 10**9 + 7 if simulated else before <= told <= time.time_ns()
 
 
 def test_a_node_that_is_not_there_is_said_with_the_domain_of_the_clients_context():

@@ -139,6 +139,7 @@ def test_on_a_terminal_typed_questions_are_answered_until_ctrl_c():
     demo = Terminal("--seconds", 1, "--count", 1)
     introduced = demo.shows("node list")
     assert "the small model of the package, which knows only its drawn world" in introduced
+    assert all(len(line.rstrip()) <= 80 for line in introduced.splitlines())
     domain = int(re.search(r"export ROS_DOMAIN_ID=(\d+) ", introduced)[1])
     demo.shows("Your turn")
     demo.shows("? ")

@@ -6,7 +6,16 @@ import io
 import pytest
 from rich.console import Console
 
-from stream_vlm_ros.demo.report import CAUSES, Exchange, Frames, Memory, Report, bar, seen_text
+from stream_vlm_ros.demo.report import (
+    CAUSES,
+    Exchange,
+    Frames,
+    Memory,
+    Report,
+    bar,
+    is_forgotten,
+    seen_text,
+)
 from stream_vlm_ros.session.counters import Drop
 
 
@@ -195,3 +204,43 @@ def test_the_summary_says_how_long_the_memory_lasts():
     report.note_memory(Memory(length=512, cap=2048), Frames())
     report.summary()
     assert "full after 4 min 00 s" in " ".join(text_of(report).split())  # 60 s * 2048 / 512
+
+
+def test_a_full_memory_is_told_on_a_few_lines_with_its_oldest_and_its_newest():
+    report = plain_report()
+    report.add(exchange(seen_ago=[(100.0 - i, 99.5 - i) for i in range(60)]))
+    text = " ".join(text_of(report).split())
+    assert "seen 100.0-99.5, 57 more, 42.0-41.5, 41.0-40.5 s ago" in text
+    assert len(text_of(report).splitlines()) <= 6
+
+
+# Seconds before the newest frame: the sink, and the window.
+HELD = [(60.0, 58.0), (20.0, 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("question", "forgotten"),
+    [
+        ("What was visible 40 seconds ago?", True),
+        ("What did you see ten seconds ago?", False),
+        ("What was there a minute ago?", False),
+        ("What was there Two Minutes ago?", True),
+        ("What was there forty seconds ago?", True),
+        ("What was visible 59 seconds ago?", False),
+        ("What do you see now?", False),
+        ("Did it move 40 seconds after the ring?", False),
+    ],
+)
+def test_a_question_is_about_what_is_forgotten_where_nothing_of_its_time_is_held(
+    question, forgotten
+):
+    assert is_forgotten(question, HELD) is forgotten
+
+
+def test_an_answer_about_what_is_forgotten_is_marked_as_a_guess():
+    report = plain_report()
+    report.add(exchange(forgotten=True))
+    report.add(exchange())
+    first, second = text_of(report).split("\n\n")[:2]
+    assert "a guess, nothing of that time is held  a taxi" in first
+    assert "guess" not in second

@@ -19,6 +19,7 @@ from stream_vlm_ros.engine import (
     VideoStreamingInference,
     load_checkpoint,
 )
+from stream_vlm_ros.engine.loading import check_fit
 from stream_vlm_ros.engine.model.device import resolve_device, resolve_dtype
 from stream_vlm_ros.errors import InvalidParameterError, ModelLoadError
 
@@ -375,11 +376,26 @@ def test_whole_files_that_are_no_weights_are_not_called_incomplete(folder, name,
     assert "complete" not in str(caught.value)
 
 
-@pytest.mark.parametrize("ends", [[[3]], [3, "5"], "3", 0.5, -1, True])
+@pytest.mark.parametrize("ends", [[[3]], [3, "5"], "3", 0.5, -1, True, 10**9, [3, 2**70]])
 def test_what_ends_an_answer_is_a_token_or_refused(folder, ends):
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
     with pytest.raises(ModelLoadError, match=r"generation_config.json: eos_token_id is"):
         StreamQwenModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("value", [10**9, 2**70, -1])
+@pytest.mark.parametrize(
+    "name",
+    ["image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "eos"],
+)
+def test_a_config_whose_marks_are_no_tokens_is_refused(toys, processor, name, value):
+    config = toys.config()
+    if name == "eos":
+        config.text_config.eos_token_id = [3, value]
+    else:
+        setattr(config, name, value)
+    with pytest.raises(ModelLoadError, match=f"{name}.* not a token"):
+        check_fit(config, processor)
 
 
 def test_a_state_is_taken_whole_or_refused_in_words(folder):

@@ -262,8 +262,9 @@ def grey_tiff(values, photometric=1, sample_format=1):
 
 
 @pytest.mark.parametrize(("photometric", "bright"), [(0, 0xFF - 0x20), (1, 0x20)])
-@pytest.mark.parametrize("values", [np.full((4, 6), 0x20, "u1"), np.full((4, 6), 0x2000, "<u2")])
-def test_a_tiff_is_as_bright_as_it_says_in_8_bits_and_in_16(values, photometric, bright):
+@pytest.mark.parametrize("kind", ["<u1", ">u1", "<u2", ">u2"])
+def test_a_tiff_is_as_bright_as_it_says_in_8_bits_and_in_16(kind, photometric, bright):
+    values = np.full((4, 6), 0x20 if kind.endswith("1") else 0x2000, kind)
     image = rgb_of(open_picture(grey_tiff(values, photometric), PictureLimit()))
     assert image.shape == (4, 6, 3) and np.unique(image).tolist() == [bright]
 
@@ -276,6 +277,6 @@ def test_a_tiff_of_signed_values_is_refused_as_that(kind):
 
 
 def test_a_tiff_of_pixels_that_are_not_read_says_what_to_do():
-    data = grey_tiff(np.full((4, 6), 0x2000, ">u2"), photometric=0)
+    data = grey_tiff(np.full((4, 6), 0x2000, ">u8"))
     with pytest.raises(InvalidImageError, match=r"of a kind that is not read.*PNG"):
         open_picture(data, PictureLimit())

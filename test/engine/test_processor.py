@@ -122,6 +122,14 @@ def test_of_several_templates_the_default_is_taken(folder):
     assert StreamProcessor.from_pretrained(folder).chat_template == "yes"
 
 
+@pytest.mark.parametrize("several", [[7], [["a"]], [{"name": ["default"], "template": "a"}], [{}]])
+def test_a_list_of_what_are_no_templates_holds_none(folder, several):
+    (folder / "chat_template.jinja").unlink()
+    write(folder / "chat_template.json", {"chat_template": several})
+    with pytest.raises(ModelLoadError, match="no chat template"):
+        StreamProcessor.from_pretrained(folder)
+
+
 @pytest.mark.parametrize(
     ("missing", "message"),
     [

@@ -14,7 +14,15 @@ import torch
 from typer.testing import CliRunner
 
 from stream_vlm_ros.cli import app
-from stream_vlm_ros.experiments import EXPERIMENTS, command, native
+from stream_vlm_ros.experiments import (
+    EXPERIMENTS,
+    command,
+    endurance,
+    native,
+    options,
+    shapes,
+    streams,
+)
 from stream_vlm_ros.experiments.command import main
 
 SMALL = ["--shape", "toy", "--device", "cpu", "--source", "synthetic:112x84"]
@@ -49,6 +57,13 @@ def test_both_command_lines_give_an_experiment_the_same_options(monkeypatch):
         assert result.exit_code == 0, result.output
         ours, theirs = given[-1], given[-2]
         assert ours == theirs, arguments
+
+
+def test_the_options_name_every_shape_setting_level_and_policy_that_there_is():
+    assert options.SHAPES == shapes.SHAPES
+    assert (*streams.SETTINGS,) == options.SETTINGS
+    assert (*endurance.LEVELS,) == options.LEVELS
+    assert options.POLICIES == streams.POLICIES
 
 
 def test_the_sink_is_found_whatever_the_chunk(run):

@@ -14,9 +14,10 @@ from rich.console import Console
 
 from stream_vlm_ros.engine import EvidenceEpisode
 from stream_vlm_ros.experiments import history
-from stream_vlm_ros.experiments.command import main, parser_of
+from stream_vlm_ros.experiments.command import main
 from stream_vlm_ros.experiments.context import Context
 from stream_vlm_ros.experiments.history_world import names_evidence, without
+from stream_vlm_ros.experiments.options import parser_of
 from stream_vlm_ros.experiments.record import Record
 from stream_vlm_ros.history.index import Found
 from stream_vlm_ros.world.questions import Question

@@ -224,7 +224,8 @@ def run_launch_test(name, **environment):
     """Run a test of launch_testing, which has a process and a runner of its own."""
     pytest.importorskip("launch_testing", reason="launch_testing is not installed")
     folder = HERE / "launch_tests"
-    paths = [str(folder), os.environ.get("PYTHONPATH")]  # for what they share
+    # For what they share; behind the package, which one of them is named like.
+    paths = [os.environ.get("PYTHONPATH"), str(folder)]
     environment |= {"PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     done = subprocess.run(
         [sys.executable, "-m", "launch_testing.launch_test", folder / name],

@@ -9,7 +9,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from matplotlib.font_manager import fontManager
+from matplotlib.ft2font import FT2Font
 
+from stream_vlm_ros.node import captions
 from stream_vlm_ros.node.captions import captioned
 
 pytest.importorskip("rclpy")
@@ -121,6 +124,44 @@ def test_long_and_strange_words_fit_into_pictures_of_any_size(size):
     drawn = captioned(image, texts[:1], texts)
     assert drawn.dtype == np.uint8 and drawn.shape[2] == 3
     assert drawn.shape[1] >= max(320, size[1]) and (image == 128).all()
+
+
+@pytest.fixture
+def fonts(monkeypatch):
+    """The fonts of the machine, by name, besides the usual one."""
+
+    every = fontManager.ttflist
+
+    def fonts(*names):
+        found = [entry for entry in every if entry.name in names]
+        monkeypatch.setattr(fontManager, "ttflist", found)
+        captions.font_file.cache_clear()
+
+    yield fonts
+    captions.font_file.cache_clear()
+
+
+def test_what_no_font_shows_is_told_in_words_and_not_drawn_as_a_box(fonts):
+    fonts()
+    black = np.zeros((480, 640, 3), np.uint8)
+    drawn = captioned(black, ["Seen: 你好, twice"], ["one: 日"])
+    told = ["Seen: [2 characters without a font], twice"], ["one: [1 character without a font]"]
+    assert (drawn == captioned(black, *told)).all()
+
+
+def test_what_the_usual_font_lacks_is_drawn_with_one_of_the_machine_that_has_it(fonts):
+    usual, other = (
+        set(FT2Font(fontManager.findfont(name)).get_charmap())
+        for name in ("DejaVu Sans", "STIXGeneral")
+    )
+    text = "a" + next(chr(code) for code in sorted(other - usual) if chr(code).isprintable())
+    black = np.zeros((480, 640, 3), np.uint8)
+    fonts("Last Resort High-Efficiency", "STIXGeneral")
+    drawn = captioned(black, [text], [])
+    fonts("Last Resort High-Efficiency")
+    assert (drawn != captioned(black, [text], [])).any()
+    told = captioned(black, ["a[1 character without a font]"], [])
+    assert (captioned(black, [text], []) == told).all() and (drawn != told).any()
 
 
 def test_a_narrow_picture_is_enlarged_within_a_bound_of_its_area():

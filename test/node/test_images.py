@@ -313,9 +313,12 @@ def test_a_mosaic_whose_colours_were_made_before_compressing_is_taken_as_it_is()
     np.testing.assert_array_equal(compressed_to_rgb(compressed(data, words)), RGB)
 
 
-def test_twelve_bits_in_sixteen_are_refused_as_nearly_black(make_image):
+@pytest.mark.parametrize("bridge", [None, CvBridge])
+def test_twelve_bits_in_sixteen_are_refused_as_nearly_black(make_image, with_bridge, bridge):
+    with_bridge(bridge)
     dark = RNG.integers(0, 4096, (6, 8), np.uint16)
     dark_colour = RNG.integers(0, 4096, (6, 8, 3), np.uint16)
+    dark[:2] = dark_colour[0, 0] = 4095  # a mosaic's, too
     for pixels, encoding in ((dark, "mono16"), (dark, "bayer_rggb16"), (dark_colour, "rgb16")):
         with pytest.raises(InvalidImageError, match=r"nearly black.*12 bits"):
             image_to_rgb(make_image(pixels, encoding))

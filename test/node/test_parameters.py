@@ -129,3 +129,24 @@ def test_what_a_file_gives_to_several_nodes_is_warned_of_and_what_it_gives_to_th
     for section in ("/front/n", "/**/n"):
         with pytest.raises(InvalidParameterError, match=r"'sampel_fps'.*'costmap.width'"):
             start(f"{section}: {of_others}")
+        with pytest.raises(InvalidParameterError, match=r"'sampel_fps'.*'costmap.width'"):
+            start(f"{section}: {of_others}\n/**: {of_others}")
+
+
+def test_a_parameter_file_that_names_no_such_node_is_warned_of(make_node, tmp_path):
+    from stream_vlm_ros.node.parameters import refuse_unknown
+
+    file = tmp_path / "robot.yaml"
+    given = ["--ros-args", "--params-file", str(file)]
+    for section in (
+        "m: {ros__parameters: {a: 1}}",
+        "n: {ros__parameters: {a: 1}}",
+        "/*: {ros__parameters: {a: 1}}",
+    ):
+        file.write_text(section)
+        node, warned = make_node(given), []
+        node.get_logger().warning = warned.append
+        refuse_unknown(node, ["program", *given])
+        (told,) = warned
+        name = "/" + section.partition(":")[0].strip("/")
+        assert told == f"{file} gives this node, /front/n, no parameters: what it names is {name}"

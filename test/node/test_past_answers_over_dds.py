@@ -20,6 +20,22 @@ def test_where_the_file_is_somebody_elses_answers_are_kept_in_memory_and_that_is
     assert past.answered.sec > 0
 
 
+def test_answers_that_could_not_be_kept_are_told_with_those_that_are(here, monkeypatch):
+    from stream_vlm.srv import GetAnswers
+
+    from stream_vlm_ros.session.answer_log import AnswerLog
+
+    find = AnswerLog.find
+
+    def after_a_loss(log, *arguments):
+        log.lost, log.why_lost = 2, "disk full"
+        return find(log, *arguments)
+
+    monkeypatch.setattr(AnswerLog, "find", after_a_loss)
+    reply = here.client.graph.call(GetAnswers, "/here/stream_vlm/get_answers")
+    assert reply.message == "kept in memory; 2 answers could not be kept: disk full"
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import functools
-import time
 
 import numpy as np
 import pytest
@@ -61,16 +60,6 @@ def real_engine(settings=None, max_cache_tokens=100):
     from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
 
     return VideoStreamingInference(*real_model(), "cpu", EvictionConfig.novelty(max_cache_tokens))
-
-
-@pytest.fixture
-def utc(monkeypatch):
-    """Times of the day are those of this zone."""
-    monkeypatch.setenv("TZ", "UTC")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
 
 
 @pytest.fixture

@@ -79,6 +79,42 @@ def test_capitals_in_the_keys_and_a_line_that_names_the_delimiter_are_taken(writ
     assert (found.text, found.at) == ("a, b?", 5.0)
 
 
+@pytest.mark.parametrize("order", ["le", "be"])
+def test_a_table_in_utf_16_is_read_as_its_first_bytes_say(tmp_path, order):
+    path = tmp_path / "q.csv"
+    path.write_bytes("\ufefftext\tat\nWo war die Tür?\t5\n".encode(f"utf-16-{order}"))
+    (found,) = load_questions(path).questions
+    assert (found.text, found.at) == ("Wo war die Tür?", 5.0)
+
+
+@pytest.mark.parametrize("name", ["q.csv", "q.yaml", "q.json"])
+def test_a_file_in_utf_16_that_does_not_say_so_is_refused_in_words(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes("text;at\nWhere?;5\n".encode("utf-16-le"))
+    with pytest.raises(QuestionFileError, match=f"{name}:1: .*in another encoding: save it as"):
+        load_questions(path)
+
+
+def test_numbers_with_a_decimal_comma_are_read_where_a_semicolon_separates(write_questions):
+    text = "text;at;max_new_tokens\n5,5;5,5;\n"
+    (found,) = load_questions(write_questions(text, "q.csv")).questions
+    assert (found.text, found.at) == ("5,5", 5.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('text,at\nx,"5,5"\n', "at: '5,5' is no time"),
+        ("text;at\nx;1,500\n", "at: '1,500' is no time"),  # 1.5, or 1500
+        ("text;at;expect;judge\nx;1;5,5;number\n", "'5,5': write a decimal point"),
+        ("text;at;expect;judge\nx;1;5,25 s;time\n", "'5,25 s': write a decimal point"),
+    ],
+)
+def test_a_comma_of_which_nobody_knows_what_it_means_is_refused(write_questions, text, words):
+    with pytest.raises(QuestionFileError, match=rf"q\.csv:2: .*{words}"):
+        load_questions(write_questions(text, "q.csv"))
+
+
 def test_the_example_of_the_pages_is_loaded_and_its_picture_is_small():
     folder = Path(__file__).resolve().parents[2] / "docs" / "report"
     found = load_questions(folder / "questions.csv").questions

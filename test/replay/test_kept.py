@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from stream_vlm_ros.cli import app
 from stream_vlm_ros.config import Settings
+from stream_vlm_ros.console import span_text, time_text
 from stream_vlm_ros.errors import InvalidParameterError, OutOfHorizonError
 from stream_vlm_ros.history import FrameStore
 from stream_vlm_ros.history.folder import KEYS, Held, erase
@@ -27,8 +28,6 @@ from stream_vlm_ros.replay.kept import (
     held_text,
     open_history,
     parse_time,
-    span_text,
-    time_text,
 )
 
 START = 1_700_000_000.0

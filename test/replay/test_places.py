@@ -163,6 +163,18 @@ def test_links_in_the_reports_folder_are_not_followed(make_job, tmp_path):
     assert everything(mine) == before
 
 
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+@pytest.mark.parametrize("name", ["journal.jsonl", "report.json"])
+def test_what_cannot_be_written_is_told_before_a_model_is_loaded(make_job, tmp_path, make, name):
+    (tmp_path / "report").mkdir()
+    owned.mark(tmp_path / "report", "report")
+    make(tmp_path / "report" / name)
+    loaded = []
+    with pytest.raises(owned.NotOursError, match=f"{name} is a folder, a pipe or a device"):
+        make_job(engine=loaded.append).run()
+    assert not loaded
+
+
 def test_two_replays_do_not_write_into_one_folder(make_job):
     job = make_job()
     with (

@@ -425,3 +425,16 @@ def test_an_emoji_is_text_also_as_the_pair_that_json_writes(write_questions):
 def test_control_characters_are_refused_in_words(write_questions):
     with pytest.raises(QuestionFileError, match="not valid YAML"):
         load_questions(write_questions("\0"))
+
+
+def refused_by_the_page():
+    page = (Path(__file__).parents[2] / "docs" / "replay.md").read_text(encoding="utf-8")
+    table = page.partition("| refused | such as |\n|---|---|\n")[2].partition("\n\n")[0]
+    return re.findall(r"^\| (.+) \| `(.+)` \|$", table, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("what", "questions"), refused_by_the_page())
+def test_what_the_page_says_is_refused_is_refused(write_questions, what, questions):
+    with pytest.raises(QuestionFileError):
+        load_questions(write_questions(f"questions: [{questions}]"))
+    assert len(refused_by_the_page()) > 12

@@ -165,6 +165,7 @@ def test_chunks_that_wait_are_appended_between_pictures(make_box):
     assert ("frames then", 3) in box.engine.calls
 
 
+@pytest.mark.usefixtures("utc")
 def test_a_question_is_out_of_the_horizon_only_beyond_all_tiers(make_box):
     box = make_box(FakeRecall(cap=20))
     for second in range(6):
@@ -174,7 +175,9 @@ def test_a_question_is_out_of_the_horizon_only_beyond_all_tiers(make_box):
     assert box.ask(about_ns=(at(1), at(2))).error is None
     error = box.ask(about_ns=(at(50), at(60))).error
     assert error.code == "OUT_OF_HORIZON"
-    assert f"the history holds {at(0) / SECOND:.3f} to {at(5) / SECOND:.3f} s" in str(error)
+    # EPOCH in words.
+    assert "in memory is 2023-11-14 22:13:24.1 to 22:13:25.2" in str(error)
+    assert "the history holds 2023-11-14 22:13:20.1 to 22:13:25.2" in str(error)
 
 
 def test_the_tiers_are_told_with_the_memory(make_box):

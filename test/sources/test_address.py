@@ -3,8 +3,10 @@
 
 """Videos from a server in this process: files, and streams as they come."""
 
+import contextlib
 import http.server
 import io
+import socketserver
 import threading
 import time
 from pathlib import Path
@@ -151,6 +153,39 @@ def test_a_stream_that_stalls_is_given_up_and_said(served, monkeypatch):
     assert len(list(source)) == 10
     assert "ended (nothing came for 1 s)" in source.state.damage
     assert "secret" not in str(source.state)
+
+
+class SilentRtsp(socketserver.StreamRequestHandler):
+    """Answers as a camera does, and then sends no picture."""
+
+    SDP = "v=0\r\nm=video 0 RTP/AVP 26\r\na=control:track\r\n"
+
+    def handle(self):
+        with contextlib.suppress(ConnectionError):
+            self.answer()
+
+    def answer(self):
+        while request := self.rfile.readline():
+            fields = {}
+            while line := self.rfile.readline().strip():
+                name, _, value = line.decode().partition(": ")
+                fields[name] = value
+            body = self.SDP if request.startswith(b"DESCRIBE") else ""
+            self.wfile.write(
+                f"RTSP/1.0 200 OK\r\nCSeq: {fields['CSeq']}\r\nSession: 1\r\n"
+                f"Transport: {fields.get('Transport', '')}\r\nContent-Type: application/sdp\r\n"
+                f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
+            )
+
+
+def test_a_camera_that_answers_and_sends_nothing_is_said_to_do_so(monkeypatch):
+    monkeypatch.setattr(address, "SILENCE", 1.0)
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), SilentRtsp) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(SourceUnreadableError, match=r"cannot be read \(nothing came for 1 s\)"):
+            open_source(f"rtsp://127.0.0.1:{server.server_address[1]}/camera")
+        server.shutdown()
 
 
 def test_what_cannot_be_reached_is_said_in_time_without_the_password(served, monkeypatch):

@@ -996,6 +996,27 @@ def test_bytes_behind_an_mcap_are_said(tmp_path, chunked):
 ANOTHER_KIND = {"metadata": 0x0C, "a damaged schema": 0x03, "a damaged channel": 0x04}
 
 
+@pytest.mark.parametrize("kind", ["chunks", "messages", "ROS 1"])
+@pytest.mark.parametrize("put_in", [b"\xa7", bytes(range(1, 200))])
+def test_what_is_lost_behind_bytes_put_into_a_bag_is_counted(tmp_path, kind, put_in):
+    path = tmp_path / ("a.bag" if kind == "ROS 1" else "a.mcap")
+    if kind == "ROS 1":
+        write_ros1(path, 20)
+    else:
+        chunks = kind == "chunks"
+        write_as_mcap_does(
+            path, camera(20), use_chunking=chunks, chunk_size=6000, compression=CompressionType.NONE
+        )
+    data = path.read_bytes()
+    at = len(data) // 3
+    path.write_bytes(data[:at] + put_in + data[at:])
+    source = BagSource(path)
+    given = len(list(source))
+    assert 0 < given < 20
+    assert f"Messages read: {given} of 20 on /camera" in source.state.damage
+    assert "integer" not in source.state.damage and "Errno" not in source.state.damage
+
+
 @pytest.mark.parametrize("how", ["cut", *ANOTHER_KIND, "a length beyond the end"])
 def test_an_mcap_that_lacks_messages_says_so_wherever_its_records_go_on(tmp_path, how):
     path = tmp_path / "drive.mcap"
@@ -1051,19 +1072,40 @@ def test_a_ros_1_bag_that_lacks_chunks_says_so_or_finds_them(tmp_path, what):
 
 
 @pytest.mark.parametrize(
-    ("column", "cause"),
-    [
-        ("data = 'text'", "string argument"),
-        ("timestamp = 'soon'", "'soon'"),
-        ("topic_id = 99", "lacks messages"),
-    ],
-)
-def test_a_row_of_another_type_costs_one_image_with_its_cause(tmp_path, column, cause):
+    "change",
+    ["data = 'text'", "data = CAST(x'ff' AS TEXT)", "data = 5", "timestamp = 'soon'",
+     "timestamp = 2.5"],
+)  # fmt: skip
+def test_a_row_of_another_type_costs_one_image_with_its_cause(tmp_path, change):
     bag = write_ros2(tmp_path / "drive", camera(6), StoragePlugin.SQLITE3)
     with closing(sqlite3.connect(storage_file(bag))) as database:
-        database.execute(f"UPDATE messages SET {column} WHERE id = 3")
+        database.execute(f"UPDATE messages SET {change} WHERE id = 3")
         database.commit()
     source = open_source(bag)
     assert greys(source) == [0, 1, 3, 4, 5]
-    assert cause in source.state.damage
-    assert "Messages read: 5 of 6 on /camera" in source.state.damage
+    assert source.state.counts.unusable == 1
+    cause = "1 of 6 images unusable: its time is no number, or its data no bytes"
+    assert cause in source.state.notes and source.state.damage is None
+    assert source.duration == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("topic", ["99", "'a'"])
+def test_a_row_of_no_topic_is_said_though_no_metadata_count_it(tmp_path, topic):
+    bag = write_ros2(tmp_path / "drive", camera(6), StoragePlugin.SQLITE3)
+    file = storage_file(bag)
+    with closing(sqlite3.connect(file)) as database:
+        database.execute(f"UPDATE messages SET topic_id = {topic} WHERE id = 3")
+        database.commit()
+    source = open_source(file)
+    assert greys(source) == [0, 1, 3, 4, 5]
+    assert "a message is of no known topic" in source.state.damage
+
+
+@pytest.mark.parametrize("name", ["x'ff'", "x'2f63616d657261'"])
+def test_a_topic_whose_name_is_no_text_is_said_to_be_so(tmp_path, name):
+    bag = write_ros2(tmp_path / "drive", camera(6), StoragePlugin.SQLITE3)
+    with closing(sqlite3.connect(storage_file(bag))) as database:
+        database.execute(f"UPDATE topics SET name = {name}")
+        database.commit()
+    with pytest.raises(SourceUnreadableError, match="name, type or format of topic 1 is no text"):
+        open_source(bag)

@@ -192,3 +192,14 @@ def test_two_images_of_the_same_time_are_one_and_a_note(tmp_path):
     source = ImageFolderSource(tmp_path)
     assert len(list(source)) == 2 and source.state.counts.unordered == 1
     assert "right_1700000000.png" in source.state.notes[0]
+
+
+@pytest.mark.parametrize("kind", ["tiff", "png", "webp"])
+def test_of_a_file_of_several_pictures_the_first_is_read_and_that_is_said(tmp_path, kind):
+    first, *others = [Image.new("RGB", (8, 6), (60 * n, 0, 0)) for n in range(3)]
+    first.save(tmp_path / f"1.{kind}", save_all=True, append_images=others)
+    write_images(tmp_path, ["2.png"])
+    source = ImageFolderSource(tmp_path, frame_rate=1)
+    assert [frame.image.max() for frame in source] == [0, 0]
+    (said,) = source.state.notes
+    assert said.startswith(f"1 of the files hold several pictures (the first: 1.{kind})")

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import io
+import re
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -348,6 +349,19 @@ def write_intra(path, stamps_ms, container="mpegts", codec="mpeg2video", every=1
     return path
 
 
+def test_a_first_picture_without_a_stamp_stands_before_the_second(tmp_path):
+    """As RTSP streams begin."""
+    path = write_intra(tmp_path / "a.ts", range(0, 2_000, 100), codec="libx264")
+    data = bytearray(path.read_bytes())
+    flags = data.index(b"\x00\x00\x01\xe0") + 7  # of the first packet: which stamps it has
+    assert data[flags] & 0x80
+    data[flags] = 0
+    path.write_bytes(data)
+    source = VideoSource(path)
+    assert [frame.stamp_ns for frame in source] == [ms * MS for ms in range(0, 2_000, 100)]
+    assert source.state.notes == []
+
+
 @pytest.mark.parametrize("every", [10, 20, 100])
 @pytest.mark.parametrize("codec", ["mpeg2video", "libx264"])
 def test_a_part_of_a_transport_stream_begins_where_it_was_asked_for(tmp_path, codec, every):
@@ -383,6 +397,83 @@ def test_a_second_video_behind_the_first_is_said_where_it_cannot_be_read(video):
     source = VideoSource(both)
     assert len(list(source)) == len(list(VideoSource(video)))
     assert any(f"{len(data):,} bytes follow" in note for note in source.state.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.flv", "libx264"), ("a.asf", "wmv2"), ("a.wtv", "mpeg2video")]
+)
+def test_a_file_behind_a_video_is_said_where_ffmpeg_does_not_look_for_one(tmp_path, name, codec):
+    path = write_video(tmp_path / name, codec, rate=25)
+    data = path.read_bytes()
+    whole = VideoSource(path)
+    number = len(list(whole))
+    assert not any("follow" in note for note in whole.state.notes)
+    path.write_bytes(data * 2)
+    source = VideoSource(path)
+    assert len(list(source)) == number
+    assert any(f"{len(data):,} bytes follow" in note for note in source.state.notes)
+
+
+@pytest.mark.parametrize("name", ["a.webm", "a.mkv"])
+def test_a_part_behind_the_announced_end_is_read_where_files_are_put_end_to_end(tmp_path, name):
+    path = write_video(tmp_path / name, "libvpx", count=30)
+    path.write_bytes(path.read_bytes() * 2)
+    late = VideoSource(path, start=4.0)
+    assert [frame.stamp_ns for frame in late] == [ms * MS for ms in range(4_000, 6_000, 100)]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("libx264", "mpeg2video"), ("mpeg2video", "mpeg4"), ("mpeg4", "libx264")]
+)
+def test_a_transport_stream_that_goes_on_in_another_codec_is_said_to_do_so(tmp_path, first, second):
+    parts = [
+        write_video(tmp_path / f"{codec}.ts", codec, count=50, rate=25).read_bytes()
+        for codec in (first, second)
+    ]
+    path = tmp_path / "both.ts"
+    path.write_bytes(b"".join(parts))
+    source = VideoSource(path)
+    assert 45 <= len(list(source)) <= 50
+    left_out = [note for note in source.state.notes if note.startswith("Pictures are left out")]
+    begins, goes_on = first.removeprefix("lib").replace("x", "h"), second.replace("libx", "h")
+    assert len(left_out) == 1
+    assert f"of another codec ({goes_on}; the file begins in {begins})" in left_out[0]
+
+
+def write_jpegs(path):
+    """A raw stream of 20 pictures of noise, and where each begins."""
+    noise = list(np.random.default_rng(0).integers(0, 256, (20, HEIGHT, WIDTH, 3), np.uint8))
+    data = write_video(path, "mjpeg", images=noise, container="mjpeg").read_bytes()
+    return data, [m.start() for m in re.finditer(b"\xff\xd8\xff", data)]
+
+
+@pytest.mark.parametrize("damage", ["cut out", "zeros", "noise"])
+def test_damaged_pictures_of_motion_jpeg_are_left_out_and_counted(tmp_path, damage):
+    path = tmp_path / "a.mjpeg"
+    data, begins = write_jpegs(path)
+    whole = [frame.image for frame in VideoSource(path)]
+    at = (begins[9] + begins[10]) // 2  # amid the tenth
+    other = {"cut out": b"", "zeros": bytes(200), "noise": bytes(range(200))}[damage]
+    path.write_bytes(data[:at] + other + data[at + 200 :])
+    source = VideoSource(path)
+    images = [frame.image for frame in source]
+    counts = source.state.counts
+    assert (counts.decoded, counts.given, counts.unusable) == (20, 19, 1)
+    np.testing.assert_array_equal(images, whole[:9] + whole[10:])
+    assert any("1 of 20 are damaged" in note for note in source.state.notes)
+
+
+def test_pictures_that_a_damage_joins_are_counted_one_by_one(tmp_path):
+    """A segment's length, changed, reaches over the pictures that follow."""
+    path = tmp_path / "a.mjpeg"
+    data, begins = write_jpegs(path)
+    at = (begins[9] + begins[10]) // 2
+    path.write_bytes(data[:at] + b"\xff\xe1\xff\xf0" + data[at:])
+    source = VideoSource(path)
+    given = len(list(source))
+    assert given < 19
+    assert source.state.counts.unusable == 20 - given
+    assert any(f"{20 - given} of 20 are damaged" in note for note in source.state.notes)
 
 
 def test_a_playlist_without_an_end_is_given_up_and_said(tmp_path, monkeypatch):
@@ -487,6 +578,26 @@ def test_a_stream_that_begins_inside_the_file_ends_nothing(tmp_path):
     assert any("further stream begins" in note for note in source.state.notes)
     late = VideoSource(path, start=30.0)
     assert [frame.stamp_ns for frame in late] == [frame.stamp_ns for frame in source][300:]
+
+
+def test_of_several_videos_in_a_file_it_is_said_which_is_read(tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as output:
+        streams = [output.add_stream("ffv1", rate=10) for _ in range(2)]
+        for stream in streams:
+            stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for index in range(10):
+            for stream in streams:
+                frame = av.VideoFrame(WIDTH, HEIGHT, "yuv420p")
+                frame.pts, frame.time_base = index, Fraction(1, 10)
+                output.mux(stream.encode(frame))
+        for stream in streams:
+            output.mux(stream.encode())
+    for start in (0.0, 0.5):
+        source = VideoSource(path, start=start)
+        assert len(list(source)) == 10 * (1 - start)
+        (said,) = source.state.notes
+        assert said.startswith(f"The file holds 2 videos; stream 0 ({WIDTH}x{HEIGHT}) is read")
 
 
 @pytest.mark.parametrize("suffix", ["mp3", "flac"])

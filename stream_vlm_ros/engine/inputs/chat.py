@@ -89,6 +89,11 @@ class ChatLayout:
         self._processor = processor
         self._config = config
         pad = self._tokenizer.convert_ids_to_tokens(config.video_token_id)
+        if pad is None:
+            raise ModelLoadError(
+                f"video_token_id is {config.video_token_id}, which is no word of the tokenizer: "
+                "take both from the same checkpoint folder"
+            )
         system: list[dict[str, Any]] = []
         if system_prompt is not None:
             if not isinstance(system_prompt, str):

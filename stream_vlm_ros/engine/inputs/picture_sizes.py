@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import (
@@ -41,6 +41,10 @@ _PNG_CHUNK = struct.Struct(">I4s")  # length and kind; after them the data, and 
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _BITS, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2
+# Pillow knows 16 bits whose white is zero of one order of bytes alone.
+TiffImagePlugin.OPEN_INFO.setdefault(
+    (b"MM", _WHITE_IS_ZERO, (1,), 1, (16,), ()), ("I;16B", "I;16B")
+)
 
 
 @dataclass(frozen=True)
@@ -153,9 +157,18 @@ def rgb_of(picture: Image.Image, size: tuple[int, int] | None = None) -> np.ndar
     return image
 
 
+def holds_several(picture: Image.Image) -> bool:
+    """Whether there are more pictures in the file of one that has been decoded: pages, or those of
+    an animation. (What a phone's JPEG has besides is of the same one.)"""
+    try:
+        return picture.format != "MPO" and getattr(picture, "n_frames", 1) > 1
+    except Exception:  # bytes from outside: the next is damaged, or there is none
+        return False
+
+
 def check_depth(image: np.ndarray) -> None:
     """Raise InvalidImageError if the picture, of 16 bits made 8, shows only 12 of them: black."""
-    if image.max(initial=0) < 16:
+    if image.max(initial=0) <= 16:  # to which cv_bridge rounds the largest of 12 bits
         raise InvalidImageError(
             "of its 16 bits a pixel, at most the lower 12 are used, so it is nearly black; is it a "
             "depth image, or of a camera of 12 bits, whose driver should scale them?"

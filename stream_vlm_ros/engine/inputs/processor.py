@@ -172,7 +172,8 @@ def _load_chat_template(folder: Path) -> str:
 def _default_template(template: Any) -> str | None:
     """The template to use: the only one, or of several the one named default."""
     if isinstance(template, list):  # tokenizer files write several as a list of name and template
-        template = {entry.get("name"): entry.get("template") for entry in template}
-    if isinstance(template, Mapping):
+        entries = [entry for entry in template if isinstance(entry, Mapping)]
+        template = next((e.get("template") for e in entries if e.get("name") == "default"), None)
+    elif isinstance(template, Mapping):
         template = template.get("default")
     return template if isinstance(template, str) and template else None

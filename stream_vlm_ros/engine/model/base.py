@@ -360,7 +360,7 @@ class StreamModel(nn.Module, ABC):
             fill(model, checkpoint.tensors(), str(folder))
             checkpoint.fold_adapter(model)
         if (folder / "generation_config.json").is_file():
-            model.generation_config = checkpoint.generation_config()
+            model.generation_config = checkpoint.generation_config(config.text_config.vocab_size)
         return model.eval()
 
     @classmethod

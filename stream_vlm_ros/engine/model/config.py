@@ -16,6 +16,7 @@ from stream_vlm_ros.errors import ModelLoadError, real_number
 
 MODEL_TYPE = "qwen2_5_vl"
 _MOST_LAYERS = 1024  # each of them takes memory before a file of weights is looked at
+_MARKS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 _LARGEST_SIZE = 10**7
 
 
@@ -44,6 +45,28 @@ def read_config(folder: Path) -> Qwen2_5_VLConfig:
         raise ModelLoadError(f"cannot read {file}: {said}") from error
     check_config(config, str(file))
     return config
+
+
+def token_problem(name: str, value: Any, words: int) -> str | None:
+    """Why ``value`` is no token, nor a list of them, of a model with an embedding of ``words``."""
+    for token in value if isinstance(value, list) else [value]:
+        if type(token) is not int or not 0 <= token < words:
+            return f"{name} is {value!r}, not a token (a number from 0 to {words - 1:,})"
+    return None
+
+
+def check_tokens(config: Any) -> None:
+    """Raise ModelLoadError unless what marks a video, and what ends an answer, are tokens."""
+    text = config.text_config
+    named = {name: getattr(config, name) for name in _MARKS}
+    if text.eos_token_id is not None:
+        named["eos_token_id"] = text.eos_token_id
+    for name, value in named.items():
+        if problem := token_problem(name, value, text.vocab_size):
+            raise _refusal("config.json", problem)
+    pad = getattr(config, "pad_token_id", None)
+    if pad is not None and type(pad) is not int:  # not used, but the library compares it
+        raise _refusal("config.json", f"pad_token_id is {pad!r}, not a number")
 
 
 def check_config(config: Any, where: str = "its configuration") -> None:

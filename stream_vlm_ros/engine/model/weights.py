@@ -24,6 +24,7 @@ from stream_vlm_ros.engine.inputs.frames import read_json_object
 from stream_vlm_ros.errors import ModelLoadError, check_model_folder, cut
 
 from .adapter import LoraAdapter
+from .config import token_problem
 
 if TYPE_CHECKING:
     from .base import StreamModel
@@ -92,8 +93,9 @@ class CheckpointFiles:
         for file in self.files:
             yield from tensors_of(file)
 
-    def generation_config(self) -> GenerationConfig:
-        """That of the folder, of which the tokens that end an answer are honoured.
+    def generation_config(self, words: int) -> GenerationConfig:
+        """That of the folder, of which the tokens that end an answer are honoured: each is one of
+        the ``words`` of the model's embedding, or ModelLoadError is raised.
 
         How an answer is written is said with each question. What the file says of that is logged as
         left out, unless it is what a question has by itself.
@@ -101,12 +103,8 @@ class CheckpointFiles:
         file = self.folder / "generation_config.json"
         values = read_json_object(file)
         ends = values.get("eos_token_id")
-        for end in ends if isinstance(ends, list) else [ends]:
-            if end is not None and (type(end) is not int or end < 0):
-                raise ModelLoadError(
-                    f"{file}: eos_token_id is {ends!r}, not the number of a token or a list of "
-                    "those; copy it from the release of the model"
-                )
+        if ends is not None and (problem := token_problem("eos_token_id", ends, words)):
+            raise ModelLoadError(f"{file}: {problem}; copy it from the release of the model")
         defaults = {field.name: field.default for field in dataclasses.fields(DecodingOptions)}
         left_out = {
             name: value

@@ -18,7 +18,7 @@ def generate_test_description():
 
 class TestWhileItRuns(unittest.TestCase):
     def test_the_node_becomes_active_in_its_namespace_on_its_topic(self, proc_output):
-        proc_output.assertWaitFor("[robot.stream_vlm]: images are awaited on /camera", timeout=120)
+        proc_output.assertWaitFor("[robot.stream_vlm]: waiting for images on /camera", timeout=120)
         proc_output.assertWaitFor("the node is active", timeout=120)
 
 

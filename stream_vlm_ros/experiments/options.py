@@ -1,0 +1,288 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""The options of each experiment, without torch: ``--help`` is to be there at once."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+from pathlib import Path
+
+from stream_vlm_ros.world.rare import MEASURING
+
+from . import EXPERIMENTS
+
+# Names of what other modules hold; a test compares them.
+SHAPES = ("3b", "7b", "toy")
+SETTINGS = ("trained", "camera")
+LEVELS = ("level 1", "all levels")
+POLICIES = (
+    "last 4 frames",
+    "sink + window",
+    "+ uniform",
+    "+ importance",
+    "+ importance, small window",
+    "+ both",
+    "+ both, small window",
+    "full history",
+)
+LAYOUTS = ("continuous", "segmented")
+POSITIONS = ("keep_gaps", "contiguous")
+
+
+def description_of(name: str) -> str | None:
+    """What the module of an experiment says of itself."""
+    source = Path(__file__).with_name(f"{EXPERIMENTS[name].module}.py").read_text("utf-8")
+    return ast.get_docstring(ast.parse(source), clean=False)
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """Options of one experiment: those that all have, and its own."""
+    one = argparse.ArgumentParser(add_help=False, description=description_of(name))
+    add = one.add_argument_group("model").add_argument
+    add("--model", metavar="FOLDER", help="Qwen2.5-VL checkpoint folder; else the small model.")
+    add("--shape", choices=SHAPES, help="Random weights of a named shape instead of a model.")
+    add("--processor", metavar="FOLDER", help="Take tokenizer and image settings from here.")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
+    add("--dtype", default="auto", help="auto, bfloat16, float16 or float32.")
+    add("--seed", type=int, default=0, help="Seed of random weights and of random choices.")
+    add("--threads", type=int, default=0, help="CPU threads; 0: torch's own choice.")
+    add = one.add_argument_group("memory").add_argument
+    add(
+        "--layout",
+        choices=("segmented", "continuous"),
+        default="segmented",
+        help="A user turn for each chunk, or one growing video.",
+    )
+    add(
+        "--position-policy",
+        choices=("contiguous", "keep_gaps"),
+        default="contiguous",
+        help="Positions after an eviction: close the gaps, or keep them.",
+    )
+    add("--min-pixels", type=int, help="Enlarge smaller pictures to this many pixels.")
+    add("--max-pixels", type=int, help="Reduce larger pictures to this many pixels.")
+    add = one.add_argument_group("source").add_argument
+    add(
+        "--source",
+        default=os.environ.get("VIDEO_PATH") or "synthetic",
+        help="synthetic[:WIDTHxHEIGHT] (1920x1080 if no size is given), world:SEED, a video, bag "
+        "or folder.",
+    )
+    add("--size", metavar="WIDTHxHEIGHT", help="Scale the pictures to this size.")
+    add("--fps", type=float, default=2.0, help="Frames per second.")
+    add(
+        "--out",
+        default=os.environ.get("REPORT_PATH") or "experiments",
+        help="Folder for JSON, Markdown and plots.",
+    )
+    _OWN[EXPERIMENTS[name].module](one)
+    return one
+
+
+def sink(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--chunk-frames",
+        type=int,
+        nargs="+",
+        default=[2, 4],
+        metavar="N",
+        help="Frames per chunk, each size in turn.",
+    )
+    parser.add_argument("--chunks", type=int, default=5, help="Chunks of each size.")
+    parser.add_argument("--cap", type=int, default=100_000, help="Tokens the KV cache may hold.")
+    parser.add_argument("--min-sink", type=int, default=128, help="Tokens a sink must exceed.")
+
+
+def long_video(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--frames", type=int, default=400, help="Frames to stream.")
+    parser.add_argument("--chunk-frames", type=int, default=4, help="Frames per chunk.")
+    parser.add_argument("--cap", type=int, default=150_000, help="Tokens the KV cache may hold.")
+    parser.add_argument("--first-text", type=int, help="Text tokens of the first chunk.")
+    parser.add_argument("--question", default="Describe what you see.", help="Asked at the end.")
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="Tokens of an answer.")
+    parser.add_argument("--max-gb", type=float, default=23.0, help="Peak memory that passes, GB.")
+
+
+def periodic(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--frames", type=int, default=400, help="Frames to stream.")
+    parser.add_argument("--chunk-frames", type=int, default=4, help="Frames per chunk.")
+    parser.add_argument("--cap", type=int, default=150_000, help="Tokens the KV cache may hold.")
+    parser.add_argument(
+        "--every", type=int, default=25, metavar="CHUNKS", help="Chunks between questions."
+    )
+    parser.add_argument(
+        "--question",
+        help="If none: to read all text on the screen; in a drawn world, its last sign.",
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=200, help="Tokens of an answer.")
+    parser.add_argument(
+        "--temperature", type=float, default=0.3, help="0: always the most likely token."
+    )
+    parser.add_argument(
+        "--max-ttft", type=float, default=10.0, help="Mean TTFT that passes, in seconds."
+    )
+    parser.add_argument("--remedies", action="store_true", help="Compare the remedies, too.")
+
+
+def caps(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--frames", type=int, default=160, help="Frames to stream.")
+    parser.add_argument("--chunk-frames", type=int, default=4, help="Frames per chunk.")
+    parser.add_argument(
+        "--caps",
+        type=int,
+        nargs="+",
+        default=[50_000, 100_000, 130_000, 150_000],
+        metavar="N",
+        help="Caps to try, in tokens.",
+    )
+    parser.add_argument("--question", default="Describe what you see.", help="Asked at the end.")
+    parser.add_argument("--max-new-tokens", type=int, default=32, help="Tokens of an answer.")
+    parser.add_argument(
+        "--questions", type=int, default=40, help="How many questions about a drawn world."
+    )
+
+
+def native(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--frames", type=int, default=24, help="Frames to stream.")
+    parser.add_argument("--chunk-frames", type=int, default=4, help="Frames per chunk.")
+    parser.add_argument("--question", default="Describe what you see.", help="Asked at the end.")
+    parser.add_argument("--max-new-tokens", type=int, default=32, help="Tokens of an answer.")
+    parser.add_argument(
+        "--attention",
+        default="sdpa",
+        help="Attention of the stock model: sdpa, eager or flash_attention_2.",
+    )
+    parser.add_argument(
+        "--memory-gib", type=float, help="Use no more of the GPU's memory, as on a smaller GPU."
+    )
+
+
+def chunk_size(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--chunk-frames",
+        type=int,
+        nargs="+",
+        default=[2, 4, 6, 3],
+        metavar="N",
+        help="Frames per chunk, each size in turn.",
+    )
+    parser.add_argument("--chunks", type=int, default=4, help="Chunks of each size.")
+    parser.add_argument("--cap", type=int, default=100_000, help="Tokens the KV cache may hold.")
+
+
+def policies(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(source="world", layout="continuous", out="bench/results")
+    add = parser.add_argument
+    add("--settings", nargs="+", choices=SETTINGS, default=["trained"], help="Which videos.")
+    add("--videos", type=int, default=8, help="Videos of each setting.")
+    add(
+        "--cross-videos",
+        type=int,
+        default=4,
+        help="How many of them are streamed in every layout with every position policy; the others "
+        "use only the first of each.",
+    )
+    add("--first-video", type=int, default=1_000_000, help="Seed of the first world.")
+    add("--seconds", type=float, help="Length of a video, instead of the setting's.")
+    add(
+        "--idle-hours",
+        type=float,
+        default=0.0,
+        help="Show the first picture this long before each video, once a minute.",
+    )
+    add(
+        "--caps",
+        type=float,
+        nargs="+",
+        help="Caps as shares of the history, instead of the setting's.",
+    )
+    add("--moments", type=int, default=4, help="Moments of a video at which questions are asked.")
+    add("--each", type=int, default=3, help="Questions of each type at a moment, at most.")
+    add(
+        "--policies",
+        nargs="+",
+        choices=POLICIES,
+        default=list(POLICIES),
+        metavar="POLICY",
+        help="Which policies.",
+    )
+    add("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="Which layouts.")
+    add(
+        "--positions",
+        nargs="+",
+        choices=POSITIONS,
+        default=list(POSITIONS),
+        help="Which position policies.",
+    )
+    add("--max-full", type=int, default=32_768, help="Try no full history of more tokens.")
+    add("--workers", type=int, default=1, help="Processes, of --threads each.")
+    add("--minutes", type=float, help="Start no stream after this time; run again to resume.")
+    add("--fresh", action="store_true", help="Forget what an earlier run found.")
+
+
+def history(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(layout="continuous", source="world")
+    add = parser.add_argument
+    add("--worlds", type=int, default=len(MEASURING), help="Worlds, of the seeds for measuring.")
+    add("--first", type=int, default=0, help="Skip so many worlds.")
+    add("--hours", type=float, default=6.0, help="Length of each.")
+    add("--once", type=int, default=20, help="Things of a world that come once.")
+    add("--repeated", type=int, default=4, help="Things that come several times in ten minutes.")
+    add("--never", type=int, default=8, help="Things that are asked about and do not come.")
+    add("--chunk-frames", type=int, default=16, help="Frames per chunk.")
+    add("--jobs", type=int, default=1, help="Processes, each with a world of its own.")
+    add(
+        "--history",
+        choices=("auto", "never", "always"),
+        default="auto",
+        help="When the engine looks back.",
+    )
+    add("--read", choices=("apart",), default="apart", help="How what is fetched is read.")
+    add("--index-megabytes", type=int, default=256, help="Of keys; beyond, they are thinned out.")
+    add("--questions", type=int, default=0, help="Of a world at most; 0: all.")
+    add("--moments", type=int, default=40, help="Of a world, at which the present is asked about.")
+    add("--taken", type=int, default=100, help="Questions a world whose evidence is taken away.")
+    add("--no-controls", action="store_true", help="The engine alone.")
+    add("--report", action="store_true", help="Only put together what was measured.")
+
+
+def endurance(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(shape="toy", source="synthetic:112x84", layout="continuous")
+    parser.add_argument("--chunks", type=int, default=10_000, help="Chunks to stream.")
+    parser.add_argument("--chunk-frames", type=int, default=2, help="Frames per chunk.")
+    parser.add_argument("--cap", type=int, default=300, help="Tokens the KV cache may hold.")
+    parser.add_argument(
+        "--levels", nargs="+", choices=LEVELS, default=list(LEVELS), help="Which levels."
+    )
+    parser.add_argument(
+        "--positions",
+        nargs="+",
+        choices=POSITIONS,
+        default=list(POSITIONS),
+        help="Which position policies.",
+    )
+    parser.add_argument(
+        "--young", type=int, default=500, help="Chunks of the young stream before it is measured."
+    )
+    parser.add_argument("--stretch", type=int, default=50, help="Chunks per turn.")
+    parser.add_argument(
+        "--turns", type=int, default=20, help="Turns of the old and the young stream."
+    )
+    parser.add_argument(
+        "--max-mib", type=float, default=4.0, help="Growth of memory that passes, MiB."
+    )
+    parser.add_argument(
+        "--max-ratio",
+        type=float,
+        default=1.1,
+        help="Ratio of old to young that passes, time per chunk.",
+    )
+
+
+_OWN = {
+    one.__name__: one
+    for one in (sink, long_video, periodic, caps, native, chunk_size, policies, history, endurance)
+}
