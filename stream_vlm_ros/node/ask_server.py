@@ -27,15 +27,15 @@ from stream_vlm_ros.plain_messages import fill, to_dict
 from stream_vlm_ros.session.answer_log import AnswerLog, Found
 from stream_vlm_ros.session.counters import Drop
 from stream_vlm_ros.session.ingest import FrameIngest
-from stream_vlm_ros.session.worker import (
+from stream_vlm_ros.session.question import (
     WRITING,
-    EngineWorker,
     NotActiveError,
     Outcome,
     Progress,
     Question,
     Ticket,
 )
+from stream_vlm_ros.session.worker import EngineWorker
 
 if TYPE_CHECKING:
     from stream_vlm_ros.node.stream_vlm_node import StreamVlmNode

@@ -20,15 +20,8 @@ from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidChoicesError, InvalidParameterError, cut
 from stream_vlm_ros.node.health import Health
 from stream_vlm_ros.session.memory_keeper import NOTHING_SAVED, SavedState
-from stream_vlm_ros.session.worker import (
-    MAX_THUMBNAILS,
-    EpisodeState,
-    LevelState,
-    MemorySummary,
-    Outcome,
-    Question,
-    TierState,
-)
+from stream_vlm_ros.session.memory_summary import EpisodeState, LevelState, MemorySummary, TierState
+from stream_vlm_ros.session.question import MAX_THUMBNAILS, Outcome, Question
 
 if TYPE_CHECKING:
     from stream_vlm_ros.history.poses import Pose

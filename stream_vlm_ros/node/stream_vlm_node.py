@@ -56,7 +56,9 @@ from stream_vlm_ros.session.answer_log import AnswerLog, AnswerLogError
 from stream_vlm_ros.session.counters import Drop
 from stream_vlm_ros.session.ingest import FrameIngest
 from stream_vlm_ros.session.memory_keeper import NOTHING_SAVED, MemoryKeeper, SavedState
-from stream_vlm_ros.session.worker import EngineWorker, MemorySummary, NotActiveError
+from stream_vlm_ros.session.memory_summary import MemorySummary
+from stream_vlm_ros.session.question import NotActiveError
+from stream_vlm_ros.session.worker import EngineWorker
 from stream_vlm_ros.setting import CONFIGURE
 
 if TYPE_CHECKING:

@@ -112,7 +112,8 @@ def test_evidence_carries_stamps_pictures_and_poses(interfaces):
     from stream_vlm.msg import CacheStatus
 
     from stream_vlm_ros.history.poses import Pose
-    from stream_vlm_ros.session.worker import EpisodeState, Outcome, Question
+    from stream_vlm_ros.session.memory_summary import EpisodeState
+    from stream_vlm_ros.session.question import Outcome, Question
 
     episode = EpisodeState(
         1_000_000_007,
@@ -136,7 +137,7 @@ def test_evidence_carries_stamps_pictures_and_poses(interfaces):
 
 
 def test_a_status_tells_what_each_tier_of_the_history_holds(interfaces):
-    from stream_vlm_ros.session.worker import MemorySummary, TierState
+    from stream_vlm_ros.session.memory_summary import MemorySummary, TierState
 
     tiers = (
         TierState("pictures", 5, 10, 900, 1000, "/frames", 7, 9_000_000_001),
@@ -150,7 +151,7 @@ def test_a_status_tells_what_each_tier_of_the_history_holds(interfaces):
 
 
 def test_a_status_tells_stretches_of_time_and_all_levels_in_one_order(interfaces):
-    from stream_vlm_ros.session.worker import LevelState, MemorySummary
+    from stream_vlm_ros.session.memory_summary import LevelState, MemorySummary
 
     empty = interfaces.to_cache_status(MemorySummary(), "inactive", {})
     assert empty.spans == []
@@ -191,7 +192,7 @@ def test_what_was_sent_is_repeated_at_a_bounded_length(interfaces):
     from stream_vlm.msg import CacheStatus
 
     from stream_vlm_ros.node.health import Health, Level
-    from stream_vlm_ros.session.worker import Outcome, Question
+    from stream_vlm_ros.session.question import Outcome, Question
 
     long = "x" * 10_000_000
     error = InvalidParameterError(f"there is no memory {long}")
