@@ -32,6 +32,7 @@ class EngineThread:
         ingest_share: see :class:`Scheduler`.
         append_together: appends chunks of several engines at once; None: one by one.
         together: of at most so many sessions.
+        clock: seconds from any start.
 
     Attributes:
         wake: guards the queues of all sessions; notified when one has something to do.
@@ -43,12 +44,14 @@ class EngineThread:
         ingest_share: float = 0.5,
         append_together: AppendTogether | None = None,
         together: int = 8,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.wake = threading.Condition()
         self.scheduler: Scheduler[EngineWorker] = Scheduler(
             ingest_share, together if append_together is not None else 1
         )
         self._append_together = append_together
+        self._clock = clock
         self._workers: list[EngineWorker] = []
         # A daemon: a model that is being loaded cannot be interrupted, and must not keep a
         # process alive that was told to end.
@@ -123,13 +126,13 @@ class EngineThread:
             self.wake.wait()
 
     def _carry_out(self, choice: Choice[EngineWorker], wants: dict[EngineWorker, Wants]) -> None:
-        begin = time.monotonic()
+        begin = self._clock()
         began = answered = False
         if len(choice.sessions) == 1:
             began, answered = choice.sessions[0].work()
         else:
             self._append(choice.sessions)
-        seconds = time.monotonic() - begin
+        seconds = self._clock() - begin
         self.scheduler.done(choice, seconds, wants, began=began, answered=answered)
 
     def _append(self, workers: Sequence[EngineWorker]) -> None:
