@@ -26,10 +26,10 @@ from stream_vlm_ros.session.worker import EngineWorker
 class Camera:
     """A session of a shared thread, over a stand-in or a toy engine."""
 
-    def __init__(self, thread, engine, **options):
+    def __init__(self, thread, engine, load=None, **options):
         self.engine, self.counters, self.faults = engine, FrameCounters(), []
         self.worker = EngineWorker(
-            lambda: self.engine,
+            load or (lambda: self.engine),
             self.counters,
             queue_size=4,
             max_questions=50,
@@ -195,8 +195,7 @@ def test_an_engine_that_cannot_be_loaded_leaves_the_others(start):
         raise ModelLoadError("no such folder")
 
     thread = EngineThread()
-    broken, good = Camera(thread, None), Camera(thread, FakeEngine())
-    broken.worker._load = load
+    broken, good = Camera(thread, None, load), Camera(thread, FakeEngine())
     thread.start()
     with pytest.raises(ModelLoadError, match="no such folder"):
         broken.worker.loaded.result(PATIENCE)
