@@ -36,9 +36,9 @@ def test_one_message_carries_an_answer_whichever_way_it_was_asked():
 def test_every_error_of_the_package_has_its_code():
     from stream_vlm.msg import Answer
 
-    from stream_vlm_ros.session import worker
+    from stream_vlm_ros.session import question
 
-    kinds = [*vars(errors).values(), *vars(worker).values()]
+    kinds = [*vars(errors).values(), *vars(question).values()]
     kinds = [k for k in kinds if isinstance(k, type) and issubclass(k, StreamVlmError)]
     # The node reads no files of frames: errors of sources cannot reach an answer.
     codes = {kind.code for kind in kinds if not issubclass(kind, errors.SourceError)}
