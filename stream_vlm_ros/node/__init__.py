@@ -7,6 +7,7 @@ What it does with frames and questions once they are no messages any more is in 
 
 The node
     stream_vlm_node `StreamVlmNode`: parameters, the lifecycle, and how the parts hang together
+    camera          one camera of it: images, memory, what is told of them
     lifecycle       transitions whose failures are told
     spinning        the executor that serves the node
     parameters      the table of settings as parameters: declared, described, read

@@ -74,7 +74,7 @@ class Wish:
 
 
 class ImageInput:
-    """Subscribes to ``image`` as its publisher publishes it, and follows when that changes.
+    """Subscribes to ``image_topic`` as its publisher publishes it, and follows when that changes.
 
     :meth:`take` and :meth:`follow`, to be called now and then, belong to one thread. Until a
     publisher is found, the subscription is reliable: a publisher that is reliable then loses no
@@ -92,7 +92,7 @@ class ImageInput:
         self._wait_set = _rclpy.WaitSet(1, 0, 0, 0, 0, 0, node.context.handle)
         self._incompatible = ""
         self._subscription: Any = None
-        self._base = node.resolve_topic_name("image")
+        self._base = node.resolve_topic_name(parameters.image_topic or "image")
         if words := chosen_decoder()[1]:
             node.get_logger().warning(words)
         self.wish = self._choose()

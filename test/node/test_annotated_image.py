@@ -27,7 +27,7 @@ GREY = np.full((240, 320, 3), 128, np.uint8)
 
 
 class Watched:
-    """A node that somebody watches, or nobody."""
+    """A node that somebody watches, or nobody, and its camera."""
 
     def __init__(self):
         self.watchers, self.shown, self.faults = 1, [], []
@@ -39,6 +39,9 @@ class Watched:
 
     def destroy_publisher(self, publisher):
         pass
+
+    def topic(self, name):
+        return f"~/{name}"
 
     def cache_status(self):
         return CacheStatus(state="active", length=295, cap=4096)
@@ -64,7 +67,7 @@ def node():
 
 @pytest.fixture
 def annotated(node):
-    annotated = AnnotatedImage(node)
+    annotated = AnnotatedImage(node, node)
     yield annotated
     annotated.destroy(5.0)
 
