@@ -15,6 +15,7 @@ from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.node import interfaces
 from stream_vlm_ros.node.captions import captioned
 from stream_vlm_ros.node.images import chosen_encoder
+from stream_vlm_ros.node.publishing import publish_on
 from stream_vlm_ros.session.timed_frame import TimedFrame
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class AnnotatedImage:
     def __init__(self, node: StreamVlmNode, camera: Camera) -> None:
         self._node, self._camera = node, camera
         topic = camera.topic(ANNOTATED)
-        self._publisher = node.create_publisher(Image, topic, QoSProfile(depth=1))
+        self._publisher = publish_on(node, Image, topic, QoSProfile(depth=1))
         self._frame: TimedFrame | None = None  # the newest, as long as somebody subscribes
         self._answer: Any = None
         self._changed = threading.Event()

@@ -25,6 +25,7 @@ from stream_vlm_ros.console import plural
 from stream_vlm_ros.errors import StreamVlmError, cut
 from stream_vlm_ros.node import interfaces
 from stream_vlm_ros.node.awaiting import awaitable
+from stream_vlm_ros.node.publishing import publish_on
 from stream_vlm_ros.plain_messages import fill, to_dict
 from stream_vlm_ros.session.answer_log import AnswerLog, Found
 from stream_vlm_ros.session.counters import Drop
@@ -100,7 +101,7 @@ class AskServer:
         self.asked: dict[bytes, Asked] = {}
         group = ReentrantCallbackGroup()  # no question waits for the one before it
         latched = interfaces.latched(len(cameras))
-        self._answers = node.create_publisher(Answer, "~/answer", latched)
+        self._answers = publish_on(node, Answer, "~/answer", latched)
         resets: list[tuple[str, Sequence[Camera]]] = [("~/reset", cameras)]
         resets += [(camera.topic("reset"), [camera]) for camera in cameras if camera.name]
         callbacks: list[tuple[Any, str, Callable[..., Any]]] = [

@@ -30,6 +30,7 @@ from stream_vlm_ros.node.error_log import traced
 from stream_vlm_ros.node.image_input import ImageInput, RCLError
 from stream_vlm_ros.node.image_thread import ImageThread
 from stream_vlm_ros.node.loading import pixel_limit
+from stream_vlm_ros.node.publishing import publish_on
 from stream_vlm_ros.node.serialized_image import SerializedImage
 from stream_vlm_ros.processes.ros_process import END_TIMEOUT
 from stream_vlm_ros.session.counters import Drop
@@ -135,8 +136,8 @@ class Camera:
             told = cut(self.said(words))
             (node.error if self.keeper.state.error else node.info)(told)
         if self.name:
-            self._status = node.create_publisher(
-                CacheStatus, self.topic("cache_status"), interfaces.latched()
+            self._status = publish_on(
+                node, CacheStatus, self.topic("cache_status"), interfaces.latched()
             )
         self.annotated = AnnotatedImage(node, self)
         if worker.memory.chunks or worker.memory.history_ns is not None:

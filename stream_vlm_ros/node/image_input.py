@@ -28,6 +28,7 @@ from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.node.annotated_image import ANNOTATED
 from stream_vlm_ros.node.images import chosen_decoder, compressed_to_rgb, image_to_rgb
+from stream_vlm_ros.node.publishing import OF_IMAGES
 from stream_vlm_ros.node.serialized_image import SerializedImage
 
 try:
@@ -271,6 +272,7 @@ class ImageInput:
                 qos,
                 callback_group=self._group,
                 event_callbacks=events,
+                qos_overriding_options=OF_IMAGES,
                 raw=True,
             )
 

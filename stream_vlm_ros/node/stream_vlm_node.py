@@ -44,6 +44,7 @@ from stream_vlm_ros.node.parameters import (
     unknown_parameter,
 )
 from stream_vlm_ros.node.pause_services import PauseServices
+from stream_vlm_ros.node.publishing import publish_on
 from stream_vlm_ros.processes.ros_process import END_TIMEOUT
 from stream_vlm_ros.session.answer_log import AnswerLog, AnswerLogError
 from stream_vlm_ros.session.engine_thread import EngineThread
@@ -100,7 +101,7 @@ class StreamVlmNode(TellingLifecycleNode):
         self.add_on_set_parameters_callback(self._on_set_parameters)
 
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._diagnostics = publish_on(self, DiagnosticArray, "/diagnostics", 10)
         self._status_timer = self._every(
             self.parameters.status_period, self._report_status, MutuallyExclusiveCallbackGroup()
         )
@@ -151,8 +152,8 @@ class StreamVlmNode(TellingLifecycleNode):
         self.parameters = Settings.of(read(self, PARAMETERS.values()))
         self._warnings = Forwarding(self.warn)
         self._load_engines()
-        self._status = self.create_publisher(
-            CacheStatus, "~/cache_status", interfaces.latched(len(self.cameras))
+        self._status = publish_on(
+            self, CacheStatus, "~/cache_status", interfaces.latched(len(self.cameras))
         )
         for camera in self.cameras:
             camera.open()

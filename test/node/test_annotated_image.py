@@ -33,7 +33,7 @@ class Watched:
         self.watchers, self.shown, self.faults = 1, [], []
         self.came = threading.Semaphore(0)
 
-    def create_publisher(self, kind, topic, qos):
+    def create_publisher(self, kind, topic, qos, **options):
         assert (kind, topic) == (Image, "~/annotated_image")
         return SimpleNamespace(get_subscription_count=lambda: self.watchers)
 
