@@ -45,7 +45,8 @@ def test_nav2s_lifecycle_manager_brings_it_up_and_down_by_ids(here, connect):
 OVERRIDES = {
     "qos_overrides./here/stream_vlm/answer.publisher.depth": 7,
     "qos_overrides./here/stream_vlm/annotated_image.publisher.durability": "transient_local",
-    "qos_overrides./diagnostics.publisher.reliability": "best_effort",
+    "qos_overrides./here/stream_vlm/annotated_image.publisher.reliability": "best_effort",
+    "qos_overrides./diagnostics.publisher.depth": 3,
     "qos_overrides./here/image.subscription.depth": 2,
 }
 
@@ -58,7 +59,8 @@ def test_qos_of_what_is_published_and_of_images_can_be_overridden(here):
     assert own["/here/stream_vlm/answer"].durability == DurabilityPolicy.TRANSIENT_LOCAL
     annotated = own["/here/stream_vlm/annotated_image"]
     assert annotated.durability == DurabilityPolicy.TRANSIENT_LOCAL
-    assert own["/diagnostics"].reliability == ReliabilityPolicy.BEST_EFFORT
+    assert annotated.reliability == ReliabilityPolicy.BEST_EFFORT
+    assert own["/diagnostics"].depth == 3
     images = {one.topic_name: one.qos_profile for one in node.subscriptions}["/here/image"]
     assert images.depth == 2
     assert node.get_parameter("qos_overrides./here/image.subscription.depth").value == 2
