@@ -42,8 +42,9 @@ from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.factory import default_model
 from stream_vlm_ros.machine import measured_on
 from stream_vlm_ros.session.counters import Drop, FrameCounters
+from stream_vlm_ros.session.question import Question
 from stream_vlm_ros.session.timed_frame import TimedFrame
-from stream_vlm_ros.session.worker import EngineWorker, Question
+from stream_vlm_ros.session.worker import EngineWorker
 from stream_vlm_ros.world.world import World
 
 CHUNK = 4  # frames

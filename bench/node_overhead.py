@@ -118,7 +118,7 @@ def run_node() -> None:
     def tell_on() -> None:
         while True:
             time.sleep(0.5)
-            counts = made[0].figures.counters.snapshot() if made else {}
+            counts = made[0].cameras[0].figures.counters.snapshot() if made else {}
             tell(counts.get("frames_received", 0))
 
     threading.Thread(target=tell_on, daemon=True).start()

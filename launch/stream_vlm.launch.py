@@ -1,12 +1,15 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-"""Start the node: ros2 launch stream_vlm stream_vlm.launch.py image:=/camera/image_raw"""
+"""Start the node: ros2 launch stream_vlm stream_vlm.launch.py image:=/camera/image_raw
+
+With several cameras: cameras:=front=/front/image_raw,rear=/rear/image_raw
+"""
 
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
-from stream_vlm_ros.launching.arguments import NodeArguments, logger_name
+from stream_vlm_ros.launching.arguments import NodeArguments, cameras_of, logger_name
 from stream_vlm_ros.launching.description import description
 
 
@@ -18,6 +21,10 @@ def start(values):
         for parameter, value in (("model_path", values.model), ("device", values.device))
         if value
     }
+    cameras = cameras_of(values.cameras)
+    if cameras:
+        over["sources"] = ParameterValue(",".join(cameras), value_type=str)
+    topics = {"image": values.image, **{f"{name}/image": to for name, to in cameras.items()}}
     over["use_sim_time"] = values.use_sim_time
     return [
         Node(
@@ -26,7 +33,7 @@ def start(values):
             name="stream_vlm",
             namespace=values.namespace,
             parameters=[values.params_file, over],
-            remappings=[("image", values.image)],
+            remappings=list(topics.items()),
             arguments=[
                 "--ros-args",
                 "--log-level",

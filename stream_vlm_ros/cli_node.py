@@ -231,11 +231,11 @@ def ask_node(name: str, wait: float, ask: Ask) -> bool:
         answers = []
         for question in ask.questions:
             try:
-                answers.append(await ask_one(client, question, ask, out))
+                answers += await ask_one(client, question, ask, out)
             except AskError as refusal:
                 if not ask.as_json:
                     raise
-                answers.append(refusal.answer)
+                answers += refusal.answers or [refusal.answer]
         try:
             await client.is_there()
         except StreamVlmError as second:  # it turned up meanwhile
@@ -248,13 +248,15 @@ def ask_node(name: str, wait: float, ask: Ask) -> bool:
     return with_node(name, wait, use)
 
 
-async def ask_one(client: StreamVlmClient, question: str, ask: Ask, out: Console) -> Any:
+async def ask_one(client: StreamVlmClient, question: str, ask: Ask, out: Console) -> list[Any]:
+    """The answer, or each camera's."""
+
     def say(text: str, style: str = "") -> None:
         if not ask.as_json:
             out.print(Text(text, style=style), soft_wrap=True)
 
     say(printable(question), "bold")
-    about_ns = await _about_ns(client, ask.about)
+    about_ns = await _about_ns(client, ask.about, ask.source)
     asked = client.stream(
         question,
         ask.choices,
@@ -277,10 +279,14 @@ async def ask_one(client: StreamVlmClient, question: str, ask: Ask, out: Console
                 await timer
             if stream.text:
                 say("")
-    if not ask.as_json:
-        for line in end_of(answer):
-            out.print(line, soft_wrap=True)
-    return answer
+    answers = stream.answers or [answer]
+    for one in answers:
+        if len(answers) > 1:
+            say(one.source, "bold")
+        if not ask.as_json:
+            for line in end_of(one):
+                out.print(line, soft_wrap=True)
+    return answers
 
 
 def end_of(answer: Any) -> Iterator[Text]:
@@ -310,7 +316,7 @@ async def _cancel_after(stream: Any, seconds: float | None) -> None:
 
 
 async def _about_ns(
-    client: StreamVlmClient, about: tuple[float, float] | None
+    client: StreamVlmClient, about: tuple[float, float] | None, source: str
 ) -> tuple[int, int] | None:
     """Stamps from seconds; those that are not above zero count from the newest frame."""
     if about is None:
@@ -318,7 +324,9 @@ async def _about_ns(
     from stream_vlm_ros.client.messages import nanoseconds
 
     await client.until_ready()
-    return stamps_about(about, nanoseconds((await client.first_status()).newest_stamp))
+    newest = await client.first_status()
+    newest = client.statuses.get(source, newest)
+    return stamps_about(about, nanoseconds(newest.newest_stamp))
 
 
 def stamps_about(about: tuple[float, float], newest: int) -> tuple[int, int]:
@@ -350,7 +358,7 @@ class Watching:
 
     def __init__(self, every: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._every, self._clock = every, clock
-        self._state, self._counted, self._told_at = "", "", -every
+        self._told: dict[str, tuple[str, str, float]] = {}  # of each camera: state, counts, when
         self._health: dict[str, tuple[int, str]] = {}
 
     def line(self, event: Any) -> str:
@@ -374,10 +382,11 @@ class Watching:
             f"{plural(status.frames_received, 'image')}, {dropped:,} dropped"
         )
         now = self._clock()
-        if state == self._state and (counted == self._counted or now - self._told_at < self._every):
+        before, counts, told_at = self._told.get(status.source, ("", "", -self._every))
+        if state == before and (counted == counts or now - told_at < self._every):
             return ""
-        self._state, self._counted, self._told_at = state, counted, now
-        return f"{state}: {counted}"
+        self._told[status.source] = state, counted, now
+        return _of(status.source, f"{state}: {counted}")
 
     def _answer(self, answer: Any) -> str:
         from stream_vlm_ros.client.errors import code_name
@@ -387,7 +396,7 @@ class Watching:
             came = f"{code_name(answer)}: {answer.error_message}"
         else:
             came = f"{answer.text} ({seconds(answer.latency):.2f} s)"
-        return f"{answer.question} -> {came}"
+        return _of(answer.source, f"{answer.question} -> {came}")
 
     def _diagnostic(self, status: Any) -> str:
         level = status.level[0]
@@ -399,6 +408,11 @@ class Watching:
             return ""
         name = self.LEVELS[level] if level < len(self.LEVELS) else str(level)
         return f"{name}: {status.name}: {status.message}"
+
+
+def _of(source: str, words: str) -> str:
+    """Words about one of several cameras."""
+    return f"{source}: {words}" if source else words
 
 
 def watch(
@@ -579,22 +593,27 @@ def _order(order: Callable[[StreamVlmClient], Awaitable[str]], node: str, wait: 
     print(printable(with_node(node, wait, order)))
 
 
+SourceName = Annotated[
+    str, typer.Option("--source", help="One of several cameras; without it all there are.")
+]
+
+
 @node_app.command("reset")
-def reset(node: NodeName = "", wait: Wait = 10.0) -> None:
+def reset(source: SourceName = "", node: NodeName = "", wait: Wait = 10.0) -> None:
     """Let a node forget everything it has seen."""
-    _order(lambda client: client.reset(), node, wait)
+    _order(lambda client: client.reset(source), node, wait)
 
 
 @node_app.command("pause")
-def pause(node: NodeName = "", wait: Wait = 10.0) -> None:
+def pause(source: SourceName = "", node: NodeName = "", wait: Wait = 10.0) -> None:
     """Let a node stop watching; it goes on answering."""
-    _order(lambda client: client.pause(), node, wait)
+    _order(lambda client: client.pause(source), node, wait)
 
 
 @node_app.command("resume")
-def resume(node: NodeName = "", wait: Wait = 10.0) -> None:
+def resume(source: SourceName = "", node: NodeName = "", wait: Wait = 10.0) -> None:
     """Let a node watch again."""
-    _order(lambda client: client.resume(), node, wait)
+    _order(lambda client: client.resume(source), node, wait)
 
 
 MemoryName = Annotated[
@@ -606,15 +625,19 @@ MemoryName = Annotated[
 
 
 @node_app.command("save")
-def save(memory: MemoryName = "", node: NodeName = "", wait: Wait = 10.0) -> None:
+def save(
+    memory: MemoryName = "", source: SourceName = "", node: NodeName = "", wait: Wait = 10.0
+) -> None:
     """Let a node save its memory (docs/saving.md)."""
-    _order(lambda client: client.save(memory), node, wait)
+    _order(lambda client: client.save(memory, source), node, wait)
 
 
 @node_app.command("load")
-def load(memory: MemoryName = "", node: NodeName = "", wait: Wait = 10.0) -> None:
+def load(
+    memory: MemoryName = "", source: SourceName = "", node: NodeName = "", wait: Wait = 10.0
+) -> None:
     """Let a node take up a saved memory instead of its present one."""
-    _order(lambda client: client.load(memory), node, wait)
+    _order(lambda client: client.load(memory, source), node, wait)
 
 
 @node_app.command("answers")

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from stream_vlm_ros.errors import InvalidParameterError, cut, real_number, whole_number
@@ -160,6 +162,25 @@ def check_memory_name(name: str) -> None:
         )
 
 
+def check_source_names(names: tuple[str, ...]) -> None:
+    """Raise InvalidParameterError unless each names a camera, and no two the same."""
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z](_?[A-Za-z0-9])*", name) or name == "stream":
+            raise InvalidParameterError(
+                f"{cut(name)!r} names no camera: letters, digits and single '_' between them, "
+                "beginning with a letter; not 'stream'"
+            )
+    if len(set(names)) < len(names):
+        raise InvalidParameterError(f"a name is there twice: {', '.join(names)}")
+
+
+# What holds for all cameras of a node; the other settings may be a camera's own.
+ALL_CAMERAS = (
+    "sources", "model_path", "device", "dtype", "compile_chunks", "memory_folder", "answers_file",
+    "answers_megabytes", "ingest_share", "status_period", "autostart",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Settings(SettingTable):
     """The settings of a node, or of a run of a replay. In both 0 or "" often stands for the
@@ -200,6 +221,28 @@ class Settings(SettingTable):
         "configured, and record small chunks as CUDA graphs. auto: on a GPU. always: an error "
         "where there is none.",
         choices=("auto", "always", "never"),
+    )
+
+    # The cameras
+    sources: tuple[str, ...] = node_only(
+        (),
+        "Names of several cameras, in a list or separated by commas: one model, a memory of its "
+        "own for each. NAME.SETTING is one camera's own setting; what is not set so is the node's. "
+        "Empty: one camera, which needs no name.",
+        rule=check_source_names,
+    )
+    image_topic: str = node_only(
+        "",
+        "Topic of the images. Empty: image, or of several cameras NAME/image; each may be "
+        "remapped.",
+    )
+    weight: float = node_only(
+        1.0,
+        "Of several cameras: its share of the model's time when there is not enough for all, "
+        "compared with the others'.",
+        0.01,
+        100.0,
+        change=ALWAYS,
     )
 
     # The memory
@@ -608,7 +651,22 @@ class Settings(SettingTable):
         choices=("grids", "all", "complete"),
     )
 
+    def of_source(self, name: str, own: Mapping[str, Any]) -> Settings:
+        """The settings of one of several cameras.
+
+        Args:
+            own: what is set for it alone, by name.
+        """
+        usual = {"image_topic": f"{name}/image", "memory_name": f"{self.memory_name}-{name}"}
+        if self.frame_store:  # a folder holds one camera's frames
+            usual["frame_store"] = str(Path(self.frame_store) / name)
+        return self.changed({**usual, **own, "sources": ()})
+
     def check(self) -> None:
+        if self.sources and self.image_topic:
+            raise InvalidParameterError(
+                f"image_topic is one camera's: set {self.sources[0]}.image_topic"
+            )
         if 0 < self.max_cache_tokens < 64:
             raise InvalidParameterError(
                 f"max_cache_tokens must be 0 (as many as fit) or at least 64, got "

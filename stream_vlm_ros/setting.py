@@ -86,8 +86,8 @@ class Setting:
         """``value`` in the row's own type.
 
         A whole number is taken for a float (``sample_fps:=2``), a number of numpy's for one of
-        Python's, a number for a text (``source:=0``) and a list for a tuple, its empty texts left
-        out (ROS has no empty list of texts).
+        Python's, a number for a text (``source:=0``) and for a tuple a list, or a text with commas,
+        its empty texts left out (ROS has no empty list of texts).
 
         Raises InvalidParameterError for any other type, and for a value that is not allowed.
         """
@@ -134,6 +134,8 @@ class Setting:
             return int(value)
         if self.type is str and given in (int, float):
             return str(value)
+        if self.type is tuple and given is str:
+            return tuple(text for one in value.split(",") if (text := one.strip()))
         if self.type is tuple and given in (list, tuple):
             return tuple(text for text in value if text)
         if given is not self.type:

@@ -58,7 +58,7 @@ def node_table(rows: Iterable[Setting]) -> str:
         "| Parameter | Type | Default | Range | Set | Meaning |",
         "|---|---|---|---|---|---|",
         *(
-            f"| `{row.name}` | {row.type.__name__} | `{_yaml(row.default)}` | {row.allowed} "
+            f"| `{row.name}` | {_type(row)} | `{_yaml(row.default)}` | {row.allowed} "
             f"| {row.change} | {row.text} |"
             for row in rows
         ),
@@ -120,9 +120,15 @@ def _also(row: Setting) -> str:
     return f", `{row.short}`" if row.short != row.name else ""
 
 
+def _type(row: Setting) -> str:
+    return "list of str" if row.type is tuple else row.type.__name__
+
+
 def _yaml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, tuple):  # ROS has no empty list
+        return f"[{', '.join(map(_yaml, value or ('',)))}]"
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 

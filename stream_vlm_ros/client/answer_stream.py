@@ -34,12 +34,14 @@ class AnswerStream:
 
     Attributes:
         text: what has been written so far.
+        answers: of several cameras, each one's, once the answer is there; else empty.
         sent: whether it is on its way to the node, or there.
     """
 
     def __init__(self, client: StreamVlmClient, goal: Ask.Goal) -> None:
         self._client, self._goal = client, goal
         self.text = ""
+        self.answers: list[Answer] = []
         self._pieces: asyncio.Queue[str | None] = asyncio.Queue()  # None: there are no more
         self._accepted = asyncio.Event()
         self._goal_id = GoalInfo().goal_id
@@ -151,10 +153,11 @@ class AnswerStream:
         if not self._handle.accepted:
             raise NodeUnavailableError(f"the node {client.name} did not take the question")
         self._accepted.set()
-        answer = await self._result()
+        result = await self._result()
+        answer, self.answers = result.answer, list(result.answers)
         await client.is_there()  # alone: of two of its name this may be the other one's
         if answer.error_code not in (Answer.NONE, Answer.CANCELLED if self._cancelled else 0):
-            raise AskError(answer)
+            raise AskError(answer, self.answers)
         if not self._goal.choices:
             self._grow(answer.text)
         return answer
@@ -166,7 +169,7 @@ class AnswerStream:
         if self.sent:
             self._client.cancel_goal(self._goal_id)
 
-    async def _result(self) -> Answer:
+    async def _result(self) -> Ask.Result:
         """Wait for what comes of the goal, as long as the node is there."""
         client = self._client
         result = asyncio.ensure_future(client.ros.reply(self._handle.get_result_async))
@@ -179,7 +182,7 @@ class AnswerStream:
                 raise NodeUnavailableError(
                     f"the node {client.name} ended before it had answered {self._goal.question!r}"
                 )
-            return result.result().result.answer
+            return result.result().result
         finally:
             result.cancel()
 

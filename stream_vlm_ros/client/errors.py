@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from stream_vlm_ros.errors import StreamVlmError
@@ -22,11 +23,12 @@ class AskError(StreamVlmError):
     Attributes:
         code: its name among the constants of ``stream_vlm/Answer``, such as "QUEUE_FULL".
         answer: the whole answer.
+        answers: of several cameras, each one's, some of which may be without an error.
     """
 
-    def __init__(self, answer: Any) -> None:
+    def __init__(self, answer: Any, answers: Sequence[Any] = ()) -> None:
         super().__init__(answer.error_message)
-        self.answer = answer
+        self.answer, self.answers = answer, list(answers)
         self.code = code_name(answer)
 
 

@@ -95,7 +95,8 @@ class StreamVlmClient:
         self._services: dict[str, Any] = {}
         self.open_streams: set[AnswerStream] = set()  # whose answers end with the client
         self._watchers: set[asyncio.Queue[Event]] = set()
-        self._last: dict[type, Event] = {}  # the newest of each kind that is latched
+        # The newest of each kind that is latched, of each camera.
+        self._last: dict[tuple[type, str], Event] = {}
 
     async def __aenter__(self) -> StreamVlmClient:
         self._loop = asyncio.get_running_loop()
@@ -276,7 +277,9 @@ class StreamVlmClient:
         Args:
             choices: one of them is picked, and nothing is written.
             about_ns: the time that it is about, from and to, by the stamps of the images; 0: open.
-            source: which memory is asked; "": the node's own.
+            source: which camera's memory is asked: a name, several with commas between them, or
+                "*"; "": the only one there is, or all. Of several the text is that of all, each on
+                a line behind its name; `AnswerStream.answers` has them one by one.
             max_new_tokens: 0: as the node is set.
             temperature: 0: the most likely answer; negative: as the node is set.
             keep_exchange: question and answer stay in the memory.
@@ -339,6 +342,11 @@ class StreamVlmClient:
         """The newest that the node said of itself; None before the first."""
         return self._seen.status if self._seen is not None else None
 
+    @property
+    def statuses(self) -> dict[str, CacheStatus]:
+        """The newest of each camera, by its name; "" for the only one of a node."""
+        return {name: event for (kind, name), event in self._last.items() if kind is CacheStatus}
+
     async def first_status(self) -> CacheStatus:
         """The newest status, which a configured node has: the first comes a moment after the client
         was made.
@@ -396,7 +404,7 @@ class StreamVlmClient:
 
     def _spread(self, event: Event) -> None:
         if not isinstance(event, DiagnosticStatus):
-            self._last[type(event)] = event
+            self._last[type(event), event.source] = event
         for queue in self._watchers:
             if queue.qsize() >= KEPT_EVENTS:
                 queue.get_nowait()
@@ -498,37 +506,53 @@ class StreamVlmClient:
 
     # Orders ---------------------------------------------------------------------------------------
 
-    async def reset(self) -> str:
+    # ``source`` is the name of one of several cameras; "": all there are.
+
+    async def reset(self, source: str = "") -> str:
         """Let the node forget everything; what it says of it."""
-        return await self._order("reset", Trigger.Request(), self.patience)
+        return await self._order("reset", Trigger.Request(), self.patience, source=source)
 
-    async def pause(self) -> str:
+    async def pause(self, source: str = "") -> str:
         """Let the node stop watching; it goes on answering."""
-        return await self._order("pause", Trigger.Request(), self.patience)
+        return await self._order("pause", Trigger.Request(), self.patience, source=source)
 
-    async def resume(self) -> str:
+    async def resume(self, source: str = "") -> str:
         """Let the node watch again."""
-        return await self._order("resume", Trigger.Request(), self.patience)
+        return await self._order("resume", Trigger.Request(), self.patience, source=source)
 
-    async def save(self, name: str = "") -> str:
+    async def save(self, name: str = "", source: str = "") -> str:
         """Save the memory in the node's folder; "": as the node is set.
 
         Raises NodeUnavailableError where the node has not replied within ``FILE_PATIENCE``, as
         files take their time.
         """
         request = SaveMemory.Request(name=checked_text("name", name))
-        return await self._order("save_memory", request, self._for_files, tries=1)
+        return await self._order("save_memory", request, self._for_files, 1, source)
 
-    async def load(self, name: str = "") -> str:
+    async def load(self, name: str = "", source: str = "") -> str:
         """Put a saved memory in the place of the present one; "": as the node is set.
 
         Raises NodeUnavailableError where the node has not replied within ``FILE_PATIENCE``.
         """
         request = LoadMemory.Request(name=checked_text("name", name))
-        return await self._order("load_memory", request, self._for_files, tries=1)
+        return await self._order("load_memory", request, self._for_files, 1, source)
 
-    async def _order(self, name: str, request: Any, within: float, tries: int = 3) -> str:
+    async def _order(
+        self, name: str, request: Any, within: float, tries: int = 3, source: str = ""
+    ) -> str:
+        """Raises InvalidParameterError for a camera that the node does not have."""
         await self.until_alone()
+        if source:
+            await self.first_status()
+            if source not in (there := self.statuses):
+                known = f": there are {', '.join(sorted(there))}" if "" not in there else ""
+                raise InvalidParameterError(
+                    f"the node {self.name} has no camera {cut(source)!r}{known}"
+                )
+            name, kind = f"{source}/{name}", self._services[name].srv_type
+            if name not in self._services:
+                make = partial(self.ros.node.create_client, kind, f"{self.name}/{name}")
+                self._services[name] = await self.ros.run(make)
         return _refuse(await self._call(name, request, within, tries))
 
     @property

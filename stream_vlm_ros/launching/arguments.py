@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from stream_vlm_ros.config import NODE, Settings, check_device
+from stream_vlm_ros.config import NODE, Settings, check_device, check_source_names
 from stream_vlm_ros.demo.settings import (
     NODE_NAME,
     DemoSettings,
@@ -23,7 +23,7 @@ from stream_vlm_ros.demo.settings import (
 )
 from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
 from stream_vlm_ros.owned import place_to_write
-from stream_vlm_ros.setting import SettingTable
+from stream_vlm_ros.setting import Setting, SettingTable
 
 
 @as_far_as_known
@@ -52,6 +52,25 @@ def _namespace(text: str) -> None:
 
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0].rstrip(":")
+
+
+def cameras_of(text: str) -> dict[str, str]:
+    """The topic of each camera, from ``front=/front/image_raw,rear=/rear/image_raw``.
+
+    Raises InvalidParameterError for what says no such thing.
+    """
+    pairs = [one.partition("=") for one in text.split(",") if one.strip()]
+    names = tuple(name.strip() for name, _, _ in pairs)
+    for name, _, topic in pairs:
+        if not topic.strip():
+            raise InvalidParameterError(f"NAME=TOPIC is missing its topic: {name.strip()!r}")
+        _topic(topic.strip())
+    check_source_names(names)
+    return dict(zip(names, (topic.strip() for _, _, topic in pairs), strict=True))
+
+
+def _cameras(text: str) -> None:
+    cameras_of(text)
 
 
 def _device(text: str) -> None:
@@ -92,13 +111,20 @@ def _check_parameters(part: Any, node: str = "") -> None:
 def _check_values(values: dict[str, Any]) -> None:
     """Check those that are the node's; of others it warns itself."""
     rows = {name: row for name, row in Settings.table().items() if NODE in row.takers}
+    settings = Settings.of(_ours(values, rows))
+    for name in settings.sources:
+        if isinstance(own := values.get(name), dict):
+            settings.of_source(name, _ours(own, rows))
+
+
+def _ours(values: dict[str, Any], rows: dict[str, Setting]) -> dict[str, Any]:
     ours = {name: value for name, value in values.items() if name in rows}
     for name, value in ours.items():
         # rcl takes 1e3 for a number, where PyYAML sees a text.
         if rows[name].type is float and isinstance(value, str):
             with suppress(ValueError):
                 ours[name] = float(value)
-    Settings.of(ours)
+    return ours
 
 
 @as_far_as_known
@@ -147,6 +173,13 @@ class _Common(SettingTable):
 class NodeArguments(_Common):
     """Of stream_vlm.launch.py."""
 
+    cameras: str = fixed(
+        "",
+        "Of several cameras the name and the topic of each, in place of image: "
+        "front=/front/image_raw,rear=/rear/image_raw. Empty: one camera, or sources of "
+        "params_file.",
+        rule=_cameras,
+    )
     log_level: str = fixed(
         "info",
         "How much the node logs.",

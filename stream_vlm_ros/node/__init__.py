@@ -7,6 +7,7 @@ What it does with frames and questions once they are no messages any more is in 
 
 The node
     stream_vlm_node `StreamVlmNode`: parameters, the lifecycle, and how the parts hang together
+    camera          one camera of it: images, memory, what is told of them
     lifecycle       transitions whose failures are told
     spinning        the executor that serves the node
     parameters      the table of settings as parameters: declared, described, read
@@ -33,6 +34,7 @@ The memory is saved and loaded
     memory_services ~/save_memory and ~/load_memory
 
 What the node says of itself
+    publishing      publishers with QoS overrides
     annotated_image ~/annotated_image: what was seen last, and the last answer, for people
     captions        words on a picture
     health          what is counted, and what /diagnostics makes of it

@@ -15,9 +15,11 @@ from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.node import interfaces
 from stream_vlm_ros.node.captions import captioned
 from stream_vlm_ros.node.images import chosen_encoder
+from stream_vlm_ros.node.publishing import publish_on
 from stream_vlm_ros.session.timed_frame import TimedFrame
 
 if TYPE_CHECKING:
+    from stream_vlm_ros.node.camera import Camera
     from stream_vlm_ros.node.stream_vlm_node import StreamVlmNode
 
 
@@ -25,12 +27,16 @@ ANNOTATED = "annotated_image"  # its topic, in the node's namespace
 
 
 class AnnotatedImage:
-    """From the configuring of ``node`` to its cleaning up. Draws in a thread of its own, and only
-    while somebody subscribes; a frame that comes while one is drawn replaces the one that waits."""
+    """Of a camera, from the configuring of ``node`` to its cleaning up.
 
-    def __init__(self, node: StreamVlmNode) -> None:
-        self._node = node
-        self._publisher = node.create_publisher(Image, f"~/{ANNOTATED}", QoSProfile(depth=1))
+    Draws in a thread of its own, and only while somebody subscribes; a frame that comes while one
+    is drawn replaces the one that waits.
+    """
+
+    def __init__(self, node: StreamVlmNode, camera: Camera) -> None:
+        self._node, self._camera = node, camera
+        topic = camera.topic(ANNOTATED)
+        self._publisher = publish_on(node, Image, topic, QoSProfile(depth=1))
         self._frame: TimedFrame | None = None  # the newest, as long as somebody subscribes
         self._answer: Any = None
         self._changed = threading.Event()
@@ -67,10 +73,10 @@ class AnnotatedImage:
                 if (frame := self._frame) is not None:
                     self._node.publish(self._publisher, self._message(frame))
             except Exception as fault:  # whatever is wrong with a picture, the next one is shown
-                self._node.report_fault("~/annotated_image", fault)
+                self._node.report_fault(self._camera.topic(ANNOTATED), fault)
 
     def _message(self, frame: TimedFrame) -> Any:
-        status, answer = self._node.cache_status(), self._answer
+        status, answer = self._camera.cache_status(), self._answer
         above = [f"{status.state}, {status.length:,} of {status.cap:,} tokens in memory"]
         below = [] if answer is None else [answer.question, answer_text(answer, frame.stamp_ns)]
         return chosen_encoder()(captioned(frame.image, above, below), frame.header)

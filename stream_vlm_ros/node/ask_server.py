@@ -7,29 +7,31 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future as ThreadFuture
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from builtin_interfaces.msg import Time
 from rclpy.action import ActionServer, CancelResponse
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
-from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from std_srvs.srv import Trigger
 from stream_vlm.action import Ask
-from stream_vlm.msg import Answer, PastAnswer
+from stream_vlm.msg import Answer, CacheStatus, PastAnswer
 from stream_vlm.srv import GetAnswers, Query
 
 from stream_vlm_ros.console import plural
 from stream_vlm_ros.errors import StreamVlmError, cut
 from stream_vlm_ros.node import interfaces
 from stream_vlm_ros.node.awaiting import awaitable
+from stream_vlm_ros.node.publishing import publish_on
 from stream_vlm_ros.plain_messages import fill, to_dict
 from stream_vlm_ros.session.answer_log import AnswerLog, Found
 from stream_vlm_ros.session.counters import Drop
-from stream_vlm_ros.session.ingest import FrameIngest
-from stream_vlm_ros.session.worker import (
+from stream_vlm_ros.session.memory_summary import MemorySummary
+from stream_vlm_ros.session.question import (
     WRITING,
-    EngineWorker,
     NotActiveError,
     Outcome,
     Progress,
@@ -38,13 +40,51 @@ from stream_vlm_ros.session.worker import (
 )
 
 if TYPE_CHECKING:
+    from stream_vlm_ros.node.camera import Camera
     from stream_vlm_ros.node.stream_vlm_node import StreamVlmNode
 
-LATCHED = QoSProfile(
-    depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
-)
 # ROS's own for services keeps ten requests, and who sent one more is never answered, nor told so.
 EACH_ONE = QoSProfile(history=HistoryPolicy.KEEP_ALL, reliability=ReliabilityPolicy.RELIABLE)
+
+
+class Asked:
+    """A request on its way: a question to each of the cameras that it is for, in their order."""
+
+    def __init__(self, tickets: Sequence[tuple[Camera | None, Ticket]]) -> None:
+        self.tickets = tickets
+
+    def cancel(self) -> None:
+        """Ask for an early end of all."""
+        for _, ticket in self.tickets:
+            ticket.cancel()
+
+
+class Written:
+    """What several cameras have written so far, as one text that only grows: the first one's, then,
+    once that is complete, the second one's, and so on.
+
+    Args:
+        progress: is told of it.
+    """
+
+    def __init__(self, names: Sequence[str], progress: Progress) -> None:
+        self._texts = dict.fromkeys(names, "")
+        self._complete: set[str] = set()
+        self._progress = progress
+
+    def grow(self, name: str, state: str, text: str) -> None:
+        """One of them has written so much."""
+        self._texts[name] = text
+        shown = []
+        for one, its in self._texts.items():
+            shown.append((one, its))
+            if one not in self._complete:
+                break
+        self._progress(state, interfaces.named_texts(shown))
+
+    def complete(self, name: str, future: ThreadFuture[Outcome]) -> None:
+        """One of them has written its last."""
+        self._complete.add(name)
 
 
 class AskServer:
@@ -52,25 +92,26 @@ class AskServer:
     executor while it waits for its answer.
 
     Attributes:
-        answers, errors: how many questions have been answered, and how many ended in an error.
-        tickets: of the goals of ``~/ask`` that have not ended.
+        asked: of the goals of ``~/ask`` that have not ended.
     """
 
-    def __init__(
-        self, node: StreamVlmNode, worker: EngineWorker, ingest: FrameIngest, log: AnswerLog
-    ) -> None:
-        self._node, self._worker, self._ingest, self._log = node, worker, ingest, log
-        self.answers = self.errors = 0
-        self.tickets: dict[bytes, Ticket] = {}
+    def __init__(self, node: StreamVlmNode, cameras: Sequence[Camera], log: AnswerLog) -> None:
+        self._node, self._log = node, log
+        self._cameras = {camera.name: camera for camera in cameras}
+        self.asked: dict[bytes, Asked] = {}
         group = ReentrantCallbackGroup()  # no question waits for the one before it
-        self._answers = node.create_publisher(Answer, "~/answer", LATCHED)
+        latched = interfaces.latched(len(cameras))
+        self._answers = publish_on(node, Answer, "~/answer", latched)
+        resets: list[tuple[str, Sequence[Camera]]] = [("~/reset", cameras)]
+        resets += [(camera.topic("reset"), [camera]) for camera in cameras if camera.name]
+        callbacks: list[tuple[Any, str, Callable[..., Any]]] = [
+            (Query, "~/query", self._on_query),
+            (GetAnswers, "~/get_answers", self._on_get_answers),
+            *((Trigger, name, partial(self._on_reset, some)) for name, some in resets),
+        ]
         self._services = [
             node.create_service(service, name, callback, qos_profile=EACH_ONE, callback_group=group)
-            for service, name, callback in (
-                (Query, "~/query", self._on_query),
-                (GetAnswers, "~/get_answers", self._on_get_answers),
-                (Trigger, "~/reset", self._on_reset),
-            )
+            for service, name, callback in callbacks
         ]
         self._action = ActionServer(
             node,
@@ -96,8 +137,7 @@ class AskServer:
 
     async def _on_query(self, request: Any, response: Any) -> Any:
         try:
-            outcome = await self.answered(self._ask(request))
-            response.answer = interfaces.to_answer(outcome, self._node.cache_status())
+            await self._fill(response, self._ask(request))
         except Exception as fault:
             self._node.report_fault("~/query", fault)
             response.answer = interfaces.to_fault(fault)
@@ -117,7 +157,7 @@ class AskServer:
     async def _pursue(self, goal_handle: Any) -> Any:
         """The result of a goal."""
 
-        def progress(state: str, text: str) -> None:
+        def tell(state: str, text: str) -> None:
             code = Ask.Feedback.WRITING if state == WRITING else Ask.Feedback.READING
             try:
                 goal_handle.publish_feedback(Ask.Feedback(state=code, text=text))
@@ -125,70 +165,87 @@ class AskServer:
                 self._node.report_fault("feedback of ~/ask", fault)
 
         goal_handle.publish_feedback(Ask.Feedback(state=Ask.Feedback.WAITING))
-        ticket = self._ask(goal_handle.request, progress)
+        asked = self._ask(goal_handle.request, tell)
         goal = bytes(goal_handle.goal_id.uuid)
-        self.tickets[goal] = ticket
+        self.asked[goal] = asked
+        result = Ask.Result()
         try:
             if goal_handle.is_cancel_requested:  # before there was a ticket
-                ticket.cancel()
-            outcome = await self.answered(ticket)
+                asked.cancel()
+            await self._fill(result, asked)
         finally:
-            del self.tickets[goal]
-        result = Ask.Result(answer=interfaces.to_answer(outcome, self._node.cache_status()))
+            del self.asked[goal]
         if goal_handle.is_cancel_requested:
             goal_handle.canceled()
-        elif outcome.error is not None:
+        elif result.answer.error_code != Answer.NONE:
             goal_handle.abort()
         else:
             goal_handle.succeed()
         return result
 
     def _on_cancel(self, goal_handle: Any) -> CancelResponse:
-        ticket = self.tickets.get(bytes(goal_handle.goal_id.uuid))
-        if ticket is not None:
-            ticket.cancel()
+        asked = self.asked.get(bytes(goal_handle.goal_id.uuid))
+        if asked is not None:
+            asked.cancel()
         return CancelResponse.ACCEPT
 
     # Both -----------------------------------------------------------------------------------------
 
-    def _ask(self, request: Any, progress: Progress | None = None) -> Ticket:
+    def _ask(self, request: Any, progress: Progress | None = None) -> Asked:
         """Queue the question in a request; a bad one gets a ticket that is done already."""
+        tickets: list[tuple[Camera | None, Ticket]] = []
         try:
-            question = interfaces.to_question(request, self._node.parameters)
+            names = interfaces.sources_asked(request.source, list(self._cameras))
+            cameras = [self._cameras[name] for name in names]
+            questions = [interfaces.to_question(request, one.settings) for one in cameras]
             if self._node.state != "active":
                 raise NotActiveError(f"the node is {self._node.state}, not active")
         except StreamVlmError as refusal:
+            only = next(iter(self._cameras.values())) if len(self._cameras) == 1 else None
             ticket = Ticket(Question(request.question, tuple(request.choices)))
-            memory = self._worker.memory
+            memory = only.worker.memory if only is not None else MemorySummary()
             ticket.future.set_result(Outcome(ticket.question, error=refusal, memory=memory))
+            tickets.append((only, ticket))
         else:
-            ticket = self._worker.ask(question, progress)
-        ticket.future.add_done_callback(self._on_answered)
-        return ticket
+            written = Written(names, progress) if len(names) > 1 and progress else None
+            for camera, question in zip(cameras, questions, strict=True):
+                told = progress if written is None else partial(written.grow, camera.name)
+                ticket = camera.worker.ask(question, told)
+                if written is not None:
+                    ticket.future.add_done_callback(partial(written.complete, camera.name))
+                tickets.append((camera, ticket))
+        for asked, ticket in tickets:
+            ticket.future.add_done_callback(partial(self._on_answered, asked))
+        return Asked(tickets)
 
-    async def answered(self, ticket: Ticket) -> Outcome:
-        """Wait for a ticket."""
-        outcome: Outcome = await awaitable(self._node, ticket.future)
-        return outcome
+    async def _fill(self, response: Any, asked: Asked) -> None:
+        """Wait for all answers, and put them into a response or result."""
+        answers = []
+        for camera, ticket in asked.tickets:
+            outcome: Outcome = await awaitable(self._node, ticket.future)
+            answers.append(interfaces.to_answer(outcome, self._status_of(camera)))
+        response.answer = interfaces.to_joint_answer(answers)
+        response.answers = answers if len(answers) > 1 else []
 
-    def _on_answered(self, future: ThreadFuture[Outcome]) -> None:
+    def _status_of(self, camera: Camera | None) -> CacheStatus:
+        return CacheStatus(state=self._node.state) if camera is None else camera.cache_status()
+
+    def _on_answered(self, camera: Camera | None, future: ThreadFuture[Outcome]) -> None:
         try:
-            self._tell(future.result())
+            self._tell(camera, future.result())
         except Exception as fault:
             self._node.report_fault("~/answer", fault)
 
-    def _tell(self, outcome: Outcome) -> None:
+    def _tell(self, camera: Camera | None, outcome: Outcome) -> None:
         """Count an answer and publish it."""
-        if outcome.error is None:
-            self.answers += 1
-        else:
-            self.errors += 1
-            self._node.get_logger().warning(
-                f"a question got no answer: {outcome.error.code}: {cut(str(outcome.error))}"
-            )
-        message = interfaces.to_answer(outcome, self._node.cache_status())
+        if outcome.error is not None:
+            words = f"a question got no answer: {outcome.error.code}: {cut(str(outcome.error))}"
+            self._node.warn(words if camera is None else camera.said(words))
+        if camera is not None:
+            camera.count(outcome)
+        message = interfaces.to_answer(outcome, self._status_of(camera))
         self._node.publish(self._answers, message)
-        if (annotated := self._node.annotated) is not None:
+        if camera is not None and (annotated := camera.annotated) is not None:
             annotated.tell(message)
         self._log.add(
             self._node.get_clock().now().nanoseconds,
@@ -225,10 +282,12 @@ class AskServer:
 
     # Forgetting -----------------------------------------------------------------------------------
 
-    async def _on_reset(self, request: Any, response: Any) -> Any:
+    async def _on_reset(self, cameras: Sequence[Camera], request: Any, response: Any) -> Any:
         try:
-            self._ingest.clear(Drop.RESET)
-            await awaitable(self._node, self._worker.reset(Drop.RESET))
+            for camera in cameras:
+                camera.ingest.clear(Drop.RESET)
+            for reset in [camera.worker.reset(Drop.RESET) for camera in cameras]:
+                await awaitable(self._node, reset)
         except StreamVlmError as refusal:
             response.message = str(refusal)
             return response

@@ -384,21 +384,21 @@ class MemoryFacts:
 
     state: str  # of the lifecycle
     failure: str  # of the last transition, or ''
-    engine_fault: str  # what has ended the engine's thread, or ''
-    chunk_fault: str  # of the last chunk, or ''
-    history_fault: str  # why the history did not take it, or ''
     model: str
     device: str
-    length: int
-    cap: int
-    memory_bytes: int
-    chunks: int
-    evictions: int
-    closed_pauses: int
-    closed_seconds: float
-    queue_depth: int
-    answers: int
-    errors: int  # questions that ended in an error
+    engine_fault: str = ""  # what has ended the engine, or ''
+    chunk_fault: str = ""  # of the last chunk, or ''
+    history_fault: str = ""  # why the history did not take it, or ''
+    length: int = 0
+    cap: int = 0
+    memory_bytes: int = 0
+    chunks: int = 0
+    evictions: int = 0
+    closed_pauses: int = 0
+    closed_seconds: float = 0.0
+    queue_depth: int = 0
+    answers: int = 0
+    errors: int = 0  # questions that ended in an error
 
 
 def memory_health(facts: MemoryFacts) -> Health:

@@ -28,6 +28,7 @@ from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.node.annotated_image import ANNOTATED
 from stream_vlm_ros.node.images import chosen_decoder, compressed_to_rgb, image_to_rgb
+from stream_vlm_ros.node.publishing import OF_IMAGES
 from stream_vlm_ros.node.serialized_image import SerializedImage
 
 try:
@@ -74,7 +75,7 @@ class Wish:
 
 
 class ImageInput:
-    """Subscribes to ``image`` as its publisher publishes it, and follows when that changes.
+    """Subscribes to ``image_topic`` as its publisher publishes it, and follows when that changes.
 
     :meth:`take` and :meth:`follow`, to be called now and then, belong to one thread. Until a
     publisher is found, the subscription is reliable: a publisher that is reliable then loses no
@@ -92,7 +93,7 @@ class ImageInput:
         self._wait_set = _rclpy.WaitSet(1, 0, 0, 0, 0, 0, node.context.handle)
         self._incompatible = ""
         self._subscription: Any = None
-        self._base = node.resolve_topic_name("image")
+        self._base = node.resolve_topic_name(parameters.image_topic or "image")
         if words := chosen_decoder()[1]:
             node.get_logger().warning(words)
         self.wish = self._choose()
@@ -271,6 +272,7 @@ class ImageInput:
                 qos,
                 callback_group=self._group,
                 event_callbacks=events,
+                qos_overriding_options=OF_IMAGES,
                 raw=True,
             )
 

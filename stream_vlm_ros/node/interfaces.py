@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from builtin_interfaces.msg import Duration, Time
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from geometry_msgs.msg import Point, PoseStamped, Quaternion
 from geometry_msgs.msg import Pose as PoseMessage
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Header
 from stream_vlm.msg import Answer, CacheStatus, Evidence, HistoryTier, MemoryLevel, TimeSpan
@@ -20,15 +22,8 @@ from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidChoicesError, InvalidParameterError, cut
 from stream_vlm_ros.node.health import Health
 from stream_vlm_ros.session.memory_keeper import NOTHING_SAVED, SavedState
-from stream_vlm_ros.session.worker import (
-    MAX_THUMBNAILS,
-    EpisodeState,
-    LevelState,
-    MemorySummary,
-    Outcome,
-    Question,
-    TierState,
-)
+from stream_vlm_ros.session.memory_summary import EpisodeState, LevelState, MemorySummary, TierState
+from stream_vlm_ros.session.question import MAX_THUMBNAILS, Outcome, Question
 
 if TYPE_CHECKING:
     from stream_vlm_ros.history.poses import Pose
@@ -65,15 +60,44 @@ def to_duration(seconds: float) -> Duration:
     return Duration(sec=whole, nanosec=nanoseconds)
 
 
+def to_seconds(duration: Duration) -> float:
+    """Duration -> seconds."""
+    return from_time(duration) / SECOND
+
+
+def latched(depth: int = 1) -> QoSProfile:
+    """Of topics whose newest messages reach who comes later."""
+    return QoSProfile(
+        depth=depth,
+        reliability=ReliabilityPolicy.RELIABLE,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL,
+    )
+
+
+def sources_asked(source: str, names: Sequence[str]) -> list[str]:
+    """Which of a node's cameras a request is for, in the node's order.
+
+    Raises InvalidParameterError for a name that is none of theirs.
+    """
+    wanted = {one.strip() for one in source.split(",")} - {""}
+    if not wanted or "*" in wanted:
+        wanted |= set(names)
+    elif list(names) == [""]:
+        wanted = {"" if one == "stream" else one for one in wanted}
+    if unknown := wanted - {*names, "*"}:
+        there = f"there are {', '.join(names)}" if names[0] else "this node has only one"
+        raise InvalidParameterError(
+            f"there is no camera {cut(min(unknown))!r}: {there}; leave source empty to ask "
+            f"{'all of them' if names[0] else 'it'}"
+        )
+    return [name for name in names if name in wanted]
+
+
 def to_question(request: Any, parameters: Settings) -> Question:
     """The question in a ``Query.Request`` or ``Ask.Goal``; what it leaves out is the node's.
 
     Raises InvalidParameterError or InvalidChoicesError for fields that make no sense.
     """
-    if request.source not in ("", "stream"):
-        raise InvalidParameterError(
-            f"there is no memory {request.source!r}; leave source empty or set it to 'stream'"
-        )
     if request.keep_exchange and request.choices:
         raise InvalidChoicesError(
             "an exchange with choices cannot be kept: leave out keep_exchange or choices"
@@ -113,9 +137,11 @@ def to_question(request: Any, parameters: Settings) -> Question:
 
 
 def to_answer(outcome: Outcome, status: CacheStatus) -> Answer:
-    """What came of a question -> message; ``status`` is that of the memory right after it."""
+    """What came of a question to a camera -> message; ``status`` is that of its memory right after
+    it."""
     question, memory, error = outcome.question, outcome.memory, outcome.error
     answer = Answer(
+        source=status.source,
         question=question.text[:MAX_QUESTION],
         choices=[choice[:MAX_CHOICE] for choice in question.choices[:MAX_CHOICES]],
         text=outcome.answer,
@@ -141,6 +167,39 @@ def to_answer(outcome: Outcome, status: CacheStatus) -> Answer:
     if memory.header is not None:
         answer.header = memory.header
     return answer
+
+
+def to_joint_answer(answers: Sequence[Answer]) -> Answer:
+    """What several cameras answered, in one message; of one the same."""
+    if len(answers) == 1:
+        return answers[0]
+    failed = [one for one in answers if one.error_code != Answer.NONE]
+    newest = max(answers, key=lambda one: from_time(one.newest_stamp))
+    endings = {one.finish_reason for one in answers}
+    joint = Answer(
+        question=answers[0].question,
+        choices=answers[0].choices,
+        text=named_texts([(one.source, one.text) for one in answers]),
+        error_code=failed[0].error_code if failed else Answer.NONE,
+        error_message=cut("; ".join(f"{one.source}: {one.error_message}" for one in failed)),
+        source=",".join(one.source for one in answers),
+        header=newest.header,
+        newest_stamp=newest.newest_stamp,
+        finish_reason=endings.pop() if len(endings) == 1 else "",
+        cache_status=CacheStatus(state=newest.cache_status.state),
+    )
+    if held := [one.oldest_stamp for one in answers if from_time(one.oldest_stamp)]:
+        joint.oldest_stamp = min(held, key=from_time)
+    for cost in ("waiting", "ttft", "latency"):
+        setattr(joint, cost, max((getattr(one, cost) for one in answers), key=from_time))
+    for tokens in ("prompt_tokens", "fetched_tokens", "answer_tokens"):
+        setattr(joint, tokens, sum(getattr(one, tokens) for one in answers))
+    return joint
+
+
+def named_texts(texts: Iterable[tuple[str, str]]) -> str:
+    """What several cameras answered, each behind its name on a line of its own."""
+    return "\n".join(f"{name}: {text}" for name, text in texts if text)
 
 
 def _to_evidence(episode: EpisodeState) -> Evidence:
@@ -194,9 +253,15 @@ def to_cache_status(
     saved: SavedState = NOTHING_SAVED,
     *,
     paused: bool = False,
+    source: str = "",
 ) -> CacheStatus:
-    """Memory, lifecycle state, every count by its field's name, saved memories -> message."""
+    """Memory, lifecycle state, every count by its field's name, saved memories -> message.
+
+    Args:
+        source: the camera's name; "": the node's only one.
+    """
     status = CacheStatus(
+        source=source,
         state=state,
         paused=paused,
         length=memory.length,

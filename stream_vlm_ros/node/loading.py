@@ -6,7 +6,9 @@ the graph, and says what it is doing, while the libraries load."""
 
 from __future__ import annotations
 
+import functools
 import gc
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from stream_vlm_ros.config import Settings
@@ -16,15 +18,17 @@ if TYPE_CHECKING:
     from stream_vlm_ros.engine import InferenceEngine
 
 
-def load_engine(parameters: Settings) -> InferenceEngine:
-    """The engine that ``parameters`` ask for.
+def engine_loader(parameters: Settings) -> Callable[[Settings], InferenceEngine]:
+    """What builds the engines of a node's cameras, each with its own settings, over the one model
+    that ``parameters`` name; loaded for the first of them.
 
-    Raises:
+    It raises:
         ModelLoadError: the folder is missing, incomplete or of another kind of model.
-        DeviceUnavailableError: the device is not there.
+        DeviceUnavailableError: the device is not there, or has no room for one more memory.
         InvalidParameterError, CapTooSmallError: a setting the engine refuses.
     """
-    return build_engine(parameters, load_model(parameters))
+    model = functools.cache(functools.partial(load_model, parameters))
+    return lambda settings: build_engine(settings, model())
 
 
 def pixel_limit(parameters: Settings) -> tuple[str, int]:

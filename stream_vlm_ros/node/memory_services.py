@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -15,26 +15,31 @@ from stream_vlm.srv import LoadMemory, SaveMemory
 from stream_vlm_ros.errors import StreamVlmError, cut
 from stream_vlm_ros.node.ask_server import EACH_ONE
 from stream_vlm_ros.node.awaiting import awaitable
-from stream_vlm_ros.node.interfaces import to_duration, to_time
-from stream_vlm_ros.session.ingest import FrameIngest
-from stream_vlm_ros.session.memory_keeper import Done, MemoryKeeper
+from stream_vlm_ros.node.interfaces import from_time, to_duration, to_seconds, to_time
+from stream_vlm_ros.session.memory_keeper import Done
 
 if TYPE_CHECKING:
+    from stream_vlm_ros.node.camera import Camera
     from stream_vlm_ros.node.stream_vlm_node import StreamVlmNode
 
 
 class MemoryServices:
-    """From the configuring of ``node`` to its cleaning up, next to its `AskServer`."""
+    """Of ``cameras``, from the configuring of ``node`` to its cleaning up, next to its `AskServer`.
 
-    def __init__(self, node: StreamVlmNode, keeper: MemoryKeeper, ingest: FrameIngest) -> None:
-        self._node, self._keeper, self._ingest = node, keeper, ingest
-        self._loads = 0  # calls that have not ended; those beyond the first are refused
+    Args:
+        within: where they stand: ``~``, or ``~/front``.
+    """
+
+    def __init__(self, node: StreamVlmNode, cameras: Sequence[Camera], within: str = "~") -> None:
+        self._node, self._cameras = node, cameras
         group = ReentrantCallbackGroup()
         self._services = [
-            node.create_service(service, name, callback, qos_profile=EACH_ONE, callback_group=group)
+            node.create_service(
+                service, f"{within}/{name}", callback, qos_profile=EACH_ONE, callback_group=group
+            )
             for service, name, callback in (
-                (SaveMemory, "~/save_memory", self._on_save),
-                (LoadMemory, "~/load_memory", self._on_load),
+                (SaveMemory, "save_memory", self._on_save),
+                (LoadMemory, "load_memory", self._on_load),
             )
         ]
 
@@ -44,42 +49,55 @@ class MemoryServices:
             self._node.destroy_service(service)
 
     async def _on_save(self, request: Any, response: Any) -> Any:
-        await self._carry_out("~/save_memory", self._keeper.save, request, response)
+        for camera in self._cameras:
+            save = camera.keeper.save
+            await self._carry_out(camera, "save_memory", save, request, response)
         return response
 
     async def _on_load(self, request: Any, response: Any) -> Any:
-        # Frames that came before the call are of the memory that goes; later ones wait for the
-        # stamps of the one that comes.
-        self._loads += 1
-        self._ingest.active = False
-        try:
-            self._ingest.deliver_open()
-            done = await self._carry_out("~/load_memory", self._keeper.load, request, response)
-            if done is not None:
-                self._ingest.go_on_behind(done.newest_ns)
-                response.newest_stamp = to_time(done.newest_ns)
-        finally:
-            self._loads -= 1
-            self._ingest.active = not self._loads and self._node.state == "active"
+        for camera in self._cameras:
+            # Frames that came before the call are of the memory that goes; later ones wait for the
+            # stamps of the one that comes.
+            with camera.loading():
+                camera.ingest.deliver_open()
+                load = camera.keeper.load
+                done = await self._carry_out(camera, "load_memory", load, request, response)
+                if done is not None:
+                    camera.ingest.go_on_behind(done.newest_ns)
+                    newest_ns = max(from_time(response.newest_stamp), done.newest_ns or 0)
+                    response.newest_stamp = to_time(newest_ns)
         return response
 
     async def _carry_out(
-        self, name: str, start: Callable[[str], Future[Done]], request: Any, response: Any
+        self,
+        camera: Camera,
+        name: str,
+        start: Callable[[str], Future[Done]],
+        request: Any,
+        response: Any,
     ) -> Done | None:
-        """Start it, wait for it, and say in the response what came of it."""
+        """Start it, wait for it, and add to the response what came of it."""
+        # A name for all of several cameras is that of as many files.
+        several = len(self._cameras) > 1 and request.name
+        done: Done | None = None
         try:
-            done: Done = await awaitable(self._node, start(request.name))
+            done = await awaitable(
+                self._node, start(f"{request.name}-{camera.name}" if several else request.name)
+            )
+            words = done.words
         except StreamVlmError as refusal:
-            response.message = cut(str(refusal))
-            self._node.get_logger().warning(f"{name}: {response.message}")
-            return None
+            words = str(refusal)
         except Exception as fault:
-            self._node.report_fault(name, fault)
-            response.message = cut(f"internal error: {fault!r}; see the node's log")
-            return None
-        response.success = True
-        response.message = cut(done.words)
-        response.bytes = done.bytes
-        response.duration = to_duration(done.seconds)
-        self._node.get_logger().info(response.message)
+            self._node.report_fault(camera.topic(name), fault)
+            words = f"internal error: {fault!r}; see the node's log"
+        words = cut(camera.said(words) if len(self._cameras) > 1 else words)
+        if done is None:
+            self._node.warn(f"{camera.topic(name)}: {words}")
+        else:
+            self._node.info(words)
+            response.bytes += done.bytes
+            response.duration = to_duration(to_seconds(response.duration) + done.seconds)
+        first = camera is self._cameras[0]
+        response.success = done is not None and (first or response.success)
+        response.message = words if first else cut(f"{response.message}; {words}")
         return done

@@ -11,13 +11,14 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import yaml
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
-from stream_vlm_ros.config import NODE, Settings
+from stream_vlm_ros.config import ALL_CAMERAS, NODE, Settings
 from stream_vlm_ros.errors import InvalidParameterError, cut
 from stream_vlm_ros.setting import CONFIGURE, START, Setting
 
@@ -48,6 +49,33 @@ def read(node: Node, rows: Iterable[Setting]) -> dict[str, Any]:
     return {row.name: row.checked(node.get_parameter(row.name).value) for row in rows}
 
 
+def row_of_source(name: str, settings: Settings) -> Setting | None:
+    """The row of the parameter ``CAMERA.SETTING``; None: ``name`` is not that of one, or a setting
+    that all cameras share. Its default is what holds for that camera without it."""
+    source, dot, own = name.partition(".")
+    if not dot or source not in settings.sources or own in ALL_CAMERAS or own not in PARAMETERS:
+        return None
+    default = getattr(settings.of_source(source, {}), own)
+    return replace(PARAMETERS[own], name=name, default=default)
+
+
+def declare_of_sources(node: Node, settings: Settings) -> None:
+    """Declare what the node was started with for each of its cameras; raises as `declare` does."""
+    given = getattr(node, "_parameter_overrides", {})
+    rows = [row for name in given if (row := row_of_source(name, settings)) is not None]
+    declare(node, [row for row in rows if not node.has_parameter(row.name)])
+
+
+def read_of_source(node: Node, source: str, settings: Settings) -> Settings:
+    """The settings of one of several cameras, as the node's parameters are now."""
+    own = {}
+    for name, row in PARAMETERS.items():
+        full = f"{source}.{name}"
+        if node.has_parameter(full) and name not in ALL_CAMERAS:
+            own[name] = replace(row, name=full).checked(node.get_parameter(full).value)
+    return settings.of_source(source, own)
+
+
 def descriptor(row: Setting) -> ParameterDescriptor:
     """A row as rclpy declares it."""
     found = ParameterDescriptor(
@@ -57,7 +85,8 @@ def descriptor(row: Setting) -> ParameterDescriptor:
         read_only=row.change == START,
         # Where a number of another type is taken, the type is checked by the row: rclpy would
         # refuse the whole number in `-p sample_fps:=2`, and the camera in `-p source:=0`.
-        dynamic_typing=row.type is float or (row.type is str and not row.choices),
+        # Of texts one alone will do, with commas.
+        dynamic_typing=row.type in (float, tuple) or (row.type is str and not row.choices),
     )
     if row.low is not None and row.high is not None:
         if row.type is int:

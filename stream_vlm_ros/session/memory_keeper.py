@@ -22,7 +22,8 @@ from stream_vlm_ros.errors import (
     StreamVlmError,
     cut,
 )
-from stream_vlm_ros.session.worker import EngineWorker, MemorySummary
+from stream_vlm_ros.session.memory_summary import MemorySummary
+from stream_vlm_ros.session.worker import EngineWorker
 
 if TYPE_CHECKING:
     from stream_vlm_ros.engine.results import SavedMemory

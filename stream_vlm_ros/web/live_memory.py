@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stream_vlm_ros.session.worker import MemorySummary, Outcome, Question
+from stream_vlm_ros.session.memory_summary import MemorySummary
+from stream_vlm_ros.session.question import Outcome, Question
 
 
 @dataclass(frozen=True)

@@ -143,17 +143,19 @@ class Goal:
 
 
 class StreamVlmClient:
-    """Drives one node over DDS, as a user's program would."""
+    """Drives one node over DDS, as a user's program would; of several cameras one."""
 
-    def __init__(self, graph, namespace, topic="image"):
+    def __init__(self, graph, namespace, topic="image", camera=""):
         from diagnostic_msgs.msg import DiagnosticArray
         from stream_vlm.msg import Answer, CacheStatus
 
         self.graph = graph
         self._subscriptions, self._actions = [], []
         self.name = f"/{namespace}/stream_vlm"
-        self.image_topic = f"/{namespace}/{topic}"
-        self.statuses = self.listen(CacheStatus, f"{self.name}/cache_status", latched=True)
+        self.own = f"{self.name}/{camera}" if camera else self.name
+        self.image_topic = f"/{namespace}/{camera}/{topic}" if camera else f"/{namespace}/{topic}"
+        self.diagnosed = f"{self.name.lstrip('/')}: {camera + ': ' if camera else ''}image input"
+        self.statuses = self.listen(CacheStatus, f"{self.own}/cache_status", latched=True)
         self.answers = self.listen(Answer, f"{self.name}/answer", latched=True)
         self.diagnostics = self.listen(DiagnosticArray, "/diagnostics")
         self.stamp_ns = 1_000_000_000_000
@@ -228,8 +230,8 @@ class StreamVlmClient:
 
     def refusal(self):
         """The last refusal of an image that the node's diagnostics tell."""
-        name = f"{self.name.lstrip('/')}: image input"
-        found = [s for heard in self.diagnostics[-4:] for s in heard.status if s.name == name]
+        statuses = [s for heard in self.diagnostics[-4:] for s in heard.status]
+        found = [s for s in statuses if s.name == self.diagnosed]
         return self.last_refusal(found[-1]) if found else ""
 
     @staticmethod
@@ -296,9 +298,12 @@ class StreamVlmClient:
         return Goal(self.graph, action, Ask.Goal(question=question, **fields))
 
     def reset(self):
+        return self.trigger("reset")
+
+    def trigger(self, name):
         from std_srvs.srv import Trigger
 
-        return self.graph.call(Trigger, f"{self.name}/reset")
+        return self.graph.call(Trigger, f"{self.own}/{name}")
 
     def change_state(self, transition):
         from lifecycle_msgs.srv import ChangeState

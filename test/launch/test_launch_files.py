@@ -29,7 +29,7 @@ TABLES = {
 @pytest.mark.parametrize(
     ("name", "more"),
     [
-        ("stream_vlm.launch.py", {"log_level"}),
+        ("stream_vlm.launch.py", {"log_level", "cameras"}),
         ("demo.launch.py", {"video", "rate", "seconds"}),
         ("replay.launch.py", {"bag", "questions", "out", "rate", "fail_under"}),
     ],

@@ -110,8 +110,14 @@ def here(graph, connect, fake_engine, request):
     rclpy.init(context=context, signal_handler_options=SignalHandlerOptions.NO)
     settings = dict(sample_fps=0.0, chunk_frames=1, status_period=0.05)
     settings |= getattr(request, "param", {})
+    engines = {}
+
+    def load(parameters):
+        engine = FakeEngine() if engines else fake_engine
+        return engines.setdefault(parameters.image_topic, engine)
+
     node = StreamVlmNode(
-        load=lambda parameters: fake_engine,
+        load=load,
         context=context,
         namespace="here",
         parameter_overrides=[Parameter(name, value=value) for name, value in settings.items()],
@@ -124,8 +130,9 @@ def here(graph, connect, fake_engine, request):
     thread.start()
     graph.wait(lambda: node.state == "active", what="the active node")
     client = connect("here")
-    yield SimpleNamespace(node=node, client=client, said=said, engine=fake_engine)
-    fake_engine.gate.set()
+    yield SimpleNamespace(node=node, client=client, said=said, engine=fake_engine, engines=engines)
+    for engine in engines.values():
+        engine.gate.set()
     context.try_shutdown()
     thread.join(PATIENCE)
     assert not thread.is_alive()

@@ -30,18 +30,21 @@ GREY = np.full((240, 320, 3), 128, np.uint8)
 
 
 class Watched:
-    """A node that somebody watches, or nobody."""
+    """A node that somebody watches, or nobody, and its camera."""
 
     def __init__(self):
         self.watchers, self.shown, self.faults = 1, [], []
         self.came = threading.Semaphore(0)
 
-    def create_publisher(self, kind, topic, qos):
+    def create_publisher(self, kind, topic, qos, **options):
         assert (kind, topic) == (Image, "~/annotated_image")
         return SimpleNamespace(get_subscription_count=lambda: self.watchers)
 
     def destroy_publisher(self, publisher):
         pass
+
+    def topic(self, name):
+        return f"~/{name}"
 
     def cache_status(self):
         return CacheStatus(state="active", length=295, cap=4096)
@@ -67,7 +70,7 @@ def node():
 
 @pytest.fixture
 def annotated(node):
-    annotated = AnnotatedImage(node)
+    annotated = AnnotatedImage(node, node)
     yield annotated
     annotated.destroy(5.0)
 

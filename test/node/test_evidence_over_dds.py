@@ -32,7 +32,7 @@ def send_poses(here, message_type, stamps_ns, make):
     publisher = client.graph.node.create_publisher(message_type, "/here/pose", 50)
     try:
         deadline = time.monotonic() + PATIENCE
-        while here.node.poses.taken < len(stamps_ns):
+        while here.node.cameras[0].poses.taken < len(stamps_ns):
             assert time.monotonic() < deadline
             for stamp_ns in stamps_ns:
                 publisher.publish(make(stamp_ns))
@@ -91,7 +91,7 @@ def test_an_answer_names_when_with_pictures_and_where_the_robot_was(here):
     assert len(client.ask().evidence[0].thumbnails) == 0
 
     assert client.reset().success
-    assert here.engine.kept == [] and len(here.node.poses.track) == 0
+    assert here.engine.kept == [] and len(here.node.cameras[0].poses.track) == 0
 
 
 @HERE
@@ -135,8 +135,11 @@ def test_a_topic_that_carries_no_pose_is_told_and_the_node_goes_on(here):
 
     client = here.client
     publisher = client.graph.node.create_publisher(String, "/here/pose", 1)
-    client.graph.wait(lambda: here.node.poses.trouble, what="the warning")
-    assert "/here/pose carries std_msgs/msg/String; a pose is read from" in here.node.poses.trouble
+    client.graph.wait(lambda: here.node.cameras[0].poses.trouble, what="the warning")
+    assert (
+        "/here/pose carries std_msgs/msg/String; a pose is read from"
+        in here.node.cameras[0].poses.trouble
+    )
     client.graph.node.destroy_publisher(publisher)
     client.send(client.image())
     assert client.ask().error_code == 0

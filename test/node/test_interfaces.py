@@ -27,7 +27,7 @@ def test_one_message_carries_an_answer_whichever_way_it_was_asked():
     from stream_vlm.action import Ask
     from stream_vlm.srv import Query
 
-    carried = {"answer": "stream_vlm/Answer"}
+    carried = {"answer": "stream_vlm/Answer", "answers": "sequence<stream_vlm/Answer>"}
     assert Query.Response.get_fields_and_field_types() == carried
     assert Ask.Result.get_fields_and_field_types() == carried
     assert Query.Request.get_fields_and_field_types() == Ask.Goal.get_fields_and_field_types()
@@ -36,9 +36,9 @@ def test_one_message_carries_an_answer_whichever_way_it_was_asked():
 def test_every_error_of_the_package_has_its_code():
     from stream_vlm.msg import Answer
 
-    from stream_vlm_ros.session import worker
+    from stream_vlm_ros.session import question
 
-    kinds = [*vars(errors).values(), *vars(worker).values()]
+    kinds = [*vars(errors).values(), *vars(question).values()]
     kinds = [k for k in kinds if isinstance(k, type) and issubclass(k, StreamVlmError)]
     # The node reads no files of frames: errors of sources cannot reach an answer.
     codes = {kind.code for kind in kinds if not issubclass(kind, errors.SourceError)}
@@ -75,7 +75,6 @@ def test_what_a_request_leaves_out_is_the_nodes(interfaces):
 @pytest.mark.parametrize(
     ("fields", "error", "words"),
     [
-        ({"source": "archive"}, InvalidParameterError, "no memory 'archive'"),
         ({"temperature": 11.0}, InvalidParameterError, "at most 10"),
         ({"temperature": float("nan")}, InvalidParameterError, "at most 10"),
         ({"keep_exchange": True, "choices": ["a"]}, InvalidChoicesError, "cannot be kept"),
@@ -112,7 +111,8 @@ def test_evidence_carries_stamps_pictures_and_poses(interfaces):
     from stream_vlm.msg import CacheStatus
 
     from stream_vlm_ros.history.poses import Pose
-    from stream_vlm_ros.session.worker import EpisodeState, Outcome, Question
+    from stream_vlm_ros.session.memory_summary import EpisodeState
+    from stream_vlm_ros.session.question import Outcome, Question
 
     episode = EpisodeState(
         1_000_000_007,
@@ -136,7 +136,7 @@ def test_evidence_carries_stamps_pictures_and_poses(interfaces):
 
 
 def test_a_status_tells_what_each_tier_of_the_history_holds(interfaces):
-    from stream_vlm_ros.session.worker import MemorySummary, TierState
+    from stream_vlm_ros.session.memory_summary import MemorySummary, TierState
 
     tiers = (
         TierState("pictures", 5, 10, 900, 1000, "/frames", 7, 9_000_000_001),
@@ -150,7 +150,7 @@ def test_a_status_tells_what_each_tier_of_the_history_holds(interfaces):
 
 
 def test_a_status_tells_stretches_of_time_and_all_levels_in_one_order(interfaces):
-    from stream_vlm_ros.session.worker import LevelState, MemorySummary
+    from stream_vlm_ros.session.memory_summary import LevelState, MemorySummary
 
     empty = interfaces.to_cache_status(MemorySummary(), "inactive", {})
     assert empty.spans == []
@@ -191,7 +191,7 @@ def test_what_was_sent_is_repeated_at_a_bounded_length(interfaces):
     from stream_vlm.msg import CacheStatus
 
     from stream_vlm_ros.node.health import Health, Level
-    from stream_vlm_ros.session.worker import Outcome, Question
+    from stream_vlm_ros.session.question import Outcome, Question
 
     long = "x" * 10_000_000
     error = InvalidParameterError(f"there is no memory {long}")

@@ -19,7 +19,11 @@ from stream_vlm_ros.errors import (
 )
 from stream_vlm_ros.factory import build_engine, default_model
 from stream_vlm_ros.history import FrameStore
-from stream_vlm_ros.node.loading import load_engine
+from stream_vlm_ros.node.loading import engine_loader
+
+
+def load_engine(settings):
+    return engine_loader(settings)(settings)
 
 
 def test_without_a_model_path_a_small_model_runs_with_the_node_s_settings():

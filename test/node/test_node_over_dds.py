@@ -313,7 +313,7 @@ def test_stamps_of_zero_keep_their_header_and_are_timed_by_arrival(client):
         (dict(choices=["a", ""]), "INVALID_CHOICES", "empty"),
         (dict(max_new_tokens=1_000_000), "BUDGET_EXCEEDED", "max_tail_tokens"),
         (dict(temperature=100.0), "INVALID_PARAMETER", "at most 10"),
-        (dict(source="attic"), "INVALID_PARAMETER", "no memory 'attic'"),
+        (dict(source="attic"), "INVALID_PARAMETER", "no camera 'attic'"),
     ],
 )
 def test_a_bad_question_is_an_error_in_words(client, fields, code, words):

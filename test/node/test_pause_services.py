@@ -20,11 +20,13 @@ def test_a_node_that_was_paused_and_deactivated_can_be_resumed_and_nothing_else(
     node = SimpleNamespace(
         state="inactive",
         create_service=lambda kind, name, callback, qos_profile: services.update({name: callback}),
-        get_logger=lambda: SimpleNamespace(info=lambda words: None),
-        publish_status=lambda: None,
+        info=lambda words: None,
     )
     ingest = SimpleNamespace(paused=True)
-    PauseServices(node, ingest)
+    camera = SimpleNamespace(
+        ingest=ingest, said=lambda words: words, publish_status=lambda: None, topic=str
+    )
+    PauseServices(node, [camera])
     told = services["~/resume"](Trigger.Request(), Trigger.Response())
     assert told.success and "once the node is active" in told.message and not ingest.paused
     for name in ("~/resume", "~/pause"):  # there is nothing to resume now

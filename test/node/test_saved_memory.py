@@ -210,7 +210,7 @@ def test_frames_are_remembered_while_a_file_is_written_and_one_file_at_a_time(he
         return real(*given)
 
     monkeypatch.setattr(owned, "write_all", slow)
-    saving = here.node.keeper.save()  # as the service does
+    saving = here.node.cameras[0].keeper.save()  # as the service does
     assert writing.wait(PATIENCE)
     status = fill(client, 5)
     assert status.frames == before.frames + 5

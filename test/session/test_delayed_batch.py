@@ -14,8 +14,9 @@ from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.history import DelayedBatchInferenceEngine, FrameStore, SmartFrameManager
 from stream_vlm_ros.session.counters import Drop, FrameCounters
 from stream_vlm_ros.session.ingest import FrameIngest
+from stream_vlm_ros.session.question import WRITING, Question
 from stream_vlm_ros.session.timed_frame import TimedFrame
-from stream_vlm_ros.session.worker import WRITING, EngineWorker, Question
+from stream_vlm_ros.session.worker import EngineWorker
 
 EPOCH = 1_700_000_000_123_456_789  # ns
 MICROSECOND = 1000

@@ -11,8 +11,9 @@ from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import FrameStoreError, MemoryFileError
 from stream_vlm_ros.history.poses import Pose, PoseTrack
 from stream_vlm_ros.session.counters import Drop, FrameCounters
+from stream_vlm_ros.session.question import READING, WRITING, Question
 from stream_vlm_ros.session.timed_frame import TimedFrame
-from stream_vlm_ros.session.worker import READING, WRITING, EngineWorker, Question
+from stream_vlm_ros.session.worker import EngineWorker
 
 EPOCH = 1_700_000_000_123_456_789  # ns; not a float of seconds
 

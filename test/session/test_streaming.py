@@ -11,8 +11,9 @@ from toy_qwen import chatter_model, toy_frames, toy_processor
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.session.counters import Drop, FrameCounters
+from stream_vlm_ros.session.question import Question
 from stream_vlm_ros.session.timed_frame import TimedFrame
-from stream_vlm_ros.session.worker import EngineWorker, Question
+from stream_vlm_ros.session.worker import EngineWorker
 
 CAP, CHUNK = 150, 12  # tokens
 

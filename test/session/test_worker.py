@@ -24,16 +24,16 @@ from stream_vlm_ros.errors import (
     StreamVlmError,
 )
 from stream_vlm_ros.session.counters import Drop, FrameCounters
-from stream_vlm_ros.session.timed_frame import TimedFrame
-from stream_vlm_ros.session.worker import (
+from stream_vlm_ros.session.memory_summary import LevelState
+from stream_vlm_ros.session.question import (
     READING,
     WRITING,
-    EngineWorker,
-    LevelState,
     NotActiveError,
     Question,
     QueueFullError,
 )
+from stream_vlm_ros.session.timed_frame import TimedFrame
+from stream_vlm_ros.session.worker import EngineWorker
 
 EPOCH = 1_700_000_000_123_456_789  # ns; not a float of seconds
 

@@ -1,0 +1,149 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""One thread for the engines of several sessions: only it touches them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from stream_vlm_ros.session.scheduler import Choice, Scheduler, Wants
+
+if TYPE_CHECKING:  # torch takes seconds to import: the node is on the graph before that
+    from stream_vlm_ros.engine import InferenceEngine
+    from stream_vlm_ros.engine.results import ChunkResult
+    from stream_vlm_ros.session.worker import EngineWorker
+
+    # A chunk's engine, its images, and their times in that engine's seconds.
+    PreparedChunk = tuple[InferenceEngine, list[Any], list[float]]
+    # What came of each: a fault is its own, and no other's.
+    AppendTogether = Callable[[Sequence[PreparedChunk]], Sequence[ChunkResult | Exception]]
+
+
+class EngineThread:
+    """Loads the engines of its sessions, and does what they want, one piece of work after another.
+
+    What a session raises ends that session alone.
+
+    Args:
+        ingest_share: see :class:`Scheduler`.
+        append_together: appends chunks of several engines at once; None: one by one.
+        together: of at most so many sessions.
+        clock: seconds from any start.
+
+    Attributes:
+        wake: guards the queues of all sessions; notified when one has something to do.
+        scheduler: decides who is next.
+    """
+
+    def __init__(
+        self,
+        ingest_share: float = 0.5,
+        append_together: AppendTogether | None = None,
+        together: int = 8,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.wake = threading.Condition()
+        self.scheduler: Scheduler[EngineWorker] = Scheduler(
+            ingest_share, together if append_together is not None else 1
+        )
+        self._append_together = append_together
+        self._clock = clock
+        self._workers: list[EngineWorker] = []
+        # A daemon: a model that is being loaded cannot be interrupted, and must not keep a
+        # process alive that was told to end.
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def add(self, worker: EngineWorker) -> None:
+        """Take on a session; before the start."""
+        self._workers.append(worker)
+
+    def start(self) -> None:
+        """Load the engines, in the order in which the sessions were added, and begin."""
+        self._thread.start()
+
+    def stop(self, timeout: float) -> bool:
+        """End all sessions and the thread; True if it ended within ``timeout`` seconds."""
+        for worker in self._workers:
+            worker.begin_to_stop()
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def has_ended(self, worker: EngineWorker, timeout: float) -> bool:
+        """Wait so many seconds for the end of a session, and of the thread if it is the last."""
+        until = time.monotonic() + timeout
+        if self._thread.ident is None:
+            return True
+        if not worker.over.wait(timeout):
+            return False
+        if all(one.over.is_set() for one in self._workers):
+            self._thread.join(max(0.0, until - time.monotonic()))
+            return not self._thread.is_alive()
+        return True
+
+    # What runs in the thread.
+
+    def _run(self) -> None:
+        for worker in self._workers:
+            worker.open()
+        try:
+            while self._serve():
+                pass
+        except BaseException as fault:  # of this package: no session's own
+            for worker in self._workers:
+                if not worker.over.is_set():
+                    worker.end(fault)
+
+    def _serve(self) -> bool:
+        """Do what is next; False when all sessions are over."""
+        with self.wake:
+            wants, choice = self._choose()
+            stopped = [worker for worker in self._workers if worker.is_to_stop]
+            if choice is not None:
+                for worker in choice.sessions:
+                    worker.take(is_chunk=choice.is_chunk)
+            elif not stopped:
+                return False
+        for worker in stopped:
+            worker.close()
+        if choice is not None:
+            self._carry_out(choice, wants)
+        return True
+
+    def _choose(self) -> tuple[dict[EngineWorker, Wants], Choice[EngineWorker] | None]:
+        """Wait until there is something to do; None: to close sessions, if there are any left."""
+        while True:
+            left = [worker for worker in self._workers if not worker.over.is_set()]
+            if not left or any(worker.is_to_stop for worker in left):
+                return {}, None
+            wants = {worker: worker.wants for worker in left}
+            if (choice := self.scheduler.choose(wants)) is not None:
+                return wants, choice
+            self.wake.wait()
+
+    def _carry_out(self, choice: Choice[EngineWorker], wants: dict[EngineWorker, Wants]) -> None:
+        begin = self._clock()
+        began = answered = False
+        if len(choice.sessions) == 1:
+            began, answered = choice.sessions[0].work()
+        else:
+            self._append(choice.sessions)
+        seconds = self._clock() - begin
+        self.scheduler.done(choice, seconds, wants, began=began, answered=answered)
+
+    def _append(self, workers: Sequence[EngineWorker]) -> None:
+        """Append the chunks that were taken, together."""
+        assert self._append_together is not None
+        prepared = {worker: worker.prepared_chunk() for worker in workers}
+        chunks = {worker: chunk for worker, chunk in prepared.items() if chunk is not None}
+        done: Sequence[ChunkResult | BaseException]
+        try:
+            done = self._append_together(list(chunks.values()))
+        except BaseException as fault:  # none was appended
+            done = [fault] * len(chunks)
+        for worker, result in zip(chunks, done, strict=True):
+            worker.appended(result)

@@ -1,0 +1,151 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""Which session is next, and with what: a piece of an answer, or a chunk. Without threads."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Session = TypeVar("Session", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Wants:
+    """What one session could do now.
+
+    Attributes:
+        answer: somebody waits for it: its answer's next piece, what else was asked of it, or what
+            has to be done before that.
+        begins: of that, a question has not been begun.
+        chunk: a chunk that nobody waits for.
+        weight: its share of the time, compared with the others'.
+    """
+
+    answer: bool = False
+    begins: bool = False
+    chunk: bool = False
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Choice(Generic[Session]):
+    """Whose turn it is: one session's, or for chunks alone that of several together."""
+
+    sessions: tuple[Session, ...]
+    is_chunk: bool
+
+
+class FairQueue(Generic[Session]):
+    """Start-time fair queueing (Goyal, Vin, Cheng 1996): under load each gets time in proportion to
+    its weight, who was idle is next, and gets nothing for having been so.
+
+    For any two that never idle, the times they got, each divided by its weight, differ by no more
+    than the sum of their longest pieces, divided likewise.
+    """
+
+    def __init__(self) -> None:
+        self._now = 0.0  # virtual time: the start tag of what was served last
+        self._finish: dict[Session, float] = {}
+        self._served: dict[Session, int] = {}  # when, to settle ties
+        self._count = itertools.count()
+
+    def ordered(self, sessions: Iterable[Session]) -> list[Session]:
+        """Who is next first."""
+        return sorted(sessions, key=lambda one: (self._start(one), self._served.get(one, -1)))
+
+    def serve(self, session: Session, seconds: float, weight: float) -> None:
+        """A piece of its work took so long."""
+        self._now = self._start(session)
+        self._finish[session] = self._now + seconds / weight
+        self._served[session] = next(self._count)
+
+    def forget(self, session: Session) -> None:
+        """It is gone."""
+        self._finish.pop(session, None)
+        self._served.pop(session, None)
+
+    def _start(self, session: Session) -> float:
+        return max(self._now, self._finish.get(session, 0.0))
+
+
+class Scheduler(Generic[Session]):
+    """Answers come before chunks, of which ``share`` of the time is kept for chunks.
+
+    While somebody waits for an answer, a chunk may begin after each piece where all before it took
+    no more than ``share`` of the time since. So an answer that takes ``T`` seconds alone takes less
+    than ``(T + C) / (1 - share)`` with chunks of at most ``C`` seconds between its pieces. With a
+    share of 0 chunks wait until it is complete; where others are being written then, one chunk goes
+    all the same. Before the first question that a session asks since the last chunk, no chunk goes:
+    it waits for no more than the piece under way, what stands before it in its session, and the
+    others' answers. Answers among themselves, and chunks, are served as :class:`FairQueue` does.
+
+    Args:
+        share: 0 to 1; may be changed at any time.
+        together: up to how many sessions' chunks are handed out at once, while nobody waits.
+    """
+
+    def __init__(self, share: float = 0.5, together: int = 1) -> None:
+        self.share, self.together = share, together
+        self._answers: FairQueue[Session] = FairQueue()
+        self._chunks: FairQueue[Session] = FairQueue()
+        self._credit = 0.0  # seconds that chunks may still take
+        self._piece_was_last = False
+        self._owed = False  # a chunk, at a share of 0
+        self._let_ahead: set[Session] = set()  # whose question was begun since the last chunk
+
+    def choose(self, wants: Mapping[Session, Wants]) -> Choice[Session] | None:
+        """Who is next; None: nobody has anything to do. It is to be told by `done`."""
+        answers = [one for one, its in wants.items() if its.answer]
+        chunks = [one for one, its in wants.items() if its.chunk]
+        if not answers:
+            self._credit, self._piece_was_last, self._owed = 0.0, False, False
+            self._let_ahead.clear()
+            turn = self._chunks.ordered(chunks)[: self.together]
+            return Choice(tuple(turn), is_chunk=True) if turn else None
+        if any(wants[one].begins and one not in self._let_ahead for one in answers):
+            chunks = []
+        elif self._piece_was_last and self.share > 0:
+            chunks = chunks if self._credit >= 0 else []
+        else:  # none overtakes a question of its own session
+            chunks = [one for one in chunks if self._owed and not wants[one].answer]
+        if chunks:
+            return Choice((self._chunks.ordered(chunks)[0],), is_chunk=True)
+        return Choice((self._answers.ordered(answers)[0],), is_chunk=False)
+
+    def done(
+        self,
+        choice: Choice[Session],
+        seconds: float,
+        wants: Mapping[Session, Wants],
+        *,
+        began: bool = False,
+        answered: bool = False,
+    ) -> None:
+        """What was chosen took so long; it was the first piece of an answer, the last, or both."""
+        queue = self._chunks if choice.is_chunk else self._answers
+        for session in choice.sessions:
+            queue.serve(session, seconds / len(choice.sessions), wants[session].weight)
+        self._piece_was_last = not choice.is_chunk
+        if not any(its.answer for its in wants.values()):
+            return
+        if choice.is_chunk:
+            self._credit -= (1 - self.share) * seconds
+            self._owed = False
+            self._let_ahead.clear()
+        else:
+            self._credit += self.share * seconds
+        if began:
+            self._let_ahead.update(choice.sessions)
+        if answered:  # what it left over is not for the next one to bear
+            self._credit = min(self._credit, 0.0)
+            self._owed = self.share == 0
+
+    def forget(self, session: Session) -> None:
+        """A session is gone."""
+        self._answers.forget(session)
+        self._let_ahead.discard(session)
+        self._chunks.forget(session)

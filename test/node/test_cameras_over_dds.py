@@ -1,0 +1,175 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""Several cameras in one node: a memory each, and what is asked and told of one, some, or all."""
+
+import itertools
+
+import pytest
+
+pytest.importorskip("rclpy")
+from stream_vlm.action import Ask
+from stream_vlm.msg import CacheStatus
+from stream_vlm.srv import LoadMemory, Query, SaveMemory
+
+pytestmark = pytest.mark.ros
+
+TWO = {
+    "sources": "front,rear",
+    "front.weight": 2.0,
+    "rear.max_new_tokens": 7,
+    "rear.max_cache_tokens": 9000,
+}
+two_cameras = pytest.mark.parametrize("here", [TWO], indirect=True)
+
+
+@pytest.fixture
+def cameras(here, connect):
+    """Clients of both."""
+    return [connect("here", camera=name) for name in ("front", "rear")]
+
+
+def see(camera, count):
+    """Let it see so many frames more; its status with them."""
+    wanted = camera.status.frames + count
+    for _ in range(count):
+        camera.send(camera.image())
+    return camera.wait_status(lambda s: s.frames == wanted, what="the frames")
+
+
+def answers(client, **fields):
+    request = Query.Request(question="What?", **fields)
+    return client.graph.call(Query, f"{client.name}/query", request)
+
+
+@two_cameras
+def test_each_camera_has_its_own_memory_and_is_asked_alone_or_with_others(here, cameras):
+    front, rear = cameras
+    rear.stamp_ns += 10**12
+    assert (see(front, 2).source, see(rear, 3).source) == ("front", "rear")
+    one = answers(front, source="rear")
+    assert (one.answer.source, one.answer.text, len(one.answers)) == ("rear", "x" * 7, 0)
+    assert one.answer.cache_status.frames == 3
+    for source in ("", "*", "rear, front"):
+        both = answers(front, source=source, max_new_tokens=3)
+        assert [(a.source, a.text) for a in both.answers] == [("front", "xxx"), ("rear", "xxx")]
+        assert (both.answer.source, both.answer.text) == ("front,rear", "front: xxx\nrear: xxx")
+        assert [a.cache_status.frames for a in both.answers] == [2, 3]
+        assert (both.answer.newest_stamp, both.answer.oldest_stamp) == (
+            both.answers[1].newest_stamp,
+            both.answers[0].oldest_stamp,
+        )
+        assert both.answer.answer_tokens == 6
+    wrong = answers(front, source="left").answer
+    assert wrong.error_code == wrong.INVALID_PARAMETER
+    assert "there is no camera 'left': there are front, rear" in wrong.error_message
+    here.client.graph.wait(lambda: len(here.client.answers) >= 7, what="the answers told")
+    assert [a.source for a in here.client.answers[:3]] == ["rear", "front", "rear"]
+    # One that has seen nothing says so, and the other answers all the same.
+    assert rear.reset().success
+    both = answers(front, max_new_tokens=3)
+    assert [a.error_code for a in both.answers] == [0, both.answer.EMPTY_MEMORY]
+    assert (both.answer.text, both.answer.error_code) == ("front: xxx", both.answer.EMPTY_MEMORY)
+    assert both.answer.error_message.startswith("rear: the memory holds no image yet")
+    assert front.status.frames == 2 and here.engines["front/image"].times
+    assert here.said == []
+
+
+@two_cameras
+def test_the_text_of_several_grows_and_a_cancel_ends_all(here, cameras):
+    front, rear = cameras
+    see(front, 1), see(rear, 1)
+    goal = here.client.send_goal("What?", max_new_tokens=5)
+    _, answer = goal.result()
+    assert answer.text == "front: xxxxx\nrear: xxxxx"
+    texts = [one.text for one in goal.feedback if one.state == Ask.Feedback.WRITING]
+    assert texts and all(answer.text.startswith(text) for text in texts)
+    assert all(b.startswith(a) for a, b in itertools.pairwise(texts))
+    goal = here.client.send_goal("What?", max_new_tokens=2_000_000)
+    goal.wait_for_text()
+    goal.cancel()
+    _, answer = goal.result()
+    assert (answer.error_code, answer.finish_reason) == (answer.CANCELLED, "cancelled")
+
+
+@two_cameras
+def test_pausing_forgetting_and_faults_of_one_leave_the_other(here, cameras):
+    front, rear = cameras
+    see(front, 1), see(rear, 1)
+    assert front.trigger("pause").success
+    front.send(front.image())
+    assert see(rear, 1).paused is False
+    assert (front.status.paused, front.status.frames, front.status.dropped_paused) == (True, 1, 1)
+    assert here.client.trigger("resume").success
+    assert see(front, 1).paused is False
+    # A user's function may end one engine for good.
+    here.engines["rear/image"].fail_next = SystemExit(3)
+    rear.send(rear.image())
+    here.client.graph.wait(lambda: here.node.cameras[1].worker.ended, what="the end of it")
+    assert see(front, 1).frames == 3
+    told = answers(front, max_new_tokens=1)
+    assert [a.error_code for a in told.answers] == [0, told.answer.INTERNAL]
+
+    def diagnosed():
+        names = {}
+        for heard in here.client.diagnostics[-3:]:
+            names |= {s.name: (s.level, s.message) for s in heard.status}
+        level, words = names.get("here/stream_vlm: rear: model and memory", (b"0", ""))
+        return names if level == b"\x02" and "SystemExit(3)" in words else None
+
+    names = here.client.graph.wait(diagnosed, what="the diagnostics")
+    assert names["here/stream_vlm: front: model and memory"][0] == b"\x00"
+    assert {f"here/stream_vlm: {name}: image input" for name in ("front", "rear")} <= set(names)
+
+
+@two_cameras
+def test_a_setting_of_one_camera_is_its_own_and_others_follow_the_node(here, cameras):
+    set_parameter = here.client.set_parameter
+    assert set_parameter("front.sample_fps", 5).successful
+    assert set_parameter("sample_fps", 3.0).successful
+    assert [one.settings.sample_fps for one in here.node.cameras] == [5.0, 3.0]
+    for name, value, words in (
+        ("front.sample_fps", 500.0, "front.sample_fps out of range"),
+        ("rear.sample_fps", -1.0, "rear.sample_fps out of range"),
+        ("rear.max_cache_tokens", 16_384, "only while the node is unconfigured"),
+        ("rear.engine", "delayed_batch", "only while the node is unconfigured"),
+        ("rear.model_path", "x", "no parameter 'rear.model_path'"),
+        ("left.sample_fps", 1.0, "no parameter 'left.sample_fps'"),
+    ):
+        refused = set_parameter(name, value)
+        assert not refused.successful and words in refused.reason
+    assert set_parameter("sample_fps", 4.0).successful  # what was refused has left nothing behind
+    assert [one.settings.sample_fps for one in here.node.cameras] == [5.0, 4.0]
+    assert [one.worker.weight for one in here.node.cameras] == [2.0, 1.0]
+
+
+def test_one_camera_needs_no_name(here):
+    see(here.client, 1)
+    for source in ("", "stream", "*"):
+        told = answers(here.client, source=source, max_new_tokens=2)
+        assert (told.answer.text, told.answer.source, len(told.answers)) == ("xx", "", 0)
+    refused = answers(here.client, source="front").answer
+    assert "this node has only one; leave source empty" in refused.error_message
+    assert here.client.status.source == ""
+
+
+@two_cameras
+def test_memories_are_saved_and_loaded_of_one_or_of_all(here, cameras):
+    for within in (here.client.name, f"{here.client.name}/rear"):
+        for kind, name in ((SaveMemory, "save_memory"), (LoadMemory, "load_memory")):
+            told = here.client.graph.call(kind, f"{within}/{name}")
+            assert not told.success and "memory_folder is not set" in told.message
+            assert told.message.startswith("front: ") == (within == here.client.name)
+
+
+@two_cameras
+def test_the_status_of_all_comes_on_one_topic_too(here, cameras):
+    def sources():
+        return {status.source for status in here.client.statuses}
+
+    here.client.graph.wait(lambda: sources() == {"front", "rear"}, what="both statuses")
+    late, subscription = here.client.graph.listen(
+        CacheStatus, f"{here.client.name}/cache_status", latched=True
+    )
+    here.client.graph.wait(lambda: {s.source for s in late} == {"front", "rear"}, what="both")
+    here.client.graph.do(lambda: here.client.graph.node.destroy_subscription(subscription))

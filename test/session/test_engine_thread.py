@@ -1,0 +1,363 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""Several sessions in one thread: each with its memory, and none disturbs another."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from fake_engine import FakeEngine
+from patience import PATIENCE, wait_until
+from safetensors.torch import load_file
+from toy_qwen import chatter_model, toy_frames, toy_processor
+
+from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
+from stream_vlm_ros.errors import InvalidImageError, ModelLoadError, StreamVlmError
+from stream_vlm_ros.session.counters import Drop, FrameCounters
+from stream_vlm_ros.session.engine_thread import EngineThread
+from stream_vlm_ros.session.question import READING, WRITING, Question
+from stream_vlm_ros.session.timed_frame import TimedFrame
+from stream_vlm_ros.session.worker import EngineWorker
+
+
+class Camera:
+    """A session of a shared thread, over a stand-in or a toy engine."""
+
+    def __init__(self, thread, engine, load=None, **options):
+        self.engine, self.counters, self.faults = engine, FrameCounters(), []
+        self.worker = EngineWorker(
+            load or (lambda: self.engine),
+            self.counters,
+            queue_size=4,
+            max_questions=50,
+            report=self.faults.append,
+            thread=thread,
+            **options,
+        )
+        self.come_to = 0
+
+    def append(self, *images):
+        for _ in images:
+            self.counters.receive()
+        stamps = [round((self.come_to + k) * SECOND / 2) for k in range(len(images))]
+        self.come_to += len(images)
+        self.worker.append([TimedFrame(s, i, None) for s, i in zip(stamps, images, strict=True)])
+
+    def ask(self, text="What?", tokens=3, progress=None, **options):
+        return self.worker.ask(Question(text, max_new_tokens=tokens, **options), progress)
+
+    def answer(self, *arguments, **options):
+        return self.ask(*arguments, **options).future.result(PATIENCE)
+
+
+@pytest.fixture
+def start():
+    """Cameras of the given names over stand-in engines, in one thread."""
+    threads = []
+
+    def make(names="ab", make_engine=FakeEngine, options=lambda name: {}, **thread):
+        threads.append(EngineThread(**thread))
+        cameras = [Camera(threads[-1], make_engine(), **options(name)) for name in names]
+        threads[-1].start()
+        for camera in cameras:
+            camera.worker.loaded.result(PATIENCE)
+        return cameras
+
+    yield make
+    for thread in threads:
+        assert thread.stop(PATIENCE)
+
+
+def hold(camera):
+    """Keep the thread in a call of this camera's engine until its gate is set."""
+    camera.engine.gate.clear()
+    camera.append("held")
+    assert camera.engine.busy.wait(PATIENCE)
+
+
+def test_each_session_has_its_own_memory_counters_and_time(start):
+    a, b = start()
+    a.append("1", "2")
+    b.come_to = 100
+    b.append("3")
+    assert (a.answer().memory.frames, b.answer().memory.frames) == (2, 1)
+    assert (a.counters.ingested, b.counters.ingested) == (2, 1)
+    assert (a.worker.memory.oldest_ns, b.worker.memory.oldest_ns) == (0, 50 * SECOND)
+    b.worker.reset(Drop.RESET).result(PATIENCE)
+    assert (a.answer().memory.frames, b.answer().error.code) == (2, "EMPTY_MEMORY")
+    assert (a.worker.resets, b.worker.resets) == (0, 1)
+
+
+def test_a_question_goes_before_the_chunks_of_all_other_sessions(start):
+    cameras = start("abcdefgh")
+    calls = []
+    for camera in cameras:
+        camera.append("first")
+        camera.answer()
+        camera.engine.calls = calls
+    hold(cameras[0])
+    for camera in cameras:
+        camera.append("x")
+        camera.append("y")
+    asked = cameras[-1].ask(tokens=1)
+    cameras[0].engine.gate.set()
+    assert asked.future.result(PATIENCE).error is None
+    # What was under way, and what its own session got before it.
+    assert [call[0] for call in calls][:4] == ["append", "append", "append", "ask"]
+    wait_until(lambda: not any(camera.counters.pending for camera in cameras))
+    assert [camera.counters.ingested for camera in cameras] == [4, *[3] * 7]
+
+
+def test_answers_of_several_sessions_are_written_together_and_chunks_get_their_turns(start):
+    told = []
+    a, b, c = start("abc", ingest_share=1.0)
+    for camera in (a, b):
+        camera.append("first")
+        camera.answer()
+    hold(c)
+    tickets = [
+        camera.ask(tokens=40, progress=lambda state, text, name=name: told.append((name, text)))
+        for name, camera in (("a", a), ("b", b))
+    ]
+    c.append("during")
+    c.engine.gate.set()
+    assert [len(ticket.future.result(PATIENCE).answer) for ticket in tickets] == [40, 40]
+    texts = [(name, len(text)) for name, text in told if text]
+    both_begun = max(texts.index((name, 1)) for name in "ab")
+    assert both_begun < min(texts.index((name, 40)) for name in "ab")
+    wait_until(lambda: c.counters.ingested == 2)
+
+
+def test_a_camera_with_a_larger_weight_gets_more_of_the_time(start):
+    weights, order = {"a": 1.0, "b": 4.0}, []
+
+    class Recorded(FakeEngine):
+        def append_video_chunk(self, frames, fps=None, timestamps=None):
+            order.append(self)
+            return super().append_video_chunk(frames, fps, timestamps)
+
+    a, b = start(
+        "ab", Recorded, lambda name: {"weight": weights[name]}, clock=lambda: float(len(order))
+    )
+    for camera in (a, b):
+        camera.worker.queue_size = 1000
+    hold(a)
+    for _ in range(40):
+        a.append("x")
+        b.append("x")
+    a.engine.gate.set()
+    wait_until(lambda: len(order) == 81)
+    assert [order[1:41].count(camera.engine) for camera in (a, b)] == [8, 32]
+
+
+def test_chunks_of_several_sessions_go_to_who_appends_them_together(start):
+    together = []
+
+    def append_together(chunks):
+        together.append(len(chunks))
+        results = []
+        for engine, images, times in chunks:
+            if "bad" in images:
+                results.append(InvalidImageError("too narrow"))
+            else:
+                results.append(engine.append_video_chunk(images, timestamps=times))
+        return results
+
+    a, b, c = start("abc", append_together=append_together)
+    hold(a)
+    for camera, image in ((a, "x"), (b, "bad"), (c, "x")):
+        camera.append(image)
+    a.engine.gate.set()
+    wait_until(lambda: not any(camera.counters.pending for camera in (a, b, c)))
+    assert together == [3]
+    assert [camera.counters.ingested for camera in (a, b, c)] == [2, 0, 1]
+    assert b.counters.dropped[Drop.ERROR] == 1 and b.worker.last_fault == "too narrow"
+
+
+def test_what_ends_a_step_for_several_sessions_ends_these_and_no_other(start):
+    def append_together(chunks):
+        raise SystemExit(3)
+
+    a, b, c = start("abc", append_together=append_together)
+    hold(c)
+    a.append("x"), b.append("x")
+    c.engine.gate.set()
+    wait_until(lambda: a.worker.ended and b.worker.ended)
+    assert c.answer().error is None and c.worker.ended is None
+    assert [camera.counters.pending for camera in (a, b, c)] == [0, 0, 0]
+
+
+def test_an_engine_that_cannot_be_loaded_leaves_the_others(start):
+    def load():
+        raise ModelLoadError("no such folder")
+
+    thread = EngineThread()
+    broken, good = Camera(thread, None, load), Camera(thread, FakeEngine())
+    thread.start()
+    with pytest.raises(ModelLoadError, match="no such folder"):
+        broken.worker.loaded.result(PATIENCE)
+    good.worker.loaded.result(PATIENCE)
+    good.append("x")
+    assert good.answer().error is None
+    assert broken.answer().error.code == "INTERNAL"
+    broken.append("x")
+    assert broken.counters.pending == 0
+    assert thread.stop(PATIENCE)
+
+
+def test_a_session_that_is_stopped_gives_its_engine_back_and_the_others_go_on(start):
+    closed = []
+    a, b = start()
+    a.engine.close = lambda: closed.append("a")
+    a.append("x")
+    assert a.worker.stop(PATIENCE) and closed == ["a"]
+    b.append("x")
+    assert b.answer().error is None
+    assert a.answer().error.code == "NOT_ACTIVE"
+
+
+def test_no_answer_is_written_where_the_thread_is_stopped_while_two_are(start):
+    a, b = start()
+    for camera in (a, b):
+        camera.append("first")
+    asked = [camera.ask(tokens=10**9) for camera in (a, b)]
+    wait_until(lambda: all("ask" in {call[0] for call in one.engine.calls} for one in (a, b)))
+    assert a.worker.stop(PATIENCE) and b.worker.stop(PATIENCE)
+    assert [t.future.result(PATIENCE).error.code for t in asked] == ["NOT_ACTIVE"] * 2
+
+
+# -- isolation, with real engines over one model ------------------------------------------------
+
+CAP, CHUNKS = 150, 10
+
+
+def stream(camera, folder):
+    """What a camera sees and is asked: its answers, and the memory in the end."""
+    answers = []
+    for chunk in range(CHUNKS):
+        camera.append(*toy_frames(4, seed=chunk))
+        outcome = camera.answer("What is it?", tokens=6)
+        answers.append((outcome.answer, outcome.error, outcome.memory.length))
+        outcome = camera.answer("Which?", choices=("red", "blue"))
+        answers.append((outcome.choice_index, outcome.choice_scores))
+    path = folder / "memory.safetensors"
+    camera.worker.copy_memory().result(PATIENCE).copy.write(path)
+    memory = load_file(path)
+    del memory["sums"]  # of the file, which also says when it was saved
+    return answers, memory
+
+
+class Trouble:
+    """What goes wrong in the session of another camera, over and over."""
+
+    def __init__(self, camera):
+        self.camera, self.over = camera, threading.Event()
+        self.thread = threading.Thread(target=self.run)
+
+    def run(self):
+        while not self.over.is_set():
+            self.step()
+
+    def bad_image(self):
+        self.camera.append(*[np.zeros((1, 1, 3), np.uint8)] * 2)
+        self.camera.append("no image at all", None)
+        self.camera.answer(tokens=2)
+
+    def jump(self):
+        self.camera.append(*toy_frames(4, seed=99))
+        self.camera.answer("So?", tokens=4, keep_exchange=True)
+        self.camera.worker.reset(Drop.TIME_JUMP).result(PATIENCE)
+        self.camera.come_to = 0
+
+    def reset(self):
+        self.camera.append(*toy_frames(4, seed=98))
+        self.camera.worker.reset(Drop.RESET).result(PATIENCE)
+
+    def cancel_storm(self):
+        self.camera.append(*toy_frames(4, seed=97))
+        tickets = [self.camera.ask(tokens=30) for _ in range(20)]
+        for ticket in tickets:
+            ticket.cancel()
+        assert {t.future.result(PATIENCE).error.code for t in tickets} <= {"CANCELLED"}
+
+    def error(self):
+        self.camera.append(*toy_frames(4, seed=96))
+
+        def broken(state, text):
+            raise RuntimeError("a listener")
+
+        assert self.camera.answer(tokens=4, progress=broken).error.code == "INTERNAL"
+
+    def exit(self):
+        self.camera.append(*toy_frames(4, seed=95))
+
+        def broken(state, text):
+            raise SystemExit(3)
+
+        assert self.camera.answer(tokens=4, progress=broken).error.code == "INTERNAL"
+        self.over.set()
+
+    def exit_in_an_answer(self):
+        self.camera.append(*toy_frames(4, seed=95))
+
+        def broken(state, text):
+            if state == WRITING:
+                raise SystemExit(3)
+            assert state == READING
+
+        assert self.camera.answer(tokens=4, progress=broken).error.code == "INTERNAL"
+        self.over.set()
+
+
+TROUBLES = ["bad_image", "jump", "reset", "cancel_storm", "error", "exit", "exit_in_an_answer"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """What the camera gives when it is alone; and the model."""
+    model = chatter_model()
+    thread = EngineThread()
+    camera = Camera(thread, toy_engine(model))
+    thread.start()
+    found = stream(camera, tmp_path_factory.mktemp("alone"))
+    assert thread.stop(PATIENCE)
+    return model, found
+
+
+def toy_engine(model):
+    return VideoStreamingInference(
+        model, toy_processor(), eviction_config=EvictionConfig(CAP), fork_slack_tokens=24
+    )
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_whatever_goes_wrong_in_one_session_the_others_are_bit_identical(
+    trouble, undisturbed, tmp_path
+):
+    model, (answers, memory) = undisturbed
+    thread = EngineThread()
+    victim, other = (Camera(thread, toy_engine(model)) for _ in "ab")
+    thread.start()
+    troubled = Trouble(other)
+    troubled.step = getattr(troubled, trouble)
+    troubled.step()  # at least once before, and then meanwhile
+    troubled.thread.start()
+    try:
+        found, held = stream(victim, tmp_path)
+    finally:
+        troubled.over.set()
+        troubled.thread.join(PATIENCE)
+    assert found == answers
+    assert held.keys() == memory.keys()
+    assert all(torch.equal(held[name], memory[name]) for name in memory)
+    assert victim.faults == [] and victim.counters.pending == 0
+    assert victim.counters.ingested == 4 * CHUNKS
+    ends = trouble.startswith("exit")
+    assert (other.worker.ended is not None) == ends
+    assert thread.stop(PATIENCE)
+    assert other.counters.pending == 0
+    with pytest.raises(StreamVlmError):
+        other.worker.reset(Drop.RESET).result(PATIENCE)

@@ -1,0 +1,227 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""Whose turn it is, by the times that the test says each piece takes."""
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream_vlm_ros.session.scheduler import FairQueue, Scheduler, Wants
+
+SECONDS = st.floats(0.001, 10.0)
+TIMES = st.lists(SECONDS, min_size=1, max_size=20)
+WEIGHTS = st.lists(st.sampled_from([0.25, 0.5, 1.0, 2.0, 7.0]), min_size=2, max_size=5)
+TINY = 1e-6
+
+
+def written(share, tokens, chunks):
+    """Seconds that an answer takes where chunks always wait: in all, and those of the chunks."""
+    scheduler, chunks, tokens = Scheduler(share), iter(chunks), list(tokens)
+    elapsed, spent, left = 0.0, [], list(tokens)
+    while left:
+        began = len(left) == len(tokens)
+        wants = {"camera": Wants(answer=True, begins=began, chunk=not began)}
+        choice = scheduler.choose(wants)
+        seconds = next(chunks) if choice.is_chunk else left.pop(0)
+        spent += [seconds] if choice.is_chunk else []
+        elapsed += seconds
+        scheduler.done(choice, seconds, wants, began=began, answered=not left)
+    return elapsed, spent
+
+
+@given(st.floats(0.0, 0.95), TIMES, TIMES, st.integers(1, 5))
+def test_an_answer_takes_no_longer_than_its_share_and_one_chunk_allow(
+    share, tokens, chunks, rounds
+):
+    tokens = tokens * rounds
+    took, spent = written(share, tokens, itertools.cycle(chunks))
+    assert took <= (sum(tokens) + max(spent, default=0.0)) / (1 - share) + TINY
+
+
+def test_a_share_of_a_half_lets_chunks_and_tokens_have_the_same_time():
+    # Chunks of five tokens' time: after the 1st token and after every fifth; none after the last,
+    # with which the answer ends.
+    took, spent = written(0.5, [1 / 64] * 100, [5 / 64] * 100)
+    assert len(spent) == 20 and took == (100 + 100) / 64
+
+
+def test_no_share_is_no_chunk_and_the_whole_is_one_after_every_token():
+    assert written(0.0, [0.01] * 10, [1.0] * 10)[1] == []
+    assert len(written(1.0, [0.01] * 10, [1.0] * 10)[1]) == 9
+
+
+def serve(queue, sessions, weights, costs, got):
+    """One piece of who is next."""
+    session = queue.ordered(sessions)[0]
+    seconds = next(costs)
+    queue.serve(session, seconds, weights[session])
+    got[session].append(seconds)
+    return session
+
+
+def check_fair(got, weights, longest):
+    """The bound of start-time fair queueing, for any two that never idled meanwhile."""
+    normal = {one: sum(times) / weights[one] for one, times in got.items()}
+    for one, other in itertools.combinations(got, 2):
+        bound = longest / weights[one] + longest / weights[other]
+        assert abs(normal[one] - normal[other]) <= bound + TINY
+
+
+@given(WEIGHTS, TIMES, st.integers(1, 100))
+def test_who_never_idles_gets_time_by_its_weight(weights, costs, pieces):
+    queue, times, sessions = FairQueue(), itertools.cycle(costs), range(len(weights))
+    got = {one: [] for one in sessions}
+    for _ in range(pieces):
+        serve(queue, sessions, weights, times, got)
+        check_fair(got, weights, max(costs))
+
+
+@given(WEIGHTS, TIMES, st.integers(1, 60), st.integers(1, 60))
+def test_who_was_idle_is_next_and_gets_nothing_for_it(weights, costs, alone, together):
+    queue, times, sessions = FairQueue(), itertools.cycle(costs), range(len(weights))
+    for _ in range(alone):
+        serve(queue, sessions[1:], weights, times, {one: [] for one in sessions})
+    got = {one: [] for one in sessions}
+    served = [serve(queue, sessions, weights, times, got)]
+    assert served == [0]
+    for _ in range(together):
+        serve(queue, sessions, weights, times, got)
+        check_fair(got, weights, max(costs))
+
+
+def test_pieces_that_take_no_time_are_served_by_turns():
+    queue = FairQueue()
+    got = {one: [] for one in "abc"}
+    order = [
+        serve(queue, "abc", dict.fromkeys("abc", 1), itertools.repeat(0.0), got) for _ in "x" * 6
+    ]
+    assert order == list("abcabc")
+
+
+class Load:
+    """Sessions that are asked and get chunks, as the thread of the engines would serve them."""
+
+    def __init__(self, share, names="abc", weights=None):
+        self.scheduler = Scheduler(share)
+        self.weights = weights or dict.fromkeys(names, 1.0)
+        self.questions = {one: [] for one in names}  # pieces left of each
+        self.begun = dict.fromkeys(names, False)
+        self.chunks = dict.fromkeys(names, 0)
+
+    def wants(self):
+        return {
+            one: Wants(
+                answer=bool(asked),
+                begins=bool(asked) and not self.begun[one],
+                # Without an answer under way one that came before the question would be its part.
+                chunk=self.chunks[one] > 0 and (self.begun[one] or not asked),
+                weight=self.weights[one],
+            )
+            for one, asked in self.questions.items()
+        }
+
+    def step(self, seconds=1.0):
+        """What was done, and for whom; None: nothing."""
+        wants = self.wants()
+        if (choice := self.scheduler.choose(wants)) is None:
+            return None
+        (session,) = choice.sessions
+        began = answered = False
+        if choice.is_chunk:
+            assert wants[session].chunk
+            self.chunks[session] -= 1
+        else:
+            assert wants[session].answer
+            began, self.begun[session] = not self.begun[session], True
+            self.questions[session][0] -= 1
+            if answered := not self.questions[session][0]:
+                self.questions[session].pop(0)
+                self.begun[session] = False
+        self.scheduler.done(choice, seconds, wants, began=began, answered=answered)
+        return ("chunk" if choice.is_chunk else "piece"), session
+
+
+def test_answers_of_several_sessions_are_written_token_by_token():
+    load = Load(0.5)
+    load.questions = {"a": [3], "b": [3], "c": [3]}
+    assert [load.step()[1] for _ in range(9)] == list("abcabcabc")
+
+
+EVENTS = st.tuples(
+    st.sampled_from(["ask", "chunk", "step", "step", "step"]),
+    st.sampled_from("abc"),
+    st.integers(1, 4),
+    st.sampled_from([0.0, 0.01, 1.0]),
+)
+
+
+@given(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.lists(EVENTS, max_size=80))
+def test_a_question_waits_for_no_chunk_that_was_not_begun_before_it(share, events):
+    """Where it is its session's first since a chunk; and in the end everything is done."""
+    load, fresh = Load(share), set()
+    let_ahead = set()
+    for event, session, pieces, seconds in events:
+        if event == "ask":
+            if not load.questions[session] and session not in let_ahead:
+                fresh.add(session)
+            load.questions[session].append(pieces)
+        elif event == "chunk":
+            load.chunks[session] += 1
+        elif (done := load.step(seconds)) is not None:
+            kind, served = done
+            assert kind == "piece" or not fresh
+            if kind == "piece":
+                fresh.discard(served)
+                let_ahead.add(served)
+            else:
+                let_ahead.clear()
+    while load.step() is not None:
+        pass
+    assert not any(load.chunks.values()) and not any(load.questions.values())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_chunks_get_their_turns_though_questions_never_cease(share, pieces):
+    load, asking = Load(share), "ab"
+    # What a chunk waits for: its share, or with none the end of an answer; and one question of each
+    # session that was not begun, with the other's pieces before it, twice.
+    earned = math.ceil((1 - share) / share) if share else len(asking) * pieces
+    waited = 0
+    for _ in range(500):
+        for one in asking:
+            load.questions[one].extend([pieces] * (3 - len(load.questions[one])))
+        load.chunks["c"] = 2
+        waited = waited + 1 if load.step() != ("chunk", "c") else 0
+        assert waited <= earned + 2 * len(asking)
+
+
+def test_a_session_of_three_times_the_weight_gets_three_times_the_chunks():
+    load = Load(0.5, weights={"a": 1.0, "b": 3.0, "c": 1.0})
+    done = []
+    for _ in range(500):
+        load.chunks = dict.fromkeys("abc", 2)
+        done.append(load.step()[1])
+    assert [done.count(one) for one in "abc"] == [100, 300, 100]
+
+
+def test_chunks_of_several_sessions_are_handed_out_together_while_nobody_waits():
+    scheduler = Scheduler(0.5, together=2)
+    wants = {one: Wants(chunk=True) for one in "abc"}
+    turns = []
+    for _ in range(3):
+        choice = scheduler.choose(wants)
+        scheduler.done(choice, 1.0, wants)
+        turns.append(choice.sessions)
+    assert turns == [("a", "b"), ("c", "a"), ("b", "c")]
+    wants["c"] = Wants(answer=True, begins=True)
+    choice = scheduler.choose(wants)
+    assert (choice.sessions, choice.is_chunk) == (("c",), False)
+    scheduler.done(choice, 1.0, wants, began=True)
+    wants["c"] = Wants(answer=True)
+    choice = scheduler.choose(wants)
+    assert (len(choice.sessions), choice.is_chunk) == (1, True)
