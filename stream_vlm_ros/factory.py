@@ -20,6 +20,7 @@ from stream_vlm_ros.model_card import ModelCard
 if TYPE_CHECKING:
     from stream_vlm_ros.engine import Checkpoint, InferenceEngine
     from stream_vlm_ros.engine.inputs.frames import ImageSettings
+    from stream_vlm_ros.engine.together import EngineGroup
     from stream_vlm_ros.history import FrameStore
     from stream_vlm_ros.history.calibration import Calibration
 
@@ -89,8 +90,12 @@ def describe_model(settings: Settings) -> dict[str, Any]:
     }
 
 
-def build_engine(settings: Settings, checkpoint: Checkpoint) -> InferenceEngine:
+def build_engine(
+    settings: Settings, checkpoint: Checkpoint, group: EngineGroup | None = None
+) -> InferenceEngine:
     """The engine that ``settings.engine`` names, its memory empty, ready for the first question.
+
+    ``group``: of streaming engines over one checkpoint that compute together.
 
     Where it cannot be built, the folder of ``frame_store`` is given back.
 
@@ -109,7 +114,7 @@ def build_engine(settings: Settings, checkpoint: Checkpoint) -> InferenceEngine:
         "compile": COMPILE[settings.compile_chunks],
     }
     make = _delayed_batch if settings.engine == "delayed_batch" else _streaming
-    engine = make(settings, checkpoint, **options)
+    engine = make(settings, checkpoint, group, **options)
     try:
         engine.warm_up()
     except BaseException:
@@ -118,7 +123,9 @@ def build_engine(settings: Settings, checkpoint: Checkpoint) -> InferenceEngine:
     return engine
 
 
-def _streaming(settings: Settings, checkpoint: Checkpoint, **options: Any) -> InferenceEngine:
+def _streaming(
+    settings: Settings, checkpoint: Checkpoint, group: EngineGroup | None, **options: Any
+) -> InferenceEngine:
     images = checkpoint.processor.image_settings
     options |= {
         "eviction_config": settings.eviction,
@@ -127,6 +134,7 @@ def _streaming(settings: Settings, checkpoint: Checkpoint, **options: Any) -> In
         "max_pause": settings.max_pause or None,
         "skip_similarity": settings.skip_similarity or None,
         "fork_slack_tokens": _slack_tokens(settings, images),
+        "group": group,
     }
     if settings.has_history:
         return _recalling(settings, checkpoint, **options)
@@ -204,7 +212,9 @@ def _frame_store(settings: Settings) -> FrameStore:
     )
 
 
-def _delayed_batch(settings: Settings, checkpoint: Checkpoint, **options: Any) -> InferenceEngine:
+def _delayed_batch(
+    settings: Settings, checkpoint: Checkpoint, group: EngineGroup | None, **options: Any
+) -> InferenceEngine:
     from stream_vlm_ros.history import DelayedBatchInferenceEngine, SmartFrameManager
     from stream_vlm_ros.history.room import room_plan
     from stream_vlm_ros.history.tiers import PictureTier

@@ -191,7 +191,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         self.memory_plan = ""  # what the memory takes and what is free, in one line
         if eviction_config is not None:
             eviction_config = self._budgeted(
-                eviction_config, position_policy, max_tail_tokens, fork_slack_tokens
+                eviction_config, position_policy, max_tail_tokens, fork_slack_tokens, group
             )
         self.cache_manager = KVCacheManager(
             model.kv_shape,
@@ -681,10 +681,18 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         )
 
     def _budgeted(
-        self, config: EvictionConfig, position_policy: str, tail_tokens: int, slack: int
+        self,
+        config: EvictionConfig,
+        position_policy: str,
+        tail_tokens: int,
+        slack: int,
+        group: EngineGroup | None,
     ) -> EvictionConfig:
         """The config with its cap settled; DeviceUnavailableError where that does not fit."""
         free = free_bytes(self.device)
+        taken = group is not None and group.room.is_taken  # with the first engine, for all
+        if group is not None and free is not None:
+            free //= group.room.memories
         max_pixels = self._frames.settings.at_most(self.max_pixels or USUAL_PIXELS)
         weights = sum(weight.nbytes for weight in self.model.parameters())
         budget = MemoryBudget.of(
@@ -701,10 +709,13 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         why = ""
         if config.max_cache_tokens == 0:
             min_tokens = config.sink_size + config.window_size
-            cap, why = budget.automatic_cap(free, self.device, min_tokens)
+            if taken and group is not None:
+                cap, why = group.room.longest - slack, "as that of the first of its group"
+            else:
+                cap, why = budget.automatic_cap(free, self.device, min_tokens)
             config = dataclasses.replace(config, max_cache_tokens=cap)
             why = f". max_cache_tokens 0: {why}"
-        elif free is not None:
+        elif free is not None and not taken:
             budget.check(config.max_cache_tokens, free, self.device)
         self.memory_plan = budget.plan(config.max_cache_tokens, free, self.device) + why
         log.info(self.memory_plan)

@@ -90,10 +90,15 @@ class Room:
     """
 
     def __init__(self, memories: int):
-        self._count = memories
+        self.memories = memories
         self._memory: torch.Tensor | None = None
         self._taken: dict[int, int] = {}  # slots from, up to
         self.longest = 0
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether the first memory lies in it, so that there is room for the others, too."""
+        return self._memory is not None
 
     @property
     def memory(self) -> torch.Tensor:
@@ -110,7 +115,7 @@ class Room:
         It is free again when nobody refers to it. DeviceUnavailableError if there is none.
         """
         if self._memory is None:
-            self._memory = shape.allocate(self._count * tokens, device)
+            self._memory = shape.allocate(self.memories * tokens, device)
             self.longest = tokens
         slots, start = self._memory.shape[3], 0
         for first, stop in sorted(self._taken.items()):
@@ -155,10 +160,14 @@ class EngineGroup:
 
 def append_together(chunks: Sequence[Chunk]) -> list[ChunkResult | Exception]:
     """Append a chunk to each of several engines: see `Together.append`."""
-    steps = Together().append(chunks)
+    return finished(Together().append(chunks))
+
+
+def finished(pieces: Generator[None, None, Result]) -> Result:
+    """What comes of them, once all are carried out."""
     while True:
         try:
-            next(steps)
+            next(pieces)
         except StopIteration as done:
             return done.value
 

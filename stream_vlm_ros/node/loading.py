@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.factory import build_engine, load_model
 
 if TYPE_CHECKING:
     from stream_vlm_ros.engine import InferenceEngine
+    from stream_vlm_ros.engine.results import ChunkResult
+    from stream_vlm_ros.engine.together import EngineGroup, Together
+    from stream_vlm_ros.session.engine_thread import AppendTogether, ComingChunk, PreparedChunk
 
 
-def engine_loader(parameters: Settings) -> Callable[[Settings], InferenceEngine]:
+def engine_loader(parameters: Settings, cameras: int = 1) -> Callable[[Settings], InferenceEngine]:
     """What builds the engines of a node's cameras, each with its own settings, over the one model
-    that ``parameters`` name; loaded for the first of them.
+    that ``parameters`` name; loaded for the first of them. On a GPU they compute together.
 
     It raises:
         ModelLoadError: the folder is missing, incomplete or of another kind of model.
@@ -28,7 +31,33 @@ def engine_loader(parameters: Settings) -> Callable[[Settings], InferenceEngine]
         InvalidParameterError, CapTooSmallError: a setting the engine refuses.
     """
     model = functools.cache(functools.partial(load_model, parameters))
-    return lambda settings: build_engine(settings, model())
+
+    @functools.cache
+    def group() -> EngineGroup | None:
+        from stream_vlm_ros.engine.together import EngineGroup
+
+        return EngineGroup(cameras) if cameras > 1 and model().device.type == "cuda" else None
+
+    return lambda settings: build_engine(settings, model(), group())
+
+
+def chunk_appender(parameters: Settings, cameras: int) -> AppendTogether | None:
+    """What appends chunks of several cameras' engines at once; None: they go one by one."""
+    if cameras < 2 or parameters.engine != "streaming":
+        return None
+
+    kept: list[Together] = []  # the pictures that it has encoded ahead
+
+    def append(
+        chunks: Sequence[PreparedChunk], coming: Sequence[ComingChunk]
+    ) -> Sequence[ChunkResult | Exception]:
+        from stream_vlm_ros.engine.together import Together, finished
+
+        if not kept:
+            kept.append(Together())
+        return finished(kept[0].append(cast("Any", chunks), cast("Any", coming)))
+
+    return append
 
 
 def pixel_limit(parameters: Settings) -> tuple[str, int]:

@@ -30,7 +30,7 @@ from stream_vlm_ros.node.ask_server import AskServer
 from stream_vlm_ros.node.camera import Camera
 from stream_vlm_ros.node.error_log import ErrorLog, Forwarding, News
 from stream_vlm_ros.node.lifecycle import TellingLifecycleNode, transition
-from stream_vlm_ros.node.loading import engine_loader, release_memory
+from stream_vlm_ros.node.loading import chunk_appender, engine_loader, release_memory
 from stream_vlm_ros.node.memory_services import MemoryServices
 from stream_vlm_ros.node.parameters import (
     PARAMETERS,
@@ -183,8 +183,9 @@ class StreamVlmNode(TellingLifecycleNode):
     def _load_engines(self) -> None:
         """Load the model, and build the engine of each camera."""
         settings = self._settings_of_cameras()
-        load = self._load or engine_loader(self.parameters)
-        self._engines = EngineThread(self.parameters.ingest_share)
+        load = self._load or engine_loader(self.parameters, len(settings))
+        append = None if self._load else chunk_appender(self.parameters, len(settings))
+        self._engines = EngineThread(self.parameters.ingest_share, append)
         self.cameras = tuple(
             Camera(self, name, own, load, self._engines) for name, own in settings.items()
         )

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -53,6 +54,11 @@ class Append:
     """Frames of one chunk."""
 
     frames: list[TimedFrame]
+
+    @cached_property
+    def images(self) -> list[Any]:
+        """Their pictures: one list, by which they are known again."""
+        return [frame.image for frame in self.frames]
 
 
 @dataclass

@@ -19,8 +19,16 @@ if TYPE_CHECKING:  # torch takes seconds to import: the node is on the graph bef
 
     # A chunk's engine, its images, and their times in that engine's seconds.
     PreparedChunk = tuple[InferenceEngine, list[Any], list[float]]
-    # What came of each: a fault is its own, and no other's.
-    AppendTogether = Callable[[Sequence[PreparedChunk]], Sequence[ChunkResult | Exception]]
+    # An engine and the images of its next chunk.
+    ComingChunk = tuple[InferenceEngine, list[Any]]
+    # What came of each chunk: a fault is its own, and no other's.
+    AppendTogether = Callable[
+        [Sequence[PreparedChunk], Sequence[ComingChunk]], Sequence[ChunkResult | Exception]
+    ]
+
+# Seconds that chunks which are appended together may take, so that a question waits no longer.
+# While they come faster than they are appended, as many go as can.
+PATIENCE = 0.04
 
 
 class EngineThread:
@@ -30,8 +38,9 @@ class EngineThread:
 
     Args:
         ingest_share: see :class:`Scheduler`.
-        append_together: appends chunks of several engines at once; None: one by one.
-        together: of at most so many sessions.
+        append_together: appends chunks of several engines at once, given those that come next;
+            None: one by one.
+        together: of at most so many sessions, see `PATIENCE`.
         clock: seconds from any start.
 
     Attributes:
@@ -47,10 +56,9 @@ class EngineThread:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.wake = threading.Condition()
-        self.scheduler: Scheduler[EngineWorker] = Scheduler(
-            ingest_share, together if append_together is not None else 1
-        )
-        self._append_together = append_together
+        self.scheduler: Scheduler[EngineWorker] = Scheduler(ingest_share)
+        self._append_together, self._most = append_together, together
+        self._chunk_seconds = PATIENCE  # of the last chunks, each
         self._clock = clock
         self._workers: list[EngineWorker] = []
         # A daemon: a model that is being loaded cannot be interrupted, and must not keep a
@@ -121,9 +129,18 @@ class EngineThread:
             if not left or any(worker.is_to_stop for worker in left):
                 return {}, None
             wants = {worker: worker.wants for worker in left}
+            self.scheduler.together = self._batch(left)
             if (choice := self.scheduler.choose(wants)) is not None:
                 return wants, choice
             self.wake.wait()
+
+    def _batch(self, workers: Sequence[EngineWorker]) -> int:
+        """Of how many sessions chunks may be appended together now."""
+        if self._append_together is None:
+            return 1
+        if any(worker.waiting_chunks > 1 for worker in workers):
+            return self._most
+        return max(1, min(self._most, int(PATIENCE / self._chunk_seconds)))
 
     def _carry_out(self, choice: Choice[EngineWorker], wants: dict[EngineWorker, Wants]) -> None:
         begin = self._clock()
@@ -133,16 +150,20 @@ class EngineThread:
         else:
             self._append(choice.sessions)
         seconds = self._clock() - begin
+        if choice.is_chunk:
+            self._chunk_seconds = max(seconds, 1e-6) / len(choice.sessions)
         self.scheduler.done(choice, seconds, wants, began=began, answered=answered)
 
     def _append(self, workers: Sequence[EngineWorker]) -> None:
         """Append the chunks that were taken, together."""
         assert self._append_together is not None
+        with self.wake:
+            coming = [one for worker in self._workers if (one := worker.coming_chunk) is not None]
         prepared = {worker: worker.prepared_chunk() for worker in workers}
         chunks = {worker: chunk for worker, chunk in prepared.items() if chunk is not None}
         done: Sequence[ChunkResult | BaseException]
         try:
-            done = self._append_together(list(chunks.values()))
+            done = self._append_together(list(chunks.values()), coming)
         except BaseException as fault:  # none was appended
             done = [fault] * len(chunks)
         for worker, result in zip(chunks, done, strict=True):

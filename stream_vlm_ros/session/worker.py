@@ -327,7 +327,13 @@ class EngineWorker(EngineSession):
         except BaseException as fault:
             self.appended(fault)
             return None
-        return self._engine, [frame.image for frame in frames], self._times(frames)
+        return self._engine, self._taken.images, self._times(frames)
+
+    @property
+    def coming_chunk(self) -> tuple[InferenceEngine, list[Any]] | None:
+        """The engine, and the images of the chunk that is next unless somebody wants something."""
+        command = self._queue[0] if self._queue and not self.over.is_set() else None
+        return (self._engine, command.images) if isinstance(command, Append) else None
 
     def appended(self, done: ChunkResult | BaseException) -> None:
         """What came of the chunk that was taken."""

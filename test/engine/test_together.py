@@ -12,7 +12,7 @@ from toy_qwen import SINK_AND_WINDOW
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
 from stream_vlm_ros.engine.chunk_path import CapturedChunks
 from stream_vlm_ros.engine.graph_runner import PLAIN_STEP
-from stream_vlm_ros.engine.together import EngineGroup, Together, append_together
+from stream_vlm_ros.engine.together import EngineGroup, Together, append_together, finished
 from stream_vlm_ros.errors import InvalidImageError, InvalidParameterError
 
 CAPS = (220, 160, 220)
@@ -164,17 +164,9 @@ def test_pictures_are_encoded_ahead_once(cameras, monkeypatch):
 def test_pictures_that_cannot_be_used_are_refused_when_their_turn_comes(cameras):
     chunks, together = cameras.chunks(cameras.together, 0), Together()
     steps = together.append(chunks, [(cameras.together[0], ["no picture"])])
-    assert all(done.tokens for done in finish(steps))
-    (fault,) = finish(together.append([(cameras.together[0], ["no picture"], [2.0])]))
+    assert all(done.tokens for done in finished(steps))
+    (fault,) = finished(together.append([(cameras.together[0], ["no picture"], [2.0])]))
     assert isinstance(fault, InvalidImageError)
-
-
-def finish(steps):
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            return done.value
 
 
 def test_a_question_between_two_pieces_reads_the_memory_before_the_chunk(cameras):
@@ -237,6 +229,25 @@ def test_a_saved_memory_is_loaded_into_the_room(toys, model, processor, tmp_path
     cameras.watch(range(5, 9))
     assert set(cameras.path.detours) == {"it is the first"}
     cameras.assert_same()
+
+
+def test_an_automatic_cap_is_shared_out(toys, model, processor, monkeypatch):
+    free = 2 * 10**7
+    monkeypatch.setattr("stream_vlm_ros.engine.inference.free_bytes", lambda device: free)
+    caps = []
+    for group in (None, EngineGroup(3)):
+        engine = VideoStreamingInference(
+            model, processor, None, EvictionConfig(0, 32, 96), group=group, max_tail_tokens=64
+        )
+        caps.append(engine.get_cache_info().max_cache_tokens)
+    own = engine.cache_manager.shape.bytes_per_token
+    assert caps[1] < caps[0] and 4 * caps[1] * own < free  # one more than there are engines
+    free = 0  # all is taken
+    later = VideoStreamingInference(
+        model, processor, None, EvictionConfig(0, 32, 96), group=group, max_tail_tokens=64
+    )
+    assert later.get_cache_info().max_cache_tokens == caps[1]
+    assert "as that of the first of its group" in later.memory_plan
 
 
 def test_a_group_has_one_model(toys, model, processor):

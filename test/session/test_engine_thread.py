@@ -156,8 +156,8 @@ def test_a_camera_with_a_larger_weight_gets_more_of_the_time(start):
 def test_chunks_of_several_sessions_go_to_who_appends_them_together(start):
     together = []
 
-    def append_together(chunks):
-        together.append(len(chunks))
+    def append_together(chunks, coming):
+        together.append((len(chunks), [images for _, images in coming]))
         results = []
         for engine, images, times in chunks:
             if "bad" in images:
@@ -166,22 +166,45 @@ def test_chunks_of_several_sessions_go_to_who_appends_them_together(start):
                 results.append(engine.append_video_chunk(images, timestamps=times))
         return results
 
-    a, b, c = start("abc", append_together=append_together)
+    a, b, c = start("abc", append_together=append_together, clock=lambda: 0.0)
     hold(a)
-    for camera, image in ((a, "x"), (b, "bad"), (c, "x")):
+    for camera, image in ((a, "x"), (b, "bad"), (c, "x"), (c, "y")):
         camera.append(image)
     a.engine.gate.set()
     wait_until(lambda: not any(camera.counters.pending for camera in (a, b, c)))
-    assert together == [3]
-    assert [camera.counters.ingested for camera in (a, b, c)] == [2, 0, 1]
+    assert together == [(3, [["y"]])]  # the last went by itself
+    assert [camera.counters.ingested for camera in (a, b, c)] == [2, 0, 2]
     assert b.counters.dropped[Drop.ERROR] == 1 and b.worker.last_fault == "too narrow"
 
 
+@pytest.mark.parametrize(
+    ("seconds", "waiting", "together"), [(0.01, 1, 4), (0.5, 1, 1), (0.5, 2, 8)]
+)
+def test_as_many_go_together_as_a_question_can_wait_for_or_all_where_they_pile_up(
+    start, seconds, waiting, together
+):
+    sizes, now = [], iter(range(10**6))
+
+    def append_together(chunks, coming):
+        sizes.append(len(chunks))
+        return [engine.append_video_chunk(i, timestamps=t) for engine, i, t in chunks]
+
+    clock = lambda: next(now) * seconds  # noqa: E731
+    cameras = start("abcdefghij", append_together=append_together, clock=clock)
+    hold(cameras[0])  # a chunk that takes so long
+    for _ in range(waiting):
+        for camera in cameras[1:]:
+            camera.append("x")
+    cameras[0].engine.gate.set()
+    wait_until(lambda: not any(camera.counters.pending for camera in cameras))
+    assert (sizes or [1])[0] == together
+
+
 def test_what_ends_a_step_for_several_sessions_ends_these_and_no_other(start):
-    def append_together(chunks):
+    def append_together(chunks, coming):
         raise SystemExit(3)
 
-    a, b, c = start("abc", append_together=append_together)
+    a, b, c = start("abc", append_together=append_together, clock=lambda: 0.0)
     hold(c)
     a.append("x"), b.append("x")
     c.engine.gate.set()
