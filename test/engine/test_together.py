@@ -234,18 +234,20 @@ def test_a_saved_memory_is_loaded_into_the_room(toys, model, processor, tmp_path
 def test_an_automatic_cap_is_shared_out(toys, model, processor, monkeypatch):
     free = 2 * 10**7
     monkeypatch.setattr("stream_vlm_ros.engine.inference.free_bytes", lambda device: free)
-    caps = []
-    for group in (None, EngineGroup(3)):
-        engine = VideoStreamingInference(
-            model, processor, None, EvictionConfig(0, 32, 96), group=group, max_tail_tokens=64
-        )
-        caps.append(engine.get_cache_info().max_cache_tokens)
-    own = engine.cache_manager.shape.bytes_per_token
-    assert caps[1] < caps[0] and 4 * caps[1] * own < free  # one more than there are engines
+
+    def make(group):
+        config, small = EvictionConfig(0, 32, 96), {"max_tail_tokens": 64, "max_pixels": 56 * 84}
+        return VideoStreamingInference(model, processor, None, config, group=group, **small)
+
+    alone, group = make(None), EngineGroup(3)
+    first = make(group)
+    caps = [engine.get_cache_info().max_cache_tokens for engine in (alone, first)]
+    room = (
+        4 * caps[1] * first.cache_manager.shape.bytes_per_token
+    )  # one more than there are engines
+    assert caps[1] < caps[0] and room < free
     free = 0  # all is taken
-    later = VideoStreamingInference(
-        model, processor, None, EvictionConfig(0, 32, 96), group=group, max_tail_tokens=64
-    )
+    later = make(group)
     assert later.get_cache_info().max_cache_tokens == caps[1]
     assert "as that of the first of its group" in later.memory_plan
 
