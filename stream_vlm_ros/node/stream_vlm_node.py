@@ -174,6 +174,10 @@ class StreamVlmNode(TellingLifecycleNode):
         if not parameters.sources:
             return {"": parameters}
         settings = {name: read_of_source(self, name, parameters) for name in parameters.sources}
+        if greedy := [name for name, one in settings.items() if not one.max_cache_tokens]:
+            raise InvalidParameterError(
+                f"max_cache_tokens 0 takes all the room there is: say how many for {greedy[0]}"
+            )
         for shared in ("image_topic", "memory_name", "frame_store"):
             values = [value for one in settings.values() if (value := getattr(one, shared))]
             if twice := {value for value in values if values.count(value) > 1}:

@@ -3,14 +3,23 @@
 
 """Several cameras in one node: a memory each, and what is asked and told of one, some, or all."""
 
+import asyncio
 import itertools
+import re
 
 import pytest
+from patience import PATIENCE
 
 pytest.importorskip("rclpy")
+import rclpy
+from rclpy.parameter import Parameter
 from stream_vlm.action import Ask
 from stream_vlm.msg import CacheStatus
 from stream_vlm.srv import LoadMemory, Query, SaveMemory
+
+from stream_vlm_ros.client import AskError, StreamVlmClient
+from stream_vlm_ros.errors import InvalidParameterError
+from stream_vlm_ros.node.stream_vlm_node import StreamVlmNode
 
 pytestmark = pytest.mark.ros
 
@@ -160,6 +169,59 @@ def test_memories_are_saved_and_loaded_of_one_or_of_all(here, cameras):
             told = here.client.graph.call(kind, f"{within}/{name}")
             assert not told.success and "memory_folder is not set" in told.message
             assert told.message.startswith("front: ") == (within == here.client.name)
+
+
+@two_cameras
+def test_the_client_asks_and_steers_one_of_several(here, cameras):
+    front, rear = cameras
+    see(front, 1), see(rear, 1)
+
+    async def use():
+        async with StreamVlmClient(here.client.name, patience=PATIENCE) as memory:
+            async with memory.stream("What?", max_new_tokens=2) as stream:
+                pieces = [piece async for piece in stream]
+                answer = await stream.answer()
+            assert "".join(pieces) == answer.text == "front: xx\nrear: xx"
+            assert [one.source for one in stream.answers] == ["front", "rear"]
+            assert (await memory.ask("What?", source="rear", max_new_tokens=1)).text == "x"
+            assert "paused" in await memory.pause("rear")
+            with pytest.raises(InvalidParameterError, match="no camera 'left': there are front, r"):
+                await memory.reset("left")
+            await memory.reset("rear")
+            with pytest.raises(AskError, match="rear: the memory holds no image yet") as refused:
+                await memory.ask("What?", max_new_tokens=2)
+            assert [one.text for one in refused.value.answers] == ["xx", ""]
+            assert set(memory.statuses) == {"front", "rear"}
+
+    asyncio.run(use())
+    assert rear.wait_status(lambda s: s.frames == 0, what="the reset").paused
+    assert not front.status.paused and front.status.frames == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"sources": ["front", "front"]}, "a name is there twice: front, front"),
+        ({"sources": "front,2nd"}, "'2nd' names no camera"),
+        ({"sources": "front", "image_topic": "/a"}, "set front.image_topic"),
+        ({"sources": "front", "front.sampl_fps": 1.0}, "no parameter 'front.sampl_fps'"),
+        ({"sources": "front", "front.sample_fps": -1.0}, "front.sample_fps must lie in"),
+        ({"sources": "front", "max_cache_tokens": 0}, "say how many for front"),
+        (
+            {"sources": ["front", "rear"], "front.image_topic": "/a", "rear.image_topic": "/a"},
+            "image_topic '/a' is that of two cameras",
+        ),
+    ],
+)
+def test_cameras_that_make_no_sense_are_refused_at_the_start(values, words):
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    given = [Parameter(name, value=value) for name, value in values.items()]
+    try:
+        with pytest.raises(InvalidParameterError, match=re.escape(words)):
+            StreamVlmNode(load=None, context=context, parameter_overrides=given)
+    finally:
+        context.shutdown()
 
 
 @two_cameras
