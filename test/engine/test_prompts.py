@@ -94,7 +94,7 @@ def test_a_mark_of_videos_that_the_tokenizer_does_not_know_is_refused(processor,
     """The embedding may have more rows than there are words."""
     config = toys.config(text={"vocab_size": len(processor.tokenizer) + 8})
     config.video_token_id = len(processor.tokenizer) + 3
-    with pytest.raises(ModelLoadError, match="video_token_id is .* no word of the tokenizer"):
+    with pytest.raises(ModelLoadError, match=r"video_token_id is .* no word of the tokenizer"):
         ChatLayout(processor, config)
 
 
