@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ import torch
 
 from stream_vlm_ros.engine.attention.base import Readout, by_layer
 from stream_vlm_ros.errors import CalibrationError, cut, real_number
-from stream_vlm_ros.owned import NotOursError, write_whole
+from stream_vlm_ros.owned import NotOursError, open_regular, write_whole
 
 if TYPE_CHECKING:
     from stream_vlm_ros.engine.model.base import StreamModel
@@ -324,7 +325,8 @@ def _plain(answer: str) -> str:
 def _read(path: Path) -> dict[str, Any]:
     """What a file of ours holds; CalibrationError for any other."""
     try:
-        with path.open("rb") as file:
+        # In a cache it is a link.
+        with os.fdopen(open_regular(os.path.realpath(path)), "rb") as file:
             data = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise CalibrationError(f"{path} cannot be read: {error.strerror or error}") from error

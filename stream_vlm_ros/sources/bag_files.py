@@ -69,8 +69,8 @@ def is_bag(path: Path) -> bool:
 class BagFiles:
     """The files of one bag, in order. Iterating ``messages`` may be done several times.
 
-    ``damage`` says, after a pass, where and why reading ended early, and how many of the messages
-    that the bag announces were not there.
+    ``damage`` says, after a pass, where and why reading ended early, and how many fewer messages
+    there were than the bag announces, or more than its metadata.yaml tells of.
 
     Raises:
         SourceNotFoundError, SourceUnreadableError: nothing can be read at all.
@@ -80,7 +80,7 @@ class BagFiles:
         self.path, self.limit = path, limit
         self.damage: str | None = None
         self.notes: list[str] = []
-        self._announced: Counter[str] = Counter()  # messages by topic, as metadata.yaml says
+        self._told: Counter[str] = Counter()  # messages by topic, as metadata.yaml says
         self.files = self._find()
         self._readable: _Readable | None = None  # the last one: each may be a large copy
         self.channels: list[Channel] = []
@@ -99,7 +99,7 @@ class BagFiles:
         in_files: Counter[str] = Counter()
         for channel in self.channels:
             in_files[channel.topic] += channel.count or 0
-        self._announced |= in_files
+        self._announced = self._told | in_files
 
     def messages(self, topics: set[str] | None) -> Iterator[Raw]:
         """Messages of ``topics`` (by ``plain_topic``; None: all), in the order of recording.
@@ -126,6 +126,17 @@ class BagFiles:
         if lacking:
             damage = self.damage or f"{self.path} lacks messages that it announces."
             self.damage = f"{damage} Messages read: {', '.join(lacking)}."
+        # Bytes changed within a file can make messages of one topic another's.
+        beyond = [
+            f"{read[topic]} for {count} on {cut(topic)}"
+            for topic, count in self._told.items()
+            if read[topic] > count
+        ]
+        if beyond and self.damage is None:
+            self.damage = (
+                f"{self.path} holds more messages than its metadata.yaml tells of "
+                f"({', '.join(beyond)}): it is damaged, or its recorder did not finish."
+            )
 
     @contextlib.contextmanager
     def _opened(self, file: Path) -> Iterator[Any]:
@@ -206,7 +217,7 @@ class BagFiles:
         if not path.is_dir():
             raise SourceUnreadableError(no_plain_file(path))
         files = _storage_files(path)
-        named, self._announced = _told_by_metadata(path / "metadata.yaml")
+        named, self._told = _told_by_metadata(path / "metadata.yaml")
         missing = [name for name in named if not (path / name).is_file()]
         if missing:
             self.notes.append(f"metadata.yaml names files that are not there: {', '.join(missing)}")

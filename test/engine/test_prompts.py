@@ -90,6 +90,14 @@ def test_a_template_that_does_not_fit_is_refused(model, processor, template, wor
         ChatLayout(broken, model.config)
 
 
+def test_a_mark_of_videos_that_the_tokenizer_does_not_know_is_refused(processor, toys):
+    """The embedding may have more rows than there are words."""
+    config = toys.config(text={"vocab_size": len(processor.tokenizer) + 8})
+    config.video_token_id = len(processor.tokenizer) + 3
+    with pytest.raises(ModelLoadError, match=r"video_token_id is .* no word of the tokenizer"):
+        ChatLayout(processor, config)
+
+
 def test_an_added_token_in_a_question_is_letters_special_or_not(toys, model):
     processor = toys.processor()
     tokenizer = processor.tokenizer

@@ -5,6 +5,7 @@
 
 import json
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -103,10 +104,12 @@ def test_a_file_that_is_no_calibration_is_neither_read_nor_written_over(tmp_path
         assert file.read_bytes() == content
     with pytest.raises(CalibrationError, match=r"none\.json cannot be read: No such file"):
         Calibration.load(tmp_path / "none.json")
-    with pytest.raises(CalibrationError, match="cannot be read: Is a directory"):
-        Calibration.load(tmp_path)
-    with pytest.raises(NotOursError):
-        made().save(tmp_path)
+    os.mkfifo(tmp_path / "pipe.json")  # nothing would ever come of it
+    for odd in (tmp_path, tmp_path / "pipe.json"):
+        with pytest.raises(CalibrationError, match=r"cannot be read: .* is not a plain file"):
+            Calibration.load(odd)
+        with pytest.raises(NotOursError):
+            made().save(odd)
 
 
 def test_a_file_far_too_large_is_not_read(tmp_path):

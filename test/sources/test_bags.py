@@ -858,6 +858,20 @@ def test_messages_that_metadata_announces_and_no_file_has_are_said(tmp_path):
     assert "Messages read: 4 of 20 on /camera" in source.state.damage
 
 
+def test_more_messages_than_metadata_tells_of_are_said(tmp_path):
+    """A flipped bit in a compressed file made rows of the chatter the camera's."""
+    text = ROS2.types["std_msgs/msg/String"](data="hello")
+    talk = [("/chatter", START + number, text) for number in range(3)]
+    bag = write_ros2(tmp_path / "drive", [*camera(4), *talk], StoragePlugin.SQLITE3)
+    with closing(sqlite3.connect(storage_file(bag))) as database:
+        database.execute("UPDATE messages SET topic_id = 1")
+        database.commit()
+    source = open_source(bag)
+    assert greys(source) == [0, 1, 2, 3]
+    assert "holds more messages than its metadata.yaml tells of" in source.state.damage
+    assert "(7 for 4 on /camera)" in source.state.damage
+
+
 NO_INDEX = IndexType.ATTACHMENT | IndexType.METADATA
 SUMMARIES = {
     "no message index": {"index_types": IndexType.CHUNK},
