@@ -24,6 +24,7 @@ from typer.core import TyperCommand
 from stream_vlm_ros.config import NODE, Settings
 from stream_vlm_ros.console import plural, printable
 from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
+from stream_vlm_ros.forgotten import GUESS
 
 if TYPE_CHECKING:
     from stream_vlm_ros.client import StreamVlmClient
@@ -291,7 +292,7 @@ async def ask_one(client: StreamVlmClient, question: str, ask: Ask, out: Console
 
 def end_of(answer: Any) -> Iterator[Text]:
     """What follows the text of an answer, as where a source is asked."""
-    from stream_vlm_ros.client.messages import seconds
+    from stream_vlm_ros.client.messages import is_a_guess, seconds
     from stream_vlm_ros.replay.terminal import choice_lines, end_of_answer
 
     scores, tokens = answer.choice_scores, answer.choice_tokens
@@ -306,6 +307,7 @@ def end_of(answer: Any) -> Iterator[Text]:
         seconds(answer.newest_stamp),
         (seconds(answer.ttft), seconds(answer.latency), answer.answer_tokens),
         ending="; cancelled" if answer.finish_reason == "cancelled" else "",
+        guess=is_a_guess(answer),
     )
 
 
@@ -390,12 +392,13 @@ class Watching:
 
     def _answer(self, answer: Any) -> str:
         from stream_vlm_ros.client.errors import code_name
-        from stream_vlm_ros.client.messages import seconds
+        from stream_vlm_ros.client.messages import is_a_guess, seconds
 
         if answer.error_code:
             came = f"{code_name(answer)}: {answer.error_message}"
         else:
-            came = f"{answer.text} ({seconds(answer.latency):.2f} s)"
+            came = f"({GUESS}) " * is_a_guess(answer)
+            came += f"{answer.text} ({seconds(answer.latency):.2f} s)"
         return _of(answer.source, f"{answer.question} -> {came}")
 
     def _diagnostic(self, status: Any) -> str:

@@ -100,6 +100,15 @@ def test_a_video_is_streamed_and_questions_are_answered(video):
     assert "6 frames in 2 chunks" in result.stdout
 
 
+def test_an_answer_about_a_time_before_the_video_is_marked_as_a_guess(video):
+    now, ago = "What do you see now?", "What was there two minutes ago?"
+    told = run("ask", video, now, ago, "--max-new-tokens", 2).stdout.partition(ago)
+    assert ["a guess, nothing of that time is held" in text for text in (told[0], told[2])] == [
+        False,
+        True,
+    ]
+
+
 def test_the_answer_is_that_of_the_engine_fed_by_hand(video):
     from stream_vlm_ros.engine import (
         EvictionConfig,

@@ -27,7 +27,7 @@ MODULE = ROOT / "stream_vlm_ros"
 
 # Imports point down only; rooms on one floor do not know each other.
 FLOORS = [
-    ("errors", "console", "machine"),
+    ("errors", "console", "machine", "forgotten"),
     ("setting", "processes", "owned", "progress", "plain_messages"),
     ("config", "model_card"),
     ("engine",),

@@ -18,6 +18,7 @@ from stream_vlm_ros.errors import (
     real_number,
     whole_number,
 )
+from stream_vlm_ros.forgotten import is_forgotten
 
 MAX_UINT32 = 2**32 - 1
 MAX_STAMP_NS = 2**31 * SECOND - 1  # of builtin_interfaces/Time
@@ -93,6 +94,18 @@ def checked_choices(choices: object) -> list[str]:
         return [checked_text(f"choices[{index}]", one) for index, one in enumerate(choices)]
     except InvalidParameterError as fault:
         raise InvalidChoicesError(str(fault)) from None
+
+
+def is_a_guess(answer: Any) -> bool:
+    """Whether a ``stream_vlm/Answer`` is to a question about a time of which neither the memory nor
+    the history held anything."""
+    spans = [(span.start, span.end) for span in answer.seen]
+    # What is in no picture any more cannot be read, whether or not a key finds it.
+    tiers = answer.cache_status.tiers
+    spans += [(one.oldest, one.newest) for one in tiers if one.name == "pictures" and one.frames]
+    newest = seconds(answer.newest_stamp)
+    held = [(newest - seconds(begin), newest - seconds(end)) for begin, end in spans]
+    return is_forgotten(answer.question, held)
 
 
 def image_message(image: np.ndarray, stamp_ns: int, frame_id: str = "camera") -> Any:

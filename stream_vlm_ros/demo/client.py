@@ -27,11 +27,11 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import Header
 from stream_vlm.msg import Answer, CacheStatus
 
-from stream_vlm_ros.client.messages import seconds
+from stream_vlm_ros.client.messages import is_a_guess, seconds
 from stream_vlm_ros.client.node_client import NodeClient, NodeUnavailableError
 from stream_vlm_ros.console import one_line
 from stream_vlm_ros.demo.prompt import typed_questions
-from stream_vlm_ros.demo.report import Exchange, Frames, Memory, Report, is_forgotten
+from stream_vlm_ros.demo.report import Exchange, Frames, Memory, Report
 from stream_vlm_ros.demo.settings import ClientSettings
 from stream_vlm_ros.node.parameters import declare
 from stream_vlm_ros.world.examiner import Question, Verdict, examiner_for
@@ -59,16 +59,6 @@ def frames_of(status: CacheStatus) -> Frames:
         pending=status.frames_pending,
         dropped={n.removeprefix("dropped_"): getattr(status, n) for n in names},
     )
-
-
-def held_ago(reply: Answer) -> list[tuple[float, float]]:
-    """Stretches of time that the memory holds and the history reaches, before the newest frame."""
-    spans = [(span.start, span.end) for span in reply.seen]
-    # What is in no picture any more cannot be read, whether or not a key finds it.
-    tiers = reply.cache_status.tiers
-    spans += [(one.oldest, one.newest) for one in tiers if one.name == "pictures" and one.frames]
-    newest = seconds(reply.newest_stamp)
-    return [(newest - seconds(begin), newest - seconds(end)) for begin, end in spans]
 
 
 class DemoClient(Node):
@@ -197,7 +187,7 @@ class DemoClient(Node):
             truth=verdict.truth,
             judged=self.examiner.exact and not typed,
             typed=typed,
-            forgotten=is_forgotten(question.text, held_ago(reply)),
+            forgotten=is_a_guess(reply),
         )
 
     # Small questions about the state of things. -----------------------------------------------

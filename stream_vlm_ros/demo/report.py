@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -21,20 +20,13 @@ from stream_vlm_ros.console import (
     plural,
     printable,
 )
+from stream_vlm_ros.forgotten import GUESS
 from stream_vlm_ros.session.counters import ON_PURPOSE
 
 MARGIN = 10  # columns in front of questions and answers, where the time stands
 
 
 Stretches = Sequence[tuple[float, float]]
-
-UNITS = {"second": 1, "minute": 60, "hour": 3600}
-WORDS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
-NUMBERS = {word: number for number, word in enumerate(WORDS.split(), 1)}
-NUMBERS |= {"a": 1, "an": 1, "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60}
-AGO = re.compile(
-    rf"\b(\d+(?:\.\d+)?|{'|'.join(NUMBERS)})\s+({'|'.join(UNITS)})s?\s+ago\b", re.IGNORECASE
-)
 
 
 @dataclass(frozen=True)
@@ -162,7 +154,7 @@ class Report:
             answer = Text(one_line(exchange.answer) or "(no words)", style="cyan")
             if exchange.right is False:
                 answer.append(f"   it was: {printable(exchange.truth)}", style="not bold dim")
-            guess = Text("a guess, nothing of that time is held  " * exchange.forgotten, "yellow")
+            guess = Text(f"{GUESS}  " * exchange.forgotten, "yellow")
             self._print(Text(" " * MARGIN), Text.assemble(marks[exchange.right], guess, answer))
             self._print(Text(" " * MARGIN), Text(self._figures(exchange), style="dim"))
         out.print()
@@ -274,22 +266,6 @@ def seen_text(seen_ago: Stretches) -> str:
     if len(told) > 4:
         told[1:-2] = [f"{len(told) - 3} more"]
     return "seen " + ", ".join(told) + " s ago"
-
-
-def is_forgotten(question: str, held_ago: Stretches) -> bool:
-    """Whether ``question`` is about a time, such as "ten seconds ago", of which nothing is held.
-
-    Args:
-        held_ago: stretches of time that can be answered of, in seconds before the newest frame.
-    """
-    asked = [
-        (float(NUMBERS.get(number.lower(), number)) * UNITS[unit.lower()], UNITS[unit.lower()])
-        for number, unit in AGO.findall(question)
-    ]
-    return any(
-        not any(end - near <= ago <= begin + near for begin, end in held_ago)
-        for ago, near in ((ago, max(2, unit / 2)) for ago, unit in asked)
-    )
 
 
 def mean(values: list[float]) -> float:

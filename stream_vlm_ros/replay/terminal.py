@@ -22,6 +22,7 @@ from stream_vlm_ros.console import (
     span_text,
 )
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
+from stream_vlm_ros.forgotten import GUESS, is_forgotten
 from stream_vlm_ros.progress import TimeLeft, make_bar
 from stream_vlm_ros.replay.ages import age_text, correction
 from stream_vlm_ros.replay.feeding import Fed
@@ -105,6 +106,7 @@ class Dialogue:
             metrics.newest_timestamp or 0.0,
             (metrics.ttft, metrics.latency, metrics.get("answer_tokens")),
             self._start,
+            guess=self._is_a_guess(question, metrics.newest_timestamp or 0.0),
         ):
             self._print(line)
         return {
@@ -112,6 +114,15 @@ class Dialogue:
             "answer": answer,
             "choices": choices or [],
         } | metrics.as_dict()
+
+    def _is_a_guess(self, question: str, newest: float) -> bool:
+        info = self._engine.get_cache_info()
+        spans = [*info["time_spans"]]
+        # As of a node's answer, see `is_a_guess` of the client.
+        for tier in info.get("tiers", ()):
+            if tier.name == "pictures" and tier.oldest is not None:
+                spans.append((tier.oldest, tier.newest))
+        return is_forgotten(question, [(newest - begin, newest - end) for begin, end in spans])
 
     @property
     def _live(self) -> bool:
@@ -146,6 +157,7 @@ def end_of_answer(
     cost: tuple[float, float, int | None],
     start: float | None = None,
     ending: str = "",
+    guess: bool = False,
 ) -> Iterator[Text]:
     """What follows an answer: what the stamps correct in it, what it rests on, what it cost.
 
@@ -155,7 +167,10 @@ def end_of_answer(
         cost: seconds to the first token and to the last, and the tokens.
         start: the source's time from which seconds count; None: they have no start that is known.
         ending: a word on how it ended.
+        guess: nothing is held of the time that the question is about.
     """
+    if guess:
+        yield Text(f"  {GUESS}", style="yellow")
     if told := correction(answer, [(begin, end) for begin, end, *_ in episodes], at):
         yield Text(f"  {told}.", style="yellow")
     for begin, end, tier, score in episodes:

@@ -62,6 +62,23 @@ def test_every_answer_is_told_and_an_error_by_its_name():
     assert lines.line(refused) == "Who? -> QUEUE_FULL: 8 wait"
 
 
+def test_an_answer_about_a_time_of_which_nothing_is_held_is_marked_as_a_guess():
+    from stream_vlm.msg import Answer, HistoryTier, TimeSpan
+
+    answer = Answer(question="What was there 40 seconds ago?", text="a cat")
+    answer.newest_stamp.sec = 100
+    held = TimeSpan()
+    held.start.sec, held.end.sec = 80, 100
+    answer.seen = [held]
+    mark = "a guess, nothing of that time is held"
+    assert f"-> ({mark}) a cat" in watching().line(answer)
+    assert next(end_of(answer)).plain.strip() == mark
+    past = HistoryTier(name="pictures", frames=2)  # 60 s ago until now
+    past.oldest.sec, past.newest.sec = 40, 100
+    answer.cache_status.tiers = [past]
+    assert mark not in watching().line(answer) + next(end_of(answer)).plain
+
+
 def test_the_end_of_an_answer_is_told_as_where_a_source_is_asked():
     from stream_vlm.msg import Answer, Evidence
 

@@ -13,9 +13,9 @@ from stream_vlm_ros.demo.report import (
     Memory,
     Report,
     bar,
-    is_forgotten,
     seen_text,
 )
+from stream_vlm_ros.forgotten import is_forgotten
 from stream_vlm_ros.session.counters import Drop
 
 
