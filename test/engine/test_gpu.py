@@ -8,14 +8,18 @@ import torch
 from toy_qwen import SINK_AND_WINDOW, question_logits
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
+from stream_vlm_ros.engine.attention import flash3
 from stream_vlm_ros.engine.attention.base import MERGER, merge_attn_states
 from stream_vlm_ros.engine.attention.cudnn import CUDNN_PREFILL, CudnnPrefill, runs_fast_on
+from stream_vlm_ros.engine.attention.flash3 import Flash3Prefill
 from stream_vlm_ros.engine.attention.sdpa import Sequences, attend_many, attend_within, flash
+from stream_vlm_ros.engine.attention.step import attend_step
 from stream_vlm_ros.engine.cache.manager import KVCacheManager
 from stream_vlm_ros.engine.chunk_path import ChunkPath
 from stream_vlm_ros.engine.graph_runner import SIZES, TextRunner, text_runner
 from stream_vlm_ros.engine.inputs.frames import FrameProcessor
 from stream_vlm_ros.engine.model.compiled import compiled_layers
+from stream_vlm_ros.engine.together import EngineGroup, Together, finished
 
 pytestmark = [
     pytest.mark.gpu,
@@ -163,6 +167,55 @@ def test_small_chunks_are_replayed_and_are_those_of_plain_calls(toys, processor,
     assert (found[1] - found[0]).norm() / found[0].norm() < most
     path = engine.chunk_path
     assert (path.captures, path.detours, path.refused) == (2, {"it is the first": 1}, {})
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-4), (torch.bfloat16, 5e-2)])
+def test_cameras_append_together_what_each_would_alone(toys, processor, dtype, most):
+    config = EvictionConfig(400, **SINK_AND_WINDOW)
+    model = toys.model(11, heads=4, kv_heads=2, head_dim=64, layers=3).to(dtype)
+    group, together = EngineGroup(3), Together()
+    make = lambda **more: VideoStreamingInference(model, processor, "cuda", config, **more)  # noqa: E731
+    engines, alone = [make(group=group) for _ in range(3)], [make() for _ in range(3)]
+    rounds = [
+        [(toys.frames(4, 140, 196, seed=10 * n + c), [2.0 * n + 0.5 * f for f in range(4)])
+         for c in range(3)] for n in range(9)
+    ]  # fmt: skip
+    for number, given in enumerate(rounds):
+        coming = rounds[number + 1] if number < 8 else []
+        chunks = [(engine, *one) for engine, one in zip(engines, given, strict=True)]
+        ahead = [(engine, frames) for engine, (frames, _) in zip(engines, coming, strict=False)]
+        done = finished(together.append(chunks, ahead))
+        assert not [one for one in done if isinstance(one, Exception)]
+        for engine, (frames, times) in zip(alone, given, strict=True):
+            engine.append_video_chunk(frames, timestamps=times)
+    path = engines[0].chunk_path
+    assert path.detours == {"it is the first": 3} and not path.refused and path.captures >= 4
+    for one, other in zip(engines, alone, strict=True):
+        assert one.cache_manager.time_spans() == other.cache_manager.time_spans()
+        found, expected = question_logits(one), question_logits(other)
+        assert (found - expected).norm() / expected.norm() < most
+
+
+@pytest.mark.skipif(not flash3.installed(), reason="needs fa3-fwd")
+@pytest.mark.parametrize("causal", [False, True])
+def test_flash_attention_3_attends_as_flash_attention_does(causal):
+    prefill = Flash3Prefill()
+    query, key, value = (
+        torch.randn(1, 4, 900, 128, device="cuda", dtype=torch.bfloat16) for _ in range(3)
+    )
+    assert prefill.takes(query, causal)
+    out, lse = prefill.attend(query, key, value, 0.1, flash, causal)
+    assert not prefill.verified.refused
+    expected, expected_lse = flash(query, key, value, 0.1, causal)
+    assert (out.float() - expected.float()).norm() / expected.float().norm() < 0.01
+    assert (lse - expected_lse).abs().max() < 0.01
+
+
+@pytest.mark.skipif(not flash3.installed(), reason="needs fa3-fwd")
+def test_flash_attention_3_serves_captured_steps():
+    device, heads = torch.device("cuda", 0), (16, 2, 128)
+    found = flash3.fastest_step_attention(attend_step, device, torch.bfloat16, heads)
+    assert found is not attend_step and not flash3.STEPS.refused
 
 
 def test_questions_leave_no_trace_on_the_gpu(toys, toy, processor):
