@@ -279,7 +279,7 @@ def cameras(rig: Rig) -> dict[str, Any]:
             fleet = Fleet(rig, count, size, cap)
             row = {"cameras": count, "size": f"{size[0]}x{size[1]}", **fleet.as_fast_as_it_goes()}
             if count == (2 if rig.small else 8):
-                row |= fleet.at_a_rate(2.0, seconds=2 if rig.small else 20)
+                row |= fleet.at_a_rate(2.0, seconds=2 if rig.small else 12)
             rows.append(row)
             del fleet
     bars = []
