@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import mmap
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -233,10 +234,12 @@ class VideoSource(Source):
         if stream.container.format.name != "mpegts" or not self.path.is_file():
             return
         own, others = stream.codec_context.name, Counter[str]()
-        for begin, number in sorted(packets.barren, key=itemgetter(1))[-_PLACES:]:
+        for begin, after, number in sorted(packets.barren, key=itemgetter(2))[-_PLACES:]:
+            # As a decoder holds pictures back, the last of them may be of its own codec.
+            half = max(0, after - begin) // 2
             with self.path.open("rb") as file:
                 file.seek(begin)
-                part = io.BytesIO(file.read(_PROBED))
+                part = io.BytesIO(file.read(min(_PROBED, half)))
             try:
                 with av.open(part, format="mpegts") as rest:
                     codecs = [getattr(s.codec_context, "name", own) for s in rest.streams.video]
@@ -244,8 +247,8 @@ class VideoSource(Source):
                 continue
             others[codecs[0] if codecs else own] += number
         state.notes += [
-            f"{_LEFT_OUT} {number} packets are of another codec ({other}; the file begins in "
-            f"{own}), as where files are put end to end. Convert them to one codec, and join them "
+            f"{_LEFT_OUT} {number} packets are of another codec ({other}; what is in {own} "
+            "is read), as where files are put end to end. Convert them to one codec, and join them "
             "with ffmpeg -f concat."
             for other, number in others.items()
             if other != own
@@ -323,19 +326,21 @@ class _Packets:
 
     def __init__(self) -> None:
         self.end = 0  # byte behind the last one that gave a picture
-        self.barren: list[tuple[int, int]] = []  # byte of the first, and how many in a row
-        self._begin = self._number = 0  # the same, of those now
+        # Of those in a row: the bytes from the one before to the one after, and how many.
+        self.barren: list[tuple[int, int, int]] = []
+        self._begin = self._number = 0  # of those now
         self._refused = False  # one of those now is damaged
 
     def add(self, packet: Packet, pictures: int | None) -> None:
         """``pictures`` that came of the packet; None: it cannot be decoded."""
         if pictures or not packet.size:
-            self.end = max(self.end, (packet.pos or 0) + packet.size)
             if self._number > 2 or self._refused:  # a decoder may hold some back
-                self.barren.append((self._begin, self._number))
+                after = packet.pos if packet.size and packet.pos else sys.maxsize
+                self.barren.append((self._begin, after, self._number))
+            self.end = max(self.end, (packet.pos or 0) + packet.size)
             self._number, self._refused = 0, False
             return
-        self._begin = self._begin if self._number else packet.pos or 0
+        self._begin = self._begin if self._number else self.end
         self._number += 1
         self._refused |= pictures is None
 
