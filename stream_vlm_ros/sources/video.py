@@ -56,6 +56,7 @@ _MAGIC = {
 }
 _JPEG = b"\xff\xd8\xff"  # how a picture of it begins
 _WITHOUT_STAMPS = 4  # frames that a stream may begin with, though it tells time
+_ANIMATION = 2  # the flag of it in an extended WebP's head
 _PROBED = 1 << 20  # bytes from which the codec of a transport stream is learned
 _PLACES = 8  # of a file, where that is done
 ASSUMED_RATE = 25.0  # frames/s, for a file that holds neither stamps nor a rate
@@ -112,7 +113,7 @@ class VideoSource(Source):
             self.size = size or (stream.width, stream.height)
 
     def _open(self) -> InputContainer:
-        _check_file(self.path)
+        check_video_file(self.path)
         try:
             return av.open(
                 str(self.path),
@@ -676,7 +677,8 @@ def _note_once(state: SourceState, begin: str, rest: str) -> None:
         state.notes.append(f"{begin} {rest}")
 
 
-def _check_file(path: Path) -> None:
+def check_video_file(path: Path) -> None:
+    """Raise SourceNotFoundError or SourceUnreadableError where FFmpeg need not look."""
     if not path.exists():
         raise SourceNotFoundError(f"There is no file {path}. Check the path.")
     if path.is_dir():
@@ -689,6 +691,14 @@ def _check_file(path: Path) -> None:
         raise SourceUnreadableError(
             f"{path} is empty (0 bytes): the recording or the copy did not finish. Copy or record "
             "it again."
+        )
+    with path.open("rb") as file:
+        head = file.read(21).ljust(21)
+    if (head[:4], head[8:16]) == (b"RIFF", b"WEBPVP8X") and head[20] & _ANIMATION:
+        raise SourceUnreadableError(
+            f"{path} is an animated WebP, which FFmpeg does not read. Convert it: python3 -c "
+            "\"from PIL import Image; a = Image.open('IN.webp'); a.load(); "
+            "a.save('OUT.gif', save_all=True)\""
         )
 
 
