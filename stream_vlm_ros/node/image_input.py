@@ -51,6 +51,13 @@ _TYPES: dict[str, tuple[type, Decode]] = {
     COMPRESSED: (CompressedImage, compressed_to_rgb),
 }
 
+_DEPTH = "/compressedDepth"  # no pictures, but of the type of those
+_NOT_TAKEN = (
+    "which this node does not take: it takes pictures as sensor_msgs/msg/Image and "
+    "CompressedImage; let image_transport's republish make 'raw' of it, or remap 'image' to "
+    "another topic"
+)
+
 RCLError = _rclpy.RCLError  # not public, but the only name of what rcl raises
 
 
@@ -164,10 +171,11 @@ class ImageInput:
         publishers = self._publishers(self.topic)
         if not publishers:
             others, packed = self._other_image_topics(), self._packed_topics()
+            own = [name for name in (self._base, f"{self._base}/compressed") if name in others]
             hint = (
-                f"{', '.join(packed)} is published, which this node does not take: it takes "
-                "sensor_msgs/msg/Image and CompressedImage; let image_transport's republish make "
-                "'raw' of it"
+                f"images are published on {own[0]}: set image_transport to 'auto'"
+                if own
+                else f"{', '.join(packed)} is published, {_NOT_TAKEN}"
                 if packed
                 else f"images are published on {', '.join(others)}: start the node with "
                 f"--ros-args -r image:={others[0]}"
@@ -178,6 +186,8 @@ class ImageInput:
             return f"nobody publishes on {self.topic}; {hint}"
         wrong = sorted({p.topic_type for p in publishers} - {self.wish.type})
         if wrong and len(wrong) == len({p.topic_type for p in publishers}):
+            if not {RAW, COMPRESSED} & set(wrong):
+                return f"{self.topic} carries {', '.join(wrong)}, {_NOT_TAKEN}"
             return (
                 f"{self.topic} carries {', '.join(wrong)}, not {self.wish.type}; set "
                 "image_transport to 'auto' or remap 'image' to another topic"
@@ -236,7 +246,7 @@ class ImageInput:
             name
             for name, types in self._node.get_topic_names_and_types()
             if name != self.topic
-            and not name.endswith(f"/{ANNOTATED}")  # a node's own: no camera
+            and not name.endswith((f"/{ANNOTATED}", _DEPTH))  # a node's own: no camera
             and {RAW, COMPRESSED} & set(types)
             and self._node.count_publishers(name)
         )
@@ -248,7 +258,7 @@ class ImageInput:
             for name, types in sorted(self._node.get_topic_names_and_types())
             for kind in types
             if name.startswith(f"{self._base}/")
-            and kind not in _TYPES
+            and (kind not in _TYPES or name.endswith(_DEPTH))
             and not kind.endswith("/CameraInfo")
             and self._node.count_publishers(name)
         ]

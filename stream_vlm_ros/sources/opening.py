@@ -68,7 +68,7 @@ def open_source(spec: str | os.PathLike[str], **options: Any) -> Source:
     from .bags import BagSource
     from .device import DeviceSource
     from .images import SUFFIXES, ImageFolderSource
-    from .video import VideoSource
+    from .video import VideoSource, check_video_file
 
     if re.fullmatch(r"/dev/video\d+", text):
         return _make(DeviceSource, text, options)
@@ -93,7 +93,8 @@ def open_source(spec: str | os.PathLike[str], **options: Any) -> Source:
         return _make(BagSource, path, options)
     if path.is_dir():
         return _make(ImageFolderSource, path, options)
-    if path.suffix.lower() in SUFFIXES and path.exists():
+    if path.suffix.lower() in SUFFIXES and path.is_file():
+        check_video_file(path)  # an animated picture is no single one
         raise SourceUnknownError(f"{path} is a single image. Give the folder that holds it.")
     return _make(VideoSource, path, options)
 

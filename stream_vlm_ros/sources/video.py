@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import mmap
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -55,6 +56,7 @@ _MAGIC = {
 }
 _JPEG = b"\xff\xd8\xff"  # how a picture of it begins
 _WITHOUT_STAMPS = 4  # frames that a stream may begin with, though it tells time
+_ANIMATION = 2  # the flag of it in an extended WebP's head
 _PROBED = 1 << 20  # bytes from which the codec of a transport stream is learned
 _PLACES = 8  # of a file, where that is done
 ASSUMED_RATE = 25.0  # frames/s, for a file that holds neither stamps nor a rate
@@ -111,7 +113,7 @@ class VideoSource(Source):
             self.size = size or (stream.width, stream.height)
 
     def _open(self) -> InputContainer:
-        _check_file(self.path)
+        check_video_file(self.path)
         try:
             return av.open(
                 str(self.path),
@@ -233,10 +235,12 @@ class VideoSource(Source):
         if stream.container.format.name != "mpegts" or not self.path.is_file():
             return
         own, others = stream.codec_context.name, Counter[str]()
-        for begin, number in sorted(packets.barren, key=itemgetter(1))[-_PLACES:]:
+        for begin, after, number in sorted(packets.barren, key=itemgetter(2))[-_PLACES:]:
+            # As a decoder holds pictures back, the last of them may be of its own codec.
+            half = max(0, after - begin) // 2
             with self.path.open("rb") as file:
                 file.seek(begin)
-                part = io.BytesIO(file.read(_PROBED))
+                part = io.BytesIO(file.read(min(_PROBED, half)))
             try:
                 with av.open(part, format="mpegts") as rest:
                     codecs = [getattr(s.codec_context, "name", own) for s in rest.streams.video]
@@ -244,8 +248,8 @@ class VideoSource(Source):
                 continue
             others[codecs[0] if codecs else own] += number
         state.notes += [
-            f"{_LEFT_OUT} {number} packets are of another codec ({other}; the file begins in "
-            f"{own}), as where files are put end to end. Convert them to one codec, and join them "
+            f"{_LEFT_OUT} {number} packets are of another codec ({other}; what is in {own} "
+            "is read), as where files are put end to end. Convert them to one codec, and join them "
             "with ffmpeg -f concat."
             for other, number in others.items()
             if other != own
@@ -323,19 +327,21 @@ class _Packets:
 
     def __init__(self) -> None:
         self.end = 0  # byte behind the last one that gave a picture
-        self.barren: list[tuple[int, int]] = []  # byte of the first, and how many in a row
-        self._begin = self._number = 0  # the same, of those now
+        # Of those in a row: the bytes from the one before to the one after, and how many.
+        self.barren: list[tuple[int, int, int]] = []
+        self._begin = self._number = 0  # of those now
         self._refused = False  # one of those now is damaged
 
     def add(self, packet: Packet, pictures: int | None) -> None:
         """``pictures`` that came of the packet; None: it cannot be decoded."""
         if pictures or not packet.size:
-            self.end = max(self.end, (packet.pos or 0) + packet.size)
             if self._number > 2 or self._refused:  # a decoder may hold some back
-                self.barren.append((self._begin, self._number))
+                after = packet.pos if packet.size and packet.pos else sys.maxsize
+                self.barren.append((self._begin, after, self._number))
+            self.end = max(self.end, (packet.pos or 0) + packet.size)
             self._number, self._refused = 0, False
             return
-        self._begin = self._begin if self._number else packet.pos or 0
+        self._begin = self._begin if self._number else self.end
         self._number += 1
         self._refused |= pictures is None
 
@@ -671,7 +677,8 @@ def _note_once(state: SourceState, begin: str, rest: str) -> None:
         state.notes.append(f"{begin} {rest}")
 
 
-def _check_file(path: Path) -> None:
+def check_video_file(path: Path) -> None:
+    """Raise SourceNotFoundError or SourceUnreadableError where FFmpeg need not look."""
     if not path.exists():
         raise SourceNotFoundError(f"There is no file {path}. Check the path.")
     if path.is_dir():
@@ -684,6 +691,14 @@ def _check_file(path: Path) -> None:
         raise SourceUnreadableError(
             f"{path} is empty (0 bytes): the recording or the copy did not finish. Copy or record "
             "it again."
+        )
+    with path.open("rb") as file:
+        head = file.read(21).ljust(21)
+    if (head[:4], head[8:16]) == (b"RIFF", b"WEBPVP8X") and head[20] & _ANIMATION:
+        raise SourceUnreadableError(
+            f"{path} is an animated WebP, which FFmpeg does not read. Convert it: python3 -c "
+            "\"from PIL import Image; a = Image.open('IN.webp'); a.load(); "
+            "a.save('OUT.gif', save_all=True)\""
         )
 
 

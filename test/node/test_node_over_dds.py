@@ -688,13 +688,27 @@ def test_silence_is_reported_with_its_likely_cause(connect, start_node):
     cause("images are published on /quiet/front/image_raw: start the node with")
     client.graph.node.destroy_publisher(other)
 
-    packed = client.graph.node.create_publisher(String, "/quiet/image/ffmpeg", 10)
-    cause("/quiet/image/ffmpeg [std_msgs/msg/String] is published, which this node does not take")
-    client.graph.node.destroy_publisher(packed)
+    for kind, topic, words in (
+        (String, "ffmpeg", "ffmpeg [std_msgs/msg/String] is published, which this node does not"),
+        (CompressedImage, "compressedDepth", "Image] is published, which this node does not take"),
+        (CompressedImage, "compressed", "published on /quiet/image/compressed: set image_transp"),
+    ):
+        other = client.graph.node.create_publisher(kind, f"/quiet/image/{topic}", 10)
+        cause(words)
+        client.graph.node.destroy_publisher(other)
 
-    wrong = client.graph.node.create_publisher(CompressedImage, "/quiet/image", 10)
-    cause("carries sensor_msgs/msg/CompressedImage")
-    client.graph.node.destroy_publisher(wrong)
+    for kind, words in (
+        (String, "/quiet/image carries std_msgs/msg/String, which this node does not take"),
+        (
+            CompressedImage,
+            "carries sensor_msgs/msg/CompressedImage, not sensor_msgs/msg/Image; set",
+        ),
+    ):
+        wrong = client.graph.wait(
+            lambda kind=kind: try_to_publish(client, kind, "/quiet/image", 10)
+        )
+        cause(words)
+        client.graph.node.destroy_publisher(wrong)
 
     best_effort = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
     publisher = client.graph.wait(

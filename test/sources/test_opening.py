@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import os
+import re
 
 import pytest
 from PIL import Image
@@ -51,6 +52,20 @@ def test_a_bag_that_is_not_there_and_a_single_image_are_explained(tmp_path):
     Image.new("RGB", (4, 4)).save(image)
     with pytest.raises(SourceUnknownError, match="folder"):
         open_source(image)
+
+
+def test_an_animated_webp_is_refused_with_what_makes_a_video_of_it(tmp_path, monkeypatch):
+    """FFmpeg finds no picture in it, and would call it damaged."""
+    pictures = [Image.new("L", (8, 8), 40 * number) for number in range(3)]
+    for name in ("IN.webp", "renamed.mp4"):
+        pictures[0].save(
+            tmp_path / name, "WEBP", save_all=True, append_images=pictures[1:], duration=100
+        )
+        with pytest.raises(SourceUnreadableError, match=f"{name} is an animated WebP") as refused:
+            open_source(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    exec(re.search('python3 -c "(.*)"', str(refused.value))[1], {})
+    assert [frame.stamp_ns for frame in open_source("OUT.gif")] == [0, 100_000_000, 200_000_000]
 
 
 @pytest.mark.parametrize("name", ["pipe.mp4", "pipe.mcap", "pipe.db3.zstd", "/dev/null"])

@@ -437,7 +437,20 @@ def test_a_transport_stream_that_goes_on_in_another_codec_is_said_to_do_so(tmp_p
     left_out = [note for note in source.state.notes if note.startswith("Pictures are left out")]
     begins, goes_on = first.removeprefix("lib").replace("x", "h"), second.replace("libx", "h")
     assert len(left_out) == 1
-    assert f"of another codec ({goes_on}; the file begins in {begins})" in left_out[0]
+    assert f"of another codec ({goes_on}; what is in {begins} is read)" in left_out[0]
+
+
+@pytest.mark.parametrize("codecs", [("mpeg2video", "libx264"), ("libx264", "mpeg2video")])
+def test_so_is_one_so_short_that_the_later_codec_is_taken_for_its_own(tmp_path, codecs):
+    first, second = (write_video(tmp_path / f"{c}.ts", c, count=10).read_bytes() for c in codecs)
+    path = tmp_path / "both.ts"
+    path.write_bytes(first + second)
+    source = VideoSource(path)
+    assert 7 <= len(list(source)) <= 10
+    left_out = [note for note in source.state.notes if note.startswith("Pictures are left out")]
+    mine, other = (codec.replace("libx", "h") for codec in reversed(codecs))
+    assert len(left_out) == 1
+    assert f"of another codec ({other}; what is in {mine} is read)" in left_out[0]
 
 
 def write_jpegs(path):
