@@ -192,7 +192,7 @@ class StreamVlmNode(TellingLifecycleNode):
             self._ingest.go_on_behind(worker.memory.latest_ns)
         self._answer_log = self._open_answer_log()
         self.asking = AskServer(self, worker, self._ingest, self._answer_log)
-        self._memory_services = MemoryServices(self, keeper, self._ingest)
+        self._memory_services = MemoryServices(self, keeper, self._ingest, worker)
         self._pause_services = PauseServices(self, self._ingest)
         if self.parameters.pose_topic:
             self.poses = self._read_poses(worker)
