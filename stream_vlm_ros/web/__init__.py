@@ -5,4 +5,6 @@
 
 Whose memory it is
     live_memory     `LiveMemory`: what the page needs of one; the node's, or one in this process
+    over_node       `OverNode`: that of a node that runs
+    pictures        the newest picture for all who look, encoded once
 """
