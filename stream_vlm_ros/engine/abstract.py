@@ -218,10 +218,11 @@ class InferenceEngine(ABC):
         """
         raise InvalidParameterError(self.why_not_saved)
 
-    def thumbnail(self, stamp: float, max_size: int = 320) -> bytes | None:
+    def thumbnail(self, stamp: float, max_size: int = 320, within: float = 0.0) -> bytes | None:
         """The kept frame of that stamp as JPEG, no side longer than ``max_size`` pixels.
 
-        None: it is not kept, or not any more.
+        Else the nearest one, at most ``within`` seconds away. None: it is not kept, or not any
+        more.
         """
         return None
 

@@ -439,10 +439,10 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
             for first, last in joined(_stretches(frames), MAX_NAMED)
         )
 
-    def thumbnail(self, stamp: float, max_size: int = 320) -> bytes | None:
+    def thumbnail(self, stamp: float, max_size: int = 320, within: float = 0.0) -> bytes | None:
         """As `RecallingInference.thumbnail`."""
         most = whole_number("max_size", max_size, least=1)
-        for frame in self.memory.store.between(stamp, stamp)[:1]:
+        for frame in self.memory.store.nearest(stamp, within):
             with suppress(PictureLostError):
                 return as_jpeg(self._load(frame), most)
         return None

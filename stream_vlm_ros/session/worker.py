@@ -5,7 +5,8 @@
 
 Callbacks put commands into the queue and return; only this thread touches the engine. Commands are
 carried out in the order of their arrival, so a question sees every chunk delivered before it.
-Chunks alone may overtake: those that wait are appended between the tokens of an answer.
+Chunks that wait, and pictures that are asked for, alone may overtake: they have their turns between
+the tokens of an answer.
 At most ``queue_size`` chunks wait: a further one pushes out the oldest waiting chunk, since new
 pictures are worth more than old ones. Questions are never dropped: beyond ``max_questions``
 waiting ones, a new one is refused at once.
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from stream_vlm_ros.engine.inputs.stamp_check import check_stamp
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
@@ -198,6 +199,7 @@ class Outcome:
 
 MAX_EPISODES = 3  # that an answer names
 MAX_THUMBNAILS, THUMBNAIL_SIZE = 6, 320  # an episode; pixels of the longer side
+MAX_SHOWN = 16  # kept pictures that may be waited for
 READING = "reading"
 WRITING = "writing"
 Progress = Callable[[str, str], None]  # (READING or WRITING, the answer so far)
@@ -271,8 +273,17 @@ class _LoadMemory:
     future: Future[SavedMemory] = field(default_factory=Future)
 
 
-_Waited = _Reset | _CopyMemory | _LoadMemory  # somebody waits for their future
+@dataclass
+class _Show:
+    stamp_ns: int
+    size: int
+    within_ns: int
+    future: Future[bytes | None] = field(default_factory=Future)
+
+
+_Waited = _Reset | _CopyMemory | _LoadMemory | _Show  # somebody waits for their future
 _Command = _Append | Ticket | _Waited
+_Overtaking = TypeVar("_Overtaking", _Append, _Show)
 
 
 class EngineWorker:
@@ -413,7 +424,19 @@ class EngineWorker:
         """Put a saved memory in the place of the present one when its turn comes."""
         return self._put(_LoadMemory(path))
 
-    def _put(self, command: _CopyMemory | _LoadMemory) -> Future[Any]:
+    def thumbnail(
+        self, stamp_ns: int, size: int = THUMBNAIL_SIZE, within_ns: int = 0
+    ) -> Future[bytes | None]:
+        """The kept frame nearest to a stamp, as `InferenceEngine.thumbnail`; between two tokens of
+        an answer. A further one than `MAX_SHOWN` pushes out the oldest that waits: None."""
+        with self._wake:
+            waiting = [command for command in self._queue if isinstance(command, _Show)]
+            if len(waiting) >= MAX_SHOWN:
+                self._queue.remove(waiting[0])
+                waiting[0].future.set_result(None)
+        return self._put(_Show(stamp_ns, size, within_ns))
+
+    def _put(self, command: _CopyMemory | _LoadMemory | _Show) -> Future[Any]:
         with self._wake:
             if self._stopping or self.ended is not None:
                 stopped = NotActiveError("the node is being stopped")
@@ -505,6 +528,9 @@ class EngineWorker:
                 self._answer(engine, command)
             elif isinstance(command, _Reset):
                 self._reset(engine, command)
+            elif isinstance(command, _Show):
+                self._show(engine, command)
+                continue  # nothing has changed
             else:
                 self._copy_or_load(engine, command)
             self._tell()
@@ -628,6 +654,16 @@ class EngineWorker:
             command.future.set_exception(fault)
             return
         cast("Future[Any]", command.future).set_result(done)
+
+    def _show(self, engine: InferenceEngine, command: _Show) -> None:
+        within = command.within_ns / SECOND
+        seconds = (command.stamp_ns - self._epoch_ns) / SECOND
+        try:
+            shown = engine.thumbnail(seconds, command.size, within)
+        except Exception as fault:  # for the one who asked
+            command.future.set_exception(fault)
+            return
+        command.future.set_result(shown)
 
     def _load_memory(self, engine: InferenceEngine, path: Path) -> SavedMemory:
         # What the history holds is stamped from where the engine's second 0 is now.
@@ -765,8 +801,11 @@ class EngineWorker:
                     yield pose
 
     def _append_between(self, engine: InferenceEngine, turns: Turns) -> None:
-        """Between two tokens of an answer: append the oldest waiting chunk if it is its turn."""
-        if not turns.is_chunks(self.ingest_share) or (command := self._take_chunk()) is None:
+        """Between two tokens of an answer: show what is asked for, and append the oldest waiting
+        chunk if it is its turn."""
+        while (show := self._take(_Show)) is not None:
+            self._show(engine, show)
+        if not turns.is_chunks(self.ingest_share) or (command := self._take(_Append)) is None:
             return
         with turns.chunk():
             done = self._append(engine, command)
@@ -776,13 +815,13 @@ class EngineWorker:
             turns.closed = True  # there will be no more room until the answer ends
             self._put_back(command)
 
-    def _take_chunk(self) -> _Append | None:
-        """The oldest waiting chunk, unless another memory begins before its turn."""
+    def _take(self, kind: type[_Overtaking]) -> _Overtaking | None:
+        """The oldest of those that wait, unless another memory begins before its turn."""
         with self._wake:
             for command in self._queue:
                 if isinstance(command, _Reset | _LoadMemory):
                     return None
-                if isinstance(command, _Append):
+                if isinstance(command, kind):
                     self._queue.remove(command)
                     return command
             return None

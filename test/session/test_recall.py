@@ -12,7 +12,13 @@ from stream_vlm_ros.errors import FrameStoreError, MemoryFileError
 from stream_vlm_ros.history.poses import Pose, PoseTrack
 from stream_vlm_ros.session.counters import Drop, FrameCounters
 from stream_vlm_ros.session.timed_frame import TimedFrame
-from stream_vlm_ros.session.worker import READING, WRITING, EngineWorker, Question
+from stream_vlm_ros.session.worker import (
+    READING,
+    WRITING,
+    EngineWorker,
+    NotActiveError,
+    Question,
+)
 
 EPOCH = 1_700_000_000_123_456_789  # ns; not a float of seconds
 
@@ -163,6 +169,45 @@ def test_chunks_that_wait_are_appended_between_pictures(make_box):
     box.engine.thumbnail = thumbnail
     box.ask(thumbnails=2)
     assert ("frames then", 3) in box.engine.calls
+
+
+def test_a_picture_that_is_asked_for_comes_between_the_tokens_of_an_answer(make_box):
+    box = make_box()
+    box.append(0, 1)
+    shown = []
+
+    def progress(state, text):
+        if text == "x":
+            shown.append(box.worker.thumbnail(at(1), 99, within_ns=SECOND))
+        elif text:
+            shown[1:] = [shown[0].done()]
+
+    assert box.ask(progress).answer == "xxx"
+    assert shown[1] and shown[0].result() == b"jpeg of 1.000"
+    assert ("thumbnail", 1.0, 99) in box.engine.calls
+
+
+def test_of_many_pictures_that_are_asked_for_the_newest_are_shown(make_box):
+    box = make_box()
+    box.append(*range(6))
+    wait_until(lambda: box.worker.memory.frames == 6)
+    box.engine.gate.clear()
+    box.append(6)  # the engine is at it
+    wait_until(box.engine.busy.is_set)
+    asked = [box.worker.thumbnail(at(1)) for _ in range(20)]
+    box.engine.gate.set()
+    assert [one.result(PATIENCE) for one in asked] == [None] * 4 + [b"jpeg of 1.000"] * 16
+
+
+def test_a_picture_that_cannot_be_read_is_told_to_who_asked_alone(make_box):
+    box = make_box()
+    box.append(0)
+    box.engine.broken = FrameStoreError("the disk is gone")
+    with pytest.raises(FrameStoreError):
+        box.worker.thumbnail(at(0)).result(PATIENCE)
+    assert box.worker.stop(PATIENCE)
+    with pytest.raises(NotActiveError):
+        box.worker.thumbnail(at(0)).result(PATIENCE)
 
 
 def test_a_question_is_out_of_the_horizon_only_beyond_all_tiers(make_box):
