@@ -1,0 +1,119 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""The newest picture for all who look: encoded once, and by nobody waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+
+import numpy as np
+from PIL import Image
+
+from stream_vlm_ros.errors import StreamVlmError
+from stream_vlm_ros.web.live_memory import Picture
+
+LONGEST = 960  # pixels of the longer side, as sent
+QUALITY = 80  # of the JPEG
+A_SECOND = 10.0  # pictures, at most
+MOST_VIEWERS = 24
+BOUNDARY = "picture"  # between the parts of a stream
+STREAM_TYPE = f"multipart/x-mixed-replace; boundary={BOUNDARY}"
+
+
+class TooManyViewersError(StreamVlmError):
+    """So many look already that one more would cost the others."""
+
+    code = "TOO_MANY_VIEWERS"
+
+
+class Pictures:
+    """Takes a camera's pictures, and encodes one when it is looked at: once for all.
+
+    What nobody looks at costs nothing, nor do more than `A_SECOND`. Pictures may come in any
+    thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._newest: tuple[int, int, np.ndarray] | None = None  # number, stamp, picture
+        self._encoded: Picture | None = None
+        self._encoded_at = 0.0
+
+    def offer(self, image: np.ndarray, stamp_ns: int) -> None:
+        """A picture, uint8 ``[height, width, 3]`` RGB; it is not copied."""
+        with self._lock:
+            number = self._newest[0] + 1 if self._newest else 1
+            self._newest = number, stamp_ns, image
+
+    @property
+    def newest(self) -> Picture | None:
+        """For one who looks; None: none came yet."""
+        with self._lock:
+            newest, shown, now = self._newest, self._encoded, time.monotonic()
+            if newest is None or (shown is not None and shown.number == newest[0]):
+                return shown
+            if shown is not None and now - self._encoded_at < 0.9 / A_SECOND:
+                return shown
+            number, stamp_ns, image = newest
+            self._encoded, self._encoded_at = Picture(number, stamp_ns, as_jpeg(image)), now
+            return self._encoded
+
+
+def as_jpeg(image: np.ndarray) -> bytes:
+    """A picture as it is sent: no side longer than `LONGEST`."""
+    shown = Image.fromarray(image)
+    shown.thumbnail((LONGEST, LONGEST), reducing_gap=2.0)
+    data = io.BytesIO()
+    shown.save(data, "JPEG", quality=QUALITY)
+    return data.getvalue()
+
+
+async def followed(look: Callable[[], Picture | None]) -> AsyncIterator[Picture]:
+    """For one viewer: each picture that is new once the one before was taken; others are left out.
+
+    Args:
+        look: gives the newest.
+    """
+    last = None
+    while True:
+        if (picture := look()) is not None and picture.number != last:
+            last = picture.number
+            yield picture
+        await asyncio.sleep(0.25 / A_SECOND)
+
+
+def part(picture: Picture) -> bytes:
+    """A picture as a part of a stream of the type `STREAM_TYPE`."""
+    head = (
+        f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture.jpeg)}\r\n\r\n"
+    )
+    return head.encode() + picture.jpeg + b"\r\n"
+
+
+class Viewers:
+    """How many look, and no more than so many.
+
+    Attributes:
+        count: that look now.
+    """
+
+    def __init__(self, most: int = MOST_VIEWERS) -> None:
+        self.count, self._most = 0, most
+
+    def enter(self) -> None:
+        """One more looks; `leave` must follow. Raises TooManyViewersError."""
+        if self.count >= self._most:
+            raise TooManyViewersError(
+                f"{self._most} look at this already, and no more can: close one of the pages, then "
+                "load this one again"
+            )
+        self.count += 1
+
+    def leave(self) -> None:
+        """One looks no more."""
+        self.count -= 1

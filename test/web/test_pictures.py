@@ -1,0 +1,108 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""One picture for all who look."""
+
+import asyncio
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stream_vlm_ros.web import pictures
+from stream_vlm_ros.web.live_memory import Picture
+from stream_vlm_ros.web.pictures import Pictures, TooManyViewersError, Viewers, followed, part
+
+RED = np.full((48, 64, 3), (200, 0, 0), np.uint8)
+BLUE = np.full((48, 64, 3), (0, 0, 200), np.uint8)
+
+
+@pytest.fixture
+def encodings(monkeypatch):
+    """Of the pictures that were encoded, the colour."""
+    done, encode = [], pictures.as_jpeg
+    monkeypatch.setattr(
+        pictures, "as_jpeg", lambda image: done.append(tuple(image[0, 0])) or encode(image)
+    )
+    return done
+
+
+def shown(picture):
+    return Image.open(io.BytesIO(picture.jpeg))
+
+
+def test_a_picture_is_encoded_when_it_is_looked_at_and_once_for_all(encodings):
+    camera = Pictures()
+    assert camera.newest is None
+    camera.offer(RED, 5)
+    camera.offer(BLUE, 6)
+    assert encodings == []  # nobody looks
+    first = camera.newest
+    assert all(camera.newest is first for _ in range(10))
+    assert (first.stamp_ns, encodings) == (6, [(0, 0, 200)])
+    assert shown(first).size == (64, 48)
+    assert np.allclose(np.asarray(shown(first)), BLUE, atol=6)
+
+
+def test_no_more_pictures_are_encoded_than_are_shown_in_a_second(encodings, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(pictures.time, "monotonic", lambda: now)
+    camera = Pictures()
+    for step in range(61):  # two seconds at thirty a second
+        now = 100.0 + step / 30
+        camera.offer(RED, step)
+        camera.newest  # noqa: B018 - looked at
+    assert 19 <= len(encodings) <= 21
+
+
+def test_a_large_picture_is_sent_reduced_and_in_its_proportions():
+    camera = Pictures()
+    camera.offer(np.zeros((1080, 1920, 3), np.uint8), 0)
+    assert shown(camera.newest).size == (960, 540)
+
+
+def test_a_viewer_takes_the_newest_and_waits_for_no_other():
+    now = [Picture(1, 0, b"1")]
+    taken = {"quick": [], "slow": []}
+
+    async def look(name, seconds):
+        async for picture in followed(lambda: now[0]):
+            taken[name].append(picture.number)
+            await asyncio.sleep(seconds)
+
+    async def run():
+        viewers = [asyncio.create_task(look("quick", 0)), asyncio.create_task(look("slow", 3600))]
+        for number in range(1, 6):
+            now[0] = Picture(number, 0, b"")
+            while taken["quick"][-1:] != [number]:
+                await asyncio.sleep(0.005)
+        for viewer in viewers:
+            viewer.cancel()
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+    assert taken == {"quick": [1, 2, 3, 4, 5], "slow": [1]}
+
+
+def test_the_parts_of_a_stream_say_where_they_end():
+    parts = part(Picture(1, 0, b"one")) + part(Picture(2, 0, b"\r\n--picture\r\n"))
+    pieces = []
+    while parts:
+        head, _, rest = parts.partition(b"\r\n\r\n")
+        fields = dict(line.split(b": ") for line in head.split(b"\r\n")[1:])
+        length = int(fields[b"Content-Length"])
+        pieces.append(rest[:length])
+        assert rest[length : length + 2] == b"\r\n"
+        parts = rest[length + 2 :]
+    assert pieces == [b"one", b"\r\n--picture\r\n"]
+
+
+def test_the_twenty_fifth_viewer_is_refused_in_words_until_one_leaves():
+    viewers = Viewers()
+    for _ in range(24):
+        viewers.enter()
+    with pytest.raises(TooManyViewersError, match="24 look at this already"):
+        viewers.enter()
+    viewers.leave()
+    viewers.enter()
+    assert viewers.count == 24
