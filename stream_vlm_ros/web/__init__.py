@@ -5,4 +5,11 @@
 
 Whose memory it is
     live_memory     `LiveMemory`: what the page needs of one; the node's, or one in this process
+
+What is served, with the extra ``web``
+    app             the server: the page, pictures, thumbnails
+    page            what one viewer sees
+    picture_view    the live picture
+    newest          the newest picture, waited for once for all who look
+    clock           a source's time as people read it
 """
