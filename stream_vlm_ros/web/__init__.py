@@ -6,7 +6,12 @@
 Whose memory it is
     live_memory     `LiveMemory`: what the page needs of one; the node's, or one in this process
     in_process      of a source that is read here, without ROS
+    pictures        its newest picture, encoded once for all who look
 
-What it shows
-    pictures        the newest picture, encoded once for all who look
+What is served, with the extra ``web``
+    app             the server: the page, pictures, thumbnails
+    page            what one viewer sees
+    picture_view    the live picture
+    newest          the newest picture, waited for once for all who look
+    clock           a source's time as people read it
 """

@@ -3,7 +3,6 @@
 
 """One picture for all who look."""
 
-import asyncio
 import io
 
 import numpy as np
@@ -11,8 +10,7 @@ import pytest
 from PIL import Image
 
 from stream_vlm_ros.web import pictures
-from stream_vlm_ros.web.live_memory import Picture
-from stream_vlm_ros.web.pictures import Pictures, TooManyViewersError, Viewers, followed, part
+from stream_vlm_ros.web.pictures import Pictures, TooManyViewersError, Viewers
 
 RED = np.full((48, 64, 3), (200, 0, 0), np.uint8)
 BLUE = np.full((48, 64, 3), (0, 0, 200), np.uint8)
@@ -60,41 +58,6 @@ def test_a_large_picture_is_sent_reduced_and_in_its_proportions():
     camera = Pictures()
     camera.offer(np.zeros((1080, 1920, 3), np.uint8), 0)
     assert shown(camera.newest).size == (960, 540)
-
-
-def test_a_viewer_takes_the_newest_and_waits_for_no_other():
-    now = [Picture(1, 0, b"1")]
-    taken = {"quick": [], "slow": []}
-
-    async def look(name, seconds):
-        async for picture in followed(lambda: now[0]):
-            taken[name].append(picture.number)
-            await asyncio.sleep(seconds)
-
-    async def run():
-        viewers = [asyncio.create_task(look("quick", 0)), asyncio.create_task(look("slow", 3600))]
-        for number in range(1, 6):
-            now[0] = Picture(number, 0, b"")
-            while taken["quick"][-1:] != [number]:
-                await asyncio.sleep(0.005)
-        for viewer in viewers:
-            viewer.cancel()
-
-    asyncio.run(asyncio.wait_for(run(), 60))
-    assert taken == {"quick": [1, 2, 3, 4, 5], "slow": [1]}
-
-
-def test_the_parts_of_a_stream_say_where_they_end():
-    parts = part(Picture(1, 0, b"one")) + part(Picture(2, 0, b"\r\n--picture\r\n"))
-    pieces = []
-    while parts:
-        head, _, rest = parts.partition(b"\r\n\r\n")
-        fields = dict(line.split(b": ") for line in head.split(b"\r\n")[1:])
-        length = int(fields[b"Content-Length"])
-        pieces.append(rest[:length])
-        assert rest[length : length + 2] == b"\r\n"
-        parts = rest[length + 2 :]
-    assert pieces == [b"one", b"\r\n--picture\r\n"]
 
 
 def test_the_twenty_fifth_viewer_is_refused_in_words_until_one_leaves():
