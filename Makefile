@@ -45,11 +45,11 @@ MODE := $(ROS_DISTRO)
 VENV_OPTIONS := --system-site-packages
 CONSTRAINTS_OPTIONS := --system-ros
 # OpenCV comes with ROS (cv_bridge); only where it does not, ours is installed.
-REQUIREMENTS = runtime test $(shell $(VENV)/bin/python -c "import cv2" 2>/dev/null || echo opencv)
+REQUIREMENTS = runtime web test $(shell $(VENV)/bin/python -c "import cv2" 2>/dev/null || echo opencv)
 COLCON := $(shell command -v colcon 2>/dev/null)
 else
 MODE := wheels
-REQUIREMENTS := runtime opencv test ros-jazzy
+REQUIREMENTS := runtime opencv web test ros-jazzy
 COLCON := $(VENV)/bin/colcon
 endif
 
@@ -60,13 +60,16 @@ SOURCES := $(shell find stream_vlm_ros config launch examples -type f -not -path
 SOURCE_LIST := build/.sources
 YAML_FILES := $(wildcard *.yml .*.yaml config/*.yaml .github/workflows/*.yml)
 
-.PHONY: help setup demo test test-slow interrupts history-proof soak fuzz-bags fuzz-videos fuzz-checkpoints \
+.PHONY: help setup browser demo test test-slow interrupts history-proof soak fuzz-bags fuzz-videos fuzz-checkpoints \
 	same-as coverage bench docs picture report-picture site lint format headers clean check FORCE
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
 
 setup: install/.built  ## Virtual environment, ROS 2, the package built into install/
+
+browser:  ## The Chromium that the console's tests drive, where it is missing (as root, by apt-get)
+	@tools/browser.sh
 
 demo: setup  ## Run the whole system on a video and ask it questions (DEMO_SECONDS=40)
 	@DEMO_SECONDS=$(DEMO_SECONDS) $(RUN) python -m stream_vlm_ros.demo $(DEMO_ARGS)

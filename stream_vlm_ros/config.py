@@ -666,6 +666,12 @@ class Settings(SettingTable):
         return self.has_history or self.engine == "delayed_batch"
 
     @property
+    def pixel_limit(self) -> tuple[str, int]:
+        """Which setting bounds the pictures of the engine in use, and its value."""
+        name = "sampled_max_pixels" if self.engine == "delayed_batch" else "max_pixels"
+        return name, getattr(self, name)
+
+    @property
     def eviction(self) -> EvictionConfig:
         """What of them says how much the stream may hold."""
         return EvictionConfig(

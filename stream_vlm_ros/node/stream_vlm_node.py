@@ -40,7 +40,7 @@ from stream_vlm_ros.node.health import InputMonitor
 from stream_vlm_ros.node.image_input import ImageInput, RCLError
 from stream_vlm_ros.node.image_thread import ImageThread
 from stream_vlm_ros.node.lifecycle import TellingLifecycleNode, transition
-from stream_vlm_ros.node.loading import load_engine, pixel_limit, release_memory
+from stream_vlm_ros.node.loading import load_engine, release_memory
 from stream_vlm_ros.node.memory_services import MemoryServices
 from stream_vlm_ros.node.parameters import (
     PARAMETERS,
@@ -400,8 +400,8 @@ class StreamVlmNode(TellingLifecycleNode):
 
     def _apply(self, parameters: Settings) -> None:
         """Work with these settings from now on."""
-        limit = pixel_limit(parameters)
-        if self._worker is not None and limit != pixel_limit(self.parameters):
+        limit = parameters.pixel_limit
+        if self._worker is not None and limit != self.parameters.pixel_limit:
             self._worker.limit_pixels(*limit)
         self.parameters = parameters
         if self._ingest is not None:

@@ -5,7 +5,8 @@
 
 Callbacks put commands into the queue and return; only this thread touches the engine. Commands are
 carried out in the order of their arrival, so a question sees every chunk delivered before it.
-Chunks alone may overtake: those that wait are appended between the tokens of an answer.
+Chunks and kept pictures alone may overtake: those that wait have their turns between the tokens of
+an answer.
 At most ``queue_size`` chunks wait: a further one pushes out the oldest waiting chunk, since new
 pictures are worth more than old ones. Questions are never dropped: beyond ``max_questions``
 waiting ones, a new one is refused at once.
@@ -433,8 +434,14 @@ class EngineWorker:
             within_ns: at most so far from that time; None: however far.
             max_size: pixels of the longer side.
 
-        None: no such picture is kept. QueueFullError if `MAX_PICTURES` are waited for already.
+        None: no such picture is kept. A further one than `MAX_PICTURES` pushes out the oldest that
+        waits, which ends with QueueFullError: the newest is what somebody looks for now.
         """
+        with self._wake:
+            waiting = [command for command in self._queue if isinstance(command, _Picture)]
+            if len(waiting) >= MAX_PICTURES:
+                self._queue.remove(waiting[0])
+                waiting[0].future.set_exception(QueueFullError("newer pictures were asked for"))
         return self._put(_Picture(stamp_ns, within_ns, max_size))
 
     def _put(self, command: _CopyMemory | _LoadMemory | _Picture) -> Future[Any]:
@@ -442,9 +449,6 @@ class EngineWorker:
             if self._stopping or self.ended is not None:
                 stopped = NotActiveError("the node is being stopped")
                 command.future.set_exception(self.ended or stopped)
-            elif isinstance(command, _Picture) and self._waiting_pictures >= MAX_PICTURES:
-                busy = QueueFullError(f"{MAX_PICTURES} pictures are waited for already")
-                command.future.set_exception(busy)
             else:
                 self._queue.append(command)
                 self._wake.notify()
@@ -495,10 +499,6 @@ class EngineWorker:
         """Questions waiting."""
         with self._wake:
             return sum(isinstance(command, Ticket) for command in self._queue)
-
-    @property
-    def _waiting_pictures(self) -> int:
-        return sum(isinstance(command, _Picture) for command in self._queue)
 
     def _drop_chunks(self, cause: Drop) -> None:
         for command in self._queue:

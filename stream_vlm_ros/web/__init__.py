@@ -5,6 +5,14 @@
 
 Whose memory it is
     live_memory     `LiveMemory`: what the page needs of one; the node's, or one in this process
-    over_node       `OverNode`: that of a node that runs
-    pictures        the newest picture for all who look, encoded once
+    over_node       that of a node that runs
+    in_process      of a source that is read here, without ROS
+    pictures        its newest picture, encoded once for all who look
+
+What is served, with the extra ``web``
+    app             the server: the page, pictures, thumbnails
+    page            what one viewer sees
+    picture_view    the live picture
+    newest          the newest picture, waited for once for all who look
+    clock           a source's time as people read it
 """

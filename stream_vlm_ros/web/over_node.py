@@ -26,7 +26,7 @@ from stream_vlm_ros.client.stream_vlm_client import StreamVlmClient
 from stream_vlm_ros.config import NODE, Settings
 from stream_vlm_ros.console import bytes_text
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
-from stream_vlm_ros.errors import InvalidImageError, MemoryFileError, StreamVlmError, in_words
+from stream_vlm_ros.errors import InvalidImageError, MemoryFileError, StreamVlmError
 from stream_vlm_ros.session.worker import MemorySummary, Outcome, Question
 from stream_vlm_ros.setting import ALWAYS
 from stream_vlm_ros.web.live_memory import LiveAnswer, LiveMemory, PastAnswer, Picture, Status
@@ -389,4 +389,4 @@ def _as_ours(fault: BaseException) -> StreamVlmError:
     if isinstance(fault, StreamVlmError):
         return fault
     log.error("internal error", exc_info=fault)
-    return StreamVlmError(f"internal error: {in_words(fault)}")
+    return StreamVlmError(f"internal error: {fault!r}")

@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
 
 import numpy as np
 from PIL import Image
@@ -21,8 +19,6 @@ LONGEST = 960  # pixels of the longer side, as sent
 QUALITY = 80  # of the JPEG
 A_SECOND = 10.0  # pictures, at most
 MOST_VIEWERS = 24
-BOUNDARY = "picture"  # between the parts of a stream
-STREAM_TYPE = f"multipart/x-mixed-replace; boundary={BOUNDARY}"
 
 
 class TooManyViewersError(StreamVlmError):
@@ -71,28 +67,6 @@ def as_jpeg(image: np.ndarray) -> bytes:
     data = io.BytesIO()
     shown.save(data, "JPEG", quality=QUALITY)
     return data.getvalue()
-
-
-async def followed(look: Callable[[], Picture | None]) -> AsyncIterator[Picture]:
-    """For one viewer: each picture that is new once the one before was taken; others are left out.
-
-    Args:
-        look: gives the newest.
-    """
-    last = None
-    while True:
-        if (picture := look()) is not None and picture.number != last:
-            last = picture.number
-            yield picture
-        await asyncio.sleep(0.25 / A_SECOND)
-
-
-def part(picture: Picture) -> bytes:
-    """A picture as a part of a stream of the type `STREAM_TYPE`."""
-    head = (
-        f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture.jpeg)}\r\n\r\n"
-    )
-    return head.encode() + picture.jpeg + b"\r\n"
 
 
 class Viewers:

@@ -148,7 +148,7 @@ def test_a_picture_comes_between_two_tokens_of_an_answer_and_changes_nothing(mak
     assert outcome.error is None and shown[0].result(PATIENCE) == (at(1), b"jpeg of 1.000")
 
 
-def test_only_so_many_pictures_wait_and_none_for_ever(make_box):
+def test_of_many_pictures_the_newest_are_waited_for_and_none_for_ever(make_box):
     box = make_box()
     box.append(0)
     box.ask()
@@ -157,10 +157,10 @@ def test_only_so_many_pictures_wait_and_none_for_ever(make_box):
     assert box.engine.busy.wait(PATIENCE)
     waiting = [box.worker.picture_near(at(0)) for _ in range(MAX_PICTURES + 1)]
     with pytest.raises(QueueFullError):
-        waiting[-1].result(0)
+        waiting[0].result(0)
     box.worker.stop(0)
     box.engine.gate.set()
-    for one in waiting[:-1]:
+    for one in waiting[1:]:
         with pytest.raises(NotActiveError):
             one.result(PATIENCE)
     with pytest.raises(NotActiveError):
