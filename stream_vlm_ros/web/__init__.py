@@ -6,10 +6,19 @@
 Whose memory it is
     live_memory     `LiveMemory`: what the page needs of one; the node's, or one in this process
 
+What it says of one
+    clock           a source's time as people read it
+    figures         the state in words and figures
+    time_line       all that was seen on one line, and where it is now
+
 What is served, with the extra ``web``
     app             the server: the page, pictures, thumbnails
     page            what one viewer sees
+    conversation    questions and answers on it
+    panels          what opens over it: settings, past answers, saving, loading
     picture_view    the live picture
+    time_line_view  the time line
+    tags            elements of the page, briefly
     newest          the newest picture, waited for once for all who look
-    clock           a source's time as people read it
+    report          a conversation as one page
 """
