@@ -9,10 +9,19 @@ Whose memory it is
     in_process      of a source that is read here, without ROS
     pictures        its newest picture, encoded once for all who look
 
+What it says of one
+    clock           a source's time as people read it
+    figures         the state in words and figures
+    time_line       all that was seen on one line, and where it is now
+
 What is served, with the extra ``web``
     app             the server: the page, pictures, thumbnails
     page            what one viewer sees
+    conversation    questions and answers on it
+    panels          what opens over it: settings, past answers, saving, loading
     picture_view    the live picture
+    time_line_view  the time line
+    tags            elements of the page, briefly
     newest          the newest picture, waited for once for all who look
-    clock           a source's time as people read it
+    report          a conversation as one page
 """
