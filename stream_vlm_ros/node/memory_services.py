@@ -70,7 +70,7 @@ class MemoryServices:
 
     async def _on_list(self, request: Any, response: Any) -> Any:
         if (names := await self._done("~/list_memories", self._keeper.names, response)) is not None:
-            response.names = list(names)
+            response.names = names
         return response
 
     async def _on_get_picture(self, request: Any, response: Any) -> Any:

@@ -111,7 +111,7 @@ class MemoryKeeper:
         """Load a memory; the caller sees to it that no frame comes meanwhile."""
         return self._start(self._load, name)
 
-    def names(self) -> Future[tuple[str, ...]]:
+    def names(self) -> Future[list[str]]:
         """Of the memories that can be loaded, the newest first; also while one is being saved."""
         folder = self._path("").parent
         return self._pool.submit(_names_in, folder)
@@ -251,7 +251,7 @@ class MemoryKeeper:
         return Done(f"loaded {path}: {_held(saved)}", saved.bytes, seconds, memory.newest_ns)
 
 
-def _names_in(folder: Path) -> tuple[str, ...]:
+def _names_in(folder: Path) -> list[str]:
     found = []
     try:
         for entry in os.scandir(folder):
@@ -265,7 +265,7 @@ def _names_in(folder: Path) -> tuple[str, ...]:
         raise MemoryFileError(
             f"memory_folder {cut(str(folder))} cannot be read: {error.strerror}"
         ) from error
-    return tuple(name for _, name in sorted(found, reverse=True))
+    return [name for _, name in sorted(found, reverse=True)]
 
 
 def _held(saved: SavedMemory) -> str:
