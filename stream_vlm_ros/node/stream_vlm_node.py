@@ -31,6 +31,7 @@ from stream_vlm_ros.errors import (
     cut,
 )
 from stream_vlm_ros.factory import card_of
+from stream_vlm_ros.machine import used_bytes
 from stream_vlm_ros.model_card import ModelCard
 from stream_vlm_ros.node import health, interfaces
 from stream_vlm_ros.node.annotated_image import AnnotatedImage
@@ -531,6 +532,7 @@ class StreamVlmNode(TellingLifecycleNode):
                 length=memory.length,
                 cap=memory.cap,
                 memory_bytes=memory.memory_bytes,
+                used_bytes=used_bytes(worker.device) if worker is not None and worker.device else 0,
                 chunks=memory.chunks,
                 evictions=memory.evictions,
                 closed_pauses=memory.closed_pauses,

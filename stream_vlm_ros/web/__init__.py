@@ -6,6 +6,7 @@
 Whose memory it is
     live_memory     `LiveMemory`: what the page needs of one; the node's, or one in this process
     over_node       that of a node that runs
+    examples        questions that a model can answer
     in_process      of a source that is read here, without ROS
     pictures        its newest picture, encoded once for all who look
 

@@ -31,6 +31,7 @@ from stream_vlm_ros.errors import (
     StreamVlmError,
 )
 from stream_vlm_ros.factory import build_engine, card_of, kept_model
+from stream_vlm_ros.machine import used_bytes
 from stream_vlm_ros.session.answer_log import AnswerLog
 from stream_vlm_ros.session.counters import Drop, FrameCounters
 from stream_vlm_ros.session.ingest import FrameIngest
@@ -45,10 +46,9 @@ from stream_vlm_ros.session.worker import (
 from stream_vlm_ros.setting import ALWAYS
 from stream_vlm_ros.sources import Frame, Source, loop, open_source, without_secrets
 from stream_vlm_ros.sources.pacing import Pace
+from stream_vlm_ros.web.examples import examples_for
 from stream_vlm_ros.web.live_memory import LiveAnswer, LiveMemory, PastAnswer, Picture, Status
 from stream_vlm_ros.web.pictures import A_SECOND, Pictures
-from stream_vlm_ros.world.examiner import VideoExaminer
-from stream_vlm_ros.world.questions import TEMPLATES
 
 if TYPE_CHECKING:
     from stream_vlm_ros.engine import InferenceEngine
@@ -112,10 +112,7 @@ class InProcessMemory(LiveMemory):
     ) -> None:
         self.name = _short(source)
         card = card_of(settings)
-        if card.knows_only:
-            self.examples = tuple(TEMPLATES[name][0] for name in ("now", "first", "how_many"))
-        else:
-            self.examples = tuple(one.text for one in VideoExaminer.QUESTIONS[:4])
+        self.examples = examples_for(card)
         self._model, self._spec, self._looped = str(card), source, looped
         self._settings, self._load = settings, load
         self._options: dict[str, Any] = dict(options or {})
@@ -273,7 +270,7 @@ class InProcessMemory(LiveMemory):
             lag=self._lag,
             model=self._model,
             device=worker.device,
-            used_bytes=_used_bytes(worker.device),
+            used_bytes=used_bytes(worker.device),
             settings={name: getattr(self._settings, name) for name in self._changeable()},
             saved=saved.error or told,
         )
@@ -560,14 +557,3 @@ def _past(answered_ns: int, fields: Mapping[str, Any]) -> PastAnswer:
 def _short(source: str) -> str:
     place = without_secrets(source)
     return place.rstrip("/").rsplit("/", 1)[-1] or place
-
-
-def _used_bytes(device: str) -> int:
-    """Of the device, or of this process where that is a CPU."""
-    if device.startswith("cuda"):
-        import torch
-
-        free, total = torch.cuda.mem_get_info(device)
-        return total - free
-    with open("/proc/self/statm", encoding="ascii") as pages:
-        return int(pages.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

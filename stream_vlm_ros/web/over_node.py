@@ -27,8 +27,11 @@ from stream_vlm_ros.config import NODE, Settings
 from stream_vlm_ros.console import bytes_text
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidImageError, MemoryFileError, StreamVlmError
+from stream_vlm_ros.factory import card_of
+from stream_vlm_ros.model_card import ModelCard
 from stream_vlm_ros.session.worker import MemorySummary, Outcome, Question
 from stream_vlm_ros.setting import ALWAYS
+from stream_vlm_ros.web.examples import examples_for
 from stream_vlm_ros.web.live_memory import LiveAnswer, LiveMemory, PastAnswer, Picture, Status
 from stream_vlm_ros.web.pictures import A_SECOND, as_jpeg
 
@@ -56,7 +59,7 @@ class OverNode(LiveMemory):
     def __init__(self, node: str = "") -> None:
         self._node = f"/{node.strip('/')}" if node else ""
         self.name = self._node or "the node"
-        self.examples: Sequence[str] = ()
+        self._small = card_of(Settings())  # of the package; of another, a node tells the name alone
         self._client: StreamVlmClient | None = None  # while the node is there
         self._why_away = f"looking for {self.name}"
         self._life: asyncio.Task[None] | None = None
@@ -155,6 +158,10 @@ class OverNode(LiveMemory):
         self._health[task] = status
         if task == MEMORY:
             self._state = self._value(MEMORY, "state")
+            model = self._value(MEMORY, "model")
+            self.examples = examples_for(
+                self._small if str(self._small) == model else ModelCard(model)
+            )
             if self._state not in ("active", "inactive"):  # the model is not there
                 self._memory = MemorySummary()
 
@@ -204,7 +211,7 @@ class OverNode(LiveMemory):
             lag=self._lag,
             model=self._value(MEMORY, "model"),
             device=self._value(MEMORY, "device"),
-            used_bytes=int(self._value(MEMORY, "used_bytes") or 0),
+            used_bytes=round(1e6 * float(self._value(MEMORY, "used_memory_mb") or 0)),
             settings=self._settings,
             saved=self._save_error or saved,
         )

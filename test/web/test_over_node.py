@@ -144,6 +144,8 @@ def test_the_memory_is_told_as_the_node_tells_it(camera, watched):
     assert [tier.frames for tier in status.memory.tiers] == [FRAMES, FRAMES]
     assert status.counters["frames_ingested"] == FRAMES
     assert "drawn world" in status.model and status.device == "cpu"
+    assert status.used_bytes > 100e6  # of a process with torch in it
+    assert watched.memory.examples[0] == "What is visible now?"
     assert status.settings["sample_fps"] == 2.0 and "sampled_max_pixels" not in status.settings
 
 
