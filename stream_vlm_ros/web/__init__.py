@@ -8,6 +8,9 @@ Whose memory it is
     in_process      of a source that is read here, without ROS
     pictures        its newest picture, encoded once for all who look
 
+Who comes in
+    gate            the key, other sites, and how many look at a time
+
 What is served, with the extra ``web``
     app             the server: the page, pictures, thumbnails
     page            what one viewer sees
