@@ -28,7 +28,7 @@ MODULE = ROOT / "stream_vlm_ros"
 # Imports point down only; rooms on one floor do not know each other.
 FLOORS = [
     ("errors", "console", "machine"),
-    ("setting", "processes", "owned", "progress", "plain_messages"),
+    ("setting", "processes", "owned", "progress", "plain_messages", "access"),
     ("config", "model_card"),
     ("engine",),
     ("history", "sources"),
@@ -40,6 +40,7 @@ FLOORS = [
     ("replay", "demo"),
     ("replay.live",),
     ("cli_experiment", "cli_node"),
+    ("cli_web",),
     ("cli", "launching"),
     ("demo.__main__",),
 ]

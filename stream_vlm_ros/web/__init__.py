@@ -15,6 +15,9 @@ What it says of one
     figures         the state in words and figures
     time_line       all that was seen on one line, and where it is now
 
+Who comes in
+    gate            the key, other sites, and how many look at a time
+
 What is served, with the extra ``web``
     app             the server: the page, pictures, thumbnails
     page            what one viewer sees

@@ -12,19 +12,11 @@ import time
 import numpy as np
 from PIL import Image
 
-from stream_vlm_ros.errors import StreamVlmError
 from stream_vlm_ros.web.live_memory import Picture
 
 LONGEST = 960  # pixels of the longer side, as sent
 QUALITY = 80  # of the JPEG
 A_SECOND = 10.0  # pictures, at most
-MOST_VIEWERS = 24
-
-
-class TooManyViewersError(StreamVlmError):
-    """So many look already that one more would cost the others."""
-
-    code = "TOO_MANY_VIEWERS"
 
 
 class Pictures:
@@ -67,27 +59,3 @@ def as_jpeg(image: np.ndarray) -> bytes:
     data = io.BytesIO()
     shown.save(data, "JPEG", quality=QUALITY)
     return data.getvalue()
-
-
-class Viewers:
-    """How many look, and no more than so many.
-
-    Attributes:
-        count: that look now.
-    """
-
-    def __init__(self, most: int = MOST_VIEWERS) -> None:
-        self.count, self._most = 0, most
-
-    def enter(self) -> None:
-        """One more looks; `leave` must follow. Raises TooManyViewersError."""
-        if self.count >= self._most:
-            raise TooManyViewersError(
-                f"{self._most} look at this already, and no more can: close one of the pages, then "
-                "load this one again"
-            )
-        self.count += 1
-
-    def leave(self) -> None:
-        """One looks no more."""
-        self.count -= 1

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from stream_vlm_ros.web import pictures
-from stream_vlm_ros.web.pictures import Pictures, TooManyViewersError, Viewers
+from stream_vlm_ros.web.pictures import Pictures
 
 RED = np.full((48, 64, 3), (200, 0, 0), np.uint8)
 BLUE = np.full((48, 64, 3), (0, 0, 200), np.uint8)
@@ -58,14 +58,3 @@ def test_a_large_picture_is_sent_reduced_and_in_its_proportions():
     camera = Pictures()
     camera.offer(np.zeros((1080, 1920, 3), np.uint8), 0)
     assert shown(camera.newest).size == (960, 540)
-
-
-def test_the_twenty_fifth_viewer_is_refused_in_words_until_one_leaves():
-    viewers = Viewers()
-    for _ in range(24):
-        viewers.enter()
-    with pytest.raises(TooManyViewersError, match="24 look at this already"):
-        viewers.enter()
-    viewers.leave()
-    viewers.enter()
-    assert viewers.count == 24
