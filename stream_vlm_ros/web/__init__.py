@@ -6,6 +6,7 @@
 Whose memory it is
     live_memory     `LiveMemory`: what the page needs of one; the node's, or one in this process
     in_process      of a source that is read here, without ROS
+    apart           the same, in a process of its own
     pictures        its newest picture, encoded once for all who look
 
 Who comes in
