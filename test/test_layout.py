@@ -46,7 +46,15 @@ FLOORS = [
 ]
 FLOOR = {name: floor for floor, rooms in enumerate(FLOORS) for name in rooms}
 # Where ROS may be imported.
-ROS_ROOMS = ("processes.ros_process", "node", "client", "demo", "replay.live", "launching")
+ROS_ROOMS = (
+    "processes.ros_process",
+    "node",
+    "client",
+    "demo",
+    "replay.live",
+    "launching",
+    "web.over_node",
+)
 
 ROS_MODULES = {
     "action_msgs",

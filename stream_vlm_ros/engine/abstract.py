@@ -218,12 +218,15 @@ class InferenceEngine(ABC):
         """
         raise InvalidParameterError(self.why_not_saved)
 
-    def thumbnail(self, stamp: float, max_size: int = 320, within: float = 0.0) -> bytes | None:
+    def thumbnail(self, stamp: float, max_size: int = 320) -> bytes | None:
         """The kept frame of that stamp as JPEG, no side longer than ``max_size`` pixels.
 
-        Else the nearest one, at most ``within`` seconds away. None: it is not kept, or not any
-        more.
+        None: it is not kept, or not any more.
         """
+        return None
+
+    def kept_stamp(self, near: float) -> float | None:
+        """The stamp of the kept frame next to that time; None: no frame is kept."""
         return None
 
     def warm_up(self) -> WarmUp:

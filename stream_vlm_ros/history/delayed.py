@@ -439,13 +439,17 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
             for first, last in joined(_stretches(frames), MAX_NAMED)
         )
 
-    def thumbnail(self, stamp: float, max_size: int = 320, within: float = 0.0) -> bytes | None:
+    def thumbnail(self, stamp: float, max_size: int = 320) -> bytes | None:
         """As `RecallingInference.thumbnail`."""
         most = whole_number("max_size", max_size, least=1)
-        for frame in self.memory.store.nearest(stamp, within):
+        for frame in self.memory.store.between(stamp, stamp)[:1]:
             with suppress(PictureLostError):
                 return as_jpeg(self._load(frame), most)
         return None
+
+    def kept_stamp(self, near: float) -> float | None:
+        """As `RecallingInference.kept_stamp`."""
+        return self.memory.store.stamp_near(near)
 
     @property
     def visual_tokens(self) -> int:

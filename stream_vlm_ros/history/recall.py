@@ -415,15 +415,18 @@ class RecallingInference(VideoStreamingInference):
 
     # -- looking at the memory ---------------------------------------------------------------
 
-    def thumbnail(self, stamp: float, max_size: int = 320, within: float = 0.0) -> bytes | None:
-        """The kept frame of that stamp, or the nearest ``within`` so many seconds, as JPEG; None:
-        it is not kept (any more).
+    def thumbnail(self, stamp: float, max_size: int = 320) -> bytes | None:
+        """The kept frame of that stamp as JPEG; None: it is not kept (any more).
 
         Raises InvalidParameterError for a ``max_size`` below 1.
         """
         self._follow()
-        most = whole_number("max_size", max_size, least=1)
-        return self._pictures.thumbnail(stamp, most, within)
+        return self._pictures.thumbnail(stamp, whole_number("max_size", max_size, least=1))
+
+    def kept_stamp(self, near: float) -> float | None:
+        """The stamp of the kept frame next to that time; None: no frame is kept."""
+        self._follow()
+        return self._pictures.store.stamp_near(near)
 
     def get_cache_info(self) -> RecallCacheInfo:
         """As `VideoStreamingInference.get_cache_info`, and what the history holds."""

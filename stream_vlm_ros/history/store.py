@@ -395,12 +395,10 @@ class FrameStore:
         after = self._find("WHERE stamp >= ? ORDER BY stamp, id LIMIT 1", stamp)
         return before + after
 
-    def nearest(self, stamp: float, within: float) -> list[KeptFrame]:
-        """The frame nearest to ``stamp``, at most so many seconds away, if there is one."""
-        if not within:
-            return self.between(stamp, stamp)[:1]
-        found = [one for one in self.around(stamp) if abs(one.stamp - stamp) <= within]
-        return sorted(found, key=lambda one: abs(one.stamp - stamp))[:1]
+    def stamp_near(self, stamp: float) -> float | None:
+        """The stamp of the frame next to that time; None: there are no frames."""
+        stamps = [frame.stamp for frame in self.around(stamp)]
+        return min(stamps, key=lambda one: abs(one - stamp), default=None)
 
     @property
     def first_regular_id(self) -> int:

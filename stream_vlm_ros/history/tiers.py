@@ -192,10 +192,10 @@ class PictureTier:
         """Stamps of frames between two."""
         return [frame.stamp for frame in self.store.between(first, last)]
 
-    def thumbnail(self, stamp: float, max_size: int, within: float = 0.0) -> bytes | None:
-        """The frame of that stamp, or the nearest ``within`` so many seconds, as JPEG, no side
-        longer than ``max_size``; None: it is gone."""
-        for _, shown in self.load(self.store.nearest(stamp, within)).values():
+    def thumbnail(self, stamp: float, max_size: int) -> bytes | None:
+        """The frame of that stamp as JPEG, no side longer than ``max_size``; None: it is gone."""
+        frames = self.store.between(stamp, stamp)
+        for _, shown in self.load(frames[:1]).values():
             return as_jpeg(shown, max_size)
         return None
 

@@ -5,8 +5,8 @@
 
 Callbacks put commands into the queue and return; only this thread touches the engine. Commands are
 carried out in the order of their arrival, so a question sees every chunk delivered before it.
-Chunks that wait, and pictures that are asked for, alone may overtake: they have their turns between
-the tokens of an answer.
+Chunks and kept pictures alone may overtake: those that wait have their turns between the tokens of
+an answer.
 At most ``queue_size`` chunks wait: a further one pushes out the oldest waiting chunk, since new
 pictures are worth more than old ones. Questions are never dropped: beyond ``max_questions``
 waiting ones, a new one is refused at once.
@@ -199,7 +199,7 @@ class Outcome:
 
 MAX_EPISODES = 3  # that an answer names
 MAX_THUMBNAILS, THUMBNAIL_SIZE = 6, 320  # an episode; pixels of the longer side
-MAX_SHOWN = 16  # kept pictures that may be waited for
+MAX_PICTURES, MAX_PICTURE_SIZE = 16, 1280  # that may wait; pixels of the longer side
 READING = "reading"
 WRITING = "writing"
 Progress = Callable[[str, str], None]  # (READING or WRITING, the answer so far)
@@ -274,16 +274,16 @@ class _LoadMemory:
 
 
 @dataclass
-class _Show:
+class _Picture:
     stamp_ns: int
-    size: int
-    within_ns: int
-    future: Future[bytes | None] = field(default_factory=Future)
+    within_ns: int | None
+    max_size: int
+    future: Future[tuple[int, bytes] | None] = field(default_factory=Future)
 
 
-_Waited = _Reset | _CopyMemory | _LoadMemory | _Show  # somebody waits for their future
+_Waited = _Reset | _CopyMemory | _LoadMemory | _Picture  # somebody waits for their future
 _Command = _Append | Ticket | _Waited
-_Overtaking = TypeVar("_Overtaking", _Append, _Show)
+_Early = TypeVar("_Early", _Append, _Picture)  # what may come before it is its turn
 
 
 class EngineWorker:
@@ -424,19 +424,27 @@ class EngineWorker:
         """Put a saved memory in the place of the present one when its turn comes."""
         return self._put(_LoadMemory(path))
 
-    def thumbnail(
-        self, stamp_ns: int, size: int = THUMBNAIL_SIZE, within_ns: int = 0
-    ) -> Future[bytes | None]:
-        """The kept frame nearest to a stamp, as `InferenceEngine.thumbnail`; between two tokens of
-        an answer. A further one than `MAX_SHOWN` pushes out the oldest that waits: None."""
-        with self._wake:
-            waiting = [command for command in self._queue if isinstance(command, _Show)]
-            if len(waiting) >= MAX_SHOWN:
-                self._queue.remove(waiting[0])
-                waiting[0].future.set_result(None)
-        return self._put(_Show(stamp_ns, size, within_ns))
+    def picture_near(
+        self, stamp_ns: int, within_ns: int | None = None, max_size: int = THUMBNAIL_SIZE
+    ) -> Future[tuple[int, bytes] | None]:
+        """The kept picture next to a time, as a JPEG with its stamp, when its turn comes: also
+        between two tokens of an answer.
 
-    def _put(self, command: _CopyMemory | _LoadMemory | _Show) -> Future[Any]:
+        Args:
+            within_ns: at most so far from that time; None: however far.
+            max_size: pixels of the longer side.
+
+        None: no such picture is kept. A further one than `MAX_PICTURES` pushes out the oldest that
+        waits, which ends with QueueFullError: the newest is what somebody looks for now.
+        """
+        with self._wake:
+            waiting = [command for command in self._queue if isinstance(command, _Picture)]
+            if len(waiting) >= MAX_PICTURES:
+                self._queue.remove(waiting[0])
+                waiting[0].future.set_exception(QueueFullError("newer pictures were asked for"))
+        return self._put(_Picture(stamp_ns, within_ns, max_size))
+
+    def _put(self, command: _CopyMemory | _LoadMemory | _Picture) -> Future[Any]:
         with self._wake:
             if self._stopping or self.ended is not None:
                 stopped = NotActiveError("the node is being stopped")
@@ -528,7 +536,7 @@ class EngineWorker:
                 self._answer(engine, command)
             elif isinstance(command, _Reset):
                 self._reset(engine, command)
-            elif isinstance(command, _Show):
+            elif isinstance(command, _Picture):
                 self._show(engine, command)
                 continue  # nothing has changed
             else:
@@ -654,16 +662,6 @@ class EngineWorker:
             command.future.set_exception(fault)
             return
         cast("Future[Any]", command.future).set_result(done)
-
-    def _show(self, engine: InferenceEngine, command: _Show) -> None:
-        within = command.within_ns / SECOND
-        seconds = (command.stamp_ns - self._epoch_ns) / SECOND
-        try:
-            shown = engine.thumbnail(seconds, command.size, within)
-        except Exception as fault:  # for the one who asked
-            command.future.set_exception(fault)
-            return
-        command.future.set_result(shown)
 
     def _load_memory(self, engine: InferenceEngine, path: Path) -> SavedMemory:
         # What the history holds is stamped from where the engine's second 0 is now.
@@ -800,11 +798,26 @@ class EngineWorker:
                 if (pose := track.at(stamp_ns)) is not None:
                     yield pose
 
+    def _show(self, engine: InferenceEngine, command: _Picture) -> None:
+        wanted = (command.stamp_ns - self._epoch_ns) / SECOND
+        try:
+            found = None
+            if (stamp := engine.kept_stamp(wanted)) is not None:
+                stamp_ns = self._to_ns(stamp)
+                apart = abs(stamp_ns - command.stamp_ns)
+                if command.within_ns is None or apart <= command.within_ns:
+                    data = engine.thumbnail(stamp, command.max_size)
+                    found = None if data is None else (stamp_ns, data)
+        except Exception as fault:  # for the one who asked
+            command.future.set_exception(fault)
+            return
+        command.future.set_result(found)
+
     def _append_between(self, engine: InferenceEngine, turns: Turns) -> None:
-        """Between two tokens of an answer: show what is asked for, and append the oldest waiting
-        chunk if it is its turn."""
-        while (show := self._take(_Show)) is not None:
-            self._show(engine, show)
+        """Between two tokens of an answer: show the oldest picture that is waited for, and append
+        the oldest waiting chunk if it is its turn."""
+        if (picture := self._take(_Picture)) is not None:
+            self._show(engine, picture)
         if not turns.is_chunks(self.ingest_share) or (command := self._take(_Append)) is None:
             return
         with turns.chunk():
@@ -815,8 +828,8 @@ class EngineWorker:
             turns.closed = True  # there will be no more room until the answer ends
             self._put_back(command)
 
-    def _take(self, kind: type[_Overtaking]) -> _Overtaking | None:
-        """The oldest of those that wait, unless another memory begins before its turn."""
+    def _take(self, kind: type[_Early]) -> _Early | None:
+        """The oldest of a kind that waits, unless another memory begins before its turn."""
         with self._wake:
             for command in self._queue:
                 if isinstance(command, _Reset | _LoadMemory):

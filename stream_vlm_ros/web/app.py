@@ -116,7 +116,7 @@ async def serve(
     *,
     listening: socket.socket | None = None,
 ) -> None:
-    """Serve until cancelled, or until the process is told to end.
+    """Serve until cancelled, or until the process is told to end; the memories are closed then.
 
     Args:
         access: who is let in, and where is listened.
@@ -131,7 +131,13 @@ async def serve(
         timeout_graceful_shutdown=2,
     )
     server = uvicorn.Server(config)
-    await server.serve(sockets=None if listening is None else [listening])
+    serving = asyncio.create_task(server.serve(None if listening is None else [listening]))
+    try:
+        await asyncio.shield(serving)
+    except asyncio.CancelledError:
+        server.should_exit = True  # in order: the memories are closed
+        await serving
+        raise
 
 
 def _known(index: int, memories: Sequence[LiveMemory]) -> int:

@@ -31,10 +31,11 @@ from stream_vlm_ros.errors import (
     StreamVlmError,
 )
 from stream_vlm_ros.factory import build_engine, card_of, kept_model
+from stream_vlm_ros.machine import used_bytes
 from stream_vlm_ros.session.answer_log import AnswerLog
 from stream_vlm_ros.session.counters import Drop, FrameCounters
 from stream_vlm_ros.session.ingest import FrameIngest
-from stream_vlm_ros.session.memory_keeper import SUFFIX, MemoryKeeper
+from stream_vlm_ros.session.memory_keeper import MemoryKeeper
 from stream_vlm_ros.session.worker import (
     EngineWorker,
     NotActiveError,
@@ -45,10 +46,9 @@ from stream_vlm_ros.session.worker import (
 from stream_vlm_ros.setting import ALWAYS
 from stream_vlm_ros.sources import Frame, Source, loop, open_source, without_secrets
 from stream_vlm_ros.sources.pacing import Pace
+from stream_vlm_ros.web.examples import examples_for
 from stream_vlm_ros.web.live_memory import LiveAnswer, LiveMemory, PastAnswer, Picture, Status
 from stream_vlm_ros.web.pictures import A_SECOND, Pictures
-from stream_vlm_ros.world.examiner import VideoExaminer
-from stream_vlm_ros.world.questions import TEMPLATES
 
 if TYPE_CHECKING:
     from stream_vlm_ros.engine import InferenceEngine
@@ -77,13 +77,8 @@ def build(settings: Settings) -> InferenceEngine:
 
 def described(source: str, settings: Settings) -> tuple[str, str, tuple[str, ...]]:
     """What to call a source, and the model that settings name; questions that this can answer."""
-    card = card_of(settings)
-    if card.knows_only:
-        examples = tuple(TEMPLATES[name][0] for name in ("now", "first", "last", "how_many"))
-    else:
-        examples = tuple(one.text for one in VideoExaminer.QUESTIONS[:4])
-    place = without_secrets(source)
-    return place.rstrip("/").rsplit("/", 1)[-1] or place, str(card), examples
+    card, place = card_of(settings), without_secrets(source)
+    return place.rstrip("/").rsplit("/", 1)[-1] or place, str(card), examples_for(card)
 
 
 @dataclass(frozen=True)
@@ -281,7 +276,7 @@ class InProcessMemory(LiveMemory):
             lag=self._lag,
             model=self._model,
             device=worker.device,
-            used_bytes=_used_bytes(worker.device),
+            used_bytes=used_bytes(worker.device),
             settings={name: getattr(self._settings, name) for name in self._changeable()},
             saved=saved.error or told,
         )
@@ -363,7 +358,8 @@ class InProcessMemory(LiveMemory):
     async def thumbnail(self, stamp_ns: int, size: int = 320) -> bytes | None:
         if self._refusal() is not None:
             return None
-        return await _done(self._worker.thumbnail(stamp_ns, size, round(NEAR * SECOND)))
+        found = await _done(self._worker.picture_near(stamp_ns, round(NEAR * SECOND), size))
+        return None if found is None else found[1]
 
     async def past_answers(self, text: str = "", limit: int = 100) -> Sequence[PastAnswer]:
         if self._answers is None:
@@ -413,8 +409,7 @@ class InProcessMemory(LiveMemory):
     async def saved_names(self) -> Sequence[str]:
         if not self._settings.memory_folder:
             return []
-        folder = Path(os.path.expanduser(self._settings.memory_folder))
-        return await asyncio.to_thread(_names_in, folder)
+        return await _done(self._keeper.names())
 
     async def set(self, **settings: Any) -> str:
         for name in settings:
@@ -563,23 +558,3 @@ def _past(answered_ns: int, fields: Mapping[str, Any]) -> PastAnswer:
         told["text"],
         told["error_message"],
     )
-
-
-def _names_in(folder: Path) -> list[str]:
-    """Of the saved memories, newest first."""
-    try:
-        found = [(path.stat().st_mtime_ns, path.stem) for path in folder.glob(f"*{SUFFIX}")]
-    except OSError:
-        return []
-    return [name for _, name in sorted(found, reverse=True)]
-
-
-def _used_bytes(device: str) -> int:
-    """Of the device, or of this process where that is a CPU."""
-    if device.startswith("cuda"):
-        import torch
-
-        free, total = torch.cuda.mem_get_info(device)
-        return total - free
-    with open("/proc/self/statm", encoding="ascii") as pages:
-        return int(pages.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

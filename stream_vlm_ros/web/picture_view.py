@@ -18,5 +18,9 @@ class PictureView(ui.element, component="picture_view.js"):
 
     def __init__(self, index: int, name: str) -> None:
         super().__init__()
-        self._props["url"] = f"cameras/{index}/pictures"
-        self._props["label"] = f"Live picture of {name}"
+        self.turn_to(index, name)
+
+    def turn_to(self, index: int, name: str) -> None:
+        """Show another camera from now on."""
+        self.props["url"] = f"cameras/{index}/pictures"
+        self.props["label"] = f"Live picture of {name}"

@@ -43,19 +43,20 @@ def served(memories: Sequence[LiveMemory]) -> Iterator[str]:
     from stream_vlm_ros.web.app import serve
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
-        loop = asyncio.new_event_loop()
-        task = loop.create_task(serve(memories, listening=listening))
-        thread = threading.Thread(target=lambda: _run(loop, task), daemon=True)
+        ended = threading.Event()
+
+        async def until_ended() -> None:
+            task = asyncio.create_task(serve(memories, listening=listening))
+            while not (ended.is_set() or task.done()):
+                await asyncio.sleep(0.05)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+        thread = threading.Thread(target=lambda: asyncio.run(until_ended()), daemon=True)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{port}"
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         finally:
-            loop.call_soon_threadsafe(task.cancel)
+            ended.set()
             thread.join(20)
-
-
-def _run(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
-    with contextlib.suppress(asyncio.CancelledError):
-        loop.run_until_complete(task)
-    loop.close()

@@ -247,7 +247,10 @@ class FakeRecall(FakeEngine):
         choice, metrics = super().ask_choice(question, choices)
         return choice, replace(metrics, episodes=tuple(self.found))
 
-    def thumbnail(self, stamp, max_size=320, within=0.0):
+    def kept_stamp(self, near):
+        return min(self.kept, key=lambda stamp: abs(stamp - near), default=None)
+
+    def thumbnail(self, stamp, max_size=320):
         if self.broken is not None:
             raise self.broken
         self.calls.append(("thumbnail", stamp, max_size))

@@ -310,11 +310,11 @@ def test_the_kept_picture_nearest_to_a_time_is_shown():
 
     async def use(one):
         await until_ended(one)
-        at = one.status.memory.oldest_ns + SECOND // 4
+        at = one.status.memory.oldest_ns + 23 * SECOND // 100
         return await one.thumbnail(at, 99)
 
-    assert run(use, engine) == b"jpeg of 0.250"
-    assert engine.calls[-1] == ("thumbnail", 0.25, 99)
+    assert run(use, engine) == b"jpeg of 0.200"
+    assert engine.calls[-1] == ("thumbnail", 0.2, 99)
 
 
 def test_saving_needs_a_folder_and_loading_a_file(tmp_path):
