@@ -97,7 +97,7 @@ def of_sources(
     from stream_vlm_ros.errors import check_model_folder
     from stream_vlm_ros.factory import model_folder
     from stream_vlm_ros.sources import open_source, parse_size
-    from stream_vlm_ros.web.in_process import InProcessMemory
+    from stream_vlm_ros.web.apart import Camera, remembered_apart
 
     check_model_folder(model_folder(settings))
     named = [WORLD if one == "world" else one for one in sources]
@@ -105,13 +105,11 @@ def of_sources(
     if size := parse_size(options.get("size")):
         wanted["size"] = size
     wanted["max_decoded_megapixels"] = settings.max_decoded_megapixels
-    memories: list[LiveMemory] = []
+    cameras = []
     for source in named or [shown(None, settings.model_path)]:
         open_source(source, **wanted)
-        memories.append(
-            InProcessMemory(source, with_place(settings), options=wanted, looped=looped)
-        )
-    return memories
+        cameras.append(Camera(source, with_place(settings), wanted, looped))
+    return remembered_apart(cameras)
 
 
 def serve(memories: Sequence[LiveMemory], access: Access) -> None:

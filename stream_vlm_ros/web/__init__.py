@@ -8,6 +8,7 @@ Whose memory it is
     over_node       that of a node that runs
     examples        questions that a model can answer
     in_process      of a source that is read here, without ROS
+    apart           the same, in a process of its own
     pictures        its newest picture, encoded once for all who look
 
 What it says of one

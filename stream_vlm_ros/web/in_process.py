@@ -75,6 +75,12 @@ def build(settings: Settings) -> InferenceEngine:
     return build_engine(settings, kept_model(settings))
 
 
+def described(source: str, settings: Settings) -> tuple[str, str, tuple[str, ...]]:
+    """What to call a source, and the model that settings name; questions that this can answer."""
+    card, place = card_of(settings), without_secrets(source)
+    return place.rstrip("/").rsplit("/", 1)[-1] or place, str(card), examples_for(card)
+
+
 @dataclass(frozen=True)
 class _Seen:
     """A picture as `FrameIngest` takes it."""
@@ -99,6 +105,7 @@ class InProcessMemory(LiveMemory):
         options: for `open_source`; see there.
         looped: play a recording again at its end. Else it ends, and is remembered.
         load: builds the engine; called in a thread of its own.
+        pictures: takes those that are to be seen.
     """
 
     def __init__(
@@ -109,16 +116,15 @@ class InProcessMemory(LiveMemory):
         options: Mapping[str, Any] | None = None,
         looped: bool = False,
         load: Callable[[Settings], InferenceEngine] = build,
+        pictures: Pictures | None = None,
     ) -> None:
-        self.name = _short(source)
-        card = card_of(settings)
-        self.examples = examples_for(card)
-        self._model, self._spec, self._looped = str(card), source, looped
+        self.name, self._model, self.examples = described(source, settings)
+        self._spec, self._looped = source, looped
         self._settings, self._load = settings, load
         self._options: dict[str, Any] = dict(options or {})
         if settings.sample_fps:  # else every frame is wanted
             self._options.setdefault("fps", max(A_SECOND, settings.sample_fps))
-        self._pictures, self._counters = Pictures(), FrameCounters()
+        self._pictures, self._counters = pictures or Pictures(), FrameCounters()
         self._worker = self._make_worker(settings)
         self._ingest = FrameIngest(
             settings,
@@ -552,8 +558,3 @@ def _past(answered_ns: int, fields: Mapping[str, Any]) -> PastAnswer:
         told["text"],
         told["error_message"],
     )
-
-
-def _short(source: str) -> str:
-    place = without_secrets(source)
-    return place.rstrip("/").rsplit("/", 1)[-1] or place

@@ -52,10 +52,17 @@ class Pictures:
             return self._encoded
 
 
-def as_jpeg(image: np.ndarray) -> bytes:
-    """A picture as it is sent: no side longer than `LONGEST`."""
+def reduced(image: np.ndarray) -> np.ndarray:
+    """A picture with no side longer than `LONGEST`."""
+    if max(image.shape[:2]) <= LONGEST:
+        return image
     shown = Image.fromarray(image)
     shown.thumbnail((LONGEST, LONGEST), reducing_gap=2.0)
+    return np.asarray(shown)
+
+
+def as_jpeg(image: np.ndarray) -> bytes:
+    """A picture as it is sent: reduced."""
     data = io.BytesIO()
-    shown.save(data, "JPEG", quality=QUALITY)
+    Image.fromarray(reduced(image)).save(data, "JPEG", quality=QUALITY)
     return data.getvalue()
