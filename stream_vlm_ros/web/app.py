@@ -26,7 +26,7 @@ from .live_memory import LiveMemory, Picture
 from .newest import Newest
 from .page import Page
 
-RECONNECT = 20.0  # s that a page's answers wait for its viewer, whose network was away
+RECONNECT = 10.0  # s that a page's answers wait for its viewer, whose network was away
 JPEG = "image/jpeg"
 LOCAL = Access()
 

@@ -15,7 +15,7 @@ from nicegui import ui
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import StreamVlmError
-from stream_vlm_ros.setting import Setting
+from stream_vlm_ros.setting import ALWAYS, Setting
 
 from .conversation import sentence
 from .live_memory import LiveMemory, PastAnswer
@@ -81,6 +81,11 @@ class Panels:
             with tag("div", "sv-dialog-foot"):
                 words_button("Cancel", self._resetting.close)
                 words_button("Forget", self._reset, "unelevated").props("color=negative")
+        with _dialog("Begin a new memory?") as self._anew:
+            _text("This setting is of the memory itself: what is held now is forgotten.")
+            with tag("div", "sv-dialog-foot"):
+                words_button("Cancel", lambda: self._anew.submit(False))
+                words_button("Begin", lambda: self._anew.submit(True), "unelevated")
         with _dialog("Save the memory") as self._saving:
             self._name = ui.input("Name", placeholder="by the time, if empty").props("outlined")
             self._name.on("keydown.enter", self._save)
@@ -128,10 +133,18 @@ class Panels:
         """Offer what may change now."""
         self._rows.clear()
         values = self._memory().status.settings
+        rows = [Settings.named(name) for name in values]
+        anew = [row for row in rows if row.change != ALWAYS]
         with self._rows:
-            for name, value in values.items():
-                self._row(Settings.named(name), value)
-            if not values:
+            for row in rows:
+                if row.change == ALWAYS:
+                    self._row(row, values[row.name])
+            if anew:
+                ui.label("What is kept").classes("sv-label").props("role=heading aria-level=3")
+                _text("A change of these begins a new memory.")
+            for row in anew:
+                self._row(row, values[row.name])
+            if not rows:
                 ui.label("Nothing can be changed now.").classes("sv-soft")
         self._settings.open()
 
@@ -175,11 +188,13 @@ class Panels:
             if box.value == now["value"]:
                 return
             try:
-                wanted = row.checked(int(box.value) if row.type is int else box.value)
+                wanted = row.checked(_typed(row, box.value))
+                if row.change != ALWAYS and not await self._sure():
+                    box.value = now["value"]
+                    return
                 told = await self._memory().set(**{row.name: wanted})
-            except (StreamVlmError, TypeError, ValueError) as refusal:
-                why = str(refusal) if isinstance(refusal, StreamVlmError) else f"{title}: a number"
-                tell(why, bad=True)
+            except StreamVlmError as refusal:
+                tell(str(refusal).replace(row.name, title, 1), bad=True)
                 box.value = now["value"]
             else:
                 now["value"] = wanted
@@ -189,6 +204,10 @@ class Panels:
             box.on("blur", change).on("keydown.enter", change)
         else:
             box.on_value_change(change)
+
+    async def _sure(self) -> bool:
+        """Whether a new memory shall begin."""
+        return bool(await self._anew)
 
     async def _find(self) -> None:
         try:
@@ -204,6 +223,13 @@ class Panels:
                 ui.label(
                     "Nothing was found." if self._search.value else "Nothing was asked yet."
                 ).classes("sv-soft")
+
+
+def _typed(row: Setting, value: Any) -> Any:
+    """What stands in a box; a whole number without its point."""
+    if row.type is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
 
 
 def _text(words: str) -> None:
