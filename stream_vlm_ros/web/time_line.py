@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from stream_vlm_ros.session.worker import MemorySummary
@@ -80,6 +81,7 @@ class TimeLine:
                 return band.kind
         return ""
 
+    @cached_property
     def props(self) -> dict[str, Any]:
         """As the page draws it: times in milliseconds since ``origin``."""
         return {
@@ -101,6 +103,20 @@ class TimeLine:
             for first, last in spans_ns
             if last >= self.start_ns and first <= self.end_ns
         ]
+
+
+class NewestLine:
+    """The line of a memory as it is now, made once for all who look."""
+
+    def __init__(self) -> None:
+        self._memory: MemorySummary | None = None
+        self._line: TimeLine | None = None
+
+    def of(self, memory: MemorySummary) -> TimeLine | None:
+        """As `TimeLine.of`."""
+        if memory is not self._memory:
+            self._memory, self._line = memory, TimeLine.of(memory)
+        return self._line
 
 
 def _merged(bands: Sequence[Band], length_ns: int) -> list[Band]:
