@@ -28,7 +28,7 @@ MODULE = ROOT / "stream_vlm_ros"
 # Imports point down only; rooms on one floor do not know each other.
 FLOORS = [
     ("errors", "console", "machine"),
-    ("setting", "processes", "owned", "progress", "plain_messages"),
+    ("setting", "processes", "owned", "progress", "plain_messages", "access"),
     ("config", "model_card"),
     ("engine",),
     ("history", "sources"),
@@ -40,12 +40,21 @@ FLOORS = [
     ("replay", "demo"),
     ("replay.live",),
     ("cli_experiment", "cli_node"),
+    ("cli_web",),
     ("cli", "launching"),
     ("demo.__main__",),
 ]
 FLOOR = {name: floor for floor, rooms in enumerate(FLOORS) for name in rooms}
 # Where ROS may be imported.
-ROS_ROOMS = ("processes.ros_process", "node", "client", "demo", "replay.live", "launching")
+ROS_ROOMS = (
+    "processes.ros_process",
+    "node",
+    "client",
+    "demo",
+    "replay.live",
+    "launching",
+    "web.over_node",
+)
 
 ROS_MODULES = {
     "action_msgs",

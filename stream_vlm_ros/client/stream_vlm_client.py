@@ -26,7 +26,7 @@ from rosgraph_msgs.msg import Clock
 from std_srvs.srv import Trigger
 from stream_vlm.action import Ask
 from stream_vlm.msg import Answer, CacheStatus, PastAnswer
-from stream_vlm.srv import GetAnswers, LoadMemory, SaveMemory
+from stream_vlm.srv import GetAnswers, GetPicture, ListMemories, LoadMemory, SaveMemory
 
 from stream_vlm_ros.client.answer_stream import AnswerStream
 from stream_vlm_ros.client.errors import NodeUnavailableError
@@ -201,7 +201,9 @@ class StreamVlmClient:
                 ("resume", Trigger),
                 ("save_memory", SaveMemory),
                 ("load_memory", LoadMemory),
+                ("list_memories", ListMemories),
                 ("get_answers", GetAnswers),
+                ("get_picture", GetPicture),
                 ("ask/_action/cancel_goal", CancelGoal),
             )
         }
@@ -331,6 +333,26 @@ class StreamVlmClient:
         self.answers_kept = _refuse(response)
         answers: list[PastAnswer] = response.answers
         return answers
+
+    async def picture(
+        self, at_ns: int, within_ns: int = 0, max_size: int = 320
+    ) -> tuple[int, bytes] | None:
+        """The kept picture next to a time, as a JPEG with its stamp; None: none is kept.
+
+        Args:
+            at_ns: by the stamps of the images.
+            within_ns: at most so far from it; 0: however far.
+            max_size: pixels of the longer side.
+
+        Raises InvalidParameterError for what no message can hold.
+        """
+        request = GetPicture.Request(max_size=whole_number("max_size", max_size, 0, MAX_UINT32))
+        set_stamp(request.stamp, stamp_ns("at_ns", at_ns))
+        set_stamp(request.within, stamp_ns("within_ns", within_ns))
+        response = await self._call("get_picture", request, self.patience)
+        _refuse(response)
+        picture = response.picture
+        return (nanoseconds(picture.header.stamp), bytes(picture.data)) if picture.data else None
 
     # Watching -------------------------------------------------------------------------------------
 
@@ -526,6 +548,12 @@ class StreamVlmClient:
         """
         request = LoadMemory.Request(name=checked_text("name", name))
         return await self._order("load_memory", request, self._for_files, tries=1)
+
+    async def saved_memories(self) -> list[str]:
+        """Names of the memories that `load` takes, the newest first."""
+        response = await self._call("list_memories", ListMemories.Request(), self.patience)
+        _refuse(response)
+        return list(response.names)
 
     async def _order(self, name: str, request: Any, within: float, tries: int = 3) -> str:
         await self.until_alone()

@@ -27,13 +27,6 @@ def load_engine(parameters: Settings) -> InferenceEngine:
     return build_engine(parameters, load_model(parameters))
 
 
-def pixel_limit(parameters: Settings) -> tuple[str, int]:
-    """Which parameter bounds the pictures of the engine in use, and its value."""
-    if parameters.engine == "delayed_batch":
-        return "sampled_max_pixels", parameters.sampled_max_pixels
-    return "max_pixels", parameters.max_pixels
-
-
 def release_memory() -> None:
     """Give the GPU's memory back after the last reference to an engine is gone."""
     import torch

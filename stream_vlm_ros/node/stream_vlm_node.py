@@ -31,6 +31,7 @@ from stream_vlm_ros.errors import (
     cut,
 )
 from stream_vlm_ros.factory import card_of
+from stream_vlm_ros.machine import used_bytes
 from stream_vlm_ros.model_card import ModelCard
 from stream_vlm_ros.node import health, interfaces
 from stream_vlm_ros.node.annotated_image import AnnotatedImage
@@ -40,7 +41,7 @@ from stream_vlm_ros.node.health import InputMonitor
 from stream_vlm_ros.node.image_input import ImageInput, RCLError
 from stream_vlm_ros.node.image_thread import ImageThread
 from stream_vlm_ros.node.lifecycle import TellingLifecycleNode, transition
-from stream_vlm_ros.node.loading import load_engine, pixel_limit, release_memory
+from stream_vlm_ros.node.loading import load_engine, release_memory
 from stream_vlm_ros.node.memory_services import MemoryServices
 from stream_vlm_ros.node.parameters import (
     PARAMETERS,
@@ -192,7 +193,7 @@ class StreamVlmNode(TellingLifecycleNode):
             self._ingest.go_on_behind(worker.memory.latest_ns)
         self._answer_log = self._open_answer_log()
         self.asking = AskServer(self, worker, self._ingest, self._answer_log)
-        self._memory_services = MemoryServices(self, keeper, self._ingest)
+        self._memory_services = MemoryServices(self, keeper, self._ingest, worker)
         self._pause_services = PauseServices(self, self._ingest)
         if self.parameters.pose_topic:
             self.poses = self._read_poses(worker)
@@ -400,8 +401,8 @@ class StreamVlmNode(TellingLifecycleNode):
 
     def _apply(self, parameters: Settings) -> None:
         """Work with these settings from now on."""
-        limit = pixel_limit(parameters)
-        if self._worker is not None and limit != pixel_limit(self.parameters):
+        limit = parameters.pixel_limit
+        if self._worker is not None and limit != self.parameters.pixel_limit:
             self._worker.limit_pixels(*limit)
         self.parameters = parameters
         if self._ingest is not None:
@@ -531,6 +532,7 @@ class StreamVlmNode(TellingLifecycleNode):
                 length=memory.length,
                 cap=memory.cap,
                 memory_bytes=memory.memory_bytes,
+                used_bytes=used_bytes(worker.device) if worker is not None and worker.device else 0,
                 chunks=memory.chunks,
                 evictions=memory.evictions,
                 closed_pauses=memory.closed_pauses,

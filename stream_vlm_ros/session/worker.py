@@ -5,7 +5,8 @@
 
 Callbacks put commands into the queue and return; only this thread touches the engine. Commands are
 carried out in the order of their arrival, so a question sees every chunk delivered before it.
-Chunks alone may overtake: those that wait are appended between the tokens of an answer.
+Chunks and kept pictures alone may overtake: those that wait have their turns between the tokens of
+an answer.
 At most ``queue_size`` chunks wait: a further one pushes out the oldest waiting chunk, since new
 pictures are worth more than old ones. Questions are never dropped: beyond ``max_questions``
 waiting ones, a new one is refused at once.
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from stream_vlm_ros.engine.inputs.stamp_check import check_stamp
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
@@ -198,6 +199,7 @@ class Outcome:
 
 MAX_EPISODES = 3  # that an answer names
 MAX_THUMBNAILS, THUMBNAIL_SIZE = 6, 320  # an episode; pixels of the longer side
+MAX_PICTURES, MAX_PICTURE_SIZE = 16, 1280  # that may wait; pixels of the longer side
 READING = "reading"
 WRITING = "writing"
 Progress = Callable[[str, str], None]  # (READING or WRITING, the answer so far)
@@ -271,8 +273,17 @@ class _LoadMemory:
     future: Future[SavedMemory] = field(default_factory=Future)
 
 
-_Waited = _Reset | _CopyMemory | _LoadMemory  # somebody waits for their future
+@dataclass
+class _Picture:
+    stamp_ns: int
+    within_ns: int | None
+    max_size: int
+    future: Future[tuple[int, bytes] | None] = field(default_factory=Future)
+
+
+_Waited = _Reset | _CopyMemory | _LoadMemory | _Picture  # somebody waits for their future
 _Command = _Append | Ticket | _Waited
+_Early = TypeVar("_Early", _Append, _Picture)  # what may come before it is its turn
 
 
 class EngineWorker:
@@ -413,7 +424,27 @@ class EngineWorker:
         """Put a saved memory in the place of the present one when its turn comes."""
         return self._put(_LoadMemory(path))
 
-    def _put(self, command: _CopyMemory | _LoadMemory) -> Future[Any]:
+    def picture_near(
+        self, stamp_ns: int, within_ns: int | None = None, max_size: int = THUMBNAIL_SIZE
+    ) -> Future[tuple[int, bytes] | None]:
+        """The kept picture next to a time, as a JPEG with its stamp, when its turn comes: also
+        between two tokens of an answer.
+
+        Args:
+            within_ns: at most so far from that time; None: however far.
+            max_size: pixels of the longer side.
+
+        None: no such picture is kept. A further one than `MAX_PICTURES` pushes out the oldest that
+        waits, which ends with QueueFullError: the newest is what somebody looks for now.
+        """
+        with self._wake:
+            waiting = [command for command in self._queue if isinstance(command, _Picture)]
+            if len(waiting) >= MAX_PICTURES:
+                self._queue.remove(waiting[0])
+                waiting[0].future.set_exception(QueueFullError("newer pictures were asked for"))
+        return self._put(_Picture(stamp_ns, within_ns, max_size))
+
+    def _put(self, command: _CopyMemory | _LoadMemory | _Picture) -> Future[Any]:
         with self._wake:
             if self._stopping or self.ended is not None:
                 stopped = NotActiveError("the node is being stopped")
@@ -505,6 +536,9 @@ class EngineWorker:
                 self._answer(engine, command)
             elif isinstance(command, _Reset):
                 self._reset(engine, command)
+            elif isinstance(command, _Picture):
+                self._show(engine, command)
+                continue  # nothing has changed
             else:
                 self._copy_or_load(engine, command)
             self._tell()
@@ -764,9 +798,27 @@ class EngineWorker:
                 if (pose := track.at(stamp_ns)) is not None:
                     yield pose
 
+    def _show(self, engine: InferenceEngine, command: _Picture) -> None:
+        wanted = (command.stamp_ns - self._epoch_ns) / SECOND
+        try:
+            found = None
+            if (stamp := engine.kept_stamp(wanted)) is not None:
+                stamp_ns = self._to_ns(stamp)
+                apart = abs(stamp_ns - command.stamp_ns)
+                if command.within_ns is None or apart <= command.within_ns:
+                    data = engine.thumbnail(stamp, command.max_size)
+                    found = None if data is None else (stamp_ns, data)
+        except Exception as fault:  # for the one who asked
+            command.future.set_exception(fault)
+            return
+        command.future.set_result(found)
+
     def _append_between(self, engine: InferenceEngine, turns: Turns) -> None:
-        """Between two tokens of an answer: append the oldest waiting chunk if it is its turn."""
-        if not turns.is_chunks(self.ingest_share) or (command := self._take_chunk()) is None:
+        """Between two tokens of an answer: show the oldest picture that is waited for, and append
+        the oldest waiting chunk if it is its turn."""
+        if (picture := self._take(_Picture)) is not None:
+            self._show(engine, picture)
+        if not turns.is_chunks(self.ingest_share) or (command := self._take(_Append)) is None:
             return
         with turns.chunk():
             done = self._append(engine, command)
@@ -776,13 +828,13 @@ class EngineWorker:
             turns.closed = True  # there will be no more room until the answer ends
             self._put_back(command)
 
-    def _take_chunk(self) -> _Append | None:
-        """The oldest waiting chunk, unless another memory begins before its turn."""
+    def _take(self, kind: type[_Early]) -> _Early | None:
+        """The oldest of a kind that waits, unless another memory begins before its turn."""
         with self._wake:
             for command in self._queue:
                 if isinstance(command, _Reset | _LoadMemory):
                     return None
-                if isinstance(command, _Append):
+                if isinstance(command, kind):
                     self._queue.remove(command)
                     return command
             return None

@@ -18,7 +18,10 @@ from fastapi import FastAPI, HTTPException, WebSocket, WebSocketDisconnect
 from fastapi.responses import Response
 from nicegui import ui
 
+from stream_vlm_ros.access import Access
+
 from .clock import clock_text
+from .gate import Gate
 from .live_memory import LiveMemory, Picture
 from .newest import Newest
 from .page import Page
@@ -26,6 +29,7 @@ from .time_line import NewestLine
 
 RECONNECT = 10.0  # s that a page's answers wait for its viewer, whose network was away
 JPEG = "image/jpeg"
+LOCAL = Access()
 
 
 def make_app(memories: Sequence[LiveMemory]) -> FastAPI:
@@ -110,20 +114,20 @@ def framed(picture: Picture) -> bytes:
 
 async def serve(
     memories: Sequence[LiveMemory],
-    host: str = "127.0.0.1",
-    port: int = 8080,
+    access: Access = LOCAL,
     *,
     listening: socket.socket | None = None,
 ) -> None:
     """Serve until cancelled, or until the process is told to end; the memories are closed then.
 
     Args:
-        listening: a bound socket, instead of host and port.
+        access: who is let in, and where is listened.
+        listening: a bound socket, instead of that host and port.
     """
     config = uvicorn.Config(
-        make_app(memories),
-        host=host,
-        port=port,
+        Gate(make_app(memories), access),
+        host=access.host,
+        port=access.port,
         log_level="warning",
         lifespan="on",
         timeout_graceful_shutdown=2,
