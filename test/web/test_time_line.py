@@ -4,6 +4,7 @@
 """All that was seen on one line: where each time is now, and how it is told."""
 
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -65,6 +66,14 @@ def test_each_time_is_where_the_memory_says():
         100: "window",
         101: "",
     }
+
+
+def test_between_two_frames_that_follow_each_other_nothing_is_forgotten():
+    held = memory(important=[(0, 1), (2, 3), (10, 11)], window=[(12, 20)])
+    line = TimeLine.of(replace(held, spans_ns=((0, 3 * SECOND), (10 * SECOND, 20 * SECOND))))
+    kinds = {at: line.kind_at(round(at * SECOND)) for at in (1.5, 5, 11.5, 12)}
+    assert kinds == {1.5: "important", 5: "forgotten", 11.5: "important", 12: "important"}
+    assert len(line.props["bands"]) == 1 + 2 + 1  # forgotten, important twice, window
 
 
 def test_a_history_alone_has_a_line():
