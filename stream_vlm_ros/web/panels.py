@@ -25,15 +25,25 @@ MemoryOf = Callable[[], LiveMemory]
 TITLES = {
     "sample_fps": "Pictures a second",
     "max_pixels": "Pixels of a picture, at most",
-    "sampled_max_pixels": "Pixels of a sampled picture, at most",
-    "chunk_frames": "Pictures in a chunk",
+    "sampled_max_pixels": "Pixels of a picture, at most",
     "max_new_tokens": "Tokens of an answer, at most",
-    "refuse_forgotten": "Refuse questions about what is forgotten",
+    "temperature": "Temperature of answers",
     "ingest_share": "Share of an answer's time for new pictures",
-    "temperature": "Temperature",
+    "max_cache_tokens": "Tokens held, at most",
+    "sink_size": "Tokens of the first frames",
+    "window_size": "Tokens of the recent past",
+    "sampled_share": "Share for frames kept evenly",
+    "important_share": "Share for frames least like the others",
+    "eviction_interval": "Chunks between evictions",
+    "chunk_frames": "Pictures in a chunk",
+    "max_chunk_delay": "Seconds that a chunk waits to be full",
     "queue_size": "Chunks that may wait",
     "max_questions": "Questions that may wait",
+    "refuse_forgotten": "Refuse questions about what is forgotten",
+    "save_memory_minutes": "Minutes between saves",
+    "on_time_jump": "When the time jumps",
 }
+MORE = "chunk_frames"  # from here on they are shown on demand
 
 
 def tell(words: str, *, bad: bool = False) -> None:
@@ -133,17 +143,22 @@ class Panels:
         """Offer what may change now."""
         self._rows.clear()
         values = self._memory().status.settings
-        rows = [Settings.named(name) for name in values]
+        rows = sorted((Settings.named(name) for name in values), key=_place)
+        always = [row for row in rows if row.change == ALWAYS]
         anew = [row for row in rows if row.change != ALWAYS]
+        first = [row for row in always if _place(row) < list(TITLES).index(MORE)]
         with self._rows:
-            for row in rows:
-                if row.change == ALWAYS:
-                    self._row(row, values[row.name])
+            for row in first:
+                self._row(row, values[row.name])
             if anew:
                 ui.label("What is kept").classes("sv-label").props("role=heading aria-level=3")
                 _text("A change of these begins a new memory.")
             for row in anew:
                 self._row(row, values[row.name])
+            if more := [row for row in always if row not in first]:
+                with ui.expansion("More").classes("sv-more"):
+                    for row in more:
+                        self._row(row, values[row.name])
             if not rows:
                 ui.label("Nothing can be changed now.").classes("sv-soft")
         self._settings.open()
@@ -223,6 +238,11 @@ class Panels:
                 ui.label(
                     "Nothing was found." if self._search.value else "Nothing was asked yet."
                 ).classes("sv-soft")
+
+
+def _place(row: Setting) -> int:
+    """In the order of `TITLES`, what is not there at the end."""
+    return list(TITLES).index(row.name) if row.name in TITLES else len(TITLES)
 
 
 def _typed(row: Setting, value: Any) -> Any:

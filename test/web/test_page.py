@@ -227,7 +227,7 @@ def test_a_setting_is_changed_and_a_bad_one_refused_in_words(page, memory):
 
 def test_a_setting_that_costs_the_memory_is_asked_about_first(page, memory):
     page.get_by_role("button", name="Settings").click()
-    cap = page.get_by_label("Max cache tokens")
+    cap = page.get_by_label("Tokens held, at most")
     cap.fill("4096")
     cap.press("Enter")
     page.get_by_role("button", name="Cancel").click()
