@@ -25,8 +25,9 @@ from .gate import Gate
 from .live_memory import LiveMemory, Picture
 from .newest import Newest
 from .page import Page
+from .time_line import NewestLine
 
-RECONNECT = 20.0  # s that a page's answers wait for its viewer, whose network was away
+RECONNECT = 10.0  # s that a page's answers wait for its viewer, whose network was away
 JPEG = "image/jpeg"
 LOCAL = Access()
 
@@ -37,6 +38,7 @@ def make_app(memories: Sequence[LiveMemory]) -> FastAPI:
     One in a process: NiceGUI has its state for all of it.
     """
     newest = [Newest(memory) for memory in memories]
+    lines = [NewestLine() for _ in memories]
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -92,7 +94,7 @@ def make_app(memories: Sequence[LiveMemory]) -> FastAPI:
 
     ui.run_with(
         app,
-        root=lambda: Page(memories).build(),
+        root=lambda: Page(memories, lines).build(),
         title="stream_vlm",
         dark=None,  # as the viewer's system has it
         language="en-US",

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nicegui import ui
+from nicegui import events, ui
 
 from stream_vlm_ros.errors import StreamVlmError
 from stream_vlm_ros.session.worker import CancelledError, Outcome, Question
@@ -22,7 +22,14 @@ from .tags import put, tag, tool, words_button
 from .time_line import KINDS
 from .time_line_view import Span
 
-PREVENT = "(event) => { event.preventDefault(); emit(); }"  # the browser's own way with a form
+# The box is emptied in the browser: what is typed on meanwhile stays.
+SUBMIT = """(event) => {
+    event.preventDefault();
+    const [choices, question] = ["choices", "question"].map((name) => event.target.elements[name]);
+    if (!question.value.trim()) return question.focus();
+    emit([question.value, choices.value]);
+    question.value = "";
+}"""
 THUMBNAILS = 4  # pictures with an episode
 AS_SET = ("max_new_tokens", "temperature", "refuse_forgotten")  # for questions, where offered
 
@@ -74,7 +81,7 @@ class Conversation:
                 ui.label("A time picked on the time line is what you ask about.").classes("sv-soft")
                 self._examples = tag("div", "sv-examples")
             self.show_examples()
-            with tag("form", "sv-ask").on("submit", self._ask, js_handler=PREVENT):
+            with tag("form", "sv-ask").on("submit", self._submit, js_handler=SUBMIT):
                 self._form()
         self.show_about()
 
@@ -83,11 +90,13 @@ class Conversation:
             ui.icon("schedule").props("aria-hidden=true")
             self._chip_text = ui.label()
             tool("close", "Ask about any time", self._forget_about).props("dense size=sm")
-        self._choices = ui.input("Choices, separated by commas", placeholder="red, green, blue")
-        self._choices.props("outlined dense").visible = False
+        with tag("label", "sv-choices") as self._choices:
+            ui.label("Choices, separated by commas")
+            tag("input", "sv-box", name="choices", autocomplete="off")
+        self._choices.visible = False
         with tag("div", "sv-ask-row"):
-            self.box = ui.input(placeholder="Ask a question").classes("sv-question")
-            self.box.props('outlined dense autocomplete=off aria-label="Question"')
+            box = tag("input", "sv-box", name="question", placeholder="Ask a question")
+            box.props("autocomplete=off enterkeyhint=send aria-label=Question")
             self._toggle = tool("checklist", "Give choices to pick from", self._show_choices)
             put(self._toggle, "aria-pressed", "false")
             send = ui.button(icon="arrow_upward").props("type=submit unelevated round")
@@ -98,7 +107,7 @@ class Conversation:
         self._examples.clear()
         with self._examples:
             for text in self._memory().examples[:4]:
-                words_button(text, lambda text=text: self._ask_example(text)).classes("sv-example")
+                words_button(text, lambda text=text: self._ask(text)).classes("sv-example")
 
     def show_about(self) -> None:
         """What time the next question is about."""
@@ -115,25 +124,18 @@ class Conversation:
     def _show_choices(self) -> None:
         shown = not self._choices.visible
         self._choices.visible = shown
-        if not shown:
-            self._choices.value = ""
         put(self._toggle, "aria-pressed", str(shown).lower())
 
-    async def _ask_example(self, text: str) -> None:
-        self.box.value = text
-        await self._ask()
+    async def _submit(self, event: events.GenericEventArguments) -> None:
+        text, choices = event.args
+        given = choices.split(",") if self._choices.visible else []
+        await self._ask(text.strip(), tuple(filter(None, (choice.strip() for choice in given))))
 
-    async def _ask(self) -> None:
-        text = (self.box.value or "").strip()
-        if not text:
-            self.box.run_method("focus")
-            return
+    async def _ask(self, text: str, choices: tuple[str, ...] = ()) -> None:
         memory, about = self._memory(), self._about()
-        choices = tuple(filter(None, (c.strip() for c in (self._choices.value or "").split(","))))
         settings = {k: v for k, v in memory.status.settings.items() if k in AS_SET}
         question = Question(text, choices, about_ns=about, thumbnails=THUMBNAILS, **settings)
         self._hello.visible = False
-        self.box.value = ""
         self._forget_about()
         with self._log:
             shown = _Shown(question, memory.name if self._several else "", self._look)

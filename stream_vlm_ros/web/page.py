@@ -27,7 +27,7 @@ from .panels import Panels, order, tell
 from .picture_view import PictureView
 from .report import report_page
 from .tags import put, tag, tool
-from .time_line import EXPLAINED, KINDS, TimeLine
+from .time_line import EXPLAINED, KINDS, NewestLine
 from .time_line_view import Span, TimeLineView
 
 PERIOD = 0.5  # s between two looks at the memory
@@ -36,10 +36,14 @@ LEGEND = (*LEVELS, "history", "forgotten")
 
 
 class Page:
-    """What one viewer sees."""
+    """What one viewer sees.
 
-    def __init__(self, memories: Sequence[LiveMemory]) -> None:
-        self._memories = memories
+    Args:
+        lines: of the memories.
+    """
+
+    def __init__(self, memories: Sequence[LiveMemory], lines: Sequence[NewestLine]) -> None:
+        self._memories, self._lines = memories, lines
         self._index = 0
         self._about: Span | None = None
         self._evidence: tuple[Span, ...] = ()
@@ -174,7 +178,7 @@ class Page:
         self._show_line(status)
 
     def _show_line(self, status: Status) -> None:
-        line = TimeLine.of(status.memory)
+        line = self._lines[self._index].of(status.memory)
         self._line.show(line, self._index, self._evidence, self._about)
 
     def _choose(self, span: Span | None) -> None:

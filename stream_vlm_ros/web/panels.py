@@ -15,7 +15,7 @@ from nicegui import ui
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import StreamVlmError
-from stream_vlm_ros.setting import Setting
+from stream_vlm_ros.setting import ALWAYS, Setting
 
 from .conversation import sentence
 from .live_memory import LiveMemory, PastAnswer
@@ -25,15 +25,25 @@ MemoryOf = Callable[[], LiveMemory]
 TITLES = {
     "sample_fps": "Pictures a second",
     "max_pixels": "Pixels of a picture, at most",
-    "sampled_max_pixels": "Pixels of a sampled picture, at most",
-    "chunk_frames": "Pictures in a chunk",
+    "sampled_max_pixels": "Pixels of a picture, at most",
     "max_new_tokens": "Tokens of an answer, at most",
-    "refuse_forgotten": "Refuse questions about what is forgotten",
+    "temperature": "Temperature of answers",
     "ingest_share": "Share of an answer's time for new pictures",
-    "temperature": "Temperature",
+    "max_cache_tokens": "Tokens held, at most",
+    "sink_size": "Tokens of the first frames",
+    "window_size": "Tokens of the recent past",
+    "sampled_share": "Share for frames kept evenly",
+    "important_share": "Share for frames least like the others",
+    "eviction_interval": "Chunks between evictions",
+    "chunk_frames": "Pictures in a chunk",
+    "max_chunk_delay": "Seconds that a chunk waits to be full",
     "queue_size": "Chunks that may wait",
     "max_questions": "Questions that may wait",
+    "refuse_forgotten": "Refuse questions about what is forgotten",
+    "save_memory_minutes": "Minutes between saves",
+    "on_time_jump": "When the time jumps",
 }
+MORE = "chunk_frames"  # from here on they are shown on demand
 
 
 def tell(words: str, *, bad: bool = False) -> None:
@@ -81,6 +91,11 @@ class Panels:
             with tag("div", "sv-dialog-foot"):
                 words_button("Cancel", self._resetting.close)
                 words_button("Forget", self._reset, "unelevated").props("color=negative")
+        with _dialog("Begin a new memory?") as self._anew:
+            _text("This setting is of the memory itself: what is held now is forgotten.")
+            with tag("div", "sv-dialog-foot"):
+                words_button("Cancel", lambda: self._anew.submit(False))
+                words_button("Begin", lambda: self._anew.submit(True), "unelevated")
         with _dialog("Save the memory") as self._saving:
             self._name = ui.input("Name", placeholder="by the time, if empty").props("outlined")
             self._name.on("keydown.enter", self._save)
@@ -128,10 +143,23 @@ class Panels:
         """Offer what may change now."""
         self._rows.clear()
         values = self._memory().status.settings
+        rows = sorted((Settings.named(name) for name in values), key=_place)
+        always = [row for row in rows if row.change == ALWAYS]
+        anew = [row for row in rows if row.change != ALWAYS]
+        first = [row for row in always if _place(row) < list(TITLES).index(MORE)]
         with self._rows:
-            for name, value in values.items():
-                self._row(Settings.named(name), value)
-            if not values:
+            for row in first:
+                self._row(row, values[row.name])
+            if anew:
+                ui.label("What is kept").classes("sv-label").props("role=heading aria-level=3")
+                _text("A change of these begins a new memory.")
+            for row in anew:
+                self._row(row, values[row.name])
+            if more := [row for row in always if row not in first]:
+                with ui.expansion("More").classes("sv-more"):
+                    for row in more:
+                        self._row(row, values[row.name])
+            if not rows:
                 ui.label("Nothing can be changed now.").classes("sv-soft")
         self._settings.open()
 
@@ -175,11 +203,13 @@ class Panels:
             if box.value == now["value"]:
                 return
             try:
-                wanted = row.checked(int(box.value) if row.type is int else box.value)
+                wanted = row.checked(_typed(row, box.value))
+                if row.change != ALWAYS and not await self._sure():
+                    box.value = now["value"]
+                    return
                 told = await self._memory().set(**{row.name: wanted})
-            except (StreamVlmError, TypeError, ValueError) as refusal:
-                why = str(refusal) if isinstance(refusal, StreamVlmError) else f"{title}: a number"
-                tell(why, bad=True)
+            except StreamVlmError as refusal:
+                tell(str(refusal).replace(row.name, title, 1), bad=True)
                 box.value = now["value"]
             else:
                 now["value"] = wanted
@@ -189,6 +219,10 @@ class Panels:
             box.on("blur", change).on("keydown.enter", change)
         else:
             box.on_value_change(change)
+
+    async def _sure(self) -> bool:
+        """Whether a new memory shall begin."""
+        return bool(await self._anew)
 
     async def _find(self) -> None:
         try:
@@ -204,6 +238,18 @@ class Panels:
                 ui.label(
                     "Nothing was found." if self._search.value else "Nothing was asked yet."
                 ).classes("sv-soft")
+
+
+def _place(row: Setting) -> int:
+    """In the order of `TITLES`, what is not there at the end."""
+    return list(TITLES).index(row.name) if row.name in TITLES else len(TITLES)
+
+
+def _typed(row: Setting, value: Any) -> Any:
+    """What stands in a box; a whole number without its point."""
+    if row.type is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
 
 
 def _text(words: str) -> None:

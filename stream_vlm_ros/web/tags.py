@@ -11,7 +11,7 @@ from typing import Any
 from nicegui import ui
 
 
-def tag(name: str, classes: str = "", **attributes: Any) -> ui.element:
+def tag(name: str, classes: str = "", /, **attributes: Any) -> ui.element:
     """An element of HTML; ``aria_label`` becomes ``aria-label``."""
     made = ui.element(name).classes(classes)
     for key, value in attributes.items():

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from stream_vlm_ros.session.worker import MemorySummary
@@ -58,7 +60,10 @@ class TimeLine:
     @classmethod
     def of(cls, memory: MemorySummary) -> TimeLine | None:
         """The line of a memory; None while it has seen nothing."""
-        held = [Band(level.name, *span) for level in memory.levels for span in level.spans_ns]
+        held = _joined(
+            [Band(level.name, *span) for level in memory.levels for span in level.spans_ns],
+            memory.spans_ns,
+        )
         kept = [
             Band("history", tier.oldest_ns, tier.newest_ns)
             for tier in memory.tiers
@@ -80,6 +85,7 @@ class TimeLine:
                 return band.kind
         return ""
 
+    @cached_property
     def props(self) -> dict[str, Any]:
         """As the page draws it: times in milliseconds since ``origin``."""
         return {
@@ -101,6 +107,38 @@ class TimeLine:
             for first, last in spans_ns
             if last >= self.start_ns and first <= self.end_ns
         ]
+
+
+class NewestLine:
+    """The line of a memory as it is now, made once for all who look."""
+
+    def __init__(self) -> None:
+        self._memory: MemorySummary | None = None
+        self._line: TimeLine | None = None
+
+    def of(self, memory: MemorySummary) -> TimeLine | None:
+        """As `TimeLine.of`."""
+        if memory is not self._memory:
+            self._memory, self._line = memory, TimeLine.of(memory)
+        return self._line
+
+
+def _joined(held: list[Band], unbroken_ns: Sequence[tuple[int, int]]) -> list[Band]:
+    """Up to the next frame, where nothing between them was forgotten."""
+    held.sort(key=lambda band: (band.start_ns, band.end_ns))
+    starts = [start for start, _ in unbroken_ns]
+    found = []
+    for index, band in enumerate(held):
+        following = held[index + 1] if index + 1 < len(held) else None
+        stretch = bisect_right(starts, band.end_ns) - 1
+        if (
+            following is not None
+            and stretch >= 0
+            and band.end_ns < following.start_ns <= unbroken_ns[stretch][1]
+        ):
+            band = Band(band.kind, band.start_ns, following.start_ns)
+        found.append(band)
+    return found
 
 
 def _merged(bands: Sequence[Band], length_ns: int) -> list[Band]:

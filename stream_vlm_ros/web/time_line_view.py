@@ -38,7 +38,7 @@ class TimeLineView(ui.element, component="time_line_view.js"):
             chosen: what the next question is about.
         """
         new = {
-            "line": None if line is None else line.props(),
+            "line": None if line is None else line.props,
             "thumbnails": f"cameras/{index}/thumbnails",
             "marked": line.spans(marked) if line else [],
             "chosen": line.spans([chosen])[:1] if line and chosen else [],

@@ -9,7 +9,6 @@ import asyncio
 import io
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 from PIL import Image, ImageDraw
@@ -59,6 +58,7 @@ class StandInAnswer(LiveAnswer):
         self._cancelled = False
         self._text, self._grown = "", asyncio.Event()
         self._task = asyncio.create_task(self._write())
+        self._task.add_done_callback(lambda task: memory.outcomes.append(task.result()))
 
     def __aiter__(self) -> AsyncIterator[str]:
         return self._texts()
@@ -148,16 +148,24 @@ class LiveMemoryStandIn(LiveMemory):
         self.answer, self.pace = ANSWER, 0.05
         self.state, self.words, self.paused = "active", "", False
         self.asked: list[Question] = []
+        self.outcomes: list[Outcome] = []
         self.past: list[PastAnswer] = []
         self.saved: dict[str, int] = {}
         self.told = ""
-        self.settings = {"sample_fps": 2.0, "max_pixels": 401_408, "refuse_forgotten": True}
+        self.settings = {"sample_fps": 2.0, "max_pixels": 401_408, "max_cache_tokens": 16_384}
         self.seen_ns = 120 * SECOND
         self.forgotten_ns = (20 * SECOND, 40 * SECOND)
         self.counters = {"frames_received": 1000, "frames_ingested": 240, "dropped_sampling": 760}
         self.pictures = 0
         self._picture: Picture | None = None
         self.started = self.closed = False
+
+    def wait_until_answered(self, seconds: float) -> None:
+        """In a test's thread: until every question has its outcome."""
+        end = time.monotonic() + seconds
+        while len(self.outcomes) < len(self.asked):
+            assert time.monotonic() < end, "a question has no outcome"
+            time.sleep(0.02)
 
     async def start(self) -> None:
         self.started = True
@@ -275,12 +283,3 @@ class LiveMemoryStandIn(LiveMemory):
                 raise InvalidParameterError(f"{name} cannot change now")
             self.settings[name] = Settings.named(name).checked(value)
         return "changed"
-
-    def lose(self, counters: dict[str, int]) -> None:
-        """Further frames that came to an end."""
-        self.counters = {**self.counters, **counters}
-
-
-def with_levels(status: Status, levels: tuple[LevelState, ...]) -> Status:
-    """A status whose memory holds these levels."""
-    return replace(status, memory=replace(status.memory, levels=levels))
