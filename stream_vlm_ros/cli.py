@@ -155,8 +155,9 @@ def takes_settings(
 
 
 def _option(row: Setting, default: Any) -> inspect.Parameter:
+    spelling = f"{row.option}/--no-{row.short}" if default is True else row.option
     option = typer.Option(
-        row.option, help=row.text, show_default=default != "", envvar=row.environment or None
+        spelling, help=row.text, show_default=default != "", envvar=row.environment or None
     )
     return inspect.Parameter(
         row.name,

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import importlib.util
 import os
 import socket
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +21,11 @@ from stream_vlm_ros.cli_node import named
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
 from stream_vlm_ros.setting import Setting
+from stream_vlm_ros.web.extra import why_no_console
 
 if TYPE_CHECKING:
     from stream_vlm_ros.web.live_memory import LiveMemory
 
-NEEDED = ("nicegui", "fastapi", "uvicorn")  # requirements/web.txt
 # Of no use with a node, which has a source and settings of its own.
 ONLY_WITHOUT_NODE = {
     "source", "engine", "topic", "stamps", "max_time_gap", "frame_rate", "size", "loop",
@@ -61,12 +59,8 @@ def _settings() -> set[str]:
 
 def check_installed() -> None:
     """Raise WebExtraMissingError, in one line, where the extra is not there."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise WebExtraMissingError(
-            f"the console needs {', '.join(missing)}: {sys.executable} -m pip install "
-            "'stream-vlm-ros[web]', or in a checkout -r requirements/web.txt"
-        )
+    if missing := why_no_console():
+        raise WebExtraMissingError(missing)
 
 
 def access_to(host: str, port: int, key_file: str) -> Access:

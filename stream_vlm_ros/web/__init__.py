@@ -20,6 +20,7 @@ Who comes in
     gate            the key, other sites, and how many look at a time
 
 What is served, with the extra ``web``
+    extra           whether that is installed
     app             the server: the page, pictures, thumbnails
     page            what one viewer sees
     conversation    questions and answers on it
