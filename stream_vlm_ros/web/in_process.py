@@ -32,7 +32,7 @@ from stream_vlm_ros.errors import (
 )
 from stream_vlm_ros.factory import build_engine, card_of, kept_model
 from stream_vlm_ros.machine import used_bytes
-from stream_vlm_ros.session.answer_log import AnswerLog
+from stream_vlm_ros.session.answer_log import AnswerLog, AnswerLogError
 from stream_vlm_ros.session.counters import Drop, FrameCounters
 from stream_vlm_ros.session.ingest import FrameIngest
 from stream_vlm_ros.session.memory_keeper import MemoryKeeper
@@ -149,9 +149,7 @@ class InProcessMemory(LiveMemory):
     # -- its life ----------------------------------------------------------------------------
 
     async def start(self) -> None:
-        folder = self._settings.answers_file
-        path = Path(os.path.expanduser(folder)) if folder else None
-        self._answers = AnswerLog(path, self._settings.answers_megabytes << 20, self._report)
+        self._answers = self._open_answers()
         self._started_at = time.monotonic()
         self._begin(self._worker)
         self._player.start()
@@ -176,6 +174,15 @@ class InProcessMemory(LiveMemory):
         self._keeper.close()
         if self._answers is not None:
             self._answers.close()
+
+    def _open_answers(self) -> AnswerLog:
+        file, most = self._settings.answers_file, self._settings.answers_megabytes << 20
+        try:
+            path = Path(os.path.expanduser(file)) if file else None
+            return AnswerLog(path, most, self._report)
+        except AnswerLogError as refusal:
+            self._note(f"past answers are kept in memory alone: {refusal}")
+            return AnswerLog(None, most, self._report)
 
     def _make_worker(self, settings: Settings) -> EngineWorker:
         return EngineWorker(
@@ -423,6 +430,12 @@ class InProcessMemory(LiveMemory):
         ]
         if not changes:
             return "nothing has changed"
+        read = self._options.get("fps")
+        if read and after.sample_fps != before.sample_fps and not 0 < after.sample_fps <= read:
+            raise InvalidParameterError(
+                f"{read:g} frames/s are read of this source, from which sample_fps chooses: start "
+                "again with --fps for more"
+            )
         self._check_active()
         if after.pixel_limit != before.pixel_limit:
             self._worker.limit_pixels(*after.pixel_limit)

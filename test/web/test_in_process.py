@@ -260,6 +260,23 @@ def test_past_answers_are_told_oldest_first_whatever_came_of_them():
     assert "What is visible now?" in examples  # the shipped model knows that
 
 
+def test_a_file_of_answers_that_is_none_is_left_alone_and_told(tmp_path):
+    file = tmp_path / "answers.sqlite"
+    file.write_bytes(b"somebody's own" * 100)
+
+    async def use(one):
+        await until(lambda: one.status.memory.frames)
+        await answer(one, "First?")
+        return one.status.words, await one.past_answers()
+
+    words, past = run(
+        use, settings=Settings(sample_fps=10.0, answers_file=str(file)), options=SMALL
+    )
+    assert "past answers are kept in memory alone" in words and "answers.sqlite" in words
+    assert [one.question for one in past] == ["First?"]
+    assert file.read_bytes() == b"somebody's own" * 100
+
+
 def test_settings_change_while_all_goes_on():
     async def use(one):
         await until(lambda: one.status.memory.frames)
@@ -268,6 +285,8 @@ def test_settings_change_while_all_goes_on():
             await one.set(history="always")
         with pytest.raises(InvalidParameterError, match="sample_fps must lie in"):
             await one.set(sample_fps=-1.0)
+        with pytest.raises(InvalidParameterError, match="10 frames/s are read of this source"):
+            await one.set(sample_fps=12.0)
         await until(lambda: one.status.counters["dropped_sampling"] > 3)
         await answer(one)
         return words, one.status
