@@ -158,6 +158,7 @@ class _Engine:
             return
         self.tell("close")
         await asyncio.to_thread(self._wait, self._child)
+        self._channel.close()
 
     @staticmethod
     def _wait(child: subprocess.Popen[bytes]) -> None:
@@ -236,6 +237,8 @@ class ApartMemory(LiveMemory):
     @property
     def status(self) -> Status:
         now = time.monotonic()
+        if self.room is None:  # not started
+            return self._status
         if self._engine.words:
             return replace(self._status, state="inactive", words=self._engine.words)
         if not self._looking and now - self._looked_at > LOOK:
@@ -476,3 +479,5 @@ def main(channel: str, shared: str) -> None:
     """The process of the engine."""
     logging.basicConfig(format="%(message)s")
     asyncio.run(_Served(Connection(int(channel)), int(shared)).serve())
+    logging.shutdown()
+    os._exit(0)  # a model that is being loaded would hold up the end, or crash in it
