@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from stream_vlm_ros.access import Access, read_key
 from stream_vlm_ros.cli_node import named
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
+from stream_vlm_ros.processes.children import ENDING_SIGNALS
 from stream_vlm_ros.setting import Setting
 from stream_vlm_ros.web.extra import why_no_console
 
@@ -91,7 +93,7 @@ def of_sources(
 ) -> list[LiveMemory]:
     """Of sources that are read and remembered here; what is wrong with one is told at once.
 
-    Raises SourceError, InvalidParameterError, ModelLoadError.
+    Raises SourceNotFoundError, SourceUnreadableError, InvalidParameterError, ModelLoadError.
     """
     from stream_vlm_ros.demo.defaults import WORLD, shown
     from stream_vlm_ros.errors import check_model_folder
@@ -100,6 +102,11 @@ def of_sources(
     from stream_vlm_ros.web.apart import Camera, remembered_apart
 
     check_model_folder(model_folder(settings))
+    for name in ("frame_store", "answers_file"):
+        if len(sources) > 1 and getattr(settings, name):
+            raise InvalidParameterError(
+                f"{Settings.table()[name].option} is of one camera: leave it out with several"
+            )
     named = [WORLD if one == "world" else one for one in sources]
     wanted = {name: value for name, value in options.items() if value is not None}
     if size := parse_size(options.get("size")):
@@ -123,7 +130,24 @@ def serve(memories: Sequence[LiveMemory], access: Access) -> None:
         print(f"The console is at http://{shown}:{port}{asked} (Ctrl-C ends it)", flush=True)
         from stream_vlm_ros.web.app import serve as serve_app
 
-        asyncio.run(serve_app(memories, replace(access, port=port), listening=listening))
+        _run_until_told(serve_app(memories, replace(access, port=port), listening=listening))
+
+
+def _run_until_told(work: Coroutine[Any, Any, None]) -> None:
+    """Run it in a loop of its own; a signal that ends processes cancels it, then raises
+    KeyboardInterrupt here."""
+
+    async def run() -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
+        for number in ENDING_SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup means it
+                loop.add_signal_handler(number, task.cancel)
+        await task
+
+    try:
+        asyncio.run(run())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
 
 
 def _listen(access: Access) -> socket.socket:

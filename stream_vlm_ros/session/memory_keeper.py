@@ -194,9 +194,7 @@ class MemoryKeeper:
     def _path(self, name: str) -> Path:
         parameters = self._parameters()
         if not parameters.memory_folder:
-            raise InvalidParameterError(
-                "memory_folder is not set: this node saves and loads no memory"
-            )
+            raise InvalidParameterError("memory_folder is not set: no memory is saved nor loaded")
         name = name or parameters.memory_name
         check_memory_name(name)
         return Path(os.path.expanduser(parameters.memory_folder)) / f"{name}{SUFFIX}"

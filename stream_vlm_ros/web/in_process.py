@@ -32,7 +32,7 @@ from stream_vlm_ros.errors import (
 )
 from stream_vlm_ros.factory import build_engine, card_of, kept_model
 from stream_vlm_ros.machine import used_bytes
-from stream_vlm_ros.session.answer_log import AnswerLog
+from stream_vlm_ros.session.answer_log import AnswerLog, AnswerLogError
 from stream_vlm_ros.session.counters import Drop, FrameCounters
 from stream_vlm_ros.session.ingest import FrameIngest
 from stream_vlm_ros.session.memory_keeper import MemoryKeeper
@@ -139,6 +139,7 @@ class InProcessMemory(LiveMemory):
         self._closing = threading.Event()
         self._ended, self._fault, self._noted = "", "", ""  # words
         self._changing = False  # another memory is put in place of this one
+        self._loads = 0  # that have not ended; those beyond the first are refused
         self._lag: float | None = None
         self._told_ns: int | None = None  # of the newest frame when that was measured
         self._seen_at: float | None = None  # when a picture came last; None: none came yet
@@ -149,9 +150,7 @@ class InProcessMemory(LiveMemory):
     # -- its life ----------------------------------------------------------------------------
 
     async def start(self) -> None:
-        folder = self._settings.answers_file
-        path = Path(os.path.expanduser(folder)) if folder else None
-        self._answers = AnswerLog(path, self._settings.answers_megabytes << 20, self._report)
+        self._answers = self._open_answers()
         self._started_at = time.monotonic()
         self._begin(self._worker)
         self._player.start()
@@ -176,6 +175,15 @@ class InProcessMemory(LiveMemory):
         self._keeper.close()
         if self._answers is not None:
             self._answers.close()
+
+    def _open_answers(self) -> AnswerLog:
+        file, most = self._settings.answers_file, self._settings.answers_megabytes << 20
+        try:
+            path = Path(os.path.expanduser(file)) if file else None
+            return AnswerLog(path, most, self._report)
+        except AnswerLogError as refusal:
+            self._note(f"past answers are kept in memory alone: {refusal}")
+            return AnswerLog(None, most, self._report)
 
     def _make_worker(self, settings: Settings) -> EngineWorker:
         return EngineWorker(
@@ -204,7 +212,7 @@ class InProcessMemory(LiveMemory):
                 self._report(fault)
         else:
             self._ingest.resume(self._worker.memory.latest_ns)
-            self._ingest.active = not self._changing
+            self._take_frames()
         self._ready.set()
 
     async def _tick(self) -> None:
@@ -238,7 +246,7 @@ class InProcessMemory(LiveMemory):
 
     def _play(self, source: Source) -> None:
         again = self._looped and not source.live and not source.endless
-        pace, began_ns = None, 0
+        pace, began_ns, stamp = None, 0, 0
         for frame in loop(source) if again else source:
             if self._closing.is_set():
                 return
@@ -252,8 +260,13 @@ class InProcessMemory(LiveMemory):
             if self._closing.wait(max(0.0, due - time.monotonic())):
                 return
             if pace is None or time.monotonic() - due > LATE:
-                pace, began_ns = Pace(frame.stamp_ns, time.monotonic()), time.time_ns()
-            self._take(frame, began_ns + frame.stamp_ns - pace.first_stamp_ns)
+                # The system's clock may have been set back meanwhile.
+                pace, began_ns = (
+                    Pace(frame.stamp_ns, time.monotonic()),
+                    max(time.time_ns(), stamp + 1),
+                )
+            stamp = began_ns + frame.stamp_ns - pace.first_stamp_ns
+            self._take(frame, stamp)
 
     def _take(self, frame: Frame, stamp_ns: int) -> None:
         self._seen_at = time.monotonic()
@@ -397,14 +410,21 @@ class InProcessMemory(LiveMemory):
             raise MemoryFileError(f"no memory is saved yet in {self._settings.memory_folder}")
         # Frames that came before are of the memory that goes; later ones wait for the stamps of the
         # one that comes.
+        self._loads += 1
         self._ingest.active = False
         try:
             self._ingest.deliver_open()
             done = await _done(self._keeper.load(name))
             self._ingest.go_on_behind(done.newest_ns)
         finally:
-            self._ingest.active = not self._closing.is_set()
+            self._loads -= 1
+            self._take_frames()
         return done.words
+
+    def _take_frames(self) -> None:
+        """Unless another memory is on its way, or none will be."""
+        waits = self._changing or self._loads or self._closing.is_set()
+        self._ingest.active = not (waits or self._fault or not self._worker.loaded.done())
 
     async def saved_names(self) -> Sequence[str]:
         if not self._settings.memory_folder:
@@ -423,6 +443,12 @@ class InProcessMemory(LiveMemory):
         ]
         if not changes:
             return "nothing has changed"
+        read = self._options.get("fps")
+        if read and after.sample_fps != before.sample_fps and not 0 < after.sample_fps <= read:
+            raise InvalidParameterError(
+                f"{read:g} frames/s are read of this source, from which sample_fps chooses: start "
+                "again with --fps for more"
+            )
         self._check_active()
         if after.pixel_limit != before.pixel_limit:
             self._worker.limit_pixels(*after.pixel_limit)
@@ -460,7 +486,7 @@ class InProcessMemory(LiveMemory):
                 ) from refusal
         finally:
             self._changing = False
-            self._ingest.active = self._fault == "" and not self._closing.is_set()
+            self._take_frames()
 
     async def _replace_engine(self, settings: Settings) -> None:
         self._fault = ""
@@ -535,6 +561,10 @@ async def _done(future: Future[Result]) -> Result:
     try:
         return await asyncio.shield(asyncio.wrap_future(future))
     except StreamVlmError:
+        raise
+    except asyncio.CancelledError:
+        if future.cancelled():
+            raise NotActiveError("it was broken off, as another memory begins") from None
         raise
     except Exception as fault:
         log.error("internal error", exc_info=fault)

@@ -15,7 +15,13 @@ from PIL import Image
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
-from stream_vlm_ros.errors import InvalidParameterError, MemoryFileError, ModelLoadError
+from stream_vlm_ros.errors import (
+    EmptyMemoryError,
+    InvalidParameterError,
+    MemoryFileError,
+    ModelLoadError,
+    StreamBusyError,
+)
 from stream_vlm_ros.session.worker import NotActiveError, Question
 from stream_vlm_ros.web.in_process import InProcessMemory
 
@@ -260,6 +266,23 @@ def test_past_answers_are_told_oldest_first_whatever_came_of_them():
     assert "What is visible now?" in examples  # the shipped model knows that
 
 
+def test_a_file_of_answers_that_is_none_is_left_alone_and_told(tmp_path):
+    file = tmp_path / "answers.sqlite"
+    file.write_bytes(b"somebody's own" * 100)
+
+    async def use(one):
+        await until(lambda: one.status.memory.frames)
+        await answer(one, "First?")
+        return one.status.words, await one.past_answers()
+
+    words, past = run(
+        use, settings=Settings(sample_fps=10.0, answers_file=str(file)), options=SMALL
+    )
+    assert "past answers are kept in memory alone" in words and "answers.sqlite" in words
+    assert [one.question for one in past] == ["First?"]
+    assert file.read_bytes() == b"somebody's own" * 100
+
+
 def test_settings_change_while_all_goes_on():
     async def use(one):
         await until(lambda: one.status.memory.frames)
@@ -268,6 +291,8 @@ def test_settings_change_while_all_goes_on():
             await one.set(history="always")
         with pytest.raises(InvalidParameterError, match="sample_fps must lie in"):
             await one.set(sample_fps=-1.0)
+        with pytest.raises(InvalidParameterError, match="10 frames/s are read of this source"):
+            await one.set(sample_fps=12.0)
         await until(lambda: one.status.counters["dropped_sampling"] > 3)
         await answer(one)
         return words, one.status
@@ -331,6 +356,54 @@ def test_saving_needs_a_folder_and_loading_a_file(tmp_path):
 
     run(nowhere)
     run(nothing, settings=Settings(memory_folder=str(tmp_path / "none")))
+
+
+def test_of_two_that_load_at_once_one_is_refused_and_no_frame_comes_between(tmp_path):
+    engine = FakeRecall(cap=10_000)
+
+    async def use(one):
+        await until(lambda: one.status.memory.frames)
+        engine.gate.clear()
+        await until(engine.busy.is_set)
+        orders = (one.load("a"), one.load("b"), one.save("c"))
+        loads = [asyncio.ensure_future(order) for order in orders]
+        await asyncio.sleep(0.3)
+        inactive = one.status.counters["dropped_inactive"]
+        engine.gate.set()
+        came = await asyncio.gather(*loads, return_exceptions=True)
+        frames = one.status.memory.frames
+        await until(lambda: one.status.memory.frames > frames)  # it goes on
+        return came, inactive
+
+    settings = Settings(memory_folder=str(tmp_path), sample_fps=10.0, chunk_frames=2)
+    came, inactive = run(use, engine, settings, options=SMALL)
+    assert isinstance(came[0], MemoryFileError)
+    assert [type(one) for one in came[1:]] == [StreamBusyError] * 2
+    assert inactive >= 2
+
+
+def test_what_waits_for_an_engine_that_is_replaced_is_told_so(tmp_path):
+    engine = FakeRecall(cap=10_000)
+
+    async def use(one):
+        await until(lambda: one.status.memory.frames)
+        engine.gate.clear()
+        await until(engine.busy.is_set)
+        asked = one.ask(Question("What?", max_new_tokens=3))
+        waiting = [asyncio.ensure_future(w) for w in (one.save("a"), one.thumbnail(0), one.reset())]
+        await asyncio.sleep(0.05)
+        changing = asyncio.ensure_future(one.set(important_share=0.3))
+        await asyncio.sleep(0.05)
+        refused = await asyncio.gather(one.set(important_share=0.4), return_exceptions=True)
+        engine.gate.set()
+        told = await asyncio.gather(*waiting, return_exceptions=True)
+        return [*refused, *told], await asked.outcome(), await changing, await answer(one)
+
+    settings = Settings(memory_folder=str(tmp_path), sample_fps=10.0, chunk_frames=2)
+    told, outcome, words, after = run(use, engine, settings, options=SMALL)
+    assert all(isinstance(one, NotActiveError) for one in told), told
+    assert isinstance(outcome.error, NotActiveError) and "other settings" in str(outcome.error)
+    assert "a new memory begins" in words and isinstance(after.error, EmptyMemoryError | None)
 
 
 def test_a_saved_memory_answers_the_same_after_a_restart(tmp_path):
