@@ -28,7 +28,7 @@ class ConsoleProcess:
             return missing
         port = _free_port()
         self._processes.start(
-            NAME, "stream_vlm_ros.cli", "web", "--node", f"/{NODE_NAME}", "--port", str(port)
+            NAME, "stream_vlm_ros.web", "--node", f"/{NODE_NAME}", "--port", str(port)
         )
         self._runs = True
         return f"http://127.0.0.1:{port} (in a moment)"
