@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import signal
 import socket
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from typer.core import TyperCommand
@@ -22,6 +20,7 @@ from stream_vlm_ros.cli_node import named
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
 from stream_vlm_ros.processes.children import ENDING_SIGNALS
+from stream_vlm_ros.session.memory_keeper import usual_folder
 from stream_vlm_ros.setting import Setting
 from stream_vlm_ros.web.extra import why_no_console
 
@@ -74,8 +73,7 @@ def with_place(settings: Settings) -> Settings:
     """With a folder for saved memories, where none is named."""
     if settings.memory_folder or settings.engine != "streaming":
         return settings
-    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return replace(settings, memory_folder=str(Path(data) / "stream_vlm" / "memories"))
+    return replace(settings, memory_folder=usual_folder())
 
 
 def of_node(name: str) -> list[LiveMemory]:
