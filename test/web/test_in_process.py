@@ -8,6 +8,7 @@ import io
 import threading
 import time
 
+import numpy as np
 import pytest
 from fake_engine import FakeEngine, FakeRecall
 from patience import PATIENCE
@@ -20,9 +21,12 @@ from stream_vlm_ros.errors import (
     InvalidParameterError,
     MemoryFileError,
     ModelLoadError,
+    SourceUnreadableError,
     StreamBusyError,
 )
 from stream_vlm_ros.session.worker import NotActiveError, Question
+from stream_vlm_ros.sources import Frame, Source
+from stream_vlm_ros.web import in_process
 from stream_vlm_ros.web.in_process import InProcessMemory
 
 SMALL = {"size": (64, 48)}
@@ -134,6 +138,40 @@ def test_a_source_that_is_not_there_is_told_in_words():
     status, outcome = run(use, source="no_such_film.mp4", options={})
     assert "no_such_film.mp4" in status.words
     assert "holds no image yet" in str(outcome.error) and status.words in str(outcome.error)
+
+
+def test_a_camera_that_went_away_is_tried_again_and_its_memory_goes_on(monkeypatch):
+    class Camera(Source):
+        live, name, passes = True, "camera", 0
+
+        def __iter__(self):
+            Camera.passes += 1
+            if Camera.passes == 2:
+                raise SourceUnreadableError("The camera does not start.")
+            for index in range(2 if Camera.passes == 1 else 1000):
+                yield Frame(index, np.zeros((28, 28, 3), np.uint8), self.name)
+                time.sleep(0.05)
+            self.state.damage = "The camera stopped."
+
+    monkeypatch.setattr(in_process, "AGAIN", 0.3)
+    monkeypatch.setattr(in_process, "open_source", lambda spec, **options: Camera())
+
+    async def use(one):
+        told = [await until(lambda: one.status.words)]
+        told.append(await until(lambda: "start" in one.status.words and one.status.words))
+        frames = one.status.memory.frames
+        await until(lambda: one.status.memory.frames > frames + 4)
+        return told, one.status
+
+    told, status = run(use, options={})
+    assert told == [
+        f"The camera {what}. It is tried again" for what in ("stopped", "does not start")
+    ]
+    assert (status.state, status.counters["resets"], len(status.memory.spans_ns)) == (
+        "active",
+        0,
+        1,
+    )
 
 
 def test_a_recording_that_is_played_again_goes_on_in_one_memory():
