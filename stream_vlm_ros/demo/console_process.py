@@ -27,9 +27,7 @@ class ConsoleProcess:
         if missing := why_no_console():
             return missing
         port = _free_port()
-        self._processes.start(
-            NAME, "stream_vlm_ros.cli", "web", "--node", f"/{NODE_NAME}", "--port", str(port)
-        )
+        self._processes.start(NAME, "stream_vlm_ros.web", f"/{NODE_NAME}", str(port))
         self._runs = True
         return f"http://127.0.0.1:{port} (in a moment)"
 
