@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from typer.core import TyperCommand
@@ -17,6 +15,7 @@ from stream_vlm_ros.access import Access, read_key
 from stream_vlm_ros.cli_node import named
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
+from stream_vlm_ros.session.memory_keeper import usual_folder
 from stream_vlm_ros.setting import Setting
 from stream_vlm_ros.web.extra import why_no_console
 
@@ -69,8 +68,7 @@ def with_place(settings: Settings) -> Settings:
     """With a folder for saved memories, where none is named."""
     if settings.memory_folder or settings.engine != "streaming":
         return settings
-    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return replace(settings, memory_folder=str(Path(data) / "stream_vlm" / "memories"))
+    return replace(settings, memory_folder=usual_folder())
 
 
 def of_sources(

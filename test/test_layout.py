@@ -42,7 +42,7 @@ FLOORS = [
     ("cli_experiment", "cli_node"),
     ("cli_web",),
     ("cli", "launching"),
-    ("demo.__main__",),
+    ("demo.__main__", "web.__main__"),
 ]
 FLOOR = {name: floor for floor, rooms in enumerate(FLOORS) for name in rooms}
 # Where ROS may be imported.

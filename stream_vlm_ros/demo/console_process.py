@@ -27,7 +27,9 @@ class ConsoleProcess:
         if missing := why_no_console():
             return missing
         port = _free_port()
-        self._processes.start(NAME, "stream_vlm_ros.web", f"/{NODE_NAME}", str(port))
+        self._processes.start(
+            NAME, "stream_vlm_ros.web", "--node", f"/{NODE_NAME}", "--port", str(port)
+        )
         self._runs = True
         return f"http://127.0.0.1:{port} (in a moment)"
 

@@ -34,6 +34,7 @@ from stream_vlm_ros.factory import card_of, model_folder
 from stream_vlm_ros.owned import check, mark, place_to_write
 from stream_vlm_ros.processes.children import Processes, undisturbed
 from stream_vlm_ros.processes.graph import check_ros, on_this_machine, own_graph, ros_arguments
+from stream_vlm_ros.session.memory_keeper import usual_folder
 from stream_vlm_ros.sources import Source, open_source, parse_size
 
 LOGS = "logs of the demo"  # in the folder's mark
@@ -66,7 +67,7 @@ def run_demo(
         model = model_folder(settings)
         _introduce(console, options, settings, source, typed)
         arguments = {
-            "node": _node_arguments(settings, model),
+            "node": _node_arguments(settings, model, options.web),
             "source": _source(options, video),
             "client": _client(options, settings, questions, video, typed),
         }
@@ -223,8 +224,9 @@ def _say_how_to_reach_it(console: Console, environment: dict[str, str]) -> None:
     console.print()
 
 
-def _node_arguments(settings: Settings, model: Path) -> list[str]:
-    return ros_arguments({**settings.changes(NODE), "model_path": str(model)})
+def _node_arguments(settings: Settings, model: Path, web: bool) -> list[str]:
+    saves = {"memory_folder": usual_folder()} if web else {}  # by the console's button alone
+    return ros_arguments({**saves, **settings.changes(NODE), "model_path": str(model)})
 
 
 def _source(options: DemoOptions, video: str) -> list[str]:

@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 SUFFIX = ".safetensors"
 
 
+def usual_folder() -> str:
+    """Where the memories of a user's own are saved, if nothing else is said."""
+    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return str(Path(data) / "stream_vlm" / "memories")
+
+
 @dataclass(frozen=True)
 class SavedState:
     """What is told of saved memories.

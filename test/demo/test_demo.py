@@ -186,7 +186,7 @@ def test_a_console_that_cannot_be_or_ends_is_said_once_and_nothing_more(monkeypa
         with contextlib.suppress(OSError):  # or somebody else has it
             taken.bind(("127.0.0.1", 8080))
         assert re.match(r"http://127\.0\.0\.1:(?!8080)\d+ ", console.start())
-    assert processes.started[0][1:5] == ("stream_vlm_ros.cli", "web", "--node", "/stream_vlm")
+    assert processes.started[0][1:4] == ("stream_vlm_ros.web", "--node", "/stream_vlm")
     assert "port 8080 is taken" in console.news() and console.news() == ""
 
 
