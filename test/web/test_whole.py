@@ -40,17 +40,21 @@ def address(tmp_path):
     command = [sys.executable, "-m", "stream_vlm_ros.cli", "web", "--source", f"world:{SEED}"]
     command += [*SMALL, "--port", "0", "--memory-folder", str(tmp_path / "memories")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    errors = tmp_path / "errors.txt"
+    with (
+        errors.open("w") as log,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+        ) as process,
+    ):
         try:
             told = process.stdout.readline()
             yield re.search(r"http://\S+", told).group()
-        finally:
             process.send_signal(signal.SIGINT)
-            try:
-                process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise
+            process.wait(PATIENCE)
+        finally:
+            process.kill()
+    assert "Traceback" not in errors.read_text()  # Ctrl-C is quiet
 
 
 def ask(page, text):
