@@ -5,11 +5,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import errno
-import signal
-import socket
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +15,6 @@ from stream_vlm_ros.access import Access, read_key
 from stream_vlm_ros.cli_node import named
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
-from stream_vlm_ros.processes.children import ENDING_SIGNALS
 from stream_vlm_ros.session.memory_keeper import usual_folder
 from stream_vlm_ros.setting import Setting
 from stream_vlm_ros.web.extra import why_no_console
@@ -76,16 +71,6 @@ def with_place(settings: Settings) -> Settings:
     return replace(settings, memory_folder=usual_folder())
 
 
-def of_node(name: str) -> list[LiveMemory]:
-    """Of a node that runs."""
-    from stream_vlm_ros.processes.graph import check_ros
-
-    check_ros()
-    from stream_vlm_ros.web.over_node import OverNode
-
-    return [OverNode(name)]
-
-
 def of_sources(
     sources: Sequence[str], settings: Settings, options: Mapping[str, Any], looped: bool
 ) -> list[LiveMemory]:
@@ -115,48 +100,3 @@ def of_sources(
         open_source(source, **wanted)
         cameras.append(Camera(source, with_place(settings), wanted, looped))
     return remembered_apart(cameras)
-
-
-def serve(memories: Sequence[LiveMemory], access: Access) -> None:
-    """Serve the console until the process is told to end. Raises InvalidParameterError."""
-    listening = _listen(access)
-    with listening:
-        host, port = listening.getsockname()[:2]
-        shown = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(host, host)
-        shown = f"[{shown}]" if ":" in shown else shown
-        asked = " Type the key there." if access.key else ""
-        print(f"The console is at http://{shown}:{port}{asked} (Ctrl-C ends it)", flush=True)
-        from stream_vlm_ros.web.app import serve as serve_app
-
-        _run_until_told(serve_app(memories, replace(access, port=port), listening=listening))
-
-
-def _run_until_told(work: Coroutine[Any, Any, None]) -> None:
-    """Run it in a loop of its own; a signal that ends processes cancels it, then raises
-    KeyboardInterrupt here."""
-
-    async def run() -> None:
-        loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
-        for number in ENDING_SIGNALS:
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup means it
-                loop.add_signal_handler(number, task.cancel)
-        await task
-
-    try:
-        asyncio.run(run())
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt from None
-
-
-def _listen(access: Access) -> socket.socket:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(
-            access.host, access.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        return socket.create_server(address[:2], family=family)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            hint = f"port {access.port} is taken; choose another with --port"
-        else:
-            hint = f"{access.host} port {access.port} cannot be listened at: {error.strerror}"
-        raise InvalidParameterError(hint) from error

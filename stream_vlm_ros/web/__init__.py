@@ -16,6 +16,9 @@ What it says of one
     figures         the state in words and figures
     time_line       all that was seen on one line, and where it is now
 
+How it is served
+    serving         until the process is told to end
+
 Who comes in
     gate            the key, other sites, and how many look at a time
 

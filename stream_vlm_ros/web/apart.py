@@ -71,42 +71,44 @@ class EngineEndedError(StreamVlmError):
 class _Room:
     """Memory of both processes for the newest picture of a camera, in which neither waits.
 
-    A picture is written next to the one before, and then its number: what is read lies there for a
-    step of the camera's at least.
+    While it is written its number is below 0; who has read meanwhile has read nothing.
     """
 
-    HEAD, SLOT = 64, LONGEST * LONGEST * 3  # bytes
-    SIZE = HEAD + 2 * SLOT
+    HEAD = 64
+    SIZE = HEAD + LONGEST * LONGEST * 3  # bytes
 
     def __init__(self, shared: mmap.mmap, index: int) -> None:
         start = self.SIZE * index
         self._looked = np.frombuffer(shared, np.float64, 1, start)  # s, of the monotonic clock
         self._head = np.frombuffer(shared, np.int64, 4, start + 8)  # number, stamp, height, width
-        self._slots = np.frombuffer(shared, np.uint8, 2 * self.SLOT, start + self.HEAD)
+        self._data = np.frombuffer(shared, np.uint8, self.SIZE - self.HEAD, start + self.HEAD)
 
     @property
     def is_looked_at(self) -> bool:
         return bool(time.monotonic() - self._looked[0] < LOOKED_AT)
 
     def look(self) -> int:
-        """The number of the picture that lies there; 0: none."""
+        """The number of the picture that lies there; 0 or below: none."""
         self._looked[0] = time.monotonic()
         return int(self._head[0])
 
-    def _slot(self, number: int, height: int, width: int) -> np.ndarray:
-        start = self.SLOT * (number % 2)
-        return self._slots[start : start + height * width * 3].reshape(height, width, 3)
+    def _image(self, height: int, width: int) -> np.ndarray:
+        return self._data[: height * width * 3].reshape(height, width, 3)
 
     def write(self, number: int, stamp_ns: int, image: np.ndarray) -> None:
         height, width = image.shape[:2]
-        self._slot(number, height, width)[...] = image
+        self._head[0] = -number
         self._head[1:] = stamp_ns, height, width
+        self._image(height, width)[...] = image
         self._head[0] = number
 
-    def read(self) -> Picture:
-        """The picture that lies there, encoded."""
+    def read(self) -> Picture | None:
+        """The picture that lies there, encoded; None: it is being written."""
         number, stamp_ns, height, width = map(int, self._head)
-        return Picture(number, stamp_ns, as_jpeg(self._slot(number, height, width)))
+        if number <= 0:
+            return None
+        jpeg = as_jpeg(self._image(height, width))
+        return Picture(number, stamp_ns, jpeg) if self._head[0] == number else None
 
 
 # -- where the page is ----------------------------------------------------------------------------
@@ -225,7 +227,7 @@ class ApartMemory(LiveMemory):
         self._looked_at, self._looking = 0.0, False
         self.room: _Room | None = None  # once there is another process
         self._picture: Picture | None = None
-        self._encoding: asyncio.Future[Picture] | None = None
+        self._encoding: asyncio.Future[Picture | None] | None = None
         self._encoded_at = 0.0
 
     async def start(self) -> None:
@@ -253,7 +255,7 @@ class ApartMemory(LiveMemory):
 
     @property
     def picture(self) -> Picture | None:
-        if self.room is not None and (number := self.room.look()) and self._encoding is None:
+        if self.room is not None and (number := self.room.look()) > 0 and self._encoding is None:
             is_new = self._picture is None or self._picture.number != number
             if is_new and time.monotonic() - self._encoded_at > 0.9 / A_SECOND:
                 self._encoded_at = time.monotonic()
@@ -262,8 +264,8 @@ class ApartMemory(LiveMemory):
                 self._encoding.add_done_callback(self._take_picture)
         return self._picture
 
-    def _take_picture(self, encoding: asyncio.Future[Picture]) -> None:
-        self._picture, self._encoding = encoding.result(), None
+    def _take_picture(self, encoding: asyncio.Future[Picture | None]) -> None:
+        self._picture, self._encoding = encoding.result() or self._picture, None
 
     def ask(self, question: Question) -> LiveAnswer:
         return _Asked(self._engine, self._index, question)

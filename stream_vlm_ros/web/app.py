@@ -137,8 +137,9 @@ async def serve(
     try:
         await asyncio.shield(serving)
     except asyncio.CancelledError:
-        server.should_exit = True  # in order: the memories are closed
-        await serving
+        if not serving.done():  # else it was a signal, after which it has ended in order
+            server.should_exit = True
+            await serving
         raise
 
 

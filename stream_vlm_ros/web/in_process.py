@@ -58,9 +58,12 @@ Result = TypeVar("Result")
 
 LATE = 1.0  # s behind, from which on a recording is played on from there
 TICK = 0.25  # s
+AGAIN = 3.0  # s until a camera that has ended is tried again
+NOTED = 10.0  # s for which what went wrong once is told
 SILENT = 5.0  # s without a picture, after which that is told
 NEAR = 30.0  # s: a picture that is shown for a time is at most so far from it
 END_TIMEOUT = 3.0  # s, for what the engine is doing at the moment
+ENDED = "The source has come to its end; what was seen can be asked."
 # What a new memory is needed for: changing one of them forgets what was seen.
 POLICY = (
     "max_cache_tokens", "sink_size", "window_size", "eviction_interval", "sampled_share",
@@ -138,6 +141,7 @@ class InProcessMemory(LiveMemory):
         self._ready = threading.Event()  # the model is there, or nothing ever will be
         self._closing = threading.Event()
         self._ended, self._fault, self._noted = "", "", ""  # words
+        self._noted_at = 0.0
         self._changing = False  # another memory is put in place of this one
         self._loads = 0  # that have not ended; those beyond the first are refused
         self._lag: float | None = None
@@ -228,21 +232,32 @@ class InProcessMemory(LiveMemory):
     # -- the source, in a thread of its own --------------------------------------------------
 
     def _watch(self) -> None:
-        source: Source | None = None
+        live = False
+        while not self._closing.is_set():
+            words, live = self._watched(live)
+            if not live:
+                self._ended = words
+                return
+            self._note(f"{words} It is tried again")
+            self._closing.wait(AGAIN)
+
+    def _watched(self, live: bool) -> tuple[str, bool]:
+        """Play the source to its end: why that came, and whether it is a camera, as it was if it is
+        not there now."""
         try:
             source = open_source(self._spec, **self._options)
+            live = source.live and not self._options.get("end")
             self._play(source)
             self._ingest.deliver_open()
-            told = [source.state.damage, *source.state.notes]
+            words = [source.state.damage or ENDED, *source.state.notes]
             if self._seen_at is None:
-                told.insert(0, f"{self.name} gave no frames")
-            words = "; ".join(word for word in told if word)
+                words.insert(0, f"{self.name} gave no frames.")
+            return " ".join(words), live
         except StreamVlmError as fault:
-            words = _words(fault)
+            return _words(fault), live
         except Exception as fault:  # of this package, or a library's: the memory stays
             self._report(fault)
-            words = _words(fault)
-        self._ended = words or "the source has come to its end; what was seen can be asked"
+            return _words(fault), live
 
     def _play(self, source: Source) -> None:
         again = self._looped and not source.live and not source.endless
@@ -302,11 +317,12 @@ class InProcessMemory(LiveMemory):
             return "inactive", fault
         if self._ended:
             return "ended", self._ended
-        words = worker.last_fault or worker.memory.history_fault or self._noted
-        silent = time.monotonic() - (self._seen_at or self._started_at)
-        if silent > SILENT:
-            words = f"no picture came for {silent:.0f} s"
-        return "active", words
+        now = time.monotonic()
+        noted = self._noted if now - self._noted_at < NOTED else ""
+        silent = now - (self._seen_at or self._started_at)
+        if silent > SILENT and not noted:
+            noted = f"no picture came for {silent:.0f} s"
+        return "active", noted or worker.last_fault or worker.memory.history_fault
 
     def _counts(self) -> dict[str, int]:
         worker = self._worker
@@ -327,7 +343,7 @@ class InProcessMemory(LiveMemory):
             self._told_ns, self._lag = newest, max(0.0, (time.time_ns() - newest) / SECOND)
 
     def _note(self, words: str) -> None:
-        self._noted = words
+        self._noted, self._noted_at = words, time.monotonic()
         log.warning("%s: %s", self.name, words)
 
     def _report(self, fault: BaseException) -> None:

@@ -12,8 +12,12 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 
+from patience import PATIENCE
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
 from stream_vlm_ros.web.live_memory import LiveMemory
 
+expect.set_options(timeout=1000 * PATIENCE)
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -23,10 +27,8 @@ def find_browser() -> str | None:
 
 
 @contextlib.contextmanager
-def launched() -> Iterator[object]:
+def launched() -> Iterator[Browser]:
     """A headless browser of Playwright's, driving the machine's Chromium."""
-    from playwright.sync_api import sync_playwright
-
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=find_browser(), args=["--no-sandbox", "--disable-gpu"]
@@ -35,6 +37,15 @@ def launched() -> Iterator[object]:
             yield browser
         finally:
             browser.close()
+
+
+def asked_in(page: Page, text: str) -> Locator:
+    """Where the answer to a question comes that is asked on a page."""
+    number = page.get_by_role("article").count()
+    box = page.get_by_label("Question", exact=True)
+    box.fill(text)
+    box.press("Enter")
+    return page.get_by_role("article").nth(number)
 
 
 @contextlib.contextmanager

@@ -7,8 +7,9 @@ import re
 from urllib.parse import urlsplit
 
 import pytest
-from browser import find_browser, launched, served
+from browser import asked_in, find_browser, launched, served
 from live_memory_stand_in import ANSWER, SECOND, LiveMemoryStandIn
+from patience import PATIENCE
 from playwright.sync_api import expect
 
 from stream_vlm_ros.session.counters import Drop
@@ -59,7 +60,7 @@ def view(address, browser, usual, memory):
 
     def open_one(**options):
         context = browser.new_context(**options) if options else usual
-        context.set_default_timeout(5000)
+        context.set_default_timeout(1000 * PATIENCE)
         page = context.new_page()
         opened.append(context if options else page)
         page.on("pageerror", lambda fault: faults.append(str(fault)))
@@ -79,10 +80,7 @@ def page(view):
 
 
 def ask(page, text=QUESTION):
-    box = page.get_by_label("Question", exact=True)
-    box.fill(text)
-    box.press("Enter")
-    return page.get_by_role("article").last
+    return asked_in(page, text)
 
 
 def click_at(page, second, memory):
