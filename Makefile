@@ -12,6 +12,8 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 DEMO_SECONDS ?= 40
+# The console in the browser; 0: none.
+DEMO_WEB ?= 1
 # What to install as torch, if not the version in constraints.txt: a version, a file.
 TORCH_SPEC ?=
 # Further options for each pip install, for example --find-links FOLDER.
@@ -71,8 +73,8 @@ setup: install/.built  ## Virtual environment, ROS 2, the package built into ins
 browser:  ## The Chromium that the console's tests drive, where it is missing (as root, by apt-get)
 	@tools/browser.sh
 
-demo: setup  ## Run the whole system on a video and ask it questions (DEMO_SECONDS=40)
-	@DEMO_SECONDS=$(DEMO_SECONDS) $(RUN) python -m stream_vlm_ros.demo $(DEMO_ARGS)
+demo: setup  ## Run the whole system on a video and ask it questions (DEMO_SECONDS=40 DEMO_WEB=1)
+	@DEMO_SECONDS=$(DEMO_SECONDS) DEMO_WEB=$(DEMO_WEB) $(RUN) python -m stream_vlm_ros.demo $(DEMO_ARGS)
 
 # From the folder test/: the repository's root must not be importable (test/test_layout.py). And
 # without the pytest plugins that happen to be on the machine: an installed ROS brings several.

@@ -3,15 +3,19 @@
 
 """Start the node: ros2 launch stream_vlm stream_vlm.launch.py image:=/camera/image_raw"""
 
+from launch.actions import ExecuteProcess
+from launch.substitutions import PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.substitutions import FindPackagePrefix
 
-from stream_vlm_ros.launching.arguments import NodeArguments, logger_name
+from stream_vlm_ros.launching.arguments import NodeArguments, console_command, logger_name
 from stream_vlm_ros.launching.description import description
 
 
 def start(values):
-    """The node, with the arguments that were given laid over the parameter file."""
+    """The node, with the arguments that were given laid over the parameter file; and the console,
+    which may end without it."""
     # An empty argument leaves the file's own value alone.
     over = {
         parameter: ParameterValue(value, value_type=str)
@@ -19,7 +23,10 @@ def start(values):
         if value
     }
     over["use_sim_time"] = values.use_sim_time
+    program = PathJoinSubstitution([FindPackagePrefix("stream_vlm"), "bin", "stream-vlm"])
+    console = ExecuteProcess(cmd=[program, *console_command(values)], output="screen")
     return [
+        *([console] if values.web else []),
         Node(
             package="stream_vlm",
             executable="stream_vlm_node",
@@ -33,7 +40,7 @@ def start(values):
                 f"{logger_name(values.namespace)}:={values.log_level}",
             ],
             output="screen",
-        )
+        ),
     ]
 
 

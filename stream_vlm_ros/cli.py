@@ -155,8 +155,9 @@ def takes_settings(
 
 
 def _option(row: Setting, default: Any) -> inspect.Parameter:
+    spelling = f"{row.option}/--no-{row.short}" if default is True else row.option
     option = typer.Option(
-        row.option, help=row.text, show_default=default != "", envvar=row.environment or None
+        spelling, help=row.text, show_default=default != "", envvar=row.environment or None
     )
     return inspect.Parameter(
         row.name,
@@ -764,13 +765,12 @@ def web(
 
     Of a node that runs (--node), or of a source that is remembered here, without ROS.
     """
-    from stream_vlm_ros.cli_web import access_to, check_installed, serve
+    from stream_vlm_ros.cli_web import access_to, check_installed
+    from stream_vlm_ros.web.serving import of_node, serve
 
     access = access_to(host, port, key_file)
     check_installed()
     if node is not None:
-        from stream_vlm_ros.cli_web import of_node
-
         serve(of_node(node), access)
         return
     from stream_vlm_ros.cli_web import of_sources

@@ -5,15 +5,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import errno
-import importlib.util
-import os
-import socket
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from typer.core import TyperCommand
@@ -22,12 +15,13 @@ from stream_vlm_ros.access import Access, read_key
 from stream_vlm_ros.cli_node import named
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
+from stream_vlm_ros.session.memory_keeper import usual_folder
 from stream_vlm_ros.setting import Setting
+from stream_vlm_ros.web.extra import why_no_console
 
 if TYPE_CHECKING:
     from stream_vlm_ros.web.live_memory import LiveMemory
 
-NEEDED = ("nicegui", "fastapi", "uvicorn")  # requirements/web.txt
 # Of no use with a node, which has a source and settings of its own.
 ONLY_WITHOUT_NODE = {
     "source", "engine", "topic", "stamps", "max_time_gap", "frame_rate", "size", "loop",
@@ -61,12 +55,8 @@ def _settings() -> set[str]:
 
 def check_installed() -> None:
     """Raise WebExtraMissingError, in one line, where the extra is not there."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise WebExtraMissingError(
-            f"the console needs {', '.join(missing)}: {sys.executable} -m pip install "
-            "'stream-vlm-ros[web]', or in a checkout -r requirements/web.txt"
-        )
+    if missing := why_no_console():
+        raise WebExtraMissingError(missing)
 
 
 def access_to(host: str, port: int, key_file: str) -> Access:
@@ -78,18 +68,7 @@ def with_place(settings: Settings) -> Settings:
     """With a folder for saved memories, where none is named."""
     if settings.memory_folder or settings.engine != "streaming":
         return settings
-    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return replace(settings, memory_folder=str(Path(data) / "stream_vlm" / "memories"))
-
-
-def of_node(name: str) -> list[LiveMemory]:
-    """Of a node that runs."""
-    from stream_vlm_ros.processes.graph import check_ros
-
-    check_ros()
-    from stream_vlm_ros.web.over_node import OverNode
-
-    return [OverNode(name)]
+    return replace(settings, memory_folder=usual_folder())
 
 
 def of_sources(
@@ -97,7 +76,7 @@ def of_sources(
 ) -> list[LiveMemory]:
     """Of sources that are read and remembered here; what is wrong with one is told at once.
 
-    Raises SourceError, InvalidParameterError, ModelLoadError.
+    Raises SourceNotFoundError, SourceUnreadableError, InvalidParameterError, ModelLoadError.
     """
     from stream_vlm_ros.demo.defaults import WORLD, shown
     from stream_vlm_ros.errors import check_model_folder
@@ -106,6 +85,11 @@ def of_sources(
     from stream_vlm_ros.web.apart import Camera, remembered_apart
 
     check_model_folder(model_folder(settings))
+    for name in ("frame_store", "answers_file"):
+        if len(sources) > 1 and getattr(settings, name):
+            raise InvalidParameterError(
+                f"{Settings.table()[name].option} is of one camera: leave it out with several"
+            )
     named = [WORLD if one == "world" else one for one in sources]
     wanted = {name: value for name, value in options.items() if value is not None}
     if size := parse_size(options.get("size")):
@@ -116,31 +100,3 @@ def of_sources(
         open_source(source, **wanted)
         cameras.append(Camera(source, with_place(settings), wanted, looped))
     return remembered_apart(cameras)
-
-
-def serve(memories: Sequence[LiveMemory], access: Access) -> None:
-    """Serve the console until the process is told to end. Raises InvalidParameterError."""
-    listening = _listen(access)
-    with listening:
-        host, port = listening.getsockname()[:2]
-        shown = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(host, host)
-        shown = f"[{shown}]" if ":" in shown else shown
-        asked = " Type the key there." if access.key else ""
-        print(f"The console is at http://{shown}:{port}{asked} (Ctrl-C ends it)", flush=True)
-        from stream_vlm_ros.web.app import serve as serve_app
-
-        asyncio.run(serve_app(memories, replace(access, port=port), listening=listening))
-
-
-def _listen(access: Access) -> socket.socket:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(
-            access.host, access.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        return socket.create_server(address[:2], family=family)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            hint = f"port {access.port} is taken; choose another with --port"
-        else:
-            hint = f"{access.host} port {access.port} cannot be listened at: {error.strerror}"
-        raise InvalidParameterError(hint) from error

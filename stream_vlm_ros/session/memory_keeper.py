@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 SUFFIX = ".safetensors"
 
 
+def usual_folder() -> str:
+    """Where the memories of a user's own are saved, if nothing else is said."""
+    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return str(Path(data) / "stream_vlm" / "memories")
+
+
 @dataclass(frozen=True)
 class SavedState:
     """What is told of saved memories.
@@ -194,9 +200,7 @@ class MemoryKeeper:
     def _path(self, name: str) -> Path:
         parameters = self._parameters()
         if not parameters.memory_folder:
-            raise InvalidParameterError(
-                "memory_folder is not set: this node saves and loads no memory"
-            )
+            raise InvalidParameterError("memory_folder is not set: no memory is saved nor loaded")
         name = name or parameters.memory_name
         check_memory_name(name)
         return Path(os.path.expanduser(parameters.memory_folder)) / f"{name}{SUFFIX}"

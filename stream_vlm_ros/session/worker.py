@@ -354,7 +354,7 @@ class EngineWorker:
 
     def stop(self, timeout: float) -> bool:
         """End the thread and drop what waits; True if it ended within ``timeout`` seconds."""
-        self.abandon(Drop.RESET, NotActiveError("the node was stopped before the answer came"))
+        self.abandon(Drop.RESET, NotActiveError("the engine was stopped before the answer came"))
         with self._wake:
             self._stopping = True
             self._wake.notify_all()
@@ -384,7 +384,7 @@ class EngineWorker:
         with self._wake:
             refusal: StreamVlmError | None = None
             if self._stopping:
-                refusal = NotActiveError("the node is being stopped")
+                refusal = NotActiveError("the engine is being stopped")
             elif self.ended is not None:
                 refusal = self.ended
             elif self.waiting_questions >= self.max_questions:
@@ -409,7 +409,7 @@ class EngineWorker:
         with self._wake:
             self._drop_chunks(cause)
             if self._stopping or self.ended is not None:
-                stopped = NotActiveError("the node is being stopped")
+                stopped = NotActiveError("the engine is being stopped")
                 command.future.set_exception(self.ended or stopped)
                 return command.future
             self._queue.append(command)
@@ -447,7 +447,7 @@ class EngineWorker:
     def _put(self, command: _CopyMemory | _LoadMemory | _Picture) -> Future[Any]:
         with self._wake:
             if self._stopping or self.ended is not None:
-                stopped = NotActiveError("the node is being stopped")
+                stopped = NotActiveError("the engine is being stopped")
                 command.future.set_exception(self.ended or stopped)
             else:
                 self._queue.append(command)
@@ -516,7 +516,7 @@ class EngineWorker:
             self.device = str(getattr(engine, "device", ""))
         except BaseException as fault:
             # What is no Exception would end the thread that asks for the result.
-            ended = StreamVlmError(f"loading the model was ended by {fault!r}; see the node's log")
+            ended = StreamVlmError(f"loading the model was ended by {fault!r}; see the log")
             self.loaded.set_exception(fault if isinstance(fault, Exception) else ended)
             return
         self.loaded.set_result(engine.memory_plan)
@@ -546,8 +546,8 @@ class EngineWorker:
     def _end(self, fault: BaseException) -> None:
         """The thread ends by a fault: nobody is left waiting, and the fault is reported."""
         ended = EngineEndedError(
-            f"the engine's thread has ended by {fault!r}: clean the node up and configure it "
-            "again, or restart it; see its log"
+            f"the engine's thread has ended by {fault!r}: start it again (a node is cleaned up and "
+            "configured, or restarted); see the log"
         )
         with self._wake:
             self.ended = ended
@@ -572,7 +572,7 @@ class EngineWorker:
             if self._stopping:
                 # Resets are left, and what came just behind the call of abandon() in stop().
                 self._drop_chunks(Drop.RESET)
-                why = NotActiveError("the node was stopped")
+                why = NotActiveError("the engine was stopped")
                 for command in self._queue:
                     if isinstance(command, _Waited):
                         command.future.set_exception(why)
@@ -720,7 +720,7 @@ class EngineWorker:
             outcome = self._failed(ticket, fault, started)
         except Exception as fault:
             self._report(fault)
-            words = StreamVlmError(f"internal error: {fault!r}; see the node's log")
+            words = StreamVlmError(f"internal error: {fault!r}; see the log")
             outcome = self._failed(ticket, words, started)
         ticket.future.set_result(outcome)
 

@@ -16,10 +16,14 @@ What it says of one
     figures         the state in words and figures
     time_line       all that was seen on one line, and where it is now
 
+How it is served
+    serving         until the process is told to end
+
 Who comes in
     gate            the key, other sites, and how many look at a time
 
 What is served, with the extra ``web``
+    extra           whether that is installed
     app             the server: the page, pictures, thumbnails
     page            what one viewer sees
     conversation    questions and answers on it

@@ -4,8 +4,8 @@
 """Memories in a process of their own: neither the page nor who looks at it takes time from the
 engine, and the page is there while its libraries load.
 
-What goes between the two processes is asked for, and no more of it than one of each kind is on its
-way: who looks at nothing costs nothing. Pictures lie in memory that both share.
+Who looks at nothing costs nothing: what goes between the two processes is asked for. Pictures lie
+in memory that both share.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ import numpy as np
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import StreamVlmError
 from stream_vlm_ros.session.worker import Outcome, Question
-from stream_vlm_ros.web.in_process import InProcessMemory, described
+from stream_vlm_ros.web.in_process import TICK, InProcessMemory, described
 from stream_vlm_ros.web.live_memory import LiveAnswer, LiveMemory, PastAnswer, Picture, Status
 from stream_vlm_ros.web.pictures import A_SECOND, LONGEST, Pictures, as_jpeg, reduced
 
 Answered = Callable[[Any], None]
-ROOM = LONGEST * LONGEST * 3  # bytes of a picture
-LOOK = 0.2  # s between two looks at a status
+LOOK = 0.45  # s between two looks at a status
+LOOKED_AT = 1.0  # s after a look at a picture, until no more are laid ready
 END_TIMEOUT = 6.0  # s
 PROGRAM = f"import sys; from {__name__} import main; main(*sys.argv[1:])"
 log = logging.getLogger(__name__)
@@ -68,6 +68,49 @@ class EngineEndedError(StreamVlmError):
     """The process of the engine has ended."""
 
 
+class _Room:
+    """Memory of both processes for the newest picture of a camera, in which neither waits.
+
+    While it is written its number is below 0; who has read meanwhile has read nothing.
+    """
+
+    HEAD = 64
+    SIZE = HEAD + LONGEST * LONGEST * 3  # bytes
+
+    def __init__(self, shared: mmap.mmap, index: int) -> None:
+        start = self.SIZE * index
+        self._looked = np.frombuffer(shared, np.float64, 1, start)  # s, of the monotonic clock
+        self._head = np.frombuffer(shared, np.int64, 4, start + 8)  # number, stamp, height, width
+        self._data = np.frombuffer(shared, np.uint8, self.SIZE - self.HEAD, start + self.HEAD)
+
+    @property
+    def is_looked_at(self) -> bool:
+        return bool(time.monotonic() - self._looked[0] < LOOKED_AT)
+
+    def look(self) -> int:
+        """The number of the picture that lies there; 0 or below: none."""
+        self._looked[0] = time.monotonic()
+        return int(self._head[0])
+
+    def _image(self, height: int, width: int) -> np.ndarray:
+        return self._data[: height * width * 3].reshape(height, width, 3)
+
+    def write(self, number: int, stamp_ns: int, image: np.ndarray) -> None:
+        height, width = image.shape[:2]
+        self._head[0] = -number
+        self._head[1:] = stamp_ns, height, width
+        self._image(height, width)[...] = image
+        self._head[0] = number
+
+    def read(self) -> Picture | None:
+        """The picture that lies there, encoded; None: it is being written."""
+        number, stamp_ns, height, width = map(int, self._head)
+        if number <= 0:
+            return None
+        jpeg = as_jpeg(self._image(height, width))
+        return Picture(number, stamp_ns, jpeg) if self._head[0] == number else None
+
+
 # -- where the page is ----------------------------------------------------------------------------
 
 
@@ -91,9 +134,12 @@ class _Engine:
             return
         self._loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
+        size = _Room.SIZE * len(self._cameras)
         shared = os.memfd_create("stream_vlm pictures")
-        os.ftruncate(shared, ROOM * len(self._cameras))
-        self._room = mmap.mmap(shared, ROOM * len(self._cameras))
+        os.ftruncate(shared, size)
+        both = mmap.mmap(shared, size)
+        for index, memory in enumerate(self.memories):
+            memory.room = _Room(both, index)
         # In a session of its own: Ctrl-C is for this process, which ends that one.
         self._child = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(theirs.fileno()), str(shared)],
@@ -114,6 +160,7 @@ class _Engine:
             return
         self.tell("close")
         await asyncio.to_thread(self._wait, self._child)
+        self._channel.close()
 
     @staticmethod
     def _wait(child: subprocess.Popen[bytes]) -> None:
@@ -141,21 +188,11 @@ class _Engine:
             self.tell(kind, self._last, *what)
         return self._last
 
-    def picture(self, index: int, height: int, width: int) -> np.ndarray:
-        """The one that lies in that camera's room, [height, width, 3]."""
-        shown = np.frombuffer(self._room, np.uint8, height * width * 3, ROOM * index)
-        return shown.reshape(height, width, 3)
-
     def _listen(self) -> None:
         """In a thread of its own."""
         with contextlib.suppress(EOFError, OSError):
             while True:
-                kind, *rest = self._channel.recv()
-                if kind == "picture":
-                    index, *what = rest
-                    self.memories[index].take_picture(*what)
-                else:
-                    self._in_loop(self._answered, *rest)
+                self._in_loop(self._answered, *self._channel.recv())
         assert self._child is not None
         status = self._child.wait()
         self._in_loop(self._over, status)
@@ -188,8 +225,10 @@ class ApartMemory(LiveMemory):
         self._engine, self._index = engine, index
         self._status = Status(words="the model is being loaded", model=model)
         self._looked_at, self._looking = 0.0, False
+        self.room: _Room | None = None  # once there is another process
         self._picture: Picture | None = None
-        self._wanted_at, self._wanted = 0.0, False
+        self._encoding: asyncio.Future[Picture | None] | None = None
+        self._encoded_at = 0.0
 
     async def start(self) -> None:
         self._engine.begin()
@@ -200,6 +239,8 @@ class ApartMemory(LiveMemory):
     @property
     def status(self) -> Status:
         now = time.monotonic()
+        if self.room is None:  # not started
+            return self._status
         if self._engine.words:
             return replace(self._status, state="inactive", words=self._engine.words)
         if not self._looking and now - self._looked_at > LOOK:
@@ -214,17 +255,17 @@ class ApartMemory(LiveMemory):
 
     @property
     def picture(self) -> Picture | None:
-        now = time.monotonic()
-        if not self._wanted and now - self._wanted_at > 0.9 / A_SECOND:
-            self._wanted, self._wanted_at = True, now
-            self._engine.tell("picture", self._index)
+        if self.room is not None and (number := self.room.look()) > 0 and self._encoding is None:
+            is_new = self._picture is None or self._picture.number != number
+            if is_new and time.monotonic() - self._encoded_at > 0.9 / A_SECOND:
+                self._encoded_at = time.monotonic()
+                loop = asyncio.get_running_loop()
+                self._encoding = loop.run_in_executor(None, self.room.read)
+                self._encoding.add_done_callback(self._take_picture)
         return self._picture
 
-    def take_picture(self, number: int, stamp_ns: int, height: int, width: int) -> None:
-        """One lies ready; in the thread that listens."""
-        image = self._engine.picture(self._index, height, width)
-        self._picture = Picture(number, stamp_ns, as_jpeg(image))
-        self._wanted = False
+    def _take_picture(self, encoding: asyncio.Future[Picture | None]) -> None:
+        self._picture, self._encoding = encoding.result() or self._picture, None
 
     def ask(self, question: Question) -> LiveAnswer:
         return _Asked(self._engine, self._index, question)
@@ -322,33 +363,26 @@ def remembered_apart(cameras: Sequence[Camera]) -> list[LiveMemory]:
 
 
 class _Given(Pictures):
-    """Lays the newest picture into the shared memory each time that it is wanted."""
+    """Lays the newest picture ready while the other process looks."""
 
-    def __init__(self, room: np.ndarray, tell: Callable[..., None], index: int) -> None:
+    def __init__(self, room: _Room) -> None:
         super().__init__()
-        self._room, self._tell, self._index = room, tell, index
-        self._wanted, self._given = False, 0
+        self._room, self._given, self._given_at = room, 0, 0.0
 
     def offer(self, image: np.ndarray, stamp_ns: int) -> None:
         super().offer(image, stamp_ns)
-        self._give()
+        self.give()
 
-    def want(self) -> None:
-        """Give the next one; at once, if there is a new one already."""
+    def give(self) -> None:
+        """Also every now and then: the last one may have come while nobody looked."""
         with self._lock:
-            self._wanted = True
-        self._give()
-
-    def _give(self) -> None:
-        with self._lock:
-            if not self._wanted or self._newest is None or self._newest[0] == self._given:
+            now = time.monotonic()
+            if self._newest is None or self._newest[0] == self._given:
                 return
-            number, stamp_ns, image = self._newest
-            self._wanted, self._given = False, number
-        image = reduced(image)
-        height, width = image.shape[:2]
-        self._room[: image.size].reshape(image.shape)[...] = image
-        self._tell("picture", self._index, number, stamp_ns, height, width)
+            if now - self._given_at < 0.9 / A_SECOND or not self._room.is_looked_at:
+                return
+            self._given_at, (self._given, stamp_ns, image) = now, self._newest
+            self._room.write(self._given, stamp_ns, reduced(image))
 
 
 class _Served:
@@ -357,11 +391,8 @@ class _Served:
     def __init__(self, channel: Connection, shared: int) -> None:
         self._channel, self._lock = channel, threading.Lock()
         (cameras,) = channel.recv()
-        room = np.frombuffer(mmap.mmap(shared, ROOM * len(cameras)), np.uint8)
-        self._given = [
-            _Given(room[ROOM * index : ROOM * (index + 1)], self._tell, index)
-            for index in range(len(cameras))
-        ]
+        both = mmap.mmap(shared, _Room.SIZE * len(cameras))
+        self._given = [_Given(_Room(both, index)) for index in range(len(cameras))]
         pairs = zip(cameras, self._given, strict=True)
         self._memories = [camera.remembered(given) for camera, given in pairs]
         self._answers: dict[int, LiveAnswer] = {}
@@ -373,7 +404,11 @@ class _Served:
         for memory in self._memories:
             await memory.start()
         threading.Thread(target=self._listen, daemon=True).start()
-        await self._over.wait()
+        while not self._over.is_set():
+            for given in self._given:
+                given.give()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._over.wait(), TICK)
         await asyncio.gather(*(memory.close() for memory in self._memories))
 
     def _listen(self) -> None:
@@ -381,8 +416,8 @@ class _Served:
         with contextlib.suppress(EOFError, OSError):
             while (message := self._channel.recv())[0] != "close":
                 kind, *rest = message
-                if kind == "picture":
-                    self._given[rest[0]].want()
+                if kind == "status":  # often, and no work for the loop
+                    self._on_status(*rest)
                 else:
                     self._loop.call_soon_threadsafe(getattr(self, f"_on_{kind}"), *rest)
         self._loop.call_soon_threadsafe(self._over.set)
@@ -397,7 +432,7 @@ class _Served:
         one.add_done_callback(self._tasks.discard)
 
     def _on_status(self, number: int, index: int) -> None:
-        self._tell("answer", number, self._memories[index].status, True)
+        self._tell(number, self._memories[index].status, True)
 
     def _on_call(self, number: int, index: int, method: str, arguments: Any, named: Any) -> None:
         self._start(self._call(number, self._memories[index], method, arguments, named))
@@ -408,9 +443,9 @@ class _Served:
         try:
             result = await getattr(memory, method)(*arguments, **named)
         except Exception as fault:
-            self._tell("answer", number, _sendable(fault), True)
+            self._tell(number, _sendable(fault), True)
         else:
-            self._tell("answer", number, (result, memory.status), True)
+            self._tell(number, (result, memory.status), True)
 
     def _on_ask(self, number: int, index: int, question: Question) -> None:
         self._answers[number] = answer = self._memories[index].ask(question)
@@ -418,12 +453,12 @@ class _Served:
 
     async def _follow(self, number: int, answer: LiveAnswer) -> None:
         async for text in answer:
-            self._tell("answer", number, text, False)
+            self._tell(number, text, False)
         outcome = await answer.outcome()
         del self._answers[number]
         if outcome.error is not None:
             outcome = replace(outcome, error=_sendable(outcome.error))
-        self._tell("answer", number, outcome, True)
+        self._tell(number, outcome, True)
 
     def _on_cancel(self, number: int) -> None:
         if (answer := self._answers.get(number)) is not None:
@@ -446,3 +481,5 @@ def main(channel: str, shared: str) -> None:
     """The process of the engine."""
     logging.basicConfig(format="%(message)s")
     asyncio.run(_Served(Connection(int(channel)), int(shared)).serve())
+    logging.shutdown()
+    os._exit(0)  # a model that is being loaded would hold up the end, or crash in it

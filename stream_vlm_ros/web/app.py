@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, WebSocket, WebSocketDisconnect
@@ -118,7 +118,7 @@ async def serve(
     *,
     listening: socket.socket | None = None,
 ) -> None:
-    """Serve until cancelled, or until the process is told to end; the memories are closed then.
+    """Serve until cancelled; the memories are closed then.
 
     Args:
         access: who is let in, and where is listened.
@@ -132,7 +132,7 @@ async def serve(
         lifespan="on",
         timeout_graceful_shutdown=2,
     )
-    server = uvicorn.Server(config)
+    server = _Server(config)
     serving = asyncio.create_task(server.serve(None if listening is None else [listening]))
     try:
         await asyncio.shield(serving)
@@ -141,6 +141,14 @@ async def serve(
             server.should_exit = True
             await serving
         raise
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to who runs the loop: uvicorn raises them again within its task."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
 
 def _known(index: int, memories: Sequence[LiveMemory]) -> int:

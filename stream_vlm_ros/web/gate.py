@@ -83,6 +83,8 @@ class Gate:
             await self._take_key(receive, send)
         elif not self._knows_key(heads):
             await _say(send, 401, f"<p>Type the key of this console.</p>{_FORM}")
+        elif scope["path"].startswith(self._pages):  # by which more could look than are counted
+            await _say(send, 400, "<p>The console needs websockets.</p>")
         elif self._is_page(heads) and (refusal := self._refusal()) is not None:
             await _say(send, 503, f"<p>{escape(str(refusal))}</p>")
         else:

@@ -32,7 +32,7 @@ from stream_vlm_ros.errors import (
 )
 from stream_vlm_ros.factory import build_engine, card_of, kept_model
 from stream_vlm_ros.machine import used_bytes
-from stream_vlm_ros.session.answer_log import AnswerLog
+from stream_vlm_ros.session.answer_log import AnswerLog, AnswerLogError
 from stream_vlm_ros.session.counters import Drop, FrameCounters
 from stream_vlm_ros.session.ingest import FrameIngest
 from stream_vlm_ros.session.memory_keeper import MemoryKeeper
@@ -58,9 +58,12 @@ Result = TypeVar("Result")
 
 LATE = 1.0  # s behind, from which on a recording is played on from there
 TICK = 0.25  # s
+AGAIN = 3.0  # s until a camera that has ended is tried again
+NOTED = 10.0  # s for which what went wrong once is told
 SILENT = 5.0  # s without a picture, after which that is told
 NEAR = 30.0  # s: a picture that is shown for a time is at most so far from it
 END_TIMEOUT = 3.0  # s, for what the engine is doing at the moment
+ENDED = "The source has come to its end; what was seen can be asked."
 # What a new memory is needed for: changing one of them forgets what was seen.
 POLICY = (
     "max_cache_tokens", "sink_size", "window_size", "eviction_interval", "sampled_share",
@@ -138,7 +141,9 @@ class InProcessMemory(LiveMemory):
         self._ready = threading.Event()  # the model is there, or nothing ever will be
         self._closing = threading.Event()
         self._ended, self._fault, self._noted = "", "", ""  # words
+        self._noted_at = 0.0
         self._changing = False  # another memory is put in place of this one
+        self._loads = 0  # that have not ended; those beyond the first are refused
         self._lag: float | None = None
         self._told_ns: int | None = None  # of the newest frame when that was measured
         self._seen_at: float | None = None  # when a picture came last; None: none came yet
@@ -149,9 +154,7 @@ class InProcessMemory(LiveMemory):
     # -- its life ----------------------------------------------------------------------------
 
     async def start(self) -> None:
-        folder = self._settings.answers_file
-        path = Path(os.path.expanduser(folder)) if folder else None
-        self._answers = AnswerLog(path, self._settings.answers_megabytes << 20, self._report)
+        self._answers = self._open_answers()
         self._started_at = time.monotonic()
         self._begin(self._worker)
         self._player.start()
@@ -176,6 +179,15 @@ class InProcessMemory(LiveMemory):
         self._keeper.close()
         if self._answers is not None:
             self._answers.close()
+
+    def _open_answers(self) -> AnswerLog:
+        file, most = self._settings.answers_file, self._settings.answers_megabytes << 20
+        try:
+            path = Path(os.path.expanduser(file)) if file else None
+            return AnswerLog(path, most, self._report)
+        except AnswerLogError as refusal:
+            self._note(f"past answers are kept in memory alone: {refusal}")
+            return AnswerLog(None, most, self._report)
 
     def _make_worker(self, settings: Settings) -> EngineWorker:
         return EngineWorker(
@@ -204,7 +216,7 @@ class InProcessMemory(LiveMemory):
                 self._report(fault)
         else:
             self._ingest.resume(self._worker.memory.latest_ns)
-            self._ingest.active = not self._changing
+            self._take_frames()
         self._ready.set()
 
     async def _tick(self) -> None:
@@ -220,25 +232,36 @@ class InProcessMemory(LiveMemory):
     # -- the source, in a thread of its own --------------------------------------------------
 
     def _watch(self) -> None:
-        source: Source | None = None
+        live = False
+        while not self._closing.is_set():
+            words, live = self._watched(live)
+            if not live:
+                self._ended = words
+                return
+            self._note(f"{words} It is tried again")
+            self._closing.wait(AGAIN)
+
+    def _watched(self, live: bool) -> tuple[str, bool]:
+        """Play the source to its end: why that came, and whether it is a camera, as it was if it is
+        not there now."""
         try:
             source = open_source(self._spec, **self._options)
+            live = source.live and not self._options.get("end")
             self._play(source)
             self._ingest.deliver_open()
-            told = [source.state.damage, *source.state.notes]
+            words = [source.state.damage or ENDED, *source.state.notes]
             if self._seen_at is None:
-                told.insert(0, f"{self.name} gave no frames")
-            words = "; ".join(word for word in told if word)
+                words.insert(0, f"{self.name} gave no frames.")
+            return " ".join(words), live
         except StreamVlmError as fault:
-            words = _words(fault)
+            return _words(fault), live
         except Exception as fault:  # of this package, or a library's: the memory stays
             self._report(fault)
-            words = _words(fault)
-        self._ended = words or "the source has come to its end; what was seen can be asked"
+            return _words(fault), live
 
     def _play(self, source: Source) -> None:
         again = self._looped and not source.live and not source.endless
-        pace, began_ns = None, 0
+        pace, began_ns, stamp = None, 0, 0
         for frame in loop(source) if again else source:
             if self._closing.is_set():
                 return
@@ -252,8 +275,13 @@ class InProcessMemory(LiveMemory):
             if self._closing.wait(max(0.0, due - time.monotonic())):
                 return
             if pace is None or time.monotonic() - due > LATE:
-                pace, began_ns = Pace(frame.stamp_ns, time.monotonic()), time.time_ns()
-            self._take(frame, began_ns + frame.stamp_ns - pace.first_stamp_ns)
+                # The system's clock may have been set back meanwhile.
+                pace, began_ns = (
+                    Pace(frame.stamp_ns, time.monotonic()),
+                    max(time.time_ns(), stamp + 1),
+                )
+            stamp = began_ns + frame.stamp_ns - pace.first_stamp_ns
+            self._take(frame, stamp)
 
     def _take(self, frame: Frame, stamp_ns: int) -> None:
         self._seen_at = time.monotonic()
@@ -289,11 +317,12 @@ class InProcessMemory(LiveMemory):
             return "inactive", fault
         if self._ended:
             return "ended", self._ended
-        words = worker.last_fault or worker.memory.history_fault or self._noted
-        silent = time.monotonic() - (self._seen_at or self._started_at)
-        if silent > SILENT:
-            words = f"no picture came for {silent:.0f} s"
-        return "active", words
+        now = time.monotonic()
+        noted = self._noted if now - self._noted_at < NOTED else ""
+        silent = now - (self._seen_at or self._started_at)
+        if silent > SILENT and not noted:
+            noted = f"no picture came for {silent:.0f} s"
+        return "active", noted or worker.last_fault or worker.memory.history_fault
 
     def _counts(self) -> dict[str, int]:
         worker = self._worker
@@ -314,7 +343,7 @@ class InProcessMemory(LiveMemory):
             self._told_ns, self._lag = newest, max(0.0, (time.time_ns() - newest) / SECOND)
 
     def _note(self, words: str) -> None:
-        self._noted = words
+        self._noted, self._noted_at = words, time.monotonic()
         log.warning("%s: %s", self.name, words)
 
     def _report(self, fault: BaseException) -> None:
@@ -397,14 +426,21 @@ class InProcessMemory(LiveMemory):
             raise MemoryFileError(f"no memory is saved yet in {self._settings.memory_folder}")
         # Frames that came before are of the memory that goes; later ones wait for the stamps of the
         # one that comes.
+        self._loads += 1
         self._ingest.active = False
         try:
             self._ingest.deliver_open()
             done = await _done(self._keeper.load(name))
             self._ingest.go_on_behind(done.newest_ns)
         finally:
-            self._ingest.active = not self._closing.is_set()
+            self._loads -= 1
+            self._take_frames()
         return done.words
+
+    def _take_frames(self) -> None:
+        """Unless another memory is on its way, or none will be."""
+        waits = self._changing or self._loads or self._closing.is_set()
+        self._ingest.active = not (waits or self._fault or not self._worker.loaded.done())
 
     async def saved_names(self) -> Sequence[str]:
         if not self._settings.memory_folder:
@@ -423,6 +459,12 @@ class InProcessMemory(LiveMemory):
         ]
         if not changes:
             return "nothing has changed"
+        read = self._options.get("fps")
+        if read and after.sample_fps != before.sample_fps and not 0 < after.sample_fps <= read:
+            raise InvalidParameterError(
+                f"{read:g} frames/s are read of this source, from which sample_fps chooses: start "
+                "again with --fps for more"
+            )
         self._check_active()
         if after.pixel_limit != before.pixel_limit:
             self._worker.limit_pixels(*after.pixel_limit)
@@ -460,7 +502,7 @@ class InProcessMemory(LiveMemory):
                 ) from refusal
         finally:
             self._changing = False
-            self._ingest.active = self._fault == "" and not self._closing.is_set()
+            self._take_frames()
 
     async def _replace_engine(self, settings: Settings) -> None:
         self._fault = ""
@@ -535,6 +577,10 @@ async def _done(future: Future[Result]) -> Result:
     try:
         return await asyncio.shield(asyncio.wrap_future(future))
     except StreamVlmError:
+        raise
+    except asyncio.CancelledError:
+        if future.cancelled():
+            raise NotActiveError("it was broken off, as another memory begins") from None
         raise
     except Exception as fault:
         log.error("internal error", exc_info=fault)

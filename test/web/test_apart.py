@@ -18,7 +18,7 @@ from stream_vlm_ros.session.worker import CancelledError, Question
 from stream_vlm_ros.web.apart import Camera, EngineEndedError, remembered_apart
 
 SETTINGS = Settings(max_cache_tokens=4096, history="auto", sample_fps=10.0, chunk_frames=2)
-PART = {"end": 0.8, "fps": 10}
+PART = {"end": 0.4, "fps": 10}
 
 
 def run(use, *cameras):
@@ -60,7 +60,7 @@ def test_two_cameras_are_seen_and_asked_through_one_other_process(tmp_path):
         before = world.status
         await until(lambda: film.status.state == "ended")
         missing, name = film.status.words, film.name
-        await until(lambda: world.status.state == "ended" and world.status.memory.frames == 8)
+        await until(lambda: world.status.state == "ended" and world.status.memory.frames == 4)
         picture = await until(lambda: world.picture)
         newest = world.status.memory.newest_ns
         await until(lambda: world.picture.stamp_ns == newest)
@@ -94,7 +94,7 @@ def test_two_cameras_are_seen_and_asked_through_one_other_process(tmp_path):
     assert came["world"].examples and came["world"].name == "world:7"
     assert Image.open(io.BytesIO(came["picture"].jpeg)).size == (640, 480)
     assert came["texts"][-1] == came["outcome"].answer == came["again"].answer != ""
-    assert came["outcome"].error is None and came["outcome"].memory.frames == 8
+    assert came["outcome"].error is None and came["outcome"].memory.frames == 4
     assert isinstance(came["stopped"].error, CancelledError)
     assert isinstance(came["late"].error, OutOfHorizonError)
     assert max(Image.open(io.BytesIO(came["thumbnail"])).size) == 64

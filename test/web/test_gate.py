@@ -159,6 +159,11 @@ def test_the_twenty_fifth_viewer_is_refused_in_words_until_one_leaves():
     assert (after, left) == (200, 0)
 
 
+def test_a_page_that_takes_no_websocket_is_told_so(house):
+    status, words, _ = ask(Gate(house, Access()), path=SOCKET)
+    assert status == 400 and "needs websockets" in words
+
+
 # -- the key itself -------------------------------------------------------------------------------
 
 

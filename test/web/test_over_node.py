@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+from browser import find_browser, launched, served
 from node_process import NodeProcess
 from patience import PATIENCE
 from PIL import Image
@@ -72,9 +73,17 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """Starts a node; the last one is ended with the module."""
+def nodes():
+    """Those that were started, each in a process of its own."""
     nodes = []
+    yield nodes
+    for node in nodes:
+        node.stop()
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory, nodes):
+    """Starts a node."""
     folder = tmp_path_factory.mktemp("memories")
 
     def start():
@@ -91,9 +100,7 @@ def start(tmp_path_factory):
         )
         return nodes[-1]
 
-    yield start
-    for node in nodes:
-        node.stop()
+    return start
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +124,6 @@ def camera(watched, start, graph):
     node = start()
     node.wait_for("the node is active")
     camera = StreamVlmClient(graph, "watched")
-    camera.node = node
     source = WorldSource(7, fps=1 / STEP, end=FRAMES * STEP)
     begin = camera.stamp_ns + SECOND
     for frame in source:
@@ -224,14 +230,14 @@ def test_pictures_come_as_the_camera_sends_them_while_a_paused_node_remembers_no
     watched.until(lambda s: not s.paused)
 
 
-def test_after_a_restart_a_loaded_memory_gives_the_same_answer(camera, watched, start):
+def test_after_a_restart_a_loaded_memory_gives_the_same_answer(camera, watched, start, nodes):
     asked = question(camera, "ago")
     before = watched.ask(asked.text)[1]
     assert "saved as" in watched.do(watched.memory.save("proof"))
     saved = watched.until(lambda s: s.saved.startswith("proof ("))
     watched.do(watched.memory.save())
     assert len(watched.do(watched.memory.saved_names())) == 2
-    camera.node.stop()
+    nodes[-1].stop()
     away = watched.until(lambda s: s.state == "away")
     assert "/watched/stream_vlm" in away.words
     refused = watched.ask(asked.text)[1]
@@ -248,6 +254,58 @@ def test_after_a_restart_a_loaded_memory_gives_the_same_answer(camera, watched, 
     again = watched.ask(asked.text)[1]
     assert (again.answer, again.error) == (before.answer, None)
     assert asked.is_right(again.answer)
+
+
+@pytest.fixture
+def page(watched):
+    """A console over the node, in a browser."""
+    pytest.importorskip("nicegui", reason="the console is not installed")
+    if find_browser() is None:
+        pytest.skip("no Chromium here: make browser installs it")
+    from stream_vlm_ros.web.over_node import OverNode
+
+    with served([OverNode("/watched/stream_vlm")]) as address, launched() as browser:
+        page = browser.new_page()
+        page.set_default_timeout(1000 * PATIENCE)
+        page.goto(address)
+        yield page
+
+
+def test_a_browser_asks_saves_sees_the_restart_loads_and_is_told_the_same(
+    page, camera, watched, start, nodes
+):
+    from playwright.sync_api import expect
+
+    def told(text):
+        expect(page.get_by_text(text).first).to_be_visible(timeout=1000 * PATIENCE)
+
+    def ask_there(text):
+        articles = page.get_by_role("article")
+        number = articles.count()
+        page.get_by_label("Question", exact=True).fill(text)
+        page.keyboard.press("Enter")
+        article = articles.nth(number)
+        expect(article).to_contain_text("in all", timeout=1000 * PATIENCE)
+        return article.locator(".sv-answer-text").text_content()
+
+    state = page.get_by_role("status").first
+    expect(state).to_have_text("Live", timeout=1000 * PATIENCE)
+    asked = question(camera, "first")
+    before = ask_there(asked.text)
+    assert asked.is_right(before)
+    page.get_by_role("button", name="Save", exact=True).click()
+    page.get_by_label("Name").fill("shown")
+    page.get_by_role("button", name="Save", exact=True).last.click()
+    told("Saved as")
+    nodes[-1].stop()
+    expect(state).to_have_text("Not answering", timeout=1000 * PATIENCE)
+    told("/watched/stream_vlm")
+    start()
+    expect(state).to_have_text("Live", timeout=1000 * PATIENCE)
+    page.get_by_role("button", name="Load", exact=True).click()
+    page.get_by_role("button", name="shown").click()
+    told("Loaded")
+    assert ask_there(asked.text) == before
 
 
 def test_a_second_node_of_the_name_is_said_and_both_are_left_alone(camera, watched, graph):
