@@ -52,7 +52,7 @@ def test_the_version_is_the_packages():
     assert run("--version").stdout.strip() == f"stream-vlm {__version__}"
 
 
-VERBS = ["", "ask", "replay", "rate", "info", "calibrate", "report", "report diff", "demo"]
+VERBS = ["", "ask", "replay", "rate", "info", "calibrate", "report", "report diff", "demo", "web"]
 VERBS += [
     "hardware",
     "history",
