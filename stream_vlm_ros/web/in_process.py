@@ -84,6 +84,14 @@ def described(source: str, settings: Settings) -> tuple[str, str, tuple[str, ...
     return place.rstrip("/").rsplit("/", 1)[-1] or place, str(card), examples_for(card)
 
 
+def _changeable(settings: Settings) -> list[str]:
+    """Names of the settings that may be changed while all goes on."""
+    pixels = {"max_pixels", "sampled_max_pixels"} - {settings.pixel_limit[0]}
+    always = [row.name for row in Settings.table().values() if row.change == ALWAYS]
+    policy = POLICY if settings.engine == "streaming" else ()
+    return [*policy, *(name for name in always if name not in OF_A_NODE | pixels)]
+
+
 @dataclass(frozen=True)
 class _Seen:
     """A picture as `FrameIngest` takes it."""
@@ -124,6 +132,7 @@ class InProcessMemory(LiveMemory):
         self.name, self._model, self.examples = described(source, settings)
         self._spec, self._looped = source, looped
         self._settings, self._load = settings, load
+        self._changeable = _changeable(settings)
         self._options: dict[str, Any] = dict(options or {})
         if settings.sample_fps:  # else every frame is wanted
             self._options.setdefault("fps", max(A_SECOND, settings.sample_fps))
@@ -305,7 +314,7 @@ class InProcessMemory(LiveMemory):
             model=self._model,
             device=worker.device,
             used_bytes=used_bytes(worker.device),
-            settings={name: getattr(self._settings, name) for name in self._changeable()},
+            settings={name: getattr(self._settings, name) for name in self._changeable},
             saved=saved.error or told,
         )
 
@@ -449,7 +458,7 @@ class InProcessMemory(LiveMemory):
 
     async def set(self, **settings: Any) -> str:
         for name in settings:
-            if name not in self._changeable():
+            if name not in self._changeable:
                 raise InvalidParameterError(f"{name} cannot be changed while the memory is at work")
         before, after = self._settings, self._settings.changed(settings)
         changes = [
@@ -476,13 +485,6 @@ class InProcessMemory(LiveMemory):
         self._worker.queue_size = after.queue_size
         self._worker.ingest_share = after.ingest_share
         return "; ".join(changes)
-
-    def _changeable(self) -> list[str]:
-        pixels = {"max_pixels", "sampled_max_pixels"} - {self._settings.pixel_limit[0]}
-        rows = Settings.table().values()
-        always = [row.name for row in rows if row.change == ALWAYS]
-        policy = POLICY if self._settings.engine == "streaming" else ()
-        return [*policy, *(name for name in always if name not in OF_A_NODE | pixels)]
 
     async def _begin_anew(self, settings: Settings) -> None:
         """Put an engine of other settings in the place of the present one."""
