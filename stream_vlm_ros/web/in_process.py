@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
+_LOADING = threading.Lock()
 
 LATE = 1.0  # s behind, from which on a recording is played on from there
 TICK = 0.25  # s
@@ -74,8 +75,10 @@ OF_A_NODE = {"no_image_timeout", "pose_tolerance", "save_memory_on_shutdown", "m
 
 
 def build(settings: Settings) -> InferenceEngine:
-    """The engine that settings ask for, its weights loaded once in a process."""
-    return build_engine(settings, kept_model(settings))
+    """The engine that settings ask for; memories of one process share the weights."""
+    with _LOADING:  # else each of two that begin at once would load them
+        checkpoint = kept_model(settings)
+    return build_engine(settings, checkpoint)
 
 
 def described(source: str, settings: Settings) -> tuple[str, str, tuple[str, ...]]:
@@ -352,12 +355,15 @@ class InProcessMemory(LiveMemory):
             self._told_ns, self._lag = newest, max(0.0, (time.time_ns() - newest) / SECOND)
 
     def _note(self, words: str) -> None:
-        self._noted, self._noted_at = words, time.monotonic()
-        log.warning("%s: %s", self.name, words)
+        """Tell it for a while, and log it once for as long as it is told."""
+        now = time.monotonic()
+        if words != self._noted or now - self._noted_at > NOTED:
+            log.warning("%s: %s", self.name, words)
+        self._noted, self._noted_at = words, now
 
     def _report(self, fault: BaseException) -> None:
         if isinstance(fault, StreamVlmError):
-            log.warning("%s: %s", self.name, fault)
+            self._note(str(fault))
         else:
             log.error("%s: internal error", self.name, exc_info=fault)
 
