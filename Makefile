@@ -63,7 +63,7 @@ SOURCE_LIST := build/.sources
 YAML_FILES := $(wildcard *.yml .*.yaml config/*.yaml .github/workflows/*.yml)
 
 .PHONY: help setup browser demo test test-slow interrupts history-proof soak fuzz-bags fuzz-videos fuzz-checkpoints \
-	same-as coverage bench docs picture report-picture site lint format headers clean check FORCE
+	same-as coverage bench docs picture console-picture report-picture site lint format headers clean check FORCE
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -130,6 +130,9 @@ docs: install/.built  ## Rewrite what pages and config/ take from code and resul
 
 picture: setup  ## Draw the README's picture: what the demo asks, and the answers
 	@$(RUN) python tools/demo_picture.py docs/pictures/demo.jpg
+
+console-picture: setup browser  ## Draw the README's picture of the console (a minute; needs Chromium)
+	@$(RUN) python tools/console_picture.py docs/pictures/console.jpg
 
 report-picture: setup  ## Draw the picture of a report in the pages (needs Chromium)
 	@$(RUN) tools/report_picture.sh

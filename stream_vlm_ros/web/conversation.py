@@ -101,6 +101,7 @@ class Conversation:
             put(self._toggle, "aria-pressed", "false")
             send = ui.button(icon="arrow_upward").props("type=submit unelevated round")
             put(send, "aria-label", "Ask")
+            put(send, "ripple", False)  # it stays where Enter has sent the question
 
     def show_examples(self) -> None:
         """Those of the memory that is asked now."""
