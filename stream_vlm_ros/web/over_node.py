@@ -129,7 +129,11 @@ class OverNode(LiveMemory):
         rows = Settings.table().values()
         names = [row.name for row in rows if row.change == ALWAYS and NODE in row.takers]
         while True:
-            self._parameters = await client.get(*names, "engine", "history", "use_sim_time")
+            try:
+                self._parameters = await client.get(*names, "engine", "history", "use_sim_time")
+            except NodeUnavailableError:
+                if time.monotonic() - self._heard_at > SILENT:  # else it is busy
+                    raise
             for _ in range(3):
                 await asyncio.sleep(STEP)
                 await self._check(client)
