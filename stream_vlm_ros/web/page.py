@@ -113,7 +113,7 @@ class Page:
         button = tag("button", "sv-camera", type="button", aria_pressed=pressed)
         put(button, "aria-label", f"Camera {name}")
         with button.on("click", lambda: self._turn_to(index)):
-            PictureView(index, name)
+            PictureView(index, name, small=True)
             ui.label(name)
         self._cameras.append(button)
 

@@ -349,7 +349,14 @@ def test_it_follows_the_systems_colors_and_can_be_read(view, scheme):
     page = view(color_scheme=scheme)
     expect(ask(page)).to_contain_text(ANSWER)
     expect(page.locator(".sv-meta")).to_be_visible()
-    for text in (".sv-answer-text", ".sv-meta", ".sv-brand", ".sv-legend li", ".sv-asked"):
+    for text in (
+        ".sv-answer-text",
+        ".sv-meta",
+        ".sv-brand",
+        ".sv-legend li",
+        ".sv-asked",
+        ".sv-send",
+    ):
         assert contrast(page, text) >= 4.5, text
     back = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", back))) < 200) == (scheme == "dark")
