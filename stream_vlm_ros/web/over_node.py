@@ -95,9 +95,15 @@ class OverNode(LiveMemory):
                     client.patience, patience = PATIENCE, FIRST_LOOK
                     await self._attend(client)
             except Exception as fault:
-                self._why_away = str(_as_ours(fault))
+                self._tell_away(fault)
                 patience = min(2 * patience, LONGEST_LOOK)
             await asyncio.sleep(STEP)
+
+    def _tell_away(self, fault: BaseException) -> None:
+        words = str(_as_ours(fault))
+        if words != self._why_away:
+            log.warning("%s is away: %s", self.name, words)
+        self._why_away = words
 
     async def _attend(self, client: StreamVlmClient) -> None:
         """Follow the node for as long as it is there; raises NodeUnavailableError then."""
@@ -112,7 +118,7 @@ class OverNode(LiveMemory):
         try:
             for one in (await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED))[0]:
                 if (fault := one.exception()) is not None:
-                    self._why_away = str(_as_ours(fault))
+                    self._tell_away(fault)
                     raise fault
         finally:
             self._client = None
