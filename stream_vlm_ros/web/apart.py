@@ -37,7 +37,7 @@ from stream_vlm_ros.web.live_memory import LiveAnswer, LiveMemory, PastAnswer, P
 from stream_vlm_ros.web.pictures import A_SECOND, LONGEST, Pictures, as_jpeg, reduced
 
 Answered = Callable[[Any], None]
-LOOK = 0.45  # s between two looks at a status
+LOOK = 0.9  # s between two looks at a status
 LOOKED_AT = 1.0  # s after a look at a picture, until no more are laid ready
 END_TIMEOUT = 6.0  # s
 PROGRAM = f"import sys; from {__name__} import main; main(*sys.argv[1:])"

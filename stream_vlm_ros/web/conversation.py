@@ -99,9 +99,9 @@ class Conversation:
             box.props("autocomplete=off enterkeyhint=send aria-label=Question")
             self._toggle = tool("checklist", "Give choices to pick from", self._show_choices)
             put(self._toggle, "aria-pressed", "false")
-            send = ui.button(icon="arrow_upward").props("type=submit unelevated round")
-            put(send, "aria-label", "Ask")
-            put(send, "ripple", False)  # it stays where Enter has sent the question
+            # Not Quasar's, which takes the focus from the box when Enter sends the question.
+            with tag("button", "sv-send", type="submit", aria_label="Ask"):
+                ui.icon("arrow_upward").props("aria-hidden=true")
 
     def show_examples(self) -> None:
         """Those of the memory that is asked now."""

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
+_LOADING = threading.Lock()
 
 LATE = 1.0  # s behind, from which on a recording is played on from there
 TICK = 0.25  # s
@@ -69,14 +70,24 @@ OF_A_NODE = {"no_image_timeout", "pose_tolerance", "save_memory_on_shutdown", "m
 
 
 def build(settings: Settings) -> InferenceEngine:
-    """The engine that settings ask for, its weights loaded once in a process."""
-    return build_engine(settings, kept_model(settings))
+    """The engine that settings ask for; memories of one process share the weights."""
+    with _LOADING:  # else each of two that begin at once would load them
+        checkpoint = kept_model(settings)
+    return build_engine(settings, checkpoint)
 
 
 def described(source: str, settings: Settings) -> tuple[str, str, tuple[str, ...]]:
     """What to call a source, and the model that settings name; questions that this can answer."""
     card, place = card_of(settings), without_secrets(source)
     return place.rstrip("/").rsplit("/", 1)[-1] or place, str(card), examples_for(card)
+
+
+def _changeable(settings: Settings) -> list[str]:
+    """Names of the settings that may be changed while all goes on."""
+    pixels = {"max_pixels", "sampled_max_pixels"} - {settings.pixel_limit[0]}
+    always = [row.name for row in Settings.table().values() if row.change == ALWAYS]
+    policy = POLICY if settings.engine == "streaming" else ()
+    return [*policy, *(name for name in always if name not in OF_A_NODE | pixels)]
 
 
 @dataclass(frozen=True)
@@ -119,6 +130,7 @@ class InProcessMemory(LiveMemory):
         self.name, self._model, self.examples = described(source, settings)
         self._spec, self._looped = source, looped
         self._settings, self._load = settings, load
+        self._changeable = _changeable(settings)
         self._options: dict[str, Any] = dict(options or {})
         if settings.sample_fps:  # else every frame is wanted
             self._options.setdefault("fps", max(A_SECOND, settings.sample_fps))
@@ -300,7 +312,7 @@ class InProcessMemory(LiveMemory):
             model=self._model,
             device=worker.device,
             used_bytes=used_bytes(worker.device),
-            settings={name: getattr(self._settings, name) for name in self._changeable()},
+            settings={name: getattr(self._settings, name) for name in self._changeable},
             saved=saved.error or told,
         )
 
@@ -338,12 +350,15 @@ class InProcessMemory(LiveMemory):
             self._told_ns, self._lag = newest, max(0.0, (time.time_ns() - newest) / SECOND)
 
     def _note(self, words: str) -> None:
-        self._noted, self._noted_at = words, time.monotonic()
-        log.warning("%s: %s", self.name, words)
+        """Tell it for a while, and log it once for as long as it is told."""
+        now = time.monotonic()
+        if words != self._noted or now - self._noted_at > NOTED:
+            log.warning("%s: %s", self.name, words)
+        self._noted, self._noted_at = words, now
 
     def _report(self, fault: BaseException) -> None:
         if isinstance(fault, StreamVlmError):
-            log.warning("%s: %s", self.name, fault)
+            self._note(str(fault))
         else:
             log.error("%s: internal error", self.name, exc_info=fault)
 
@@ -444,7 +459,7 @@ class InProcessMemory(LiveMemory):
 
     async def set(self, **settings: Any) -> str:
         for name in settings:
-            if name not in self._changeable():
+            if name not in self._changeable:
                 raise InvalidParameterError(f"{name} cannot be changed while the memory is at work")
         before, after = self._settings, self._settings.changed(settings)
         changes = [
@@ -471,13 +486,6 @@ class InProcessMemory(LiveMemory):
         self._worker.queue_size = after.queue_size
         self._worker.ingest_share = after.ingest_share
         return "; ".join(changes)
-
-    def _changeable(self) -> list[str]:
-        pixels = {"max_pixels", "sampled_max_pixels"} - {self._settings.pixel_limit[0]}
-        rows = Settings.table().values()
-        always = [row.name for row in rows if row.change == ALWAYS]
-        policy = POLICY if self._settings.engine == "streaming" else ()
-        return [*policy, *(name for name in always if name not in OF_A_NODE | pixels)]
 
     async def _begin_anew(self, settings: Settings) -> None:
         """Put an engine of other settings in the place of the present one."""

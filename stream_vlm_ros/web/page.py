@@ -14,7 +14,7 @@ from nicegui import ui
 from stream_vlm_ros.session.memory_summary import LEVELS
 from stream_vlm_ros.session.question import Outcome
 
-from .conversation import Conversation
+from .conversation import Conversation, sentence
 from .figures import (
     dropped,
     figures,
@@ -48,6 +48,7 @@ class Page:
         self._index = 0
         self._about: Span | None = None
         self._evidence: tuple[Span, ...] = ()
+        self._told: set[str] = set()  # faults
         self._panels = Panels(self._memory)
         self._talk = Conversation(
             self._memory,
@@ -73,6 +74,7 @@ class Page:
                 self._status_card()
             self._talk.build()
             self._line_card()
+        ui.on_exception(self._fault)
         ui.timer(PERIOD, self.refresh)
         ui.context.client.on_delete(self._talk.cancel_all)
         self.refresh()
@@ -112,7 +114,7 @@ class Page:
         button = tag("button", "sv-camera", type="button", aria_pressed=pressed)
         put(button, "aria-label", f"Camera {name}")
         with button.on("click", lambda: self._turn_to(index)):
-            PictureView(index, name)
+            PictureView(index, name, small=True)
             ui.label(name)
         self._cameras.append(button)
 
@@ -134,6 +136,7 @@ class Page:
             with tag("div", "sv-drops"):
                 self._taken = ui.label()
                 self._drops = tag("ul", aria_label="Pictures that were not remembered")
+                self._saved = ui.label()
             self._dropped: list[tuple[str, bool]] = []
 
     def _line_card(self) -> None:
@@ -157,7 +160,7 @@ class Page:
         self._model.set_text(" · ".join(filter(None, [status.model, status.device])))
         words = status.words or {"loading": "The model is being loaded"}.get(status.state, "")
         self._why.set_visibility(bool(words))
-        self._why_text.set_text(words)
+        self._why_text.set_text(sentence(words) if words else "")
         paused = status.paused
         put(self._pause, "icon", "play_arrow" if paused else "pause")
         put(self._pause, "aria-label", "Resume" if paused else "Pause")
@@ -169,6 +172,7 @@ class Page:
             value.set_text(figure.value)
             put(box, "title", figure.more)
         self._taken.set_text(taken_text(status.counters))
+        self._saved.set_text(f"Last save: {status.saved}" if status.saved else "")
         if (why := dropped(status.counters)) != self._dropped:
             self._dropped = why
             self._drops.clear()
@@ -204,6 +208,13 @@ class Page:
         self._talk.show_about()
         self._talk.show_examples()
         self.refresh()
+
+    def _fault(self, fault: Exception) -> None:
+        """What nobody foresaw; it is in the log with where it came from."""
+        words = f"internal error: {fault!r}; see what the console printed"
+        if words not in self._told:
+            self._told.add(words)
+            tell(words, bad=True)
 
     async def _pause_or_resume(self) -> None:
         memory = self._memory()

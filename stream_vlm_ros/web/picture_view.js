@@ -9,7 +9,7 @@ export default {
       <figcaption v-show="time">{{ time }}</figcaption>
       <p v-if="!frames" class="sv-picture-empty">No picture yet</p>
     </figure>`,
-  props: { url: String, label: String },
+  props: { url: String, label: String, pause: Number }, // ms between two pictures, at least
   data: () => ({ time: "", frames: 0 }),
   mounted() {
     this.open();
@@ -52,7 +52,10 @@ export default {
     },
     shown() {
       this.frames += 1;
-      if (this.socket && this.socket.readyState === WebSocket.OPEN) this.socket.send("");
+      const socket = this.socket;
+      const next = () => socket && socket.readyState === WebSocket.OPEN && socket.send("");
+      if (this.pause) setTimeout(next, this.pause);
+      else next();
     },
   },
 };

@@ -14,10 +14,12 @@ class PictureView(ui.element, component="picture_view.js"):
     Args:
         index: of the camera.
         name: for those who do not see it.
+        small: one among several, with a picture a second.
     """
 
-    def __init__(self, index: int, name: str) -> None:
+    def __init__(self, index: int, name: str, small: bool = False) -> None:
         super().__init__()
+        self.props["pause"] = 1000 if small else 0
         self.turn_to(index, name)
 
     def turn_to(self, index: int, name: str) -> None:

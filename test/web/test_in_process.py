@@ -115,6 +115,20 @@ def test_the_first_picture_is_there_before_the_model_and_questions_are_told_so()
     assert after.memory.frames == 4  # the recording has waited
 
 
+def test_what_is_refused_again_and_again_is_told_and_logged_once(caplog):
+    class Full(FakeRecall):
+        def append_video_chunk(self, frames, fps=None, timestamps=None):
+            raise InvalidParameterError("the chunk does not fit")
+
+    async def use(one):
+        await until(lambda: one.status.counters["dropped_error"] >= 6)
+        return one.status
+
+    status = run(use, Full(), options=SMALL)
+    assert (status.state, status.words) == ("active", "the chunk does not fit")
+    assert [record.getMessage() for record in caplog.records] == ["world:7: the chunk does not fit"]
+
+
 def test_a_model_that_cannot_be_loaded_is_told_and_nobody_waits():
     def load(settings):
         raise ModelLoadError("no such folder: models")

@@ -118,6 +118,12 @@ def test_an_answer_grows_word_by_word_and_shows_what_it_rests_on(page, memory):
     assert memory.asked[0].text == QUESTION and memory.asked[0].thumbnails > 0
 
 
+def test_the_next_question_is_typed_at_once(page):
+    ask(page)
+    expect(page.get_by_label("Question", exact=True)).to_be_focused()
+    expect(page.get_by_label("Question", exact=True)).to_have_value("")
+
+
 def test_an_example_is_asked_by_a_click(page, memory):
     page.get_by_role("button", name=memory.examples[1]).click()
     expect(page.get_by_role("article")).to_contain_text(ANSWER)
@@ -206,6 +212,16 @@ def test_state_and_losses_are_told_in_words(page, memory):
     memory.state, memory.words = "away", "the node /stream_vlm does not answer"
     expect(page.get_by_text("the node /stream_vlm does not answer")).to_be_visible()
     expect(page.get_by_role("status").first).to_have_text("Not answering")
+
+
+def test_a_fault_that_nobody_foresaw_is_told_too(page, memory, monkeypatch, caplog):
+    async def fail():
+        raise ZeroDivisionError("no")
+
+    monkeypatch.setattr(memory, "pause", fail)
+    page.get_by_role("button", name="Pause").click()
+    expect(page.get_by_text("Internal error: ZeroDivisionError('no')")).to_be_visible()
+    assert "ZeroDivisionError" in caplog.text
 
 
 def test_a_setting_is_changed_and_a_bad_one_refused_in_words(page, memory):
@@ -333,7 +349,14 @@ def test_it_follows_the_systems_colors_and_can_be_read(view, scheme):
     page = view(color_scheme=scheme)
     expect(ask(page)).to_contain_text(ANSWER)
     expect(page.locator(".sv-meta")).to_be_visible()
-    for text in (".sv-answer-text", ".sv-meta", ".sv-brand", ".sv-legend li", ".sv-asked"):
+    for text in (
+        ".sv-answer-text",
+        ".sv-meta",
+        ".sv-brand",
+        ".sv-legend li",
+        ".sv-asked",
+        ".sv-send",
+    ):
         assert contrast(page, text) >= 4.5, text
     back = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", back))) < 200) == (scheme == "dark")

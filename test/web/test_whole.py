@@ -85,7 +85,7 @@ def test_the_small_model_is_right_shows_why_and_is_so_again_from_a_saved_memory(
         page.get_by_role("button", name="Save", exact=True).click()
         page.get_by_label("Name").fill("morning")
         page.get_by_role("dialog").get_by_role("button", name="Save", exact=True).click()
-        expect(page.get_by_text(re.compile("morning"))).to_be_visible()
+        expect(page.get_by_text(re.compile("Saved as .*morning"))).to_be_visible()
         page.get_by_role("button", name="Reset").click()
         page.get_by_role("button", name="Forget").click()
         expect(page.get_by_text("0 of 200 tokens")).to_be_visible()
