@@ -741,7 +741,8 @@ def web(
         list[str] | None,
         typer.Option(
             help="A video, a bag, a folder of images, /dev/video0, rtsp://..., or world: the drawn "
-            "one, which is the default. May be repeated: a camera each."
+            "one, which is the default. May be repeated: a camera each. With --node: names of "
+            "its cameras."
         ),
     ] = None,
     loop: Annotated[
@@ -771,7 +772,7 @@ def web(
     access = access_to(host, port, key_file)
     check_installed()
     if node is not None:
-        serve(of_node(node), access)
+        serve(of_node(node, source or []), access)
         return
     from stream_vlm_ros.cli_web import of_sources
 

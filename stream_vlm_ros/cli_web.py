@@ -22,9 +22,9 @@ from stream_vlm_ros.web.extra import why_no_console
 if TYPE_CHECKING:
     from stream_vlm_ros.web.live_memory import LiveMemory
 
-# Of no use with a node, which has a source and settings of its own.
+# Of no use with a node, which has settings of its own.
 ONLY_WITHOUT_NODE = {
-    "source", "engine", "topic", "stamps", "max_time_gap", "frame_rate", "size", "loop",
+    "engine", "topic", "stamps", "max_time_gap", "frame_rate", "size", "loop",
 }  # fmt: skip
 
 

@@ -53,6 +53,8 @@ STEP = 0.02  # s between two looks at what is waited for
 ANNOUNCED = 3.2  # s in which every node has been heard: Fast DDS announces one every three
 FILE_PATIENCE = 600.0  # s for saving or loading a memory, which a slow disk makes long
 READING = ("get_", "list_")  # how the names of services begin that change nothing
+# Of several cameras these are not the node's where they are not set.
+DERIVED = ("sources", "image_topic", "memory_name", "frame_store")
 KEPT_EVENTS = 1000  # that a watcher has not looked at; beyond, the oldest go
 
 Event: TypeAlias = CacheStatus | Answer | DiagnosticStatus
@@ -493,25 +495,40 @@ class StreamVlmClient:
         why = self._seen.why_not_ready()
         return why or ("" if self.action.server_is_ready() else "its action ~/ask is away")
 
+    async def cameras(self) -> list[str]:
+        """Names of the node's cameras; none where it has only one, without a name."""
+        request = GetParameters.Request(names=["sources"])
+        response = await self._call("get_parameters", request, self.patience)
+        names: list[str] = list(response.values[0].string_array_value if response.values else ())
+        if response.values and (one := response.values[0].string_value):
+            names = one.split(",")
+        return [name.strip() for name in names if name.strip()]
+
     # Settings -------------------------------------------------------------------------------------
 
     async def get(self, *names: str) -> dict[str, Any]:
         """Values of these parameters; of all without a name.
 
+        A camera's own setting (``front.sample_fps``) that is not set is the node's.
+
         Raises InvalidParameterError for one that it does not have.
         """
         listed = await self._call("list_parameters", ListParameters.Request(), self.patience)
         known = set(listed.result.names)
-        for name in names:
-            if name not in known:
+        cameras = [] if known.issuperset(names) else await self.cameras()
+        held_by = {}  # the parameter that has the value
+        for name in names or sorted(known):
+            source, _, shared = name.partition(".")
+            own = source in cameras and shared in known and shared not in DERIVED
+            held_by[name] = shared if own and name not in known else name
+            if held_by[name] not in known:
                 raise InvalidParameterError(
                     f"the node {self.name} has no parameter {cut(str(name))!r}"
                 )
-        wanted = list(names) or sorted(known)
-        request = GetParameters.Request(names=wanted)
+        request = GetParameters.Request(names=list(held_by.values()))
         response = await self._call("get_parameters", request, self.patience)
         values = map(parameter_value_to_python, response.values)
-        return dict(zip(wanted, values, strict=True))
+        return dict(zip(held_by, values, strict=True))
 
     async def set(self, **values: Any) -> None:
         """Change parameters, all of them or none; a whole number will do for a float.
@@ -580,9 +597,8 @@ class StreamVlmClient:
         """A service of one camera; raises InvalidParameterError for one that is not there."""
         if not source:
             return name
-        await self.first_status()
-        if source not in (there := self.statuses):
-            known = f": there are {', '.join(sorted(there))}" if "" not in there else ""
+        if source not in (there := await self.cameras()):
+            known = f": there are {', '.join(there)}" if there else ""
             raise InvalidParameterError(
                 f"the node {self.name} has no camera {cut(source)!r}{known}"
             )

@@ -248,7 +248,9 @@ def node_name(namespace: str) -> str:
 def console_command(values: _Common) -> list[str]:
     """What shows the node in the browser: arguments of ``stream-vlm``."""
     where = ("--host", values.web_host, "--port", str(values.web_port))
-    return ["web", "--node", node_name(values.namespace), *where]
+    cameras = cameras_of(getattr(values, "cameras", ""))
+    which = [word for name in cameras for word in ("--source", name)]
+    return ["web", "--node", node_name(values.namespace), *which, *where]
 
 
 def logger_name(namespace: str) -> str:

@@ -23,7 +23,7 @@ from stream_vlm_ros.client.messages import nanoseconds
 from stream_vlm_ros.client.node_client import counts_of
 from stream_vlm_ros.client.plain_values import to_memory, to_outcome
 from stream_vlm_ros.client.stream_vlm_client import StreamVlmClient
-from stream_vlm_ros.config import NODE, Settings
+from stream_vlm_ros.config import ALL_CAMERAS, NODE, Settings
 from stream_vlm_ros.console import bytes_text
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidImageError, MemoryFileError, StreamVlmError
@@ -47,6 +47,7 @@ LONGEST_LAG = 300.0  # s: stamps farther from the clock are of another one
 NEAR = 2.0  # s, or two samples: a picture that is shown for a time is at most so far from it
 MEMORY, INPUT, SAVED = "model and memory", "image input", "saved memory"  # of /diagnostics
 OK = DiagnosticStatus.OK
+NOT_OF_ONE = (*ALL_CAMERAS, "use_sim_time")  # parameters that no camera has for itself
 STATES = {"active": "active", "configuring": "loading"}  # of a node; of all others "inactive"
 
 
@@ -55,14 +56,16 @@ class OverNode(LiveMemory):
 
     Args:
         node: its full name; "": the only one there is.
+        source: which of its cameras; "": the only one, or the first.
     """
 
-    def __init__(self, node: str = "") -> None:
+    def __init__(self, node: str = "", source: str = "") -> None:
+        self._wish = self._source = source
         self._node = f"/{node.strip('/')}" if node else ""
-        self.name = self._node or "the node"
+        self.name = source or self._node or "the node"
         self._small = card_of(Settings())  # of the package; of another, a node tells the name alone
         self._client: StreamVlmClient | None = None  # while the node is there
-        self._why_away = f"looking for {self.name}"
+        self._why_away = f"looking for {self._node or 'the node'}"
         self._life: asyncio.Task[None] | None = None
         self._forget()
         self._memory = MemorySummary()
@@ -108,8 +111,13 @@ class OverNode(LiveMemory):
 
     async def _attend(self, client: StreamVlmClient) -> None:
         """Follow the node for as long as it is there; raises NodeUnavailableError then."""
-        self._node = self.name = client.name  # and no other, should that one come meanwhile
+        self._node = client.name  # and no other, should that one come meanwhile
         await self._check(client)
+        cameras = await client.cameras()
+        if self._wish and self._wish not in cameras:
+            raise NodeUnavailableError(f"the node {client.name} has no camera {self._wish!r}")
+        self._source = self._wish or next(iter(cameras), "")
+        self.name = self._source or client.name
         tasks = [
             asyncio.ensure_future(one)
             for one in (self._hear(client), self._look(client), self._watch_camera(client))
@@ -137,7 +145,9 @@ class OverNode(LiveMemory):
         names = [row.name for row in rows if row.change == ALWAYS and NODE in row.takers]
         while True:
             try:
-                self._parameters = await client.get(*names, "engine", "history", "use_sim_time")
+                self._parameters = await self._values(
+                    client, *names, "engine", "history", "use_sim_time"
+                )
             except NodeUnavailableError:
                 if time.monotonic() - self._heard_at > SILENT:  # else it is busy
                     raise
@@ -145,11 +155,18 @@ class OverNode(LiveMemory):
                 await asyncio.sleep(STEP)
                 await self._check(client)
 
+    async def _values(self, client: StreamVlmClient, *names: str) -> dict[str, Any]:
+        """Of parameters: what holds for this camera."""
+        within = f"{self._source}." if self._source else ""
+        own = {name: name if name in NOT_OF_ONE else f"{within}{name}" for name in names}
+        values = await client.get(*own.values())
+        return {name: values[full] for name, full in own.items()}
+
     async def _hear(self, client: StreamVlmClient) -> None:
         """What the node says of itself."""
         async for event in client.watch():
             self._heard_at = time.monotonic()
-            if isinstance(event, CacheStatus):
+            if isinstance(event, CacheStatus) and event.source == self._source:
                 self._take_status(event)
             elif isinstance(event, DiagnosticStatus):
                 self._take_health(event)
@@ -165,7 +182,9 @@ class OverNode(LiveMemory):
             self._lag = lag if 0 <= lag < LONGEST_LAG and not simulated else None
 
     def _take_health(self, status: DiagnosticStatus) -> None:
-        task = status.name.rpartition(": ")[2]
+        *camera, task = status.name.split(": ")[1:]
+        if "".join(camera) not in ("", self._source):
+            return
         self._health[task] = status
         if task == MEMORY:
             self._state = self._value(MEMORY, "state")
@@ -257,6 +276,11 @@ class OverNode(LiveMemory):
         self._looked_at = time.monotonic()
         return self._picture
 
+    @property
+    def source(self) -> str:
+        """Which camera of the node; "": the only one."""
+        return self._source
+
     # -- what is asked -----------------------------------------------------------------------
 
     def client(self) -> StreamVlmClient:
@@ -274,7 +298,7 @@ class OverNode(LiveMemory):
         rate = self._parameters.get("sample_fps") or 1.0
         within = round(max(NEAR, 2 / rate) * SECOND)
         try:
-            found = await self.client().picture(stamp_ns, within, size)
+            found = await self.client().picture(stamp_ns, within, size, self._source)
         except StreamVlmError as why:
             log.info("no picture: %s", why)
             return None
@@ -291,35 +315,40 @@ class OverNode(LiveMemory):
                 one.answer.error_message,
             )
             for one in found
+            if one.answer.source in ("", self._source)
         ]
 
     # -- what is ordered ---------------------------------------------------------------------
 
     async def reset(self) -> str:
-        return await self.client().reset()
+        return await self.client().reset(self._source)
 
     async def pause(self) -> str:
-        return await self.client().pause()
+        return await self.client().pause(self._source)
 
     async def resume(self) -> str:
-        return await self.client().resume()
+        return await self.client().resume(self._source)
 
     async def save(self, name: str = "") -> str:
-        return await self.client().save(name or time.strftime("%Y-%m-%d_%H-%M-%S"))
+        return await self.client().save(name or time.strftime("%Y-%m-%d_%H-%M-%S"), self._source)
 
     async def load(self, name: str = "") -> str:
         if not name and not (name := next(iter(await self.saved_names()), "")):
             raise MemoryFileError("no memory is saved yet in the node's folder")
-        return await self.client().load(name)
+        return await self.client().load(name, self._source)
 
     async def saved_names(self) -> Sequence[str]:
-        return await self.client().saved_memories()
+        return await self.client().saved_memories(self._source)
 
     async def set(self, **settings: Any) -> str:
         client = self.client()
         before = self._settings
-        await client.set(**settings)
-        self._parameters |= await client.get(*settings)
+        there = await client.get() if self._source else {}
+        own = {name: f"{self._source}.{name}" for name in settings}
+        await client.set(
+            **{own[name] if own[name] in there else name: one for name, one in settings.items()}
+        )
+        self._parameters |= await self._values(client, *settings)
         changes = [
             f"{name}: {before.get(name)} -> {now}"
             for name in settings
@@ -379,6 +408,7 @@ class _Asked(LiveAnswer):
             question.text,
             question.choices,
             about_ns=question.about_ns,
+            source=self._node.source,
             max_new_tokens=question.max_new_tokens,
             temperature=question.temperature,
             keep_exchange=question.keep_exchange,

@@ -19,14 +19,14 @@ from stream_vlm_ros.processes.children import ENDING_SIGNALS
 from stream_vlm_ros.web.live_memory import LiveMemory
 
 
-def of_node(name: str) -> list[LiveMemory]:
-    """Of a node that runs."""
+def of_node(name: str, sources: Sequence[str] = ()) -> list[LiveMemory]:
+    """Of a node that runs: these of its cameras, or the only one, or the first."""
     from stream_vlm_ros.processes.graph import check_ros
 
     check_ros()
     from stream_vlm_ros.web.over_node import OverNode
 
-    return [OverNode(name)]
+    return [OverNode(name, source) for source in sources or ("",)]
 
 
 def serve(memories: Sequence[LiveMemory], access: Access) -> None:
