@@ -12,6 +12,8 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 DEMO_SECONDS ?= 40
+# The console in the browser; 0: none.
+DEMO_WEB ?= 1
 # What to install as torch, if not the version in constraints.txt: a version, a file.
 TORCH_SPEC ?=
 # Further options for each pip install, for example --find-links FOLDER.
@@ -45,11 +47,11 @@ MODE := $(ROS_DISTRO)
 VENV_OPTIONS := --system-site-packages
 CONSTRAINTS_OPTIONS := --system-ros
 # OpenCV comes with ROS (cv_bridge); only where it does not, ours is installed.
-REQUIREMENTS = runtime test $(shell $(VENV)/bin/python -c "import cv2" 2>/dev/null || echo opencv)
+REQUIREMENTS = runtime web test $(shell $(VENV)/bin/python -c "import cv2" 2>/dev/null || echo opencv)
 COLCON := $(shell command -v colcon 2>/dev/null)
 else
 MODE := wheels
-REQUIREMENTS := runtime opencv test ros-jazzy
+REQUIREMENTS := runtime opencv web test ros-jazzy
 COLCON := $(VENV)/bin/colcon
 endif
 
@@ -60,16 +62,19 @@ SOURCES := $(shell find stream_vlm_ros config launch examples -type f -not -path
 SOURCE_LIST := build/.sources
 YAML_FILES := $(wildcard *.yml .*.yaml config/*.yaml .github/workflows/*.yml)
 
-.PHONY: help setup demo test test-slow interrupts history-proof soak fuzz-bags fuzz-videos fuzz-checkpoints \
-	same-as coverage bench docs picture report-picture site lint format headers clean check FORCE
+.PHONY: help setup browser demo test test-slow interrupts history-proof soak fuzz-bags fuzz-videos fuzz-checkpoints \
+	same-as coverage bench docs picture console-picture report-picture site lint format headers clean check FORCE
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
 
 setup: install/.built  ## Virtual environment, ROS 2, the package built into install/
 
-demo: setup  ## Run the whole system on a video and ask it questions (DEMO_SECONDS=40)
-	@DEMO_SECONDS=$(DEMO_SECONDS) $(RUN) python -m stream_vlm_ros.demo $(DEMO_ARGS)
+browser:  ## The Chromium that the console's tests drive, where it is missing (as root, by apt-get)
+	@tools/browser.sh
+
+demo: setup  ## Run the whole system on a video and ask it questions (DEMO_SECONDS=40 DEMO_WEB=1)
+	@DEMO_SECONDS=$(DEMO_SECONDS) DEMO_WEB=$(DEMO_WEB) $(RUN) python -m stream_vlm_ros.demo $(DEMO_ARGS)
 
 # From the folder test/: the repository's root must not be importable (test/test_layout.py). And
 # without the pytest plugins that happen to be on the machine: an installed ROS brings several.
@@ -125,6 +130,9 @@ docs: install/.built  ## Rewrite what pages and config/ take from code and resul
 
 picture: setup  ## Draw the README's picture: what the demo asks, and the answers
 	@$(RUN) python tools/demo_picture.py docs/pictures/demo.jpg
+
+console-picture: setup browser  ## Draw the README's picture of the console (a minute; needs Chromium)
+	@$(RUN) python tools/console_picture.py docs/pictures/console.jpg
 
 report-picture: setup  ## Draw the picture of a report in the pages (needs Chromium)
 	@$(RUN) tools/report_picture.sh

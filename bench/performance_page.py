@@ -97,6 +97,21 @@ ROWS = (
         ),
     ),
     Row(
+        "web",
+        "The console: processor time of the engine's process, one viewer / none, ten / one",
+        lambda r: [
+            r["engine_cpu"][name]["median"] for name in ("one_against_none", "ten_against_one")
+        ],
+        (1.05, 1.05),
+    ),
+    Row(
+        "web",
+        "a viewer's pictures later for another that reads none, 99 of 100",
+        lambda r: [max(0.0, r["age_of_pictures_s"]["later_ms"]["p99"])],
+        (100,),
+        "ms",
+    ),
+    Row(
         "ingest_while_answering",
         "An answer while a camera takes half of the model's time / an answer alone",
         lambda r: [_beside_camera(r)["answer_ratio"]],

@@ -6,15 +6,24 @@
 With several cameras: cameras:=front=/front/image_raw,rear=/rear/image_raw
 """
 
+from launch.actions import ExecuteProcess
+from launch.substitutions import PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.substitutions import FindPackagePrefix
 
-from stream_vlm_ros.launching.arguments import NodeArguments, cameras_of, logger_name
+from stream_vlm_ros.launching.arguments import (
+    NodeArguments,
+    cameras_of,
+    console_command,
+    logger_name,
+)
 from stream_vlm_ros.launching.description import description
 
 
 def start(values):
-    """The node, with the arguments that were given laid over the parameter file."""
+    """The node, with the arguments that were given laid over the parameter file; and the console,
+    which may end without it."""
     # An empty argument leaves the file's own value alone.
     over = {
         parameter: ParameterValue(value, value_type=str)
@@ -26,7 +35,10 @@ def start(values):
         over["sources"] = ParameterValue(",".join(cameras), value_type=str)
     topics = {"image": values.image, **{f"{name}/image": to for name, to in cameras.items()}}
     over["use_sim_time"] = values.use_sim_time
+    program = PathJoinSubstitution([FindPackagePrefix("stream_vlm"), "bin", "stream-vlm"])
+    console = ExecuteProcess(cmd=[program, *console_command(values)], output="screen")
     return [
+        *([console] if values.web else []),
         Node(
             package="stream_vlm",
             executable="stream_vlm_node",
@@ -40,7 +52,7 @@ def start(values):
                 f"{logger_name(values.namespace)}:={values.log_level}",
             ],
             output="screen",
-        )
+        ),
     ]
 
 

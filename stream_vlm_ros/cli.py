@@ -45,6 +45,7 @@ from stream_vlm_ros.cli_node import (
     questions_of,
     watch,
 )
+from stream_vlm_ros.cli_web import WebCommand
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.demo.settings import DEMO, DemoOptions
 from stream_vlm_ros.processes.children import signals_as_ctrl_c
@@ -154,8 +155,9 @@ def takes_settings(
 
 
 def _option(row: Setting, default: Any) -> inspect.Parameter:
+    spelling = f"{row.option}/--no-{row.short}" if default is True else row.option
     option = typer.Option(
-        row.option, help=row.text, show_default=default != "", envvar=row.environment or None
+        spelling, help=row.text, show_default=default != "", envvar=row.environment or None
     )
     return inspect.Parameter(
         row.name,
@@ -728,6 +730,60 @@ def demo(
     from stream_vlm_ros.demo.system import run_demo
 
     raise typer.Exit(run_demo(options, settings, question or [], logs))
+
+
+@app.command(cls=WebCommand)
+@takes_settings("web", DEMO)
+def web(
+    settings: Settings,
+    node: Annotated[str | None, NODE_OPTION] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A video, a bag, a folder of images, /dev/video0, rtsp://..., or world: the drawn "
+            "one, which is the default. May be repeated: a camera each. With --node: names of "
+            "its cameras."
+        ),
+    ] = None,
+    loop: Annotated[
+        bool, typer.Option("--loop", help="Play a recording again at its end.")
+    ] = False,
+    size: Annotated[str | None, typer.Option(help="Scale the pictures to WIDTHxHEIGHT.")] = None,
+    topic: Topics = None,
+    stamps: Stamps = None,
+    max_time_gap: MaxTimeGap = None,
+    frame_rate: FrameRate = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8080,
+    host: Annotated[
+        str, typer.Option(help="Where to listen. Any but this machine's own needs a key.")
+    ] = "127.0.0.1",
+    key_file: Annotated[
+        str,
+        typer.Option(help="File of the key that a browser must be told; else STREAM_VLM_API_KEY."),
+    ] = "",
+) -> None:
+    """See a memory at work in the browser, and ask it.
+
+    Of a node that runs (--node), or of a source that is remembered here, without ROS.
+    """
+    from stream_vlm_ros.cli_web import access_to, check_installed
+    from stream_vlm_ros.web.serving import of_node, serve
+
+    access = access_to(host, port, key_file)
+    check_installed()
+    if node is not None:
+        serve(of_node(node, source or []), access)
+        return
+    from stream_vlm_ros.cli_web import of_sources
+
+    options = {
+        "size": size,
+        "topics": topic,
+        "stamps": stamps,
+        "max_time_gap": max_time_gap,
+        "frame_rate": frame_rate,
+    }
+    serve(of_sources(source or [], settings, options, loop), access)
 
 
 @app.command()

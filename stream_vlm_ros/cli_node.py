@@ -79,7 +79,7 @@ class AskCommand(TyperCommand):
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, list(_named(args)))
+        return super().parse_args(ctx, list(named(args)))
 
     def invoke(self, ctx: Any) -> Any:
         origins = {name: ctx.get_parameter_source(name) for name in ctx.params}
@@ -150,7 +150,8 @@ def check_about(about: tuple[float, float]) -> None:
         )
 
 
-def _named(args: list[str]) -> Iterator[str]:
+def named(args: list[str]) -> Iterator[str]:
+    """Arguments in which ``--node`` has a name, be it ""."""
     for argument, following in zip(args, [*args, ""][1:], strict=True):
         yield argument
         if argument == "--":

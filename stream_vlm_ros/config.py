@@ -195,12 +195,12 @@ class Settings(SettingTable):
         "Folder of a Qwen2.5-VL checkpoint on this machine; nothing is ever downloaded. "
         "Empty: the small model that comes with the package and knows only the drawn world.",
         flag="--model",
-        verbs=("ask", "replay", "rate", "demo", "history"),
+        verbs=("ask", "replay", "rate", "demo", "history", "web"),
     )
     device: str = shared(
         "auto",
         "Where the model runs: auto, cpu, cuda or cuda:N. auto takes a GPU if there is one.",
-        verbs=("ask", "replay", "rate", "demo", "history"),
+        verbs=("ask", "replay", "rate", "demo", "history", "web"),
         rule=check_device,
     )
     dtype: str = shared(
@@ -251,6 +251,7 @@ class Settings(SettingTable):
         "streaming: every frame is encoded as it comes, answers come at once. delayed_batch: "
         "frames are kept, and some are encoded when a question comes (docs/delayed-batch.md).",
         choices=("streaming", "delayed_batch"),
+        verbs=("web",),
     )
     max_cache_tokens: int = shared(
         16384,
@@ -259,7 +260,7 @@ class Settings(SettingTable):
         "most the model's context less max_tail_tokens.",
         0,
         10_000_000,
-        verbs=("ask", "demo"),
+        verbs=("ask", "demo", "web"),
     )
     sink_size: int = shared(
         0,
@@ -312,7 +313,7 @@ class Settings(SettingTable):
         0,
         100_000_000,
         change=ALWAYS,
-        verbs=("ask", "info", "demo"),
+        verbs=("ask", "info", "demo", "web"),
     )
     sampled_share: float = shared(
         AUTO,
@@ -320,6 +321,7 @@ class Settings(SettingTable):
         "window. -1: see important_share.",
         -1.0,
         0.99,
+        verbs=("web",),
     )
     important_share: float = shared(
         AUTO,
@@ -328,6 +330,7 @@ class Settings(SettingTable):
         "window_size is given. 0 for both: sink and window alone. -1 for one: 0.",
         -1.0,
         0.99,
+        verbs=("web",),
     )
     skip_similarity: float = shared(
         0.0,
@@ -351,6 +354,7 @@ class Settings(SettingTable):
         "",
         "Folder of saved memories, the only one that ~/save_memory and ~/load_memory write and "
         "read. Empty: both are refused (docs/saving.md).",
+        verbs=("web",),
     )
     memory_name: str = node_only(
         "memory",
@@ -391,6 +395,7 @@ class Settings(SettingTable):
         "",
         "SQLite file in which past questions are kept with their answers, for ~/get_answers; taken "
         "up again at the next start. Empty: in memory.",
+        verbs=("web",),
     )
     answers_megabytes: int = node_only(
         16,
@@ -406,7 +411,7 @@ class Settings(SettingTable):
         "nothing is kept for it. auto: where the past fits a question, and better than what is in "
         "memory. always: whenever any of it fits (docs/history.md).",
         choices=HISTORY,
-        verbs=("ask", "replay", "demo"),
+        verbs=("ask", "replay", "demo", "web"),
     )
     history_calibration: str = shared(
         "",
@@ -462,7 +467,7 @@ class Settings(SettingTable):
         "",
         "Folder in which frames are kept, and with a history the keys that find them; taken up "
         "again at the next start. Empty: in memory.",
-        verbs=("ask", "replay"),
+        verbs=("ask", "replay", "web"),
     )
     frame_store_megabytes: int = shared(
         1024,
@@ -515,7 +520,7 @@ class Settings(SettingTable):
         "bounds what compressed data may unpack to: 8 bytes a pixel, and 64 MiB.",
         0.01,
         1000.0,
-        verbs=("ask", "replay"),
+        verbs=("ask", "replay", "web"),
     )
     sample_fps: float = shared(
         2.0,
@@ -524,7 +529,7 @@ class Settings(SettingTable):
         120.0,
         change=ALWAYS,
         flag="--fps",
-        verbs=("ask", "replay", "info", "questions", "demo"),
+        verbs=("ask", "replay", "info", "questions", "demo", "web"),
     )
     chunk_frames: int = shared(
         4,
@@ -532,7 +537,7 @@ class Settings(SettingTable):
         1,
         64,
         change=ALWAYS,
-        verbs=("ask", "demo"),
+        verbs=("ask", "demo", "web"),
     )
     max_chunk_delay: float = node_only(
         2.0,
@@ -596,7 +601,7 @@ class Settings(SettingTable):
         1,
         100_000,
         change=ALWAYS,
-        verbs=("ask", "demo"),
+        verbs=("ask", "demo", "web"),
     )
     temperature: float = shared(
         0.0,
@@ -722,6 +727,12 @@ class Settings(SettingTable):
     def keeps_frames(self) -> bool:
         """Whether frames are kept in a store."""
         return self.has_history or self.engine == "delayed_batch"
+
+    @property
+    def pixel_limit(self) -> tuple[str, int]:
+        """Which setting bounds the pictures of the engine in use, and its value."""
+        name = "sampled_max_pixels" if self.engine == "delayed_batch" else "max_pixels"
+        return name, getattr(self, name)
 
     @property
     def eviction(self) -> EvictionConfig:

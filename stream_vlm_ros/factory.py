@@ -59,9 +59,14 @@ def load_model(settings: Settings) -> Checkpoint:
     return checkpoint
 
 
-@lru_cache(maxsize=1)  # several cameras, or several runs, share the weights
+@lru_cache(maxsize=1)
 def _kept_model(model_path: str, device: str, dtype: str) -> Checkpoint:
     return load_model(Settings(model_path=model_path, device=device, dtype=dtype))
+
+
+def kept_model(settings: Settings) -> Checkpoint:
+    """As `load_model`, loaded once: several cameras, or several runs, share the weights."""
+    return _kept_model(settings.model_path, settings.device, settings.dtype)
 
 
 def load_engine(settings: Settings) -> InferenceEngine:
@@ -72,7 +77,7 @@ def load_engine(settings: Settings) -> InferenceEngine:
     Raises ModelLoadError, DeviceUnavailableError, InvalidParameterError.
     """
     alone = dataclasses.replace(settings, fork_slack_tokens=0)
-    return build_engine(alone, _kept_model(settings.model_path, settings.device, settings.dtype))
+    return build_engine(alone, kept_model(settings))
 
 
 def describe_model(settings: Settings) -> dict[str, Any]:
@@ -80,7 +85,7 @@ def describe_model(settings: Settings) -> dict[str, Any]:
     (once)."""
     from stream_vlm_ros.engine.saving.binding import weights_hash
 
-    checkpoint = _kept_model(settings.model_path, settings.device, settings.dtype)
+    checkpoint = kept_model(settings)
     weights = [*checkpoint.network.parameters()]
     return {
         "digest": weights_hash(checkpoint.network),

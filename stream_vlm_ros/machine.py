@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-"""The machine: what times were measured on, and how many threads to take."""
+"""The machine: what times were measured on, how many threads to take, how much memory is used."""
 
 from __future__ import annotations
 
@@ -39,6 +39,17 @@ def threads_to_take() -> int | None:
     make everything several times slower.
     """
     return None if "OMP_NUM_THREADS" in os.environ else max(1, (os.cpu_count() or 1) - 1)
+
+
+def used_bytes(device: str) -> int:
+    """Of a GPU, such as "cuda:0", by all who use it; else of this process."""
+    if device.startswith("cuda"):
+        import torch
+
+        free, total = torch.cuda.mem_get_info(device)
+        return total - free
+    with open("/proc/self/statm", encoding="ascii") as pages:
+        return int(pages.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def revision() -> str | None:

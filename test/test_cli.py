@@ -52,7 +52,7 @@ def test_the_version_is_the_packages():
     assert run("--version").stdout.strip() == f"stream-vlm {__version__}"
 
 
-VERBS = ["", "ask", "replay", "rate", "info", "calibrate", "report", "report diff", "demo"]
+VERBS = ["", "ask", "replay", "rate", "info", "calibrate", "report", "report diff", "demo", "web"]
 VERBS += [
     "hardware",
     "history",
@@ -406,7 +406,7 @@ class CacheStatus(SimpleNamespace):
 def test_who_watches_is_not_told_of_drops_that_somebody_asked_for():
     drops = dict.fromkeys((drop.value for drop in Drop), 1)
     counts = {"length": 5, "cap": 10, "frames": 4, "frames_received": 20}
-    status = CacheStatus(state="active", paused=False, **counts, **drops)
+    status = CacheStatus(source="", state="active", paused=False, **counts, **drops)
     assert len(Drop) == 9  # four of them on purpose: sampled, inactive, paused, reset
     assert cli_node.Watching(0.0).line(status).endswith("20 images, 5 dropped")
 

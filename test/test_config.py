@@ -249,9 +249,9 @@ def test_the_options_of_every_verb_have_the_defaults_of_the_tables():
     checked = set()
     for row in (*Settings.table().values(), *DemoOptions.table().values()):
         for verb in row.verbs:
-            changed = DEMO.changes() if verb == "demo" else {}
+            changed = DEMO.changes() if verb in ("demo", "web") else {}
             (option,) = (p for p in commands[verb].params if p.name == row.name)
             assert option.opts == [row.option]
             assert option.default == changed.get(row.name, row.default)
             checked.add(verb)
-    assert checked == {"ask", "replay", "rate", "info", "questions", "demo", "history"}
+    assert checked == {"ask", "replay", "rate", "info", "questions", "demo", "history", "web"}

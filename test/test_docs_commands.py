@@ -73,9 +73,12 @@ NOT_OURS = {
     "git": "fetches the repository",
     "modelscope": "another hub's program, which is not installed",
     "pip": "the network",
+    "openssl": "of the system",
     "rosdep": "of ROS, which is not here",
     "source": "the shell's",
+    "ssh": "to another machine",
     "sudo": "changes the machine",
+    "umask": "the shell's",
 }
 # Options in the text of other programs: CMake's, colcon's, docker's, hf's, pip's, ros2's, venv's.
 OTHERS_OPTIONS = {
@@ -327,7 +330,9 @@ def options() -> dict[str, set[str]]:
         name, one = waiting.pop()
         below = getattr(one, "commands", {})
         waiting += [(f"{name} {verb}".strip(), command) for verb, command in below.items()]
-        found[name] = found.get(name, set()) | {o for param in one.params for o in param.opts}
+        found[name] = found.get(name, set()) | {
+            o for p in one.params for o in (*p.opts, *p.secondary_opts)
+        }
     for name in EXPERIMENTS:
         parser = parser_of(name)
         found[f"experiment {name}"] = set(re.findall(r"--[a-z-]+", parser.format_help()))

@@ -28,7 +28,7 @@ MODULE = ROOT / "stream_vlm_ros"
 # Imports point down only; rooms on one floor do not know each other.
 FLOORS = [
     ("errors", "console", "machine", "forgotten"),
-    ("setting", "processes", "owned", "progress", "plain_messages"),
+    ("setting", "processes", "owned", "progress", "plain_messages", "access"),
     ("config", "model_card"),
     ("engine",),
     ("history", "sources"),
@@ -40,12 +40,21 @@ FLOORS = [
     ("replay", "demo"),
     ("replay.live",),
     ("cli_experiment", "cli_node"),
+    ("cli_web",),
     ("cli", "launching"),
-    ("demo.__main__",),
+    ("demo.__main__", "web.__main__"),
 ]
 FLOOR = {name: floor for floor, rooms in enumerate(FLOORS) for name in rooms}
 # Where ROS may be imported.
-ROS_ROOMS = ("processes.ros_process", "node", "client", "demo", "replay.live", "launching")
+ROS_ROOMS = (
+    "processes.ros_process",
+    "node",
+    "client",
+    "demo",
+    "replay.live",
+    "launching",
+    "web.over_node",
+)
 
 ROS_MODULES = {
     "action_msgs",
@@ -191,6 +200,31 @@ def test_the_rule_of_imports_sees_what_it_should(own_room, line, refused):
 def test_every_verb_is_typers_but_for_experiments_which_also_run_without_it():
     parsers = {room(module_name(path)) for path in python_files() if "argparse" in imports_of(path)}
     assert parsers == {"experiments", "cli_experiment"}
+
+
+WEB_PACKAGES = {"nicegui", "fastapi", "uvicorn", "starlette", "socketio"}
+
+
+def test_a_robot_can_do_without_the_packages_of_the_console():
+    wrong, seen = {}, set()
+    for path in python_files():
+        found = {name.partition(".")[0] for name in imports_of(path)} & WEB_PACKAGES
+        seen |= found
+        if found and room(module_name(path)) != "web":
+            wrong[str(path.relative_to(ROOT))] = found
+    assert wrong == {}
+    assert {"nicegui", "fastapi", "uvicorn"} <= seen
+    # What the page is over, and the door at which it may be refused, are of plain Python.
+    plain = [
+        f"stream_vlm_ros.web.{name}"
+        for name in ("live_memory", "in_process", "apart", "pictures", "gate", "extra")
+    ]
+    code = f"import sys, importlib; [importlib.import_module(name) for name in {plain}]\n"
+    code += f"import stream_vlm_ros.cli; print(sorted({WEB_PACKAGES} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "[]"
 
 
 def test_only_the_rooms_of_the_graph_import_ros():

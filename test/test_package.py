@@ -27,6 +27,7 @@ ROSDEP = {
     "mcap": None,
     "numpy": "python3-numpy",
     "pillow": "python3-pil",
+    "playwright": None,
     "pytest": "python3-pytest",
     "pytest-xdist": "python3-pytest-xdist",
     "pyyaml": "python3-yaml",
@@ -105,13 +106,13 @@ def ros_packages(dependencies):
 
 
 def test_every_import_is_required_or_a_declared_ros_package(package):
-    known = required("runtime", "opencv") | ros_packages(package.exec_depends) | BROUGHT
+    known = required("runtime", "opencv", "web") | ros_packages(package.exec_depends) | BROUGHT
     found = imported("stream_vlm_ros", "launch")
     assert {name: file for name, file in found.items() if name not in known} == {}
 
 
 def test_every_requirement_is_imported():
-    assert required("runtime", "opencv") - set(imported("stream_vlm_ros")) == set()
+    assert required("runtime", "opencv", "web") - set(imported("stream_vlm_ros")) == set()
     assert required("test") - set(imported("test")) == USED_BY_MAKE
 
 
@@ -123,7 +124,7 @@ def test_every_declared_ros_package_is_imported(package):
 def test_rosdep_is_asked_for_every_requirement_that_it_knows(package):
     known = {ROSDEP[name] for name in required("runtime", "opencv")} - {None}
     assert keys(package.exec_depends) == known
-    assert keys(package.test_depends) == {ROSDEP[name] for name in required("test")}
+    assert keys(package.test_depends) == {ROSDEP[name] for name in required("test")} - {None}
 
 
 def test_requirements_without_a_key_are_named_where_a_user_looks():

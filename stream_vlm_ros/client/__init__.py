@@ -14,6 +14,8 @@ For programs that spin a node of their own, such as the demo and live replays
 
 Both
     messages        between ROS messages and plain values
+    plain_values    what a node says, as the values it was made of
+    camera          `Camera`: the newest image of a topic
 """
 
 from __future__ import annotations

@@ -35,6 +35,13 @@ def latched() -> QoSProfile:
     return QoSProfile(depth=50, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
+def counts_of(status: CacheStatus) -> dict[str, int]:
+    """The counters of frames by their names."""
+    names = status.get_fields_and_field_types()
+    chosen = [name for name in names if name.startswith(("frames_", "dropped_"))]
+    return {name: getattr(status, name) for name in chosen}
+
+
 class StatusWatch:
     """What a node says of itself on ``~/cache_status``.
 
@@ -136,11 +143,7 @@ class NodeClient(StatusWatch):
     @property
     def counts(self) -> dict[str, int]:
         """The counters of frames by their names in CacheStatus; empty before the first status."""
-        if self.status is None:
-            return {}
-        names = self.status.get_fields_and_field_types()
-        chosen = [name for name in names if name.startswith(("frames_", "dropped_"))]
-        return {name: getattr(self.status, name) for name in chosen}
+        return counts_of(self.status) if self.status is not None else {}
 
     @property
     def ready(self) -> bool:

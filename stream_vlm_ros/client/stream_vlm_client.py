@@ -26,7 +26,7 @@ from rosgraph_msgs.msg import Clock
 from std_srvs.srv import Trigger
 from stream_vlm.action import Ask
 from stream_vlm.msg import Answer, CacheStatus, PastAnswer
-from stream_vlm.srv import GetAnswers, LoadMemory, SaveMemory
+from stream_vlm.srv import GetAnswers, GetPicture, ListMemories, LoadMemory, SaveMemory
 
 from stream_vlm_ros.client.answer_stream import AnswerStream
 from stream_vlm_ros.client.errors import NodeUnavailableError
@@ -53,6 +53,8 @@ STEP = 0.02  # s between two looks at what is waited for
 ANNOUNCED = 3.2  # s in which every node has been heard: Fast DDS announces one every three
 FILE_PATIENCE = 600.0  # s for saving or loading a memory, which a slow disk makes long
 READING = ("get_", "list_")  # how the names of services begin that change nothing
+# Of several cameras these are not the node's where they are not set.
+DERIVED = ("sources", "image_topic", "memory_name", "frame_store")
 KEPT_EVENTS = 1000  # that a watcher has not looked at; beyond, the oldest go
 
 Event: TypeAlias = CacheStatus | Answer | DiagnosticStatus
@@ -202,7 +204,9 @@ class StreamVlmClient:
                 ("resume", Trigger),
                 ("save_memory", SaveMemory),
                 ("load_memory", LoadMemory),
+                ("list_memories", ListMemories),
                 ("get_answers", GetAnswers),
+                ("get_picture", GetPicture),
                 ("ask/_action/cancel_goal", CancelGoal),
             )
         }
@@ -334,6 +338,29 @@ class StreamVlmClient:
         self.answers_kept = _refuse(response)
         answers: list[PastAnswer] = response.answers
         return answers
+
+    async def picture(
+        self, at_ns: int, within_ns: int = 0, max_size: int = 320, source: str = ""
+    ) -> tuple[int, bytes] | None:
+        """The kept picture next to a time, as a JPEG with its stamp; None: none is kept.
+
+        Args:
+            at_ns: by the stamps of the images.
+            within_ns: at most so far from it; 0: however far.
+            max_size: pixels of the longer side.
+            source: whose; "": of any camera.
+
+        Raises InvalidParameterError for what no message can hold, and for a camera that the node
+        does not have.
+        """
+        request = GetPicture.Request(max_size=whole_number("max_size", max_size, 0, MAX_UINT32))
+        set_stamp(request.stamp, stamp_ns("at_ns", at_ns))
+        set_stamp(request.within, stamp_ns("within_ns", within_ns))
+        name = await self._of_camera("get_picture", source)
+        response = await self._call(name, request, self.patience)
+        _refuse(response)
+        picture = response.picture
+        return (nanoseconds(picture.header.stamp), bytes(picture.data)) if picture.data else None
 
     # Watching -------------------------------------------------------------------------------------
 
@@ -468,25 +495,40 @@ class StreamVlmClient:
         why = self._seen.why_not_ready()
         return why or ("" if self.action.server_is_ready() else "its action ~/ask is away")
 
+    async def cameras(self) -> list[str]:
+        """Names of the node's cameras; none where it has only one, without a name."""
+        request = GetParameters.Request(names=["sources"])
+        response = await self._call("get_parameters", request, self.patience)
+        names: list[str] = list(response.values[0].string_array_value if response.values else ())
+        if response.values and (one := response.values[0].string_value):
+            names = one.split(",")
+        return [name.strip() for name in names if name.strip()]
+
     # Settings -------------------------------------------------------------------------------------
 
     async def get(self, *names: str) -> dict[str, Any]:
         """Values of these parameters; of all without a name.
 
+        A camera's own setting (``front.sample_fps``) that is not set is the node's.
+
         Raises InvalidParameterError for one that it does not have.
         """
         listed = await self._call("list_parameters", ListParameters.Request(), self.patience)
         known = set(listed.result.names)
-        for name in names:
-            if name not in known:
+        cameras = [] if known.issuperset(names) else await self.cameras()
+        held_by = {}  # the parameter that has the value
+        for name in names or sorted(known):
+            source, _, shared = name.partition(".")
+            own = source in cameras and shared in known and shared not in DERIVED
+            held_by[name] = shared if own and name not in known else name
+            if held_by[name] not in known:
                 raise InvalidParameterError(
                     f"the node {self.name} has no parameter {cut(str(name))!r}"
                 )
-        wanted = list(names) or sorted(known)
-        request = GetParameters.Request(names=wanted)
+        request = GetParameters.Request(names=list(held_by.values()))
         response = await self._call("get_parameters", request, self.patience)
         values = map(parameter_value_to_python, response.values)
-        return dict(zip(wanted, values, strict=True))
+        return dict(zip(held_by, values, strict=True))
 
     async def set(self, **values: Any) -> None:
         """Change parameters, all of them or none; a whole number will do for a float.
@@ -537,23 +579,34 @@ class StreamVlmClient:
         request = LoadMemory.Request(name=checked_text("name", name))
         return await self._order("load_memory", request, self._for_files, 1, source)
 
+    async def saved_memories(self, source: str = "") -> list[str]:
+        """Names of the memories that `load` takes, the newest first."""
+        name = await self._of_camera("list_memories", source)
+        response = await self._call(name, ListMemories.Request(), self.patience)
+        _refuse(response)
+        return list(response.names)
+
     async def _order(
         self, name: str, request: Any, within: float, tries: int = 3, source: str = ""
     ) -> str:
-        """Raises InvalidParameterError for a camera that the node does not have."""
         await self.until_alone()
-        if source:
-            await self.first_status()
-            if source not in (there := self.statuses):
-                known = f": there are {', '.join(sorted(there))}" if "" not in there else ""
-                raise InvalidParameterError(
-                    f"the node {self.name} has no camera {cut(source)!r}{known}"
-                )
-            name, kind = f"{source}/{name}", self._services[name].srv_type
-            if name not in self._services:
-                make = partial(self.ros.node.create_client, kind, f"{self.name}/{name}")
-                self._services[name] = await self.ros.run(make)
+        name = await self._of_camera(name, source)
         return _refuse(await self._call(name, request, within, tries))
+
+    async def _of_camera(self, name: str, source: str) -> str:
+        """A service of one camera; raises InvalidParameterError for one that is not there."""
+        if not source:
+            return name
+        if source not in (there := await self.cameras()):
+            known = f": there are {', '.join(there)}" if there else ""
+            raise InvalidParameterError(
+                f"the node {self.name} has no camera {cut(source)!r}{known}"
+            )
+        kind = self._services[name].srv_type
+        if (name := f"{source}/{name}") not in self._services:
+            make = partial(self.ros.node.create_client, kind, f"{self.name}/{name}")
+            self._services[name] = await self.ros.run(make)
+        return name
 
     @property
     def _for_files(self) -> float:

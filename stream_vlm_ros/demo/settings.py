@@ -162,4 +162,9 @@ class DemoOptions(DemoSettings):
     """Options of ``stream-vlm demo``; it has those of `Settings` for "demo", too."""
 
     size: str = option("", "Scale the video to WIDTHxHEIGHT.", rule=check_size)
+    web: bool = option(
+        True,
+        "Show it in the browser, too, where the console is installed.",
+        environment="DEMO_WEB",
+    )
     count: int = option(0, "How many questions. 0: one every few seconds.", 0, 1_000_000)

@@ -10,7 +10,6 @@ Runs as its own process::
 
 from __future__ import annotations
 
-from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.processes.ros_process import end_quietly_on_signals, leave, run
 
 if __name__ == "__main__":
@@ -18,7 +17,6 @@ if __name__ == "__main__":
 
 import sys
 import time
-from dataclasses import dataclass
 
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
@@ -32,18 +30,7 @@ from stream_vlm_ros.demo.settings import SourceSettings
 from stream_vlm_ros.errors import SourceUnreadableError
 from stream_vlm_ros.node.parameters import declare
 from stream_vlm_ros.sources import Frame, Source, loop, open_source, parse_size
-
-
-@dataclass
-class Pace:
-    """When the frames of a source are due, on a clock that starts with its first frame."""
-
-    first_stamp_ns: int
-    started: float  # seconds, monotonic
-
-    def due(self, stamp_ns: int) -> float:
-        """Seconds of the monotonic clock at which the frame of ``stamp_ns`` is due."""
-        return self.started + (stamp_ns - self.first_stamp_ns) / SECOND
+from stream_vlm_ros.sources.pacing import Pace
 
 
 class SourceNode(Node):

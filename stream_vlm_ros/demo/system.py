@@ -13,6 +13,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from subprocess import DEVNULL
@@ -23,6 +24,7 @@ from rich.text import Text
 
 from stream_vlm_ros.config import NODE, Settings
 from stream_vlm_ros.console import make_console
+from stream_vlm_ros.demo.console_process import ConsoleProcess
 from stream_vlm_ros.demo.defaults import shown
 from stream_vlm_ros.demo.prompt import Prompt, on_a_terminal
 from stream_vlm_ros.demo.report import MARGIN
@@ -32,6 +34,7 @@ from stream_vlm_ros.factory import card_of, model_folder
 from stream_vlm_ros.owned import check, mark, place_to_write
 from stream_vlm_ros.processes.children import Processes, undisturbed
 from stream_vlm_ros.processes.graph import check_ros, on_this_machine, own_graph, ros_arguments
+from stream_vlm_ros.session.memory_keeper import usual_folder
 from stream_vlm_ros.sources import Source, open_source, parse_size
 
 LOGS = "logs of the demo"  # in the folder's mark
@@ -64,12 +67,12 @@ def run_demo(
         model = model_folder(settings)
         _introduce(console, options, settings, source, typed)
         arguments = {
-            "node": _node_arguments(settings, model),
+            "node": _node_arguments(settings, model, options.web),
             "source": _source(options, video),
             "client": _client(options, settings, questions, video, typed),
         }
         with Prompt() if typed else nullcontext() as prompt:
-            failed = _run(arguments, logs, console, prompt) == FAILED
+            failed = _run(arguments, logs, console, prompt, options.web) == FAILED
     finally:
         with undisturbed():
             if failed:
@@ -95,11 +98,10 @@ def _log_folder(named: str | None) -> Path:
 
 
 def _run(
-    arguments: dict[str, list[str]], logs: Path, console: Console, prompt: Prompt | None
+    arguments: dict[str, list[str]], logs: Path, console: Console, prompt: Prompt | None, web: bool
 ) -> int:
-    """Start the three processes, wait for the client's end, and end the others."""
+    """Start the processes, wait for the client's end, and end the others."""
     with own_graph(logs) as environment, Processes(logs, environment) as processes:
-        _say_how_to_reach_it(console, environment)
         processes.start("node", "stream_vlm_ros.node", *arguments["node"])
         processes.start("source", "stream_vlm_ros.demo.source_node", *arguments["source"])
         processes.start(
@@ -109,7 +111,11 @@ def _run(
             log=False,
             stdin=prompt.far_end.fileno() if prompt else DEVNULL,
         )
-        reason = _watch(processes, prompt)
+        in_browser = ConsoleProcess(processes)
+        if web:
+            console.print(Text(f"{'Browser':<10}{in_browser.start()}"), soft_wrap=True)
+        _say_how_to_reach_it(console, environment)
+        reason = _watch(processes, prompt, lambda: _tell(console, in_browser.news()))
         stubborn = processes.stop()
         status = processes.status("client")
         if reason is None and stubborn:
@@ -123,7 +129,9 @@ def _run(
     return 0 if status == 0 else FAILED
 
 
-def _watch(processes: Processes, prompt: Prompt | None) -> str | None:
+def _watch(
+    processes: Processes, prompt: Prompt | None, meanwhile: Callable[[], None]
+) -> str | None:
     """Wait for the client, and hand it what is typed; why the demo failed, if it did."""
     if prompt is not None:
         prompt.far_end.close()  # the client has it
@@ -132,6 +140,7 @@ def _watch(processes: Processes, prompt: Prompt | None) -> str | None:
         try:
             over = processes.status("client") is not None
             reason = _trouble(processes)
+            meanwhile()
             if prompt is None:
                 time.sleep(LOOK_AGAIN)
             elif reason is not None:
@@ -145,6 +154,11 @@ def _watch(processes: Processes, prompt: Prompt | None) -> str | None:
                 raise
             prompt.end()
     return reason
+
+
+def _tell(console: Console, words: str) -> None:
+    if words:
+        console.print(Text(words), soft_wrap=True)
 
 
 def _trouble(processes: Processes) -> str | None:
@@ -212,8 +226,9 @@ def _say_how_to_reach_it(console: Console, environment: dict[str, str]) -> None:
     console.print()
 
 
-def _node_arguments(settings: Settings, model: Path) -> list[str]:
-    return ros_arguments({**settings.changes(NODE), "model_path": str(model)})
+def _node_arguments(settings: Settings, model: Path, web: bool) -> list[str]:
+    saves = {"memory_folder": usual_folder()} if web else {}  # by the console's button alone
+    return ros_arguments({**saves, **settings.changes(NODE), "model_path": str(model)})
 
 
 def _source(options: DemoOptions, video: str) -> list[str]:

@@ -225,6 +225,10 @@ class InferenceEngine(ABC):
         """
         return None
 
+    def kept_stamp(self, near: float) -> float | None:
+        """The stamp of the kept frame next to that time; None: no frame is kept."""
+        return None
+
     def warm_up(self) -> WarmUp:
         """Make ready what the first question would wait for; only a GPU needs it."""
         return WarmUp(path="eager", reason="", seconds=0.0, bytes=0)

@@ -447,6 +447,10 @@ class DelayedBatchInferenceEngine(DelayedBatchNames, InferenceEngine):
                 return as_jpeg(self._load(frame), most)
         return None
 
+    def kept_stamp(self, near: float) -> float | None:
+        """As `RecallingInference.kept_stamp`."""
+        return self.memory.store.stamp_near(near)
+
     @property
     def visual_tokens(self) -> int:
         """Tokens of the frames that are encoded now."""

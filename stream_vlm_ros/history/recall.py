@@ -415,6 +415,11 @@ class RecallingInference(VideoStreamingInference):
         self._follow()
         return self._pictures.thumbnail(stamp, whole_number("max_size", max_size, least=1))
 
+    def kept_stamp(self, near: float) -> float | None:
+        """The stamp of the kept frame next to that time; None: no frame is kept."""
+        self._follow()
+        return self._pictures.store.stamp_near(near)
+
     def get_cache_info(self) -> RecallCacheInfo:
         """As `VideoStreamingInference.get_cache_info`, and what the history holds."""
         self._follow()

@@ -395,6 +395,11 @@ class FrameStore:
         after = self._find("WHERE stamp >= ? ORDER BY stamp, id LIMIT 1", stamp)
         return before + after
 
+    def stamp_near(self, stamp: float) -> float | None:
+        """The stamp of the frame next to that time; None: there are no frames."""
+        stamps = [frame.stamp for frame in self.around(stamp)]
+        return min(stamps, key=lambda one: abs(one - stamp), default=None)
+
     @property
     def first_regular_id(self) -> int:
         """Id from which on no frame was dropped for lack of room (stars can be older)."""

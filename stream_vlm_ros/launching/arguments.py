@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from stream_vlm_ros.access import Access, read_key
 from stream_vlm_ros.config import NODE, Settings, check_device, check_source_names
 from stream_vlm_ros.demo.settings import (
     NODE_NAME,
@@ -167,6 +168,17 @@ class _Common(SettingTable):
     )
     namespace: str = fixed("", "Namespace of the node.", rule=_namespace)
     use_sim_time: bool = fixed(False, "Take the time from /clock.")
+    web: bool = fixed(False, "Show the node's memory in the browser, too (docs/console.md).")
+    web_port: int = fixed(8080, "Where, with web. 0: any port that is free.", 0, 65_535)
+    web_host: str = fixed(
+        "127.0.0.1",
+        "Where, with web. Any but this machine's own needs a key in STREAM_VLM_API_KEY.",
+    )
+
+    def check(self) -> None:
+        """Raise InvalidParameterError for a console that others could reach without a key."""
+        if self.web:
+            Access(self.web_host, self.web_port, read_key())
 
 
 @dataclass(frozen=True)
@@ -231,6 +243,14 @@ class ReplayArguments(_Common):
 def node_name(namespace: str) -> str:
     """The full name of the node in a namespace, which may be written with slashes around it."""
     return "/".join(["", *filter(None, namespace.split("/")), NODE_NAME])
+
+
+def console_command(values: _Common) -> list[str]:
+    """What shows the node in the browser: arguments of ``stream-vlm``."""
+    where = ("--host", values.web_host, "--port", str(values.web_port))
+    cameras = cameras_of(getattr(values, "cameras", ""))
+    which = [word for name in cameras for word in ("--source", name)]
+    return ["web", "--node", node_name(values.namespace), *which, *where]
 
 
 def logger_name(namespace: str) -> str:

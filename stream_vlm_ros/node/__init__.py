@@ -31,7 +31,7 @@ A question is answered
     ask_server      ~/query, ~/ask, ~/reset, ~/get_answers, and ~/answer
 
 The memory is saved and loaded
-    memory_services ~/save_memory and ~/load_memory
+    memory_services ~/save_memory, ~/load_memory, ~/list_memories; ~/get_picture
 
 What the node says of itself
     publishing      publishers with QoS overrides

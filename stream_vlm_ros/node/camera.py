@@ -24,12 +24,12 @@ from stream_vlm_ros.errors import (
     StreamVlmError,
     cut,
 )
+from stream_vlm_ros.machine import used_bytes
 from stream_vlm_ros.node import health, interfaces
 from stream_vlm_ros.node.annotated_image import AnnotatedImage
 from stream_vlm_ros.node.error_log import traced
 from stream_vlm_ros.node.image_input import ImageInput, RCLError
 from stream_vlm_ros.node.image_thread import ImageThread
-from stream_vlm_ros.node.loading import pixel_limit
 from stream_vlm_ros.node.publishing import publish_on
 from stream_vlm_ros.node.serialized_image import SerializedImage
 from stream_vlm_ros.processes.ros_process import END_TIMEOUT
@@ -210,7 +210,7 @@ class Camera:
 
     def apply(self, settings: Settings) -> None:
         """Work with these settings from now on; raises InvalidParameterError."""
-        if (limit := pixel_limit(settings)) != pixel_limit(self.settings):
+        if (limit := settings.pixel_limit) != self.settings.pixel_limit:
             self.worker.limit_pixels(*limit)
         self.settings = settings
         self.ingest.apply(settings)
@@ -372,6 +372,7 @@ class Camera:
                 length=memory.length,
                 cap=memory.cap,
                 memory_bytes=memory.memory_bytes,
+                used_bytes=used_bytes(worker.device) if worker.device else 0,
                 chunks=memory.chunks,
                 evictions=memory.evictions,
                 closed_pauses=memory.closed_pauses,

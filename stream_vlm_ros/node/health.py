@@ -392,6 +392,7 @@ class MemoryFacts:
     length: int = 0
     cap: int = 0
     memory_bytes: int = 0
+    used_bytes: int = 0  # of the device, or of this process where it is a CPU
     chunks: int = 0
     evictions: int = 0
     closed_pauses: int = 0
@@ -429,6 +430,7 @@ def memory_health(facts: MemoryFacts) -> Health:
         "cache_length": str(facts.length),
         "max_cache_tokens": str(facts.cap),
         "cache_memory_mb": f"{facts.memory_bytes / 1e6:.1f}",
+        "used_memory_mb": f"{facts.used_bytes / 1e6:.1f}",
         "chunks": str(facts.chunks),
         "evictions": str(facts.evictions),
         "closed_pauses": str(facts.closed_pauses),

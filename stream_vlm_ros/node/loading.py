@@ -60,13 +60,6 @@ def chunk_appender(parameters: Settings, cameras: int) -> AppendTogether | None:
     return append
 
 
-def pixel_limit(parameters: Settings) -> tuple[str, int]:
-    """Which parameter bounds the pictures of the engine in use, and its value."""
-    if parameters.engine == "delayed_batch":
-        return "sampled_max_pixels", parameters.sampled_max_pixels
-    return "max_pixels", parameters.max_pixels
-
-
 def release_memory() -> None:
     """Give the GPU's memory back after the last reference to an engine is gone."""
     import torch

@@ -1,22 +1,30 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-"""``~/save_memory`` and ``~/load_memory``."""
+"""``~/save_memory``, ``~/load_memory`` and ``~/list_memories``; and ``~/get_picture``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rclpy.callback_groups import ReentrantCallbackGroup
-from stream_vlm.srv import LoadMemory, SaveMemory
+from stream_vlm.srv import GetPicture, ListMemories, LoadMemory, SaveMemory
 
 from stream_vlm_ros.errors import StreamVlmError, cut
 from stream_vlm_ros.node.ask_server import EACH_ONE
 from stream_vlm_ros.node.awaiting import awaitable
-from stream_vlm_ros.node.interfaces import from_time, to_duration, to_seconds, to_time
+from stream_vlm_ros.node.interfaces import (
+    from_time,
+    to_duration,
+    to_header,
+    to_seconds,
+    to_time,
+)
 from stream_vlm_ros.session.memory_keeper import Done
+from stream_vlm_ros.session.question import MAX_PICTURE_SIZE
 
 if TYPE_CHECKING:
     from stream_vlm_ros.node.camera import Camera
@@ -40,6 +48,8 @@ class MemoryServices:
             for service, name, callback in (
                 (SaveMemory, "save_memory", self._on_save),
                 (LoadMemory, "load_memory", self._on_load),
+                (ListMemories, "list_memories", self._on_list),
+                (GetPicture, "get_picture", self._on_get_picture),
             )
         ]
 
@@ -68,6 +78,46 @@ class MemoryServices:
                     response.newest_stamp = to_time(newest_ns)
         return response
 
+    async def _on_list(self, request: Any, response: Any) -> Any:
+        found: list[list[str]] = []
+        for camera in self._cameras:
+            names, words = await self._done(camera, "list_memories", camera.keeper.names)
+            if names is None:
+                response.message = words
+                return response
+            # As `_carry_out` names the files of several.
+            end = f"-{camera.name}" if len(self._cameras) > 1 else ""
+            found.append([name.removesuffix(end) for name in names if name.endswith(end)])
+        response.success = True
+        response.names = [name for name in found[0] if all(name in names for names in found)]
+        return response
+
+    async def _on_get_picture(self, request: Any, response: Any) -> Any:
+        stamp_ns, within_ns = from_time(request.stamp), from_time(request.within)
+        if not 0 < request.max_size <= MAX_PICTURE_SIZE:
+            response.message = (
+                f"max_size must be from 1 to {MAX_PICTURE_SIZE}, got {request.max_size}"
+            )
+            return response
+        pictures = []
+        for camera in self._cameras:
+            show = partial(
+                camera.worker.picture_near, stamp_ns, within_ns or None, request.max_size
+            )
+            found, words = await self._done(camera, "get_picture", show)
+            if words:
+                response.message = words
+                return response
+            pictures += [found] if found is not None else []
+        response.success = True
+        if pictures:
+            picture_ns, data = min(pictures, key=lambda one: abs(one[0] - stamp_ns))
+            response.picture.header = to_header(picture_ns, "")
+            response.picture.format, response.picture.data = "jpeg", data
+        else:
+            response.message = "no picture of that time is kept"
+        return response
+
     async def _carry_out(
         self,
         camera: Camera,
@@ -79,17 +129,9 @@ class MemoryServices:
         """Start it, wait for it, and add to the response what came of it."""
         # A name for all of several cameras is that of as many files.
         several = len(self._cameras) > 1 and request.name
-        done: Done | None = None
-        try:
-            done = await awaitable(
-                self._node, start(f"{request.name}-{camera.name}" if several else request.name)
-            )
-            words = done.words
-        except StreamVlmError as refusal:
-            words = str(refusal)
-        except Exception as fault:
-            self._node.report_fault(camera.topic(name), fault)
-            words = f"internal error: {fault!r}; see the node's log"
+        name_of_file = f"{request.name}-{camera.name}" if several else request.name
+        done, words = await self._done(camera, name, partial(start, name_of_file))
+        words = done.words if done is not None else words
         words = cut(camera.said(words) if len(self._cameras) > 1 else words)
         if done is None:
             self._node.warn(f"{camera.topic(name)}: {words}")
@@ -101,3 +143,15 @@ class MemoryServices:
         response.success = done is not None and (first or response.success)
         response.message = words if first else cut(f"{response.message}; {words}")
         return done
+
+    async def _done(
+        self, camera: Camera, name: str, start: Callable[[], Future[Any]]
+    ) -> tuple[Any, str]:
+        """What comes of it; where it fails, None and the reason."""
+        try:
+            return await awaitable(self._node, start()), ""
+        except StreamVlmError as refusal:
+            return None, cut(str(refusal))
+        except Exception as fault:
+            self._node.report_fault(camera.topic(name), fault)
+            return None, cut(f"internal error: {fault!r}; see the node's log")

@@ -84,6 +84,16 @@ class LoadMemory:
     future: Future[SavedMemory] = field(default_factory=Future)
 
 
+@dataclass
+class ShowPicture:
+    """Give the kept picture next to a time, with its stamp."""
+
+    stamp_ns: int
+    within_ns: int | None
+    max_size: int
+    future: Future[tuple[int, bytes] | None] = field(default_factory=Future)
+
+
 class EngineSession:
     """What is in one engine's memory, and how it gets there and is asked.
 
@@ -288,7 +298,7 @@ class EngineSession:
             outcome = self._failed(ticket, fault, started)
         except Exception as fault:
             self._report(fault)
-            words = StreamVlmError(f"internal error: {fault!r}; see the node's log")
+            words = StreamVlmError(f"internal error: {fault!r}; see the log")
             outcome = self._failed(ticket, words, started)
         ticket.future.set_result(outcome)
 
@@ -372,6 +382,21 @@ class EngineSession:
                 thumbnails.append((self._to_ns(stamp), data))
             yield
         return thumbnails
+
+    def _show(self, command: ShowPicture) -> None:
+        wanted = (command.stamp_ns - self._epoch_ns) / SECOND
+        try:
+            found = None
+            if (stamp := self._engine.kept_stamp(wanted)) is not None:
+                stamp_ns = self._to_ns(stamp)
+                apart = abs(stamp_ns - command.stamp_ns)
+                if command.within_ns is None or apart <= command.within_ns:
+                    data = self._engine.thumbnail(stamp, command.max_size)
+                    found = None if data is None else (stamp_ns, data)
+        except Exception as fault:  # for the one who asked
+            command.future.set_exception(fault)
+            return
+        command.future.set_result(found)
 
     def _poses_at(self, stamps_ns: Iterable[int]) -> Iterator[Pose]:
         if (track := self.poses) is not None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,12 @@ if TYPE_CHECKING:
     from stream_vlm_ros.engine.results import SavedMemory
 
 SUFFIX = ".safetensors"
+
+
+def usual_folder() -> str:
+    """Where the memories of a user's own are saved, if nothing else is said."""
+    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return str(Path(data) / "stream_vlm" / "memories")
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,7 @@ class MemoryKeeper:
         self.state = NOTHING_SAVED
         self._worker, self._parameters = worker, parameters
         self._now_ns, self._report = now_ns, report
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="memory files")
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="memory files")
         self._busy = threading.Lock()
         self._tried_at = time.monotonic()
         self._in_own_file: tuple[Any, ...] | None = None  # what the file memory_name holds
@@ -110,6 +117,11 @@ class MemoryKeeper:
     def load(self, name: str = "") -> Future[Done]:
         """Load a memory; the caller sees to it that no frame comes meanwhile."""
         return self._start(self._load, name)
+
+    def names(self) -> Future[list[str]]:
+        """Of the memories that can be loaded, the newest first; also while one is being saved."""
+        folder = self._path("").parent
+        return self._pool.submit(_names_in, folder)
 
     # -- by itself ---------------------------------------------------------------------------
 
@@ -189,9 +201,7 @@ class MemoryKeeper:
     def _path(self, name: str) -> Path:
         parameters = self._parameters()
         if not parameters.memory_folder:
-            raise InvalidParameterError(
-                "memory_folder is not set: this node saves and loads no memory"
-            )
+            raise InvalidParameterError("memory_folder is not set: no memory is saved nor loaded")
         name = name or parameters.memory_name
         check_memory_name(name)
         return Path(os.path.expanduser(parameters.memory_folder)) / f"{name}{SUFFIX}"
@@ -244,6 +254,23 @@ class MemoryKeeper:
         self.state = replace(self.state, error="", loaded=path.name)
         seconds = time.monotonic() - started
         return Done(f"loaded {path}: {_held(saved)}", saved.bytes, seconds, memory.newest_ns)
+
+
+def _names_in(folder: Path) -> list[str]:
+    found = []
+    try:
+        for entry in os.scandir(folder):
+            with suppress(InvalidParameterError, OSError):  # not ours, or gone meanwhile
+                check_memory_name(name := entry.name.removesuffix(SUFFIX))
+                if entry.name != name and entry.is_file(follow_symlinks=False):
+                    found.append((entry.stat(follow_symlinks=False).st_mtime_ns, name))
+    except FileNotFoundError:
+        pass  # nothing was saved yet
+    except OSError as error:
+        raise MemoryFileError(
+            f"memory_folder {cut(str(folder))} cannot be read: {error.strerror}"
+        ) from error
+    return [name for _, name in sorted(found, reverse=True)]
 
 
 def _held(saved: SavedMemory) -> str:

@@ -78,6 +78,7 @@ class Outcome:
 
 MAX_EPISODES = 3  # that an answer names
 MAX_THUMBNAILS, THUMBNAIL_SIZE = 6, 320  # an episode; pixels of the longer side
+MAX_PICTURES, MAX_PICTURE_SIZE = 16, 1280  # that may wait; pixels of the longer side
 READING = "reading"
 WRITING = "writing"
 Progress = Callable[[str, str], None]  # (READING or WRITING, the answer so far)

@@ -5,7 +5,8 @@
 
 Callbacks put commands into the queue and return; only the thread of the engines touches the engine.
 Commands are carried out in the order of their arrival, so a question sees every chunk delivered
-before it. Chunks alone may overtake: those that wait are appended between the tokens of an answer.
+before it. Chunks and kept pictures alone may overtake: those that wait have their turns between the
+tokens of an answer.
 At most ``queue_size`` chunks wait: a further one pushes out the oldest waiting chunk, since new
 pictures are worth more than old ones. Questions are never dropped: beyond ``max_questions``
 waiting ones, a new one is refused at once.
@@ -18,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from stream_vlm_ros.errors import StreamVlmError
 from stream_vlm_ros.session.counters import Drop, FrameCounters
@@ -28,10 +29,13 @@ from stream_vlm_ros.session.engine_session import (
     EngineSession,
     LoadMemory,
     Reset,
+    ShowPicture,
 )
 from stream_vlm_ros.session.engine_thread import EngineThread
 from stream_vlm_ros.session.memory_summary import CopiedMemory
 from stream_vlm_ros.session.question import (
+    MAX_PICTURES,
+    THUMBNAIL_SIZE,
     EngineEndedError,
     NotActiveError,
     Progress,
@@ -46,8 +50,10 @@ if TYPE_CHECKING:  # torch takes seconds to import: the node is on the graph bef
     from stream_vlm_ros.engine import InferenceEngine
     from stream_vlm_ros.engine.results import ChunkResult, SavedMemory
 
-_Waited = Reset | CopyMemory | LoadMemory  # somebody waits for their future
+_Changing = Append | Reset | CopyMemory | LoadMemory  # what listeners are told of
+_Waited = Reset | CopyMemory | LoadMemory | ShowPicture  # somebody waits for their future
 _Command = Append | Ticket | _Waited
+_Early = TypeVar("_Early", Append, ShowPicture)  # what may come before it is its turn
 
 
 class EngineWorker(EngineSession):
@@ -112,7 +118,7 @@ class EngineWorker(EngineSession):
 
     def begin_to_stop(self) -> None:
         """Drop what waits, and end as soon as the piece of work under way is done."""
-        self.abandon(Drop.RESET, NotActiveError("the node was stopped before the answer came"))
+        self.abandon(Drop.RESET, NotActiveError("the engine was stopped before the answer came"))
         with self._wake:
             self._stopping = True
             self._wake.notify_all()
@@ -148,7 +154,7 @@ class EngineWorker(EngineSession):
         with self._wake:
             refusal: StreamVlmError | None = None
             if self._stopping:
-                refusal = NotActiveError("the node is being stopped")
+                refusal = NotActiveError("the engine is being stopped")
             elif self.ended is not None:
                 refusal = self.ended
             elif self.waiting_questions >= self.max_questions:
@@ -181,10 +187,30 @@ class EngineWorker(EngineSession):
         """Put a saved memory in the place of the present one when its turn comes."""
         return self._put(LoadMemory(path))
 
+    def picture_near(
+        self, stamp_ns: int, within_ns: int | None = None, max_size: int = THUMBNAIL_SIZE
+    ) -> Future[tuple[int, bytes] | None]:
+        """The kept picture next to a time, as a JPEG with its stamp, when its turn comes: also
+        between two tokens of an answer.
+
+        Args:
+            within_ns: at most so far from that time; None: however far.
+            max_size: pixels of the longer side.
+
+        None: no such picture is kept. A further one than `MAX_PICTURES` pushes out the oldest that
+        waits, which ends with QueueFullError: the newest is what somebody looks for now.
+        """
+        with self._wake:
+            waiting = [command for command in self._queue if isinstance(command, ShowPicture)]
+            if len(waiting) >= MAX_PICTURES:
+                self._queue.remove(waiting[0])
+                waiting[0].future.set_exception(QueueFullError("newer pictures were asked for"))
+        return self._put(ShowPicture(stamp_ns, within_ns, max_size))
+
     def _put(self, command: _Waited) -> Future[Any]:
         with self._wake:
             if self._stopping or self.ended is not None:
-                stopped = NotActiveError("the node is being stopped")
+                stopped = NotActiveError("the engine is being stopped")
                 command.future.set_exception(self.ended or stopped)
             else:
                 self._queue.append(command)
@@ -235,7 +261,7 @@ class EngineWorker(EngineSession):
             self._open(engine)
         except BaseException as fault:
             # What is no Exception would end the thread that asks for the result.
-            ended = StreamVlmError(f"loading the model was ended by {fault!r}; see the node's log")
+            ended = StreamVlmError(f"loading the model was ended by {fault!r}; see the log")
             self.loaded.set_exception(fault if isinstance(fault, Exception) else ended)
             self._dismiss(Drop.ERROR, EngineEndedError(str(ended)))
             self._let_go()
@@ -271,14 +297,20 @@ class EngineWorker(EngineSession):
             self._taken = self._queue.popleft()
             if isinstance(self._taken, Ticket):
                 self._current = self._taken
+        elif (picture := self._oldest(ShowPicture)) is not None:
+            self._queue.remove(picture)
+            self._taken = picture
 
     def _oldest_chunk(self) -> Append | None:
-        """The oldest waiting chunk, unless another memory begins before its turn, or an answer has
-        left no room."""
-        for command in self._queue if not self._no_room else ():
+        """The oldest that may be appended now, unless an answer has left no room."""
+        return None if self._no_room else self._oldest(Append)
+
+    def _oldest(self, kind: type[_Early]) -> _Early | None:
+        """The oldest of a kind that waits, unless another memory begins before its turn."""
+        for command in self._queue:
             if isinstance(command, Reset | LoadMemory):
                 return None
-            if isinstance(command, Append):
+            if isinstance(command, kind):
                 return command
         return None
 
@@ -295,8 +327,12 @@ class EngineWorker(EngineSession):
             elif isinstance(command, CopyMemory | LoadMemory):
                 self._copy_or_load(command)
             else:
-                began, answered = isinstance(command, Ticket), self._write(command)
-            if answered or not (began or command is None):
+                if isinstance(command, ShowPicture):
+                    self._show(command)
+                ticket = command if isinstance(command, Ticket) else None
+                if ticket is not None or self._answering is not None:
+                    began, answered = ticket is not None, self._write(ticket)
+            if answered or isinstance(command, _Changing):
                 self._call(self._changed)
         except BaseException as fault:  # a user's function may raise anything, SystemExit too
             self.end(fault)
@@ -363,7 +399,7 @@ class EngineWorker(EngineSession):
     def close(self) -> None:
         """It was told to stop: give the engine back."""
         # What came just behind the call of abandon() in begin_to_stop(), and what others wait for.
-        self._dismiss(Drop.RESET, NotActiveError("the node was stopped"))
+        self._dismiss(Drop.RESET, NotActiveError("the engine was stopped"))
         try:
             self._engine.close()
         except BaseException as fault:
@@ -381,8 +417,8 @@ class EngineWorker(EngineSession):
         except BaseException as another:
             fault = another
         ended = EngineEndedError(
-            f"the engine has ended by {fault!r}: clean the node up and configure it again, or "
-            "restart it; see its log"
+            f"the engine has ended by {fault!r}: start it again (a node is cleaned up and "
+            "configured, or restarted); see the log"
         )
         self._dismiss(Drop.ERROR, ended)
         self._report(fault)

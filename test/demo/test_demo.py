@@ -9,10 +9,12 @@ import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 import termios
 import time
+import urllib.request
 from fractions import Fraction
 from pathlib import Path
 
@@ -22,7 +24,7 @@ import pytest
 from typer.testing import CliRunner
 
 from stream_vlm_ros.cli import app
-from stream_vlm_ros.demo import system
+from stream_vlm_ros.demo import console_process, system
 
 rclpy = pytest.importorskip("rclpy")
 pytestmark = pytest.mark.ros
@@ -45,9 +47,10 @@ def video(tmp_path_factory):
     return path
 
 
-def start(*arguments):
+def start(*arguments, **more):
+    """A demo without the console, unless its environment says otherwise."""
     command = [sys.executable, "-m", "stream_vlm_ros.demo", *map(str, arguments)]
-    environment = {**os.environ, "DEMO_MARK": f"{os.getpid()}"}
+    environment = {**os.environ, "DEMO_MARK": f"{os.getpid()}", "DEMO_WEB": "0", **more}
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -69,7 +72,13 @@ class Terminal:
             stdin=slave,
             stdout=slave,
             stderr=slave,
-            env={**os.environ, "DEMO_MARK": f"{os.getpid()}", "TERM": "xterm", "COLUMNS": "200"},
+            env={
+                **os.environ,
+                "DEMO_MARK": f"{os.getpid()}",
+                "DEMO_WEB": "0",
+                "TERM": "xterm",
+                "COLUMNS": "200",
+            },
             # Its own session, led from this terminal: so Ctrl-C comes as a signal.
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY),
@@ -122,8 +131,16 @@ def survivors():
     return found
 
 
-def test_as_it_comes_it_answers_rightly_about_its_drawn_world():
-    demo = start("--seconds", 12, "--count", 6)  # a number: a busy machine takes longer
+def test_as_it_comes_it_answers_rightly_about_its_drawn_world_and_shows_it_in_the_browser():
+    pytest.importorskip("nicegui", reason="the console is not installed")
+    # A number of questions: a busy machine takes longer.
+    demo = start("--seconds", 12, "--count", 6, DEMO_WEB="1")
+    while "Browser" not in (line := demo.stdout.readline()):
+        assert demo.poll() is None
+    address = re.search(r"http://127\.0\.0\.1:\d+", line)[0]
+    while demo.poll() is None and not is_served(f"{address}/cameras/0/picture"):
+        time.sleep(0.2)
+    assert demo.poll() is None
     output, _ = demo.communicate(timeout=240)
     assert demo.returncode == 0, output
     answered, right, judged = map(
@@ -133,6 +150,44 @@ def test_as_it_comes_it_answers_rightly_about_its_drawn_world():
     assert judged - right <= 1, output  # of a hundred answers, it gets one or two wrong
     assert "the bound held" in output
     assert survivors() == []
+
+
+def is_served(address):
+    """Whether a picture can be seen there."""
+    with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=5) as reply:
+        return reply.read(2) == b"\xff\xd8"
+    return False
+
+
+class StartedProcesses:
+    """Of which one is started, and has ended."""
+
+    def __init__(self):
+        self.started = []
+
+    def start(self, name, module, *arguments):
+        self.started.append((name, module, *arguments))
+
+    def status(self, name):
+        return 2
+
+    def tail_of(self, name, lines):
+        return "stream-vlm: port 8080 is taken"
+
+
+def test_a_console_that_cannot_be_or_ends_is_said_once_and_nothing_more(monkeypatch):
+    processes = StartedProcesses()
+    monkeypatch.setattr(console_process, "why_no_console", lambda: "it needs nicegui: pip ...")
+    console = console_process.ConsoleProcess(processes)
+    assert console.start() == "it needs nicegui: pip ..."
+    assert (console.news(), processes.started) == ("", [])
+    monkeypatch.setattr(console_process, "why_no_console", lambda: "")
+    with socket.socket() as taken:
+        with contextlib.suppress(OSError):  # or somebody else has it
+            taken.bind(("127.0.0.1", 8080))
+        assert re.match(r"http://127\.0\.0\.1:(?!8080)\d+ ", console.start())
+    assert processes.started[0][1:4] == ("stream_vlm_ros.web", "--node", "/stream_vlm")
+    assert "port 8080 is taken" in console.news() and console.news() == ""
 
 
 def test_on_a_terminal_typed_questions_are_answered_until_ctrl_c():

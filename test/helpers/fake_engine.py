@@ -247,6 +247,9 @@ class FakeRecall(FakeEngine):
         choice, metrics = super().ask_choice(question, choices)
         return choice, replace(metrics, episodes=tuple(self.found))
 
+    def kept_stamp(self, near):
+        return min(self.kept, key=lambda stamp: abs(stamp - near), default=None)
+
     def thumbnail(self, stamp, max_size=320):
         if self.broken is not None:
             raise self.broken

@@ -202,7 +202,7 @@ def test_pictures_of_the_frames_that_an_answer_names_are_shown(tmp_path, delayed
     for stamp in metrics.episodes[0].stamps:
         shown = Image.open(io.BytesIO(engine.thumbnail(stamp, 21)))
         assert (shown.format, shown.size) == ("JPEG", (21, 14))
-    assert engine.thumbnail(2.5) is None
+    assert engine.thumbnail(2.5) is None and engine.kept_stamp(2.4) == 2.0
     (file,) = (tmp_path / "kept" / "pictures").rglob("*2.png")
     file.unlink()
     assert engine.thumbnail(2.0) is None

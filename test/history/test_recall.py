@@ -1201,6 +1201,7 @@ def test_a_search_names_episodes_by_their_frames(make, footage):
     for stamp in episode.stamps:
         shown = Image.open(io.BytesIO(engine.thumbnail(stamp, 42)))
         assert (shown.format, shown.size) == ("JPEG", (42, 28))
+    assert engine.kept_stamp(5.1) == 5.0
 
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, "big"])

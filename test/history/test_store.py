@@ -76,6 +76,7 @@ def test_frames_are_found_by_id_by_time_and_as_stars(store):
     assert store.ids_between(12.1, 12.9) is None
     assert [f.id for f in store.around(12.5)] == [2, 3]
     assert [f.id for f in store.around(9)] == [0]
+    assert [store.stamp_near(stamp) for stamp in (9, 12.4, 12.6, 99)] == [10, 12, 13, 19]
     assert [f.id for f in store.stars()] == [2, 5]
     assert (store.oldest_frame.id, store.newest_frame.id, len(store)) == (0, 9, 10)
 

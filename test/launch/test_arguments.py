@@ -44,6 +44,20 @@ def test_the_defaults_of_a_launch_file_pass_and_come_out_in_their_types(table):
     }
 
 
+@pytest.mark.ros
+@pytest.mark.parametrize("table", [NodeArguments, DemoArguments])
+def test_a_console_for_other_machines_needs_a_key(table, monkeypatch):
+    monkeypatch.delenv("STREAM_VLM_API_KEY", raising=False)
+    given = texts(table, web_host="0.0.0.0", web_port="0", namespace="/front/")
+    table.parsed(given)  # nothing is served
+    with pytest.raises(InvalidParameterError, match="needs a key"):
+        table.parsed(given | {"web": "true"})
+    monkeypatch.setenv("STREAM_VLM_API_KEY", "0123456789abcdef")
+    values = table.parsed(given | {"web": "true"})
+    where = ["--node", "/front/stream_vlm", "--host", "0.0.0.0", "--port", "0"]
+    assert arguments.console_command(values) == ["web", *where]
+
+
 WITHOUT_LIBRARIES = """
 import sys
 for name in ("av", "torch", "transformers", "jsonschema", "rosbags", "mcap", "PIL"):

@@ -19,6 +19,7 @@ from stream_vlm_ros.world.source import WorldSource
 
 HERE = Path(__file__).parent
 WANTED = {"image", "model", "device", "params_file", "namespace", "use_sim_time"}
+WANTED |= {"web", "web_host", "web_port"}
 TABLES = {
     "stream_vlm.launch.py": NodeArguments,
     "demo.launch.py": DemoArguments,

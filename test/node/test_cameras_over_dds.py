@@ -191,7 +191,15 @@ def test_the_client_asks_and_steers_one_of_several(here, cameras):
             with pytest.raises(AskError, match="rear: the memory holds no image yet") as refused:
                 await memory.ask("What?", max_new_tokens=2)
             assert [one.text for one in refused.value.answers] == ["xx", ""]
-            assert set(memory.statuses) == {"front", "rear"}
+            assert await memory.cameras() == ["front", "rear"] == sorted(memory.statuses)
+            assert await memory.get("front.sample_fps") == {"front.sample_fps": 0.0}
+            await memory.set(**{"front.sample_fps": 3})
+            assert await memory.get("front.sample_fps", "rear.sample_fps") == {
+                "front.sample_fps": 3.0,
+                "rear.sample_fps": 0.0,
+            }
+            with pytest.raises(InvalidParameterError, match=r"no parameter 'left\.sample_fps'"):
+                await memory.get("left.sample_fps")
 
     asyncio.run(use())
     assert rear.wait_status(lambda s: s.frames == 0, what="the reset").paused

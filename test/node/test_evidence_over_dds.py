@@ -95,6 +95,33 @@ def test_an_answer_names_when_with_pictures_and_where_the_robot_was(here):
 
 
 @HERE
+def test_the_kept_picture_next_to_a_time_is_given(here):
+    from builtin_interfaces.msg import Duration
+    from stream_vlm.srv import GetPicture
+
+    def picture(stamp_ns, **fields):
+        stamp = here.client.header(stamp_ns).stamp
+        request = GetPicture.Request(stamp=stamp, **fields)
+        return here.client.graph.call(GetPicture, f"{here.client.name}/get_picture", request)
+
+    none = picture(1)
+    assert (none.success, len(none.picture.data)) == (True, 0) and "no picture" in none.message
+    client, first = here.client, here.client.stamp_ns + 500_000_000
+    for _ in range(3):
+        client.send(client.image())
+    client.wait_status(lambda s: s.frames_ingested == 3, what="the frames")
+    found = picture(first + 600_000_000, max_size=64)
+    assert bytes(found.picture.data) == b"jpeg of 0.500" and found.picture.format == "jpeg"
+    assert found.picture.header.stamp == client.header(first + 500_000_000).stamp
+    assert here.engine.calls[-1] == ("thumbnail", 0.5, 64)
+    near = Duration(nanosec=100_000_000)
+    assert len(picture(first + 600_000_000, within=near).picture.data) > 0
+    assert len(picture(first + 600_000_001, within=near).picture.data) == 0
+    refused = picture(first, max_size=1281)
+    assert not refused.success and "from 1 to 1280" in refused.message
+
+
+@HERE
 def test_the_status_tells_the_tiers_of_the_history(here):
     client = here.client
     for _ in range(3):

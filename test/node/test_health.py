@@ -208,6 +208,7 @@ def test_model_and_memory():
         device="cpu",
         length=5,
         cap=10,
+        used_bytes=2_000_000_000,
         memory_bytes=0,
         chunks=1,
         evictions=0,

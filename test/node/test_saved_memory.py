@@ -25,6 +25,7 @@ HELD = tempfile.TemporaryDirectory()
 FOLDER = Path(HELD.name) / "memories"  # made by the node
 # Frames that waited for a jump to be believed come at once: more than the usual two may wait.
 OWN = dict(memory_folder=str(FOLDER), queue_size=16)
+LISTED = FOLDER.with_name("listed")
 HERE = pytest.mark.parametrize("here", [OWN], indirect=True)
 
 
@@ -126,6 +127,32 @@ def test_what_was_saved_is_loaded_and_answers_as_before(here):
     assert (again.text, again.header) == (answer.text, answer.header)
     assert len(answer.text) > 5
     assert here.said == []
+
+
+def names(client):
+    from stream_vlm.srv import ListMemories
+
+    return client.graph.call(ListMemories, f"{client.name}/list_memories")
+
+
+@pytest.mark.parametrize("here", [OWN | {"memory_folder": str(LISTED)}], indirect=True)
+def test_those_that_can_be_loaded_are_listed_the_newest_first_and_nothing_else(here):
+    assert (names(here.client).success, names(here.client).names) == (True, [])
+    fill(here.client, 2)
+    for name in ("morning", "noon", "evening"):
+        assert save(here.client, name).success
+    os.utime(LISTED / "noon.safetensors", (2e9, 2e9))
+    for other in ("notes.txt", ".hidden.safetensors", "a b.safetensors"):
+        (LISTED / other).write_text("not ours")
+    (LISTED / "a_folder.safetensors").mkdir()
+    (LISTED / "a_link.safetensors").symlink_to(LISTED / "noon.safetensors")
+    assert names(here.client).names == ["noon", "evening", "morning"]
+
+
+def test_without_a_folder_none_are_listed_and_that_is_said(here):
+    reply = names(here.client)
+    assert (reply.success, reply.names) == (False, [])
+    assert "memory_folder is not set" in reply.message
 
 
 @HERE

@@ -11,7 +11,14 @@ from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import FrameStoreError, MemoryFileError
 from stream_vlm_ros.history.poses import Pose, PoseTrack
 from stream_vlm_ros.session.counters import Drop, FrameCounters
-from stream_vlm_ros.session.question import READING, WRITING, Question
+from stream_vlm_ros.session.question import (
+    MAX_PICTURES,
+    READING,
+    WRITING,
+    NotActiveError,
+    Question,
+    QueueFullError,
+)
 from stream_vlm_ros.session.timed_frame import TimedFrame
 from stream_vlm_ros.session.worker import EngineWorker
 
@@ -107,6 +114,57 @@ def test_pictures_come_as_many_as_were_asked_for_and_not_those_that_are_gone(mak
         5.0,
         320,
     )
+
+
+def test_the_kept_picture_next_to_a_time_is_shown_if_it_is_near_enough(make_box):
+    box = make_box()
+    show = box.worker.picture_near
+    assert show(at(0)).result(PATIENCE) is None  # nothing was seen yet
+    box.append(0, 1, 2)
+    box.engine.lost = {2.0}
+    assert show(at(0.7), max_size=64).result(PATIENCE) == (at(1), b"jpeg of 1.000")
+    assert box.engine.calls[-1] == ("thumbnail", 1.0, 64)
+    assert show(at(0.7), SECOND // 2).result(PATIENCE) == (at(1), b"jpeg of 1.000")
+    assert show(at(0.7), SECOND // 5).result(PATIENCE) is None
+    assert show(at(9)).result(PATIENCE) is None  # its picture is gone
+    box.engine.broken = FrameStoreError("the disk is gone")
+    with pytest.raises(FrameStoreError):
+        show(at(1)).result(PATIENCE)
+    assert box.ask().error is None
+
+
+def test_a_picture_comes_between_two_tokens_of_an_answer_and_changes_nothing(make_box):
+    box = make_box()
+    box.append(0, 1)
+    shown = []
+
+    def progress(state, text):
+        if text == "x":
+            shown.append(box.worker.picture_near(at(1)))
+        elif text:
+            assert shown[0].done()  # before the next token
+
+    outcome = box.ask(progress)
+    assert outcome.error is None and shown[0].result(PATIENCE) == (at(1), b"jpeg of 1.000")
+
+
+def test_of_many_pictures_the_newest_are_waited_for_and_none_for_ever(make_box):
+    box = make_box()
+    box.append(0)
+    box.ask()
+    box.engine.gate.clear()
+    box.append(1)
+    assert box.engine.busy.wait(PATIENCE)
+    waiting = [box.worker.picture_near(at(0)) for _ in range(MAX_PICTURES + 1)]
+    with pytest.raises(QueueFullError):
+        waiting[0].result(0)
+    box.worker.stop(0)
+    box.engine.gate.set()
+    for one in waiting[1:]:
+        with pytest.raises(NotActiveError):
+            one.result(PATIENCE)
+    with pytest.raises(NotActiveError):
+        box.worker.picture_near(at(0)).result(0)
 
 
 def test_a_store_that_fails_at_a_picture_costs_no_answer(make_box):

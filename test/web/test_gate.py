@@ -1,0 +1,211 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""Who is let into the console."""
+
+import asyncio
+from urllib.parse import urlencode
+
+import pytest
+
+from stream_vlm_ros.access import Access, is_loopback, read_key
+from stream_vlm_ros.errors import InvalidParameterError
+from stream_vlm_ros.web.gate import KEY_PAGE, Gate
+
+KEY = "0123456789abcdef"
+HERE = {"host": "127.0.0.1:8080"}
+PAGE = {**HERE, "accept": "text/html,*/*"}
+SOCKET = "/_nicegui_ws/socket.io/"
+
+
+class House:
+    """What is behind the gate: says so, and keeps websockets open until it is told to end."""
+
+    def __init__(self):
+        self.open, self.end = 0, asyncio.Event()
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "websocket":
+            self.open += 1
+            await send({"type": "websocket.accept"})
+            await self.end.wait()
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"inside"})
+
+
+async def call(gate, kind="http", path="/", method="GET", heads=None, body=b""):
+    """The messages that come back."""
+    sent = []
+
+    async def receive():
+        return {"type": f"{kind}.request" if kind == "http" else "websocket.connect", "body": body}
+
+    async def send(message):
+        sent.append(message)
+
+    lines = [(name.encode(), value.encode()) for name, value in (heads or HERE).items()]
+    scope = {"type": kind, "path": path, "method": method, "headers": lines}
+    await gate(scope, receive, send)
+    return sent
+
+
+def ask(gate, **request):
+    start, end = asyncio.run(call(gate, **request))
+    return start["status"], end["body"].decode(), dict(start["headers"])
+
+
+def give(gate, key, heads=HERE):
+    return ask(
+        gate, path=KEY_PAGE, method="POST", heads=heads, body=urlencode({"key": key}).encode()
+    )
+
+
+def opened(gate, heads=HERE, path=SOCKET):
+    """Whether a websocket is let in."""
+
+    async def run():
+        return (await call(gate, "websocket", path, heads=heads))[0]["type"]
+
+    return asyncio.run(run()) == "websocket.accept"
+
+
+@pytest.fixture
+def house():
+    house = House()
+    house.end.set()
+    return house
+
+
+def test_without_a_key_this_machine_is_let_in(house):
+    gate = Gate(house, Access())
+    for host in ("127.0.0.1:8080", "localhost:9000", "[::1]:8080"):
+        assert ask(gate, heads={"host": host})[:2] == (200, "inside")
+        assert opened(gate, {"host": host, "origin": f"http://{host}"})
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:8080", "", "a@b", "[::"])
+def test_a_name_that_another_site_gave_this_machine_is_refused(house, host):
+    gate = Gate(house, Access())
+    status, words, _ = ask(gate, heads={"host": host})
+    assert status == 403 and "not the console's own" in words
+    assert not opened(gate, {"host": host})
+
+
+def test_another_sites_page_reaches_nothing(house):
+    gate, theirs = Gate(house, Access()), {**HERE, "origin": "http://evil.example"}
+    assert not opened(gate, theirs)
+    assert not opened(gate, theirs, "/cameras/0/pictures")
+    assert ask(gate, method="POST", heads=theirs)[0] == 403
+    assert ask(gate, heads=theirs)[0] == 200  # a browser shows it nothing of it
+
+
+def test_with_a_key_nobody_is_let_in_who_does_not_tell_it(house):
+    gate = Gate(house, Access("0.0.0.0", 8080, KEY))
+    status, words, _ = ask(gate, heads={"host": "robot:8080"})
+    assert status == 401 and 'type="password"' in words
+    for wrong in (
+        {"authorization": f"Bearer {KEY}0"},
+        {"authorization": "Bearer \u00e9"},
+        {"cookie": f"stream_vlm={KEY}"},
+        {"cookie": "stream_vlm=\u00e9;;="},
+    ):
+        assert ask(gate, heads={**HERE, **wrong})[0] == 401
+        assert not opened(gate, {**HERE, **wrong})
+    assert ask(gate, heads={**HERE, "authorization": f"Bearer {KEY}"})[:2] == (200, "inside")
+
+
+def test_the_key_is_told_once_and_the_browser_remembers_another(house):
+    gate = Gate(house, Access("0.0.0.0", 8080, KEY))
+    status, words, _ = give(gate, "a wrong key")
+    assert status == 401 and "not the key" in words
+    status, _, heads = give(gate, KEY)
+    cookie = heads[b"set-cookie"].decode()
+    assert (status, heads[b"location"]) == (303, b"/")
+    assert "HttpOnly" in cookie and "SameSite=Strict" in cookie and KEY not in cookie
+    known = {**HERE, "cookie": f"other=1; {cookie.split(';')[0]}"}
+    assert ask(gate, heads=known)[:2] == (200, "inside") and opened(gate, known)
+    again = Gate(house, Access("0.0.0.0", 8080, KEY))
+    assert ask(again, heads=known)[0] == 401  # it ends with the server
+    assert give(gate, KEY, {**HERE, "origin": "http://evil.example"})[0] == 403
+
+
+def test_a_form_of_any_size_is_answered(house):
+    gate = Gate(house, Access("0.0.0.0", 8080, KEY))
+    assert give(gate, "x" * 100_000)[0] == 401
+    assert ask(gate, path=KEY_PAGE, method="POST", body=b"\xff\xfe=%zz")[0] == 401
+
+
+def test_the_twenty_fifth_viewer_is_refused_in_words_until_one_leaves():
+    async def run():
+        house = House()
+        gate = Gate(house, Access())
+        viewers = [asyncio.create_task(call(gate, "websocket", SOCKET)) for _ in range(24)]
+        while house.open < 24:
+            await asyncio.sleep(0)
+        [start, end] = await call(gate, heads=PAGE)
+        refused = await call(gate, "websocket", SOCKET)
+        pictures = asyncio.create_task(call(gate, "websocket", "/cameras/0/pictures"))
+        while house.open < 25:  # of those who look already
+            await asyncio.sleep(0)
+        house.end.set()
+        await asyncio.gather(*viewers, pictures)
+        [after, _] = await call(gate, heads=PAGE)
+        return start["status"], end["body"].decode(), refused, after["status"], gate.viewers
+
+    status, words, refused, after, left = asyncio.run(run())
+    assert status == 503 and "24 look at this already" in words
+    assert refused == [{"type": "websocket.close", "code": 4403}]
+    assert (after, left) == (200, 0)
+
+
+def test_a_page_that_takes_no_websocket_is_told_so(house):
+    status, words, _ = ask(Gate(house, Access()), path=SOCKET)
+    assert status == 400 and "needs websockets" in words
+
+
+# -- the key itself -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("host", "ours"),
+    [("127.0.0.1", True), ("127.0.1.1", True), ("::1", True), ("localhost", True),
+     ("0.0.0.0", False), ("::", False), ("192.168.1.5", False), ("robot.local", False),
+     ("localhost.evil.example", False), ("", False)],
+)  # fmt: skip
+def test_other_machines_need_a_key(host, ours):
+    assert is_loopback(host) == ours
+    if not ours:
+        with pytest.raises(
+            InvalidParameterError, match="lets other machines in, which needs a key"
+        ):
+            Access(host)
+    assert Access(host, key=KEY).admits(KEY) and not Access(host, key=KEY).admits("")
+
+
+def test_the_key_comes_of_a_file_of_its_owners_or_of_the_environment(tmp_path, monkeypatch):
+    monkeypatch.delenv("STREAM_VLM_API_KEY", raising=False)
+    assert read_key() == ""
+    monkeypatch.setenv("STREAM_VLM_API_KEY", KEY)
+    assert read_key() == KEY
+    file = tmp_path / "key"
+    file.write_text("of a file, 16 characters\n")
+    file.chmod(0o644)
+    with pytest.raises(InvalidParameterError, match="chmod 600"):
+        read_key(str(file))
+    file.chmod(0o600)
+    assert read_key(str(file)) == "of a file, 16 characters"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"short", b"", b"x" * 2000, b"two lines of\nsixteen", b"\xff" * 20, b"\xc3\xa9" * 20],
+)
+def test_a_key_that_is_none_is_refused(tmp_path, content):
+    file = tmp_path / "key"
+    file.write_bytes(content)
+    file.chmod(0o600)
+    with pytest.raises(InvalidParameterError):
+        read_key(str(file))
+    with pytest.raises(InvalidParameterError, match="cannot be read: No such file"):
+        read_key(str(tmp_path / "none"))

@@ -1,0 +1,68 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""What the console says of a memory and of an answer."""
+
+from dataclasses import replace
+
+import pytest
+
+from stream_vlm_ros.errors import OutOfHorizonError
+from stream_vlm_ros.session.counters import ON_PURPOSE, Drop
+from stream_vlm_ros.session.memory_summary import MemorySummary
+from stream_vlm_ros.session.question import Outcome, Question
+from stream_vlm_ros.web.figures import (
+    dropped,
+    figures,
+    length_text,
+    outcome_text,
+    share,
+    state_text,
+    taken_text,
+)
+from stream_vlm_ros.web.live_memory import Status
+
+
+@pytest.mark.parametrize("drop", Drop)
+def test_every_loss_has_words_and_says_whether_it_was_wanted(drop):
+    [(words, on_purpose)] = dropped({drop.value: 1_234, "frames_received": 5_000})
+    assert words.startswith("1,234 ") and "_" not in words
+    assert on_purpose == (drop.cause in ON_PURPOSE)
+
+
+def test_what_was_not_lost_is_not_told():
+    assert dropped({drop.value: 0 for drop in Drop}) == []
+
+
+def test_a_pause_is_told_only_while_it_is_live():
+    assert state_text(Status(state="active", paused=True)) == "Paused"
+    assert state_text(Status(state="away", paused=True)) == "Not answering"
+
+
+def test_figures_are_there_before_anything_is_known():
+    assert [figure.value for figure in figures(Status())] == ["0", "0", "–", "–"]
+    assert share(Status()) == 0.0 and length_text(Status()) == "0 tokens"
+    assert taken_text({}) == "0 pictures came, 0 remembered"
+
+
+def test_a_gpus_memory_is_called_so():
+    on_gpu = Status(device="cuda:0", used_bytes=3_200_000_000)
+    assert [(f.label, f.value) for f in figures(on_gpu)][-1] == ("GPU memory", "3.2 GB")
+
+
+def test_an_answer_tells_what_it_took():
+    outcome = Outcome(
+        Question("?"),
+        "yes",
+        waiting=1.5,
+        ttft=0.21,
+        latency=1.25,
+        answer_tokens=1,
+        fetched_tokens=100,
+        memory=MemorySummary(length=1_000),
+    )
+    assert outcome_text(outcome) == (
+        "waited 1.5 s · first token 210 ms · 1.25 s in all · 1 token · read from 1,100 tokens · "
+        "100 of them fetched from the history"
+    )
+    assert outcome_text(replace(outcome, answer="", error=OutOfHorizonError("gone"))) == ""
