@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shlex
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -23,7 +24,7 @@ from typer.core import TyperCommand
 
 from stream_vlm_ros.config import NODE, Settings
 from stream_vlm_ros.console import plural, printable
-from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
+from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError, runs_here
 from stream_vlm_ros.forgotten import GUESS
 
 if TYPE_CHECKING:
@@ -195,10 +196,11 @@ def if_a_topic(text: str, question: str) -> str:
     """What to do where ``text`` names no file, but may name a topic; "" where it cannot."""
     if not text.startswith("/") or not NODE_NAME.fullmatch(text):
         return ""
-    return (
-        " A topic is watched by a node: 'ros2 launch stream_vlm stream_vlm.launch.py "
-        f"image:={text}' starts one, and 'stream-vlm ask --node \"{printable(question)}\"' asks it."
-    )
+    from stream_vlm_ros.processes.graph import node_command
+
+    ask = runs_here(f"stream-vlm ask --node {shlex.quote(printable(question))}")
+    start = node_command(text)
+    return f"\nA topic is watched by a node. These start one and ask it:\n    {start}\n    {ask}"
 
 
 # ask --node ---------------------------------------------------------------------------------------
@@ -488,10 +490,9 @@ def list_nodes(as_json: Json = False) -> None:
         print(json.dumps(nodes))
         return
     if not nodes:
-        from stream_vlm_ros.client.stream_vlm_client import graph_text
+        from stream_vlm_ros.client.stream_vlm_client import graph_text, where_nodes_are
 
-        print(f"No node of stream_vlm is {graph_text()}.")
-        print("The demo is on one of its own: it prints the ROS_DOMAIN_ID to export.")
+        print(f"No node of stream_vlm is {graph_text()}.\n{where_nodes_are()}")
         return
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for column in ("node", "state", "memory"):
@@ -510,7 +511,7 @@ def _about(name: str, times: int) -> dict[str, Any]:
         try:
             state, memory = with_node(name, 5.0, _state_and_memory)
         except StreamVlmError as fault:
-            state = str(fault)
+            state = str(fault).partition("\n")[0]
     return {"name": name, "state": state, "memory": memory}
 
 
@@ -598,6 +599,30 @@ def pause(node: NodeName = "", wait: Wait = 10.0) -> None:
 def resume(node: NodeName = "", wait: Wait = 10.0) -> None:
     """Let a node watch again."""
     _order(lambda client: client.resume(), node, wait)
+
+
+@node_app.command("configure")
+def configure(node: NodeName = "", wait: Wait = 10.0) -> None:
+    """Let a node load its model; then activate it."""
+    _order(lambda client: client.transition("configure"), node, wait)
+
+
+@node_app.command("activate")
+def activate(node: NodeName = "", wait: Wait = 10.0) -> None:
+    """Let a node that is configured watch and answer."""
+    _order(lambda client: client.transition("activate"), node, wait)
+
+
+@node_app.command("deactivate")
+def deactivate(node: NodeName = "", wait: Wait = 10.0) -> None:
+    """Let a node neither watch nor answer; it keeps its memory."""
+    _order(lambda client: client.transition("deactivate"), node, wait)
+
+
+@node_app.command("cleanup")
+def cleanup(node: NodeName = "", wait: Wait = 10.0) -> None:
+    """Let a node that is not active give its model and memory back."""
+    _order(lambda client: client.transition("cleanup"), node, wait)
 
 
 MemoryName = Annotated[

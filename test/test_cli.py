@@ -6,6 +6,7 @@
 import importlib.util
 import json
 import resource
+import shlex
 import shutil
 from fractions import Fraction
 from types import SimpleNamespace
@@ -308,7 +309,6 @@ def test_the_small_models_evaluation_is_a_verb():
         (["ask", "--node", "stream_vlm"], "Say what to ask"),
         (["ask", "--node", "Hi?", "--at", "3", "--fps", "4"], "--at, --fps are of no use with"),
         (["ask", "VIDEO", "Hi?", "--cancel-after", "1"], "--cancel-after is of use only with"),
-        (["ask", "/camera/image", "Hi?"], 'stream-vlm ask --node "Hi?"\' asks it'),
         (["ask", "VIDEO", "Hello?", "--fps", "-1"], "sample_fps must lie in"),
         (["ask", "VIDEO", "Hello?", "--at", "0"], "--at"),
         (["ask", "VIDEO", "Hello?", "--at", "inf"], "--at"),
@@ -337,6 +337,15 @@ def test_errors_are_one_line_and_exit_status_2(video, arguments, words):
     lines = result.stderr.splitlines()
     assert len(lines) == 1 and words in lines[0]
     assert "Traceback" not in result.output
+
+
+def test_a_topic_as_source_is_answered_with_the_commands_that_ask_it(monkeypatch):
+    monkeypatch.delenv("STREAM_VLM_RUN", raising=False)
+    told = run("ask", "/camera/image", "What's up?")
+    assert told.exit_code == 2
+    start, ask = told.stderr.splitlines()[-2:]
+    assert shlex.split(start)[-1].partition(":=")[::2] == ("image", "/camera/image")
+    assert shlex.split(ask) == ["stream-vlm", "ask", "--node", "What's up?"]
 
 
 @pytest.mark.parametrize(

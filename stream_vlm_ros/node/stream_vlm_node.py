@@ -29,6 +29,7 @@ from stream_vlm_ros.errors import (
     InvalidTimestampError,
     StreamVlmError,
     cut,
+    runs_here,
 )
 from stream_vlm_ros.factory import card_of
 from stream_vlm_ros.model_card import ModelCard
@@ -351,9 +352,13 @@ class StreamVlmNode(TellingLifecycleNode):
         if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
             self.trigger_activate()
         elif self.context.ok():
+            verbs = ("set PARAMETER VALUE", "configure", "activate")
+            name = self.get_fully_qualified_name()
+            commands = "".join(
+                "\n    " + runs_here(f"stream-vlm node {verb} --node {name}") for verb in verbs
+            )
             self.get_logger().error(
-                f"the node waits unconfigured: correct the parameter, then 'ros2 lifecycle set "
-                f"{self.get_fully_qualified_name()} configure' and '... activate', or restart it"
+                f"the node waits unconfigured. Restart it, or correct the parameter:{commands}"
             )
 
     # Parameters -----------------------------------------------------------------------------------

@@ -8,13 +8,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from stream_vlm_ros.errors import StreamVlmError
+from stream_vlm_ros.errors import StreamVlmError, runs_here
 from stream_vlm_ros.machine import threads_to_take
 
 DOMAIN_COORDINATOR_PORT = 32768
@@ -28,6 +29,13 @@ def check_ros() -> None:
                 f"The Python module {name} is missing. Source ROS 2 and the workspace first "
                 "(source install/setup.bash), or let tools/run.sh of the checkout run the command."
             )
+
+
+def node_command(image: str = "/camera/image_raw") -> str:
+    """The command that starts a node here, on the images of that topic."""
+    if shutil.which("ros2"):
+        return f"ros2 launch stream_vlm stream_vlm.launch.py image:={image}"
+    return runs_here(f"python -m stream_vlm_ros.node --ros-args -r image:={image}")
 
 
 def claim_domain() -> tuple[socket.socket, int]:
