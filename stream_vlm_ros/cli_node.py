@@ -24,7 +24,7 @@ from typer.core import TyperCommand
 
 from stream_vlm_ros.config import NODE, Settings
 from stream_vlm_ros.console import plural, printable
-from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError, runs_here
+from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError, below, runs_here
 from stream_vlm_ros.forgotten import GUESS
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def if_a_topic(text: str, question: str) -> str:
 
     ask = runs_here(f"stream-vlm ask --node {shlex.quote(printable(question))}")
     start = node_command(text)
-    return f"\nA topic is watched by a node. These start one and ask it:\n    {start}\n    {ask}"
+    return "\nA topic is watched by a node. These start one and ask it:" + below(start, ask)
 
 
 # ask --node ---------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ from stream_vlm_ros.client.messages import (
 )
 from stream_vlm_ros.client.node_client import StatusWatch, latched, refuse_second
 from stream_vlm_ros.client.ros_thread import RosThread, to_its_end
-from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError, cut, whole_number
+from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError, below, cut, whole_number
 from stream_vlm_ros.processes.graph import node_command
 from stream_vlm_ros.processes.ros_process import names_seen_by
 
@@ -621,7 +621,7 @@ def where_nodes_are() -> str:
     """What to do where there is none on the graph."""
     return (
         "A demo has a ROS domain of its own: export the ROS_DOMAIN_ID that it prints.\n"
-        f"This starts a node:\n    {node_command()}"
+        "This starts a node:" + below(node_command())
     )
 
 

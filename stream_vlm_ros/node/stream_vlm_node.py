@@ -28,6 +28,7 @@ from stream_vlm_ros.errors import (
     InvalidParameterError,
     InvalidTimestampError,
     StreamVlmError,
+    below,
     cut,
     runs_here,
 )
@@ -354,11 +355,10 @@ class StreamVlmNode(TellingLifecycleNode):
         elif self.context.ok():
             verbs = ("set PARAMETER VALUE", "configure", "activate")
             name = self.get_fully_qualified_name()
-            commands = "".join(
-                "\n    " + runs_here(f"stream-vlm node {verb} --node {name}") for verb in verbs
-            )
+            commands = [runs_here(f"stream-vlm node {verb} --node {name}") for verb in verbs]
             self.get_logger().error(
-                f"the node waits unconfigured. Restart it, or correct the parameter:{commands}"
+                "the node waits unconfigured. Restart it, or correct the parameter:"
+                + below(*commands)
             )
 
     # Parameters -----------------------------------------------------------------------------------
