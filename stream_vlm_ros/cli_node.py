@@ -424,9 +424,10 @@ def watch(
         within("--seconds", seconds, 0, MAX_STAMP)
     watching = Watching(every)
 
-    def say(words: str) -> None:
+    def say(words: str, when: str = "") -> None:
         if words and not as_json:
-            print(time.strftime("%H:%M:%S"), printable(words.replace("\n", " ")), flush=True)
+            when = when or time.strftime("%H:%M:%S")
+            print(when, printable(words.replace("\n", " ")), flush=True)
 
     async def use(client: StreamVlmClient) -> None:
         say(f"watching {client.name}")
@@ -445,9 +446,12 @@ def watch(
         from stream_vlm_ros.plain_messages import to_dict
 
         async for event in client.watch():
+            before = client.earlier is not None and event is client.earlier[0]
             if as_json:
-                told = to_dict(event, LEFT_OUT)
-                print(json.dumps({"kind": type(event).__name__, **told}), flush=True)
+                told = {"kind": type(event).__name__, **to_dict(event, LEFT_OUT)}
+                print(json.dumps(told | {"earlier": True} if before else told), flush=True)
+            elif before and client.earlier is not None:
+                say(f"earlier: {watching.line(event)}", _clock(client.earlier[1] / 1e9))
             else:
                 say(watching.line(event))
 

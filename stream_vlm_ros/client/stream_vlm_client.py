@@ -84,6 +84,9 @@ class StreamVlmClient:
         name: full name of the node.
         answers_kept: where the node keeps past answers, and how many it could not keep, and why; as
             of the last `past_answers`.
+        earlier: the last answer that the node had given before this client came, which is the first
+            that :meth:`watch` brings, and when, in nanoseconds of the node's machine; None: it had
+            given none, or it has not arrived yet.
 
     Raises NodeUnavailableError, when entered, for a node that is not there within ``patience``, for
     two of one name, and, without a name, for several.
@@ -95,10 +98,12 @@ class StreamVlmClient:
         self.patience = patience
         self.name = f"/{name.strip('/')}" if name else ""
         self.answers_kept = ""
+        self.earlier: tuple[Answer, int] | None = None
         self._context = context
         self._ros: RosThread | None = None
         self._seen: StatusWatch | None = None
         self._began = 0.0  # to listen for nodes, by time.monotonic()
+        self._came = time.time_ns()
         self._action: ActionClient | None = None
         self._services: dict[str, Any] = {}
         self.open_streams: set[AnswerStream] = set()  # whose answers end with the client
@@ -213,7 +218,7 @@ class StreamVlmClient:
                 ("ask/_action/cancel_goal", CancelGoal),
             )
         }
-        node.create_subscription(Answer, f"{name}/answer", self._tell, latched())
+        node.create_subscription(Answer, f"{name}/answer", self._take_answer, latched())
         node.create_subscription(DiagnosticArray, "/diagnostics", self._take_diagnostics, 50)
 
     async def _is_answered(self) -> bool:
@@ -391,6 +396,12 @@ class StreamVlmClient:
                 yield await queue.get()
         finally:
             self._watchers.discard(queue)
+
+    def _take_answer(self, answer: Answer, info: dict[str, int]) -> None:
+        published = info["source_timestamp"]
+        if published < self._came:
+            self.earlier = answer, published
+        self._tell(answer)
 
     def _take_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:

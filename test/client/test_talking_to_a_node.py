@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -504,8 +505,21 @@ def test_a_nodes_lifecycle_is_steered_and_what_it_refuses_is_said(client, do):
 
 def test_a_terminal_watches_and_ends_in_time(node):
     told = terminal("watch", "--node", NAME, "--seconds", 2.5, "--json")
-    kinds = {json.loads(line)["kind"] for line in told.splitlines()}
-    assert kinds == {"CacheStatus", "Answer", "DiagnosticStatus"}
+    events = [json.loads(line) for line in told.splitlines()]
+    assert {event["kind"] for event in events} == {"CacheStatus", "Answer", "DiagnosticStatus"}
+    assert [event["earlier"] for event in events if event["kind"] == "Answer"] == [True]
+
+
+def test_the_last_answer_before_one_watches_is_told_as_earlier_and_a_new_one_is_not(client, do):
+    do(client.ask("And this one?", max_new_tokens=2))
+    assert client.earlier is None or client.earlier[0].question != "And this one?"
+    past = do(client.past_answers(limit=1))[0]
+    told = terminal("watch", "--node", NAME, "--seconds", 1.5).splitlines()
+    (line,) = (line for line in told if " -> " in line)
+    when, words = line.split(maxsplit=1)
+    assert words.startswith("earlier: And this one? -> ")
+    near = [past.answered.sec + shift for shift in (-1, 0, 1)]  # it is told, and then kept
+    assert when in [time.strftime("%H:%M:%S", time.localtime(second)) for second in near]
 
 
 def test_a_node_that_ends_in_the_middle_of_an_answer_is_said_and_past_answers_stay(
