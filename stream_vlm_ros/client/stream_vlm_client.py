@@ -218,7 +218,8 @@ class StreamVlmClient:
                 ("ask/_action/cancel_goal", CancelGoal),
             )
         }
-        node.create_subscription(Answer, f"{name}/answer", self._take_answer, latched())
+        take: Any = self._take_answer  # of two arguments, which rclpy's types do not know
+        node.create_subscription(Answer, f"{name}/answer", take, latched())
         node.create_subscription(DiagnosticArray, "/diagnostics", self._take_diagnostics, 50)
 
     async def _is_answered(self) -> bool:
