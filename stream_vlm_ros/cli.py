@@ -78,7 +78,7 @@ class Verbs(TyperGroup):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        from stream_vlm_ros.console import print_anything
+        from stream_vlm_ros.console import print_anything, say_lines
 
         print_anything()
         try:
@@ -92,7 +92,7 @@ class Verbs(TyperGroup):
             refused = isinstance(error, OSError) and error.errno in REFUSALS
             if not isinstance(error, StreamVlmError) and not refused:
                 raise
-            print(f"stream-vlm: {error}", file=sys.stderr)
+            say_lines(Console(highlight=False, stderr=True), f"stream-vlm: {error}")
             raise typer.Exit(UNUSABLE) from error
 
 
@@ -165,6 +165,14 @@ def _option(row: Setting, default: Any) -> inspect.Parameter:
         default=default,
         annotation=Annotated[row.type, option],
     )
+
+
+def _check_model(settings: Settings) -> None:
+    """What is quick comes first: a folder that is not there is told before the source is opened."""
+    from stream_vlm_ros.errors import check_model_folder
+    from stream_vlm_ros.factory import model_folder
+
+    check_model_folder(model_folder(settings))
 
 
 def _say_what_to_expect(settings: Settings, source: str, side: Console) -> None:
@@ -276,6 +284,7 @@ def ask(
         check_about(about)
     out, side = Console(highlight=False), Console(highlight=False, stderr=True)
     settings = changed(settings, engine)
+    _check_model(settings)
     if settings.save_memory:
         check_free(settings.save_memory)
     newest_ns = loaded_until(settings)
@@ -406,6 +415,8 @@ def replay(
         from stream_vlm_ros.replay.live.realtime import realtime_run
         from stream_vlm_ros.replay.questions import load_questions
 
+    if attach is None:  # a node that runs already has a model of its own
+        _check_model(settings)
     job = ReplayJob(
         source,
         load_questions(questions),
@@ -458,6 +469,7 @@ def rate(
     from stream_vlm_ros.sources import open_source, parse_size
 
     settings = changed(settings, engine)
+    _check_model(settings)
     options = {"size": parse_size(size)}
     open_source(source)  # what is wrong with it is told before anything starts
     trials = max_trials(highest)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shlex
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -23,7 +24,7 @@ from typer.core import TyperCommand
 
 from stream_vlm_ros.config import NODE, Settings
 from stream_vlm_ros.console import plural, printable
-from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
+from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError, below, runs_here
 from stream_vlm_ros.forgotten import GUESS
 
 if TYPE_CHECKING:
@@ -196,10 +197,11 @@ def if_a_topic(text: str, question: str) -> str:
     """What to do where ``text`` names no file, but may name a topic; "" where it cannot."""
     if not text.startswith("/") or not NODE_NAME.fullmatch(text):
         return ""
-    return (
-        " A topic is watched by a node: 'ros2 launch stream_vlm stream_vlm.launch.py "
-        f"image:={text}' starts one, and 'stream-vlm ask --node \"{printable(question)}\"' asks it."
-    )
+    from stream_vlm_ros.processes.graph import node_command
+
+    ask = runs_here(f"stream-vlm ask --node {shlex.quote(printable(question))}")
+    start = node_command(text)
+    return "\nA topic is watched by a node. These start one and ask it:" + below(start, ask)
 
 
 # ask --node ---------------------------------------------------------------------------------------
@@ -437,9 +439,10 @@ def watch(
         within("--seconds", seconds, 0, MAX_STAMP)
     watching = Watching(every)
 
-    def say(words: str) -> None:
+    def say(words: str, when: str = "") -> None:
         if words and not as_json:
-            print(time.strftime("%H:%M:%S"), printable(words.replace("\n", " ")), flush=True)
+            when = when or time.strftime("%H:%M:%S")
+            print(when, printable(words.replace("\n", " ")), flush=True)
 
     async def use(client: StreamVlmClient) -> None:
         say(f"watching {client.name}")
@@ -458,9 +461,12 @@ def watch(
         from stream_vlm_ros.plain_messages import to_dict
 
         async for event in client.watch():
+            before = client.earlier is not None and event is client.earlier[0]
             if as_json:
-                told = to_dict(event, LEFT_OUT)
-                print(json.dumps({"kind": type(event).__name__, **told}), flush=True)
+                told = {"kind": type(event).__name__, **to_dict(event, LEFT_OUT)}
+                print(json.dumps(told | {"earlier": True} if before else told), flush=True)
+            elif before and client.earlier is not None:
+                say(f"earlier: {watching.line(event)}", _clock(client.earlier[1] / 1e9))
             else:
                 say(watching.line(event))
 
@@ -503,10 +509,9 @@ def list_nodes(as_json: Json = False) -> None:
         print(json.dumps(nodes))
         return
     if not nodes:
-        from stream_vlm_ros.client.stream_vlm_client import graph_text
+        from stream_vlm_ros.client.stream_vlm_client import graph_text, where_nodes_are
 
-        print(f"No node of stream_vlm is {graph_text()}.")
-        print("The demo is on one of its own: it prints the ROS_DOMAIN_ID to export.")
+        print(f"No node of stream_vlm is {graph_text()}.\n{where_nodes_are()}")
         return
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for column in ("node", "state", "memory"):
@@ -525,7 +530,7 @@ def _about(name: str, times: int) -> dict[str, Any]:
         try:
             state, memory = with_node(name, 5.0, _state_and_memory)
         except StreamVlmError as fault:
-            state = str(fault)
+            state = str(fault).partition("\n")[0]
     return {"name": name, "state": state, "memory": memory}
 
 
@@ -618,6 +623,30 @@ def pause(source: SourceName = "", node: NodeName = "", wait: Wait = 10.0) -> No
 def resume(source: SourceName = "", node: NodeName = "", wait: Wait = 10.0) -> None:
     """Let a node watch again."""
     _order(lambda client: client.resume(source), node, wait)
+
+
+@node_app.command("configure")
+def configure(node: NodeName = "", wait: Wait = 10.0) -> None:
+    """Let a node load its model; then activate it."""
+    _order(lambda client: client.transition("configure"), node, wait)
+
+
+@node_app.command("activate")
+def activate(node: NodeName = "", wait: Wait = 10.0) -> None:
+    """Let a node that is configured watch and answer."""
+    _order(lambda client: client.transition("activate"), node, wait)
+
+
+@node_app.command("deactivate")
+def deactivate(node: NodeName = "", wait: Wait = 10.0) -> None:
+    """Let a node neither watch nor answer; it keeps its memory."""
+    _order(lambda client: client.transition("deactivate"), node, wait)
+
+
+@node_app.command("cleanup")
+def cleanup(node: NodeName = "", wait: Wait = 10.0) -> None:
+    """Let a node that is not active give its model and memory back."""
+    _order(lambda client: client.transition("cleanup"), node, wait)
 
 
 MemoryName = Annotated[

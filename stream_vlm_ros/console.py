@@ -116,6 +116,13 @@ def say(console: Console, text: Text) -> None:
     console.print(text, soft_wrap=not console.is_terminal)
 
 
+def say_lines(console: Console, text: str) -> None:
+    """Print a message of several lines; those that are indented, which are commands, stay whole."""
+    for line in text.split("\n"):
+        whole = line.startswith("    ") or not console.is_terminal
+        console.print(Text(line), soft_wrap=whole)
+
+
 def make_console() -> Console:
     """The terminal, or plain text of a fixed width where there is none."""
     print_anything()

@@ -228,6 +228,11 @@ def runs_here(command: str) -> str:
     return f"{shlex.quote(run)} {command}"
 
 
+def below(*commands: str) -> str:
+    """Commands below the message that tells them: each on a line of its own, which is copied."""
+    return "".join(f"\n    {command}" for command in commands)
+
+
 def fetch_command(given: str) -> str:
     """The command by which a checkpoint comes to lie in the folder ``given``.
 
@@ -248,16 +253,16 @@ def check_model_folder(path: Path) -> None:
     checkpoint is not seen."""
     # Of os.path, since those of Path raise for a name that is too long.
     place = os.path.expanduser(path)
-    fetched = f". This fetches one (docs/weights.md): {fetch_command(str(path))}"
     if os.path.isdir(place):
         if os.listdir(place):
             return
         fault = f"{path} is an empty folder"
     elif os.path.exists(place):
-        fault, fetched = f"{path} is a file, not a model folder", ""
+        raise ModelLoadError(f"{path} is a file, not a model folder")
     else:
         fault = f"no model folder {cut(str(path))}"
     raise ModelLoadError(
-        f"{fault}: give the folder of a Qwen2.5-VL checkpoint (config.json, *.safetensors, "
-        f"tokenizer); nothing is downloaded{fetched}"
+        f"{fault}.\nGive the folder of a Qwen2.5-VL checkpoint (config.json, *.safetensors,\n"
+        "tokenizer); nothing is downloaded. This fetches one (docs/weights.md):"
+        + below(fetch_command(str(path)))
     )

@@ -1,9 +1,19 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-import pytest
+import io
 
-from stream_vlm_ros.console import bytes_text, duration_text, one_line, plural, printable
+import pytest
+from rich.console import Console
+
+from stream_vlm_ros.console import (
+    bytes_text,
+    duration_text,
+    one_line,
+    plural,
+    printable,
+    say_lines,
+)
 
 
 @pytest.mark.parametrize(
@@ -36,3 +46,12 @@ def test_control_characters_become_dots():
     assert printable("a\x1b[2Jb\x00\n\u202ec") == "a·[2Jb·\n·c"
     assert one_line(" a\n\n b\t") == "a b"
     assert one_line("x" * 50, longest=10) == "x" * 9 + "…"
+
+
+def test_a_message_breaks_between_words_on_a_terminal_and_its_commands_stay_whole():
+    words, command = "nothing is there, but this brings it:", "    hf download " + 30 * "x"
+    for terminal, first in ((True, ["nothing is there, but", "this brings it:"]), (False, [words])):
+        stream = io.StringIO()
+        console = Console(file=stream, width=24, force_terminal=terminal, color_system=None)
+        say_lines(console, f"{words}\n{command}")
+        assert [line.rstrip() for line in stream.getvalue().splitlines()] == [*first, command]

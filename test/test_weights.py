@@ -72,7 +72,7 @@ def test_the_command_told_fills_the_very_folder_that_was_named(
     (tmp_path / "here").mkdir()
     with pytest.raises(ModelLoadError, match="nothing is downloaded") as refusal:
         check_model_folder(given)
-    command = str(refusal.value).rpartition(": ")[2]
+    command = str(refusal.value).rpartition("\n")[2].strip()
     assert parsed(command) == (repository, given)
 
 
@@ -94,7 +94,7 @@ def test_started_through_run_sh_the_command_told_runs_from_where_the_user_is(
     monkeypatch.setenv("STREAM_VLM_RUN", str(through))
     with pytest.raises(ModelLoadError) as refusal:
         check_model_folder(SMALLEST)
-    command = str(refusal.value).rpartition(": ")[2]
+    command = str(refusal.value).rpartition("\n")[2].strip()
     ran = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
     assert parsed(shlex.join(ran.stdout.splitlines())) == (SMALLEST, SMALLEST)
     assert len(shlex.split(command)[0]) <= len(str(through))
@@ -103,7 +103,7 @@ def test_started_through_run_sh_the_command_told_runs_from_where_the_user_is(
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["ask", "world:7", "What?", "--at", "3", "--model", SMALLEST],
+        ["ask", "world:7", "What?", "--model", SMALLEST],  # not: it has no end, use --at
         ["replay", "world:7", "--end", "3", "--questions", "q.yaml", "--model", SMALLEST],
         ["demo", "--model", SMALLEST],
         ["info", SMALLEST],
@@ -118,7 +118,10 @@ def test_each_verb_answers_a_hubs_name_with_that_command_and_tries_no_network(
     (tmp_path / "q.yaml").write_text("questions: [{text: Is it day, at: 1}]")
     told = CliRunner().invoke(app, arguments)
     assert told.exit_code == 2
-    assert parsed(told.stderr.strip().rpartition(": ")[2]) == (SMALLEST, SMALLEST)
+    assert parsed(told.stderr.strip().rpartition("\n")[2]) == (SMALLEST, SMALLEST)
+    reason, *_, command = told.stderr.splitlines()
+    assert reason == f"stream-vlm: no model folder {SMALLEST}." and command.startswith("    ")
+    assert max(map(len, told.stderr.splitlines()[:-1])) <= 80
     assert calls == []
 
 

@@ -14,7 +14,8 @@ from typing import Any, TypeAlias
 
 from action_msgs.srv import CancelGoal
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from lifecycle_msgs.srv import GetState
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.srv import GetParameters, ListParameters, SetParametersAtomically
 from rclpy.action import ActionClient
 from rclpy.context import Context
@@ -43,15 +44,22 @@ from stream_vlm_ros.client.messages import (
 )
 from stream_vlm_ros.client.node_client import StatusWatch, latched, refuse_second
 from stream_vlm_ros.client.ros_thread import RosThread, to_its_end
-from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError, cut, whole_number
+from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError, below, cut, whole_number
+from stream_vlm_ros.processes.graph import node_command
 from stream_vlm_ros.processes.ros_process import names_seen_by
 
 MAX_INT64 = 2**63 - 1
+TRANSITIONS = {
+    "configure": Transition.TRANSITION_CONFIGURE,
+    "activate": Transition.TRANSITION_ACTIVATE,
+    "deactivate": Transition.TRANSITION_DEACTIVATE,
+    "cleanup": Transition.TRANSITION_CLEANUP,
+}
 QUERY_TYPE = "stream_vlm/srv/Query"
 USUAL_NAME = "stream_vlm"
 STEP = 0.02  # s between two looks at what is waited for
 ANNOUNCED = 3.2  # s in which every node has been heard: Fast DDS announces one every three
-FILE_PATIENCE = 600.0  # s for saving or loading a memory, which a slow disk makes long
+FILE_PATIENCE = 600.0  # s for loading a model or a memory, or saving, which a slow disk makes long
 READING = ("get_", "list_")  # how the names of services begin that change nothing
 # Of several cameras these are not the node's where they are not set.
 DERIVED = ("sources", "image_topic", "memory_name", "frame_store")
@@ -78,6 +86,9 @@ class StreamVlmClient:
         name: full name of the node.
         answers_kept: where the node keeps past answers, and how many it could not keep, and why; as
             of the last `past_answers`.
+        earlier: the last answer that the node had given before this client came, which is the first
+            that :meth:`watch` brings, and when, in nanoseconds of the node's machine; None: it had
+            given none, or it has not arrived yet.
 
     Raises NodeUnavailableError, when entered, for a node that is not there within ``patience``, for
     two of one name, and, without a name, for several.
@@ -89,10 +100,12 @@ class StreamVlmClient:
         self.patience = patience
         self.name = f"/{name.strip('/')}" if name else ""
         self.answers_kept = ""
+        self.earlier: tuple[Answer, int] | None = None
         self._context = context
         self._ros: RosThread | None = None
         self._seen: StatusWatch | None = None
         self._began = 0.0  # to listen for nodes, by time.monotonic()
+        self._came = time.time_ns()
         self._action: ActionClient | None = None
         self._services: dict[str, Any] = {}
         self.open_streams: set[AnswerStream] = set()  # whose answers end with the client
@@ -179,13 +192,12 @@ class StreamVlmClient:
     async def _why_none(self) -> str:
         graph = graph_text(self.ros.context)
         if not self.name:
-            return (
-                f"no node of stream_vlm was seen within {self.patience:.0f} s {graph}: start one "
-                "with 'ros2 launch stream_vlm stream_vlm.launch.py image:=/camera/image_raw'"
-            )
-        others = sorted(set(await self.ros.run(lambda: nodes_seen_by(self.ros.node))))
-        instead = f"; there is {', '.join(others)}" if others else ""
-        return f"no node named {self.name} was seen within {self.patience:.0f} s {graph}{instead}"
+            others, which = [], "of stream_vlm"
+        else:
+            others = sorted(set(await self.ros.run(lambda: nodes_seen_by(self.ros.node))))
+            which = f"named {self.name}"
+        instead = f"; there is {', '.join(others)}" if others else f".\n{where_nodes_are()}"
+        return f"no node {which} was seen within {self.patience:.0f} s {graph}{instead}"
 
     def _make(self) -> None:
         """Everything on the graph, in the client's thread."""
@@ -196,6 +208,7 @@ class StreamVlmClient:
             service: node.create_client(kind, f"{name}/{service}")
             for service, kind in (
                 ("get_state", GetState),
+                ("change_state", ChangeState),
                 ("list_parameters", ListParameters),
                 ("get_parameters", GetParameters),
                 ("set_parameters_atomically", SetParametersAtomically),
@@ -210,7 +223,8 @@ class StreamVlmClient:
                 ("ask/_action/cancel_goal", CancelGoal),
             )
         }
-        node.create_subscription(Answer, f"{name}/answer", self._tell, latched())
+        take: Any = self._take_answer  # of two arguments, which rclpy's types do not know
+        node.create_subscription(Answer, f"{name}/answer", take, latched())
         node.create_subscription(DiagnosticArray, "/diagnostics", self._take_diagnostics, 50)
 
     async def _is_answered(self) -> bool:
@@ -419,6 +433,12 @@ class StreamVlmClient:
         finally:
             self._watchers.discard(queue)
 
+    def _take_answer(self, answer: Answer, info: dict[str, int]) -> None:
+        published = info["source_timestamp"]
+        if published < self._came:
+            self.earlier = answer, published
+        self._tell(answer)
+
     def _take_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
             if status.name.startswith(f"{self.name.lstrip('/')}: "):
@@ -586,6 +606,26 @@ class StreamVlmClient:
         _refuse(response)
         return list(response.names)
 
+    async def transition(self, name: str) -> str:
+        """Let the node's lifecycle go on: "configure", "activate", "deactivate" or "cleanup"; what
+        came of it.
+
+        Raises StreamVlmError where the node is not in a state for it, or failed, and
+        NodeUnavailableError where it has not replied within ``FILE_PATIENCE``.
+        """
+        if name not in TRANSITIONS:
+            raise InvalidParameterError(f"{cut(name)!r} is none of {', '.join(TRANSITIONS)}")
+        await self.until_alone()
+        before = await self.state()
+        request = ChangeState.Request()
+        request.transition.id = TRANSITIONS[name]
+        done = await self._call("change_state", request, self._for_files, tries=1)
+        now = await self.state()
+        if not done.success:
+            why = f": it is {now}" if now == before else f", and is {now} now"
+            raise StreamVlmError(f"the node {self.name} did not {name}{why}; its log says more")
+        return f"{self.name} is {now}"
+
     async def _order(
         self, name: str, request: Any, within: float, tries: int = 3, source: str = ""
     ) -> str:
@@ -664,6 +704,14 @@ def graph_text(context: Context | None = None) -> str:
         return f"on this ROS graph (ROS_DOMAIN_ID {context.get_domain_id()})"
     with Context() as context:
         return graph_text(context)
+
+
+def where_nodes_are() -> str:
+    """What to do where there is none on the graph."""
+    return (
+        "A demo has a ROS domain of its own: export the ROS_DOMAIN_ID that it prints.\n"
+        "This starts a node:" + below(node_command())
+    )
 
 
 def nodes_seen_by(node: Node) -> list[str]:

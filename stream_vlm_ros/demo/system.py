@@ -36,8 +36,10 @@ from stream_vlm_ros.processes.children import Processes, undisturbed
 from stream_vlm_ros.processes.graph import check_ros, on_this_machine, own_graph, ros_arguments
 from stream_vlm_ros.session.memory_keeper import usual_folder
 from stream_vlm_ros.sources import Source, open_source, parse_size
+from stream_vlm_ros.world.examiner import examples_for
 
 LOGS = "logs of the demo"  # in the folder's mark
+DOMAIN = 77  # of ROS: the same from run to run, where it is free
 FAILED = 1
 LOOK_AGAIN = 0.2  # s between two looks at the processes
 
@@ -71,7 +73,7 @@ def run_demo(
             "source": _source(options, video),
             "client": _client(options, settings, questions, video, typed),
         }
-        with Prompt() if typed else nullcontext() as prompt:
+        with Prompt(examples_for(video)) if typed else nullcontext() as prompt:
             failed = _run(arguments, logs, console, prompt, options.web) == FAILED
     finally:
         with undisturbed():
@@ -101,7 +103,7 @@ def _run(
     arguments: dict[str, list[str]], logs: Path, console: Console, prompt: Prompt | None, web: bool
 ) -> int:
     """Start the processes, wait for the client's end, and end the others."""
-    with own_graph(logs) as environment, Processes(logs, environment) as processes:
+    with own_graph(logs, DOMAIN) as environment, Processes(logs, environment) as processes:
         processes.start("node", "stream_vlm_ros.node", *arguments["node"])
         processes.start("source", "stream_vlm_ros.demo.source_node", *arguments["source"])
         processes.start(

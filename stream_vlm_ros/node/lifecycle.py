@@ -40,7 +40,8 @@ def transition(done_state: str) -> Callable[..., Any]:
                 if not self.context.ok():  # told to end: whatever broke off, broke off for that
                     return TransitionCallbackReturn.FAILURE
                 known = isinstance(fault, StreamVlmError)
-                self.failure = f"{name} failed: {cut(str(fault) if known else repr(fault))}"
+                lines = str(fault).split("\n") if known else [repr(fault)]
+                self.failure = f"{name} failed: " + "\n".join(map(cut, lines))
                 details = "" if known else f"\n{traced(fault)}"
                 self.get_logger().error(self.failure + details)
                 return TransitionCallbackReturn.FAILURE

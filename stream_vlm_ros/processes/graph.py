@@ -8,13 +8,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from stream_vlm_ros.errors import StreamVlmError
+from stream_vlm_ros.errors import StreamVlmError, runs_here
 from stream_vlm_ros.machine import threads_to_take
 
 DOMAIN_COORDINATOR_PORT = 32768
@@ -30,14 +31,24 @@ def check_ros() -> None:
             )
 
 
-def claim_domain() -> tuple[socket.socket, int]:
+def node_command(image: str = "/camera/image_raw") -> str:
+    """The command that starts a node here, on the images of that topic."""
+    if shutil.which("ros2"):
+        return f"ros2 launch stream_vlm stream_vlm.launch.py image:={image}"
+    return runs_here(f"python -m stream_vlm_ros.node --ros-args -r image:={image}")
+
+
+def claim_domain(first: int | None = None) -> tuple[socket.socket, int]:
     """A ROS domain that nothing else here has claimed, and the socket that holds the claim.
+    ``first`` is taken where it is free.
 
     The claim is that of ROS's own domain_coordinator, a bound port, so that its tests and we do
     not meet. Domains 1 to 101 have their ports below Linux's ephemeral ones.
     """
     numbers = list(range(1, 102))
     random.SystemRandom().shuffle(numbers)
+    if first is not None:
+        numbers.insert(0, first)
     for number in numbers:
         claim = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
@@ -58,12 +69,13 @@ def on_this_machine() -> dict[str, str]:
 
 
 @contextmanager
-def own_graph(logs: Path) -> Iterator[dict[str, str]]:
-    """The environment of processes in a domain of their own, with room for large images.
+def own_graph(logs: Path, domain: int | None = None) -> Iterator[dict[str, str]]:
+    """The environment of processes in a domain of their own, with room for large images; in
+    ``domain`` if it is free.
 
     The frames of a robot near by do not mix in. ROS logs to ``logs``.
     """
-    claim, domain = claim_domain()
+    claim, domain = claim_domain(domain)
     environment = {
         "ROS_DOMAIN_ID": str(domain),
         "ROS_LOG_DIR": str(logs / "ros"),

@@ -145,6 +145,14 @@ class WorldExaminer:
     _DRAWS = 5000  # a type has some hundreds of phrasings and subjects; a draw takes 20 us
 
 
+def examples_for(source: str) -> list[str]:
+    """Three questions that anybody can ask about ``source``."""
+    if source.startswith("world:"):
+        return ["What do you see now?", "What appeared first?", "What was visible 6 seconds ago?"]
+    questions = [one.text for one in VideoExaminer.QUESTIONS if not one.choices]
+    return questions[:3]
+
+
 def examiner_for(source: str, questions: list[str], sample_fps: float = 2.0) -> Examiner:
     """Who asks about ``source`` (as given to ``open_source``); ``questions`` instead if given."""
     if questions:

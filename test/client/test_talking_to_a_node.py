@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -308,6 +309,35 @@ def test_a_node_that_is_not_there_is_said_with_those_that_are(node):
         opened("/other", patience=3.5)
 
 
+@pytest.mark.parametrize("name", ["", "/stream_vlm"])
+def test_where_no_node_is_the_demos_domain_is_told_of_and_a_command_that_is_here(
+    name, do, monkeypatch, tmp_path
+):
+    from rclpy.context import Context
+
+    from stream_vlm_ros.client import NodeUnavailableError, StreamVlmClient
+    from stream_vlm_ros.processes.graph import claim_domain
+
+    async def ask(context):
+        async with StreamVlmClient(name, context=context, patience=0.3):
+            pass
+
+    monkeypatch.setenv("STREAM_VLM_RUN", str(tmp_path / "run.sh"))
+    monkeypatch.setenv("PATH", str(tmp_path))  # no ros2 there
+    (claim, domain), context = claim_domain(), Context()
+    with claim:
+        rclpy.init(context=context, domain_id=domain)
+        with pytest.raises(NodeUnavailableError) as fault:
+            do(ask(context))
+        reason, hint, _, start = str(fault.value).splitlines()
+        assert f"(ROS_DOMAIN_ID {domain})." in reason and "demo has a ROS domain of its" in hint
+        assert "/run.sh python -m stream_vlm_ros.node" in start
+        (tmp_path / "ros2").touch(0o755)
+        with pytest.raises(NodeUnavailableError, match="\n    ros2 launch stream_vlm stream_vlm"):
+            do(ask(context))
+        context.try_shutdown()
+
+
 def test_of_two_nodes_one_must_be_named(node, graph):
     from stream_vlm_ros.client import NodeUnavailableError
 
@@ -463,10 +493,33 @@ def test_settings_and_orders_from_a_terminal(node, client, do):
     assert "What is there?" in terminal("node", "answers", "--node", NAME, "what is")
 
 
+def test_a_nodes_lifecycle_is_steered_and_what_it_refuses_is_said(client, do):
+    assert do(client.transition("deactivate")) == f"{NAME} is inactive"
+    with pytest.raises(StreamVlmError, match="did not deactivate: it is inactive"):
+        do(client.transition("deactivate"))
+    with pytest.raises(InvalidParameterError, match="'destroy' is none of configure, activate"):
+        do(client.transition("destroy"))
+    assert f"{NAME} is active" in terminal("node", "activate", "--node", NAME)
+    assert do(client.state()) == "active"
+
+
 def test_a_terminal_watches_and_ends_in_time(node):
     told = terminal("watch", "--node", NAME, "--seconds", 2.5, "--json")
-    kinds = {json.loads(line)["kind"] for line in told.splitlines()}
-    assert kinds == {"CacheStatus", "Answer", "DiagnosticStatus"}
+    events = [json.loads(line) for line in told.splitlines()]
+    assert {event["kind"] for event in events} == {"CacheStatus", "Answer", "DiagnosticStatus"}
+    assert [event["earlier"] for event in events if event["kind"] == "Answer"] == [True]
+
+
+def test_the_last_answer_before_one_watches_is_told_as_earlier_and_a_new_one_is_not(client, do):
+    do(client.ask("And this one?", max_new_tokens=2))
+    assert client.earlier is None or client.earlier[0].question != "And this one?"
+    past = do(client.past_answers(limit=1))[0]
+    told = terminal("watch", "--node", NAME, "--seconds", 1.5).splitlines()
+    (line,) = (line for line in told if " -> " in line)
+    when, words = line.split(maxsplit=1)
+    assert words.startswith("earlier: And this one? -> ")
+    near = [past.answered.sec + shift for shift in (-1, 0, 1)]  # it is told, and then kept
+    assert when in [time.strftime("%H:%M:%S", time.localtime(second)) for second in near]
 
 
 def test_a_node_that_ends_in_the_middle_of_an_answer_is_said_and_past_answers_stay(

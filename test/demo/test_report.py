@@ -52,7 +52,7 @@ def test_an_exchange_is_printed_with_its_times_and_its_memory():
     assert lines[1] == "          a taxi"
     assert lines[2].split("   ") == [
         "", "", "", " first token 0.12 s, answer 0.46 s",
-        "█████░░░░░ 1,024/2,048 tokens", "seen 8.1-0.6 s ago",
+        "█████░░░░░ 1,024/2,048 tokens", "seen 8.1 to 0.6 s ago",
     ]  # fmt: skip
     assert not report.failures
 
@@ -184,7 +184,7 @@ def test_the_bar_shows_the_share(length, cap, full):
 
 
 def test_forgotten_stretches_show_as_a_gap():
-    assert seen_text(((18.1, 16.6), (12.0, 0.4))) == "seen 18.1-16.6, 12.0-0.4 s ago"
+    assert seen_text(((18.1, 16.6), (12.0, 0.4))) == "seen 18.1 to 16.6 and 12.0 to 0.4 s ago"
     assert seen_text(()) == "nothing seen"
 
 
@@ -210,7 +210,7 @@ def test_a_full_memory_is_told_on_a_few_lines_with_its_oldest_and_its_newest():
     report = plain_report()
     report.add(exchange(seen_ago=[(100.0 - i, 99.5 - i) for i in range(60)]))
     text = " ".join(text_of(report).split())
-    assert "seen 100.0-99.5, 57 more, 42.0-41.5, 41.0-40.5 s ago" in text
+    assert "seen 100.0 to 99.5 s ago, 58 stretches between, and 41.0 to 40.5 s ago" in text
     assert len(text_of(report).splitlines()) <= 6
 
 

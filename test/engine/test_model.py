@@ -235,7 +235,7 @@ def escaping_shard(folder):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda folder: shutil.rmtree(folder), "no model folder .*nothing is downloaded"),
+        (lambda folder: shutil.rmtree(folder), "(?s)no model folder .*nothing is downloaded"),
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
@@ -423,9 +423,9 @@ def test_a_tokenizer_with_more_words_than_the_embedding_is_refused(toys, process
 @pytest.mark.parametrize("load", [StreamProcessor.from_pretrained, StreamQwenModel.from_pretrained])
 def test_a_file_for_a_folder_is_called_so_and_a_missing_folder_missing(folder, load):
     file = folder / "model.safetensors"
-    with pytest.raises(ModelLoadError, match=f"{file} is a file, not a model folder: give the"):
+    with pytest.raises(ModelLoadError, match=f"{file} is a file, not a model folder$"):
         load(file)
-    with pytest.raises(ModelLoadError, match=f"no model folder {folder / 'nowhere'}: give the"):
+    with pytest.raises(ModelLoadError, match=f"no model folder {folder / 'nowhere'}.\nGive the"):
         load(folder / "nowhere")
 
 
