@@ -88,7 +88,24 @@ class Gate:
         elif self._is_page(heads) and (refusal := self._refusal()) is not None:
             await _say(send, 503, f"<p>{escape(str(refusal))}</p>")
         else:
-            await self._app(scope, receive, send)
+            await self._pass_on(scope, receive, send)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Of one who goes away before there is an answer, a middleware of Starlette's says that
+        there is none."""
+        gone = False
+
+        async def received() -> MutableMapping[str, Any]:
+            nonlocal gone
+            message = await receive()
+            gone = gone or message["type"] == "http.disconnect"
+            return message
+
+        try:
+            await self._app(scope, received, send)
+        except RuntimeError:
+            if not gone:
+                raise
 
     async def _on_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         heads, page = _heads(scope), scope["path"].startswith(self._pages)

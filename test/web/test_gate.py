@@ -4,6 +4,7 @@
 """Who is let into the console."""
 
 import asyncio
+import contextlib
 from urllib.parse import urlencode
 
 import pytest
@@ -157,6 +158,21 @@ def test_the_twenty_fifth_viewer_is_refused_in_words_until_one_leaves():
     assert status == 503 and "24 look at this already" in words
     assert refused == [{"type": "websocket.close", "code": 4403}]
     assert (after, left) == (200, 0)
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_one_who_goes_away_before_an_answer_is_no_fault_and_anything_else_is(gone):
+    async def house(scope, receive, send):
+        await receive()
+        raise RuntimeError("No response returned.")  # as of starlette's BaseHTTPMiddleware
+
+    async def receive():
+        return {"type": "http.disconnect" if gone else "http.request"}
+
+    lines = [(name.encode(), value.encode()) for name, value in HERE.items()]
+    scope = {"type": "http", "path": "/", "method": "GET", "headers": lines}
+    with contextlib.nullcontext() if gone else pytest.raises(RuntimeError):
+        asyncio.run(Gate(house, Access())(scope, receive, None))
 
 
 def test_a_page_that_takes_no_websocket_is_told_so(house):
