@@ -31,6 +31,8 @@ KEY_PAGE = "/key"
 COOKIE = "stream_vlm"
 LONGEST_FORM = 4096  # bytes
 SAFE = ("GET", "HEAD", "OPTIONS")
+# No other site's page shows ours in it, where a viewer could be made to press its buttons.
+NO_FRAME = (b"content-security-policy", b"frame-ancestors 'self'")
 REFUSED = 4403  # close code of a websocket
 _LOOK = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">
@@ -101,8 +103,13 @@ class Gate:
             gone = gone or message["type"] == "http.disconnect"
             return message
 
+        async def sent(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], NO_FRAME]}
+            await send(message)
+
         try:
-            await self._app(scope, received, send)
+            await self._app(scope, received, sent)
         except RuntimeError:
             if not gone:
                 raise
@@ -188,6 +195,7 @@ async def _say(send: Send, status: int, words: str, *heads: tuple[bytes, bytes])
         (b"content-type", b"text/html; charset=utf-8"),
         (b"content-length", str(len(body)).encode()),
         (b"cache-control", b"no-store"),
+        NO_FRAME,
         *heads,
     ]
     await send({"type": "http.response.start", "status": status, "headers": told})

@@ -98,7 +98,9 @@ def test_another_sites_page_reaches_nothing(house):
     assert not opened(gate, theirs)
     assert not opened(gate, theirs, "/cameras/0/pictures")
     assert ask(gate, method="POST", heads=theirs)[0] == 403
-    assert ask(gate, heads=theirs)[0] == 200  # a browser shows it nothing of it
+    status, _, heads = ask(gate, heads=theirs)
+    assert status == 200  # a browser shows it nothing of it, not in a frame either
+    assert heads[b"content-security-policy"] == b"frame-ancestors 'self'"
 
 
 def test_with_a_key_nobody_is_let_in_who_does_not_tell_it(house):
