@@ -31,6 +31,8 @@ KEY_PAGE = "/key"
 COOKIE = "stream_vlm"
 LONGEST_FORM = 4096  # bytes
 SAFE = ("GET", "HEAD", "OPTIONS")
+# No other site's page shows ours in it, where a viewer could be made to press its buttons.
+NO_FRAME = (b"content-security-policy", b"frame-ancestors 'self'")
 REFUSED = 4403  # close code of a websocket
 _LOOK = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">
@@ -88,7 +90,29 @@ class Gate:
         elif self._is_page(heads) and (refusal := self._refusal()) is not None:
             await _say(send, 503, f"<p>{escape(str(refusal))}</p>")
         else:
-            await self._app(scope, receive, send)
+            await self._pass_on(scope, receive, send)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Of one who goes away before there is an answer, a middleware of Starlette's says that
+        there is none."""
+        gone = False
+
+        async def received() -> MutableMapping[str, Any]:
+            nonlocal gone
+            message = await receive()
+            gone = gone or message["type"] == "http.disconnect"
+            return message
+
+        async def sent(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], NO_FRAME]}
+            await send(message)
+
+        try:
+            await self._app(scope, received, sent)
+        except RuntimeError:
+            if not gone:
+                raise
 
     async def _on_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         heads, page = _heads(scope), scope["path"].startswith(self._pages)
@@ -171,6 +195,7 @@ async def _say(send: Send, status: int, words: str, *heads: tuple[bytes, bytes])
         (b"content-type", b"text/html; charset=utf-8"),
         (b"content-length", str(len(body)).encode()),
         (b"cache-control", b"no-store"),
+        NO_FRAME,
         *heads,
     ]
     await send({"type": "http.response.start", "status": status, "headers": told})

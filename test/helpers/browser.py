@@ -50,9 +50,14 @@ def asked_in(page: Page, text: str) -> Locator:
 
 @contextlib.contextmanager
 def served(memories: Sequence[LiveMemory]) -> Iterator[str]:
-    """The address of a console over these memories, in a thread of its own."""
+    """The address of a console over these memories, in a thread of its own; one at a time."""
+    import nicegui
+
     from stream_vlm_ros.web.app import serve
 
+    # NiceGUI has one application for a process, which takes middleware only before it starts.
+    nicegui.app.middleware_stack = None
+    nicegui.app.user_middleware.clear()
     with socket.create_server(("127.0.0.1", 0)) as listening:
         ended = threading.Event()
 

@@ -113,7 +113,7 @@ def here(graph, connect, fake_engine, request):
     engines = {}
 
     def load(parameters):
-        engine = FakeEngine() if engines else fake_engine
+        engine = type(fake_engine)() if engines else fake_engine
         return engines.setdefault(parameters.image_topic, engine)
 
     node = StreamVlmNode(

@@ -6,6 +6,8 @@
 import asyncio
 import itertools
 import re
+import tempfile
+from pathlib import Path
 
 import pytest
 from patience import PATIENCE
@@ -15,7 +17,7 @@ import rclpy
 from rclpy.parameter import Parameter
 from stream_vlm.action import Ask
 from stream_vlm.msg import CacheStatus
-from stream_vlm.srv import LoadMemory, Query, SaveMemory
+from stream_vlm.srv import ListMemories, LoadMemory, Query, SaveMemory
 
 from stream_vlm_ros.client import AskError, StreamVlmClient
 from stream_vlm_ros.errors import InvalidParameterError
@@ -29,6 +31,7 @@ TWO = {
     "rear.max_new_tokens": 7,
     "rear.max_cache_tokens": 9000,
 }
+FOLDER = Path(tempfile.mkdtemp())
 two_cameras = pytest.mark.parametrize("here", [TWO], indirect=True)
 
 
@@ -169,6 +172,62 @@ def test_memories_are_saved_and_loaded_of_one_or_of_all(here, cameras):
             told = here.client.graph.call(kind, f"{within}/{name}")
             assert not told.success and "memory_folder is not set" in told.message
             assert told.message.startswith("front: ") == (within == here.client.name)
+
+
+@pytest.mark.parametrize("here", [TWO | {"memory_folder": str(FOLDER)}], indirect=True)
+def test_saved_memories_are_listed_of_one_or_of_all(here, cameras):
+    everything = ["both-front", "both-rear", "one-front", "plain"]
+    for name in everything:
+        (FOLDER / f"{name}.safetensors").touch()
+
+    def listed(within):
+        told = here.client.graph.call(ListMemories, f"{within}/list_memories")
+        assert told.success, told.message
+        return sorted(told.names)
+
+    assert listed(f"{here.client.name}/rear") == everything
+    assert listed(here.client.name) == ["both"]  # loading "one" would find none for the rear
+
+
+@two_cameras
+def test_the_console_shows_and_steers_one_of_several(here, cameras):
+    from stream_vlm_ros.session.question import Question
+    from stream_vlm_ros.web.over_node import OverNode
+
+    front, rear = cameras
+    see(front, 1), see(rear, 2)
+
+    async def until(memory, condition):
+        async with asyncio.timeout(PATIENCE):
+            while not condition(memory.status):
+                await asyncio.sleep(0.02)
+
+    async def use():
+        shown = {name: OverNode(here.client.name, name) for name in ("front", "rear")}
+        first = OverNode(here.client.name)
+        for memory in (*shown.values(), first):
+            await memory.start()
+        try:
+            await until(shown["front"], lambda status: status.memory.frames == 1)
+            await until(shown["rear"], lambda status: status.memory.frames == 2)
+            await until(first, lambda status: status.memory.frames == 1)
+            assert (first.name, shown["rear"].name) == ("front", "rear")
+            await until(shown["rear"], lambda status: "max_new_tokens" in status.settings)
+            assert shown["rear"].status.settings["max_new_tokens"] == 7
+            assert shown["front"].status.settings["max_new_tokens"] != 7
+            await shown["rear"].set(max_new_tokens=3)
+            outcome = await shown["rear"].ask(Question("What?", max_new_tokens=0)).outcome()
+            assert outcome.answer == "xxx"
+            await shown["rear"].pause()
+            await until(shown["rear"], lambda status: status.paused)
+            await shown["rear"].reset()
+            await until(shown["rear"], lambda status: status.memory.frames == 0)
+            assert not first.status.paused and first.status.memory.frames == 1
+        finally:
+            for memory in (*shown.values(), first):
+                await memory.close()
+
+    asyncio.run(use())
 
 
 @two_cameras

@@ -121,6 +121,29 @@ def test_the_kept_picture_next_to_a_time_is_given(here):
     assert not refused.success and "from 1 to 1280" in refused.message
 
 
+@pytest.mark.parametrize("here", [{"sources": "front,rear"}], indirect=True)
+def test_a_kept_picture_is_one_cameras_or_the_nearest_of_all(here, connect):
+    from stream_vlm.srv import GetPicture
+
+    cameras = {name: connect("here", camera=name) for name in ("front", "rear")}
+    cameras["rear"].stamp_ns += 10**12
+    seen = {}
+    for name, camera in cameras.items():
+        camera.send(camera.image())
+        status = camera.wait_status(lambda s: s.frames == 1, what="the frame")
+        seen[name] = status.newest_stamp
+
+    def shown(within, stamp):
+        request = GetPicture.Request(stamp=stamp, max_size=64)
+        told = here.client.graph.call(GetPicture, f"{within}/get_picture", request)
+        assert told.success, told.message
+        return told.picture.header.stamp
+
+    for name, stamp in seen.items():
+        assert shown(here.client.name, stamp) == stamp
+        assert shown(f"{here.client.name}/{name}", seen["front"]) == stamp
+
+
 @HERE
 def test_the_status_tells_the_tiers_of_the_history(here):
     client = here.client

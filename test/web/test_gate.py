@@ -4,6 +4,7 @@
 """Who is let into the console."""
 
 import asyncio
+import contextlib
 from urllib.parse import urlencode
 
 import pytest
@@ -97,7 +98,9 @@ def test_another_sites_page_reaches_nothing(house):
     assert not opened(gate, theirs)
     assert not opened(gate, theirs, "/cameras/0/pictures")
     assert ask(gate, method="POST", heads=theirs)[0] == 403
-    assert ask(gate, heads=theirs)[0] == 200  # a browser shows it nothing of it
+    status, _, heads = ask(gate, heads=theirs)
+    assert status == 200  # a browser shows it nothing of it, not in a frame either
+    assert heads[b"content-security-policy"] == b"frame-ancestors 'self'"
 
 
 def test_with_a_key_nobody_is_let_in_who_does_not_tell_it(house):
@@ -157,6 +160,21 @@ def test_the_twenty_fifth_viewer_is_refused_in_words_until_one_leaves():
     assert status == 503 and "24 look at this already" in words
     assert refused == [{"type": "websocket.close", "code": 4403}]
     assert (after, left) == (200, 0)
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_one_who_goes_away_before_an_answer_is_no_fault_and_anything_else_is(gone):
+    async def house(scope, receive, send):
+        await receive()
+        raise RuntimeError("No response returned.")  # as of starlette's BaseHTTPMiddleware
+
+    async def receive():
+        return {"type": "http.disconnect" if gone else "http.request"}
+
+    lines = [(name.encode(), value.encode()) for name, value in HERE.items()]
+    scope = {"type": "http", "path": "/", "method": "GET", "headers": lines}
+    with contextlib.nullcontext() if gone else pytest.raises(RuntimeError):
+        asyncio.run(Gate(house, Access())(scope, receive, None))
 
 
 def test_a_page_that_takes_no_websocket_is_told_so(house):
