@@ -6,13 +6,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from gpu_rig import Rig, summary, synchronize
 
-from stream_vlm_ros.config import NOVELTY
+from stream_vlm_ros.config import NOVELTY, Settings
 from stream_vlm_ros.engine.together import Chunk, EngineGroup, Together
+from stream_vlm_ros.node.loading import chunk_appender
+from stream_vlm_ros.session.counters import FrameCounters
+from stream_vlm_ros.session.engine_thread import EngineThread
+from stream_vlm_ros.session.question import WRITING, Question
+from stream_vlm_ros.session.timed_frame import TimedFrame
+from stream_vlm_ros.session.worker import EngineWorker
 
 
 class Fleet:
@@ -21,8 +27,8 @@ class Fleet:
     def __init__(self, rig: Rig, count: int, size: tuple[int, int], cap: int):
         self._rig = rig
         self._frames = [rig.frames(size=size, seed=seed) for seed in range(3)]
-        group, begin = EngineGroup(count), time.perf_counter()
         slack = 2048
+        group, begin = EngineGroup([cap + slack] * count), time.perf_counter()
         self.engines = [
             rig.filled(cap, self._frames[0], shares=NOVELTY, group=group, fork_slack_tokens=slack)
             for _ in range(count)
@@ -60,12 +66,18 @@ class Fleet:
         }
 
     def at_a_rate(self, fps: float, seconds: float) -> dict[str, Any]:
-        """Chunks of each camera as they are complete, and a question a second, in real time.
-
-        Chunks that wait are taken together as long as they are few; a question goes first, also
-        between a chunk's pictures and its tokens.
-        """
+        """Frames of each camera as they come and a question a second, in real time, through the
+        thread that the node has."""
         count, question = len(self.engines), self._rig.question(self.engines[0])
+        thread = EngineThread(0.5, chunk_appender([Settings()] * count))
+        counters = [FrameCounters() for _ in self.engines]
+        workers = [
+            EngineWorker(lambda engine=engine: engine, its, 4, 32, thread=thread)
+            for engine, its in zip(self.engines, counters, strict=True)
+        ]
+        thread.start()
+        for worker in workers:
+            worker.loaded.result()
         period = 4 / fps
         due = sorted(
             (period * (number + camera / count), camera, number)
@@ -73,42 +85,48 @@ class Fleet:
             for number in range(int(seconds / period))
         )
         asks = [number + 0.31 for number in range(int(seconds))]
-        asked, encoded, waited = list[float](), 0, list[float]()
+        first: dict[int, float] = {}
+        tickets = []
         begin = time.perf_counter()
 
         def now() -> float:
             return time.perf_counter() - begin
 
-        def answer() -> None:
-            while asks and asks[0] <= now():
-                came, engine = asks.pop(0), self.engines[len(asks) % count]
-                words = engine.ask_stream(question, 16)
-                next(words)
-                asked.append(1e3 * (now() - came))
-                for _ in words:
-                    pass
+        def hear(number: int, came: float) -> Callable[[str, str], None]:
+            def progress(state: str, text: str) -> None:
+                if state == WRITING:
+                    first.setdefault(number, 1e3 * (now() - came))
+
+            return progress
 
         while due or asks:
-            answer()
-            chunks = []
-            while due and due[0][0] <= now() and len(chunks) < 2:
-                came, camera, number = due.pop(0)
-                if any(chunk[0] is self.engines[camera] for chunk in chunks):
-                    due.insert(0, (came, camera, number))
-                    break
-                chunks.append(self._chunk(camera, number, fps))
-                waited.append(1e3 * (now() - came))
-            if not chunks:
-                time.sleep(0.0002)
-                continue
-            encoded += len(chunks)
-            for _ in pieces_of(self._together.append(chunks)):
-                answer()
+            while asks and asks[0] <= now():
+                came, number = asks.pop(0), len(tickets)
+                asked = Question(question, max_new_tokens=16)
+                tickets.append(workers[number % count].ask(asked, hear(number, came)))
+            while due and due[0][0] <= now():
+                _, camera, number = due.pop(0)
+                _, frames, times = self._chunk(camera, number, fps)
+                for _ in frames:
+                    counters[camera].receive()
+                workers[camera].append(
+                    [
+                        TimedFrame(round(1e9 * at), image, None)
+                        for at, image in zip(times, frames, strict=True)
+                    ]
+                )
+            time.sleep(0.0005)
+        while any(its.pending for its in counters):
+            time.sleep(0.01)
+        failed = [error for ticket in tickets if (error := ticket.future.result().error)]
+        thread.stop(60.0)
+        if failed:
+            raise failed[0]
         return {
             "at_fps": fps,
-            "chunks": encoded,
-            "first_token": summary(asked),
-            "chunk_waited": summary(waited),
+            "frames": 4 * int(seconds / period) * count,
+            "frames_remembered": sum(its.ingested for its in counters),
+            "first_token": summary([*first.values()]),
         }
 
 

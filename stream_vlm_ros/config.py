@@ -176,8 +176,8 @@ def check_source_names(names: tuple[str, ...]) -> None:
 
 # What holds for all cameras of a node; the other settings may be a camera's own.
 ALL_CAMERAS = (
-    "sources", "model_path", "device", "dtype", "compile_chunks", "memory_folder", "answers_file",
-    "answers_megabytes", "ingest_share", "status_period", "autostart",
+    "sources", "engine", "model_path", "device", "dtype", "compile_chunks", "memory_folder",
+    "answers_file", "answers_megabytes", "ingest_share", "status_period", "autostart",
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,6 +147,20 @@ def _streaming(
     from stream_vlm_ros.engine import VideoStreamingInference
 
     return VideoStreamingInference(*checkpoint, **options)
+
+
+def group_of(settings: Sequence[Settings], checkpoint: Checkpoint) -> EngineGroup | None:
+    """What the engines of several cameras have in common, for `build_engine`.
+
+    None where they gain nothing by it: on a CPU, or by themselves.
+    """
+    alike = {one.engine for one in settings} == {"streaming"}
+    if len(settings) < 2 or not alike or checkpoint.device.type != "cuda":
+        return None
+    from stream_vlm_ros.engine.together import EngineGroup
+
+    images = checkpoint.processor.image_settings
+    return EngineGroup([one.max_cache_tokens + _slack_tokens(one, images) for one in settings])
 
 
 def _recalling(settings: Settings, checkpoint: Checkpoint, **options: Any) -> InferenceEngine:

@@ -60,6 +60,7 @@ from stream_vlm_ros.errors import (
     EmptyMemoryError,
     InvalidParameterError,
     OutOfHorizonError,
+    StreamBusyError,
     real_number,
     whole_number,
 )
@@ -294,6 +295,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         """
         self._check_number_format()
         manager = self.cache_manager
+        planned = manager.ledger
         spans, before, after, timeline = self._plan_chunk(grid, stamps)
         # With tokens left out it may be fewer in the end; what could not fit is refused here.
         max_tokens = sum(span.count for span in spans)
@@ -319,6 +321,10 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             hidden = yield Appending(self.chunk_path, embeddings, positions, fork, read)
             # An infinite key may be seen by none of these tokens, and by the next ones.
             yield FiniteCheck("hidden states or keys of these frames", hidden, fork.own())
+            if manager.ledger is not planned:  # computed for another memory than this
+                raise StreamBusyError(
+                    "the memory was changed while this chunk was on its way: nothing was appended"
+                )
             seen = described()
             state = self._next_state(stamps, timeline, known)
             evicted = manager.commit(fork, spans, state, True, seen, read)
@@ -690,9 +696,10 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
     ) -> EvictionConfig:
         """The config with its cap settled; DeviceUnavailableError where that does not fit."""
         free = free_bytes(self.device)
-        taken = group is not None and group.room.is_taken  # with the first engine, for all
-        if group is not None and free is not None:
-            free //= group.room.memories
+        if group is not None and config.max_cache_tokens == 0:
+            raise InvalidParameterError(
+                "max_cache_tokens 0 takes all the room there is: say how many for each of a group"
+            )
         max_pixels = self._frames.settings.at_most(self.max_pixels or USUAL_PIXELS)
         weights = sum(weight.nbytes for weight in self.model.parameters())
         budget = MemoryBudget.of(
@@ -709,13 +716,12 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         why = ""
         if config.max_cache_tokens == 0:
             min_tokens = config.sink_size + config.window_size
-            if taken and group is not None:
-                cap, why = group.room.longest - slack, "as that of the first of its group"
-            else:
-                cap, why = budget.automatic_cap(free, self.device, min_tokens)
+            cap, why = budget.automatic_cap(free, self.device, min_tokens)
             config = dataclasses.replace(config, max_cache_tokens=cap)
             why = f". max_cache_tokens 0: {why}"
-        elif free is not None and not taken:
+        elif free is not None and (
+            group is None or not group.room.has(config.max_cache_tokens + slack)
+        ):
             budget.check(config.max_cache_tokens, free, self.device)
         self.memory_plan = budget.plan(config.max_cache_tokens, free, self.device) + why
         log.info(self.memory_plan)

@@ -9,8 +9,10 @@ weights and the launching of kernels, which is most of what a small camera's chu
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Generator, Hashable, Sequence
+from operator import is_
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
 import torch
@@ -26,11 +28,13 @@ from stream_vlm_ros.engine.chunk_path import (
 )
 from stream_vlm_ros.engine.finite import FiniteCheck
 from stream_vlm_ros.engine.results import ChunkResult
-from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
+from stream_vlm_ros.errors import InvalidParameterError, in_words
 
 if TYPE_CHECKING:
     from stream_vlm_ros.engine.inference import VideoStreamingInference
     from stream_vlm_ros.engine.model.base import LayerFunctions, StreamModel
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 # Engine, frames and time stamps, as `VideoStreamingInference.append_video_chunk` takes them.
@@ -75,76 +79,88 @@ def run(steps: Steps[Result]) -> Result:
             try:
                 given = work.run()
             except BaseException as fault:
-                work, given = steps.throw(fault), None
+                steps.throw(fault)
                 raise AssertionError("a chunk went on after its work failed") from fault
     except StopIteration as done:
         return done.value
+    finally:
+        steps.close()
 
 
 class Room:
     """Where the memories of several engines lie: one tensor, so that one kernel reads them all.
 
     Args:
-        memories: how many it is taken for, of the size of the first. What does not fit lies
-            elsewhere, and its chunks are computed by themselves.
+        tokens: of each of the memories it is taken for. There is room for one more, as large as the
+            largest: a memory that is loaded is there before the present one is given up.
     """
 
-    def __init__(self, memories: int):
-        self.memories = memories
+    def __init__(self, tokens: Sequence[int]):
+        self.longest = max(tokens)
+        self._slots = sum(tokens) + (self.longest if len(tokens) > 1 else 0)
         self._memory: torch.Tensor | None = None
         self._taken: dict[int, int] = {}  # slots from, up to
-        self.longest = 0
-
-    @property
-    def is_taken(self) -> bool:
-        """Whether the first memory lies in it, so that there is room for the others, too."""
-        return self._memory is not None
 
     @property
     def memory(self) -> torch.Tensor:
-        """``[layers, 2, kv_heads, slots, head_dim]``."""
+        """``[layers, 2, kv_heads, slots, head_dim]``, once one has taken of it."""
         assert self._memory is not None
         return self._memory
 
     def follow(self, follower: Any) -> None:
         """It is never another tensor: nothing to tell."""
 
+    def has(self, tokens: int) -> bool:
+        """Whether there is room for so many."""
+        return self._free(tokens) is not None
+
     def take(self, shape: KVShape, tokens: int, device: torch.device) -> torch.Tensor:
         """Room for so many tokens, ``[layers, 2, kv_heads, tokens, head_dim]``.
 
-        It is free again when nobody refers to it. DeviceUnavailableError if there is none.
+        It is free again when nobody refers to it. Where there is none it lies elsewhere, and its
+        chunks are computed by themselves. DeviceUnavailableError if the device has none.
         """
-        if self._memory is None:
-            self._memory = shape.allocate(self.memories * tokens, device)
-            self.longest = tokens
-        slots, start = self._memory.shape[3], 0
-        for first, stop in sorted(self._taken.items()):
-            if first - start >= tokens:
-                break
-            start = stop
-        if start + tokens > slots or tokens > self.longest:
+        start = self._free(tokens)
+        if start is None:
+            log.warning(
+                "a memory of %d tokens has no room next to those of its group: its chunks are "
+                "computed by themselves, which takes longer", tokens,
+            )  # fmt: skip
             return shape.allocate(tokens, device)
+        if self._memory is None:
+            self._memory = shape.allocate(self._slots, device)
         self._taken[start] = start + tokens
         memory = self._memory.narrow(3, start, tokens)
         weakref.finalize(memory, self._taken.pop, start, None)
         return memory
+
+    def _free(self, tokens: int) -> int | None:
+        """Where so many slots are free."""
+        start = 0
+        for first, stop in sorted(self._taken.items()):
+            if first - start >= tokens:
+                break
+            start = stop
+        fits = tokens <= self.longest and start + tokens <= self._slots
+        return start if fits else None
 
 
 class EngineGroup:
     """What engines have in common that compute together: give it to each of them.
 
     Args:
-        engines: how many there will be.
+        tokens: of each engine's memory: its cap, with ``fork_slack_tokens``.
 
     Attributes:
-        room: where their memories lie. One more than there are engines: a memory that is loaded
-            is there before the present one is given up.
+        room: where their memories lie.
     """
 
-    def __init__(self, engines: int):
-        if engines < 1:
-            raise InvalidParameterError(f"a group has one engine or more, not {engines}")
-        self.room = Room(engines + 1 if engines > 1 else 1)
+    def __init__(self, tokens: Sequence[int]):
+        if not tokens or min(tokens) < 1:
+            raise InvalidParameterError(
+                f"a group wants the tokens of each engine's memory, 1 or more, not {[*tokens]}"
+            )
+        self.room = Room(tokens)
         self._model: StreamModel | None = None
         self._path: ChunkPath | None = None
 
@@ -180,7 +196,7 @@ class Together:
     """
 
     def __init__(self) -> None:
-        self._ahead: dict[int, tuple[Sequence[Any], Encoded]] = {}  # by the number of the frames
+        self._ahead: dict[tuple[int, int], _Ahead] = {}  # by the numbers of engine and frames
 
     def append(
         self, chunks: Sequence[Chunk], ahead: Sequence[tuple[VideoStreamingInference, Any]] = ()
@@ -191,86 +207,133 @@ class Together:
 
         Args:
             ahead: engines with frames that will be appended next: their pictures are encoded while
-                the host is busy with what these chunks leave of the memory.
+                the host is busy with what these chunks leave of the memory. Do not write to them.
 
         Returns:
             For each what was appended, or what `append_video_chunk` would have raised.
+
+        Raises InvalidParameterError where an engine is named twice.
         """
-        found: list[ChunkResult | Exception | None] = [None] * len(chunks)
+        if len({id(engine) for engine, *_ in chunks}) < len(chunks):
+            raise InvalidParameterError("an engine takes one chunk at a time")
+        found: dict[int, ChunkResult | Exception] = {}
         waiting: dict[int, tuple[Steps[ChunkResult], Work]] = {}
+        try:
+            for number, (engine, frames, timestamps) in enumerate(chunks):
+                encoded = self._encoded(engine, frames)
+                steps = engine.append_steps(frames, timestamps=timestamps, encoding=encoded)
+                _put(_go_on(steps, None), number, steps, waiting, found)
+            self._ahead.clear()
+            while waiting:
+                alike: dict[Hashable, list[int]] = {}
+                for number, (_, work) in waiting.items():
+                    alike.setdefault((type(work), work.kind), []).append(number)
+                if ahead and any(isinstance(work, FiniteCheck) for _, work in waiting.values()):
+                    self._encode(ahead)
+                    ahead = ()
+                for numbers in alike.values():
+                    works = [waiting[number][1] for number in numbers]
+                    for number, result in zip(numbers, _results(works), strict=True):
+                        steps, _ = waiting.pop(number)
+                        _put(_go_on(steps, result), number, steps, waiting, found)
+                    if isinstance(works[0], Encoding | Appending):
+                        yield
+            return [found[number] for number in range(len(chunks))]
+        finally:  # interrupted, or dropped between two pieces: what they have lent is given back
+            for steps, _ in waiting.values():
+                steps.close()
 
-        def go_on(number: int, steps: Steps[ChunkResult], given: Any, fault: Any = None) -> None:
-            try:
-                work = steps.send(given) if fault is None else steps.throw(fault)
-                while isinstance(work, Finishing):  # nobody waits for the device
-                    work = steps.send(None)
-            except StopIteration as done:
-                found[number] = done.value
-            except Exception as error:  # of this chunk alone
-                found[number] = error
-            else:
-                waiting[number] = (steps, work)
-
-        for number, (engine, frames, timestamps) in enumerate(chunks):
-            _, encoded = self._ahead.pop(id(frames), (None, None))
-            steps = engine.append_steps(frames, timestamps=timestamps, encoding=encoded)
-            go_on(number, steps, None)
-        self._ahead.clear()
-        while waiting:
-            now, waiting = waiting, {}
-            alike: dict[Hashable, list[int]] = {}
-            for number, (_, work) in now.items():
-                alike.setdefault((type(work), work.kind), []).append(number)
-            if ahead and any(isinstance(work, FiniteCheck) for _, work in now.values()):
-                self._encode(ahead)
-                ahead = ()
-            for numbers in alike.values():
-                results = _results([now[number][1] for number in numbers])
-                for number, result in zip(numbers, results, strict=True):
-                    fault = result if isinstance(result, BaseException) else None
-                    go_on(number, now[number][0], None if fault else result, fault)
-                if any(isinstance(now[number][1], Encoding | Appending) for number in numbers):
-                    yield
-        return [one for one in found if one is not None]
+    def _encoded(self, engine: VideoStreamingInference, frames: Sequence[Any]) -> Encoded | None:
+        """What was encoded ahead of these frames, if that is what would be encoded now."""
+        ahead = self._ahead.pop((id(engine), id(frames)), None)
+        return ahead.encoded if ahead is not None and ahead.is_of(engine, frames) else None
 
     def _encode(self, ahead: Sequence[tuple[VideoStreamingInference, Any]]) -> None:
-        prepared: dict[Hashable, list[tuple[Any, Encoding]]] = {}
+        prepared: dict[Hashable, list[tuple[VideoStreamingInference, Any, Encoding]]] = {}
         for engine, frames in ahead:
             try:
                 encoding = engine.prepare(frames)
-            except StreamVlmError:  # raised again when they are appended
+            except Exception:  # raised again when they are appended
                 continue
-            prepared.setdefault(encoding.kind, []).append((frames, encoding))
+            prepared.setdefault(encoding.kind, []).append((engine, frames, encoding))
         for alike in prepared.values():
-            results = _results([encoding for _, encoding in alike])
-            for (frames, encoding), features in zip(alike, results, strict=True):
+            results = _results([encoding for *_, encoding in alike])
+            for (engine, frames, encoding), features in zip(alike, results, strict=True):
                 if isinstance(features, torch.Tensor):
-                    self._ahead[id(frames)] = frames, Encoded(encoding.patches, features)
+                    encoded = Encoded(encoding.patches, features)
+                    kept = _Ahead(engine, frames, [*frames], _bounds(engine), encoded)
+                    self._ahead[id(engine), id(frames)] = kept
+
+
+class _Ahead(NamedTuple):
+    """Pictures encoded ahead, and of what.
+
+    It holds engine, list and frames, so that no other has their number.
+    """
+
+    engine: VideoStreamingInference
+    frames: Sequence[Any]
+    pictures: list[Any]
+    bounds: tuple[int, int | None]
+    encoded: Encoded
+
+    def is_of(self, engine: VideoStreamingInference, frames: Sequence[Any]) -> bool:
+        same = len(frames) == len(self.pictures) and all(map(is_, frames, self.pictures))
+        return same and self.bounds == _bounds(engine)
+
+
+def _bounds(engine: VideoStreamingInference) -> tuple[int, int | None]:
+    return engine.min_pixels, engine.max_pixels
+
+
+def _go_on(steps: Steps[ChunkResult], given: Any) -> Work | ChunkResult | Exception:
+    """Send what came of the last work; the next one, or what came of the chunk."""
+    try:
+        work = steps.throw(given) if isinstance(given, BaseException) else steps.send(given)
+        while isinstance(work, Finishing):  # nobody waits for the device
+            work = steps.send(None)
+        return work
+    except StopIteration as done:
+        return done.value
+    except Exception as error:  # of this chunk alone
+        return error
+
+
+def _put(
+    result: Work | ChunkResult | Exception,
+    number: int,
+    steps: Steps[ChunkResult],
+    waiting: dict[int, tuple[Steps[ChunkResult], Work]],
+    found: dict[int, ChunkResult | Exception],
+) -> None:
+    if isinstance(result, ChunkResult | Exception):
+        found[number] = result
+    else:
+        waiting[number] = (steps, result)
 
 
 def _results(works: Sequence[Work]) -> list[Any]:
     """What comes of works of one kind; together, or where that fails one by one."""
-    if len(works) > 1:
-        try:
-            first = works[0]
-            if isinstance(first, Encoding):
-                encodings = cast("Sequence[Encoding]", works)
-                return [*first.path.encode_all([one.patches for one in encodings])]
-            if isinstance(first, Appending):
-                return [*first.path.append_all(cast("Sequence[Appending]", works))]
-        except Exception:  # one of them may be at fault: then the others go on without it
-            for work in works:
-                if isinstance(work, Appending):
-                    work.fork.rewind(0)
-                    if work.readout is not None:
-                        work.readout.clear()
-    found: list[Any] = []
-    for work in works:
-        try:
-            result = work.run()
-            found.append(
-                result.clone() if len(works) > 1 else result
-            )  # until the next call it holds
-        except Exception as fault:
-            found.append(fault)
-    return found
+    first = works[0]
+    try:
+        if len(works) > 1 and isinstance(first, Encoding):
+            encodings = cast("Sequence[Encoding]", works)
+            return [*first.path.encode_all([one.patches for one in encodings])]
+        if len(works) > 1 and isinstance(first, Appending):
+            return [*first.path.append_all(cast("Sequence[Appending]", works))]
+    except Exception as fault:  # one of them may be at fault: then the others go on without it
+        log.warning("%d chunks are computed one by one: %s", len(works), in_words(fault))
+        for work in works:
+            if isinstance(work, Appending):
+                work.fork.rewind(0)
+                if work.readout is not None:
+                    work.readout.clear()
+    return [_result(work, alone=len(works) == 1) for work in works]
+
+
+def _result(work: Work, alone: bool) -> Any:
+    try:
+        result = work.run()
+    except Exception as fault:
+        return fault
+    return result if alone else result.clone()  # until the next call it holds

@@ -12,40 +12,33 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from stream_vlm_ros.config import Settings
-from stream_vlm_ros.factory import build_engine, load_model
+from stream_vlm_ros.factory import build_engine, group_of, load_model
 
 if TYPE_CHECKING:
     from stream_vlm_ros.engine import InferenceEngine
     from stream_vlm_ros.engine.results import ChunkResult
-    from stream_vlm_ros.engine.together import EngineGroup, Together
+    from stream_vlm_ros.engine.together import Together
     from stream_vlm_ros.session.engine_thread import AppendTogether, ComingChunk, PreparedChunk
 
 
-def engine_loader(parameters: Settings, cameras: int = 1) -> Callable[[Settings], InferenceEngine]:
-    """What builds the engines of a node's cameras, each with its own settings, over the one model
-    that ``parameters`` name; loaded for the first of them. On a GPU they compute together.
+def engine_loader(cameras: Sequence[Settings]) -> Callable[[Settings], InferenceEngine]:
+    """What builds the engines of a node's cameras, each with its own settings, over one model,
+    loaded for the first of them. On a GPU they compute together.
 
     It raises:
         ModelLoadError: the folder is missing, incomplete or of another kind of model.
         DeviceUnavailableError: the device is not there, or has no room for one more memory.
         InvalidParameterError, CapTooSmallError: a setting the engine refuses.
     """
-    model = functools.cache(functools.partial(load_model, parameters))
-
-    @functools.cache
-    def group() -> EngineGroup | None:
-        from stream_vlm_ros.engine.together import EngineGroup
-
-        return EngineGroup(cameras) if cameras > 1 and model().device.type == "cuda" else None
-
+    model = functools.cache(functools.partial(load_model, cameras[0]))
+    group = functools.cache(lambda: group_of(cameras, model()))
     return lambda settings: build_engine(settings, model(), group())
 
 
-def chunk_appender(parameters: Settings, cameras: int) -> AppendTogether | None:
+def chunk_appender(cameras: Sequence[Settings]) -> AppendTogether | None:
     """What appends chunks of several cameras' engines at once; None: they go one by one."""
-    if cameras < 2 or parameters.engine != "streaming":
+    if len(cameras) < 2 or cameras[0].engine != "streaming":
         return None
-
     kept: list[Together] = []  # the pictures that it has encoded ahead
 
     def append(

@@ -187,8 +187,9 @@ class StreamVlmNode(TellingLifecycleNode):
     def _load_engines(self) -> None:
         """Load the model, and build the engine of each camera."""
         settings = self._settings_of_cameras()
-        load = self._load or engine_loader(self.parameters, len(settings))
-        append = None if self._load else chunk_appender(self.parameters, len(settings))
+        cameras = [*settings.values()]
+        load = self._load or engine_loader(cameras)
+        append = None if self._load else chunk_appender(cameras)
         self._engines = EngineThread(self.parameters.ingest_share, append)
         self.cameras = tuple(
             Camera(self, name, own, load, self._engines) for name, own in settings.items()

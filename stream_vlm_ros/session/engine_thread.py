@@ -58,7 +58,7 @@ class EngineThread:
         self.wake = threading.Condition()
         self.scheduler: Scheduler[EngineWorker] = Scheduler(ingest_share)
         self._append_together, self._most = append_together, together
-        self._chunk_seconds = PATIENCE  # of the last chunks, each
+        self._chunk_seconds: dict[EngineWorker, float] = {}  # of each one's last chunk
         self._clock = clock
         self._workers: list[EngineWorker] = []
         # A daemon: a model that is being loaded cannot be interrupted, and must not keep a
@@ -97,7 +97,10 @@ class EngineThread:
 
     def _run(self) -> None:
         for worker in self._workers:
-            worker.open()
+            if worker.is_to_stop:
+                worker.give_up()
+            else:
+                worker.open()
         try:
             while self._serve():
                 pass
@@ -136,11 +139,12 @@ class EngineThread:
 
     def _batch(self, workers: Sequence[EngineWorker]) -> int:
         """Of how many sessions chunks may be appended together now."""
-        if self._append_together is None:
+        if self._append_together is None or not any(worker.wants.chunk for worker in workers):
             return 1
         if any(worker.waiting_chunks > 1 for worker in workers):
             return self._most
-        return max(1, min(self._most, int(PATIENCE / self._chunk_seconds)))
+        slowest = max(self._chunk_seconds.get(one, PATIENCE) for one in workers if one.wants.chunk)
+        return max(1, min(self._most, int(PATIENCE / slowest)))
 
     def _carry_out(self, choice: Choice[EngineWorker], wants: dict[EngineWorker, Wants]) -> None:
         begin = self._clock()
@@ -151,7 +155,8 @@ class EngineThread:
             self._append(choice.sessions)
         seconds = self._clock() - begin
         if choice.is_chunk:
-            self._chunk_seconds = max(seconds, 1e-6) / len(choice.sessions)
+            each = max(seconds, 1e-6) / len(choice.sessions)
+            self._chunk_seconds |= {one: each for one in choice.sessions if not one.last_fault}
         self.scheduler.done(choice, seconds, wants, began=began, answered=answered)
 
     def _append(self, workers: Sequence[EngineWorker]) -> None:

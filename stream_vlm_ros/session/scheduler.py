@@ -63,11 +63,6 @@ class FairQueue(Generic[Session]):
         self._finish[session] = self._now + seconds / weight
         self._served[session] = next(self._count)
 
-    def forget(self, session: Session) -> None:
-        """It is gone."""
-        self._finish.pop(session, None)
-        self._served.pop(session, None)
-
     def _start(self, session: Session) -> float:
         return max(self._now, self._finish.get(session, 0.0))
 
@@ -143,9 +138,3 @@ class Scheduler(Generic[Session]):
         if answered:  # what it left over is not for the next one to bear
             self._credit = min(self._credit, 0.0)
             self._owed = self.share == 0
-
-    def forget(self, session: Session) -> None:
-        """A session is gone."""
-        self._answers.forget(session)
-        self._let_ahead.discard(session)
-        self._chunks.forget(session)

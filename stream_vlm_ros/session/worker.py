@@ -268,6 +268,13 @@ class EngineWorker(EngineSession):
             return
         self.loaded.set_result(engine.memory_plan)
 
+    def give_up(self) -> None:
+        """It was told to stop before its engine was loaded."""
+        stopped = NotActiveError("the engine was stopped before it was loaded")
+        self.loaded.set_exception(stopped)
+        self._dismiss(Drop.RESET, stopped)
+        self._let_go()
+
     @property
     def is_to_stop(self) -> bool:
         """Whether it is to be closed: nothing is under way."""

@@ -173,7 +173,7 @@ def test_small_chunks_are_replayed_and_are_those_of_plain_calls(toys, processor,
 def test_cameras_append_together_what_each_would_alone(toys, processor, dtype, most):
     config = EvictionConfig(400, **SINK_AND_WINDOW)
     model = toys.model(11, heads=4, kv_heads=2, head_dim=64, layers=3).to(dtype)
-    group, together = EngineGroup(3), Together()
+    group, together = EngineGroup([400] * 3), Together()
     make = lambda **more: VideoStreamingInference(model, processor, "cuda", config, **more)  # noqa: E731
     engines, alone = [make(group=group) for _ in range(3)], [make() for _ in range(3)]
     rounds = [

@@ -23,7 +23,7 @@ from stream_vlm_ros.node.loading import engine_loader
 
 
 def load_engine(settings):
-    return engine_loader(settings)(settings)
+    return engine_loader([settings])(settings)
 
 
 def test_without_a_model_path_a_small_model_runs_with_the_node_s_settings():

@@ -182,7 +182,7 @@ def test_chunks_of_several_sessions_go_to_who_appends_them_together(start):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "waiting", "together"), [(0.01, 1, 4), (0.5, 1, 1), (0.5, 2, 8)]
+    ("seconds", "waiting", "together"), [(0.009, 1, 4), (0.5, 1, 1), (0.5, 2, 8)]
 )
 def test_as_many_go_together_as_a_question_can_wait_for_or_all_where_they_pile_up(
     start, seconds, waiting, together
@@ -195,7 +195,11 @@ def test_as_many_go_together_as_a_question_can_wait_for_or_all_where_they_pile_u
 
     clock = lambda: next(now) * seconds  # noqa: E731
     cameras = start("abcdefghij", append_together=append_together, clock=clock)
-    hold(cameras[0])  # a chunk that takes so long
+    for camera in cameras:  # whose chunks take so long
+        camera.append("x")
+    wait_until(lambda: not any(camera.counters.pending for camera in cameras))
+    sizes.clear()
+    hold(cameras[0])
     for _ in range(waiting):
         for camera in cameras[1:]:
             camera.append("x")
@@ -210,7 +214,7 @@ def test_what_ends_a_step_for_several_sessions_ends_these_and_no_other(start):
 
     a, b, c = start("abc", append_together=append_together, clock=lambda: 0.0)
     hold(c)
-    a.append("x"), b.append("x")
+    a.append("x"), b.append("x"), b.append("x")  # they pile up
     c.engine.gate.set()
     wait_until(lambda: a.worker.ended and b.worker.ended)
     assert c.answer().error is None and c.worker.ended is None

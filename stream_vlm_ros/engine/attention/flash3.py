@@ -234,12 +234,17 @@ class Flash3Prefill:
             self._kind(query, causal),
             lambda: self._kernel(*given),
             lambda: other(*given),
-            lambda found, expected: _differ(found[0], expected[0]) or _far(found[1], expected[1]),
+            _differ_states,
         )
 
     def _kind(self, query: torch.Tensor, causal: bool) -> tuple[object, ...]:
         what = f"{'causal' if causal else 'not causal'}, heads of {query.shape[3]}"
         return query.device, query.dtype, what
+
+
+def _differ_states(found: AttnState, expected: AttnState) -> str | None:
+    why = _differ(found[0], expected[0])
+    return _far(found[1], expected[1]) if why == "" else why
 
 
 def _far(found: torch.Tensor, expected: torch.Tensor) -> str | None:
