@@ -157,10 +157,14 @@ class OverNode(LiveMemory):
 
     async def _values(self, client: StreamVlmClient, *names: str) -> dict[str, Any]:
         """Of parameters: what holds for this camera."""
-        within = f"{self._source}." if self._source else ""
-        own = {name: name if name in NOT_OF_ONE else f"{within}{name}" for name in names}
+        own = {name: self._own(name) for name in names}
         values = await client.get(*own.values())
         return {name: values[full] for name, full in own.items()}
+
+    def _own(self, name: str) -> str:
+        """The parameter that holds for this camera."""
+        alone = self._source and name not in NOT_OF_ONE
+        return f"{self._source}.{name}" if alone else name
 
     async def _hear(self, client: StreamVlmClient) -> None:
         """What the node says of itself."""
@@ -343,11 +347,7 @@ class OverNode(LiveMemory):
     async def set(self, **settings: Any) -> str:
         client = self.client()
         before = self._settings
-        there = await client.get() if self._source else {}
-        own = {name: f"{self._source}.{name}" for name in settings}
-        await client.set(
-            **{own[name] if own[name] in there else name: one for name, one in settings.items()}
-        )
+        await client.set(**{self._own(name): one for name, one in settings.items()})
         self._parameters |= await self._values(client, *settings)
         changes = [
             f"{name}: {before.get(name)} -> {now}"

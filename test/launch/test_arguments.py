@@ -58,6 +58,12 @@ def test_a_console_for_other_machines_needs_a_key(table, monkeypatch):
     assert arguments.console_command(values) == ["web", *where]
 
 
+def test_the_console_of_a_node_shows_each_of_its_cameras():
+    given = texts(NodeArguments, cameras="front=/f,rear=/r")
+    shown = arguments.console_command(NodeArguments.parsed(given))
+    assert shown[3:7] == ["--source", "front", "--source", "rear"]
+
+
 WITHOUT_LIBRARIES = """
 import sys
 for name in ("av", "torch", "transformers", "jsonschema", "rosbags", "mcap", "PIL"):

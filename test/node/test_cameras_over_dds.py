@@ -216,6 +216,8 @@ def test_the_console_shows_and_steers_one_of_several(here, cameras):
             assert shown["rear"].status.settings["max_new_tokens"] == 7
             assert shown["front"].status.settings["max_new_tokens"] != 7
             await shown["rear"].set(max_new_tokens=3)
+            await shown["front"].set(max_new_tokens=5)
+            assert shown["rear"].status.settings["max_new_tokens"] == 3
             outcome = await shown["rear"].ask(Question("What?", max_new_tokens=0)).outcome()
             assert outcome.answer == "xxx"
             await shown["rear"].pause()
