@@ -207,6 +207,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         )
         tell_stream(model, self.cache_manager)
         log.info(_describe_eviction(eviction_config))
+        self.group = group
         captured = self.functions is not model.functions
         if group is None:
             self.chunk_path = chunk_path(self.model, self.functions, self.cache_manager, captured)

@@ -174,7 +174,7 @@ class EngineGroup:
         return self._path
 
 
-def append_together(chunks: Sequence[Chunk]) -> list[ChunkResult | Exception]:
+def append_together(chunks: Sequence[Chunk]) -> list[ChunkResult | BaseException]:
     """Append a chunk to each of several engines: see `Together.append`."""
     return finished(Together().append(chunks))
 
@@ -200,7 +200,7 @@ class Together:
 
     def append(
         self, chunks: Sequence[Chunk], ahead: Sequence[tuple[VideoStreamingInference, Any]] = ()
-    ) -> Generator[None, None, list[ChunkResult | Exception]]:
+    ) -> Generator[None, None, list[ChunkResult | BaseException]]:
         """Append a chunk to each of these engines, an engine at most once.
 
         In pieces: between two of them questions may be answered, whose exchange is not kept.
@@ -216,7 +216,7 @@ class Together:
         """
         if len({id(engine) for engine, *_ in chunks}) < len(chunks):
             raise InvalidParameterError("an engine takes one chunk at a time")
-        found: dict[int, ChunkResult | Exception] = {}
+        found: dict[int, ChunkResult | BaseException] = {}
         waiting: dict[int, tuple[Steps[ChunkResult], Work]] = {}
         try:
             for number, (engine, frames, timestamps) in enumerate(chunks):
@@ -286,7 +286,7 @@ def _bounds(engine: VideoStreamingInference) -> tuple[int, int | None]:
     return engine.min_pixels, engine.max_pixels
 
 
-def _go_on(steps: Steps[ChunkResult], given: Any) -> Work | ChunkResult | Exception:
+def _go_on(steps: Steps[ChunkResult], given: Any) -> Work | ChunkResult | BaseException:
     """Send what came of the last work; the next one, or what came of the chunk."""
     try:
         work = steps.throw(given) if isinstance(given, BaseException) else steps.send(given)
@@ -295,18 +295,18 @@ def _go_on(steps: Steps[ChunkResult], given: Any) -> Work | ChunkResult | Except
         return work
     except StopIteration as done:
         return done.value
-    except Exception as error:  # of this chunk alone
+    except (Exception, SystemExit) as error:  # of this chunk alone; a user's score raises anything
         return error
 
 
 def _put(
-    result: Work | ChunkResult | Exception,
+    result: Work | ChunkResult | BaseException,
     number: int,
     steps: Steps[ChunkResult],
     waiting: dict[int, tuple[Steps[ChunkResult], Work]],
-    found: dict[int, ChunkResult | Exception],
+    found: dict[int, ChunkResult | BaseException],
 ) -> None:
-    if isinstance(result, ChunkResult | Exception):
+    if isinstance(result, ChunkResult | BaseException):
         found[number] = result
     else:
         waiting[number] = (steps, result)

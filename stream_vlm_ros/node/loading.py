@@ -43,7 +43,7 @@ def chunk_appender(cameras: Sequence[Settings]) -> AppendTogether | None:
 
     def append(
         chunks: Sequence[PreparedChunk], coming: Sequence[ComingChunk]
-    ) -> Sequence[ChunkResult | Exception]:
+    ) -> Sequence[ChunkResult | BaseException]:
         from stream_vlm_ros.engine.together import Together, finished
 
         if not kept:

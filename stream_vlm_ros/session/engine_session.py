@@ -54,6 +54,7 @@ class Append:
     """Frames of one chunk."""
 
     frames: list[TimedFrame]
+    is_ahead: bool = False  # its pictures are encoded already
 
     @cached_property
     def images(self) -> list[Any]:
@@ -150,6 +151,12 @@ class EngineSession:
         self._max_pixels = max_pixels
 
     # What runs in the thread.
+
+    @property
+    def group(self) -> Any:
+        """What its engine has in common with those that it computes together with; None: nothing,
+        or it was not loaded."""
+        return getattr(getattr(self, "_engine", None), "group", None)
 
     def _open(self, engine: InferenceEngine) -> None:
         self._engine = engine

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: the node is on the graph bef
     ComingChunk = tuple[InferenceEngine, list[Any]]
     # What came of each chunk: a fault is its own, and no other's.
     AppendTogether = Callable[
-        [Sequence[PreparedChunk], Sequence[ComingChunk]], Sequence[ChunkResult | Exception]
+        [Sequence[PreparedChunk], Sequence[ComingChunk]], Sequence[ChunkResult | BaseException]
     ]
 
 # Seconds that chunks which are appended together may take, so that a question waits no longer.
@@ -39,7 +39,7 @@ class EngineThread:
     Args:
         ingest_share: see :class:`Scheduler`.
         append_together: appends chunks of several engines at once, given those that come next;
-            None: one by one.
+            None: one by one, as those of engines that have no ``group`` in common.
         together: of at most so many sessions, see `PATIENCE`.
         clock: seconds from any start.
 
@@ -101,6 +101,9 @@ class EngineThread:
                 worker.give_up()
             else:
                 worker.open()
+        groups = {worker.group for worker in self._workers}
+        if None in groups or len(groups) > 1:
+            self._append_together = None
         try:
             while self._serve():
                 pass

@@ -50,6 +50,7 @@ class FairQueue(Generic[Session]):
     def __init__(self) -> None:
         self._now = 0.0  # virtual time: the start tag of what was served last
         self._finish: dict[Session, float] = {}
+        self._step: dict[Session, float] = {}  # of its last piece, in virtual time
         self._served: dict[Session, int] = {}  # when, to settle ties
         self._count = itertools.count()
 
@@ -57,9 +58,18 @@ class FairQueue(Generic[Session]):
         """Who is next first."""
         return sorted(sessions, key=lambda one: (self._start(one), self._served.get(one, -1)))
 
+    def together(self, sessions: Iterable[Session], most: int) -> list[Session]:
+        """Who is next, with those who may go with it: none of them is ahead of it by more than its
+        last piece (before its first, anyone's longest), so that weights hold."""
+        first, *others = self.ordered(sessions)
+        longest = max(self._step.values(), default=0.0)
+        reach = self._start(first) + self._step.get(first, longest)
+        return [first, *(one for one in others if self._start(one) <= reach)][:most]
+
     def serve(self, session: Session, seconds: float, weight: float) -> None:
         """A piece of its work took so long."""
         self._now = self._start(session)
+        self._step[session] = seconds / weight
         self._finish[session] = self._now + seconds / weight
         self._served[session] = next(self._count)
 
@@ -99,8 +109,9 @@ class Scheduler(Generic[Session]):
         if not answers:
             self._credit, self._piece_was_last, self._owed = 0.0, False, False
             self._let_ahead.clear()
-            turn = self._chunks.ordered(chunks)[: self.together]
-            return Choice(tuple(turn), is_chunk=True) if turn else None
+            if not chunks:
+                return None
+            return Choice(tuple(self._chunks.together(chunks, self.together)), is_chunk=True)
         if any(wants[one].begins and one not in self._let_ahead for one in answers):
             chunks = []
         elif self._piece_was_last and self.share > 0:

@@ -142,7 +142,8 @@ class EngineWorker(EngineSession):
                 self._counters.drop(cause, len(frames))
                 return
             while self.waiting_chunks >= self.queue_size:
-                oldest = next(c for c in self._queue if isinstance(c, Append))
+                waiting = [c for c in self._queue if isinstance(c, Append)]
+                oldest = next((c for c in waiting if not c.is_ahead), waiting[0])
                 self._queue.remove(oldest)
                 self._counters.drop(Drop.OVERFLOW, len(oldest.frames))
             self._queue.append(Append(frames))
@@ -376,7 +377,10 @@ class EngineWorker(EngineSession):
     def coming_chunk(self) -> tuple[InferenceEngine, list[Any]] | None:
         """The engine, and the images of the chunk that is next unless somebody wants something."""
         command = self._queue[0] if self._queue and not self.over.is_set() else None
-        return (self._engine, command.images) if isinstance(command, Append) else None
+        if not isinstance(command, Append):
+            return None
+        command.is_ahead = True
+        return self._engine, command.images
 
     def appended(self, done: ChunkResult | BaseException) -> None:
         """What came of the chunk that was taken."""

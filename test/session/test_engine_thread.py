@@ -59,9 +59,11 @@ def start():
     """Cameras of the given names over stand-in engines, in one thread."""
     threads = []
 
-    def make(names="ab", make_engine=FakeEngine, options=lambda name: {}, **thread):
+    def make(names="ab", make_engine=FakeEngine, options=lambda name: {}, group="one", **thread):
         threads.append(EngineThread(**thread))
         cameras = [Camera(threads[-1], make_engine(), **options(name)) for name in names]
+        for camera in cameras:
+            camera.engine.group = group
         threads[-1].start()
         for camera in cameras:
             camera.worker.loaded.result(PATIENCE)
@@ -206,6 +208,40 @@ def test_as_many_go_together_as_a_question_can_wait_for_or_all_where_they_pile_u
     cameras[0].engine.gate.set()
     wait_until(lambda: not any(camera.counters.pending for camera in cameras))
     assert (sizes or [1])[0] == together
+
+
+def test_engines_that_have_nothing_in_common_append_one_by_one(start):
+    def append_together(chunks, coming):
+        raise AssertionError("they gain nothing by it")
+
+    cameras = start("abc", append_together=append_together, group=None, clock=lambda: 0.0)
+    hold(cameras[0])
+    for camera in cameras * 2:
+        camera.append("x")
+    cameras[0].engine.gate.set()
+    wait_until(lambda: not any(camera.counters.pending for camera in cameras))
+    assert [camera.counters.ingested for camera in cameras] == [3, 2, 2]
+
+
+def test_a_chunk_whose_pictures_are_encoded_is_not_the_one_that_is_pushed_out(start):
+    seen, appended = [], []
+
+    def append_together(chunks, coming):
+        seen.append([images for _, images in coming])
+        if len(seen) == 1:
+            for name in "pqrs":  # four wait at most
+                a.append(name)
+        return [engine.append_video_chunk(i, timestamps=t) for engine, i, t in chunks]
+
+    a, b = start("ab", append_together=append_together, clock=lambda: 0.0)
+    append = a.engine.append_video_chunk
+    a.engine.append_video_chunk = lambda i, **given: appended.append(i) or append(i, **given)
+    hold(b)
+    a.append("x"), b.append("x"), a.append("next")
+    b.engine.gate.set()
+    wait_until(lambda: not any(camera.counters.pending for camera in (a, b)))
+    assert seen[0] == [["next"]]
+    assert appended == [["x"], ["next"], ["q"], ["r"], ["s"]]
 
 
 def test_what_ends_a_step_for_several_sessions_ends_these_and_no_other(start):

@@ -5,6 +5,7 @@
 
 import itertools
 import math
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -225,3 +226,15 @@ def test_chunks_of_several_sessions_are_handed_out_together_while_nobody_waits()
     wants["c"] = Wants(answer=True)
     choice = scheduler.choose(wants)
     assert (len(choice.sessions), choice.is_chunk) == (1, True)
+
+
+@pytest.mark.parametrize("weight", [1.0, 2.0, 8.0])
+def test_weights_hold_where_chunks_are_handed_out_together(weight):
+    scheduler, served = Scheduler(0.5, together=8), Counter()
+    wants = {"a": Wants(chunk=True, weight=weight), "b": Wants(chunk=True)}
+    for _ in range(900):
+        choice = scheduler.choose(wants)
+        scheduler.done(choice, 0.1 * len(choice.sessions), wants)
+        served.update(choice.sessions)
+    assert served["a"] / served["b"] == pytest.approx(weight, rel=0.05)
+    assert served["b"] > 0
