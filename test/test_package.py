@@ -54,7 +54,7 @@ REQUIREMENT = {
 # The Makefile gives it to pytest.
 USED_BY_MAKE = {"pytest-xdist"}
 # It comes with torch for a GPU, and is imported only where there is one.
-BROUGHT = {"triton"}
+BROUGHT = {"triton", "fa3_fwd_interface"}
 # Declared and never imported: ros2 launch starts the launch files; two serve the interfaces; the
 # types of poses are imported by the name that is published.
 USED_WITHOUT_IMPORT = {"ros2launch", "rosidl_default_runtime", "action_msgs"}

@@ -409,7 +409,7 @@ def test_a_second_node_that_turns_up_while_one_is_asked_is_said(remembering, mon
         return True
 
     async def answered(*_):
-        return Answer(text="a cat")
+        return [Answer(text="a cat")]
 
     remembering.is_there = is_there
     monkeypatch.setattr(cli_node, "ask_one", answered)

@@ -285,8 +285,8 @@ def test_ctrl_c_while_the_processes_are_looked_at_comes_to_the_summary_too(
     typed, video, monkeypatch
 ):
     class Shown(system.Prompt):
-        def __init__(self):
-            super().__init__()
+        def __init__(self, *examples):
+            super().__init__(*examples)
             self.open = typed  # else nothing has been asked for yet
 
     for name, stand_in in (("Prompt", Shown), ("Processes", InterruptedLooks)):

@@ -294,7 +294,7 @@ def test_what_never_begins_writes_nothing(tmp_path, capsys, unusable):
     assert main(["sink", *unusable, "--out", str(out)]) == 2
     said = capsys.readouterr()
     assert not out.exists() and "Written" not in said.out
-    assert said.err.startswith("stream-vlm: ") and len(said.err.splitlines()) == 1
+    assert said.err.startswith("stream-vlm: ") and "Traceback" not in said.err
 
 
 def test_an_empty_out_is_refused_before_anything_is_loaded(tmp_path, monkeypatch, capsys):

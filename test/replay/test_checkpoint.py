@@ -60,7 +60,7 @@ def test_what_fits_here_is_what_the_node_takes_at_its_start(tmp_path, monkeypatc
     from stream_vlm_ros.engine import inference
     from stream_vlm_ros.engine.cache import budget
     from stream_vlm_ros.engine.model.device import resolve_device, resolve_dtype
-    from stream_vlm_ros.node.loading import load_engine
+    from stream_vlm_ros.node.loading import engine_loader
 
     folder = str(save_checkpoint(tmp_path))
     info = CheckpointInfo.read(folder)
@@ -69,7 +69,10 @@ def test_what_fits_here_is_what_the_node_takes_at_its_start(tmp_path, monkeypatc
     monkeypatch.setattr(inference, "free_bytes", lambda device: beside)
     monkeypatch.setattr(budget, "free_bytes", lambda device: beside + weights)
     parameters = Settings(model_path=folder, max_cache_tokens=0, max_pixels=56 * 56)
-    assert info.plan_here(56 * 56) == f"On this machine, {load_engine(parameters).memory_plan}"
+    assert (
+        info.plan_here(56 * 56)
+        == f"On this machine, {engine_loader([parameters])(parameters).memory_plan}"
+    )
 
 
 def test_what_fits_a_config_that_the_library_refuses_is_told_with_the_cause(tmp_path):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -27,6 +28,7 @@ from rosbags.rosbag2 import Reader
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.console import markdown, visible
+from stream_vlm_ros.replay import rendering
 from stream_vlm_ros.replay.answer_table import render_csv
 from stream_vlm_ros.replay.command import run_job, settings_of
 from stream_vlm_ros.replay.journal import as_json
@@ -290,12 +292,16 @@ def told(job):
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_a_view_that_cannot_be_written_costs_no_other_and_is_said(make_job, view):
+def test_a_view_that_cannot_be_written_costs_no_other_and_is_said(make_job, view, monkeypatch):
+    def write(path, *given, **options):
+        if path.name == view:  # become one since it was looked at
+            raise IsADirectoryError(errno.EISDIR, "Is a directory")
+        write_whole(path, *given, **options)
+
+    write_whole = rendering.write_whole
     job = make_job()
     job.run()
-    (job.out / view).unlink()
-    (job.out / view).mkdir()  # nothing can be renamed to it
-    (job.out / view / "x").touch()
+    monkeypatch.setattr(rendering, "write_whole", write)
     times = {name: (job.out / name).stat().st_mtime_ns for name in VIEWS if name != view}
     status, said = told(make_job())
     assert status == 1
