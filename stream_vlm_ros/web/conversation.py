@@ -16,7 +16,7 @@ from stream_vlm_ros.errors import StreamVlmError
 from stream_vlm_ros.session.question import CancelledError, Outcome, Question
 
 from .clock import clock_text, span_text
-from .figures import outcome_text
+from .figures import outcome_text, unnamed_text
 from .live_memory import LiveAnswer, LiveMemory
 from .tags import put, tag, tool, words_button
 from .time_line import KINDS
@@ -203,7 +203,7 @@ class _Shown:
                 self._scores(outcome)
             if outcome.evidence:
                 self._evidence(outcome)
-            if said := outcome_text(outcome):
+            for said in filter(None, (unnamed_text(outcome), outcome_text(outcome))):
                 ui.label(said).classes("sv-meta")
 
     def _scores(self, outcome: Outcome) -> None:

@@ -156,6 +156,7 @@ def test_a_choice_is_shown_with_how_likely_each_is(page, memory):
     scores = article.get_by_role("list", name="How likely each choice is").get_by_role("listitem")
     expect(scores).to_have_text([re.compile("blue.*30 %"), re.compile("red.*70 %")])
     assert memory.asked[0].choices == ("blue", "red")
+    expect(article).to_contain_text("no single time is named")  # under the words: no evidence
 
 
 def test_a_time_on_the_line_is_asked_about(page, memory):
