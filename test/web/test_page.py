@@ -353,6 +353,11 @@ def test_a_phones_width_is_enough(view):
     shown = page.locator(".sv-stills").bounding_box()
     last = stills.nth(3).bounding_box()
     assert last["x"] + last["width"] <= shown["x"] + shown["width"] + 0.5  # none is cut off
+    for _ in range(3):  # the conversation grows, and the box is scrolled to
+        expect(ask(page)).to_contain_text(ANSWER)
+    assert page.evaluate("scrollY") > 100
+    tools = page.get_by_role("navigation", name="Memory")
+    assert 0 <= tools.bounding_box()["y"] < 60
     page.get_by_role("button", name="Settings").click()
     box = page.get_by_role("dialog").locator(".sv-dialog").bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= 360
