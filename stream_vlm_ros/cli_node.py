@@ -26,6 +26,7 @@ from stream_vlm_ros.config import NODE, Settings
 from stream_vlm_ros.console import plural, printable
 from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError, below, runs_here
 from stream_vlm_ros.forgotten import GUESS
+from stream_vlm_ros.processes.children import run_until_told
 
 if TYPE_CHECKING:
     from stream_vlm_ros.client import StreamVlmClient
@@ -169,7 +170,7 @@ def find() -> list[str]:
     check_ros()
     from stream_vlm_ros.client import StreamVlmClient
 
-    return asyncio.run(StreamVlmClient.find())
+    return run_until_told(StreamVlmClient.find())
 
 
 def _looking() -> AbstractContextManager[object]:
@@ -190,7 +191,7 @@ def with_node(name: str, wait: float, use: Callable[[StreamVlmClient], Awaitable
                 client = await steps.enter_async_context(StreamVlmClient(name, patience=wait))
             return await use(client)
 
-    return asyncio.run(run())
+    return run_until_told(run())
 
 
 def if_a_topic(text: str, question: str) -> str:

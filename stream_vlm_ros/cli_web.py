@@ -44,7 +44,13 @@ class WebCommand(TyperCommand):
             for option in self.params:
                 origin = ctx.get_parameter_source(option.name)
                 if option.name in of_source and origin and origin.name == "COMMANDLINE":
-                    raise InvalidParameterError(f"{option.opts[0]} is of no use with --node.")
+                    why = f"{option.opts[0]} is of no use with --node"
+                    if option.opts[0] == "--model":
+                        why += (
+                            ": the node's model is its parameter model_path, which is set at its "
+                            "start, or while it is unconfigured (docs/node.md)"
+                        )
+                    raise InvalidParameterError(f"{why}.")
         return super().invoke(ctx)
 
 

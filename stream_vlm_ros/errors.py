@@ -263,6 +263,6 @@ def check_model_folder(path: Path) -> None:
         fault = f"no model folder {cut(str(path))}"
     raise ModelLoadError(
         f"{fault}.\nGive the folder of a Qwen2.5-VL checkpoint (config.json, *.safetensors,\n"
-        "tokenizer); nothing is downloaded. This fetches one (docs/weights.md):"
+        "tokenizer); nothing is downloaded by itself; this command fetches it\n(docs/weights.md):"
         + below(fetch_command(str(path)))
     )

@@ -32,13 +32,14 @@ def transition(done_state: str) -> Callable[..., Any]:
         ) -> TransitionCallbackReturn:
             name = method.__name__.removeprefix("on_")
             self.state = {"configure": "configuring", "activate": "activating"}.get(name, name)
-            self.failure = ""
+            self.failure, self.fault = "", None
             try:
                 method(self)
             except Exception as fault:
                 self.state = previous.label
                 if not self.context.ok():  # told to end: whatever broke off, broke off for that
                     return TransitionCallbackReturn.FAILURE
+                self.fault = type(fault)  # not itself, which would keep what its frames hold
                 known = isinstance(fault, StreamVlmError)
                 lines = str(fault).split("\n") if known else [repr(fault)]
                 self.failure = f"{name} failed: " + "\n".join(map(cut, lines))
@@ -60,6 +61,7 @@ class TellingLifecycleNode(LifecycleNodeMixin, Node):
     Attributes:
         state: of the lifecycle, or the name of the transition that goes on.
         failure: of the last transition, in words; "" where it did not fail.
+        fault: of what kind was raised in it; None where it did not fail.
     """
 
     def __init__(self, name: str, **node_arguments: Any) -> None:
@@ -68,6 +70,7 @@ class TellingLifecycleNode(LifecycleNodeMixin, Node):
         LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
         self.state = "unconfigured"
         self.failure = ""
+        self.fault: type[Exception] | None = None
         self._guard_transitions()
 
     def _guard_transitions(self) -> None:

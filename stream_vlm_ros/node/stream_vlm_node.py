@@ -22,7 +22,7 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from stream_vlm.msg import CacheStatus
 
 from stream_vlm_ros.config import Settings
-from stream_vlm_ros.errors import InvalidParameterError, below, cut, runs_here
+from stream_vlm_ros.errors import InvalidParameterError, ModelLoadError, below, cut, runs_here
 from stream_vlm_ros.factory import card_of
 from stream_vlm_ros.model_card import ModelCard
 from stream_vlm_ros.node import health, interfaces
@@ -273,7 +273,9 @@ class StreamVlmNode(TellingLifecycleNode):
         if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
             self.trigger_activate()
         elif self.context.ok():
-            verbs = ("set PARAMETER VALUE", "configure", "activate")
+            of_model = self.fault is ModelLoadError
+            wanted = "model_path FOLDER" if of_model else "PARAMETER VALUE"
+            verbs = (f"set {wanted}", "configure", "activate")
             name = self.get_fully_qualified_name()
             commands = [runs_here(f"stream-vlm node {verb} --node {name}") for verb in verbs]
             self.error(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import os
@@ -14,11 +15,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _IMPORTING = "<frozen importlib._bootstrap>"  # whose code runs for as long as an import does
 _WHILE_IMPORTING = 0.05  # seconds until a signal comes again
@@ -47,6 +49,24 @@ def signals_as_ctrl_c() -> Iterator[None]:
     """
     with _handled_by(_raise_after_import):
         yield
+
+
+def run_until_told(work: Coroutine[Any, Any, T]) -> T:
+    """What comes of it in a loop of its own; a signal that ends processes cancels it, each further
+    one what it does then, and KeyboardInterrupt is raised here once it has ended."""
+
+    async def run() -> T:
+        loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
+        if threading.current_thread() is threading.main_thread():
+            for number in ENDING_SIGNALS:
+                if signal.getsignal(number) != signal.SIG_IGN:  # nohup means it
+                    loop.add_signal_handler(number, task.cancel)
+        return await task
+
+    try:
+        return asyncio.run(run())
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
 
 
 def _raise_after_import(number: int, frame: FrameType | None) -> None:

@@ -16,7 +16,7 @@ from stream_vlm_ros.errors import StreamVlmError
 from stream_vlm_ros.session.question import CancelledError, Outcome, Question
 
 from .clock import clock_text, span_text
-from .figures import outcome_text
+from .figures import outcome_text, unnamed_text
 from .live_memory import LiveAnswer, LiveMemory
 from .tags import put, tag, tool, words_button
 from .time_line import KINDS
@@ -67,6 +67,7 @@ class Conversation:
         self._memory, self._about, self._forget_about = memory, about, forget_about
         self._answered, self._look, self._several = answered, look, several
         self.exchanges: list[Exchange] = []
+        self._shown_examples: tuple[str, ...] = ()
         self._writing: set[LiveAnswer] = set()
 
     def build(self) -> None:
@@ -80,7 +81,6 @@ class Conversation:
                 ui.label("Ask about what the camera sees, or saw").classes("sv-hello-title")
                 ui.label("A time picked on the time line is what you ask about.").classes("sv-soft")
                 self._examples = tag("div", "sv-examples")
-            self.show_examples()
             with tag("form", "sv-ask").on("submit", self._submit, js_handler=SUBMIT):
                 self._form()
         self.show_about()
@@ -104,10 +104,13 @@ class Conversation:
                 ui.icon("arrow_upward").props("aria-hidden=true")
 
     def show_examples(self) -> None:
-        """Those of the memory that is asked now."""
+        """Those of the memory that is asked now, as far as it knows them yet."""
+        if (texts := tuple(self._memory().examples[:4])) == self._shown_examples:
+            return
+        self._shown_examples = texts
         self._examples.clear()
         with self._examples:
-            for text in self._memory().examples[:4]:
+            for text in texts:
                 words_button(text, lambda text=text: self._ask(text)).classes("sv-example")
 
     def show_about(self) -> None:
@@ -203,7 +206,7 @@ class _Shown:
                 self._scores(outcome)
             if outcome.evidence:
                 self._evidence(outcome)
-            if said := outcome_text(outcome):
+            for said in filter(None, (unnamed_text(outcome), outcome_text(outcome))):
                 ui.label(said).classes("sv-meta")
 
     def _scores(self, outcome: Outcome) -> None:

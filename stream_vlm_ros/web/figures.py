@@ -116,6 +116,16 @@ def outcome_text(outcome: Outcome) -> str:
     return " · ".join(parts)
 
 
+def unnamed_text(outcome: Outcome) -> str:
+    """What an answer from a memory with a history rests on that names no episode; else ""."""
+    if outcome.error is not None or outcome.evidence or not outcome.memory.tiers:
+        return ""
+    none_named = "no single time is named"
+    if outcome.fetched_tokens or outcome.question.about_ns:
+        return none_named
+    return f"read from the memory as a whole: {none_named}"
+
+
 def seconds_text(seconds: float) -> str:
     """``210 ms``, ``1.25 s``."""
     return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"

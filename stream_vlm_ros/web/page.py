@@ -180,6 +180,7 @@ class Page:
                 for text, on_purpose in why:
                     with ui.element("li").classes("" if on_purpose else "sv-lost"):
                         ui.label(text)
+        self._talk.show_examples()
         self._show_line(status)
 
     def _show_line(self, status: Status) -> None:
@@ -206,7 +207,6 @@ class Page:
         for number, button in enumerate(self._cameras):
             put(button, "aria-pressed", "true" if number == index else "false")
         self._talk.show_about()
-        self._talk.show_examples()
         self.refresh()
 
     def _fault(self, fault: Exception) -> None:

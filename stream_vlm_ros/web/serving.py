@@ -5,17 +5,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
-import signal
 import socket
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from stream_vlm_ros.access import Access
 from stream_vlm_ros.errors import InvalidParameterError
-from stream_vlm_ros.processes.children import ENDING_SIGNALS
+from stream_vlm_ros.processes.children import run_until_told
 from stream_vlm_ros.web.live_memory import LiveMemory
 
 
@@ -40,24 +37,7 @@ def serve(memories: Sequence[LiveMemory], access: Access) -> None:
         print(f"The console is at http://{shown}:{port}{asked} (Ctrl-C ends it)", flush=True)
         from stream_vlm_ros.web.app import serve as serve_app
 
-        _run_until_told(serve_app(memories, replace(access, port=port), listening=listening))
-
-
-def _run_until_told(work: Coroutine[Any, Any, None]) -> None:
-    """Run it in a loop of its own; a signal that ends processes cancels it, then raises
-    KeyboardInterrupt here."""
-
-    async def run() -> None:
-        loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
-        for number in ENDING_SIGNALS:
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup means it
-                loop.add_signal_handler(number, task.cancel)
-        await task
-
-    try:
-        asyncio.run(run())
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt from None
+        run_until_told(serve_app(memories, replace(access, port=port), listening=listening))
 
 
 def _listen(access: Access) -> socket.socket:

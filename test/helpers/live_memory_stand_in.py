@@ -110,7 +110,8 @@ class StandInAnswer(LiveAnswer):
                 stamps_ns=(memory.seen_ns - 8 * SECOND, memory.seen_ns - 6 * SECOND),
                 thumbnails=tuple(
                     (stamp, drawn(stamp))
-                    for stamp in (memory.seen_ns - 8 * SECOND, memory.seen_ns - 6 * SECOND)
+                    for i in range(question.thumbnails)
+                    for stamp in [memory.seen_ns - 8 * SECOND + i * SECOND // 2]
                 ),
             ),
         )

@@ -552,6 +552,7 @@ def test_a_transition_that_fails_is_logged_and_can_be_tried_again(connect, start
     missing = tmp_path / "no_model"
     node = start_node(namespace="fails", model_path=str(missing), **FAST)
     node.wait_for("the node waits unconfigured")
+    node.wait_for("stream-vlm node set model_path FOLDER --node /fails/stream_vlm")
     node.wait_for("stream-vlm node configure --node /fails/stream_vlm")
     client = connect("fails")
     assert "configure failed" in node.output and str(missing) in node.output

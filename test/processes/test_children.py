@@ -1,6 +1,8 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
+import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,7 +13,7 @@ import time
 import pytest
 from patience import wait_until
 
-from stream_vlm_ros.processes.children import Processes, signals_as_ctrl_c
+from stream_vlm_ros.processes.children import Processes, run_until_told, signals_as_ctrl_c
 
 PROGRAMS = {
     "polite": """
@@ -37,7 +39,7 @@ PROGRAMS = {
         """,
     "impatient": """
         import os, pathlib, signal, sys, threading, time
-        from stream_vlm_ros.processes.children import Processes, signals_as_ctrl_c
+        from stream_vlm_ros.processes.children import Processes, run_until_told, signals_as_ctrl_c
         Processes.STEPS = ((signal.SIGINT, 1.0), (signal.SIGTERM, 10.0))
         first, second = map(int, sys.argv[1:])
         try:
@@ -54,7 +56,7 @@ PROGRAMS = {
         """,
     "killed": """
         import os, pathlib, time
-        from stream_vlm_ros.processes.children import Processes, signals_as_ctrl_c
+        from stream_vlm_ros.processes.children import Processes, run_until_told, signals_as_ctrl_c
         processes = Processes(pathlib.Path(os.environ["LOGS"]), {})
         processes.start("orphan", "polite")
         print(processes._children["orphan"].pid, flush=True)
@@ -194,3 +196,24 @@ def test_an_import_that_a_signal_meets_comes_to_its_end_first(tmp_path, monkeypa
         time.sleep(10)
     assert module.whole
     del sys.modules[name]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_work_that_is_told_to_end_twice_still_gives_everything_back(number):
+    steps = []
+
+    async def work():
+        try:
+            signal.raise_signal(number)
+            await asyncio.sleep(60)
+        finally:
+            giving_back = asyncio.ensure_future(asyncio.sleep(0.01, steps.append("began")))
+            signal.raise_signal(number)  # the impatient user's second Ctrl-C
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(giving_back)
+            await giving_back
+            steps.append("ended")
+
+    with signals_as_ctrl_c(), pytest.raises(KeyboardInterrupt):
+        run_until_told(work())
+    assert steps == ["began", "ended"]

@@ -109,10 +109,10 @@ def test_an_answer_grows_word_by_word_and_shows_what_it_rests_on(page, memory):
     assert seen[0] != ANSWER and ANSWER.startswith(seen[0])
     expect(article).to_contain_text("first token 210 ms · 900 ms in all · 8 tokens")
     evidence = article.get_by_role("group", name="Evidence")
-    expect(evidence.get_by_role("img")).to_have_count(2)
+    expect(evidence.get_by_role("img")).to_have_count(4)
     assert all(
         evidence.get_by_role("img").nth(i).evaluate("one => one.complete && one.naturalWidth > 0")
-        for i in range(2)
+        for i in range(4)
     )
     expect(page.locator(".sv-line .sv-evidence")).to_have_count(1)
     assert memory.asked[0].text == QUESTION and memory.asked[0].thumbnails > 0
@@ -128,6 +128,15 @@ def test_an_example_is_asked_by_a_click(page, memory):
     page.get_by_role("button", name=memory.examples[1]).click()
     expect(page.get_by_role("article")).to_contain_text(ANSWER)
     assert memory.asked[0].text == memory.examples[1]
+
+
+def test_examples_come_once_the_memory_knows_them(view, memory):
+    memory.examples, known = (), memory.examples
+    page = view()
+    expect(page.get_by_text("Ask about what the camera sees, or saw")).to_be_visible()
+    expect(page.locator(".sv-example")).to_have_count(0)
+    memory.examples = known  # such as those of a node whose model was being loaded
+    expect(page.locator(".sv-example")).to_have_text([*known])
 
 
 def test_an_answer_is_stopped(page, memory):
@@ -156,6 +165,7 @@ def test_a_choice_is_shown_with_how_likely_each_is(page, memory):
     scores = article.get_by_role("list", name="How likely each choice is").get_by_role("listitem")
     expect(scores).to_have_text([re.compile("blue.*30 %"), re.compile("red.*70 %")])
     assert memory.asked[0].choices == ("blue", "red")
+    expect(article).to_contain_text("no single time is named")  # under the words: no evidence
 
 
 def test_a_time_on_the_line_is_asked_about(page, memory):
@@ -339,6 +349,15 @@ def test_a_phones_width_is_enough(view):
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     expect(ask(page)).to_contain_text(ANSWER)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
+    stills = page.get_by_role("group", name="Evidence").get_by_role("img")
+    shown = page.locator(".sv-stills").bounding_box()
+    last = stills.nth(3).bounding_box()
+    assert last["x"] + last["width"] <= shown["x"] + shown["width"] + 0.5  # none is cut off
+    for _ in range(3):  # the conversation grows, and the box is scrolled to
+        expect(ask(page)).to_contain_text(ANSWER)
+    assert page.evaluate("scrollY") > 100
+    tools = page.get_by_role("navigation", name="Memory")
+    assert 0 <= tools.bounding_box()["y"] < 60
     page.get_by_role("button", name="Settings").click()
     box = page.get_by_role("dialog").locator(".sv-dialog").bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= 360

@@ -9,7 +9,7 @@ import pytest
 
 from stream_vlm_ros.errors import OutOfHorizonError
 from stream_vlm_ros.session.counters import ON_PURPOSE, Drop
-from stream_vlm_ros.session.memory_summary import MemorySummary
+from stream_vlm_ros.session.memory_summary import EpisodeState, MemorySummary, TierState
 from stream_vlm_ros.session.question import Outcome, Question
 from stream_vlm_ros.web.figures import (
     dropped,
@@ -19,6 +19,7 @@ from stream_vlm_ros.web.figures import (
     share,
     state_text,
     taken_text,
+    unnamed_text,
 )
 from stream_vlm_ros.web.live_memory import Status
 
@@ -66,3 +67,17 @@ def test_an_answer_tells_what_it_took():
         "100 of them fetched from the history"
     )
     assert outcome_text(replace(outcome, answer="", error=OutOfHorizonError("gone"))) == ""
+
+
+def test_of_an_answer_that_names_no_episode_it_says_what_it_was_read_from():
+    tier = TierState("pictures", 8, 16, 1_000, 10_000, "memory", 0, 9)
+    outcome = Outcome(Question("?"), "yes", memory=MemorySummary(length=10, tiers=(tier,)))
+    whole = "read from the memory as a whole: no single time is named"
+    assert unnamed_text(outcome) == whole
+    assert unnamed_text(replace(outcome, fetched_tokens=9)) == "no single time is named"
+    about = Question("?", about_ns=(1, 2))
+    assert unnamed_text(replace(outcome, question=about)) == "no single time is named"
+    named = (EpisodeState(1, 2, 0.5, "memory", (1,)),)
+    assert unnamed_text(replace(outcome, evidence=named)) == ""
+    assert unnamed_text(replace(outcome, memory=MemorySummary(length=10))) == ""  # no history
+    assert unnamed_text(replace(outcome, error=OutOfHorizonError("gone"))) == ""
