@@ -3,6 +3,7 @@
 
 """What the console says of a memory and of an answer."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from stream_vlm_ros.session.counters import ON_PURPOSE, Drop
 from stream_vlm_ros.session.memory_summary import MemorySummary
 from stream_vlm_ros.session.question import Outcome, Question
 from stream_vlm_ros.web.figures import (
+    choice_shares,
     dropped,
     figures,
     length_text,
@@ -66,3 +68,11 @@ def test_an_answer_tells_what_it_took():
         "100 of them fetched from the history"
     )
     assert outcome_text(replace(outcome, answer="", error=OutOfHorizonError("gone"))) == ""
+
+
+def test_the_shares_of_choices_are_of_their_log_probabilities():
+    scores = (math.log(0.03), math.log(0.07))  # of what else a model would say, the rest
+    assert choice_shares(Outcome(Question("?"), choice_scores=scores)) == pytest.approx([0.3, 0.7])
+    [first, second] = choice_shares(Outcome(Question("?"), choice_scores=(-3208.0, -3207.0)))
+    assert (first, second) == pytest.approx((1 / (1 + math.e), math.e / (1 + math.e)))
+    assert choice_shares(Outcome(Question("?"))) == []
