@@ -13,8 +13,10 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
 
+import nicegui
 import uvicorn
 from fastapi import FastAPI, HTTPException, WebSocket, WebSocketDisconnect
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import Response
 from nicegui import ui
 
@@ -92,9 +94,16 @@ def make_app(memories: Sequence[LiveMemory]) -> FastAPI:
             raise HTTPException(404, "no picture of that time is kept")
         return Response(data, media_type=JPEG, headers={"Cache-Control": "max-age=60"})
 
+    @ui.page("/")
+    def page() -> None:
+        Page(memories, lines).build()
+
+    # NiceGUI has pages of its own for every path that there is not, and for its interfaces.
+    nicegui.app.exception_handler(404)(http_exception_handler)
+    for path in ("/docs", "/redoc", "/openapi.json"):
+        nicegui.app.remove_route(path)
     ui.run_with(
         app,
-        root=lambda: Page(memories, lines).build(),
         title="stream_vlm",
         dark=None,  # as the viewer's system has it
         language="en-US",

@@ -16,7 +16,7 @@ from stream_vlm_ros.errors import StreamVlmError
 from stream_vlm_ros.session.question import CancelledError, Outcome, Question
 
 from .clock import clock_text, span_text
-from .figures import outcome_text, unnamed_text
+from .figures import choice_shares, outcome_text, unnamed_text
 from .live_memory import LiveAnswer, LiveMemory
 from .tags import put, tag, tool, words_button
 from .time_line import KINDS
@@ -202,22 +202,21 @@ class _Shown:
                 ui.label("Stopped").classes("sv-stopped")
             elif outcome.error is not None:
                 ui.label(sentence(str(outcome.error))).classes("sv-error").props("role=alert")
-            if outcome.question.choices and outcome.choice_scores:
-                self._scores(outcome)
+            if shares := choice_shares(outcome):
+                self._shares(outcome, shares)
             if outcome.evidence:
                 self._evidence(outcome)
             for said in filter(None, (unnamed_text(outcome), outcome_text(outcome))):
                 ui.label(said).classes("sv-meta")
 
-    def _scores(self, outcome: Outcome) -> None:
+    def _shares(self, outcome: Outcome, shares: list[float]) -> None:
         with tag("ul", "sv-scores", aria_label="How likely each choice is"):
             for index, choice in enumerate(outcome.question.choices):
-                score = outcome.choice_scores[index]
                 chosen = "sv-chosen" if index == outcome.choice_index else ""
                 with tag("li", f"sv-score {chosen}"):
                     ui.label(choice)
-                    tag("i", aria_hidden="true").style(f"--share: {score:.3f}")
-                    ui.label(f"{100 * score:.0f} %").classes("sv-number")
+                    tag("i", aria_hidden="true").style(f"--share: {shares[index]:.3f}")
+                    ui.label(f"{100 * shares[index]:.0f} %").classes("sv-number")
 
     def _evidence(self, outcome: Outcome) -> None:
         with tag("div", "sv-evidence-list", role="group", aria_label="Evidence"):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -124,6 +125,15 @@ def unnamed_text(outcome: Outcome) -> str:
     if outcome.fetched_tokens or outcome.question.about_ns:
         return none_named
     return f"read from the memory as a whole: {none_named}"
+
+
+def choice_shares(outcome: Outcome) -> list[float]:
+    """How likely each choice is among them, 0 to 1, 1 in all: softmax of the log-probabilities."""
+    if not outcome.choice_scores:
+        return []
+    top = max(outcome.choice_scores)
+    weights = [math.exp(score - top) for score in outcome.choice_scores]
+    return [weight / sum(weights) for weight in weights]
 
 
 def seconds_text(seconds: float) -> str:

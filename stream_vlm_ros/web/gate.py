@@ -12,9 +12,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+import time
+from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from html import escape
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -28,11 +29,18 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MOST_VIEWERS = 24
 KEY_PAGE = "/key"
-COOKIE = "stream_vlm"
+OPENING = 20.0  # s that a page may take to open its websocket
+COOKIE = "stream_vlm"  # and the port, as a browser keeps the cookies of a machine's ports together
 LONGEST_FORM = 4096  # bytes
+NAVIGATION = ("navigate", "document")
 SAFE = ("GET", "HEAD", "OPTIONS")
-# No other site's page shows ours in it, where a viewer could be made to press its buttons.
-NO_FRAME = (b"content-security-policy", b"frame-ancestors 'self'")
+# No other page shows ours in it, where a viewer could be made to press its buttons, nor a picture.
+OURS_ALONE = [
+    (b"content-security-policy", b"frame-ancestors 'none'"),
+    (b"x-frame-options", b"DENY"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
 REFUSED = 4403  # close code of a websocket
 _LOOK = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">
@@ -53,7 +61,7 @@ class TooManyViewersError(StreamVlmError):
 class Gate:
     """In front of an ASGI application.
 
-    A page is one viewer as long as its websocket under ``pages`` is open.
+    A page is one viewer from when it is loaded, as long as its websocket under ``pages`` is open.
 
     Args:
         access: with its key, which comes by the form at `KEY_PAGE` and then in a cookie, or as
@@ -65,6 +73,7 @@ class Gate:
         self, app: App, access: Access, pages: str = "/_nicegui_ws", most: int = MOST_VIEWERS
     ) -> None:
         self.viewers = 0
+        self._opening: deque[float] = deque()  # when pages were loaded that have no websocket yet
         self._app, self._access, self._pages, self._most = app, access, pages, most
         # Of this process alone: a cookie tells nobody the key, and ends with the server.
         self._cookie = hmac.new(secrets.token_bytes(32), access.key.encode(), hashlib.sha256)
@@ -82,14 +91,16 @@ class Gate:
         if not self._is_ours(heads, scope["method"] in SAFE):
             await _say(send, 403, "<p>This address is not the console's own.</p>")
         elif scope["path"] == KEY_PAGE and scope["method"] == "POST":
-            await self._take_key(receive, send)
+            await self._take_key(heads, receive, send)
         elif not self._knows_key(heads):
             await _say(send, 401, f"<p>Type the key of this console.</p>{_FORM}")
         elif scope["path"].startswith(self._pages):  # by which more could look than are counted
             await _say(send, 400, "<p>The console needs websockets.</p>")
-        elif self._is_page(heads) and (refusal := self._refusal()) is not None:
+        elif scope["path"] == "/" and (refusal := self._refusal(self._count_opening())) is not None:
             await _say(send, 503, f"<p>{escape(str(refusal))}</p>")
         else:
+            if scope["path"] == "/" and scope["method"] == "GET":
+                self._opening.append(time.monotonic())
             await self._pass_on(scope, receive, send)
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,7 +116,7 @@ class Gate:
 
         async def sent(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message["headers"], NO_FRAME]}
+                message = {**message, "headers": [*message["headers"], *OURS_ALONE]}
             await send(message)
 
         try:
@@ -125,6 +136,8 @@ class Gate:
             await send({"type": "websocket.close", "code": REFUSED})
             return
         self.viewers += page
+        if page and self._count_opening():
+            self._opening.popleft()
         try:
             await self._app(scope, receive, send)
         finally:
@@ -135,6 +148,10 @@ class Gate:
         host = heads.get("host", "")
         origin = heads.get("origin", "")
         if not safe and origin and origin.partition("://")[2].lower() != host.lower():
+            return False
+        # Another site's page takes nothing of ours into it; a link to the page may stand there.
+        by_a_link = (heads.get("sec-fetch-mode"), heads.get("sec-fetch-dest")) == NAVIGATION
+        if heads.get("sec-fetch-site") in ("cross-site", "same-site") and not by_a_link:
             return False
         # Without a key a name must be of this machine: else a site could name it as its own.
         try:
@@ -149,15 +166,15 @@ class Gate:
         scheme, _, given = heads.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             return self._access.admits(given.strip())
-        try:
-            told = SimpleCookie(heads.get("cookie", "")).get(COOKIE)
-        except CookieError:
-            return False
-        return told is not None and hmac.compare_digest(
-            told.value.encode(), self._cookie.hexdigest().encode()
+        # By hand: `http.cookies` drops all for one that it cannot read.
+        cookies = (one.strip().partition("=") for one in heads.get("cookie", "").split(";"))
+        known = self._cookie.hexdigest().encode()
+        return any(
+            name == _cookie_name(heads) and hmac.compare_digest(value.encode(), known)
+            for name, _, value in cookies
         )
 
-    async def _take_key(self, receive: Receive, send: Send) -> None:
+    async def _take_key(self, heads: dict[str, str], receive: Receive, send: Send) -> None:
         body, more = b"", True
         while more and len(body) <= LONGEST_FORM:
             message = await receive()
@@ -169,15 +186,17 @@ class Gate:
         if not self._access.admits(given.strip()):
             await _say(send, 401, f'<p role="alert">This is not the key.</p>{_FORM}')
             return
-        cookie = f"{COOKIE}={self._cookie.hexdigest()}; Path=/; HttpOnly; SameSite=Strict"
+        told = f"{_cookie_name(heads)}={self._cookie.hexdigest()}"
+        cookie = f"{told}; Path=/; HttpOnly; SameSite=Strict"
         await _say(send, 303, "", (b"location", b"/"), (b"set-cookie", cookie.encode()))
 
-    @staticmethod
-    def _is_page(heads: dict[str, str]) -> bool:
-        return "text/html" in heads.get("accept", "")
+    def _count_opening(self) -> int:
+        while self._opening and time.monotonic() - self._opening[0] > OPENING:
+            self._opening.popleft()
+        return len(self._opening)
 
-    def _refusal(self) -> TooManyViewersError | None:
-        if self.viewers < self._most:
+    def _refusal(self, opening: int = 0) -> TooManyViewersError | None:
+        if self.viewers + opening < self._most:
             return None
         return TooManyViewersError(
             f"{self._most} look at this already, and no more can: close one of the pages, then "
@@ -189,13 +208,22 @@ def _heads(scope: Scope) -> dict[str, str]:
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
 
 
+def _cookie_name(heads: dict[str, str]) -> str:
+    """By the port that the browser knows, which a tunnel may have made another one."""
+    try:
+        port = urlsplit(f"//{heads.get('host', '')}").port
+    except ValueError:  # no address
+        port = None
+    return f"{COOKIE}_{port or 80}"
+
+
 async def _say(send: Send, status: int, words: str, *heads: tuple[bytes, bytes]) -> None:
     body = f"{_LOOK}{words}</main></html>".encode()
     told = [
         (b"content-type", b"text/html; charset=utf-8"),
         (b"content-length", str(len(body)).encode()),
         (b"cache-control", b"no-store"),
-        NO_FRAME,
+        *OURS_ALONE,
         *heads,
     ]
     await send({"type": "http.response.start", "status": status, "headers": told})

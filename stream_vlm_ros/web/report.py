@@ -15,7 +15,7 @@ from stream_vlm_ros.console import visible
 
 from .clock import clock_text, span_text
 from .conversation import Exchange, data_url, sentence
-from .figures import length_text, outcome_text, unnamed_text
+from .figures import choice_shares, length_text, outcome_text, unnamed_text
 from .live_memory import Status
 from .time_line import KINDS
 
@@ -38,6 +38,7 @@ def report_page(exchanges: Sequence[Exchange], status: Status) -> str:
         picture=data_url,
         figures=outcome_text,
         unnamed=unnamed_text,
+        shares=choice_shares,
     )
     return environment.get_template("report.html.jinja").render(
         exchanges=exchanges,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -84,7 +85,7 @@ class StandInAnswer(LiveAnswer):
             return Outcome(question, error=words, memory=summary)
         if question.choices:
             await asyncio.sleep(memory.pace)
-            scores = tuple(0.7 if i == 1 else 0.3 for i in range(len(question.choices)))
+            scores = tuple(math.log(0.7 if i == 1 else 0.3) for i in range(len(question.choices)))
             return Outcome(
                 question,
                 question.choices[1],

@@ -14,6 +14,7 @@ from stream_vlm_ros.session.counters import Drop, FrameCounters
 from stream_vlm_ros.session.question import Question
 from stream_vlm_ros.session.timed_frame import TimedFrame
 from stream_vlm_ros.session.worker import EngineWorker
+from stream_vlm_ros.web.figures import choice_shares
 
 CAP, CHUNK = 150, 12  # tokens
 
@@ -106,3 +107,6 @@ def test_choices_are_scored_from_a_memory_that_nothing_is_appended_to(make_rig):
     rig = make_rig(1.0, 2 * CHUNK)
     outcome = rig.answer("Which?", 8, come=1, choices=("red", "blue"))
     assert np.isfinite(outcome.choice_scores).all() and outcome.memory.frames == 4 * 12
+    shares = choice_shares(outcome)  # as the console shows them
+    assert all(0 <= share <= 1 for share in shares) and sum(shares) == pytest.approx(1)
+    assert outcome.choice_index == np.argmax(shares)

@@ -11,11 +11,10 @@ import pytest
 
 from stream_vlm_ros.access import Access, is_loopback, read_key
 from stream_vlm_ros.errors import InvalidParameterError
-from stream_vlm_ros.web.gate import KEY_PAGE, Gate
+from stream_vlm_ros.web.gate import KEY_PAGE, OPENING, Gate
 
 KEY = "0123456789abcdef"
 HERE = {"host": "127.0.0.1:8080"}
-PAGE = {**HERE, "accept": "text/html,*/*"}
 SOCKET = "/_nicegui_ws/socket.io/"
 
 
@@ -98,9 +97,27 @@ def test_another_sites_page_reaches_nothing(house):
     assert not opened(gate, theirs)
     assert not opened(gate, theirs, "/cameras/0/pictures")
     assert ask(gate, method="POST", heads=theirs)[0] == 403
-    status, _, heads = ask(gate, heads=theirs)
-    assert status == 200  # a browser shows it nothing of it, not in a frame either
-    assert heads[b"content-security-policy"] == b"frame-ancestors 'self'"
+    for site in ("cross-site", "same-site"):  # one of another port of this machine is the second
+        for mode, dest in (
+            ("navigate", "iframe"), ("no-cors", "image"), ("cors", "empty"), ("navigate", "object"),
+        ):  # fmt: skip
+            asked = {"sec-fetch-site": site, "sec-fetch-mode": mode, "sec-fetch-dest": dest}
+            assert ask(gate, path="/cameras/0/picture", heads={**HERE, **asked})[0] == 403
+        link = {
+            "sec-fetch-site": site, "sec-fetch-mode": "navigate", "sec-fetch-dest": "document",
+        }  # fmt: skip
+        assert ask(gate, heads={**HERE, **link})[0] == 200
+    own = {"sec-fetch-site": "same-origin", "sec-fetch-mode": "cors", "sec-fetch-dest": "empty"}
+    assert ask(gate, path="/cameras/0/picture", heads={**HERE, **own})[0] == 200
+
+
+@pytest.mark.parametrize("request_", [{}, {"path": SOCKET}, {"heads": {"host": "evil.example"}}])
+def test_no_answer_may_stand_in_another_page(house, request_):
+    _, _, heads = ask(Gate(house, Access()), **request_)
+    assert heads[b"content-security-policy"] == b"frame-ancestors 'none'"
+    assert heads[b"x-frame-options"] == b"DENY"
+    assert heads[b"x-content-type-options"] == b"nosniff"
+    assert heads[b"cross-origin-resource-policy"] == b"same-origin"
 
 
 def test_with_a_key_nobody_is_let_in_who_does_not_tell_it(house):
@@ -110,8 +127,8 @@ def test_with_a_key_nobody_is_let_in_who_does_not_tell_it(house):
     for wrong in (
         {"authorization": f"Bearer {KEY}0"},
         {"authorization": "Bearer \u00e9"},
-        {"cookie": f"stream_vlm={KEY}"},
-        {"cookie": "stream_vlm=\u00e9;;="},
+        {"cookie": f"stream_vlm_8080={KEY}"},
+        {"cookie": "stream_vlm_8080=\u00e9;;="},
     ):
         assert ask(gate, heads={**HERE, **wrong})[0] == 401
         assert not opened(gate, {**HERE, **wrong})
@@ -126,8 +143,12 @@ def test_the_key_is_told_once_and_the_browser_remembers_another(house):
     cookie = heads[b"set-cookie"].decode()
     assert (status, heads[b"location"]) == (303, b"/")
     assert "HttpOnly" in cookie and "SameSite=Strict" in cookie and KEY not in cookie
-    known = {**HERE, "cookie": f"other=1; {cookie.split(';')[0]}"}
+    told = cookie.split(";")[0]
+    others = f'an other="=1, {{}}; ={KEY}; {told.partition("=")[0]}=of another server'
+    known = {**HERE, "cookie": f"{others}; {told}"}
     assert ask(gate, heads=known)[:2] == (200, "inside") and opened(gate, known)
+    _, _, heads = give(gate, KEY, {"host": "127.0.0.1:9090"})  # a browser keeps both in one place
+    assert heads[b"set-cookie"].partition(b"=")[0] != cookie.partition("=")[0].encode()
     again = Gate(house, Access("0.0.0.0", 8080, KEY))
     assert ask(again, heads=known)[0] == 401  # it ends with the server
     assert give(gate, KEY, {**HERE, "origin": "http://evil.example"})[0] == 403
@@ -146,20 +167,39 @@ def test_the_twenty_fifth_viewer_is_refused_in_words_until_one_leaves():
         viewers = [asyncio.create_task(call(gate, "websocket", SOCKET)) for _ in range(24)]
         while house.open < 24:
             await asyncio.sleep(0)
-        [start, end] = await call(gate, heads=PAGE)
+        [start, end] = await call(gate)
         refused = await call(gate, "websocket", SOCKET)
         pictures = asyncio.create_task(call(gate, "websocket", "/cameras/0/pictures"))
         while house.open < 25:  # of those who look already
             await asyncio.sleep(0)
         house.end.set()
         await asyncio.gather(*viewers, pictures)
-        [after, _] = await call(gate, heads=PAGE)
+        [after, _] = await call(gate)
         return start["status"], end["body"].decode(), refused, after["status"], gate.viewers
 
     status, words, refused, after, left = asyncio.run(run())
     assert status == 503 and "24 look at this already" in words
     assert refused == [{"type": "websocket.close", "code": 4403}]
     assert (after, left) == (200, 0)
+
+
+def test_pages_that_are_loaded_are_viewers_until_they_open_or_never_do(monkeypatch):
+    async def run():
+        house, now = House(), 0.0
+        monkeypatch.setattr("stream_vlm_ros.web.gate.time.monotonic", lambda: now)
+        gate = Gate(house, Access(), most=2)
+        loaded = [(await call(gate))[0]["status"] for _ in range(3)]
+        viewer = asyncio.create_task(call(gate, "websocket", SOCKET))
+        while house.open < 1:
+            await asyncio.sleep(0)
+        opened = (await call(gate))[0]["status"]  # the one that opened is not counted twice
+        now = OPENING + 1
+        later = [(await call(gate))[0]["status"] for _ in range(2)]
+        house.end.set()
+        await viewer
+        return loaded, opened, later
+
+    assert asyncio.run(run()) == ([200, 200, 503], 503, [200, 503])
 
 
 @pytest.mark.parametrize("gone", [True, False])

@@ -4,7 +4,9 @@
 """The console's page in a browser, over a memory whose answers are known."""
 
 import re
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import pytest
 from browser import asked_in, find_browser, launched, served
@@ -427,3 +429,9 @@ def test_nothing_is_asked_of_another_host(browser, address, memory):
     places = {urlsplit(url).netloc for url in asked if not url.startswith(("data:", "blob:"))}
     assert places == {urlsplit(address).netloc}
     assert any(url.startswith("ws:") for url in asked)
+
+
+@pytest.mark.parametrize("path", ["docs", "redoc", "openapi.json", "nothing", "_nicegui/nothing"])
+def test_there_is_nothing_but_the_console(address, path):
+    with pytest.raises(HTTPError, match="404"):
+        urlopen(f"{address}/{path}", timeout=PATIENCE)

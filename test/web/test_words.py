@@ -3,6 +3,7 @@
 
 """What the console says of a memory and of an answer."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from stream_vlm_ros.session.counters import ON_PURPOSE, Drop
 from stream_vlm_ros.session.memory_summary import EpisodeState, MemorySummary, TierState
 from stream_vlm_ros.session.question import Outcome, Question
 from stream_vlm_ros.web.figures import (
+    choice_shares,
     dropped,
     figures,
     length_text,
@@ -81,3 +83,11 @@ def test_of_an_answer_that_names_no_episode_it_says_what_it_was_read_from():
     assert unnamed_text(replace(outcome, evidence=named)) == ""
     assert unnamed_text(replace(outcome, memory=MemorySummary(length=10))) == ""  # no history
     assert unnamed_text(replace(outcome, error=OutOfHorizonError("gone"))) == ""
+
+
+def test_the_shares_of_choices_are_of_their_log_probabilities():
+    scores = (math.log(0.03), math.log(0.07))  # of what else a model would say, the rest
+    assert choice_shares(Outcome(Question("?"), choice_scores=scores)) == pytest.approx([0.3, 0.7])
+    [first, second] = choice_shares(Outcome(Question("?"), choice_scores=(-3208.0, -3207.0)))
+    assert (first, second) == pytest.approx((1 / (1 + math.e), math.e / (1 + math.e)))
+    assert choice_shares(Outcome(Question("?"))) == []
