@@ -317,7 +317,7 @@ def test_the_conversation_is_downloaded_as_one_page(page, tmp_path):
     download.value.save_as(file)
     text = file.read_text()
     assert file.suffix == ".html" and ANSWER in text
-    assert "Is &lt;b&gt;it&lt;/b&gt; red?" in text and text.count("data:image/jpeg;base64,") == 2
+    assert "Is &lt;b&gt;it&lt;/b&gt; red?" in text and text.count("data:image/jpeg;base64,") == 4
 
 
 def test_each_camera_has_a_memory_of_its_own(page, memories):
