@@ -181,6 +181,7 @@ class Page:
                     with ui.element("li").classes("" if on_purpose else "sv-lost"):
                         ui.label(text)
         self._show_line(status)
+        self._panels.refresh()
 
     def _show_line(self, status: Status) -> None:
         line = self._lines[self._index].of(status.memory)
