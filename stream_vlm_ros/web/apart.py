@@ -314,6 +314,9 @@ class ApartMemory(LiveMemory):
     async def load(self, name: str = "") -> str:
         return str(await self._call("load", name))
 
+    async def check(self, **settings: Any) -> None:
+        await self._call("check", **settings)
+
     async def set(self, **settings: Any) -> str:
         return str(await self._call("set", **settings))
 

@@ -201,9 +201,11 @@ class Panels:
                 return
             try:
                 wanted = row.checked(_typed(row, box.value))
-                if row.change != ALWAYS and not await self._sure():
-                    box.value = shown["value"]
-                    return
+                if row.change != ALWAYS:
+                    await self._memory().check(**{row.name: wanted})
+                    if not await self._sure():
+                        box.value = shown["value"]
+                        return
                 told = await self._memory().set(**{row.name: wanted})
             except StreamVlmError as refusal:
                 box.value = shown["value"]

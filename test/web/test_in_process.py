@@ -17,6 +17,7 @@ from PIL import Image
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import (
+    DeviceUnavailableError,
     EmptyMemoryError,
     InvalidParameterError,
     MemoryFileError,
@@ -364,20 +365,25 @@ def test_another_policy_begins_another_memory_and_a_refused_one_leaves_it_as_it_
         built.append(settings.important_share)
         if settings.important_share == 0.5:
             raise InvalidParameterError("no room for a window")
+        if settings.max_cache_tokens == 90_000:
+            raise DeviceUnavailableError("no gigabytes")
         return FakeEngine(cap=10_000)
 
     async def use(one):
         await until(lambda: one.status.memory.frames)
         words = await one.set(important_share=0.3)
         await until(lambda: one.status.memory.frames)
+        held = one.status.memory.oldest_ns
         with pytest.raises(InvalidParameterError, match="no room for a window"):
             await one.set(important_share=0.5)
-        await until(lambda: one.status.memory.frames)
+        with pytest.raises(InvalidParameterError, match="which stays: no gigabytes"):
+            await one.check(max_cache_tokens=90_000)
+        assert one.status.memory.oldest_ns == held  # what was remembered is not forgotten
         return words, one.status, await answer(one)
 
     words, status, outcome = run(use, load=load, options=SMALL)
     assert words == "important_share: -1.0 -> 0.3; a new memory begins"
-    assert built == [-1.0, 0.3, 0.5, 0.3]
+    assert built == [-1.0, 0.3, 0.3, 0.5, 0.3]  # each is tried before the present one ends
     assert (status.state, status.settings["important_share"]) == ("active", 0.3)
     assert outcome.error is None
 

@@ -14,7 +14,7 @@ from live_memory_stand_in import ANSWER, SECOND, LiveMemoryStandIn
 from patience import PATIENCE
 from playwright.sync_api import expect
 
-from stream_vlm_ros.errors import StreamVlmError
+from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
 from stream_vlm_ros.session.counters import Drop
 from stream_vlm_ros.session.question import CancelledError
 
@@ -300,6 +300,21 @@ def test_a_setting_that_costs_the_memory_is_asked_about_first(page, memory):
     page.get_by_role("button", name="Begin").click()
     expect(page.get_by_text("Changed.")).to_be_visible()
     assert memory.settings["max_cache_tokens"] == 8192
+
+
+def test_nothing_is_asked_about_a_size_that_is_refused(page, memory, monkeypatch):
+    async def check(**settings):
+        raise InvalidParameterError(f"{next(iter(settings))} does not fit")
+
+    monkeypatch.setattr(memory, "check", check)
+    page.get_by_role("button", name="Settings").click()
+    cap = page.get_by_label("Tokens held, at most")
+    cap.fill("64")
+    cap.press("Enter")
+    said = page.locator(".sv-setting", has=cap).get_by_role("alert")
+    expect(said).to_have_text("Tokens held, at most does not fit.")
+    expect(cap).to_have_value("16384")
+    expect(page.get_by_role("button", name="Begin")).to_be_hidden()
 
 
 def test_it_pauses_and_goes_on(page, memory):
