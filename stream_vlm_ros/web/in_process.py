@@ -160,6 +160,7 @@ class InProcessMemory(LiveMemory):
         self._lag: float | None = None
         self._told_ns: int | None = None  # of the newest frame when that was measured
         self._seen_at: float | None = None  # when a picture came last; None: none came yet
+        self._image: np.ndarray | None = None  # of the newest frame
         self._started_at = 0.0
         self._player = threading.Thread(target=self._watch, name="source", daemon=True)
         self._ticking: asyncio.Task[None] | None = None
@@ -297,7 +298,7 @@ class InProcessMemory(LiveMemory):
             self._take(frame, stamp)
 
     def _take(self, frame: Frame, stamp_ns: int) -> None:
-        self._seen_at = time.monotonic()
+        self._seen_at, self._image = time.monotonic(), frame.image
         self._pictures.offer(frame.image, stamp_ns)
         self._ingest.receive(_Seen(stamp_ns, frame.image), time.time_ns())
 
@@ -487,7 +488,7 @@ class InProcessMemory(LiveMemory):
         return after
 
     async def _try(self, settings: Settings) -> None:
-        """Build an engine of such a policy, next to the present one, whose memory stays."""
+        """Refuse a policy of which no engine takes a chunk; the present one, next to it, stays."""
         alone = replace(
             settings,
             history="never",
@@ -496,7 +497,7 @@ class InProcessMemory(LiveMemory):
             compile_chunks="never",
         )
         try:
-            (await asyncio.to_thread(self._load, alone)).close()
+            await asyncio.to_thread(self._try_a_chunk, alone)
         except DeviceUnavailableError as refusal:
             if settings.max_cache_tokens > self._worker.memory.cap:
                 raise InvalidParameterError(
@@ -508,6 +509,16 @@ class InProcessMemory(LiveMemory):
             self._report(fault)
             raise InvalidParameterError(_words(fault)) from fault
         self._tried = _policy(settings)
+
+    def _try_a_chunk(self, settings: Settings) -> None:
+        engine = self._load(settings)
+        try:
+            if self._image is not None:
+                number = settings.chunk_frames
+                stamps = [float(second) for second in range(number)]
+                engine.append_video_chunk([self._image] * number, timestamps=stamps)
+        finally:
+            engine.close()
 
     async def set(self, **settings: Any) -> str:
         before = self._settings
