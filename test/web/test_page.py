@@ -480,5 +480,6 @@ def test_nothing_is_asked_of_another_host(browser, address, memory):
 
 @pytest.mark.parametrize("path", ["docs", "redoc", "openapi.json", "nothing", "_nicegui/nothing"])
 def test_there_is_nothing_but_the_console(address, path):
-    with pytest.raises(HTTPError, match="404"):
+    with pytest.raises(HTTPError, match="404") as refused:
         urlopen(f"{address}/{path}", timeout=PATIENCE)
+    assert refused.value.headers["content-type"] == "application/json"  # no page is built for it
