@@ -30,6 +30,7 @@ What is served, with the extra ``web``
     panels          what opens over it: settings, past answers, saving, loading
     picture_view    the live picture
     time_line_view  the time line
+    titles          what settings are called there
     tags            elements of the page, briefly
     newest          the newest picture, waited for once for all who look
     report          a conversation as one page

@@ -265,7 +265,10 @@ class ApartMemory(LiveMemory):
         return self._picture
 
     def _take_picture(self, encoding: asyncio.Future[Picture | None]) -> None:
-        self._picture, self._encoding = encoding.result() or self._picture, None
+        try:
+            self._picture = encoding.result() or self._picture
+        finally:  # else no other one would ever be read
+            self._encoding = None
 
     def ask(self, question: Question) -> LiveAnswer:
         return _Asked(self._engine, self._index, question)
@@ -310,6 +313,9 @@ class ApartMemory(LiveMemory):
 
     async def load(self, name: str = "") -> str:
         return str(await self._call("load", name))
+
+    async def check(self, **settings: Any) -> None:
+        await self._call("check", **settings)
 
     async def set(self, **settings: Any) -> str:
         return str(await self._call("set", **settings))
@@ -432,7 +438,10 @@ class _Served:
         one.add_done_callback(self._tasks.discard)
 
     def _on_status(self, number: int, index: int) -> None:
-        self._tell(number, self._memories[index].status, True)
+        try:
+            self._tell(number, self._memories[index].status, True)
+        except Exception as fault:  # which would end the thread that hears all orders
+            self._tell(number, _sendable(fault), True)
 
     def _on_call(self, number: int, index: int, method: str, arguments: Any, named: Any) -> None:
         self._start(self._call(number, self._memories[index], method, arguments, named))
@@ -448,14 +457,23 @@ class _Served:
             self._tell(number, (result, memory.status), True)
 
     def _on_ask(self, number: int, index: int, question: Question) -> None:
-        self._answers[number] = answer = self._memories[index].ask(question)
-        self._start(self._follow(number, answer))
+        try:
+            self._answers[number] = answer = self._memories[index].ask(question)
+        except Exception as fault:  # somebody waits for what comes of it
+            self._tell(number, _sendable(fault), True)
+        else:
+            self._start(self._follow(number, answer))
 
     async def _follow(self, number: int, answer: LiveAnswer) -> None:
-        async for text in answer:
-            self._tell(number, text, False)
-        outcome = await answer.outcome()
-        del self._answers[number]
+        try:
+            async for text in answer:
+                self._tell(number, text, False)
+            outcome = await answer.outcome()
+        except Exception as fault:
+            self._tell(number, _sendable(fault), True)
+            return
+        finally:
+            del self._answers[number]
         if outcome.error is not None:
             outcome = replace(outcome, error=_sendable(outcome.error))
         self._tell(number, outcome, True)

@@ -98,10 +98,8 @@ def make_app(memories: Sequence[LiveMemory]) -> FastAPI:
     def page() -> None:
         Page(memories, lines).build()
 
-    # NiceGUI has pages of its own for every path that there is not, and for its interfaces.
+    # NiceGUI would build a page, and keep it a while, for every path that there is not.
     nicegui.app.exception_handler(404)(http_exception_handler)
-    for path in ("/docs", "/redoc", "/openapi.json"):
-        nicegui.app.remove_route(path)
     ui.run_with(
         app,
         title="stream_vlm",

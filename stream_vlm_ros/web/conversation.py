@@ -21,15 +21,19 @@ from .live_memory import LiveAnswer, LiveMemory
 from .tags import put, tag, tool, words_button
 from .time_line import KINDS
 from .time_line_view import Span
+from .titles import titled
 
 # The box is emptied in the browser: what is typed on meanwhile stays.
 SUBMIT = """(event) => {
     event.preventDefault();
     const [choices, question] = ["choices", "question"].map((name) => event.target.elements[name]);
     if (!question.value.trim()) return question.focus();
+    if ([choices, question].some((box) => box.value.length > box.maxLength)) return emit(null);
     emit([question.value, choices.value]);
     question.value = "";
 }"""
+LONGEST = 20_000  # characters; a message of more than 1 MB would end the connection
+TOO_LONG = f"A question, or its choices, are longer than {LONGEST:,} characters."
 THUMBNAILS = 4  # pictures with an episode
 AS_SET = ("max_new_tokens", "temperature", "refuse_forgotten")  # for questions, where offered
 
@@ -92,11 +96,11 @@ class Conversation:
             tool("close", "Ask about any time", self._forget_about).props("dense size=sm")
         with tag("label", "sv-choices") as self._choices:
             ui.label("Choices, separated by commas")
-            tag("input", "sv-box", name="choices", autocomplete="off")
+            tag("input", "sv-box", name="choices", autocomplete="off", maxlength=LONGEST)
         self._choices.visible = False
         with tag("div", "sv-ask-row"):
             box = tag("input", "sv-box", name="question", placeholder="Ask a question")
-            box.props("autocomplete=off enterkeyhint=send aria-label=Question")
+            box.props(f"maxlength={LONGEST} autocomplete=off enterkeyhint=send aria-label=Question")
             self._toggle = tool("checklist", "Give choices to pick from", self._show_choices)
             put(self._toggle, "aria-pressed", "false")
             # Not Quasar's, which takes the focus from the box when Enter sends the question.
@@ -131,6 +135,10 @@ class Conversation:
         put(self._toggle, "aria-pressed", str(shown).lower())
 
     async def _submit(self, event: events.GenericEventArguments) -> None:
+        if event.args is None:  # what stands in the box stays
+            with self._log:
+                ui.label(TOO_LONG).classes("sv-error").props("role=alert")
+            return
         text, choices = event.args
         given = choices.split(",") if self._choices.visible else []
         await self._ask(text.strip(), tuple(filter(None, (choice.strip() for choice in given))))
@@ -241,6 +249,6 @@ def data_url(jpeg: bytes) -> str:
 
 
 def sentence(words: str) -> str:
-    """With a capital and a full stop."""
-    words = words.strip()
+    """With a capital and a full stop, and settings by their titles."""
+    words = titled(words.strip())
     return words[:1].upper() + words[1:] + ("" if words.endswith((".", "!", "?")) else ".")

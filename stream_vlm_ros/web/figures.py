@@ -24,13 +24,13 @@ STATES = {
 }
 WHY_DROPPED = {
     Drop.SAMPLING: "left out by the sample rate",
-    Drop.INACTIVE: "came while the node was not active",
+    Drop.INACTIVE: "came while the memory was not active",
     Drop.PAUSED: "came during a pause",
     Drop.INVALID_IMAGE: "could not be used as a picture",
     Drop.INVALID_STAMP: "had a time that cannot be right",
-    Drop.TIME_JUMP: "were waiting when the time jumped",
+    Drop.TIME_JUMP: "waiting when the time jumped",
     Drop.OVERFLOW: "dropped, since the model is slower than the camera",
-    Drop.RESET: "were waiting at a reset",
+    Drop.RESET: "waiting at a reset",
     Drop.ERROR: "refused by the model",
 }
 TO_SEE = 0.0005  # s: a shorter time is not told

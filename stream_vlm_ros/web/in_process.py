@@ -25,6 +25,7 @@ from stream_vlm_ros.config import Settings
 from stream_vlm_ros.console import bytes_text
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import (
+    DeviceUnavailableError,
     InvalidParameterError,
     MemoryFileError,
     StreamBusyError,
@@ -80,6 +81,10 @@ def described(source: str, settings: Settings) -> tuple[str, str, tuple[str, ...
     """What to call a source, and the model that settings name; questions that this can answer."""
     card, place = card_of(settings), without_secrets(source)
     return place.rstrip("/").rsplit("/", 1)[-1] or place, str(card), examples_for(card)
+
+
+def _policy(settings: Settings) -> tuple[Any, ...]:
+    return tuple(getattr(settings, name) for name in POLICY)
 
 
 def _changeable(settings: Settings) -> list[str]:
@@ -150,10 +155,12 @@ class InProcessMemory(LiveMemory):
         self._ended, self._fault, self._noted = "", "", ""  # words
         self._noted_at = 0.0
         self._changing = False  # another memory is put in place of this one
+        self._tried: tuple[Any, ...] = ()  # the policy that an engine was built of last
         self._loads = 0  # that have not ended; those beyond the first are refused
         self._lag: float | None = None
         self._told_ns: int | None = None  # of the newest frame when that was measured
         self._seen_at: float | None = None  # when a picture came last; None: none came yet
+        self._image: np.ndarray | None = None  # of the newest frame
         self._started_at = 0.0
         self._player = threading.Thread(target=self._watch, name="source", daemon=True)
         self._ticking: asyncio.Task[None] | None = None
@@ -291,7 +298,7 @@ class InProcessMemory(LiveMemory):
             self._take(frame, stamp)
 
     def _take(self, frame: Frame, stamp_ns: int) -> None:
-        self._seen_at = time.monotonic()
+        self._seen_at, self._image = time.monotonic(), frame.image
         self._pictures.offer(frame.image, stamp_ns)
         self._ingest.receive(_Seen(stamp_ns, frame.image), time.time_ns())
 
@@ -457,11 +464,65 @@ class InProcessMemory(LiveMemory):
             return []
         return await _done(self._keeper.names())
 
-    async def set(self, **settings: Any) -> str:
+    async def check(self, **settings: Any) -> None:
+        await self._checked(settings)
+
+    async def _checked(self, settings: Mapping[str, Any]) -> Settings:
+        """The settings as they would be."""
         for name in settings:
             if name not in self._changeable:
                 raise InvalidParameterError(f"{name} cannot be changed while the memory is at work")
         before, after = self._settings, self._settings.changed(settings)
+        read = self._options.get("fps")
+        if read and after.sample_fps != before.sample_fps and not 0 < after.sample_fps <= read:
+            raise InvalidParameterError(
+                f"{read:g} frames/s are read of this source, from which sample_fps chooses: start "
+                "again with --fps for more"
+            )
+        if after != before:
+            self._check_active()
+        if _policy(after) not in (_policy(before), self._tried):
+            await self._try(after)
+        if self._settings is not before:
+            raise StreamBusyError("another setting has changed meanwhile; try again")
+        return after
+
+    async def _try(self, settings: Settings) -> None:
+        """Refuse a policy of which no engine takes a chunk; the present one, next to it, stays."""
+        alone = replace(
+            settings,
+            history="never",
+            history_feature_megabytes=0,
+            frame_store="",
+            compile_chunks="never",
+        )
+        try:
+            await asyncio.to_thread(self._try_a_chunk, alone)
+        except DeviceUnavailableError as refusal:
+            if settings.max_cache_tokens > self._worker.memory.cap:
+                raise InvalidParameterError(
+                    f"there is no room for it next to the present memory, which stays: {refusal}"
+                ) from refusal
+        except StreamVlmError:
+            raise
+        except Exception as fault:
+            self._report(fault)
+            raise InvalidParameterError(_words(fault)) from fault
+        self._tried = _policy(settings)
+
+    def _try_a_chunk(self, settings: Settings) -> None:
+        engine = self._load(settings)
+        try:
+            if self._image is not None:
+                number = settings.chunk_frames
+                stamps = [float(second) for second in range(number)]
+                engine.append_video_chunk([self._image] * number, timestamps=stamps)
+        finally:
+            engine.close()
+
+    async def set(self, **settings: Any) -> str:
+        before = self._settings
+        after = await self._checked(settings)
         changes = [
             f"{name}: {then} -> {now}"
             for name in settings
@@ -469,16 +530,9 @@ class InProcessMemory(LiveMemory):
         ]
         if not changes:
             return "nothing has changed"
-        read = self._options.get("fps")
-        if read and after.sample_fps != before.sample_fps and not 0 < after.sample_fps <= read:
-            raise InvalidParameterError(
-                f"{read:g} frames/s are read of this source, from which sample_fps chooses: start "
-                "again with --fps for more"
-            )
-        self._check_active()
         if after.pixel_limit != before.pixel_limit:
             self._worker.limit_pixels(*after.pixel_limit)
-        if any(getattr(before, name) != getattr(after, name) for name in POLICY):
+        if _policy(before) != _policy(after):
             await self._begin_anew(after)
             changes.append("a new memory begins")
         self._settings = after

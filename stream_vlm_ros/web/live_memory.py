@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from stream_vlm_ros.config import Settings
 from stream_vlm_ros.session.memory_summary import MemorySummary
 from stream_vlm_ros.session.question import Outcome, Question
 
@@ -154,6 +155,11 @@ class LiveMemory(ABC):
     @abstractmethod
     async def saved_names(self) -> Sequence[str]:
         """Of the memories that `load` takes, newest first."""
+
+    async def check(self, **settings: Any) -> None:
+        """Raise what `set` would, as far as that can be told before; nothing changes."""
+        for name, value in settings.items():
+            Settings.named(name).checked(value)
 
     @abstractmethod
     async def set(self, **settings: Any) -> str:

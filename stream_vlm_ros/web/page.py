@@ -182,6 +182,7 @@ class Page:
                         ui.label(text)
         self._talk.show_examples()
         self._show_line(status)
+        self._panels.refresh()
 
     def _show_line(self, status: Status) -> None:
         line = self._lines[self._index].of(status.memory)

@@ -11,50 +11,33 @@ from datetime import datetime
 from typing import Any
 
 from nicegui import ui
+from nicegui.elements.mixins.validation_element import ValidationElement
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
-from stream_vlm_ros.errors import StreamVlmError
+from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
 from stream_vlm_ros.setting import ALWAYS, Setting
 
 from .conversation import sentence
 from .live_memory import LiveMemory, PastAnswer
 from .tags import put, tag, tool, words_button
+from .titles import TITLES, title
 
 MemoryOf = Callable[[], LiveMemory]
-TITLES = {
-    "sample_fps": "Pictures a second",
-    "max_pixels": "Pixels of a picture, at most",
-    "sampled_max_pixels": "Pixels of a picture, at most",
-    "max_new_tokens": "Tokens of an answer, at most",
-    "temperature": "Temperature of answers",
-    "ingest_share": "Share of an answer's time for new pictures",
-    "max_cache_tokens": "Tokens held, at most",
-    "sink_size": "Tokens of the first frames",
-    "window_size": "Tokens of the recent past",
-    "sampled_share": "Share for frames kept evenly",
-    "important_share": "Share for frames least like the others",
-    "eviction_interval": "Chunks between evictions",
-    "chunk_frames": "Pictures in a chunk",
-    "max_chunk_delay": "Seconds that a chunk waits to be full",
-    "queue_size": "Chunks that may wait",
-    "max_questions": "Questions that may wait",
-    "refuse_forgotten": "Refuse questions about what is forgotten",
-    "save_memory_minutes": "Minutes between saves",
-    "on_time_jump": "When the time jumps",
-}
 MORE = "chunk_frames"  # from here on they are shown on demand
 
 
 def tell(words: str, *, bad: bool = False) -> None:
-    """In a line that goes by itself; what went wrong stays longer."""
+    """In a line that goes by itself; what went wrong stays longer, until something else does."""
     ui.notify(
         sentence(words),
-        position="top",
+        position="bottom",
         classes="sv-told sv-bad" if bad else "sv-told",
         timeout=8000 if bad else 3500,
         close_button="Close" if bad else False,
         multi_line=bad,
+        group="sv-bad" if bad else False,
+        badgeClass="hidden",  # how many there have been
     )
 
 
@@ -83,6 +66,7 @@ class Panels:
 
     def __init__(self, memory: MemoryOf) -> None:
         self._memory = memory
+        self._boxes: list[Callable[[], None]] = []  # each brings a setting's up to date
 
     def build(self) -> None:
         """Lay them out, closed; called once, in the page's context."""
@@ -142,6 +126,7 @@ class Panels:
     def settings(self) -> None:
         """Offer what may change now."""
         self._rows.clear()
+        self._boxes.clear()
         values = self._memory().status.settings
         rows = sorted((Settings.named(name) for name in values), key=_place)
         always = [row for row in rows if row.change == ALWAYS]
@@ -163,6 +148,12 @@ class Panels:
                 ui.label("Nothing can be changed now.").classes("sv-soft")
         self._settings.open()
 
+    def refresh(self) -> None:
+        """Show what somebody else has set meanwhile."""
+        if self._settings.value:
+            for refresh in self._boxes:
+                refresh()
+
     async def past(self) -> None:
         """Show what was asked before."""
         self._search.value = ""
@@ -182,39 +173,52 @@ class Panels:
         await order(self._memory().load(name))
 
     def _row(self, row: Setting, value: Any) -> None:
-        title = TITLES.get(row.name, row.name.replace("_", " ").capitalize())
+        name = title(row.name)
+        shown = {"value": _shown(value)}
         box: Any
         with tag("div", "sv-setting"):
             if row.type is bool:
-                box = ui.switch(title, value=value)
+                box = ui.switch(name, value=value)
             elif row.choices:
-                box = ui.select(list(row.choices), label=title, value=value)
+                box = ui.select(list(row.choices), label=name, value=value)
             elif row.type in (int, float):
-                box = ui.number(title, value=value, min=row.low, max=row.high).props(
-                    "outlined dense"
-                )
+                box = ui.number(name, value=value)  # without limits, which it applies in silence
             else:
-                box = ui.input(title, value=str(value))
+                box = ui.input(name, value=shown["value"])
             box.props("outlined dense")
             ui.label(row.text).classes("sv-soft sv-help")
-        now = {"value": value}
+
+        def refresh() -> None:
+            now = _shown(self._memory().status.settings.get(row.name, value))
+            if now != shown["value"]:
+                untouched, shown["value"] = box.value == shown["value"], now
+                if untouched:
+                    box.value = now
 
         async def change() -> None:
-            if box.value == now["value"]:
+            refresh()
+            if box.value == shown["value"]:
                 return
             try:
                 wanted = row.checked(_typed(row, box.value))
-                if row.change != ALWAYS and not await self._sure():
-                    box.value = now["value"]
-                    return
+                if row.change != ALWAYS:
+                    await self._memory().check(**{row.name: wanted})
+                    if not await self._sure():
+                        box.value = shown["value"]
+                        return
                 told = await self._memory().set(**{row.name: wanted})
             except StreamVlmError as refusal:
-                tell(str(refusal).replace(row.name, title, 1), bad=True)
-                box.value = now["value"]
+                box.value = shown["value"]
+                words = str(refusal).replace(row.name, name, 1)
+                if isinstance(box, ValidationElement):
+                    box.error = sentence(words)  # until something else is typed
+                else:
+                    tell(words, bad=True)
             else:
-                now["value"] = wanted
+                shown["value"] = _shown(self._memory().status.settings.get(row.name, wanted))
                 tell(told)
 
+        self._boxes.append(refresh)
         if isinstance(box, ui.number | ui.input):
             box.on("blur", change).on("keydown.enter", change)
         else:
@@ -245,8 +249,18 @@ def _place(row: Setting) -> int:
     return list(TITLES).index(row.name) if row.name in TITLES else len(TITLES)
 
 
+def _shown(value: Any) -> Any:
+    """As it stands in a box."""
+    return value if isinstance(value, bool | int | float) else str(value)
+
+
 def _typed(row: Setting, value: Any) -> Any:
-    """What stands in a box; a whole number without its point."""
+    """What stands in a box; a whole number without its point.
+
+    Raises InvalidParameterError for an empty box of a number's.
+    """
+    if row.type in (int, float) and value in (None, ""):
+        raise InvalidParameterError(f"{row.name} needs a number")
     if row.type is int and isinstance(value, float) and value.is_integer():
         return int(value)
     return value

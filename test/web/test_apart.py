@@ -70,6 +70,7 @@ def test_two_cameras_are_seen_and_asked_through_one_other_process(tmp_path):
         stopped = world.ask(Question("What do you see now?", max_new_tokens=2000))
         stopped.cancel()
         stopped = await stopped.outcome()
+        wrong = await world.ask(None).outcome()  # of a fault in the page
         late = await world.ask(Question("What?", about_ns=(1, 2))).outcome()
         thumbnail = await world.thumbnail(newest, 64)
         with pytest.raises(MemoryFileError, match="no memory is saved yet"):
@@ -96,6 +97,7 @@ def test_two_cameras_are_seen_and_asked_through_one_other_process(tmp_path):
     assert came["texts"][-1] == came["outcome"].answer == came["again"].answer != ""
     assert came["outcome"].error is None and came["outcome"].memory.frames == 4
     assert isinstance(came["stopped"].error, CancelledError)
+    assert "internal error" in str(came["wrong"].error)
     assert isinstance(came["late"].error, OutOfHorizonError)
     assert max(Image.open(io.BytesIO(came["thumbnail"])).size) == 64
     assert "kept.safetensors" in came["saved"] and came["names"] == ["kept"]
@@ -127,3 +129,17 @@ def test_nobody_waits_for_an_engine_whose_process_has_ended():
     assert status.state == "inactive" and "SIGKILL" in status.words
     assert isinstance(outcome.error, EngineEndedError) and texts == []
     assert isinstance(later.error, EngineEndedError)
+
+
+def test_a_picture_that_could_not_be_read_is_followed_by_others(monkeypatch):
+    async def use(memory):
+        asyncio.get_running_loop().set_exception_handler(lambda *_: failed.append(1))
+        await until(lambda: memory.picture)
+        with monkeypatch.context() as patch:
+            patch.setattr(memory.room, "read", lambda: 1 // 0)
+            await until(lambda: memory.picture and failed)
+        number = memory.picture.number
+        await until(lambda: memory.picture.number > number)
+
+    failed = []
+    run(use, Camera("world:7", SETTINGS, {"fps": 10}))

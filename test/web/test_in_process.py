@@ -17,6 +17,8 @@ from PIL import Image
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import (
+    CapTooSmallError,
+    DeviceUnavailableError,
     EmptyMemoryError,
     InvalidParameterError,
     MemoryFileError,
@@ -364,22 +366,40 @@ def test_another_policy_begins_another_memory_and_a_refused_one_leaves_it_as_it_
         built.append(settings.important_share)
         if settings.important_share == 0.5:
             raise InvalidParameterError("no room for a window")
+        if settings.max_cache_tokens == 90_000:
+            raise DeviceUnavailableError("no gigabytes")
         return FakeEngine(cap=10_000)
 
     async def use(one):
         await until(lambda: one.status.memory.frames)
         words = await one.set(important_share=0.3)
         await until(lambda: one.status.memory.frames)
+        held = one.status.memory.oldest_ns
         with pytest.raises(InvalidParameterError, match="no room for a window"):
             await one.set(important_share=0.5)
-        await until(lambda: one.status.memory.frames)
+        with pytest.raises(InvalidParameterError, match="which stays: no gigabytes"):
+            await one.check(max_cache_tokens=90_000)
+        assert one.status.memory.oldest_ns == held  # what was remembered is not forgotten
         return words, one.status, await answer(one)
 
     words, status, outcome = run(use, load=load, options=SMALL)
     assert words == "important_share: -1.0 -> 0.3; a new memory begins"
-    assert built == [-1.0, 0.3, 0.5, 0.3]
+    assert built == [-1.0, 0.3, 0.3, 0.5, 0.3]  # each is tried before the present one ends
     assert (status.state, status.settings["important_share"]) == ("active", 0.3)
     assert outcome.error is None
+
+
+def test_a_memory_too_small_for_a_chunk_is_refused_and_the_present_one_stays():
+    async def use(one):
+        held = await until(lambda: one.status.memory.oldest_ns)
+        with pytest.raises(CapTooSmallError, match="tokens does not fit into the memory of 64"):
+            await one.set(max_cache_tokens=64)
+        return held, one.status
+
+    settings = Settings(max_cache_tokens=4096, history="auto", sample_fps=10.0, chunk_frames=8)
+    held, status = run(use, settings=settings, options={"fps": 10}, load=in_process.build)
+    assert (status.memory.oldest_ns, status.state) == (held, "active")
+    assert status.settings["max_cache_tokens"] == 4096
 
 
 def test_the_kept_picture_nearest_to_a_time_is_shown():
@@ -452,7 +472,13 @@ def test_what_waits_for_an_engine_that_is_replaced_is_told_so(tmp_path):
         return [*refused, *told], await asked.outcome(), await changing, await answer(one)
 
     settings = Settings(memory_folder=str(tmp_path), sample_fps=10.0, chunk_frames=2)
-    told, outcome, words, after = run(use, engine, settings, options=SMALL)
+    engines = iter((engine,))  # the first one; the others answer at once
+    told, outcome, words, after = run(
+        use,
+        settings=settings,
+        options=SMALL,
+        load=lambda _: next(engines, None) or FakeRecall(cap=10_000),
+    )
     assert all(isinstance(one, NotActiveError) for one in told), told
     assert isinstance(outcome.error, NotActiveError) and "other settings" in str(outcome.error)
     assert "a new memory begins" in words and isinstance(after.error, EmptyMemoryError | None)

@@ -4,6 +4,7 @@
 """What the console says of a memory and of an answer."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -24,6 +25,7 @@ from stream_vlm_ros.web.figures import (
     unnamed_text,
 )
 from stream_vlm_ros.web.live_memory import Status
+from stream_vlm_ros.web.titles import titled
 
 
 @pytest.mark.parametrize("drop", Drop)
@@ -31,6 +33,7 @@ def test_every_loss_has_words_and_says_whether_it_was_wanted(drop):
     [(words, on_purpose)] = dropped({drop.value: 1_234, "frames_received": 5_000})
     assert words.startswith("1,234 ") and "_" not in words
     assert on_purpose == (drop.cause in ON_PURPOSE)
+    assert not re.search(r"\b(were|are|node)\b", words)  # also of one alone, and without ROS
 
 
 def test_what_was_not_lost_is_not_told():
@@ -91,3 +94,11 @@ def test_the_shares_of_choices_are_of_their_log_probabilities():
     [first, second] = choice_shares(Outcome(Question("?"), choice_scores=(-3208.0, -3207.0)))
     assert (first, second) == pytest.approx((1 / (1 + math.e), math.e / (1 + math.e)))
     assert choice_shares(Outcome(Question("?"))) == []
+
+
+def test_settings_are_told_by_their_titles():
+    assert titled("sample_fps: 2.0 -> 3.0") == "Pictures a second: 2.0 → 3.0"
+    assert titled("read, from which sample_fps chooses") == (
+        "read, from which “Pictures a second” chooses"
+    )
+    assert titled("the temperature of memory_folder") == "the temperature of memory_folder"
