@@ -25,7 +25,7 @@ from stream_vlm_ros.console import plural
 from stream_vlm_ros.errors import StreamVlmError, cut
 from stream_vlm_ros.node import interfaces
 from stream_vlm_ros.node.awaiting import awaitable
-from stream_vlm_ros.node.publishing import publish_on
+from stream_vlm_ros.node.publishing import publish_on, unpublish
 from stream_vlm_ros.plain_messages import fill, to_dict
 from stream_vlm_ros.session.answer_log import AnswerLog, Found
 from stream_vlm_ros.session.counters import Drop
@@ -131,7 +131,7 @@ class AskServer:
         self._action.destroy()
         for service in self._services:
             self._node.destroy_service(service)
-        self._node.destroy_publisher(self._answers)
+        unpublish(self._node, self._answers)
 
     # The service ----------------------------------------------------------------------------------
 

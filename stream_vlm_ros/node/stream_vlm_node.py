@@ -19,6 +19,7 @@ from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import InvalidHandle
 from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from stream_vlm.msg import CacheStatus
 
 from stream_vlm_ros.config import Settings
@@ -44,7 +45,7 @@ from stream_vlm_ros.node.parameters import (
     unknown_parameter,
 )
 from stream_vlm_ros.node.pause_services import PauseServices
-from stream_vlm_ros.node.publishing import publish_on
+from stream_vlm_ros.node.publishing import publish_on, unpublish
 from stream_vlm_ros.processes.ros_process import END_TIMEOUT
 from stream_vlm_ros.session.answer_log import AnswerLog, AnswerLogError
 from stream_vlm_ros.session.engine_thread import EngineThread
@@ -244,7 +245,7 @@ class StreamVlmNode(TellingLifecycleNode):
         self.cameras = ()
         status, self._status = self._status, None
         if status is not None:
-            self.destroy_publisher(status)
+            unpublish(self, status)
         warnings, self._warnings = self._warnings, None
         if warnings is not None:
             warnings.close()
@@ -287,26 +288,38 @@ class StreamVlmNode(TellingLifecycleNode):
         """As rclpy's, but a value that is there already is no change, so that what
         `ros2 param dump` writes can be loaded: read-only ones and a configured node's, too. Of one
         that is not there, rclpy's refusal does not tell the name. A camera's own setting is there
-        once it is set.
+        once it is set, until it is set to nothing or its camera is none of ``sources`` any more.
         """
-        own: dict[str, Setting] = {}
-        for one in parameter_list:
-            if self.has_parameter(one.name):
-                continue
-            if (row := row_of_source(one.name, self.parameters)) is None:
-                return SetParametersResult(successful=False, reason=unknown_parameter(one.name))
-            own[one.name] = row
-        for row in own.values():
-            described = descriptor(row)
-            described.dynamic_typing = True  # or it could not be undeclared
-            self.declare_parameter(row.name, row.default, described)
-        changes = [
-            one
-            for one in parameter_list
-            if (now := self.get_parameter(one.name)).type_ != one.type_ or now.value != one.value
+        settings = self.parameters
+        shared = {one.name: one.value for one in parameter_list if one.name in PARAMETERS}
+        if "sources" in shared:
+            try:
+                settings = settings.changed(shared)
+            except InvalidParameterError as refusal:
+                return SetParametersResult(successful=False, reason=cut(str(refusal)))
+        gone = [
+            name
+            for name in self.get_parameters_by_prefix("")
+            if row_of_source(name, self.parameters) and not row_of_source(name, settings)
         ]
+        own: dict[str, Setting] = {}
+        changes = [Parameter(name) for name in gone]  # of no type: rclpy undeclares them
+        for one in parameter_list:
+            there = self.has_parameter(one.name) and one.name not in gone
+            row = row_of_source(one.name, settings)
+            if not there and row is None:
+                return SetParametersResult(successful=False, reason=unknown_parameter(one.name))
+            if not there and row is not None and one.type_ != Parameter.Type.NOT_SET:
+                own[one.name] = row
+                changes.append(one)
+            elif there and (
+                (now := self.get_parameter(one.name)).type_ != one.type_ or now.value != one.value
+            ):
+                changes.append(one)
         if parameter_list and not changes:
             return SetParametersResult(successful=True)
+        for row in own.values():
+            self.declare_parameter(row.name, row.default, descriptor(row))
         result = super().set_parameters_atomically(changes)
         if not result.successful:  # the node's own setting goes on to hold
             for name in own:
@@ -327,11 +340,16 @@ class StreamVlmNode(TellingLifecycleNode):
 
     def _apply(self, changes: dict[str, Any]) -> None:
         """Work with these values from now on, or with none of them."""
-        rows = {
-            name: PARAMETERS.get(name) or row_of_source(name, self.parameters) for name in changes
-        }
+        before = self.parameters
+        parameters = before.changed({name: changes[name] for name in changes if name in PARAMETERS})
+        rows = {name: PARAMETERS.get(name) or row_of_source(name, parameters) for name in changes}
         ours = {name: row for name, row in rows.items() if row is not None}
-        checked = {name: row.checked(changes[name]) for name, row in ours.items()}
+        # A camera's own that is set to nothing is the node's again.
+        undone = {name for name in ours if name not in PARAMETERS and changes[name] is None}
+        checked = {
+            name: row.default if name in undone else row.checked(changes[name])
+            for name, row in ours.items()
+        }
         for name, row in ours.items():
             declaring = not self.has_parameter(name) and checked[name] == row.default
             if row.change == CONFIGURE and self.state != "unconfigured" and not declaring:
@@ -339,18 +357,11 @@ class StreamVlmNode(TellingLifecycleNode):
                     f"{name} can be set only while the node is unconfigured (it is "
                     f"{self.state}): deactivate and clean it up first"
                 )
-        before = self.parameters
-        parameters = before.changed({name: changes[name] for name in ours if name in PARAMETERS})
-        after = {}
-        for name in parameters.sources or [""]:
-            after[name] = parameters
-            if name:
-                now = read_of_source(self, name, parameters)
-                marked = f"{name}."
-                own = {
-                    n.removeprefix(marked): v for n, v in checked.items() if n.startswith(marked)
-                }
-                after[name] = now.changed(own)
+        after = {"": parameters}
+        for name in parameters.sources:
+            own = {n: v for n, v in checked.items() if n not in undone}
+            after[name] = read_of_source(self, name, parameters, own, undone)
+        was = {name: read_of_source(self, name, before) for name in before.sources}
         held = {camera: camera.settings for camera in self.cameras}
         try:
             for camera in self.cameras:
@@ -362,8 +373,10 @@ class StreamVlmNode(TellingLifecycleNode):
         self.parameters = parameters
         if self._engines is not None:
             self._engines.scheduler.share = parameters.ingest_share
-        for name, row in ours.items():
-            then = getattr(before, name, row.default)
+        for name in ours:
+            source, _, setting = name.rpartition(".")
+            former = was.get(source, before)
+            then = getattr(former, setting)
             if then != checked[name]:
                 self.info(cut(f"parameter {name}: {then!r} -> {checked[name]!r}"))
 

@@ -144,7 +144,7 @@ def test_a_setting_of_one_camera_is_its_own_and_others_follow_the_node(here, cam
         ("front.sample_fps", 500.0, "front.sample_fps out of range"),
         ("rear.sample_fps", -1.0, "rear.sample_fps out of range"),
         ("rear.max_cache_tokens", 16_384, "only while the node is unconfigured"),
-        ("rear.engine", "delayed_batch", "only while the node is unconfigured"),
+        ("rear.engine", "delayed_batch", "no parameter 'rear.engine'"),
         ("rear.model_path", "x", "no parameter 'rear.model_path'"),
         ("left.sample_fps", 1.0, "no parameter 'left.sample_fps'"),
     ):
