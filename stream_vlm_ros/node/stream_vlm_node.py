@@ -17,7 +17,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
-from rclpy.exceptions import InvalidHandle
+from rclpy.exceptions import InvalidHandle, InvalidTopicNameException
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from stream_vlm.msg import CacheStatus
@@ -30,6 +30,7 @@ from stream_vlm_ros.node import health, interfaces
 from stream_vlm_ros.node.ask_server import AskServer
 from stream_vlm_ros.node.camera import Camera
 from stream_vlm_ros.node.error_log import ErrorLog, Forwarding, News
+from stream_vlm_ros.node.image_input import RCLError
 from stream_vlm_ros.node.lifecycle import TellingLifecycleNode, transition
 from stream_vlm_ros.node.loading import chunk_appender, engine_loader, release_memory
 from stream_vlm_ros.node.memory_services import MemoryServices
@@ -179,11 +180,27 @@ class StreamVlmNode(TellingLifecycleNode):
             raise InvalidParameterError(
                 f"max_cache_tokens 0 takes all the room there is: say how many for {greedy[0]}"
             )
-        for shared in ("image_topic", "memory_name", "frame_store"):
-            values = [value for one in settings.values() if (value := getattr(one, shared))]
-            if twice := {value for value in values if values.count(value) > 1}:
-                raise InvalidParameterError(f"{shared} {min(twice)!r} is that of two cameras")
+        for shared, resolved in (
+            ("image_topic", self._resolved_topic),
+            ("memory_name", str),
+            ("frame_store", lambda folder: os.path.realpath(os.path.expanduser(folder))),
+        ):
+            taken: dict[str, str] = {}  # by which camera
+            for name, one in settings.items():
+                if (value := getattr(one, shared)) and name != (
+                    other := taken.setdefault(resolved(value), name)
+                ):
+                    raise InvalidParameterError(
+                        f"{shared} {value!r} is that of two cameras, {other} and {name}"
+                    )
         return settings
+
+    def _resolved_topic(self, topic: str) -> str:
+        """After remaps; one that is no name of a topic as it is: a camera refuses it."""
+        try:
+            return str(self.resolve_topic_name(topic))
+        except (RCLError, InvalidTopicNameException):
+            return topic
 
     def _load_engines(self) -> None:
         """Load the model, and build the engine of each camera."""

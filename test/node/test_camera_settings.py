@@ -11,7 +11,10 @@ from fake_engine import FakeEngine
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 
+from stream_vlm_ros.errors import InvalidParameterError
+from stream_vlm_ros.node.ask_server import Written
 from stream_vlm_ros.node.stream_vlm_node import StreamVlmNode
+from stream_vlm_ros.session.question import READING, WRITING
 
 pytestmark = pytest.mark.ros
 
@@ -115,3 +118,41 @@ def test_latched_topics_hold_one_of_each_camera_after_more_are_configured(start)
             configured(node)
         for topic in ("answer", "cache_status"):
             assert node.get_parameter(depth.format(topic)).value == count
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"front__image_topic": "/a", "rear__image_topic": "a"},
+        {"front__image_topic": "/rear/image"},
+        {"history": "auto", "frame_store": "/s", "rear__frame_store": "/s/./front/"},
+    ],
+)
+def test_two_cameras_on_one_topic_or_folder_are_refused_however_it_is_written(start, values):
+    with pytest.raises(InvalidParameterError, match="that of two cameras, front and rear"):
+        start(**values)
+
+
+def test_a_depth_of_a_wrong_type_is_refused_in_words(start):
+    node = start(**{"qos_overrides./stream_vlm/cache_status.publisher.depth": "x"})
+    assert node.trigger_configure() != TransitionCallbackReturn.SUCCESS
+    assert "cache_status cannot be published with these qos_overrides" in node.failure
+
+
+def test_the_log_tells_what_the_camera_had_before(start, capfd):
+    node = start(front__sample_fps=3.0)
+    assert put(node, front__sample_fps=5.0) == ""
+    assert "front.sample_fps: 3.0 -> 5.0" in capfd.readouterr().err
+
+
+def test_one_who_writes_does_not_read_again():
+    told = []
+    written = Written(["front", "rear"], lambda state, text: told.append(state))
+    for name, state, text in (
+        ("front", READING, ""),
+        ("rear", WRITING, "a"),
+        ("front", WRITING, "b"),
+        ("rear", READING, ""),
+    ):
+        written.grow(name, state, text)
+    assert told == [READING, READING, WRITING, WRITING]

@@ -108,7 +108,8 @@ def test_the_text_of_several_grows_and_a_cancel_ends_all(here, cameras):
 def test_pausing_forgetting_and_faults_of_one_leave_the_other(here, cameras):
     front, rear = cameras
     see(front, 1), see(rear, 1)
-    assert front.trigger("pause").success
+    paused = front.trigger("pause")
+    assert paused.success and paused.message.endswith("until ~/front/resume")
     front.send(front.image())
     assert see(rear, 1).paused is False
     assert (front.status.paused, front.status.frames, front.status.dropped_paused) == (True, 1, 1)
@@ -187,6 +188,10 @@ def test_saved_memories_are_listed_of_one_or_of_all(here, cameras):
 
     assert listed(f"{here.client.name}/rear") == everything
     assert listed(here.client.name) == ["both"]  # loading "one" would find none for the rear
+    request = LoadMemory.Request(name="one")
+    told = here.client.graph.call(LoadMemory, f"{here.client.name}/load_memory", request)
+    assert not told.success
+    assert told.message == "rear: there is no memory 'one-rear'; no camera's is loaded"
 
 
 @two_cameras
