@@ -5,6 +5,7 @@
 
 import asyncio
 import itertools
+import json
 import re
 import tempfile
 from pathlib import Path
@@ -18,7 +19,9 @@ from rclpy.parameter import Parameter
 from stream_vlm.action import Ask
 from stream_vlm.msg import CacheStatus
 from stream_vlm.srv import ListMemories, LoadMemory, Query, SaveMemory
+from typer.testing import CliRunner
 
+from stream_vlm_ros.cli import app
 from stream_vlm_ros.client import AskError, StreamVlmClient
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.node.stream_vlm_node import StreamVlmNode
@@ -251,6 +254,11 @@ def test_the_client_asks_and_steers_one_of_several(here, cameras):
             assert [one.source for one in stream.answers] == ["front", "rear"]
             assert (await memory.ask("What?", source="rear", max_new_tokens=1)).text == "x"
             assert "paused" in await memory.pause("rear")
+            assert (await memory.resume("front, rear")).count("images are watched") == 2
+            assert "paused" in await memory.pause("*")
+            assert "images are watched" in await memory.resume("front")
+            with pytest.raises(InvalidParameterError, match=r"rear\.image_topic is not set"):
+                await memory.get("rear.image_topic")
             with pytest.raises(InvalidParameterError, match="no camera 'left': there are front, r"):
                 await memory.reset("left")
             await memory.reset("rear")
@@ -309,3 +317,18 @@ def test_the_status_of_all_comes_on_one_topic_too(here, cameras):
     )
     here.client.graph.wait(lambda: {s.source for s in late} == {"front", "rear"}, what="both")
     here.client.graph.do(lambda: here.client.graph.node.destroy_subscription(subscription))
+
+
+@two_cameras
+def test_nodes_are_listed_with_a_row_for_each_camera(here, cameras):
+    _, rear = cameras
+    see(rear, 2)
+    assert rear.trigger("pause").success
+    told = CliRunner().invoke(app, ["node", "list", "--json"])
+    assert told.exit_code == 0, told.output
+    rows = [one for one in json.loads(told.stdout) if one["name"] == here.client.name]
+    assert [(one["camera"], one["state"]) for one in rows] == [
+        ("front", "active"),
+        ("rear", "paused"),
+    ]
+    assert ["2 frames" in one["memory"] for one in rows] == [False, True]
