@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
+from rclpy.parameter_service import ParameterService
 
 from stream_vlm_ros.config import ALL_CAMERAS, NODE, Settings
 from stream_vlm_ros.errors import InvalidParameterError, cut
@@ -93,6 +94,19 @@ def read_of_source(
         return settings.of_source(source, own)
     except InvalidParameterError as refusal:
         raise InvalidParameterError(f"{source}: {refusal}") from None
+
+
+class CamerasLast(ParameterService):
+    """Sets the parameters of a request one by one as rclpy's does, but cameras' own last: in what
+    `ros2 param dump` writes, ``front.weight`` comes before the ``sources`` that name the camera."""
+
+    def _set_parameters_callback(self, request: Any, response: Any) -> Any:
+        given = list(request.parameters)
+        order = sorted(range(len(given)), key=lambda at: "." in given[at].name)
+        request.parameters = [given[at] for at in order]
+        results = list(super()._set_parameters_callback(request, response).results)
+        response.results = [results[order.index(at)] for at in range(len(given))]
+        return response
 
 
 def descriptor(row: Setting) -> ParameterDescriptor:

@@ -36,6 +36,7 @@ from stream_vlm_ros.node.loading import chunk_appender, engine_loader, release_m
 from stream_vlm_ros.node.memory_services import MemoryServices
 from stream_vlm_ros.node.parameters import (
     PARAMETERS,
+    CamerasLast,
     declare,
     declare_of_sources,
     descriptor,
@@ -83,7 +84,8 @@ class StreamVlmNode(TellingLifecycleNode):
         arguments: Sequence[str] = (),
         **node_arguments: Any,
     ) -> None:
-        super().__init__("stream_vlm", **node_arguments)
+        super().__init__("stream_vlm", start_parameter_services=False, **node_arguments)
+        self._parameter_service = CamerasLast(self)
         self.news = News()
         self._warnings: Forwarding | None = None
         self.error_log = ErrorLog(lambda text: self.get_logger().error(text), self.news)

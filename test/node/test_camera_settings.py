@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("rclpy")
 import rclpy
 from fake_engine import FakeEngine
+from rcl_interfaces.srv import SetParameters
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 
@@ -76,6 +77,18 @@ def test_cameras_and_their_settings_can_be_set_at_once_in_any_order(start, order
     assert put(node, **dict([*values.items()][::order])) == ""
     settings = configured(node)
     assert (settings["left"].sample_fps, settings["right"].weight) == (4.0, 2.0)
+
+
+def test_a_file_of_parameters_can_be_loaded_whatever_its_order(here):
+    """By the service that `ros2 param load` calls."""
+    client = here.client
+    assert here.node.trigger_deactivate() == here.node.trigger_cleanup()
+    values = {"left.sample_fps": 4.0, "sample_fps": -1.0, "sources": "left,right"}
+    given = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
+    request = SetParameters.Request(parameters=given)
+    told = client.graph.call(SetParameters, f"{client.name}/set_parameters", request)
+    assert [one.successful for one in told.results] == [True, False, True]
+    assert here.node.get_parameter("left.sample_fps").value == 4.0
 
 
 def test_what_is_refused_at_once_leaves_all_as_it_was(start):
