@@ -505,7 +505,7 @@ def list_nodes(as_json: Json = False) -> None:
     """List the nodes that run, with their state."""
     with _looking():
         found = find()
-    nodes = [_about(name, found.count(name)) for name in sorted(set(found))]
+    nodes = [one for name in sorted(set(found)) for one in _about(name, found.count(name))]
     if as_json:
         print(json.dumps(nodes))
         return
@@ -515,33 +515,49 @@ def list_nodes(as_json: Json = False) -> None:
         print(f"No node of stream_vlm is {graph_text()}.\n{where_nodes_are()}")
         return
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for column in ("node", "state", "memory"):
-        table.add_column(column)
+    columns = ["name", "camera", "state", "memory"]
+    if not any(one["camera"] for one in nodes):
+        columns.remove("camera")
+    for column in columns:
+        table.add_column(column.replace("name", "node"))
     for one in nodes:
-        table.add_row(*(Text(one[key]) for key in ("name", "state", "memory")))
+        table.add_row(*(Text(one[key]) for key in columns))
     Console(highlight=False).print(table)
 
 
-def _about(name: str, times: int) -> dict[str, Any]:
-    """What is known of a node."""
-    memory = ""
+def _about(name: str, times: int) -> list[dict[str, Any]]:
+    """What is known of a node, of each of its cameras."""
     if times > 1:
-        state = f"{times} nodes of this name: each would answer"
+        known = [("", f"{times} nodes of this name: each would answer", "")]
     else:
         try:
-            state, memory = with_node(name, 5.0, _state_and_memory)
+            known = with_node(name, 5.0, _states_and_memories)
         except StreamVlmError as fault:
-            state = str(fault).partition("\n")[0]
-    return {"name": name, "state": state, "memory": memory}
+            known = [("", str(fault).partition("\n")[0], "")]
+    return [
+        {"name": name, "camera": camera, "state": state, "memory": memory}
+        for camera, state, memory in known
+    ]
 
 
-async def _state_and_memory(client: StreamVlmClient) -> tuple[str, str]:
+async def _states_and_memories(client: StreamVlmClient) -> list[tuple[str, str, str]]:
+    """Of each camera its name, state and memory."""
     state = await client.state()
     if state not in ("active", "inactive"):
-        return state, ""
-    status = await client.first_status()
-    memory = f"{status.length:,} of {status.cap:,} tokens, {plural(status.frames, 'frame')}"
-    return "paused" if status.paused else state, memory
+        return [("", state, "")]
+    await client.first_status()
+    cameras = await client.cameras() or [""]
+    until = time.monotonic() + 5.0
+    while not client.statuses.keys() >= set(cameras) and time.monotonic() < until:
+        await asyncio.sleep(0.05)  # each comes a moment after the other
+    found = []
+    for camera in cameras:
+        if (status := client.statuses.get(camera)) is None:
+            found.append((camera, state, ""))
+            continue
+        memory = f"{status.length:,} of {status.cap:,} tokens, {plural(status.frames, 'frame')}"
+        found.append((camera, "paused" if status.paused else state, memory))
+    return found
 
 
 @node_app.command("get")
@@ -604,7 +620,10 @@ def _order(order: Callable[[StreamVlmClient], Awaitable[str]], node: str, wait: 
 
 
 SourceName = Annotated[
-    str, typer.Option("--source", help="One of several cameras; without it all there are.")
+    str,
+    typer.Option(
+        "--source", help="One of several cameras, or some: a,b; without it all there are."
+    ),
 ]
 
 

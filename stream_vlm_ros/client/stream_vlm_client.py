@@ -541,6 +541,10 @@ class StreamVlmClient:
             source, _, shared = name.partition(".")
             own = source in cameras and shared in known and shared not in DERIVED
             held_by[name] = shared if own and name not in known else name
+            if source in cameras and shared in DERIVED[1:] and name not in known:
+                raise InvalidParameterError(
+                    f"{name} is not set: the node {self.name} makes it of the camera's name"
+                )
             if held_by[name] not in known:
                 raise InvalidParameterError(
                     f"the node {self.name} has no parameter {cut(str(name))!r}"
@@ -568,7 +572,7 @@ class StreamVlmClient:
 
     # Orders ---------------------------------------------------------------------------------------
 
-    # ``source`` is the name of one of several cameras; "": all there are.
+    # ``source`` is the name of one of several cameras, or several with commas; "", "*": all.
 
     async def reset(self, source: str = "") -> str:
         """Let the node forget everything; what it says of it."""
@@ -630,8 +634,14 @@ class StreamVlmClient:
         self, name: str, request: Any, within: float, tries: int = 3, source: str = ""
     ) -> str:
         await self.until_alone()
-        name = await self._of_camera(name, source)
-        return _refuse(await self._call(name, request, within, tries))
+        sources = list(dict.fromkeys(one.strip() for one in source.split(",") if one.strip()))
+        if "*" in sources:
+            sources = []
+        names = [await self._of_camera(name, one) for one in sources or [""]]
+        told = [_refuse(await self._call(one, request, within, tries)) for one in names]
+        if len(told) > 1:
+            told = [f"{one}: {words}" for one, words in zip(sources, told, strict=True)]
+        return "; ".join(told)
 
     async def _of_camera(self, name: str, source: str) -> str:
         """A service of one camera; raises InvalidParameterError for one that is not there."""

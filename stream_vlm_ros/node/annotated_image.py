@@ -15,7 +15,7 @@ from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.node import interfaces
 from stream_vlm_ros.node.captions import captioned
 from stream_vlm_ros.node.images import chosen_encoder
-from stream_vlm_ros.node.publishing import publish_on
+from stream_vlm_ros.node.publishing import publish_on, unpublish
 from stream_vlm_ros.session.timed_frame import TimedFrame
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class AnnotatedImage:
         self._over = True
         self._changed.set()
         self._thread.join(seconds)
-        self._node.destroy_publisher(self._publisher)
+        unpublish(self._node, self._publisher)
 
     def _run(self) -> None:
         while True:

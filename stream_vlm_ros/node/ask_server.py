@@ -25,12 +25,13 @@ from stream_vlm_ros.console import plural
 from stream_vlm_ros.errors import StreamVlmError, cut
 from stream_vlm_ros.node import interfaces
 from stream_vlm_ros.node.awaiting import awaitable
-from stream_vlm_ros.node.publishing import publish_on
+from stream_vlm_ros.node.publishing import publish_on, unpublish
 from stream_vlm_ros.plain_messages import fill, to_dict
 from stream_vlm_ros.session.answer_log import AnswerLog, Found
 from stream_vlm_ros.session.counters import Drop
 from stream_vlm_ros.session.memory_summary import MemorySummary
 from stream_vlm_ros.session.question import (
+    READING,
     WRITING,
     NotActiveError,
     Outcome,
@@ -80,7 +81,8 @@ class Written:
             shown.append((one, its))
             if one not in self._complete:
                 break
-        self._progress(state, interfaces.named_texts(shown))
+        written = any(its for _, its in shown)
+        self._progress(WRITING if written else READING, interfaces.named_texts(shown))
 
     def complete(self, name: str, future: ThreadFuture[Outcome]) -> None:
         """One of them has written its last."""
@@ -131,7 +133,7 @@ class AskServer:
         self._action.destroy()
         for service in self._services:
             self._node.destroy_service(service)
-        self._node.destroy_publisher(self._answers)
+        unpublish(self._node, self._answers)
 
     # The service ----------------------------------------------------------------------------------
 
@@ -286,11 +288,16 @@ class AskServer:
         try:
             for camera in cameras:
                 camera.ingest.clear(Drop.RESET)
-            for reset in [camera.worker.reset(Drop.RESET) for camera in cameras]:
-                await awaitable(self._node, reset)
-        except StreamVlmError as refusal:
-            response.message = str(refusal)
-            return response
+            resets = [camera.worker.reset(Drop.RESET) for camera in cameras]
+            refusals = []
+            for camera, reset in zip(cameras, resets, strict=True):
+                try:
+                    await awaitable(self._node, reset)
+                except StreamVlmError as refusal:
+                    refusals.append(camera.said(str(refusal)))
+            if refusals:
+                response.message = cut("; ".join(refusals))
+                return response
         except Exception as fault:
             self._node.report_fault("~/reset", fault)
             response.message = f"internal error: {fault!r}; see the node's log"

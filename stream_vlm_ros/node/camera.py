@@ -30,7 +30,7 @@ from stream_vlm_ros.node.annotated_image import AnnotatedImage
 from stream_vlm_ros.node.error_log import traced
 from stream_vlm_ros.node.image_input import ImageInput, RCLError
 from stream_vlm_ros.node.image_thread import ImageThread
-from stream_vlm_ros.node.publishing import publish_on
+from stream_vlm_ros.node.publishing import publish_on, unpublish
 from stream_vlm_ros.node.serialized_image import SerializedImage
 from stream_vlm_ros.processes.ros_process import END_TIMEOUT
 from stream_vlm_ros.session.counters import Drop
@@ -206,7 +206,7 @@ class Camera:
             annotated.destroy(END_TIMEOUT)
         status, self._status = self._status, None
         if status is not None:
-            self._node.destroy_publisher(status)
+            unpublish(self._node, status)
 
     def apply(self, settings: Settings) -> None:
         """Work with these settings from now on; raises InvalidParameterError."""

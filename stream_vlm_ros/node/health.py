@@ -344,7 +344,7 @@ def _judge_input(facts: InputFacts) -> tuple[Level, str]:
     if not facts.active:
         return Level.OK, "not active: images are counted and dropped"
     if facts.paused:
-        return Level.WARN, "paused: images are counted and dropped until ~/resume is called"
+        return Level.WARN, "paused: images are counted and dropped until it is resumed"
     faults = [
         f"{count} {_FAULT_WORDS[name]}"
         + (f" (last: {facts.refusals[name]})" if name in facts.refusals else "")
@@ -356,7 +356,7 @@ def _judge_input(facts: InputFacts) -> tuple[Level, str]:
     if len(facts.publishers) > 1:
         faults.append(
             f"{len(facts.publishers)} publishers on {facts.topic}, whose images mix in one memory: "
-            f"{', '.join(facts.publishers)}; end all but one, or remap 'image'"
+            f"{', '.join(facts.publishers)}; end all but one, or remap it"
         )
     if faults:
         return Level.WARN, "; ".join(faults)

@@ -54,7 +54,7 @@ _TYPES: dict[str, tuple[type, Decode]] = {
 _DEPTH = "/compressedDepth"  # no pictures, but of the type of those
 _NOT_TAKEN = (
     "which this node does not take: it takes pictures as sensor_msgs/msg/Image and "
-    "CompressedImage; let image_transport's republish make 'raw' of it, or remap 'image' to "
+    "CompressedImage; let image_transport's republish make 'raw' of it, or remap it to "
     "another topic"
 )
 
@@ -178,7 +178,7 @@ class ImageInput:
                 else f"{', '.join(packed)} is published, {_NOT_TAKEN}"
                 if packed
                 else f"images are published on {', '.join(others)}: start the node with "
-                f"--ros-args -r image:={others[0]}"
+                f"--ros-args -r {self._parameters.image_topic or 'image'}:={others[0]}"
                 if others
                 else "no image topic is published at all: is the camera or bag running, with the "
                 "same ROS_DOMAIN_ID?"
@@ -190,7 +190,7 @@ class ImageInput:
                 return f"{self.topic} carries {', '.join(wrong)}, {_NOT_TAKEN}"
             return (
                 f"{self.topic} carries {', '.join(wrong)}, not {self.wish.type}; set "
-                "image_transport to 'auto' or remap 'image' to another topic"
+                "image_transport to 'auto' or remap it to another topic"
             )
         if self.wish.reliable and any(_is_best_effort(p) for p in publishers):
             return (

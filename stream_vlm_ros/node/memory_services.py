@@ -65,6 +65,10 @@ class MemoryServices:
         return response
 
     async def _on_load(self, request: Any, response: Any) -> Any:
+        if len(self._cameras) > 1 and (words := await self._lacking(request.name)):
+            response.message = words
+            self._node.warn(f"~/load_memory: {words}")
+            return response
         for camera in self._cameras:
             # Frames that came before the call are of the memory that goes; later ones wait for the
             # stamps of the one that comes.
@@ -83,7 +87,7 @@ class MemoryServices:
         for camera in self._cameras:
             names, words = await self._done(camera, "list_memories", camera.keeper.names)
             if names is None:
-                response.message = words
+                response.message = self._said(camera, words)
                 return response
             # As `_carry_out` names the files of several.
             end = f"-{camera.name}" if len(self._cameras) > 1 else ""
@@ -106,12 +110,15 @@ class MemoryServices:
             )
             found, words = await self._done(camera, "get_picture", show)
             if words:
-                response.message = words
+                response.message = self._said(camera, words)
                 return response
-            pictures += [found] if found is not None else []
+            if found is not None:
+                pictures.append((*found, camera.name))
         response.success = True
         if pictures:
-            picture_ns, data = min(pictures, key=lambda one: abs(one[0] - stamp_ns))
+            picture_ns, data, name = min(pictures, key=lambda one: abs(one[0] - stamp_ns))
+            if len(self._cameras) > 1:
+                response.message = f"of the camera {name}"
             response.picture.header = to_header(picture_ns, "")
             response.picture.format, response.picture.data = "jpeg", data
         else:
@@ -127,12 +134,10 @@ class MemoryServices:
         response: Any,
     ) -> Done | None:
         """Start it, wait for it, and add to the response what came of it."""
-        # A name for all of several cameras is that of as many files.
-        several = len(self._cameras) > 1 and request.name
-        name_of_file = f"{request.name}-{camera.name}" if several else request.name
-        done, words = await self._done(camera, name, partial(start, name_of_file))
-        words = done.words if done is not None else words
-        words = cut(camera.said(words) if len(self._cameras) > 1 else words)
+        done, words = await self._done(
+            camera, name, partial(start, self._file_of(camera, request.name))
+        )
+        words = self._said(camera, done.words if done is not None else words)
         if done is None:
             self._node.warn(f"{camera.topic(name)}: {words}")
         else:
@@ -143,6 +148,25 @@ class MemoryServices:
         response.success = done is not None and (first or response.success)
         response.message = words if first else cut(f"{response.message}; {words}")
         return done
+
+    def _file_of(self, camera: Camera, name: str) -> str:
+        """A name for all of several cameras is that of as many files."""
+        return f"{name}-{camera.name}" if len(self._cameras) > 1 and name else name
+
+    def _said(self, camera: Camera, words: str) -> str:
+        """Words for who asked all."""
+        return cut(camera.said(words) if len(self._cameras) > 1 else words)
+
+    async def _lacking(self, name: str) -> str:
+        """Why not all of several cameras can load a memory of this name; "" if all have a file."""
+        for camera in self._cameras:
+            names, words = await self._done(camera, "load_memory", camera.keeper.names)
+            wanted = self._file_of(camera, name) or camera.settings.memory_name
+            if names is not None and wanted not in names:
+                words = f"there is no memory {wanted!r}; no camera's is loaded"
+            if words:
+                return self._said(camera, words)
+        return ""
 
     async def _done(
         self, camera: Camera, name: str, start: Callable[[], Future[Any]]

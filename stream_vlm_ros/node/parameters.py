@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import yaml
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
+from rclpy.parameter_service import ParameterService
 
 from stream_vlm_ros.config import ALL_CAMERAS, NODE, Settings
 from stream_vlm_ros.errors import InvalidParameterError, cut
@@ -66,14 +68,45 @@ def declare_of_sources(node: Node, settings: Settings) -> None:
     declare(node, [row for row in rows if not node.has_parameter(row.name)])
 
 
-def read_of_source(node: Node, source: str, settings: Settings) -> Settings:
-    """The settings of one of several cameras, as the node's parameters are now."""
+def read_of_source(
+    node: Node,
+    source: str,
+    settings: Settings,
+    changes: Mapping[str, Any] = MappingProxyType({}),
+    without: Container[str] = (),
+) -> Settings:
+    """The settings of one of several cameras, as the node's parameters are now.
+
+    Args:
+        changes: values by full name, which hold instead of the parameters'.
+        without: full names of parameters that count as not set.
+    """
     own = {}
     for name, row in PARAMETERS.items():
         full = f"{source}.{name}"
-        if node.has_parameter(full) and name not in ALL_CAMERAS:
+        if name in ALL_CAMERAS or full in without:
+            continue
+        if full in changes:
+            own[name] = changes[full]
+        elif node.has_parameter(full):
             own[name] = replace(row, name=full).checked(node.get_parameter(full).value)
-    return settings.of_source(source, own)
+    try:
+        return settings.of_source(source, own)
+    except InvalidParameterError as refusal:
+        raise InvalidParameterError(f"{source}: {refusal}") from None
+
+
+class CamerasLast(ParameterService):
+    """Sets the parameters of a request one by one as rclpy's does, but cameras' own last: in what
+    `ros2 param dump` writes, ``front.weight`` comes before the ``sources`` that name the camera."""
+
+    def _set_parameters_callback(self, request: Any, response: Any) -> Any:
+        given = list(request.parameters)
+        order = sorted(range(len(given)), key=lambda at: "." in given[at].name)
+        request.parameters = [given[at] for at in order]
+        results = list(super()._set_parameters_callback(request, response).results)
+        response.results = [results[order.index(at)] for at in range(len(given))]
+        return response
 
 
 def descriptor(row: Setting) -> ParameterDescriptor:
@@ -85,8 +118,10 @@ def descriptor(row: Setting) -> ParameterDescriptor:
         read_only=row.change == START,
         # Where a number of another type is taken, the type is checked by the row: rclpy would
         # refuse the whole number in `-p sample_fps:=2`, and the camera in `-p source:=0`.
-        # Of texts one alone will do, with commas.
-        dynamic_typing=row.type in (float, tuple) or (row.type is str and not row.choices),
+        # Of texts one alone will do, with commas. A camera's own can be set to nothing.
+        dynamic_typing="." in row.name
+        or row.type in (float, tuple)
+        or (row.type is str and not row.choices),
     )
     if row.low is not None and row.high is not None:
         if row.type is int:

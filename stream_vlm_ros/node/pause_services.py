@@ -27,6 +27,7 @@ class PauseServices:
 
     def __init__(self, node: StreamVlmNode, cameras: Sequence[Camera], within: str = "~") -> None:
         self._node, self._cameras = node, cameras
+        self._resume = f"{within}/resume"
         self._services = [
             node.create_service(
                 Trigger,
@@ -43,7 +44,9 @@ class PauseServices:
             self._node.destroy_service(service)
 
     def _carry_out(self, pause: bool, request: Any, response: Any) -> Any:
-        words = "paused: images are dropped until ~/resume" if pause else "images are watched"
+        words = (
+            f"paused: images are dropped until {self._resume}" if pause else "images are watched"
+        )
         # One that was paused and deactivated can be resumed: it watches once it is active.
         paused = any(camera.ingest.paused for camera in self._cameras)
         if not pause and self._node.state == "inactive" and paused:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rclpy.exceptions import InvalidParameterTypeException
 from rclpy.node import Node
 from rclpy.qos import QoSPolicyKind
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -31,6 +32,26 @@ def publish_on(node: Node, kind: type, topic: str, qos: Any) -> Any:
     options = QoSOverridingOptions(policy_kinds=_KINDS)
     try:
         return node.create_publisher(kind, topic, qos, qos_overriding_options=options)
-    except (AssertionError, RuntimeError, TypeError, ValueError) as refusal:
+    except (
+        AssertionError,
+        InvalidParameterTypeException,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as refusal:
         words = f"{topic} cannot be published with these qos_overrides: {cut(str(refusal))}"
         raise InvalidParameterError(words) from None
+
+
+def unpublish(node: Node, publisher: Any) -> None:
+    """Destroy a publisher; the next on its topic may be of another depth.
+
+    rclpy has declared its QoS as parameters, and goes on to hold to them; only what the node was
+    started with stays.
+    """
+    begin = f"qos_overrides.{publisher.topic_name}.publisher."
+    node.destroy_publisher(publisher)
+    given = getattr(node, "_parameter_overrides", {})
+    for held in (node._parameters, node._descriptors):  # read-only to all that is public
+        for name in [name for name in held if name.startswith(begin) and name not in given]:
+            del held[name]

@@ -17,8 +17,9 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
-from rclpy.exceptions import InvalidHandle
+from rclpy.exceptions import InvalidHandle, InvalidTopicNameException
 from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from stream_vlm.msg import CacheStatus
 
 from stream_vlm_ros.config import Settings
@@ -29,11 +30,13 @@ from stream_vlm_ros.node import health, interfaces
 from stream_vlm_ros.node.ask_server import AskServer
 from stream_vlm_ros.node.camera import Camera
 from stream_vlm_ros.node.error_log import ErrorLog, Forwarding, News
+from stream_vlm_ros.node.image_input import RCLError
 from stream_vlm_ros.node.lifecycle import TellingLifecycleNode, transition
 from stream_vlm_ros.node.loading import chunk_appender, engine_loader, release_memory
 from stream_vlm_ros.node.memory_services import MemoryServices
 from stream_vlm_ros.node.parameters import (
     PARAMETERS,
+    CamerasLast,
     declare,
     declare_of_sources,
     descriptor,
@@ -44,7 +47,7 @@ from stream_vlm_ros.node.parameters import (
     unknown_parameter,
 )
 from stream_vlm_ros.node.pause_services import PauseServices
-from stream_vlm_ros.node.publishing import publish_on
+from stream_vlm_ros.node.publishing import publish_on, unpublish
 from stream_vlm_ros.processes.ros_process import END_TIMEOUT
 from stream_vlm_ros.session.answer_log import AnswerLog, AnswerLogError
 from stream_vlm_ros.session.engine_thread import EngineThread
@@ -81,7 +84,8 @@ class StreamVlmNode(TellingLifecycleNode):
         arguments: Sequence[str] = (),
         **node_arguments: Any,
     ) -> None:
-        super().__init__("stream_vlm", **node_arguments)
+        super().__init__("stream_vlm", start_parameter_services=False, **node_arguments)
+        self._parameter_service = CamerasLast(self)
         self.news = News()
         self._warnings: Forwarding | None = None
         self.error_log = ErrorLog(lambda text: self.get_logger().error(text), self.news)
@@ -178,11 +182,27 @@ class StreamVlmNode(TellingLifecycleNode):
             raise InvalidParameterError(
                 f"max_cache_tokens 0 takes all the room there is: say how many for {greedy[0]}"
             )
-        for shared in ("image_topic", "memory_name", "frame_store"):
-            values = [value for one in settings.values() if (value := getattr(one, shared))]
-            if twice := {value for value in values if values.count(value) > 1}:
-                raise InvalidParameterError(f"{shared} {min(twice)!r} is that of two cameras")
+        for shared, resolved in (
+            ("image_topic", self._resolved_topic),
+            ("memory_name", str),
+            ("frame_store", lambda folder: os.path.realpath(os.path.expanduser(folder))),
+        ):
+            taken: dict[str, str] = {}  # by which camera
+            for name, one in settings.items():
+                if (value := getattr(one, shared)) and name != (
+                    other := taken.setdefault(resolved(value), name)
+                ):
+                    raise InvalidParameterError(
+                        f"{shared} {value!r} is that of two cameras, {other} and {name}"
+                    )
         return settings
+
+    def _resolved_topic(self, topic: str) -> str:
+        """After remaps; one that is no name of a topic as it is: a camera refuses it."""
+        try:
+            return str(self.resolve_topic_name(topic))
+        except (RCLError, InvalidTopicNameException):
+            return topic
 
     def _load_engines(self) -> None:
         """Load the model, and build the engine of each camera."""
@@ -244,7 +264,7 @@ class StreamVlmNode(TellingLifecycleNode):
         self.cameras = ()
         status, self._status = self._status, None
         if status is not None:
-            self.destroy_publisher(status)
+            unpublish(self, status)
         warnings, self._warnings = self._warnings, None
         if warnings is not None:
             warnings.close()
@@ -289,26 +309,38 @@ class StreamVlmNode(TellingLifecycleNode):
         """As rclpy's, but a value that is there already is no change, so that what
         `ros2 param dump` writes can be loaded: read-only ones and a configured node's, too. Of one
         that is not there, rclpy's refusal does not tell the name. A camera's own setting is there
-        once it is set.
+        once it is set, until it is set to nothing or its camera is none of ``sources`` any more.
         """
-        own: dict[str, Setting] = {}
-        for one in parameter_list:
-            if self.has_parameter(one.name):
-                continue
-            if (row := row_of_source(one.name, self.parameters)) is None:
-                return SetParametersResult(successful=False, reason=unknown_parameter(one.name))
-            own[one.name] = row
-        for row in own.values():
-            described = descriptor(row)
-            described.dynamic_typing = True  # or it could not be undeclared
-            self.declare_parameter(row.name, row.default, described)
-        changes = [
-            one
-            for one in parameter_list
-            if (now := self.get_parameter(one.name)).type_ != one.type_ or now.value != one.value
+        settings = self.parameters
+        shared = {one.name: one.value for one in parameter_list if one.name in PARAMETERS}
+        if "sources" in shared:
+            try:
+                settings = settings.changed(shared)
+            except InvalidParameterError as refusal:
+                return SetParametersResult(successful=False, reason=cut(str(refusal)))
+        gone = [
+            name
+            for name in self.get_parameters_by_prefix("")
+            if row_of_source(name, self.parameters) and not row_of_source(name, settings)
         ]
+        own: dict[str, Setting] = {}
+        changes = [Parameter(name) for name in gone]  # of no type: rclpy undeclares them
+        for one in parameter_list:
+            there = self.has_parameter(one.name) and one.name not in gone
+            row = row_of_source(one.name, settings)
+            if not there and row is None:
+                return SetParametersResult(successful=False, reason=unknown_parameter(one.name))
+            if not there and row is not None and one.type_ != Parameter.Type.NOT_SET:
+                own[one.name] = row
+                changes.append(one)
+            elif there and (
+                (now := self.get_parameter(one.name)).type_ != one.type_ or now.value != one.value
+            ):
+                changes.append(one)
         if parameter_list and not changes:
             return SetParametersResult(successful=True)
+        for row in own.values():
+            self.declare_parameter(row.name, row.default, descriptor(row))
         result = super().set_parameters_atomically(changes)
         if not result.successful:  # the node's own setting goes on to hold
             for name in own:
@@ -329,11 +361,16 @@ class StreamVlmNode(TellingLifecycleNode):
 
     def _apply(self, changes: dict[str, Any]) -> None:
         """Work with these values from now on, or with none of them."""
-        rows = {
-            name: PARAMETERS.get(name) or row_of_source(name, self.parameters) for name in changes
-        }
+        before = self.parameters
+        parameters = before.changed({name: changes[name] for name in changes if name in PARAMETERS})
+        rows = {name: PARAMETERS.get(name) or row_of_source(name, parameters) for name in changes}
         ours = {name: row for name, row in rows.items() if row is not None}
-        checked = {name: row.checked(changes[name]) for name, row in ours.items()}
+        # A camera's own that is set to nothing is the node's again.
+        undone = {name for name in ours if name not in PARAMETERS and changes[name] is None}
+        checked = {
+            name: row.default if name in undone else row.checked(changes[name])
+            for name, row in ours.items()
+        }
         for name, row in ours.items():
             declaring = not self.has_parameter(name) and checked[name] == row.default
             if row.change == CONFIGURE and self.state != "unconfigured" and not declaring:
@@ -341,18 +378,11 @@ class StreamVlmNode(TellingLifecycleNode):
                     f"{name} can be set only while the node is unconfigured (it is "
                     f"{self.state}): deactivate and clean it up first"
                 )
-        before = self.parameters
-        parameters = before.changed({name: changes[name] for name in ours if name in PARAMETERS})
-        after = {}
-        for name in parameters.sources or [""]:
-            after[name] = parameters
-            if name:
-                now = read_of_source(self, name, parameters)
-                marked = f"{name}."
-                own = {
-                    n.removeprefix(marked): v for n, v in checked.items() if n.startswith(marked)
-                }
-                after[name] = now.changed(own)
+        after = {"": parameters}
+        for name in parameters.sources:
+            own = {n: v for n, v in checked.items() if n not in undone}
+            after[name] = read_of_source(self, name, parameters, own, undone)
+        was = {name: read_of_source(self, name, before) for name in before.sources}
         held = {camera: camera.settings for camera in self.cameras}
         try:
             for camera in self.cameras:
@@ -364,8 +394,10 @@ class StreamVlmNode(TellingLifecycleNode):
         self.parameters = parameters
         if self._engines is not None:
             self._engines.scheduler.share = parameters.ingest_share
-        for name, row in ours.items():
-            then = getattr(before, name, row.default)
+        for name in ours:
+            source, _, setting = name.rpartition(".")
+            former = was.get(source, before)
+            then = getattr(former, setting)
             if then != checked[name]:
                 self.info(cut(f"parameter {name}: {then!r} -> {checked[name]!r}"))
 

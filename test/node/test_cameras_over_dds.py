@@ -5,6 +5,7 @@
 
 import asyncio
 import itertools
+import json
 import re
 import tempfile
 from pathlib import Path
@@ -18,7 +19,9 @@ from rclpy.parameter import Parameter
 from stream_vlm.action import Ask
 from stream_vlm.msg import CacheStatus
 from stream_vlm.srv import ListMemories, LoadMemory, Query, SaveMemory
+from typer.testing import CliRunner
 
+from stream_vlm_ros.cli import app
 from stream_vlm_ros.client import AskError, StreamVlmClient
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.node.stream_vlm_node import StreamVlmNode
@@ -108,7 +111,8 @@ def test_the_text_of_several_grows_and_a_cancel_ends_all(here, cameras):
 def test_pausing_forgetting_and_faults_of_one_leave_the_other(here, cameras):
     front, rear = cameras
     see(front, 1), see(rear, 1)
-    assert front.trigger("pause").success
+    paused = front.trigger("pause")
+    assert paused.success and paused.message.endswith("until ~/front/resume")
     front.send(front.image())
     assert see(rear, 1).paused is False
     assert (front.status.paused, front.status.frames, front.status.dropped_paused) == (True, 1, 1)
@@ -144,7 +148,7 @@ def test_a_setting_of_one_camera_is_its_own_and_others_follow_the_node(here, cam
         ("front.sample_fps", 500.0, "front.sample_fps out of range"),
         ("rear.sample_fps", -1.0, "rear.sample_fps out of range"),
         ("rear.max_cache_tokens", 16_384, "only while the node is unconfigured"),
-        ("rear.engine", "delayed_batch", "only while the node is unconfigured"),
+        ("rear.engine", "delayed_batch", "no parameter 'rear.engine'"),
         ("rear.model_path", "x", "no parameter 'rear.model_path'"),
         ("left.sample_fps", 1.0, "no parameter 'left.sample_fps'"),
     ):
@@ -187,6 +191,10 @@ def test_saved_memories_are_listed_of_one_or_of_all(here, cameras):
 
     assert listed(f"{here.client.name}/rear") == everything
     assert listed(here.client.name) == ["both"]  # loading "one" would find none for the rear
+    request = LoadMemory.Request(name="one")
+    told = here.client.graph.call(LoadMemory, f"{here.client.name}/load_memory", request)
+    assert not told.success
+    assert told.message == "rear: there is no memory 'one-rear'; no camera's is loaded"
 
 
 @two_cameras
@@ -246,6 +254,11 @@ def test_the_client_asks_and_steers_one_of_several(here, cameras):
             assert [one.source for one in stream.answers] == ["front", "rear"]
             assert (await memory.ask("What?", source="rear", max_new_tokens=1)).text == "x"
             assert "paused" in await memory.pause("rear")
+            assert (await memory.resume("front, rear")).count("images are watched") == 2
+            assert "paused" in await memory.pause("*")
+            assert "images are watched" in await memory.resume("front")
+            with pytest.raises(InvalidParameterError, match=r"rear\.image_topic is not set"):
+                await memory.get("rear.image_topic")
             with pytest.raises(InvalidParameterError, match="no camera 'left': there are front, r"):
                 await memory.reset("left")
             await memory.reset("rear")
@@ -304,3 +317,18 @@ def test_the_status_of_all_comes_on_one_topic_too(here, cameras):
     )
     here.client.graph.wait(lambda: {s.source for s in late} == {"front", "rear"}, what="both")
     here.client.graph.do(lambda: here.client.graph.node.destroy_subscription(subscription))
+
+
+@two_cameras
+def test_nodes_are_listed_with_a_row_for_each_camera(here, cameras):
+    _, rear = cameras
+    see(rear, 2)
+    assert rear.trigger("pause").success
+    told = CliRunner().invoke(app, ["node", "list", "--json"])
+    assert told.exit_code == 0, told.output
+    rows = [one for one in json.loads(told.stdout) if one["name"] == here.client.name]
+    assert [(one["camera"], one["state"]) for one in rows] == [
+        ("front", "active"),
+        ("rear", "paused"),
+    ]
+    assert ["2 frames" in one["memory"] for one in rows] == [False, True]

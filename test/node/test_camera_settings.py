@@ -1,0 +1,171 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""Cameras' own settings while `sources` changes: what is there, checked, taken back and told."""
+
+import pytest
+
+pytest.importorskip("rclpy")
+import rclpy
+from fake_engine import FakeEngine
+from rcl_interfaces.srv import SetParameters
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.parameter import Parameter
+
+from stream_vlm_ros.errors import InvalidParameterError
+from stream_vlm_ros.node.ask_server import Written
+from stream_vlm_ros.node.stream_vlm_node import StreamVlmNode
+from stream_vlm_ros.session.question import READING, WRITING
+
+pytestmark = pytest.mark.ros
+
+TWO = {"sources": "front,rear", "max_cache_tokens": 9000}
+
+
+@pytest.fixture
+def start():
+    """Starts nodes that wait unconfigured, in a context of their own."""
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    nodes = []
+
+    def make(**values):
+        given = {"autostart": False, **TWO, **values}
+        nodes.append(
+            StreamVlmNode(
+                load=lambda settings: FakeEngine(),
+                context=context,
+                parameter_overrides=[
+                    Parameter(name.replace("__", "."), value=value) for name, value in given.items()
+                ],
+            )
+        )
+        return nodes[-1]
+
+    yield make
+    context.try_shutdown()
+    for node in nodes:
+        node.close()
+
+
+def put(node, **values):
+    """Set these at once, None: to nothing; the refusal, or "" ."""
+    changes = [Parameter(name.replace("__", "."), value=value) for name, value in values.items()]
+    return node.set_parameters_atomically(changes).reason
+
+
+def configured(node):
+    assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS, node.failure
+    return {camera.name: camera.settings for camera in node.cameras}
+
+
+def test_settings_of_cameras_that_are_gone_go_with_them(start):
+    node = start(front__sample_fps=3.0)
+    assert put(node, rear__max_new_tokens=5) == ""
+    assert put(node, sources=["left"]) == ""
+    for name in ("front.sample_fps", "rear.max_new_tokens"):
+        assert not node.has_parameter(name)
+    assert "no parameter 'front.sample_fps'" in put(node, front__sample_fps=-4.0)
+    assert put(node, sources=["front"]) == ""
+    assert configured(node)["front"].sample_fps == 2.0
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_cameras_and_their_settings_can_be_set_at_once_in_any_order(start, order):
+    node = start(front__sample_fps=3.0)
+    values = {"left__sample_fps": 4.0, "sources": "left,right", "right__weight": 2.0}
+    assert put(node, **dict([*values.items()][::order])) == ""
+    settings = configured(node)
+    assert (settings["left"].sample_fps, settings["right"].weight) == (4.0, 2.0)
+
+
+def test_a_file_of_parameters_can_be_loaded_whatever_its_order(here):
+    """By the service that `ros2 param load` calls."""
+    client = here.client
+    assert here.node.trigger_deactivate() == here.node.trigger_cleanup()
+    values = {"left.sample_fps": 4.0, "sample_fps": -1.0, "sources": "left,right"}
+    given = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
+    request = SetParameters.Request(parameters=given)
+    told = client.graph.call(SetParameters, f"{client.name}/set_parameters", request)
+    assert [one.successful for one in told.results] == [True, False, True]
+    assert here.node.get_parameter("left.sample_fps").value == 4.0
+
+
+def test_what_is_refused_at_once_leaves_all_as_it_was(start):
+    node = start(front__sample_fps=3.0)
+    for values, words in (
+        ({"sources": "left", "front__sample_fps": 2.0}, "no parameter 'front.sample_fps'"),
+        ({"sources": "left", "left__sample_fps": -1.0}, "left.sample_fps"),
+        ({"sources": "left", "rear__weight": 2.0}, "no parameter 'rear.weight'"),
+        ({"sources": "left,2nd", "left__weight": 2.0}, "names no camera"),
+    ):
+        assert words in put(node, **values)
+        assert not node.has_parameter("left.sample_fps")
+    assert configured(node)["front"].sample_fps == 3.0
+
+
+def test_an_own_setting_can_be_taken_back(start):
+    node = start(front__sample_fps=3.0)
+    settings = configured(node)
+    assert settings["front"].sample_fps == 3.0
+    for _ in range(2):  # the second time there is nothing to take back
+        assert put(node, front__sample_fps=None) == ""
+        assert not node.has_parameter("front.sample_fps")
+    assert node.cameras[0].settings.sample_fps == 2.0
+    assert put(node, sample_fps=1.0) == ""
+    assert [camera.settings.sample_fps for camera in node.cameras] == [1.0, 1.0]
+    assert put(node, front__sample_fps=5.0) == ""
+    assert put(node, front__sample_fps=None, sample_fps=4.0) == ""
+    assert [camera.settings.sample_fps for camera in node.cameras] == [4.0, 4.0]
+    assert put(node, sample_fps=None) and node.parameters.sample_fps == 4.0
+
+
+def test_latched_topics_hold_one_of_each_camera_after_more_are_configured(start):
+    node = start(sources="front")
+    configured(node)
+    depth = "qos_overrides./stream_vlm/{}.publisher.depth"
+    for count in (1, 3):
+        if count == 3:
+            node.trigger_cleanup()
+            assert put(node, sources="front,rear,left") == ""
+            configured(node)
+        for topic in ("answer", "cache_status"):
+            assert node.get_parameter(depth.format(topic)).value == count
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"front__image_topic": "/a", "rear__image_topic": "a"},
+        {"front__image_topic": "/rear/image"},
+        {"history": "auto", "frame_store": "/s", "rear__frame_store": "/s/./front/"},
+    ],
+)
+def test_two_cameras_on_one_topic_or_folder_are_refused_however_it_is_written(start, values):
+    with pytest.raises(InvalidParameterError, match="that of two cameras, front and rear"):
+        start(**values)
+
+
+def test_a_depth_of_a_wrong_type_is_refused_in_words(start):
+    node = start(**{"qos_overrides./stream_vlm/cache_status.publisher.depth": "x"})
+    assert node.trigger_configure() != TransitionCallbackReturn.SUCCESS
+    assert "cache_status cannot be published with these qos_overrides" in node.failure
+
+
+def test_the_log_tells_what_the_camera_had_before(start, capfd):
+    node = start(front__sample_fps=3.0)
+    assert put(node, front__sample_fps=5.0) == ""
+    assert "front.sample_fps: 3.0 -> 5.0" in capfd.readouterr().err
+
+
+def test_one_who_writes_does_not_read_again():
+    told = []
+    written = Written(["front", "rear"], lambda state, text: told.append(state))
+    for name, state, text in (
+        ("front", READING, ""),
+        ("rear", WRITING, "a"),
+        ("front", WRITING, "b"),
+        ("rear", READING, ""),
+    ):
+        written.grow(name, state, text)
+    assert told == [READING, READING, WRITING, WRITING]
