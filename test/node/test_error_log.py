@@ -152,7 +152,7 @@ def test_an_engine_thread_that_ends_is_said_until_the_node_is_configured_again(h
     result = running.result()[1]
     assert result.error_code == result.INTERNAL and "SystemExit(3)" in result.error_message
     later = here.client.ask()
-    assert later.error_code == later.INTERNAL and "configure it again" in later.error_message
+    assert later.error_code == later.INTERNAL and "cleaned up and configured" in later.error_message
     assert not here.client.reset().success
     received = here.client.status.frames_received
     here.client.send(here.client.image())
