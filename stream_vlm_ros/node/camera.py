@@ -27,7 +27,7 @@ from stream_vlm_ros.errors import (
 from stream_vlm_ros.machine import used_bytes
 from stream_vlm_ros.node import health, interfaces
 from stream_vlm_ros.node.annotated_image import AnnotatedImage
-from stream_vlm_ros.node.error_log import traced
+from stream_vlm_ros.node.error_log import LOADED, traced
 from stream_vlm_ros.node.image_input import ImageInput, RCLError
 from stream_vlm_ros.node.image_thread import ImageThread
 from stream_vlm_ros.node.publishing import publish_on, unpublish
@@ -86,7 +86,7 @@ class Camera:
         self._silence_news = health.SilenceNews()
         self._check_topics()
         self.worker = EngineWorker(
-            functools.partial(load, settings),
+            functools.partial(self._load, load),
             self.figures.counters,
             settings.queue_size,
             settings.max_questions,
@@ -109,6 +109,14 @@ class Camera:
         self.keeper = MemoryKeeper(
             self.worker, lambda: self.settings, node.now_ns, self._on_unsaved
         )
+
+    def _load(self, load: Callable[[Settings], InferenceEngine]) -> InferenceEngine:
+        """Build the engine; what it warns of meanwhile is said to be this camera's."""
+        before = LOADED.set(self.name)
+        try:
+            return load(self.settings)
+        finally:
+            LOADED.reset(before)
 
     def topic(self, name: str) -> str:
         """The full name of what this camera alone has, such as ``~/front/reset``."""

@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from stream_vlm_ros.errors import cut
@@ -80,6 +81,9 @@ class ErrorLog:
             self.news.tell(kind, words, self.write)
 
 
+LOADED = ContextVar("LOADED", default="")  # the camera whose engine this thread loads now
+
+
 class Forwarding(logging.Handler):
     """Hands on what this package's engine warns of by Python's logging: a robot's log, not stderr,
     is where it is looked for. In place from its making to `close`."""
@@ -91,7 +95,10 @@ class Forwarding(logging.Handler):
         self._of.addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._write(cut(record.getMessage(), MAX_WARNING))
+        words = record.getMessage()
+        if camera := LOADED.get():
+            words = f"{camera}: {words}"
+        self._write(cut(words, MAX_WARNING))
 
     def close(self) -> None:
         self._of.removeHandler(self)

@@ -3,6 +3,8 @@
 
 """Cameras' own settings while `sources` changes: what is there, checked, taken back and told."""
 
+import logging
+
 import pytest
 
 pytest.importorskip("rclpy")
@@ -156,6 +158,22 @@ def test_the_log_tells_what_the_camera_had_before(start, capfd):
     node = start(front__sample_fps=3.0)
     assert put(node, front__sample_fps=5.0) == ""
     assert "front.sample_fps: 3.0 -> 5.0" in capfd.readouterr().err
+
+
+def test_a_warning_of_an_engine_that_is_loaded_says_of_which_camera(start, capfd, monkeypatch):
+    warn = logging.getLogger("stream_vlm_ros.engine").warning
+    monkeypatch.setattr(FakeEngine, "__init__", warned(FakeEngine.__init__, warn))
+    configured(start())
+    said = capfd.readouterr().err
+    assert "front: it is slow" in said and "rear: it is slow" in said
+
+
+def warned(make, warn):
+    def __init__(self):
+        make(self)
+        warn("it is slow")
+
+    return __init__
 
 
 def test_one_who_writes_does_not_read_again():
