@@ -542,4 +542,4 @@ def test_a_name_that_no_file_can_have_is_refused_in_words(tmp_path, monkeypatch,
     assert all(line.startswith("The model is ") for line in before.splitlines())
     # Below a missing model's stands the command that fetches one.
     of_a_model = "--model" in arguments or "info" in arguments
-    assert len(refusal.splitlines()) == (4 if of_a_model else 1)
+    assert len(refusal.splitlines()) == (5 if of_a_model else 1)

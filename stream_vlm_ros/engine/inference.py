@@ -296,7 +296,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         """
         self._check_number_format()
         manager = self.cache_manager
-        planned = manager.ledger
+        planned = manager.state
         spans, before, after, timeline = self._plan_chunk(grid, stamps)
         # With tokens left out it may be fewer in the end; what could not fit is refused here.
         max_tokens = sum(span.count for span in spans)
@@ -322,7 +322,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             hidden = yield Appending(self.chunk_path, embeddings, positions, fork, read)
             # An infinite key may be seen by none of these tokens, and by the next ones.
             yield FiniteCheck("hidden states or keys of these frames", hidden, fork.own())
-            if manager.ledger is not planned:  # computed for another memory than this
+            if manager.state is not planned:  # computed for another memory than this
                 raise StreamBusyError(
                     "the memory was changed while this chunk was on its way: nothing was appended"
                 )

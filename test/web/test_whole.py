@@ -59,7 +59,7 @@ def address(tmp_path):
 
 def ask(page, text):
     article = asked_in(page, text)
-    expect(article.locator(".sv-meta")).to_be_visible()
+    expect(article.locator(".sv-meta").last).to_be_visible()
     return article
 
 
