@@ -52,6 +52,7 @@ def unpublish(node: Node, publisher: Any) -> None:
     begin = f"qos_overrides.{publisher.topic_name}.publisher."
     node.destroy_publisher(publisher)
     given = getattr(node, "_parameter_overrides", {})
-    for held in (node._parameters, node._descriptors):  # read-only to all that is public
+    for where in ("_parameters", "_descriptors"):  # read-only to all that is public
+        held = getattr(node, where, {})
         for name in [name for name in held if name.startswith(begin) and name not in given]:
             del held[name]

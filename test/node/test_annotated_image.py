@@ -38,7 +38,7 @@ class Watched:
 
     def create_publisher(self, kind, topic, qos, **options):
         assert (kind, topic) == (Image, "~/annotated_image")
-        return SimpleNamespace(get_subscription_count=lambda: self.watchers)
+        return SimpleNamespace(topic_name=topic, get_subscription_count=lambda: self.watchers)
 
     def destroy_publisher(self, publisher):
         pass
