@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -33,7 +33,14 @@ from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import StreamVlmError
 from stream_vlm_ros.session.question import Outcome, Question
 from stream_vlm_ros.web.in_process import TICK, InProcessMemory, described
-from stream_vlm_ros.web.live_memory import LiveAnswer, LiveMemory, PastAnswer, Picture, Status
+from stream_vlm_ros.web.live_memory import (
+    GrowingAnswer,
+    LiveAnswer,
+    LiveMemory,
+    PastAnswer,
+    Picture,
+    Status,
+)
 from stream_vlm_ros.web.pictures import A_SECOND, LONGEST, Pictures, as_jpeg, reduced
 
 Answered = Callable[[Any], None]
@@ -321,43 +328,25 @@ class ApartMemory(LiveMemory):
         return str(await self._call("set", **settings))
 
 
-class _Asked(LiveAnswer):
+class _Asked(GrowingAnswer):
     """An answer that is written in the other process."""
 
     def __init__(self, engine: _Engine, index: int, question: Question) -> None:
-        loop = asyncio.get_running_loop()
-        self._engine, self._question, self._text = engine, question, ""
-        self._moved = asyncio.Event()  # another with each growth
-        self._outcome: asyncio.Future[Outcome] = loop.create_future()
+        super().__init__(asyncio.get_running_loop().create_future())
+        self._engine, self._question = engine, question
         self._number = engine.order(self._take, "ask", index, question)
 
     def _take(self, what: str | Outcome | StreamVlmError) -> None:
         if isinstance(what, str):
-            self._text = what
-        else:
-            if isinstance(what, StreamVlmError):
-                what = Outcome(self._question, self._text, error=what)
-            self._outcome.set_result(what)
-        moved, self._moved = self._moved, asyncio.Event()
-        moved.set()
-
-    async def __aiter__(self) -> AsyncIterator[str]:
-        told = ""
-        while True:
-            moved = self._moved
-            if self._text != told:
-                told = self._text
-                yield told
-            elif self._outcome.done():
-                return
-            else:
-                await moved.wait()
+            self._grow(what)
+            return
+        if isinstance(what, StreamVlmError):
+            what = Outcome(self._question, self._text, error=what)
+        self._outcome.set_result(what)
+        self._grow(self._text)
 
     def cancel(self) -> None:
         self._engine.tell("cancel", self._number)
-
-    async def outcome(self) -> Outcome:
-        return await asyncio.shield(self._outcome)
 
 
 def remembered_apart(cameras: Sequence[Camera]) -> list[LiveMemory]:

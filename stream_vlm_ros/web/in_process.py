@@ -12,7 +12,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,7 +43,14 @@ from stream_vlm_ros.setting import ALWAYS
 from stream_vlm_ros.sources import Frame, Source, loop, open_source, without_secrets
 from stream_vlm_ros.sources.pacing import Pace
 from stream_vlm_ros.web.examples import examples_for
-from stream_vlm_ros.web.live_memory import LiveAnswer, LiveMemory, PastAnswer, Picture, Status
+from stream_vlm_ros.web.live_memory import (
+    GrowingAnswer,
+    LiveAnswer,
+    LiveMemory,
+    PastAnswer,
+    Picture,
+    Status,
+)
 from stream_vlm_ros.web.pictures import A_SECOND, Pictures
 
 if TYPE_CHECKING:
@@ -533,7 +540,7 @@ class InProcessMemory(LiveMemory):
         if after.pixel_limit != before.pixel_limit:
             self._worker.limit_pixels(*after.pixel_limit)
         if _policy(before) != _policy(after):
-            await self._begin_anew(after)
+            await self._begin_new_memory(after)
             changes.append("a new memory begins")
         self._settings = after
         self._ingest.apply(after)
@@ -541,13 +548,13 @@ class InProcessMemory(LiveMemory):
         self._worker.ingest_share = after.ingest_share
         return "; ".join(changes)
 
-    async def _begin_anew(self, settings: Settings) -> None:
+    async def _begin_new_memory(self, settings: Settings) -> None:
         """Put an engine of other settings in the place of the present one."""
         self._changing, self._ingest.active = True, False
         old, before = self._worker, self._settings
         try:
             self._ingest.clear(Drop.RESET)
-            old.abandon(Drop.RESET, NotActiveError("the memory began anew with other settings"))
+            old.abandon(Drop.RESET, NotActiveError("a new memory was begun, with other settings"))
             if not await asyncio.to_thread(old.stop, END_TIMEOUT):
                 raise StreamBusyError("the engine is busy; try again")
             try:
@@ -576,13 +583,12 @@ class InProcessMemory(LiveMemory):
             raise refusal
 
 
-class _Asked(LiveAnswer):
+class _Asked(GrowingAnswer):
     """An answer of a worker, followed in an event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop, self._text = loop, ""
-        self._moved: asyncio.Future[None] = loop.create_future()  # another with each growth
-        self._outcome: asyncio.Future[Outcome] = loop.create_future()
+        super().__init__(loop.create_future())
+        self._loop = loop
         self._ticket: Ticket | None = None
 
     def follow(self, ticket: Ticket) -> None:
@@ -591,39 +597,19 @@ class _Asked(LiveAnswer):
 
     def grow(self, state: str, text: str) -> None:
         """The worker's progress, in its thread."""
-        self._call(self._move, text)
+        self._call(self._grow, text)
 
     def _call(self, do: Callable[[Any], None], given: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody follows any more
             self._loop.call_soon_threadsafe(do, given)
 
-    def _move(self, text: str) -> None:
-        self._text = text
-        moved, self._moved = self._moved, self._loop.create_future()
-        moved.set_result(None)
-
     def _end(self, outcome: Outcome) -> None:
         self._outcome.set_result(outcome)
-        self._move(outcome.answer or self._text)
-
-    async def __aiter__(self) -> AsyncIterator[str]:
-        told = ""
-        while True:
-            moved = self._moved
-            if self._text != told:
-                told = self._text
-                yield told
-            elif self._outcome.done():
-                return
-            else:
-                await asyncio.shield(moved)
+        self._grow(outcome.answer or self._text)
 
     def cancel(self) -> None:
         if self._ticket is not None:
             self._ticket.cancel()
-
-    async def outcome(self) -> Outcome:
-        return await asyncio.shield(self._outcome)
 
 
 async def _done(future: Future[Result]) -> Result:

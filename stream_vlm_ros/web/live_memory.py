@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -87,6 +88,39 @@ class LiveAnswer(ABC):
     @abstractmethod
     async def outcome(self) -> Outcome:
         """What came of it: an answer with its evidence, or an error. Never raises."""
+
+
+class GrowingAnswer(LiveAnswer):
+    """One whose text is handed over as it grows, in the loop that it was begun in.
+
+    Args:
+        outcome: done when the answer is complete.
+    """
+
+    def __init__(self, outcome: asyncio.Future[Outcome]) -> None:
+        self._outcome = outcome
+        self._text, self._moved = "", asyncio.Event()  # another with each growth
+
+    def _grow(self, text: str) -> None:
+        """It has come so far, or has ended."""
+        self._text = text
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        told = ""
+        while True:
+            moved = self._moved
+            if self._text != told:
+                told = self._text
+                yield told
+            elif self._outcome.done():
+                return
+            else:
+                await moved.wait()
+
+    async def outcome(self) -> Outcome:
+        return await asyncio.shield(self._outcome)
 
 
 class LiveMemory(ABC):

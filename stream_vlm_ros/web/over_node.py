@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -33,7 +33,14 @@ from stream_vlm_ros.session.memory_summary import MemorySummary
 from stream_vlm_ros.session.question import Outcome, Question
 from stream_vlm_ros.setting import ALWAYS
 from stream_vlm_ros.web.examples import examples_for
-from stream_vlm_ros.web.live_memory import LiveAnswer, LiveMemory, PastAnswer, Picture, Status
+from stream_vlm_ros.web.live_memory import (
+    GrowingAnswer,
+    LiveAnswer,
+    LiveMemory,
+    PastAnswer,
+    Picture,
+    Status,
+)
 from stream_vlm_ros.web.pictures import A_SECOND, as_jpeg
 
 log = logging.getLogger(__name__)
@@ -357,37 +364,22 @@ class OverNode(LiveMemory):
         return "; ".join(changes) or "nothing has changed"
 
 
-class _Asked(LiveAnswer):
+class _Asked(GrowingAnswer):
     """A question to the node, and its answer as it comes."""
 
     def __init__(self, node: OverNode, question: Question) -> None:
+        task = asyncio.ensure_future(self._pursue())
+        super().__init__(task)
         self._node, self._question = node, question
-        self._text, self._moved = "", asyncio.Event()  # another with each growth
         self._cancelled = False
         self._stream: AnswerStream | None = None
         self._cancelling: asyncio.Task[None] | None = None
-        self._task = asyncio.ensure_future(self._pursue())
-        self._task.add_done_callback(lambda _: self._moved.set())
-
-    async def __aiter__(self) -> AsyncIterator[str]:
-        told = ""
-        while True:
-            moved = self._moved
-            if self._text != told:
-                told = self._text
-                yield told
-            elif self._task.done():
-                return
-            else:
-                await moved.wait()
+        task.add_done_callback(lambda _: self._grow(self._text))
 
     def cancel(self) -> None:
         self._cancelled = True
         if self._stream is not None and self._cancelling is None:
             self._cancelling = asyncio.ensure_future(self._cancel(self._stream))
-
-    async def outcome(self) -> Outcome:
-        return await asyncio.shield(self._task)
 
     async def _cancel(self, stream: AnswerStream) -> None:
         with suppress(StreamVlmError):  # told by the answer
@@ -424,12 +416,6 @@ class _Asked(LiveAnswer):
             outcome = to_outcome(await stream.answer(), question)
         self._grow(outcome.answer)
         return outcome
-
-    def _grow(self, text: str) -> None:
-        if text != self._text:
-            self._text = text
-            moved, self._moved = self._moved, asyncio.Event()
-            moved.set()
 
 
 def _as_ours(fault: BaseException) -> StreamVlmError:

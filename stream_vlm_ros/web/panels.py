@@ -75,11 +75,11 @@ class Panels:
             with tag("div", "sv-dialog-foot"):
                 words_button("Cancel", self._resetting.close)
                 words_button("Forget", self._reset, "unelevated").props("color=negative")
-        with _dialog("Begin a new memory?") as self._anew:
+        with _dialog("Begin a new memory?") as self._new_memory:
             _text("This setting is of the memory itself: what is held now is forgotten.")
             with tag("div", "sv-dialog-foot"):
-                words_button("Cancel", lambda: self._anew.submit(False))
-                words_button("Begin", lambda: self._anew.submit(True), "unelevated")
+                words_button("Cancel", lambda: self._new_memory.submit(False))
+                words_button("Begin", lambda: self._new_memory.submit(True), "unelevated")
         with _dialog("Save the memory") as self._saving:
             self._name = ui.input("Name", placeholder="by the time, if empty").props("outlined")
             self._name.on("keydown.enter", self._save)
@@ -130,15 +130,15 @@ class Panels:
         values = self._memory().status.settings
         rows = sorted((Settings.named(name) for name in values), key=_place)
         always = [row for row in rows if row.change == ALWAYS]
-        anew = [row for row in rows if row.change != ALWAYS]
+        of_a_new_memory = [row for row in rows if row.change != ALWAYS]
         first = [row for row in always if _place(row) < list(TITLES).index(MORE)]
         with self._rows:
             for row in first:
                 self._row(row, values[row.name])
-            if anew:
+            if of_a_new_memory:
                 ui.label("What is kept").classes("sv-label").props("role=heading aria-level=3")
                 _text("A change of these begins a new memory.")
-            for row in anew:
+            for row in of_a_new_memory:
                 self._row(row, values[row.name])
             if more := [row for row in always if row not in first]:
                 with ui.expansion("More").classes("sv-more"):
@@ -226,7 +226,7 @@ class Panels:
 
     async def _sure(self) -> bool:
         """Whether a new memory shall begin."""
-        return bool(await self._anew)
+        return bool(await self._new_memory)
 
     async def _find(self) -> None:
         try:
