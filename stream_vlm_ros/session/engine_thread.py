@@ -135,18 +135,19 @@ class EngineThread:
             if not left or any(worker.is_to_stop for worker in left):
                 return {}, None
             wants = {worker: worker.wants for worker in left}
-            self.scheduler.together = self._batch(left)
+            self.scheduler.together = self._batch(wants)
             if (choice := self.scheduler.choose(wants)) is not None:
                 return wants, choice
             self.wake.wait()
 
-    def _batch(self, workers: Sequence[EngineWorker]) -> int:
+    def _batch(self, wants: dict[EngineWorker, Wants]) -> int:
         """Of how many sessions chunks may be appended together now."""
-        if self._append_together is None or not any(worker.wants.chunk for worker in workers):
+        with_chunks = [worker for worker, its in wants.items() if its.chunk]
+        if self._append_together is None or not with_chunks:
             return 1
-        if any(worker.waiting_chunks > 1 for worker in workers):
+        if any(worker.waiting_chunks > 1 for worker in wants):
             return self._most
-        slowest = max(self._chunk_seconds.get(one, PATIENCE) for one in workers if one.wants.chunk)
+        slowest = max(self._chunk_seconds.get(worker, PATIENCE) for worker in with_chunks)
         return max(1, min(self._most, int(PATIENCE / slowest)))
 
     def _carry_out(self, choice: Choice[EngineWorker], wants: dict[EngineWorker, Wants]) -> None:

@@ -94,7 +94,7 @@ class CudnnPrefill:
             return False
         if query.device not in self._fast:
             self._fast[query.device] = self._fast_on(query.device)
-        kind = _kind(query, causal)
+        kind = kind_of(query, causal)
         if not self._fast[query.device] or kind in self.verified.refused:
             return False
         plans = self._plans
@@ -124,11 +124,12 @@ class CudnnPrefill:
         """Attention as `takes` or `pieces` allowed it, by ``other`` where this kernel fails."""
         given = (query, key, value, scaling, causal)
         return self.verified.run(
-            _kind(query, causal), lambda: self._kernel(*given), lambda: other(*given), _differ
+            kind_of(query, causal), lambda: self._kernel(*given), lambda: other(*given), _differ
         )
 
 
-def _kind(query: torch.Tensor, causal: bool) -> tuple[object, ...]:
+def kind_of(query: torch.Tensor, causal: bool) -> tuple[object, ...]:
+    """What is alike in calls of a kernel that has proved itself in one of them."""
     what = f"{'causal' if causal else 'not causal'}, heads of {query.shape[3]}"
     return query.device, query.dtype, what
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 import torch
 
 from .base import AttnState, KVPart
-from .cudnn import Kernel
+from .cudnn import Kernel, kind_of
 from .step import AttendStep, StepInputs, StepMemory, attend_step
 from .verified import Verified, relative_difference
 
@@ -217,7 +217,7 @@ class Flash3Prefill:
         """Whether to give `attend` queries ``[b, h, n, d]``."""
         if query.shape[2] < self.min_rows or not self._fast_on(query.device):
             return False
-        return self._kind(query, causal) not in self.verified.refused
+        return kind_of(query, causal) not in self.verified.refused
 
     def attend(
         self,
@@ -231,15 +231,11 @@ class Flash3Prefill:
         """Attention that `takes` allowed, by ``other`` where this kernel fails."""
         given = (query, key, value, scaling, causal)
         return self.verified.run(
-            self._kind(query, causal),
+            kind_of(query, causal),
             lambda: self._kernel(*given),
             lambda: other(*given),
             _differ_states,
         )
-
-    def _kind(self, query: torch.Tensor, causal: bool) -> tuple[object, ...]:
-        what = f"{'causal' if causal else 'not causal'}, heads of {query.shape[3]}"
-        return query.device, query.dtype, what
 
 
 def _differ_states(found: AttnState, expected: AttnState) -> str | None:
