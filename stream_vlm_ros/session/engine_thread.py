@@ -8,13 +8,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from stream_vlm_ros.session.scheduler import Choice, Scheduler, Wants
 
 if TYPE_CHECKING:  # torch takes seconds to import: the node is on the graph before that
     from stream_vlm_ros.engine import InferenceEngine
     from stream_vlm_ros.engine.results import ChunkResult
+    from stream_vlm_ros.engine.together import Together
     from stream_vlm_ros.session.worker import EngineWorker
 
     # A chunk's engine, its images, and their times in that engine's seconds.
@@ -29,6 +30,22 @@ if TYPE_CHECKING:  # torch takes seconds to import: the node is on the graph bef
 # Seconds that chunks which are appended together may take, so that a question waits no longer.
 # While they come faster than they are appended, as many go as can.
 PATIENCE = 0.04
+
+
+def together_appender() -> AppendTogether:
+    """What appends chunks of engines of one `EngineGroup` at once. Imports torch when called."""
+    kept: list[Together] = []  # the pictures that it has encoded ahead
+
+    def append(
+        chunks: Sequence[PreparedChunk], coming: Sequence[ComingChunk]
+    ) -> Sequence[ChunkResult | BaseException]:
+        from stream_vlm_ros.engine.together import Together, finished
+
+        if not kept:
+            kept.append(Together())
+        return finished(kept[0].append(cast("Any", chunks), cast("Any", coming)))
+
+    return append
 
 
 class EngineThread:

@@ -231,6 +231,11 @@ class EngineWorker(EngineSession):
         if current is not None:
             current.cancel(why)
 
+    def drop_chunks(self, cause: Drop) -> None:
+        """Drop the waiting chunks for ``cause``."""
+        with self._wake:
+            self._drop_chunks(cause)
+
     @property
     def depth(self) -> int:
         """Commands waiting."""
