@@ -381,8 +381,9 @@ class Connection:
             self._put(protocol.ErrorEvent(event_id=event_id, error=error))
 
     async def _tell_when(self, done: Future[Any], event: Callable[[Any], ServerEvent]) -> None:
-        result = await asyncio.shield(asyncio.wrap_future(done))
-        self._put(event(result))
+        waited = asyncio.wrap_future(done)
+        waited.add_done_callback(_take_exception)  # also where nobody waits any more
+        self._put(event(await asyncio.shield(waited)))
 
     async def _close_session(self, event_id: str) -> None:
         self._closing = True
@@ -398,6 +399,11 @@ def _ending(
     return protocol.SessionEnding(
         code=code or told.code, message=told.message, retry_after=retry_after
     )
+
+
+def _take_exception(done: asyncio.Future[Any]) -> None:
+    if not done.cancelled():
+        done.exception()
 
 
 def _forgotten(event_id: str, done: None) -> protocol.MemoryDone:
