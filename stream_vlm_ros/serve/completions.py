@@ -45,7 +45,8 @@ def openai_router(sessions: Sessions) -> APIRouter:
 
     @router.post("/v1/chat/completions")
     async def complete(request: Request) -> Response:
-        wanted = ChatRequest.of(await _content(request))
+        usual = sessions.settings.max_new_tokens
+        wanted = ChatRequest.of(await _content(request), usual)
         session = _asked(request, wanted, sessions, served)
         return await _answered(request, wanted, session)
 

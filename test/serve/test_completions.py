@@ -358,7 +358,7 @@ NAMES = st.sampled_from(["model", "messages", "stop", "seed", "tools", "stream_v
 def test_whatever_is_sent_is_a_question_or_is_refused(changes):
     body = json.dumps(VALID | changes).encode()
     try:
-        assert isinstance(ChatRequest.of(body).question.text, str)
+        assert isinstance(ChatRequest.of(body, 128).question.text, str)
     except RequestError as fault:
         assert str(fault)
 
