@@ -27,8 +27,7 @@ from stream_vlm_ros.serve.sessions import Session, Sessions, SessionUnknownError
 from stream_vlm_ros.serve.telling import response_of
 from stream_vlm_ros.session.question import WRITING, Outcome, Ticket
 
-# Nothing between here and the client keeps pieces back, or keeps them.
-LIVE = {"cache-control": "no-store", "x-accel-buffering": "no"}
+LIVE = {"x-accel-buffering": "no"}  # no proxy keeps pieces back
 FINISH = {"choice": "stop"}  # as OpenAI has it; the others are named alike
 
 

@@ -23,7 +23,8 @@ from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve.chat_request import ChatRequest, RequestError
 from stream_vlm_ros.serve.keys import Keys
 from stream_vlm_ros.serve.options import Limits
-from stream_vlm_ros.serve.sessions import Sessions
+from stream_vlm_ros.serve.sessions import ServerEndingError, Sessions
+from stream_vlm_ros.session.counters import Drop
 from stream_vlm_ros.session.question import WRITING
 
 SERVED = card_of(Settings()).name
@@ -363,23 +364,32 @@ def test_whatever_is_sent_is_a_question_or_is_refused(changes):
         assert str(fault)
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_who_goes_away_is_not_answered_a_token_longer(server, engines, monkeypatch, stream):
+@pytest.fixture
+def paused(server, monkeypatch):
+    """A session whose answers wait behind their first token: it, two events (there it waits, and it
+    may go on) and the tickets."""
     session = server.sessions.find("right", "local")
-    begun, gone, tickets = threading.Event(), threading.Event(), []
+    begun, go_on, tickets = threading.Event(), threading.Event(), []
     real = session.ask
 
-    def ask_slowly(question, progress):
-        def slowly(state, text):
+    def ask(question, progress):
+        def follow(state, text):
             progress(state, text)
             if state == WRITING and not begun.is_set():
                 begun.set()
-                assert gone.wait(PATIENCE)
+                assert go_on.wait(PATIENCE)
 
-        tickets.append(real(question, slowly))
-        return tickets[0]
+        tickets.append(real(question, follow))
+        return tickets[-1]
 
-    monkeypatch.setattr(session, "ask", ask_slowly)
+    monkeypatch.setattr(session, "ask", ask)
+    yield session, begun, go_on, tickets
+    go_on.set()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_goes_away_is_not_answered_a_token_longer(server, engines, paused, stream):
+    _, begun, go_on, tickets = paused
     body = {"model": "right", "messages": user("What do you see?"), "stream": stream}
     connection = post(server, json.dumps(body).encode())
     assert begun.wait(PATIENCE)
@@ -388,12 +398,38 @@ def test_who_goes_away_is_not_answered_a_token_longer(server, engines, monkeypat
     connection.sock.shutdown(socket.SHUT_RDWR)
     connection.close()
     wait_until(lambda: tickets[0].cancelled, "that the question is cancelled")
-    gone.set()
+    go_on.set()
     outcome = tickets[0].future.result(PATIENCE)
     assert outcome.error.code == "CANCELLED"
-    assert (
-        1 <= outcome.answer_tokens <= 2 < engines["right"].ask("What do you see?")[1].answer_tokens
-    )
+    whole = engines["right"].ask("What do you see?")[1]
+    assert 1 <= outcome.answer_tokens <= 2 < whole.answer_tokens
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_is_broken_off_says_why(client, paused, stream):
+    session, begun, go_on, _ = paused
+
+    def break_off():
+        assert begun.wait(PATIENCE)
+        session.worker.abandon(Drop.RESET, ServerEndingError("the server is being stopped"))
+        go_on.set()
+
+    breaking = threading.Thread(target=break_off)
+    breaking.start()
+    with pytest.raises(openai.APIError, match="being stopped") as broken:
+        answer = ask(client, "What do you see?", model="right", stream=stream)
+        assert stream and [*answer]
+    breaking.join()
+    assert broken.value.code == "ENDING"
+    assert isinstance(broken.value, openai.InternalServerError) == (not stream)
+
+
+def test_what_is_not_served_is_told_in_the_form_of_errors(client):
+    with pytest.raises(openai.NotFoundError, match="no POST /v1/completions here") as missing:
+        client.completions.create(model="front", prompt="What?")
+    assert missing.value.type == "not_found_error"
+    with pytest.raises(openai.APIStatusError, match="no DELETE /v1/models here"):
+        client.delete("/models", cast_to=object)
 
 
 def test_another_keys_session_is_as_if_it_were_not_there(server, film):
