@@ -5,7 +5,7 @@
 
 It needs the server's own protocol alone (docs/serving.md), no model and no ROS::
 
-    python examples/remote_camera.py kitchen.mp4 --session front --ask "What do you see?"
+    python examples/remote_camera.py kitchen.mp4 --session front --ask "What do you see now?"
 """
 
 import argparse
@@ -17,6 +17,8 @@ import struct
 from PIL import Image
 from websockets.sync.client import ClientConnection, connect
 
+import stream_vlm_ros.world  # noqa: F401 - a source may be drawn
+from stream_vlm_ros.errors import SourceError
 from stream_vlm_ros.sources import open_source
 
 CHUNK = 4  # frames that are encoded together
@@ -51,13 +53,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("source", help="a video, a folder of images, a camera, an address")
+    parser.add_argument(
+        "source",
+        nargs="?",
+        default="world:1",
+        help="a video, a folder of images, a camera, an address; else the small model's world",
+    )
     parser.add_argument("--url", default="ws://127.0.0.1:8090")
     parser.add_argument("--session", default="front", help="its name at the server")
     parser.add_argument("--fps", type=float, default=2.0, help="frames a second")
     parser.add_argument("--frames", type=int, default=40, help="how many")
-    parser.add_argument("--ask", default="What do you see?")
+    parser.add_argument("--ask", default="What do you see now?")
     options = parser.parse_args()
+    try:
+        frames = open_source(options.source, fps=options.fps)
+    except SourceError as fault:
+        parser.error(str(fault))
 
     key = os.environ.get("STREAM_VLM_API_KEY")
     headers = {"x-session-id": options.session} | (
@@ -73,7 +84,7 @@ def main() -> None:
         camera.send(json.dumps({"type": "session.update", "settings": {"commit": "client"}}))
         # A session goes on after its connection: frames that it has are not sent again.
         sequence, newest_ns = session.get("accepted_sequence", 0), session.get("accepted_ns", -1)
-        for frame in open_source(options.source, fps=options.fps):
+        for frame in frames:
             if frame.stamp_ns <= newest_ns:
                 continue
             sequence += 1
@@ -87,7 +98,7 @@ def main() -> None:
         ask = {"type": "response.create", "event_id": "q1", "response": {"text": options.ask}}
         camera.send(json.dumps(ask))
         response = heard(camera, "response.done")["response"]
-        print(response.get("text") or response["error"]["message"])
+        print(response["error"]["message"] if "error" in response else response.get("text", ""))
 
 
 if __name__ == "__main__":
