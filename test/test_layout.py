@@ -35,6 +35,7 @@ FLOORS = [
     ("world",),
     ("factory",),
     ("session",),
+    ("remote",),
     ("node", "client", "experiments"),
     ("web",),
     ("replay", "demo"),
