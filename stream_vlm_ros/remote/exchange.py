@@ -334,7 +334,9 @@ class Exchange:
             self.gap = "the server began again with an empty memory: what it had seen is lost"
         elif accepted_ns < newest_ns:
             lost = span_text(accepted_ns / SECOND, newest_ns / SECOND)
-            self.gap = f"the server began again from a saved memory: what it saw {lost} is lost"
+            self.gap = (
+                f"the server began again from a saved memory: what it saw from {lost} is lost"
+            )
         else:
             return
         self._newest = None
