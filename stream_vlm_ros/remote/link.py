@@ -41,7 +41,7 @@ PING, PONG = 5.0, 10.0  # s between two pings, and for the answer
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # s between two tries; each pause is twice the one before
 STEADY = 5.0  # s: a connection that held for longer was a good one, and is tried again at once
 LARGEST_EVENT = 16 << 20  # bytes; kept pictures are in it
-FINAL = (401, 403)  # HTTP: it would be refused again
+FINAL = (400, 401, 403)  # HTTP: it would be refused again
 
 _LOG = logging.getLogger(f"{__name__}.websockets")  # what it says is told in our own words
 _LOG.addHandler(logging.NullHandler())
@@ -138,7 +138,9 @@ class Link:
         self.address = address
         self.peer, self._pauses = peer, pauses
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._told_to_end = False
         self._since = math.inf  # when the connection was there
+        self._stalled = ""  # why it was given up
         self._wake: asyncio.Event
         self._over: asyncio.Event
 
@@ -148,6 +150,7 @@ class Link:
 
     def end(self) -> None:
         """End the connection, and try no more; from any thread."""
+        self._told_to_end = True
         self._call(lambda: self._over.set())
 
     def _call(self, what: Callable[[], None]) -> None:
@@ -161,11 +164,11 @@ class Link:
         self._loop = asyncio.get_running_loop()
         over = asyncio.create_task(self._over.wait())
         pauses = self._pauses()
-        while not self._over.is_set():
-            self._since = math.inf
+        while not self._told_to_end:
+            self._since, self._stalled = math.inf, ""
             trying = asyncio.create_task(self._connect())
             await asyncio.wait([trying, over], return_when=asyncio.FIRST_COMPLETED)
-            if self._over.is_set():
+            if self._told_to_end:
                 trying.cancel()
                 await asyncio.gather(trying, return_exceptions=True)
                 return
@@ -200,7 +203,7 @@ class Link:
                 try:
                     await self._talk(socket)
                 finally:
-                    if not self._over.is_set():
+                    if not self._told_to_end:
                         socket.transport.abort()  # what is behind it may be long gone
         except StreamVlmError as fault:
             return fault
@@ -209,7 +212,7 @@ class Link:
         except NegotiationError:
             return RefusedError(f"the server does not speak {protocol.SUBPROTOCOL}")
         except ConnectionClosed as fault:
-            return DisconnectedError(_ending(fault))
+            return DisconnectedError(self._stalled or _ending(fault))
         except (asyncio.TimeoutError, TimeoutError):
             return DisconnectedError("the server does not answer")
         except (OSError, WebSocketException) as fault:
@@ -220,7 +223,8 @@ class Link:
         return DisconnectedError("the connection was ended")
 
     async def _talk(self, socket: ClientConnection) -> None:
-        told = _event(await asyncio.wait_for(socket.recv(), OPEN))
+        with self._patience(socket, OPEN, "the server does not begin with session.created"):
+            told = _event(await socket.recv())
         if not isinstance(told, protocol.SessionCreated):
             raise ProtocolError("the server does not begin with session.created")
         if socket.subprotocol != protocol.SUBPROTOCOL:
@@ -238,9 +242,10 @@ class Link:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            if self._over.is_set():
-                with contextlib.suppress(Exception):  # a farewell; it ends in any case
-                    await asyncio.wait_for(self._say_rest(socket), CLOSE)
+            if self._told_to_end:
+                # A farewell: it ends in any case.
+                with contextlib.suppress(Exception), self._patience(socket, CLOSE, ""):
+                    await self._say_rest(socket)
 
     async def _listen(self, socket: ClientConnection) -> None:
         while True:
@@ -270,11 +275,23 @@ class Link:
                 await socket.send(protocol.encoded(what))
 
     async def _send(self, socket: ClientConnection, message: str | bytes) -> None:
-        """A server that takes nothing, and a path that leads nowhere, end the connection."""
+        with self._patience(socket, SEND, f"the server took nothing for {SEND:.0f} s"):
+            await socket.send(message)
+
+    @contextlib.contextmanager
+    def _patience(self, socket: ClientConnection, seconds: float, words: str) -> Iterator[None]:
+        """What takes longer ends the connection. (`asyncio.wait_for` loses a cancellation that
+        comes as what it waits for is done, before Python 3.12.)"""
+
+        def end() -> None:
+            self._stalled = words
+            socket.transport.abort()
+
+        timer = asyncio.get_running_loop().call_later(seconds, end)
         try:
-            await asyncio.wait_for(socket.send(message), SEND)
-        except (asyncio.TimeoutError, TimeoutError):
-            raise DisconnectedError(f"the server took nothing for {SEND:.0f} s") from None
+            yield
+        finally:
+            timer.cancel()
 
 
 def growing_pauses() -> Iterator[float]:
