@@ -24,7 +24,7 @@ from typing import Any
 
 from stream_vlm_ros.console import plural, span_text
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
-from stream_vlm_ros.errors import StreamVlmError, cut
+from stream_vlm_ros.errors import InvalidQuestionError, StreamVlmError, cut
 from stream_vlm_ros.history.poses import PoseTrack
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.remote.protocol import ClientEvent, ServerEvent
@@ -182,7 +182,12 @@ class Exchange:
             self._fail(ticket, refusal)
         else:
             ticket.id = next(self._ids)
-            self._waiting.append(ticket)
+            size = len(protocol.encoded(self._event_of(ticket)))
+            if size > protocol.MAX_EVENT_BYTES:
+                words = f"the question is too long to be sent: {size:,} bytes"
+                self._fail(ticket, InvalidQuestionError(words))
+            else:
+                self._waiting.append(ticket)
 
     def order(self, make: Callable[[str], ClientEvent], *, lasts: bool = False) -> Future[Any]:
         """Let an order wait; ``make`` gives its event, with the id that it is given.
@@ -277,7 +282,11 @@ class Exchange:
             self._orders[head.event.event_id] = head
             return head.event
         self._asked[head.id] = head
-        return protocol.ResponseCreate(event_id=head.id, response=to_ask(head.question))
+        return self._event_of(head)
+
+    @staticmethod
+    def _event_of(ticket: RemoteTicket) -> ClientEvent:
+        return protocol.ResponseCreate(event_id=ticket.id, response=to_ask(ticket.question))
 
     # -- connections -------------------------------------------------------------------------
 

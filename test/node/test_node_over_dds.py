@@ -25,10 +25,19 @@ LONG = 15_000  # tokens of an answer that lasts until it is cancelled, on any ma
 FAST = dict(sample_fps=0.0, chunk_frames=2, max_chunk_delay=0.5, status_period=0.2, device="cpu")
 
 
+# What holds whether the memory is the node's own, or at a server.
+here_and_there = pytest.mark.parametrize("shared_node", ["streaming", "remote"], indirect=True)
+
+
 @pytest.fixture(scope="module")
-def shared_node(node_process):
+def shared_node(node_process, request):
     """One node for all tests that leave it as they found it."""
-    node = node_process(namespace="shared", max_cache_tokens=200, max_tail_tokens=16_384, **FAST)
+    memory = dict(max_cache_tokens=200, max_tail_tokens=16_384)
+    if getattr(request, "param", "streaming") == "remote":
+        server = request.getfixturevalue("serve")(**memory)
+        url = server.url.replace("http", "ws")
+        memory = dict(engine="remote", engine_url=url, model_path="''")
+    node = node_process(namespace="shared", **memory, **FAST)
     try:
         node.wait_for("the node is active")
         yield node
@@ -74,6 +83,7 @@ def fill(client, count, reliable=True, **changes):
     return stamps
 
 
+@here_and_there
 @pytest.mark.parametrize("reliable", [True, False])
 def test_images_of_reliable_and_best_effort_publishers_reach_the_memory(client, reliable):
     stamps = fill(client, 4, reliable)
@@ -83,6 +93,7 @@ def test_images_of_reliable_and_best_effort_publishers_reach_the_memory(client, 
     assert balanced(status) and status.frames_pending == 0
 
 
+@here_and_there
 def test_an_answer_rests_on_the_frames_of_the_source_and_says_so(client):
     stamps = fill(client, 4)
     reply = client.ask()
@@ -111,6 +122,7 @@ def test_the_last_answer_is_latched(client, connect):
     assert (late.answers[-1].question, late.answers[-1].text) == ("Is there a cat?", reply.text)
 
 
+@here_and_there
 def test_choices_are_scored_and_the_best_is_the_answer(client):
     fill(client, 2)
     choices = ["red", "green", "blue"]
@@ -120,6 +132,7 @@ def test_choices_are_scored_and_the_best_is_the_answer(client):
     assert len(reply.choice_scores) == 3 and reply.answer_tokens == 0
 
 
+@here_and_there
 def test_the_memory_stays_below_its_cap_and_forgets_the_middle(client, whole_chunks):
     fill(client, 16, height=112, width=168)  # 24 tokens a chunk
     status = client.wait_status(lambda s: s.evictions > 0)
@@ -137,6 +150,7 @@ def test_the_memory_stays_below_its_cap_and_forgets_the_middle(client, whole_chu
     assert reply.error_code == reply.NONE
 
 
+@here_and_there
 def test_a_question_about_a_forgotten_time_is_refused(client):
     from builtin_interfaces.msg import Time
 
@@ -161,6 +175,7 @@ def test_an_exchange_is_kept_when_asked_for(client):
     assert reply.error_code == reply.NONE and reply.cache_status.length > before
 
 
+@here_and_there
 def test_reset_forgets_and_the_stream_goes_on(client):
     fill(client, 4)
     resets = client.status.resets
@@ -232,6 +247,7 @@ def test_padded_rows_are_read_by_their_step(client):
     assert status.dropped_invalid_image == refused
 
 
+@here_and_there
 def test_a_late_frame_is_dropped_and_a_looped_bag_starts_anew(client, shared_node):
     fill(client, 2)
     before = client.status
@@ -252,6 +268,7 @@ def test_a_late_frame_is_dropped_and_a_looped_bag_starts_anew(client, shared_nod
     shared_node.wait_for("the source's time jumped by -")
 
 
+@here_and_there
 def test_a_pause_below_max_time_gap_goes_on_with_the_memory_and_is_said(client, shared_node):
     fill(client, 2)
     client.send(client.image(step_ns=-1))  # a warning of which the log tells the same way
@@ -306,6 +323,7 @@ def test_stamps_of_zero_keep_their_header_and_are_timed_by_arrival(client):
     assert health.level == b"\x01"
 
 
+@here_and_there
 @pytest.mark.parametrize(
     ("fields", "code", "words"),
     [
