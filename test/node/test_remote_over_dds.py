@@ -97,7 +97,7 @@ def test_a_robot_without_torch_asks_saves_loads_and_forgets(start_thin, serve, c
     status = client.wait_status(lambda s: s.frames == 0)
     assert balanced(status) and client.ask().error_code == reply.EMPTY_MEMORY
     mapped = Path(f"/proc/{node.process.pid}/maps").read_text()
-    assert "libtorch" not in mapped
+    assert "libtorch" not in mapped and "cv2" not in mapped
     (session,) = server.sessions.all()
     assert session.id == "thin.stream_vlm"
 
