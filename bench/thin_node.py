@@ -6,8 +6,8 @@
     tools/run.sh python bench/thin_node.py --out bench/results/thin_node.json
 
 One process publishes 640x480 rgb8 images, 30 a second, over config/fastdds.xml; another serves the
-small model (`stream-vlm serve`). The node, with config/fastdds_thin.xml, samples 2 a second, reduces
-them to the model's size, encodes JPEGs and sends them.
+small model (`stream-vlm serve`). The node, over config/fastdds_thin.xml, samples 2 a second, makes
+JPEGs of the model's size and sends them.
 
 A figure of a stretch of some seconds, after a warm-up, is the node's own: its processor time (user
 and system, all threads) as a share of a core, and its memory at the end of the stretch: resident
