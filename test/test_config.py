@@ -197,7 +197,10 @@ def test_a_run_is_named_and_changed_by_words():
         ("max_cache_token=3", "did you mean 'max_cache_tokens'"),
         ("max_cache_tokens=many", "max_cache_tokens must be a whole number, got 'many'"),
         ("fps=often", "sample_fps must be a number, got 'often'"),
-        ("streem", "engine must be one of streaming, delayed_batch, got 'streem'; did you mean"),
+        (
+            "streem",
+            "engine must be one of streaming, delayed_batch, remote, got 'streem'; did you mean",
+        ),
         ("compile_chunks=no", "compile_chunks must be one of auto, always, never"),
         ("queue_size=3", "queue_size is a setting of the node only; replays do not take it"),
     ],

@@ -20,7 +20,8 @@ import torch
 
 from stream_vlm_ros.engine import StreamQwenModel
 from stream_vlm_ros.engine.cache.eviction import AUTO
-from stream_vlm_ros.engine.inputs.frames import PatchGrid, smart_resize
+from stream_vlm_ros.engine.inputs.frames import PatchGrid
+from stream_vlm_ros.engine.inputs.picture_sizes import smart_resize
 from stream_vlm_ros.errors import CapTooSmallError, InvalidParameterError
 
 from .dataset import Item, grade, make_items
