@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def run(context: Context) -> None:
     record = context.record
     frames = list(context.pictures())
-    limit_memory(context.model.device, context.options.memory_gib)
+    context.peak_memory.limit(context.options.memory_gib)
     tries: list[list[Any]] = []
     native = None
     for every in (1, 2, 4):
@@ -66,16 +66,6 @@ def run(context: Context) -> None:
     compare(context, streamed, native)
 
 
-def limit_memory(device: torch.device, gib: float | None) -> None:
-    """Let the process run out of memory beyond ``gib`` on a GPU; None: no limit."""
-    if gib is None:
-        return
-    if device.type != "cuda":
-        raise InvalidParameterError(f"--memory-gib is for a GPU, but the device is {device}.")
-    total = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / total), device)
-
-
 def offline_pass(context: Context, frames: list[tuple[Any, float]]) -> dict[str, Any]:
     """Frames and question through the stock model; all from patches to the last token is timed."""
     stock = stock_twin(context.model.network, context.options.attention)
@@ -92,7 +82,7 @@ def generate(
 ) -> dict[str, Any]:
     """One pass of the stock model, and what it took."""
     options, model = context.options, context.model
-    ids = offline_ids(model.processor, model.network, options.question)
+    ids = offline_ids(model.processor, model.network, context.question)
     context.peak_memory.reset()
     clock = _clock(model.device)
     begin = clock()
@@ -147,8 +137,8 @@ def stream(context: Context, frames: list[tuple[Any, float]]) -> dict[str, Any]:
             step(f"{result['cache_length']:,} tokens")
     encoded = time.perf_counter() - begin
     engine.warm_up()  # the first call of a kind pays for starting up
-    engine.ask(options.question, 1)
-    answer, metrics = engine.ask(options.question, options.max_new_tokens)
+    engine.ask(context.question, 1)
+    answer, metrics = engine.ask(context.question, options.max_new_tokens)
     found = {
         "frames": len(frames),
         "chunks": -(-len(frames) // options.chunk_frames),

@@ -48,7 +48,7 @@ def run(context: Context) -> None:
         if pictures.size:
             predicted = Prediction.of(
                 context.model.processor, pictures.size, len(found) * frames, frames, options.cap,
-                options.layout, None, options.min_pixels, options.max_pixels,
+                options.layout, context.system_prompt, options.min_pixels, options.max_pixels,
             )  # fmt: skip
             record.check(
                 f"{name}: tokens as expected from the picture size",
