@@ -20,7 +20,7 @@ from stream_vlm_ros.engine import VideoStreamingInference
 from stream_vlm_ros.world.questions import Question
 
 from .context import Context
-from .dataset import PERCEPTION, make_items
+from .dataset import PERCEPTION, Dataset, make_items
 from .model_under_test import ModelUnderTest
 from .pictures import WorldPictures
 
@@ -72,6 +72,14 @@ def small_context(context: Context, **changes: Any) -> Context:
     return small
 
 
+def settled(context: Context) -> int:
+    """Frames to stream: where answers are judged, so many that nothing has just come or gone."""
+    world = context.world() if context.truth_is_known else None
+    if world is None:
+        return int(context.options.frames)
+    return Dataset.settled(world, context.options.chunk_frames)
+
+
 def questions_now(pictures: WorldPictures, stamps: Sequence[float], seed: int) -> list[Question]:
     """About what frames at ``stamps`` have just shown; none where something has just changed."""
     items = make_items(pictures.world, stamps, seed, each=5, types=PERCEPTION)
@@ -84,9 +92,10 @@ def is_right(question: Question, answer: str) -> bool:
 
 def judge(context: Context, what: str, right: int, asked: int, wanted: float = ENOUGH) -> None:
     """Judge answers whose truth is known."""
-    context.record.summary["right"] = {"right": right, "asked": asked}
+    name = f"right answers: {what}"
+    context.record.summary[name] = {"right": right, "asked": asked}
     context.record.check(
-        f"right answers {what}",
+        name,
         right >= wanted * asked if asked else None,
         f"{right} of {asked}" if asked else "nothing to ask at that moment",
         f">= {100 * wanted:.0f} %",
@@ -100,4 +109,4 @@ def judge_present(
     stamps = [index / pictures.fps for index in range(frames)]
     questions = questions_now(pictures, stamps, context.options.seed)
     right = sum(is_right(one, engine.ask(one.text, 24)[0]) for one in questions)
-    judge(context, f"of {context.model.card.name} about {pictures.name}", right, len(questions))
+    judge(context, f"{context.model.card.name} about {pictures.name}", right, len(questions))

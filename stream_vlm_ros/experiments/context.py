@@ -75,9 +75,8 @@ class Context:
     def not_judged(self) -> str:
         """Why answers about the source cannot be judged; "" where they can."""
         if self.model.random:
-            return "random weights: not judged"
-        warning = self.model.card.warning(self.options.source)
-        return f"not judged: {warning}" if warning else ""
+            return "random weights"
+        return self.model.card.warning(self.options.source)
 
     @property
     def truth_is_known(self) -> bool:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from . import answers
 from .context import Context
-from .dataset import Dataset
 from .expected_counts import Prediction, Step
 from .peak_memory import is_out_of_memory
 from .pictures import Pictures, WorldPictures
@@ -37,7 +36,7 @@ UNBOUNDED = 10**12  # tokens: a cap that is never reached
 def run(context: Context) -> None:
     options, record = context.options, context.record
     context.peak_memory.limit(options.memory_gib)
-    pictures = context.pictures(settled(context))
+    pictures = context.pictures(answers.settled(context))
     engine = context.engine(None if options.no_eviction else options.cap)
     # As the node does before its first image.
     record.summary["warm_up"] = engine.warm_up().as_dict()
@@ -85,7 +84,9 @@ def run(context: Context) -> None:
     record.check(
         "an answer",
         None if reason else bool(answers.merge([answer["answer"]])),
-        reason or f"{answer['answer_tokens']} tokens: {answer['answer'][:60]!r}",
+        f"not judged: {reason}"
+        if reason
+        else f"{answer['answer_tokens']} tokens: {answer['answer'][:60]!r}",
         "not empty",
     )
     record.check(
@@ -111,18 +112,10 @@ def run(context: Context) -> None:
         judge_small(context)
 
 
-def settled(context: Context) -> int:
-    """Frames to stream: where answers are judged, so many that nothing has just come or gone."""
-    world = context.world() if context.truth_is_known else None
-    if world is None:
-        return int(context.options.frames)
-    return Dataset.settled(world, context.options.chunk_frames)
-
-
 def judge_small(context: Context) -> None:
     """Stream a drawn world to the small model, through a memory of the same kind."""
     small = answers.small_context(context)
-    pictures = small.pictures(settled(small))
+    pictures = small.pictures(answers.settled(small))
     assert isinstance(pictures, WorldPictures)
     engine = small.engine(small.options.cap)
     rows = list(small.append(engine, pictures, small.options.chunk_frames, "small model"))
