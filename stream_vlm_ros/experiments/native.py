@@ -49,7 +49,7 @@ def run(context: Context) -> None:
     elif context.not_judged:
         context.record.note(f"The two answers are not compared: {context.not_judged}.")
         if not context.options.no_answers:
-            small = answers.small_context(context)
+            small = answers.small_context(context, frames=24)
             judge_both(small, list(small.pictures(answers.settled(small))))
 
 

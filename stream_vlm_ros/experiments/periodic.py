@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 READ = "Read all the text that is visible on the screen. If none is readable, answer: No text."
 LAST_SIGN = "What did the last sign read?"
-# The small model's two minutes: the memory holds somewhat more than what passes between two questions.
+# Chunks of the small model's world: its memory holds somewhat more.
 SMALL_EVERY = 5
 
 
