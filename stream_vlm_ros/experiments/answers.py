@@ -11,13 +11,12 @@ same kind.
 from __future__ import annotations
 
 import argparse
-import functools
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from stream_vlm_ros.engine import VideoStreamingInference
-from stream_vlm_ros.world.questions import Question
+from stream_vlm_ros.world.questions import NOT_UNDERSTOOD, Question
 
 from .context import Context
 from .dataset import PERCEPTION, Dataset, make_items
@@ -61,14 +60,17 @@ def merge(texts: Iterable[str]) -> list[str]:
     return list(found.values())
 
 
+def is_answer(text: str) -> bool:
+    return plain(text) not in ("", plain(NOT_UNDERSTOOD))
+
+
 def small_context(context: Context, **changes: Any) -> Context:
     """The same experiment for the small model on a drawn world; it shares record and screen."""
     options = argparse.Namespace(**{**vars(context.options), **SMALL, **changes})
-    small = Context(options, context.record, context.screen)
-    small.model = ModelUnderTest.load(device=options.device, dtype=options.dtype)
     # A minute of a small model is over before anything has been compiled.
-    quick: Any = functools.partial(small.engine, compile=False, question_path="eager")
-    small.engine = quick  # type: ignore[method-assign]
+    quick = {"compile": False, "question_path": "eager"}
+    small = Context(options, context.record, context.screen, **quick)
+    small.model = ModelUnderTest.load(device=options.device, dtype=options.dtype)
     return small
 
 

@@ -39,10 +39,14 @@ class Context:
         options: of the command line, checked, and settled as --as says.
         record: what is found goes here.
         screen: for people; the record is for machines.
+        engine_options: of `VideoStreamingInference`, for every engine.
     """
 
-    def __init__(self, options: argparse.Namespace, record: Record, screen: Console) -> None:
+    def __init__(
+        self, options: argparse.Namespace, record: Record, screen: Console, **engine_options: Any
+    ) -> None:
         self.options, self.record, self.screen = options, record, screen
+        self.engine_options = engine_options
         settle(options)
 
     @cached_property
@@ -129,7 +133,8 @@ class Context:
             options: of `ModelUnderTest.engine`, in place of those asked for.
         """
         asked = {name: getattr(self.options, name) for name in (*reference.MEMORY, *BOUNDS)}
-        return self.model.engine(cap, system_prompt=self.system_prompt, **{**asked, **options})
+        asked |= {"system_prompt": self.system_prompt, **self.engine_options, **options}
+        return self.model.engine(cap, **asked)
 
     def compare_with_reference(self, run: Mapping[str, Any]) -> bool:
         """Whether this run is of the reference's size; if it is not, a note says what differs."""

@@ -83,7 +83,7 @@ def run(context: Context) -> None:
     reason = context.not_judged
     record.check(
         "an answer",
-        None if reason else bool(answers.merge([answer["answer"]])),
+        None if reason else answers.is_answer(answer["answer"]),
         f"not judged: {reason}"
         if reason
         else f"{answer['answer_tokens']} tokens: {answer['answer'][:60]!r}",

@@ -32,6 +32,9 @@ POLICIES = (
 LAYOUTS = ("continuous", "segmented")
 POSITIONS = ("keep_gaps", "contiguous")
 
+# Experiments that compare memories, as no single one is run.
+_COMPARING = ("policies", "history", "endurance")
+
 
 def description_of(name: str) -> str | None:
     """What the module of an experiment says of itself."""
@@ -51,30 +54,31 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="Seed of random weights and of random choices.")
     add("--threads", type=int, default=0, help="CPU threads; 0: torch's own choice.")
     add = one.add_argument_group("memory").add_argument
-    add(
-        "--as",
-        dest="as_",
-        choices=("reference", "product"),
-        default="product",
-        help="reference: a user turn for each chunk, gaps left in the positions, sink and window "
-        "alone, a first chunk of its length. product: as the node does by default.",
-    )
+    if EXPERIMENTS[name].module not in _COMPARING:
+        add(
+            "--as",
+            dest="as_",
+            choices=("reference", "product"),
+            default="product",
+            help="reference: a user turn for each chunk, gaps left in the positions, sink and "
+            "window alone, a first chunk of its length. product: as the node does by default.",
+        )
+        add(
+            "--first-text",
+            type=int,
+            metavar="TOKENS",
+            help="Text tokens of a segmented first chunk, by a longer system prompt; 0: the "
+            "model's own. Else as --as says.",
+        )
     add(
         "--layout",
         choices=LAYOUTS,
-        help="A user turn for each chunk, or one growing video; else as --as says.",
+        help="A user turn for each chunk, or one growing video; else by what it is run as.",
     )
     add(
         "--position-policy",
         choices=POSITIONS,
-        help="Positions after an eviction: close the gaps, or keep them; else as --as says.",
-    )
-    add(
-        "--first-text",
-        type=int,
-        metavar="TOKENS",
-        help="Text tokens of a segmented first chunk, by a longer system prompt; 0: the model's "
-        "own. Else as --as says.",
+        help="Positions after an eviction: close the gaps, or keep them; else the same.",
     )
     add("--min-pixels", type=int, help="Enlarge smaller pictures to this many pixels.")
     add("--max-pixels", type=int, help="Reduce larger pictures to this many pixels.")
@@ -98,6 +102,8 @@ def parser_of(name: str) -> argparse.ArgumentParser:
 
 def settle(options: argparse.Namespace) -> None:
     """Give the memory what ``--as`` says where no option does."""
+    options.as_ = getattr(options, "as_", "product")
+    options.first_text = getattr(options, "first_text", None)
     product = Settings()
     for name, value in reference.MEMORY.items():
         if getattr(options, name, None) is None:

@@ -27,7 +27,7 @@ LONG_VIDEO = {
     "fps": 2.0,
     "chunk_frames": 4,
     "cap": 150_000,
-    "max_new_tokens": 64,
+    "layout": "segmented",
 }
 LONG_VIDEO_COUNTS = {
     "sink": 5435,
@@ -50,4 +50,4 @@ LONG_VIDEO_COSTS = {
 }
 # Without eviction it ran out of its 24 GB at this chunk.
 OUT_OF_MEMORY_AT_CHUNK = 40
-NATIVE = {"source": "1280x720", "frames": 24, "chunk_frames": 4}
+NATIVE = {"source": "1280x720", "frames": 24, "chunk_frames": 4, "layout": "segmented"}

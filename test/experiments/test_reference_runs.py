@@ -47,11 +47,10 @@ def criterion(found, name):
 def test_the_references_runs_are_as_the_reference_and_all_others_as_the_product(name):
     product = Settings()
     names = ("layout", "position_policy", "sampled_share", "important_share")
-    for given, as_reference in (
-        ([], name in ("sink", "long-video", "periodic")),
-        (["--as", "reference"], True),
-        (["--as", "product"], False),
-    ):
+    runs = [([], name in ("sink", "long-video", "periodic"))]
+    if name not in ("policies", "history", "endurance"):  # which compare several memories
+        runs += [(["--as", "reference"], True), (["--as", "product"], False)]
+    for given, as_reference in runs:
         options = parser_of(name).parse_args(given)
         settle(options)
         found = [getattr(options, one) for one in names]
@@ -68,6 +67,8 @@ def test_an_option_goes_before_what_it_is_run_as_and_the_report_says_both(run):
         "keeps": "sink and window alone",
     }  # fmt: skip
     assert found["summary"]["sink_of_2_frames"] == 15 + GRID
+    status, found = run("sink", "--as", "product", "--min-sink", 1)
+    assert (status, found["memory"]["keeps"]) == (0, "the preset novelty")
 
 
 def test_24_frames_at_1280x720_are_the_references_14419_tokens():
