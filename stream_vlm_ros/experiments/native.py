@@ -12,7 +12,6 @@ then also those that the offline pass could take, to compare like with like.
 from __future__ import annotations
 
 import gc
-import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -138,6 +137,7 @@ def generate(
     return {
         "frames": len(frames),
         "prompt_tokens": len(ids),
+        "cache_length": len(ids),
         "ttft": first.at - begin,
         "latency": end - begin,
         "answer": answer,
@@ -215,18 +215,15 @@ def judge_both(context: Context, frames: list[tuple[Any, float]]) -> None:
     )
 
 
-def less(ours: float, theirs: float) -> str:
-    """How much less one is than the other, in per cent."""
-    return f"{round(100 * (1 - ours / theirs))} % less"
-
-
 def compare(
     context: Context, streams: dict[int, dict[str, Any]], native: dict[str, Any] | None
 ) -> None:
     """Criteria and the table. Streams by their frames: all of them, and as many as offline."""
     record, options = context.record, context.options
-    whole, *_, streamed = [*streams.values()] * 2
+    whole, streamed = next(iter(streams.values())), [*streams.values()][-1]
     record.summary.update(streamed=whole, native=native)
+    context.compare_with_reference(NATIVE)
+    show(context, streams, native)
     if native is None:
         return
     text = TextTokens.of(context.model.processor)
@@ -246,47 +243,20 @@ def compare(
     record.check("the first token comes sooner", faster > 1, f"{faster:.1f}x", "> 1x")
     sooner = native["latency"] / streamed["latency"]
     record.check("the answer comes sooner", sooner > 1, f"{sooner:.1f}x", "> 1x")
-    both = streamed["answer"], native["answer"]
-    if not context.not_judged and all(both):
-        record.summary["same_answer"] = both[0] == both[1]
-    saved = less(streamed["peak_gib"], native["peak_gib"])
     record.summary.update(
-        streamed_as_offline=streamed, ttft_ratio=faster, latency_ratio=sooner, peak_saved=saved
+        streamed_as_offline=streamed,
+        ttft_ratio=faster,
+        latency_ratio=sooner,
+        peak_saved_percent=saved(streamed["peak_gib"], native["peak_gib"]),
     )
-    if context.model.device.type == "cpu":
-        record.note("On a CPU memory is the whole process's, with weights and program.")
+    if not context.not_judged and streamed["answer"] and native["answer"]:
+        record.summary["same_answer"] = streamed["answer"] == native["answer"]
+        context.say(f"Stream : {streamed['answer']!r}\nOffline: {native['answer']!r}")
     if options.layout == "continuous":
         record.note(
             "The answers may differ where the library's positions do: its text goes on after "
             "rows and columns only (5.23), and it cuts seconds a grid to whole ones (5.17)."
         )
-    rows = [
-        ["TTFT, s", "ttft", "0.050", "4.164"],
-        ["whole answer, s", "latency", "0.912", "10.041"],
-        ["in use when encoded, GiB", "encoded_gib", "–", "–"],
-        ["peak until encoded, GiB", "encoded_peak_gib", "–", "–"],
-        ["in use after the answer, GiB", "allocated_gib", "–", "–"],
-        ["peak memory, GiB", "peak_gib", "7.61 (36 % less)", "11.93"],
-        ["length of stream, of prompt", "length", "14,419", "14,381"],
-        ["encoding as it comes, s", "encoding", "–", "–"],
-    ]
-    offline = {**native, "length": native["prompt_tokens"]}
-    cells = []
-    for name, key, reference_stream, reference_offline in rows:
-        ours = [{**found, "length": found["cache_length"]}[key] for found in streams.values()]
-        theirs = offline.get(key, math.nan)
-        told = [_figure(value) for value in ours]
-        if key.endswith("_gib"):
-            told = [f"{_figure(value)} ({less(value, theirs)})" for value in ours]
-        cells.append([name, *told, _figure(theirs), reference_stream, reference_offline])
-    context.compare_with_reference(NATIVE)
-    context.table(
-        "Stream and offline pass (reference: 24 frames, RTX 4090)",
-        ["", *(f"stream, {frames} frames" for frames in streams),
-         f"offline, {native['frames']} frames", "reference's stream", "reference's offline"],
-        cells,
-    )  # fmt: skip
-    context.say(f"Stream : {both[0]!r}\nOffline: {both[1]!r}")
 
     def draw(figure: Figure, axes: Axes) -> None:
         names = ["TTFT", "whole answer"]
@@ -298,6 +268,46 @@ def compare(
         axes.legend()
 
     record.plot("times", draw)
+
+
+def show(
+    context: Context, streams: dict[int, dict[str, Any]], native: dict[str, Any] | None
+) -> None:
+    """The table: every stream, the offline pass if one ended, and the reference's figures."""
+    if context.model.device.type == "cpu":
+        context.record.note("On a CPU memory is the whole process's, with weights and program.")
+    cells = []
+    for name, key, *theirs in (
+        ("TTFT, s", "ttft", "0.050", "4.164"),
+        ("whole answer, s", "latency", "0.912", "10.041"),
+        ("in use when encoded, GiB", "encoded_gib", "–", "–"),
+        ("peak until encoded, GiB", "encoded_peak_gib", "–", "–"),
+        ("in use after the answer, GiB", "allocated_gib", "–", "–"),
+        ("peak memory, GiB", "peak_gib", "7.61 (36 % less)", "11.93"),
+        ("tokens of stream, of prompt", "cache_length", "14,419", "14,381"),
+        ("encoding as it comes, s", "encoding", "–", "–"),
+    ):
+        found = None if native is None else native.get(key)
+        told = [_figure(one[key]) for one in streams.values()]
+        if found is not None and key.endswith("_gib"):
+            told = [f"{_figure(v[key])} ({saved(v[key], found)} % less)" for v in streams.values()]
+        cells.append([name, *told, _figure(found), *theirs])
+    context.table(
+        "Stream and offline pass (reference: 24 frames, RTX 4090)",
+        [
+            "",
+            *(f"stream, {frames} frames" for frames in streams),
+            "no offline pass" if native is None else f"offline, {native['frames']} frames",
+            "reference's stream",
+            "reference's offline",
+        ],
+        cells,
+    )
+
+
+def saved(ours: float, theirs: float) -> int:
+    """In per cent."""
+    return round(100 * (1 - ours / theirs))
 
 
 def stock_twin(
@@ -374,7 +384,7 @@ def _clock(device: torch.device) -> Any:
     return now
 
 
-def _figure(value: float) -> str:
-    if value != value:
+def _figure(value: float | None) -> str:
+    if value is None:
         return "–"
     return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
