@@ -71,11 +71,6 @@ def test_model_source_and_folder_come_from_the_environment_where_no_option_says_
     assert found["source"]["size"] == "112x84"
 
 
-def test_a_failed_criterion_gives_exit_status_1(run):
-    status, found = run("sink", "--min-sink", 1000)
-    assert (status, failed(found), found["status"]) == (1, ["sinks are large"], "failed")
-
-
 def test_three_frames_cost_what_four_cost(run):
     status, found = run("chunk-size", "--chunks", 2)
     assert (status, failed(found)) == (0, [])

@@ -120,7 +120,7 @@ def test_each_criterion_of_the_sink_can_fail(run, monkeypatch, patch, options, e
     if patch:
         patch(monkeypatch)
     status, found = run("sink", "--chunks", 2, "--min-sink", 1, *options)
-    assert status == 1
+    assert (status, found["status"]) == (1, "failed")
     assert any(name.endswith(expected) for name in failed(found))
 
 
@@ -323,12 +323,9 @@ def test_criteria_of_periodic_questions_can_fail(run, monkeypatch, patch, option
 # -- the stream and the offline pass ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", ["segmented", "continuous"])
 @pytest.mark.parametrize("run_as", ["reference", "product"])
-def test_the_offline_pass_has_the_streams_tokens(run, layout, run_as):
-    status, found = run(
-        "native", "--frames", 12, "--layout", layout, "--as", run_as, "--max-new-tokens", 4
-    )
+def test_the_offline_pass_has_the_streams_tokens(run, run_as):
+    status, found = run("native", "--frames", 12, "--as", run_as, "--max-new-tokens", 4)
     assert "the same tokens but for the layout's own" not in failed(found)
     assert found["summary"]["native"]["prompt_tokens"] > 6 * GRID
     assert status in (0, 1)  # which of two toys is faster is not the point here
