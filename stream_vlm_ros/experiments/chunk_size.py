@@ -31,7 +31,7 @@ def run(context: Context) -> None:
         if pictures.size:
             predicted = Prediction.of(
                 context.model.processor, pictures.size, rows[-1]["frames"], frames, options.cap,
-                options.layout, None, options.min_pixels, options.max_pixels,
+                options.layout, context.system_prompt, options.min_pixels, options.max_pixels,
             )  # fmt: skip
             record.check(
                 f"{frames} frames: tokens as expected",
