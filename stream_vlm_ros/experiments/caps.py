@@ -69,7 +69,7 @@ def run(context: Context) -> None:
         f">= {wanted} (else more --frames, or smaller --caps)",
     )
     if not any(entry["right"] for entry in record.summary.values()):
-        context.not_judged()
+        context.note_unjudged()
     context.table(
         "By the cap",
         ["cap", "reached", "chunks in the window", "seconds", "KV GiB", "taken GiB", "peak GiB",

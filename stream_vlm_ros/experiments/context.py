@@ -198,7 +198,7 @@ class Context:
         options = self.options
         return Dataset(world, world.frames, options.seed, options.questions).share_right(engine)
 
-    def not_judged(self) -> None:
+    def note_unjudged(self) -> None:
         """Note that answers were not judged, and what that takes."""
         self.record.note(
             "Answers were not judged: that takes a trained model and a drawn world (--source "

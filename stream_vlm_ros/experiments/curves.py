@@ -43,7 +43,7 @@ def run(context: Context) -> None:
         if over == "chunk":
             check_padding(context, points)
     if not any(row.get("right") is not None for row in context.record.rows):
-        context.not_judged()
+        context.note_unjudged()
 
 
 def one_sample(

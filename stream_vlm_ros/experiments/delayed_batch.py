@@ -140,7 +140,7 @@ class Stages:
         judged = [row["right"] for row in self.context.record.rows if "right" in row]
         known = [right for right in judged if right is not None]
         if not known:
-            self.context.not_judged()
+            self.context.note_unjudged()
         else:
             self.context.record.note(f"Right answers: {sum(known)} of {len(known)}.")
         self.context.record.summary["right"] = f"{sum(known)} of {len(known)}" if known else None

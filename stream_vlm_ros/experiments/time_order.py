@@ -42,7 +42,7 @@ def run(context: Context) -> None:
         f">= {options.min_right:g} %",
     )
     if not judged:
-        context.not_judged()
+        context.note_unjudged()
     record.summary.update(found, **context.peak_memory.read())
     context.table(
         "What came last?",
