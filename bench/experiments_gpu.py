@@ -114,12 +114,8 @@ def table(folder: Path) -> bool:
         peaks = [one["peak_gib"] for one in told if isinstance(one.get("peak_gib"), float)]
         failed = [one["name"] for one in found.get("criteria", []) if one["passed"] is False]
         peak = f"{max(peaks):.2f}" if peaks else "–"
-        said = "; ".join(failed) or (
-            "" if status == "passed" else "; ".join(found.get("notes", []))
-        )
-        print(
-            f"{name:<16} {status:<11} {found.get('seconds', 0):>6.1f} {peak:>9}  {'; '.join(said)}"
-        )
+        said = "; ".join(failed or ([] if status == "passed" else found.get("notes", [])))
+        print(f"{name:<16} {status:<11} {found.get('seconds', 0):>6.1f} {peak:>9}  {said}")
     return passed
 
 
