@@ -252,10 +252,10 @@ def policies(parser: argparse.ArgumentParser) -> None:
     add(
         "--policies",
         nargs="+",
-        choices=POLICIES,
         default=list(POLICIES),
         metavar="POLICY",
-        help="Which policies.",
+        help="Which policies; also an importance score of your own, as MODULE:NAME on PYTHONPATH "
+        "(--fresh after a change in it).",
     )
     add("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="Which layouts.")
     add(

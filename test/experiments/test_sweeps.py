@@ -227,3 +227,28 @@ def test_a_stream_that_is_longer_than_its_cap_fails(run, monkeypatch):
     few = ["--levels", "level 1", "--positions", "contiguous"]
     status, found = run("endurance", *SHORT, *few)
     assert (status, failed(found)) == (1, ["level 1, contiguous: never longer than the cap"])
+
+
+def test_a_policy_of_ones_own_is_compared_by_its_name(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_policies.py").write_text(
+        "import numpy as np\n"
+        "class Oldest:\n"
+        "    def describe(self, features): return features.float().mean((0, 1)).numpy()\n"
+        "    def rank(self, descriptors): return -np.arange(len(descriptors))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    few = ["--max-pixels", 16_800, "--videos", 1, "--seconds", 160, "--caps", 0.5, "--moments", 1,
+           "--each", 1, "--layouts", "continuous", "--positions", "keep_gaps"]  # fmt: skip
+    few.append("--policies")
+    status, found = run("policies", *few, "sink + window", "own_policies:Oldest")
+    assert (status, len(found["rows"])) == (0, 2)
+    assert {row["policy"]: "important" in row["grids_by_level"] for row in found["rows"]} == {
+        "sink + window": False, "own_policies:Oldest": True,
+    }  # fmt: skip
+    for wrong, says in (
+        ("best", "There is no policy 'best': there are 'last 4 frames'"),
+        ("own_policies:Newest", "the module has no 'Newest'"),
+    ):
+        status, found = run("policies", *few, wrong)
+        assert status == 2 and says in capsys.readouterr().err
+        assert len(found["rows"]) == 2  # what was measured stays
