@@ -176,6 +176,11 @@ class Context:
                 step(f"{row['length']:,} tokens, {row['latency']:.2f} s")
                 yield row
 
+    def world(self) -> WorldPictures | None:
+        """The drawn world whose truth is known, if that is the source."""
+        pictures = self.pictures()
+        return pictures if isinstance(pictures, WorldPictures) else None
+
     def judged(self, pictures: Pictures) -> WorldPictures | None:
         """The pictures, if answers about them can be judged: a trained model, a drawn world."""
         if isinstance(pictures, WorldPictures) and not self.model.random:
