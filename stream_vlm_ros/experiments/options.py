@@ -164,7 +164,6 @@ def native(parser: argparse.ArgumentParser) -> None:
 
 
 def chunk_size(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(layout="continuous")
     add = parser.add_argument
     add("--over", nargs="+", choices=OVER, default=["chunk"], help="What is changed.")
     add(
@@ -205,13 +204,13 @@ def curves(parser: argparse.ArgumentParser) -> None:
 
 
 def time_order(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(source="world", layout="continuous")
+    parser.set_defaults(source="world")
     parser.add_argument("--min-right", type=float, default=95.0, help="Per cent that passes.")
 
 
 def delayed_batch(parser: argparse.ArgumentParser) -> None:
     # At most 100,352 pixels a frame are the engine's default, and were the reference's.
-    parser.set_defaults(fps=1.0, layout="continuous", max_pixels=100_352)
+    parser.set_defaults(fps=1.0, max_pixels=100_352)
     add = parser.add_argument
     add("--frames", type=int, default=50, help="Frames before the first question.")
     add("--more", type=int, default=10, help="Frames before the last one.")

@@ -27,6 +27,14 @@ def run(tmp_path):
     return call
 
 
+@pytest.fixture
+def sink_and_window(monkeypatch):
+    """A memory token-exact, as in the reference."""
+    engine = Context.engine
+    alone = {"sampled_share": 0.0, "important_share": 0.0}
+    monkeypatch.setattr(Context, "engine", lambda *given, **more: engine(*given, **alone, **more))
+
+
 def failed(found):
     return [entry["name"] for entry in found["criteria"] if entry["passed"] is False]
 
@@ -88,7 +96,7 @@ def test_each_repeat_of_a_drawn_world_is_another_one_and_is_judged(tmp_path):
 FEW_CAPS = ["--frames", 24, "--layout", "continuous", "--max-new-tokens", 2]
 
 
-def test_a_sweep_of_caps_tells_what_each_window_holds(run):
+def test_a_sweep_of_caps_tells_what_each_window_holds(run, sink_and_window):
     status, found = run("caps", "--caps", 100, 150, *FEW_CAPS)
     assert (status, failed(found)) == (0, [])
     # The sink has 15 + 2 grids; a chunk of 4 frames 2 grids.
@@ -114,7 +122,7 @@ def test_caps_that_the_stream_does_not_reach_compare_nothing(run):
     assert [one["reached"] for one in found["summary"].values()] == [True, False, False]
 
 
-def test_a_cap_of_0_is_judged_against_the_cap_that_was_chosen(run, monkeypatch):
+def test_a_cap_of_0_is_judged_against_the_cap_that_was_chosen(run):
     status, found = run("caps", "--caps", 100, 150, 0, *FEW_CAPS)
     assert (status, failed(found)) == (0, [])
     chosen = [one["cap"] for one in found["summary"].values() if one["as_large_as_fits"]]
@@ -122,7 +130,7 @@ def test_a_cap_of_0_is_judged_against_the_cap_that_was_chosen(run, monkeypatch):
     assert f"{chosen[0]:,}: never longer than the cap" in [one["name"] for one in found["criteria"]]
 
 
-def test_a_memory_that_is_longer_not_full_or_no_larger_fails(run, monkeypatch):
+def test_a_memory_that_is_longer_not_full_or_no_larger_fails(run, sink_and_window, monkeypatch):
     whole = Context.append
 
     def off(self, engine, pictures, frames, what):
