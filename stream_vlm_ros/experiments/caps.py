@@ -124,6 +124,7 @@ def one_run(context: Context, cap: int, repeat: int) -> dict[str, Any]:
     info = engine.get_cache_info()
     bound = info["max_cache_tokens"]  # of 0, the cap that was chosen
     name = f"{bound:,}" + (f", stream {repeat + 1}" if repeat else "")
+    before = len(record.rows)
     rows = list(context.append(engine, pictures, options.chunk_frames, f"cap {name}"))
     info = engine.get_cache_info()
     longest = max(row["length"] for row in rows)
@@ -151,5 +152,6 @@ def one_run(context: Context, cap: int, repeat: int) -> dict[str, Any]:
         "ttfts": [engine.ask(options.question, 1)[1]["ttft"] for _ in range(options.asks)],
         "right": right,
     }
+    del record.rows[before:]  # its chunks: this row tells of them
     record.add(run=f"cap {name}", answer=answer, first_ttft=metrics["ttft"], **found)
     return found

@@ -54,6 +54,7 @@ def one_sample(
     pictures = context.settled_pictures(chunk, max(1, round(rate * length)), rate, repeat)
     context.peak_memory.reset()
     engine = context.engine(options.cap)
+    before = len(record.rows)
     rows = list(context.append(engine, pictures, chunk, name))
     if pictures.size:
         predicted = Prediction.of(
@@ -84,6 +85,7 @@ def one_sample(
         "peak_gib": max(row["peak_gib"] for row in rows),
         "right": right,
     }
+    del record.rows[before:]  # its chunks: this row tells of them
     record.add(run=f"{name}: sample {repeat + 1}", frames=rows[-1]["frames"], **found)
     return found
 
