@@ -22,11 +22,12 @@ from stream_vlm_ros.engine import VideoStreamingInference
 from stream_vlm_ros.progress import TimeLeft, make_bar
 
 from . import reference
+from .dataset import Dataset
 from .expected_counts import lengthened_system_prompt
 from .model_under_test import ModelUnderTest
 from .options import settle
 from .peak_memory import PeakMemory, machine
-from .pictures import Pictures, WorldPictures, open_pictures, parse_size
+from .pictures import Pictures, WorldPictures, later_world, open_pictures, parse_size
 from .record import MARKS, Record, Table
 
 BOUNDS = ("min_pixels", "max_pixels")
@@ -155,11 +156,14 @@ class Context:
             )
         return not differing
 
-    def pictures(self, frames: int | None = None, fps: float | None = None) -> Pictures:
-        """The pictures asked for: ``frames`` of them at ``fps``."""
+    def pictures(
+        self, frames: int | None = None, fps: float | None = None, repeat: int = 0
+    ) -> Pictures:
+        """The pictures asked for: ``frames`` of them at ``fps``; ``repeat``: another drawn world,
+        so many seeds on."""
         options = self.options
         pictures = open_pictures(
-            options.source,
+            later_world(options.source, repeat),
             fps or options.fps,
             frames or options.frames,
             parse_size(options.size),
@@ -251,3 +255,32 @@ class Context:
         """The drawn world whose truth is known, if that is the source."""
         pictures = self.pictures()
         return pictures if isinstance(pictures, WorldPictures) else None
+
+    def judged(self, pictures: Pictures) -> WorldPictures | None:
+        """The pictures, if answers about them can be judged: a trained model, a drawn world."""
+        if isinstance(pictures, WorldPictures) and not self.model.random:
+            return pictures
+        return None
+
+    def settled_pictures(
+        self, step: int, frames: int | None = None, fps: float | None = None, repeat: int = 0
+    ) -> Pictures:
+        """As `pictures`; where answers are judged, at most as many, in steps of ``step``, as end
+        while nothing has just come or gone."""
+        pictures = self.pictures(frames, fps, repeat)
+        world = self.judged(pictures)
+        return self.pictures(Dataset.settled(world, step), fps, repeat) if world else pictures
+
+    def share_right(self, engine: VideoStreamingInference, pictures: Pictures) -> float | None:
+        """Of --questions about these pictures, all seen by the engine; None: not judged."""
+        if (world := self.judged(pictures)) is None:
+            return None
+        options = self.options
+        return Dataset(world, world.frames, options.seed, options.questions).share_right(engine)
+
+    def note_unjudged(self) -> None:
+        """Note that answers were not judged, and what that takes."""
+        self.record.note(
+            "Answers were not judged: that takes a trained model and a drawn world (--source "
+            "world:SEED), whose truth is known."
+        )

@@ -29,6 +29,7 @@ POLICIES = (
     "+ both, small window",
     "full history",
 )
+OVER = ("rate", "chunk", "length")
 LAYOUTS = ("continuous", "segmented")
 POSITIONS = ("keep_gaps", "contiguous")
 
@@ -96,7 +97,7 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         default=os.environ.get("REPORT_PATH") or "experiments",
         help="Folder for JSON, Markdown and plots.",
     )
-    _OWN[EXPERIMENTS[name].module](one)
+    _OWN[name](one)
     return one
 
 
@@ -195,10 +196,12 @@ def caps(parser: argparse.ArgumentParser) -> None:
         "--caps",
         type=int,
         nargs="+",
-        default=[50_000, 100_000, 130_000, 150_000],
         metavar="N",
-        help="Caps to try, in tokens.",
+        help="Caps to try, in tokens; 0: as large as fits. If none: 50,000, 100,000, 130,000 and "
+        "150,000, or as large shares of a stream that would not reach them.",
     )
+    parser.add_argument("--repeats", type=int, default=1, help="Streams of each cap.")
+    parser.add_argument("--asks", type=int, default=5, help="Samples of TTFT in each stream.")
     _question(parser)
     parser.add_argument("--max-new-tokens", type=int, default=32, help="Tokens of an answer.")
     parser.add_argument(
@@ -221,7 +224,9 @@ def native(parser: argparse.ArgumentParser) -> None:
 
 
 def chunk_size(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    add = parser.add_argument
+    add("--over", nargs="+", choices=OVER, default=["chunk"], help="What is changed.")
+    add(
         "--chunk-frames",
         type=int,
         nargs="+",
@@ -229,8 +234,50 @@ def chunk_size(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="Frames per chunk, each size in turn.",
     )
-    parser.add_argument("--chunks", type=int, default=4, help="Chunks of each size.")
-    parser.add_argument("--cap", type=int, default=100_000, help="Tokens the KV cache may hold.")
+    add(
+        "--rates",
+        type=float,
+        nargs="+",
+        default=[0.5, 1.0, 2.0, 4.0, 8.0],
+        metavar="FPS",
+        help="Frames per second, each in turn.",
+    )
+    add(
+        "--lengths",
+        type=float,
+        nargs="+",
+        default=[15.0, 30.0, 60.0, 120.0],
+        metavar="SECONDS",
+        help="Seconds of video, each in turn.",
+    )
+    add("--chunk", type=int, default=4, help="Frames per chunk where something else is changed.")
+    add("--seconds", type=float, default=12.0, help="Length where something else is changed.")
+    add("--repeats", type=int, default=1, help="Streams of each point.")
+    add("--cap", type=int, default=100_000, help="Tokens the KV cache may hold.")
+    add("--question", default="Describe what you see.", help="Asked at the end, for its TTFT.")
+    add("--questions", type=int, default=40, help="How many questions about a drawn world.")
+
+
+def curves(parser: argparse.ArgumentParser) -> None:
+    chunk_size(parser)
+    parser.set_defaults(over=list(OVER), seconds=60.0, repeats=3)
+
+
+def time_order(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(source="world")
+    parser.add_argument("--min-right", type=float, default=95.0, help="Per cent that passes.")
+
+
+def delayed_batch(parser: argparse.ArgumentParser) -> None:
+    # At most 100,352 pixels a frame are the engine's default, and were the reference's.
+    parser.set_defaults(fps=1.0, max_pixels=100_352)
+    add = parser.add_argument
+    add("--frames", type=int, default=50, help="Frames before the first question.")
+    add("--more", type=int, default=10, help="Frames before the last one.")
+    add("--asks", type=int, default=3, help="Questions between them.")
+    add("--max-sampled", type=int, default=48, help="Frames encoded for a question, at most.")
+    add("--question", default="Describe what you see.", help="Where no drawn world is asked about.")
+    add("--max-new-tokens", type=int, default=32, help="Tokens of an answer.")
 
 
 def policies(parser: argparse.ArgumentParser) -> None:
@@ -264,10 +311,10 @@ def policies(parser: argparse.ArgumentParser) -> None:
     add(
         "--policies",
         nargs="+",
-        choices=POLICIES,
         default=list(POLICIES),
         metavar="POLICY",
-        help="Which policies.",
+        help="Which policies; also an importance score of your own, as MODULE:NAME on PYTHONPATH "
+        "(--fresh after a change in it).",
     )
     add("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="Which layouts.")
     add(
@@ -343,6 +390,9 @@ def endurance(parser: argparse.ArgumentParser) -> None:
 
 
 _OWN = {
-    one.__name__: one
-    for one in (sink, long_video, periodic, caps, native, chunk_size, policies, history, endurance)
-}
+    one.__name__.replace("_", "-"): one
+    for one in (
+        sink, long_video, periodic, caps, native, chunk_size, curves, time_order, delayed_batch,
+        policies, history, endurance,
+    )
+}  # fmt: skip

@@ -157,6 +157,13 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
+def later_world(spec: str, seeds: int) -> str:
+    """``world:7``, 2 seeds on, is ``world:9``; other sources stay as they are."""
+    if match := re.fullmatch(r"world:(\d+)", spec):
+        return f"world:{int(match[1]) + seeds}"
+    return spec
+
+
 def open_pictures(
     spec: str, fps: float, frames: int, size: tuple[int, int] | None, device: torch.device
 ) -> Pictures:

@@ -11,7 +11,7 @@ import sys
 from functools import partial
 
 import pytest
-from experiment_runs import GRID, SMALL, failed, run_experiment
+from experiment_runs import SMALL, failed, run_experiment
 from typer.testing import CliRunner
 
 from stream_vlm_ros.cli import app
@@ -40,6 +40,7 @@ def test_both_command_lines_give_an_experiment_the_same_options(monkeypatch):
         ["caps", "--caps", "100", "150", "--layout", "continuous", "--fps", "0.5"],
         ["sink", "--chunk-frames", "3", "--shape", "toy"],
         ["policies", "--policies", "+ both", "sink + window", "--fresh", "--caps", "0.5"],
+        ["curves", "--over", "rate", "length", "--rates", "0.5", "8", "--repeats", "2"],
     ):
         assert command.main(arguments) == 0
         result = CliRunner().invoke(app, ["experiment", *arguments])
@@ -69,23 +70,6 @@ def test_model_source_and_folder_come_from_the_environment_where_no_option_says_
     assert main(["sink", "--shape", "toy", "--device", "cpu", "--min-sink", "20"]) == 0
     found = json.loads((tmp_path / "report" / "sink.json").read_text())
     assert found["source"]["size"] == "112x84"
-
-
-def test_three_frames_cost_what_four_cost(run):
-    status, found = run("chunk-size", "--chunks", 2)
-    assert (status, failed(found)) == (0, [])
-    assert "3 frames are padded to 4" in [entry["name"] for entry in found["criteria"]]
-
-
-def test_a_sweep_of_caps_tells_what_each_window_holds(run):
-    status, found = run(
-        "caps", "--caps", 100, 150, "--frames", 24, "--as", "reference", "--layout", "continuous",
-        "--max-new-tokens", 2,
-    )  # fmt: skip
-    assert (status, failed(found)) == (0, [])
-    # The sink has 15 + 2 grids; a chunk of 4 frames 2 grids.
-    assert found["summary"]["cap_100"]["window_chunks"] == (100 - 15 - 2 * GRID) // (2 * GRID)
-    assert found["summary"]["cap_150"]["window_chunks"] == (150 - 15 - 2 * GRID) // (2 * GRID)
 
 
 SHORT = ["--chunks", 60, "--young", 30, "--stretch", 2, "--turns", 3]
@@ -201,7 +185,18 @@ def test_an_empty_out_is_refused_before_anything_is_loaded(tmp_path, monkeypatch
 
 
 def test_it_runs_where_only_torch_and_transformers_are_installed(tmp_path):
-    absent = ["typer", "av", "rosbags", "mcap", "zstandard", "lz4", "cv2", "rclpy", "matplotlib"]
+    absent = [
+        "typer",
+        "pydantic",
+        "av",
+        "rosbags",
+        "mcap",
+        "zstandard",
+        "lz4",
+        "cv2",
+        "rclpy",
+        "matplotlib",
+    ]
     code = (
         f"import sys\nsys.modules.update(dict.fromkeys({absent!r}))\n"
         "from stream_vlm_ros.experiments.command import main\n"
