@@ -60,6 +60,7 @@ def test_what_it_would_leave_out_is_refused(words):
     assert f"bad argument {words[0]}: parameters are given by --ros-args -p " in done.stderr
 
 
+@pytest.mark.slow
 def test_started_and_stopped_twenty_times_in_a_row(start_node):
     start_and_stop(start_node, 20)
 
