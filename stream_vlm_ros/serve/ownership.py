@@ -1,0 +1,81 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""A session's saved memory belongs to one server at a time, where several share a folder.
+
+The system's lock on a file holds that: it ends with the process, however that ends. What the file
+says tells the next server whether the one before has saved all it had seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import time
+from pathlib import Path
+
+from stream_vlm_ros.errors import StreamBusyError
+from stream_vlm_ros.owned import open_regular, write_all
+
+SUFFIX = ".server"
+_LONGEST = 1024  # bytes of the file that are read
+_POLL = 0.05  # seconds: flock has no timeout of its own
+
+
+class SessionElsewhereError(StreamBusyError):
+    """Another server has this session, and has not let it go in time."""
+
+
+class Ownership:
+    """The right to read and write the saved memory of a session, until `release`.
+
+    Args:
+        path: of the memory; the lock is the file of the same name that ends in ``.server``.
+        server: what the next owner is told of this one.
+        patience: seconds that another server has to let it go.
+
+    Attributes:
+        before: the server that ended without saying that all was saved, such as one that was
+            killed; "": none.
+
+    Raises SessionElsewhereError after ``patience``, OSError where the folder cannot be written.
+    """
+
+    def __init__(self, path: Path, server: str = "", patience: float = 10.0) -> None:
+        path.parent.mkdir(0o700, parents=True, exist_ok=True)
+        lock = path.with_suffix(SUFFIX)
+        self._file = open_regular(lock, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            self._wait(lock, time.monotonic() + patience)
+            self.before = os.pread(self._file, _LONGEST, 0).decode("utf-8", "replace").strip()
+            self._say(server or f"process {os.getpid()} of {socket.gethostname()}")
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def _wait(self, lock: Path, until: float) -> None:
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            if time.monotonic() > until:
+                has = os.pread(self._file, _LONGEST, 0).decode("utf-8", "replace").strip()
+                raise SessionElsewhereError(
+                    f"{has or 'another server'} has this session ({lock.name}) and has not let it "
+                    "go yet: try again in a moment"
+                )
+            time.sleep(_POLL)
+
+    def _say(self, words: str) -> None:
+        os.ftruncate(self._file, 0)
+        os.lseek(self._file, 0, os.SEEK_SET)
+        write_all(self._file, words.encode()[:_LONGEST])
+        os.fsync(self._file)
+
+    def release(self, saved: bool) -> None:
+        """Let the next server have it; ``saved``: it finds all that was seen here."""
+        if saved:
+            self._say("")
+        os.close(self._file)
