@@ -32,7 +32,7 @@ class Ownership:
     """The right to read and write the saved memory of a session, until `release`.
 
     Args:
-        path: of the memory; the lock is the file of the same name that ends in ``.server``.
+        path: of the memory; its lock is the file `lock_of` it.
         server: what the next owner is told of this one.
         patience: seconds that another server has to let it go.
 
@@ -45,28 +45,45 @@ class Ownership:
 
     def __init__(self, path: Path, server: str = "", patience: float = 10.0) -> None:
         path.parent.mkdir(0o700, parents=True, exist_ok=True)
-        lock = path.with_suffix(SUFFIX)
-        self._file = open_regular(lock, os.O_RDWR | os.O_CREAT, 0o600)
+        self._lock = lock_of(path)
+        self._take(time.monotonic() + patience)
         try:
-            self._wait(lock, time.monotonic() + patience)
-            self.before = os.pread(self._file, _LONGEST, 0).decode("utf-8", "replace").strip()
+            self.before = self._said
             self._say(server or f"process {os.getpid()} of {socket.gethostname()}")
         except BaseException:
             os.close(self._file)
             raise
 
-    def _wait(self, lock: Path, until: float) -> None:
+    def _take(self, until: float) -> None:
+        while True:
+            self._file = open_regular(self._lock, os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                self._wait(until)
+                # Who had it may have removed it meanwhile.
+                if os.path.samestat(os.fstat(self._file), os.lstat(self._lock)):
+                    return
+            except FileNotFoundError:
+                pass
+            except BaseException:
+                os.close(self._file)
+                raise
+            os.close(self._file)
+
+    def _wait(self, until: float) -> None:
         while True:
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             if time.monotonic() > until:
-                has = os.pread(self._file, _LONGEST, 0).decode("utf-8", "replace").strip()
                 raise SessionElsewhereError(
-                    f"{has or 'another server'} has this session ({lock.name}) and has not let it "
-                    "go yet: try again in a moment"
+                    f"{self._said or 'another server'} has this session ({self._lock.name}) and "
+                    "has not let it go yet: try again in a moment"
                 )
             time.sleep(_POLL)
+
+    @property
+    def _said(self) -> str:
+        return os.pread(self._file, _LONGEST, 0).decode("utf-8", "replace").strip()
 
     def _say(self, words: str) -> None:
         os.ftruncate(self._file, 0)
@@ -74,8 +91,22 @@ class Ownership:
         write_all(self._file, words.encode()[:_LONGEST])
         os.fsync(self._file)
 
-    def release(self, saved: bool) -> None:
-        """Let the next server have it; ``saved``: it finds all that was seen here."""
-        if saved:
-            self._say("")
-        os.close(self._file)
+    def release(self, *, saved: bool, forget: bool = False) -> None:
+        """Let the next server have it.
+
+        Args:
+            saved: it finds all that was seen here.
+            forget: there is nothing of the session any more.
+        """
+        try:
+            if forget:
+                self._lock.unlink(missing_ok=True)
+            elif saved:
+                self._say("")
+        finally:
+            os.close(self._file)
+
+
+def lock_of(path: Path) -> Path:
+    """The file that holds who has a memory; it is there while anything of a session is."""
+    return path.with_name(path.name + SUFFIX)

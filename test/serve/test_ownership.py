@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -38,7 +39,7 @@ def other(tmp_path):
 
 
 def test_a_session_that_another_server_has_is_refused_in_words(tmp_path, other):
-    with pytest.raises(SessionElsewhereError, match=r"replica one has this session .front\.server"):
+    with pytest.raises(SessionElsewhereError, match=r"replica one has this session \(front"):
         Ownership(tmp_path / "front.safetensors", patience=0.2)
 
 
@@ -69,14 +70,29 @@ def test_who_has_saved_all_leaves_nothing_to_tell(tmp_path):
 def test_who_waits_gets_it_as_soon_as_it_is_let_go(tmp_path):
     path = tmp_path / "front.safetensors"
     first = Ownership(path, "replica one")
-    threading.Timer(0.3, first.release, [True]).start()
+    threading.Timer(0.3, first.release, kwargs={"saved": True}).start()
     assert Ownership(path, "replica two", patience=30.0).before == ""
 
 
 def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path):
     kept = tmp_path / "somebody's"
     kept.write_text("words")
-    (tmp_path / "front.server").symlink_to(kept)
+    (tmp_path / "front.safetensors.server").symlink_to(kept)
     with pytest.raises(OSError):
         Ownership(tmp_path / "front.safetensors")
     assert kept.read_text() == "words"
+
+
+def test_of_a_session_that_is_forgotten_nothing_stays_and_the_next_one_is_new(tmp_path):
+    path = tmp_path / "front.safetensors"
+    first = Ownership(path, "replica one")
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(Ownership, path, "replica two", 30.0)
+        time.sleep(0.2)
+        first.release(saved=False, forget=True)
+        second = waiting.result()
+    assert second.before == ""
+    with pytest.raises(SessionElsewhereError, match="replica two"):
+        Ownership(path, patience=0.1)
+    second.release(saved=False, forget=True)
+    assert list(tmp_path.iterdir()) == []
