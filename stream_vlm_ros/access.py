@@ -8,13 +8,17 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from stream_vlm_ros.errors import InvalidParameterError, cut
 
 KEY_VARIABLE = "STREAM_VLM_API_KEY"
 SHORTEST, LONGEST = 16, 1024  # characters of a key
+LONGEST_FILE = 1 << 20  # bytes
+NAVIGATION = ("navigate", "document")
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,19 @@ def read_key(file: str = "") -> str:
 
     Raises InvalidParameterError for a file or a key that is of no use.
     """
+    keys = read_keys(file)
+    if len(keys) > 1:
+        raise InvalidParameterError(f"{cut(file)} holds {len(keys)} keys; here it is to be one")
+    return keys[0] if keys else ""
+
+
+def read_keys(file: str = "") -> tuple[str, ...]:
+    """The keys: one a line of a file, else the one of the environment.
+
+    Empty lines, and lines that begin with #, are left out.
+
+    Raises InvalidParameterError for a file or a key that is of no use.
+    """
     if file:
         path = Path(os.path.expanduser(file))
         try:
@@ -68,17 +85,47 @@ def read_key(file: str = "") -> str:
                     f"others on this machine can read the key in {path}: chmod 600 {path}"
                 )
             with path.open("rb") as opened:
-                key = opened.read(LONGEST + 1).decode().strip()
+                lines = opened.read(LONGEST_FILE).decode().splitlines()
+                if opened.read(1):
+                    raise InvalidParameterError(f"{path} is too long for a file of keys")
         except OSError as error:
             raise InvalidParameterError(
                 f"the key in {cut(str(path))} cannot be read: {error.strerror}"
             ) from error
         except ValueError:
             raise InvalidParameterError(f"{path} holds no text, and so no key") from None
-        return _checked(key, str(path))
+        keys = [key for line in lines if (key := line.strip()) and not key.startswith("#")]
+        if not keys:
+            keys = [""]
+        return tuple(dict.fromkeys(_checked(key, str(path)) for key in keys))
     if KEY_VARIABLE in os.environ:
-        return _checked(os.environ[KEY_VARIABLE].strip(), KEY_VARIABLE)
-    return ""
+        return (_checked(os.environ[KEY_VARIABLE].strip(), KEY_VARIABLE),)
+    return ()
+
+
+def is_of_own_page(heads: Mapping[str, str], own_host: str, safe: bool, has_key: bool) -> bool:
+    """Whether a request was sent by a page of the server's own, or by none.
+
+    Args:
+        heads: of the request, their names in lower case.
+        own_host: where is listened.
+        safe: it changes nothing.
+        has_key: a key is needed. Else its name for this machine must be of this machine: another
+            site could name it as its own.
+    """
+    host = heads.get("host", "")
+    origin = heads.get("origin", "")
+    if not safe and origin and origin.partition("://")[2].lower() != host.lower():
+        return False
+    # Another site's page takes nothing of ours into it; a link to the page may stand there.
+    by_a_link = (heads.get("sec-fetch-mode"), heads.get("sec-fetch-dest")) == NAVIGATION
+    if heads.get("sec-fetch-site") in ("cross-site", "same-site") and not by_a_link:
+        return False
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:  # no address
+        return False
+    return has_key or is_loopback(name) or name == own_host.lower()
 
 
 def _checked(key: str, where: str) -> str:

@@ -9,16 +9,15 @@ from __future__ import annotations
 import functools
 import gc
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.factory import build_engine, group_of, load_model
+from stream_vlm_ros.session.engine_thread import together_appender
 
 if TYPE_CHECKING:
     from stream_vlm_ros.engine import InferenceEngine
-    from stream_vlm_ros.engine.results import ChunkResult
-    from stream_vlm_ros.engine.together import Together
-    from stream_vlm_ros.session.engine_thread import AppendTogether, ComingChunk, PreparedChunk
+    from stream_vlm_ros.session.engine_thread import AppendTogether
 
 
 def engine_loader(cameras: Sequence[Settings]) -> Callable[[Settings], InferenceEngine]:
@@ -39,18 +38,7 @@ def chunk_appender(cameras: Sequence[Settings]) -> AppendTogether | None:
     """What appends chunks of several cameras' engines at once; None: they go one by one."""
     if len(cameras) < 2 or cameras[0].engine != "streaming":
         return None
-    kept: list[Together] = []  # the pictures that it has encoded ahead
-
-    def append(
-        chunks: Sequence[PreparedChunk], coming: Sequence[ComingChunk]
-    ) -> Sequence[ChunkResult | BaseException]:
-        from stream_vlm_ros.engine.together import Together, finished
-
-        if not kept:
-            kept.append(Together())
-        return finished(kept[0].append(cast("Any", chunks), cast("Any", coming)))
-
-    return append
+    return together_appender()
 
 
 def release_memory() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -62,6 +62,22 @@ class Append:
         return [frame.image for frame in self.frames]
 
 
+@dataclass(frozen=True)
+class ChunkEnd:
+    """How a chunk came to its end.
+
+    Attributes:
+        cause: why it did not get into the memory; None: it did.
+        words: of that.
+        closed_seconds: of a pause before it, which the model does not see.
+    """
+
+    frames: Sequence[TimedFrame]
+    cause: Drop | None = None
+    words: str = ""
+    closed_seconds: float = 0.0
+
+
 @dataclass
 class Reset:
     """Forget what was seen."""
@@ -105,6 +121,7 @@ class EngineSession:
         pause_closed: called in the thread when a chunk came after so many seconds that the model
             does not see.
         make_header: from a stamp and a frame_id, for the newest frame of a loaded memory.
+        chunk_ended: called for every chunk once, in any thread; must return at once.
     """
 
     def __init__(
@@ -114,6 +131,7 @@ class EngineSession:
         why_empty: Callable[[], str] = lambda: "images come first",
         pause_closed: Callable[[float], None] = lambda seconds: None,
         make_header: Callable[[int, str], Any] = lambda stamp_ns, frame_id: None,
+        chunk_ended: Callable[[ChunkEnd], None] = lambda end: None,
     ) -> None:
         self.device = ""  # where the engine runs; "" until it is loaded
         self.memory = MemorySummary()
@@ -126,6 +144,7 @@ class EngineSession:
         self._why_empty = why_empty
         self._pause_closed = pause_closed
         self._make_header = make_header
+        self._chunk_ended = chunk_ended
         self._max_pixels: int | None = None  # None: as the engine was loaded
         self._limited: int | None = None  # what the engine was given of it
         self._min_pixels = 0  # below which the engine takes no bound; 0: not yet loaded
@@ -199,8 +218,8 @@ class EngineSession:
             if answering and isinstance(fault, StreamBusyError):
                 return False
             done = fault
-        except BaseException:  # ends the session
-            self._counters.drop(Drop.ERROR, len(frames))
+        except BaseException as fault:  # ends the session
+            self._drop(frames, Drop.ERROR, repr(fault))
             raise
         self._appended(frames, done)
         return True
@@ -215,13 +234,21 @@ class EngineSession:
             self.memory = self._snapshot()
         except Exception as fault:
             self.last_fault = str(fault) or type(fault).__name__
-            self._counters.drop(Drop.ERROR, len(frames))
+            self._drop(frames, Drop.ERROR, self.last_fault)
             self._report(fault)
             return
         self.last_fault = ""
         self._counters.ingest(len(frames))
+        end = ChunkEnd(frames, closed_seconds=done.closed_seconds)
+        self._call(lambda: self._chunk_ended(end))
         if closed := done.closed_seconds:
             self._call(lambda: self._pause_closed(closed))
+
+    def _drop(self, frames: Sequence[TimedFrame], cause: Drop, words: str = "") -> None:
+        """A chunk comes to its end without having been appended."""
+        self._counters.drop(cause, len(frames))
+        end = ChunkEnd(frames, cause, words)
+        self._call(lambda: self._chunk_ended(end))
 
     def _reset(self, command: Reset) -> None:
         try:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from stream_vlm_ros.session.scheduler import Choice, Scheduler, Wants
 
 if TYPE_CHECKING:  # torch takes seconds to import: the node is on the graph before that
     from stream_vlm_ros.engine import InferenceEngine
     from stream_vlm_ros.engine.results import ChunkResult
+    from stream_vlm_ros.engine.together import Together
     from stream_vlm_ros.session.worker import EngineWorker
 
     # A chunk's engine, its images, and their times in that engine's seconds.
@@ -31,17 +32,35 @@ if TYPE_CHECKING:  # torch takes seconds to import: the node is on the graph bef
 PATIENCE = 0.04
 
 
+def together_appender() -> AppendTogether:
+    """What appends chunks of engines of one `EngineGroup` at once. Imports torch when called."""
+    kept: list[Together] = []  # the pictures that it has encoded ahead
+
+    def append(
+        chunks: Sequence[PreparedChunk], coming: Sequence[ComingChunk]
+    ) -> Sequence[ChunkResult | BaseException]:
+        from stream_vlm_ros.engine.together import Together, finished
+
+        if not kept:
+            kept.append(Together())
+        return finished(kept[0].append(cast("Any", chunks), cast("Any", coming)))
+
+    return append
+
+
 class EngineThread:
     """Loads the engines of its sessions, and does what they want, one piece of work after another.
 
-    What a session raises ends that session alone.
+    What a session raises ends that session alone. Sessions come and go while it runs: one that
+    is added is loaded between two pieces of work, one that has ended is let go.
 
     Args:
         ingest_share: see :class:`Scheduler`.
         append_together: appends chunks of several engines at once, given those that come next;
-            None: one by one, as those of engines that have no ``group`` in common.
+            None: one by one, as while engines that have no ``group`` in common want to append.
         together: of at most so many sessions, see `PATIENCE`.
         clock: seconds from any start.
+        lasting: go on when no session is left, until `stop`.
 
     Attributes:
         wake: guards the queues of all sessions; notified when one has something to do.
@@ -54,20 +73,24 @@ class EngineThread:
         append_together: AppendTogether | None = None,
         together: int = 8,
         clock: Callable[[], float] = time.monotonic,
+        lasting: bool = False,
     ) -> None:
         self.wake = threading.Condition()
         self.scheduler: Scheduler[EngineWorker] = Scheduler(ingest_share)
         self._append_together, self._most = append_together, together
         self._chunk_seconds: dict[EngineWorker, float] = {}  # of each one's last chunk
         self._clock = clock
-        self._workers: list[EngineWorker] = []
+        self._workers: list[EngineWorker] = []  # that are not over; replaced as a whole
+        self._lasting = lasting
         # A daemon: a model that is being loaded cannot be interrupted, and must not keep a
         # process alive that was told to end.
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def add(self, worker: EngineWorker) -> None:
-        """Take on a session; before the start."""
-        self._workers.append(worker)
+        """Take on a session; once the thread runs, only where it is ``lasting``."""
+        with self.wake:
+            self._workers = [*self._workers, worker]
+            self.wake.notify()
 
     def start(self) -> None:
         """Load the engines, in the order in which the sessions were added, and begin."""
@@ -77,6 +100,9 @@ class EngineThread:
         """End all sessions and the thread; True if it ended within ``timeout`` seconds."""
         for worker in self._workers:
             worker.begin_to_stop()
+        with self.wake:
+            self._lasting = False
+            self.wake.notify()
         if self._thread.ident is not None:
             self._thread.join(timeout)
         return not self._thread.is_alive()
@@ -88,7 +114,7 @@ class EngineThread:
             return True
         if not worker.over.wait(timeout):
             return False
-        if all(one.over.is_set() for one in self._workers):
+        if not self._lasting and all(one.over.is_set() for one in self._workers):
             self._thread.join(max(0.0, until - time.monotonic()))
             return not self._thread.is_alive()
         return True
@@ -96,14 +122,6 @@ class EngineThread:
     # What runs in the thread.
 
     def _run(self) -> None:
-        for worker in self._workers:
-            if worker.is_to_stop:
-                worker.give_up()
-            else:
-                worker.open()
-        groups = {worker.group for worker in self._workers}
-        if None in groups or len(groups) > 1:
-            self._append_together = None
         try:
             while self._serve():
                 pass
@@ -116,23 +134,31 @@ class EngineThread:
         """Do what is next; False when all sessions are over."""
         with self.wake:
             wants, choice = self._choose()
+            new = [worker for worker in self._workers if not worker.loaded.done()]
             stopped = [worker for worker in self._workers if worker.is_to_stop]
             if choice is not None:
                 for worker in choice.sessions:
                     worker.take(is_chunk=choice.is_chunk)
-            elif not stopped:
+            elif not new and not stopped:
                 return False
         for worker in stopped:
-            worker.close()
+            (worker.give_up if worker in new else worker.close)()
+        for worker in new:
+            if not worker.over.is_set():
+                worker.open()
         if choice is not None:
             self._carry_out(choice, wants)
         return True
 
     def _choose(self) -> tuple[dict[EngineWorker, Wants], Choice[EngineWorker] | None]:
-        """Wait until there is something to do; None: to close sessions, if there are any left."""
+        """Wait until there is something to do; None: to load or close sessions, if there are any
+        left."""
         while True:
-            left = [worker for worker in self._workers if not worker.over.is_set()]
-            if not left or any(worker.is_to_stop for worker in left):
+            self._let_go()
+            left = self._workers
+            if any(worker.is_to_stop or not worker.loaded.done() for worker in left):
+                return {}, None
+            if not left and not self._lasting:
                 return {}, None
             wants = {worker: worker.wants for worker in left}
             self.scheduler.together = self._batch(wants)
@@ -140,10 +166,20 @@ class EngineThread:
                 return wants, choice
             self.wake.wait()
 
+    def _let_go(self) -> None:
+        """Forget sessions that are over."""
+        for worker in self._workers:
+            if worker.over.is_set():
+                self.scheduler.forget(worker)
+                self._chunk_seconds.pop(worker, None)
+        self._workers = [worker for worker in self._workers if not worker.over.is_set()]
+
     def _batch(self, wants: dict[EngineWorker, Wants]) -> int:
         """Of how many sessions chunks may be appended together now."""
         with_chunks = [worker for worker, its in wants.items() if its.chunk]
         if self._append_together is None or not with_chunks:
+            return 1
+        if None in (groups := {worker.group for worker in with_chunks}) or len(groups) > 1:
             return 1
         if any(worker.waiting_chunks > 1 for worker in wants):
             return self._most

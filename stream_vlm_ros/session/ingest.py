@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -68,6 +68,8 @@ class FrameIngest:
         restart: called when a new memory begins, before its first frame.
         report: called for each refused frame, with the cause and a text.
         taken: called for each frame that was sampled.
+        dropped: called for each frame that was not delivered, in its place in the order, with the
+            cause and a text: what arrived, or the `TimedFrame` that came of it.
 
     Frames are taken while :attr:`active` is true and :attr:`paused` is not.
     """
@@ -80,6 +82,7 @@ class FrameIngest:
         restart: Callable[[], object],
         report: Callable[[Drop, str], None],
         taken: Callable[[TimedFrame], None] = lambda frame: None,
+        dropped: Callable[[Any, Drop, str], None] = lambda what, cause, words: None,
     ) -> None:
         self.active = self.paused = False
         self.time_jumps = 0
@@ -89,6 +92,7 @@ class FrameIngest:
         self._restart = restart
         self._report = report
         self._taken = taken
+        self._dropped = dropped
         self._lock = threading.RLock()
         self._stamps: StampCheck[_Received] = StampCheck(0, 0)
         self._offered_ns = 0  # when the last stamp came
@@ -118,7 +122,7 @@ class FrameIngest:
         with self._lock:
             self._counters.receive()
             if not self.active or self.paused:
-                self._counters.drop(Drop.PAUSED if self.active else Drop.INACTIVE)
+                self._drop(Drop.PAUSED if self.active else Drop.INACTIVE, [arrival])
                 return
             stamp_ns = self._stamp(arrival, now_ns)
             if stamp_ns is None:
@@ -129,8 +133,8 @@ class FrameIngest:
 
     def _follow(self, decision: Decision[_Received]) -> None:
         """Take and drop frames as their stamps decided."""
-        for _, words in decision.refused:
-            self._refuse(Drop.INVALID_STAMP, words)
+        for frame, words in decision.refused:
+            self._refuse(frame.arrival, Drop.INVALID_STAMP, words)
         if decision.jump_ns is not None:
             if decision.outvoted or not 0 < decision.jump_ns <= self._longest_kept_ns:
                 self._start_anew(decision.jump_ns)
@@ -149,17 +153,17 @@ class FrameIngest:
         """Sample and decode a frame whose turn has come."""
         before = copy.copy(self._sampler)
         if self._sampler is not None and not self._sampler.wants(received.stamp_ns):
-            self._counters.drop(Drop.SAMPLING)
+            self._drop(Drop.SAMPLING, [received.arrival])
             return
         try:
             header, image = received.arrival.read()
         except InvalidImageError as fault:
             self._sampler = before  # the next frame takes its place
-            self._refuse(Drop.INVALID_IMAGE, str(fault))
+            self._refuse(received.arrival, Drop.INVALID_IMAGE, str(fault))
             return
-        except Exception:
+        except Exception as fault:
             self._sampler = before
-            self._counters.drop(Drop.ERROR)
+            self._drop(Drop.ERROR, [received.arrival], repr(fault))
             raise
         frame = TimedFrame(received.stamp_ns, image, header)
         self._taken(frame)
@@ -183,7 +187,7 @@ class FrameIngest:
         """Drop what waits for ``cause`` and forget all stamps: the next frame is the first."""
         with self._lock:
             self._drop_open_chunk(cause)
-            self._counters.drop(cause, len(self._stamps.clear()))
+            self._drop(cause, [frame.arrival for frame in self._stamps.clear()])
             self.arrival_timed = None
             self._real_stamps = 0
 
@@ -225,18 +229,18 @@ class FrameIngest:
             own_ns = arrival.stamp_ns
             if own_ns is None:
                 words = "a message breaks off before the end of its header"
-                self._refuse(Drop.INVALID_IMAGE, words)
+                self._refuse(arrival, Drop.INVALID_IMAGE, words)
                 return None
             check_stamp(own_ns)
             if self._is_arrival_timed(own_ns):
                 return check_stamp(now_ns)
         except InvalidTimestampError as fault:
-            self._refuse(Drop.INVALID_STAMP, str(fault))
+            self._refuse(arrival, Drop.INVALID_STAMP, str(fault))
             return None
         if own_ns:
             return own_ns
         words = "a frame has a stamp of zero among frames with real ones"
-        self._refuse(Drop.INVALID_STAMP, words)
+        self._refuse(arrival, Drop.INVALID_STAMP, words)
         return None
 
     def _is_arrival_timed(self, own_ns: int) -> bool:
@@ -266,13 +270,19 @@ class FrameIngest:
         return math.inf
 
     def _drop_open_chunk(self, cause: Drop) -> None:
-        self._counters.drop(cause, len(self._chunker.flush()))
+        self._drop(cause, self._chunker.flush())
         if self._sampler is not None:
             self._sampler.reset()
 
-    def _refuse(self, cause: Drop, words: str) -> None:
-        self._counters.drop(cause)
+    def _refuse(self, arrival: Arrived, cause: Drop, words: str) -> None:
+        self._drop(cause, [arrival], cut(words))
         self._report(cause, cut(words))
+
+    def _drop(self, cause: Drop, frames: Sequence[Any], words: str = "") -> None:
+        """Count frames out, and tell each."""
+        self._counters.drop(cause, len(frames))
+        for frame in frames:
+            self._dropped(frame, cause, words)
 
 
 def _longest_gap(parameters: Settings) -> float:

@@ -73,6 +73,11 @@ class FairQueue(Generic[Session]):
         self._finish[session] = self._now + seconds / weight
         self._served[session] = next(self._count)
 
+    def forget(self, session: Session) -> None:
+        """It has ended."""
+        for kept in (self._finish, self._step, self._served):
+            kept.pop(session, None)
+
     def _start(self, session: Session) -> float:
         return max(self._now, self._finish.get(session, 0.0))
 
@@ -121,6 +126,12 @@ class Scheduler(Generic[Session]):
         if chunks:
             return Choice((self._chunks.ordered(chunks)[0],), is_chunk=True)
         return Choice((self._answers.ordered(answers)[0],), is_chunk=False)
+
+    def forget(self, session: Session) -> None:
+        """It has ended."""
+        self._answers.forget(session)
+        self._chunks.forget(session)
+        self._let_ahead.discard(session)
 
     def done(
         self,

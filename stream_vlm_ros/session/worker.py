@@ -138,14 +138,15 @@ class EngineWorker(EngineSession):
         """Queue a chunk. Its frames are pending in the counters until it is appended or dropped."""
         with self._wake:
             if self._stopping or self.ended is not None:
-                cause = Drop.RESET if self._stopping else Drop.ERROR
-                self._counters.drop(cause, len(frames))
+                self._drop(
+                    frames, Drop.RESET if self._stopping else Drop.ERROR, str(self.ended or "")
+                )
                 return
             while self.waiting_chunks >= self.queue_size:
                 waiting = [c for c in self._queue if isinstance(c, Append)]
                 oldest = next((c for c in waiting if not c.is_ahead), waiting[0])
                 self._queue.remove(oldest)
-                self._counters.drop(Drop.OVERFLOW, len(oldest.frames))
+                self._drop(oldest.frames, Drop.OVERFLOW)
             self._queue.append(Append(frames))
             self._wake.notify()
 
@@ -230,6 +231,11 @@ class EngineWorker(EngineSession):
         if current is not None:
             current.cancel(why)
 
+    def drop_chunks(self, cause: Drop) -> None:
+        """Drop the waiting chunks for ``cause``."""
+        with self._wake:
+            self._drop_chunks(cause)
+
     @property
     def depth(self) -> int:
         """Commands waiting."""
@@ -250,7 +256,7 @@ class EngineWorker(EngineSession):
     def _drop_chunks(self, cause: Drop) -> None:
         for command in self._queue:
             if isinstance(command, Append):
-                self._counters.drop(cause, len(command.frames))
+                self._drop(command.frames, cause)
         self._queue = deque(c for c in self._queue if not isinstance(c, Append))
 
     # What the thread calls: `take` and `wants` while it holds the lock.
@@ -388,7 +394,7 @@ class EngineWorker(EngineSession):
         frames = self._taken.frames
         try:
             if isinstance(done, BaseException) and not isinstance(done, Exception):
-                self._counters.drop(Drop.ERROR, len(frames))
+                self._drop(frames, Drop.ERROR, repr(done))
                 raise done
             self._appended(frames, done)
             self._call(self._changed)
@@ -401,9 +407,9 @@ class EngineWorker(EngineSession):
         with self._wake:
             self._taken, self._no_room = None, True
             if self._stopping:
-                self._counters.drop(Drop.RESET, len(command.frames))
+                self._drop(command.frames, Drop.RESET)
             elif self.waiting_chunks >= self.queue_size:
-                self._counters.drop(Drop.OVERFLOW, len(command.frames))
+                self._drop(command.frames, Drop.OVERFLOW)
             else:
                 self._queue.appendleft(command)
 

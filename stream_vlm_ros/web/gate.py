@@ -19,7 +19,7 @@ from html import escape
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from stream_vlm_ros.access import Access, is_loopback
+from stream_vlm_ros.access import Access, is_of_own_page
 from stream_vlm_ros.errors import StreamVlmError
 
 Scope = MutableMapping[str, Any]
@@ -32,7 +32,6 @@ KEY_PAGE = "/key"
 OPENING = 20.0  # s that a page may take to open its websocket
 COOKIE = "stream_vlm"  # and the port, as a browser keeps the cookies of a machine's ports together
 LONGEST_FORM = 4096  # bytes
-NAVIGATION = ("navigate", "document")
 SAFE = ("GET", "HEAD", "OPTIONS")
 # No other page shows ours in it, where a viewer could be made to press its buttons, nor a picture.
 OURS_ALONE = [
@@ -145,20 +144,7 @@ class Gate:
 
     def _is_ours(self, heads: dict[str, str], safe: bool) -> bool:
         """Whether it was sent by our page, or by none; ``safe``: it changes nothing."""
-        host = heads.get("host", "")
-        origin = heads.get("origin", "")
-        if not safe and origin and origin.partition("://")[2].lower() != host.lower():
-            return False
-        # Another site's page takes nothing of ours into it; a link to the page may stand there.
-        by_a_link = (heads.get("sec-fetch-mode"), heads.get("sec-fetch-dest")) == NAVIGATION
-        if heads.get("sec-fetch-site") in ("cross-site", "same-site") and not by_a_link:
-            return False
-        # Without a key a name must be of this machine: else a site could name it as its own.
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:  # no address
-            return False
-        return bool(self._access.key) or is_loopback(name) or name == self._access.host.lower()
+        return is_of_own_page(heads, self._access.host, safe, bool(self._access.key))
 
     def _knows_key(self, heads: dict[str, str]) -> bool:
         if not self._access.key:

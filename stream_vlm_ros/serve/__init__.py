@@ -1,0 +1,21 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""The engine as a service: sessions of many cameras over one model, over the network.
+
+Who is served
+    keys         which key may do what: a session belongs to its key
+
+What is served
+    options      what the server is told: how many sessions, and for how long
+    sessions     the memories, each with its frames, its questions and its files
+    telling      what is told of them, in the words of the protocol
+
+Over the network
+    live         a camera's WebSocket
+    outbox       what waits to be sent on one
+    app          the application: HTTP, and the WebSocket
+    metrics      for Prometheus
+    running      a server that is drained before it ends
+    extra        whether what it needs is installed
+"""

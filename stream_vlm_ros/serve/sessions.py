@@ -1,0 +1,829 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""Sessions: the memories of many cameras over one model, by name and owner.
+
+Without a network: frames and questions come by calls, from any thread, and events go to listeners.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from stream_vlm_ros.config import Settings, check_memory_name
+from stream_vlm_ros.console import duration_text
+from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
+from stream_vlm_ros.errors import (
+    InvalidImageError,
+    InvalidParameterError,
+    StreamBusyError,
+    StreamVlmError,
+    cut,
+)
+from stream_vlm_ros.factory import build_engine, card_of, group_of, load_model
+from stream_vlm_ros.remote import protocol
+from stream_vlm_ros.serve.options import Limits
+from stream_vlm_ros.serve.telling import memory_of, picture_of, saved_of
+from stream_vlm_ros.session.counters import Drop, FrameCounters
+from stream_vlm_ros.session.engine_session import ChunkEnd
+from stream_vlm_ros.session.engine_thread import EngineThread, together_appender
+from stream_vlm_ros.session.ingest import FrameIngest
+from stream_vlm_ros.session.memory_keeper import SUFFIX, Done, MemoryKeeper
+from stream_vlm_ros.session.memory_summary import MemorySummary
+from stream_vlm_ros.session.question import NotActiveError, Outcome, Progress, Question, Ticket
+from stream_vlm_ros.session.timed_frame import TimedFrame
+from stream_vlm_ros.session.worker import EngineWorker
+
+if TYPE_CHECKING:
+    from stream_vlm_ros.engine import Checkpoint, InferenceEngine
+
+log = logging.getLogger(__name__)
+
+# What a client may set for its session.
+CLIENTS = (
+    "sample_fps", "chunk_frames", "max_chunk_delay", "queue_size", "max_pixels", "on_time_jump",
+    "time_jump_tolerance", "max_time_gap",
+)  # fmt: skip
+AT_MOST = ("queue_size", "max_pixels")  # of these no more than the server has
+COMMITS = ("server", "client")
+MAX_OPEN_FRAMES, MAX_OPEN_BYTES = 64, 256 << 20  # of a chunk that is not yet complete
+KEPT_ENDS = 256  # of chunks and frames, told again to who connects again
+TICK = 0.25  # s
+POSITION_PERIOD = 2.0  # s between two notes of how far frames were accepted
+END_TIMEOUT = 5.0  # s, for what the engine is doing at the moment
+POSITION = ".accepted.json"  # behind the name of a session's file
+
+
+class SessionUnknownError(StreamVlmError):
+    """There is no such session of this key's."""
+
+    code = "NO_SESSION"
+
+
+class SessionLimitError(StreamVlmError):
+    """There are as many sessions as there may be."""
+
+    code = "TOO_MANY_SESSIONS"
+    retry_after = 30.0  # s
+
+
+class ServerEndingError(NotActiveError):
+    """The server is being stopped, or this session is."""
+
+    code = "ENDING"
+    retry_after = 1.0  # s
+
+
+class Sent(NamedTuple):
+    """Which frame of a client's it was."""
+
+    sequence: int
+    stamp_ns: int
+
+
+class _Position(msgspec.Struct):
+    """How far frames were accepted, as it is noted next to the saved memory."""
+
+    accepted_ns: int
+    accepted_sequence: int
+
+
+class _Arrived:
+    """A frame as `FrameIngest` takes it; it is decoded once it is wanted."""
+
+    def __init__(self, frame: protocol.FrameMessage, limit: PictureLimit) -> None:
+        self.sent = Sent(frame.sequence, frame.stamp_ns)
+        self._frame, self._limit = frame, limit
+
+    @property
+    def stamp_ns(self) -> int:
+        return self.sent.stamp_ns
+
+    def read(self) -> tuple[Any, np.ndarray]:
+        return self.sent, picture_of(self._frame, self._limit)
+
+
+class Session:
+    """One memory.
+
+    Args:
+        id, owner: its name, and whose it is.
+        settings: of its engine, and of the way of its frames.
+        load: builds its engine, in ``thread``.
+        answered: called with what came of each question, in the thread of the engines.
+
+    Attributes:
+        ready: done when its memory can be asked; raises why there is none.
+        commit: "server": it gathers chunks itself; "client": `append` and `commit` say what one is.
+        restored: it was begun from a saved memory.
+        gap: what was lost with a server that ended, in words; "" if nothing.
+        accepted: of the newest frame that is, or was, on its way into the memory.
+        connection: by whom it is fed and asked at the moment; None: nobody is connected.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        owner: str,
+        settings: Settings,
+        load: Callable[[Settings], InferenceEngine],
+        thread: EngineThread,
+        answered: Callable[[Outcome], None] = lambda outcome: None,
+        model: str = "",
+    ) -> None:
+        self.id, self.owner, self.settings, self.model = id, owner, settings, model
+        self.ready: Future[None] = Future()
+        self.commit = "server"
+        self.restored, self.gap = False, ""
+        self.accepted: Sent | None = None
+        self.connection: Any = None
+        self.counters = FrameCounters()
+        self.touched = time.monotonic()
+        self.pixels = (0, 0)  # bounds of a picture
+        self.factor = 28
+        self._bounds = settings  # of the server
+        self._load, self._answered = load, answered
+        self._limit = PictureLimit(settings.max_decoded_megapixels)
+        self._ending = self._loading = False
+        self._lock = threading.RLock()  # of what is on its way to the worker
+        self._open: list[TimedFrame] = []  # sent, and not yet said to be a chunk
+        self._open_bytes = 0
+        self._sequence = 0  # of the frame that came last
+        self._asked: set[Ticket] = set()
+        self._telling = threading.Lock()
+        self._ends: deque[protocol.Ingested | protocol.Dropped] = deque(maxlen=KEPT_ENDS)
+        self._listeners: tuple[Callable[[protocol.ServerEvent | None], None], ...] = ()
+        self._noted: Sent | None = None  # how far the note next to the memory's file says
+        self._noted_at = 0.0
+        self.worker = EngineWorker(
+            self._make_engine,
+            self.counters,
+            settings.queue_size,
+            settings.max_questions,
+            changed=lambda: self._tell(None),
+            report=self._report,
+            thread=thread,
+            chunk_ended=self._on_chunk_end,
+        )
+        self.ingest = FrameIngest(
+            settings,
+            self.counters,
+            deliver=self.worker.append,
+            restart=lambda: self.worker.reset(Drop.TIME_JUMP),
+            report=lambda cause, words: log.info("session %s: %s", self.id, words),
+            dropped=self._on_dropped,
+        )
+        self.keeper = MemoryKeeper(
+            self.worker, lambda: self.settings, time.time_ns, lambda words: log.warning("%s", words)
+        )
+
+    # -- frames ------------------------------------------------------------------------------
+
+    def receive(self, frame: protocol.FrameMessage) -> None:
+        """Take a frame in: into the open chunk, by the settings (``commit`` "server"), or to wait
+        for `commit_open`. It is decoded here, or not at all.
+
+        Raises ProtocolError for a sequence that is not higher than the last one.
+        """
+        with self._lock:
+            self.touch()
+            if frame.sequence <= self._sequence:
+                raise protocol.ProtocolError(
+                    f"frame {frame.sequence} came after frame {self._sequence}: sequences count up "
+                    "within a session"
+                )
+            self._sequence = frame.sequence
+            if self._ending:  # not accepted: it is to be sent to who has the session next
+                return
+            arrived = _Arrived(frame, self._limit)
+            if self.commit == "server":
+                self.accepted = arrived.sent
+                self.ingest.receive(arrived, time.time_ns(), time.monotonic_ns())
+            else:
+                self._gather(arrived)
+
+    def _gather(self, arrived: _Arrived) -> None:
+        """Let a frame wait until it is said to be of a chunk."""
+        full = len(self._open) >= MAX_OPEN_FRAMES or self._open_bytes >= MAX_OPEN_BYTES
+        try:
+            if full:
+                raise InvalidImageError(
+                    f"{len(self._open)} frames of {self._open_bytes / 1e6:.0f} MB wait already for "
+                    "input_frame_buffer.commit"
+                )
+            sent, image = arrived.read()
+        except InvalidImageError as fault:
+            self.counters.receive()
+            cause = Drop.OVERFLOW if full else Drop.INVALID_IMAGE
+            self.counters.drop(cause)
+            self._on_dropped(arrived, cause, str(fault))
+            return
+        self._open.append(TimedFrame(sent.stamp_ns, image, sent))
+        self._open_bytes += image.nbytes
+
+    def commit_open(self) -> None:
+        """What was received since the last one is a chunk. Raises ProtocolError where the server
+        gathers chunks itself."""
+        if self.commit != "client":
+            raise protocol.ProtocolError(
+                'this session gathers chunks itself; session.update with "commit": "client" '
+                "changes that"
+            )
+        with self._lock:
+            if not self._ending:
+                self.append(self._take_open())
+
+    def append(self, frames: list[TimedFrame]) -> None:
+        """Take a chunk in, as it is; each frame's header is its `Sent`."""
+        if not frames:
+            return
+        with self._lock:
+            self.touch()
+            for _ in frames:
+                self.counters.receive()
+            self.accepted = frames[-1].header
+            if self._loading or self._ending:
+                self._drop(frames, Drop.INACTIVE, "a memory is being loaded")
+            else:
+                self.worker.append(frames)
+
+    def clear_open(self) -> None:
+        """Drop the frames that wait to become a chunk, and the chunks that wait."""
+        with self._lock:
+            for frame in self._open:
+                self.counters.receive()
+                self.accepted = frame.header
+            if frames := self._take_open():
+                self._drop(frames, Drop.RESET)
+            self.ingest.clear(Drop.RESET)
+            self.worker.drop_chunks(Drop.RESET)
+
+    def _take_open(self) -> list[TimedFrame]:
+        frames, self._open, self._open_bytes = self._open, [], 0
+        return frames
+
+    # -- questions, and what else is asked ---------------------------------------------------
+
+    def ask(self, question: Question, progress: Progress | None = None) -> Ticket:
+        """Queue a question; its ticket's future always gets an outcome. ``progress`` is called in
+        the thread of the engines."""
+        self.touch()
+        if question.history and not self.settings.has_history:
+            question = replace(question, history="")
+        if (refusal := self.refusal) is not None:
+            ticket = Ticket(question, progress)
+            ticket.future.set_result(Outcome(question, error=refusal, memory=self.memory))
+        else:
+            ticket = self.worker.ask(question, progress)
+        with self._telling:
+            self._asked.add(ticket)
+        ticket.future.add_done_callback(functools.partial(self._on_outcome, ticket))
+        return ticket
+
+    @property
+    def refusal(self) -> StreamVlmError | None:
+        """Why nothing can be asked now."""
+        if self._ending:
+            return ServerEndingError("the session is being ended: ask again in a moment")
+        if not self.ready.done():
+            return NotActiveError("the session is being begun: ask again in a moment")
+        return None
+
+    def reset(self, *, time_jump: bool = False) -> Future[None]:
+        """Forget what was seen."""
+        cause = Drop.TIME_JUMP if time_jump else Drop.RESET
+        with self._lock:
+            if frames := self._take_open():
+                for _ in frames:
+                    self.counters.receive()
+                self.accepted = frames[-1].header
+                self._drop(frames, cause)
+            self.ingest.clear(cause)
+            self.gap = ""
+            return self.worker.reset(cause)
+
+    def save(self, name: str = "") -> Future[Done]:
+        """Save the memory; "": under the session's name. Raises StreamVlmError."""
+        self.touch()
+        return self.keeper.save(name)
+
+    def load(self, name: str = "") -> Future[Done]:
+        """Put a saved memory in the place of the present one; frames that come meanwhile are
+        dropped. Raises StreamVlmError."""
+        with self._lock:
+            self.touch()
+            if self._loading:
+                raise StreamBusyError("a memory is being loaded: try again when that is done")
+            loading = self.keeper.load(name)
+            self._loading, self.ingest.active = True, False
+        loading.add_done_callback(self._on_loaded)
+        return loading
+
+    def _on_loaded(self, loading: Future[Done]) -> None:
+        with self._lock:
+            if not loading.cancelled() and loading.exception() is None:
+                self.ingest.go_on_behind(self.worker.memory.latest_ns)
+                self.gap = ""
+            self._loading, self.ingest.active = False, not self._ending
+
+    def update(self, values: Mapping[str, Any]) -> None:
+        """Change settings: those of `CLIENTS`, and ``commit``. Raises InvalidParameterError, having
+        changed nothing."""
+        changes = dict(values)
+        commit = changes.pop("commit", self.commit)
+        if commit not in COMMITS:
+            raise InvalidParameterError(f"commit must be one of {', '.join(COMMITS)}: {commit!r}")
+        if alien := sorted(set(changes) - {*CLIENTS}):
+            raise InvalidParameterError(
+                f"{cut(', '.join(alien))}: a session takes {', '.join((*CLIENTS, 'commit'))}"
+            )
+        with self._lock:
+            settings = self.settings.changed(changes)
+            for name in AT_MOST:
+                most, wanted = getattr(self._bounds, name), getattr(settings, name)
+                if most and not 0 < wanted <= most:
+                    raise InvalidParameterError(f"{name} is at most {most} here, not {wanted}")
+            if settings.max_pixels != self.settings.max_pixels:
+                self.worker.limit_pixels("max_pixels", settings.max_pixels)
+            if commit != self.commit:
+                if self._open:
+                    raise InvalidParameterError("commit cannot be changed while frames wait for it")
+                self.ingest.deliver_open()
+                self.commit = commit
+            self.settings = settings
+            self.ingest.apply(settings)
+            self.worker.queue_size = settings.queue_size
+
+    # -- what is told ------------------------------------------------------------------------
+
+    @property
+    def memory(self) -> MemorySummary:
+        """What is in it."""
+        return self.worker.memory
+
+    @property
+    def status(self) -> protocol.Status:
+        """Its state at this moment."""
+        worker = self.worker
+        more = {"resets": worker.resets, "time_jumps": self.ingest.time_jumps}
+        return protocol.Status(
+            memory=memory_of(worker.memory),
+            saved=saved_of(self.keeper.state),
+            counters=self.counters.snapshot() | more,
+            queue_depth=worker.depth,
+            fault=str(worker.ended or "") or worker.last_fault,
+            gap=self.gap,
+        )
+
+    def described(self, *, resumed: bool = False) -> protocol.Session:
+        """What it is, for who connects."""
+        accepted = self.accepted
+        newest_ns = self.memory.latest_ns
+        return protocol.Session(
+            id=self.id,
+            resumed=resumed,
+            restored=self.restored,
+            accepted_ns=newest_ns if accepted is None else accepted.stamp_ns,
+            accepted_sequence=0 if accepted is None else accepted.sequence,
+            model=self.model,
+            device=self.worker.device,
+            plan=self.worker.loaded.result() if self.worker.loaded.done() else "",
+            factor=self.factor,
+            min_pixels=self.pixels[0],
+            max_pixels=self.pixels[1],
+            settings={name: getattr(self.settings, name) for name in CLIENTS}
+            | {"commit": self.commit},
+        )
+
+    def connect(
+        self, listener: Callable[[protocol.ServerEvent | None], None]
+    ) -> list[protocol.Ingested | protocol.Dropped]:
+        """Tell a listener, in any thread, what becomes of frames, and None when the status has
+        changed. How the newest chunks ended, which a connection before it may not have been told.
+
+        Frames that wait to be said to be a chunk are forgotten: they were not accepted.
+        """
+        with self._lock:
+            self.touch()
+            self._take_open()
+            self._sequence = 0 if self.accepted is None else self.accepted.sequence
+            with self._telling:
+                self._listeners = (*self._listeners, listener)
+                return list(self._ends)
+
+    def disconnect(self, listener: Callable[[protocol.ServerEvent | None], None]) -> None:
+        """Tell it nothing more."""
+        with self._telling:
+            self._listeners = tuple(one for one in self._listeners if one is not listener)
+        self.touch()
+
+    def touch(self) -> None:
+        """Something came for it."""
+        self.touched = time.monotonic()
+
+    def _tell(self, event: protocol.Ingested | protocol.Dropped | None) -> None:
+        with self._telling:
+            if event is not None:
+                self._ends.append(event)
+            listeners = self._listeners
+        for listener in listeners:
+            listener(event)
+
+    def _on_chunk_end(self, end: ChunkEnd) -> None:
+        frames: list[Sent] = [frame.header for frame in end.frames]
+        first, last = frames[0].sequence, frames[-1].sequence
+        if end.cause is None:
+            self._tell(
+                protocol.Ingested(
+                    first=first,
+                    last=last,
+                    frames=len(frames),
+                    newest_ns=frames[-1].stamp_ns,
+                    closed_seconds=end.closed_seconds,
+                )
+            )
+            return
+        self._tell(
+            protocol.Dropped(
+                first=first,
+                last=last,
+                frames=len(frames),
+                cause=end.cause.cause,
+                message=cut(end.words),
+            )
+        )
+
+    def _drop(self, frames: list[TimedFrame], cause: Drop, words: str = "") -> None:
+        self.counters.drop(cause, len(frames))
+        self._on_chunk_end(ChunkEnd(frames, cause, words))
+
+    def _on_dropped(self, what: _Arrived | TimedFrame, cause: Drop, words: str) -> None:
+        sent: Sent = what.header if isinstance(what, TimedFrame) else what.sent
+        self._tell(
+            protocol.Dropped(
+                first=sent.sequence,
+                last=sent.sequence,
+                frames=1,
+                cause=cause.cause,
+                message=cut(words),
+            )
+        )
+
+    def _on_outcome(self, ticket: Ticket, done: Future[Outcome]) -> None:
+        with self._telling:
+            self._asked.discard(ticket)
+        self.touch()
+        self._answered(done.result())
+
+    def _report(self, fault: BaseException) -> None:
+        if isinstance(fault, StreamVlmError):
+            log.warning("session %s: %s", self.id, fault)
+        else:
+            log.error("session %s: internal error", self.id, exc_info=fault)
+
+    # -- its life ----------------------------------------------------------------------------
+
+    def _make_engine(self) -> InferenceEngine:
+        engine = self._load(self.settings)
+        self.pixels = (engine.min_pixels, getattr(engine, "max_pixels", None) or 0)
+        return engine
+
+    def begin(self) -> None:
+        """Wait for the engine, and take up the saved memory of its name, if there is one."""
+        self.worker.loaded.result()
+        if (file := self._file()) is not None:
+            noted = self._read_position()
+            if os.path.lexists(file):
+                words = self.keeper.load_at_start()
+                self.restored = not self.keeper.state.error
+                log.info("session %s: %s", self.id, words)
+            self.gap = _gap(noted, self.memory.latest_ns)
+        self.ingest.resume(self.memory.latest_ns)
+        self.ingest.active = True
+
+    def tick(self) -> None:
+        """What is done every now and then."""
+        if not self.ready.done() or self._ending:
+            return
+        self.ingest.flush_overdue(time.monotonic_ns())
+        if self._file() is not None:
+            self.keeper.save_when_due()
+            if time.monotonic() - self._noted_at >= POSITION_PERIOD:
+                self._note_position()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an answer is under way, or a chunk waits."""
+        return bool(self._asked) or bool(self.worker.depth) or self.counters.pending > 0
+
+    def stop_taking(self) -> None:
+        """Accept nothing more; what was accepted ends in its own time."""
+        with self._lock:
+            self._ending = True
+            self._take_open()
+            self.ingest.pause()
+            self.ingest.active = False
+
+    def wait_until_idle(self, timeout: float) -> bool:
+        """Wait for answers that are under way and chunks that wait; whether all have ended."""
+        until = time.monotonic() + timeout
+        while self.is_busy and time.monotonic() < until:
+            time.sleep(0.01)
+        return not self.is_busy
+
+    def end(self, *, forget: bool = False, timeout: float = END_TIMEOUT) -> None:
+        """Save it, unless it is to be forgotten, and end it."""
+        self.stop_taking()
+        self.ingest.clear(Drop.RESET)
+        self.worker.abandon(Drop.RESET, ServerEndingError("the session was ended"))
+        file = self._file()
+        if not forget and file is not None and self.ready.done() and not self.ready.exception():
+            self.keeper.save_at_end(timeout)
+            if not self.keeper.state.error and (newest_ns := self.memory.latest_ns) is not None:
+                self.accepted = Sent(0, newest_ns)
+            self._note_position()
+        if not self.worker.stop(timeout):
+            log.warning("session %s did not end within %g s", self.id, timeout)
+        self.keeper.close()
+        if forget and file is not None:
+            for path in (file, self._position_file(file)):
+                with suppress(FileNotFoundError):
+                    path.unlink()
+
+    def _file(self) -> Path | None:
+        """Of its saved memory; None: it has none."""
+        if not self.settings.memory_folder:
+            return None
+        folder = Path(os.path.expanduser(self.settings.memory_folder))
+        return folder / f"{self.settings.memory_name}{SUFFIX}"
+
+    @staticmethod
+    def _position_file(file: Path) -> Path:
+        return file.with_name(file.name + POSITION)
+
+    def _note_position(self) -> None:
+        """Write down how far frames were accepted: what a server that is killed has lost."""
+        file, accepted = self._file(), self.accepted
+        if file is None or accepted is None or accepted == self._noted:
+            return
+        self._noted_at = time.monotonic()
+        path = self._position_file(file)
+        written = path.with_name(f"{path.name}.{os.getpid()}")
+        try:
+            path.parent.mkdir(0o700, parents=True, exist_ok=True)
+            written.write_bytes(
+                msgspec.json.encode(_Position(accepted.stamp_ns, accepted.sequence))
+            )
+            written.replace(path)
+        except OSError as fault:
+            log.warning("session %s: its position cannot be noted: %s", self.id, fault)
+            return
+        self._noted = accepted
+
+    def _read_position(self) -> _Position | None:
+        file = self._file()
+        assert file is not None
+        try:
+            data = self._position_file(file).read_bytes()
+            return msgspec.json.decode(data, type=_Position)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.DecodeError) as fault:
+            log.warning("session %s: its position cannot be read: %s", self.id, fault)
+            return None
+
+
+def _gap(noted: _Position | None, newest_ns: int | None) -> str:
+    """What was accepted after what is in memory, in words."""
+    if noted is None or (newest_ns is not None and noted.accepted_ns <= newest_ns):
+        return ""
+    if newest_ns is None:
+        return "what was seen before is lost: the server ended before it was saved"
+    lost = (noted.accepted_ns - newest_ns) / SECOND
+    return (
+        f"the last {duration_text(lost)} or so that were seen are lost: the server ended before "
+        "they were saved"
+    )
+
+
+class Sessions:
+    """All sessions of a server.
+
+    Args:
+        settings: of each session, but for its name.
+        limits: how many there are, and for how long.
+
+    Attributes:
+        answered: called with the outcome of each question, in the thread of the engines.
+        model: what answers, in words.
+    """
+
+    def __init__(self, settings: Settings, limits: Limits | None = None) -> None:
+        if not settings.max_cache_tokens:
+            raise InvalidParameterError(
+                "max_cache_tokens must be said, as each of several sessions takes so many"
+            )
+        if settings.frame_store:
+            raise InvalidParameterError("frame_store is of one camera; a server has many")
+        if settings.memory_folder:
+            settings = replace(settings, save_memory_on_shutdown=True)
+        self.settings, self.limits = settings, limits or Limits()
+        self.model = str(card_of(settings))
+        self.answered: Callable[[Outcome], None] = lambda outcome: None
+        self.draining = False
+        self._table: dict[tuple[str, str], Session] = {}
+        self._lock = threading.Lock()
+        self._checkpoint: Checkpoint | None = None
+        self._group: Any = None
+        self._thread = EngineThread(settings.ingest_share, together_appender(), lasting=True)
+        self._pool = ThreadPoolExecutor(8, thread_name_prefix="sessions")
+        self._ended = threading.Event()
+        self._keeping = threading.Thread(target=self._keep, name="sessions", daemon=True)
+
+    def load(self) -> str:
+        """Load the model, take the memory that a GPU's sessions share, and begin; what they take,
+        in one line. Raises ModelLoadError, DeviceUnavailableError, InvalidParameterError."""
+        self._checkpoint = load_model(self.settings)
+        self._group = group_of([self.settings] * self.limits.max_sessions, self._checkpoint)
+        self._thread.start()
+        trial = EngineWorker(
+            lambda: self._build(self.settings), FrameCounters(), 1, 1, thread=self._thread
+        )
+        try:
+            return trial.loaded.result()
+        finally:
+            trial.stop(END_TIMEOUT)
+            self._keeping.start()
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether sessions can be opened."""
+        return self._keeping.ident is not None and not self.draining
+
+    def _build(self, settings: Settings) -> InferenceEngine:
+        assert self._checkpoint is not None
+        return build_engine(settings, self._checkpoint, self._group)
+
+    # -- which there are ---------------------------------------------------------------------
+
+    def open(self, id: str, owner: str) -> Session:
+        """The session of that name, taken up or begun; it may still be loading (`Session.ready`).
+
+        Raises:
+            InvalidParameterError: a name that is none.
+            SessionLimitError: there are too many.
+            NotActiveError: the server, or the session, is just being ended.
+        """
+        check_session_id(id)
+        with self._lock:
+            self._check_open()
+            if (found := self._table.get((owner, id))) is not None:
+                if found._ending:
+                    raise ServerEndingError(f"session {id} is being ended: try again in a moment")
+                found.touch()
+                return found
+            self._check_room(owner)
+            session = Session(
+                id, owner, self._settings_of(id, owner), self._build, self._thread,
+                lambda outcome: self.answered(outcome), self.model,
+            )  # fmt: skip
+            assert self._checkpoint is not None
+            images = self._checkpoint.processor.image_settings
+            session.factor = images.patch_size * images.merge_size
+            self._table[owner, id] = session
+        self._pool.submit(self._begin, session)
+        return session
+
+    def find(self, id: str, owner: str) -> Session:
+        """A session that there is. Raises SessionUnknownError."""
+        with self._lock:
+            if (found := self._table.get((owner, id))) is None:
+                raise SessionUnknownError(f"there is no session {cut(id)!r}")
+            return found
+
+    def all(self, owner: str | None = None) -> list[Session]:
+        """Those of an owner; None: all."""
+        with self._lock:
+            return [one for one in self._table.values() if owner in (None, one.owner)]
+
+    def close(self, id: str, owner: str, *, forget: bool = True) -> None:
+        """End a session; with ``forget`` what was saved of it by itself is deleted, too. Raises
+        SessionUnknownError."""
+        self._end(self.find(id, owner), forget=forget)
+
+    def drain(self, timeout: float = 30.0) -> None:
+        """End in order: nothing new is taken, answers under way and chunks that wait come to their
+        end, memories are saved, connections are told."""
+        until = time.monotonic() + timeout
+        with self._lock:
+            self.draining = True
+            sessions = list(self._table.values())
+        for session in sessions:
+            session.stop_taking()
+        for session in sessions:
+            session.wait_until_idle(max(0.0, until - time.monotonic()))
+        wait([self._pool.submit(self._end, one, patience=until) for one in sessions])
+        self._ended.set()
+        self._thread.stop(END_TIMEOUT)
+        self._pool.shutdown(wait=False)
+
+    def _check_open(self) -> None:
+        if self.draining:
+            raise ServerEndingError("the server is being stopped")
+        if not self.is_loaded:
+            raise NotActiveError("the model is being loaded: try again in a moment")
+
+    def _check_room(self, owner: str) -> None:
+        limits = self.limits
+        if len(self._table) >= limits.max_sessions:
+            raise SessionLimitError(
+                f"{limits.max_sessions} sessions are served already (--max-sessions)"
+            )
+        of_owner = sum(one == owner for one, _ in self._table)
+        if 0 < limits.max_sessions_per_key <= of_owner:
+            raise SessionLimitError(
+                f"this key has {of_owner} sessions already (--max-sessions-per-key)"
+            )
+
+    def _settings_of(self, id: str, owner: str) -> Settings:
+        if not self.settings.memory_folder:
+            return self.settings
+        folder = Path(os.path.expanduser(self.settings.memory_folder)) / owner
+        return replace(self.settings, memory_folder=str(folder), memory_name=id)
+
+    # -- their lives -------------------------------------------------------------------------
+
+    def _begin(self, session: Session) -> None:
+        try:
+            session.begin()
+        except Exception as fault:
+            if not isinstance(fault, StreamVlmError):
+                log.error("session %s could not be begun", session.id, exc_info=fault)
+            self._forget(session)
+            session.keeper.close()
+            session.ready.set_exception(fault)
+            return
+        session.ready.set_result(None)
+
+    def _end(
+        self, session: Session, *, forget: bool = False, patience: float | None = None
+    ) -> None:
+        left = END_TIMEOUT if patience is None else max(END_TIMEOUT, patience - time.monotonic())
+        try:
+            session.end(forget=forget, timeout=left)
+        except Exception as fault:
+            log.error("session %s did not end well", session.id, exc_info=fault)
+        finally:
+            self._forget(session)
+            if (connection := session.connection) is not None:
+                connection.session_ended(forget)
+
+    def _forget(self, session: Session) -> None:
+        with self._lock:
+            if self._table.get((session.owner, session.id)) is session:
+                del self._table[session.owner, session.id]
+
+    def _keep(self) -> None:
+        """Every now and then, in a thread of its own."""
+        while not self._ended.wait(TICK):
+            for session in self.all():
+                try:
+                    session.tick()
+                    if self._is_idle(session):
+                        session.stop_taking()
+                        self._pool.submit(self._end, session)
+                except Exception as fault:  # the next one may go well
+                    log.error("session %s: internal error", session.id, exc_info=fault)
+
+    def _is_idle(self, session: Session) -> bool:
+        period = 60.0 * self.limits.idle_minutes
+        if not period or session.connection is not None or not session.ready.done():
+            return False
+        idle = time.monotonic() - session.touched > period
+        return idle and not session.is_busy and not session._ending
+
+
+def check_session_id(id: str) -> None:
+    """Raise InvalidParameterError for what is no name of a session."""
+    try:
+        check_memory_name(id)
+    except InvalidParameterError:
+        raise InvalidParameterError(
+            f"{cut(id)!r} names no session: up to 100 letters, digits, '_', '-' and '.', not "
+            "beginning with '.' or '-'"
+        ) from None
