@@ -1,0 +1,118 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""Servers that share a folder of saved memories: a session goes from one to the other."""
+
+import numpy as np
+import pytest
+
+from stream_vlm_ros.config import Settings
+from stream_vlm_ros.remote import protocol
+from stream_vlm_ros.serve.options import Limits
+from stream_vlm_ros.serve.ownership import SessionElsewhereError
+from stream_vlm_ros.serve.sessions import Sessions, SessionUnknownError
+from stream_vlm_ros.session.question import Question
+
+PATIENCE = 60
+SECOND = 10**9
+QUESTION = Question("What is visible now?", max_new_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("memories")
+
+
+@pytest.fixture(scope="module")
+def servers(folder):
+    """Two of them."""
+    settings = Settings(
+        device="cpu", max_cache_tokens=1500, max_pixels=25088, memory_folder=str(folder)
+    )
+    servers = [
+        Sessions(settings, Limits(drain_seconds=0.5), server="replica one"),
+        Sessions(settings, Limits(), server="replica two"),
+    ]
+    for server in servers:
+        server.load()
+    yield servers
+    for server in servers:
+        server.drain(PATIENCE)
+
+
+@pytest.fixture
+def one(servers):
+    return servers[0]
+
+
+@pytest.fixture
+def two(servers):
+    return servers[1]
+
+
+def see(session, first, last):
+    """Frames of these sequences, one a second, and wait until they are remembered."""
+    session.ready.result(PATIENCE)
+    session.update({"commit": "client"})
+    for sequence in range(first, last + 1):
+        shade = np.full((112, 112, 3), 20 * sequence % 256, np.uint8)
+        session.receive(
+            protocol.FrameMessage(
+                sequence, sequence * SECOND, protocol.RAW, 112, 112, shade.tobytes()
+            )
+        )
+        if sequence % 4 == 0:
+            session.commit_open()
+    assert session.wait_until_idle(PATIENCE)
+
+
+def answer(session):
+    session.ready.result(PATIENCE)
+    outcome = session.ask(QUESTION).future.result(PATIENCE)
+    assert outcome.error is None
+    return outcome.answer
+
+
+def test_a_session_that_is_let_go_is_the_same_at_the_next_server(one, two):
+    session = one.open("moved", "local")
+    see(session, 1, 8)
+    before, memory = answer(session), session.memory
+    taken = two.open("moved", "local")  # it waits until the other one lets go
+    assert not taken.ready.done()
+    one.let_go([session])
+    assert answer(taken) == before
+    assert taken.restored and taken.gap == ""
+    assert (taken.memory.frames, taken.memory.latest_ns) == (memory.frames, 8 * SECOND)
+    assert [held.id for held in one.all()] == []
+    two.close("moved", "local")
+
+
+def test_a_session_that_another_server_keeps_is_refused_in_words(one, two):
+    see(two.open("kept", "local"), 1, 4)
+    with pytest.raises(SessionElsewhereError, match="replica two has this session"):
+        one.open("kept", "local").ready.result(PATIENCE)
+    assert [held.id for held in one.all()] == []
+    assert two.find("kept", "local").memory.frames == 4
+    two.close("kept", "local")
+
+
+def test_a_question_finds_a_session_of_which_only_its_file_is_there(one, two):
+    see(one.open("asleep", "local"), 1, 4)
+    with pytest.raises(SessionUnknownError):
+        two.take_up("awake", "local")
+    with pytest.raises(SessionUnknownError):
+        two.take_up("../asleep", "local")
+    with pytest.raises(SessionUnknownError):
+        two.take_up("asleep", "another's key")
+    one.close("asleep", "local", forget=False)
+    assert answer(two.take_up("asleep", "local"))
+    assert two.take_up("asleep", "local") is two.find("asleep", "local")
+    two.close("asleep", "local")
+
+
+def test_of_a_session_that_is_forgotten_no_server_finds_anything(one, two, folder):
+    see(one.open("forgotten", "local"), 1, 4)
+    one.close("forgotten", "local", forget=True)
+    assert not list(folder.rglob("forgotten*"))
+    with pytest.raises(SessionUnknownError):
+        two.take_up("forgotten", "local")
