@@ -166,7 +166,7 @@ class Session:
         self._server, self._patience = server, patience
         self._ownership: Ownership | None = None  # of the memory's file
         self._limit = PictureLimit(settings.max_decoded_megapixels)
-        self._ending = self._loading = False
+        self._ending = self._refusing = self._loading = False  # frames, questions
         self._lock = threading.RLock()  # of what is on its way to the worker
         self._open: list[TimedFrame] = []  # sent, and not yet said to be a chunk
         self._open_bytes = 0
@@ -305,7 +305,7 @@ class Session:
     @property
     def refusal(self) -> StreamVlmError | None:
         """Why nothing can be asked now."""
-        if self._ending:
+        if self._refusing:
             return ServerEndingError("the session is being ended: ask again in a moment")
         if not self.ready.done():
             return NotActiveError("the session is being begun: ask again in a moment")
@@ -543,28 +543,36 @@ class Session:
         return bool(self._asked) or bool(self.worker.depth) or self.counters.pending > 0
 
     def stop_taking(self) -> None:
-        """Accept nothing more; what was accepted ends in its own time."""
+        """Accept no frame more; those that were accepted end in their own time. Questions are still
+        answered."""
         with self._lock:
             self._ending = True
             self._take_open()
             self.ingest.pause()
             self.ingest.active = False
 
-    def wait_until_idle(self, timeout: float) -> bool:
-        """Wait for answers that are under way and chunks that wait; whether all have ended."""
-        until = time.monotonic() + timeout
-        while self.is_busy and time.monotonic() < until:
-            time.sleep(0.01)
-        return not self.is_busy
+    def wait_until_remembered(self, timeout: float) -> bool:
+        """Wait for the chunks that wait; whether all have come to their end."""
+        return _wait_while(lambda: self.counters.pending > 0, timeout)
 
     def end(self, *, forget: bool = False, timeout: float = END_TIMEOUT) -> None:
-        """Save it, unless it is to be forgotten, and end it."""
+        """Save it, unless it is to be forgotten, and end it. Questions are answered while it is
+        being saved."""
+        until = time.monotonic() + timeout
         self.stop_taking()
         self.ingest.clear(Drop.RESET)
-        self.worker.abandon(Drop.RESET, ServerEndingError("the session was ended"))
+        self.worker.drop_chunks(Drop.RESET)
         file = self._file()
-        if not forget and file is not None and self.ready.done() and not self.ready.exception():
+        is_saved = not forget and file is not None and self.ready.done()
+        is_saved = is_saved and not self.ready.exception()
+        if is_saved:
             self.keeper.save_at_end(timeout)
+        self._refusing = True
+        if not forget:
+            _wait_while(lambda: bool(self._asked), until - time.monotonic())
+        self.worker.abandon(Drop.RESET, ServerEndingError("the session was ended"))
+        if is_saved:
+            self.keeper.save_at_end(timeout)  # what was answered may have been kept
             if not self.keeper.state.error and (newest_ns := self.memory.latest_ns) is not None:
                 self.accepted = Sent(0, newest_ns)
             self._note_position()
@@ -628,6 +636,14 @@ class Session:
         except (OSError, msgspec.DecodeError) as fault:
             log.warning("session %s: its position cannot be read: %s", self.id, fault)
             return None
+
+
+def _wait_while(holds: Callable[[], bool], timeout: float) -> bool:
+    """Wait so many seconds for it to end; whether it has."""
+    until = time.monotonic() + timeout
+    while holds() and time.monotonic() < until:
+        time.sleep(0.01)
+    return not holds()
 
 
 def file_of(settings: Settings) -> Path | None:
@@ -715,6 +731,11 @@ class Sessions:
         """Whether sessions can be opened."""
         return self._keeping.ident is not None and not self.draining
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the engines' thread runs, once they are loaded and until `drain`."""
+        return self._thread.is_alive
+
     def _build(self, settings: Settings) -> InferenceEngine:
         assert self._checkpoint is not None
         return build_engine(settings, self._checkpoint, self._group)
@@ -788,13 +809,13 @@ class Sessions:
         self._end(self.find(id, owner), forget=forget)
 
     def let_go(self, sessions: Sequence[Session], timeout: float = 30.0) -> None:
-        """End some in order: answers under way and chunks that wait come to their end, memories are
-        saved, connections are told. Another server may go on with them."""
+        """End some in order: chunks that wait come to their end, memories are saved, then answers
+        end, and connections are told. Another server may go on with them."""
         until = time.monotonic() + timeout
         for session in sessions:
             session.stop_taking()
         for session in sessions:
-            session.wait_until_idle(max(0.0, until - time.monotonic()))
+            session.wait_until_remembered(until - time.monotonic())
         wait([self._ending.submit(self._end, one, patience=until) for one in sessions])
 
     def drain(self, timeout: float = 30.0) -> None:

@@ -3,6 +3,9 @@
 
 """Servers that share a folder of saved memories: a session goes from one to the other."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -10,7 +13,7 @@ from stream_vlm_ros.config import Settings
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve.options import Limits
 from stream_vlm_ros.serve.ownership import SessionElsewhereError
-from stream_vlm_ros.serve.sessions import Sessions, SessionUnknownError
+from stream_vlm_ros.serve.sessions import ServerEndingError, Sessions, SessionUnknownError
 from stream_vlm_ros.session.question import Question
 
 PATIENCE = 60
@@ -63,7 +66,7 @@ def see(session, first, last):
         )
         if sequence % 4 == 0:
             session.commit_open()
-    assert session.wait_until_idle(PATIENCE)
+    assert session.wait_until_remembered(PATIENCE)
 
 
 def answer(session):
@@ -85,6 +88,26 @@ def test_a_session_that_is_let_go_is_the_same_at_the_next_server(one, two):
     assert (taken.memory.frames, taken.memory.latest_ns) == (memory.frames, 8 * SECOND)
     assert [held.id for held in one.all()] == []
     two.close("moved", "local")
+
+
+def test_questions_are_answered_while_a_session_is_being_let_go(one, two):
+    session = one.open("asked", "local")
+    see(session, 1, 8)
+    writing = threading.Event()
+    long = Question("What was visible before?", max_new_tokens=64)
+    ticket = session.ask(long, lambda state, text: writing.set())
+    assert writing.wait(PATIENCE)
+    with ThreadPoolExecutor() as pool:
+        going = pool.submit(one.let_go, [session], PATIENCE)
+        errors = []
+        while not going.done():
+            errors.append(session.ask(QUESTION).future.result(PATIENCE).error)
+    assert ticket.future.result(PATIENCE).error is None
+    answered = errors.count(None)
+    assert answered > 0 and errors[:answered] == [None] * answered
+    assert {type(error) for error in errors[answered:]} <= {ServerEndingError}
+    assert two.take_up("asked", "local").ready.result(PATIENCE) is None
+    two.close("asked", "local")
 
 
 def test_a_session_that_another_server_keeps_is_refused_in_words(one, two):
