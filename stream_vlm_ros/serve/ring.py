@@ -11,46 +11,43 @@ what the proxies hear.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable
 from typing import Any
 
 from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
-from ray.serve.request_router import ReplicaID, RunningReplica
+from ray.serve.request_router import RunningReplica
 
-# Called in the router's thread with the router, after each change of the replicas.
+# Called with the router, in its thread, after each change of the replicas.
 listeners: list[Callable[[SessionRing], None]] = []
 
 
 class SessionRing(ConsistentHashRouter):
-    """Ray's router by session, which says when the replicas have changed.
+    """Ray's router by session, which can be asked, from any thread.
 
     Ray copies this class by value into every process: what it shares with the rest of a process
     is reached by an import.
     """
 
-    @property
-    def members(self) -> frozenset[str]:
-        """Tags of the replicas that get requests."""
-        return frozenset(one.unique_id for one in self.curr_replicas)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._changing = threading.Lock()
 
-    def member_of(self, session: str) -> str | None:
-        """Tag of the replica that gets a session's requests; None: there is no replica."""
-        ranked = self._lookup_ranked_replicas(session)
-        return ranked[0].unique_id if ranked else None
-
-    def update_replicas(self, replicas: Sequence[RunningReplica]) -> None:
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Ray's: these are all that get requests from now on."""
-        super().update_replicas(list(replicas))
-        _tell(self)
+        from stream_vlm_ros.serve import ring
 
-    def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
-        """Ray's: a request has found it dead."""
-        super().on_replica_actor_died(replica_id)
-        _tell(self)
+        with self._changing:
+            super().update_replicas(replicas)
+        for listener in ring.listeners:
+            listener(self)
 
+    def has(self, replica: str) -> bool:
+        """Whether a replica of this tag gets requests."""
+        return any(one.unique_id == replica for one in list(self.curr_replicas))
 
-def _tell(ring: Any) -> None:
-    from stream_vlm_ros.serve import ring as shared
-
-    for listener in shared.listeners:
-        listener(ring)
+    def home_of(self, session: str) -> str:
+        """Tag of the replica that gets a session's requests; "": there is no replica."""
+        with self._changing:
+            ranked = self._lookup_ranked_replicas(session)
+        return ranked[0].unique_id if ranked else ""

@@ -1,0 +1,234 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""The service on Ray Serve: replicas, a GPU each, that share a folder of saved memories.
+
+A session's requests always go to the same replica, by Ray's hash of the header ``x-session-id``.
+When replicas come or go, those that stay let go the sessions that now belong to others, once these
+are saved; a camera is told to connect again, and its session goes on at the new owner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from fastapi import WebSocket
+from fastapi.responses import JSONResponse
+from ray import serve
+from ray.serve.config import RequestRouterConfig
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from stream_vlm_ros.access import is_loopback, read_keys
+from stream_vlm_ros.config import Settings
+from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError, cut
+from stream_vlm_ros.remote.protocol import PATH, SESSION_HEADER
+from stream_vlm_ros.serve import ring
+from stream_vlm_ros.serve.app import create_app
+from stream_vlm_ros.serve.cluster import Cluster
+from stream_vlm_ros.serve.keys import Keys, NotAdmittedError
+from stream_vlm_ros.serve.live import refuse
+from stream_vlm_ros.serve.options import Limits
+from stream_vlm_ros.serve.refusals import body_of, status_of
+from stream_vlm_ros.serve.sessions import Session, Sessions
+
+NAME = "stream-vlm"  # of the application, and of its deployment
+REPLICA_HEADER = b"x-stream-vlm-replica"  # of an answer: who gave it
+SESSIONS_PATH, QUESTIONS_PATH = "/v1/sessions/", "/v1/chat/"
+TICK = 0.1  # s
+# Seconds for which a replica still serves a session that is not its own any more: some proxy may
+# not have heard yet.
+LINGER = 0.5
+MARGIN = 10.0  # s that a replica may take to end, after its sessions
+
+
+class SessionMissingError(StreamVlmError):
+    """A request about a session does not say about which, where the proxies read it."""
+
+    code = "SESSION_MISSING"
+
+
+class Replica:
+    """What `stream-vlm serve` is, as one of several.
+
+    Args:
+        settings, limits: as of `stream-vlm serve`.
+        key_file: of the keys, on the machine of the replica. The keys themselves are not given to
+            Ray, which shows what it is given.
+    """
+
+    def __init__(self, settings: Settings, limits: Limits, key_file: str) -> None:
+        context = serve.get_replica_context()
+        self._tag = context.replica_tag
+        self._keys = Keys(read_keys(key_file))
+        self._limits = limits
+        self._sessions = Sessions(settings, limits, server=f"replica {self._tag}")
+        self._sessions.load()
+        self._ring: ring.SessionRing | None = None
+        ring.listeners.append(self._hear)
+        # A call makes the router of this process; who answers it is of no interest.
+        serve.get_deployment_handle(context.deployment, context.app_name).process.remote()
+        threading.Thread(target=self._watch, name="ring", daemon=True).start()
+
+    def process(self) -> tuple[str, int]:
+        """The name of this replica, and its process."""
+        return self._tag, os.getpid()
+
+    def check_health(self) -> None:
+        """Ray's: a replica of which this raises is replaced."""
+        if not self._sessions.is_alive:
+            raise RuntimeError("the thread of the engines has ended")
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Ray's: the application, with `Named` behind the door that asks for a key."""
+        app = create_app(self._sessions, self._keys)
+        named = Middleware(Named, sessions=self._sessions, replica=self._tag, keys=self._keys)
+        app.user_middleware.append(named)
+        return app
+
+    def _hear(self, replicas: ring.SessionRing) -> None:
+        self._ring = replicas
+
+    def _watch(self) -> None:
+        """Let go what belongs to others, and at the end everything."""
+        seconds = self._limits.drain_seconds
+        was_in, away_since = False, dict[Session, float]()
+        while True:
+            time.sleep(TICK)
+            if self._ring is None:
+                continue
+            if not self._ring.has(self._tag):
+                if was_in:
+                    time.sleep(LINGER)
+                    self._sessions.drain(seconds)
+                    return
+                continue
+            was_in = True
+            now = time.monotonic()
+            homes = {one: self._ring.home_of(one.id) for one in self._sessions.all()}
+            away = [one for one, home in homes.items() if home not in (self._tag, "")]
+            away_since = {one: away_since.get(one, now) for one in away}
+            due = [one for one, since in away_since.items() if now - since > LINGER]
+            if due:
+                away_since |= dict.fromkeys(due, float("inf"))
+                going = threading.Thread(
+                    target=self._sessions.let_go, args=(due, seconds), daemon=True
+                )
+                going.start()
+
+
+class Named:
+    """Sees to it that a request about a session is one about a session that is here.
+
+    The proxies know a session by its header alone: without it they would choose any replica.
+    """
+
+    def __init__(self, app: ASGIApp, sessions: Sessions, replica: str, keys: Keys) -> None:
+        self._app, self._sessions, self._replica = app, sessions, replica
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+
+        async def sent(message: Message) -> None:
+            if message["type"].endswith("http.response.start"):
+                told = (REPLICA_HEADER, self._replica.encode())
+                message = {**message, "headers": [*message.get("headers", ()), told]}
+            await send(message)
+
+        try:
+            self._check_client(scope)
+            await self._check_session(scope)
+        except StreamVlmError as fault:
+            if scope["type"] == "websocket":
+                await refuse(WebSocket(scope, receive, sent), fault)
+            else:
+                status, headers = status_of(fault)
+                await JSONResponse(body_of(fault), status, headers)(scope, receive, sent)
+            return
+        await self._app(scope, receive, sent)
+
+    def _check_client(self, scope: Scope) -> None:
+        """Without a key, only a proxy's own machine is let in: where it listens is not known."""
+        host = (scope.get("client") or ("",))[0]
+        if not self._keys.keys and not is_loopback(host):
+            raise NotAdmittedError(
+                "this cluster has no key, and so serves its own machines alone: give it --key-file"
+            )
+
+    async def _check_session(self, scope: Scope) -> None:
+        path = scope["path"]
+        if not path.startswith((PATH, QUESTIONS_PATH, SESSIONS_PATH)):
+            return
+        name = Headers(scope=scope).get(SESSION_HEADER, "")
+        if not name:
+            raise SessionMissingError(
+                f"name the session in the header {SESSION_HEADER}: by it, and by nothing else, "
+                "this cluster finds the server that has the session"
+            )
+        if path.startswith(SESSIONS_PATH) and path.removeprefix(SESSIONS_PATH) != name:
+            raise SessionMissingError(
+                f"the header {SESSION_HEADER} names {cut(name)}, and the path another session"
+            )
+        if path.startswith(QUESTIONS_PATH):
+            session = self._sessions.take_up(name, scope["owner"])
+            await asyncio.wrap_future(session.ready)
+
+
+def application(args: Mapping[str, Any]) -> serve.Application:
+    """The application, for `serve run` and a Serve config (config/ray_serve.yaml).
+
+    Args:
+        args: the options of `stream-vlm serve` by name, such as ``max_cache_tokens``, those of
+            `Cluster`, and ``key_file``.
+
+    Raises InvalidParameterError for one that there is not, or a value that is of no use.
+    """
+    values = dict(args)
+    key_file = str(values.pop("key_file", ""))
+    limits = {name: values.pop(name) for name in Limits.table() if name in values}
+    cluster = {name: values.pop(name) for name in Cluster.table() if name in values}
+    return deployed(Settings.of(values), Limits.of(limits), Cluster.of(cluster), key_file)
+
+
+def deployed(
+    settings: Settings, limits: Limits, cluster: Cluster, key_file: str = ""
+) -> serve.Application:
+    """The application of these options. Raises InvalidParameterError."""
+    if not settings.memory_folder:
+        raise InvalidParameterError(
+            "name a --memory-folder that all replicas reach: a session that goes from one to "
+            "another is saved there"
+        )
+    gpus = cluster.replica_gpus
+    if gpus < 0:
+        gpus = 1.0 if ray.is_initialized() and ray.cluster_resources().get("GPU") else 0.0
+    make = serve.deployment(
+        name=NAME,
+        num_replicas=cluster.replicas,
+        # One after the other is replaced; the next one begins first, but on a GPU, of which there
+        # is none to spare.
+        rolling_update_percentage=0.01,
+        max_surge_percent=0 if gpus else 1,
+        # A camera's WebSocket is one that goes on; others are refused by the replica, in words.
+        max_ongoing_requests=limits.max_sessions * (2 + settings.max_questions) + 100,
+        graceful_shutdown_timeout_s=LINGER + limits.drain_seconds + MARGIN,
+        graceful_shutdown_wait_loop_s=TICK,
+        health_check_period_s=2.0,
+        health_check_timeout_s=10.0,
+        ray_actor_options={"num_gpus": gpus, "num_cpus": cluster.replica_cpus},
+        request_router_config=RequestRouterConfig(
+            request_router_class=ring.SessionRing,
+            request_router_kwargs={"num_fallback_replicas": 0},  # a session has one home
+        ),
+    )
+    return make(serve.ingress()(Replica)).bind(settings, limits, key_file)
