@@ -47,11 +47,11 @@ MODE := $(ROS_DISTRO)
 VENV_OPTIONS := --system-site-packages
 CONSTRAINTS_OPTIONS := --system-ros
 # OpenCV comes with ROS (cv_bridge); only where it does not, ours is installed.
-REQUIREMENTS = runtime web test $(shell $(VENV)/bin/python -c "import cv2" 2>/dev/null || echo opencv)
+REQUIREMENTS = runtime web serve test $(shell $(VENV)/bin/python -c "import cv2" 2>/dev/null || echo opencv)
 COLCON := $(shell command -v colcon 2>/dev/null)
 else
 MODE := wheels
-REQUIREMENTS := runtime opencv web test ros-jazzy
+REQUIREMENTS := runtime opencv web serve test ros-jazzy
 COLCON := $(VENV)/bin/colcon
 endif
 

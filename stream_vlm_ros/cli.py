@@ -49,6 +49,7 @@ from stream_vlm_ros.cli_web import WebCommand
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.demo.settings import DEMO, DemoOptions
 from stream_vlm_ros.processes.children import signals_as_ctrl_c
+from stream_vlm_ros.serve.options import Limits
 from stream_vlm_ros.setting import Setting, SettingTable
 
 if TYPE_CHECKING:
@@ -796,6 +797,34 @@ def web(
         "frame_rate": frame_rate,
     }
     serve(of_sources(source or [], settings, options, loop), access)
+
+
+@app.command()
+@takes_settings("serve")
+@takes_settings("serve", Limits(), "limits")
+def serve(
+    settings: Settings,
+    limits: Limits,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8090,
+    host: Annotated[
+        str, typer.Option(help="Where to listen. Any but this machine's own needs a key.")
+    ] = "127.0.0.1",
+    key_file: Annotated[
+        str,
+        typer.Option(
+            help="File of keys, one a line, each with its own sessions; else the one in "
+            "STREAM_VLM_API_KEY."
+        ),
+    ] = "",
+) -> None:
+    """Serve the memories of many cameras over the network, on one model.
+
+    A robot connects with the node's setting engine: remote; whoever has the key asks over HTTP, as
+    of OpenAI's API (docs/serving.md).
+    """
+    from stream_vlm_ros.cli_serve import serve_until_told
+
+    serve_until_told(settings, limits, host, port, key_file)
 
 
 @app.command()

@@ -195,12 +195,12 @@ class Settings(SettingTable):
         "Folder of a Qwen2.5-VL checkpoint on this machine; nothing is ever downloaded. "
         "Empty: the small model that comes with the package and knows only the drawn world.",
         flag="--model",
-        verbs=("ask", "replay", "rate", "demo", "history", "web"),
+        verbs=("ask", "replay", "rate", "demo", "history", "web", "serve"),
     )
     device: str = shared(
         "auto",
         "Where the model runs: auto, cpu, cuda or cuda:N. auto takes a GPU if there is one.",
-        verbs=("ask", "replay", "rate", "demo", "history", "web"),
+        verbs=("ask", "replay", "rate", "demo", "history", "web", "serve"),
         rule=check_device,
     )
     dtype: str = shared(
@@ -260,7 +260,7 @@ class Settings(SettingTable):
         "most the model's context less max_tail_tokens.",
         0,
         10_000_000,
-        verbs=("ask", "demo", "web"),
+        verbs=("ask", "demo", "web", "serve"),
     )
     sink_size: int = shared(
         0,
@@ -313,7 +313,7 @@ class Settings(SettingTable):
         0,
         100_000_000,
         change=ALWAYS,
-        verbs=("ask", "info", "demo", "web"),
+        verbs=("ask", "info", "demo", "web", "serve"),
     )
     sampled_share: float = shared(
         AUTO,
@@ -354,7 +354,7 @@ class Settings(SettingTable):
         "",
         "Folder of saved memories, the only one that ~/save_memory and ~/load_memory write and "
         "read. Empty: both are refused (docs/saving.md).",
-        verbs=("web",),
+        verbs=("web", "serve"),
     )
     memory_name: str = node_only(
         "memory",
@@ -373,6 +373,7 @@ class Settings(SettingTable):
         0.0,
         100_000.0,
         change=ALWAYS,
+        verbs=("serve",),
     )
     save_memory_on_shutdown: bool = node_only(
         False,
@@ -411,7 +412,7 @@ class Settings(SettingTable):
         "nothing is kept for it. auto: where the past fits a question, and better than what is in "
         "memory. always: whenever any of it fits (docs/history.md).",
         choices=HISTORY,
-        verbs=("ask", "replay", "demo", "web"),
+        verbs=("ask", "replay", "demo", "web", "serve"),
     )
     history_calibration: str = shared(
         "",
@@ -520,7 +521,7 @@ class Settings(SettingTable):
         "bounds what compressed data may unpack to: 8 bytes a pixel, and 64 MiB.",
         0.01,
         1000.0,
-        verbs=("ask", "replay", "web"),
+        verbs=("ask", "replay", "web", "serve"),
     )
     sample_fps: float = shared(
         2.0,
@@ -529,7 +530,7 @@ class Settings(SettingTable):
         120.0,
         change=ALWAYS,
         flag="--fps",
-        verbs=("ask", "replay", "info", "questions", "demo", "web"),
+        verbs=("ask", "replay", "info", "questions", "demo", "web", "serve"),
     )
     chunk_frames: int = shared(
         4,
@@ -537,7 +538,7 @@ class Settings(SettingTable):
         1,
         64,
         change=ALWAYS,
-        verbs=("ask", "demo", "web"),
+        verbs=("ask", "demo", "web", "serve"),
     )
     max_chunk_delay: float = node_only(
         2.0,
@@ -552,6 +553,7 @@ class Settings(SettingTable):
         1,
         256,
         change=ALWAYS,
+        verbs=("serve",),
     )
     max_questions: int = node_only(
         8,
@@ -559,6 +561,7 @@ class Settings(SettingTable):
         1,
         256,
         change=ALWAYS,
+        verbs=("serve",),
     )
     ingest_share: float = node_only(
         0.5,
@@ -568,6 +571,7 @@ class Settings(SettingTable):
         0.0,
         1.0,
         change=ALWAYS,
+        verbs=("serve",),
     )
     on_time_jump: str = node_only(
         "reset",
@@ -601,7 +605,7 @@ class Settings(SettingTable):
         1,
         100_000,
         change=ALWAYS,
-        verbs=("ask", "demo", "web"),
+        verbs=("ask", "demo", "web", "serve"),
     )
     temperature: float = shared(
         0.0,

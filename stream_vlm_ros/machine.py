@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import os
 import platform
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,6 +42,18 @@ def threads_to_take() -> int | None:
     make everything several times slower.
     """
     return None if "OMP_NUM_THREADS" in os.environ else max(1, (os.cpu_count() or 1) - 1)
+
+
+def why_missing(what: str, extra: str, needed: Sequence[str]) -> str:
+    """Which modules an extra of this package lacks and how it is installed, in one line; "": none.
+    Nothing of it is imported for that."""
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if not missing:
+        return ""
+    return (
+        f"{what} needs {', '.join(missing)}: {sys.executable} -m pip install "
+        f"'stream-vlm-ros[{extra}]', or in a checkout -r requirements/{extra}.txt"
+    )
 
 
 def used_bytes(device: str) -> int:

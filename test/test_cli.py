@@ -54,6 +54,7 @@ def test_the_version_is_the_packages():
 
 
 VERBS = ["", "ask", "replay", "rate", "info", "calibrate", "report", "report diff", "demo", "web"]
+VERBS += ["serve"]
 VERBS += [
     "hardware",
     "history",

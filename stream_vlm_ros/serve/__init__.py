@@ -12,6 +12,7 @@ What is served
     telling      what is told of them, in the words of the protocol
 
 Over the network
+    refusals     errors as answers of HTTP
     live         a camera's WebSocket
     outbox       what waits to be sent on one
     app          the application: HTTP, and the WebSocket

@@ -8,7 +8,6 @@ Without a network: frames and questions come by calls, from any thread, and even
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import threading
@@ -171,7 +170,7 @@ class Session:
         self._open: list[TimedFrame] = []  # sent, and not yet said to be a chunk
         self._open_bytes = 0
         self._sequence = 0  # of the frame that came last
-        self._asked: set[Ticket] = set()
+        self._asked = 0  # questions under way
         self._telling = threading.Lock()
         self._ends: deque[protocol.Ingested | protocol.Dropped] = deque(maxlen=KEPT_ENDS)
         self._listeners: tuple[Callable[[protocol.ServerEvent | None], None], ...] = ()
@@ -298,8 +297,8 @@ class Session:
         else:
             ticket = self.worker.ask(question, progress)
         with self._telling:
-            self._asked.add(ticket)
-        ticket.future.add_done_callback(functools.partial(self._on_outcome, ticket))
+            self._asked += 1
+        ticket.future.add_done_callback(self._on_outcome)
         return ticket
 
     @property
@@ -491,9 +490,9 @@ class Session:
             )
         )
 
-    def _on_outcome(self, ticket: Ticket, done: Future[Outcome]) -> None:
+    def _on_outcome(self, done: Future[Outcome]) -> None:
         with self._telling:
-            self._asked.discard(ticket)
+            self._asked -= 1
         self.touch()
         self._answered(done.result())
 
@@ -540,7 +539,7 @@ class Session:
     @property
     def is_busy(self) -> bool:
         """Whether an answer is under way, or a chunk waits."""
-        return bool(self._asked) or bool(self.worker.depth) or self.counters.pending > 0
+        return self._asked > 0 or self.worker.depth > 0 or self.counters.pending > 0
 
     def stop_taking(self) -> None:
         """Accept no frame more; those that were accepted end in their own time. Questions are still
@@ -684,6 +683,7 @@ class Sessions:
 
     Attributes:
         answered: called with the outcome of each question, in the thread of the engines.
+        closed: called with each session that has ended.
         model: what answers, in words.
     """
 
@@ -699,6 +699,7 @@ class Sessions:
         self.settings, self.limits, self.server = settings, limits or Limits(), server
         self.model = str(card_of(settings))
         self.answered: Callable[[Outcome], None] = lambda outcome: None
+        self.closed: Callable[[Session], None] = lambda session: None
         self.draining = False
         self._table: dict[tuple[str, str], Session] = {}
         self._lock = threading.Lock()
@@ -879,6 +880,7 @@ class Sessions:
             log.error("session %s did not end well", session.id, exc_info=fault)
         finally:
             self._forget(session)
+            self.closed(session)
             if (connection := session.connection) is not None:
                 connection.session_ended(forget)
 

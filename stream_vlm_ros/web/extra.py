@@ -5,18 +5,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+from stream_vlm_ros.machine import why_missing
 
 NEEDED = ("nicegui", "fastapi", "uvicorn")  # requirements/web.txt
 
 
 def why_no_console() -> str:
     """What the console needs and how it is installed, in one line; "": it is there."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if not missing:
-        return ""
-    return (
-        f"the console needs {', '.join(missing)}: {sys.executable} -m pip install "
-        "'stream-vlm-ros[web]', or in a checkout -r requirements/web.txt"
-    )
+    return why_missing("the console", "web", NEEDED)

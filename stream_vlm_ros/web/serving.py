@@ -5,13 +5,11 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections.abc import Sequence
 from dataclasses import replace
 
-from stream_vlm_ros.access import Access
-from stream_vlm_ros.errors import InvalidParameterError
+from stream_vlm_ros.access import Access, listen
 from stream_vlm_ros.processes.children import run_until_told
 from stream_vlm_ros.web.live_memory import LiveMemory
 
@@ -28,7 +26,7 @@ def of_node(name: str, sources: Sequence[str] = ()) -> list[LiveMemory]:
 
 def serve(memories: Sequence[LiveMemory], access: Access) -> None:
     """Serve the console until the process is told to end. Raises InvalidParameterError."""
-    listening = _listen(access)
+    listening = listen(access.host, access.port)
     with listening:
         host, port = listening.getsockname()[:2]
         shown = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(host, host)
@@ -38,17 +36,3 @@ def serve(memories: Sequence[LiveMemory], access: Access) -> None:
         from stream_vlm_ros.web.app import serve as serve_app
 
         run_until_told(serve_app(memories, replace(access, port=port), listening=listening))
-
-
-def _listen(access: Access) -> socket.socket:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(
-            access.host, access.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        return socket.create_server(address[:2], family=family)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            hint = f"port {access.port} is taken; choose another with --port"
-        else:
-            hint = f"{access.host} port {access.port} cannot be listened at: {error.strerror}"
-        raise InvalidParameterError(hint) from error

@@ -3,6 +3,7 @@
 
 """``stream-vlm web``: what it refuses, and its way from the command to the page and back."""
 
+import importlib.util
 import re
 import signal
 import socket
@@ -16,7 +17,6 @@ from patience import PATIENCE
 from typer.testing import CliRunner
 
 from stream_vlm_ros.cli import app
-from stream_vlm_ros.web import extra
 
 KEY = "0123456789abcdef"
 
@@ -56,7 +56,7 @@ def test_other_machines_are_let_in_with_a_key_alone(tmp_path):
 
 
 def test_without_its_packages_one_line_says_how_they_are_installed(monkeypatch):
-    monkeypatch.setattr(extra.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     said = refusal()
     assert "the console needs nicegui, fastapi, uvicorn: " in said
     assert "-m pip install 'stream-vlm-ros[web]'" in said

@@ -1,0 +1,62 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""``stream-vlm serve``: the memories of many cameras, over the network."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+from stream_vlm_ros.access import is_loopback, listen, read_keys
+from stream_vlm_ros.config import Settings
+from stream_vlm_ros.errors import StreamVlmError, check_model_folder
+from stream_vlm_ros.factory import model_folder
+from stream_vlm_ros.processes.children import run_until_told
+from stream_vlm_ros.serve.extra import why_not_served
+from stream_vlm_ros.serve.options import Limits
+
+if TYPE_CHECKING:
+    from stream_vlm_ros.serve.keys import Keys
+
+
+class ServeExtraMissingError(StreamVlmError):
+    """What sessions are served with is not installed."""
+
+
+def serve_until_told(settings: Settings, limits: Limits, host: str, port: int, keys: str) -> None:
+    """Serve until the process is told to end, then drain.
+
+    Args:
+        keys: file of the keys; "": of the environment.
+
+    Raises InvalidParameterError, ModelLoadError, DeviceUnavailableError, ServeExtraMissingError.
+    """
+    if missing := why_not_served():
+        raise ServeExtraMissingError(missing)
+    from stream_vlm_ros.serve.keys import Keys
+
+    host = host.strip("[]")
+    admitted = Keys(read_keys(keys), host)
+    check_model_folder(model_folder(settings))
+    from stream_vlm_ros.serve.app import create_app
+    from stream_vlm_ros.serve.running import serve
+    from stream_vlm_ros.serve.sessions import Sessions
+
+    with listen(host, port) as listening:
+        sessions = Sessions(settings, limits)
+        plan = sessions.load()
+        print(_said(listening, admitted, sessions.model, plan), flush=True)
+        app = create_app(sessions, admitted)
+        run_until_told(serve(app, sessions, listening, limits.drain_seconds))
+
+
+def _said(listening: socket.socket, keys: Keys, model: str, plan: str) -> str:
+    host, port = listening.getsockname()[:2]
+    if not is_loopback(host) and host in ("0.0.0.0", "::"):
+        host = socket.gethostname()
+    shown = f"[{host}]" if ":" in host else host
+    count = len(keys.keys)
+    who = f"{count} key{'s' if count > 1 else ''}" if count else "this machine alone, without a key"
+    lines = [f"{model} answers at http://{shown}:{port} for {who} (Ctrl-C ends it)"]
+    return "\n".join([*lines, *([f"Each session: {plan}"] if plan else [])])

@@ -1,0 +1,417 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""A camera's WebSocket: frames and events in, events out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import os
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from fastapi import WebSocket
+from fastapi.responses import JSONResponse
+from fastapi.websockets import WebSocketDisconnect, WebSocketState
+
+from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError, cut
+from stream_vlm_ros.remote import protocol
+from stream_vlm_ros.remote.protocol import ClientEvent, ProtocolError, ServerEvent
+from stream_vlm_ros.serve.outbox import MOST, Outbox
+from stream_vlm_ros.serve.refusals import body_of, status_of
+from stream_vlm_ros.serve.sessions import (
+    ServerEndingError,
+    Session,
+    Sessions,
+)
+from stream_vlm_ros.serve.telling import fault_of, question_of, response_of
+from stream_vlm_ros.session.memory_keeper import Done
+from stream_vlm_ros.session.question import (
+    MAX_PICTURE_SIZE,
+    WRITING,
+    Outcome,
+    QueueFullError,
+    Ticket,
+)
+
+log = logging.getLogger(__name__)
+
+SEND_TIMEOUT = 20.0  # s that a message may take on its way out
+FAREWELL = 2.0  # s for the last one
+STATUS_PERIOD = 5.0  # s between two of the status, if nothing happens
+MOST_ORDERS = 64  # questions and orders of one connection under way
+FAULTS, FAULT_PERIOD = 50, 10.0  # so many bad messages in so many seconds end a connection
+ENDED, FLOODING, TOO_SLOW, TAKEN_OVER = 4000, 4008, 4009, 4010  # close codes
+
+# Pictures are decoded here, so that others are served meanwhile.
+_decoding = ThreadPoolExecutor(max(2, (os.cpu_count() or 2) // 2), thread_name_prefix="decoding")
+
+
+async def serve_camera(socket: WebSocket, sessions: Sessions, owner: str) -> None:
+    """Serve one connection until it ends."""
+    if protocol.SUBPROTOCOL not in socket.scope["subprotocols"]:
+        asked = ", ".join(socket.scope["subprotocols"]) or "no subprotocol"
+        words = f"this server speaks {protocol.SUBPROTOCOL}, not {cut(asked)}"
+        await refuse(socket, UnknownVersionError(words))
+        return
+    name = socket.headers.get(protocol.SESSION_HEADER) or socket.query_params.get("session")
+    try:
+        session = sessions.open(name or uuid.uuid4().hex, owner)
+    except StreamVlmError as fault:
+        await refuse(socket, fault)
+        return
+    await socket.accept(protocol.SUBPROTOCOL)
+    connection = Connection(socket, session, sessions)
+    with contextlib.suppress(WebSocketDisconnect, ConnectionError):
+        await connection.run()
+
+
+class UnknownVersionError(ProtocolError):
+    """Another version of the protocol, or none, is asked for."""
+
+    code = "UNKNOWN_VERSION"
+
+
+async def refuse(socket: WebSocket, fault: StreamVlmError) -> None:
+    """Refuse a connection in words: by an answer of HTTP, or where the server in front of us cannot
+    give one by an event."""
+    if "websocket.http.response" in socket.scope.get("extensions", {}):
+        status, headers = status_of(fault)
+        await socket.send_denial_response(JSONResponse(body_of(fault), status, headers))
+        return
+    offered = socket.scope["subprotocols"]
+    ours = protocol.SUBPROTOCOL if protocol.SUBPROTOCOL in offered else None
+    await socket.accept(ours)
+    await socket.send_text(protocol.encoded(_ending(fault)))
+    await socket.close(ENDED, cut(str(fault), 60))
+
+
+class Connection:
+    """One who is connected to a session."""
+
+    def __init__(
+        self, socket: WebSocket, session: Session, sessions: Sessions, most: int = MOST
+    ) -> None:
+        self._socket, self._session, self._sessions = socket, session, sessions
+        self._loop = asyncio.get_running_loop()
+        self._outbox = Outbox(lambda: protocol.MemoryStatus(status=session.status), most)
+        self._tickets: dict[str, Ticket] = {}
+        self._orders = 0  # under way
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._faults: deque[float] = deque()
+        self._code = ENDED
+        self._farewell: protocol.SessionEnding | None = None
+        self._is_ending = False
+        self._closing = False  # the session was closed by this connection
+        self._receiving: asyncio.Future[None] | None = None  # a frame
+        self._cut_off, self._over = asyncio.Event(), asyncio.Event()
+
+    # -- from any thread ---------------------------------------------------------------------
+
+    def hear(self, event: ServerEvent | None) -> None:
+        """Something became of frames, or the status has changed."""
+        self._call(self._put, event)
+
+    def session_ended(self, forgotten: bool) -> None:
+        """The session has ended."""
+        words = "the session was ended" if forgotten else "the session was saved and ended"
+        fault = ServerEndingError(words)
+        self._call(self.end, _ending(fault, None if forgotten else fault.retry_after), ENDED)
+
+    def _call(self, do: Callable[..., object], *given: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(do, *given)
+
+    # -- in the loop -------------------------------------------------------------------------
+
+    def _put(self, event: ServerEvent | None) -> None:
+        """Let an event wait to be sent; who lets too many wait is cut off."""
+        self._outbox.put(event)
+        if self._outbox.full and not self._is_ending:
+            words = StreamVlmError(f"more than {self._outbox.most:,} events wait to be read")
+            self.end(_ending(words, 1.0, code="TOO_SLOW"), TOO_SLOW, at_once=True)
+            self._cut_off.set()
+
+    def end(self, event: protocol.SessionEnding, code: int, *, at_once: bool = False) -> None:
+        """Tell why, and end it."""
+        if not self._is_ending:
+            self._is_ending, self._code = True, code
+            if not self._closing:
+                self._farewell = event
+                self._outbox.end(event, at_once=at_once)
+
+    async def run(self) -> None:
+        """Until one of the two ends it."""
+        session = self._session
+        while (older := session.connection) is not None:  # of the same owner
+            taken = StreamVlmError("a newer connection took the session over")
+            older.end(_ending(taken, code="TAKEN_OVER"), TAKEN_OVER)
+            await older.wait_until_over()
+        session.connection = self
+        resumed = session.ready.done()
+        try:
+            try:
+                await asyncio.wrap_future(session.ready)
+            except Exception as fault:
+                self.end(_ending(fault, getattr(fault, "retry_after", None)), ENDED)
+            if not self._is_ending:
+                await self._talk(resumed)
+            await self._say_farewell()
+        finally:
+            session.connection = None
+            self._over.set()
+
+    async def wait_until_over(self) -> None:
+        """Until the session is free for another connection."""
+        await self._over.wait()
+
+    async def _talk(self, resumed: bool) -> None:
+        session = self._session
+        ends = session.connect(self.hear)
+        told = session.described(resumed=resumed)
+        self._put(protocol.SessionCreated(session=told, status=session.status))
+        for end in ends if resumed else ():
+            self._put(end)
+        working = (self._read(), self._write(), self._tick(), self._cut_off.wait())
+        tasks: list[asyncio.Task[Any]] = [asyncio.create_task(one) for one in working]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            self._is_ending = True
+            session.disconnect(self.hear)
+            for ticket in list(self._tickets.values()):
+                ticket.cancel()
+            for task in (*tasks, *self._tasks):
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if self._receiving is not None:
+                await asyncio.wait([self._receiving])
+
+    async def _say_farewell(self) -> None:
+        """Say why it ends, if that was not said, and close it: it may be gone, or take nothing."""
+        if self._socket.application_state is not WebSocketState.CONNECTED:
+            return
+        with contextlib.suppress(asyncio.TimeoutError, RuntimeError, WebSocketDisconnect):
+            if self._farewell is not None:
+                told = self._socket.send_text(protocol.encoded(self._farewell))
+                await asyncio.wait_for(told, FAREWELL)
+            await asyncio.wait_for(self._socket.close(self._code), FAREWELL)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(STATUS_PERIOD)
+            self._session.touch()
+            self._put(None)
+
+    async def _write(self) -> None:
+        while True:
+            event = await self._outbox.get()
+            if isinstance(event, protocol.SessionEnding):
+                return  # it is said last
+            sending = self._socket.send_text(protocol.encoded(event))
+            try:
+                await asyncio.wait_for(sending, SEND_TIMEOUT)
+            except asyncio.TimeoutError:
+                words = StreamVlmError(f"this client took nothing for {SEND_TIMEOUT:.0f} s")
+                self.end(_ending(words, 1.0, code="TOO_SLOW"), TOO_SLOW, at_once=True)
+                return
+            if isinstance(event, protocol.SessionClosed):
+                return
+
+    async def _read(self) -> None:
+        while not self._is_ending:
+            message = await self._socket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            if self._is_ending:
+                break
+            event_id = ""
+            try:
+                if (data := message.get("bytes")) is not None:
+                    await self._take_frame(data)
+                else:
+                    event = protocol.client_event(message["text"])
+                    event_id = event.event_id
+                    await self._take(event)
+            except StreamVlmError as fault:
+                self._refuse(fault, event_id)
+            except Exception as fault:
+                log.error("session %s: internal error", self._session.id, exc_info=fault)
+                self._refuse(fault, event_id)
+        await asyncio.Event().wait()  # what is told last is being sent
+
+    def _refuse(self, fault: BaseException, event_id: str) -> None:
+        self._put(protocol.ErrorEvent(event_id=event_id, error=fault_of(fault, event_id)))
+        now = time.monotonic()
+        self._faults.append(now)
+        while now - self._faults[0] > FAULT_PERIOD:
+            self._faults.popleft()
+        if len(self._faults) > FAULTS:
+            words = StreamVlmError(
+                f"more than {FAULTS} messages in {FAULT_PERIOD:.0f} s were refused, the last "
+                f"since {fault}"
+            )
+            self.end(_ending(words, FAULT_PERIOD, code="FLOODING"), FLOODING)
+
+    async def _take_frame(self, data: bytes) -> None:
+        if len(data) > protocol.MAX_FRAME_BYTES:
+            raise ProtocolError(
+                f"a frame of {len(data):,} bytes is longer than {protocol.MAX_FRAME_BYTES:,}"
+            )
+        frame = protocol.unpacked(data)
+        self._receiving = self._loop.run_in_executor(_decoding, self._session.receive, frame)
+        await asyncio.shield(self._receiving)
+        self._receiving = None
+
+    async def _take(self, event: ClientEvent) -> None:
+        session = self._session
+
+        def tell(make: Callable[[str, Any], ServerEvent]) -> Callable[[Any], ServerEvent]:
+            return functools.partial(make, event.event_id)
+
+        match event:
+            case protocol.Commit():
+                session.commit_open()
+            case protocol.ResponseCreate():
+                self._ask(event)
+            case protocol.ResponseCancel():
+                if (ticket := self._tickets.get(event.response_id)) is not None:
+                    ticket.cancel()
+            case protocol.Clear():
+                session.clear_open()
+            case protocol.SessionUpdate():
+                session.update(event.settings)
+                self._put(
+                    protocol.SessionUpdated(event_id=event.event_id, session=session.described())
+                )
+            case protocol.SessionClose():
+                self._order(event.event_id, self._close_session(event.event_id))
+            case protocol.MemoryReset():
+                resetting = session.reset(time_jump=event.time_jump)
+                self._order(event.event_id, self._tell_when(resetting, tell(_forgotten)))
+            case protocol.MemorySave():
+                saving = session.save(event.name)
+                self._order(event.event_id, self._tell_when(saving, tell(_done)))
+            case protocol.MemoryLoad():
+                loading = session.load(event.name)
+                self._order(event.event_id, self._tell_when(loading, tell(_done)))
+            case protocol.MemoryList():
+                named = session.keeper.names()
+                self._order(event.event_id, self._tell_when(named, tell(_names)))
+            case protocol.MemoryPicture():
+                if not 16 <= event.max_size <= MAX_PICTURE_SIZE:
+                    raise InvalidParameterError(
+                        f"max_size is from 16 to {MAX_PICTURE_SIZE}, not {event.max_size}"
+                    )
+                looked = session.worker.picture_near(
+                    event.stamp_ns, event.within_ns, event.max_size
+                )
+                self._order(event.event_id, self._tell_when(looked, tell(_picture)))
+
+    # -- questions ---------------------------------------------------------------------------
+
+    def _ask(self, event: protocol.ResponseCreate) -> None:
+        id = event.event_id
+        if not id:
+            raise ProtocolError("response.create needs an event_id, which names its response")
+        if id in self._tickets:
+            raise ProtocolError(f"a response {cut(id)!r} is under way already")
+        question = question_of(event.response)
+        written = ""
+
+        def follow(state: str, text: str) -> None:  # in the thread of the engines
+            nonlocal written
+            if state != WRITING:
+                self._call(self._grow, id, None)
+            elif text.startswith(written) and len(text) > len(written):
+                delta, written = text[len(written) :], text
+                self._call(self._grow, id, delta)
+
+        ticket = self._session.ask(question, follow)
+        self._tickets[id] = ticket
+        ticket.future.add_done_callback(lambda done: self._call(self._answer, id, done))
+
+    def _grow(self, id: str, delta: str | None) -> None:
+        if delta is None:
+            self._put(protocol.ResponseReading(response_id=id))
+        else:
+            self._put(protocol.TextDelta(response_id=id, delta=delta))
+
+    def _answer(self, id: str, done: Future[Outcome]) -> None:
+        del self._tickets[id]
+        self._put(protocol.ResponseDone(event_id=id, response=response_of(id, done.result())))
+
+    # -- what else is asked ------------------------------------------------------------------
+
+    def _order(self, event_id: str, doing: Coroutine[Any, Any, None]) -> None:
+        if len(self._tasks) >= MOST_ORDERS:
+            doing.close()
+            raise QueueFullError(f"{len(self._tasks)} orders of this connection are under way")
+        task = asyncio.create_task(self._carry_out(event_id, doing))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _carry_out(self, event_id: str, doing: Coroutine[Any, Any, None]) -> None:
+        try:
+            await doing
+        except StreamVlmError as fault:
+            error = fault_of(fault, event_id)
+            self._put(protocol.ErrorEvent(event_id=event_id, error=error))
+        except Exception as fault:
+            log.error("session %s: internal error", self._session.id, exc_info=fault)
+            error = fault_of(fault, event_id)
+            self._put(protocol.ErrorEvent(event_id=event_id, error=error))
+
+    async def _tell_when(self, done: Future[Any], event: Callable[[Any], ServerEvent]) -> None:
+        result = await asyncio.shield(asyncio.wrap_future(done))
+        self._put(event(result))
+
+    async def _close_session(self, event_id: str) -> None:
+        self._closing = True
+        session = self._session
+        await asyncio.to_thread(self._sessions.close, session.id, session.owner)
+        self._put(protocol.SessionClosed(event_id=event_id))
+
+
+def _ending(
+    fault: BaseException, retry_after: float | None = None, code: str = ""
+) -> protocol.SessionEnding:
+    told = fault_of(fault)
+    return protocol.SessionEnding(
+        code=code or told.code, message=told.message, retry_after=retry_after
+    )
+
+
+def _forgotten(event_id: str, done: None) -> protocol.MemoryDone:
+    return protocol.MemoryDone(event_id=event_id, words="forgotten")
+
+
+def _names(event_id: str, names: list[str]) -> protocol.MemoryDone:
+    return protocol.MemoryDone(event_id=event_id, words=", ".join(names), names=tuple(names))
+
+
+def _done(event_id: str, done: Done) -> protocol.MemoryDone:
+    return protocol.MemoryDone(
+        event_id=event_id,
+        words=done.words,
+        bytes=done.bytes,
+        seconds=done.seconds,
+        newest_ns=done.newest_ns,
+    )
+
+
+def _picture(event_id: str, found: tuple[int, bytes] | None) -> protocol.PictureDone:
+    if found is None:
+        return protocol.PictureDone(event_id=event_id)
+    stamp_ns, jpeg = found
+    picture = protocol.Thumbnail(stamp_ns=stamp_ns, jpeg=jpeg)
+    return protocol.PictureDone(event_id=event_id, picture=picture)

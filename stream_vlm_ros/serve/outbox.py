@@ -1,0 +1,64 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""What waits to be sent to one who is connected: bounded, whatever it takes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from stream_vlm_ros.remote.protocol import MemoryStatus, ServerEvent, SessionEnding, TextDelta
+
+MOST = 1000  # events
+
+
+class Outbox:
+    """A queue of events, for one event loop.
+
+    Of the status the newest alone waits, and is made when it is sent; pieces of an answer that wait
+    are one.
+
+    Args:
+        status: makes the status.
+        most: events that may wait; with one more it is `full`, and takes nothing.
+    """
+
+    def __init__(self, status: Callable[[], MemoryStatus], most: int = MOST) -> None:
+        self.full, self.most = False, most
+        self._status = status
+        self._events: deque[ServerEvent | None] = deque()  # None: the status
+        self._deltas: dict[str, TextDelta] = {}  # that wait, by answer
+        self._filled = asyncio.Event()
+
+    def put(self, event: ServerEvent | None) -> None:
+        """Let an event wait; None: the status, whatever it is by then."""
+        if self.full or (event is None and None in self._events):
+            return
+        if isinstance(event, TextDelta):
+            if (waiting := self._deltas.get(event.response_id)) is not None:
+                waiting.delta += event.delta
+                return
+            self._deltas[event.response_id] = event
+        self._events.append(event)
+        self.full = len(self._events) > self.most
+        self._filled.set()
+
+    def end(self, event: SessionEnding, *, at_once: bool) -> None:
+        """The last event; ``at_once``: in the place of all that wait."""
+        if at_once:
+            self._events.clear()
+        self._events.append(event)
+        self.full = True
+        self._filled.set()
+
+    async def get(self) -> ServerEvent:
+        """The next event."""
+        while not self._events:
+            self._filled.clear()
+            await self._filled.wait()
+        event = self._events.popleft()
+        if isinstance(event, TextDelta):
+            del self._deltas[event.response_id]
+        return self._status() if event is None else event

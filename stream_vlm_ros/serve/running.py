@@ -1,0 +1,72 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""A server that is drained before it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from fastapi import FastAPI
+
+from stream_vlm_ros.remote import protocol
+from stream_vlm_ros.serve.sessions import Sessions
+
+PING, PONG = 20.0, 20.0  # s between two pings, and for the answer
+
+
+class Server(uvicorn.Server):
+    """Leaves signals to who runs the loop."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def make_server(app: FastAPI, ping: float = PING, pong: float = PONG) -> Server:
+    """What serves an application.
+
+    Args:
+        ping, pong: seconds between two pings on a WebSocket, and for the answer: one that is gone
+            without a word is found out.
+    """
+    return Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            timeout_graceful_shutdown=3,
+            ws="websockets-sansio",
+            ws_max_size=protocol.MAX_FRAME_BYTES + 1024,
+            ws_ping_interval=ping,
+            ws_ping_timeout=pong,
+            ws_per_message_deflate=False,  # pictures are dense; and none unpacks to more
+        )
+    )
+
+
+async def serve(
+    app: FastAPI, sessions: Sessions, listening: socket.socket, drain_seconds: float
+) -> None:
+    """Serve until cancelled; then answers end, memories are saved and clients are told."""
+    server = make_server(app)
+    serving = asyncio.create_task(server.serve([listening]))
+    try:
+        await asyncio.shield(serving)
+    finally:
+        await asyncio.shield(_end(server, serving, sessions, drain_seconds))
+
+
+async def _end(
+    server: Server, serving: asyncio.Task[None], sessions: Sessions, drain_seconds: float
+) -> None:
+    await asyncio.to_thread(sessions.drain, drain_seconds)
+    await asyncio.sleep(0)  # what clients were told goes out
+    server.should_exit = True
+    await serving

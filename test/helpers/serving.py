@@ -1,0 +1,136 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""A server of the service in a thread, and a camera that is connected to it."""
+
+import asyncio
+import contextlib
+import io
+import socket
+import threading
+import time
+
+import numpy as np
+from patience import PATIENCE
+from PIL import Image
+from websockets.sync.client import connect
+
+from stream_vlm_ros.remote import protocol
+from stream_vlm_ros.serve.app import create_app
+from stream_vlm_ros.serve.keys import Keys
+from stream_vlm_ros.serve.running import make_server
+
+
+class RunningServer:
+    """Sessions served at a port of this machine, until `close`."""
+
+    def __init__(self, sessions, keys=None, **pings):
+        self.sessions, self.app = sessions, create_app(sessions, keys or Keys())
+        self.port = None
+        self._server = make_server(self.app, **pings)
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def _run(self):
+        with contextlib.closing(self._listening):
+            asyncio.run(self._server.serve([self._listening]))
+
+    def close(self):
+        self._server.should_exit = True
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive()
+
+    def camera(self, session="", key="", commit="client", **options):
+        """A camera's connection, whose session is there."""
+        camera = Camera(self.port, session, key, **options)
+        camera.created = camera.next(protocol.SessionCreated)
+        camera.sequence = camera.created.session.accepted_sequence
+        if commit != camera.created.session.settings["commit"]:
+            camera.send(protocol.SessionUpdate(settings={"commit": commit}))
+            camera.next(protocol.SessionUpdated)
+        return camera
+
+
+class Camera:
+    """One connection."""
+
+    def __init__(self, port, session="", key="", subprotocol=protocol.SUBPROTOCOL, headers=()):
+        told = [("Authorization", f"Bearer {key}")] if key else []
+        told += [(protocol.SESSION_HEADER, session)] if session else []
+        self._stack = contextlib.ExitStack()
+        connecting = connect(
+            f"ws://127.0.0.1:{port}{protocol.PATH}",
+            additional_headers=[*told, *headers],
+            subprotocols=[subprotocol] if subprotocol else None,
+            compression=None,
+            max_size=None,
+            close_timeout=2,
+        )
+        self.socket = self._stack.enter_context(connecting)
+        self.heard = []  # all events, in order
+        self.sequence = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    def close(self):
+        self._stack.close()
+
+    def send(self, event):
+        self.socket.send(protocol.encoded(event))
+
+    def frame(self, stamp_ns, image, jpeg=False):
+        """Send a frame; the sequence that it got."""
+        self.sequence += 1
+        encoding, pixels = protocol.RAW, np.ascontiguousarray(image).tobytes()
+        height, width = image.shape[:2]
+        if jpeg:
+            encoding, pixels, height, width = protocol.JPEG, jpeg_of(image), 0, 0
+        message = protocol.FrameMessage(self.sequence, stamp_ns, encoding, height, width, pixels)
+        self.socket.send(message.packed())
+        return self.sequence
+
+    def chunk(self, stamps_ns, images, jpeg=False):
+        for stamp_ns, image in zip(stamps_ns, images, strict=True):
+            self.frame(stamp_ns, image, jpeg)
+        self.send(protocol.Commit())
+
+    def hear(self, timeout=PATIENCE):
+        """The next event."""
+        event = protocol.server_event(self.socket.recv(timeout))
+        self.heard.append(event)
+        return event
+
+    def next(self, kind, timeout=PATIENCE):
+        """The next event of a kind; others before it are kept in ``heard``."""
+        until = time.monotonic() + timeout
+        while not isinstance(event := self.hear(until - time.monotonic()), kind):
+            assert not isinstance(event, protocol.ErrorEvent | protocol.SessionEnding), event
+        return event
+
+    def ask(self, text, id="q", **options):
+        """The answer's `Response`."""
+        self.send(protocol.ResponseCreate(event_id=id, response=protocol.Ask(text=text, **options)))
+        while (done := self.next(protocol.ResponseDone)).response.id != id:
+            pass
+        return done.response
+
+
+def jpeg_of(image, quality=90):
+    written = io.BytesIO()
+    Image.fromarray(image).save(written, "JPEG", quality=quality)
+    return written.getvalue()
+
+
+def of_jpeg(image, quality=90):
+    """What comes out of that JPEG."""
+    return np.array(Image.open(io.BytesIO(jpeg_of(image, quality))).convert("RGB"))
