@@ -51,6 +51,7 @@ REQUIREMENT = {
     "rosbags.image": "rosbags-image",
     "prometheus_client": "prometheus-client",
     "yaml": "pyyaml",
+    "ray": "ray[serve]",
 }
 # Imported by others of our requirements: uvicorn speaks by it.
 USED_BY_OTHERS = {"websockets"}
@@ -110,7 +111,9 @@ def ros_packages(dependencies):
 
 def test_every_import_is_required_or_a_declared_ros_package(package):
     known = (
-        required("runtime", "opencv", "web", "serve") | ros_packages(package.exec_depends) | BROUGHT
+        required("runtime", "opencv", "web", "serve", "ray")
+        | ros_packages(package.exec_depends)
+        | BROUGHT
     )
     found = imported("stream_vlm_ros", "launch")
     assert {name: file for name, file in found.items() if name not in known} == {}
@@ -118,7 +121,7 @@ def test_every_import_is_required_or_a_declared_ros_package(package):
 
 def test_every_requirement_is_imported():
     assert (
-        required("runtime", "opencv", "web", "serve") - set(imported("stream_vlm_ros"))
+        required("runtime", "opencv", "web", "serve", "ray") - set(imported("stream_vlm_ros"))
         <= USED_BY_OTHERS
     )
     assert required("test") - set(imported("test")) == USED_BY_MAKE

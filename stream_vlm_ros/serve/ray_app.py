@@ -15,23 +15,23 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import ray
-from fastapi import WebSocket
+from fastapi import FastAPI, WebSocket
+from fastapi.datastructures import Headers
+from fastapi.middleware import Middleware
 from fastapi.responses import JSONResponse
 from ray import serve
 from ray.serve.config import RequestRouterConfig
-from starlette.datastructures import Headers
-from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stream_vlm_ros.access import is_loopback, read_keys
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError, cut
 from stream_vlm_ros.remote.protocol import PATH, SESSION_HEADER
 from stream_vlm_ros.serve import ring
-from stream_vlm_ros.serve.app import create_app
+from stream_vlm_ros.serve.app import App, Message, Receive, Scope, Send, create_app
 from stream_vlm_ros.serve.cluster import Cluster
 from stream_vlm_ros.serve.keys import Keys, NotAdmittedError
 from stream_vlm_ros.serve.live import refuse
@@ -46,7 +46,7 @@ TICK = 0.1  # s
 # Seconds for which a replica still serves a session that is not its own any more: some proxy may
 # not have heard yet.
 LINGER = 0.5
-MARGIN = 10.0  # s that a replica may take to end, after its sessions
+ENDING = LINGER + 10.0  # s that a replica may take to end, apart from draining
 
 
 class SessionMissingError(StreamVlmError):
@@ -86,7 +86,7 @@ class Replica:
         if not self._sessions.is_alive:
             raise RuntimeError("the thread of the engines has ended")
 
-    def __serve_build_asgi_app__(self) -> ASGIApp:
+    def __serve_build_asgi_app__(self) -> FastAPI:
         """Ray's: the application, with `Named` behind the door that asks for a key."""
         app = create_app(self._sessions, self._keys)
         named = Middleware(Named, sessions=self._sessions, replica=self._tag, keys=self._keys)
@@ -130,7 +130,7 @@ class Named:
     The proxies know a session by its header alone: without it they would choose any replica.
     """
 
-    def __init__(self, app: ASGIApp, sessions: Sessions, replica: str, keys: Keys) -> None:
+    def __init__(self, app: App, sessions: Sessions, replica: str, keys: Keys) -> None:
         self._app, self._sessions, self._replica = app, sessions, replica
         self._keys = keys
 
@@ -200,18 +200,29 @@ def application(args: Mapping[str, Any]) -> serve.Application:
     return deployed(Settings.of(values), Limits.of(limits), Cluster.of(cluster), key_file)
 
 
-def deployed(
-    settings: Settings, limits: Limits, cluster: Cluster, key_file: str = ""
-) -> serve.Application:
-    """The application of these options. Raises InvalidParameterError."""
+def check_shared(settings: Settings) -> None:
+    """Raise InvalidParameterError where replicas have no folder in common."""
     if not settings.memory_folder:
         raise InvalidParameterError(
             "name a --memory-folder that all replicas reach: a session that goes from one to "
             "another is saved there"
         )
-    gpus = cluster.replica_gpus
-    if gpus < 0:
-        gpus = 1.0 if ray.is_initialized() and ray.cluster_resources().get("GPU") else 0.0
+
+
+def with_gpus(cluster: Cluster) -> Cluster:
+    """With a replica's GPUs said: one, if the cluster has any."""
+    if cluster.replica_gpus >= 0:
+        return cluster
+    has = ray.is_initialized() and ray.cluster_resources().get("GPU")
+    return replace(cluster, replica_gpus=1.0 if has else 0.0)
+
+
+def deployed(
+    settings: Settings, limits: Limits, cluster: Cluster, key_file: str = ""
+) -> serve.Application:
+    """The application of these options. Raises InvalidParameterError."""
+    check_shared(settings)
+    gpus = with_gpus(cluster).replica_gpus
     make = serve.deployment(
         name=NAME,
         num_replicas=cluster.replicas,
@@ -221,8 +232,9 @@ def deployed(
         max_surge_percent=0 if gpus else 1,
         # A camera's WebSocket is one that goes on; others are refused by the replica, in words.
         max_ongoing_requests=limits.max_sessions * (2 + settings.max_questions) + 100,
-        graceful_shutdown_timeout_s=LINGER + limits.drain_seconds + MARGIN,
+        graceful_shutdown_timeout_s=limits.drain_seconds + ENDING,
         graceful_shutdown_wait_loop_s=TICK,
+        max_constructor_retry_count=2,  # what is wrong is told soon
         health_check_period_s=2.0,
         health_check_timeout_s=10.0,
         ray_actor_options={"num_gpus": gpus, "num_cpus": cluster.replica_cpus},

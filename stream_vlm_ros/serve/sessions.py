@@ -592,7 +592,9 @@ class Session:
 
         def release() -> None:
             self.keeper.close(wait=True)  # a file is this server's as long as it writes it
-            ownership.release(saved=not self.keeper.state.error, forget=forget)
+            file = self._file()
+            is_there = file is not None and os.path.lexists(file)
+            ownership.release(saved=not self.keeper.state.error, forget=forget or not is_there)
 
         releasing = threading.Thread(target=release, name="release", daemon=True)
         releasing.start()
