@@ -26,6 +26,7 @@ ROSDEP = {
     "matplotlib": "python3-matplotlib",
     "mcap": None,
     "numpy": "python3-numpy",
+    "openai": None,
     "pillow": "python3-pil",
     "playwright": None,
     "pytest": "python3-pytest",

@@ -157,6 +157,7 @@ class Session:
         self.accepted: Sent | None = None
         self.connection: Any = None
         self.counters = FrameCounters()
+        self.began = time.time()
         self.touched = time.monotonic()
         self.pixels = (0, 0)  # bounds of a picture
         self.factor = 28
@@ -700,6 +701,7 @@ class Sessions:
             settings = replace(settings, save_memory_on_shutdown=True)
         self.settings, self.limits, self.server = settings, limits or Limits(), server
         self.model = str(card_of(settings))
+        self.began = time.time()
         self.answered: Callable[[Outcome], None] = lambda outcome: None
         self.closed: Callable[[Session], None] = lambda session: None
         self.draining = False
