@@ -17,9 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from openai import AsyncOpenAI
 from robots import Robot
 
 from stream_vlm_ros.engine.saving.memory_copy import about_memory
+from stream_vlm_ros.remote.protocol import SESSION_HEADER
 from stream_vlm_ros.world.world import World
 
 pytestmark = [
@@ -61,6 +63,21 @@ class Cluster:
     @property
     def url(self) -> str:
         return f"ws://127.0.0.1:{self.port}"
+
+    async def ask(self, client: AsyncOpenAI, name: str) -> float:
+        """Ask a session over HTTP; seconds until there was an answer."""
+        begin = time.monotonic()
+        answer = await client.chat.completions.create(
+            model=name,
+            messages=[{"role": "user", "content": QUESTION}],
+            max_tokens=4,
+            extra_headers={SESSION_HEADER: name},
+        )
+        assert answer.choices[0].message.content
+        return time.monotonic() - begin
+
+    def client(self) -> AsyncOpenAI:
+        return AsyncOpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key=KEY)
 
     def deploy(self) -> None:
         """Deploy it, or replace every replica; returns when all run."""
@@ -181,6 +198,9 @@ def test_sessions_of_a_killed_replica_go_on_from_their_last_save(
             begin = time.monotonic()
             saved = {robot.name: cluster.saved(robot.name) for robot in hit}
             asked = await asyncio.gather(*(robot.ask(QUESTION) for robot in robots))
+            async with cluster.client() as client:
+                await asyncio.gather(*(cluster.ask(client, robot.name) for robot in hit))
+            assert time.monotonic() - begin < BAR
             seconds = [one.future.result() and one.seconds for one in asked]
             assert [one.future.result().status for one in asked] == ["completed"] * ROBOTS
             assert max(seconds) < BAR
@@ -213,10 +233,14 @@ def test_a_rolling_restart_leaves_no_question_without_an_answer(cluster, picture
         async with fleet(cluster, pictures, "rolled") as robots:
             before = await cluster.homes([robot.name for robot in robots])
             deploying = asyncio.create_task(asyncio.to_thread(cluster.deploy))
-            asked = []
-            while not deploying.done():
-                asked += await asyncio.gather(*(robot.ask(QUESTION, 4) for robot in robots))
-                await asyncio.sleep(0.2)
+            asked, over_http = [], []
+            async with cluster.client() as client:
+                while not deploying.done():
+                    told = [cluster.ask(client, robot.name) for robot in robots]
+                    asking = asyncio.gather(*(robot.ask(QUESTION, 4) for robot in robots))
+                    over_http += await asyncio.gather(*told)
+                    asked += await asking
+                    await asyncio.sleep(0.2)
             await deploying
             after = await cluster.homes([robot.name for robot in robots])
             assert set(before.values()).isdisjoint(after.values())
@@ -228,6 +252,8 @@ def test_a_rolling_restart_leaves_no_question_without_an_answer(cluster, picture
                 assert (robot.gaps, robot.lost) == ([], set())
                 assert robot.status.memory.frames == len(robot.ingested)
             record_property("questions", len(asked))
+            record_property("questions_over_http", len(over_http))
+            record_property("longest_answer_over_http_s", round(max(over_http), 2))
             record_property("longest_answer_s", round(max(one.seconds for one in asked), 2))
             record_property("frames_sent", sum(len(robot.sent) for robot in robots))
             record_property("frames_dropped", sum(len(robot.dropped) for robot in robots))
