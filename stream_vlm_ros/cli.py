@@ -823,7 +823,7 @@ def serve(
         bool, typer.Option("--ray", help="By replicas on a cluster of Ray's (docs/ray.md).")
     ] = False,
 ) -> None:
-    """Serve the memories of many cameras over the network, on one model.
+    """Serve memories of many cameras over the network.
 
     A robot connects with the node's setting engine: remote; whoever has the key asks over HTTP, as
     of OpenAI's API (docs/serving.md).

@@ -94,7 +94,7 @@ def serve_on_ray(
 
 def _said(listening: socket.socket, keys: Keys, model: str, plan: str) -> str:
     host, port = listening.getsockname()[:2]
-    lines = [f"{model} answers at http://{_shown(host)}:{port} for {_who(keys)} (Ctrl-C ends it)"]
+    lines = [f"{model}: http://{_shown(host)}:{port} for {_who(keys)} (Ctrl-C ends it)"]
     return "\n".join([*lines, *([f"Each session: {plan}"] if plan else [])])
 
 

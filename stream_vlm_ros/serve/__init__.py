@@ -27,5 +27,6 @@ On several GPUs and machines
     cluster      the options of ``stream-vlm serve --ray``
     ray_app      the application as replicas of Ray Serve
     ray_running  it on a cluster
+    named        refuses what names no session
     ring         which replica a session belongs to
 """

@@ -10,7 +10,6 @@ are saved; a camera is told to connect again, and its session goes on at the new
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import time
@@ -19,40 +18,28 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from fastapi import FastAPI, WebSocket
-from fastapi.datastructures import Headers
+from fastapi import FastAPI
 from fastapi.middleware import Middleware
-from fastapi.responses import JSONResponse
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 
-from stream_vlm_ros.access import is_loopback, read_keys
+from stream_vlm_ros.access import read_keys
 from stream_vlm_ros.config import Settings
-from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError, cut
-from stream_vlm_ros.remote.protocol import PATH, SESSION_HEADER
+from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.serve import ring
-from stream_vlm_ros.serve.app import App, Message, Receive, Scope, Send, create_app
+from stream_vlm_ros.serve.app import create_app
 from stream_vlm_ros.serve.cluster import Cluster
-from stream_vlm_ros.serve.keys import Keys, NotAdmittedError
-from stream_vlm_ros.serve.live import refuse
+from stream_vlm_ros.serve.keys import Keys
+from stream_vlm_ros.serve.named import Named
 from stream_vlm_ros.serve.options import Limits
-from stream_vlm_ros.serve.refusals import body_of, status_of
 from stream_vlm_ros.serve.sessions import Session, Sessions
 
 NAME = "stream-vlm"  # of the application, and of its deployment
-REPLICA_HEADER = b"x-stream-vlm-replica"  # of an answer: who gave it
-SESSIONS_PATH, QUESTIONS_PATH = "/v1/sessions/", "/v1/chat/"
 TICK = 0.1  # s
 # Seconds for which a replica still serves a session that is not its own any more: some proxy may
 # not have heard yet.
 LINGER = 0.5
 ENDING = LINGER + 10.0  # s that a replica may take to end, apart from draining
-
-
-class SessionMissingError(StreamVlmError):
-    """A request about a session does not say about which, where the proxies read it."""
-
-    code = "SESSION_MISSING"
 
 
 class Replica:
@@ -89,7 +76,7 @@ class Replica:
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Ray's: the application, with `Named` behind the door that asks for a key."""
         app = create_app(self._sessions, self._keys)
-        named = Middleware(Named, sessions=self._sessions, replica=self._tag, keys=self._keys)
+        named = Middleware(Named, replica=self._tag, keys=self._keys)
         app.user_middleware.append(named)
         return app
 
@@ -122,66 +109,6 @@ class Replica:
                     target=self._sessions.let_go, args=(due, seconds), daemon=True
                 )
                 going.start()
-
-
-class Named:
-    """Sees to it that a request about a session is one about a session that is here.
-
-    The proxies know a session by its header alone: without it they would choose any replica.
-    """
-
-    def __init__(self, app: App, sessions: Sessions, replica: str, keys: Keys) -> None:
-        self._app, self._sessions, self._replica = app, sessions, replica
-        self._keys = keys
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket"):
-            await self._app(scope, receive, send)
-            return
-
-        async def sent(message: Message) -> None:
-            if message["type"].endswith("http.response.start"):
-                told = (REPLICA_HEADER, self._replica.encode())
-                message = {**message, "headers": [*message.get("headers", ()), told]}
-            await send(message)
-
-        try:
-            self._check_client(scope)
-            await self._check_session(scope)
-        except StreamVlmError as fault:
-            if scope["type"] == "websocket":
-                await refuse(WebSocket(scope, receive, sent), fault)
-            else:
-                status, headers = status_of(fault)
-                await JSONResponse(body_of(fault), status, headers)(scope, receive, sent)
-            return
-        await self._app(scope, receive, sent)
-
-    def _check_client(self, scope: Scope) -> None:
-        """Without a key, only a proxy's own machine is let in: where it listens is not known."""
-        host = (scope.get("client") or ("",))[0]
-        if not self._keys.keys and not is_loopback(host):
-            raise NotAdmittedError(
-                "this cluster has no key, and so serves its own machines alone: give it --key-file"
-            )
-
-    async def _check_session(self, scope: Scope) -> None:
-        path = scope["path"]
-        if not path.startswith((PATH, QUESTIONS_PATH, SESSIONS_PATH)):
-            return
-        name = Headers(scope=scope).get(SESSION_HEADER, "")
-        if not name:
-            raise SessionMissingError(
-                f"name the session in the header {SESSION_HEADER}: by it, and by nothing else, "
-                "this cluster finds the server that has the session"
-            )
-        if path.startswith(SESSIONS_PATH) and path.removeprefix(SESSIONS_PATH) != name:
-            raise SessionMissingError(
-                f"the header {SESSION_HEADER} names {cut(name)}, and the path another session"
-            )
-        if path.startswith(QUESTIONS_PATH):
-            session = self._sessions.take_up(name, scope["owner"])
-            await asyncio.wrap_future(session.ready)
 
 
 def application(args: Mapping[str, Any]) -> serve.Application:
