@@ -552,6 +552,10 @@ class Session:
             self.ingest.pause()
             self.ingest.active = False
 
+    def stop_answering(self) -> None:
+        """Accept no question more; those that were accepted are answered."""
+        self._refusing = True
+
     def wait_until_remembered(self, timeout: float) -> bool:
         """Wait for the chunks that wait; whether all have come to their end."""
         return _wait_while(lambda: self.counters.pending > 0, timeout)
@@ -568,7 +572,7 @@ class Session:
         is_saved = is_saved and not self.ready.exception()
         if is_saved:
             self.keeper.save_at_end(timeout)
-        self._refusing = True
+        self.stop_answering()
         if not forget:
             _wait_while(lambda: bool(self._asked), until - time.monotonic())
         self.worker.abandon(Drop.RESET, ServerEndingError("the session was ended"))
