@@ -8,9 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.remote import protocol
+from stream_vlm_ros.serve.app import create_app
+from stream_vlm_ros.serve.keys import Keys
 from stream_vlm_ros.serve.options import Limits
 from stream_vlm_ros.serve.ownership import SessionElsewhereError
 from stream_vlm_ros.serve.sessions import ServerEndingError, Sessions, SessionUnknownError
@@ -131,6 +134,25 @@ def test_a_question_finds_a_session_of_which_only_its_file_is_there(one, two):
     assert answer(two.take_up("asleep", "local"))
     assert two.take_up("asleep", "local") is two.find("asleep", "local")
     two.close("asleep", "local")
+
+
+def test_a_session_that_is_asleep_is_asked_over_http(one, two):
+    see(one.open("woken", "local"), 1, 4)
+    one.close("woken", "local", forget=False)
+    client = TestClient(create_app(two, Keys()), base_url="http://localhost")
+    told = {"model": "woken", "messages": [{"role": "user", "content": QUESTION.text}]}
+    answered = client.post("/v1/chat/completions", json=told)
+    assert answered.status_code == 200, answered.text
+    assert answered.json()["choices"][0]["message"]["content"]
+    assert two.find("woken", "local").restored
+    two.close("woken", "local")
+
+
+def test_who_waits_for_a_session_and_goes_does_not_keep_it_from_beginning(two):
+    session = two.open("waited-for", "local")
+    assert not session.ready.cancel()
+    session.ready.result(PATIENCE)
+    two.close("waited-for", "local")
 
 
 def test_of_a_session_that_is_forgotten_no_server_finds_anything(one, two, folder):
