@@ -4,7 +4,8 @@
 """A session's saved memory belongs to one server at a time, where several share a folder.
 
 The system's lock on a file holds that: it ends with the process, however that ends. What the file
-says tells the next server whether the one before has saved all it had seen.
+says tells the next server whether the one before has saved all it had seen. A server that wants it
+says so by a second file, which the owner looks for.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from pathlib import Path
 from stream_vlm_ros.errors import StreamBusyError
 from stream_vlm_ros.owned import open_regular, write_all
 
-SUFFIX = ".server"
+SUFFIX, WISH = ".server", ".wanted"
 _LONGEST = 1024  # bytes of the file that are read
 _POLL = 0.05  # seconds: flock has no timeout of its own
 
 
 class SessionElsewhereError(StreamBusyError):
     """Another server has this session, and has not let it go in time."""
+
+    retry_after = 2.0  # s
 
 
 class Ownership:
@@ -46,6 +49,7 @@ class Ownership:
     def __init__(self, path: Path, server: str = "", patience: float = 10.0) -> None:
         path.parent.mkdir(0o700, parents=True, exist_ok=True)
         self._lock = lock_of(path)
+        self._wish = self._lock.with_name(self._lock.name + WISH)
         self._take(time.monotonic() + patience)
         try:
             self.before = self._said
@@ -69,17 +73,32 @@ class Ownership:
                 raise
             os.close(self._file)
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether another server waits for it."""
+        return os.path.lexists(self._wish)
+
     def _wait(self, until: float) -> None:
-        while True:
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            if time.monotonic() > until:
-                raise SessionElsewhereError(
-                    f"{self._said or 'another server'} has this session ({self._lock.name}) and "
-                    "has not let it go yet: try again in a moment"
-                )
-            time.sleep(_POLL)
+        try:
+            while not self._locked():
+                os.close(open_regular(self._wish, os.O_WRONLY | os.O_CREAT, 0o600))
+                self._check_patience(until)
+                time.sleep(_POLL)
+        finally:
+            self._wish.unlink(missing_ok=True)
+
+    def _locked(self) -> bool:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        return False
+
+    def _check_patience(self, until: float) -> None:
+        if time.monotonic() > until:
+            raise SessionElsewhereError(
+                f"{self._said or 'another server'} has this session ({self._lock.name}) and has "
+                "not let it go yet: try again in a moment"
+            )
 
     @property
     def _said(self) -> str:

@@ -552,19 +552,22 @@ class Session:
             self.ingest.pause()
             self.ingest.active = False
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether it takes no frame more."""
+        return self._ending
+
     def stop_answering(self) -> None:
         """Accept no question more; those that were accepted are answered."""
         self._refusing = True
 
-    def wait_until_remembered(self, timeout: float) -> bool:
-        """Wait for the chunks that wait; whether all have come to their end."""
-        return _wait_while(lambda: self.counters.pending > 0, timeout)
-
     def end(self, *, forget: bool = False, timeout: float = END_TIMEOUT) -> None:
-        """Save it, unless it is to be forgotten, and end it. Questions are answered while it is
-        being saved."""
+        """Wait for the chunks that wait, save it, and end it; or forget it at once. Questions are
+        answered while it is being saved."""
         until = time.monotonic() + timeout
         self.stop_taking()
+        if not forget:
+            _wait_while(lambda: self.counters.pending > 0, timeout)
         self.ingest.clear(Drop.RESET)
         self.worker.drop_chunks(Drop.RESET)
         file = self._file()
@@ -589,6 +592,11 @@ class Session:
                 with suppress(FileNotFoundError):
                     path.unlink()
         self.disown(forget=forget)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether another server waits for it."""
+        return self._ownership is not None and self._ownership.is_wanted
 
     def disown(self, *, forget: bool = False) -> None:
         """Let another server have what is saved of it."""
@@ -766,7 +774,7 @@ class Sessions:
         with self._lock:
             self._check_open()
             if (found := self._table.get((owner, id))) is not None:
-                if found._ending:
+                if found.is_ending:
                     raise ServerEndingError(f"session {id} is being ended: try again in a moment")
                 found.touch()
                 return found
@@ -825,8 +833,6 @@ class Sessions:
         until = time.monotonic() + timeout
         for session in sessions:
             session.stop_taking()
-        for session in sessions:
-            session.wait_until_remembered(until - time.monotonic())
         wait([self._ending.submit(self._end, one, patience=until) for one in sessions])
 
     def drain(self, timeout: float = 30.0) -> None:
@@ -914,6 +920,10 @@ class Sessions:
                     if self._is_idle(session):
                         session.stop_taking()
                         self._ending.submit(self._end, session)
+                    elif session.is_wanted and not session.is_ending:
+                        session.stop_taking()
+                        until = time.monotonic() + self.limits.drain_seconds
+                        self._ending.submit(self._end, session, patience=until)
                 except Exception as fault:  # the next one may go well
                     log.error("session %s: internal error", session.id, exc_info=fault)
 
@@ -922,7 +932,7 @@ class Sessions:
         if not period or session.connection is not None or not session.ready.done():
             return False
         idle = time.monotonic() - session.touched > period
-        return idle and not session.is_busy and not session._ending
+        return idle and not session.is_busy and not session.is_ending
 
 
 def check_session_id(id: str) -> None:
