@@ -54,6 +54,7 @@ REQUIREMENT = {
     "rosbags.image": "rosbags-image",
     "prometheus_client": "prometheus-client",
     "yaml": "pyyaml",
+    "ray": "ray[serve]",
 }
 # Imported by others of our requirements: uvicorn speaks by it.
 USED_BY_OTHERS = {"websockets"}
@@ -114,7 +115,9 @@ def ros_packages(dependencies):
 
 def test_every_import_is_required_or_a_declared_ros_package(package):
     known = (
-        required("runtime", "opencv", "web", "serve") | ros_packages(package.exec_depends) | BROUGHT
+        required("runtime", "opencv", "web", "serve", "ray")
+        | ros_packages(package.exec_depends)
+        | BROUGHT
     )
     found = imported("stream_vlm_ros", "launch")
     assert {name: file for name, file in found.items() if name not in known} == {}
@@ -122,7 +125,7 @@ def test_every_import_is_required_or_a_declared_ros_package(package):
 
 def test_every_requirement_is_imported():
     found = imported("stream_vlm_ros", "launch")
-    assert required("runtime", "opencv", "web", "serve") - set(found) <= USED_BY_OTHERS
+    assert required("runtime", "opencv", "web", "serve", "ray") - set(found) <= USED_BY_OTHERS
     assert required("test") - set(imported("test")) == USED_BY_MAKE
 
 
