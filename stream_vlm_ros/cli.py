@@ -817,7 +817,7 @@ def serve(
         ),
     ] = "",
 ) -> None:
-    """Serve the memories of many cameras over the network, on one model.
+    """Serve memories of many cameras over the network.
 
     A robot connects with the node's setting engine: remote; whoever has the key asks over HTTP, as
     of OpenAI's API (docs/serving.md).

@@ -58,5 +58,5 @@ def _said(listening: socket.socket, keys: Keys, model: str, plan: str) -> str:
     shown = f"[{host}]" if ":" in host else host
     count = len(keys.keys)
     who = f"{count} key{'s' if count > 1 else ''}" if count else "this machine alone, without a key"
-    lines = [f"{model} answers at http://{shown}:{port} for {who} (Ctrl-C ends it)"]
+    lines = [f"{model}: http://{shown}:{port} for {who} (Ctrl-C ends it)"]
     return "\n".join([*lines, *([f"Each session: {plan}"] if plan else [])])

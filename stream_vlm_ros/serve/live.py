@@ -69,8 +69,12 @@ async def serve_camera(socket: WebSocket, sessions: Sessions, owner: str) -> Non
         return
     await socket.accept(protocol.SUBPROTOCOL)
     connection = Connection(socket, session, sessions)
-    with contextlib.suppress(WebSocketDisconnect, ConnectionError):
-        await connection.run()
+    sessions.connections.add(connection)
+    try:
+        with contextlib.suppress(WebSocketDisconnect, ConnectionError):
+            await connection.run()
+    finally:
+        sessions.connections.discard(connection)
 
 
 class UnknownVersionError(ProtocolError):

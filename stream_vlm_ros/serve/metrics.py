@@ -37,8 +37,8 @@ class Metrics(Collector):
             "stream_vlm_first_token_seconds", "From a question's arrival to its first token",
             buckets=_TIMES, registry=self._registry,
         )  # fmt: skip
-        sessions.answered = self._count
-        sessions.closed = self._keep
+        sessions.when_answered.append(self._count)
+        sessions.when_closed.append(self._keep)
 
     def text(self) -> bytes:
         """What is scraped."""

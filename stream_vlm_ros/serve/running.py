@@ -67,6 +67,7 @@ async def _end(
     server: Server, serving: asyncio.Task[None], sessions: Sessions, drain_seconds: float
 ) -> None:
     await asyncio.to_thread(sessions.drain, drain_seconds)
-    await asyncio.sleep(0)  # what clients were told goes out
+    for connection in list(sessions.connections):  # what clients were told goes out
+        await connection.wait_until_over()
     server.should_exit = True
     await serving

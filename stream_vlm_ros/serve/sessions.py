@@ -629,8 +629,9 @@ class Sessions:
         limits: how many there are, and for how long.
 
     Attributes:
-        answered: called with the outcome of each question, in the thread of the engines.
-        closed: called with each session that has ended.
+        when_answered: called with the outcome of each question, in the thread of the engines.
+        when_closed: called with each session that has ended.
+        connections: that have not come to their end.
         model: what answers, in words.
     """
 
@@ -646,8 +647,9 @@ class Sessions:
         self.settings, self.limits = settings, limits or Limits()
         self.model = str(card_of(settings))
         self.began = time.time()
-        self.answered: Callable[[Outcome], None] = lambda outcome: None
-        self.closed: Callable[[Session], None] = lambda session: None
+        self.when_answered: list[Callable[[Outcome], None]] = []
+        self.when_closed: list[Callable[[Session], None]] = []
+        self.connections: set[Any] = set()
         self.draining = False
         self._table: dict[tuple[str, str], Session] = {}
         self._lock = threading.Lock()
@@ -703,7 +705,7 @@ class Sessions:
             self._check_room(owner)
             session = Session(
                 id, owner, self._settings_of(id, owner), self._build, self._thread,
-                lambda outcome: self.answered(outcome), self.model,
+                self.answered, self.model,
             )  # fmt: skip
             assert self._checkpoint is not None
             images = self._checkpoint.processor.image_settings
@@ -771,6 +773,11 @@ class Sessions:
 
     # -- their lives -------------------------------------------------------------------------
 
+    def answered(self, outcome: Outcome) -> None:
+        """A question has come to its end."""
+        for listener in self.when_answered:
+            listener(outcome)
+
     def _begin(self, session: Session) -> None:
         try:
             session.begin()
@@ -793,7 +800,8 @@ class Sessions:
             log.error("session %s did not end well", session.id, exc_info=fault)
         finally:
             self._forget(session)
-            self.closed(session)
+            for listener in self.when_closed:
+                listener(session)
             if (connection := session.connection) is not None:
                 connection.session_ended(forget)
 

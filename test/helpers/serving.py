@@ -15,6 +15,8 @@ from patience import PATIENCE
 from PIL import Image
 from websockets.sync.client import connect
 
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
+from stream_vlm_ros.factory import load_engine
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve.app import create_app
 from stream_vlm_ros.serve.keys import Keys
@@ -134,3 +136,28 @@ def jpeg_of(image, quality=90):
 def of_jpeg(image, quality=90):
     """What comes out of that JPEG."""
     return np.array(Image.open(io.BytesIO(jpeg_of(image, quality))).convert("RGB"))
+
+
+def feed(camera, film, chunk=4, jpeg=False):
+    """Send a film in chunks, and wait for each."""
+    for begin in range(0, len(film), chunk):
+        frames = film[begin : begin + chunk]
+        camera.chunk([f.stamp_ns for f in frames], [f.image for f in frames], jpeg)
+        camera.next(protocol.Ingested)
+
+
+def in_process(settings, film, question, choices=(), chunk=4):
+    """The engine's own answer, or the scores of choices. ``film``: of frames, or of their stamps
+    with pictures."""
+    engine = load_engine(settings)
+    frames = [one if isinstance(one, tuple) else (one.stamp_ns, one.image) for one in film]
+    try:
+        for begin in range(0, len(frames), chunk):
+            part = frames[begin : begin + chunk]
+            stamps = [(stamp_ns - frames[0][0]) / SECOND for stamp_ns, _ in part]
+            engine.append_video_chunk([image for _, image in part], timestamps=stamps)
+        if choices:
+            return engine.ask_choice(question, list(choices))[1].scores
+        return engine.ask(question, max_new_tokens=16)
+    finally:
+        engine.close()

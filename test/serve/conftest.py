@@ -14,21 +14,44 @@ from stream_vlm_ros.serve.options import Limits
 from stream_vlm_ros.serve.sessions import Sessions
 from stream_vlm_ros.sources import open_source
 
-SETTINGS = Settings(device="cpu", max_cache_tokens=2048, max_pixels=100_352, max_new_tokens=16)
-
 
 @pytest.fixture(scope="session")
 def film():
-    """Frames of the drawn world, each with its stamp."""
-    return list(itertools.islice(open_source("world:7", fps=2.0, end=60.0), 48))
+    """Frames of the drawn world, each with its stamp; the first is not at 0."""
+    return list(itertools.islice(open_source("world:7", fps=2.0, end=60.0), 1, 49))
 
 
-@pytest.fixture(scope="module")
-def server():
-    """One for all tests of a module; each takes sessions of its own."""
-    sessions = Sessions(SETTINGS, Limits(max_sessions=32))
+@pytest.fixture(scope="session")
+def settings(tmp_path_factory):
+    """Of a server that saves."""
+    return Settings(
+        device="cpu",
+        max_cache_tokens=2048,
+        max_pixels=100_352,
+        memory_folder=str(tmp_path_factory.mktemp("memories")),
+    )
+
+
+@pytest.fixture(scope="session")
+def server(settings):
+    """One for all tests; each takes sessions of its own."""
+    sessions = Sessions(settings, Limits(max_sessions=200))
     sessions.load()
     running = RunningServer(sessions)
     yield running
     sessions.drain(5.0)
     running.close()
+
+
+@pytest.fixture
+def another(server):
+    """Makes another way in to the same sessions."""
+    servers = []
+
+    def make(*arguments, **options):
+        servers.append(RunningServer(server.sessions, *arguments, **options))
+        return servers[-1]
+
+    yield make
+    for one in servers:
+        one.close()

@@ -1,0 +1,94 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""What is told over HTTP, and to whom."""
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from serving import feed
+
+from stream_vlm_ros.errors import InvalidParameterError
+from stream_vlm_ros.serve.keys import Keys
+
+KEY, OTHER = "0123456789abcdef", "fedcba9876543210"
+
+
+def bearer(key):
+    return {"Authorization": f"Bearer {key}"}
+
+
+def test_health_is_for_everybody_and_says_little(another):
+    server = another(Keys((KEY,)))
+    answer = httpx.get(f"{server.url}/health")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "server" not in answer.headers
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/v1/sessions", "/v1/nothing", "/docs", "/"])
+def test_all_else_needs_a_key(another, path):
+    server = another(Keys((KEY,)))
+    for headers in ({}, bearer("0123456789abcdeX"), bearer("ключ".encode().decode("latin-1"))):
+        answer = httpx.get(server.url + path, headers={k: v.encode() for k, v in headers.items()})
+        assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
+        assert answer.json()["error"]["type"] == "authentication_error"
+
+
+def test_a_session_is_listed_and_deleted_by_its_key_alone(another, film):
+    server = another(Keys((KEY, OTHER)))
+    with server.camera("listed", KEY) as camera:
+        feed(camera, film[:4])
+        [listed] = httpx.get(f"{server.url}/v1/sessions", headers=bearer(KEY)).json()["data"]
+        assert (listed["id"], listed["frames"], listed["connected"]) == ("listed", 4, True)
+        assert httpx.get(f"{server.url}/v1/sessions", headers=bearer(OTHER)).json()["data"] == []
+        url = f"{server.url}/v1/sessions/listed"
+        answer = httpx.delete(url, headers=bearer(OTHER))
+        assert answer.status_code == 404 and answer.json()["error"]["code"] == "NO_SESSION"
+        assert httpx.delete(url, headers=bearer(KEY)).json()["deleted"]
+        assert httpx.delete(url, headers=bearer(KEY)).status_code == 404
+        while getattr(event := camera.hear(), "code", "") != "ENDING":
+            pass
+        assert event.retry_after is None  # it is forgotten
+
+
+def test_another_sites_page_changes_nothing(server):
+    foreign = {"Origin": "https://elsewhere.example"}
+    answer = httpx.delete(f"{server.url}/v1/sessions/x", headers=foreign)
+    assert answer.status_code == 403
+    renamed = httpx.get(f"{server.url}/v1/sessions", headers={"Host": "elsewhere.example"})
+    assert renamed.status_code == 403
+
+
+def test_who_can_be_reached_by_others_needs_a_key():
+    with pytest.raises(InvalidParameterError, match="needs a key"):
+        Keys((), "0.0.0.0")
+
+
+def test_prometheus_is_told_what_became_of_frames_and_questions(server, film):
+    def scraped():
+        text = httpx.get(f"{server.url}/metrics").text
+        return {
+            (sample.name, *sample.labels.values()): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    before = scraped()
+    with server.camera("measured") as camera:
+        feed(camera, film[:8])
+        camera.ask("What do you see?")
+        during = scraped()
+    server.sessions.close("measured", "local")
+    after = scraped()
+
+    def grown(now, *name):
+        return now[name] - before.get(name, 0)
+
+    for now in (during, after):
+        assert grown(now, "stream_vlm_frames_total", "ingested") == 8
+        assert grown(now, "stream_vlm_questions_total", "answered") == 1
+        assert grown(now, "stream_vlm_first_token_seconds_count") == 1
+    assert grown(during, "stream_vlm_sessions") == 1 and grown(after, "stream_vlm_sessions") == 0
+    assert grown(during, "stream_vlm_connections") == 1
+    assert grown(during, "stream_vlm_memory_tokens") > 80

@@ -1,0 +1,185 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""Sessions live as long as they are used, and what they saw outlives their server."""
+
+import shutil
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from patience import PATIENCE, wait_until
+from serving import RunningServer, feed, in_process
+
+from stream_vlm_ros.config import Settings
+from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
+from stream_vlm_ros.remote import protocol
+from stream_vlm_ros.serve import sessions as sessions_module
+from stream_vlm_ros.serve.options import Limits
+from stream_vlm_ros.serve.sessions import Sent, SessionLimitError, Sessions, SessionUnknownError
+from stream_vlm_ros.session.question import NotActiveError, Question
+from stream_vlm_ros.session.timed_frame import TimedFrame
+
+
+@pytest.fixture
+def begin(settings):
+    """Makes sessions of a server of its own."""
+    made = []
+
+    def make(limits=None, **changes):
+        made.append(Sessions(replace(settings, **changes), limits or Limits()))
+        made[-1].load()
+        return made[-1]
+
+    yield make
+    for sessions in made:
+        sessions.drain(5.0)
+
+
+def remembered(session, film):
+    """Let a session remember frames, as one chunk."""
+    frames = [TimedFrame(f.stamp_ns, f.image, Sent(n, f.stamp_ns)) for n, f in enumerate(film, 1)]
+    before = session.counters.ingested
+    session.append(frames)
+    wait_until(lambda: session.counters.ingested == before + len(frames))
+
+
+def opened(sessions, name, owner="a"):
+    session = sessions.open(name, owner)
+    session.ready.result(PATIENCE)
+    return session
+
+
+def test_settings_that_several_sessions_cannot_share_are_refused():
+    with pytest.raises(InvalidParameterError, match="max_cache_tokens must be said"):
+        Sessions(Settings(max_cache_tokens=0))
+    with pytest.raises(InvalidParameterError, match="frame_store is of one camera"):
+        Sessions(Settings(history="auto", frame_store="/tmp/frames"))
+
+
+def test_nothing_is_opened_before_the_model_is_loaded(settings):
+    with pytest.raises(NotActiveError, match="the model is being loaded"):
+        Sessions(settings).open("a", "a")
+
+
+def test_there_are_no_more_sessions_than_there_may_be_altogether_and_of_a_key(begin, film):
+    sessions = begin(Limits(max_sessions=3, max_sessions_per_key=2), memory_folder="")
+    first = opened(sessions, "1")
+    opened(sessions, "2")
+    with pytest.raises(SessionLimitError, match="this key has 2 sessions already"):
+        sessions.open("3", "a")
+    opened(sessions, "1", "b")
+    with pytest.raises(SessionLimitError, match="3 sessions are served already"):
+        sessions.open("2", "b")
+    assert sessions.open("1", "a") is first
+    sessions.close("1", "a")
+    with pytest.raises(SessionUnknownError):
+        sessions.find("1", "a")
+    opened(sessions, "2", "b")
+    assert [one.id for one in sessions.all("a")] == ["2"]
+    assert len(sessions.all()) == 3
+    # One that ends costs the others nothing.
+    last = sessions.find("2", "b")
+    remembered(last, film[:4])
+    assert last.ask(Question("What?")).future.result(PATIENCE).answer
+
+
+def test_a_session_that_nobody_uses_is_saved_and_ended_and_taken_up_again(begin, settings, film):
+    sessions = begin(Limits(idle_minutes=0.01))
+    session = opened(sessions, "idle")
+    remembered(session, film[:4])
+    answer = session.ask(Question("What do you see?")).future.result(PATIENCE).answer
+    wait_until(lambda: sessions.all() == [])
+    again = opened(sessions, "idle")
+    assert again is not session and again.restored and not again.gap
+    assert again.described().accepted_ns == film[3].stamp_ns
+    assert again.ask(Question("What do you see?")).future.result(PATIENCE).answer == answer
+    assert answer == in_process(settings, film[:4], "What do you see?")[0]
+
+
+def test_of_two_keys_each_finds_its_own_file(begin, film):
+    sessions = begin()
+    remembered(opened(sessions, "twice", "a"), film[:4])
+    remembered(opened(sessions, "twice", "b"), film[:8])
+    for owner in "ab":
+        sessions.close("twice", owner, forget=False)
+    assert [opened(sessions, "twice", owner).memory.frames for owner in "ab"] == [4, 8]
+
+
+def test_what_was_seen_after_the_last_save_of_a_server_that_was_killed_is_told(
+    begin, settings, film, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sessions_module, "POSITION_PERIOD", 0.0)
+    here = tmp_path / "here"
+    sessions = begin(memory_folder=str(here))
+    session = opened(sessions, "killed")
+    remembered(session, film[:4])
+    session.save().result(PATIENCE)
+    remembered(session, film[4:8])
+    noted = str(film[7].stamp_ns)
+    wait_until(lambda: any(noted in file.read_text() for file in here.rglob("*.accepted.json")))
+    there = shutil.copytree(here, tmp_path / "there")  # as it would be found
+    again = opened(begin(memory_folder=str(there)), "killed")
+    assert again.restored and again.memory.frames == 4
+    assert "2.0 s" in again.gap and "are lost" in again.gap
+    assert again.status.gap == again.gap
+    assert again.described().accepted_ns == film[3].stamp_ns
+    again.reset().result(PATIENCE)
+    assert again.status.gap == ""
+
+
+def test_a_damaged_file_is_left_alone_and_the_session_begins_empty(begin, film, tmp_path):
+    sessions = begin(memory_folder=str(tmp_path))
+    session = opened(sessions, "damaged")
+    remembered(session, film[:4])
+    sessions.close("damaged", "a", forget=False)
+    [file] = tmp_path.rglob("damaged.safetensors")
+    file.write_bytes(file.read_bytes()[:1000])
+    session = opened(sessions, "damaged")
+    assert not session.restored and session.memory.frames == 0
+    assert session.status.saved.error
+    assert file.stat().st_size == 1000
+
+
+def test_drained_it_ends_answers_saves_memories_tells_clients_and_goes_on_elsewhere(
+    begin, film, tmp_path
+):
+    sessions = begin(memory_folder=str(tmp_path))
+    server = RunningServer(sessions)
+    camera = server.camera("robot")
+    feed(camera, film[:8])
+    ask = protocol.Ask(text="What do you see?", max_new_tokens=16)
+    for n in range(4):
+        camera.send(protocol.ResponseCreate(event_id=f"q{n}", response=ask))
+    camera.next(protocol.ResponseReading)
+    draining = threading.Thread(target=sessions.drain, args=(PATIENCE,))
+    draining.start()
+    camera.frame(film[8].stamp_ns, film[8].image)  # not accepted, and not said to be
+    answers = [camera.next(protocol.ResponseDone).response for _ in range(4)]
+    assert {answer.status for answer in answers} == {"completed"}
+    while not isinstance(last := camera.hear(), protocol.SessionEnding):
+        pass
+    assert last.code == "ENDING" and last.retry_after is not None
+    draining.join(PATIENCE)
+    with pytest.raises(StreamVlmError, match="is being stopped"):
+        sessions.open("another", "a")
+    camera.close()
+    server.close()
+    server = RunningServer(begin(memory_folder=str(tmp_path)))
+    with server.camera("robot") as camera:
+        session = camera.created.session
+        assert session.restored and not session.resumed
+        assert (session.accepted_ns, session.accepted_sequence) == (film[7].stamp_ns, 0)
+        assert camera.created.status.gap == ""
+        response = camera.ask("What do you see?", max_new_tokens=16)
+        assert response.text == answers[0].text and response.memory.frames == 8
+        feed(camera, film[8:12])
+    server.close()
+
+
+def test_memories_are_saved_every_so_many_minutes(begin, film, tmp_path):
+    sessions = begin(memory_folder=str(tmp_path), save_memory_minutes=0.01)
+    remembered(opened(sessions, "often"), film[:4])
+    file = wait_until(lambda: [*Path(tmp_path).rglob("often.safetensors")])
+    assert file[0].stat().st_mode & 0o077 == 0 or file[0].parent.stat().st_mode & 0o077 == 0
