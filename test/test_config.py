@@ -259,4 +259,14 @@ def test_the_options_of_every_verb_have_the_defaults_of_the_tables():
             assert option.opts == [row.option]
             assert option.default == changed.get(row.name, row.default)
             checked.add(verb)
-    assert checked == {"ask", "replay", "rate", "info", "questions", "demo", "history", "web"}
+    assert checked == {
+        "ask",
+        "replay",
+        "rate",
+        "info",
+        "questions",
+        "demo",
+        "history",
+        "web",
+        "serve",
+    }
