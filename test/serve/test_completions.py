@@ -3,15 +3,18 @@
 
 """OpenAI's own client asks live sessions; what is not honoured is refused in words."""
 
+import asyncio
 import base64
 import io
 import json
 import socket
 import threading
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
 from http.client import HTTPConnection
 
+import httpx
 import openai
 import pytest
 from hypothesis import given
@@ -412,6 +415,21 @@ def test_who_goes_away_is_not_answered_a_token_longer(server, engines, paused, s
     assert outcome.error.code == "CANCELLED"
     whole = engines["right"].ask("What do you see?")[1]
     assert 1 <= outcome.answer_tokens <= 2 < whole.answer_tokens
+
+
+def test_a_request_that_ends_leaves_a_session_to_begin(server, monkeypatch):
+    session = server.sessions.find("left", "local")
+    monkeypatch.setattr(session, "ready", Future())
+    body = {"model": "left", "messages": user("What do you see?")}
+
+    async def give_up():
+        there = httpx.ASGITransport(server.app)
+        async with httpx.AsyncClient(transport=there, base_url="http://127.0.0.1") as client:
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(client.post("/v1/chat/completions", json=body), 0.2)
+
+    asyncio.run(give_up())
+    assert not session.ready.cancelled()
 
 
 @pytest.mark.parametrize("stream", [False, True])
