@@ -4,6 +4,7 @@
 """Start the node: ros2 launch stream_vlm stream_vlm.launch.py image:=/camera/image_raw
 
 With several cameras: cameras:=front=/front/image_raw,rear=/rear/image_raw
+With the memory at a server: engine_url:=ws://gpu-box:8000
 """
 
 from launch.actions import ExecuteProcess
@@ -27,7 +28,12 @@ def start(values):
     # An empty argument leaves the file's own value alone.
     over = {
         parameter: ParameterValue(value, value_type=str)
-        for parameter, value in (("model_path", values.model), ("device", values.device))
+        for parameter, value in (
+            ("model_path", values.model),
+            ("device", values.device),
+            ("engine_url", values.engine_url),
+            ("engine", "remote" if values.engine_url else ""),
+        )
         if value
     }
     cameras = cameras_of(values.cameras)

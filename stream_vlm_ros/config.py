@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from stream_vlm_ros.errors import InvalidParameterError, cut, real_number, whole_number
 from stream_vlm_ros.setting import ALWAYS, START, SettingTable, setting
@@ -162,6 +163,41 @@ def check_memory_name(name: str) -> None:
         )
 
 
+def check_session_name(name: str) -> None:
+    """Raise InvalidParameterError unless it is empty, or may name a session."""
+    if name:
+        check_memory_name(name)
+
+
+def check_engine_url(url: str) -> None:
+    """Raise InvalidParameterError unless it is empty, or the address of a `stream-vlm serve`."""
+    if not url:
+        return
+    example = "such as ws://gpu-box:8000, or wss://memory.example.org behind a proxy with TLS"
+    try:
+        parts = urlsplit(url)
+        usable = bool(parts.hostname) and parts.port != 0
+    except ValueError as fault:  # a port or an address that is none
+        raise InvalidParameterError(f"{cut(url)!r} is no address ({fault}); {example}") from None
+    if parts.scheme not in ("ws", "wss") or not usable or re.search(r"\s", url):
+        near = {"http": "ws", "https": "wss"}.get(parts.scheme)
+        hint = f"did you mean {near}{url.removeprefix(parts.scheme)}?" if near else example
+        raise InvalidParameterError(f"{cut(url)!r} is no address of a server: {cut(hint)}")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise InvalidParameterError(
+            "an address is without user, ? and #: the key is told by engine_key_file or "
+            "STREAM_VLM_API_KEY"
+        )
+
+
+def check_score_name(name: str) -> None:
+    """Raise InvalidParameterError unless it has the form ``MODULE:NAME`` ("" names none)."""
+    if name and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name):
+        raise InvalidParameterError(
+            f"{cut(name)!r} is not of the form MODULE:NAME, such as my_scores:Brightest"
+        )
+
+
 def check_source_names(names: tuple[str, ...]) -> None:
     """Raise InvalidParameterError unless each names a camera, and no two the same."""
     for name in names:
@@ -178,6 +214,7 @@ def check_source_names(names: tuple[str, ...]) -> None:
 ALL_CAMERAS = (
     "sources", "engine", "model_path", "device", "dtype", "compile_chunks", "memory_folder",
     "answers_file", "answers_megabytes", "ingest_share", "status_period", "autostart",
+    "engine_url", "engine_key_file",
 )  # fmt: skip
 
 
@@ -249,8 +286,9 @@ class Settings(SettingTable):
     engine: str = shared(
         "streaming",
         "streaming: every frame is encoded as it comes, answers come at once. delayed_batch: "
-        "frames are kept, and some are encoded when a question comes (docs/delayed-batch.md).",
-        choices=("streaming", "delayed_batch"),
+        "frames are kept, and some are encoded when a question comes (docs/delayed-batch.md). "
+        "remote, for the node: model and memory are at a server, engine_url (docs/remote.md).",
+        choices=("streaming", "delayed_batch", "remote"),
         verbs=("web",),
     )
     max_cache_tokens: int = shared(
@@ -332,6 +370,14 @@ class Settings(SettingTable):
         0.99,
         verbs=("web",),
     )
+    importance: str = shared(
+        "",
+        "Your own score of which frames from before the window are important, as MODULE:NAME: a "
+        "class with describe(features) and rank(descriptors) in a module on PYTHONPATH "
+        "(docs/memory.md). Empty: those least like any other.",
+        rule=check_score_name,
+        verbs=("ask", "replay"),
+    )
     skip_similarity: float = shared(
         0.0,
         "Leave out the parts of a picture whose features are this close (cosine) to those last "
@@ -347,6 +393,38 @@ class Settings(SettingTable):
         "max_cache_tokens. 0: none, they wait for the answer's end.",
         -1,
         10_000_000,
+    )
+
+    # A memory at a server
+    engine_url: str = node_only(
+        "",
+        "remote: address of a stream-vlm serve, such as ws://gpu-box:8000; wss:// is encrypted.",
+        rule=check_engine_url,
+    )
+    engine_key_file: str = node_only(
+        "",
+        "remote: file with the server's key, which only its owner can read. Empty: the variable "
+        "STREAM_VLM_API_KEY of the environment, or else none.",
+    )
+    session_name: str = node_only(
+        "",
+        "remote: name of the session at the server, which is taken up again where it is there. "
+        "Empty: the node's full name, with dots for slashes, and the camera's.",
+        rule=check_session_name,
+    )
+    remote_encoding: str = node_only(
+        "jpeg",
+        "remote: how pictures travel, reduced to the model's size: jpeg, or raw (exact, some ten "
+        "times as much).",
+        choices=("jpeg", "raw"),
+        change=ALWAYS,
+    )
+    jpeg_quality: int = node_only(
+        90,
+        "remote: quality of the JPEGs.",
+        1,
+        100,
+        change=ALWAYS,
     )
 
     # Saved memories
@@ -669,6 +747,8 @@ class Settings(SettingTable):
         usual = {"image_topic": f"{name}/image", "memory_name": f"{self.memory_name}-{name}"}
         if self.frame_store:  # a folder holds one camera's frames
             usual["frame_store"] = str(Path(self.frame_store) / name)
+        if self.session_name:
+            usual["session_name"] = f"{self.session_name}-{name}"
         return self.changed({**usual, **own, "sources": ()})
 
     def check(self) -> None:
@@ -682,6 +762,11 @@ class Settings(SettingTable):
                 f"{self.max_cache_tokens}"
             )
         self.eviction  # noqa: B018 - what it refuses is refused here
+        if self.importance and not (self.engine == "streaming" and self.eviction.shares[1]):
+            raise InvalidParameterError(
+                "importance decides which frames of important_share are kept: it is for the engine "
+                "streaming with an important_share"
+            )
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
             raise InvalidParameterError(
                 f"min_pixels ({self.min_pixels}) is above max_pixels ({self.max_pixels})"
@@ -722,10 +807,37 @@ class Settings(SettingTable):
                     "frame_store"
                 )
 
+        self._check_remote()
+
+    def _check_remote(self) -> None:
+        """What is the server's to decide is not decided here, and the other way round."""
+        is_remote = self.engine == "remote"
+        if is_remote and not self.engine_url:
+            raise InvalidParameterError(
+                "engine remote needs engine_url, such as ws://gpu-box:8000 (docs/remote.md)"
+            )
+        if self.engine_url and not is_remote:
+            raise InvalidParameterError(
+                f"engine_url is for the engine remote, and engine is {self.engine}"
+            )
+        its = ("model_path", "memory_folder", "frame_store", "load_memory", "save_memory")
+        wanted = [name for name in its if getattr(self, name)]
+        wanted += ["history"] if self.has_history else []
+        if is_remote and wanted:
+            raise InvalidParameterError(
+                f"{wanted[0]} is the server's with the engine remote: leave it out here, and give "
+                "it to stream-vlm serve"
+            )
+
     @property
     def has_history(self) -> bool:
         """Whether the past is kept behind the stream's memory."""
         return self.history != "never"
+
+    @property
+    def may_recall(self) -> bool:
+        """Whether a question may ask for the past: what a server keeps, only the server knows."""
+        return self.has_history or self.engine == "remote"
 
     @property
     def keeps_frames(self) -> bool:

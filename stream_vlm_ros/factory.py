@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stream_vlm_ros.config import Settings
-from stream_vlm_ros.errors import check_model_folder
+from stream_vlm_ros.errors import InvalidParameterError, check_model_folder
 from stream_vlm_ros.machine import threads_to_take
 from stream_vlm_ros.model_card import ModelCard
 
@@ -111,6 +111,8 @@ def build_engine(
         DeviceUnavailableError: the memory does not fit the device.
         ModelLoadError: model and processor are not of one checkpoint.
     """
+    if settings.engine == "remote":
+        raise InvalidParameterError("engine remote is for the node, which has none of its own")
     options = {
         "layout": settings.layout,
         "min_pixels": settings.min_pixels or None,
@@ -142,6 +144,11 @@ def _streaming(
         "fork_slack_tokens": _slack_tokens(settings, images),
         "group": group,
     }
+    if settings.importance:
+        from stream_vlm_ros.engine.cache.named_score import score_by_name
+
+        hidden = checkpoint.network.config.text_config.hidden_size
+        options["importance"] = score_by_name(settings.importance, hidden)
     if settings.has_history:
         return _recalling(settings, checkpoint, **options)
     from stream_vlm_ros.engine import VideoStreamingInference

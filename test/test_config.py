@@ -158,7 +158,9 @@ def written(row):
         return st.integers(int(row.low), int(row.high)).map(str)
     if row.type is float:
         return st.floats(row.low, row.high).map(repr)
-    return st.sampled_from(["cpu", "cuda:1"])  # texts: the device's is the one with a rule
+    if row.name == "importance":
+        return st.sampled_from(["", "own_scores:Oldest", "a.b:c"])
+    return st.sampled_from(["cpu", "cuda:1"])  # other texts: the device's is the one with a rule
 
 
 @given(st.data())
@@ -197,7 +199,10 @@ def test_a_run_is_named_and_changed_by_words():
         ("max_cache_token=3", "did you mean 'max_cache_tokens'"),
         ("max_cache_tokens=many", "max_cache_tokens must be a whole number, got 'many'"),
         ("fps=often", "sample_fps must be a number, got 'often'"),
-        ("streem", "engine must be one of streaming, delayed_batch, got 'streem'; did you mean"),
+        (
+            "streem",
+            "engine must be one of streaming, delayed_batch, remote, got 'streem'; did you mean",
+        ),
         ("compile_chunks=no", "compile_chunks must be one of auto, always, never"),
         ("queue_size=3", "queue_size is a setting of the node only; replays do not take it"),
     ],

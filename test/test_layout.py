@@ -157,6 +157,7 @@ def test_imports_point_one_way():
         "engine/saving",
         "history",
         "node",
+        "remote",
         "serve",
         "session",
         "web",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from stream_vlm_ros.engine import StreamProcessor
-from stream_vlm_ros.engine.inputs.frames import smart_resize
+from stream_vlm_ros.engine.inputs.picture_sizes import smart_resize
 
 
 def grid_tokens(

@@ -30,7 +30,8 @@ from stream_vlm_ros.engine import (
     VideoStreamingInference,
 )
 from stream_vlm_ros.engine.cache.manager import KVCacheManager, Snapshot
-from stream_vlm_ros.engine.inputs.frames import check_shape, to_arrays
+from stream_vlm_ros.engine.inputs.frames import to_arrays
+from stream_vlm_ros.engine.inputs.picture_sizes import check_shape
 from stream_vlm_ros.engine.inputs.timestamps import check_about, frame_times
 from stream_vlm_ros.engine.model.base import StreamModel
 from stream_vlm_ros.engine.results import WarmUp

@@ -19,7 +19,7 @@ import torch
 
 from stream_vlm_ros.engine import EvictionConfig, StreamProcessor, VideoStreamingInference
 from stream_vlm_ros.engine.chunk_path import ChunkPath
-from stream_vlm_ros.engine.inputs.frames import smart_resize
+from stream_vlm_ros.engine.inputs.picture_sizes import smart_resize
 from stream_vlm_ros.engine.together import run
 from stream_vlm_ros.errors import InvalidImageError
 from stream_vlm_ros.history.selection import GRID_FRAMES

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stream_vlm_ros.access import Access, read_key
-from stream_vlm_ros.config import NODE, Settings, check_device, check_source_names
+from stream_vlm_ros.config import NODE, Settings, check_device, check_engine_url, check_source_names
 from stream_vlm_ros.demo.settings import (
     NODE_NAME,
     DemoSettings,
@@ -191,6 +191,12 @@ class NodeArguments(_Common):
         "front=/front/image_raw,rear=/rear/image_raw. Empty: one camera, or sources of "
         "params_file.",
         rule=_cameras,
+    )
+    engine_url: str = fixed(
+        "",
+        "Address of a stream-vlm serve that has model and memory, such as ws://gpu-box:8000. "
+        "Empty: as in params_file, or in the node.",
+        rule=check_engine_url,
     )
     log_level: str = fixed(
         "info",

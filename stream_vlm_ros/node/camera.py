@@ -30,6 +30,7 @@ from stream_vlm_ros.node.annotated_image import AnnotatedImage
 from stream_vlm_ros.node.error_log import LOADED, traced
 from stream_vlm_ros.node.image_input import ImageInput, RCLError
 from stream_vlm_ros.node.image_thread import ImageThread
+from stream_vlm_ros.node.loading import remote_worker
 from stream_vlm_ros.node.publishing import publish_on, unpublish
 from stream_vlm_ros.node.serialized_image import SerializedImage
 from stream_vlm_ros.processes.ros_process import END_TIMEOUT
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from stream_vlm_ros.engine import InferenceEngine
     from stream_vlm_ros.node.pose_input import PoseInput
     from stream_vlm_ros.node.stream_vlm_node import StreamVlmNode
+    from stream_vlm_ros.remote.link import LinkThread
+    from stream_vlm_ros.remote.worker import RemoteKeeper, RemoteWorker
 
 
 class Camera:
@@ -54,10 +57,11 @@ class Camera:
         name: "" for the only one of a node.
         settings: of this camera.
         load: builds its engine, in the thread of the engines.
-        thread: of the engines.
+        thread: of the engines, or of the connections to a server that has them.
 
     Attributes:
         worker: its engine, and the queue in front of it.
+        remote: the same, if the engine is at a server.
         figures: what is counted.
         keeper: its saved memories.
         ingest: the way of its frames.
@@ -71,11 +75,12 @@ class Camera:
         name: str,
         settings: Settings,
         load: Callable[[Settings], InferenceEngine],
-        thread: EngineThread,
+        thread: EngineThread | LinkThread,
     ) -> None:
         self.name, self.settings = name, settings
         self.figures = health.Figures()
         self.answers = self.errors = 0
+        self.ingest: FrameIngest
         self.source: ImageInput | None = None
         self.annotated: AnnotatedImage | None = None
         self.poses: PoseInput | None = None
@@ -85,19 +90,38 @@ class Camera:
         self._loads = 0
         self._silence_news = health.SilenceNews()
         self._check_topics()
-        self.worker = EngineWorker(
-            functools.partial(self._load, load),
-            self.figures.counters,
-            settings.queue_size,
-            settings.max_questions,
+        self.worker: EngineWorker | RemoteWorker
+        self.remote: RemoteWorker | None = None
+        listeners: dict[str, Any] = dict(
             changed=self.publish_status,
             report=self._on_engine_fault,
-            thread=thread,
-            weight=settings.weight,
-            why_empty=self._why_empty,
             pause_closed=self._on_pause_closed,
             make_header=interfaces.to_header,
         )
+        if isinstance(thread, EngineThread):
+            self.worker = EngineWorker(
+                functools.partial(self._load, load),
+                self.figures.counters,
+                settings.queue_size,
+                settings.max_questions,
+                thread=thread,
+                weight=settings.weight,
+                why_empty=self._why_empty,
+                **listeners,
+            )
+        else:
+            self.worker = self.remote = remote_worker(
+                settings,
+                ".".join([*node.get_fully_qualified_name().split("/")[1:], *filter(None, [name])]),
+                self.figures.counters,
+                thread,
+                now_ns=node.now_ns,
+                tell=self._on_connection,
+                taken_up=lambda newest_ns: self.ingest.resume(newest_ns),
+                **listeners,
+            )
+            if warning := self.remote.warning:
+                node.warn(self.said(warning))
         self.ingest = FrameIngest(
             settings,
             self.figures.counters,
@@ -106,9 +130,15 @@ class Camera:
             report=self._on_refused_frame,
             taken=self._on_taken_frame,
         )
-        self.keeper = MemoryKeeper(
-            self.worker, lambda: self.settings, node.now_ns, self._on_unsaved
-        )
+        self.keeper = self._make_keeper()
+
+    def _make_keeper(self) -> MemoryKeeper | RemoteKeeper:
+        if isinstance(self.worker, EngineWorker):
+            now_ns, unsaved = self._node.now_ns, self._on_unsaved
+            return MemoryKeeper(self.worker, lambda: self.settings, now_ns, unsaved)
+        from stream_vlm_ros.remote.worker import RemoteKeeper
+
+        return RemoteKeeper(self.worker, self._node.now_ns)
 
     def _load(self, load: Callable[[Settings], InferenceEngine]) -> InferenceEngine:
         """Build the engine; what it warns of meanwhile is said to be this camera's."""
@@ -225,6 +255,8 @@ class Camera:
         self.worker.queue_size = settings.queue_size
         self.worker.max_questions = settings.max_questions
         self.worker.weight = settings.weight
+        if self.remote is not None:
+            self.remote.pack_as(settings)
         if (poses := self.poses) is not None:
             poses.track.tolerance = settings.pose_tolerance
 
@@ -297,6 +329,10 @@ class Camera:
         else:
             self._report_fault("the engine's thread", fault)
 
+    def _on_connection(self, good: bool, words: str) -> None:
+        """The connection to a server came or went, or the server has lost what it had."""
+        self._tell("connection", words, self._node.info if good else self._node.warn)
+
     def _on_pause_closed(self, seconds: float) -> None:
         words = (
             f"frames came after a pause: for the model {seconds:.1f} s of it are left out "
@@ -344,6 +380,7 @@ class Camera:
             self.keeper.state,
             paused=self.paused,
             source=self.name,
+            connection=self.remote.connection if self.remote is not None else None,
         )
 
     def publish_status(self) -> None:
@@ -357,7 +394,7 @@ class Camera:
         """What /diagnostics says of it, each with what it is about."""
         device = self.worker.device or self.settings.device
         yield self._memory_health(device), device
-        if self.settings.memory_folder:
+        if self.settings.memory_folder or self.remote is not None:
             yield health.saved_memory_health(self.keeper.state, self._node.now_ns()), device
         if (source := self.source) is not None:  # a cleanup may come in another thread
             facts = self._input_facts(source)
@@ -368,6 +405,8 @@ class Camera:
     def _memory_health(self, device: str) -> health.Health:
         worker, node = self.worker, self._node
         memory = worker.memory
+        its = self.remote.connection if self.remote is not None else None
+        here = worker.device if its is None else ""  # what is used elsewhere is not known here
         return health.memory_health(
             health.MemoryFacts(
                 state=node.state,
@@ -375,12 +414,16 @@ class Camera:
                 engine_fault=str(worker.ended or ""),
                 chunk_fault=worker.last_fault,
                 history_fault=memory.history_fault,
-                model=str(node.card),
+                model=str(node.card) if its is None else its.model or "not known yet",
                 device=device,
+                server="" if its is None else its.where,
+                lost_why="" if its is None else its.why,
+                lost_for=0.0 if its is None else its.lost_for(node.now_ns()),
+                gap="" if its is None else its.gap,
                 length=memory.length,
                 cap=memory.cap,
                 memory_bytes=memory.memory_bytes,
-                used_bytes=used_bytes(worker.device) if worker.device else 0,
+                used_bytes=used_bytes(here) if here else 0,
                 chunks=memory.chunks,
                 evictions=memory.evictions,
                 closed_pauses=memory.closed_pauses,

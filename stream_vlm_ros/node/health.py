@@ -386,6 +386,10 @@ class MemoryFacts:
     failure: str  # of the last transition, or ''
     model: str
     device: str
+    server: str = ""  # that has the memory; "": this node
+    lost_why: str = ""  # why there is no connection to it, or ''
+    lost_for: float = 0.0  # seconds
+    gap: str = ""  # what it has lost, or ''
     engine_fault: str = ""  # what has ended the engine, or ''
     chunk_fault: str = ""  # of the last chunk, or ''
     history_fault: str = ""  # why the history did not take it, or ''
@@ -408,6 +412,8 @@ def memory_health(facts: MemoryFacts) -> Health:
         level, message = Level.ERROR, facts.failure
     elif facts.engine_fault:
         level, message = Level.ERROR, facts.engine_fault
+    elif facts.lost_why and facts.state == "active":
+        level, message = Level.ERROR, f"{facts.lost_why}, for {duration_text(facts.lost_for)}"
     elif facts.chunk_fault:
         level, message = Level.ERROR, f"the last chunk was refused: {facts.chunk_fault}"
     elif facts.state == "configuring":
@@ -420,6 +426,9 @@ def memory_health(facts: MemoryFacts) -> Health:
         if facts.history_fault:
             level = Level.WARN
             message += f"; what is seen is not kept for the history: {facts.history_fault}"
+        if facts.gap:
+            level = Level.WARN
+            message += f"; {facts.gap}"
         if facts.closed_pauses:
             pauses = plural(facts.closed_pauses, "pause")
             message += f"; {pauses} left out for the model, {duration_text(facts.closed_seconds)}"
@@ -439,6 +448,11 @@ def memory_health(facts: MemoryFacts) -> Health:
         "answers": str(facts.answers),
         "failed_questions": str(facts.errors),
     }
+    if facts.server:
+        values["server"] = facts.server
+        values["disconnected_seconds"] = f"{facts.lost_for:.1f}"
+        values["connection_error"] = facts.lost_why
+        values["gap"] = facts.gap
     return Health("model and memory", level, message, values)
 
 

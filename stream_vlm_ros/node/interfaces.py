@@ -27,6 +27,7 @@ from stream_vlm_ros.session.question import MAX_THUMBNAILS, Outcome, Question
 
 if TYPE_CHECKING:
     from stream_vlm_ros.history.poses import Pose
+    from stream_vlm_ros.remote.worker import Connection
 
 # Longer questions are refused; their beginning is still published.
 MAX_QUESTION, MAX_CHOICE, MAX_CHOICES = 10_000, 1000, 1000  # characters, characters, choices
@@ -115,7 +116,7 @@ def to_question(request: Any, parameters: Settings) -> Question:
         raise InvalidParameterError(
             f"history must be {', '.join(HISTORY)} or empty, got {cut(request.history)!r}"
         )
-    if request.history not in ("", "never") and not parameters.has_history:
+    if request.history not in ("", "never") and not parameters.may_recall:
         raise InvalidParameterError(
             "this node keeps no history: set its parameter history, before it is configured"
         )
@@ -131,7 +132,7 @@ def to_question(request: Any, parameters: Settings) -> Question:
         keep_exchange=request.keep_exchange,
         about_ns=about if any(about) else None,
         refuse_forgotten=parameters.refuse_forgotten,
-        history=request.history if parameters.has_history else "",
+        history=request.history if parameters.may_recall else "",
         thumbnails=request.thumbnails,
     )
 
@@ -254,11 +255,13 @@ def to_cache_status(
     *,
     paused: bool = False,
     source: str = "",
+    connection: Connection | None = None,
 ) -> CacheStatus:
     """Memory, lifecycle state, every count by its field's name, saved memories -> message.
 
     Args:
         source: the camera's name; "": the node's only one.
+        connection: to the server that has the memory; None: it is the node's.
     """
     status = CacheStatus(
         source=source,
@@ -292,6 +295,10 @@ def to_cache_status(
     )
     if memory.header is not None:
         status.header = memory.header
+    if connection is not None:
+        status.disconnected_since = to_time(connection.lost_ns)
+        status.connection_error = cut(connection.why)
+        status.gap = cut(connection.gap)
     return status
 
 

@@ -9,14 +9,19 @@ from __future__ import annotations
 import functools
 import gc
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from stream_vlm_ros.access import read_key
 from stream_vlm_ros.config import Settings
+from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.factory import build_engine, group_of, load_model
 from stream_vlm_ros.session.engine_thread import together_appender
 
 if TYPE_CHECKING:
     from stream_vlm_ros.engine import InferenceEngine
+    from stream_vlm_ros.remote.link import LinkThread
+    from stream_vlm_ros.remote.worker import RemoteWorker
+    from stream_vlm_ros.session.counters import FrameCounters
     from stream_vlm_ros.session.engine_thread import AppendTogether
 
 
@@ -39,6 +44,44 @@ def chunk_appender(cameras: Sequence[Settings]) -> AppendTogether | None:
     if len(cameras) < 2 or cameras[0].engine != "streaming":
         return None
     return together_appender()
+
+
+def link_thread() -> LinkThread:
+    """The thread of the connections, for the engine remote."""
+    try:
+        from stream_vlm_ros.remote.link import LinkThread
+    except ModuleNotFoundError as fault:
+        raise InvalidParameterError(
+            f"engine remote needs the package {fault.name}: pip install -r requirements/remote.txt"
+        ) from None
+    return LinkThread()
+
+
+def remote_worker(
+    settings: Settings,
+    session: str,
+    counters: FrameCounters,
+    thread: LinkThread,
+    **callbacks: Any,
+) -> RemoteWorker:
+    """What a camera has of the engine remote, in the place of an `EngineWorker`.
+
+    Raises InvalidParameterError for a key that is of no use.
+    """
+    from stream_vlm_ros.remote.link import Address
+    from stream_vlm_ros.remote.pictures import packing
+    from stream_vlm_ros.remote.worker import RemoteWorker
+
+    key = read_key(settings.engine_key_file)
+    return RemoteWorker(
+        Address(settings.engine_url, settings.session_name or session, key),
+        counters,
+        settings.queue_size,
+        settings.max_questions,
+        packing(settings),
+        thread=thread,
+        **callbacks,
+    )
 
 
 def release_memory() -> None:

@@ -32,7 +32,12 @@ from stream_vlm_ros.node.camera import Camera
 from stream_vlm_ros.node.error_log import ErrorLog, Forwarding, News
 from stream_vlm_ros.node.image_input import RCLError
 from stream_vlm_ros.node.lifecycle import TellingLifecycleNode, transition
-from stream_vlm_ros.node.loading import chunk_appender, engine_loader, release_memory
+from stream_vlm_ros.node.loading import (
+    chunk_appender,
+    engine_loader,
+    link_thread,
+    release_memory,
+)
 from stream_vlm_ros.node.memory_services import MemoryServices
 from stream_vlm_ros.node.parameters import (
     PARAMETERS,
@@ -55,6 +60,7 @@ from stream_vlm_ros.setting import CONFIGURE, Setting
 
 if TYPE_CHECKING:
     from stream_vlm_ros.engine import InferenceEngine
+    from stream_vlm_ros.remote.link import LinkThread
 
 STOP_TIMEOUT = 3.0  # s, for what the engine is doing at the moment
 SAVE_TIMEOUT = 60.0  # s, for saving a memory when the process ends
@@ -92,7 +98,7 @@ class StreamVlmNode(TellingLifecycleNode):
         self._load = load
         self.card = NOT_LOADED
         self.cameras: tuple[Camera, ...] = ()
-        self._engines: EngineThread | None = None
+        self._engines: EngineThread | LinkThread | None = None
         self._status: Any = None  # publishes ~/cache_status
         self.asking: AskServer | None = None
         self._answer_log: AnswerLog | None = None
@@ -185,6 +191,7 @@ class StreamVlmNode(TellingLifecycleNode):
         for shared, resolved in (
             ("image_topic", self._resolved_topic),
             ("memory_name", str),
+            ("session_name", str),
             ("frame_store", lambda folder: os.path.realpath(os.path.expanduser(folder))),
         ):
             taken: dict[str, str] = {}  # by which camera
@@ -209,20 +216,28 @@ class StreamVlmNode(TellingLifecycleNode):
         settings = self._settings_of_cameras()
         cameras = [*settings.values()]
         load = self._load or engine_loader(cameras)
-        append = None if self._load else chunk_appender(cameras)
-        self._engines = EngineThread(self.parameters.ingest_share, append)
+        if self.parameters.engine == "remote":
+            self._engines = link_thread()
+        else:
+            append = None if self._load else chunk_appender(cameras)
+            self._engines = EngineThread(self.parameters.ingest_share, append)
         self.cameras = tuple(
             Camera(self, name, own, load, self._engines) for name, own in settings.items()
         )
-        self.card = card_of(self.parameters)
-        if self._load is None and (warning := self.card.warning()):
-            self.warn(f"{warning}; set model_path to a folder with another Qwen2.5-VL checkpoint")
-        self.info(f"loading the model {cut(self.parameters.model_path)}".rstrip())
+        if isinstance(self._engines, EngineThread):
+            self.card = card_of(self.parameters)
+            if self._load is None and (warning := self.card.warning()):
+                another = "set model_path to a folder with another Qwen2.5-VL checkpoint"
+                self.warn(f"{warning}; {another}")
+            self.info(f"loading the model {cut(self.parameters.model_path)}".rstrip())
+        else:
+            self.info(f"connecting to {self.parameters.engine_url}")
         started = time.monotonic()
         self._engines.start()
         for camera in self.cameras:
             camera.wait_until_loaded()
-        self.info(f"model loaded after {time.monotonic() - started:.1f} s")
+        if isinstance(self._engines, EngineThread):
+            self.info(f"model loaded after {time.monotonic() - started:.1f} s")
 
     def _open_answer_log(self) -> AnswerLog:
         file, max_bytes = self.parameters.answers_file, self.parameters.answers_megabytes << 20
@@ -268,7 +283,7 @@ class StreamVlmNode(TellingLifecycleNode):
         warnings, self._warnings = self._warnings, None
         if warnings is not None:
             warnings.close()
-        if engines is not None and self._load is None and going_on:
+        if isinstance(engines, EngineThread) and self._load is None and going_on:
             del engines, cameras
             release_memory()
 
@@ -392,7 +407,7 @@ class StreamVlmNode(TellingLifecycleNode):
                 camera.apply(settings)
             raise
         self.parameters = parameters
-        if self._engines is not None:
+        if isinstance(self._engines, EngineThread):
             self._engines.scheduler.share = parameters.ingest_share
         for name in ours:
             source, _, setting = name.rpartition(".")

@@ -264,7 +264,7 @@ def _drawn_size(
     options: CalibrateOptions, settings: Settings, images: ImageSettings
 ) -> tuple[int, int]:
     """Of the world's pictures: what a camera's would be reduced to, drawn so at once."""
-    from stream_vlm_ros.engine.inputs.frames import smart_resize
+    from stream_vlm_ros.engine.inputs.picture_sizes import smart_resize
 
     given = parse_size(options.size) or SCREEN
     height, width = smart_resize(

@@ -236,7 +236,8 @@ class PictureCost:
         max_pixels: int | None = None,
     ) -> PictureCost:
         """By how pictures are resized. Raises InvalidParameterError, InvalidImageError."""
-        from stream_vlm_ros.engine.inputs.frames import pixel_bounds, smart_resize
+        from stream_vlm_ros.engine.inputs.frames import pixel_bounds
+        from stream_vlm_ros.engine.inputs.picture_sizes import smart_resize
 
         _check_rate(fps)
         most = settings.at_most(max_pixels)

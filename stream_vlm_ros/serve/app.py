@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from stream_vlm_ros import __version__
-from stream_vlm_ros.errors import StreamVlmError
+from stream_vlm_ros.errors import StreamVlmError, cut
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve.completions import openai_router
 from stream_vlm_ros.serve.keys import Keys, owner_of
@@ -54,6 +54,8 @@ def create_app(sessions: Sessions, keys: Keys, *, metrics: Metrics | None = None
     app.state.sessions = sessions
     app.add_middleware(Door, keys=keys)
     app.add_exception_handler(StreamVlmError, _answer)
+    for status in (404, 405):  # in the form of all errors
+        app.add_exception_handler(status, _nothing_there)
     app.include_router(openai_router(sessions))
 
     @app.get("/health")
@@ -120,6 +122,17 @@ class Door:
                 await refuse(WebSocket(scope, receive, sent), fault)
             return
         await self._app(scope, receive, sent)
+
+
+class NothingThereError(StreamVlmError):
+    """No such address, or not with this method."""
+
+    code = "NOT_FOUND"
+
+
+def _nothing_there(request: Request, fault: Exception) -> Response:
+    asked = cut(f"{request.method} {request.url.path}")
+    return _answer(request, NothingThereError(f"there is no {asked} here (docs/serving.md)"))
 
 
 def _answer(request: Request, fault: Exception) -> Response:

@@ -124,8 +124,8 @@ class ChatRequest:
     include_usage: bool
 
     @classmethod
-    def of(cls, content: bytes) -> ChatRequest:
-        """Raises RequestError."""
+    def of(cls, content: bytes, max_new_tokens: int) -> ChatRequest:
+        """Of a request's body; ``max_new_tokens`` where it does not say. Raises RequestError."""
         body = _body(content)
         earlier, text = _turns(body.messages)
         stops = [body.stop] if isinstance(body.stop, str) else body.stop
@@ -149,7 +149,6 @@ class ChatRequest:
             raise RequestError(
                 "choices are scored without earlier turns: leave them out", "messages"
             )
-        longest = body.max_tokens or body.max_completion_tokens
         question = Question(
             text,
             choices=wanted.choices,
@@ -163,7 +162,7 @@ class ChatRequest:
             top_p=body.top_p,
             stop=tuple(stops),
             seed=body.seed,
-            **({} if longest is None else {"max_new_tokens": longest}),
+            max_new_tokens=body.max_tokens or body.max_completion_tokens or max_new_tokens,
         )
         usage = body.stream_options is not None and body.stream_options.include_usage
         return cls(body.model, question, body.stream, usage)

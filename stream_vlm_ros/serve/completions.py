@@ -27,8 +27,7 @@ from stream_vlm_ros.serve.sessions import Session, Sessions, SessionUnknownError
 from stream_vlm_ros.serve.telling import response_of
 from stream_vlm_ros.session.question import WRITING, Outcome, Ticket
 
-# Nothing between here and the client keeps pieces back, or keeps them.
-LIVE = {"cache-control": "no-store", "x-accel-buffering": "no"}
+LIVE = {"x-accel-buffering": "no"}  # no proxy keeps pieces back
 FINISH = {"choice": "stop"}  # as OpenAI has it; the others are named alike
 
 
@@ -45,7 +44,8 @@ def openai_router(sessions: Sessions) -> APIRouter:
 
     @router.post("/v1/chat/completions")
     async def complete(request: Request) -> Response:
-        wanted = ChatRequest.of(await _content(request))
+        usual = sessions.settings.max_new_tokens
+        wanted = ChatRequest.of(await _content(request), usual)
         session = _asked(request, wanted, sessions, served)
         await asyncio.wrap_future(session.ready)  # it may begin again from its saved memory
         return await _answered(request, wanted, session)

@@ -352,7 +352,12 @@ class Connection:
 
     def _answer(self, id: str, done: Future[Outcome]) -> None:
         del self._tickets[id]
-        self._put(protocol.ResponseDone(event_id=id, response=response_of(id, done.result())))
+        try:
+            response = response_of(id, done.result())
+        except Exception as fault:  # of this package: who asked is told all the same
+            log.error("session %s: internal error", self._session.id, exc_info=fault)
+            response = protocol.Response(id=id, status="failed", error=fault_of(fault))
+        self._put(protocol.ResponseDone(event_id=id, response=response))
 
     # -- what else is asked ------------------------------------------------------------------
 

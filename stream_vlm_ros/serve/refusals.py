@@ -14,9 +14,11 @@ STATUS = {
     "UNAUTHORIZED": 401,
     "FORBIDDEN": 403,
     "NO_SESSION": 404,
+    "NOT_FOUND": 404,
     "TOO_LARGE": 413,
     "TOO_MANY_SESSIONS": 429,
     "QUEUE_FULL": 429,
+    "CANCELLED": 503,  # by what became of the session; who cancelled it reads nothing any more
     "STREAM_BUSY": 503,
     "NOT_ACTIVE": 503,
     "ENDING": 503,

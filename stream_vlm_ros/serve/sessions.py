@@ -8,6 +8,7 @@ Without a network: frames and questions come by calls, from any thread, and even
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import threading
@@ -51,6 +52,7 @@ from stream_vlm_ros.session.worker import EngineWorker
 
 if TYPE_CHECKING:
     from stream_vlm_ros.engine import Checkpoint, InferenceEngine
+    from stream_vlm_ros.engine.together import EngineGroup
 
 log = logging.getLogger(__name__)
 
@@ -723,7 +725,7 @@ class Sessions:
         self._table: dict[tuple[str, str], Session] = {}
         self._lock = threading.Lock()
         self._checkpoint: Checkpoint | None = None
-        self._group: Any = None
+        self._group: EngineGroup | None = None
         self._thread = EngineThread(settings.ingest_share, together_appender(), lasting=True)
         # Apart: a session may begin only when another server's has ended, and the other way round.
         self._beginning = ThreadPoolExecutor(8, thread_name_prefix="sessions that begin")
@@ -758,7 +760,9 @@ class Sessions:
 
     def _build(self, settings: Settings) -> InferenceEngine:
         assert self._checkpoint is not None
-        return build_engine(settings, self._checkpoint, self._group)
+        if (group := self._group) is not None and not group.room.has(group.room.longest):
+            gc.collect()  # sessions that have ended may still be somewhere in a cycle
+        return build_engine(settings, self._checkpoint, group)
 
     # -- which there are ---------------------------------------------------------------------
 

@@ -62,6 +62,8 @@ _GENERIC = {
 }
 # What a decoder is asked for; the others are planes, decoded here.
 ENCODINGS = {name: size for name, size in _BYTES_PER_PIXEL.items() if not name.startswith("nv")}
+# Bytes of colours in their order need no decoder, and so no OpenCV in memory: as Pillow names them.
+_PLAIN = {"rgb8": "RGB", "bgr8": "BGR", "rgba8": "RGBX", "bgra8": "BGRX", "mono8": "L"}
 # Rows of data for each row of the picture: the chroma planes lie below the luma.
 _PLANES = {"nv12": 1.5, "nv21": 1.5, "nv24": 3.0}
 _SMALLEST_MOSAIC = 3  # pixels; of fewer, OpenCV makes black
@@ -99,6 +101,8 @@ def image_to_rgb(
     rows = _rows(message, encoding)  # [rows, bytes of a row without padding]
     if encoding in _PLANES:
         return _from_planes(rows, encoding, message.height, message.width)
+    if encoding in _PLAIN:
+        return _from_plain(rows, encoding, message.height, message.width)
     picture = copy.copy(message)  # what is set below is not set in the caller's message
     picture.encoding = encoding
     swap = encoding.endswith("16") and message.is_bigendian
@@ -207,6 +211,14 @@ def _rows(message: Any, encoding: str) -> np.ndarray:
     return np.ascontiguousarray(data[: rows * step].reshape(rows, step)[:, :row_bytes])
 
 
+def _from_plain(rows: np.ndarray, encoding: str, height: int, width: int) -> np.ndarray:
+    if encoding == "rgb8":
+        return rows.reshape(height, width, 3)
+    mode, size = "L" if encoding == "mono8" else "RGB", (width, height)
+    picture = Image.frombuffer(mode, size, rows.data, "raw", _PLAIN[encoding], 0, 1)
+    return np.array(picture.convert("RGB"))
+
+
 def _from_planes(rows: np.ndarray, encoding: str, height: int, width: int) -> np.ndarray:
     """Luma over interleaved chroma -> RGB; neither decoder knows all of these."""
     import cv2
@@ -237,6 +249,10 @@ def _words(fault: Exception) -> str:
 @lru_cache(maxsize=1)
 def rosbags_decoder() -> Decoder:
     """Decode with rosbags-image from PyPI, which takes rclpy messages as they are."""
-    from rosbags.image import message_to_cvimage
 
-    return lambda message: message_to_cvimage(message, "rgb8")
+    def decode(message: Any) -> np.ndarray:
+        from rosbags.image import message_to_cvimage  # and OpenCV: loaded for who needs it
+
+        return message_to_cvimage(message, "rgb8")
+
+    return decode

@@ -24,9 +24,9 @@ from stream_vlm_ros.engine.inputs.frames import (
     ImageSettings,
     PatchGrid,
     resize_in_floats,
-    smart_resize,
     to_arrays,
 )
+from stream_vlm_ros.engine.inputs.picture_sizes import smart_resize
 from stream_vlm_ros.errors import InvalidImageError, InvalidParameterError, ModelLoadError
 
 SETTINGS = ImageSettings(min_pixels=56 * 56, max_pixels=12_845_056)

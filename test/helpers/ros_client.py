@@ -238,6 +238,21 @@ class StreamVlmClient:
     def last_refusal(diagnostic):
         return {value.key: value.value for value in diagnostic.values}.get("last_refusal", "")
 
+    def diagnostic(self, task, condition):
+        """The first status of a task from now on that fulfils the condition."""
+        heard = self.diagnostics
+        del heard[:]
+        name = f"{self.name.lstrip('/')}: {task}"
+
+        def find():
+            for told in heard:
+                for status in told.status:
+                    if status.name == name and condition(status):
+                        return status
+            return None
+
+        return self.graph.wait(find, what=f"{name} on /diagnostics")
+
     def drop_publishers(self):
         for publisher in self.publishers.values():
             self.graph.node.destroy_publisher(publisher)

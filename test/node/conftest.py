@@ -31,14 +31,44 @@ def make_image():
 
 
 @pytest.fixture(scope="session")
-def node_process(tmp_path_factory):
-    """Starts nodes that outlive a test, with a toy model unless another one is named."""
+def toy_model(tmp_path_factory):
+    """The folder of a toy model."""
     from toy_qwen import save_checkpoint
 
     folder = save_checkpoint(tmp_path_factory.mktemp("toy"))
     file = folder / "generation_config.json"  # a real one says how to sample
     file.write_text(json.dumps({**json.loads(file.read_text()), "temperature": 0.7}))
-    return functools.partial(NodeProcess, model_path=str(folder))
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def node_process(toy_model):
+    """Starts nodes that outlive a test, with a toy model unless another one is named."""
+    return functools.partial(NodeProcess, model_path=toy_model)
+
+
+@pytest.fixture(scope="module")
+def serve(toy_model, tmp_path_factory):
+    """Serves the toy model, until the module's end; saved memories go into a folder."""
+    from serving import RunningServer
+
+    from stream_vlm_ros.config import Settings
+    from stream_vlm_ros.serve.sessions import Sessions
+
+    servers = []
+
+    def start(**settings):
+        folder = str(tmp_path_factory.mktemp("memories"))
+        own = dict(model_path=toy_model, device="cpu", memory_folder=folder) | settings
+        sessions = Sessions(Settings(**own))
+        sessions.load()
+        servers.append(RunningServer(sessions))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.sessions.drain(5.0)
+        server.close()
 
 
 @pytest.fixture

@@ -25,10 +25,19 @@ LONG = 15_000  # tokens of an answer that lasts until it is cancelled, on any ma
 FAST = dict(sample_fps=0.0, chunk_frames=2, max_chunk_delay=0.5, status_period=0.2, device="cpu")
 
 
+# What holds whether the memory is the node's own, or at a server.
+here_and_there = pytest.mark.parametrize("shared_node", ["streaming", "remote"], indirect=True)
+
+
 @pytest.fixture(scope="module")
-def shared_node(node_process):
+def shared_node(node_process, request):
     """One node for all tests that leave it as they found it."""
-    node = node_process(namespace="shared", max_cache_tokens=200, max_tail_tokens=16_384, **FAST)
+    memory = dict(max_cache_tokens=200, max_tail_tokens=16_384)
+    if getattr(request, "param", "streaming") == "remote":
+        server = request.getfixturevalue("serve")(**memory)
+        url = server.url.replace("http", "ws")
+        memory = dict(engine="remote", engine_url=url, model_path="''")
+    node = node_process(namespace="shared", **memory, **FAST)
     try:
         node.wait_for("the node is active")
         yield node
@@ -74,6 +83,7 @@ def fill(client, count, reliable=True, **changes):
     return stamps
 
 
+@here_and_there
 @pytest.mark.parametrize("reliable", [True, False])
 def test_images_of_reliable_and_best_effort_publishers_reach_the_memory(client, reliable):
     stamps = fill(client, 4, reliable)
@@ -83,6 +93,7 @@ def test_images_of_reliable_and_best_effort_publishers_reach_the_memory(client, 
     assert balanced(status) and status.frames_pending == 0
 
 
+@here_and_there
 def test_an_answer_rests_on_the_frames_of_the_source_and_says_so(client):
     stamps = fill(client, 4)
     reply = client.ask()
@@ -111,6 +122,7 @@ def test_the_last_answer_is_latched(client, connect):
     assert (late.answers[-1].question, late.answers[-1].text) == ("Is there a cat?", reply.text)
 
 
+@here_and_there
 def test_choices_are_scored_and_the_best_is_the_answer(client):
     fill(client, 2)
     choices = ["red", "green", "blue"]
@@ -120,6 +132,7 @@ def test_choices_are_scored_and_the_best_is_the_answer(client):
     assert len(reply.choice_scores) == 3 and reply.answer_tokens == 0
 
 
+@here_and_there
 def test_the_memory_stays_below_its_cap_and_forgets_the_middle(client, whole_chunks):
     fill(client, 16, height=112, width=168)  # 24 tokens a chunk
     status = client.wait_status(lambda s: s.evictions > 0)
@@ -137,6 +150,7 @@ def test_the_memory_stays_below_its_cap_and_forgets_the_middle(client, whole_chu
     assert reply.error_code == reply.NONE
 
 
+@here_and_there
 def test_a_question_about_a_forgotten_time_is_refused(client):
     from builtin_interfaces.msg import Time
 
@@ -161,6 +175,7 @@ def test_an_exchange_is_kept_when_asked_for(client):
     assert reply.error_code == reply.NONE and reply.cache_status.length > before
 
 
+@here_and_there
 def test_reset_forgets_and_the_stream_goes_on(client):
     fill(client, 4)
     resets = client.status.resets
@@ -190,7 +205,7 @@ def test_a_bad_image_is_counted_and_told_and_the_stream_goes_on(client, shared_n
     client.send(client.image(**changes))
     status = client.wait_status(lambda s: s.dropped_invalid_image == before + 1)
     assert balanced(status)
-    diagnostic = client_diagnostic(client, "image input", lambda d: words in client.last_refusal(d))
+    diagnostic = client.diagnostic("image input", lambda d: words in client.last_refusal(d))
     assert words in client.last_refusal(diagnostic)
     fill(client, 2)
     assert client.ask().error_code == 0
@@ -232,6 +247,7 @@ def test_padded_rows_are_read_by_their_step(client):
     assert status.dropped_invalid_image == refused
 
 
+@here_and_there
 def test_a_late_frame_is_dropped_and_a_looped_bag_starts_anew(client, shared_node):
     fill(client, 2)
     before = client.status
@@ -252,6 +268,7 @@ def test_a_late_frame_is_dropped_and_a_looped_bag_starts_anew(client, shared_nod
     shared_node.wait_for("the source's time jumped by -")
 
 
+@here_and_there
 def test_a_pause_below_max_time_gap_goes_on_with_the_memory_and_is_said(client, shared_node):
     fill(client, 2)
     client.send(client.image(step_ns=-1))  # a warning of which the log tells the same way
@@ -283,7 +300,7 @@ def test_a_gap_beyond_max_time_gap_goes_on_with_the_memory_and_diagnostics_say_s
         first,
         nanoseconds(status.newest_stamp),
     ]
-    told = client_diagnostic(client, "model and memory", lambda d: "left out" in d.message)
+    told = client.diagnostic("model and memory", lambda d: "left out" in d.message)
     assert "1 pause left out for the model, 24 h" in told.message
     assert {value.key: value.value for value in told.values}["model"].startswith("toy")  # as cards
 
@@ -302,10 +319,11 @@ def test_stamps_of_zero_keep_their_header_and_are_timed_by_arrival(client):
     reply = client.ask()
     assert reply.header.stamp == Time() and reply.header.frame_id == "camera_optical_frame"
     assert before <= reply.newest_stamp.sec <= time.time()
-    health = client_diagnostic(client, "image input", lambda d: "header.stamp zero" in d.message)
+    health = client.diagnostic("image input", lambda d: "header.stamp zero" in d.message)
     assert health.level == b"\x01"
 
 
+@here_and_there
 @pytest.mark.parametrize(
     ("fields", "code", "words"),
     [
@@ -557,7 +575,7 @@ def test_a_transition_that_fails_is_logged_and_can_be_tried_again(connect, start
     client = connect("fails")
     assert "configure failed" in node.output and str(missing) in node.output
     assert client.state() == "unconfigured"
-    health = client_diagnostic(client, "model and memory", lambda d: d.level == b"\x02")
+    health = client.diagnostic("model and memory", lambda d: d.level == b"\x02")
     assert str(missing) in health.message
     assert not client.change_state("configure")
     assert client.set_parameter("pose_topic", "no topic\x1b[31m").successful
@@ -574,7 +592,7 @@ def test_a_transition_that_fails_is_logged_and_can_be_tried_again(connect, start
     assert client.ask().error_code == 0
     small = "the small model of the package, which knows only its drawn world"
     assert small in node.output  # before any answer
-    health = client_diagnostic(client, "model and memory", lambda d: "in memory" in d.message)
+    health = client.diagnostic("model and memory", lambda d: "in memory" in d.message)
     assert {value.key: value.value for value in health.values}["model"] == small
 
 
@@ -633,7 +651,7 @@ def test_a_cap_smaller_than_a_chunk_is_told_and_the_node_lives(connect, start_no
     for _ in range(2):
         client.send(client.image(height=480, width=640))
     client.wait_status(lambda s: s.dropped_error == 2)
-    health = client_diagnostic(client, "model and memory", lambda d: d.level == b"\x02")
+    health = client.diagnostic("model and memory", lambda d: d.level == b"\x02")
     assert "max_cache_tokens" in health.message or "cap" in health.message
     for _ in range(2):
         client.send(client.image(height=28, width=28))
@@ -641,22 +659,6 @@ def test_a_cap_smaller_than_a_chunk_is_told_and_the_node_lives(connect, start_no
 
 
 # Diagnostics and QoS ------------------------------------------------------------------------------
-
-
-def client_diagnostic(client, task, condition):
-    """The first status of a task that fulfils the condition."""
-    heard = client.diagnostics
-    del heard[:]
-    name = f"{client.name.lstrip('/')}: {task}"
-
-    def find():
-        for array_ in heard:
-            for status in array_.status:
-                if status.name == name and condition(status):
-                    return status
-        return None
-
-    return client.graph.wait(find, what=f"{name} on /diagnostics")
 
 
 def try_to_publish(client, kind, topic, qos):
@@ -679,7 +681,7 @@ def test_silence_is_reported_with_its_likely_cause(connect, start_node):
     client = connect("quiet")
 
     def cause(words):
-        return client_diagnostic(client, "image input", lambda d: words in d.message)
+        return client.diagnostic("image input", lambda d: words in d.message)
 
     assert cause("nobody publishes on /quiet/image").level == b"\x02"
     node.wait_for("no image on /quiet/image for ")
@@ -728,10 +730,10 @@ def test_two_cameras_on_one_topic_are_named(client):
 
     client.publisher()
     second = client.graph.node.create_publisher(Image, client.image_topic, 10)
-    told = client_diagnostic(client, "image input", lambda d: "2 publishers on" in d.message)
+    told = client.diagnostic("image input", lambda d: "2 publishers on" in d.message)
     assert told.level == b"\x01" and "memory: /tester, /tester; " in told.message
     client.graph.node.destroy_publisher(second)
-    told = client_diagnostic(client, "image input", lambda d: "publishers on" not in d.message)
+    told = client.diagnostic("image input", lambda d: "publishers on" not in d.message)
     assert {value.key: value.value for value in told.values}["publishers"] == "/tester"
 
 
@@ -765,9 +767,7 @@ def test_simulated_time_that_never_comes_is_reported(connect, start_node):
     node = start_node(namespace="sim", use_sim_time="true", **FAST)
     node.wait_for("the node is active")
     client = connect("sim")
-    client_diagnostic(
-        client, "image input", lambda d: "nothing is published on /clock" in d.message
-    )
+    client.diagnostic("image input", lambda d: "nothing is published on /clock" in d.message)
     for count in (2, 1):  # neither a full chunk needs a clock, nor one that stays half full
         already = client.status.frames_ingested
         for _ in range(count):

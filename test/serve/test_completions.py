@@ -3,10 +3,13 @@
 
 """OpenAI's own client asks live sessions; what is not honoured is refused in words."""
 
+import base64
+import io
 import json
 import socket
 import threading
 from contextlib import closing
+from dataclasses import replace
 from http.client import HTTPConnection
 
 import openai
@@ -14,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from patience import PATIENCE, wait_until
+from PIL import Image
 from serving import RunningServer
 
 from stream_vlm_ros.config import Settings
@@ -23,8 +27,9 @@ from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve.chat_request import ChatRequest, RequestError
 from stream_vlm_ros.serve.keys import Keys
 from stream_vlm_ros.serve.options import Limits
-from stream_vlm_ros.serve.sessions import Sessions
-from stream_vlm_ros.session.question import WRITING
+from stream_vlm_ros.serve.sessions import ServerEndingError, Sessions
+from stream_vlm_ros.session.counters import Drop
+from stream_vlm_ros.session.question import THUMBNAIL_SIZE, WRITING
 
 SERVED = card_of(Settings()).name
 QUESTIONS = ("What do you see?", "What came last?", "How many things are there?")
@@ -53,15 +58,20 @@ def films(film):
     return {"front": film[:8], "left": film[8:20], "right": film[20:28]}
 
 
+def remember(engine, film):
+    """As `feed` does at a server."""
+    for at in range(0, len(film), 4):
+        frames = film[at : at + 4]
+        stamps = [(frame.stamp_ns - film[0].stamp_ns) / SECOND for frame in frames]
+        engine.append_video_chunk([frame.image for frame in frames], timestamps=stamps)
+
+
 @pytest.fixture(scope="module")
 def engines(server, films):
     """In process, each fed as its session is."""
-    engines = {}
-    for name, frames in films.items():
-        engines[name] = engine = load_engine(server.sessions.settings)
-        for at in range(0, len(frames), 4):
-            stamps = [(f.stamp_ns - frames[0].stamp_ns) / SECOND for f in frames[at : at + 4]]
-            engine.append_video_chunk([f.image for f in frames[at : at + 4]], timestamps=stamps)
+    engines = {name: load_engine(server.sessions.settings) for name in films}
+    for name, engine in engines.items():
+        remember(engine, films[name])
     return engines
 
 
@@ -358,28 +368,37 @@ NAMES = st.sampled_from(["model", "messages", "stop", "seed", "tools", "stream_v
 def test_whatever_is_sent_is_a_question_or_is_refused(changes):
     body = json.dumps(VALID | changes).encode()
     try:
-        assert isinstance(ChatRequest.of(body).question.text, str)
+        assert isinstance(ChatRequest.of(body, 128).question.text, str)
     except RequestError as fault:
         assert str(fault)
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_who_goes_away_is_not_answered_a_token_longer(server, engines, monkeypatch, stream):
+@pytest.fixture
+def paused(server, monkeypatch):
+    """A session whose answers wait behind their first token: it, two events (there it waits, and it
+    may go on) and the tickets."""
     session = server.sessions.find("right", "local")
-    begun, gone, tickets = threading.Event(), threading.Event(), []
+    begun, go_on, tickets = threading.Event(), threading.Event(), []
     real = session.ask
 
-    def ask_slowly(question, progress):
-        def slowly(state, text):
+    def ask(question, progress):
+        def follow(state, text):
             progress(state, text)
             if state == WRITING and not begun.is_set():
                 begun.set()
-                assert gone.wait(PATIENCE)
+                assert go_on.wait(PATIENCE)
 
-        tickets.append(real(question, slowly))
-        return tickets[0]
+        tickets.append(real(question, follow))
+        return tickets[-1]
 
-    monkeypatch.setattr(session, "ask", ask_slowly)
+    monkeypatch.setattr(session, "ask", ask)
+    yield session, begun, go_on, tickets
+    go_on.set()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_goes_away_is_not_answered_a_token_longer(server, engines, paused, stream):
+    _, begun, go_on, tickets = paused
     body = {"model": "right", "messages": user("What do you see?"), "stream": stream}
     connection = post(server, json.dumps(body).encode())
     assert begun.wait(PATIENCE)
@@ -388,33 +407,91 @@ def test_who_goes_away_is_not_answered_a_token_longer(server, engines, monkeypat
     connection.sock.shutdown(socket.SHUT_RDWR)
     connection.close()
     wait_until(lambda: tickets[0].cancelled, "that the question is cancelled")
-    gone.set()
+    go_on.set()
     outcome = tickets[0].future.result(PATIENCE)
     assert outcome.error.code == "CANCELLED"
-    assert (
-        1 <= outcome.answer_tokens <= 2 < engines["right"].ask("What do you see?")[1].answer_tokens
-    )
+    whole = engines["right"].ask("What do you see?")[1]
+    assert 1 <= outcome.answer_tokens <= 2 < whole.answer_tokens
 
 
-def test_another_keys_session_is_as_if_it_were_not_there(server, film):
-    keys = ("a" * 20, "b" * 20)
-    sessions = Sessions(server.sessions.settings, Limits(max_sessions=4))
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_is_broken_off_says_why(client, paused, stream):
+    session, begun, go_on, _ = paused
+
+    def break_off():
+        assert begun.wait(PATIENCE)
+        session.worker.abandon(Drop.RESET, ServerEndingError("the server is being stopped"))
+        go_on.set()
+
+    breaking = threading.Thread(target=break_off)
+    breaking.start()
+    with pytest.raises(openai.APIError, match="being stopped") as broken:
+        answer = ask(client, "What do you see?", model="right", stream=stream)
+        assert stream and [*answer]
+    breaking.join()
+    assert broken.value.code == "ENDING"
+    assert isinstance(broken.value, openai.InternalServerError) == (not stream)
+
+
+def test_what_is_not_served_is_told_in_the_form_of_errors(client):
+    with pytest.raises(openai.NotFoundError, match="no POST /v1/completions here") as missing:
+        client.completions.create(model="front", prompt="What?")
+    assert missing.value.type == "not_found_error"
+    with pytest.raises(openai.APIStatusError, match="no DELETE /v1/models here"):
+        client.delete("/models", cast_to=object)
+
+
+KEYS = ("a" * 20, "b" * 20)
+
+
+@pytest.fixture(scope="module")
+def keyed(server):
+    """A server that needs a key, and keeps a history behind small memories."""
+    settings = replace(server.sessions.settings, history="auto", max_cache_tokens=300)
+    sessions = Sessions(settings, Limits(max_sessions=4))
     sessions.load()
-    keyed = RunningServer(sessions, Keys(keys))
-    with keyed.camera("mine", keys[0]) as camera:
-        feed(camera, film[:4])
-        mine, other, nobody = (client_of(keyed, key) for key in (*keys, "c" * 20))
-        assert ask(mine, "What?", model="mine").choices
-        with pytest.raises(openai.NotFoundError) as hidden:
-            ask(other, "What?", model="mine")
-        with pytest.raises(openai.NotFoundError) as missing:
-            ask(other, "What?", model="mine2")
-        assert hidden.value.message.replace("mine", "mine2") == missing.value.message
-        assert [row.id for row in other.models.list()] == [SERVED]
-        with pytest.raises(openai.NotFoundError):
-            other.models.retrieve("mine")
-        for attempt in (lambda: ask(nobody, "What?", model="mine"), nobody.models.list):
-            with pytest.raises(openai.AuthenticationError, match="needs a key"):
-                attempt()
+    running = RunningServer(sessions, Keys(KEYS))
+    yield running
     sessions.drain(5.0)
-    keyed.close()
+    running.close()
+
+
+def test_another_keys_session_is_as_if_it_were_not_there(keyed, film):
+    with keyed.camera("mine", KEYS[0]) as camera:
+        feed(camera, film[:4])
+    mine, other, nobody = (client_of(keyed, key) for key in (*KEYS, "c" * 20))
+    assert ask(mine, "What?", model="mine").choices
+    with pytest.raises(openai.NotFoundError) as hidden:
+        ask(other, "What?", model="mine")
+    with pytest.raises(openai.NotFoundError) as missing:
+        ask(other, "What?", model="mine2")
+    assert hidden.value.message.replace("mine", "mine2") == missing.value.message
+    assert [row.id for row in other.models.list()] == [SERVED]
+    with pytest.raises(openai.NotFoundError):
+        other.models.retrieve("mine")
+    for attempt in (lambda: ask(nobody, "What?", model="mine"), nobody.models.list):
+        with pytest.raises(openai.AuthenticationError, match="needs a key"):
+            attempt()
+
+
+def test_evidence_has_times_and_pictures_of_what_was_fetched(keyed, film):
+    engine = load_engine(keyed.sessions.settings)
+    remember(engine, film[:36])
+    with keyed.camera("long", KEYS[0]) as camera:
+        feed(camera, film[:36])
+    how = extension(history="always", thumbnails=2)
+    done = ask(client_of(keyed, KEYS[0]), "Have you seen a red circle?", model="long", **how)
+    text, metrics = engine.ask("Have you seen a red circle?", history="always")
+    assert done.choices[0].message.content == text
+    begin, told = film[0].stamp_ns, done.stream_vlm
+    expected = [[begin + round(at * SECOND) for at in (e.start, e.end)] for e in metrics.episodes]
+    assert metrics.episodes and metrics.fetched_tokens
+    assert [[e["start_ns"], e["end_ns"]] for e in told["evidence"]] == expected
+    cost = metrics.cache_length + metrics.fetched_tokens + metrics.prompt_tokens
+    assert (done.usage.prompt_tokens, told["fetched_tokens"]) == (cost, metrics.fetched_tokens)
+    for episode in told["evidence"]:
+        for picture in episode["thumbnails"]:
+            with Image.open(io.BytesIO(base64.b64decode(picture["jpeg"]))) as shown:
+                assert max(shown.size) == THUMBNAIL_SIZE
+            assert picture["stamp_ns"] in episode["stamps_ns"]
+    assert told["evidence"][0]["thumbnails"]

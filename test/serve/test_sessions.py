@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from patience import PATIENCE, wait_until
 from serving import RunningServer, feed, in_process
+from websockets.exceptions import InvalidStatus
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
@@ -183,3 +184,35 @@ def test_memories_are_saved_every_so_many_minutes(begin, film, tmp_path):
     remembered(opened(sessions, "often"), film[:4])
     file = wait_until(lambda: [*Path(tmp_path).rglob("often.safetensors")])
     assert file[0].stat().st_mode & 0o077 == 0 or file[0].parent.stat().st_mode & 0o077 == 0
+
+
+def test_what_an_answer_rests_on_comes_with_its_pictures(begin, film):
+    sessions = begin(
+        history="always", max_cache_tokens=128, memory_folder="", important_share=0.0,
+        sampled_share=0.0,
+    )  # fmt: skip
+    server = RunningServer(sessions)
+    with server.camera("evidence") as camera:
+        feed(camera, film)
+        between = (film[8].stamp_ns, film[15].stamp_ns)  # which the memory has let go
+        response = camera.ask("What do you see?", thumbnails=2, about_ns=between)
+        assert response.error is None
+        stamps = {frame.stamp_ns for frame in film}
+        assert {*response.evidence[0].stamps_ns} <= stamps
+        pictures = [one for episode in response.evidence for one in episode.thumbnails]
+        assert pictures and all(one.jpeg.startswith(b"\xff\xd8") for one in pictures)
+        camera.send(protocol.MemoryPicture(stamp_ns=film[0].stamp_ns, max_size=64))
+        picture = camera.next(protocol.PictureDone).picture
+        assert picture.stamp_ns == film[0].stamp_ns and picture.jpeg.startswith(b"\xff\xd8")
+    server.close()
+
+
+def test_one_session_too_many_is_refused_over_the_network_with_a_time_to_come_again(begin):
+    server = RunningServer(begin(Limits(max_sessions=1), memory_folder=""))
+    with server.camera("only"):
+        with pytest.raises(InvalidStatus) as fault:
+            server.camera("another")
+        response = fault.value.response
+        assert response.status_code == 429 and int(response.headers["Retry-After"]) > 0
+        assert b"1 sessions are served already" in response.body
+    server.close()

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
+from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit, smart_resize
 from stream_vlm_ros.errors import (
     InvalidImageError,
     InvalidParameterError,
@@ -30,7 +30,6 @@ from stream_vlm_ros.errors import (
     whole_number,
 )
 
-MAX_ASPECT_RATIO = 200
 BICUBIC = (3, "bicubic")  # as PIL numbers it in preprocessor files, and as torchvision names it
 
 
@@ -166,40 +165,6 @@ class PatchGrid:
         """Tokens of the language model that this chunk becomes."""
         t, h, w = self.grid_thw
         return t * h * w // self.merge_size**2
-
-
-def check_shape(height: int, width: int) -> None:
-    """Raise InvalidImageError for a picture that the model cannot use, whatever its size."""
-    if height < 1 or width < 1:
-        raise InvalidImageError(f"the image is empty: {width}x{height} pixels")
-    if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
-        raise InvalidImageError(
-            f"the image is {width}x{height} pixels: one side is more than {MAX_ASPECT_RATIO} times "
-            "the other, which the model cannot use; crop it"
-        )
-
-
-def smart_resize(
-    height: int, width: int, factor: int, min_pixels: int, max_pixels: int
-) -> tuple[int, int]:
-    """Height and width in pixels to which a picture is resized: the library's rule.
-
-    Both are multiples of ``factor``; as far as that allows, the aspect ratio is kept and their
-    product lies within the bounds. (A side never gets shorter than one ``factor``, so a very long
-    and narrow picture can stay above ``max_pixels``.) Raises InvalidImageError for an empty picture
-    or one over 200 times longer than wide.
-    """
-    check_shape(height, width)
-    rows, columns = round(height / factor) * factor, round(width / factor) * factor
-    if rows * columns > max_pixels:
-        shrink = math.sqrt((height * width) / max_pixels)
-        rows = max(factor, math.floor(height / shrink / factor) * factor)
-        columns = max(factor, math.floor(width / shrink / factor) * factor)
-    elif rows * columns < min_pixels:
-        grow = math.sqrt(min_pixels / (height * width))
-        rows = math.ceil(height * grow / factor) * factor
-        columns = math.ceil(width * grow / factor) * factor
-    return rows, columns
 
 
 class FrameProcessor:

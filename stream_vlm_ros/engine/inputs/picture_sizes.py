@@ -5,6 +5,7 @@
 
 Every way in asks here: messages, bags, videos, folders of images, the frame store, PIL images. And
 whatever is encoded as one picture is decoded here, so that it looks the same wherever it lies.
+And to which size a picture is brought for the model.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ HIGHEST_MEGAPIXELS = _SETTING.high or 0.0
 
 # What cameras and OpenCV write. Pillow knows many more formats; some run other programs (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "JPEG2000", "PPM", "AVIF")
+
+MAX_ASPECT_RATIO = 200  # of a picture that the model can use
 
 _WIDEST_PIXEL = 8  # bytes, of rgba16
 _OTHERS = 64 * 2**20  # bytes: a header's strings, or the small messages that share a chunk
@@ -221,3 +224,37 @@ def png_without_texts(data: bytes) -> bytes:
             kept.append(data[at:end])
         at = end
     return b"".join(kept)
+
+
+def check_shape(height: int, width: int) -> None:
+    """Raise InvalidImageError for a picture that the model cannot use, whatever its size."""
+    if height < 1 or width < 1:
+        raise InvalidImageError(f"the image is empty: {width}x{height} pixels")
+    if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
+        raise InvalidImageError(
+            f"the image is {width}x{height} pixels: one side is more than {MAX_ASPECT_RATIO} times "
+            "the other, which the model cannot use; crop it"
+        )
+
+
+def smart_resize(
+    height: int, width: int, factor: int, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """Height and width in pixels to which a picture is resized: the library's rule.
+
+    Both are multiples of ``factor``; as far as that allows, the aspect ratio is kept and their
+    product lies within the bounds. (A side never gets shorter than one ``factor``, so a very long
+    and narrow picture can stay above ``max_pixels``.) Raises InvalidImageError for an empty picture
+    or one over 200 times longer than wide.
+    """
+    check_shape(height, width)
+    rows, columns = round(height / factor) * factor, round(width / factor) * factor
+    if rows * columns > max_pixels:
+        shrink = math.sqrt((height * width) / max_pixels)
+        rows = max(factor, math.floor(height / shrink / factor) * factor)
+        columns = max(factor, math.floor(width / shrink / factor) * factor)
+    elif rows * columns < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        rows = math.ceil(height * grow / factor) * factor
+        columns = math.ceil(width * grow / factor) * factor
+    return rows, columns
