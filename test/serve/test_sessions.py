@@ -15,6 +15,7 @@ from websockets.exceptions import InvalidStatus
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
+from stream_vlm_ros.factory import kept_model
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve import sessions as sessions_module
 from stream_vlm_ros.serve.options import Limits
@@ -29,7 +30,8 @@ def begin(settings):
     made = []
 
     def make(limits=None, **changes):
-        made.append(Sessions(replace(settings, **changes), limits or Limits()))
+        settled = replace(settings, **changes)
+        made.append(Sessions(settled, limits or Limits(), load=kept_model))
         made[-1].load()
         return made[-1]
 
@@ -67,10 +69,11 @@ def test_nothing_is_opened_before_the_model_is_loaded(settings):
 def test_there_are_no_more_sessions_than_there_may_be_altogether_and_of_a_key(begin, film):
     sessions = begin(Limits(max_sessions=3, max_sessions_per_key=2), memory_folder="")
     first = opened(sessions, "1")
-    opened(sessions, "2")
+    remembered(opened(sessions, "2"), film[:4])
     with pytest.raises(SessionLimitError, match="this key has 2 sessions already"):
         sessions.open("3", "a")
-    opened(sessions, "1", "b")
+    remembered(opened(sessions, "1", "b"), film[:4])
+    remembered(first, film[:4])
     with pytest.raises(SessionLimitError, match="3 sessions are served already"):
         sessions.open("2", "b")
     assert sessions.open("1", "a") is first
@@ -81,8 +84,8 @@ def test_there_are_no_more_sessions_than_there_may_be_altogether_and_of_a_key(be
     assert [one.id for one in sessions.all("a")] == ["2"]
     assert len(sessions.all()) == 3
     # One that ends costs the others nothing.
-    last = sessions.find("2", "b")
-    remembered(last, film[:4])
+    last = sessions.find("1", "b")
+    remembered(last, film[4:8])
     assert last.ask(Question("What?")).future.result(PATIENCE).answer
 
 
@@ -216,3 +219,14 @@ def test_one_session_too_many_is_refused_over_the_network_with_a_time_to_come_ag
         assert response.status_code == 429 and int(response.headers["Retry-After"]) > 0
         assert b"1 sessions are served already" in response.body
     server.close()
+
+
+def test_a_session_that_has_seen_nothing_makes_room_where_there_is_none(begin, film):
+    sessions = begin(Limits(max_sessions=2), memory_folder="")
+    remembered(opened(sessions, "in-use"), film[:4])
+    opened(sessions, "of-no-use")
+    opened(sessions, "new")
+    assert [one.id for one in sessions.all()] == ["in-use", "new"]
+    remembered(sessions.find("new", "a"), film[:4])
+    with pytest.raises(SessionLimitError):
+        sessions.open("one-more", "a")

@@ -309,10 +309,12 @@ def lasting():
 
 
 together = []  # how many chunks were appended at once
+mixed = []  # groups of those
 
 
 def _one_by_one_in_one(chunks, coming):
     together.append(len(chunks))
+    mixed.append({engine.group for engine, *_ in chunks})
     return [engine.append_video_chunk(i, timestamps=t) for engine, i, t in chunks]
 
 
@@ -356,6 +358,7 @@ def test_one_of_another_group_stops_common_work_for_as_long_as_it_wants_to_appen
         camera.engine.group = group
     assert pile_up(cameras[:2]) == 2
     pile_up(cameras)
+    assert all(len(groups) == 1 for groups in mixed)
     assert cameras[2].worker.stop(PATIENCE)
     assert pile_up(cameras[:2]) == 2
 
