@@ -72,10 +72,12 @@ NOT_OURS = {
     "curl": "of the system; test/serve/test_page.py sends what it would",
     "export": "the shell's",
     "git": "fetches the repository",
+    "haproxy": "of the system; test/serve/test_ray.py has it serve with that file",
     "modelscope": "another hub's program, which is not installed",
     "pip": "the network",
     "openssl": "of the system",
     "rosdep": "of ROS, which is not here",
+    "serve": "Ray's; test/serve/test_ray.py deploys that file",
     "source": "the shell's",
     "ssh": "to another machine",
     "sudo": "changes the machine",
@@ -96,7 +98,11 @@ MODULES = {
     "stream_vlm_ros.node": "stream_vlm_node",
     "stream_vlm_ros.demo.source_node": "source_node",
 }
-ENVIRONMENT = {"PIP_BREAK_SYSTEM_PACKAGES", "OMP_NUM_THREADS"}  # of others, set in front
+ENVIRONMENT = {
+    "PIP_BREAK_SYSTEM_PACKAGES",
+    "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+}  # of others, set in front
 THE_READERS = {"my_script.py"}  # stand for what the reader has
 
 

@@ -337,6 +337,11 @@ def test_earlier_turns_leave_no_trace_and_are_refused_where_they_would(toys, mod
         engine.ask("Sure?", 3, update_state=True, earlier=[("What?", "A cat.")])
     with pytest.raises(InvalidQuestionError, match="text, not int"):
         engine.ask("Sure?", 3, earlier=[("What?", 7)])
+    for many in ([("a", "b")] * 10_000, [("a", "b" * 200_000)]):
+        with pytest.raises(InvalidQuestionError, match=r"earlier turns is .* far more than"):
+            engine.ask("Sure?", 3, earlier=many)
+    with pytest.raises(InvalidQuestionError, match=r"takes .* tokens, but 2048"):
+        engine.ask("Sure?", 3, earlier=[("a", "b")] * 300)
     assert_same(before, everything(engine))
 
 
