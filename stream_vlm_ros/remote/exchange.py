@@ -129,7 +129,6 @@ class Exchange:
         session: as told with the newest connection.
         memory: what the server says of it.
         saved: likewise, of saved memories.
-        gap: what the server lost of what it had, in words; "" if nothing.
     """
 
     def __init__(
@@ -145,7 +144,8 @@ class Exchange:
         self.session: protocol.Session | None = None
         self.memory = MemorySummary()
         self.saved = protocol.Saved()
-        self.gap = ""
+        self._gap = ""  # as far as this side knows
+        self._told_gap = ""  # as the server says
         self.fault = ""  # why the newest chunk was refused
         self.resets = 0
         self.poses: PoseTrack | None = None
@@ -340,16 +340,16 @@ class Exchange:
             return
         newest_ns = self._newest.stamp_ns
         if accepted_ns is None:
-            self.gap = "the server began again with an empty memory: what it had seen is lost"
+            self._gap = "the server began again with an empty memory: what it had seen is lost"
         elif accepted_ns < newest_ns:
             lost = span_text(accepted_ns / SECOND, newest_ns / SECOND)
-            self.gap = (
+            self._gap = (
                 f"the server began again from a saved memory: what it saw from {lost} is lost"
             )
         else:
             return
         self._newest = None
-        self._later(self._tell, self.gap)
+        self._later(self._tell, self._gap)
 
     def _begin_again(
         self, session: protocol.Session, again: list[Chunk | Order], orders: Iterable[Order]
@@ -438,7 +438,7 @@ class Exchange:
     def _take_status(self, status: protocol.Status) -> None:
         self.memory = to_summary(status.memory, self._header_of)
         self.saved = status.saved
-        self.gap = status.gap or self.gap
+        self._told_gap = status.gap
 
     def _header_of(self, stamp_ns: int) -> Any:
         """Of the frame of this stamp, if it is known; else one made of the stamp."""
@@ -482,7 +482,9 @@ class Exchange:
         if order is not None:
             if isinstance(order.event, protocol.MemoryReset):
                 self.resets += 1
-                self.fault = self.gap = ""
+                self.fault = ""
+            if isinstance(order.event, protocol.MemoryReset | protocol.MemoryLoad):
+                self._gap = ""
             self._later(order.future.set_result, event)
 
     def _error(self, event: protocol.ErrorEvent) -> None:
@@ -494,6 +496,11 @@ class Exchange:
             self._fail(ticket, fault)
         else:
             self._later(self._report, fault)
+
+    @property
+    def gap(self) -> str:
+        """What the server lost of what it had, in words; "" if nothing."""
+        return self._gap or self._told_gap
 
     # -- how much there is -------------------------------------------------------------------
 

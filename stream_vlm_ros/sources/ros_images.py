@@ -215,7 +215,7 @@ def _from_plain(rows: np.ndarray, encoding: str, height: int, width: int) -> np.
     if encoding == "rgb8":
         return rows.reshape(height, width, 3)
     mode, size = "L" if encoding == "mono8" else "RGB", (width, height)
-    picture = Image.frombuffer(mode, size, rows.data, "raw", _PLAIN[encoding], 0, 1)
+    picture = Image.frombuffer(mode, size, rows, "raw", _PLAIN[encoding], 0, 1)
     return np.array(picture.convert("RGB"))
 
 

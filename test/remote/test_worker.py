@@ -5,7 +5,6 @@
 
 import io
 import socket
-import threading
 import time
 
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 from model_server import ModelServer, ModelSession
 from patience import wait_until
 from PIL import Image
+from proxy import Proxy
 
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.remote import protocol
@@ -306,43 +306,6 @@ def test_listeners_that_fail_end_no_connection(make_robot, server):
     outcome = robot.worker.ask(Question("What?"), fail).future.result(10)
     assert outcome.answer == "two boxes"
     assert any("own fault" in str(fault) for fault in robot.faults)
-
-
-class Proxy:
-    """Forwards bytes both ways, until it is stalled."""
-
-    def __init__(self, port):
-        self._target, self.stalled, self._over = port, False, False
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listening.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *fault):
-        self._over = True
-        self._listening.close()
-
-    def _accept(self):
-        while not self._over:
-            try:
-                near, _ = self._listening.accept()
-            except OSError:
-                return
-            far = socket.create_connection(("127.0.0.1", self._target))
-            for one, other in ((near, far), (far, near)):
-                threading.Thread(target=self._forward, args=(one, other), daemon=True).start()
-
-    def _forward(self, one, other):
-        try:
-            while data := one.recv(65536):
-                while self.stalled and not self._over:
-                    time.sleep(0.01)
-                other.sendall(data)
-            other.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
 
 
 def test_the_session_of_the_model_server_is_what_the_protocol_says():
