@@ -79,24 +79,26 @@ demo: setup  ## Run the whole system on a video and ask it questions (DEMO_SECON
 # From the folder test/: the repository's root must not be importable (test/test_layout.py). And
 # without the pytest plugins that happen to be on the machine: an installed ROS brings several.
 PYTEST := PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 STREAM_VLM_INSTALLED=1 ../$(RUN) \
-	python -m pytest -p _hypothesis_pytestplugin
+	python -m pytest -p _hypothesis_pytestplugin -p pytest_timeout
 # All of them in processes side by side, each with a ROS domain of its own: many wait for nodes. A
 # file stays in one process, with the nodes and models that its tests share.
-SIDE_BY_SIDE = $(if $(filter-out 0,$(WORKERS)),-p xdist -n $(WORKERS) --dist loadfile)
+SIDE_BY_SIDE = $(if $(filter-out 0,$(WORKERS)),-p xdist -n $(WORKERS) --dist loadfile --max-worker-restart 0)
 test: setup  ## Run the tests against the installed copy (TESTS=, PYTEST_ARGS=, WORKERS=)
 	@cd test && $(PYTEST) $(SIDE_BY_SIDE) $(abspath $(TESTS)) \
 		-m "not slow" $(PYTEST_ARGS)
 
+# Slow proofs have no limit of time.
+SLOW := -m slow -o timeout=0 -o faulthandler_timeout=0
 test-slow: setup  ## Run the tests marked slow (results: bench/results/test_slow.json)
-	@cd test && $(PYTEST) $(abspath $(TESTS)) -m slow \
+	@cd test && $(PYTEST) $(abspath $(TESTS)) $(SLOW) \
 		$(if $(filter test,$(TESTS)),--results ../bench/results/test_slow.json) $(PYTEST_ARGS)
 
 interrupts: setup  ## Raise at every opcode of a commit, and 120 SIGINTs (EVERY=40: fewer)
-	@cd test && EVERY=$(EVERY) $(PYTEST) engine/test_interrupts.py -m slow \
+	@cd test && EVERY=$(EVERY) $(PYTEST) engine/test_interrupts.py $(SLOW) \
 		--results ../bench/results/interrupts.json $(PYTEST_ARGS)
 
 history-proof: setup  ## A history over 24 simulated hours, and over 100 processes that are killed
-	@cd test && $(PYTEST) history/test_history_proof.py -m slow \
+	@cd test && $(PYTEST) history/test_history_proof.py $(SLOW) \
 		--results ../bench/results/history_proof.json $(PYTEST_ARGS)
 
 soak: setup  ## The node over DDS at its highest rate, with all that may happen (MINUTES=30)

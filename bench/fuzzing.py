@@ -44,16 +44,22 @@ def in_its_own_process(work: Callable[[], str], limit: float = LIMIT) -> tuple[s
         os.write(write, outcome.encode(errors="replace")[:4000])
         os._exit(0)
     os.close(write)
-    held = int.from_bytes(os.read(read, 8), "little")
-    ready, _, _ = select.select([read], [], [], limit)
-    outcome = os.read(read, 4096).decode(errors="replace") if ready else "hangs"
+    held = _told(read, 8, limit)
+    told = None if held is None else _told(read, 4096, limit)
     os.close(read)
-    if not ready:
+    if told is None:
         os.kill(child, signal.SIGKILL)
     _, status, used = os.wait4(child, 0)
-    if ready and not outcome:
-        outcome = f"raw: ended by signal {status & 127}"
-    return outcome, time.monotonic() - begin, max(0, used.ru_maxrss * 1024 - held)
+    outcome = "hangs" if told is None else told.decode(errors="replace")
+    memory = used.ru_maxrss * 1024 - int.from_bytes(held or b"", "little")
+    ended = outcome or f"raw: ended by signal {status & 127}"
+    return ended, time.monotonic() - begin, max(0, memory)
+
+
+def _told(pipe: int, size: int, limit: float) -> bytes | None:
+    """What came within ``limit`` seconds, b"" at the end; None: nothing."""
+    ready, _, _ = select.select([pipe], [], [], limit)
+    return os.read(pipe, size) if ready else None
 
 
 def each_in_a_fresh_folder(

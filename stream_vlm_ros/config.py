@@ -190,6 +190,14 @@ def check_engine_url(url: str) -> None:
         )
 
 
+def check_score_name(name: str) -> None:
+    """Raise InvalidParameterError unless it has the form ``MODULE:NAME`` ("" names none)."""
+    if name and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name):
+        raise InvalidParameterError(
+            f"{cut(name)!r} is not of the form MODULE:NAME, such as my_scores:Brightest"
+        )
+
+
 def check_source_names(names: tuple[str, ...]) -> None:
     """Raise InvalidParameterError unless each names a camera, and no two the same."""
     for name in names:
@@ -361,6 +369,14 @@ class Settings(SettingTable):
         -1.0,
         0.99,
         verbs=("web",),
+    )
+    importance: str = shared(
+        "",
+        "Your own score of which frames from before the window are important, as MODULE:NAME: a "
+        "class with describe(features) and rank(descriptors) in a module on PYTHONPATH "
+        "(docs/memory.md). Empty: those least like any other.",
+        rule=check_score_name,
+        verbs=("ask", "replay"),
     )
     skip_similarity: float = shared(
         0.0,
@@ -746,6 +762,11 @@ class Settings(SettingTable):
                 f"{self.max_cache_tokens}"
             )
         self.eviction  # noqa: B018 - what it refuses is refused here
+        if self.importance and not (self.engine == "streaming" and self.eviction.shares[1]):
+            raise InvalidParameterError(
+                "importance decides which frames of important_share are kept: it is for the engine "
+                "streaming with an important_share"
+            )
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
             raise InvalidParameterError(
                 f"min_pixels ({self.min_pixels}) is above max_pixels ({self.max_pixels})"

@@ -183,7 +183,7 @@ def folder_named(path: object) -> Path:
     return Path(path)
 
 
-def in_words(error: Exception) -> str:
+def in_words(error: BaseException) -> str:
     """Another library's error in one line of the log: its kind, and how its message begins."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 

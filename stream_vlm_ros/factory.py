@@ -144,6 +144,11 @@ def _streaming(
         "fork_slack_tokens": _slack_tokens(settings, images),
         "group": group,
     }
+    if settings.importance:
+        from stream_vlm_ros.engine.cache.named_score import score_by_name
+
+        hidden = checkpoint.network.config.text_config.hidden_size
+        options["importance"] = score_by_name(settings.importance, hidden)
     if settings.has_history:
         return _recalling(settings, checkpoint, **options)
     from stream_vlm_ros.engine import VideoStreamingInference

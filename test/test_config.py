@@ -158,7 +158,9 @@ def written(row):
         return st.integers(int(row.low), int(row.high)).map(str)
     if row.type is float:
         return st.floats(row.low, row.high).map(repr)
-    return st.sampled_from(["cpu", "cuda:1"])  # texts: the device's is the one with a rule
+    if row.name == "importance":
+        return st.sampled_from(["", "own_scores:Oldest", "a.b:c"])
+    return st.sampled_from(["cpu", "cuda:1"])  # other texts: the device's is the one with a rule
 
 
 @given(st.data())

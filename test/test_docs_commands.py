@@ -69,6 +69,7 @@ NOT_OURS = {
     ".": "the shell's",
     "cd": "the shell's",
     "colcon": "of ROS, which is not here",
+    "curl": "of the system; test/serve/test_page.py sends what it would",
     "export": "the shell's",
     "git": "fetches the repository",
     "modelscope": "another hub's program, which is not installed",

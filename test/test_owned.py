@@ -4,13 +4,14 @@
 """What is ours is proved by a mark; a file is whole at any moment."""
 
 import fcntl
-import multiprocessing
 import os
 import resource
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
+from scripts import started
 
 from stream_vlm_ros import owned
 from stream_vlm_ros.errors import InvalidParameterError
@@ -72,29 +73,35 @@ def test_a_mark_that_was_not_finished_is_finished(tmp_path):
         assert owned.kind_of(tmp_path) == "report"
 
 
-def _hold(folder, begin, results):
-    begin.wait()
+HOLD = """
+import sys
+from pathlib import Path
+from stream_vlm_ros import owned
+
+print("ready", flush=True)
+for folder in map(str.strip, sys.stdin):
     try:
-        with owned.held(folder, "report"):
-            results.put("held")
-            begin.wait()  # until the other has tried, too
+        with owned.held(Path(folder), "report"):
+            print("held", flush=True)
+            next(sys.stdin)  # until the other has tried, too
     except owned.NotOursError:
-        results.put("refused")
-        begin.wait()
+        print("refused", flush=True)
+        next(sys.stdin)
+"""
 
 
 def test_of_two_processes_that_begin_at_once_one_gets_the_folder(tmp_path):
-    context = multiprocessing.get_context("fork")
-    for number in range(30):
-        begin, results = context.Barrier(2), context.Queue()
-        arguments = (tmp_path / str(number), begin, results)
-        both = [context.Process(target=_hold, args=arguments) for _ in range(2)]
-        for process in both:
-            process.start()
-        found = sorted(results.get(timeout=20) for _ in both)
-        for process in both:
-            process.join()
-        assert found == ["held", "refused"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    with started(HOLD, **pipes) as one, started(HOLD, **pipes) as other:
+        both = one, other
+        assert [process.stdout.readline() for process in both] == ["ready\n"] * 2
+        for number in range(30):
+            for process in both:
+                process.stdin.write(f"{tmp_path / str(number)}\n")
+            found = sorted(process.stdout.readline() for process in both)
+            assert found == ["held\n", "refused\n"]
+            for process in both:
+                process.stdin.write("go on\n")
 
 
 def test_a_file_that_cannot_be_written_leaves_the_one_of_before(tmp_path):

@@ -26,9 +26,11 @@ ROSDEP = {
     "matplotlib": "python3-matplotlib",
     "mcap": None,
     "numpy": "python3-numpy",
+    "openai": None,
     "pillow": "python3-pil",
     "playwright": None,
     "pytest": "python3-pytest",
+    "pytest-timeout": "python3-pytest-timeout",
     "pytest-xdist": "python3-pytest-xdist",
     "pyyaml": "python3-yaml",
     "rich": "python3-rich",
@@ -55,7 +57,7 @@ REQUIREMENT = {
 # Imported by others of our requirements: uvicorn speaks by it.
 USED_BY_OTHERS = {"websockets"}
 # The Makefile gives it to pytest.
-USED_BY_MAKE = {"pytest-xdist"}
+USED_BY_MAKE = {"pytest-timeout", "pytest-xdist"}
 # It comes with torch for a GPU, and is imported only where there is one.
 BROUGHT = {"triton", "fa3_fwd_interface"}
 # Declared and never imported: ros2 launch starts the launch files; two serve the interfaces; the

@@ -1,13 +1,15 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-"""Write what is made from the package: config/*.yaml, and tables of some pages of docs/.
+"""Write what is made from the package: config/*.yaml, tables of some pages of docs/, and the schema
+of the protocol between cameras and a server.
 
 python tools/write_settings.py [ROOT of the checkout]
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import textwrap
@@ -17,6 +19,7 @@ from typing import Any
 
 from stream_vlm_ros.config import NODE, REPLAY, Settings
 from stream_vlm_ros.demo.settings import DEMO
+from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.replay.hardware import Hardware, markdown_table
 from stream_vlm_ros.setting import Setting, SettingTable
 
@@ -90,6 +93,43 @@ def jetson_table() -> str:
     return markdown_table(Hardware((640, 480), Settings()).by_device((8, 16, 32, 64, 128), used=4))
 
 
+def protocol_tables() -> str:
+    """The tables of docs/serving.md: the events of both sides, and what they are made of."""
+    schema = protocol.schema()
+    parts = dict(schema["$defs"])
+    kinds = {name: part["properties"].pop("type")["enum"][0]
+             for name, part in parts.items() if "type" in part["properties"]}  # fmt: skip
+    sides = {"A camera sends": "client", "The server sends": "server"}
+    tables = []
+    for title, side in sides.items():
+        rows = [f"| {title} | Fields | |", "|---|---|---|"]
+        for one in schema[side]["anyOf"]:
+            name = one["$ref"].rpartition("/")[2]
+            rows.append(_row(kinds[name], parts.pop(name), kinds))
+        tables.append("\n".join(rows))
+    rows = [_row(name, part, kinds) for name, part in parts.items()]
+    tables.append("\n".join(["| Part of them | Fields | |", "|---|---|---|", *rows]))
+    return "\n\n".join(tables)
+
+
+def _row(name: str, part: dict[str, Any], kinds: dict[str, str]) -> str:
+    """Of an event, or a part of one; fields that may be missing have a question mark."""
+    fields = ", ".join(
+        f"`{field}`{_made_of(told)}{'' if field in part.get('required', ()) else '?'}"
+        for field, told in part["properties"].items()
+        if field != "event_id"
+    )
+    words = part.get("description", "").partition("Attributes:")[0]
+    words = re.sub(r"`+([\w.\"]+)`+", lambda one: f"`{kinds.get(one[1], one[1])}`", words)
+    return f"| `{name}` | {fields} | {' '.join(words.split())} |"
+
+
+def _made_of(told: dict[str, Any]) -> str:
+    """Which part a field is, or is a list of."""
+    found = re.search(r"#/\$defs/(\w+)", json.dumps(told))
+    return f" ({found[1]})" if found else ""
+
+
 def with_table(page: str, table: str) -> str:
     """``page`` with what stands between its two markers replaced."""
     head, begin, _, end, tail = re.split(
@@ -103,6 +143,7 @@ def files(table: type[SettingTable] = Settings) -> dict[str, str]:
     return {
         "config/stream_vlm.yaml": parameter_file(taken_by(table, NODE)),
         "config/demo.yaml": demo_file(DEMO),
+        "docs/protocol.schema.json": json.dumps(protocol.schema(), indent=1) + "\n",
     }
 
 
@@ -113,6 +154,7 @@ def tables(table: type[SettingTable] = Settings) -> dict[str, str]:
         "docs/replay.md": replay_table(taken_by(table, REPLAY)),
         "docs/jetson.md": jetson_table(),
         "docs/weights.md": weights_table(),
+        "docs/serving.md": protocol_tables(),
     }
 
 

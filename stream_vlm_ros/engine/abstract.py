@@ -78,6 +78,7 @@ class InferenceEngine(ABC):
         seed: int | None = None,
         about: tuple[float, float] | None = None,
         cancel: Callable[[], bool] | None = None,
+        earlier: Sequence[tuple[str, str]] = (),
     ) -> Answer:
         """Answer a question about what was seen, as an iterator over pieces of text.
 
@@ -87,6 +88,8 @@ class InferenceEngine(ABC):
             about: the source's time that the question is about, from and to, in seconds; refused
                 if nothing of it is remembered, instead of guessed.
             cancel: asked before each token; True ends the answer there.
+            earlier: questions with their answers, which the model reads as turns before this one;
+                they are not kept, and do not go with ``update_state``.
 
         Raises:
             EmptyMemoryError: nothing was seen yet.

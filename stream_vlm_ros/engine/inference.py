@@ -358,6 +358,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         seed: int | None = None,
         about: tuple[float, float] | None = None,
         cancel: Callable[[], bool] | None = None,
+        earlier: Sequence[tuple[str, str]] = (),
         read: Readout | None = None,
     ) -> Answer:
         """Like `ask`, as an iterator over pieces of text; `Answer.metrics` once it has ended.
@@ -372,7 +373,9 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             max_new_tokens, do_sample, temperature, top_p, repetition_penalty, stop, seed
         )
         max_new_tokens = options.max_new_tokens
-        prompt = self._question_ids(question, about)
+        if earlier and update_state:
+            raise InvalidParameterError("an exchange behind earlier turns is not kept: keep these")
+        prompt = self._question_ids(question, about, earlier)
         manager = self.cache_manager
         closing = len(self._chat.answer_end) if update_state else 0
         if update_state:
@@ -633,14 +636,20 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
                 "torch.autocast, and choose the format by dtype when the model is loaded"
             )
 
-    def _question_ids(self, question: str, about: tuple[float, float] | None) -> list[int]:
+    def _question_ids(
+        self,
+        question: str,
+        about: tuple[float, float] | None,
+        earlier: Sequence[tuple[str, str]] = (),
+    ) -> list[int]:
         self._check_number_format()
         manager = self.cache_manager
         if manager.state.frames == 0:
             raise EmptyMemoryError("nothing has been seen yet: append frames before asking")
         if (asked := check_about(about)) is not None:
             self._check_horizon(*asked)
-        return self._chat.question(question, manager.state.open_segment, manager.max_tail_tokens)
+        in_segment, room = manager.state.open_segment, manager.max_tail_tokens
+        return self._chat.question(question, in_segment, room, earlier)
 
     def _check_horizon(self, start: float, stop: float) -> None:
         spans = self.cache_manager.time_spans()

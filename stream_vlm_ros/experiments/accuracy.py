@@ -21,7 +21,7 @@ from .context import Context
 from .dataset import PERCEPTION, TYPES
 from .options import LAYOUTS, POSITIONS
 from .record import Record
-from .streams import DEFAULT, FULL, LAST_FOUR, POLICIES, SHARES
+from .streams import DEFAULT, FULL, LAST_FOUR, POLICIES, evicts, shares_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,11 +115,11 @@ class Streams:
     @property
     def policies(self) -> list[str]:
         there = {row["policy"] for row in self.rows}
-        return [policy for policy in POLICIES if policy in there]
+        return [*(policy for policy in POLICIES if policy in there), *sorted(there - {*POLICIES})]
 
     @property
     def ours(self) -> list[str]:
-        return [policy for policy in self.policies if policy in SHARES]
+        return [policy for policy in self.policies if evicts(policy)]
 
     @property
     def videos(self) -> set[int]:
@@ -167,7 +167,7 @@ class Streams:
             and (row["cap"] is None or row["positions"] == positions)
             and (row["cap"] is None or cap is None or row["cap_share"] == cap)
         ]
-        if policy not in SHARES:
+        if not evicts(policy):
             caps = self.caps if cap is None else [cap]
             found = [dict(row, cap_share=one) for one in caps for row in found]
         return found
@@ -314,7 +314,7 @@ def judge(record: Record, streams: Streams, judged: bool) -> None:
     )
     five = aged(*FIVE_SPANS, streams.spans)
     old = {policy: share(streams.of(policy), five)[0] for policy in streams.policies}
-    both = [policy for policy in ours if min(SHARES[policy]) > 0 and not math.isnan(old[policy])]
+    both = [policy for policy in ours if min(shares_of(policy)) > 0 and not math.isnan(old[policy])]
     # The best of those that keep frames of both kinds, and the default, whatever it keeps.
     ways = [max(both, key=old.__getitem__, default=None), *(p for p in ours if p == DEFAULT)]
     for way, (than, least) in product(ways, (("sink + window", 25.0), (LAST_FOUR, None))):
@@ -367,7 +367,7 @@ def _plots(context: Context, streams: Streams, ages: dict[str, list[tuple[float,
         for policy, found in ages.items():
             axes.plot(
                 [labels[at] for at in there], [found[at][0] for at in there],
-                "o-", label=policy, color=_COLOURS[policy],
+                "o-", label=policy, color=_COLOURS.get(policy),
             )  # fmt: skip
         axes.set(
             xlabel="age of what answers, in spans of a plain window under the same cap",
@@ -388,7 +388,7 @@ def _plots(context: Context, streams: Streams, ages: dict[str, list[tuple[float,
                 part.errorbar(
                     [100 * cap + shift for cap in caps], values,
                     None if np.isnan(spread).any() else spread, fmt="o-", capsize=2, ms=4,
-                    label=policy if place == 0 else None, color=_COLOURS[policy],
+                    label=policy if place == 0 else None, color=_COLOURS.get(policy),
                 )  # fmt: skip
             part.set(xlabel="cap, % of the history", ylabel="right, %", ylim=(0, 102), title=what)
             part.set_xticks([100 * cap for cap in caps])
@@ -400,7 +400,7 @@ def _plots(context: Context, streams: Streams, ages: dict[str, list[tuple[float,
         for number, policy in enumerate(kept):
             values = [share(streams.of(policy), of_type(kind))[0] for kind in TYPES]
             places = [index + width * (number + 0.5) - 0.4 for index in range(len(TYPES))]
-            axes.bar(places, values, width, label=policy, color=_COLOURS[policy])
+            axes.bar(places, values, width, label=policy, color=_COLOURS.get(policy))
         axes.set_xticks(range(len(TYPES)), TYPES, rotation=45, ha="right")
         axes.set(ylabel="right, %", ylim=(0, 102), title=f"By type, all caps ({name}; {way})")
         figure.legend(loc="outside right upper")

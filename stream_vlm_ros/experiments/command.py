@@ -48,19 +48,19 @@ def run(options: argparse.Namespace) -> int:
     screen = Console(highlight=False)
     if not screen.is_terminal:
         screen.width = max(screen.width, LOG_WIDTH)
-    settings = {
-        name: value if value is None or isinstance(value, (int, float, bool)) else str(value)
-        for name, value in vars(options).items()
-        if name not in ("experiment", "out")
-    }
     try:
         title = EXPERIMENTS[options.experiment].title
         out = place_to_write("--out", options.out)
-        record = Record(options.experiment, title, out, settings)
+        record = Record(options.experiment, title, out)
     except StreamVlmError as error:
         print(f"stream-vlm: {error}", file=sys.stderr)
         return UNUSABLE
     context = Context(options, record, screen)
+    record.settings = {
+        name: value if value is None or isinstance(value, (int, float, bool)) else str(value)
+        for name, value in vars(options).items()
+        if name not in ("experiment", "out")
+    }
     status, kept = BROKEN, True
     try:
         if options.threads:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -17,26 +17,38 @@ from rich.progress import MofNCompleteColumn, TextColumn
 from rich.table import Table as ScreenTable
 from rich.text import Text
 
+from stream_vlm_ros.config import AUTO
 from stream_vlm_ros.engine import VideoStreamingInference
 from stream_vlm_ros.progress import TimeLeft, make_bar
 
+from . import reference
+from .dataset import Dataset
+from .expected_counts import lengthened_system_prompt
 from .model_under_test import ModelUnderTest
+from .options import settle
 from .peak_memory import PeakMemory, machine
-from .pictures import Pictures, WorldPictures, open_pictures, parse_size
+from .pictures import Pictures, WorldPictures, later_world, open_pictures, parse_size
 from .record import MARKS, Record, Table
+
+BOUNDS = ("min_pixels", "max_pixels")
 
 
 class Context:
     """Given to an experiment's ``run``.
 
     Attributes:
-        options: of the command line, checked.
+        options: of the command line, checked, and settled as --as says.
         record: what is found goes here.
         screen: for people; the record is for machines.
+        engine_options: of `VideoStreamingInference`, for every engine.
     """
 
-    def __init__(self, options: argparse.Namespace, record: Record, screen: Console) -> None:
+    def __init__(
+        self, options: argparse.Namespace, record: Record, screen: Console, **engine_options: Any
+    ) -> None:
         self.options, self.record, self.screen = options, record, screen
+        self.engine_options = engine_options
+        settle(options)
 
     @cached_property
     def model(self) -> ModelUnderTest:
@@ -51,7 +63,11 @@ class Context:
                 options.dtype,
                 options.seed,
             )
-        self.record.about.update(model=model.describe(), machine=machine(model.device))
+        memory = self._memory(model)
+        self.record.about.update(
+            model=model.describe(), memory=memory, machine=machine(model.device)
+        )
+        self.say(f"Memory: {', '.join(f'{name} {value}' for name, value in memory.items())}")
         if model.random:
             self.record.note(
                 "Random weights: lengths, memory and times are those of a trained model of this "
@@ -61,40 +77,103 @@ class Context:
         return model
 
     @cached_property
+    def not_judged(self) -> str:
+        """Why answers about the source cannot be judged; "" where they can."""
+        if self.model.random:
+            return "random weights"
+        return self.model.card.warning(self.options.source)
+
+    @property
+    def truth_is_known(self) -> bool:
+        """Whether the source is a drawn world, and the model answers in its words."""
+        return bool(self.model.card.knows_only and not self.not_judged and self.world())
+
+    @property
+    def question(self) -> str:
+        """What to ask at the end of a stream."""
+        usual = "What do you see now?" if self.truth_is_known else "Describe what you see."
+        return self.options.question or usual
+
+    def _memory(self, model: ModelUnderTest) -> dict[str, Any]:
+        """What a report says of it; not what the experiment itself compares."""
+        options = self.options
+        shares = {(0.0, 0.0): "sink and window alone", (AUTO, AUTO): "the preset novelty"}
+        told: dict[str, Any] = {"as": f"the {options.as_}"}
+        if not hasattr(options, "layouts"):
+            told["layout"] = options.layout
+        if not hasattr(options, "positions"):
+            told["positions"] = options.position_policy
+            told["keeps"] = shares[options.sampled_share, options.important_share]
+        if text := self._first_text(model):
+            told["text tokens of the first chunk"] = text
+        return told
+
+    def _first_text(self, model: ModelUnderTest) -> int:
+        """Text tokens that the first chunk is to have; 0: those of the model's own prompt."""
+        options = self.options
+        if options.first_text is not None:
+            return int(options.first_text)
+        if options.as_ == "product" or model.card.knows_only:  # it knows its own prompt alone
+            return 0
+        return reference.FIRST_TEXT.get(options.experiment, 0)
+
+    @cached_property
+    def system_prompt(self) -> str | None:
+        """Of every engine; None: the chat template's own."""
+        text = self._first_text(self.model)
+        return lengthened_system_prompt(self.model.processor, text) if text else None
+
+    @cached_property
     def peak_memory(self) -> PeakMemory:
         return PeakMemory(self.model.device)
 
     def engine(self, cap: int | None, **options: Any) -> VideoStreamingInference:
-        """A new engine on the model, with the layout, policy and pixel bounds asked for.
+        """A new engine on the model, with the memory and the pixel bounds asked for.
 
-        Sink and window alone, as in the reference's experiments, unless ``options`` give shares.
+        Args:
+            options: of `ModelUnderTest.engine`, in place of those asked for.
         """
-        chosen = self.options
-        options = {
-            "sampled_share": 0.0,
-            "important_share": 0.0,
-            "layout": chosen.layout,
-            "position_policy": chosen.position_policy,
-            "min_pixels": chosen.min_pixels,
-            "max_pixels": chosen.max_pixels,
-            **options,
-        }
-        return self.model.engine(cap, **options)
+        asked = {name: getattr(self.options, name) for name in (*reference.MEMORY, *BOUNDS)}
+        asked |= {"system_prompt": self.system_prompt, **self.engine_options, **options}
+        return self.model.engine(cap, **asked)
 
-    def pictures(self, frames: int | None = None, fps: float | None = None) -> Pictures:
-        """The pictures asked for: ``frames`` of them at ``fps``."""
+    def compare_with_reference(self, run: Mapping[str, Any]) -> bool:
+        """Whether this run is of the reference's size; if it is not, a note says what differs."""
+        here = {
+            **vars(self.options),
+            **self.model.describe(),
+            "source": self.record.about["source"]["size"],
+        }
+        differing = [
+            f"{name.replace('_', ' ')} {here[name]} (the reference: {value})"
+            for name, value in {**reference.MODEL, **run}.items()
+            if here[name] != value
+        ]
+        if differing:
+            self.record.note(
+                "The reference's figures are of another run, and not to be compared with these: "
+                f"{', '.join(differing)}."
+            )
+        return not differing
+
+    def pictures(
+        self, frames: int | None = None, fps: float | None = None, repeat: int = 0
+    ) -> Pictures:
+        """The pictures asked for: ``frames`` of them at ``fps``; ``repeat``: another drawn world,
+        so many seeds on."""
         options = self.options
         pictures = open_pictures(
-            options.source,
+            later_world(options.source, repeat),
             fps or options.fps,
             frames or options.frames,
             parse_size(options.size),
             self.model.device,
         )
-        self.record.about["source"] = {
+        source = {
             "name": pictures.name,
             "size": "x".join(map(str, pictures.size)) if pictures.size else None,
         }
+        self.record.about.setdefault("source", source)
         return pictures
 
     @contextmanager
@@ -176,3 +255,32 @@ class Context:
         """The drawn world whose truth is known, if that is the source."""
         pictures = self.pictures()
         return pictures if isinstance(pictures, WorldPictures) else None
+
+    def judged(self, pictures: Pictures) -> WorldPictures | None:
+        """The pictures, if answers about them can be judged: a trained model, a drawn world."""
+        if isinstance(pictures, WorldPictures) and not self.model.random:
+            return pictures
+        return None
+
+    def settled_pictures(
+        self, step: int, frames: int | None = None, fps: float | None = None, repeat: int = 0
+    ) -> Pictures:
+        """As `pictures`; where answers are judged, at most as many, in steps of ``step``, as end
+        while nothing has just come or gone."""
+        pictures = self.pictures(frames, fps, repeat)
+        world = self.judged(pictures)
+        return self.pictures(Dataset.settled(world, step), fps, repeat) if world else pictures
+
+    def share_right(self, engine: VideoStreamingInference, pictures: Pictures) -> float | None:
+        """Of --questions about these pictures, all seen by the engine; None: not judged."""
+        if (world := self.judged(pictures)) is None:
+            return None
+        options = self.options
+        return Dataset(world, world.frames, options.seed, options.questions).share_right(engine)
+
+    def note_unjudged(self) -> None:
+        """Note that answers were not judged, and what that takes."""
+        self.record.note(
+            "Answers were not judged: that takes a trained model and a drawn world (--source "
+            "world:SEED), whose truth is known."
+        )

@@ -102,7 +102,7 @@ def _one(
         for number in range(1, options.chunks - compared + 1):
             chunk = next(chunks)
             stamps += chunk.stamps[::depth]
-            result = _append(old, chunk)
+            result = append(old, chunk)
             longest, size = max(longest, result["cache_length"]), result["grid"][1:]
             if number in (mark, options.chunks - compared):
                 gc.collect()
@@ -116,7 +116,7 @@ def _one(
     young = context.engine(options.cap, **config)
     others = context.pictures(frames).chunks(options.chunk_frames)
     for chunk in itertools.islice(others, options.young):
-        _append(young, chunk)
+        append(young, chunk)
     pairs = []
     with context.progress(f"{name}: taking turns", options.turns) as step:
         for _ in range(options.turns):
@@ -177,7 +177,7 @@ def _one(
     return {**found, "ratios": ratios}
 
 
-def _append(engine: VideoStreamingInference, chunk: Chunk) -> ChunkResult:
+def append(engine: VideoStreamingInference, chunk: Chunk) -> ChunkResult:
     return engine.append_video_chunk(chunk.images, timestamps=chunk.stamps)
 
 
@@ -187,7 +187,7 @@ def _seconds_a_chunk(engine: VideoStreamingInference, chunks: list[Chunk]) -> fl
     times = []
     for chunk in chunks:
         begin = clock()
-        _append(engine, chunk)
+        append(engine, chunk)
         times.append(clock() - begin)
     return statistics.median(times)
 

@@ -4,10 +4,11 @@
 """A long video in bounded memory.
 
 400 frames at 2 frames/s in chunks of 4, 1920x1080, cap 150,000. Every length and every eviction
-must equal the prediction from sizes alone, to the token; memory must stay flat.
+must equal the prediction from sizes alone, to the token; memory must stay flat. --no-eviction is
+the control: nothing is evicted, until memory runs out.
 
-The reference's first chunk had 53 text tokens (a system prompt of its own): --first-text 53
-lengthens ours to that, so that every figure can be compared with its run.
+The reference's first chunk had 53 text tokens (a system prompt of its own): as the reference, ours
+is lengthened to that, so that every figure can be compared with its run.
 """
 
 from __future__ import annotations
@@ -16,8 +17,12 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
+from . import answers
 from .context import Context
-from .expected_counts import Prediction, Step, lengthened_system_prompt
+from .expected_counts import Prediction, Step
+from .peak_memory import is_out_of_memory
+from .pictures import Pictures, WorldPictures
+from .reference import LONG_VIDEO, LONG_VIDEO_COSTS, LONG_VIDEO_COUNTS, OUT_OF_MEMORY_AT_CHUNK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,81 +30,38 @@ if TYPE_CHECKING:
 
     from stream_vlm_ros.engine import VideoStreamingInference
 
-# What the reference system reports of this run on an RTX 4090 (24 GB), 3B in bfloat16.
-REFERENCE = {
-    "sink": 5435,
-    "window": 144_565,
-    "tokens a later chunk": 5389,
-    "first eviction at chunk": 28,
-    "tokens evicted there": 938,
-    "evictions": 73,
-    "tokens evicted": 388_946,
-    "length at the end": 150_000,
-}
-REFERENCE_COSTS = {
-    "KV at the end, GiB": "5.150",
-    "allocated, GiB": "12.26",
-    "peak allocated, GiB": "17.74",
-    "reserved, GiB": "20.91",
-    "whole run, s": "549",
-    "frames a second": "0.73",
-    "TTFT, s": "0.440",
-}
+UNBOUNDED = 10**12  # tokens: a cap that is never reached
 
 
 def run(context: Context) -> None:
     options, record = context.options, context.record
-    pictures = context.pictures()
-    system = None
-    if options.first_text:
-        system = lengthened_system_prompt(context.model.processor, options.first_text)
-    engine = context.engine(options.cap, system_prompt=system)
-    record.summary["warm_up"] = (
-        engine.warm_up().as_dict()
-    )  # as the node does before its first image
+    context.peak_memory.limit(options.memory_gib)
+    pictures = context.pictures(answers.settled(context))
+    engine = context.engine(None if options.no_eviction else options.cap)
+    # As the node does before its first image.
+    record.summary["warm_up"] = engine.warm_up().as_dict()
     reserved = engine.get_cache_info()["reserved_memory_bytes"]
     context.peak_memory.reset()
     begin = time.perf_counter()
-    rows = []
-    for row in context.append(engine, pictures, options.chunk_frames, "long video"):
-        rows.append(row)
-        record.summary.update(chunks=row["chunk"], frames=row["frames"], length=row["length"])
+    rows: list[dict[str, Any]] = []
+    ran_out = ""
+    try:
+        for row in context.append(engine, pictures, options.chunk_frames, "long video"):
+            rows.append(row)
+            record.summary.update(chunks=row["chunk"], frames=row["frames"], length=row["length"])
+    except Exception as error:
+        if not (options.no_eviction and rows and is_out_of_memory(error)):
+            raise
+        ran_out = str(error).splitlines()[0]
     elapsed = time.perf_counter() - begin
+    check_counts(context, engine, pictures, rows, ran_out)
+    if options.no_eviction:
+        control(context, rows, ran_out)
+        return
     info = engine.get_cache_info()
-    steps = [Step(row["tokens"], row["evicted"], row["length"]) for row in rows]
-    found = figures(steps, info["sink_size"], info["window_size"])
+    found = figures(steps_of(rows), info["sink_size"], info["window_size"])
     answer = ask(context, engine)
     after = engine.get_cache_info()
-
-    expected = -(-pictures.frames // options.chunk_frames)
-    record.check("all chunks processed", len(rows) == expected, len(rows), f"{expected}")
-    longest = max(row["length"] for row in rows)
-    record.check("never longer than the cap", longest <= options.cap, longest, f"<= {options.cap}")
-    if pictures.size:
-        predicted = Prediction.of(
-            context.model.processor, pictures.size, pictures.frames, options.chunk_frames,
-            options.cap, options.layout, system, options.min_pixels, options.max_pixels,
-        )  # fmt: skip
-        wanted = figures(predicted.steps(), predicted.sink, predicted.window)
-        differing = [
-            n for n, (a, b) in enumerate(zip(steps, predicted.steps(), strict=False), 1) if a != b
-        ]
-        record.check(
-            "tokens, evictions and lengths of every chunk as expected",
-            not differing and len(steps) == len(predicted.chunks),
-            f"{len(steps) - len(differing)} of {len(steps)} chunks",
-            f"all {len(predicted.chunks)}",
-        )
-        record.summary["expected"] = wanted
-        evicts = wanted["evictions"] > 0
-    else:
-        evicts = sum(row["tokens"] for row in rows) > options.cap
-    record.check(
-        "evictions" if evicts else "no evictions: the video fits",
-        (found["evictions"] > 0) == evicts,
-        found["evictions"],
-        "> 0" if evicts else "0",
-    )
     stats = info["eviction_stats"]
     record.check(
         "the engine counted the same evictions",
@@ -111,17 +73,22 @@ def run(context: Context) -> None:
     peak = rows[-1]["peak_gib"] * 1.073741824
     record.check("peak memory", peak < options.max_gb, f"{peak:.2f} GB", f"< {options.max_gb} GB")
     grown = info["reserved_memory_bytes"] - reserved
-    most_tail = max(step.tokens for step in steps) * context.model.network.kv_shape.bytes_per_token
+    most_tail = max(row["tokens"] for row in rows) * context.model.network.kv_shape.bytes_per_token
     record.check(
         "the memory was taken up front (but for one chunk's tail)",
         grown <= most_tail,
         f"{grown / 1e6:.1f} MB more",
         f"<= {most_tail / 1e6:.1f} MB",
     )
+    reason = context.not_judged
     record.check(
-        "an answer", None if context.model.random else bool(answer["answer"].strip()),
-        f"{answer['answer_tokens']} tokens: {answer['answer'][:60]!r}", "not empty",
-    )  # fmt: skip
+        "an answer",
+        None if reason else answers.is_answer(answer["answer"]),
+        f"not judged: {reason}"
+        if reason
+        else f"{answer['answer_tokens']} tokens: {answer['answer'][:60]!r}",
+        "not empty",
+    )
     record.check(
         "the question left no trace",
         after["cache_seq_length"] == info["cache_seq_length"],
@@ -132,13 +99,119 @@ def run(context: Context) -> None:
         {
             **found,
             "seconds": elapsed,
-            "frames_per_second": pictures.frames / elapsed,
+            "frames_per_second": rows[-1]["frames"] / elapsed,
             "ttft": answer["ttft"],
             "ttft_again": answer["ttft_again"],
             **{name: rows[-1][name] for name in rows[-1] if name.endswith("_gib")},
         }
     )
     show(context, rows, found, elapsed, answer)
+    if context.truth_is_known and isinstance(pictures, WorldPictures):
+        answers.judge_present(context, engine, pictures, rows[-1]["frames"])
+    elif reason and not options.no_answers:
+        judge_small(context)
+
+
+def judge_small(context: Context) -> None:
+    """Stream a drawn world to the small model, through a memory of the same kind."""
+    small = answers.small_context(context)
+    pictures = small.pictures(answers.settled(small))
+    assert isinstance(pictures, WorldPictures)
+    engine = small.engine(small.options.cap)
+    rows = list(small.append(engine, pictures, small.options.chunk_frames, "small model"))
+    answers.judge_present(small, engine, pictures, rows[-1]["frames"])
+
+
+def check_counts(
+    context: Context,
+    engine: VideoStreamingInference,
+    pictures: Pictures,
+    rows: list[dict[str, Any]],
+    ran_out: str,
+) -> None:
+    """Hold chunks, lengths and evictions against what is expected from sizes alone."""
+    options, record = context.options, context.record
+    cap = UNBOUNDED if options.no_eviction else options.cap
+    steps = steps_of(rows)
+    # A file's length tells its frames but for one.
+    given, frames = rows[-1]["frames"], pictures.expected
+    frames = given if abs(given - frames) <= 1 else frames
+    if frames < pictures.frames:
+        record.note(f"The source has {frames} frames at this rate, of {pictures.frames} asked for.")
+    if not ran_out:
+        expected = -(-frames // options.chunk_frames)
+        record.check("all chunks processed", len(rows) == expected, len(rows), f"{expected}")
+    if not options.no_eviction:
+        longest = max(step.length for step in steps)
+        record.check("never longer than the cap", longest <= cap, longest, f"<= {cap}")
+    if pictures.size:
+        predicted = Prediction.of(
+            context.model.processor, pictures.size, frames, options.chunk_frames, cap,
+            options.layout, context.system_prompt, options.min_pixels, options.max_pixels,
+        )  # fmt: skip
+        wanted = predicted.steps()[: len(rows)]
+        # Whole frames go as they matter, where frames are kept: sizes alone do not tell how many.
+        alone = options.no_eviction or not engine.cache_manager.evictor.keeps_grids
+        differing = [
+            a for a, b in zip(steps, wanted, strict=False)
+            if (a != b if alone else a.tokens != b.tokens)
+        ]  # fmt: skip
+        record.check(
+            "tokens, evictions and lengths of every chunk as expected" if alone
+            else "tokens of every chunk as expected",
+            not differing and len(steps) == len(wanted),
+            f"{len(steps) - len(differing)} of {len(steps)} chunks",
+            f"all {len(wanted)}",
+        )  # fmt: skip
+        if alone and not options.no_eviction:
+            record.summary["expected"] = figures(wanted, predicted.sink, predicted.window)
+    evicts = sum(step.tokens for step in steps) > cap
+    evictions = sum(step.evicted > 0 for step in steps)
+    record.check(
+        "evictions" if evicts else "no evictions: all fits",
+        (evictions > 0) == evicts,
+        evictions,
+        "> 0" if evicts else "0",
+    )
+
+
+def control(context: Context, rows: list[dict[str, Any]], ran_out: str) -> None:
+    """What came of a memory from which nothing is evicted."""
+    options, record, last = context.options, context.record, rows[-1]
+    limited = options.memory_gib is not None
+    record.check(
+        "without eviction memory runs out",
+        bool(ran_out) if limited else None,
+        f"at chunk {last['chunk'] + 1}" if ran_out else f"not in {last['chunk']} chunks",
+        f"within {options.memory_gib:g} GiB" if limited else "a bound on memory: --memory-gib",
+    )
+    if ran_out:
+        record.summary["out_of_memory_at_chunk"] = last["chunk"] + 1
+        record.note(f"Out of memory at chunk {last['chunk'] + 1}: {ran_out[:160]}")
+    record.summary.update({name: last[name] for name in last if name.endswith("_gib")})
+    record.note(
+        f"The reference ran out of its 24 GB at chunk {OUT_OF_MEMORY_AT_CHUNK}: it gives each "
+        "forward a mask over all tokens, and copies its cache at each append. Ours has neither, so "
+        "the same memory lasts longer; its buffer doubles when it is full, and the old one stands "
+        "next to the new one while it is copied."
+    )
+    context.compare_with_reference({**LONG_VIDEO, "cap": options.cap, "memory_gib": 24.0})
+    context.table(
+        "Without eviction (reference: RTX 4090, 24 GB)",
+        ["", "reference", "ours"],
+        [
+            ["out of memory at chunk", OUT_OF_MEMORY_AT_CHUNK,
+             last["chunk"] + 1 if ran_out else f"not in {last['chunk']}"],
+            ["tokens held before", "–", f"{last['length']:,}"],
+            ["KV before, GiB", "–", f"{last['cache_gib']:.3f}"],
+            ["peak before, GiB", "–", f"{last['peak_gib']:.2f}"],
+            ["allowed, GiB", 24, options.memory_gib if limited else "all that there is"],
+        ],
+    )  # fmt: skip
+
+
+def steps_of(rows: list[dict[str, Any]]) -> list[Step]:
+    return [Step(row["tokens"], row["evicted"], row["length"]) for row in rows]
 
 
 def figures(steps: list[Step], sink: int, window: int) -> dict[str, int]:
@@ -161,10 +234,10 @@ def ask(context: Context, engine: VideoStreamingInference) -> dict[str, Any]:
     """Ask twice: the first answer and its metrics, and the second's time to the first token."""
     options = context.options
     with context.screen.status("Asking"):
-        answer, metrics = engine.ask(options.question, options.max_new_tokens)
-        again = engine.ask(options.question, 1)[1]["ttft"]
+        answer, metrics = engine.ask(context.question, options.max_new_tokens)
+        again = engine.ask(context.question, 1)[1]["ttft"]
     entry = {"answer": answer, **metrics.as_dict(), "ttft_again": again}
-    context.record.add(run="question", question=options.question, **entry)
+    context.record.add(run="question", question=context.question, **entry)
     return entry
 
 
@@ -179,7 +252,7 @@ def show(
     options, record, last = context.options, context.record, rows[-1]
     ours = dict(
         zip(
-            REFERENCE_COSTS,
+            LONG_VIDEO_COSTS,
             [
                 f"{last['cache_gib']:.3f}",
                 f"{last['allocated_gib']:.2f}",
@@ -194,20 +267,24 @@ def show(
     )
     expected = record.summary.get("expected", {})
     table = [
-        [name, f"{REFERENCE[name]:,}", f"{found[name]:,}", expected.get(name, "–")]
+        [name, f"{LONG_VIDEO_COUNTS[name]:,}", f"{found[name]:,}", expected.get(name, "–")]
         for name in found
     ]
-    table += [[name, REFERENCE_COSTS[name], ours[name], "–"] for name in ours]
-    context.table("Compared with the reference's run", ["", "reference", "ours", "expected"], table)
-    same = all(found[name] == REFERENCE[name] for name in REFERENCE)
-    if rows[0]["tokens"] and found["tokens a later chunk"] == REFERENCE["tokens a later chunk"]:
+    table += [[name, LONG_VIDEO_COSTS[name], ours[name], "–"] for name in ours]
+    same = found == LONG_VIDEO_COUNTS
+    if context.compare_with_reference(LONG_VIDEO):
         record.note(
             "Every count is the reference's, to the token."
             if same
-            else "A later chunk has as many tokens as the reference's; the sink differs by the "
-            f"system prompt ({found['sink'] - REFERENCE['sink']:+d} text tokens), and with it "
-            "what the first eviction takes (--first-text 53 makes them equal)."
+            else "The sink differs from the reference's by the system prompt "
+            f"({found['sink'] - LONG_VIDEO_COUNTS['sink']:+d} text tokens), and with it what the "
+            "first eviction takes (--as reference makes them equal)."
         )
+    context.table(
+        "Compared with the reference's run (RTX 4090)",
+        ["", "reference", "ours", "expected"],
+        table,
+    )
     chunks = [row["chunk"] for row in rows]
     third = max(1, len(rows) // 3)
     early = statistics.median(row["latency"] for row in rows[-2 * third : -third] or rows)

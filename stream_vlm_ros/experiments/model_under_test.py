@@ -21,6 +21,7 @@ from stream_vlm_ros.engine import (
 from stream_vlm_ros.engine.model.device import resolve_device, resolve_dtype
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.factory import default_model
+from stream_vlm_ros.model_card import ModelCard
 
 from .shapes import random_network, shape_config, words_processor
 
@@ -46,6 +47,11 @@ class ModelUnderTest:
     random: bool
     tokenizer: str
     folder: Path | None = None
+
+    @property
+    def card(self) -> ModelCard:
+        """What the model says of itself."""
+        return ModelCard(self.name) if self.folder is None else ModelCard.of(self.folder)
 
     @classmethod
     def load(

@@ -5,7 +5,8 @@
 
 The same frames and the same question, streamed in chunks and through
 Qwen2_5_VLForConditionalGeneration. If the offline pass runs out of memory, it is tried again with
-every 2nd and then every 4th frame (the stream too, to compare like with like), and that is noted.
+every 2nd and then every 4th frame, and that is noted. The stream takes all frames in any case, and
+then also those that the offline pass could take, to compare like with like.
 """
 
 from __future__ import annotations
@@ -21,33 +22,54 @@ from stream_vlm_ros.engine import StreamProcessor, StreamQwenModel
 from stream_vlm_ros.engine.model.qwen2_5_vl import library_name
 from stream_vlm_ros.errors import InvalidParameterError
 
+from . import answers
 from .context import Context
 from .expected_counts import TextTokens
-from .peak_memory import is_out_of_memory
+from .peak_memory import PeakMemory, is_out_of_memory
+from .reference import NATIVE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from stream_vlm_ros.engine import VideoStreamingInference
+
 
 def run(context: Context) -> None:
+    context.peak_memory.limit(context.options.memory_gib)
+    frames = list(context.pictures(answers.settled(context)))
+    taken, native = ladder(context, frames)
+    streams = {len(frames): stream(context, frames)}
+    if len(taken) not in streams:
+        streams[len(taken)] = stream(context, taken)
+    compare(context, streams, native)
+    if context.truth_is_known:
+        judge_both(context, frames)
+    elif context.not_judged:
+        context.record.note(f"The two answers are not compared: {context.not_judged}.")
+        if not context.options.no_answers:
+            small = answers.small_context(context, frames=24)
+            judge_both(small, list(small.pictures(answers.settled(small))))
+
+
+def ladder(context: Context, frames: list[Any]) -> tuple[list[Any], dict[str, Any] | None]:
+    """The offline pass over as many frames as its memory allows; None if over none."""
     record = context.record
-    frames = list(context.pictures())
-    limit_memory(context.model.device, context.options.memory_gib)
     tries: list[list[Any]] = []
-    native = None
+    taken, native = frames, None
     for every in (1, 2, 4):
-        taken = frames[::every]
         try:
-            native = offline_pass(context, taken)
+            native = offline_pass(context, frames[::every])
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
-            tries.append([len(taken), f"every {every}", "out of memory", said[:90]])
-            record.add(run="offline", every=every, frames=len(taken), out_of_memory=said)
-            record.note(f"The offline pass ran out of memory with {len(taken)} frames.")
+            count = len(frames[::every])
+            tries.append([count, f"every {every}", "out of memory", said[:90]])
+            record.add(run="offline", every=every, frames=count, out_of_memory=said)
+            record.note(f"The offline pass ran out of memory with {count} frames.")
         else:
+            taken = frames[::every]
             tries.append([len(taken), f"every {every}", "done", ""])
             break
         finally:
@@ -61,38 +83,30 @@ def run(context: Context) -> None:
         f"{len(tries)} tries",
         "one that ends",
     )
-    streamed = stream(context, frames if native is None else taken)
     context.table("Tries of the offline pass", ["frames", "taken", "end", "error"], tries)
-    compare(context, streamed, native)
-
-
-def limit_memory(device: torch.device, gib: float | None) -> None:
-    """Let the process run out of memory beyond ``gib`` on a GPU; None: no limit."""
-    if gib is None:
-        return
-    if device.type != "cuda":
-        raise InvalidParameterError(f"--memory-gib is for a GPU, but the device is {device}.")
-    total = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / total), device)
+    return taken, native
 
 
 def offline_pass(context: Context, frames: list[tuple[Any, float]]) -> dict[str, Any]:
     """Frames and question through the stock model; all from patches to the last token is timed."""
     stock = stock_twin(context.model.network, context.options.attention)
-    generate(context, stock, frames[:2])  # the first call of a kind pays for starting up
+    generate(context, stock, frames[:2], context.question)  # the first call starts things up
     with context.screen.status(f"Offline pass over {len(frames)} frames"):
-        found = generate(context, stock, frames)
+        found = generate(context, stock, frames, context.question)
     context.record.add(run="offline", **found)
     context.record.save()
     return found
 
 
 def generate(
-    context: Context, stock: Qwen2_5_VLForConditionalGeneration, frames: list[tuple[Any, float]]
+    context: Context,
+    stock: Qwen2_5_VLForConditionalGeneration,
+    frames: list[tuple[Any, float]],
+    question: str,
 ) -> dict[str, Any]:
     """One pass of the stock model, and what it took."""
     options, model = context.options, context.model
-    ids = offline_ids(model.processor, model.network, options.question)
+    ids = offline_ids(model.processor, model.network, question, context.system_prompt)
     context.peak_memory.reset()
     clock = _clock(model.device)
     begin = clock()
@@ -103,7 +117,7 @@ def generate(
     at = ids.index(video)
     ids = [*ids[:at], *[video] * patches.tokens, *ids[at + 1 :]]
     tensor = torch.tensor([ids], device=model.device)
-    first = FirstToken(clock)
+    first = FirstToken(clock, context.peak_memory)
     depth = model.processor.image_settings.temporal_patch_size
     with torch.inference_mode():
         out = stock.generate(
@@ -123,10 +137,13 @@ def generate(
     return {
         "frames": len(frames),
         "prompt_tokens": len(ids),
+        "cache_length": len(ids),
         "ttft": first.at - begin,
         "latency": end - begin,
         "answer": answer,
         "answer_tokens": len(tokens),
+        "encoded_gib": first.memory["allocated_gib"],
+        "encoded_peak_gib": first.memory["peak_gib"],
         **context.peak_memory.read(),
     }
 
@@ -138,37 +155,75 @@ def stream(context: Context, frames: list[tuple[Any, float]]) -> dict[str, Any]:
     engine = context.engine(None)
     context.peak_memory.reset()
     begin = time.perf_counter()
-    with context.progress("streaming", -(-len(frames) // options.chunk_frames)) as step:
-        for start in range(0, len(frames), options.chunk_frames):
-            some = frames[start : start + options.chunk_frames]
-            result = engine.append_video_chunk(
-                [image for image, _ in some], timestamps=[seconds for _, seconds in some]
-            )
-            step(f"{result['cache_length']:,} tokens")
-    encoded = time.perf_counter() - begin
+    append(context, engine, frames)
+    encoding, encoded = time.perf_counter() - begin, context.peak_memory.read()
     engine.warm_up()  # the first call of a kind pays for starting up
-    engine.ask(options.question, 1)
-    answer, metrics = engine.ask(options.question, options.max_new_tokens)
+    engine.ask(context.question, 1)
+    answer, metrics = engine.ask(context.question, options.max_new_tokens)
     found = {
         "frames": len(frames),
         "chunks": -(-len(frames) // options.chunk_frames),
         "cache_length": metrics["cache_length"],
         "prompt_tokens": metrics["prompt_tokens"],
-        "encoding": encoded,
+        "encoding": encoding,
         "ttft": metrics["ttft"],
         "latency": metrics["latency"],
         "answer": answer,
         "answer_tokens": metrics["answer_tokens"],
+        "encoded_gib": encoded["allocated_gib"],
+        "encoded_peak_gib": encoded["peak_gib"],
         **context.peak_memory.read(),
     }
     context.record.add(run="stream", **found)
     return found
 
 
-def compare(context: Context, streamed: dict[str, Any], native: dict[str, Any] | None) -> None:
-    """Criteria and the table."""
+def append(
+    context: Context, engine: VideoStreamingInference, frames: list[tuple[Any, float]]
+) -> None:
+    size = context.options.chunk_frames
+    with context.progress(f"streaming {len(frames)} frames", -(-len(frames) // size)) as step:
+        for start in range(0, len(frames), size):
+            images, stamps = map(list, zip(*frames[start : start + size], strict=True))
+            result = engine.append_video_chunk(images, timestamps=stamps)
+            step(f"{result['cache_length']:,} tokens")
+
+
+def judge_both(context: Context, frames: list[tuple[Any, float]]) -> None:
+    """Ask stream and offline pass the same about what the last frames show."""
+    world = context.world()
+    assert world is not None
+    questions = answers.questions_now(world, [t for _, t in frames], context.options.seed)[:6]
+    engine, stock = context.engine(None), stock_twin(context.model.network)
+    append(context, engine, frames)
+    streamed = sum(answers.is_right(one, engine.ask(one.text, 24)[0]) for one in questions)
+    offline = sum(
+        answers.is_right(one, generate(context, stock, frames, one.text)["answer"])
+        for one in questions
+    )
+    answers.judge(
+        context,
+        f"{context.model.card.name}, streamed, about {world.name}",
+        streamed,
+        len(questions),
+    )
+    context.record.check(
+        "as many right answers as offline",
+        streamed >= offline if questions else None,
+        f"{streamed} of {len(questions)}",
+        f">= {offline}",
+    )
+
+
+def compare(
+    context: Context, streams: dict[int, dict[str, Any]], native: dict[str, Any] | None
+) -> None:
+    """Criteria and the table. Streams by their frames: all of them, and as many as offline."""
     record, options = context.record, context.options
-    record.summary.update(streamed=streamed, native=native)
+    whole, streamed = next(iter(streams.values())), [*streams.values()][-1]
+    record.summary.update(streamed=whole, native=native)
+    context.compare_with_reference(NATIVE)
+    show(context, streams, native)
     if native is None:
         return
     text = TextTokens.of(context.model.processor)
@@ -186,32 +241,22 @@ def compare(context: Context, streamed: dict[str, Any], native: dict[str, Any] |
     )
     faster = native["ttft"] / streamed["ttft"]
     record.check("the first token comes sooner", faster > 1, f"{faster:.1f}x", "> 1x")
-    whole = native["latency"] / streamed["latency"]
-    record.check("the answer comes sooner", whole > 1, f"{whole:.1f}x", "> 1x")
-    same = common_start(streamed["answer"], native["answer"])
+    sooner = native["latency"] / streamed["latency"]
+    record.check("the answer comes sooner", sooner > 1, f"{sooner:.1f}x", "> 1x")
     record.summary.update(
-        ttft_ratio=faster, latency_ratio=whole, characters_alike=same,
-        same_answer=streamed["answer"] == native["answer"],
-    )  # fmt: skip
+        streamed_as_offline=streamed,
+        ttft_ratio=faster,
+        latency_ratio=sooner,
+        peak_saved_percent=saved(streamed["peak_gib"], native["peak_gib"]),
+    )
+    if not context.not_judged and streamed["answer"] and native["answer"]:
+        record.summary["same_answer"] = streamed["answer"] == native["answer"]
+        context.say(f"Stream : {streamed['answer']!r}\nOffline: {native['answer']!r}")
     if options.layout == "continuous":
         record.note(
             "The answers may differ where the library's positions do: its text goes on after "
             "rows and columns only (5.23), and it cuts seconds a grid to whole ones (5.17)."
         )
-    rows = [
-        ["TTFT, s", streamed["ttft"], native["ttft"], "0.050", "4.164"],
-        ["whole answer, s", streamed["latency"], native["latency"], "0.912", "10.041"],
-        ["peak memory, GiB", streamed["peak_gib"], native["peak_gib"], "7.61", "11.93"],
-        ["length of stream, of prompt", streamed["cache_length"],
-         native["prompt_tokens"], "14,419", "14,381"],
-        ["encoding as it comes, s", streamed["encoding"], float("nan"), "–", "–"],
-    ]  # fmt: skip
-    context.table(
-        "Stream and offline pass (reference: 24 frames, RTX 4090)",
-        ["", "stream", "offline", "reference's stream", "reference's offline"],
-        [[name, *map(_figure, (a, b)), c, d] for name, a, b, c, d in rows],
-    )
-    context.say(f"Stream : {streamed['answer']!r}\nOffline: {native['answer']!r}")
 
     def draw(figure: Figure, axes: Axes) -> None:
         names = ["TTFT", "whole answer"]
@@ -223,6 +268,46 @@ def compare(context: Context, streamed: dict[str, Any], native: dict[str, Any] |
         axes.legend()
 
     record.plot("times", draw)
+
+
+def show(
+    context: Context, streams: dict[int, dict[str, Any]], native: dict[str, Any] | None
+) -> None:
+    """The table: every stream, the offline pass if one ended, and the reference's figures."""
+    if context.model.device.type == "cpu":
+        context.record.note("On a CPU memory is the whole process's, with weights and program.")
+    cells = []
+    for name, key, *theirs in (
+        ("TTFT, s", "ttft", "0.050", "4.164"),
+        ("whole answer, s", "latency", "0.912", "10.041"),
+        ("in use when encoded, GiB", "encoded_gib", "–", "–"),
+        ("peak until encoded, GiB", "encoded_peak_gib", "–", "–"),
+        ("in use after the answer, GiB", "allocated_gib", "–", "–"),
+        ("peak memory, GiB", "peak_gib", "7.61 (36 % less)", "11.93"),
+        ("tokens of stream, of prompt", "cache_length", "14,419", "14,381"),
+        ("encoding as it comes, s", "encoding", "–", "–"),
+    ):
+        found = None if native is None else native.get(key)
+        told = [_figure(one[key]) for one in streams.values()]
+        if found is not None and key.endswith("_gib"):
+            told = [f"{_figure(v[key])} ({saved(v[key], found)} % less)" for v in streams.values()]
+        cells.append([name, *told, _figure(found), *theirs])
+    context.table(
+        "Stream and offline pass (reference: 24 frames, RTX 4090)",
+        [
+            "",
+            *(f"stream, {frames} frames" for frames in streams),
+            "no offline pass" if native is None else f"offline, {native['frames']} frames",
+            "reference's stream",
+            "reference's offline",
+        ],
+        cells,
+    )
+
+
+def saved(ours: float, theirs: float) -> int:
+    """In per cent."""
+    return round(100 * (1 - ours / theirs))
 
 
 def stock_twin(
@@ -257,10 +342,13 @@ def _one_layer(config: Any) -> Any:
     return type(config).from_dict({**config.to_dict(), "depth": 1, "fullatt_block_indexes": [0]})
 
 
-def offline_ids(processor: StreamProcessor, network: StreamQwenModel, question: str) -> list[int]:
+def offline_ids(
+    processor: StreamProcessor, network: StreamQwenModel, question: str, system: str | None = None
+) -> list[int]:
     """Ids of a conversation with one video, its pad standing once."""
     content = [{"type": "video"}, {"type": "text", "text": question}]
-    text = processor.apply_chat_template([{"role": "user", "content": content}], True)
+    said = [] if system is None else [{"role": "system", "content": system}]
+    text = processor.apply_chat_template([*said, {"role": "user", "content": content}], True)
     ids = processor.tokenizer.encode(text, add_special_tokens=False)
     if ids.count(network.config.video_token_id) != 1:
         raise InvalidParameterError("The chat template does not say where the video goes.")
@@ -274,24 +362,16 @@ def seconds_a_grid(frames: list[tuple[Any, float]], depth: int) -> float:
     return depth * (frames[-1][1] - frames[0][1]) / (len(frames) - 1)
 
 
-def common_start(one: str, other: str) -> int:
-    """Characters in which two texts begin alike."""
-    count = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
-
-
 class FirstToken(StoppingCriteria):
-    """Never stops; notes when it was first asked, which is after the first token."""
+    """Never stops; notes time and memory when it is first asked: after the first token."""
 
-    def __init__(self, clock: Any) -> None:
+    def __init__(self, clock: Any, memory: PeakMemory) -> None:
         self._clock, self.at = clock, 0.0
+        self._memory, self.memory = memory, dict[str, float]()
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        self.at = self.at or self._clock()
+        if not self.at:
+            self.at, self.memory = self._clock(), self._memory.read()
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
@@ -304,7 +384,7 @@ def _clock(device: torch.device) -> Any:
     return now
 
 
-def _figure(value: float) -> str:
-    if value != value:
+def _figure(value: float | None) -> str:
+    if value is None:
         return "–"
     return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"

@@ -10,9 +10,10 @@ import ast
 import os
 from pathlib import Path
 
+from stream_vlm_ros.config import Settings
 from stream_vlm_ros.world.rare import MEASURING
 
-from . import EXPERIMENTS
+from . import EXPERIMENTS, reference
 
 # Names of what other modules hold; a test compares them.
 SHAPES = ("3b", "7b", "toy")
@@ -28,8 +29,12 @@ POLICIES = (
     "+ both, small window",
     "full history",
 )
+OVER = ("rate", "chunk", "length")
 LAYOUTS = ("continuous", "segmented")
 POSITIONS = ("keep_gaps", "contiguous")
+
+# Experiments that compare memories, as no single one is run.
+_COMPARING = ("policies", "history", "endurance")
 
 
 def description_of(name: str) -> str | None:
@@ -50,17 +55,31 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="Seed of random weights and of random choices.")
     add("--threads", type=int, default=0, help="CPU threads; 0: torch's own choice.")
     add = one.add_argument_group("memory").add_argument
+    if EXPERIMENTS[name].module not in _COMPARING:
+        add(
+            "--as",
+            dest="as_",
+            choices=("reference", "product"),
+            default="product",
+            help="reference: a user turn for each chunk, gaps left in the positions, sink and "
+            "window alone, a first chunk of its length. product: as the node does by default.",
+        )
+        add(
+            "--first-text",
+            type=int,
+            metavar="TOKENS",
+            help="Text tokens of a segmented first chunk, by a longer system prompt; 0: the "
+            "model's own. Else as --as says.",
+        )
     add(
         "--layout",
-        choices=("segmented", "continuous"),
-        default="segmented",
-        help="A user turn for each chunk, or one growing video.",
+        choices=LAYOUTS,
+        help="A user turn for each chunk, or one growing video; else by what it is run as.",
     )
     add(
         "--position-policy",
-        choices=("contiguous", "keep_gaps"),
-        default="contiguous",
-        help="Positions after an eviction: close the gaps, or keep them.",
+        choices=POSITIONS,
+        help="Positions after an eviction: close the gaps, or keep them; else the same.",
     )
     add("--min-pixels", type=int, help="Enlarge smaller pictures to this many pixels.")
     add("--max-pixels", type=int, help="Reduce larger pictures to this many pixels.")
@@ -78,11 +97,23 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         default=os.environ.get("REPORT_PATH") or "experiments",
         help="Folder for JSON, Markdown and plots.",
     )
-    _OWN[EXPERIMENTS[name].module](one)
+    _OWN[name](one)
     return one
 
 
+def settle(options: argparse.Namespace) -> None:
+    """Give the memory what ``--as`` says where no option does."""
+    options.as_ = getattr(options, "as_", "product")
+    options.first_text = getattr(options, "first_text", None)
+    product = Settings()
+    for name, value in reference.MEMORY.items():
+        if getattr(options, name, None) is None:
+            as_reference = options.as_ == "reference"
+            setattr(options, name, value if as_reference else getattr(product, name))
+
+
 def sink(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(as_="reference")
     parser.add_argument(
         "--chunk-frames",
         type=int,
@@ -97,16 +128,22 @@ def sink(parser: argparse.ArgumentParser) -> None:
 
 
 def long_video(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(as_="reference")
     parser.add_argument("--frames", type=int, default=400, help="Frames to stream.")
     parser.add_argument("--chunk-frames", type=int, default=4, help="Frames per chunk.")
     parser.add_argument("--cap", type=int, default=150_000, help="Tokens the KV cache may hold.")
-    parser.add_argument("--first-text", type=int, help="Text tokens of the first chunk.")
-    parser.add_argument("--question", default="Describe what you see.", help="Asked at the end.")
+    _question(parser)
     parser.add_argument("--max-new-tokens", type=int, default=64, help="Tokens of an answer.")
     parser.add_argument("--max-gb", type=float, default=23.0, help="Peak memory that passes, GB.")
+    parser.add_argument(
+        "--no-eviction", action="store_true", help="The control: let the memory grow."
+    )
+    _memory_gib(parser)
+    _no_answers(parser)
 
 
 def periodic(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(as_="reference")
     parser.add_argument("--frames", type=int, default=400, help="Frames to stream.")
     parser.add_argument("--chunk-frames", type=int, default=4, help="Frames per chunk.")
     parser.add_argument("--cap", type=int, default=150_000, help="Tokens the KV cache may hold.")
@@ -125,6 +162,31 @@ def periodic(parser: argparse.ArgumentParser) -> None:
         "--max-ttft", type=float, default=10.0, help="Mean TTFT that passes, in seconds."
     )
     parser.add_argument("--remedies", action="store_true", help="Compare the remedies, too.")
+    _no_answers(parser)
+
+
+def _question(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--question",
+        help="Asked at the end. If none: to describe what is seen; in a drawn world, what is "
+        "visible now.",
+    )
+
+
+def _memory_gib(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--memory-gib",
+        type=float,
+        help="Run out of memory beyond this, as a smaller GPU would; on a CPU the process's own.",
+    )
+
+
+def _no_answers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-answers",
+        action="store_true",
+        help="Where this model's answers cannot be judged, do not judge the small model's either.",
+    )
 
 
 def caps(parser: argparse.ArgumentParser) -> None:
@@ -134,11 +196,13 @@ def caps(parser: argparse.ArgumentParser) -> None:
         "--caps",
         type=int,
         nargs="+",
-        default=[50_000, 100_000, 130_000, 150_000],
         metavar="N",
-        help="Caps to try, in tokens.",
+        help="Caps to try, in tokens; 0: as large as fits. If none: 50,000, 100,000, 130,000 and "
+        "150,000, or as large shares of a stream that would not reach them.",
     )
-    parser.add_argument("--question", default="Describe what you see.", help="Asked at the end.")
+    parser.add_argument("--repeats", type=int, default=1, help="Streams of each cap.")
+    parser.add_argument("--asks", type=int, default=5, help="Samples of TTFT in each stream.")
+    _question(parser)
     parser.add_argument("--max-new-tokens", type=int, default=32, help="Tokens of an answer.")
     parser.add_argument(
         "--questions", type=int, default=40, help="How many questions about a drawn world."
@@ -148,20 +212,21 @@ def caps(parser: argparse.ArgumentParser) -> None:
 def native(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=int, default=24, help="Frames to stream.")
     parser.add_argument("--chunk-frames", type=int, default=4, help="Frames per chunk.")
-    parser.add_argument("--question", default="Describe what you see.", help="Asked at the end.")
+    _question(parser)
     parser.add_argument("--max-new-tokens", type=int, default=32, help="Tokens of an answer.")
     parser.add_argument(
         "--attention",
         default="sdpa",
         help="Attention of the stock model: sdpa, eager or flash_attention_2.",
     )
-    parser.add_argument(
-        "--memory-gib", type=float, help="Use no more of the GPU's memory, as on a smaller GPU."
-    )
+    _memory_gib(parser)
+    _no_answers(parser)
 
 
 def chunk_size(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    add = parser.add_argument
+    add("--over", nargs="+", choices=OVER, default=["chunk"], help="What is changed.")
+    add(
         "--chunk-frames",
         type=int,
         nargs="+",
@@ -169,12 +234,54 @@ def chunk_size(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="Frames per chunk, each size in turn.",
     )
-    parser.add_argument("--chunks", type=int, default=4, help="Chunks of each size.")
-    parser.add_argument("--cap", type=int, default=100_000, help="Tokens the KV cache may hold.")
+    add(
+        "--rates",
+        type=float,
+        nargs="+",
+        default=[0.5, 1.0, 2.0, 4.0, 8.0],
+        metavar="FPS",
+        help="Frames per second, each in turn.",
+    )
+    add(
+        "--lengths",
+        type=float,
+        nargs="+",
+        default=[15.0, 30.0, 60.0, 120.0],
+        metavar="SECONDS",
+        help="Seconds of video, each in turn.",
+    )
+    add("--chunk", type=int, default=4, help="Frames per chunk where something else is changed.")
+    add("--seconds", type=float, default=12.0, help="Length where something else is changed.")
+    add("--repeats", type=int, default=1, help="Streams of each point.")
+    add("--cap", type=int, default=100_000, help="Tokens the KV cache may hold.")
+    add("--question", default="Describe what you see.", help="Asked at the end, for its TTFT.")
+    add("--questions", type=int, default=40, help="How many questions about a drawn world.")
+
+
+def curves(parser: argparse.ArgumentParser) -> None:
+    chunk_size(parser)
+    parser.set_defaults(over=list(OVER), seconds=60.0, repeats=3)
+
+
+def time_order(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(source="world")
+    parser.add_argument("--min-right", type=float, default=95.0, help="Per cent that passes.")
+
+
+def delayed_batch(parser: argparse.ArgumentParser) -> None:
+    # At most 100,352 pixels a frame are the engine's default, and were the reference's.
+    parser.set_defaults(fps=1.0, max_pixels=100_352)
+    add = parser.add_argument
+    add("--frames", type=int, default=50, help="Frames before the first question.")
+    add("--more", type=int, default=10, help="Frames before the last one.")
+    add("--asks", type=int, default=3, help="Questions between them.")
+    add("--max-sampled", type=int, default=48, help="Frames encoded for a question, at most.")
+    add("--question", default="Describe what you see.", help="Where no drawn world is asked about.")
+    add("--max-new-tokens", type=int, default=32, help="Tokens of an answer.")
 
 
 def policies(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(source="world", layout="continuous", out="bench/results")
+    parser.set_defaults(source="world", out="bench/results")
     add = parser.add_argument
     add("--settings", nargs="+", choices=SETTINGS, default=["trained"], help="Which videos.")
     add("--videos", type=int, default=8, help="Videos of each setting.")
@@ -204,10 +311,10 @@ def policies(parser: argparse.ArgumentParser) -> None:
     add(
         "--policies",
         nargs="+",
-        choices=POLICIES,
         default=list(POLICIES),
         metavar="POLICY",
-        help="Which policies.",
+        help="Which policies; also an importance score of your own, as MODULE:NAME on PYTHONPATH "
+        "(--fresh after a change in it).",
     )
     add("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="Which layouts.")
     add(
@@ -224,7 +331,7 @@ def policies(parser: argparse.ArgumentParser) -> None:
 
 
 def history(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(layout="continuous", source="world")
+    parser.set_defaults(source="world")
     add = parser.add_argument
     add("--worlds", type=int, default=len(MEASURING), help="Worlds, of the seeds for measuring.")
     add("--first", type=int, default=0, help="Skip so many worlds.")
@@ -250,7 +357,7 @@ def history(parser: argparse.ArgumentParser) -> None:
 
 
 def endurance(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(shape="toy", source="synthetic:112x84", layout="continuous")
+    parser.set_defaults(shape="toy", source="synthetic:112x84")
     parser.add_argument("--chunks", type=int, default=10_000, help="Chunks to stream.")
     parser.add_argument("--chunk-frames", type=int, default=2, help="Frames per chunk.")
     parser.add_argument("--cap", type=int, default=300, help="Tokens the KV cache may hold.")
@@ -283,6 +390,9 @@ def endurance(parser: argparse.ArgumentParser) -> None:
 
 
 _OWN = {
-    one.__name__: one
-    for one in (sink, long_video, periodic, caps, native, chunk_size, policies, history, endurance)
-}
+    one.__name__.replace("_", "-"): one
+    for one in (
+        sink, long_video, periodic, caps, native, chunk_size, curves, time_order, delayed_batch,
+        policies, history, endurance,
+    )
+}  # fmt: skip

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from stream_vlm_ros.errors import InvalidParameterError
+
 _GIB = 1024**3
 
 
@@ -25,7 +27,24 @@ class PeakMemory:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self.resets = True
+        self._limit: float | None = None
         self.reset()
+
+    def limit(self, gib: float | None) -> None:
+        """Let memory run out beyond ``gib``, as on a smaller device; None: no limit.
+
+        A GPU's allocator refuses more then. On a CPU, where what the process has in use counts,
+        `read` raises OutOfMemoryError once it was more. Raises InvalidParameterError.
+        """
+        if gib is None:
+            return
+        if not 0 < gib < float("inf"):
+            raise InvalidParameterError(f"--memory-gib is {gib}; it must be above 0.")
+        if self._device.type == "cuda":
+            total = torch.cuda.get_device_properties(self._device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, gib * _GIB / total), self._device)
+        else:
+            self._limit = gib
 
     def reset(self) -> None:
         if self._device.type == "cuda":
@@ -46,6 +65,10 @@ class PeakMemory:
                 "reserved_gib": torch.cuda.max_memory_reserved(self._device) / _GIB,
             }
         now, most = _resident_gib()
+        if self._limit is not None and most > self._limit:
+            raise torch.OutOfMemoryError(
+                f"out of memory: {most:.3f} GiB in use, of {self._limit:g} GiB (--memory-gib)"
+            )
         return {"allocated_gib": now, "peak_gib": most}
 
 

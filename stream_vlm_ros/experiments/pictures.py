@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -43,6 +44,11 @@ class Pictures:
 
     def __iter__(self) -> Iterator[tuple[Any, float]]:
         raise NotImplementedError
+
+    @property
+    def expected(self) -> int:
+        """About how many frames it will give."""
+        return self.frames
 
     def chunks(self, size: int) -> Iterator[Chunk]:
         """In lists of ``size`` frames; the last may be shorter."""
@@ -98,6 +104,29 @@ class SourcePictures(Pictures):
             first = frame.stamp_ns if first is None else first
             yield frame.image, (frame.stamp_ns - first) / SECOND
 
+    @property
+    def expected(self) -> int:
+        duration = self._source.duration
+        return self.frames if duration is None else min(self.frames, math.ceil(duration * self.fps))
+
+
+class Halved(Pictures):
+    """Every second frame of others, at the same times and in as many chunks, of two and more."""
+
+    def __init__(self, whole: Pictures) -> None:
+        super().__init__(whole.name, whole.fps / 2, -(-whole.frames // 2), whole.size)
+        self.whole = whole
+
+    def __iter__(self) -> Iterator[tuple[Any, float]]:
+        return itertools.islice(self.whole, 0, None, 2)
+
+    def chunks(self, size: int) -> Iterator[Chunk]:
+        seen = 0
+        for chunk in self.whole.chunks(size):
+            first, seen = seen % 2, seen + len(chunk.images)
+            images, stamps = chunk.images[first::2], chunk.stamps[first::2]
+            yield Chunk(images, stamps) if images else chunk  # a last one of one frame
+
 
 class WorldPictures(Pictures):
     """The drawn world of a seed, whose truth is known; needs nothing but numpy."""
@@ -126,6 +155,13 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     if match is None or min(int(match[1]), int(match[2])) < 2:
         raise InvalidParameterError(f"The size {text!r} is not of the form 640x480.")
     return int(match[1]), int(match[2])
+
+
+def later_world(spec: str, seeds: int) -> str:
+    """``world:7``, 2 seeds on, is ``world:9``; other sources stay as they are."""
+    if match := re.fullmatch(r"world:(\d+)", spec):
+        return f"world:{int(match[1]) + seeds}"
+    return spec
 
 
 def open_pictures(

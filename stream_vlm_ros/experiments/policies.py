@@ -5,8 +5,9 @@
 
 Each policy watches the same videos with the same cap and is asked the same questions at the same
 moments: the last four frames alone, sink + window, + uniform sampling, + importance, + both, each
-under both position policies and in both layouts, and the full history. Accuracy is given by type of
-question and by the age of the evidence.
+under both position policies and in both layouts, and the full history; also importance scores of
+your own, as MODULE:NAME, with the default's shares. Accuracy is given by type of question and by
+the age of the evidence.
 
 Settings: "trained" lies within the spans and rates the small model was trained on (a frame every
 5 s, 700 s); "camera" is ten minutes at 2 frames/s, ten times the longest stream it was trained on.
@@ -30,11 +31,12 @@ from .context import Context
 from .model_under_test import ModelUnderTest
 from .record import Record
 from .streams import (
-    FULL,
-    LAST_FOUR,
     SETTINGS,
     SHARES,
     Task,
+    check_policies,
+    evicts,
+    own_score,
     remembered_features,
     stream,
 )
@@ -43,6 +45,7 @@ from .streams import (
 def run(context: Context) -> None:
     options, record = context.options, context.record
     begin = time.monotonic()
+    check_policies(options.policies)
     model = context.model
     record.about["source"] = {"name": f"{options.videos} drawn worlds a setting", "size": "640x480"}
     record.settings["conditions"] = conditions(options, model)
@@ -51,6 +54,8 @@ def run(context: Context) -> None:
     there = {row["key"]: row["seconds"] for row in earlier}
     tasks = [task for task in wanted if task.key not in there]
     record.rows += earlier
+    for policy in options.policies:  # before the first stream
+        own_score(policy, model)
     if earlier:
         taken = [there[task.key] for task in wanted if task.key in there]
         context.say(f"{len(taken)} streams are there already, {len(tasks)} to go.")
@@ -125,7 +130,7 @@ def all_tasks(options: argparse.Namespace) -> list[Task]:
             positions = options.positions if crossed else options.positions[:1]
             video = options.first_video + number
             for layout, policy in itertools.product(layouts, options.policies):
-                if policy in (LAST_FOUR, FULL):  # nothing is evicted: neither cap nor gaps
+                if not evicts(policy):  # nothing is evicted: neither cap nor gaps
                     found.append(Task(name, video, policy, layout, "contiguous", 1.0))
                     continue
                 caps = options.caps or SETTINGS[name].caps

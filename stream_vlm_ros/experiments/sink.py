@@ -31,15 +31,16 @@ def run(context: Context) -> None:
             if row["chunk"] == 1:
                 first = row["length"]
                 sink, window = evictor.effective_sink_size, evictor.effective_window_size
+                rest = options.cap - sink - evictor.room_for_grids
         real = statistics.mean(row["tokens"] for row in found[1:])
         sinks.append(sink)
         name = f"{frames} frames"
         record.check(f"{name}: the sink is the first chunk", sink == first, sink, f"{first}")
         record.check(
             f"{name}: the window is the rest",
-            window == options.cap - sink,
+            window == rest,
             window,
-            f"{options.cap - sink}",
+            f"{rest}",
         )
         mean = evictor.avg_chunk_tokens
         record.check(
@@ -48,7 +49,7 @@ def run(context: Context) -> None:
         if pictures.size:
             predicted = Prediction.of(
                 context.model.processor, pictures.size, len(found) * frames, frames, options.cap,
-                options.layout, None, options.min_pixels, options.max_pixels,
+                options.layout, context.system_prompt, options.min_pixels, options.max_pixels,
             )  # fmt: skip
             record.check(
                 f"{name}: tokens as expected from the picture size",

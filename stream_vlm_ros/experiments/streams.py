@@ -9,7 +9,7 @@ import hashlib
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from stream_vlm_ros.engine import StreamQwenModel
-from stream_vlm_ros.engine.cache.eviction import AUTO
+from stream_vlm_ros.engine.cache.eviction import AUTO, ImportanceScore
+from stream_vlm_ros.engine.cache.named_score import score_by_name
 from stream_vlm_ros.engine.inputs.frames import PatchGrid
 from stream_vlm_ros.engine.inputs.picture_sizes import smart_resize
 from stream_vlm_ros.errors import CapTooSmallError, InvalidParameterError
@@ -40,6 +41,33 @@ SHARES = {
     "+ both, small window": (0.3, 0.4),
 }
 POLICIES = (LAST_FOUR, *SHARES, FULL)
+
+
+def evicts(policy: str) -> bool:
+    """Whether it forgets what does not fit. A policy of one's own, MODULE:NAME, does."""
+    return policy not in (LAST_FOUR, FULL)
+
+
+def shares_of(policy: str) -> tuple[float, float]:
+    """Of a policy that evicts; an importance score of one's own has those of the default."""
+    return SHARES.get(policy, SHARES[DEFAULT])
+
+
+def check_policies(policies: Sequence[str]) -> None:
+    """Raise InvalidParameterError for one that is neither ours nor the name of a score."""
+    for policy in policies:
+        if ":" not in policy and policy not in POLICIES:
+            raise InvalidParameterError(
+                f"There is no policy {policy!r}: there are {', '.join(map(repr, POLICIES))}, and "
+                "importance scores of your own, as MODULE:NAME."
+            )
+
+
+def own_score(policy: str, model: ModelUnderTest) -> ImportanceScore | None:
+    """The score that a policy names; None if it is one of ours. Raises InvalidParameterError."""
+    if ":" not in policy:
+        return None
+    return score_by_name(policy, model.network.config.text_config.hidden_size)
 
 
 @dataclass(frozen=True)
@@ -105,12 +133,12 @@ def stream(model: ModelUnderTest, options: Any, task: Task) -> dict[str, Any]:
     row: dict[str, Any] = {
         "key": task.key,
         **asdict(task),
-        "cap": None if task.policy in (LAST_FOUR, FULL) else cap,
+        "cap": cap if evicts(task.policy) else None,
         "history_tokens": history,
         "span": (cap - sink) / chunk * setting.chunk_frames / setting.fps,
         "results": [],
     }
-    shared = {"layout": task.layout, "position_policy": task.positions}
+    shared: dict[str, Any] = {"layout": task.layout, "position_policy": task.positions}
     begin = time.perf_counter()
     if task.policy == LAST_FOUR:
         row["span"] = 4 / setting.fps
@@ -123,16 +151,11 @@ def stream(model: ModelUnderTest, options: Any, task: Task) -> dict[str, Any]:
     elif task.policy == FULL and (options.idle_hours or history + text.head > options.max_full):
         row["left_out"] = "hours of history" if options.idle_hours else f"{history} tokens"
     else:
-        sampled, important = SHARES.get(task.policy, (0.0, 0.0))
-        engine = model.engine(
-            None if task.policy == FULL else cap,
-            **shared,
-            **(
-                {}
-                if task.policy == FULL
-                else dict(sampled_share=sampled, important_share=important)
-            ),
-        )
+        if evicts(task.policy):
+            sampled, important = shares_of(task.policy)
+            shared |= {"sampled_share": sampled, "important_share": important}
+            shared["importance"] = own_score(task.policy, model)
+        engine = model.engine(cap if evicts(task.policy) else None, **shared)
         due = dict(moments)
         try:
             before = 3600.0 * options.idle_hours

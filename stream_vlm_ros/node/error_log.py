@@ -85,23 +85,30 @@ LOADED = ContextVar("LOADED", default="")  # the camera whose engine this thread
 
 
 class Forwarding(logging.Handler):
-    """Hands on what this package's engine warns of by Python's logging: a robot's log, not stderr,
-    is where it is looked for. In place from its making to `close`."""
+    """Hands on what this package's engine warns of by Python's logging, and whatever is warned of
+    by Python's warnings, such as an importance score that fails: a robot's log, not stderr, is
+    where it is looked for. In place from its making to `close`."""
 
     def __init__(self, write: Callable[[str], object]) -> None:
         super().__init__(logging.WARNING)
         self._write = write
-        self._of = logging.getLogger("stream_vlm_ros")
-        self._of.addHandler(self)
+        self._of = [logging.getLogger(name) for name in ("stream_vlm_ros", "py.warnings")]
+        for logger in self._of:
+            logger.addHandler(self)
+        logging.captureWarnings(True)
 
     def emit(self, record: logging.LogRecord) -> None:
         words = record.getMessage()
+        if record.name == "py.warnings":  # "file:line: kind: words", then the line itself
+            words = words.splitlines()[0].split(": ", 1)[-1]
         if camera := LOADED.get():
             words = f"{camera}: {words}"
         self._write(cut(words, MAX_WARNING))
 
     def close(self) -> None:
-        self._of.removeHandler(self)
+        logging.captureWarnings(False)
+        for logger in self._of:
+            logger.removeHandler(self)
         super().close()
 
 

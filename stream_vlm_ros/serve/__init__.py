@@ -14,6 +14,8 @@ What is served
 Over the network
     refusals     errors as answers of HTTP
     live         a camera's WebSocket
+    chat_request   what a chat completion asks for, and what of it is honoured
+    completions    chat completions, as OpenAI's clients ask for them
     outbox       what waits to be sent on one
     app          the application: HTTP, and the WebSocket
     metrics      for Prometheus

@@ -10,14 +10,14 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from fastapi import FastAPI, Request, WebSocket
-from fastapi.requests import HTTPConnection
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from stream_vlm_ros import __version__
-from stream_vlm_ros.errors import StreamVlmError
+from stream_vlm_ros.errors import StreamVlmError, cut
 from stream_vlm_ros.remote import protocol
-from stream_vlm_ros.serve.keys import Keys
+from stream_vlm_ros.serve.completions import openai_router
+from stream_vlm_ros.serve.keys import Keys, owner_of
 from stream_vlm_ros.serve.live import refuse, serve_camera
 from stream_vlm_ros.serve.metrics import Metrics
 from stream_vlm_ros.serve.refusals import body_of, status_of
@@ -54,6 +54,9 @@ def create_app(sessions: Sessions, keys: Keys, *, metrics: Metrics | None = None
     app.state.sessions = sessions
     app.add_middleware(Door, keys=keys)
     app.add_exception_handler(StreamVlmError, _answer)
+    for status in (404, 405):  # in the form of all errors
+        app.add_exception_handler(status, _nothing_there)
+    app.include_router(openai_router(sessions))
 
     @app.get("/health")
     async def health() -> Response:
@@ -84,11 +87,6 @@ def create_app(sessions: Sessions, keys: Keys, *, metrics: Metrics | None = None
         await serve_camera(socket, sessions, owner_of(socket))
 
     return app
-
-
-def owner_of(connection: HTTPConnection) -> str:
-    """Whose key came with a request."""
-    return connection.scope["owner"]
 
 
 class Door:
@@ -124,6 +122,17 @@ class Door:
                 await refuse(WebSocket(scope, receive, sent), fault)
             return
         await self._app(scope, receive, sent)
+
+
+class NothingThereError(StreamVlmError):
+    """No such address, or not with this method."""
+
+    code = "NOT_FOUND"
+
+
+def _nothing_there(request: Request, fault: Exception) -> Response:
+    asked = cut(f"{request.method} {request.url.path}")
+    return _answer(request, NothingThereError(f"there is no {asked} here (docs/serving.md)"))
 
 
 def _answer(request: Request, fault: Exception) -> Response:

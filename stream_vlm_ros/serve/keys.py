@@ -9,9 +9,13 @@ import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from stream_vlm_ros.access import Access, is_of_own_page
 from stream_vlm_ros.errors import StreamVlmError
+
+if TYPE_CHECKING:
+    from fastapi.requests import HTTPConnection
 
 LOCAL = "local"  # whose sessions are, where no key is needed
 
@@ -67,3 +71,9 @@ class Keys:
                 "this server needs a key: send it as the header Authorization: Bearer KEY"
             )
         return found
+
+
+def owner_of(connection: HTTPConnection) -> str:
+    """Whose key came with a request that was let in."""
+    owner: str = connection.scope["owner"]
+    return owner

@@ -14,16 +14,18 @@ STATUS = {
     "UNAUTHORIZED": 401,
     "FORBIDDEN": 403,
     "NO_SESSION": 404,
-    "EMPTY_MEMORY": 409,
-    "OUT_OF_HORIZON": 409,
-    "STREAM_BUSY": 409,
+    "NOT_FOUND": 404,
+    "TOO_LARGE": 413,
     "TOO_MANY_SESSIONS": 429,
     "QUEUE_FULL": 429,
+    "CANCELLED": 503,  # by what became of the session; who cancelled it reads nothing any more
+    "STREAM_BUSY": 503,
     "NOT_ACTIVE": 503,
     "ENDING": 503,
     "DEVICE_UNAVAILABLE": 503,
     "INTERNAL": 500,
-}  # others are the client's: 400
+    "NOT_FINITE": 500,
+}  # others are the client's: 400. No 409, after which OpenAI's clients ask again by themselves
 RETRY_AFTER = {"QUEUE_FULL": 1.0, "NOT_ACTIVE": 2.0, "STREAM_BUSY": 1.0}  # s, usually
 TYPES = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error",
@@ -43,15 +45,15 @@ def status_of(fault: StreamVlmError) -> tuple[int, dict[str, str]]:
     return status, headers
 
 
-def body_of(fault: StreamVlmError, param: str | None = None) -> dict[str, Any]:
-    """The body; ``param``: of the request, which is at fault."""
+def body_of(fault: StreamVlmError) -> dict[str, Any]:
+    """The body; the fault's ``param``, if it has one, is what of the request is wrong."""
     status = STATUS.get(fault.code, 400)
     usual = "server_error" if status >= 500 else "invalid_request_error"
     return {
         "error": {
             "message": str(fault),
             "type": TYPES.get(status, usual),
-            "param": param,
+            "param": getattr(fault, "param", None),
             "code": fault.code,
         }
     }

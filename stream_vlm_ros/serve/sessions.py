@@ -152,6 +152,7 @@ class Session:
         self.accepted: Sent | None = None
         self.connection: Any = None
         self.counters = FrameCounters()
+        self.began = time.time()
         self.touched = time.monotonic()
         self.pixels = (0, 0)  # bounds of a picture
         self.factor = 28
@@ -645,6 +646,7 @@ class Sessions:
             settings = replace(settings, save_memory_on_shutdown=True)
         self.settings, self.limits = settings, limits or Limits()
         self.model = str(card_of(settings))
+        self.began = time.time()
         self.when_answered: list[Callable[[Outcome], None]] = []
         self.when_closed: list[Callable[[Session], None]] = []
         self.connections: set[Any] = set()

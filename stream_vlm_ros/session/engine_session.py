@@ -365,6 +365,10 @@ class EngineSession:
             update_state=question.keep_exchange,
             cancel=lambda: ticket.cancelled,
             about=about,
+            earlier=question.earlier,
+            top_p=question.top_p,
+            stop=question.stop,
+            seed=question.seed,
             **recall,
         )
         try:
@@ -454,6 +458,7 @@ class EngineSession:
             ttft=metrics.ttft,
             latency=metrics.latency,
             prompt_tokens=metrics.prompt_tokens,
+            cache_length=metrics.cache_length,
             fetched_tokens=metrics.fetched_tokens,
             memory=asked,
         )

@@ -50,6 +50,10 @@ class Question:
     refuse_forgotten: bool = True  # if nothing of that time is held; else answered anyway
     history: str = ""  # never, auto or always; "": as the engine was built
     thumbnails: int = 0  # pictures with each episode that the answer names
+    earlier: tuple[tuple[str, str], ...] = ()  # questions and answers that are read as turns before
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()  # texts that end the answer
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Outcome:
     ttft: float = 0.0
     latency: float = 0.0
     prompt_tokens: int = 0
+    cache_length: int = 0  # tokens of the memory that it was read from
     fetched_tokens: int = 0
     answer_tokens: int = 0
     finish_reason: str = ""

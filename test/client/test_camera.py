@@ -5,6 +5,7 @@
 
 import asyncio
 import io
+import itertools
 import time
 
 import numpy as np
@@ -18,7 +19,8 @@ from stream_vlm_ros.errors import InvalidImageError
 pytest.importorskip("rclpy")
 pytestmark = pytest.mark.ros
 
-TOPIC, STAMP = "/looked_at/image", 7_000_000_123
+STAMP = 7_000_000_123
+NUMBERS = itertools.count()
 RED = np.full((6, 8, 3), (200, 10, 20), np.uint8)
 
 
@@ -53,7 +55,9 @@ def seen(graph, message, reliable, while_seen):
 
     policy = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
     qos = QoSProfile(depth=1, reliability=policy)
-    publisher = graph.node.create_publisher(type(message), TOPIC, qos)
+    # The graph may still know a publisher of before, which was of another type.
+    topic = f"/looked_at/image_{next(NUMBERS)}"
+    publisher = graph.node.create_publisher(type(message), topic, qos)
 
     async def use():
         ros = await RosThread.started(graph.context)
@@ -61,7 +65,7 @@ def seen(graph, message, reliable, while_seen):
         try:
             while not camera.has_new:
                 assert time.monotonic() < end
-                await camera.follow(TOPIC, reliable)
+                await camera.follow(topic, reliable)
                 publisher.publish(message)
                 await asyncio.sleep(0.05)
             found = while_seen(camera)

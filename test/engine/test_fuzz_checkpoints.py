@@ -1,20 +1,10 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-"""Damaged checkpoint folders: bench/fuzz_checkpoints.py over many seeds.
-
-In a process of its own, since each case is a fork of it.
-"""
-
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""Damaged checkpoint folders: bench/fuzz_checkpoints.py over many seeds."""
 
 import pytest
-
-SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "fuzz_checkpoints.py"
+from scripts import fuzzed
 
 
 @pytest.mark.parametrize(
@@ -22,16 +12,8 @@ SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "fuzz_checkpoints.py"
 )
 def test_a_damaged_checkpoint_answers_or_is_refused_in_words(tmp_path, count, seed):
     out = tmp_path / "fuzz.json"
-    done = subprocess.run(
-        [sys.executable, SCRIPT, "--count", str(count), "--seed", str(seed), "--out", out],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=3000,
-    )
-    assert out.exists(), done.stderr[-5000:]
-    result = json.loads(out.read_text())
-    assert (result["wrong"], done.returncode) == ([], 0)
+    found = fuzzed("fuzz_checkpoints", out, "--count", count, "--seed", seed, limit=3000)
+    assert (found["cases"], found["wrong"]) == (count, [])
     # The mutations reach it, and do not all end in the same.
-    assert result["cases"] == count and result["outcomes"]["used: ModelLoadError"] > count / 4
-    assert result["outcomes"]["used: answers"] > count / 20
+    assert found["outcomes"]["used: ModelLoadError"] > count / 4
+    assert found["outcomes"]["used: answers"] > count / 20

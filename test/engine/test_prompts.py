@@ -65,6 +65,11 @@ def test_the_pieces_put_together_are_the_templates_own_rendering(model, processo
         *pad,
         *chat.question("Now?", True, 999),
     ]
+    told = [("What?", "A cat."), ("Sure?", "Yes.")]
+    again = [*conversation[:-1], {"role": "user", "content": [say("Now?")]}]
+    text = processor.apply_chat_template(again, add_generation_prompt=True)
+    whole = processor.tokenizer.encode(text, add_special_tokens=False)
+    assert whole == [*chat.head, *pad, *chat.question("Now?", True, 999, told)]
     told = processor.apply_chat_template(
         [conversation[0], {"role": "user", "content": [video]}], add_generation_prompt=False
     )

@@ -299,7 +299,14 @@ def test_a_choice_scores_what_the_model_would_say_token_by_token(toys, model, pr
     assert max(metrics["scores"]) == metrics["scores"][metrics["choice_index"]]
 
 
-@pytest.mark.parametrize("options", [{}, {"do_sample": True, "seed": 2, "temperature": 1.5}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"do_sample": True, "seed": 2, "temperature": 1.5},
+        {"earlier": [("Who?", "A cat."), ("Sure?", "Yes.")]},
+    ],
+)
 def test_an_answer_has_its_tokens_and_what_the_model_gave_each(toys, model, processor, options):
     engine = make(model, processor)
     engine.append_video_chunk(toys.frames(4), fps=2)
@@ -308,7 +315,8 @@ def test_an_answer_has_its_tokens_and_what_the_model_gave_each(toys, model, proc
     said = list(metrics.token_ids)
     assert chat.decode(said) == text and len(said) == metrics.answer_tokens > 3
     # Independently: one forward of question and answer together.
-    prompt = chat.question("What?", True, 2048)
+    prompt = chat.question("What?", True, 2048, options.get("earlier", ()))
+    assert metrics.prompt_tokens == len(prompt)
     ids = [*prompt, *said]
     start = torch.tensor(manager.ledger.next_position)[:, None]
     with manager.fork(len(ids)) as fork:
@@ -318,6 +326,18 @@ def test_an_answer_has_its_tokens_and_what_the_model_gave_each(toys, model, proc
     log_probs = model.logits(hidden[0]).double().log_softmax(-1)
     expected = [log_probs[at - 1, ids[at]].item() for at in range(len(prompt), len(ids))]
     assert metrics.token_logprobs == pytest.approx(expected, abs=1e-3)
+
+
+def test_earlier_turns_leave_no_trace_and_are_refused_where_they_would(toys, model, processor):
+    engine = make(model, processor)
+    engine.append_video_chunk(toys.frames(4), fps=2)
+    before = everything(engine)
+    engine.ask("Sure?", 3, earlier=[("What?", "A cat.")])
+    with pytest.raises(InvalidParameterError, match="earlier turns"):
+        engine.ask("Sure?", 3, update_state=True, earlier=[("What?", "A cat.")])
+    with pytest.raises(InvalidQuestionError, match="text, not int"):
+        engine.ask("Sure?", 3, earlier=[("What?", 7)])
+    assert_same(before, everything(engine))
 
 
 def test_control_tokens_in_a_question_stay_text(toys, model, processor):

@@ -53,3 +53,24 @@ def test_the_best_of_both_kinds_is_judged_beside_the_default(tmp_path):
     assert found["+ both, small window over sink + window"] is True  # 40 points more
     assert found[f"{DEFAULT} over sink + window"] is True
     assert not any(name.startswith("+ both over") for name in found)
+
+
+def test_perception_more_than_a_point_below_the_last_frames_and_no_gain_over_them_fail(tmp_path):
+    now = [("now", 0.0, index < 8) for index in range(10)]
+    better = [("now", 0.0, True)] * 10
+    rows = [
+        *({**row, "results": [*row["results"], *better]} for row in rows_of(LAST_FOUR, 2)),
+        *({**row, "results": [*row["results"], *now]} for row in rows_of("sink + window", 1)),
+        *({**row, "results": [*row["results"], *now]} for row in rows_of(DEFAULT, 2)),
+    ]
+    record = Record("policies", "Policies", tmp_path)
+    judge(record, Streams("trained", rows, ("continuous", "contiguous")), True)
+    found = {one.name: (one.passed, one.found) for one in record.criteria}
+    passed, told = found[
+        "trained: perception of no policy is below the last 4 frames' by more than a point"
+    ]
+    assert passed is False and told.startswith("-20.0 points")
+    # 20 % right like the last frames: more than sink + window, yet not over both.
+    passed, told = next(one for name, one in found.items() if name.endswith(f"over {LAST_FOUR}")
+                        and DEFAULT in name)  # fmt: skip
+    assert passed is False and told.startswith("+0.0 points")

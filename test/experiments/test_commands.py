@@ -8,9 +8,10 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
-import torch
+from experiment_runs import SMALL, failed, run_experiment
 from typer.testing import CliRunner
 
 from stream_vlm_ros.cli import app
@@ -25,22 +26,10 @@ from stream_vlm_ros.experiments import (
 )
 from stream_vlm_ros.experiments.command import main
 
-SMALL = ["--shape", "toy", "--device", "cpu", "--source", "synthetic:112x84"]
-GRID = 12  # tokens: 4 x 3
-
 
 @pytest.fixture
 def run(tmp_path):
-    def call(name, *arguments):
-        options = [*(SMALL if name != "policies" else SMALL[:4]), "--out", tmp_path, *arguments]
-        status = main([name, *map(str, options)])
-        return status, json.loads((tmp_path / f"{name}.json").read_text())
-
-    return call
-
-
-def failed(found):
-    return [entry["name"] for entry in found["criteria"] if entry["passed"] is False]
+    return partial(run_experiment, tmp_path)
 
 
 def test_both_command_lines_give_an_experiment_the_same_options(monkeypatch):
@@ -51,6 +40,7 @@ def test_both_command_lines_give_an_experiment_the_same_options(monkeypatch):
         ["caps", "--caps", "100", "150", "--layout", "continuous", "--fps", "0.5"],
         ["sink", "--chunk-frames", "3", "--shape", "toy"],
         ["policies", "--policies", "+ both", "sink + window", "--fresh", "--caps", "0.5"],
+        ["curves", "--over", "rate", "length", "--rates", "0.5", "8", "--repeats", "2"],
     ):
         assert command.main(arguments) == 0
         result = CliRunner().invoke(app, ["experiment", *arguments])
@@ -64,14 +54,6 @@ def test_the_options_name_every_shape_setting_level_and_policy_that_there_is():
     assert (*streams.SETTINGS,) == options.SETTINGS
     assert (*endurance.LEVELS,) == options.LEVELS
     assert options.POLICIES == streams.POLICIES
-
-
-def test_the_sink_is_found_whatever_the_chunk(run):
-    status, found = run("sink", "--min-sink", 20)
-    assert (status, failed(found)) == (0, [])
-    # Segmented: 18 text tokens first, 7 later; 2 frames are one grid.
-    assert found["summary"] == {"sink_of_2_frames": 18 + GRID, "sink_of_4_frames": 18 + 2 * GRID}
-    assert found["model"]["weights"].startswith("random")
 
 
 def test_model_source_and_folder_come_from_the_environment_where_no_option_says_so(
@@ -88,108 +70,6 @@ def test_model_source_and_folder_come_from_the_environment_where_no_option_says_
     assert main(["sink", "--shape", "toy", "--device", "cpu", "--min-sink", "20"]) == 0
     found = json.loads((tmp_path / "report" / "sink.json").read_text())
     assert found["source"]["size"] == "112x84"
-
-
-def test_a_failed_criterion_gives_exit_status_1(run):
-    status, found = run("sink", "--min-sink", 1000)
-    assert (status, failed(found), found["status"]) == (1, ["sinks are large"], "failed")
-
-
-@pytest.mark.parametrize("layout", ["segmented", "continuous"])
-def test_a_long_video_comes_out_to_the_token(run, layout):
-    status, found = run(
-        "long-video", "--frames", 62, "--cap", 200, "--layout", layout, "--max-new-tokens", 3
-    )
-    assert (status, failed(found)) == (0, [])
-    later = 2 * GRID + (7 if layout == "segmented" else 0)
-    first = 2 * GRID + (18 if layout == "segmented" else 15)
-    last = GRID + (7 if layout == "segmented" else 0)  # 62 frames are 15 chunks of 4 and one of 2
-    total = first + 14 * later + last
-    summary = found["summary"]
-    assert summary["tokens evicted"] == total - 200
-    assert summary["first eviction at chunk"] == 2 + (200 - first) // later
-    assert summary["length at the end"] == 200
-
-
-def test_a_count_that_is_off_by_one_token_fails(run, monkeypatch):
-    from stream_vlm_ros.engine.cache.eviction import KVCacheEvictor
-
-    due = KVCacheEvictor.due
-    monkeypatch.setattr(
-        KVCacheEvictor, "due", lambda self, *a, **k: (lost := due(self, *a, **k)) + (lost > 0)
-    )
-    status, found = run("long-video", "--frames", 60, "--cap", 200, "--max-new-tokens", 3)
-    assert status == 1
-    assert "tokens, evictions and lengths of every chunk as expected" in failed(found)
-
-
-def test_the_first_text_can_be_that_of_another_system(run):
-    status, found = run("long-video", "--frames", 8, "--first-text", 53, "--max-new-tokens", 2)
-    assert (status, found["summary"]["sink"]) == (0, 53 + 2 * GRID)
-
-
-def test_three_frames_cost_what_four_cost(run):
-    status, found = run("chunk-size", "--chunks", 2)
-    assert (status, failed(found)) == (0, [])
-    assert "3 frames are padded to 4" in [entry["name"] for entry in found["criteria"]]
-
-
-def test_a_sweep_of_caps_tells_what_each_window_holds(run):
-    status, found = run(
-        "caps", "--caps", 100, 150, "--frames", 24, "--layout", "continuous", "--max-new-tokens", 2
-    )
-    assert (status, failed(found)) == (0, [])
-    # The sink has 15 + 2 grids; a chunk of 4 frames 2 grids.
-    assert found["summary"]["cap_100"]["window_chunks"] == (100 - 15 - 2 * GRID) // (2 * GRID)
-    assert found["summary"]["cap_150"]["window_chunks"] == (150 - 15 - 2 * GRID) // (2 * GRID)
-
-
-def test_periodic_questions_leave_no_trace_and_remedies_are_compared(run):
-    status, found = run(
-        "periodic", "--frames", 32, "--every", 2, "--cap", 150, "--max-new-tokens", 3, "--remedies"
-    )
-    assert (status, failed(found)) == (0, [])
-    assert found["summary"]["as asked"]["asks"] == 4
-    assert len(found["summary"]) == 6
-    assert found["summary"]["a memory for each segment"]["evicted"] == 0
-
-
-@pytest.mark.parametrize("layout", ["segmented", "continuous"])
-def test_the_offline_pass_has_the_streams_tokens(run, layout):
-    status, found = run("native", "--frames", 12, "--layout", layout, "--max-new-tokens", 4)
-    assert "the same tokens but for the layout's own" not in failed(found)
-    assert found["summary"]["native"]["prompt_tokens"] > 6 * GRID
-    assert status in (0, 1)  # which of two toys is faster is not the point here
-
-
-def test_stream_and_stock_model_say_the_same_where_the_library_follows_the_trained_rule(run):
-    # Whole seconds a grid, and t does not reach past rows and columns: 2 grids, (2 - 1) * 2 < 4.
-    _, found = run(
-        "native", "--frames", 4, "--fps", 2, "--layout", "continuous", "--max-new-tokens", 8
-    )
-    assert found["summary"]["same_answer"]
-
-
-def test_running_out_of_memory_is_tried_again_with_fewer_frames_and_noted(run, monkeypatch):
-    offline = native.offline_pass
-    tried = []
-
-    def small(context, frames):
-        tried.append([seconds for _, seconds in frames])
-        if len(frames) > 3:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
-        return offline(context, frames)
-
-    monkeypatch.setattr(native, "offline_pass", small)
-    _, found = run("native", "--frames", 8, "--max-new-tokens", 2)
-    assert [len(stamps) for stamps in tried] == [8, 4, 2]
-    assert tried[2] == [0.0, 2.0]  # every 4th frame, at its own time
-    assert found["summary"]["streamed"]["frames"] == 2
-    assert sum("out_of_memory" in row for row in found["rows"]) == 2
-
-    monkeypatch.setattr(native, "offline_pass", lambda context, frames: 1 / 0)
-    status, found = run("native", "--frames", 8)
-    assert (status, found["status"]) == (1, "broken off")  # any other error is none of memory
 
 
 SHORT = ["--chunks", 60, "--young", 30, "--stretch", 2, "--turns", 3]
@@ -305,7 +185,18 @@ def test_an_empty_out_is_refused_before_anything_is_loaded(tmp_path, monkeypatch
 
 
 def test_it_runs_where_only_torch_and_transformers_are_installed(tmp_path):
-    absent = ["typer", "av", "rosbags", "mcap", "zstandard", "lz4", "cv2", "rclpy", "matplotlib"]
+    absent = [
+        "typer",
+        "pydantic",
+        "av",
+        "rosbags",
+        "mcap",
+        "zstandard",
+        "lz4",
+        "cv2",
+        "rclpy",
+        "matplotlib",
+    ]
     code = (
         f"import sys\nsys.modules.update(dict.fromkeys({absent!r}))\n"
         "from stream_vlm_ros.experiments.command import main\n"
@@ -330,8 +221,3 @@ def test_a_time_limit_ends_it_as_ctrl_c_does_and_what_was_found_is_kept(run, mon
     assert (status, found["status"], found["notes"][-1]) == (130, "broken off", "Interrupted.")
     assert [(row["run"], row["frames"]) for row in found["rows"]] == [("offline", 4)]
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_a_gpus_memory_is_not_limited_where_there_is_none(run, capsys):
-    status, _ = run("native", "--frames", 4, "--memory-gib", 24)
-    assert status == 2 and "--memory-gib is for a GPU" in capsys.readouterr().err

@@ -6,9 +6,9 @@
 import pytest
 import torch
 
+from stream_vlm_ros.experiments.answers import merge
 from stream_vlm_ros.experiments.dataset import Dataset, evidence_age, grade, make_items
 from stream_vlm_ros.experiments.model_under_test import ModelUnderTest
-from stream_vlm_ros.experiments.periodic import merge
 from stream_vlm_ros.experiments.pictures import WorldPictures
 from stream_vlm_ros.world.questions import History, Question
 from stream_vlm_ros.world.world import Sighting, Thing, World

@@ -18,7 +18,8 @@ from stream_vlm_ros.experiments.expected_counts import (
     grid_tokens,
     lengthened_system_prompt,
 )
-from stream_vlm_ros.experiments.long_video import REFERENCE, figures
+from stream_vlm_ros.experiments.long_video import figures
+from stream_vlm_ros.experiments.reference import LONG_VIDEO_COUNTS
 from stream_vlm_ros.experiments.shapes import words_processor
 
 QWEN = Path(
@@ -58,7 +59,7 @@ def test_the_chat_layout_takes_18_text_tokens_and_7_for_each_further_turn(proces
 def test_the_references_long_video_comes_out_to_the_token(processor):
     system = lengthened_system_prompt(processor, 53)
     predicted = Prediction.of(processor, (1920, 1080), 400, 4, 150_000, "segmented", system)
-    assert figures(predicted.steps(), predicted.sink, predicted.window) == REFERENCE
+    assert figures(predicted.steps(), predicted.sink, predicted.window) == LONG_VIDEO_COUNTS
     assert len(predicted.chunks) == 100
 
 

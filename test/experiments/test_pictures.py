@@ -5,6 +5,7 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.experiments.pictures import open_pictures, parse_size
@@ -37,6 +38,14 @@ def test_a_world_needs_no_source_and_stamps_by_its_rate():
     pictures = open_pictures("world:3", 4.0, 3, (64, 48), CPU)
     assert [seconds for _, seconds in pictures] == [0.0, 0.25, 0.5]
     assert next(iter(pictures))[0].shape == (48, 64, 3)
+
+
+def test_a_file_that_is_shorter_than_asked_for_says_about_how_many_frames_it_has(tmp_path):
+    for number in range(10):
+        Image.new("RGB", (32, 32), (20 * number, 0, 0)).save(tmp_path / f"{number:02}.png")
+    pictures = open_pictures(str(tmp_path), 1.0, 400, None, CPU)  # 2 pictures a second, if not said
+    assert abs(pictures.expected - len(list(pictures))) <= 1 < pictures.frames
+    assert open_pictures(str(tmp_path), 1.0, 3, None, CPU).expected == 3
 
 
 @pytest.mark.parametrize(("fps", "frames"), [(0.0, 3), (float("nan"), 3), (2.0, 0)])

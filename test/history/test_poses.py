@@ -12,6 +12,7 @@ import stat
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scripts import LIMIT, started
 
 from stream_vlm_ros.errors import FrameStoreError
 from stream_vlm_ros.history.poses import FILE, Pose, PoseTrack, between, forget_in
@@ -147,13 +148,20 @@ def test_in_a_folder_they_are_found_again_and_are_the_owners_alone(tmp_path):
     again.close()
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from stream_vlm_ros.history.poses import Pose, PoseTrack
+
+track = PoseTrack(Path(sys.argv[1]))
+for tenth in range(1000, 1101):
+    track.add(Pose(tenth * 10**8, "map", (tenth / 10, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0)))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 def test_what_was_added_is_there_after_the_process_was_killed(tmp_path):
-    child = os.fork()
-    if child == 0:
-        track = PoseTrack(tmp_path)
-        drive(track, 100, 110)
-        os.kill(os.getpid(), signal.SIGKILL)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert started(KILLED, tmp_path).wait(LIMIT) == -signal.SIGKILL
     track = PoseTrack(tmp_path)
     for seconds in (100, 105, 110):
         assert track.at(seconds * SECOND).position[0] == pytest.approx(seconds)

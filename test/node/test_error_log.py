@@ -5,6 +5,7 @@
 
 import gc
 import logging
+import warnings
 import weakref
 
 import pytest
@@ -51,6 +52,17 @@ def test_what_the_engine_warns_of_goes_to_the_nodes_log_while_it_has_one():
     forwarding.close()
     of_the_engine.warning("to whoever listens then")
     assert said == ["ignored: do_sample\\x1b[2J"]
+
+
+@pytest.mark.filterwarnings("default")
+def test_what_python_warns_of_goes_there_too():
+    said = []
+    forwarding = Forwarding(said.append)
+    warnings.warn("the importance score failed: ValueError", RuntimeWarning, stacklevel=1)
+    forwarding.close()
+    with pytest.warns(RuntimeWarning, match="to whoever"):
+        warnings.warn("to whoever listens then", RuntimeWarning, stacklevel=1)
+    assert said == ["RuntimeWarning: the importance score failed: ValueError"]
 
 
 def test_faults_of_another_kind_place_or_callback_are_told_each():

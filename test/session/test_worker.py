@@ -135,7 +135,8 @@ def test_a_pause_that_the_model_does_not_see_is_told_and_counted(make_box):
 def test_the_settings_of_a_question_reach_the_engine(make_box):
     box = make_box()
     box.append(0)
-    box.ask(temperature=0.5, keep_exchange=True).future.result(PATIENCE)
+    told = {"earlier": (("Who?", "I."),), "top_p": 0.5, "stop": (".",), "seed": 7}
+    box.ask(temperature=0.5, keep_exchange=True, **told).future.result(PATIENCE)
     box.ask().future.result(PATIENCE)
     sampled, greedy = [call[3] for call in box.engine.calls if call[0] == "ask"]
     assert sampled == {
@@ -143,8 +144,11 @@ def test_the_settings_of_a_question_reach_the_engine(make_box):
         "temperature": 0.5,
         "update_state": True,
         "about": None,
+        **told,
     }
-    assert greedy == {**sampled, "do_sample": False, "temperature": 1.0, "update_state": False}
+    plain = {"earlier": (), "top_p": 1.0, "stop": (), "seed": None}
+    how = {"do_sample": False, "temperature": 1.0, "update_state": False}
+    assert greedy == {**sampled, **how, **plain}
 
 
 def test_the_time_a_question_is_about_reaches_the_engine_in_its_own_seconds(make_box):

@@ -11,6 +11,7 @@ Begin with `manager`, which the engine talks to; it conducts the others.
     ledger          where each token lies in the model's positions
     kept            rows of the grids kept for long, laid out together
     eviction        what to forget: sink, window, sampled and important frames
+    named_score     a user's own importance score, by MODULE:NAME
     buffer          keys and values, taken once; nothing in the window moves
     mrope           M-RoPE ids and rotations
     requests        forks: readers with room of their own; the stream is read-only to them

@@ -535,31 +535,42 @@ class KVCacheEvictor(EvictorNames):
             last_seconds: the source's time of the chunk's last frame.
 
         Returns:
-            What gives it. To be called once the device has done what it was given so far; raises
-            InvalidParameterError where a user's score cannot describe one of them.
+            What gives it. To be called once the device has done what it was given so far. A grid
+            that a user's score cannot describe is told of, and never among the important.
         """
         sizes = features.shape[:3].numel(), features.shape[1:3].numel()
         wanted = self.config is not None and self.config.shares[1] > 0
         if not wanted or not (self.important_size or not self.first_chunk_recorded):
             return lambda: Described({}, *sizes, last_seconds)
+        tell: Callable[[int], np.ndarray | None]
         if isinstance(self.score, FeatureNovelty) and _is_own(self.score):
             projected = [to_host(self.score.project(grid)) for grid in features]
             tell = lambda number: projected[number].numpy()  # noqa: E731
         else:
             tell = lambda number: self._described(features[number])  # noqa: E731
-        return lambda: Described(
-            {first + number: tell(number) for number in range(len(features))}, *sizes, last_seconds
-        )
 
-    def _described(self, grid: torch.Tensor) -> np.ndarray:
+        def described() -> Described:
+            told = {first + number: tell(number) for number in range(len(features))}
+            known = {number: one for number, one in told.items() if one is not None}
+            return Described(known, *sizes, last_seconds)
+
+        return described
+
+    def _described(self, grid: torch.Tensor) -> np.ndarray | None:
         try:
-            return self.score.describe(grid)
+            if (told := self.score.describe(grid)) is None:
+                raise ValueError("describe() gave None")
+            return told
         except (MemoryError, torch.OutOfMemoryError):
             raise  # not the score's own: the chunk may come again when there is room
-        except Exception as fault:  # a user's score raises anything
-            raise InvalidParameterError(
-                f"the importance score cannot describe a frame: {in_words(fault)}"
-            ) from fault
+        except Exception as fault:  # a user's score raises anything, and must not break the stream
+            warnings.warn(
+                "the importance score cannot describe a frame, which is kept only as long as the "
+                f"window: {in_words(fault)}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return None
 
     def leaves_window(self, number: int, tokens: int, seconds: float) -> set[int]:
         """A whole grid leaves the window: numbers of those to forget for it, maybe its own.
@@ -567,10 +578,11 @@ class KVCacheEvictor(EvictorNames):
         Offered to level 3 first; what that turns down or pushes out may still serve level 2.
         """
         state, descriptors = self.state, dict(self.state.descriptors)
+        described = number in descriptors
         grid = Candidate(number, tokens, seconds, descriptors.pop(number, np.empty(0)))
         sampled = EvenSample(self.sampled_size, state.sampled)
         important = StarMemory(self.important_size, self.score, state.important)
-        offered = important.offer(grid) if important.budget else [grid]
+        offered = important.offer(grid) if important.budget and described else [grid]
         gone = {
             other.number
             for one in offered

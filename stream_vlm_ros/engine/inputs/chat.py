@@ -164,26 +164,38 @@ class ChatLayout:
             for name, value in (("tokenizer", words), ("chat", pieces))
         }
 
-    def question(self, text: str, in_segment: bool, room: int) -> list[int]:
+    def question(
+        self,
+        text: str,
+        in_segment: bool,
+        room: int,
+        earlier: Sequence[tuple[str, str]] = (),
+    ) -> list[int]:
         """Token ids from the end of what was seen to where the answer begins.
 
         Args:
             in_segment: an open vision segment goes before: it is closed, and the question stands
                 in the same user turn. Otherwise the question is a user turn of its own.
             room: tokens that may be used.
+            earlier: questions with their answers, which stand before this one as turns.
 
         Raises:
             InvalidQuestionError: not text, empty, or longer than the room.
         """
-        if not isinstance(text, str):
-            raise InvalidQuestionError(f"a question must be text, not {type(text).__name__}")
+        for one in (*(said for turn in earlier for said in turn), text):
+            if not isinstance(one, str):
+                raise InvalidQuestionError(f"a question must be text, not {type(one).__name__}")
+            self._check_length(one, room)
+            if half := _half_character(one):
+                raise InvalidQuestionError(f"the question {half}")
         if not text.strip():
             raise InvalidQuestionError("the question is empty")
-        self._check_length(text, room)
-        if half := _half_character(text):
-            raise InvalidQuestionError(f"the question {half}")
-        opening = self._question_close if in_segment else self._turn_open
-        ids = [*opening, *self.plain(text), *self._question_end]
+        ids, opening = [], self._question_close if in_segment else self._turn_open
+        for asked, answer in earlier:
+            ids += [*opening, *self.plain(asked), *self._question_end]
+            ids += [*self.plain(answer), *self.answer_end]
+            opening = self._turn_open
+        ids += [*opening, *self.plain(text), *self._question_end]
         if len(ids) > room:
             raise InvalidQuestionError(
                 f"the question takes {len(ids)} tokens, but {room} are kept for a question with "

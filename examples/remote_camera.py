@@ -1,0 +1,105 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""A camera that sends its frames to ``stream-vlm serve`` and asks: copy it, in any language.
+
+It needs the server's own protocol alone (docs/serving.md), no model and no ROS::
+
+    python examples/remote_camera.py kitchen.mp4 --session front --ask "What do you see now?"
+"""
+
+import argparse
+import io
+import json
+import os
+import struct
+
+from PIL import Image
+from websockets.sync.client import ClientConnection, connect
+
+import stream_vlm_ros.world  # noqa: F401 - a source may be drawn
+from stream_vlm_ros.errors import SourceError
+from stream_vlm_ros.sources import open_source
+
+CHUNK = 4  # frames that are encoded together
+
+
+def frame_message(sequence: int, stamp_ns: int, jpeg: bytes) -> bytes:
+    """A frame: 28 bytes, little-endian, then the JPEG."""
+    kind, encoding, spare, height, width = 1, 1, 0, 0, 0  # a frame, as a JPEG, which has its size
+    head = (kind, encoding, spare, height, width, stamp_ns, sequence)
+    return struct.pack("<BBHIIqQ", *head) + jpeg
+
+
+def jpeg_of(image: Image.Image) -> bytes:
+    """Its bytes."""
+    written = io.BytesIO()
+    image.save(written, "JPEG", quality=90)
+    return written.getvalue()
+
+
+def heard(camera: ClientConnection, *kinds: str) -> dict:
+    """The next event of one of these kinds; what went wrong is told."""
+    while True:
+        event = json.loads(camera.recv())
+        if event["type"] in ("error", "input_frame_buffer.dropped", "session.ending"):
+            print(event)
+        if event["type"] in kinds:
+            return event
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "source",
+        nargs="?",
+        default="world:1",
+        help="a video, a folder of images, a camera, an address; else the small model's world",
+    )
+    parser.add_argument("--url", default="ws://127.0.0.1:8090")
+    parser.add_argument("--session", default="front", help="its name at the server")
+    parser.add_argument("--fps", type=float, default=2.0, help="frames a second")
+    parser.add_argument("--frames", type=int, default=40, help="how many")
+    parser.add_argument("--ask", default="What do you see now?")
+    options = parser.parse_args()
+    try:
+        frames = open_source(options.source, fps=options.fps)
+    except SourceError as fault:
+        parser.error(str(fault))
+
+    key = os.environ.get("STREAM_VLM_API_KEY")
+    headers = {"x-session-id": options.session} | (
+        {"Authorization": f"Bearer {key}"} if key else {}
+    )
+    with connect(
+        f"{options.url}/v1/realtime",
+        subprotocols=["stream-vlm.v1"],
+        additional_headers=headers,
+        compression=None,  # pictures are dense
+    ) as camera:
+        session = heard(camera, "session.created")["session"]
+        camera.send(json.dumps({"type": "session.update", "settings": {"commit": "client"}}))
+        # A session goes on after its connection: frames that it has are not sent again.
+        sequence, newest_ns = session.get("accepted_sequence", 0), session.get("accepted_ns", -1)
+        for frame in frames:
+            if frame.stamp_ns <= newest_ns:
+                continue
+            sequence += 1
+            jpeg = jpeg_of(Image.fromarray(frame.image))
+            camera.send(frame_message(sequence, frame.stamp_ns, jpeg))
+            if sequence % CHUNK == 0:
+                camera.send(json.dumps({"type": "input_frame_buffer.commit"}))
+                heard(camera, "input_frame_buffer.ingested", "input_frame_buffer.dropped")
+            if sequence >= options.frames:
+                break
+        ask = {"type": "response.create", "event_id": "q1", "response": {"text": options.ask}}
+        camera.send(json.dumps(ask))
+        response = heard(camera, "response.done")["response"]
+        print(response["error"]["message"] if "error" in response else response.get("text", ""))
+
+
+if __name__ == "__main__":
+    main()
