@@ -29,7 +29,6 @@ from stream_vlm_ros.history.poses import PoseTrack
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.remote.protocol import ClientEvent, ServerEvent
 from stream_vlm_ros.remote.values import (
-    DisconnectedError,
     RemoteError,
     to_ask,
     to_outcome,
@@ -40,6 +39,7 @@ from stream_vlm_ros.session.memory_summary import MemorySummary
 from stream_vlm_ros.session.question import (
     READING,
     WRITING,
+    DisconnectedError,
     Outcome,
     QueueFullError,
     Ticket,

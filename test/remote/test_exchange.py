@@ -14,9 +14,8 @@ from model_server import ModelSession
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.remote.exchange import Chunk, Exchange, RemoteTicket
 from stream_vlm_ros.remote.protocol import JPEG, FrameMessage
-from stream_vlm_ros.remote.values import DisconnectedError
 from stream_vlm_ros.session.counters import Drop, FrameCounters
-from stream_vlm_ros.session.question import Question
+from stream_vlm_ros.session.question import DisconnectedError, Question
 from stream_vlm_ros.session.timed_frame import TimedFrame
 
 QUEUE, SECOND = 2, 10**9

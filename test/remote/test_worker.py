@@ -165,7 +165,7 @@ def test_a_refusal_is_told_and_tried_again_where_that_makes_sense(
 def test_who_is_told_to_go_for_good_goes(robot, server):
     server.say(protocol.SessionEnding(code="TAKEN_OVER", message="another took it over"))
     assert "another took it over" in robot.wait_until_lost()
-    assert robot.ask().future.result(1).error.code == "TAKEN_OVER"
+    assert robot.ask().future.result(1).error.code == "DISCONNECTED"
     time.sleep(0.4)
     assert len(server.heads) == 1 and "not tried again" in robot.told[-1][1]
 
