@@ -249,7 +249,8 @@ def test_orders_are_carried_out_or_refused_with_the_servers_words(robot, server)
         keeper.save("../etc")
     assert robot.worker.picture_near(5).result(10) == (5, b"jpeg")
     robot.worker.reset(Drop.RESET).result(10)
-    assert robot.worker.resets == 1 and robot.worker.memory.frames == 0
+    assert robot.worker.resets == 1
+    wait_until(lambda: robot.worker.memory.frames == 0)
 
 
 def test_when_a_memory_was_saved_is_told_by_the_nodes_clock(robot, server):
