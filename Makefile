@@ -62,7 +62,7 @@ SOURCES := $(shell find stream_vlm_ros config launch examples -type f -not -path
 SOURCE_LIST := build/.sources
 YAML_FILES := $(wildcard *.yml .*.yaml config/*.yaml .github/workflows/*.yml)
 
-.PHONY: help setup browser demo test test-slow interrupts history-proof soak fuzz-bags fuzz-videos fuzz-checkpoints \
+.PHONY: help setup browser demo test test-slow interrupts history-proof ray soak fuzz-bags fuzz-videos fuzz-checkpoints \
 	same-as coverage bench docs picture console-picture report-picture site lint format headers clean check FORCE
 
 help:  ## Show this list
@@ -100,6 +100,11 @@ interrupts: setup  ## Raise at every opcode of a commit, and 120 SIGINTs (EVERY=
 history-proof: setup  ## A history over 24 simulated hours, and over 100 processes that are killed
 	@cd test && $(PYTEST) history/test_history_proof.py $(SLOW) \
 		--results ../bench/results/history_proof.json $(PYTEST_ARGS)
+
+ray: setup  ## Three replicas of Ray Serve and six robots, one replica killed, all replaced
+	@$(PIP) -c $(VENV)/constraints.txt -r requirements/ray.txt
+	@cd test && $(PYTEST) serve/test_ray.py -m slow \
+		--results ../bench/results/ray.json $(PYTEST_ARGS)
 
 soak: setup  ## The node over DDS at its highest rate, with all that may happen (MINUTES=30)
 	@$(RUN) python bench/soak.py --minutes $(MINUTES) --out bench/results/soak.json

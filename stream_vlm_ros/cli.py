@@ -49,6 +49,7 @@ from stream_vlm_ros.cli_web import WebCommand
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.demo.settings import DEMO, DemoOptions
 from stream_vlm_ros.processes.children import signals_as_ctrl_c
+from stream_vlm_ros.serve.cluster import Cluster
 from stream_vlm_ros.serve.options import Limits
 from stream_vlm_ros.setting import Setting, SettingTable
 
@@ -802,9 +803,11 @@ def web(
 @app.command()
 @takes_settings("serve")
 @takes_settings("serve", Limits(), "limits")
+@takes_settings("serve", Cluster(), "cluster")
 def serve(
     settings: Settings,
     limits: Limits,
+    cluster: Cluster,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8090,
     host: Annotated[
         str, typer.Option(help="Where to listen. Any but this machine's own needs a key.")
@@ -816,14 +819,23 @@ def serve(
             "STREAM_VLM_API_KEY."
         ),
     ] = "",
+    ray: Annotated[
+        bool, typer.Option("--ray", help="By replicas on a cluster of Ray's (docs/ray.md).")
+    ] = False,
 ) -> None:
     """Serve memories of many cameras over the network.
 
     A robot connects with the node's setting engine: remote; whoever has the key asks over HTTP, as
     of OpenAI's API (docs/serving.md).
     """
-    from stream_vlm_ros.cli_serve import serve_until_told
+    from stream_vlm_ros.cli_serve import serve_on_ray, serve_until_told
+    from stream_vlm_ros.errors import InvalidParameterError
 
+    if ray:
+        serve_on_ray(settings, limits, cluster, host, port, key_file)
+        return
+    if given := cluster.changes():
+        raise InvalidParameterError(f"{Cluster.table()[next(iter(given))].option} needs --ray")
     serve_until_told(settings, limits, host, port, key_file)
 
 

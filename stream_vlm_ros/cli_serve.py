@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from typing import TYPE_CHECKING
 
-from stream_vlm_ros.access import is_loopback, listen, read_keys
+from stream_vlm_ros.access import listen, read_keys
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import StreamVlmError, check_model_folder
 from stream_vlm_ros.factory import model_folder
 from stream_vlm_ros.processes.children import run_until_told
-from stream_vlm_ros.serve.extra import why_not_served
+from stream_vlm_ros.serve.cluster import Cluster
+from stream_vlm_ros.serve.extra import why_not_on_ray, why_not_served
 from stream_vlm_ros.serve.options import Limits
 
 if TYPE_CHECKING:
@@ -51,12 +53,59 @@ def serve_until_told(settings: Settings, limits: Limits, host: str, port: int, k
         run_until_told(serve(app, sessions, listening, limits.drain_seconds))
 
 
+def serve_on_ray(
+    settings: Settings, limits: Limits, cluster: Cluster, host: str, port: int, keys: str
+) -> None:
+    """Serve by replicas on a cluster: until the process is told to end, where the cluster begins
+    here; on one that runs, they stay.
+
+    Args:
+        keys: file of the keys, on every machine; "": of the environment of the replicas.
+
+    Raises InvalidParameterError, ModelLoadError, ServeExtraMissingError, ClusterError.
+    """
+    if missing := why_not_on_ray():
+        raise ServeExtraMissingError(missing)
+    from stream_vlm_ros.serve.keys import Keys
+
+    host = host.strip("[]")
+    admitted = Keys(read_keys(keys), host)
+    check_model_folder(model_folder(settings))
+    from stream_vlm_ros.serve.ray_app import check_shared
+    from stream_vlm_ros.serve.ray_running import cluster_of, deploy, end
+
+    check_shared(settings)
+    if not cluster.ray_address:
+        with listen(host, port) as listening:
+            port = listening.getsockname()[1]
+    with cluster_of(cluster.ray_address) as is_own:
+        deploy(settings, limits, cluster, keys, host, port)
+        count = f"{cluster.replicas} replica{'s' if cluster.replicas > 1 else ''}"
+        print(f"{count} at http://{_shown(host)}:{port} for {_who(admitted)}", flush=True)
+        if not is_own:
+            print("They stay when this command has ended: serve status, serve shutdown")
+            return
+        print("Ctrl-C ends them", flush=True)
+        try:
+            run_until_told(asyncio.Event().wait())
+        finally:
+            end(limits)
+
+
 def _said(listening: socket.socket, keys: Keys, model: str, plan: str) -> str:
     host, port = listening.getsockname()[:2]
-    if not is_loopback(host) and host in ("0.0.0.0", "::"):
-        host = socket.gethostname()
-    shown = f"[{host}]" if ":" in host else host
-    count = len(keys.keys)
-    who = f"{count} key{'s' if count > 1 else ''}" if count else "this machine alone, without a key"
-    lines = [f"{model}: http://{shown}:{port} for {who} (Ctrl-C ends it)"]
+    lines = [f"{model}: http://{_shown(host)}:{port} for {_who(keys)} (Ctrl-C ends it)"]
     return "\n".join([*lines, *([f"Each session: {plan}"] if plan else [])])
+
+
+def _shown(host: str) -> str:
+    if host in ("0.0.0.0", "::"):
+        host = socket.gethostname()
+    return f"[{host}]" if ":" in host else host
+
+
+def _who(keys: Keys) -> str:
+    count = len(keys.keys)
+    return (
+        f"{count} key{'s' if count > 1 else ''}" if count else "this machine alone, without a key"
+    )

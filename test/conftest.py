@@ -93,6 +93,14 @@ def cuda_is_available() -> bool:
 
 
 @pytest.fixture
+def alone(monkeypatch):
+    """The test's node is the only one: no client waits until any other would have been heard."""
+    from stream_vlm_ros.client import stream_vlm_client
+
+    monkeypatch.setattr(stream_vlm_client, "ANNOUNCED", 0.0)
+
+
+@pytest.fixture
 def utc(monkeypatch):
     """Times of the day are those of this zone."""
     monkeypatch.setenv("TZ", "UTC")

@@ -259,4 +259,5 @@ def test_the_options_of_every_verb_have_the_defaults_of_the_tables():
             assert option.opts == [row.option]
             assert option.default == changed.get(row.name, row.default)
             checked.add(verb)
-    assert checked == {"ask", "replay", "rate", "info", "questions", "demo", "history", "web"}
+    verbs = {"ask", "replay", "rate", "info", "questions", "demo", "history", "web", "serve"}
+    assert checked == verbs

@@ -126,6 +126,7 @@ def imports_upwards(own_room: str, imported: set):
     )
 
 
+@functools.cache
 def imports_of(path: Path):
     package = ".".join(path.relative_to(ROOT).parent.parts)
     return imports(path.read_text(), package)

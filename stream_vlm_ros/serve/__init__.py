@@ -9,6 +9,7 @@ Who is served
 What is served
     options      what the server is told: how many sessions, and for how long
     sessions     the memories, each with its frames, its questions and its files
+    ownership    the right to a saved memory, where servers share a folder
     telling      what is told of them, in the words of the protocol
 
 Over the network
@@ -21,4 +22,11 @@ Over the network
     metrics      for Prometheus
     running      a server that is drained before it ends
     extra        whether what it needs is installed
+
+On several GPUs and machines
+    cluster      the options of ``stream-vlm serve --ray``
+    ray_app      the application as replicas of Ray Serve
+    ray_running  it on a cluster
+    named        refuses what names no session
+    ring         which replica a session belongs to
 """

@@ -47,6 +47,7 @@ def openai_router(sessions: Sessions) -> APIRouter:
         usual = sessions.settings.max_new_tokens
         wanted = ChatRequest.of(await _content(request), usual)
         session = _asked(request, wanted, sessions, served)
+        await asyncio.wrap_future(session.ready)  # it may begin again from its saved memory
         return await _answered(request, wanted, session)
 
     @router.get("/v1/models")
@@ -95,7 +96,7 @@ def _asked(request: Request, wanted: ChatRequest, sessions: Sessions, served: st
             "model",
         )
     try:
-        session = sessions.find(named or model, owner_of(request))
+        session = sessions.take_up(named or model, owner_of(request))
     except SessionUnknownError as fault:
         if named or model != served:
             raise SessionUnknownError(f"{fault}; GET /v1/models names those of this key") from None

@@ -13,3 +13,8 @@ NEEDED = ("fastapi", "uvicorn", "websockets", "msgspec", "prometheus_client")
 def why_not_served() -> str:
     """What the server needs and how it is installed, in one line; "": it is there."""
     return why_missing("the server", "serve", NEEDED)
+
+
+def why_not_on_ray() -> str:
+    """The same for ``--ray``."""
+    return why_missing("--ray", "ray", (*NEEDED, "ray"))

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import replace
@@ -37,6 +37,7 @@ from stream_vlm_ros.errors import (
 from stream_vlm_ros.factory import build_engine, card_of, group_of, load_model
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve.options import Limits
+from stream_vlm_ros.serve.ownership import Ownership, lock_of
 from stream_vlm_ros.serve.telling import memory_of, picture_of, saved_of
 from stream_vlm_ros.session.counters import Drop, FrameCounters
 from stream_vlm_ros.session.engine_session import ChunkEnd
@@ -125,6 +126,8 @@ class Session:
         settings: of its engine, and of the way of its frames.
         load: builds its engine, in ``thread``.
         answered: called with what came of each question, in the thread of the engines.
+        server: the name of the server, for those that share its memory_folder.
+        patience: seconds that one of those has to let the session go.
 
     Attributes:
         ready: done when its memory can be asked; raises why there is none.
@@ -144,9 +147,12 @@ class Session:
         thread: EngineThread,
         answered: Callable[[Outcome], None] = lambda outcome: None,
         model: str = "",
+        server: str = "",
+        patience: float = 30.0,
     ) -> None:
         self.id, self.owner, self.settings, self.model = id, owner, settings, model
         self.ready: Future[None] = Future()
+        self.ready.set_running_or_notify_cancel()  # who waits for it and goes does not cancel it
         self.commit = "server"
         self.restored, self.gap = False, ""
         self.accepted: Sent | None = None
@@ -158,8 +164,10 @@ class Session:
         self.factor = 28
         self._bounds = settings  # of the server
         self._load, self._answered = load, answered
+        self._server, self._patience = server, patience
+        self._ownership: Ownership | None = None  # of the memory's file
         self._limit = PictureLimit(settings.max_decoded_megapixels)
-        self._ending = self._loading = False
+        self._ending = self._refusing = self._loading = False  # frames, questions
         self._lock = threading.RLock()  # of what is on its way to the worker
         self._open: list[TimedFrame] = []  # sent, and not yet said to be a chunk
         self._open_bytes = 0
@@ -298,7 +306,7 @@ class Session:
     @property
     def refusal(self) -> StreamVlmError | None:
         """Why nothing can be asked now."""
-        if self._ending:
+        if self._refusing:
             return ServerEndingError("the session is being ended: ask again in a moment")
         if not self.ready.done():
             return NotActiveError("the session is being begun: ask again in a moment")
@@ -504,15 +512,19 @@ class Session:
         return engine
 
     def begin(self) -> None:
-        """Wait for the engine, and take up the saved memory of its name, if there is one."""
+        """Wait for the engine, and take up the saved memory of its name, if there is one.
+
+        Raises SessionElsewhereError where another server has it, and does not let it go.
+        """
         self.worker.loaded.result()
         if (file := self._file()) is not None:
+            self._ownership = Ownership(file, self._server, self._patience)
             noted = self._read_position()
             if os.path.lexists(file):
                 words = self.keeper.load_at_start()
                 self.restored = not self.keeper.state.error
                 log.info("session %s: %s", self.id, words)
-            self.gap = _gap(noted, self.memory.latest_ns)
+            self.gap = _gap(noted, self.memory.latest_ns, self._ownership.before)
         self.ingest.resume(self.memory.latest_ns)
         self.ingest.active = True
 
@@ -532,28 +544,43 @@ class Session:
         return self._asked > 0 or self.worker.depth > 0 or self.counters.pending > 0
 
     def stop_taking(self) -> None:
-        """Accept nothing more; what was accepted ends in its own time."""
+        """Accept no frame more; those that were accepted end in their own time. Questions are still
+        answered."""
         with self._lock:
             self._ending = True
             self._take_open()
             self.ingest.pause()
             self.ingest.active = False
 
-    def wait_until_idle(self, timeout: float) -> bool:
-        """Wait for answers that are under way and chunks that wait; whether all have ended."""
-        until = time.monotonic() + timeout
-        while self.is_busy and time.monotonic() < until:
-            time.sleep(0.01)
-        return not self.is_busy
+    @property
+    def is_ending(self) -> bool:
+        """Whether it takes no frame more."""
+        return self._ending
+
+    def stop_answering(self) -> None:
+        """Accept no question more; those that were accepted are answered."""
+        self._refusing = True
 
     def end(self, *, forget: bool = False, timeout: float = END_TIMEOUT) -> None:
-        """Save it, unless it is to be forgotten, and end it."""
+        """Wait for the chunks that wait, save it, and end it; or forget it at once. Questions are
+        answered while it is being saved."""
+        until = time.monotonic() + timeout
         self.stop_taking()
+        if not forget:
+            _wait_while(lambda: self.counters.pending > 0, timeout)
         self.ingest.clear(Drop.RESET)
-        self.worker.abandon(Drop.RESET, ServerEndingError("the session was ended"))
+        self.worker.drop_chunks(Drop.RESET)
         file = self._file()
-        if not forget and file is not None and self.ready.done() and not self.ready.exception():
+        is_saved = not forget and file is not None and self.ready.done()
+        is_saved = is_saved and not self.ready.exception()
+        if is_saved:
             self.keeper.save_at_end(timeout)
+        self.stop_answering()
+        if not forget:
+            _wait_while(lambda: bool(self._asked), until - time.monotonic())
+        self.worker.abandon(Drop.RESET, ServerEndingError("the session was ended"))
+        if is_saved:
+            self.keeper.save_at_end(timeout)  # what was answered may have been kept
             if not self.keeper.state.error and (newest_ns := self.memory.latest_ns) is not None:
                 self.accepted = Sent(0, newest_ns)
             self._note_position()
@@ -564,13 +591,31 @@ class Session:
             for path in (file, self._position_file(file)):
                 with suppress(FileNotFoundError):
                     path.unlink()
+        self.disown(forget=forget)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether another server waits for it."""
+        return self._ownership is not None and self._ownership.is_wanted
+
+    def disown(self, *, forget: bool = False) -> None:
+        """Let another server have what is saved of it."""
+        if self._ownership is None:
+            return
+        ownership, self._ownership = self._ownership, None
+
+        def release() -> None:
+            self.keeper.close(wait=True)  # a file is this server's as long as it writes it
+            file = self._file()
+            is_there = file is not None and os.path.lexists(file)
+            ownership.release(saved=not self.keeper.state.error, forget=forget or not is_there)
+
+        releasing = threading.Thread(target=release, name="release", daemon=True)
+        releasing.start()
+        releasing.join(END_TIMEOUT)
 
     def _file(self) -> Path | None:
-        """Of its saved memory; None: it has none."""
-        if not self.settings.memory_folder:
-            return None
-        folder = Path(os.path.expanduser(self.settings.memory_folder))
-        return folder / f"{self.settings.memory_name}{SUFFIX}"
+        return file_of(self.settings)
 
     @staticmethod
     def _position_file(file: Path) -> Path:
@@ -608,10 +653,33 @@ class Session:
             return None
 
 
-def _gap(noted: _Position | None, newest_ns: int | None) -> str:
-    """What was accepted after what is in memory, in words."""
+def _wait_while(holds: Callable[[], bool], timeout: float) -> bool:
+    """Wait so many seconds for it to end; whether it has."""
+    until = time.monotonic() + timeout
+    while holds() and time.monotonic() < until:
+        time.sleep(0.01)
+    return not holds()
+
+
+def file_of(settings: Settings) -> Path | None:
+    """Of a session's saved memory; None: it has none."""
+    if not settings.memory_folder:
+        return None
+    folder = Path(os.path.expanduser(settings.memory_folder))
+    return folder / f"{settings.memory_name}{SUFFIX}"
+
+
+def _gap(noted: _Position | None, newest_ns: int | None, killed: str) -> str:
+    """What was accepted after what is in memory, in words.
+
+    Args:
+        killed: the server that ended without saving; "": it has saved all.
+    """
     if noted is None or (newest_ns is not None and noted.accepted_ns <= newest_ns):
-        return ""
+        # The note is a few seconds old.
+        return killed and (
+            f"what {killed} saw in its last seconds may be lost: it ended before it was saved"
+        )
     if newest_ns is None:
         return "what was seen before is lost: the server ended before it was saved"
     lost = (noted.accepted_ns - newest_ns) / SECOND
@@ -627,6 +695,7 @@ class Sessions:
     Args:
         settings: of each session, but for its name.
         limits: how many there are, and for how long.
+        server: the name of this server, for those that share its memory_folder.
 
     Attributes:
         when_answered: called with the outcome of each question, in the thread of the engines.
@@ -635,7 +704,7 @@ class Sessions:
         model: what answers, in words.
     """
 
-    def __init__(self, settings: Settings, limits: Limits | None = None) -> None:
+    def __init__(self, settings: Settings, limits: Limits | None = None, server: str = "") -> None:
         if not settings.max_cache_tokens:
             raise InvalidParameterError(
                 "max_cache_tokens must be said, as each of several sessions takes so many"
@@ -644,7 +713,7 @@ class Sessions:
             raise InvalidParameterError("frame_store is of one camera; a server has many")
         if settings.memory_folder:
             settings = replace(settings, save_memory_on_shutdown=True)
-        self.settings, self.limits = settings, limits or Limits()
+        self.settings, self.limits, self.server = settings, limits or Limits(), server
         self.model = str(card_of(settings))
         self.began = time.time()
         self.when_answered: list[Callable[[Outcome], None]] = []
@@ -656,7 +725,9 @@ class Sessions:
         self._checkpoint: Checkpoint | None = None
         self._group: Any = None
         self._thread = EngineThread(settings.ingest_share, together_appender(), lasting=True)
-        self._pool = ThreadPoolExecutor(8, thread_name_prefix="sessions")
+        # Apart: a session may begin only when another server's has ended, and the other way round.
+        self._beginning = ThreadPoolExecutor(8, thread_name_prefix="sessions that begin")
+        self._ending = ThreadPoolExecutor(8, thread_name_prefix="sessions that end")
         self._ended = threading.Event()
         self._keeping = threading.Thread(target=self._keep, name="sessions", daemon=True)
 
@@ -680,6 +751,11 @@ class Sessions:
         """Whether sessions can be opened."""
         return self._keeping.ident is not None and not self.draining
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the engines' thread runs, once they are loaded and until `drain`."""
+        return self._thread.is_alive
+
     def _build(self, settings: Settings) -> InferenceEngine:
         assert self._checkpoint is not None
         return build_engine(settings, self._checkpoint, self._group)
@@ -698,21 +774,41 @@ class Sessions:
         with self._lock:
             self._check_open()
             if (found := self._table.get((owner, id))) is not None:
-                if found._ending:
+                if found.is_ending:
                     raise ServerEndingError(f"session {id} is being ended: try again in a moment")
                 found.touch()
                 return found
             self._check_room(owner)
             session = Session(
                 id, owner, self._settings_of(id, owner), self._build, self._thread,
-                self.answered, self.model,
+                self.answered, self.model, self.server, self.limits.drain_seconds,
             )  # fmt: skip
             assert self._checkpoint is not None
             images = self._checkpoint.processor.image_settings
             session.factor = images.patch_size * images.merge_size
             self._table[owner, id] = session
-        self._pool.submit(self._begin, session)
+        self._beginning.submit(self._begin, session)
         return session
+
+    def take_up(self, id: str, owner: str) -> Session:
+        """A session that there is, or of which something is saved: that one begins again.
+
+        Raises as `open`, and SessionUnknownError.
+        """
+        try:
+            return self.find(id, owner)
+        except SessionUnknownError:
+            if not self._is_saved(id, owner):
+                raise
+        return self.open(id, owner)
+
+    def _is_saved(self, id: str, owner: str) -> bool:
+        try:
+            check_session_id(id)
+        except InvalidParameterError:
+            return False
+        file = file_of(self._settings_of(id, owner))
+        return file is not None and (os.path.lexists(file) or os.path.lexists(lock_of(file)))
 
     def find(self, id: str, owner: str) -> Session:
         """A session that there is. Raises SessionUnknownError."""
@@ -731,21 +827,24 @@ class Sessions:
         SessionUnknownError."""
         self._end(self.find(id, owner), forget=forget)
 
-    def drain(self, timeout: float = 30.0) -> None:
-        """End in order: nothing new is taken, answers under way and chunks that wait come to their
-        end, memories are saved, connections are told."""
+    def let_go(self, sessions: Sequence[Session], timeout: float = 30.0) -> None:
+        """End some in order: chunks that wait come to their end, memories are saved, then answers
+        end, and connections are told. Another server may go on with them."""
         until = time.monotonic() + timeout
+        for session in sessions:
+            session.stop_taking()
+        wait([self._ending.submit(self._end, one, patience=until) for one in sessions])
+
+    def drain(self, timeout: float = 30.0) -> None:
+        """Let all go, and take nothing new."""
         with self._lock:
             self.draining = True
             sessions = list(self._table.values())
-        for session in sessions:
-            session.stop_taking()
-        for session in sessions:
-            session.wait_until_idle(max(0.0, until - time.monotonic()))
-        wait([self._pool.submit(self._end, one, patience=until) for one in sessions])
+        self.let_go(sessions, timeout)
         self._ended.set()
         self._thread.stop(END_TIMEOUT)
-        self._pool.shutdown(wait=False)
+        self._beginning.shutdown(wait=False)
+        self._ending.shutdown(wait=False)
 
     def _check_open(self) -> None:
         if self.draining:
@@ -786,6 +885,8 @@ class Sessions:
                 log.error("session %s could not be begun", session.id, exc_info=fault)
             self._forget(session)
             session.keeper.close()
+            session.worker.stop(END_TIMEOUT)
+            session.disown()
             session.ready.set_exception(fault)
             return
         session.ready.set_result(None)
@@ -818,7 +919,11 @@ class Sessions:
                     session.tick()
                     if self._is_idle(session):
                         session.stop_taking()
-                        self._pool.submit(self._end, session)
+                        self._ending.submit(self._end, session)
+                    elif session.is_wanted and not session.is_ending:
+                        session.stop_taking()
+                        until = time.monotonic() + self.limits.drain_seconds
+                        self._ending.submit(self._end, session, patience=until)
                 except Exception as fault:  # the next one may go well
                     log.error("session %s: internal error", session.id, exc_info=fault)
 
@@ -827,7 +932,7 @@ class Sessions:
         if not period or session.connection is not None or not session.ready.done():
             return False
         idle = time.monotonic() - session.touched > period
-        return idle and not session.is_busy and not session._ending
+        return idle and not session.is_busy and not session.is_ending
 
 
 def check_session_id(id: str) -> None:

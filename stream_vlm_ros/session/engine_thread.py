@@ -107,6 +107,11 @@ class EngineThread:
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it runs."""
+        return self._thread.is_alive()
+
     def has_ended(self, worker: EngineWorker, timeout: float) -> bool:
         """Wait so many seconds for the end of a session, and of the thread if it is the last."""
         until = time.monotonic() + timeout

@@ -168,9 +168,9 @@ class MemoryKeeper:
             except TimeoutError:
                 self._report(f"saving the memory took longer than {timeout:.0f} s")
 
-    def close(self) -> None:
-        """Take nothing more; what is being written ends in its own time."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    def close(self, wait: bool = False) -> None:
+        """Take nothing more; what is being written ends in its own time. ``wait``: for that."""
+        self._pool.shutdown(wait, cancel_futures=True)
 
     def _save_by_itself(self) -> Future[Done] | None:
         path = self._path("")

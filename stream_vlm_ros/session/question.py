@@ -95,7 +95,7 @@ WRITING = "writing"
 Progress = Callable[[str, str], None]  # (READING or WRITING, the answer so far)
 
 
-@dataclass
+@dataclass(eq=False)
 class Ticket:
     """A question on its way. ``future`` is always given an :class:`Outcome`, never an exception."""
 

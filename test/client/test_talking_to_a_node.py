@@ -458,7 +458,7 @@ def test_the_example_of_a_node_of_ones_own_asks_and_ends_by_ctrl_c(node, graph):
 # From a terminal ----------------------------------------------------------------------------------
 
 
-def test_questions_from_a_terminal(node):
+def test_questions_from_a_terminal(node, alone):
     printed = terminal("ask", "--node", NAME, "What is there?", "--max-new-tokens", 4)
     question, answer, figures = printed.splitlines()[:3]
     assert question == "What is there?" and answer and figures.endswith("4 tokens")
@@ -481,7 +481,7 @@ def test_a_terminals_answer_is_cancelled_after_its_time(node):
     assert result.exit_code == 1 and result.stdout.rstrip().endswith("cancelled")
 
 
-def test_settings_and_orders_from_a_terminal(node, client, do):
+def test_settings_and_orders_from_a_terminal(node, client, do, alone):
     assert "8 -> 6" in terminal("node", "set", "--node", NAME, "max_questions", 6)
     assert json.loads(terminal("node", "get", "--node", NAME, "max_questions", "--json")) == {
         "max_questions": 6
@@ -493,7 +493,7 @@ def test_settings_and_orders_from_a_terminal(node, client, do):
     assert "What is there?" in terminal("node", "answers", "--node", NAME, "what is")
 
 
-def test_a_nodes_lifecycle_is_steered_and_what_it_refuses_is_said(client, do):
+def test_a_nodes_lifecycle_is_steered_and_what_it_refuses_is_said(client, do, alone):
     assert do(client.transition("deactivate")) == f"{NAME} is inactive"
     with pytest.raises(StreamVlmError, match="did not deactivate: it is inactive"):
         do(client.transition("deactivate"))

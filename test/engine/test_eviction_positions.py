@@ -191,10 +191,7 @@ OPERATIONS = st.one_of(
 )
 
 
-@settings(
-    max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
-)
-@given(
+ANY_EVICTIONS = given(
     operations=st.lists(OPERATIONS, min_size=3, max_size=16),
     room=st.integers(16, 90),
     sink=st.sampled_from([0, 0, 1, 4, 50, 59]),
@@ -203,7 +200,10 @@ OPERATIONS = st.one_of(
     policy=st.sampled_from(["contiguous", "keep_gaps"]),
     shares=st.sampled_from([(0, 0), (0, 0), (0.4, 0), (0, 0.4), (0.3, 0.3), (AUTO, AUTO)]),
 )
-def test_after_any_evictions_a_question_sees_what_the_oracle_sees(
+ANY = settings(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+
+
+def see_what_the_oracle_sees(
     toys, model, processor, operations, room, sink, interval, layout, policy, shares
 ):
     # The first chunk has 45 text tokens (55 segmented) and some vision: about 60.
@@ -243,6 +243,21 @@ def test_after_any_evictions_a_question_sees_what_the_oracle_sees(
                 assert engine.cache_manager.get_seq_length() <= config.max_cache_tokens + slack
     finally:
         oracle.detach()
+
+
+@settings(ANY, max_examples=40)
+@ANY_EVICTIONS
+def test_after_any_evictions_a_question_sees_what_the_oracle_sees(toys, model, processor, **course):
+    see_what_the_oracle_sees(toys, model, processor, **course)
+
+
+@pytest.mark.slow
+@settings(ANY, max_examples=1000)
+@ANY_EVICTIONS
+def test_after_any_of_a_thousand_courses_of_evictions_a_question_sees_what_the_oracle_sees(
+    toys, model, processor, **course
+):
+    see_what_the_oracle_sees(toys, model, processor, **course)
 
 
 @pytest.mark.parametrize("layout", ["continuous", "segmented"])

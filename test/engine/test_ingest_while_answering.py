@@ -51,7 +51,7 @@ def bookkeeping(engine):
 @pytest.mark.parametrize("shares", [(0.0, 0.0), (0.3, 0.3), (AUTO, AUTO)])
 @pytest.mark.parametrize("layout", ["continuous", "segmented"])
 @pytest.mark.parametrize("policy", ["contiguous", "keep_gaps"])
-@pytest.mark.parametrize(("interval", "skip"), [(1, None), (3, None), (3, 0.3)])
+@pytest.mark.parametrize(("interval", "skip"), [(1, None), (3, 0.3)])
 def test_the_answer_and_what_is_kept_are_as_if_the_chunks_had_come_after_it(
     toys, model, processor, shares, layout, policy, interval, skip
 ):

@@ -198,7 +198,7 @@ def test_saved_memories_are_listed_of_one_or_of_all(here, cameras):
 
 
 @two_cameras
-def test_the_console_shows_and_steers_one_of_several(here, cameras):
+def test_the_console_shows_and_steers_one_of_several(here, cameras, alone):
     from stream_vlm_ros.session.question import Question
     from stream_vlm_ros.web.over_node import OverNode
 
@@ -241,7 +241,7 @@ def test_the_console_shows_and_steers_one_of_several(here, cameras):
 
 
 @two_cameras
-def test_the_client_asks_and_steers_one_of_several(here, cameras):
+def test_the_client_asks_and_steers_one_of_several(here, cameras, alone):
     front, rear = cameras
     see(front, 1), see(rear, 1)
 

@@ -179,6 +179,7 @@ def test_an_engine_thread_that_ends_is_said_until_the_node_is_configured_again(h
         ),
         what="the ERROR on /diagnostics",
     )
+    here.engine.reset()  # a new engine holds nothing
     for transition in ("deactivate", "cleanup", "configure", "activate"):
         assert here.client.change_state(transition)
     here.client.wait_status(lambda s: s.state == "active")

@@ -60,6 +60,7 @@ def test_what_it_would_leave_out_is_refused(words):
     assert f"bad argument {words[0]}: parameters are given by --ros-args -p " in done.stderr
 
 
+@pytest.mark.slow
 def test_started_and_stopped_twenty_times_in_a_row(start_node):
     start_and_stop(start_node, 20)
 
@@ -70,22 +71,22 @@ def test_ctrl_c_right_after_it_says_that_it_starts(start_node):
     ended_well(node)
 
 
-def interrupted_at_random(start_node, times):
+def interrupted_at_random(start_node, times, latest):
     delays = random.Random(0)
     for _ in range(times):
         node = start_node(**SETTINGS)
         node.wait_for("starting")
-        time.sleep(delays.uniform(0, 8))
+        time.sleep(delays.uniform(0, latest))
         ended_well(node)
 
 
 def test_ctrl_c_at_any_moment_of_its_start(start_node):
-    interrupted_at_random(start_node, 3)
+    interrupted_at_random(start_node, 3, latest=3)
 
 
 @pytest.mark.slow
 def test_ctrl_c_at_twenty_moments_of_its_start(start_node):
-    interrupted_at_random(start_node, 20)
+    interrupted_at_random(start_node, 20, latest=8)
 
 
 def test_ctrl_c_while_an_answer_is_written(start_node, connect):

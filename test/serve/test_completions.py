@@ -323,7 +323,7 @@ def test_an_empty_memory_a_full_queue_and_an_ending_session_say_so(client, serve
     with pytest.raises(openai.RateLimitError, match="waiting already") as full:
         ask(client, "What?", model="empty", stream=True)
     assert int(full.value.response.headers["retry-after"]) >= 1
-    session.stop_taking()
+    session.stop_answering()
     with pytest.raises(openai.InternalServerError, match="being ended") as ending:
         ask(client, "What?", model="empty")
     assert ending.value.status_code == 503

@@ -1,0 +1,262 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""Three replicas of Ray Serve and six robots: ``make ray``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from openai import AsyncOpenAI
+from robots import Robot
+
+from stream_vlm_ros.engine.saving.memory_copy import about_memory
+from stream_vlm_ros.remote.protocol import SESSION_HEADER
+from stream_vlm_ros.world.world import World
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Using extra keyword arguments:DeprecationWarning"),  # Ray's
+]
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: requirements/ray.txt")
+
+REPLICAS, ROBOTS = 3, 6
+KEY = "a key of the test's own"
+QUESTION = "What is visible now?"
+PATIENCE = 60.0  # s
+BAR = 10.0  # s for an answer after a replica was killed
+
+
+class Cluster:
+    """The service on a cluster of this machine's, of which the test sees the processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.deployments = folder, 0
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        key_file = folder / "keys"
+        key_file.touch(0o600)
+        key_file.write_text(KEY)
+        self.options = {
+            "key_file": str(key_file),
+            "memory_folder": str(folder / "memories"),
+            "save_memory_minutes": 0.05,
+            "device": "cpu",
+            "max_cache_tokens": 1500,
+            "max_sessions": 4 * ROBOTS,
+            "drain_seconds": 20.0,
+            "replicas": REPLICAS,
+            "replica_cpus": 0.1,
+        }
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}"
+
+    async def ask(self, client: AsyncOpenAI, name: str) -> float:
+        """Ask a session over HTTP; seconds until there was an answer."""
+        begin = time.monotonic()
+        answer = await client.chat.completions.create(
+            model=name,
+            messages=[{"role": "user", "content": QUESTION}],
+            max_tokens=4,
+            extra_headers={SESSION_HEADER: name},
+        )
+        assert answer.choices[0].message.content
+        return time.monotonic() - begin
+
+    def client(self) -> AsyncOpenAI:
+        return AsyncOpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key=KEY)
+
+    def deploy(self) -> None:
+        """Deploy it, or replace every replica; returns when all run."""
+        from ray import serve
+
+        from stream_vlm_ros.serve.ray_app import NAME, application
+
+        serve.start(http_options={"host": "127.0.0.1", "port": self.port})
+        serve.run(application(self.options), name=NAME)
+
+    async def homes(self, names: list[str]) -> dict[str, tuple[str, int]]:
+        """The replica, and its process, to which requests of each of these sessions go."""
+        from ray import serve
+
+        from stream_vlm_ros.serve.ray_app import NAME
+
+        handle = serve.get_deployment_handle(NAME, NAME)
+        return {name: await handle.options(session_id=name).process.remote() for name in names}
+
+    def saved(self, name: str) -> int:
+        """Stamp of the newest frame in a session's saved memory."""
+        (file,) = (self.folder / "memories").rglob(f"{name}.safetensors")
+        saved = about_memory(file)
+        return saved.origin_ns + round(1e9 * saved.newest_timestamp)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    from ray import serve
+
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as own:  # names of sockets are short
+        ray.init(
+            num_cpus=2,
+            object_store_memory=80 << 20,
+            include_dashboard=False,
+            log_to_driver=False,
+            _temp_dir=own,
+        )
+        try:
+            cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+            cluster.deploy()
+            yield cluster
+        finally:
+            serve.shutdown()
+            ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """What each robot sees."""
+    return [
+        [np.asarray(World(7 + robot).render(k / 2.0)) for k in range(16)] for robot in range(ROBOTS)
+    ]
+
+
+@contextlib.asynccontextmanager
+async def fleet(cluster, pictures, prefix):
+    """Robots, each of which remembers some frames and has them saved."""
+    robots = [
+        Robot(cluster.url, f"{prefix}-{number}", seen, key=KEY)
+        for number, seen in enumerate(pictures)
+    ]
+    try:
+        await until(lambda: all(len(robot.ingested) >= 8 for robot in robots), robots)
+        await until(lambda: all(robot.status.saved.saved_ns for robot in robots), robots)
+        yield robots
+    finally:
+        for robot in robots:
+            await robot.stop()
+
+
+async def until(holds, robots):
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        told = [
+            (robot.name, len(robot.sent), len(robot.ingested), robot.errors) for robot in robots
+        ]
+        assert time.monotonic() < end, told
+        await asyncio.sleep(0.05)
+
+
+async def settle(robots):
+    """No robot films any more; wait until each knows what became of every frame."""
+    for robot in robots:
+        robot.filming = False
+    await until(lambda: all(robot.untold == set() for robot in robots), robots)
+
+
+def test_a_session_is_served_by_the_same_replica_whatever_is_asked(
+    cluster, pictures, record_property
+):
+    async def run():
+        async with fleet(cluster, pictures, "sticky") as robots:
+            names = [robot.name for robot in robots]
+            homes = await cluster.homes(names)
+            for _ in range(9):
+                assert await cluster.homes(names) == homes
+            assert len(set(homes.values())) > 1
+            assert all(len(robot.connections) == 1 for robot in robots)
+            await settle(robots)
+            for robot in robots:
+                assert robot.ingested == set(robot.sent)
+            record_property("ray", ray.__version__)
+            record_property("sessions_of_each_replica", sorted(Counter(homes.values()).values()))
+
+    asyncio.run(run())
+
+
+def test_sessions_of_a_killed_replica_go_on_from_their_last_save(
+    cluster, pictures, record_property
+):
+    async def run():
+        async with fleet(cluster, pictures, "killed") as robots:
+            homes = await cluster.homes([robot.name for robot in robots])
+            ((_, victim), _count), *_ = Counter(homes.values()).most_common()
+            hit = [robot for robot in robots if homes[robot.name][1] == victim]
+            os.kill(victim, signal.SIGKILL)
+            begin = time.monotonic()
+            saved = {robot.name: cluster.saved(robot.name) for robot in hit}
+            asked = await asyncio.gather(*(robot.ask(QUESTION) for robot in robots))
+            async with cluster.client() as client:
+                await asyncio.gather(*(cluster.ask(client, robot.name) for robot in hit))
+            assert time.monotonic() - begin < BAR
+            seconds = [one.future.result() and one.seconds for one in asked]
+            assert [one.future.result().status for one in asked] == ["completed"] * ROBOTS
+            assert max(seconds) < BAR
+            back = [robot.connections[1][0] - begin for robot in hit]
+            for robot in hit:
+                _, session, _ = robot.connections[1]
+                assert session.restored and session.accepted_ns == saved[robot.name]
+            await asyncio.sleep(3.0)
+            await settle(robots)
+            lost = 0
+            for robot in robots:
+                gone = robot.lost
+                assert robot.ingested | set(robot.dropped) | gone == set(robot.sent)
+                assert bool(robot.gaps) >= bool(gone), (robot.name, gone)
+                assert robot in hit or not gone
+                assert robot.status.memory.frames == len(robot.ingested - gone)
+                lost += len(gone)
+            record_property("sessions_of_the_killed_replica", len(hit))
+            record_property("longest_answer_s", round(max(seconds), 2))
+            record_property("longest_until_connected_again_s", round(max(back), 2))
+            record_property("frames_sent", sum(len(robot.sent) for robot in robots))
+            record_property("frames_dropped", sum(len(robot.dropped) for robot in robots))
+            record_property("frames_lost_after_the_last_save_and_said_so", lost)
+
+    asyncio.run(run())
+
+
+def test_a_rolling_restart_leaves_no_question_without_an_answer(cluster, pictures, record_property):
+    async def run():
+        async with fleet(cluster, pictures, "rolled") as robots:
+            before = await cluster.homes([robot.name for robot in robots])
+            deploying = asyncio.create_task(asyncio.to_thread(cluster.deploy))
+            asked, over_http = [], []
+            async with cluster.client() as client:
+                while not deploying.done():
+                    told = [cluster.ask(client, robot.name) for robot in robots]
+                    asking = asyncio.gather(*(robot.ask(QUESTION, 4) for robot in robots))
+                    over_http += await asyncio.gather(*told)
+                    asked += await asking
+                    await asyncio.sleep(0.2)
+            await deploying
+            after = await cluster.homes([robot.name for robot in robots])
+            assert set(before.values()).isdisjoint(after.values())
+            asked += await asyncio.gather(*(robot.ask(QUESTION, 4) for robot in robots))
+            assert {one.future.result().status for one in asked} == {"completed"}
+            await settle(robots)
+            for robot in robots:
+                assert robot.ingested | set(robot.dropped) == set(robot.sent)
+                assert (robot.gaps, robot.lost) == ([], set())
+                assert robot.status.memory.frames == len(robot.ingested)
+            record_property("questions", len(asked))
+            record_property("questions_over_http", len(over_http))
+            record_property("longest_answer_over_http_s", round(max(over_http), 2))
+            record_property("longest_answer_s", round(max(one.seconds for one in asked), 2))
+            record_property("frames_sent", sum(len(robot.sent) for robot in robots))
+            record_property("frames_dropped", sum(len(robot.dropped) for robot in robots))
+            record_property("connections", sum(len(robot.connections) for robot in robots))
+
+    asyncio.run(run())
