@@ -24,7 +24,7 @@ from typing import Any
 
 from stream_vlm_ros.console import plural, span_text
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
-from stream_vlm_ros.errors import InvalidQuestionError, StreamVlmError, cut
+from stream_vlm_ros.errors import EmptyMemoryError, InvalidQuestionError, StreamVlmError, cut
 from stream_vlm_ros.history.poses import PoseTrack
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.remote.protocol import ClientEvent, ServerEvent
@@ -120,7 +120,7 @@ class Exchange:
         counters: where the end of every frame is counted.
         report: is told of chunks that the server refused, and of what it does not take.
         pause_closed: see `stream_vlm_ros.session.engine_session.EngineSession`.
-        make_header: likewise.
+        make_header, why_empty: likewise.
         tell: is told of what the server has lost.
 
     Attributes:
@@ -138,6 +138,7 @@ class Exchange:
         pause_closed: Callable[[float], None] = lambda seconds: None,
         make_header: Callable[[int, str], Any] = lambda stamp_ns, frame_id: None,
         tell: Callable[[str], None] = lambda words: None,
+        why_empty: Callable[[], str] = lambda: "images come first",
     ) -> None:
         self.effects: list[Callable[[], object]] = []
         self.why: StreamVlmError | None = DisconnectedError("there was no connection yet")
@@ -151,6 +152,8 @@ class Exchange:
         self.poses: PoseTrack | None = None
         self._counters, self._report = counters, report
         self._pause_closed, self._make_header, self._tell = pause_closed, make_header, tell
+        self._why_empty = why_empty
+        self._ended: StreamVlmError | None = None  # nothing is taken any more
         self._waiting: deque[Chunk | Order | RemoteTicket] = deque()
         self._urgent: deque[ClientEvent] = deque()
         self._sent: deque[Chunk] = deque()
@@ -164,6 +167,9 @@ class Exchange:
 
     def append(self, frames: list[TimedFrame], queue_size: int) -> None:
         """Let a chunk wait; the oldest beyond ``queue_size`` are dropped."""
+        if self._ended is not None:
+            self._counters.drop(Drop.RESET, len(frames))
+            return
         chunks = self._chunks
         for oldest in chunks[: max(0, len(chunks) + 1 - queue_size)]:
             self._waiting.remove(oldest)
@@ -195,8 +201,9 @@ class Exchange:
         Its future gets the event that answers it, or raises what came instead.
         """
         order = Order(make(next(self._ids)), lasts=lasts)
-        if self.why is not None and not lasts:
-            self._later(order.future.set_exception, self.why)
+        refusal = self._ended or (None if lasts else self.why)
+        if refusal is not None:
+            self._later(order.future.set_exception, refusal)
         else:
             self._waiting.append(order)
         return order.future
@@ -242,7 +249,7 @@ class Exchange:
             self._later(order.future.set_exception, why)
         for left in (self._sent, self._orders, self._waiting):
             left.clear()
-        self.why = why
+        self.why = self._ended = why
 
     def cancel(self, ticket: RemoteTicket) -> None:
         """End an answer early: at once if the server does not know of the question yet."""
@@ -329,7 +336,7 @@ class Exchange:
         again.sort(key=_place)
         self._waiting.extendleft(reversed(again))
         self._sequence = max(self._sequence, session.accepted_sequence + 1)
-        self.why = None
+        self.why = self._ended
         if before is not None and not session.resumed:
             self._tell_gap(session.accepted_ns)
         self._take_status(told.status)
@@ -468,6 +475,9 @@ class Exchange:
         error: StreamVlmError | None = None
         if told.status == "cancelled" and ticket.cancelled:
             error = ticket.why
+        elif told.error is not None and told.error.code == EmptyMemoryError.code:
+            why = self._why_empty()  # the camera knows more than the server
+            error = EmptyMemoryError(f"the memory holds no image yet: {why}")
         elif told.error is not None:
             error = RemoteError(told.error)
         elif told.status != "completed":

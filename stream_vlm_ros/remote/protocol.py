@@ -10,7 +10,9 @@ of frames and of the memory have names of their own. Times are stamps of the cam
 nanoseconds.
 
 A session outlives its connection. Who connects again is told by `SessionCreated` up to which stamp
-frames were accepted, and sends the later ones once more.
+frames were accepted, and sends the later ones once more. Frames that wait for their `Commit` when a
+connection ends were not accepted. How the newest chunks and frames ended (`Ingested`, `Dropped`) is
+told once more, right behind `SessionCreated`: the last word may not have arrived.
 """
 
 from __future__ import annotations
@@ -399,7 +401,11 @@ class Ingested(_Server, tag="input_frame_buffer.ingested"):
 
 
 class Dropped(_Server, tag="input_frame_buffer.dropped"):
-    """Frames that do not get into the memory, and why: ``cause`` as in ``CacheStatus``."""
+    """Frames that do not get into the memory, and why.
+
+    ``cause``: the field of ``CacheStatus`` without its ``dropped_``: "overflow", "error" and so on.
+    Of the sequences from ``first`` to ``last``, others may have come to another end.
+    """
 
     first: int
     last: int

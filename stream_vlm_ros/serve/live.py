@@ -107,7 +107,6 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._outbox = Outbox(lambda: protocol.MemoryStatus(status=session.status), most)
         self._tickets: dict[str, Ticket] = {}
-        self._orders = 0  # under way
         self._tasks: set[asyncio.Task[None]] = set()
         self._faults: deque[float] = deque()
         self._code = ENDED
@@ -298,19 +297,19 @@ class Connection:
                     protocol.SessionUpdated(event_id=event.event_id, session=session.described())
                 )
             case protocol.SessionClose():
-                self._order(event.event_id, self._close_session(event.event_id))
+                self._order(event.event_id, self._close_session, event.event_id)
             case protocol.MemoryReset():
                 resetting = session.reset(time_jump=event.time_jump)
-                self._order(event.event_id, self._tell_when(resetting, tell(_forgotten)))
+                self._order(event.event_id, self._tell_when, resetting, tell(_forgotten))
             case protocol.MemorySave():
                 saving = session.save(event.name)
-                self._order(event.event_id, self._tell_when(saving, tell(_done)))
+                self._order(event.event_id, self._tell_when, saving, tell(_done))
             case protocol.MemoryLoad():
                 loading = session.load(event.name)
-                self._order(event.event_id, self._tell_when(loading, tell(_done)))
+                self._order(event.event_id, self._tell_when, loading, tell(_done))
             case protocol.MemoryList():
                 named = session.keeper.names()
-                self._order(event.event_id, self._tell_when(named, tell(_names)))
+                self._order(event.event_id, self._tell_when, named, tell(_names))
             case protocol.MemoryPicture():
                 if not 16 <= event.max_size <= MAX_PICTURE_SIZE:
                     raise InvalidParameterError(
@@ -319,7 +318,7 @@ class Connection:
                 looked = session.worker.picture_near(
                     event.stamp_ns, event.within_ns, event.max_size
                 )
-                self._order(event.event_id, self._tell_when(looked, tell(_picture)))
+                self._order(event.event_id, self._tell_when, looked, tell(_picture))
 
     # -- questions ---------------------------------------------------------------------------
 
@@ -352,21 +351,29 @@ class Connection:
 
     def _answer(self, id: str, done: Future[Outcome]) -> None:
         del self._tickets[id]
-        self._put(protocol.ResponseDone(event_id=id, response=response_of(id, done.result())))
+        try:
+            response = response_of(id, done.result())
+        except Exception as fault:  # of this package: who asked is told all the same
+            log.error("session %s: internal error", self._session.id, exc_info=fault)
+            response = protocol.Response(id=id, status="failed", error=fault_of(fault))
+        self._put(protocol.ResponseDone(event_id=id, response=response))
 
     # -- what else is asked ------------------------------------------------------------------
 
-    def _order(self, event_id: str, doing: Coroutine[Any, Any, None]) -> None:
+    def _order(
+        self, event_id: str, do: Callable[..., Coroutine[Any, Any, None]], *given: Any
+    ) -> None:
         if len(self._tasks) >= MOST_ORDERS:
-            doing.close()
             raise QueueFullError(f"{len(self._tasks)} orders of this connection are under way")
-        task = asyncio.create_task(self._carry_out(event_id, doing))
+        task = asyncio.create_task(self._carry_out(event_id, do, *given))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _carry_out(self, event_id: str, doing: Coroutine[Any, Any, None]) -> None:
+    async def _carry_out(
+        self, event_id: str, do: Callable[..., Coroutine[Any, Any, None]], *given: Any
+    ) -> None:
         try:
-            await doing
+            await do(*given)
         except StreamVlmError as fault:
             error = fault_of(fault, event_id)
             self._put(protocol.ErrorEvent(event_id=event_id, error=error))
@@ -376,8 +383,9 @@ class Connection:
             self._put(protocol.ErrorEvent(event_id=event_id, error=error))
 
     async def _tell_when(self, done: Future[Any], event: Callable[[Any], ServerEvent]) -> None:
-        result = await asyncio.shield(asyncio.wrap_future(done))
-        self._put(event(result))
+        waited = asyncio.wrap_future(done)
+        waited.add_done_callback(_take_exception)  # also where nobody waits any more
+        self._put(event(await asyncio.shield(waited)))
 
     async def _close_session(self, event_id: str) -> None:
         self._closing = True
@@ -393,6 +401,11 @@ def _ending(
     return protocol.SessionEnding(
         code=code or told.code, message=told.message, retry_after=retry_after
     )
+
+
+def _take_exception(done: asyncio.Future[Any]) -> None:
+    if not done.cancelled():
+        done.exception()
 
 
 def _forgotten(event_id: str, done: None) -> protocol.MemoryDone:

@@ -8,6 +8,7 @@ Without a network: frames and questions come by calls, from any thread, and even
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import threading
@@ -51,6 +52,7 @@ from stream_vlm_ros.session.worker import EngineWorker
 
 if TYPE_CHECKING:
     from stream_vlm_ros.engine import Checkpoint, InferenceEngine
+    from stream_vlm_ros.engine.together import EngineGroup
 
 log = logging.getLogger(__name__)
 
@@ -539,6 +541,11 @@ class Session:
                 self._note_position()
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nothing of it is worth keeping."""
+        return not self.is_busy and not self.counters.received and self.memory.latest_ns is None
+
+    @property
     def is_busy(self) -> bool:
         """Whether an answer is under way, or a chunk waits."""
         return self._asked > 0 or self.worker.depth > 0 or self.counters.pending > 0
@@ -696,6 +703,7 @@ class Sessions:
         settings: of each session, but for its name.
         limits: how many there are, and for how long.
         server: the name of this server, for those that share its memory_folder.
+        load: gives the model.
 
     Attributes:
         when_answered: called with the outcome of each question, in the thread of the engines.
@@ -704,7 +712,14 @@ class Sessions:
         model: what answers, in words.
     """
 
-    def __init__(self, settings: Settings, limits: Limits | None = None, server: str = "") -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        limits: Limits | None = None,
+        *,
+        server: str = "",
+        load: Callable[[Settings], Checkpoint] = load_model,
+    ) -> None:
         if not settings.max_cache_tokens:
             raise InvalidParameterError(
                 "max_cache_tokens must be said, as each of several sessions takes so many"
@@ -722,8 +737,9 @@ class Sessions:
         self.draining = False
         self._table: dict[tuple[str, str], Session] = {}
         self._lock = threading.Lock()
+        self._load_model = load
         self._checkpoint: Checkpoint | None = None
-        self._group: Any = None
+        self._group: EngineGroup | None = None
         self._thread = EngineThread(settings.ingest_share, together_appender(), lasting=True)
         # Apart: a session may begin only when another server's has ended, and the other way round.
         self._beginning = ThreadPoolExecutor(8, thread_name_prefix="sessions that begin")
@@ -734,7 +750,7 @@ class Sessions:
     def load(self) -> str:
         """Load the model, take the memory that a GPU's sessions share, and begin; what they take,
         in one line. Raises ModelLoadError, DeviceUnavailableError, InvalidParameterError."""
-        self._checkpoint = load_model(self.settings)
+        self._checkpoint = self._load_model(self.settings)
         self._group = group_of([self.settings] * self.limits.max_sessions, self._checkpoint)
         self._thread.start()
         trial = EngineWorker(
@@ -758,7 +774,9 @@ class Sessions:
 
     def _build(self, settings: Settings) -> InferenceEngine:
         assert self._checkpoint is not None
-        return build_engine(settings, self._checkpoint, self._group)
+        if (group := self._group) is not None and not group.room.has(group.room.longest):
+            gc.collect()  # sessions that have ended may still be somewhere in a cycle
+        return build_engine(settings, self._checkpoint, group)
 
     # -- which there are ---------------------------------------------------------------------
 
@@ -854,15 +872,26 @@ class Sessions:
 
     def _check_room(self, owner: str) -> None:
         limits = self.limits
-        if len(self._table) >= limits.max_sessions:
-            raise SessionLimitError(
-                f"{limits.max_sessions} sessions are served already (--max-sessions)"
-            )
         of_owner = sum(one == owner for one, _ in self._table)
         if 0 < limits.max_sessions_per_key <= of_owner:
             raise SessionLimitError(
                 f"this key has {of_owner} sessions already (--max-sessions-per-key)"
             )
+        if len(self._table) >= limits.max_sessions:
+            self._end_one_of_no_use()
+        if len(self._table) >= limits.max_sessions:
+            raise SessionLimitError(
+                f"{limits.max_sessions} sessions are served already (--max-sessions)"
+            )
+
+    def _end_one_of_no_use(self) -> None:
+        """End a session that has seen nothing and is not connected, if there is one."""
+        for key, one in self._table.items():
+            if one.connection is None and one.ready.done() and one.is_empty:
+                one.stop_taking()
+                del self._table[key]
+                self._ending.submit(self._end, one)
+                return
 
     def _settings_of(self, id: str, owner: str) -> Settings:
         if not self.settings.memory_folder:

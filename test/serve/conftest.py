@@ -10,6 +10,7 @@ from serving import RunningServer
 
 import stream_vlm_ros.world  # noqa: F401 - a source may be drawn
 from stream_vlm_ros.config import Settings
+from stream_vlm_ros.factory import kept_model
 from stream_vlm_ros.serve.options import Limits
 from stream_vlm_ros.serve.sessions import Sessions
 from stream_vlm_ros.sources import open_source
@@ -35,7 +36,7 @@ def settings(tmp_path_factory):
 @pytest.fixture(scope="session")
 def server(settings):
     """One for all tests; each takes sessions of its own."""
-    sessions = Sessions(settings, Limits(max_sessions=200))
+    sessions = Sessions(settings, Limits(max_sessions=200), load=kept_model)
     sessions.load()
     running = RunningServer(sessions)
     yield running

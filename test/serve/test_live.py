@@ -413,7 +413,9 @@ def test_whatever_is_sent_every_frame_comes_to_one_end_and_is_counted_once(serve
             case ("cut", _):
                 camera.close()
                 note(camera.heard)
+                sent = camera.sequence
                 camera = server.camera(name, commit=camera.created.session.settings["commit"])
+                camera.sequence = sent
             case "bad frame":
                 camera.sequence += 1
                 frame = protocol.FrameMessage(camera.sequence, stamp, protocol.JPEG, 0, 0, b"x")

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from patience import PATIENCE, wait_until
 from serving import RunningServer, feed, in_process
+from websockets.exceptions import InvalidStatus
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
+from stream_vlm_ros.factory import kept_model
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve import sessions as sessions_module
 from stream_vlm_ros.serve.options import Limits
@@ -28,7 +30,8 @@ def begin(settings):
     made = []
 
     def make(limits=None, **changes):
-        made.append(Sessions(replace(settings, **changes), limits or Limits()))
+        settled = replace(settings, **changes)
+        made.append(Sessions(settled, limits or Limits(), load=kept_model))
         made[-1].load()
         return made[-1]
 
@@ -66,10 +69,11 @@ def test_nothing_is_opened_before_the_model_is_loaded(settings):
 def test_there_are_no_more_sessions_than_there_may_be_altogether_and_of_a_key(begin, film):
     sessions = begin(Limits(max_sessions=3, max_sessions_per_key=2), memory_folder="")
     first = opened(sessions, "1")
-    opened(sessions, "2")
+    remembered(opened(sessions, "2"), film[:4])
     with pytest.raises(SessionLimitError, match="this key has 2 sessions already"):
         sessions.open("3", "a")
-    opened(sessions, "1", "b")
+    remembered(opened(sessions, "1", "b"), film[:4])
+    remembered(first, film[:4])
     with pytest.raises(SessionLimitError, match="3 sessions are served already"):
         sessions.open("2", "b")
     assert sessions.open("1", "a") is first
@@ -80,8 +84,8 @@ def test_there_are_no_more_sessions_than_there_may_be_altogether_and_of_a_key(be
     assert [one.id for one in sessions.all("a")] == ["2"]
     assert len(sessions.all()) == 3
     # One that ends costs the others nothing.
-    last = sessions.find("2", "b")
-    remembered(last, film[:4])
+    last = sessions.find("1", "b")
+    remembered(last, film[4:8])
     assert last.ask(Question("What?")).future.result(PATIENCE).answer
 
 
@@ -183,3 +187,46 @@ def test_memories_are_saved_every_so_many_minutes(begin, film, tmp_path):
     remembered(opened(sessions, "often"), film[:4])
     file = wait_until(lambda: [*Path(tmp_path).rglob("often.safetensors")])
     assert file[0].stat().st_mode & 0o077 == 0 or file[0].parent.stat().st_mode & 0o077 == 0
+
+
+def test_what_an_answer_rests_on_comes_with_its_pictures(begin, film):
+    sessions = begin(
+        history="always", max_cache_tokens=128, memory_folder="", important_share=0.0,
+        sampled_share=0.0,
+    )  # fmt: skip
+    server = RunningServer(sessions)
+    with server.camera("evidence") as camera:
+        feed(camera, film)
+        between = (film[8].stamp_ns, film[15].stamp_ns)  # which the memory has let go
+        response = camera.ask("What do you see?", thumbnails=2, about_ns=between)
+        assert response.error is None
+        stamps = {frame.stamp_ns for frame in film}
+        assert {*response.evidence[0].stamps_ns} <= stamps
+        pictures = [one for episode in response.evidence for one in episode.thumbnails]
+        assert pictures and all(one.jpeg.startswith(b"\xff\xd8") for one in pictures)
+        camera.send(protocol.MemoryPicture(stamp_ns=film[0].stamp_ns, max_size=64))
+        picture = camera.next(protocol.PictureDone).picture
+        assert picture.stamp_ns == film[0].stamp_ns and picture.jpeg.startswith(b"\xff\xd8")
+    server.close()
+
+
+def test_one_session_too_many_is_refused_over_the_network_with_a_time_to_come_again(begin):
+    server = RunningServer(begin(Limits(max_sessions=1), memory_folder=""))
+    with server.camera("only"):
+        with pytest.raises(InvalidStatus) as fault:
+            server.camera("another")
+        response = fault.value.response
+        assert response.status_code == 429 and int(response.headers["Retry-After"]) > 0
+        assert b"1 sessions are served already" in response.body
+    server.close()
+
+
+def test_a_session_that_has_seen_nothing_makes_room_where_there_is_none(begin, film):
+    sessions = begin(Limits(max_sessions=2), memory_folder="")
+    remembered(opened(sessions, "in-use"), film[:4])
+    opened(sessions, "of-no-use")
+    opened(sessions, "new")
+    assert [one.id for one in sessions.all()] == ["in-use", "new"]
+    remembered(sessions.find("new", "a"), film[:4])
+    with pytest.raises(SessionLimitError):
+        sessions.open("one-more", "a")

@@ -296,6 +296,114 @@ def test_no_answer_is_written_where_the_thread_is_stopped_while_two_are(start):
     assert [t.future.result(PATIENCE).error.code for t in asked] == ["NOT_ACTIVE"] * 2
 
 
+# -- sessions come and go ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def lasting():
+    """A thread that goes on without a session."""
+    thread = EngineThread(lasting=True, append_together=_one_by_one_in_one, clock=lambda: 0.0)
+    thread.start()
+    yield thread
+    assert thread.stop(PATIENCE)
+
+
+together = []  # how many chunks were appended at once
+mixed = []  # groups of those
+
+
+def _one_by_one_in_one(chunks, coming):
+    together.append(len(chunks))
+    mixed.append({engine.group for engine, *_ in chunks})
+    return [engine.append_video_chunk(i, timestamps=t) for engine, i, t in chunks]
+
+
+def test_sessions_come_and_go_while_the_thread_runs(lasting):
+    for _ in range(3):
+        camera = Camera(lasting, FakeEngine())
+        camera.worker.loaded.result(PATIENCE)
+        camera.append("x")
+        assert camera.answer().memory.frames == 1
+        assert camera.worker.stop(PATIENCE)
+        assert camera.answer().error.code == "NOT_ACTIVE"
+
+
+def test_a_session_is_loaded_between_two_pieces_of_anothers_answer(lasting):
+    a = Camera(lasting, FakeEngine())
+    a.append("x")
+    long = a.ask(tokens=10**9)
+    wait_until(lambda: "ask" in {call[0] for call in a.engine.calls})
+    b = Camera(lasting, FakeEngine())
+    b.worker.loaded.result(PATIENCE)
+    b.append("y")
+    assert b.answer(tokens=2).error is None
+    assert b.worker.stop(PATIENCE) and not long.future.done()
+    long.cancel()
+    assert long.future.result(PATIENCE).answer
+
+
+def test_one_of_another_group_stops_common_work_for_as_long_as_it_wants_to_append(lasting):
+    def pile_up(cameras):
+        together.clear()
+        hold(cameras[0])
+        for camera in cameras:
+            camera.append("x"), camera.append("x")
+        cameras[0].engine.gate.set()
+        wait_until(lambda: not any(camera.counters.pending for camera in cameras))
+        return max(together, default=1)
+
+    cameras = [Camera(lasting, FakeEngine()) for _ in range(3)]
+    for camera, group in zip(cameras, ("one", "one", "another"), strict=True):
+        camera.worker.loaded.result(PATIENCE)
+        camera.engine.group = group
+    assert pile_up(cameras[:2]) == 2
+    pile_up(cameras)
+    assert all(len(groups) == 1 for groups in mixed)
+    assert cameras[2].worker.stop(PATIENCE)
+    assert pile_up(cameras[:2]) == 2
+
+
+def test_each_chunk_is_told_once_how_it_ended(start):
+    ends = []
+    a, b = start("ab", options=lambda name: {"chunk_ended": ends.append})
+
+    def told(*images):
+        wait_until(lambda: not a.counters.pending)
+        found = [end.cause for end in ends if [f.image for f in end.frames] == [*images]]
+        return found[0] if len(found) == 1 else found
+
+    a.append("good", "too")
+    assert told("good", "too") is None and a.counters.ingested == 2
+    append, a.engine.append_video_chunk = a.engine.append_video_chunk, _fails
+    a.append("refused")
+    assert told("refused") is Drop.ERROR
+    assert ends[-1].words == "too narrow"
+    a.engine.append_video_chunk = append
+    hold(b)
+    for number in range(5):  # four wait at most
+        a.append(number)
+    b.engine.gate.set()
+    assert told(0) is Drop.OVERFLOW and told(4) is None
+    hold(b)
+    a.append("before"), a.worker.drop_chunks(Drop.RESET)
+    b.engine.gate.set()
+    assert told("before") is Drop.RESET
+    a.engine.append_video_chunk = _exits
+    a.append("ends it")
+    wait_until(lambda: a.worker.ended)
+    a.append("after it")
+    assert told("ends it") is told("after it") is Drop.ERROR
+    assert sum(len(end.frames) for end in ends) == a.counters.received + b.counters.received
+
+
+def _fails(*given, **more):
+    raise InvalidImageError("too narrow")
+
+
+def _exits(*given, **more):
+    raise SystemExit(3)
+
+
 # -- isolation, with real engines over one model ------------------------------------------------
 
 CAP, CHUNKS = 150, 10

@@ -4,6 +4,7 @@
 """What the node does with an image before the engine sees it."""
 
 import itertools
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,7 +29,7 @@ class Ingest:
     def __init__(self, make_header, **values):
         values = {"sample_fps": 0.0, "chunk_frames": 2, **values}
         self.counters = FrameCounters()
-        self.chunks, self.reports = [], []
+        self.chunks, self.reports, self.told = [], [], []
         self.restarts = 0
         self.make_header = make_header
         self.ingest = FrameIngest(
@@ -37,6 +38,7 @@ class Ingest:
             deliver=self._deliver,
             restart=self._restart,
             report=lambda cause, words: self.reports.append((cause, words)),
+            dropped=lambda what, cause, words: self.told.append(cause),
         )
         self.ingest.active = True
 
@@ -66,6 +68,7 @@ class Ingest:
         return self.counters.dropped[cause]
 
     def holds(self):
+        assert Counter(self.told) == Counter(self.counters.dropped)  # each once
         return self.counters.pending == self.ingest.open_frames
 
 

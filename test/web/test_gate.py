@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from stream_vlm_ros.access import Access, is_loopback, read_key
+from stream_vlm_ros.access import Access, is_loopback, read_key, read_keys
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.web.gate import KEY_PAGE, OPENING, Gate
 
@@ -253,6 +253,18 @@ def test_the_key_comes_of_a_file_of_its_owners_or_of_the_environment(tmp_path, m
         read_key(str(file))
     file.chmod(0o600)
     assert read_key(str(file)) == "of a file, 16 characters"
+
+
+def test_a_file_may_hold_several_keys_of_which_others_want_one(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text(f"# of the robots\n{KEY}\n\n  another of 16 characters \n{KEY}\n")
+    file.chmod(0o600)
+    assert read_keys(str(file)) == (KEY, "another of 16 characters")
+    with pytest.raises(InvalidParameterError, match="holds 2 keys"):
+        read_key(str(file))
+    file.write_text(f"{KEY}\nshort\n")
+    with pytest.raises(InvalidParameterError, match="16 to 1024"):
+        read_keys(str(file))
 
 
 @pytest.mark.parametrize(

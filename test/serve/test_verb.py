@@ -1,0 +1,82 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""``stream-vlm serve``: what it refuses, and its way from the command to a saved memory."""
+
+import importlib.util
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+from patience import PATIENCE
+from serving import Camera, feed
+from typer.testing import CliRunner
+
+from stream_vlm_ros.cli import app
+from stream_vlm_ros.remote import protocol
+
+KEY = "0123456789abcdef"
+
+
+def refusal(*arguments, environment=None):
+    done = CliRunner().invoke(app, ["serve", *map(str, arguments)], env=environment)
+    assert done.exit_code == 2, done.output
+    return " ".join(done.stderr.split())
+
+
+def test_what_cannot_be_served_is_told_in_one_line(tmp_path):
+    without = {"STREAM_VLM_API_KEY": None}
+    assert "which needs a key" in refusal("--host", "0.0.0.0", environment=without)
+    assert "no_such_model" in refusal("--model", tmp_path / "no_such_model")
+    assert "max_cache_tokens must be said" in refusal("--max-cache-tokens", 0)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"port {port} is taken" in refusal("--port", port)
+    file = tmp_path / "keys"
+    file.write_text(f"{KEY}\nshort\n")
+    file.chmod(0o600)
+    assert "16 to 1024 ASCII characters" in refusal("--key-file", file)
+
+
+def test_without_its_packages_one_line_says_how_they_are_installed(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    said = refusal()
+    assert "the server needs fastapi, uvicorn, websockets, msgspec, prometheus_client: " in said
+    assert "-m pip install 'stream-vlm-ros[serve]'" in said
+
+
+def test_it_prints_its_address_serves_who_knows_a_key_and_saves_when_it_is_told_to_end(
+    tmp_path, film
+):
+    file = tmp_path / "keys"
+    file.write_text(f"{KEY}\n{KEY[::-1]}\n")
+    file.chmod(0o600)
+    folder = tmp_path / "memories"
+    command = [sys.executable, "-m", "stream_vlm_ros.cli", "serve", "--port", "0"]
+    command += ["--key-file", str(file), "--max-cache-tokens", "2048", "--device", "cpu"]
+    with subprocess.Popen(
+        [*command, "--memory-folder", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as verb:
+        try:
+            said = verb.stdout.readline()
+            port = int(re.search(r"http://127\.0\.0\.1:(\d+) for 2 keys", said)[1])
+            with Camera(port, "robot", KEY) as camera:
+                camera.next(protocol.SessionCreated)
+                camera.send(protocol.SessionUpdate(settings={"commit": "client"}))
+                feed(camera, film[:4])
+                verb.send_signal(signal.SIGTERM)
+                while not isinstance(event := camera.hear(), protocol.SessionEnding):
+                    pass
+            assert event.code == "ENDING" and event.retry_after is not None
+            assert verb.wait(PATIENCE) == 130
+            assert "Traceback" not in verb.stderr.read()
+        finally:
+            verb.kill()
+    [saved] = folder.rglob("robot.safetensors")
+    assert saved.stat().st_size > 1000
+    assert saved.parent.stat().st_mode & 0o077 == 0
