@@ -4,6 +4,7 @@
 """A robot's session at a real server, whose model is a toy."""
 
 import random
+import shutil
 import time
 
 import numpy as np
@@ -44,8 +45,8 @@ def serve(settings):
     """Serves; what is served is ended with the test."""
     servers = []
 
-    def start(*keys):
-        sessions = Sessions(settings)
+    def start(*keys, **changes):
+        sessions = Sessions(settings.changed(changes))
         sessions.load()
         servers.append(RunningServer(sessions, Keys(keys)))
         return servers[-1]
@@ -133,19 +134,26 @@ def test_connections_that_break_off_all_the_time_lose_no_frame_and_repeat_none(m
     assert len(robot.told) > 4
 
 
-def test_a_server_that_ends_and_one_that_begins_from_its_save_are_told_apart(make_robot, serve):
-    first = serve()
+def test_a_server_that_begins_from_an_older_save_is_told_apart(make_robot, serve, tmp_path):
+    """As one that was killed: another that has its files as they were begins again."""
+    first = serve(memory_folder=str(tmp_path / "first"))
     with Proxy(first.port) as proxy:
         robot = make_robot(f"ws://127.0.0.1:{proxy.port}", session="saved")
         robot.append(2)
         robot.wait_for(2)
         saved = RemoteKeeper(robot.worker, time.time_ns).save().result(30)
         assert saved.bytes > 0
+        shutil.copytree(
+            tmp_path / "first",
+            tmp_path / "second",
+            ignore=lambda folder, names: [
+                name for name in names if "." in name and not name.endswith(".safetensors")
+            ],
+        )
         robot.append(2)
         robot.wait_for(4)
-        proxy.stalled = True  # the second begins while the first knows nothing of its end
-        second = serve()
-        proxy.target, proxy.stalled = second.port, False
+        second = serve(memory_folder=str(tmp_path / "second"))
+        proxy.target = second.port
         proxy.cut()
         robot.append(2)
         robot.wait_for(6)
@@ -154,6 +162,21 @@ def test_a_server_that_ends_and_one_that_begins_from_its_save_are_told_apart(mak
     gap = robot.worker.connection.gap
     assert "from 2.0 s to 4.0 s is lost" in gap
     assert any(gap in words for _, words in robot.told)
+
+
+def test_a_session_that_another_server_takes_over_has_lost_nothing(make_robot, serve):
+    first = serve()
+    with Proxy(first.port) as proxy:
+        robot = make_robot(f"ws://127.0.0.1:{proxy.port}", session="moved")
+        robot.append(2)
+        robot.wait_for(2)
+        second = serve()  # of the same folder
+        proxy.target = second.port
+        proxy.cut()
+        robot.append(2)
+        robot.wait_for(4)
+    wait_until(lambda: robot.worker.memory.frames == 4)
+    assert robot.worker.connection.gap == "" and first.sessions.all() == []
 
 
 def test_a_session_is_its_keys_and_a_newer_connection_takes_it_over(make_robot, serve):
