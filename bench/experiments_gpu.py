@@ -57,6 +57,10 @@ RUNS = {
     "native-720p-48": Run("native", f"{HD} --frames 48 {CONTROL}", FEW),
     "native-1080p-48": Run("native", f"--frames 48 {CONTROL}", FEW),
     "chunk-size": Run("chunk-size", "", f"{TINY} --seconds 6"),
+    # Of the reference's small pictures, 64 tokens a grid, and its 55 text tokens.
+    "chunk-size-small": Run(
+        "chunk-size", f"{AS_REFERENCE} --first-text 55 --source synthetic:224x224", "--seconds 6"
+    ),
     "time-order": Run("time-order", trained=True),
     # Full pictures, as in the reference's log: 64,584 tokens.
     "delayed-batch": Run("delayed-batch", "--max-pixels 2200000", f"{TINY} --max-new-tokens 3"),

@@ -100,7 +100,7 @@ def caps_of(context: Context) -> tuple[int, ...]:
     tokens = sum(
         Prediction.of(
             context.model.processor, pictures.size, pictures.frames, options.chunk_frames, 0,
-            engine.layout, None, engine.min_pixels, engine.max_pixels,
+            engine.layout, context.system_prompt, engine.min_pixels, engine.max_pixels,
         ).chunks
     )  # fmt: skip
     if tokens > REFERENCE_CAPS[-1]:

@@ -61,6 +61,11 @@ class Context:
         self.record.save()
         return model
 
+    @property
+    def system_prompt(self) -> str | None:
+        """Of every engine; None: the chat template's own."""
+        return None
+
     @cached_property
     def peak_memory(self) -> PeakMemory:
         return PeakMemory(self.model.device)

@@ -59,7 +59,7 @@ def one_sample(
     if pictures.size:
         predicted = Prediction.of(
             context.model.processor, pictures.size, rows[-1]["frames"], chunk, options.cap,
-            engine.layout, None, engine.min_pixels, engine.max_pixels,
+            engine.layout, context.system_prompt, engine.min_pixels, engine.max_pixels,
         )  # fmt: skip
         took = tuple(row["tokens"] for row in rows)
         if repeat == 0 or took != predicted.chunks:
