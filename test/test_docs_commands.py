@@ -417,6 +417,9 @@ def readers_folder(tmp_path_factory):
 def here(readers_folder, tmp_path, monkeypatch):
     folder = tmp_path / "reader"
     shutil.copytree(readers_folder, folder, symlinks=True)
+    score = re.search(r"```python\n(class .*?)```", (ROOT / "docs/memory.md").read_text(), re.S)
+    (folder / "my_scores.py").write_text(score[1])
+    monkeypatch.syspath_prepend(folder)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HOME", str(folder / "home"))
     monkeypatch.setenv("TZ", "UTC")
