@@ -21,8 +21,8 @@ PIP_EXTRA ?=
 # What the tests are given: TESTS=test/engine, PYTEST_ARGS="-k evict -x".
 TESTS ?= test
 PYTEST_ARGS ?=
-# How many processes run them, 0: this one. Half of the time they wait for nodes and browsers, so
-# that three keep two cores busy. A part of them is told from one process.
+# How many processes run them, 0: this one. Many wait for nodes and browsers: three keep two cores
+# busy. A part of them is told from one process.
 WORKERS ?= $(if $(filter test,$(TESTS)),3,0)
 
 # How many times as many inputs hypothesis tries of each property.
