@@ -81,9 +81,10 @@ demo: setup  ## Run the whole system on a video and ask it questions (DEMO_SECON
 	@DEMO_SECONDS=$(DEMO_SECONDS) DEMO_WEB=$(DEMO_WEB) $(RUN) python -m stream_vlm_ros.demo $(DEMO_ARGS)
 
 # From the folder test/: the repository's root must not be importable (test/test_layout.py). And
-# without the pytest plugins that happen to be on the machine: an installed ROS brings several.
-PYTEST := PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 STREAM_VLM_INSTALLED=1 EXAMPLES=$(EXAMPLES) ../$(RUN) \
-	python -m pytest -p _hypothesis_pytestplugin -p pytest_timeout
+# without the pytest plugins that happen to be on the machine: an installed ROS brings several. What
+# pytest compiles is kept, whatever the shell says: half of the time to collect the tests.
+PYTEST := PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 PYTHONDONTWRITEBYTECODE= STREAM_VLM_INSTALLED=1 \
+	EXAMPLES=$(EXAMPLES) ../$(RUN) python -m pytest -p _hypothesis_pytestplugin -p pytest_timeout
 # All of them in processes side by side, each with a ROS domain of its own: many wait for nodes. A
 # file stays in one process, with the nodes and models that its tests share.
 SIDE_BY_SIDE = $(if $(filter-out 0,$(WORKERS)),-p xdist -n $(WORKERS) --dist loadfile --max-worker-restart 0)
