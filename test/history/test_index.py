@@ -507,7 +507,7 @@ class ValuesWrittenBehind(ValuesInFolder):
     behind = True
 
 
-SOME = settings(max_examples=examples(20), stateful_step_count=25, deadline=None)
+SOME = settings(max_examples=examples(12), stateful_step_count=25, deadline=None)
 TestValues, TestValuesInFolder = Values.TestCase, ValuesInFolder.TestCase
 TestValuesWrittenBehind = ValuesWrittenBehind.TestCase
 TestValues.settings = TestValuesInFolder.settings = TestValuesWrittenBehind.settings = SOME
