@@ -379,6 +379,14 @@ def write_video(path: Path, seconds: int) -> None:
         output.mux(stream.encode())
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_plots():
+    """They take most of a short replay's time; replay/test_plots.py looks at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stream_vlm_ros.replay.rendering.plots_of", lambda runs, failed: [])
+        yield
+
+
 @pytest.fixture(scope="module")
 def readers_folder(tmp_path_factory):
     """What the reader of the pages has, small."""
