@@ -72,11 +72,6 @@ class Context:
         self.record.save()
         return model
 
-    @property
-    def system_prompt(self) -> str | None:
-        """Of every engine; None: the chat template's own."""
-        return None
-
     @cached_property
     def not_judged(self) -> str:
         """Why answers about the source cannot be judged; "" where they can."""
