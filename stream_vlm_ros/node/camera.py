@@ -95,6 +95,7 @@ class Camera:
         listeners: dict[str, Any] = dict(
             changed=self.publish_status,
             report=self._on_engine_fault,
+            why_empty=self._why_empty,
             pause_closed=self._on_pause_closed,
             make_header=interfaces.to_header,
         )
@@ -106,7 +107,6 @@ class Camera:
                 settings.max_questions,
                 thread=thread,
                 weight=settings.weight,
-                why_empty=self._why_empty,
                 **listeners,
             )
         else:

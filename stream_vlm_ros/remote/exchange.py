@@ -24,12 +24,11 @@ from typing import Any
 
 from stream_vlm_ros.console import plural, span_text
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
-from stream_vlm_ros.errors import InvalidQuestionError, StreamVlmError, cut
+from stream_vlm_ros.errors import EmptyMemoryError, InvalidQuestionError, StreamVlmError, cut
 from stream_vlm_ros.history.poses import PoseTrack
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.remote.protocol import ClientEvent, ServerEvent
 from stream_vlm_ros.remote.values import (
-    DisconnectedError,
     RemoteError,
     to_ask,
     to_outcome,
@@ -40,6 +39,7 @@ from stream_vlm_ros.session.memory_summary import MemorySummary
 from stream_vlm_ros.session.question import (
     READING,
     WRITING,
+    DisconnectedError,
     Outcome,
     QueueFullError,
     Ticket,
@@ -120,7 +120,7 @@ class Exchange:
         counters: where the end of every frame is counted.
         report: is told of chunks that the server refused, and of what it does not take.
         pause_closed: see `stream_vlm_ros.session.engine_session.EngineSession`.
-        make_header: likewise.
+        make_header, why_empty: likewise.
         tell: is told of what the server has lost.
 
     Attributes:
@@ -129,7 +129,6 @@ class Exchange:
         session: as told with the newest connection.
         memory: what the server says of it.
         saved: likewise, of saved memories.
-        gap: what the server lost of what it had, in words; "" if nothing.
     """
 
     def __init__(
@@ -139,18 +138,22 @@ class Exchange:
         pause_closed: Callable[[float], None] = lambda seconds: None,
         make_header: Callable[[int, str], Any] = lambda stamp_ns, frame_id: None,
         tell: Callable[[str], None] = lambda words: None,
+        why_empty: Callable[[], str] = lambda: "images come first",
     ) -> None:
         self.effects: list[Callable[[], object]] = []
         self.why: StreamVlmError | None = DisconnectedError("there was no connection yet")
         self.session: protocol.Session | None = None
         self.memory = MemorySummary()
         self.saved = protocol.Saved()
-        self.gap = ""
+        self._gap = ""  # as far as this side knows
+        self._told_gap = ""  # as the server says
         self.fault = ""  # why the newest chunk was refused
         self.resets = 0
         self.poses: PoseTrack | None = None
         self._counters, self._report = counters, report
         self._pause_closed, self._make_header, self._tell = pause_closed, make_header, tell
+        self._why_empty = why_empty
+        self._ended: StreamVlmError | None = None  # nothing is taken any more
         self._waiting: deque[Chunk | Order | RemoteTicket] = deque()
         self._urgent: deque[ClientEvent] = deque()
         self._sent: deque[Chunk] = deque()
@@ -164,6 +167,9 @@ class Exchange:
 
     def append(self, frames: list[TimedFrame], queue_size: int) -> None:
         """Let a chunk wait; the oldest beyond ``queue_size`` are dropped."""
+        if self._ended is not None:
+            self._counters.drop(Drop.RESET, len(frames))
+            return
         chunks = self._chunks
         for oldest in chunks[: max(0, len(chunks) + 1 - queue_size)]:
             self._waiting.remove(oldest)
@@ -195,8 +201,9 @@ class Exchange:
         Its future gets the event that answers it, or raises what came instead.
         """
         order = Order(make(next(self._ids)), lasts=lasts)
-        if self.why is not None and not lasts:
-            self._later(order.future.set_exception, self.why)
+        refusal = self._ended or (None if lasts else self.why)
+        if refusal is not None:
+            self._later(order.future.set_exception, refusal)
         else:
             self._waiting.append(order)
         return order.future
@@ -242,7 +249,7 @@ class Exchange:
             self._later(order.future.set_exception, why)
         for left in (self._sent, self._orders, self._waiting):
             left.clear()
-        self.why = why
+        self.why = self._ended = why
 
     def cancel(self, ticket: RemoteTicket) -> None:
         """End an answer early: at once if the server does not know of the question yet."""
@@ -329,7 +336,7 @@ class Exchange:
         again.sort(key=_place)
         self._waiting.extendleft(reversed(again))
         self._sequence = max(self._sequence, session.accepted_sequence + 1)
-        self.why = None
+        self.why = self._ended
         if before is not None and not session.resumed:
             self._tell_gap(session.accepted_ns)
         self._take_status(told.status)
@@ -340,16 +347,16 @@ class Exchange:
             return
         newest_ns = self._newest.stamp_ns
         if accepted_ns is None:
-            self.gap = "the server began again with an empty memory: what it had seen is lost"
+            self._gap = "the server began again with an empty memory: what it had seen is lost"
         elif accepted_ns < newest_ns:
             lost = span_text(accepted_ns / SECOND, newest_ns / SECOND)
-            self.gap = (
+            self._gap = (
                 f"the server began again from a saved memory: what it saw from {lost} is lost"
             )
         else:
             return
         self._newest = None
-        self._later(self._tell, self.gap)
+        self._later(self._tell, self._gap)
 
     def _begin_again(
         self, session: protocol.Session, again: list[Chunk | Order], orders: Iterable[Order]
@@ -438,7 +445,7 @@ class Exchange:
     def _take_status(self, status: protocol.Status) -> None:
         self.memory = to_summary(status.memory, self._header_of)
         self.saved = status.saved
-        self.gap = status.gap or self.gap
+        self._told_gap = status.gap
 
     def _header_of(self, stamp_ns: int) -> Any:
         """Of the frame of this stamp, if it is known; else one made of the stamp."""
@@ -468,6 +475,9 @@ class Exchange:
         error: StreamVlmError | None = None
         if told.status == "cancelled" and ticket.cancelled:
             error = ticket.why
+        elif told.error is not None and told.error.code == EmptyMemoryError.code:
+            why = self._why_empty()  # the camera knows more than the server
+            error = EmptyMemoryError(f"the memory holds no image yet: {why}")
         elif told.error is not None:
             error = RemoteError(told.error)
         elif told.status != "completed":
@@ -482,7 +492,9 @@ class Exchange:
         if order is not None:
             if isinstance(order.event, protocol.MemoryReset):
                 self.resets += 1
-                self.fault = self.gap = ""
+                self.fault = ""
+            if isinstance(order.event, protocol.MemoryReset | protocol.MemoryLoad):
+                self._gap = ""
             self._later(order.future.set_result, event)
 
     def _error(self, event: protocol.ErrorEvent) -> None:
@@ -494,6 +506,11 @@ class Exchange:
             self._fail(ticket, fault)
         else:
             self._later(self._report, fault)
+
+    @property
+    def gap(self) -> str:
+        """What the server lost of what it had, in words; "" if nothing."""
+        return self._gap or self._told_gap
 
     # -- how much there is -------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ from stream_vlm_ros.errors import StreamVlmError, cut, in_words
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.remote.exchange import Chunk
 from stream_vlm_ros.remote.protocol import ClientEvent, ProtocolError, ServerEvent
-from stream_vlm_ros.remote.values import DisconnectedError
+from stream_vlm_ros.session.question import DisconnectedError
 
 OPEN, SEND, CLOSE = 5.0, 10.0, 1.0  # s, for a connection, a message, and a farewell
 PING, PONG = 5.0, 10.0  # s between two pings, and for the answer
@@ -55,10 +55,9 @@ class RefusedError(DisconnectedError):
         retry_after: seconds after which to try again; None: never.
     """
 
-    def __init__(self, words: str, retry_after: float | None = None, code: str = "") -> None:
+    def __init__(self, words: str, retry_after: float | None = None) -> None:
         super().__init__(words)
         self.retry_after = retry_after
-        self.code = code or self.code
 
 
 @dataclass(frozen=True)
@@ -339,7 +338,7 @@ class LinkThread:
 def _event(message: str | bytes) -> ServerEvent:
     event = protocol.server_event(message)
     if isinstance(event, protocol.SessionEnding):
-        raise RefusedError(event.message or event.code, event.retry_after, event.code)
+        raise RefusedError(event.message or event.code, event.retry_after)
     return event
 
 

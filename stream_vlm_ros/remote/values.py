@@ -22,23 +22,17 @@ from stream_vlm_ros.session.memory_summary import (
 from stream_vlm_ros.session.question import Outcome, Question
 
 
-class DisconnectedError(StreamVlmError):
-    """There is no connection to the server."""
-
-    code = "DISCONNECTED"
-
-
 class RemoteError(StreamVlmError):
     """What the server refused or failed at, with its code and in its words."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault.message or f"the server says no more than {fault.code}")
-        self.code = fault.code
+        self.code = "NOT_ACTIVE" if fault.code == "ENDING" else fault.code
 
 
 def to_ask(question: Question) -> Ask:
-    """A question on its way out."""
-    return Ask(**vars(question))
+    """A question on its way out: what a node may ask."""
+    return msgspec.convert(question, Ask, from_attributes=True)
 
 
 def to_summary(told: Memory, header_of: Callable[[int], Any]) -> MemorySummary:

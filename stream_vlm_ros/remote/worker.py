@@ -23,13 +23,13 @@ from stream_vlm_ros.remote.exchange import Chunk, Exchange, RemoteTicket
 from stream_vlm_ros.remote.link import Address, Link, LinkThread
 from stream_vlm_ros.remote.pictures import Packing, packing
 from stream_vlm_ros.remote.protocol import ClientEvent, ServerEvent
-from stream_vlm_ros.remote.values import DisconnectedError
 from stream_vlm_ros.session.counters import Drop, FrameCounters
 from stream_vlm_ros.session.memory_keeper import Done, SavedState
 from stream_vlm_ros.session.memory_summary import MemorySummary
 from stream_vlm_ros.session.question import (
     MAX_PICTURES,
     THUMBNAIL_SIZE,
+    DisconnectedError,
     NotActiveError,
     Progress,
     Question,
@@ -271,7 +271,6 @@ class RemoteWorker:
         """There is none (any more)."""
         url = self._link.address.url
         error = DisconnectedError(f"no connection to {url}: {why}")
-        error.code = why.code if is_final else error.code
         first = not self.loaded.done()
         with self._changing() as exchange:
             news = self._lost_ns is None or str(error) != str(exchange.why)

@@ -162,7 +162,7 @@ class Connection:
         resumed = session.ready.done()
         try:
             try:
-                await asyncio.wrap_future(session.ready)
+                await asyncio.shield(asyncio.wrap_future(session.ready))
             except Exception as fault:
                 self.end(_ending(fault, getattr(fault, "retry_after", None)), ENDED)
             if session.is_ending:  # as one of no use, just before it was connected to

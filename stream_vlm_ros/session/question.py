@@ -33,6 +33,12 @@ class CancelledError(StreamVlmError):
     code = "CANCELLED"
 
 
+class DisconnectedError(StreamVlmError):
+    """There is no connection to the server that has the memory."""
+
+    code = "DISCONNECTED"
+
+
 class EngineEndedError(StreamVlmError):
     """The engine's thread has ended by a fault: nothing is taken any more."""
 

@@ -30,7 +30,7 @@ TABLES = {
 @pytest.mark.parametrize(
     ("name", "more"),
     [
-        ("stream_vlm.launch.py", {"log_level", "cameras"}),
+        ("stream_vlm.launch.py", {"log_level", "cameras", "engine_url"}),
         ("demo.launch.py", {"video", "rate", "seconds"}),
         ("replay.launch.py", {"bag", "questions", "out", "rate", "fail_under"}),
     ],

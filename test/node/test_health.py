@@ -231,6 +231,8 @@ def test_model_and_memory():
         ({"history_fault": "full"}, Level.WARN, "not kept for the history: full"),
         ({"state": "configuring"}, Level.OK, "being loaded"),
         ({"state": "inactive"}, Level.WARN, "the node is inactive"),
+        ({"lost_why": "no cable", "lost_for": 90.0}, Level.ERROR, "no cable, for 1 min 30 s"),
+        ({"gap": "an hour is lost"}, Level.WARN, "5 of 10 tokens in memory; an hour is lost"),
     ]
     for changes, level, words in cases:
         health = memory_health(MemoryFacts(**{**values, **changes}))

@@ -149,6 +149,20 @@ def test_a_status_tells_what_each_tier_of_the_history_holds(interfaces):
     assert (keys.newest.sec, keys.where, keys.left_out) == (0, "device", 30)
 
 
+def test_a_status_tells_since_when_and_why_there_is_no_connection_and_what_was_lost(interfaces):
+    from stream_vlm_ros.remote.worker import Connection
+    from stream_vlm_ros.session.memory_summary import MemorySummary
+
+    counts = {"queue_depth": 0}
+    lost = Connection("robot at ws://there", "", 5 * 10**9, "no cable" * 1000, "an hour is lost")
+    status = interfaces.to_cache_status(MemorySummary(), "active", counts, connection=lost)
+    assert status.disconnected_since.sec == 5 and status.gap == "an hour is lost"
+    assert status.connection_error.startswith("no cable") and len(status.connection_error) < 1000
+    there = Connection("robot at ws://there", "a model", None, "", "")
+    status = interfaces.to_cache_status(MemorySummary(), "active", counts, connection=there)
+    assert (status.disconnected_since.sec, status.connection_error) == (0, "")
+
+
 def test_a_status_tells_stretches_of_time_and_all_levels_in_one_order(interfaces):
     from stream_vlm_ros.session.memory_summary import LevelState, MemorySummary
 

@@ -102,6 +102,25 @@ def test_a_robot_without_torch_asks_saves_loads_and_forgets(start_thin, serve, c
     assert session.id == "thin.stream_vlm"
 
 
+def test_each_camera_has_a_session_of_its_own(start_thin, serve, connect):
+    from stream_vlm.srv import Query
+
+    server = serve(max_cache_tokens=400)
+    url = server.url.replace("http", "ws")
+    node = start_thin(url, namespace="pair", sources="front,rear")
+    node.wait_for("the node is active")
+    front, rear = (connect("pair", camera=name) for name in ("front", "rear"))
+    sent(front, 2)
+    sent(rear, 4)
+    front.wait_status(lambda s: s.frames == 2)
+    rear.wait_status(lambda s: s.frames == 4)
+    both = front.graph.call(Query, f"{front.name}/query", Query.Request(question="What?"))
+    assert [(one.source, one.error_code) for one in both.answers] == [("front", 0), ("rear", 0)]
+    assert [one.cache_status.frames for one in both.answers] == [2, 4]
+    names = sorted(one.id for one in server.sessions.all())
+    assert names == ["pair.stream_vlm.front", "pair.stream_vlm.rear"]
+
+
 def test_a_server_that_goes_is_told_at_once_and_one_that_comes_back_is_gone_on_with(
     start_thin, connect
 ):

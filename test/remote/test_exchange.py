@@ -14,9 +14,8 @@ from model_server import ModelSession
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.remote.exchange import Chunk, Exchange, RemoteTicket
 from stream_vlm_ros.remote.protocol import JPEG, FrameMessage
-from stream_vlm_ros.remote.values import DisconnectedError
 from stream_vlm_ros.session.counters import Drop, FrameCounters
-from stream_vlm_ros.session.question import Question
+from stream_vlm_ros.session.question import DisconnectedError, Question
 from stream_vlm_ros.session.timed_frame import TimedFrame
 
 QUEUE, SECOND = 2, 10**9
@@ -350,6 +349,18 @@ def test_the_server_says_why_it_dropped_frames_and_the_newest_fault_is_told_unti
     assert robot.exchange.fault == ""
 
 
+def test_why_the_memory_is_empty_is_said_as_the_camera_knows_it(robot):
+    robot.exchange = Exchange(robot.counters, why_empty=lambda: "no image arrives on /front")
+    robot.connect()
+    ticket = robot.ask()
+    robot.send()
+    fault = protocol.Fault(code="EMPTY_MEMORY", message="images come first")
+    robot.exchange.hear(robot.server.answer(ticket.id, status="failed", error=fault))
+    robot.effects()
+    error = ticket.future.result(0).error
+    assert error.code == "EMPTY_MEMORY" and "no image arrives on /front" in str(error)
+
+
 def test_what_a_server_invents_changes_no_count(robot):
     robot.connect()
     robot.append(2)
@@ -381,7 +392,12 @@ def test_at_the_end_nobody_waits_and_no_frame_is_pending(robot):
     assert [ticket.future.result(0).error.code for ticket in tickets] == ["DISCONNECTED"] * 2
     assert isinstance(order.exception(0), DisconnectedError)
     assert robot.send() and robot.up[-1] == protocol.encoded(protocol.Clear())
-    assert not robot.send()
+    robot.append(2)
+    later = robot.exchange.reset(Drop.TIME_JUMP)
+    robot.effects()
+    assert later.done() and robot.counts[:2] == (0, 0)
+    robot.connect()  # it was on its way
+    assert not robot.send() and robot.exchange.why is not None
 
 
 class Connections(RuleBasedStateMachine):
