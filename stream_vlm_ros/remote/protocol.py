@@ -280,8 +280,9 @@ class _Client(
 
 
 class SessionUpdate(_Client, tag="session.update"):
-    """Change settings of the session: those that a node may change at any time, by name, and
-    ``commit``: "server" gathers chunks itself, "client" waits for `Commit`."""
+    """Change settings of the session, all or none: those that `SessionCreated` tells, by name,
+    within the server's own bounds. ``commit``: "server" gathers chunks itself, "client" waits for
+    `Commit`."""
 
     settings: dict[str, Any]
 
