@@ -162,6 +162,23 @@ def test_a_refusal_is_told_and_tried_again_where_that_makes_sense(
         assert len(server.heads) == 1
 
 
+def test_a_server_that_is_full_is_left_alone_for_as_long_as_it_says(make_robot, server):
+    server.refusal = (429, {"Retry-After": "1"}, "full")
+    robot = make_robot(server.url)
+    wait_until(lambda: server.heads)
+    server.refusal, refused = None, time.monotonic()
+    robot.wait_until_connected()
+    assert time.monotonic() - refused > 0.9 and len(server.heads) == 2
+
+
+def test_the_end_may_come_at_any_moment_of_the_beginning(make_robot, server):
+    for pause in (0.0, 0.0, 0.001, 0.002, 0.004, 0.008, 0.016):
+        robot = make_robot(server.url)
+        time.sleep(pause)
+        assert robot.thread.stop(2.0)
+        assert robot.faults == [] and robot.worker.loaded.done()
+
+
 def test_who_is_told_to_go_for_good_goes(robot, server):
     server.say(protocol.SessionEnding(code="TAKEN_OVER", message="another took it over"))
     assert "another took it over" in robot.wait_until_lost()
