@@ -21,8 +21,12 @@ PIP_EXTRA ?=
 # What the tests are given: TESTS=test/engine, PYTEST_ARGS="-k evict -x".
 TESTS ?= test
 PYTEST_ARGS ?=
-# How many processes run them; 0: this one. A part of them is told from one process.
-WORKERS ?= $(if $(filter test,$(TESTS)),2,0)
+# How many processes run them, 0: this one. Many wait for nodes and browsers: three keep two cores
+# busy. A part of them is told from one process.
+WORKERS ?= $(if $(filter test,$(TESTS)),3,0)
+
+# How many times as many inputs hypothesis tries of each property.
+EXAMPLES ?= 1
 
 # What the working tree is held against, and by how many machines.
 REV ?= HEAD
@@ -77,13 +81,14 @@ demo: setup  ## Run the whole system on a video and ask it questions (DEMO_SECON
 	@DEMO_SECONDS=$(DEMO_SECONDS) DEMO_WEB=$(DEMO_WEB) $(RUN) python -m stream_vlm_ros.demo $(DEMO_ARGS)
 
 # From the folder test/: the repository's root must not be importable (test/test_layout.py). And
-# without the pytest plugins that happen to be on the machine: an installed ROS brings several.
-PYTEST := PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 STREAM_VLM_INSTALLED=1 ../$(RUN) \
-	python -m pytest -p _hypothesis_pytestplugin -p pytest_timeout
+# without the pytest plugins that happen to be on the machine: an installed ROS brings several. What
+# pytest compiles is kept, whatever the shell says: half of the time to collect the tests.
+PYTEST := PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 PYTHONDONTWRITEBYTECODE= STREAM_VLM_INSTALLED=1 \
+	EXAMPLES=$(EXAMPLES) ../$(RUN) python -m pytest -p _hypothesis_pytestplugin -p pytest_timeout
 # All of them in processes side by side, each with a ROS domain of its own: many wait for nodes. A
 # file stays in one process, with the nodes and models that its tests share.
 SIDE_BY_SIDE = $(if $(filter-out 0,$(WORKERS)),-p xdist -n $(WORKERS) --dist loadfile --max-worker-restart 0)
-test: setup  ## Run the tests against the installed copy (TESTS=, PYTEST_ARGS=, WORKERS=)
+test: setup  ## Run the tests against the installed copy (TESTS=, PYTEST_ARGS=, WORKERS=, EXAMPLES=)
 	@cd test && $(PYTEST) $(SIDE_BY_SIDE) $(abspath $(TESTS)) \
 		-m "not slow" $(PYTEST_ARGS)
 

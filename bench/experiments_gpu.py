@@ -46,15 +46,21 @@ class Run(NamedTuple):
 HD, TINY = "--source synthetic:1280x720", "--source synthetic:112x84"
 FEW = f"{TINY} --frames 24 --max-new-tokens 3"
 GPU_OF_24_GIB, AS_REFERENCE = "--memory-gib 24", "--as reference"
+UNJUDGED = "--no-answers"  # where a run of the same kind has had the small model's answers judged
+CONTROL = f"{AS_REFERENCE} {GPU_OF_24_GIB} {UNJUDGED}"
 # The short ones and those of the reference's main tables first: a time limit leaves out the last.
 RUNS = {
     "sink": Run("sink", "", f"{TINY} --min-sink 20"),
     "long-video": Run("long-video", GPU_OF_24_GIB, f"{FEW} --cap 200"),
-    "no-eviction": Run("long-video", f"--no-eviction {GPU_OF_24_GIB}", FEW),
+    "no-eviction": Run("long-video", f"--no-eviction {GPU_OF_24_GIB} {UNJUDGED}", FEW),
     "native-720p": Run("native", f"{HD} {AS_REFERENCE} {GPU_OF_24_GIB}", FEW),
-    "native-720p-48": Run("native", f"{HD} --frames 48 {AS_REFERENCE} {GPU_OF_24_GIB}", FEW),
-    "native-1080p-48": Run("native", f"--frames 48 {AS_REFERENCE} {GPU_OF_24_GIB}", FEW),
+    "native-720p-48": Run("native", f"{HD} --frames 48 {CONTROL}", FEW),
+    "native-1080p-48": Run("native", f"--frames 48 {CONTROL}", FEW),
     "chunk-size": Run("chunk-size", "", f"{TINY} --seconds 6"),
+    # Of the reference's small pictures, 64 tokens a grid, and its 55 text tokens.
+    "chunk-size-small": Run(
+        "chunk-size", f"{AS_REFERENCE} --first-text 55 --source synthetic:224x224", "--seconds 6"
+    ),
     "time-order": Run("time-order", trained=True),
     # Full pictures, as in the reference's log: 64,584 tokens.
     "delayed-batch": Run("delayed-batch", "--max-pixels 2200000", f"{TINY} --max-new-tokens 3"),
@@ -62,7 +68,7 @@ RUNS = {
     "periodic": Run("periodic", "", f"{FEW} --every 2 --cap 200"),
     # Six streams: half the length under half the cap.
     "remedies": Run(
-        "periodic", "--remedies --frames 200 --cap 75000", f"{FEW} --every 2 --cap 200"
+        "periodic", f"--remedies --frames 200 --cap 75000 {UNJUDGED}", f"{FEW} --every 2 --cap 200"
     ),
     "curves": Run(
         "curves",

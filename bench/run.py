@@ -10,7 +10,7 @@
 Each prints a table and writes JSON with machine, versions, date and load. Run them on an idle
 machine; what compares two things does so by turns, as ratios. Apart, because they take longer or
 need ROS or a GPU: delayed_batch.py, reader.py, node_overhead.py, web.py, gpu.py,
-history_trial.py, large_on_cpu.py.
+experiments_gpu.py, history_trial.py, large_on_cpu.py.
 """
 
 from __future__ import annotations

@@ -173,7 +173,7 @@ def check_engine_url(url: str) -> None:
     """Raise InvalidParameterError unless it is empty, or the address of a `stream-vlm serve`."""
     if not url:
         return
-    example = "such as ws://gpu-box:8000, or wss://memory.example.org behind a proxy with TLS"
+    example = "such as ws://gpu-box:8090, or wss://memory.example.org behind a proxy with TLS"
     try:
         parts = urlsplit(url)
         usable = bool(parts.hostname) and parts.port != 0
@@ -398,7 +398,7 @@ class Settings(SettingTable):
     # A memory at a server
     engine_url: str = node_only(
         "",
-        "remote: address of a stream-vlm serve, such as ws://gpu-box:8000; wss:// is encrypted.",
+        "remote: address of a stream-vlm serve, such as ws://gpu-box:8090; wss:// is encrypted.",
         rule=check_engine_url,
     )
     engine_key_file: str = node_only(
@@ -814,7 +814,7 @@ class Settings(SettingTable):
         is_remote = self.engine == "remote"
         if is_remote and not self.engine_url:
             raise InvalidParameterError(
-                "engine remote needs engine_url, such as ws://gpu-box:8000 (docs/remote.md)"
+                "engine remote needs engine_url, such as ws://gpu-box:8090 (docs/remote.md)"
             )
         if self.engine_url and not is_remote:
             raise InvalidParameterError(

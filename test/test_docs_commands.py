@@ -72,10 +72,12 @@ NOT_OURS = {
     "curl": "of the system; test/serve/test_page.py sends what it would",
     "export": "the shell's",
     "git": "fetches the repository",
+    "haproxy": "of the system; test/serve/test_ray.py has it serve with that file",
     "modelscope": "another hub's program, which is not installed",
     "pip": "the network",
     "openssl": "of the system",
     "rosdep": "of ROS, which is not here",
+    "serve": "Ray's; test/serve/test_ray.py deploys that file",
     "source": "the shell's",
     "ssh": "to another machine",
     "sudo": "changes the machine",
@@ -96,7 +98,11 @@ MODULES = {
     "stream_vlm_ros.node": "stream_vlm_node",
     "stream_vlm_ros.demo.source_node": "source_node",
 }
-ENVIRONMENT = {"PIP_BREAK_SYSTEM_PACKAGES", "OMP_NUM_THREADS"}  # of others, set in front
+ENVIRONMENT = {
+    "PIP_BREAK_SYSTEM_PACKAGES",
+    "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+}  # of others, set in front
 THE_READERS = {"my_script.py"}  # stand for what the reader has
 
 
@@ -373,6 +379,14 @@ def write_video(path: Path, seconds: int) -> None:
         output.mux(stream.encode())
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_plots():
+    """They take most of a short replay's time; replay/test_plots.py looks at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stream_vlm_ros.replay.rendering.plots_of", lambda runs, failed: [])
+        yield
+
+
 @pytest.fixture(scope="module")
 def readers_folder(tmp_path_factory):
     """What the reader of the pages has, small."""
@@ -411,6 +425,9 @@ def readers_folder(tmp_path_factory):
 def here(readers_folder, tmp_path, monkeypatch):
     folder = tmp_path / "reader"
     shutil.copytree(readers_folder, folder, symlinks=True)
+    score = re.search(r"```python\n(class .*?)```", (ROOT / "docs/memory.md").read_text(), re.S)
+    (folder / "my_scores.py").write_text(score[1])
+    monkeypatch.syspath_prepend(folder)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HOME", str(folder / "home"))
     monkeypatch.setenv("TZ", "UTC")

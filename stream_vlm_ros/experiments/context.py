@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -63,11 +63,7 @@ class Context:
                 options.dtype,
                 options.seed,
             )
-        memory = self._memory(model)
-        self.record.about.update(
-            model=model.describe(), memory=memory, machine=machine(model.device)
-        )
-        self.say(f"Memory: {', '.join(f'{name} {value}' for name, value in memory.items())}")
+        self.record.about.update(model=model.describe(), machine=machine(model.device))
         if model.random:
             self.record.note(
                 "Random weights: lengths, memory and times are those of a trained model of this "
@@ -94,19 +90,22 @@ class Context:
         usual = "What do you see now?" if self.truth_is_known else "Describe what you see."
         return self.options.question or usual
 
-    def _memory(self, model: ModelUnderTest) -> dict[str, Any]:
-        """What a report says of it; not what the experiment itself compares."""
+    def _tell_memory(self, cap: int | None, own: Collection[str]) -> None:
+        """Say how the first engine works, but for what is the experiment's ``own``."""
+        if "memory" in self.record.about:
+            return
         options = self.options
         shares = {(0.0, 0.0): "sink and window alone", (AUTO, AUTO): "the preset novelty"}
-        told: dict[str, Any] = {"as": f"the {options.as_}"}
-        if not hasattr(options, "layouts"):
-            told["layout"] = options.layout
-        if not hasattr(options, "positions"):
+        told: dict[str, Any] = {"as": f"the {options.as_}", "layout": options.layout}
+        if "position_policy" not in own:
             told["positions"] = options.position_policy
-            told["keeps"] = shares[options.sampled_share, options.important_share]
-        if text := self._first_text(model):
+        if "sampled_share" not in own:
+            kept = shares[options.sampled_share, options.important_share]
+            told["keeps"] = "all" if cap is None else kept
+        if text := self._first_text(self.model):
             told["text tokens of the first chunk"] = text
-        return told
+        self.record.about["memory"] = told
+        self.say(f"Memory: {', '.join(f'{name} {value}' for name, value in told.items())}")
 
     def _first_text(self, model: ModelUnderTest) -> int:
         """Text tokens that the first chunk is to have; 0: those of the model's own prompt."""
@@ -135,6 +134,7 @@ class Context:
         """
         asked = {name: getattr(self.options, name) for name in (*reference.MEMORY, *BOUNDS)}
         asked |= {"system_prompt": self.system_prompt, **self.engine_options, **options}
+        self._tell_memory(cap, options)
         return self.model.engine(cap, **asked)
 
     def compare_with_reference(self, run: Mapping[str, Any]) -> bool:

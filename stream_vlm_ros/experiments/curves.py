@@ -12,6 +12,7 @@ highest. Answers are judged with a trained model on a drawn world.
 
 from __future__ import annotations
 
+import gc
 import statistics
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,7 @@ def one_sample(
     """Stream once; tokens of the first and of the last whole chunk, times, and right answers."""
     options, record, chunk = context.options, context.record, int(chunk)
     pictures = context.settled_pictures(chunk, max(1, round(rate * length)), rate, repeat)
+    gc.collect()  # the engine before this one
     context.peak_memory.reset()
     engine = context.engine(options.cap)
     before = len(record.rows)

@@ -194,7 +194,7 @@ class NodeArguments(_Common):
     )
     engine_url: str = fixed(
         "",
-        "Address of a stream-vlm serve that has model and memory, such as ws://gpu-box:8000. "
+        "Address of a stream-vlm serve that has model and memory, such as ws://gpu-box:8090. "
         "Empty: as in params_file, or in the node.",
         rule=check_engine_url,
     )

@@ -47,7 +47,8 @@ def openai_router(sessions: Sessions) -> APIRouter:
         usual = sessions.settings.max_new_tokens
         wanted = ChatRequest.of(await _content(request), usual)
         session = _asked(request, wanted, sessions, served)
-        await asyncio.wrap_future(session.ready)  # it may begin again from its saved memory
+        # It may begin again from its saved memory; a request that ends meanwhile leaves that alone.
+        await asyncio.shield(asyncio.wrap_future(session.ready))
         return await _answered(request, wanted, session)
 
     @router.get("/v1/models")

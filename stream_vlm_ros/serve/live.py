@@ -161,7 +161,7 @@ class Connection:
         resumed = session.ready.done()
         try:
             try:
-                await asyncio.wrap_future(session.ready)
+                await asyncio.shield(asyncio.wrap_future(session.ready))
             except Exception as fault:
                 self.end(_ending(fault, getattr(fault, "retry_after", None)), ENDED)
             if not self._is_ending:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from amounts import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy_qwen import SINK_AND_WINDOW, stock_twin
@@ -191,7 +192,13 @@ OPERATIONS = st.one_of(
 )
 
 
-ANY_EVICTIONS = given(
+@settings(
+    max_examples=examples(40),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    derandomize=True,
+)
+@given(
     operations=st.lists(OPERATIONS, min_size=3, max_size=16),
     room=st.integers(16, 90),
     sink=st.sampled_from([0, 0, 1, 4, 50, 59]),
@@ -200,10 +207,7 @@ ANY_EVICTIONS = given(
     policy=st.sampled_from(["contiguous", "keep_gaps"]),
     shares=st.sampled_from([(0, 0), (0, 0), (0.4, 0), (0, 0.4), (0.3, 0.3), (AUTO, AUTO)]),
 )
-ANY = settings(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-
-
-def see_what_the_oracle_sees(
+def test_after_any_evictions_a_question_sees_what_the_oracle_sees(
     toys, model, processor, operations, room, sink, interval, layout, policy, shares
 ):
     # The first chunk has 45 text tokens (55 segmented) and some vision: about 60.
@@ -243,21 +247,6 @@ def see_what_the_oracle_sees(
                 assert engine.cache_manager.get_seq_length() <= config.max_cache_tokens + slack
     finally:
         oracle.detach()
-
-
-@settings(ANY, max_examples=40)
-@ANY_EVICTIONS
-def test_after_any_evictions_a_question_sees_what_the_oracle_sees(toys, model, processor, **course):
-    see_what_the_oracle_sees(toys, model, processor, **course)
-
-
-@pytest.mark.slow
-@settings(ANY, max_examples=1000)
-@ANY_EVICTIONS
-def test_after_any_of_a_thousand_courses_of_evictions_a_question_sees_what_the_oracle_sees(
-    toys, model, processor, **course
-):
-    see_what_the_oracle_sees(toys, model, processor, **course)
 
 
 @pytest.mark.parametrize("layout", ["continuous", "segmented"])

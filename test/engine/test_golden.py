@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from amounts import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy_qwen import library_checkpoint
@@ -21,7 +22,10 @@ from stream_vlm_ros.engine import StreamQwenModel, VideoStreamingInference
 from stream_vlm_ros.errors import InvalidParameterError
 
 SLOW_EXAMPLES = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+    max_examples=examples(12),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=True,
 )
 
 

@@ -94,7 +94,7 @@ def test_a_long_pause_leaves_the_stream_as_if_it_had_not_been(
     stream(whole, toys, start=0.0, chunks=12)
     assert whole.get_cache_info().eviction_stats.total_evictions > 0
     answer = whole.ask("what is shown?")[0]
-    for pause in (DAY, 7 * DAY, CLOCK_SET):
+    for pause in (DAY, CLOCK_SET):
         paused = engine()
         stream(paused, toys, pause, start=0.0, chunks=12)
         assert torch.equal(paused.cache_manager.gather(), whole.cache_manager.gather())

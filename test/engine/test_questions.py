@@ -8,6 +8,7 @@ import gc
 import numpy as np
 import pytest
 import torch
+from amounts import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy_qwen import SINK_AND_WINDOW, written_in_turns
@@ -79,7 +80,12 @@ def test_a_question_leaves_no_trace_and_asking_twice_gives_the_same(
     assert choice[0] == again[0] and without_times(choice[1]) == without_times(again[1])
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(
+    max_examples=examples(10),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    derandomize=True,
+)
 @given(
     pauses=st.lists(st.sampled_from(["ask", "choice", "cancel", "bad"]), min_size=6, max_size=10),
     cap=st.sampled_from([None, 110, 150]),
@@ -337,6 +343,11 @@ def test_earlier_turns_leave_no_trace_and_are_refused_where_they_would(toys, mod
         engine.ask("Sure?", 3, update_state=True, earlier=[("What?", "A cat.")])
     with pytest.raises(InvalidQuestionError, match="text, not int"):
         engine.ask("Sure?", 3, earlier=[("What?", 7)])
+    for many in ([("a", "b")] * 10_000, [("a", "b" * 200_000)]):
+        with pytest.raises(InvalidQuestionError, match=r"earlier turns is .* far more than"):
+            engine.ask("Sure?", 3, earlier=many)
+    with pytest.raises(InvalidQuestionError, match=r"takes .* tokens, but 2048"):
+        engine.ask("Sure?", 3, earlier=[("a", "b")] * 300)
     assert_same(before, everything(engine))
 
 

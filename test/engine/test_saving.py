@@ -21,6 +21,7 @@ from concurrent.futures import CancelledError
 import numpy as np
 import pytest
 import torch
+from amounts import examples
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -41,7 +42,10 @@ from stream_vlm_ros.history import DelayedBatchInferenceEngine
 from stream_vlm_ros.owned import NotOursError
 
 QUICK = settings(
-    max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=examples(10),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    derandomize=True,
 )
 LEVELS = {
     "no cap": None,
@@ -652,7 +656,7 @@ def whole(words, processor, tmp_path_factory):
     return path.read_bytes(), engine
 
 
-@settings(QUICK, max_examples=40)
+@settings(QUICK, max_examples=examples(20))
 @given(share=st.floats(0.0, 1.0, exclude_max=True))
 def test_a_cut_file_is_refused(whole, tmp_path_factory, share):
     data, engine = whole
@@ -661,7 +665,7 @@ def test_a_cut_file_is_refused(whole, tmp_path_factory, share):
     refuses(engine, path, "refused: it is (cut|no saved memory)")
 
 
-@settings(QUICK, max_examples=80)
+@settings(QUICK, max_examples=examples(40))
 @given(share=st.floats(0.0, 1.0, exclude_max=True), bit=st.integers(0, 7), early=st.booleans())
 def test_a_file_with_one_flipped_bit_is_refused(whole, tmp_path_factory, share, bit, early):
     data, engine = whole
@@ -671,7 +675,7 @@ def test_a_file_with_one_flipped_bit_is_refused(whole, tmp_path_factory, share, 
     refuses(engine, path, "is refused: ")
 
 
-@settings(QUICK, max_examples=80)
+@settings(QUICK, max_examples=examples(40))
 @given(
     share=st.tuples(st.floats(0.0, 1.0), st.floats(0.0, 1.0)),
     size=st.sampled_from([1, 2, 4, 8, 64]),
@@ -705,7 +709,7 @@ def read_part(path, data):
         file.read("part", torch.empty(file.shape("part")[1], dtype=torch.uint8))
 
 
-@settings(QUICK, max_examples=40)
+@settings(QUICK, max_examples=examples(20))
 @given(share=st.floats(0.0, 1.0), bit=st.integers(0, 7))
 def test_a_bit_that_changed_in_a_long_part_is_seen(long_part, share, bit):
     path, data, start, size = long_part
@@ -715,7 +719,7 @@ def test_a_bit_that_changed_in_a_long_part_is_seen(long_part, share, bit):
         read_part(path, data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :])
 
 
-@settings(QUICK, max_examples=40)
+@settings(QUICK, max_examples=examples(20))
 @given(
     words=st.lists(st.integers(0, 3 * 2**17 - 1), min_size=2, max_size=6, unique=True),
     bit=st.sampled_from([7, 6, 5, 0]),
@@ -731,7 +735,7 @@ def test_the_same_bit_that_changed_in_several_words_is_seen(long_part, words, bi
         read_part(path, bytes(changed))
 
 
-@settings(QUICK, max_examples=40)
+@settings(QUICK, max_examples=examples(20))
 @given(
     words=st.tuples(*2 * [st.integers(0, 3 * 2**17 - 1)]) | st.just((0, 2**17)),
     size=st.sampled_from([8, 2**20]),
@@ -1007,7 +1011,7 @@ def leaves(value, path=()):
         yield from leaves(one, (*path, key))
 
 
-@settings(QUICK, max_examples=60)
+@settings(QUICK, max_examples=examples(25))
 @given(data=st.data())
 def test_a_lie_anywhere_in_the_bookkeeping_is_refused_or_harmless(
     whole, make, tmp_path_factory, data

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 import torch
+from amounts import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy_qwen import SINK_AND_WINDOW
@@ -21,7 +22,10 @@ from stream_vlm_ros.engine.cache.manager import KVCacheManager
 from stream_vlm_ros.errors import InvalidParameterError, SnapshotEvictedError, StreamBusyError
 
 QUICK = settings(
-    max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=examples(12),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    derandomize=True,
 )
 
 

@@ -6,6 +6,7 @@
 from itertools import combinations, pairwise
 
 import pytest
+from amounts import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -302,7 +303,7 @@ STAMPS = st.one_of(
 )
 
 
-@settings(max_examples=1000)
+@settings(max_examples=examples(250))
 @given(
     stamps=st.lists(STAMPS, max_size=25),
     newest=st.none() | STAMPS,
@@ -347,7 +348,7 @@ def sources(draw):
     return good, wrong
 
 
-@settings(max_examples=1000)
+@settings(max_examples=examples(250))
 @given(source=sources(), read_to_end=st.booleans(), backwards=st.booleans())
 def test_each_wrong_stamp_costs_one_frame_and_a_pause_none(source, read_to_end, backwards):
     good, wrong = source

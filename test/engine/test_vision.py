@@ -5,6 +5,7 @@
 
 import pytest
 import torch
+from amounts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_qwen import stock_twin
@@ -51,7 +52,7 @@ def test_features_are_those_of_the_librarys_tower(tower, grid):
         assert_same(tower.encode_frames(chunk), stock_features(stock, chunk), 1e-5)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     grids=st.integers(1, 3),
     tokens=st.tuples(st.integers(1, 14), st.integers(1, 14)),

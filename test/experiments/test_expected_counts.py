@@ -63,6 +63,16 @@ def test_the_references_long_video_comes_out_to_the_token(processor):
     assert len(predicted.chunks) == 100
 
 
+def test_the_references_chunk_sizes_come_out_to_the_token(processor):
+    # 8 x 8 tokens a grid of its small frames, and 55 text tokens.
+    system = lengthened_system_prompt(processor, 55)
+    first = [
+        Prediction.of(processor, (224, 224), frames, frames, 1000, "segmented", system).sink
+        for frames in (2, 4, 6, 3)
+    ]
+    assert first == [119, 183, 247, 183]
+
+
 def test_a_prompt_shorter_than_any_cannot_be_made(processor):
     with pytest.raises(InvalidParameterError, match="text tokens"):
         lengthened_system_prompt(processor, 5)

@@ -69,6 +69,8 @@ def test_an_option_goes_before_what_it_is_run_as_and_the_report_says_both(run):
     assert found["summary"]["sink_of_2_frames"] == 15 + GRID
     status, found = run("sink", "--as", "product", "--min-sink", 1)
     assert (status, found["memory"]["keeps"]) == (0, "the preset novelty")
+    _, found = run("native", "--frames", 4, "--max-new-tokens", 1)
+    assert found["memory"]["keeps"] == "all"
 
 
 def test_24_frames_at_1280x720_are_the_references_14419_tokens():

@@ -148,13 +148,13 @@ def test_pictures_of_two_sizes_are_refused_in_words(watch):
 
 
 def test_footage_too_short_or_with_too_few_questions_is_refused_with_its_counts(watch):
-    few = Frames(140, [probe(60.0)] * 3)
-    with pytest.raises(CalibrationError, match=r"70 grids \(of two frames\) and 3 questions"):
+    few = Frames(120, [probe(59.0)] * 3)
+    with pytest.raises(CalibrationError, match=r"60 grids \(of two frames\) and 3 questions"):
         rank(watch, [few])
     short = Frames(20, [probe(8.0)] * 9)
     with pytest.raises(CalibrationError, match=r"10 grids .* at least 60 and 8"):
         measure(watch, [short], [Head(0, 0, "last")])
-    unseen = Frames(140, [probe(60.0, 300.0, 301.0)] * 9)  # evidence that no frame shows
+    unseen = Frames(120, [probe(59.0, 300.0, 301.0)] * 9)  # evidence that no frame shows
     with pytest.raises(CalibrationError, match="0 questions whose evidence it shows"):
         rank(watch, [unseen])
 

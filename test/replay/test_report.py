@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 import pytest
+from amounts import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -177,7 +178,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(st.sampled_from([*places([RUN])]), JSON, st.booleans(), st.booleans())
 def test_a_report_with_one_part_changed_is_compared_or_refused(
     tmp_path_factory, place, value, removed, first

@@ -3,17 +3,24 @@
 
 """OpenAI's own client asks live sessions; what is not honoured is refused in words."""
 
+import asyncio
+import base64
+import io
 import json
 import socket
 import threading
+from concurrent.futures import Future
 from contextlib import closing
+from dataclasses import replace
 from http.client import HTTPConnection
 
+import httpx
 import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from patience import PATIENCE, wait_until
+from PIL import Image
 from serving import RunningServer
 
 from stream_vlm_ros.config import Settings
@@ -25,7 +32,7 @@ from stream_vlm_ros.serve.keys import Keys
 from stream_vlm_ros.serve.options import Limits
 from stream_vlm_ros.serve.sessions import ServerEndingError, Sessions
 from stream_vlm_ros.session.counters import Drop
-from stream_vlm_ros.session.question import WRITING
+from stream_vlm_ros.session.question import THUMBNAIL_SIZE, WRITING
 
 SERVED = card_of(Settings()).name
 QUESTIONS = ("What do you see?", "What came last?", "How many things are there?")
@@ -54,15 +61,20 @@ def films(film):
     return {"front": film[:8], "left": film[8:20], "right": film[20:28]}
 
 
+def remember(engine, film):
+    """As `feed` does at a server."""
+    for at in range(0, len(film), 4):
+        frames = film[at : at + 4]
+        stamps = [(frame.stamp_ns - film[0].stamp_ns) / SECOND for frame in frames]
+        engine.append_video_chunk([frame.image for frame in frames], timestamps=stamps)
+
+
 @pytest.fixture(scope="module")
 def engines(server, films):
     """In process, each fed as its session is."""
-    engines = {}
-    for name, frames in films.items():
-        engines[name] = engine = load_engine(server.sessions.settings)
-        for at in range(0, len(frames), 4):
-            stamps = [(f.stamp_ns - frames[0].stamp_ns) / SECOND for f in frames[at : at + 4]]
-            engine.append_video_chunk([f.image for f in frames[at : at + 4]], timestamps=stamps)
+    engines = {name: load_engine(server.sessions.settings) for name in films}
+    for name, engine in engines.items():
+        remember(engine, films[name])
     return engines
 
 
@@ -405,6 +417,21 @@ def test_who_goes_away_is_not_answered_a_token_longer(server, engines, paused, s
     assert 1 <= outcome.answer_tokens <= 2 < whole.answer_tokens
 
 
+def test_a_request_that_ends_leaves_a_session_to_begin(server, monkeypatch):
+    session = server.sessions.find("left", "local")
+    monkeypatch.setattr(session, "ready", Future())
+    body = {"model": "left", "messages": user("What do you see?")}
+
+    async def give_up():
+        there = httpx.ASGITransport(server.app)
+        async with httpx.AsyncClient(transport=there, base_url="http://127.0.0.1") as client:
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(client.post("/v1/chat/completions", json=body), 0.2)
+
+    asyncio.run(give_up())
+    assert not session.ready.cancelled()
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_that_is_broken_off_says_why(client, paused, stream):
     session, begun, go_on, _ = paused
@@ -432,25 +459,57 @@ def test_what_is_not_served_is_told_in_the_form_of_errors(client):
         client.delete("/models", cast_to=object)
 
 
-def test_another_keys_session_is_as_if_it_were_not_there(server, film):
-    keys = ("a" * 20, "b" * 20)
-    sessions = Sessions(server.sessions.settings, Limits(max_sessions=4))
+KEYS = ("a" * 20, "b" * 20)
+
+
+@pytest.fixture(scope="module")
+def keyed(server):
+    """A server that needs a key, and keeps a history behind small memories."""
+    settings = replace(server.sessions.settings, history="auto", max_cache_tokens=300)
+    sessions = Sessions(settings, Limits(max_sessions=4))
     sessions.load()
-    keyed = RunningServer(sessions, Keys(keys))
-    with keyed.camera("mine", keys[0]) as camera:
-        feed(camera, film[:4])
-        mine, other, nobody = (client_of(keyed, key) for key in (*keys, "c" * 20))
-        assert ask(mine, "What?", model="mine").choices
-        with pytest.raises(openai.NotFoundError) as hidden:
-            ask(other, "What?", model="mine")
-        with pytest.raises(openai.NotFoundError) as missing:
-            ask(other, "What?", model="mine2")
-        assert hidden.value.message.replace("mine", "mine2") == missing.value.message
-        assert [row.id for row in other.models.list()] == [SERVED]
-        with pytest.raises(openai.NotFoundError):
-            other.models.retrieve("mine")
-        for attempt in (lambda: ask(nobody, "What?", model="mine"), nobody.models.list):
-            with pytest.raises(openai.AuthenticationError, match="needs a key"):
-                attempt()
+    running = RunningServer(sessions, Keys(KEYS))
+    yield running
     sessions.drain(5.0)
-    keyed.close()
+    running.close()
+
+
+def test_another_keys_session_is_as_if_it_were_not_there(keyed, film):
+    with keyed.camera("mine", KEYS[0]) as camera:
+        feed(camera, film[:4])
+    mine, other, nobody = (client_of(keyed, key) for key in (*KEYS, "c" * 20))
+    assert ask(mine, "What?", model="mine").choices
+    with pytest.raises(openai.NotFoundError) as hidden:
+        ask(other, "What?", model="mine")
+    with pytest.raises(openai.NotFoundError) as missing:
+        ask(other, "What?", model="mine2")
+    assert hidden.value.message.replace("mine", "mine2") == missing.value.message
+    assert [row.id for row in other.models.list()] == [SERVED]
+    with pytest.raises(openai.NotFoundError):
+        other.models.retrieve("mine")
+    for attempt in (lambda: ask(nobody, "What?", model="mine"), nobody.models.list):
+        with pytest.raises(openai.AuthenticationError, match="needs a key"):
+            attempt()
+
+
+def test_evidence_has_times_and_pictures_of_what_was_fetched(keyed, film):
+    engine = load_engine(keyed.sessions.settings)
+    remember(engine, film[:36])
+    with keyed.camera("long", KEYS[0]) as camera:
+        feed(camera, film[:36])
+    how = extension(history="always", thumbnails=2)
+    done = ask(client_of(keyed, KEYS[0]), "Have you seen a red circle?", model="long", **how)
+    text, metrics = engine.ask("Have you seen a red circle?", history="always")
+    assert done.choices[0].message.content == text
+    begin, told = film[0].stamp_ns, done.stream_vlm
+    expected = [[begin + round(at * SECOND) for at in (e.start, e.end)] for e in metrics.episodes]
+    assert metrics.episodes and metrics.fetched_tokens
+    assert [[e["start_ns"], e["end_ns"]] for e in told["evidence"]] == expected
+    cost = metrics.cache_length + metrics.fetched_tokens + metrics.prompt_tokens
+    assert (done.usage.prompt_tokens, told["fetched_tokens"]) == (cost, metrics.fetched_tokens)
+    for episode in told["evidence"]:
+        for picture in episode["thumbnails"]:
+            with Image.open(io.BytesIO(base64.b64decode(picture["jpeg"]))) as shown:
+                assert max(shown.size) == THUMBNAIL_SIZE
+            assert picture["stamp_ns"] in episode["stamps_ns"]
+    assert told["evidence"][0]["thumbnails"]

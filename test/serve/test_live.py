@@ -320,17 +320,18 @@ def test_who_reads_nothing_is_cut_off_and_its_session_stays(server, monkeypatch)
         assert camera.created.session.resumed
 
 
-def test_an_answer_nobody_waits_for_any_more_is_ended_within_a_token(server, film):
+def test_answers_nobody_waits_for_any_more_are_ended_and_no_id_is_given_twice(server, film):
     camera = server.camera("gone")
     feed(camera, film[:4])
-    ask = protocol.Ask(text="What do you see?", max_new_tokens=1500)
-    camera.send(protocol.ResponseCreate(event_id="a", response=ask))
-    camera.send(protocol.ResponseCreate(event_id="a", response=ask))
-    while not isinstance(event := camera.hear(), protocol.ErrorEvent):
-        pass
-    assert "under way already" in event.error.message
+    codes = []
+    server.sessions.when_answered.append(lambda done: codes.append(getattr(done.error, "code", "")))
+    ask = protocol.Ask(text="What do you see?", max_new_tokens=64)
+    for id in ("a", "a", "b", "c", "d", "e", "f", "g"):
+        camera.send(protocol.ResponseCreate(event_id=id, response=ask))
     camera.send(protocol.ResponseCancel(response_id="no such"))
     camera.close()
+    wait_until(lambda: len(codes) == 7)
+    assert "CANCELLED" in codes
     wait_until(lambda: not server.sessions.find("gone", LOCAL).is_busy)
 
 

@@ -1,22 +1,32 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-"""Three replicas of Ray Serve and six robots: ``make ray``."""
+"""Six robots, and three replicas of Ray Serve, or two servers behind HAProxy: ``make ray``.
+
+HAProxy is the one that Ray brings.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from urllib.request import Request, urlopen
 
+import front
 import numpy as np
+import openai
 import pytest
+import yaml
 from openai import AsyncOpenAI
 from robots import Robot
 
@@ -30,6 +40,10 @@ pytestmark = [
 ]
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: requirements/ray.txt")
+serve = pytest.importorskip("ray.serve")
+ray_app = pytest.importorskip("stream_vlm_ros.serve.ray_app")
+
+CONFIG = Path(__file__).parents[2] / "config" / "ray_serve.yaml"
 
 REPLICAS, ROBOTS = 3, 6
 KEY = "a key of the test's own"
@@ -38,27 +52,20 @@ PATIENCE = 60.0  # s
 BAR = 10.0  # s for an answer after a replica was killed
 
 
-class Cluster:
-    """The service on a cluster of this machine's, of which the test sees the processes."""
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+class Service:
+    """What robots and clients reach at a port of this machine."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.deployments = folder, 0
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        key_file = folder / "keys"
-        key_file.touch(0o600)
-        key_file.write_text(KEY)
-        self.options = {
-            "key_file": str(key_file),
-            "memory_folder": str(folder / "memories"),
-            "save_memory_minutes": 0.05,
-            "device": "cpu",
-            "max_cache_tokens": 1500,
-            "max_sessions": 4 * ROBOTS,
-            "drain_seconds": 20.0,
-            "replicas": REPLICAS,
-            "replica_cpus": 0.1,
-        }
+        self.folder = folder
+        self.port = free_port()
+        self.key_file = folder / "keys"
+        self.key_file.touch(0o600)
+        self.key_file.write_text(KEY)
 
     @property
     def url(self) -> str:
@@ -79,24 +86,6 @@ class Cluster:
     def client(self) -> AsyncOpenAI:
         return AsyncOpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key=KEY)
 
-    def deploy(self) -> None:
-        """Deploy it, or replace every replica; returns when all run."""
-        from ray import serve
-
-        from stream_vlm_ros.serve.ray_app import NAME, application
-
-        serve.start(http_options={"host": "127.0.0.1", "port": self.port})
-        serve.run(application(self.options), name=NAME)
-
-    async def homes(self, names: list[str]) -> dict[str, tuple[str, int]]:
-        """The replica, and its process, to which requests of each of these sessions go."""
-        from ray import serve
-
-        from stream_vlm_ros.serve.ray_app import NAME
-
-        handle = serve.get_deployment_handle(NAME, NAME)
-        return {name: await handle.options(session_id=name).process.remote() for name in names}
-
     def saved(self, name: str) -> int:
         """Stamp of the newest frame in a session's saved memory."""
         (file,) = (self.folder / "memories").rglob(f"{name}.safetensors")
@@ -104,10 +93,39 @@ class Cluster:
         return saved.origin_ns + round(1e9 * saved.newest_timestamp)
 
 
+class Cluster(Service):
+    """The service on a cluster of this machine's, of which the test sees the processes."""
+
+    @property
+    def options(self):
+        """Those of the file that we ship, at the size of this test."""
+        (application,) = yaml.safe_load(CONFIG.read_text())["applications"]
+        assert application["import_path"] == f"{ray_app.__name__}:{ray_app.application.__name__}"
+        return application["args"] | {
+            "key_file": str(self.key_file),
+            "memory_folder": str(self.folder / "memories"),
+            "save_memory_minutes": 0.05,
+            "device": "cpu",
+            "max_cache_tokens": 1500,
+            "max_sessions": 4 * ROBOTS,
+            "drain_seconds": 20.0,
+            "replicas": REPLICAS,
+            "replica_cpus": 0.1,
+        }
+
+    def deploy(self) -> None:
+        """Deploy it, or replace every replica; returns when all run."""
+        serve.start(http_options={"host": "127.0.0.1", "port": self.port})
+        serve.run(ray_app.application(self.options), name=ray_app.NAME)
+
+    async def homes(self, names: list[str]) -> dict[str, tuple[str, int]]:
+        """The replica, and its process, to which requests of each of these sessions go."""
+        handle = serve.get_deployment_handle(ray_app.NAME, ray_app.NAME)
+        return {name: await handle.options(session_id=name).process.remote() for name in names}
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    from ray import serve
-
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as own:  # names of sockets are short
         ray.init(
             num_cpus=2,
@@ -166,6 +184,17 @@ async def settle(robots):
     await until(lambda: all(robot.untold == set() for robot in robots), robots)
 
 
+def check_account(robots, hit):
+    """Each frame was remembered, dropped, or was lost with the server of those that were hit, which
+    was said; how many were lost."""
+    for robot in robots:
+        assert robot.ingested | set(robot.dropped) == set(robot.sent)
+        assert robot in hit or not robot.lost
+        assert robot.gaps or not robot.lost, (robot.name, robot.lost)
+        assert robot.status.memory.frames == len(robot.ingested - robot.lost)
+    return sum(len(robot.lost) for robot in robots)
+
+
 def test_a_session_is_served_by_the_same_replica_whatever_is_asked(
     cluster, pictures, record_property
 ):
@@ -210,14 +239,7 @@ def test_sessions_of_a_killed_replica_go_on_from_their_last_save(
                 assert session.restored and session.accepted_ns == saved[robot.name]
             await asyncio.sleep(3.0)
             await settle(robots)
-            lost = 0
-            for robot in robots:
-                gone = robot.lost
-                assert robot.ingested | set(robot.dropped) | gone == set(robot.sent)
-                assert bool(robot.gaps) >= bool(gone), (robot.name, gone)
-                assert robot in hit or not gone
-                assert robot.status.memory.frames == len(robot.ingested - gone)
-                lost += len(gone)
+            lost = check_account(robots, hit)
             record_property("sessions_of_the_killed_replica", len(hit))
             record_property("longest_answer_s", round(max(seconds), 2))
             record_property("longest_until_connected_again_s", round(max(back), 2))
@@ -258,5 +280,72 @@ def test_a_rolling_restart_leaves_no_question_without_an_answer(cluster, picture
             record_property("frames_sent", sum(len(robot.sent) for robot in robots))
             record_property("frames_dropped", sum(len(robot.dropped) for robot in robots))
             record_property("connections", sum(len(robot.connections) for robot in robots))
+
+    asyncio.run(run())
+
+
+class Fronted(Service):
+    """Two servers, each a process of its own, behind HAProxy."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.ports = [free_port(), free_port()]
+        self.servers = [self.start(port) for port in self.ports]
+
+    def start(self, port: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "stream_vlm_ros.cli", "serve", "--device", "cpu"]
+        command += ["--port", str(port), "--key-file", str(self.key_file)]
+        command += ["--memory-folder", str(self.folder / "memories")]
+        command += ["--save-memory-minutes", "0.05", "--max-cache-tokens", "1500"]
+        return subprocess.Popen(command)
+
+    def sessions(self, port: int) -> set[str]:
+        """Those of one server."""
+        asked = Request(f"http://127.0.0.1:{port}/v1/sessions")
+        asked.add_header("Authorization", f"Bearer {KEY}")
+        with urlopen(asked) as answer:
+            return {one["id"] for one in json.load(answer)["data"]}
+
+
+@pytest.fixture
+def fronted(tmp_path):
+    service = Fronted(tmp_path)
+    try:
+        for port in service.ports:
+            front.wait_for(port)
+        with front.fronted(service.ports, service.port):
+            yield service
+    finally:
+        for server in service.servers:
+            server.terminate()
+        assert [server.wait(PATIENCE) for server in service.servers[:1]] == [130]
+
+
+def test_behind_haproxy_sessions_are_spread_and_outlive_a_server(
+    fronted, pictures, record_property
+):
+    async def run():
+        async with fleet(fronted, pictures, "fronted") as robots:
+            first, second = map(fronted.sessions, fronted.ports)
+            assert {len(first), len(second)} == {ROBOTS // 2}
+            assert all(len(robot.connections) == 1 for robot in robots)
+            async with fronted.client() as client:
+                for name in first | second:
+                    await fronted.ask(client, name)
+                with pytest.raises(openai.BadRequestError, match="name the session in the header"):
+                    await client.chat.completions.create(
+                        model=robots[0].name, messages=[{"role": "user", "content": QUESTION}]
+                    )
+                assert [*map(fronted.sessions, fronted.ports)] == [first, second]
+                fronted.servers[1].kill()
+                asked = await asyncio.gather(*(robot.ask(QUESTION) for robot in robots))
+                assert {one.future.result().status for one in asked} == {"completed"}
+                assert max(one.seconds for one in asked) < BAR
+                for name in second:
+                    await fronted.ask(client, name)
+            await settle(robots)
+            check_account(robots, [robot for robot in robots if robot.name in second])
+            assert fronted.sessions(fronted.ports[0]) == first | second
+            record_property("longest_answer_s", round(max(one.seconds for one in asked), 2))
 
     asyncio.run(run())

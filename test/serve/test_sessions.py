@@ -19,6 +19,7 @@ from stream_vlm_ros.factory import kept_model
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve import sessions as sessions_module
 from stream_vlm_ros.serve.options import Limits
+from stream_vlm_ros.serve.ownership import Ownership
 from stream_vlm_ros.serve.sessions import Sent, SessionLimitError, Sessions, SessionUnknownError
 from stream_vlm_ros.session.question import NotActiveError, Question
 from stream_vlm_ros.session.timed_frame import TimedFrame
@@ -134,7 +135,7 @@ def test_what_was_seen_after_the_last_save_of_a_server_that_was_killed_is_told(
 
 
 def test_a_damaged_file_is_left_alone_and_the_session_begins_empty(begin, film, tmp_path):
-    sessions = begin(memory_folder=str(tmp_path))
+    sessions = begin(Limits(max_sessions=1), memory_folder=str(tmp_path))
     session = opened(sessions, "damaged")
     remembered(session, film[:4])
     sessions.close("damaged", "a", forget=False)
@@ -143,6 +144,9 @@ def test_a_damaged_file_is_left_alone_and_the_session_begins_empty(begin, film, 
     session = opened(sessions, "damaged")
     assert not session.restored and session.memory.frames == 0
     assert session.status.saved.error
+    opened(sessions, "new")  # for which the empty one makes room
+    assert [one.id for one in sessions.all()] == ["new"]
+    Ownership(file, patience=PATIENCE).release(saved=True)  # it has ended
     assert file.stat().st_size == 1000
 
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from amounts import examples
 from fake_engine import SilentEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -758,7 +759,7 @@ def test_what_loading_raises_is_told(fake_engine):
     assert worker.stop(PATIENCE)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(25))
 @given(
     st.lists(st.sampled_from(["append", "ask", "reset", "fail", "busy", "abandon"]), max_size=25)
 )

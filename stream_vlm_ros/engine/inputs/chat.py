@@ -182,12 +182,19 @@ class ChatLayout:
         Raises:
             InvalidQuestionError: not text, empty, or longer than the room.
         """
-        for one in (*(said for turn in earlier for said in turn), text):
+        said = [*(one for turn in earlier for one in turn), text]
+        for one in said:
             if not isinstance(one, str):
                 raise InvalidQuestionError(f"a question must be text, not {type(one).__name__}")
-            self._check_length(one, room)
             if half := _half_character(one):
                 raise InvalidQuestionError(f"the question {half}")
+        # Each turn takes tokens, however short it is.
+        if len(said) > room or sum(map(len, said)) > room * _MAX_CHARACTERS_PER_TOKEN:
+            with_turns = f" with {len(earlier):,} earlier turns" if earlier else ""
+            raise InvalidQuestionError(
+                f"the question{with_turns} is {sum(map(len, said))} characters long: far more than "
+                f"the {room} tokens kept for a question with its answer"
+            )
         if not text.strip():
             raise InvalidQuestionError("the question is empty")
         ids, opening = [], self._question_close if in_segment else self._turn_open
@@ -240,13 +247,6 @@ class ChatLayout:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, without control tokens."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
-
-    def _check_length(self, text: str, room: int) -> None:
-        if len(text) > room * _MAX_CHARACTERS_PER_TOKEN:
-            raise InvalidQuestionError(
-                f"the question is {len(text)} characters long: far more than the {room} tokens "
-                "kept for a question with its answer"
-            )
 
     def _special(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)
