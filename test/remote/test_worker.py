@@ -220,6 +220,26 @@ def test_a_server_that_says_nonsense_is_left_and_tried_again(make_robot, server,
     assert robot.faults == []
 
 
+@pytest.mark.parametrize(
+    "memory",
+    [
+        dict(length=-1),
+        dict(cap=2**32),
+        dict(newest_ns=2**62),
+        dict(spans_ns=((-5, 3),)),
+        dict(levels=(protocol.Level(name="sink", tokens=-3),)),
+        dict(closed_seconds=1e300),
+    ],
+)
+def test_what_no_message_of_the_nodes_can_hold_is_not_taken_from_a_server(robot, server, memory):
+    status = protocol.Status(memory=protocol.Memory(**memory))
+    server.say(protocol.MemoryStatus(status=status))
+    wait_until(lambda: len(server.heads) == 2, "another connection")
+    robot.wait_until_connected()
+    assert robot.faults == [] and robot.worker.memory.length == 0
+    assert "the server's " in robot.told[0][1]
+
+
 def test_another_servers_websocket_is_no_server(make_robot, server):
     server.first = protocol.encoded(protocol.SessionClosed())
     robot = make_robot(server.url)
