@@ -87,7 +87,7 @@ def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path):
 def test_a_folder_that_cannot_be_written_is_refused_in_words(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(MemoryFileError, match="cannot be written or locked: Not a directory"):
-        Ownership(tmp_path / "file" / "front.safetensors")
+        Ownership(tmp_path / "file" / "key" / "front.safetensors")
 
 
 def test_of_a_session_that_is_forgotten_nothing_stays_and_the_next_one_is_new(tmp_path):
