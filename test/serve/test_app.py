@@ -11,7 +11,7 @@ from serving import feed
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.serve.keys import Keys
 
-KEY, OTHER = "0123456789abcdef", "fedcba9876543210"
+KEY, OTHER = "of this file: 16", "another of those"  # whose sessions no other test has
 
 
 def bearer(key):
