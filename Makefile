@@ -108,7 +108,7 @@ history-proof: setup  ## A history over 24 simulated hours, and over 100 process
 
 ray: setup  ## Three replicas of Ray Serve and six robots, one replica killed, all replaced
 	@$(PIP) -c $(VENV)/constraints.txt -r requirements/ray.txt
-	@cd test && $(PYTEST) serve/test_ray.py -m slow \
+	@cd test && $(PYTEST) serve/test_ray.py $(SLOW) \
 		--results ../bench/results/ray.json $(PYTEST_ARGS)
 
 soak: setup  ## The node over DDS at its highest rate, with all that may happen (MINUTES=30)

@@ -27,7 +27,6 @@ import contextlib
 import io
 import json
 import multiprocessing
-import socket
 import statistics
 import threading
 import time
@@ -242,11 +241,12 @@ def checkpoint(shape: str, device: str) -> Any:
 @contextlib.contextmanager
 def served(sessions: Any) -> Any:
     """The port of these sessions' server, in a thread."""
+    from stream_vlm_ros.access import listen
     from stream_vlm_ros.serve.app import create_app
     from stream_vlm_ros.serve.keys import Keys
     from stream_vlm_ros.serve.running import make_server
 
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = listen("127.0.0.1", 0)
     server = make_server(create_app(sessions, Keys()))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
     thread.start()

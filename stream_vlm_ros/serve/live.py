@@ -140,22 +140,23 @@ class Connection:
         if self._outbox.full and not self._is_ending:
             words = StreamVlmError(f"more than {self._outbox.most:,} events wait to be read")
             self.end(_ending(words, 1.0, code="TOO_SLOW"), TOO_SLOW, at_once=True)
-            self._cut_off.set()
 
     def end(self, event: protocol.SessionEnding, code: int, *, at_once: bool = False) -> None:
-        """Tell why, and end it."""
+        """Tell why, and end it; ``at_once``: without what else waits to be told."""
         if not self._is_ending:
             self._is_ending, self._code = True, code
             if not self._closing:
                 self._farewell = event
-                self._outbox.end(event, at_once=at_once)
+                self._outbox.end(event)
+            if at_once:
+                self._cut_off.set()
 
     async def run(self) -> None:
         """Until one of the two ends it."""
         session = self._session
         while (older := session.connection) is not None:  # of the same owner
             taken = StreamVlmError("a newer connection took the session over")
-            older.end(_ending(taken, code="TAKEN_OVER"), TAKEN_OVER)
+            older.end(_ending(taken, code="TAKEN_OVER"), TAKEN_OVER, at_once=True)
             await older.wait_until_over()
         session.connection = self
         resumed = session.ready.done()
@@ -164,6 +165,9 @@ class Connection:
                 await asyncio.shield(asyncio.wrap_future(session.ready))
             except Exception as fault:
                 self.end(_ending(fault, getattr(fault, "retry_after", None)), ENDED)
+            if session.is_ending:  # as one of no use, just before it was connected to
+                gone = ServerEndingError("the session was just ended: connect again")
+                self.end(_ending(gone, gone.retry_after), ENDED)
             if not self._is_ending:
                 await self._talk(resumed)
             await self._say_farewell()

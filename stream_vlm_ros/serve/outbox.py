@@ -45,10 +45,8 @@ class Outbox:
         self.full = len(self._events) > self.most
         self._filled.set()
 
-    def end(self, event: SessionEnding, *, at_once: bool) -> None:
-        """The last event; ``at_once``: in the place of all that wait."""
-        if at_once:
-            self._events.clear()
+    def end(self, event: SessionEnding) -> None:
+        """The last event."""
         self._events.append(event)
         self.full = True
         self._filled.set()

@@ -17,7 +17,7 @@ import socket
 import time
 from pathlib import Path
 
-from stream_vlm_ros.errors import StreamBusyError
+from stream_vlm_ros.errors import MemoryFileError, StreamBusyError, cut
 from stream_vlm_ros.owned import open_regular, write_all
 
 SUFFIX, WISH = ".server", ".wanted"
@@ -43,20 +43,27 @@ class Ownership:
         before: the server that ended without saying that all was saved, such as one that was
             killed; "": none.
 
-    Raises SessionElsewhereError after ``patience``, OSError where the folder cannot be written.
+    Raises SessionElsewhereError after ``patience``, MemoryFileError where the folder cannot be
+    written or has no locks.
     """
 
     def __init__(self, path: Path, server: str = "", patience: float = 10.0) -> None:
-        path.parent.mkdir(0o700, parents=True, exist_ok=True)
         self._lock = lock_of(path)
         self._wish = self._lock.with_name(self._lock.name + WISH)
-        self._take(time.monotonic() + patience)
         try:
-            self.before = self._said
-            self._say(server or f"process {os.getpid()} of {socket.gethostname()}")
-        except BaseException:
-            os.close(self._file)
-            raise
+            path.parent.mkdir(0o700, parents=True, exist_ok=True)
+            self._take(time.monotonic() + patience)
+            try:
+                self.before = self._said
+                self._say(server or f"process {os.getpid()} of {socket.gethostname()}")
+            except BaseException:
+                os.close(self._file)
+                raise
+        except OSError as error:
+            raise MemoryFileError(
+                f"{cut(str(self._lock))}, by which servers share a memory_folder, cannot be "
+                f"written or locked: {error.strerror or error}"
+            ) from error
 
     def _take(self, until: float) -> None:
         while True:

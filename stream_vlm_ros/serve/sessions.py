@@ -368,11 +368,11 @@ class Session:
                 most, wanted = getattr(self._bounds, name), getattr(settings, name)
                 if most and not 0 < wanted <= most:
                     raise InvalidParameterError(f"{name} is at most {most} here, not {wanted}")
+            if commit != self.commit and self._open:
+                raise InvalidParameterError("commit cannot be changed while frames wait for it")
             if settings.max_pixels != self.settings.max_pixels:
                 self.worker.limit_pixels("max_pixels", settings.max_pixels)
             if commit != self.commit:
-                if self._open:
-                    raise InvalidParameterError("commit cannot be changed while frames wait for it")
                 self.ingest.deliver_open()
                 self.commit = commit
             self.settings = settings
@@ -593,7 +593,7 @@ class Session:
             self._note_position()
         if not self.worker.stop(timeout):
             log.warning("session %s did not end within %g s", self.id, timeout)
-        self.keeper.close()
+        self.keeper.close(wait=forget)  # what is being written would come back
         if forget and file is not None:
             for path in (file, self._position_file(file)):
                 with suppress(FileNotFoundError):

@@ -6,7 +6,6 @@
 import asyncio
 import contextlib
 import io
-import socket
 import threading
 import time
 
@@ -15,6 +14,7 @@ from patience import PATIENCE
 from PIL import Image
 from websockets.sync.client import connect
 
+from stream_vlm_ros.access import listen
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.factory import load_engine
 from stream_vlm_ros.remote import protocol
@@ -30,7 +30,7 @@ class RunningServer:
         self.sessions, self.app = sessions, create_app(sessions, keys or Keys())
         self.port = None
         self._server = make_server(self.app, **pings)
-        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._listening = listen("127.0.0.1", 0)
         self.port = self._listening.getsockname()[1]
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()

@@ -296,6 +296,10 @@ def half_open(port, session):
 
 def test_a_connection_that_answers_no_ping_is_found_out_and_its_session_stays(another):
     server = another(ping=0.2, pong=0.2)
+    with half_open(server.port, "half-open-too"):
+        wait_until(lambda: (one := _session(server, "half-open-too")) and one.connection)
+        with server.camera("half-open-too") as camera:  # its robot need not wait for that
+            assert camera.created.session.id
     with half_open(server.port, "half-open"):
         found = wait_until(lambda: server.sessions.all(LOCAL) and _session(server, "half-open"))
         wait_until(lambda: found.connection is not None, "the connection")
@@ -453,3 +457,20 @@ def test_whatever_is_sent_every_frame_comes_to_one_end_and_is_counted_once(serve
     counted["ingested"] = counters.ingested
     assert told == Counter(counted)
     assert counters.pending == 0
+
+
+def test_settings_are_changed_all_or_none(server, film):
+    with server.camera("settings") as camera:
+        session = server.sessions.find("settings", LOCAL)
+        before = session.described().settings
+        camera.frame(film[0].stamp_ns, film[0].image)
+        changes = {"sample_fps": 1.0, "max_pixels": 50_000, "commit": "server"}
+        camera.send(protocol.SessionUpdate(event_id="u", settings=changes))
+        while not isinstance(event := camera.hear(), protocol.ErrorEvent):
+            pass
+        assert "while frames wait" in event.error.message
+        assert session.described().settings == before
+        camera.send(protocol.Commit())
+        camera.next(protocol.Ingested)
+        camera.send(protocol.SessionUpdate(settings=changes))
+        assert camera.next(protocol.SessionUpdated).session.settings == before | changes

@@ -55,11 +55,12 @@ def test_pieces_of_one_answer_that_wait_are_one_and_those_of_others_stay_apart()
     assert taken(outbox, 1)[0].delta == "!"
 
 
-def test_with_one_more_than_may_wait_it_is_full_and_the_last_word_takes_their_place():
+def test_with_one_more_than_may_wait_it_is_full_and_takes_the_last_word_alone():
     outbox = make(most=3)
     for number in range(10):
         outbox.put(lost(number))
     assert outbox.full
     ending = SessionEnding(code="TOO_SLOW", message="")
-    outbox.end(ending, at_once=True)
-    assert taken(outbox, 1) == [ending]
+    outbox.end(ending)
+    outbox.put(lost(10))
+    assert taken(outbox, 5) == [lost(0), lost(1), lost(2), lost(3), ending]

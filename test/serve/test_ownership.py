@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from stream_vlm_ros.errors import MemoryFileError
 from stream_vlm_ros.serve.ownership import Ownership, SessionElsewhereError
 
 HOLD = """
@@ -78,9 +79,15 @@ def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path):
     kept = tmp_path / "somebody's"
     kept.write_text("words")
     (tmp_path / "front.safetensors.server").symlink_to(kept)
-    with pytest.raises(OSError):
+    with pytest.raises(MemoryFileError, match="symbolic links"):
         Ownership(tmp_path / "front.safetensors")
     assert kept.read_text() == "words"
+
+
+def test_a_folder_that_cannot_be_written_is_refused_in_words(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(MemoryFileError, match="cannot be written or locked: Not a directory"):
+        Ownership(tmp_path / "file" / "key" / "front.safetensors")
 
 
 def test_of_a_session_that_is_forgotten_nothing_stays_and_the_next_one_is_new(tmp_path):

@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -28,10 +29,17 @@ import openai
 import pytest
 import yaml
 from openai import AsyncOpenAI
+from patience import wait_until
 from robots import Robot
 
 from stream_vlm_ros.engine.saving.memory_copy import about_memory
+from stream_vlm_ros.remote.link import Address, LinkThread
+from stream_vlm_ros.remote.pictures import Packing
 from stream_vlm_ros.remote.protocol import SESSION_HEADER
+from stream_vlm_ros.remote.worker import RemoteWorker
+from stream_vlm_ros.session.counters import FrameCounters
+from stream_vlm_ros.session.question import DisconnectedError, Question
+from stream_vlm_ros.session.timed_frame import TimedFrame
 from stream_vlm_ros.world.world import World
 
 pytestmark = [
@@ -282,6 +290,77 @@ def test_a_rolling_restart_leaves_no_question_without_an_answer(cluster, picture
             record_property("connections", sum(len(robot.connections) for robot in robots))
 
     asyncio.run(run())
+
+
+class NodesSide:
+    """What a node with ``engine: remote`` has of a server: its own worker, fed by a thread."""
+
+    def __init__(self, url: str, name: str, pictures: list[np.ndarray]) -> None:
+        self.counters = FrameCounters()
+        self.told = []
+        self._pictures, self._stamp = pictures, 0
+        self._thread = LinkThread()
+        self.worker = RemoteWorker(
+            Address(url, name, KEY),
+            self.counters,
+            4,
+            8,
+            Packing(),
+            thread=self._thread,
+            tell=lambda good, words: self.told.append((good, words)),
+            make_header=lambda stamp_ns, frame_id: None,
+        )
+        self._thread.start()
+        self._over = threading.Event()
+        self._filming = threading.Thread(target=self._film)
+        self._filming.start()
+
+    def _film(self) -> None:
+        while not self._over.wait(0.5):
+            frames = []
+            for _ in range(2):
+                self._stamp += 250_000_000
+                picture = self._pictures[self._stamp // 250_000_000 % len(self._pictures)]
+                frames.append(TimedFrame(self._stamp, picture, None))
+                self.counters.receive()
+            self.worker.append(frames)
+
+    def answer(self) -> float:
+        """Ask, and again while the answer is that there is no connection; seconds that it took."""
+        begin = time.monotonic()
+        while True:
+            outcome = self.worker.ask(Question(QUESTION, max_new_tokens=4)).future.result(PATIENCE)
+            if outcome.error is None:
+                return time.monotonic() - begin
+            assert isinstance(outcome.error, DisconnectedError), outcome.error
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        self._over.set()
+        self._filming.join()
+        wait_until(lambda: self.counters.pending == 0)
+        self.worker.stop()
+        self._thread.stop(5.0)
+
+
+def test_a_node_goes_on_over_a_killed_replica(cluster, pictures, record_property):
+    node = NodesSide(cluster.url, "node", pictures[0])
+    try:
+        wait_until(lambda: node.counters.ingested >= 8 and node.worker.saved.saved_ns)
+        ((_, replica),) = asyncio.run(cluster.homes(["node"])).values()
+        os.kill(replica, signal.SIGKILL)
+        wait_until(lambda: node.worker.connection.why)
+        seconds = node.answer()
+        assert seconds < BAR
+        assert "lost" in node.worker.connection.gap
+        before = node.counters.ingested
+        wait_until(lambda: node.counters.ingested > before + 8)
+    finally:
+        node.stop()
+    assert node.counters.received == node.counters.ingested + sum(node.counters.dropped.values())
+    record_property("answer_s", round(seconds, 2))
+    record_property("frames", node.counters.received)
+    record_property("frames_dropped", sum(node.counters.dropped.values()))
 
 
 class Fronted(Service):

@@ -5,11 +5,12 @@
 
 import asyncio
 import contextlib
+import socket
 from urllib.parse import urlencode
 
 import pytest
 
-from stream_vlm_ros.access import Access, is_loopback, read_key, read_keys
+from stream_vlm_ros.access import Access, is_loopback, listen, read_key, read_keys
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.web.gate import KEY_PAGE, OPENING, Gate
 
@@ -279,3 +280,10 @@ def test_a_key_that_is_none_is_refused(tmp_path, content):
         read_key(str(file))
     with pytest.raises(InvalidParameterError, match="cannot be read: No such file"):
         read_key(str(tmp_path / "none"))
+
+
+def test_what_is_accepted_sends_small_messages_at_once():
+    with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
