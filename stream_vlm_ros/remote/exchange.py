@@ -162,6 +162,7 @@ class Exchange:
         self._ids = (f"{secrets.token_hex(4)}-{number}" for number in itertools.count(1))
         self._sequence = 1  # of the next frame
         self._newest: TimedFrame | None = None  # that is in the memory
+        self._uncounted = 0  # frames that are in it, and not in the counters yet
 
     # -- what is wanted ----------------------------------------------------------------------
 
@@ -243,6 +244,7 @@ class Exchange:
     def end(self, cause: Drop, why: StreamVlmError) -> None:
         """Whatever waits has come to its end; nothing more is sent but that."""
         self.abandon(cause, why)
+        self._count()
         for chunk in self._sent:
             self._counters.drop(cause, chunk.left)
         for order in [*self._orders.values(), *self._waiting_of(Order)]:
@@ -300,6 +302,7 @@ class Exchange:
     def disconnected(self, why: StreamVlmError) -> None:
         """There is no connection (any more): who waits for an answer is told so."""
         self.why = why
+        self._count()
         self._urgent.clear()
         for ticket in self._tickets:
             self._fail(ticket, why)
@@ -398,8 +401,10 @@ class Exchange:
 
     def _ingested(self, event: protocol.Ingested) -> None:
         for chunk, frames in self._of(event, "ingested"):
-            self._counters.ingest(frames)
+            self._uncounted += frames
             self._newest = chunk.frames[-1]
+        if (newest_ns := self.memory.newest_ns) is not None and event.newest_ns <= newest_ns:
+            self._count()  # else with the status that follows: the two are told together
         self.fault = ""
         # They are taken in the order in which they are sent: of earlier ones nothing more comes.
         for chunk in list(self._sent):
@@ -409,6 +414,11 @@ class Exchange:
                 self._refused(chunk.left, Drop.ERROR, StreamVlmError(lost))
         if event.closed_seconds:
             self._later(self._pause_closed, event.closed_seconds)
+
+    def _count(self) -> None:
+        """Count what is in the memory."""
+        frames, self._uncounted = self._uncounted, 0
+        self._counters.ingest(frames)
 
     def _dropped(self, event: protocol.Dropped) -> None:
         name = f"dropped_{event.cause.removeprefix('dropped_')}"
@@ -446,6 +456,7 @@ class Exchange:
         self.memory = to_summary(status.memory, self._header_of)
         self.saved = status.saved
         self._told_gap = status.gap
+        self._count()
 
     def _header_of(self, stamp_ns: int) -> Any:
         """Of the frame of this stamp, if it is known; else one made of the stamp."""

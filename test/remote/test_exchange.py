@@ -125,6 +125,19 @@ def test_chunks_are_ingested_in_order_and_counted_when_the_server_says_so(robot)
     assert robot.exchange.memory.header.frame_id == "camera"
 
 
+def test_frames_are_counted_together_with_the_memory_that_holds_them(robot):
+    robot.connect()
+    robot.append(2)
+    robot.send()
+    while robot.up:
+        robot.arrive()
+    ingested, status = robot.server.ingest()
+    robot.exchange.hear(ingested)
+    assert (robot.counts, robot.exchange.memory.frames) == ((0, 2, {}), 0)
+    robot.exchange.hear(status)
+    assert (robot.counts, robot.exchange.memory.frames) == ((2, 0, {}), 2)
+
+
 def test_no_more_than_two_chunks_are_at_the_server_and_the_oldest_that_waits_is_dropped(robot):
     robot.connect()
     for _ in range(6):
@@ -376,6 +389,7 @@ def test_what_a_server_invents_changes_no_count(robot):
     robot.exchange.hear(protocol.ResponseDone(response=protocol.Response(id="nobody's")))
     robot.exchange.hear(protocol.TextDelta(response_id="nobody's", delta="x"))
     robot.exchange.hear(protocol.PictureDone(event_id="nobody's"))
+    robot.exchange.hear(protocol.MemoryStatus(status=robot.server.status))
     assert robot.counts == (2, 0, {"error": 2})
 
 
