@@ -34,6 +34,7 @@ from stream_vlm_ros.errors import StreamVlmError, cut, in_words
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.remote.exchange import Chunk
 from stream_vlm_ros.remote.protocol import ClientEvent, ProtocolError, ServerEvent
+from stream_vlm_ros.remote.values import check_values
 from stream_vlm_ros.session.question import DisconnectedError
 
 OPEN, SEND, CLOSE = 5.0, 10.0, 1.0  # s, for a connection, a message, and a farewell
@@ -337,6 +338,7 @@ class LinkThread:
 
 def _event(message: str | bytes) -> ServerEvent:
     event = protocol.server_event(message)
+    check_values("", event)
     if isinstance(event, protocol.SessionEnding):
         raise RefusedError(event.message or event.code, event.retry_after)
     return event

@@ -5,14 +5,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from stream_vlm_ros.errors import StreamVlmError
+from stream_vlm_ros.engine.inputs.stamp_check import check_stamp
+from stream_vlm_ros.errors import InvalidTimestampError, StreamVlmError
 from stream_vlm_ros.history.poses import PoseTrack
-from stream_vlm_ros.remote.protocol import Ask, Episode, Fault, Memory, Response
+from stream_vlm_ros.remote.protocol import (
+    Ask,
+    Episode,
+    Fault,
+    Memory,
+    ProtocolError,
+    Response,
+    Session,
+)
 from stream_vlm_ros.session.memory_summary import (
     EpisodeState,
     LevelState,
@@ -28,6 +38,35 @@ class RemoteError(StreamVlmError):
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault.message or f"the server says no more than {fault.code}")
         self.code = "NOT_ACTIVE" if fault.code == "ENDING" else fault.code
+
+
+# Counts of 64 bits in the node's messages; the others have 32.
+_LARGE = frozenset({
+    "bytes", "chunks", "closed_pauses", "evicted_tokens", "evictions", "frames", "max_bytes",
+    "memory_bytes",
+})  # fmt: skip
+
+
+def check_values(name: str, value: Any) -> None:
+    """Raise ProtocolError for what a server tells and no message of the node's can hold."""
+    if isinstance(value, msgspec.Struct):
+        for field in value.__struct_fields__:
+            check_values(field, getattr(value, field))
+        if isinstance(value, Session) and not (value.factor and value.max_pixels > 1):
+            raise ProtocolError("the server tells no size of pictures")
+    elif isinstance(value, tuple):
+        for one in value:
+            check_values(name, one)
+    elif name.endswith("_ns") and value is not None:
+        try:
+            check_stamp(value)
+        except InvalidTimestampError as fault:
+            raise ProtocolError(f"the server's {name} is none: {fault}") from None
+    elif isinstance(value, int | float):
+        least = -1 if name == "choice_index" else -math.inf if isinstance(value, float) else 0
+        most = 2**63 if name in _LARGE else 2**32 if isinstance(value, int) else 2**31
+        if not least <= value < most:
+            raise ProtocolError(f"the server's {name} is {value:g}")
 
 
 def to_ask(question: Question) -> Ask:

@@ -29,11 +29,11 @@ FAST = dict(sample_fps=0.0, chunk_frames=2, max_chunk_delay=0.5, status_period=0
 here_and_there = pytest.mark.parametrize("shared_node", ["streaming", "remote"], indirect=True)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["streaming"])
 def shared_node(node_process, request):
     """One node for all tests that leave it as they found it."""
     memory = dict(max_cache_tokens=200, max_tail_tokens=16_384)
-    if getattr(request, "param", "streaming") == "remote":
+    if request.param == "remote":
         server = request.getfixturevalue("serve")(**memory)
         url = server.url.replace("http", "ws")
         memory = dict(engine="remote", engine_url=url, model_path="''")
@@ -422,6 +422,7 @@ def test_with_no_share_frames_wait_for_the_end_of_an_answer(client):
         assert client.set_parameter("ingest_share", 0.5).successful
 
 
+@here_and_there
 def test_the_action_tells_the_answer_while_it_is_written(client):
     fill(client, 2)
     goal = client.send_goal(max_new_tokens=12)
@@ -433,6 +434,7 @@ def test_the_action_tells_the_answer_while_it_is_written(client):
     assert all(later.startswith(sooner) for sooner, later in itertools.pairwise(texts))
 
 
+@here_and_there
 def test_the_action_can_be_cancelled(client):
     fill(client, 2)
     goal = client.send_goal(max_new_tokens=LONG)

@@ -65,28 +65,22 @@ def test_started_and_stopped_twenty_times_in_a_row(start_node):
     start_and_stop(start_node, 20)
 
 
-def test_ctrl_c_right_after_it_says_that_it_starts(start_node):
-    node = start_node(**SETTINGS)
-    node.wait_for("starting")
-    ended_well(node)
-
-
-def interrupted_at_random(start_node, times, latest):
-    delays = random.Random(0)
-    for _ in range(times):
+def interrupted(start_node, delays):
+    for delay in delays:  # s after it says that it starts
         node = start_node(**SETTINGS)
         node.wait_for("starting")
-        time.sleep(delays.uniform(0, latest))
+        time.sleep(delay)
         ended_well(node)
 
 
 def test_ctrl_c_at_any_moment_of_its_start(start_node):
-    interrupted_at_random(start_node, 3, latest=3)
+    interrupted(start_node, [0.0, 1.0, 2.0])
 
 
 @pytest.mark.slow
 def test_ctrl_c_at_twenty_moments_of_its_start(start_node):
-    interrupted_at_random(start_node, 20, latest=8)
+    moments = random.Random(0)
+    interrupted(start_node, [moments.uniform(0, 8) for _ in range(20)])
 
 
 def test_ctrl_c_while_an_answer_is_written(start_node, connect):

@@ -162,6 +162,23 @@ def test_a_refusal_is_told_and_tried_again_where_that_makes_sense(
         assert len(server.heads) == 1
 
 
+def test_a_server_that_is_full_is_left_alone_for_as_long_as_it_says(make_robot, server):
+    server.refusal = (429, {"Retry-After": "1"}, "full")
+    robot = make_robot(server.url)
+    wait_until(lambda: server.heads)
+    server.refusal, refused = None, time.monotonic()
+    robot.wait_until_connected()
+    assert time.monotonic() - refused > 0.9 and len(server.heads) == 2
+
+
+def test_the_end_may_come_at_any_moment_of_the_beginning(make_robot, server):
+    for pause in (0.0, 0.0, 0.001, 0.002, 0.004, 0.008, 0.016):
+        robot = make_robot(server.url)
+        time.sleep(pause)
+        assert robot.thread.stop(2.0)
+        assert robot.faults == [] and robot.worker.loaded.done()
+
+
 def test_who_is_told_to_go_for_good_goes(robot, server):
     server.say(protocol.SessionEnding(code="TAKEN_OVER", message="another took it over"))
     assert "another took it over" in robot.wait_until_lost()
@@ -201,6 +218,26 @@ def test_a_server_that_says_nonsense_is_left_and_tried_again(make_robot, server,
     robot.append()
     robot.wait_for(1)
     assert robot.faults == []
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        dict(length=-1),
+        dict(cap=2**32),
+        dict(newest_ns=2**62),
+        dict(spans_ns=((-5, 3),)),
+        dict(levels=(protocol.Level(name="sink", tokens=-3),)),
+        dict(closed_seconds=1e300),
+    ],
+)
+def test_what_no_message_of_the_nodes_can_hold_is_not_taken_from_a_server(robot, server, memory):
+    status = protocol.Status(memory=protocol.Memory(**memory))
+    server.say(protocol.MemoryStatus(status=status))
+    wait_until(lambda: len(server.heads) == 2, "another connection")
+    robot.wait_until_connected()
+    assert robot.faults == [] and robot.worker.memory.length == 0
+    assert "the server's " in robot.told[0][1]
 
 
 def test_another_servers_websocket_is_no_server(make_robot, server):
