@@ -72,6 +72,12 @@ class Robot:
         """Frames of which the server has not said what became of them."""
         return set(self.sent) - self.ingested - set(self.dropped)
 
+    @property
+    def is_told_of_all(self) -> bool:
+        """Whether the memory that it was told of last has taken in just the frames that it should
+        have."""
+        return self.status.memory.frames == len(self.ingested - self.lost)
+
     def picture(self, sequence: int) -> np.ndarray:
         """What the camera sees in a frame."""
         return self.pictures[sequence % len(self.pictures)]

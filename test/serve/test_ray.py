@@ -186,10 +186,12 @@ async def until(holds, robots):
 
 
 async def settle(robots):
-    """No robot films any more; wait until each knows what became of every frame."""
+    """No robot films any more; wait until each knows what became of every frame, and has been told
+    of a memory that holds those, and no other ones."""
     for robot in robots:
         robot.filming = False
     await until(lambda: all(robot.untold == set() for robot in robots), robots)
+    await until(lambda: all(robot.is_told_of_all for robot in robots), robots)
 
 
 def check_account(robots, hit):
@@ -199,7 +201,6 @@ def check_account(robots, hit):
         assert robot.ingested | set(robot.dropped) == set(robot.sent)
         assert robot in hit or not robot.lost
         assert robot.gaps or not robot.lost, (robot.name, robot.lost)
-        assert robot.status.memory.frames == len(robot.ingested - robot.lost)
     return sum(len(robot.lost) for robot in robots)
 
 
@@ -266,7 +267,8 @@ def test_a_rolling_restart_leaves_no_question_without_an_answer(cluster, picture
             asked, over_http = [], []
             async with cluster.client() as client:
                 while not deploying.done():
-                    told = [cluster.ask(client, robot.name) for robot in robots]
+                    # Of the others no request says to a replica that it is theirs now.
+                    told = [cluster.ask(client, robot.name) for robot in robots[: ROBOTS // 2]]
                     asking = asyncio.gather(*(robot.ask(QUESTION, 4) for robot in robots))
                     over_http += await asyncio.gather(*told)
                     asked += await asking
@@ -280,7 +282,6 @@ def test_a_rolling_restart_leaves_no_question_without_an_answer(cluster, picture
             for robot in robots:
                 assert robot.ingested | set(robot.dropped) == set(robot.sent)
                 assert (robot.gaps, robot.lost) == ([], set())
-                assert robot.status.memory.frames == len(robot.ingested)
             record_property("questions", len(asked))
             record_property("questions_over_http", len(over_http))
             record_property("longest_answer_over_http_s", round(max(over_http), 2))
