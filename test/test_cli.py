@@ -88,7 +88,7 @@ def test_defaults_are_shown_and_completion_is_offered():
         ("ask", "128"),
         ("demo", "4096"),  # not the node's
         ("demo-model evaluate", "15,30,64"),
-        ("experiment sink", "segmented"),
+        ("experiment sink", "100000"),
     ]:
         assert f"[default: {default}]" in " ".join(run(*verb.split(), "-h").stdout.split())
     assert "--install-completion" in run("-h").stdout

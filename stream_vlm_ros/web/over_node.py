@@ -30,7 +30,7 @@ from stream_vlm_ros.errors import InvalidImageError, MemoryFileError, StreamVlmE
 from stream_vlm_ros.factory import card_of
 from stream_vlm_ros.model_card import ModelCard
 from stream_vlm_ros.session.memory_summary import MemorySummary
-from stream_vlm_ros.session.question import Outcome, Question
+from stream_vlm_ros.session.question import CancelledError, Outcome, Question
 from stream_vlm_ros.setting import ALWAYS
 from stream_vlm_ros.web.examples import examples_for
 from stream_vlm_ros.web.live_memory import (
@@ -388,6 +388,8 @@ class _Asked(GrowingAnswer):
     async def _pursue(self) -> Outcome:
         question = self._question
         try:
+            if self._cancelled:  # before it was sent
+                raise CancelledError("the question was cancelled")
             return await self._answered(question)
         except AskError as refusal:
             return to_outcome(refusal.answer, question)

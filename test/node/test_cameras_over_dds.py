@@ -220,7 +220,8 @@ def test_the_console_shows_and_steers_one_of_several(here, cameras, alone):
             await until(shown["rear"], lambda status: status.memory.frames == 2)
             await until(first, lambda status: status.memory.frames == 1)
             assert (first.name, shown["rear"].name) == ("front", "rear")
-            await until(shown["rear"], lambda status: "max_new_tokens" in status.settings)
+            for memory in shown.values():
+                await until(memory, lambda status: "max_new_tokens" in status.settings)
             assert shown["rear"].status.settings["max_new_tokens"] == 7
             assert shown["front"].status.settings["max_new_tokens"] != 7
             await shown["rear"].set(max_new_tokens=3)

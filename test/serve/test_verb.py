@@ -21,7 +21,8 @@ KEY = "0123456789abcdef"
 
 
 def refusal(*arguments, environment=None):
-    done = CliRunner().invoke(app, ["serve", *map(str, arguments)], env=environment)
+    any_port = () if "--port" in arguments else ("--port", "0")
+    done = CliRunner().invoke(app, ["serve", *any_port, *map(str, arguments)], env=environment)
     assert done.exit_code == 2, done.output
     return " ".join(done.stderr.split())
 
