@@ -244,7 +244,7 @@ class Exchange:
     def end(self, cause: Drop, why: StreamVlmError) -> None:
         """Whatever waits has come to its end; nothing more is sent but that."""
         self.abandon(cause, why)
-        for chunk in self._sent:
+        for chunk in [*self._sent, *self._waiting_of(Chunk)]:
             self._counters.drop(cause, chunk.left)
         for order in [*self._orders.values(), *self._waiting_of(Order)]:
             self._later(order.future.set_exception, why)
@@ -434,7 +434,7 @@ class Exchange:
     ) -> list[tuple[Chunk, int]]:
         """The chunks that an event is about, and of how many of their frames it tells the end."""
         found, left = [], event.frames
-        for chunk in [*self._sent, *(one for one in self._chunks if one.first)]:
+        for chunk in [*self._sent, *(one for one in self._waiting_of(Chunk) if one.first)]:
             said = (event.first, event.last, what)
             common = min(event.last, chunk.last) - max(event.first, chunk.first) + 1
             frames = min(left, common, chunk.left)
@@ -545,7 +545,8 @@ class Exchange:
 
     @property
     def _chunks(self) -> list[Chunk]:
-        return self._waiting_of(Chunk)
+        """That wait, and of which the server has nothing: it tells the end of the others."""
+        return [one for one in self._waiting_of(Chunk) if not one.unsent]
 
     @property
     def _tickets(self) -> list[RemoteTicket]:

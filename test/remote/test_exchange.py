@@ -198,6 +198,20 @@ def test_of_a_chunk_with_a_broken_last_frame_a_saved_memory_gets_nothing_twice(r
     assert robot.server.frames == [(1, SECOND), (2, 2 * SECOND)]
 
 
+def test_a_chunk_of_which_the_server_has_a_part_is_pushed_out_by_no_newer_one(robot):
+    robot.connect()
+    robot.append(3, broken={2})
+    robot.send()
+    while robot.up:
+        robot.arrive()
+    robot.cut()
+    robot.connect()
+    for _ in range(QUEUE):
+        robot.append(1)
+    robot.run()
+    assert robot.counts == (2 + QUEUE, 0, {"invalid_image": 1})
+
+
 def test_what_was_to_be_sent_again_is_sent_whole_to_a_server_that_begins_empty(robot):
     lose_the_last_words(robot)
     robot.server.ends.clear()  # it does not tell them again
