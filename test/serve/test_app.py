@@ -3,6 +3,8 @@
 
 """What is told over HTTP, and to whom."""
 
+from pathlib import Path
+
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -50,6 +52,12 @@ def test_a_session_is_listed_and_deleted_by_its_key_alone(another, film):
         while getattr(event := camera.hear(), "code", "") != "ENDING":
             pass
         assert event.retry_after is None  # it is forgotten
+
+
+def test_the_front_cuts_off_nothing_of_a_server_that_drains():
+    config = Path(__file__).parents[2] / "config" / "haproxy.cfg"
+    # /health is 503 while questions are still answered and memories saved.
+    assert "on-marked-down" not in config.read_text()
 
 
 def test_another_sites_page_changes_nothing(server):
