@@ -13,7 +13,8 @@ is the median of the differences of neighbours.
 ``cameras``: so many sessions, their memories full, to each of which frames of 640x480 come at 2 a
 second as JPEG, chunks of 4, out of step, from another process; and a question a second, to one
 after the other. With more and more sessions until the first loses a frame. ``first_token_ms`` is
-from asking to the first text, at the client.
+from asking to the first text, at the client. A question without an answer
+counts as a lost frame does.
 
 Needs of other packages fastapi, uvicorn, websockets, msgspec and prometheus_client. With
 ``--shape`` the model has random weights, and its answers are as long as they may be.
@@ -133,28 +134,40 @@ async def level(
         )
         await asking
         until = time.monotonic() + DRAIN
-        while any(c.ended < c.sent for c in cameras) and time.monotonic() < until:
+        while any(c.ended < c.sent or c.asked for c in cameras) and time.monotonic() < until:
             await asyncio.sleep(0.05)
         for task in listening:
             task.cancel()
+    return figures(cameras)
+
+
+def figures(cameras: list[Camera]) -> dict[str, Any]:
+    """What became of their frames and questions."""
     lost: dict[str, int] = {}
     for camera in cameras:
         for cause, frames in camera.dropped.items():
             lost[cause] = lost.get(cause, 0) + frames
     first = sorted(one for camera in cameras for one in camera.first)
     return {
-        "sessions": count,
+        "sessions": len(cameras),
         "frames_sent": sum(camera.sent for camera in cameras),
         "frames_ingested": sum(camera.ingested for camera in cameras),
         "frames_lost": lost,
         "frames_without_an_end": sum(camera.sent - camera.ended for camera in cameras),
         "questions": len(first),
+        "questions_failed": sum(camera.failed + len(camera.asked) for camera in cameras),
         "first_token_ms": {
-            "p50": round(statistics.median(first), 1),
-            "p99": round(first[-1 - len(first) // 100], 1),
+            "p50": round(statistics.median(first), 1) if first else None,
+            "p99": round(first[-1 - len(first) // 100], 1) if first else None,
         },
         "camera_late_ms": round(1e3 * max(camera.late for camera in cameras), 1),
     }
+
+
+def holds(level: dict[str, Any]) -> bool:
+    """Whether every frame was remembered and every question answered."""
+    without = ("frames_lost", "frames_without_an_end", "questions_failed")
+    return not any(level[name] for name in without)
 
 
 class Camera:
@@ -166,7 +179,8 @@ class Camera:
         self.dropped: dict[str, int] = {}
         self.late = 0.0  # s that a frame was sent behind its time, at most
         self.first: list[float] = []  # ms to the first texts of its answers
-        self._asked: dict[str, float] = {}
+        self.asked: dict[str, float] = {}  # whose answer has not begun
+        self.failed = 0  # questions
 
     async def film(self, encoded: list[bytes], begin: float, seconds: float, first_ns: int) -> None:
         from stream_vlm_ros.remote import protocol
@@ -188,7 +202,7 @@ class Camera:
         from stream_vlm_ros.remote import protocol
 
         ask = protocol.Ask(text=QUESTION, max_new_tokens=TOKENS)
-        self._asked[id] = time.perf_counter()
+        self.asked[id] = time.perf_counter()
         event = protocol.ResponseCreate(event_id=id, response=ask)
         await self.connection.send(protocol.encoded(event))
 
@@ -197,9 +211,12 @@ class Camera:
 
         while True:
             event = protocol.server_event(await self.connection.recv())
-            if isinstance(event, protocol.TextDelta) and event.response_id in self._asked:
-                asked = self._asked.pop(event.response_id)
+            if isinstance(event, protocol.TextDelta) and event.response_id in self.asked:
+                asked = self.asked.pop(event.response_id)
                 self.first.append(1e3 * (time.perf_counter() - asked))
+            elif isinstance(event, protocol.ResponseDone):
+                self.asked.pop(event.response.id, None)
+                self.failed += event.response.error is not None
             elif getattr(event, "last", None) == 0:  # of those that filled the memory
                 continue
             elif isinstance(event, protocol.Ingested):
@@ -338,7 +355,7 @@ def measure_cameras(
         for session in sessions.all():
             if session.id.startswith("camera-"):
                 sessions.close(session.id, session.owner)
-        if levels[-1]["frames_lost"] or levels[-1]["frames_without_an_end"]:
+        if not holds(levels[-1]):
             break
         best = count
     return {"without_a_lost_frame": best, "seconds": seconds, "levels": levels}

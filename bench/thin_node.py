@@ -186,6 +186,7 @@ def run(options: argparse.Namespace, environment: dict[str, str]) -> int:
         **machine,
         "load_average_after": [round(load, 2) for load in os.getloadavg()],
         "images": {"width": WIDTH, "height": HEIGHT, "encoding": "rgb8", "rate": RATE},
+        "fast_dds": {"node": f"config/{THIN.name}", "publisher": "config/fastdds.xml"},
         "sample_fps": SAMPLE_FPS,
         "seconds_a_stretch": options.seconds,
         "medians": medians,

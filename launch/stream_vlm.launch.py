@@ -4,7 +4,7 @@
 """Start the node: ros2 launch stream_vlm stream_vlm.launch.py image:=/camera/image_raw
 
 With several cameras: cameras:=front=/front/image_raw,rear=/rear/image_raw
-With the memory at a server: engine_url:=ws://gpu-box:8090
+With the memory at a server: engine_url:=ws://gpu-box:8090 (and config/fastdds_thin.xml)
 """
 
 from launch.actions import ExecuteProcess

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from stream_vlm_ros.access import listen, read_keys
 from stream_vlm_ros.config import Settings
+from stream_vlm_ros.console import plural
 from stream_vlm_ros.errors import StreamVlmError, check_model_folder
 from stream_vlm_ros.factory import model_folder
 from stream_vlm_ros.processes.children import run_until_told
@@ -80,7 +81,7 @@ def serve_on_ray(
             port = listening.getsockname()[1]
     with cluster_of(cluster.ray_address) as is_own:
         deploy(settings, limits, cluster, keys, host, port)
-        count = f"{cluster.replicas} replica{'s' if cluster.replicas > 1 else ''}"
+        count = plural(cluster.replicas, "replica")
         print(f"{count} at http://{_shown(host)}:{port} for {_who(admitted)}", flush=True)
         if not is_own:
             print("They stay when this command has ended: serve status, serve shutdown")
@@ -106,6 +107,4 @@ def _shown(host: str) -> str:
 
 def _who(keys: Keys) -> str:
     count = len(keys.keys)
-    return (
-        f"{count} key{'s' if count > 1 else ''}" if count else "this machine alone, without a key"
-    )
+    return plural(count, "key") if count else "this machine alone, without a key"

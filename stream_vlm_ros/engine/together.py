@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Generator, Hashable, Sequence
 from operator import is_
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -196,7 +197,8 @@ class Together:
     """
 
     def __init__(self) -> None:
-        self._ahead: dict[tuple[int, int], _Ahead] = {}  # by the numbers of engine and frames
+        # Weak: an engine that is let go leaves its room to others.
+        self._ahead: WeakKeyDictionary[VideoStreamingInference, _Ahead] = WeakKeyDictionary()
 
     def append(
         self, chunks: Sequence[Chunk], ahead: Sequence[tuple[VideoStreamingInference, Any]] = ()
@@ -245,7 +247,7 @@ class Together:
 
     def _encoded(self, engine: VideoStreamingInference, frames: Sequence[Any]) -> Encoded | None:
         """What was encoded ahead of these frames, if that is what would be encoded now."""
-        ahead = self._ahead.pop((id(engine), id(frames)), None)
+        ahead = self._ahead.pop(engine, None)
         return ahead.encoded if ahead is not None and ahead.is_of(engine, frames) else None
 
     def _encode(self, ahead: Sequence[tuple[VideoStreamingInference, Any]]) -> None:
@@ -261,24 +263,23 @@ class Together:
             for (engine, frames, encoding), features in zip(alike, results, strict=True):
                 if isinstance(features, torch.Tensor):
                     encoded = Encoded(encoding.patches, features)
-                    kept = _Ahead(engine, frames, [*frames], _bounds(engine), encoded)
-                    self._ahead[id(engine), id(frames)] = kept
+                    self._ahead[engine] = _Ahead(frames, [*frames], _bounds(engine), encoded)
 
 
 class _Ahead(NamedTuple):
-    """Pictures encoded ahead, and of what.
+    """Pictures encoded ahead, and of what."""
 
-    It holds engine, list and frames, so that no other has their number.
-    """
-
-    engine: VideoStreamingInference
     frames: Sequence[Any]
     pictures: list[Any]
     bounds: tuple[int, int | None]
     encoded: Encoded
 
     def is_of(self, engine: VideoStreamingInference, frames: Sequence[Any]) -> bool:
-        same = len(frames) == len(self.pictures) and all(map(is_, frames, self.pictures))
+        same = (
+            frames is self.frames
+            and len(frames) == len(self.pictures)
+            and all(map(is_, frames, self.pictures))
+        )
         return same and self.bounds == _bounds(engine)
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -245,7 +246,7 @@ class Exchange:
         """Whatever waits has come to its end; nothing more is sent but that."""
         self.abandon(cause, why)
         self._count()
-        for chunk in self._sent:
+        for chunk in [*self._sent, *self._waiting_of(Chunk)]:
             self._counters.drop(cause, chunk.left)
         for order in [*self._orders.values(), *self._waiting_of(Order)]:
             self._later(order.future.set_exception, why)
@@ -315,6 +316,13 @@ class Exchange:
         for order in self._waiting_of(Order):
             if not order.lasts:
                 self.dismiss(order, why)
+        for one in list(self._waiting):  # what was to be sent again: the next server tells
+            if isinstance(one, Chunk) and one.first:
+                self._waiting.remove(one)
+                self._sent.append(one)
+            elif isinstance(one, Order) and one.before:
+                self._waiting.remove(one)
+                self._orders[one.event.event_id] = one
 
     def connected(self, told: protocol.SessionCreated) -> None:
         """There is a connection: send what the server did not get, and nothing that it got."""
@@ -368,14 +376,17 @@ class Exchange:
         again.extend(orders)
         first_reset = min((order.before for order in orders), default=None)
         for chunk in list(self._sent):
-            newest_ns = chunk.frames[-1].stamp_ns
-            saved = session.accepted_ns is not None and newest_ns <= session.accepted_ns
-            if saved and (first_reset is None or chunk.last < first_reset):
-                self._sent.remove(chunk)  # it is in the memory that was saved
-                self._counters.ingest(chunk.left)
-            else:
-                chunk.unsent = 0
+            chunk.unsent = 0
+            if session.accepted_ns is not None and (not first_reset or chunk.last < first_reset):
+                stamps = [frame.stamp_ns for frame in chunk.frames]
+                chunk.unsent = bisect_right(stamps, session.accepted_ns)  # the memory was saved
+            saved = min(chunk.unsent, chunk.left)
+            self._counters.ingest(saved)
+            chunk.left -= saved
+            if chunk.left:
                 again.append(chunk)
+            else:
+                self._sent.remove(chunk)
 
     # -- what the server says ----------------------------------------------------------------
 
@@ -400,19 +411,20 @@ class Exchange:
                 self._error(event)
 
     def _ingested(self, event: protocol.Ingested) -> None:
-        for chunk, frames in self._of(event, "ingested"):
+        found = self._of(event, "ingested")  # nothing, told once more
+        for chunk, frames in found:
             self._uncounted += frames
             self._newest = chunk.frames[-1]
+            self.fault = ""
         if (newest_ns := self.memory.newest_ns) is not None and event.newest_ns <= newest_ns:
             self._count()  # else with the status that follows: the two are told together
-        self.fault = ""
         # They are taken in the order in which they are sent: of earlier ones nothing more comes.
         for chunk in list(self._sent):
             if chunk.last < event.first:
                 self._sent.remove(chunk)
                 lost = f"the server did not say what became of {plural(chunk.left, 'frame')}"
                 self._refused(chunk.left, Drop.ERROR, StreamVlmError(lost))
-        if event.closed_seconds:
+        if found and event.closed_seconds:
             self._later(self._pause_closed, event.closed_seconds)
 
     def _count(self) -> None:
@@ -432,7 +444,7 @@ class Exchange:
     ) -> list[tuple[Chunk, int]]:
         """The chunks that an event is about, and of how many of their frames it tells the end."""
         found, left = [], event.frames
-        for chunk in list(self._sent):
+        for chunk in [*self._sent, *(one for one in self._waiting_of(Chunk) if one.first)]:
             said = (event.first, event.last, what)
             common = min(event.last, chunk.last) - max(event.first, chunk.first) + 1
             frames = min(left, common, chunk.left)
@@ -442,7 +454,7 @@ class Exchange:
             chunk.left -= frames
             left -= frames
             if not chunk.left:
-                self._sent.remove(chunk)
+                (self._sent if chunk in self._sent else self._waiting).remove(chunk)
             found.append((chunk, frames))
         return found
 
@@ -544,7 +556,8 @@ class Exchange:
 
     @property
     def _chunks(self) -> list[Chunk]:
-        return self._waiting_of(Chunk)
+        """That wait, and of which the server has nothing: it tells the end of the others."""
+        return [one for one in self._waiting_of(Chunk) if not one.unsent]
 
     @property
     def _tickets(self) -> list[RemoteTicket]:

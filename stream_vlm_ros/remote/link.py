@@ -330,8 +330,16 @@ class LinkThread:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        async def keep(link: Link) -> None:
+            try:
+                await link.run()
+            except Exception as fault:  # of this package: other cameras' connections go on
+                link.peer.report(fault)
+                words = f"internal error: {fault!r}; see the log"
+                link.peer.disconnected(DisconnectedError(words), True)
+
         async def run() -> None:
-            await asyncio.gather(*(link.run() for link in self._links))
+            await asyncio.gather(*map(keep, self._links), return_exceptions=True)
 
         asyncio.run(run())
 

@@ -104,6 +104,7 @@ class RemoteWorker:
         self.weight = 1.0  # the server's sessions are alike
         self.ended: StreamVlmError | None = None
         self.loaded: Future[str] = Future()
+        self._is_loading = True  # nobody has undertaken to end `loaded`
         self._report = report
         self._changed, self._tell, self._taken_up = changed, tell, taken_up
         self._now_ns = now_ns
@@ -168,8 +169,14 @@ class RemoteWorker:
         with self._changing() as exchange:
             why = NotActiveError("the node was stopped before the answer came")
             exchange.end(Drop.RESET, why)
-            if not self.loaded.done():
-                self.loaded.set_exception(why)
+        if self._ends_loading():
+            self.loaded.set_exception(why)
+
+    def _ends_loading(self) -> bool:
+        """Whether the caller is the first, and has to end `loaded`: `stop` is of another thread."""
+        with self._lock:
+            first, self._is_loading = self._is_loading, False
+        return first
 
     def pack_as(self, settings: Settings) -> None:
         """Let pictures travel as the settings say, from the next frame that is sent."""
@@ -261,7 +268,7 @@ class RemoteWorker:
             had = "taken up again" if session.resumed else "begun from its saved memory"
         words = f"connected to {self._link.address.url}: session {session.id} is {had}"
         self._call(lambda: self._taken_up(self.memory.latest_ns))
-        if not self.loaded.done():
+        if self._ends_loading():
             self.loaded.set_result("; ".join(filter(None, (words, session.plan))))
         else:
             self._call(lambda: self._tell(True, words))
@@ -271,12 +278,12 @@ class RemoteWorker:
         """There is none (any more)."""
         url = self._link.address.url
         error = DisconnectedError(f"no connection to {url}: {why}")
-        first = not self.loaded.done()
         with self._changing() as exchange:
             news = self._lost_ns is None or str(error) != str(exchange.why)
             exchange.disconnected(error)
             if self._lost_ns is None:
                 self._lost_ns = self._now_ns()
+        first = self._ends_loading()
         if first and is_final:
             self.loaded.set_exception(error)
         elif first:

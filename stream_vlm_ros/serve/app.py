@@ -62,6 +62,7 @@ def create_app(sessions: Sessions, keys: Keys, *, metrics: Metrics | None = None
     async def health() -> Response:
         """Whether sessions can be opened."""
         state = "ok" if sessions.is_loaded else "draining" if sessions.draining else "loading"
+        state = "failed" if state == "ok" and not sessions.is_alive else state
         return JSONResponse({"status": state}, 200 if state == "ok" else 503)
 
     @app.get("/metrics")

@@ -62,7 +62,8 @@ class Replica:
         ring.listeners.append(self._hear)
         # A call makes the router of this process; who answers it is of no interest.
         serve.get_deployment_handle(context.deployment, context.app_name).process.remote()
-        threading.Thread(target=self._watch, name="ring", daemon=True).start()
+        self._watching = threading.Thread(target=self._watch, name="ring", daemon=True)
+        self._watching.start()
 
     def process(self) -> tuple[str, int]:
         """The name of this replica, and its process."""
@@ -72,6 +73,8 @@ class Replica:
         """Ray's: a replica of which this raises is replaced."""
         if not self._sessions.is_alive:
             raise RuntimeError("the thread of the engines has ended")
+        if not self._watching.is_alive():
+            raise RuntimeError("the thread that hands sessions over has ended")
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Ray's: the application, with `Named` behind the door that asks for a key."""

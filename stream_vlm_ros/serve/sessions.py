@@ -869,6 +869,8 @@ class Sessions:
             raise ServerEndingError("the server is being stopped")
         if not self.is_loaded:
             raise NotActiveError("the model is being loaded: try again in a moment")
+        if not self.is_alive:
+            raise NotActiveError("the thread of the engines has ended: start the server again")
 
     def _check_room(self, owner: str) -> None:
         limits = self.limits

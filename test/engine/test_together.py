@@ -4,6 +4,7 @@
 """Engines that share a model append their chunks together, and remember what each would alone."""
 
 import gc
+import weakref
 
 import pytest
 import torch
@@ -329,6 +330,17 @@ def test_pictures_encoded_ahead_are_those_and_no_others(cameras):
         expected = engine.append_video_chunk(pictures[number], timestamps=times)
         assert done[number].grid == expected.grid
     cameras.assert_same()
+
+
+def test_an_engine_whose_pictures_were_encoded_ahead_can_be_let_go(cameras):
+    together, chunks = Together(), cameras.chunks(cameras.together, 0)
+    ahead = [(engine, cameras.toys.frames(4, 56, 84)) for engine in cameras.together]
+    finished(together.append(chunks, ahead))
+    gone = [weakref.ref(engine) for engine in cameras.together]
+    del chunks, ahead
+    cameras.together.clear()
+    gc.collect()
+    assert [engine() for engine in gone] == [None] * 3
 
 
 def test_pictures_encoded_ahead_for_one_engine_are_not_anothers(toys, model, processor):

@@ -166,6 +166,14 @@ def test_input_that_cannot_be_used_is_one_line_and_exit_status_2(run, capsys, ar
     assert lines[-1].startswith("stream-vlm: ") and says in lines[-1]
 
 
+@pytest.mark.parametrize("name", ["sink", "long-video", "periodic", "curves", "endurance"])
+def test_a_cap_that_the_engine_would_choose_is_refused_where_a_run_is_held_against_it(name, capsys):
+    assert options.parser_of(name).parse_args(["--cap", "1"]).cap == 1
+    with pytest.raises(SystemExit) as refused:
+        options.parser_of(name).parse_args(["--cap", "0"])
+    assert refused.value.code == 2 and "0 is no cap" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "unusable", [["--model", "/nope"], ["--device", "cuda:99"], ["--size", "12"]]
 )

@@ -15,6 +15,8 @@ from websockets.http11 import Response
 
 from stream_vlm_ros.remote import protocol
 
+NO_PICTURE = b"no picture"
+
 
 class ModelSession:
     """One session. It takes chunks in when told to, one by one, so that tests decide when.
@@ -63,6 +65,8 @@ class ModelSession:
         if isinstance(message, bytes):
             frame = protocol.unpacked(message)
             assert frame.sequence > self.accepted_sequence, "a frame came twice"
+            if frame.pixels == NO_PICTURE:
+                return self._drop_frames([(frame.sequence, frame.stamp_ns)], "invalid_image")
             self.open.append((frame.sequence, frame.stamp_ns))
             return []
         event = protocol.client_event(message)
@@ -123,11 +127,15 @@ class ModelSession:
         told = []
         for chunk in chunks:
             self.waiting.remove(chunk)
-            self.ended |= dict.fromkeys([sequence for sequence, _ in chunk], cause)
-            first, last = chunk[0][0], chunk[-1][0]
-            told.append(protocol.Dropped(first=first, last=last, frames=len(chunk), cause=cause))
-        self.ends += told
+            told += self._drop_frames(chunk, cause)
         return told
+
+    def _drop_frames(self, frames, cause):
+        self.ended |= dict.fromkeys([sequence for sequence, _ in frames], cause)
+        first, last = frames[0][0], frames[-1][0]
+        told = protocol.Dropped(first=first, last=last, frames=len(frames), cause=cause)
+        self.ends.append(told)
+        return [told]
 
     def ingest(self):
         """Take the oldest chunk that waits into the memory; what it says of it."""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from model_server import ModelSession
+from model_server import NO_PICTURE, ModelSession
 
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.remote.exchange import Chunk, Exchange, RemoteTicket
@@ -38,12 +38,13 @@ class Robot:
         self.up, self.down = [], []  # messages on their way
         self.stamp = 0
 
-    def append(self, count=1):
+    def append(self, count=1, broken=()):
+        """The frames at the places ``broken`` are no pictures."""
         frames = []
-        for _ in range(count):
+        for at in range(count):
             self.stamp += SECOND
             header = SimpleNamespace(stamp=self.stamp, frame_id="camera")
-            frames.append(TimedFrame(self.stamp, None, header))
+            frames.append(TimedFrame(self.stamp, NO_PICTURE if at in broken else b"x", header))
             self.counters.receive()
         self.exchange.append(frames, QUEUE)
 
@@ -69,8 +70,9 @@ class Robot:
         what = self.exchange.take()
         if isinstance(what, Chunk):
             for at in range(what.unsent, len(what.frames)):
-                stamp_ns = what.frames[at].stamp_ns
-                self.up.append(FrameMessage(what.first + at, stamp_ns, JPEG, 0, 0, b"x").packed())
+                frame = what.frames[at]
+                message = FrameMessage(what.first + at, frame.stamp_ns, JPEG, 0, 0, frame.image)
+                self.up.append(message.packed())
             what = protocol.Commit()
         if what is not None:
             self.up.append(protocol.encoded(what))
@@ -176,6 +178,81 @@ def test_what_a_lost_connection_left_open_is_not_sent_twice(robot):
     robot.run()
     assert robot.counts == (2, 0, {})
     assert robot.server.frames == [(1, SECOND), (2, 2 * SECOND)]
+
+
+def lose_the_last_words(robot):
+    """The server took two frames of a chunk, and the third was no picture; nothing is heard."""
+    robot.connect()
+    robot.append(3, broken={2})
+    robot.send()
+    while robot.up:
+        robot.arrive()
+    robot.server.ingest()
+    robot.cut()
+
+
+def test_what_a_chunk_with_a_broken_last_frame_came_to_is_counted_as_it_is_told_again(robot):
+    lose_the_last_words(robot)
+    robot.connect()
+    while robot.down:
+        robot.hear()
+    robot.run()
+    assert robot.counts == (2, 0, {"invalid_image": 1}) and not robot.faults
+    assert robot.server.frames == [(1, SECOND), (2, 2 * SECOND)]
+
+
+def test_of_a_chunk_with_a_broken_last_frame_a_saved_memory_gets_nothing_twice(robot):
+    lose_the_last_words(robot)
+    robot.server.save()
+    robot.server = robot.server.begun_again()
+    robot.connect()
+    robot.run()
+    assert robot.counts == (2, 0, {"invalid_image": 1})
+    assert robot.server.frames == [(1, SECOND), (2, 2 * SECOND)]
+
+
+def test_a_chunk_of_which_the_server_has_a_part_is_pushed_out_by_no_newer_one(robot):
+    robot.connect()
+    robot.append(3, broken={2})
+    robot.send()
+    while robot.up:
+        robot.arrive()
+    robot.cut()
+    robot.connect()
+    for _ in range(QUEUE):
+        robot.append(1)
+    robot.run()
+    assert robot.counts == (2 + QUEUE, 0, {"invalid_image": 1})
+
+
+def test_what_was_to_be_sent_again_is_sent_whole_to_a_server_that_begins_empty(robot):
+    lose_the_last_words(robot)
+    robot.server.ends.clear()  # it does not tell them again
+    robot.connect()
+    robot.cut()
+    robot.server = robot.server.begun_again()
+    robot.connect()
+    robot.run()
+    assert robot.server.frames == [(1, SECOND), (2, 2 * SECOND)]
+    assert robot.counts == (2, 0, {"invalid_image": 1})
+
+
+def test_what_is_told_once_more_closes_no_pause_again_and_hides_no_fault(robot):
+    pauses = []
+    robot.exchange = Exchange(robot.counters, pause_closed=pauses.append)
+    robot.connect()
+    robot.append(1)
+    robot.append(1)
+    while robot.send():
+        pass
+    told = protocol.Ingested(first=1, last=1, frames=1, newest_ns=SECOND, closed_seconds=12.0)
+    robot.exchange.hear(told)
+    robot.exchange.hear(
+        protocol.Dropped(first=2, last=2, frames=1, cause="error", message="not finite")
+    )
+    robot.exchange.hear(told)
+    robot.effects()
+    assert pauses == [12.0] and robot.exchange.fault == "not finite"
 
 
 def test_a_chunk_that_was_cut_within_is_sent_again_whole_under_the_same_sequences(robot):
@@ -425,9 +502,9 @@ class Connections(RuleBasedStateMachine):
         self.tickets, self.orders = [], []
         self.connected = True
 
-    @rule(count=st.integers(1, 3))
-    def append(self, count):
-        self.robot.append(count)
+    @rule(count=st.integers(1, 3), broken=st.booleans())
+    def append(self, count, broken):
+        self.robot.append(count, {count - 1} if broken else ())
 
     @rule()
     def ask(self):

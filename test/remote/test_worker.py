@@ -6,6 +6,7 @@
 import io
 import socket
 import time
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -16,10 +17,11 @@ from proxy import Proxy
 
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.remote import protocol
+from stream_vlm_ros.remote.link import Address, LinkThread
 from stream_vlm_ros.remote.pictures import Packing
 from stream_vlm_ros.remote.protocol import RAW
-from stream_vlm_ros.remote.worker import RemoteKeeper
-from stream_vlm_ros.session.counters import Drop
+from stream_vlm_ros.remote.worker import RemoteKeeper, RemoteWorker
+from stream_vlm_ros.session.counters import Drop, FrameCounters
 from stream_vlm_ros.session.question import NotActiveError, Question
 
 KEY = "0123456789abcdef"
@@ -118,6 +120,44 @@ def test_asked_without_a_connection_is_answered_within_an_instant(make_robot):
         assert order.exception(0.5).code == outcome.error.code == "DISCONNECTED"
         assert time.monotonic() - began < 0.5
         assert robot.thread.stop(1.0)
+
+
+class Meanwhile(Future):
+    """Something else happens just as it gets its result."""
+
+    def set_result(self, result):
+        self.happens()
+        super().set_result(result)
+
+
+def worker_of(url, thread, **options):
+    address = Address(url, "robot")
+    return RemoteWorker(address, FrameCounters(), 2, 8, Packing(), thread=thread, **options)
+
+
+def test_a_stop_just_as_the_connection_is_there_is_no_fault():
+    worker = worker_of("ws://127.0.0.1:9", LinkThread())
+    worker.loaded = Meanwhile()
+    worker.loaded.happens = worker.stop
+    [told] = ModelSession().created()
+    worker.connected(told)
+    assert "begun" in worker.loaded.result(0)
+
+
+def test_a_fault_of_ours_at_one_camera_ends_no_others_connection(server):
+    def fail(*told):
+        raise RuntimeError("a bug")
+
+    thread, faults = LinkThread(), []
+    broken = worker_of("ws://127.0.0.1:9", thread, report=faults.append)
+    broken.disconnected = fail
+    other = worker_of(server.url, thread)
+    thread.start()
+    wait_until(lambda: faults and not other.connection.why, "fault and connection")
+    server.cut()
+    wait_until(lambda: len(server.heads) > 1 and not other.connection.why, "the connection again")
+    assert [str(fault) for fault in faults] == ["a bug"]
+    assert thread.stop(5)
 
 
 def test_a_server_that_comes_later_is_found(make_robot):

@@ -3,13 +3,23 @@
 
 """What is told over HTTP, and to whom."""
 
+from pathlib import Path
+
 import httpx
 import pytest
+from fastapi.testclient import TestClient
+from patience import wait_until
 from prometheus_client.parser import text_string_to_metric_families
 from serving import feed
 
+from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import InvalidParameterError
+from stream_vlm_ros.factory import kept_model
+from stream_vlm_ros.serve.app import create_app
 from stream_vlm_ros.serve.keys import Keys
+from stream_vlm_ros.serve.sessions import Sessions
+from stream_vlm_ros.session.engine_thread import EngineThread
+from stream_vlm_ros.session.question import NotActiveError
 
 KEY, OTHER = "of this file: 16", "another of those"  # whose sessions no other test has
 
@@ -50,6 +60,37 @@ def test_a_session_is_listed_and_deleted_by_its_key_alone(another, film):
         while getattr(event := camera.hear(), "code", "") != "ENDING":
             pass
         assert event.retry_after is None  # it is forgotten
+
+
+def test_the_front_cuts_off_nothing_of_a_server_that_drains():
+    config = Path(__file__).parents[2] / "config" / "haproxy.cfg"
+    # /health is 503 while questions are still answered and memories saved.
+    assert "on-marked-down" not in config.read_text()
+
+
+def test_who_can_open_no_session_since_the_engines_ended_is_not_healthy(monkeypatch):
+    threads = []
+
+    def made(*given, **options):
+        threads.append(EngineThread(*given, **options))
+        return threads[-1]
+
+    monkeypatch.setattr("stream_vlm_ros.serve.sessions.EngineThread", made)
+    settings = Settings(device="cpu", max_cache_tokens=2048, max_pixels=100_352)
+    sessions = Sessions(settings, load=kept_model)
+    sessions.load()
+    health = TestClient(create_app(sessions, Keys())).get
+    assert health("/health").json() == {"status": "ok"}
+    [thread] = threads
+    thread.scheduler.choose = None  # a fault of this package's own
+    with thread.wake:
+        thread.wake.notify()
+    wait_until(lambda: not sessions.is_alive)
+    answer = health("/health")
+    assert (answer.status_code, answer.json()) == (503, {"status": "failed"})
+    with pytest.raises(NotActiveError, match="has ended"):
+        sessions.open("new", "local")
+    sessions.drain(1.0)
 
 
 def test_another_sites_page_changes_nothing(server):

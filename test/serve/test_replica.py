@@ -1,0 +1,38 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a replica tells Ray of itself, without a cluster."""
+
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
+import pytest
+from patience import wait_until
+
+from stream_vlm_ros.config import Settings
+from stream_vlm_ros.serve.options import Limits
+
+pytest.importorskip("ray.serve", reason="Ray is not installed: requirements/ray.txt")
+ray_app = pytest.importorskip("stream_vlm_ros.serve.ray_app")
+
+
+def is_healthy(replica):
+    try:
+        replica.check_health()
+    except RuntimeError:
+        return False
+    return True
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_replica_that_hands_nothing_over_any_more_is_to_be_replaced(monkeypatch):
+    monkeypatch.setattr(ray_app, "serve", MagicMock())
+    monkeypatch.setattr(ray_app, "Sessions", MagicMock())
+    monkeypatch.setattr(ray_app.ring, "listeners", [])
+    replica = ray_app.Replica(Settings(), Limits(), "")
+    assert is_healthy(replica)
+    broken = SimpleNamespace(has=lambda tag: True, home_of=lambda id: 1 / 0)
+    replica._sessions.all.return_value = [SimpleNamespace(id="robot")]
+    [hear] = ray_app.ring.listeners
+    hear(broken)
+    wait_until(lambda: not is_healthy(replica))
