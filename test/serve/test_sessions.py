@@ -3,8 +3,10 @@
 
 """Sessions live as long as they are used, and what they saw outlives their server."""
 
+import os
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -234,3 +236,62 @@ def test_a_session_that_has_seen_nothing_makes_room_where_there_is_none(begin, f
     remembered(sessions.find("new", "a"), film[:4])
     with pytest.raises(SessionLimitError):
         sessions.open("one-more", "a")
+
+
+def test_a_session_that_cannot_be_saved_goes_on_until_it_can(begin, film, tmp_path):
+    sessions = begin(Limits(idle_minutes=0.015), memory_folder=str(tmp_path))
+    session = opened(sessions, "kept")
+    file = tmp_path / "a" / "kept.safetensors"
+    file.mkdir()  # no file can take its place
+    remembered(session, film[:4])
+    wait_until(lambda: session.status.saved.error)
+    wait_until(lambda: not session.is_ending)
+    assert sessions.find("kept", "a") is session
+    remembered(session, film[4:8])
+    file.rmdir()
+    wait_until(lambda: sessions.all() == [])
+    again = opened(sessions, "kept")
+    assert (again.restored, again.memory.frames, again.gap) == (True, 8, "")
+
+
+def test_at_the_end_of_the_server_a_session_that_cannot_be_saved_ends_too(begin, film, tmp_path):
+    sessions = begin(memory_folder=str(tmp_path))
+    remembered(opened(sessions, "lost"), film[:4])
+    (tmp_path / "a" / "lost.safetensors").mkdir()
+    sessions.drain(PATIENCE)
+    assert sessions.all() == []
+
+
+def test_a_session_that_is_forgotten_while_it_is_being_saved_leaves_nothing(
+    begin, film, tmp_path, monkeypatch
+):
+    sessions = begin(memory_folder=str(tmp_path))
+    session = opened(sessions, "forgotten")
+    remembered(session, film[:4])
+    writing, going_on = threading.Event(), threading.Event()
+    replaced = os.replace
+
+    def slowly(*arguments, **options):
+        writing.set()
+        assert going_on.wait(PATIENCE)
+        replaced(*arguments, **options)
+
+    monkeypatch.setattr(os, "replace", slowly)
+    with ThreadPoolExecutor() as pool:
+        pool.submit(sessions.close, "forgotten", "a", forget=False)
+        assert writing.wait(PATIENCE)
+        forgetting = pool.submit(sessions.close, "forgotten", "a")
+        wait_until(lambda: session.forgetting)
+        going_on.set()
+        forgetting.result(PATIENCE)
+    assert [*tmp_path.rglob("forgotten*")] == []
+
+
+def test_of_a_session_that_is_asleep_the_memory_can_be_deleted(begin, film, tmp_path):
+    sessions = begin(memory_folder=str(tmp_path))
+    remembered(opened(sessions, "asleep"), film[:4])
+    sessions.close("asleep", "a", forget=False)
+    with pytest.raises(SessionUnknownError):
+        sessions.close("asleep", "b")
+    sessions.close("asleep", "a")
+    assert [*tmp_path.rglob("asleep*")] == []
