@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
 import threading
 import time
@@ -817,7 +818,9 @@ class Sessions:
         self._group: EngineGroup | None = None
         self._thread = EngineThread(settings.ingest_share, together_appender(), lasting=True)
         # Apart: a session may begin only when another server's has ended, and the other way round.
-        self._beginning = ThreadPoolExecutor(8, thread_name_prefix="sessions that begin")
+        # Whoever waits for another server keeps nobody else from beginning.
+        most = self.limits.max_sessions
+        self._beginning = ThreadPoolExecutor(most, thread_name_prefix="sessions that begin")
         self._ending = ThreadPoolExecutor(8, thread_name_prefix="sessions that end")
         self._ended = threading.Event()
         self._keeping = threading.Thread(target=self._keep, name="sessions", daemon=True)
@@ -954,7 +957,7 @@ class Sessions:
     def _check_room(self, owner: str) -> None:
         limits = self.limits
         of_owner = sum(one == owner for one, _ in self._table)
-        if 0 < limits.max_sessions_per_key <= of_owner:
+        if 0 < limits.max_sessions_per_key <= of_owner and not self._end_one_of_no_use(owner):
             raise SessionLimitError(
                 f"this key has {of_owner} sessions already (--max-sessions-per-key)"
             )
@@ -965,14 +968,21 @@ class Sessions:
                 f"{limits.max_sessions} sessions are served already (--max-sessions)"
             )
 
-    def _end_one_of_no_use(self) -> None:
-        """End a session that has seen nothing and is not connected, if there is one."""
+    def _end_one_of_no_use(self, owner: str | None = None) -> bool:
+        """End a session that has seen nothing and is not connected, of an owner's or of all;
+        whether there is one."""
         for key, one in self._table.items():
-            if one.connection is None and one.ready.done() and one.is_empty:
+            if (
+                owner in (None, one.owner)
+                and one.connection is None
+                and one.ready.done()
+                and one.is_empty
+            ):
                 one.stop_taking()
                 del self._table[key]
                 self._ending.submit(self._end, one)
-                return
+                return True
+        return False
 
     def _settings_of(self, id: str, owner: str) -> Settings:
         if not self.settings.memory_folder:
@@ -1056,8 +1066,10 @@ class Sessions:
                     log.error("session %s: internal error", session.id, exc_info=fault)
 
     def _is_idle(self, session: Session) -> bool:
-        period = 60.0 * self.limits.idle_minutes
-        if not period or session.connection is not None or not session.ready.done():
+        period = 60.0 * self.limits.idle_minutes or math.inf
+        if session.is_empty:
+            period = min(period, EMPTY)
+        if session.connection is not None or not session.ready.done():
             return False
         idle = time.monotonic() - session.touched > period
         return idle and not session.is_busy and not session.is_ending

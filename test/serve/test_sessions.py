@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
 from stream_vlm_ros.factory import kept_model
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve import sessions as sessions_module
+from stream_vlm_ros.serve.metrics import Metrics
 from stream_vlm_ros.serve.options import Limits
 from stream_vlm_ros.serve.ownership import Ownership
 from stream_vlm_ros.serve.sessions import Sent, SessionLimitError, Sessions, SessionUnknownError
@@ -72,11 +74,11 @@ def test_nothing_is_opened_before_the_model_is_loaded(settings):
 def test_there_are_no_more_sessions_than_there_may_be_altogether_and_of_a_key(begin, film):
     sessions = begin(Limits(max_sessions=3, max_sessions_per_key=2), memory_folder="")
     first = opened(sessions, "1")
+    remembered(first, film[:4])
     remembered(opened(sessions, "2"), film[:4])
     with pytest.raises(SessionLimitError, match="this key has 2 sessions already"):
         sessions.open("3", "a")
     remembered(opened(sessions, "1", "b"), film[:4])
-    remembered(first, film[:4])
     with pytest.raises(SessionLimitError, match="3 sessions are served already"):
         sessions.open("2", "b")
     assert sessions.open("1", "a") is first
@@ -295,3 +297,35 @@ def test_of_a_session_that_is_asleep_the_memory_can_be_deleted(begin, film, tmp_
         sessions.close("asleep", "b")
     sessions.close("asleep", "a")
     assert [*tmp_path.rglob("asleep*")] == []
+
+
+def test_however_many_end_a_session_its_frames_are_counted_once(begin, film):
+    sessions = begin(memory_folder="")
+    metrics = Metrics(sessions)
+    remembered(opened(sessions, "once"), film[:4])
+    sessions.when_closed.append(lambda session: counted.append(metrics.text().decode()))
+    counted = []
+
+    def close():
+        with suppress(SessionUnknownError):
+            sessions.close("once", "a")
+
+    with ThreadPoolExecutor() as pool:
+        for _ in range(4):
+            pool.submit(close)
+    counted.append(metrics.text().decode())
+    assert len(counted) == 2
+    assert all('stream_vlm_frames_total{end="ingested"} 4.0' in text for text in counted)
+
+
+def test_a_session_that_has_seen_nothing_ends_after_a_minute_and_makes_room_for_its_key(
+    begin, film, monkeypatch
+):
+    sessions = begin(Limits(max_sessions_per_key=2), memory_folder="")
+    for name in ("of-no-use", "seen"):
+        opened(sessions, name)
+    remembered(sessions.find("seen", "a"), film[:4])
+    opened(sessions, "new")
+    assert [one.id for one in sessions.all()] == ["seen", "new"]
+    monkeypatch.setattr(sessions_module, "EMPTY", 0.1)
+    wait_until(lambda: [one.id for one in sessions.all()] == ["seen"])

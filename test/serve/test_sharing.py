@@ -183,3 +183,17 @@ def test_what_another_server_does_not_let_go_is_not_deleted(one, folder):
         one.close(file.stem, "local")
     assert file.exists() and one.all() == []
     hung.release(saved=True)
+
+
+def test_sessions_that_wait_for_another_server_keep_nobody_from_beginning(one, folder):
+    names = [f"waits-{n}" for n in range(8)]
+    hung = [Ownership(folder / "b" / f"{name}.safetensors") for name in names]
+    waiting = [Sessions.open(one, name, "b") for name in names]
+    wait_until(lambda: all(owned.is_wanted for owned in hung))
+    one.open("new", "a").ready.result(1.0)
+    assert not any(session.ready.done() for session in waiting)
+    for name in names:
+        one.close(name, "b", forget=False)
+    for owned in hung:
+        owned.release(saved=True)
+    one.close("new", "a")
