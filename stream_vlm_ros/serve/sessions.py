@@ -68,6 +68,10 @@ MAX_OPEN_FRAMES, MAX_OPEN_BYTES = 64, 256 << 20  # of a chunk that is not yet co
 KEPT_ENDS = 256  # of chunks and frames, told again to who connects again
 TICK = 0.25  # s
 POSITION_PERIOD = 2.0  # s between two notes of how far frames were accepted
+BROKEN = (
+    "the session's engine has ended by a fault: in a moment the session begins again from what was "
+    "saved of it"
+)
 END_TIMEOUT = 5.0  # s, for what the engine is doing at the moment
 SAVE_AGAIN = 5.0  # s until another server is let in, where saving has failed
 EMPTY = 60.0  # s that a session stays that has seen nothing, without a connection
@@ -325,6 +329,8 @@ class Session:
     @property
     def refusal(self) -> StreamVlmError | None:
         """Why nothing can be asked now."""
+        if self.is_broken:
+            return ServerEndingError(BROKEN)
         if self._refusing:
             return ServerEndingError("the session is being ended: ask again in a moment")
         if not self.ready.done():
@@ -583,6 +589,11 @@ class Session:
             self.ingest.active = False
 
     @property
+    def is_broken(self) -> bool:
+        """Whether its engine has ended by a fault."""
+        return self.ready.done() and self.worker.ended is not None
+
+    @property
     def is_ending(self) -> bool:
         """Whether it takes no frame more."""
         return self._ending
@@ -619,10 +630,10 @@ class Session:
         is_saved = has_begun and self._file() is not None
 
         def save() -> None:
-            if not is_saved or self.forgetting:
+            if not is_saved or self.forgetting or self.worker.ended is not None:
                 return
             self.keeper.save_at_end(timeout)
-            if unsaved or self.keeper.is_saved or self.forgetting or self.worker.ended is not None:
+            if unsaved or self.keeper.is_saved or self.forgetting:
                 return
             self.go_on()
             raise NotSavedError(
@@ -870,6 +881,8 @@ class Sessions:
         with self._lock:
             self._check_open()
             if (found := self._table.get((owner, id))) is not None:
+                if found.is_broken:
+                    raise ServerEndingError(BROKEN)
                 if found.is_ending:
                     raise ServerEndingError(f"session {id} is being ended: try again in a moment")
                 found.touch()
@@ -1035,7 +1048,8 @@ class Sessions:
                 session.is_over = True
                 self._count_and_forget(session)
                 if (connection := session.connection) is not None:
-                    connection.session_ended(session.forgetting)
+                    words = BROKEN if session.is_broken else ""
+                    connection.session_ended(session.forgetting, words)
         if forget and not session.is_forgotten:
             forget_saved(session.settings, self.server, self.limits.drain_seconds)
 
@@ -1055,7 +1069,10 @@ class Sessions:
             for session in self.all():
                 try:
                     session.tick()
-                    if self._is_idle(session):
+                    if session.is_broken and not session.is_ending:
+                        session.stop_taking()
+                        self._ending.submit(self._end, session)
+                    elif self._is_idle(session):
                         session.stop_taking()
                         self._ending.submit(self._end, session, unsaved=False)
                     elif session.is_wanted and not session.is_ending:

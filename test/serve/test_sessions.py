@@ -329,3 +329,30 @@ def test_a_session_that_has_seen_nothing_ends_after_a_minute_and_makes_room_for_
     assert [one.id for one in sessions.all()] == ["seen", "new"]
     monkeypatch.setattr(sessions_module, "EMPTY", 0.1)
     wait_until(lambda: [one.id for one in sessions.all()] == ["seen"])
+
+
+def test_a_session_whose_engine_ended_by_a_fault_begins_again_from_what_was_saved(
+    begin, film, tmp_path
+):
+    sessions = begin(memory_folder=str(tmp_path))
+    server = RunningServer(sessions)
+    camera = server.camera("broken")
+    feed(camera, film[:4])
+    [session] = sessions.all()
+    session.save().result(PATIENCE)
+    feed(camera, film[4:8])
+
+    def fail(state, text):
+        raise SystemExit("of a user's function")
+
+    session.ask(Question("What?"), fail).future.result(PATIENCE)
+    while not isinstance(last := camera.hear(), protocol.SessionEnding):
+        pass
+    assert "ended by a fault" in last.message and last.retry_after is not None
+    camera.close()
+    wait_until(lambda: sessions.all() == [])
+    again = opened(sessions, "broken", session.owner)
+    assert again.restored and again.memory.frames == 4
+    assert "2.0 s" in again.gap and "are lost" in again.gap
+    assert again.ask(Question("What?")).future.result(PATIENCE).answer
+    server.close()
