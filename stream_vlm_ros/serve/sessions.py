@@ -91,6 +91,12 @@ class SessionLimitError(StreamVlmError):
     retry_after = 30.0  # s
 
 
+class MemoryLimitError(StreamVlmError):
+    """There are as many saved memories as there may be."""
+
+    code = "TOO_MANY_MEMORIES"
+
+
 class ServerEndingError(NotActiveError):
     """The server is being stopped, or this session is."""
 
@@ -181,6 +187,7 @@ class Session:
         self.touched = time.monotonic()
         self.pixels = (0, 0)  # bounds of a picture
         self.factor = 28
+        self.max_memories = 0  # of its owner's; 0: without a limit
         self._bounds = settings  # of the server
         self._load, self._answered = load, answered
         self._server, self._patience = server, patience
@@ -353,7 +360,20 @@ class Session:
     def save(self, name: str = "") -> Future[Done]:
         """Save the memory; "": under the session's name. Raises StreamVlmError."""
         self.touch()
+        if name and self.max_memories:
+            self._check_memories(name)
         return self.keeper.save(name)
+
+    def _check_memories(self, name: str) -> None:
+        check_memory_name(name)
+        file = file_of(replace(self.settings, memory_name=name))
+        if file is None or name == self.settings.memory_name or os.path.lexists(file):
+            return
+        if len([*file.parent.glob(f"*{SUFFIX}")]) >= self.max_memories:
+            raise MemoryLimitError(
+                f"this key has {self.max_memories} saved memories already (--max-memories-per-key):"
+                " save under a name that there is, or DELETE /v1/sessions/NAME one"
+            )
 
     def load(self, name: str = "") -> Future[Done]:
         """Put a saved memory in the place of the present one; frames that come meanwhile are
@@ -892,6 +912,7 @@ class Sessions:
                 id, owner, self._settings_of(id, owner), self._build, self._thread,
                 self.answered, self.model, self.server, self.limits.drain_seconds,
             )  # fmt: skip
+            session.max_memories = self.limits.max_memories_per_key
             assert self._checkpoint is not None
             images = self._checkpoint.processor.image_settings
             session.factor = images.patch_size * images.merge_size

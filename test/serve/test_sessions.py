@@ -356,3 +356,19 @@ def test_a_session_whose_engine_ended_by_a_fault_begins_again_from_what_was_save
     assert "2.0 s" in again.gap and "are lost" in again.gap
     assert again.ask(Question("What?")).future.result(PATIENCE).answer
     server.close()
+
+
+def test_a_key_has_no_more_saved_memories_than_it_may(begin, film, tmp_path):
+    sessions = begin(Limits(max_memories_per_key=2), memory_folder=str(tmp_path))
+    session = opened(sessions, "own")
+    remembered(session, film[:4])
+    for name in ("first", "second", "first", ""):  # those that there are may be saved again
+        session.save(name).result(PATIENCE)
+    with pytest.raises(StreamVlmError, match="this key has 2 saved memories already") as refusal:
+        session.save("third")
+    assert refusal.value.code == "TOO_MANY_MEMORIES"
+    sessions.close("first", "a")
+    sessions.close("second", "a")
+    session.save("third").result(PATIENCE)
+    assert {file.stem for file in tmp_path.rglob("*.safetensors")} == {"own", "third"}
+    opened(sessions, "third", "b")  # of another key
