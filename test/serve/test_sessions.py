@@ -264,28 +264,32 @@ def test_at_the_end_of_the_server_a_session_that_cannot_be_saved_ends_too(begin,
     assert sessions.all() == []
 
 
-def test_a_session_that_is_forgotten_while_it_is_being_saved_leaves_nothing(
-    begin, film, tmp_path, monkeypatch
+@pytest.mark.parametrize("meanwhile", ["noted", "ended"])
+def test_a_session_that_is_forgotten_meanwhile_leaves_nothing(
+    begin, film, tmp_path, monkeypatch, meanwhile
 ):
+    monkeypatch.setattr(sessions_module, "POSITION_PERIOD", 0.0 if meanwhile == "noted" else 1e9)
     sessions = begin(memory_folder=str(tmp_path))
     session = opened(sessions, "forgotten")
     remembered(session, film[:4])
-    writing, going_on = threading.Event(), threading.Event()
+    writing, forgotten = threading.Event(), threading.Event()
     replaced = os.replace
 
-    def slowly(*arguments, **options):
-        writing.set()
-        assert going_on.wait(PATIENCE)
-        replaced(*arguments, **options)
+    def slowly(source, target, **options):
+        if str(target).endswith(sessions_module.POSITION):
+            writing.set()
+            forgotten.wait(0.5)
+        replaced(source, target, **options)
 
+    session.append([TimedFrame(film[4].stamp_ns, film[4].image, Sent(5, film[4].stamp_ns))])
     monkeypatch.setattr(os, "replace", slowly)
     with ThreadPoolExecutor() as pool:
-        pool.submit(sessions.close, "forgotten", "a", forget=False)
+        if meanwhile == "ended":
+            pool.submit(sessions.close, "forgotten", "a", forget=False)
         assert writing.wait(PATIENCE)
-        forgetting = pool.submit(sessions.close, "forgotten", "a")
-        wait_until(lambda: session.forgetting)
-        going_on.set()
-        forgetting.result(PATIENCE)
+        sessions.close("forgotten", "a")
+        forgotten.set()
+    sessions.drain(PATIENCE)
     assert [*tmp_path.rglob("forgotten*")] == []
 
 

@@ -169,7 +169,7 @@ def test_a_session_that_is_ended_while_it_waits_for_another_server_is_let_go(two
     session = two.open("given-up", "local")
     wait_until(lambda: hung.is_wanted)
     two.close("given-up", "local", forget=False)
-    assert two.all() == [] and isinstance(session.ready.exception(), StreamBusyError)
+    assert two.all() == [] and isinstance(session.ready.exception(5.0), StreamBusyError)
     hung.release(saved=True)
     Ownership(file, patience=0.5).release(saved=True)  # nobody has it
 
