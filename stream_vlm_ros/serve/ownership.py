@@ -27,7 +27,7 @@ _POLL = 0.05  # seconds: flock has no timeout of its own
 
 
 class SessionElsewhereError(StreamBusyError):
-    """Another server has this session, and has not let it go in time, or while it was wanted."""
+    """Another server has this session, and has not let it go in time."""
 
     retry_after = 2.0  # s
 

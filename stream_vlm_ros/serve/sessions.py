@@ -761,15 +761,6 @@ def _position_file(file: Path) -> Path:
     return file.with_name(file.name + POSITION)
 
 
-def forget_saved(settings: Settings, server: str = "", patience: float = 10.0) -> None:
-    """Delete what is saved of a session by itself, also where another server has it at first.
-
-    Raises SessionElsewhereError after ``patience`` seconds, MemoryFileError.
-    """
-    if (file := file_of(settings)) is not None:
-        _release(Ownership(file, server, patience), file, forget=True)
-
-
 def _release(
     ownership: Ownership, file: Path | None, *, saved: bool = True, forget: bool = False
 ) -> None:
@@ -960,7 +951,14 @@ class Sessions:
         except SessionUnknownError:
             if not forget or not self._is_saved(id, owner):
                 raise
-            forget_saved(self._settings_of(id, owner), self.server, self.limits.drain_seconds)
+            self._forget_saved(self._settings_of(id, owner))
+
+    def _forget_saved(self, settings: Settings) -> None:
+        """Delete what is saved of a session by itself, also where another server has it at first.
+        Raises SessionElsewhereError, MemoryFileError."""
+        if (file := file_of(settings)) is not None:
+            patience = min(END_TIMEOUT, self.limits.drain_seconds)  # others want to delete, too
+            _release(Ownership(file, self.server, patience), file, forget=True)
 
     def let_go(self, sessions: Sequence[Session], timeout: float = 30.0) -> None:
         """End some in order: chunks that wait come to their end, memories are saved, then answers
@@ -1072,7 +1070,7 @@ class Sessions:
                     words = BROKEN if session.is_broken else ""
                     connection.session_ended(session.forgetting, words)
         if forget and not session.is_forgotten:
-            forget_saved(session.settings, self.server, self.limits.drain_seconds)
+            self._forget_saved(session.settings)
 
     def _count_and_forget(self, session: Session) -> None:
         for listener in self.when_closed:
