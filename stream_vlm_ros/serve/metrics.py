@@ -6,8 +6,10 @@ first token took."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakSet
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -27,6 +29,8 @@ class Metrics(Collector):
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
         self._gone: dict[str, int] = {}  # frames of sessions that have ended, by cause
+        self._counted: WeakSet[Session] = WeakSet()  # in those
+        self._counting = threading.Lock()
         self._registry = CollectorRegistry()
         self._registry.register(self)
         self._questions = Counter(
@@ -79,16 +83,19 @@ class Metrics(Collector):
             )
 
     def _frames(self, sessions: list[Session]) -> dict[str, int]:
-        total = dict(self._gone)
-        for one in sessions:
-            _add(total, one)
-        return total
+        with self._counting:
+            total = dict(self._gone)
+            for one in sessions:
+                if one not in self._counted:
+                    _add(total, one)
+            return total
 
     def _keep(self, session: Session) -> None:
         """A session has ended: what became of its frames stays counted."""
-        gone = dict(self._gone)
-        _add(gone, session)
-        self._gone = gone
+        with self._counting:
+            if session not in self._counted:
+                self._counted.add(session)
+                _add(self._gone, session)
 
     def _count(self, outcome: Outcome) -> None:
         error = outcome.error

@@ -27,6 +27,13 @@ class Limits(SettingTable):
     max_sessions_per_key: int = option(
         0, "Of one key. 0: as many as there are altogether.", 0, 10_000
     )
+    max_memories_per_key: int = option(
+        256,
+        "Saved memories of one key, those of its sessions included: from so many on memory.save "
+        "takes no new name. 0: as many as fit on the disk.",
+        0,
+        1_000_000,
+    )
     idle_minutes: float = option(
         60.0,
         "A session without a connection, to which nothing came for so long, is saved (with "

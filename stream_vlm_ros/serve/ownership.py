@@ -15,6 +15,7 @@ import fcntl
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from stream_vlm_ros.errors import MemoryFileError, StreamBusyError, cut
@@ -38,6 +39,7 @@ class Ownership:
         path: of the memory; its lock is the file `lock_of` it.
         server: what the next owner is told of this one.
         patience: seconds that another server has to let it go.
+        is_given_up: whether it is not wanted any more, so that waiting ends.
 
     Attributes:
         before: the server that ended without saying that all was saved, such as one that was
@@ -47,7 +49,14 @@ class Ownership:
     written or has no locks.
     """
 
-    def __init__(self, path: Path, server: str = "", patience: float = 10.0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        server: str = "",
+        patience: float = 10.0,
+        is_given_up: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._is_given_up = is_given_up
         self._lock = lock_of(path)
         self._wish = self._lock.with_name(self._lock.name + WISH)
         try:
@@ -101,7 +110,7 @@ class Ownership:
         return False
 
     def _check_patience(self, until: float) -> None:
-        if time.monotonic() > until:
+        if time.monotonic() > until or self._is_given_up():
             raise SessionElsewhereError(
                 f"{self._said or 'another server'} has this session ({self._lock.name}) and has "
                 "not let it go yet: try again in a moment"

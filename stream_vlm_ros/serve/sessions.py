@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -67,7 +68,13 @@ MAX_OPEN_FRAMES, MAX_OPEN_BYTES = 64, 256 << 20  # of a chunk that is not yet co
 KEPT_ENDS = 256  # of chunks and frames, told again to who connects again
 TICK = 0.25  # s
 POSITION_PERIOD = 2.0  # s between two notes of how far frames were accepted
+BROKEN = (
+    "the session's engine has ended by a fault: in a moment the session begins again from what was "
+    "saved of it"
+)
 END_TIMEOUT = 5.0  # s, for what the engine is doing at the moment
+SAVE_AGAIN = 5.0  # s until another server is let in, where saving has failed
+EMPTY = 60.0  # s that a session stays that has seen nothing, without a connection
 POSITION = ".accepted.json"  # behind the name of a session's file
 
 
@@ -84,11 +91,23 @@ class SessionLimitError(StreamVlmError):
     retry_after = 30.0  # s
 
 
+class MemoryLimitError(StreamVlmError):
+    """There are as many saved memories as there may be."""
+
+    code = "TOO_MANY_MEMORIES"
+
+
 class ServerEndingError(NotActiveError):
     """The server is being stopped, or this session is."""
 
     code = "ENDING"
     retry_after = 1.0  # s
+
+
+class NotSavedError(StreamVlmError):
+    """A session cannot be saved, and so does not end."""
+
+    code = "NOT_SAVED"
 
 
 class Sent(NamedTuple):
@@ -138,6 +157,10 @@ class Session:
         gap: what was lost with a server that ended, in words; "" if nothing.
         accepted: of the newest frame that is, or was, on its way into the memory.
         connection: by whom it is fed and asked at the moment; None: nobody is connected.
+        ending: held by who ends it, one at a time.
+        is_over: it has ended.
+        forgetting: nothing that is saved of it by itself is to stay.
+        is_forgotten: nothing of it has stayed.
     """
 
     def __init__(
@@ -164,10 +187,15 @@ class Session:
         self.touched = time.monotonic()
         self.pixels = (0, 0)  # bounds of a picture
         self.factor = 28
+        self.max_memories = 0  # of its owner's; 0: without a limit
         self._bounds = settings  # of the server
         self._load, self._answered = load, answered
         self._server, self._patience = server, patience
+        self.ending = threading.Lock()
+        self.is_over = self.forgetting = self.is_forgotten = False
         self._ownership: Ownership | None = None  # of the memory's file
+        self._owning = threading.Lock()
+        self._unsaved_at = -SAVE_AGAIN  # when it was to end, and could not be saved
         self._limit = PictureLimit(settings.max_decoded_megapixels)
         self._ending = self._refusing = self._loading = False  # frames, questions
         self._lock = threading.RLock()  # of what is on its way to the worker
@@ -308,6 +336,8 @@ class Session:
     @property
     def refusal(self) -> StreamVlmError | None:
         """Why nothing can be asked now."""
+        if self.is_broken:
+            return ServerEndingError(BROKEN)
         if self._refusing:
             return ServerEndingError("the session is being ended: ask again in a moment")
         if not self.ready.done():
@@ -330,7 +360,20 @@ class Session:
     def save(self, name: str = "") -> Future[Done]:
         """Save the memory; "": under the session's name. Raises StreamVlmError."""
         self.touch()
+        if name and self.max_memories:
+            self._check_memories(name)
         return self.keeper.save(name)
+
+    def _check_memories(self, name: str) -> None:
+        check_memory_name(name)
+        file = file_of(replace(self.settings, memory_name=name))
+        if file is None or name == self.settings.memory_name or os.path.lexists(file):
+            return
+        if len([*file.parent.glob(f"*{SUFFIX}")]) >= self.max_memories:
+            raise MemoryLimitError(
+                f"this key has {self.max_memories} saved memories already (--max-memories-per-key):"
+                " save under a name that there is, or DELETE /v1/sessions/NAME one"
+            )
 
     def load(self, name: str = "") -> Future[Done]:
         """Put a saved memory in the place of the present one; frames that come meanwhile are
@@ -519,14 +562,20 @@ class Session:
         Raises SessionElsewhereError where another server has it, and does not let it go.
         """
         self.worker.loaded.result()
-        if (file := self._file()) is not None:
-            self._ownership = Ownership(file, self._server, self._patience)
+        file = self._file()
+        if file is not None:
+            self._ownership = Ownership(file, self._server, self._patience, lambda: self._ending)
+        if self._ending:
+            raise ServerEndingError("the session was ended before it had begun: try again")
+        if file is not None:
+            assert self._ownership is not None
+            before = self._ownership.before
             noted = self._read_position()
             if os.path.lexists(file):
                 words = self.keeper.load_at_start()
                 self.restored = not self.keeper.state.error
                 log.info("session %s: %s", self.id, words)
-            self.gap = _gap(noted, self.memory.latest_ns, self._ownership.before)
+            self.gap = _gap(noted, self.memory.latest_ns, before)
         self.ingest.resume(self.memory.latest_ns)
         self.ingest.active = True
 
@@ -560,6 +609,11 @@ class Session:
             self.ingest.active = False
 
     @property
+    def is_broken(self) -> bool:
+        """Whether its engine has ended by a fault."""
+        return self.ready.done() and self.worker.ended is not None
+
+    @property
     def is_ending(self) -> bool:
         """Whether it takes no frame more."""
         return self._ending
@@ -568,73 +622,100 @@ class Session:
         """Accept no question more; those that were accepted are answered."""
         self._refusing = True
 
-    def end(self, *, forget: bool = False, timeout: float = END_TIMEOUT) -> None:
-        """Wait for the chunks that wait, save it, and end it; or forget it at once. Questions are
-        answered while it is being saved."""
+    def go_on(self) -> None:
+        """Take frames and questions again, after `stop_taking`."""
+        with self._lock:
+            self._ending = self._refusing = self.ingest.paused = False
+            self.ingest.active = not self._loading
+        self._unsaved_at = time.monotonic()
+        self.touch()
+
+    def end(self, *, timeout: float = END_TIMEOUT, unsaved: bool = True) -> None:
+        """Wait for the chunks that wait, save it, and end it; or where it is ``forgetting`` end it
+        at once. Questions are answered while it is being saved.
+
+        Args:
+            unsaved: it ends also where it cannot be saved.
+
+        Raises NotSavedError; the session goes on.
+        """
         until = time.monotonic() + timeout
         self.stop_taking()
-        if not forget:
-            _wait_while(lambda: self.counters.pending > 0, timeout)
+        wait([self.ready], END_TIMEOUT)  # who begins it gives up
+        if not self.forgetting:
+            _wait_while(lambda: self.counters.pending > 0 and not self.forgetting, timeout)
         self.ingest.clear(Drop.RESET)
         self.worker.drop_chunks(Drop.RESET)
-        file = self._file()
-        is_saved = not forget and file is not None and self.ready.done()
-        is_saved = is_saved and not self.ready.exception()
-        if is_saved:
+        has_begun = self.ready.done() and not self.ready.exception()
+        is_saved = has_begun and self._file() is not None
+
+        def save() -> None:
+            if not is_saved or self.forgetting or self.worker.ended is not None:
+                return
             self.keeper.save_at_end(timeout)
+            if unsaved or self.keeper.is_saved or self.forgetting:
+                return
+            self.go_on()
+            raise NotSavedError(
+                f"the session goes on, as it cannot be saved: {self.keeper.state.error}"
+            )
+
+        save()
         self.stop_answering()
-        if not forget:
-            _wait_while(lambda: bool(self._asked), until - time.monotonic())
+        if not self.forgetting:
+            _wait_while(lambda: self._asked > 0 and not self.forgetting, until - time.monotonic())
         self.worker.abandon(Drop.RESET, ServerEndingError("the session was ended"))
-        if is_saved:
-            self.keeper.save_at_end(timeout)  # what was answered may have been kept
-            if not self.keeper.state.error and (newest_ns := self.memory.latest_ns) is not None:
-                self.accepted = Sent(0, newest_ns)
-            self._note_position()
+        save()  # what was answered may have been kept
+        if is_saved and self.keeper.is_saved and (newest_ns := self.memory.latest_ns) is not None:
+            self.accepted = Sent(0, newest_ns)
+        self._note_position()
         if not self.worker.stop(timeout):
             log.warning("session %s did not end within %g s", self.id, timeout)
-        self.keeper.close(wait=forget)  # what is being written would come back
-        if forget and file is not None:
-            for path in (file, self._position_file(file)):
-                with suppress(FileNotFoundError):
-                    path.unlink()
-        self.disown(forget=forget)
+        self.keeper.close()
+        self.disown()
 
     @property
     def is_wanted(self) -> bool:
         """Whether another server waits for it."""
-        return self._ownership is not None and self._ownership.is_wanted
+        owned = self._ownership
+        is_due = time.monotonic() - self._unsaved_at >= SAVE_AGAIN
+        return owned is not None and is_due and owned.is_wanted
 
-    def disown(self, *, forget: bool = False) -> None:
-        """Let another server have what is saved of it."""
-        if self._ownership is None:
+    def disown(self) -> None:
+        """Let another server have what is saved of it, or nothing where it is ``forgetting``."""
+        with self._owning:
+            ownership, self._ownership = self._ownership, None
+        if ownership is None:
             return
-        ownership, self._ownership = self._ownership, None
+        has_begun = self.ready.done() and not self.ready.exception()
+        all_saved = self.keeper.is_saved if has_begun else not ownership.before
+        forgets = self.forgetting
 
         def release() -> None:
             self.keeper.close(wait=True)  # a file is this server's as long as it writes it
-            file = self._file()
-            is_there = file is not None and os.path.lexists(file)
-            ownership.release(saved=not self.keeper.state.error, forget=forget or not is_there)
+            is_forgotten = self.forgetting
+            saved = all_saved and not self.keeper.state.error
+            _release(ownership, self._file(), saved=saved, forget=is_forgotten)
+            self.is_forgotten = is_forgotten
 
         releasing = threading.Thread(target=release, name="release", daemon=True)
         releasing.start()
-        releasing.join(END_TIMEOUT)
+        releasing.join(None if forgets else END_TIMEOUT)
 
     def _file(self) -> Path | None:
         return file_of(self.settings)
 
-    @staticmethod
-    def _position_file(file: Path) -> Path:
-        return file.with_name(file.name + POSITION)
-
     def _note_position(self) -> None:
         """Write down how far frames were accepted: what a server that is killed has lost."""
+        with self._owning:
+            self._note_accepted()
+
+    def _note_accepted(self) -> None:
         file, accepted = self._file(), self.accepted
-        if file is None or accepted is None or accepted == self._noted:
+        if file is None or self._ownership is None or accepted in (None, self._noted):
             return
         self._noted_at = time.monotonic()
-        path = self._position_file(file)
+        path = _position_file(file)
         written = path.with_name(f"{path.name}.{os.getpid()}")
         try:
             path.parent.mkdir(0o700, parents=True, exist_ok=True)
@@ -651,7 +732,7 @@ class Session:
         file = self._file()
         assert file is not None
         try:
-            data = self._position_file(file).read_bytes()
+            data = _position_file(file).read_bytes()
             return msgspec.json.decode(data, type=_Position)
         except FileNotFoundError:
             return None
@@ -674,6 +755,23 @@ def file_of(settings: Settings) -> Path | None:
         return None
     folder = Path(os.path.expanduser(settings.memory_folder))
     return folder / f"{settings.memory_name}{SUFFIX}"
+
+
+def _position_file(file: Path) -> Path:
+    return file.with_name(file.name + POSITION)
+
+
+def _release(
+    ownership: Ownership, file: Path | None, *, saved: bool = True, forget: bool = False
+) -> None:
+    """Let another server have a memory's file, or nothing."""
+    assert file is not None
+    try:
+        if forget:
+            file.unlink(missing_ok=True)
+            _position_file(file).unlink(missing_ok=True)
+    finally:
+        ownership.release(saved=saved, forget=not os.path.lexists(file))
 
 
 def _gap(noted: _Position | None, newest_ns: int | None, killed: str) -> str:
@@ -742,7 +840,9 @@ class Sessions:
         self._group: EngineGroup | None = None
         self._thread = EngineThread(settings.ingest_share, together_appender(), lasting=True)
         # Apart: a session may begin only when another server's has ended, and the other way round.
-        self._beginning = ThreadPoolExecutor(8, thread_name_prefix="sessions that begin")
+        # Whoever waits for another server keeps nobody else from beginning.
+        most = self.limits.max_sessions
+        self._beginning = ThreadPoolExecutor(most, thread_name_prefix="sessions that begin")
         self._ending = ThreadPoolExecutor(8, thread_name_prefix="sessions that end")
         self._ended = threading.Event()
         self._keeping = threading.Thread(target=self._keep, name="sessions", daemon=True)
@@ -792,6 +892,8 @@ class Sessions:
         with self._lock:
             self._check_open()
             if (found := self._table.get((owner, id))) is not None:
+                if found.is_broken:
+                    raise ServerEndingError(BROKEN)
                 if found.is_ending:
                     raise ServerEndingError(f"session {id} is being ended: try again in a moment")
                 found.touch()
@@ -801,6 +903,7 @@ class Sessions:
                 id, owner, self._settings_of(id, owner), self._build, self._thread,
                 self.answered, self.model, self.server, self.limits.drain_seconds,
             )  # fmt: skip
+            session.max_memories = self.limits.max_memories_per_key
             assert self._checkpoint is not None
             images = self._checkpoint.processor.image_settings
             session.factor = images.patch_size * images.merge_size
@@ -843,7 +946,19 @@ class Sessions:
     def close(self, id: str, owner: str, *, forget: bool = True) -> None:
         """End a session; with ``forget`` what was saved of it by itself is deleted, too. Raises
         SessionUnknownError."""
-        self._end(self.find(id, owner), forget=forget)
+        try:
+            self._end(self.find(id, owner), forget=forget)
+        except SessionUnknownError:
+            if not forget or not self._is_saved(id, owner):
+                raise
+            self._forget_saved(self._settings_of(id, owner))
+
+    def _forget_saved(self, settings: Settings) -> None:
+        """Delete what is saved of a session by itself, also where another server has it at first.
+        Raises SessionElsewhereError, MemoryFileError."""
+        if (file := file_of(settings)) is not None:
+            patience = min(END_TIMEOUT, self.limits.drain_seconds)  # others want to delete, too
+            _release(Ownership(file, self.server, patience), file, forget=True)
 
     def let_go(self, sessions: Sequence[Session], timeout: float = 30.0) -> None:
         """End some in order: chunks that wait come to their end, memories are saved, then answers
@@ -851,7 +966,8 @@ class Sessions:
         until = time.monotonic() + timeout
         for session in sessions:
             session.stop_taking()
-        wait([self._ending.submit(self._end, one, patience=until) for one in sessions])
+        ending = partial(self._end, unsaved=self.draining, patience=until)
+        wait([self._ending.submit(ending, one) for one in sessions])
 
     def drain(self, timeout: float = 30.0) -> None:
         """Let all go, and take nothing new."""
@@ -875,7 +991,7 @@ class Sessions:
     def _check_room(self, owner: str) -> None:
         limits = self.limits
         of_owner = sum(one == owner for one, _ in self._table)
-        if 0 < limits.max_sessions_per_key <= of_owner:
+        if 0 < limits.max_sessions_per_key <= of_owner and not self._end_one_of_no_use(owner):
             raise SessionLimitError(
                 f"this key has {of_owner} sessions already (--max-sessions-per-key)"
             )
@@ -886,14 +1002,21 @@ class Sessions:
                 f"{limits.max_sessions} sessions are served already (--max-sessions)"
             )
 
-    def _end_one_of_no_use(self) -> None:
-        """End a session that has seen nothing and is not connected, if there is one."""
+    def _end_one_of_no_use(self, owner: str | None = None) -> bool:
+        """End a session that has seen nothing and is not connected, of an owner's or of all;
+        whether there is one."""
         for key, one in self._table.items():
-            if one.connection is None and one.ready.done() and one.is_empty:
+            if (
+                owner in (None, one.owner)
+                and one.connection is None
+                and one.ready.done()
+                and one.is_empty
+            ):
                 one.stop_taking()
                 del self._table[key]
                 self._ending.submit(self._end, one)
-                return
+                return True
+        return False
 
     def _settings_of(self, id: str, owner: str) -> Settings:
         if not self.settings.memory_folder:
@@ -914,7 +1037,7 @@ class Sessions:
         except Exception as fault:
             if not isinstance(fault, StreamVlmError):
                 log.error("session %s could not be begun", session.id, exc_info=fault)
-            self._forget(session)
+            self._count_and_forget(session)
             session.keeper.close()
             session.worker.stop(END_TIMEOUT)
             session.disown()
@@ -923,19 +1046,38 @@ class Sessions:
         session.ready.set_result(None)
 
     def _end(
-        self, session: Session, *, forget: bool = False, patience: float | None = None
+        self,
+        session: Session,
+        *,
+        forget: bool = False,
+        unsaved: bool = True,
+        patience: float | None = None,
     ) -> None:
         left = END_TIMEOUT if patience is None else max(END_TIMEOUT, patience - time.monotonic())
-        try:
-            session.end(forget=forget, timeout=left)
-        except Exception as fault:
-            log.error("session %s did not end well", session.id, exc_info=fault)
-        finally:
-            self._forget(session)
-            for listener in self.when_closed:
-                listener(session)
-            if (connection := session.connection) is not None:
-                connection.session_ended(forget)
+        session.forgetting |= forget
+        with session.ending:
+            if not session.is_over:
+                try:
+                    session.end(timeout=left, unsaved=unsaved)
+                except NotSavedError as fault:
+                    log.warning("session %s: %s", session.id, fault)
+                    if (connection := session.connection) is not None:
+                        connection.session_ended(False, str(fault))  # it sends again what came
+                    return
+                except Exception as fault:
+                    log.error("session %s did not end well", session.id, exc_info=fault)
+                session.is_over = True
+                self._count_and_forget(session)
+                if (connection := session.connection) is not None:
+                    words = BROKEN if session.is_broken else ""
+                    connection.session_ended(session.forgetting, words)
+        if forget and not session.is_forgotten:
+            self._forget_saved(session.settings)
+
+    def _count_and_forget(self, session: Session) -> None:
+        for listener in self.when_closed:
+            listener(session)
+        self._forget(session)
 
     def _forget(self, session: Session) -> None:
         with self._lock:
@@ -948,19 +1090,24 @@ class Sessions:
             for session in self.all():
                 try:
                     session.tick()
-                    if self._is_idle(session):
+                    if session.is_broken and not session.is_ending:
                         session.stop_taking()
                         self._ending.submit(self._end, session)
+                    elif self._is_idle(session):
+                        session.stop_taking()
+                        self._ending.submit(self._end, session, unsaved=False)
                     elif session.is_wanted and not session.is_ending:
                         session.stop_taking()
                         until = time.monotonic() + self.limits.drain_seconds
-                        self._ending.submit(self._end, session, patience=until)
+                        self._ending.submit(self._end, session, unsaved=False, patience=until)
                 except Exception as fault:  # the next one may go well
                     log.error("session %s: internal error", session.id, exc_info=fault)
 
     def _is_idle(self, session: Session) -> bool:
-        period = 60.0 * self.limits.idle_minutes
-        if not period or session.connection is not None or not session.ready.done():
+        period = 60.0 * self.limits.idle_minutes or math.inf
+        if session.is_empty:
+            period = min(period, EMPTY)
+        if session.connection is not None or not session.ready.done():
             return False
         idle = time.monotonic() - session.touched > period
         return idle and not session.is_busy and not session.is_ending

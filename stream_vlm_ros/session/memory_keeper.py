@@ -194,6 +194,11 @@ class MemoryKeeper:
     # -- inside ------------------------------------------------------------------------------
 
     @property
+    def is_saved(self) -> bool:
+        """Whether the file ``memory_name`` holds all that is in memory."""
+        return not self._has_changed
+
+    @property
     def _has_changed(self) -> bool:
         memory = self._worker.memory
         return bool(memory.chunks) and self._in_own_file != _what_is(memory)

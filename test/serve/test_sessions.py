@@ -3,8 +3,11 @@
 
 """Sessions live as long as they are used, and what they saw outlives their server."""
 
+import os
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
 from stream_vlm_ros.factory import kept_model
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve import sessions as sessions_module
+from stream_vlm_ros.serve.metrics import Metrics
 from stream_vlm_ros.serve.options import Limits
 from stream_vlm_ros.serve.ownership import Ownership
 from stream_vlm_ros.serve.sessions import Sent, SessionLimitError, Sessions, SessionUnknownError
@@ -70,11 +74,11 @@ def test_nothing_is_opened_before_the_model_is_loaded(settings):
 def test_there_are_no_more_sessions_than_there_may_be_altogether_and_of_a_key(begin, film):
     sessions = begin(Limits(max_sessions=3, max_sessions_per_key=2), memory_folder="")
     first = opened(sessions, "1")
+    remembered(first, film[:4])
     remembered(opened(sessions, "2"), film[:4])
     with pytest.raises(SessionLimitError, match="this key has 2 sessions already"):
         sessions.open("3", "a")
     remembered(opened(sessions, "1", "b"), film[:4])
-    remembered(first, film[:4])
     with pytest.raises(SessionLimitError, match="3 sessions are served already"):
         sessions.open("2", "b")
     assert sessions.open("1", "a") is first
@@ -234,3 +238,141 @@ def test_a_session_that_has_seen_nothing_makes_room_where_there_is_none(begin, f
     remembered(sessions.find("new", "a"), film[:4])
     with pytest.raises(SessionLimitError):
         sessions.open("one-more", "a")
+
+
+def test_a_session_that_cannot_be_saved_goes_on_until_it_can(begin, film, tmp_path):
+    sessions = begin(Limits(idle_minutes=0.015), memory_folder=str(tmp_path))
+    session = opened(sessions, "kept")
+    file = tmp_path / "a" / "kept.safetensors"
+    file.mkdir()  # no file can take its place
+    remembered(session, film[:4])
+    wait_until(lambda: session.status.saved.error)
+    wait_until(lambda: not session.is_ending)
+    assert sessions.find("kept", "a") is session
+    remembered(session, film[4:8])
+    file.rmdir()
+    wait_until(lambda: sessions.all() == [])
+    again = opened(sessions, "kept")
+    assert (again.restored, again.memory.frames, again.gap) == (True, 8, "")
+
+
+def test_at_the_end_of_the_server_a_session_that_cannot_be_saved_ends_too(begin, film, tmp_path):
+    sessions = begin(memory_folder=str(tmp_path))
+    remembered(opened(sessions, "lost"), film[:4])
+    (tmp_path / "a" / "lost.safetensors").mkdir()
+    sessions.drain(PATIENCE)
+    assert sessions.all() == []
+
+
+@pytest.mark.parametrize("meanwhile", ["noted", "ended"])
+def test_a_session_that_is_forgotten_meanwhile_leaves_nothing(
+    begin, film, tmp_path, monkeypatch, meanwhile
+):
+    monkeypatch.setattr(sessions_module, "POSITION_PERIOD", 0.0 if meanwhile == "noted" else 1e9)
+    sessions = begin(memory_folder=str(tmp_path))
+    session = opened(sessions, "forgotten")
+    remembered(session, film[:4])
+    writing, forgotten = threading.Event(), threading.Event()
+    replaced = os.replace
+
+    def slowly(source, target, **options):
+        if str(target).endswith(sessions_module.POSITION):
+            writing.set()
+            forgotten.wait(0.5)
+        replaced(source, target, **options)
+
+    session.append([TimedFrame(film[4].stamp_ns, film[4].image, Sent(5, film[4].stamp_ns))])
+    monkeypatch.setattr(os, "replace", slowly)
+    with ThreadPoolExecutor() as pool:
+        if meanwhile == "ended":
+            pool.submit(sessions.close, "forgotten", "a", forget=False)
+        assert writing.wait(PATIENCE)
+        sessions.close("forgotten", "a")
+        forgotten.set()
+    sessions.drain(PATIENCE)
+    assert [*tmp_path.rglob("forgotten*")] == []
+
+
+def test_of_a_session_that_is_asleep_the_memory_can_be_deleted(begin, film, tmp_path):
+    sessions = begin(memory_folder=str(tmp_path))
+    remembered(opened(sessions, "asleep"), film[:4])
+    sessions.close("asleep", "a", forget=False)
+    with pytest.raises(SessionUnknownError):
+        sessions.close("asleep", "b")
+    sessions.close("asleep", "a")
+    assert [*tmp_path.rglob("asleep*")] == []
+
+
+def test_however_many_end_a_session_its_frames_are_counted_once(begin, film):
+    sessions = begin(memory_folder="")
+    metrics = Metrics(sessions)
+    remembered(opened(sessions, "once"), film[:4])
+    sessions.when_closed.append(lambda session: counted.append(metrics.text().decode()))
+    counted = []
+
+    def close():
+        with suppress(SessionUnknownError):
+            sessions.close("once", "a")
+
+    with ThreadPoolExecutor() as pool:
+        for _ in range(4):
+            pool.submit(close)
+    counted.append(metrics.text().decode())
+    assert len(counted) == 2
+    assert all('stream_vlm_frames_total{end="ingested"} 4.0' in text for text in counted)
+
+
+def test_a_session_that_has_seen_nothing_ends_after_a_minute_and_makes_room_for_its_key(
+    begin, film, monkeypatch
+):
+    sessions = begin(Limits(max_sessions_per_key=2), memory_folder="")
+    for name in ("of-no-use", "seen"):
+        opened(sessions, name)
+    remembered(sessions.find("seen", "a"), film[:4])
+    opened(sessions, "new")
+    assert [one.id for one in sessions.all()] == ["seen", "new"]
+    monkeypatch.setattr(sessions_module, "EMPTY", 0.1)
+    wait_until(lambda: [one.id for one in sessions.all()] == ["seen"])
+
+
+def test_a_session_whose_engine_ended_by_a_fault_begins_again_from_what_was_saved(
+    begin, film, tmp_path
+):
+    sessions = begin(memory_folder=str(tmp_path))
+    server = RunningServer(sessions)
+    camera = server.camera("broken")
+    feed(camera, film[:4])
+    [session] = sessions.all()
+    session.save().result(PATIENCE)
+    feed(camera, film[4:8])
+
+    def fail(state, text):
+        raise SystemExit("of a user's function")
+
+    session.ask(Question("What?"), fail).future.result(PATIENCE)
+    while not isinstance(last := camera.hear(), protocol.SessionEnding):
+        pass
+    assert "ended by a fault" in last.message and last.retry_after is not None
+    camera.close()
+    wait_until(lambda: sessions.all() == [])
+    again = opened(sessions, "broken", session.owner)
+    assert again.restored and again.memory.frames == 4
+    assert "2.0 s" in again.gap and "are lost" in again.gap
+    assert again.ask(Question("What?")).future.result(PATIENCE).answer
+    server.close()
+
+
+def test_a_key_has_no_more_saved_memories_than_it_may(begin, film, tmp_path):
+    sessions = begin(Limits(max_memories_per_key=2), memory_folder=str(tmp_path))
+    session = opened(sessions, "own")
+    remembered(session, film[:4])
+    for name in ("first", "second", "first", ""):  # those that there are may be saved again
+        session.save(name).result(PATIENCE)
+    with pytest.raises(StreamVlmError, match="this key has 2 saved memories already") as refusal:
+        session.save("third")
+    assert refusal.value.code == "TOO_MANY_MEMORIES"
+    sessions.close("first", "a")
+    sessions.close("second", "a")
+    session.save("third").result(PATIENCE)
+    assert {file.stem for file in tmp_path.rglob("*.safetensors")} == {"own", "third"}
+    opened(sessions, "third", "b")  # of another key

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from patience import PATIENCE, wait_until
 
 from stream_vlm_ros.config import Settings
+from stream_vlm_ros.errors import StreamBusyError
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve.app import create_app
 from stream_vlm_ros.serve.keys import Keys
@@ -160,3 +161,39 @@ def test_of_a_session_that_is_forgotten_no_server_finds_anything(one, two, folde
     assert not list(folder.rglob("forgotten*"))
     with pytest.raises(SessionUnknownError):
         two.take_up("forgotten", "local")
+
+
+def test_a_session_that_is_ended_while_it_waits_for_another_server_is_let_go(two, folder):
+    file = folder / "local" / "given-up.safetensors"
+    hung = Ownership(file, "replica three")
+    session = two.open("given-up", "local")
+    wait_until(lambda: hung.is_wanted)
+    two.close("given-up", "local", forget=False)
+    assert two.all() == [] and isinstance(session.ready.exception(5.0), StreamBusyError)
+    hung.release(saved=True)
+    Ownership(file, patience=0.5).release(saved=True)  # nobody has it
+
+
+def test_what_another_server_does_not_let_go_is_not_deleted(one, folder):
+    file = folder / "local" / "others.safetensors"
+    hung = Ownership(file, "replica three")
+    file.touch()
+    one.open(file.stem, "local")
+    with pytest.raises(SessionElsewhereError, match="replica three has this session"):
+        one.close(file.stem, "local")
+    assert file.exists() and one.all() == []
+    hung.release(saved=True)
+
+
+def test_sessions_that_wait_for_another_server_keep_nobody_from_beginning(one, folder):
+    names = [f"waits-{n}" for n in range(8)]
+    hung = [Ownership(folder / "b" / f"{name}.safetensors") for name in names]
+    waiting = [Sessions.open(one, name, "b") for name in names]
+    wait_until(lambda: all(owned.is_wanted for owned in hung))
+    one.open("new", "a").ready.result(1.0)
+    assert not any(session.ready.done() for session in waiting)
+    for name in names:
+        one.close(name, "b", forget=False)
+    for owned in hung:
+        owned.release(saved=True)
+    one.close("new", "a")
