@@ -57,7 +57,7 @@ class FrameMessage:
     """A frame as it travels.
 
     Attributes:
-        sequence: counts up within a session, from 1; gaps are allowed.
+        sequence: counts up within a session, from 1; gaps of up to 2^32 are allowed.
         stamp_ns: of the source.
         encoding: `JPEG` or `RAW`.
         height, width: of a `RAW` frame; 0 with a JPEG, which says so itself.

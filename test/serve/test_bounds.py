@@ -3,10 +3,13 @@
 
 """What one client sends takes a bounded part of the server, and breaks nothing."""
 
+import numpy as np
 import pytest
-from patience import PATIENCE
+from patience import PATIENCE, wait_until
 from serving import feed
 
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
+from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve.keys import LOCAL
 
@@ -59,3 +62,68 @@ def test_a_picture_that_cannot_be_looked_for_ends_no_engine(server, film):
         worker = server.sessions.find("looked-for", LOCAL).worker
         assert worker.picture_near(10**400).exception(PATIENCE)
         assert worker.ended is None and camera.ask("What?").text
+
+
+def test_one_sequence_far_ahead_does_not_shut_the_session(server, film):
+    with server.camera("far-ahead") as camera:
+        camera.sequence = 2**64 - 2
+        camera.frame(film[0].stamp_ns, film[0].image)
+        assert "came after frame 0" in heard(camera, protocol.ErrorEvent).error.message
+        camera.sequence = 0
+        feed(camera, film[:4])
+
+
+# -- memory ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, value", [("chunk_frames", 64), ("max_chunk_delay", 3600.0)])
+def test_a_session_waits_for_no_more_frames_than_the_server_says(server, name, value):
+    session = server.sessions.open("waits", LOCAL)
+    with pytest.raises(InvalidParameterError, match=f"{name} is at most"):
+        session.update({name: value})
+
+
+def test_of_large_pictures_no_more_waits_than_the_model_takes(server):
+    picture = np.full((1500, 2000, 3), 128, np.uint8)
+    with server.camera("large") as camera:
+        session = server.sessions.find("large", LOCAL)
+        for second in range(1, 4):
+            camera.frame(second * SECOND, picture)
+        camera.send(protocol.SessionUpdate(settings={}))  # behind the frames
+        camera.next(protocol.SessionUpdated)
+        most = 3 * 3 * camera.created.session.max_pixels  # of three, in RGB
+        assert 0.7 * most < session.held_bytes <= most
+        camera.send(protocol.Commit())
+        assert camera.next(protocol.Ingested).frames == 3
+        wait_until(lambda: session.held_bytes == 0)
+
+
+@pytest.mark.parametrize("commit", ["server", "client"])
+def test_beyond_the_bytes_that_may_wait_frames_are_dropped_and_told(server, film, commit):
+    with server.camera(f"bytes-{commit}", commit=commit) as camera:
+        session = server.sessions.find(f"bytes-{commit}", LOCAL)
+        session._max_held_bytes = film[0].image.nbytes + 1000
+        for frame in film[:3]:
+            camera.frame(frame.stamp_ns, frame.image)
+        dropped = [camera.next(protocol.Dropped) for _ in range(2)]
+        assert [(one.first, one.cause) for one in dropped] == [(2, "overflow"), (3, "overflow")]
+        assert "MB are on their way" in dropped[0].message
+
+
+# -- stamps ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("commit", ["server", "client"])
+@pytest.mark.parametrize("stamp_ns", [-(2**63), 2**63 - 1, 2**31 * SECOND])
+def test_a_stamp_that_no_message_holds_is_dropped_whoever_gathers(server, film, stamp_ns, commit):
+    with server.camera(commit=commit) as camera:
+        session = server.sessions.find(camera.created.session.id, LOCAL)
+        camera.frame(stamp_ns, film[0].image)
+        assert camera.next(protocol.Dropped).cause == "invalid_stamp"
+        assert session.accepted is None
+        for frame in film[:4]:
+            camera.frame(frame.stamp_ns, frame.image)
+        if commit == "client":
+            camera.send(protocol.Commit())
+        assert camera.next(protocol.Ingested).newest_ns == film[3].stamp_ns
+        assert session.accepted.stamp_ns == film[3].stamp_ns
