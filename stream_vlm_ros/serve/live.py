@@ -24,7 +24,7 @@ from fastapi.websockets import WebSocketDisconnect, WebSocketState
 from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError, cut
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.remote.protocol import ClientEvent, ProtocolError, ServerEvent
-from stream_vlm_ros.serve.outbox import MOST, Outbox
+from stream_vlm_ros.serve.outbox import MOST, MOST_BYTES, Outbox
 from stream_vlm_ros.serve.refusals import body_of, status_of
 from stream_vlm_ros.serve.sessions import (
     ServerEndingError,
@@ -47,6 +47,10 @@ SEND_TIMEOUT = 20.0  # s that a message may take on its way out
 FAREWELL = 2.0  # s for the last one
 STATUS_PERIOD = 5.0  # s between two of the status, if nothing happens
 MOST_ORDERS = 64  # questions and orders of one connection under way
+ORDERS = (
+    protocol.SessionClose, protocol.MemoryReset, protocol.MemorySave, protocol.MemoryLoad,
+    protocol.MemoryList, protocol.MemoryPicture,
+)  # fmt: skip
 FAULTS, FAULT_PERIOD = 50, 10.0  # so many bad messages in so many seconds end a connection
 ENDED, FLOODING, TOO_SLOW, TAKEN_OVER = 4000, 4008, 4009, 4010  # close codes
 
@@ -138,7 +142,10 @@ class Connection:
         """Let an event wait to be sent; who lets too many wait is cut off."""
         self._outbox.put(event)
         if self._outbox.full and not self._is_ending:
-            words = StreamVlmError(f"more than {self._outbox.most:,} events wait to be read")
+            words = StreamVlmError(
+                f"more than {self._outbox.most:,} events, or {MOST_BYTES / 1e6:.0f} MB of them, "
+                "wait to be read"
+            )
             self.end(_ending(words, 1.0, code="TOO_SLOW"), TOO_SLOW, at_once=True)
 
     def end(self, event: protocol.SessionEnding, code: int, *, at_once: bool = False) -> None:
@@ -281,6 +288,8 @@ class Connection:
 
     async def _take(self, event: ClientEvent) -> None:
         session = self._session
+        if isinstance(event, ORDERS) and len(self._tasks) >= MOST_ORDERS:  # before it is given
+            raise QueueFullError(f"{len(self._tasks)} orders of this connection are under way")
 
         def tell(make: Callable[[str, Any], ServerEvent]) -> Callable[[Any], ServerEvent]:
             return functools.partial(make, event.event_id)
@@ -333,6 +342,12 @@ class Connection:
         if id in self._tickets:
             raise ProtocolError(f"a response {cut(id)!r} is under way already")
         question = question_of(event.response)
+        if question.choices and question.keep_exchange:
+            raise InvalidParameterError(
+                "keep_exchange does not go with choices: nothing is written"
+            )
+        if question.history in ("auto", "always") and not self._session.settings.has_history:
+            raise InvalidParameterError("this server keeps no history (--history)")
         written = ""
 
         def follow(state: str, text: str) -> None:  # in the thread of the engines
@@ -367,8 +382,6 @@ class Connection:
     def _order(
         self, event_id: str, do: Callable[..., Coroutine[Any, Any, None]], *given: Any
     ) -> None:
-        if len(self._tasks) >= MOST_ORDERS:
-            raise QueueFullError(f"{len(self._tasks)} orders of this connection are under way")
         task = asyncio.create_task(self._carry_out(event_id, do, *given))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

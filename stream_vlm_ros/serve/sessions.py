@@ -35,11 +35,13 @@ from stream_vlm_ros.errors import (
     InvalidImageError,
     InvalidParameterError,
     InvalidTimestampError,
+    MemoryFileError,
     StreamBusyError,
     StreamVlmError,
     cut,
 )
 from stream_vlm_ros.factory import build_engine, card_of, group_of, load_model
+from stream_vlm_ros.node.error_log import News
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve.options import Limits
 from stream_vlm_ros.serve.ownership import Ownership, lock_of
@@ -96,6 +98,13 @@ class ServerEndingError(NotActiveError):
 
     code = "ENDING"
     retry_after = 1.0  # s
+
+
+class FolderError(MemoryFileError):
+    """Where sessions are saved, nothing can be written: a full disk, or missing rights."""
+
+    code = "NO_FOLDER"
+    retry_after = 10.0  # s
 
 
 class Sent(NamedTuple):
@@ -194,6 +203,7 @@ class Session:
         self._telling = threading.Lock()
         self._ends: deque[protocol.Ingested | protocol.Dropped] = deque(maxlen=KEPT_ENDS)
         self._listeners: tuple[Callable[[protocol.ServerEvent | None], None], ...] = ()
+        self._news = News()  # of refused chunks and frames
         self._noted: Sent | None = None  # how far the note next to the memory's file says
         self._noted_at = 0.0
         self.worker = EngineWorker(
@@ -211,7 +221,9 @@ class Session:
             self.counters,
             deliver=self.worker.append,
             restart=lambda: self.worker.reset(Drop.TIME_JUMP),
-            report=lambda cause, words: log.info("session %s: %s", self.id, words),
+            report=lambda cause, words: self._news.tell(
+                cause.cause, f"session {self.id}: {words}", log.info
+            ),
             dropped=self._on_dropped,
             admitted=self._accept,
         )
@@ -551,7 +563,7 @@ class Session:
 
     def _report(self, fault: BaseException) -> None:
         if isinstance(fault, StreamVlmError):
-            log.warning("session %s: %s", self.id, fault)
+            self._news.tell(fault.code, f"session {self.id}: {fault}", log.warning)
         else:
             log.error("session %s: internal error", self.id, exc_info=fault)
 
@@ -584,6 +596,7 @@ class Session:
         """What is done every now and then."""
         if not self.ready.done() or self._ending:
             return
+        self._news.tell_rest()
         self.ingest.flush_overdue(time.monotonic_ns())
         if self._file() is not None:
             self.keeper.save_when_due()
@@ -962,7 +975,10 @@ class Sessions:
         try:
             session.begin()
         except Exception as fault:
-            if not isinstance(fault, StreamVlmError):
+            if isinstance(fault, OSError | MemoryFileError):  # of what is mended without us
+                log.warning("session %s could not be begun: %s", session.id, fault)
+                fault = FolderError("the server's memory_folder cannot be written now")
+            elif not isinstance(fault, StreamVlmError):
                 log.error("session %s could not be begun", session.id, exc_info=fault)
             self._forget(session)
             session.keeper.close()

@@ -3,15 +3,23 @@
 
 """What one client sends takes a bounded part of the server, and breaks nothing."""
 
+import asyncio
+import errno
+import socket
+
+import httpx
 import numpy as np
 import pytest
 from patience import PATIENCE, wait_until
-from serving import feed
+from serving import Camera, feed
 
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.remote import protocol
+from stream_vlm_ros.serve import app, completions, live
+from stream_vlm_ros.serve import sessions as sessions_module
 from stream_vlm_ros.serve.keys import LOCAL
+from stream_vlm_ros.serve.outbox import Outbox
 
 HUGE = "1" + "0" * 400
 
@@ -127,3 +135,77 @@ def test_a_stamp_that_no_message_holds_is_dropped_whoever_gathers(server, film, 
             camera.send(protocol.Commit())
         assert camera.next(protocol.Ingested).newest_ns == film[3].stamp_ns
         assert session.accepted.stamp_ns == film[3].stamp_ns
+
+
+# -- what waits, and what is refused -----------------------------------------------------------
+
+
+def test_an_events_name_is_short_and_of_answers_few_bytes_wait(server):
+    with server.camera() as camera:
+        camera.send(protocol.MemoryList(event_id="x" * 101))
+        assert "length <= 100" in heard(camera, protocol.ErrorEvent).error.message
+    outbox = Outbox(lambda: None)
+    picture = protocol.Thumbnail(stamp_ns=0, jpeg=bytes(3 << 20))  # 4 MB as they travel
+    outbox.put(protocol.PictureDone(picture=picture))
+    assert not outbox.full
+    asyncio.run(outbox.get())
+    outbox.put(protocol.PictureDone(picture=picture))
+    assert not outbox.full
+    outbox.put(protocol.PictureDone(picture=picture))
+    assert outbox.full
+
+
+def test_an_order_that_is_refused_is_not_carried_out(server, film, monkeypatch):
+    monkeypatch.setattr(live, "MOST_ORDERS", 0)
+    with server.camera() as camera:
+        feed(camera, film[:4])
+        camera.send(protocol.MemoryReset())
+        assert heard(camera, protocol.ErrorEvent).error.code == "QUEUE_FULL"
+        assert camera.ask("What?").memory.frames == 4
+
+
+@pytest.mark.parametrize(
+    "ask", [{"history": "always"}, {"keep_exchange": True, "choices": ("a", "b")}]
+)
+def test_what_cannot_be_honoured_is_refused_over_a_websocket_too(server, ask):
+    with server.camera() as camera:
+        ask = protocol.Ask(text="What?", **ask)
+        camera.send(protocol.ResponseCreate(event_id="q", response=ask))
+        error = heard(camera, protocol.ErrorEvent).error
+        assert (error.code, error.event_id) == ("INVALID_PARAMETER", "q")
+
+
+def test_a_request_that_does_not_end_is_refused(server, monkeypatch):
+    monkeypatch.setattr(completions, "READ_TIMEOUT", 0.1)
+    with socket.create_connection(("127.0.0.1", server.port), 10) as client:
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        client.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n1\r\n{{\r\n".encode())
+        assert client.recv(1000).startswith(b"HTTP/1.1 408")
+
+
+def test_a_folder_that_cannot_be_written_is_told_with_a_time_to_come_again(server, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device", "/private/place")
+
+    monkeypatch.setattr(sessions_module, "Ownership", full)
+    camera = Camera(server.port, "no-room")
+    ending = heard(camera, protocol.SessionEnding)
+    camera.close()
+    assert ending.code == "NO_FOLDER" and ending.retry_after
+    assert "private" not in ending.message
+
+
+def test_a_fault_of_ours_is_answered_in_the_form_of_all_errors(server, monkeypatch):
+    server.sessions.open("described", LOCAL)
+    monkeypatch.setattr(app, "_described", lambda session: 1 / 0)
+    answer = httpx.get(f"{server.url}/v1/sessions")
+    assert answer.status_code == 500 and answer.json()["error"]["code"] == "INTERNAL"
+
+
+def test_chunks_that_are_refused_again_and_again_are_few_lines_of_log(server, film, caplog):
+    with server.camera("noisy") as camera:
+        feed(camera, film[4:8])
+        for _ in range(20):
+            camera.chunk([film[0].stamp_ns], [film[0].image])
+            camera.next(protocol.Dropped)
+    assert sum("session noisy" in record.getMessage() for record in caplog.records) == 1
