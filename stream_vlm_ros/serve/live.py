@@ -393,6 +393,7 @@ class Connection:
             await do(*given)
         except StreamVlmError as fault:
             error = fault_of(fault, event_id)
+            error.message = self._session.without_folder(error.message)
             self._put(protocol.ErrorEvent(event_id=event_id, error=error))
         except Exception as fault:
             log.error("session %s: internal error", self._session.id, exc_info=fault)
@@ -402,7 +403,10 @@ class Connection:
     async def _tell_when(self, done: Future[Any], event: Callable[[Any], ServerEvent]) -> None:
         waited = asyncio.wrap_future(done)
         waited.add_done_callback(_take_exception)  # also where nobody waits any more
-        self._put(event(await asyncio.shield(waited)))
+        told = event(await asyncio.shield(waited))
+        if isinstance(told, protocol.MemoryDone):
+            told.words = self._session.without_folder(told.words)
+        self._put(told)
 
     async def _close_session(self, event_id: str) -> None:
         self._closing = True

@@ -450,11 +450,11 @@ class Session:
     @property
     def status(self) -> protocol.Status:
         """Its state at this moment."""
-        worker = self.worker
+        worker, state = self.worker, self.keeper.state
         more = {"resets": worker.resets, "time_jumps": self.ingest.time_jumps}
         return protocol.Status(
             memory=memory_of(worker.memory),
-            saved=saved_of(self.keeper.state),
+            saved=saved_of(replace(state, error=self.without_folder(state.error))),
             counters=self.counters.snapshot() | more,
             queue_depth=worker.depth,
             fault=str(worker.ended or "") or worker.last_fault,
@@ -683,6 +683,13 @@ class Session:
         releasing = threading.Thread(target=release, name="release", daemon=True)
         releasing.start()
         releasing.join(END_TIMEOUT)
+
+    def without_folder(self, words: str) -> str:
+        """Words for a client, who does not learn where the server has its files."""
+        if (file := self._file()) is None:
+            return words
+        folder = os.path.abspath(file.parent)
+        return words.replace(f"{folder}{os.sep}", "").replace(folder, "there")
 
     def _file(self) -> Path | None:
         return file_of(self.settings)

@@ -209,3 +209,16 @@ def test_chunks_that_are_refused_again_and_again_are_few_lines_of_log(server, fi
             camera.chunk([film[0].stamp_ns], [film[0].image])
             camera.next(protocol.Dropped)
     assert sum("session noisy" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_no_client_learns_where_memories_lie(server, film):
+    folder = server.sessions.settings.memory_folder
+    with server.camera("where") as camera:
+        camera.send(protocol.MemoryLoad(event_id="l", name="not-there"))
+        error = heard(camera, protocol.ErrorEvent).error
+        assert error.code == "MEMORY_FILE" and "not-there" in error.message
+        assert folder not in error.message
+        assert folder not in server.sessions.find("where", LOCAL).status.saved.error
+        feed(camera, film[:4])
+        camera.send(protocol.MemorySave(name="here"))
+        assert folder not in camera.next(protocol.MemoryDone).words
