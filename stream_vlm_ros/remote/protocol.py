@@ -19,11 +19,12 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from stream_vlm_ros.errors import StreamVlmError, cut
+from stream_vlm_ros.session.question import MAX_THUMBNAILS
 
 VERSION = 1
 SUBPROTOCOL = f"stream-vlm.v{VERSION}"  # of the WebSocket; names the version
@@ -35,6 +36,11 @@ MAX_FRAME_BYTES = 64 << 20  # of a binary message
 JPEG, RAW = 1, 2  # how a frame's pixels travel: as a JPEG, or uint8 [height, width, 3] RGB
 _HEAD = struct.Struct("<BBHIIqQ")  # kind, encoding, 0, height, width, stamp, sequence
 _FRAME = 1  # kind
+
+
+# Of what a client says: 64 bits, signed, as stamps are.
+Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+EventId = Annotated[str, msgspec.Meta(max_length=100)]
 
 
 class ProtocolError(StreamVlmError):
@@ -51,7 +57,7 @@ class FrameMessage:
     """A frame as it travels.
 
     Attributes:
-        sequence: counts up within a session, from 1; gaps are allowed.
+        sequence: counts up within a session, from 1; gaps of up to 2^32 are allowed.
         stamp_ns: of the source.
         encoding: `JPEG` or `RAW`.
         height, width: of a `RAW` frame; 0 with a JPEG, which says so itself.
@@ -222,13 +228,13 @@ class Ask(Body):
 
     text: str
     choices: tuple[str, ...] = ()
-    max_new_tokens: int = 128
+    max_new_tokens: Integer = 128
     temperature: float = 0.0
     keep_exchange: bool = False
-    about_ns: tuple[int, int] | None = None
+    about_ns: tuple[Integer, Integer] | None = None
     refuse_forgotten: bool = True
-    history: str = ""
-    thumbnails: int = 0
+    history: Literal["", "never", "auto", "always"] = ""
+    thumbnails: Annotated[int, msgspec.Meta(ge=0, le=MAX_THUMBNAILS)] = 0
 
 
 class Thumbnail(ServerBody):
@@ -276,7 +282,7 @@ class Response(ServerBody):
 class _Client(
     msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="type"
 ):
-    event_id: str = ""  # told back with whatever answers it
+    event_id: EventId = ""  # told back with whatever answers it
 
 
 class SessionUpdate(_Client, tag="session.update"):
@@ -336,9 +342,9 @@ class MemoryList(_Client, tag="memory.list"):
 class MemoryPicture(_Client, tag="memory.picture"):
     """Give the kept picture next to a time."""
 
-    stamp_ns: int
-    within_ns: int | None = None
-    max_size: int = 320
+    stamp_ns: Integer
+    within_ns: Integer | None = None
+    max_size: Integer = 320
 
 
 ClientEvent = (

@@ -54,6 +54,7 @@ def create_app(sessions: Sessions, keys: Keys, *, metrics: Metrics | None = None
     app.state.sessions = sessions
     app.add_middleware(Door, keys=keys)
     app.add_exception_handler(StreamVlmError, _answer)
+    app.add_exception_handler(Exception, _failed)
     for status in (404, 405):  # in the form of all errors
         app.add_exception_handler(status, _nothing_there)
     app.include_router(openai_router(sessions))
@@ -134,6 +135,11 @@ class NothingThereError(StreamVlmError):
 def _nothing_there(request: Request, fault: Exception) -> Response:
     asked = cut(f"{request.method} {request.url.path}")
     return _answer(request, NothingThereError(f"there is no {asked} here (docs/serving.md)"))
+
+
+def _failed(request: Request, fault: Exception) -> Response:
+    """Of what nobody raised on purpose; the server logs it."""
+    return _answer(request, StreamVlmError("internal error; see the log of the server"))
 
 
 def _answer(request: Request, fault: Exception) -> Response:

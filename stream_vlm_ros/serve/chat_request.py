@@ -15,6 +15,7 @@ import msgspec
 
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import StreamVlmError, cut
+from stream_vlm_ros.remote.protocol import Integer
 from stream_vlm_ros.session.question import MAX_THUMBNAILS, Question
 
 MAX_STOPS = 4  # as OpenAI's
@@ -49,7 +50,7 @@ OF_WRITING = ("max_tokens", "max_completion_tokens", "top_p", "stop", "seed")
 
 # Of the source's time, as far as 64 bits of nanoseconds reach.
 _End = Annotated[float, msgspec.Meta(ge=-9.2e9, le=9.2e9)] | None
-_EndNs = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None
+_EndNs = Integer | None
 
 
 class RequestError(StreamVlmError):
@@ -176,7 +177,7 @@ def _body(content: bytes) -> _Body:
         said = {name: value for name, value in given.items() if value is not None}
         for name, value in [*said.items()]:
             if name in PLAIN:
-                if not any(value == plain for plain in PLAIN[name]):
+                if not any(_is(value, plain) for plain in PLAIN[name]):
                     raise RequestError(
                         f"{name} = {cut(msgspec.json.encode(value).decode(), 80)} is not "
                         f"supported here{_instead(name)}",
@@ -206,6 +207,11 @@ def _body(content: bytes) -> _Body:
                 written[0],
             )
     return body
+
+
+def _is(value: Any, plain: Any) -> bool:
+    """Whether they are the same; JSON's true is not 1."""
+    return bool(value == plain) and isinstance(value, bool) == isinstance(plain, bool)
 
 
 def _instead(name: str) -> str:

@@ -28,6 +28,7 @@ from stream_vlm_ros.serve.telling import response_of
 from stream_vlm_ros.session.question import WRITING, Outcome, Ticket
 
 LIVE = {"x-accel-buffering": "no"}  # no proxy keeps pieces back
+READ_TIMEOUT = 20.0  # s for a request's body
 FINISH = {"choice": "stop"}  # as OpenAI has it; the others are named alike
 
 
@@ -35,6 +36,12 @@ class RequestTooLargeError(RequestError):
     """A request of more bytes than are read."""
 
     code = "TOO_LARGE"
+
+
+class RequestTooSlowError(RequestError):
+    """A request whose body does not end."""
+
+    code = "TOO_SLOW"
 
 
 def openai_router(sessions: Sessions) -> APIRouter:
@@ -76,6 +83,14 @@ def _models(served: str, sessions: Sessions, owner: str) -> list[dict[str, Any]]
 
 
 async def _content(request: Request) -> bytes:
+    try:
+        return await asyncio.wait_for(_read(request), READ_TIMEOUT)
+    except asyncio.TimeoutError:
+        words = f"the request did not come to its end within {READ_TIMEOUT:g} s"
+        raise RequestTooSlowError(words) from None
+
+
+async def _read(request: Request) -> bytes:
     content = bytearray()
     async for piece in request.stream():
         content += piece

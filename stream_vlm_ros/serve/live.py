@@ -24,7 +24,7 @@ from fastapi.websockets import WebSocketDisconnect, WebSocketState
 from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError, cut
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.remote.protocol import ClientEvent, ProtocolError, ServerEvent
-from stream_vlm_ros.serve.outbox import MOST, Outbox
+from stream_vlm_ros.serve.outbox import MOST, MOST_BYTES, Outbox
 from stream_vlm_ros.serve.refusals import body_of, status_of
 from stream_vlm_ros.serve.sessions import (
     ServerEndingError,
@@ -47,6 +47,10 @@ SEND_TIMEOUT = 20.0  # s that a message may take on its way out
 FAREWELL = 2.0  # s for the last one
 STATUS_PERIOD = 5.0  # s between two of the status, if nothing happens
 MOST_ORDERS = 64  # questions and orders of one connection under way
+ORDERS = (
+    protocol.SessionClose, protocol.MemoryReset, protocol.MemorySave, protocol.MemoryLoad,
+    protocol.MemoryList, protocol.MemoryPicture,
+)  # fmt: skip
 FAULTS, FAULT_PERIOD = 50, 10.0  # so many bad messages in so many seconds end a connection
 ENDED, FLOODING, TOO_SLOW, TAKEN_OVER = 4000, 4008, 4009, 4010  # close codes
 
@@ -139,7 +143,10 @@ class Connection:
         """Let an event wait to be sent; who lets too many wait is cut off."""
         self._outbox.put(event)
         if self._outbox.full and not self._is_ending:
-            words = StreamVlmError(f"more than {self._outbox.most:,} events wait to be read")
+            words = StreamVlmError(
+                f"more than {self._outbox.most:,} events, or {MOST_BYTES / 1e6:.0f} MB of them, "
+                "wait to be read"
+            )
             self.end(_ending(words, 1.0, code="TOO_SLOW"), TOO_SLOW, at_once=True)
 
     def end(self, event: protocol.SessionEnding, code: int, *, at_once: bool = False) -> None:
@@ -282,6 +289,8 @@ class Connection:
 
     async def _take(self, event: ClientEvent) -> None:
         session = self._session
+        if isinstance(event, ORDERS) and len(self._tasks) >= MOST_ORDERS:  # before it is given
+            raise QueueFullError(f"{len(self._tasks)} orders of this connection are under way")
 
         def tell(make: Callable[[str, Any], ServerEvent]) -> Callable[[Any], ServerEvent]:
             return functools.partial(make, event.event_id)
@@ -334,6 +343,12 @@ class Connection:
         if id in self._tickets:
             raise ProtocolError(f"a response {cut(id)!r} is under way already")
         question = question_of(event.response)
+        if question.choices and question.keep_exchange:
+            raise InvalidParameterError(
+                "keep_exchange does not go with choices: nothing is written"
+            )
+        if question.history in ("auto", "always") and not self._session.settings.has_history:
+            raise InvalidParameterError("this server keeps no history (--history)")
         written = ""
 
         def follow(state: str, text: str) -> None:  # in the thread of the engines
@@ -368,8 +383,6 @@ class Connection:
     def _order(
         self, event_id: str, do: Callable[..., Coroutine[Any, Any, None]], *given: Any
     ) -> None:
-        if len(self._tasks) >= MOST_ORDERS:
-            raise QueueFullError(f"{len(self._tasks)} orders of this connection are under way")
         task = asyncio.create_task(self._carry_out(event_id, do, *given))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -381,6 +394,7 @@ class Connection:
             await do(*given)
         except StreamVlmError as fault:
             error = fault_of(fault, event_id)
+            error.message = self._session.without_folder(error.message)
             self._put(protocol.ErrorEvent(event_id=event_id, error=error))
         except Exception as fault:
             log.error("session %s: internal error", self._session.id, exc_info=fault)
@@ -390,7 +404,10 @@ class Connection:
     async def _tell_when(self, done: Future[Any], event: Callable[[Any], ServerEvent]) -> None:
         waited = asyncio.wrap_future(done)
         waited.add_done_callback(_take_exception)  # also where nobody waits any more
-        self._put(event(await asyncio.shield(waited)))
+        told = event(await asyncio.shield(waited))
+        if isinstance(told, protocol.MemoryDone):
+            told.words = self._session.without_folder(told.words)
+        self._put(told)
 
     async def _close_session(self, event_id: str) -> None:
         self._closing = True

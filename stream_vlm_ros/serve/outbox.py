@@ -9,9 +9,15 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from stream_vlm_ros.remote.protocol import MemoryStatus, ServerEvent, SessionEnding, TextDelta
+from stream_vlm_ros.remote.protocol import (
+    MemoryStatus,
+    ServerEvent,
+    SessionEnding,
+    TextDelta,
+    encoded,
+)
 
-MOST = 1000  # events
+MOST, MOST_BYTES = 1000, 8 << 20  # events, and of them as they travel
 
 
 class Outbox:
@@ -22,7 +28,8 @@ class Outbox:
 
     Args:
         status: makes the status.
-        most: events that may wait; with one more it is `full`, and takes nothing.
+        most: events that may wait; with one more, or more than `MOST_BYTES` (but for the text of
+            answers, which is bounded), it is `full`, and takes nothing.
     """
 
     def __init__(self, status: Callable[[], MemoryStatus], most: int = MOST) -> None:
@@ -30,6 +37,7 @@ class Outbox:
         self._status = status
         self._events: deque[ServerEvent | None] = deque()  # None: the status
         self._deltas: dict[str, TextDelta] = {}  # that wait, by answer
+        self._bytes = 0
         self._filled = asyncio.Event()
 
     def put(self, event: ServerEvent | None) -> None:
@@ -42,7 +50,8 @@ class Outbox:
                 return
             self._deltas[event.response_id] = event
         self._events.append(event)
-        self.full = len(self._events) > self.most
+        self._bytes += _size(event)
+        self.full = len(self._events) > self.most or self._bytes > MOST_BYTES
         self._filled.set()
 
     def end(self, event: SessionEnding) -> None:
@@ -57,6 +66,11 @@ class Outbox:
             self._filled.clear()
             await self._filled.wait()
         event = self._events.popleft()
+        self._bytes -= _size(event)
         if isinstance(event, TextDelta):
             del self._deltas[event.response_id]
         return self._status() if event is None else event
+
+
+def _size(event: ServerEvent | None) -> int:
+    return 0 if event is None or isinstance(event, TextDelta) else len(encoded(event))

@@ -15,6 +15,7 @@ STATUS = {
     "FORBIDDEN": 403,
     "NO_SESSION": 404,
     "NOT_FOUND": 404,
+    "TOO_SLOW": 408,
     "TOO_LARGE": 413,
     "TOO_MANY_SESSIONS": 429,
     "QUEUE_FULL": 429,
@@ -25,6 +26,7 @@ STATUS = {
     "DEVICE_UNAVAILABLE": 503,
     "INTERNAL": 500,
     "NOT_FINITE": 500,
+    "NO_FOLDER": 503,
 }  # others are the client's: 400. No 409, after which OpenAI's clients ask again by themselves
 RETRY_AFTER = {"QUEUE_FULL": 1.0, "NOT_ACTIVE": 2.0, "STREAM_BUSY": 1.0}  # s, usually
 TYPES = {

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve.sessions import Sessions
 
+FAREWELLS = 3.0  # s for the last words to all clients
 PING, PONG = 20.0, 20.0  # s between two pings, and for the answer
 
 
@@ -67,7 +68,8 @@ async def _end(
     server: Server, serving: asyncio.Task[None], sessions: Sessions, drain_seconds: float
 ) -> None:
     await asyncio.to_thread(sessions.drain, drain_seconds)
-    for connection in list(sessions.connections):  # what clients were told goes out
-        await connection.wait_until_over()
+    over = [asyncio.create_task(one.wait_until_over()) for one in list(sessions.connections)]
+    if over:  # what clients were told goes out, if they read it
+        await asyncio.wait(over, timeout=FAREWELLS)
     server.should_exit = True
     await serving

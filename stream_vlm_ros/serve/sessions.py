@@ -14,6 +14,7 @@ import math
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -27,16 +28,21 @@ import numpy as np
 
 from stream_vlm_ros.config import Settings, check_memory_name
 from stream_vlm_ros.console import duration_text
+from stream_vlm_ros.engine.inputs.frames import reduced
 from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
+from stream_vlm_ros.engine.inputs.stamp_check import check_stamp
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import (
     InvalidImageError,
     InvalidParameterError,
+    InvalidTimestampError,
+    MemoryFileError,
     StreamBusyError,
     StreamVlmError,
     cut,
 )
 from stream_vlm_ros.factory import build_engine, card_of, group_of, load_model
+from stream_vlm_ros.node.error_log import News
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve.options import Limits
 from stream_vlm_ros.serve.ownership import Ownership, lock_of
@@ -62,9 +68,12 @@ CLIENTS = (
     "sample_fps", "chunk_frames", "max_chunk_delay", "queue_size", "max_pixels", "on_time_jump",
     "time_jump_tolerance", "max_time_gap",
 )  # fmt: skip
-AT_MOST = ("queue_size", "max_pixels")  # of these no more than the server has
+# Of these no more than the server has.
+AT_MOST = ("queue_size", "max_pixels", "chunk_frames", "max_chunk_delay")
 COMMITS = ("server", "client")
-MAX_OPEN_FRAMES, MAX_OPEN_BYTES = 64, 256 << 20  # of a chunk that is not yet complete
+MAX_OPEN_FRAMES = 64  # of a chunk that is not yet complete
+MAX_HELD_BYTES = 4 << 30  # of all sessions' frames on their way into the memory: an equal part each
+MAX_STEP = 1 << 32  # from one sequence to the next
 KEPT_ENDS = 256  # of chunks and frames, told again to who connects again
 TICK = 0.25  # s
 POSITION_PERIOD = 2.0  # s between two notes of how far frames were accepted
@@ -110,6 +119,13 @@ class NotSavedError(StreamVlmError):
     code = "NOT_SAVED"
 
 
+class FolderError(MemoryFileError):
+    """Where sessions are saved, nothing can be written: a full disk, or missing rights."""
+
+    code = "NO_FOLDER"
+    retry_after = 10.0  # s
+
+
 class Sent(NamedTuple):
     """Which frame of a client's it was."""
 
@@ -127,16 +143,19 @@ class _Position(msgspec.Struct):
 class _Arrived:
     """A frame as `FrameIngest` takes it; it is decoded once it is wanted."""
 
-    def __init__(self, frame: protocol.FrameMessage, limit: PictureLimit) -> None:
+    def __init__(
+        self, frame: protocol.FrameMessage, decode: Callable[[protocol.FrameMessage], np.ndarray]
+    ) -> None:
         self.sent = Sent(frame.sequence, frame.stamp_ns)
-        self._frame, self._limit = frame, limit
+        self.bytes = len(frame.pixels)
+        self._frame, self._decode = frame, decode
 
     @property
     def stamp_ns(self) -> int:
         return self.sent.stamp_ns
 
     def read(self) -> tuple[Any, np.ndarray]:
-        return self.sent, picture_of(self._frame, self._limit)
+        return self.sent, self._decode(self._frame)
 
 
 class Session:
@@ -149,6 +168,7 @@ class Session:
         answered: called with what came of each question, in the thread of the engines.
         server: the name of the server, for those that share its memory_folder.
         patience: seconds that one of those has to let the session go.
+        max_held_bytes: of frames on their way into the memory.
 
     Attributes:
         ready: done when its memory can be asked; raises why there is none.
@@ -174,6 +194,7 @@ class Session:
         model: str = "",
         server: str = "",
         patience: float = 30.0,
+        max_held_bytes: int = MAX_HELD_BYTES,
     ) -> None:
         self.id, self.owner, self.settings, self.model = id, owner, settings, model
         self.ready: Future[None] = Future()
@@ -200,12 +221,17 @@ class Session:
         self._ending = self._refusing = self._loading = False  # frames, questions
         self._lock = threading.RLock()  # of what is on its way to the worker
         self._open: list[TimedFrame] = []  # sent, and not yet said to be a chunk
-        self._open_bytes = 0
+        self._max_held_bytes = max_held_bytes
+        self._arrived: weakref.WeakSet[_Arrived] = weakref.WeakSet()  # not yet decoded
+        self._pictures: weakref.WeakValueDictionary[int, np.ndarray] = (
+            weakref.WeakValueDictionary()
+        )  # decoded, by sequence
         self._sequence = 0  # of the frame that came last
         self._asked = 0  # questions under way
         self._telling = threading.Lock()
         self._ends: deque[protocol.Ingested | protocol.Dropped] = deque(maxlen=KEPT_ENDS)
         self._listeners: tuple[Callable[[protocol.ServerEvent | None], None], ...] = ()
+        self._news = News()  # of refused chunks and frames
         self._noted: Sent | None = None  # how far the note next to the memory's file says
         self._noted_at = 0.0
         self.worker = EngineWorker(
@@ -223,8 +249,11 @@ class Session:
             self.counters,
             deliver=self.worker.append,
             restart=lambda: self.worker.reset(Drop.TIME_JUMP),
-            report=lambda cause, words: log.info("session %s: %s", self.id, words),
+            report=lambda cause, words: self._news.tell(
+                cause.cause, f"session {self.id}: {words}", log.info
+            ),
             dropped=self._on_dropped,
+            admitted=self._accept,
         )
         self.keeper = MemoryKeeper(
             self.worker, lambda: self.settings, time.time_ns, lambda words: log.warning("%s", words)
@@ -236,7 +265,7 @@ class Session:
         """Take a frame in: into the open chunk, by the settings (``commit`` "server"), or to wait
         for `commit_open`. It is decoded here, or not at all.
 
-        Raises ProtocolError for a sequence that is not higher than the last one.
+        Raises ProtocolError for a sequence that is not higher than the last one, or far higher.
         """
         with self._lock:
             self.touch()
@@ -245,34 +274,66 @@ class Session:
                     f"frame {frame.sequence} came after frame {self._sequence}: sequences count up "
                     "within a session"
                 )
+            if frame.sequence > self._sequence + MAX_STEP:
+                raise protocol.ProtocolError(
+                    f"frame {frame.sequence} came after frame {self._sequence}: a gap in the "
+                    f"sequences is of {MAX_STEP:,} at most"
+                )
             self._sequence = frame.sequence
             if self._ending:  # not accepted: it is to be sent to who has the session next
                 return
-            arrived = _Arrived(frame, self._limit)
+            arrived = _Arrived(frame, self._decoded)
+            held = self.held_bytes
+            if held and held + arrived.bytes > self._max_held_bytes:
+                words = f"frames of {held / 1e6:.0f} MB are on their way into the memory already"
+                self._refuse(arrived, Drop.OVERFLOW, words)
+                return
+            self._arrived.add(arrived)
             if self.commit == "server":
-                self.accepted = arrived.sent
                 self.ingest.receive(arrived, time.time_ns(), time.monotonic_ns())
             else:
                 self._gather(arrived)
 
     def _gather(self, arrived: _Arrived) -> None:
         """Let a frame wait until it is said to be of a chunk."""
-        full = len(self._open) >= MAX_OPEN_FRAMES or self._open_bytes >= MAX_OPEN_BYTES
-        try:
-            if full:
-                raise InvalidImageError(
-                    f"{len(self._open)} frames of {self._open_bytes / 1e6:.0f} MB wait already for "
-                    "input_frame_buffer.commit"
-                )
-            sent, image = arrived.read()
-        except InvalidImageError as fault:
-            self.counters.receive()
-            cause = Drop.OVERFLOW if full else Drop.INVALID_IMAGE
-            self.counters.drop(cause)
-            self._on_dropped(arrived, cause, str(fault))
+        if len(self._open) >= MAX_OPEN_FRAMES:
+            words = f"{len(self._open)} frames wait already for input_frame_buffer.commit"
+            self._refuse(arrived, Drop.OVERFLOW, words)
             return
-        self._open.append(TimedFrame(sent.stamp_ns, image, sent))
-        self._open_bytes += image.nbytes
+        try:
+            check_stamp(arrived.stamp_ns)
+            sent, image = arrived.read()
+        except InvalidTimestampError as fault:
+            self._refuse(arrived, Drop.INVALID_STAMP, str(fault))
+        except InvalidImageError as fault:
+            self._refuse(arrived, Drop.INVALID_IMAGE, str(fault))
+        else:
+            self._open.append(TimedFrame(sent.stamp_ns, image, sent))
+
+    def _refuse(self, arrived: _Arrived, cause: Drop, words: str) -> None:
+        self.counters.receive()
+        self.counters.drop(cause)
+        self._on_dropped(arrived, cause, words)
+
+    def _accept(self, arrived: _Arrived) -> None:
+        self.accepted = arrived.sent
+
+    def _decoded(self, frame: protocol.FrameMessage) -> np.ndarray:
+        """Its picture, no larger than the model takes it."""
+        picture = picture_of(frame, self._limit)
+        bounds = [bound for bound in (self.pixels[1], self.settings.max_pixels) if bound]
+        high = min(bounds, default=picture.size)
+        picture = reduced(picture, self.factor, self.pixels[0], high)
+        self._pictures[frame.sequence] = picture
+        return picture
+
+    @property
+    def held_bytes(self) -> int:
+        """Of frames on their way into the memory: as they came, or decoded."""
+        with self._lock:
+            arrived = sum(one.bytes for one in self._arrived)
+        pictures = [reference() for reference in self._pictures.valuerefs()]
+        return arrived + sum(one.nbytes for one in pictures if one is not None)
 
     def commit_open(self) -> None:
         """What was received since the last one is a chunk. Raises ProtocolError where the server
@@ -312,7 +373,7 @@ class Session:
             self.worker.drop_chunks(Drop.RESET)
 
     def _take_open(self) -> list[TimedFrame]:
-        frames, self._open, self._open_bytes = self._open, [], 0
+        frames, self._open = self._open, []
         return frames
 
     # -- questions, and what else is asked ---------------------------------------------------
@@ -432,11 +493,11 @@ class Session:
     @property
     def status(self) -> protocol.Status:
         """Its state at this moment."""
-        worker = self.worker
+        worker, state = self.worker, self.keeper.state
         more = {"resets": worker.resets, "time_jumps": self.ingest.time_jumps}
         return protocol.Status(
             memory=memory_of(worker.memory),
-            saved=saved_of(self.keeper.state),
+            saved=saved_of(replace(state, error=self.without_folder(state.error))),
             counters=self.counters.snapshot() | more,
             queue_depth=worker.depth,
             fault=str(worker.ended or "") or worker.last_fault,
@@ -545,7 +606,7 @@ class Session:
 
     def _report(self, fault: BaseException) -> None:
         if isinstance(fault, StreamVlmError):
-            log.warning("session %s: %s", self.id, fault)
+            self._news.tell(fault.code, f"session {self.id}: {fault}", log.warning)
         else:
             log.error("session %s: internal error", self.id, exc_info=fault)
 
@@ -553,7 +614,8 @@ class Session:
 
     def _make_engine(self) -> InferenceEngine:
         engine = self._load(self.settings)
-        self.pixels = (engine.min_pixels, getattr(engine, "max_pixels", None) or 0)
+        most = getattr(engine, "max_pixels", None) or self.pixels[1]
+        self.pixels = engine.min_pixels, most
         return engine
 
     def begin(self) -> None:
@@ -583,6 +645,7 @@ class Session:
         """What is done every now and then."""
         if not self.ready.done() or self._ending:
             return
+        self._news.tell_rest()
         self.ingest.flush_overdue(time.monotonic_ns())
         if self._file() is not None:
             self.keeper.save_when_due()
@@ -701,6 +764,13 @@ class Session:
         releasing = threading.Thread(target=release, name="release", daemon=True)
         releasing.start()
         releasing.join(None if forgets else END_TIMEOUT)
+
+    def without_folder(self, words: str) -> str:
+        """Words for a client, who does not learn where the server has its files."""
+        if (file := self._file()) is None:
+            return words
+        folder = os.path.abspath(file.parent)
+        return words.replace(f"{folder}{os.sep}", "").replace(folder, "there")
 
     def _file(self) -> Path | None:
         return file_of(self.settings)
@@ -902,11 +972,13 @@ class Sessions:
             session = Session(
                 id, owner, self._settings_of(id, owner), self._build, self._thread,
                 self.answered, self.model, self.server, self.limits.drain_seconds,
+                MAX_HELD_BYTES // self.limits.max_sessions,
             )  # fmt: skip
             session.max_memories = self.limits.max_memories_per_key
             assert self._checkpoint is not None
             images = self._checkpoint.processor.image_settings
             session.factor = images.patch_size * images.merge_size
+            session.pixels = images.min_pixels, images.max_pixels
             self._table[owner, id] = session
         self._beginning.submit(self._begin, session)
         return session
@@ -1035,7 +1107,10 @@ class Sessions:
         try:
             session.begin()
         except Exception as fault:
-            if not isinstance(fault, StreamVlmError):
+            if isinstance(fault, OSError | MemoryFileError):  # of what is mended without us
+                log.warning("session %s could not be begun: %s", session.id, fault)
+                fault = FolderError("the server's memory_folder cannot be written now")
+            elif not isinstance(fault, StreamVlmError):
                 log.error("session %s could not be begun", session.id, exc_info=fault)
             self._count_and_forget(session)
             session.keeper.close()

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit, open_picture, rgb_of
-from stream_vlm_ros.errors import InvalidImageError, StreamVlmError, cut
+from stream_vlm_ros.errors import InvalidImageError, MemoryFileError, StreamVlmError, cut
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.session.memory_keeper import SavedState
 from stream_vlm_ros.session.memory_summary import EpisodeState, MemorySummary
@@ -31,7 +31,9 @@ def saved_of(state: SavedState) -> protocol.Saved:
 def fault_of(fault: BaseException, event_id: str = "") -> protocol.Fault:
     """What went wrong; of what nobody raised on purpose the log says more."""
     if isinstance(fault, StreamVlmError):
-        return protocol.Fault(code=fault.code, message=str(fault), event_id=event_id)
+        of_file = isinstance(fault, MemoryFileError) and fault.code == StreamVlmError.code
+        code = "MEMORY_FILE" if of_file else fault.code
+        return protocol.Fault(code=code, message=str(fault), event_id=event_id)
     return protocol.Fault(
         code=StreamVlmError.code,
         message="internal error; see the log of the server",

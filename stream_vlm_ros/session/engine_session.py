@@ -422,8 +422,8 @@ class EngineSession:
         return thumbnails
 
     def _show(self, command: ShowPicture) -> None:
-        wanted = (command.stamp_ns - self._epoch_ns) / SECOND
         try:
+            wanted = (command.stamp_ns - self._epoch_ns) / SECOND
             found = None
             if (stamp := self._engine.kept_stamp(wanted)) is not None:
                 stamp_ns = self._to_ns(stamp)

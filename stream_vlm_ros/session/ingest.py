@@ -70,6 +70,7 @@ class FrameIngest:
         taken: called for each frame that was sampled.
         dropped: called for each frame that was not delivered, in its place in the order, with the
             cause and a text: what arrived, or the `TimedFrame` that came of it.
+        admitted: called for each frame whose stamp is believed, before it is sampled.
 
     Frames are taken while :attr:`active` is true and :attr:`paused` is not.
     """
@@ -83,6 +84,7 @@ class FrameIngest:
         report: Callable[[Drop, str], None],
         taken: Callable[[TimedFrame], None] = lambda frame: None,
         dropped: Callable[[Any, Drop, str], None] = lambda what, cause, words: None,
+        admitted: Callable[[Any], object] = lambda arrived: None,
     ) -> None:
         self.active = self.paused = False
         self.time_jumps = 0
@@ -93,6 +95,7 @@ class FrameIngest:
         self._report = report
         self._taken = taken
         self._dropped = dropped
+        self._admitted = admitted
         self._lock = threading.RLock()
         self._stamps: StampCheck[_Received] = StampCheck(0, 0)
         self._offered_ns = 0  # when the last stamp came
@@ -142,6 +145,7 @@ class FrameIngest:
                 self.deliver_open()
         faults = []
         for frame in decision.admitted:
+            self._admitted(frame.arrival)
             try:
                 self._take(frame)
             except Exception as fault:  # of this package; the others are counted all the same

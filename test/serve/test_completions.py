@@ -249,7 +249,9 @@ PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA==
         ({"tool_choice": "required"}, "tool_choice", "not supported"),
         ({"response_format": {"type": "json_object"}}, "response_format", "stream_vlm.choices"),
         ({"n": 2}, "n", "n = 2 is not supported"),
+        ({"n": True}, "n", "n = true is not supported"),
         ({"logprobs": True}, "logprobs", "not supported"),
+        ({"logprobs": 0}, "logprobs", "not supported"),
         ({"frequency_penalty": 0.5}, "frequency_penalty", "not supported"),
         ({"logit_bias": {"5": 1}}, "logit_bias", "not supported"),
         ({"store": True}, "store", "not supported"),
@@ -302,6 +304,7 @@ PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA==
         # What the engine itself refuses.
         ({"messages": user(" ")}, None, "the question is empty"),
         ({"max_tokens": 100_000}, None, "2048 are kept for both"),
+        ({"max_tokens": 10**400}, None, "are kept for both"),
         ({"seed": 2**66}, None, "seed must be"),
         (extension(choices=[f"{n}" for n in range(65)]), None, "between 1 and 64"),
     ],

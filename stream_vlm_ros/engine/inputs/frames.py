@@ -302,6 +302,17 @@ def resize_in_floats(pixels: torch.Tensor, height: int, width: int) -> torch.Ten
     return pixels
 
 
+def reduced(picture: np.ndarray, factor: int, min_pixels: int, max_pixels: int) -> np.ndarray:
+    """A picture, uint8 [height, width, 3], as `FrameProcessor` resizes it on a host, where that is
+    smaller. Raises InvalidImageError for one that the model cannot use."""
+    height, width = picture.shape[:2]
+    rows, columns = smart_resize(height, width, factor, min_pixels, max(min_pixels, max_pixels))
+    if rows * columns >= height * width:
+        return picture
+    pixels = torch.from_numpy(picture)[None].permute(0, 3, 1, 2)
+    return _resize(pixels, rows, columns)[0].permute(1, 2, 0).contiguous().numpy()
+
+
 def to_arrays(frames: Any) -> list[np.ndarray]:
     """The frames of one chunk, of any kind that `FrameProcessor` takes, as plain arrays.
 

@@ -1,0 +1,224 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""What one client sends takes a bounded part of the server, and breaks nothing."""
+
+import asyncio
+import errno
+import socket
+
+import httpx
+import numpy as np
+import pytest
+from patience import PATIENCE, wait_until
+from serving import Camera, feed
+
+from stream_vlm_ros.engine.inputs.timestamps import SECOND
+from stream_vlm_ros.errors import InvalidParameterError
+from stream_vlm_ros.remote import protocol
+from stream_vlm_ros.serve import app, completions, live
+from stream_vlm_ros.serve import sessions as sessions_module
+from stream_vlm_ros.serve.keys import LOCAL
+from stream_vlm_ros.serve.outbox import Outbox
+
+HUGE = "1" + "0" * 400
+
+
+def heard(camera, kind):
+    """The next event of a kind, whatever comes before it."""
+    while not isinstance(event := camera.hear(), kind):
+        pass
+    return event
+
+
+# -- numbers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        f'"memory.picture", "stamp_ns": {HUGE}',
+        f'"memory.picture", "stamp_ns": 0, "within_ns": {2**63}',
+        f'"memory.picture", "stamp_ns": 0, "max_size": -{HUGE}',
+        f'"response.create", "response": {{"text": "?", "about_ns": [0, {HUGE}]}}',
+        f'"response.create", "response": {{"text": "?", "max_new_tokens": {HUGE}}}',
+        '"response.create", "response": {"text": "?", "thumbnails": -1}',
+        f'"response.create", "response": {{"text": "?", "thumbnails": {10**12}}}',
+        '"response.create", "response": {"text": "?", "history": "zzz"}',
+    ],
+)
+def test_what_no_field_can_hold_is_refused_and_the_engine_goes_on(server, film, said):
+    with server.camera("numbers") as camera:
+        camera.socket.send(f'{{"event_id": "q", "type": {said}}}')
+        assert heard(camera, protocol.ErrorEvent).error.code == "PROTOCOL_ERROR"
+        camera.send(protocol.MemoryPicture(event_id="p", stamp_ns=0))
+        assert camera.next(protocol.PictureDone).event_id == "p"
+
+
+@pytest.mark.parametrize("value", [HUGE, f"-{HUGE}", "1e400"])
+def test_no_number_in_a_setting_is_an_internal_error(server, value):
+    with server.camera() as camera:
+        for name in ("sample_fps", "max_chunk_delay", "queue_size", "max_pixels"):
+            settings = f'{{"{name}": {value}}}'
+            camera.socket.send(f'{{"type": "session.update", "settings": {settings}}}')
+            assert heard(camera, protocol.ErrorEvent).error.code != "INTERNAL"
+
+
+def test_a_picture_that_cannot_be_looked_for_ends_no_engine(server, film):
+    with server.camera("looked-for") as camera:
+        feed(camera, film[:4])
+        worker = server.sessions.find("looked-for", LOCAL).worker
+        assert worker.picture_near(10**400).exception(PATIENCE)
+        assert worker.ended is None and camera.ask("What?").text
+
+
+def test_one_sequence_far_ahead_does_not_shut_the_session(server, film):
+    with server.camera("far-ahead") as camera:
+        camera.sequence = 2**64 - 2
+        camera.frame(film[0].stamp_ns, film[0].image)
+        assert "came after frame 0" in heard(camera, protocol.ErrorEvent).error.message
+        camera.sequence = 0
+        feed(camera, film[:4])
+
+
+# -- memory ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, value", [("chunk_frames", 64), ("max_chunk_delay", 3600.0)])
+def test_a_session_waits_for_no_more_frames_than_the_server_says(server, name, value):
+    session = server.sessions.open("waits", LOCAL)
+    with pytest.raises(InvalidParameterError, match=f"{name} is at most"):
+        session.update({name: value})
+
+
+def test_of_large_pictures_no_more_waits_than_the_model_takes(server):
+    picture = np.full((1500, 2000, 3), 128, np.uint8)
+    with server.camera("large") as camera:
+        session = server.sessions.find("large", LOCAL)
+        for second in range(1, 4):
+            camera.frame(second * SECOND, picture)
+        camera.send(protocol.SessionUpdate(settings={}))  # behind the frames
+        camera.next(protocol.SessionUpdated)
+        most = 3 * 3 * camera.created.session.max_pixels  # of three, in RGB
+        assert 0.7 * most < session.held_bytes <= most
+        camera.send(protocol.Commit())
+        assert camera.next(protocol.Ingested).frames == 3
+        wait_until(lambda: session.held_bytes == 0)
+
+
+@pytest.mark.parametrize("commit", ["server", "client"])
+def test_beyond_the_bytes_that_may_wait_frames_are_dropped_and_told(server, film, commit):
+    with server.camera(f"bytes-{commit}", commit=commit) as camera:
+        session = server.sessions.find(f"bytes-{commit}", LOCAL)
+        session._max_held_bytes = film[0].image.nbytes + 1000
+        for frame in film[:3]:
+            camera.frame(frame.stamp_ns, frame.image)
+        dropped = [camera.next(protocol.Dropped) for _ in range(2)]
+        assert [(one.first, one.cause) for one in dropped] == [(2, "overflow"), (3, "overflow")]
+        assert "MB are on their way" in dropped[0].message
+
+
+# -- stamps ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("commit", ["server", "client"])
+@pytest.mark.parametrize("stamp_ns", [-(2**63), 2**63 - 1, 2**31 * SECOND])
+def test_a_stamp_that_no_message_holds_is_dropped_whoever_gathers(server, film, stamp_ns, commit):
+    with server.camera(commit=commit) as camera:
+        session = server.sessions.find(camera.created.session.id, LOCAL)
+        camera.frame(stamp_ns, film[0].image)
+        assert camera.next(protocol.Dropped).cause == "invalid_stamp"
+        assert session.accepted is None
+        for frame in film[:4]:
+            camera.frame(frame.stamp_ns, frame.image)
+        if commit == "client":
+            camera.send(protocol.Commit())
+        assert camera.next(protocol.Ingested).newest_ns == film[3].stamp_ns
+        assert session.accepted.stamp_ns == film[3].stamp_ns
+
+
+# -- what waits, and what is refused -----------------------------------------------------------
+
+
+def test_an_events_name_is_short_and_of_answers_few_bytes_wait(server):
+    with server.camera() as camera:
+        camera.send(protocol.MemoryList(event_id="x" * 101))
+        assert "length <= 100" in heard(camera, protocol.ErrorEvent).error.message
+    outbox = Outbox(lambda: None)
+    picture = protocol.Thumbnail(stamp_ns=0, jpeg=bytes(3 << 20))  # 4 MB as they travel
+    outbox.put(protocol.PictureDone(picture=picture))
+    assert not outbox.full
+    asyncio.run(outbox.get())
+    outbox.put(protocol.PictureDone(picture=picture))
+    assert not outbox.full
+    outbox.put(protocol.PictureDone(picture=picture))
+    assert outbox.full
+
+
+def test_an_order_that_is_refused_is_not_carried_out(server, film, monkeypatch):
+    monkeypatch.setattr(live, "MOST_ORDERS", 0)
+    with server.camera() as camera:
+        feed(camera, film[:4])
+        camera.send(protocol.MemoryReset())
+        assert heard(camera, protocol.ErrorEvent).error.code == "QUEUE_FULL"
+        assert camera.ask("What?").memory.frames == 4
+
+
+@pytest.mark.parametrize(
+    "ask", [{"history": "always"}, {"keep_exchange": True, "choices": ("a", "b")}]
+)
+def test_what_cannot_be_honoured_is_refused_over_a_websocket_too(server, ask):
+    with server.camera() as camera:
+        ask = protocol.Ask(text="What?", **ask)
+        camera.send(protocol.ResponseCreate(event_id="q", response=ask))
+        error = heard(camera, protocol.ErrorEvent).error
+        assert (error.code, error.event_id) == ("INVALID_PARAMETER", "q")
+
+
+def test_a_request_that_does_not_end_is_refused(server, monkeypatch):
+    monkeypatch.setattr(completions, "READ_TIMEOUT", 0.1)
+    with socket.create_connection(("127.0.0.1", server.port), 10) as client:
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        client.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n1\r\n{{\r\n".encode())
+        assert client.recv(1000).startswith(b"HTTP/1.1 408")
+
+
+def test_a_folder_that_cannot_be_written_is_told_with_a_time_to_come_again(server, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device", "/private/place")
+
+    monkeypatch.setattr(sessions_module, "Ownership", full)
+    camera = Camera(server.port, "no-room")
+    ending = heard(camera, protocol.SessionEnding)
+    camera.close()
+    assert ending.code == "NO_FOLDER" and ending.retry_after
+    assert "private" not in ending.message
+
+
+def test_a_fault_of_ours_is_answered_in_the_form_of_all_errors(server, monkeypatch):
+    server.sessions.open("described", LOCAL)
+    monkeypatch.setattr(app, "_described", lambda session: 1 / 0)
+    answer = httpx.get(f"{server.url}/v1/sessions")
+    assert answer.status_code == 500 and answer.json()["error"]["code"] == "INTERNAL"
+
+
+def test_chunks_that_are_refused_again_and_again_are_few_lines_of_log(server, film, caplog):
+    with server.camera("noisy") as camera:
+        feed(camera, film[4:8])
+        for _ in range(20):
+            camera.chunk([film[0].stamp_ns], [film[0].image])
+            camera.next(protocol.Dropped)
+    assert sum("session noisy" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_no_client_learns_where_memories_lie(server, film):
+    folder = server.sessions.settings.memory_folder
+    with server.camera("where") as camera:
+        camera.send(protocol.MemoryLoad(event_id="l", name="not-there"))
+        error = heard(camera, protocol.ErrorEvent).error
+        assert error.code == "MEMORY_FILE" and "not-there" in error.message
+        assert folder not in error.message
+        assert folder not in server.sessions.find("where", LOCAL).status.saved.error
+        feed(camera, film[:4])
+        camera.send(protocol.MemorySave(name="here"))
+        assert folder not in camera.next(protocol.MemoryDone).words
