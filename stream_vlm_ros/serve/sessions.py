@@ -53,7 +53,14 @@ from stream_vlm_ros.session.engine_thread import EngineThread, together_appender
 from stream_vlm_ros.session.ingest import FrameIngest
 from stream_vlm_ros.session.memory_keeper import SUFFIX, Done, MemoryKeeper
 from stream_vlm_ros.session.memory_summary import MemorySummary
-from stream_vlm_ros.session.question import NotActiveError, Outcome, Progress, Question, Ticket
+from stream_vlm_ros.session.question import (
+    MAX_PICTURE_SIZE,
+    NotActiveError,
+    Outcome,
+    Progress,
+    Question,
+    Ticket,
+)
 from stream_vlm_ros.session.timed_frame import TimedFrame
 from stream_vlm_ros.session.worker import EngineWorker
 
@@ -323,6 +330,8 @@ class Session:
         picture = picture_of(frame, self._limit)
         bounds = [bound for bound in (self.pixels[1], self.settings.max_pixels) if bound]
         high = min(bounds, default=picture.size)
+        if self.settings.has_history:  # pictures are kept, and shown
+            high = max(high, MAX_PICTURE_SIZE**2)
         picture = reduced(picture, self.factor, self.pixels[0], high)
         self._pictures[frame.sequence] = picture
         return picture

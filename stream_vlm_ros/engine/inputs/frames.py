@@ -303,12 +303,12 @@ def resize_in_floats(pixels: torch.Tensor, height: int, width: int) -> torch.Ten
 
 
 def reduced(picture: np.ndarray, factor: int, min_pixels: int, max_pixels: int) -> np.ndarray:
-    """A picture, uint8 [height, width, 3], as `FrameProcessor` resizes it on a host, where that is
-    smaller. Raises InvalidImageError for one that the model cannot use."""
+    """A picture, uint8 [height, width, 3], as `FrameProcessor` resizes it on a host, if it is of
+    more than ``max_pixels``. Raises InvalidImageError for one that the model cannot use."""
     height, width = picture.shape[:2]
-    rows, columns = smart_resize(height, width, factor, min_pixels, max(min_pixels, max_pixels))
-    if rows * columns >= height * width:
+    if height * width <= max_pixels:
         return picture
+    rows, columns = smart_resize(height, width, factor, min_pixels, max(min_pixels, max_pixels))
     pixels = torch.from_numpy(picture)[None].permute(0, 3, 1, 2)
     return _resize(pixels, rows, columns)[0].permute(1, 2, 0).contiguous().numpy()
 
