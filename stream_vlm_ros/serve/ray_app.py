@@ -56,8 +56,8 @@ class Replica:
         self._tag = context.replica_tag
         self._keys = Keys(read_keys(key_file))
         self._limits = limits
-        self._sessions = Sessions(settings, limits, server=f"replica {self._tag}")
-        self._sessions.load()
+        self.sessions = Sessions(settings, limits, server=f"replica {self._tag}")
+        self.sessions.load()
         self._ring: ring.SessionRing | None = None
         ring.listeners.append(self._hear)
         # A call makes the router of this process; who answers it is of no interest.
@@ -71,14 +71,14 @@ class Replica:
 
     def check_health(self) -> None:
         """Ray's: a replica of which this raises is replaced."""
-        if not self._sessions.is_alive:
+        if not self.sessions.is_alive:
             raise RuntimeError("the thread of the engines has ended")
         if not self._watching.is_alive():
             raise RuntimeError("the thread that hands sessions over has ended")
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Ray's: the application, with `Named` behind the door that asks for a key."""
-        app = create_app(self._sessions, self._keys)
+        app = create_app(self.sessions, self._keys)
         named = Middleware(Named, replica=self._tag, keys=self._keys)
         app.user_middleware.append(named)
         return app
@@ -97,19 +97,19 @@ class Replica:
             if not self._ring.has(self._tag):
                 if was_in:
                     time.sleep(LINGER)
-                    self._sessions.drain(seconds)
+                    self.sessions.drain(seconds)
                     return
                 continue
             was_in = True
             now = time.monotonic()
-            homes = {one: self._ring.home_of(one.id) for one in self._sessions.all()}
+            homes = {one: self._ring.home_of(one.id) for one in self.sessions.all()}
             away = [one for one, home in homes.items() if home not in (self._tag, "")]
             away_since = {one: away_since.get(one, now) for one in away}
             due = [one for one, since in away_since.items() if now - since > LINGER]
             if due:
                 away_since |= dict.fromkeys(due, float("inf"))
                 going = threading.Thread(
-                    target=self._sessions.let_go, args=(due, seconds), daemon=True
+                    target=self.sessions.let_go, args=(due, seconds), daemon=True
                 )
                 going.start()
 

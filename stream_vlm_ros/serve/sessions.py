@@ -175,9 +175,10 @@ class Session:
         answered: called with what came of each question, in the thread of the engines.
         server: the name of the server, for those that share its memory_folder.
         patience: seconds that one of those has to let the session go.
-        max_held_bytes: of frames on their way into the memory.
+        max_held_bytes: see below.
 
     Attributes:
+        max_held_bytes: of frames on their way into the memory.
         ready: done when its memory can be asked; raises why there is none.
         commit: "server": it gathers chunks itself; "client": `append` and `commit` say what one is.
         restored: it was begun from a saved memory.
@@ -228,7 +229,7 @@ class Session:
         self._ending = self._refusing = self._loading = False  # frames, questions
         self._lock = threading.RLock()  # of what is on its way to the worker
         self._open: list[TimedFrame] = []  # sent, and not yet said to be a chunk
-        self._max_held_bytes = max_held_bytes
+        self.max_held_bytes = max_held_bytes
         self._arrived: weakref.WeakSet[_Arrived] = weakref.WeakSet()  # not yet decoded
         self._pictures: weakref.WeakValueDictionary[int, np.ndarray] = (
             weakref.WeakValueDictionary()
@@ -291,7 +292,7 @@ class Session:
                 return
             arrived = _Arrived(frame, self._decoded)
             held = self.held_bytes
-            if held and held + arrived.bytes > self._max_held_bytes:
+            if held and held + arrived.bytes > self.max_held_bytes:
                 words = f"frames of {held / 1e6:.0f} MB are on their way into the memory already"
                 self._refuse(arrived, Drop.OVERFLOW, words)
                 return

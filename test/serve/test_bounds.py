@@ -16,7 +16,7 @@ from serving import Camera, feed
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.remote import protocol
-from stream_vlm_ros.serve import app, completions, live
+from stream_vlm_ros.serve import completions, live
 from stream_vlm_ros.serve import sessions as sessions_module
 from stream_vlm_ros.serve.keys import LOCAL
 from stream_vlm_ros.serve.outbox import Outbox
@@ -110,7 +110,7 @@ def test_of_large_pictures_no_more_waits_than_the_model_takes(server):
 def test_beyond_the_bytes_that_may_wait_frames_are_dropped_and_told(server, film, commit):
     with server.camera(f"bytes-{commit}", commit=commit) as camera:
         session = server.sessions.find(f"bytes-{commit}", LOCAL)
-        session._max_held_bytes = film[0].image.nbytes + 1000
+        session.max_held_bytes = film[0].image.nbytes + 1000
         for frame in film[:3]:
             camera.frame(frame.stamp_ns, frame.image)
         dropped = [camera.next(protocol.Dropped) for _ in range(2)]
@@ -196,8 +196,7 @@ def test_a_folder_that_cannot_be_written_is_told_with_a_time_to_come_again(serve
 
 
 def test_a_fault_of_ours_is_answered_in_the_form_of_all_errors(server, monkeypatch):
-    server.sessions.open("described", LOCAL)
-    monkeypatch.setattr(app, "_described", lambda session: 1 / 0)
+    monkeypatch.setattr(server.sessions, "all", lambda owner: 1 / 0)
     answer = httpx.get(f"{server.url}/v1/sessions")
     assert answer.status_code == 500 and answer.json()["error"]["code"] == "INTERNAL"
 

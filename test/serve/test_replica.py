@@ -32,7 +32,7 @@ def test_a_replica_that_hands_nothing_over_any_more_is_to_be_replaced(monkeypatc
     replica = ray_app.Replica(Settings(), Limits(), "")
     assert is_healthy(replica)
     broken = SimpleNamespace(has=lambda tag: True, home_of=lambda id: 1 / 0)
-    replica._sessions.all.return_value = [SimpleNamespace(id="robot")]
+    replica.sessions.all.return_value = [SimpleNamespace(id="robot")]
     [hear] = ray_app.ring.listeners
     hear(broken)
     wait_until(lambda: not is_healthy(replica))
