@@ -29,7 +29,7 @@ from stream_vlm_ros.model_card import ModelCard
 from stream_vlm_ros.node import health, interfaces
 from stream_vlm_ros.node.ask_server import AskServer
 from stream_vlm_ros.node.camera import Camera
-from stream_vlm_ros.node.error_log import ErrorLog, Forwarding, News
+from stream_vlm_ros.node.error_log import ErrorLog, Forwarding
 from stream_vlm_ros.node.image_input import RCLError
 from stream_vlm_ros.node.lifecycle import TellingLifecycleNode, transition
 from stream_vlm_ros.node.loading import (
@@ -56,6 +56,7 @@ from stream_vlm_ros.node.publishing import publish_on, unpublish
 from stream_vlm_ros.processes.ros_process import END_TIMEOUT
 from stream_vlm_ros.session.answer_log import AnswerLog, AnswerLogError
 from stream_vlm_ros.session.engine_thread import EngineThread
+from stream_vlm_ros.session.news import News
 from stream_vlm_ros.setting import CONFIGURE, Setting
 
 if TYPE_CHECKING:

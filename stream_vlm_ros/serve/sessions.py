@@ -42,7 +42,6 @@ from stream_vlm_ros.errors import (
     cut,
 )
 from stream_vlm_ros.factory import build_engine, card_of, group_of, load_model
-from stream_vlm_ros.node.error_log import News
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve.options import Limits
 from stream_vlm_ros.serve.ownership import Ownership, lock_of
@@ -53,6 +52,7 @@ from stream_vlm_ros.session.engine_thread import EngineThread, together_appender
 from stream_vlm_ros.session.ingest import FrameIngest
 from stream_vlm_ros.session.memory_keeper import SUFFIX, Done, MemoryKeeper
 from stream_vlm_ros.session.memory_summary import MemorySummary
+from stream_vlm_ros.session.news import News
 from stream_vlm_ros.session.question import (
     MAX_PICTURE_SIZE,
     NotActiveError,

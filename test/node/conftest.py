@@ -132,9 +132,10 @@ def here(graph, connect, fake_engine, request):
     from rclpy.parameter import Parameter
     from rclpy.signals import SignalHandlerOptions
 
-    from stream_vlm_ros.node.error_log import ErrorLog, News
+    from stream_vlm_ros.node.error_log import ErrorLog
     from stream_vlm_ros.node.spinning import THREADS, spin
     from stream_vlm_ros.node.stream_vlm_node import StreamVlmNode
+    from stream_vlm_ros.session.news import News
 
     context = rclpy.Context()
     rclpy.init(context=context, signal_handler_options=SignalHandlerOptions.NO)

@@ -12,8 +12,9 @@ import pytest
 from patience import PATIENCE, wait_until
 
 from stream_vlm_ros.node import health
-from stream_vlm_ros.node.error_log import ErrorLog, Forwarding, News
+from stream_vlm_ros.node.error_log import ErrorLog, Forwarding
 from stream_vlm_ros.session.ingest import FrameIngest
+from stream_vlm_ros.session.news import News
 from stream_vlm_ros.session.question import Ticket
 from stream_vlm_ros.session.worker import EngineWorker
 

@@ -185,7 +185,8 @@ def test_a_frame_longer_than_there_may_be_ends_the_connection_and_not_the_sessio
     with pytest.raises(ConnectionClosed) as closed:
         camera.socket.send(bytes(2 << 20))
         camera.next(protocol.Ingested)
-    assert closed.value.rcvd.code == 1009
+    told = closed.value.rcvd  # None: what was still on its way to the server cut the word off
+    assert told is None or told.code == 1009
     camera.close()
     with server.camera("huge") as camera:
         assert camera.created.session.resumed and camera.ask("What?").memory.frames == 4
