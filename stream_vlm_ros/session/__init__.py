@@ -16,6 +16,9 @@ The engines work
     question        on its way to an answer, or to an error
     memory_summary  what a memory holds
 
+What is told
+    news            what happens again and again, as few lines of a log
+
 What is kept
     answer_log      past questions with their answers
     memory_keeper   the files of its folder: asked for, every so often, at start and end
