@@ -416,7 +416,8 @@ class Session:
         return None
 
     def reset(self, *, time_jump: bool = False) -> Future[None]:
-        """Forget what was seen."""
+        """Forget what was seen, and unless time jumped also what was saved of it by itself, with
+        which the session would begin again."""
         cause = Drop.TIME_JUMP if time_jump else Drop.RESET
         with self._lock:
             if frames := self._take_open():
@@ -426,7 +427,35 @@ class Session:
                 self._drop(frames, cause)
             self.ingest.clear(cause)
             self.gap = ""
-            return self.worker.reset(cause)
+            resetting = self.worker.reset(cause)
+        if time_jump or self._file() is None:
+            return resetting
+        forgotten: Future[None] = Future()
+        resetting.add_done_callback(lambda done: self._forget_saved(done, forgotten))
+        return forgotten
+
+    def _forget_saved(self, resetting: Future[None], forgotten: Future[None]) -> None:
+        """In the thread of the engines, which waits for no file."""
+
+        def end(done: Future[Any]) -> None:
+            if (fault := done.exception()) is not None:
+                forgotten.set_exception(fault)
+            else:
+                forgotten.set_result(None)
+
+        if resetting.exception() is not None:
+            end(resetting)
+            return
+        try:
+            self.keeper.forget(self._forget_position).add_done_callback(end)
+        except RuntimeError:  # it is being ended
+            forgotten.set_exception(ServerEndingError("the session is being ended"))
+
+    def _forget_position(self) -> None:
+        with self._owning:
+            if (file := self._file()) is not None and self._ownership is not None:
+                _position_file(file).unlink(missing_ok=True)
+                self._noted = self.accepted
 
     def save(self, name: str = "") -> Future[Done]:
         """Save the memory; "": under the session's name. Raises StreamVlmError."""

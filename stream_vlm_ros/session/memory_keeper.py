@@ -118,6 +118,22 @@ class MemoryKeeper:
         """Load a memory; the caller sees to it that no frame comes meanwhile."""
         return self._start(self._load, name)
 
+    def forget(self, also: Callable[[], None] = lambda: None) -> Future[None]:
+        """Delete the file ``memory_name``, once nothing is being written, and do ``also``; a memory
+        that is saved later is there again."""
+        return self._pool.submit(self._forget, self._path(""), also)
+
+    def _forget(self, path: Path, also: Callable[[], None]) -> None:
+        with self._busy:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise MemoryFileError(
+                    f"{cut(str(path))} cannot be deleted: {error.strerror}"
+                ) from error
+            self._in_own_file = self._left_alone = None
+            also()
+
     def names(self) -> Future[list[str]]:
         """Of the memories that can be loaded, the newest first; also while one is being saved."""
         folder = self._path("").parent

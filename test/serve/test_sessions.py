@@ -293,6 +293,29 @@ def test_a_session_that_is_forgotten_meanwhile_leaves_nothing(
     assert [*tmp_path.rglob("forgotten*")] == []
 
 
+def test_what_a_reset_forgot_does_not_come_back_when_the_server_begins_again(begin, film, tmp_path):
+    sessions = begin(memory_folder=str(tmp_path))
+    session = opened(sessions, "reset")
+    remembered(session, film[:4])
+    session.save().result(PATIENCE)
+    session.reset().result(PATIENCE)
+    sessions.drain(PATIENCE)
+    sessions = begin(memory_folder=str(tmp_path))
+    again = opened(sessions, "reset")
+    assert (again.restored, again.memory.frames, again.gap) == (False, 0, "")
+    remembered(again, film[4:8])
+    again.reset(time_jump=True).result(PATIENCE)  # what is on disk stays
+    sessions.close("reset", "a", forget=False)
+    remembered(opened(sessions, "reset"), film[4:8])
+    sessions.close("reset", "a", forget=False)
+    opened(sessions, "reset").reset().result(PATIENCE)
+    remembered(sessions.find("reset", "a"), film[8:12])  # of the new memory
+    sessions.drain(PATIENCE)
+    last = opened(begin(memory_folder=str(tmp_path)), "reset")
+    assert (last.restored, last.memory.frames) == (True, 4)
+    assert last.memory.oldest_ns == film[8].stamp_ns
+
+
 def test_of_a_session_that_is_asleep_the_memory_can_be_deleted(begin, film, tmp_path):
     sessions = begin(memory_folder=str(tmp_path))
     remembered(opened(sessions, "asleep"), film[:4])
