@@ -199,6 +199,8 @@ def test_frames_that_are_dropped_without_a_connection_are_not_laid_to_the_model(
         [("no cable", 4), ("no cable", 0), ("no cable", 4), ("", 4), ("", 4)]
     ):
         figures.monitor.record(now * SECOND, now * SECOND)
+        for _ in range(dropped):
+            figures.counters.receive()
         figures.counters.drop(Drop.OVERFLOW, dropped)
         told.append(
             input_health(
