@@ -6,15 +6,21 @@
 It needs the server's own protocol alone (docs/serving.md), no model and no ROS::
 
     python examples/remote_camera.py kitchen.mp4 --session front --ask "What do you see now?"
+
+The server's key, if it has one, is read from the variable STREAM_VLM_API_KEY, or with --key-file
+FILE from the first line of a file.
 """
 
 import argparse
 import io
 import json
 import os
+import re
 import struct
+from pathlib import Path
 
 from PIL import Image
+from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 import stream_vlm_ros.world  # noqa: F401 - a source may be drawn
@@ -48,6 +54,17 @@ def heard(camera: ClientConnection, *kinds: str) -> dict:
             return event
 
 
+def refusal(fault: InvalidStatus) -> str:
+    """Why the server takes no connection, in its own words."""
+    status, body = fault.response.status_code, fault.response.body or b""
+    try:
+        told = json.loads(body)["error"]["message"]
+    except (ValueError, KeyError, TypeError):  # it is another server
+        told = fault.response.reason_phrase
+    hint = " (it is read from STREAM_VLM_API_KEY, or --key-file)" if status == 401 else ""
+    return f"refused with status {status}: {told}{hint}"
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
@@ -59,23 +76,40 @@ def main() -> None:
         default="world:1",
         help="a video, a folder of images, a camera, an address; else the small model's world",
     )
-    parser.add_argument("--url", default="ws://127.0.0.1:8090")
+    parser.add_argument(
+        "--url", default="ws://127.0.0.1:8090", help="http:// is read as ws://, https:// as wss://"
+    )
+    parser.add_argument(
+        "--key-file",
+        help="its first line is the server's key; else STREAM_VLM_API_KEY, if it is set",
+    )
     parser.add_argument("--session", default="front", help="its name at the server")
     parser.add_argument("--fps", type=float, default=2.0, help="frames a second")
     parser.add_argument("--frames", type=int, default=40, help="how many")
     parser.add_argument("--ask", default="What do you see now?")
     options = parser.parse_args()
     try:
-        frames = open_source(options.source, fps=options.fps)
+        key = os.environ.get("STREAM_VLM_API_KEY", "")
+        if options.key_file:
+            key = Path(options.key_file).expanduser().read_text().partition("\n")[0]
+        watch(options, key.strip())
     except SourceError as fault:
         parser.error(str(fault))
+    except InvalidStatus as fault:
+        parser.error(f"{options.url}: {refusal(fault)}")
+    except (OSError, WebSocketException) as fault:
+        parser.error(f"{options.url}: {fault}")
 
-    key = os.environ.get("STREAM_VLM_API_KEY")
+
+def watch(options: argparse.Namespace, key: str) -> None:
+    """Send what is seen, and ask."""
+    frames = open_source(options.source, fps=options.fps)
+    url = re.sub("^http", "ws", options.url.rstrip("/"))
     headers = {"x-session-id": options.session} | (
         {"Authorization": f"Bearer {key}"} if key else {}
     )
     with connect(
-        f"{options.url}/v1/realtime",
+        f"{url}/v1/realtime",
         subprotocols=["stream-vlm.v1"],
         additional_headers=headers,
         compression=None,  # pictures are dense

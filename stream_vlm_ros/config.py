@@ -430,8 +430,8 @@ class Settings(SettingTable):
     # Saved memories
     memory_folder: str = node_only(
         "",
-        "Folder of saved memories, the only one that ~/save_memory and ~/load_memory write and "
-        "read. Empty: both are refused (docs/saving.md).",
+        "Folder of saved memories, the only one in which memories are saved and from which they "
+        "are loaded by a name. Empty: both are refused (docs/saving.md).",
         verbs=("web", "serve"),
     )
     memory_name: str = node_only(

@@ -117,6 +117,7 @@ class Camera:
                 thread,
                 now_ns=node.now_ns,
                 tell=self._on_connection,
+                lost=lambda words: self._tell("gap", words, self._node.warn),
                 taken_up=lambda newest_ns: self.ingest.resume(newest_ns),
                 **listeners,
             )
@@ -330,7 +331,7 @@ class Camera:
             self._report_fault("the engine's thread", fault)
 
     def _on_connection(self, good: bool, words: str) -> None:
-        """The connection to a server came or went, or the server has lost what it had."""
+        """The connection to a server came or went."""
         self._tell("connection", words, self._node.info if good else self._node.warn)
 
     def _on_pause_closed(self, seconds: float) -> None:
@@ -443,6 +444,7 @@ class Camera:
             paused=self.paused,
             arrival_timed=bool(self.ingest.arrival_timed),
             simulated_time=bool(self._node.get_parameter("use_sim_time").value),
+            lost_why="" if self.remote is None else self.remote.connection.why,
         )
 
 

@@ -166,6 +166,7 @@ class InputFacts:
     refusals: Mapping[str, str]  # the last words of each kind of drop, the newest last
     qos: str
     paused: bool = False
+    lost_why: str = ""  # why there is no connection to the server that has the memory, or ''
 
     @property
     def silent(self) -> bool:
@@ -230,6 +231,7 @@ class Figures:
         self.refusals: dict[str, str] = {}
         self._reported_drops = dict.fromkeys(Drop, 0)
         self._reported_lost = 0
+        self._was_cut_off = False  # at the last status
         self.clock = RunningClock()
 
     def refuse(self, cause: Drop, words: str) -> None:
@@ -247,6 +249,7 @@ class Figures:
         paused: bool,
         arrival_timed: bool,
         simulated_time: bool,
+        lost_why: str = "",
     ) -> InputFacts:
         """The facts now; the faults among them are those since the last call."""
         running_ns = self.clock.of(now_ns)
@@ -256,6 +259,10 @@ class Figures:
         before, self._reported_drops = self._reported_drops, drops
         lost = source.messages_lost
         newly_lost, self._reported_lost = lost - self._reported_lost, lost
+        new_faults = {c.value: drops[c] - before[c] for c in Drop if c.cause not in ON_PURPOSE}
+        if lost_why or self._was_cut_off:  # of these `lost_why` tells, be there new ones or not
+            new_faults[Drop.OVERFLOW.value] = 0
+        self._was_cut_off = bool(lost_why)
         return InputFacts(
             topic=source.topic,
             active=active,
@@ -269,13 +276,14 @@ class Figures:
             arrival_timed=arrival_timed,
             clock_fault=self._clock_fault(now_ns, timeout, simulated_time),
             counts=self.counters.snapshot(),
-            new_faults={c.value: drops[c] - before[c] for c in Drop if c.cause not in ON_PURPOSE},
+            new_faults=new_faults,
             messages_lost=lost,
             newly_lost=newly_lost,
             publishers=source.publishers(),
             refusals=self.refusals,
             qos="reliable" if source.reliable else "best effort",
             paused=paused,
+            lost_why=lost_why,
         )
 
     def _clock_fault(self, now_ns: int, timeout: float, simulated_time: bool) -> str:
@@ -351,6 +359,10 @@ def _judge_input(facts: InputFacts) -> tuple[Level, str]:
         for name, count in facts.new_faults.items()
         if count
     ]
+    if facts.lost_why:
+        faults.insert(
+            0, f"{facts.lost_why}: frames wait, and the oldest beyond queue_size are dropped"
+        )
     if facts.newly_lost > 0:
         faults.append(f"{facts.newly_lost} images lost on their way ({facts.qos}): {LARGE_IMAGES}")
     if len(facts.publishers) > 1:

@@ -348,11 +348,14 @@ class Exchange:
         self._waiting.extendleft(reversed(again))
         self._sequence = max(self._sequence, session.accepted_sequence + 1)
         self.why = self._ended
+        known = self.gap
         if before is not None and not session.resumed:
-            self._tell_gap(session.accepted_ns)
+            self._find_gap(session.accepted_ns)
         self._take_status(told.status)
+        if self.gap not in ("", known):
+            self._later(self._tell, self.gap)
 
-    def _tell_gap(self, accepted_ns: int | None) -> None:
+    def _find_gap(self, accepted_ns: int | None) -> None:
         """The server that we were connected to has ended; another begins from its last save."""
         if self._newest is None:
             return
@@ -367,7 +370,6 @@ class Exchange:
         else:
             return
         self._newest = None
-        self._later(self._tell, self._gap)
 
     def _begin_again(
         self, session: protocol.Session, again: list[Chunk | Order], orders: Iterable[Order]

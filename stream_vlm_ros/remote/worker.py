@@ -75,6 +75,7 @@ class RemoteWorker:
         how: pictures travel, until `pack_as`.
         now_ns: the node's clock.
         tell: is told, in words, of connections that come (True) and go (False).
+        lost: is told, in words, of what the server has lost of what it had.
         taken_up: is told the stamp of the newest frame that the server has, with a connection.
         others: as of `EngineWorker`.
 
@@ -96,6 +97,7 @@ class RemoteWorker:
         thread: LinkThread,
         now_ns: Callable[[], int] = time.time_ns,
         tell: Callable[[bool, str], None] = lambda good, words: None,
+        lost: Callable[[str], None] = lambda words: None,
         taken_up: Callable[[int | None], None] = lambda newest_ns: None,
         **callbacks: Any,
     ) -> None:
@@ -109,7 +111,7 @@ class RemoteWorker:
         self._changed, self._tell, self._taken_up = changed, tell, taken_up
         self._now_ns = now_ns
         self._lock = threading.RLock()
-        self._exchange = Exchange(counters, report, tell=partial(tell, False), **callbacks)
+        self._exchange = Exchange(counters, report, tell=lost, **callbacks)
         self._lost_ns: int | None = now_ns()
         self._link = Link(address, self)
         thread.add(self._link)

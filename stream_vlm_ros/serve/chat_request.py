@@ -244,8 +244,8 @@ def _text(message: dict[str, Any], where: str) -> str:
     role = message.get("role")
     if role in ("system", "developer"):
         raise RequestError(
-            f"{where}: a {role} message cannot be taken. The session's system prompt stands before "
-            "its first frame: it is given where the session begins (system_prompt)",
+            f"{where}: a {role} message cannot be given at this server: the system prompt is the "
+            "chat template's own, and stands before the session's first frame",
             f"{where}.role",
         )
     if role not in ("user", "assistant"):

@@ -66,6 +66,8 @@ class Keys:
         for key in self.keys:  # all of them: it takes as long whichever it is
             if hmac.compare_digest(told, key.encode()):
                 found = hashlib.sha256(key.encode()).hexdigest()[:32]
+        if not found and told:
+            raise NotAdmittedError("the key that was sent is not one of this server's")
         if not found:
             raise NotAdmittedError(
                 "this server needs a key: send it as the header Authorization: Bearer KEY"

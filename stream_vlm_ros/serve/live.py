@@ -126,10 +126,8 @@ class Connection:
         """Something became of frames, or the status has changed."""
         self._call(self._put, event)
 
-    def session_ended(self, forgotten: bool, words: str = "") -> None:
+    def session_ended(self, forgotten: bool, words: str) -> None:
         """The session has ended, or for the words given it has to be connected to again."""
-        usual = "the session was ended" if forgotten else "the session was saved and ended"
-        words = words or usual
         fault = ServerEndingError(words)
         self._call(self.end, _ending(fault, None if forgotten else fault.retry_after), ENDED)
 

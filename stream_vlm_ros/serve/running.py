@@ -9,12 +9,17 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve.sessions import Sessions
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGISendEvent
 
 FAREWELLS = 3.0  # s for the last words to all clients
 PING, PONG = 20.0, 20.0  # s between two pings, and for the answer
@@ -26,6 +31,15 @@ class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+class WebSockets(WebSocketsSansIOProtocol):
+    """Knows that a handshake is complete with a refusal too, which uvicorn logs as an error."""
+
+    async def send(self, message: ASGISendEvent) -> None:
+        await super().send(message)
+        if self.initial_response is not None and self.close_sent:
+            self.handshake_complete = True
 
 
 def make_server(app: FastAPI, ping: float = PING, pong: float = PONG) -> Server:
@@ -43,7 +57,7 @@ def make_server(app: FastAPI, ping: float = PING, pong: float = PONG) -> Server:
             lifespan="off",
             server_header=False,
             timeout_graceful_shutdown=3,
-            ws="websockets-sansio",
+            ws=WebSockets,
             ws_max_size=protocol.MAX_FRAME_BYTES + 1024,
             ws_ping_interval=ping,
             ws_ping_timeout=pong,

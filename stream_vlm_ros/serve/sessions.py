@@ -777,6 +777,12 @@ class Session:
         self.disown()
 
     @property
+    def is_in_its_file(self) -> bool:
+        """Whether all that it has seen, and something, is saved and stays."""
+        has_file = self._file() is not None and not self.forgetting
+        return has_file and self.memory.chunks > 0 and self.keeper.is_saved
+
+    @property
     def is_wanted(self) -> bool:
         """Whether another server waits for it."""
         owned = self._ownership
@@ -1183,7 +1189,8 @@ class Sessions:
                 session.is_over = True
                 self._count_and_forget(session)
                 if (connection := session.connection) is not None:
-                    words = BROKEN if session.is_broken else ""
+                    ended = "saved and ended" if session.is_in_its_file else "ended"
+                    words = BROKEN if session.is_broken else f"the session was {ended}"
                     connection.session_ended(session.forgetting, words)
         if forget and not session.is_forgotten:
             self._forget_saved(session.settings)

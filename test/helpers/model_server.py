@@ -30,7 +30,7 @@ class ModelSession:
     def __init__(self, queue_size=2):
         self.frames, self.ended, self.all_frames = [], {}, []
         self.accepted_ns, self.accepted_sequence = None, 0
-        self.resumed = self.restored = False
+        self.resumed, self.restored, self.gap = False, False, ""
         self.queue_size, self.waiting, self.open = queue_size, deque(), []
         self.ends, self.saved, self.connections = [], None, 0
         self.asked, self.cancelled, self.resets = [], [], []
@@ -58,7 +58,7 @@ class ModelSession:
             frames=len(stamps), length=4 * len(stamps), cap=1000, chunks=len(stamps),
             oldest_ns=min(stamps, default=None), newest_ns=max(stamps, default=None),
         )  # fmt: skip
-        return protocol.Status(memory=memory)
+        return protocol.Status(memory=memory, gap=self.gap)
 
     def take(self, message):
         """What it says to a message at once."""

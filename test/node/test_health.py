@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from stream_vlm_ros.config import Settings
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.node.health import (
     Figures,
@@ -154,6 +155,7 @@ def test_the_level_means_something():
         (facts(arrival_timed=True), Level.WARN, "header.stamp zero"),
         (facts(active=False, arrival_rate=0.0), Level.OK, "not active"),
         (facts(paused=True), Level.WARN, "paused"),
+        (facts(lost_why="no cable"), Level.WARN, "no cable: frames wait, and the oldest"),
         (facts(arrival_rate=0.0), Level.OK, "waiting for images"),
     ]
     for given, level, words in cases:
@@ -176,6 +178,43 @@ def test_each_kind_of_drop_is_told_with_its_own_cause():
     assert unusable == "2 unusable images (last: no pixels)"
     assert refused == "1 frames in chunks that the model refused (last: larger than the cap)"
     assert told.values["last_refusal"] == "no pixels"
+
+
+class Source:
+    """An image input that nothing is wrong with."""
+
+    topic, reliable, messages_lost = "/image", True, 0
+
+    def publishers(self):
+        return ("/camera",)
+
+    def cause_of_silence(self):
+        return ""
+
+
+def test_frames_that_are_dropped_without_a_connection_are_not_laid_to_the_model():
+    """And the words stay, whether frames were dropped since the last status or not."""
+    figures, told = Figures(), []
+    for now, (lost_why, dropped) in enumerate(
+        [("no cable", 4), ("no cable", 0), ("no cable", 4), ("", 4), ("", 4)]
+    ):
+        figures.monitor.record(now * SECOND, now * SECOND)
+        for _ in range(dropped):
+            figures.counters.receive()
+        figures.counters.drop(Drop.OVERFLOW, dropped)
+        told.append(
+            input_health(
+                figures.input_facts(
+                    Source(), now * SECOND, Settings(sample_fps=1.0), active=True, paused=False,
+                    arrival_timed=False, simulated_time=False, lost_why=lost_why,
+                )
+            ).message
+        )  # fmt: skip
+    cut_off, *still, back, slow = told
+    assert cut_off.startswith("no cable: frames wait") and "model" not in cut_off
+    assert still == [cut_off, cut_off]
+    assert back == "images arrive"
+    assert slow.startswith("4 frames dropped because the model is slower")
 
 
 def test_silence_is_news_once_and_again_for_another_cause_or_after_images():

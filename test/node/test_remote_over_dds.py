@@ -156,6 +156,25 @@ def test_a_server_that_goes_is_told_at_once_and_one_that_comes_back_is_gone_on_w
     wait_until(node.group_is_empty)
 
 
+def test_what_a_server_that_begins_again_has_lost_is_in_the_log(start_thin, connect):
+    server = ModelServer()
+    node = start_thin(server.url, namespace="gap")
+    node.wait_for("the node is active")
+    client = connect("gap")
+    client.stamp_ns = time.time_ns()
+    sent(client, 2)
+    client.wait_status(lambda s: s.frames_ingested == 2)
+    port, session = server._port, server.session.begun_again()
+    server.close()
+    client.wait_status(lambda s: s.connection_error != "")
+    server = ModelServer(port)
+    server.session = session
+    gap = client.wait_status(lambda s: s.gap != "").gap
+    assert "what it had seen is lost" in gap
+    node.wait_for(gap)
+    server.close()
+
+
 def test_a_key_that_is_refused_leaves_the_node_unconfigured_and_says_so(start_thin):
     server = ModelServer()
     server.refusal = (401, {}, '{"error": {"message": "no key of this server"}}')

@@ -37,6 +37,7 @@ class Robot:
             report=self.faults.append,
             thread=self.thread,
             tell=lambda good, words: self.told.append((good, words)),
+            lost=lambda words: self.told.append((False, words)),
             make_header=lambda stamp_ns, frame_id: SimpleNamespace(
                 stamp=stamp_ns, frame_id=frame_id
             ),

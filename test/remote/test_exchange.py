@@ -299,6 +299,14 @@ def test_a_server_that_had_saved_nothing_begins_empty_and_that_is_told(robot):
     assert robot.exchange.gap == ""
 
 
+def test_what_a_server_lost_before_this_process_began_is_told_once(robot):
+    robot.server.gap = "the last 2.0 s or so that were seen are lost"
+    robot.connect()
+    robot.cut()
+    robot.connect()
+    assert robot.told == [robot.exchange.gap] == [robot.server.gap]
+
+
 def test_a_session_that_an_earlier_process_filled_is_gone_on_with(robot):
     robot.connect()
     robot.append(4)

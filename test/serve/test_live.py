@@ -4,6 +4,7 @@
 """Cameras over WebSockets: what they send is remembered as it would be in process, and what they
 do wrong costs nobody anything."""
 
+import logging
 import socket
 import time
 from collections import Counter
@@ -217,12 +218,25 @@ def test_a_sequence_that_does_not_count_up_is_refused(server, film):
 
 def test_who_knows_no_key_is_refused_in_words(another):
     server = another(Keys((KEY, OTHER)))
-    for told in ({}, {"key": "0123456789abcdeX"}, {"headers": [("Authorization", "Basic " + KEY)]}):
+    for told, why in (
+        ({}, "needs a key"),
+        ({"key": "0123456789abcdeX"}, "not one of this server's"),
+        ({"headers": [("Authorization", "Basic " + KEY)]}, "needs a key"),
+    ):
         status, words, headers = refused(server.port, **told)
-        assert status == 401 and "needs a key" in words and headers["WWW-Authenticate"] == "Bearer"
+        assert status == 401 and why in words and headers["WWW-Authenticate"] == "Bearer"
         assert headers["X-Content-Type-Options"] == "nosniff"
     with server.camera(key=KEY) as camera:
         assert camera.created.session.id
+
+
+def test_a_camera_that_is_refused_leaves_no_error_in_the_log(another, caplog, monkeypatch):
+    server = another(Keys((KEY,)))
+    monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)  # to where we read
+    assert refused(server.port)[0] == 401
+    assert refused(server.port, key=KEY, subprotocol="stream-vlm.v2")[0] == 400
+    with server.camera(key=KEY):  # what was logged of those before is there
+        assert caplog.messages == []
 
 
 def test_a_page_of_another_site_is_refused(server):

@@ -15,6 +15,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from stream_vlm_ros.remote import protocol
+from stream_vlm_ros.serve.keys import Keys
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "serving.md").read_text()
@@ -43,6 +44,22 @@ def test_the_camera_of_the_examples_is_remembered_and_answered(server, example):
     assert said.strip() == response.text
     example(*asked, "--frames", "12")  # it goes on: what is there is not sent again
     assert session.memory.frames == 12
+
+
+def test_a_key_that_is_missing_or_wrong_is_told_the_camera_of_the_examples_in_a_line(
+    another, example, monkeypatch, capsys, tmp_path
+):
+    key = "0123456789abcdef"
+    at = another(Keys((key,))).url  # http://: read as ws://
+    (tmp_path / "key").write_text(f"{key}\n")
+    for told, words in (("", "needs a key"), (key[::-1], "not one of this server's")):
+        monkeypatch.setenv("STREAM_VLM_API_KEY", told)
+        with pytest.raises(SystemExit) as ended:
+            example("--url", at)
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert ended.value.code == 2 and words in line
+        assert "STREAM_VLM_API_KEY" in line and "--key-file" in line
+    assert example("--url", at, "--key-file", str(tmp_path / "key")).strip()
 
 
 def test_the_python_and_the_curl_of_the_page_ask_it(server, example, capsys):

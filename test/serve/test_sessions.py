@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from patience import PATIENCE, wait_until
@@ -105,6 +106,22 @@ def test_a_session_that_nobody_uses_is_saved_and_ended_and_taken_up_again(begin,
     assert again.described().accepted_ns == film[3].stamp_ns
     assert again.ask(Question("What do you see?")).future.result(PATIENCE).answer == answer
     assert answer == in_process(settings, film[:4], "What do you see?")[0]
+
+
+@pytest.mark.parametrize(
+    ("has_folder", "frames", "words"),
+    [(True, 4, "the session was saved and ended"), (True, 0, "ended"), (False, 4, "ended")],
+)
+def test_only_of_what_is_in_a_file_it_is_told_that_it_was_saved(
+    begin, film, tmp_path, has_folder, frames, words
+):
+    sessions = begin(memory_folder=str(tmp_path) if has_folder else "")
+    session, told = opened(sessions, "told"), []
+    if frames:
+        remembered(session, film[:frames])
+    session.connection = SimpleNamespace(session_ended=lambda forgotten, why: told.append(why))
+    sessions.drain(PATIENCE)
+    assert told[-1].endswith(words) and ("saved" in told[-1]) == ("saved" in words)
 
 
 def test_of_two_keys_each_finds_its_own_file(begin, film):
