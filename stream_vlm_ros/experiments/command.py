@@ -52,10 +52,10 @@ def run(options: argparse.Namespace) -> int:
         title = EXPERIMENTS[options.experiment].title
         out = place_to_write("--out", options.out)
         record = Record(options.experiment, title, out)
+        context = Context(options, record, screen)
     except StreamVlmError as error:
         print(f"stream-vlm: {error}", file=sys.stderr)
         return UNUSABLE
-    context = Context(options, record, screen)
     record.settings = {
         name: value if value is None or isinstance(value, (int, float, bool)) else str(value)
         for name, value in vars(options).items()

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from stream_vlm_ros.config import Settings
+from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.world.rare import MEASURING
 
 from . import EXPERIMENTS, reference
@@ -35,13 +36,6 @@ POSITIONS = ("keep_gaps", "contiguous")
 
 # Experiments that compare memories, as no single one is run.
 _COMPARING = ("policies", "history", "endurance")
-
-
-def _tokens(text: str) -> int:
-    """A cap: what a run is held against, so that none is chosen for it."""
-    if (tokens := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no cap: 1 or more")
-    return tokens
 
 
 def description_of(name: str) -> str | None:
@@ -109,7 +103,13 @@ def parser_of(name: str) -> argparse.ArgumentParser:
 
 
 def settle(options: argparse.Namespace) -> None:
-    """Give the memory what ``--as`` says where no option does."""
+    """Give the memory what ``--as`` says where no option does.
+
+    Raises InvalidParameterError for a cap of 0: a run is held against its cap, so that the engine
+    cannot choose it.
+    """
+    if (cap := getattr(options, "cap", 1)) < 1:
+        raise InvalidParameterError(f"--cap {cap} is no cap: 1 or more")
     options.as_ = getattr(options, "as_", "product")
     options.first_text = getattr(options, "first_text", None)
     product = Settings()
@@ -130,9 +130,7 @@ def sink(parser: argparse.ArgumentParser) -> None:
         help="Frames per chunk, each size in turn.",
     )
     parser.add_argument("--chunks", type=int, default=5, help="Chunks of each size.")
-    parser.add_argument(
-        "--cap", type=_tokens, default=100_000, help="Tokens the KV cache may hold."
-    )
+    parser.add_argument("--cap", type=int, default=100_000, help="Tokens the KV cache may hold.")
     parser.add_argument("--min-sink", type=int, default=128, help="Tokens a sink must exceed.")
 
 
@@ -140,9 +138,7 @@ def long_video(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(as_="reference")
     parser.add_argument("--frames", type=int, default=400, help="Frames to stream.")
     parser.add_argument("--chunk-frames", type=int, default=4, help="Frames per chunk.")
-    parser.add_argument(
-        "--cap", type=_tokens, default=150_000, help="Tokens the KV cache may hold."
-    )
+    parser.add_argument("--cap", type=int, default=150_000, help="Tokens the KV cache may hold.")
     _question(parser)
     parser.add_argument("--max-new-tokens", type=int, default=64, help="Tokens of an answer.")
     parser.add_argument("--max-gb", type=float, default=23.0, help="Peak memory that passes, GB.")
@@ -157,9 +153,7 @@ def periodic(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(as_="reference")
     parser.add_argument("--frames", type=int, default=400, help="Frames to stream.")
     parser.add_argument("--chunk-frames", type=int, default=4, help="Frames per chunk.")
-    parser.add_argument(
-        "--cap", type=_tokens, default=150_000, help="Tokens the KV cache may hold."
-    )
+    parser.add_argument("--cap", type=int, default=150_000, help="Tokens the KV cache may hold.")
     parser.add_argument(
         "--every", type=int, default=25, metavar="CHUNKS", help="Chunks between questions."
     )
@@ -266,7 +260,7 @@ def chunk_size(parser: argparse.ArgumentParser) -> None:
     add("--chunk", type=int, default=4, help="Frames per chunk where something else is changed.")
     add("--seconds", type=float, default=12.0, help="Length where something else is changed.")
     add("--repeats", type=int, default=1, help="Streams of each point.")
-    add("--cap", type=_tokens, default=100_000, help="Tokens the KV cache may hold.")
+    add("--cap", type=int, default=100_000, help="Tokens the KV cache may hold.")
     add("--question", default="Describe what you see.", help="Asked at the end, for its TTFT.")
     add("--questions", type=int, default=40, help="How many questions about a drawn world.")
 
@@ -373,7 +367,7 @@ def endurance(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(shape="toy", source="synthetic:112x84")
     parser.add_argument("--chunks", type=int, default=10_000, help="Chunks to stream.")
     parser.add_argument("--chunk-frames", type=int, default=2, help="Frames per chunk.")
-    parser.add_argument("--cap", type=_tokens, default=300, help="Tokens the KV cache may hold.")
+    parser.add_argument("--cap", type=int, default=300, help="Tokens the KV cache may hold.")
     parser.add_argument(
         "--levels", nargs="+", choices=LEVELS, default=list(LEVELS), help="Which levels."
     )

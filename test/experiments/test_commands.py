@@ -167,11 +167,11 @@ def test_input_that_cannot_be_used_is_one_line_and_exit_status_2(run, capsys, ar
 
 
 @pytest.mark.parametrize("name", ["sink", "long-video", "periodic", "curves", "endurance"])
-def test_a_cap_that_the_engine_would_choose_is_refused_where_a_run_is_held_against_it(name, capsys):
-    assert options.parser_of(name).parse_args(["--cap", "1"]).cap == 1
-    with pytest.raises(SystemExit) as refused:
-        options.parser_of(name).parse_args(["--cap", "0"])
-    assert refused.value.code == 2 and "0 is no cap" in capsys.readouterr().err
+def test_a_cap_that_the_engine_would_choose_is_refused_where_a_run_is_held_against_it(
+    name, capsys, tmp_path
+):
+    assert main([name, "--cap", "0", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "stream-vlm: --cap 0 is no cap: 1 or more\n"
 
 
 @pytest.mark.parametrize(
