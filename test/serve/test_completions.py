@@ -439,17 +439,20 @@ def test_a_request_that_ends_leaves_a_session_to_begin(server, monkeypatch):
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_that_is_broken_off_says_why(client, paused, stream):
     session, begun, go_on, _ = paused
+    told = threading.Event()  # the client has read the beginning of a stream
 
     def break_off():
-        assert begun.wait(PATIENCE)
+        assert begun.wait(PATIENCE) and told.wait(PATIENCE)
         session.worker.abandon(Drop.RESET, ServerEndingError("the server is being stopped"))
         go_on.set()
 
+    if not stream:
+        told.set()
     breaking = threading.Thread(target=break_off)
     breaking.start()
     with pytest.raises(openai.APIError, match="being stopped") as broken:
-        answer = ask(client, "What do you see?", model="right", stream=stream)
-        assert stream and [*answer]
+        for _ in ask(client, "What do you see?", model="right", stream=stream):
+            told.set()
     breaking.join()
     assert broken.value.code == "ENDING"
     assert isinstance(broken.value, openai.InternalServerError) == (not stream)
