@@ -38,7 +38,7 @@ def config_of(front: int, ports: list[int]) -> str:
     text = CONFIG.read_text()
     text, found = re.subn(r"(bind 127\.0\.0\.1):\d+", rf"\1:{front}", text, count=1)
     text = re.sub(r"\n    server .*", "", text).rstrip()
-    assert found and text.endswith("shutdown-sessions")
+    assert found and text.rpartition("\n")[2].startswith("    default-server ")
     servers = [f"    server gpu{number} 127.0.0.1:{port}" for number, port in enumerate(ports)]
     return "\n".join([text, *servers, ""])
 
