@@ -204,11 +204,19 @@ class EngineThread:
             self._chunk_seconds |= {one: each for one in choice.sessions if not one.last_fault}
         self.scheduler.done(choice, seconds, wants, began=began, answered=answered)
 
+    def _next(self, workers: Sequence[EngineWorker]) -> list[EngineWorker]:
+        """Whose chunks come behind those of ``workers``, as many as are appended at once: pictures
+        that are encoded long before their turn would be encoded again."""
+        waiting = [worker for worker in self._workers if worker.is_chunk_next]
+        ordered = self.scheduler.chunks_in_order(waiting)
+        ordered.sort(key=lambda worker: worker in workers)  # who is served now is behind
+        return ordered[: self._most]
+
     def _append(self, workers: Sequence[EngineWorker]) -> None:
         """Append the chunks that were taken, together."""
         assert self._append_together is not None
         with self.wake:
-            coming = [one for worker in self._workers if (one := worker.coming_chunk) is not None]
+            coming = [one for worker in self._next(workers) if (one := worker.coming_chunk)]
         prepared = {worker: worker.prepared_chunk() for worker in workers}
         chunks = {worker: chunk for worker, chunk in prepared.items() if chunk is not None}
         done: Sequence[ChunkResult | BaseException]

@@ -127,6 +127,10 @@ class Scheduler(Generic[Session]):
             return Choice((self._chunks.ordered(chunks)[0],), is_chunk=True)
         return Choice((self._answers.ordered(answers)[0],), is_chunk=False)
 
+    def chunks_in_order(self, sessions: Iterable[Session]) -> list[Session]:
+        """Whose chunk is next first, if nobody waits for an answer."""
+        return self._chunks.ordered(sessions)
+
     def forget(self, session: Session) -> None:
         """It has ended."""
         self._answers.forget(session)

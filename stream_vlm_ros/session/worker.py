@@ -380,11 +380,18 @@ class EngineWorker(EngineSession):
         return self._engine, self._taken.images, self._times(frames)
 
     @property
+    def is_chunk_next(self) -> bool:
+        """Whether a chunk is next unless somebody wants something."""
+        return bool(self._queue) and isinstance(self._queue[0], Append) and not self.over.is_set()
+
+    @property
     def coming_chunk(self) -> tuple[InferenceEngine, list[Any]] | None:
-        """The engine, and the images of the chunk that is next unless somebody wants something."""
-        command = self._queue[0] if self._queue and not self.over.is_set() else None
-        if not isinstance(command, Append):
+        """The engine and the images of the chunk that is next, which are to be encoded now; None:
+        there is none."""
+        if not self.is_chunk_next:
             return None
+        command = self._queue[0]
+        assert isinstance(command, Append)
         command.is_ahead = True
         return self._engine, command.images
 

@@ -210,6 +210,27 @@ def test_as_many_go_together_as_a_question_can_wait_for_or_all_where_they_pile_u
     assert (sizes or [1])[0] == together
 
 
+def test_pictures_encoded_ahead_are_those_whose_turn_is_next(start):
+    rounds = []
+
+    def append_together(chunks, coming):
+        rounds.append(([e for e, *_ in chunks], [e for e, _ in coming]))
+        return [engine.append_video_chunk(i, timestamps=t) for engine, i, t in chunks]
+
+    cameras = start("abcdefghijklmnop", append_together=append_together, together=3)
+    hold(cameras[0])
+    for _ in range(3):
+        for camera in cameras:
+            camera.append("x")
+    cameras[0].engine.gate.set()
+    wait_until(lambda: not any(camera.counters.pending for camera in cameras))
+    assert all(len(coming) <= 3 for _, coming in rounds)
+    while rounds[1:] and len(rounds[1][0]) == 3:  # the last ones go as they are left over
+        assert rounds[0][1] == rounds[1][0]
+        rounds.pop(0)
+    assert len(rounds) < 4
+
+
 def test_engines_that_have_nothing_in_common_append_one_by_one(start):
     def append_together(chunks, coming):
         raise AssertionError("they gain nothing by it")
