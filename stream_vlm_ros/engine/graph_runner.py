@@ -10,6 +10,7 @@ graph replays, and comes back to the plain way where a step cannot serve.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 import weakref
@@ -503,7 +504,7 @@ def record_graph(step: OnDevice, pool: Any) -> Recording:
     The inputs of a step are all padding, which leaves no trace but in the slot for that.
     """
     with torch.cuda.device(step.device), recompiling():
-        usual, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        usual, aside = torch.cuda.current_stream(), _aside(step.device)
         graph = torch.cuda.CUDAGraph()
         try:
             aside.wait_stream(usual)
@@ -525,6 +526,13 @@ def record_graph(step: OnDevice, pool: Any) -> Recording:
         return outputs
 
     return Recording(replay, graph.pool())
+
+
+@functools.cache
+def _aside(device: torch.device) -> Any:
+    """A device's stream for a step's first calls, always the same: for each that multiplies
+    matrices cuBLAS keeps 32 MiB for good."""
+    return torch.cuda.Stream(device)
 
 
 def _end_recording(graph: torch.cuda.CUDAGraph) -> None:
