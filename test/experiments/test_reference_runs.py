@@ -171,6 +171,11 @@ def larger_cap(monkeypatch):
     monkeypatch.setattr(Context, "engine", lambda self, cap, **more: made(self, cap + 50, **more))
 
 
+def smaller_cap(monkeypatch):
+    made = Context.engine
+    monkeypatch.setattr(Context, "engine", lambda self, cap, **more: made(self, cap - 50, **more))
+
+
 def no_cap(monkeypatch):
     made = Context.engine
     monkeypatch.setattr(Context, "engine", lambda self, cap, **more: made(self, None, **more))
@@ -191,7 +196,9 @@ def asking_for_good(monkeypatch):
     ("patch", "options", "expected"),
     [
         (evicting_one_more, [], {"tokens, evictions and lengths of every chunk as expected"}),
+        (shown_smaller, ["--as", "product"], {"tokens of every chunk as expected"}),
         (ending_early, [], {"all chunks processed"}),
+        (smaller_cap, ["--frames", 16], {"no evictions: all fits"}),
         (larger_cap, [], {"never longer than the cap"}),
         (no_cap, [], {"evictions", "the memory was taken up front (but for one chunk's tail)"}),
         (one_off("total_evictions"), [], {"the engine counted the same evictions"}),
