@@ -216,6 +216,7 @@ WORDS = {
 }
 
 
+LONG_VIDEO = "experiments_3b/long-video/long-video.json"
 MOST_LONG_VIDEO_SECONDS = 75  # experiment B of the reference, on one H200
 
 
@@ -227,7 +228,7 @@ def gpu_tables(results: Path) -> str:
     sections = {k: v for k, v in report["sections"].items() if "failed" not in v}
     parts = [_about(report), _bars_of(sections)]
     parts += [f"**{title}**\n\n{draw(sections[n])}" for n, title, draw in GPU if n in sections]
-    if (long_video := _read(results / "long_video_3b" / "long-video.json")) is not None:
+    if (long_video := _read(results / LONG_VIDEO)) is not None:
         parts.append(_long_video(long_video))
     parts += [
         f"Left out of `{name}` for lack of time: {'; '.join(section['skipped'])}."
@@ -306,8 +307,9 @@ def _long_video(report: Report) -> str:
     verdict = "ok" if seconds <= MOST_LONG_VIDEO_SECONDS else "**miss**"
     rows = [[cell if cell != "–" else "" for cell in row] for row in beside["rows"]]
     return (
-        "**The reference's long video** ([`long-video.md`](../bench/results/long_video_3b/"
-        f"long-video.md)): {report['summary']['frames']} frames, {figure(seconds)} s, at most "
+        "**The reference's long video** ([`long-video.md`]"
+        f"(../bench/results/{LONG_VIDEO.removesuffix('json')}md)): "
+        f"{report['summary']['frames']} frames, {figure(seconds)} s, at most "
         f"{MOST_LONG_VIDEO_SECONDS} s: {verdict}\n\n{table(beside['columns'], rows)}"
     )
 

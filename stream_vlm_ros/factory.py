@@ -87,12 +87,11 @@ def describe_model(settings: Settings) -> dict[str, Any]:
     from stream_vlm_ros.engine.saving.binding import weights_hash
 
     checkpoint = kept_model(settings)
-    weights = [*checkpoint.network.parameters()]
     return {
         "digest": weights_hash(checkpoint.network),
-        "dtype": str(weights[0].dtype).removeprefix("torch."),
+        "dtype": str(checkpoint.network.dtype).removeprefix("torch."),
         "device": str(checkpoint.device),
-        "parameters": sum(weight.numel() for weight in weights),
+        "parameters": checkpoint.network.released_parameters,
     }
 
 

@@ -11,52 +11,61 @@ A script of the reference reads ``metrics["total_latency"]``; code of ours reads
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, NoReturn
 
 _GIB, _MIB = 1024**3, 1024**2
 
 TimeSpans = tuple[tuple[float, float], ...]
 
 
-class Record(Mapping[str, Any]):
-    """A frozen dataclass that is a mapping of its fields, too.
+class Record(dict[str, Any]):
+    """A frozen dataclass that is a dictionary of its fields, too, so that ``json`` can write it.
 
-    (Each is made with ``eq=False``, to keep a mapping's equality: it equals a dictionary of the
-    same items.)
+    (Each is made with ``eq=False``, to keep a dictionary's equality.)
 
     Attributes:
-        derived: names of properties that belong to the mapping, besides the fields.
+        derived: names of properties that belong to the dictionary, besides the fields.
         aliases: further keys of ``[...]``, the reference's, and the names they stand for. They are
-            not part of the mapping's iteration, so nothing is written twice.
+            not part of the dictionary's iteration, so nothing is written twice.
     """
 
     derived: ClassVar[tuple[str, ...]] = ()
     aliases: ClassVar[Mapping[str, str]] = {}
 
-    def __getitem__(self, key: str) -> Any:
-        name = self.aliases.get(key, key)
-        if name not in self._names():
-            raise KeyError(f"{type(self).__name__} has no {key!r}; it has {', '.join(self)}")
-        return getattr(self, name)
+    def __post_init__(self) -> None:
+        names = (*_fields(self), *self.derived)
+        super().update((name, getattr(self, name)) for name in names)
+
+    def __missing__(self, key: str) -> Any:
+        if key in self.aliases:
+            return self[self.aliases[key]]
+        raise KeyError(f"{type(self).__name__} has no {key!r}; it has {', '.join(self)}")
 
     def __contains__(self, key: object) -> bool:
-        return key in self.aliases or key in self._names()
+        return key in self.aliases or super().__contains__(key)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names())
+    def get(self, key: str, default: Any = None) -> Any:
+        return super().get(self.aliases.get(key, key), default)
 
-    def __len__(self) -> int:
-        return len(self._names())
+    def __reduce__(self) -> tuple[Any, ...]:  # a copy is made anew, not filled key by key
+        return partial(type(self), **{name: self[name] for name in _fields(self)}), ()
 
-    @classmethod
-    def _names(cls) -> list[str]:
-        return [field.name for field in dataclasses.fields(cls)] + list(cls.derived)  # type: ignore[arg-type]
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} cannot be changed")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dictionaries and lists all the way down, for JSON."""
         return {name: _plain(value) for name, value in self.items()}
+
+
+def _fields(record: Record) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(record))  # type: ignore[arg-type]
 
 
 def _plain(value: Any) -> Any:

@@ -131,7 +131,8 @@ def show(context: Context, over: str, points: dict[float, list[dict[str, Any]]])
         costs = [one for value in at if (one := curves[value][name])]
         draw_spreads(axes, at, costs)
         label = "seconds of work a second of video" if over == "rate" else "seconds a frame"
-        axes.set(xlabel=OVER[over], ylabel=label, ylim=(0, None))
+        of = "seconds of video" if over == "length" else OVER[over]
+        axes.set(xlabel=of, ylabel=label, ylim=(0, None))
         rights = {value: one for value in at if (one := curves[value]["right"])}
         if rights:
             other = axes.twinx()

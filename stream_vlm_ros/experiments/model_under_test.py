@@ -110,11 +110,10 @@ class ModelUnderTest:
 
     def describe(self) -> dict[str, Any]:
         """What a report says about it."""
-        weights = sum(p.numel() for p in self.network.parameters())
         return {
             "name": self.name,
             "weights": "random: answers are noise" if self.random else "trained",
-            "parameters": weights,
+            "parameters": self.network.released_parameters,
             "dtype": str(self.network.dtype).removeprefix("torch."),
             "kv_bytes_per_token": self.network.kv_shape.bytes_per_token,
             "tokenizer": self.tokenizer,

@@ -290,7 +290,7 @@ def show(
         found = None if native is None else native.get(key)
         told = [_figure(one[key]) for one in streams.values()]
         if found is not None and key.endswith("_gib"):
-            told = [f"{_figure(v[key])} ({saved(v[key], found)} % less)" for v in streams.values()]
+            told = [f"{_figure(v[key])} ({_less(v[key], found)})" for v in streams.values()]
         cells.append([name, *told, _figure(found), *theirs])
     context.table(
         "Stream and offline pass (reference: 24 frames, RTX 4090)",
@@ -308,6 +308,11 @@ def show(
 def saved(ours: float, theirs: float) -> int:
     """In per cent."""
     return round(100 * (1 - ours / theirs))
+
+
+def _less(ours: float, theirs: float) -> str:
+    percent = saved(ours, theirs)
+    return f"{percent} % less" if percent >= 0 else f"{-percent} % more"
 
 
 def stock_twin(

@@ -446,6 +446,13 @@ def test_loading_shows_no_progress_bar_and_leaves_the_librarys_setting(folder, c
     assert "%|" not in capfd.readouterr().err
 
 
+def test_a_gpu_comes_with_its_number(monkeypatch):
+    for name, found in (("is_available", True), ("device_count", 2), ("current_device", 1)):
+        monkeypatch.setattr(torch.cuda, name, lambda found=found: found)
+    assert resolve_device("cuda") == torch.device("cuda", 1)
+    assert resolve_device("cuda:0") == torch.device("cuda", 0)
+
+
 def test_devices_and_number_formats_go_by_their_names():
     cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
     assert resolve_device("cpu") == resolve_device(cpu) == cpu

@@ -3,8 +3,10 @@
 
 """What the engines return: attributes for us, the reference's keys for its scripts."""
 
+import copy
 import dataclasses
 import json
+import pickle
 
 import pytest
 from fake_engine import answer_metrics, cache_info
@@ -35,8 +37,62 @@ def test_the_references_keys_are_no_second_copy_of_a_value():
 
 
 def test_a_result_cannot_be_changed():
+    metrics = answer_metrics()
+    before = dict(metrics)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        answer_metrics().latency = 0.0
+        metrics.latency = 0.0
+    for change in (
+        lambda: metrics.__setitem__("latency", 0.0),
+        lambda: metrics.__delitem__("latency"),
+        lambda: metrics.__ior__({"latency": 0.0}),
+        lambda: metrics.update(latency=0.0),
+        lambda: metrics.setdefault("more", 0.0),
+        lambda: metrics.pop("latency"),
+        metrics.popitem,
+        metrics.clear,
+    ):
+        with pytest.raises(TypeError, match="AnswerMetrics cannot be changed"):
+            change()
+    assert dict(metrics) == before
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda r: pickle.loads(pickle.dumps(r))]
+)
+def test_a_copy_of_a_result_is_one_too(copied):
+    metrics = answer_metrics(answer_tokens=3, time_spans=[(1.0, 2.5)])
+    twin = copied(metrics)
+    assert type(twin) is type(metrics) and twin == metrics == dict(metrics)
+    assert twin.answer_tokens == twin["output_tokens"] == 3 and twin.newest_timestamp == 2.5
+    changed = dataclasses.replace(twin, answer_tokens=4)
+    assert changed["answer_tokens"] == changed.get("output_tokens") == 4
+
+
+def test_a_key_with_a_default_is_found_by_the_references_name_too():
+    metrics = answer_metrics()
+    assert metrics.get("total_latency") == metrics.latency
+    assert metrics.get("tfft", "none") == "none" and metrics.get("tfft") is None
+
+
+@pytest.mark.parametrize("options", [{}, {"indent": 2}])  # written by C, and by Python
+def test_a_script_writes_results_as_json_without_asking_for_a_dictionary(
+    toys, model, processor, options
+):
+    engine = VideoStreamingInference(model, processor)
+    chunk = engine.append_video_chunk(toys.frames(4), fps=2)
+    _, metrics = engine.ask("What do you see?", 2)
+    info = engine.get_cache_info()
+    results = (
+        chunk,
+        metrics,
+        info,
+        info["eviction_stats"],
+        info.levels["window"],
+        engine.warm_up(),
+    )
+    for result in results:
+        assert json.dumps(result, **options) == json.dumps(result.as_dict(), **options)
+    assert json.loads(json.dumps({"after": [info]}))["after"][0]["oldest_timestamp"] == 0.0
 
 
 def test_a_result_is_json_all_the_way_down(toys, model, processor):

@@ -12,6 +12,7 @@ from experiment_runs import GRID, failed, run_experiment
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.engine import VideoStreamingInference
+from stream_vlm_ros.engine.cache.buffer import KVShape
 from stream_vlm_ros.engine.cache.eviction import KVCacheEvictor
 from stream_vlm_ros.engine.cache.manager import KVCacheManager
 from stream_vlm_ros.errors import InvalidParameterError
@@ -170,6 +171,11 @@ def larger_cap(monkeypatch):
     monkeypatch.setattr(Context, "engine", lambda self, cap, **more: made(self, cap + 50, **more))
 
 
+def smaller_cap(monkeypatch):
+    made = Context.engine
+    monkeypatch.setattr(Context, "engine", lambda self, cap, **more: made(self, cap - 50, **more))
+
+
 def no_cap(monkeypatch):
     made = Context.engine
     monkeypatch.setattr(Context, "engine", lambda self, cap, **more: made(self, None, **more))
@@ -190,7 +196,9 @@ def asking_for_good(monkeypatch):
     ("patch", "options", "expected"),
     [
         (evicting_one_more, [], {"tokens, evictions and lengths of every chunk as expected"}),
+        (shown_smaller, ["--as", "product"], {"tokens of every chunk as expected"}),
         (ending_early, [], {"all chunks processed"}),
+        (smaller_cap, ["--frames", 16], {"no evictions: all fits"}),
         (larger_cap, [], {"never longer than the cap"}),
         (no_cap, [], {"evictions", "the memory was taken up front (but for one chunk's tail)"}),
         (one_off("total_evictions"), [], {"the engine counted the same evictions"}),
@@ -227,6 +235,23 @@ def test_the_control_records_where_memory_ran_out_and_eviction_goes_on(run, monk
     assert table[0] == ["out of memory at chunk", "40", "9"]
     assert any("neither" in note for note in found["notes"])
     assert run("long-video", *options)[0] == 0
+
+
+def test_the_control_ends_where_the_memory_cannot_grow(run, monkeypatch):
+    allocate = KVShape.allocate
+
+    def allocate_at_most_512(self, tokens, device, batch=None):
+        too_many = batch is None and tokens > 512  # the stream's, not a question's
+        return allocate(self, 2**50 if too_many else tokens, device, batch)  # as no machine has
+
+    monkeypatch.setattr(KVShape, "allocate", allocate_at_most_512)
+    monkeypatch.setattr(KVCacheManager, "first_capacity", 128)
+    options = ["--frames", 120, "--memory-gib", 1e6, "--no-eviction"]
+    status, found = run("long-video", *options)
+    assert (status, failed(found)) == (0, [])
+    # 53 + 24 tokens, then 31 a chunk: 15 chunks are 511, and then 512 would be doubled.
+    assert found["summary"]["out_of_memory_at_chunk"] == 16
+    assert any("which cpu cannot give" in note for note in found["notes"])
 
 
 def test_memory_runs_out_beyond_the_limit_and_not_below():
@@ -364,7 +389,7 @@ def test_where_the_offline_pass_runs_out_of_memory_the_stream_takes_all_frames(r
     table = found["tables"][-1]
     assert table["columns"][1:4] == ["stream, 8 frames", "stream, 2 frames", "offline, 2 frames"]
     memory = next(row for row in table["rows"] if row[0] == "in use when encoded, GiB")
-    assert memory[1].endswith("% less)")
+    assert memory[1].endswith(("% less)", "% more)"))
 
     monkeypatch.setattr(native, "offline_pass", lambda context, frames: 1 / 0)
     status, found = run("native", "--frames", 8)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from stream_vlm_ros.engine import StreamQwenModel
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.experiments.model_under_test import ModelUnderTest
 from stream_vlm_ros.experiments.shapes import (
@@ -35,6 +36,9 @@ def test_a_shape_has_the_parameters_of_the_release(name, size):
     with torch.device("meta"):
         network = Qwen2_5_VLForConditionalGeneration(shape_config(name, words_processor()))
     assert sum(weight.numel() for weight in network.parameters()) == parameters(*size)
+    ours = StreamQwenModel(network.config, torch.bfloat16, "meta")
+    assert ours.released_parameters == parameters(*size)  # though its tensors are padded
+    assert sum(weight.numel() for weight in ours.parameters()) > parameters(*size)
 
 
 def test_the_3b_shape_has_the_heads_and_rotation_of_the_release():

@@ -156,6 +156,11 @@ class StreamModel(nn.Module, ABC):
         Weights that are tied have one name.
         """
 
+    @property
+    def released_parameters(self) -> int:
+        """How many numbers the weights of a released checkpoint are: padding is not counted."""
+        return sum(weight.numel() for _, weight in self.released())
+
     @staticmethod
     @abstractmethod
     def released_name(name: str) -> str:

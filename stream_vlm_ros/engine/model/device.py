@@ -15,6 +15,8 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 def resolve_device(device: str | torch.device) -> torch.device:
     """The device by that name; ``auto`` is the first GPU if there is one, else the CPU.
 
+    A GPU always comes with its number, as some of torch's calls want it; ``cuda`` is the current.
+
     Raises DeviceUnavailableError where this machine has no such device.
     """
     if device == "auto":
@@ -41,7 +43,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
             "device to 'auto' or 'cpu', or install a torch built for this machine's GPU and check "
             "nvidia-smi"
         )
-    return wanted
+    return torch.device("cuda", torch.cuda.current_device()) if wanted.index is None else wanted
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
