@@ -225,7 +225,11 @@ class Together:
                 encoded = self._encoded(engine, frames)
                 steps = engine.append_steps(frames, timestamps=timestamps, encoding=encoded)
                 _put(_go_on(steps, None), number, steps, waiting, found)
-            self._ahead.clear()
+            coming = dict(ahead)
+            for engine, kept in list(self._ahead.items()):  # those that do not come next after all
+                if engine not in coming or not kept.is_of(engine, coming[engine]):
+                    del self._ahead[engine]
+            ahead = [one for one in ahead if one[0] not in self._ahead]
             while waiting:
                 alike: dict[Hashable, list[int]] = {}
                 for number, (_, work) in waiting.items():

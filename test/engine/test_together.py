@@ -167,6 +167,26 @@ def test_pictures_are_encoded_ahead_once(cameras, monkeypatch):
     cameras.assert_same()
 
 
+def test_pictures_encoded_ahead_wait_until_it_is_their_turn(cameras, monkeypatch):
+    encoded, together = [], Together()
+    encode_all = cameras.path.encode_all
+    monkeypatch.setattr(
+        cameras.path, "encode_all", lambda some: encoded.append(len(some)) or encode_all(some)
+    )
+    first, second = (cameras.chunks(cameras.together, number) for number in range(2))
+    late = first[2]
+    for chunks in (first[:2], second[:2]):
+        finished(together.append(chunks, [late[:2]]))
+    before = sum(encoded)
+    finished(together.append([late]))
+    assert sum(encoded) == before == 5  # two of each round, and the late one once
+    for number in range(2):
+        for camera, (engine, frames, times) in enumerate(cameras.chunks(cameras.alone, number)):
+            if camera < 2 or number == 0:
+                engine.append_video_chunk(frames, timestamps=times)
+    cameras.assert_same()
+
+
 def test_pictures_that_cannot_be_used_are_refused_when_their_turn_comes(cameras):
     chunks, together = cameras.chunks(cameras.together, 0), Together()
     steps = together.append(chunks, [(cameras.together[0], ["no picture"])])

@@ -217,7 +217,9 @@ def test_pictures_encoded_ahead_are_those_whose_turn_is_next(start):
         rounds.append(([e for e, *_ in chunks], [e for e, _ in coming]))
         return [engine.append_video_chunk(i, timestamps=t) for engine, i, t in chunks]
 
-    cameras = start("abcdefghijklmnop", append_together=append_together, together=3)
+    cameras = start(
+        "abcdefghijklmnop", append_together=append_together, together=3, clock=lambda: 0.0
+    )
     hold(cameras[0])
     for _ in range(3):
         for camera in cameras:
