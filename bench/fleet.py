@@ -15,7 +15,7 @@ from stream_vlm_ros.config import NOVELTY, Settings
 from stream_vlm_ros.engine.together import Chunk, EngineGroup, Together
 from stream_vlm_ros.node.loading import chunk_appender
 from stream_vlm_ros.session.counters import FrameCounters
-from stream_vlm_ros.session.engine_thread import EngineThread
+from stream_vlm_ros.session.engine_thread import EngineThread, write_together
 from stream_vlm_ros.session.question import WRITING, Question
 from stream_vlm_ros.session.timed_frame import TimedFrame
 from stream_vlm_ros.session.worker import EngineWorker
@@ -69,7 +69,9 @@ class Fleet:
         """Frames of each camera as they come and a question a second, in real time, through the
         thread that the node has."""
         count, question = len(self.engines), self._rig.question(self.engines[0])
-        thread = EngineThread(0.5, chunk_appender([Settings()] * count))
+        thread = EngineThread(
+            0.5, chunk_appender([Settings()] * count), write_together=write_together
+        )
         counters = [FrameCounters() for _ in self.engines]
         workers = [
             EngineWorker(lambda engine=engine: engine, its, 4, 32, thread=thread)
