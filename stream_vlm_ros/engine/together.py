@@ -96,19 +96,18 @@ class Room:
 
     Args:
         tokens: of each of the memories it is taken for.
-        spare: room for one more, as large as the largest: a memory that is loaded is there before
-            the present one is given up.
+            There is room for one more, as large as the largest: a memory that is loaded is there
+            before the present one is given up, and a session before another has ended.
         otherwise: what becomes of one that it has no room for, for the log.
     """
 
     def __init__(
         self,
         tokens: Sequence[int],
-        spare: bool = True,
         otherwise: str = "its chunks are computed by themselves, which takes longer",
     ):
         self.longest, self._otherwise = max(tokens), otherwise
-        self._slots = sum(tokens) + (self.longest if spare and len(tokens) > 1 else 0)
+        self._slots = sum(tokens) + (self.longest if len(tokens) > 1 else 0)
         self._memory: torch.Tensor | None = None
         self._taken: dict[int, int] = {}  # slots from, up to
 
@@ -198,7 +197,7 @@ class EngineGroup:
         and a slot for padding."""
         if self._tails is None:
             otherwise = "answers from it are written by themselves, which takes longer"
-            self._tails = Room([tokens + 1] * self._engines, False, otherwise)
+            self._tails = Room([tokens + 1] * self._engines, otherwise)
         return self._tails
 
     def path(self, model: StreamModel, functions: LayerFunctions, captured: bool) -> ChunkPath:

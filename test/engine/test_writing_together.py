@@ -209,7 +209,9 @@ def test_a_memory_that_is_cleared_ends_its_answer_and_no_other(cameras):
         assert_same(answers[camera], cameras.expected(camera))
 
 
-def test_a_pass_that_fails_is_done_again_one_by_one(cameras, monkeypatch, caplog):
+@pytest.mark.parametrize("steps", [False, True])
+def test_a_pass_that_fails_is_done_again_one_by_one(toys, model, steps, monkeypatch, caplog):
+    cameras = Cameras(toys, model, steps)
     batch_forward = type(cameras.model).batch_forward
 
     def failing(self, embeddings, positions, forks, *rest):
@@ -217,13 +219,18 @@ def test_a_pass_that_fails_is_done_again_one_by_one(cameras, monkeypatch, caplog
         raise torch.OutOfMemoryError("too large together")
 
     monkeypatch.setattr(type(cameras.model), "batch_forward", failing)
-    if isinstance(cameras.group.decode_path, CapturedDecode):  # where the first is held against it
-        monkeypatch.setattr(type(cameras.group.decode_path), "_together", failing)
+    if steps:  # the first is held against the pass that fails
+        kernels = PLAIN_STEP._replace(attend=failing_kernel)
+        cameras.group.decode_path = cameras.captured(kernels)
     answers = [cameras.ask(camera) for camera in range(3)]
     assert write(answers) == {}
     for camera, answer in enumerate(answers):
         assert_same(answer, cameras.expected(camera))
     assert "too large together" in caplog.text
+
+
+def failing_kernel(*_):
+    raise torch.OutOfMemoryError("no room for its splits")
 
 
 def test_an_answer_made_of_anothers_steps_is_written_with_others(cameras):
@@ -276,9 +283,13 @@ def test_a_memory_read_in_too_many_parts_goes_alone(toys, model, monkeypatch):
 
 def test_a_tail_or_a_memory_that_lies_elsewhere_goes_alone(toys, model):
     cameras = Cameras(toys, model, steps=True)
-    other = VideoStreamingInference(
-        model, toys.processor(), None, EvictionConfig.novelty(160), group=cameras.group
-    )  # one more than the group has tails for
+    spare, other = (
+        VideoStreamingInference(
+            model, toys.processor(), None, EvictionConfig.novelty(160), group=cameras.group
+        )
+        for _ in range(2)  # the group has room for one more than it was made for
+    )
+    spare.append_video_chunk(toys.frames(4, 56, 84), fps=2)
     other.append_video_chunk(toys.frames(4, 56, 84), fps=2)
     second = cameras.together[0].ask_stream("Which?", 4)  # while the first is being written
     answers = [cameras.ask(0), other.ask_stream("What?", 8), cameras.ask(1), cameras.ask(2)]
