@@ -272,6 +272,7 @@ def cameras(rig: Rig) -> dict[str, Any]:
     cap = min(rig.caps)
     sizes = [(112, 84)] if rig.small else [(448, 336), (640, 480)]
     rows: list[dict[str, Any]] = []
+    answers: list[dict[str, Any]] = []
     for size in sizes:
         for count in rig.within(
             f"{size[0]}x{size[1]}, cameras", (1, 2) if rig.small else (1, 4, 8)
@@ -280,6 +281,11 @@ def cameras(rig: Rig) -> dict[str, Any]:
             row = {"cameras": count, "size": f"{size[0]}x{size[1]}", **fleet.as_fast_as_it_goes()}
             if count == (2 if rig.small else 8):
                 row |= fleet.at_a_rate(2.0, seconds=2 if rig.small else 12)
+                answers = [
+                    fleet.answers_at_once(many, 8 if rig.small else 64, by_turns)
+                    for many in (1, 2, 4, 8)[: 2 if rig.small else 4]
+                    for by_turns in ((False,) if many == 1 else (False, True))
+                ]
             rows.append(row)
             del fleet
     bars = []
@@ -291,7 +297,7 @@ def cameras(rig: Rig) -> dict[str, Any]:
             for name, most, go_for in (("median", 15, 8), ("p99", 40, 25)):
                 what = f"first token, eight cameras of 640x480, {name}"
                 bars.append(bar(what, row["first_token"][name], "ms", most, go_for))
-    return {"unit": "ms", "cap": cap, "rows": rows, "bars": bars}
+    return {"unit": "ms", "cap": cap, "rows": rows, "answers": answers, "bars": bars}
 
 
 def answering(rig: Rig) -> dict[str, Any]:
