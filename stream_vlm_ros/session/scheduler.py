@@ -71,10 +71,16 @@ class FairQueue(Generic[Session]):
 
     def serve(self, session: Session, seconds: float, weight: float) -> None:
         """A piece of its work took so long."""
-        self._now = self._start(session)
-        self._step[session] = seconds / weight
-        self._finish[session] = self._now + seconds / weight
-        self._served[session] = next(self._count)
+        self.serve_together({session: weight}, seconds)
+
+    def serve_together(self, weights: Mapping[Session, float], seconds: float) -> None:
+        """A piece of the work of each of several sessions took so long, with these weights."""
+        starts = {one: self._start(one) for one in weights}
+        self._now = min(starts.values())  # who is behind them loses nothing
+        for one, weight in weights.items():
+            self._step[one] = seconds / len(weights) / weight
+            self._finish[one] = starts[one] + self._step[one]
+            self._served[one] = next(self._count)
 
     def forget(self, session: Session) -> None:
         """It has ended."""
@@ -153,8 +159,7 @@ class Scheduler(Generic[Session]):
     ) -> None:
         """What was chosen took so long; it was the first piece of an answer, the last, or both."""
         queue = self._chunks if choice.is_chunk else self._answers
-        for session in choice.sessions:
-            queue.serve(session, seconds / len(choice.sessions), wants[session].weight)
+        queue.serve_together({one: wants[one].weight for one in choice.sessions}, seconds)
         self._piece_was_last = not choice.is_chunk
         if not any(its.answer for its in wants.values()):
             return
