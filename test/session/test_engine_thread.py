@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 from toy_qwen import chatter_model, toy_frames, toy_processor
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
+from stream_vlm_ros.engine.decode_path import LANES
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.engine.together import EngineGroup
 from stream_vlm_ros.errors import InvalidImageError, ModelLoadError, StreamVlmError
 from stream_vlm_ros.session.counters import Drop, FrameCounters
-from stream_vlm_ros.session.engine_thread import EngineThread, write_together
+from stream_vlm_ros.session.engine_thread import MAX_ANSWERS, EngineThread, write_together
 from stream_vlm_ros.session.question import READING, WRITING, Question
 from stream_vlm_ros.session.timed_frame import TimedFrame
 from stream_vlm_ros.session.worker import EngineWorker
@@ -329,6 +330,10 @@ def test_sessions_of_one_model_answer_together_what_each_would_alone():
         said.append([(one.answer, one.answer_tokens, one.finish_reason) for one in outcomes])
         assert thread.stop(PATIENCE)
     assert said[0] == said[1] and going.count(3) >= 10
+
+
+def test_as_many_answers_go_together_as_a_step_takes():
+    assert MAX_ANSWERS == LANES
 
 
 def test_an_engine_that_cannot_be_loaded_leaves_the_others(start):
