@@ -224,13 +224,6 @@ class EngineThread:
             self._chunk_seconds |= {one: each for one in choice.sessions if not one.last_fault}
         self.scheduler.done(choice, seconds, wants, began=began, answered=answered)
 
-    def _write(self, workers: Sequence[EngineWorker]) -> bool:
-        """Go on with the answers of several sessions; whether one came to its end."""
-        assert self._write_together is not None
-        self._write_together([one.written for one in workers if one.written is not None])
-        ended = [worker.work()[1] for worker in workers]
-        return any(ended)
-
     def _append(self, workers: Sequence[EngineWorker]) -> None:
         """Append the chunks that were taken, together."""
         assert self._append_together is not None
@@ -245,3 +238,10 @@ class EngineThread:
             done = [fault] * len(chunks)
         for worker, result in zip(chunks, done, strict=True):
             worker.appended(result)
+
+    def _write(self, workers: Sequence[EngineWorker]) -> bool:
+        """Go on with the answers of several sessions; whether one came to its end."""
+        assert self._write_together is not None
+        self._write_together([one.written for one in workers if one.written is not None])
+        ended = [worker.work()[1] for worker in workers]
+        return any(ended)
