@@ -93,6 +93,7 @@ def write(answers, pieces=10**6):
 
 
 def assert_same(answer, expected):
+    """``expected``: text and metrics."""
     text, metrics = expected
     assert answer.text == text
     assert answer.metrics.token_ids == metrics.token_ids
@@ -234,14 +235,14 @@ def failing_kernel(*_):
 
 
 def test_an_answer_made_of_anothers_steps_is_written_with_others(cameras):
-    def of(inner):
+    def of(inner, release=lambda: None):
         def pieces():
             yield "("
             yield from inner.steps()
             yield ")"
             return inner.metrics
 
-        return Answer(pieces(), inner.close)
+        return Answer(pieces(), release)
 
     inner = cameras.ask(0)
     answers = [of(inner), cameras.ask(1)]
@@ -249,7 +250,8 @@ def test_an_answer_made_of_anothers_steps_is_written_with_others(cameras):
     assert answers[0].text == f"({inner.text})"
     assert_same(inner, cameras.expected(0))
     assert cameras.passes.count(2) >= 6
-    left = of(cameras.ask(0))
+    inner = cameras.ask(0)
+    left = of(inner)
     write([left], pieces=3)
     left.close()
     assert not cameras.together[0].cache_manager.living_forks
@@ -281,21 +283,23 @@ def test_a_memory_read_in_too_many_parts_goes_alone(toys, model, monkeypatch):
     }
 
 
-def test_a_tail_or_a_memory_that_lies_elsewhere_goes_alone(toys, model):
+@pytest.mark.parametrize(("cap", "tail"), [(300, 2048), (160, 2049)])
+def test_a_memory_or_a_tail_that_lies_elsewhere_goes_alone(toys, model, cap, tail):
+    """The group has room for one more than it was made for, which is not larger than the largest,
+    and its tail not than the first's."""
     cameras = Cameras(toys, model, steps=True)
-    spare, other = (
-        VideoStreamingInference(
-            model, toys.processor(), None, EvictionConfig.novelty(160), group=cameras.group
-        )
-        for _ in range(2)  # the group has room for one more than it was made for
-    )
-    spare.append_video_chunk(toys.frames(4, 56, 84), fps=2)
-    other.append_video_chunk(toys.frames(4, 56, 84), fps=2)
+    other = VideoStreamingInference(
+        model, toys.processor(), None, EvictionConfig.novelty(cap), group=cameras.group,
+        max_tail_tokens=tail,
+    )  # fmt: skip
+    for number in range(9):
+        other.append_video_chunk(toys.frames(4, 56, 84, seed=number), fps=2)
     second = cameras.together[0].ask_stream("Which?", 4)  # while the first is being written
     answers = [cameras.ask(0), other.ask_stream("What?", 8), cameras.ask(1), cameras.ask(2)]
     second.close()
     assert write(answers) == {}
     assert_same(answers[0], cameras.expected(0))
+    assert_same(answers[1], other.ask_stream("What?", 8).complete())
     assert_same(answers[2], cameras.expected(1))
     detours = cameras.group.decode_path.detours
     assert detours[FAR] == 7 and detours["another answer is being written from its memory"] == 8

@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from fake_engine import FakeEngine
+from fake_engine import FakeEngine, FakeRecall, episode
 from patience import PATIENCE, wait_until
 from safetensors.torch import load_file
 from toy_qwen import chatter_model, toy_frames, toy_processor
@@ -330,6 +330,38 @@ def test_sessions_of_one_model_answer_together_what_each_would_alone():
         said.append([(one.answer, one.answer_tokens, one.finish_reason) for one in outcomes])
         assert thread.stop(PATIENCE)
     assert said[0] == said[1] and going.count(3) >= 10
+
+
+def test_one_answers_end_lets_a_chunk_in_before_another_one_ends(start):
+    """With a share of 0, also where both go on together."""
+    told = []
+    options = {"ingest_share": 0.0, "write_together": lambda answers: None}
+    a, b, c = start("abc", clock=lambda: 0.0, **options)
+    for camera in (a, b, c):
+        camera.append("first")
+        camera.answer()
+    hold(c)
+    short = a.ask(tokens=5)
+    long = b.ask(tokens=40, progress=lambda state, text: told.append(c.counters.ingested))
+    c.append("during")
+    c.engine.gate.set()
+    assert short.future.result(PATIENCE).error is None and long.future.result(PATIENCE)
+    assert 2 in told and 3 in told  # before the short one's end, and behind it
+
+
+def test_only_what_is_written_goes_on_together(start):
+    """Not an answer whose pictures are fetched."""
+    going = []
+    told = lambda answers: going.append(len(answers))  # noqa: E731
+    a, b, c = start("abc", FakeRecall, write_together=told, clock=lambda: 0.0)
+    for camera in (a, b, c):
+        camera.append("first", "second", "third")
+        camera.engine.found = [episode(0.0, 0.5, 1.0)]
+    hold(c)
+    tickets = [a.ask(tokens=3, thumbnails=3), b.ask(tokens=9)]
+    c.engine.gate.set()
+    assert [ticket.future.result(PATIENCE).error for ticket in tickets] == [None] * 2
+    assert set(going) == {2}
 
 
 def test_as_many_answers_go_together_as_a_step_takes():
