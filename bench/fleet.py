@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
@@ -15,7 +16,7 @@ from stream_vlm_ros.config import NOVELTY, Settings
 from stream_vlm_ros.engine.together import Chunk, EngineGroup, Together
 from stream_vlm_ros.node.loading import chunk_appender
 from stream_vlm_ros.session.counters import FrameCounters
-from stream_vlm_ros.session.engine_thread import EngineThread
+from stream_vlm_ros.session.engine_thread import EngineThread, write_together
 from stream_vlm_ros.session.question import WRITING, Question
 from stream_vlm_ros.session.timed_frame import TimedFrame
 from stream_vlm_ros.session.worker import EngineWorker
@@ -65,11 +66,53 @@ class Fleet:
             "start_s": round(self.started + first, 1),
         }
 
+    def answers_at_once(self, count: int, tokens: int, by_turns: bool = False) -> dict[str, Any]:
+        """Questions to so many cameras at the same moment, through the thread that the node has.
+
+        Told are all tokens by the time that all answers took, the milliseconds to a first token,
+        and those between two tokens of one answer.
+        """
+        thread = EngineThread(write_together=None if by_turns else write_together)
+        workers = [
+            EngineWorker(lambda engine=engine: engine, FrameCounters(), 4, 32, thread=thread)
+            for engine in self.engines[:count]
+        ]
+        thread.start()
+        for worker in workers:
+            worker.loaded.result()
+        question = Question(self._rig.question(self.engines[0]), max_new_tokens=tokens)
+        first, between, written, spent = [], [], 0, 0.0
+        for number in range(2 if self._rig.small else 4):
+            heard: list[list[float]] = [[] for _ in workers]
+            begin = time.perf_counter()
+            tickets = [
+                worker.ask(question, lambda state, text, its=its: its.append(time.perf_counter()))
+                for worker, its in zip(workers, heard, strict=True)
+            ]
+            outcomes = [ticket.future.result() for ticket in tickets]
+            if number == 0:  # what is computed first is held against plain calls
+                continue
+            spent += time.perf_counter() - begin
+            written += sum(outcome.answer_tokens for outcome in outcomes)
+            for _, *pieces in heard:  # the first call says that it is being read
+                first.append(1e3 * (pieces[0] - begin))
+                between += [1e3 * (b - a) for a, b in itertools.pairwise(pieces)]
+        thread.stop(60.0)
+        return {
+            "answers": count,
+            "by_turns": by_turns,
+            "tokens_a_second": round(written / spent, 1),
+            "first_token": summary(first),
+            "token": summary(between),
+        }
+
     def at_a_rate(self, fps: float, seconds: float) -> dict[str, Any]:
         """Frames of each camera as they come and a question a second, in real time, through the
         thread that the node has."""
         count, question = len(self.engines), self._rig.question(self.engines[0])
-        thread = EngineThread(0.5, chunk_appender([Settings()] * count))
+        thread = EngineThread(
+            0.5, chunk_appender([Settings()] * count), write_together=write_together
+        )
         counters = [FrameCounters() for _ in self.engines]
         workers = [
             EngineWorker(lambda engine=engine: engine, its, 4, 32, thread=thread)

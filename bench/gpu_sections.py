@@ -23,6 +23,7 @@ from stream_vlm_ros.config import NOVELTY
 from stream_vlm_ros.engine import VideoStreamingInference
 from stream_vlm_ros.engine.attention.cudnn import CUDNN_PREFILL
 from stream_vlm_ros.engine.chunk_path import ChunkPath
+from stream_vlm_ros.engine.decode_path import CapturedDecode
 from stream_vlm_ros.errors import InvalidParameterError
 
 CHOICES = ["a red circle", "a blue square", "nothing", "a sign", "two shapes"]
@@ -294,6 +295,20 @@ def cameras(rig: Rig) -> dict[str, Any]:
     return {"unit": "ms", "cap": cap, "rows": rows, "bars": bars}
 
 
+def answers_at_once(rig: Rig) -> dict[str, Any]:
+    """Questions to several cameras at the same moment: written together, and by turns."""
+    cap, counts = min(rig.caps), (1, 2) if rig.small else (1, 2, 4, 8)
+    fleet = Fleet(rig, counts[-1], (112, 84) if rig.small else (448, 336), cap)
+    rows = [
+        fleet.answers_at_once(count, 8 if rig.small else 64, by_turns)
+        for count in rig.within("answers", counts)
+        for by_turns in ((False,) if count == 1 else (False, True))
+    ]
+    path = fleet.engines[0].group.decode_path
+    refused = [*path.refused.values()] if isinstance(path, CapturedDecode) else ["not captured"]
+    return {"unit": "ms", "cap": cap, "rows": rows, "refused": refused}
+
+
 def answering(rig: Rig) -> dict[str, Any]:
     """What chunks and an answer cost each other in the node's worker: ingest_while_answering.py."""
     cap, tokens = min(rig.caps), 16 if rig.small else 64
@@ -421,6 +436,7 @@ SECTIONS = {
     "steady": (steady, 45),
     "small_frames": (small_frames, 15),
     "cameras": (cameras, 60),
+    "answers_at_once": (answers_at_once, 30),
     "history": (history, 60),
     "answering": (answering, 30),
     "variants": (variants, 60),

@@ -339,6 +339,23 @@ def _small_frames(section: Report) -> str:
     return table(["Frames", "Cap", "Chunk", "Frames a second", "Cameras of 2 fps"], [cells])
 
 
+def _answers_at_once(section: Report) -> str:
+    """Written together, and beside it by turns."""
+    by_turns = {row["answers"]: row for row in section["rows"] if row["by_turns"]}
+    rows = []
+    for row in section["rows"]:
+        if row["by_turns"]:
+            continue
+        count = row["answers"]
+        turns = by_turns.get(count, row if count == 1 else {})
+        cells = [figure(one["tokens_a_second"]) if one else "" for one in (row, turns)]
+        for name in ("first_token", "token"):
+            cells += [_median(row[name]), figure(row[name]["p99"])]
+        rows.append([figure(count), *cells])
+    titles = ["Answers at once", "Tokens a second", "By turns", "First token", "p99"]
+    return table([*titles, "Further token", "p99"], rows)
+
+
 def _answering(section: Report) -> str:
     about = (
         f"An answer of {section['tokens']} tokens alone: {figure(section['answer_ms'])} ms; a "
@@ -400,6 +417,7 @@ GPU = (
     ("eviction", "Eviction, share of a chunk's time", _eviction),
     ("steady", "How even chunks are", _steady),
     ("small_frames", "Small frames", _small_frames),
+    ("answers_at_once", "Answers of several cameras at once", _answers_at_once),
     ("answering", "Chunks while an answer is being written", _answering),
     ("variants", "Options compared", _variants),
     ("curves", "Over cap, chunk, picture and stream", _curves),

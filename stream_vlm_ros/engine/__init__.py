@@ -10,8 +10,9 @@ Read `inference` first: it conducts the others. Each folder says at its door wha
     results         what they return: typed, and answering [...]
     decoding        which token comes next, when to stop; `Answer`
     copies          between host and device, that nobody waits for
-    together        several engines on one model: memories side by side, chunks in one pass
+    together        several engines on one model: memories side by side, their work in one pass
     chunk_path      how a chunk runs: call by call or, if it is small, in captured steps
+    decode_path     how the next tokens of several engines' answers run: in one pass
     graph_runner    how text runs, in prefill and decode: call by call, or in captured steps
     finite          not-a-number is neither kept nor answered with
     loading         a folder -> network and processor on the device

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import (
@@ -20,6 +21,9 @@ from transformers import (
 from stream_vlm_ros.engine.finite import not_finite
 from stream_vlm_ros.engine.results import AnswerMetrics
 from stream_vlm_ros.errors import InvalidParameterError, real_number, whole_number
+
+if TYPE_CHECKING:
+    from stream_vlm_ros.engine.decode_path import Continuation
 
 _LEAST_TEMPERATURE = 1e-5
 _MOST_UNSETTLED = 16  # tokens: a character has four bytes, so what is none by then never will be
@@ -220,7 +224,9 @@ class Answer:
     is released.
 
     Args:
-        pieces: writes it, and returns its metrics.
+        pieces: writes it, and returns its metrics. Between two pieces it may yield what has to be
+            computed for the next one, which is begun then: alone or, by who calls `coming` of
+            several, together.
         release: gives back what ``pieces`` reads, also if it never began.
 
     Attributes:
@@ -230,22 +236,65 @@ class Answer:
 
     # ``pieces`` must not refer to this object: in a cycle it would hold what it reads until the
     # next garbage collection.
-    def __init__(self, pieces: Generator[str, None, AnswerMetrics], release: Callable[[], None]):
+    def __init__(
+        self,
+        pieces: Generator[str | Continuation, None, AnswerMetrics],
+        release: Callable[[], None],
+    ):
         self.text = ""
         self.metrics: AnswerMetrics | None = None
         self._pieces, self._release = pieces, release
+        self._reached: str | Continuation | BaseException | None = None  # ahead of being asked
 
     def __iter__(self) -> Answer:
         return self
 
     def __next__(self) -> str:
+        while not isinstance(step := self._step(), str):
+            try:
+                step.begin()
+            except BaseException:
+                self.close()
+                raise
+        return step
+
+    def coming(self) -> Continuation | None:
+        """Go on to where it is known what has to be computed next; None: nothing before a piece.
+
+        What is raised on the way is raised where the next piece is asked for.
+        """
+        if self._reached is None:
+            try:
+                self._reached = next(self._pieces)
+            except BaseException as fault:  # its end, too
+                self._reached = fault
+        reached = self._reached
+        return None if isinstance(reached, str | BaseException) else reached
+
+    def steps(self) -> Generator[str | Continuation, None, None]:
+        """For who makes another answer of it: its pieces, with what is computed between them."""
         try:
-            piece = next(self._pieces)
+            while True:
+                try:
+                    step = self._step()
+                except StopIteration:
+                    return
+                yield step
+        finally:
+            self.close()
+
+    def _step(self) -> str | Continuation:
+        reached, self._reached = self._reached, None
+        try:
+            if isinstance(reached, BaseException):
+                raise reached
+            step = next(self._pieces) if reached is None else reached
         except StopIteration as end:
             self.metrics = end.value or self.metrics
             raise
-        self.text += piece
-        return piece
+        if isinstance(step, str):
+            self.text += step
+        return step
 
     def complete(self, on_token: Callable[[str], None] | None = None) -> tuple[str, AnswerMetrics]:
         """Write it to its end; the text and the metrics.
@@ -265,6 +314,7 @@ class Answer:
 
     def close(self) -> None:
         """Stop writing; the question leaves no trace."""
+        self._reached = None
         self._pieces.close()
         self._release()
 

@@ -30,6 +30,7 @@ from stream_vlm_ros.engine.cache.manager import KVCacheManager, StreamState
 from stream_vlm_ros.engine.cache.mrope import Span, TextSpan, VisionSpan, time_to_ticks
 from stream_vlm_ros.engine.cache.requests import Fork
 from stream_vlm_ros.engine.chunk_path import Appending, Encoded, Encoding, chunk_path
+from stream_vlm_ros.engine.decode_path import Continuation
 from stream_vlm_ros.engine.decoding import Answer, AnswerText, DecodingOptions, Sampler
 from stream_vlm_ros.engine.finite import FiniteCheck, check_finite, not_finite
 from stream_vlm_ros.engine.graph_runner import text_runner
@@ -204,6 +205,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             fork_slack_tokens,
             importance,
             None if group is None else group.room,
+            None if group is None else group.tails(max_tail_tokens),
         )
         tell_stream(model, self.cache_manager)
         log.info(_describe_eviction(eviction_config))
@@ -219,7 +221,11 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
 
     def warm_up(self) -> WarmUp:
         """Make ready what the first question would wait for; only a GPU needs it."""
-        return WarmUp(**self.text_path.warm_up())
+        warm = self.text_path.warm_up()
+        if self.group is not None:
+            seconds, taken = self.group.decode_path.warm_up()
+            warm |= {"seconds": warm["seconds"] + seconds, "bytes": warm["bytes"] + taken}
+        return WarmUp(**warm)
 
     # -- seeing ------------------------------------------------------------------------------
 
@@ -385,15 +391,17 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         start, asked_at = fork.start, manager.ledger.mark()
         cache_length, time_spans = manager.get_seq_length(), manager.time_spans()
 
-        def write() -> Generator[str, None, AnswerMetrics]:
-            reason, unread, ttft = "cancelled", prompt, None
+        together = None if self.group is None else self.group.decode_path
+
+        def write() -> Generator[str | Continuation, None, AnswerMetrics]:
+            reason, ttft = "cancelled", None
+            text = Continuation(self.text_path, prompt, start, fork, read)
             with fork:
                 said = AnswerText(self._chat.decode, options.stop)
                 sampler = Sampler(options, prompt, self.device)
                 while fork.alive:  # until the memory is cleared while this answer is written
-                    logits = self._run_text(unread, start, fork, read if ttft is None else None)
-                    token = sampler.choose(logits)
-                    unread = [token]
+                    token = sampler.choose(text.run())
+                    text = Continuation(self.text_path, [token], start, fork, together=together)
                     ttft = ttft or time.perf_counter() - started
                     if cancel is not None and cancel():
                         break
@@ -401,7 +409,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
                         reason = "stop"
                         break
                     if len(said.ids) + 1 < max_new_tokens:
-                        self.text_path.begin(unread, start, fork)
+                        yield text
                     if piece := said.add(token):
                         yield piece
                     if said.stopped:

@@ -1,10 +1,11 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-"""Several engines that share a model: their memories side by side, their chunks in one pass.
+"""Several engines that share a model: their memories side by side, their work in one pass.
 
 Each keeps a memory of its own and is asked by itself. What a batch shares is the reading of the
-weights and the launching of kernels, which is most of what a small camera's chunk costs.
+weights and the launching of kernels, which is most of what a small camera's chunk costs, and almost
+all that a token of an answer does.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from stream_vlm_ros.engine.chunk_path import (
     Encoding,
     chunk_path,
 )
+from stream_vlm_ros.engine.decode_path import DecodePath, begin_together, decode_path
+from stream_vlm_ros.engine.decoding import Answer
 from stream_vlm_ros.engine.finite import FiniteCheck
 from stream_vlm_ros.engine.results import ChunkResult
 from stream_vlm_ros.errors import InvalidParameterError, in_words
@@ -92,12 +95,18 @@ class Room:
     """Where the memories of several engines lie: one tensor, so that one kernel reads them all.
 
     Args:
-        tokens: of each of the memories it is taken for. There is room for one more, as large as the
-            largest: a memory that is loaded is there before the present one is given up.
+        tokens: of each of the memories it is taken for.
+            There is room for one more, as large as the largest: a memory that is loaded is there
+            before the present one is given up, and a session before another has ended.
+        otherwise: what becomes of one that it has no room for, for the log.
     """
 
-    def __init__(self, tokens: Sequence[int]):
-        self.longest = max(tokens)
+    def __init__(
+        self,
+        tokens: Sequence[int],
+        otherwise: str = "its chunks are computed by themselves, which takes longer",
+    ):
+        self.longest, self._otherwise = max(tokens), otherwise
         self._slots = sum(tokens) + (self.longest if len(tokens) > 1 else 0)
         self._memory: torch.Tensor | None = None
         self._taken: dict[int, int] = {}  # slots from, up to
@@ -118,15 +127,16 @@ class Room:
     def take(self, shape: KVShape, tokens: int, device: torch.device) -> torch.Tensor:
         """Room for so many tokens, ``[layers, 2, kv_heads, tokens, head_dim]``.
 
-        It is free again when nobody refers to it. Where there is none it lies elsewhere, and its
-        chunks are computed by themselves. DeviceUnavailableError if the device has none.
+        It is free again when nobody refers to it. Where there is none it lies elsewhere.
+        DeviceUnavailableError if the device has none.
         """
         start = self._free(tokens)
         if start is None:
             log.warning(
-                "a memory of %d tokens has no room next to those of its group: its chunks are "
-                "computed by themselves, which takes longer", tokens,
-            )  # fmt: skip
+                "a memory of %d tokens has no room next to those of its group: %s",
+                tokens,
+                self._otherwise,
+            )
             return shape.allocate(tokens, device)
         if self._memory is None:
             self._memory = shape.allocate(self._slots, device)
@@ -134,6 +144,18 @@ class Room:
         memory = self._memory.narrow(3, start, tokens)
         weakref.finalize(memory, self._taken.pop, start, None)
         return memory
+
+    def holds(self, memory: torch.Tensor) -> bool:
+        """Whether a memory ``[layers, 2, kv_heads, slots, head_dim]`` lies in it."""
+        whole = self._memory
+        return (
+            whole is not None
+            and memory.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+        )
+
+    def slot_of(self, memory: torch.Tensor) -> int:
+        """Where one that it holds begins."""
+        return memory.storage_offset() // self.memory.stride(3)
 
     def _free(self, tokens: int) -> int | None:
         """Where so many slots are free."""
@@ -154,7 +176,10 @@ class EngineGroup:
 
     Attributes:
         room: where their memories lie.
+        decode_path: how tokens of their answers run together, once `path` was asked for.
     """
+
+    decode_path: DecodePath
 
     def __init__(self, tokens: Sequence[int]):
         if not tokens or min(tokens) < 1:
@@ -162,14 +187,26 @@ class EngineGroup:
                 f"a group wants the tokens of each engine's memory, 1 or more, not {[*tokens]}"
             )
         self.room = Room(tokens)
+        self._engines = len(tokens)
+        self._tails: Room | None = None
         self._model: StreamModel | None = None
         self._path: ChunkPath | None = None
+
+    def tails(self, tokens: int) -> Room:
+        """Where the tails of their questions lie, as large as the first engine's: so many tokens,
+        and a slot for padding."""
+        if self._tails is None:
+            otherwise = "answers from it are written by themselves, which takes longer"
+            self._tails = Room([tokens + 1] * self._engines, otherwise)
+        return self._tails
 
     def path(self, model: StreamModel, functions: LayerFunctions, captured: bool) -> ChunkPath:
         """How chunks of all of them run. Raises InvalidParameterError for another model."""
         if self._path is None:
+            assert self._tails is not None  # an engine has its memory by now
             self._model = model
             self._path = chunk_path(model, functions, self.room, captured, BATCHES)
+            self.decode_path = decode_path(model, self.room, self._tails, captured)
         if self._model is not model:
             raise InvalidParameterError("engines of a group share one model")
         return self._path
@@ -178,6 +215,16 @@ class EngineGroup:
 def append_together(chunks: Sequence[Chunk]) -> list[ChunkResult | BaseException]:
     """Append a chunk to each of several engines: see `Together.append`."""
     return finished(Together().append(chunks))
+
+
+def write_together(answers: Sequence[Answer]) -> None:
+    """Go on with several answers, up to where the device computes what follows in each.
+
+    Their next pieces are then there for who iterates over them. Those of engines of one
+    `EngineGroup` are computed in one pass, up to rounding as by themselves; the rest one by one,
+    when they are asked for. What fails fails in its own answer.
+    """
+    begin_together([text for answer in answers if (text := answer.coming()) is not None])
 
 
 def finished(pieces: Generator[None, None, Result]) -> Result:

@@ -35,6 +35,7 @@ from stream_vlm_ros.engine import (
 from stream_vlm_ros.engine.attention.base import Readout
 from stream_vlm_ros.engine.cache.budget import USUAL_PIXELS
 from stream_vlm_ros.engine.chunk_path import Encoded, Encoding
+from stream_vlm_ros.engine.decode_path import Continuation
 from stream_vlm_ros.engine.inputs.timestamps import check_about, frame_times
 from stream_vlm_ros.engine.results import QuestionMetrics, TimeSpans, WarmUp
 from stream_vlm_ros.engine.saving.memory_copy import MemoryCopy
@@ -323,8 +324,8 @@ class RecallingInference(VideoStreamingInference):
         else:
             live = first.ask_stream(question, *how, cancel=fetches, read=search.read, **options)
 
-        def write() -> Generator[str, None, AnswerMetrics]:
-            yield from live
+        def write() -> Generator[str | Continuation, None, AnswerMetrics]:
+            yield from live.steps()
             metrics = live.metrics
             assert metrics is not None  # it has ended
             if plan is None or not plan.looks or (cancel is not None and cancel()):
@@ -339,7 +340,7 @@ class RecallingInference(VideoStreamingInference):
             if told is None:  # its pictures are gone
                 self._check_remembered(asked_about)
                 again = plain(question, *how, update_state, cancel=cancel, **options)
-                yield from again
+                yield from again.steps()
                 assert again.metrics is not None
                 return again.metrics
             text, done = told

@@ -55,7 +55,7 @@ from stream_vlm_ros.node.pause_services import PauseServices
 from stream_vlm_ros.node.publishing import publish_on, unpublish
 from stream_vlm_ros.processes.ros_process import END_TIMEOUT
 from stream_vlm_ros.session.answer_log import AnswerLog, AnswerLogError
-from stream_vlm_ros.session.engine_thread import EngineThread
+from stream_vlm_ros.session.engine_thread import EngineThread, write_together
 from stream_vlm_ros.session.news import News
 from stream_vlm_ros.setting import CONFIGURE, Setting
 
@@ -221,7 +221,9 @@ class StreamVlmNode(TellingLifecycleNode):
             self._engines = link_thread()
         else:
             append = None if self._load else chunk_appender(cameras)
-            self._engines = EngineThread(self.parameters.ingest_share, append)
+            self._engines = EngineThread(
+                self.parameters.ingest_share, append, write_together=write_together
+            )
         self.cameras = tuple(
             Camera(self, name, own, load, self._engines) for name, own in settings.items()
         )

@@ -48,7 +48,7 @@ from stream_vlm_ros.serve.ownership import Ownership, lock_of
 from stream_vlm_ros.serve.telling import memory_of, picture_of, saved_of
 from stream_vlm_ros.session.counters import Drop, FrameCounters
 from stream_vlm_ros.session.engine_session import ChunkEnd
-from stream_vlm_ros.session.engine_thread import EngineThread, together_appender
+from stream_vlm_ros.session.engine_thread import EngineThread, together_appender, write_together
 from stream_vlm_ros.session.ingest import FrameIngest
 from stream_vlm_ros.session.memory_keeper import SUFFIX, Done, MemoryKeeper
 from stream_vlm_ros.session.memory_summary import MemorySummary
@@ -953,7 +953,12 @@ class Sessions:
         self._load_model = load
         self._checkpoint: Checkpoint | None = None
         self._group: EngineGroup | None = None
-        self._thread = EngineThread(settings.ingest_share, together_appender(), lasting=True)
+        self._thread = EngineThread(
+            settings.ingest_share,
+            together_appender(),
+            write_together=write_together,
+            lasting=True,
+        )
         # Apart: a session may begin only when another server's has ended, and the other way round.
         # Whoever waits for another server keeps nobody else from beginning.
         most = self.limits.max_sessions

@@ -45,6 +45,7 @@ from stream_vlm_ros.session.timed_frame import TimedFrame
 
 if TYPE_CHECKING:  # torch takes seconds to import: the node is on the graph before that
     from stream_vlm_ros.engine import AnswerMetrics, ChoiceMetrics, InferenceEngine
+    from stream_vlm_ros.engine.decoding import Answer
     from stream_vlm_ros.engine.results import ChunkResult, EvidenceEpisode, SavedMemory
     from stream_vlm_ros.history.poses import Pose, PoseTrack
 
@@ -138,6 +139,7 @@ class EngineSession:
         self.resets = 0
         self.last_fault: str = ""  # of the last chunk, empty when it went well
         self.poses: PoseTrack | None = None  # where the robot was, told with evidence
+        self.written: Answer | None = None  # the answer under way, while its text grows
         self._engine: InferenceEngine  # from `_open` to `_close`
         self._counters = counters
         self._report = report
@@ -371,11 +373,13 @@ class EngineSession:
             seed=question.seed,
             **recall,
         )
+        self.written = written
         try:
             for _ in written:  # an empty piece, too, between two steps of fetching
                 progress(WRITING if written.text else READING, written.text)
                 yield
         finally:
+            self.written = None
             written.close()
             if self._appended_to or question.keep_exchange:
                 self.memory = self._snapshot()

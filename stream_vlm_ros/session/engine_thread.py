@@ -14,6 +14,7 @@ from stream_vlm_ros.session.scheduler import Choice, Scheduler, Wants
 
 if TYPE_CHECKING:  # torch takes seconds to import: the node is on the graph before that
     from stream_vlm_ros.engine import InferenceEngine
+    from stream_vlm_ros.engine.decoding import Answer
     from stream_vlm_ros.engine.results import ChunkResult
     from stream_vlm_ros.engine.together import Together
     from stream_vlm_ros.session.worker import EngineWorker
@@ -26,10 +27,15 @@ if TYPE_CHECKING:  # torch takes seconds to import: the node is on the graph bef
     AppendTogether = Callable[
         [Sequence[PreparedChunk], Sequence[ComingChunk]], Sequence[ChunkResult | BaseException]
     ]
+    # Goes on with each, up to its next piece.
+    WriteTogether = Callable[[Sequence[Answer]], None]
 
 # Seconds that chunks which are appended together may take, so that a question waits no longer.
 # While they come faster than they are appended, as many go as can.
 PATIENCE = 0.04
+
+# Answers that go on together: what one step of the engines takes (`engine.decode_path`).
+MAX_ANSWERS = 8
 
 
 def together_appender() -> AppendTogether:
@@ -48,6 +54,13 @@ def together_appender() -> AppendTogether:
     return append
 
 
+def write_together(answers: Sequence[Answer]) -> None:
+    """What goes on with answers of engines of one `EngineGroup` at once."""
+    from stream_vlm_ros.engine import together
+
+    together.write_together(answers)
+
+
 class EngineThread:
     """Loads the engines of its sessions, and does what they want, one piece of work after another.
 
@@ -59,6 +72,8 @@ class EngineThread:
         append_together: appends chunks of several engines at once, given those that come next;
             None: one by one, as while engines that have no ``group`` in common want to append.
         together: of at most so many sessions, see `PATIENCE`.
+        write_together: goes on with answers of several engines that have a ``group`` in common;
+            None: they are written by turns.
         clock: seconds from any start.
         lasting: go on when no session is left, until `stop`.
 
@@ -72,11 +87,14 @@ class EngineThread:
         ingest_share: float = 0.5,
         append_together: AppendTogether | None = None,
         together: int = 8,
+        write_together: WriteTogether | None = None,
         clock: Callable[[], float] = time.monotonic,
         lasting: bool = False,
     ) -> None:
         self.wake = threading.Condition()
-        self.scheduler: Scheduler[EngineWorker] = Scheduler(ingest_share)
+        answers = 1 if write_together is None else MAX_ANSWERS
+        self.scheduler: Scheduler[EngineWorker] = Scheduler(ingest_share, answers=answers)
+        self._write_together = write_together
         self._append_together, self._most = append_together, together
         self._chunk_seconds: dict[EngineWorker, float] = {}  # of each one's last chunk
         self._clock = clock
@@ -196,8 +214,10 @@ class EngineThread:
         began = answered = False
         if len(choice.sessions) == 1:
             began, answered = choice.sessions[0].work()
-        else:
+        elif choice.is_chunk:
             self._append(choice.sessions)
+        else:
+            answered = self._write(choice.sessions)
         seconds = self._clock() - begin
         if choice.is_chunk:
             each = max(seconds, 1e-6) / len(choice.sessions)
@@ -226,3 +246,10 @@ class EngineThread:
             done = [fault] * len(chunks)
         for worker, result in zip(chunks, done, strict=True):
             worker.appended(result)
+
+    def _write(self, workers: Sequence[EngineWorker]) -> bool:
+        """Go on with the answers of several sessions; whether one came to its end."""
+        assert self._write_together is not None
+        self._write_together([one.written for one in workers if one.written is not None])
+        ended = [worker.work()[1] for worker in workers]
+        return any(ended)

@@ -21,19 +21,22 @@ class Wants:
         answer: somebody waits for it: its answer's next piece, what else was asked of it, or what
             has to be done before that.
         begins: of that, a question has not been begun.
+        joins: the answer's next piece may be computed together with those of others for which this
+            is equal; None: it goes by itself.
         chunk: a chunk that nobody waits for.
         weight: its share of the time, compared with the others'.
     """
 
     answer: bool = False
     begins: bool = False
+    joins: Hashable | None = None
     chunk: bool = False
     weight: float = 1.0
 
 
 @dataclass(frozen=True)
 class Choice(Generic[Session]):
-    """Whose turn it is: one session's, or for chunks alone that of several together."""
+    """Whose turn it is: one session's, or that of several together."""
 
     sessions: tuple[Session, ...]
     is_chunk: bool
@@ -68,10 +71,16 @@ class FairQueue(Generic[Session]):
 
     def serve(self, session: Session, seconds: float, weight: float) -> None:
         """A piece of its work took so long."""
-        self._now = self._start(session)
-        self._step[session] = seconds / weight
-        self._finish[session] = self._now + seconds / weight
-        self._served[session] = next(self._count)
+        self.serve_together({session: weight}, seconds)
+
+    def serve_together(self, weights: Mapping[Session, float], seconds: float) -> None:
+        """A piece of the work of each of several sessions took so long, with these weights."""
+        starts = {one: self._start(one) for one in weights}
+        self._now = min(starts.values())  # who is behind them loses nothing
+        for one, weight in weights.items():
+            self._step[one] = seconds / len(weights) / weight
+            self._finish[one] = starts[one] + self._step[one]
+            self._served[one] = next(self._count)
 
     def forget(self, session: Session) -> None:
         """It has ended."""
@@ -91,15 +100,17 @@ class Scheduler(Generic[Session]):
     share of 0 chunks wait until it is complete; where others are being written then, one chunk goes
     all the same. Before the first question that a session asks since the last chunk, no chunk goes:
     it waits for no more than the piece under way, what stands before it in its session, and the
-    others' answers. Answers among themselves, and chunks, are served as :class:`FairQueue` does.
+    others' answers. Answers among themselves, and chunks, are served as :class:`FairQueue` does;
+    pieces of answers that were handed out together count as equal parts of the time they took.
 
     Args:
         share: 0 to 1; may be changed at any time.
         together: up to how many sessions' chunks are handed out at once, while nobody waits.
+        answers: up to how many sessions' answers go on at once.
     """
 
-    def __init__(self, share: float = 0.5, together: int = 1) -> None:
-        self.share, self.together = share, together
+    def __init__(self, share: float = 0.5, together: int = 1, answers: int = 1) -> None:
+        self.share, self.together, self.answers = share, together, answers
         self._answers: FairQueue[Session] = FairQueue()
         self._chunks: FairQueue[Session] = FairQueue()
         self._credit = 0.0  # seconds that chunks may still take
@@ -125,7 +136,11 @@ class Scheduler(Generic[Session]):
             chunks = [one for one in chunks if self._owed and not wants[one].answer]
         if chunks:
             return Choice((self._chunks.ordered(chunks)[0],), is_chunk=True)
-        return Choice((self._answers.ordered(answers)[0],), is_chunk=False)
+        first = self._answers.ordered(answers)[0]
+        if (joins := wants[first].joins) is not None:
+            alike = [one for one in answers if wants[one].joins == joins]
+            return Choice(tuple(self._answers.together(alike, self.answers)), is_chunk=False)
+        return Choice((first,), is_chunk=False)
 
     def chunks_in_order(self, sessions: Iterable[Session]) -> list[Session]:
         """Whose chunk is next first, if nobody waits for an answer."""
@@ -148,8 +163,7 @@ class Scheduler(Generic[Session]):
     ) -> None:
         """What was chosen took so long; it was the first piece of an answer, the last, or both."""
         queue = self._chunks if choice.is_chunk else self._answers
-        for session in choice.sessions:
-            queue.serve(session, seconds / len(choice.sessions), wants[session].weight)
+        queue.serve_together({one: wants[one].weight for one in choice.sessions}, seconds)
         self._piece_was_last = not choice.is_chunk
         if not any(its.answer for its in wants.values()):
             return

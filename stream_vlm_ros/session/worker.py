@@ -291,7 +291,12 @@ class EngineWorker(EngineSession):
     def wants(self) -> Wants:
         """What it could do now."""
         if self._answering is not None:
-            return Wants(answer=True, chunk=self._oldest_chunk() is not None, weight=self.weight)
+            return Wants(
+                answer=True,
+                joins=None if self.written is None else self.group,
+                chunk=self._oldest_chunk() is not None,
+                weight=self.weight,
+            )
         awaited = [command for command in self._queue if not isinstance(command, Append)]
         return Wants(
             answer=bool(awaited),

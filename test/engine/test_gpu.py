@@ -19,7 +19,7 @@ from stream_vlm_ros.engine.chunk_path import ChunkPath
 from stream_vlm_ros.engine.graph_runner import SIZES, TextRunner, text_runner
 from stream_vlm_ros.engine.inputs.frames import FrameProcessor
 from stream_vlm_ros.engine.model.compiled import compiled_layers
-from stream_vlm_ros.engine.together import EngineGroup, Together, finished
+from stream_vlm_ros.engine.together import EngineGroup, Together, finished, write_together
 
 pytestmark = [
     pytest.mark.gpu,
@@ -194,6 +194,36 @@ def test_cameras_append_together_what_each_would_alone(toys, processor, dtype, m
         assert one.cache_manager.time_spans() == other.cache_manager.time_spans()
         found, expected = question_logits(one), question_logits(other)
         assert (found - expected).norm() / expected.norm() < most
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-3), (torch.bfloat16, 0.2)])
+def test_answers_are_written_together_as_each_would_be_alone(toys, processor, dtype, most):
+    config = EvictionConfig(400, **SINK_AND_WINDOW)
+    model = toys.model(11, heads=4, kv_heads=2, head_dim=64, layers=3).to(dtype)
+    group = EngineGroup([400] * 3)
+    make = lambda **more: VideoStreamingInference(model, processor, "cuda", config, **more)  # noqa: E731
+    engines, alone = [make(group=group) for _ in range(3)], [make() for _ in range(3)]
+    for camera, pair in enumerate(zip(engines, alone, strict=True)):
+        for engine in pair:
+            for number in range(5 + 3 * camera):
+                frames = toys.frames(4, 140, 196, seed=10 * number + camera)
+                engine.append_video_chunk(frames, fps=2)
+    assert engines[0].warm_up().path == "graph"
+    path = group.decode_path
+    answers = [engine.ask_stream("What is it?", 24) for engine in engines]
+    while any(answer.metrics is None for answer in answers):
+        write_together(answers)
+        for answer in answers:
+            next(answer, None)
+    assert not path.refused and not path.detours and path.steps > 0
+    for answer, engine in zip(answers, alone, strict=True):
+        found, expected = answer.metrics, engine.ask("What is it?", 24)[1]
+        same = sum(a == b for a, b in zip(found.token_ids, expected.token_ids, strict=False))
+        assert same >= (len(expected.token_ids) if dtype == torch.float32 else 1)
+        for count in range(same):
+            assert abs(found.token_logprobs[count] - expected.token_logprobs[count]) < most
+            if found.token_ids[: count + 1] != expected.token_ids[: count + 1]:
+                break
 
 
 @pytest.mark.skipif(not flash3.installed(), reason="needs fa3-fwd")

@@ -41,7 +41,7 @@ STEPS = [  # tokens, the step's size, tokens in the tail before, parts of the me
 
 def test_the_kernels_compute_what_plain_torch_computes(words_of_program):
     ways = len(PROCESSORS) + 1
-    cases = len(PLACED) + len(PRODUCTS) + ways * (len(STEPS) + 1)
+    cases = len(PLACED) + len(PRODUCTS) + ways * (len(STEPS) + 2)
     assert words_of_program(__file__) == ["equal"] * len(TOLERANCES) * cases
 
 
@@ -142,6 +142,43 @@ def compare_requests(attend, dtype):
     assert not out[size + 1 : 2 * size].any() and not out[3 * size :].any()
 
 
+def compare_tokens(attend, dtype):
+    """A token of each of three requests in a step for four, whose tails lie anywhere."""
+    noise = torch.Generator(DEVICE).manual_seed(5)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=noise, device=DEVICE).to(dtype)
+
+    kv_heads, group, head_dim = 2, 3, 32
+    stream, tail = random(1, 2, kv_heads, 300, head_dim), random(1, 2, kv_heads, 200, head_dim)
+    memory = StepMemory(stream, tail, requests=4, longest=100)
+    memories = [stream[:, :, :, first : first + 100] for first in (200, 0, 100)]
+    parts = [[(0, 40), (50, 99)], [], [(3, 7), (10, 90), (95, 100)]]
+    memory.load(
+        *(
+            [KVPart(mine, slice(*part), offset(random, head_dim)) for part in some]
+            for mine, some in zip(memories, parts, strict=True)
+        )
+    )
+    inputs, firsts, past = StepInputs(1, memory), (120, 3, 60), (7, 0, 50)
+    inputs.load_tokens([5, 6, 7], torch.ones(3, 3), firsts, past)
+    assert inputs.ids[:3].tolist() == [5, 6, 7] and inputs.slots.tolist() == [127, 3, 110, 199]
+    queries = random(4, kv_heads * group, head_dim).transpose(0, 1)
+    out = attend(queries, stream[0], tail[0], memory, inputs, head_dim**-0.5)
+    for number, (first, before) in enumerate(zip(firsts, past, strict=True)):
+        one = StepMemory(memories[number], tail[:, :, :, first : first + before + 2])
+        one.load([KVPart(memories[number], slice(*part), None) for part in parts[number]])
+        one.offsets.copy_(memory.offsets[number])
+        alone = StepInputs(1, one)
+        alone.load([0], torch.zeros(3, 1), before, 1)
+        expected = attend_step(
+            queries[:, number : number + 1], one.stream[0], one.tail[0], one, alone,
+            head_dim**-0.5,
+        )  # fmt: skip
+        assert (out[number] - expected[0]).abs().max() <= TOLERANCES[dtype]
+    assert not out[3].any()
+
+
 def multiply(dtype, rows, columns, with_bias):
     from stream_vlm_ros.engine.attention.triton_decode import matvec
 
@@ -193,4 +230,6 @@ if __name__ == "__main__":
             compare(attend, dtype, *step)
             print("equal")
         compare_requests(attend, dtype)
+        print("equal")
+        compare_tokens(attend, dtype)
         print("equal")

@@ -9,16 +9,18 @@ import threading
 import numpy as np
 import pytest
 import torch
-from fake_engine import FakeEngine
+from fake_engine import FakeEngine, FakeRecall, episode
 from patience import PATIENCE, wait_until
 from safetensors.torch import load_file
 from toy_qwen import chatter_model, toy_frames, toy_processor
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
+from stream_vlm_ros.engine.decode_path import LANES
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
+from stream_vlm_ros.engine.together import EngineGroup
 from stream_vlm_ros.errors import InvalidImageError, ModelLoadError, StreamVlmError
 from stream_vlm_ros.session.counters import Drop, FrameCounters
-from stream_vlm_ros.session.engine_thread import EngineThread
+from stream_vlm_ros.session.engine_thread import MAX_ANSWERS, EngineThread, write_together
 from stream_vlm_ros.session.question import READING, WRITING, Question
 from stream_vlm_ros.session.timed_frame import TimedFrame
 from stream_vlm_ros.session.worker import EngineWorker
@@ -278,6 +280,115 @@ def test_what_ends_a_step_for_several_sessions_ends_these_and_no_other(start):
     wait_until(lambda: a.worker.ended and b.worker.ended)
     assert c.answer().error is None and c.worker.ended is None
     assert [camera.counters.pending for camera in (a, b, c)] == [0, 0, 0]
+
+
+def test_answers_of_several_sessions_go_on_together(start):
+    going = []
+    told = lambda answers: going.append(len(answers))  # noqa: E731
+    a, b, c = start("abc", write_together=told, clock=lambda: 0.0)
+    for camera in (a, b, c):
+        camera.append("first")
+        camera.answer()
+    hold(c)
+    tickets = [camera.ask(tokens=5) for camera in (a, b, c)]
+    c.engine.gate.set()
+    assert [ticket.future.result(PATIENCE).answer for ticket in tickets] == ["xxxxx"] * 3
+    assert set(going) <= {2, 3} and going.count(3) >= 4
+
+
+def test_answers_of_engines_that_have_nothing_in_common_are_written_by_turns(start):
+    def write_together(answers):
+        raise AssertionError("they gain nothing by it")
+
+    cameras = start("abc", write_together=write_together, group=None)
+    for camera in cameras:
+        camera.append("first")
+    tickets = [camera.ask(tokens=5) for camera in cameras]
+    assert [ticket.future.result(PATIENCE).error for ticket in tickets] == [None] * 3
+
+
+def test_what_ends_one_of_the_answers_that_go_on_together_ends_no_other(start):
+    def progress(state, text):
+        if len(text) == 3:
+            raise SystemExit(3)
+
+    a, b, c = start("abc", write_together=lambda answers: None)
+    for camera in (a, b, c):
+        camera.append("first")
+        camera.answer()
+    hold(c)
+    fatal, cancelled = a.ask(tokens=9, progress=progress), b.ask(tokens=10**9)
+    last = c.ask(tokens=9)
+    c.engine.gate.set()
+    assert last.future.result(PATIENCE).answer == "x" * 9
+    cancelled.cancel(StreamVlmError("not wanted any more"))
+    assert str(cancelled.future.result(PATIENCE).error) == "not wanted any more"
+    assert fatal.future.result(PATIENCE).error.code == "INTERNAL"
+    assert a.worker.ended and not b.worker.ended and b.answer().error is None
+
+
+def test_sessions_of_one_model_answer_together_what_each_would_alone():
+    model, config = chatter_model(), EvictionConfig.novelty(300)
+    group, going = EngineGroup([300] * 3), []
+
+    def watched(answers):
+        going.append(len(answers))
+        write_together(answers)
+
+    said = []
+    for thread, shared in ((EngineThread(write_together=watched), group), (EngineThread(), None)):
+        cameras = [
+            Camera(
+                thread, VideoStreamingInference(model, toy_processor(), None, config, group=shared)
+            )
+            for _ in range(3)
+        ]
+        thread.start()
+        for number, camera in enumerate(cameras):
+            for chunk in range(2 + number):  # four wait at most
+                camera.append(*toy_frames(4, seed=10 * chunk + number))
+            camera.answer()
+        tickets = [camera.ask("What is it?", tokens=30) for camera in cameras]
+        outcomes = [ticket.future.result(PATIENCE) for ticket in tickets]
+        said.append([(one.answer, one.answer_tokens, one.finish_reason) for one in outcomes])
+        assert thread.stop(PATIENCE)
+    assert said[0] == said[1] and going.count(3) >= 10
+
+
+def test_one_answers_end_lets_a_chunk_in_before_another_one_ends(start):
+    """With a share of 0, also where both go on together."""
+    told = []
+    options = {"ingest_share": 0.0, "write_together": lambda answers: None}
+    a, b, c = start("abc", clock=lambda: 0.0, **options)
+    for camera in (a, b, c):
+        camera.append("first")
+        camera.answer()
+    hold(c)
+    short = a.ask(tokens=5)
+    long = b.ask(tokens=40, progress=lambda state, text: told.append(c.counters.ingested))
+    c.append("during")
+    c.engine.gate.set()
+    assert short.future.result(PATIENCE).error is None and long.future.result(PATIENCE)
+    assert 2 in told and 3 in told  # before the short one's end, and behind it
+
+
+def test_only_what_is_written_goes_on_together(start):
+    """Not an answer whose pictures are fetched."""
+    going = []
+    told = lambda answers: going.append(len(answers))  # noqa: E731
+    a, b, c = start("abc", FakeRecall, write_together=told, clock=lambda: 0.0)
+    for camera in (a, b, c):
+        camera.append("first", "second", "third")
+        camera.engine.found = [episode(0.0, 0.5, 1.0)]
+    hold(c)
+    tickets = [a.ask(tokens=3, thumbnails=3), b.ask(tokens=9)]
+    c.engine.gate.set()
+    assert [ticket.future.result(PATIENCE).error for ticket in tickets] == [None] * 2
+    assert set(going) == {2}
+
+
+def test_as_many_answers_go_together_as_a_step_takes():
+    assert MAX_ANSWERS == LANES
 
 
 def test_an_engine_that_cannot_be_loaded_leaves_the_others(start):

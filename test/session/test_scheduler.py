@@ -106,8 +106,8 @@ def test_pieces_that_take_no_time_are_served_by_turns():
 class Load:
     """Sessions that are asked and get chunks, as the thread of the engines would serve them."""
 
-    def __init__(self, share, names="abc", weights=None):
-        self.scheduler = Scheduler(share)
+    def __init__(self, share, names="abc", weights=None, answers=1):
+        self.scheduler = Scheduler(share, answers=answers)
         self.weights = weights or dict.fromkeys(names, 1.0)
         self.questions = {one: [] for one in names}  # pieces left of each
         self.begun = dict.fromkeys(names, False)
@@ -118,6 +118,7 @@ class Load:
             one: Wants(
                 answer=bool(asked),
                 begins=bool(asked) and not self.begun[one],
+                joins="model" if self.begun[one] else None,
                 # Without an answer under way one that came before the question would be its part.
                 chunk=self.chunks[one] > 0 and (self.begun[one] or not asked),
                 weight=self.weights[one],
@@ -126,30 +127,100 @@ class Load:
         }
 
     def step(self, seconds=1.0):
-        """What was done, and for whom; None: nothing."""
+        """What was done, and for which sessions; None: nothing."""
         wants = self.wants()
         if (choice := self.scheduler.choose(wants)) is None:
             return None
-        (session,) = choice.sessions
         began = answered = False
-        if choice.is_chunk:
-            assert wants[session].chunk
-            self.chunks[session] -= 1
-        else:
+        for session in choice.sessions:
+            if choice.is_chunk:
+                assert wants[session].chunk and len(choice.sessions) == 1
+                self.chunks[session] -= 1
+                continue
             assert wants[session].answer
-            began, self.begun[session] = not self.begun[session], True
+            began |= not self.begun[session]
+            self.begun[session] = True
             self.questions[session][0] -= 1
-            if answered := not self.questions[session][0]:
+            if not self.questions[session][0]:
                 self.questions[session].pop(0)
-                self.begun[session] = False
+                self.begun[session], answered = False, True
+        assert not began or len(choice.sessions) == 1  # a first piece is no further one's
         self.scheduler.done(choice, seconds, wants, began=began, answered=answered)
-        return ("chunk" if choice.is_chunk else "piece"), session
+        return ("chunk" if choice.is_chunk else "piece"), "".join(choice.sessions)
 
 
 def test_answers_of_several_sessions_are_written_token_by_token():
     load = Load(0.5)
     load.questions = {"a": [3], "b": [3], "c": [3]}
     assert [load.step()[1] for _ in range(9)] == list("abcabcabc")
+
+
+def test_further_pieces_of_answers_go_together_as_many_as_may():
+    load = Load(0.5, "abcd", answers=3)
+    load.questions = {"a": [3], "b": [3], "c": [4], "d": [2]}
+    done = [load.step()[1] for _ in range(8)]
+    # Each begins by itself; then up to three go on, and who was left out is first.
+    assert done == ["a", "b", "c", "d", "abc", "dab", "c", "c"]
+    assert load.step() is None
+
+
+def test_only_answers_that_can_go_together_do():
+    scheduler = Scheduler(0.5, answers=8)
+    wants = {
+        "a": Wants(answer=True, joins=1),
+        "b": Wants(answer=True, joins=2),
+        "c": Wants(answer=True, joins=1, chunk=True),
+        "d": Wants(answer=True),
+        "e": Wants(answer=True),
+    }
+    turns = []
+    for _ in range(4):
+        choice = scheduler.choose(wants)
+        scheduler.done(choice, 1.0, wants)
+        turns.append("".join(choice.sessions))
+        wants["c"] = Wants(answer=True, joins=1)
+    assert turns == ["ac", "b", "d", "e"]
+
+
+@given(WEIGHTS, TIMES, st.integers(1, 8), st.integers(1, 100))
+def test_weights_hold_where_answers_go_together(weights, costs, most, pieces):
+    """None is ahead of another by more than its longest piece and the longest there is."""
+    scheduler, times = Scheduler(0.5, answers=most), itertools.cycle(costs)
+    wants = {
+        one: Wants(answer=True, joins="model", weight=weight) for one, weight in enumerate(weights)
+    }
+    got, longest = dict.fromkeys(wants, 0.0), dict.fromkeys(wants, 0.0)
+    for _ in range(pieces):
+        choice = scheduler.choose(wants)
+        seconds = next(times)
+        scheduler.done(choice, seconds, wants)
+        assert 1 <= len(choice.sessions) <= most
+        for one in choice.sessions:
+            each = seconds / len(choice.sessions) / weights[one]
+            got[one] += each
+            longest[one] = max(longest[one], each)
+        for one, other in itertools.permutations(got, 2):
+            assert got[one] - got[other] <= longest[one] + max(longest.values()) + TINY
+
+
+@given(st.floats(0.0, 0.95), TIMES, TIMES, st.lists(st.integers(1, 12), min_size=2, max_size=4))
+def test_answers_that_go_together_leave_chunks_no_more_than_their_share(
+    share, costs, chunk_costs, lengths
+):
+    load = Load(share, "abcd"[: len(lengths)], answers=8)
+    load.questions = {one: [count] for one, count in zip("abcd", lengths, strict=False)}
+    pieces, chunks, elapsed = itertools.cycle(costs), itertools.cycle(chunk_costs), 0.0
+    written, longest = 0.0, 0.0
+    while any(load.questions.values()):
+        load.chunks = dict.fromkeys(load.chunks, 1)
+        wants = load.wants()
+        seconds = next(chunks) if load.scheduler.choose(wants).is_chunk else next(pieces)
+        kind, _ = load.step(seconds)
+        elapsed += seconds
+        written += seconds if kind == "piece" else 0.0
+        longest = max(longest, seconds if kind == "chunk" else 0.0)
+    if share:  # with none, chunks go all the same where one of several has ended
+        assert elapsed <= (written + longest) / (1 - share) + TINY
 
 
 EVENTS = st.tuples(
@@ -160,10 +231,10 @@ EVENTS = st.tuples(
 )
 
 
-@given(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.lists(EVENTS, max_size=80))
-def test_a_question_waits_for_no_chunk_that_was_not_begun_before_it(share, events):
+@given(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.lists(EVENTS, max_size=80), st.integers(1, 3))
+def test_a_question_waits_for_no_chunk_that_was_not_begun_before_it(share, events, answers):
     """Where it is its session's first since a chunk; and in the end everything is done."""
-    load, fresh = Load(share), set()
+    load, fresh = Load(share, answers=answers), set()
     let_ahead = set()
     for event, session, pieces, seconds in events:
         if event == "ask":
@@ -176,8 +247,8 @@ def test_a_question_waits_for_no_chunk_that_was_not_begun_before_it(share, event
             kind, served = done
             assert kind == "piece" or not fresh
             if kind == "piece":
-                fresh.discard(served)
-                let_ahead.add(served)
+                fresh.difference_update(served)
+                let_ahead.update(served)
             else:
                 let_ahead.clear()
     while load.step() is not None:
@@ -187,8 +258,9 @@ def test_a_question_waits_for_no_chunk_that_was_not_begun_before_it(share, event
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
 @pytest.mark.parametrize("pieces", [1, 3])
-def test_chunks_get_their_turns_though_questions_never_cease(share, pieces):
-    load, asking = Load(share), "ab"
+@pytest.mark.parametrize("answers", [1, 2])
+def test_chunks_get_their_turns_though_questions_never_cease(share, pieces, answers):
+    load, asking = Load(share, answers=answers), "ab"
     # What a chunk waits for: its share, or with none the end of an answer; and one question of each
     # session that was not begun, with the other's pieces before it, twice.
     earned = math.ceil((1 - share) / share) if share else len(asking) * pieces

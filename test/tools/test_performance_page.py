@@ -121,3 +121,16 @@ def test_without_a_gpu_nothing_is_claimed_of_one(page, results):
 def test_a_page_without_its_markers_is_not_written_over(page):
     with pytest.raises(AssertionError, match="lacks its markers of cpu"):
         page.with_tables("# Performance\n", RESULTS)
+
+
+def test_answers_at_once_stand_beside_those_written_by_turns(page, results):
+    """A row for each count: 8 tokens a second by turns, 40 together."""
+    row = {"first_token": {"median": 6.0, "p99": 9.0}, "token": {"median": 4.5, "p99": 5.25}}
+    rows = [
+        {"answers": 1, "by_turns": False, "tokens_a_second": 7.5, **row},
+        {"answers": 4, "by_turns": False, "tokens_a_second": 40.0, **row},
+        {"answers": 4, "by_turns": True, "tokens_a_second": 8.0, **row},
+    ]
+    text = page.gpu_tables(results(gpu=HEADER | {"sections": {"answers_at_once": {"rows": rows}}}))
+    assert line_with(text, "| 1 |") == "| 1 | 7.50 | 7.50 | 6.00 | 9.00 | 4.50 | 5.25 |"
+    assert line_with(text, "| 4 |") == "| 4 | 40.0 | 8.00 | 6.00 | 9.00 | 4.50 | 5.25 |"

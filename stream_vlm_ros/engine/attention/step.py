@@ -176,6 +176,30 @@ class StepInputs:
             scalars[request, :2] = count
         self._all.copy_(to_device(self._host, self._all.device), non_blocking=True)
 
+    def load_tokens(
+        self,
+        ids: Sequence[int],
+        positions: torch.Tensor,
+        firsts: Sequence[int],
+        past: Sequence[int],
+    ) -> None:
+        """Give a step of one token a request the next one of each, at ``positions [3, requests]``.
+
+        Requests beyond those are padding.
+
+        Args:
+            firsts: where in the tail the tokens of each begin.
+            past: how many each has there before this one.
+        """
+        count, tokens = len(ids), self.tokens
+        given = self._given[: 6 * tokens].reshape(6, tokens)
+        scalars = self._given[6 * tokens :].reshape(-1, 4)
+        given[4], scalars[:] = self._padding_slot, 0
+        given[0, :count], given[1:4, :count] = ids, positions
+        given[4, :count] = np.add(firsts, past)
+        scalars[:count, :2], scalars[:count, 2] = 1, past
+        self._all.copy_(self._host, non_blocking=True)  # as in `load`
+
 
 # queries [heads, n, head_dim] of all requests, one layer's stream and tail, what is read, what the
 # step is given, scaling -> [n, heads, head_dim]
@@ -218,7 +242,7 @@ def attend_step(
             )
             if length
         ]
-        first = request * memory.room
+        first = int(inputs.slots[own]) - past
         seen.append((query, tail[:, :, first : first + past + count]))
         scores = [
             query.float() @ keys.float()[:, None].transpose(-1, -2) * scaling

@@ -110,17 +110,19 @@ def _masked(query, keys, values, stride, first, high, seen, most, total, sums, s
 
 @triton.jit
 def _split_kernel(
-    queries,  # [heads, n, D]
+    queries,  # [heads, requests * size, D]
     memory,  # [2, kv_heads, slots, D]
-    tail,  # [2, kv_heads, room, D]
-    starts,  # [MAX_PARTS]
-    lengths,  # [MAX_PARTS]
-    offsets,  # [2, MAX_PARTS, D] in float32
-    begins,  # [n]
-    scalars,  # [4]
-    out,  # [programs, BLOCK_M, D] in float32
-    lse,  # [programs, BLOCK_M] in float32, to base 2
+    tail,  # [2, kv_heads, slots, D]
+    starts,  # [requests, MAX_PARTS]
+    lengths,  # [requests, MAX_PARTS]
+    offsets,  # [requests, 2, MAX_PARTS, D] in float32
+    begins,  # [requests * size]
+    slots,  # [requests * size]
+    scalars,  # [requests, 4]
+    out,  # [requests, programs, BLOCK_M, D] in float32
+    lse,  # [requests, programs, BLOCK_M] in float32, to base 2
     scale,
+    size,
     query_head,  # strides
     query_token,
     memory_kind,
@@ -135,13 +137,15 @@ def _split_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """One split of all the keys, for a tile of the rows that share a KV head.
+    """One split of all the keys of a request, for a tile of the rows that share a KV head.
 
     Row ``r`` is query head ``r % GROUP`` of token ``r // GROUP``, so that padding fills whole tiles
     at the end, for which no program is spent. The keys are all parts laid end to end, then the
     tail.
     """
-    program = tl.program_id(0)
+    program, request = tl.program_id(0), tl.program_id(1)
+    starts, lengths = starts + request * _PARTS, lengths + request * _PARTS
+    offsets, scalars = offsets + request * 2 * _PARTS * D, scalars + request * 4
     count, tiles, parts, whole, splits = _shares(
         scalars, lengths, tl.num_programs(0), KV_HEADS, GROUP, BLOCK_M, BLOCK_N
     )
@@ -153,7 +157,8 @@ def _split_kernel(
     token = row // GROUP
     real = token < count
     dim = tl.arange(0, D)
-    query_at = queries + (head * GROUP + row % GROUP) * query_head + token * query_token
+    mine = request * size + token
+    query_at = queries + (head * GROUP + row % GROUP) * query_head + mine * query_token
 
     blocks = tl.cdiv(whole, BLOCK_N)
     first = split * blocks // splits * BLOCK_N
@@ -196,9 +201,9 @@ def _split_kernel(
     low, high = tl.maximum(first, 0), tl.minimum(last, past + count)
     if low < high:
         shared = tl.load(scalars + 1).to(tl.int32)
-        begin = tl.load(begins + token, mask=real, other=0).to(tl.int32)
+        begin = tl.load(begins + mine, mask=real, other=0).to(tl.int32)
         query = tl.load(query_at[:, None] + dim[None, :], mask=real[:, None], other=0.0)
-        keys = tail + head * tail_head
+        keys = tail + head * tail_head + (tl.load(slots + request * size) - past) * tail_slot
         for block in range(low, high, BLOCK_N):
             # The step's own tokens: each sees none after it, and only its own text.
             own = (block + tl.arange(0, BLOCK_N) - past)[None, :]
@@ -210,19 +215,20 @@ def _split_kernel(
 
     seen = total > 0.0
     total = tl.where(seen, total, 1.0)
-    at = program * BLOCK_M + tl.arange(0, BLOCK_M)
+    at = (request * tl.num_programs(0) + program) * BLOCK_M + tl.arange(0, BLOCK_M)
     tl.store(lse + at, tl.where(seen, most + tl.log2(total), float("-inf")), mask=real)
     tl.store(out + at[:, None] * D + dim[None, :], sums / total[:, None], mask=real[:, None])
 
 
 @triton.jit
 def _merge_kernel(
-    parts,  # [programs, BLOCK_M, D] in float32
-    lse,  # [programs, BLOCK_M] in float32, to base 2
-    lengths,  # [MAX_PARTS]
-    scalars,  # [4]
-    out,  # [n, heads, D]
+    parts,  # [requests, programs, BLOCK_M, D] in float32
+    lse,  # [requests, programs, BLOCK_M] in float32, to base 2
+    lengths,  # [requests, MAX_PARTS]
+    scalars,  # [requests, 4]
+    out,  # [requests * size, heads, D]
     programs,
+    size,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     D: tl.constexpr,
@@ -233,7 +239,9 @@ def _merge_kernel(
 ):
     """Attention over all splits, of one token and query head, a piece of its width; zero for
     padding."""
-    token, head = tl.program_id(0), tl.program_id(1)
+    request, token, head = tl.program_id(0) // size, tl.program_id(0) % size, tl.program_id(1)
+    lengths, scalars = lengths + request * _PARTS, scalars + request * 4
+    parts, lse = parts + request * programs * BLOCK_M * D, lse + request * programs * BLOCK_M
     count, tiles, _, _, splits = _shares(
         scalars, lengths, programs, KV_HEADS, GROUP, BLOCK_M, BLOCK_N
     )
@@ -258,7 +266,8 @@ def _merge_kernel(
         sums = sums * fade + tl.sum(some * weight[:, None], 0)
         most = higher
     sums = sums / tl.where(total > 0.0, total, 1.0)
-    tl.store(out + (token * tl.num_programs(1) + head) * D + dim, sums.to(out.dtype.element_ty))
+    at = tl.program_id(0) * tl.num_programs(1) + head
+    tl.store(out + at * D + dim, sums.to(out.dtype.element_ty))
 
 
 def split_attention(processors: int, shared: int = 0) -> AttendStep:
@@ -289,9 +298,11 @@ def split_attention(processors: int, shared: int = 0) -> AttendStep:
         assert all(x.stride(-1) == 1 for x in (queries, stream, tail))
         tiling = _tiling(rows, stream.dtype, shared)
         tiles = triton.cdiv(rows, tiling.rows)
-        programs = max(tiling.programs * processors, tiles * kv_heads)
-        parts = queries.new_empty(programs, tiling.rows, size, dtype=torch.float32)
-        lse = queries.new_empty(programs, tiling.rows, dtype=torch.float32)
+        # Of few rows all requests go at once; of many each by itself keeps the device busy.
+        requests = memory.requests if tiles == 1 else 1
+        programs = max(tiling.programs * processors // requests, tiles * kv_heads)
+        parts = queries.new_empty(requests, programs, tiling.rows, size, dtype=torch.float32)
+        lse = queries.new_empty(requests, programs, tiling.rows, dtype=torch.float32)
         out = queries.new_empty(tokens, heads, size)
         shape = dict(
             KV_HEADS=kv_heads,
@@ -306,21 +317,23 @@ def split_attention(processors: int, shared: int = 0) -> AttendStep:
         elif rows > _CHUNK_ROWS:  # many have few
             splits, warps = 8, 1
         with torch.cuda.device_of(queries):  # Triton launches on the current one
-            for request in range(memory.requests):
+            for request in range(0, memory.requests, requests):
                 own, at = request * length, request * MAX_PARTS
                 lengths, scalars = memory.lengths[at:], inputs.scalars[request]
-                _split_kernel[(programs,)](
+                _split_kernel[programs, requests](
                     queries[:, own:],
                     stream,
-                    tail[:, :, request * memory.room :],
+                    tail,
                     memory.starts[at:],
                     lengths,
                     memory.offsets[request],
                     inputs.begins[own:],
+                    inputs.slots[own:],
                     scalars,
                     parts,
                     lse,
                     scaling * _LOG2_E,
+                    length,
                     *queries.stride()[:2],
                     *stream.stride()[:3],
                     *tail.stride()[:3],
@@ -328,13 +341,14 @@ def split_attention(processors: int, shared: int = 0) -> AttendStep:
                     num_warps=tiling.warps,
                     num_stages=tiling.stages,
                 )
-                _merge_kernel[length, heads, pieces](
+                _merge_kernel[requests * length, heads, pieces](
                     parts,
                     lse,
                     lengths,
                     scalars,
                     out[own:],
                     programs,
+                    length,
                     **shape,
                     BLOCK_S=splits,
                     BLOCK_D=size // pieces,

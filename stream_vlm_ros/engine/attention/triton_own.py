@@ -83,6 +83,7 @@ def _own_kernel(
     queries,  # [heads, requests * size, D]
     tail,  # [2, kv_heads, slots, D]
     begins,  # [requests * size]
+    slots,  # [requests * size]
     scalars,  # [requests, 4]
     lengths,  # [requests * MAX_PARTS]
     past,  # [requests * MAX_PARTS * size, heads, D]
@@ -90,7 +91,6 @@ def _own_kernel(
     out,  # [requests * size, heads, D]
     scale,  # to base 2
     size,
-    room,
     query_head,  # strides
     query_token,
     tail_kind,
@@ -120,7 +120,8 @@ def _own_kernel(
     most = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     sums = tl.zeros([BLOCK_M, D], tl.float32)
-    keys = tail + head * tail_head + (request * room).to(tl.int64) * tail_slot
+    first = tl.load(slots + request * size) - before
+    keys = tail + head * tail_head + first * tail_slot
     high = before + tl.minimum(count, (tile * BLOCK_M + BLOCK_M - 1) // GROUP + 1)
     high = tl.where(tile * BLOCK_M < count * GROUP, high, 0)  # of padding, none
     for block in range(0, high, BLOCK_N):
@@ -194,6 +195,7 @@ def attend_own_and_merge(
             queries,
             tail,
             inputs.begins,
+            inputs.slots,
             inputs.scalars,
             memory.lengths,
             attended,
@@ -201,7 +203,6 @@ def attend_own_and_merge(
             out,
             scaling * _LOG2_E,
             inputs.size,
-            memory.room,
             *queries.stride()[:2],
             *tail.stride()[:3],
             KV_HEADS=kv_heads,

@@ -186,6 +186,8 @@ class KVCacheManager(ManagerNames):
         fork_slack_tokens: slots beyond the cap, so that chunks can go on while an answer that
             reads the memory is being written.
         importance: level 3's score; None: `FeatureNovelty`.
+        room: where its memory lies with others'; None: it is by itself.
+        tails: where the tail of a question lies with others'.
 
     Attributes:
         first_capacity: tokens that the buffer has room for at first, where no cap says more.
@@ -204,6 +206,7 @@ class KVCacheManager(ManagerNames):
         fork_slack_tokens: int = 0,
         importance: ImportanceScore | None = None,
         room: TakesRoom | None = None,
+        tails: TakesRoom | None = None,
     ):
         self.of_model = shape is not None and rotary is not None
         if shape is None or rotary is None:
@@ -219,7 +222,7 @@ class KVCacheManager(ManagerNames):
             long_lived = math.ceil(share * capacity + tokens)
         rules = KVCacheEvictor(config, importance)
         ledger = PositionLedger(position_policy)
-        self.room = room  # where its memory lies with others', None: it is by itself
+        self.room = room
         buffer = KVBuffer(shape, capacity + fork_slack_tokens, device, long_lived, room)
         state = MemoryState(Slots(buffer.capacity), ledger, rules.state)
         self._current = _Current(_Revision(state, buffer))
@@ -227,7 +230,7 @@ class KVCacheManager(ManagerNames):
         self._lock = threading.RLock()
         self._of_lock = threading.Condition(self._lock)
         given_back = weakref.WeakMethod(self._evict_what_waits)
-        self._tails = TailPool(shape, device, max_tail_tokens, given_back)
+        self._tails = TailPool(shape, device, max_tail_tokens, given_back, tails)
         self._followers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._listeners: tuple[Listener, ...] = ()
         self._companions: dict[str, Companion] = {}

@@ -9,6 +9,7 @@ dropping it leaves no trace.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from stream_vlm_ros.engine.attention.base import KVPart
-from stream_vlm_ros.engine.cache.buffer import KVShape
+from stream_vlm_ros.engine.cache.buffer import KVShape, TakesRoom
 from stream_vlm_ros.engine.cache.mrope import Vec
 
 
@@ -96,6 +97,12 @@ class Fork:
         """Its tokens go to `TailPool.question_tail`, whose place never changes."""
         return self._storage is self._pool.question_tail
 
+    @property
+    def tail(self) -> torch.Tensor:
+        """Where its tokens go, ``[layers, 2, kv_heads, capacity, head_dim]``."""
+        assert self._storage is not None
+        return self._storage[:, :, 0]
+
     def advance(self, count: int) -> None:
         """Take in ``count`` tokens whose keys and values somebody wrote behind its own."""
         for layer in self.layers:
@@ -154,6 +161,7 @@ class TailPool:
         question_tokens: room for a question with its answer, taken at once.
         given_back: gives what is called whenever a fork has given back its tail, maybe by another
             thread; None: nothing is.
+        room: where the question's tail lies with those of other engines; None: it is by itself.
 
     Attributes:
         question_tail: that room, ``[layers, 2, 1, kv_heads, question_tokens + 1, head_dim]``.
@@ -168,13 +176,16 @@ class TailPool:
         device: torch.device,
         question_tokens: int,
         given_back: Callable[[], Callable[[], None] | None] = lambda: None,
+        room: TakesRoom | None = None,
     ):
         self._shape, self._device, self._given_back = shape, device, given_back
         self._free: list[torch.Tensor] = []
         self._returned: deque[torch.Tensor] = deque()  # by any thread, until they are free
         self.readers: weakref.WeakSet[Fork] = weakref.WeakSet()
         # One slot more than a question may take: where padding is written.
-        self.question_tail = shape.allocate(question_tokens + 1, device, batch=1)
+        take = shape.allocate if room is None else functools.partial(room.take, shape)
+        self._taken = take(question_tokens + 1, device)  # it is taken as long as this tensor lives
+        self.question_tail = self._taken[:, :, None]
 
     @property
     def living(self) -> list[Fork]:
