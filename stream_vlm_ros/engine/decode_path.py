@@ -15,7 +15,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -28,6 +28,7 @@ from stream_vlm_ros.engine.graph_runner import (
     PLAIN_STEP,
     SIZES,
     Recording,
+    SharedMemory,
     StepKernels,
     TextRunner,
     record_graph,
@@ -37,9 +38,6 @@ from stream_vlm_ros.engine.graph_runner import (
 )
 from stream_vlm_ros.engine.model.base import StreamModel
 from stream_vlm_ros.errors import in_words
-
-if TYPE_CHECKING:
-    from stream_vlm_ros.engine.together import Room
 
 LANES = 8  # answers of a step; fewer cost as much
 
@@ -143,8 +141,7 @@ class CapturedDecode(DecodePath):
     Lanes that no answer takes are padding. The first step is held against plain calls.
 
     Args:
-        room: where the engines have their memories.
-        tails: where they have the tails of their questions.
+        memory: where the engines have their memories and the tails of their questions.
         kernels: the step's own.
         graph: record and replay the step; otherwise it is run again each time.
         compiled: fuse what lies between the matrix products by ``torch.compile``.
@@ -159,15 +156,14 @@ class CapturedDecode(DecodePath):
     def __init__(
         self,
         model: StreamModel,
-        room: Room,
-        tails: Room,
+        memory: SharedMemory,
         kernels: StepKernels = PLAIN_STEP,
         graph: bool = False,
         compiled: bool = False,
         recorder: Callable[[Any, Any], Recording] | None = None,
     ):
         super().__init__(model)
-        self._room, self._tails, self._kernels = room, tails, kernels
+        self._memory, self._kernels = memory, kernels
         self._graph, self._compiled = graph, compiled
         self._recorder = recorder or record_graph
         # Being too large for the device is a reason not to take a graph, too.
@@ -223,10 +219,7 @@ class CapturedDecode(DecodePath):
             return "another answer is being written from its memory"
         if len(fork.parts) > MAX_PARTS:
             return f"the memory is read in more than {MAX_PARTS} parts"
-        lies = all(self._room.holds(part.memory) for part in fork.parts)
-        if not lies or not self._tails.holds(fork.tail):
-            return "the memory lies elsewhere"
-        return ""
+        return self._memory.obstacle(fork)
 
     @torch.inference_mode()
     def _together(self, several: Sequence[Continuation]) -> torch.Tensor:
@@ -240,7 +233,7 @@ class CapturedDecode(DecodePath):
         step.inputs.load_tokens(
             [one.ids[0] for one in several],
             torch.cat([one.positions for one in several], dim=1),
-            [self._tails.slot_of(fork.tail) for fork in forks],
+            [self._memory.tail_slot(fork) for fork in forks],
             [fork.length for fork in forks],
         )
         self.steps += 1
@@ -253,7 +246,8 @@ class CapturedDecode(DecodePath):
         weights_at = next(self._model.parameters()).data_ptr()
         if self._step is None or self._take is None or self._weights_at != weights_at:
             self._read = []
-            memory = StepMemory(self._room.memory, self._tails.memory, LANES, self._room.longest)
+            shared = self._memory
+            memory = StepMemory(shared.stream(), shared.tail, LANES, shared.longest)
             self._step = _Step(self._model, memory, self._kernels, self._compiled)
             self._take = self._recorder(self._step, None).replay if self._graph else self._step
             self._weights_at = weights_at  # a graph reads them where they were
@@ -285,13 +279,13 @@ class _Step:
         return self._model.logits(hidden)
 
 
-def decode_path(model: StreamModel, room: Room, tails: Room, captured: bool) -> DecodePath:
+def decode_path(model: StreamModel, memory: SharedMemory, captured: bool) -> DecodePath:
     """The path of answers that are written together; ``captured`` where its kernels can be had."""
     if captured:
         loading: Verified[StepKernels] = Verified("answers are written by turns")
         kernels = loading.attempt("", lambda: triton_kernels(model, model.device))
         if kernels is not None:
-            return CapturedDecode(model, room, tails, kernels, graph=True, compiled=True)
+            return CapturedDecode(model, memory, kernels, graph=True, compiled=True)
     return DecodePath(model)
 
 

@@ -67,8 +67,11 @@ class TextRunner:
     def __init__(self, model: StreamModel, reason: str = ""):
         self._model, self.reason = model, reason
 
-    def warm_up(self) -> dict[str, Any]:
+    def warm_up(self, manager: KVCacheManager | None = None) -> dict[str, Any]:
         """Make ready, before the first question, what it would have to wait for.
+
+        Args:
+            manager: of an engine, whose memory may be tried on; needed where several share this.
 
         Returns:
             ``path`` that questions take, ``reason`` if that is not the one asked for, ``seconds``
@@ -149,14 +152,85 @@ class StepKernels(NamedTuple):
 PLAIN_STEP = StepKernels()
 
 
+class OwnMemory:
+    """Where the steps of one engine's questions read and write: its memory and its tail."""
+
+    longest: int | None = None
+
+    def __init__(self, manager: KVCacheManager):
+        self.manager = manager
+        self.max_tail_tokens = manager.max_tail_tokens
+
+    @property
+    def tail(self) -> torch.Tensor:
+        """``[layers, 2, kv_heads, slots, head_dim]``"""
+        return self.manager.question_tail
+
+    def stream(self, fork: Fork) -> torch.Tensor:
+        """What this fork reads, ``[layers, 2, kv_heads, slots, head_dim]``."""
+        return fork.parts[0].memory if fork.parts else self.manager.memory
+
+    def tail_slot(self, fork: Fork) -> int:
+        """Where in the tail its own tokens begin."""
+        return 0
+
+    def obstacle(self, fork: Fork) -> str:
+        """Why no step can read it, "" if one can."""
+        if any(part.memory is not fork.parts[0].memory for part in fork.parts):
+            return "memory is read that is not the stream's"
+        return ""
+
+
+class SharedMemory:
+    """The same for several engines, whose memories and tails lie side by side.
+
+    Args:
+        room, tails: where they do.
+        max_tail_tokens: that a question and its answer take.
+    """
+
+    manager = None
+
+    def __init__(self, room: TakenInParts, tails: TakenInParts, max_tail_tokens: int):
+        self._room, self._tails = room, tails
+        self.max_tail_tokens, self.longest = max_tail_tokens, room.longest
+
+    @property
+    def tail(self) -> torch.Tensor:
+        return self._tails.memory
+
+    def stream(self, fork: Fork | None = None) -> torch.Tensor:
+        return self._room.memory
+
+    def tail_slot(self, fork: Fork) -> int:
+        return self._tails.slot_of(fork.tail)
+
+    def obstacle(self, fork: Fork) -> str:
+        lies = all(self._room.holds(part.memory) for part in fork.parts)
+        return "" if lies and self._tails.holds(fork.tail) else "the memory lies elsewhere"
+
+
+class TakenInParts(Protocol):
+    """A tensor of whose slots several memories take some each (`together.Room`)."""
+
+    longest: int
+
+    @property
+    def memory(self) -> torch.Tensor: ...
+
+    def holds(self, memory: torch.Tensor) -> bool: ...
+
+    def slot_of(self, memory: torch.Tensor) -> int: ...
+
+
 class GraphRunner(TextRunner):
     """Text in steps of fixed shape, each recorded once as a CUDA graph.
 
-    One question at a time takes it: the one that has the question's tail. Another that is asked
-    meanwhile, or whose memory has more parts than a step has room for, goes the plain way.
+    One question of an engine at a time takes it: the one that has the question's tail. Another that
+    is asked meanwhile, or whose memory has more parts than a step has room for, goes the plain way.
 
     Args:
-        manager: whose memory the questions read.
+        memory: an engine's, which the questions read; or what several engines share.
         kernels: the steps' own.
         graph: record and replay the steps; otherwise they are run again each time.
         compiled: fuse what lies between the matrix products by ``torch.compile``.
@@ -175,7 +249,7 @@ class GraphRunner(TextRunner):
     def __init__(
         self,
         model: StreamModel,
-        manager: KVCacheManager,
+        memory: KVCacheManager | SharedMemory,
         kernels: StepKernels = PLAIN_STEP,
         graph: bool = False,
         compiled: bool = False,
@@ -186,7 +260,8 @@ class GraphRunner(TextRunner):
         self._recorder = recorder or record_graph
         self._reads = reads
         self.name = "graph" if graph else "static"
-        self._manager, self._kernels = manager, kernels
+        self._place = memory if isinstance(memory, SharedMemory) else OwnMemory(memory)
+        self._kernels = kernels
         self._graph, self._compiled = graph, compiled
         # Being too large for the device is a reason not to take a graph, too.
         self.fused: Verified[Any] = Verified("questions are answered without torch.compile", ())
@@ -201,17 +276,24 @@ class GraphRunner(TextRunner):
         self._ready: dict[int, _Ready] = {}
         self._pool: Any = None  # of the graphs' memory
         self._begun: weakref.WeakKeyDictionary[Fork, _Begun] = weakref.WeakKeyDictionary()
-        manager.follow(self)
+        self._is_warm = False
+        if self._place.manager is not None:
+            self._place.manager.follow(self)
 
     @torch.inference_mode()
-    def warm_up(self) -> dict[str, Any]:
+    def warm_up(self, manager: KVCacheManager | None = None) -> dict[str, Any]:
+        own = self._place.manager
+        manager = own or manager
+        if manager is None or (own is None and self._is_warm):  # the first engine's has served all
+            return super().warm_up()
         begin, before = time.perf_counter(), reserved_bytes(self._model.device)
-        with self._manager.question_fork(0, 0) as fork:
+        with manager.question_fork(0, 0) as fork:
             for size in reversed(SIZES):  # the smaller ones share the largest one's memory
                 if not self._takes(fork, [size]):
                     break
             else:
-                self._compare(fork)
+                self._compare(fork, manager)
+                self._is_warm = not self.reason
         seconds = time.perf_counter() - begin
         taken = reserved_bytes(self._model.device) - before
         _log.info("questions take the path '%s', warmed up in %.1f s", self.name, seconds)
@@ -219,7 +301,8 @@ class GraphRunner(TextRunner):
 
     def begin(self, ids: list[int], start: Sequence[int], fork: Fork) -> None:
         if self._graph and not self.reason and fork.has_question_tail:  # the device goes on alone
-            self._begun[fork] = _Begun(ids, self.append(ids, start, fork))
+            logits = self.append(ids, start, fork)
+            self._begun[fork] = _Begun(ids, logits.clone())  # a step of another would change them
 
     @torch.inference_mode()
     def append(
@@ -255,7 +338,7 @@ class GraphRunner(TextRunner):
         *before, shared = _pieces(prompt)
         for piece in before:
             self.append(piece, start, fork, readout)
-        room = self._manager.max_tail_tokens - fork.length - len(shared)
+        room = self._place.max_tail_tokens - fork.length - len(shared)
         longest = max(map(len, texts))
         ready = self._takes(fork, SIZES, readout)
         if not ready or longest > min(SIZES[-1], room):
@@ -304,15 +387,13 @@ class GraphRunner(TextRunner):
             return "another answer is being written"
         if len(fork.parts) > MAX_PARTS:
             return f"the memory is read in more than {MAX_PARTS} parts"
-        if any(part.memory is not fork.parts[0].memory for part in fork.parts):
-            return "memory is read that is not the stream's"
-        return ""
+        return self._place.obstacle(fork)
 
     def _read(self, fork: Fork) -> None:
         """Let the steps read the fork's parts. (A fork's parts stay as they were made.)"""
-        stream = fork.parts[0].memory if fork.parts else self._manager.memory
+        stream = self._place.stream(fork)
         if self._memory is None or self._memory.stream is not stream:  # the first, or it grew
-            memory = StepMemory(stream, self._manager.question_tail)
+            memory = StepMemory(stream, self._place.tail, longest=self._place.longest)
             self._reader = None
             self._forget_steps()  # first: once the memory is another, nobody asks about them
             self._memory = memory
@@ -332,14 +413,14 @@ class GraphRunner(TextRunner):
             self._memory = self._reader = None
             self._forget_steps()
 
-    def _compare(self, fork: Fork) -> None:
+    def _compare(self, fork: Fork, manager: KVCacheManager) -> None:
         """Hold steps against plain calls, over noise in place of a memory that is still empty.
 
         What a graph, a kernel or a compiler gets wrong on a machine that nobody tried must not
         become an answer.
         """
-        memory, room = self._manager.memory, self._manager.max_tail_tokens
-        if not self._graph or self._manager.get_seq_length() or room < 2:
+        memory, room = manager.memory, manager.max_tail_tokens
+        if not self._graph or manager.get_seq_length() or room < 2:
             return
         size = min(400, memory.shape[3])
         memory[:, :, :, :size].normal_()
@@ -350,7 +431,7 @@ class GraphRunner(TextRunner):
         ]
         self._reader = None  # of other parts
         ids = list(range(min(20, room - 1)))  # any tokens
-        with self._manager.fork(len(ids) + 1) as other:
+        with manager.fork(len(ids) + 1) as other:
             other.parts = fork.parts
             for said in (ids, [1]):
                 plain = super().append(said, (size,) * 3, other)
@@ -412,7 +493,8 @@ class GraphRunner(TextRunner):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Take a step; the first ``kept`` of its tokens stay in the fork. See `StepInputs.load`."""
         ready = self._ready[_size_for(len(ids))]
-        ready.step.inputs.load(ids, positions, fork.length, kept, begins)
+        first = self._place.tail_slot(fork)
+        ready.step.inputs.load(ids, positions, fork.length, kept, begins, first)
         self.steps += 1
         fork.advance(kept)
         return ready.take()
@@ -548,7 +630,7 @@ def _end_recording(graph: torch.cuda.CUDAGraph) -> None:
 def text_runner(
     wanted: str,
     model: StreamModel,
-    manager: KVCacheManager,
+    memory: KVCacheManager | SharedMemory,
     device: torch.device,
     reads: Readout | None = None,
 ) -> TextRunner:
@@ -570,13 +652,13 @@ def text_runner(
     if wanted == "eager" or (wanted == "auto" and not on_gpu):
         return TextRunner(model)
     if not on_gpu:
-        return GraphRunner(model, manager, reads=reads)
+        return GraphRunner(model, memory, reads=reads)
     loading: Verified[StepKernels] = Verified("questions are answered more slowly")
     kernels = loading.attempt("", lambda: triton_kernels(model, device))
     if kernels is None:
         return TextRunner(model, loading.refused[""])
     graph = wanted != "static"
-    return GraphRunner(model, manager, kernels, graph, compiled=graph, reads=reads)
+    return GraphRunner(model, memory, kernels, graph, compiled=graph, reads=reads)
 
 
 def triton_kernels(model: StreamModel, device: torch.device) -> StepKernels:

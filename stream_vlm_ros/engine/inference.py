@@ -215,13 +215,15 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             self.chunk_path = chunk_path(self.model, self.functions, self.cache_manager, captured)
         else:
             self.chunk_path = group.path(self.model, self.functions, captured)
-        self.text_path = text_runner(
-            question_path, self.model, self.cache_manager, self.device, question_reads
+        self.text_path = (
+            text_runner(question_path, self.model, self.cache_manager, self.device, question_reads)
+            if group is None
+            else group.text_path(question_path, self.model, question_reads)
         )
 
     def warm_up(self) -> WarmUp:
         """Make ready what the first question would wait for; only a GPU needs it."""
-        warm = self.text_path.warm_up()
+        warm = self.text_path.warm_up(self.cache_manager)
         if self.group is not None:
             seconds, taken = self.group.decode_path.warm_up()
             warm |= {"seconds": warm["seconds"] + seconds, "bytes": warm["bytes"] + taken}

@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from stream_vlm_ros.engine.attention.base import Readout
 from stream_vlm_ros.engine.cache.buffer import KVShape
 from stream_vlm_ros.engine.chunk_path import (
     BATCHES,
@@ -31,6 +32,7 @@ from stream_vlm_ros.engine.chunk_path import (
 from stream_vlm_ros.engine.decode_path import DecodePath, begin_together, decode_path
 from stream_vlm_ros.engine.decoding import Answer
 from stream_vlm_ros.engine.finite import FiniteCheck
+from stream_vlm_ros.engine.graph_runner import SharedMemory, TextRunner, text_runner
 from stream_vlm_ros.engine.results import ChunkResult
 from stream_vlm_ros.errors import InvalidParameterError, in_words
 
@@ -189,8 +191,10 @@ class EngineGroup:
         self.room = Room(tokens)
         self._engines = len(tokens)
         self._tails: Room | None = None
+        self._max_tail_tokens = 0
         self._model: StreamModel | None = None
         self._path: ChunkPath | None = None
+        self._text_paths: dict[Hashable, TextRunner] = {}
 
     def tails(self, tokens: int) -> Room:
         """Where the tails of their questions lie, as large as the first engine's: so many tokens,
@@ -198,18 +202,32 @@ class EngineGroup:
         if self._tails is None:
             otherwise = "answers from it are written by themselves, which takes longer"
             self._tails = Room([tokens + 1] * self._engines, otherwise)
+            self._max_tail_tokens = tokens
         return self._tails
+
+    @property
+    def memory(self) -> SharedMemory:
+        """Where their questions read and write, once one of the engines has its memory."""
+        assert self._tails is not None
+        return SharedMemory(self.room, self._tails, self._max_tail_tokens)
 
     def path(self, model: StreamModel, functions: LayerFunctions, captured: bool) -> ChunkPath:
         """How chunks of all of them run. Raises InvalidParameterError for another model."""
         if self._path is None:
-            assert self._tails is not None  # an engine has its memory by now
             self._model = model
             self._path = chunk_path(model, functions, self.room, captured, BATCHES)
-            self.decode_path = decode_path(model, self.room, self._tails, captured)
+            self.decode_path = decode_path(model, self.memory, captured)
         if self._model is not model:
             raise InvalidParameterError("engines of a group share one model")
         return self._path
+
+    def text_path(self, wanted: str, model: StreamModel, reads: Readout | None) -> TextRunner:
+        """How questions to one of them run, by the name of `QUESTION_PATHS`: what is recorded for
+        that serves all. Raises as `text_runner`."""
+        kind = (wanted, None if reads is None else repr(reads.heads))
+        if kind not in self._text_paths:
+            self._text_paths[kind] = text_runner(wanted, model, self.memory, model.device, reads)
+        return self._text_paths[kind]
 
 
 def append_together(chunks: Sequence[Chunk]) -> list[ChunkResult | BaseException]:

@@ -54,8 +54,7 @@ class Cameras:
             self.watch(number)
 
     def captured(self, kernels, **options):
-        tails = self.group.tails(self.together[0].cache_manager.max_tail_tokens)
-        return CapturedDecode(self.model, self.group.room, tails, kernels, **options)
+        return CapturedDecode(self.model, self.group.memory, kernels, **options)
 
     def watch(self, number, which=(0, 1, 2)):
         for camera in which:
@@ -366,8 +365,7 @@ def test_more_answers_than_a_step_takes_go_in_several(toys, model):
         VideoStreamingInference(model, toys.processor(), None, config, group=group)
         for _ in range(LANES + 2)
     ]
-    tails = group.tails(engines[0].cache_manager.max_tail_tokens)
-    group.decode_path = CapturedDecode(model, group.room, tails)
+    group.decode_path = CapturedDecode(model, group.memory)
     alone = VideoStreamingInference(model, toys.processor(), None, config)
     frames = toys.frames(4, 56, 84)
     for engine in (*engines, alone):

@@ -143,8 +143,10 @@ class StepInputs:
         past: int,
         shared: int,
         begins: Sequence[int] = (),
+        first: int = 0,
     ) -> None:
-        """Give the step ``ids``, at ``positions [3, len(ids)]``, behind ``past`` others.
+        """Give the step ``ids``, at ``positions [3, len(ids)]``, behind ``past`` others, which lie
+        in the tail from slot ``first`` on.
 
         Each token sees what is in the memory and in the tail; the first ``shared`` of ``ids``, and
         those from its entry in ``begins`` on, up to itself. Asked for are the logits of the last
@@ -154,7 +156,7 @@ class StepInputs:
         given, scalars = self._given[:-4].reshape(6, self.size), self._given[-4:]
         given[0, :count] = ids
         given[1:4, :count] = positions
-        given[4, :count] = range(past, past + count)
+        given[4, :count] = range(first + past, first + past + count)
         given[4, count:] = self._padding_slot
         given[5, :count] = begins or 0
         scalars[:] = count, shared, past, max(shared - 1, 0)
