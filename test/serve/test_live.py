@@ -332,7 +332,7 @@ def test_who_reads_nothing_is_cut_off_and_its_session_stays(server, monkeypatch)
         session = wait_until(lambda: _session(server, "slow"))
         connection = wait_until(lambda: session.connection)
         lost = protocol.Dropped(first=1, last=1, frames=1, cause="error", message="x" * 20_000)
-        for _ in range(live.MOST + 1000):  # more than the system's own buffers take, too
+        for _ in range(live.MAX_EVENTS + 1000):  # more than the system's own buffers take, too
             connection.hear(lost)
         wait_until(lambda: session.connection is None, "its end")
     with server.camera("slow") as camera:
