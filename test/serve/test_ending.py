@@ -148,6 +148,20 @@ def test_of_an_engine_that_is_stuck_the_session_ends_all_the_same(begin, monkeyp
     wait_until(session.worker.over.is_set)
 
 
+def test_a_session_that_breaks_while_it_is_saved_does_not_go_on(begin):
+    session = opened(begin(), "breaks")
+    assert session.begin_end()
+
+    def fail(state, text):
+        raise SystemExit("of a user's function")
+
+    session.ask(Question("What?"), fail).future.result(PATIENCE)
+    assert session.life.phase is Phase.DRAINING  # of who ends it
+    session.go_on()
+    assert session.life.phase is not Phase.SERVING
+    wait_until(lambda: session.life.is_over)
+
+
 # -- beside others -----------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@
 that it has left for good."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -125,13 +126,16 @@ TestLife = Life.TestCase
 
 
 def test_of_many_who_end_a_session_at_once_one_does_and_the_others_wait_for_it():
-    for _ in range(50):
-        life, start = LifeCycle(), threading.Barrier(8)
+    for _ in range(20):
+        life, start, waiting = LifeCycle(), threading.Barrier(8), threading.Barrier(8)
         carried_out = []
 
-        def end_it(life=life, start=start, carried_out=carried_out):
+        def end_it(life=life, start=start, waiting=waiting, carried_out=carried_out):
             start.wait(PATIENCE)
-            if life.begin_end():
+            is_ours = life.begin_end()
+            waiting.wait(PATIENCE)
+            if is_ours:
+                time.sleep(0.01)  # the others wait by now
                 carried_out.append(life.phase)
                 life.finish()
             assert life.wait_for_end(PATIENCE) and life.is_over
@@ -235,6 +239,7 @@ class Served(RuleBasedStateMachine):
             raise SystemExit("of a user's function")
 
         self.session.ask(Question("What?"), fail).future.result(PATIENCE)
+        assert self.session.life.phase in (BROKEN, CLOSING, ENDED)
         refused = self.session.ask(Question("What?")).future.result(PATIENCE).error
         assert isinstance(refused, ServerEndingError) and "by a fault" in str(refused)
         wait_until(lambda: self.session.life.is_over)
