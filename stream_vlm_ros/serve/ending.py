@@ -104,11 +104,11 @@ def _save(session: Session, saving: _Deadline, unsaved: bool) -> None:
     keeper, forgets = session.keeper, session.life.forgets
     if not session.has_begun or session.file.path is None or session.worker.ended is not None:
         return
-    if not forgets and not keeper.is_saved and session.host.saving.acquire(timeout=saving.left):
+    if not forgets and not keeper.is_saved and session.context.saving.acquire(timeout=saving.left):
         try:
             keeper.save_at_end(saving.left)
         finally:
-            session.host.saving.release()
+            session.context.saving.release()
     if unsaved or keeper.is_saved or session.life.forgets:
         return
     session.go_on()

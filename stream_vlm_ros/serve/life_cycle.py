@@ -12,16 +12,13 @@ from enum import Enum
 class Phase(Enum):
     """Where a session is in its life.
 
-    `LifeCycle` makes each transition::
+    The transitions, by the methods of `LifeCycle`::
 
-        LOADING --serve--> SERVING --begin_end--> DRAINING --close--> CLOSING --finish--> ENDED
-           |                  |  ^                   |  |                |  |       or FORGOTTEN
-           |                  |  +------go_on--------+--)----------------+  |
-           |                  |                         |                   |
-           +--fail--+--fail---+                         +------finish-------+
-           |        v
-           |     BROKEN --begin_end--> CLOSING
-           +--begin_end--> DRAINING
+        LOADING    serve -> SERVING    begin_end -> DRAINING    fail -> BROKEN
+        SERVING                        begin_end -> DRAINING    fail -> BROKEN
+        BROKEN                         begin_end -> CLOSING, as there is nothing to drain
+        DRAINING   go_on -> SERVING    close -> CLOSING         finish -> ENDED or FORGOTTEN
+        CLOSING    go_on -> SERVING                             finish -> ENDED or FORGOTTEN
     """
 
     LOADING = "its engine is built, and its saved memory is read"
@@ -36,7 +33,7 @@ class Phase(Enum):
 _ENDABLE = {
     Phase.LOADING: Phase.DRAINING,
     Phase.SERVING: Phase.DRAINING,
-    Phase.BROKEN: Phase.CLOSING,  # there is nothing to drain
+    Phase.BROKEN: Phase.CLOSING,
 }
 _BEING_ENDED = (Phase.DRAINING, Phase.CLOSING)
 _OVER = (Phase.ENDED, Phase.FORGOTTEN)

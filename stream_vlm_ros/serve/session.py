@@ -48,7 +48,7 @@ BROKEN = (
 
 
 @dataclass(frozen=True)
-class Host:
+class SessionContext:
     """What the sessions of a server have in common.
 
     Attributes:
@@ -99,8 +99,8 @@ class Session:
         connection: by whom it is fed and asked at the moment; None: nobody is connected.
     """
 
-    def __init__(self, id: str, owner: str, settings: Settings, host: Host) -> None:
-        self.id, self.owner, self.host = id, owner, host
+    def __init__(self, id: str, owner: str, settings: Settings, context: SessionContext) -> None:
+        self.id, self.owner, self.context = id, owner, context
         self.ready: Future[None] = Future()
         self.ready.set_running_or_notify_cancel()  # who waits for it and goes does not cancel it
         self.restored, self.gap = False, ""
@@ -108,12 +108,12 @@ class Session:
         self.began = time.time()
         self.touched = time.monotonic()
         self.asked = 0
-        self.bounds = host.bounds
+        self.bounds = context.bounds
         self._counting = threading.Lock()  # of what is asked
         self._not_saved_at = -END_AGAIN
         self._news = News()  # of refused chunks and frames
         self.life, self.events, self.counters = LifeCycle(), Events(), FrameCounters()
-        self.file = SessionFile(settings, host.server, host.patience)
+        self.file = SessionFile(settings, context.server, context.patience)
         self.worker = EngineWorker(
             lambda: self._make_engine(settings),
             self.counters,
@@ -122,12 +122,12 @@ class Session:
             changed=self.events.status_changed,
             report=self._report,
             failed=self.life.fail,
-            thread=host.thread,
+            thread=context.thread,
             chunk_ended=self.events.chunk_ended,
         )
         self.frames = Frames(
             id, settings, self.life, self.worker, self.counters, self.events, self._news,
-            self.touch, lambda: self.bounds, host.max_held_bytes,
+            self.touch, lambda: self.bounds, context.max_held_bytes,
         )  # fmt: skip
         self.keeper = MemoryKeeper(
             self.worker, lambda: self.settings, time.time_ns, lambda words: log.warning("%s", words)
@@ -171,7 +171,7 @@ class Session:
         with self._counting:
             self.asked -= 1
         self.touch()
-        self.host.answered(done.result())
+        self.context.answered(done.result())
 
     def reset(self, *, time_jump: bool = False) -> Future[None]:
         """Forget what was seen, and unless time jumped also what was saved of it by itself, with
@@ -206,7 +206,7 @@ class Session:
     def save(self, name: str = "") -> Future[Done]:
         """Save the memory; "": under the session's name. Raises StreamVlmError."""
         self.touch()
-        if name and self.host.max_memories:
+        if name and self.context.max_memories:
             self._check_memories(name)
         return self.keeper.save(name)
 
@@ -215,7 +215,7 @@ class Session:
         file = memory_path(replace(self.settings, memory_name=name))
         if file is None or name == self.settings.memory_name or os.path.lexists(file):
             return
-        limit = self.host.max_memories
+        limit = self.context.max_memories
         if len([*file.parent.glob(f"*{SUFFIX}")]) >= limit:
             raise MemoryLimitError(
                 f"this key has {limit} saved memories already (--max-memories-per-key):"
@@ -265,7 +265,7 @@ class Session:
             restored=self.restored,
             accepted_ns=newest_ns if accepted is None else accepted.stamp_ns,
             accepted_sequence=0 if accepted is None else accepted.sequence,
-            model=self.host.model,
+            model=self.context.model,
             device=self.worker.device,
             plan=self.worker.loaded.result() if self.worker.loaded.done() else "",
             factor=bounds.factor,
@@ -300,7 +300,7 @@ class Session:
     # -- its life ----------------------------------------------------------------------------
 
     def _make_engine(self, settings: Settings) -> InferenceEngine:
-        engine = self.host.load(settings)
+        engine = self.context.load(settings)
         high = getattr(engine, "max_pixels", None) or self.bounds.max_pixels
         self.bounds = replace(self.bounds, min_pixels=engine.min_pixels, max_pixels=high)
         return engine

@@ -24,7 +24,7 @@ from stream_vlm_ros.serve.ending import END_TIMEOUT, end, stop
 from stream_vlm_ros.serve.frames import PictureBounds
 from stream_vlm_ros.serve.life_cycle import Phase
 from stream_vlm_ros.serve.options import Limits
-from stream_vlm_ros.serve.session import BROKEN, Host, Session
+from stream_vlm_ros.serve.session import BROKEN, SessionContext, Session
 from stream_vlm_ros.serve.session_errors import (
     FolderError,
     NotSavedError,
@@ -98,7 +98,7 @@ class Sessions:
         self._beginning = ThreadPoolExecutor(
             self.limits.max_sessions, thread_name_prefix="sessions that begin"
         )
-        self._host: Host | None = None  # once the model is there
+        self._context: SessionContext | None = None  # once the model is there
         self._ended = threading.Event()
         self._keeping = threading.Thread(target=self._keep, name="sessions", daemon=True)
 
@@ -107,7 +107,7 @@ class Sessions:
         in one line. Raises ModelLoadError, DeviceUnavailableError, InvalidParameterError."""
         self._checkpoint = self._load_model(self.settings)
         self._group = group_of([self.settings] * self.limits.max_sessions, self._checkpoint)
-        self._host = self._host_of(self._checkpoint)
+        self._context = self._context_of(self._checkpoint)
         self._thread.start()
         trial = EngineWorker(
             lambda: self._build(self.settings), FrameCounters(), 1, 1, thread=self._thread
@@ -118,10 +118,10 @@ class Sessions:
             trial.stop(END_TIMEOUT)
             self._keeping.start()
 
-    def _host_of(self, checkpoint: Checkpoint) -> Host:
+    def _context_of(self, checkpoint: Checkpoint) -> SessionContext:
         images = checkpoint.processor.image_settings
         factor = images.patch_size * images.merge_size
-        return Host(
+        return SessionContext(
             self._build,
             self._thread,
             self.answered,
@@ -163,7 +163,7 @@ class Sessions:
         check_session_id(id)
         with self._lock:
             self._check_open()
-            assert self._host is not None
+            assert self._context is not None
             if (found := self._table.get((owner, id))) is not None:
                 if found.is_broken:
                     raise ServerEndingError(BROKEN)
@@ -172,7 +172,7 @@ class Sessions:
                 found.touch()
                 return found
             self._make_room(owner)
-            session = Session(id, owner, self._settings_of(id, owner), self._host)
+            session = Session(id, owner, self._settings_of(id, owner), self._context)
             self._table[owner, id] = session
         self._beginning.submit(self._begin, session)
         return session

@@ -75,7 +75,7 @@ class Stuck:
             close=lambda: None,
         )
         self.file = SimpleNamespace(path="there", note=lambda sent: None, disown=lambda: None)
-        self.host = SimpleNamespace(saving=SimpleNamespace(acquire=self.slot, release=lambda: None))
+        self.context = SimpleNamespace(saving=SimpleNamespace(acquire=self.slot, release=lambda: None))
 
     def wait(self, seconds):
         self.now += seconds
