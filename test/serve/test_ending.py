@@ -4,6 +4,7 @@
 """Sessions end in their time, whatever is stuck, and keep no others from ending or beginning."""
 
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,11 +16,14 @@ from stream_vlm_ros.errors import ModelLoadError
 from stream_vlm_ros.factory import kept_model
 from stream_vlm_ros.serve import ending
 from stream_vlm_ros.serve import sessions as sessions_module
+from stream_vlm_ros.serve.events import Sent
 from stream_vlm_ros.serve.life_cycle import LifeCycle, Phase
 from stream_vlm_ros.serve.options import Limits
+from stream_vlm_ros.serve.session import SAVES_AT_ONCE
 from stream_vlm_ros.serve.session_errors import NotSavedError, SessionLimitError
 from stream_vlm_ros.serve.sessions import Sessions
 from stream_vlm_ros.session.question import Question
+from stream_vlm_ros.session.timed_frame import TimedFrame
 
 
 @pytest.fixture
@@ -180,6 +184,38 @@ def test_ends_of_one_key_that_wait_keep_no_other_keys_from_ending(begin):
             session.asked -= 1
         ending_them.result()
     assert sessions.all() == []
+
+
+def test_no_more_memories_are_copied_at_once_than_the_host_is_to_hold(begin, film):
+    sessions = begin(Limits(max_sessions=SAVES_AT_ONCE + 3))
+    inside, counting, go_on = [], threading.Lock(), threading.Event()
+    for number in range(SAVES_AT_ONCE + 3):
+        session = opened(sessions, f"saved-{number}")
+        save = session.keeper.save_at_end
+
+        def slowly(timeout, save=save):
+            with counting:
+                inside.append(1)
+            assert go_on.wait(PATIENCE)
+            save(timeout)
+            with counting:
+                inside.pop()
+
+        session.keeper.save_at_end = slowly
+        frames = [
+            TimedFrame(one.stamp_ns, one.image, Sent(n, one.stamp_ns))
+            for n, one in enumerate(film[:4], 1)
+        ]
+        session.frames.append(frames)
+    with ThreadPoolExecutor(1) as pool:
+        ending_them = pool.submit(sessions.hand_over, sessions.all(), PATIENCE)
+        wait_until(lambda: len(inside) >= SAVES_AT_ONCE)
+        time.sleep(0.2)  # for one more, if it came
+        assert len(inside) == SAVES_AT_ONCE
+        go_on.set()
+        ending_them.result()
+    assert sessions.all() == []
+    assert opened(sessions, "saved-0").restored
 
 
 @pytest.fixture
