@@ -24,7 +24,7 @@ from stream_vlm_ros.serve.ending import END_TIMEOUT, end, stop
 from stream_vlm_ros.serve.frames import PictureBounds
 from stream_vlm_ros.serve.life_cycle import Phase
 from stream_vlm_ros.serve.options import Limits
-from stream_vlm_ros.serve.session import BROKEN, SessionContext, Session
+from stream_vlm_ros.serve.session import BROKEN, Session, SessionContext
 from stream_vlm_ros.serve.session_errors import (
     FolderError,
     NotSavedError,

@@ -79,7 +79,8 @@ class Stuck:
             close=lambda: None,
         )
         self.file = SimpleNamespace(path="there", note=lambda sent: None, disown=lambda: None)
-        self.context = SimpleNamespace(saving=SimpleNamespace(acquire=self.slot, release=lambda: None))
+        slots = SimpleNamespace(acquire=self.slot, release=lambda: None)
+        self.context = SimpleNamespace(saving=slots)
 
     def wait(self, seconds):
         self.now += seconds
@@ -177,11 +178,13 @@ def test_ends_of_one_key_that_wait_keep_no_other_keys_from_ending(begin):
     other = opened(sessions, "other", "b")
     with ThreadPoolExecutor(1) as pool:
         ending_them = pool.submit(sessions.hand_over, waiting, PATIENCE)
-        wait_until(lambda: {one.life.phase for one in waiting} == {Phase.CLOSING})
-        sessions.hand_over([other], PATIENCE)
-        assert sessions.all("b") == [] and sessions.all("a") == waiting
-        for session in waiting:
-            session.asked -= 1
+        try:
+            wait_until(lambda: all(one.life.is_being_ended for one in waiting))
+            sessions.hand_over([other], PATIENCE)
+            assert sessions.all("b") == [] and sessions.all("a") == waiting
+        finally:
+            for session in waiting:
+                session.asked -= 1
         ending_them.result()
     assert sessions.all() == []
 
@@ -209,10 +212,12 @@ def test_no_more_memories_are_copied_at_once_than_the_host_is_to_hold(begin, fil
         session.frames.append(frames)
     with ThreadPoolExecutor(1) as pool:
         ending_them = pool.submit(sessions.hand_over, sessions.all(), PATIENCE)
-        wait_until(lambda: len(inside) >= SAVES_AT_ONCE)
-        time.sleep(0.2)  # for one more, if it came
-        assert len(inside) == SAVES_AT_ONCE
-        go_on.set()
+        try:
+            wait_until(lambda: len(inside) >= SAVES_AT_ONCE)
+            time.sleep(0.2)  # for one more, if it came
+            assert len(inside) == SAVES_AT_ONCE
+        finally:
+            go_on.set()
         ending_them.result()
     assert sessions.all() == []
     assert opened(sessions, "saved-0").restored
