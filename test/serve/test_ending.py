@@ -179,7 +179,7 @@ def test_ends_of_one_key_that_wait_keep_no_other_keys_from_ending(begin):
     with ThreadPoolExecutor(1) as pool:
         ending_them = pool.submit(sessions.hand_over, waiting, PATIENCE)
         try:
-            wait_until(lambda: all(one.life.is_being_ended for one in waiting))
+            wait_until(lambda: {one.life.phase for one in waiting} == {Phase.CLOSING})
             sessions.hand_over([other], PATIENCE)
             assert sessions.all("b") == [] and sessions.all("a") == waiting
         finally:
