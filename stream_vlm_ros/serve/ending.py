@@ -112,4 +112,5 @@ def _save(session: Session, saving: _Deadline, unsaved: bool) -> None:
     if unsaved or keeper.is_saved or session.life.forgets:
         return
     session.go_on()
-    raise NotSavedError(f"the session goes on, as it cannot be saved: {keeper.state.error}")
+    why = keeper.state.error or "the others that are saved, or its own file, take too long"
+    raise NotSavedError(f"the session goes on, as it cannot be saved: {why}")

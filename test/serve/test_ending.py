@@ -124,6 +124,16 @@ def test_what_cannot_be_saved_is_given_up_before_the_deadline_and_goes_on(clocke
     assert session.now <= 5.0 and session.life.phase is Phase.SERVING
 
 
+def test_what_is_not_saved_in_time_goes_on_and_says_so(clocked):
+    session = clocked(Stuck())
+    session.keeper.state.error = ""
+    session.context.saving.acquire = lambda timeout: session.wait(timeout)  # others save
+    session.keeper.save_at_end = None
+    with pytest.raises(NotSavedError, match="the others that are saved, or its own file, take"):
+        ending.end(session, timeout=5.0, unsaved=False)
+    assert session.now <= 5.0
+
+
 def test_what_is_to_be_forgotten_waits_for_nothing_but_its_engine(clocked, monkeypatch):
     session = clocked(Stuck())
     session.life.forget()
