@@ -240,6 +240,7 @@ class Connection:
         # Before Python 3.12 `asyncio.wait_for` may swallow the cancellation of a connection that is
         # cut off, and the next message would wait.
         sending = asyncio.ensure_future(self._socket.send_text(text))
+        sending.add_done_callback(_take_exception)
         try:
             await asyncio.wait([sending], timeout=SEND_TIMEOUT)
             if sending.done():
