@@ -312,7 +312,7 @@ def served(sessions: Any) -> Any:
 
 def fill(session: Any, images: list[np.ndarray]) -> int:
     """Fill a session's memory; a stamp behind it."""
-    from stream_vlm_ros.serve.sessions import Sent
+    from stream_vlm_ros.serve.events import Sent
     from stream_vlm_ros.session.timed_frame import TimedFrame
 
     session.ready.result()
@@ -324,7 +324,7 @@ def fill(session: Any, images: list[np.ndarray]) -> int:
             image = images[(number + k) % len(images)]
             frames.append(TimedFrame(stamp_ns, image, Sent(0, stamp_ns)))
         number += CHUNK
-        session.append(frames)
+        session.frames.append(frames)
         while session.counters.pending:
             time.sleep(0.001)
         assert not session.worker.last_fault, session.worker.last_fault

@@ -187,12 +187,17 @@ def _aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 
 
-def write_whole(path: Path, data: bytes | Iterable[Buffer], mode: int = 0o666) -> None:
+def write_whole(
+    path: Path, data: bytes | Iterable[Buffer], mode: int = 0o666, *, durable: bool = True
+) -> None:
     """Write a file that is whole at any moment: under another name first, and then renamed.
 
-    ``data``: all of it, or pieces that are asked for one after the other. A link in its place is
-    replaced, not followed. OSError where it cannot be written; then what was there before is still
-    there.
+    A link in its place is replaced, not followed. OSError where it cannot be written; then what was
+    there before is still there.
+
+    Args:
+        data: all of it, or pieces that are asked for one after the other.
+        durable: it is on the disk when this returns, whatever happens to the machine then.
     """
     part = path.with_name(f"{_stem_of_parts(path)}{secrets.token_hex(4)}.part")
     file = _new_part(part, mode)
@@ -200,7 +205,8 @@ def write_whole(path: Path, data: bytes | Iterable[Buffer], mode: int = 0o666) -
         try:
             for piece in (data,) if isinstance(data, bytes) else data:
                 write_all(file, piece)
-            os.fsync(file)
+            if durable:
+                os.fsync(file)
             os.replace(part, path)
         finally:
             os.close(file)
@@ -208,6 +214,8 @@ def write_whole(path: Path, data: bytes | Iterable[Buffer], mode: int = 0o666) -
         with contextlib.suppress(OSError):
             os.unlink(part)
         raise
+    if not durable:
+        return
     with contextlib.suppress(OSError):  # a file system that cannot; the file itself is there
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:

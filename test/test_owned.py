@@ -104,6 +104,15 @@ def test_of_two_processes_that_begin_at_once_one_gets_the_folder(tmp_path):
                 process.stdin.write("go on\n")
 
 
+def test_what_may_be_lost_with_the_machine_waits_for_no_disk(tmp_path, monkeypatch):
+    waited = []
+    monkeypatch.setattr(os, "fsync", waited.append)
+    owned.write_whole(tmp_path / "file", b"new", durable=False)
+    assert (tmp_path / "file").read_bytes() == b"new" and waited == []
+    owned.write_whole(tmp_path / "file", b"newer")
+    assert len(waited) == 2  # the file, and its name in the folder
+
+
 def test_a_file_that_cannot_be_written_leaves_the_one_of_before(tmp_path):
     path = tmp_path / "file"
     owned.write_whole(path, b"before")

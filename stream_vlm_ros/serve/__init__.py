@@ -8,7 +8,14 @@ Who is served
 
 What is served
     options      what the server is told: how many sessions, and for how long
-    sessions     the memories, each with its frames, its questions and its files
+    sessions     the table of sessions: which there are, how many there may be, when they end
+    session      one of them: the memory of a camera, and its questions
+    life_cycle   its phases, from loading to its end
+    frames       the way of its frames, as chunks, to the queue of its engine
+    events       what became of them, told to who is connected
+    session_file   where it is saved, whose that is, and how far frames were accepted
+    ending       how it ends: its chunks, its file, its answers, its engine
+    session_errors   why there is no session, or not now
     ownership    the right to a saved memory, where servers share a folder
     telling      what is told of them, in the words of the protocol
 

@@ -21,7 +21,8 @@ from stream_vlm_ros.serve.keys import Keys, owner_of
 from stream_vlm_ros.serve.live import refuse, serve_camera
 from stream_vlm_ros.serve.metrics import Metrics
 from stream_vlm_ros.serve.refusals import body_of, status_of
-from stream_vlm_ros.serve.sessions import Session, Sessions
+from stream_vlm_ros.serve.session import Session
+from stream_vlm_ros.serve.sessions import Sessions
 
 Scope = MutableMapping[str, Any]  # as ASGI has them
 Message = MutableMapping[str, Any]
@@ -52,7 +53,7 @@ def create_app(sessions: Sessions, keys: Keys, *, metrics: Metrics | None = None
     metrics = metrics or Metrics(sessions)
     app = FastAPI(title="stream_vlm", version=__version__, openapi_url=None)
     app.state.sessions = sessions
-    app.add_middleware(Door, keys=keys)
+    app.add_middleware(KeyMiddleware, keys=keys)
     app.add_exception_handler(StreamVlmError, _answer)
     app.add_exception_handler(Exception, _failed)
     for status in (404, 405):  # in the form of all errors
@@ -91,7 +92,7 @@ def create_app(sessions: Sessions, keys: Keys, *, metrics: Metrics | None = None
     return app
 
 
-class Door:
+class KeyMiddleware:
     """In front of everything: who has no key reaches nothing but `OPEN_TO_ALL`."""
 
     def __init__(self, app: App, keys: Keys) -> None:

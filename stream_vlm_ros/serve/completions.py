@@ -23,7 +23,9 @@ from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve.chat_request import ChatRequest, RequestError
 from stream_vlm_ros.serve.keys import owner_of
 from stream_vlm_ros.serve.refusals import body_of
-from stream_vlm_ros.serve.sessions import Session, Sessions, SessionUnknownError
+from stream_vlm_ros.serve.session import Session
+from stream_vlm_ros.serve.session_errors import SessionUnknownError
+from stream_vlm_ros.serve.sessions import Sessions
 from stream_vlm_ros.serve.telling import response_of
 from stream_vlm_ros.session.question import WRITING, Outcome, Ticket
 
@@ -112,7 +114,7 @@ def _asked(request: Request, wanted: ChatRequest, sessions: Sessions, served: st
             "model",
         )
     try:
-        session = sessions.take_up(named or model, owner_of(request))
+        session = sessions.find_or_restore(named or model, owner_of(request))
     except SessionUnknownError as fault:
         if named or model != served:
             raise SessionUnknownError(f"{fault}; GET /v1/models names those of this key") from None

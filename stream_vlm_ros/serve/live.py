@@ -24,13 +24,11 @@ from fastapi.websockets import WebSocketDisconnect, WebSocketState
 from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError, cut
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.remote.protocol import ClientEvent, ProtocolError, ServerEvent
-from stream_vlm_ros.serve.outbox import MOST, MOST_BYTES, Outbox
+from stream_vlm_ros.serve.outbox import MAX_BYTES, MAX_EVENTS, Outbox
 from stream_vlm_ros.serve.refusals import body_of, status_of
-from stream_vlm_ros.serve.sessions import (
-    ServerEndingError,
-    Session,
-    Sessions,
-)
+from stream_vlm_ros.serve.session import Session
+from stream_vlm_ros.serve.session_errors import ServerEndingError
+from stream_vlm_ros.serve.sessions import Sessions
 from stream_vlm_ros.serve.telling import fault_of, question_of, response_of
 from stream_vlm_ros.session.memory_keeper import Done
 from stream_vlm_ros.session.question import (
@@ -46,7 +44,7 @@ log = logging.getLogger(__name__)
 SEND_TIMEOUT = 20.0  # s that a message may take on its way out
 FAREWELL = 2.0  # s for the last one
 STATUS_PERIOD = 5.0  # s between two of the status, if nothing happens
-MOST_ORDERS = 64  # questions and orders of one connection under way
+MAX_ORDERS = 64  # questions and orders of one connection under way
 ORDERS = (
     protocol.SessionClose, protocol.MemoryReset, protocol.MemorySave, protocol.MemoryLoad,
     protocol.MemoryList, protocol.MemoryPicture,
@@ -105,11 +103,11 @@ class Connection:
     """One who is connected to a session."""
 
     def __init__(
-        self, socket: WebSocket, session: Session, sessions: Sessions, most: int = MOST
+        self, socket: WebSocket, session: Session, sessions: Sessions, max_events: int = MAX_EVENTS
     ) -> None:
         self._socket, self._session, self._sessions = socket, session, sessions
         self._loop = asyncio.get_running_loop()
-        self._outbox = Outbox(lambda: protocol.MemoryStatus(status=session.status), most)
+        self._outbox = Outbox(lambda: protocol.MemoryStatus(status=session.status), max_events)
         self._tickets: dict[str, Ticket] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._faults: deque[float] = deque()
@@ -142,8 +140,8 @@ class Connection:
         self._outbox.put(event)
         if self._outbox.full and not self._is_ending:
             words = StreamVlmError(
-                f"more than {self._outbox.most:,} events, or {MOST_BYTES / 1e6:.0f} MB of them, "
-                "wait to be read"
+                f"more than {self._outbox.max_events:,} events, or {MAX_BYTES / 1e6:.0f} MB of "
+                "them, wait to be read"
             )
             self.end(_ending(words, 1.0, code="TOO_SLOW"), TOO_SLOW, at_once=True)
 
@@ -171,7 +169,7 @@ class Connection:
                 await asyncio.shield(asyncio.wrap_future(session.ready))
             except Exception as fault:
                 self.end(_ending(fault, getattr(fault, "retry_after", None)), ENDED)
-            if session.is_ending:  # as one of no use, just before it was connected to
+            if not session.life.takes_frames:  # as one of no use, just before it was connected to
                 gone = ServerEndingError("the session was just ended: connect again")
                 self.end(_ending(gone, gone.retry_after), ENDED)
             if not self._is_ending:
@@ -230,15 +228,26 @@ class Connection:
             event = await self._outbox.get()
             if isinstance(event, protocol.SessionEnding):
                 return  # it is said last
-            sending = self._socket.send_text(protocol.encoded(event))
-            try:
-                await asyncio.wait_for(sending, SEND_TIMEOUT)
-            except asyncio.TimeoutError:
+            if not await self._sent(protocol.encoded(event)):
                 words = StreamVlmError(f"this client took nothing for {SEND_TIMEOUT:.0f} s")
                 self.end(_ending(words, 1.0, code="TOO_SLOW"), TOO_SLOW, at_once=True)
                 return
             if isinstance(event, protocol.SessionClosed):
                 return
+
+    async def _sent(self, text: str) -> bool:
+        """Whether it could be sent within `SEND_TIMEOUT`."""
+        # Before Python 3.12 `asyncio.wait_for` may swallow the cancellation of a connection that is
+        # cut off, and the next message would wait.
+        sending = asyncio.ensure_future(self._socket.send_text(text))
+        sending.add_done_callback(_take_exception)
+        try:
+            await asyncio.wait([sending], timeout=SEND_TIMEOUT)
+            if sending.done():
+                sending.result()
+            return sending.done()
+        finally:
+            sending.cancel()
 
     async def _read(self) -> None:
         while not self._is_ending:
@@ -281,13 +290,13 @@ class Connection:
                 f"a frame of {len(data):,} bytes is longer than {protocol.MAX_FRAME_BYTES:,}"
             )
         frame = protocol.unpacked(data)
-        self._receiving = self._loop.run_in_executor(_decoding, self._session.receive, frame)
+        self._receiving = self._loop.run_in_executor(_decoding, self._session.frames.receive, frame)
         await asyncio.shield(self._receiving)
         self._receiving = None
 
     async def _take(self, event: ClientEvent) -> None:
         session = self._session
-        if isinstance(event, ORDERS) and len(self._tasks) >= MOST_ORDERS:  # before it is given
+        if isinstance(event, ORDERS) and len(self._tasks) >= MAX_ORDERS:  # before it is given
             raise QueueFullError(f"{len(self._tasks)} orders of this connection are under way")
 
         def tell(make: Callable[[str, Any], ServerEvent]) -> Callable[[Any], ServerEvent]:
@@ -295,16 +304,16 @@ class Connection:
 
         match event:
             case protocol.Commit():
-                session.commit_open()
+                session.frames.commit_open()
             case protocol.ResponseCreate():
                 self._ask(event)
             case protocol.ResponseCancel():
                 if (ticket := self._tickets.get(event.response_id)) is not None:
                     ticket.cancel()
             case protocol.Clear():
-                session.clear_open()
+                session.frames.clear()
             case protocol.SessionUpdate():
-                session.update(event.settings)
+                session.frames.update(event.settings)
                 self._put(
                     protocol.SessionUpdated(event_id=event.event_id, session=session.described())
                 )
@@ -392,7 +401,7 @@ class Connection:
             await do(*given)
         except StreamVlmError as fault:
             error = fault_of(fault, event_id)
-            error.message = self._session.without_folder(error.message)
+            error.message = self._session.file.without_folder(error.message)
             self._put(protocol.ErrorEvent(event_id=event_id, error=error))
         except Exception as fault:
             log.error("session %s: internal error", self._session.id, exc_info=fault)
@@ -404,7 +413,7 @@ class Connection:
         waited.add_done_callback(_take_exception)  # also where nobody waits any more
         told = event(await asyncio.shield(waited))
         if isinstance(told, protocol.MemoryDone):
-            told.words = self._session.without_folder(told.words)
+            told.words = self._session.file.without_folder(told.words)
         self._put(told)
 
     async def _close_session(self, event_id: str) -> None:

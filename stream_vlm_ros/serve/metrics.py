@@ -16,7 +16,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from stream_vlm_ros.machine import used_bytes
-from stream_vlm_ros.serve.sessions import Session, Sessions
+from stream_vlm_ros.serve.session import Session
+from stream_vlm_ros.serve.sessions import Sessions
 from stream_vlm_ros.session.question import Outcome
 
 # Seconds; a first token takes from some milliseconds on.

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from stream_vlm_ros.setting import START, SettingTable, setting
@@ -25,7 +25,11 @@ class Limits(SettingTable):
         10_000,
     )
     max_sessions_per_key: int = option(
-        0, "Of one key. 0: as many as there are altogether.", 0, 10_000
+        -1,
+        "Of one key. -1: half of them where the server has several keys, so that none takes all; "
+        "all where it has one. 0: as many as there are altogether.",
+        -1,
+        10_000,
     )
     max_memories_per_key: int = option(
         256,
@@ -47,3 +51,10 @@ class Limits(SettingTable):
         0.0,
         3600.0,
     )
+
+    def with_keys(self, count: int) -> Limits:
+        """With how many sessions a key of so many has, where that was not said."""
+        if self.max_sessions_per_key >= 0:
+            return self
+        share = (self.max_sessions + 1) // 2 if count > 1 else 0
+        return replace(self, max_sessions_per_key=share)

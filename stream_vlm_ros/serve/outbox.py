@@ -17,7 +17,7 @@ from stream_vlm_ros.remote.protocol import (
     encoded,
 )
 
-MOST, MOST_BYTES = 1000, 8 << 20  # events, and of them as they travel
+MAX_EVENTS, MAX_BYTES = 1000, 8 << 20  # events, and of them as they travel
 
 
 class Outbox:
@@ -28,12 +28,12 @@ class Outbox:
 
     Args:
         status: makes the status.
-        most: events that may wait; with one more, or more than `MOST_BYTES` (but for the text of
+        max_events: that may wait; with one more, or more than `MAX_BYTES` (but for the text of
             answers, which is bounded), it is `full`, and takes nothing.
     """
 
-    def __init__(self, status: Callable[[], MemoryStatus], most: int = MOST) -> None:
-        self.full, self.most = False, most
+    def __init__(self, status: Callable[[], MemoryStatus], max_events: int = MAX_EVENTS) -> None:
+        self.full, self.max_events = False, max_events
         self._status = status
         self._events: deque[ServerEvent | None] = deque()  # None: the status
         self._deltas: dict[str, TextDelta] = {}  # that wait, by answer
@@ -51,7 +51,7 @@ class Outbox:
             self._deltas[event.response_id] = event
         self._events.append(event)
         self._bytes += _size(event)
-        self.full = len(self._events) > self.most or self._bytes > MOST_BYTES
+        self.full = len(self._events) > self.max_events or self._bytes > MAX_BYTES
         self._filled.set()
 
     def end(self, event: SessionEnding) -> None:

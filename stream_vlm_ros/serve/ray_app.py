@@ -4,8 +4,8 @@
 """The service on Ray Serve: replicas, a GPU each, that share a folder of saved memories.
 
 A session's requests always go to the same replica, by Ray's hash of the header ``x-session-id``.
-When replicas come or go, those that stay let go the sessions that now belong to others, once these
-are saved; a camera is told to connect again, and its session goes on at the new owner.
+When replicas come or go, those that stay hand over the sessions that now belong to others, once
+these are saved; a camera is told to connect again, and its session goes on at the new owner.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from stream_vlm_ros.serve.cluster import Cluster
 from stream_vlm_ros.serve.keys import Keys
 from stream_vlm_ros.serve.named import Named
 from stream_vlm_ros.serve.options import Limits
-from stream_vlm_ros.serve.sessions import Session, Sessions
+from stream_vlm_ros.serve.session import Session
+from stream_vlm_ros.serve.sessions import Sessions
 
 NAME = "stream-vlm"  # of the application, and of its deployment
 TICK = 0.1  # s
@@ -55,8 +56,8 @@ class Replica:
         context = serve.get_replica_context()
         self._tag = context.replica_tag
         self._keys = Keys(read_keys(key_file))
-        self._limits = limits
-        self.sessions = Sessions(settings, limits, server=f"replica {self._tag}")
+        self._limits = limits.with_keys(len(self._keys.keys))
+        self.sessions = Sessions(settings, self._limits, server=f"replica {self._tag}")
         self.sessions.load()
         self._ring: ring.SessionRing | None = None
         ring.listeners.append(self._hear)
@@ -77,7 +78,7 @@ class Replica:
             raise RuntimeError("the thread that hands sessions over has ended")
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """Ray's: the application, with `Named` behind the door that asks for a key."""
+        """Ray's: the application, with `Named` behind what asks for a key."""
         app = create_app(self.sessions, self._keys)
         named = Middleware(Named, replica=self._tag, keys=self._keys)
         app.user_middleware.append(named)
@@ -87,7 +88,7 @@ class Replica:
         self._ring = replicas
 
     def _watch(self) -> None:
-        """Let go what belongs to others, and at the end everything."""
+        """Hand over what belongs to others, and at the end everything."""
         seconds = self._limits.drain_seconds
         was_in, away_since = False, dict[Session, float]()
         while True:
@@ -109,7 +110,7 @@ class Replica:
             if due:
                 away_since |= dict.fromkeys(due, float("inf"))
                 going = threading.Thread(
-                    target=self.sessions.let_go, args=(due, seconds), daemon=True
+                    target=self.sessions.hand_over, args=(due, seconds), daemon=True
                 )
                 going.start()
 

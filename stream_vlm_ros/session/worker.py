@@ -69,6 +69,7 @@ class EngineWorker(EngineSession):
         changed: called in the thread after each command.
         report: called for each chunk that the engine refused, and for every error, also for what
             ends the session (``ended`` says so then).
+        failed: called, before anybody is told so, when a fault ends the session; it takes no time.
         thread: shared with other sessions; None: one of its own.
         weight: share of the thread's time under load, compared with the others'.
         callbacks: see :class:`EngineSession`.
@@ -83,6 +84,7 @@ class EngineWorker(EngineSession):
         ingest_share: float = 0.5,
         changed: Callable[[], None] = lambda: None,
         report: Callable[[BaseException], None] = lambda fault: None,
+        failed: Callable[[], None] = lambda: None,
         *,
         thread: EngineThread | None = None,
         weight: float = 1.0,
@@ -96,7 +98,7 @@ class EngineWorker(EngineSession):
         self.ended: EngineEndedError | None = None  # what every question is answered from then on
         self.over = threading.Event()  # the thread has let the engine go
         self._load = load
-        self._changed = changed
+        self._changed, self._failed_for_good = changed, failed
         self._queue: deque[_Command] = deque()
         self._stopping = False
         self._current: Ticket | None = None
@@ -459,6 +461,7 @@ class EngineWorker(EngineSession):
         with self._wake:
             if isinstance(why, EngineEndedError):
                 self.ended = why
+                self._call(self._failed_for_good)
             self._drop_chunks(cause)
             waiting, self._queue = [self._current, self._taken, *self._queue], deque()
             self._answering = self._current = self._taken = None

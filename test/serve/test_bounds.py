@@ -16,8 +16,7 @@ from serving import Camera, feed
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.remote import protocol
-from stream_vlm_ros.serve import completions, live
-from stream_vlm_ros.serve import sessions as sessions_module
+from stream_vlm_ros.serve import completions, live, session_file
 from stream_vlm_ros.serve.keys import LOCAL
 from stream_vlm_ros.serve.outbox import Outbox
 
@@ -88,7 +87,7 @@ def test_one_sequence_far_ahead_does_not_shut_the_session(server, film):
 def test_a_session_waits_for_no_more_frames_than_the_server_says(server, name, value):
     session = server.sessions.open("waits", LOCAL)
     with pytest.raises(InvalidParameterError, match=f"{name} is at most"):
-        session.update({name: value})
+        session.frames.update({name: value})
 
 
 def test_of_large_pictures_no_more_waits_than_the_model_takes(server):
@@ -100,17 +99,17 @@ def test_of_large_pictures_no_more_waits_than_the_model_takes(server):
         camera.send(protocol.SessionUpdate(settings={}))  # behind the frames
         camera.next(protocol.SessionUpdated)
         most = 3 * 3 * camera.created.session.max_pixels  # of three, in RGB
-        assert 0.7 * most < session.held_bytes <= most
+        assert 0.7 * most < session.frames.held_bytes <= most
         camera.send(protocol.Commit())
         assert camera.next(protocol.Ingested).frames == 3
-        wait_until(lambda: session.held_bytes == 0)
+        wait_until(lambda: session.frames.held_bytes == 0)
 
 
 @pytest.mark.parametrize("commit", ["server", "client"])
 def test_beyond_the_bytes_that_may_wait_frames_are_dropped_and_told(server, film, commit):
     with server.camera(f"bytes-{commit}", commit=commit) as camera:
         session = server.sessions.find(f"bytes-{commit}", LOCAL)
-        session.max_held_bytes = film[0].image.nbytes + 1000
+        session.frames.max_held_bytes = film[0].image.nbytes + 1000
         for frame in film[:3]:
             camera.frame(frame.stamp_ns, frame.image)
         dropped = [camera.next(protocol.Dropped) for _ in range(2)]
@@ -128,13 +127,13 @@ def test_a_stamp_that_no_message_holds_is_dropped_whoever_gathers(server, film, 
         session = server.sessions.find(camera.created.session.id, LOCAL)
         camera.frame(stamp_ns, film[0].image)
         assert camera.next(protocol.Dropped).cause == "invalid_stamp"
-        assert session.accepted is None
+        assert session.frames.accepted is None
         for frame in film[:4]:
             camera.frame(frame.stamp_ns, frame.image)
         if commit == "client":
             camera.send(protocol.Commit())
         assert camera.next(protocol.Ingested).newest_ns == film[3].stamp_ns
-        assert session.accepted.stamp_ns == film[3].stamp_ns
+        assert session.frames.accepted.stamp_ns == film[3].stamp_ns
 
 
 # -- what waits, and what is refused -----------------------------------------------------------
@@ -156,7 +155,7 @@ def test_an_events_name_is_short_and_of_answers_few_bytes_wait(server):
 
 
 def test_an_order_that_is_refused_is_not_carried_out(server, film, monkeypatch):
-    monkeypatch.setattr(live, "MOST_ORDERS", 0)
+    monkeypatch.setattr(live, "MAX_ORDERS", 0)
     with server.camera() as camera:
         feed(camera, film[:4])
         camera.send(protocol.MemoryReset())
@@ -187,7 +186,7 @@ def test_a_folder_that_cannot_be_written_is_told_with_a_time_to_come_again(serve
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device", "/private/place")
 
-    monkeypatch.setattr(sessions_module, "Ownership", full)
+    monkeypatch.setattr(session_file, "Ownership", full)
     camera = Camera(server.port, "no-room")
     ending = heard(camera, protocol.SessionEnding)
     camera.close()
@@ -196,7 +195,8 @@ def test_a_folder_that_cannot_be_written_is_told_with_a_time_to_come_again(serve
 
 
 def test_a_fault_of_ours_is_answered_in_the_form_of_all_errors(server, monkeypatch):
-    monkeypatch.setattr(server.sessions, "all", lambda owner: 1 / 0)
+    every = server.sessions.all
+    monkeypatch.setattr(server.sessions, "all", lambda owner=None: (owner and 1 / 0) or every())
     answer = httpx.get(f"{server.url}/v1/sessions")
     assert answer.status_code == 500 and answer.json()["error"]["code"] == "INTERNAL"
 

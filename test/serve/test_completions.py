@@ -30,7 +30,8 @@ from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve.chat_request import ChatRequest, RequestError
 from stream_vlm_ros.serve.keys import Keys
 from stream_vlm_ros.serve.options import Limits
-from stream_vlm_ros.serve.sessions import ServerEndingError, Sessions
+from stream_vlm_ros.serve.session_errors import ServerEndingError
+from stream_vlm_ros.serve.sessions import Sessions
 from stream_vlm_ros.session.counters import Drop
 from stream_vlm_ros.session.question import THUMBNAIL_SIZE, WRITING
 
@@ -338,9 +339,11 @@ def test_an_empty_memory_a_full_queue_and_an_ending_session_say_so(client, serve
     with pytest.raises(openai.RateLimitError, match="waiting already") as full:
         ask(client, "What?", model="empty", stream=True)
     assert int(full.value.response.headers["retry-after"]) >= 1
-    session.stop_answering()
+    assert session.begin_end()
+    session.life.close()
     with pytest.raises(openai.InternalServerError, match="being ended") as ending:
         ask(client, "What?", model="empty")
+    session.go_on()
     assert ending.value.status_code == 503
     assert int(ending.value.response.headers["retry-after"]) >= 1
 

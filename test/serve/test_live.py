@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from patience import wait_until
+from patience import PATIENCE, wait_until
 from serving import Camera, feed, in_process, jpeg_of, of_jpeg
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -21,6 +21,7 @@ from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve import live
 from stream_vlm_ros.serve.keys import LOCAL, Keys
+from stream_vlm_ros.session.question import Question
 
 QUESTIONS = ("What do you see?", "What came last?", "How many things are there?")
 GREY = np.full((56, 56, 3), 128, np.uint8)
@@ -297,6 +298,48 @@ def test_a_newer_connection_takes_the_session_over_and_the_older_is_told(server,
     older.close()
 
 
+def end_by_its_engine(server, session):
+    def fail(state, text):
+        raise SystemExit("of a user's function")
+
+    session.ask(Question("What?"), fail).future.result(PATIENCE)
+    wait_until(lambda: session not in server.sessions.all())
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda server, session: server.sessions.hand_over([session], PATIENCE),
+        lambda server, session: server.sessions.close(session.id, LOCAL),
+        lambda server, session: session.begin_end(),
+        end_by_its_engine,
+    ],
+)
+def test_a_session_that_ends_as_somebody_connects_is_told_to_be_connected_to_again(
+    server, film, monkeypatch, end
+):
+    name = f"ends-{time.monotonic_ns()}"
+    opened = server.sessions.open
+
+    def open_and_end(id, owner):
+        session = opened(id, owner)
+        session.ready.result(PATIENCE)
+        end(server, session)
+        return session
+
+    monkeypatch.setattr(server.sessions, "open", open_and_end)
+    camera = Camera(server.port, name)
+    ending = camera.hear()
+    assert isinstance(ending, protocol.SessionEnding) and "just ended" in ending.message
+    assert (ending.code, ending.retry_after is not None) == ("ENDING", True)
+    camera.close()
+    monkeypatch.undo()
+    if (left := _session(server, name)) is not None:  # which nobody ends
+        left.go_on()
+    with server.camera(name) as camera:
+        feed(camera, film[:4])
+
+
 def half_open(port, session):
     """A connection of one who has gone without a word: it answers nothing."""
     connected = socket.create_connection(("127.0.0.1", port))
@@ -328,11 +371,12 @@ def _session(server, name):
 
 def test_who_reads_nothing_is_cut_off_and_its_session_stays(server, monkeypatch):
     monkeypatch.setattr(live, "FAREWELL", 0.1)
+    monkeypatch.setattr(live, "SEND_TIMEOUT", 10 * PATIENCE)  # it is not that which ends it
     with half_open(server.port, "slow"):
         session = wait_until(lambda: _session(server, "slow"))
         connection = wait_until(lambda: session.connection)
         lost = protocol.Dropped(first=1, last=1, frames=1, cause="error", message="x" * 20_000)
-        for _ in range(live.MOST + 1000):  # more than the system's own buffers take, too
+        for _ in range(live.MAX_EVENTS + 1000):  # more than the system's own buffers take, too
             connection.hear(lost)
         wait_until(lambda: session.connection is None, "its end")
     with server.camera("slow") as camera:

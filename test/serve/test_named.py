@@ -61,7 +61,7 @@ def test_a_session_that_is_ended_must_be_that_of_the_header(local):
     assert "names front, and the path another session" in refused.json()["error"]["message"]
 
 
-def test_without_a_key_this_machine_alone_is_let_in_and_with_one_the_door_decides():
+def test_without_a_key_this_machine_alone_is_let_in_and_with_one_the_key_decides():
     refused = client(client=("192.0.2.7", 50000)).get("/health")
     assert refused.status_code == 401
     assert "no key" in refused.json()["error"]["message"]

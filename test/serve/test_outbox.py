@@ -17,9 +17,9 @@ from stream_vlm_ros.remote.protocol import (
 from stream_vlm_ros.serve.outbox import Outbox
 
 
-def make(most=10):
+def make(max_events=10):
     count = itertools.count(1)
-    return Outbox(lambda: MemoryStatus(status=Status(queue_depth=next(count))), most)
+    return Outbox(lambda: MemoryStatus(status=Status(queue_depth=next(count))), max_events)
 
 
 def taken(outbox, count):
@@ -56,7 +56,7 @@ def test_pieces_of_one_answer_that_wait_are_one_and_those_of_others_stay_apart()
 
 
 def test_with_one_more_than_may_wait_it_is_full_and_takes_the_last_word_alone():
-    outbox = make(most=3)
+    outbox = make(max_events=3)
     for number in range(10):
         outbox.put(lost(number))
     assert outbox.full

@@ -21,11 +21,15 @@ from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError
 from stream_vlm_ros.factory import kept_model
 from stream_vlm_ros.remote import protocol
+from stream_vlm_ros.serve import session_file
 from stream_vlm_ros.serve import sessions as sessions_module
+from stream_vlm_ros.serve.events import Sent
+from stream_vlm_ros.serve.life_cycle import Phase
 from stream_vlm_ros.serve.metrics import Metrics
 from stream_vlm_ros.serve.options import Limits
 from stream_vlm_ros.serve.ownership import Ownership
-from stream_vlm_ros.serve.sessions import Sent, SessionLimitError, Sessions, SessionUnknownError
+from stream_vlm_ros.serve.session_errors import SessionLimitError, SessionUnknownError
+from stream_vlm_ros.serve.sessions import Sessions
 from stream_vlm_ros.session.question import NotActiveError, Question
 from stream_vlm_ros.session.timed_frame import TimedFrame
 
@@ -50,7 +54,7 @@ def remembered(session, film):
     """Let a session remember frames, as one chunk."""
     frames = [TimedFrame(f.stamp_ns, f.image, Sent(n, f.stamp_ns)) for n, f in enumerate(film, 1)]
     before = session.counters.ingested
-    session.append(frames)
+    session.frames.append(frames)
     wait_until(lambda: session.counters.ingested == before + len(frames))
 
 
@@ -136,7 +140,7 @@ def test_of_two_keys_each_finds_its_own_file(begin, film):
 def test_what_was_seen_after_the_last_save_of_a_server_that_was_killed_is_told(
     begin, settings, film, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(sessions_module, "POSITION_PERIOD", 0.0)
+    monkeypatch.setattr(session_file, "NOTE_PERIOD", 0.0)
     here = tmp_path / "here"
     sessions = begin(memory_folder=str(here))
     session = opened(sessions, "killed")
@@ -264,7 +268,7 @@ def test_a_session_that_cannot_be_saved_goes_on_until_it_can(begin, film, tmp_pa
     file.mkdir()  # no file can take its place
     remembered(session, film[:4])
     wait_until(lambda: session.status.saved.error)
-    wait_until(lambda: not session.is_ending)
+    wait_until(lambda: session.life.phase is Phase.SERVING)
     assert sessions.find("kept", "a") is session
     remembered(session, film[4:8])
     file.rmdir()
@@ -285,7 +289,7 @@ def test_at_the_end_of_the_server_a_session_that_cannot_be_saved_ends_too(begin,
 def test_a_session_that_is_forgotten_meanwhile_leaves_nothing(
     begin, film, tmp_path, monkeypatch, meanwhile
 ):
-    monkeypatch.setattr(sessions_module, "POSITION_PERIOD", 0.0 if meanwhile == "noted" else 1e9)
+    monkeypatch.setattr(session_file, "NOTE_PERIOD", 0.0 if meanwhile == "noted" else 1e9)
     sessions = begin(memory_folder=str(tmp_path))
     session = opened(sessions, "forgotten")
     remembered(session, film[:4])
@@ -293,12 +297,12 @@ def test_a_session_that_is_forgotten_meanwhile_leaves_nothing(
     replaced = os.replace
 
     def slowly(source, target, **options):
-        if str(target).endswith(sessions_module.POSITION):
+        if str(target).endswith(session_file.NOTE):
             writing.set()
             forgotten.wait(0.5)
         replaced(source, target, **options)
 
-    session.append([TimedFrame(film[4].stamp_ns, film[4].image, Sent(5, film[4].stamp_ns))])
+    session.frames.append([TimedFrame(film[4].stamp_ns, film[4].image, Sent(5, film[4].stamp_ns))])
     monkeypatch.setattr(os, "replace", slowly)
     with ThreadPoolExecutor() as pool:
         if meanwhile == "ended":

@@ -18,7 +18,8 @@ from stream_vlm_ros.serve.app import create_app
 from stream_vlm_ros.serve.keys import Keys
 from stream_vlm_ros.serve.options import Limits
 from stream_vlm_ros.serve.ownership import Ownership, SessionElsewhereError
-from stream_vlm_ros.serve.sessions import ServerEndingError, Sessions, SessionUnknownError
+from stream_vlm_ros.serve.session_errors import ServerEndingError, SessionUnknownError
+from stream_vlm_ros.serve.sessions import Sessions
 from stream_vlm_ros.session.question import Question
 
 SECOND = 10**9
@@ -60,16 +61,16 @@ def two(servers):
 def see(session, first, last):
     """Frames of these sequences, one a second, and wait until they are remembered."""
     session.ready.result(PATIENCE)
-    session.update({"commit": "client"})
+    session.frames.update({"commit": "client"})
     for sequence in range(first, last + 1):
         shade = np.full((112, 112, 3), 20 * sequence % 256, np.uint8)
-        session.receive(
+        session.frames.receive(
             protocol.FrameMessage(
                 sequence, sequence * SECOND, protocol.RAW, 112, 112, shade.tobytes()
             )
         )
         if sequence % 4 == 0:
-            session.commit_open()
+            session.frames.commit_open()
             wait_until(lambda: session.counters.pending == 0)
 
 
@@ -101,7 +102,7 @@ def test_questions_are_answered_while_a_session_is_being_let_go(one, two):
     ticket = session.ask(long, lambda state, text: writing.set())
     assert writing.wait(PATIENCE)
     with ThreadPoolExecutor() as pool:
-        going = pool.submit(one.let_go, [session], PATIENCE)
+        going = pool.submit(one.hand_over, [session], PATIENCE)
         errors = []
         while not going.done():
             errors.append(session.ask(QUESTION).future.result(PATIENCE).error)
@@ -109,7 +110,7 @@ def test_questions_are_answered_while_a_session_is_being_let_go(one, two):
     answered = errors.count(None)
     assert answered > 0 and errors[:answered] == [None] * answered
     assert {type(error) for error in errors[answered:]} <= {ServerEndingError}
-    assert two.take_up("asked", "local").ready.result(PATIENCE) is None
+    assert two.find_or_restore("asked", "local").ready.result(PATIENCE) is None
     two.close("asked", "local")
 
 
@@ -125,14 +126,14 @@ def test_a_session_that_another_server_does_not_let_go_is_refused_in_words(one, 
 def test_a_question_finds_a_session_of_which_only_its_file_is_there(one, two):
     see(one.open("asleep", "local"), 1, 4)
     with pytest.raises(SessionUnknownError):
-        two.take_up("awake", "local")
+        two.find_or_restore("awake", "local")
     with pytest.raises(SessionUnknownError):
-        two.take_up("../asleep", "local")
+        two.find_or_restore("../asleep", "local")
     with pytest.raises(SessionUnknownError):
-        two.take_up("asleep", "another's key")
+        two.find_or_restore("asleep", "another's key")
     one.close("asleep", "local", forget=False)
-    assert answer(two.take_up("asleep", "local"))
-    assert two.take_up("asleep", "local") is two.find("asleep", "local")
+    assert answer(two.find_or_restore("asleep", "local"))
+    assert two.find_or_restore("asleep", "local") is two.find("asleep", "local")
     two.close("asleep", "local")
 
 
@@ -160,7 +161,7 @@ def test_of_a_session_that_is_forgotten_no_server_finds_anything(one, two, folde
     one.close("forgotten", "local", forget=True)
     assert not list(folder.rglob("forgotten*"))
     with pytest.raises(SessionUnknownError):
-        two.take_up("forgotten", "local")
+        two.find_or_restore("forgotten", "local")
 
 
 def test_a_session_that_is_ended_while_it_waits_for_another_server_is_let_go(two, folder):

@@ -10,9 +10,11 @@ import socket
 import subprocess
 import sys
 
+import pytest
 from patience import PATIENCE
 from serving import Camera, feed
 from typer.testing import CliRunner
+from websockets.exceptions import InvalidStatus
 
 from stream_vlm_ros.cli import app
 from stream_vlm_ros.remote import protocol
@@ -57,6 +59,7 @@ def test_it_prints_its_address_serves_who_knows_a_key_and_saves_when_it_is_told_
     folder = tmp_path / "memories"
     command = [sys.executable, "-m", "stream_vlm_ros.cli", "serve", "--port", "0"]
     command += ["--key-file", str(file), "--max-cache-tokens", "2048", "--device", "cpu"]
+    command += ["--max-sessions", "2"]
     with subprocess.Popen(
         [*command, "--memory-folder", str(folder)],
         stdout=subprocess.PIPE,
@@ -70,6 +73,11 @@ def test_it_prints_its_address_serves_who_knows_a_key_and_saves_when_it_is_told_
                 camera.next(protocol.SessionCreated)
                 camera.send(protocol.SessionUpdate(settings={"commit": "client"}))
                 feed(camera, film[:4])
+                with pytest.raises(InvalidStatus) as refused:  # one is left, for the other key
+                    Camera(port, "another", KEY)
+                assert b"this key has 1 sessions already" in refused.value.response.body
+                with Camera(port, "another", KEY[::-1]) as other:
+                    other.next(protocol.SessionCreated)
                 verb.send_signal(signal.SIGTERM)
                 while not isinstance(event := camera.hear(), protocol.SessionEnding):
                     pass

@@ -1,0 +1,307 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""Sessions end in their time, whatever is stuck, and keep no others from ending or beginning."""
+
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from patience import PATIENCE, wait_until
+
+from stream_vlm_ros.errors import ModelLoadError
+from stream_vlm_ros.factory import kept_model
+from stream_vlm_ros.serve import ending
+from stream_vlm_ros.serve import sessions as sessions_module
+from stream_vlm_ros.serve.events import Sent
+from stream_vlm_ros.serve.life_cycle import LifeCycle, Phase
+from stream_vlm_ros.serve.options import Limits
+from stream_vlm_ros.serve.session import SAVES_AT_ONCE
+from stream_vlm_ros.serve.session_errors import NotSavedError, SessionLimitError
+from stream_vlm_ros.serve.sessions import Sessions
+from stream_vlm_ros.session.question import Question
+from stream_vlm_ros.session.timed_frame import TimedFrame
+
+
+@pytest.fixture
+def begin(server, tmp_path):
+    """Makes sessions of a server of its own."""
+    made = []
+
+    def make(limits=None, **changes):
+        own = replace(server.sessions.settings, memory_folder=str(tmp_path), **changes)
+        made.append(Sessions(own, limits or Limits(), load=kept_model))
+        made[-1].load()
+        return made[-1]
+
+    yield make
+    for sessions in made:
+        sessions.drain(5.0)
+
+
+def opened(sessions, name, owner="a"):
+    session = sessions.open(name, owner)
+    session.ready.result(PATIENCE)
+    return session
+
+
+# -- one deadline ------------------------------------------------------------------------------
+
+
+class Stuck:
+    """A session of which nothing comes to its end: whoever waits, waits as long as it may.
+
+    Attributes:
+        now: seconds that were waited.
+    """
+
+    def __init__(self, ready=True):
+        self.now = 0.0
+        self.life, self.ready = LifeCycle(), Future()
+        if ready:
+            self.ready.set_result(None)
+            self.life.serve()
+        assert self.life.begin_end()
+        self.id, self.has_begun, self.asked = "stuck", ready, 1
+        self.counters = SimpleNamespace(pending=4)
+        self.memory = SimpleNamespace(latest_ns=None)
+        self.frames = SimpleNamespace(accepted=None, drop_waiting=lambda: None)
+        self.worker = SimpleNamespace(
+            ended=None, abandon=lambda cause, why: None, stop=lambda timeout: self.wait(timeout)
+        )
+        self.keeper = SimpleNamespace(
+            is_saved=False,
+            state=SimpleNamespace(error="the disk is full"),
+            save_at_end=self.wait,
+            close=lambda: None,
+        )
+        self.file = SimpleNamespace(path="there", note=lambda sent: None, disown=lambda: None)
+        slots = SimpleNamespace(acquire=self.slot, release=lambda: None)
+        self.context = SimpleNamespace(saving=slots)
+
+    def wait(self, seconds):
+        self.now += seconds
+        return False
+
+    def slot(self, timeout):
+        self.now += timeout / 2
+        return True
+
+    def go_on(self):
+        self.life.go_on()
+
+
+@pytest.fixture
+def clocked(monkeypatch):
+    """Lets `ending` wait by a session's own clock."""
+
+    def of(session):
+        clock = SimpleNamespace(monotonic=lambda: session.now, sleep=session.wait)
+        monkeypatch.setattr(ending, "time", clock)
+        monkeypatch.setattr(ending, "wait", lambda futures, timeout: session.wait(timeout))
+        return session
+
+    return of
+
+
+@pytest.mark.parametrize("timeout", [1.0, 5.0, 30.0])
+@pytest.mark.parametrize("ready", [True, False])
+@pytest.mark.parametrize("path", ["there", None])
+def test_all_that_is_stuck_shares_one_deadline(clocked, timeout, ready, path):
+    session = clocked(Stuck(ready))
+    session.file.path = path
+    ending.end(session, timeout=timeout)
+    assert session.now == pytest.approx(timeout, abs=2 * ending.POLL)
+
+
+def test_what_cannot_be_saved_is_given_up_before_the_deadline_and_goes_on(clocked):
+    session = clocked(Stuck())
+    with pytest.raises(NotSavedError, match="goes on, as it cannot be saved: the disk is full"):
+        ending.end(session, timeout=5.0, unsaved=False)
+    assert session.now <= 5.0 and session.life.phase is Phase.SERVING
+
+
+def test_what_is_not_saved_in_time_goes_on_and_says_so(clocked):
+    session = clocked(Stuck())
+    session.keeper.state.error = ""
+    session.context.saving.acquire = lambda timeout: session.wait(timeout)  # others save
+    session.keeper.save_at_end = None
+    with pytest.raises(NotSavedError, match="the others that are saved, or its own file, take"):
+        ending.end(session, timeout=5.0, unsaved=False)
+    assert session.now <= 5.0
+
+
+def test_what_is_to_be_forgotten_waits_for_nothing_but_its_engine(clocked, monkeypatch):
+    session = clocked(Stuck())
+    session.life.forget()
+    waited = []
+    session.worker.stop = waited.append
+    session.keeper.save_at_end = None
+    monkeypatch.setattr(ending, "wait", lambda futures, timeout: None)
+    ending.end(session, timeout=5.0)
+    assert session.now == 0.0 and waited == [5.0]
+
+
+def test_of_an_engine_that_is_stuck_the_session_ends_all_the_same(begin, monkeypatch):
+    monkeypatch.setattr(sessions_module, "END_TIMEOUT", 0.2)
+    sessions = begin(Limits(drain_seconds=0.2))
+    session = opened(sessions, "stuck")
+    stuck, go_on = threading.Event(), threading.Event()
+
+    def wait(state, text):
+        stuck.set()
+        go_on.wait(PATIENCE)
+
+    session.ask(Question("What?"), wait)
+    assert stuck.wait(PATIENCE)
+    sessions.close("stuck", "a")
+    assert not go_on.is_set() and sessions.all() == []
+    go_on.set()
+    wait_until(session.worker.over.is_set)
+
+
+def test_a_session_that_breaks_while_it_is_saved_does_not_go_on(begin):
+    session = opened(begin(), "breaks")
+    assert session.begin_end()
+
+    def fail(state, text):
+        raise SystemExit("of a user's function")
+
+    session.ask(Question("What?"), fail).future.result(PATIENCE)
+    assert session.life.phase is Phase.DRAINING  # of who ends it
+    session.go_on()
+    assert session.life.phase is not Phase.SERVING
+    wait_until(lambda: session.life.is_over)
+
+
+# -- beside others -----------------------------------------------------------------------------
+
+
+def test_ends_of_one_key_that_wait_keep_no_other_keys_from_ending(begin):
+    sessions = begin(Limits(max_sessions=24))
+    waiting = [opened(sessions, f"waits-{number}") for number in range(20)]
+    for session in waiting:
+        session.asked += 1  # its answer does not come
+    other = opened(sessions, "other", "b")
+    with ThreadPoolExecutor(1) as pool:
+        ending_them = pool.submit(sessions.hand_over, waiting, PATIENCE)
+        try:
+            wait_until(lambda: {one.life.phase for one in waiting} == {Phase.CLOSING})
+            sessions.hand_over([other], PATIENCE)
+            assert sessions.all("b") == [] and sessions.all("a") == waiting
+        finally:
+            for session in waiting:
+                session.asked -= 1
+        ending_them.result()
+    assert sessions.all() == []
+
+
+def test_no_more_memories_are_copied_at_once_than_the_host_is_to_hold(begin, film):
+    sessions = begin(Limits(max_sessions=SAVES_AT_ONCE + 3))
+    inside, counting, go_on = [], threading.Lock(), threading.Event()
+    for number in range(SAVES_AT_ONCE + 3):
+        session = opened(sessions, f"saved-{number}")
+        save = session.keeper.save_at_end
+
+        def slowly(timeout, save=save):
+            with counting:
+                inside.append(1)
+            assert go_on.wait(PATIENCE)
+            save(timeout)
+            with counting:
+                inside.pop()
+
+        session.keeper.save_at_end = slowly
+        frames = [
+            TimedFrame(one.stamp_ns, one.image, Sent(n, one.stamp_ns))
+            for n, one in enumerate(film[:4], 1)
+        ]
+        session.frames.append(frames)
+    with ThreadPoolExecutor(1) as pool:
+        ending_them = pool.submit(sessions.hand_over, sessions.all(), PATIENCE)
+        try:
+            wait_until(lambda: len(inside) >= SAVES_AT_ONCE)
+            time.sleep(0.2)  # for one more, if it came
+            assert len(inside) == SAVES_AT_ONCE
+        finally:
+            go_on.set()
+        ending_them.result()
+    assert sessions.all() == []
+    assert opened(sessions, "saved-0").restored
+
+
+@pytest.fixture
+def engines(monkeypatch):
+    """How many engines there are, at each change."""
+    counts, counting, build = [0], threading.Lock(), sessions_module.build_engine
+
+    def change(by):
+        with counting:
+            counts.append(counts[-1] + by)
+
+    def built(*given):
+        engine = build(*given)
+        change(1)
+        close = engine.close
+
+        def closed():
+            change(-1)
+            close()
+
+        engine.close = closed
+        return engine
+
+    monkeypatch.setattr(sessions_module, "build_engine", built)
+    return counts
+
+
+def test_a_session_that_makes_room_has_let_its_engine_go_before_the_next_ones_is_built(
+    begin, engines, monkeypatch
+):
+    sessions = begin(Limits(max_sessions=2))
+    for name in ("in-use", "of-no-use"):
+        opened(sessions, name).connection = SimpleNamespace(session_ended=lambda *told: None)
+    with pytest.raises(SessionLimitError):
+        sessions.open("new", "a")
+    sessions.find("of-no-use", "a").connection = None
+    going, end = threading.Event(), sessions_module.end
+
+    def later(session, **how):
+        assert going.wait(PATIENCE)
+        return end(session, **how)
+
+    monkeypatch.setattr(sessions_module, "end", later)
+    new = opened(sessions, "new")  # whatever the end of the other one waits for
+    going.set()
+    assert {one.id for one in sessions.all()} == {"in-use", "new"} and new.life.takes_frames
+    sessions.drain(PATIENCE)
+    assert max(engines) == 2 and engines[-1] == 0
+
+
+def test_a_session_that_could_not_begin_leaves_the_table_when_its_engine_has_gone(
+    begin, engines, tmp_path, monkeypatch
+):
+    sessions = begin(Limits(max_sessions=1))
+    (tmp_path / "a").write_text("no folder")
+    there = []
+    sessions.when_closed.append(lambda session: there.append((engines[-1], session)))
+    session = sessions.open("unlucky", "a")
+    assert "cannot be written" in str(session.ready.exception(PATIENCE))
+    assert there == [(0, session)] and sessions.all() == []
+    assert session.life.phase is Phase.ENDED
+
+
+def test_a_session_whose_engine_cannot_be_built_ends_and_says_why(begin, monkeypatch):
+    sessions = begin()
+
+    def fail(*given):
+        raise ModelLoadError("its weights are gone")
+
+    monkeypatch.setattr(sessions_module, "build_engine", fail)
+    session = sessions.open("unlucky", "a")
+    with pytest.raises(ModelLoadError, match="weights are gone"):
+        session.ready.result(PATIENCE)
+    assert session.life.phase is Phase.ENDED and sessions.all() == []

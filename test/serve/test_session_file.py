@@ -1,0 +1,81 @@
+# SPDX-FileCopyrightText: 2026 The stream_vlm developers
+# SPDX-License-Identifier: Apache-2.0
+
+"""What lies next to a session's saved memory says how far frames were accepted."""
+
+import os
+
+import pytest
+
+from stream_vlm_ros.config import Settings
+from stream_vlm_ros.serve.events import Sent
+from stream_vlm_ros.serve.session_file import NOTE, SessionFile
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Of a session called front, which this server has."""
+    made = SessionFile(Settings(memory_folder=str(tmp_path / "key"), memory_name="front"), "one")
+    made.own()
+    yield made
+    if (ownership := made.disown()) is not None:
+        made.release(ownership)
+
+
+@pytest.fixture
+def note(file):
+    return file.path.with_name(file.path.name + NOTE)
+
+
+def test_what_was_noted_is_read_and_nobody_else_may(file, note):
+    assert file.noted() is None
+    file.note(None)
+    assert not note.exists()
+    file.note(Sent(7, 123))
+    assert (file.noted().accepted_ns, file.noted().accepted_sequence) == (123, 7)
+    assert note.stat().st_mode & 0o077 == 0
+    assert {one.name for one in note.parent.iterdir()} == {note.name, "front.safetensors.server"}
+
+
+@pytest.mark.parametrize("place", ["{note}", "{note}.{pid}"])
+def test_no_link_is_followed_when_it_is_noted(file, note, tmp_path, place):
+    kept = tmp_path / "somebody's"
+    kept.write_text("words")
+    os.symlink(kept, place.format(note=note, pid=os.getpid()))
+    file.note(Sent(7, 123))
+    assert kept.read_text() == "words"
+    assert not note.is_symlink() and file.noted().accepted_ns == 123
+
+
+def test_what_is_no_plain_file_is_not_read(file, note, tmp_path):
+    kept = tmp_path / "somebody's"
+    kept.write_text('{"accepted_ns": 5, "accepted_sequence": 1}')
+    note.symlink_to(kept)
+    assert file.noted() is None
+    note.unlink()
+    os.mkfifo(note)  # which has no other end
+    assert file.noted() is None
+    note.unlink()
+    note.write_text("no JSON")
+    assert file.noted() is None
+
+
+def test_what_a_killed_process_has_left_of_a_note_is_removed(file, note):
+    file.note(Sent(7, 123))
+    left = note.with_name(f".{note.name}.0123abcd.part")
+    left.write_text("half of")
+    assert file.noted().accepted_ns == 123 and not left.exists()
+
+
+def test_who_owns_it_no_more_notes_nothing(file, note):
+    file.release(file.disown())
+    file.note(Sent(7, 123))
+    assert not note.exists()
+
+
+def test_without_a_folder_there_is_no_file():
+    nowhere = SessionFile(Settings(memory_folder=""))
+    nowhere.own()
+    nowhere.note(Sent(7, 123))
+    assert nowhere.path is None and not nowhere.is_there and nowhere.disown() is None
+    assert nowhere.without_folder("words") == "words"
