@@ -81,8 +81,9 @@ class Sampler:
     def __init__(self, options: DecodingOptions, prompt: Sequence[int], device: torch.device):
         self._draws = options.do_sample and options.temperature >= _LEAST_TEMPERATURE
         self._ids = list(prompt)
-        # Of the tokens chosen. On the device until all are there: to read each would be to wait.
-        self._logprobs: list[torch.Tensor] = []
+        # Of the tokens chosen. Of one that is not the likeliest it stays on the device until all
+        # are there: to read each would be to wait.
+        self._logprobs: list[torch.Tensor | float] = []
         self._device = device
         self._processors = LogitsProcessorList()
         if options.repetition_penalty != 1:
@@ -108,10 +109,25 @@ class Sampler:
 
         Raises NotFiniteError where one of them is NaN, or the largest infinite.
         """
-        largest, likeliest = logits.max(-1)  # NaN where there is any
-        token = int(likeliest)
-        if not math.isfinite(largest):  # read behind the token, it costs no second wait
+        plain = logits.float()
+        largest, likeliest = plain.max(-1)  # NaN where there is any
+        total = plain.logsumexp(-1)
+        # Read together: to wait for the device twice costs as much as some of its kernels.
+        most, logprob, token = torch.stack(
+            [largest.double(), (largest - total).double(), likeliest.double()]
+        ).tolist()
+        token = int(token)
+        if not math.isfinite(most):
             raise not_finite("the logits of an answer's token")
+        chosen = self._chosen(logits)
+        if chosen is not None and chosen != token:
+            token, logprob = chosen, plain[chosen] - total
+        self._ids.append(token)
+        self._logprobs.append(logprob)
+        return token
+
+    def _chosen(self, logits: torch.Tensor) -> int | None:
+        """The token that a penalty or a draw chooses; None: there is neither."""
         scores = logits[None]
         if self._processors:
             ids = torch.tensor([self._ids], device=self._device)
@@ -119,19 +135,15 @@ class Sampler:
         if self._draws:
             # A penalty near zero makes scores infinite, of which softmax makes NaN.
             scores = scores.clamp(max=torch.finfo(scores.dtype).max)
-            drawn = torch.multinomial(scores.softmax(-1), 1, generator=self._generator)
-            token = int(drawn)
-        elif self._processors:
-            token = int(scores.argmax())
-        self._ids.append(token)
-        plain = logits.float()
-        self._logprobs.append(plain[token] - plain.logsumexp(-1))
-        return token
+            return int(torch.multinomial(scores.softmax(-1), 1, generator=self._generator))
+        return int(scores.argmax()) if self._processors else None
 
     def logprobs(self, count: int) -> tuple[float, ...]:
         """The model's log-probabilities of the first ``count`` tokens chosen; waits for them."""
         first = self._logprobs[:count]
-        return tuple(torch.stack(first).tolist()) if first else ()
+        there = [logprob for logprob in first if isinstance(logprob, torch.Tensor)]
+        read = iter(torch.stack(there).tolist() if there else ())
+        return tuple(next(read) if isinstance(one, torch.Tensor) else one for one in first)
 
 
 class AnswerText:

@@ -37,7 +37,7 @@ from stream_vlm_ros.engine.attention.verified import Verified, relative_differen
 from stream_vlm_ros.engine.cache.manager import KVCacheManager
 from stream_vlm_ros.engine.cache.mrope import Vec
 from stream_vlm_ros.engine.cache.requests import Fork
-from stream_vlm_ros.engine.model.base import Linear, StreamModel
+from stream_vlm_ros.engine.model.base import LayerFunctions, Linear, StreamModel
 from stream_vlm_ros.engine.model.compiled import recompiling
 from stream_vlm_ros.errors import InvalidParameterError
 
@@ -138,11 +138,14 @@ class StepKernels(NamedTuple):
         attend: a step's attention.
         place: rotates its queries and keys, and writes to the tail.
         matvec: takes the matrix products of steps of one token; None: as all others.
+        join: makes the layer functions of steps of one token, of few kernels, from the plain
+            ones; None: as all others.
     """
 
     attend: AttendStep = attend_step
     place: PlaceStep = place_step
     matvec: Linear | None = None
+    join: Callable[[LayerFunctions], LayerFunctions] | None = None
 
 
 PLAIN_STEP = StepKernels()
@@ -169,6 +172,7 @@ class GraphRunner(TextRunner):
         steps: steps taken so far.
         detours: how often text went the plain way, by reason.
         fused: `verified.Verified` of torch.compile for steps.
+        joined: the same of the kernels' ``join``.
     """
 
     def __init__(
@@ -189,6 +193,7 @@ class GraphRunner(TextRunner):
         self._graph, self._compiled = graph, compiled
         # Being too large for the device is a reason not to take a graph, too.
         self.fused: Verified[Any] = Verified("questions are answered without torch.compile", ())
+        self.joined: Verified[Any] = Verified("a further token takes longer: no joined kernels", ())
         self._graphs: Verified[Any] = Verified(
             "questions are answered more slowly: no CUDA graph serves", ()
         )
@@ -353,11 +358,17 @@ class GraphRunner(TextRunner):
             other.parts = fork.parts
             for said in (ids, [1]):
                 plain = super().append(said, (size,) * 3, other)
-                steps = self.append(said, (size,) * 3, fork)
-                if why := relative_difference(steps, plain, MIN_WRONG):
-                    self._graphs.refuse("", f"{why}, compared with plain calls")
-                    self._give_up()
-                    return
+                while why := relative_difference(
+                    self.append(said, (size,) * 3, fork), plain, MIN_WRONG
+                ):
+                    why = f"{why}, compared with plain calls"
+                    if not self._joins(len(said)):
+                        self._graphs.refuse("", why)
+                        self._give_up()
+                        return
+                    self.joined.refuse("", why)
+                    del self._ready[1]
+                    fork.advance(-1)
 
     def _give_up(self) -> None:
         self.name, self.reason = "eager", f"no CUDA graph serves: {self._graphs.refused['']}"
@@ -380,19 +391,27 @@ class GraphRunner(TextRunner):
         if not self._graph:
             self._ready[size] = self._make(size)
             return
-        fuses = self._compiled and not self.fused.refused
-        ready = (self.fused if fuses else self._graphs).attempt("", lambda: self._record(size))
+        joins, fuses = self._joins(size), self._compiled and not self.fused.refused
+        guard = self.joined if joins else self.fused if fuses else self._graphs
+        ready = guard.attempt("", lambda: self._record(size))
         if ready is not None:
             self._ready[size] = ready
+        elif joins:
+            pass  # the next attempt is without
         elif fuses:
             self._forget_steps()
         else:
             self._give_up()
 
+    def _joins(self, size: int) -> bool:
+        """Whether a step of that size is made of joined kernels."""
+        return size == 1 and self._kernels.join is not None and not self.joined.refused
+
     def _make(self, size: int) -> _Ready:
         assert self._memory is not None
         inputs, fuses = StepInputs(size, self._memory), self._compiled and not self.fused.refused
-        step = Step(self._model, self._memory, inputs, self._kernels, fuses, self._reads)
+        kernels = self._kernels if self._joins(size) else self._kernels._replace(join=None)
+        step = Step(self._model, self._memory, inputs, kernels, fuses, self._reads)
         return _Ready(step, step)
 
     def _record(self, size: int) -> _Ready:
@@ -443,13 +462,15 @@ class Step:
     ):
         self.readout = (reads or Readout()).like()
         self._model, self.inputs, self.compiled = model, inputs, compiled
-        attend, place, matvec = kernels
+        attend, place, matvec, join = kernels
         scaling = model.kv_shape.head_dim**-0.5
         self._attention = StepAttention(
             memory, inputs, attend, place, scaling, self.readout if reads else None
         )
         functions = model.functions._replace(split_rows=SIZES[-1] + 1)  # whole products alone
-        if compiled:
+        if inputs.tokens == 1 and join is not None:
+            functions = join(functions)
+        elif compiled:
             functions = functions._replace(finish=torch.compile(functions.finish, fullgraph=True))
         if inputs.size == 1 and matvec is not None:
             functions = functions._replace(linear=matvec)
