@@ -10,6 +10,7 @@ graph replays, and comes back to the plain way where a step cannot serve.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 import weakref
@@ -89,8 +90,12 @@ class TextRunner:
         hidden = self._model.stream_forward(embeddings, positions, fork, readout=readout)
         return self._model.logits(hidden[0, -1])
 
-    def begin(self, ids: list[int], start: Sequence[int], fork: Fork) -> None:
-        """Go ahead with what `append` will be called for next, if that costs the host no time."""
+    def begin(self, ids: list[int] | torch.Tensor, start: Sequence[int], fork: Fork) -> None:
+        """Go ahead with what `append` will be called for next, if that costs the host no time.
+
+        ``ids`` may be a tensor ``[1]`` of the device that the host has not read yet. Then this is
+        to be called again once it has, if `append` is to find what was begun.
+        """
 
     def score(
         self,
@@ -221,9 +226,19 @@ class GraphRunner(TextRunner):
         _log.info("questions take the path '%s', warmed up in %.1f s", self.name, seconds)
         return {**super().warm_up(), "seconds": seconds, "bytes": taken}
 
-    def begin(self, ids: list[int], start: Sequence[int], fork: Fork) -> None:
-        if self._graph and not self.reason and fork.has_question_tail:  # the device goes on alone
-            self._begun[fork] = _Begun(ids, self.append(ids, start, fork))
+    @torch.inference_mode()
+    def begin(self, ids: list[int] | torch.Tensor, start: Sequence[int], fork: Fork) -> None:
+        if not self._graph or self.reason or not fork.has_question_tail:
+            return  # the device does not go on alone
+        begun = self._begun.get(fork)
+        if isinstance(ids, list):
+            known = begun is not None and begun.ids is None
+            logits = begun.logits if known else self.append(ids, start, fork)
+            self._begun[fork] = _Begun(ids, logits)
+        elif self._takes(fork, [1]):
+            positions = text_positions(start, fork.length, 1)
+            _, logits = self._step([0], positions, fork, 1, given=ids)
+            self._begun[fork] = _Begun(None, logits)
 
     @torch.inference_mode()
     def append(
@@ -427,10 +442,16 @@ class GraphRunner(TextRunner):
         fork: Fork,
         kept: int,
         begins: Sequence[int] = (),
+        given: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take a step; the first ``kept`` of its tokens stay in the fork. See `StepInputs.load`."""
+        """Take a step; the first ``kept`` of its tokens stay in the fork. See `StepInputs.load`.
+
+        ``given``: tokens of the device, in place of ``ids``.
+        """
         ready = self._ready[_size_for(len(ids))]
         ready.step.inputs.load(ids, positions, fork.length, kept, begins)
+        if given is not None:
+            ready.step.inputs.ids.copy_(given)
         self.steps += 1
         fork.advance(kept)
         return ready.take()
@@ -447,6 +468,7 @@ class Step:
         reads: which heads it reads before they are rotated.
 
     Attributes:
+        joined: it is made of joined kernels.
         readout: what was read of the last step's tokens, padding included; recorded in a graph, it
             is read again at each replay.
     """
@@ -468,10 +490,14 @@ class Step:
             memory, inputs, attend, place, scaling, self.readout if reads else None
         )
         functions = model.functions._replace(split_rows=SIZES[-1] + 1)  # whole products alone
-        if inputs.tokens == 1 and join is not None:
+        if compiled:
+            fuse = functools.partial(torch.compile, fullgraph=True)
+            norm, finish = fuse(functions.norm), fuse(functions.finish)
+            functions = functions._replace(norm=norm, finish=finish)
+        self.joined = inputs.tokens == 1 and join is not None
+        if self.joined:
+            assert join is not None
             functions = join(functions)
-        elif compiled:
-            functions = functions._replace(finish=torch.compile(functions.finish, fullgraph=True))
         if inputs.size == 1 and matvec is not None:
             functions = functions._replace(linear=matvec)
         self._functions = functions
@@ -496,9 +522,9 @@ class Step:
 
 
 class _Begun(NamedTuple):
-    """What was appended ahead of being asked for."""
+    """What was appended ahead of being asked for; ``ids`` is None until the host knows them."""
 
-    ids: list[int]
+    ids: list[int] | None
     logits: torch.Tensor
 
 

@@ -392,6 +392,10 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
                 sampler = Sampler(options, prompt, self.device)
                 while fork.alive:  # until the memory is cleared while this answer is written
                     logits = self._run_text(unread, start, fork, read if ttft is None else None)
+                    more = len(said.ids) + 1 < max_new_tokens
+                    if more and (foreseen := sampler.foresee(logits)) is not None:
+                        # The device need not wait for the host to know the token.
+                        self.text_path.begin(foreseen, start, fork)
                     token = sampler.choose(logits)
                     unread = [token]
                     ttft = ttft or time.perf_counter() - started
@@ -400,7 +404,7 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
                     if token in self._end_ids:
                         reason = "stop"
                         break
-                    if len(said.ids) + 1 < max_new_tokens:
+                    if more:
                         self.text_path.begin(unread, start, fork)
                     if piece := said.add(token):
                         yield piece
@@ -411,6 +415,8 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
                         reason = "length"
                         break
                 if reason != "cancelled":
+                    # What was gone ahead with behind the answer's end is no part of it.
+                    fork.rewind(min(fork.length, len(prompt) + len(said.ids)))
                     if piece := said.finish():
                         yield piece
                     kept = said.ids

@@ -408,7 +408,7 @@ def test_all_layers_share_what_is_compiled(toys, monkeypatch):
         inputs.load([5], torch.zeros(3, 1), past=3, shared=1)
         fused, plain = (Step(model, memory, inputs, compiled=on) for on in (True, False))
         assert_equal(fused()[1], plain()[1])
-    assert built == {"finish_layer": 2}
+    assert built == {"rms_norm": 2, "finish_layer": 2}
 
 
 class Recorder:
@@ -550,6 +550,49 @@ def test_going_ahead_while_the_text_is_put_together_changes_nothing(
     memories = [engine.cache_manager.gather() for engine in engines]
     assert_equal(*memories)
     assert ahead.text_path.steps and not ahead.text_path.detours
+
+
+def joined_wrongly(functions):
+    return functions._replace(finish=lambda hidden, *others: (-hidden, -hidden))
+
+
+@pytest.mark.parametrize("fault", ["it cannot be recorded", "it computes something else"])
+def test_joined_kernels_that_fail_cost_themselves_and_not_the_graphs(
+    toys, model, processor, caplog, fault
+):
+    recorder = Recorder(works=lambda step: not step.joined or fault == "it computes something else")
+    engine = make(model, processor)
+    path = engine.text_path = graph_path(engine, recorder, StepKernels(join=joined_wrongly))
+    with caplog.at_level(logging.WARNING):
+        assert engine.warm_up()["path"] == "graph"
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("a further token takes longer")
+    assert "no such kernel" in said or "its result differs by" in said
+    watch(engine, toys, 2)
+    right = make(model, processor)
+    watch(right, toys, 2)
+    assert engine.ask("What is it?", 8)[0] == right.ask("What is it?", 8)[0]
+    assert path.captures == len(SIZES) + (fault == "it computes something else") and not path.detours
+
+
+def test_joined_kernels_are_those_of_steps_of_one_token(toys, model, processor):
+    taken = []
+
+    def join(functions):
+        def finish(hidden, *others):
+            taken.append(len(hidden))
+            return functions.finish(hidden, *others)
+
+        return functions._replace(finish=finish)
+
+    engine = make(model, processor)
+    engine.text_path = graph_path(engine, kernels=StepKernels(join=join), compiled=True)
+    engine.warm_up()
+    assert set(taken) == {1} and not engine.text_path.joined.refused
+    watch(engine, toys, 2)
+    right = make(model, processor)
+    watch(right, toys, 2)
+    assert engine.ask("What is it?", 8)[0] == right.ask("What is it?", 8)[0]
 
 
 def test_a_compiler_that_fails_costs_the_fusion_and_not_the_graphs(toys, model, processor):

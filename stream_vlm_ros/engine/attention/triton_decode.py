@@ -191,8 +191,9 @@ def _split_kernel(
         scalars, lengths, tl.num_programs(0), KV_HEADS, GROUP, BLOCK_M, BLOCK_N
     )
     # Tiles that read the same keys run side by side, so that these come from memory once.
-    tile, head, split = program % tiles, program // tiles % KV_HEADS, program // tiles // KV_HEADS
     there = program < tiles * KV_HEADS * splits
+    tiles, splits = tl.maximum(tiles, 1), tl.maximum(splits, 1)
+    tile, head, split = program % tiles, program // tiles % KV_HEADS, program // tiles // KV_HEADS
     blocks = tl.cdiv(whole, BLOCK_N)
     first = split * blocks // splits * BLOCK_N
     last = tl.minimum((split + 1) * blocks // splits * BLOCK_N, whole)
@@ -213,7 +214,7 @@ def _split_kernel(
     if AHEAD:
         gdc_launch_dependents()
         gdc_wait()
-    if program >= tiles * KV_HEADS * splits:
+    if not there:
         return
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     token = row // GROUP
