@@ -82,8 +82,8 @@ class Sampler:
     def __init__(self, options: DecodingOptions, prompt: Sequence[int], device: torch.device):
         self._draws = options.do_sample and options.temperature >= _LEAST_TEMPERATURE
         self._ids = list(prompt)
-        # Of the tokens chosen. Of one that is not the likeliest it stays on the device until all
-        # are there: to read each would be to wait.
+        # Of the tokens chosen. Of those that are drawn or penalised it stays on the device until
+        # all are there: to read each would be to wait.
         self._logprobs: list[torch.Tensor | float] = []
         self._device = device
         self._processors = LogitsProcessorList()
@@ -127,9 +127,9 @@ class Sampler:
             raise not_finite("the logits of an answer's token")
         chosen = self._chosen(logits)
         if chosen is not None:
-            token, logprob = chosen, logits[chosen] - likeliest.total
+            token = chosen
         self._ids.append(token)
-        self._logprobs.append(logprob)
+        self._logprobs.append(logprob if chosen is None else logits[chosen] - likeliest.total)
         return token
 
     def _chosen(self, logits: torch.Tensor) -> int | None:

@@ -136,6 +136,19 @@ class Recording(NamedTuple):
     pool: Any
 
 
+class Joined(NamedTuple):
+    """What steps of one token are made of, where kernels that do the work of several serve.
+
+    Attributes:
+        functions: makes the layers' functions of the plain ones.
+        attend, place: see `StepKernels`.
+    """
+
+    functions: Callable[[LayerFunctions], LayerFunctions]
+    attend: AttendStep = attend_step
+    place: PlaceStep = place_step
+
+
 class StepKernels(NamedTuple):
     """What steps are made of.
 
@@ -143,14 +156,13 @@ class StepKernels(NamedTuple):
         attend: a step's attention.
         place: rotates its queries and keys, and writes to the tail.
         matvec: takes the matrix products of steps of one token; None: as all others.
-        join: makes the layer functions of steps of one token, of few kernels, from the plain
-            ones; None: as all others.
+        joined: those of steps of one token, if they have others.
     """
 
     attend: AttendStep = attend_step
     place: PlaceStep = place_step
     matvec: Linear | None = None
-    join: Callable[[LayerFunctions], LayerFunctions] | None = None
+    joined: Joined | None = None
 
 
 PLAIN_STEP = StepKernels()
@@ -177,7 +189,7 @@ class GraphRunner(TextRunner):
         steps: steps taken so far.
         detours: how often text went the plain way, by reason.
         fused: `verified.Verified` of torch.compile for steps.
-        joined: the same of the kernels' ``join``.
+        joined: the same of the joined kernels.
     """
 
     def __init__(
@@ -198,7 +210,7 @@ class GraphRunner(TextRunner):
         self._graph, self._compiled = graph, compiled
         # Being too large for the device is a reason not to take a graph, too.
         self.fused: Verified[Any] = Verified("questions are answered without torch.compile", ())
-        self.joined: Verified[Any] = Verified("a further token takes longer: no joined kernels", ())
+        self.joined: Verified[Any] = Verified("a further token takes longer", ())
         self._graphs: Verified[Any] = Verified(
             "questions are answered more slowly: no CUDA graph serves", ()
         )
@@ -232,10 +244,10 @@ class GraphRunner(TextRunner):
             return  # the device does not go on alone
         begun = self._begun.get(fork)
         if isinstance(ids, list):
-            known = begun is not None and begun.ids is None
-            logits = begun.logits if known else self.append(ids, start, fork)
-            self._begun[fork] = _Begun(ids, logits)
-        elif self._takes(fork, [1]):
+            if begun is None or begun.ids is not None:
+                begun = _Begun(ids, self.append(ids, start, fork))
+            self._begun[fork] = begun._replace(ids=ids)
+        elif 1 in self._ready and self._takes(fork, [1]):  # not to be recorded before a first token
             positions = text_positions(start, fork.length, 1)
             _, logits = self._step([0], positions, fork, 1, given=ids)
             self._begun[fork] = _Begun(None, logits)
@@ -420,12 +432,12 @@ class GraphRunner(TextRunner):
 
     def _joins(self, size: int) -> bool:
         """Whether a step of that size is made of joined kernels."""
-        return size == 1 and self._kernels.join is not None and not self.joined.refused
+        return size == 1 and self._kernels.joined is not None and not self.joined.refused
 
     def _make(self, size: int) -> _Ready:
         assert self._memory is not None
         inputs, fuses = StepInputs(size, self._memory), self._compiled and not self.fused.refused
-        kernels = self._kernels if self._joins(size) else self._kernels._replace(join=None)
+        kernels = self._kernels if self._joins(size) else self._kernels._replace(joined=None)
         step = Step(self._model, self._memory, inputs, kernels, fuses, self._reads)
         return _Ready(step, step)
 
@@ -484,7 +496,10 @@ class Step:
     ):
         self.readout = (reads or Readout()).like()
         self._model, self.inputs, self.compiled = model, inputs, compiled
-        attend, place, matvec, join = kernels
+        attend, place, matvec, joined = kernels
+        self.joined = joined is not None and inputs.tokens == 1
+        if joined is not None and self.joined:
+            attend, place = joined.attend, joined.place
         scaling = model.kv_shape.head_dim**-0.5
         self._attention = StepAttention(
             memory, inputs, attend, place, scaling, self.readout if reads else None
@@ -494,10 +509,8 @@ class Step:
             fuse = functools.partial(torch.compile, fullgraph=True)
             norm, finish = fuse(functions.norm), fuse(functions.finish)
             functions = functions._replace(norm=norm, finish=finish)
-        self.joined = inputs.tokens == 1 and join is not None
-        if self.joined:
-            assert join is not None
-            functions = join(functions)
+        if joined is not None and self.joined:
+            functions = joined.functions(functions)
         if inputs.size == 1 and matvec is not None:
             functions = functions._replace(linear=matvec)
         self._functions = functions
@@ -624,14 +637,28 @@ def triton_kernels(model: StreamModel, device: torch.device) -> StepKernels:
         raise InvalidParameterError(
             f"unsupported head_dim {size}: Triton needs a power of two >= 16"
         )
-    from stream_vlm_ros.engine.attention.triton_decode import matvec, place, split_attention
+    from stream_vlm_ros.engine.attention.triton_decode import (
+        matvec,
+        overlaps,
+        place,
+        split_attention,
+    )
+    from stream_vlm_ros.engine.model.triton_layer import join
 
     found = torch.cuda.get_device_properties(device)
     shared = getattr(found, "shared_memory_per_block_optin", 0)
     split = split_attention(found.multi_processor_count, shared)
     text = model.config.text_config
     heads = (text.num_attention_heads, model.kv_shape.kv_heads, size)
-    return StepKernels(fastest_step_attention(split, device, model.dtype, heads), place, matvec)
+    attend = fastest_step_attention(split, device, model.dtype, heads)
+    if not overlaps(device) or model.dtype == torch.float32:
+        return StepKernels(attend, place, matvec)
+    overlapped = Joined(
+        functools.partial(join, overlapped=True),
+        split_attention(found.multi_processor_count, shared, overlapped=True),
+        functools.partial(place, overlapped=True),
+    )
+    return StepKernels(attend, place, matvec, overlapped)
 
 
 def text_positions(start: Sequence[int], done: int, count: int) -> torch.Tensor:

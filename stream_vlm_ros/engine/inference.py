@@ -415,11 +415,12 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
                         reason = "length"
                         break
                 if reason != "cancelled":
-                    # What was gone ahead with behind the answer's end is no part of it.
-                    fork.rewind(min(fork.length, len(prompt) + len(said.ids)))
                     if piece := said.finish():
                         yield piece
                     kept = said.ids
+                    if update_state and fork.alive:
+                        # What was begun behind the answer's end is no part of it.
+                        fork.rewind(min(fork.length, len(prompt) + len(kept)))
                     if update_state and said.stopped and fork.alive:
                         # No longer than what there is room for, also where a token is cut in two.
                         kept = said.shown_ids(self._chat.plain)[:max_new_tokens]

@@ -28,7 +28,6 @@ _LARGE = 227 << 10  # bytes of shared memory: queries, and three blocks of keys 
 _LOG2_E = 1.4426950408889634
 _PARTS = tl.constexpr(MAX_PARTS)
 _LANES = tl.constexpr(triton.next_power_of_2(MAX_PARTS))
-_PREFETCHED = tl.constexpr(256)  # keys a program
 
 
 def overlaps(device: torch.device) -> bool:
@@ -45,27 +44,6 @@ def overlaps(device: torch.device) -> bool:
 def launching(overlapped: bool) -> dict[str, bool]:
     """A launch's options."""
     return {"launch_pdl": True} if overlapped else {}  # an older Triton knows none
-
-
-@triton.jit
-def prefetch(start, size, THREADS: tl.constexpr):
-    """Bring ``size`` bytes to the L2 cache, a piece by each thread. Nothing waits for them."""
-    thread = tl.arange(0, THREADS)
-    piece = tl.cdiv(tl.cdiv(size, THREADS), 16) * 16
-    own = tl.minimum(tl.maximum(size - thread * piece, 0), piece)
-    tl.inline_asm_elementwise(
-        """{
-        .reg .pred some;
-        setp.ne.s32 some, $2, 0;
-        @some cp.async.bulk.prefetch.L2.global [$1], $2;
-        mov.u32 $0, 0;
-        }""",
-        "=r,l,r",
-        [start.to(tl.int64) + thread * piece, own],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
 
 
 class _Tiling(NamedTuple):
@@ -178,7 +156,6 @@ def _split_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     AHEAD: tl.constexpr,
-    PREFETCHES: tl.constexpr,
 ):
     """One split of all the keys, for a tile of the rows that share a KV head.
 
@@ -197,20 +174,6 @@ def _split_kernel(
     blocks = tl.cdiv(whole, BLOCK_N)
     first = split * blocks // splits * BLOCK_N
     last = tl.minimum((split + 1) * blocks // splits * BLOCK_N, whole)
-    if PREFETCHES:
-        if there:
-            behind = 0
-            for part in range(parts):
-                length = tl.load(lengths + part).to(tl.int32)
-                low, high = tl.maximum(first - behind, 0), tl.minimum(last - behind, length)
-                if low < high:
-                    slot = tl.load(starts + part).to(tl.int64) + low
-                    keys = memory + head * memory_head + slot * memory_slot
-                    size = tl.minimum(high - low, _PREFETCHED) * D
-                    size = size * (memory.dtype.element_ty.primitive_bitwidth // 8)
-                    prefetch(keys, size, 128)
-                    prefetch(keys + memory_kind, size, 128)
-                behind += length
     if AHEAD:
         gdc_launch_dependents()
         gdc_wait()
@@ -395,7 +358,6 @@ def split_attention(processors: int, shared: int = 0, overlapped: bool = False) 
                     *stream.stride()[:3],
                     *tail.stride()[:3],
                     **shape,
-                    PREFETCHES=overlapped and tiles == 1 and stream.stride(2) == size,
                     num_warps=tiling.warps,
                     num_stages=tiling.stages,
                     **launch,

@@ -14,7 +14,6 @@ Imported only where there is a GPU (and by its tests, which run it in Triton's i
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -25,13 +24,9 @@ from stream_vlm_ros.engine.attention.triton_decode import (
     gdc_launch_dependents,
     gdc_wait,
     launching,
-    prefetch,
 )
 
 from .base import LayerFunctions
-
-
-_WHOLE = 16_384  # columns, up to which a program may take all at once
 
 
 class Strip(NamedTuple):
@@ -46,6 +41,30 @@ class Strip(NamedTuple):
     columns: int
     warps: int
     stages: int = 1
+
+
+@triton.jit
+def _prefetch(start, size, THREADS: tl.constexpr):
+    """Bring bytes to the L2 cache, a piece by each thread. Nothing waits for them.
+
+    ``start`` and ``size`` are multiples of 16.
+    """
+    thread = tl.arange(0, THREADS)
+    piece = tl.cdiv(tl.cdiv(size, THREADS), 16) * 16
+    own = tl.minimum(tl.maximum(size - thread * piece, 0), piece)
+    tl.inline_asm_elementwise(
+        """{
+        .reg .pred some;
+        setp.ne.s32 some, $2, 0;
+        @some cp.async.bulk.prefetch.L2.global [$1], $2;
+        mov.u32 $0, 0;
+        }""",
+        "=r,l,r",
+        [start.to(tl.int64) + thread * piece, own],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit
@@ -74,6 +93,7 @@ def _product_kernel(
     WHOLE: tl.constexpr,
     STAGES: tl.constexpr,
     AHEAD: tl.constexpr,
+    PREFETCHES: tl.constexpr,
     THREADS: tl.constexpr,
 ):
     """``ROWS`` rows of a product. Each intermediate is rounded as the plain functions round it."""
@@ -89,9 +109,9 @@ def _product_kernel(
         strip = tl.load(weight + at, mask=within, other=0.0)
         if GATED:
             other = tl.load(upper + at, mask=within, other=0.0)
-    elif AHEAD:
+    elif PREFETCHES:
         size = tl.minimum(rows - first, ROWS) * columns * (dtype.primitive_bitwidth // 8)
-        prefetch(weight, size, THREADS)
+        _prefetch(weight, size, THREADS)
     if AHEAD:
         gdc_launch_dependents()
         gdc_wait()
@@ -113,9 +133,8 @@ def _product_kernel(
         for begin in tl.range(0, columns, COLUMNS, num_stages=STAGES):
             there = begin + column < columns
             some = tl.load(given + begin + column, mask=there, other=0.0).to(tl.float32)
-            strip = tl.load(
-                weight + begin + at, mask=real[:, None] & there[None, :], other=0.0
-            )
+            within = real[:, None] & there[None, :]
+            strip = tl.load(weight + begin + at, mask=within, other=0.0)
             wide += strip.to(tl.float32) * some[None, :]
         sums = tl.sum(wide, 1)
     if BIAS:
@@ -173,6 +192,7 @@ def product(
             WHOLE=whole,
             STAGES=strip.stages,
             AHEAD=overlapped,
+            PREFETCHES=overlapped and columns * weight.itemsize % 16 == 0,
             THREADS=32 * strip.warps,
             num_warps=strip.warps,
             **launching(overlapped),
@@ -189,23 +209,26 @@ class Strips(NamedTuple):
     down: Strip
 
 
-def strips(hidden: int, inner: int) -> Strips:
-    """The fastest on an H200."""
+def _strips(hidden: int) -> Strips:
+    """The fastest on an H200 of some for each product of the 3B shape, in whole steps."""
     columns = triton.next_power_of_2(hidden)
+    rows = min(8, max(1, 16_384 // columns))
     return Strips(
-        Strip(8, columns, 4),
-        Strip(8, columns, 4),
-        Strip(4, columns, 4),
-        Strip(8, 512, 4, 4),
+        qkv=Strip(rows, columns, warps=4),
+        out=Strip(rows, columns, warps=4),
+        gate_up=Strip(max(1, rows // 4), columns, warps=4),
+        down=Strip(4, 1024, warps=4, stages=6),
     )
 
 
-def joined(
-    plain: LayerFunctions, tiles: Callable[[int, int], Strips] = strips, overlapped: bool = False
-) -> LayerFunctions:
+def join(plain: LayerFunctions, overlapped: bool = False) -> LayerFunctions:
     """The functions of a step of one token: four kernels a layer besides the attention's.
 
     What a layer gives to the next is not normed: its projection does that.
+
+    Args:
+        overlapped: see `triton_decode.overlaps`. Otherwise they are slower than the plain ones
+            with `triton_decode.matvec`.
     """
 
     def project(
@@ -216,7 +239,7 @@ def joined(
         eps: float,
         _: object,
     ) -> torch.Tensor:
-        strip = tiles(*hidden.shape[1:], 0).qkv
+        strip = _strips(hidden.shape[1]).qkv
         return product(hidden, qkv, strip, norm=(norm, eps), bias=bias, overlapped=overlapped)
 
     def finish(
@@ -232,7 +255,7 @@ def joined(
         ___: bool,
         added: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        strip = tiles(*down.shape)
+        strip = _strips(hidden.shape[1])
         hidden = product(attended, out, strip.out, added=hidden, overlapped=overlapped)
         norm = (post_norm, eps)
         inner = product(
