@@ -8,8 +8,9 @@
     python bench/question_steps.py --shape toy --caps 500   # a trial, anywhere
 
 A step is taken with 1 token (writing) and with the 48 of a question, over a memory of random keys:
-whole, without its attention, without torch.compile, not recorded, and with the products of one row
-by our own kernel; these then each alone, beside torch's. Then one layer's attention alone for each
+whole, without its attention, without torch.compile, not recorded, with the products of one row by
+our own kernel, and as an engine takes it (one token by joined kernels); the products then each
+alone, beside torch's. Then one layer's attention alone for each
 tiling, against the time that reading its keys takes. The figures that stand behind
 `_tiling` and `_strip` of `engine/attention/triton_decode.py` come from here. Writes nothing.
 """
@@ -61,7 +62,7 @@ def whole_steps(model: Any, cap: int, attention: Any, times: int) -> None:
     on_gpu = device.type == "cuda"
     print(f"\nmemory of {cap:,} tokens; ms a step of", *TOKENS, "tokens")
     placing = place_step
-    ways = {
+    ways: dict[str, Any] = {
         "graph": (attention, on_gpu, on_gpu, None),
         "without its attention": (no_attention, on_gpu, on_gpu, None),
         "without torch.compile": (attention, on_gpu, False, None),
@@ -72,10 +73,15 @@ def whole_steps(model: Any, cap: int, attention: Any, times: int) -> None:
 
         placing = place
         ways["graph, one row by our own"] = (attention, True, True, matvec)
+        ways["graph, one token joined"] = graph_runner.triton_kernels(model, device)
     manager = KVCacheManager(model.kv_shape, model.rotary, EvictionConfig.novelty(cap), device)
     manager.memory.normal_()
-    for name, (kind, graph, compiled, linear) in ways.items():
-        path = GraphRunner(model, manager, StepKernels(kind, placing, linear), graph, compiled)
+    for name, way in ways.items():
+        kernels, graph, compiled = way, True, True
+        if not isinstance(way, StepKernels):
+            kind, graph, compiled, linear = way
+            kernels = StepKernels(kind, placing, linear)
+        path = GraphRunner(model, manager, kernels, graph, compiled)
         row = []
         for tokens in TOKENS:
             with manager.question_fork(tokens, 0) as fork:

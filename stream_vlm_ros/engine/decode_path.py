@@ -10,11 +10,12 @@ of `LANES` answers as a CUDA graph, and leaves to each engine's own path what th
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -99,10 +100,24 @@ class Continuation:
 
 
 class DecodePath:
-    """The next tokens of several answers through the model, call by call."""
+    """The next tokens of several answers through the model, call by call.
+
+    Attributes:
+        answers: that are being written now.
+    """
 
     def __init__(self, model: StreamModel):
         self._model = model
+        self.answers = 0
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """While an answer is being written."""
+        self.answers += 1
+        try:
+            yield
+        finally:
+            self.answers -= 1
 
     def warm_up(self) -> tuple[float, int]:
         """Make ready what the first answers would wait for; seconds and bytes that it took."""

@@ -18,6 +18,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from stream_vlm_ros.engine.copies import to_host
 from stream_vlm_ros.engine.finite import not_finite
 from stream_vlm_ros.engine.results import AnswerMetrics
 from stream_vlm_ros.errors import InvalidParameterError, real_number, whole_number
@@ -85,8 +86,9 @@ class Sampler:
     def __init__(self, options: DecodingOptions, prompt: Sequence[int], device: torch.device):
         self._draws = options.do_sample and options.temperature >= _LEAST_TEMPERATURE
         self._ids = list(prompt)
-        # Of the tokens chosen. On the device until all are there: to read each would be to wait.
-        self._logprobs: list[torch.Tensor] = []
+        # Of the tokens chosen. Of those that are drawn or penalised it stays on the device until
+        # all are there: to read each would be to wait.
+        self._logprobs: list[torch.Tensor | float] = []
         self._device = device
         self._processors = LogitsProcessorList()
         if options.repetition_penalty != 1:
@@ -97,6 +99,7 @@ class Sampler:
             if options.top_p < 1:
                 self._processors.append(TopPLogitsWarper(options.top_p))
         self._generator = self._seeded(options.seed) if self._draws else None
+        self._foreseen: _Likeliest | None = None
 
     def _seeded(self, seed: int | None) -> torch.Generator:
         generator = torch.Generator(self._device)
@@ -106,16 +109,35 @@ class Sampler:
             generator.manual_seed(seed)
         return generator
 
+    def foresee(self, logits: torch.Tensor) -> torch.Tensor | None:
+        """The token ``[1]`` that `choose` will choose of these, not yet known to the host.
+
+        None where it is not the likeliest one. The logits need not hold until it is chosen.
+        """
+        if self._processors or self._draws:
+            return None
+        self._foreseen = _Likeliest(logits)
+        return self._foreseen.token
+
     @torch.inference_mode()
     def choose(self, logits: torch.Tensor) -> int:
-        """The token that follows, from its logits ``[vocabulary]``.
+        """The token that follows, from its logits ``[vocabulary]``, or as it was foreseen.
 
         Raises NotFiniteError where one of them is NaN, or the largest infinite.
         """
-        largest, likeliest = logits.max(-1)  # NaN where there is any
-        token = int(likeliest)
-        if not math.isfinite(largest):  # read behind the token, it costs no second wait
+        likeliest, self._foreseen = self._foreseen or _Likeliest(logits), None
+        token, largest, logprob = likeliest.read()
+        if not math.isfinite(largest):
             raise not_finite("the logits of an answer's token")
+        chosen = self._chosen(logits)
+        if chosen is not None:
+            token = chosen
+        self._ids.append(token)
+        self._logprobs.append(logprob if chosen is None else logits[chosen] - likeliest.total)
+        return token
+
+    def _chosen(self, logits: torch.Tensor) -> int | None:
+        """The token that a penalty or a draw chooses; None: there is neither."""
         scores = logits[None]
         if self._processors:
             ids = torch.tensor([self._ids], device=self._device)
@@ -123,19 +145,47 @@ class Sampler:
         if self._draws:
             # A penalty near zero makes scores infinite, of which softmax makes NaN.
             scores = scores.clamp(max=torch.finfo(scores.dtype).max)
-            drawn = torch.multinomial(scores.softmax(-1), 1, generator=self._generator)
-            token = int(drawn)
-        elif self._processors:
-            token = int(scores.argmax())
-        self._ids.append(token)
-        plain = logits.float()
-        self._logprobs.append(plain[token] - plain.logsumexp(-1))
-        return token
+            return int(torch.multinomial(scores.softmax(-1), 1, generator=self._generator))
+        return int(scores.argmax()) if self._processors else None
 
     def logprobs(self, count: int) -> tuple[float, ...]:
         """The model's log-probabilities of the first ``count`` tokens chosen; waits for them."""
         first = self._logprobs[:count]
-        return tuple(torch.stack(first).tolist()) if first else ()
+        there = [logprob for logprob in first if isinstance(logprob, torch.Tensor)]
+        read = iter(torch.stack(there).tolist() if there else ())
+        return tuple(next(read) if isinstance(one, torch.Tensor) else one for one in first)
+
+
+class _Likeliest:
+    """The likeliest token of some logits ``[vocabulary]``, computed at once and read later.
+
+    Attributes:
+        token: ``[1]``, on the device.
+        total: log-sum-exp of the logits, there, too.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, logits: torch.Tensor):
+        self._largest, self.token = logits.float().max(-1, keepdim=True)  # NaN where there is any
+        self.total = logits.float().logsumexp(-1)
+        self._read: torch.Tensor | None = None
+        if logits.is_cuda:
+            values = [self.token.double(), self._largest.double(), self._logprob.double()]
+            self._read = to_host(torch.cat(values))
+            self._there = torch.cuda.Event()
+            self._there.record(torch.cuda.current_stream(logits.device))
+
+    @property
+    def _logprob(self) -> torch.Tensor:
+        return self._largest - self.total
+
+    def read(self) -> tuple[int, float, float]:
+        """Token, its logit and its log-probability: one wait for all, and for nothing behind."""
+        if self._read is None:
+            return int(self.token), float(self._largest), float(self._logprob)
+        self._there.synchronize()
+        token, largest, logprob = self._read.tolist()
+        return int(token), largest, logprob
 
 
 class AnswerText:

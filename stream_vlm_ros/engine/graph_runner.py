@@ -38,7 +38,7 @@ from stream_vlm_ros.engine.attention.verified import Verified, relative_differen
 from stream_vlm_ros.engine.cache.manager import KVCacheManager
 from stream_vlm_ros.engine.cache.mrope import Vec
 from stream_vlm_ros.engine.cache.requests import Fork
-from stream_vlm_ros.engine.model.base import Linear, StreamModel
+from stream_vlm_ros.engine.model.base import LayerFunctions, Linear, StreamModel
 from stream_vlm_ros.engine.model.compiled import recompiling
 from stream_vlm_ros.errors import InvalidParameterError
 
@@ -93,8 +93,12 @@ class TextRunner:
         hidden = self._model.stream_forward(embeddings, positions, fork, readout=readout)
         return self._model.logits(hidden[0, -1])
 
-    def begin(self, ids: list[int], start: Sequence[int], fork: Fork) -> None:
-        """Go ahead with what `append` will be called for next, if that costs the host no time."""
+    def begin(self, ids: list[int] | torch.Tensor, start: Sequence[int], fork: Fork) -> None:
+        """Go ahead with what `append` will be called for next, if that costs the host no time.
+
+        ``ids`` may be a tensor ``[1]`` of the device that the host has not read yet. Then this is
+        to be called again once it has, if `append` is to find what was begun.
+        """
 
     def score(
         self,
@@ -135,6 +139,19 @@ class Recording(NamedTuple):
     pool: Any
 
 
+class Joined(NamedTuple):
+    """What steps of one token are made of, where kernels that do the work of several serve.
+
+    Attributes:
+        functions: makes the layers' functions of the plain ones.
+        attend, place: see `StepKernels`.
+    """
+
+    functions: Callable[[LayerFunctions], LayerFunctions]
+    attend: AttendStep = attend_step
+    place: PlaceStep = place_step
+
+
 class StepKernels(NamedTuple):
     """What steps are made of.
 
@@ -142,11 +159,13 @@ class StepKernels(NamedTuple):
         attend: a step's attention.
         place: rotates its queries and keys, and writes to the tail.
         matvec: takes the matrix products of steps of one token; None: as all others.
+        joined: those of steps of one token, if they have others.
     """
 
     attend: AttendStep = attend_step
     place: PlaceStep = place_step
     matvec: Linear | None = None
+    joined: Joined | None = None
 
 
 PLAIN_STEP = StepKernels()
@@ -244,6 +263,7 @@ class GraphRunner(TextRunner):
         steps: steps taken so far.
         detours: how often text went the plain way, by reason.
         fused: `verified.Verified` of torch.compile for steps.
+        joined: the same of the joined kernels.
     """
 
     def __init__(
@@ -265,6 +285,7 @@ class GraphRunner(TextRunner):
         self._graph, self._compiled = graph, compiled
         # Being too large for the device is a reason not to take a graph, too.
         self.fused: Verified[Any] = Verified("questions are answered without torch.compile", ())
+        self.joined: Verified[Any] = Verified("a further token takes longer", ())
         self._graphs: Verified[Any] = Verified(
             "questions are answered more slowly: no CUDA graph serves", ()
         )
@@ -299,10 +320,24 @@ class GraphRunner(TextRunner):
         _log.info("questions take the path '%s', warmed up in %.1f s", self.name, seconds)
         return {**super().warm_up(), "seconds": seconds, "bytes": taken}
 
-    def begin(self, ids: list[int], start: Sequence[int], fork: Fork) -> None:
-        if self._graph and not self.reason and fork.has_question_tail:  # the device goes on alone
-            logits = self.append(ids, start, fork)
-            self._begun[fork] = _Begun(ids, logits.clone())  # a step of another would change them
+    @torch.inference_mode()
+    def begin(self, ids: list[int] | torch.Tensor, start: Sequence[int], fork: Fork) -> None:
+        if not self._graph or self.reason or not fork.has_question_tail:
+            return  # the device does not go on alone
+        begun = self._begun.get(fork)
+        if isinstance(ids, list):
+            if begun is not None and begun.ids is None:
+                self._begun[fork] = begun._replace(ids=ids)
+            elif begun is None or begun.ids != ids:
+                self._begun[fork] = _Begun(ids, self._kept(self.append(ids, start, fork)))
+        elif 1 in self._ready and self._takes(fork, [1]):  # not to be recorded before a first token
+            positions = text_positions(start, fork.length, 1)
+            _, logits = self._step([0], positions, fork, 1, given=ids)
+            self._begun[fork] = _Begun(None, self._kept(logits))
+
+    def _kept(self, logits: torch.Tensor) -> torch.Tensor:
+        """They hold while another engine's question takes the steps."""
+        return logits.clone() if self._place.manager is None else logits
 
     @torch.inference_mode()
     def append(
@@ -435,11 +470,17 @@ class GraphRunner(TextRunner):
             other.parts = fork.parts
             for said in (ids, [1]):
                 plain = super().append(said, (size,) * 3, other)
-                steps = self.append(said, (size,) * 3, fork)
-                if why := relative_difference(steps, plain, MIN_WRONG):
-                    self._graphs.refuse("", f"{why}, compared with plain calls")
-                    self._give_up()
-                    return
+                while why := relative_difference(
+                    self.append(said, (size,) * 3, fork), plain, MIN_WRONG
+                ):
+                    why = f"{why}, compared with plain calls"
+                    if not self._joins(len(said)):
+                        self._graphs.refuse("", why)
+                        self._give_up()
+                        return
+                    self.joined.refuse("", why)
+                    del self._ready[1]
+                    fork.advance(-1)
 
     def _give_up(self) -> None:
         self.name, self.reason = "eager", f"no CUDA graph serves: {self._graphs.refused['']}"
@@ -462,19 +503,27 @@ class GraphRunner(TextRunner):
         if not self._graph:
             self._ready[size] = self._make(size)
             return
-        fuses = self._compiled and not self.fused.refused
-        ready = (self.fused if fuses else self._graphs).attempt("", lambda: self._record(size))
+        joins, fuses = self._joins(size), self._compiled and not self.fused.refused
+        guard = self.joined if joins else self.fused if fuses else self._graphs
+        ready = guard.attempt("", lambda: self._record(size))
         if ready is not None:
             self._ready[size] = ready
+        elif joins:
+            pass  # the next attempt is without
         elif fuses:
             self._forget_steps()
         else:
             self._give_up()
 
+    def _joins(self, size: int) -> bool:
+        """Whether a step of that size is made of joined kernels."""
+        return size == 1 and self._kernels.joined is not None and not self.joined.refused
+
     def _make(self, size: int) -> _Ready:
         assert self._memory is not None
         inputs, fuses = StepInputs(size, self._memory), self._compiled and not self.fused.refused
-        step = Step(self._model, self._memory, inputs, self._kernels, fuses, self._reads)
+        kernels = self._kernels if self._joins(size) else self._kernels._replace(joined=None)
+        step = Step(self._model, self._memory, inputs, kernels, fuses, self._reads)
         return _Ready(step, step)
 
     def _record(self, size: int) -> _Ready:
@@ -490,11 +539,17 @@ class GraphRunner(TextRunner):
         fork: Fork,
         kept: int,
         begins: Sequence[int] = (),
+        given: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take a step; the first ``kept`` of its tokens stay in the fork. See `StepInputs.load`."""
+        """Take a step; the first ``kept`` of its tokens stay in the fork. See `StepInputs.load`.
+
+        ``given``: tokens of the device, in place of ``ids``.
+        """
         ready = self._ready[_size_for(len(ids))]
         first = self._place.tail_slot(fork)
         ready.step.inputs.load(ids, positions, fork.length, kept, begins, first)
+        if given is not None:
+            ready.step.inputs.ids.copy_(given)
         self.steps += 1
         fork.advance(kept)
         return ready.take()
@@ -511,6 +566,7 @@ class Step:
         reads: which heads it reads before they are rotated.
 
     Attributes:
+        joined: it is made of joined kernels.
         readout: what was read of the last step's tokens, padding included; recorded in a graph, it
             is read again at each replay.
     """
@@ -526,14 +582,21 @@ class Step:
     ):
         self.readout = (reads or Readout()).like()
         self._model, self.inputs, self.compiled = model, inputs, compiled
-        attend, place, matvec = kernels
+        attend, place, matvec, joined = kernels
+        self.joined = joined is not None and inputs.tokens == 1
+        if joined is not None and self.joined:
+            attend, place = joined.attend, joined.place
         scaling = model.kv_shape.head_dim**-0.5
         self._attention = StepAttention(
             memory, inputs, attend, place, scaling, self.readout if reads else None
         )
         functions = model.functions._replace(split_rows=SIZES[-1] + 1)  # whole products alone
         if compiled:
-            functions = functions._replace(finish=torch.compile(functions.finish, fullgraph=True))
+            fuse = functools.partial(torch.compile, fullgraph=True)
+            norm, finish = fuse(functions.norm), fuse(functions.finish)
+            functions = functions._replace(norm=norm, finish=finish)
+        if joined is not None and self.joined:
+            functions = joined.functions(functions)
         if inputs.size == 1 and matvec is not None:
             functions = functions._replace(linear=matvec)
         self._functions = functions
@@ -558,9 +621,9 @@ class Step:
 
 
 class _Begun(NamedTuple):
-    """What was appended ahead of being asked for."""
+    """What was appended ahead of being asked for; ``ids`` is None until the host knows them."""
 
-    ids: list[int]
+    ids: list[int] | None
     logits: torch.Tensor
 
 
@@ -667,14 +730,28 @@ def triton_kernels(model: StreamModel, device: torch.device) -> StepKernels:
         raise InvalidParameterError(
             f"unsupported head_dim {size}: Triton needs a power of two >= 16"
         )
-    from stream_vlm_ros.engine.attention.triton_decode import matvec, place, split_attention
+    from stream_vlm_ros.engine.attention.triton_decode import (
+        matvec,
+        overlaps,
+        place,
+        split_attention,
+    )
+    from stream_vlm_ros.engine.model.triton_layer import join
 
     found = torch.cuda.get_device_properties(device)
     shared = getattr(found, "shared_memory_per_block_optin", 0)
     split = split_attention(found.multi_processor_count, shared)
     text = model.config.text_config
     heads = (text.num_attention_heads, model.kv_shape.kv_heads, size)
-    return StepKernels(fastest_step_attention(split, device, model.dtype, heads), place, matvec)
+    attend = fastest_step_attention(split, device, model.dtype, heads)
+    if not overlaps(device) or model.dtype == torch.float32:
+        return StepKernels(attend, place, matvec)
+    overlapped = Joined(
+        functools.partial(join, overlapped=True),
+        split_attention(found.multi_processor_count, shared, overlapped=True),
+        functools.partial(place, overlapped=True),
+    )
+    return StepKernels(attend, place, matvec, overlapped)
 
 
 def text_positions(start: Sequence[int], done: int, count: int) -> torch.Tensor:

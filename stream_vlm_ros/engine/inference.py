@@ -16,6 +16,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Generator, Sequence
+from contextlib import nullcontext
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -398,19 +399,28 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
         def write() -> Generator[str | Continuation, None, AnswerMetrics]:
             reason, ttft = "cancelled", None
             text = Continuation(self.text_path, prompt, start, fork, read)
-            with fork:
+            with fork, nullcontext() if together is None else together.writing():
                 said = AnswerText(self._chat.decode, options.stop)
                 sampler = Sampler(options, prompt, self.device)
                 while fork.alive:  # until the memory is cleared while this answer is written
-                    token = sampler.choose(text.run())
-                    text = Continuation(self.text_path, [token], start, fork, together=together)
+                    logits = text.run()
+                    more, ahead = len(said.ids) + 1 < max_new_tokens, None
+                    if more and (together is None or together.answers == 1):
+                        ahead = sampler.foresee(logits)
+                    if ahead is not None:  # the device need not wait for the host to know the token
+                        self.text_path.begin(ahead, start, fork)
+                    token = sampler.choose(logits)
+                    with_others = together if ahead is None else None
+                    text = Continuation(self.text_path, [token], start, fork, together=with_others)
+                    if ahead is not None:
+                        text.begin()
                     ttft = ttft or time.perf_counter() - started
                     if cancel is not None and cancel():
                         break
                     if token in self._end_ids:
                         reason = "stop"
                         break
-                    if len(said.ids) + 1 < max_new_tokens:
+                    if more:
                         yield text
                     if piece := said.add(token):
                         yield piece
@@ -424,6 +434,9 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
                     if piece := said.finish():
                         yield piece
                     kept = said.ids
+                    if update_state and fork.alive:
+                        # What was begun behind the answer's end is no part of it.
+                        fork.rewind(min(fork.length, len(prompt) + len(kept)))
                     if update_state and said.stopped and fork.alive:
                         # No longer than what there is room for, also where a token is cut in two.
                         kept = said.shown_ids(self._chat.plain)[:max_new_tokens]

@@ -6,12 +6,13 @@
 import random
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from stream_vlm_ros.engine.decoding import AnswerText
+from stream_vlm_ros.engine.decoding import AnswerText, DecodingOptions, Sampler
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +100,26 @@ def test_the_ids_of_what_was_shown_are_its_text_however_a_stop_text_cuts_tokens(
     cut = same.index(False) if False in same else len(same)
     # Only a token that the stop text cuts is written otherwise.
     assert len("".join(WORDS[n] if n < 100 else " " for n in shown[cut:])) < 4
+
+
+def test_a_foreseen_token_is_chosen_whatever_becomes_of_its_logits():
+    """A recorded step writes the next ones to the same place."""
+    sampler = Sampler(DecodingOptions(), [1], torch.device("cpu"))
+    place, expected = torch.empty(50), []
+    for drawn in torch.randn(4, 50, generator=torch.Generator().manual_seed(0)):
+        place.copy_(drawn)
+        foreseen = sampler.foresee(place)
+        place.fill_(float("nan"))
+        assert sampler.choose(place) == int(foreseen) == int(drawn.argmax())
+        expected.append(float(drawn.log_softmax(-1).max()))
+    assert sampler.logprobs(3) == pytest.approx(expected[:3], abs=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"do_sample": True}, {"repetition_penalty": 1.2}])
+def test_what_is_drawn_or_penalised_is_not_foreseen(options):
+    sampler = Sampler(DecodingOptions(seed=0, **options), [1], torch.device("cpu"))
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    assert sampler.foresee(logits) is None
+    chosen = [sampler.choose(logits) for _ in range(3)]
+    expected = logits.log_softmax(-1)[chosen].tolist()
+    assert sampler.logprobs(3) == pytest.approx(expected, abs=1e-6)

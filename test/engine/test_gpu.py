@@ -16,6 +16,7 @@ from stream_vlm_ros.engine.attention.sdpa import Sequences, attend_many, attend_
 from stream_vlm_ros.engine.attention.step import attend_step
 from stream_vlm_ros.engine.cache.manager import KVCacheManager
 from stream_vlm_ros.engine.chunk_path import ChunkPath
+from stream_vlm_ros.engine.decoding import Sampler
 from stream_vlm_ros.engine.graph_runner import SIZES, TextRunner, text_runner
 from stream_vlm_ros.engine.inputs.frames import FrameProcessor
 from stream_vlm_ros.engine.model.compiled import compiled_layers
@@ -283,7 +284,7 @@ def engine_of(toys, toy, processor):
         report = engine.warm_up()
         # A compiler or a kernel that fails would be done without: here it must work.
         assert report["path"] == engine.text_path.name == "graph" and not report["reason"]
-        assert not engine.text_path.fused.refused
+        assert not engine.text_path.fused.refused and not engine.text_path.joined.refused
         return engine
 
     return build
@@ -342,6 +343,32 @@ def test_an_answer_by_graphs_is_that_by_plain_calls(toys, engine_of):
     fast = engine.ask("What is there?", 30)[0]
     engine.text_path = TextRunner(engine.model)
     assert engine.ask("What is there?", 30)[0] == fast
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_further_tokens_by_joined_kernels_are_those_by_plain_calls(toys, engine_of, dtype):
+    engine = engine_of(dtype, "all levels")
+    watch(engine, toys, 9)
+    found = []
+    for path in (engine.text_path, TextRunner(engine.model)):
+        with engine.cache_manager.question_fork(3, 4) as fork:
+            path.append([1, 2, 3], fork.start, fork)
+            said = [path.append([token], fork.start, fork).clone() for token in (4, 5, 6)]
+        found.append(torch.stack(said))
+    assert (found[0] - found[1]).norm() / found[1].norm() < 3e-2  # as above
+    assert not engine.text_path.detours
+
+
+def test_an_answer_goes_the_same_way_whether_or_not_steps_are_begun_ahead(
+    toys, engine_of, monkeypatch
+):
+    engine = engine_of(torch.bfloat16, "all levels")
+    watch(engine, toys, 9)
+    ahead = engine.ask("What is there?", 30)[1]
+    monkeypatch.setattr(Sampler, "foresee", lambda sampler, logits: None)
+    after = engine.ask("What is there?", 30)[1]
+    assert ahead["token_ids"] == after["token_ids"]
+    assert ahead["token_logprobs"] == pytest.approx(after["token_logprobs"])
 
 
 def test_steps_that_are_not_recorded_equal_those_that_are(toys, engine_of):

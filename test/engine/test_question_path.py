@@ -18,10 +18,12 @@ from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference, graph
 from stream_vlm_ros.engine.attention.base import KVPart
 from stream_vlm_ros.engine.attention.step import StepInputs, StepMemory, attend_step
 from stream_vlm_ros.engine.cache.manager import KVCacheManager
+from stream_vlm_ros.engine.decoding import Sampler
 from stream_vlm_ros.engine.graph_runner import (
     PLAIN_STEP,
     SIZES,
     GraphRunner,
+    Joined,
     Recording,
     Step,
     StepKernels,
@@ -408,7 +410,7 @@ def test_all_layers_share_what_is_compiled(toys, monkeypatch):
         inputs.load([5], torch.zeros(3, 1), past=3, shared=1)
         fused, plain = (Step(model, memory, inputs, compiled=on) for on in (True, False))
         assert_equal(fused()[1], plain()[1])
-    assert built == {"finish_layer": 2}
+    assert built == {"rms_norm": 2, "finish_layer": 2}
 
 
 class Recorder:
@@ -527,10 +529,16 @@ def test_a_graph_that_computes_something_else_is_found_out_before_it_answers(
 
 
 @pytest.mark.parametrize("keep", [False, True])
-@pytest.mark.parametrize("end", ["length", "stop", "cancel"])
+@pytest.mark.parametrize("end", ["length", "stop", "end token", "cancel"])
 def test_going_ahead_while_the_text_is_put_together_changes_nothing(
-    toys, model, processor, end, keep
+    toys, model, processor, monkeypatch, end, keep
 ):
+    if end == "end token":
+        first = make(model, processor)
+        watch(first, toys, 3)
+        ids = first.ask("What is it?", 12)[1]["token_ids"]
+        last = next(at for at in range(3, 12) if ids[at] not in ids[:at])
+        monkeypatch.setattr(model.generation_config, "eos_token_id", [ids[last]])
     engines = make(model, processor), make(model, processor)
     ahead = engines[0]
     ahead.text_path = graph_path(ahead)
@@ -541,6 +549,7 @@ def test_going_ahead_while_the_text_is_put_together_changes_nothing(
         options = {
             "length": dict(max_new_tokens=6),
             "stop": dict(max_new_tokens=12, stop=[whole[4:6]]),
+            "end token": dict(max_new_tokens=12),
             "cancel": dict(max_new_tokens=12, cancel=iter([False] * 4 + [True]).__next__),
         }[end]
         said.append(engine.ask("What is it?", update_state=keep, **options)[0])
@@ -550,6 +559,82 @@ def test_going_ahead_while_the_text_is_put_together_changes_nothing(
     memories = [engine.cache_manager.gather() for engine in engines]
     assert_equal(*memories)
     assert ahead.text_path.steps and not ahead.text_path.detours
+
+
+def joined_wrongly(functions):
+    return functions._replace(finish=lambda hidden, *others: (-hidden, -hidden))
+
+
+@pytest.mark.parametrize("fault", ["it cannot be recorded", "it computes something else"])
+def test_joined_kernels_that_fail_cost_themselves_and_not_the_graphs(
+    toys, model, processor, caplog, fault
+):
+    recorder = Recorder(works=lambda step: not step.joined or fault == "it computes something else")
+    engine = make(model, processor)
+    path = engine.text_path = graph_path(
+        engine, recorder, StepKernels(joined=Joined(joined_wrongly))
+    )
+    with caplog.at_level(logging.WARNING):
+        assert engine.warm_up()["path"] == "graph"
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("a further token takes longer")
+    assert "no such kernel" in said or "its result differs by" in said
+    watch(engine, toys, 2)
+    right = make(model, processor)
+    watch(right, toys, 2)
+    assert engine.ask("What is it?", 8)[0] == right.ask("What is it?", 8)[0]
+    assert (
+        path.captures == len(SIZES) + (fault == "it computes something else") and not path.detours
+    )
+
+
+def test_joined_kernels_are_those_of_steps_of_one_token(toys, model, processor):
+    taken = []
+
+    def join(functions):
+        def finish(hidden, *others):
+            taken.append(len(hidden))
+            return functions.finish(hidden, *others)
+
+        return functions._replace(finish=finish)
+
+    engine = make(model, processor)
+    engine.text_path = graph_path(engine, kernels=StepKernels(joined=Joined(join)), compiled=True)
+    engine.warm_up()
+    assert set(taken) == {1} and not engine.text_path.joined.refused
+    watch(engine, toys, 2)
+    right = make(model, processor)
+    watch(right, toys, 2)
+    assert engine.ask("What is it?", 8)[0] == right.ask("What is it?", 8)[0]
+
+
+def test_what_fails_at_other_sizes_is_not_blamed_on_joined_kernels(toys, model, processor):
+    engine = make(model, processor)
+    kernels = StepKernels(joined=Joined(joined_wrongly))
+    path = graph_path(engine, Recorder(works=lambda step: step.inputs.size == 1), kernels)
+    engine.text_path = path
+    assert "no such kernel" in engine.warm_up()["reason"] and not path.joined.refused
+
+
+@pytest.mark.parametrize(("options", "ahead"), [({}, 1), ({"repetition_penalty": 1.3}, 0)])
+def test_the_next_step_is_begun_before_the_likeliest_token_is_read(
+    toys, model, processor, monkeypatch, options, ahead
+):
+    engine = make(model, processor)
+    path = engine.text_path = graph_path(engine)
+    engine.warm_up()
+    watch(engine, toys, 2)
+    before, begun = path.steps, []
+    choose = Sampler.choose
+
+    def watched(sampler, logits):
+        begun.append(path.steps - before)
+        return choose(sampler, logits)
+
+    monkeypatch.setattr(Sampler, "choose", watched)
+    tokens = engine.ask("What is it?", 6, **options)[1]["answer_tokens"]
+    # One is the prompt's, and of the last token none.
+    assert begun == [number + ahead for number in range(1, tokens)] + [tokens]
 
 
 def test_a_compiler_that_fails_costs_the_fusion_and_not_the_graphs(toys, model, processor):

@@ -16,6 +16,11 @@ import torch
 import triton
 import triton.language as tl
 
+try:
+    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+except ImportError:  # Triton before 3.4
+    gdc_launch_dependents = gdc_wait = None
+
 from .step import MAX_PARTS, AttendStep, StepInputs, StepMemory
 
 _CHUNK_ROWS = 2048  # more are a chunk's
@@ -23,6 +28,22 @@ _LARGE = 227 << 10  # bytes of shared memory: queries, and three blocks of keys 
 _LOG2_E = 1.4426950408889634
 _PARTS = tl.constexpr(MAX_PARTS)
 _LANES = tl.constexpr(triton.next_power_of_2(MAX_PARTS))
+
+
+def overlaps(device: torch.device) -> bool:
+    """Whether kernels can be launched on it before the one ahead of them has ended.
+
+    (Programmatic dependent launch.) Such a kernel waits for the other itself, by ``gdc_wait``,
+    before it reads what that wrote, writes anything or ends.
+    """
+    if gdc_wait is None or device.type != "cuda":
+        return False
+    return torch.cuda.get_device_capability(device)[0] >= 9
+
+
+def launching(overlapped: bool) -> dict[str, bool]:
+    """A launch's options."""
+    return {"launch_pdl": True} if overlapped else {}  # an older Triton knows none
 
 
 class _Tiling(NamedTuple):
@@ -136,6 +157,7 @@ def _split_kernel(
     D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     """One split of all the keys of a request, for a tile of the rows that share a KV head.
 
@@ -149,20 +171,24 @@ def _split_kernel(
     count, tiles, parts, whole, splits = _shares(
         scalars, lengths, tl.num_programs(0), KV_HEADS, GROUP, BLOCK_M, BLOCK_N
     )
-    if program >= tiles * KV_HEADS * splits:
-        return
     # Tiles that read the same keys run side by side, so that these come from memory once.
+    there = program < tiles * KV_HEADS * splits
+    tiles, splits = tl.maximum(tiles, 1), tl.maximum(splits, 1)
     tile, head, split = program % tiles, program // tiles % KV_HEADS, program // tiles // KV_HEADS
+    blocks = tl.cdiv(whole, BLOCK_N)
+    first = split * blocks // splits * BLOCK_N
+    last = tl.minimum((split + 1) * blocks // splits * BLOCK_N, whole)
+    if AHEAD:
+        gdc_launch_dependents()
+        gdc_wait()
+    if not there:
+        return
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     token = row // GROUP
     real = token < count
     dim = tl.arange(0, D)
     mine = request * size + token
     query_at = queries + (head * GROUP + row % GROUP) * query_head + mine * query_token
-
-    blocks = tl.cdiv(whole, BLOCK_N)
-    first = split * blocks // splits * BLOCK_N
-    last = tl.minimum((split + 1) * blocks // splits * BLOCK_N, whole)
 
     most = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -236,6 +262,7 @@ def _merge_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     """Attention over all splits, of one token and query head, a piece of its width; zero for
     padding."""
@@ -249,6 +276,9 @@ def _merge_kernel(
     row = token * GROUP + head % GROUP
     place = head // GROUP * tiles + row // BLOCK_M  # of the first split
     dim = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
+    if AHEAD:
+        gdc_launch_dependents()
+        gdc_wait()
     most = float("-inf")
     total = 0.0
     sums = tl.zeros([BLOCK_D], tl.float32)
@@ -270,7 +300,7 @@ def _merge_kernel(
     tl.store(out + at * D + dim, sums.to(out.dtype.element_ty))
 
 
-def split_attention(processors: int, shared: int = 0) -> AttendStep:
+def split_attention(processors: int, shared: int = 0, overlapped: bool = False) -> AttendStep:
     """`step.attend_step` as two kernels, nothing read back.
 
     The keys are shared out between as many programs as keep the device busy, whose results are
@@ -281,6 +311,7 @@ def split_attention(processors: int, shared: int = 0) -> AttendStep:
     Args:
         processors: of the device, on which so many programs run at once or a few times as many.
         shared: bytes of shared memory that a program may take.
+        overlapped: see `overlaps`.
     """
 
     def attend(
@@ -310,7 +341,9 @@ def split_attention(processors: int, shared: int = 0) -> AttendStep:
             D=size,
             BLOCK_M=tiling.rows,
             BLOCK_N=tiling.keys,
+            AHEAD=overlapped,
         )
+        launch = launching(overlapped)
         pieces, splits, warps = 1, 32, 4
         if tiles == 1:  # few rows have many splits: all are read at once, a piece of the width each
             pieces, splits = min(8, size // 16), min(256, triton.next_power_of_2(programs))
@@ -340,6 +373,7 @@ def split_attention(processors: int, shared: int = 0) -> AttendStep:
                     **shape,
                     num_warps=tiling.warps,
                     num_stages=tiling.stages,
+                    **launch,
                 )
                 _merge_kernel[requests * length, heads, pieces](
                     parts,
@@ -353,6 +387,7 @@ def split_attention(processors: int, shared: int = 0) -> AttendStep:
                     BLOCK_S=splits,
                     BLOCK_D=size // pieces,
                     num_warps=warps,
+                    **launch,
                 )
         return out
 
@@ -374,9 +409,13 @@ def _place_kernel(
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     D: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     token, head = tl.program_id(0), tl.program_id(1)
     dim = tl.arange(0, D)
+    if AHEAD:
+        gdc_launch_dependents()
+        gdc_wait()
     at = qkv + token * qkv_token + head * D
     x = tl.load(at + dim)
     swapped = tl.load(at + (dim + D // 2) % D).to(tl.float32)
@@ -402,8 +441,9 @@ def place(
     sin: torch.Tensor,
     slots: torch.Tensor,
     tail: torch.Tensor,
+    overlapped: bool = False,
 ) -> torch.Tensor:
-    """`step.place_step` as one kernel."""
+    """`step.place_step` as one kernel; ``overlapped``: see `overlaps`."""
     (length, width), (_, kv_heads, _, size) = qkv.shape, tail.shape
     heads = width // size - 2 * kv_heads
     assert cos.is_contiguous() and sin.is_contiguous()
@@ -422,7 +462,9 @@ def place(
             HEADS=heads,
             KV_HEADS=kv_heads,
             D=size,
+            AHEAD=overlapped,
             num_warps=1,
+            **launching(overlapped),
         )
     return queries
 

@@ -11,5 +11,6 @@
     weights         from files and into files, by one table of released names
     adapter         a LoRA adapter, folded into the weights
     compiled        torch.compile for a chunk's elementwise work
+    triton_layer    a decode step's products with norms, gates and sums, in Triton
     device          devices and number formats by name
 """

@@ -85,13 +85,16 @@ class LayerFunctions(NamedTuple):
         split_rows: with so many rows or more, weights that lie joined are multiplied one by one:
             the halves of one product are slow to split then.
         running: ``()``: the context that a pass runs within.
-        norm: ``(hidden [n, hidden], weight, eps)`` to the normed states.
+        norm: ``(hidden [n, hidden], weight, eps)`` to the normed states: before the first layer.
+        project: ``(normed, norm, qkv, bias, eps, linear)``: a decoder layer up to its attention.
+            ``normed`` is what ``norm`` or the layer before gave, ``norm`` the norm's weight.
         offsets: ``(offsets, like)``: offsets by which queries are to be rotated further, and a
             tensor of that device and head size; to what ``rotate`` takes of them.
         rotate: ``(qkv, cos, sin, offsets, kv_heads)``, as `attention.sdpa.rotate_qkv`.
         finish: ``(hidden, attended, out, post_norm, gate_up, down, next_norm, eps, linear, split,
             added)``: a decoder layer from its attention on, and the norm that follows it. See
             `qwen2_5_vl.finish_layer`.
+        end: ``(normed, norm, eps)``: what the last layer gave to the states after the last norm.
         vision_qkv: ``(hidden, norm, qkv, qkv_bias, cos, sin, heads)``: a vision block up to its
             attention. See `qwen2_5_vl.vision_qkv`.
         finish_vision_block: ``(hidden, attended, proj, proj_bias, norm, gate_up, gate_up_bias,
@@ -102,9 +105,11 @@ class LayerFunctions(NamedTuple):
     split_rows: int
     running: Callable[[], AbstractContextManager[Any]]
     norm: Callable[..., torch.Tensor]
+    project: Callable[..., torch.Tensor]
     offsets: Callable[[list[RopeOffset], torch.Tensor], Any]
     rotate: Callable[..., Any]
     finish: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+    end: Callable[..., torch.Tensor]
     vision_qkv: Callable[..., tuple[torch.Tensor, ...]]
     finish_vision_block: Callable[..., torch.Tensor]
 

@@ -79,6 +79,18 @@ def feed_forward(
     return linear(functional.silu(gate) * up, down, down_bias)
 
 
+def project(
+    normed: torch.Tensor,
+    norm: torch.Tensor,
+    qkv: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    linear: Linear,
+) -> torch.Tensor:
+    """Queries, keys and values side by side, of states ``[n, hidden]`` after the layer's norm."""
+    return linear(normed, qkv, bias)
+
+
 def finish_layer(
     hidden: torch.Tensor,
     attended: torch.Tensor,
@@ -182,9 +194,11 @@ PLAIN = LayerFunctions(
     split_rows=MIN_CHUNK_TOKENS,
     running=nullcontext,
     norm=rms_norm,
+    project=project,
     offsets=lambda offsets, like: offsets,
     rotate=rotate_qkv,
     finish=finish_layer,
+    end=lambda normed, norm, eps: normed,
     vision_qkv=vision_qkv,
     finish_vision_block=finish_vision_block,
 )
@@ -215,9 +229,11 @@ class DecoderLayer(nn.Module):
         self.gate_up = _parameter(2 * inner, hidden, **options)
         self.down = _parameter(hidden, inner, **options)
 
-    def project(self, normed: torch.Tensor, linear: Linear) -> torch.Tensor:
+    def project(self, normed: torch.Tensor, functions: LayerFunctions) -> torch.Tensor:
         """Queries, keys and values side by side, ``[n, (heads + 2 * kv_heads) * head_dim]``."""
-        return linear(normed, self.qkv, self.qkv_bias)
+        return functions.project(
+            normed, self.input_norm, self.qkv, self.qkv_bias, self._eps, functions.linear
+        )
 
     def finish(
         self,
@@ -283,11 +299,11 @@ class Decoder(nn.Module):
         norms = [*(layer.input_norm for layer in layers), self.norm]
         normed = functions.norm(hidden, norms[0], self._eps)
         for number, layer in enumerate(layers):
-            qkv = layer.project(normed, functions.linear)
+            qkv = layer.project(normed, functions)
             attended = attention(number, qkv, cos, sin)  # [n, heads * head_dim]
             more = added[number] if number < len(added) else None
             hidden, normed = layer.finish(hidden, attended, norms[number + 1], functions, more)
-        return normed
+        return functions.end(normed, self.norm, self._eps)
 
     def released(self, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
         """(released name, view) of its weights."""
