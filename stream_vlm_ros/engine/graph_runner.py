@@ -93,12 +93,14 @@ class TextRunner:
         hidden = self._model.stream_forward(embeddings, positions, fork, readout=readout)
         return self._model.logits(hidden[0, -1])
 
-    def begin(self, ids: list[int] | torch.Tensor, start: Sequence[int], fork: Fork) -> None:
-        """Go ahead with what `append` will be called for next, if that costs the host no time.
+    def begin(self, ids: list[int] | torch.Tensor, start: Sequence[int], fork: Fork) -> bool:
+        """Go ahead with what `append` will be called for next, if that costs the host no time;
+        whether it was begun.
 
         ``ids`` may be a tensor ``[1]`` of the device that the host has not read yet. Then this is
         to be called again once it has, if `append` is to find what was begun.
         """
+        return False
 
     def score(
         self,
@@ -321,19 +323,22 @@ class GraphRunner(TextRunner):
         return {**super().warm_up(), "seconds": seconds, "bytes": taken}
 
     @torch.inference_mode()
-    def begin(self, ids: list[int] | torch.Tensor, start: Sequence[int], fork: Fork) -> None:
+    def begin(self, ids: list[int] | torch.Tensor, start: Sequence[int], fork: Fork) -> bool:
         if not self._graph or self.reason or not fork.has_question_tail:
-            return  # the device does not go on alone
+            return False  # the device does not go on alone
         begun = self._begun.get(fork)
         if isinstance(ids, list):
             if begun is not None and begun.ids is None:
                 self._begun[fork] = begun._replace(ids=ids)
             elif begun is None or begun.ids != ids:
                 self._begun[fork] = _Begun(ids, self._kept(self.append(ids, start, fork)))
-        elif 1 in self._ready and self._takes(fork, [1]):  # not to be recorded before a first token
-            positions = text_positions(start, fork.length, 1)
-            _, logits = self._step([0], positions, fork, 1, given=ids)
-            self._begun[fork] = _Begun(None, self._kept(logits))
+            return True
+        if 1 not in self._ready or not self._takes(fork, [1]):
+            return False  # nothing is to be recorded before a first token
+        positions = text_positions(start, fork.length, 1)
+        _, logits = self._step([0], positions, fork, 1, given=ids)
+        self._begun[fork] = _Begun(None, self._kept(logits))
+        return True
 
     def _kept(self, logits: torch.Tensor) -> torch.Tensor:
         """They hold while another engine's question takes the steps."""

@@ -404,15 +404,17 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
                 sampler = Sampler(options, prompt, self.device)
                 while fork.alive:  # until the memory is cleared while this answer is written
                     logits = text.run()
-                    more, ahead = len(said.ids) + 1 < max_new_tokens, None
+                    more, ahead = len(said.ids) + 1 < max_new_tokens, False
                     if more and (together is None or together.answers == 1):
-                        ahead = sampler.foresee(logits)
-                    if ahead is not None:  # the device need not wait for the host to know the token
-                        self.text_path.begin(ahead, start, fork)
+                        likeliest = sampler.foresee(logits)
+                        if (
+                            likeliest is not None
+                        ):  # the device need not wait until the host knows it
+                            ahead = self.text_path.begin(likeliest, start, fork)
                     token = sampler.choose(logits)
-                    with_others = together if ahead is None else None
-                    text = Continuation(self.text_path, [token], start, fork, together=with_others)
-                    if ahead is not None:
+                    others = None if ahead else together
+                    text = Continuation(self.text_path, [token], start, fork, together=others)
+                    if ahead:
                         text.begin()
                     ttft = ttft or time.perf_counter() - started
                     if cancel is not None and cancel():
