@@ -406,10 +406,8 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
                     logits = text.run()
                     more, ahead = len(said.ids) + 1 < max_new_tokens, False
                     if more and (together is None or together.answers == 1):
-                        likeliest = sampler.foresee(logits)
-                        if (
-                            likeliest is not None
-                        ):  # the device need not wait until the host knows it
+                        # The device need not wait until the host knows the token.
+                        if (likeliest := sampler.foresee(logits)) is not None:
                             ahead = self.text_path.begin(likeliest, start, fork)
                     token = sampler.choose(logits)
                     others = None if ahead else together
