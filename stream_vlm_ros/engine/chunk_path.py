@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
@@ -145,6 +145,14 @@ class ChunkPath:
         hidden = self._model.batch_forward(*together, forks, lengths, self._functions)
         return list(hidden.split(lengths))
 
+    @property
+    def is_prepared(self) -> bool:
+        """Whether `prepare_next` has nothing to do."""
+        return True
+
+    def prepare_next(self) -> None:
+        """Make something ready that later chunks would have to wait for, in less than a second."""
+
 
 class CapturedChunks(ChunkPath):
     """Small chunks in steps of fixed shape, each recorded once as a CUDA graph.
@@ -182,7 +190,7 @@ class CapturedChunks(ChunkPath):
         self._recorder = recorder or record_graph
         self._batches = tuple(batches)
         # Being too large for the device is a reason not to take a graph, too.
-        self._verified: Verified[list[torch.Tensor]] = Verified("chunks take longer", ())
+        self._verified: Verified[Any] = Verified("chunks take longer", ())
         self.captures = 0
         self.detours: Counter[str] = Counter()
         self._failed = ""  # why captures are not tried any more
@@ -349,6 +357,41 @@ class CapturedChunks(ChunkPath):
 
     # -- recording ---------------------------------------------------------------------------
 
+    @property
+    def is_prepared(self) -> bool:
+        return bool(self._failed) or next(self._missing(), None) is None
+
+    @torch.inference_mode()
+    def prepare_next(self) -> None:
+        """Record a step for a number of chunks that have not come together yet, of a size that has
+        come: when they do, they come faster than they are appended."""
+        if (kind := next(self._missing(), None)) is None or self._failed:
+            return
+        alike, chunks = kind[:-1], kind[-1]
+        if kind[0] == "vision":
+            other, seen = _like(alike, self._visions)
+            one = _first(seen.step.patches, other)
+            vision = _Vision(self._model, _joined([one] * chunks), self._functions)
+            done = self._verified.attempt(kind, lambda: self._recorded(vision))
+            if done is not None:
+                self._visions[kind] = done
+            return
+        _, taken = _like(alike, self._chunks)
+        memory, given = self._memory_for(chunks), (self._kernels, self._functions)
+        step = _Chunk(self._model, memory, kind[1], *given, taken.step.readout)
+        done = self._verified.attempt(kind, lambda: self._recorded(step))
+        if done is not None:
+            self._chunks[kind] = done
+
+    def _missing(self) -> Iterator[_Kind]:
+        """Steps of sizes that have come, for numbers of chunks that have not; the fewest first."""
+        there = (*self._visions, *self._chunks)
+        for chunks in reversed(self._batches):
+            for alike in dict.fromkeys(kind[:-1] for kind in there):
+                kind = (*alike, chunks)
+                if kind not in there and kind not in self.refused:
+                    yield kind
+
     def _recorded(self, step: Step) -> _Taken[Step]:
         if not self._graph:
             return _Taken(step, step)
@@ -462,6 +505,18 @@ def _joined(several: Sequence[PatchGrid]) -> PatchGrid:
     pixels = torch.cat([patches.pixel_values for patches in several])
     grids = sum(patches.grid_thw[0] for patches in several)
     return replace(several[0], pixel_values=pixels, grid_thw=(grids, *several[0].grid_thw[1:]))
+
+
+def _first(together: PatchGrid, chunks: int) -> PatchGrid:
+    """The first of so many chunks' patches."""
+    pixels = together.pixel_values.chunk(chunks)[0]
+    grids = together.grid_thw[0] // chunks
+    return replace(together, pixel_values=pixels, grid_thw=(grids, *together.grid_thw[1:]))
+
+
+def _like(alike: _Kind, steps: Mapping[_Kind, _Taken[Step]]) -> tuple[int, _Taken[Step]]:
+    """One for another number of chunks, and for how many."""
+    return next((kind[-1], taken) for kind, taken in steps.items() if kind[:-1] == alike)
 
 
 def _positions(several: Sequence[Appending]) -> torch.Tensor:

@@ -404,11 +404,11 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
                 sampler = Sampler(options, prompt, self.device)
                 while fork.alive:  # until the memory is cleared while this answer is written
                     logits = text.run()
-                    more, ahead = len(said.ids) + 1 < max_new_tokens, False
+                    more, likeliest = len(said.ids) + 1 < max_new_tokens, None
                     if more and (together is None or together.answers == 1):
-                        # The device need not wait until the host knows the token.
-                        if (likeliest := sampler.foresee(logits)) is not None:
-                            ahead = self.text_path.begin(likeliest, start, fork)
+                        likeliest = sampler.foresee(logits)
+                    # The device need not wait until the host knows the token.
+                    ahead = likeliest is not None and self.text_path.begin(likeliest, start, fork)
                     token = sampler.choose(logits)
                     others = None if ahead else together
                     text = Continuation(self.text_path, [token], start, fork, together=others)

@@ -215,11 +215,22 @@ class EngineGroup:
         """How chunks of all of them run. Raises InvalidParameterError for another model."""
         if self._path is None:
             self._model = model
-            self._path = chunk_path(model, functions, self.room, captured, BATCHES)
+            batches = [chunks for chunks in BATCHES if chunks <= self._engines]
+            self._path = chunk_path(model, functions, self.room, captured, batches)
             self.decode_path = decode_path(model, self.memory, captured)
         if self._model is not model:
             raise InvalidParameterError("engines of a group share one model")
         return self._path
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether `prepare_next` has nothing to do."""
+        return self._path is None or self._path.is_prepared
+
+    def prepare_next(self) -> None:
+        """Record, while nobody waits, a step that chunks of several engines will take."""
+        if self._path is not None:
+            self._path.prepare_next()
 
     def text_path(self, wanted: str, model: StreamModel, reads: Readout | None) -> TextRunner:
         """How questions to one of them run, by the name of `QUESTION_PATHS`: what is recorded for

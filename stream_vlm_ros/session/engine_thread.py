@@ -100,6 +100,7 @@ class EngineThread:
         self._clock = clock
         self._workers: list[EngineWorker] = []  # that are not over; replaced as a whole
         self._lasting = lasting
+        self._to_prepare: Any = None  # a group, while nobody wants anything
         # A daemon: a model that is being loaded cannot be interrupted, and must not keep a
         # process alive that was told to end.
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -159,11 +160,14 @@ class EngineThread:
             wants, choice = self._choose()
             new = [worker for worker in self._workers if not worker.loaded.done()]
             stopped = [worker for worker in self._workers if worker.is_to_stop]
+            group, self._to_prepare = self._to_prepare, None
             if choice is not None:
                 for worker in choice.sessions:
                     worker.take(is_chunk=choice.is_chunk)
-            elif not new and not stopped:
+            elif not new and not stopped and group is None:
                 return False
+        if group is not None:
+            group.prepare_next()
         for worker in stopped:
             (worker.give_up if worker in new else worker.close)()
         for worker in new:
@@ -175,7 +179,7 @@ class EngineThread:
 
     def _choose(self) -> tuple[dict[EngineWorker, Wants], Choice[EngineWorker] | None]:
         """Wait until there is something to do; None: to load or close sessions, if there are any
-        left."""
+        left, or what `_to_prepare` says."""
         while True:
             self._let_go()
             left = self._workers
@@ -187,7 +191,18 @@ class EngineThread:
             self.scheduler.together = self._batch(wants)
             if (choice := self.scheduler.choose(wants)) is not None:
                 return wants, choice
+            self._to_prepare = self._unprepared()
+            if self._to_prepare is not None:
+                return {}, None
             self.wake.wait()
+
+    def _unprepared(self) -> Any:
+        """A group that could make something ready now that its chunks would wait for; None: there
+        is none."""
+        if self._append_together is None:
+            return None
+        groups = (worker.group for worker in self._workers)
+        return next((one for one in groups if not getattr(one, "is_prepared", True)), None)
 
     def _let_go(self) -> None:
         """Forget sessions that are over."""

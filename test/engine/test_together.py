@@ -440,3 +440,19 @@ def test_hidden_states_hold_until_all_are_looked_at(toys, model, processor):
     cameras.watch(range(5))
     assert path.captures >= 2
     cameras.assert_same()
+
+
+def test_steps_for_more_chunks_than_have_come_are_made_ready_ahead(toys, model, processor):
+    cameras = Cameras(toys, model, processor, steps=True)
+    assert cameras.path.is_prepared  # no size has come
+    cameras.watch(range(3), which=(0,))
+    assert not cameras.path.is_prepared
+    made = []
+    recorded = cameras.path._recorded
+    cameras.path._recorded = lambda step: made.append(str(step)) or recorded(step)
+    while not cameras.path.is_prepared:
+        cameras.path.prepare_next()
+    assert len(made) == 2  # the vision tower and the language model, for two chunks
+    cameras.watch(range(3, 6), which=(0, 1, 2))
+    assert sum("of each of 2 chunks" in step for step in made) == 1 and not cameras.path.refused
+    cameras.assert_same()

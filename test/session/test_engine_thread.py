@@ -235,6 +235,43 @@ def test_pictures_encoded_ahead_are_those_whose_turn_is_next(start):
     assert len(rounds) < 4
 
 
+class Unprepared:
+    """What engines have in common, with three things to make ready."""
+
+    def __init__(self):
+        self.left, self.during = 3, lambda: None
+
+    @property
+    def is_prepared(self):
+        return self.left == 0
+
+    def prepare_next(self):
+        self.left -= 1
+        self.during()
+
+
+def test_what_chunks_would_wait_for_is_made_ready_while_nobody_wants_anything(start):
+    group, order = Unprepared(), []
+
+    def append_together(chunks, coming):
+        raise AssertionError("nothing piles up")
+
+    a, b = start("ab", append_together=append_together, group=None)
+    append = a.engine.append_video_chunk
+    a.engine.append_video_chunk = lambda i, **given: order.append(i[0]) or append(i, **given)
+
+    def come_between():
+        order.append(f"{group.left} left")
+        if group.left == 2:
+            a.append("x")
+
+    group.during = come_between
+    a.engine.group = b.engine.group = group
+    b.append("wakes them")
+    wait_until(lambda: group.is_prepared and not a.counters.pending)
+    assert order == ["2 left", "x", "1 left", "0 left"]
+
+
 def test_engines_that_have_nothing_in_common_append_one_by_one(start):
     def append_together(chunks, coming):
         raise AssertionError("they gain nothing by it")
