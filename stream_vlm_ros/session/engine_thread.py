@@ -188,7 +188,7 @@ class EngineThread:
             if not left and not self._lasting:
                 return {}, None
             wants = {worker: worker.wants for worker in left}
-            self.scheduler.together = self._batch(wants)
+            self.scheduler.together = self._batch(wants) if self._have_in_common(wants) else 1
             if (choice := self.scheduler.choose(wants)) is not None:
                 return wants, choice
             self._to_prepare = self._unprepared()
@@ -212,13 +212,14 @@ class EngineThread:
                 self._chunk_seconds.pop(worker, None)
         self._workers = [worker for worker in self._workers if not worker.over.is_set()]
 
+    def _have_in_common(self, wants: dict[EngineWorker, Wants]) -> bool:
+        """Whether there are chunks, all of engines of one group."""
+        groups = {worker.group for worker, its in wants.items() if its.chunk}
+        return self._append_together is not None and len(groups) == 1 and None not in groups
+
     def _batch(self, wants: dict[EngineWorker, Wants]) -> int:
         """Of how many sessions chunks may be appended together now."""
         with_chunks = [worker for worker, its in wants.items() if its.chunk]
-        if self._append_together is None or not with_chunks:
-            return 1
-        if None in (groups := {worker.group for worker in with_chunks}) or len(groups) > 1:
-            return 1
         if any(worker.waiting_chunks > 1 for worker in wants):
             return self._most
         slowest = max(self._chunk_seconds.get(worker, PATIENCE) for worker in with_chunks)
@@ -227,10 +228,12 @@ class EngineThread:
     def _carry_out(self, choice: Choice[EngineWorker], wants: dict[EngineWorker, Wants]) -> None:
         begin = self._clock()
         began = answered = False
-        if len(choice.sessions) == 1:
-            began, answered = choice.sessions[0].work()
-        elif choice.is_chunk:
+        # Also for one chunk alone: the pictures of the next ones are encoded meanwhile.
+        pile_up = sum(its.chunk for its in wants.values()) > 1
+        if choice.is_chunk and pile_up and self._have_in_common(wants) and not _answering(wants):
             self._append(choice.sessions)
+        elif len(choice.sessions) == 1:
+            began, answered = choice.sessions[0].work()
         else:
             answered = self._write(choice.sessions)
         seconds = self._clock() - begin
@@ -268,3 +271,8 @@ class EngineThread:
         self._write_together([one.written for one in workers if one.written is not None])
         ended = [worker.work()[1] for worker in workers]
         return any(ended)
+
+
+def _answering(wants: dict[EngineWorker, Wants]) -> bool:
+    """Whether somebody waits for an answer."""
+    return any(its.answer for its in wants.values())

@@ -235,6 +235,26 @@ def test_pictures_encoded_ahead_are_those_whose_turn_is_next(start):
     assert len(rounds) < 4
 
 
+def test_a_slow_chunk_goes_by_itself_while_the_next_ones_pictures_are_encoded(start):
+    rounds, now = [], iter(range(10**6))
+
+    def append_together(chunks, coming):
+        rounds.append((len(chunks), len(coming)))
+        return [engine.append_video_chunk(i, timestamps=t) for engine, i, t in chunks]
+
+    a, b, c = start("abc", append_together=append_together, clock=lambda: float(next(now)))
+    for camera in (a, b, c):  # whose chunks take a second
+        camera.append("x")
+    wait_until(lambda: not any(camera.counters.pending for camera in (a, b, c)))
+    rounds.clear()
+    hold(c)
+    for camera in (a, b):
+        camera.append("x")
+    c.engine.gate.set()
+    wait_until(lambda: not any(camera.counters.pending for camera in (a, b, c)))
+    assert rounds == [(1, 1)]  # the last one has none behind it
+
+
 class Unprepared:
     """What engines have in common, with three things to make ready."""
 
