@@ -15,7 +15,7 @@ import logging
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,13 +27,13 @@ from stream_vlm_ros.engine.cache.requests import Fork
 from stream_vlm_ros.engine.graph_runner import (
     MIN_WRONG,
     PLAIN_STEP,
-    SIZES,
     Recording,
     SharedMemory,
     StepKernels,
     TextRunner,
     record_graph,
     reserved_bytes,
+    step_functions,
     text_positions,
     triton_kernels,
 )
@@ -67,11 +67,6 @@ class Continuation:
         self.ids, self.fork, self.together = ids, fork, together
         self._path, self._start, self._readout = path, start, readout
         self._logits: torch.Tensor | None = None
-
-    @property
-    def kind(self) -> Hashable:
-        """What is alike in those that can be computed together."""
-        return self.together
 
     @property
     def positions(self) -> torch.Tensor:
@@ -123,7 +118,7 @@ class DecodePath:
         """Make ready what the first answers would wait for; seconds and bytes that it took."""
         return 0.0, 0
 
-    def begin_all(self, several: Sequence[Continuation]) -> None:
+    def compute_all(self, several: Sequence[Continuation]) -> None:
         """Compute those that can be computed together; the others are left as they are.
 
         Each is of one token, and of another fork. None is changed by what raises.
@@ -143,11 +138,11 @@ class DecodePath:
                 [1] * len(several),
                 self._model.functions,
             )
+            return self._model.logits(hidden)
         except BaseException:
             for one, length in zip(several, lengths, strict=True):
                 one.fork.rewind(length)
             raise
-        return self._model.logits(hidden)
 
 
 class CapturedDecode(DecodePath):
@@ -204,7 +199,7 @@ class CapturedDecode(DecodePath):
         _log.info("a step of %d answers: ready in %.1f s, %.0f MB", LANES, seconds, taken / 1e6)
         return seconds, taken
 
-    def begin_all(self, several: Sequence[Continuation]) -> None:
+    def compute_all(self, several: Sequence[Continuation]) -> None:
         ready = []
         for one in several:
             if obstacle := self._obstacle(one.fork):
@@ -262,7 +257,7 @@ class CapturedDecode(DecodePath):
         if self._step is None or self._take is None or self._weights_at != weights_at:
             self._read = []
             shared = self._memory
-            memory = StepMemory(shared.stream(), shared.tail, LANES, shared.longest)
+            memory = StepMemory(shared.memory, shared.tail, LANES, shared.longest)
             self._step = _Step(self._model, memory, self._kernels, self._compiled)
             self._take = self._recorder(self._step, None).replay if self._graph else self._step
             self._weights_at = weights_at  # a graph reads them where they were
@@ -280,10 +275,7 @@ class _Step:
         self.inputs = StepInputs(1, memory)
         scaling = model.kv_shape.head_dim**-0.5
         self._attention = StepAttention(memory, self.inputs, kernels.attend, kernels.place, scaling)
-        functions = model.functions._replace(split_rows=SIZES[-1] + 1)  # whole products alone
-        if compiled:
-            functions = functions._replace(finish=torch.compile(functions.finish, fullgraph=True))
-        self._functions = functions
+        self._functions = step_functions(model, compiled)
 
     @torch.inference_mode()
     def __call__(self) -> torch.Tensor:
@@ -304,16 +296,16 @@ def decode_path(model: StreamModel, memory: SharedMemory, captured: bool) -> Dec
     return DecodePath(model)
 
 
-def begin_together(several: Sequence[Continuation]) -> None:
+def compute_together(several: Sequence[Continuation]) -> None:
     """Compute what follows in each of several answers, as far as that can be done together."""
     alike: dict[DecodePath, list[Continuation]] = {}
     for one in several:
-        if one.together is not None and not one.is_computed:
+        if one.together is not None and one.fork.alive and not one.is_computed:
             alike.setdefault(one.together, []).append(one)
     for path, some in alike.items():
         if len(some) > 1:
             try:
-                path.begin_all(some)
+                path.compute_all(some)
             except Exception as fault:  # one of them may be at fault: then each goes by itself
                 _log.warning("%d answers go on one by one: %s", len(some), in_words(fault))
 

@@ -318,8 +318,8 @@ class Answer:
                 self._reached = next(self._pieces)
             except BaseException as fault:  # its end, too
                 self._reached = fault
-        reached = self._reached
-        return None if isinstance(reached, str | BaseException) else reached
+        # No local variable: a fault's traceback would hold this frame, and so itself.
+        return None if isinstance(self._reached, str | BaseException) else self._reached
 
     def steps(self) -> Generator[str | Continuation, None, None]:
         """For who makes another answer of it: its pieces, with what is computed between them."""
@@ -342,6 +342,8 @@ class Answer:
         except StopIteration as end:
             self.metrics = end.value or self.metrics
             raise
+        finally:
+            del reached  # a fault: its traceback holds this frame
         if isinstance(step, str):
             self.text += step
         return step

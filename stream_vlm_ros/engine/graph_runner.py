@@ -180,7 +180,6 @@ class OwnMemory:
 
     def __init__(self, manager: KVCacheManager):
         self.manager = manager
-        self.max_tail_tokens = manager.max_tail_tokens
 
     @property
     def tail(self) -> torch.Tensor:
@@ -207,21 +206,24 @@ class SharedMemory:
 
     Args:
         room, tails: where they do.
-        max_tail_tokens: that a question and its answer take.
     """
 
-    manager = None
+    manager = None  # it is no single engine's
 
-    def __init__(self, room: TakenInParts, tails: TakenInParts, max_tail_tokens: int):
-        self._room, self._tails = room, tails
-        self.max_tail_tokens, self.longest = max_tail_tokens, room.longest
+    def __init__(self, room: TakenInParts, tails: TakenInParts):
+        self._room, self._tails, self.longest = room, tails, room.longest
 
     @property
     def tail(self) -> torch.Tensor:
         return self._tails.memory
 
-    def stream(self, fork: Fork | None = None) -> torch.Tensor:
+    @property
+    def memory(self) -> torch.Tensor:
+        """Of all of them, ``[layers, 2, kv_heads, slots, head_dim]``."""
         return self._room.memory
+
+    def stream(self, fork: Fork) -> torch.Tensor:
+        return self.memory
 
     def tail_slot(self, fork: Fork) -> int:
         return self._tails.slot_of(fork.tail)
@@ -282,7 +284,7 @@ class GraphRunner(TextRunner):
         self._recorder = recorder or record_graph
         self._reads = reads
         self.name = "graph" if graph else "static"
-        self._place = memory if isinstance(memory, SharedMemory) else OwnMemory(memory)
+        self._lies_in = memory if isinstance(memory, SharedMemory) else OwnMemory(memory)
         self._kernels = kernels
         self._graph, self._compiled = graph, compiled
         # Being too large for the device is a reason not to take a graph, too.
@@ -300,12 +302,12 @@ class GraphRunner(TextRunner):
         self._pool: Any = None  # of the graphs' memory
         self._begun: weakref.WeakKeyDictionary[Fork, _Begun] = weakref.WeakKeyDictionary()
         self._is_warm = False
-        if self._place.manager is not None:
-            self._place.manager.follow(self)
+        if self._lies_in.manager is not None:
+            self._lies_in.manager.follow(self)
 
     @torch.inference_mode()
     def warm_up(self, manager: KVCacheManager | None = None) -> dict[str, Any]:
-        own = self._place.manager
+        own = self._lies_in.manager
         manager = own or manager
         if manager is None or (own is None and self._is_warm):  # the first engine's has served all
             return super().warm_up()
@@ -330,27 +332,28 @@ class GraphRunner(TextRunner):
         if isinstance(ids, list):
             if begun is not None and begun.ids is None:
                 self._begun[fork] = begun._replace(ids=ids)
-            elif begun is None or begun.ids != ids:
-                self._begun[fork] = _Begun(ids, self._kept(self.append(ids, start, fork)))
+            elif begun is None or begun.ids != ids or begun.length != fork.length:
+                logits = self._kept(self.append(ids, start, fork))
+                self._begun[fork] = _Begun(ids, logits, fork.length)
             return True
         if 1 not in self._ready or not self._takes(fork, [1]):
             return False  # nothing is to be recorded before a first token
         positions = text_positions(start, fork.length, 1)
         _, logits = self._step([0], positions, fork, 1, given=ids)
-        self._begun[fork] = _Begun(None, self._kept(logits))
+        self._begun[fork] = _Begun(None, self._kept(logits), fork.length)
         return True
 
     def _kept(self, logits: torch.Tensor) -> torch.Tensor:
         """They hold while another engine's question takes the steps."""
-        return logits.clone() if self._place.manager is None else logits
+        return logits.clone() if self._lies_in.manager is None else logits
 
     @torch.inference_mode()
     def append(
         self, ids: list[int], start: Sequence[int], fork: Fork, readout: Readout | None = None
     ) -> torch.Tensor:
         begun = self._begun.pop(fork, None)
-        if begun is not None and begun.ids == ids:
-            return begun.logits
+        if begun is not None and begun.ids == ids and begun.length == fork.length:
+            return begun.logits  # it was not taken back meanwhile
         logits = None
         for piece in _pieces(ids):
             if not self._takes(fork, [_size_for(len(piece))], readout):
@@ -378,7 +381,7 @@ class GraphRunner(TextRunner):
         *before, shared = _pieces(prompt)
         for piece in before:
             self.append(piece, start, fork, readout)
-        room = self._place.max_tail_tokens - fork.length - len(shared)
+        room = fork.capacity - fork.length - len(shared)
         longest = max(map(len, texts))
         ready = self._takes(fork, SIZES, readout)
         if not ready or longest > min(SIZES[-1], room):
@@ -427,13 +430,13 @@ class GraphRunner(TextRunner):
             return "another answer is being written"
         if len(fork.parts) > MAX_PARTS:
             return f"the memory is read in more than {MAX_PARTS} parts"
-        return self._place.obstacle(fork)
+        return self._lies_in.obstacle(fork)
 
     def _read(self, fork: Fork) -> None:
         """Let the steps read the fork's parts. (A fork's parts stay as they were made.)"""
-        stream = self._place.stream(fork)
+        stream = self._lies_in.stream(fork)
         if self._memory is None or self._memory.stream is not stream:  # the first, or it grew
-            memory = StepMemory(stream, self._place.tail, longest=self._place.longest)
+            memory = StepMemory(stream, self._lies_in.tail, longest=self._lies_in.longest)
             self._reader = None
             self._forget_steps()  # first: once the memory is another, nobody asks about them
             self._memory = memory
@@ -551,7 +554,7 @@ class GraphRunner(TextRunner):
         ``given``: tokens of the device, in place of ``ids``.
         """
         ready = self._ready[_size_for(len(ids))]
-        first = self._place.tail_slot(fork)
+        first = self._lies_in.tail_slot(fork)
         ready.step.inputs.load(ids, positions, fork.length, kept, begins, first)
         if given is not None:
             ready.step.inputs.ids.copy_(given)
@@ -595,11 +598,7 @@ class Step:
         self._attention = StepAttention(
             memory, inputs, attend, place, scaling, self.readout if reads else None
         )
-        functions = model.functions._replace(split_rows=SIZES[-1] + 1)  # whole products alone
-        if compiled:
-            fuse = functools.partial(torch.compile, fullgraph=True)
-            norm, finish = fuse(functions.norm), fuse(functions.finish)
-            functions = functions._replace(norm=norm, finish=finish)
+        functions = step_functions(model, compiled)
         if joined is not None and self.joined:
             functions = joined.functions(functions)
         if inputs.size == 1 and matvec is not None:
@@ -625,11 +624,26 @@ class Step:
         return hidden, self._model.logits(hidden.index_select(0, self.inputs.last))[0]
 
 
+def step_functions(model: StreamModel, compiled: bool) -> LayerFunctions:
+    """What a step's layers compute between two attentions; ``compiled``: by ``torch.compile``."""
+    functions = model.functions._replace(split_rows=SIZES[-1] + 1)  # whole products alone
+    if not compiled:
+        return functions
+    fuse = functools.partial(torch.compile, fullgraph=True)
+    return functions._replace(norm=fuse(functions.norm), finish=fuse(functions.finish))
+
+
 class _Begun(NamedTuple):
-    """What was appended ahead of being asked for; ``ids`` is None until the host knows them."""
+    """What was appended ahead of being asked for.
+
+    Attributes:
+        ids: None until the host knows them.
+        length: of the fork with it.
+    """
 
     ids: list[int] | None
     logits: torch.Tensor
+    length: int
 
 
 class _Ready(NamedTuple):

@@ -29,7 +29,7 @@ from stream_vlm_ros.engine.chunk_path import (
     Encoding,
     chunk_path,
 )
-from stream_vlm_ros.engine.decode_path import DecodePath, begin_together, decode_path
+from stream_vlm_ros.engine.decode_path import DecodePath, compute_together, decode_path
 from stream_vlm_ros.engine.decoding import Answer
 from stream_vlm_ros.engine.finite import FiniteCheck
 from stream_vlm_ros.engine.graph_runner import SharedMemory, TextRunner, text_runner
@@ -191,7 +191,6 @@ class EngineGroup:
         self.room = Room(tokens)
         self._engines = len(tokens)
         self._tails: Room | None = None
-        self._max_tail_tokens = 0
         self._model: StreamModel | None = None
         self._path: ChunkPath | None = None
         self._text_paths: dict[Hashable, TextRunner] = {}
@@ -202,14 +201,18 @@ class EngineGroup:
         if self._tails is None:
             otherwise = "answers from it are written by themselves, which takes longer"
             self._tails = Room([tokens + 1] * self._engines, otherwise)
-            self._max_tail_tokens = tokens
         return self._tails
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another engine's memory, and its tail, can lie with the others'."""
+        return all(room is None or room.has(room.longest) for room in (self.room, self._tails))
 
     @property
     def memory(self) -> SharedMemory:
         """Where their questions read and write, once one of the engines has its memory."""
         assert self._tails is not None
-        return SharedMemory(self.room, self._tails, self._max_tail_tokens)
+        return SharedMemory(self.room, self._tails)
 
     def path(self, model: StreamModel, functions: LayerFunctions, captured: bool) -> ChunkPath:
         """How chunks of all of them run. Raises InvalidParameterError for another model."""
@@ -253,7 +256,7 @@ def write_together(answers: Sequence[Answer]) -> None:
     `EngineGroup` are computed in one pass, up to rounding as by themselves; the rest one by one,
     when they are asked for. What fails fails in its own answer.
     """
-    begin_together([text for answer in answers if (text := answer.coming()) is not None])
+    compute_together([text for answer in answers if (text := answer.coming()) is not None])
 
 
 def finished(pieces: Generator[None, None, Result]) -> Result:

@@ -150,7 +150,7 @@ class Sessions:
 
     def _build(self, settings: Settings) -> InferenceEngine:
         assert self._checkpoint is not None
-        if (group := self._group) is not None and not group.room.has(group.room.longest):
+        if (group := self._group) is not None and not group.has_room:
             gc.collect()  # sessions that have ended may still be somewhere in a cycle
         return build_engine(settings, self._checkpoint, group)
 

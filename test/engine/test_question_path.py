@@ -30,6 +30,7 @@ from stream_vlm_ros.engine.graph_runner import (
     TextRunner,
     text_runner,
 )
+from stream_vlm_ros.engine.inputs.chat import ChatLayout
 from stream_vlm_ros.errors import InvalidParameterError
 
 MEMORIES = {
@@ -529,16 +530,24 @@ def test_a_graph_that_computes_something_else_is_found_out_before_it_answers(
 
 
 @pytest.mark.parametrize("keep", [False, True])
-@pytest.mark.parametrize("end", ["length", "stop", "end token", "cancel"])
+@pytest.mark.parametrize("end", ["length", "stop", "end token", "end token alone", "cancel"])
 def test_going_ahead_while_the_text_is_put_together_changes_nothing(
     toys, model, processor, monkeypatch, end, keep
 ):
-    if end == "end token":
+    if end.startswith("end token"):
         first = make(model, processor)
         watch(first, toys, 3)
         ids = first.ask("What is it?", 12)[1]["token_ids"]
         last = next(at for at in range(3, 12) if ids[at] not in ids[:at])
         monkeypatch.setattr(model.generation_config, "eos_token_id", [ids[last]])
+        if end == "end token alone":  # a chat whose answers end by it, and by nothing more
+            usual = ChatLayout.__init__
+
+            def init(chat, *given, **options):
+                usual(chat, *given, **options)
+                chat.answer_end = [ids[last]]
+
+            monkeypatch.setattr(ChatLayout, "__init__", init)
     engines = make(model, processor), make(model, processor)
     ahead = engines[0]
     ahead.text_path = graph_path(ahead)
@@ -550,6 +559,7 @@ def test_going_ahead_while_the_text_is_put_together_changes_nothing(
             "length": dict(max_new_tokens=6),
             "stop": dict(max_new_tokens=12, stop=[whole[4:6]]),
             "end token": dict(max_new_tokens=12),
+            "end token alone": dict(max_new_tokens=12),
             "cancel": dict(max_new_tokens=12, cancel=iter([False] * 4 + [True]).__next__),
         }[end]
         said.append(engine.ask("What is it?", update_state=keep, **options)[0])

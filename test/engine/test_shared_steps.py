@@ -154,3 +154,23 @@ def test_a_memory_that_lies_elsewhere_is_read_call_by_call(toys):
     for engine in more:
         assert engine.ask("What is it?", 6)[0] == alone.ask("What is it?", 6)[0]
     assert set(fleet.path.detours) == {"the memory lies elsewhere"}
+
+
+def test_choices_stay_within_the_room_that_their_own_engine_has(toys):
+    """Engines of one group may have room for longer and for shorter questions."""
+    fleet = Fleet(toys, graph=False)
+    group, options = EngineGroup(CAPS), {"max_tail_tokens": 64}
+    engines = [fleet.make(CAPS[0], group=group)]
+    engines += [fleet.make(CAPS[0], group=group, **options) for _ in range(2)]
+    alone = fleet.make(CAPS[0], **options)
+    for number in range(8):
+        for engine in (*engines, alone):
+            engine.append_video_chunk(toys.frames(4, 56, 84, seed=number), fps=2)
+    under_way, expected = (one.ask_stream("What is it?", 12) for one in (engines[2], alone))
+    next(under_way), next(expected)
+    engines[1].ask_choice("Which?", ["abcdefgh" + chr(97 + number) for number in range(5)])
+    for answer in (under_way, expected):
+        for _ in answer:
+            pass
+    assert under_way.text == expected.text
+    assert under_way.metrics.token_ids == expected.metrics.token_ids

@@ -3,6 +3,9 @@
 
 """Answers of engines that share a model are written together, and say what each would alone."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -12,6 +15,7 @@ from stream_vlm_ros.engine.decoding import Answer
 from stream_vlm_ros.engine.graph_runner import PLAIN_STEP, Recording
 from stream_vlm_ros.engine.together import EngineGroup, write_together
 from stream_vlm_ros.errors import NotFiniteError
+from stream_vlm_ros.session.engine_thread import MAX_ANSWERS
 
 CAPS = (220, 160, 220)
 QUESTIONS = ("What is it?", "Where was the red one?", "What was it before that?")
@@ -48,8 +52,8 @@ class Cameras:
             self.group.decode_path = self.captured(PLAIN_STEP)
         self.passes = []  # how many tokens went together
         path, computed = self.group.decode_path, self.passes
-        begin_all = path.begin_all
-        path.begin_all = lambda several: computed.append(len(several)) or begin_all(several)
+        compute_all = path.compute_all
+        path.compute_all = lambda several: computed.append(len(several)) or compute_all(several)
         for number in range(9):
             self.watch(number)
 
@@ -383,3 +387,60 @@ def test_engines_by_themselves_have_no_path_in_common(toys, model):
     assert engine.group is None
     cameras = Cameras(toys, model, steps=False)
     assert type(cameras.group.decode_path) is DecodePath
+
+
+@pytest.mark.parametrize("failing", ["batch_forward", "logits"])
+def test_a_pass_that_fails_at_any_place_leaves_each_answer_as_it_was(
+    toys, model, monkeypatch, failing
+):
+    cameras = Cameras(toys, model, steps=False)
+    answers = [cameras.ask(camera) for camera in range(3)]
+    assert write(answers, pieces=1) == {}
+    usual, faults = getattr(model, failing), iter([torch.OutOfMemoryError("for a moment")])
+
+    def once(*given, **options):
+        found = usual(*given, **options)
+        if (fault := next(faults, None)) is not None:
+            raise fault
+        return found
+
+    monkeypatch.setattr(model, failing, once)
+    assert write(answers) == {}
+    for camera, answer in enumerate(answers):
+        assert_same(answer, cameras.expected(camera))
+
+
+def test_an_answer_whose_memory_was_cleared_does_not_break_up_the_others(cameras, caplog):
+    answers = [cameras.ask(camera) for camera in range(3)]
+    assert write(answers, pieces=1) == {}
+    write_together(answers)  # up to what has to be computed next
+    for answer in answers:
+        next(answer)
+    first, *others = answers
+    first.coming()
+    cameras.together[0].reset()
+    assert write(answers) == {} and first.metrics.finish_reason == "cancelled"
+    for camera, answer in enumerate(others, start=1):
+        assert_same(answer, cameras.expected(camera))
+    assert "one by one" not in caplog.text
+
+
+def test_an_answer_that_has_ended_keeps_nothing_of_its_session(cameras):
+    """Without a garbage collection: what it held would not be there for the next one."""
+    tails = cameras.group.tails(0)
+    gc.collect()
+    gc.disable()
+    try:
+        answers = [cameras.ask(camera) for camera in range(3)]
+        write(answers)
+        engines = [weakref.ref(engine) for engine in cameras.together]
+        del answers
+        cameras.together.clear()
+        assert [engine() for engine in engines] == [None] * 3
+        assert cameras.group.has_room and tails._taken == {}
+    finally:
+        gc.enable()
+
+
+def test_as_many_answers_are_handed_out_as_a_step_takes():
+    assert MAX_ANSWERS == LANES
