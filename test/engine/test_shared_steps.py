@@ -168,7 +168,7 @@ def test_choices_stay_within_the_room_that_their_own_engine_has(toys):
             engine.append_video_chunk(toys.frames(4, 56, 84, seed=number), fps=2)
     under_way, expected = (one.ask_stream("What is it?", 12) for one in (engines[2], alone))
     next(under_way), next(expected)
-    engines[1].ask_choice("Which?", ["abcdefgh" + chr(97 + number) for number in range(5)])
+    engines[1].ask_choice("Which?", ["abcdefghi" + chr(97 + number) for number in range(5)])
     for answer in (under_way, expected):
         for _ in answer:
             pass
