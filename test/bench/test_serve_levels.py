@@ -28,7 +28,7 @@ class Connection:
 
 async def asked(*events):
     """A camera that asks one question, and hears this."""
-    camera = Camera("camera")
+    camera = Camera("camera", 1)
     camera.connection = Connection(events)
     await camera.ask("q0")
     with pytest.raises(EOFError):
@@ -55,3 +55,12 @@ def test_a_question_without_an_answer_counts_against_its_level(events, failed):
     assert level["questions_failed"] == failed
     assert holds(level) == (not failed)
     assert (level["first_token_ms"]["p99"] is not None) == (TEXT in events)
+
+
+@pytest.mark.parametrize(("waited", "kept_up"), [(1999.0, True), (2001.0, False)])
+def test_a_level_keeps_up_if_chunks_are_remembered_as_fast_as_they_come(waited, kept_up):
+    """Of 4 frames at 2 a second, in the second half: the first one finds steps unrecorded."""
+    camera = Camera("camera", 1)
+    camera.sent = camera.ingested = camera.ended = 8
+    camera.remembered = {4: 5000.0, 8: waited}
+    assert holds(figures([camera])) is kept_up

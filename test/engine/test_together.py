@@ -443,16 +443,25 @@ def test_hidden_states_hold_until_all_are_looked_at(toys, model, processor):
 
 
 def test_steps_for_more_chunks_than_have_come_are_made_ready_ahead(toys, model, processor):
+    made = []
+
+    def recorder(step, pool):
+        made.append(str(step))
+        return Recording(step, pool)
+
     cameras = Cameras(toys, model, processor, steps=True)
+    cameras.path = CapturedChunks(
+        model, model.functions, cameras.group.room, graph=True, recorder=recorder, batches=(2, 1)
+    )
+    for engine in cameras.together:
+        engine.chunk_path = cameras.path
     assert cameras.path.is_prepared  # no size has come
     cameras.watch(range(3), which=(0,))
-    assert not cameras.path.is_prepared
-    made = []
-    recorded = cameras.path._recorded
-    cameras.path._recorded = lambda step: made.append(str(step)) or recorded(step)
+    assert len(made) == 2 and not cameras.path.is_prepared
     while not cameras.path.is_prepared:
         cameras.path.prepare_next()
-    assert len(made) == 2  # the vision tower and the language model, for two chunks
-    cameras.watch(range(3, 6), which=(0, 1, 2))
+    assert len(made) == 4  # vision tower and language model, for two chunks beside the one
+    assert "of each of 2 chunks" in made[3]
+    cameras.watch(range(3, 6))
     assert sum("of each of 2 chunks" in step for step in made) == 1 and not cameras.path.refused
     cameras.assert_same()
