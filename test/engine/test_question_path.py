@@ -10,6 +10,7 @@ from collections import Counter
 
 import pytest
 import torch
+from recorded import in_place
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from toy_qwen import SINK_AND_WINDOW, question_logits, written_in_turns
@@ -426,16 +427,7 @@ class Recorder:
         # Memory is shared with graphs that are there, and never with those that are gone.
         assert set(self.alive.values()) == ({pool} if pool else set())
         self.made.append(step.inputs.size)
-        places = []
-
-        @torch.inference_mode()
-        def replay():
-            found = step()
-            places.extend(x.clone() for x in found[len(places) :])
-            for place, x in zip(places, found, strict=True):
-                place.copy_(x)
-            return tuple(places)
-
+        replay = in_place(step)
         self.alive[replay] = pool or f"pool {len(self.made)}"
         return Recording(replay, self.alive[replay])
 
