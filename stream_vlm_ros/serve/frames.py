@@ -321,12 +321,13 @@ class Frames:
             self._ingest.paused = False
             self._ingest.active = not self._is_loading
 
-    def reset(self, cause: Drop) -> Future[None]:
-        """Drop what waits, and empty the memory when its turn comes."""
+    def reset(self, cause: Drop) -> tuple[Future[None], Sent | None]:
+        """Drop what waits, and empty the memory when its turn comes; done then, and the newest
+        frame that was accepted before."""
         with self._lock:
             self._drop_open(cause)
             self._ingest.clear(cause)
-            return self._worker.reset(cause)
+            return self._worker.reset(cause), self.accepted
 
     def load(self, begin: Callable[[], Future[_Loaded]]) -> Future[_Loaded]:
         """Put another memory in the place of the present one; frames that come meanwhile are

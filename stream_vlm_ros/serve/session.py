@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from stream_vlm_ros.config import Settings, check_memory_name
 from stream_vlm_ros.errors import StreamVlmError
 from stream_vlm_ros.remote import protocol
-from stream_vlm_ros.serve.events import Events, FrameEnd, Listener
+from stream_vlm_ros.serve.events import Events, FrameEnd, Listener, Sent
 from stream_vlm_ros.serve.frames import Frames, PictureBounds
 from stream_vlm_ros.serve.life_cycle import LifeCycle, Phase
 from stream_vlm_ros.serve.session_errors import MemoryLimitError, ServerEndingError
@@ -177,14 +177,16 @@ class Session:
         """Forget what was seen, and unless time jumped also what was saved of it by itself, with
         which the session would begin again."""
         self.gap = ""
-        resetting = self.frames.reset(Drop.TIME_JUMP if time_jump else Drop.RESET)
+        resetting, accepted = self.frames.reset(Drop.TIME_JUMP if time_jump else Drop.RESET)
         if time_jump or self.file.path is None:
             return resetting
         forgotten: Future[None] = Future()
-        resetting.add_done_callback(lambda done: self._forget_saved(done, forgotten))
+        resetting.add_done_callback(lambda done: self._forget_saved(done, accepted, forgotten))
         return forgotten
 
-    def _forget_saved(self, resetting: Future[None], forgotten: Future[None]) -> None:
+    def _forget_saved(
+        self, resetting: Future[None], accepted: Sent | None, forgotten: Future[None]
+    ) -> None:
         """In the thread of the engines, which waits for no file."""
 
         def end(done: Future[Any]) -> None:
@@ -197,7 +199,7 @@ class Session:
             end(resetting)
             return
         try:
-            forgetting = self.keeper.forget(lambda: self.file.forget_note(self.frames.accepted))
+            forgetting = self.keeper.forget(lambda: self.file.forget_note(accepted))
         except RuntimeError:  # it is being ended
             forgotten.set_exception(ServerEndingError("the session is being ended"))
         else:

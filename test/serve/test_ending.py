@@ -14,12 +14,12 @@ from patience import PATIENCE, wait_until
 
 from stream_vlm_ros.errors import ModelLoadError
 from stream_vlm_ros.factory import kept_model
-from stream_vlm_ros.serve import ending
+from stream_vlm_ros.serve import ending, session_file
 from stream_vlm_ros.serve import sessions as sessions_module
 from stream_vlm_ros.serve.events import Sent
 from stream_vlm_ros.serve.life_cycle import LifeCycle, Phase
 from stream_vlm_ros.serve.options import Limits
-from stream_vlm_ros.serve.ownership import Ownership
+from stream_vlm_ros.serve.ownership import Ownership, SessionElsewhereError
 from stream_vlm_ros.serve.session import SAVES_AT_ONCE
 from stream_vlm_ros.serve.session_errors import NotSavedError, SessionLimitError
 from stream_vlm_ros.serve.sessions import Sessions
@@ -185,6 +185,39 @@ def test_a_session_that_breaks_while_it_is_saved_does_not_go_on(begin):
     wait_until(lambda: session.life.is_over)
 
 
+def test_while_a_disk_is_stuck_sessions_end_in_their_time_and_others_are_looked_after(
+    begin, film, monkeypatch
+):
+    writing, go_on, write = threading.Event(), threading.Event(), session_file.write_whole
+
+    def stuck(*given, **named):
+        writing.set()
+        assert go_on.wait(PATIENCE)
+        write(*given, **named)
+
+    monkeypatch.setattr(session_file, "write_whole", stuck)
+    monkeypatch.setattr(session_file, "NOTE_PERIOD", 0.0)
+    sessions = begin()
+    noted, other = opened(sessions, "noted"), opened(sessions, "other")
+    remember(noted, film[:4])
+    try:
+        assert writing.wait(PATIENCE)
+
+        def fail(state, text):
+            raise SystemExit("of a user's function")
+
+        other.ask(Question("What?"), fail).future.result(PATIENCE)
+        wait_until(lambda: other.life.is_over)
+        sessions.hand_over([noted], 1.0)
+        assert noted.life.phase is Phase.ENDED and not go_on.is_set()
+        with pytest.raises(SessionElsewhereError):
+            Ownership(noted.file.path, patience=0.0)
+    finally:
+        go_on.set()
+    again = opened(sessions, "noted")
+    assert (again.restored, again.memory.frames, again.gap) == (True, 4, "")
+
+
 # -- beside others -----------------------------------------------------------------------------
 
 
@@ -345,6 +378,7 @@ def test_a_session_whose_end_raises_lets_its_engine_and_its_file_go(begin, film)
 def test_where_no_thread_can_be_started_its_file_is_let_go_all_the_same(begin, monkeypatch):
     sessions = begin()
     session = opened(sessions, "again")
+    session.frames.accepted = Sent(1, 1)
     assert session.begin_end()
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", raise_runtime_error)
