@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -134,9 +135,10 @@ class Frames:
         self._open: list[TimedFrame] = []  # sent, and not yet said to be a chunk
         self._sequence = 0  # of the frame that came last
         self._arrived: weakref.WeakSet[_Arrived] = weakref.WeakSet()  # not yet decoded
-        self._pictures: weakref.WeakValueDictionary[int, np.ndarray] = (
-            weakref.WeakValueDictionary()
-        )  # decoded, by sequence
+        # Decoded. Not by sequence: after a new connection a frame is sent again, while its first
+        # picture may still be referred to.
+        self._pictures: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()
+        self._picture_numbers = itertools.count()
         self._ingest = FrameIngest(
             settings,
             counters,
@@ -221,7 +223,7 @@ class Frames:
         if self.settings.has_history:  # pictures are kept, and shown
             high = max(high, MAX_PICTURE_SIZE**2)
         picture = reduced(picture, bounds.factor, bounds.min_pixels, high)
-        self._pictures[frame.sequence] = picture
+        self._pictures[next(self._picture_numbers)] = picture
         return picture
 
     @property
