@@ -112,6 +112,7 @@ class Frames:
 
     def __init__(
         self,
+        *,
         name: str,
         settings: Settings,
         life: LifeCycle,

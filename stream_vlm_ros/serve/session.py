@@ -24,10 +24,10 @@ from stream_vlm_ros.serve.events import Events, FrameEnd, Listener, Sent
 from stream_vlm_ros.serve.frames import Frames, PictureBounds
 from stream_vlm_ros.serve.life_cycle import LifeCycle, Phase
 from stream_vlm_ros.serve.session_errors import MemoryLimitError, ServerEndingError
-from stream_vlm_ros.serve.session_file import SessionFile, gap_between, memory_path
+from stream_vlm_ros.serve.session_file import SessionFile, gap_between
 from stream_vlm_ros.serve.telling import memory_of, saved_of
 from stream_vlm_ros.session.counters import Drop, FrameCounters
-from stream_vlm_ros.session.memory_keeper import SUFFIX, Done, MemoryKeeper
+from stream_vlm_ros.session.memory_keeper import SUFFIX, Done, MemoryKeeper, memory_path
 from stream_vlm_ros.session.memory_summary import MemorySummary
 from stream_vlm_ros.session.news import News
 from stream_vlm_ros.session.question import NotActiveError, Outcome, Progress, Question, Ticket
@@ -126,9 +126,17 @@ class Session:
             chunk_ended=self.events.chunk_ended,
         )
         self.frames = Frames(
-            id, settings, self.life, self.worker, self.counters, self.events, self._news,
-            self.touch, lambda: self.bounds, context.max_held_bytes,
-        )  # fmt: skip
+            name=id,
+            settings=settings,
+            life=self.life,
+            worker=self.worker,
+            counters=self.counters,
+            events=self.events,
+            news=self._news,
+            touch=self.touch,
+            bounds=lambda: self.bounds,
+            max_held_bytes=context.max_held_bytes,
+        )
         self.keeper = MemoryKeeper(
             self.worker, lambda: self.settings, time.time_ns, lambda words: log.warning("%s", words)
         )
@@ -214,7 +222,7 @@ class Session:
 
     def _check_memories(self, name: str) -> None:
         check_memory_name(name)
-        file = memory_path(replace(self.settings, memory_name=name))
+        file = memory_path(self.settings, name)
         if file is None or name == self.settings.memory_name or os.path.lexists(file):
             return
         limit = self.context.max_memories

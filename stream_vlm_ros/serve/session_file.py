@@ -24,7 +24,7 @@ from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.owned import open_regular, remove_parts, write_whole
 from stream_vlm_ros.serve.events import Sent
 from stream_vlm_ros.serve.ownership import Ownership, lock_of
-from stream_vlm_ros.session.memory_keeper import SUFFIX
+from stream_vlm_ros.session.memory_keeper import memory_path
 
 log = logging.getLogger(__name__)
 
@@ -208,14 +208,6 @@ class SessionFile:
             return words
         folder = os.path.abspath(self.path.parent)
         return words.replace(f"{folder}{os.sep}", "").replace(folder, "there")
-
-
-def memory_path(settings: Settings) -> Path | None:
-    """Of a session's saved memory; None: it has none."""
-    if not settings.memory_folder:
-        return None
-    folder = Path(os.path.expanduser(settings.memory_folder))
-    return folder / f"{settings.memory_name}{SUFFIX}"
 
 
 def _note_of(path: Path) -> Path:
