@@ -67,7 +67,6 @@ def end(session: Session, *, timeout: float = END_TIMEOUT, unsaved: bool = True)
     _save(session, saving, unsaved)  # what was answered may have been kept
     if _is_saved(session) and (newest_ns := session.memory.latest_ns) is not None:
         session.frames.accepted = Sent(0, newest_ns)
-    session.file.note(session.frames.accepted)
     return stop(session, over.left)
 
 
@@ -77,6 +76,7 @@ def stop(session: Session, timeout: float = END_TIMEOUT) -> bool:
     if not session.worker.stop(until.left):
         log.warning("session %s did not end within %g s", session.id, timeout)
     session.keeper.close()
+    session.file.note(session.frames.accepted)
     if (ownership := session.file.disown()) is None:
         return False
     saved = session.keeper.is_saved if session.has_begun else not ownership.before
@@ -91,8 +91,12 @@ def stop(session: Session, timeout: float = END_TIMEOUT) -> bool:
             forgotten.set()
 
     releasing = threading.Thread(target=release, name="release", daemon=True)
-    releasing.start()
-    releasing.join(until.left)
+    try:
+        releasing.start()
+    except RuntimeError:  # there are too many threads: what raised here before may be that, too
+        release()
+    else:
+        releasing.join(until.left)
     return forgotten.is_set()
 
 

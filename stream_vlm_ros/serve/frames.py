@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -111,6 +112,7 @@ class Frames:
 
     def __init__(
         self,
+        *,
         name: str,
         settings: Settings,
         life: LifeCycle,
@@ -134,9 +136,10 @@ class Frames:
         self._open: list[TimedFrame] = []  # sent, and not yet said to be a chunk
         self._sequence = 0  # of the frame that came last
         self._arrived: weakref.WeakSet[_Arrived] = weakref.WeakSet()  # not yet decoded
-        self._pictures: weakref.WeakValueDictionary[int, np.ndarray] = (
-            weakref.WeakValueDictionary()
-        )  # decoded, by sequence
+        # Decoded. Not by sequence: after a new connection a frame is sent again, while its first
+        # picture may still be referred to.
+        self._pictures: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()
+        self._picture_numbers = itertools.count()
         self._ingest = FrameIngest(
             settings,
             counters,
@@ -221,7 +224,7 @@ class Frames:
         if self.settings.has_history:  # pictures are kept, and shown
             high = max(high, MAX_PICTURE_SIZE**2)
         picture = reduced(picture, bounds.factor, bounds.min_pixels, high)
-        self._pictures[frame.sequence] = picture
+        self._pictures[next(self._picture_numbers)] = picture
         return picture
 
     @property
@@ -321,12 +324,13 @@ class Frames:
             self._ingest.paused = False
             self._ingest.active = not self._is_loading
 
-    def reset(self, cause: Drop) -> Future[None]:
-        """Drop what waits, and empty the memory when its turn comes."""
+    def reset(self, cause: Drop) -> tuple[Future[None], Sent | None]:
+        """Drop what waits, and empty the memory when its turn comes; done then, and the newest
+        frame that was accepted before."""
         with self._lock:
             self._drop_open(cause)
             self._ingest.clear(cause)
-            return self._worker.reset(cause)
+            return self._worker.reset(cause), self.accepted
 
     def load(self, begin: Callable[[], Future[_Loaded]]) -> Future[_Loaded]:
         """Put another memory in the place of the present one; frames that come meanwhile are

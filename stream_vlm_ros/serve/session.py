@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 from stream_vlm_ros.config import Settings, check_memory_name
 from stream_vlm_ros.errors import StreamVlmError
 from stream_vlm_ros.remote import protocol
-from stream_vlm_ros.serve.events import Events, FrameEnd, Listener
+from stream_vlm_ros.serve.events import Events, FrameEnd, Listener, Sent
 from stream_vlm_ros.serve.frames import Frames, PictureBounds
 from stream_vlm_ros.serve.life_cycle import LifeCycle, Phase
 from stream_vlm_ros.serve.session_errors import MemoryLimitError, ServerEndingError
-from stream_vlm_ros.serve.session_file import SessionFile, gap_between, memory_path
+from stream_vlm_ros.serve.session_file import SessionFile, gap_between
 from stream_vlm_ros.serve.telling import memory_of, saved_of
 from stream_vlm_ros.session.counters import Drop, FrameCounters
-from stream_vlm_ros.session.memory_keeper import SUFFIX, Done, MemoryKeeper
+from stream_vlm_ros.session.memory_keeper import SUFFIX, Done, MemoryKeeper, memory_path
 from stream_vlm_ros.session.memory_summary import MemorySummary
 from stream_vlm_ros.session.news import News
 from stream_vlm_ros.session.question import NotActiveError, Outcome, Progress, Question, Ticket
@@ -126,9 +126,17 @@ class Session:
             chunk_ended=self.events.chunk_ended,
         )
         self.frames = Frames(
-            id, settings, self.life, self.worker, self.counters, self.events, self._news,
-            self.touch, lambda: self.bounds, context.max_held_bytes,
-        )  # fmt: skip
+            name=id,
+            settings=settings,
+            life=self.life,
+            worker=self.worker,
+            counters=self.counters,
+            events=self.events,
+            news=self._news,
+            touch=self.touch,
+            bounds=lambda: self.bounds,
+            max_held_bytes=context.max_held_bytes,
+        )
         self.keeper = MemoryKeeper(
             self.worker, lambda: self.settings, time.time_ns, lambda words: log.warning("%s", words)
         )
@@ -177,14 +185,16 @@ class Session:
         """Forget what was seen, and unless time jumped also what was saved of it by itself, with
         which the session would begin again."""
         self.gap = ""
-        resetting = self.frames.reset(Drop.TIME_JUMP if time_jump else Drop.RESET)
+        resetting, accepted = self.frames.reset(Drop.TIME_JUMP if time_jump else Drop.RESET)
         if time_jump or self.file.path is None:
             return resetting
         forgotten: Future[None] = Future()
-        resetting.add_done_callback(lambda done: self._forget_saved(done, forgotten))
+        resetting.add_done_callback(lambda done: self._forget_saved(done, accepted, forgotten))
         return forgotten
 
-    def _forget_saved(self, resetting: Future[None], forgotten: Future[None]) -> None:
+    def _forget_saved(
+        self, resetting: Future[None], accepted: Sent | None, forgotten: Future[None]
+    ) -> None:
         """In the thread of the engines, which waits for no file."""
 
         def end(done: Future[Any]) -> None:
@@ -197,7 +207,7 @@ class Session:
             end(resetting)
             return
         try:
-            forgetting = self.keeper.forget(lambda: self.file.forget_note(self.frames.accepted))
+            forgetting = self.keeper.forget(lambda: self.file.forget_note(accepted))
         except RuntimeError:  # it is being ended
             forgotten.set_exception(ServerEndingError("the session is being ended"))
         else:
@@ -212,7 +222,7 @@ class Session:
 
     def _check_memories(self, name: str) -> None:
         check_memory_name(name)
-        file = memory_path(replace(self.settings, memory_name=name))
+        file = memory_path(self.settings, name)
         if file is None or name == self.settings.memory_name or os.path.lexists(file):
             return
         limit = self.context.max_memories

@@ -24,7 +24,7 @@ from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.owned import open_regular, remove_parts, write_whole
 from stream_vlm_ros.serve.events import Sent
 from stream_vlm_ros.serve.ownership import Ownership, lock_of
-from stream_vlm_ros.session.memory_keeper import SUFFIX
+from stream_vlm_ros.session.memory_keeper import memory_path
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,11 @@ class SessionFile:
         self.path = memory_path(settings)
         self._server, self._patience = server, patience
         self._ownership: Ownership | None = None
-        self._owning = threading.Lock()
+        # A disk may be stuck: no file is touched while the first is held, and none that is noted
+        # but with the second.
+        self._owning, self._writing = threading.Lock(), threading.Lock()
+        self._writer: threading.Thread | None = None  # of what is to be noted
+        self._to_note: Sent | None = None
         self._noted: Sent | None = None
         self._noted_at = 0.0
 
@@ -84,26 +88,31 @@ class SessionFile:
         return ownership is not None and ownership.is_wanted
 
     def disown(self) -> Ownership | None:
-        """Write nothing more: who called it first is given what is to be released; None: nothing
-        is owned."""
+        """Take nothing more to write: who called it first is given what is to be released; None:
+        nothing is owned."""
         with self._owning:
             ownership, self._ownership = self._ownership, None
         return ownership
 
     def release(self, ownership: Ownership, *, saved: bool = True, forget: bool = False) -> None:
-        """Let another server have it.
+        """Let another server have it, once nothing is being noted.
 
         Args:
             saved: it finds all that was seen here.
             forget: or nothing: the memory is deleted.
         """
         assert self.path is not None
-        try:
-            if forget:
-                self.path.unlink(missing_ok=True)
-                _note_of(self.path).unlink(missing_ok=True)
-        finally:
-            ownership.release(saved=saved, forget=not os.path.lexists(self.path))
+        with self._owning:
+            writer = self._writer
+        if writer is not None:
+            writer.join()
+        with self._writing:
+            try:
+                if forget:
+                    self.path.unlink(missing_ok=True)
+                    _note_of(self.path).unlink(missing_ok=True)
+            finally:
+                ownership.release(saved=saved, forget=not os.path.lexists(self.path))
 
     def delete(self) -> None:
         """Delete what is saved, also where another server has it at first. Raises as `own`."""
@@ -125,20 +134,47 @@ class SessionFile:
         return time.monotonic() - self._noted_at >= NOTE_PERIOD
 
     def note(self, accepted: Sent | None) -> None:
-        """Write down how far frames were accepted."""
+        """Have it written, in another thread, how far frames were accepted."""
         with self._owning:
-            if self._ownership is None or accepted is None or accepted == self._noted:
+            if self._ownership is None or accepted is None:
                 return
             assert self.path is not None
-            self._noted_at = time.monotonic()
-            text = msgspec.json.encode(Position(accepted.stamp_ns, accepted.sequence))
-            try:
-                # Not one that outlives a failure of power: that costs a write to the disk each.
-                write_whole(_note_of(self.path), text, mode=0o600, durable=False)
-            except OSError as fault:
-                log.warning("%s cannot be written: %s", _note_of(self.path), fault)
+            is_writing = self._writer is not None and self._writer.is_alive()
+            if accepted == self._noted and not is_writing:
                 return
-            self._noted = accepted
+            self._noted_at = time.monotonic()
+            self._to_note = accepted
+            if not is_writing:
+                writer = threading.Thread(target=self._write_notes, name="note", daemon=True)
+                try:
+                    writer.start()
+                except RuntimeError as fault:
+                    log.warning("%s cannot be written: %s", _note_of(self.path), fault)
+                else:
+                    self._writer = writer
+
+    def _write_notes(self) -> None:
+        while True:
+            with self._writing:
+                with self._owning:
+                    accepted, self._to_note = self._to_note, None
+                    if accepted is None:
+                        self._writer = None
+                        return
+                if self._write_note(accepted):
+                    with self._owning:
+                        self._noted = accepted
+
+    def _write_note(self, accepted: Sent) -> bool:
+        assert self.path is not None
+        text = msgspec.json.encode(Position(accepted.stamp_ns, accepted.sequence))
+        try:
+            # Not one that outlives a failure of power: that costs a write to the disk each.
+            write_whole(_note_of(self.path), text, mode=0o600, durable=False)
+        except OSError as fault:
+            log.warning("%s cannot be written: %s", _note_of(self.path), fault)
+            return False
+        return True
 
     def noted(self) -> Position | None:
         """How far the server before had accepted frames; None: it has not said."""
@@ -155,12 +191,14 @@ class SessionFile:
             return None
 
     def forget_note(self, accepted: Sent | None) -> None:
-        """The memory is empty: of what was accepted up to now nothing is missed."""
-        with self._owning:
-            if self._ownership is not None:
-                assert self.path is not None
-                _note_of(self.path).unlink(missing_ok=True)
-                self._noted = accepted
+        """The memory is empty: of what was accepted up to there nothing is missed."""
+        with self._writing:
+            with self._owning:
+                if self._ownership is None:
+                    return
+                self._to_note, self._noted = None, accepted  # a later one is noted by and by
+            assert self.path is not None
+            _note_of(self.path).unlink(missing_ok=True)
 
     # -- for a client ------------------------------------------------------------------------
 
@@ -170,14 +208,6 @@ class SessionFile:
             return words
         folder = os.path.abspath(self.path.parent)
         return words.replace(f"{folder}{os.sep}", "").replace(folder, "there")
-
-
-def memory_path(settings: Settings) -> Path | None:
-    """Of a session's saved memory; None: it has none."""
-    if not settings.memory_folder:
-        return None
-    folder = Path(os.path.expanduser(settings.memory_folder))
-    return folder / f"{settings.memory_name}{SUFFIX}"
 
 
 def _note_of(path: Path) -> Path:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from stream_vlm_ros.config import Settings, check_memory_name
 from stream_vlm_ros.errors import InvalidParameterError, MemoryFileError, StreamVlmError, cut
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from stream_vlm_ros.engine.together import EngineGroup
 
 log = logging.getLogger(__name__)
+
+_Told = TypeVar("_Told")
 
 MAX_HELD_BYTES = 4 << 30  # of all sessions' frames on their way into the memory: an equal part each
 TICK = 0.25  # s
@@ -306,8 +308,7 @@ class Sessions:
 
     def answered(self, outcome: Outcome) -> None:
         """A question has come to its end."""
-        for listener in self.when_answered:
-            listener(outcome)
+        _tell_each(self.when_answered, outcome)
 
     def _begin(self, session: Session) -> None:
         try:
@@ -318,11 +319,13 @@ class Sessions:
                 fault = FolderError("the server's memory_folder cannot be written now")
             elif not isinstance(fault, StreamVlmError):
                 log.error("session %s could not be begun", session.id, exc_info=fault)
-            is_ours = session.begin_end()  # else somebody ends it already
-            forgotten = stop(session)
-            if is_ours:
-                self._leave(session, forgotten)
-            session.ready.set_exception(fault)
+            try:
+                is_ours = session.begin_end()  # else somebody ends it already
+                forgotten = _stop(session)
+                if is_ours:
+                    self._leave(session, forgotten)
+            finally:
+                session.ready.set_exception(fault)
             return
         session.ready.set_result(None)
 
@@ -359,7 +362,7 @@ class Sessions:
             return
         except Exception as fault:
             log.error("session %s did not end well", session.id, exc_info=fault)
-            forgotten = False
+            forgotten = _stop(session)
         self._leave(session, forgotten)
         if (connection := session.connection) is not None:
             ended = "saved and ended" if session.is_in_its_file else "ended"
@@ -368,14 +371,11 @@ class Sessions:
 
     def _leave(self, session: Session, forgotten: bool) -> None:
         """Its engine is gone."""
-        try:
-            for listener in self.when_closed:
-                listener(session)
-        finally:
-            with self._lock:
-                if self._table.get((session.owner, session.id)) is session:
-                    del self._table[session.owner, session.id]
-            session.life.finish(forgotten=forgotten)
+        _tell_each(self.when_closed, session)
+        with self._lock:
+            if self._table.get((session.owner, session.id)) is session:
+                del self._table[session.owner, session.id]
+        session.life.finish(forgotten=forgotten)
 
     def _keep(self) -> None:
         """Every now and then, in a thread of its own."""
@@ -405,6 +405,24 @@ class Sessions:
         if session.connection is not None or not session.ready.done():
             return False
         return time.monotonic() - session.touched > period and not session.is_busy
+
+
+def _tell_each(listeners: Sequence[Callable[[_Told], None]], what: _Told) -> None:
+    """Tell all of them, also where one raises."""
+    for listener in listeners:
+        try:
+            listener(what)
+        except Exception as fault:
+            log.error("a listener failed", exc_info=fault)
+
+
+def _stop(session: Session) -> bool:
+    """`stop`, whatever went wrong before; whether nothing saved of the session has stayed."""
+    try:
+        return stop(session)
+    except Exception as fault:
+        log.error("session %s was not stopped well", session.id, exc_info=fault)
+        return False
 
 
 def _in_thread(do: Callable[..., None], *given: Any, **named: Any) -> Future[None]:

@@ -38,6 +38,18 @@ def usual_folder() -> str:
     return str(Path(data) / "stream_vlm" / "memories")
 
 
+def memory_path(settings: Settings, name: str = "") -> Path | None:
+    """The file of a saved memory; None: there is no folder.
+
+    Args:
+        name: "": ``memory_name``.
+    """
+    if not settings.memory_folder:
+        return None
+    folder = Path(os.path.expanduser(settings.memory_folder))
+    return folder / f"{name or settings.memory_name}{SUFFIX}"
+
+
 @dataclass(frozen=True)
 class SavedState:
     """What is told of saved memories.
@@ -221,11 +233,10 @@ class MemoryKeeper:
 
     def _path(self, name: str) -> Path:
         parameters = self._parameters()
-        if not parameters.memory_folder:
+        if (path := memory_path(parameters, name)) is None:
             raise InvalidParameterError("memory_folder is not set: no memory is saved nor loaded")
-        name = name or parameters.memory_name
-        check_memory_name(name)
-        return Path(os.path.expanduser(parameters.memory_folder)) / f"{name}{SUFFIX}"
+        check_memory_name(name or parameters.memory_name)
+        return path
 
     def _start(self, do: Callable[[Path], Done], name: str) -> Future[Done]:
         path = self._path(name)

@@ -16,7 +16,7 @@ from serving import Camera, feed
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.remote import protocol
-from stream_vlm_ros.serve import completions, live, session_file
+from stream_vlm_ros.serve import completions, frames, live, session_file
 from stream_vlm_ros.serve.keys import LOCAL
 from stream_vlm_ros.serve.outbox import Outbox
 
@@ -103,6 +103,29 @@ def test_of_large_pictures_no_more_waits_than_the_model_takes(server):
         camera.send(protocol.Commit())
         assert camera.next(protocol.Ingested).frames == 3
         wait_until(lambda: session.frames.held_bytes == 0)
+
+
+def test_a_picture_that_is_sent_again_counts_beside_the_first_while_that_is_in_use(
+    server, monkeypatch
+):
+    session = server.sessions.open("sent-again", LOCAL)
+    session.ready.result(PATIENCE)
+    session.frames.update({"commit": "client"})
+    in_use, decode = [], frames.picture_of
+
+    def decoded(frame, limit):
+        in_use.append(decode(frame, limit))
+        return in_use[-1]
+
+    monkeypatch.setattr(frames, "picture_of", decoded)
+    picture = np.full((112, 112, 3), 128, np.uint8)  # not too large: taken as it is
+    message = protocol.FrameMessage(1, SECOND, protocol.RAW, 112, 112, picture.tobytes())
+    session.frames.receive(message)
+    session.frames.begin_connection()  # whose client sends again what was not accepted
+    session.frames.receive(message)
+    assert session.frames.held_bytes == 2 * picture.nbytes
+    in_use.clear()
+    assert session.frames.held_bytes == picture.nbytes
 
 
 @pytest.mark.parametrize("commit", ["server", "client"])

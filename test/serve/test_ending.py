@@ -14,11 +14,12 @@ from patience import PATIENCE, wait_until
 
 from stream_vlm_ros.errors import ModelLoadError
 from stream_vlm_ros.factory import kept_model
-from stream_vlm_ros.serve import ending
+from stream_vlm_ros.serve import ending, session_file
 from stream_vlm_ros.serve import sessions as sessions_module
 from stream_vlm_ros.serve.events import Sent
 from stream_vlm_ros.serve.life_cycle import LifeCycle, Phase
 from stream_vlm_ros.serve.options import Limits
+from stream_vlm_ros.serve.ownership import Ownership, SessionElsewhereError
 from stream_vlm_ros.serve.session import SAVES_AT_ONCE
 from stream_vlm_ros.serve.session_errors import NotSavedError, SessionLimitError
 from stream_vlm_ros.serve.sessions import Sessions
@@ -46,6 +47,13 @@ def opened(sessions, name, owner="a"):
     session = sessions.open(name, owner)
     session.ready.result(PATIENCE)
     return session
+
+
+def remember(session, film):
+    """Let a session remember frames, as one chunk."""
+    frames = [TimedFrame(f.stamp_ns, f.image, Sent(n, f.stamp_ns)) for n, f in enumerate(film, 1)]
+    session.frames.append(frames)
+    wait_until(lambda: session.counters.ingested == len(frames))
 
 
 # -- one deadline ------------------------------------------------------------------------------
@@ -177,6 +185,39 @@ def test_a_session_that_breaks_while_it_is_saved_does_not_go_on(begin):
     wait_until(lambda: session.life.is_over)
 
 
+def test_while_a_disk_is_stuck_sessions_end_in_their_time_and_others_are_looked_after(
+    begin, film, monkeypatch
+):
+    writing, go_on, write = threading.Event(), threading.Event(), session_file.write_whole
+
+    def stuck(*given, **named):
+        writing.set()
+        assert go_on.wait(PATIENCE)
+        write(*given, **named)
+
+    monkeypatch.setattr(session_file, "write_whole", stuck)
+    monkeypatch.setattr(session_file, "NOTE_PERIOD", 0.0)
+    sessions = begin()
+    noted, other = opened(sessions, "noted"), opened(sessions, "other")
+    remember(noted, film[:4])
+    try:
+        assert writing.wait(PATIENCE)
+
+        def fail(state, text):
+            raise SystemExit("of a user's function")
+
+        other.ask(Question("What?"), fail).future.result(PATIENCE)
+        wait_until(lambda: other.life.is_over)
+        sessions.hand_over([noted], 1.0)
+        assert noted.life.phase is Phase.ENDED and not go_on.is_set()
+        with pytest.raises(SessionElsewhereError):
+            Ownership(noted.file.path, patience=0.0)
+    finally:
+        go_on.set()
+    again = opened(sessions, "noted")
+    assert (again.restored, again.memory.frames, again.gap) == (True, 4, "")
+
+
 # -- beside others -----------------------------------------------------------------------------
 
 
@@ -215,11 +256,7 @@ def test_no_more_memories_are_copied_at_once_than_the_host_is_to_hold(begin, fil
                 inside.pop()
 
         session.keeper.save_at_end = slowly
-        frames = [
-            TimedFrame(one.stamp_ns, one.image, Sent(n, one.stamp_ns))
-            for n, one in enumerate(film[:4], 1)
-        ]
-        session.frames.append(frames)
+        remember(session, film[:4])
     with ThreadPoolExecutor(1) as pool:
         ending_them = pool.submit(sessions.hand_over, sessions.all(), PATIENCE)
         try:
@@ -301,6 +338,88 @@ def test_a_session_whose_engine_cannot_be_built_ends_and_says_why(begin, monkeyp
         raise ModelLoadError("its weights are gone")
 
     monkeypatch.setattr(sessions_module, "build_engine", fail)
+    session = sessions.open("unlucky", "a")
+    with pytest.raises(ModelLoadError, match="weights are gone"):
+        session.ready.result(PATIENCE)
+    assert session.life.phase is Phase.ENDED and sessions.all() == []
+
+
+# -- when something raises ---------------------------------------------------------------------
+
+
+class Told:
+    """A connection that keeps what it was told."""
+
+    def __init__(self):
+        self.words = []
+
+    def session_ended(self, forgotten, words):
+        self.words.append(words)
+
+
+def raise_runtime_error(*given):
+    raise RuntimeError("can't start new thread")
+
+
+def test_a_session_whose_end_raises_lets_its_engine_and_its_file_go(begin, film):
+    sessions = begin()
+    session = opened(sessions, "again")
+    remember(session, film[:4])
+    session.connection = told = Told()
+    session.keeper.save_at_end = raise_runtime_error
+    sessions.close("again", "a", forget=False)
+    assert session.life.phase is Phase.ENDED and session.worker.over.is_set()
+    assert told.words == ["the session was ended"]
+    again = opened(sessions, "again")
+    assert (again.memory.frames, again.restored) == (0, False)
+    assert "lost" in again.gap  # what was not saved
+
+
+def test_where_no_thread_can_be_started_its_file_is_let_go_all_the_same(begin, monkeypatch):
+    sessions = begin()
+    session = opened(sessions, "again")
+    session.frames.accepted = Sent(1, 1)
+    assert session.begin_end()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", raise_runtime_error)
+        ending.stop(session, PATIENCE)
+    Ownership(session.file.path).release(saved=True)
+    session.life.finish()
+
+
+def test_whatever_a_listener_raises_the_others_and_the_connection_are_told(begin):
+    sessions = begin()
+    heard = []
+    sessions.when_closed += [raise_runtime_error, heard.append]
+    session = opened(sessions, "told")
+    session.connection = told = Told()
+    sessions.close("told", "a")
+    assert heard == [session] and told.words == ["the session was ended"]
+    assert session.life.phase is Phase.FORGOTTEN and sessions.all() == []
+
+
+def test_whatever_a_listener_of_answers_raises_the_others_hear_them(begin):
+    sessions = begin()
+    heard = []
+    sessions.when_answered += [raise_runtime_error, heard.append]
+    outcome = opened(sessions, "asked").ask(Question("What?")).future.result(PATIENCE)
+    wait_until(lambda: heard == [outcome])
+
+
+@pytest.mark.parametrize("raises", ["a listener", "stopping"])
+def test_who_waits_for_a_session_that_cannot_begin_is_told_whatever_else_raises(
+    begin, monkeypatch, raises
+):
+    sessions = begin()
+
+    def fail(*given):
+        raise ModelLoadError("its weights are gone")
+
+    monkeypatch.setattr(sessions_module, "build_engine", fail)
+    if raises == "stopping":
+        monkeypatch.setattr(sessions_module, "stop", raise_runtime_error)
+    else:
+        sessions.when_closed.append(raise_runtime_error)
     session = sessions.open("unlucky", "a")
     with pytest.raises(ModelLoadError, match="weights are gone"):
         session.ready.result(PATIENCE)

@@ -337,6 +337,26 @@ def test_what_a_reset_forgot_does_not_come_back_when_the_server_begins_again(beg
     assert last.memory.oldest_ns == film[8].stamp_ns
 
 
+def test_what_was_accepted_while_a_reset_was_under_way_is_missed_by_the_next_server(
+    begin, film, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(session_file, "NOTE_PERIOD", 0.0)
+    session = opened(begin(memory_folder=str(tmp_path)), "reset")
+    remembered(session, film[:4])
+    forget = session.keeper.forget
+
+    def with_frames_meanwhile(also):  # the memory is empty already
+        session.frames.append([TimedFrame(f.stamp_ns, f.image, later) for f in film[4:8]])
+        return forget(also)
+
+    later = Sent(8, film[7].stamp_ns)
+    monkeypatch.setattr(session.keeper, "forget", with_frames_meanwhile)
+    session.reset().result(PATIENCE)
+    note = session.file.path.with_name(session.file.path.name + session_file.NOTE)
+    wait_until(note.exists)
+    assert session.file.noted().accepted_ns == film[7].stamp_ns
+
+
 def test_of_a_session_that_is_asleep_the_memory_can_be_deleted(begin, film, tmp_path):
     sessions = begin(memory_folder=str(tmp_path))
     remembered(opened(sessions, "asleep"), film[:4])
