@@ -242,13 +242,14 @@ class Sessions:
         end, and connections are told. Another server may go on with them."""
         until = time.monotonic() + timeout
         begun = [one.begin_end() for one in sessions]  # none takes a frame from here on
-        unsaved = self.draining
-        wait(
-            [
-                _in_thread(self._end, one, unsaved=unsaved, until=until, begun=its)
-                for one, its in zip(sessions, begun, strict=True)
-            ]
-        )
+        how: dict[str, Any] = {"unsaved": self.draining, "until": until}
+        ending = []
+        for one, its in zip(sessions, begun, strict=True):
+            try:
+                ending.append(_in_thread(self._end, one, begun=its, **how))
+            except RuntimeError:  # there are too many threads
+                self._end(one, begun=its, **how)
+        wait(ending)
 
     def drain(self, timeout: float = 30.0) -> None:
         """Hand all over, and take nothing new."""
@@ -396,7 +397,11 @@ class Sessions:
     def _start_to_end(self, session: Session, **how: Any) -> None:
         """End it in a thread of its own: no session's end waits for others that wait."""
         if session.begin_end():
-            _in_thread(self._end, session, begun=True, **how)
+            try:
+                _in_thread(self._end, session, begun=True, **how)
+            except RuntimeError:  # there are too many threads: try again
+                session.go_on()
+                raise
 
     def _is_idle(self, session: Session) -> bool:
         period = 60.0 * self.limits.idle_minutes or math.inf
