@@ -218,6 +218,29 @@ def test_while_a_disk_is_stuck_sessions_end_in_their_time_and_others_are_looked_
     assert (again.restored, again.memory.frames, again.gap) == (True, 4, "")
 
 
+def test_while_a_disk_does_not_say_who_is_wanted_sessions_are_looked_after(begin, monkeypatch):
+    looking, go_on = threading.Event(), threading.Event()
+
+    def stuck(ownership):
+        looking.set()
+        go_on.wait()
+        return False
+
+    monkeypatch.setattr(Ownership, "is_wanted", property(stuck))
+    session = opened(begin(), "broken")
+
+    def fail(state, text):
+        raise SystemExit("of a user's function")
+
+    try:
+        assert looking.wait(PATIENCE)
+        session.ask(Question("What?"), fail).future.result(PATIENCE)
+        wait_until(lambda: session.life.is_over)
+        assert not go_on.is_set()
+    finally:
+        go_on.set()
+
+
 # -- beside others -----------------------------------------------------------------------------
 
 
