@@ -107,7 +107,8 @@ class Sessions:
         )
         self._context: SessionContext | None = None  # once the model is there
         self._ended = threading.Event()
-        self._keeping = threading.Thread(target=self._keep, name="sessions", daemon=True)
+        self._keeping = self._thread_that_looks(self._look_after, "sessions")
+        self._giving_up = self._thread_that_looks(self._give_up_if_wanted, "wanted sessions")
 
     def load(self) -> str:
         """Load the model, take the memory that a GPU's sessions share, and begin; what they take,
@@ -123,6 +124,7 @@ class Sessions:
             return trial.loaded.result()
         finally:
             trial.stop(END_TIMEOUT)
+            self._giving_up.start()
             self._keeping.start()
 
     def _context_of(self, checkpoint: Checkpoint) -> SessionContext:
@@ -242,13 +244,14 @@ class Sessions:
         end, and connections are told. Another server may go on with them."""
         until = time.monotonic() + timeout
         begun = [one.begin_end() for one in sessions]  # none takes a frame from here on
-        unsaved = self.draining
-        wait(
-            [
-                _in_thread(self._end, one, unsaved=unsaved, until=until, begun=its)
-                for one, its in zip(sessions, begun, strict=True)
-            ]
-        )
+        how: dict[str, Any] = {"unsaved": self.draining, "until": until}
+        ending = []
+        for one, its in zip(sessions, begun, strict=True):
+            try:
+                ending.append(_in_thread(self._end, one, begun=its, **how))
+            except RuntimeError:  # there are too many threads
+                self._end(one, begun=its, **how)
+        wait(ending)
 
     def drain(self, timeout: float = 30.0) -> None:
         """Hand all over, and take nothing new."""
@@ -377,26 +380,40 @@ class Sessions:
                 del self._table[session.owner, session.id]
         session.life.finish(forgotten=forgotten)
 
-    def _keep(self) -> None:
-        """Every now and then, in a thread of its own."""
-        while not self._ended.wait(TICK):
-            for session in self.all():
-                try:
-                    session.tick()
-                    if session.is_broken:
-                        self._start_to_end(session)
-                    elif self._is_idle(session):
-                        self._start_to_end(session, unsaved=False)
-                    elif session.is_wanted:
-                        until = time.monotonic() + self.limits.drain_seconds
-                        self._start_to_end(session, unsaved=False, until=until)
-                except Exception as fault:  # the next one may go well
-                    log.error("session %s: internal error", session.id, exc_info=fault)
+    def _thread_that_looks(self, look: Callable[[Session], None], name: str) -> threading.Thread:
+        """Looks at each session every now and then, until all have ended."""
+
+        def run() -> None:
+            while not self._ended.wait(TICK):
+                for session in self.all():
+                    try:
+                        look(session)
+                    except Exception as fault:  # the next one may go well
+                        log.error("session %s: internal error", session.id, exc_info=fault)
+
+        return threading.Thread(target=run, name=name, daemon=True)
+
+    def _look_after(self, session: Session) -> None:
+        session.tick()
+        if session.is_broken:
+            self._start_to_end(session)
+        elif self._is_idle(session):
+            self._start_to_end(session, unsaved=False)
+
+    def _give_up_if_wanted(self, session: Session) -> None:
+        """In a thread of its own: it asks the disk, which may be stuck."""
+        if session.is_wanted:
+            until = time.monotonic() + self.limits.drain_seconds
+            self._start_to_end(session, unsaved=False, until=until)
 
     def _start_to_end(self, session: Session, **how: Any) -> None:
         """End it in a thread of its own: no session's end waits for others that wait."""
         if session.begin_end():
-            _in_thread(self._end, session, begun=True, **how)
+            try:
+                _in_thread(self._end, session, begun=True, **how)
+            except RuntimeError:  # there are too many threads: try again
+                session.go_on()
+                raise
 
     def _is_idle(self, session: Session) -> bool:
         period = 60.0 * self.limits.idle_minutes or math.inf

@@ -218,6 +218,29 @@ def test_while_a_disk_is_stuck_sessions_end_in_their_time_and_others_are_looked_
     assert (again.restored, again.memory.frames, again.gap) == (True, 4, "")
 
 
+def test_while_a_disk_does_not_say_who_is_wanted_sessions_are_looked_after(begin, monkeypatch):
+    looking, go_on = threading.Event(), threading.Event()
+
+    def stuck(ownership):
+        looking.set()
+        go_on.wait()
+        return False
+
+    monkeypatch.setattr(Ownership, "is_wanted", property(stuck))
+    session = opened(begin(), "broken")
+
+    def fail(state, text):
+        raise SystemExit("of a user's function")
+
+    try:
+        assert looking.wait(PATIENCE)
+        session.ask(Question("What?"), fail).future.result(PATIENCE)
+        wait_until(lambda: session.life.is_over)
+        assert not go_on.is_set()
+    finally:
+        go_on.set()
+
+
 # -- beside others -----------------------------------------------------------------------------
 
 
@@ -385,6 +408,42 @@ def test_where_no_thread_can_be_started_its_file_is_let_go_all_the_same(begin, m
         ending.stop(session, PATIENCE)
     Ownership(session.file.path).release(saved=True)
     session.life.finish()
+
+
+def test_what_is_handed_over_where_no_thread_can_be_started_ends_and_can_be_opened_again(
+    begin, film, monkeypatch
+):
+    sessions = begin()
+    session = opened(sessions, "again")
+    remember(session, film[:4])
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", raise_runtime_error)
+        sessions.hand_over([session], 1.0)
+    assert session.life.phase is Phase.ENDED and sessions.all() == []
+    assert opened(sessions, "again") is not session
+
+
+def test_a_broken_session_that_no_thread_can_be_started_to_end_is_ended_when_one_can(
+    begin, monkeypatch
+):
+    sessions = begin()
+    session = opened(sessions, "broken")
+    refused = threading.Event()
+
+    def refuse(thread):
+        refused.set()
+        raise_runtime_error()
+
+    def fail(state, text):
+        raise SystemExit("of a user's function")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        session.ask(Question("What?"), fail).future.result(PATIENCE)
+        assert refused.wait(PATIENCE)
+        assert not session.life.is_over
+    wait_until(lambda: session.life.is_over)
+    assert sessions.all() == []
 
 
 def test_whatever_a_listener_raises_the_others_and_the_connection_are_told(begin):
