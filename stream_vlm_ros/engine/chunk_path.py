@@ -240,11 +240,7 @@ class CapturedChunks(ChunkPath):
     @torch.inference_mode()
     def _see(self, several: Sequence[PatchGrid]) -> list[torch.Tensor]:
         self._check_weights()
-        kind = ("vision", several[0].grid_thw, len(several))
-        taken = self._visions.get(kind)
-        if taken is None:
-            taken = self._recorded(_Vision(self._model, _joined(several), self._functions))
-            self._visions[kind] = taken
+        taken = self._vision(("vision", several[0].grid_thw, len(several)), several)
         pixels = taken.step.patches.pixel_values
         for patches, place in zip(several, pixels.chunk(len(several)), strict=True):
             place.copy_(patches.pixel_values, non_blocking=True)
@@ -320,11 +316,7 @@ class CapturedChunks(ChunkPath):
     def _append(self, kind: _Kind, several: list[Appending]) -> list[torch.Tensor]:
         self._check_weights()
         size, memory = kind[1], self._memory_for(len(several))
-        taken = self._chunks.get(kind)
-        if taken is None:
-            readout, given = several[0].readout, (self._kernels, self._functions)
-            step = _Chunk(self._model, memory, size, *given, readout)
-            taken = self._chunks[kind] = self._recorded(step)
+        taken = self._chunk(kind, several[0].readout)
         step = taken.step
         memory.load(*(one.fork.parts for one in several))
         step.inputs.load_chunks([one.positions for one in several])
@@ -371,17 +363,27 @@ class CapturedChunks(ChunkPath):
         if kind[0] == "vision":
             other, seen = _like(alike, self._visions)
             one = _first(seen.step.patches, other)
-            vision = _Vision(self._model, _joined([one] * chunks), self._functions)
-            done = self._verified.attempt(kind, lambda: self._recorded(vision))
-            if done is not None:
-                self._visions[kind] = done
-            return
-        _, taken = _like(alike, self._chunks)
-        memory, given = self._memory_for(chunks), (self._kernels, self._functions)
-        step = _Chunk(self._model, memory, kind[1], *given, taken.step.readout)
-        done = self._verified.attempt(kind, lambda: self._recorded(step))
-        if done is not None:
-            self._chunks[kind] = done
+            self._verified.attempt(kind, lambda: self._vision(kind, [one] * chunks))
+        else:
+            _, taken = _like(alike, self._chunks)
+            self._verified.attempt(kind, lambda: self._chunk(kind, taken.step.readout))
+
+    def _vision(self, kind: _Kind, several: Sequence[PatchGrid]) -> _Taken[_Vision]:
+        """The step of that kind, recorded on these patches if it is the first time."""
+        if kind not in self._visions:
+            step = _Vision(self._model, _joined(several), self._functions)
+            self._visions[kind] = self._recorded(step)
+        return self._visions[kind]
+
+    def _chunk(self, kind: _Kind, readout: Readout | None) -> _Taken[_Chunk]:
+        """The step of that kind, recorded if it is the first time."""
+        _, size, _, chunks = kind
+        memory = self._memory_for(chunks)  # first: those of a memory that was replaced are let go
+        if kind not in self._chunks:
+            given = (self._kernels, self._functions)
+            step = _Chunk(self._model, memory, size, *given, readout)
+            self._chunks[kind] = self._recorded(step)
+        return self._chunks[kind]
 
     def _missing(self) -> Iterator[_Kind]:
         """Steps of sizes that have come, for numbers of chunks that have not; the fewest first."""

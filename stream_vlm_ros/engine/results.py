@@ -50,7 +50,7 @@ class Record(dict[str, Any]):
     def get(self, key: str, default: Any = None) -> Any:
         return super().get(self.aliases.get(key, key), default)
 
-    def __reduce__(self) -> tuple[Any, ...]:  # a copy is made anew, not filled key by key
+    def __reduce__(self) -> tuple[Any, ...]:  # copy and pickle would set items, which is refused
         return partial(type(self), **{name: self[name] for name in _fields(self)}), ()
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
