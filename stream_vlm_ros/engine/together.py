@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from stream_vlm_ros.engine.attention.base import Readout
-from stream_vlm_ros.engine.cache.buffer import KVShape
+from stream_vlm_ros.engine.cache.buffer import KVShape, lies_in, slot_in
 from stream_vlm_ros.engine.chunk_path import (
     BATCHES,
     Appending,
@@ -149,15 +149,11 @@ class Room:
 
     def holds(self, memory: torch.Tensor) -> bool:
         """Whether a memory ``[layers, 2, kv_heads, slots, head_dim]`` lies in it."""
-        whole = self._memory
-        return (
-            whole is not None
-            and memory.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
-        )
+        return self._memory is not None and lies_in(memory, self._memory)
 
     def slot_of(self, memory: torch.Tensor) -> int:
         """Where one that it holds begins."""
-        return memory.storage_offset() // self.memory.stride(3)
+        return slot_in(memory, self.memory)
 
     def _free(self, tokens: int) -> int | None:
         """Where so many slots are free."""

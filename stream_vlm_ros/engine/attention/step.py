@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from stream_vlm_ros.engine.cache.buffer import lies_in, slot_in
 from stream_vlm_ros.engine.cache.mrope import rotate
 from stream_vlm_ros.engine.copies import to_device
 
@@ -77,7 +78,7 @@ class StepMemory:
         self._rotates = any(part.rope_offset is not None for parts in requests for part in parts)
         for request, parts in enumerate(requests):
             for number, part in enumerate(parts):
-                starts[request, number] = self._slot_of(part.memory) + part.slots.start
+                starts[request, number] = slot_in(part.memory, self.stream) + part.slots.start
                 lengths[request, number] = part.length
                 if part.rope_offset is not None:
                     cos, sin = part.rope_offset
@@ -88,15 +89,7 @@ class StepMemory:
 
     def holds(self, memory: torch.Tensor) -> bool:
         """Whether a memory ``[layers, 2, kv_heads, slots, head_dim]`` lies in the stream."""
-        stream = self.stream
-        return (
-            memory.untyped_storage().data_ptr() == stream.untyped_storage().data_ptr()
-            and memory.stride() == stream.stride()
-        )
-
-    def _slot_of(self, memory: torch.Tensor) -> int:
-        """Where a memory that the stream holds begins in it."""
-        return (memory.storage_offset() - self.stream.storage_offset()) // self.stream.stride(3)
+        return lies_in(memory, self.stream)
 
 
 class StepInputs:

@@ -68,6 +68,19 @@ class TakesRoom(Protocol):
     def take(self, shape: KVShape, tokens: int, device: torch.device) -> torch.Tensor: ...
 
 
+def lies_in(memory: torch.Tensor, whole: torch.Tensor) -> bool:
+    """Whether a memory ``[layers, 2, kv_heads, slots, head_dim]`` is some slots of another."""
+    return (
+        memory.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+        and memory.stride() == whole.stride()
+    )
+
+
+def slot_in(memory: torch.Tensor, whole: torch.Tensor) -> int:
+    """Where one that `lies_in` another begins."""
+    return (memory.storage_offset() - whole.storage_offset()) // whole.stride(3)
+
+
 class Moved(NamedTuple):
     """Tokens of kept grids that lay elsewhere before.
 
