@@ -46,8 +46,9 @@ from rclpy.executors import ExternalShutdownException
 
 rclpy.init()
 node = rclpy.create_node("plain")
+# Only once it spins: rclpy itself complains of a signal that comes while it makes its executor.
+node.create_timer(0.05, lambda: print("up", flush=True))
 try:
-    print("up", flush=True)
     rclpy.spin(node)
 except (KeyboardInterrupt, ExternalShutdownException):
     pass
