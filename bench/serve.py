@@ -16,7 +16,9 @@ after the other. With more and more sessions until the first loses a frame; a qu
 answer counts as a lost frame does. Queues hide for a while that frames come faster than they are
 remembered, so a level must also keep up: of the chunks of its second half, 99 % are remembered
 within the time of a chunk, 2 s, after their last frame (``remembered_ms``). ``first_token_ms`` is
-from asking to the first text, at the client.
+from asking to the first text, at the client. ``engine`` says what the engines' thread did
+meanwhile: the share of its time that each kind of work took, milliseconds a chunk, and how many
+chunks went together.
 
 Needs of other packages fastapi, uvicorn, websockets, msgspec and prometheus_client. With
 ``--shape`` the model has random weights, and its answers are as long as they may be.
@@ -376,6 +378,17 @@ def measure_first_token(session: Any, orders: Any, times: int) -> dict[str, Any]
     }
 
 
+def work_of(before: dict[str, Any], after: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """What the engines' thread did in so many seconds."""
+    done = {kind: [b - a for a, b in zip(before[kind], after[kind], strict=True)] for kind in after}
+    passes, parts, chunks = done["chunks"]
+    return {
+        "busy": {kind: round(spent / seconds, 3) for kind, (*_, spent) in done.items()},
+        "chunk_ms": round(1e3 * chunks / max(parts, 1), 1),
+        "chunks_a_pass": round(parts / max(passes, 1), 2),
+    }
+
+
 def measure_cameras(
     sessions: Any, orders: Any, counts: list[int], seconds: float
 ) -> dict[str, Any]:
@@ -385,8 +398,10 @@ def measure_cameras(
         for camera in range(there, count):  # those of the level before go on
             first_ns = max(first_ns, fill(sessions.open(f"camera-{camera}", "local"), images))
         there = count
+        before, begin = sessions.spent, time.monotonic()
         orders.send(("cameras", count, seconds, number * A_LEVEL + 1, first_ns))
         levels.append(orders.recv())
+        levels[-1]["engine"] = work_of(before, sessions.spent, time.monotonic() - begin)
         first_ns += round(1e9 * (seconds + 1))
         print(json.dumps(levels[-1]), flush=True)
         if not holds(levels[-1]):
@@ -417,6 +432,7 @@ def main() -> None:
     from stream_vlm_ros.factory import load_model
     from stream_vlm_ros.machine import measured_on
     from stream_vlm_ros.serve.options import Limits
+    from stream_vlm_ros.serve.running import spare_what_stays
     from stream_vlm_ros.serve.sessions import Sessions
 
     spawn = multiprocessing.get_context("spawn")
@@ -429,6 +445,7 @@ def main() -> None:
     )
     begin = time.monotonic()
     plan = sessions.load()
+    spare_what_stays()
     report = measured_on(torch, fastapi, uvicorn, websockets) | {
         "model": f"{options.shape}, random weights" if options.shape else sessions.model,
         "cap": options.cap,

@@ -43,12 +43,13 @@ def serve_until_told(settings: Settings, limits: Limits, host: str, port: int, k
     admitted = Keys(read_keys(keys), host)
     check_model_folder(model_folder(settings))
     from stream_vlm_ros.serve.app import create_app
-    from stream_vlm_ros.serve.running import serve
+    from stream_vlm_ros.serve.running import serve, spare_what_stays
     from stream_vlm_ros.serve.sessions import Sessions
 
     with listen(host, port) as listening:
         sessions = Sessions(settings, limits.with_keys(len(admitted.keys)))
         plan = sessions.load()
+        spare_what_stays()
         print(_said(listening, admitted, sessions.model, plan), flush=True)
         app = create_app(sessions, admitted)
         run_until_told(serve(app, sessions, listening, limits.drain_seconds))

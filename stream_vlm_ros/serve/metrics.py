@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-"""For Prometheus: how many sessions there are, what became of frames and questions, and how long a
-first token took."""
+"""For Prometheus: how many sessions there are, what became of frames and questions, how long a
+first token took, and what the engines' time goes to."""
 
 from __future__ import annotations
 
@@ -77,11 +77,27 @@ class Metrics(Collector):
             "Bytes of all memories",
             value=sum(one.memory.memory_bytes for one in sessions),
         )
+        yield from self._engines()
         device = next((one.worker.device for one in sessions if one.worker.device), "")
         if device:
             yield GaugeMetricFamily(
                 "stream_vlm_device_bytes", "Bytes in use on the device", value=used_bytes(device)
             )
+
+    def _engines(self) -> Iterator[Metric]:
+        seconds, passes, parts = (
+            CounterMetricFamily(f"stream_vlm_engine_{name}", words, labels=["work"])
+            for name, words in (
+                ("seconds", "Time of the engines' thread; its rate is the load, at most 1"),
+                ("passes", "Pieces of work that the engines' thread did"),
+                ("parts", "Sessions' chunks, and pieces of answers, in these passes together"),
+            )
+        )
+        for work, spent in self._sessions.spent.items():
+            seconds.add_metric([work], spent.seconds)
+            passes.add_metric([work], spent.passes)
+            parts.add_metric([work], spent.parts)
+        yield from (seconds, passes, parts)
 
     def _frames(self, sessions: list[Session]) -> dict[str, int]:
         with self._counting:

@@ -32,6 +32,7 @@ from stream_vlm_ros.serve.cluster import Cluster
 from stream_vlm_ros.serve.keys import Keys
 from stream_vlm_ros.serve.named import Named
 from stream_vlm_ros.serve.options import Limits
+from stream_vlm_ros.serve.running import spare_what_stays
 from stream_vlm_ros.serve.session import Session
 from stream_vlm_ros.serve.sessions import Sessions
 
@@ -59,6 +60,7 @@ class Replica:
         self._limits = limits.with_keys(len(self._keys.keys))
         self.sessions = Sessions(settings, self._limits, server=f"replica {self._tag}")
         self.sessions.load()
+        spare_what_stays()
         self._ring: ring.SessionRing | None = None
         ring.listeners.append(self._hear)
         # A call makes the router of this process; who answers it is of no interest.

@@ -34,7 +34,12 @@ from stream_vlm_ros.serve.session_errors import (
 )
 from stream_vlm_ros.serve.session_file import SessionFile
 from stream_vlm_ros.session.counters import FrameCounters
-from stream_vlm_ros.session.engine_thread import EngineThread, together_appender, write_together
+from stream_vlm_ros.session.engine_thread import (
+    EngineThread,
+    Spent,
+    together_appender,
+    write_together,
+)
 from stream_vlm_ros.session.question import NotActiveError, Outcome
 from stream_vlm_ros.session.worker import EngineWorker
 
@@ -151,6 +156,11 @@ class Sessions:
     def is_alive(self) -> bool:
         """Whether the engines' thread runs, once they are loaded and until `drain`."""
         return self._thread.is_alive
+
+    @property
+    def spent(self) -> dict[str, Spent]:
+        """What the engines' thread did with its time, by kind of work."""
+        return dict(self._thread.spent)
 
     def _build(self, settings: Settings) -> InferenceEngine:
         assert self._checkpoint is not None

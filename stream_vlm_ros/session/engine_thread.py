@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from stream_vlm_ros.session.scheduler import Choice, Scheduler, Wants
 
@@ -36,6 +36,28 @@ PATIENCE = 0.04
 
 # Answers that go on together: what one step of the engines takes (`engine.decode_path`).
 MAX_ANSWERS = 8
+
+
+# Kinds of work. ANSWERS is all that somebody waits for: an answer's pieces, a reset, a copy.
+CHUNKS, ANSWERS, PREPARING = "chunks", "answers", "preparing"
+
+
+class Spent(NamedTuple):
+    """What one kind of work has taken so far.
+
+    Attributes:
+        passes: pieces of work, one after the other.
+        parts: sessions that these served, together.
+        seconds: by the thread's clock, with what the thread waited for the device.
+    """
+
+    passes: int = 0
+    parts: int = 0
+    seconds: float = 0.0
+
+    def plus(self, parts: int, seconds: float) -> Spent:
+        """With one more piece of work."""
+        return Spent(self.passes + 1, self.parts + parts, self.seconds + seconds)
 
 
 def together_appender() -> AppendTogether:
@@ -80,6 +102,7 @@ class EngineThread:
     Attributes:
         wake: guards the queues of all sessions; notified when one has something to do.
         scheduler: decides who is next.
+        spent: what the thread did with its time since it began, by kind of work.
     """
 
     def __init__(
@@ -101,6 +124,7 @@ class EngineThread:
         self._workers: list[EngineWorker] = []  # that are not over; replaced as a whole
         self._lasting = lasting
         self._to_prepare: Any = None  # a group, while nobody wants anything
+        self.spent = dict.fromkeys((CHUNKS, ANSWERS, PREPARING), Spent())
         # A daemon: a model that is being loaded cannot be interrupted, and must not keep a
         # process alive that was told to end.
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -167,7 +191,9 @@ class EngineThread:
             elif not new and not stopped and group is None:
                 return False
         if group is not None:
+            begin = self._clock()
             group.prepare_next()
+            self._spend(PREPARING, 1, self._clock() - begin)
         for worker in stopped:
             (worker.give_up if worker in new else worker.close)()
         for worker in new:
@@ -187,7 +213,7 @@ class EngineThread:
                 return {}, None
             if not left and not self._lasting:
                 return {}, None
-            wants = {worker: worker.wants for worker in left}
+            wants = {worker: worker.wants for worker in left if not worker.is_idle}
             self.scheduler.together = self._batch(wants) if self._have_in_common(wants) else 1
             if (choice := self.scheduler.choose(wants)) is not None:
                 return wants, choice
@@ -206,11 +232,12 @@ class EngineThread:
 
     def _let_go(self) -> None:
         """Forget sessions that are over."""
-        for worker in self._workers:
-            if worker.over.is_set():
-                self.scheduler.forget(worker)
-                self._chunk_seconds.pop(worker, None)
-        self._workers = [worker for worker in self._workers if not worker.over.is_set()]
+        over = [worker for worker in self._workers if worker.over.is_set()]
+        for worker in over:
+            self.scheduler.forget(worker)
+            self._chunk_seconds.pop(worker, None)
+        if over:
+            self._workers = [worker for worker in self._workers if worker not in over]
 
     def _have_in_common(self, wants: dict[EngineWorker, Wants]) -> bool:
         """Whether there are chunks, all of engines of one group."""
@@ -237,10 +264,14 @@ class EngineThread:
         else:
             answered = self._write(choice.sessions)
         seconds = self._clock() - begin
+        self._spend(CHUNKS if choice.is_chunk else ANSWERS, len(choice.sessions), seconds)
         if choice.is_chunk:
             each = max(seconds, 1e-6) / len(choice.sessions)
             self._chunk_seconds |= {one: each for one in choice.sessions if not one.last_fault}
         self.scheduler.done(choice, seconds, wants, began=began, answered=answered)
+
+    def _spend(self, kind: str, parts: int, seconds: float) -> None:
+        self.spent[kind] = self.spent[kind].plus(parts, seconds)
 
     def _next(self, workers: Sequence[EngineWorker]) -> list[EngineWorker]:
         """Whose chunks come behind those of ``workers``, as many as are appended at once: pictures

@@ -290,6 +290,11 @@ class EngineWorker(EngineSession):
         return self._stopping and self._answering is None and not self.over.is_set()
 
     @property
+    def is_idle(self) -> bool:
+        """Whether it wants nothing."""
+        return self._answering is None and not self._queue
+
+    @property
     def wants(self) -> Wants:
         """What it could do now."""
         if self._answering is not None:

@@ -133,3 +133,7 @@ def test_prometheus_is_told_what_became_of_frames_and_questions(server, film):
     assert grown(during, "stream_vlm_sessions") == 1 and grown(after, "stream_vlm_sessions") == 0
     assert grown(during, "stream_vlm_connections") == 1
     assert grown(during, "stream_vlm_memory_tokens") > 80
+    assert grown(during, "stream_vlm_engine_parts_total", "chunks") == 2
+    assert grown(during, "stream_vlm_engine_passes_total", "answers") >= 1
+    for work in ("chunks", "answers"):
+        assert grown(during, "stream_vlm_engine_seconds_total", work) > 0

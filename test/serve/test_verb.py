@@ -89,3 +89,29 @@ def test_it_prints_its_address_serves_who_knows_a_key_and_saves_when_it_is_told_
     [saved] = folder.rglob("robot.safetensors")
     assert saved.stat().st_size > 1000
     assert saved.parent.stat().st_mode & 0o077 == 0
+
+
+CYCLES = """
+import gc, weakref
+from stream_vlm_ros.serve.running import spare_what_stays
+
+class Ring:
+    def __init__(self):
+        self.itself = self
+
+dropped, kept = Ring(), Ring()
+watched = weakref.ref(dropped)
+del dropped
+spare_what_stays()
+assert watched() is None, "what nobody has is not kept for good"
+assert gc.is_tracked(kept) and not any(one is kept for one in gc.get_objects())
+later = Ring()
+watched = weakref.ref(later)
+del later
+gc.collect()
+assert watched() is None, "what comes and goes is collected as ever"
+"""
+
+
+def test_what_was_loaded_is_not_looked_through_again_for_garbage():
+    subprocess.run([sys.executable, "-c", CYCLES], check=True, timeout=PATIENCE)

@@ -20,7 +20,14 @@ from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.engine.together import EngineGroup
 from stream_vlm_ros.errors import InvalidImageError, ModelLoadError, StreamVlmError
 from stream_vlm_ros.session.counters import Drop, FrameCounters
-from stream_vlm_ros.session.engine_thread import MAX_ANSWERS, EngineThread, write_together
+from stream_vlm_ros.session.engine_thread import (
+    ANSWERS,
+    CHUNKS,
+    MAX_ANSWERS,
+    PREPARING,
+    EngineThread,
+    write_together,
+)
 from stream_vlm_ros.session.question import READING, WRITING, Question
 from stream_vlm_ros.session.timed_frame import TimedFrame
 from stream_vlm_ros.session.worker import EngineWorker
@@ -31,6 +38,7 @@ class Camera:
 
     def __init__(self, thread, engine, load=None, **options):
         self.engine, self.counters, self.faults = engine, FrameCounters(), []
+        self.thread = thread
         self.worker = EngineWorker(
             load or (lambda: self.engine),
             self.counters,
@@ -255,6 +263,29 @@ def test_a_slow_chunk_goes_by_itself_while_the_next_ones_pictures_are_encoded(st
     assert rounds == [(1, 1)]  # the last one has none behind it
 
 
+def test_it_tells_what_its_time_went_to(start):
+    def append_together(chunks, coming):
+        return [engine.append_video_chunk(i, timestamps=t) for engine, i, t in chunks]
+
+    now = itertools.count()  # asked for before and after a piece of work: each takes a second
+    a, b, c = start("abc", append_together=append_together, clock=lambda: float(next(now)))
+    thread = a.thread
+    assert set(thread.spent.values()) == {(0, 0, 0.0)}
+    hold(a)  # the first chunk
+    for camera in (b, c):
+        camera.append("x")
+        camera.append("y")  # they pile up: two go together, and then, as they are slow, each alone
+    a.engine.gate.set()
+    wait_until(lambda: thread.spent[CHUNKS].parts == 5)
+    assert thread.spent[CHUNKS] == (4, 5, 4.0)
+    assert thread.spent[ANSWERS] == (0, 0, 0.0)
+    b.answer(tokens=2)
+    wait_until(lambda: thread.spent[ANSWERS].passes > 1)
+    passes, parts, seconds = thread.spent[ANSWERS]
+    assert passes == parts == seconds  # by itself, piece by piece
+    assert thread.spent[CHUNKS] == (4, 5, 4.0)
+
+
 class Unprepared:
     """What engines have in common, with three things to make ready."""
 
@@ -290,6 +321,7 @@ def test_what_chunks_would_wait_for_is_made_ready_while_nobody_wants_anything(st
     b.append("wakes them")
     wait_until(lambda: group.is_prepared and not a.counters.pending)
     assert order == ["2 left", "x", "1 left", "0 left"]
+    assert a.thread.spent[PREPARING][:2] == (3, 3)
 
 
 def test_engines_that_have_nothing_in_common_append_one_by_one(start):
@@ -597,13 +629,13 @@ def _exits(*given, **more):
 
 # -- isolation, with real engines over one model ------------------------------------------------
 
-CAP, CHUNKS = 150, 10
+CAP, APPENDED = 150, 10
 
 
 def stream(camera, folder):
     """What a camera sees and is asked: its answers, and the memory in the end."""
     answers = []
-    for chunk in range(CHUNKS):
+    for chunk in range(APPENDED):
         camera.append(*toy_frames(4, seed=chunk))
         outcome = camera.answer("What is it?", tokens=6)
         answers.append((outcome.answer, outcome.error, outcome.memory.length))
@@ -720,7 +752,7 @@ def test_whatever_goes_wrong_in_one_session_the_others_are_bit_identical(
     assert held.keys() == memory.keys()
     assert all(torch.equal(held[name], memory[name]) for name in memory)
     assert victim.faults == [] and victim.counters.pending == 0
-    assert victim.counters.ingested == 4 * CHUNKS
+    assert victim.counters.ingested == 4 * APPENDED
     ends = trouble.startswith("exit")
     assert (other.worker.ended is not None) == ends
     assert thread.stop(PATIENCE)
