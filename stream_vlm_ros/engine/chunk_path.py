@@ -18,23 +18,26 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 
 from stream_vlm_ros.engine.attention.base import Readout
-from stream_vlm_ros.engine.attention.step import MAX_PARTS, StepAttention, StepInputs, StepMemory
+from stream_vlm_ros.engine.attention.step import StepAttention, StepInputs, StepMemory
 from stream_vlm_ros.engine.attention.verified import Verified, relative_difference
 from stream_vlm_ros.engine.cache.manager import KVCacheManager
 from stream_vlm_ros.engine.cache.requests import Fork
-from stream_vlm_ros.engine.graph_runner import (
+from stream_vlm_ros.engine.captured import (
     MIN_WRONG,
     PLAIN_STEP,
+    Ready,
     Recording,
     StepKernels,
     record_graph,
     reserved_bytes,
     triton_kernels,
+    unreadable,
+    weights_at,
 )
 from stream_vlm_ros.engine.inputs.frames import PatchGrid
 from stream_vlm_ros.engine.model.base import LayerFunctions, StreamModel
@@ -198,8 +201,8 @@ class CapturedChunks(ChunkPath):
         self._stream: torch.Tensor | None = None
         self._memories: dict[int, StepMemory] = {}  # by how many chunks share a step
         self._grids: set[tuple[int, int, int]] = set()  # whose vision was to be recorded
-        self._visions: dict[Any, _Taken[_Vision]] = {}
-        self._chunks: dict[Any, _Taken[_Chunk]] = {}
+        self._visions: dict[Any, Ready[_Vision, torch.Tensor]] = {}
+        self._chunks: dict[Any, Ready[_Chunk, torch.Tensor]] = {}
         self._pool: Any = None  # of the graphs' memory
         self._weights_at = 0
         store.follow(self)
@@ -305,12 +308,7 @@ class CapturedChunks(ChunkPath):
             return f"it has more than {MAX_TOKENS} tokens"
         if not one.fork.parts:
             return "it is the first"  # with text before it, as no other: not worth a step
-        if len(one.fork.parts) > MAX_PARTS:
-            return f"the memory is read in more than {MAX_PARTS} parts"
-        memory = self._memory_for(1)
-        if not all(memory.holds(part.memory) for part in one.fork.parts):
-            return "the memory lies elsewhere"
-        return ""
+        return unreadable(one.fork.parts, self._store.holds)
 
     @torch.inference_mode()
     def _append(self, kind: _Kind, several: list[Appending]) -> list[torch.Tensor]:
@@ -368,14 +366,14 @@ class CapturedChunks(ChunkPath):
             _, taken = _like(alike, self._chunks)
             self._verified.attempt(kind, lambda: self._chunk(kind, taken.step.readout))
 
-    def _vision(self, kind: _Kind, several: Sequence[PatchGrid]) -> _Taken[_Vision]:
+    def _vision(self, kind: _Kind, several: Sequence[PatchGrid]) -> Ready[_Vision, torch.Tensor]:
         """The step of that kind, recorded on these patches if it is the first time."""
         if kind not in self._visions:
             step = _Vision(self._model, _joined(several), self._functions)
             self._visions[kind] = self._recorded(step)
         return self._visions[kind]
 
-    def _chunk(self, kind: _Kind, readout: Readout | None) -> _Taken[_Chunk]:
+    def _chunk(self, kind: _Kind, readout: Readout | None) -> Ready[_Chunk, torch.Tensor]:
         """The step of that kind, recorded if it is the first time."""
         _, size, _, chunks = kind
         memory = self._memory_for(chunks)  # first: those of a memory that was replaced are let go
@@ -394,9 +392,9 @@ class CapturedChunks(ChunkPath):
                 if kind not in there and kind not in self.refused:
                     yield kind
 
-    def _recorded(self, step: Step) -> _Taken[Step]:
+    def _recorded(self, step: _Step) -> Ready[_Step, torch.Tensor]:
         if not self._graph:
-            return _Taken(step, step)
+            return Ready(step, step)
         device = self._model.device
         if device.type == "cuda":
             torch.cuda.empty_cache()  # as a capture does, so that what it takes can be told
@@ -409,16 +407,15 @@ class CapturedChunks(ChunkPath):
         self.captures += 1
         taken = reserved_bytes(device) - before
         _log.info("%s: recorded in %.1f s, %.0f MB", step, time.perf_counter() - begin, taken / 1e6)
-        return _Taken(step, replay)
+        return Ready(step, replay)
 
     def _check_weights(self) -> None:
         """A graph reads them where they were."""
-        weights_at = next(self._model.parameters()).data_ptr()
-        if self._weights_at != weights_at:
+        if self._weights_at != (now_at := weights_at(self._model)):
             self._visions.clear()
             self._chunks.clear()
             self._pool = None
-            self._weights_at = weights_at
+            self._weights_at = now_at
 
 
 class _Vision:
@@ -473,15 +470,8 @@ class _Chunk:
             )
 
 
-Step = TypeVar("Step", _Vision, _Chunk)
+_Step = TypeVar("_Step", _Vision, _Chunk)
 _Item = TypeVar("_Item")
-
-
-class _Taken(NamedTuple, Generic[Step]):
-    """A step, and how to take it: as it is each time or, once recorded, by replaying that."""
-
-    step: Step
-    take: Callable[[], torch.Tensor]
 
 
 def chunk_path(
@@ -516,7 +506,9 @@ def _first(together: PatchGrid, chunks: int) -> PatchGrid:
     return replace(together, pixel_values=pixels, grid_thw=(grids, *together.grid_thw[1:]))
 
 
-def _like(alike: _Kind, steps: Mapping[_Kind, _Taken[Step]]) -> tuple[int, _Taken[Step]]:
+def _like(
+    alike: _Kind, steps: Mapping[_Kind, Ready[_Step, torch.Tensor]]
+) -> tuple[int, Ready[_Step, torch.Tensor]]:
     """One for another number of chunks, and for how many."""
     return next((kind[-1], taken) for kind, taken in steps.items() if kind[:-1] == alike)
 

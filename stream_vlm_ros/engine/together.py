@@ -21,6 +21,7 @@ import torch
 
 from stream_vlm_ros.engine.attention.base import Readout
 from stream_vlm_ros.engine.cache.buffer import KVShape, lies_in, slot_in
+from stream_vlm_ros.engine.captured import SharedMemory
 from stream_vlm_ros.engine.chunk_path import (
     BATCHES,
     Appending,
@@ -32,7 +33,7 @@ from stream_vlm_ros.engine.chunk_path import (
 from stream_vlm_ros.engine.decode_path import DecodePath, compute_together, decode_path
 from stream_vlm_ros.engine.decoding import Answer
 from stream_vlm_ros.engine.finite import FiniteCheck
-from stream_vlm_ros.engine.graph_runner import SharedMemory, TextRunner, text_runner
+from stream_vlm_ros.engine.graph_runner import TextRunner, text_runner
 from stream_vlm_ros.engine.results import ChunkResult
 from stream_vlm_ros.errors import InvalidParameterError, in_words
 

@@ -11,8 +11,8 @@ import torch
 from toy_qwen import SINK_AND_WINDOW
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
+from stream_vlm_ros.engine.captured import PLAIN_STEP, Recording
 from stream_vlm_ros.engine.chunk_path import CapturedChunks
-from stream_vlm_ros.engine.graph_runner import PLAIN_STEP, Recording
 from stream_vlm_ros.engine.together import EngineGroup, Together, append_together, finished
 from stream_vlm_ros.errors import (
     InvalidImageError,
