@@ -124,7 +124,7 @@ def test_every_import_is_required_or_a_declared_ros_package(package):
 
 
 def test_no_named_tuple_has_another_base_which_python_3_10_refuses():
-    """What lint is told of Python 3.10 does not cover it: such a module cannot be imported there."""
+    """Such a module cannot be imported there, and linters told of 3.10 do not say so."""
     found = [
         f"{file.relative_to(ROOT)}: {node.name}"
         for file in (ROOT / "stream_vlm_ros").rglob("*.py")
