@@ -33,7 +33,8 @@ from stream_vlm_ros.engine.attention.base import KVPart
 from stream_vlm_ros.engine.attention.step import StepInputs, StepMemory, attend_step, place_step
 from stream_vlm_ros.engine.cache.eviction import EvictionConfig
 from stream_vlm_ros.engine.cache.manager import KVCacheManager
-from stream_vlm_ros.engine.graph_runner import GraphRunner, StepKernels
+from stream_vlm_ros.engine.captured import StepKernels, triton_kernels
+from stream_vlm_ros.engine.graph_runner import GraphRunner
 from stream_vlm_ros.experiments.shapes import (
     SHAPES,
     random_network,
@@ -73,7 +74,7 @@ def whole_steps(model: Any, cap: int, attention: Any, times: int) -> None:
 
         placing = place
         ways["graph, one row by our own"] = (attention, True, True, matvec)
-        ways["graph, one token joined"] = graph_runner.triton_kernels(model, device)
+        ways["graph, one token joined"] = triton_kernels(model, device)
     manager = KVCacheManager(model.kv_shape, model.rotary, EvictionConfig.novelty(cap), device)
     manager.memory.normal_()
     for name, way in ways.items():

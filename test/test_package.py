@@ -123,6 +123,18 @@ def test_every_import_is_required_or_a_declared_ros_package(package):
     assert {name: file for name, file in found.items() if name not in known} == {}
 
 
+def test_no_named_tuple_has_another_base_which_python_3_10_refuses():
+    """Such a module cannot be imported there, and linters told of 3.10 do not say so."""
+    found = [
+        f"{file.relative_to(ROOT)}: {node.name}"
+        for file in (ROOT / "stream_vlm_ros").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ClassDef) and len(node.bases) > 1
+        if any("NamedTuple" in ast.unparse(base) for base in node.bases)
+    ]
+    assert found == []
+
+
 def test_every_requirement_is_imported():
     found = imported("stream_vlm_ros", "launch")
     assert required("runtime", "opencv", "web", "serve", "ray") - set(found) <= USED_BY_OTHERS

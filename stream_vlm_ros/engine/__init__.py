@@ -13,6 +13,7 @@ Read `inference` first: it conducts the others. Each folder says at its door wha
     together        several engines on one model: memories side by side, their work in one pass
     chunk_path      how a chunk runs: call by call or, if it is small, in captured steps
     decode_path     how the next tokens of several engines' answers run: in one pass
+    captured        what captured steps are made of, what they read, how one is recorded
     graph_runner    how text runs, in prefill and decode: call by call, or in captured steps
     finite          not-a-number is neither kept nor answered with
     loading         a folder -> network and processor on the device

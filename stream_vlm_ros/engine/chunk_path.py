@@ -16,25 +16,33 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 
 from stream_vlm_ros.engine.attention.base import Readout
-from stream_vlm_ros.engine.attention.step import MAX_PARTS, StepAttention, StepInputs, StepMemory
-from stream_vlm_ros.engine.attention.verified import Verified, relative_difference
+from stream_vlm_ros.engine.attention.step import StepAttention, StepInputs, StepMemory
+from stream_vlm_ros.engine.attention.verified import (
+    OUT_OF_MEMORY,
+    Verified,
+    relative_difference,
+)
 from stream_vlm_ros.engine.cache.manager import KVCacheManager
 from stream_vlm_ros.engine.cache.requests import Fork
-from stream_vlm_ros.engine.graph_runner import (
+from stream_vlm_ros.engine.captured import (
     MIN_WRONG,
     PLAIN_STEP,
+    Ready,
     Recording,
     StepKernels,
     record_graph,
     reserved_bytes,
     triton_kernels,
+    unreadable,
+    weights_at,
 )
 from stream_vlm_ros.engine.inputs.frames import PatchGrid
 from stream_vlm_ros.engine.model.base import LayerFunctions, StreamModel
@@ -158,7 +166,8 @@ class CapturedChunks(ChunkPath):
     """Small chunks in steps of fixed shape, each recorded once as a CUDA graph.
 
     The first chunk of a size is held against plain calls, in what it returns and what it stores.
-    After a capture that fails, all chunks go the plain way.
+    After a recording that fails no other is tried, unless memory is all that it lacked: then once
+    some was given back. What was recorded before goes on to serve.
 
     Args:
         store: its ``memory`` is what the chunks are appended to: a `KVCacheManager`, or a `Room` in
@@ -193,13 +202,15 @@ class CapturedChunks(ChunkPath):
         self._verified: Verified[Any] = Verified("chunks take longer", ())
         self.captures = 0
         self.detours: Counter[str] = Counter()
-        self._failed = ""  # why captures are not tried any more
+        self._failed = ""  # why nothing more is recorded
+        self._lacks_memory = False  # which is why
+        self._given_back = False  # memory, since that was looked at
         self._tail: torch.Tensor | None = None  # of the steps, [layers, 2, kv_heads, room, d]
         self._stream: torch.Tensor | None = None
         self._memories: dict[int, StepMemory] = {}  # by how many chunks share a step
         self._grids: set[tuple[int, int, int]] = set()  # whose vision was to be recorded
-        self._visions: dict[Any, _Taken[_Vision]] = {}
-        self._chunks: dict[Any, _Taken[_Chunk]] = {}
+        self._visions: dict[Any, Ready[_Vision, torch.Tensor]] = {}
+        self._chunks: dict[Any, Ready[_Chunk, torch.Tensor]] = {}
         self._pool: Any = None  # of the graphs' memory
         self._weights_at = 0
         store.follow(self)
@@ -209,15 +220,35 @@ class CapturedChunks(ChunkPath):
         return self._verified.refused
 
     def memory_replaced(self) -> None:
+        """What it is appended to is another tensor."""
         self._stream = None
         self._memories.clear()
         self._chunks.clear()
 
-    def _pieces(self, several: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
-        """As many at a time as a step takes."""
+    def memory_given_back(self) -> None:
+        """Another engine's memory is free. Called by any thread."""
+        self._given_back = True
+
+    def _serves(self, kind: _Kind) -> bool:
+        """Whether a step of that kind was recorded, or may be."""
+        if self._given_back:
+            self._given_back = False
+            self._verified.memory_given_back()
+            if self._lacks_memory:
+                self._failed, self._lacks_memory = "", False
+        is_there = kind in self._visions or kind in self._chunks
+        return kind not in self.refused and (is_there or not self._failed)
+
+    def _pieces(
+        self, alike: _Kind, several: Sequence[_Item]
+    ) -> Iterator[tuple[_Kind | None, Sequence[_Item]]]:
+        """As many at a time as the largest step takes that serves, and its kind; where none does,
+        None with all that are left."""
         while several:
-            size = next(size for size in self._batches if size <= len(several))
-            yield several[:size]
+            kinds = ((*alike, size) for size in self._batches if size <= len(several))
+            kind = next(filter(self._serves, kinds), None)
+            size = len(several) if kind is None else kind[-1]
+            yield kind, several[:size]
             several = several[size:]
 
     # -- seeing ------------------------------------------------------------------------------
@@ -225,22 +256,24 @@ class CapturedChunks(ChunkPath):
     def encode_all(self, several: Sequence[PatchGrid]) -> list[torch.Tensor]:
         plain, grid = super().encode_all, several[0].grid_thw
         many = grid not in self._grids and len(self._grids) == MAX_GRIDS
-        if self._failed or several[0].tokens > MAX_TOKENS or many:
+        if several[0].tokens > MAX_TOKENS or many:
             return plain(several)
         self._grids.add(grid)
         found: list[torch.Tensor] = []
-        for some in self._pieces(several):
-            kind = ("vision", grid, len(some))
-            see, otherwise = partial(self._see, some), partial(plain, some)
+        for kind, some in self._pieces(("vision", grid), several):
+            if kind is None:
+                found += plain(some)
+                continue
+            see, otherwise = partial(self._see, kind, some), partial(plain, some)
             found += self._verified.run(kind, see, otherwise, _differ_all)
             if kind in self.refused:
                 self._visions.pop(kind, None)
         return found
 
     @torch.inference_mode()
-    def _see(self, several: Sequence[PatchGrid]) -> list[torch.Tensor]:
+    def _see(self, kind: _Kind, several: Sequence[PatchGrid]) -> list[torch.Tensor]:
         self._check_weights()
-        taken = self._vision(("vision", several[0].grid_thw, len(several)), several)
+        taken = self._vision(kind, several)
         pixels = taken.step.patches.pixel_values
         for patches, place in zip(several, pixels.chunk(len(several)), strict=True):
             place.copy_(patches.pixel_values, non_blocking=True)
@@ -254,26 +287,27 @@ class CapturedChunks(ChunkPath):
         by_kind: dict[_Kind, list[tuple[int, Appending]]] = {}
         for number, one in enumerate(several):
             size = -(-len(one.embeddings) // _ROUNDED) * _ROUNDED
-            kind: _Kind = ("decoder", size, () if one.readout is None else _items(one.readout))
-            if obstacle := self._obstacle(kind, one):
+            alike: _Kind = ("decoder", size, () if one.readout is None else _items(one.readout))
+            if obstacle := self._obstacle(one):
                 self.detours[obstacle] += 1
                 found[number] = super().append_all([one])[0]
             else:
-                by_kind.setdefault(kind, []).append((number, one))
+                by_kind.setdefault(alike, []).append((number, one))
         for alike, numbered in by_kind.items():
-            for some in self._pieces(numbered):
-                hidden = self._append_alike(alike, [one for _, one in some])
+            for kind, some in self._pieces(alike, numbered):
+                if kind is None:
+                    self.detours[self.refused.get((*alike, 1), self._failed)] += len(some)
+                hidden = self._append_alike(kind, [one for _, one in some])
                 for (number, _), states in zip(some, hidden, strict=True):
                     # The next step of the pool would overwrite them.
                     found[number] = states if len(several) == 1 else states.clone()
         return [found[number] for number in range(len(several))]
 
-    def _append_alike(self, kind: _Kind, several: list[Appending]) -> list[torch.Tensor]:
-        """Append chunks that one step takes together."""
-        kind = (*kind, len(several))
+    def _append_alike(self, kind: _Kind | None, several: list[Appending]) -> list[torch.Tensor]:
+        """Append chunks that one step takes together; None: each by itself, call by call."""
         plain = super().append_all
-        if kind in self.refused:  # then each by itself
-            return [self._append_alike(kind[:-1], [one])[0].clone() for one in several]
+        if kind is None:
+            return [plain([one])[0].clone() for one in several]
         stored: list[torch.Tensor] = []
 
         def apart() -> list[torch.Tensor]:
@@ -298,19 +332,12 @@ class CapturedChunks(ChunkPath):
             return [plain([one])[0].clone() for one in several]
         return hidden
 
-    def _obstacle(self, kind: _Kind, one: Appending) -> str:
-        if self._failed or (alone := (*kind, 1)) in self.refused:
-            return self._failed or self.refused[alone]
+    def _obstacle(self, one: Appending) -> str:
         if len(one.embeddings) > MAX_TOKENS:
             return f"it has more than {MAX_TOKENS} tokens"
         if not one.fork.parts:
             return "it is the first"  # with text before it, as no other: not worth a step
-        if len(one.fork.parts) > MAX_PARTS:
-            return f"the memory is read in more than {MAX_PARTS} parts"
-        memory = self._memory_for(1)
-        if not all(memory.holds(part.memory) for part in one.fork.parts):
-            return "the memory lies elsewhere"
-        return ""
+        return unreadable(one.fork.parts, self._store.holds)
 
     @torch.inference_mode()
     def _append(self, kind: _Kind, several: list[Appending]) -> list[torch.Tensor]:
@@ -351,13 +378,13 @@ class CapturedChunks(ChunkPath):
 
     @property
     def is_prepared(self) -> bool:
-        return bool(self._failed) or next(self._missing(), None) is None
+        return next(self._missing(), None) is None
 
     @torch.inference_mode()
     def prepare_next(self) -> None:
         """Record a step for a number of chunks that have not come together yet, of a size that has
         come: when they do, they come faster than they are appended."""
-        if (kind := next(self._missing(), None)) is None or self._failed:
+        if (kind := next(self._missing(), None)) is None:
             return
         alike, chunks = kind[:-1], kind[-1]
         if kind[0] == "vision":
@@ -368,21 +395,23 @@ class CapturedChunks(ChunkPath):
             _, taken = _like(alike, self._chunks)
             self._verified.attempt(kind, lambda: self._chunk(kind, taken.step.readout))
 
-    def _vision(self, kind: _Kind, several: Sequence[PatchGrid]) -> _Taken[_Vision]:
+    def _vision(self, kind: _Kind, several: Sequence[PatchGrid]) -> Ready[_Vision, torch.Tensor]:
         """The step of that kind, recorded on these patches if it is the first time."""
         if kind not in self._visions:
-            step = _Vision(self._model, _joined(several), self._functions)
-            self._visions[kind] = self._recorded(step)
+            with self._recording():
+                step = _Vision(self._model, _joined(several), self._functions)
+                self._visions[kind] = self._recorded(step)
         return self._visions[kind]
 
-    def _chunk(self, kind: _Kind, readout: Readout | None) -> _Taken[_Chunk]:
+    def _chunk(self, kind: _Kind, readout: Readout | None) -> Ready[_Chunk, torch.Tensor]:
         """The step of that kind, recorded if it is the first time."""
         _, size, _, chunks = kind
-        memory = self._memory_for(chunks)  # first: those of a memory that was replaced are let go
-        if kind not in self._chunks:
-            given = (self._kernels, self._functions)
-            step = _Chunk(self._model, memory, size, *given, readout)
-            self._chunks[kind] = self._recorded(step)
+        with self._recording():
+            memory = self._memory_for(chunks)  # first: it lets go of what read a replaced one
+            if kind not in self._chunks:
+                given = (self._kernels, self._functions)
+                step = _Chunk(self._model, memory, size, *given, readout)
+                self._chunks[kind] = self._recorded(step)
         return self._chunks[kind]
 
     def _missing(self) -> Iterator[_Kind]:
@@ -391,34 +420,39 @@ class CapturedChunks(ChunkPath):
         for chunks in reversed(self._batches):
             for alike in dict.fromkeys(kind[:-1] for kind in there):
                 kind = (*alike, chunks)
-                if kind not in there and kind not in self.refused:
+                if kind not in there and self._serves(kind):
                     yield kind
 
-    def _recorded(self, step: Step) -> _Taken[Step]:
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        """While a step is made that was not there."""
+        try:
+            yield
+        except Exception as fault:
+            self._failed = "a step could not be recorded"
+            self._lacks_memory = isinstance(fault, OUT_OF_MEMORY)
+            raise
+
+    def _recorded(self, step: _Step) -> Ready[_Step, torch.Tensor]:
         if not self._graph:
-            return _Taken(step, step)
+            return Ready(step, step)
         device = self._model.device
         if device.type == "cuda":
             torch.cuda.empty_cache()  # as a capture does, so that what it takes can be told
         begin, before = time.perf_counter(), reserved_bytes(device)
-        try:
-            replay, self._pool = self._recorder(step, self._pool)
-        except Exception:
-            self._failed = "a step could not be recorded"
-            raise
+        replay, self._pool = self._recorder(step, self._pool)
         self.captures += 1
         taken = reserved_bytes(device) - before
         _log.info("%s: recorded in %.1f s, %.0f MB", step, time.perf_counter() - begin, taken / 1e6)
-        return _Taken(step, replay)
+        return Ready(step, replay)
 
     def _check_weights(self) -> None:
         """A graph reads them where they were."""
-        weights_at = next(self._model.parameters()).data_ptr()
-        if self._weights_at != weights_at:
+        if self._weights_at != (now_at := weights_at(self._model)):
             self._visions.clear()
             self._chunks.clear()
             self._pool = None
-            self._weights_at = weights_at
+            self._weights_at = now_at
 
 
 class _Vision:
@@ -473,15 +507,8 @@ class _Chunk:
             )
 
 
-Step = TypeVar("Step", _Vision, _Chunk)
+_Step = TypeVar("_Step", _Vision, _Chunk)
 _Item = TypeVar("_Item")
-
-
-class _Taken(NamedTuple, Generic[Step]):
-    """A step, and how to take it: as it is each time or, once recorded, by replaying that."""
-
-    step: Step
-    take: Callable[[], torch.Tensor]
 
 
 def chunk_path(
@@ -516,7 +543,9 @@ def _first(together: PatchGrid, chunks: int) -> PatchGrid:
     return replace(together, pixel_values=pixels, grid_thw=(grids, *together.grid_thw[1:]))
 
 
-def _like(alike: _Kind, steps: Mapping[_Kind, _Taken[Step]]) -> tuple[int, _Taken[Step]]:
+def _like(
+    alike: _Kind, steps: Mapping[_Kind, Ready[_Step, torch.Tensor]]
+) -> tuple[int, Ready[_Step, torch.Tensor]]:
     """One for another number of chunks, and for how many."""
     return next((kind[-1], taken) for kind, taken in steps.items() if kind[:-1] == alike)
 

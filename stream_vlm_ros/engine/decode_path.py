@@ -21,22 +21,22 @@ from typing import Any
 import torch
 
 from stream_vlm_ros.engine.attention.base import Readout
-from stream_vlm_ros.engine.attention.step import MAX_PARTS, StepAttention, StepInputs, StepMemory
+from stream_vlm_ros.engine.attention.step import StepAttention, StepInputs, StepMemory
 from stream_vlm_ros.engine.attention.verified import Verified, relative_difference
 from stream_vlm_ros.engine.cache.requests import Fork
-from stream_vlm_ros.engine.graph_runner import (
+from stream_vlm_ros.engine.captured import (
     MIN_WRONG,
     PLAIN_STEP,
+    Ready,
     Recording,
     SharedMemory,
     StepKernels,
-    TextRunner,
     record_graph,
     reserved_bytes,
-    step_functions,
-    text_positions,
     triton_kernels,
+    weights_at,
 )
+from stream_vlm_ros.engine.graph_runner import TextRunner, step_functions, text_positions
 from stream_vlm_ros.engine.model.base import StreamModel
 from stream_vlm_ros.errors import in_words
 
@@ -180,8 +180,7 @@ class CapturedDecode(DecodePath):
         self._verified: Verified[Any] = Verified("answers are written by turns", ())
         self.steps = 0
         self.detours: Counter[str] = Counter()
-        self._step: _Step | None = None
-        self._take: Callable[[], torch.Tensor] | None = None
+        self._ready: Ready[_Step, torch.Tensor] | None = None
         self._read: list[weakref.ref[Fork]] = []  # what the step's memory is loaded for
         self._weights_at = 0
 
@@ -190,7 +189,7 @@ class CapturedDecode(DecodePath):
         return self._verified.refused
 
     def warm_up(self) -> tuple[float, int]:
-        if self._take is not None:
+        if self._ready is not None:
             return 0.0, 0
         begin, before = time.perf_counter(), reserved_bytes(self._model.device)
         self._verified.attempt("", self._prepared)
@@ -202,7 +201,7 @@ class CapturedDecode(DecodePath):
     def compute_all(self, several: Sequence[Continuation]) -> None:
         ready = []
         for one in several:
-            if obstacle := self._obstacle(one.fork):
+            if obstacle := self.refused.get("") or self._memory.obstacle(one.fork):
                 self.detours[obstacle] += 1
             else:
                 ready.append(one)
@@ -222,19 +221,11 @@ class CapturedDecode(DecodePath):
         logits = self._verified.run("", lambda: self._together(several), plain, _differ)
         _computed(several, logits)
 
-    def _obstacle(self, fork: Fork) -> str:
-        if self.refused:
-            return self.refused[""]
-        if not fork.has_question_tail:
-            return "another answer is being written from its memory"
-        if len(fork.parts) > MAX_PARTS:
-            return f"the memory is read in more than {MAX_PARTS} parts"
-        return self._memory.obstacle(fork)
-
     @torch.inference_mode()
     def _together(self, several: Sequence[Continuation]) -> torch.Tensor:
         """Logits ``[answers, vocabulary]``."""
-        step, take = self._prepared()
+        ready = self._prepared()
+        step = ready.step
         forks = [one.fork for one in several]
         if [read() for read in self._read] != forks:
             self._read = []
@@ -249,19 +240,18 @@ class CapturedDecode(DecodePath):
         self.steps += 1
         for fork in forks:
             fork.advance(1)
-        return take()[: len(several)].clone()  # the next step would overwrite them
+        return ready.take()[: len(several)].clone()  # the next step would overwrite them
 
-    def _prepared(self) -> tuple[_Step, Callable[[], torch.Tensor]]:
-        """The step, and how to take it."""
-        weights_at = next(self._model.parameters()).data_ptr()
-        if self._step is None or self._take is None or self._weights_at != weights_at:
+    def _prepared(self) -> Ready[_Step, torch.Tensor]:
+        now_at = weights_at(self._model)
+        if self._ready is None or self._weights_at != now_at:
             self._read = []
             shared = self._memory
             memory = StepMemory(shared.memory, shared.tail, LANES, shared.longest)
-            self._step = _Step(self._model, memory, self._kernels, self._compiled)
-            self._take = self._recorder(self._step, None).replay if self._graph else self._step
-            self._weights_at = weights_at  # a graph reads them where they were
-        return self._step, self._take
+            step = _Step(self._model, memory, self._kernels, self._compiled)
+            take = self._recorder(step, None).replay if self._graph else step
+            self._ready, self._weights_at = Ready(step, take), now_at
+        return self._ready
 
 
 class _Step:

@@ -9,7 +9,6 @@ graph replays, and comes back to the plain way where a step cannot serve.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import time
@@ -17,39 +16,37 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import accumulate, takewhile
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 
 from stream_vlm_ros.engine.attention.base import KVPart, Readout
-from stream_vlm_ros.engine.attention.flash3 import fastest_step_attention
-from stream_vlm_ros.engine.attention.step import (
-    MAX_PARTS,
-    AttendStep,
-    PlaceStep,
-    StepAttention,
-    StepInputs,
-    StepMemory,
-    attend_step,
-    place_step,
-)
+from stream_vlm_ros.engine.attention.step import StepAttention, StepInputs, StepMemory
 from stream_vlm_ros.engine.attention.verified import Verified, relative_difference
 from stream_vlm_ros.engine.cache.manager import KVCacheManager
 from stream_vlm_ros.engine.cache.mrope import Vec
 from stream_vlm_ros.engine.cache.requests import Fork
-from stream_vlm_ros.engine.model.base import LayerFunctions, Linear, StreamModel
-from stream_vlm_ros.engine.model.compiled import recompiling
+from stream_vlm_ros.engine.captured import (
+    MIN_WRONG,
+    PLAIN_STEP,
+    OwnMemory,
+    Ready,
+    Recording,
+    SharedMemory,
+    StepKernels,
+    record_graph,
+    reserved_bytes,
+    triton_kernels,
+    weights_at,
+)
+from stream_vlm_ros.engine.model.base import LayerFunctions, StreamModel
 from stream_vlm_ros.errors import InvalidParameterError
 
 QUESTION_PATHS = ("auto", "eager", "static", "graph")
 
 # Tokens of a step: one to decode, the others to prefill, padded to the next.
 SIZES = (1, 16, 32, 64, 128, 256)
-
-# Kernels that round differently are some 1 % apart at the end of a large model in bfloat16; a wrong
-# one is as far from the other as answers to different questions, more than 100 %.
-MIN_WRONG = 0.2
 
 _log = logging.getLogger(__name__)
 
@@ -132,118 +129,7 @@ class TextRunner:
 
 
 StepResult = tuple[torch.Tensor, torch.Tensor]  # hidden states and logits, as `Step` gives them
-
-
-class Recording(NamedTuple):
-    """A step that was recorded: how to take it again, and the pool that its memory is from."""
-
-    replay: Callable[[], Any]
-    pool: Any
-
-
-class Joined(NamedTuple):
-    """What steps of one token are made of, where kernels that do the work of several serve.
-
-    Attributes:
-        functions: makes the layers' functions of the plain ones.
-        attend, place: see `StepKernels`.
-    """
-
-    functions: Callable[[LayerFunctions], LayerFunctions]
-    attend: AttendStep = attend_step
-    place: PlaceStep = place_step
-
-
-class StepKernels(NamedTuple):
-    """What steps are made of.
-
-    Attributes:
-        attend: a step's attention.
-        place: rotates its queries and keys, and writes to the tail.
-        matvec: takes the matrix products of steps of one token; None: as all others.
-        joined: those of steps of one token, if they have others.
-    """
-
-    attend: AttendStep = attend_step
-    place: PlaceStep = place_step
-    matvec: Linear | None = None
-    joined: Joined | None = None
-
-
-PLAIN_STEP = StepKernels()
-
-
-class OwnMemory:
-    """Where the steps of one engine's questions read and write: its memory and its tail."""
-
-    longest: int | None = None
-
-    def __init__(self, manager: KVCacheManager):
-        self.manager = manager
-
-    @property
-    def tail(self) -> torch.Tensor:
-        """``[layers, 2, kv_heads, slots, head_dim]``"""
-        return self.manager.question_tail
-
-    def stream(self, fork: Fork) -> torch.Tensor:
-        """What this fork reads, ``[layers, 2, kv_heads, slots, head_dim]``."""
-        return fork.parts[0].memory if fork.parts else self.manager.memory
-
-    def tail_slot(self, fork: Fork) -> int:
-        """Where in the tail its own tokens begin."""
-        return 0
-
-    def obstacle(self, fork: Fork) -> str:
-        """Why no step can read it, "" if one can."""
-        if any(part.memory is not fork.parts[0].memory for part in fork.parts):
-            return "memory is read that is not the stream's"
-        return ""
-
-
-class SharedMemory:
-    """The same for several engines, whose memories and tails lie side by side.
-
-    Args:
-        room, tails: where they do.
-    """
-
-    manager = None  # it is no single engine's
-
-    def __init__(self, room: TakenInParts, tails: TakenInParts):
-        self._room, self._tails, self.longest = room, tails, room.longest
-
-    @property
-    def tail(self) -> torch.Tensor:
-        return self._tails.memory
-
-    @property
-    def memory(self) -> torch.Tensor:
-        """Of all of them, ``[layers, 2, kv_heads, slots, head_dim]``."""
-        return self._room.memory
-
-    def stream(self, fork: Fork) -> torch.Tensor:
-        return self.memory
-
-    def tail_slot(self, fork: Fork) -> int:
-        return self._tails.slot_of(fork.tail)
-
-    def obstacle(self, fork: Fork) -> str:
-        lies = all(self._room.holds(part.memory) for part in fork.parts)
-        return "" if lies and self._tails.holds(fork.tail) else "the memory lies elsewhere"
-
-
-class TakenInParts(Protocol):
-    """A tensor of whose slots several memories take some each (`together.Room`)."""
-
-    longest: int
-
-    @property
-    def memory(self) -> torch.Tensor: ...
-
-    def holds(self, memory: torch.Tensor) -> bool: ...
-
-    def slot_of(self, memory: torch.Tensor) -> int: ...
+_ReadyStep: TypeAlias = "Ready[Step, StepResult]"
 
 
 class GraphRunner(TextRunner):
@@ -298,7 +184,7 @@ class GraphRunner(TextRunner):
         self._memory: StepMemory | None = None
         self._reader: weakref.ref[Fork] | None = None  # whose parts the steps read now
         self._weights_at = 0
-        self._ready: dict[int, _Ready] = {}
+        self._ready: dict[int, _ReadyStep] = {}
         self._pool: Any = None  # of the graphs' memory
         self._begun: weakref.WeakKeyDictionary[Fork, _Begun] = weakref.WeakKeyDictionary()
         self._is_warm = False
@@ -413,7 +299,7 @@ class GraphRunner(TextRunner):
 
     def _takes(self, fork: Fork, sizes: Sequence[int], readout: Readout | None = None) -> bool:
         """Whether steps can serve this fork; then those of ``sizes`` are ready."""
-        obstacle = self.reason or self._obstacle(fork)
+        obstacle = self.reason or self._lies_in.obstacle(fork)
         if not obstacle and readout and (not self._reads or readout.heads != self._reads.heads):
             obstacle = "heads are read that the steps do not read"
         if not obstacle:
@@ -425,13 +311,6 @@ class GraphRunner(TextRunner):
             self.detours[obstacle] += 1
         return not obstacle
 
-    def _obstacle(self, fork: Fork) -> str:
-        if not fork.has_question_tail:
-            return "another answer is being written"
-        if len(fork.parts) > MAX_PARTS:
-            return f"the memory is read in more than {MAX_PARTS} parts"
-        return self._lies_in.obstacle(fork)
-
     def _read(self, fork: Fork) -> None:
         """Let the steps read the fork's parts. (A fork's parts stay as they were made.)"""
         stream = self._lies_in.stream(fork)
@@ -441,10 +320,9 @@ class GraphRunner(TextRunner):
             self._forget_steps()  # first: once the memory is another, nobody asks about them
             self._memory = memory
         if self._reader is None or self._reader() is not fork:
-            weights_at = next(self._model.parameters()).data_ptr()
-            if self._weights_at != weights_at:  # a graph reads them where they were
+            if self._weights_at != (now_at := weights_at(self._model)):
                 self._forget_steps()
-                self._weights_at = weights_at
+                self._weights_at = now_at
             self._reader = None  # until all of them are loaded
             self._memory.load(fork.parts)
             self._reader = weakref.ref(fork)
@@ -527,18 +405,18 @@ class GraphRunner(TextRunner):
         """Whether a step of that size is made of joined kernels."""
         return size == 1 and self._kernels.joined is not None and not self.joined.refused
 
-    def _make(self, size: int) -> _Ready:
+    def _make(self, size: int) -> _ReadyStep:
         assert self._memory is not None
         inputs, fuses = StepInputs(size, self._memory), self._compiled and not self.fused.refused
         kernels = self._kernels if self._joins(size) else self._kernels._replace(joined=None)
         step = Step(self._model, self._memory, inputs, kernels, fuses, self._reads)
-        return _Ready(step, step)
+        return Ready(step, step)
 
-    def _record(self, size: int) -> _Ready:
+    def _record(self, size: int) -> _ReadyStep:
         step = self._make(size).step
         replay, self._pool = self._recorder(step, self._pool)
         self.captures += 1
-        return _Ready(step, replay)
+        return Ready(step, replay)
 
     def _step(
         self,
@@ -646,69 +524,6 @@ class _Begun(NamedTuple):
     length: int
 
 
-class _Ready(NamedTuple):
-    """A step, and how to take it: as it is each time or, once recorded, by replaying that."""
-
-    step: Step
-    take: Callable[[], StepResult]
-
-
-class OnDevice(Protocol):
-    """A function of tensors that lie on a device, and of nothing else."""
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def __call__(self) -> Any: ...
-
-
-def record_graph(step: OnDevice, pool: Any) -> Recording:
-    """Record a CUDA graph whose memory is shared with those of the same ``pool``.
-
-    The inputs of a step are all padding, which leaves no trace but in the slot for that.
-    """
-    with torch.cuda.device(step.device), recompiling():
-        usual, aside = torch.cuda.current_stream(), _aside(step.device)
-        graph = torch.cuda.CUDAGraph()
-        try:
-            aside.wait_stream(usual)
-            with torch.cuda.stream(aside):
-                for _ in range(2):  # what is compiled, loaded or allocated at a first call
-                    step()
-            usual.wait_stream(aside)
-            # Other threads may go on using the device meanwhile.
-            with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
-                outputs = step()
-        except BaseException:
-            _end_recording(graph)
-            torch.cuda.set_stream(usual)
-            usual.wait_stream(aside)  # which may still read what is now given back
-            raise
-
-    def replay() -> Any:
-        graph.replay()
-        return outputs
-
-    return Recording(replay, graph.pool())
-
-
-@functools.cache
-def _aside(device: torch.device) -> Any:
-    """A device's stream for a step's first calls, always the same: for each that multiplies
-    matrices cuBLAS keeps 32 MiB for good."""
-    return torch.cuda.Stream(device)
-
-
-def _end_recording(graph: torch.cuda.CUDAGraph) -> None:
-    """End it where its own context did not: begun in vain, no longer valid, or aborted on its way.
-
-    That context then leaves its stream current, too.
-    """
-    if torch.cuda.is_current_stream_capturing():
-        with contextlib.suppress(RuntimeError):  # ended all the same: what it recorded is not valid
-            graph.capture_end()
-
-
 def text_runner(
     wanted: str,
     model: StreamModel,
@@ -741,36 +556,6 @@ def text_runner(
         return TextRunner(model, loading.refused[""])
     graph = wanted != "static"
     return GraphRunner(model, memory, kernels, graph, compiled=graph, reads=reads)
-
-
-def triton_kernels(model: StreamModel, device: torch.device) -> StepKernels:
-    size = model.kv_shape.head_dim
-    if size < 16 or size & (size - 1):
-        raise InvalidParameterError(
-            f"unsupported head_dim {size}: Triton needs a power of two >= 16"
-        )
-    from stream_vlm_ros.engine.attention.triton_decode import (
-        matvec,
-        overlaps,
-        place,
-        split_attention,
-    )
-    from stream_vlm_ros.engine.model.triton_layer import join
-
-    found = torch.cuda.get_device_properties(device)
-    shared = getattr(found, "shared_memory_per_block_optin", 0)
-    split = split_attention(found.multi_processor_count, shared)
-    text = model.config.text_config
-    heads = (text.num_attention_heads, model.kv_shape.kv_heads, size)
-    attend = fastest_step_attention(split, device, model.dtype, heads)
-    if not overlaps(device) or model.dtype == torch.float32:
-        return StepKernels(attend, place, matvec)
-    overlapped = Joined(
-        functools.partial(join, overlapped=True),
-        split_attention(found.multi_processor_count, shared, overlapped=True),
-        functools.partial(place, overlapped=True),
-    )
-    return StepKernels(attend, place, matvec, overlapped)
 
 
 def text_positions(start: Sequence[int], done: int, count: int) -> torch.Tensor:
@@ -811,7 +596,3 @@ def _log_probabilities(
     chosen = after.gather(1, follows[:, None])[:, 0].double() - after.logsumexp(-1).double()
     begins = torch.tensor([text[0] for text in texts], device=device)
     return first[begins].double().index_add(0, owner, chosen).tolist()
-
-
-def reserved_bytes(device: torch.device) -> int:
-    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0

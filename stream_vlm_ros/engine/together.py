@@ -21,9 +21,11 @@ import torch
 
 from stream_vlm_ros.engine.attention.base import Readout
 from stream_vlm_ros.engine.cache.buffer import KVShape, lies_in, slot_in
+from stream_vlm_ros.engine.captured import SharedMemory
 from stream_vlm_ros.engine.chunk_path import (
     BATCHES,
     Appending,
+    CapturedChunks,
     ChunkPath,
     Encoded,
     Encoding,
@@ -32,7 +34,7 @@ from stream_vlm_ros.engine.chunk_path import (
 from stream_vlm_ros.engine.decode_path import DecodePath, compute_together, decode_path
 from stream_vlm_ros.engine.decoding import Answer
 from stream_vlm_ros.engine.finite import FiniteCheck
-from stream_vlm_ros.engine.graph_runner import SharedMemory, TextRunner, text_runner
+from stream_vlm_ros.engine.graph_runner import TextRunner, text_runner
 from stream_vlm_ros.engine.results import ChunkResult
 from stream_vlm_ros.errors import InvalidParameterError, in_words
 
@@ -112,6 +114,7 @@ class Room:
         self._slots = sum(tokens) + (self.longest if len(tokens) > 1 else 0)
         self._memory: torch.Tensor | None = None
         self._taken: dict[int, int] = {}  # slots from, up to
+        self._followers: weakref.WeakSet[CapturedChunks] = weakref.WeakSet()
 
     @property
     def memory(self) -> torch.Tensor:
@@ -119,8 +122,9 @@ class Room:
         assert self._memory is not None
         return self._memory
 
-    def follow(self, follower: Any) -> None:
-        """It is never another tensor: nothing to tell."""
+    def follow(self, follower: CapturedChunks) -> None:
+        """Call its ``memory_given_back()`` when a memory is free again, as long as it lives."""
+        self._followers.add(follower)
 
     def has(self, tokens: int) -> bool:
         """Whether there is room for so many."""
@@ -139,13 +143,22 @@ class Room:
                 tokens,
                 self._otherwise,
             )
-            return shape.allocate(tokens, device)
+            elsewhere = shape.allocate(tokens, device)
+            weakref.finalize(elsewhere, self._given_back)
+            return elsewhere
         if self._memory is None:
             self._memory = shape.allocate(self._slots, device)
         self._taken[start] = start + tokens
         memory = self._memory.narrow(3, start, tokens)
-        weakref.finalize(memory, self._taken.pop, start, None)
+        weakref.finalize(memory, self._given_back, start)
         return memory
+
+    def _given_back(self, start: int | None = None) -> None:
+        """A memory is no longer there, which lay here from ``start`` on, or elsewhere."""
+        if start is not None:
+            self._taken.pop(start, None)
+        for follower in list(self._followers):
+            follower.memory_given_back()
 
     def holds(self, memory: torch.Tensor) -> bool:
         """Whether a memory ``[layers, 2, kv_heads, slots, head_dim]`` lies in it."""

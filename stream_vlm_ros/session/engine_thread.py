@@ -83,6 +83,31 @@ def write_together(answers: Sequence[Answer]) -> None:
     together.write_together(answers)
 
 
+class _Turn(NamedTuple):
+    """What is next.
+
+    Attributes:
+        wants: what each session could do.
+        choice: whose turn it is; None: sessions are to be loaded or closed, if there are any left.
+        in_common: the chunks that wait, of whichever sessions, may be appended together.
+        to_prepare: a group that could make something ready, while nobody wants anything.
+    """
+
+    wants: dict[EngineWorker, Wants]
+    choice: Choice[EngineWorker] | None = None
+    in_common: bool = False
+    to_prepare: Any = None
+
+    @property
+    def appends_together(self) -> bool:
+        """Whether its chunks are appended by `AppendTogether`: also one alone, if others wait whose
+        pictures can be encoded meanwhile."""
+        if self.choice is None or not self.choice.is_chunk or not self.in_common:
+            return False
+        answering = any(its.answer for its in self.wants.values())
+        return not answering and sum(its.chunk for its in self.wants.values()) > 1
+
+
 class EngineThread:
     """Loads the engines of its sessions, and does what they want, one piece of work after another.
 
@@ -123,7 +148,6 @@ class EngineThread:
         self._clock = clock
         self._workers: list[EngineWorker] = []  # that are not over; replaced as a whole
         self._lasting = lasting
-        self._to_prepare: Any = None  # a group, while nobody wants anything
         self.spent = dict.fromkeys((CHUNKS, ANSWERS, PREPARING), Spent())
         # A daemon: a model that is being loaded cannot be interrupted, and must not keep a
         # process alive that was told to end.
@@ -181,45 +205,43 @@ class EngineThread:
     def _serve(self) -> bool:
         """Do what is next; False when all sessions are over."""
         with self.wake:
-            wants, choice = self._choose()
+            turn = self._choose()
             new = [worker for worker in self._workers if not worker.loaded.done()]
             stopped = [worker for worker in self._workers if worker.is_to_stop]
-            group, self._to_prepare = self._to_prepare, None
-            if choice is not None:
-                for worker in choice.sessions:
-                    worker.take(is_chunk=choice.is_chunk)
-            elif not new and not stopped and group is None:
+            if turn.choice is not None:
+                for worker in turn.choice.sessions:
+                    worker.take(is_chunk=turn.choice.is_chunk)
+            elif not new and not stopped and turn.to_prepare is None:
                 return False
-        if group is not None:
+        if turn.to_prepare is not None:
             begin = self._clock()
-            group.prepare_next()
+            turn.to_prepare.prepare_next()
             self._spend(PREPARING, 1, self._clock() - begin)
         for worker in stopped:
             (worker.give_up if worker in new else worker.close)()
         for worker in new:
             if not worker.over.is_set():
                 worker.open()
-        if choice is not None:
-            self._carry_out(choice, wants)
+        if turn.choice is not None:
+            self._carry_out(turn, turn.choice)
         return True
 
-    def _choose(self) -> tuple[dict[EngineWorker, Wants], Choice[EngineWorker] | None]:
-        """Wait until there is something to do; None: to load or close sessions, if there are any
-        left, or what `_to_prepare` says."""
+    def _choose(self) -> _Turn:
+        """Wait until there is something to do, or no session is left."""
         while True:
             self._let_go()
             left = self._workers
             if any(worker.is_to_stop or not worker.loaded.done() for worker in left):
-                return {}, None
+                return _Turn({})
             if not left and not self._lasting:
-                return {}, None
+                return _Turn({})
             wants = {worker: worker.wants for worker in left if not worker.is_idle}
-            self.scheduler.together = self._batch(wants) if self._have_in_common(wants) else 1
+            in_common = self._have_in_common(wants)
+            self.scheduler.together = self._batch(wants) if in_common else 1
             if (choice := self.scheduler.choose(wants)) is not None:
-                return wants, choice
-            self._to_prepare = self._unprepared()
-            if self._to_prepare is not None:
-                return {}, None
+                return _Turn(wants, choice, in_common)
+            if (group := self._unprepared()) is not None:
+                return _Turn({}, to_prepare=group)
             self.wake.wait()
 
     def _unprepared(self) -> Any:
@@ -252,12 +274,10 @@ class EngineThread:
         slowest = max(self._chunk_seconds.get(worker, PATIENCE) for worker in with_chunks)
         return max(1, min(self._most, int(PATIENCE / slowest)))
 
-    def _carry_out(self, choice: Choice[EngineWorker], wants: dict[EngineWorker, Wants]) -> None:
+    def _carry_out(self, turn: _Turn, choice: Choice[EngineWorker]) -> None:
         begin = self._clock()
         began = answered = False
-        # Also for one chunk alone: the pictures of the next ones are encoded meanwhile.
-        pile_up = sum(its.chunk for its in wants.values()) > 1
-        if choice.is_chunk and pile_up and self._have_in_common(wants) and not _answering(wants):
+        if turn.appends_together:
             self._append(choice.sessions)
         elif len(choice.sessions) == 1:
             began, answered = choice.sessions[0].work()
@@ -268,7 +288,7 @@ class EngineThread:
         if choice.is_chunk:
             each = max(seconds, 1e-6) / len(choice.sessions)
             self._chunk_seconds |= {one: each for one in choice.sessions if not one.last_fault}
-        self.scheduler.done(choice, seconds, wants, began=began, answered=answered)
+        self.scheduler.done(choice, seconds, turn.wants, began=began, answered=answered)
 
     def _spend(self, kind: str, parts: int, seconds: float) -> None:
         self.spent[kind] = self.spent[kind].plus(parts, seconds)
@@ -302,8 +322,3 @@ class EngineThread:
         self._write_together([one.written for one in workers if one.written is not None])
         ended = [worker.work()[1] for worker in workers]
         return any(ended)
-
-
-def _answering(wants: dict[EngineWorker, Wants]) -> bool:
-    """Whether somebody waits for an answer."""
-    return any(its.answer for its in wants.values())

@@ -14,8 +14,8 @@ from toy_qwen import SINK_AND_WINDOW, question_logits
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference, chunk_path
 from stream_vlm_ros.engine.attention.base import Readout
 from stream_vlm_ros.engine.cache.manager import KVCacheManager
+from stream_vlm_ros.engine.captured import PLAIN_STEP, Recording
 from stream_vlm_ros.engine.chunk_path import CapturedChunks
-from stream_vlm_ros.engine.graph_runner import PLAIN_STEP, Recording
 from stream_vlm_ros.engine.inputs.frames import PatchGrid
 
 MEMORIES = {

@@ -14,7 +14,8 @@ from interrupts import KINDS, Places
 from toy_qwen import question_logits
 
 from stream_vlm_ros.engine import VideoStreamingInference
-from stream_vlm_ros.engine.graph_runner import GraphRunner, StepKernels, TextRunner, record_graph
+from stream_vlm_ros.engine.captured import StepKernels, record_graph
+from stream_vlm_ros.engine.graph_runner import GraphRunner, TextRunner
 
 pytestmark = [
     pytest.mark.gpu,

@@ -15,22 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from toy_qwen import SINK_AND_WINDOW, question_logits, written_in_turns
 
-from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference, graph_runner
+from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference, captured
 from stream_vlm_ros.engine.attention.base import KVPart
 from stream_vlm_ros.engine.attention.step import StepInputs, StepMemory, attend_step
 from stream_vlm_ros.engine.cache.manager import KVCacheManager
+from stream_vlm_ros.engine.captured import PLAIN_STEP, Joined, Recording, StepKernels
 from stream_vlm_ros.engine.decoding import Sampler
-from stream_vlm_ros.engine.graph_runner import (
-    PLAIN_STEP,
-    SIZES,
-    GraphRunner,
-    Joined,
-    Recording,
-    Step,
-    StepKernels,
-    TextRunner,
-    text_runner,
-)
+from stream_vlm_ros.engine.graph_runner import SIZES, GraphRunner, Step, TextRunner, text_runner
 from stream_vlm_ros.engine.inputs.chat import ChatLayout
 from stream_vlm_ros.errors import InvalidParameterError
 
@@ -234,7 +225,7 @@ def test_answers_written_at_once_do_not_meet_in_one_tail(toys, model, processor,
             running = [writer for writer in running if next(writer, None) is not None]
     assert [writer.text for writer in writers] == alone
     # Two of the three, each a prompt and what followed.
-    assert set(engine.text_path.detours) == {"another answer is being written"}
+    assert set(engine.text_path.detours) == {"another answer is being written from its memory"}
     assert len(caplog.records) == 1
 
 
@@ -258,7 +249,7 @@ def test_a_memory_in_too_many_parts_is_read_the_plain_way_and_the_log_says_so_on
     with engine.cache_manager.fork(1) as fork:
         assert len(fork.parts) > 1
     expected = engine.ask("What is it?", 5)[0], engine.ask_choice("Which?", ["a", "b"])[0]
-    monkeypatch.setattr(graph_runner, "MAX_PARTS", 1)
+    monkeypatch.setattr(captured, "MAX_PARTS", 1)
     steps = engine.text_path.steps
     with caplog.at_level(logging.WARNING):
         got = engine.ask("What is it?", 5)[0], engine.ask_choice("Which?", ["a", "b"])[0]

@@ -79,7 +79,7 @@ def test_a_request_reads_memory_that_is_not_the_streams_as_if_it_were(toys, mode
         found = question_logits(engine, path=Elsewhere(runner))
         assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
     # Captured steps read one memory: they leave it to plain calls, and say so.
-    assert list(steps.detours) == ["memory is read that is not the stream's"]
+    assert list(steps.detours) == ["the memory lies elsewhere"]
 
 
 @pytest.mark.parametrize("batch", [1, 2])

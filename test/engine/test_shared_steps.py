@@ -10,7 +10,8 @@ import pytest
 from recorded import in_place
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
-from stream_vlm_ros.engine.graph_runner import SIZES, GraphRunner, Recording
+from stream_vlm_ros.engine.captured import Recording
+from stream_vlm_ros.engine.graph_runner import SIZES, GraphRunner
 from stream_vlm_ros.engine.together import EngineGroup
 
 CAPS = (220, 160, 190)

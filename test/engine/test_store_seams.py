@@ -206,7 +206,7 @@ def test_a_fork_sees_parts_of_other_memory_where_it_is_told_to(toys, model, proc
     with manager.question_fork(len(prompt), 0) as fork:
         alone = engine.text_path.append(prompt, fork.start, fork)
     assert (logits[0] - alone).abs().max() > 1e-3  # it is seen
-    assert list(engine.text_path.detours) == ["memory is read that is not the stream's"]
+    assert list(engine.text_path.detours) == ["the memory lies elsewhere"]
     assert manager.offset(Vec(0, 0, 0)) is None
 
 

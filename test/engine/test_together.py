@@ -11,8 +11,8 @@ import torch
 from toy_qwen import SINK_AND_WINDOW
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
+from stream_vlm_ros.engine.captured import PLAIN_STEP, Recording
 from stream_vlm_ros.engine.chunk_path import CapturedChunks
-from stream_vlm_ros.engine.graph_runner import PLAIN_STEP, Recording
 from stream_vlm_ros.engine.together import EngineGroup, Together, append_together, finished
 from stream_vlm_ros.errors import (
     InvalidImageError,
@@ -465,3 +465,131 @@ def test_steps_for_more_chunks_than_have_come_are_made_ready_ahead(toys, model, 
     cameras.watch(range(3, 6))
     assert sum("of each of 2 chunks" in step for step in made) == 1 and not cameras.path.refused
     cameras.assert_same()
+
+
+class Recorder:
+    """Records steps; how recording those of two chunks ends is in ``fault``."""
+
+    def __init__(self, fault):
+        self.fault, self.tried, self.replays = fault, [], 0
+
+    def __call__(self, step, pool):
+        words = str(step)
+        self.tried.append(words)
+        of_two = "of each of 2 chunks" in words or "for (4, " in words  # two grids a chunk
+        if of_two and self.fault is not None:
+            raise self.fault
+
+        def replay():
+            self.replays += 1
+            return step()
+
+        return Recording(replay, pool)
+
+
+def recorded(cameras, model, fault):
+    """A path whose steps are recorded; its recorder."""
+    recorder = Recorder(fault)
+    cameras.path = CapturedChunks(
+        model, model.functions, cameras.group.room, graph=True, recorder=recorder, batches=(2, 1)
+    )
+    for engine in cameras.together:
+        engine.chunk_path = cameras.path
+    return recorder
+
+
+def prepare(path):
+    while not path.is_prepared:
+        path.prepare_next()
+
+
+def end_a_session(cameras, model, processor):
+    engine = VideoStreamingInference(
+        model, processor, None, EvictionConfig.novelty(CAPS[1]), group=cameras.group
+    )
+    del engine
+    gc.collect()
+
+
+@pytest.mark.parametrize("fault", [torch.OutOfMemoryError("all is taken"), RuntimeError("broken")])
+def test_what_was_recorded_goes_on_where_a_further_step_cannot_be(
+    toys, model, processor, caplog, fault
+):
+    cameras = Cameras(toys, model, processor, steps=True)
+    recorder = recorded(cameras, model, fault)
+    cameras.watch(range(3), which=(0,))
+    prepare(cameras.path)
+    assert len(recorder.tried) == 3  # of one chunk vision tower and language model, then of two
+    before = recorder.replays
+    cameras.watch(range(3, 8))
+    assert len(recorder.tried) == 3
+    # Five times: the pictures of two cameras, whose size had come; the language model of all
+    # three, whose chunks are as long, but for the first chunk of the two that are new.
+    assert recorder.replays - before == 5 * (2 + 3) - 2
+    cameras.assert_same()
+    assert len(caplog.records) == 1 and str(fault) in caplog.text
+
+
+def test_a_step_that_found_no_memory_is_tried_again_when_a_session_has_ended(
+    toys, model, processor, caplog
+):
+    cameras = Cameras(toys, model, processor, steps=True)
+    recorder = recorded(cameras, model, torch.OutOfMemoryError("all is taken"))
+    cameras.watch(range(3), which=(0,))
+    for _ in range(2):
+        prepare(cameras.path)
+        assert cameras.path.is_prepared
+        end_a_session(cameras, model, processor)
+        assert not cameras.path.is_prepared
+    assert len(recorder.tried) == 2 + 2 and len(caplog.records) == 1
+    recorder.fault = None
+    prepare(cameras.path)
+    assert "of each of 2 chunks" in recorder.tried[-1] and not cameras.path.refused
+    before = recorder.replays
+    cameras.watch(range(3, 5))
+    # Each time: pictures of two cameras at once, those of the third by a step of their own, which
+    # is new; the language model of two and of one, but for the first chunk of two.
+    assert recorder.replays - before == 2 * (1 + 1) + 1 + 2
+    cameras.assert_same()
+
+
+def test_what_cannot_be_recorded_is_not_tried_again_when_a_session_has_ended(
+    toys, model, processor
+):
+    cameras = Cameras(toys, model, processor, steps=True)
+    recorder = recorded(cameras, model, RuntimeError("not permitted while capturing"))
+    cameras.watch(range(3), which=(0,))
+    prepare(cameras.path)
+    end_a_session(cameras, model, processor)
+    assert cameras.path.is_prepared and len(recorder.tried) == 3
+
+
+def test_steps_that_are_wrong_for_two_and_then_for_one_leave_chunks_to_plain_calls(
+    toys, model, processor, caplog
+):
+    cameras = Cameras(toys, model, processor, steps=True)
+    kernels = PLAIN_STEP._replace(attend=lambda *given: -PLAIN_STEP.attend(*given))
+    cameras.path = CapturedChunks(
+        model, model.functions, cameras.group.room, kernels, batches=(2, 1)
+    )
+    for engine in cameras.together:
+        engine.chunk_path = cameras.path
+    cameras.watch(range(5), which=(0, 1))
+    cameras.watch(range(5), which=(2,))
+    cameras.assert_same()
+    assert sorted(kind[-1] for kind in cameras.path.refused) == [1, 2]
+    assert len(caplog.records) == 2 and "one by one" not in caplog.text
+
+
+def test_a_memory_for_which_its_group_has_never_had_room_goes_by_itself(toys, model, processor):
+    group = EngineGroup([100, 100])
+    make = lambda **options: VideoStreamingInference(  # noqa: E731
+        model, processor, None, EvictionConfig(300, **SINK_AND_WINDOW), **options
+    )
+    engine, alone = make(group=group), make()
+    engine.chunk_path = CapturedChunks(model, model.functions, group.room)
+    for number in range(3):
+        for one in (engine, alone):
+            one.append_video_chunk(toys.frames(4, seed=number), fps=2)
+    assert torch.equal(engine.cache_manager.gather(), alone.cache_manager.gather())
+    assert engine.chunk_path.detours["the memory lies elsewhere"] == 2

@@ -102,3 +102,31 @@ def test_where_the_plain_result_is_no_number_the_next_call_decides(verified):
     assert said == [7, 7, 8, 8]
     assert ways.calls == ["fast", "plain"] * 3 + ["fast"]
     assert verified.refused == {}
+
+
+def test_what_found_no_memory_is_tried_again_once_some_was_given_back(caplog):
+    verified, room = Verified("things take longer", spare=()), []
+
+    def hungry():
+        if not room:
+            raise torch.OutOfMemoryError("all is taken")
+        return 7
+
+    ways, wrong = Ways(hungry), Ways(lambda: 8)
+    for _ in range(3):
+        assert verified.run("large", ways.fast, ways.plain, differ) == 7
+    assert verified.run("wrong", wrong.fast, wrong.plain, differ) == 7
+    assert ways.calls.count("fast") == 1 and "all is taken" in verified.refused["large"]
+    verified.memory_given_back()
+    assert verified.run("large", ways.fast, ways.plain, differ) == 7
+    assert ways.calls.count("fast") == 2 and "all is taken" in verified.refused["large"]
+    assert [line.getMessage().split(":")[0] for line in caplog.records] == [
+        "things take longer (large)",
+        "things take longer (wrong)",
+    ]
+    room.append("some")
+    verified.memory_given_back()
+    for _ in range(3):
+        assert verified.run("large", ways.fast, ways.plain, differ) == 7
+    assert ways.calls[-4:] == ["fast", "plain", "fast", "fast"]  # it must prove itself first
+    assert list(verified.refused) == ["wrong"]

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
+from stream_vlm_ros.engine.captured import PLAIN_STEP, Recording
 from stream_vlm_ros.engine.decode_path import LANES, CapturedDecode, DecodePath
 from stream_vlm_ros.engine.decoding import Answer
-from stream_vlm_ros.engine.graph_runner import PLAIN_STEP, Recording
 from stream_vlm_ros.engine.together import EngineGroup, write_together
 from stream_vlm_ros.errors import NotFiniteError
 from stream_vlm_ros.session.engine_thread import MAX_ANSWERS
@@ -277,7 +277,7 @@ def test_a_memory_read_in_too_many_parts_goes_alone(toys, model, monkeypatch):
     answers = [cameras.ask(camera) for camera in range(3)]
     forks = [engine.cache_manager.living_forks[0] for engine in cameras.together]
     most = max(len(fork.parts) for fork in forks) - 1
-    monkeypatch.setattr("stream_vlm_ros.engine.decode_path.MAX_PARTS", most)
+    monkeypatch.setattr("stream_vlm_ros.engine.captured.MAX_PARTS", most)
     assert write(answers) == {}
     for camera, answer in enumerate(answers):
         assert_same(answer, cameras.expected(camera))

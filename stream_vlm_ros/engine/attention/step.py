@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from stream_vlm_ros.engine.cache.buffer import lies_in, slot_in
+from stream_vlm_ros.engine.cache.buffer import slot_in
 from stream_vlm_ros.engine.cache.mrope import rotate
 from stream_vlm_ros.engine.copies import to_device
 
@@ -86,10 +86,6 @@ class StepMemory:
                     self.offsets[request, 1, number] = sin
         given = np.concatenate([starts.ravel(), [0], lengths.ravel()]).astype(np.int32)
         self._slices.copy_(torch.from_numpy(given), non_blocking=True)  # as in `StepInputs.load`
-
-    def holds(self, memory: torch.Tensor) -> bool:
-        """Whether a memory ``[layers, 2, kv_heads, slots, head_dim]`` lies in the stream."""
-        return lies_in(memory, self.stream)
 
 
 class StepInputs:

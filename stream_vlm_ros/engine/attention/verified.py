@@ -11,11 +11,13 @@ from typing import Generic, TypeVar
 
 import torch
 
-from stream_vlm_ros.errors import in_words
+from stream_vlm_ros.errors import DeviceUnavailableError, in_words
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError, DeviceUnavailableError)
 
 
 class Verified(Generic[T]):
@@ -41,6 +43,8 @@ class Verified(Generic[T]):
     ):
         self._consequence, self._spare = consequence, spare
         self._proved: set[Hashable] = set()
+        self._short: set[Hashable] = set()  # refused for want of memory
+        self._told: set[Hashable] = set()  # of that
         self.refused: dict[Hashable, str] = {}
 
     def run(
@@ -78,13 +82,29 @@ class Verified(Generic[T]):
         except self._spare:
             raise
         except Exception as fault:  # compilers, drivers and broken installations have many kinds
-            self.refuse(kind, in_words(fault))
+            self._refuse(kind, in_words(fault), isinstance(fault, OUT_OF_MEMORY))
             return None
 
     def refuse(self, kind: Hashable, why: str) -> None:
         """Take the faster way no more for this kind of call."""
+        self._refuse(kind, why)
+
+    def memory_given_back(self) -> None:
+        """Try again what was refused for want of memory; where that is in vain, no word of it."""
+        for kind in self._short:
+            del self.refused[kind]
+        self._short.clear()
+
+    def _refuse(self, kind: Hashable, why: str, short: bool = False) -> None:
         self._proved.discard(kind)
         self.refused[kind] = why
+        if short:
+            self._short.add(kind)
+            if kind in self._told:
+                return
+            self._told.add(kind)
+        else:
+            self._short.discard(kind)
         of = ", ".join(map(str, kind)) if isinstance(kind, tuple) else str(kind)
         log.warning("%s%s: %s", self._consequence, f" ({of})" if of else "", why)
 

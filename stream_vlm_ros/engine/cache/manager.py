@@ -25,7 +25,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 
 from stream_vlm_ros.engine.attention.base import KVPart, Readout, RopeOffset
-from stream_vlm_ros.engine.cache.buffer import KVBuffer, KVShape, Moved, TakesRoom, Writing
+from stream_vlm_ros.engine.cache.buffer import KVBuffer, KVShape, Moved, TakesRoom, Writing, lies_in
 from stream_vlm_ros.engine.cache.eviction import (
     Appended,
     Described,
@@ -296,6 +296,10 @@ class KVCacheManager(ManagerNames):
     def longest(self) -> int:
         """Slots of `memory`."""
         return self._buffer.capacity
+
+    def holds(self, memory: torch.Tensor) -> bool:
+        """Whether a tensor ``[layers, 2, kv_heads, slots, head_dim]`` lies in `memory`."""
+        return lies_in(memory, self.memory)
 
     @property
     def question_tail(self) -> torch.Tensor:
