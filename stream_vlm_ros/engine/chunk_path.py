@@ -165,7 +165,8 @@ class ChunkPath:
 class CapturedChunks(ChunkPath):
     """Small chunks in steps of fixed shape, each recorded once as a CUDA graph.
 
-    The first chunk of a size is held against plain calls, in what it returns and what it stores.
+    The first chunk of a size is held against plain calls, in what it returns and what it stores;
+    the first of several together, against steps of each.
     After a recording that fails no other is tried, unless memory is all that it lacked: then once
     some was given back. What was recorded before goes on to serve.
 
@@ -264,10 +265,15 @@ class CapturedChunks(ChunkPath):
             if kind is None:
                 found += plain(some)
                 continue
-            see, otherwise = partial(self._see, kind, some), partial(plain, some)
-            found += self._verified.run(kind, see, otherwise, _differ_all)
-            if kind in self.refused:
-                self._visions.pop(kind, None)
+            found += self._encode_alike(kind, some)
+        return found
+
+    def _encode_alike(self, kind: _Kind, several: Sequence[PatchGrid]) -> list[torch.Tensor]:
+        """Vision features of chunks that one step takes together."""
+        see, plain = partial(self._see, kind, several), partial(super().encode_all, several)
+        found = self._verified.run(kind, see, plain, _differ_all)
+        if kind in self.refused:
+            self._visions.pop(kind, None)
         return found
 
     @torch.inference_mode()
@@ -299,8 +305,8 @@ class CapturedChunks(ChunkPath):
                     self.detours[self.refused.get((*alike, 1), self._failed)] += len(some)
                 hidden = self._append_alike(kind, [one for _, one in some])
                 for (number, _), states in zip(some, hidden, strict=True):
-                    # The next step of the pool would overwrite them.
-                    found[number] = states if len(several) == 1 else states.clone()
+                    # The next step of the pool would overwrite what one chunk's left.
+                    found[number] = states.clone() if len(some) == 1 < len(several) else states
         return [found[number] for number in range(len(several))]
 
     def _append_alike(self, kind: _Kind | None, several: list[Appending]) -> list[torch.Tensor]:
@@ -309,12 +315,22 @@ class CapturedChunks(ChunkPath):
         if kind is None:
             return [plain([one])[0].clone() for one in several]
         stored: list[torch.Tensor] = []
+        # One chunk's step is quicker than calls, of which eight chunks' would take half a second
+        # just when chunks pile up.
+        alone = (*kind[:-1], 1)
+        steps = len(several) > 1 and self._verified.has_proved(alone)
+
+        def together() -> list[torch.Tensor]:
+            hidden = self._append(kind, several)
+            return hidden if len(several) == 1 else [states.clone() for states in hidden]
 
         def apart() -> list[torch.Tensor]:
             hidden = []
             for one in several:
                 with one.fork.twin() as other:
-                    hidden += plain([one._replace(fork=other, readout=None)])
+                    itself = [one._replace(fork=other, readout=None)]
+                    [states] = self._append(alone, itself) if steps else plain(itself)
+                    hidden.append(states.clone())
                     stored.append(other.own().clone())
             return hidden
 
@@ -322,7 +338,7 @@ class CapturedChunks(ChunkPath):
             why = _differ_all(found, expected)
             return _differ_all([one.fork.own() for one in several], stored) if why == "" else why
 
-        hidden = self._verified.run(kind, lambda: self._append(kind, several), apart, differ)
+        hidden = self._verified.run(kind, together, apart, differ)
         if kind in self.refused:  # what was computed apart is not in the forks
             self._chunks.pop(kind, None)
             for one in several:
@@ -383,14 +399,15 @@ class CapturedChunks(ChunkPath):
     @torch.inference_mode()
     def prepare_next(self) -> None:
         """Record a step for a number of chunks that have not come together yet, of a size that has
-        come: when they do, they come faster than they are appended."""
+        come: when they do, they come faster than they are appended. One of the vision tower is
+        tried, too; one of the language model, for which there are no memories, when they come."""
         if (kind := next(self._missing(), None)) is None:
             return
         alike, chunks = kind[:-1], kind[-1]
         if kind[0] == "vision":
             other, seen = _like(alike, self._visions)
             one = _first(seen.step.patches, other)
-            self._verified.attempt(kind, lambda: self._vision(kind, [one] * chunks))
+            self._verified.attempt(kind, lambda: self._encode_alike(kind, [one] * chunks))
         else:
             _, taken = _like(alike, self._chunks)
             self._verified.attempt(kind, lambda: self._chunk(kind, taken.step.readout))

@@ -418,7 +418,8 @@ def test_a_chunk_that_is_no_number_lets_no_unproved_keys_of_others_in(toys, mode
     cameras.assert_same()
 
 
-def test_hidden_states_hold_until_all_are_looked_at(toys, model, processor):
+@pytest.mark.parametrize("batches", [(1,), (2, 1)])
+def test_hidden_states_hold_until_all_are_looked_at(toys, model, processor, batches):
     """As under CUDA graphs, where every replay writes to the same place."""
     cameras = Cameras(toys, model, processor, steps=False)
     place = {}
@@ -433,13 +434,36 @@ def test_hidden_states_hold_until_all_are_looked_at(toys, model, processor):
         return Recording(replay, None)
 
     path = CapturedChunks(
-        model, model.functions, cameras.group.room, PLAIN_STEP, True, recorder, batches=(1,)
+        model, model.functions, cameras.group.room, PLAIN_STEP, True, recorder, batches=batches
     )
     for engine in cameras.together:
         engine.chunk_path = path
-    cameras.watch(range(5))
-    assert path.captures >= 2
+    cameras.watch(range(2), which=(2,))  # what one chunk's step gives is known to be right
+    cameras.watch(range(2, 6))
+    assert path.captures >= 2 and not path.refused
     cameras.assert_same()
+
+
+def test_nobody_waits_for_plain_calls_when_chunks_begin_to_pile_up(
+    toys, model, processor, monkeypatch
+):
+    """They take several times as long as steps, just when there is no time."""
+    cameras = Cameras(toys, model, processor, steps=True)
+    cameras.watch(range(3), which=(0,))  # steps of one chunk have proved themselves
+    cameras.watch([3], which=(1,))  # its first, as no other
+    prepare(cameras.path)
+    plain = []
+    for name in ("stream_forward", "encode_frames"):
+        call = getattr(model, name)
+
+        def watched(*given, call=call, name=name, **options):
+            plain.append(name)
+            return call(*given, **options)
+
+        monkeypatch.setattr(model, name, watched)
+    append_together(cameras.chunks(cameras.together, 4, which=(0, 1)))
+    assert cameras.passes == {1, 2} and not cameras.path.refused
+    assert plain == ["encode_frames"]  # the step's own
 
 
 def test_steps_for_more_chunks_than_have_come_are_made_ready_ahead(toys, model, processor):
@@ -548,8 +572,9 @@ def test_a_step_that_found_no_memory_is_tried_again_when_a_session_has_ended(
     before = recorder.replays
     cameras.watch(range(3, 5))
     # Each time: pictures of two cameras at once, those of the third by a step of their own, which
-    # is new; the language model of two and of one, but for the first chunk of two.
-    assert recorder.replays - before == 2 * (1 + 1) + 1 + 2
+    # is new; the language model of two and of one, but for the first chunk of two; and that of two
+    # is held against that of one, for both.
+    assert recorder.replays - before == 2 * (1 + 1) + 1 + 2 + 2
     cameras.assert_same()
 
 

@@ -73,6 +73,10 @@ class Verified(Generic[T]):
         self._proved.add(kind)
         return found
 
+    def has_proved(self, kind: Hashable) -> bool:
+        """Whether the faster way has proved itself for this kind of call."""
+        return kind in self._proved
+
     def attempt(self, kind: Hashable, fast: Callable[[], T]) -> T | None:
         """What ``fast`` gives; None where it raises, or did before."""
         if kind in self.refused:
