@@ -24,7 +24,8 @@ import json
 import multiprocessing
 import os
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,14 @@ SPARE = 5  # sessions that a server may get more than its share
 
 
 def run_server(number: int, options: argparse.Namespace, orders: Any) -> None:
-    """Serve; "fill" fills the memory of every session that is new, None ends it."""
+    """Serve; "fill" fills the memory of every session that is new, "spent" asks for what the
+    engines' thread did so far, None ends it."""
     os.environ["CUDA_VISIBLE_DEVICES"] = str(number)
     import stream_vlm_ros.world  # noqa: F401 - the small model's
     from stream_vlm_ros.config import Settings
     from stream_vlm_ros.factory import load_model
     from stream_vlm_ros.serve.options import Limits
+    from stream_vlm_ros.serve.running import spare_what_stays
     from stream_vlm_ros.serve.sessions import Sessions
 
     settings = Settings(device=options.device, max_cache_tokens=options.cap)
@@ -53,10 +56,14 @@ def run_server(number: int, options: argparse.Namespace, orders: Any) -> None:
     )
     sessions = Sessions(settings, Limits(max_sessions=max(options.counts) + SPARE), load=load)
     sessions.load()
+    spare_what_stays()
     with one.served(sessions) as port:
         orders.send(port)
         images, behind = one.pictures(), dict[str, int]()
-        while orders.recv() is not None:
+        while (order := orders.recv()) is not None:
+            if order == "spent":
+                orders.send(sessions.spent)
+                continue
             for session in sessions.all():
                 if session.id not in behind:
                     behind[session.id] = one.fill(session, images)
@@ -116,11 +123,12 @@ def run_cameras(port: int, orders: Any) -> None:
             orders.send(asyncio.run(one.level(port, encoded, *order[1:])))
 
 
-def measure(count: int, options: argparse.Namespace) -> dict[str, Any]:
-    """So many servers."""
+def measure(
+    count: int, options: argparse.Namespace, found: dict[str, Any], keep: Callable[[], None]
+) -> None:
+    """So many servers: what is found so far is kept after each level."""
     spawn = multiprocessing.get_context("spawn")
-    levels: list[dict[str, Any]] = []
-    best = None
+    found |= {"servers": count, "without_a_lost_frame": None, "levels": []}
     with servers_of(count, options) as (ports, pipes), fronted(ports) as front:
         orders, theirs = spawn.Pipe()
         cameras = spawn.Process(target=run_cameras, args=(front, theirs), daemon=True)
@@ -134,17 +142,23 @@ def measure(count: int, options: argparse.Namespace) -> dict[str, Any]:
             assert sum(held for held, _ in filled) == sessions
             first_ns = max(first_ns, *(ns for _, ns in filled))
             first = number * one.A_LEVEL + 1
+            before, begun = ordered(pipes, "spent"), time.monotonic()
             orders.send(("cameras", sessions, options.seconds, first, first_ns))
             level = {"of_each_server": [held for held, _ in filled], **orders.recv()}
-            levels.append(level)
+            seconds = time.monotonic() - begun
+            level["engine"] = [
+                one.work_of(*both, seconds)
+                for both in zip(before, ordered(pipes, "spent"), strict=True)
+            ]
+            found["levels"].append(level)
+            keep()
             print(json.dumps({"servers": count, **level}), flush=True)
             first_ns += round(1e9 * (options.seconds + 1))
             if not one.holds(level):
                 break
-            best = sessions
+            found["without_a_lost_frame"] = sessions
         orders.send(None)
         cameras.join(10)
-    return {"servers": count, "without_a_lost_frame": best, "levels": levels}
 
 
 def main() -> None:
@@ -178,13 +192,19 @@ def main() -> None:
         "fps": one.FPS,
         "seconds": options.seconds,
     }
-    report["of_servers"] = [measure(count, options) for count in options.servers]
+    report["of_servers"] = [{} for _ in options.servers]
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+
+    def keep() -> None:
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
+
+    for count, found in zip(options.servers, report["of_servers"], strict=True):
+        measure(count, options, found, keep)
     best = {each["servers"]: each["without_a_lost_frame"] for each in report["of_servers"]}
     if best.get(1) and best[max(best)]:
         ratio = best[max(best)] / best[1]
         report |= {"ratio": round(ratio, 2), "bar": BAR, "holds": ratio >= BAR}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
+    keep()
 
 
 if __name__ == "__main__":
