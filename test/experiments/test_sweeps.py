@@ -113,6 +113,7 @@ def test_caps_that_a_stream_would_not_reach_are_made_smaller_and_that_is_said(ru
     assert [one["cap"] for one in found["summary"].values()] == caps
     assert all(one["reached"] for one in found["summary"].values())
     assert any(f"The stream has {stream} tokens" in note for note in found["notes"])
+    assert found["memory"]["keeps"] == "the preset novelty"  # what the capped engines do
 
 
 def test_caps_that_the_stream_does_not_reach_compare_nothing(run):
@@ -128,6 +129,11 @@ def test_a_cap_of_0_is_judged_against_the_cap_that_was_chosen(run):
     chosen = [one["cap"] for one in found["summary"].values() if one["as_large_as_fits"]]
     assert len(chosen) == 1 and chosen[0] > 150
     assert f"{chosen[0]:,}: never longer than the cap" in [one["name"] for one in found["criteria"]]
+    # Alone it is compared with nothing, and is not to be reached.
+    status, found = run("caps", "--caps", 0, *FEW_CAPS)
+    assert status == 0
+    (reached,) = (one for one in found["criteria"] if one["name"].endswith("the stream reaches"))
+    assert reached["passed"] is None
 
 
 def test_a_memory_that_is_longer_not_full_or_no_larger_fails(run, sink_and_window, monkeypatch):
