@@ -103,6 +103,10 @@ class Context:
             told["keeps"] = "all" if cap is None else kept
         if text := self._first_text(self.model):
             told["text tokens of the first chunk"] = text
+        self.tell_memory(told)
+
+    def tell_memory(self, told: dict[str, Any]) -> None:
+        """Say on the screen and in the record what the memory is."""
         self.record.about["memory"] = told
         self.say(f"Memory: {', '.join(f'{name} {value}' for name, value in told.items())}")
 
@@ -142,12 +146,17 @@ class Context:
             self.record.note(f"The cap is as large as fits: {self.options.cap:,} tokens.")
         return engine
 
-    def compare_with_reference(self, run: Mapping[str, Any]) -> bool:
-        """Whether this run is of the reference's size; if it is not, a note says what differs."""
+    def compare_with_reference(self, run: Mapping[str, Any], **found: Any) -> bool:
+        """Whether this run is of the reference's size; if it is not, a note says what differs.
+
+        Args:
+            run: the reference's, by the names of options, or of what is ``found``.
+        """
         here = {
             **vars(self.options),
             **self.model.describe(),
             "source": self.record.about["source"]["size"],
+            **found,
         }
         differing = [
             f"{name.replace('_', ' ')} {here[name]} (the reference: {value})"
