@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,9 +83,9 @@ def listed(values: Any, figure: str) -> str:
     return ", ".join(format(value, figure) for value in values)
 
 
-def joined(names: list[str]) -> str:
-    """``a``, ``b`` and ``c``, as code."""
-    *most, last = (f"`{name}`" for name in names)
+def in_a_row(words: Iterable[Any]) -> str:
+    """a, b and c."""
+    *most, last = map(str, words)
     return f"{', '.join(most)} and {last}" if most else last
 
 
@@ -186,12 +186,13 @@ def native_peaks(found: Report) -> str:
     failed = [row["frames"] for row in found["rows"] if row.get("out_of_memory")]
     if offline is None:
         return (
-            f"offline out of memory, at last with {failed[-1]}, streamed {stream['peak_gib']:.2f}"
+            f"offline out of memory with {in_a_row(failed)} frames; streamed "
+            f"{stream['peak_gib']:.2f} GiB"
         )
     if offline["frames"] == every:
         return f"offline {offline['peak_gib']:.2f} GiB, streamed {stream['peak_gib']:.2f}"
     return (
-        f"offline out of memory with {' and '.join(map(str, failed))}, {offline['peak_gib']:.2f} "
+        f"offline out of memory with {in_a_row(failed)}, {offline['peak_gib']:.2f} "
         f"GiB with {offline['frames']}; streamed {stream['peak_gib']:.2f} with {every}, "
         f"{summary['streamed_as_offline']['peak_gib']:.2f} with {offline['frames']}"
     )
@@ -487,15 +488,18 @@ def told_of_peaks(results: Results) -> str:
             return "memory" not in (results.gpu(name) or {})
         return _parameters(results, name) == PADDED
 
-    first, second = ([name for name in names if was_first(name)] for names in PROCESSES)
-    again = [name for name in RUNS if results.gpu(name) and not was_first(name)]
+    in_order = [[f"`{name}`" for name in names if was_first(name)] for names in PROCESSES]
+    in_order = [names for names in in_order if names]
+    if not in_order:
+        return ""
+    again = [f"`{name}`" for name in RUNS if results.gpu(name) and not was_first(name)]
     text = (
         "**Peaks** are of runs one after the other in one process. Each engine left about 0.2 GiB "
         "allocated in it, at most 1.2 GiB together; by so much the later runs' are too high. The "
-        f"order was: {joined(first)}; in a second process {joined(second)}"
+        f"order was: {'; in a second process '.join(map(in_a_row, in_order))}"
     )
     if again:
-        text += f". Measured later, in a process of their own: {joined(again)}"
+        text += f". Measured later, in a process of their own: {in_a_row(again)}"
     return text + "."
 
 
