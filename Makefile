@@ -139,6 +139,7 @@ bench: setup  ## Run the benchmarks of the CPU (BENCH_ARGS="against_stock")
 docs: install/.built  ## Rewrite what pages and config/ take from code and results
 	@PYTHONPATH=. $(VENV)/bin/python tools/write_settings.py .
 	@$(VENV)/bin/python bench/performance_page.py
+	@PYTHONPATH=. $(VENV)/bin/python bench/experiments_page.py
 
 picture: setup  ## Draw the README's picture: what the demo asks, and the answers
 	@$(RUN) python tools/demo_picture.py docs/pictures/demo.jpg

@@ -6,6 +6,7 @@
     python bench/experiments_gpu.py --out bench/results/experiments_3b          # about 9 minutes
     python bench/experiments_gpu.py --out bench/results/experiments_3b --only caps native-720p
     python bench/experiments_gpu.py --table bench/results/experiments_3b        # what is there
+    make docs                                                  # docs/experiments.md says it, too
 
 Each is ``python -m stream_vlm_ros.experiments`` with the options below, in one process, so that the
 weights are made once; its JSON, Markdown and plots go to a folder of its name. What an earlier run
@@ -30,6 +31,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from stream_vlm_ros.experiments.command import UNUSABLE
 from stream_vlm_ros.experiments.command import main as experiment
 from stream_vlm_ros.experiments.model_under_test import ModelUnderTest
 
@@ -97,17 +99,19 @@ def result_of(folder: Path, name: str) -> dict[str, Any]:
     return found
 
 
-def do(name: str, options: argparse.Namespace) -> None:
+def do(name: str, options: argparse.Namespace) -> bool:
+    """Run it; False where it was refused, and what an earlier run has left is still there."""
     command = command_of(name, options)
     print(f"\n== {name}: {' '.join(command)}", flush=True)
     try:
-        experiment(command)
-    except SystemExit as refused:  # argparse has said why
-        print(f"{name}: not run ({refused})", flush=True)
+        status = experiment(command)
+    except SystemExit:  # argparse has said why
+        status = UNUSABLE
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction(1.0)
+    return status != UNUSABLE
 
 
 def table(folder: Path) -> bool:
@@ -144,16 +148,19 @@ def main() -> int:
     # Every run asks for the same model: it is made once.
     load = functools.cache(ModelUnderTest.load)
     ModelUnderTest.load = load  # type: ignore[method-assign, assignment]
-    begin = time.monotonic()
+    begin, refused = time.monotonic(), []
     for name in options.only or RUNS:
         if not options.only and result_of(options.out, name).get("status") in ("passed", "failed"):
             print(f"== {name}: there already", flush=True)
         elif time.monotonic() - begin > 60 * options.minutes:
             print(f"== {name}: no time left; run again to go on", flush=True)
-        else:
-            do(name, options)
+        elif not do(name, options):
+            refused.append(name)
     print(f"\n{time.monotonic() - begin:.0f} s in all")
-    return 0 if table(options.out) else 1
+    passed = table(options.out)
+    for name in refused:
+        print(f"{name} was refused: its line above is of an earlier run, if there is one")
+    return 0 if passed and not refused else 1
 
 
 if __name__ == "__main__":

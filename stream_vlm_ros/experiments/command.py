@@ -53,15 +53,23 @@ def run(options: argparse.Namespace) -> int:
         out = place_to_write("--out", options.out)
         record = Record(options.experiment, title, out)
         context = Context(options, record, screen)
+        with record.folder_made():
+            return _run(module, context)
     except StreamVlmError as error:
         print(f"stream-vlm: {error}", file=sys.stderr)
         return UNUSABLE
+
+
+def _run(module: ModuleType, context: Context) -> int:
+    """Run it where it can be written; its exit status. Raises StreamVlmError: what came before it
+    could not be used stays."""
+    options, record = context.options, context.record
     record.settings = {
         name: value if value is None or isinstance(value, (int, float, bool)) else str(value)
         for name, value in vars(options).items()
         if name not in ("experiment", "out")
     }
-    status, kept = BROKEN, True
+    status, cut_short = BROKEN, False
     try:
         if options.threads:
             import torch
@@ -71,14 +79,13 @@ def run(options: argparse.Namespace) -> int:
         context.verdict()
         status = record.finish()
     except KeyboardInterrupt:
+        cut_short = True
         record.note("Interrupted.")
         return INTERRUPTED
     except StreamVlmError as error:
+        cut_short = True
         record.note(str(error))
-        kept = bool(record.about)  # no model was loaded: there is nothing to tell, and what an
-        # earlier run has left stays
-        print(f"stream-vlm: {error}", file=sys.stderr)
-        return UNUSABLE
+        raise
     except Exception as error:
         record.note(f"{type(error).__name__}: {error}")
         if is_out_of_memory(error):
@@ -88,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
         traceback.print_exc()
         return FAILED
     finally:
-        if kept:
+        if not (cut_short and record.is_empty):  # else what an earlier run has left stays
             if status == BROKEN:
                 record.finish(BROKEN)
             written = f"{record.folder}/: {options.experiment}.json"

@@ -69,7 +69,6 @@ class Context:
                 "Random weights: lengths, memory and times are those of a trained model of this "
                 "shape; answers are noise and are not judged."
             )
-        self.record.save()
         return model
 
     @cached_property
@@ -104,6 +103,10 @@ class Context:
             told["keeps"] = "all" if cap is None else kept
         if text := self._first_text(self.model):
             told["text tokens of the first chunk"] = text
+        self.tell_memory(told)
+
+    def tell_memory(self, told: dict[str, Any]) -> None:
+        """Say on the screen and in the record what the memory is."""
         self.record.about["memory"] = told
         self.say(f"Memory: {', '.join(f'{name} {value}' for name, value in told.items())}")
 
@@ -129,20 +132,31 @@ class Context:
     def engine(self, cap: int | None, **options: Any) -> VideoStreamingInference:
         """A new engine on the model, with the memory and the pixel bounds asked for.
 
+        Of --cap 0 it is the cap that the first engine chose which the run is held against.
+
         Args:
             options: of `ModelUnderTest.engine`, in place of those asked for.
         """
         asked = {name: getattr(self.options, name) for name in (*reference.MEMORY, *BOUNDS)}
         asked |= {"system_prompt": self.system_prompt, **self.engine_options, **options}
         self._tell_memory(cap, options)
-        return self.model.engine(cap, **asked)
+        engine = self.model.engine(cap, **asked)
+        if cap == 0 and getattr(self.options, "cap", None) == 0:
+            self.options.cap = int(engine.get_cache_info()["max_cache_tokens"])
+            self.record.note(f"The cap is as large as fits: {self.options.cap:,} tokens.")
+        return engine
 
-    def compare_with_reference(self, run: Mapping[str, Any]) -> bool:
-        """Whether this run is of the reference's size; if it is not, a note says what differs."""
+    def compare_with_reference(self, run: Mapping[str, Any], **found: Any) -> bool:
+        """Whether this run is of the reference's size; if it is not, a note says what differs.
+
+        Args:
+            run: the reference's, by the names of options, or of what is ``found``.
+        """
         here = {
             **vars(self.options),
             **self.model.describe(),
             "source": self.record.about["source"]["size"],
+            **found,
         }
         differing = [
             f"{name.replace('_', ' ')} {here[name]} (the reference: {value})"

@@ -23,6 +23,7 @@ from stream_vlm_ros.world.questions import Question
 
 from .context import Context
 from .dataset import make_items
+from .reference import DELAYED_BATCH
 
 # What the reference's log says of 50 s at 1 frame/s on an RTX 4090, then of ten more frames.
 REFERENCE = {
@@ -42,6 +43,10 @@ def run(context: Context) -> None:
     if options.frames < 2 or options.more < 1 or options.asks < 1:
         raise InvalidParameterError("--frames must be at least 2, --more and --asks at least 1.")
     pictures = context.pictures(options.frames + options.more)
+    context.tell_memory(
+        {"as": f"the {options.as_}", "layout": options.layout,
+         "keeps": "frames, which a question encodes"}
+    )  # fmt: skip
     context.peak_memory.reset()
     engine = DelayedBatchInferenceEngine(
         context.model.network, context.model.processor, context.model.device,
@@ -155,6 +160,7 @@ class Stages:
             ]  # fmt: skip
 
         record, times = self.context.record, again["latency"]
+        self.context.compare_with_reference(DELAYED_BATCH, visual_tokens=first["visual_tokens"])
         spread = f"{min(times):.3f}–{max(times):.3f}"
         ours = zip(figures(first, spread), figures(later, "–"), strict=True)
         self.context.table(

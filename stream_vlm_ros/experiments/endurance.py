@@ -44,6 +44,8 @@ def run(context: Context) -> None:
     options, record = context.options, context.record
     depth = context.model.processor.image_settings.temporal_patch_size
     compared = options.turns * options.stretch
+    if options.cap == 0:
+        raise InvalidParameterError("--cap 0 is no cap to fill: 1 or more.")
     if options.chunk_frames % depth:
         raise InvalidParameterError(f"--chunk-frames must be a multiple of {depth}.")
     if options.chunks <= options.young + compared:

@@ -318,11 +318,20 @@ def _less(ours: float, theirs: float) -> str:
 def stock_twin(
     network: StreamQwenModel, attention: str = "sdpa"
 ) -> Qwen2_5_VLForConditionalGeneration:
-    """The library's class on the very same weights, with its own attention and rotation."""
+    """The library's class on the very same weights, with its own attention and rotation.
+
+    Raises InvalidParameterError for an attention that the library does not have here.
+    """
     config = type(network.config).from_dict(network.config.to_dict())
     config._attn_implementation = attention
-    with torch.device("meta"):
-        stock = Qwen2_5_VLForConditionalGeneration(config).eval()
+    try:
+        with torch.device("meta"):
+            stock = Qwen2_5_VLForConditionalGeneration(config).eval()
+    except (ValueError, ImportError) as error:
+        raise InvalidParameterError(
+            f"--attention {attention}: transformers has none of that name here: sdpa, eager, or "
+            "flash_attention_2 where flash-attn is installed"
+        ) from error
     weights = {library_name(name): weight for name, weight in network.state_dict().items()}
     stock.load_state_dict(weights, strict=False, assign=True)
     stock.tie_weights()

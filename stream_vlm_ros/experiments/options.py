@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import ast
+import math
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import InvalidParameterError
@@ -36,6 +38,53 @@ POSITIONS = ("keep_gaps", "contiguous")
 
 # Experiments that compare memories, as no single one is run.
 _COMPARING = ("policies", "history", "endurance")
+
+
+class Range(NamedTuple):
+    """Numbers from ``least`` to ``most``, or above ``least``."""
+
+    least: float
+    most: float
+    above: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        assert isinstance(value, (int, float))
+        return self.least <= value <= self.most and not (self.above and value == self.least)
+
+    def __str__(self) -> str:
+        if self.above:
+            return f"above {self.least:,}, and at most {self.most:,}"
+        return f"from {self.least:,} to {self.most:,}"
+
+
+_CAP = "Tokens the KV cache may hold; 0: as many as fit."
+_COUNT, _COUNT_OR_NONE = Range(1, 10**9), Range(0, 10**9)
+_TIME = Range(0, 10**9, above=True)  # seconds
+_RATE = Range(0, 1000, above=True)  # frames a second
+# What the numbers may be, by the name of their option; no experiment works beyond. Others are for
+# the engine to judge, or a measure that any number is.
+RANGES: dict[str, Range] = {
+    **dict.fromkeys(
+        ("frames", "chunk_frames", "chunks", "chunk", "every", "repeats", "asks", "more",
+         "max_sampled", "max_new_tokens", "videos", "each", "workers", "worlds", "jobs", "stretch",
+         "turns"),
+        _COUNT,
+    ),
+    **dict.fromkeys(
+        ("questions", "moments", "cross_videos", "first_video", "first", "young", "once",
+         "repeated", "never", "taken", "max_full", "index_megabytes"),
+        _COUNT_OR_NONE,
+    ),
+    **dict.fromkeys(("seconds", "lengths", "hours", "memory_gib"), _TIME),
+    **dict.fromkeys(("fps", "rates"), _RATE),
+    **dict.fromkeys(("min_pixels", "max_pixels"), Range(1, 10**12)),
+    **dict.fromkeys(("cap", "caps"), Range(0, 10**12)),  # in tokens, or as shares
+    "idle_hours": Range(0, 10**9),
+    "temperature": Range(0, 100),
+    "first_text": Range(0, 10**6),
+    "threads": Range(0, 1024),
+    "seed": Range(-(2**63), 2**63 - 1),
+}  # fmt: skip
 
 
 def description_of(name: str) -> str | None:
@@ -105,11 +154,18 @@ def parser_of(name: str) -> argparse.ArgumentParser:
 def settle(options: argparse.Namespace) -> None:
     """Give the memory what ``--as`` says where no option does.
 
-    Raises InvalidParameterError for a cap of 0: a run is held against its cap, so that the engine
-    cannot choose it.
+    Raises InvalidParameterError for a number out of its range.
     """
-    if (cap := getattr(options, "cap", 1)) < 1:
-        raise InvalidParameterError(f"--cap {cap} is no cap: 1 or more")
+    for name, value in vars(options).items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, str):
+                continue
+            if number is not None and name in RANGES and number not in RANGES[name]:
+                raise InvalidParameterError(
+                    f"--{name.replace('_', '-')} {number} is out of its range: {RANGES[name]}"
+                )
+            if isinstance(number, float) and math.isnan(number):
+                raise InvalidParameterError(f"--{name.replace('_', '-')} nan is no number")
     options.as_ = getattr(options, "as_", "product")
     options.first_text = getattr(options, "first_text", None)
     product = Settings()
@@ -130,7 +186,7 @@ def sink(parser: argparse.ArgumentParser) -> None:
         help="Frames per chunk, each size in turn.",
     )
     parser.add_argument("--chunks", type=int, default=5, help="Chunks of each size.")
-    parser.add_argument("--cap", type=int, default=100_000, help="Tokens the KV cache may hold.")
+    parser.add_argument("--cap", type=int, default=100_000, help=_CAP)
     parser.add_argument("--min-sink", type=int, default=128, help="Tokens a sink must exceed.")
 
 
@@ -138,7 +194,7 @@ def long_video(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(as_="reference")
     parser.add_argument("--frames", type=int, default=400, help="Frames to stream.")
     parser.add_argument("--chunk-frames", type=int, default=4, help="Frames per chunk.")
-    parser.add_argument("--cap", type=int, default=150_000, help="Tokens the KV cache may hold.")
+    parser.add_argument("--cap", type=int, default=150_000, help=_CAP)
     _question(parser)
     parser.add_argument("--max-new-tokens", type=int, default=64, help="Tokens of an answer.")
     parser.add_argument("--max-gb", type=float, default=23.0, help="Peak memory that passes, GB.")
@@ -153,7 +209,7 @@ def periodic(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(as_="reference")
     parser.add_argument("--frames", type=int, default=400, help="Frames to stream.")
     parser.add_argument("--chunk-frames", type=int, default=4, help="Frames per chunk.")
-    parser.add_argument("--cap", type=int, default=150_000, help="Tokens the KV cache may hold.")
+    parser.add_argument("--cap", type=int, default=150_000, help=_CAP)
     parser.add_argument(
         "--every", type=int, default=25, metavar="CHUNKS", help="Chunks between questions."
     )
@@ -260,7 +316,7 @@ def chunk_size(parser: argparse.ArgumentParser) -> None:
     add("--chunk", type=int, default=4, help="Frames per chunk where something else is changed.")
     add("--seconds", type=float, default=12.0, help="Length where something else is changed.")
     add("--repeats", type=int, default=1, help="Streams of each point.")
-    add("--cap", type=int, default=100_000, help="Tokens the KV cache may hold.")
+    add("--cap", type=int, default=100_000, help=_CAP)
     add("--question", default="Describe what you see.", help="Asked at the end, for its TTFT.")
     add("--questions", type=int, default=40, help="How many questions about a drawn world.")
 

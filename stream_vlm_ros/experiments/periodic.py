@@ -52,6 +52,9 @@ def run(context: Context) -> None:
             "twice the cap": {"cap": 2 * options.cap},
             "a memory for each segment": {"segments": True},
         }
+        if options.cap == 0:
+            del variants["twice the cap"]
+            record.note("There is no cap twice as large as one that is as large as fits.")
         if options.chunk_frames > 1:
             variants["half the frames"] = {"halved": True}
     table = []

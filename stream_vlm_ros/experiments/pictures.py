@@ -172,8 +172,8 @@ def open_pictures(
     Raises InvalidParameterError, and what ``open_source`` raises.
     """
     if spec.partition(":")[0] == "synthetic":
-        size = parse_size(spec.partition(":")[2] or None) or size
-        return SyntheticPictures(size or (1920, 1080), fps, frames, device)
+        own = parse_size(spec.partition(":")[2] or None)
+        return SyntheticPictures(size or own or (1920, 1080), fps, frames, device)
     if match := re.fullmatch(r"world:(\d+)", spec):
         return WorldPictures(int(match[1]), fps, frames, size)
     return SourcePictures(spec, fps, frames, size)

@@ -26,6 +26,8 @@ from contextlib import ExitStack
 from multiprocessing import get_context
 from typing import Any
 
+from stream_vlm_ros.errors import InvalidParameterError
+
 from .accuracy import report
 from .context import Context
 from .model_under_test import ModelUnderTest
@@ -46,6 +48,8 @@ def run(context: Context) -> None:
     options, record = context.options, context.record
     begin = time.monotonic()
     check_policies(options.policies)
+    if options.moments < 1:
+        raise InvalidParameterError("--moments must be at least 1: nothing would be asked.")
     model = context.model
     record.about["source"] = {"name": f"{options.videos} drawn worlds a setting", "size": "640x480"}
     record.settings["conditions"] = conditions(options, model)

@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import math
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,6 +101,33 @@ class Record:
     @property
     def path(self) -> Path:
         return self.folder / f"{self.experiment}.json"
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has been found yet."""
+        return not (self.rows or self.criteria)
+
+    @contextmanager
+    def folder_made(self) -> Iterator[None]:
+        """Within it there is the folder; it goes again where nothing was put into it.
+
+        Raises InvalidParameterError where it cannot be made, or written to.
+        """
+        made = [place for place in (self.folder, *self.folder.parents) if not place.exists()]
+        try:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                if not os.access(self.folder, os.W_OK | os.X_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            except OSError as error:
+                raise InvalidParameterError(
+                    f"--out {self.folder} is no folder to write to: {error.strerror}."
+                ) from error
+            yield
+        finally:
+            with suppress(OSError):  # of one that is not empty
+                for place in made:
+                    place.rmdir()
 
     def add(self, **row: Any) -> None:
         """Note one event; what was noted is on the disk within ``save_every`` seconds."""

@@ -51,3 +51,12 @@ LONG_VIDEO_COSTS = {
 # Without eviction it ran out of its 24 GB at this chunk.
 OUT_OF_MEMORY_AT_CHUNK = 40
 NATIVE = {"source": "1280x720", "frames": 24, "chunk_frames": 4, "layout": "segmented"}
+# Its log's pictures were whole: a smaller bound on their pixels makes other counts and times.
+DELAYED_BATCH = {
+    "source": "1920x1080",
+    "frames": 50,
+    "fps": 1.0,
+    "more": 10,
+    "max_sampled": 48,
+    "visual_tokens": 64_584,
+}

@@ -15,6 +15,8 @@ from stream_vlm_ros.world.world import COLOURS
 from .context import Context
 from .pictures import parse_size
 
+CAP = 16_384  # tokens: nothing is forgotten
+
 
 def run(context: Context) -> None:
     options, record, model = context.options, context.record, context.model
@@ -23,7 +25,7 @@ def run(context: Context) -> None:
     context.peak_memory.reset()
     with context.progress("pairs of colours", pairs) as step:
         found = colour_pairs(
-            model.network, model.processor, parse_size(options.size) or (640, 480), step
+            lambda: context.engine(CAP), parse_size(options.size) or (640, 480), step
         )
     judged = not model.random
     wrong = {(one, two): said for one, two, _, said in found["wrong"]}

@@ -193,12 +193,14 @@ def run(
 
 
 def colour_pairs(
-    model: StreamQwenModel,
-    processor: StreamProcessor,
+    new_engine: Callable[[], VideoStreamingInference],
     size: tuple[int, int] = (640, 480),
     step: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Red then blue, what came last? For every ordered pair of colours, with all kinds in turn."""
+    """Red then blue, what came last? For every ordered pair of colours, with all kinds in turn.
+
+    Each in a stream of its own, by an engine that has seen nothing yet.
+    """
     right, asked, wrong = 0, 0, []
     kinds = itertools.cycle(KINDS)
     for number, (one, two) in enumerate(itertools.permutations(COLOURS, 2)):
@@ -211,7 +213,7 @@ def colour_pairs(
             _still(kind, two, 5.0, 9.0),
             _still(kind, two, 99.0, 100.0),
         ]
-        engine = engine_for(model, processor)
+        engine = new_engine()
         for _ in watch(engine, world, [index / 2 for index in range(16)], size):
             pass
         answer, _ = engine.ask("What came last?", max_new_tokens=24)
@@ -270,7 +272,9 @@ def evaluate(
             runs.append(found)
             say(_table(found))
     if pairs:
-        report["colour_pairs"] = counts = colour_pairs(model, processor, step=step)
+        report["colour_pairs"] = counts = colour_pairs(
+            lambda: engine_for(model, processor), step=step
+        )
         say(f"what came last, pairs of colours: {counts['right']} of {counts['asked']}")
     report["seconds"] = round(time.time() - began, 1)
     return report

@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from experiment_runs import SMALL, failed, run_experiment
 from typer.testing import CliRunner
 
 from stream_vlm_ros.cli import app
+from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.experiments import (
     EXPERIMENTS,
     command,
@@ -152,26 +154,91 @@ def test_policies_ask_the_same_of_all_and_go_on_where_they_stood(run, capsys):
     assert all(entry["passed"] is None for entry in found["criteria"])  # random weights
 
 
+def left_by_an_earlier_run(folder, name):
+    """Its record and its page; what is there is to be compared with what they return."""
+    (folder / f"{name}.json").write_text(json.dumps({"experiment": name, "status": "passed"}))
+    (folder / f"{name}.md").write_text("# What was found")
+    return lambda: {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def said_in_a_sentence(capsys):
+    """What stands on stderr: one line in words."""
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("stream-vlm: ")
+    return line
+
+
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("name", "arguments", "says"),
     [
-        (["--source", "nowhere.mp4"], "nowhere.mp4"),
-        (["--cap", "10"], "max_cache_tokens"),
+        ("long-video", ["--source", "nowhere.mp4"], "nowhere.mp4"),
+        ("long-video", ["--cap", 10], "max_cache_tokens"),
+        ("long-video", ["--size", "12"], "640x480"),
+        ("caps", ["--min-pixels", 10**9], "min_pixels"),
+        ("native", ["--attention", "best"], "--attention best"),
+        ("periodic", ["--frames", 40, "--every", 11], "too few to be asked every 11"),
+        ("endurance", ["--cap", 0], "--cap 0"),
     ],
 )
-def test_input_that_cannot_be_used_is_one_line_and_exit_status_2(run, capsys, arguments, says):
-    status, found = run("long-video", *arguments)
-    assert (status, found["status"]) == (2, "broken off")
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
-    assert lines[-1].startswith("stream-vlm: ") and says in lines[-1]
-
-
-@pytest.mark.parametrize("name", ["sink", "long-video", "periodic", "curves", "endurance"])
-def test_a_cap_that_the_engine_would_choose_is_refused_where_a_run_is_held_against_it(
-    name, capsys, tmp_path
+def test_input_that_cannot_be_used_is_one_line_and_what_was_found_before_stays(
+    tmp_path, capsys, name, arguments, says
 ):
-    assert main([name, "--cap", "0", "--out", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == "stream-vlm: --cap 0 is no cap: 1 or more\n"
+    folder = left_by_an_earlier_run(tmp_path, name)
+    before = folder()
+    assert main([name, *SMALL, "--out", str(tmp_path), *map(str, arguments)]) == 2
+    assert says in said_in_a_sentence(capsys)
+    assert folder() == before
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_number_out_of_its_range_is_refused(name):
+    parser = options.parser_of(name)
+    for action in parser._actions:
+        if action.dest not in options.RANGES or action.type not in (int, float):
+            continue
+        flag, allowed = action.option_strings[0], options.RANGES[action.dest]
+        below = allowed.least if allowed.above else allowed.least - 1
+        for value in map(action.type, (below, 10 * allowed.most + 1)):
+            says = re.escape(f"{flag} {value} is out of its range: {allowed}")
+            with pytest.raises(InvalidParameterError, match=says):
+                options.settle(parser.parse_args([flag, str(value)]))
+        options.settle(parser.parse_args([flag, str(action.type(allowed.most))]))
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--threads", -1], ["--seed", 2**64], ["--chunk-frames", 2, 0], ["--first-text", -1]]
+)
+def test_a_number_out_of_its_range_ends_it_before_a_model_is_loaded(
+    wrong, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(command.Context, "model", property(lambda self: pytest.fail("loaded")))
+    folder = left_by_an_earlier_run(tmp_path, "sink")
+    before = folder()
+    assert main(["sink", *map(str, wrong), "--out", str(tmp_path)]) == 2
+    assert f"{wrong[0]} {wrong[-1]} is out of its range" in said_in_a_sentence(capsys)
+    assert folder() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"),
+    [("sink", "--fps"), ("long-video", "--max-gb"), ("periodic", "--max-ttft"),
+     ("time-order", "--min-right"), ("endurance", "--max-ratio")],
+)  # fmt: skip
+def test_what_is_no_number_is_refused_and_passes_nothing(name, flag, tmp_path, capsys):
+    assert main([name, flag, "nan", "--out", str(tmp_path / "new")]) == 2
+    assert flag in said_in_a_sentence(capsys)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_place_that_cannot_be_written_to_is_refused_before_anything_is_loaded(
+    place, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(command.Context, "model", property(lambda self: pytest.fail("loaded")))
+    (tmp_path / "file").write_text("mine")
+    assert main(["sink", *SMALL, "--out", str(tmp_path / place)]) == 2
+    assert "is no folder to write to" in said_in_a_sentence(capsys)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

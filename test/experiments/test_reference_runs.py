@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from experiment_runs import GRID, failed, run_experiment
+from experiment_runs import GRID, SMALL, failed, run_experiment
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.engine import VideoStreamingInference
@@ -18,8 +18,10 @@ from stream_vlm_ros.engine.cache.manager import KVCacheManager
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.experiments import EXPERIMENTS, native
 from stream_vlm_ros.experiments.answers import merge
+from stream_vlm_ros.experiments.command import main
 from stream_vlm_ros.experiments.context import Context
 from stream_vlm_ros.experiments.expected_counts import Prediction, lengthened_system_prompt
+from stream_vlm_ros.experiments.model_under_test import ModelUnderTest
 from stream_vlm_ros.experiments.options import parser_of, settle
 from stream_vlm_ros.experiments.peak_memory import PeakMemory
 from stream_vlm_ros.experiments.periodic import READ
@@ -79,6 +81,37 @@ def test_24_frames_at_1280x720_are_the_references_14419_tokens():
     system = lengthened_system_prompt(words, FIRST_TEXT["native"])
     found = Prediction.of(words, (1280, 720), 24, 4, 10**9, "segmented", system)
     assert sum(found.chunks) == 14_419
+
+
+@pytest.fixture
+def as_many_as_200_fit(monkeypatch):
+    """Of a cap of 0 the engine makes one of 200 tokens."""
+    made = ModelUnderTest.engine
+    monkeypatch.setattr(
+        ModelUnderTest,
+        "engine",
+        lambda self, cap, **more: made(self, 200 if cap == 0 else cap, **more),
+    )
+
+
+@pytest.mark.usefixtures("as_many_as_200_fit")
+def test_a_run_with_a_cap_of_0_is_held_against_the_cap_that_the_engine_chose(run):
+    few = ["--cap", 0, "--max-new-tokens", 2]
+    status, found = run("long-video", "--frames", 40, *few)
+    assert (status, failed(found)) == (0, [])
+    assert criterion(found, "never longer than the cap")["wanted"] == "<= 200"
+    # 53 + 24 tokens, then 31 a chunk: 10 chunks are 356.
+    assert found["summary"]["tokens evicted"] == 356 - 200
+    assert "The cap is as large as fits: 200 tokens." in found["notes"]
+    status, found = run("sink", "--chunks", 2, "--min-sink", 1, "--cap", 0)
+    assert (status, failed(found)) == (0, [])
+    assert criterion(found, "4 frames: the window is the rest")["wanted"] == str(200 - 77)
+    status, found = run("curves", "--seconds", 16, "--over", "chunk", "--cap", 0)
+    assert (status, failed(found)) == (0, [])
+    status, found = run("periodic", "--frames", 40, "--every", 5, *few, "--remedies")
+    assert (status, failed(found)) == (0, [])
+    assert found["summary"]["as asked"]["evicted"] == 356 - 200
+    assert "twice the cap" not in found["summary"]  # it would not fit
 
 
 # -- A: the sink -----------------------------------------------------------------------------------
@@ -290,9 +323,12 @@ def test_half_the_frames_come_in_as_many_chunks():
     assert [chunk.stamps for chunk in Halved(four).chunks(3)] == [[0.0, 1.0], [1.5]]
 
 
-def test_a_video_too_short_for_a_question_is_refused_before_it_is_streamed(run, capsys):
-    status, found = run("periodic", "--frames", 40, "--every", 11)
-    assert (status, found["rows"]) == (2, [])
+def test_a_video_too_short_for_a_question_is_refused_before_it_is_streamed(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(Context, "append", lambda *given: pytest.fail("streamed"))
+    few = ["--frames", "40", "--every", "11", "--out", str(tmp_path)]
+    assert main(["periodic", *SMALL, *few]) == 2
     assert "10 chunks: too few to be asked every 11" in capsys.readouterr().err
 
 

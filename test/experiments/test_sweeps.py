@@ -113,6 +113,7 @@ def test_caps_that_a_stream_would_not_reach_are_made_smaller_and_that_is_said(ru
     assert [one["cap"] for one in found["summary"].values()] == caps
     assert all(one["reached"] for one in found["summary"].values())
     assert any(f"The stream has {stream} tokens" in note for note in found["notes"])
+    assert found["memory"]["keeps"] == "the preset novelty"  # what the capped engines do
 
 
 def test_caps_that_the_stream_does_not_reach_compare_nothing(run):
@@ -128,6 +129,11 @@ def test_a_cap_of_0_is_judged_against_the_cap_that_was_chosen(run):
     chosen = [one["cap"] for one in found["summary"].values() if one["as_large_as_fits"]]
     assert len(chosen) == 1 and chosen[0] > 150
     assert f"{chosen[0]:,}: never longer than the cap" in [one["name"] for one in found["criteria"]]
+    # Alone it is compared with nothing, and is not to be reached.
+    status, found = run("caps", "--caps", 0, *FEW_CAPS)
+    assert status == 0
+    (reached,) = (one for one in found["criteria"] if one["name"].endswith("the stream reaches"))
+    assert reached["passed"] is None
 
 
 def test_a_memory_that_is_longer_not_full_or_no_larger_fails(run, sink_and_window, monkeypatch):
@@ -164,6 +170,12 @@ def test_the_delayed_batch_log_comes_out_in_four_stages(run):
     assert (round(later["second_per_grid_t"], 4), later["real_span"]) == (2.4583, 59.0)
     assert (first["encode_count"], later["encode_count"]) == (1, 2)
     assert first["visual_tokens"] == 24 * GRID
+    assert found["memory"]["as"] == "the product"
+    # A toy's figures do not stand beside the reference's without a remark.
+    (remark,) = (note for note in found["notes"] if "not to be compared" in note)
+    assert remark.endswith(
+        "source 112x84 (the reference: 1920x1080), visual tokens 288 (the reference: 64584)."
+    )
 
 
 def test_what_the_delayed_engine_must_hold_fails_where_it_does_not(run, monkeypatch):
@@ -197,7 +209,7 @@ def forgetful(ask):
 
 
 def test_what_came_last_is_judged_with_the_trained_model(tmp_path, monkeypatch):
-    def some(network, processor, size, step):
+    def some(new_engine, size, step):
         return {"right": 55, "asked": 56, "wrong": [["red", "blue", "ring", "a red ring"]]}
 
     monkeypatch.setattr(time_order, "colour_pairs", some)
@@ -209,6 +221,23 @@ def test_what_came_last_is_judged_with_the_trained_model(tmp_path, monkeypatch):
     found = json.loads((tmp_path / "time-order.json").read_text())
     assert "of all pairs the second came last" in failed(found)
     assert main([*small, "--shape", "toy"]) == 0  # random weights: not judged
+
+
+@pytest.mark.parametrize("run_as", ["reference", "product"])
+def test_what_came_last_is_asked_of_the_memory_that_the_report_names(tmp_path, monkeypatch, run_as):
+    layouts = []
+
+    def one(new_engine, size, step):
+        layouts.append(new_engine().layout)
+        return {"right": 56, "asked": 56, "wrong": []}
+
+    monkeypatch.setattr(time_order, "colour_pairs", one)
+    small = ["time-order", "--shape", "toy", "--device", "cpu", "--out", str(tmp_path)]
+    assert main([*small, "--as", run_as]) == 0
+    found = json.loads((tmp_path / "time-order.json").read_text())
+    assert found["memory"]["as"] == f"the {run_as}"
+    layout = {"reference": "segmented", "product": "continuous"}[run_as]
+    assert [found["memory"]["layout"], *layouts] == 2 * [layout]
 
 
 SHORT = ["--chunks", 60, "--young", 30, "--stretch", 2, "--turns", 3]
