@@ -163,7 +163,6 @@ class Connection:
             older.end(_ending(taken, code="TAKEN_OVER"), TAKEN_OVER, at_once=True)
             await older.wait_until_over()
         session.connection = self
-        resumed = session.ready.done()
         try:
             try:
                 await asyncio.shield(asyncio.wrap_future(session.ready))
@@ -173,7 +172,7 @@ class Connection:
                 gone = ServerEndingError("the session was just ended: connect again")
                 self.end(_ending(gone, gone.retry_after), ENDED)
             if not self._is_ending:
-                await self._talk(resumed)
+                await self._talk()
             await self._say_farewell()
         finally:
             session.connection = None
@@ -183,8 +182,9 @@ class Connection:
         """Until the session is free for another connection."""
         await self._over.wait()
 
-    async def _talk(self, resumed: bool) -> None:
+    async def _talk(self) -> None:
         session = self._session
+        resumed = session.was_connected  # one that has begun may have done so for us, and quickly
         ends = session.connect(self.hear)
         told = session.described(resumed=resumed)
         self._put(protocol.SessionCreated(session=told, status=session.status))

@@ -97,6 +97,7 @@ class Session:
         asked: questions under way.
         bounds: of pictures, as its engine takes them.
         connection: by whom it is fed and asked at the moment; None: nobody is connected.
+        was_connected: somebody is, or was before.
     """
 
     def __init__(self, id: str, owner: str, settings: Settings, context: SessionContext) -> None:
@@ -105,6 +106,7 @@ class Session:
         self.ready.set_running_or_notify_cancel()  # who waits for it and goes does not cancel it
         self.restored, self.gap = False, ""
         self.connection: Any = None
+        self.was_connected = False
         self.began = time.time()
         self.touched = time.monotonic()
         self.asked = 0
@@ -289,6 +291,7 @@ class Session:
         changed. How the newest chunks ended, which a connection before it may not have been told.
         """
         self.touch()
+        self.was_connected = True
         self.frames.begin_connection()
         return self.events.add(listener)
 
