@@ -49,6 +49,7 @@ from stream_vlm_ros.session.timed_frame import TimedFrame
 if TYPE_CHECKING:  # torch takes seconds to import: the node is on the graph before that
     from stream_vlm_ros.engine import InferenceEngine
     from stream_vlm_ros.engine.results import ChunkResult, SavedMemory
+    from stream_vlm_ros.engine.saving.memory_copy import ReadMemory
 
 _Changing = Append | Reset | CopyMemory | LoadMemory  # what listeners are told of
 _Waited = Reset | CopyMemory | LoadMemory | ShowPicture  # somebody waits for their future
@@ -188,7 +189,8 @@ class EngineWorker(EngineSession):
         return self._put(CopyMemory())
 
     def load_memory(self, path: Path) -> Future[SavedMemory]:
-        """Put a saved memory in the place of the present one when its turn comes."""
+        """Put a saved memory in the place of the present one when its turn comes. What was queued
+        behind it waits while another thread reads the file, and other sessions go on."""
         return self._put(LoadMemory(path))
 
     def picture_near(
@@ -299,6 +301,8 @@ class EngineWorker(EngineSession):
                 chunk=self._oldest_chunk() is not None,
                 weight=self.weight,
             )
+        if self._is_reading:
+            return Wants(weight=self.weight)
         awaited = [command for command in self._queue if not isinstance(command, Append)]
         return Wants(
             answer=bool(awaited),
@@ -306,6 +310,12 @@ class EngineWorker(EngineSession):
             chunk=bool(self._queue) and not awaited,
             weight=self.weight,
         )
+
+    @property
+    def _is_reading(self) -> bool:
+        """Whether the memory that is to be next is being read."""
+        first = self._queue[0] if self._queue else None
+        return isinstance(first, LoadMemory) and first.is_being_read
 
     def take(self, *, is_chunk: bool) -> None:
         """Take what `work` or `append_taken` is to do."""
@@ -345,6 +355,8 @@ class EngineWorker(EngineSession):
                     return False, False
             elif isinstance(command, Reset):
                 self._reset(command)
+            elif isinstance(command, LoadMemory) and command.read is None:
+                self._begin_to_read(command)
             elif isinstance(command, CopyMemory | LoadMemory):
                 self._copy_or_load(command)
             else:
@@ -359,6 +371,31 @@ class EngineWorker(EngineSession):
             self.end(fault)
         self._taken = None
         return began, answered
+
+    def _begin_to_read(self, command: LoadMemory) -> None:
+        """Read a memory in a thread of its own; meanwhile it is the next to be done."""
+        reading: Future[ReadMemory] = Future()
+
+        def read() -> None:
+            try:
+                with self._thread.reading(command.over):
+                    reading.set_result(reader.read(command.path, command.over))
+            except BaseException as fault:  # for the one who asked
+                reading.set_exception(fault)
+            with self._wake:
+                self._wake.notify()
+
+        try:
+            reader = self._engine.memory_reader()
+            # A daemon: the disk may be stuck.
+            threading.Thread(target=read, name="memory that is read", daemon=True).start()
+        except Exception as fault:  # there may be too many threads
+            command.future.set_exception(fault)
+            return
+        with self._wake:
+            command.read = reading
+            self._taken = None
+            self._queue.appendleft(command)
 
     def _write(self, ticket: Ticket | None) -> bool:
         """Begin an answer, or go on with the one that was begun; whether it has ended."""
@@ -466,6 +503,8 @@ class EngineWorker(EngineSession):
             waiting, self._queue = [self._current, self._taken, *self._queue], deque()
             self._answering = self._current = self._taken = None
         for command in waiting:
+            if isinstance(command, LoadMemory):
+                command.over.set()
             if isinstance(command, Ticket) and not command.future.done():
                 command.future.set_result(self._failed(command, why))
             elif isinstance(command, _Waited) and not command.future.done():

@@ -331,7 +331,7 @@ def let_end(box, where, fault):
         box.engine.copy_memory = broken
         return box.worker.copy_memory()
     elif where == "load":
-        box.engine.load_memory = broken
+        box.engine.memory_reader = broken
         return box.worker.load_memory(Path("memory"))
     elif where == "listener":
         box.break_listener(fault)
