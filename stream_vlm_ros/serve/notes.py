@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-"""One thread writes the notes of all sessions: however many there are, one waits for a stuck disk."""
+"""One thread writes the notes of all sessions: on a disk that is stuck one waits, and not each."""
 
 from __future__ import annotations
 

@@ -27,9 +27,9 @@ class Limits(SettingTable):
     )
     max_sessions_per_key: int = option(
         -1,
-        "Of one key. -1: where the server has several keys at most half of them, and never the last "
-        "that others need, of which each is to have one; all where it has one. 0: as many as there "
-        "are altogether.",
+        "Of one key. -1: where the server has several keys at most half of them, and not what is "
+        "left for keys that have none yet; all where it has one. 0: as many as there are "
+        "altogether.",
         -1,
         10_000,
     )
