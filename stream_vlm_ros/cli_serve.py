@@ -47,7 +47,7 @@ def serve_until_told(settings: Settings, limits: Limits, host: str, port: int, k
     from stream_vlm_ros.serve.sessions import Sessions
 
     with listen(host, port) as listening:
-        sessions = Sessions(settings, limits.with_keys(len(admitted.keys)))
+        sessions = Sessions(settings, limits, keys=len(admitted.keys))
         plan = sessions.load()
         spare_what_stays()
         print(_said(listening, admitted, sessions.model, plan), flush=True)

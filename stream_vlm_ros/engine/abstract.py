@@ -22,7 +22,7 @@ from stream_vlm_ros.engine.results import (
 from stream_vlm_ros.errors import InvalidParameterError
 
 if TYPE_CHECKING:
-    from stream_vlm_ros.engine.saving.memory_copy import MemoryCopy
+    from stream_vlm_ros.engine.saving.memory_copy import MemoryCopy, MemoryReader, ReadMemory
 
 
 class InferenceEngine(ABC):
@@ -194,9 +194,17 @@ class InferenceEngine(ABC):
         """
         return self.copy_memory().write(path, origin_ns=origin_ns, frame_id=frame_id)
 
+    def memory_reader(self) -> MemoryReader:
+        """What reads saved memories for this engine, in any thread: see `load_memory`.
+
+        Takes a moment of the engine's thread. Raises InvalidParameterError: this engine's memory is
+        not saved so.
+        """
+        raise InvalidParameterError(self.why_not_saved)
+
     def load_memory(
         self,
-        path: str | Path,
+        path: str | Path | ReadMemory,
         *,
         origin_ns: int | None = None,
         check: Callable[[SavedMemory], None] | None = None,
@@ -206,6 +214,8 @@ class InferenceEngine(ABC):
         The stream goes on behind its newest frame.
 
         Args:
+            path: the file; or what this engine's `memory_reader` has read of it in another thread,
+                which takes as much of the host's memory as the stream, and here a moment.
             origin_ns: what the engine's second 0 is to be in the source's time; stamps in the
                 memory are moved to that. None: as it was saved (`SavedMemory.origin_ns`).
             check: is told what the file holds before anything is touched, and may refuse it by

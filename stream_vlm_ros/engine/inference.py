@@ -56,7 +56,12 @@ from stream_vlm_ros.engine.results import (
     WarmUp,
 )
 from stream_vlm_ros.engine.saving.binding import binding_of
-from stream_vlm_ros.engine.saving.memory_copy import MemoryCopy, load_memory
+from stream_vlm_ros.engine.saving.memory_copy import (
+    MemoryCopy,
+    MemoryReader,
+    ReadMemory,
+    load_memory,
+)
 from stream_vlm_ros.engine.together import EngineGroup, Finishing, Steps, Work, run
 from stream_vlm_ros.errors import (
     EmptyMemoryError,
@@ -555,9 +560,12 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
     def copy_memory(self) -> MemoryCopy:
         return MemoryCopy.take(self.cache_manager, self._binding())
 
+    def memory_reader(self) -> MemoryReader:
+        return MemoryReader(self.cache_manager, self._binding())
+
     def load_memory(
         self,
-        path: str | Path,
+        path: str | Path | ReadMemory,
         *,
         origin_ns: int | None = None,
         check: Callable[[SavedMemory], None] | None = None,

@@ -38,7 +38,7 @@ from stream_vlm_ros.engine.chunk_path import Encoded, Encoding
 from stream_vlm_ros.engine.decode_path import Continuation
 from stream_vlm_ros.engine.inputs.timestamps import check_about, frame_times
 from stream_vlm_ros.engine.results import QuestionMetrics, TimeSpans, WarmUp
-from stream_vlm_ros.engine.saving.memory_copy import MemoryCopy
+from stream_vlm_ros.engine.saving.memory_copy import MemoryCopy, ReadMemory
 from stream_vlm_ros.engine.together import Steps, Work
 from stream_vlm_ros.errors import (
     EmptyMemoryError,
@@ -486,7 +486,7 @@ class RecallingInference(VideoStreamingInference):
 
     def load_memory(
         self,
-        path: str | Path,
+        path: str | Path | ReadMemory,
         *,
         origin_ns: int | None = None,
         check: Callable[[SavedMemory], None] | None = None,

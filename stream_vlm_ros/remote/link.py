@@ -355,7 +355,9 @@ def _event(message: str | bytes) -> ServerEvent:
 def _refused(response: Response) -> RefusedError:
     """From what the server answers instead of a WebSocket."""
     status = response.status_code
-    words = _words_of(bytes(response.body or b"")) or response.reason_phrase
+    words = _words_of(bytes(response.body or b""))
+    if not words or words.startswith("<"):  # a page, of a proxy
+        words = response.reason_phrase
     told = f"the server refuses the connection: {cut(words)} (HTTP {status})"
     if status in FINAL:
         return RefusedError(told)

@@ -17,6 +17,7 @@ What is served
     ending       how it ends: its chunks, its file, its answers, its engine
     session_errors   why there is no session, or not now
     ownership    the right to a saved memory, where servers share a folder
+    notes        by which thread it is noted how far frames were accepted
     telling      what is told of them, in the words of the protocol
 
 Over the network

@@ -55,6 +55,8 @@ ENDED, FLOODING, TOO_SLOW, TAKEN_OVER = 4000, 4008, 4009, 4010  # close codes
 # Pictures are decoded here, so that others are served meanwhile.
 _decoding = ThreadPoolExecutor(max(2, (os.cpu_count() or 2) // 2), thread_name_prefix="decoding")
 
+_closing = ThreadPoolExecutor(8, thread_name_prefix="sessions that are closed")
+
 
 async def serve_camera(socket: WebSocket, sessions: Sessions, owner: str) -> None:
     """Serve one connection until it ends."""
@@ -163,7 +165,6 @@ class Connection:
             older.end(_ending(taken, code="TAKEN_OVER"), TAKEN_OVER, at_once=True)
             await older.wait_until_over()
         session.connection = self
-        resumed = session.ready.done()
         try:
             try:
                 await asyncio.shield(asyncio.wrap_future(session.ready))
@@ -173,7 +174,7 @@ class Connection:
                 gone = ServerEndingError("the session was just ended: connect again")
                 self.end(_ending(gone, gone.retry_after), ENDED)
             if not self._is_ending:
-                await self._talk(resumed)
+                await self._talk()
             await self._say_farewell()
         finally:
             session.connection = None
@@ -183,8 +184,9 @@ class Connection:
         """Until the session is free for another connection."""
         await self._over.wait()
 
-    async def _talk(self, resumed: bool) -> None:
+    async def _talk(self) -> None:
         session = self._session
+        resumed = session.was_connected  # one that has begun may have done so for us, and quickly
         ends = session.connect(self.hear)
         told = session.described(resumed=resumed)
         self._put(protocol.SessionCreated(session=told, status=session.status))
@@ -318,7 +320,10 @@ class Connection:
                     protocol.SessionUpdated(event_id=event.event_id, session=session.described())
                 )
             case protocol.SessionClose():
-                self._order(event.event_id, self._close_session, event.event_id)
+                self._closing = True
+                # At once: who closes it may go without waiting for the answer.
+                closing = _closing.submit(self._sessions.close, session.id, session.owner)
+                self._order(event.event_id, self._tell_when, closing, tell(_closed))
             case protocol.MemoryReset():
                 resetting = session.reset(time_jump=event.time_jump)
                 self._order(event.event_id, self._tell_when, resetting, tell(_forgotten))
@@ -416,12 +421,6 @@ class Connection:
             told.words = self._session.file.without_folder(told.words)
         self._put(told)
 
-    async def _close_session(self, event_id: str) -> None:
-        self._closing = True
-        session = self._session
-        await asyncio.to_thread(self._sessions.close, session.id, session.owner)
-        self._put(protocol.SessionClosed(event_id=event_id))
-
 
 def _ending(
     fault: BaseException, retry_after: float | None = None, code: str = ""
@@ -435,6 +434,10 @@ def _ending(
 def _take_exception(done: asyncio.Future[Any]) -> None:
     if not done.cancelled():
         done.exception()
+
+
+def _closed(event_id: str, done: None) -> protocol.SessionClosed:
+    return protocol.SessionClosed(event_id=event_id)
 
 
 def _forgotten(event_id: str, done: None) -> protocol.MemoryDone:

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 
 from stream_vlm_ros.setting import START, SettingTable, setting
@@ -26,8 +27,9 @@ class Limits(SettingTable):
     )
     max_sessions_per_key: int = option(
         -1,
-        "Of one key. -1: half of them where the server has several keys, so that none takes all; "
-        "all where it has one. 0: as many as there are altogether.",
+        "Of one key. -1: where the server has several keys at most half of them, and not what is "
+        "left for keys that have none yet; all where it has one. 0: as many as there are "
+        "altogether.",
         -1,
         10_000,
     )
@@ -52,9 +54,24 @@ class Limits(SettingTable):
         3600.0,
     )
 
-    def with_keys(self, count: int) -> Limits:
-        """With how many sessions a key of so many has, where that was not said."""
-        if self.max_sessions_per_key >= 0:
-            return self
-        share = (self.max_sessions + 1) // 2 if count > 1 else 0
-        return replace(self, max_sessions_per_key=share)
+    def why_not_one_more(self, owner: str, held: Mapping[str, int], keys: int) -> str:
+        """Why a key is to have no further session, whether there is room or not; "": it may.
+
+        Args:
+            owner: whose key it is.
+            held: how many sessions those have that have any.
+            keys: how many there are; 0: none is needed.
+        """
+        own, share = held.get(owner, 0), self.max_sessions_per_key
+        is_shared = share < 0 and keys > 1
+        if is_shared:
+            share = (self.max_sessions + 1) // 2
+        if 0 < share <= own:
+            return f"this key has {own} sessions already (--max-sessions-per-key)"
+        without = keys - len(held) if is_shared else 0
+        if own and without and sum(held.values()) + without >= self.max_sessions:
+            return (
+                f"this key has {own} sessions already, and those that are left are for keys that "
+                "have none (--max-sessions-per-key)"
+            )
+        return ""

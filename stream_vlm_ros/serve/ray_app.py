@@ -57,8 +57,8 @@ class Replica:
         context = serve.get_replica_context()
         self._tag = context.replica_tag
         self._keys = Keys(read_keys(key_file))
-        self._limits = limits.with_keys(len(self._keys.keys))
-        self.sessions = Sessions(settings, self._limits, server=f"replica {self._tag}")
+        self._limits, keys = limits, len(self._keys.keys)
+        self.sessions = Sessions(settings, limits, keys=keys, server=f"replica {self._tag}")
         self.sessions.load()
         spare_what_stays()
         self._ring: ring.SessionRing | None = None

@@ -23,6 +23,7 @@ from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve.events import Events, FrameEnd, Listener, Sent
 from stream_vlm_ros.serve.frames import Frames, PictureBounds
 from stream_vlm_ros.serve.life_cycle import LifeCycle, Phase
+from stream_vlm_ros.serve.notes import NoteWriter
 from stream_vlm_ros.serve.session_errors import MemoryLimitError, ServerEndingError
 from stream_vlm_ros.serve.session_file import SessionFile, gap_between
 from stream_vlm_ros.serve.telling import memory_of, saved_of
@@ -61,6 +62,7 @@ class SessionContext:
         max_held_bytes: of a session's frames on their way into its memory.
         max_memories: that are saved of one key; 0: without a limit.
         saving: who saves as it ends holds one of these.
+        notes: writes how far frames were accepted.
     """
 
     load: Callable[[Settings], InferenceEngine]
@@ -75,6 +77,7 @@ class SessionContext:
     saving: threading.Semaphore = field(
         default_factory=lambda: threading.BoundedSemaphore(SAVES_AT_ONCE)
     )
+    notes: NoteWriter = field(default_factory=NoteWriter)
 
 
 class Session:
@@ -97,6 +100,7 @@ class Session:
         asked: questions under way.
         bounds: of pictures, as its engine takes them.
         connection: by whom it is fed and asked at the moment; None: nobody is connected.
+        was_connected: somebody is, or was before.
     """
 
     def __init__(self, id: str, owner: str, settings: Settings, context: SessionContext) -> None:
@@ -105,6 +109,7 @@ class Session:
         self.ready.set_running_or_notify_cancel()  # who waits for it and goes does not cancel it
         self.restored, self.gap = False, ""
         self.connection: Any = None
+        self.was_connected = False
         self.began = time.time()
         self.touched = time.monotonic()
         self.asked = 0
@@ -113,7 +118,7 @@ class Session:
         self._not_saved_at = -END_AGAIN
         self._news = News()  # of refused chunks and frames
         self.life, self.events, self.counters = LifeCycle(), Events(), FrameCounters()
-        self.file = SessionFile(settings, context.server, context.patience)
+        self.file = SessionFile(settings, context.server, context.patience, context.notes)
         self.worker = EngineWorker(
             lambda: self._make_engine(settings),
             self.counters,
@@ -289,6 +294,7 @@ class Session:
         changed. How the newest chunks ended, which a connection before it may not have been told.
         """
         self.touch()
+        self.was_connected = True
         self.frames.begin_connection()
         return self.events.add(listener)
 

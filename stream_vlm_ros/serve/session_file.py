@@ -23,6 +23,7 @@ from stream_vlm_ros.console import duration_text
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.owned import open_regular, remove_parts, write_whole
 from stream_vlm_ros.serve.events import Sent
+from stream_vlm_ros.serve.notes import NoteWriter
 from stream_vlm_ros.serve.ownership import Ownership, lock_of
 from stream_vlm_ros.session.memory_keeper import memory_path
 
@@ -48,21 +49,29 @@ class SessionFile:
         settings: of the session.
         server: what another server is told that wants it.
         patience: seconds that another server has to let it go.
+        notes: writes what is noted of this and other sessions; None: one of its own does.
 
     Attributes:
         path: of the saved memory; None: there is no folder.
     """
 
-    def __init__(self, settings: Settings, server: str = "", patience: float = 30.0) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        server: str = "",
+        patience: float = 30.0,
+        notes: NoteWriter | None = None,
+    ) -> None:
         self.path = memory_path(settings)
         self._server, self._patience = server, patience
         self._ownership: Ownership | None = None
         # A disk may be stuck: no file is touched while the first is held, and none that is noted
         # but with the second.
         self._owning, self._writing = threading.Lock(), threading.Lock()
-        self._writer: threading.Thread | None = None  # of what is to be noted
+        self._notes = notes or NoteWriter()
         self._to_note: Sent | None = None
         self._noted: Sent | None = None
+        self._is_noting = False
         self._noted_at = 0.0
 
     # -- whose it is -------------------------------------------------------------------------
@@ -102,10 +111,7 @@ class SessionFile:
             forget: or nothing: the memory is deleted.
         """
         assert self.path is not None
-        with self._owning:
-            writer = self._writer
-        if writer is not None:
-            writer.join()
+        self._write_noted()
         with self._writing:
             try:
                 if forget:
@@ -139,31 +145,27 @@ class SessionFile:
             if self._ownership is None or accepted is None:
                 return
             assert self.path is not None
-            is_writing = self._writer is not None and self._writer.is_alive()
-            if accepted == self._noted and not is_writing:
+            if accepted == self._noted and not self._is_noting:
                 return
             self._noted_at = time.monotonic()
-            self._to_note = accepted
-            if not is_writing:
-                writer = threading.Thread(target=self._write_notes, name="note", daemon=True)
-                try:
-                    writer.start()
-                except RuntimeError as fault:
-                    log.warning("%s cannot be written: %s", _note_of(self.path), fault)
-                else:
-                    self._writer = writer
+            self._to_note, self._is_noting = accepted, True
+            try:
+                self._notes.add(self._write_noted)
+            except RuntimeError as fault:  # there are too many threads
+                log.warning("%s cannot be written: %s", _note_of(self.path), fault)
 
-    def _write_notes(self) -> None:
-        while True:
-            with self._writing:
+    def _write_noted(self) -> None:
+        """Write what is to be noted, if that was not done yet."""
+        if not self._is_noting:  # who lets it go may wait for the disk, and is not waited for
+            return
+        with self._writing:
+            with self._owning:
+                accepted, self._to_note = self._to_note, None
+            if accepted is not None and self._write_note(accepted):
                 with self._owning:
-                    accepted, self._to_note = self._to_note, None
-                    if accepted is None:
-                        self._writer = None
-                        return
-                if self._write_note(accepted):
-                    with self._owning:
-                        self._noted = accepted
+                    self._noted = accepted
+            with self._owning:
+                self._is_noting = self._to_note is not None
 
     def _write_note(self, accepted: Sent) -> bool:
         assert self.path is not None
@@ -197,6 +199,7 @@ class SessionFile:
                 if self._ownership is None:
                     return
                 self._to_note, self._noted = None, accepted  # a later one is noted by and by
+                self._is_noting = False
             assert self.path is not None
             _note_of(self.path).unlink(missing_ok=True)
 

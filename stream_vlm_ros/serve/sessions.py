@@ -11,6 +11,7 @@ import math
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
@@ -62,6 +63,7 @@ class Sessions:
     Args:
         settings: of each session, but for its name.
         limits: how many there are, and for how long.
+        keys: how many keys there are, each with sessions of its own; 0: none is needed.
         server: the name of this server, for those that share its memory_folder.
         load: gives the model.
 
@@ -77,6 +79,7 @@ class Sessions:
         settings: Settings,
         limits: Limits | None = None,
         *,
+        keys: int = 0,
         server: str = "",
         load: Callable[[Settings], Checkpoint] = load_model,
     ) -> None:
@@ -90,6 +93,7 @@ class Sessions:
             settings = replace(settings, save_memory_on_shutdown=True)
         self.settings, self.limits, self.server = settings, limits or Limits(), server
         self.model = str(card_of(settings))
+        self._keys = keys
         self.began = time.time()
         self.when_answered: list[Callable[[Outcome], None]] = []
         self.when_closed: list[Callable[[Session], None]] = []
@@ -121,6 +125,7 @@ class Sessions:
         self._checkpoint = self._load_model(self.settings)
         self._group = group_of([self.settings] * self.limits.max_sessions, self._checkpoint)
         self._context = self._context_of(self._checkpoint)
+        self._beginning.submit(int)  # one thread that there is, whatever comes
         self._thread.start()
         trial = EngineWorker(
             lambda: self._build(self.settings), FrameCounters(), 1, 1, thread=self._thread
@@ -193,7 +198,10 @@ class Sessions:
             self._make_room(owner)
             session = Session(id, owner, self._settings_of(id, owner), self._context)
             self._table[owner, id] = session
-        self._beginning.submit(self._begin, session)
+            try:
+                self._beginning.submit(self._begin, session)
+            except RuntimeError as fault:  # there are too many threads: one that there is has it
+                log.warning("session %s may begin late: %s", id, fault)
         return session
 
     def find_or_restore(self, id: str, owner: str) -> Session:
@@ -284,11 +292,10 @@ class Sessions:
     def _make_room(self, owner: str) -> None:
         """For one more of an owner's. Raises SessionLimitError."""
         limits = self.limits
-        of_owner = sum(one == owner for one, _ in self._table)
-        if 0 < limits.max_sessions_per_key <= of_owner and not self._end_an_empty_one(owner):
-            raise SessionLimitError(
-                f"this key has {of_owner} sessions already (--max-sessions-per-key)"
-            )
+        held = Counter(one for one, _ in self._table)
+        why = limits.why_not_one_more(owner, held, self._keys)
+        if why and not self._end_an_empty_one(owner):
+            raise SessionLimitError(why)
         if len(self._table) >= limits.max_sessions and not self._end_an_empty_one():
             raise SessionLimitError(
                 f"{limits.max_sessions} sessions are served already (--max-sessions)"
@@ -305,9 +312,14 @@ class Sessions:
                 and one.is_empty
                 and one.begin_end()
             ):
+                try:
+                    _in_thread(self._end, one, begun=True)
+                except RuntimeError as fault:  # there are too many threads
+                    log.warning("session %s cannot make room: %s", one.id, fault)
+                    one.go_on()
+                    return False
                 one.worker.begin_to_stop()  # before the next one's engine is built
                 del self._table[key]
-                _in_thread(self._end, one, begun=True)
                 return True
         return False
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -47,6 +48,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: the node is on the graph bef
     from stream_vlm_ros.engine import AnswerMetrics, ChoiceMetrics, InferenceEngine
     from stream_vlm_ros.engine.decoding import Answer
     from stream_vlm_ros.engine.results import ChunkResult, EvidenceEpisode, SavedMemory
+    from stream_vlm_ros.engine.saving.memory_copy import ReadMemory
     from stream_vlm_ros.history.poses import Pose, PoseTrack
 
 
@@ -96,10 +98,22 @@ class CopyMemory:
 
 @dataclass
 class LoadMemory:
-    """Put a saved memory in the place of the present one."""
+    """Put a saved memory in the place of the present one.
+
+    Attributes:
+        read: what another thread reads of it; None: it is not its turn yet, or no other does.
+        over: nobody wants that any more.
+    """
 
     path: Path
     future: Future[SavedMemory] = field(default_factory=Future)
+    read: Future[ReadMemory] | None = None
+    over: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def is_being_read(self) -> bool:
+        """Whether that goes on."""
+        return self.read is not None and not self.read.done()
 
 
 @dataclass
@@ -279,17 +293,18 @@ class EngineSession:
                 copy = self._engine.copy_memory()
                 done = CopiedMemory(copy, self.memory, self._epoch_ns, frame_id)
             else:
-                done = self._load_memory(command.path)
+                read = command.path if command.read is None else command.read.result()
+                done = self._load_memory(read)
         except Exception as fault:  # for the one who asked
             command.future.set_exception(fault)
             return
         cast("Future[Any]", command.future).set_result(done)
 
-    def _load_memory(self, path: Path) -> SavedMemory:
+    def _load_memory(self, read: Path | ReadMemory) -> SavedMemory:
         # What the history holds is stamped from where the engine's second 0 is now.
         stays = self._engine.keeps_source_time or self.memory.history_ns is not None
         origin_ns = self._epoch_ns if stays else None
-        saved = self._engine.load_memory(path, origin_ns=origin_ns, check=self._check_saved)
+        saved = self._engine.load_memory(read, origin_ns=origin_ns, check=self._check_saved)
         self._epoch_ns = saved.origin_ns
         self._newest_header = None
         self.memory = self._snapshot()

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from stream_vlm_ros.session.scheduler import Choice, Scheduler, Wants
@@ -33,6 +35,10 @@ if TYPE_CHECKING:  # torch takes seconds to import: the node is on the graph bef
 # Seconds that chunks which are appended together may take, so that a question waits no longer.
 # While they come faster than they are appended, as many go as can.
 PATIENCE = 0.04
+
+# Memories that are read from files at a time, each of which is on the host then.
+MAX_READ = 4
+POLL = 0.1  # s
 
 # Answers that go on together: what one step of the engines takes (`engine.decode_path`).
 MAX_ANSWERS = 8
@@ -148,6 +154,7 @@ class EngineThread:
         self._clock = clock
         self._workers: list[EngineWorker] = []  # that are not over; replaced as a whole
         self._lasting = lasting
+        self._may_read = threading.BoundedSemaphore(MAX_READ)
         self.spent = dict.fromkeys((CHUNKS, ANSWERS, PREPARING), Spent())
         # A daemon: a model that is being loaded cannot be interrupted, and must not keep a
         # process alive that was told to end.
@@ -173,6 +180,23 @@ class EngineThread:
         if self._thread.ident is not None:
             self._thread.join(timeout)
         return not self._thread.is_alive()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether there are several sessions, or may be."""
+        return self._lasting or len(self._workers) > 1
+
+    @contextmanager
+    def reading(self, over: threading.Event) -> Iterator[None]:
+        """One of `MAX_READ` that read a memory, in another thread. CancelledError once ``over`` is
+        set before it is its turn."""
+        while not self._may_read.acquire(timeout=POLL):
+            if over.is_set():
+                raise CancelledError
+        try:
+            yield
+        finally:
+            self._may_read.release()
 
     @property
     def is_alive(self) -> bool:

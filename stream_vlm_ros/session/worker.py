@@ -49,6 +49,7 @@ from stream_vlm_ros.session.timed_frame import TimedFrame
 if TYPE_CHECKING:  # torch takes seconds to import: the node is on the graph before that
     from stream_vlm_ros.engine import InferenceEngine
     from stream_vlm_ros.engine.results import ChunkResult, SavedMemory
+    from stream_vlm_ros.engine.saving.memory_copy import ReadMemory
 
 _Changing = Append | Reset | CopyMemory | LoadMemory  # what listeners are told of
 _Waited = Reset | CopyMemory | LoadMemory | ShowPicture  # somebody waits for their future
@@ -188,7 +189,9 @@ class EngineWorker(EngineSession):
         return self._put(CopyMemory())
 
     def load_memory(self, path: Path) -> Future[SavedMemory]:
-        """Put a saved memory in the place of the present one when its turn comes."""
+        """Put a saved memory in the place of the present one when its turn comes. What was queued
+        behind it waits. Where there are other sessions these go on: another thread reads the
+        file, and holds all of it on the host meanwhile."""
         return self._put(LoadMemory(path))
 
     def picture_near(
@@ -304,6 +307,8 @@ class EngineWorker(EngineSession):
                 chunk=self._oldest_chunk() is not None,
                 weight=self.weight,
             )
+        if self._is_reading:
+            return Wants(weight=self.weight)
         awaited = [command for command in self._queue if not isinstance(command, Append)]
         return Wants(
             answer=bool(awaited),
@@ -311,6 +316,12 @@ class EngineWorker(EngineSession):
             chunk=bool(self._queue) and not awaited,
             weight=self.weight,
         )
+
+    @property
+    def _is_reading(self) -> bool:
+        """Whether the memory that is to be next is being read."""
+        first = self._queue[0] if self._queue else None
+        return isinstance(first, LoadMemory) and first.is_being_read
 
     def take(self, *, is_chunk: bool) -> None:
         """Take what `work` or `append_taken` is to do."""
@@ -350,6 +361,8 @@ class EngineWorker(EngineSession):
                     return False, False
             elif isinstance(command, Reset):
                 self._reset(command)
+            elif isinstance(command, LoadMemory) and self._is_read_aside(command):
+                self._begin_to_read(command)
             elif isinstance(command, CopyMemory | LoadMemory):
                 self._copy_or_load(command)
             else:
@@ -364,6 +377,36 @@ class EngineWorker(EngineSession):
             self.end(fault)
         self._taken = None
         return began, answered
+
+    def _is_read_aside(self, command: LoadMemory) -> bool:
+        """Whether its file is to be read in another thread first. With nobody to wait for that it
+        is read piece by piece: the whole of it may not fit beside the memory."""
+        return self._thread.is_shared and command.read is None
+
+    def _begin_to_read(self, command: LoadMemory) -> None:
+        """Read a memory in a thread of its own; meanwhile it is the next to be done."""
+        reading: Future[ReadMemory] = Future()
+
+        def read() -> None:
+            try:
+                with self._thread.reading(command.over):
+                    reading.set_result(reader.read(command.path, command.over))
+            except BaseException as fault:  # for the one who asked
+                reading.set_exception(fault)
+            with self._wake:
+                self._wake.notify()
+
+        try:
+            reader = self._engine.memory_reader()
+            # A daemon: the disk may be stuck.
+            threading.Thread(target=read, name="memory that is read", daemon=True).start()
+        except Exception as fault:  # there may be too many threads
+            command.future.set_exception(fault)
+            return
+        with self._wake:
+            command.read = reading
+            self._taken = None
+            self._queue.appendleft(command)
 
     def _write(self, ticket: Ticket | None) -> bool:
         """Begin an answer, or go on with the one that was begun; whether it has ended."""
@@ -471,6 +514,8 @@ class EngineWorker(EngineSession):
             waiting, self._queue = [self._current, self._taken, *self._queue], deque()
             self._answering = self._current = self._taken = None
         for command in waiting:
+            if isinstance(command, LoadMemory):
+                command.over.set()
             if isinstance(command, Ticket) and not command.future.done():
                 command.future.set_result(self._failed(command, why))
             elif isinstance(command, _Waited) and not command.future.done():

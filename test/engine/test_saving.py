@@ -16,7 +16,7 @@ import stat
 import struct
 import threading
 import time
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -135,6 +135,47 @@ def test_a_loaded_memory_answers_and_goes_on_as_the_one_that_was_saved(
     assert loaded.load_memory(tmp_path / "m").as_dict() == saved.as_dict()
     assert same(state_of(loaded), state_of(engine))
     same_from_here(engine, loaded)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_another_thread_has_read_is_loaded_as_its_file_is(make, tmp_path, level):
+    make(level, 9).save_memory(tmp_path / "m")
+    of_file, of_another_thread = make(level), make(level, 3)
+    reader = of_another_thread.memory_reader()
+    with ThreadPoolExecutor(1) as another:
+        read = another.submit(reader.read, tmp_path / "m").result()
+    (tmp_path / "m").rename(tmp_path / "moved")
+    see(of_another_thread, 3)  # nothing was touched yet
+    given = dict(origin_ns=7_000_000_000, check=lambda saved: None)
+    assert of_another_thread.load_memory(read, **given) == of_file.load_memory(
+        tmp_path / "moved", **given
+    )
+    assert same(state_of(of_another_thread), state_of(of_file))
+    same_from_here(of_another_thread, of_file, after=3)
+
+
+def test_what_was_read_for_another_engine_is_refused(make, tmp_path):
+    engine, another = make("all", 8), make("window", 3)
+    engine.save_memory(tmp_path / "m")
+    read = engine.memory_reader().read(tmp_path / "m")
+    before = state_of(another)
+    with pytest.raises(MemoryFileError, match="max_cache_tokens 200, and here"):
+        another.load_memory(read)
+    assert same(state_of(another), before)
+
+
+def test_what_nobody_wants_any_more_is_read_no_further(whole, tmp_path, monkeypatch):
+    (tmp_path / "m").write_bytes(whole[0])
+    over, read = threading.Event(), memory_file.MemoryFile.read
+
+    def reading(self, name, into, until=None):
+        if name.startswith("layers"):
+            over.set()
+        return read(self, name, into, until)
+
+    monkeypatch.setattr(memory_file.MemoryFile, "read", reading)
+    with pytest.raises(CancelledError):
+        whole[1].memory_reader().read(tmp_path / "m", over)
 
 
 @pytest.mark.parametrize("chunks", [1, 2, 12])

@@ -4,6 +4,7 @@
 """Stand-ins for the engine. They implement the abstract one, so they cannot drift from it."""
 
 import threading
+from concurrent.futures import CancelledError
 from dataclasses import fields as fields_of
 from dataclasses import replace
 
@@ -202,6 +203,19 @@ class FakeEngine(SilentEngine):
         self.times, self.frames, self.chunks, self.evicted, self.closed = [], 0, 0, 0, []
 
 
+class FakeReader:
+    """Reads a file as its name, once ``gate`` is set."""
+
+    def __init__(self, gate=None):
+        self.gate = gate
+
+    def read(self, path, over):
+        while self.gate is not None and not self.gate.wait(0.01):
+            if over.is_set():
+                raise CancelledError
+        return path
+
+
 class FakeRecall(FakeEngine):
     """A memory of ten frames, with a history of every frame; what fits a question is settled by the
     test.
@@ -269,7 +283,10 @@ class FakeRecall(FakeEngine):
         )  # fmt: skip
         return RecallCacheInfo(**fields, tiers=tiers)
 
-    def load_memory(self, path, *, origin_ns=None, check=None):
+    def memory_reader(self):
+        return FakeReader()
+
+    def load_memory(self, read, *, origin_ns=None, check=None):
         self.loaded.append(origin_ns)
         raise MemoryFileError("there is none")
 

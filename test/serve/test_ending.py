@@ -423,6 +423,41 @@ def test_what_is_handed_over_where_no_thread_can_be_started_ends_and_can_be_open
     assert opened(sessions, "again") is not session
 
 
+def test_a_session_that_no_thread_can_be_started_to_end_makes_no_room_and_goes_on(
+    begin, film, monkeypatch
+):
+    sessions = begin(Limits(max_sessions=1))
+    empty = opened(sessions, "empty")
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", raise_runtime_error)
+        with pytest.raises(SessionLimitError, match="1 sessions are served already"):
+            sessions.open("next", "a")
+    assert sessions.open("empty", "a") is empty
+    remember(empty, film[:4])
+    sessions.close("empty", "a")
+    assert opened(sessions, "next")
+    Ownership(empty.file.path, patience=0.0).release(saved=True)
+
+
+def test_a_session_that_begins_where_no_thread_can_be_started_begins_all_the_same(
+    begin, monkeypatch
+):
+    sessions = begin()
+    build, go_on = sessions_module.build_engine, threading.Event()
+
+    def build_slowly(*given):
+        assert go_on.wait(PATIENCE)
+        return build(*given)
+
+    monkeypatch.setattr(sessions_module, "build_engine", build_slowly)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", raise_runtime_error)
+        late, later = sessions.open("late", "a"), sessions.open("later", "a")
+    go_on.set()
+    late.ready.result(PATIENCE)
+    later.ready.result(PATIENCE)
+
+
 def test_a_broken_session_that_no_thread_can_be_started_to_end_is_ended_when_one_can(
     begin, monkeypatch
 ):

@@ -434,6 +434,24 @@ def test_the_memory_is_forgotten_saved_loaded_and_listed(server, film):
         assert camera.next(protocol.PictureDone).picture is None  # no history is kept
 
 
+def test_a_session_is_closed_also_where_nobody_waits_for_that(server, film):
+    for number in range(5):
+        camera = server.camera(f"closed-{number}")
+        feed(camera, film[:4])
+        camera.send(protocol.SessionClose())
+        camera.close()
+    wait_until(lambda: not [one for one in server.sessions.all() if one.id.startswith("closed-")])
+
+
+def test_a_session_is_not_called_resumed_because_it_was_begun_fast(server):
+    # Its first camera is told by this that a server before this one is gone, with what it had seen.
+    server.sessions.open("begun-fast", LOCAL).ready.result(PATIENCE)
+    with server.camera("begun-fast") as camera:
+        assert not camera.created.session.resumed
+    with server.camera("begun-fast") as camera:
+        assert camera.created.session.resumed
+
+
 def test_a_session_that_is_closed_is_forgotten_with_what_was_saved_of_it(server, film):
     with server.camera("closed") as camera:
         feed(camera, film[:4])

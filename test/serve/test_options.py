@@ -3,19 +3,36 @@
 
 """How many sessions a key may have."""
 
+import random
+from collections import Counter
+
 import pytest
 
 from stream_vlm_ros.serve.options import Limits
 
 
 @pytest.mark.parametrize(
-    ("sessions", "keys", "share"),
-    [(16, 2, 8), (16, 9, 8), (3, 2, 2), (1, 2, 1), (16, 1, 0), (16, 0, 0)],
+    ("sessions", "keys", "share"), [(16, 2, 8), (3, 2, 2), (1, 2, 1), (16, 1, 99), (16, 0, 99)]
 )
 def test_of_several_keys_none_takes_all_sessions_and_a_single_one_may(sessions, keys, share):
-    assert Limits(max_sessions=sessions).with_keys(keys).max_sessions_per_key == share
+    limits, others = Limits(max_sessions=sessions), {"b": 1} if keys > 1 else {}
+    assert not limits.why_not_one_more("a", {"a": share - 1, **others}, keys)
+    assert bool(limits.why_not_one_more("a", {"a": share, **others}, keys)) is (keys > 1)
 
 
 @pytest.mark.parametrize("said", [0, 5])
 def test_what_is_said_holds_however_many_keys_there_are(said):
-    assert Limits(max_sessions_per_key=said).with_keys(9).max_sessions_per_key == said
+    limits = Limits(max_sessions=16, max_sessions_per_key=said)
+    assert not limits.why_not_one_more("a", {"a": 4}, 99)
+    assert bool(limits.why_not_one_more("a", {"a": 5}, 99)) is bool(said)
+
+
+@pytest.mark.parametrize(("sessions", "keys"), [(16, 10), (16, 16), (60, 3), (5, 9), (2, 2)])
+def test_whoever_comes_first_every_key_that_fits_gets_one(sessions, keys):
+    limits, draw = Limits(max_sessions=sessions), random.Random(0)
+    for _ in range(50):
+        held, greedy = Counter(), [str(draw.randrange(keys)) for _ in range(4 * sessions)]
+        for owner in [*greedy, *map(str, range(keys))]:
+            if sum(held.values()) < sessions and not limits.why_not_one_more(owner, held, keys):
+                held[owner] += 1
+        assert len(held) == min(keys, sessions)

@@ -12,6 +12,7 @@ from patience import PATIENCE, wait_until
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.serve import session_file
 from stream_vlm_ros.serve.events import Sent
+from stream_vlm_ros.serve.notes import NoteWriter
 from stream_vlm_ros.serve.ownership import Ownership, SessionElsewhereError
 from stream_vlm_ros.serve.session_file import NOTE, SessionFile
 
@@ -115,6 +116,39 @@ def test_while_the_disk_is_stuck_nobody_who_notes_waits_and_the_newest_is_writte
     assert not note.exists()
     stuck.go_on.set()
     wait_until(lambda: note.exists() and file.noted().accepted_ns == 125)
+
+
+def test_of_many_sessions_one_thread_waits_for_a_disk_that_is_stuck(file, note, stuck, tmp_path):
+    notes, files = NoteWriter(), []
+    for name in "abcdef":
+        settings = Settings(memory_folder=str(tmp_path), memory_name=name)
+        files.append(SessionFile(settings, "one", notes=notes))
+        files[-1].own()
+    before = threading.active_count()
+    for stamp_ns in (123, 124):
+        for one in files:
+            one.note(Sent(7, stamp_ns))
+        assert stuck.writing.wait(PATIENCE)
+    assert threading.active_count() == before + 1
+    stuck.go_on.set()
+    wait_until(lambda: all((told := one.noted()) and told.accepted_ns == 124 for one in files))
+    for one in files:
+        one.release(one.disown())
+
+
+def test_who_lets_its_file_go_writes_what_no_thread_could_be_started_to_note(
+    file, note, monkeypatch
+):
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", raise_runtime_error)
+        file.note(Sent(7, 123))
+    assert not note.exists()
+    file.release(file.disown())
+    assert file.noted().accepted_ns == 123
+
+
+def raise_runtime_error(*given):
+    raise RuntimeError("can't start new thread")
 
 
 @pytest.mark.parametrize("forget", [False, True])

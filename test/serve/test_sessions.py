@@ -99,6 +99,23 @@ def test_there_are_no_more_sessions_than_there_may_be_altogether_and_of_a_key(be
     assert last.ask(Question("What?")).future.result(PATIENCE).answer
 
 
+def test_what_is_left_is_for_the_keys_that_have_no_session(settings, film):
+    sessions = Sessions(
+        replace(settings, memory_folder=""), Limits(max_sessions=3), keys=3, load=kept_model
+    )
+    sessions.load()
+    try:
+        remembered(opened(sessions, "1"), film[:4])
+        with pytest.raises(SessionLimitError, match="are for keys that have none"):
+            sessions.open("2", "a")
+        for owner in "bc":
+            remembered(opened(sessions, "1", owner), film[:4])
+        with pytest.raises(SessionLimitError, match="3 sessions are served already"):
+            sessions.open("2", "b")
+    finally:
+        sessions.drain(5.0)
+
+
 def test_a_session_that_nobody_uses_is_saved_and_ended_and_taken_up_again(begin, settings, film):
     sessions = begin(Limits(idle_minutes=0.01))
     session = opened(sessions, "idle")

@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from fake_engine import FakeEngine, FakeRecall, episode
+from fake_engine import FakeEngine, FakeReader, FakeRecall, episode
 from patience import PATIENCE, wait_until
 from safetensors.torch import load_file
 from toy_qwen import chatter_model, toy_frames, toy_processor
@@ -17,6 +17,7 @@ from toy_qwen import chatter_model, toy_frames, toy_processor
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
 from stream_vlm_ros.engine.decode_path import LANES
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
+from stream_vlm_ros.engine.results import SavedMemory
 from stream_vlm_ros.engine.together import EngineGroup
 from stream_vlm_ros.errors import InvalidImageError, ModelLoadError, StreamVlmError
 from stream_vlm_ros.session.counters import Drop, FrameCounters
@@ -24,11 +25,12 @@ from stream_vlm_ros.session.engine_thread import (
     ANSWERS,
     CHUNKS,
     MAX_ANSWERS,
+    MAX_READ,
     PREPARING,
     EngineThread,
     write_together,
 )
-from stream_vlm_ros.session.question import READING, WRITING, Question
+from stream_vlm_ros.session.question import READING, WRITING, NotActiveError, Question
 from stream_vlm_ros.session.timed_frame import TimedFrame
 from stream_vlm_ros.session.worker import EngineWorker
 
@@ -102,6 +104,106 @@ def test_each_session_has_its_own_memory_counters_and_time(start):
     b.worker.reset(Drop.RESET).result(PATIENCE)
     assert (a.answer().memory.frames, b.answer().error.code) == (2, "EMPTY_MEMORY")
     assert (a.worker.resets, b.worker.resets) == (0, 1)
+
+
+class Saved(FakeEngine):
+    """Its memory can be read from a disk that is stuck until ``disk`` is set."""
+
+    def __init__(self):
+        super().__init__()
+        self.disk = threading.Event()
+
+    def memory_reader(self):
+        return FakeReader(self.disk)
+
+    def load_memory(self, read, *, origin_ns=None, check=None):
+        self.calls.append(("load", read))
+        self.times = [10.0, 10.5, 11.0]
+        spans = ((10.0, 11.0),)
+        return SavedMemory(tokens=30, frames=3, time_spans=spans, saved_at=0.0, bytes=100)
+
+
+def test_others_go_on_while_a_memory_is_read_and_who_asked_behind_it_waits(start):
+    a, b = start(make_engine=Saved)
+    a.append("1")
+    a.answer()
+    loading, asked = a.worker.load_memory("file"), a.ask()
+    a.come_to = 100
+    a.append("2")
+    resetting, empty = a.worker.reset(Drop.RESET), a.ask()
+    for _ in range(3):
+        b.append("x")
+        assert b.answer().answer
+    assert not any(one.done() for one in (loading, asked.future, resetting, empty.future))
+    assert (a.counters.ingested, a.counters.pending) == (1, 0)  # the later one was forgotten
+    a.engine.disk.set()
+    assert loading.result(PATIENCE).frames == 3
+    assert asked.future.result(PATIENCE).memory.newest_ns == 11 * SECOND
+    assert empty.future.result(PATIENCE).error.code == "EMPTY_MEMORY"
+    assert [call[0] for call in a.engine.calls] == ["append", "ask", "load", "ask", "ask"]
+
+
+def test_who_ends_a_session_does_not_wait_for_the_memory_that_it_reads(start):
+    a, b = start(make_engine=Saved)
+    loading = a.worker.load_memory("file")
+    wait_until(lambda: "memory that is read" in [one.name for one in threading.enumerate()])
+    assert a.worker.stop(PATIENCE)
+    with pytest.raises(NotActiveError):
+        loading.result(0)
+    wait_until(lambda: "memory that is read" not in [one.name for one in threading.enumerate()])
+    b.append("x")
+    assert b.answer().answer
+
+
+def test_no_more_memories_are_read_at_a_time_than_the_host_is_to_hold(start):
+    cameras = start("abcdefgh", make_engine=Saved)
+    inside, most, held = [], [], threading.Event()
+
+    class Counting(FakeReader):
+        def read(self, path, over):
+            inside.append(path)
+            most.append(len(inside))
+            assert held.wait(PATIENCE)
+            inside.remove(path)
+            return path
+
+    for camera in cameras:
+        camera.engine.memory_reader = Counting
+    loading = [camera.worker.load_memory(str(n)) for n, camera in enumerate(cameras)]
+    wait_until(lambda: len(inside) == MAX_READ)
+    assert cameras[-1].worker.stop(PATIENCE)  # nor does one wait for its turn to read
+    held.set()
+    assert [one.result(PATIENCE).frames for one in loading[:-1]] == [3] * 7
+    assert max(most) == MAX_READ
+
+
+def test_where_nobody_else_would_wait_a_memory_is_read_in_its_place_piece_by_piece(start):
+    [a] = start("a", make_engine=Saved)
+    assert a.worker.load_memory("file").result(PATIENCE).frames == 3
+    assert a.engine.calls == [("load", "file")]  # though its reader would not come to an end
+    [b] = start("b", make_engine=Saved, lasting=True)  # others may come at any time
+    loading = b.worker.load_memory("file")
+    wait_until(lambda: "memory that is read" in [one.name for one in threading.enumerate()])
+    b.engine.disk.set()
+    assert loading.result(PATIENCE).frames == 3
+
+
+def test_a_memory_that_no_thread_is_left_to_read_is_told_and_the_session_goes_on(
+    start, monkeypatch
+):
+    a, _ = start(make_engine=Saved)
+    begin = threading.Thread.start
+
+    def begin_none(thread):
+        if thread.name == "memory that is read":
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", begin_none)
+    with pytest.raises(RuntimeError, match="new thread"):
+        a.worker.load_memory("file").result(PATIENCE)
+    a.append("1")
+    assert a.answer().memory.frames == 1
 
 
 def test_a_question_goes_before_the_chunks_of_all_other_sessions(start):

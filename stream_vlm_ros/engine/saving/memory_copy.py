@@ -1,7 +1,8 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-"""A stream's memory on the host: taken from an engine in a moment, written in another thread.
+"""A stream's memory on the host: taken from an engine in a moment and written in another thread, or
+read in another thread and handed to an engine in a moment.
 
 Keys that are kept a second time, as first computed, are saved so; their rotated copies follow.
 """
@@ -11,11 +12,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,7 @@ from stream_vlm_ros.errors import (
     DeviceUnavailableError,
     EmptyMemoryError,
     InvalidParameterError,
+    MemoryFileError,
     StreamBusyError,
     in_words,
     whole_number,
@@ -177,13 +181,91 @@ class MemoryCopy:
 
 def about_memory(path: str | Path) -> SavedMemory:
     """What a file says that it holds, without loading it; MemoryFileError as for `load_memory`."""
-    with MemoryFile(path) as file, _in_words(file):
+    with MemoryFile(path) as file, _in_words(file.refusal):
         return _about(file)
+
+
+@dataclass(frozen=True)
+class ReadMemory:
+    """A saved memory that was read and checked, for `InferenceEngine.load_memory`.
+
+    Attributes:
+        saved: what it is.
+        bound: what an engine that takes it has in common with the one that saved it.
+        book: its bookkeeping.
+        layers: gives keys and values of each layer, ``[2, kv_heads, length, head_dim]`` on the
+            host. Each may be written over once the next is asked for.
+        refusal: what to raise, from a reason.
+    """
+
+    saved: SavedMemory
+    bound: Mapping[str, Any]
+    book: Bookkeeping
+    layers: Callable[[], Generator[torch.Tensor]]
+    refusal: Callable[[str], MemoryFileError]
+
+
+class MemoryReader:
+    """Reads saved memories for an engine, in whose thread it is made."""
+
+    def __init__(self, manager: KVCacheManager, binding: Mapping[str, Any]) -> None:
+        self._binding, self._shape = dict(binding), manager.shape
+        self._ledger = PositionLedger(binding["position_policy"])
+        self._slots, self._rules = manager.reading(
+            lambda state, _: (state.slots, manager.evictor.over(HeldAlone(state.evictor)))
+        )
+
+    def read(self, path: str | Path, over: threading.Event | None = None) -> ReadMemory:
+        """Read a file into the host's memory, in any thread.
+
+        Args:
+            over: once it is set nobody wants it any more.
+
+        Raises MemoryFileError as `InferenceEngine.load_memory`, and CancelledError.
+        """
+        with MemoryFile(path) as file:
+            read, names, size = self._checked(file)
+            with closing(_layers_in(file, names, size, self._shape.dtype, over)) as layers:
+                held = list(layers)
+
+        def given() -> Generator[torch.Tensor]:
+            yield from held
+
+        return dataclasses.replace(read, layers=given)
+
+    @contextmanager
+    def reading(self, path: str | Path) -> Iterator[ReadMemory]:
+        """The same of a file that stays open: its layers are read as they are asked for, and never
+        more than a few of them are held."""
+        with MemoryFile(path) as file:
+            read, names, size = self._checked(file)
+            few = [torch.empty(size, dtype=self._shape.dtype) for _ in range(1 + _AHEAD)]
+            yield dataclasses.replace(
+                read, layers=lambda: _layers_in(file, names, size, self._shape.dtype, into=few)
+            )
+
+    def _checked(self, file: MemoryFile) -> tuple[ReadMemory, list[str], list[int]]:
+        """What a file holds, the names of its layers, and their size."""
+        shape = self._shape
+        with _in_words(file.refusal):
+            saved = _about(file)
+            bound = json.loads(file.metadata.get("binding", "null"))
+            expect(isinstance(bound, dict), "what it is bound to")
+            _check_bound(bound, self._binding, file.refusal)
+            text, arrays = file.text("bookkeeping"), file.text("arrays")
+            book = Unpacker(arrays).unpack(Bookkeeping, json.loads(text))
+            slots = _placed(book, self._ledger, self._rules, self._slots)[1]
+            names = [f"layers.{number}" for number in range(shape.layers)]
+            expect(file.names() == {"bookkeeping", "arrays", *names}, "its parts")
+            size = [2, shape.kv_heads, slots.length, shape.head_dim]
+            for name in names:
+                expect(file.shape(name) == (shape.dtype, size), "the shape of its keys and values")
+        return ReadMemory(saved, bound, book, _nothing, file.refusal), names, size
 
 
 @torch.inference_mode()
 def load_memory(
-    path: str | Path,
+    source: str | Path | ReadMemory,
     manager: KVCacheManager,
     binding: Mapping[str, Any],
     origin_ns: int | None = None,
@@ -193,23 +275,11 @@ def load_memory(
     if origin_ns is not None:
         origin_ns = _nanoseconds(origin_ns)
     manager.check_unread()
-    with MemoryFile(path) as file:
-        with _in_words(file):
-            saved = _about(file)
-            bound = json.loads(file.metadata.get("binding", "null"))
-            expect(isinstance(bound, dict), "what it is bound to")
-            if reason := difference(bound, binding):
-                raise file.refusal(reason)
-        if check is not None:  # what that raises is not about the file's bookkeeping
-            check(saved)
-        with _in_words(file):
-            text, arrays = file.text("bookkeeping"), file.text("arrays")
-            book = Unpacker(arrays).unpack(Bookkeeping, json.loads(text))
-            if origin_ns is not None:
-                book = moved(book, (saved.origin_ns - origin_ns) / SECOND)
-                saved = dataclasses.replace(saved, origin_ns=origin_ns)
-            manager.reading(lambda now, buffer: _load(file, book, now, buffer, manager))
-        return saved
+    if isinstance(source, ReadMemory):
+        _check_bound(source.bound, binding, source.refusal)
+        return _load(source, manager, origin_ns, check)
+    with MemoryReader(manager, binding).reading(source) as read:
+        return _load(read, manager, origin_ns, check)
 
 
 def _nanoseconds(origin_ns: int) -> int:
@@ -218,11 +288,11 @@ def _nanoseconds(origin_ns: int) -> int:
 
 
 @contextmanager
-def _in_words(file: MemoryFile) -> Iterator[None]:
+def _in_words(refusal: Callable[[str], MemoryFileError]) -> Iterator[None]:
     try:
         yield
     except (ValueError, RecursionError) as error:  # PlainError, and those of json
-        raise file.refusal(f"its bookkeeping contradicts itself ({error})") from error
+        raise refusal(f"its bookkeeping contradicts itself ({error})") from error
 
 
 def _about(file: MemoryFile) -> SavedMemory:
@@ -234,28 +304,49 @@ def _about(file: MemoryFile) -> SavedMemory:
     return saved
 
 
-def _load(
-    file: MemoryFile,
-    book: Bookkeeping,
-    now: MemoryState,
-    present: KVBuffer,
-    manager: KVCacheManager,
+def _check_bound(
+    bound: Mapping[str, Any],
+    binding: Mapping[str, Any],
+    refusal: Callable[[str], MemoryFileError],
 ) -> None:
-    ledger, rules = understood(book, now.ledger, manager.evictor)
-    shape = manager.shape
-    wanted = {f"layers.{number}" for number in range(shape.layers)}
-    expect(file.names() == {"bookkeeping", "arrays", *wanted}, "its parts")
-    size = [2, shape.kv_heads, ledger.length, shape.head_dim]
-    for name in wanted:
-        expect(file.shape(name) == (shape.dtype, size), "the shape of its keys and values")
-    slots = slots_of(book, ledger, rules, now.slots)
-    buffer = _unread_buffer(now, present, slots, manager)
-    _fill(buffer, slots, file, manager)
-    known = book.stream.known
-    if known is not None:
-        known = Known(*(part.to(buffer.data.device) for part in known))
-    stream = dataclasses.replace(book.stream, known=known)
-    manager.take_over(MemoryState(slots, ledger, book.evictor, stream=stream), buffer)
+    if reason := difference(bound, binding):
+        raise refusal(reason)
+
+
+def _placed(
+    book: Bookkeeping, now: PositionLedger, present: KVCacheEvictor, slots: Slots
+) -> tuple[PositionLedger, Slots]:
+    ledger, rules = understood(book, now, present)
+    return ledger, slots_of(book, ledger, rules, slots)
+
+
+def _load(
+    read: ReadMemory,
+    manager: KVCacheManager,
+    origin_ns: int | None,
+    check: Callable[[SavedMemory], None] | None,
+) -> SavedMemory:
+    book, saved = read.book, read.saved
+    if check is not None:
+        check(saved)
+    if origin_ns is not None:
+        saved = dataclasses.replace(saved, origin_ns=origin_ns)
+
+    def take(now: MemoryState, present: KVBuffer) -> None:
+        ledger, slots = _placed(book, now.ledger, manager.evictor, now.slots)
+        buffer = _unread_buffer(now, present, slots, manager)
+        _fill(buffer, slots, read)
+        known = book.stream.known
+        if known is not None:
+            known = Known(*(part.to(buffer.data.device) for part in known))
+        stream = dataclasses.replace(book.stream, known=known)
+        manager.take_over(MemoryState(slots, ledger, book.evictor, stream=stream), buffer)
+
+    with _in_words(read.refusal):
+        if origin_ns is not None:
+            book = moved(book, (read.saved.origin_ns - origin_ns) / SECOND)
+        manager.reading(take)
+    return saved
 
 
 def _bytes_tensor(data: bytes) -> torch.Tensor:
@@ -313,21 +404,10 @@ def _unread_buffer(
         ) from error
 
 
-def _fill(buffer: KVBuffer, slots: Slots, file: MemoryFile, manager: KVCacheManager) -> None:
-    shape, base = manager.shape, slots.sink + slots.kept
-    window = slots.of_newest(len(slots.window))
-    sizes = (2, shape.kv_heads, slots.length, shape.head_dim)
-    held = [torch.empty(sizes, dtype=shape.dtype) for _ in range(1 + _AHEAD)]
-    with threads(_AHEAD) as (pool, over):  # to read and check the next layers meanwhile
-
-        def coming(number: int) -> Future[torch.Tensor]:
-            return pool.submit(file.read, f"layers.{number}", held[number % len(held)], over)
-
-        ahead = deque(coming(number) for number in range(min(_AHEAD, shape.layers)))
-        for number, data in enumerate(buffer.data):
-            if number + _AHEAD < shape.layers:
-                ahead.append(coming(number + _AHEAD))
-            layer = ahead.popleft().result()
+def _fill(buffer: KVBuffer, slots: Slots, read: ReadMemory) -> None:
+    base, window = slots.sink + slots.kept, slots.of_newest(len(slots.window))
+    with closing(read.layers()) as layers:
+        for number, (data, layer) in enumerate(zip(buffer.data, layers, strict=True)):
             data[:, :, :base] = layer[:, :, :base]
             if slots.room and buffer.originals is not None:
                 buffer.originals[number, :, :base] = layer[0, :, :base]
@@ -336,3 +416,34 @@ def _fill(buffer: KVBuffer, slots: Slots, file: MemoryFile, manager: KVCacheMana
                 size = taken.stop - taken.start
                 data[:, :, taken] = layer[:, :, done : done + size]
                 done += size
+
+
+def _layers_in(
+    file: MemoryFile,
+    names: Sequence[str],
+    size: Sequence[int],
+    dtype: torch.dtype,
+    over: threading.Event | None = None,
+    into: Sequence[torch.Tensor] = (),
+) -> Generator[torch.Tensor]:
+    """The layers of a file, of which the next are read and checked while one is used.
+
+    Args:
+        over: see `MemoryReader.read`.
+        into: tensors that they are read into by turns; none: each is one of its own.
+    """
+    with threads(_AHEAD, over) as (pool, done):
+
+        def coming(number: int) -> Future[torch.Tensor]:
+            held = into[number % len(into)] if into else torch.empty(size, dtype=dtype)
+            return pool.submit(file.read, names[number], held, done)
+
+        ahead = deque(coming(number) for number in range(min(_AHEAD, len(names))))
+        for number in range(len(names)):
+            if number + _AHEAD < len(names):
+                ahead.append(coming(number + _AHEAD))
+            yield ahead.popleft().result()
+
+
+def _nothing() -> Generator[torch.Tensor]:
+    yield from ()

@@ -266,10 +266,16 @@ class MemoryFile:
 
 
 @contextlib.contextmanager
-def threads(count: int) -> Iterator[tuple[ThreadPoolExecutor, threading.Event]]:
+def threads(
+    count: int, over: threading.Event | None = None
+) -> Iterator[tuple[ThreadPoolExecutor, threading.Event]]:
     """So many threads, and an event that is set when the block is left, however that happens: what
-    they do then for nobody is to end with it, not with a whole layer of gigabytes."""
-    pool, over = ThreadPoolExecutor(count), threading.Event()
+    they do then for nobody is to end with it, not with a whole layer of gigabytes.
+
+    Args:
+        over: the event, which others may set, too.
+    """
+    pool, over = ThreadPoolExecutor(count), over or threading.Event()
     try:
         yield pool, over
     finally:
