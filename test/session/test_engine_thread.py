@@ -539,7 +539,8 @@ def test_sessions_of_one_model_answer_together_what_each_would_alone():
             for chunk in range(2 + number):  # four wait at most
                 camera.append(*toy_frames(4, seed=10 * chunk + number))
             camera.answer()
-        tickets = [camera.ask("What is it?", tokens=30) for camera in cameras]
+        with thread.wake:  # none is begun before all are asked
+            tickets = [camera.ask("What is it?", tokens=30) for camera in cameras]
         outcomes = [ticket.future.result(PATIENCE) for ticket in tickets]
         said.append([(one.answer, one.answer_tokens, one.finish_reason) for one in outcomes])
         assert thread.stop(PATIENCE)
