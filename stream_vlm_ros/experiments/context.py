@@ -19,6 +19,7 @@ from rich.text import Text
 
 from stream_vlm_ros.config import AUTO
 from stream_vlm_ros.engine import VideoStreamingInference
+from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.progress import TimeLeft, make_bar
 
 from . import reference
@@ -190,6 +191,23 @@ class Context:
         self.record.about.setdefault("source", source)
         return pictures
 
+    def whole(self, pictures: Pictures) -> Pictures:
+        """The pictures, if the source has as many as were asked for: InvalidParameterError."""
+        if pictures.expected < pictures.frames:
+            raise InvalidParameterError(
+                f"{pictures.name} is too short: it has {pictures.expected} frames at "
+                f"{pictures.fps:g} frames/s, and {pictures.frames} are needed."
+            )
+        return pictures
+
+    def note_end(self, pictures: Pictures, frames: int) -> None:
+        """Note that the source ended after so many frames, where more were asked for."""
+        if frames < pictures.frames:
+            self.record.note(
+                f"The source has {frames} frames at {pictures.fps:g} frames/s, of "
+                f"{pictures.frames} asked for."
+            )
+
     @contextmanager
     def progress(self, what: str, total: int | None) -> Iterator[Any]:
         """A bar on terminals; call what is yielded with a text after each step."""
@@ -264,6 +282,7 @@ class Context:
                 self.record.add(run=what, **row)
                 step(f"{row['length']:,} tokens, {row['latency']:.2f} s")
                 yield row
+        self.note_end(pictures, frames)
 
     def world(self) -> WorldPictures | None:
         """The drawn world whose truth is known, if that is the source."""

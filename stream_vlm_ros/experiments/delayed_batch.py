@@ -42,7 +42,7 @@ def run(context: Context) -> None:
     options = context.options
     if options.frames < 2 or options.more < 1 or options.asks < 1:
         raise InvalidParameterError("--frames must be at least 2, --more and --asks at least 1.")
-    pictures = context.pictures(options.frames + options.more)
+    pictures = context.whole(context.pictures(options.frames + options.more))
     context.tell_memory(
         {"as": f"the {options.as_}", "layout": options.layout,
          "keeps": "frames, which a question encodes"}

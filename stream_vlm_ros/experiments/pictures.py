@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from stream_vlm_ros.engine.inputs.chunking import gather
@@ -49,6 +50,16 @@ class Pictures:
     def expected(self) -> int:
         """About how many frames it will give."""
         return self.frames
+
+    def first_size(self) -> tuple[int, int]:
+        """(width, height) of the first picture, for a source that does not say it.
+
+        Raises InvalidParameterError where there is none.
+        """
+        for picture, _ in self:
+            height, width = np.shape(picture)[:2]
+            return width, height
+        raise InvalidParameterError(f"{self.name} has no frames.")
 
     def chunks(self, size: int) -> Iterator[Chunk]:
         """In lists of ``size`` frames; the last may be shorter."""
