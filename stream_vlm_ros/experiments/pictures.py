@@ -170,9 +170,14 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 def later_world(spec: str, seeds: int) -> str:
     """``world:7``, 2 seeds on, is ``world:9``; other sources stay as they are."""
-    if match := re.fullmatch(r"world:(\d+)", spec):
-        return f"world:{int(match[1]) + seeds}"
-    return spec
+    seed = seed_of(spec)
+    return spec if seed is None else f"world:{seed + seeds}"
+
+
+def seed_of(spec: str) -> int | None:
+    """Of a drawn world, ``world:SEED``; without one it is 0. None: of no drawn world."""
+    match = re.fullmatch(r"world:(-?\d+)?", spec)
+    return None if match is None else int(match[1] or 0)
 
 
 def open_pictures(
@@ -185,6 +190,6 @@ def open_pictures(
     if spec.partition(":")[0] == "synthetic":
         own = parse_size(spec.partition(":")[2] or None)
         return SyntheticPictures(size or own or (1920, 1080), fps, frames, device)
-    if match := re.fullmatch(r"world:(\d+)", spec):
-        return WorldPictures(int(match[1]), fps, frames, size)
+    if (seed := seed_of(spec)) is not None:
+        return WorldPictures(seed, fps, frames, size)
     return SourcePictures(spec, fps, frames, size)

@@ -7,12 +7,14 @@ import itertools
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from stream_vlm_ros.experiments import caps, delayed_batch, endurance, time_order
 from stream_vlm_ros.experiments.command import main
 from stream_vlm_ros.experiments.context import Context
 from stream_vlm_ros.experiments.pictures import later_world, open_pictures
+from stream_vlm_ros.sources import open_source
 
 GRID = 12  # tokens: 4 x 3
 
@@ -91,6 +93,15 @@ def test_each_repeat_of_a_drawn_world_is_another_one_and_is_judged(tmp_path):
               for seeds in range(2)]  # fmt: skip
     assert worlds == [1_000_003, 1_000_004]
     assert later_world("synthetic", 3) == "synthetic"
+
+
+@pytest.mark.parametrize(("spec", "seed"), [("world:7", 7), ("world:", 0), ("world:-1", -1)])
+def test_a_drawn_world_is_known_by_every_name_that_a_source_has(spec, seed):
+    pictures = open_pictures(spec, 2, 3, None, None)
+    theirs = open_source(spec, fps=2, end=1.4)
+    assert pictures.world.seed == theirs.seed == seed  # whose truth is known
+    for (ours, _), frame in zip(pictures, theirs, strict=True):
+        np.testing.assert_array_equal(ours, frame.image)
 
 
 FEW_CAPS = ["--frames", 24, "--layout", "continuous", "--max-new-tokens", 2]
