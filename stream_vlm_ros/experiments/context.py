@@ -28,7 +28,14 @@ from .expected_counts import lengthened_system_prompt
 from .model_under_test import ModelUnderTest
 from .options import settle
 from .peak_memory import PeakMemory, machine
-from .pictures import Pictures, WorldPictures, later_world, open_pictures, parse_size
+from .pictures import (
+    Pictures,
+    WorldPictures,
+    later_world,
+    open_pictures,
+    parse_size,
+    seed_of,
+)
 from .record import MARKS, Record, Table
 
 BOUNDS = ("min_pixels", "max_pixels")
@@ -313,6 +320,12 @@ class Context:
 
     def note_unjudged(self) -> None:
         """Note that answers were not judged, and what that takes."""
+        if not self.model.random and seed_of(self.options.source) is not None:
+            self.record.note(
+                "Answers were not judged: when they were asked for, something had just come or "
+                "gone. Take another world:SEED, or another length."
+            )
+            return
         self.record.note(
             "Answers were not judged: that takes a trained model and a drawn world (--source "
             "world:SEED), whose truth is known."

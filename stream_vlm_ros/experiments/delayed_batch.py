@@ -21,6 +21,7 @@ from stream_vlm_ros.history import DelayedBatchInferenceEngine, SmartFrameManage
 from stream_vlm_ros.history.selection import GRID_FRAMES
 from stream_vlm_ros.world.questions import Question
 
+from . import answers
 from .context import Context
 from .dataset import make_items
 from .reference import DELAYED_BATCH
@@ -146,6 +147,9 @@ class Stages:
         known = [right for right in judged if right is not None]
         if not known:
             self.context.note_unjudged()
+        elif self.context.truth_is_known:
+            what = f"{self.context.model.card.name} about {self.pictures.name}"
+            answers.judge(self.context, what, sum(known), len(known))
         else:
             self.context.record.note(f"Right answers: {sum(known)} of {len(known)}.")
         self.context.record.summary["right"] = f"{sum(known)} of {len(known)}" if known else None

@@ -13,7 +13,7 @@ import pytest
 from stream_vlm_ros.experiments import caps, delayed_batch, endurance, time_order
 from stream_vlm_ros.experiments.command import main
 from stream_vlm_ros.experiments.context import Context
-from stream_vlm_ros.experiments.pictures import later_world, open_pictures
+from stream_vlm_ros.experiments.pictures import WorldPictures, later_world, open_pictures
 from stream_vlm_ros.sources import open_source
 
 GRID = 12  # tokens: 4 x 3
@@ -187,6 +187,27 @@ def test_the_delayed_batch_log_comes_out_in_four_stages(run):
     assert remark.endswith(
         "source 112x84 (the reference: 1920x1080), visual tokens 288 (the reference: 64584)."
     )
+
+
+def test_answers_of_the_delayed_engine_are_judged_on_the_small_models_world(tmp_path, monkeypatch):
+    def run(source):
+        few = ["--device", "cpu", "--source", source, "--max-new-tokens", "24"]
+        status = main(["delayed-batch", *few, "--out", str(tmp_path)])
+        return status, json.loads((tmp_path / "delayed-batch.json").read_text())
+
+    status, found = run("world:8")
+    assert (status, found["summary"]["right"]) == (0, "5 of 5")
+    status, found = run("world:5")  # where at both moments a thing has just come or gone
+    assert (status, found["summary"]["right"]) == (0, None)
+    (note,) = (note for note in found["notes"] if note.startswith("Answers were not judged"))
+    assert "something had just come or gone" in note
+    whole = WorldPictures.__iter__
+    monkeypatch.setattr(
+        WorldPictures, "__iter__", lambda self: ((np.zeros_like(p), t) for p, t in whole(self))
+    )
+    status, found = run("world:8")
+    right = "right answers: the small model of the package about world:8"
+    assert (status, failed(found)) == (1, [right])
 
 
 def test_what_the_delayed_engine_must_hold_fails_where_it_does_not(run, monkeypatch):
