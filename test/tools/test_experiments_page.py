@@ -5,6 +5,8 @@
 
 import argparse
 import json
+import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -176,6 +178,26 @@ def test_what_is_not_measured_is_named(page, tmp_path, results):
     (tmp_path / page.GPU / "sink" / "sink.json").unlink()
     text = page.with_results(PAGE, tmp_path)
     assert row(text, "A, sink").endswith("| not measured yet (`sink`) |")
+
+
+@pytest.mark.parametrize(
+    ("name", "result"),
+    [
+        ("periodic", "periodic_small/periodic"),
+        ("caps", "experiments_small/caps"),
+        ("curves", "experiments_small/curves"),
+    ],
+)
+def test_a_command_on_the_page_is_what_its_result_was_run_with(name, result):
+    (line,) = re.findall(
+        rf"\$ python -m stream_vlm_ros\.experiments ({name} --source world:.*)", PAGE
+    )
+    given = parser().parse_args(shlex.split(line))
+    settle(given)
+    settings = json.loads((RESULTS / f"{result}.json").read_text())["settings"]
+    for key in {*settings} - {"device", "threads"}:
+        have = getattr(given, key)
+        assert (str(have) if isinstance(have, list) else have) == settings[key], key
 
 
 # -- the runs to come ------------------------------------------------------------------------------
