@@ -219,7 +219,7 @@ def figures(steps: list[Step], sink: int, window: int) -> dict[str, int]:
     return {
         "sink": sink,
         "window": window,
-        "tokens a later chunk": steps[-1].tokens if len(steps) > 1 else 0,
+        "tokens a later chunk": steps[1].tokens if len(steps) > 1 else 0,  # the last may be short
         "first eviction at chunk": at,
         "tokens evicted there": first,
         "evictions": len(evictions),

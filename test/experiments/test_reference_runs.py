@@ -237,6 +237,7 @@ def test_a_long_video_comes_out_to_the_token(run, layout):
     assert any(REMARK in note for note in found["notes"])
     summary = found["summary"]
     assert summary["tokens evicted"] == total - 200
+    assert summary["tokens a later chunk"] == later
     assert summary["first eviction at chunk"] == 2 + (200 - first) // later
     assert summary["length at the end"] == 200
 

@@ -107,8 +107,10 @@ def test_a_drawn_world_is_known_by_every_name_that_a_source_has(spec, seed):
 FEW_CAPS = ["--frames", 24, "--layout", "continuous", "--max-new-tokens", 2]
 
 
-def test_a_sweep_of_caps_tells_what_each_window_holds(run, sink_and_window):
-    status, found = run("caps", "--caps", 100, 150, 100, *FEW_CAPS)  # one stands there twice
+@pytest.mark.parametrize("frames", [24, 26])  # the last chunk whole, or half of one
+def test_a_sweep_of_caps_tells_what_each_window_holds(run, sink_and_window, frames):
+    few = [*FEW_CAPS, "--frames", frames]
+    status, found = run("caps", "--caps", 100, 150, 100, *few)  # one stands there twice
     assert (status, failed(found)) == (0, [])
     # The sink has 15 + 2 grids; a chunk of 4 frames 2 grids.
     assert found["summary"]["cap_100"]["window_chunks"] == (100 - 15 - 2 * GRID) // (2 * GRID)
