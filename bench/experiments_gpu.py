@@ -26,6 +26,7 @@ import gc
 import json
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,11 +115,11 @@ def do(name: str, options: argparse.Namespace) -> bool:
     return status != UNUSABLE
 
 
-def table(folder: Path) -> bool:
-    """Print a line a run; whether all are there and have passed."""
+def table(folder: Path, names: Collection[str] = RUNS.keys()) -> bool:
+    """Print a line a run; whether all of these are there and have passed."""
     passed = True
     print(f"\n{'run':<16} {'status':<11} {'s':>6} {'peak GiB':>9}  what failed")
-    for name in RUNS:
+    for name in names:
         found = result_of(folder, name)
         status = found.get("status", "not there")
         passed &= status == "passed"
@@ -157,7 +158,7 @@ def main() -> int:
         elif not do(name, options):
             refused.append(name)
     print(f"\n{time.monotonic() - begin:.0f} s in all")
-    passed = table(options.out)
+    passed = table(options.out, options.only or RUNS)
     for name in refused:
         print(f"{name} was refused: its line above is of an earlier run, if there is one")
     return 0 if passed and not refused else 1

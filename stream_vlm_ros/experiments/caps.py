@@ -15,6 +15,8 @@ from __future__ import annotations
 import gc
 from typing import TYPE_CHECKING, Any
 
+from stream_vlm_ros.errors import InvalidParameterError
+
 from .context import Context
 from .expected_counts import Prediction
 from .intervals import Spread, draw_spreads
@@ -30,7 +32,7 @@ REACHED = 0.7  # of the stream's tokens: the reference's largest cap, of its 160
 def run(context: Context) -> None:
     options, record = context.options, context.record
     table, memory, reached = [], [], []
-    caps = sorted(options.caps or caps_of(context), key=lambda cap: (cap == 0, cap))
+    caps = sorted({*(options.caps or caps_of(context))}, key=lambda cap: (cap == 0, cap))
     for cap in caps:
         runs = [one_run(context, cap, repeat) for repeat in range(options.repeats)]
         found = {
@@ -93,20 +95,27 @@ def run(context: Context) -> None:
 
 
 def caps_of(context: Context) -> tuple[int, ...]:
-    """The reference's caps, or as many smaller ones that this stream reaches."""
+    """The reference's caps, or as many smaller ones that this stream reaches.
+
+    Raises InvalidParameterError for a stream too short for that.
+    """
     options, pictures = context.options, context.pictures()
-    if not pictures.size:
-        return REFERENCE_CAPS
-    tokens = sum(
-        Prediction.of(
-            context.model.processor, pictures.size, pictures.frames, options.chunk_frames, 0,
-            options.layout, context.system_prompt, options.min_pixels, options.max_pixels,
-        ).chunks
-    )  # fmt: skip
+    size = pictures.size or pictures.first_size()
+    chunks = Prediction.of(
+        context.model.processor, size, pictures.expected, options.chunk_frames, 0,
+        options.layout, context.system_prompt, options.min_pixels, options.max_pixels,
+    ).chunks  # fmt: skip
+    tokens = sum(chunks)
     if tokens > REFERENCE_CAPS[-1]:
         return REFERENCE_CAPS
     largest = REACHED * tokens
     caps = tuple(round(largest * cap / REFERENCE_CAPS[-1]) for cap in REFERENCE_CAPS)
+    if caps[0] < chunks[0] + chunks[-1]:
+        raise InvalidParameterError(
+            f"The stream has {tokens:,} tokens in {len(chunks)} chunks, too few to compare "
+            f"{len(caps)} caps that it reaches: raise --frames, lower --chunk-frames, or name "
+            "--caps."
+        )
     context.record.note(
         f"The stream has {tokens:,} tokens and would not reach {REFERENCE_CAPS[-1]:,}: instead the "
         f"caps are {', '.join(f'{cap:,}' for cap in caps)}."
@@ -129,7 +138,7 @@ def one_run(context: Context, cap: int, repeat: int) -> dict[str, Any]:
     info = engine.get_cache_info()
     longest = max(row["length"] for row in rows)
     record.check(f"{name}: never longer than the cap", longest <= bound, longest, f"<= {bound}")
-    chunk, seen = rows[-1]["tokens"], sum(row["tokens"] for row in rows)
+    chunk, seen = max(row["tokens"] for row in rows[1:] or rows), sum(row["tokens"] for row in rows)
     # Where whole grids are kept, some tokens of the cap stay free, fewer than a chunk has.
     full = min(bound, seen)
     record.check(

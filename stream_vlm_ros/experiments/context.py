@@ -19,6 +19,7 @@ from rich.text import Text
 
 from stream_vlm_ros.config import AUTO
 from stream_vlm_ros.engine import VideoStreamingInference
+from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.progress import TimeLeft, make_bar
 
 from . import reference
@@ -27,7 +28,14 @@ from .expected_counts import lengthened_system_prompt
 from .model_under_test import ModelUnderTest
 from .options import settle
 from .peak_memory import PeakMemory, machine
-from .pictures import Pictures, WorldPictures, later_world, open_pictures, parse_size
+from .pictures import (
+    Pictures,
+    WorldPictures,
+    later_world,
+    open_pictures,
+    parse_size,
+    seed_of,
+)
 from .record import MARKS, Record, Table
 
 BOUNDS = ("min_pixels", "max_pixels")
@@ -190,6 +198,23 @@ class Context:
         self.record.about.setdefault("source", source)
         return pictures
 
+    def whole(self, pictures: Pictures) -> Pictures:
+        """The pictures, if the source has as many as were asked for: InvalidParameterError."""
+        if pictures.expected < pictures.frames:
+            raise InvalidParameterError(
+                f"{pictures.name} is too short: it has {pictures.expected} frames at "
+                f"{pictures.fps:g} frames/s, and {pictures.frames} are needed."
+            )
+        return pictures
+
+    def note_end(self, pictures: Pictures, frames: int) -> None:
+        """Note that the source ended after so many frames, where more were asked for."""
+        if frames < pictures.frames:
+            self.record.note(
+                f"The source has {frames} frames at {pictures.fps:g} frames/s, of "
+                f"{pictures.frames} asked for."
+            )
+
     @contextmanager
     def progress(self, what: str, total: int | None) -> Iterator[Any]:
         """A bar on terminals; call what is yielded with a text after each step."""
@@ -264,6 +289,7 @@ class Context:
                 self.record.add(run=what, **row)
                 step(f"{row['length']:,} tokens, {row['latency']:.2f} s")
                 yield row
+        self.note_end(pictures, frames)
 
     def world(self) -> WorldPictures | None:
         """The drawn world whose truth is known, if that is the source."""
@@ -294,6 +320,12 @@ class Context:
 
     def note_unjudged(self) -> None:
         """Note that answers were not judged, and what that takes."""
+        if not self.model.random and seed_of(self.options.source) is not None:
+            self.record.note(
+                "Answers were not judged: when they were asked for, something had just come or "
+                "gone. Take another world:SEED, or another length."
+            )
+            return
         self.record.note(
             "Answers were not judged: that takes a trained model and a drawn world (--source "
             "world:SEED), whose truth is known."

@@ -21,6 +21,7 @@ from stream_vlm_ros.history import DelayedBatchInferenceEngine, SmartFrameManage
 from stream_vlm_ros.history.selection import GRID_FRAMES
 from stream_vlm_ros.world.questions import Question
 
+from . import answers
 from .context import Context
 from .dataset import make_items
 from .reference import DELAYED_BATCH
@@ -42,7 +43,7 @@ def run(context: Context) -> None:
     options = context.options
     if options.frames < 2 or options.more < 1 or options.asks < 1:
         raise InvalidParameterError("--frames must be at least 2, --more and --asks at least 1.")
-    pictures = context.pictures(options.frames + options.more)
+    pictures = context.whole(context.pictures(options.frames + options.more))
     context.tell_memory(
         {"as": f"the {options.as_}", "layout": options.layout,
          "keeps": "frames, which a question encodes"}
@@ -146,6 +147,9 @@ class Stages:
         known = [right for right in judged if right is not None]
         if not known:
             self.context.note_unjudged()
+        elif self.context.truth_is_known:
+            what = f"{self.context.model.card.name} about {self.pictures.name}"
+            answers.judge(self.context, what, sum(known), len(known))
         else:
             self.context.record.note(f"Right answers: {sum(known)} of {len(known)}.")
         self.context.record.summary["right"] = f"{sum(known)} of {len(known)}" if known else None

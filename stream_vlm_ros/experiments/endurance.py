@@ -90,10 +90,11 @@ def _one(
     """Stream all chunks into one memory, hold it against a young one, check it; its figures."""
     options, record = context.options, context.record
     frames = options.chunks * options.chunk_frames
-    pictures = context.pictures(frames)
+    pictures = context.whole(context.pictures(frames))
     config = dict(sampled_share=shares[0], important_share=shares[1], position_policy=positions)
     compared = options.turns * options.stretch
-    mark = max(options.young, options.chunks // 10)  # from here on, memory is to be flat
+    # From here on, memory is to be flat.
+    mark = min(max(1, options.young, options.chunks // 10), options.chunks - compared)
 
     stamps: list[float] = []  # of each grid's first frame
     old = context.engine(options.cap, **config)

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 
 def run(context: Context) -> None:
     context.peak_memory.limit(context.options.memory_gib)
-    frames = list(context.pictures(answers.settled(context)))
+    pictures = context.pictures(answers.settled(context))
+    frames = list(pictures)
+    context.note_end(pictures, len(frames))
     taken, native = ladder(context, frames)
     streams = {len(frames): stream(context, frames)}
     if len(taken) not in streams:

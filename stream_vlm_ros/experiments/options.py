@@ -344,7 +344,7 @@ def delayed_batch(parser: argparse.ArgumentParser) -> None:
 
 
 def policies(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(source="world", out="bench/results")
+    parser.set_defaults(source="world", out=os.environ.get("REPORT_PATH") or "bench/results")
     add = parser.add_argument
     add("--settings", nargs="+", choices=SETTINGS, default=["trained"], help="Which videos.")
     add("--videos", type=int, default=8, help="Videos of each setting.")

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from stream_vlm_ros.engine.inputs.chunking import gather
@@ -49,6 +50,16 @@ class Pictures:
     def expected(self) -> int:
         """About how many frames it will give."""
         return self.frames
+
+    def first_size(self) -> tuple[int, int]:
+        """(width, height) of the first picture, for a source that does not say it.
+
+        Raises InvalidParameterError where there is none.
+        """
+        for picture, _ in self:
+            height, width = np.shape(picture)[:2]
+            return width, height
+        raise InvalidParameterError(f"{self.name} has no frames.")
 
     def chunks(self, size: int) -> Iterator[Chunk]:
         """In lists of ``size`` frames; the last may be shorter."""
@@ -159,9 +170,14 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 def later_world(spec: str, seeds: int) -> str:
     """``world:7``, 2 seeds on, is ``world:9``; other sources stay as they are."""
-    if match := re.fullmatch(r"world:(\d+)", spec):
-        return f"world:{int(match[1]) + seeds}"
-    return spec
+    seed = seed_of(spec)
+    return spec if seed is None else f"world:{seed + seeds}"
+
+
+def seed_of(spec: str) -> int | None:
+    """Of a drawn world, ``world:SEED``; without one it is 0. None: of no drawn world."""
+    match = re.fullmatch(r"world:(-?\d+)?", spec)
+    return None if match is None else int(match[1] or 0)
 
 
 def open_pictures(
@@ -174,6 +190,6 @@ def open_pictures(
     if spec.partition(":")[0] == "synthetic":
         own = parse_size(spec.partition(":")[2] or None)
         return SyntheticPictures(size or own or (1920, 1080), fps, frames, device)
-    if match := re.fullmatch(r"world:(\d+)", spec):
-        return WorldPictures(int(match[1]), fps, frames, size)
+    if (seed := seed_of(spec)) is not None:
+        return WorldPictures(seed, fps, frames, size)
     return SourcePictures(spec, fps, frames, size)

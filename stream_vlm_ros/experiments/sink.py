@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import statistics
 
+from stream_vlm_ros.errors import InvalidParameterError
+
 from .context import Context
 from .expected_counts import Prediction, grid_tokens
 
@@ -23,6 +25,12 @@ def run(context: Context) -> None:
     rows, sinks = [], []
     for frames in options.chunk_frames:
         pictures = context.pictures(frames * options.chunks)
+        if pictures.expected <= frames:
+            raise InvalidParameterError(
+                f"{pictures.expected} frames are one chunk of {frames}, and two are needed: the "
+                "sink is the first, and the others are held against it. Raise --chunks, lower "
+                "--chunk-frames, or give a longer video."
+            )
         engine = context.engine(options.cap)
         evictor = engine.cache_manager.evictor
         found = []
@@ -48,7 +56,7 @@ def run(context: Context) -> None:
         )
         if pictures.size:
             predicted = Prediction.of(
-                context.model.processor, pictures.size, len(found) * frames, frames, options.cap,
+                context.model.processor, pictures.size, found[-1]["frames"], frames, options.cap,
                 options.layout, context.system_prompt, options.min_pixels, options.max_pixels,
             )  # fmt: skip
             record.check(

@@ -72,6 +72,8 @@ def test_model_source_and_folder_come_from_the_environment_where_no_option_says_
     assert main(["sink", "--shape", "toy", "--device", "cpu", "--min-sink", "20"]) == 0
     found = json.loads((tmp_path / "report" / "sink.json").read_text())
     assert found["source"]["size"] == "112x84"
+    for name in EXPERIMENTS:
+        assert options.parser_of(name).parse_args([]).out == str(tmp_path / "report")
 
 
 SHORT = ["--chunks", 60, "--young", 30, "--stretch", 2, "--turns", 3]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from experiment_runs import GRID, SMALL, failed, run_experiment
+from PIL import Image
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.engine import VideoStreamingInference
@@ -125,6 +126,65 @@ def test_the_sink_is_found_whatever_the_chunk(run):
     assert found["model"]["weights"].startswith("random")
 
 
+@pytest.fixture
+def video(tmp_path):
+    """13 pictures of 112x84 in a folder, at 2 a second."""
+    folder = tmp_path / "video"
+    folder.mkdir()
+    for index in range(13):
+        Image.new("RGB", (112, 84), (20 * index, 0, 0)).save(folder / f"{index / 2}.png")
+    return ["--source", folder]
+
+
+def test_a_sink_is_found_though_the_video_ends_within_a_chunk(run, video):
+    status, found = run("sink", "--min-sink", 20, *video)
+    assert (status, failed(found)) == (0, [])
+    # 4, 4, 4 and 1 frames: the last is padded to 2.
+    tokens = [row["tokens"] for row in found["rows"] if row["run"] == "4 frames a chunk"]
+    assert tokens == [53 + 2 * GRID, 7 + 2 * GRID, 7 + 2 * GRID, 7 + GRID]
+    assert "The source has 13 frames at 2 frames/s, of 20 asked for." in found["notes"]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "says"),
+    [
+        ("sink", ["--chunks", 1], "2 frames are one chunk of 2, and two are needed"),
+        ("caps", [], "too few to compare 4 caps"),
+        ("delayed-batch", ["--fps", 2], "it has 13 frames at 2 frames/s, and 60 are needed"),
+        ("endurance", ["--chunks", 61, "--young", 30, "--stretch", 2, "--turns", 3],
+         "it has 13 frames at 2 frames/s, and 122 are needed"),
+    ],
+)  # fmt: skip
+def test_a_video_too_short_for_a_run_is_refused_before_it_is_streamed(
+    tmp_path, monkeypatch, capsys, video, name, arguments, says
+):
+    monkeypatch.setattr(
+        VideoStreamingInference,
+        "append_video_chunk",
+        lambda *given, **more: pytest.fail("streamed"),
+    )
+    given = [name, *SMALL, *video, *arguments, "--out", tmp_path / "out"]
+    assert main([*map(str, given)]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["long-video", "native", "curves"])
+def test_a_source_that_ends_before_the_length_asked_for_is_told_so(run, video, name):
+    _, found = run(name, "--max-new-tokens" if name != "curves" else "--repeats", 1, *video)
+    assert any(note.startswith("The source has 13 frames at 2 frames/s") for note in found["notes"])
+
+
+def test_caps_are_made_for_the_frames_that_a_video_has(run, video):
+    status, found = run(
+        "caps", "--as", "reference", "--max-new-tokens", 1, *video, "--chunk-frames", 1
+    )
+    assert (status, failed(found)) == (0, [])
+    stream = 13 * (7 + GRID) + 18 - 7
+    assert any(f"The stream has {stream} tokens" in note for note in found["notes"])
+    assert "The source has 13 frames at 2 frames/s, of 160 asked for." in found["notes"]
+
+
 def shown_smaller(monkeypatch):
     """Pictures of another size than they are said to have: another count of tokens."""
     whole = SyntheticPictures.__iter__
@@ -177,6 +237,7 @@ def test_a_long_video_comes_out_to_the_token(run, layout):
     assert any(REMARK in note for note in found["notes"])
     summary = found["summary"]
     assert summary["tokens evicted"] == total - 200
+    assert summary["tokens a later chunk"] == later
     assert summary["first eviction at chunk"] == 2 + (200 - first) // later
     assert summary["length at the end"] == 200
 

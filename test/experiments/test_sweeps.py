@@ -7,12 +7,14 @@ import itertools
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from stream_vlm_ros.experiments import caps, delayed_batch, endurance, time_order
 from stream_vlm_ros.experiments.command import main
 from stream_vlm_ros.experiments.context import Context
-from stream_vlm_ros.experiments.pictures import later_world, open_pictures
+from stream_vlm_ros.experiments.pictures import WorldPictures, later_world, open_pictures
+from stream_vlm_ros.sources import open_source
 
 GRID = 12  # tokens: 4 x 3
 
@@ -93,11 +95,22 @@ def test_each_repeat_of_a_drawn_world_is_another_one_and_is_judged(tmp_path):
     assert later_world("synthetic", 3) == "synthetic"
 
 
+@pytest.mark.parametrize(("spec", "seed"), [("world:7", 7), ("world:", 0), ("world:-1", -1)])
+def test_a_drawn_world_is_known_by_every_name_that_a_source_has(spec, seed):
+    pictures = open_pictures(spec, 2, 3, None, None)
+    theirs = open_source(spec, fps=2, end=1.4)
+    assert pictures.world.seed == theirs.seed == seed  # whose truth is known
+    for (ours, _), frame in zip(pictures, theirs, strict=True):
+        np.testing.assert_array_equal(ours, frame.image)
+
+
 FEW_CAPS = ["--frames", 24, "--layout", "continuous", "--max-new-tokens", 2]
 
 
-def test_a_sweep_of_caps_tells_what_each_window_holds(run, sink_and_window):
-    status, found = run("caps", "--caps", 100, 150, *FEW_CAPS)
+@pytest.mark.parametrize("frames", [24, 26])  # the last chunk whole, or half of one
+def test_a_sweep_of_caps_tells_what_each_window_holds(run, sink_and_window, frames):
+    few = [*FEW_CAPS, "--frames", frames]
+    status, found = run("caps", "--caps", 100, 150, 100, *few)  # one stands there twice
     assert (status, failed(found)) == (0, [])
     # The sink has 15 + 2 grids; a chunk of 4 frames 2 grids.
     assert found["summary"]["cap_100"]["window_chunks"] == (100 - 15 - 2 * GRID) // (2 * GRID)
@@ -176,6 +189,27 @@ def test_the_delayed_batch_log_comes_out_in_four_stages(run):
     assert remark.endswith(
         "source 112x84 (the reference: 1920x1080), visual tokens 288 (the reference: 64584)."
     )
+
+
+def test_answers_of_the_delayed_engine_are_judged_on_the_small_models_world(tmp_path, monkeypatch):
+    def run(source):
+        few = ["--device", "cpu", "--source", source, "--max-new-tokens", "24"]
+        status = main(["delayed-batch", *few, "--out", str(tmp_path)])
+        return status, json.loads((tmp_path / "delayed-batch.json").read_text())
+
+    status, found = run("world:8")
+    assert (status, found["summary"]["right"]) == (0, "5 of 5")
+    status, found = run("world:5")  # where at both moments a thing has just come or gone
+    assert (status, found["summary"]["right"]) == (0, None)
+    (note,) = (note for note in found["notes"] if note.startswith("Answers were not judged"))
+    assert "something had just come or gone" in note
+    whole = WorldPictures.__iter__
+    monkeypatch.setattr(
+        WorldPictures, "__iter__", lambda self: ((np.zeros_like(p), t) for p, t in whole(self))
+    )
+    status, found = run("world:8")
+    right = "right answers: the small model of the package about world:8"
+    assert (status, failed(found)) == (1, [right])
 
 
 def test_what_the_delayed_engine_must_hold_fails_where_it_does_not(run, monkeypatch):
