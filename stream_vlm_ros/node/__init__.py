@@ -34,7 +34,7 @@ The memory is saved and loaded
     memory_services ~/save_memory, ~/load_memory, ~/list_memories; ~/get_picture
 
 What the node says of itself
-    publishing      publishers with QoS overrides
+    publishing      publishers, and what may be overridden of QoS
     annotated_image ~/annotated_image: what was seen last, and the last answer, for people
     captions        words on a picture
     health          what is counted, and what /diagnostics makes of it

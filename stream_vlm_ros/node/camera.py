@@ -351,6 +351,8 @@ class Camera:
 
     def _why_empty(self) -> str:
         """Why a question finds no image in memory; asked for in the engine's thread."""
+        if self.paused:
+            return f"it is paused, and drops images until {self.topic('resume')}"
         topic = source.topic if (source := self.source) is not None else "image"
         return self.figures.why_empty(topic, self._node.now_ns(), self.settings.no_image_timeout)
 

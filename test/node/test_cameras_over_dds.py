@@ -139,6 +139,16 @@ def test_pausing_forgetting_and_faults_of_one_leave_the_other(here, cameras):
 
 
 @two_cameras
+def test_a_question_to_what_was_forgotten_and_paused_is_told_so(here, cameras):
+    front, rear = cameras
+    see(front, 1), see(rear, 1)
+    assert rear.trigger("pause").success and rear.reset().success
+    told = answers(front, max_new_tokens=1)
+    assert [a.error_code for a in told.answers] == [0, told.answer.EMPTY_MEMORY]
+    assert told.answers[1].error_message.endswith("paused, and drops images until ~/rear/resume")
+
+
+@two_cameras
 def test_a_setting_of_one_camera_is_its_own_and_others_follow_the_node(here, cameras):
     set_parameter = here.client.set_parameter
     assert set_parameter("front.sample_fps", 5).successful
