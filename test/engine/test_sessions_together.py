@@ -183,6 +183,7 @@ class Sessions(RuleBasedStateMachine):
                 assert (type(found), str(found)) == (type(fault), str(fault))
                 self.met[type(fault).__name__] += 1
                 continue
+            assert not isinstance(found, BaseException), found
             for name in ("tokens", "evicted_tokens", "cache_length", "grid", "closed_seconds"):
                 assert found[name] == expected[name], name
             self.met["evicted"] += found.evicted_tokens
