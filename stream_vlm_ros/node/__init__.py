@@ -29,6 +29,7 @@ A pose comes in
 
 A question is answered
     ask_server      ~/query, ~/ask, ~/reset, ~/get_answers, and ~/answer
+    answer_delta    ~/answer_delta: its text as it is written
 
 The memory is saved and loaded
     memory_services ~/save_memory, ~/load_memory, ~/list_memories; ~/get_picture

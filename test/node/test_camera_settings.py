@@ -200,6 +200,7 @@ def test_an_override_of_images_that_is_no_qos_is_refused_in_words(start, of):
 def test_an_override_of_nothing_is_warned_of_with_the_one_that_may_be_meant(start, capfd):
     used = {
         "/stream_vlm/front/cache_status.publisher.depth": 4,
+        "/stream_vlm/rear/answer_delta.publisher.reliability": "best_effort",
         "/front/image.subscription.depth": 3,
         "/rear/image/compressed.subscription.history": "keep_last",  # where that is published
         "/diagnostics.publisher.depth": 9,
