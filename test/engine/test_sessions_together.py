@@ -31,13 +31,14 @@ from toy_qwen import toy_frames, toy_model, toy_processor
 from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
 from stream_vlm_ros.engine.captured import PLAIN_STEP
 from stream_vlm_ros.engine.chunk_path import CapturedChunks
-from stream_vlm_ros.engine.decode_path import LANES, CapturedDecode
+from stream_vlm_ros.engine.decode_path import CapturedDecode
 from stream_vlm_ros.engine.together import EngineGroup, append_together, write_together
 from stream_vlm_ros.errors import StreamVlmError
 
 CAPS = (220, 160, 220, 190)
 ALONE = 3  # which of them is in no group
 SLACK = 60
+WHY = "for a moment"  # a pass fails
 SIZES = ((56, 84), (84, 56))
 QUESTIONS = ("What is it?", "Where was the red one?", "What was it before that?", "So?")
 CHOICES = ("red", "a blue one", "so")
@@ -55,12 +56,11 @@ DECODINGS = st.sampled_from(
 
 # What is to happen at least once, that nothing is compared with nothing.
 WANTED = [
-    ("chunks", 2, "in a step"),
-    ("chunks", 3, "in a pass"),
-    ("answers", 3, "in a pass"),
-    ("answers", LANES, "in a step"),
+    ("chunks", "in a step"),
+    ("chunks", "in a pass"),
+    ("answers", "in a step"),
+    ("answers", "in a pass"),
     ("answers", "StopIteration"),
-    ("answers", "StreamBusyError"),
     ("answers", "ValueError"),
     "length",
     "cancelled",
@@ -124,6 +124,7 @@ class Sessions(RuleBasedStateMachine):
         """``steps``: of fixed shape, as a CUDA graph's, take several chunks and answers."""
         group = EngineGroup([cap + SLACK for cap in CAPS[:ALONE]])
         self.fault, self.pairs, self.open, self.seen = None, [], [], 0
+        self.refused = []  # why steps are not taken, of each path that has any
         for number, cap in enumerate(CAPS):
             make = lambda group=None, cap=cap: VideoStreamingInference(  # noqa: E731
                 self.model,
@@ -144,17 +145,19 @@ class Sessions(RuleBasedStateMachine):
             for engine in self.together[:ALONE]:
                 engine.chunk_path = path
             group.decode_path = CapturedDecode(self.model, group.memory, kernels)
+            self.refused = [path.refused, group.decode_path.refused]
         self.usual, self.model.batch_forward = self.model.batch_forward, self.batch_forward
         self.watch([(camera, 0) for camera in range(4)])
 
     def batch_forward(self, embeddings, positions, forks, lengths, functions):
         found = self.usual(embeddings, positions, forks, lengths, functions)
-        self.met["answers" if max(lengths) == 1 else "chunks", len(lengths), "in a pass"] += 1
+        self.met["answers" if max(lengths) == 1 else "chunks", "in a pass"] += 1
         self.fail()
         return found
 
     def attend(self, queries, stream, tail, memory, inputs, scaling):
-        self.met["answers" if inputs.size == 1 else "chunks", memory.requests, "in a step"] += 1
+        what = "answers" if inputs.size == 1 else "chunks"
+        self.met[what, "in a step"] += memory.requests > 1
         self.fail()
         return PLAIN_STEP.attend(queries, stream, tail, memory, inputs, scaling)
 
@@ -250,10 +253,15 @@ class Sessions(RuleBasedStateMachine):
         self.met[found.finish_reason] += 1
 
     @precondition(lambda self: self.open)
-    @rule(number=st.integers(0, 9), word=st.sampled_from(["cancel", "fail"]))
-    def an_answer_is_told_to_end_or_fails(self, number, word):
-        one = self.open[number % len(self.open)]
-        one.told.word = word
+    @rule(number=st.integers(0, 9))
+    def an_answer_is_cancelled(self, number):
+        self.open[number % len(self.open)].told.word = "cancel"
+        self.write()
+
+    @precondition(lambda self: self.open)
+    @rule(number=st.integers(0, 9))
+    def an_answer_fails(self, number):
+        self.open[number % len(self.open)].told.word = "fail"
         self.write()
 
     @precondition(lambda self: self.open)
@@ -268,6 +276,16 @@ class Sessions(RuleBasedStateMachine):
             answer.close()
         self.met["closed"] += 1
         self.write()
+
+    @rule(cameras=st.permutations(range(ALONE)), rounds=st.integers(2, 3))
+    def another_takes_the_place_of_one_of_two_answers(self, cameras, rounds):
+        while self.open:
+            self.an_answer_is_closed(0, False)
+        for places in ({cameras[0]}, {cameras[1]}, {cameras[2]}):
+            if len(self.open) == 2:
+                self.an_answer_is_closed(0, False)
+            self.questions_come(places, 9, {})
+            self.answers_go_on(rounds)
 
     @rule(camera=CAMERAS, ahead=st.booleans())
     def a_memory_is_forgotten(self, camera, ahead):
@@ -288,6 +306,16 @@ class Sessions(RuleBasedStateMachine):
         self.write()
         self.watch([(camera, 0)])
 
+    @rule(camera=CAMERAS, ahead=st.booleans())
+    def all_are_asked_and_one_ends_by_this_one_by_that(self, camera, ahead):
+        self.questions_come(range(4), 9, {})
+        self.write()
+        self.all_cameras_see_chunks(1)
+        self.an_answer_is_cancelled(camera)
+        self.an_answer_fails(camera + 1)
+        self.a_memory_is_forgotten((camera + 2) % 4, ahead)
+        self.choices_are_scored_beside_the_answers((camera + 3) % 4)
+
     @rule(camera=CAMERAS)
     def choices_are_scored_beside_the_answers(self, camera):
         found, expected = (engine.ask_choice("Which?", CHOICES) for engine in self.pairs[camera])
@@ -297,7 +325,7 @@ class Sessions(RuleBasedStateMachine):
 
     @rule()
     def the_next_pass_of_several_fails(self):
-        self.fault = torch.OutOfMemoryError("for a moment")
+        self.fault = torch.OutOfMemoryError(WHY)
 
     @invariant()
     def all_hold_the_same(self):
@@ -315,6 +343,8 @@ class Sessions(RuleBasedStateMachine):
         while self.open:
             self.write()
         self.all_hold_the_same()
+        # What is wrong gives way to plain calls, and would not be seen in what comes of it.
+        assert {why for one in self.refused for why in one.values()} <= {f"OutOfMemoryError: {WHY}"}
         for camera, (engine, other) in enumerate(self.pairs):
             assert not engine.cache_manager.living_forks
             found, expected = engine.cache_manager.gather(), other.cache_manager.gather()
@@ -330,7 +360,7 @@ def test_engines_that_compute_together_do_what_each_would_by_itself():
         Sessions,
         settings=settings(
             max_examples=examples(12),
-            stateful_step_count=30,
+            stateful_step_count=25,
             deadline=None,
             derandomize=True,
             phases=[Phase.generate],  # to shrink what fails takes minutes
