@@ -415,7 +415,7 @@ class CapturedChunks(ChunkPath):
     def _vision(self, kind: _Kind, several: Sequence[PatchGrid]) -> Ready[_Vision, torch.Tensor]:
         """The step of that kind, recorded on these patches if it is the first time."""
         if kind not in self._visions:
-            with self._recording():
+            with self._noting_failure():
                 step = _Vision(self._model, _joined(several), self._functions)
                 self._visions[kind] = self._recorded(step)
         return self._visions[kind]
@@ -423,7 +423,7 @@ class CapturedChunks(ChunkPath):
     def _chunk(self, kind: _Kind, readout: Readout | None) -> Ready[_Chunk, torch.Tensor]:
         """The step of that kind, recorded if it is the first time."""
         _, size, _, chunks = kind
-        with self._recording():
+        with self._noting_failure():
             memory = self._memory_for(chunks)  # first: it lets go of what read a replaced one
             if kind not in self._chunks:
                 given = (self._kernels, self._functions)
@@ -441,7 +441,7 @@ class CapturedChunks(ChunkPath):
                     yield kind
 
     @contextmanager
-    def _recording(self) -> Iterator[None]:
+    def _noting_failure(self) -> Iterator[None]:
         """While a step is made that was not there."""
         try:
             yield

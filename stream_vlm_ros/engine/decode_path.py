@@ -208,9 +208,9 @@ class CapturedDecode(DecodePath):
         for first in range(0, len(ready), LANES):
             some = ready[first : first + LANES]
             if len(some) > 1 and not self.refused:
-                self._begin(some)
+                self._compute(some)
 
-    def _begin(self, several: Sequence[Continuation]) -> None:
+    def _compute(self, several: Sequence[Continuation]) -> None:
         lengths = [one.fork.length for one in several]
 
         def plain() -> torch.Tensor:

@@ -691,19 +691,13 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
                 + (f" and {len(spans) - 3} more stretches" if len(spans) > 3 else "")
             )
 
-    def _run_text(
-        self, ids: list[int], start: Sequence[int], fork: Fork, read: Readout | None = None
-    ) -> torch.Tensor:
-        """Append text to a fork; return the logits ``[vocabulary]`` after its last token."""
-        return self.text_path.append(ids, start, fork, read)
-
     def _keep_exchange(
         self, fork: Fork, prompt: list[int], said: list[int], start: Sequence[int]
     ) -> None:
         """Close the answer's turn and commit question and answer to the stream."""
         manager = self.cache_manager
         unread = [*prompt, *said][fork.length :]
-        logits = self._run_text([*unread, *self._chat.answer_end], start, fork)
+        logits = self.text_path.append([*unread, *self._chat.answer_end], start, fork)
         check_finite("logits or keys of an exchange that was to be kept", logits, fork.own())
         state = dataclasses.replace(
             manager.state, open_segment=False, exchanges=manager.state.exchanges + 1

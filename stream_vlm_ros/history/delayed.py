@@ -531,7 +531,7 @@ class _Conversation(VideoStreamingInference):
         prompt = self._chat.question(question, manager.state.open_segment, room)
         said = self._chat.plain(answer)
         with manager.question_fork(len(prompt), len(said) + len(self._chat.answer_end)) as fork:
-            self._run_text(prompt, fork.start, fork)
+            self.text_path.append(prompt, fork.start, fork)
             self._keep_exchange(fork, prompt, said, fork.start)
 
 

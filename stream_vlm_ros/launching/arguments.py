@@ -67,7 +67,10 @@ def cameras_of(text: str) -> dict[str, str]:
             raise InvalidParameterError(f"NAME=TOPIC is missing its topic: {name.strip()!r}")
         _topic(topic.strip())
     check_source_names(names)
-    return dict(zip(names, (topic.strip() for _, _, topic in pairs), strict=True))
+    topics = [topic.strip() for _, _, topic in pairs]
+    if len(set(topics)) < len(topics):
+        raise InvalidParameterError(f"a topic is there twice: {', '.join(topics)}")
+    return dict(zip(names, topics, strict=True))
 
 
 def _cameras(text: str) -> None:

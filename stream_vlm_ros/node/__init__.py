@@ -29,12 +29,13 @@ A pose comes in
 
 A question is answered
     ask_server      ~/query, ~/ask, ~/reset, ~/get_answers, and ~/answer
+    answer_delta    ~/answer_delta: its text as it is written
 
 The memory is saved and loaded
     memory_services ~/save_memory, ~/load_memory, ~/list_memories; ~/get_picture
 
 What the node says of itself
-    publishing      publishers with QoS overrides
+    publishing      publishers, and what may be overridden of QoS
     annotated_image ~/annotated_image: what was seen last, and the last answer, for people
     captions        words on a picture
     health          what is counted, and what /diagnostics makes of it

@@ -212,6 +212,8 @@ class AskServer:
             written = Written(names, progress) if len(names) > 1 and progress else None
             for camera, question in zip(cameras, questions, strict=True):
                 told = progress if written is None else partial(written.grow, camera.name)
+                if (delta := camera.delta) is not None:
+                    told = delta.telling(told)
                 ticket = camera.worker.ask(question, told)
                 if written is not None:
                     ticket.future.add_done_callback(partial(written.complete, camera.name))

@@ -27,6 +27,7 @@ from stream_vlm_ros.errors import (
 from stream_vlm_ros.machine import used_bytes
 from stream_vlm_ros.node import health, interfaces
 from stream_vlm_ros.node.annotated_image import AnnotatedImage
+from stream_vlm_ros.node.answer_delta import AnswerDelta
 from stream_vlm_ros.node.error_log import LOADED, traced
 from stream_vlm_ros.node.image_input import ImageInput, RCLError
 from stream_vlm_ros.node.image_thread import ImageThread
@@ -65,7 +66,7 @@ class Camera:
         figures: what is counted.
         keeper: its saved memories.
         ingest: the way of its frames.
-        source, annotated, poses: what it subscribes to and publishes, while it is open.
+        source, annotated, delta, poses: what it subscribes to and publishes, while it is open.
         answers, errors: how many questions have been answered, and how many ended in an error.
     """
 
@@ -83,6 +84,7 @@ class Camera:
         self.ingest: FrameIngest
         self.source: ImageInput | None = None
         self.annotated: AnnotatedImage | None = None
+        self.delta: AnswerDelta | None = None
         self.poses: PoseInput | None = None
         self._node = node
         self._images: ImageThread | None = None
@@ -179,6 +181,7 @@ class Camera:
                 node, CacheStatus, self.topic("cache_status"), interfaces.latched()
             )
         self.annotated = AnnotatedImage(node, self)
+        self.delta = AnswerDelta(node, self)
         if worker.memory.chunks or worker.memory.history_ns is not None:
             self.ingest.go_on_behind(worker.memory.latest_ns)
 
@@ -243,6 +246,9 @@ class Camera:
         annotated, self.annotated = self.annotated, None
         if annotated is not None:
             annotated.destroy(END_TIMEOUT)
+        delta, self.delta = self.delta, None
+        if delta is not None:
+            delta.destroy()
         status, self._status = self._status, None
         if status is not None:
             unpublish(self._node, status)
@@ -351,6 +357,8 @@ class Camera:
 
     def _why_empty(self) -> str:
         """Why a question finds no image in memory; asked for in the engine's thread."""
+        if self.paused:
+            return f"it is paused, and drops images until {self.topic('resume')}"
         topic = source.topic if (source := self.source) is not None else "image"
         return self.figures.why_empty(topic, self._node.now_ns(), self.settings.no_image_timeout)
 

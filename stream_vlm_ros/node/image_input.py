@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,7 +29,7 @@ from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.node.annotated_image import ANNOTATED
 from stream_vlm_ros.node.images import chosen_decoder, compressed_to_rgb, image_to_rgb
-from stream_vlm_ros.node.publishing import OF_IMAGES
+from stream_vlm_ros.node.publishing import OF_IMAGES, overrides_of_images, overriding
 from stream_vlm_ros.node.serialized_image import SerializedImage
 
 try:
@@ -104,12 +105,18 @@ class ImageInput:
         if words := chosen_decoder()[1]:
             node.get_logger().warning(words)
         self.wish = self._choose()
-        self._subscribe()
+        with self._told_of_overrides():
+            self._subscribe()
 
     @property
     def topic(self) -> str:
         """The topic subscribed to."""
         return self.wish.topic
+
+    @property
+    def topics(self) -> tuple[str, str]:
+        """Those that it may come to subscribe to."""
+        return self._base, f"{self._base}/compressed"
 
     @property
     def reliable(self) -> bool:
@@ -295,6 +302,12 @@ class ImageInput:
             )
         except UnsupportedEventTypeError:
             self._subscription = subscribe(SubscriptionEventCallbacks(use_default_callbacks=False))
+
+    def _told_of_overrides(self) -> AbstractContextManager[None]:
+        """Where there are any: rcl's own words do not say so."""
+        given = overrides_of_images(self._node, self.topic)
+        failing = f"{self.topic} cannot be subscribed to"
+        return overriding(failing) if given else contextlib.nullcontext()
 
     def _unsubscribe(self) -> None:
         if self._subscription is not None:

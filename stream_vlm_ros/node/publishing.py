@@ -1,10 +1,13 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-"""Publishers whose QoS may be overridden by parameters, as ROS has it: `qos_overrides.`..."""
+"""Endpoints whose QoS may be overridden by parameters, as ROS has it: `qos_overrides.`..."""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rclpy.exceptions import InvalidParameterTypeException
@@ -30,8 +33,15 @@ def publish_on(node: Node, kind: type, topic: str, qos: Any) -> Any:
     Raises InvalidParameterError for an override that is no QoS.
     """
     options = QoSOverridingOptions(policy_kinds=_KINDS)
-    try:
+    with overriding(f"{topic} cannot be published"):
         return node.create_publisher(kind, topic, qos, qos_overriding_options=options)
+
+
+@contextmanager
+def overriding(failing: str) -> Iterator[None]:
+    """While an endpoint is made of overridden QoS: what rclpy raises of it is raised in words."""
+    try:
+        yield
     except (
         AssertionError,
         InvalidParameterTypeException,
@@ -39,8 +49,32 @@ def publish_on(node: Node, kind: type, topic: str, qos: Any) -> Any:
         TypeError,
         ValueError,
     ) as refusal:
-        words = f"{topic} cannot be published with these qos_overrides: {cut(str(refusal))}"
+        words = f"{failing} with these qos_overrides: {cut(str(refusal))}"
         raise InvalidParameterError(words) from None
+
+
+def overrides_of_images(node: Node, topic: str) -> list[str]:
+    """What a node was started with of the QoS of its images on a topic."""
+    begin = f"qos_overrides.{topic}.subscription."
+    return [name for name in getattr(node, "_parameter_overrides", {}) if name.startswith(begin)]
+
+
+def unused_overrides(node: Node, images: Iterable[str]) -> Iterator[str]:
+    """What a node was started with that overrides nothing it has on the graph, in words.
+
+    ``images``: topics from which it may come to read images.
+    """
+    of_images = {
+        f"qos_overrides.{topic}.subscription.{kind.name.lower()}"
+        for topic in images
+        for kind in OF_IMAGES.policy_kinds
+    }
+    there = of_images.union(getattr(node, "_parameters", {}))
+    for name in getattr(node, "_parameter_overrides", {}):
+        if name.startswith("qos_overrides.") and name not in there:
+            near = difflib.get_close_matches(name, there, 1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            yield cut(f"{name} overrides nothing that this node has{meant}")
 
 
 def unpublish(node: Node, publisher: Any) -> None:

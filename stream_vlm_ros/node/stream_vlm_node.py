@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -52,7 +53,7 @@ from stream_vlm_ros.node.parameters import (
     unknown_parameter,
 )
 from stream_vlm_ros.node.pause_services import PauseServices
-from stream_vlm_ros.node.publishing import publish_on, unpublish
+from stream_vlm_ros.node.publishing import publish_on, unpublish, unused_overrides
 from stream_vlm_ros.processes.ros_process import END_TIMEOUT
 from stream_vlm_ros.session.answer_log import AnswerLog, AnswerLogError
 from stream_vlm_ros.session.engine_thread import EngineThread, write_together
@@ -178,6 +179,9 @@ class StreamVlmNode(TellingLifecycleNode):
         for camera in self.cameras:
             camera.look()
             camera.publish_status()
+        images = [one.source.topics for one in self.cameras if one.source is not None]
+        for words in unused_overrides(self, itertools.chain.from_iterable(images)):
+            self.warn(words)
 
     def _settings_of_cameras(self) -> dict[str, Settings]:
         """Of each camera by its name, "" for the only one; raises InvalidParameterError."""

@@ -23,6 +23,7 @@ def test_cameras_are_names_with_topics():
         ("front=/a,front=/b", "a name is there twice"),
         ("stream=/a", "names no camera"),
         ("a b=/a", "names no camera"),
+        ("front=/a,rear=/b, left= /a", "a topic is there twice: /a, /b, /a"),
     ],
 )
 def test_what_names_no_cameras_is_refused(text, words):

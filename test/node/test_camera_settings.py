@@ -187,3 +187,31 @@ def test_one_who_writes_does_not_read_again():
     ):
         written.grow(name, state, text)
     assert told == [READING, READING, WRITING, WRITING]
+
+
+@pytest.mark.parametrize("of", [{"depth": "x"}, {"depth": -3}, {"history": "sometimes"}])
+def test_an_override_of_images_that_is_no_qos_is_refused_in_words(start, of):
+    (policy, value), *_ = of.items()
+    node = start(**{f"qos_overrides./front/image.subscription.{policy}": value})
+    assert node.trigger_configure() != TransitionCallbackReturn.SUCCESS
+    assert "/front/image cannot be subscribed to with these qos_overrides" in node.failure
+
+
+def test_an_override_of_nothing_is_warned_of_with_the_one_that_may_be_meant(start, capfd):
+    used = {
+        "/stream_vlm/front/cache_status.publisher.depth": 4,
+        "/stream_vlm/rear/answer_delta.publisher.reliability": "best_effort",
+        "/front/image.subscription.depth": 3,
+        "/rear/image/compressed.subscription.history": "keep_last",  # where that is published
+        "/diagnostics.publisher.depth": 9,
+    }
+    wrong = {
+        "/stream_vlm/front/cache_status.publisher.reliabilty": "best_effort",
+        "/front/image.subscription.reliability": "reliable",
+        "/front/image.publisher.depth": 3,
+        "/elsewhere.publisher.depth": 3,
+    }
+    configured(start(**{f"qos_overrides.{name}": value for name, value in (used | wrong).items()}))
+    said = [line for line in capfd.readouterr().err.splitlines() if "overrides nothing" in line]
+    assert [name for name in used | wrong if any(f"{name} " in line for line in said)] == [*wrong]
+    assert "qos_overrides./stream_vlm/front/cache_status.publisher.reliability" in said[0]

@@ -16,6 +16,7 @@ from patience import PATIENCE
 pytest.importorskip("rclpy")
 import rclpy
 from rclpy.parameter import Parameter
+from std_msgs.msg import String
 from stream_vlm.action import Ask
 from stream_vlm.msg import CacheStatus
 from stream_vlm.srv import ListMemories, LoadMemory, Query, SaveMemory
@@ -108,6 +109,33 @@ def test_the_text_of_several_grows_and_a_cancel_ends_all(here, cameras):
 
 
 @two_cameras
+def test_the_text_of_each_camera_is_published_piece_by_piece_whoever_asked(here, cameras):
+    front, rear = cameras
+    see(front, 1), see(rear, 1)
+    graph = here.client.graph
+    heard, subscriptions = zip(
+        *(
+            graph.listen(String, f"{here.client.name}/{name}/answer_delta")
+            for name in ("front", "rear")
+        ),
+        strict=True,
+    )
+    graph.wait(lambda: all(one.delta.is_heard for one in here.node.cameras), what="subscribers")
+    answers(front, max_new_tokens=3)
+    goal = here.client.send_goal("What?", max_new_tokens=4, source="rear")
+    goal.result()
+    assert answers(front, source="front", choices=["yes", "no"]).answer.text
+    wanted = [["x"] * 3, ["x"] * 7]
+
+    def pieces():
+        return [[one.data for one in its] for its in heard]
+
+    graph.wait(lambda: pieces() == wanted, what="the pieces")
+    for subscription in subscriptions:
+        graph.do(lambda one=subscription: graph.node.destroy_subscription(one))
+
+
+@two_cameras
 def test_pausing_forgetting_and_faults_of_one_leave_the_other(here, cameras):
     front, rear = cameras
     see(front, 1), see(rear, 1)
@@ -136,6 +164,16 @@ def test_pausing_forgetting_and_faults_of_one_leave_the_other(here, cameras):
     names = here.client.graph.wait(diagnosed, what="the diagnostics")
     assert names["here/stream_vlm: front: model and memory"][0] == b"\x00"
     assert {f"here/stream_vlm: {name}: image input" for name in ("front", "rear")} <= set(names)
+
+
+@two_cameras
+def test_a_question_to_what_was_forgotten_and_paused_is_told_so(here, cameras):
+    front, rear = cameras
+    see(front, 1), see(rear, 1)
+    assert rear.trigger("pause").success and rear.reset().success
+    told = answers(front, max_new_tokens=1)
+    assert [a.error_code for a in told.answers] == [0, told.answer.EMPTY_MEMORY]
+    assert told.answers[1].error_message.endswith("paused, and drops images until ~/rear/resume")
 
 
 @two_cameras
