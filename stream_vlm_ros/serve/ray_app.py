@@ -10,6 +10,7 @@ these are saved; a camera is told to connect again, and its session goes on at t
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
@@ -60,6 +61,7 @@ class Replica:
         self.sessions = Sessions(settings, limits, keys=keys, server=f"replica {self._tag}")
         self.sessions.load()
         self._ring: ring.SessionRing | None = None
+        self._is_ended = threading.Event()
         ring.listeners.append(self._hear)
         # A call makes the router of this process; who answers it is of no interest.
         serve.get_deployment_handle(context.deployment, context.app_name).process.remote()
@@ -84,6 +86,11 @@ class Replica:
         app.user_middleware.append(named)
         return app
 
+    async def __del__(self) -> None:
+        """Ray's, when nothing is under way: sessions without a camera would go with the process."""
+        self._is_ended.set()
+        await asyncio.to_thread(self._watching.join)
+
     def _hear(self, replicas: ring.SessionRing) -> None:
         self._ring = replicas
 
@@ -92,7 +99,9 @@ class Replica:
         seconds = self._limits.drain_seconds
         was_in, away_since = False, dict[Session, float]()
         while True:
-            time.sleep(TICK)
+            if self._is_ended.wait(TICK):
+                self.sessions.drain(seconds)
+                return
             if self._ring is None:
                 continue
             if not self._ring.has(self._tag):
