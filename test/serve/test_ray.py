@@ -293,9 +293,7 @@ def test_a_rolling_restart_leaves_no_question_without_an_answer(cluster, picture
     asyncio.run(run())
 
 
-def test_what_a_session_saw_whose_camera_is_away_is_saved_when_the_command_ends(
-    tmp_path, pictures
-):
+def test_what_a_session_saw_whose_camera_is_away_is_saved_when_the_command_ends(tmp_path, pictures):
     service = Service(tmp_path)
     command = [sys.executable, "-m", "stream_vlm_ros.cli", "serve", "--ray", "--device", "cpu"]
     command += ["--port", str(service.port), "--key-file", str(service.key_file)]

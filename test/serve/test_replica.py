@@ -11,6 +11,7 @@ import pytest
 from patience import wait_until
 
 from stream_vlm_ros.config import Settings
+from stream_vlm_ros.serve.cluster import Cluster
 from stream_vlm_ros.serve.options import Limits
 
 # What Ray awaits, Python itself calls when it lets a replica go.
@@ -44,6 +45,24 @@ def test_a_replica_that_hands_nothing_over_any_more_is_to_be_replaced(replica):
     [hear] = ray_app.ring.listeners
     hear(broken)
     wait_until(lambda: not is_healthy(replica))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cpus", "has", "expected"),
+    [
+        (0.0, 1.0, {"CPU": 2.0}, False),
+        (0.0, 1.0, {"CPU": 3.0}, True),
+        (0.0, 0.5, {"CPU": 2.0}, True),
+        (1.0, 1.0, {"CPU": 64.0, "GPU": 4.0}, False),
+    ],
+)
+def test_a_replica_begins_before_another_ends_only_where_a_further_one_fits(
+    monkeypatch, gpus, cpus, has, expected
+):
+    monkeypatch.setattr(ray_app.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray_app.ray, "cluster_resources", lambda: has)
+    cluster = Cluster(replicas=2, replica_gpus=gpus, replica_cpus=cpus)
+    assert ray_app.has_room(cluster) is expected
 
 
 def test_a_replica_that_ray_ends_saves_the_sessions_that_nobody_is_connected_to(replica):
