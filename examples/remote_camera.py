@@ -3,7 +3,7 @@
 
 """A camera that sends its frames to ``stream-vlm serve`` and asks: copy it, in any language.
 
-It needs the server's own protocol alone (docs/serving.md), no model and no ROS::
+It needs the server's own protocol alone (docs/camera-protocol.md), no model and no ROS::
 
     python examples/remote_camera.py kitchen.mp4 --session front --ask "What do you see now?"
 

@@ -76,6 +76,7 @@ NOT_OURS = {
     "modelscope": "another hub's program, which is not installed",
     "pip": "the network",
     "openssl": "of the system",
+    "ray": "Ray's; it begins a cluster",
     "rosdep": "of ROS, which is not here",
     "serve": "Ray's; test/serve/test_ray.py deploys that file",
     "source": "the shell's",

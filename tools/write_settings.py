@@ -94,7 +94,7 @@ def jetson_table() -> str:
 
 
 def protocol_tables() -> str:
-    """The tables of docs/serving.md: the events of both sides, and what they are made of."""
+    """The tables of docs/camera-protocol.md: the events of both sides, and of what they are."""
     schema = protocol.schema()
     parts = dict(schema["$defs"])
     kinds = {name: part["properties"].pop("type")["enum"][0]
@@ -154,7 +154,7 @@ def tables(table: type[SettingTable] = Settings) -> dict[str, str]:
         "docs/replay.md": replay_table(taken_by(table, REPLAY)),
         "docs/jetson.md": jetson_table(),
         "docs/weights.md": weights_table(),
-        "docs/serving.md": protocol_tables(),
+        "docs/camera-protocol.md": protocol_tables(),
     }
 
 

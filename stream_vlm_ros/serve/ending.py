@@ -79,13 +79,15 @@ def stop(session: Session, timeout: float = END_TIMEOUT) -> bool:
     session.file.note(session.frames.accepted)
     if (ownership := session.file.disown()) is None:
         return False
-    saved = session.keeper.is_saved if session.has_begun else not ownership.before
+    # One that had not begun saw nothing that could be lost.
+    begun = session.has_begun
+    saved = session.keeper.is_saved if begun else not ownership.before
     forgotten = threading.Event()
 
     def release() -> None:
         session.keeper.close(wait=True)  # a file is this server's as long as it writes it
         forget = session.life.forgets
-        all_saved = saved and not session.keeper.state.error
+        all_saved = saved and not (begun and session.keeper.state.error)
         session.file.release(ownership, saved=all_saved, forget=forget)
         if forget:
             forgotten.set()

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stream_vlm_ros.access import Access, is_of_own_page
+from stream_vlm_ros.access import Access, is_loopback, is_of_own_page
 from stream_vlm_ros.errors import StreamVlmError
 
 if TYPE_CHECKING:
@@ -59,6 +59,11 @@ class Keys:
         if not is_of_own_page(heads, self.host, safe, bool(self.keys)):
             raise ForeignPageError("this was sent by another site's page, or to another name")
         if not self.keys:
+            if not _began_here(heads.get("x-forwarded-for", "")):
+                raise NotAdmittedError(
+                    "this server has no key, and so serves its own machine alone, also behind a "
+                    "proxy: give it --key-file"
+                )
             return LOCAL
         scheme, _, given = heads.get("authorization", "").partition(" ")
         told = given.strip().encode() if scheme.lower() == "bearer" else b""
@@ -73,6 +78,11 @@ class Keys:
                 "this server needs a key: send it as the header Authorization: Bearer KEY"
             )
         return found
+
+
+def _began_here(forwarded_for: str) -> bool:
+    """Whether all that a proxy names of a request's way is of this machine."""
+    return all(is_loopback(one.strip()) for one in forwarded_for.split(",") if one.strip())
 
 
 def owner_of(connection: HTTPConnection) -> str:

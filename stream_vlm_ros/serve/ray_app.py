@@ -10,6 +10,8 @@ these are saved; a camera is told to connect again, and its session goes on at t
 
 from __future__ import annotations
 
+import asyncio
+import math
 import os
 import threading
 import time
@@ -62,6 +64,7 @@ class Replica:
         self.sessions.load()
         spare_what_stays()
         self._ring: ring.SessionRing | None = None
+        self._is_ended = threading.Event()
         ring.listeners.append(self._hear)
         # A call makes the router of this process; who answers it is of no interest.
         serve.get_deployment_handle(context.deployment, context.app_name).process.remote()
@@ -86,6 +89,11 @@ class Replica:
         app.user_middleware.append(named)
         return app
 
+    async def __del__(self) -> None:
+        """Ray's, when nothing is under way: sessions without a camera would go with the process."""
+        self._is_ended.set()
+        await asyncio.to_thread(self._watching.join)
+
     def _hear(self, replicas: ring.SessionRing) -> None:
         self._ring = replicas
 
@@ -94,7 +102,9 @@ class Replica:
         seconds = self._limits.drain_seconds
         was_in, away_since = False, dict[Session, float]()
         while True:
-            time.sleep(TICK)
+            if self._is_ended.wait(TICK):
+                self.sessions.drain(seconds)
+                return
             if self._ring is None:
                 continue
             if not self._ring.has(self._tag):
@@ -146,8 +156,18 @@ def with_gpus(cluster: Cluster) -> Cluster:
     """With a replica's GPUs said: one, if the cluster has any."""
     if cluster.replica_gpus >= 0:
         return cluster
-    has = ray.is_initialized() and ray.cluster_resources().get("GPU")
-    return replace(cluster, replica_gpus=1.0 if has else 0.0)
+    return replace(cluster, replica_gpus=1.0 if _resources().get("GPU") else 0.0)
+
+
+def has_room(cluster: Cluster) -> bool:
+    """Whether a replica more fits, so that the next one may begin before one ends: else both would
+    wait for each other. Of GPUs there is none to spare."""
+    cores = _resources().get("CPU", math.inf)
+    return not cluster.replica_gpus and (cluster.replicas + 1) * cluster.replica_cpus <= cores
+
+
+def _resources() -> dict[str, float]:
+    return ray.cluster_resources() if ray.is_initialized() else {}
 
 
 def deployed(
@@ -155,14 +175,13 @@ def deployed(
 ) -> serve.Application:
     """The application of these options. Raises InvalidParameterError."""
     check_shared(settings)
-    gpus = with_gpus(cluster).replica_gpus
+    cluster = with_gpus(cluster)
     make = serve.deployment(
         name=NAME,
         num_replicas=cluster.replicas,
-        # One after the other is replaced; the next one begins first, but on a GPU, of which there
-        # is none to spare.
+        # One after the other is replaced.
         rolling_update_percentage=0.01,
-        max_surge_percent=0 if gpus else 1,
+        max_surge_percent=1 if has_room(cluster) else 0,
         # A camera's WebSocket is one that goes on; others are refused by the replica, in words.
         max_ongoing_requests=limits.max_sessions * (2 + settings.max_questions) + 100,
         graceful_shutdown_timeout_s=limits.drain_seconds + ENDING,
@@ -170,7 +189,7 @@ def deployed(
         max_constructor_retry_count=2,  # what is wrong is told soon
         health_check_period_s=2.0,
         health_check_timeout_s=10.0,
-        ray_actor_options={"num_gpus": gpus, "num_cpus": cluster.replica_cpus},
+        ray_actor_options={"num_gpus": cluster.replica_gpus, "num_cpus": cluster.replica_cpus},
         request_router_config=RequestRouterConfig(
             request_router_class=ring.SessionRing,
             request_router_kwargs={"num_fallback_replicas": 0},  # a session has one home

@@ -181,7 +181,8 @@ def test_a_server_that_comes_later_is_found(make_robot):
         ((400, {}, '{"detail": "speaks stream-vlm.v2"}'), False, "v2"),
         ((429, {"Retry-After": "0.2"}, '{"error": {"message": "8 sessions"}}'), True, "8 sessions"),
         ((503, {"Retry-After": "soon"}, "starting"), True, "starting"),
-        ((200, {}, "<html>a web page</html>"), True, "a web page"),
+        ((200, {}, "<html>a web page</html>"), True, ": refused (HTTP 200)"),
+        ((502, {}, "<html>of a proxy</html>"), True, ": refused (HTTP 502)"),
     ],
 )
 def test_a_refusal_is_told_and_tried_again_where_that_makes_sense(

@@ -101,6 +101,20 @@ def test_another_sites_page_changes_nothing(server):
     assert renamed.status_code == 403
 
 
+@pytest.mark.parametrize(
+    ("told", "status"),
+    [
+        ("127.0.0.1", 200),
+        ("::1, 127.0.0.1", 200),
+        ("192.0.2.7", 401),
+        ("127.0.0.1, 192.0.2.7", 401),
+    ],
+)
+def test_without_a_key_a_proxy_lets_nobody_in_from_elsewhere(server, told, status):
+    answer = httpx.get(f"{server.url}/v1/sessions", headers={"X-Forwarded-For": told})
+    assert answer.status_code == status
+
+
 def test_who_can_be_reached_by_others_needs_a_key():
     with pytest.raises(InvalidParameterError, match="needs a key"):
         Keys((), "0.0.0.0")

@@ -5,13 +5,14 @@
 
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from patience import PATIENCE, wait_until
 
+from stream_vlm_ros.engine.saving.memory_copy import MemoryReader
 from stream_vlm_ros.errors import ModelLoadError
 from stream_vlm_ros.factory import kept_model
 from stream_vlm_ros.serve import ending, session_file
@@ -365,6 +366,29 @@ def test_a_session_whose_engine_cannot_be_built_ends_and_says_why(begin, monkeyp
     with pytest.raises(ModelLoadError, match="weights are gone"):
         session.ready.result(PATIENCE)
     assert session.life.phase is Phase.ENDED and sessions.all() == []
+
+
+def test_a_session_that_is_ended_while_its_memory_is_read_leaves_it_to_the_next(
+    begin, film, monkeypatch
+):
+    sessions = begin()
+    remember(opened(sessions, "read"), film[:4])
+    sessions.close("read", "a", forget=False)
+    reading = threading.Event()
+
+    def stuck(reader, path, over):
+        reading.set()
+        assert over.wait(PATIENCE)
+        raise CancelledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MemoryReader, "read", stuck)
+        session = sessions.open("read", "a")
+        assert reading.wait(PATIENCE)
+        sessions.hand_over([session], 1.0)
+        assert session.life.phase is Phase.ENDED
+    again = opened(sessions, "read")
+    assert (again.memory.frames, again.restored, again.gap) == (4, True, "")
 
 
 # -- when something raises ---------------------------------------------------------------------

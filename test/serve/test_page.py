@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-"""What docs/serving.md prints, done at a server."""
+"""What docs/serving.md and docs/camera-protocol.md print, done at a server."""
 
 import json
 import re
@@ -19,6 +19,7 @@ from stream_vlm_ros.serve.keys import Keys
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "serving.md").read_text()
+PROTOCOL_PAGE = (ROOT / "docs" / "camera-protocol.md").read_text()
 USUAL = "127.0.0.1:8090"
 
 
@@ -98,7 +99,9 @@ def test_every_event_that_is_heard_fits_the_schema(server, film):
 
 def test_the_frames_head_is_told_as_it_is(film):
     """As the page has it: two bytes, one of 16 bits, two of 32, two of 64, little-endian."""
-    (told,) = re.findall(r"A frame\*\* is a binary message: (.*?)\n- \*\*", PAGE, re.DOTALL)
+    (told,) = re.findall(
+        r"A frame\*\* is a binary message: (.*?)\n- \*\*", PROTOCOL_PAGE, re.DOTALL
+    )
     sizes = [int(bits) // 8 for bits in re.findall(r"`u?int(\d+)`", told)]
     image = film[0].image
     height, width = image.shape[:2]

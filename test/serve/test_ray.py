@@ -293,6 +293,30 @@ def test_a_rolling_restart_leaves_no_question_without_an_answer(cluster, picture
     asyncio.run(run())
 
 
+def test_what_a_session_saw_whose_camera_is_away_is_saved_when_the_command_ends(tmp_path, pictures):
+    service = Service(tmp_path)
+    command = [sys.executable, "-m", "stream_vlm_ros.cli", "serve", "--ray", "--device", "cpu"]
+    command += ["--port", str(service.port), "--key-file", str(service.key_file)]
+    command += ["--memory-folder", str(tmp_path / "memories"), "--max-cache-tokens", "1500"]
+    command += ["--replicas", "1", "--replica-cpus", "0.1"]
+
+    async def see():
+        robot = Robot(service.url, "away", pictures[0], key=KEY)
+        await until(lambda: len(robot.ingested) >= 8, [robot])
+        await settle([robot])
+        await robot.stop()
+        return robot.status.memory.newest_ns
+
+    with subprocess.Popen(command) as server:
+        try:
+            front.wait_for(service.port)
+            newest_ns = asyncio.run(see())
+        finally:
+            server.terminate()
+        assert server.wait(PATIENCE) == 130
+    assert service.saved("away") == newest_ns
+
+
 class NodesSide:
     """What a node with ``engine: remote`` has of a server: its own worker, fed by a thread."""
 
