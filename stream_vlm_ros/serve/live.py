@@ -112,6 +112,7 @@ class Connection:
         self._tasks: set[asyncio.Task[None]] = set()
         self._faults: deque[float] = deque()
         self._code = ENDED
+        self._why: protocol.SessionEnding | None = None  # it ends
         self._farewell: protocol.SessionEnding | None = None
         self._is_ending = False
         self._closing = False  # the session was closed by this connection
@@ -148,12 +149,15 @@ class Connection:
     def end(self, event: protocol.SessionEnding, code: int, *, at_once: bool = False) -> None:
         """Tell why, and end it; ``at_once``: without what else waits to be told."""
         if not self._is_ending:
-            self._is_ending, self._code = True, code
+            self._is_ending, self._code, self._why = True, code, event
             if not self._closing:
-                self._farewell = event
-                self._outbox.end(event)
+                self._end_by(event)
             if at_once:
                 self._cut_off.set()
+
+    def _end_by(self, event: protocol.SessionEnding) -> None:
+        self._farewell = event
+        self._outbox.end(event)
 
     async def run(self) -> None:
         """Until one of the two ends it."""
@@ -399,14 +403,16 @@ class Connection:
     ) -> None:
         try:
             await do(*given)
-        except StreamVlmError as fault:
+        except Exception as fault:
+            if not isinstance(fault, StreamVlmError):
+                log.error("session %s: internal error", self._session.id, exc_info=fault)
             error = fault_of(fault, event_id)
             error.message = self._session.file.without_folder(error.message)
             self._put(protocol.ErrorEvent(event_id=event_id, error=error))
-        except Exception as fault:
-            log.error("session %s: internal error", self._session.id, exc_info=fault)
-            error = fault_of(fault, event_id)
-            self._put(protocol.ErrorEvent(event_id=event_id, error=error))
+            if self._closing and do == self._close_session:
+                self._closing = False
+                if self._why is not None:  # it has ended all the same
+                    self._end_by(self._why)
 
     async def _tell_when(self, done: Future[Any], event: Callable[[Any], ServerEvent]) -> None:
         waited = asyncio.wrap_future(done)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from patience import PATIENCE, wait_until
 from serving import Camera, feed
+from websockets.exceptions import ConnectionClosed
 
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidParameterError
@@ -215,6 +216,42 @@ def test_a_folder_that_cannot_be_written_is_told_with_a_time_to_come_again(serve
     camera.close()
     assert ending.code == "NO_FOLDER" and ending.retry_after
     assert "private" not in ending.message
+
+
+def undeletable(server, name):
+    """The place of a session's file, where something is that cannot be deleted as a file is."""
+    path = server.sessions.find(name, LOCAL).file.path
+    path.unlink(missing_ok=True)
+    path.mkdir(parents=True)
+    return path
+
+
+def test_what_cannot_be_deleted_is_told_with_a_time_to_come_again(server, film, caplog):
+    with server.camera("stays") as camera:
+        feed(camera, film[:4])
+        path = undeletable(server, "stays")
+        url = f"{server.url}/v1/sessions/stays"
+        for _ in range(2):  # the session, and what is saved of one
+            refused = httpx.delete(url)
+            assert refused.status_code == 503 and refused.headers["Retry-After"]
+            assert refused.json()["error"]["code"] == "NO_FOLDER"
+            assert str(path.parent) not in refused.text
+        path.rmdir()
+    assert [httpx.delete(url).status_code for _ in range(2)] == [200, 404]
+    assert not [one for one in caplog.records if one.levelname == "ERROR"]
+
+
+def test_a_connection_ends_with_its_session_also_where_that_cannot_be_forgotten(server, film):
+    with server.camera("not-forgotten") as camera:
+        feed(camera, film[:4])
+        path = undeletable(server, "not-forgotten")
+        camera.send(protocol.SessionClose(event_id="c"))
+        error = heard(camera, protocol.ErrorEvent).error
+        assert (error.code, error.event_id) == ("NO_FOLDER", "c")
+        assert heard(camera, protocol.SessionEnding).retry_after is None
+        with pytest.raises(ConnectionClosed):
+            camera.hear()
+    path.rmdir()
 
 
 def test_a_fault_of_ours_is_answered_in_the_form_of_all_errors(server, monkeypatch):
