@@ -81,7 +81,8 @@ def most_connections() -> int:
 class Http(H11Protocol):
     """Ends a connection that does not come to its request.
 
-    Where there are too many connections, the one that has waited longest for its next request goes.
+    Where there are too many connections, the one goes that has waited longest for its next request
+    or takes nothing of the answer.
     """
 
     def __init__(self, *given: Any, **named: Any) -> None:
@@ -96,12 +97,17 @@ class Http(H11Protocol):
         """Whether no request is under way."""
         return self.cycle is None or self.cycle.response_complete
 
+    @property
+    def may_go(self) -> bool:
+        """Whether it waits, or its client takes nothing of the answer."""
+        return self.waits or self.flow.write_paused
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         _give_up_unread(transport)
         if len(self.connections) > self.most:
-            waiting = (one for one in self.connections if isinstance(one, Http) and one.waits)
-            longest = min(waiting, key=lambda one: one.waits_since)
+            idle = (one for one in self.connections if isinstance(one, Http) and one.may_go)
+            longest = min(idle, key=lambda one: one.waits_since)
             if longest is self:
                 words = f"there are {self.most:,} connections already: come again later"
                 self._refuse(ConnectionLimitError(words))

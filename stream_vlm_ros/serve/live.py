@@ -29,7 +29,7 @@ from stream_vlm_ros.serve.refusals import body_of, status_of
 from stream_vlm_ros.serve.session import Session
 from stream_vlm_ros.serve.session_errors import ServerEndingError
 from stream_vlm_ros.serve.sessions import Sessions
-from stream_vlm_ros.serve.telling import fault_of, question_of, response_of
+from stream_vlm_ros.serve.telling import fault_of, is_large, question_of, response_of
 from stream_vlm_ros.session.memory_keeper import Done
 from stream_vlm_ros.session.question import (
     MAX_PICTURE_SIZE,
@@ -52,8 +52,11 @@ ORDERS = (
 FAULTS, FAULT_PERIOD = 50, 10.0  # so many bad messages in so many seconds end a connection
 ENDED, FLOODING, TOO_SLOW, TAKEN_OVER = 4000, 4008, 4009, 4010  # close codes
 
-# Pictures are decoded here, so that others are served meanwhile.
-_decoding = ThreadPoolExecutor(max(2, (os.cpu_count() or 2) // 2), thread_name_prefix="decoding")
+# Pictures are decoded here, so that others are served meanwhile. Large ones wait for each other: one
+# of 64 megapixels, which may be a file of some kilobytes, takes a second, and 200 MB and more.
+DECODERS = max(2, (os.cpu_count() or 2) // 2)
+_decoding = ThreadPoolExecutor(DECODERS, thread_name_prefix="decoding")
+_decoding_large = ThreadPoolExecutor(1, thread_name_prefix="decoding large")
 
 
 async def serve_camera(socket: WebSocket, sessions: Sessions, owner: str) -> None:
@@ -116,7 +119,7 @@ class Connection:
         self._farewell: protocol.SessionEnding | None = None
         self._is_ending = False
         self._closing = False  # the session was closed by this connection
-        self._receiving: asyncio.Future[None] | None = None  # a frame
+        self._receiving: asyncio.Future[Any] | None = None  # a frame
         self._cut_off, self._over = asyncio.Event(), asyncio.Event()
 
     # -- from any thread ---------------------------------------------------------------------
@@ -294,9 +297,25 @@ class Connection:
                 f"a frame of {len(data):,} bytes is longer than {protocol.MAX_FRAME_BYTES:,}"
             )
         frame = protocol.unpacked(data)
-        self._receiving = self._loop.run_in_executor(_decoding, self._session.frames.receive, frame)
-        await asyncio.shield(self._receiving)
+        if not await self._received(_decoding, self._receive_unless_large, frame):
+            await self._received(_decoding_large, self._session.frames.receive, frame)
+
+    def _receive_unless_large(self, frame: protocol.FrameMessage) -> bool:
+        if is_large(frame):
+            return False
+        self._session.frames.receive(frame)
+        return True
+
+    async def _received(
+        self,
+        pool: ThreadPoolExecutor,
+        receive: Callable[[protocol.FrameMessage], Any],
+        frame: protocol.FrameMessage,
+    ) -> Any:
+        self._receiving = self._loop.run_in_executor(pool, receive, frame)
+        done = await asyncio.shield(self._receiving)
         self._receiving = None
+        return done
 
     async def _take(self, event: ClientEvent) -> None:
         session = self._session

@@ -4,8 +4,10 @@
 """What one client sends takes a bounded part of the server, and breaks nothing."""
 
 import asyncio
+import contextlib
 import errno
 import socket
+import threading
 
 import httpx
 import numpy as np
@@ -14,10 +16,11 @@ from patience import PATIENCE, wait_until
 from serving import Camera, feed
 from websockets.exceptions import ConnectionClosed
 
+from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.remote import protocol
-from stream_vlm_ros.serve import completions, frames, live, session_file
+from stream_vlm_ros.serve import completions, frames, live, session_file, telling
 from stream_vlm_ros.serve.keys import LOCAL
 from stream_vlm_ros.serve.outbox import Outbox
 
@@ -104,6 +107,34 @@ def test_of_large_pictures_no_more_waits_than_the_model_takes(server):
         camera.send(protocol.Commit())
         assert camera.next(protocol.Ingested).frames == 3
         wait_until(lambda: session.frames.held_bytes == 0)
+
+
+def test_nobodys_pictures_wait_for_the_large_ones_of_others(server, film, monkeypatch):
+    monkeypatch.setattr(telling, "LARGE", PictureLimit(0.01))
+    decode, at_work, may_end = frames.picture_of, [], threading.Event()
+
+    def decoded(frame, limit):
+        if telling.is_large(frame):
+            at_work.append(frame)
+            assert may_end.wait(PATIENCE)
+        return decode(frame, limit)
+
+    monkeypatch.setattr(frames, "picture_of", decoded)
+    large, small = np.full((112, 112, 3), 90, np.uint8), np.full((84, 84, 3), 90, np.uint8)
+    with contextlib.ExitStack() as stack:
+        count = live.DECODERS + 1
+        others = [stack.enter_context(server.camera(f"large-{at}")) for at in range(count)]
+        for at, camera in enumerate(others):
+            camera.chunk([SECOND], [large], jpeg=at % 2 == 0)
+        wait_until(lambda: at_work)
+        with server.camera("small") as camera:
+            for jpeg in (False, True):
+                camera.chunk([(1 + jpeg) * SECOND], [small], jpeg)
+                assert camera.next(protocol.Ingested).frames == 1
+        assert len(at_work) == 1  # one at a time
+        may_end.set()
+        for camera in others:
+            assert camera.next(protocol.Ingested).frames == 1
 
 
 def test_a_picture_that_is_sent_again_counts_beside_the_first_while_that_is_in_use(
