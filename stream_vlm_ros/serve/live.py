@@ -52,8 +52,8 @@ ORDERS = (
 FAULTS, FAULT_PERIOD = 50, 10.0  # so many bad messages in so many seconds end a connection
 ENDED, FLOODING, TOO_SLOW, TAKEN_OVER = 4000, 4008, 4009, 4010  # close codes
 
-# Pictures are decoded here, so that others are served meanwhile. Large ones wait for each other: one
-# of 64 megapixels, which may be a file of some kilobytes, takes a second, and 200 MB and more.
+# Pictures are decoded here, so that others are served meanwhile. Large ones wait for each other:
+# one of 64 megapixels, which may be a file of some kilobytes, takes a second, and 200 MB and more.
 DECODERS = max(2, (os.cpu_count() or 2) // 2)
 _decoding = ThreadPoolExecutor(DECODERS, thread_name_prefix="decoding")
 _decoding_large = ThreadPoolExecutor(1, thread_name_prefix="decoding large")
