@@ -28,7 +28,7 @@ from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import EmptyMemoryError, InvalidQuestionError, StreamVlmError, cut
 from stream_vlm_ros.history.poses import PoseTrack
 from stream_vlm_ros.remote import protocol
-from stream_vlm_ros.remote.protocol import ClientEvent, ServerEvent
+from stream_vlm_ros.remote.protocol import ClientEvent, ProtocolError, ServerEvent
 from stream_vlm_ros.remote.values import (
     RemoteError,
     to_ask,
@@ -50,6 +50,7 @@ from stream_vlm_ros.session.timed_frame import TimedFrame
 # Chunks that the server may have at a time: one that it encodes, and the next. The others wait
 # here, where a newer one pushes them out.
 MAX_SENT = 2
+MAX_TEXT = 1 << 20  # characters of an answer that grows
 
 
 @dataclass(eq=False)
@@ -393,7 +394,10 @@ class Exchange:
     # -- what the server says ----------------------------------------------------------------
 
     def hear(self, event: ServerEvent) -> None:
-        """Take in what it says, but for what is about the connection itself."""
+        """Take in what it says, but for what is about the connection itself.
+
+        Raises ProtocolError for what no server of this protocol says.
+        """
         match event:
             case protocol.Ingested():
                 self._ingested(event)
@@ -488,15 +492,20 @@ class Exchange:
             return
         ticket.began = True
         if isinstance(event, protocol.TextDelta):
+            if len(ticket.text) + len(event.delta) > MAX_TEXT:
+                raise ProtocolError(f"the server's answer is longer than {MAX_TEXT:,} characters")
             ticket.text += event.delta
         if ticket.progress is not None:
             state = WRITING if ticket.text else READING
             self._later(ticket.progress, state, ticket.text)
 
     def _answered(self, told: protocol.Response) -> None:
-        ticket = self._asked.pop(told.id, None)
+        ticket = self._asked.get(told.id)
         if ticket is None:
             return
+        if told.choice_index >= len(ticket.question.choices):
+            raise ProtocolError(f"the server's choice {told.choice_index} is none of those given")
+        del self._asked[told.id]
         error: StreamVlmError | None = None
         if told.status == "cancelled" and ticket.cancelled:
             error = ticket.why
@@ -513,8 +522,12 @@ class Exchange:
         self._later(ticket.future.set_result, outcome)
 
     def _done(self, event: protocol.MemoryDone | protocol.PictureDone) -> None:
-        order = self._orders.pop(event.event_id, None)
+        order = self._orders.get(event.event_id)
         if order is not None:
+            is_picture = isinstance(order.event, protocol.MemoryPicture)
+            if is_picture != isinstance(event, protocol.PictureDone):
+                raise ProtocolError("the server answers what was not asked")
+            del self._orders[event.event_id]
             if isinstance(order.event, protocol.MemoryReset):
                 self.resets += 1
                 self.fault = ""

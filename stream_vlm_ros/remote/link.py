@@ -40,6 +40,7 @@ from stream_vlm_ros.session.question import DisconnectedError
 OPEN, SEND, CLOSE = 5.0, 10.0, 1.0  # s, for a connection, a message, and a farewell
 PING, PONG = 5.0, 10.0  # s between two pings, and for the answer
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # s between two tries; each pause is twice the one before
+LONGEST_WAIT = 600.0  # s until the next try, whatever the server says
 STEADY = 5.0  # s: a connection that held for longer was a good one, and is tried again at once
 LARGEST_EVENT = 16 << 20  # bytes; kept pictures are in it
 FINAL = (400, 401, 403)  # HTTP: it would be refused again
@@ -53,11 +54,13 @@ class RefusedError(DisconnectedError):
     """The server takes no connection.
 
     Attributes:
-        retry_after: seconds after which to try again; None: never.
+        retry_after: seconds after which to try again, up to `LONGEST_WAIT`; None: never.
     """
 
     def __init__(self, words: str, retry_after: float | None = None) -> None:
         super().__init__(words)
+        if retry_after is not None:
+            retry_after = min(max(0.0, retry_after), LONGEST_WAIT)
         self.retry_after = retry_after
 
 
@@ -92,6 +95,13 @@ class Address:
         """Whether others on the way can read the key."""
         parts = urlsplit(self.url)
         return bool(self.key) and parts.scheme == "ws" and not is_loopback(parts.hostname or "")
+
+
+class _ConnectThere(connect):
+    """To no other place, wherever the server sends us: pictures and the key are for this one."""
+
+    def process_redirect(self, exc: Exception) -> Exception:
+        return exc
 
 
 class Peer(Protocol):
@@ -187,7 +197,7 @@ class Link:
     async def _connect(self) -> StreamVlmError:
         """Connect, and talk until the connection ends; why it did."""
         try:
-            async with connect(
+            async with _ConnectThere(
                 self.address.target,
                 additional_headers=self.address.headers,
                 subprotocols=[Subprotocol(protocol.SUBPROTOCOL)],
@@ -362,7 +372,7 @@ def _refused(response: Response) -> RefusedError:
     if status in FINAL:
         return RefusedError(told)
     try:
-        after = max(0.0, float(response.headers.get("Retry-After", "0")))
+        after = float(response.headers.get("Retry-After", "0"))
     except ValueError:  # a date
         after = LONGEST_PAUSE
     return RefusedError(told, after)

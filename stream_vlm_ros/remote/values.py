@@ -40,10 +40,10 @@ class RemoteError(StreamVlmError):
         self.code = "NOT_ACTIVE" if fault.code == "ENDING" else fault.code
 
 
-# Counts of 64 bits in the node's messages; the others have 32.
+# Counts of 64 bits in the node's messages, and sequences, which are in none; the others have 32.
 _LARGE = frozenset({
-    "bytes", "chunks", "closed_pauses", "evicted_tokens", "evictions", "frames", "max_bytes",
-    "memory_bytes",
+    "accepted_sequence", "bytes", "chunks", "closed_pauses", "evicted_tokens", "evictions", "first",
+    "frames", "last", "max_bytes", "memory_bytes",
 })  # fmt: skip
 
 
@@ -63,8 +63,11 @@ def check_values(name: str, value: Any) -> None:
         except InvalidTimestampError as fault:
             raise ProtocolError(f"the server's {name} is none: {fault}") from None
     elif isinstance(value, int | float):
-        least = -1 if name == "choice_index" else -math.inf if isinstance(value, float) else 0
-        most = 2**63 if name in _LARGE else 2**32 if isinstance(value, int) else 2**31
+        least, most = 0.0, 2**63 if name in _LARGE else 2**32
+        if name == "choice_index":  # -1: none
+            least, most = -1, 2**31
+        elif isinstance(value, float):
+            least, most = -math.inf, 2**31
         if not least <= value < most:
             raise ProtocolError(f"the server's {name} is {value:g}")
 

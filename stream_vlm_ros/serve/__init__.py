@@ -28,6 +28,7 @@ Over the network
     outbox       what waits to be sent on one
     app          the application: HTTP, and the WebSocket
     metrics      for Prometheus
+    connections  how many there are, and what each may take, whoever it is
     running      a server that is drained before it ends
     extra        whether what it needs is installed
 

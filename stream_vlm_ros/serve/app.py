@@ -51,7 +51,7 @@ def create_app(sessions: Sessions, keys: Keys, *, metrics: Metrics | None = None
         keys: who is let in. Endpoints find whose key it was by `owner_of`.
     """
     metrics = metrics or Metrics(sessions)
-    app = FastAPI(title="stream_vlm", version=__version__, openapi_url=None)
+    app = FastAPI(title="stream_vlm", version=__version__, openapi_url=None, redirect_slashes=False)
     app.state.sessions = sessions
     app.add_middleware(KeyMiddleware, keys=keys)
     app.add_exception_handler(StreamVlmError, _answer)

@@ -40,6 +40,10 @@ class RequestTooLargeError(RequestError):
     code = "TOO_LARGE"
 
 
+class RequestBrokenOffError(RequestError):
+    """Who asked has gone before the request was whole; nobody reads the answer."""
+
+
 class RequestTooSlowError(RequestError):
     """A request whose body does not end."""
 
@@ -93,14 +97,18 @@ async def _content(request: Request) -> bytes:
 
 
 async def _read(request: Request) -> bytes:
-    content = bytearray()
-    async for piece in request.stream():
-        content += piece
+    content, is_whole = bytearray(), False
+    while not is_whole:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise RequestBrokenOffError("the request broke off")
+        content += message.get("body", b"")
         if len(content) > protocol.MAX_EVENT_BYTES:
             raise RequestTooLargeError(
                 f"a request has at most {protocol.MAX_EVENT_BYTES:,} bytes. Only text is taken: "
                 "pictures reach the session as frames of its camera"
             )
+        is_whole = not message.get("more_body", False)
     return bytes(content)
 
 

@@ -88,7 +88,11 @@ def stop(session: Session, timeout: float = END_TIMEOUT) -> bool:
         session.keeper.close(wait=True)  # a file is this server's as long as it writes it
         forget = session.life.forgets
         all_saved = saved and not (begun and session.keeper.state.error)
-        session.file.release(ownership, saved=all_saved, forget=forget)
+        try:
+            session.file.release(ownership, saved=all_saved, forget=forget)
+        except OSError as fault:  # its lock is let go all the same
+            log.warning("session %s: its file stays as it is: %s", session.id, fault)
+            return
         if forget:
             forgotten.set()
 

@@ -29,7 +29,7 @@ from stream_vlm_ros.serve.refusals import body_of, status_of
 from stream_vlm_ros.serve.session import Session
 from stream_vlm_ros.serve.session_errors import ServerEndingError
 from stream_vlm_ros.serve.sessions import Sessions
-from stream_vlm_ros.serve.telling import fault_of, question_of, response_of
+from stream_vlm_ros.serve.telling import fault_of, is_large, question_of, response_of
 from stream_vlm_ros.session.memory_keeper import Done
 from stream_vlm_ros.session.question import (
     MAX_PICTURE_SIZE,
@@ -52,8 +52,11 @@ ORDERS = (
 FAULTS, FAULT_PERIOD = 50, 10.0  # so many bad messages in so many seconds end a connection
 ENDED, FLOODING, TOO_SLOW, TAKEN_OVER = 4000, 4008, 4009, 4010  # close codes
 
-# Pictures are decoded here, so that others are served meanwhile.
-_decoding = ThreadPoolExecutor(max(2, (os.cpu_count() or 2) // 2), thread_name_prefix="decoding")
+# Pictures are decoded here, so that others are served meanwhile. Large ones wait for each other:
+# one of 64 megapixels, which may be a file of some kilobytes, takes a second, and 200 MB and more.
+DECODERS = max(2, (os.cpu_count() or 2) // 2)
+_decoding = ThreadPoolExecutor(DECODERS, thread_name_prefix="decoding")
+_decoding_large = ThreadPoolExecutor(1, thread_name_prefix="decoding large")
 
 _closing = ThreadPoolExecutor(8, thread_name_prefix="sessions that are closed")
 
@@ -114,10 +117,11 @@ class Connection:
         self._tasks: set[asyncio.Task[None]] = set()
         self._faults: deque[float] = deque()
         self._code = ENDED
+        self._why: protocol.SessionEnding | None = None  # it ends
         self._farewell: protocol.SessionEnding | None = None
         self._is_ending = False
         self._closing = False  # the session was closed by this connection
-        self._receiving: asyncio.Future[None] | None = None  # a frame
+        self._receiving: asyncio.Future[Any] | None = None  # a frame
         self._cut_off, self._over = asyncio.Event(), asyncio.Event()
 
     # -- from any thread ---------------------------------------------------------------------
@@ -150,12 +154,15 @@ class Connection:
     def end(self, event: protocol.SessionEnding, code: int, *, at_once: bool = False) -> None:
         """Tell why, and end it; ``at_once``: without what else waits to be told."""
         if not self._is_ending:
-            self._is_ending, self._code = True, code
+            self._is_ending, self._code, self._why = True, code, event
             if not self._closing:
-                self._farewell = event
-                self._outbox.end(event)
+                self._end_by(event)
             if at_once:
                 self._cut_off.set()
+
+    def _end_by(self, event: protocol.SessionEnding) -> None:
+        self._farewell = event
+        self._outbox.end(event)
 
     async def run(self) -> None:
         """Until one of the two ends it."""
@@ -292,9 +299,25 @@ class Connection:
                 f"a frame of {len(data):,} bytes is longer than {protocol.MAX_FRAME_BYTES:,}"
             )
         frame = protocol.unpacked(data)
-        self._receiving = self._loop.run_in_executor(_decoding, self._session.frames.receive, frame)
-        await asyncio.shield(self._receiving)
+        if not await self._received(_decoding, self._receive_unless_large, frame):
+            await self._received(_decoding_large, self._session.frames.receive, frame)
+
+    def _receive_unless_large(self, frame: protocol.FrameMessage) -> bool:
+        if is_large(frame):
+            return False
+        self._session.frames.receive(frame)
+        return True
+
+    async def _received(
+        self,
+        pool: ThreadPoolExecutor,
+        receive: Callable[[protocol.FrameMessage], Any],
+        frame: protocol.FrameMessage,
+    ) -> Any:
+        self._receiving = self._loop.run_in_executor(pool, receive, frame)
+        done = await asyncio.shield(self._receiving)
         self._receiving = None
+        return done
 
     async def _take(self, event: ClientEvent) -> None:
         session = self._session
@@ -323,7 +346,7 @@ class Connection:
                 self._closing = True
                 # At once: who closes it may go without waiting for the answer.
                 closing = _closing.submit(self._sessions.close, session.id, session.owner)
-                self._order(event.event_id, self._tell_when, closing, tell(_closed))
+                self._order(event.event_id, self._tell_closed, closing, tell(_closed))
             case protocol.MemoryReset():
                 resetting = session.reset(time_jump=event.time_jump)
                 self._order(event.event_id, self._tell_when, resetting, tell(_forgotten))
@@ -404,14 +427,19 @@ class Connection:
     ) -> None:
         try:
             await do(*given)
-        except StreamVlmError as fault:
+        except Exception as fault:
+            if not isinstance(fault, StreamVlmError):
+                log.error("session %s: internal error", self._session.id, exc_info=fault)
             error = fault_of(fault, event_id)
             error.message = self._session.file.without_folder(error.message)
             self._put(protocol.ErrorEvent(event_id=event_id, error=error))
-        except Exception as fault:
-            log.error("session %s: internal error", self._session.id, exc_info=fault)
-            error = fault_of(fault, event_id)
-            self._put(protocol.ErrorEvent(event_id=event_id, error=error))
+            if do == self._tell_closed:
+                self._closing = False
+                if self._why is not None:  # it has ended all the same
+                    self._end_by(self._why)
+
+    async def _tell_closed(self, *given: Any) -> None:
+        await self._tell_when(*given)
 
     async def _tell_when(self, done: Future[Any], event: Callable[[Any], ServerEvent]) -> None:
         waited = asyncio.wrap_future(done)

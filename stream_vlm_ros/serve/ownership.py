@@ -62,17 +62,26 @@ class Ownership:
         try:
             path.parent.mkdir(0o700, parents=True, exist_ok=True)
             self._take(time.monotonic() + patience)
+            self.before = ""
             try:
                 self.before = self._said
                 self._say(server or f"process {os.getpid()} of {socket.gethostname()}")
             except BaseException:
-                os.close(self._file)
+                self._give_back(path)
                 raise
         except OSError as error:
             raise MemoryFileError(
                 f"{cut(str(self._lock))}, by which servers share a memory_folder, cannot be "
                 f"written or locked: {error.strerror or error}"
             ) from error
+
+    def _give_back(self, path: Path) -> None:
+        """It could not be said whose it is: no empty lock is to stay where there was none."""
+        try:
+            if not self.before and not os.path.lexists(path):
+                self._lock.unlink(missing_ok=True)
+        finally:
+            os.close(self._file)
 
     def _take(self, until: float) -> None:
         while True:

@@ -17,6 +17,7 @@ STATUS = {
     "NOT_FOUND": 404,
     "TOO_SLOW": 408,
     "TOO_LARGE": 413,
+    "HEAD_TOO_LARGE": 431,
     "TOO_MANY_SESSIONS": 429,
     "QUEUE_FULL": 429,
     "CANCELLED": 503,  # by what became of the session; who cancelled it reads nothing any more
@@ -27,6 +28,7 @@ STATUS = {
     "INTERNAL": 500,
     "NOT_FINITE": 500,
     "NO_FOLDER": 503,
+    "TOO_MANY_CONNECTIONS": 503,
 }  # others are the client's: 400. No 409, after which OpenAI's clients ask again by themselves
 RETRY_AFTER = {"QUEUE_FULL": 1.0, "NOT_ACTIVE": 2.0, "STREAM_BUSY": 1.0}  # s, usually
 TYPES = {

@@ -10,17 +10,13 @@ import contextlib
 import gc
 import socket
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from stream_vlm_ros.remote import protocol
+from stream_vlm_ros.serve.connections import BACKLOG, LONGEST_HEAD, Http, WebSockets, allow_files
 from stream_vlm_ros.serve.sessions import Sessions
-
-if TYPE_CHECKING:
-    from uvicorn._types import ASGISendEvent
 
 FAREWELLS = 3.0  # s for the last words to all clients
 PING, PONG = 20.0, 20.0  # s between two pings, and for the answer
@@ -32,15 +28,6 @@ class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-class WebSockets(WebSocketsSansIOProtocol):
-    """Knows that a handshake is complete with a refusal too, which uvicorn logs as an error."""
-
-    async def send(self, message: ASGISendEvent) -> None:
-        await super().send(message)
-        if self.initial_response is not None and self.close_sent:
-            self.handshake_complete = True
 
 
 def spare_what_stays() -> None:
@@ -65,6 +52,9 @@ def make_server(app: FastAPI, ping: float = PING, pong: float = PONG) -> Server:
             lifespan="off",
             server_header=False,
             timeout_graceful_shutdown=3,
+            backlog=BACKLOG,
+            http=Http,
+            h11_max_incomplete_event_size=LONGEST_HEAD,
             ws=WebSockets,
             ws_max_size=protocol.MAX_FRAME_BYTES + 1024,
             ws_ping_interval=ping,
@@ -78,6 +68,7 @@ async def serve(
     app: FastAPI, sessions: Sessions, listening: socket.socket, drain_seconds: float
 ) -> None:
     """Serve until cancelled; then answers end, memories are saved and clients are told."""
+    allow_files()
     server = make_server(app)
     serving = asyncio.create_task(server.serve([listening]))
     try:

@@ -253,9 +253,16 @@ class Sessions:
 
     def _delete_saved(self, settings: Settings) -> None:
         """Delete what is saved of a session by itself, also where another server has it at first.
-        Raises SessionElsewhereError, MemoryFileError."""
+        Raises SessionElsewhereError, FolderError."""
         patience = min(END_TIMEOUT, self.limits.drain_seconds)  # others want to delete, too
-        SessionFile(settings, self.server, patience).delete()
+        try:
+            SessionFile(settings, self.server, patience).delete()
+        except (OSError, MemoryFileError) as fault:  # of what is mended without us
+            log.warning("session %s: what is saved of it stays: %s", settings.memory_name, fault)
+            raise FolderError(
+                "what is saved of the session cannot be deleted: the server's memory_folder cannot "
+                "be written now"
+            ) from None
 
     def hand_over(self, sessions: Sequence[Session], timeout: float = 30.0) -> None:
         """End some in order: chunks that wait come to their end, memories are saved, then answers

@@ -9,12 +9,19 @@ import msgspec
 import numpy as np
 
 from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit, open_picture, rgb_of
-from stream_vlm_ros.errors import InvalidImageError, MemoryFileError, StreamVlmError, cut
+from stream_vlm_ros.errors import (
+    InvalidImageError,
+    MemoryFileError,
+    PictureTooLargeError,
+    StreamVlmError,
+    cut,
+)
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.session.memory_keeper import SavedState
 from stream_vlm_ros.session.memory_summary import EpisodeState, MemorySummary
 from stream_vlm_ros.session.question import CancelledError, Outcome, Question
 
+LARGE = PictureLimit(9.0)  # more than 4K
 _START_OF_JPEG = b"\xff\xd8\xff"
 
 
@@ -83,6 +90,20 @@ def episode_of(episode: EpisodeState) -> protocol.Episode:
             protocol.Thumbnail(stamp_ns=stamp, jpeg=jpeg) for stamp, jpeg in episode.thumbnails
         ),
     )
+
+
+def is_large(frame: protocol.FrameMessage) -> bool:
+    """Whether its picture takes long to decode, by its header."""
+    try:
+        if frame.encoding == protocol.RAW:
+            LARGE.check(frame.width, frame.height)
+        else:
+            open_picture(bytes(frame.pixels), LARGE)
+    except PictureTooLargeError:
+        return True
+    except InvalidImageError:  # it will be refused
+        pass
+    return False
 
 
 def picture_of(frame: protocol.FrameMessage, limit: PictureLimit) -> np.ndarray:

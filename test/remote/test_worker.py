@@ -16,13 +16,14 @@ from PIL import Image
 from proxy import Proxy
 
 from stream_vlm_ros.errors import InvalidParameterError
-from stream_vlm_ros.remote import protocol
+from stream_vlm_ros.remote import exchange, protocol
+from stream_vlm_ros.remote import link as links
 from stream_vlm_ros.remote.link import Address, LinkThread
 from stream_vlm_ros.remote.pictures import Packing
 from stream_vlm_ros.remote.protocol import RAW
 from stream_vlm_ros.remote.worker import RemoteKeeper, RemoteWorker
 from stream_vlm_ros.session.counters import Drop, FrameCounters
-from stream_vlm_ros.session.question import NotActiveError, Question
+from stream_vlm_ros.session.question import DisconnectedError, NotActiveError, Question
 
 KEY = "0123456789abcdef"
 
@@ -212,6 +213,43 @@ def test_a_server_that_is_full_is_left_alone_for_as_long_as_it_says(make_robot, 
     assert time.monotonic() - refused > 0.9 and len(server.heads) == 2
 
 
+def test_no_server_makes_a_robot_come_again_without_a_pause(make_robot, server):
+    ending = protocol.SessionEnding(code="ENDING", message="full", retry_after=-1000.0)
+    server.first = protocol.encoded(ending)
+    make_robot(server.url)
+    wait_until(lambda: len(server.heads) >= 3)
+    time.sleep(0.5)
+    assert len(server.heads) < 20  # of pauses that grow to 0.1 to 0.2 s
+
+
+@pytest.mark.parametrize("after", ["1e300", "inf"])
+def test_no_server_sends_a_robot_away_for_ever(make_robot, server, monkeypatch, after):
+    monkeypatch.setattr(links, "LONGEST_WAIT", 0.1)
+    server.refusal = (429, {"Retry-After": after}, "full")
+    robot = make_robot(server.url)
+    wait_until(lambda: server.heads)
+    server.refusal = None
+    robot.wait_until_connected()
+
+
+def test_a_robot_is_sent_to_no_other_server(make_robot, server):
+    other = ModelServer()
+    server.refusal = (302, {"Location": other.url}, "elsewhere")
+    robot = make_robot(server.url, KEY)
+    robot.wait_until_lost()
+    wait_until(lambda: len(server.heads) >= 2)
+    assert other.heads == [] and "302" in robot.worker.connection.why
+    other.close()
+
+
+def test_a_session_of_large_sequences_is_taken_up(make_robot, server):
+    server.session.resumed, server.session.accepted_sequence = True, 2**40
+    robot = make_robot(server.url)
+    robot.append()
+    robot.wait_for(1)
+    assert server.session.frames[0][0] == 2**40 + 1
+
+
 def test_the_end_may_come_at_any_moment_of_the_beginning(make_robot, server):
     for pause in (0.0, 0.0, 0.001, 0.002, 0.004, 0.008, 0.016):
         robot = make_robot(server.url)
@@ -279,6 +317,58 @@ def test_what_no_message_of_the_nodes_can_hold_is_not_taken_from_a_server(robot,
     robot.wait_until_connected()
     assert robot.faults == [] and robot.worker.memory.length == 0
     assert "the server's " in robot.told[0][1]
+
+
+def answers_nonsense(server, monkeypatch, nonsense):
+    """The server answers whatever is asked or ordered by what ``nonsense`` makes of its id."""
+    take = server.session.take
+
+    def taken(message):
+        if isinstance(message, bytes):
+            return take(message)
+        event = protocol.client_event(message)
+        return [nonsense(event.event_id)] if event.event_id else take(message)
+
+    monkeypatch.setattr(server.session, "take", taken)
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [(dict(choice_index=2), "choice 2"), (dict(choice_index=2**31), "choice_index")],
+)
+def test_a_choice_that_was_not_given_is_no_answer(robot, server, monkeypatch, fields, words):
+    answers_nonsense(
+        server,
+        monkeypatch,
+        lambda id: protocol.ResponseDone(response=protocol.Response(id=id, **fields)),
+    )
+    ticket = robot.worker.ask(Question("Which?", choices=("one", "two")))
+    error = ticket.future.result(10).error
+    assert error.code == "DISCONNECTED" and words in str(error)
+    robot.wait_until_connected()
+    assert robot.faults == []
+
+
+def test_an_answer_that_grows_without_end_is_broken_off(robot, server, monkeypatch):
+    monkeypatch.setattr(exchange, "MAX_TEXT", 10)
+    answers_nonsense(
+        server, monkeypatch, lambda id: protocol.TextDelta(response_id=id, delta="a" * 11)
+    )
+    error = robot.ask().future.result(10).error
+    assert error.code == "DISCONNECTED" and "longer than 10" in str(error)
+    robot.wait_until_connected()
+    assert robot.faults == []
+
+
+def test_an_order_that_is_answered_by_something_else_ends_in_words(robot, server, monkeypatch):
+    keeper = RemoteKeeper(robot.worker, lambda: 10**18)
+    answers_nonsense(server, monkeypatch, lambda id: protocol.PictureDone(event_id=id))
+    assert isinstance(keeper.save("evening").exception(10), DisconnectedError)
+    robot.wait_until_connected()
+    answers_nonsense(server, monkeypatch, lambda id: protocol.MemoryDone(event_id=id, words=""))
+    assert isinstance(robot.worker.picture_near(5).exception(10), DisconnectedError)
+    robot.wait_until_connected()
+    assert robot.faults == []
 
 
 def test_another_servers_websocket_is_no_server(make_robot, server):

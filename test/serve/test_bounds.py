@@ -4,19 +4,23 @@
 """What one client sends takes a bounded part of the server, and breaks nothing."""
 
 import asyncio
+import contextlib
 import errno
 import socket
+import threading
 
 import httpx
 import numpy as np
 import pytest
 from patience import PATIENCE, wait_until
 from serving import Camera, feed
+from websockets.exceptions import ConnectionClosed
 
+from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.remote import protocol
-from stream_vlm_ros.serve import completions, frames, live, session_file
+from stream_vlm_ros.serve import completions, frames, live, session_file, telling
 from stream_vlm_ros.serve.keys import LOCAL
 from stream_vlm_ros.serve.outbox import Outbox
 
@@ -103,6 +107,34 @@ def test_of_large_pictures_no_more_waits_than_the_model_takes(server):
         camera.send(protocol.Commit())
         assert camera.next(protocol.Ingested).frames == 3
         wait_until(lambda: session.frames.held_bytes == 0)
+
+
+def test_nobodys_pictures_wait_for_the_large_ones_of_others(server, film, monkeypatch):
+    monkeypatch.setattr(telling, "LARGE", PictureLimit(0.01))
+    decode, at_work, may_end = frames.picture_of, [], threading.Event()
+
+    def decoded(frame, limit):
+        if telling.is_large(frame):
+            at_work.append(frame)
+            assert may_end.wait(PATIENCE)
+        return decode(frame, limit)
+
+    monkeypatch.setattr(frames, "picture_of", decoded)
+    large, small = np.full((112, 112, 3), 90, np.uint8), np.full((84, 84, 3), 90, np.uint8)
+    with contextlib.ExitStack() as stack:
+        count = live.DECODERS + 1
+        others = [stack.enter_context(server.camera(f"large-{at}")) for at in range(count)]
+        for at, camera in enumerate(others):
+            camera.chunk([SECOND], [large], jpeg=at % 2 == 0)
+        wait_until(lambda: at_work)
+        with server.camera("small") as camera:
+            for jpeg in (False, True):
+                camera.chunk([(1 + jpeg) * SECOND], [small], jpeg)
+                assert camera.next(protocol.Ingested).frames == 1
+        assert len(at_work) == 1  # one at a time
+        may_end.set()
+        for camera in others:
+            assert camera.next(protocol.Ingested).frames == 1
 
 
 def test_a_picture_that_is_sent_again_counts_beside_the_first_while_that_is_in_use(
@@ -215,6 +247,42 @@ def test_a_folder_that_cannot_be_written_is_told_with_a_time_to_come_again(serve
     camera.close()
     assert ending.code == "NO_FOLDER" and ending.retry_after
     assert "private" not in ending.message
+
+
+def undeletable(server, name):
+    """The place of a session's file, where something is that cannot be deleted as a file is."""
+    path = server.sessions.find(name, LOCAL).file.path
+    path.unlink(missing_ok=True)
+    path.mkdir(parents=True)
+    return path
+
+
+def test_what_cannot_be_deleted_is_told_with_a_time_to_come_again(server, film, caplog):
+    with server.camera("stays") as camera:
+        feed(camera, film[:4])
+        path = undeletable(server, "stays")
+        url = f"{server.url}/v1/sessions/stays"
+        for _ in range(2):  # the session, and what is saved of one
+            refused = httpx.delete(url)
+            assert refused.status_code == 503 and refused.headers["Retry-After"]
+            assert refused.json()["error"]["code"] == "NO_FOLDER"
+            assert str(path.parent) not in refused.text
+        path.rmdir()
+    assert [httpx.delete(url).status_code for _ in range(2)] == [200, 404]
+    assert not [one for one in caplog.records if one.levelname == "ERROR"]
+
+
+def test_a_connection_ends_with_its_session_also_where_that_cannot_be_forgotten(server, film):
+    with server.camera("not-forgotten") as camera:
+        feed(camera, film[:4])
+        path = undeletable(server, "not-forgotten")
+        camera.send(protocol.SessionClose(event_id="c"))
+        error = heard(camera, protocol.ErrorEvent).error
+        assert (error.code, error.event_id) == ("NO_FOLDER", "c")
+        assert heard(camera, protocol.SessionEnding).retry_after is None
+        with pytest.raises(ConnectionClosed):
+            camera.hear()
+    path.rmdir()
 
 
 def test_a_fault_of_ours_is_answered_in_the_form_of_all_errors(server, monkeypatch):

@@ -3,6 +3,7 @@
 
 """A session's saved memory belongs to one server at a time."""
 
+import errno
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from stream_vlm_ros.errors import MemoryFileError
-from stream_vlm_ros.serve.ownership import Ownership, SessionElsewhereError
+from stream_vlm_ros.serve import ownership
+from stream_vlm_ros.serve.ownership import Ownership, SessionElsewhereError, lock_of
 
 HOLD = """
 import sys, time, pathlib
@@ -88,6 +90,22 @@ def test_a_folder_that_cannot_be_written_is_refused_in_words(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(MemoryFileError, match="cannot be written or locked: Not a directory"):
         Ownership(tmp_path / "file" / "key" / "front.safetensors")
+
+
+def test_a_full_disk_keeps_no_locks_of_sessions_that_could_not_begin(tmp_path, monkeypatch):
+    def full(file, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ownership, "write_all", full)
+    new, saved = tmp_path / "new.safetensors", tmp_path / "saved.safetensors"
+    saved.touch()
+    for path in (new, saved):
+        with pytest.raises(MemoryFileError, match="No space left"):
+            Ownership(path)
+    assert not lock_of(new).exists() and lock_of(saved).exists()
+    monkeypatch.undo()
+    for path in (new, saved):
+        assert Ownership(path).before == ""
 
 
 def test_of_a_session_that_is_forgotten_nothing_stays_and_the_next_one_is_new(tmp_path):
