@@ -374,7 +374,8 @@ def test_who_reads_nothing_is_cut_off_and_its_session_stays(server, monkeypatch)
     monkeypatch.setattr(live, "SEND_TIMEOUT", 10 * PATIENCE)  # it is not that which ends it
     with half_open(server.port, "slow"):
         session = wait_until(lambda: _session(server, "slow"))
-        connection = wait_until(lambda: session.connection)
+        wait_until(lambda: session.was_connected)
+        connection = session.connection
         lost = protocol.Dropped(first=1, last=1, frames=1, cause="error", message="x" * 20_000)
         for _ in range(live.MAX_EVENTS + 1000):  # more than the system's own buffers take, too
             connection.hear(lost)
