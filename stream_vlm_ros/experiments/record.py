@@ -153,18 +153,30 @@ class Record:
             status = FAILED if failed else PASSED
         self.status = status
         self.save()
-        write_whole(self.path.with_suffix(".md"), self.markdown().encode("utf-8", "replace"))
+        with self._writing():
+            write_whole(self.path.with_suffix(".md"), self.markdown().encode("utf-8", "replace"))
         return status
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raises InvalidParameterError where a disk is full, or a folder has gone."""
+        try:
+            yield
+        except OSError as error:
+            raise InvalidParameterError(
+                f"--out {self.folder} cannot be written to: {error.strerror or error}."
+            ) from error
+
     def save(self) -> None:
-        """Write the JSON, whole or not at all."""
+        """Write the JSON, whole or not at all; InvalidParameterError where that cannot be."""
         self.seconds = round(time.monotonic() - self._begin, 3)
-        self.folder.mkdir(parents=True, exist_ok=True)
         fields = _plain(self._fields())
         rows = ",\n".join(f"  {json.dumps(row)}" for row in fields.pop("rows"))
         # One row a line: a reader and a diff see what is there.
         text = json.dumps(fields, indent=1).removesuffix("\n}") + f',\n "rows": [\n{rows}\n ]\n}}\n'
-        write_whole(self.path, text.encode())
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(self.path, text.encode())
         self._written = time.monotonic()
 
     def _fields(self) -> dict[str, Any]:
@@ -238,9 +250,10 @@ class Record:
         try:
             with matplotlib.rc_context(plain):
                 draw(figure, axes)
-            self.folder.mkdir(parents=True, exist_ok=True)
             file = f"{self.experiment}-{name}.png"
-            figure.savefig(self.folder / file, dpi=130)
+            with self._writing():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                figure.savefig(self.folder / file, dpi=130)
         finally:
             pyplot.close(figure)
         if file not in self.plots:

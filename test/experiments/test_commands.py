@@ -3,6 +3,7 @@
 
 """The commands at toy sizes: what they find, and how they end."""
 
+import errno
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from stream_vlm_ros.experiments import (
     endurance,
     native,
     options,
+    record,
     shapes,
     streams,
 )
@@ -252,6 +254,20 @@ def test_what_never_begins_writes_nothing(tmp_path, capsys, unusable):
     said = capsys.readouterr()
     assert not out.exists() and "Written" not in said.out
     assert said.err.startswith("stream-vlm: ") and "Traceback" not in said.err
+
+
+@pytest.mark.parametrize("at", ["sink.json", "sink.md"])
+def test_a_disk_that_is_full_ends_it_with_a_sentence(tmp_path, monkeypatch, capsys, at):
+    whole = record.write_whole
+
+    def full(path, data):
+        if path.name == at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        whole(path, data)
+
+    monkeypatch.setattr(record, "write_whole", full)
+    assert main(["sink", *SMALL, "--chunks", "2", "--out", str(tmp_path)]) == 2
+    assert "cannot be written to: No space left on device" in said_in_a_sentence(capsys)
 
 
 def test_an_empty_out_is_refused_before_anything_is_loaded(tmp_path, monkeypatch, capsys):
