@@ -438,28 +438,21 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
                 if reason != "cancelled":
                     if piece := said.finish():
                         yield piece
-                    kept = said.ids
-                    if update_state and fork.alive:
-                        # What was begun behind the answer's end is no part of it.
-                        fork.rewind(min(fork.length, len(prompt) + len(kept)))
-                    if update_state and said.stopped and fork.alive:
-                        # No longer than what there is room for, also where a token is cut in two.
-                        kept = said.shown_ids(self._chat.plain)[:max_new_tokens]
-                        same = zip(kept, said.ids, strict=False)
-                        alike = len(list(takewhile(lambda ids: ids[0] == ids[1], same)))
-                        fork.rewind(min(fork.length, len(prompt) + alike))
                     if update_state and not fork.alive:
                         # The memory was cleared meanwhile: there is nothing to keep it behind.
                         reason = "cancelled"
-                    elif update_state and manager.ledger.mark() == asked_at:
-                        # Nothing was appended meanwhile: the fork's keys and values are right as
-                        # they are, and become part of the stream.
-                        self._keep_exchange(fork, prompt, kept, start)
                     elif update_state:
-                        # Chunks were appended meanwhile: behind them the exchange has other
-                        # positions and sees more, so it is computed again. The fork has been read.
-                        fork.release()
-                        self._repeat_exchange(question, kept)
+                        # No longer than what there is room for, also where a token is cut in two.
+                        kept = self._shown_ids(said, fork, len(prompt))[:max_new_tokens]
+                        if manager.ledger.mark() == asked_at:
+                            # Nothing was appended meanwhile: the fork's keys and values are right
+                            # as they are, and become part of the stream.
+                            self._keep_exchange(fork, prompt, kept, start)
+                        else:
+                            # Chunks were appended meanwhile: behind them the exchange has other
+                            # positions and sees more, so it is computed again.
+                            fork.release()  # it has been read
+                            self._repeat_exchange(question, kept)
             logprobs = sampler.logprobs(len(said.ids))
             latency = self._synchronized_time() - started
             return AnswerMetrics(
@@ -690,6 +683,18 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
                 + ", ".join(f"{first:.3f} to {last:.3f} s" for first, last in spans[:3])
                 + (f" and {len(spans) - 3} more stretches" if len(spans) > 3 else "")
             )
+
+    def _shown_ids(self, said: AnswerText, fork: Fork, asked: int) -> list[int]:
+        """Ids of an answer's text as it was shown. The fork is taken back to where it has the
+        question, of ``asked`` tokens, and of these ids the first."""
+        kept, there = said.ids, len(said.ids)
+        if said.stopped:
+            kept = said.shown_ids(self._chat.plain)
+            same = zip(kept, said.ids, strict=False)
+            there = len(list(takewhile(lambda ids: ids[0] == ids[1], same)))
+        # What was begun behind the answer's end is no part of it, either.
+        fork.rewind(min(fork.length, asked + there))
+        return kept
 
     def _keep_exchange(
         self, fork: Fork, prompt: list[int], said: list[int], start: Sequence[int]
