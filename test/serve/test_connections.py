@@ -17,6 +17,7 @@ from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve import connections
 
 GET = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+METRICS = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 OPENS = b"""GET /v1/realtime HTTP/1.1\r
 Host: 127.0.0.1\r
@@ -171,6 +172,18 @@ def test_where_all_connections_are_in_use_one_more_is_told_to_come_again(another
             camera.next(protocol.MemoryDone)
 
 
+def test_who_takes_no_answer_keeps_nobody_out(another, monkeypatch):
+    monkeypatch.setattr(connections, "most_connections", lambda: 1)
+    monkeypatch.setattr(connections, "UNREAD_TIMEOUT", 1000.0)
+    server = another()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", server.port))
+        client.sendall(METRICS * 2000)
+        time.sleep(1.0)  # what can be sent is
+        wait_until(lambda: httpx.get(f"{server.url}/health").status_code == 200)
+
+
 # -- what each takes ---------------------------------------------------------------------------
 
 
@@ -180,7 +193,7 @@ def test_who_takes_nothing_of_what_is_sent_is_given_up(another, monkeypatch):
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", server.port))
-        client.sendall((GET.replace(b"health", b"metrics") + b"\r\n") * 500)
+        client.sendall(METRICS * 500)
         wait_until(lambda: not can_send(client))
 
 
