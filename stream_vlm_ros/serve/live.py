@@ -174,7 +174,7 @@ class Connection:
         session.connection = self
         try:
             try:
-                await asyncio.shield(asyncio.wrap_future(session.ready))
+                await _shielded(asyncio.wrap_future(session.ready))
             except Exception as fault:
                 self.end(_ending(fault, getattr(fault, "retry_after", None)), ENDED)
             if not session.life.takes_frames:  # as one of no use, just before it was connected to
@@ -315,7 +315,7 @@ class Connection:
         frame: protocol.FrameMessage,
     ) -> Any:
         self._receiving = self._loop.run_in_executor(pool, receive, frame)
-        done = await asyncio.shield(self._receiving)
+        done = await _shielded(self._receiving)
         self._receiving = None
         return done
 
@@ -442,9 +442,7 @@ class Connection:
         await self._tell_when(*given)
 
     async def _tell_when(self, done: Future[Any], event: Callable[[Any], ServerEvent]) -> None:
-        waited = asyncio.wrap_future(done)
-        waited.add_done_callback(_take_exception)  # also where nobody waits any more
-        told = event(await asyncio.shield(waited))
+        told = event(await _shielded(asyncio.wrap_future(done)))
         if isinstance(told, protocol.MemoryDone):
             told.words = self._session.file.without_folder(told.words)
         self._put(told)
@@ -457,6 +455,14 @@ def _ending(
     return protocol.SessionEnding(
         code=code or told.code, message=told.message, retry_after=retry_after
     )
+
+
+def _shielded(waited: asyncio.Future[Any]) -> asyncio.Future[Any]:
+    """It goes on where who waits for it is cancelled; what it raises then nobody is to be told."""
+    shield = asyncio.shield(waited)
+    for one in (waited, shield):
+        one.add_done_callback(_take_exception)
+    return shield
 
 
 def _take_exception(done: asyncio.Future[Any]) -> None:
