@@ -65,7 +65,9 @@ def end(session: Session, *, timeout: float = END_TIMEOUT, unsaved: bool = True)
         waiting.wait_while(lambda: session.asked > 0 and not life.forgets)
     worker.abandon(Drop.RESET, ServerEndingError("the session was ended"))
     _save(session, saving, unsaved)  # what was answered may have been kept
-    if _is_saved(session) and (newest_ns := session.memory.latest_ns) is not None:
+    # Of a broken one it stays known what was accepted, though all that is in memory is saved.
+    newest_ns = session.memory.latest_ns
+    if _is_saved(session) and worker.ended is None and newest_ns is not None:
         session.frames.accepted = Sent(0, newest_ns)
     return stop(session, over.left)
 
@@ -82,6 +84,7 @@ def stop(session: Session, timeout: float = END_TIMEOUT) -> bool:
     # One that had not begun saw nothing that could be lost.
     begun = session.has_begun
     saved = session.keeper.is_saved if begun else not ownership.before
+    empty = begun and session.worker.ended is None and not session.memory.chunks
     forgotten = threading.Event()
 
     def release() -> None:
@@ -89,7 +92,7 @@ def stop(session: Session, timeout: float = END_TIMEOUT) -> bool:
         forget = session.life.forgets
         all_saved = saved and not (begun and session.keeper.state.error)
         try:
-            session.file.release(ownership, saved=all_saved, forget=forget)
+            session.file.release(ownership, saved=all_saved, forget=forget, empty=empty)
         except OSError as fault:  # its lock is let go all the same
             log.warning("session %s: its file stays as it is: %s", session.id, fault)
             return

@@ -103,12 +103,21 @@ class SessionFile:
             ownership, self._ownership = self._ownership, None
         return ownership
 
-    def release(self, ownership: Ownership, *, saved: bool = True, forget: bool = False) -> None:
+    def release(
+        self,
+        ownership: Ownership,
+        *,
+        saved: bool = True,
+        forget: bool = False,
+        empty: bool = False,
+    ) -> None:
         """Let another server have it, once nothing is being noted.
 
         Args:
             saved: it finds all that was seen here.
             forget: or nothing: the memory is deleted.
+            empty: nothing of what was seen here is in memory, nor is missed: where no file is
+                there, either, nothing stays noted.
         """
         assert self.path is not None
         self._write_noted()
@@ -116,6 +125,7 @@ class SessionFile:
             try:
                 if forget:
                     self.path.unlink(missing_ok=True)
+                if forget or (empty and saved and not os.path.lexists(self.path)):
                     _note_of(self.path).unlink(missing_ok=True)
             finally:
                 ownership.release(saved=saved, forget=not os.path.lexists(self.path))

@@ -30,6 +30,7 @@ from stream_vlm_ros.serve.options import Limits
 from stream_vlm_ros.serve.ownership import Ownership
 from stream_vlm_ros.serve.session_errors import SessionLimitError, SessionUnknownError
 from stream_vlm_ros.serve.sessions import Sessions
+from stream_vlm_ros.session.counters import Drop
 from stream_vlm_ros.session.question import NotActiveError, Question
 from stream_vlm_ros.session.timed_frame import TimedFrame
 
@@ -352,6 +353,42 @@ def test_what_a_reset_forgot_does_not_come_back_when_the_server_begins_again(beg
     last = opened(begin(memory_folder=str(tmp_path)), "reset")
     assert (last.restored, last.memory.frames) == (True, 4)
     assert last.memory.oldest_ns == film[8].stamp_ns
+
+
+def test_what_was_lost_is_told_again_where_a_session_broke_before_it_saw_anything(
+    begin, film, tmp_path
+):
+    def broken(session):
+        def fail(state, text):
+            raise SystemExit("of a user's function")
+
+        session.ask(Question("What?"), fail).future.result(PATIENCE)
+        wait_until(lambda: session.life.is_over)
+
+    sessions = begin(memory_folder=str(tmp_path))
+    remembered(opened(sessions, "twice"), film[:4])
+    sessions.close("twice", "a", forget=False)
+    session = opened(sessions, "twice")
+    remembered(session, film[4:8])
+    broken(session)
+    for _ in range(2):
+        session = opened(sessions, "twice")
+        assert session.restored and "are lost" in session.gap
+        broken(session)
+
+
+def test_who_sent_nothing_but_bad_frames_leaves_nothing_and_nothing_is_called_lost(
+    begin, film, tmp_path
+):
+    sessions = begin(memory_folder=str(tmp_path))
+    session = opened(sessions, "bad")
+    narrow = film[0].image[:, :1]
+    sent = Sent(1, film[0].stamp_ns)
+    session.frames.append([TimedFrame(film[0].stamp_ns, narrow, sent)])
+    wait_until(lambda: session.counters.dropped[Drop.ERROR] == 1)
+    sessions.close("bad", "a", forget=False)
+    assert [*tmp_path.rglob("bad*")] == []
+    assert opened(sessions, "bad").gap == ""
 
 
 def test_what_was_accepted_while_a_reset_was_under_way_is_missed_by_the_next_server(
