@@ -84,7 +84,8 @@ def stop(session: Session, timeout: float = END_TIMEOUT) -> bool:
     # One that had not begun saw nothing that could be lost.
     begun = session.has_begun
     saved = session.keeper.is_saved if begun else not ownership.before
-    empty = begun and session.worker.ended is None and not session.memory.chunks
+    accepted = session.frames.accepted is not None and session.worker.ended is None
+    empty = begun and accepted and not session.memory.chunks
     forgotten = threading.Event()
 
     def release() -> None:

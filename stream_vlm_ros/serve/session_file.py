@@ -116,7 +116,7 @@ class SessionFile:
         Args:
             saved: it finds all that was seen here.
             forget: or nothing: the memory is deleted.
-            empty: nothing of what was seen here is in memory, nor is missed: where no file is
+            empty: nothing of what was accepted here is in memory, nor is missed: where no file is
                 there, either, nothing stays noted.
         """
         assert self.path is not None
