@@ -26,8 +26,8 @@ import torch
 from stream_vlm_ros.engine.attention.base import Readout
 from stream_vlm_ros.engine.attention.step import StepAttention, StepInputs, StepMemory
 from stream_vlm_ros.engine.attention.verified import (
-    OUT_OF_MEMORY,
     Verified,
+    is_out_of_memory,
     relative_difference,
 )
 from stream_vlm_ros.engine.cache.manager import KVCacheManager
@@ -221,13 +221,18 @@ class CapturedChunks(ChunkPath):
         return self._verified.refused
 
     def memory_replaced(self) -> None:
-        """What it is appended to is another tensor."""
+        """What it is appended to is another tensor, and the one before is let go."""
+        self._let_go()
+        self.memory_given_back()
+
+    def _let_go(self) -> None:
+        """Of what was recorded for another memory."""
         self._stream = None
         self._memories.clear()
         self._chunks.clear()
 
     def memory_given_back(self) -> None:
-        """Another engine's memory is free. Called by any thread."""
+        """The device has more memory than before. Called by any thread."""
         self._given_back = True
 
     def _serves(self, kind: _Kind) -> bool:
@@ -325,10 +330,13 @@ class CapturedChunks(ChunkPath):
             return hidden if len(several) == 1 else [states.clone() for states in hidden]
 
         def apart() -> list[torch.Tensor]:
-            hidden = []
+            hidden: list[torch.Tensor] = []
+            if kind in self.refused:  # there is nothing to hold against it
+                return hidden
             for one in several:
                 with one.fork.twin() as other:
-                    itself = [one._replace(fork=other, readout=None)]
+                    unread = None if one.readout is None else one.readout.like()
+                    itself = [one._replace(fork=other, readout=unread)]
                     [states] = self._append(alone, itself) if steps else plain(itself)
                     hidden.append(states.clone())
                     stored.append(other.own().clone())
@@ -345,6 +353,8 @@ class CapturedChunks(ChunkPath):
                 one.fork.rewind(0)
                 if one.readout is not None:
                     one.readout.clear()
+            if steps:
+                return [self._append_alike(alone, [one])[0].clone() for one in several]
             return [plain([one])[0].clone() for one in several]
         return hidden
 
@@ -378,7 +388,7 @@ class CapturedChunks(ChunkPath):
         """What steps of so many chunks read and write: the memory, and a tail of their own."""
         stream = self._store.memory
         if self._stream is not stream:
-            self.memory_replaced()
+            self._let_go()
             self._stream = stream
         if chunks not in self._memories:
             most = self._batches[0]
@@ -447,7 +457,7 @@ class CapturedChunks(ChunkPath):
             yield
         except Exception as fault:
             self._failed = "a step could not be recorded"
-            self._lacks_memory = isinstance(fault, OUT_OF_MEMORY)
+            self._lacks_memory = is_out_of_memory(fault)
             raise
 
     def _recorded(self, step: _Step) -> Ready[_Step, torch.Tensor]:

@@ -123,7 +123,8 @@ class Room:
         return self._memory
 
     def follow(self, follower: CapturedChunks) -> None:
-        """Call its ``memory_given_back()`` when a memory is free again, as long as it lives."""
+        """Call its ``memory_given_back()``, as long as it lives, when one that did not lie here is
+        let go: the device has more memory then."""
         self._followers.add(follower)
 
     def has(self, tokens: int) -> bool:
@@ -150,13 +151,10 @@ class Room:
             self._memory = shape.allocate(self._slots, device)
         self._taken[start] = start + tokens
         memory = self._memory.narrow(3, start, tokens)
-        weakref.finalize(memory, self._given_back, start)
+        weakref.finalize(memory, self._taken.pop, start, None)
         return memory
 
-    def _given_back(self, start: int | None = None) -> None:
-        """A memory is no longer there, which lay here from ``start`` on, or elsewhere."""
-        if start is not None:
-            self._taken.pop(start, None)
+    def _given_back(self) -> None:
         for follower in list(self._followers):
             follower.memory_given_back()
 

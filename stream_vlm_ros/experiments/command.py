@@ -19,6 +19,7 @@ from types import ModuleType
 
 from rich.console import Console
 
+from stream_vlm_ros.engine.attention.verified import is_out_of_memory
 from stream_vlm_ros.errors import StreamVlmError
 from stream_vlm_ros.owned import place_to_write
 from stream_vlm_ros.processes.children import signals_as_ctrl_c
@@ -26,7 +27,6 @@ from stream_vlm_ros.processes.children import signals_as_ctrl_c
 from . import EXPERIMENTS
 from .context import Context
 from .options import description_of, parser_of
-from .peak_memory import is_out_of_memory
 from .record import BROKEN, PASSED, Record
 
 FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130  # exit statuses; 0 when every criterion passed

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from . import answers
 from .context import Context
 from .expected_counts import Prediction, Step
-from .peak_memory import is_out_of_memory
 from .pictures import Pictures, WorldPictures
 from .reference import LONG_VIDEO, LONG_VIDEO_COSTS, LONG_VIDEO_COUNTS, OUT_OF_MEMORY_AT_CHUNK
 
@@ -28,7 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from stream_vlm_ros.engine import VideoStreamingInference
+    from stream_vlm_ros.engine.attention.verified import is_out_of_memory
+from stream_vlm_ros.engine import VideoStreamingInference
 
 UNBOUNDED = 10**12  # tokens: a cap that is never reached
 

@@ -19,13 +19,14 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration, StoppingCriteria
 
 from stream_vlm_ros.engine import StreamProcessor, StreamQwenModel
+from stream_vlm_ros.engine.attention.verified import is_out_of_memory
 from stream_vlm_ros.engine.model.qwen2_5_vl import library_name
 from stream_vlm_ros.errors import InvalidParameterError
 
 from . import answers
 from .context import Context
 from .expected_counts import TextTokens
-from .peak_memory import PeakMemory, is_out_of_memory
+from .peak_memory import PeakMemory
 from .reference import NATIVE
 
 if TYPE_CHECKING:

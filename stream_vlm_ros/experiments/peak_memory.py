@@ -105,15 +105,3 @@ def machine(device: torch.device) -> dict[str, Any]:
         **versions(torch, transformers),
         "stream_vlm": __version__,
     }
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on any device, or came of one that does."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    if error.__cause__ is not None:
-        return is_out_of_memory(error.__cause__)
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in text or "not enough memory" in text or "can't allocate memory" in text
-    )

@@ -223,6 +223,68 @@ def test_a_capture_that_fails_is_the_last_that_is_tried(toys, model, processor, 
     assert len([line for line in caplog.records if line.levelno >= logging.WARNING]) == 1
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        torch.OutOfMemoryError("all is taken"),
+        RuntimeError("CUDA error: out of memory"),  # of a graph, which torch's allocator never saw
+        RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+    ids=["torch", "CUDA", "cuBLAS"],
+)
+def test_what_found_no_memory_is_tried_again_when_the_memory_is_another(
+    toys, model, processor, tmp_path, fault
+):
+    replays, faults = Replays(), [fault]
+
+    def recorder(step, pool):
+        if "language model" in str(step) and faults:
+            raise faults.pop()
+        return replays(step, pool)
+
+    engine = recorded(model, processor, recorder, memory="sink and window")
+    watch(engine, toys, 4)
+    assert "language model" not in "".join(replays.made)
+    engine.save_memory(tmp_path / "saved.safetensors")
+    engine.load_memory(tmp_path / "saved.safetensors")
+    watch(engine, toys, 2)
+    assert "language model" in replays.made[-1] and not engine.chunk_path.refused
+
+
+def test_a_step_that_stores_what_is_wrong_gives_way_though_its_hidden_states_are_right(
+    toys, model, processor
+):
+    tails = []
+
+    def place(qkv, cos, sin, slots, tail):
+        tails.append(tail)
+        return PLAIN_STEP.place(qkv, cos, sin, slots, tail)
+
+    def recorder(step, pool):
+        def replay():
+            tails.clear()
+            found = step()
+            for tail in tails:
+                tail.neg_()
+            return found
+
+        return Recording(replay, pool)
+
+    steps, plain = (make(model, processor, steps=False) for _ in range(2))
+    steps.chunk_path = CapturedChunks(
+        model,
+        steps.functions,
+        steps.cache_manager,
+        PLAIN_STEP._replace(place=place),
+        graph=True,
+        recorder=recorder,
+    )
+    for engine in (steps, plain):
+        watch(engine, toys, 4)
+    assert [kind[0] for kind in steps.chunk_path.refused] == ["decoder"]
+    assert_same(steps.cache_manager.gather(), plain.cache_manager.gather())
+
+
 def test_a_large_chunk_goes_the_plain_way(toys, model, processor, monkeypatch):
     monkeypatch.setattr(chunk_path, "MAX_TOKENS", 12)
     engine, plain = make(model, processor), make(model, processor, steps=False)

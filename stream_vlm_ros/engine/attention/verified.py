@@ -17,7 +17,16 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError, DeviceUnavailableError)
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on any device, or came of one that does."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError | DeviceUnavailableError):
+        return True
+    if error.__cause__ is not None:
+        return is_out_of_memory(error.__cause__)
+    text = str(error).lower()
+    words = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
+    return isinstance(error, RuntimeError) and any(word in text for word in words)
 
 
 class Verified(Generic[T]):
@@ -86,7 +95,7 @@ class Verified(Generic[T]):
         except self._spare:
             raise
         except Exception as fault:  # compilers, drivers and broken installations have many kinds
-            self._refuse(kind, in_words(fault), isinstance(fault, OUT_OF_MEMORY))
+            self._refuse(kind, in_words(fault), is_out_of_memory(fault))
             return None
 
     def refuse(self, kind: Hashable, why: str) -> None:
