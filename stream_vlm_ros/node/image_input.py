@@ -27,9 +27,10 @@ from sensor_msgs.msg import CompressedImage, Image
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
+from stream_vlm_ros.errors import cut
 from stream_vlm_ros.node.annotated_image import ANNOTATED
 from stream_vlm_ros.node.images import chosen_decoder, compressed_to_rgb, image_to_rgb
-from stream_vlm_ros.node.publishing import OF_IMAGES, overrides_of_images, overriding
+from stream_vlm_ros.node.publishing import OF_IMAGES, REFUSALS, overrides_of_images, overriding
 from stream_vlm_ros.node.serialized_image import SerializedImage
 
 try:
@@ -100,13 +101,17 @@ class ImageInput:
         self._group = NotByTheExecutor()
         self._wait_set = _rclpy.WaitSet(1, 0, 0, 0, 0, 0, node.context.handle)
         self._incompatible = ""
+        self._refused: Wish | None = None  # and told of
         self._subscription: Any = None
         self._base = node.resolve_topic_name(parameters.image_topic or "image")
         if words := chosen_decoder()[1]:
             node.get_logger().warning(words)
         self.wish = self._choose()
-        with self._told_of_overrides():
-            self._subscribe()
+        for topic in self.topics:
+            if topic != self.topic:
+                self._check_overrides(topic)
+        with self._told_of_overrides(self.topic):
+            self._subscription = self._subscribed(self.wish)
 
     @property
     def topic(self) -> str:
@@ -146,19 +151,27 @@ class ImageInput:
         return SerializedImage(taken[0], message_type, functools.partial(decode, limit=self._limit))
 
     def follow(self) -> None:
-        """Subscribe again if the publishers call for it; else check for events."""
+        """Subscribe again if the publishers call for it; else check for events.
+
+        A topic that is refused leaves the subscription to the one before as it is.
+        """
         wish = self._choose()
         if wish == self.wish and self._subscription is not None:
             self._serve_events()
             return
-        self._unsubscribe()
-        before, self.wish = self.wish, wish
-        try:
-            self._subscribe()
-        except RCLError as fault:
+        before = self.wish
+        if wish.topic == before.topic:
             # Fast DDS knows one type for each topic, until the last user of the old one is gone.
-            self._node.get_logger().debug(f"no subscription to {wish} yet: {fault}")
+            self._unsubscribe()
+            self.wish = wish
+        try:
+            subscription = self._subscribed(wish)
+        except REFUSALS as fault:
+            self._tell_of_refusal(wish, fault)
             return
+        self._unsubscribe()
+        self.wish, self._subscription, self._refused = wish, subscription, None
+        self._incompatible = ""
         self._node.get_logger().info(f"now reading images from {wish} (was: {before})")
 
     def destroy(self) -> None:
@@ -270,13 +283,13 @@ class ImageInput:
             and self._node.count_publishers(name)
         ]
 
-    def _subscribe(self) -> None:
-        message_type, _ = _TYPES[self.wish.type]
+    def _subscribed(self, wish: Wish) -> Any:
+        message_type, _ = _TYPES[wish.type]
         qos = QoSProfile(
             history=HistoryPolicy.KEEP_LAST,
             depth=self.DEPTH,
             reliability=(
-                ReliabilityPolicy.RELIABLE if self.wish.reliable else ReliabilityPolicy.BEST_EFFORT
+                ReliabilityPolicy.RELIABLE if wish.reliable else ReliabilityPolicy.BEST_EFFORT
             ),
             durability=DurabilityPolicy.VOLATILE,
         )
@@ -284,7 +297,7 @@ class ImageInput:
         def subscribe(events: SubscriptionEventCallbacks) -> Any:
             return self._node.create_subscription(
                 message_type,
-                self.wish.topic,
+                wish.topic,
                 lambda message: None,  # never called
                 qos,
                 callback_group=self._group,
@@ -293,21 +306,43 @@ class ImageInput:
                 raw=True,
             )
 
-        self._incompatible = ""
         try:
-            self._subscription = subscribe(
+            return subscribe(
                 SubscriptionEventCallbacks(
                     incompatible_qos=self._on_incompatible, message_lost=self._on_lost
                 )
             )
         except UnsupportedEventTypeError:
-            self._subscription = subscribe(SubscriptionEventCallbacks(use_default_callbacks=False))
+            return subscribe(SubscriptionEventCallbacks(use_default_callbacks=False))
 
-    def _told_of_overrides(self) -> AbstractContextManager[None]:
+    def _told_of_overrides(self, topic: str) -> AbstractContextManager[None]:
         """Where there are any: rcl's own words do not say so."""
-        given = overrides_of_images(self._node, self.topic)
-        failing = f"{self.topic} cannot be subscribed to"
+        given = overrides_of_images(self._node, topic)
+        failing = f"{topic} cannot be subscribed to"
         return overriding(failing) if given else contextlib.nullcontext()
+
+    def _check_overrides(self, topic: str) -> None:
+        """Refuse those of a topic that is not subscribed to yet: only rcl knows which it takes."""
+        if not overrides_of_images(self._node, topic):
+            return
+        first, second = (RAW, COMPRESSED) if topic == self._base else (COMPRESSED, RAW)
+        with self._told_of_overrides(topic):
+            # Best effort is compatible with every publisher.
+            try:
+                probe = self._subscribed(Wish(topic, first, False))
+            except RCLError:  # may be the type, if another of this process uses the topic
+                probe = self._subscribed(Wish(topic, second, False))
+        self._node.destroy_subscription(probe)
+
+    def _tell_of_refusal(self, wish: Wish, fault: Exception) -> None:
+        if self._subscription is None and isinstance(fault, RCLError):
+            self._node.get_logger().debug(f"no subscription to {wish} yet: {fault}")
+        elif wish != self._refused:
+            self._refused = wish
+            words = f"{wish.topic} cannot be subscribed to: {cut(str(fault))}"
+            if self._subscription is not None:
+                words = f"{words}; images are read from {self.wish} as before"
+            self._node.get_logger().warning(words)
 
     def _unsubscribe(self) -> None:
         if self._subscription is not None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rclpy.exceptions import InvalidParameterTypeException
+from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.qos import QoSPolicyKind
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -25,6 +25,9 @@ _KINDS = (
 )
 # Of images the reliability is the parameter image_qos; without durability, since none is latched.
 OF_IMAGES = QoSOverridingOptions(policy_kinds=_KINDS[:2])
+
+# What rclpy raises of an endpoint whose QoS it does not take. RuntimeError is also what rcl says.
+REFUSALS = (AssertionError, ParameterException, RuntimeError, TypeError, ValueError)
 
 
 def publish_on(node: Node, kind: type, topic: str, qos: Any) -> Any:
@@ -42,13 +45,7 @@ def overriding(failing: str) -> Iterator[None]:
     """While an endpoint is made of overridden QoS: what rclpy raises of it is raised in words."""
     try:
         yield
-    except (
-        AssertionError,
-        InvalidParameterTypeException,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as refusal:
+    except REFUSALS as refusal:
         words = f"{failing} with these qos_overrides: {cut(str(refusal))}"
         raise InvalidParameterError(words) from None
 

@@ -190,11 +190,25 @@ def test_one_who_writes_does_not_read_again():
 
 
 @pytest.mark.parametrize("of", [{"depth": "x"}, {"depth": -3}, {"history": "sometimes"}])
-def test_an_override_of_images_that_is_no_qos_is_refused_in_words(start, of):
+@pytest.mark.parametrize("read", ["raw", "compressed"])
+@pytest.mark.parametrize("topic", ["/front/image", "/front/image/compressed"])
+def test_an_override_of_images_that_is_no_qos_is_refused_in_words(start, topic, read, of):
+    """Whether the topic is the one read or the one that may come to be."""
     (policy, value), *_ = of.items()
-    node = start(**{f"qos_overrides./front/image.subscription.{policy}": value})
+    override = f"qos_overrides.{topic}.subscription.{policy}"
+    node = start(image_transport=read, **{override: value})
     assert node.trigger_configure() != TransitionCallbackReturn.SUCCESS
-    assert "/front/image cannot be subscribed to with these qos_overrides" in node.failure
+    assert f"{topic} cannot be subscribed to with these qos_overrides" in node.failure
+
+
+def test_an_override_of_a_topic_that_another_camera_reads_is_no_fault(start):
+    """The other reads raw images there; two types on one topic are more than Fast DDS takes."""
+    override = "qos_overrides./a/compressed.subscription.depth"
+    node = start(front__image_topic="/a/compressed", rear__image_topic="/a", **{override: 3})
+    configured(node)
+    depths = [one.qos_profile.depth for one in node.subscriptions if "/a" in one.topic_name]
+    assert node.get_parameter(override).value == 3
+    assert len(depths) == 2 and 3 in depths
 
 
 def test_an_override_of_nothing_is_warned_of_with_the_one_that_may_be_meant(start, capfd):
