@@ -377,4 +377,5 @@ class Answer:
         self.close()
 
     def __del__(self) -> None:
-        self.close()
+        if hasattr(self, "_release"):  # unless it was interrupted while it was made
+            self.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -287,6 +288,7 @@ class EngineSession:
 
     def _copy_or_load(self, command: CopyMemory | LoadMemory) -> None:
         done: CopiedMemory | SavedMemory
+        read: Path | ReadMemory | None = None
         try:
             if isinstance(command, CopyMemory):
                 frame_id = getattr(self._newest_header, "frame_id", "")
@@ -296,8 +298,14 @@ class EngineSession:
                 read = command.path if command.read is None else command.read.result()
                 done = self._load_memory(read)
         except Exception as fault:  # for the one who asked
+            # Frames that are named in it would hold all that was read of a memory, in a circle.
+            traceback.clear_frames(fault.__traceback__)
             command.future.set_exception(fault)
             return
+        finally:
+            read = None
+            if isinstance(command, LoadMemory):
+                command.read = None
         cast("Future[Any]", command.future).set_result(done)
 
     def _load_memory(self, read: Path | ReadMemory) -> SavedMemory:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: the node is on the graph bef
 # While they come faster than they are appended, as many go as can.
 PATIENCE = 0.04
 
-# Memories that are read from files at a time, each of which is on the host then.
+# Memories that are read from files, and on the host until they are taken over, at a time.
 MAX_READ = 4
 POLL = 0.1  # s
 
@@ -188,7 +188,7 @@ class EngineThread:
 
     @contextmanager
     def reading(self, over: threading.Event) -> Iterator[None]:
-        """One of `MAX_READ` that read a memory, in another thread. CancelledError once ``over`` is
+        """One of `MAX_READ` that hold a memory, in another thread. CancelledError once ``over`` is
         set before it is its turn."""
         while not self._may_read.acquire(timeout=POLL):
             if over.is_set():

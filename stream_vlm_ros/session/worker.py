@@ -17,7 +17,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Generator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -391,14 +391,15 @@ class EngineWorker(EngineSession):
             try:
                 with self._thread.reading(command.over):
                     reading.set_result(reader.read(command.path, command.over))
+                    self._wake_up()
+                    wait([command.future])  # until then it is on the host
             except BaseException as fault:  # for the one who asked
                 reading.set_exception(fault)
-            with self._wake:
-                self._wake.notify()
+                self._wake_up()
 
         try:
             reader = self._engine.memory_reader()
-            # A daemon: the disk may be stuck.
+            # A daemon: who ends the session does not wait for it.
             threading.Thread(target=read, name="memory that is read", daemon=True).start()
         except Exception as fault:  # there may be too many threads
             command.future.set_exception(fault)
@@ -407,6 +408,10 @@ class EngineWorker(EngineSession):
             command.read = reading
             self._taken = None
             self._queue.appendleft(command)
+
+    def _wake_up(self) -> None:
+        with self._wake:
+            self._wake.notify()
 
     def _write(self, ticket: Ticket | None) -> bool:
         """Begin an answer, or go on with the one that was begun; whether it has ended."""

@@ -154,6 +154,18 @@ def test_what_another_thread_has_read_is_loaded_as_its_file_is(make, tmp_path, l
     same_from_here(of_another_thread, of_file, after=3)
 
 
+def test_an_event_that_ends_reading_is_that_of_who_gave_it(make, tmp_path):
+    engine, over = make("window", 3), threading.Event()
+    engine.save_memory(tmp_path / "m")
+    reader = engine.memory_reader()
+    for _ in range(2):
+        assert reader.read(tmp_path / "m", over).saved.tokens > 0
+    assert not over.is_set()
+    over.set()
+    with pytest.raises(CancelledError):
+        reader.read(tmp_path / "m", over)
+
+
 def test_what_was_read_for_another_engine_is_refused(make, tmp_path):
     engine, another = make("all", 8), make("window", 3)
     engine.save_memory(tmp_path / "m")

@@ -3,8 +3,11 @@
 
 """Several sessions in one thread: each with its memory, and none disturbs another."""
 
+import gc
 import itertools
 import threading
+import time
+import weakref
 
 import numpy as np
 import pytest
@@ -175,6 +178,64 @@ def test_no_more_memories_are_read_at_a_time_than_the_host_is_to_hold(start):
     held.set()
     assert [one.result(PATIENCE).frames for one in loading[:-1]] == [3] * 7
     assert max(most) == MAX_READ
+
+
+def test_a_memory_that_was_read_is_one_of_them_until_it_is_taken_over(start):
+    *cameras, busy = start("abcdefgh", make_engine=Saved)
+    held, most = [], []
+    at_another = threading.Event()  # the engines' thread is at another one's chunk
+
+    class Counting(FakeReader):
+        def read(self, path, over):
+            assert at_another.wait(PATIENCE)
+            held.append(path)
+            most.append(len(held))
+            return path
+
+    for camera in cameras:
+        load = camera.engine.load_memory
+        camera.engine.memory_reader = Counting
+        camera.engine.load_memory = lambda read, load=load, **given: (
+            held.remove(read) or load(read, **given)
+        )
+    loading = [camera.worker.load_memory(str(n)) for n, camera in enumerate(cameras)]
+    reading = lambda: [one.name for one in threading.enumerate()].count("memory that is read")  # noqa: E731
+    wait_until(lambda: reading() == 7)
+    hold(busy)
+    at_another.set()
+    wait_until(lambda: len(held) >= MAX_READ)
+    time.sleep(0.3)  # in which others would begin
+    busy.engine.gate.set()
+    assert [one.result(PATIENCE).frames for one in loading] == [3] * 7
+    assert max(most) == MAX_READ and not held
+
+
+class Layers:
+    """What was read of a memory."""
+
+
+def test_a_memory_that_is_refused_is_let_go(start):
+    a, _ = start("ab", make_engine=Saved)
+    read = []
+
+    class Reader(FakeReader):
+        def read(self, path, over):
+            layers = Layers()
+            read.append(weakref.ref(layers))
+            return layers
+
+    def refuse(layers, **given):
+        raise InvalidImageError("there is no room for it beside the present one")
+
+    a.engine.memory_reader, a.engine.load_memory = Reader, refuse
+    gc.disable()
+    try:
+        for _ in range(2):
+            with pytest.raises(InvalidImageError):
+                a.worker.load_memory("file").result(PATIENCE)
+        wait_until(lambda: [one() for one in read] == [None, None])
+    finally:
+        gc.enable()
 
 
 def test_where_nobody_else_would_wait_a_memory_is_read_in_its_place_piece_by_piece(start):

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -228,9 +228,7 @@ class MemoryFile:
         self.read(name, held)
         return held.numpy().tobytes()
 
-    def read(
-        self, name: str, into: torch.Tensor, over: threading.Event | None = None
-    ) -> torch.Tensor:
+    def read(self, name: str, into: torch.Tensor, over: Over | None = None) -> torch.Tensor:
         """Fill a contiguous tensor of the host, of that number format and shape, and return it.
 
         Raises MemoryFileError for bytes that are not those saved, and for numbers that are not
@@ -265,25 +263,35 @@ class MemoryFile:
             at, into = at + count, into[count:]
 
 
+class Over(NamedTuple):
+    """Set where one of two events is."""
+
+    own: threading.Event
+    others: threading.Event | None
+
+    def is_set(self) -> bool:
+        return self.own.is_set() or (self.others is not None and self.others.is_set())
+
+
 @contextlib.contextmanager
 def threads(
     count: int, over: threading.Event | None = None
-) -> Iterator[tuple[ThreadPoolExecutor, threading.Event]]:
-    """So many threads, and an event that is set when the block is left, however that happens: what
-    they do then for nobody is to end with it, not with a whole layer of gigabytes.
+) -> Iterator[tuple[ThreadPoolExecutor, Over]]:
+    """So many threads, and what is set when the block is left, however that happens: what they do
+    then for nobody is to end with it, not with a whole layer of gigabytes.
 
     Args:
-        over: the event, which others may set, too.
+        over: where this is set nobody wants it, either.
     """
-    pool, over = ThreadPoolExecutor(count), over or threading.Event()
+    pool, left = ThreadPoolExecutor(count), threading.Event()
     try:
-        yield pool, over
+        yield pool, Over(left, over)
     finally:
-        over.set()
+        left.set()
         pool.shutdown(cancel_futures=True)
 
 
-def _blocks(tensor: torch.Tensor, over: threading.Event | None = None) -> Iterator[np.ndarray]:
+def _blocks(tensor: torch.Tensor, over: Over | None = None) -> Iterator[np.ndarray]:
     """The bytes of a contiguous tensor, in pieces; CancelledError once ``over`` is set."""
     data = tensor.flatten().view(torch.uint8).numpy()
     for start in range(0, len(data), _BLOCK):
@@ -303,7 +311,7 @@ def _weights(count: int) -> np.ndarray:
 _WEIGHTS, _WEIGHTS_OF_HALVES = np.split(_weights(2 * (_BLOCK // 8)), 2)
 
 
-def _sum(tensor: torch.Tensor, over: threading.Event) -> int:
+def _sum(tensor: torch.Tensor, over: Over) -> int:
     """The sum of a part: of its words of 64 bits, each times a weight of its place, and of their
     upper halves times another.
 
