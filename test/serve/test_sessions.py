@@ -102,17 +102,17 @@ def test_there_are_no_more_sessions_than_there_may_be_altogether_and_of_a_key(be
 
 def test_what_is_left_is_for_the_keys_that_have_no_session(settings, film):
     sessions = Sessions(
-        replace(settings, memory_folder=""), Limits(max_sessions=3), keys=3, load=kept_model
+        replace(settings, memory_folder=""), Limits(max_sessions=6), keys=3, load=kept_model
     )
     sessions.load()
     try:
-        remembered(opened(sessions, "1"), film[:4])
+        for owner in "aaabb":
+            remembered(opened(sessions, str(len(sessions.all())), owner), film[:4])
         with pytest.raises(SessionLimitError, match="are for keys that have none"):
-            sessions.open("2", "a")
-        for owner in "bc":
-            remembered(opened(sessions, "1", owner), film[:4])
-        with pytest.raises(SessionLimitError, match="3 sessions are served already"):
-            sessions.open("2", "b")
+            sessions.open("5", "b")
+        remembered(opened(sessions, "5", "c"), film[:4])
+        with pytest.raises(SessionLimitError, match="6 sessions are served already"):
+            sessions.open("6", "b")
     finally:
         sessions.drain(5.0)
 
