@@ -58,8 +58,6 @@ DECODERS = max(2, (os.cpu_count() or 2) // 2)
 _decoding = ThreadPoolExecutor(DECODERS, thread_name_prefix="decoding")
 _decoding_large = ThreadPoolExecutor(1, thread_name_prefix="decoding large")
 
-_closing = ThreadPoolExecutor(8, thread_name_prefix="sessions that are closed")
-
 
 async def serve_camera(socket: WebSocket, sessions: Sessions, owner: str) -> None:
     """Serve one connection until it ends."""
@@ -343,10 +341,10 @@ class Connection:
                     protocol.SessionUpdated(event_id=event.event_id, session=session.described())
                 )
             case protocol.SessionClose():
-                self._closing = True
                 # At once: who closes it may go without waiting for the answer.
-                closing = _closing.submit(self._sessions.close, session.id, session.owner)
-                self._order(event.event_id, self._tell_closed, closing, tell(_closed))
+                closing = self._sessions.begin_to_close(session.id, session.owner)
+                self._closing = True
+                self._order(event.event_id, self._tell_closed, event.event_id, closing)
             case protocol.MemoryReset():
                 resetting = session.reset(time_jump=event.time_jump)
                 self._order(event.event_id, self._tell_when, resetting, tell(_forgotten))
@@ -428,18 +426,23 @@ class Connection:
         try:
             await do(*given)
         except Exception as fault:
-            if not isinstance(fault, StreamVlmError):
-                log.error("session %s: internal error", self._session.id, exc_info=fault)
-            error = fault_of(fault, event_id)
-            error.message = self._session.file.without_folder(error.message)
-            self._put(protocol.ErrorEvent(event_id=event_id, error=error))
-            if do == self._tell_closed:
-                self._closing = False
-                if self._why is not None:  # it has ended all the same
-                    self._end_by(self._why)
+            self._tell_fault(event_id, fault)
 
-    async def _tell_closed(self, *given: Any) -> None:
-        await self._tell_when(*given)
+    def _tell_fault(self, event_id: str, fault: Exception) -> None:
+        if not isinstance(fault, StreamVlmError):
+            log.error("session %s: internal error", self._session.id, exc_info=fault)
+        error = fault_of(fault, event_id)
+        error.message = self._session.file.without_folder(error.message)
+        self._put(protocol.ErrorEvent(event_id=event_id, error=error))
+
+    async def _tell_closed(self, event_id: str, closing: Future[None]) -> None:
+        try:
+            await self._tell_when(closing, functools.partial(_closed, event_id))
+        except Exception as fault:
+            self._tell_fault(event_id, fault)
+            self._closing = False
+            if self._why is not None:  # it has ended all the same
+                self._end_by(self._why)
 
     async def _tell_when(self, done: Future[Any], event: Callable[[Any], ServerEvent]) -> None:
         told = event(await _shielded(asyncio.wrap_future(done)))

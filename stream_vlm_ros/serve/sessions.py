@@ -114,6 +114,7 @@ class Sessions:
         self._beginning = ThreadPoolExecutor(
             self.limits.max_sessions, thread_name_prefix="sessions that begin"
         )
+        self._closing = ThreadPoolExecutor(8, thread_name_prefix="sessions that are closed")
         self._context: SessionContext | None = None  # once the model is there
         self._ended = threading.Event()
         self._keeping = self._thread_that_looks(self._look_after, "sessions")
@@ -125,7 +126,8 @@ class Sessions:
         self._checkpoint = self._load_model(self.settings)
         self._group = group_of([self.settings] * self.limits.max_sessions, self._checkpoint)
         self._context = self._context_of(self._checkpoint)
-        self._beginning.submit(int)  # one thread that there is, whatever comes
+        for pool in (self._beginning, self._closing):
+            pool.submit(int)  # one thread that there is, whatever comes
         self._thread.start()
         trial = EngineWorker(
             lambda: self._build(self.settings), FrameCounters(), 1, 1, thread=self._thread
@@ -250,6 +252,23 @@ class Sessions:
         self._end(session)
         if forget and session.life.phase is not Phase.FORGOTTEN:
             self._delete_saved(session.settings)
+
+    def begin_to_close(self, id: str, owner: str) -> Future[None]:
+        """`close`, and forget, in another thread; done, or raising as that, when it has ended."""
+        closed: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                self.close(id, owner)
+                closed.set_result(None)
+            except BaseException as fault:
+                closed.set_exception(fault)
+
+        try:
+            self._closing.submit(run)
+        except RuntimeError as fault:  # there are too many threads: one that there is has it
+            log.warning("session %s may be closed late: %s", id, fault)
+        return closed
 
     def _delete_saved(self, settings: Settings) -> None:
         """Delete what is saved of a session by itself, also where another server has it at first.
