@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from stream_vlm_ros.config import Settings, check_memory_name
 from stream_vlm_ros.errors import InvalidParameterError, MemoryFileError, StreamVlmError, cut
 from stream_vlm_ros.factory import build_engine, card_of, group_of, load_model
+from stream_vlm_ros.serve.calls import Call
 from stream_vlm_ros.serve.ending import END_TIMEOUT, end, stop
 from stream_vlm_ros.serve.frames import PictureBounds
 from stream_vlm_ros.serve.life_cycle import Phase
@@ -255,20 +256,12 @@ class Sessions:
 
     def begin_to_close(self, id: str, owner: str) -> Future[None]:
         """`close`, and forget, in another thread; done, or raising as that, when it has ended."""
-        closed: Future[None] = Future()
-
-        def run() -> None:
-            try:
-                self.close(id, owner)
-                closed.set_result(None)
-            except BaseException as fault:
-                closed.set_exception(fault)
-
+        closing = Call(self.close, id, owner)
         try:
-            self._closing.submit(run)
+            self._closing.submit(closing)
         except RuntimeError as fault:  # there are too many threads: one that there is has it
             log.warning("session %s may be closed late: %s", id, fault)
-        return closed
+        return closing.done
 
     def _delete_saved(self, settings: Settings) -> None:
         """Delete what is saved of a session by itself, also where another server has it at first.
