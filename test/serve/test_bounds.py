@@ -171,6 +171,23 @@ def test_who_waits_for_a_large_picture_to_be_decoded_is_read_and_told_what_is_dr
         assert second.next(protocol.Ingested).frames == 1
 
 
+def test_after_a_large_picture_that_waited_in_vain_the_next_ones_do_not_wait(server, monkeypatch):
+    class Full(PixelBudget):
+        async def take(self, pixels, patience):
+            asked.append(patience)
+            return False
+
+    asked = []
+    hold_large(monkeypatch)
+    monkeypatch.setattr(live, "LARGE_AT_ONCE", Full(1))
+    monkeypatch.setattr(live, "TURN", PATIENCE)
+    with server.camera("in-vain") as camera:
+        for number in (1, 2, 3):
+            camera.frame(number * SECOND, np.full((112, 112, 3), 90, np.uint8))
+            assert camera.next(protocol.Dropped).cause == "overflow"
+    assert asked == [PATIENCE, 0.0, 0.0]
+
+
 def test_of_the_pixels_that_are_decoded_at_a_time_the_smallest_picture_has_its_turn_first():
     async def taken():
         budget, order = PixelBudget(64), []
