@@ -23,6 +23,8 @@ What is served
 Over the network
     refusals     errors as answers of HTTP
     live         a camera's WebSocket
+    calls        calls that other threads make
+    pixel_budget   how many pixels of large pictures are decoded at a time
     chat_request   what a chat completion asks for, and what of it is honoured
     completions    chat completions, as OpenAI's clients ask for them
     outbox       what waits to be sent on one

@@ -107,6 +107,7 @@ class Frames:
         settings: that hold now.
         commit: "server": chunks are gathered here; "client": `append` and `commit_open` say what
             one is.
+        limit: of a picture that is decoded.
         accepted: the newest frame that is, or was, on its way into the memory.
     """
 
@@ -130,7 +131,7 @@ class Frames:
         self._server_settings, self._bounds = settings, bounds
         self._life, self._worker, self._events = life, worker, events
         self._counters, self._touch = counters, touch
-        self._limit = PictureLimit(settings.max_decoded_megapixels)
+        self.limit = PictureLimit(settings.max_decoded_megapixels)
         self._lock = threading.RLock()  # of what is on its way to the worker
         self._is_loading = False  # another memory
         self._open: list[TimedFrame] = []  # sent, and not yet said to be a chunk
@@ -161,21 +162,8 @@ class Frames:
         Raises ProtocolError for a sequence that is not higher than the last one, or far higher.
         """
         with self._lock:
-            self._touch()
-            if frame.sequence <= self._sequence:
-                raise protocol.ProtocolError(
-                    f"frame {frame.sequence} came after frame {self._sequence}: sequences count up "
-                    "within a session"
-                )
-            if frame.sequence > self._sequence + MAX_STEP:
-                raise protocol.ProtocolError(
-                    f"frame {frame.sequence} came after frame {self._sequence}: a gap in the "
-                    f"sequences is of {MAX_STEP:,} at most"
-                )
-            self._sequence = frame.sequence
-            if not self._life.takes_frames:
+            if (arrived := self._arrive(frame)) is None:
                 return
-            arrived = _Arrived(frame, self._decoded)
             held = self.held_bytes
             if held and held + arrived.bytes > self.max_held_bytes:
                 words = f"frames of {held / 1e6:.0f} MB are on their way into the memory already"
@@ -186,6 +174,30 @@ class Frames:
                 self._ingest.receive(arrived, time.time_ns(), time.monotonic_ns())
             else:
                 self._gather(arrived)
+
+    def drop(self, frame: protocol.FrameMessage, words: str) -> None:
+        """Take note of a frame that cannot be decoded now. Raises as `receive`."""
+        with self._lock:
+            if (arrived := self._arrive(frame)) is not None:
+                self._refuse(arrived, Drop.OVERFLOW, words)
+
+    def _arrive(self, frame: protocol.FrameMessage) -> _Arrived | None:
+        """None: frames are not taken. Raises as `receive`."""
+        self._touch()
+        if frame.sequence <= self._sequence:
+            raise protocol.ProtocolError(
+                f"frame {frame.sequence} came after frame {self._sequence}: sequences count up "
+                "within a session"
+            )
+        if frame.sequence > self._sequence + MAX_STEP:
+            raise protocol.ProtocolError(
+                f"frame {frame.sequence} came after frame {self._sequence}: a gap in the "
+                f"sequences is of {MAX_STEP:,} at most"
+            )
+        self._sequence = frame.sequence
+        if not self._life.takes_frames:
+            return None
+        return _Arrived(frame, self._decoded)
 
     def _gather(self, arrived: _Arrived) -> None:
         """Let a frame wait until it is said to be of a chunk."""
@@ -217,7 +229,7 @@ class Frames:
 
     def _decoded(self, frame: protocol.FrameMessage) -> np.ndarray:
         """Its picture, no larger than the model takes it."""
-        picture = picture_of(frame, self._limit)
+        picture = picture_of(frame, self.limit)
         bounds = self._bounds()
         limits = [one for one in (bounds.max_pixels, self.settings.max_pixels) if one]
         high = min(limits, default=picture.size)

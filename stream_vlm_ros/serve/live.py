@@ -10,6 +10,7 @@ import contextlib
 import functools
 import logging
 import os
+import threading
 import time
 import uuid
 from collections import deque
@@ -24,12 +25,14 @@ from fastapi.websockets import WebSocketDisconnect, WebSocketState
 from stream_vlm_ros.errors import InvalidParameterError, StreamVlmError, cut
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.remote.protocol import ClientEvent, ProtocolError, ServerEvent
+from stream_vlm_ros.serve.calls import Call
 from stream_vlm_ros.serve.outbox import MAX_BYTES, MAX_EVENTS, Outbox
+from stream_vlm_ros.serve.pixel_budget import PixelBudget
 from stream_vlm_ros.serve.refusals import body_of, status_of
 from stream_vlm_ros.serve.session import Session
 from stream_vlm_ros.serve.session_errors import ServerEndingError
 from stream_vlm_ros.serve.sessions import Sessions
-from stream_vlm_ros.serve.telling import fault_of, is_large, question_of, response_of
+from stream_vlm_ros.serve.telling import fault_of, pixels_of, question_of, response_of
 from stream_vlm_ros.session.memory_keeper import Done
 from stream_vlm_ros.session.question import (
     MAX_PICTURE_SIZE,
@@ -56,9 +59,10 @@ ENDED, FLOODING, TOO_SLOW, TAKEN_OVER = 4000, 4008, 4009, 4010  # close codes
 # one of 64 megapixels, which may be a file of some kilobytes, takes a second, and 200 MB and more.
 DECODERS = max(2, (os.cpu_count() or 2) // 2)
 _decoding = ThreadPoolExecutor(DECODERS, thread_name_prefix="decoding")
-_decoding_large = ThreadPoolExecutor(1, thread_name_prefix="decoding large")
-
-_closing = ThreadPoolExecutor(8, thread_name_prefix="sessions that are closed")
+LARGE = 9_000_000  # pixels: more than 4K
+LARGE_AT_ONCE = PixelBudget(64_000_000)
+# Meanwhile a connection is not read: neither pings, nor its end.
+TURN = 1.0  # s that a large picture waits for its turn; after one that waited in vain none does
 
 
 async def serve_camera(socket: WebSocket, sessions: Sessions, owner: str) -> None:
@@ -122,6 +126,7 @@ class Connection:
         self._is_ending = False
         self._closing = False  # the session was closed by this connection
         self._receiving: asyncio.Future[Any] | None = None  # a frame
+        self._waits_again = 0.0  # by `time.monotonic`: large pictures wait for their turn
         self._cut_off, self._over = asyncio.Event(), asyncio.Event()
 
     # -- from any thread ---------------------------------------------------------------------
@@ -299,23 +304,44 @@ class Connection:
                 f"a frame of {len(data):,} bytes is longer than {protocol.MAX_FRAME_BYTES:,}"
             )
         frame = protocol.unpacked(data)
-        if not await self._received(_decoding, self._receive_unless_large, frame):
-            await self._received(_decoding_large, self._session.frames.receive, frame)
+        if pixels := await self._received(
+            self._loop.run_in_executor(_decoding, self._receive_unless_large, frame)
+        ):
+            await self._take_large(frame, pixels)
 
-    def _receive_unless_large(self, frame: protocol.FrameMessage) -> bool:
-        if is_large(frame):
-            return False
-        self._session.frames.receive(frame)
-        return True
+    def _receive_unless_large(self, frame: protocol.FrameMessage) -> int:
+        """How many pixels a large one has, which is not received; 0: it was."""
+        frames = self._session.frames
+        if (pixels := pixels_of(frame, frames.limit)) > LARGE:
+            return pixels
+        frames.receive(frame)
+        return 0
 
-    async def _received(
-        self,
-        pool: ThreadPoolExecutor,
-        receive: Callable[[protocol.FrameMessage], Any],
-        frame: protocol.FrameMessage,
-    ) -> Any:
-        self._receiving = self._loop.run_in_executor(pool, receive, frame)
-        done = await _shielded(self._receiving)
+    async def _take_large(self, frame: protocol.FrameMessage, pixels: int) -> None:
+        frames = self._session.frames
+        patience = TURN if time.monotonic() >= self._waits_again else 0.0
+        if not await LARGE_AT_ONCE.take(pixels, patience):
+            if patience:
+                self._waits_again = time.monotonic() + TURN
+            words = (
+                f"a picture of {pixels / 1e6:.0f} megapixels cannot be decoded soon: the server "
+                f"decodes others above {LARGE / 1e6:.0f} megapixels"
+            )
+            dropping = self._loop.run_in_executor(_decoding, frames.drop, frame, words)
+            await self._received(dropping)
+            return
+        call = Call(frames.receive, frame)
+        try:
+            threading.Thread(target=call, name="decoding a large picture", daemon=True).start()
+        except RuntimeError:  # there are too many threads
+            LARGE_AT_ONCE.give_back(pixels)
+            raise
+        call.done.add_done_callback(lambda done: LARGE_AT_ONCE.give_back(pixels))
+        await self._received(asyncio.wrap_future(call.done))
+
+    async def _received(self, receiving: asyncio.Future[Any]) -> Any:
+        self._receiving = receiving
+        done = await _shielded(receiving)
         self._receiving = None
         return done
 
@@ -343,10 +369,10 @@ class Connection:
                     protocol.SessionUpdated(event_id=event.event_id, session=session.described())
                 )
             case protocol.SessionClose():
-                self._closing = True
                 # At once: who closes it may go without waiting for the answer.
-                closing = _closing.submit(self._sessions.close, session.id, session.owner)
-                self._order(event.event_id, self._tell_closed, closing, tell(_closed))
+                closing = self._sessions.begin_to_close(session.id, session.owner)
+                self._closing = True
+                self._order(event.event_id, self._tell_closed, event.event_id, closing)
             case protocol.MemoryReset():
                 resetting = session.reset(time_jump=event.time_jump)
                 self._order(event.event_id, self._tell_when, resetting, tell(_forgotten))
@@ -428,18 +454,23 @@ class Connection:
         try:
             await do(*given)
         except Exception as fault:
-            if not isinstance(fault, StreamVlmError):
-                log.error("session %s: internal error", self._session.id, exc_info=fault)
-            error = fault_of(fault, event_id)
-            error.message = self._session.file.without_folder(error.message)
-            self._put(protocol.ErrorEvent(event_id=event_id, error=error))
-            if do == self._tell_closed:
-                self._closing = False
-                if self._why is not None:  # it has ended all the same
-                    self._end_by(self._why)
+            self._tell_fault(event_id, fault)
 
-    async def _tell_closed(self, *given: Any) -> None:
-        await self._tell_when(*given)
+    def _tell_fault(self, event_id: str, fault: Exception) -> None:
+        if not isinstance(fault, StreamVlmError):
+            log.error("session %s: internal error", self._session.id, exc_info=fault)
+        error = fault_of(fault, event_id)
+        error.message = self._session.file.without_folder(error.message)
+        self._put(protocol.ErrorEvent(event_id=event_id, error=error))
+
+    async def _tell_closed(self, event_id: str, closing: Future[None]) -> None:
+        try:
+            await self._tell_when(closing, functools.partial(_closed, event_id))
+        except Exception as fault:
+            self._tell_fault(event_id, fault)
+            self._closing = False
+            if self._why is not None:  # it has ended all the same
+                self._end_by(self._why)
 
     async def _tell_when(self, done: Future[Any], event: Callable[[Any], ServerEvent]) -> None:
         told = event(await _shielded(asyncio.wrap_future(done)))

@@ -28,8 +28,8 @@ class Limits(SettingTable):
     max_sessions_per_key: int = option(
         -1,
         "Of one key. -1: where the server has several keys at most half of them, and not what is "
-        "left for keys that have none yet; all where it has one. 0: as many as there are "
-        "altogether.",
+        "kept for keys that have none: one each, until half as many keys as there are sessions "
+        "have one; all where it has one key. 0: as many as there are altogether.",
         -1,
         10_000,
     )
@@ -68,8 +68,9 @@ class Limits(SettingTable):
             share = (self.max_sessions + 1) // 2
         if 0 < share <= own:
             return f"this key has {own} sessions already (--max-sessions-per-key)"
-        without = keys - len(held) if is_shared else 0
-        if own and without and sum(held.values()) + without >= self.max_sessions:
+        # Some keys never open a session.
+        kept = min(keys, self.max_sessions // 2) - len(held) if is_shared else 0
+        if own and kept > 0 and sum(held.values()) + kept >= self.max_sessions:
             return (
                 f"this key has {own} sessions already, and those that are left are for keys that "
                 "have none (--max-sessions-per-key)"

@@ -130,9 +130,10 @@ class Ownership:
         return os.pread(self._file, _LONGEST, 0).decode("utf-8", "replace").strip()
 
     def _say(self, words: str) -> None:
-        os.ftruncate(self._file, 0)
+        said = words.encode()[:_LONGEST]
         os.lseek(self._file, 0, os.SEEK_SET)
-        write_all(self._file, words.encode()[:_LONGEST])
+        write_all(self._file, said)  # a full disk leaves what was said before
+        os.ftruncate(self._file, len(said))
         os.fsync(self._file)
 
     def release(self, *, saved: bool, forget: bool = False) -> None:

@@ -160,10 +160,28 @@ def with_gpus(cluster: Cluster) -> Cluster:
 
 
 def has_room(cluster: Cluster) -> bool:
-    """Whether a replica more fits, so that the next one may begin before one ends: else both would
-    wait for each other. Of GPUs there is none to spare."""
-    cores = _resources().get("CPU", math.inf)
-    return not cluster.replica_gpus and (cluster.replicas + 1) * cluster.replica_cpus <= cores
+    """Whether a replica more fits on some node, so that the next one may begin before one ends:
+    else both would wait for each other."""
+    if not ray.is_initialized():
+        return not cluster.replica_gpus
+    nodes = [one["Resources"] for one in ray.nodes() if one["Alive"]]
+    return sum(_fit(cluster, one) for one in nodes) > cluster.replicas
+
+
+def _fit(cluster: Cluster, node: Mapping[str, float]) -> float:
+    """How many replicas a node takes."""
+    cpus, gpus = cluster.replica_cpus, cluster.replica_gpus
+    of_cpus = _times(cpus, node.get("CPU", 0.0)) if cpus else math.inf
+    of_gpus = math.inf
+    if gpus > 0:  # a part of a GPU is of one
+        has = node.get("GPU", 0.0)
+        of_gpus = has * _times(gpus, 1.0) if gpus < 1 else _times(gpus, has)
+    return min(of_cpus, of_gpus)
+
+
+def _times(part: float, whole: float) -> int:
+    """How often a part is in a whole, as Ray counts: in units of 0.0001."""
+    return round(whole * 10_000) // max(1, round(part * 10_000))
 
 
 def _resources() -> dict[str, float]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from stream_vlm_ros.config import Settings, check_memory_name
 from stream_vlm_ros.errors import InvalidParameterError, MemoryFileError, StreamVlmError, cut
 from stream_vlm_ros.factory import build_engine, card_of, group_of, load_model
+from stream_vlm_ros.serve.calls import Call
 from stream_vlm_ros.serve.ending import END_TIMEOUT, end, stop
 from stream_vlm_ros.serve.frames import PictureBounds
 from stream_vlm_ros.serve.life_cycle import Phase
@@ -114,6 +115,7 @@ class Sessions:
         self._beginning = ThreadPoolExecutor(
             self.limits.max_sessions, thread_name_prefix="sessions that begin"
         )
+        self._closing = ThreadPoolExecutor(8, thread_name_prefix="sessions that are closed")
         self._context: SessionContext | None = None  # once the model is there
         self._ended = threading.Event()
         self._keeping = self._thread_that_looks(self._look_after, "sessions")
@@ -125,7 +127,8 @@ class Sessions:
         self._checkpoint = self._load_model(self.settings)
         self._group = group_of([self.settings] * self.limits.max_sessions, self._checkpoint)
         self._context = self._context_of(self._checkpoint)
-        self._beginning.submit(int)  # one thread that there is, whatever comes
+        for pool in (self._beginning, self._closing):
+            pool.submit(int)  # one thread that there is, whatever comes
         self._thread.start()
         trial = EngineWorker(
             lambda: self._build(self.settings), FrameCounters(), 1, 1, thread=self._thread
@@ -250,6 +253,15 @@ class Sessions:
         self._end(session)
         if forget and session.life.phase is not Phase.FORGOTTEN:
             self._delete_saved(session.settings)
+
+    def begin_to_close(self, id: str, owner: str) -> Future[None]:
+        """`close`, and forget, in another thread; done, or raising as that, when it has ended."""
+        closing = Call(self.close, id, owner)
+        try:
+            self._closing.submit(closing)
+        except RuntimeError as fault:  # there are too many threads: one that there is has it
+            log.warning("session %s may be closed late: %s", id, fault)
+        return closing.done
 
     def _delete_saved(self, settings: Settings) -> None:
         """Delete what is saved of a session by itself, also where another server has it at first.

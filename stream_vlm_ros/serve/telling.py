@@ -12,7 +12,6 @@ from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit, open_pictur
 from stream_vlm_ros.errors import (
     InvalidImageError,
     MemoryFileError,
-    PictureTooLargeError,
     StreamVlmError,
     cut,
 )
@@ -21,7 +20,6 @@ from stream_vlm_ros.session.memory_keeper import SavedState
 from stream_vlm_ros.session.memory_summary import EpisodeState, MemorySummary
 from stream_vlm_ros.session.question import CancelledError, Outcome, Question
 
-LARGE = PictureLimit(9.0)  # more than 4K
 _START_OF_JPEG = b"\xff\xd8\xff"
 
 
@@ -92,18 +90,16 @@ def episode_of(episode: EpisodeState) -> protocol.Episode:
     )
 
 
-def is_large(frame: protocol.FrameMessage) -> bool:
-    """Whether its picture takes long to decode, by its header."""
+def pixels_of(frame: protocol.FrameMessage, limit: PictureLimit) -> int:
+    """How many are to be decoded, by its header; 0: none, as it will be refused."""
+    if frame.encoding == protocol.RAW:
+        pixels = frame.width * frame.height
+        return pixels if pixels <= limit.pixels else 0
     try:
-        if frame.encoding == protocol.RAW:
-            LARGE.check(frame.width, frame.height)
-        else:
-            open_picture(bytes(frame.pixels), LARGE)
-    except PictureTooLargeError:
-        return True
-    except InvalidImageError:  # it will be refused
-        pass
-    return False
+        width, height = open_picture(bytes(frame.pixels), limit).size
+    except InvalidImageError:
+        return 0
+    return width * height
 
 
 def picture_of(frame: protocol.FrameMessage, limit: PictureLimit) -> np.ndarray:

@@ -16,13 +16,14 @@ from patience import PATIENCE, wait_until
 from serving import Camera, feed
 from websockets.exceptions import ConnectionClosed
 
-from stream_vlm_ros.engine.inputs.picture_sizes import PictureLimit
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
 from stream_vlm_ros.errors import InvalidParameterError
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve import completions, frames, live, session_file, telling
 from stream_vlm_ros.serve.keys import LOCAL
 from stream_vlm_ros.serve.outbox import Outbox
+from stream_vlm_ros.serve.pixel_budget import PixelBudget
+from stream_vlm_ros.session.counters import Drop
 
 HUGE = "1" + "0" * 400
 
@@ -109,17 +110,26 @@ def test_of_large_pictures_no_more_waits_than_the_model_takes(server):
         wait_until(lambda: session.frames.held_bytes == 0)
 
 
-def test_nobodys_pictures_wait_for_the_large_ones_of_others(server, film, monkeypatch):
-    monkeypatch.setattr(telling, "LARGE", PictureLimit(0.01))
+def hold_large(monkeypatch):
+    """Those above 10,000 pixels are large, of which 20,000 may be decoded at a time: those that are
+    being decoded, which end when the event is set."""
+    monkeypatch.setattr(live, "LARGE", 10_000)
+    monkeypatch.setattr(live, "LARGE_AT_ONCE", PixelBudget(20_000))
     decode, at_work, may_end = frames.picture_of, [], threading.Event()
 
     def decoded(frame, limit):
-        if telling.is_large(frame):
+        if telling.pixels_of(frame, limit) > 10_000:
             at_work.append(frame)
             assert may_end.wait(PATIENCE)
         return decode(frame, limit)
 
     monkeypatch.setattr(frames, "picture_of", decoded)
+    return at_work, may_end
+
+
+def test_nobodys_pictures_wait_for_the_large_ones_of_others(server, film, monkeypatch):
+    at_work, may_end = hold_large(monkeypatch)
+    monkeypatch.setattr(live, "TURN", PATIENCE)
     large, small = np.full((112, 112, 3), 90, np.uint8), np.full((84, 84, 3), 90, np.uint8)
     with contextlib.ExitStack() as stack:
         count = live.DECODERS + 1
@@ -135,6 +145,76 @@ def test_nobodys_pictures_wait_for_the_large_ones_of_others(server, film, monkey
         may_end.set()
         for camera in others:
             assert camera.next(protocol.Ingested).frames == 1
+
+
+def test_who_waits_for_a_large_picture_to_be_decoded_is_read_and_told_what_is_dropped(
+    server, monkeypatch
+):
+    at_work, may_end = hold_large(monkeypatch)
+    monkeypatch.setattr(live, "TURN", 0.05)
+    large = np.full((112, 112, 3), 90, np.uint8)  # with a second one more than may be
+    with server.camera("held-up-1") as first, server.camera("held-up-2") as second:
+        first.chunk([SECOND], [large])
+        wait_until(lambda: at_work)
+        for number in (1, 2):  # the second does not wait again
+            second.frame(number * SECOND, large, jpeg=number == 1)
+            dropped = second.next(protocol.Dropped)
+            assert (dropped.first, dropped.last, dropped.cause) == (number, number, "overflow")
+            assert "cannot be decoded soon" in dropped.message
+        assert second.socket.ping().wait(PATIENCE)
+        counters = server.sessions.find("held-up-2", LOCAL).counters
+        assert (counters.received, counters.dropped[Drop.OVERFLOW]) == (2, 2)
+        assert len(at_work) == 1
+        may_end.set()
+        assert first.next(protocol.Ingested).frames == 1
+        second.chunk([3 * SECOND], [large])
+        assert second.next(protocol.Ingested).frames == 1
+
+
+def test_after_a_large_picture_that_waited_in_vain_the_next_ones_do_not_wait(server, monkeypatch):
+    class Full(PixelBudget):
+        async def take(self, pixels, patience):
+            asked.append(patience)
+            return False
+
+    asked = []
+    hold_large(monkeypatch)
+    monkeypatch.setattr(live, "LARGE_AT_ONCE", Full(1))
+    monkeypatch.setattr(live, "TURN", PATIENCE)
+    with server.camera("in-vain") as camera:
+        for number in (1, 2, 3):
+            camera.frame(number * SECOND, np.full((112, 112, 3), 90, np.uint8))
+            assert camera.next(protocol.Dropped).cause == "overflow"
+    assert asked == [PATIENCE, 0.0, 0.0]
+
+
+def test_of_the_pixels_that_are_decoded_at_a_time_the_smallest_picture_has_its_turn_first():
+    async def taken():
+        budget, order = PixelBudget(64), []
+
+        async def take(pixels, patience=PATIENCE):
+            order.append((pixels, await budget.take(pixels, patience)))
+
+        await take(1000)  # one alone may be as large as it likes
+        waiting = [asyncio.create_task(take(pixels)) for pixels in (60, 12, 40)]
+        gone = asyncio.create_task(take(5))
+        await take(1, patience=0)
+        gone.cancel()
+        await asyncio.wait([gone])
+        await asyncio.to_thread(budget.give_back, 1000)
+        await asyncio.wait([waiting[1], waiting[2]])
+        assert not waiting[0].done()
+        await take(12)  # 64 with it, and before the one of 60
+        await take(12, patience=0)
+        for pixels in (12, 40, 12):
+            budget.give_back(pixels)
+        await waiting[0]
+        return order
+
+    order = asyncio.run(taken())
+    assert order[:2] == [(1000, True), (1, False)]
+    assert sorted(order[2:4]) == [(12, True), (40, True)]
+    assert order[4:] == [(12, True), (12, False), (60, True)]
 
 
 def test_a_picture_that_is_sent_again_counts_beside_the_first_while_that_is_in_use(

@@ -108,6 +108,23 @@ def test_a_full_disk_keeps_no_locks_of_sessions_that_could_not_begin(tmp_path, m
         assert Ownership(path).before == ""
 
 
+def test_a_full_disk_forgets_no_server_that_was_killed(tmp_path, monkeypatch):
+    def full(file, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "front.safetensors"
+    path.touch()
+    Ownership(path, "replica number one").release(saved=False)  # as one that is killed leaves it
+    monkeypatch.setattr(ownership, "write_all", full)
+    with pytest.raises(MemoryFileError, match="No space left"):
+        Ownership(path, "replica two")
+    monkeypatch.undo()
+    second = Ownership(path, "replica two")
+    assert second.before == "replica number one"
+    second.release(saved=False)
+    assert Ownership(path).before == "replica two"  # and nothing of the longer name
+
+
 def test_of_a_session_that_is_forgotten_nothing_stays_and_the_next_one_is_new(tmp_path):
     path = tmp_path / "front.safetensors"
     first = Ownership(path, "replica one")

@@ -50,17 +50,27 @@ def test_a_replica_that_hands_nothing_over_any_more_is_to_be_replaced(replica):
 @pytest.mark.parametrize(
     ("gpus", "cpus", "has", "expected"),
     [
-        (0.0, 1.0, {"CPU": 2.0}, False),
-        (0.0, 1.0, {"CPU": 3.0}, True),
-        (0.0, 0.5, {"CPU": 2.0}, True),
-        (1.0, 1.0, {"CPU": 64.0, "GPU": 4.0}, False),
+        (0.0, 1.0, [{"CPU": 2.0}], False),
+        (0.0, 1.0, [{"CPU": 3.0}], True),
+        (0.0, 0.5, [{"CPU": 2.0}], True),
+        (0.0, 0.1, [{"CPU": 0.3}], True),
+        (0.0, 0.0, [{}], True),
+        (0.0, 4.0, [{"CPU": 6.0}, {"CPU": 6.0}], False),  # of which none has 4 left
+        (0.0, 4.0, [{"CPU": 6.0}, {"CPU": 6.0}, {"CPU": 4.0}], True),
+        (1.0, 1.0, [{"CPU": 64.0, "GPU": 2.0}], False),
+        (1.0, 1.0, [{"CPU": 64.0, "GPU": 3.0}], True),
+        (2.0, 1.0, [{"CPU": 64.0, "GPU": 3.0}, {"CPU": 64.0, "GPU": 3.0}], False),
+        (0.6, 1.0, [{"CPU": 64.0, "GPU": 2.0}], False),
+        (1.0, 1.0, [{"CPU": 2.0, "GPU": 8.0}, {"CPU": 64.0}], False),
     ],
 )
 def test_a_replica_begins_before_another_ends_only_where_a_further_one_fits(
     monkeypatch, gpus, cpus, has, expected
 ):
     monkeypatch.setattr(ray_app.ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(ray_app.ray, "cluster_resources", lambda: has)
+    nodes = [{"Alive": True, "Resources": one} for one in has]
+    gone = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
+    monkeypatch.setattr(ray_app.ray, "nodes", lambda: [*nodes, gone])
     cluster = Cluster(replicas=2, replica_gpus=gpus, replica_cpus=cpus)
     assert ray_app.has_room(cluster) is expected
 

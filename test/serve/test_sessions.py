@@ -7,7 +7,7 @@ import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +24,7 @@ from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve import session_file
 from stream_vlm_ros.serve import sessions as sessions_module
 from stream_vlm_ros.serve.events import Sent
+from stream_vlm_ros.serve.keys import LOCAL
 from stream_vlm_ros.serve.life_cycle import Phase
 from stream_vlm_ros.serve.metrics import Metrics
 from stream_vlm_ros.serve.options import Limits
@@ -102,17 +103,17 @@ def test_there_are_no_more_sessions_than_there_may_be_altogether_and_of_a_key(be
 
 def test_what_is_left_is_for_the_keys_that_have_no_session(settings, film):
     sessions = Sessions(
-        replace(settings, memory_folder=""), Limits(max_sessions=3), keys=3, load=kept_model
+        replace(settings, memory_folder=""), Limits(max_sessions=6), keys=3, load=kept_model
     )
     sessions.load()
     try:
-        remembered(opened(sessions, "1"), film[:4])
+        for owner in "aaabb":
+            remembered(opened(sessions, str(len(sessions.all())), owner), film[:4])
         with pytest.raises(SessionLimitError, match="are for keys that have none"):
-            sessions.open("2", "a")
-        for owner in "bc":
-            remembered(opened(sessions, "1", owner), film[:4])
-        with pytest.raises(SessionLimitError, match="3 sessions are served already"):
-            sessions.open("2", "b")
+            sessions.open("5", "b")
+        remembered(opened(sessions, "5", "c"), film[:4])
+        with pytest.raises(SessionLimitError, match="6 sessions are served already"):
+            sessions.open("6", "b")
     finally:
         sessions.drain(5.0)
 
@@ -257,6 +258,30 @@ def test_what_an_answer_rests_on_comes_with_its_pictures(begin, film):
     server.close()
 
 
+def test_sessions_are_closed_also_where_no_thread_can_be_started(begin, film, monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    sessions = begin(memory_folder="")
+    close, may_end = sessions.close, threading.Event()
+    monkeypatch.setattr(sessions, "close", lambda *which: may_end.wait(PATIENCE) and close(*which))
+    with closing(RunningServer(sessions)) as server, ExitStack() as stack:
+        cameras = [stack.enter_context(server.camera(name)) for name in "abc"]
+        for camera in cameras:
+            feed(camera, film[:4])
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            for camera in cameras[:2]:  # the second waits for the first
+                camera.send(protocol.SessionClose(event_id="closed"))
+                camera.send(protocol.SessionUpdate(settings={}))
+                camera.next(protocol.SessionUpdated)  # and no error before it
+            may_end.set()
+            for camera in cameras[:2]:
+                assert camera.next(protocol.SessionClosed).event_id == "closed"
+        assert [one.id for one in sessions.all()] == ["c"]
+        assert cameras[2].ask("What?").text
+
+
 def test_one_session_too_many_is_refused_over_the_network_with_a_time_to_come_again(begin):
     server = RunningServer(begin(Limits(max_sessions=1), memory_folder=""))
     with server.camera("only"):
@@ -389,6 +414,26 @@ def test_who_sent_nothing_but_bad_frames_leaves_nothing_and_nothing_is_called_lo
     sessions.close("bad", "a", forget=False)
     assert [*tmp_path.rglob("bad*")] == []
     assert opened(sessions, "bad").gap == ""
+
+
+def test_a_question_in_between_keeps_no_camera_from_being_told_what_was_lost(
+    begin, film, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(session_file, "NOTE_PERIOD", 0.0)
+    here = tmp_path / "here"
+    remembered(opened(begin(memory_folder=str(here)), "killed", LOCAL), film[:4])
+    noted = str(film[3].stamp_ns)
+    wait_until(lambda: any(noted in file.read_text() for file in here.rglob("*.accepted.json")))
+    there = shutil.copytree(here, tmp_path / "there")  # as it would be found, before any save
+    sessions = begin(Limits(idle_minutes=0.001), memory_folder=str(there))
+    asked = sessions.find_or_restore("killed", LOCAL)
+    asked.ready.result(PATIENCE)
+    assert "is lost" in asked.gap
+    asked.ask(Question("What do you see?")).future.result(PATIENCE)
+    wait_until(lambda: sessions.all() == [])
+    with closing(RunningServer(sessions)) as server, server.camera("killed") as camera:
+        assert not camera.created.session.restored
+        assert "is lost" in camera.created.status.gap
 
 
 def test_what_was_accepted_while_a_reset_was_under_way_is_missed_by_the_next_server(
