@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from catkin_pkg.package import parse_package
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -133,6 +134,15 @@ def test_no_named_tuple_has_another_base_which_python_3_10_refuses():
         if any("NamedTuple" in ast.unparse(base) for base in node.bases)
     ]
     assert found == []
+
+
+def test_the_server_takes_no_uvicorn_whose_insides_may_be_others():
+    """It is built on them."""
+    [line] = re.findall(r"^uvicorn.*", (ROOT / "requirements" / "serve.txt").read_text(), re.M)
+    [tested] = re.findall(r"^uvicorn==(.*)", (ROOT / "constraints.txt").read_text(), re.M)
+    major, minor, _ = map(int, tested.split("."))
+    admitted = Requirement(line).specifier
+    assert tested in admitted and f"{major}.{minor + 1}.0" not in admitted
 
 
 def test_every_requirement_is_imported():

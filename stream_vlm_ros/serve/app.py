@@ -108,10 +108,10 @@ class KeyMiddleware:
                 message = {**message, "headers": [*message.get("headers", ()), *HEADERS]}
             await send(message)
 
-        heads = {
-            name.decode("latin-1").lower(): value.decode("latin-1")
-            for name, value in scope["headers"]
-        }
+        heads: dict[str, str] = {}
+        for name, value in scope["headers"]:
+            key, told = name.decode("latin-1").lower(), value.decode("latin-1")
+            heads[key] = f"{heads[key]}, {told}" if key in heads else told
         is_http = scope["type"] == "http"
         try:
             if not (is_http and scope["path"] in OPEN_TO_ALL):
@@ -119,8 +119,8 @@ class KeyMiddleware:
                 scope["owner"] = self._keys.owner(heads, safe)
         except StreamVlmError as fault:
             if is_http:
-                status, told = status_of(fault)
-                await JSONResponse(body_of(fault), status, told)(scope, receive, sent)
+                status, headers = status_of(fault)
+                await JSONResponse(body_of(fault), status, headers)(scope, receive, sent)
             else:
                 await refuse(WebSocket(scope, receive, sent), fault)
             return

@@ -13,23 +13,26 @@ import asyncio
 import resource
 import socket
 import sys
-from collections import deque
+from collections import OrderedDict, deque
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import h11
 import msgspec
-from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.server import ServerState
 
 from stream_vlm_ros.errors import StreamVlmError, cut
 from stream_vlm_ros.serve.refusals import body_of, status_of
 
 if TYPE_CHECKING:
+    from uvicorn import Config
     from uvicorn._types import ASGISendEvent
     from websockets.frames import Frame
 
-HEAD_TIMEOUT = 10.0  # s for the head of a request, from the connection or the answer before it
+HEAD_TIMEOUT = 10  # s for the head of a request, from the connection or the answer before it
 LONGEST_HEAD = 64 << 10  # bytes
 UNREAD_TIMEOUT = 30.0  # s that a client may take nothing of what is sent to it, or be gone
 SMALL = 1024  # bytes: a piece of a message that is shorter and not the last is of no use
@@ -78,6 +81,19 @@ def most_connections() -> int:
     return (MOST_FILES if soft == resource.RLIM_INFINITY else min(soft, MOST_FILES)) // 2
 
 
+class State(ServerState):
+    """What the connections of a server share.
+
+    Attributes:
+        idle: those that wait for a request or take nothing of an answer, the first the longest.
+            One whose request has come is still there until it is its turn.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.idle: OrderedDict[Http, None] = OrderedDict()
+
+
 class Http(H11Protocol):
     """Ends a connection that does not come to its request.
 
@@ -85,61 +101,61 @@ class Http(H11Protocol):
     or takes nothing of the answer.
     """
 
-    def __init__(self, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
+    def __init__(self, config: Config, server_state: State, *given: Any, **named: Any) -> None:
+        super().__init__(config, server_state, *given, **named)
         self.most = most_connections()
-        self.waits_since = self.loop.time()  # for a request
-        self._has_come = False  # a part of one
-        self._is_websocket = False
-
-    @property
-    def waits(self) -> bool:
-        """Whether no request is under way."""
-        return self.cycle is None or self.cycle.response_complete
+        self.timeout_keep_alive = HEAD_TIMEOUT
+        self._idle = server_state.idle
 
     @property
     def may_go(self) -> bool:
-        """Whether it waits, or its client takes nothing of the answer."""
-        return self.waits or self.flow.write_paused
+        """Whether it waits for a request, or its client takes nothing of the answer."""
+        return self.timeout_keep_alive_task is not None or self.flow.write_paused
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         _give_up_unread(transport)
         if len(self.connections) > self.most:
-            idle = (one for one in self.connections if isinstance(one, Http) and one.may_go)
-            longest = min(idle, key=lambda one: one.waits_since)
-            if longest is self:
+            while self._idle:
+                longest, _ = self._idle.popitem(last=False)
+                if longest.may_go:
+                    longest.transport.abort()
+                    self.connections.discard(longest)
+                    break
+            else:
                 words = f"there are {self.most:,} connections already: come again later"
                 self._refuse(ConnectionLimitError(words))
                 return
-            longest.transport.abort()
-            self.connections.discard(longest)
-        self._limit_head()
+        self._idle[self] = None
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unset_keepalive_if_required()  # uvicorn leaves it where there is an ``exc``
+        self._idle.pop(self, None)
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._has_come = self.waits
-        self._limit_head()
+        # Not as uvicorn does: a piece of a head would stop the timer.
+        self.conn.receive_data(data)
+        self.handle_events()
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
-        self._is_websocket = True
         super().handle_websocket_upgrade(event)
+        self._idle.pop(self, None)
 
     def on_response_complete(self) -> None:
-        self.waits_since, self._has_come = self.loop.time(), False
+        self._idle[self] = None
+        self._idle.move_to_end(self)
         super().on_response_complete()
 
-    def _limit_head(self) -> None:
-        if self._is_websocket or not self.waits or self.transport.is_closing():
-            return
-        self._unset_keepalive_if_required()
-        left = self.waits_since + HEAD_TIMEOUT - self.loop.time()
-        self.timeout_keep_alive_task = self.loop.call_later(left, self._give_up)
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._idle[self] = None
 
-    def _give_up(self) -> None:
-        if self.transport.is_closing():
-            return
-        if self._has_come:
+    def timeout_keep_alive_handler(self) -> None:
+        if self.conn.trailing_data[0] and not self.transport.is_closing():
             words = f"the request did not come to its end within {HEAD_TIMEOUT:g} s"
             self._refuse(HeadTooSlowError(words))
         else:
@@ -157,23 +173,10 @@ class Http(H11Protocol):
 
     def _refuse(self, fault: StreamVlmError) -> None:
         """Answer in the place of the application, unless that has begun to, and end it."""
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            status, headers = status_of(fault)
-            content = msgspec.json.encode(body_of(fault))
-            told = {
-                "content-type": "application/json",
-                "content-length": str(len(content)),
-                "connection": "close",
-                **headers,
-            }
-            for event in (
-                h11.Response(
-                    status_code=status, headers=[*told.items()], reason=STATUS_PHRASES[status]
-                ),
-                h11.Data(data=content),
-                h11.EndOfMessage(),
-            ):
-                self.transport.write(self.conn.send(event))
+        if self.conn.our_state is h11.IDLE:
+            self.transport.write(_response(fault))
+        elif self.conn.our_state is h11.SEND_RESPONSE:
+            self.transport.write(_response(fault, self.scope["method"]))
         if self.cycle is not None:  # it says nothing more
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -201,10 +204,7 @@ class WebSockets(WebSocketsSansIOProtocol):
         super().data_received(data)
         if not self.handshake_initiated and self.conn.handshake_exc is not None:
             fault = HeadError(f"this opens no WebSocket: {cut(str(self.conn.handshake_exc))}")
-            content = msgspec.json.encode(body_of(fault))
-            head = f"HTTP/1.1 400 Bad Request\r\nContent-Length: {len(content)}\r\n"
-            head += "Content-Type: application/json\r\nConnection: close\r\n\r\n"
-            self.transport.write(head.encode() + content)
+            self.transport.write(_response(fault))
             self.transport.close()
 
     def handle_ping(self) -> None:
@@ -243,6 +243,22 @@ class WebSockets(WebSocketsSansIOProtocol):
         if not self.close_sent:
             self.conn.fail(code, words)
             self.handle_parser_exception()
+
+
+def _response(fault: StreamVlmError, method: str = "GET") -> bytes:
+    """The last that is sent on a connection."""
+    status, headers = status_of(fault)
+    content = msgspec.json.encode(body_of(fault))
+    told = {
+        "Content-Type": "application/json",
+        "Content-Length": str(len(content)),
+        "Connection": "close",
+        **headers,
+    }
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
+    lines += [f"{name}: {value}" for name, value in told.items()]
+    head = "\r\n".join([*lines, "", ""]).encode()
+    return head if method == "HEAD" else head + content
 
 
 def _give_up_unread(transport: asyncio.Transport) -> None:

@@ -15,7 +15,14 @@ import uvicorn
 from fastapi import FastAPI
 
 from stream_vlm_ros.remote import protocol
-from stream_vlm_ros.serve.connections import BACKLOG, LONGEST_HEAD, Http, WebSockets, allow_files
+from stream_vlm_ros.serve.connections import (
+    BACKLOG,
+    LONGEST_HEAD,
+    Http,
+    State,
+    WebSockets,
+    allow_files,
+)
 from stream_vlm_ros.serve.sessions import Sessions
 
 FAREWELLS = 3.0  # s for the last words to all clients
@@ -24,6 +31,10 @@ PING, PONG = 20.0, 20.0  # s between two pings, and for the answer
 
 class Server(uvicorn.Server):
     """Leaves signals to who runs the loop."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.server_state = State()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

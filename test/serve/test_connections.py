@@ -3,21 +3,28 @@
 
 """Whoever connects takes a bounded part of the server, before and after anything is known of it."""
 
+import asyncio
+import gc
 import json
 import socket
+import struct
+import threading
 import time
+import weakref
 
 import httpx
 import pytest
+from fastapi.responses import StreamingResponse
 from patience import PATIENCE, wait_until
 from serving import feed
 from websockets.exceptions import ConnectionClosedError
 
 from stream_vlm_ros.remote import protocol
-from stream_vlm_ros.serve import connections
+from stream_vlm_ros.serve import connections, running
 
 GET = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 METRICS = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+HEAD = b"HEAD /health HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 OPENS = b"""GET /v1/realtime HTTP/1.1\r
 Host: 127.0.0.1\r
@@ -39,7 +46,7 @@ def answer_to(client):
     while piece := client.recv(1 << 16):
         heard += piece
     head, _, content = heard.partition(b"\r\n\r\n")
-    return int(head.split()[1]), json.loads(content)["error"]
+    return int(head.split()[1]), json.loads(content)["error"] if content else {}
 
 
 def is_ended(client):
@@ -81,6 +88,16 @@ def test_a_head_that_has_begun_and_does_not_end_is_refused(server, monkeypatch):
         client.sendall(GET)
         status, error = answer_to(client)
     assert (status, error["code"]) == (408, "TOO_SLOW")
+
+
+def test_a_piece_of_the_next_head_is_refused_like_one_of_the_first(server, monkeypatch):
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT", 0.2)
+    with client_of(server) as client:
+        client.sendall(GET + b"\r\n" + GET)  # both at once
+        heard = b""
+        while piece := client.recv(1 << 16):
+            heard += piece
+    assert heard.startswith(b"HTTP/1.1 200") and b"HTTP/1.1 408" in heard
 
 
 @pytest.mark.parametrize("before", [b"", GET + b"\r\n"])
@@ -126,6 +143,22 @@ def test_what_is_no_http_is_refused_in_the_form_of_all_errors(server, caplog, se
     assert not [one for one in caplog.records if one.levelname == "ERROR"]
 
 
+def test_a_refusal_of_a_head_request_has_no_body(server, caplog):
+    with client_of(server) as client:
+        client.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n")
+        assert answer_to(client) == (400, {})
+    assert not [one for one in caplog.records if one.levelname == "ERROR"]
+
+
+def test_what_follows_a_head_request_is_refused_with_a_body(server):
+    with client_of(server) as client:
+        client.sendall(HEAD + b"\r\n")
+        assert client.recv(1 << 16).startswith(b"HTTP/1.1 ")
+        client.sendall(b"\x00\x01\r\n\r\n")
+        status, error = answer_to(client)
+    assert (status, error["code"]) == (400, "INVALID_REQUEST")
+
+
 def test_a_handshake_that_is_too_long_is_refused_in_words(server):
     with client_of(server) as client:
         client.sendall(OPENS + b"a: b\r\n" * 300 + b"\r\n")
@@ -139,6 +172,39 @@ def test_who_goes_before_the_request_is_whole_leaves_no_error_in_the_log(another
         client.sendall(POST + b"Content-Length: 100\r\n\r\n{")
     server.close()  # when all has come to its end
     assert not [one for one in caplog.records if one.levelname == "ERROR"]
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Weak references to what reads HTTP on each connection, of servers made from now on."""
+    references = []
+
+    class Watched(connections.Http):
+        def __init__(self, *given, **named):
+            super().__init__(*given, **named)
+            references.append(weakref.ref(self))
+
+    monkeypatch.setattr(running, "Http", Watched)
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT", 1000)
+    return references
+
+
+def is_gone(reference):
+    gc.collect()
+    return reference() is None
+
+
+def test_nothing_is_kept_of_a_connection_that_was_reset(another, made):
+    with client_of(another()) as client:
+        client.sendall(GET)
+        wait_until(lambda: made)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    wait_until(lambda: is_gone(made[0]))
+
+
+def test_nothing_of_http_is_kept_once_it_is_a_websocket(another, made):
+    with another().camera("no-http"):
+        wait_until(lambda: is_gone(made[0]))
 
 
 # -- how many ----------------------------------------------------------------------------------
@@ -155,6 +221,34 @@ def test_of_too_many_connections_those_go_that_have_been_silent_longest(another,
         with server.camera("among-silent") as camera:
             camera.send(protocol.MemoryList())
             camera.next(protocol.MemoryDone)
+    finally:
+        for client in silent:
+            client.close()
+
+
+def test_who_got_an_answer_just_now_is_not_the_one_silent_longest(another, monkeypatch):
+    monkeypatch.setattr(connections, "most_connections", lambda: 2)
+    server = another()
+    with client_of(server) as first, client_of(server) as second:
+        first.sendall(GET + b"\r\n")
+        assert first.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        with client_of(server):
+            assert second.recv(1) == b""
+            assert not is_ended(first)
+
+
+def test_who_comes_at_the_limit_is_not_weighed_against_each_connection(another, monkeypatch):
+    looked = []
+    may_go = connections.Http.may_go
+    monkeypatch.setattr(
+        connections.Http, "may_go", property(lambda self: looked.append(self) or may_go.fget(self))
+    )
+    monkeypatch.setattr(connections, "most_connections", lambda: 20)
+    server = another()
+    silent = [client_of(server) for _ in range(40)]
+    try:
+        wait_until(lambda: sum(map(is_ended, silent)) == 20)
+        assert len(looked) <= 40
     finally:
         for client in silent:
             client.close()
@@ -181,6 +275,27 @@ def test_who_takes_no_answer_keeps_nobody_out(another, monkeypatch):
         client.connect(("127.0.0.1", server.port))
         client.sendall(METRICS * 2000)
         time.sleep(1.0)  # what can be sent is
+        wait_until(lambda: httpx.get(f"{server.url}/health").status_code == 200)
+
+
+def test_who_stops_to_take_a_long_answer_keeps_nobody_out(another, monkeypatch):
+    monkeypatch.setattr(connections, "most_connections", lambda: 1)
+    monkeypatch.setattr(connections, "UNREAD_TIMEOUT", 1000.0)
+    server, others_came = another(), threading.Event()
+
+    async def pieces():
+        yield b"first"
+        while True:
+            await asyncio.sleep(0.01)
+            if others_came.is_set():
+                yield bytes(1 << 20)
+
+    server.app.add_api_route("/long", lambda: StreamingResponse(pieces()))
+    with client_of(server) as client:
+        client.sendall(b"GET /long HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert client.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        assert httpx.get(f"{server.url}/health").status_code == 503  # it is being answered
+        others_came.set()
         wait_until(lambda: httpx.get(f"{server.url}/health").status_code == 200)
 
 

@@ -9,9 +9,8 @@ import shutil
 import socket
 import ssl
 import subprocess
-import textwrap
 import threading
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,14 +121,25 @@ def server(settings):
 
 
 @pytest.fixture(scope="module", params=[nginx, caddy, haproxy], ids=lambda one: one.__name__)
-def front(request, folder, server):
+def proxy(request):
+    """What writes the configuration of a proxy that is installed; the command that runs it."""
+    if shutil.which(request.param.__name__) is None:
+        pytest.skip(f"{request.param.__name__} is not installed")
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def front(proxy, folder, server):
     """The address of a proxy before the server."""
-    program = request.param.__name__
-    if shutil.which(program) is None:
-        pytest.skip(f"{program} is not installed")
+    with proxied(proxy, folder, server) as address:
+        yield address
+
+
+@contextmanager
+def proxied(configure, folder, server):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = request.param(folder, port, f"127.0.0.1:{server.port}")
+    command = configure(folder, port, f"127.0.0.1:{server.port}")
     with subprocess.Popen(command, cwd=folder, env=os.environ | {"HOME": str(folder)}) as proxy:
         try:
             address = f"localhost:{port}"
@@ -289,7 +299,27 @@ def test_a_camera_is_told_of_the_end_of_its_session(front, folder, server):
     camera.socket.close()
 
 
-def test_the_recipes_name_the_host_and_say_where_a_request_began():
-    """So that a server without a key can refuse it."""
-    text = textwrap.dedent(recipe("nginx"))
-    assert "Host $http_host;" in text and "X-Forwarded-For $remote_addr;" in text
+def own_address():
+    """One of this machine that is not of the loopback; nothing is sent to find it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            pytest.skip("this machine is in no network")
+        return probe.getsockname()[0]
+
+
+def test_a_server_without_a_key_serves_its_own_machine_alone(proxy, folder, server):
+    outside = own_address()
+    with (
+        closing(RunningServer(server.sessions)) as keyless,
+        proxied(proxy, folder, keyless) as front,
+        http(front, folder) as client,
+    ):
+        port = front.partition(":")[2]
+        named = {"headers": {"Host": front}, "extensions": {"sni_hostname": "localhost"}}
+        elsewhere = httpx.URL(f"https://{outside}:{port}/v1/sessions")
+        assert client.get("/v1/sessions").status_code == 200
+        assert client.get(elsewhere, **named).status_code == 401
+        named["headers"]["X-Forwarded-For"] = "127.0.0.1"
+        assert client.get(elsewhere, **named).status_code == 401
