@@ -92,22 +92,30 @@ class Prompt:
 
 @contextlib.contextmanager
 def _interrupted_by(trouble: Callable[[], object]) -> Iterator[None]:
-    """A KeyboardInterrupt here as soon as ``trouble()``: nothing else ends the wait for a line."""
+    """A KeyboardInterrupt here as soon as ``trouble()``: nothing else ends the wait for a line.
+
+    Nor does a Ctrl-C that comes between the mark's being shown and that wait: it is repeated.
+    """
     over = threading.Event()
+    came, comes = socket.socketpair()
+    comes.setblocking(False)
 
     def watch() -> None:
         while not over.wait(0.2):
-            if trouble():
+            if trouble() or select.select([came], [], [], 0)[0]:
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                 return
 
-    watching = threading.Thread(target=watch, daemon=True)
-    watching.start()
-    try:
-        yield
-    finally:
-        over.set()
-        watching.join()
+    with came, comes:
+        before = signal.set_wakeup_fd(comes.fileno(), warn_on_full_buffer=False)
+        watching = threading.Thread(target=watch, daemon=True)
+        watching.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watching.join()
+            signal.set_wakeup_fd(before)
 
 
 def typed_questions() -> Iterator[str]:

@@ -17,6 +17,8 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
+from stream_vlm_ros.engine.attention.verified import is_out_of_memory
+
 from . import answers
 from .context import Context
 from .expected_counts import Prediction, Step
@@ -27,8 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from stream_vlm_ros.engine.attention.verified import is_out_of_memory
-from stream_vlm_ros.engine import VideoStreamingInference
+    from stream_vlm_ros.engine import VideoStreamingInference
 
 UNBOUNDED = 10**12  # tokens: a cap that is never reached
 
