@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from performance_page import with_parts
+
 from stream_vlm_ros.experiments import reference
 
 Report = dict[str, Any]
@@ -651,16 +653,8 @@ def with_results(page: str, root: Path) -> str:
     Raises ValueError where a result is of another configuration than the page says.
     """
     results = Results(root)
-    for name, make in PARTS.items():
-        begin, end = (
-            f"<!-- {name}: made by bench/experiments_page.py -->",
-            f"<!-- end of {name} -->",
-        )
-        head, found, rest = page.partition(begin)
-        _, closed, tail = rest.partition(end)
-        assert found and closed, f"the page lacks its markers of {name}"
-        page = f"{head}{begin}\n\n{make(results)}\n\n{end}{tail}"
-    return page
+    made = {name: make(results) for name, make in PARTS.items()}
+    return with_parts(page, made, "experiments_page")
 
 
 def main(root: str) -> None:

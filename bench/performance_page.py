@@ -457,15 +457,19 @@ TABLES = {"cpu": cpu_table, "length": length_table, "gpu": gpu_tables}
 
 def with_tables(page: str, results: Path) -> str:
     """``page`` (docs/performance.md) with its tables replaced by those of the results now."""
-    for name, make in TABLES.items():
-        begin, end = (
-            f"<!-- {name}: made by bench/performance_page.py -->",
-            f"<!-- end of {name} -->",
-        )
+    made = {name: make(results) for name, make in TABLES.items()}
+    return with_parts(page, made, "performance_page")
+
+
+def with_parts(page: str, made: dict[str, str], script: str) -> str:
+    """``page`` with what stands between the markers of each part, of that script of bench/,
+    replaced."""
+    for name, text in made.items():
+        begin, end = f"<!-- {name}: made by bench/{script}.py -->", f"<!-- end of {name} -->"
         head, found, rest = page.partition(begin)
         _, closed, tail = rest.partition(end)
         assert found and closed, f"the page lacks its markers of {name}"
-        page = f"{head}{begin}\n\n{make(results)}\n\n{end}{tail}"
+        page = f"{head}{begin}\n\n{text}\n\n{end}{tail}"
     return page
 
 

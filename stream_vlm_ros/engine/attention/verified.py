@@ -52,7 +52,7 @@ class Verified(Generic[T]):
     ):
         self._consequence, self._spare = consequence, spare
         self._proved: set[Hashable] = set()
-        self._short: set[Hashable] = set()  # refused for want of memory
+        self._short: set[Hashable] = set()  # refused because memory ran out
         self._told: set[Hashable] = set()  # of that
         self.refused: dict[Hashable, str] = {}
 
@@ -103,7 +103,7 @@ class Verified(Generic[T]):
         self._refuse(kind, why)
 
     def memory_given_back(self) -> None:
-        """Try again what was refused for want of memory; where that is in vain, no word of it."""
+        """Try again what was refused because memory ran out. A second refusal is not logged."""
         for kind in self._short:
             del self.refused[kind]
         self._short.clear()
