@@ -33,8 +33,11 @@ if TYPE_CHECKING:  # torch takes seconds to import: the node is on the graph bef
     WriteTogether = Callable[[Sequence[Answer]], None]
 
 # Seconds that chunks which are appended together may take, so that a question waits no longer.
-# While they come faster than they are appended, as many go as can.
 PATIENCE = 0.04
+# Once chunks have waited for BEHIND seconds without a break, or two of one session wait, they come
+# faster than they are appended. Together they are quicker, as the device waits less for the host:
+# then they may take so long.
+BEHIND, PATIENCE_BEHIND = 0.25, 0.15
 
 # Memories that are read from files, and on the host until they are taken over, at a time.
 MAX_READ = 4
@@ -151,6 +154,7 @@ class EngineThread:
         self._write_together = write_together
         self._append_together, self._most = append_together, together
         self._chunk_seconds: dict[EngineWorker, float] = {}  # of each one's last chunk
+        self._waiting_since: float | None = None  # by the clock, since when chunks have waited
         self._clock = clock
         self._workers: list[EngineWorker] = []  # that are not over; replaced as a whole
         self._lasting = lasting
@@ -260,8 +264,8 @@ class EngineThread:
             if not left and not self._lasting:
                 return _Turn({})
             wants = {worker: worker.wants for worker in left if not worker.is_idle}
-            in_common = self._have_in_common(wants)
-            self.scheduler.together = self._batch(wants) if in_common else 1
+            in_common, patience = self._have_in_common(wants), self._patience(wants)
+            self.scheduler.together = self._batch(wants, patience) if in_common else 1
             if (choice := self.scheduler.choose(wants)) is not None:
                 return _Turn(wants, choice, in_common)
             if (group := self._unprepared()) is not None:
@@ -290,13 +294,22 @@ class EngineThread:
         groups = {worker.group for worker, its in wants.items() if its.chunk}
         return self._append_together is not None and len(groups) == 1 and None not in groups
 
-    def _batch(self, wants: dict[EngineWorker, Wants]) -> int:
-        """Of how many sessions chunks may be appended together now."""
+    def _patience(self, wants: dict[EngineWorker, Wants]) -> float:
+        """Seconds that chunks may take together now."""
+        if not any(its.chunk for its in wants.values()):
+            self._waiting_since = None
+            return PATIENCE
+        now = self._clock()
+        if self._waiting_since is None:
+            self._waiting_since = now
+        behind = now - self._waiting_since >= BEHIND or any(one.waiting_chunks > 1 for one in wants)
+        return PATIENCE_BEHIND if behind else PATIENCE
+
+    def _batch(self, wants: dict[EngineWorker, Wants], patience: float) -> int:
+        """Of how many sessions chunks may be appended together, in so many seconds."""
         with_chunks = [worker for worker, its in wants.items() if its.chunk]
-        if any(worker.waiting_chunks > 1 for worker in wants):
-            return self._most
         slowest = max(self._chunk_seconds.get(worker, PATIENCE) for worker in with_chunks)
-        return max(1, min(self._most, int(PATIENCE / slowest)))
+        return max(1, min(self._most, int(patience / slowest)))
 
     def _carry_out(self, turn: _Turn, choice: Choice[EngineWorker]) -> None:
         begin = self._clock()
@@ -318,12 +331,13 @@ class EngineThread:
         self.spent[kind] = self.spent[kind].plus(parts, seconds)
 
     def _next(self, workers: Sequence[EngineWorker]) -> list[EngineWorker]:
-        """Whose chunks come behind those of ``workers``, as many as are appended at once: pictures
-        that are encoded long before their turn would be encoded again."""
+        """Whose chunks come behind those of ``workers``, as many as are appended at once now: a
+        question would wait for more pictures, and long before their turn they would be encoded
+        again."""
         waiting = [worker for worker in self._workers if worker.is_chunk_next]
         ordered = self.scheduler.chunks_in_order(waiting)
         ordered.sort(key=lambda worker: worker in workers)  # who is served now is behind
-        return ordered[: self._most]
+        return ordered[: self.scheduler.together]
 
     def _append(self, workers: Sequence[EngineWorker]) -> None:
         """Append the chunks that were taken, together."""

@@ -356,31 +356,63 @@ def test_chunks_of_several_sessions_go_to_who_appends_them_together(start):
     assert b.counters.dropped[Drop.ERROR] == 1 and b.worker.last_fault == "too narrow"
 
 
+class Clock:
+    """Seconds that pass while chunks are appended, and at no other time."""
+
+    def __init__(self, seconds):
+        self.now, self._seconds = 0.0, seconds
+
+    def __call__(self):
+        return self.now
+
+    def engine(self):
+        """One that takes so long for a chunk."""
+        engine = FakeEngine()
+        append = engine.append_video_chunk
+
+        def take_time(images, **how):
+            self.now += self._seconds
+            return append(images, **how)
+
+        engine.append_video_chunk = take_time
+        return engine
+
+
 @pytest.mark.parametrize(
-    ("seconds", "waiting", "together"), [(0.009, 1, 4), (0.5, 1, 1), (0.5, 2, 8)]
+    ("seconds", "waiting", "sizes"),
+    [
+        (1 / 128, 1, [5, 5, 4]),  # 0.04 s at a time
+        (1 / 32, 1, [1] * 7 + [4, 3]),  # chunks have waited for 0.25 s then: 0.15 s at a time
+        (1 / 32, 2, [4] * 7),  # at once, as two of one session wait
+        (0.5, 1, [1] * 13),  # a question would wait longer; the last one goes by itself
+    ],
 )
-def test_as_many_go_together_as_a_question_can_wait_for_or_all_where_they_pile_up(
-    start, seconds, waiting, together
+def test_as_many_go_together_as_a_question_can_wait_for_and_more_once_they_fall_behind(
+    start, seconds, waiting, sizes
 ):
-    sizes, now = [], iter(range(10**6))
+    found, clock = [], Clock(seconds)
 
     def append_together(chunks, coming):
-        sizes.append(len(chunks))
+        found.append(len(chunks))
         return [engine.append_video_chunk(i, timestamps=t) for engine, i, t in chunks]
 
-    clock = lambda: next(now) * seconds  # noqa: E731
-    cameras = start("abcdefghij", append_together=append_together, clock=clock)
-    for camera in cameras:  # whose chunks take so long
+    cameras = start("abcdefghijklmno", clock.engine, append_together=append_together, clock=clock)
+
+    def wait_for_all():
+        wait_until(lambda: not any(camera.counters.pending for camera in cameras))
+
+    for camera in cameras:  # each by itself: how long they take is not known
         camera.append("x")
-    wait_until(lambda: not any(camera.counters.pending for camera in cameras))
-    sizes.clear()
-    hold(cameras[0])
-    for _ in range(waiting):
+        wait_for_all()
+    for _ in range(2):  # once none waits, it begins anew
+        found.clear()
+        hold(cameras[0])
         for camera in cameras[1:]:
-            camera.append("x")
-    cameras[0].engine.gate.set()
-    wait_until(lambda: not any(camera.counters.pending for camera in cameras))
-    assert (sizes or [1])[0] == together
+            for _ in range(waiting):
+                camera.append("x")
+        cameras[0].engine.gate.set()
+        wait_for_all()
+        assert found == sizes
 
 
 def test_pictures_encoded_ahead_are_those_whose_turn_is_next(start):
