@@ -9,6 +9,8 @@ it was given before, and a plain ``.to()`` always does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 
@@ -24,3 +26,12 @@ def to_host(x: torch.Tensor) -> torch.Tensor:
     if not x.is_cuda:
         return x
     return torch.empty_like(x, device="cpu", pin_memory=True).copy_(x, non_blocking=True)
+
+
+def arrival(device: torch.device) -> Callable[[], None]:
+    """What waits until the device has done all that it was given before this call, and no more."""
+    if device.type != "cuda":
+        return lambda: None
+    there = torch.cuda.Event()
+    there.record(torch.cuda.current_stream(device))
+    return there.synchronize

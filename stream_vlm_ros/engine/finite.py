@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from stream_vlm_ros.engine.copies import to_host
+from stream_vlm_ros.engine.copies import arrival, to_host
 from stream_vlm_ros.errors import NotFiniteError
 
 
@@ -22,12 +22,8 @@ class FiniteCheck:
         # Minimum and maximum are NaN where there is any: they suffice, in a tenth of isfinite()'s
         # time.
         ends = [end.float() for one in values for end in torch.aminmax(one)]
-        self._finite = torch.stack(ends).isfinite().all()
-        self._there: torch.cuda.Event | None = None
-        if self._finite.is_cuda:
-            self._finite = to_host(self._finite)
-            self._there = torch.cuda.Event()
-            self._there.record(torch.cuda.current_stream(values[0].device))
+        self._finite = to_host(torch.stack(ends).isfinite().all())
+        self._wait = arrival(values[0].device)
 
     @property
     def kind(self) -> int:
@@ -36,8 +32,7 @@ class FiniteCheck:
 
     def run(self) -> None:
         """Wait for the device, and raise NotFiniteError unless they are."""
-        if self._there is not None:
-            self._there.synchronize()
+        self._wait()
         if not self._finite:
             raise not_finite(self._what)
 

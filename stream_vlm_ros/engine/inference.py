@@ -335,14 +335,19 @@ class VideoStreamingInference(EngineNames, InferenceEngine):
             read = manager.readout()
             hidden = yield Appending(self.chunk_path, embeddings, positions, fork, read)
             # An infinite key may be seen by none of these tokens, and by the next ones.
-            yield FiniteCheck("hidden states or keys of these frames", hidden, fork.own())
+            check = FiniteCheck("hidden states or keys of these frames", hidden, fork.own())
+            state = self._next_state(stamps, timeline, known)
+            seen = plan = None
+            if manager.evictor.describes_early and manager.state is planned:
+                seen = described()
+                plan = manager.plan(fork, spans, state, seen)  # while the device is busy
+            yield check
             if manager.state is not planned:  # computed for another memory than this
                 raise StreamBusyError(
                     "the memory was changed while this chunk was on its way: nothing was appended"
                 )
-            seen = described()
-            state = self._next_state(stamps, timeline, known)
-            evicted = manager.commit(fork, spans, state, True, seen, read)
+            seen = seen or described()
+            evicted = manager.commit(fork, spans, state, True, seen, read, plan)
         manager.prepare_reading()
         yield Finishing(self.device)
         latency = time.perf_counter() - started

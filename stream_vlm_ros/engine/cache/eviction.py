@@ -25,7 +25,7 @@ import torch
 from stream_vlm_ros.config import AUTO as AUTO
 from stream_vlm_ros.config import NOVELTY_SHARE, NOVELTY_WINDOW_CHUNKS
 from stream_vlm_ros.config import EvictionConfig as EvictionConfig
-from stream_vlm_ros.engine.copies import to_host
+from stream_vlm_ros.engine.copies import arrival, to_host
 from stream_vlm_ros.engine.reference_names import EvictorNames
 from stream_vlm_ros.errors import CapTooSmallError, InvalidParameterError, in_words
 
@@ -524,6 +524,18 @@ class KVCacheEvictor(EvictorNames):
             total += then.due(length - total, one, kept)
         return total
 
+    @property
+    def _describes(self) -> bool:
+        """Whether it is to know what frames look like."""
+        wanted = self.config is not None and self.config.shares[1] > 0
+        return wanted and bool(self.important_size or not self.first_chunk_recorded)
+
+    @property
+    def describes_early(self) -> bool:
+        """Whether no user's score looks at the frames."""
+        own = isinstance(self.score, FeatureNovelty) and _is_own(self.score)
+        return own or not self._describes
+
     def describe(
         self, first: int, features: torch.Tensor, last_seconds: float
     ) -> Callable[[], Described]:
@@ -535,21 +547,23 @@ class KVCacheEvictor(EvictorNames):
             last_seconds: the source's time of the chunk's last frame.
 
         Returns:
-            What gives it. To be called once the device has done what it was given so far. A grid
-            that a user's score cannot describe is told of, and never among the important.
+            What gives it. Where `describes_early` it waits for no more than the features;
+            otherwise it is to be called once the device has done what it was given. A grid that a
+            user's score cannot describe is told of, and never among the important.
         """
         sizes = features.shape[:3].numel(), features.shape[1:3].numel()
-        wanted = self.config is not None and self.config.shares[1] > 0
-        if not wanted or not (self.important_size or not self.first_chunk_recorded):
+        if not self._describes:
             return lambda: Described({}, *sizes, last_seconds)
         tell: Callable[[int], np.ndarray | None]
+        wait = lambda: None  # noqa: E731
         if isinstance(self.score, FeatureNovelty) and _is_own(self.score):
             projected = [to_host(self.score.project(grid)) for grid in features]
-            tell = lambda number: projected[number].numpy()  # noqa: E731
+            tell, wait = lambda number: projected[number].numpy(), arrival(features.device)
         else:
             tell = lambda number: self._described(features[number])  # noqa: E731
 
         def described() -> Described:
+            wait()
             told = {first + number: tell(number) for number in range(len(features))}
             known = {number: one for number, one in told.items() if one is not None}
             return Described(known, *sizes, last_seconds)

@@ -20,7 +20,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import torch
 
@@ -91,6 +91,23 @@ class Clone:
     @property
     def nbytes(self) -> int:
         return self.buffer.nbytes
+
+
+class Plan(NamedTuple):
+    """What a commit will make current, worked out beforehand.
+
+    Attributes:
+        before: what it follows; of another state it is no plan.
+        waits: evictions wait for an answer that is being written.
+        evicted: tokens that go.
+        sealed: tokens that become the sink; 0 if none do.
+    """
+
+    before: MemoryState
+    waits: bool
+    draft: Draft
+    evicted: int
+    sealed: int
 
 
 class _Revision:
@@ -460,6 +477,20 @@ class KVCacheManager(ManagerNames):
         self._check_free(tokens, self._tails.living)
 
     @_operation
+    def plan(
+        self, fork: Fork, spans: Sequence[Span], stream: StreamState, frames: Described
+    ) -> Plan | None:
+        """What `commit` of a chunk will have to know, while the device is busy with its tokens.
+
+        Changes nothing. `commit` works it out anew if something else has changed meanwhile. None
+        where there is nothing to gain: without a cap, nothing is evicted. See `commit` for the
+        arguments.
+        """
+        if self.evictor.config is None:
+            return None
+        return self._plan(spans, stream, True, frames, self._waits(fork), self._state.slots)
+
+    @_operation
     def commit(
         self,
         fork: Fork,
@@ -468,6 +499,7 @@ class KVCacheManager(ManagerNames):
         chunk: bool,
         frames: Described | None = None,
         read: Readout | None = None,
+        plan: Plan | None = None,
     ) -> int:
         """Make a fork's tokens part of the stream, evict what is due, release the fork.
 
@@ -486,6 +518,7 @@ class KVCacheManager(ManagerNames):
             chunk: these tokens are frames and count in the evictor's mean.
             frames: what the evictor is to know of them.
             read: of these tokens, for companions.
+            plan: what `plan` gave for the same; None: it is worked out now.
 
         Returns:
             Number of tokens evicted.
@@ -496,25 +529,47 @@ class KVCacheManager(ManagerNames):
         """
         count = fork.length
         assert count == sum(span.count for span in spans)
-        others = [other for other in self._tails.living if other is not fork]
-        draft, buffer = Draft(self._state, self.evictor), self._buffer
-        if self.evictor.config is None and draft.slots.length + count > buffer.capacity:
-            capacity = max(2 * buffer.capacity, draft.slots.length + count)
-            buffer = buffer.grown(capacity, draft.slots.length)
-            draft.slots = replace(draft.slots, capacity=capacity)
+        buffer, slots, waits = self._buffer, self._state.slots, self._waits(fork)
+        if self.evictor.config is None and slots.length + count > buffer.capacity:
+            capacity = max(2 * buffer.capacity, slots.length + count)
+            buffer = buffer.grown(capacity, slots.length)
+            slots = replace(slots, capacity=capacity)
         else:
-            self._check_free(count, others)
-        draft.append(spans, chunk, frames)
-        draft.stream = stream
-        evicted = 0 if others and self.evictor.keeps_grids else draft.evict()
-        sealed = draft.seal()
+            self._check_free(count, self._others(fork))
+        if plan is None or plan.before is not self._state or plan.waits != waits:
+            plan = self._plan(spans, stream, chunk, frames, waits, slots)
+        draft = plan.draft
         draft.update_companions(self._companions, spans, read)
         replaced = buffer.data is not self._buffer.data
-        self._make_current(draft, buffer, fork.own(), sealed)
+        self._make_current(draft, buffer, fork.own(), plan.sealed)
         fork.release()
         if replaced:
             self._memory_replaced()
-        return evicted
+        return plan.evicted
+
+    def _plan(
+        self,
+        spans: Sequence[Span],
+        stream: StreamState,
+        chunk: bool,
+        frames: Described | None,
+        waits: bool,
+        slots: Slots,
+    ) -> Plan:
+        """``slots``: of the memory, whose capacity may be about to grow."""
+        draft = Draft(self._state, self.evictor)
+        draft.slots = slots
+        draft.append(spans, chunk, frames)
+        draft.stream = stream
+        evicted = 0 if waits else draft.evict()
+        return Plan(self._state, waits, draft, evicted, draft.seal())
+
+    def _others(self, fork: Fork) -> list[Fork]:
+        return [other for other in self._tails.living if other is not fork]
+
+    def _waits(self, fork: Fork) -> bool:
+        """Whether evictions wait until other forks are given back."""
+        return bool(self._others(fork)) and self.evictor.keeps_grids
 
     def _make_current(
         self, draft: Draft, buffer: KVBuffer, tokens: torch.Tensor | None, sealed: int = 0
