@@ -187,15 +187,17 @@ def eviction(rig: Rig) -> dict[str, Any]:
         append = functools.partial(engine.append_video_chunk, frames, fps=2)
         chunk = [timed(append)[0] for _ in range(2 if options == {} else repeats)]
         manager = engine.cache_manager
-        # What a chunk forgets is settled and written in `commit`; kept keys are turned when the
-        # memory is made ready to be read.
+        # What a chunk forgets is worked out in `plan`, while the device is busy in earnest, and
+        # written in `commit`; kept keys are turned when the memory is made ready to be read.
         with (
-            watched(manager, "commit") as forget,
+            watched(manager, "plan") as plan,
+            watched(manager, "commit") as write,
             watched(manager, "prepare_reading") as turn,
             watched(manager.evictor, "describe") as note,
         ):
             for _ in rig.count("chunks", repeats):
                 append()
+        forget = [planned + written for planned, written in zip(plan, write, strict=True)]
         work = (sum(forget) + sum(turn) + sum(note)) / len(note)
         return {
             "cap": cap,

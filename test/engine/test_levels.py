@@ -263,23 +263,28 @@ def test_no_sequence_of_operations_exceeds_the_cap_or_lets_a_question_leave_a_tr
 
 
 def test_a_commit_takes_hardly_more_steps_in_a_larger_memory(toys, model, processor):
-    """Opcodes of engine/cache, with 22 grids kept and with 180, as the most grids are exchanged."""
+    """Opcodes of engine/cache, with 22 grids kept and with 180, as the most grids are exchanged;
+    of the plan, too."""
 
     def steps(cap):
         config = EvictionConfig(cap, important_share=0.7)
         engine = VideoStreamingInference(model, processor, eviction_config=config)
-        commit, counts, kept = engine.cache_manager.commit, [], []
+        manager, counts, kept = engine.cache_manager, [], []
 
-        def counted(*given, **named):
-            counting, evicted = Places(), []
-            assert counting.run(lambda: evicted.append(commit(*given, **named)))
-            counts.append(counting.count)
-            return evicted[0]
+        def counted(method):
+            def run(*given, **named):
+                counting, found = Places(), []
+                assert counting.run(lambda: found.append(method(*given, **named)))
+                counts[-1] += counting.count
+                return found[0]
+
+            return run
 
         for number in range(cap // 10 + 20):
             if number == cap // 10:
-                engine.cache_manager.commit = counted
+                manager.plan, manager.commit = counted(manager.plan), counted(manager.commit)
             before = kept
+            counts.append(0)
             engine.append_video_chunk(toys.frames(4, seed=number), fps=2)
             kept = engine.cache_manager.ledger.kept_offsets()
         assert len(before) == len(kept) > 0.08 * cap  # full
