@@ -528,10 +528,10 @@ def test_steps_for_more_chunks_than_have_come_are_made_ready_ahead(toys, model, 
     )
     for engine in cameras.together:
         engine.chunk_path = cameras.path
-    assert cameras.path.is_prepared  # no size has come
+    assert cameras.path.is_prepared()  # no size has come
     cameras.watch(range(3), which=(0,))
-    assert len(made) == 2 and not cameras.path.is_prepared
-    while not cameras.path.is_prepared:
+    assert len(made) == 2 and not cameras.path.is_prepared()
+    while not cameras.path.is_prepared():
         cameras.path.prepare_next()
     assert len(made) == 4  # vision tower and language model, for two chunks beside the one
     assert "of each of 2 chunks" in made[3]
@@ -573,7 +573,7 @@ def recorded(cameras, model, fault):
 
 
 def prepare(path):
-    while not path.is_prepared:
+    while not path.is_prepared():
         path.prepare_next()
 
 
@@ -616,11 +616,11 @@ def test_a_step_that_found_no_memory_is_tried_again_when_a_session_has_ended(
     cameras.watch(range(3), which=(0,))
     for _ in range(2):
         prepare(cameras.path)
-        assert cameras.path.is_prepared
+        assert cameras.path.is_prepared()
         end_a_session(cameras, model, processor, CAPS[1])  # whose room is the group's, as ever
-        assert cameras.path.is_prepared
+        assert cameras.path.is_prepared()
         end_a_session(cameras, model, processor)
-        assert not cameras.path.is_prepared
+        assert not cameras.path.is_prepared()
     told = [one for one in caplog.records if "no room next to" not in one.message]
     assert len(recorder.tried) == 2 + 2 and len(told) == 1
     recorder.fault = None
@@ -643,7 +643,7 @@ def test_what_cannot_be_recorded_is_not_tried_again_when_a_session_has_ended(
     cameras.watch(range(3), which=(0,))
     prepare(cameras.path)
     end_a_session(cameras, model, processor)
-    assert cameras.path.is_prepared and len(recorder.tried) == 3
+    assert cameras.path.is_prepared() and len(recorder.tried) == 3
 
 
 def test_steps_that_are_wrong_for_two_and_then_for_one_leave_chunks_to_plain_calls(
