@@ -83,8 +83,8 @@ class Cameras:
                 for name in ("tokens", "evicted_tokens", "cache_length", "grid", "closed_seconds"):
                     assert result[name] == expected[name], name
 
-    def assert_same(self):
-        for one, other in zip(self.together, self.alone, strict=True):
+    def assert_same(self, which=(0, 1, 2)):
+        for one, other in ((self.together[camera], self.alone[camera]) for camera in which):
             found, expected = one.cache_manager.gather(), other.cache_manager.gather()
             # Sums of some hundred float32 in another order, chunk after chunk: see test_chunk_path.
             assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
@@ -561,11 +561,11 @@ class Recorder:
         return Recording(replay, pool)
 
 
-def recorded(cameras, model, fault):
+def recorded(cameras, model, fault=None, batches=(2, 1)):
     """A path whose steps are recorded; its recorder."""
     recorder = Recorder(fault)
     cameras.path = CapturedChunks(
-        model, model.functions, cameras.group.room, graph=True, recorder=recorder, batches=(2, 1)
+        model, model.functions, cameras.group.room, graph=True, recorder=recorder, batches=batches
     )
     for engine in cameras.together:
         engine.chunk_path = cameras.path
@@ -575,6 +575,158 @@ def recorded(cameras, model, fault):
 def prepare(path):
     while not path.is_prepared():
         path.prepare_next()
+
+
+def test_steps_for_more_chunks_than_can_come_are_not_made_ready(toys, model, processor):
+    cameras = Cameras(toys, model, processor, steps=True)
+    recorder = recorded(cameras, model, batches=(4, 2, 1))
+    cameras.watch(range(3), which=(0,))
+    assert cameras.path.is_prepared(1) and not cameras.path.is_prepared(2)
+    while not cameras.path.is_prepared(3):
+        cameras.path.prepare_next(3)
+    for _ in range(2):
+        cameras.path.prepare_next(3)  # in vain
+    assert [step.endswith("of each of 2 chunks") for step in recorder.tried] == [False] * 3 + [True]
+    assert not cameras.path.is_prepared()
+    prepare(cameras.path)
+    assert len(recorder.tried) == 6 and "of each of 4 chunks" in recorder.tried[-1]
+
+
+class Passes:
+    """How often the vision tower and the language model are computed for two chunks."""
+
+    def __init__(self, model, monkeypatch):
+        self.vision = self.decoder = 0
+        encode, decode = model.encode_frames, model.decode
+
+        def counted_encode(patches, functions):
+            self.vision += patches.grid_thw[0] == 2 * 2  # two grids a chunk
+            return encode(patches, functions)
+
+        def counted_decode(hidden, *given):
+            self.decoder += len(hidden) == 2 * 64
+            return decode(hidden, *given)
+
+        monkeypatch.setattr(model, "encode_frames", counted_encode)
+        monkeypatch.setattr(model, "decode", counted_decode)
+
+    def taken(self):
+        """Those since this was asked."""
+        found, self.vision, self.decoder = (self.vision, self.decoder), 0, 0
+        return found
+
+
+def pieces(cameras, passes, recorder, most=100):
+    """What each piece of preparing computes, and how many steps it records."""
+    found = []
+    while not cameras.path.is_prepared() and len(found) < most:
+        before = len(recorder.tried)
+        cameras.path.prepare_next()
+        found.append((*passes.taken(), len(recorder.tried) - before))
+    return found
+
+
+CALL, TRIAL, RECORDING = (1, 0, 0), (2, 0, 0), (0, 0, 1)  # the trial: the step, and plainly
+CALL_OF_TEXT = (0, 1, 0)
+
+
+def test_a_step_is_made_ready_in_pieces_between_which_a_question_may_come(
+    toys, model, processor, monkeypatch
+):
+    cameras = Cameras(toys, model, processor, steps=True)
+    recorder, passes = recorded(cameras, model), Passes(model, monkeypatch)
+    cameras.watch(range(3), which=(0,))
+    passes.taken()
+    found = pieces(cameras, passes, recorder)
+    # A graph's recording computes nothing.
+    assert found == [CALL, CALL, RECORDING, TRIAL, CALL_OF_TEXT, CALL_OF_TEXT, RECORDING]
+
+
+@pytest.mark.parametrize("done", range(8))
+def test_chunks_that_come_while_their_step_is_made_ready_lose_nothing(
+    toys, model, processor, monkeypatch, done
+):
+    cameras = Cameras(toys, model, processor, steps=True)
+    recorder, passes = recorded(cameras, model), Passes(model, monkeypatch)
+    cameras.watch(range(3), which=(0,))
+    cameras.watch([3], which=(1,))
+    cameras.watch([3], which=(0,))
+    passes.taken()
+    ahead = pieces(cameras, passes, recorder, done)
+    cameras.watch([4], which=(0, 1))
+    vision, decoder = map(sum, zip(passes.taken(), *(each[:2] for each in ahead), strict=True))
+    # Two calls, the trial, and the chunks' own step unless that was the trial; the language model's
+    # is held against steps of one.
+    assert (vision, decoder) == (2 + 2 + (done > 3), 2 + 1)
+    assert len(recorder.tried) == 4 and cameras.path.is_prepared() and not cameras.path.refused
+    cameras.assert_same(which=(0, 1))
+
+
+def test_what_was_begun_for_weights_that_are_elsewhere_now_is_begun_anew(
+    toys, model, processor, monkeypatch
+):
+    cameras = Cameras(toys, model, processor, steps=True)
+    recorder, passes = recorded(cameras, model), Passes(model, monkeypatch)
+    for number, begun in enumerate((1, 3, 5)):  # a call; a step to be tried; a call of the other
+        cameras.watch([2 * number, 2 * number + 1], which=(0,))
+        passes.taken()
+        assert len(pieces(cameras, passes, recorder, begun)) == begun
+        weights = next(model.parameters())
+        weights.data = weights.data.clone()
+        assert pieces(cameras, passes, recorder) == [(0, 0, 0)]  # no size has come since
+    cameras.watch([6], which=(0,))
+    passes.taken()
+    assert len(pieces(cameras, passes, recorder)) == 4 + 3
+    cameras.watch([7, 8], which=(0, 1))
+    cameras.assert_same(which=(0, 1))
+    assert not cameras.path.refused
+
+
+def test_what_was_begun_for_a_memory_that_was_replaced_is_begun_anew(
+    toys, model, processor, monkeypatch, tmp_path
+):
+    """Here it is that of one engine, as a group's never is."""
+    cameras = Cameras(toys, model, processor, steps=True)
+    engine, passes, recorder = cameras.alone[0], Passes(model, monkeypatch), Recorder(None)
+    cameras.path = engine.chunk_path = CapturedChunks(
+        model, model.functions, engine.cache_manager, PLAIN_STEP, True, recorder, (2, 1)
+    )
+    for number in range(3):
+        engine.append_video_chunk(toys.frames(4, *SIZES[0], seed=number), fps=2)
+    passes.taken()
+    assert pieces(cameras, passes, recorder, 5)[-1] == CALL_OF_TEXT
+    engine.save_memory(tmp_path / "saved.safetensors")
+    old = weakref.ref(engine.cache_manager.memory)
+    engine.load_memory(tmp_path / "saved.safetensors")
+    gc.collect()
+    assert old() is None and cameras.path.is_prepared()
+    engine.append_video_chunk(toys.frames(4, *SIZES[0], seed=4), fps=2)
+    passes.taken()
+    assert pieces(cameras, passes, recorder) == [CALL_OF_TEXT, CALL_OF_TEXT, RECORDING]
+    assert not cameras.path.refused
+
+
+def test_memory_that_runs_out_at_a_first_call_ends_preparing_until_some_is_given_back(
+    toys, model, processor, monkeypatch, caplog
+):
+    cameras = Cameras(toys, model, processor, steps=True)
+    recorder, passes = recorded(cameras, model), Passes(model, monkeypatch)
+    cameras.watch(range(3), which=(0,))
+    passes.taken()
+    decode = model.decode
+
+    def fail(*given):
+        raise torch.OutOfMemoryError("all is taken")
+
+    monkeypatch.setattr(model, "decode", fail)
+    assert len(pieces(cameras, passes, recorder)) == 4 + 1
+    assert len(caplog.records) == 1 and "all is taken" in caplog.text
+    monkeypatch.setattr(model, "decode", decode)
+    assert cameras.path.is_prepared()
+    end_a_session(cameras, model, processor)
+    assert pieces(cameras, passes, recorder) == [CALL_OF_TEXT, CALL_OF_TEXT, RECORDING]
+    cameras.watch(range(3, 5), which=(0, 1))
+    assert not cameras.path.refused
 
 
 LARGE = 2 * max(CAPS)
