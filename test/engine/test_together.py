@@ -10,7 +10,7 @@ import pytest
 import torch
 from toy_qwen import SINK_AND_WINDOW
 
-from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
+from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference, together
 from stream_vlm_ros.engine.captured import PLAIN_STEP, Recording
 from stream_vlm_ros.engine.chunk_path import CapturedChunks
 from stream_vlm_ros.engine.together import EngineGroup, Together, append_together, finished
@@ -531,8 +531,7 @@ def test_steps_for_more_chunks_than_have_come_are_made_ready_ahead(toys, model, 
     assert cameras.path.is_prepared()  # no size has come
     cameras.watch(range(3), which=(0,))
     assert len(made) == 2 and not cameras.path.is_prepared()
-    while not cameras.path.is_prepared():
-        cameras.path.prepare_next()
+    prepare(cameras.path)
     assert len(made) == 4  # vision tower and language model, for two chunks beside the one
     assert "of each of 2 chunks" in made[3]
     cameras.watch(range(3, 6))
@@ -572,9 +571,13 @@ def recorded(cameras, model, fault=None, batches=(2, 1)):
     return recorder
 
 
-def prepare(path):
-    while not path.is_prepared():
-        path.prepare_next()
+def prepare(path, most=8):
+    """Make ready what may come; ``path``: or a group."""
+    for _ in range(100):
+        if path.is_prepared(most):
+            return
+        path.prepare_next(most)
+    raise AssertionError("there is always something left")
 
 
 def test_steps_for_more_chunks_than_can_come_are_not_made_ready(toys, model, processor):
@@ -582,14 +585,32 @@ def test_steps_for_more_chunks_than_can_come_are_not_made_ready(toys, model, pro
     recorder = recorded(cameras, model, batches=(4, 2, 1))
     cameras.watch(range(3), which=(0,))
     assert cameras.path.is_prepared(1) and not cameras.path.is_prepared(2)
-    while not cameras.path.is_prepared(3):
-        cameras.path.prepare_next(3)
-    for _ in range(2):
-        cameras.path.prepare_next(3)  # in vain
+    prepare(cameras.path, 3)
+    cameras.path.prepare_next(3)  # in vain
     assert [step.endswith("of each of 2 chunks") for step in recorder.tried] == [False] * 3 + [True]
     assert not cameras.path.is_prepared()
     prepare(cameras.path)
     assert len(recorder.tried) == 6 and "of each of 4 chunks" in recorder.tried[-1]
+
+
+def test_a_group_makes_ready_what_can_come_of_its_engines_chunks(
+    toys, model, processor, monkeypatch
+):
+    recorder = Recorder(None)
+
+    def chunk_path(model, functions, room, captured, batches):
+        return CapturedChunks(model, functions, room, PLAIN_STEP, True, recorder, batches)
+
+    monkeypatch.setattr(together, "chunk_path", chunk_path)
+    cameras = Cameras(toys, model, processor, steps=False)
+    assert cameras.group.is_prepared()
+    cameras.watch(range(3), which=(0,))
+    assert cameras.group.is_prepared(1) and not cameras.group.is_prepared(2)
+    for _ in range(3):
+        cameras.group.prepare_next(1)  # in vain
+    assert len(recorder.tried) == 2
+    prepare(cameras.group)
+    assert len(recorder.tried) == 4 and cameras.path.is_prepared()  # of two: there are three
 
 
 class Passes:
@@ -709,8 +730,8 @@ def test_what_was_begun_for_a_memory_that_was_replaced_is_begun_anew(
 def test_memory_that_runs_out_at_a_first_call_ends_preparing_until_some_is_given_back(
     toys, model, processor, monkeypatch, caplog
 ):
-    cameras = Cameras(toys, model, processor, steps=True)
-    recorder, passes = recorded(cameras, model), Passes(model, monkeypatch)
+    cameras, passes = Cameras(toys, model, processor, steps=True), Passes(model, monkeypatch)
+    recorder = recorded(cameras, model, batches=(4, 2, 1))
     cameras.watch(range(3), which=(0,))
     passes.taken()
     decode = model.decode
@@ -722,9 +743,12 @@ def test_memory_that_runs_out_at_a_first_call_ends_preparing_until_some_is_given
     assert len(pieces(cameras, passes, recorder)) == 4 + 1
     assert len(caplog.records) == 1 and "all is taken" in caplog.text
     monkeypatch.setattr(model, "decode", decode)
-    assert cameras.path.is_prepared()
+    assert cameras.path.is_prepared() and cameras.path.is_prepared(2)
     end_a_session(cameras, model, processor)
-    assert pieces(cameras, passes, recorder) == [CALL_OF_TEXT, CALL_OF_TEXT, RECORDING]
+    assert not cameras.path.is_prepared(2)
+    found = pieces(cameras, passes, recorder)
+    assert found[:3] == [CALL_OF_TEXT, CALL_OF_TEXT, RECORDING]
+    assert len(found) == 3 + 4 + 3  # and of four
     cameras.watch(range(3, 5), which=(0, 1))
     assert not cameras.path.refused
 
