@@ -160,8 +160,8 @@ class ChunkPath:
         return True
 
     def prepare_next(self, most: int = BATCHES[0]) -> None:
-        """Do a piece of what makes ready what later chunks would have to wait for. It takes no
-        longer than a few chunks, and the device has finished it.
+        """Do a piece of what makes ready what later chunks would have to wait for: who comes
+        meanwhile waits for two steps at most, or a recording.
 
         Args:
             most: how many chunks there may be in a step.
