@@ -10,16 +10,18 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
-from gpu_rig import Rig, summary, synchronize
+from gpu_rig import Rig, summary, synchronize, watched
 
 from stream_vlm_ros.config import NOVELTY, Settings
 from stream_vlm_ros.engine.together import Chunk, EngineGroup, Together
 from stream_vlm_ros.node.loading import chunk_appender
 from stream_vlm_ros.session.counters import FrameCounters
-from stream_vlm_ros.session.engine_thread import EngineThread, write_together
+from stream_vlm_ros.session.engine_thread import PREPARING, EngineThread, write_together
 from stream_vlm_ros.session.question import WRITING, Question
 from stream_vlm_ros.session.timed_frame import TimedFrame
 from stream_vlm_ros.session.worker import EngineWorker
+
+MOST_PREPARING = 30.0  # s that a fleet is waited for
 
 
 class Fleet:
@@ -108,7 +110,16 @@ class Fleet:
 
     def at_a_rate(self, fps: float, seconds: float) -> dict[str, Any]:
         """Frames of each camera as they come and a question a second, in real time, through the
-        thread that the node has."""
+        thread that the node has.
+
+        It begins when each camera has had a chunk and the thread has made ready what may come of
+        them. Told is what that took, and the longest piece of it, for which a question would wait
+        that comes before; pieces that are done later delay the questions that are measured.
+        """
+        with watched(self.engines[0].group, "prepare_next") as pieces:
+            return self._at_a_rate(fps, seconds, pieces)
+
+    def _at_a_rate(self, fps: float, seconds: float, pieces: list[float]) -> dict[str, Any]:
         count, question = len(self.engines), self._rig.question(self.engines[0])
         thread = EngineThread(
             0.5, chunk_appender([Settings()] * count), write_together=write_together
@@ -118,9 +129,26 @@ class Fleet:
             EngineWorker(lambda engine=engine: engine, its, 4, 32, thread=thread)
             for engine, its in zip(self.engines, counters, strict=True)
         ]
+
+        def append(camera: int, number: int) -> None:
+            _, frames, times = self._chunk(camera, number, fps)
+            for _ in frames:
+                counters[camera].receive()
+            stamps = [round(1e9 * at) for at in times]
+            workers[camera].append(
+                [TimedFrame(*each, None) for each in zip(stamps, frames, strict=True)]
+            )
+
         thread.start()
         for worker in workers:
             worker.loaded.result()
+        until = time.monotonic() + MOST_PREPARING
+        for camera in range(count):
+            append(camera, 0)
+            while (counters[camera].pending or not thread.is_idle) and time.monotonic() < until:
+                time.sleep(0.001)
+        before, ingested = len(pieces), sum(its.ingested for its in counters)
+        prepare_s = thread.spent[PREPARING].seconds
         period = 4 / fps
         due = sorted(
             (period * (number + camera / count), camera, number)
@@ -149,15 +177,7 @@ class Fleet:
                 tickets.append(workers[number % count].ask(asked, hear(number, came)))
             while due and due[0][0] <= now():
                 _, camera, number = due.pop(0)
-                _, frames, times = self._chunk(camera, number, fps)
-                for _ in frames:
-                    counters[camera].receive()
-                workers[camera].append(
-                    [
-                        TimedFrame(round(1e9 * at), image, None)
-                        for at, image in zip(times, frames, strict=True)
-                    ]
-                )
+                append(camera, 1 + number)
             time.sleep(0.0005)
         while any(its.pending for its in counters):
             time.sleep(0.01)
@@ -168,7 +188,10 @@ class Fleet:
         return {
             "at_fps": fps,
             "frames": 4 * int(seconds / period) * count,
-            "frames_remembered": sum(its.ingested for its in counters),
+            "frames_remembered": sum(its.ingested for its in counters) - ingested,
+            "prepare_s": round(prepare_s, 3),
+            "prepare_longest_ms": round(max(pieces, default=0.0), 3),
+            "prepared_later": len(pieces) - before,
             "first_token": summary([*first.values()]),
         }
 

@@ -39,6 +39,8 @@ MIN_WRONG = 0.2
 
 ELSEWHERE = "the memory lies elsewhere"
 
+FIRST_CALLS = 2  # of a step, before it is captured
+
 Step = TypeVar("Step")
 Result = TypeVar("Result")
 
@@ -230,26 +232,44 @@ class OnDevice(Protocol):
 
 
 def record_graph(step: OnDevice, pool: Any) -> Recording:
-    """Record a CUDA graph whose memory is shared with those of the same ``pool``.
+    """Record a step as a CUDA graph whose memory is shared with those of the same ``pool``.
 
     The inputs of a step are all padding, which leaves no trace but in the slot for that.
     """
+    for _ in range(FIRST_CALLS):
+        call_aside(step)
+    return capture_graph(step, pool)
+
+
+def call_aside(step: OnDevice) -> None:
+    """One of the `FIRST_CALLS` of a step, until the device has finished it: what is compiled,
+    loaded or allocated then cannot be in a capture. Those of a step like it serve as well."""
+    if step.device.type != "cuda":
+        step()
+        return
     with torch.cuda.device(step.device), recompiling():
         usual, aside = torch.cuda.current_stream(), _aside(step.device)
-        graph = torch.cuda.CUDAGraph()
         try:
             aside.wait_stream(usual)
             with torch.cuda.stream(aside):
-                for _ in range(2):  # what is compiled, loaded or allocated at a first call
-                    step()
-            usual.wait_stream(aside)
+                step()
+            aside.synchronize()
+        finally:
+            torch.cuda.set_stream(usual)
+            usual.wait_stream(aside)  # which, where it failed, may still read what is given back
+
+
+def capture_graph(step: OnDevice, pool: Any) -> Recording:
+    """`record_graph` of a step that has had its `FIRST_CALLS`."""
+    with torch.cuda.device(step.device), recompiling():
+        usual, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+        try:
             # Other threads may go on using the device meanwhile.
             with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
                 outputs = step()
         except BaseException:
             _end_recording(graph)
             torch.cuda.set_stream(usual)
-            usual.wait_stream(aside)  # which may still read what is now given back
             raise
 
     def replay() -> Any:

@@ -33,12 +33,14 @@ from stream_vlm_ros.engine.attention.verified import (
 from stream_vlm_ros.engine.cache.manager import KVCacheManager
 from stream_vlm_ros.engine.cache.requests import Fork
 from stream_vlm_ros.engine.captured import (
+    FIRST_CALLS,
     MIN_WRONG,
     PLAIN_STEP,
     Ready,
     Recording,
     StepKernels,
-    record_graph,
+    call_aside,
+    capture_graph,
     reserved_bytes,
     triton_kernels,
     unreadable,
@@ -153,13 +155,17 @@ class ChunkPath:
         hidden = self._model.batch_forward(*together, forks, lengths, self._functions)
         return list(hidden.split(lengths))
 
-    @property
-    def is_prepared(self) -> bool:
+    def is_prepared(self, most: int = BATCHES[0]) -> bool:
         """Whether `prepare_next` has nothing to do."""
         return True
 
-    def prepare_next(self) -> None:
-        """Make something ready that later chunks would have to wait for, in less than a second."""
+    def prepare_next(self, most: int = BATCHES[0]) -> None:
+        """Do a piece of what makes ready what later chunks would have to wait for: who comes
+        meanwhile waits for two steps at most, or a recording.
+
+        Args:
+            most: how many chunks there may be in a step.
+        """
 
 
 class CapturedChunks(ChunkPath):
@@ -175,8 +181,8 @@ class CapturedChunks(ChunkPath):
             which several engines have theirs.
         kernels: the steps' own.
         graph: record and replay the steps; otherwise they are run again each time.
-        recorder: records a step, given the pool of those recorded before, None at first. None:
-            `record_graph`.
+        recorder: records a step that has had its `FIRST_CALLS`, given the pool of those recorded
+            before, None at first. None: `capture_graph`.
         batches: how many engines' chunks there may be in a step, falling to 1.
 
     Attributes:
@@ -197,7 +203,7 @@ class CapturedChunks(ChunkPath):
     ):
         super().__init__(model, functions)
         self._store, self._kernels, self._graph = store, kernels, graph
-        self._recorder = recorder or record_graph
+        self._recorder = recorder or capture_graph
         self._batches = tuple(batches)
         # Being too large for the device is a reason not to take a graph, too.
         self._verified: Verified[Any] = Verified("chunks take longer", ())
@@ -212,6 +218,9 @@ class CapturedChunks(ChunkPath):
         self._grids: set[tuple[int, int, int]] = set()  # whose vision was to be recorded
         self._visions: dict[Any, Ready[_Vision, torch.Tensor]] = {}
         self._chunks: dict[Any, Ready[_Chunk, torch.Tensor]] = {}
+        # What was begun ahead, which any piece of work may come between: no step is kept for it.
+        self._called: Counter[_Kind] = Counter()  # of their first calls, until they are recorded
+        self._untried: set[_Kind] = set()  # that were recorded
         self._pool: Any = None  # of the graphs' memory
         self._weights_at = 0
         store.follow(self)
@@ -230,6 +239,7 @@ class CapturedChunks(ChunkPath):
         self._stream = None
         self._memories.clear()
         self._chunks.clear()
+        self._called.clear()
 
     def memory_given_back(self) -> None:
         """The device has more memory than before. Called by any thread."""
@@ -275,6 +285,7 @@ class CapturedChunks(ChunkPath):
 
     def _encode_alike(self, kind: _Kind, several: Sequence[PatchGrid]) -> list[torch.Tensor]:
         """Vision features of chunks that one step takes together."""
+        self._untried.discard(kind)
         see, plain = partial(self._see, kind, several), partial(super().encode_all, several)
         found = self._verified.run(kind, see, plain, _differ_all)
         if kind in self.refused:
@@ -402,52 +413,74 @@ class CapturedChunks(ChunkPath):
 
     # -- recording ---------------------------------------------------------------------------
 
-    @property
-    def is_prepared(self) -> bool:
-        return next(self._missing(), None) is None
+    def is_prepared(self, most: int = BATCHES[0]) -> bool:
+        return next(self._missing(most), None) is None
 
     @torch.inference_mode()
-    def prepare_next(self) -> None:
-        """Record a step for a number of chunks that have not come together yet, of a size that has
-        come: when they do, they come faster than they are appended. One of the vision tower is
-        tried, too; one of the language model, for which there are no memories, when they come."""
-        if (kind := next(self._missing(), None)) is None:
-            return
+    def prepare_next(self, most: int = BATCHES[0]) -> None:
+        """Go on with a step for a number of chunks that have not come together yet, of a size that
+        has come: when they do, they come faster than they are appended. A piece is one of its first
+        calls, its recording, or, of the vision tower, the trial; the language model, for which
+        there are no memories, is tried when they come."""
+        self._check_weights()
+        if (kind := next(self._missing(most), None)) is not None:
+            self._verified.attempt(kind, lambda: self._prepare(kind))
+
+    def _prepare(self, kind: _Kind) -> None:
         alike, chunks = kind[:-1], kind[-1]
         if kind[0] == "vision":
             other, seen = _like(alike, self._visions)
-            one = _first(seen.step.patches, other)
-            self._verified.attempt(kind, lambda: self._encode_alike(kind, [one] * chunks))
+            several = [_first(seen.step.patches, other)] * chunks
+            if kind in self._untried:
+                self._encode_alike(kind, several)
+            elif not self._call_ahead(kind, partial(self._vision_step, several)):
+                self._vision(kind, several)
+                self._untried.add(kind)
         else:
-            _, taken = _like(alike, self._chunks)
-            self._verified.attempt(kind, lambda: self._chunk(kind, taken.step.readout))
+            readout = _like(alike, self._chunks)[1].step.readout
+            if not self._call_ahead(kind, partial(self._chunk_step, kind, readout)):
+                self._chunk(kind, readout)
+
+    def _call_ahead(self, kind: _Kind, make: Callable[[], _Vision | _Chunk]) -> bool:
+        """Call a step of that kind, as it is called before it is recorded; False: it has been."""
+        if not self._graph or self._called[kind] == FIRST_CALLS:
+            return False
+        with self._noting_failure():
+            call_aside(make())
+        self._called[kind] += 1
+        return True
 
     def _vision(self, kind: _Kind, several: Sequence[PatchGrid]) -> Ready[_Vision, torch.Tensor]:
         """The step of that kind, recorded on these patches if it is the first time."""
         if kind not in self._visions:
             with self._noting_failure():
-                step = _Vision(self._model, _joined(several), self._functions)
-                self._visions[kind] = self._recorded(step)
+                self._visions[kind] = self._recorded(kind, self._vision_step(several))
         return self._visions[kind]
+
+    def _vision_step(self, several: Sequence[PatchGrid]) -> _Vision:
+        return _Vision(self._model, _joined(several), self._functions)
 
     def _chunk(self, kind: _Kind, readout: Readout | None) -> Ready[_Chunk, torch.Tensor]:
         """The step of that kind, recorded if it is the first time."""
-        _, size, _, chunks = kind
         with self._noting_failure():
-            memory = self._memory_for(chunks)  # first: it lets go of what read a replaced one
+            self._memory_for(kind[-1])  # first: it lets go of what read a replaced one
             if kind not in self._chunks:
-                given = (self._kernels, self._functions)
-                step = _Chunk(self._model, memory, size, *given, readout)
-                self._chunks[kind] = self._recorded(step)
+                self._chunks[kind] = self._recorded(kind, self._chunk_step(kind, readout))
         return self._chunks[kind]
 
-    def _missing(self) -> Iterator[_Kind]:
-        """Steps of sizes that have come, for numbers of chunks that have not; the fewest first."""
+    def _chunk_step(self, kind: _Kind, readout: Readout | None) -> _Chunk:
+        _, size, _, chunks = kind
+        memory = self._memory_for(chunks)
+        return _Chunk(self._model, memory, size, self._kernels, self._functions, readout)
+
+    def _missing(self, most: int) -> Iterator[_Kind]:
+        """Steps of sizes that have come, for numbers of chunks up to ``most`` that have not; the
+        fewest first."""
         there = (*self._visions, *self._chunks)
-        for chunks in reversed(self._batches):
+        for chunks in reversed([size for size in self._batches if size <= most]):
             for alike in dict.fromkeys(kind[:-1] for kind in there):
                 kind = (*alike, chunks)
-                if kind not in there and self._serves(kind):
+                if (kind not in there or kind in self._untried) and self._serves(kind):
                     yield kind
 
     @contextmanager
@@ -460,13 +493,16 @@ class CapturedChunks(ChunkPath):
             self._lacks_memory = is_out_of_memory(fault)
             raise
 
-    def _recorded(self, step: _Step) -> Ready[_Step, torch.Tensor]:
+    def _recorded(self, kind: _Kind, step: _Step) -> Ready[_Step, torch.Tensor]:
         if not self._graph:
             return Ready(step, step)
-        device = self._model.device
+        device, begin = self._model.device, time.perf_counter()
+        for _ in range(self._called[kind], FIRST_CALLS):
+            call_aside(step)
+        self._called[kind] = FIRST_CALLS
         if device.type == "cuda":
             torch.cuda.empty_cache()  # as a capture does, so that what it takes can be told
-        begin, before = time.perf_counter(), reserved_bytes(device)
+        before = reserved_bytes(device)
         replay, self._pool = self._recorder(step, self._pool)
         self.captures += 1
         taken = reserved_bytes(device) - before
@@ -478,6 +514,8 @@ class CapturedChunks(ChunkPath):
         if self._weights_at != (now_at := weights_at(self._model)):
             self._visions.clear()
             self._chunks.clear()
+            self._called.clear()
+            self._untried.clear()
             self._pool = None
             self._weights_at = now_at
 

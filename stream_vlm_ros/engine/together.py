@@ -232,15 +232,15 @@ class EngineGroup:
             raise InvalidParameterError("engines of a group share one model")
         return self._path
 
-    @property
-    def is_prepared(self) -> bool:
+    def is_prepared(self, most: int = BATCHES[0]) -> bool:
         """Whether `prepare_next` has nothing to do."""
-        return self._path is None or self._path.is_prepared
+        return self._path is None or self._path.is_prepared(most)
 
-    def prepare_next(self) -> None:
-        """Record, while nobody waits, a step that chunks of several engines will take."""
+    def prepare_next(self, most: int = BATCHES[0]) -> None:
+        """While nobody waits, a piece of what makes a step ready that chunks of several engines,
+        ``most`` at most, will take; see `ChunkPath.prepare_next`."""
         if self._path is not None:
-            self._path.prepare_next()
+            self._path.prepare_next(most)
 
     def text_path(self, wanted: str, model: StreamModel, reads: Readout | None) -> TextRunner:
         """How questions to one of them run, by the name of `QUESTION_PATHS`: what is recorded for

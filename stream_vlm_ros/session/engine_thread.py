@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from stream_vlm_ros.session.scheduler import Choice, Scheduler, Wants
@@ -99,13 +100,13 @@ class _Turn(NamedTuple):
         wants: what each session could do.
         choice: whose turn it is; None: sessions are to be loaded or closed, if there are any left.
         in_common: the chunks that wait, of whichever sessions, may be appended together.
-        to_prepare: a group that could make something ready, while nobody wants anything.
+        prepare: does a piece of what makes something ready, while nobody wants anything.
     """
 
     wants: dict[EngineWorker, Wants]
     choice: Choice[EngineWorker] | None = None
     in_common: bool = False
-    to_prepare: Any = None
+    prepare: Callable[[], None] | None = None
 
     @property
     def appends_together(self) -> bool:
@@ -137,6 +138,7 @@ class EngineThread:
         wake: guards the queues of all sessions; notified when one has something to do.
         scheduler: decides who is next.
         spent: what the thread did with its time since it began, by kind of work.
+        is_idle: nobody wants anything, and nothing is left to be made ready.
     """
 
     def __init__(
@@ -154,6 +156,7 @@ class EngineThread:
         self._write_together = write_together
         self._append_together, self._most = append_together, together
         self._chunk_seconds: dict[EngineWorker, float] = {}  # of each one's last chunk
+        self.is_idle = False
         self._waiting_since: float | None = None  # by the clock, since when chunks have waited
         self._clock = clock
         self._workers: list[EngineWorker] = []  # that are not over; replaced as a whole
@@ -239,11 +242,11 @@ class EngineThread:
             if turn.choice is not None:
                 for worker in turn.choice.sessions:
                     worker.take(is_chunk=turn.choice.is_chunk)
-            elif not new and not stopped and turn.to_prepare is None:
+            elif not new and not stopped and turn.prepare is None:
                 return False
-        if turn.to_prepare is not None:
+        if turn.prepare is not None:
             begin = self._clock()
-            turn.to_prepare.prepare_next()
+            turn.prepare()
             self._spend(PREPARING, 1, self._clock() - begin)
         for worker in stopped:
             (worker.give_up if worker in new else worker.close)()
@@ -268,17 +271,29 @@ class EngineThread:
             self.scheduler.together = self._batch(wants, patience) if in_common else 1
             if (choice := self.scheduler.choose(wants)) is not None:
                 return _Turn(wants, choice, in_common)
-            if (group := self._unprepared()) is not None:
-                return _Turn({}, to_prepare=group)
+            if (prepare := self._preparing()) is not None:
+                return _Turn({}, prepare=prepare)
+            self.is_idle = True
             self.wake.wait()
+            self.is_idle = False
 
-    def _unprepared(self) -> Any:
-        """A group that could make something ready now that its chunks would wait for; None: there
-        is none."""
+    def _preparing(self) -> Callable[[], None] | None:
+        """What makes something ready that the chunks of a group would wait for; None: there is
+        nothing."""
         if self._append_together is None:
             return None
-        groups = (worker.group for worker in self._workers)
-        return next((one for one in groups if not getattr(one, "is_prepared", True)), None)
+        for group in dict.fromkeys(worker.group for worker in self._workers):
+            most = self._most_of(group)
+            if hasattr(group, "prepare_next") and not group.is_prepared(most):
+                return partial(group.prepare_next, most)
+        return None
+
+    def _most_of(self, group: Any) -> int:
+        """Of how many of its sessions chunks may come to be appended together, by what they have
+        taken: of the quickest, since each may come without those that are slower."""
+        its = [worker for worker in self._workers if worker.group is group]
+        known = (self._chunk_seconds[one] for one in its if one in self._chunk_seconds)
+        return min(len(its), self._fitting(PATIENCE_BEHIND, min(known, default=PATIENCE)))
 
     def _let_go(self) -> None:
         """Forget sessions that are over."""
@@ -309,7 +324,11 @@ class EngineThread:
         """Of how many sessions chunks may be appended together, in so many seconds."""
         with_chunks = [worker for worker, its in wants.items() if its.chunk]
         slowest = max(self._chunk_seconds.get(worker, PATIENCE) for worker in with_chunks)
-        return max(1, min(self._most, int(patience / slowest)))
+        return self._fitting(patience, slowest)
+
+    def _fitting(self, patience: float, seconds: float) -> int:
+        """How many chunks may be appended together that take so many seconds each."""
+        return max(1, min(self._most, int(patience / seconds)))
 
     def _carry_out(self, turn: _Turn, choice: Choice[EngineWorker]) -> None:
         begin = self._clock()

@@ -20,7 +20,13 @@ from stream_vlm_ros.engine.decoding import Sampler
 from stream_vlm_ros.engine.graph_runner import SIZES, TextRunner, text_runner
 from stream_vlm_ros.engine.inputs.frames import FrameProcessor
 from stream_vlm_ros.engine.model.compiled import compiled_layers
-from stream_vlm_ros.engine.together import EngineGroup, Together, finished, write_together
+from stream_vlm_ros.engine.together import (
+    EngineGroup,
+    Together,
+    append_together,
+    finished,
+    write_together,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -195,6 +201,41 @@ def test_cameras_append_together_what_each_would_alone(toys, processor, dtype, m
         assert one.cache_manager.time_spans() == other.cache_manager.time_spans()
         found, expected = question_logits(one), question_logits(other)
         assert (found - expected).norm() / expected.norm() < most
+
+
+def test_steps_for_several_chunks_are_made_ready_in_pieces_and_serve(toys, processor):
+    config = EvictionConfig(400, **SINK_AND_WINDOW)
+    model = toys.model(11, heads=4, kv_heads=2, head_dim=64, layers=3)
+    group = EngineGroup([400] * 2)
+    make = lambda **more: VideoStreamingInference(model, processor, "cuda", config, **more)  # noqa: E731
+    engines, alone = [make(group=group) for _ in range(2)], [make() for _ in range(2)]
+
+    def watch(number, count):
+        given = [toys.frames(4, 140, 196, seed=10 * number + camera) for camera in range(count)]
+        times = [2.0 * number + 0.5 * frame for frame in range(4)]
+        done = append_together(
+            [(engine, frames, times) for engine, frames in zip(engines, given, strict=False)]
+        )
+        assert not [one for one in done if isinstance(one, Exception)]
+        for engine, frames in zip(alone, given, strict=False):
+            engine.append_video_chunk(frames, timestamps=times)
+
+    for number in range(3):
+        watch(number, 1)
+    path, usual, pieces = engines[0].chunk_path, torch.cuda.current_stream(), 0
+    assert path.captures == 2 and not group.is_prepared()
+    while not group.is_prepared() and pieces < 100:
+        group.prepare_next()
+        pieces += 1
+        assert torch.cuda.current_stream() == usual
+    # Two calls and the recording of each, and the vision tower's trial.
+    assert (pieces, path.captures, path.refused) == (7, 4, {})
+    for number in range(3, 9):
+        watch(number, 2)
+    assert path.captures == 4 and not path.refused
+    for one, other in zip(engines, alone, strict=True):
+        found, expected = question_logits(one), question_logits(other)
+        assert (found - expected).norm() / expected.norm() < 1e-4
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-3), (torch.bfloat16, 0.2)])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from toy_qwen import SINK_AND_WINDOW
 
-from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference
+from stream_vlm_ros.engine import EvictionConfig, VideoStreamingInference, together
 from stream_vlm_ros.engine.captured import PLAIN_STEP, Recording
 from stream_vlm_ros.engine.chunk_path import CapturedChunks
 from stream_vlm_ros.engine.together import EngineGroup, Together, append_together, finished
@@ -83,8 +83,8 @@ class Cameras:
                 for name in ("tokens", "evicted_tokens", "cache_length", "grid", "closed_seconds"):
                     assert result[name] == expected[name], name
 
-    def assert_same(self):
-        for one, other in zip(self.together, self.alone, strict=True):
+    def assert_same(self, which=(0, 1, 2)):
+        for one, other in ((self.together[camera], self.alone[camera]) for camera in which):
             found, expected = one.cache_manager.gather(), other.cache_manager.gather()
             # Sums of some hundred float32 in another order, chunk after chunk: see test_chunk_path.
             assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
@@ -528,11 +528,10 @@ def test_steps_for_more_chunks_than_have_come_are_made_ready_ahead(toys, model, 
     )
     for engine in cameras.together:
         engine.chunk_path = cameras.path
-    assert cameras.path.is_prepared  # no size has come
+    assert cameras.path.is_prepared()  # no size has come
     cameras.watch(range(3), which=(0,))
-    assert len(made) == 2 and not cameras.path.is_prepared
-    while not cameras.path.is_prepared:
-        cameras.path.prepare_next()
+    assert len(made) == 2 and not cameras.path.is_prepared()
+    prepare(cameras.path)
     assert len(made) == 4  # vision tower and language model, for two chunks beside the one
     assert "of each of 2 chunks" in made[3]
     cameras.watch(range(3, 6))
@@ -561,20 +560,197 @@ class Recorder:
         return Recording(replay, pool)
 
 
-def recorded(cameras, model, fault):
+def recorded(cameras, model, fault=None, batches=(2, 1)):
     """A path whose steps are recorded; its recorder."""
     recorder = Recorder(fault)
     cameras.path = CapturedChunks(
-        model, model.functions, cameras.group.room, graph=True, recorder=recorder, batches=(2, 1)
+        model, model.functions, cameras.group.room, graph=True, recorder=recorder, batches=batches
     )
     for engine in cameras.together:
         engine.chunk_path = cameras.path
     return recorder
 
 
-def prepare(path):
-    while not path.is_prepared:
-        path.prepare_next()
+def prepare(path, most=8):
+    """Make ready what may come; ``path``: or a group."""
+    for _ in range(100):
+        if path.is_prepared(most):
+            return
+        path.prepare_next(most)
+    raise AssertionError("there is always something left")
+
+
+def test_steps_for_more_chunks_than_can_come_are_not_made_ready(toys, model, processor):
+    cameras = Cameras(toys, model, processor, steps=True)
+    recorder = recorded(cameras, model, batches=(4, 2, 1))
+    cameras.watch(range(3), which=(0,))
+    assert cameras.path.is_prepared(1) and not cameras.path.is_prepared(2)
+    prepare(cameras.path, 3)
+    cameras.path.prepare_next(3)  # in vain
+    assert [step.endswith("of each of 2 chunks") for step in recorder.tried] == [False] * 3 + [True]
+    assert not cameras.path.is_prepared()
+    prepare(cameras.path)
+    assert len(recorder.tried) == 6 and "of each of 4 chunks" in recorder.tried[-1]
+
+
+def test_a_group_makes_ready_what_can_come_of_its_engines_chunks(
+    toys, model, processor, monkeypatch
+):
+    recorder = Recorder(None)
+
+    def chunk_path(model, functions, room, captured, batches):
+        return CapturedChunks(model, functions, room, PLAIN_STEP, True, recorder, batches)
+
+    monkeypatch.setattr(together, "chunk_path", chunk_path)
+    cameras = Cameras(toys, model, processor, steps=False)
+    assert cameras.group.is_prepared()
+    cameras.watch(range(3), which=(0,))
+    assert cameras.group.is_prepared(1) and not cameras.group.is_prepared(2)
+    for _ in range(3):
+        cameras.group.prepare_next(1)  # in vain
+    assert len(recorder.tried) == 2
+    prepare(cameras.group)
+    assert len(recorder.tried) == 4 and cameras.path.is_prepared()  # of two: there are three
+
+
+class Passes:
+    """How often the vision tower and the language model are computed for two chunks."""
+
+    def __init__(self, model, monkeypatch):
+        self.vision = self.decoder = 0
+        encode, decode = model.encode_frames, model.decode
+
+        def counted_encode(patches, functions):
+            self.vision += patches.grid_thw[0] == 2 * 2  # two grids a chunk
+            return encode(patches, functions)
+
+        def counted_decode(hidden, *given):
+            self.decoder += len(hidden) == 2 * 64
+            return decode(hidden, *given)
+
+        monkeypatch.setattr(model, "encode_frames", counted_encode)
+        monkeypatch.setattr(model, "decode", counted_decode)
+
+    def taken(self):
+        """Those since this was asked."""
+        found, self.vision, self.decoder = (self.vision, self.decoder), 0, 0
+        return found
+
+
+def pieces(cameras, passes, recorder, most=100):
+    """What each piece of preparing computes, and how many steps it records."""
+    found = []
+    while not cameras.path.is_prepared() and len(found) < most:
+        before = len(recorder.tried)
+        cameras.path.prepare_next()
+        found.append((*passes.taken(), len(recorder.tried) - before))
+    return found
+
+
+CALL, TRIAL, RECORDING = (1, 0, 0), (2, 0, 0), (0, 0, 1)  # the trial: the step, and plainly
+CALL_OF_TEXT = (0, 1, 0)
+
+
+def test_a_step_is_made_ready_in_pieces_between_which_a_question_may_come(
+    toys, model, processor, monkeypatch
+):
+    cameras = Cameras(toys, model, processor, steps=True)
+    recorder, passes = recorded(cameras, model), Passes(model, monkeypatch)
+    cameras.watch(range(3), which=(0,))
+    passes.taken()
+    found = pieces(cameras, passes, recorder)
+    # A graph's recording computes nothing.
+    assert found == [CALL, CALL, RECORDING, TRIAL, CALL_OF_TEXT, CALL_OF_TEXT, RECORDING]
+
+
+@pytest.mark.parametrize("done", range(8))
+def test_chunks_that_come_while_their_step_is_made_ready_lose_nothing(
+    toys, model, processor, monkeypatch, done
+):
+    cameras = Cameras(toys, model, processor, steps=True)
+    recorder, passes = recorded(cameras, model), Passes(model, monkeypatch)
+    cameras.watch(range(3), which=(0,))
+    cameras.watch([3], which=(1,))
+    cameras.watch([3], which=(0,))
+    passes.taken()
+    ahead = pieces(cameras, passes, recorder, done)
+    cameras.watch([4], which=(0, 1))
+    vision, decoder = map(sum, zip(passes.taken(), *(each[:2] for each in ahead), strict=True))
+    # Two calls, the trial, and the chunks' own step unless that was the trial; the language model's
+    # is held against steps of one.
+    assert (vision, decoder) == (2 + 2 + (done > 3), 2 + 1)
+    assert len(recorder.tried) == 4 and cameras.path.is_prepared() and not cameras.path.refused
+    cameras.assert_same(which=(0, 1))
+
+
+def test_what_was_begun_for_weights_that_are_elsewhere_now_is_begun_anew(
+    toys, model, processor, monkeypatch
+):
+    cameras = Cameras(toys, model, processor, steps=True)
+    recorder, passes = recorded(cameras, model), Passes(model, monkeypatch)
+    for number, begun in enumerate((1, 3, 5)):  # a call; a step to be tried; a call of the other
+        cameras.watch([2 * number, 2 * number + 1], which=(0,))
+        passes.taken()
+        assert len(pieces(cameras, passes, recorder, begun)) == begun
+        weights = next(model.parameters())
+        weights.data = weights.data.clone()
+        assert pieces(cameras, passes, recorder) == [(0, 0, 0)]  # no size has come since
+    cameras.watch([6], which=(0,))
+    passes.taken()
+    assert len(pieces(cameras, passes, recorder)) == 4 + 3
+    cameras.watch([7, 8], which=(0, 1))
+    cameras.assert_same(which=(0, 1))
+    assert not cameras.path.refused
+
+
+def test_what_was_begun_for_a_memory_that_was_replaced_is_begun_anew(
+    toys, model, processor, monkeypatch, tmp_path
+):
+    """Here it is that of one engine, as a group's never is."""
+    cameras = Cameras(toys, model, processor, steps=True)
+    engine, passes, recorder = cameras.alone[0], Passes(model, monkeypatch), Recorder(None)
+    cameras.path = engine.chunk_path = CapturedChunks(
+        model, model.functions, engine.cache_manager, PLAIN_STEP, True, recorder, (2, 1)
+    )
+    for number in range(3):
+        engine.append_video_chunk(toys.frames(4, *SIZES[0], seed=number), fps=2)
+    passes.taken()
+    assert pieces(cameras, passes, recorder, 5)[-1] == CALL_OF_TEXT
+    engine.save_memory(tmp_path / "saved.safetensors")
+    old = weakref.ref(engine.cache_manager.memory)
+    engine.load_memory(tmp_path / "saved.safetensors")
+    gc.collect()
+    assert old() is None and cameras.path.is_prepared()
+    engine.append_video_chunk(toys.frames(4, *SIZES[0], seed=4), fps=2)
+    passes.taken()
+    assert pieces(cameras, passes, recorder) == [CALL_OF_TEXT, CALL_OF_TEXT, RECORDING]
+    assert not cameras.path.refused
+
+
+def test_memory_that_runs_out_at_a_first_call_ends_preparing_until_some_is_given_back(
+    toys, model, processor, monkeypatch, caplog
+):
+    cameras, passes = Cameras(toys, model, processor, steps=True), Passes(model, monkeypatch)
+    recorder = recorded(cameras, model, batches=(4, 2, 1))
+    cameras.watch(range(3), which=(0,))
+    passes.taken()
+    decode = model.decode
+
+    def fail(*given):
+        raise torch.OutOfMemoryError("all is taken")
+
+    monkeypatch.setattr(model, "decode", fail)
+    assert len(pieces(cameras, passes, recorder)) == 4 + 1
+    assert len(caplog.records) == 1 and "all is taken" in caplog.text
+    monkeypatch.setattr(model, "decode", decode)
+    assert cameras.path.is_prepared() and cameras.path.is_prepared(2)
+    end_a_session(cameras, model, processor)
+    assert not cameras.path.is_prepared(2)
+    found = pieces(cameras, passes, recorder)
+    assert found[:3] == [CALL_OF_TEXT, CALL_OF_TEXT, RECORDING]
+    assert len(found) == 3 + 4 + 3  # and of four
+    cameras.watch(range(3, 5), which=(0, 1))
+    assert not cameras.path.refused
 
 
 LARGE = 2 * max(CAPS)
@@ -616,11 +792,11 @@ def test_a_step_that_found_no_memory_is_tried_again_when_a_session_has_ended(
     cameras.watch(range(3), which=(0,))
     for _ in range(2):
         prepare(cameras.path)
-        assert cameras.path.is_prepared
+        assert cameras.path.is_prepared()
         end_a_session(cameras, model, processor, CAPS[1])  # whose room is the group's, as ever
-        assert cameras.path.is_prepared
+        assert cameras.path.is_prepared()
         end_a_session(cameras, model, processor)
-        assert not cameras.path.is_prepared
+        assert not cameras.path.is_prepared()
     told = [one for one in caplog.records if "no room next to" not in one.message]
     assert len(recorder.tried) == 2 + 2 and len(told) == 1
     recorder.fault = None
@@ -643,7 +819,7 @@ def test_what_cannot_be_recorded_is_not_tried_again_when_a_session_has_ended(
     cameras.watch(range(3), which=(0,))
     prepare(cameras.path)
     end_a_session(cameras, model, processor)
-    assert cameras.path.is_prepared and len(recorder.tried) == 3
+    assert cameras.path.is_prepared() and len(recorder.tried) == 3
 
 
 def test_steps_that_are_wrong_for_two_and_then_for_one_leave_chunks_to_plain_calls(

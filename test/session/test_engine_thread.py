@@ -359,19 +359,19 @@ def test_chunks_of_several_sessions_go_to_who_appends_them_together(start):
 class Clock:
     """Seconds that pass while chunks are appended, and at no other time."""
 
-    def __init__(self, seconds):
-        self.now, self._seconds = 0.0, seconds
+    def __init__(self):
+        self.now = 0.0
 
     def __call__(self):
         return self.now
 
-    def engine(self):
+    def engine(self, seconds):
         """One that takes so long for a chunk."""
         engine = FakeEngine()
         append = engine.append_video_chunk
 
         def take_time(images, **how):
-            self.now += self._seconds
+            self.now += seconds
             return append(images, **how)
 
         engine.append_video_chunk = take_time
@@ -390,13 +390,18 @@ class Clock:
 def test_as_many_go_together_as_a_question_can_wait_for_and_more_once_they_fall_behind(
     start, seconds, waiting, sizes
 ):
-    found, clock = [], Clock(seconds)
+    found, clock = [], Clock()
 
     def append_together(chunks, coming):
         found.append(len(chunks))
         return [engine.append_video_chunk(i, timestamps=t) for engine, i, t in chunks]
 
-    cameras = start("abcdefghijklmno", clock.engine, append_together=append_together, clock=clock)
+    cameras = start(
+        "abcdefghijklmno",
+        lambda: clock.engine(seconds),
+        append_together=append_together,
+        clock=clock,
+    )
 
     def wait_for_all():
         wait_until(lambda: not any(camera.counters.pending for camera in cameras))
@@ -485,13 +490,14 @@ class Unprepared:
     """What engines have in common, with three things to make ready."""
 
     def __init__(self):
-        self.left, self.during = 3, lambda: None
+        self.left, self.during, self.told = 3, lambda: None, []
 
-    @property
-    def is_prepared(self):
+    def is_prepared(self, most):
+        self.told.append(most)
         return self.left == 0
 
-    def prepare_next(self):
+    def prepare_next(self, most):
+        assert most == self.told[-1]
         self.left -= 1
         self.during()
 
@@ -514,9 +520,58 @@ def test_what_chunks_would_wait_for_is_made_ready_while_nobody_wants_anything(st
     group.during = come_between
     a.engine.group = b.engine.group = group
     b.append("wakes them")
-    wait_until(lambda: group.is_prepared and not a.counters.pending)
+    wait_until(lambda: group.left == 0 and not a.counters.pending)
     assert order == ["2 left", "x", "1 left", "0 left"]
     assert a.thread.spent[PREPARING][:2] == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("names", "seconds", "most"),
+    [
+        ("abcdefghijklmno", [1 / 128], 8),  # no more are appended together
+        ("abcdefghijklmno", [1 / 32], 4),  # in 0.15 s
+        ("abc", [1 / 128], 3),
+        ("abcdefgh", [0.5] * 7 + [1 / 32], 4),  # those that are slow may have nothing
+        ("ab", [0.5], 1),
+    ],
+)
+def test_only_what_could_be_appended_together_is_made_ready(start, names, seconds, most):
+    group, clock, each = Unprepared(), Clock(), itertools.cycle(seconds)
+
+    def append_together(chunks, coming):
+        raise AssertionError("nothing piles up")
+
+    cameras = start(
+        names,
+        lambda: clock.engine(next(each)),
+        append_together=append_together,
+        group=None,
+        clock=clock,
+    )
+    for camera in cameras:
+        camera.engine.group = group
+    for camera in cameras:
+        camera.append("x")
+        wait_until(lambda camera=camera: not camera.counters.pending)
+    wait_until(lambda: cameras[0].thread.is_idle)
+    assert group.told[-1] == most
+
+
+def test_it_is_idle_once_nobody_wants_anything_and_all_is_made_ready(start):
+    group, seen = Unprepared(), []
+
+    def append_together(chunks, coming):
+        raise AssertionError("nothing piles up")
+
+    a, b = start("ab", append_together=append_together, group=None)
+    wait_until(lambda: a.thread.is_idle)
+    group.during = lambda: seen.append(a.thread.is_idle)
+    a.engine.group = b.engine.group = group
+    hold(a)
+    assert not a.thread.is_idle
+    a.engine.gate.set()
+    wait_until(lambda: a.thread.is_idle)
+    assert seen == [False] * 3
 
 
 def test_engines_that_have_nothing_in_common_append_one_by_one(start):
