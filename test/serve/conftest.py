@@ -11,6 +11,7 @@ from serving import RunningServer
 import stream_vlm_ros.world  # noqa: F401 - a source may be drawn
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.factory import kept_model
+from stream_vlm_ros.serve import sessions as sessions_module
 from stream_vlm_ros.serve.options import Limits
 from stream_vlm_ros.serve.sessions import Sessions
 from stream_vlm_ros.sources import open_source
@@ -42,6 +43,12 @@ def server(settings):
     yield running
     sessions.drain(5.0)
     running.close()
+
+
+@pytest.fixture
+def often(monkeypatch):
+    """Sessions are looked after without much waiting in between."""
+    monkeypatch.setattr(sessions_module, "TICK", 0.01)
 
 
 @pytest.fixture

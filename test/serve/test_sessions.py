@@ -37,7 +37,7 @@ from stream_vlm_ros.session.timed_frame import TimedFrame
 
 
 @pytest.fixture
-def begin(settings):
+def begin(settings, often):
     """Makes sessions of a server of its own."""
     made = []
 
