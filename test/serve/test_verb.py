@@ -50,14 +50,25 @@ def refusal(*arguments, environment=None):
     return " ".join(done.stderr.split())
 
 
-def test_what_cannot_be_served_is_told_in_one_line(tmp_path):
-    without = {"STREAM_VLM_API_KEY": None}
-    assert "which needs a key" in refusal("--host", "0.0.0.0", environment=without)
-    assert "no_such_model" in refusal("--model", tmp_path / "no_such_model")
-    assert "max_cache_tokens must be said" in refusal("--max-cache-tokens", 0)
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--host", "0.0.0.0"], "which needs a key"),
+        (["--model", "no_such/no_such_model"], "no_such_model"),
+        (["--max-cache-tokens", 0], "max_cache_tokens must be said"),
+    ],
+)
+def test_what_cannot_be_served_is_told_in_one_line(options, words):
+    assert words in refusal(*options, environment={"STREAM_VLM_API_KEY": None})
+
+
+def test_a_port_that_is_taken_is_told_in_one_line():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"port {port} is taken" in refusal("--port", port)
+
+
+def test_a_key_in_a_file_that_is_none_is_told_in_one_line(tmp_path):
     file = tmp_path / "keys"
     file.write_text(f"{KEY}\nshort\n")
     file.chmod(0o600)
