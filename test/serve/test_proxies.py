@@ -194,7 +194,9 @@ def trusted_by_threads(folder):
 
 def http(address, folder, **headers):
     told = {"Authorization": f"Bearer {KEY}", **headers}
-    return httpx.Client(base_url=f"https://{address}", verify=trusted(folder), headers=told)
+    return httpx.Client(
+        base_url=f"https://{address}", verify=trusted(folder), headers=told, timeout=PATIENCE
+    )
 
 
 class Camera:
@@ -278,7 +280,7 @@ def test_an_answer_comes_word_by_word(camera, front, folder, monkeypatch):
     asked = {"model": "front", "stream": True, "messages": QUESTION}
     with (
         http(front, folder, **{"x-session-id": "front"}) as client,
-        client.stream("POST", "/v1/chat/completions", json=asked, timeout=PATIENCE) as answer,
+        client.stream("POST", "/v1/chat/completions", json=asked) as answer,
     ):
         for line in answer.iter_lines():
             if re.search('"content":"[^"]', line):
@@ -328,7 +330,7 @@ def test_refusals_are_the_servers_own(camera, front, folder, film):
     with http(front, folder, **{"x-session-id": "front"}) as client:
         for size in (2 << 20, 20 << 20):
             asked = {"model": "front", "messages": [{"role": "user", "content": "x" * size}]}
-            answer = client.post("/v1/chat/completions", json=asked, timeout=PATIENCE)
+            answer = client.post("/v1/chat/completions", json=asked)
             assert answer.status_code == 413
             assert "nginx" in answer.text or answer.json()["error"]["code"] == "TOO_LARGE"
         asked = {"model": "front", "messages": QUESTION}
