@@ -1,18 +1,20 @@
 # SPDX-FileCopyrightText: 2026 The stream_vlm developers
 # SPDX-License-Identifier: Apache-2.0
 
-"""A server over the small model."""
+"""A server over the small model.
+
+What imports torch is imported where it is used: the process in which no test runs, but which starts
+those where they do, reads this file first.
+"""
 
 import itertools
 
 import pytest
-from serving import RunningServer
 
 import stream_vlm_ros.world  # noqa: F401 - a source may be drawn
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.factory import kept_model
 from stream_vlm_ros.serve.options import Limits
-from stream_vlm_ros.serve.sessions import Sessions
 from stream_vlm_ros.sources import open_source
 
 
@@ -36,6 +38,10 @@ def settings(tmp_path_factory):
 @pytest.fixture(scope="session")
 def server(settings):
     """One for all tests; each takes sessions of its own."""
+    from serving import RunningServer
+
+    from stream_vlm_ros.serve.sessions import Sessions
+
     sessions = Sessions(settings, Limits(max_sessions=200), load=kept_model)
     sessions.load()
     running = RunningServer(sessions)
@@ -45,8 +51,16 @@ def server(settings):
 
 
 @pytest.fixture
+def often(monkeypatch):
+    """Sessions are looked after without much waiting in between."""
+    monkeypatch.setattr("stream_vlm_ros.serve.sessions.TICK", 0.01)
+
+
+@pytest.fixture
 def another(server):
     """Makes another way in to the same sessions."""
+    from serving import RunningServer
+
     servers = []
 
     def make(*arguments, **options):

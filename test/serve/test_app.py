@@ -3,6 +3,7 @@
 
 """What is told over HTTP, and to whom."""
 
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -10,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 from patience import wait_until
 from prometheus_client.parser import text_string_to_metric_families
-from serving import feed
+from serving import RunningServer, feed
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import InvalidParameterError
@@ -28,31 +29,35 @@ def bearer(key):
     return {"Authorization": f"Bearer {key}"}
 
 
-def test_health_is_for_everybody_and_says_little(another):
-    server = another(Keys((KEY,)))
-    answer = httpx.get(f"{server.url}/health")
+@pytest.fixture(scope="module")
+def keyed(server):
+    """A way in for who knows a key."""
+    with closing(RunningServer(server.sessions, Keys((KEY, OTHER)))) as running:
+        yield running
+
+
+def test_health_is_for_everybody_and_says_little(keyed):
+    answer = httpx.get(f"{keyed.url}/health")
     assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert "server" not in answer.headers
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/v1/sessions", "/v1/nothing", "/docs", "/"])
-def test_all_else_needs_a_key(another, path):
-    server = another(Keys((KEY,)))
+def test_all_else_needs_a_key(keyed, path):
     for headers in ({}, bearer("0123456789abcdeX"), bearer("ключ".encode().decode("latin-1"))):
-        answer = httpx.get(server.url + path, headers={k: v.encode() for k, v in headers.items()})
+        answer = httpx.get(keyed.url + path, headers={k: v.encode() for k, v in headers.items()})
         assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
         assert answer.json()["error"]["type"] == "authentication_error"
 
 
-def test_a_session_is_listed_and_deleted_by_its_key_alone(another, film):
-    server = another(Keys((KEY, OTHER)))
-    with server.camera("listed", KEY) as camera:
+def test_a_session_is_listed_and_deleted_by_its_key_alone(keyed, film):
+    with keyed.camera("listed", KEY) as camera:
         feed(camera, film[:4])
-        [listed] = httpx.get(f"{server.url}/v1/sessions", headers=bearer(KEY)).json()["data"]
+        [listed] = httpx.get(f"{keyed.url}/v1/sessions", headers=bearer(KEY)).json()["data"]
         assert (listed["id"], listed["frames"], listed["connected"]) == ("listed", 4, True)
-        assert httpx.get(f"{server.url}/v1/sessions", headers=bearer(OTHER)).json()["data"] == []
-        url = f"{server.url}/v1/sessions/listed"
+        assert httpx.get(f"{keyed.url}/v1/sessions", headers=bearer(OTHER)).json()["data"] == []
+        url = f"{keyed.url}/v1/sessions/listed"
         answer = httpx.delete(url, headers=bearer(OTHER))
         assert answer.status_code == 404 and answer.json()["error"]["code"] == "NO_SESSION"
         assert httpx.delete(url, headers=bearer(KEY)).json()["deleted"]

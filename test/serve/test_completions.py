@@ -25,7 +25,7 @@ from serving import RunningServer
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
-from stream_vlm_ros.factory import card_of, load_engine
+from stream_vlm_ros.factory import card_of, kept_model, load_engine
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve.chat_request import ChatRequest, RequestError
 from stream_vlm_ros.serve.keys import Keys
@@ -476,7 +476,7 @@ KEYS = ("a" * 20, "b" * 20)
 def keyed(server):
     """A server that needs a key, and keeps a history behind small memories."""
     settings = replace(server.sessions.settings, history="auto", max_cache_tokens=300)
-    sessions = Sessions(settings, Limits(max_sessions=4))
+    sessions = Sessions(settings, Limits(max_sessions=4), load=kept_model)
     sessions.load()
     running = RunningServer(sessions, Keys(KEYS))
     yield running

@@ -29,7 +29,7 @@ from stream_vlm_ros.session.timed_frame import TimedFrame
 
 
 @pytest.fixture
-def begin(server, tmp_path):
+def begin(server, tmp_path, often):
     """Makes sessions of a server of its own."""
     made = []
 
@@ -198,6 +198,7 @@ def test_while_a_disk_is_stuck_sessions_end_in_their_time_and_others_are_looked_
 
     monkeypatch.setattr(session_file, "write_whole", stuck)
     monkeypatch.setattr(session_file, "NOTE_PERIOD", 0.0)
+    monkeypatch.setattr(sessions_module, "END_TIMEOUT", 0.5)  # all of it passes
     sessions = begin()
     noted, other = opened(sessions, "noted"), opened(sessions, "other")
     remember(noted, film[:4])
@@ -209,7 +210,8 @@ def test_while_a_disk_is_stuck_sessions_end_in_their_time_and_others_are_looked_
 
         other.ask(Question("What?"), fail).future.result(PATIENCE)
         wait_until(lambda: other.life.is_over)
-        sessions.hand_over([noted], 1.0)
+        noted.save().result(PATIENCE)
+        sessions.hand_over([noted], 0.5)
         assert noted.life.phase is Phase.ENDED and not go_on.is_set()
         with pytest.raises(SessionElsewhereError):
             Ownership(noted.file.path, patience=0.0)
@@ -383,9 +385,10 @@ def test_a_session_that_is_ended_while_its_memory_is_read_leaves_it_to_the_next(
 
     with monkeypatch.context() as patched:
         patched.setattr(MemoryReader, "read", stuck)
+        patched.setattr(sessions_module, "END_TIMEOUT", 0.5)  # its share for reading passes
         session = sessions.open("read", "a")
         assert reading.wait(PATIENCE)
-        sessions.hand_over([session], 1.0)
+        sessions.hand_over([session], 0.5)
         assert session.life.phase is Phase.ENDED
     again = opened(sessions, "read")
     assert (again.memory.frames, again.restored, again.gap) == (4, True, "")

@@ -260,7 +260,9 @@ class Served(RuleBasedStateMachine):
             self.sessions.close(self.name, "a")
 
 
-def test_whatever_happens_to_a_session_its_file_has_what_it_is_to_have(server, film, tmp_path):
+def test_whatever_happens_to_a_session_its_file_has_what_it_is_to_have(
+    server, film, tmp_path, often
+):
     own = replace(server.sessions.settings, memory_folder=str(tmp_path))
     sessions = Sessions(own, Limits(), load=kept_model)
     sessions.load()

@@ -8,13 +8,14 @@ import logging
 import socket
 import time
 from collections import Counter
+from contextlib import closing
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from patience import PATIENCE, wait_until
-from serving import Camera, feed, in_process, jpeg_of, of_jpeg
+from serving import Camera, RunningServer, feed, in_process, jpeg_of, of_jpeg
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from stream_vlm_ros.engine.inputs.timestamps import SECOND
@@ -217,26 +218,31 @@ def test_a_sequence_that_does_not_count_up_is_refused(server, film):
 # -- who is let in -----------------------------------------------------------------------------
 
 
-def test_who_knows_no_key_is_refused_in_words(another):
-    server = another(Keys((KEY, OTHER)))
+@pytest.fixture(scope="module")
+def keyed(server):
+    """A way in for who knows a key."""
+    with closing(RunningServer(server.sessions, Keys((KEY, OTHER)))) as running:
+        yield running
+
+
+def test_who_knows_no_key_is_refused_in_words(keyed):
     for told, why in (
         ({}, "needs a key"),
         ({"key": "0123456789abcdeX"}, "not one of this server's"),
         ({"headers": [("Authorization", "Basic " + KEY)]}, "needs a key"),
     ):
-        status, words, headers = refused(server.port, **told)
+        status, words, headers = refused(keyed.port, **told)
         assert status == 401 and why in words and headers["WWW-Authenticate"] == "Bearer"
         assert headers["X-Content-Type-Options"] == "nosniff"
-    with server.camera(key=KEY) as camera:
+    with keyed.camera(key=KEY) as camera:
         assert camera.created.session.id
 
 
-def test_a_camera_that_is_refused_leaves_no_error_in_the_log(another, caplog, monkeypatch):
-    server = another(Keys((KEY,)))
+def test_a_camera_that_is_refused_leaves_no_error_in_the_log(keyed, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)  # to where we read
-    assert refused(server.port)[0] == 401
-    assert refused(server.port, key=KEY, subprotocol="stream-vlm.v2")[0] == 400
-    with server.camera(key=KEY):  # what was logged of those before is there
+    assert refused(keyed.port)[0] == 401
+    assert refused(keyed.port, key=KEY, subprotocol="stream-vlm.v2")[0] == 400
+    with keyed.camera(key=KEY):  # what was logged of those before is there
         assert caplog.messages == []
 
 
@@ -260,9 +266,8 @@ def test_what_names_no_session_is_refused(server, name):
     assert status == 400 and "names no session" in words
 
 
-def test_two_keys_have_sessions_of_the_same_name_and_neither_sees_the_others(another, film):
-    server = another(Keys((KEY, OTHER)))
-    with server.camera("same", KEY) as mine, server.camera("same", OTHER) as other:
+def test_two_keys_have_sessions_of_the_same_name_and_neither_sees_the_others(keyed, film):
+    with keyed.camera("same", KEY) as mine, keyed.camera("same", OTHER) as other:
         feed(mine, film[:4])
         assert mine.ask("What?").memory.frames == 4
         assert other.ask("What?").error.code == "EMPTY_MEMORY"

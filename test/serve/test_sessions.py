@@ -37,7 +37,7 @@ from stream_vlm_ros.session.timed_frame import TimedFrame
 
 
 @pytest.fixture
-def begin(settings):
+def begin(settings, often):
     """Makes sessions of a server of its own."""
     made = []
 
@@ -231,7 +231,7 @@ def test_drained_it_ends_answers_saves_memories_tells_clients_and_goes_on_elsewh
 
 
 def test_memories_are_saved_every_so_many_minutes(begin, film, tmp_path):
-    sessions = begin(memory_folder=str(tmp_path), save_memory_minutes=0.01)
+    sessions = begin(memory_folder=str(tmp_path), save_memory_minutes=0.001)
     remembered(opened(sessions, "often"), film[:4])
     file = wait_until(lambda: [*Path(tmp_path).rglob("often.safetensors")])
     assert file[0].stat().st_mode & 0o077 == 0 or file[0].parent.stat().st_mode & 0o077 == 0

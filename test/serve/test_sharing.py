@@ -13,6 +13,7 @@ from patience import PATIENCE, wait_until
 
 from stream_vlm_ros.config import Settings
 from stream_vlm_ros.errors import StreamBusyError
+from stream_vlm_ros.factory import kept_model
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve.app import create_app
 from stream_vlm_ros.serve.keys import Keys
@@ -38,8 +39,8 @@ def servers(folder):
         device="cpu", max_cache_tokens=1500, max_pixels=25088, memory_folder=str(folder)
     )
     servers = [
-        Sessions(settings, Limits(drain_seconds=0.5), server="replica one"),
-        Sessions(settings, Limits(), server="replica two"),
+        Sessions(settings, Limits(drain_seconds=0.2), server="replica one", load=kept_model),
+        Sessions(settings, Limits(), server="replica two", load=kept_model),
     ]
     for server in servers:
         server.load()
@@ -186,15 +187,15 @@ def test_what_another_server_does_not_let_go_is_not_deleted(one, folder):
     hung.release(saved=True)
 
 
-def test_sessions_that_wait_for_another_server_keep_nobody_from_beginning(one, folder):
+def test_sessions_that_wait_for_another_server_keep_nobody_from_beginning(two, folder):
     names = [f"waits-{n}" for n in range(8)]
     hung = [Ownership(folder / "b" / f"{name}.safetensors") for name in names]
-    waiting = [Sessions.open(one, name, "b") for name in names]
+    waiting = [two.open(name, "b") for name in names]
     wait_until(lambda: all(owned.is_wanted for owned in hung))
-    one.open("new", "a").ready.result(1.0)
+    two.open("new", "a").ready.result(PATIENCE)
     assert not any(session.ready.done() for session in waiting)
     for name in names:
-        one.close(name, "b", forget=False)
+        two.close(name, "b", forget=False)
     for owned in hung:
         owned.release(saved=True)
-    one.close("new", "a")
+    two.close("new", "a")
