@@ -9,9 +9,13 @@ It needs the server's own protocol alone (docs/camera-protocol.md), no model and
 
 The server's key, if it has one, is read from the variable STREAM_VLM_API_KEY, or with --key-file
 FILE from the first line of a file.
+
+In Python take the asyncio client of websockets, as here: over TLS its client of threads may lose
+bytes that it reads in one thread while it writes in another.
 """
 
 import argparse
+import asyncio
 import io
 import json
 import os
@@ -20,8 +24,8 @@ import struct
 from pathlib import Path
 
 from PIL import Image
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, WebSocketException
-from websockets.sync.client import ClientConnection, connect
 
 import stream_vlm_ros.world  # noqa: F401 - a source may be drawn
 from stream_vlm_ros.errors import SourceError
@@ -44,10 +48,10 @@ def jpeg_of(image: Image.Image) -> bytes:
     return written.getvalue()
 
 
-def heard(camera: ClientConnection, *kinds: str) -> dict:
+async def heard(camera: ClientConnection, *kinds: str) -> dict:
     """The next event of one of these kinds; what went wrong is told."""
     while True:
-        event = json.loads(camera.recv())
+        event = json.loads(await camera.recv())
         if event["type"] in ("error", "input_frame_buffer.dropped", "session.ending"):
             print(event)
         if event["type"] in kinds:
@@ -92,7 +96,7 @@ def main() -> None:
         key = os.environ.get("STREAM_VLM_API_KEY", "")
         if options.key_file:
             key = Path(options.key_file).expanduser().read_text().partition("\n")[0]
-        watch(options, key.strip())
+        asyncio.run(watch(options, key.strip()))
     except SourceError as fault:
         parser.error(str(fault))
     except InvalidStatus as fault:
@@ -101,37 +105,39 @@ def main() -> None:
         parser.error(f"{options.url}: {fault}")
 
 
-def watch(options: argparse.Namespace, key: str) -> None:
+async def watch(options: argparse.Namespace, key: str) -> None:
     """Send what is seen, and ask."""
-    frames = open_source(options.source, fps=options.fps)
+    frames = iter(open_source(options.source, fps=options.fps))
     url = re.sub("^http", "ws", options.url.rstrip("/"))
     headers = {"x-session-id": options.session} | (
         {"Authorization": f"Bearer {key}"} if key else {}
     )
-    with connect(
+    async with connect(
         f"{url}/v1/realtime",
         subprotocols=["stream-vlm.v1"],
         additional_headers=headers,
         compression=None,  # pictures are dense
     ) as camera:
-        session = heard(camera, "session.created")["session"]
-        camera.send(json.dumps({"type": "session.update", "settings": {"commit": "client"}}))
+        session = (await heard(camera, "session.created"))["session"]
+        update = {"type": "session.update", "settings": {"commit": "client"}}
+        await camera.send(json.dumps(update))
         # A session goes on after its connection: frames that it has are not sent again.
         sequence, newest_ns = session.get("accepted_sequence", 0), session.get("accepted_ns", -1)
-        for frame in frames:
+        # The connection is kept alive while the source is waited for.
+        while (frame := await asyncio.to_thread(next, frames, None)) is not None:
             if frame.stamp_ns <= newest_ns:
                 continue
             sequence += 1
             jpeg = jpeg_of(Image.fromarray(frame.image))
-            camera.send(frame_message(sequence, frame.stamp_ns, jpeg))
+            await camera.send(frame_message(sequence, frame.stamp_ns, jpeg))
             if sequence % CHUNK == 0:
-                camera.send(json.dumps({"type": "input_frame_buffer.commit"}))
-                heard(camera, "input_frame_buffer.ingested", "input_frame_buffer.dropped")
+                await camera.send(json.dumps({"type": "input_frame_buffer.commit"}))
+                await heard(camera, "input_frame_buffer.ingested", "input_frame_buffer.dropped")
             if sequence >= options.frames:
                 break
         ask = {"type": "response.create", "event_id": "q1", "response": {"text": options.ask}}
-        camera.send(json.dumps(ask))
-        response = heard(camera, "response.done")["response"]
+        await camera.send(json.dumps(ask))
+        response = (await heard(camera, "response.done"))["response"]
         print(response["error"]["message"] if "error" in response else response.get("text", ""))
 
 
