@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from functools import partial
 from typing import TYPE_CHECKING
 
 from stream_vlm_ros.access import listen, read_keys
 from stream_vlm_ros.config import Settings
-from stream_vlm_ros.console import plural
+from stream_vlm_ros.console import make_console, plural, say_lines
 from stream_vlm_ros.errors import StreamVlmError, check_model_folder
 from stream_vlm_ros.factory import model_folder
 from stream_vlm_ros.processes.children import run_until_told
@@ -50,9 +51,10 @@ def serve_until_told(settings: Settings, limits: Limits, host: str, port: int, k
         sessions = Sessions(settings, limits, keys=len(admitted.keys))
         plan = sessions.load()
         spare_what_stays()
-        print(_said(listening, admitted, sessions.model, plan), flush=True)
+        tell = partial(say_lines, make_console())
+        tell(_said(listening, admitted, sessions.model, plan, settings.memory_folder))
         app = create_app(sessions, admitted)
-        run_until_told(serve(app, sessions, listening, limits.drain_seconds))
+        run_until_told(serve(app, sessions, listening, limits.drain_seconds, tell))
 
 
 def serve_on_ray(
@@ -94,10 +96,17 @@ def serve_on_ray(
             end(limits)
 
 
-def _said(listening: socket.socket, keys: Keys, model: str, plan: str) -> str:
+def _said(listening: socket.socket, keys: Keys, model: str, plan: str, folder: str) -> str:
     host, port = listening.getsockname()[:2]
     lines = [f"{model}: http://{_shown(host)}:{port} for {_who(keys)} (Ctrl-C ends it)"]
-    return "\n".join([*lines, *([f"Each session: {plan}"] if plan else [])])
+    if plan:
+        lines.append(f"Each session: {plan}")
+    if folder:
+        lines.append(
+            f"Memories in {folder}: a session that is saved there goes on when its camera comes, "
+            "or somebody asks it"
+        )
+    return "\n".join(lines)
 
 
 def _shown(host: str) -> str:

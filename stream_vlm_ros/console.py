@@ -55,9 +55,9 @@ def span_text(first: float, last: float) -> str:
     return f"{begin} to {end.removeprefix(f'{day} ') if same else end}"
 
 
-def plural(count: int, noun: str) -> str:
-    """``1 chunk``, ``2,000 chunks``."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+def plural(count: int, noun: str, several: str = "") -> str:
+    """``1 chunk``, ``2,000 chunks``. ``several``: where it is not the noun with an s."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {several or noun + 's'}"
 
 
 def print_anything() -> None:

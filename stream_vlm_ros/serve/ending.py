@@ -67,7 +67,7 @@ def end(session: Session, *, timeout: float = END_TIMEOUT, unsaved: bool = True)
     _save(session, saving, unsaved)  # what was answered may have been kept
     # Of a broken one it stays known what was accepted, though all that is in memory is saved.
     newest_ns = session.memory.latest_ns
-    if _is_saved(session) and worker.ended is None and newest_ns is not None:
+    if session.is_saved and worker.ended is None and newest_ns is not None:
         session.frames.accepted = Sent(0, newest_ns)
     return stop(session, over.left)
 
@@ -108,10 +108,6 @@ def stop(session: Session, timeout: float = END_TIMEOUT) -> bool:
     else:
         releasing.join(until.left)
     return forgotten.is_set()
-
-
-def _is_saved(session: Session) -> bool:
-    return session.has_begun and session.file.path is not None and session.keeper.is_saved
 
 
 def _save(session: Session, saving: _Deadline, unsaved: bool) -> None:

@@ -9,11 +9,12 @@ import asyncio
 import contextlib
 import gc
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
 from fastapi import FastAPI
 
+from stream_vlm_ros.console import plural
 from stream_vlm_ros.remote import protocol
 from stream_vlm_ros.serve.connections import (
     BACKLOG,
@@ -23,6 +24,7 @@ from stream_vlm_ros.serve.connections import (
     WebSockets,
     allow_files,
 )
+from stream_vlm_ros.serve.session import Session
 from stream_vlm_ros.serve.sessions import Sessions
 
 FAREWELLS = 3.0  # s for the last words to all clients
@@ -76,24 +78,51 @@ def make_server(app: FastAPI, ping: float = PING, pong: float = PONG) -> Server:
 
 
 async def serve(
-    app: FastAPI, sessions: Sessions, listening: socket.socket, drain_seconds: float
+    app: FastAPI,
+    sessions: Sessions,
+    listening: socket.socket,
+    drain_seconds: float,
+    tell: Callable[[str], None] = lambda words: None,
 ) -> None:
-    """Serve until cancelled; then answers end, memories are saved and clients are told."""
+    """Serve until cancelled; then answers end, memories are saved and clients are told. ``tell`` is
+    told of that."""
     allow_files()
     server = make_server(app)
     serving = asyncio.create_task(server.serve([listening]))
     try:
         await asyncio.shield(serving)
     finally:
-        await asyncio.shield(_end(server, serving, sessions, drain_seconds))
+        await asyncio.shield(_end(server, serving, sessions, drain_seconds, tell))
 
 
 async def _end(
-    server: Server, serving: asyncio.Task[None], sessions: Sessions, drain_seconds: float
+    server: Server,
+    serving: asyncio.Task[None],
+    sessions: Sessions,
+    drain_seconds: float,
+    tell: Callable[[str], None],
 ) -> None:
+    ending = sessions.all()
+    with contextlib.suppress(OSError, SystemExit):  # nobody reads it any more
+        tell(f"Ending {plural(len(ending), 'session')}, within {drain_seconds:g} s")
     await asyncio.to_thread(sessions.drain, drain_seconds)
+    with contextlib.suppress(OSError, SystemExit):
+        tell(farewell(ending))
     over = [asyncio.create_task(one.wait_until_over()) for one in list(sessions.connections)]
     if over:  # what clients were told goes out, if they read it
         await asyncio.wait(over, timeout=FAREWELLS)
     server.should_exit = True
     await serving
+
+
+def farewell(ended: Sequence[Session]) -> str:
+    """What has become of the memories of sessions that have ended."""
+    seen = [one for one in ended if one.has_begun and one.memory.latest_ns is not None]
+    saved = [one for one in seen if one.is_saved]
+    words = ["Ended"]
+    if saved:
+        words.append(f"{plural(len(saved), 'memory', 'memories')} saved")
+    if lost := len(seen) - len(saved):
+        why = "see the log" if all(one.file.path for one in seen) else "--memory-folder keeps them"
+        words.append(f"{plural(lost, 'memory', 'memories')} not saved ({why})")
+    return ", ".join(words)

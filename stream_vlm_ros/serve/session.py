@@ -365,6 +365,11 @@ class Session:
         return self.ready.done() and self.ready.exception() is None
 
     @property
+    def is_saved(self) -> bool:
+        """Whether all that is in memory is saved, in a file of its own."""
+        return self.has_begun and self.file.path is not None and self.keeper.is_saved
+
+    @property
     def is_empty(self) -> bool:
         """Whether nothing of it is worth keeping."""
         return not self.is_busy and not self.counters.received and self.memory.latest_ns is None

@@ -3,6 +3,8 @@
 
 """Sessions end in their time, whatever is stuck, and keep no others from ending or beginning."""
 
+import asyncio
+import socket
 import threading
 import time
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -17,10 +19,13 @@ from stream_vlm_ros.errors import ModelLoadError
 from stream_vlm_ros.factory import kept_model
 from stream_vlm_ros.serve import ending, session_file
 from stream_vlm_ros.serve import sessions as sessions_module
+from stream_vlm_ros.serve.app import create_app
 from stream_vlm_ros.serve.events import Sent
+from stream_vlm_ros.serve.keys import Keys
 from stream_vlm_ros.serve.life_cycle import LifeCycle, Phase
 from stream_vlm_ros.serve.options import Limits
 from stream_vlm_ros.serve.ownership import Ownership, SessionElsewhereError
+from stream_vlm_ros.serve.running import serve
 from stream_vlm_ros.serve.session import SAVES_AT_ONCE
 from stream_vlm_ros.serve.session_errors import NotSavedError, SessionLimitError
 from stream_vlm_ros.serve.sessions import Sessions
@@ -55,6 +60,46 @@ def remember(session, film):
     frames = [TimedFrame(f.stamp_ns, f.image, Sent(n, f.stamp_ns)) for n, f in enumerate(film, 1)]
     session.frames.append(frames)
     wait_until(lambda: session.counters.ingested == len(frames))
+
+
+# -- what is told of it ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("in_folder", "words"),
+    [
+        (True, "Ended, 1 memory saved"),
+        (False, "Ended, 1 memory not saved (--memory-folder keeps them)"),
+    ],
+)
+@pytest.mark.parametrize("reader", ["reads", "is gone"])
+def test_who_ends_the_server_hears_what_became_of_the_memories(
+    begin, film, tmp_path, in_folder, words, reader
+):
+    sessions = begin()
+    if not in_folder:
+        sessions.settings = replace(sessions.settings, memory_folder="")
+    remember(opened(sessions, "robot"), film[:4])
+    opened(sessions, "that saw nothing")
+    heard = []
+
+    def tell(words):
+        heard.append(words)
+        if reader == "is gone":
+            raise BrokenPipeError
+
+    async def serve_until_told():
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            serving = asyncio.create_task(
+                serve(create_app(sessions, Keys()), sessions, listening, 5.0, tell)
+            )
+            await asyncio.sleep(0)
+            serving.cancel()
+            await asyncio.wait([serving])
+
+    asyncio.run(serve_until_told())
+    assert heard == ["Ending 2 sessions, within 5 s", words]
+    assert len([*tmp_path.rglob("robot.safetensors")]) == in_folder
 
 
 # -- one deadline ------------------------------------------------------------------------------
