@@ -420,6 +420,31 @@ def test_as_many_go_together_as_a_question_can_wait_for_and_more_once_they_fall_
         assert found == sizes
 
 
+def test_a_session_whose_chunks_take_long_does_not_keep_the_others_apart(start):
+    found, clock = [], Clock()
+    each = iter([1 / 128] * 8 + [0.5])
+
+    def append_together(chunks, coming):
+        found.append(len(chunks))
+        return [engine.append_video_chunk(i, timestamps=t) for engine, i, t in chunks]
+
+    cameras = start(
+        "abcdefghi",
+        lambda: clock.engine(next(each)),
+        append_together=append_together,
+        clock=clock,
+    )
+    for camera in cameras:
+        camera.append("x")
+        wait_until(lambda camera=camera: not camera.counters.pending)
+    hold(cameras[0])
+    for camera in cameras[1:]:
+        camera.append("x")
+    cameras[0].engine.gate.set()
+    wait_until(lambda: not any(camera.counters.pending for camera in cameras))
+    assert found == [5, 2]  # and the slow one, whose turn comes behind them, by itself
+
+
 def test_pictures_encoded_ahead_are_those_whose_turn_is_next(start):
     rounds = []
 
