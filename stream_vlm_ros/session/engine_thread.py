@@ -313,13 +313,15 @@ class EngineThread:
 
     def _patience(self, wants: dict[EngineWorker, Wants]) -> float:
         """Seconds that chunks may take together now."""
-        if not any(its.chunk for its in wants.values()):
+        with_chunks = [worker for worker, its in wants.items() if its.chunk]
+        if not with_chunks:
             self._waiting_since = None
             return PATIENCE
         now = self._clock()
         if self._waiting_since is None:
             self._waiting_since = now
-        behind = now - self._waiting_since >= BEHIND or any(one.waiting_chunks > 1 for one in wants)
+        piled_up = any(worker.waiting_chunks > 1 for worker in with_chunks)
+        behind = piled_up or now - self._waiting_since >= BEHIND
         return PATIENCE_BEHIND if behind else PATIENCE
 
     def _batch(self, wants: dict[EngineWorker, Wants], patience: float) -> int:
