@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from stream_vlm_ros.session.scheduler import Choice, Scheduler, Wants
@@ -293,7 +294,8 @@ class EngineThread:
         taken: of the quickest, since each may come without those that are slower."""
         its = [worker for worker in self._workers if worker.group is group]
         known = (self._chunk_seconds[one] for one in its if one in self._chunk_seconds)
-        return min(len(its), self._fitting(PATIENCE_BEHIND, min(known, default=PATIENCE)))
+        fitting = int(PATIENCE_BEHIND / min(known, default=PATIENCE))
+        return max(1, min(len(its), self._most, fitting))
 
     def _let_go(self) -> None:
         """Forget sessions that are over."""
@@ -311,24 +313,27 @@ class EngineThread:
 
     def _patience(self, wants: dict[EngineWorker, Wants]) -> float:
         """Seconds that chunks may take together now."""
-        if not any(its.chunk for its in wants.values()):
+        with_chunks = [worker for worker, its in wants.items() if its.chunk]
+        if not with_chunks:
             self._waiting_since = None
             return PATIENCE
         now = self._clock()
         if self._waiting_since is None:
             self._waiting_since = now
-        behind = now - self._waiting_since >= BEHIND or any(one.waiting_chunks > 1 for one in wants)
+        piled_up = any(worker.waiting_chunks > 1 for worker in with_chunks)
+        behind = piled_up or now - self._waiting_since >= BEHIND
         return PATIENCE_BEHIND if behind else PATIENCE
 
     def _batch(self, wants: dict[EngineWorker, Wants], patience: float) -> int:
-        """Of how many sessions chunks may be appended together, in so many seconds."""
-        with_chunks = [worker for worker, its in wants.items() if its.chunk]
-        slowest = max(self._chunk_seconds.get(worker, PATIENCE) for worker in with_chunks)
-        return self._fitting(patience, slowest)
+        """Of how many sessions, those that are next, chunks may be appended in so many seconds.
 
-    def _fitting(self, patience: float, seconds: float) -> int:
-        """How many chunks may be appended together that take so many seconds each."""
-        return max(1, min(self._most, int(patience / seconds)))
+        One whose chunks take long does not keep those before it apart, though it may always wait.
+        """
+        with_chunks = [worker for worker, its in wants.items() if its.chunk]
+        ordered = self.scheduler.chunks_in_order(with_chunks)
+        seconds = accumulate(self._chunk_seconds.get(worker, PATIENCE) for worker in ordered)
+        fitting = sum(total <= patience for total in seconds)
+        return max(1, min(self._most, fitting))
 
     def _carry_out(self, turn: _Turn, choice: Choice[EngineWorker]) -> None:
         begin = self._clock()

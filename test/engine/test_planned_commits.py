@@ -3,6 +3,8 @@
 
 """What a chunk pushes out is worked out while the device is busy with it, and is the same."""
 
+import sys
+
 import pytest
 import torch
 from toy_qwen import SINK_AND_WINDOW
@@ -10,6 +12,7 @@ from toy_qwen import SINK_AND_WINDOW
 from stream_vlm_ros.engine import EvictionConfig, FeatureNovelty, VideoStreamingInference
 from stream_vlm_ros.engine.cache.manager import KVCacheManager
 from stream_vlm_ros.engine.finite import FiniteCheck
+from stream_vlm_ros.errors import StreamBusyError
 
 SHARES = {
     "window": SINK_AND_WINDOW,
@@ -23,13 +26,13 @@ CAP, SLACK = 140, 60  # a chunk has 12 tokens, the first one 57
 def make(model, processor):
     """An engine; ``planning`` False: all is worked out in the commit."""
 
-    def make(shares="all levels", planning=True, score=None, interval=1):
+    def make(shares="all levels", planning=True, score=None, interval=1, slack=SLACK):
         engine = VideoStreamingInference(
             model,
             processor,
             None,
             EvictionConfig(CAP, eviction_interval=interval, **SHARES[shares]),
-            fork_slack_tokens=SLACK,
+            fork_slack_tokens=slack,
             importance=score,
         )
         if not planning:
@@ -139,6 +142,71 @@ def test_what_waited_for_an_answer_that_ended_behind_the_plan_goes(make, watch, 
         to_its_end(steps, work)
     assert_same_memory(one, other)
     assert one.cache_manager.get_seq_length() <= CAP
+
+
+def at_opcode_of_the_commit(number, act, call):
+    """What comes of the call; whether it had so many opcodes in the commit and what that calls."""
+    commit, passed, inside = KVCacheManager.commit.__wrapped__.__code__, 0, None
+
+    def trace(frame, event, _):
+        nonlocal passed, inside
+        code = frame.f_code
+        if code is commit:
+            inside = frame
+        if inside is None or code.co_filename != commit.co_filename:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            passed += 1
+            if passed == number:
+                act()
+        if event == "return" and frame is inside:
+            inside = None
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        result = call()
+    except StreamBusyError as refused:
+        result = refused
+    finally:
+        sys.settrace(before)
+    return result, passed >= number
+
+
+@pytest.mark.no_cover
+@pytest.mark.parametrize("slack", [0, SLACK])
+@pytest.mark.parametrize("shares", SHARES)
+def test_an_answer_may_end_at_any_place_of_the_commit(make, watch, toys, shares, slack):
+    """As a garbage collection ends it, in any thread."""
+    started = make(shares, slack=slack)
+    for number in range(12):
+        watch(started, number)
+    start, after = started.cache_manager.clone(), make(shares, slack=slack)
+    for number in range(13):
+        watch(after, number)
+
+    def append(engine, place):
+        """What came of it, and whether there is such a place."""
+        engine.cache_manager.restore(start)
+        steps, work = to_the_wait(engine, toys, 12)
+        reader = engine.cache_manager.fork(1)
+        found = at_opcode_of_the_commit(place, reader.release, lambda: to_its_end(steps, work))
+        reader.release()
+        return found
+
+    outcomes = set()
+    for place in range(1, 2000, 5):
+        result, is_place = append(started, place)
+        outcomes.add(type(result).__name__)
+        if isinstance(result, StreamBusyError):
+            watch(started, 12)
+        assert_same_memory(started, after)
+        if not is_place:
+            break
+    assert place > 20
+    assert outcomes == ({"ChunkResult"} if slack else {"ChunkResult", "StreamBusyError"})
 
 
 def test_the_host_plans_before_it_waits_for_the_device_but_asks_a_users_score_after_it(

@@ -365,9 +365,9 @@ class Clock:
     def __call__(self):
         return self.now
 
-    def engine(self, seconds):
+    def engine(self, seconds, engine=None):
         """One that takes so long for a chunk."""
-        engine = FakeEngine()
+        engine = engine or FakeEngine()
         append = engine.append_video_chunk
 
         def take_time(images, **how):
@@ -418,6 +418,61 @@ def test_as_many_go_together_as_a_question_can_wait_for_and_more_once_they_fall_
         cameras[0].engine.gate.set()
         wait_for_all()
         assert found == sizes
+
+
+def test_a_session_whose_chunks_take_long_does_not_keep_the_others_apart(start):
+    found, clock = [], Clock()
+    each = iter([1 / 128] * 8 + [0.5])
+
+    def append_together(chunks, coming):
+        found.append(len(chunks))
+        return [engine.append_video_chunk(i, timestamps=t) for engine, i, t in chunks]
+
+    cameras = start(
+        "abcdefghi",
+        lambda: clock.engine(next(each)),
+        append_together=append_together,
+        clock=clock,
+    )
+    for camera in cameras:
+        camera.append("x")
+        wait_until(lambda camera=camera: not camera.counters.pending)
+    hold(cameras[0])
+    for camera in cameras[1:]:
+        camera.append("x")
+    cameras[0].engine.gate.set()
+    wait_until(lambda: not any(camera.counters.pending for camera in cameras))
+    assert found == [5, 2]  # and the slow one, whose turn comes behind them, by itself
+
+
+def test_chunks_that_wait_for_a_memory_to_be_read_do_not_make_a_question_wait_longer(start):
+    found, clock = [], Clock()
+
+    def append_together(chunks, coming):
+        found.append(len(chunks))
+        return [engine.append_video_chunk(i, timestamps=t) for engine, i, t in chunks]
+
+    reading, first, *others = start(
+        "abcdefghi",
+        lambda: clock.engine(1 / 128, Saved()),
+        append_together=append_together,
+        clock=clock,
+    )
+    for camera in (first, *others):
+        camera.append("x")
+        wait_until(lambda camera=camera: not camera.counters.pending)
+    loading = reading.worker.load_memory("file")
+    wait_until(lambda: "memory that is read" in [one.name for one in threading.enumerate()])
+    for _ in range(2):
+        reading.append("x")
+    hold(first)
+    for camera in others:
+        camera.append("x")
+    first.engine.gate.set()
+    wait_until(lambda: not any(camera.counters.pending for camera in (first, *others)))
+    reading.engine.disk.set()
+    loading.result(PATIENCE)
+    assert found == [5, 2]  # as many as take 0.04 s
 
 
 def test_pictures_encoded_ahead_are_those_whose_turn_is_next(start):

@@ -488,7 +488,8 @@ class KVCacheManager(ManagerNames):
         """
         if self.evictor.config is None:
             return None
-        return self._plan(spans, stream, True, frames, self._waits(fork), self._state.slots)
+        waits = self._waits(self._others(fork))
+        return self._plan(spans, stream, True, frames, waits, self._state.slots)
 
     @_operation
     def commit(
@@ -529,13 +530,15 @@ class KVCacheManager(ManagerNames):
         """
         count = fork.length
         assert count == sum(span.count for span in spans)
-        buffer, slots, waits = self._buffer, self._state.slots, self._waits(fork)
+        # Asked for once: any of them may end meanwhile.
+        others = self._others(fork)
+        buffer, slots, waits = self._buffer, self._state.slots, self._waits(others)
         if self.evictor.config is None and slots.length + count > buffer.capacity:
             capacity = max(2 * buffer.capacity, slots.length + count)
             buffer = buffer.grown(capacity, slots.length)
             slots = replace(slots, capacity=capacity)
         else:
-            self._check_free(count, self._others(fork))
+            self._check_free(count, others)
         if plan is None or plan.before is not self._state or plan.waits != waits:
             plan = self._plan(spans, stream, chunk, frames, waits, slots)
         draft = plan.draft
@@ -567,9 +570,9 @@ class KVCacheManager(ManagerNames):
     def _others(self, fork: Fork) -> list[Fork]:
         return [other for other in self._tails.living if other is not fork]
 
-    def _waits(self, fork: Fork) -> bool:
+    def _waits(self, others: Sequence[Fork]) -> bool:
         """Whether evictions wait until other forks are given back."""
-        return bool(self._others(fork)) and self.evictor.keeps_grids
+        return bool(others) and self.evictor.keeps_grids
 
     def _make_current(
         self, draft: Draft, buffer: KVBuffer, tokens: torch.Tensor | None, sealed: int = 0
@@ -680,8 +683,7 @@ class KVCacheManager(ManagerNames):
         slots = self._state.slots
         claimed = slots.overwritten_by(tokens)
         # Where grids are kept nothing leaves the window under a reader.
-        waits = bool(readers) and self.evictor.keeps_grids
-        read = [slots.window] if waits else [fork.window for fork in readers]
+        read = [slots.window] if self._waits(readers) else [fork.window for fork in readers]
         if any(_overlap(window, claimed) for window in read):
             raise StreamBusyError(
                 "an answer is still being written from memory that these tokens would overwrite: "
