@@ -123,9 +123,11 @@ async def watch(options: argparse.Namespace, key: str) -> None:
         await camera.send(json.dumps(update))
         # A session goes on after its connection: frames that it has are not sent again.
         sequence, newest_ns = session.get("accepted_sequence", 0), session.get("accepted_ns", -1)
+        first, older = sequence, 0
         # The connection is kept alive while the source is waited for.
         while (frame := await asyncio.to_thread(next, frames, None)) is not None:
             if frame.stamp_ns <= newest_ns:
+                older += 1
                 continue
             sequence += 1
             jpeg = jpeg_of(Image.fromarray(frame.image))
@@ -135,6 +137,11 @@ async def watch(options: argparse.Namespace, key: str) -> None:
                 await heard(camera, "input_frame_buffer.ingested", "input_frame_buffer.dropped")
             if sequence >= options.frames:
                 break
+        if older:
+            print(
+                f"{sequence - first} frames sent, {older} not: session {options.session} has what "
+                f"was seen up to {newest_ns / 1e9:g} s. For another video take another --session"
+            )
         ask = {"type": "response.create", "event_id": "q1", "response": {"text": options.ask}}
         await camera.send(json.dumps(ask))
         response = (await heard(camera, "response.done"))["response"]

@@ -196,7 +196,7 @@ def with_node(name: str, wait: float, use: Callable[[StreamVlmClient], Awaitable
 
 def if_a_topic(text: str, question: str) -> str:
     """What to do where ``text`` names no file, but may name a topic; "" where it cannot."""
-    if not text.startswith("/") or not NODE_NAME.fullmatch(text):
+    if not text.startswith("/") or text.startswith("/dev/") or not NODE_NAME.fullmatch(text):
         return ""
     from stream_vlm_ros.processes.graph import node_command
 

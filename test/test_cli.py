@@ -347,6 +347,13 @@ def test_a_topic_as_source_is_answered_with_the_commands_that_ask_it(monkeypatch
     assert shlex.split(ask) == ["stream-vlm", "ask", "--node", "What's up?"]
 
 
+def test_a_camera_that_is_not_there_is_taken_for_no_topic():
+    told = run("ask", "/dev/video77", "What's up?")
+    assert told.exit_code == 2
+    [line] = told.stderr.splitlines()
+    assert "There is no camera /dev/video77" in line
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

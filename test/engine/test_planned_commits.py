@@ -219,9 +219,17 @@ def test_the_host_plans_before_it_waits_for_the_device_but_asks_a_users_score_af
             order.append("described")
             return super().describe(features)
 
+    class Ranks(FeatureNovelty):
+        def rank(self, descriptors):
+            return super().rank(descriptors)
+
     wait = FiniteCheck.run
     monkeypatch.setattr(FiniteCheck, "run", lambda check: (order.append("waited"), wait(check)))
-    for score, expected in ((None, ["planned", "waited"]), (Own(), ["waited", "described"])):
+    for score, expected in (
+        (None, ["planned", "waited"]),
+        (Own(), ["waited", "described"]),
+        (Ranks(), ["waited"]),
+    ):
         engine = make(score=score)
         plan = engine.cache_manager.plan
         engine.cache_manager.plan = lambda *given, plan=plan: (

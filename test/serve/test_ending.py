@@ -39,7 +39,8 @@ def begin(server, tmp_path, often):
     made = []
 
     def make(limits=None, **changes):
-        own = replace(server.sessions.settings, memory_folder=str(tmp_path), **changes)
+        changed = {"memory_folder": str(tmp_path), **changes}
+        own = replace(server.sessions.settings, **changed)
         made.append(Sessions(own, limits or Limits(), load=kept_model))
         made[-1].load()
         return made[-1]
@@ -76,11 +77,9 @@ def remember(session, film):
 def test_who_ends_the_server_hears_what_became_of_the_memories(
     begin, film, tmp_path, in_folder, words, reader
 ):
-    sessions = begin()
-    if not in_folder:
-        sessions.settings = replace(sessions.settings, memory_folder="")
+    sessions = begin() if in_folder else begin(memory_folder="", save_memory_on_shutdown=False)
     remember(opened(sessions, "robot"), film[:4])
-    opened(sessions, "that saw nothing")
+    opened(sessions, "empty")
     heard = []
 
     def tell(words):
@@ -120,6 +119,7 @@ class Stuck:
             self.life.serve()
         assert self.life.begin_end()
         self.id, self.has_begun, self.asked = "stuck", ready, 1
+        self.is_saved = False
         self.counters = SimpleNamespace(pending=4)
         self.memory = SimpleNamespace(latest_ns=None)
         self.frames = SimpleNamespace(accepted=None, drop_waiting=lambda: None)
@@ -127,7 +127,7 @@ class Stuck:
             ended=None, abandon=lambda cause, why: None, stop=lambda timeout: self.wait(timeout)
         )
         self.keeper = SimpleNamespace(
-            is_saved=False,
+            is_saved=self.is_saved,
             state=SimpleNamespace(error="the disk is full"),
             save_at_end=self.wait,
             close=lambda: None,

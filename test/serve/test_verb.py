@@ -106,6 +106,7 @@ def test_what_was_loaded_is_not_looked_through_again_for_garbage():
 def test_it_prints_its_address_serves_who_knows_a_key_and_saves_when_it_is_told_to_end(begun, film):
     verb, folder = begun
     said = verb.stdout.readline()
+    assert verb.stdout.readline().startswith("Each session: ")
     assert f"Memories in {folder}: " in verb.stdout.readline()
     port = int(re.search(r"http://127\.0\.0\.1:(\d+) for 2 keys", said)[1])
     with Camera(port, "robot", KEY) as camera:

@@ -532,9 +532,11 @@ class KVCacheEvictor(EvictorNames):
 
     @property
     def describes_early(self) -> bool:
-        """Whether no user's score looks at the frames."""
-        own = isinstance(self.score, FeatureNovelty) and _is_own(self.score)
-        return own or not self._describes
+        """Whether no user's score describes or ranks the frames: it hears of none that is not
+        appended."""
+        score, own = self.score, FeatureNovelty
+        ranks = getattr(type(score), "rank", None) is own.rank
+        return (isinstance(score, own) and _is_own(score) and ranks) or not self._describes
 
     def describe(
         self, first: int, features: torch.Tensor, last_seconds: float
