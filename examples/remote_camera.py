@@ -139,8 +139,8 @@ async def watch(options: argparse.Namespace, key: str) -> None:
                 break
         if older:
             print(
-                f"{sequence - first} frames sent, {older} not: session {options.session} has what "
-                f"was seen up to {newest_ns / 1e9:g} s. For another video take another --session"
+                f"Frames sent: {sequence - first}. Not sent: {older}, as session {options.session} "
+                f"has what was seen up to {newest_ns / 1e9:g} s (another video: another --session)"
             )
         ask = {"type": "response.create", "event_id": "q1", "response": {"text": options.ask}}
         await camera.send(json.dumps(ask))

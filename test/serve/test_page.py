@@ -43,7 +43,8 @@ def test_the_camera_of_the_examples_is_remembered_and_answered(server, example):
     assert session.memory.frames == 8
     response = server.camera("example").ask("What do you see?")
     assert said.strip() == response.text
-    example(*asked, "--frames", "12")  # it goes on: what is there is not sent again
+    told = example(*asked, "--frames", "12")  # it goes on: what is there is not sent again
+    assert told.startswith("Frames sent: 4. Not sent: 8, as session example has ")
     assert session.memory.frames == 12
 
 
