@@ -268,8 +268,9 @@ class EngineThread:
             if not left and not self._lasting:
                 return _Turn({})
             wants = {worker: worker.wants for worker in left if not worker.is_idle}
-            in_common, patience = self._have_in_common(wants), self._patience(wants)
-            self.scheduler.together = self._batch(wants, patience) if in_common else 1
+            with_chunks = [worker for worker, its in wants.items() if its.chunk]
+            in_common, patience = self._have_in_common(with_chunks), self._patience(with_chunks)
+            self.scheduler.together = self._batch(with_chunks, patience) if in_common else 1
             if (choice := self.scheduler.choose(wants)) is not None:
                 return _Turn(wants, choice, in_common)
             if (prepare := self._preparing()) is not None:
@@ -306,14 +307,13 @@ class EngineThread:
         if over:
             self._workers = [worker for worker in self._workers if worker not in over]
 
-    def _have_in_common(self, wants: dict[EngineWorker, Wants]) -> bool:
+    def _have_in_common(self, with_chunks: Sequence[EngineWorker]) -> bool:
         """Whether there are chunks, all of engines of one group."""
-        groups = {worker.group for worker, its in wants.items() if its.chunk}
+        groups = {worker.group for worker in with_chunks}
         return self._append_together is not None and len(groups) == 1 and None not in groups
 
-    def _patience(self, wants: dict[EngineWorker, Wants]) -> float:
+    def _patience(self, with_chunks: Sequence[EngineWorker]) -> float:
         """Seconds that chunks may take together now."""
-        with_chunks = [worker for worker, its in wants.items() if its.chunk]
         if not with_chunks:
             self._waiting_since = None
             return PATIENCE
@@ -324,12 +324,11 @@ class EngineThread:
         behind = piled_up or now - self._waiting_since >= BEHIND
         return PATIENCE_BEHIND if behind else PATIENCE
 
-    def _batch(self, wants: dict[EngineWorker, Wants], patience: float) -> int:
+    def _batch(self, with_chunks: Sequence[EngineWorker], patience: float) -> int:
         """Of how many sessions, those that are next, chunks may be appended in so many seconds.
 
         One whose chunks take long does not keep those before it apart, though it may always wait.
         """
-        with_chunks = [worker for worker, its in wants.items() if its.chunk]
         ordered = self.scheduler.chunks_in_order(with_chunks)
         seconds = accumulate(self._chunk_seconds.get(worker, PATIENCE) for worker in ordered)
         fitting = sum(total <= patience for total in seconds)

@@ -409,7 +409,7 @@ def test_as_many_go_together_as_a_question_can_wait_for_and_more_once_they_fall_
     for camera in cameras:  # each by itself: how long they take is not known
         camera.append("x")
         wait_for_all()
-    for _ in range(2):  # once none waits, it begins anew
+    for _ in range(2):  # an empty queue ends the first time; the second has the same sizes
         found.clear()
         hold(cameras[0])
         for camera in cameras[1:]:
