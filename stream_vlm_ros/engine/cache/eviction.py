@@ -17,7 +17,7 @@ import warnings
 from bisect import insort
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import numpy as np
 import torch
@@ -128,9 +128,10 @@ class FeatureNovelty:
         return 1.0 - self._last.likeness
 
 
-def _is_own(score: FeatureNovelty) -> bool:
-    """Whether it is no user's, who has overridden how it describes."""
-    return type(score).describe is FeatureNovelty.describe
+def _is_own(score: ImportanceScore, method: str) -> TypeGuard[FeatureNovelty]:
+    """Whether it does that as `FeatureNovelty`, and is no user's class that overrides it."""
+    its = getattr(type(score), method, None)
+    return isinstance(score, FeatureNovelty) and its is getattr(FeatureNovelty, method)
 
 
 _Same = Callable[[np.ndarray, np.ndarray], bool]
@@ -216,8 +217,8 @@ class StarMemory:
         try:
             rows = [*map(operator.attrgetter("descriptor"), self._grids)]
             # (A class of a user's that ranks otherwise inherits `rank_rows`.)
-            if getattr(type(self._score), "rank", None) is FeatureNovelty.rank:
-                ranked = self._score.rank_rows(rows)  # type: ignore[attr-defined]
+            if _is_own(self._score, "rank"):
+                ranked = self._score.rank_rows(rows)
             else:
                 ranked = self._score.rank(np.stack(rows))
             scores = np.asarray(ranked, dtype=float)
@@ -534,9 +535,8 @@ class KVCacheEvictor(EvictorNames):
     def describes_early(self) -> bool:
         """Whether no user's score describes or ranks the frames: it hears of none that is not
         appended."""
-        score, own = self.score, FeatureNovelty
-        ranks = getattr(type(score), "rank", None) is own.rank
-        return (isinstance(score, own) and _is_own(score) and ranks) or not self._describes
+        own = _is_own(self.score, "describe") and _is_own(self.score, "rank")
+        return own or not self._describes
 
     def describe(
         self, first: int, features: torch.Tensor, last_seconds: float
@@ -558,7 +558,7 @@ class KVCacheEvictor(EvictorNames):
             return lambda: Described({}, *sizes, last_seconds)
         tell: Callable[[int], np.ndarray | None]
         wait = lambda: None  # noqa: E731
-        if isinstance(self.score, FeatureNovelty) and _is_own(self.score):
+        if _is_own(self.score, "describe"):
             projected = [to_host(self.score.project(grid)) for grid in features]
             tell, wait = lambda number: projected[number].numpy(), arrival(features.device)
         else:
