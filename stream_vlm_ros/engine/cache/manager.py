@@ -482,9 +482,8 @@ class KVCacheManager(ManagerNames):
     ) -> Plan | None:
         """What `commit` of a chunk will have to know, while the device is busy with its tokens.
 
-        Changes nothing. `commit` works it out anew if something else has changed meanwhile. None
-        where there is nothing to gain: without a cap, nothing is evicted. See `commit` for the
-        arguments.
+        The memory stays as it is. If it has changed by then, `commit` makes a plan of its own.
+        Returns None without a cap, where nothing is evicted. See `commit` for the arguments.
         """
         if self.evictor.config is None:
             return None
@@ -519,7 +518,7 @@ class KVCacheManager(ManagerNames):
             chunk: these tokens are frames and count in the evictor's mean.
             frames: what the evictor is to know of them.
             read: of these tokens, for companions.
-            plan: what `plan` gave for the same; None: it is worked out now.
+            plan: what `plan` returned for the same arguments; None: there is none yet.
 
         Returns:
             Number of tokens evicted.
