@@ -144,6 +144,7 @@ class StreamVlmClient:
         return found
 
     async def _open(self) -> None:
+        given = self.name
         self._ros = await RosThread.started(self._context)
         self._began = time.monotonic()
         await self._look()
@@ -156,6 +157,9 @@ class StreamVlmClient:
             await self._close()
             self._ros = await RosThread.started()
             self._began = time.monotonic()
+            if not given:  # the first one may have missed others, which are heard now
+                self.name = ""
+                await self._look()
             await self.ros.run(self._make)
             if await self._is_answered():
                 return

@@ -346,6 +346,23 @@ def test_of_two_nodes_one_must_be_named(node, graph):
         opened()
 
 
+def test_a_node_that_was_not_heard_at_first_is_found_where_the_one_that_was_does_not_reply(
+    node, graph, monkeypatch
+):
+    from stream_vlm_ros.client import NodeUnavailableError, stream_vlm_client
+
+    hear, ears = stream_vlm_client.nodes_seen_by, []
+
+    def half_deaf(own):
+        ears.append(own)
+        return ["/kitchen/stream_vlm"] if own is ears[0] else hear(own)
+
+    monkeypatch.setattr(stream_vlm_client, "nodes_seen_by", half_deaf)
+    which = f"/kitchen/stream_vlm, {NAME}; say which"
+    with stand_in(graph, "kitchen"), pytest.raises(NodeUnavailableError, match=which):
+        opened(patience=3.5)
+
+
 def test_two_nodes_of_one_name_are_refused_when_both_have_been_heard(client, graph, do):
     from stream_vlm_ros.client import NodeUnavailableError
 
