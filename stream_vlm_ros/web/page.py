@@ -68,15 +68,26 @@ class Page:
         ui.query(".nicegui-content").classes("sv-page")
         self._panels.build()
         self._head()
-        with ui.element("main").classes("sv-main"):
+        with tag("main", "sv-main") as self._main:
             with ui.element("div").classes("sv-left"):
                 self._pictures()
                 self._status_card()
             self._talk.build()
             self._line_card()
+        self._set_connected(False)
         ui.on_exception(self._fault)
         ui.timer(PERIOD, self.refresh)
+        ui.context.client.on_connect(lambda: self._set_connected(True))
         ui.context.client.on_delete(self._talk.cancel_all)
+
+    def _set_connected(self, connected: bool) -> None:
+        """Until it is, nothing is taken: NiceGUI would send it later, and in any order.
+
+        A question could overtake the choice of its camera.
+        """
+        self._connected = connected
+        for part in (self._tools, self._main):
+            put(part, "inert", not connected)
         self.refresh()
 
     def _head(self) -> None:
@@ -88,7 +99,7 @@ class Page:
                 self._state_text = ui.label()
             self._model = ui.label().classes("sv-soft sv-model")
             tag("span", "sv-space")
-            with tag("nav", "sv-tools", aria_label="Memory"):
+            with tag("nav", "sv-tools", aria_label="Memory") as self._tools:
                 self._pause = tool("pause", "Pause", self._pause_or_resume)
                 tool("save", "Save", self._panels.save)
                 tool("folder_open", "Load", self._panels.load)
@@ -154,7 +165,7 @@ class Page:
         """Show the memory as it is now."""
         memory = self._memory()
         status = memory.status
-        state = state_text(status)
+        state = state_text(status) if self._connected else "Connecting"
         self._state_text.set_text(state)
         put(self._state, "data-state", state.lower().replace(" ", "-"))
         self._model.set_text(" · ".join(filter(None, [status.model, status.device])))

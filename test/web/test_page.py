@@ -384,10 +384,34 @@ def test_the_conversation_is_downloaded_as_one_page(page, tmp_path):
 
 def test_each_camera_has_a_memory_of_its_own(page, memories):
     page.get_by_role("button", name="Camera hall").click()
-    expect(page.get_by_role("img", name="Live picture of hall").first).to_be_visible()
+    expect(page.locator(".sv-live > .sv-picture img")).to_have_attribute(
+        "alt", "Live picture of hall"
+    )
     expect(ask(page)).to_contain_text(ANSWER)
     expect(page.get_by_role("article")).to_contain_text("hall")
     assert [len(one.asked) for one in memories] == [0, 1]
+
+
+def test_a_page_says_connecting_and_takes_nothing_until_its_connection_stands(
+    address, browser, memory
+):
+    held = []
+    page = browser.new_context().new_page()
+    page.route_web_socket(re.compile("_nicegui_ws"), lambda one: held.append(one))
+    page.goto(address)
+    state, hall = page.get_by_role("status").first, page.locator(".sv-camera").nth(1)
+    expect(state).to_have_text("Connecting")
+    for one in (hall, page.locator("input[name=question]")):
+        box = one.bounding_box()
+        page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.keyboard.type("?")
+    page.keyboard.press("Enter")
+    held[0].connect_to_server()
+    expect(state).to_have_text("Live")
+    expect(hall).to_have_attribute("aria-pressed", "false")
+    expect(ask(page, "Now?")).to_contain_text(ANSWER)
+    assert [one.text for one in memory.asked] == ["Now?"]
+    page.context.close()
 
 
 def test_a_second_viewer_sees_the_same_memory_and_asks_for_himself(view, memory):
